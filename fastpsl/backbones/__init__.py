@@ -1,0 +1,1 @@
+"""Backbones as blocks B1 to B5."""

@@ -1,0 +1,1 @@
+"""Arithmetic on batches and numba code: draws, permutations, crops, colour, blur. No files, no configuration."""

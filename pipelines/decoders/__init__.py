@@ -1,0 +1,1 @@
+"""Decoders: one file each, same samples in, same crops out."""
