@@ -1,0 +1,170 @@
+"""Which source pixels a view shows: integer boxes from draws, before anything is decoded.
+
+A box is (top, left, height, width) in source pixels; the decoder resizes it to `size_px` x `size_px`.
+"""
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+from fastpsl.kernels.draws import Keys, Slot, counter_words, philox
+
+_MASK = np.uint64(0xFFFFFFFF)
+_SHIFT = np.uint64(32)
+_TRIES = 10  # torchvision's
+
+
+@numba.njit(cache=True, nogil=True)
+def _uniform(word):
+    return np.float64(word >> np.uint64(8)) * 2.0**-24
+
+
+@numba.njit(cache=True, nogil=True)
+def _below(word, high):
+    return np.int64((word * np.uint64(high)) >> _SHIFT)
+
+
+@numba.njit(cache=True, nogil=True)
+def _random_resized(out, indices, heights, widths, scale, ratio, epoch, place, k0, k1):
+    # torchvision.transforms.RandomResizedCrop.get_params. One Philox block is one try: area, ratio, top, left.
+    log_low, log_high = np.log(ratio[0]), np.log(ratio[1])
+    for row in range(indices.shape[0]):
+        index = np.uint64(indices[row])
+        height, width = np.int64(heights[row]), np.int64(widths[row])
+        found = False
+        for attempt in range(_TRIES):
+            a, b, c, d = philox(index & _MASK, index >> _SHIFT, epoch, place | np.uint64(attempt), k0, k1)
+            target = height * width * (scale[0] + (scale[1] - scale[0]) * _uniform(a))
+            aspect = np.exp(log_low + (log_high - log_low) * _uniform(b))
+            box_width = np.int64(np.rint(np.sqrt(target * aspect)))
+            box_height = np.int64(np.rint(np.sqrt(target / aspect)))
+            if 0 < box_width <= width and 0 < box_height <= height:
+                out[row, 0] = _below(c, height - box_height + 1)
+                out[row, 1] = _below(d, width - box_width + 1)
+                out[row, 2] = box_height
+                out[row, 3] = box_width
+                found = True
+                break
+        if not found:
+            box_height, box_width = height, width
+            if width / height < ratio[0]:
+                box_height = min(height, max(1, np.int64(np.rint(width / ratio[0]))))
+            elif width / height > ratio[1]:
+                box_width = min(width, max(1, np.int64(np.rint(height * ratio[1]))))
+            out[row, 0] = (height - box_height) // 2
+            out[row, 1] = (width - box_width) // 2
+            out[row, 2] = box_height
+            out[row, 3] = box_width
+
+
+@numba.njit(cache=True, nogil=True)
+def _shorter_side(out, indices, heights, widths, shorter_px, size_px, random, epoch, place, k0, k1):
+    for row in range(indices.shape[0]):
+        index = np.uint64(indices[row])
+        height, width = np.int64(heights[row]), np.int64(widths[row])
+        short = min(height, width)
+        side = min(short, max(1, np.int64(np.rint(size_px * short / shorter_px))))
+        if random:
+            a, b, _, _ = philox(index & _MASK, index >> _SHIFT, epoch, place, k0, k1)
+            out[row, 0] = _below(a, height - side + 1)
+            out[row, 1] = _below(b, width - side + 1)
+        else:
+            out[row, 0] = (height - side) // 2
+            out[row, 1] = (width - side) // 2
+        out[row, 2] = side
+        out[row, 3] = side
+
+
+def _check_size(size_px: int) -> None:
+    if size_px < 1:
+        raise ValueError(
+            f"crop size {size_px} px given; allowed are 1 px and more: choose a size the network takes"
+        )
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """torchvision's RandomResizedCrop: `scale` is the range of the area, `ratio` of width / height (log-uniform).
+
+    Ten tries, then its central fallback. Any image of at least one pixel can be cropped.
+    """
+
+    size_px: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __post_init__(self) -> None:
+        _check_size(self.size_px)
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(
+                f"crop scale {self.scale} given; allowed is 0 < low <= high <= 1, shares of the area"
+            )
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"crop ratio {self.ratio} given; allowed is 0 < low <= high, width / height")
+
+    def check(self, min_height: int, min_width: int) -> None:
+        """ValueError unless the smallest image of a data set (in px) can be cropped."""
+        _check_image(min_height, min_width)
+
+    def boxes(self, keys: Keys, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        """int32 [B, 4] = (top, left, height, width), inside images of heights x widths (int32 [B], each >= 1)."""
+        out = np.empty((len(keys.indices), 4), np.int32)
+        assert len(heights) == len(widths) == len(out)
+        scale = (float(self.scale[0]), float(self.scale[1]))
+        ratio = (float(self.ratio[0]), float(self.ratio[1]))
+        _random_resized(out, keys.indices, heights, widths, scale, ratio, *counter_words(keys, Slot.CROP))
+        return out
+
+
+@dataclass(frozen=True)
+class ShorterSideCrop:
+    """Resize the shorter side to `shorter_px`, then a random or the central square of `size_px`, as one source box.
+
+    The box has side round(size_px * short / shorter_px): both steps in one resize, rounded to a source pixel.
+    """
+
+    shorter_px: int = 256
+    size_px: int = 225
+    random: bool = True
+
+    def __post_init__(self) -> None:
+        _check_size(self.size_px)
+        if self.size_px > self.shorter_px:
+            raise ValueError(
+                f"a crop of {self.size_px} px given for a shorter side of {self.shorter_px} px; allowed are "
+                f"crops up to the shorter side: lower size_px or raise shorter_px"
+            )
+
+    def check(self, min_height: int, min_width: int) -> None:
+        """ValueError unless the smallest image of a data set (in px) can be cropped."""
+        _check_image(min_height, min_width)
+        least = -(-self.shorter_px // (2 * self.size_px))
+        if min(min_height, min_width) < least:
+            raise ValueError(
+                f"an image of {min_height} x {min_width} px given to a crop of {self.size_px} of {self.shorter_px} "
+                f"px, which is less than one of its pixels; allowed are sides of {least} px and more: leave it out"
+            )
+
+    def boxes(self, keys: Keys, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        """int32 [B, 4] = (top, left, height, width), inside images of heights x widths (int32 [B], each >= 1)."""
+        out = np.empty((len(keys.indices), 4), np.int32)
+        assert len(heights) == len(widths) == len(out)
+        _shorter_side(
+            out,
+            keys.indices,
+            heights,
+            widths,
+            self.shorter_px,
+            self.size_px,
+            self.random,
+            *counter_words(keys, Slot.CROP),
+        )
+        return out
+
+
+def _check_image(min_height: int, min_width: int) -> None:
+    if min_height < 1 or min_width < 1:
+        raise ValueError(
+            f"an image of {min_height} x {min_width} px given; allowed are 1 x 1 px and more: leave empty images out"
+        )

@@ -1,0 +1,127 @@
+"""Every random number is a pure function of (seed, epoch, sample index, view, slot): Philox4x32-10.
+
+Philox is a counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11; Random123):
+ten rounds turn a counter of four 32-bit words and a key of two into four random words. Here
+
+    counter = (index low 32, index high 32, epoch, view << 24 | slot << 8 | block)      key = (seed low 32, seed high 32)
+
+so a draw never depends on the worker, the batch slot, the rank, the world or the device. Not covered: what is done
+with the numbers; a change of an op's use of its words changes that op's draws, and of no other op.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numba
+import numpy as np
+
+_MASK = np.uint64(0xFFFFFFFF)
+_SHIFT = np.uint64(32)
+_MULTIPLIER_0 = np.uint64(0xD2511F53)
+_MULTIPLIER_1 = np.uint64(0xCD9E8D57)
+_WEYL_0 = np.uint64(0x9E3779B9)
+_WEYL_1 = np.uint64(0xBB67AE85)
+MAX_WORDS = 4 * 256  # the block number has 8 bits of the counter's last word
+
+
+class Slot(IntEnum):
+    """What a draw is for. The values are frozen for ever: a resumed run must see the draws it began with."""
+
+    ORDER = 0
+    CROP = 1
+    FLIP = 2
+    COLOUR = 3
+    GREY = 4
+    BLUR = 5
+    SOBEL = 6
+    ROTATION = 7
+    TILES = 8
+    PERMUTATION = 9
+    TASK = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Keys:
+    """Whose draws: one seed, epoch and view, and the dataset indices (int64 [B], any values, -1 for padding)."""
+
+    seed: int
+    epoch: int
+    indices: np.ndarray
+    view: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed {self.seed} given; allowed are 0 to 2**64 - 1: choose another seed")
+        if not 0 <= self.epoch < 2**32:
+            raise ValueError(f"epoch {self.epoch} given; allowed are 0 to 2**32 - 1: count epochs from 0")
+        if not 0 <= self.view < 256:
+            raise ValueError(f"view {self.view} given; allowed are 0 to 255: use fewer views")
+        assert self.indices.ndim == 1 and self.indices.dtype == np.int64, (
+            self.indices.shape,
+            self.indices.dtype,
+        )
+
+
+@numba.njit(cache=True, nogil=True)
+def philox(c0, c1, c2, c3, k0, k1):
+    """Philox4x32-10 of one counter and key; all six, and the four results, are uint64 that hold 32-bit words."""
+    for _ in range(10):
+        product_0 = _MULTIPLIER_0 * c0
+        product_1 = _MULTIPLIER_1 * c2
+        c0 = (product_1 >> _SHIFT) ^ c1 ^ k0
+        c1 = product_1 & _MASK
+        c2 = (product_0 >> _SHIFT) ^ c3 ^ k1
+        c3 = product_0 & _MASK
+        k0 = (k0 + _WEYL_0) & _MASK
+        k1 = (k1 + _WEYL_1) & _MASK
+    return c0, c1, c2, c3
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill(out, indices, epoch, place, k0, k1):
+    num = out.shape[1]
+    for row in range(indices.shape[0]):
+        index = np.uint64(indices[row])
+        for block in range((num + 3) // 4):
+            words4 = philox(index & _MASK, index >> _SHIFT, epoch, place | np.uint64(block), k0, k1)
+            for lane in range(min(4, num - 4 * block)):
+                out[row, 4 * block + lane] = words4[lane]
+
+
+def counter_words(keys: Keys, slot: int) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
+    """(epoch, view << 24 | slot << 8, seed low, seed high): what numba code needs beside an index and a block."""
+    return (
+        np.uint64(keys.epoch),
+        np.uint64(keys.view << 24 | int(slot) << 8),
+        np.uint64(keys.seed & 0xFFFFFFFF),
+        np.uint64(keys.seed >> 32),
+    )
+
+
+def words(keys: Keys, slot: int, num: int) -> np.ndarray:
+    """uint32 [B, num]: the first `num` (at most 1,024) random words of each sample in this slot."""
+    if not 0 <= num <= MAX_WORDS:
+        raise ValueError(
+            f"{num} words asked of one slot; allowed are 0 to {MAX_WORDS}: ask for fewer numbers"
+        )
+    assert 0 <= slot < 2**16, slot
+    out = np.empty((len(keys.indices), num), np.uint32)
+    _fill(out, keys.indices, *counter_words(keys, slot))
+    return out
+
+
+def uniforms(keys: Keys, slot: int, num: int) -> np.ndarray:
+    """float32 [B, num] in [0, 1): the top 24 bits of each word times 2**-24, so that 1 is never reached by rounding."""
+    return (words(keys, slot, num) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
+
+
+def scaled(random_words: np.ndarray, high: int) -> np.ndarray:
+    """int64 in [0, high) from uint32 words of any shape: (word * high) >> 32; 1 <= high <= 2**31."""
+    if not 1 <= high <= 2**31:
+        raise ValueError(f"a random integer below {high} asked for; allowed are bounds of 1 to 2**31")
+    return (random_words.astype(np.int64) * high) >> 32
+
+
+def integers(keys: Keys, slot: int, num: int, high: int) -> np.ndarray:
+    """int64 [B, num] in [0, high); 1 <= high <= 2**31."""
+    return scaled(words(keys, slot, num), high)

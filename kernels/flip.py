@@ -1,0 +1,29 @@
+"""Horizontal flip with probability p."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastpsl.kernels.draws import Keys, Slot, uniforms
+from fastpsl.kernels.layout import check_probability, finish, per_sample
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Mirrors left and right of each sample with probability `p`; any dtype, kept."""
+
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_probability(self.p)
+
+    def draw(self, keys: Keys) -> dict[str, np.ndarray]:
+        """{"flip": bool [B]}"""
+        return {"flip": uniforms(keys, Slot.FLIP, 1)[:, 0] < self.p}
+
+    def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
+        """[B, C, H, W] → the same shape and dtype, channels-last."""
+        return finish(torch.where(per_sample(draw["flip"]), images.flip(-1), images), images.dtype)

@@ -1,0 +1,77 @@
+"""Jigsaw tiles: a picture's grid of cells, and in each cell a random square (PSL section 4; Noroozi and Favaro 2016).
+
+The permutation of the tiles is drawn here and applied by the task to the tiles' embeddings: a trunk that all tiles
+share commutes with it, so one trunk pass can serve several permutations of one image.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastpsl.kernels.draws import MAX_WORDS, Keys, Slot, integers
+from fastpsl.kernels.layout import finish
+
+
+@dataclass(frozen=True)
+class JigsawTiles:
+    """`grid` x `grid` cells of `cell_px`, a random tile of `tile_px` in each, and `permutations_per_image` puzzles.
+
+    Permutations are drawn with replacement from 0..num_permutations-1.
+    """
+
+    grid: int = 3
+    cell_px: int = 75
+    tile_px: int = 64
+    num_permutations: int = 1
+    permutations_per_image: int = 1
+
+    def __post_init__(self) -> None:
+        if self.grid < 1 or 2 * self.grid**2 > MAX_WORDS:
+            raise ValueError(
+                f"a jigsaw grid of {self.grid} given; allowed are 1 to {int((MAX_WORDS / 2) ** 0.5)}"
+            )
+        if not 1 <= self.tile_px <= self.cell_px:
+            raise ValueError(
+                f"tiles of {self.tile_px} px given for cells of {self.cell_px} px; allowed are 1 px to the cell's side"
+            )
+        if self.num_permutations < 1 or not 1 <= self.permutations_per_image <= MAX_WORDS:
+            raise ValueError(
+                f"{self.permutations_per_image} permutations an image of a set of {self.num_permutations} given; "
+                f"allowed are a set of 1 and more, and 1 to {MAX_WORDS} an image"
+            )
+
+    def draw(self, keys: Keys) -> dict[str, np.ndarray]:
+        """{"offsets": int64 [B, grid², 2] (y, x in 0..cell-tile), "permutation": int64 [B, permutations_per_image]}"""
+        num_tiles = self.grid**2
+        offsets = integers(keys, Slot.TILES, 2 * num_tiles, self.cell_px - self.tile_px + 1)
+        permutation = integers(keys, Slot.PERMUTATION, self.permutations_per_image, self.num_permutations)
+        return {"offsets": offsets.reshape(-1, num_tiles, 2), "permutation": permutation}
+
+    def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
+        """[B, C, H, W], any dtype, H and W >= grid * cell_px (its top left is used) → [B * grid², C, tile_px, tile_px].
+
+        Channels-last, dtype kept, image-major (b * grid² + t), tiles row-major.
+        """
+        window_px = self.grid * self.cell_px
+        num_images, num_channels, height, width = images.shape
+        if min(height, width) < window_px:
+            raise ValueError(
+                f"images of {height} x {width} px given to a jigsaw of {self.grid} x {self.grid} cells of "
+                f"{self.cell_px} px; allowed are {window_px} px and more: raise the crop's size_px or lower cell_px"
+            )
+        device, num_tiles = images.device, self.grid**2
+        cells = torch.arange(num_tiles, device=device)
+        within = torch.arange(self.tile_px, device=device)
+        # [B, T] tops and lefts, then one flat pixel number a tile pixel: a gather of whole pixels, channels together.
+        tops = cells // self.grid * self.cell_px + draw["offsets"][:, :, 0]
+        lefts = cells % self.grid * self.cell_px + draw["offsets"][:, :, 1]
+        rows = tops[:, :, None] + within + torch.arange(num_images, device=device)[:, None, None] * height
+        pixels = rows[:, :, :, None] * width + (lefts[:, :, None] + within)[:, :, None, :]
+        flat = finish(images, images.dtype).permute(0, 2, 3, 1).reshape(-1, num_channels)
+        tiles = flat.index_select(0, pixels.reshape(-1))
+        return tiles.view(num_images * num_tiles, self.tile_px, self.tile_px, num_channels).permute(
+            0, 3, 1, 2
+        )

@@ -1,0 +1,31 @@
+"""(x - mean) / std per channel, to the dtype that the network reads, channels-last."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """[B, C, H, W] uint8 in [0, 255] or floating in [0, 1] → (x - mean) / std as `dtype`, channels-last.
+
+    mean and std: C values each, in units of [0, 1]. Computed in float32, rounded once.
+    """
+    if len(mean) != images.shape[1] or len(std) != images.shape[1] or min(std) <= 0:
+        raise ValueError(
+            f"mean {tuple(mean)} and std {tuple(std)} given for {images.shape[1]} channels; "
+            f"allowed is one value a channel each, std above 0"
+        )
+    unit = 255.0 if images.dtype == torch.uint8 else 1.0
+    # (x - m) / s = x * (1 / s) + (-m / s): one pass. Made by fills, since a tensor from a list would wait for the GPU.
+    scale = _per_channel([1 / (unit * s) for s in std], images.device)
+    shift = _per_channel([-m / s for m, s in zip(mean, std, strict=True)], images.device)
+    return (
+        torch.addcmul(shift, images.to(torch.float32), scale)
+        .to(dtype)
+        .contiguous(memory_format=torch.channels_last)
+    )
+
+
+def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:
+    return torch.cat([torch.full((1, 1, 1, 1), value, device=device) for value in values], dim=1)
