@@ -4,20 +4,13 @@
 a top-level `kernels` would break the Hugging Face package of that name.
 """
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
-setup(
-    packages=[
-        "fastpsl",
-        "fastpsl.backbones",
-        "fastpsl.tasks",
-        "fastpsl.pipelines",
-        "fastpsl.pipelines.decoders",
-        "fastpsl.kernels",
-    ],
-    package_dir={
-        "fastpsl": "fastpsl",
-        "fastpsl.pipelines": "pipelines",
-        "fastpsl.kernels": "kernels",
-    },
-)
+FOLDERS = {"fastpsl": "fastpsl", "fastpsl.pipelines": "pipelines", "fastpsl.kernels": "kernels"}
+
+packages = [
+    f"{package}.{below}" if below else package
+    for package, folder in FOLDERS.items()
+    for below in ["", *find_packages(folder)]
+]
+setup(packages=packages, package_dir=FOLDERS)

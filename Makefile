@@ -1,0 +1,41 @@
+# Every target sets up .venv first (toolchain/install.sh); a second call installs nothing again.
+.DEFAULT_GOAL := help
+.PHONY: help install demo test soak lint format clean
+SHELL := bash
+.SHELLFLAGS := -eo pipefail -c
+PYTHON_IN_VENV := .venv/bin/python
+
+help:
+	@echo "make demo    the main job on the embedded sample; ARGS=\"--data my.beton\" adds options"
+	@echo "make test    the test suite; ARGS=\"-k jigsaw\" adds options"
+	@echo "make soak    the tests that take minutes each"
+	@echo "make lint    ruff and mypy over everything"
+	@echo "make format  ruff rewrites what it can"
+	@echo "make clean   removes what was built, .venv too; runs/ stays"
+
+install:
+	@bash toolchain/install.sh
+
+demo: install
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} .venv/bin/torchrun --standalone --nproc-per-node=1 recipes/jigsaw_r50.py $(ARGS)
+
+test: install
+	$(PYTHON_IN_VENV) -m pytest $(ARGS)
+
+soak: install
+	$(PYTHON_IN_VENV) -m pytest -m soak --timeout=3600 --session-timeout=0 $(ARGS)
+
+# mypy reads an installed copy: in the tree, fastpsl.kernels and fastpsl.pipelines do not stand where they are imported from.
+lint: install
+	$(PYTHON_IN_VENV) -m ruff check .
+	$(PYTHON_IN_VENV) -m ruff format --check .
+	rm -rf build/lib build/installed
+	$(PYTHON_IN_VENV) -m pip install -q --no-deps --no-build-isolation --target build/installed .
+	$(PYTHON_IN_VENV) -m mypy | sed -E 's#^build/installed/(fastpsl/((kernels|pipelines)/))?#\2#'
+
+format: install
+	$(PYTHON_IN_VENV) -m ruff check --fix .
+	$(PYTHON_IN_VENV) -m ruff format .
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
