@@ -1,0 +1,60 @@
+"""Gaussian blur with a sigma of its own for each sample: torchvision's gaussian_blur, reflected at the border."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastpsl.kernels.draws import Keys, Slot, uniforms
+from fastpsl.kernels.layout import check_probability, finish, per_sample, result_dtype, to_float32
+
+
+@dataclass(frozen=True)
+class GaussianBlur:
+    """With probability `p`, a blur of `kernel_px` (odd) taps a side and sigma_px uniform in `sigma`."""
+
+    kernel_px: int
+    sigma: tuple[float, float] = (0.1, 2.0)
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_probability(self.p)
+        if self.kernel_px < 1 or self.kernel_px % 2 == 0:
+            raise ValueError(f"a blur kernel of {self.kernel_px} px given; allowed are odd numbers from 1")
+        if not 0 < self.sigma[0] <= self.sigma[1]:
+            raise ValueError(f"blur sigma {self.sigma} given; allowed is 0 < low <= high, in px")
+
+    def draw(self, keys: Keys) -> dict[str, np.ndarray]:
+        """{"apply": bool [B], "sigma": float32 [B] in px}"""
+        numbers = uniforms(keys, Slot.BLUR, 2)
+        low, high = np.float32(self.sigma[0]), np.float32(self.sigma[1])
+        return {"apply": numbers[:, 0] < self.p, "sigma": low + (high - low) * numbers[:, 1]}
+
+    def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
+        """[B, C, H, W] uint8 or floating → float32 for uint8, else the same dtype; channels-last.
+
+        H and W must be above kernel_px // 2, or there is nothing to reflect: ValueError.
+        """
+        num_images, num_channels, height, width = images.shape
+        half = self.kernel_px // 2
+        if min(height, width) <= half:
+            raise ValueError(
+                f"images of {height} x {width} px given to a blur of {self.kernel_px} px; allowed are sides of "
+                f"{half + 1} px and more: use a smaller kernel"
+            )
+        x = finish(to_float32(images), torch.float32)
+        if num_images == 0:
+            return finish(x, result_dtype(images))
+        taps = torch.arange(-half, half + 1, device=x.device, dtype=torch.float32)
+        weights = torch.softmax(-0.5 * (taps / draw["sigma"][:, None]) ** 2, dim=1)
+        weights = weights.repeat_interleave(num_channels, dim=0)[:, None]  # [B * C, 1, kernel_px]
+        # Each channel of each sample is a group of its own. Autocast would round the convolution to half.
+        with torch.autocast(x.device.type, enabled=False):
+            y = x.reshape(1, num_images * num_channels, height, width)
+            y = functional.pad(y, (half, half, half, half), mode="reflect")
+            y = functional.conv2d(y, weights[:, :, :, None], groups=num_images * num_channels)
+            y = functional.conv2d(y, weights[:, :, None, :], groups=num_images * num_channels)
+        return finish(torch.where(per_sample(draw["apply"]), y.view_as(images), x), result_dtype(images))

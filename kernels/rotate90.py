@@ -1,0 +1,39 @@
+"""Exact quarter turns, pixel for pixel: torch.rot90, counter-clockwise, with turns of its own for each sample."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastpsl.kernels.draws import Keys, Slot, integers
+from fastpsl.kernels.layout import finish, per_sample
+
+
+@dataclass(frozen=True)
+class Rotate90:
+    """`num` = 4: 0, 90, 180 or 270 degrees; `num` = 2: 0 or 180 degrees. All are equally likely."""
+
+    num: int = 4
+
+    def __post_init__(self) -> None:
+        if self.num not in (2, 4):
+            raise ValueError(f"{self.num} rotations given; allowed are 2 (half turns) and 4 (quarter turns)")
+
+    def draw(self, keys: Keys) -> dict[str, np.ndarray]:
+        """{"turns": int64 [B], quarter turns counter-clockwise: 0..3, or 0 and 2 for num = 2}"""
+        return {"turns": integers(keys, Slot.ROTATION, 1, self.num)[:, 0] * (4 // self.num)}
+
+    def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
+        """[B, C, H, W] → the same shape and dtype, channels-last. Quarter turns need H = W: ValueError."""
+        turns = draw["turns"]
+        x = torch.where(per_sample(turns >= 2), images.flip(-1, -2), images)
+        if self.num == 4:
+            if images.shape[-2] != images.shape[-1]:
+                raise ValueError(
+                    f"images of {images.shape[-2]} x {images.shape[-1]} px given to quarter turns; allowed are "
+                    f"squares: crop first, or use num=2"
+                )
+            x = torch.where(per_sample(turns % 2 == 1), x.transpose(-1, -2).flip(-2), x)
+        return finish(x, images.dtype)
