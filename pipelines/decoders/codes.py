@@ -1,0 +1,37 @@
+"""What a decoder says of a sample: one small integer each, the same in every decoder, and its text for people."""
+
+import numpy as np
+
+# Plain integers, as numba code reads them.
+GOOD = 0
+SHORT_READ = 1
+NOT_JPEG = 2
+WRONG_SIZE = 3
+WRONG_COMPONENTS = 4
+CORRUPT = 5
+BAD_BOX = 6
+RAW_SIZE = 7
+BAD_MODE = 8
+
+MODE_JPEG = 0
+MODE_RAW = 1
+
+REASONS: dict[int, str] = {
+    SHORT_READ: "truncated read: the file ends before the sample does",
+    NOT_JPEG: "not a JPEG",
+    WRONG_SIZE: "the JPEG header's size is not the table's",
+    WRONG_COMPONENTS: "a JPEG of neither 1 nor 3 components (CMYK is converted at writing)",
+    CORRUPT: "libjpeg error or warning while decoding",
+    BAD_BOX: "the crop lies outside of the picture",
+    RAW_SIZE: "raw pixels of another size than height x width x 3",
+    BAD_MODE: "neither a JPEG nor raw pixels by the table",
+}
+
+
+def check_request(boxes: list[np.ndarray], outs: list[np.ndarray], num: int) -> None:
+    """Our own invariants of a decode call; never user data."""
+    assert len(boxes) == len(outs), (len(boxes), len(outs))
+    for box, out in zip(boxes, outs, strict=True):
+        assert box.shape == (num, 4) and box.dtype == np.int32, (box.shape, box.dtype)
+        assert out.shape[0] == num and out.shape[3] == 3 and out.dtype == np.uint8, (out.shape, out.dtype)
+        assert out.shape[1] == out.shape[2] and out.flags.c_contiguous, (out.shape, out.strides)

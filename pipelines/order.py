@@ -1,0 +1,43 @@
+"""Which sample stands at which position of an epoch: a pure function of (seed, epoch), never of ranks or history.
+
+Position p of an epoch is an array look-up, so a run resumes in mid-epoch without reading what came before. A step is
+a slice of positions, split between the ranks: the samples of a step are the same set for any number of ranks.
+"""
+
+import numpy as np
+
+from fastpsl.kernels.draws import Keys, Slot, words
+
+PADDING = -1
+_BLOCK = 1 << 20  # samples whose random words are made at once: 16 MB of counters, not 16 bytes times the data set
+
+
+def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
+    """The order of an epoch of training: int64 [num_samples], a permutation of 0..num_samples-1.
+
+    Samples are sorted (stably) by 64 random bits of their own, keyed by (seed, epoch, index).
+    """
+    sort_keys = np.empty(num_samples, np.uint64)
+    for start in range(0, num_samples, _BLOCK):
+        indices = np.arange(start, min(start + _BLOCK, num_samples), dtype=np.int64)
+        high, low = words(Keys(seed, epoch, indices), Slot.ORDER, 2).astype(np.uint64).T
+        sort_keys[start : start + len(indices)] = (high << np.uint64(32)) | low
+    return np.argsort(sort_keys, kind="stable").astype(np.int64, copy=False)
+
+
+def num_steps(num_samples: int, global_batch: int, train: bool) -> int:
+    """Steps of an epoch: training drops the last partial global batch, evaluation pads it."""
+    return num_samples // global_batch if train else -(-num_samples // global_batch)
+
+
+def step_indices(order: np.ndarray, step: int, batch_size: int, rank: int, world: int) -> np.ndarray:
+    """Dataset indices of one rank at one step: int64 [batch_size].
+
+    Step s of a global batch G = world * batch_size is positions s*G to (s+1)*G; rank r takes the r-th part of it.
+    Positions past the end are PADDING (-1).
+    """
+    start = (step * world + rank) * batch_size
+    part = order[start : start + batch_size]
+    if len(part) == batch_size:
+        return part
+    return np.concatenate([part, np.full(batch_size - len(part), PADDING, np.int64)])

@@ -1,0 +1,78 @@
+"""What a view of a sample is: a crop, then operations on the device, then normalisation. Data only; no loading."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.normalise import normalise
+
+Draw = dict[str, np.ndarray]
+
+
+class Crop(Protocol):
+    """Chooses the part of the source picture that a view shows; resized to size_px x size_px by the decoder."""
+
+    @property
+    def size_px(self) -> int: ...
+
+    def boxes(self, keys: Keys, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        """int32 [B, 4] = (top, left, height, width) in source pixels, inside the picture."""
+        ...
+
+    def check(self, min_height: int, min_width: int) -> None:
+        """ValueError where a picture of this size can never be cropped so."""
+        ...
+
+
+class Op(Protocol):
+    """An operation of a view: its draw is a pure function of the keys, its arithmetic runs on the device."""
+
+    def draw(self, keys: Keys) -> Draw: ...
+
+    def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """One view: `crop`, then `ops` in order, then (x - mean) / std. `mean`, `std` are RGB, for values in [0, 1]."""
+
+    crop: Crop
+    ops: tuple[Op, ...] = ()
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        kinds = [type(op).__name__ for op in self.ops]
+        if len(set(kinds)) != len(kinds):
+            raise ValueError(
+                f"ViewSpec.ops holds {', '.join(kinds)}: two of one kind would share their draws; keep one of each"
+            )
+
+    def draw(self, keys: Keys) -> tuple[Draw, ...]:
+        """Every random number of this view's ops, aligned with `ops`; numpy, on the host."""
+        return tuple(op.draw(keys) for op in self.ops)
+
+    def apply(self, images: Tensor, draws: Sequence[Mapping[str, Tensor]], dtype: torch.dtype) -> Tensor:
+        """uint8 [B, 3, S, S] (channels-last memory) and its draws → the normalised input, of `dtype`.
+
+        The shape is the last op's: [B, 3, S, S], or [B * tiles, 3, T, T] after JigsawTiles.
+        """
+        if len(draws) != len(self.ops):
+            raise ValueError(f"{len(draws)} draws were given for {len(self.ops)} ops; pass the draws of this view")
+        for op, draw in zip(self.ops, draws, strict=True):
+            images = op(images, draw)
+        return normalise(images, self.mean, self.std, dtype)
+
+    def input_record(self) -> dict[str, Any]:
+        """What a user of the trained weights must know of their input; stored in checkpoints."""
+        return {
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "size_px": self.crop.size_px,
+            "channels": "RGB",
+        }
