@@ -1,0 +1,183 @@
+"""Reading betons: one file or several shards of the stock FFCV format as one list of samples.
+
+Opening checks every pointer, size, mode and label of the tables, so that C code may trust them later. The tables are
+memory-mapped; per sample nothing is held, or 4 bytes where the allocation table is not in sample order (ffcv's writer with
+several processes). Data are read by pread: a file that shrinks is an error message then, not a SIGBUS.
+"""
+
+import glob
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, final
+
+import numpy as np
+
+from .beton_shard import HEADER, REMEDY, Shard, chunks
+from .beton_sidecar import read_sidecar
+
+
+class Rows(NamedTuple):
+    """Where samples lie and what they are; numpy arrays of one length."""
+
+    fd: np.ndarray  # int32, open file
+    offset: np.ndarray  # int64, bytes
+    num_bytes: np.ndarray  # int64
+    height: np.ndarray  # int32, px
+    width: np.ndarray  # int32, px
+    mode: np.ndarray  # uint8, JPG or RAW
+    label: np.ndarray  # int64, -1 = none
+
+
+def shard_paths(source: "str | Path | Sequence[str | Path]") -> list[Path]:
+    """The files that `source` names (a file, a glob, or several files), sorted by name; ValueError where there are none."""
+    if not isinstance(source, str | Path):
+        paths = [Path(path) for path in source]
+        if not paths:
+            raise ValueError("no beton given: give a file, a glob or a list of files")
+    elif os.path.lexists(source) or not glob.has_magic(str(source)):
+        paths = [Path(source)]
+    else:
+        paths = [Path(path) for path in glob.glob(str(source))]
+        if not paths:
+            raise ValueError(
+                f"{source}: no file matches; give a beton, or make one with `fastpsl beton write`"
+            )
+    return sorted(paths)
+
+
+@final
+class Beton:
+    """One beton or several shards as one list of samples, in sorted order of the shards' names.
+
+    `source`: a file, a glob, or several files. Everything in the tables is checked here: ValueError (one line, with the path
+    and the remedy) when a file is missing, empty, truncated, foreign, out of bounds or has labels out of range.
+    """
+
+    def __init__(self, source: "str | Path | Sequence[str | Path]"):
+        self.paths = shard_paths(source)
+        self.class_names: list[str] | None = None
+        self._shards: list[Shard] = []
+        try:
+            for path in self.paths:
+                self._add(path)
+        except ValueError:
+            self.close()
+            raise
+        self._starts = np.cumsum([0] + [shard.num_samples for shard in self._shards])
+        self.num_samples = int(self._starts[-1])
+        self.max_bytes = max(shard.max_bytes for shard in self._shards)
+        max_label = max(shard.max_label for shard in self._shards)
+        self.num_classes = len(self.class_names) if self.class_names else max_label + 1
+
+    def _add(self, path: Path) -> None:
+        sidecar = read_sidecar(path)
+        names = sidecar.class_names if sidecar else None
+        shard = Shard(path, len(names) if names else None)
+        self._shards.append(shard)
+        if sidecar and sidecar.num_samples != shard.num_samples:
+            raise ValueError(
+                f"{path}: {shard.num_samples:,} samples, its JSON tells of {sidecar.num_samples:,}; remove {path.name}.json"
+            )
+        if names and self.class_names and names != self.class_names:
+            raise ValueError(
+                f"{path}: its class names differ from those of {self.paths[0]}; give shards of one data set"
+            )
+        self.class_names = self.class_names or names
+
+    def image_sizes(self) -> tuple[int, int, int, int]:
+        """(min height, min width, max height, max width) over all samples, px."""
+        shards = self._shards
+        return (
+            min(shard.min_height for shard in shards), min(shard.min_width for shard in shards),
+            max(shard.max_height for shard in shards), max(shard.max_width for shard in shards),
+        )  # fmt: skip
+
+    def rows(self, indices: np.ndarray) -> Rows:
+        """Where the samples `indices` (int64 [B], in [0, num_samples)) lie. ValueError when a file has shrunk since opening."""
+        indices = np.asarray(indices, np.int64)
+        num = len(indices)
+        if num and not (0 <= indices.min() and indices.max() < self.num_samples):
+            raise IndexError(f"sample {indices.min()} .. {indices.max()} of {self.num_samples}")
+        rows = Rows(
+            *(
+                np.empty(num, dtype)
+                for dtype in (np.int32, np.int64, np.int64, np.int32, np.int32, np.uint8, np.int64)
+            )
+        )
+        owners = np.searchsorted(self._starts, indices, "right") - 1
+        for owner in np.unique(owners):
+            shard, here = self._shards[owner], np.flatnonzero(owners == owner)
+            if os.fstat(shard.fd).st_size < shard.file_size:  # the mapped tables would be a SIGBUS
+                raise ValueError(f"{shard.path}: was truncated while it was in use; {REMEDY}")
+            local = indices[here] - self._starts[owner]
+            images, labels = shard.table(local)
+            rows.fd[here], rows.offset[here], rows.num_bytes[here] = (
+                shard.fd,
+                images["data_ptr"],
+                shard.sizes(local),
+            )
+            rows.height[here], rows.width[here], rows.mode[here] = (
+                images["height"],
+                images["width"],
+                images["mode"],
+            )
+            rows.label[here] = labels
+        return rows
+
+    def labels(self) -> np.ndarray:
+        """All labels, int32 [num_samples]; -1 = none."""
+        out = np.empty(self.num_samples, np.int32)
+        for start, shard in zip(self._starts, self._shards, strict=False):
+            for part in chunks(shard.num_samples):
+                out[start + part.start : start + part.stop] = shard.table(part)[1]
+        return out
+
+    def read(self, index: int) -> bytes:
+        """The stored bytes of one sample: a JPEG, or height * width * 3 raw values. ValueError when they cannot be read whole."""
+        rows = self.rows(np.array([index]))
+        wanted = int(rows.num_bytes[0])
+        try:
+            data = os.pread(int(rows.fd[0]), wanted, int(rows.offset[0]))
+        except OSError as error:
+            raise ValueError(f"{self.name(index)}: cannot be read ({error.strerror})") from None
+        if len(data) != wanted:
+            raise ValueError(
+                f"{self.name(index)}: {len(data)} of {wanted} bytes; the file was truncated, {REMEDY}"
+            )
+        return data
+
+    def name(self, index: int) -> str:
+        """The sample in words, for messages: "train.beton sample 17 (n01440764/a.JPEG)", without the path where none is known."""
+        owner = int(np.searchsorted(self._starts, index, "right")) - 1
+        local, path = int(index - self._starts[owner]), self._shards[owner].path
+        try:
+            sidecar = read_sidecar(path)  # again from disk: millions of paths are not worth keeping for this
+            source = (
+                next((p for i, p in enumerate(sidecar.source_paths()) if i == local), "") if sidecar else ""
+            )
+        except ValueError:
+            source = ""
+        return f"{path} sample {local}" + (f" ({source})" if source else "")
+
+    def digest(self) -> str:
+        """Hex digest of headers and tables (not of the data): equal for equal betons, 30 ms for a million samples."""
+        digest = hashlib.blake2b(digest_size=16)
+        for shard in self._shards:
+            digest.update(os.pread(shard.fd, HEADER.itemsize, 0))
+            for part in chunks(shard.num_samples):
+                for column in (*shard.table(part), shard.sizes(part).astype(np.uint64)):
+                    digest.update(column.tobytes())
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Close the files; rows given out before must not be read any more."""
+        for shard in self._shards:
+            shard.close()
+
+    def __enter__(self) -> "Beton":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

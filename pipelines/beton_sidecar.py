@@ -1,0 +1,120 @@
+"""What a beton cannot hold, in one small JSON beside it: `train.beton.json` for `train.beton`. Readers do without it.
+
+format        1
+num_samples   as in the beton
+class_names   list, label = position; null for a flat folder
+source_paths  of each sample, relative to the source: newline-joined ("\\" and newline escaped), zlib, base64
+written       how: options, version, counts
+data_start, sha256   checksum of the bytes from data_start to the end of the file, then of those before it: the order in
+              which a beton is written, so that the checksum costs no second reading
+"""
+
+import base64
+import binascii
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+
+
+@dataclass
+class Sidecar:
+    """The JSON, read; see the module's text."""
+
+    num_samples: int
+    class_names: list[str] | None
+    written: dict[str, Any]
+    data_start: int
+    sha256: str
+    packed_paths: str
+
+    def source_paths(self) -> Iterator[str]:
+        """Each sample's path in the source, in sample order; nothing for samples that came from no file."""
+        if self.packed_paths:
+            for line in zlib.decompress(base64.b64decode(self.packed_paths)).split(b"\n"):
+                yield _unescape(line)
+
+
+class PathPacker:
+    """Packs source paths one by one: about 10 bytes a path stay in memory."""
+
+    def __init__(self) -> None:
+        self._zlib, self._parts, self._first = zlib.compressobj(6), [], True
+        self._parts: list[bytes] = []
+
+    def add(self, path: str) -> None:
+        line = os.fsencode(path).replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
+        self._parts.append(self._zlib.compress(line if self._first else b"\n" + line))
+        self._first = False
+        if len(self._parts) > 4096:
+            self._parts = [b"".join(self._parts)]
+
+    def finish(self) -> str:
+        if self._first:
+            return ""
+        return base64.b64encode(b"".join(self._parts) + self._zlib.flush()).decode()
+
+
+def _unescape(line: bytes) -> str:
+    if b"\\" not in line:
+        return os.fsdecode(line)
+    halves = [half.replace(b"\\n", b"\n") for half in line.split(b"\\\\")]
+    return os.fsdecode(b"\\".join(halves))
+
+
+def sidecar_path(beton: Path) -> Path:
+    """train.beton -> train.beton.json"""
+    return beton.with_name(beton.name + ".json")
+
+
+def dump_sidecar(sidecar: Sidecar) -> bytes:
+    """The JSON's bytes."""
+    record = {
+        "format": FORMAT,
+        "num_samples": sidecar.num_samples,
+        "class_names": sidecar.class_names,
+        "written": sidecar.written,
+        "data_start": sidecar.data_start,
+        "sha256": sidecar.sha256,
+        "source_paths": sidecar.packed_paths,
+    }
+    return (json.dumps(record, indent=1, ensure_ascii=True) + "\n").encode()
+
+
+def read_sidecar(beton: Path) -> Sidecar | None:
+    """The sidecar of a beton; None where there is none. ValueError when it is there and cannot be understood."""
+    path = sidecar_path(beton)
+    try:
+        record = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error}); remove it (betons are read without it too)"
+        ) from None
+    try:
+        names = record["class_names"]
+        sidecar = Sidecar(
+            num_samples=int(record["num_samples"]),
+            class_names=None if names is None else [str(name) for name in names],
+            written=dict(record["written"]),
+            data_start=int(record["data_start"]),
+            sha256=str(record["sha256"]),
+            packed_paths=str(record["source_paths"]),
+        )
+        base64.b64decode(sidecar.packed_paths, validate=True)
+        known = record["format"] == FORMAT
+    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        raise ValueError(
+            f"{path}: not a beton's JSON ({error!r}); remove it (betons are read without it too)"
+        ) from None
+    if not known:
+        raise ValueError(
+            f"{path}: format {record['format']}, known is {FORMAT}; update fastpsl, or remove the file"
+        )
+    return sidecar

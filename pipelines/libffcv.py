@@ -1,0 +1,218 @@
+"""libffcv, ffcv's C library (libjpeg-turbo's decoder, OpenCV's area resize): the one file that finds, loads and calls it.
+
+The package ffcv itself is never imported: that takes 4.2 s and 860 MB, and sets torch's and numba's thread counts to 1.
+
+Two ways in:
+- plain Python through ctypes, which releases the GIL: `decode`, `resize`, `encode`;
+- numba: `decode_into`, `resize_into`, `pread_into` may be called from functions compiled with `njit(cache=True, nogil=True)`.
+  They name external symbols, which `library()` registers in each process, so the compiled callers are cacheable; a ctypes
+  function object in their place is a "dynamic global", and every process would compile again.
+
+The C code trusts its caller. Check `jpeg_header` against the table before a buffer goes to it.
+"""
+
+import ctypes
+import functools
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+import llvmlite.binding
+import numpy as np
+from numba import njit, types
+
+INSTALL = "pip install 'fastpsl[ffcv]' (needs g++, libturbojpeg0-dev, libopencv-dev)"
+
+# Status of jpeg_header.
+HEADER_GOOD, HEADER_NOT_JPEG, HEADER_BROKEN, HEADER_UNSUPPORTED = 0, 1, 2, 3
+HEADER_REASONS = {
+    HEADER_GOOD: "good",
+    HEADER_NOT_JPEG: "not a JPEG",
+    HEADER_BROKEN: "broken JPEG header",
+    HEADER_UNSUPPORTED: "JPEG of a kind that is not decoded (lossless, hierarchical or arithmetic)",
+}
+
+_pointer, _u32 = types.intp, types.uint32
+_tj_decode = types.ExternalFunction(
+    "fastpsl_tj_decode",
+    types.int32(_pointer, types.uint64, _u32, _u32, _pointer, *(_u32,) * 8),
+)
+_cv_resize = types.ExternalFunction("fastpsl_cv_resize", types.void(*(types.int64,) * 11))
+_pread = types.ExternalFunction("fastpsl_pread", types.intp(types.int32, _pointer, types.uintp, types.int64))
+
+
+def _address(function: object) -> int:
+    address = ctypes.cast(function, ctypes.c_void_p).value  # type: ignore[arg-type]
+    assert address is not None
+    return address
+
+
+# libc needs no library(): the torchvision path reads by it too.
+llvmlite.binding.add_symbol("fastpsl_pread", _address(ctypes.CDLL(None).pread))
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or None and why there is none."""
+    package = PathFinder.find_spec("ffcv")  # a look at sys.path: nothing is imported
+    folders = list(package.submodule_search_locations or []) if package else []
+    files = [file for folder in folders for file in sorted(Path(folder).glob("_libffcv*.so"))]
+    if not files:
+        return None, "ffcv is not installed"
+    try:
+        library = ctypes.CDLL(str(files[0]))
+    except OSError as error:  # built against a libturbojpeg or OpenCV that has gone
+        return None, f"ffcv's library does not load ({error})"
+    u32, flag = ctypes.c_uint32, ctypes.c_bool
+    library.imdecode.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_uint64,
+        u32,
+        u32,
+        ctypes.c_void_p,
+        *(u32,) * 6,
+        flag,
+        flag,
+    ]
+    library.imdecode.restype = ctypes.c_int
+    library.resize.argtypes = [ctypes.c_int64] * 11
+    library.resize.restype = None
+    llvmlite.binding.add_symbol("fastpsl_tj_decode", _address(library.imdecode))
+    llvmlite.binding.add_symbol("fastpsl_cv_resize", _address(library.resize))
+    return library, ""
+
+
+def library() -> ctypes.CDLL:
+    """libffcv, loaded once a process; call it before compiled code that decodes runs.
+
+    Raises ValueError with the remedy where ffcv is not installed or does not load.
+    """
+    found, reason = _load()
+    if found is None:
+        raise ValueError(f"{reason}: {INSTALL}, or choose the torchvision decoder")
+    return found
+
+
+def why_missing() -> str:
+    """Why `library()` raises, in words; empty where it does not."""
+    return _load()[1]
+
+
+@njit(cache=True, nogil=True)
+def jpeg_header(buffer: np.ndarray, num_bytes: int) -> tuple[int, int, int, int, int, int]:
+    """Walk the markers of `buffer[:num_bytes]` (uint8) to the frame header, never past the end.
+
+    Returns (status, height, width, num_components, is_progressive, precision_bits); status is HEADER_GOOD or one of the
+    other HEADER_ values, and then the rest is 0. Stricter than libjpeg: bytes between segments are refused.
+    Source: ITU-T T.81, Annex B.
+    """
+    if num_bytes < 4 or buffer[0] != 0xFF or buffer[1] != 0xD8:
+        return HEADER_NOT_JPEG, 0, 0, 0, 0, 0
+    at = 2
+    while at + 4 <= num_bytes:
+        if buffer[at] != 0xFF:
+            return HEADER_BROKEN, 0, 0, 0, 0, 0
+        marker = buffer[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if marker == 0x01 or 0xD0 <= marker <= 0xDA or marker == 0:  # restart, start or end before any frame
+            return HEADER_BROKEN, 0, 0, 0, 0, 0
+        length = np.int64(buffer[at + 2]) << 8 | np.int64(buffer[at + 3])
+        if length < 2 or at + 2 + length > num_bytes:
+            return HEADER_BROKEN, 0, 0, 0, 0, 0
+        if 0xC0 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
+            if marker > 0xC2:
+                return HEADER_UNSUPPORTED, 0, 0, 0, 0, 0
+            if length < 8:
+                return HEADER_BROKEN, 0, 0, 0, 0, 0
+            precision = np.int64(buffer[at + 4])
+            height = np.int64(buffer[at + 5]) << 8 | np.int64(buffer[at + 6])
+            width = np.int64(buffer[at + 7]) << 8 | np.int64(buffer[at + 8])
+            components = np.int64(buffer[at + 9])
+            if height == 0 or width == 0 or length != 8 + 3 * components:
+                return HEADER_BROKEN, 0, 0, 0, 0, 0
+            return HEADER_GOOD, height, width, components, np.int64(marker == 0xC2), precision
+        at += 2 + length
+    return HEADER_BROKEN, 0, 0, 0, 0, 0
+
+
+@njit(cache=True, nogil=True)
+def decode_into(
+    jpeg: np.ndarray,
+    num_bytes: int,
+    height: int,
+    width: int,
+    out: np.ndarray,
+    scale_num: int,
+    scale_denom: int,
+) -> int:
+    """Compiled: decode `jpeg[:num_bytes]` to RGB in `out`, a contiguous uint8 array of at least h * w * 3 bytes.
+
+    `height`, `width` are the JPEG's own, checked by `jpeg_header`; h = ceil(height * scale_num / scale_denom), w alike, with
+    the scale one of 1/1, 1/2, 1/4, 1/8. Returns 0, or -1 after a libjpeg error or warning (`out` then holds what was decoded).
+    """
+    return _tj_decode(
+        jpeg.ctypes.data,
+        num_bytes,
+        height,
+        width,
+        out.ctypes.data,
+        height,
+        width,
+        0,
+        0,
+        scale_num,
+        scale_denom,
+        0,
+        0,
+    )
+
+
+@njit(cache=True, nogil=True)
+def resize_into(
+    source: np.ndarray, height: int, width: int, top: int, left: int, box_height: int, box_width: int,
+    out: np.ndarray, out_height: int, out_width: int,
+) -> None:  # fmt: skip
+    """Compiled: OpenCV's INTER_AREA resize of a box of `source` (uint8, contiguous, height x width x 3) into `out`.
+
+    The box must lie inside the source and hold at least one pixel: OpenCV throws through C otherwise.
+    """
+    _cv_resize(
+        0, source.ctypes.data, height, width, top, top + box_height, left, left + box_width,
+        out.ctypes.data, out_height, out_width,
+    )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def pread_into(file: int, offset: int, num_bytes: int, out: np.ndarray) -> int:
+    """Compiled: read up to `num_bytes` at `offset` of an open file into `out` (uint8); returns how many came, -1 on error."""
+    done = 0
+    while done < num_bytes:
+        got = _pread(file, out.ctypes.data + done, num_bytes - done, offset + done)
+        if got < 0:
+            return -1
+        if got == 0:
+            break
+        done += got
+    return done
+
+
+def decode(jpeg: bytes, height: int, width: int, denominator: int = 1) -> tuple[np.ndarray, bool]:
+    """Decode to RGB by the call that readers use, at 1/denominator (1, 2, 4, 8) of the JPEG's own height and width.
+
+    Returns (uint8 [h, w, 3] with sides rounded up, whether libjpeg had neither error nor warning). Releases the GIL.
+    """
+    out = np.empty((-(-height // denominator), -(-width // denominator), 3), np.uint8)
+    status = library().imdecode(
+        jpeg, len(jpeg), height, width, out.ctypes.data, height, width, 0, 0, 1, denominator, False, False
+    )
+    return out, status == 0
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """OpenCV's INTER_AREA resize of contiguous uint8 [H, W, 3] to [height, width, 3]. Releases the GIL."""
+    assert image.dtype == np.uint8 and image.flags.c_contiguous and image.size and height > 0 and width > 0
+    out = np.empty((height, width, 3), np.uint8)
+    rows, columns = image.shape[:2]
+    library().resize(0, image.ctypes.data, rows, columns, 0, rows, 0, columns, out.ctypes.data, height, width)
+    return out
