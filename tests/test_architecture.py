@@ -36,7 +36,7 @@ def imports(path: Path) -> set[str]:
             start = ".".join(above + ([node.module] if node.module else []))
             names |= {f"{start}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Call) and called(node) == "import_module":
-            names |= {arg.value for arg in node.args if isinstance(arg, ast.Constant)}
+            names |= {str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)}
     return {re.sub(r"^fastpsl\.(kernels|pipelines)\b", r"\1", name) for name in names}
 
 
