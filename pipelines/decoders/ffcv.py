@@ -1,0 +1,150 @@
+"""libffcv on the CPU: read, check, decode once, resize every crop, in one compiled loop over a chunk of samples.
+
+The loop holds no lock and calls no threading layer: the loader's threads run it side by side, each with its own
+scratch. libffcv trusts its caller, so headers, sizes and boxes are checked here first.
+"""
+
+import threading
+
+import numpy as np
+from numba import njit
+
+from fastpsl.pipelines.beton import Rows
+from fastpsl.pipelines.decoders.codes import (
+    BAD_BOX,
+    BAD_MODE,
+    CORRUPT,
+    GOOD,
+    MODE_JPEG,
+    MODE_RAW,
+    NOT_JPEG,
+    RAW_SIZE,
+    REASONS,
+    SHORT_READ,
+    WRONG_COMPONENTS,
+    WRONG_SIZE,
+    check_request,
+)
+from fastpsl.pipelines.libffcv import (
+    HEADER_GOOD,
+    decode_into,
+    jpeg_header,
+    library,
+    pread_into,
+    resize_into,
+)
+
+# A JPEG is decoded at 1/2, 1/4, 1/8 where every crop is at least SCALE_MARGIN times 2, 4, 8 times its output: see
+# docs/data.md for what a smaller margin costs.
+SCALE_MARGIN = 1
+
+
+@njit(cache=True, nogil=True)
+def _denominator(boxes, sizes, i):
+    """1, 2, 4 or 8: how much smaller sample i may be decoded."""
+    denominator = 8
+    for k in range(boxes.shape[0]):
+        least = min(boxes[k, i, 2], boxes[k, i, 3])
+        while denominator > 1 and least < SCALE_MARGIN * denominator * sizes[k]:
+            denominator //= 2
+    return denominator
+
+
+@njit(cache=True, nogil=True)
+def _scaled(start, length, denominator, limit):
+    """A source interval in pixels of the scaled picture: (start, length), inside 0..limit, at least one pixel."""
+    first = (2 * start + denominator) // (2 * denominator)
+    last = (2 * (start + length) + denominator) // (2 * denominator)
+    last = min(max(last, first + 1), limit)
+    return min(first, last - 1), last - min(first, last - 1)
+
+
+@njit(cache=True, nogil=True)
+def _decode_one(fd, offset, num_bytes, height, width, mode, boxes, sizes, i, encoded, pixels):
+    """(code, denominator); the picture is in `pixels`, ceil(height / denominator) x ceil(width / denominator) x 3."""
+    for k in range(boxes.shape[0]):
+        top, left, box_height, box_width = boxes[k, i, 0], boxes[k, i, 1], boxes[k, i, 2], boxes[k, i, 3]
+        if top < 0 or left < 0 or box_height < 1 or box_width < 1:
+            return BAD_BOX, 1
+        if box_height > height - top or box_width > width - left:
+            return BAD_BOX, 1
+    if mode == MODE_RAW:
+        if num_bytes != height * width * 3:
+            return RAW_SIZE, 1
+        if pread_into(fd, offset, num_bytes, pixels) != num_bytes:
+            return SHORT_READ, 1
+        return GOOD, 1
+    if mode != MODE_JPEG:
+        return BAD_MODE, 1
+    if pread_into(fd, offset, num_bytes, encoded) != num_bytes:
+        return SHORT_READ, 1
+    status, header_height, header_width, components, _, _ = jpeg_header(encoded, num_bytes)
+    if status != HEADER_GOOD:
+        return NOT_JPEG, 1
+    if header_height != height or header_width != width:
+        return WRONG_SIZE, 1
+    if components != 1 and components != 3:
+        return WRONG_COMPONENTS, 1
+    denominator = _denominator(boxes, sizes, i)
+    if decode_into(encoded, num_bytes, height, width, pixels, 1, denominator) != 0:
+        return CORRUPT, 1
+    return GOOD, denominator
+
+
+@njit(cache=True, nogil=True)
+def _decode_chunk(fds, offsets, num_bytes, heights, widths, modes, boxes, sizes, outs, encoded, pixels, codes):
+    # outs is a tuple of arrays: numba compiles this short loop once for each number of views, and caches it.
+    for i in range(len(codes)):
+        height, width = np.int64(heights[i]), np.int64(widths[i])
+        codes[i], denominator = _decode_one(
+            fds[i], offsets[i], num_bytes[i], height, width, modes[i], boxes, sizes, i, encoded, pixels
+        )
+        if codes[i] != GOOD:
+            continue
+        rows, columns = -(-height // denominator), -(-width // denominator)
+        for k in range(len(outs)):
+            top, box_height = _scaled(boxes[k, i, 0], boxes[k, i, 2], denominator, rows)
+            left, box_width = _scaled(boxes[k, i, 1], boxes[k, i, 3], denominator, columns)
+            resize_into(pixels, rows, columns, top, left, box_height, box_width, outs[k][i], sizes[k], sizes[k])
+
+
+class FfcvDecoder:
+    """Raises ValueError where libffcv is not installed."""
+
+    name = "ffcv"
+    reasons = REASONS
+
+    def __init__(self) -> None:
+        library()
+        self._scratch = threading.local()
+
+    def decode(self, rows: Rows, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
+        num = len(rows.offset)
+        check_request(boxes, outs, num)
+        codes = np.zeros(num, np.int8)
+        if num == 0:
+            return codes
+        heights, widths = rows.height.astype(np.int64), rows.width.astype(np.int64)
+        _decode_chunk(
+            rows.fd,
+            rows.offset,
+            rows.num_bytes,
+            heights,
+            widths,
+            rows.mode,
+            np.stack(boxes),
+            np.array([out.shape[1] for out in outs], np.int64),
+            tuple(outs),
+            self._memory("encoded", int(rows.num_bytes.max())),
+            self._memory("pixels", int((heights * widths).max()) * 3),
+            codes,
+        )
+        return codes
+
+    def _memory(self, use: str, num_bytes: int) -> np.ndarray:
+        """This thread's own scratch: it grows to the largest sample seen."""
+        memory: np.ndarray | None = getattr(self._scratch, use, None)
+        if memory is None or len(memory) < num_bytes:
+            memory = np.empty(num_bytes, np.uint8)
+            setattr(self._scratch, use, memory)
+        return memory
