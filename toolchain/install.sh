@@ -38,7 +38,7 @@ find_python() {
             echo "$candidate" && return
         fi
     done
-    say "no Python >= 3.10 with venv here (tried ${PYTHON:-python3 and python3.13 to python3.10}): install python3-venv or set PYTHON"
+    say "no Python >= 3.10 with venv (tried ${PYTHON:-python3, python3.13 to python3.10}); set PYTHON or install ${missing:-python3-venv}"
     return 1
 }
 
