@@ -14,8 +14,8 @@ from typing import NamedTuple, final
 
 import numpy as np
 
-from .beton_shard import HEADER, REMEDY, Shard, chunks
-from .beton_sidecar import read_sidecar
+from fastpsl.pipelines.beton_shard import HEADER, REMEDY, Shard, chunks
+from fastpsl.pipelines.beton_sidecar import read_sidecar
 
 
 class Rows(NamedTuple):

@@ -44,7 +44,7 @@ class PathPacker:
     """Packs source paths one by one: about 10 bytes a path stay in memory."""
 
     def __init__(self) -> None:
-        self._zlib, self._parts, self._first = zlib.compressobj(6), [], True
+        self._zlib, self._first = zlib.compressobj(6), True
         self._parts: list[bytes] = []
 
     def add(self, path: str) -> None:
