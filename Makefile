@@ -23,7 +23,7 @@ test: install
 	$(PYTHON_IN_VENV) -m pytest $(ARGS)
 
 soak: install
-	$(PYTHON_IN_VENV) -m pytest -m soak --timeout=3600 --session-timeout=0 $(ARGS)
+	$(PYTHON_IN_VENV) -m pytest -m soak --timeout=3600 --session-timeout=36000 $(ARGS)
 
 # mypy reads an installed copy: in the tree, fastpsl.kernels and fastpsl.pipelines do not stand where they are imported from.
 lint: install

@@ -25,7 +25,7 @@ install_packages() { # sudo asks for a password only where somebody can answer
     if [ "$(id -u)" != 0 ]; then
         if [ -n "$terminal" ]; then as_root=(sudo env); else as_root=(sudo -n env); fi
     fi
-    command -v apt-get "${as_root[0]}" >/dev/null || return 1
+    command -v apt-get >/dev/null && command -v "${as_root[0]}" >/dev/null || return 1
     as_root+=(DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300)
     "${as_root[@]}" update || true # one broken source need not matter
     "${as_root[@]}" install -y --no-install-recommends "$@"
@@ -49,7 +49,7 @@ fi
 
 missing=$(missing_packages)
 if [ -n "$missing" ] && ! is_done system "$missing"; then
-    say "system packages: $missing"
+    say "system packages to install: $missing"
     apt_log=$(mktemp)
     # shellcheck disable=SC2086  # one word a package
     install_packages $missing >"$apt_log" 2>&1 </dev/null || true
