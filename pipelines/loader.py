@@ -7,21 +7,21 @@ bounded number of batches under way. There is no producer thread, and what goes 
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, final
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.beton import Beton, Rows
-from fastpsl.pipelines.decoders import Decoder, open_decoder, reason_of
+from fastpsl.pipelines.decoders import open_decoder, reason_of
 from fastpsl.pipelines.decoders.codes import GOOD
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.order import PADDING, epoch_order, num_steps, step_indices
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.pipelines.workers import Workers
+from torch import Tensor
 
 _CHUNK_SAMPLES = 8
 _NAMED = 5  # samples named in one line of an error
@@ -63,11 +63,14 @@ class Batch:
     def inputs(self, views: Sequence[ViewSpec], dtype: torch.dtype) -> list[Tensor]:
         """Every view with its ops applied, normalised, of `dtype`; `views` are those of the loader."""
         if len(views) != len(self.images):
-            raise ValueError(f"{len(views)} views for a batch of {len(self.images)}; pass the views of the loader")
+            raise ValueError(
+                f"{len(views)} views for a batch of {len(self.images)}; pass the views of the loader"
+            )
         parts = zip(views, self.images, self.draws, strict=True)
         return [view.apply(images, draws, dtype) for view, images, draws in parts]
 
 
+@final
 class Loader:
     """Batches of views of `data`, in the order of (seed, epoch).
 
@@ -221,36 +224,38 @@ class _Job:
         return self._batch
 
     def prepare(self) -> None:
-        """Everything that needs no pixels: rows, boxes, draws, memory; then hands out the chunks."""
-        try:
-            if self.cancelled:
-                self.done.set()
-                return
-            loader, num = self.loader, self.num_valid
-            self.rows = loader.data.rows(self.indices[:num])
-            self.boxes: list[np.ndarray] = []
-            self.draws = []
-            for number, view in enumerate(loader.views):
-                keys = Keys(loader.seed, self.epoch, self.indices[:num], number)
-                self.boxes.append(view.crop.boxes(keys, self.rows.height, self.rows.width))
-                # Padding gets sample 0's draws: ops are applied to whole batches.
-                keys = Keys(loader.seed, self.epoch, np.maximum(self.indices, 0), number)
-                self.draws.append(view.draw(keys))
-            self.pixels = [self._memory(view.crop.size_px) for view in loader.views]
-            self.outs = [pixels.numpy() for pixels in self.pixels]
-            for out in self.outs:
-                out[num:] = 0
-            self.codes = np.zeros(num, np.int8)
-            self._waiting = {i: min(i + _CHUNK_SAMPLES, num) for i in range(0, num, _CHUNK_SAMPLES)}
-            chunks = list(self._waiting.items())
-        except BaseException as error:  # raised again in the consumer
-            self._error = error
-            self.done.set()
-            return
+        """In a thread: everything that needs no pixels (rows, boxes, draws, memory); then hands out the chunks."""
+        self._guard(self._plan)
+        chunks = list(self._waiting.items())
+        for start, stop in chunks:
+            self.loader._workers.submit(self._decode, start, stop)
         if not chunks:
             self._finish()
-        for start, stop in chunks:
-            loader._workers.submit(self._decode, start, stop)
+
+    def _guard(self, function: Callable[..., None], *arguments: Any) -> None:
+        if self.cancelled or self._error is not None:
+            return
+        try:
+            function(*arguments)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the consumer raises it again
+            self._error = error
+
+    def _plan(self) -> None:
+        loader, num = self.loader, self.num_valid
+        self.rows = loader.data.rows(self.indices[:num])
+        self.boxes: list[np.ndarray] = []
+        self.draws: list[tuple[dict[str, np.ndarray], ...]] = []
+        for number, view in enumerate(loader.views):
+            keys = Keys(loader.seed, self.epoch, self.indices[:num], number)
+            self.boxes.append(view.crop.boxes(keys, self.rows.height, self.rows.width))
+            # Padding has draws too (those of index -1): ops are applied to whole batches.
+            self.draws.append(view.draw(Keys(loader.seed, self.epoch, self.indices, number)))
+        self.pixels = [self._memory(view.crop.size_px) for view in loader.views]
+        self.outs = [pixels.numpy() for pixels in self.pixels]
+        for out in self.outs:
+            out[num:] = 0
+        self.codes = np.zeros(num, np.int8)
+        self._waiting = {i: min(i + _CHUNK_SAMPLES, num) for i in range(0, num, _CHUNK_SAMPLES)}
 
     def _memory(self, size_px: int) -> Tensor:
         # torch's pinned allocator is the ring: it hands a block out again only after the copies from it have ended.
@@ -258,30 +263,25 @@ class _Job:
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self.loader._copies is not None)
 
     def _decode(self, start: int, stop: int) -> None:
-        try:
-            if not self.cancelled and self._error is None:
-                self.codes[start:stop] = self.loader.decoder.decode(
-                    Rows(*(column[start:stop] for column in self.rows)),
-                    [boxes[start:stop] for boxes in self.boxes],
-                    [out[start:stop] for out in self.outs],
-                )
-        except BaseException as error:  # raised again in the consumer
-            self._error = error
+        self._guard(self._decode_chunk, start, stop)
         with self._lock:
             del self._waiting[start]
             last = not self._waiting
         if last:
             self._finish()
 
+    def _decode_chunk(self, start: int, stop: int) -> None:
+        self.codes[start:stop] = self.loader.decoder.decode(
+            Rows(*(column[start:stop] for column in self.rows)),
+            [boxes[start:stop] for boxes in self.boxes],
+            [out[start:stop] for out in self.outs],
+        )
+
     def _finish(self) -> None:
-        try:
-            if not self.cancelled and self._error is None:
-                self._batch = self._assemble()
-        except BaseException as error:  # raised again in the consumer
-            self._error = error
+        self._guard(self._assemble)
         self.done.set()
 
-    def _assemble(self) -> Batch:
+    def _assemble(self) -> None:
         indices = self.indices.astype(np.int64)
         labels = np.full(len(indices), PADDING, np.int64)
         labels[: self.num_valid] = self.rows.label
@@ -303,7 +303,7 @@ class _Job:
                 batch = _to_device(batch, self.loader.device)
                 self._copied = torch.cuda.Event()
                 self._copied.record()
-        return batch
+        self._batch = batch
 
     def _fill_bad(self, indices: np.ndarray, labels: np.ndarray) -> list[BadSample]:
         """Bad slots are filled with the picture and label of the batch's next good one; their index becomes -1."""
@@ -318,7 +318,9 @@ class _Job:
                 raise BadSampleError(str(bad[-1]))
         good = np.flatnonzero(self.codes == GOOD)
         if not len(good):
-            raise BadSampleError(f"{bad[0]} (all {len(bad)} samples of epoch {self.epoch}, step {self.step} are bad)")
+            raise BadSampleError(
+                f"{bad[0]} (all {len(bad)} samples of epoch {self.epoch}, step {self.step} are bad)"
+            )
         for i in np.flatnonzero(self.codes != GOOD):
             source = good[np.searchsorted(good, i) % len(good)]
             for out in self.outs:
@@ -350,7 +352,10 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
 
     return Batch(
         images=[move(images) for images in batch.images],
-        draws=[tuple({key: move(value) for key, value in draw.items()} for draw in draws) for draws in batch.draws],
+        draws=[
+            tuple({key: move(value) for key, value in draw.items()} for draw in draws)
+            for draws in batch.draws
+        ],
         indices=move(batch.indices),
         labels=move(batch.labels),
         epoch=batch.epoch,

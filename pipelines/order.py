@@ -5,11 +5,10 @@ a slice of positions, split between the ranks: the samples of a step are the sam
 """
 
 import numpy as np
-
 from fastpsl.kernels.draws import Keys, Slot, words
 
 PADDING = -1
-_BLOCK = 1 << 20  # samples whose random words are made at once: 16 MB of counters, not 16 bytes times the data set
+_BLOCK = 1 << 20  # samples whose random words are made at once
 
 
 def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:

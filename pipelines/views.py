@@ -6,10 +6,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.normalise import normalise
+from torch import Tensor
 
 Draw = dict[str, np.ndarray]
 
@@ -63,7 +62,9 @@ class ViewSpec:
         The shape is the last op's: [B, 3, S, S], or [B * tiles, 3, T, T] after JigsawTiles.
         """
         if len(draws) != len(self.ops):
-            raise ValueError(f"{len(draws)} draws were given for {len(self.ops)} ops; pass the draws of this view")
+            raise ValueError(
+                f"{len(draws)} draws were given for {len(self.ops)} ops; pass the draws of this view"
+            )
         for op, draw in zip(self.ops, draws, strict=True):
             images = op(images, draw)
         return normalise(images, self.mean, self.std, dtype)

