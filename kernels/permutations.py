@@ -5,7 +5,7 @@ permutations of n agree in one place on average) and at most (n - 1) N / (N - 1)
 
 Nine pieces are the points of the projective line over GF(8). PGL(2,8), x → (ax + b) / (cx + d), has 504 elements that
 agree pairwise in at most 2 places; with the Frobenius map x → x² it grows to PΓL(2,8), 1,512 that agree in at most 3;
-its cosets, each chosen to be the farthest from those before, give a minimum distance of 4 up to 12,096 permutations and
+its cosets, each chosen to be the farthest from those before, give a minimum distance of 4 up to 16,632 permutations and
 3 or 2 up to all 9!. So sets of 500, 1,000 and 2,000 have minima of 7, 6 and 4 (greedily 5, 5 and 4); 7 and 6 are the
 best possible, since at most 9! / 6! = 504 can differ in 7 places. Every prefix has the best mean that its size allows.
 

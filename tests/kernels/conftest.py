@@ -1,0 +1,55 @@
+"""What the kernels' tests share: pictures, tensors from draws, and the one table of tolerances."""
+
+import numpy as np
+import pytest
+import torch
+
+# By the result's dtype: (relative, absolute). Half is one rounding of a float32 result; uint8 results are only moved.
+TOLERANCES = {
+    torch.uint8: (0.0, 0.0),
+    torch.float32: (1e-5, 1e-5),
+    torch.float16: (1e-3, 5e-4),
+    torch.bfloat16: (8e-3, 4e-3),
+}
+
+
+@pytest.fixture
+def make_images():
+    """make_images(batch, height, width, dtype) → [B, 3, H, W] channels-last: noise on a slope, with grey pixels."""
+
+    def make(batch: int, height: int, width: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+        generator = np.random.default_rng(seed)
+        slope = np.linspace(0, 1, height * width).reshape(1, 1, height, width)
+        x = 0.5 * slope + 0.5 * generator.random((batch, 3, height, width))
+        x[:, :, ::5, ::3] = x[:, :1, ::5, ::3]
+        x[:, :, 1::7] = np.round(x[:, :, 1::7])  # black, white and pure colours: hue's corner cases
+        images = torch.from_numpy(x * 255).round().to(torch.uint8)
+        if dtype != torch.uint8:
+            images = (images.to(torch.float32) / 255).to(dtype)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    return make
+
+
+@pytest.fixture
+def as_tensors():
+    """A draw of numpy arrays as tensors."""
+
+    def convert(draw: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in draw.items()}
+
+    return convert
+
+
+@pytest.fixture
+def assert_close():
+    """assert_close(actual, expected): same shape, values within the tolerance of actual's dtype."""
+
+    def compare(actual: torch.Tensor, expected: torch.Tensor) -> None:
+        relative, absolute = TOLERANCES[actual.dtype]
+        assert actual.shape == expected.shape, (actual.shape, expected.shape)
+        error = (actual.double() - expected.double()).abs() - relative * expected.double().abs()
+        worst = error.max().item() if error.numel() else 0.0
+        assert worst <= absolute, f"off by {worst} beyond the relative tolerance, {actual.dtype}"
+
+    return compare

@@ -1,0 +1,194 @@
+"""Boxes equal torchvision's algorithm on equal uniforms, lie inside the image, and follow their draws."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
+
+from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
+from fastpsl.kernels.draws import Keys, Slot, words
+
+SIDES = [1, 2, 3, 7, 32, 75, 224, 225, 256, 333, 500, 1000, 4000, 30000]
+
+
+def images(num=3000, seed=0):
+    generator = np.random.default_rng(seed)
+    heights = generator.choice(SIDES, num).astype(np.int32)
+    widths = generator.choice(SIDES, num).astype(np.int32)
+    return Keys(7, 3, generator.integers(0, 2**40, num), 1), heights, widths
+
+
+def random_resized_reference(keys, heights, widths, scale, ratio):
+    boxes = []
+    for row, height, width in zip(
+        words(keys, Slot.CROP, 40).tolist(), heights.tolist(), widths.tolist(), strict=True
+    ):
+        box = None
+        for a, b, c, d in np.reshape(row, (10, 4)).tolist():
+            target = height * width * (scale[0] + (scale[1] - scale[0]) * (a >> 8) / 2**24)
+            low, high = math.log(ratio[0]), math.log(ratio[1])
+            aspect = math.exp(low + (high - low) * (b >> 8) / 2**24)
+            w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                box = (c * (height - h + 1) >> 32, d * (width - w + 1) >> 32, h, w)
+                break
+        if box is None:
+            w, h = width, height
+            if width / height < ratio[0]:
+                h = round(w / ratio[0])
+            elif width / height > ratio[1]:
+                w = round(h * ratio[1])
+            box = ((height - h) // 2, (width - w) // 2, h, w)
+        boxes.append(box)
+    return np.array(boxes)
+
+
+def assert_inside(boxes, heights, widths):
+    top, left, height, width = boxes.T.astype(np.int64)
+    assert min(top.min(), left.min()) >= 0 and min(height.min(), width.min()) >= 1
+    assert (top + height <= heights).all() and (left + width <= widths).all()
+
+
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.2, 1.0), (0.9, 1.0), (1.0, 1.0)])
+@pytest.mark.parametrize("ratio", [(3 / 4, 4 / 3), (1.0, 1.0), (0.5, 3.0)])
+def test_random_resized_crop_equals_the_loop(scale, ratio):
+    keys, heights, widths = images()
+    boxes = RandomResizedCrop(224, scale, ratio).boxes(keys, heights, widths)
+    assert boxes.dtype == np.int32
+    np.testing.assert_array_equal(boxes, random_resized_reference(keys, heights, widths, scale, ratio))
+    assert_inside(boxes, heights, widths)
+
+
+@pytest.mark.parametrize("constant", ["scale", "ratio"])
+def test_two_percent_are_seen_in_random_resized_crop(constant):
+    keys, heights, widths = images(500)
+    moved = {"scale": (0.08 * 1.02, 1.0), "ratio": (3 / 4 * 1.02, 4 / 3)}[constant]
+    boxes = RandomResizedCrop(224, **{constant: moved}).boxes(keys, heights, widths)
+    expected = random_resized_reference(keys, heights, widths, (0.08, 1.0), (3 / 4, 4 / 3))
+    assert (boxes != expected).any(1).mean() > 0.1  # the most extreme shapes fall back either way
+
+
+class Feed:
+    """One sample's words in torchvision's order: two uniforms a try, two integers for the try that fits."""
+
+    def __init__(self, row):
+        self.blocks, self.num_uniforms, self.num_integers = np.reshape(row, (10, 4)).tolist(), 0, 0
+
+    def uniform(self):
+        block, lane = divmod(self.num_uniforms, 2)
+        self.num_uniforms += 1
+        return (self.blocks[block][lane] >> 8) / 2**24
+
+    def integer(self, high):
+        word = self.blocks[(self.num_uniforms - 1) // 2][2 + self.num_integers]
+        self.num_integers += 1
+        return word * high >> 32
+
+
+def test_random_resized_crop_equals_torchvision_on_equal_uniforms(monkeypatch):
+    """torchvision's own code, fed with our words where it asks torch for random numbers."""
+    keys, heights, widths = images(1500, seed=1)
+    expected = []
+    for row, height, width in zip(words(keys, Slot.CROP, 40), heights.tolist(), widths.tolist(), strict=True):
+        feed = Feed(row)
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                torch.Tensor,
+                "uniform_",
+                lambda self, low, high, feed=feed: self.fill_(low + (high - low) * feed.uniform()),
+            )
+            patch.setattr(
+                torch,
+                "randint",
+                lambda low, high, size, feed=feed: torch.full(size, low + feed.integer(high - low)),
+            )
+            image = torch.empty(1).expand(3, height, width)
+            expected.append(TorchvisionCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]))
+    same = (RandomResizedCrop(224).boxes(keys, heights, widths) == np.array(expected)).all(1)
+    assert same.mean() > 0.99, same.mean()  # torchvision's logarithms and areas are float32
+
+
+@pytest.mark.parametrize("shorter_px, size_px", [(256, 225), (256, 224), (32, 32), (40, 3)])
+@pytest.mark.parametrize("random", [True, False])
+def test_shorter_side_crop_equals_the_loop(shorter_px, size_px, random):
+    keys, heights, widths = images(1000)
+    boxes = ShorterSideCrop(shorter_px, size_px, random).boxes(keys, heights, widths)
+    expected = []
+    for (a, b), height, width in zip(
+        words(keys, Slot.CROP, 2).tolist(), heights.tolist(), widths.tolist(), strict=True
+    ):
+        side = max(1, round(size_px * min(height, width) / shorter_px))
+        top, left = (height - side) // 2, (width - side) // 2
+        if random:
+            top, left = a * (height - side + 1) >> 32, b * (width - side + 1) >> 32
+        expected.append((top, left, side, side))
+    np.testing.assert_array_equal(boxes, expected)
+    assert_inside(boxes, heights, widths)
+
+
+def test_central_box_is_that_of_resize_and_centre_crop():
+    """Within a source pixel, for ordinary photos."""
+    for height, width in [(375, 500), (500, 333), (256, 256), (1200, 1600)]:
+        keys = Keys(0, 0, np.zeros(1, np.int64))
+        box = ShorterSideCrop(256, 224, random=False).boxes(
+            keys, np.array([height], np.int32), np.array([width], np.int32)
+        )[0]
+        scale = min(height, width) / 256
+        resized = [side / scale for side in (height, width)]
+        expected = [(side - 224) / 2 * scale for side in resized] + [224 * scale] * 2
+        assert np.abs(box - np.array(expected)).max() <= 1
+
+
+@pytest.mark.parametrize("constant", ["shorter_px", "size_px"])
+def test_two_percent_are_seen_in_shorter_side_crop(constant):
+    keys = Keys(0, 0, np.arange(50, dtype=np.int64))
+    heights, widths = np.full(50, 375, np.int32), np.full(50, 500, np.int32)
+    sizes = {"shorter_px": 256, "size_px": 225}
+    right = ShorterSideCrop(**sizes).boxes(keys, heights, widths)
+    sizes[constant] = round(sizes[constant] * 1.02)
+    assert (ShorterSideCrop(**sizes).boxes(keys, heights, widths) != right).any(1).all()
+
+
+def test_every_place_of_a_random_crop_comes():
+    keys = Keys(0, 0, np.arange(4000, dtype=np.int64))
+    boxes = ShorterSideCrop(10, 8).boxes(keys, np.full(4000, 10, np.int32), np.full(4000, 14, np.int32))
+    assert np.bincount(boxes[:, 0]).tolist() == pytest.approx([4000 / 3] * 3, rel=0.1)
+    assert np.bincount(boxes[:, 1]).tolist() == pytest.approx([4000 / 7] * 7, rel=0.2)
+
+
+@pytest.mark.parametrize("crop", [RandomResizedCrop(224), ShorterSideCrop()])
+def test_views_epochs_and_batches(crop):
+    heights, widths = np.full(40, 375, np.int32), np.full(40, 500, np.int32)
+    keys = Keys(7, 3, np.arange(40, dtype=np.int64))
+    boxes = crop.boxes(keys, heights, widths)
+    assert (crop.boxes(Keys(7, 3, keys.indices, 1), heights, widths) != boxes).any(1).mean() > 0.9
+    assert (crop.boxes(Keys(7, 4, keys.indices), heights, widths) != boxes).any(1).mean() > 0.9
+    part = Keys(7, 3, keys.indices[[30, 4]])
+    np.testing.assert_array_equal(crop.boxes(part, heights[:2], widths[:2]), boxes[[30, 4]])
+    assert crop.boxes(Keys(7, 3, keys.indices[:0]), heights[:0], widths[:0]).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: RandomResizedCrop(0), "crop size 0 px"),
+        (lambda: RandomResizedCrop(8, scale=(0.5, 1.5)), "crop scale"),
+        (lambda: RandomResizedCrop(8, scale=(0.5, 0.2)), "crop scale"),
+        (lambda: RandomResizedCrop(8, ratio=(0.0, 1.0)), "crop ratio"),
+        (lambda: ShorterSideCrop(224, 225), "225 px given for a shorter side of 224"),
+        (lambda: RandomResizedCrop(8).check(0, 5), "0 x 5 px"),
+        (lambda: ShorterSideCrop(256, 2).check(63, 500), "63 x 500 px .* 64 px and more"),
+    ],
+)
+def test_impossible_crops_are_one_line(make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value) and "allowed" in str(error.value)
+
+
+def test_possible_crops_pass_the_check():
+    RandomResizedCrop(224).check(1, 1)
+    ShorterSideCrop(256, 2).check(64, 64)
+    ShorterSideCrop().check(1, 1)

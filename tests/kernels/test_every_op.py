@@ -1,0 +1,101 @@
+"""What all ops promise: dtypes, channels-last, batches of none, no look at another sample, no wait for the device."""
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fastpsl.kernels.blur import GaussianBlur
+from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.jigsaw import JigsawTiles
+from fastpsl.kernels.normalise import normalise
+from fastpsl.kernels.rotate90 import Rotate90
+from fastpsl.kernels.sobel import Sobel
+
+MOVES = [Flip(), Rotate90(4), Rotate90(2), JigsawTiles(3, 11, 8, 500)]
+CHANGES = [ColourDistortion(0.8, 0.8, 0.8, 0.2), Grey(0.5), GaussianBlur(9), Sobel(0.5)]
+OPS = MOVES + CHANGES
+DTYPES = [torch.uint8, torch.float32, torch.float16, torch.bfloat16]
+NAMES = [type(op).__name__ for op in OPS]
+
+
+def keys(num):
+    return Keys(9, 4, np.arange(num, dtype=np.int64))
+
+
+@pytest.mark.parametrize("op", OPS, ids=NAMES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", [0, 1, 5])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_dtype_layout_and_range(op, dtype, batch, layout, make_images, as_tensors):
+    images = make_images(batch, 33, 33, dtype).contiguous(memory_format=layout)
+    before = images.clone()
+    out = op(images, as_tensors(op.draw(keys(batch))))
+    assert torch.equal(images, before)  # the input is not written to
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert out.dtype == (torch.float32 if op in CHANGES and dtype == torch.uint8 else dtype)
+    num_tiles, side = (9, 8) if isinstance(op, JigsawTiles) else (1, 33)
+    assert out.shape == (batch * num_tiles, 3, side, side)
+    if batch and out.dtype != torch.uint8:
+        assert 0 <= out.min() and out.max() <= (255 if out.dtype == torch.uint8 else 1)
+
+
+@pytest.mark.parametrize("op", OPS, ids=NAMES)
+def test_a_sample_alone_is_as_in_its_batch(op, make_images, as_tensors, assert_close):
+    images = make_images(12, 33, 33, torch.float32)
+    whole = op(images, as_tensors(op.draw(keys(12))))
+    part = Keys(9, 4, np.array([7, 2], np.int64))
+    alone = op(images[[7, 2]], as_tensors(op.draw(part)))
+    assert_close(alone, whole.unflatten(0, (12, -1))[[7, 2]].flatten(0, 1))
+    for name, values in op.draw(part).items():
+        np.testing.assert_array_equal(values, op.draw(keys(12))[name][[7, 2]])
+
+
+@pytest.mark.parametrize(
+    "op", [op for op in OPS if not isinstance(op, JigsawTiles)], ids=lambda op: type(op).__name__
+)
+def test_something_happens(op, make_images, as_tensors):
+    """Both kinds of samples are in the batch of these tests: changed and left alone."""
+    images = make_images(24, 33, 33, torch.float32)
+    changed = (op(images, as_tensors(op.draw(keys(24)))) != images).flatten(1).any(1)
+    assert 0 < changed.sum() < 24
+
+
+@pytest.mark.parametrize("op", OPS, ids=NAMES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_value_is_asked_for_on_the_host(op, dtype, make_images, as_tensors):
+    """Tensors without values: `.item()`, a mask as an index or a tensor on another device raise here."""
+    images = make_images(3, 33, 33, dtype)
+    draw = as_tensors(op.draw(keys(3)))
+    with FakeTensorMode() as mode:
+        fake = {name: mode.from_tensor(values) for name, values in draw.items()}
+        out = normalise(op(mode.from_tensor(images), fake), (0.5,) * 3, (0.2,) * 3, torch.float16)
+    assert out.shape[1] == 3 and out.dtype == torch.float16
+
+
+@pytest.mark.parametrize("op", OPS, ids=NAMES)
+@pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def test_the_device_agrees_with_the_cpu_and_never_waits(op, device, make_images, as_tensors, assert_close):
+    images = make_images(5, 33, 33, torch.float32)
+    draw = as_tensors(op.draw(keys(5)))
+    expected = normalise(op(images, draw), (0.5,) * 3, (0.2,) * 3, torch.float16)
+    there = {name: values.to(device) for name, values in draw.items()}
+    on_device = images.to(device)
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = normalise(op(on_device, there), (0.5,) * 3, (0.2,) * 3, torch.float16)
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert out.device.type == device
+    assert_close(out.cpu(), expected)
+
+
+@pytest.mark.parametrize("op", OPS, ids=NAMES)
+def test_views_differ(op):
+    one, other = op.draw(keys(200)), op.draw(Keys(9, 4, keys(200).indices, view=1))
+    assert any((one[name] != other[name]).mean() > 0.05 for name in one)
