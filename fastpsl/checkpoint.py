@@ -1,0 +1,96 @@
+"""Checkpoints: written beside and renamed, the last few kept, read with weights_only; a corrupt one is passed over."""
+
+import io
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT = 1
+
+
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Write `data` to `path` so that at any moment `path` is absent, old or whole: temporary file, fsync, rename.
+
+    Raises OSError (disk full, read-only) after removing the temporary file.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The state in a checkpoint file, on the CPU. ValueError where it is missing, corrupt or of another kind.
+
+    torch's reader does not compare the zip's checksums; Python's zipfile does, so a flipped bit is found.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(
+                f"{path} is corrupt ({damaged} fails its checksum): resume from an older checkpoint"
+            )
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"no checkpoint {path}: give an existing file, or --resume auto") from None
+    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is no readable checkpoint ({error}): resume from an older one") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is not a fastpsl checkpoint of format {FORMAT}: resume needs one of this version"
+        )
+    return state
+
+
+class Checkpoints:
+    """The folder OUT/checkpoints with files step-00000120.pt, the number being steps since the run began."""
+
+    def __init__(self, folder: Path, keep: int = 3):
+        self.folder = folder
+        self.keep = keep
+
+    def paths(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted(p for p in self.folder.glob("step-*.pt") if re.fullmatch(r"step-\d{8}\.pt", p.name))
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Write `state` for `step`, then delete all but the last `keep`. OSError leaves the older ones as they were."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        torch.save({"format": FORMAT, **state}, buffer)
+        path = self.folder / f"step-{step:08d}.pt"
+        write_atomically(path, buffer.getbuffer())
+        for old in self.paths()[: -self.keep]:
+            old.unlink()
+        return path
+
+    def newest(self) -> tuple[Path, dict[str, Any], list[str]] | None:
+        """The newest readable checkpoint with its state, and what was wrong with the ones that were passed over.
+
+        None where there is no checkpoint; ValueError where there are some and none can be read.
+        """
+        problems: list[str] = []
+        for path in reversed(self.paths()):
+            try:
+                return path, read_checkpoint(path), problems
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise ValueError(f"no checkpoint in {self.folder} can be read; the newest: {problems[0]}")
+        return None

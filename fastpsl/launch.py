@@ -1,0 +1,96 @@
+"""From a recipe's options to a finished, preempted or failed run: exit codes, status.json, the one line for people."""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+import torch
+
+from fastpsl.distributed import join_world, leave_world
+from fastpsl.options import RunOptions
+from fastpsl.pictures import draw_curve
+from fastpsl.reporter import summary_line
+from fastpsl.run import Run
+from fastpsl.trainer import Job, pretrain, torch_seed
+
+EXIT_FINISHED, EXIT_CRASHED, EXIT_USER_ERROR, EXIT_PREEMPTED = 0, 1, 2, 75
+Options = TypeVar("Options", bound=RunOptions)
+
+
+def launch(recipe: str, parse: Callable[[], Options], build: Callable[[Options], Job]) -> NoReturn:
+    """Run a recipe and leave the process: 0 finished, 2 user error, 75 preempted (resume it), 1 crashed.
+
+    ValueError and OSError are the user's (one line, no traceback); whatever else is ours, with its traceback.
+    """
+    opened: list[Run] = []
+    rank = int(os.environ.get("RANK", 0))
+    try:
+        options = parse()
+        code = _run(recipe, options, build, opened)
+    except (ValueError, OSError) as error:
+        code = EXIT_USER_ERROR
+        reason = " ".join(str(error).split())
+        _report_failure(opened, rank, f"{recipe}: {reason}", reason)
+    except Exception as error:
+        code = EXIT_CRASHED
+        _report_failure(opened, rank, traceback.format_exc(), f"{type(error).__name__}: {error}")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code in (EXIT_USER_ERROR, EXIT_CRASHED) and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        os._exit(code)  # peers may be gone: a process group that waits for them must not keep us
+    leave_world()
+    sys.exit(code)
+
+
+def _run(recipe: str, options: Options, build: Callable[[Options], Job], opened: list[Run]) -> int:
+    world = join_world(options.device, timeout_s=10 * options.timeout_s)
+    torch.manual_seed(torch_seed(options.seed))  # initial weights
+    job = build(options)
+    run = Run(recipe, options, world)
+    opened.append(run)
+    finished = pretrain(job, run)
+    if world.rank == 0:
+        _say_the_end(run, finished)
+    run.close()
+    return EXIT_FINISHED if finished else EXIT_PREEMPTED
+
+
+def _say_the_end(run: Run, finished: bool) -> None:
+    assert run.reporter.progress
+    run.reporter.progress.close()
+    run.write_status(*(("finished", "") if finished else ("preempted", "stopped by a signal")))
+    checkpoint = run.checkpoints.paths()[-1]
+    if not finished:
+        where = f"stage {run.position.stage + 1}, step {run.position.step}"
+        print(f"stopped by a signal in {where}; the same command with --out {run.folder} goes on from there")
+    for summary in run.position.summaries:
+        print(summary_line(summary))
+    print(f"checkpoint {checkpoint}")
+    print(f"training curve {draw_curve(run.folder)}")
+    for sheet in sorted(run.folder.glob("contact-sheet-*.png")):
+        print(f"contact sheet {sheet}")
+
+
+def _report_failure(opened: list[Run], rank: int, error: str, reason: str) -> None:
+    """Say why, once, in status.json and on the terminal.
+
+    A rank that fails breaks the others' collective calls: those find `failed` in status.json and keep quiet. Where all
+    ranks fail alike, the others wait a moment, rank 0 says it, and torchrun ends them.
+    """
+    for run in opened:
+        run.agreement.close()
+        if run.reporter.progress:
+            run.reporter.progress.close()
+        if run.failed_elsewhere():
+            return
+        try:
+            run.write_status("failed", reason if run.world.size == 1 else f"rank {rank}: {reason}")
+        except OSError as problem:
+            print(f"status.json could not be written: {problem}", file=sys.stderr)
+    if rank != 0:
+        time.sleep(1.0)
+        error = f"rank {rank}: {error}"
+    print(error, file=sys.stderr, flush=True)

@@ -1,0 +1,105 @@
+"""One stage's learning state: module, optimiser, scaler; one step of it, and its score on held-out data."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastpsl.distributed import World, sum_over_ranks
+from fastpsl.pipelines.loader import Batch, Loader
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.stage import Metrics, StageModule
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FP16_INITIAL_SCALE = 65536.0
+
+
+class Learner:
+    """Steps of `module` by `optimiser` in `precision`; the same code with one rank and with many.
+
+    The scaler is used in every precision: with scale 1 outside fp16 it changes no value, but it hands found_inf to the
+    fused optimiser as a tensor, which then skips a step with non-finite gradients without the host looking.
+    """
+
+    def __init__(
+        self,
+        module: StageModule,
+        optimiser: torch.optim.Optimizer,
+        views: Sequence[ViewSpec],
+        precision: str,
+        world: World,
+    ):
+        self.module, self.optimiser, self.views, self.world = module, optimiser, views, world
+        self.dtype = DTYPES[precision]
+        scale = FP16_INITIAL_SCALE if precision == "fp16" else 1.0
+        self.scaler = torch.amp.GradScaler(world.device.type, init_scale=scale)
+        self.num_skipped = torch.zeros((), device=world.device)
+        optimiser.register_step_pre_hook(self._count_skipped)
+        self.forward: nn.Module = module
+        if world.size > 1:
+            self.forward = DistributedDataParallel(module, gradient_as_bucket_view=True)
+
+    def step(self, batches: Sequence[Batch] | Iterator[Batch], num_batches: int, lr: float) -> Metrics:
+        """One optimiser step on the mean gradient of the next `num_batches` batches; metrics summed, still on device."""
+        totals: Metrics = {}
+        batches = iter(batches)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        for number in range(num_batches):
+            batch = next(batches)
+            last = number == num_batches - 1
+            with contextlib.nullcontext() if last or self.world.size == 1 else self.forward.no_sync():  # type: ignore[operator]
+                loss, metrics = self._forward(batch)
+                self.scaler.scale(loss / num_batches).backward()
+            for name, (value, count) in metrics.items():
+                before = totals.get(name, (0.0, 0.0))
+                totals[name] = (before[0] + value, before[1] + count)
+        self.scaler.step(self.optimiser)
+        if self.dtype == torch.float16:
+            self.scaler.update()
+        else:
+            self.scaler.update(new_scale=1.0)
+        self.optimiser.zero_grad(set_to_none=True)
+        return totals
+
+    @torch.no_grad()
+    def evaluate(self, loader: Loader) -> dict[str, float]:
+        """Means of the metrics over `loader`'s data, all ranks together; padded samples count for nothing."""
+        totals: dict[str, Tensor] = {}
+        self.module.eval()
+        for batch in loader.epoch(0):
+            _, metrics = self._forward(batch)  # through DDP: it gives every rank rank 0's running statistics
+            for name, pair in metrics.items():
+                totals[name] = totals.get(name, 0) + torch.stack(pair).double()
+        self.module.train()
+        return {
+            name: float(value / count)
+            for name, (value, count) in (
+                (n, sum_over_ranks(self.world, t).tolist()) for n, t in totals.items()
+            )
+        }
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        inputs = batch.inputs(self.views, self.dtype)
+        enabled = self.dtype != torch.float32
+        with torch.autocast(self.world.device.type, dtype=self.dtype if enabled else None, enabled=enabled):
+            return self.forward(inputs, batch)
+
+    def _count_skipped(self, optimiser: torch.optim.Optimizer, *_: Any) -> None:
+        self.num_skipped += optimiser.found_inf  # type: ignore[attr-defined]  # set by the scaler for fused optimisers
+
+    def state_dict(self) -> dict[str, Any]:
+        """Head, optimiser and scaler; the backbone is saved by its owner."""
+        return {
+            "head": self.module.head.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.module.head.load_state_dict(state["head"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,150 @@
+"""Options that all recipes share, and how a recipe's PAPER and SAMPLE values become its options."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+import tyro
+
+from fastpsl.plan import PLANS
+
+
+def machine(default: Any) -> Any:
+    """A field that may differ on resume; every other field is science and must be as it was."""
+    return field(default=default, metadata={"machine": True})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Fields marked `machine(...)` describe the machine and may change on resume; the others are the experiment."""
+
+    data: str | None = machine(None)
+    """Training images: a beton, or a quoted glob of shards. Without it: the embedded sample."""
+    val: str | None = machine(None)
+    """Held-out images for the score at each stage's end (the sample brings its own)."""
+    out: Path | None = machine(None)
+    """The run's folder; without it a new numbered one under runs/."""
+    resume: str = machine("auto")
+    """auto: from the newest checkpoint in --out, if there is one; never: only into a fresh folder; or a checkpoint's PATH."""
+    plan: Literal["psl", "sl", "psl_f", "end_to_end"] = "psl"
+    """Which blocks learn what, and when (psl.txt, sections 3.2 and 4.5)."""
+    stage_epochs: tuple[int, ...] = (60, 60, 60)
+    """Epochs of each stage."""
+    batch_size: int = 256
+    """Images a step, over all ranks and accumulated batches."""
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: fp16 on CUDA, fp32 on the CPU."""
+    frozen_batchnorm: Literal["eval", "train"] = "eval"
+    """How blocks before the stage normalise."""
+    sync_batchnorm: bool = False
+    """BatchNorm statistics over all ranks (CUDA only)."""
+    max_steps_per_stage: int | None = machine(None)
+    """Cut each stage short after so many steps; its schedule stays that of the whole stage."""
+    device: Literal["auto", "cpu", "cuda"] = machine("auto")
+    decoder: str = machine("auto")
+    """ffcv, torchvision, synthetic, or auto."""
+    num_threads: int | None = machine(None)
+    """Decoding threads of this rank; default: this machine's cores over its ranks."""
+    accumulate: int = machine(1)
+    """Batches whose gradients make one step: the paper's batch on fewer GPUs."""
+    prefetch_batches: int = machine(3)
+    timeout_s: float = machine(120.0)
+    """Longest wait for a batch (and, ten times that, for another rank)."""
+    on_bad_sample: Literal["raise", "skip"] = machine("raise")
+    """A sample that cannot be decoded: stop, or fill its place from the batch, count and name it."""
+    checkpoint_minutes: float = machine(20.0)
+    """Checkpoint so often (0: not by the clock); also at each stage's end and on SIGTERM or SIGINT."""
+    checkpoint_steps: int = machine(0)
+    """Checkpoint every so many steps (0: not by steps)."""
+    keep_checkpoints: int = machine(3)
+    log_steps: int = machine(10)
+    """Steps between looks at the numbers: the only times that the host waits for the device."""
+    tensorboard: bool = machine(True)
+    wandb: bool = machine(False)
+
+    def __post_init__(self) -> None:
+        positive = (
+            "batch_size",
+            "accumulate",
+            "prefetch_batches",
+            "timeout_s",
+            "keep_checkpoints",
+            "log_steps",
+        )
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: it must be above 0")
+        for name in ("checkpoint_minutes", "checkpoint_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: it must be 0 (never) or more"
+                )
+        for name in ("max_steps_per_stage", "num_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {value}: it must be 1 or more, or left out")
+        if self.plan not in PLANS:
+            raise ValueError(f"unknown plan {self.plan!r}: allowed are {', '.join(PLANS)}")
+
+    def science(self) -> dict[str, Any]:
+        """The fields that must be equal on resume, as plain values."""
+        chosen = (f.name for f in fields(self) if not f.metadata.get("machine"))
+        return {name: _plain(getattr(self, name)) for name in chosen}
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, as plain values."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+    def rank_batch(self, world_size: int) -> int:
+        """Images a rank decodes at a time. ValueError where ranks and accumulation do not divide the batch."""
+        share, rest = divmod(self.batch_size, world_size * self.accumulate)
+        if rest or not share:
+            raise ValueError(
+                f"--batch-size {self.batch_size} over {world_size} ranks with --accumulate {self.accumulate} does not "
+                f"divide: choose a batch that is a multiple of {world_size * self.accumulate}"
+            )
+        return share
+
+    def resolved_precision(self, device: torch.device) -> str:
+        if self.precision != "auto":
+            return self.precision
+        return "fp16" if device.type == "cuda" else "fp32"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+Options = TypeVar("Options", bound=RunOptions)
+
+
+def parse_options(
+    kind: type[Options], paper: Mapping[str, Any], sample: Mapping[str, Any], description: str, *, quiet: bool
+) -> Options:
+    """Options from the command line; what it leaves open is `paper`'s with --data, and `sample`'s without.
+
+    description: shown by --help. quiet: print no errors of the parser (ranks other than 0).
+    """
+    options = tyro.cli(kind, default=kind(**paper), description=description, console_outputs=not quiet)
+    if options.data is None:
+        options = tyro.cli(
+            kind, default=kind(**{**paper, **sample}), description=description, console_outputs=not quiet
+        )
+    return options
+
+
+def describe_choice(options: RunOptions, paper: Mapping[str, Any]) -> str:
+    """The first line of a recipe's output: whose values it uses, and where they differ from the paper's."""
+    ours = options.as_dict()
+    changed = [
+        f"{name} {ours[name]} (paper {_plain(value)})"
+        for name, value in paper.items()
+        if ours[name] != _plain(value)
+    ]
+    data = options.data or "the embedded sample"
+    return f"{data}: " + (", ".join(changed) if changed else "all values as in the paper")

@@ -1,0 +1,72 @@
+"""What a person sees while training: one live screen on a terminal, plain lines elsewhere; rank 0 only."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+PLAIN_LINE_EVERY_S = 10.0
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, second = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
+
+
+class Progress:
+    """`show(record)` replaces the screen (or adds a line, at most every ten seconds); `say(text)` adds a line for good."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._live: Live | None = None
+        self._last_line = 0.0
+
+    def show(self, record: dict[str, Any]) -> None:
+        """record: stage, level, step, num_steps, eta_s, and the numbers of a log step (see `reporter.Reporter`)."""
+        if not self.console.is_terminal:
+            now = time.monotonic()
+            if now - self._last_line >= PLAIN_LINE_EVERY_S or record["step"] == record["num_steps"]:
+                self._last_line = now
+                self.console.print(self._line(record))
+            return
+        if self._live is None:
+            self._live = Live(console=self.console, auto_refresh=False)
+            self._live.start()
+        self._live.update(self._screen(record), refresh=True)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    @staticmethod
+    def _cells(record: dict[str, Any]) -> dict[str, str]:
+        cells = {
+            "stage": f"{record['stage']} level G{record['level']}",
+            "step": f"{record['step']}/{record['num_steps']}",
+        }
+        cells |= {name: f"{value:.4g}" for name, value in record["metrics"].items()}
+        return cells | {
+            "lr": f"{record['lr']:.3g}",
+            "img/s": f"{record['images_per_s']:.0f}",
+            "data wait": f"{record['data_wait_percent']:.0f} %",
+            "ETA": clock(record["eta_s"]),
+        }
+
+    def _line(self, record: dict[str, Any]) -> str:
+        return "  ".join(f"{name} {value}" for name, value in self._cells(record).items())
+
+    def _screen(self, record: dict[str, Any]) -> Table:
+        table = Table()
+        cells = self._cells(record)
+        for name in cells:
+            table.add_column(name, justify="right")
+        table.add_row(*cells.values())
+        return table

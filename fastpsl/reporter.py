@@ -1,0 +1,222 @@
+"""Numbers of a run: one JSON line a step, TensorBoard and W&B, the progress screen, a summary per stage."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from fastpsl.checkpoint import write_atomically
+from fastpsl.distributed import World, sum_over_ranks
+from fastpsl.pipelines.loader import Batch
+from fastpsl.plan import Stage
+from fastpsl.progress import Progress, clock
+from fastpsl.stage import Metrics
+
+SUMMARY_STEPS = 10  # a stage's loss "at its start" and "at its end" are means over this many steps
+
+
+class MetricsFile:
+    """metrics.jsonl: a line for each step, each step once. Lines past a resumed checkpoint are cut off first."""
+
+    def __init__(self, path: Path, resumed_run_step: int):
+        self.path = path
+        self.lines: list[dict[str, Any]] = []
+        if path.exists():
+            kept = [line for line in self._complete(path.read_text()) if line["run_step"] <= resumed_run_step]
+            self.lines = kept
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    @staticmethod
+    def _complete(text: str) -> Iterator[dict[str, Any]]:
+        for line in text.splitlines(keepends=True):
+            if line.endswith("\n"):  # a kill may leave half a line at the end
+                yield json.loads(line)
+
+    def append(self, lines: list[dict[str, Any]]) -> None:
+        self.lines += lines
+        with open(self.path, "a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def of_stage(self, name: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["stage"] == name]
+
+
+class Reporter:
+    """Collects each step's metrics on the device and looks at them once every `log_steps`: the only host syncs."""
+
+    def __init__(
+        self,
+        folder: Path,
+        world: World,
+        *,
+        batch_size: int,
+        log_steps: int,
+        resumed_run_step: int,
+        tensorboard: bool,
+        wandb: bool,
+        config: dict[str, Any],
+    ):
+        self.world, self.batch_size, self.log_steps = world, batch_size, log_steps
+        self.progress = Progress() if world.rank == 0 else None
+        self.file = MetricsFile(folder / "metrics.jsonl", resumed_run_step) if world.rank == 0 else None
+        self.board = self.wandb = None
+        if world.rank == 0 and tensorboard:
+            self.board = SummaryWriter(folder / "tensorboard", purge_step=resumed_run_step + 1)
+        if world.rank == 0 and wandb:
+            self.wandb = start_wandb(folder, config)
+        self._pending: list[tuple[dict[str, Any], Tensor]] = []
+        self._names: list[str] = []
+        self._wait_s = 0.0
+        self._window_started = time.perf_counter()
+        self._skipped = 0.0
+        self._num_skipped: Tensor | None = None
+
+    def say(self, text: str) -> None:
+        """A line for people, once."""
+        if self.progress:
+            self.progress.say(text)
+
+    def stage_begins(self, stage: Stage, step: int, num_steps: int) -> None:
+        self._stage, self._num_steps, self._skipped = stage, num_steps, 0.0
+        self._window_started, self._wait_s = time.perf_counter(), 0.0
+        self.say(f"{stage}; steps {step} to {num_steps}")
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """`batches`, with the time that the loop waits for each added to data wait."""
+        while True:
+            started = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                self._wait_s += time.perf_counter() - started
+            yield batch
+
+    def step(self, step: int, run_step: int, lr: float, metrics: Metrics, num_skipped: Tensor) -> None:
+        """Note one step. `num_skipped`: steps of this stage whose gradients were not finite, counted on the device."""
+        self._names = list(metrics)
+        row = {
+            "run_step": run_step,
+            "stage": self._stage.name,
+            "level": self._stage.level,
+            "step": step,
+            "lr": lr,
+        }
+        self._pending.append((row, torch.stack([torch.stack(pair).float() for pair in metrics.values()])))
+        self._num_skipped = num_skipped
+        if step % self.log_steps == 0 or step == self._num_steps:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sum the pending metrics over the ranks, fetch and write them. Every rank calls it at the same step."""
+        if not self._pending:
+            return
+        sums = torch.stack([values for _, values in self._pending])  # [steps, metrics, (sum, count)]
+        rows = sum_over_ranks(self.world, sums).tolist()
+        skipped = float(self._num_skipped) if self._num_skipped is not None else 0.0
+        now = time.perf_counter()
+        elapsed = max(now - self._window_started, 1e-9)
+        lines = [
+            row
+            | {
+                name: total / count if count else None
+                for name, (total, count) in zip(self._names, values, strict=True)
+            }
+            for (row, _), values in zip(self._pending, rows, strict=True)
+        ]
+        if self.file and self.progress:
+            self.file.append(lines)
+            self._show(lines, elapsed)
+            if skipped > self._skipped:
+                self.say(
+                    f"{skipped - self._skipped:.0f} of steps {lines[0]['step']} to {lines[-1]['step']} had gradients that "
+                    f"are not finite and changed nothing (usual while fp16 finds its scale)"
+                )
+        self._pending, self._skipped = [], skipped
+        self._window_started, self._wait_s = time.perf_counter(), 0.0
+
+    def _show(self, lines: list[dict[str, Any]], elapsed: float) -> None:
+        assert self.progress
+        last = lines[-1]
+        means = {}
+        for name in self._names:
+            values = [line[name] for line in lines if line[name] is not None]
+            means[name] = sum(values) / max(len(values), 1)
+        record = {
+            "stage": self._stage.name,
+            "level": self._stage.level,
+            "step": last["step"],
+            "num_steps": self._num_steps,
+            "metrics": means,
+            "lr": last["lr"],
+            "images_per_s": self.batch_size * len(lines) / elapsed,
+            "data_wait_percent": 100 * self._wait_s / elapsed,
+            "eta_s": (self._num_steps - last["step"]) * elapsed / len(lines),
+        }
+        self.progress.show(record)
+        scalars = means | {k: record[k] for k in ("lr", "images_per_s", "data_wait_percent")}
+        if self.board:
+            for name, value in scalars.items():
+                self.board.add_scalar(name, value, last["run_step"])
+        if self.wandb:
+            self.wandb.log(scalars, step=last["run_step"])
+
+    def stage_summary(
+        self, stage: Stage, seconds: float, held_out: dict[str, float], chance: float | None
+    ) -> dict[str, Any]:
+        """The stage in numbers: steps, seconds, loss at its start and end, held-out metrics; rank 0's is the true one."""
+        lines = self.file.of_stage(stage.name) if self.file else []
+        losses = [line["loss"] for line in lines if line.get("loss") is not None]
+        head, tail = losses[:SUMMARY_STEPS], losses[-SUMMARY_STEPS:]
+        summary: dict[str, Any] = {
+            "stage": stage.name,
+            "level": stage.level,
+            "num_steps": len(lines),
+            "seconds": round(seconds, 1),
+            "loss_start": sum(head) / len(head) if head else None,
+            "loss_end": sum(tail) / len(tail) if tail else None,
+            "held_out": held_out,
+            "chance": chance,
+        }
+        self.say(summary_line(summary))
+        return summary
+
+    def close(self) -> None:
+        if self.progress:
+            self.progress.close()
+        if self.board:
+            self.board.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+def summary_line(summary: dict[str, Any]) -> str:
+    """One line for people of a stage's summary."""
+    text = f"{summary['stage']} (level G{summary['level']}): {summary['num_steps']} steps in {clock(summary['seconds'])}"
+    if summary["loss_start"] is not None:
+        text += f", loss {summary['loss_start']:.3f} → {summary['loss_end']:.3f}"
+    if "accuracy" in summary["held_out"]:
+        text += f", held-out accuracy {100 * summary['held_out']['accuracy']:.1f} %"
+        if summary["chance"] is not None:
+            text += f" (chance {100 * summary['chance']:.1f} %)"
+    return text
+
+
+def start_wandb(folder: Path, config: dict[str, Any]) -> Any:
+    """A W&B run that resumes under the folder's own id. ValueError where wandb is not installed."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError('--wandb, but wandb is not installed: pip install "fastpsl[wandb]"') from error
+    return wandb.init(
+        dir=folder, id=f"{folder.parent.name}-{folder.name}", name=folder.name, resume="allow", config=config
+    )

@@ -1,0 +1,250 @@
+"""One run on one machine: its folder, data, checkpoints and reporting. What is learned is the job's, not this file's."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastpsl.checkpoint import Checkpoints, read_checkpoint, write_atomically
+from fastpsl.distributed import Agreement, World, share
+from fastpsl.options import RunOptions
+from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pictures import save_contact_sheet
+from fastpsl.plan import Stage
+from fastpsl.reporter import Reporter
+from fastpsl.sample import sample_paths
+from fastpsl.stage import Task, call_if_there
+
+PACKAGES = ("torch", "torchvision", "numba", "numpy", "kornia", "ffcv", "triton")
+
+
+@dataclass
+class Position:
+    """Where training stands: step `step` of stage `stage` comes next, `run_step` steps were made in all stages.
+
+    `first_epoch` is the stage's first epoch counted over all stages: draws and orders never repeat between stages.
+    """
+
+    stage: int = 0
+    step: int = 0
+    run_step: int = 0
+    first_epoch: int = 0
+    seconds: float = 0.0  # spent in the steps of this stage
+    summaries: list[dict[str, Any]] = field(default_factory=list)  # of the stages that ended
+
+    def next_stage(self, epochs: int) -> None:
+        """Go to the start of the next stage; the one that ended was planned for `epochs`."""
+        self.stage, self.step, self.seconds = self.stage + 1, 0, 0.0
+        self.first_epoch += epochs
+
+
+class Run:
+    """Opens everything that a run needs; ValueError before anything is written where the request cannot be served."""
+
+    def __init__(self, recipe: str, options: RunOptions, world: World):
+        self.options, self.world = options, world
+        self.precision = options.resolved_precision(world.device)
+        self.batch_size = options.rank_batch(world.size)
+        if options.sync_batchnorm and world.device.type != "cuda":
+            raise ValueError("--sync-batchnorm needs CUDA: torch's SyncBatchNorm does not run on the CPU")
+        self.train_data, self.val_data = open_data(options)
+        self.science = options.science() | {
+            "recipe": recipe,
+            "precision": self.precision,
+            "data_digest": self.train_data.digest(),
+        }
+        self.folder = Path(share(world, str(self._choose_folder(recipe)) if world.rank == 0 else None))
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", options.keep_checkpoints)
+        self.resume_state, notes = self._find_checkpoint()
+        self.position = Position(**self.resume_state["position"]) if self.resume_state else Position()
+        if world.rank == 0:
+            self._write_records()
+        self.agreement = Agreement(world, options.checkpoint_minutes)
+        self.reporter = Reporter(
+            self.folder,
+            world,
+            batch_size=options.batch_size,
+            log_steps=options.log_steps,
+            resumed_run_step=self.position.run_step,
+            tensorboard=options.tensorboard,
+            wandb=options.wandb,
+            config=options.as_dict(),
+        )
+        for note in notes:
+            self.reporter.say(note)
+
+    def _choose_folder(self, recipe: str) -> Path:
+        options = self.options
+        if options.out is not None:
+            folder = options.out
+        elif options.resume not in ("auto", "never"):
+            folder = Path(options.resume).resolve().parent.parent
+        else:
+            return new_numbered_folder(Path("runs"), recipe)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise ValueError(
+                f"--out {folder} is a file: give a folder, or a path that does not exist yet"
+            ) from None
+        return folder
+
+    def _find_checkpoint(self) -> tuple[dict[str, Any] | None, list[str]]:
+        options, notes = self.options, []
+        chosen: str | None = None
+        if options.resume == "never":
+            if self.checkpoints.paths():
+                raise ValueError(
+                    f"--resume never, but {self.checkpoints.folder} holds checkpoints: give another --out, or --resume auto"
+                )
+        elif options.resume != "auto":
+            chosen = options.resume
+        elif self.world.rank == 0 and (found := self.checkpoints.newest()):
+            chosen = str(found[0])
+            notes += [f"passed over: {problem}" for problem in found[2]]
+        chosen = share(self.world, chosen)
+        if chosen is None:
+            return None, notes
+        state = read_checkpoint(Path(chosen))
+        refuse_other_science(state["science"], self.science, chosen)
+        changed = [
+            f"{k} {v} → {self._machine()[k]}" for k, v in state["machine"].items() if v != self._machine()[k]
+        ]
+        where = state["position"]
+        notes.append(f"resuming {chosen}: stage {where['stage'] + 1}, step {where['step']}")
+        if changed:
+            notes.append(f"changed since then (allowed): {', '.join(changed)}")
+        return state, notes
+
+    def _machine(self) -> dict[str, Any]:
+        names = set(self.options.as_dict()) - set(self.options.science()) - {"data", "val", "out", "resume"}
+        values = {name: self.options.as_dict()[name] for name in sorted(names)}
+        return values | {"world_size": self.world.size, "device": self.world.device.type}
+
+    def _write_records(self) -> None:
+        config = {"options": self.options.as_dict(), "science": self.science, "command": sys.argv}
+        write_atomically(self.folder / "config.json", json.dumps(config, indent=1).encode())
+        write_atomically(
+            self.folder / "environment.json", json.dumps(environment(self.world), indent=1).encode()
+        )
+        self.write_status("running", "")
+
+    def loader(self, data: Beton | Synthetic, views: Sequence[ViewSpec], *, train: bool) -> Loader:
+        """A loader of this rank's share of `data`: shuffled and augmented alike for training and evaluation."""
+        options, world = self.options, self.world
+        return Loader(
+            data,
+            views,
+            batch_size=self.batch_size,
+            seed=options.seed,
+            rank=world.rank,
+            world=world.size,
+            train=train,
+            decoder=options.decoder,
+            num_threads=options.num_threads or max((os.cpu_count() or 1) // world.local_size, 1),
+            device=str(world.device),
+            prefetch_batches=options.prefetch_batches,
+            timeout_s=options.timeout_s,
+            on_bad_sample=options.on_bad_sample,
+        )
+
+    def save_checkpoint(self, run_step: int, state: dict[str, Any]) -> Path:
+        return self.checkpoints.save(run_step, {"science": self.science, "machine": self._machine(), **state})
+
+    def write_status(self, state: str, reason: str) -> None:
+        """status.json: running, finished, preempted or failed; under torchrun, whose exit codes differ, it is the truth."""
+        where = {"stage": self.position.stage + 1, "step": self.position.step}
+        write_atomically(
+            self.folder / "status.json", json.dumps({"state": state, **where, "reason": reason}).encode()
+        )
+
+    def failed_elsewhere(self) -> bool:
+        """Whether another rank has already said why the run failed."""
+        return json.loads((self.folder / "status.json").read_text())["state"] == "failed"
+
+    def draw_contact_sheet(self, task: Task, stage: Stage, loader: Loader) -> None:
+        """contact-sheet-G<level>.png: what the network sees at this level; nothing where the task draws none."""
+        batches = loader.epoch(self.position.first_epoch)
+        batch = next(batches)
+        batches.close()
+        pictures = call_if_there(task, "contact_sheet", batch.inputs(loader.views, torch.float32), batch)
+        if pictures is not None:
+            save_contact_sheet(pictures, self.folder / f"contact-sheet-G{stage.level}.png")
+
+    def close(self) -> None:
+        self.reporter.close()
+        self.agreement.close()
+        self.train_data.close()
+        if self.val_data is not None:
+            self.val_data.close()
+
+
+def open_data(options: RunOptions) -> tuple[Beton | Synthetic, Beton | Synthetic | None]:
+    """Training and held-out data: --data and --val, or the embedded sample's."""
+    if options.data is None:
+        paths = sample_paths()
+        return Beton(paths.train), Beton(options.val or paths.test)
+    return Beton(options.data), Beton(options.val) if options.val else None
+
+
+def new_numbered_folder(parent: Path, name: str) -> Path:
+    """parent/name-001, -002, …: the first number that is free, made here (several runs may ask at once)."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1 + max(
+        (int(p.name.rsplit("-", 1)[1]) for p in parent.glob(f"{name}-[0-9][0-9][0-9]*")), default=0
+    )
+    while True:
+        folder = parent / f"{name}-{number:03d}"
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def refuse_other_science(saved: dict[str, Any], asked: dict[str, Any], path: str) -> None:
+    """ValueError naming every field in which a checkpoint's experiment differs from the one asked for."""
+    different = [
+        f"{name} ({saved.get(name)} there, {asked.get(name)} now)"
+        for name in sorted(saved.keys() | asked.keys())
+        if saved.get(name) != asked.get(name)
+    ]
+    if different:
+        raise ValueError(
+            f"{path} belongs to another experiment: {', '.join(different)}; give the same values, or another --out"
+        )
+
+
+def environment(world: World) -> dict[str, Any]:
+    """Machine, versions and commit, for the run's record."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    here = Path(__file__).resolve().parent
+    git = subprocess.run(
+        ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+    )
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None,
+        "world_size": world.size,
+        "torch_threads": torch.get_num_threads(),
+        "commit": git.stdout.strip() or None,
+        "packages": versions,
+    }

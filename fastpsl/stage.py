@@ -1,0 +1,104 @@
+"""The module that one stage trains: frozen blocks, learning blocks, head and loss in one forward."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fastpsl.pipelines.loader import Batch
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.plan import Stage
+
+Metrics = dict[str, tuple[Tensor, Tensor]]
+"""Metric name → (sum over the valid samples, number of them), both float32 scalars on the device."""
+
+
+class Task(Protocol):
+    """What the trainer asks of a pretext task. Nothing to inherit from: `docs/add_a_task.md` writes one in 40 lines.
+
+    A task may also have, and the trainer then calls:
+      start_stage(stage, trunk, head)  a new stage's modules are made: build momentum copies, empty queues
+      after_step()                     after each optimiser step: momentum updates, queues
+      end_of_epoch()                   after an epoch's last step: new labels, order weights
+      state_dict(), load_state_dict()  everything it wants back on resume. `state_dict()` is called on every rank at the
+                                       same step and may communicate; rank 0's answer is the one that is saved
+      chance(level)                    accuracy of guessing, to stand beside the held-out accuracy
+      contact_sheet(inputs, batch)     float32 [n,3,h,w] in [0,1]: what the network sees, for people
+    """
+
+    num_levels: int
+
+    def views(self, level: int) -> tuple[ViewSpec, ...]:
+        """The views that level `level` (from 1) needs of each sample."""
+        ...
+
+    def head(self, level: int, channels: int) -> nn.Module:
+        """A new head for the stage, on `channels` feature maps of the stage's last block."""
+        ...
+
+    def loss(
+        self, trunk: "Trunk", head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+    ) -> tuple[Tensor, Metrics]:
+        """Mean loss over samples with `batch.indices >= 0`, and metrics; `inputs[k]` is view k, ready for the trunk."""
+        ...
+
+
+class Trunk(nn.Module):
+    """Blocks 1 to `stage.last_block` of a backbone: images [B,C,H,W] to that block's features. Sets requires_grad.
+
+    Only blocks of the stage learn (psl.txt, section 3.4). Blocks before them run under no_grad; with
+    `frozen_batchnorm="eval"` they also normalise by their running statistics and do not move them. The paper does not
+    say which it used: "eval" is our choice, so that a finished block stays as it is; "train" is the other reading.
+    """
+
+    def __init__(self, backbone: nn.Module, stage: Stage, frozen_batchnorm: str = "eval"):
+        super().__init__()
+        blocks = backbone.blocks()  # type: ignore[operator]
+        backbone.requires_grad_(False)
+        self.frozen = nn.ModuleList(blocks[: stage.first_learning - 1])
+        self.learning = nn.ModuleList(blocks[stage.first_learning - 1 : stage.last_block]).requires_grad_(
+            True
+        )
+        self.frozen_batchnorm = frozen_batchnorm
+        self.train()
+
+    def train(self, mode: bool = True) -> "Trunk":
+        super().train(mode)
+        self.frozen.train(mode and self.frozen_batchnorm == "train")
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            for block in self.frozen:
+                images = block(images)
+        for block in self.learning:
+            images = block(images)
+        return images
+
+
+class StageModule(nn.Module):
+    """Trunk, head and the task's loss in one forward, as DDP must see exactly one a step."""
+
+    def __init__(self, trunk: Trunk, head: nn.Module, task: Task):
+        super().__init__()
+        self.trunk, self.head = trunk, head
+        self._loss = task.loss  # the task is no submodule: its momentum copies are no business of DDP's
+
+    def forward(self, inputs: Sequence[Tensor], batch: Batch) -> tuple[Tensor, Metrics]:
+        return self._loss(self.trunk, self.head, inputs, batch)
+
+    def learning_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters that the stage's optimiser gets: learning blocks, then the head."""
+        yield from self.trunk.learning.named_parameters(prefix="trunk")
+        yield from self.head.named_parameters(prefix="head")
+
+
+def call_if_there(task: Task, hook: str, *arguments: Any) -> Any:
+    """Call an optional hook of a task (see `Task`); None where it has no such hook."""
+    method = getattr(task, hook, None)
+    return None if method is None else method(*arguments)
+
+
+def task_state(task: Task) -> Mapping[str, Any]:
+    return call_if_there(task, "state_dict") or {}

@@ -1,0 +1,124 @@
+"""Jigsaw puzzles in levels (psl.txt, section 3.3.1 and Table 1; section 4.1 "Jigsaw puzzle")."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastpsl.kernels.crops import ShorterSideCrop
+from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.jigsaw import JigsawTiles
+from fastpsl.pipelines.loader import Batch
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.stage import Metrics, Trunk
+
+
+class Jigsaw:
+    """Predict which of `counts[level-1]` permutations shuffled the tiles of an image.
+
+    Paper: the tiles "are stacked along the channels". Here: one shared trunk per tile, embeddings concatenated, as in
+    its sources [23] and [38]; a 27-channel conv1 could not be probed on images.
+    Paper: tiles are permuted before the network. Here: embeddings are permuted after it. A trunk and an embedding that
+    all tiles share commute with the permutation, so one permutation an image gives the paper's loss and gradients, and
+    k of them (`permutations_per_image`) cost one trunk pass.
+    Paper: no grey; so neither here (its sources make 30 to 66 % of images grey).
+
+    permutations: integers [N, grid²], 0-based: position j of a puzzle shows tile permutations[label, j]; nested levels
+    are prefixes of it. counts: rising sizes of the levels, at most N.
+    """
+
+    def __init__(
+        self,
+        permutations: np.ndarray,
+        counts: Sequence[int] = (500, 1000, 2000),
+        *,
+        shorter_px: int = 256,
+        grid: int = 3,
+        cell_px: int = 75,
+        tile_px: int = 64,
+        permutations_per_image: int = 1,
+        embedding_width: int = 1000,
+    ):
+        if permutations.ndim != 2 or permutations.shape[1] != grid**2:
+            raise ValueError(
+                f"permutations of shape {permutations.shape}: a {grid}x{grid} grid needs [N, {grid**2}]"
+            )
+        if list(counts) != sorted(counts) or min(counts) < 2 or max(counts) > len(permutations):
+            raise ValueError(
+                f"levels of {tuple(counts)} permutations: they must rise and lie within 2 and {len(permutations)}"
+            )
+        self.permutations = torch.from_numpy(permutations.astype(np.int64))
+        self.counts = tuple(counts)
+        self.num_levels = len(self.counts)
+        self.grid, self.cell_px, self.tile_px, self.shorter_px = grid, cell_px, tile_px, shorter_px
+        self.permutations_per_image = permutations_per_image
+        self.embedding_width = embedding_width
+
+    def views(self, level: int) -> tuple[ViewSpec, ...]:
+        """Shorter side to 256, a random window of 225, flip, nine cells of 75 with a random 64-px tile in each."""
+        tiles = JigsawTiles(
+            self.grid, self.cell_px, self.tile_px, self.counts[level - 1], self.permutations_per_image
+        )
+        window = ShorterSideCrop(self.shorter_px, self.grid * self.cell_px)
+        return (ViewSpec(window, ops=(Flip(0.5), tiles)),)
+
+    def head(self, level: int, channels: int) -> nn.Module:
+        return JigsawHead(channels, self.embedding_width, self.permutations[: self.counts[level - 1]])
+
+    def loss(
+        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+    ) -> tuple[Tensor, Metrics]:
+        """Cross-entropy over permutations; accuracy = puzzles named right."""
+        labels = batch.draws[0][-1]["permutation"]  # [B, k], drawn with the tiles
+        logits = head(trunk(inputs[0]), labels).float()  # [B, k, N]
+        valid = (batch.indices >= 0).float()[:, None].expand_as(labels)
+        num_valid = valid.sum()
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+        loss = (losses * valid).sum() / num_valid.clamp(min=1)
+        right = ((logits.argmax(-1) == labels) * valid).sum()
+        return loss, {"loss": (loss.detach() * num_valid, num_valid), "accuracy": (right, num_valid)}
+
+    def chance(self, level: int) -> float:
+        """Accuracy of guessing."""
+        return 1 / self.counts[level - 1]
+
+    def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Each window as cut, and beside it the puzzle that the network is asked about, gaps between the tiles."""
+        view = self.views(1)[0]
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (view.mean, view.std))
+        tiles = (inputs[0].float().cpu() * std + mean).clamp(0, 1)
+        tiles = F.pad(tiles, (1, 1, 1, 1), value=1.0).unflatten(0, (-1, self.grid**2))
+        chosen = self.permutations[batch.draws[0][-1]["permutation"][:, 0].cpu()]
+        shuffled = tiles.gather(1, chosen.view(*chosen.shape, 1, 1, 1).expand_as(tiles))
+        # [B, tiles, 3, h, w] → [B, 3, rows*h, columns*w]
+        whole, puzzle = (
+            t.unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+            for t in (tiles, shuffled)
+        )
+        return torch.cat([whole, whole.new_ones(*whole.shape[:3], 4), puzzle], 3)
+
+
+class JigsawHead(nn.Module):
+    """Average pool, Linear C→width with BatchNorm and ReLU shared by the tiles, concatenation, Linear to N.
+
+    VISSL's head (PROTOCOLS A1, Linear 2048→1000 + BN + ReLU per tile, Linear 9000→N) on the stage's last block; the
+    paper does not state the head widths on B3 and B4.
+    """
+
+    permutations: Tensor
+
+    def __init__(self, channels: int, width: int, permutations: Tensor):
+        super().__init__()
+        self.num_tiles = permutations.shape[1]
+        self.embed = nn.Sequential(nn.Linear(channels, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True))
+        self.classify = nn.Linear(self.num_tiles * width, len(permutations))
+        self.register_buffer("permutations", permutations, persistent=False)
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Features [B*tiles, C, h, w] and labels [B, k] to logits [B, k, N] of the tiles permuted by each label."""
+        embeddings = self.embed(features.mean((2, 3))).unflatten(0, (-1, self.num_tiles))  # [B, tiles, width]
+        order = self.permutations[labels].flatten(1)  # [B, k*tiles]
+        puzzles = embeddings.gather(1, order[:, :, None].expand(-1, -1, embeddings.shape[2]))
+        return self.classify(puzzles.view(*labels.shape, -1))

@@ -1,0 +1,141 @@
+"""The training loop. It knows stages, steps and batches, never a task's name."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastpsl.learner import Learner
+from fastpsl.optimisers import Schedule, sgd
+from fastpsl.pipelines.loader import Loader
+from fastpsl.plan import Stage
+from fastpsl.run import Run
+from fastpsl.stage import StageModule, Task, Trunk, call_if_there, task_state
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a recipe hands over: the learning problem. The machine's part is in `Run`."""
+
+    task: Task
+    backbone: nn.Module
+    stages: tuple[Stage, ...]
+    schedule: Schedule
+    optimiser: Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer] = sgd
+
+
+def torch_seed(*numbers: int) -> int:
+    """A 63-bit seed from numbers: torch's own randomness (initial weights, dropout) is a function of position too."""
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "little") >> 1
+
+
+def pretrain(job: Job, run: Run) -> bool:
+    """Train through the plan, from the run's checkpoint if it has one. False when a signal stopped it (after saving)."""
+    state, position = run.resume_state, run.position
+    if run.options.sync_batchnorm:
+        nn.SyncBatchNorm.convert_sync_batchnorm(job.backbone)
+    job.backbone.to(run.world.device, memory_format=torch.channels_last)
+    if state:
+        job.backbone.load_state_dict(state["backbone"])
+    while len(position.summaries) < len(job.stages):
+        if len(position.summaries) > position.stage:
+            position.next_stage(job.stages[position.stage].epochs)
+            state = None
+        if not StageRun(job, run, state).to_its_end():
+            return False
+    return True
+
+
+class StageRun:
+    """The stage at which the run stands, from there (and the checkpoint `state` of there) to the stage's end."""
+
+    def __init__(self, job: Job, run: Run, state: dict[str, Any] | None):
+        self.job, self.run, self.position = job, run, run.position
+        self.stage = stage = job.stages[run.position.stage]
+        self.views = job.task.views(stage.level)
+        torch.manual_seed(torch_seed(run.options.seed, run.position.stage))
+        head = job.task.head(stage.level, job.backbone.channels[stage.last_block - 1])  # type: ignore[index, operator]
+        if run.options.sync_batchnorm:
+            head = nn.SyncBatchNorm.convert_sync_batchnorm(head)
+        trunk = Trunk(job.backbone, stage, run.options.frozen_batchnorm)
+        module = StageModule(trunk, head.to(run.world.device), job.task)
+        call_if_there(job.task, "start_stage", stage, trunk, head)
+        optimiser = job.optimiser(module.learning_parameters())
+        self.learner = Learner(module, optimiser, self.views, run.precision, run.world)
+        if state:
+            self.learner.load_state_dict(state["learner"])
+            call_if_there(job.task, "load_state_dict", state["task"])
+
+    def to_its_end(self) -> bool:
+        """Train, save, evaluate. False when a signal stopped it; what was learned is saved then too."""
+        run, position = self.run, self.position
+        with run.loader(run.train_data, self.views, train=True) as loader:
+            self.num_steps = self.stage.epochs * (loader.num_steps // run.options.accumulate)
+            finished = self._train(loader)
+        self.save()
+        if finished:
+            held_out: dict[str, float] = {}
+            if run.val_data is not None:
+                with run.loader(run.val_data, self.views, train=False) as loader:
+                    held_out = self.learner.evaluate(loader)
+            chance = call_if_there(self.job.task, "chance", self.stage.level)
+            position.summaries.append(
+                run.reporter.stage_summary(self.stage, position.seconds, held_out, chance)
+            )
+            self.save()
+        return finished
+
+    def _train(self, loader: Loader) -> bool:
+        job, run, position, options = self.job, self.run, self.position, self.run.options
+        steps_per_epoch = loader.num_steps // options.accumulate
+        last_step = min(self.num_steps, options.max_steps_per_stage or self.num_steps)
+        run.reporter.stage_begins(self.stage, position.step, last_step)
+        if position.step == 0 and run.world.rank == 0:
+            run.draw_contact_sheet(job.task, self.stage, loader)
+        while position.step < last_step:
+            epoch, step_in_epoch = divmod(position.step, steps_per_epoch)
+            batches = loader.epoch(position.first_epoch + epoch, step_in_epoch * options.accumulate)
+            timed = run.reporter.timed(batches)
+            for _ in range(step_in_epoch, min(steps_per_epoch, last_step - position.step + step_in_epoch)):
+                torch.manual_seed(torch_seed(options.seed, position.stage, position.step, run.world.rank))
+                started = time.perf_counter()
+                lr = job.schedule(position.step, self.num_steps)
+                metrics = self.learner.step(timed, options.accumulate, lr)
+                call_if_there(job.task, "after_step")
+                position.step += 1
+                position.run_step += 1
+                if position.step % steps_per_epoch == 0:
+                    call_if_there(job.task, "end_of_epoch")
+                position.seconds += time.perf_counter() - started
+                run.reporter.step(position.step, position.run_step, lr, metrics, self.learner.num_skipped)
+                decision = run.agreement.after_step()
+                if decision.stop and position.step < last_step:
+                    batches.close()
+                    return False
+                if decision.checkpoint or (
+                    options.checkpoint_steps and position.run_step % options.checkpoint_steps == 0
+                ):
+                    self.save()
+            batches.close()
+        return True
+
+    def save(self) -> None:
+        """Checkpoint on rank 0; called by every rank at the same step, as a task's state may have to be gathered."""
+        self.run.reporter.flush()  # metrics first: a line without a checkpoint is cut off on resume, never the reverse
+        task = dict(task_state(self.job.task))
+        if self.run.world.rank == 0:
+            self.run.save_checkpoint(
+                self.position.run_step,
+                {
+                    "position": asdict(self.position),
+                    "backbone": self.job.backbone.state_dict(),
+                    "learner": self.learner.state_dict(),
+                    "task": task,
+                    "input": self.views[0].input_record(),
+                },
+            )
+        self.run.agreement.checkpointed()
