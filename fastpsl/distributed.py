@@ -23,6 +23,11 @@ class World:
     device: torch.device
 
 
+def own_rank() -> int:
+    """This process's rank by torchrun's environment; 0 without it."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def choose_device(name: str, local_rank: int) -> torch.device:
     """`auto` (CUDA where there is one), `cpu` or `cuda`. ValueError where CUDA is asked for and absent."""
     if name not in ("auto", "cpu", "cuda"):
@@ -44,7 +49,12 @@ def join_world(device_name: str, timeout_s: float) -> World:
     """Read torchrun's environment, choose the device, start the process group (NCCL for CUDA, Gloo for the CPU)."""
     rank, size, local_rank, local_size = (
         int(os.environ.get(name, default))
-        for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
+        for name, default in (
+            ("RANK", "0"),
+            ("WORLD_SIZE", "1"),
+            ("LOCAL_RANK", "0"),
+            ("LOCAL_WORLD_SIZE", "1"),
+        )
     )
     device = choose_device(device_name, local_rank)
     if device.type == "cuda":

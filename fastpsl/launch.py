@@ -9,7 +9,7 @@ from typing import NoReturn, TypeVar
 
 import torch
 
-from fastpsl.distributed import join_world, leave_world
+from fastpsl.distributed import join_world, leave_world, own_rank
 from fastpsl.options import RunOptions
 from fastpsl.pictures import draw_curve
 from fastpsl.reporter import summary_line
@@ -26,7 +26,7 @@ def launch(recipe: str, parse: Callable[[], Options], build: Callable[[Options],
     ValueError and OSError are the user's (one line, no traceback); whatever else is ours, with its traceback.
     """
     opened: list[Run] = []
-    rank = int(os.environ.get("RANK", 0))
+    rank = own_rank()
     try:
         options = parse()
         code = _run(recipe, options, build, opened)
@@ -34,12 +34,12 @@ def launch(recipe: str, parse: Callable[[], Options], build: Callable[[Options],
         code = EXIT_USER_ERROR
         reason = " ".join(str(error).split())
         _report_failure(opened, rank, f"{recipe}: {reason}", reason)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (reported in full; the process ends here)
         code = EXIT_CRASHED
         _report_failure(opened, rank, traceback.format_exc(), f"{type(error).__name__}: {error}")
     sys.stdout.flush()
     sys.stderr.flush()
-    if code in (EXIT_USER_ERROR, EXIT_CRASHED) and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if code in (EXIT_USER_ERROR, EXIT_CRASHED) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         os._exit(code)  # peers may be gone: a process group that waits for them must not keep us
     leave_world()
     sys.exit(code)

@@ -8,25 +8,24 @@ from typing import Any, Literal, TypeVar
 import torch
 import tyro
 
+from fastpsl.distributed import own_rank
 from fastpsl.plan import PLANS
 
-
-def machine(default: Any) -> Any:
-    """A field that may differ on resume; every other field is science and must be as it was."""
-    return field(default=default, metadata={"machine": True})
+# A field with this may differ on resume; every other one is science and must be as it was.
+MACHINE = {"machine": True}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Fields marked `machine(...)` describe the machine and may change on resume; the others are the experiment."""
+    """Fields marked MACHINE describe the machine and may change on resume; the others are the experiment."""
 
-    data: str | None = machine(None)
+    data: str | None = field(default=None, metadata=MACHINE)
     """Training images: a beton, or a quoted glob of shards. Without it: the embedded sample."""
-    val: str | None = machine(None)
+    val: str | None = field(default=None, metadata=MACHINE)
     """Held-out images for the score at each stage's end (the sample brings its own)."""
-    out: Path | None = machine(None)
+    out: Path | None = field(default=None, metadata=MACHINE)
     """The run's folder; without it a new numbered one under runs/."""
-    resume: str = machine("auto")
+    resume: str = field(default="auto", metadata=MACHINE)
     """auto: from the newest checkpoint in --out, if there is one; never: only into a fresh folder; or a checkpoint's PATH."""
     plan: Literal["psl", "sl", "psl_f", "end_to_end"] = "psl"
     """Which blocks learn what, and when (psl.txt, sections 3.2 and 4.5)."""
@@ -41,29 +40,29 @@ class RunOptions:
     """How blocks before the stage normalise."""
     sync_batchnorm: bool = False
     """BatchNorm statistics over all ranks (CUDA only)."""
-    max_steps_per_stage: int | None = machine(None)
+    max_steps_per_stage: int | None = field(default=None, metadata=MACHINE)
     """Cut each stage short after so many steps; its schedule stays that of the whole stage."""
-    device: Literal["auto", "cpu", "cuda"] = machine("auto")
-    decoder: str = machine("auto")
+    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=MACHINE)
+    decoder: str = field(default="auto", metadata=MACHINE)
     """ffcv, torchvision, synthetic, or auto."""
-    num_threads: int | None = machine(None)
+    num_threads: int | None = field(default=None, metadata=MACHINE)
     """Decoding threads of this rank; default: this machine's cores over its ranks."""
-    accumulate: int = machine(1)
+    accumulate: int = field(default=1, metadata=MACHINE)
     """Batches whose gradients make one step: the paper's batch on fewer GPUs."""
-    prefetch_batches: int = machine(3)
-    timeout_s: float = machine(120.0)
+    prefetch_batches: int = field(default=3, metadata=MACHINE)
+    timeout_s: float = field(default=120.0, metadata=MACHINE)
     """Longest wait for a batch (and, ten times that, for another rank)."""
-    on_bad_sample: Literal["raise", "skip"] = machine("raise")
+    on_bad_sample: Literal["raise", "skip"] = field(default="raise", metadata=MACHINE)
     """A sample that cannot be decoded: stop, or fill its place from the batch, count and name it."""
-    checkpoint_minutes: float = machine(20.0)
+    checkpoint_minutes: float = field(default=20.0, metadata=MACHINE)
     """Checkpoint so often (0: not by the clock); also at each stage's end and on SIGTERM or SIGINT."""
-    checkpoint_steps: int = machine(0)
+    checkpoint_steps: int = field(default=0, metadata=MACHINE)
     """Checkpoint every so many steps (0: not by steps)."""
-    keep_checkpoints: int = machine(3)
-    log_steps: int = machine(10)
+    keep_checkpoints: int = field(default=3, metadata=MACHINE)
+    log_steps: int = field(default=10, metadata=MACHINE)
     """Steps between looks at the numbers: the only times that the host waits for the device."""
-    tensorboard: bool = machine(True)
-    wandb: bool = machine(False)
+    tensorboard: bool = field(default=True, metadata=MACHINE)
+    wandb: bool = field(default=False, metadata=MACHINE)
 
     def __post_init__(self) -> None:
         positive = (
@@ -124,17 +123,22 @@ Options = TypeVar("Options", bound=RunOptions)
 
 
 def parse_options(
-    kind: type[Options], paper: Mapping[str, Any], sample: Mapping[str, Any], description: str, *, quiet: bool
+    kind: type[Options], paper: Mapping[str, Any], sample: Mapping[str, Any], description: str
 ) -> Options:
     """Options from the command line; what it leaves open is `paper`'s with --data, and `sample`'s without.
 
-    description: shown by --help. quiet: print no errors of the parser (ranks other than 0).
+    Rank 0 speaks for all: it says in its first line where the values differ from the paper's.
     """
-    options = tyro.cli(kind, default=kind(**paper), description=description, console_outputs=not quiet)
+    speaks = own_rank() == 0
+
+    def parsed(values: Mapping[str, Any]) -> Options:
+        return tyro.cli(kind, default=kind(**values), description=description, console_outputs=speaks)
+
+    options = parsed(paper)
     if options.data is None:
-        options = tyro.cli(
-            kind, default=kind(**{**paper, **sample}), description=description, console_outputs=not quiet
-        )
+        options = parsed({**paper, **sample})
+    if speaks:
+        print(describe_choice(options, paper), flush=True)
     return options
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402  (after the choice of a backend that needs no screen)
+from matplotlib import pyplot  # after the choice of a backend that needs no screen
 
 NUM_PICTURES = 16
 

@@ -16,11 +16,11 @@ import torch
 from fastpsl.checkpoint import Checkpoints, read_checkpoint, write_atomically
 from fastpsl.distributed import Agreement, World, share
 from fastpsl.options import RunOptions
+from fastpsl.pictures import save_contact_sheet
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.pictures import save_contact_sheet
 from fastpsl.plan import Stage
 from fastpsl.reporter import Reporter
 from fastpsl.sample import sample_paths
@@ -236,7 +236,7 @@ def environment(world: World) -> dict[str, Any]:
             versions[name] = "not installed"
     here = Path(__file__).resolve().parent
     git = subprocess.run(
-        ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        ["git", "-C", str(here), "rev-parse", "HEAD"], check=False, capture_output=True, text=True, timeout=10
     )
     return {
         "python": platform.python_version(),

@@ -6,7 +6,6 @@ Paper: 50.9 % ImageNet top-1 of a linear classifier on B4 (45.7 % end to end). H
     torchrun recipes/jigsaw_r50.py            # the embedded sample, small values, minutes on two cores
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from fastpsl.backbones.resnet import ResNet
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.launch import launch
 from fastpsl.optimisers import sgd, step_drops
-from fastpsl.options import RunOptions, describe_choice, parse_options
+from fastpsl.options import RunOptions, parse_options
 from fastpsl.permutations import read_permutations
 from fastpsl.plan import make_plan
 from fastpsl.tasks.jigsaw import Jigsaw
@@ -89,11 +88,7 @@ def build(options: Options) -> Job:
 
 
 def parse() -> Options:
-    rank = int(os.environ.get("RANK", 0))
-    options = parse_options(Options, PAPER, SAMPLE, __doc__ or "", quiet=rank != 0)
-    if rank == 0:
-        print(describe_choice(options, PAPER), flush=True)
-    return options
+    return parse_options(Options, PAPER, SAMPLE, __doc__ or "")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,100 @@
+"""Recipes as a user starts them, in processes of their own, and the checkpoints that they leave."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def command(script: Path, *arguments: object, ranks: int = 0) -> list[str]:
+    """Plain python for ranks=0, else torchrun with so many."""
+    launcher = [sys.executable]
+    if ranks:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return [*launcher, str(script), *map(str, arguments)]
+
+
+def run(
+    script: Path, *arguments: object, ranks: int = 0, timeout: float = 240
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end, output captured."""
+    return subprocess.run(
+        command(script, *arguments, ranks=ranks),
+        check=False,
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def run_until(
+    script: Path,
+    *arguments: object,
+    checkpoint: Path,
+    number: signal.Signals,
+    ranks: int = 0,
+    delay_s: float = 0.0,
+    timeout: float = 240,
+) -> tuple[int, str]:
+    """Send signal `number` to the launcher once `checkpoint` exists (and `delay_s` later); (exit code, output)."""
+    process = subprocess.Popen(
+        command(script, *arguments, ranks=ranks),
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + timeout
+        while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(delay_s)
+        if number == signal.SIGKILL:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        output, _ = process.communicate(timeout=timeout)
+        return process.returncode, output
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def newest_checkpoint(folder: Path) -> dict[str, Any]:
+    path = max((folder / "checkpoints").glob("step-*.pt"))
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    return state
+
+
+def digests(state: Any, prefix: str = "") -> dict[str, str]:
+    """A digest of each leaf of a checkpoint that training determines: not the clock's seconds, not the machine's part."""
+    leaves: dict[str, str] = {}
+    items: Iterable[tuple[Any, Any]]
+    if isinstance(state, dict):
+        items = state.items()
+    elif isinstance(state, (list, tuple)):
+        items = enumerate(state)
+    else:
+        data = (
+            state.contiguous().numpy().tobytes() if isinstance(state, torch.Tensor) else repr(state).encode()
+        )
+        return {prefix: hashlib.sha256(data).hexdigest()[:16]}
+    for key, value in items:
+        if key not in ("seconds", "machine"):
+            leaves |= digests(value, f"{prefix}/{key}")
+    return leaves

@@ -1,0 +1,48 @@
+"""The task of docs/example_task.py as a recipe, for tests with two ranks, kills and resumes."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "docs"), str(Path(__file__).parent)]
+
+from example_task import NearestKey
+from tiny import TinyNet
+
+from fastpsl.launch import launch
+from fastpsl.optimisers import sgd, step_drops
+from fastpsl.options import RunOptions, parse_options
+from fastpsl.plan import make_plan
+from fastpsl.sample import NUM_TRAIN, sample_paths
+from fastpsl.trainer import Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
+    lr: float = 0.05
+
+
+def build(options: Options) -> Job:
+    return Job(
+        task=NearestKey(NUM_TRAIN),
+        backbone=TinyNet(),
+        stages=make_plan(options.plan, options.stage_epochs),
+        schedule=step_drops(options.lr, (20, 20, 10, 10)),
+        optimiser=sgd,
+    )
+
+
+def parse() -> Options:
+    paths = sample_paths()
+    values = {
+        "data": str(paths.train_32),
+        "val": str(paths.test_32),
+        "batch_size": 64,
+        "stage_epochs": (2, 2, 2),
+    }
+    return parse_options(Options, values, {}, __doc__ or "")
+
+
+if __name__ == "__main__":
+    launch("nearest_key", parse, build)

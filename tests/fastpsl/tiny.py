@@ -1,0 +1,53 @@
+"""A small learning problem for tests of the engine: five blocks of one convolution, the sample's 32-px pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastpsl.distributed import World
+from fastpsl.options import RunOptions
+from fastpsl.run import Run
+from fastpsl.sample import sample_paths
+
+
+class TinyNet(nn.Module):
+    """Five blocks conv-BatchNorm-ReLU, each of stride 2 up to B4."""
+
+    channels = (8, 8, 12, 16, 16)
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, *self.channels)
+        self.parts = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(widths[i], widths[i + 1], 3, stride=1 + (i < 4), padding=1, bias=False),
+                nn.BatchNorm2d(widths[i + 1]),
+                nn.ReLU(inplace=True),
+            )
+            for i in range(5)
+        )
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.parts)
+
+
+def one_process(device: str = "cpu") -> World:
+    return World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device(device))
+
+
+def tiny_run(out: Path, **options: Any) -> Run:
+    """A run over the 32-px sample, one process on the CPU, in `out`."""
+    paths = sample_paths()
+    values: dict[str, Any] = {
+        "data": str(paths.train_32),
+        "val": str(paths.test_32),
+        "out": out,
+        "batch_size": 32,
+        "stage_epochs": (2, 2, 2),
+        "checkpoint_minutes": 0.0,
+        "tensorboard": False,
+        "num_threads": 1,
+    }
+    return Run("tiny", RunOptions(**{**values, **options}), one_process())
