@@ -15,7 +15,6 @@ import tyro
 # Each command imports what it needs: `fastpsl --help` shall not wait for torch or numba.
 
 EXIT_USER_ERROR = 2
-Text = tyro.conf.arg(metavar="TEXT")
 Pixels = Annotated[int | None, tyro.conf.arg(metavar="PX")]
 
 
@@ -28,9 +27,9 @@ class Write:
     OUT.quarantine.csv, class names and origin in OUT.json. OUT appears when it is whole.
     """
 
-    src: tyro.conf.Positional[Path]
+    src: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="SRC")]]
     """Folder with a folder per class (images at any depth), or a flat folder of images (label -1)."""
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """The file to write, e.g. train.beton."""
     short_side: Pixels = None
     """Shrink images to this shorter side."""
@@ -52,7 +51,7 @@ class Write:
 class Verify:
     """Check betons: header, tables, bounds, checksum, and that every sample decodes. Names what is bad and exits 2."""
 
-    betons: tyro.conf.Positional[list[str]]
+    betons: tyro.conf.Positional[Annotated[list[str], tyro.conf.arg(metavar="BETON...")]]
     """Files or globs."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
     """Threads. [one per core]"""
@@ -62,7 +61,7 @@ class Verify:
 class Info:
     """Show what is in a beton: counts, sizes, classes, how it was written."""
 
-    betons: tyro.conf.Positional[list[str]]
+    betons: tyro.conf.Positional[Annotated[list[str], tyro.conf.arg(metavar="BETON...")]]
     """Files or globs; each is shown as one data set."""
 
 
@@ -81,11 +80,11 @@ class Beton:
 class Permutations:
     """Make a set of jigsaw permutations far from each other: integers [max(counts), pieces] from 0, in nested prefixes."""
 
-    out: Path
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE.npy")]
     """The .npy file to write."""
-    num_pieces: int = 9
+    num_pieces: Annotated[int, tyro.conf.arg(metavar="NUM")] = 9
     """Tiles of a puzzle."""
-    counts: tuple[int, ...] = (500, 1000, 2000)
+    counts: Annotated[tuple[int, ...], tyro.conf.arg(metavar="NUM...")] = (500, 1000, 2000)
     """Sizes of the nested sets: the first 500 rows are the first set, and so on."""
 
 

@@ -58,24 +58,24 @@ class Beton:
     def __init__(self, source: "str | Path | Sequence[str | Path]"):
         self.paths = shard_paths(source)
         self.class_names: list[str] | None = None
-        self._shards: list[Shard] = []
+        self.shards: list[Shard] = []  # for `verify` and `info`
         try:
             for path in self.paths:
                 self._add(path)
         except ValueError:
             self.close()
             raise
-        self._starts = np.cumsum([0] + [shard.num_samples for shard in self._shards])
+        self._starts = np.cumsum([0] + [shard.num_samples for shard in self.shards])
         self.num_samples = int(self._starts[-1])
-        self.max_bytes = max(shard.max_bytes for shard in self._shards)
-        max_label = max(shard.max_label for shard in self._shards)
+        self.max_bytes = max(shard.max_bytes for shard in self.shards)
+        max_label = max(shard.max_label for shard in self.shards)
         self.num_classes = len(self.class_names) if self.class_names else max_label + 1
 
     def _add(self, path: Path) -> None:
         sidecar = read_sidecar(path)
         names = sidecar.class_names if sidecar else None
         shard = Shard(path, len(names) if names else None)
-        self._shards.append(shard)
+        self.shards.append(shard)
         if sidecar and sidecar.num_samples != shard.num_samples:
             raise ValueError(
                 f"{path}: {shard.num_samples:,} samples, its JSON tells of {sidecar.num_samples:,}; remove {path.name}.json"
@@ -88,7 +88,7 @@ class Beton:
 
     def image_sizes(self) -> tuple[int, int, int, int]:
         """(min height, min width, max height, max width) over all samples, px."""
-        shards = self._shards
+        shards = self.shards
         return (
             min(shard.min_height for shard in shards), min(shard.min_width for shard in shards),
             max(shard.max_height for shard in shards), max(shard.max_width for shard in shards),
@@ -108,7 +108,7 @@ class Beton:
         )
         owners = np.searchsorted(self._starts, indices, "right") - 1
         for owner in np.unique(owners):
-            shard, here = self._shards[owner], np.flatnonzero(owners == owner)
+            shard, here = self.shards[owner], np.flatnonzero(owners == owner)
             if os.fstat(shard.fd).st_size < shard.file_size:  # the mapped tables would be a SIGBUS
                 raise ValueError(f"{shard.path}: was truncated while it was in use; {REMEDY}")
             local = indices[here] - self._starts[owner]
@@ -129,7 +129,7 @@ class Beton:
     def labels(self) -> np.ndarray:
         """All labels, int32 [num_samples]; -1 = none."""
         out = np.empty(self.num_samples, np.int32)
-        for start, shard in zip(self._starts, self._shards, strict=False):
+        for start, shard in zip(self._starts, self.shards, strict=False):
             for part in chunks(shard.num_samples):
                 out[start + part.start : start + part.stop] = shard.table(part)[1]
         return out
@@ -151,7 +151,7 @@ class Beton:
     def name(self, index: int) -> str:
         """The sample in words, for messages: "train.beton sample 17 (n01440764/a.JPEG)", without the path where none is known."""
         owner = int(np.searchsorted(self._starts, index, "right")) - 1
-        local, path = int(index - self._starts[owner]), self._shards[owner].path
+        local, path = int(index - self._starts[owner]), self.shards[owner].path
         try:
             sidecar = read_sidecar(path)  # again from disk: millions of paths are not worth keeping for this
             source = (
@@ -164,7 +164,7 @@ class Beton:
     def digest(self) -> str:
         """Hex digest of headers and tables (not of the data): equal for equal betons, 30 ms for a million samples."""
         digest = hashlib.blake2b(digest_size=16)
-        for shard in self._shards:
+        for shard in self.shards:
             digest.update(os.pread(shard.fd, HEADER.itemsize, 0))
             for part in chunks(shard.num_samples):
                 for column in (*shard.table(part), shard.sizes(part).astype(np.uint64)):
@@ -173,7 +173,7 @@ class Beton:
 
     def close(self) -> None:
         """Close the files; rows given out before must not be read any more."""
-        for shard in self._shards:
+        for shard in self.shards:
             shard.close()
 
     def __enter__(self) -> "Beton":

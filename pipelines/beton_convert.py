@@ -86,7 +86,7 @@ def convert(data: bytes, target: Target) -> Stored:
             and orientation == _UPRIGHT
             and wanted == (height, width)
         )
-        if may_pass and _decodes(data, height, width):
+        if may_pass and clean_decode(data, height, width):
             return Stored(data, height, width, JPG, "passed")
         how = "mended" if may_pass else "encoded"
         image = None if may_pass else _decode_shrunk(data, height, width, wanted)
@@ -114,7 +114,7 @@ def _jpeg_orientation(data: bytes) -> int:
     return orientation if orientation in range(1, 9) else _UPRIGHT
 
 
-def _decodes(data: bytes, height: int, width: int) -> bool:
+def clean_decode(data: bytes, height: int, width: int) -> bool:
     """Whether the readers' decode call takes the JPEG without an error or warning, and finds the size of its header."""
     codec = _codec()
     if codec:

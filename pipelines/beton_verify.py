@@ -1,0 +1,191 @@
+"""What is in a beton, and whether all of it is sound: `fastpsl beton info` and `fastpsl beton verify`."""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastpsl.pipelines.beton import Beton, Rows
+from fastpsl.pipelines.beton_convert import clean_decode
+from fastpsl.pipelines.beton_file import MIN_PAGE_BYTES
+from fastpsl.pipelines.beton_shard import JPG, chunks
+from fastpsl.pipelines.beton_sidecar import Sidecar, read_sidecar
+from fastpsl.pipelines.libffcv import HEADER_GOOD, HEADER_REASONS, jpeg_header
+
+_BLOCK_BYTES = 1 << 22
+_WINDOW = 16  # samples in flight per worker
+_BARS = 30  # classes drawn one by one
+
+
+def verify(
+    path: Path, num_workers: int | None = None, on_progress: Callable[[int, int], None] | None = None
+) -> Iterator[str]:
+    """All that is wrong with one beton, a line each, with path and sample: header, tables, bounds, pages, checksum (where its
+    JSON has one), and that each sample decodes without a libjpeg warning. Nothing for a sound one."""
+    try:
+        beton = Beton(path)
+    except ValueError as error:
+        yield str(error)
+        return
+    with beton:
+        sidecar = read_sidecar(path)
+        yield from _pages(beton)
+        sources = list(sidecar.source_paths()) if sidecar else []
+        num_bad = 0
+        for index, reason in _samples(beton, num_workers or len(os.sched_getaffinity(0))):
+            if reason:
+                num_bad += 1
+                source = f" ({sources[index]})" if index < len(sources) else ""
+                yield f"{path} sample {index}{source}: {reason}"
+            if on_progress:
+                on_progress(index + 1, num_bad)
+        if sidecar and _checksum(path, sidecar) != sidecar.sha256:
+            yield f"{path}: its bytes do not have the checksum in {path.name}.json; copy it again, or write it again"
+
+
+def _pages(beton: Beton) -> Iterator[str]:
+    shard = beton.shards[0]
+    page = shard.page_size
+    if page < MIN_PAGE_BYTES or page & (page - 1):
+        yield f"{shard.path}: a page of {page:,} bytes; a power of two from 2 MiB is needed, write it again"
+        return
+    for part in chunks(shard.num_samples):
+        first = shard.table(part)[0]["data_ptr"].astype(np.int64)
+        across = np.flatnonzero(first // page != (first + shard.sizes(part).astype(np.int64) - 1) // page)
+        if len(across):
+            yield f"{shard.path} sample {part.start + across[0]}: lies across two pages, ffcv's reader cannot read it; write it again"
+            return
+
+
+def _checksum(path: Path, sidecar: Sidecar) -> str:
+    """SHA-256 of the bytes from data_start on, then of those before it: the order of writing."""
+    digest, start = hashlib.sha256(), sidecar.data_start
+    with open(path, "rb") as file:
+        file.seek(start)
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+        file.seek(0)
+        while start > 0 and (block := file.read(min(_BLOCK_BYTES, start))):
+            digest.update(block)
+            start -= len(block)
+    return digest.hexdigest()
+
+
+def _samples(beton: Beton, num_workers: int) -> Iterator[tuple[int, str]]:
+    """Each sample's index and what is wrong with it ("" = nothing), in order."""
+    waiting: deque[tuple[int, Future[str]]] = deque()
+    with ThreadPoolExecutor(num_workers, "beton-verify") as pool:
+        for part in chunks(beton.num_samples):
+            rows = beton.rows(np.arange(part.start, part.stop))
+            for i in range(part.stop - part.start):
+                waiting.append((part.start + i, pool.submit(_check, rows, i)))
+                if len(waiting) >= _WINDOW * num_workers:
+                    index, future = waiting.popleft()
+                    yield index, future.result()
+        while waiting:
+            index, future = waiting.popleft()
+            yield index, future.result()
+
+
+def _check(rows: Rows, i: int) -> str:
+    wanted, height, width = int(rows.num_bytes[i]), int(rows.height[i]), int(rows.width[i])
+    try:
+        data = os.pread(int(rows.fd[i]), wanted, int(rows.offset[i]))
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if len(data) != wanted:
+        return f"{len(data)} of {wanted} bytes are there"
+    if rows.mode[i] != JPG:
+        return ""  # a raw image's length was checked with the table
+    status, found_height, found_width, components, _, precision = jpeg_header(
+        np.frombuffer(data, np.uint8), wanted
+    )
+    if status != HEADER_GOOD:
+        return HEADER_REASONS[status]
+    if (found_height, found_width) != (height, width):
+        return f"a JPEG of {found_width} x {found_height} px, {width} x {height} by the table"
+    if components not in (1, 3) or precision != 8:
+        return f"a JPEG of {components} components and {precision} bits; readers take 1 or 3, and 8 bits"
+    return "" if clean_decode(data, height, width) else "does not decode without a libjpeg error or warning"
+
+
+@dataclass
+class _Spread:
+    """Minimum, median and maximum of values below 65536, from counts: nothing per sample is held."""
+
+    counts: np.ndarray
+
+    def __str__(self) -> str:
+        there, total = np.flatnonzero(self.counts), self.counts.sum()
+        median = int(np.searchsorted(np.cumsum(self.counts), (total + 1) // 2))
+        return f"{there[0]} / {median} / {there[-1]}"
+
+
+def info(beton: Beton) -> str:
+    """Counts, sizes, classes and origin of a beton (or shards), as text for people."""
+    heights, widths = np.zeros(65536, np.int64), np.zeros(65536, np.int64)
+    kilobytes, modes = np.zeros(65536, np.int64), np.zeros(2, np.int64)
+    num_bytes = 0
+    for shard in beton.shards:
+        for part in chunks(shard.num_samples):
+            images, sizes = shard.table(part)[0], shard.sizes(part)
+            heights += np.bincount(images["height"], minlength=65536)
+            widths += np.bincount(images["width"], minlength=65536)
+            kilobytes += np.bincount(np.minimum(sizes // 1000, 65535).astype(np.int64), minlength=65536)
+            modes += np.bincount(images["mode"], minlength=2)
+            num_bytes += int(sizes.sum())
+    file_bytes = sum(shard.file_size for shard in beton.shards)
+    lines = [
+        f"{_names(beton.paths)}: {beton.num_samples:,} samples, {file_bytes / 1e6:,.1f} MB",
+        f"  height min / median / max  {_Spread(heights)} px",
+        f"  width  min / median / max  {_Spread(widths)} px",
+        f"  bytes  min / median / max  {_Spread(kilobytes)} kB, mean {num_bytes / beton.num_samples / 1e3:.1f} kB",
+        f"  stored as                  {modes[0]:,} JPEG, {modes[1]:,} raw",
+        f"  page                       {beton.shards[0].page_size / 2**20:g} MiB",
+    ]
+    return "\n".join(lines + _classes(beton) + _origin(beton))
+
+
+def _names(paths: list[Path]) -> str:
+    return str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+
+
+def _classes(beton: Beton) -> list[str]:
+    counts, num_unlabelled = np.zeros(0, np.int64), 0
+    for shard in beton.shards:
+        for part in chunks(shard.num_samples):
+            labels = shard.table(part)[1]
+            num_unlabelled += int((labels < 0).sum())
+            if shard.max_label > 10_000_000:
+                return [f"  labels up to               {shard.max_label:,}"]
+            some = np.bincount(labels[labels >= 0], minlength=max(beton.num_classes, len(counts)))
+            counts = some + np.pad(counts, (0, len(some) - len(counts)))
+    lines = [f"  classes                    {beton.num_classes}"] if len(counts) else []
+    if num_unlabelled:
+        lines.append(f"  without a label            {num_unlabelled:,}")
+    shown = np.argsort(-counts, kind="stable")[:_BARS] if len(counts) > _BARS else np.arange(len(counts))
+    if len(shown):
+        names = [beton.class_names[i] if beton.class_names else str(i) for i in shown]
+        room, most = min(40, max(len(name) for name in names)), max(1, counts.max())
+        lines += [
+            f"    {name:{room}.{room}}  {counts[i]:>9,}  {'#' * round(40 * counts[i] / most)}"
+            for name, i in zip(names, shown, strict=True)
+        ]
+    if len(shown) < len(counts):
+        lines.append(
+            f"    and {len(counts) - len(shown):,} classes with {counts.min():,} to {counts[shown[-1]]:,} samples each"
+        )
+    return lines
+
+
+def _origin(beton: Beton) -> list[str]:
+    sidecar = read_sidecar(beton.paths[0])
+    if sidecar is None:
+        return ["  how it was written         not known (no JSON beside it)"]
+    told = ", ".join(f"{name} {value}" for name, value in sidecar.written.items() if value is not None)
+    return [f"  how it was written         {told}", f"  checksum (sha256)          {sidecar.sha256}"]
