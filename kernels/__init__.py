@@ -1,1 +1,1 @@
-"""Arithmetic on batches and numba code: draws, permutations, crops, colour, blur. No files, no configuration."""
+"""Arithmetic on batches and numba code: draws, crops, colour, blur, permutations. No files."""

@@ -1,4 +1,4 @@
-"""Gaussian blur with a sigma of its own for each sample: torchvision's gaussian_blur, reflected at the border."""
+"""Gaussian blur, each sample with its own sigma: torchvision's gaussian_blur, reflected at the border."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,8 +42,8 @@ class GaussianBlur:
         half = self.kernel_px // 2
         if min(height, width) <= half:
             raise ValueError(
-                f"images of {height} x {width} px given to a blur of {self.kernel_px} px; allowed are sides of "
-                f"{half + 1} px and more: use a smaller kernel"
+                f"images of {height} x {width} px given to a blur of {self.kernel_px} px; allowed are "
+                f"sides of {half + 1} px and more: use a smaller kernel"
             )
         x = finish(to_float32(images), torch.float32)
         if num_images == 0:

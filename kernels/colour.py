@@ -1,7 +1,7 @@
 """Colour distortion: brightness, contrast, saturation and hue, in an order of its own for each sample.
 
-The definition is torchvision.transforms.v2.functional's adjust_brightness, adjust_contrast, adjust_saturation and
-adjust_hue on float images, one after the other, clamped to [0, 1] after each of the first three.
+The definition is torchvision.transforms.v2.functional's adjust_brightness, adjust_contrast, adjust_saturation
+and adjust_hue on float images, one after the other, clamped to [0, 1] after each of the first three.
 """
 
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ ORDERS = np.array(list(permutations(range(4))), np.int64)
 
 @dataclass(frozen=True)
 class ColourDistortion:
-    """With probability `p`: factors from [max(0, 1 - x), 1 + x] for x = brightness, contrast, saturation, and a hue
-    shift from [-hue, hue] turns, hue <= 0.5. All 24 orders are equally likely.
+    """With probability `p`: factors from [max(0, 1 - x), 1 + x] for x = brightness, contrast, saturation, and
+    a hue shift from [-hue, hue] turns, hue <= 0.5. All 24 orders are equally likely.
     """
 
     brightness: float
@@ -62,12 +62,12 @@ class ColourDistortion:
         return low.astype(np.float32), high.astype(np.float32)
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """[B, 3, H, W] uint8 or floating → float32 for uint8, else the same dtype; in [0, 1], channels-last."""
+        """[B, 3, H, W] uint8 or floating → float32 for uint8, else as it came; [0, 1], channels-last."""
         x = finish(to_float32(images), torch.float32)
         apply, order, factors = draw["apply"], draw["order"], draw["factors"]
         hue_at = (order.eq(HUE) * torch.arange(4, device=x.device)).sum(1)
-        # Hue is dear and comes once a sample: the blends before it, hue, the blends after it. A blend that is not due
-        # has the factor 1, which changes nothing (x * 1 + y * 0, exactly).
+        # Hue is dear and comes once a sample: the blends before it, hue, the blends after it. A blend that is
+        # not due has the factor 1, which changes nothing (x * 1 + y * 0, exactly).
         for position in (0, 1, 2):
             x = _blend(x, order[:, position], factors, apply & (hue_at > position))
         if self.hue > 0:
@@ -78,7 +78,8 @@ class ColourDistortion:
 
 
 def _blend(x: Tensor, op: Tensor, factors: Tensor, due: Tensor) -> Tensor:
-    # Brightness, contrast and saturation are one form, x * f + y * (1 - f): y is black, the mean grey, the pixel's grey.
+    # Brightness, contrast and saturation are one form, x * f + y * (1 - f): y is black, the
+    # mean grey, the pixel's grey.
     factor = per_sample(torch.where(due, factors.gather(1, op[:, None])[:, 0], 1.0))
     grey = luma(x)
     other = torch.where(per_sample(op == CONTRAST), grey.mean((1, 2, 3), keepdim=True), grey)
@@ -87,14 +88,14 @@ def _blend(x: Tensor, op: Tensor, factors: Tensor, due: Tensor) -> Tensor:
 
 
 def shift_hue(x: Tensor, turns: Tensor) -> Tensor:
-    """[B, 3, H, W] float in [0, 1], hue moved by turns [B] (1 is a full circle); value and saturation stay."""
+    """[B, 3, H, W] float in [0, 1], hue moved by turns [B], 1 a full circle; value and saturation stay."""
     red, green, blue = x.unbind(1)
     value = torch.maximum(torch.maximum(red, green), blue)
     chroma = value - torch.minimum(torch.minimum(red, green), blue)
     divisor = torch.where(chroma == 0, 1.0, chroma)  # a grey pixel has no hue: any will do
     of_green_blue = torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor)
     sixths = torch.where(value == red, (green - blue) / divisor, of_green_blue) + 6 * turns[:, None, None]
-    # HSV → RGB in its form without cases: V - C * clamp(min(k, 4 - k), 0, 1) with k = (n + hue) mod 6, n = 5, 3, 1.
+    # HSV → RGB without cases: V - C * clamp(min(k, 4 - k), 0, 1), k = (n + hue) mod 6, n = 5, 3, 1.
     channels = []
     for offset in (5, 3, 1):
         k = (sixths + offset).remainder(6)

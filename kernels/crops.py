@@ -27,7 +27,7 @@ def _below(word, high):
 
 @numba.njit(cache=True, nogil=True)
 def _random_resized(out, indices, heights, widths, scale, ratio, epoch, place, k0, k1):
-    # torchvision.transforms.RandomResizedCrop.get_params. One Philox block is one try: area, ratio, top, left.
+    # torchvision.transforms.RandomResizedCrop.get_params. A try is one Philox block: area, ratio, top, left.
     log_low, log_high = np.log(ratio[0]), np.log(ratio[1])
     for row in range(indices.shape[0]):
         index = np.uint64(indices[row])
@@ -85,7 +85,8 @@ def _check_size(size_px: int) -> None:
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """torchvision's RandomResizedCrop: `scale` is the range of the area, `ratio` of width / height (log-uniform).
+    """torchvision's RandomResizedCrop: `scale` is the range of the area, `ratio` of width / height
+    (log-uniform).
 
     Ten tries, then its central fallback. Any image of at least one pixel can be cropped.
     """
@@ -108,7 +109,7 @@ class RandomResizedCrop:
         _check_image(min_height, min_width)
 
     def boxes(self, keys: Keys, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-        """int32 [B, 4] = (top, left, height, width), inside images of heights x widths (int32 [B], each >= 1)."""
+        """int32 [B, 4] = (top, left, height, width), inside images of heights x widths (int32 [B], >= 1)."""
         out = np.empty((len(keys.indices), 4), np.int32)
         assert len(heights) == len(widths) == len(out)
         scale = (float(self.scale[0]), float(self.scale[1]))
@@ -119,7 +120,8 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class ShorterSideCrop:
-    """Resize the shorter side to `shorter_px`, then a random or the central square of `size_px`, as one source box.
+    """Resize the shorter side to `shorter_px`, then a random or the central square of `size_px`, as one
+    source box.
 
     The box has side round(size_px * short / shorter_px): both steps in one resize, rounded to a source pixel.
     """
@@ -142,12 +144,13 @@ class ShorterSideCrop:
         least = -(-self.shorter_px // (2 * self.size_px))
         if min(min_height, min_width) < least:
             raise ValueError(
-                f"an image of {min_height} x {min_width} px given to a crop of {self.size_px} of {self.shorter_px} "
-                f"px, which is less than one of its pixels; allowed are sides of {least} px and more: leave it out"
+                f"an image of {min_height} x {min_width} px given to a crop of {self.size_px} of "
+                f"{self.shorter_px} px, which is less than one of its pixels; allowed are sides of {least} "
+                f"px and more: leave it out"
             )
 
     def boxes(self, keys: Keys, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-        """int32 [B, 4] = (top, left, height, width), inside images of heights x widths (int32 [B], each >= 1)."""
+        """int32 [B, 4] = (top, left, height, width), inside images of heights x widths (int32 [B], >= 1)."""
         out = np.empty((len(keys.indices), 4), np.int32)
         assert len(heights) == len(widths) == len(out)
         _shorter_side(
@@ -166,5 +169,6 @@ class ShorterSideCrop:
 def _check_image(min_height: int, min_width: int) -> None:
     if min_height < 1 or min_width < 1:
         raise ValueError(
-            f"an image of {min_height} x {min_width} px given; allowed are 1 x 1 px and more: leave empty images out"
+            f"an image of {min_height} x {min_width} px given; allowed are 1 x 1 px and more: "
+            f"leave empty images out"
         )

@@ -1,12 +1,13 @@
 """Every random number is a pure function of (seed, epoch, sample index, view, slot): Philox4x32-10.
 
-Philox is a counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11; Random123):
-ten rounds turn a counter of four 32-bit words and a key of two into four random words. Here
+Philox is a counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11;
+Random123): ten rounds turn a counter of four 32-bit words and a key of two into four random words. Here
 
-    counter = (index low 32, index high 32, epoch, view << 24 | slot << 8 | block)      key = (seed low 32, seed high 32)
+    counter = (index low 32, index high 32, epoch, view << 24 | slot << 8 | block)
+    key     = (seed low 32, seed high 32)
 
-so a draw never depends on the worker, the batch slot, the rank, the world or the device. Not covered: what is done
-with the numbers; a change of an op's use of its words changes that op's draws, and of no other op.
+so a draw never depends on the worker, the batch slot, the rank, the world or the device. Not covered: what is
+done with the numbers; a change of an op's use of its words changes that op's draws, and of no other op.
 """
 
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Slot(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class Keys:
-    """Whose draws: one seed, epoch and view, and the dataset indices (int64 [B], any values, -1 for padding)."""
+    """Whose draws: one seed, epoch and view, and the dataset indices (int64 [B], -1 for padding)."""
 
     seed: int
     epoch: int
@@ -64,7 +65,7 @@ class Keys:
 
 @numba.njit(cache=True, nogil=True)
 def philox(c0, c1, c2, c3, k0, k1):
-    """Philox4x32-10 of one counter and key; all six, and the four results, are uint64 that hold 32-bit words."""
+    """Philox4x32-10 of one counter and key; all in and out are uint64 that hold 32-bit words."""
     for _ in range(10):
         product_0 = _MULTIPLIER_0 * c0
         product_1 = _MULTIPLIER_1 * c2
@@ -89,7 +90,7 @@ def _fill(out, indices, epoch, place, k0, k1):
 
 
 def counter_words(keys: Keys, slot: int) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
-    """(epoch, view << 24 | slot << 8, seed low, seed high): what numba code needs beside an index and a block."""
+    """(epoch, view << 24 | slot << 8, seed low, seed high): what numba needs beside an index and a block."""
     return (
         np.uint64(keys.epoch),
         np.uint64(keys.view << 24 | int(slot) << 8),
@@ -111,7 +112,7 @@ def words(keys: Keys, slot: int, num: int) -> np.ndarray:
 
 
 def uniforms(keys: Keys, slot: int, num: int) -> np.ndarray:
-    """float32 [B, num] in [0, 1): the top 24 bits of each word times 2**-24, so that 1 is never reached by rounding."""
+    """float32 [B, num] in [0, 1): the top 24 bits of each word times 2**-24; 1 is never reached."""
     return (words(keys, slot, num) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
 
 

@@ -34,6 +34,6 @@ class Grey:
         return {"apply": uniforms(keys, Slot.GREY, 1)[:, 0] < self.p}
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """[B, 3, H, W] uint8 or floating → float32 for uint8, else the same dtype; in [0, 1], channels-last."""
+        """[B, 3, H, W] uint8 or floating → float32 for uint8, else as it came; [0, 1], channels-last."""
         x = to_float32(images)
         return finish(torch.where(per_sample(draw["apply"]), luma(x), x), result_dtype(images))

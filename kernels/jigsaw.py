@@ -1,7 +1,7 @@
-"""Jigsaw tiles: a picture's grid of cells, and in each cell a random square (PSL section 4; Noroozi and Favaro 2016).
+"""Jigsaw tiles: a picture's grid of cells, and in each cell a random square (PSL section 3.3.1).
 
-The permutation of the tiles is drawn here and applied by the task to the tiles' embeddings: a trunk that all tiles
-share commutes with it, so one trunk pass can serve several permutations of one image.
+The permutation of the tiles is drawn here and applied by the task to the tiles' embeddings: a trunk that all
+tiles share commutes with it, so one trunk pass can serve several permutations of one image.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,8 @@ from fastpsl.kernels.layout import finish
 
 @dataclass(frozen=True)
 class JigsawTiles:
-    """`grid` x `grid` cells of `cell_px`, a random tile of `tile_px` in each, and `permutations_per_image` puzzles.
+    """`grid` x `grid` cells of `cell_px`, a random tile of `tile_px` in each, and k =
+    `permutations_per_image` puzzles an image.
 
     Permutations are drawn with replacement from 0..num_permutations-1.
     """
@@ -35,37 +36,41 @@ class JigsawTiles:
             )
         if not 1 <= self.tile_px <= self.cell_px:
             raise ValueError(
-                f"tiles of {self.tile_px} px given for cells of {self.cell_px} px; allowed are 1 px to the cell's side"
+                f"tiles of {self.tile_px} px given for cells of {self.cell_px} px; allowed are "
+                f"1 px to the cell's side"
             )
         if self.num_permutations < 1 or not 1 <= self.permutations_per_image <= MAX_WORDS:
             raise ValueError(
-                f"{self.permutations_per_image} permutations an image of a set of {self.num_permutations} given; "
-                f"allowed are a set of 1 and more, and 1 to {MAX_WORDS} an image"
+                f"{self.permutations_per_image} permutations an image of a set of "
+                f"{self.num_permutations} given; allowed are a set of 1 and more, and 1 to "
+                f"{MAX_WORDS} an image"
             )
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
-        """{"offsets": int64 [B, grid², 2] (y, x in 0..cell-tile), "permutation": int64 [B, permutations_per_image]}"""
+        """{"offsets": int64 [B, grid², 2] (y, x in 0..cell-tile), "permutation": int64 [B, k]}"""
         num_tiles = self.grid**2
         offsets = integers(keys, Slot.TILES, 2 * num_tiles, self.cell_px - self.tile_px + 1)
         permutation = integers(keys, Slot.PERMUTATION, self.permutations_per_image, self.num_permutations)
         return {"offsets": offsets.reshape(-1, num_tiles, 2), "permutation": permutation}
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """[B, C, H, W], any dtype, H and W >= grid * cell_px (its top left is used) → [B * grid², C, tile_px, tile_px].
+        """[B, C, H, W], H and W >= grid * cell_px (the top left is used) → [B * grid², C, tile_px, tile_px].
 
-        Channels-last, dtype kept, image-major (b * grid² + t), tiles row-major.
+        Any dtype, kept; channels-last, image-major (b * grid² + t), tiles row-major.
         """
         window_px = self.grid * self.cell_px
         num_images, num_channels, height, width = images.shape
         if min(height, width) < window_px:
             raise ValueError(
                 f"images of {height} x {width} px given to a jigsaw of {self.grid} x {self.grid} cells of "
-                f"{self.cell_px} px; allowed are {window_px} px and more: raise the crop's size_px or lower cell_px"
+                f"{self.cell_px} px; allowed are {window_px} px and more: raise the crop's size_px or "
+                f"lower cell_px"
             )
         device, num_tiles = images.device, self.grid**2
         cells = torch.arange(num_tiles, device=device)
         within = torch.arange(self.tile_px, device=device)
-        # [B, T] tops and lefts, then one flat pixel number a tile pixel: a gather of whole pixels, channels together.
+        # [B, T] tops and lefts, then one flat pixel number a tile pixel: channels are gathered
+        # together.
         tops = cells // self.grid * self.cell_px + draw["offsets"][:, :, 0]
         lefts = cells % self.grid * self.cell_px + draw["offsets"][:, :, 1]
         rows = tops[:, :, None] + within + torch.arange(num_images, device=device)[:, None, None] * height

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def to_float32(images: Tensor) -> Tensor:
-    """float32 in [0, 1] from uint8 in [0, 255] or floating in [0, 1]; float32 comes back as it is, not copied."""
+    """float32 in [0, 1] from uint8 in [0, 255] or floating in [0, 1]; float32 is not copied."""
     if images.dtype == torch.uint8:
         return images.to(torch.float32) / 255
     return images.to(torch.float32)

@@ -17,7 +17,8 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype
             f"allowed is one value a channel each, std above 0"
         )
     unit = 255.0 if images.dtype == torch.uint8 else 1.0
-    # (x - m) / s = x * (1 / s) + (-m / s): one pass. Made by fills, since a tensor from a list would wait for the GPU.
+    # (x - m) / s = x * (1 / s) + (-m / s): one pass. Made by fills, since a tensor from a list would wait for
+    # the GPU.
     scale = _per_channel([1 / (unit * s) for s in std], images.device)
     shift = _per_channel([-m / s for m, s in zip(mean, std, strict=True)], images.device)
     return (

@@ -1,16 +1,17 @@
 """Permutation sets for jigsaw puzzles: far apart in Hamming distance, and nested.
 
-What makes a puzzle hard is the smallest distance in its set; the mean is close to n - 1 for any set (two random
-permutations of n agree in one place on average) and at most (n - 1) N / (N - 1) for N permutations.
+What makes a puzzle hard is the smallest distance in its set; the mean is close to n - 1 for any set (two
+random permutations of n agree in one place on average) and at most (n - 1) N / (N - 1) for N permutations.
 
-Nine pieces are the points of the projective line over GF(8). PGL(2,8), x → (ax + b) / (cx + d), has 504 elements that
-agree pairwise in at most 2 places; with the Frobenius map x → x² it grows to PΓL(2,8), 1,512 that agree in at most 3;
-its cosets, each chosen to be the farthest from those before, give a minimum distance of 4 up to 16,632 permutations and
-3 or 2 up to all 9!. So sets of 500, 1,000 and 2,000 have minima of 7, 6 and 4 (greedily 5, 5 and 4); 7 and 6 are the
-best possible, since at most 9! / 6! = 504 can differ in 7 places. Every prefix has the best mean that its size allows.
+Nine pieces are the points of the projective line over GF(8). PGL(2,8), x → (ax + b) / (cx + d), has 504
+elements that agree pairwise in at most 2 places; with the Frobenius map x → x² it grows to PΓL(2,8), 1,512
+that agree in at most 3; its cosets, each chosen to be the farthest from those before, give a minimum distance
+of 4 up to 16,632 permutations and 3 or 2 up to all 9!. So sets of 500, 1,000 and 2,000 have minima of 7, 6
+and 4 (greedily 5, 5 and 4); 7 and 6 are the best possible, since at most 9! / 6! = 504 can differ in 7
+places. Every prefix has the best mean that its size allows.
 
-Any other number of pieces: greedy by the minimum distance, then by the mean, over all permutations where there are
-few, else over a seeded pool of random ones.
+Any other number of pieces: greedy by the minimum distance, then by the mean, over all permutations where
+there are few, else over a seeded pool of random ones.
 """
 
 import math
@@ -29,7 +30,7 @@ _POINT_AT_INFINITY = 8
 
 @dataclass(frozen=True, eq=False)
 class PermutationSet:
-    """permutations: int64 [max(counts), num_pieces], 0-based; its first c rows are the set of c, for c in counts."""
+    """permutations: int64 [max(counts), num_pieces], 0-based; the first c rows are the set of c in counts."""
 
     permutations: np.ndarray
     counts: tuple[int, ...]
@@ -46,8 +47,8 @@ def permutation_set(num_pieces: int, counts: Sequence[int]) -> PermutationSet:
     if not counts or min(counts) < 2 or max(counts) > possible:
         shown = f"{possible:,}" if num_pieces <= 20 else f"{num_pieces}!"
         raise ValueError(
-            f"counts {' '.join(map(str, counts)) or '(none)'} given for {num_pieces} pieces; allowed are 2 to {shown}, "
-            f"the number of their orders: choose counts in that range"
+            f"counts {' '.join(map(str, counts)) or '(none)'} given for {num_pieces} pieces; "
+            f"allowed are 2 to {shown}, the number of their orders: choose counts in that range"
         )
     make = (
         projective_permutations if num_pieces == 9 else lambda count: greedy_permutations(num_pieces, count)
@@ -69,8 +70,8 @@ def projective_permutations(count: int) -> np.ndarray:
             top, bottom = (a, c) if x == _POINT_AT_INFINITY else (times[a][x] ^ b, times[c][x] ^ d)
             image.append(_POINT_AT_INFINITY if bottom == 0 else times[top][inverse[bottom]])
         elements.add(tuple(image))
-    # The cosets g, g s, ..., g s^8 of a nine-cycle s are Latin squares, in which each piece stands once in each place.
-    # In this order every prefix is balanced to one, which is what makes its mean the best.
+    # The cosets g, g s, ..., g s^8 of a nine-cycle s are Latin squares, in which each piece stands once in
+    # each place. In this order every prefix is balanced to one, which is what makes its mean the best.
     cycle = np.array(next(g for g in sorted(elements) if _is_nine_cycle(g)))
     powers = [np.arange(9)]
     for _ in range(8):
@@ -112,8 +113,8 @@ def _is_nine_cycle(g: Sequence[int]) -> bool:
 
 
 def _farthest_cosets(group: np.ndarray, frobenius: np.ndarray, num_cosets: int) -> list[np.ndarray]:
-    # The group is sharply 3-transitive but for Frobenius, so each coset r·group has 3 members that fix 0, 1 and
-    # infinity: r, r·frobenius, r·frobenius². The first of them stands for it; there are 6! / 3 = 240.
+    # The group is sharply 3-transitive but for Frobenius, so each coset r·group has 3 members that fix 0, 1
+    # and infinity: r, r·frobenius, r·frobenius². The first of them stands for it; there are 6! / 3 = 240.
     fixing = [np.array([0, 1, *order, _POINT_AT_INFINITY]) for order in all_orders(range(2, 8))]
     cosets = np.array(
         [r for r in fixing if r.tolist() <= min(r[frobenius].tolist(), r[frobenius[frobenius]].tolist())]
@@ -122,8 +123,8 @@ def _farthest_cosets(group: np.ndarray, frobenius: np.ndarray, num_cosets: int) 
     chosen = [cosets[0]]
     distances = np.full(len(cosets), 9)
     while len(chosen) < num_cosets:
-        # Distances do not change under multiplication from either side, so that of two cosets r and q is the smallest
-        # of the identity to the members of r⁻¹q·group.
+        # Distances do not change under multiplication from either side, so that of two cosets r and q is the
+        # smallest of the identity to the members of r⁻¹q·group.
         between = np.argsort(chosen[-1])[cosets]
         agreements = np.zeros((len(cosets), len(group)), np.int64)
         for place in range(9):
@@ -134,11 +135,12 @@ def _farthest_cosets(group: np.ndarray, frobenius: np.ndarray, num_cosets: int) 
 
 
 def greedy_permutations(num_pieces: int, count: int) -> np.ndarray:
-    """int64 [count, num_pieces]: the identity, then always the candidate whose smallest distance to those chosen is the
-    greatest; of equals the one with the greatest mean distance, of equals the first in lexicographic order.
+    """int64 [count, num_pieces]: the identity, then always the candidate whose smallest distance to those
+    chosen is the greatest; of equals the one with the greatest mean distance, of equals the first in
+    lexicographic order.
 
-    Candidates are all orders where there are at most max(2**17, 8 * count, 9!), else that many random ones from a
-    fixed Philox key (each the argsort of its words), so that what it finds is good and not the best.
+    Candidates are all orders where there are at most max(2**17, 8 * count, 9!), else that many random ones
+    from a fixed Philox key (each the argsort of its words), so that what it finds is good and not the best.
     """
     pool_size = max(_POOL, 8 * count)
     if math.factorial(num_pieces) <= max(pool_size, math.factorial(9)):
@@ -194,7 +196,7 @@ def _minimum(rows):
 
 
 def minimum_hamming(permutations: np.ndarray) -> int:
-    """The smallest number of places in which two of the rows [N >= 2, n] differ; N² n steps, 2 ms for 2,000 of 9."""
+    """The smallest number of places in which two of the rows [N >= 2, n] differ; N² n steps."""
     assert permutations.ndim == 2 and len(permutations) >= 2, permutations.shape
     return int(_minimum(np.ascontiguousarray(permutations, dtype=np.int64)))
 

@@ -1,4 +1,4 @@
-"""Exact quarter turns, pixel for pixel: torch.rot90, counter-clockwise, with turns of its own for each sample."""
+"""Exact quarter turns, pixel for pixel: torch.rot90, counter-clockwise, each sample with its own."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ class Rotate90:
         if self.num == 4:
             if images.shape[-2] != images.shape[-1]:
                 raise ValueError(
-                    f"images of {images.shape[-2]} x {images.shape[-1]} px given to quarter turns; allowed are "
-                    f"squares: crop first, or use num=2"
+                    f"images of {images.shape[-2]} x {images.shape[-1]} px given to quarter turns; "
+                    f"allowed are squares: crop first, or use num=2"
                 )
             x = torch.where(per_sample(turns % 2 == 1), x.transpose(-1, -2).flip(-2), x)
         return finish(x, images.dtype)

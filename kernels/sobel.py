@@ -2,9 +2,9 @@
 
     gx = [1 2 1]ᵀ [-1 0 1] / 8      gy = [-1 0 1]ᵀ [1 2 1] / 8      out = sqrt(gx² + gy²)
 
-with the border repeated, channel by channel, so three channels go in and out. The kernels' absolute values add up to
-1 (Kornia's `normalized`), so images in [0, 1] give values in [0, 0.71]. Kornia adds 1e-6 under the root, for
-gradients that an augmentation does not need.
+with the border repeated, channel by channel, so three channels go in and out. The kernels' absolute values
+add up to 1 (Kornia's `normalized`), so images in [0, 1] give values in [0, 0.71]. Kornia adds 1e-6 under the
+root, for gradients that an augmentation does not need.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class Sobel:
         return {"apply": uniforms(keys, Slot.SOBEL, 1)[:, 0] < self.p}
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """[B, C, H, W] uint8 or floating → float32 for uint8, else the same dtype; in [0, 1], channels-last."""
+        """[B, C, H, W] uint8 or floating → float32 for uint8, else as it came; [0, 1], channels-last."""
         x = finish(to_float32(images), torch.float32)
         return finish(torch.where(per_sample(draw["apply"]), gradient_size(x), x), result_dtype(images))
 

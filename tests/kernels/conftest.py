@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-# By the result's dtype: (relative, absolute). Half is one rounding of a float32 result; uint8 results are only moved.
+# By the result's dtype: (relative, absolute). Half is one rounding of a float32 result; uint8 results are
+# only moved.
 TOLERANCES = {
     torch.uint8: (0.0, 0.0),
     torch.float32: (1e-5, 1e-5),
@@ -15,7 +16,7 @@ TOLERANCES = {
 
 @pytest.fixture
 def make_images():
-    """make_images(batch, height, width, dtype) → [B, 3, H, W] channels-last: noise on a slope, with grey pixels."""
+    """make_images(batch, height, width, dtype) → [B, 3, H, W] channels-last: noise on a slope, some grey."""
 
     def make(batch: int, height: int, width: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
         generator = np.random.default_rng(seed)

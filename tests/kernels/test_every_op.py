@@ -1,4 +1,4 @@
-"""What all ops promise: dtypes, channels-last, batches of none, no look at another sample, no wait for the device."""
+"""What all ops promise: dtypes, channels-last, batch 0, no look at another sample, no wait for the device."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,6 @@
 """Permutation sets: the distances that are claimed, nested and the same every time."""
 
+import hashlib
 import itertools
 import math
 import time
@@ -78,6 +79,25 @@ def test_nested_and_repeatable():
     np.testing.assert_array_equal(permutation_set(9, [2000]).permutations, whole[:2000])
     np.testing.assert_array_equal(greedy_permutations(16, 60)[:20], greedy_permutations(16, 20))
     np.testing.assert_array_equal(greedy_permutations(6, 60)[:20], greedy_permutations(6, 20))
+
+
+def test_the_rows_are_frozen():
+    """A label is a row number: a checkpoint means these rows in this order."""
+    rows = permutation_set(9, [2000]).permutations
+    assert rows[:3].tolist() == [
+        [0, 1, 2, 3, 4, 5, 6, 7, 8],
+        [1, 2, 3, 7, 0, 8, 4, 5, 6],
+        [2, 3, 7, 5, 1, 6, 0, 8, 4],
+    ]
+    assert (
+        hashlib.sha256(rows.astype(np.uint8).tobytes()).hexdigest()
+        == "124b9365a9152cdcb84238a9934bbe336e752047c462434a66158c6486a61710"
+    )
+    rows = permutation_set(16, [100]).permutations
+    assert (
+        hashlib.sha256(rows.astype(np.uint8).tobytes()).hexdigest()
+        == "8f792efab09890ae5142266349f9c41340978e0d4e3c1ac842bf528f454fbec1"
+    )
 
 
 def greedy_in_plain_loops(num_pieces, count):
