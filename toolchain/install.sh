@@ -66,7 +66,8 @@ set_done system "$missing"
 if [ -n "$apt_log" ]; then mv "$apt_log" .venv/.done/apt.log; fi
 
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
-inputs=$(cat pyproject.toml setup.py constraints.txt <(.venv/bin/python --version) <(echo "$root") | sha256sum)
+# pyproject.toml's [tool.*] tables come last and install nothing
+inputs=$({ sed '/^\[tool\./,$d' pyproject.toml && cat setup.py constraints.txt && .venv/bin/python --version && echo "$root"; } | sha256sum)
 if ! is_done packages "$inputs"; then
     say "Python packages into .venv: about 7 GB, some minutes the first time"
     pip install -q -c constraints.txt -e ".[dali-cu13,wandb,dev]"
