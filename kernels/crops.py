@@ -16,29 +16,40 @@ _TRIES = 10  # torchvision's
 
 
 @numba.njit(cache=True, nogil=True)
-def _uniform(word):
+def _uniform(word: np.uint64) -> np.float64:
     return np.float64(word >> np.uint64(8)) * 2.0**-24
 
 
 @numba.njit(cache=True, nogil=True)
-def _below(word, high):
-    return np.int64((word * np.uint64(high)) >> _SHIFT)
+def _below(word: np.uint64, high: int) -> int:
+    return int((word * np.uint64(high)) >> _SHIFT)
 
 
 @numba.njit(cache=True, nogil=True)
-def _random_resized(out, indices, heights, widths, scale, ratio, epoch, place, k0, k1):
+def _random_resized(
+    out: np.ndarray,
+    indices: np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    epoch: np.uint64,
+    place: np.uint64,
+    k0: np.uint64,
+    k1: np.uint64,
+) -> None:
     # torchvision.transforms.RandomResizedCrop.get_params. A try is one Philox block: area, ratio, top, left.
     log_low, log_high = np.log(ratio[0]), np.log(ratio[1])
     for row in range(indices.shape[0]):
         index = np.uint64(indices[row])
-        height, width = np.int64(heights[row]), np.int64(widths[row])
+        height, width = int(heights[row]), int(widths[row])
         found = False
         for attempt in range(_TRIES):
             a, b, c, d = philox(index & _MASK, index >> _SHIFT, epoch, place | np.uint64(attempt), k0, k1)
             target = height * width * (scale[0] + (scale[1] - scale[0]) * _uniform(a))
             aspect = np.exp(log_low + (log_high - log_low) * _uniform(b))
-            box_width = np.int64(np.rint(np.sqrt(target * aspect)))
-            box_height = np.int64(np.rint(np.sqrt(target / aspect)))
+            box_width = int(np.rint(np.sqrt(target * aspect)))
+            box_height = int(np.rint(np.sqrt(target / aspect)))
             if 0 < box_width <= width and 0 < box_height <= height:
                 out[row, 0] = _below(c, height - box_height + 1)
                 out[row, 1] = _below(d, width - box_width + 1)
@@ -49,9 +60,9 @@ def _random_resized(out, indices, heights, widths, scale, ratio, epoch, place, k
         if not found:
             box_height, box_width = height, width
             if width / height < ratio[0]:
-                box_height = min(height, max(1, np.int64(np.rint(width / ratio[0]))))
+                box_height = min(height, max(1, int(np.rint(width / ratio[0]))))
             elif width / height > ratio[1]:
-                box_width = min(width, max(1, np.int64(np.rint(height * ratio[1]))))
+                box_width = min(width, max(1, int(np.rint(height * ratio[1]))))
             out[row, 0] = (height - box_height) // 2
             out[row, 1] = (width - box_width) // 2
             out[row, 2] = box_height
@@ -59,12 +70,24 @@ def _random_resized(out, indices, heights, widths, scale, ratio, epoch, place, k
 
 
 @numba.njit(cache=True, nogil=True)
-def _shorter_side(out, indices, heights, widths, shorter_px, size_px, random, epoch, place, k0, k1):
+def _shorter_side(
+    out: np.ndarray,
+    indices: np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
+    shorter_px: int,
+    size_px: int,
+    random: bool,
+    epoch: np.uint64,
+    place: np.uint64,
+    k0: np.uint64,
+    k1: np.uint64,
+) -> None:
     for row in range(indices.shape[0]):
         index = np.uint64(indices[row])
-        height, width = np.int64(heights[row]), np.int64(widths[row])
+        height, width = int(heights[row]), int(widths[row])
         short = min(height, width)
-        side = min(short, max(1, np.int64(np.rint(size_px * short / shorter_px))))
+        side = min(short, max(1, int(np.rint(size_px * short / shorter_px))))
         if random:
             a, b, _, _ = philox(index & _MASK, index >> _SHIFT, epoch, place, k0, k1)
             out[row, 0] = _below(a, height - side + 1)
@@ -111,10 +134,10 @@ class RandomResizedCrop:
     def boxes(self, keys: Keys, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
         """int32 [B, 4] = (top, left, height, width), inside images of heights x widths (int32 [B], >= 1)."""
         out = np.empty((len(keys.indices), 4), np.int32)
-        assert len(heights) == len(widths) == len(out)
+        inputs = _inputs(keys, heights, widths)
         scale = (float(self.scale[0]), float(self.scale[1]))
         ratio = (float(self.ratio[0]), float(self.ratio[1]))
-        _random_resized(out, keys.indices, heights, widths, scale, ratio, *counter_words(keys, Slot.CROP))
+        _random_resized(out, *inputs, scale, ratio, *counter_words(keys, Slot.CROP))
         return out
 
 
@@ -152,18 +175,17 @@ class ShorterSideCrop:
     def boxes(self, keys: Keys, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
         """int32 [B, 4] = (top, left, height, width), inside images of heights x widths (int32 [B], >= 1)."""
         out = np.empty((len(keys.indices), 4), np.int32)
-        assert len(heights) == len(widths) == len(out)
-        _shorter_side(
-            out,
-            keys.indices,
-            heights,
-            widths,
-            self.shorter_px,
-            self.size_px,
-            self.random,
-            *counter_words(keys, Slot.CROP),
-        )
+        inputs = _inputs(keys, heights, widths)
+        numbers = counter_words(keys, Slot.CROP)
+        _shorter_side(out, *inputs, self.shorter_px, self.size_px, self.random, *numbers)
         return out
+
+
+def _inputs(keys: Keys, heights: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # One dtype and memory layout only: another would be compiled anew.
+    assert len(heights) == len(widths) == len(keys.indices)
+    sizes = [np.ascontiguousarray(sizes, np.int32) for sizes in (heights, widths)]
+    return np.ascontiguousarray(keys.indices), sizes[0], sizes[1]
 
 
 def _check_image(min_height: int, min_width: int) -> None:

@@ -64,7 +64,9 @@ class Keys:
 
 
 @numba.njit(cache=True, nogil=True)
-def philox(c0, c1, c2, c3, k0, k1):
+def philox(
+    c0: np.uint64, c1: np.uint64, c2: np.uint64, c3: np.uint64, k0: np.uint64, k1: np.uint64
+) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
     """Philox4x32-10 of one counter and key; all in and out are uint64 that hold 32-bit words."""
     for _ in range(10):
         product_0 = _MULTIPLIER_0 * c0
@@ -79,7 +81,9 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 
 @numba.njit(cache=True, nogil=True)
-def _fill(out, indices, epoch, place, k0, k1):
+def _fill(
+    out: np.ndarray, indices: np.ndarray, epoch: np.uint64, place: np.uint64, k0: np.uint64, k1: np.uint64
+) -> None:
     num = out.shape[1]
     for row in range(indices.shape[0]):
         index = np.uint64(indices[row])
@@ -107,7 +111,8 @@ def words(keys: Keys, slot: int, num: int) -> np.ndarray:
         )
     assert 0 <= slot < 2**16, slot
     out = np.empty((len(keys.indices), num), np.uint32)
-    _fill(out, keys.indices, *counter_words(keys, slot))
+    # One memory layout only: another would be compiled anew.
+    _fill(out, np.ascontiguousarray(keys.indices), *counter_words(keys, slot))
     return out
 
 

@@ -154,7 +154,7 @@ def greedy_permutations(num_pieces: int, count: int) -> np.ndarray:
 
 
 @numba.njit(cache=True, nogil=True)
-def _greedy(columns, count):
+def _greedy(columns: np.ndarray, count: int) -> np.ndarray:
     num_pieces, num_candidates = columns.shape
     nearest = np.full(num_candidates, 255, np.uint8)
     total = np.zeros(num_candidates, np.int64)
@@ -163,7 +163,7 @@ def _greedy(columns, count):
     distance = np.empty(block, np.uint8)
     for step in range(1, count):
         last = chosen[step - 1]
-        best, best_nearest, best_total = np.int64(-1), np.uint8(0), np.int64(0)
+        best, best_nearest, best_total = -1, np.uint8(0), 0
         for start in range(0, num_candidates, block):
             size = min(block, num_candidates - start)
             distance[:] = 0
@@ -184,7 +184,7 @@ def _greedy(columns, count):
 
 
 @numba.njit(cache=True, nogil=True)
-def _minimum(rows):
+def _minimum(rows: np.ndarray) -> int:
     least = rows.shape[1]
     for first in range(rows.shape[0]):
         for second in range(first):
