@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import final
 
 import torch
-from fastpsl.pipelines.views import ViewSpec
 from torch import Tensor
+
+from fastpsl.pipelines.views import ViewSpec
 
 
 class BadSampleError(ValueError):

@@ -12,6 +12,8 @@ from typing import Any, final
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.batch import BadSample, BadSampleError, Batch
 from fastpsl.pipelines.beton import Beton, Rows
@@ -21,10 +23,9 @@ from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.order import PADDING, epoch_order, num_steps, step_indices
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.pipelines.workers import Workers
-from torch import Tensor
 
 _CHUNK_SAMPLES = 16  # 8 to 64 are equal on 2 cores; larger ones spare the interpreter lock on many
-_NAMED = 5  # samples named in one line of an error
+_NAMED = 3  # samples named in one line of an error
 
 
 @final
@@ -163,11 +164,9 @@ class _Job:
         if not self.done.wait(timeout_s):
             with self._lock:
                 left = [i for start, stop in self._waiting.items() for i in range(start, stop)]
-            waiting = self.indices[left or range(self.num_valid)]
-            names = ", ".join(self.loader.data.name(int(index)) for index in waiting[:_NAMED])
-            more = f" and {len(waiting) - _NAMED} more" if len(waiting) > _NAMED else ""
+            names = self._names(self.indices[left or range(self.num_valid)])
             raise TimeoutError(
-                f"epoch {self.epoch}, step {self.step}: no batch within {timeout_s:g} s, waiting for {names}{more}; "
+                f"epoch {self.epoch}, step {self.step}: no batch within {timeout_s:g} s, waiting for {names}; "
                 "a thread is stuck or storage is slow (timeout_s sets the limit)"
             )
         if self._error is not None:
@@ -179,6 +178,10 @@ class _Job:
             for tensor in self._batch.tensors():
                 tensor.record_stream(stream)
         return self._batch
+
+    def _names(self, indices: np.ndarray) -> str:
+        more = f" and {len(indices) - _NAMED} more" if len(indices) > _NAMED else ""
+        return ", ".join(self.loader.data.name(int(index)) for index in indices[:_NAMED]) + more
 
     def prepare(self) -> None:
         """In a thread: everything that needs no pixels (rows, boxes, draws, memory); then hands out the chunks."""
@@ -199,7 +202,10 @@ class _Job:
 
     def _plan(self) -> None:
         loader, num = self.loader, self.num_valid
-        self.rows = loader.data.rows(self.indices[:num])
+        try:
+            self.rows = loader.data.rows(self.indices[:num])
+        except ValueError as error:  # a file was cut short: it says which; here is for whom
+            raise ValueError(f"{error} (wanted: {self._names(self.indices[:num])})") from None
         self.boxes: list[np.ndarray] = []
         self.draws: list[tuple[dict[str, np.ndarray], ...]] = []
         for number, view in enumerate(loader.views):
@@ -288,11 +294,13 @@ class _Job:
 
 
 def default_num_threads() -> int:
-    """This process's share of the cores that it may use, under torchrun too."""
+    """This process's share of its cores, under torchrun too."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _checked_device(device: str | torch.device) -> torch.device:
+    if not str(device).startswith(("cpu", "cuda")):
+        raise ValueError(f"device {device} was asked for; there are cpu and cuda")
     device = torch.device(device)
     if device.type == "cuda":
         if not torch.cuda.is_available():

@@ -5,6 +5,7 @@ a slice of positions, split between the ranks: the samples of a step are the sam
 """
 
 import numpy as np
+
 from fastpsl.kernels.draws import Keys, Slot, words
 
 PADDING = -1

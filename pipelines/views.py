@@ -6,9 +6,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.normalise import normalise
-from torch import Tensor
 
 Draw = dict[str, np.ndarray]
 

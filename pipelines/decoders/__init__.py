@@ -12,6 +12,7 @@ import warnings
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+
 from fastpsl.pipelines import libffcv
 from fastpsl.pipelines.decoders.codes import WRONG_COMPONENTS, WRONG_SIZE
 from fastpsl.pipelines.decoders.synthetic import Synthetic, SyntheticDecoder

@@ -12,7 +12,15 @@ _HALF = np.float32(0.5)
 
 
 @njit(cache=True, nogil=True)
-def _taps(start, length, size, limit, first, count, weights):
+def _taps(
+    start: float,
+    length: float,
+    size: int,
+    limit: int,
+    first: np.ndarray,
+    count: np.ndarray,
+    weights: np.ndarray,
+) -> None:
     """Per output pixel: its first source pixel, how many it covers, and the share of each; shares sum to 1."""
     step = length / size
     for c in range(size):
@@ -32,7 +40,9 @@ def _taps(start, length, size, limit, first, count, weights):
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _mix_rows(pixels, start, stride, num, weights, count, line):
+def _mix_rows(
+    pixels: np.ndarray, start: int, stride: int, num: int, weights: np.ndarray, count: int, line: np.ndarray
+) -> None:
     """line[:num] = the weighted sum of `count` rows of source bytes; slices and plain loops, so that LLVM vectorises."""
     out = line[:num]
     a, w0 = pixels[start : start + num], weights[0]
@@ -57,7 +67,9 @@ def _mix_rows(pixels, start, stride, num, weights, count, line):
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _mix_columns(line, first, weights, size, out):
+def _mix_columns(
+    line: np.ndarray, first: np.ndarray, weights: np.ndarray, size: int, out: np.ndarray
+) -> None:
     """One output row (uint8 [size * 3]) from a row of sums; unsigned indices spare numba's test for negative ones."""
     num_taps = weights.shape[1]
     for c in range(size):
@@ -88,7 +100,16 @@ def _mix_columns(line, first, weights, size, out):
 
 
 @njit(cache=True, nogil=True)
-def area_resize(pixels, rows, columns, top, left, height, width, out):
+def area_resize(
+    pixels: np.ndarray,
+    rows: int,
+    columns: int,
+    top: float,
+    left: float,
+    height: float,
+    width: float,
+    out: np.ndarray,
+) -> None:
     """`pixels` (uint8, at least rows * columns * 3, RGB) → `out` (uint8 [S, S, 3]).
 
     The box (floats, source pixels) must lie inside of the picture and be larger than nothing; nobody checks it here.

@@ -7,6 +7,8 @@ scratch. libffcv trusts its caller, so headers, sizes and boxes are checked here
 import threading
 
 import numpy as np
+from numba import njit
+
 from fastpsl.pipelines.beton import Rows
 from fastpsl.pipelines.decoders.area import area_resize
 from fastpsl.pipelines.decoders.codes import (
@@ -31,7 +33,6 @@ from fastpsl.pipelines.libffcv import (
     library,
     pread_into,
 )
-from numba import njit
 
 # A JPEG is decoded at 1/d (2, 4, 8) where every crop is at least 1.5 d times its output. Measured on 40 photos, d = 2 / 4 / 8,
 # mean difference to a full decode in 1/255: from 1.0 d on 2.2 / 2.4 / 3.1, from 1.5 d on 1.5 / 1.6 / 2.0, from 2 d on 1.1 / 1.1 / 1.4.
@@ -39,7 +40,7 @@ SCALE_MARGIN = 1.5
 
 
 @njit(cache=True, nogil=True)
-def _denominator(boxes, sizes, i):
+def _denominator(boxes: np.ndarray, sizes: np.ndarray, i: int) -> int:
     """1, 2, 4 or 8: how much smaller sample i may be decoded."""
     denominator = 8
     for k in range(boxes.shape[0]):
@@ -50,7 +51,19 @@ def _denominator(boxes, sizes, i):
 
 
 @njit(cache=True, nogil=True)
-def _decode_one(fd, offset, num_bytes, height, width, mode, boxes, sizes, i, encoded, pixels):
+def _decode_one(
+    fd: int,
+    offset: int,
+    num_bytes: int,
+    height: int,
+    width: int,
+    mode: int,
+    boxes: np.ndarray,
+    sizes: np.ndarray,
+    i: int,
+    encoded: np.ndarray,
+    pixels: np.ndarray,
+) -> tuple[int, int]:
     """(code, denominator); the picture is in `pixels`, ceil(height / denominator) x ceil(width / denominator) x 3."""
     for k in range(boxes.shape[0]):
         top, left, box_height, box_width = boxes[k, i, 0], boxes[k, i, 1], boxes[k, i, 2], boxes[k, i, 3]
@@ -83,8 +96,19 @@ def _decode_one(fd, offset, num_bytes, height, width, mode, boxes, sizes, i, enc
 
 @njit(cache=True, nogil=True)
 def _decode_chunk(
-    fds, offsets, num_bytes, heights, widths, modes, boxes, sizes, outs, encoded, pixels, codes
-):
+    fds: np.ndarray,
+    offsets: np.ndarray,
+    num_bytes: np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
+    modes: np.ndarray,
+    boxes: np.ndarray,
+    sizes: np.ndarray,
+    outs: tuple[np.ndarray, ...],
+    encoded: np.ndarray,
+    pixels: np.ndarray,
+    codes: np.ndarray,
+) -> None:
     # outs is a tuple of arrays: numba compiles this short loop once for each number of views, and caches it.
     for i in range(len(codes)):
         height, width = np.int64(heights[i]), np.int64(widths[i])

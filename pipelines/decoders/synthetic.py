@@ -3,6 +3,7 @@
 from typing import final
 
 import numpy as np
+
 from fastpsl.pipelines.beton import Rows
 from fastpsl.pipelines.decoders.codes import GOOD, REASONS, check_request
 

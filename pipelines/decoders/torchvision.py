@@ -4,6 +4,9 @@ import os
 
 import numpy as np
 import torch
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_jpeg
+
 from fastpsl.pipelines.beton import Rows
 from fastpsl.pipelines.decoders.codes import (
     BAD_BOX,
@@ -21,8 +24,6 @@ from fastpsl.pipelines.decoders.codes import (
     check_request,
 )
 from fastpsl.pipelines.libffcv import HEADER_GOOD, jpeg_header
-from PIL import Image
-from torchvision.io import ImageReadMode, decode_jpeg
 
 # The filter nearest to an exact area mean and to ffcv's INTER_AREA, on 25 photos: mean difference to it in 1/255 for
 # random resized crops / halving / enlarging: HAMMING 0.6 / 0.5 / 0.2, BOX 1.7 / 0.8 / 1.2 (whole pixels only),

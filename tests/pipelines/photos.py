@@ -1,0 +1,86 @@
+"""Pictures that behave like photos (slopes, edges, texture), their JPEGs, and betons of them, for the tests here."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fastpsl.pipelines import libffcv
+from fastpsl.pipelines.beton_convert import Stored
+from fastpsl.pipelines.beton_file import BetonFile
+
+# What can run here; ffcv is optional.
+DECODERS = ["torchvision"] if libffcv.why_missing() else ["torchvision", "ffcv"]
+JPG, RAW = 0, 1
+
+
+def photo(seed: int, height: int, width: int) -> np.ndarray:
+    """uint8 [height, width, 3]: broad colours, a dozen hard-edged shapes, and texture of natural strength."""
+    random = np.random.default_rng(seed)
+    broad = Image.fromarray(random.integers(0, 256, (4, 5, 3), np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    picture = np.asarray(broad).astype(np.float32)
+    y, x = np.mgrid[:height, :width]
+    for _ in range(12):
+        centre_y, centre_x = random.uniform(0, height), random.uniform(0, width)
+        radius_y, radius_x = random.uniform(0.05, 0.3, 2) * (height, width)
+        inside = ((y - centre_y) / radius_y) ** 2 + ((x - centre_x) / radius_x) ** 2 < 1
+        picture[inside] = 0.5 * picture[inside] + 0.5 * random.uniform(0, 255, 3)
+    for cell_px, strength in ((8, 10.0), (3, 8.0), (1, 3.0)):
+        noise = random.normal(0, strength, (height // cell_px + 2, width // cell_px + 2)).astype(np.float32)
+        picture += np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR))[
+            ..., None
+        ]
+    return picture.clip(0, 255).astype(np.uint8)
+
+
+def jpeg(picture: np.ndarray, **options: object) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", **{"quality": 90, **options})
+    return file.getvalue()
+
+
+def pil_decode(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def area_mean(picture: np.ndarray, box: Sequence[int], size: int) -> np.ndarray:
+    """float64 [size, size, 3]: the exact mean of the source area under each output pixel, by running sums."""
+
+    def edges(num: int) -> tuple[np.ndarray, np.ndarray]:
+        edge = np.arange(size + 1) * (num / size)
+        whole = np.minimum(edge.astype(int), num - 1)
+        return whole, edge - whole
+
+    top, left, height, width = (int(value) for value in box)
+    part = picture[top : top + height, left : left + width].astype(np.float64)
+    sums = np.concatenate([np.zeros((1, width, 3)), part.cumsum(0)])
+    whole, rest = edges(height)
+    rows = np.diff(sums[whole] * (1 - rest)[:, None, None] + sums[whole + 1] * rest[:, None, None], axis=0)
+    sums = np.concatenate([np.zeros((size, 1, 3)), rows.cumsum(1)], axis=1)
+    whole, rest = edges(width)
+    both = np.diff(sums[:, whole] * (1 - rest)[:, None] + sums[:, whole + 1] * rest[:, None], axis=1)
+    return both * (size / height) * (size / width)
+
+
+def write(path: Path, samples: Sequence[tuple[bytes, int, int, int]]) -> Path:
+    """A beton of (data, height, width, mode) with labels 0, 1, 2, ... as they are: nothing is checked."""
+    beton = BetonFile(path, len(samples), 1 << 21)
+    for label, (data, height, width, mode) in enumerate(samples):
+        beton.add(Stored(data, height, width, mode, "passed"), label)
+    beton.finish()
+    beton.file.publish()
+    return path
+
+
+def photo_samples(num: int, seed: int = 0) -> list[tuple[bytes, int, int, int]]:
+    """JPEGs of several odd sizes, for `write`."""
+    random = np.random.default_rng(seed)
+    samples = []
+    for i in range(num):
+        height, width = (int(side) for side in random.integers(60, 130, 2))
+        samples.append((jpeg(photo(seed + i, height, width)), height, width, JPG))
+    return samples

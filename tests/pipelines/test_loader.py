@@ -1,0 +1,253 @@
+"""The loader's contract: which samples, which views, on any number of ranks and threads, by every decoder."""
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
+from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.grey import Grey
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.beton import Beton, Rows
+from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.loader import Loader, default_num_threads
+from fastpsl.pipelines.order import epoch_order
+from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.photos import DECODERS, photo_samples, write
+
+NUM, GLOBAL_BATCH = 38, 6
+VIEW = ViewSpec(RandomResizedCrop(33), (Flip(), Grey(0.5)))
+CENTRE = ViewSpec(ShorterSideCrop(40, 35, random=False))
+VIEWS = (VIEW, CENTRE)
+ALL = [*DECODERS, "synthetic"]
+
+
+@pytest.fixture(scope="module")
+def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("betons") / "photos.beton", photo_samples(NUM))
+
+
+def batches(data: Beton, epoch: int = 0, first_step: int = 0, **options: object) -> list[Batch]:
+    with Loader(data, VIEWS, **{"batch_size": GLOBAL_BATCH, "num_threads": 2, **options}) as loader:  # type: ignore[arg-type]
+        return list(loader.epoch(epoch, first_step))
+
+
+def by_index(all_batches: list[Batch]) -> dict[int, tuple[np.ndarray, ...]]:
+    """Dataset index → pictures and draws of every view, and the label; each index once."""
+    found = {}
+    for batch in all_batches:
+        for i, index in enumerate(batch.indices.tolist()):
+            if index < 0:
+                continue
+            assert index not in found
+            draws = [value[i].numpy() for view in batch.draws for draw in view for value in draw.values()]
+            found[index] = (*(view[i].numpy() for view in batch.images), *draws, batch.labels[i].numpy())
+    return found
+
+
+def assert_equal(a: dict[int, tuple[np.ndarray, ...]], b: dict[int, tuple[np.ndarray, ...]]) -> None:
+    assert a.keys() == b.keys()
+    for index, values in a.items():
+        assert all(np.array_equal(x, y) for x, y in zip(values, b[index], strict=True)), index
+
+
+@pytest.mark.parametrize("decoder", ALL)
+@pytest.mark.parametrize("train", [True, False])
+def test_each_sample_once_the_same_on_any_number_of_ranks_and_threads(
+    beton: Path, decoder: str, train: bool
+) -> None:
+    with Beton(beton) as data:
+        alone = batches(data, 3, decoder=decoder, train=train)
+        expected = by_index(alone)
+        kept = NUM - NUM % GLOBAL_BATCH if train else NUM
+        order = epoch_order(0, 3, NUM) if train else np.arange(NUM)
+        assert sorted(expected) == sorted(order[:kept].tolist())
+        assert all(int(values[-1]) == index for index, values in expected.items())  # labels are 0, 1, 2, ...
+        assert_equal(expected, by_index(batches(data, 3, decoder=decoder, train=train, num_threads=5)))
+        for world in (2, 3):
+            ranks = [
+                batches(
+                    data,
+                    3,
+                    decoder=decoder,
+                    train=train,
+                    world=world,
+                    rank=rank,
+                    batch_size=GLOBAL_BATCH // world,
+                )
+                for rank in range(world)
+            ]
+            assert_equal(expected, by_index([batch for rank in ranks for batch in rank]))
+            for step, whole in enumerate(alone):
+                parts = torch.cat([rank[step].indices for rank in ranks])
+                assert parts.tolist() == whole.indices.tolist()
+
+
+@pytest.mark.parametrize("decoder", ALL)
+def test_orders_and_views_differ_by_epoch_and_repeat_by_seed(beton: Path, decoder: str) -> None:
+    with Beton(beton) as data:
+        first, again = batches(data, 1, decoder=decoder), batches(data, 1, decoder=decoder)
+        assert [batch.indices.tolist() for batch in first] == [batch.indices.tolist() for batch in again]
+        assert_equal(by_index(first), by_index(again))
+        for other in (batches(data, 2, decoder=decoder), batches(data, 1, decoder=decoder, seed=1)):
+            assert [batch.indices.tolist() for batch in first] != [batch.indices.tolist() for batch in other]
+            if decoder != "synthetic":
+                a, b = by_index(first), by_index(other)
+                shared = a.keys() & b.keys()
+                assert sum(np.array_equal(a[index][0], b[index][0]) for index in shared) < 0.1 * len(shared)
+                assert all(
+                    np.array_equal(a[index][1], b[index][1]) for index in shared
+                )  # the centre is the centre
+
+
+def test_batches_are_what_they_say(beton: Path) -> None:
+    with Beton(beton) as data:
+        for step, batch in enumerate(batches(data, 2, seed=9)):
+            assert (batch.epoch, batch.step, batch.bad) == (2, step, [])
+            assert [images.shape for images in batch.images] == [(6, 3, 33, 33), (6, 3, 35, 35)]
+            assert all(images.dtype == torch.uint8 for images in batch.images)
+            assert all(images.is_contiguous(memory_format=torch.channels_last) for images in batch.images)
+            assert batch.indices.dtype == batch.labels.dtype == torch.int64
+            expected = VIEW.draw(Keys(9, 2, batch.indices.numpy(), 0))
+            for draw, tensors in zip(expected, batch.draws[0], strict=True):
+                assert draw.keys() == tensors.keys()
+                assert all(np.array_equal(draw[key], tensors[key].numpy()) for key in draw)
+            inputs = batch.inputs(VIEWS, torch.float32)
+            torch.testing.assert_close(inputs[0], VIEW.apply(batch.images[0], batch.draws[0], torch.float32))
+            torch.testing.assert_close(inputs[1], CENTRE.apply(batch.images[1], (), torch.float32))
+            with pytest.raises(ValueError, match="1 views for a batch of 2"):
+                batch.inputs([VIEW], torch.float32)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_two_views_of_one_kind_are_two_views(beton: Path, decoder: str) -> None:
+    with Beton(beton) as data, Loader(data, [VIEW, VIEW], batch_size=NUM, decoder=decoder) as loader:
+        (batch,) = loader.epoch(0)
+    same = (batch.images[0] == batch.images[1]).flatten(1).all(1)
+    assert same.sum() == 0
+    assert not torch.equal(batch.draws[0][0]["flip"], batch.draws[1][0]["flip"])
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_an_epoch_can_be_entered_anywhere_without_decoding_what_came_before(beton: Path, train: bool) -> None:
+    with Beton(beton) as data:
+        whole = batches(data, 5, train=train)
+        with Loader(data, VIEWS, batch_size=GLOBAL_BATCH, train=train) as loader:
+            decoded = count_decoded(loader)
+            tail = list(loader.epoch(5, first_step=4))
+            assert sum(decoded) == sum(int((batch.indices >= 0).sum()) for batch in tail)
+            assert list(loader.epoch(5, first_step=loader.num_steps)) == []
+        assert [batch.step for batch in tail] == list(range(4, len(whole)))
+        assert_equal(by_index(whole[4:]), by_index(tail))
+
+
+def count_decoded(loader: Loader) -> list[int]:
+    """Numbers of samples given to the loader's decoder from now on; it decodes as before."""
+    decoder, decoded = loader.decoder, []
+
+    class Counting:
+        name, reasons = decoder.name, decoder.reasons
+
+        def decode(self, rows: Rows, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
+            decoded.append(len(rows.fd))
+            return decoder.decode(rows, boxes, outs)
+
+    loader.decoder = Counting()
+    return decoded
+
+
+def test_a_sample_is_decoded_once_for_all_views(beton: Path) -> None:
+    with Beton(beton) as data, Loader(data, VIEWS, batch_size=GLOBAL_BATCH) as loader:
+        decoded = count_decoded(loader)
+        assert sum(len(batch.indices) for batch in loader.epoch(0)) == sum(decoded)
+
+
+def test_evaluation_pads_whole_global_batches(beton: Path) -> None:
+    with Beton(beton) as data:
+        last = batches(data, train=False)[-1]
+        assert last.indices.tolist() == [36, 37, -1, -1, -1, -1]
+        assert last.labels.tolist() == [36, 37, -1, -1, -1, -1]
+        assert not last.images[0][2:].any() and last.images[0][:2].any()
+        assert all(len(value) == 6 for draw in last.draws[0] for value in draw.values())
+        padding = batches(data, train=False, batch_size=2, world=3, rank=2)[
+            -1
+        ]  # a rank with nothing but padding
+        assert padding.indices.tolist() == [-1, -1] and padding.images[0].shape == (2, 3, 33, 33)
+        (whole,) = batches(data, train=False, batch_size=100)
+        assert whole.indices.tolist() == [*range(NUM), *[-1] * 62]
+
+
+def test_prefetch_is_bounded(beton: Path) -> None:
+    with Beton(beton) as data, Loader(data, VIEWS, batch_size=2, num_threads=3, prefetch_batches=2) as loader:
+        decoded = count_decoded(loader)
+        for taken, _ in enumerate(loader.epoch(0), 1):
+            time.sleep(0.02)
+            assert sum(decoded) <= 2 * (taken + 2)
+            if taken == 5:
+                break
+
+
+def test_synthetic_data_need_no_file() -> None:
+    with Loader(Synthetic(50, num_classes=7), VIEWS, batch_size=8) as loader:
+        found = by_index(list(loader.epoch(0)))
+    assert loader.decoder_name == "synthetic" and loader.decoder_reason
+    assert len(found) == 48
+    assert all(int(values[-1]) == index % 7 for index, values in found.items())
+    assert all(values[0].std() > 50 for values in found.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"world": 0}, "world is 0"),
+        ({"rank": 2, "world": 2}, "rank is 2; it must be 0 to 1"),
+        ({"num_threads": 0}, "num_threads is 0"),
+        ({"prefetch_batches": 0}, "prefetch_batches is 0"),
+        ({"timeout_s": 0}, "timeout_s is 0"),
+        ({"on_bad_sample": "ignore"}, "'ignore'; it must be 'raise' or 'skip'"),
+        ({"views": []}, "no views"),
+        ({"batch_size": 20, "world": 2}, "38 samples are fewer than one global batch of 40"),
+        ({"decoder": "turbo"}, "decoder 'turbo': there are auto, ffcv"),
+        ({"device": "cuda"}, "device cuda was asked for, but torch finds no CUDA device"),
+        ({"device": "abacus"}, "device abacus"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    beton: Path, options: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = threading.active_count()
+    with Beton(beton) as data, pytest.raises(ValueError, match=message) as error:
+        Loader(data, **{"views": VIEWS, "batch_size": 6, **options})  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+    assert threading.active_count() == before
+
+
+def test_a_crop_that_can_never_be_made_is_refused_at_once(beton: Path) -> None:
+    class TooLarge(ShorterSideCrop):
+        def check(self, min_height: int, min_width: int) -> None:
+            assert (min_height, min_width) == data.image_sizes()[:2]
+            raise ValueError(f"a crop of 300 px from pictures of {min_height} px")
+
+    with Beton(beton) as data, pytest.raises(ValueError, match="a crop of 300 px"):
+        Loader(data, [ViewSpec(TooLarge(40, 35))], batch_size=6)
+
+
+def test_a_wrong_step_or_epoch_is_refused(beton: Path) -> None:
+    with Beton(beton) as data, Loader(data, VIEWS, batch_size=6) as loader:
+        for epoch, step in ((-1, 0), (0, -1), (0, 7)):
+            with pytest.raises(ValueError, match="an epoch has steps 0 to 6"):
+                loader.epoch(epoch, step)
+
+
+def test_threads_are_this_ranks_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    for ranks, expected in (("1", 16), ("4", 4), ("5", 3), ("64", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        assert default_num_threads() == expected

@@ -1,0 +1,233 @@
+"""What goes wrong is raised in the consumer, in time and by name; nothing is left behind."""
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.pipelines.batch import BadSampleError
+from fastpsl.pipelines.beton import Beton, Rows
+from fastpsl.pipelines.decoders.codes import REASONS
+from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.photos import DECODERS, JPG, photo_samples, write
+
+NUM = 40
+VIEWS = [ViewSpec(RandomResizedCrop(24)), ViewSpec(RandomResizedCrop(32))]
+POISONED = {7: b"\xff\xd8 no more", 11: b"not a picture at all", 12: b""}
+
+
+def loader_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("fastpsl-loader")]
+
+
+def open_files() -> set[str]:
+    return {
+        os.readlink(f"/proc/self/fd/{name}")
+        for name in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{name}")
+    }
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    return write(tmp_path / "good.beton", photo_samples(NUM))
+
+
+@pytest.fixture
+def poisoned(tmp_path: Path) -> Path:
+    samples = photo_samples(NUM)
+    for i, data in POISONED.items():
+        samples[i] = (data or samples[i][0][:900], *samples[i][1:3], JPG)
+    return write(tmp_path / "poisoned.beton", samples)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_poisoned_sample_is_raised_by_name(poisoned: Path, decoder: str) -> None:
+    with Beton(poisoned) as data, Loader(data, VIEWS, batch_size=4, train=False, decoder=decoder) as loader:
+        epoch = loader.epoch(0)
+        assert next(epoch).indices.tolist() == [0, 1, 2, 3]
+        with pytest.raises(BadSampleError, match=r"poisoned\.beton sample 7: not a JPEG$"):
+            next(epoch)
+        assert list(epoch) == []
+        rest = [batch.indices.tolist() for batch in loader.epoch(0, first_step=4)]  # the loader goes on
+        assert rest == [list(range(i, i + 4)) for i in range(16, NUM, 4)]
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_skipped_samples_are_filled_counted_and_named(poisoned: Path, decoder: str) -> None:
+    with Beton(poisoned) as data:
+        options = {"batch_size": 10, "train": False, "decoder": decoder}
+        with Loader(data, VIEWS, on_bad_sample="skip", **options) as loader:  # type: ignore[arg-type]
+            first, second, *rest = loader.epoch(0)
+        assert first.indices.tolist() == [0, 1, 2, 3, 4, 5, 6, -1, 8, 9]
+        assert first.labels.tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 8, 9]
+        assert second.indices.tolist() == [10, -1, -1, *range(13, 20)]
+        assert second.labels.tolist() == [10, 13, 13, *range(13, 20)]
+        for view in range(2):
+            assert (first.images[view][7] == first.images[view][8]).all()
+            assert (second.images[view][1] == second.images[view][3]).all()
+        assert [bad.index for bad in first.bad + second.bad] == [7, 11, 12]
+        assert str(first.bad[0]).endswith("poisoned.beton sample 7: not a JPEG")
+        assert second.bad[1].reason == REASONS[5]
+        assert not any(batch.bad for batch in rest)
+
+
+def test_a_batch_of_bad_samples_alone_is_an_error(poisoned: Path) -> None:
+    with (
+        Beton(poisoned) as data,
+        Loader(data, VIEWS, batch_size=1, train=False, on_bad_sample="skip") as loader,
+    ):
+        epoch = loader.epoch(0)
+        assert [next(epoch).indices.item() for _ in range(7)] == list(range(7))
+        with pytest.raises(
+            BadSampleError, match=r"sample 7: not a JPEG \(all 1 samples of epoch 0, step 7 are bad\)"
+        ):
+            next(epoch)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_file_cut_short_while_it_is_read_is_an_error(good: Path, decoder: str) -> None:
+    with (
+        Beton(good) as data,
+        Loader(data, VIEWS, batch_size=4, train=False, decoder=decoder, prefetch_batches=1) as loader,
+    ):
+        epoch = loader.epoch(0)
+        next(epoch)
+        os.truncate(good, 1000)
+        with pytest.raises(ValueError, match=r"good\.beton.*truncated.*good\.beton sample 4") as error:
+            next(epoch)
+        assert "\n" not in str(error.value)
+
+
+class Broken:
+    """A decoder that does as the test says; everything else is real."""
+
+    name, reasons = "broken", REASONS
+
+    def __init__(self, act: Callable[[Rows], None]) -> None:
+        self.act = act
+
+    def decode(self, rows: Rows, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
+        self.act(rows)
+        return np.zeros(len(rows.fd), np.int8)
+
+
+def test_a_stuck_thread_is_raised_within_the_timeout() -> None:
+    release = threading.Event()
+
+    def act(rows: Rows) -> None:
+        if 5 in rows.offset:
+            release.wait(60)
+
+    with Loader(Synthetic(64), VIEWS, batch_size=4, train=False, timeout_s=0.5, num_threads=2) as loader:
+        loader.decoder = Broken(act)
+        epoch = loader.epoch(0)
+        next(epoch)
+        started = time.monotonic()
+        with pytest.raises(
+            TimeoutError,
+            match="step 1: no batch within 0.5 s, waiting for synthetic sample 4, synthetic sample 5",
+        ):
+            next(epoch)
+        assert time.monotonic() - started < 3
+        with pytest.raises(ValueError, match="the loader is closed"):
+            loader.epoch(0)
+    release.set()
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), MemoryError("none left"), OSError(5, "Input/output error")])
+def test_a_thread_that_dies_is_raised_and_the_others_live(error: BaseException) -> None:
+    def act(rows: Rows) -> None:
+        if 9 in rows.offset:
+            raise error
+
+    with Loader(Synthetic(64), VIEWS, batch_size=4, train=False, num_threads=2) as loader:
+        loader.decoder = Broken(act)
+        epoch = loader.epoch(0)
+        assert [next(epoch).step for _ in range(2)] == [0, 1]
+        with pytest.raises(type(error)):
+            next(epoch)
+        assert len(loader_threads()) == 2
+        assert len(list(loader.epoch(0, first_step=3))) == 13
+    assert loader_threads() == []
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_leaving_an_epoch_early_leaves_nothing(good: Path, decoder: str) -> None:
+    files, threads = open_files(), threading.active_count()
+    with Beton(good) as data:
+        with Loader(data, VIEWS, batch_size=4, num_threads=3, decoder=decoder) as loader:
+            whole = [batch.indices.tolist() for batch in loader.epoch(0)]
+            for stop in range(3):
+                for batch in loader.epoch(0):
+                    assert batch.indices.tolist() == whole[batch.step]
+                    if batch.step == stop:
+                        break
+            assert len(loader_threads()) == 3
+            assert [batch.indices.tolist() for batch in loader.epoch(0)] == whole
+            epoch = loader.epoch(0)  # begun and left behind
+            next(epoch)
+        del epoch
+    assert loader_threads() == [] and threading.active_count() == threads
+    assert open_files() == files
+
+
+def test_nothing_runs_on_after_an_epoch_is_left() -> None:
+    running = []
+
+    def act(rows: Rows) -> None:
+        running.append(1)
+        time.sleep(0.05)
+        running.pop()
+
+    with Loader(Synthetic(640), VIEWS, batch_size=64, num_threads=2) as loader:
+        loader.decoder = Broken(act)
+        epoch = loader.epoch(0)
+        next(epoch)
+        epoch.close()  # type: ignore[attr-defined]
+        for _ in range(5):
+            assert not running  # the caller may close the data now
+            time.sleep(0.02)
+
+
+def test_a_loader_that_is_dropped_ends_its_threads() -> None:
+    loader = Loader(Synthetic(64), VIEWS, batch_size=4, num_threads=2)
+    assert len(list(loader.epoch(0))) == 16
+    assert len(loader_threads()) == 2
+    del loader
+    gc.collect()
+    assert loader_threads() == []
+
+
+STUCK = """
+import sys, time
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.views import ViewSpec
+loader = Loader(Synthetic(64), [ViewSpec(RandomResizedCrop(8))], batch_size=4, timeout_s=0.3)
+class Stuck:
+    name, reasons = "stuck", {}
+    def decode(self, rows, boxes, outs):
+        time.sleep(1000)
+loader.decoder = Stuck()
+next(loader.epoch(0))
+"""
+
+
+def test_a_stuck_thread_does_not_hold_up_the_exit() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "TimeoutError: epoch 0, step 0: no batch within 0.3 s" in done.stderr.splitlines()[-1]
