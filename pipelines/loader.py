@@ -4,7 +4,6 @@ A batch is cut into chunks of a few samples that threads of the loader decode; t
 bounded number of batches under way. There is no producer thread, and what goes wrong is raised in the consumer.
 """
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ from fastpsl.pipelines.decoders.codes import GOOD
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.order import PADDING, epoch_order, num_steps, step_indices
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.pipelines.workers import Workers
+from fastpsl.pipelines.workers import Workers, default_num_threads
 
 _CHUNK_SAMPLES = 16  # 8 to 64 are equal on 2 cores; larger ones spare the interpreter lock on many
 _NAMED = 3  # samples named in one line of an error
@@ -291,11 +290,6 @@ class _Job:
             labels[i] = labels[source]
             indices[i] = PADDING
         return bad
-
-
-def default_num_threads() -> int:
-    """This process's share of its cores, under torchrun too."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _checked_device(device: str | torch.device) -> torch.device:

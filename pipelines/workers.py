@@ -4,6 +4,7 @@ Not a ThreadPoolExecutor: the interpreter joins its threads without a limit at e
 from storage that hangs) would keep the process from ending after the error has been raised in the consumer.
 """
 
+import os
 import threading
 import time
 import weakref
@@ -13,6 +14,11 @@ from typing import Any
 
 _Queue = SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None]
 _EXIT_LIMIT_S = 5.0
+
+
+def default_num_threads() -> int:
+    """This process's share of its cores, under torchrun too."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class Workers:

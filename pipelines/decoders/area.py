@@ -26,13 +26,13 @@ def _taps(
     for c in range(size):
         low = start + c * step
         high = low + step
-        i = min(np.int64(low), limit - 1)
+        i = min(int(low), limit - 1)
         first[c] = i
-        stop = min(max(np.int64(np.ceil(high - 1e-6)), i + 1), limit, i + weights.shape[1])
+        stop = min(max(int(np.ceil(high - 1e-6)), i + 1), limit, i + weights.shape[1])
         count[c] = stop - i
         total = 0.0
         for t in range(weights.shape[1]):
-            share = max(min(high, i + t + 1.0) - max(low, np.float64(i + t)), 0.0) if i + t < stop else 0.0
+            share = max(min(high, i + t + 1.0) - max(low, float(i + t)), 0.0) if i + t < stop else 0.0
             weights[c, t] = share
             total += share
         for t in range(weights.shape[1]):
@@ -117,8 +117,8 @@ def area_resize(
     size = out.shape[0]
     first_row, num_rows = np.empty(size, np.int64), np.empty(size, np.int64)
     first_column, num_columns = np.empty(size, np.int64), np.empty(size, np.int64)
-    row_weights = np.empty((size, np.int64(height / size) + 2), np.float32)
-    column_weights = np.empty((size, np.int64(width / size) + 2), np.float32)
+    row_weights = np.empty((size, int(height / size) + 2), np.float32)
+    column_weights = np.empty((size, int(width / size) + 2), np.float32)
     _taps(top, height, size, rows, first_row, num_rows, row_weights)
     _taps(left, width, size, columns, first_column, num_columns, column_weights)
     start = first_column[0]

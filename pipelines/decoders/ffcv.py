@@ -111,7 +111,7 @@ def _decode_chunk(
 ) -> None:
     # outs is a tuple of arrays: numba compiles this short loop once for each number of views, and caches it.
     for i in range(len(codes)):
-        height, width = np.int64(heights[i]), np.int64(widths[i])
+        height, width = int(heights[i]), int(widths[i])
         codes[i], denominator = _decode_one(
             fds[i], offsets[i], num_bytes[i], height, width, modes[i], boxes, sizes, i, encoded, pixels
         )

@@ -129,7 +129,8 @@ def test_area_resize_is_the_exact_mean(size: int) -> None:
         (1, 1, 97, 97),
     ]:
         out = np.empty((size, size, 3), np.uint8)
-        area_resize(picture.reshape(-1), 201, 333, *(float(value) for value in box), out)
+        top, left, box_height, box_width = (float(value) for value in box)
+        area_resize(picture.reshape(-1), 201, 333, top, left, box_height, box_width, out)
         assert np.abs(out - area_mean(picture, box, size)).max() < 0.51, box
 
 
@@ -139,7 +140,8 @@ def test_area_resize_takes_fractions_of_pixels() -> None:
     large = picture.repeat(4, 0).repeat(4, 1)
     for box in [(1, 2, 157, 193), (3, 7, 81, 62), (159, 199, 1, 1), (0, 0, 3, 199)]:
         out = np.empty((13, 13, 3), np.uint8)
-        area_resize(picture.reshape(-1), 40, 50, *(value / 4 for value in box), out)
+        top, left, box_height, box_width = (value / 4 for value in box)
+        area_resize(picture.reshape(-1), 40, 50, top, left, box_height, box_width, out)
         assert np.abs(out - area_mean(large, box, 13)).max() < 0.51, box
 
 
