@@ -209,6 +209,8 @@ def _verify(command: Verify) -> None:
     from fastpsl.pipelines.beton_verify import verify
     from fastpsl.progress_lines import Progress
 
+    if not command.betons:
+        raise ValueError("no beton given; name files or globs, see fastpsl beton verify --help")
     num_bad = 0
     for path in [path for given in command.betons for path in shard_paths(given)]:
         try:
@@ -231,6 +233,8 @@ def _info(command: Info) -> None:
     from fastpsl.pipelines.beton import Beton as OpenBeton
     from fastpsl.pipelines.beton_verify import info
 
+    if not command.betons:
+        raise ValueError("no beton given; name files or globs, see fastpsl beton info --help")
     for given in command.betons:
         with OpenBeton(given) as beton:
             print(info(beton))

@@ -32,10 +32,10 @@ PAPER = {
     "embedding_width": 1000,
 }
 SAMPLE = {
-    "stage_epochs": (10, 10, 10),
+    "stage_epochs": (3, 3, 3),
     "batch_size": 32,
     "lr": 0.02,
-    "counts": (8, 16, 32),
+    "counts": (24, 48, 96),
     "shorter_px": 108,
     "cell_px": 32,
     "tile_px": 28,

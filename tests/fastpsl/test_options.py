@@ -1,0 +1,109 @@
+import re
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastpsl.options import RunOptions, describe_choice, parse_options
+
+ROOT = Path(__file__).resolve().parents[2]
+PAPER = {"batch_size": 256, "lr": 0.01}
+SAMPLE = {"batch_size": 16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
+    lr: float = 0.5
+
+
+def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Options:
+    monkeypatch.setattr(sys, "argv", ["recipe", *arguments])
+    return parse_options(Options, PAPER, SAMPLE, "")
+
+
+def test_paper_values_with_data_and_sample_values_without(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = parse(monkeypatch)
+    assert (options.batch_size, options.lr) == (16, 0.01)
+    assert capsys.readouterr().out == "the embedded sample: batch_size 16 (paper 256)\n"
+    options = parse(monkeypatch, "--data", "x.beton")
+    assert (options.batch_size, options.lr) == (256, 0.01)
+    assert capsys.readouterr().out == "x.beton: all values as in the paper\n"
+    options = parse(monkeypatch, "--batch-size", "8", "--lr", "0.2")
+    assert (options.batch_size, options.lr) == (8, 0.2)
+
+
+@pytest.mark.parametrize("arguments", [("--no-such-flag", "1"), ("--batch-size", "many"), ("--plan", "ps")])
+def test_what_cannot_be_parsed_exits_2(monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(monkeypatch, *arguments)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"batch_size": 0},
+        {"accumulate": -1},
+        {"max_steps_per_stage": 0},
+        {"num_threads": 0},
+        {"timeout_s": 0.0},
+        {"checkpoint_minutes": -1.0},
+        {"keep_checkpoints": 0},
+        {"log_steps": 0},
+    ],
+)
+def test_impossible_values_name_their_flag(values: dict[str, Any]) -> None:
+    (name,) = values
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} "):
+        RunOptions(**values)
+
+
+def test_ranks_must_divide_the_batch() -> None:
+    assert RunOptions(batch_size=24, accumulate=2).rank_batch(3) == 4
+    with pytest.raises(ValueError, match="multiple of 10"):
+        RunOptions(batch_size=24, accumulate=2).rank_batch(5)
+    with pytest.raises(ValueError, match="divide"):
+        RunOptions(batch_size=2).rank_batch(4)
+
+
+def test_precision_follows_the_device() -> None:
+    assert RunOptions().resolved_precision(torch.device("cpu")) == "fp32"
+    assert RunOptions().resolved_precision(torch.device("cuda")) == "fp16"
+    assert RunOptions(precision="bf16").resolved_precision(torch.device("cuda")) == "bf16"
+
+
+def test_science_and_machine_are_told_apart() -> None:
+    """Frozen: what stands here decides whether old checkpoints can be resumed."""
+    assert sorted(RunOptions().science()) == [
+        "batch_size",
+        "frozen_batchnorm",
+        "plan",
+        "precision",
+        "seed",
+        "stage_epochs",
+        "sync_batchnorm",
+    ]
+
+
+@pytest.mark.parametrize("recipe", sorted(p.name for p in (ROOT / "recipes").glob("*.py")))
+def test_every_field_is_read_somewhere(recipe: str) -> None:
+    """A flag that nothing reads is a lie."""
+    names = [f.name for f in fields(RunOptions)]
+    own = re.findall(r"^    (\w+): [^=\n]+ = ", (ROOT / "recipes" / recipe).read_text(), re.MULTILINE)
+    sources = [p.read_text() for p in (ROOT / "fastpsl").glob("*.py")] + [
+        (ROOT / "recipes" / recipe).read_text()
+    ]
+    text = "\n".join(sources)
+    assert own
+    assert [name for name in names + own if not re.search(rf"(options|self)\.{name}\b", text)] == []
+
+
+def test_first_line_tells_tuples_like_lists() -> None:
+    assert describe_choice(
+        RunOptions(data="d", stage_epochs=(1, 2, 3)), {"stage_epochs": (1, 2, 3)}
+    ).endswith("paper")
