@@ -231,6 +231,44 @@ def test_what_is_wrong_is_said_and_spares_the_rest(name: str, tmp_path: Path) ->
     assert "\n" not in "".join(decoder.reasons.values())
 
 
+def mutated(data: bytes, random: np.random.Generator) -> bytes:
+    """Bytes changed, cut out, put in, or the end cut off; half of the time in the headers."""
+    out = bytearray(data)
+    limit = len(out) if random.random() < 0.5 else 700
+    for _ in range(int(random.integers(1, 6))):
+        at, kind = int(random.integers(2, min(limit, len(out)))), int(random.integers(4))
+        if kind == 0:
+            out[at] = int(random.integers(256))
+        elif kind == 1:
+            del out[at : at + int(random.integers(1, 20))]
+        elif kind == 2:
+            out[at:at] = random.bytes(int(random.integers(1, 20)))
+        elif len(out) > 200 and random.random() < 0.3:
+            del out[int(random.integers(100, len(out))) :]
+    return bytes(out)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_300_mutated_jpegs_do_no_harm(name: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    base = [
+        jpeg(photo(0, 75, 101)),
+        jpeg(photo(1, 75, 101), progressive=True, subsampling=0),
+        jpeg(photo(2, 75, 101)[..., 0], optimize=True),
+    ]
+    good = (base[0], 75, 101, JPG)
+    bad = [(mutated(base[i % 3], random), 75, 101, JPG) for i in range(300)]
+    samples = Samples(tmp_path / "data", [sample for item in bad for sample in (item, good)])
+    decoder = make(name)
+    status, (large, small) = decode(
+        decoder, samples.rows, [whole(samples.rows), whole(samples.rows)], [50, 8]
+    )
+    assert not status[1::2].any() and (large[1::2] == large[1]).all() and (small[1::2] == small[1]).all()
+    assert (status[::2] != codes.GOOD).sum() > 150
+    assert set(status.tolist()) <= {codes.GOOD, *decoder.reasons}
+    assert all(reason_of(decoder, int(status[i]), samples.rows, i) for i in np.flatnonzero(status).tolist())
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_boxes_outside_never_reach_the_decoder(name: str, tmp_path: Path) -> None:
     samples = Samples(tmp_path / "data", [(jpeg(photo(0, 60, 80)), 60, 80, JPG)])
