@@ -15,6 +15,7 @@ import tyro
 # Each command imports what it needs: `fastpsl --help` shall not wait for torch or numba.
 
 EXIT_USER_ERROR = 2
+_FRAME = "│|+╭╮╰╯─- "
 Pixels = Annotated[int | None, tyro.conf.arg(metavar="PX")]
 
 
@@ -134,9 +135,20 @@ def _parse(arguments: Sequence[str] | None) -> Beton | Permutations:
     except SystemExit as end:
         if end.code in (0, None):
             raise
-        lines = [line.strip("│ \n") for line in said.getvalue().splitlines() if line.startswith("│")]
-        rule = next((i for i, line in enumerate(lines) if line.startswith("─")), len(lines))
-        raise ValueError(f"{' '.join(' '.join(lines[:rule]).split())}; see fastpsl --help") from None
+        raise ValueError(_one_line(said.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """What is wrong, and the option that may have been meant, of a message in a box; its frame may be missing."""
+    lines = [
+        line.strip("│| ") if line.strip(_FRAME) else "" for line in box.splitlines()[1:]
+    ]  # from below the title
+    while lines and not lines[0]:
+        lines.pop(0)
+    told = lines[: lines.index("")] if "" in lines else lines
+    if "Perhaps you meant:" in lines:
+        told = [*told, ";", *lines[lines.index("Perhaps you meant:") :][:2]]
+    return " ".join(" ".join([*told, "; see fastpsl --help"]).split()).replace(" ;", ";")
 
 
 @contextlib.contextmanager
@@ -146,6 +158,9 @@ def _one_line_warnings() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # on single images; they are judged by what comes out
+        warnings.filterwarnings(
+            "ignore", message="The image decoding and encoding capabilities of TorchVision"
+        )
         warnings.showwarning = show
         yield
 

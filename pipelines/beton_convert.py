@@ -18,9 +18,14 @@ from fastpsl.pipelines.beton_shard import JPG, RAW
 from fastpsl.pipelines.libffcv import HEADER_GOOD, Codec, jpeg_header, why_missing
 
 # What Pillow may try: no format that starts another program (EPS) or that is no photo.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
+Image.init()  # all plugins now: Image.open(formats=...) knows only those that are loaded
 MAX_SIDE_PX = 65535  # two bytes in the table
 MAX_PIXELS = 178_956_970  # Pillow's own limit for what is taken for a decompression bomb
+# A JPEG is decoded at 1/2, 1/4 or 1/8 where that is still so many times the wanted size. Mean difference to shrinking the whole
+# picture, and edges left (mean gradient; the whole one keeps .93 of Lanczos's), on 31 photos: 2: 1.5 to 2.1 of 255, .91 to .94;
+# 1.4: 2.0 to 3.1, .83; 1: 2.1 to 3.9, .77 to .91. Betons are kept for years: no blur for speed.
+_SCALE_MARGIN = 2
 _UPRIGHT = 1
 _ORIENTATION_TAG = 0x0112
 
@@ -107,7 +112,7 @@ def _jpeg_orientation(data: bytes) -> int:
     if b"Exif\x00\x00" not in data:  # 5 us; Pillow's parser takes 200
         return _UPRIGHT
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as image:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             orientation = image.getexif().get(_ORIENTATION_TAG, _UPRIGHT)
     except Exception:  # noqa: BLE001  Pillow's parsers raise nearly anything on nonsense, which then says nothing about up
         return _UPRIGHT
@@ -131,13 +136,12 @@ def clean_decode(data: bytes, height: int, width: int) -> bool:
 
 
 def _decode_shrunk(data: bytes, height: int, width: int, wanted: tuple[int, int]) -> np.ndarray | None:
-    """Decode by libffcv at the smallest of 1, 1/2, 1/4, 1/8 that is not below `wanted`, then to it; None after any warning."""
+    """Decode by libffcv, at 1/2, 1/4, 1/8 where that is large enough, then shrink to `wanted`; None after any warning."""
     codec = _codec()
     if codec is None:
         return None
-    denominator = next(
-        d for d in (8, 4, 2, 1) if -(-height // d) >= wanted[0] and -(-width // d) >= wanted[1]
-    )
+    rows, columns = (side * _SCALE_MARGIN for side in wanted)
+    denominator = next((d for d in (8, 4, 2) if -(-height // d) >= rows and -(-width // d) >= columns), 1)
     image, is_good = codec.decode(data, height, width, denominator)
     return (_resize(image, *wanted) if is_good else None) if image.size else None
 

@@ -1,0 +1,62 @@
+"""ffcv itself, in a process of its own (its import is heavy and sets thread counts):
+
+python beton_stock.py write FOLDER NUM         random pictures as MODE.beton by ffcv's DatasetWriter, two processes
+python beton_stock.py read BETON...            what ffcv's Reader and Loader make of betons of equal-sized images, as BETON.npz
+"""
+
+import sys
+
+import numpy as np
+
+
+def picture(index: int) -> tuple[np.ndarray, int]:
+    random = np.random.default_rng(index)
+    height, width = random.integers(20, 60, 2)
+    return random.integers(0, 256, (height, width, 3), dtype=np.uint8), index % 7
+
+
+class Pictures:
+    def __init__(self, num: int):
+        self.num = num
+
+    def __len__(self) -> int:
+        return self.num
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return picture(index)
+
+
+def write(mode: str, out: str, num: int) -> None:
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    fields = {"image": RGBImageField(write_mode=mode), "label": IntField()}
+    DatasetWriter(out, fields, num_workers=2).from_indexed_dataset(Pictures(num), chunksize=3)
+
+
+def read(path: str, out: str) -> None:
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.reader import Reader
+
+    reader = Reader(path)
+    found = {"names": np.array(reader.field_names), "num_samples": np.array(reader.num_samples)}
+    for os_cache in (True, False):  # the whole file mapped, and page by page
+        loader = Loader(
+            path, batch_size=4, num_workers=1, order=OrderOption.SEQUENTIAL, os_cache=os_cache, drop_last=False,
+            pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
+        )  # fmt: skip
+        batches = [(images.copy(), labels.copy()) for images, labels in loader]
+        found[f"images_{os_cache}"] = np.concatenate([images for images, _ in batches])
+        found[f"labels_{os_cache}"] = np.concatenate([labels for _, labels in batches])[:, 0]
+    np.savez(out, **found)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "write":
+        for mode in ("jpg", "raw", "proportion"):
+            write(mode, f"{sys.argv[2]}/{mode}.beton", int(sys.argv[3]))
+    else:
+        for name in sys.argv[2:]:
+            read(name, f"{name}.npz")

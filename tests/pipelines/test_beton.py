@@ -1,0 +1,245 @@
+"""Reading betons: ffcv's own, ours, and what is none."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton_shard import ALLOCATION, FIELD, HEADER, row_dtype
+from fastpsl.pipelines.beton_verify import verify
+from tests.pipelines.beton_stock import picture
+from tests.pipelines.photos import JPG, RAW, pil_decode, photo_samples, write
+
+STOCK = Path(__file__).with_name("beton_stock.py")
+TABLE_START = HEADER.itemsize + 2 * FIELD.itemsize
+ROW = row_dtype((2, 1))
+
+
+def stock(*arguments: object) -> None:
+    subprocess.run(
+        [sys.executable, STOCK, *map(str, arguments)], check=True, capture_output=True, timeout=200
+    )
+
+
+NUM_STOCK = 40
+
+
+@pytest.fixture(scope="module")
+def stock_betons(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stock")
+    stock("write", folder, NUM_STOCK)
+    return folder
+
+
+@pytest.mark.parametrize("mode", ["jpg", "raw", "proportion"])
+def test_reads_what_ffcv_writes(mode: str, stock_betons: Path) -> None:
+    num, path = NUM_STOCK, stock_betons / f"{mode}.beton"
+    with Beton(path) as beton:
+        rows = beton.rows(np.arange(num))
+        assert beton.num_samples == num and beton.num_classes == 7 and beton.class_names is None
+        assert set(rows.mode) == {"jpg": {JPG}, "raw": {RAW}, "proportion": {JPG, RAW}}[mode]
+        for i in range(num):
+            pixels, label = picture(i)
+            data = beton.read(i)
+            assert (rows.height[i], rows.width[i], rows.label[i]) == (*pixels.shape[:2], label)
+            assert len(data) == rows.num_bytes[i]
+            if rows.mode[i] == RAW:
+                assert data == pixels.tobytes()
+            else:
+                assert pil_decode(data).shape == pixels.shape
+        assert list(beton.labels()) == [i % 7 for i in range(num)]
+        heights, widths = zip(*(picture(i)[0].shape[:2] for i in range(num)), strict=True)
+        assert beton.image_sizes() == (min(heights), min(widths), max(heights), max(widths))
+        assert beton.max_bytes == rows.num_bytes.max()
+    assert list(verify(path)) == []
+
+
+def test_allocations_out_of_order_are_joined(tmp_path: Path) -> None:
+    samples = photo_samples(9)
+    path = write(tmp_path / "a.beton", samples)
+    data = bytearray(path.read_bytes())
+    alloc = int(np.frombuffer(data[: HEADER.itemsize], HEADER)["alloc_table_ptr"][0])
+    table = np.frombuffer(data[alloc:], ALLOCATION)
+    data[alloc:] = table[np.random.default_rng(0).permutation(9)].tobytes()
+    path.write_bytes(data)
+    with Beton(path) as beton:
+        assert beton.shards[0]._sizes is not None  # the slow way was taken
+        assert [beton.read(i) for i in range(9)] == [sample[0] for sample in samples]
+
+
+def test_shards_are_one_list(tmp_path: Path) -> None:
+    parts = [photo_samples(4, 0), photo_samples(3, 50), photo_samples(5, 90)]
+    for i, part in enumerate(parts):
+        write(tmp_path / f"train-{i}.beton", part)
+    whole = [sample[0] for part in parts for sample in part]
+    order = np.array([11, 0, 4, 3, 6, 7, 7])
+    for source in (
+        tmp_path / "train-*.beton",
+        str(tmp_path / "train-*.beton"),
+        sorted(tmp_path.glob("*.beton"))[::-1],
+    ):
+        with Beton(source) as beton:
+            assert beton.num_samples == 12 and [path.name for path in beton.paths] == [
+                f"train-{i}.beton" for i in range(3)
+            ]
+            assert [beton.read(i) for i in range(12)] == whole
+            rows = beton.rows(order)
+            assert list(rows.label) == [4, 0, 0, 3, 2, 0, 0] and len(set(rows.fd)) == 3
+            assert beton.name(6) == f"{tmp_path}/train-1.beton sample 2"
+    with Beton(tmp_path / "train-0.beton") as one, Beton(tmp_path / "train-1.beton") as other:
+        assert one.digest() != other.digest()
+    with Beton(tmp_path / "train-0.beton") as again, Beton(tmp_path / "train-0.beton") as one:
+        assert one.digest() == again.digest() and len(one.rows(np.zeros(0, np.int64)).fd) == 0
+
+
+def refused(path: Path, *words: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Beton(path)
+    text = str(caught.value)
+    assert "\n" not in text and str(path) in text and all(word in text for word in words), text
+
+
+def test_what_is_no_beton_is_refused(tmp_path: Path) -> None:
+    refused(tmp_path / "missing.beton", "No such file")
+    refused(tmp_path / "*.beton", "no file matches")
+    refused(tmp_path, "directory")
+    for name, data, word in (
+        ("empty", b"", "empty"),
+        ("short", b"\x02\x00\x02", "shorter than a header"),
+        ("zip", b"PK\x03\x04" + bytes(5000), "is no beton"),
+        ("zeros", bytes(100_000), "is no beton"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        refused(tmp_path / name, word)
+
+
+def test_every_cut_is_noticed(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole.beton", photo_samples(5)).read_bytes()
+    cut = tmp_path / "cut.beton"
+    for left in (
+        10,
+        24,
+        1000,
+        TABLE_START,
+        TABLE_START + 60,
+        len(whole) // 2,
+        len(whole) - 1,
+        len(whole) - ALLOCATION.itemsize,
+    ):
+        cut.write_bytes(whole[:left])
+        refused(cut)
+
+
+def test_unfinished_and_absurd_headers(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.beton", photo_samples(5))
+    good = path.read_bytes()
+
+    def with_header(**values: int) -> None:
+        header = np.frombuffer(good[: HEADER.itemsize], HEADER).copy()
+        for name, value in values.items():
+            header[name] = value
+        path.write_bytes(header.tobytes() + good[HEADER.itemsize :])
+
+    with_header(alloc_table_ptr=0)
+    refused(path, "never finished")
+    with_header(num_samples=0)
+    refused(path, "no samples")
+    with_header(num_samples=2**62)  # nothing of this size is allocated: the test would not survive it
+    refused(path, "truncated")
+    with_header(num_fields=65535)
+    refused(path)
+    with_header(alloc_table_ptr=2**63)
+    refused(path, "truncated")
+    with_header(version=1)
+    refused(path, "format 2")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "word"),
+    [
+        ("data_ptr", 2**64 - 1, "allocation table"),
+        ("data_ptr", 0, "allocation table"),
+        ("height", 0, "side of 0 px"),
+        ("mode", 7, "mode"),
+        ("mode", RAW, "height * width * 3"),
+        ("label", -2, "below -1"),
+        ("label", 2**40, "int32"),
+    ],
+)
+def test_bad_rows_are_named(field: str, value: int, word: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.beton", photo_samples(5))
+    data = bytearray(path.read_bytes())
+    table = np.frombuffer(data[TABLE_START : TABLE_START + 5 * ROW.itemsize], ROW).copy()
+    if field == "label":
+        table["f1"][3] = value
+    else:
+        table["f0"][field][3] = value
+    data[TABLE_START : TABLE_START + 5 * ROW.itemsize] = table.tobytes()
+    path.write_bytes(data)
+    refused(path, "sample 3", word)
+
+
+def test_bad_allocations_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.beton", photo_samples(5))
+    data = path.read_bytes()
+    alloc = int(np.frombuffer(data[: HEADER.itemsize], HEADER)["alloc_table_ptr"][0])
+    for size in (0, 2**20, 2**63, 2**64 - 1):
+        table = np.frombuffer(data[alloc:], ALLOCATION).copy()
+        table["size"][4] = size
+        path.write_bytes(data[:alloc] + table.tobytes())
+        refused(path, "sample 4", "outside")
+
+
+def test_a_file_that_shrinks_is_an_error_not_a_crash(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.beton", photo_samples(5))
+    with Beton(path) as beton:
+        os.truncate(path, 100)
+        with pytest.raises(ValueError, match="was truncated while it was in use"):
+            beton.read(3)
+
+
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.beton", photo_samples(5))
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with Beton(path) as beton:
+            beton.read(0)
+        (tmp_path / "bad.beton").write_bytes(path.read_bytes()[:-1])
+        refused(tmp_path / "bad.beton")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_150_mutated_betons(tmp_path: Path) -> None:
+    """Each mutation of header, tables or data: refused at opening, named by verify, or without effect on what is read."""
+    samples = photo_samples(6)
+    path = write(tmp_path / "a.beton", samples)
+    good = path.read_bytes()
+    with Beton(path) as beton:
+        rows = beton.rows(np.arange(6))
+    alloc = int(np.frombuffer(good[: HEADER.itemsize], HEADER)["alloc_table_ptr"][0])
+    regions = [(0, 24), (24, TABLE_START), (TABLE_START, TABLE_START + 6 * ROW.itemsize), (alloc, len(good))]
+    regions += [(int(rows.offset[i]), int(rows.offset[i] + rows.num_bytes[i])) for i in range(6)]
+    random, refusals, named = np.random.default_rng(7), 0, 0
+    for i in range(150):
+        data = bytearray(good)
+        start, end = regions[i % len(regions)]
+        for _ in range(random.integers(1, 9)):
+            data[random.integers(start, end)] = random.integers(256)
+        path.write_bytes(data)
+        problems = list(verify(path, 1))
+        assert all("\n" not in problem and str(path) in problem for problem in problems)
+        try:
+            with Beton(path) as beton:
+                read = [beton.read(i) for i in range(beton.num_samples)]
+        except ValueError:
+            refusals += 1
+            assert problems
+            continue
+        named += bool(problems)
+        if i % len(regions) < 4 and read != [sample[0] for sample in samples]:
+            assert problems, "other bytes are read, and verify says nothing"
+    assert refusals > 30 and named > 30

@@ -1,0 +1,281 @@
+"""What becomes of each kind of image file; the reference is Pillow or plain arithmetic."""
+
+import io
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from fastpsl.pipelines import libffcv
+from fastpsl.pipelines.beton_convert import JPG, RAW, BrokenImage, Stored, Target, convert, store_array
+from fastpsl.pipelines.libffcv import HEADER_GOOD, jpeg_header
+from tests.pipelines.photos import jpeg, photo, pil_decode
+
+PHOTO = photo(1, 90, 121)
+FINE = Target(quality=98)
+
+
+def file_of(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def mean_difference(stored: Stored, expected: np.ndarray) -> float:
+    found = (
+        np.frombuffer(stored.data, np.uint8).reshape(expected.shape)
+        if stored.mode == RAW
+        else pil_decode(stored.data)
+    )
+    assert found.shape == expected.shape == (stored.height, stored.width, 3)
+    return float(np.abs(found.astype(float) - expected).mean())
+
+
+def is_plain_jpeg(stored: Stored) -> bool:
+    header = jpeg_header(np.frombuffer(stored.data, np.uint8), len(stored.data))
+    has_metadata = b"Exif\x00\x00" in stored.data
+    return header == (HEADER_GOOD, stored.height, stored.width, 3, 0, 8) and not has_metadata
+
+
+def test_a_plain_jpeg_passes_byte_for_byte() -> None:
+    for options in (
+        {},
+        {"subsampling": 0},
+        {"quality": 35},
+        {"optimize": True},
+        {"icc_profile": b"some profile"},
+    ):
+        data = jpeg(PHOTO, **options)
+        stored = convert(data, Target(short_side=90, max_side=121))
+        assert (stored.data, stored.height, stored.width, stored.mode, stored.how) == (
+            data,
+            90,
+            121,
+            JPG,
+            "passed",
+        )
+
+
+def as_pillow_decodes(data: bytes) -> tuple[bytes, np.ndarray]:
+    return data, pil_decode(data)
+
+
+GREY = np.asarray(Image.fromarray(PHOTO).convert("L"))
+RGBA = Image.fromarray(np.dstack([PHOTO, np.tile(np.linspace(0, 255, 121).astype(np.uint8), (90, 1))]))
+OVER_WHITE = np.asarray(RGBA)[..., 3:] / 255.0 * PHOTO + 255.0 - np.asarray(RGBA)[..., 3:]
+GREY_16 = (GREY.astype(np.uint16) << 8) + 37
+
+
+def palette_with_hole() -> tuple[bytes, np.ndarray]:
+    image = Image.fromarray(PHOTO).quantize(64)
+    hole = np.asarray(image) == 5
+    assert hole.any()
+    return file_of(image, "PNG", transparency=5), np.where(
+        hole[..., None], 255, np.asarray(image.convert("RGB"))
+    )
+
+
+KINDS: dict[str, Callable[[], tuple[bytes, np.ndarray]]] = {
+    "progressive": lambda: as_pillow_decodes(jpeg(PHOTO, progressive=True)),
+    "grey jpeg": lambda: as_pillow_decodes(file_of(Image.fromarray(GREY), "JPEG")),
+    "CMYK jpeg": lambda: as_pillow_decodes(file_of(Image.fromarray(PHOTO).convert("CMYK"), "JPEG")),
+    "png": lambda: (file_of(Image.fromarray(PHOTO), "PNG"), PHOTO),
+    "webp": lambda: (file_of(Image.fromarray(PHOTO), "WEBP", lossless=True), PHOTO),
+    "bmp": lambda: (file_of(Image.fromarray(PHOTO), "BMP"), PHOTO),
+    "tiff": lambda: (file_of(Image.fromarray(PHOTO), "TIFF"), PHOTO),
+    "alpha png": lambda: (file_of(RGBA, "PNG"), OVER_WHITE),
+    "alpha webp": lambda: (file_of(RGBA, "WEBP", lossless=True, exact=True), OVER_WHITE),
+    "palette": lambda: (
+        file_of(Image.fromarray(PHOTO).quantize(256), "PNG"),
+        np.asarray(Image.fromarray(PHOTO).quantize(256).convert("RGB")),
+    ),
+    "palette with a hole": palette_with_hole,
+    "1 bit": lambda: (
+        file_of(Image.fromarray(GREY > 99), "PNG"),
+        np.dstack([np.where(GREY > 99, 255, 0)] * 3),
+    ),
+    "16-bit grey": lambda: (
+        file_of(Image.fromarray(GREY_16), "PNG"),
+        np.dstack([GREY_16 * (255 / 65535)] * 3),
+    ),
+    "16-bit tiff": lambda: (
+        file_of(Image.fromarray(GREY_16), "TIFF"),
+        np.dstack([GREY_16 * (255 / 65535)] * 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_kinds_become_plain_jpegs_of_the_same_picture(kind: str) -> None:
+    data, expected = KINDS[kind]()
+    stored = convert(data, FINE)
+    assert stored.how == "encoded" and is_plain_jpeg(stored)
+    pillow = pil_decode(jpeg((expected + 0.5).astype(np.uint8), quality=98))
+    assert mean_difference(stored, pillow) < 1.3
+    assert mean_difference(convert(data, Target(mode="raw")), expected) < 1.3  # libffcv's fast DCT, rounding
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_and_its_tag_removed(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(kind, {})
+    data = file_of(Image.fromarray(PHOTO), kind, exif=exif, **options)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert upright.size == ((90, 121) if orientation >= 5 else (121, 90))  # Pillow sees the tag
+    stored = convert(data, FINE)
+    if kind == "JPEG" and orientation == 1:
+        assert stored.data == data
+    else:
+        assert is_plain_jpeg(stored)
+    pillow = pil_decode(jpeg(np.asarray(upright.convert("RGB")), quality=98))
+    assert mean_difference(stored, pillow) < (5 if stored.how == "passed" else 2)  # a wrong turn: above 30
+    small = convert(data, Target(max_side=40, mode="raw"))
+    expected = np.asarray(upright.convert("RGB").resize((small.width, small.height), Image.Resampling.BOX))
+    assert max(small.height, small.width) == 40 and mean_difference(small, expected) < 4
+
+
+@pytest.mark.parametrize(
+    ("size", "target", "expected"),
+    [
+        ((400, 600), Target(short_side=256), (256, 384)),
+        ((600, 401), Target(short_side=256), (383, 256)),
+        ((400, 600), Target(max_side=300), (200, 300)),
+        ((400, 600), Target(short_side=256, max_side=300), (200, 300)),
+        ((400, 600), Target(short_side=100, max_side=300), (100, 150)),
+        ((100, 150), Target(short_side=256, max_side=999), (100, 150)),
+        ((3, 1000), Target(max_side=100), (1, 100)),
+    ],
+)
+def test_sizes(size: tuple[int, int], target: Target, expected: tuple[int, int]) -> None:
+    assert target.size(*size) == expected
+    stored = store_array(np.zeros((*size, 3), np.uint8), target)
+    assert (stored.height, stored.width) == expected == pil_decode(stored.data).shape[:2]
+
+
+@pytest.mark.parametrize("short_side", [300, 299, 150, 149, 75, 40])
+def test_shrinking_by_scaled_decoding_equals_shrinking_the_whole(short_side: int) -> None:
+    picture = np.asarray(Image.fromarray(photo(2, 300, 401)).resize((1203, 900), Image.Resampling.BICUBIC))
+    stored = convert(jpeg(picture, quality=95), Target(short_side=short_side, mode="raw"))
+    expected = np.asarray(
+        Image.fromarray(picture).resize((stored.width, stored.height), Image.Resampling.BOX)
+    )
+    assert mean_difference(stored, expected) < 2
+
+
+def test_quality_is_pillows() -> None:
+    sizes = [
+        len(convert(file_of(Image.fromarray(PHOTO), "PNG"), Target(quality=quality)).data)
+        for quality in (60, 90)
+    ]
+    assert sizes == pytest.approx([len(jpeg(PHOTO, quality=quality)) for quality in (60, 90)], rel=0.02)
+
+
+def test_broken_images_say_why() -> None:
+    data = jpeg(PHOTO)
+    for broken, word in (
+        (b"", "empty"),
+        (b"hello, I am a text", "no image of a known format"),
+        (data[: len(data) // 2], "truncated"),
+        (data[:20], ""),
+        (file_of(Image.fromarray(PHOTO), "PNG")[:500], ""),
+        (file_of(Image.fromarray(GREY.astype(np.float32)), "TIFF"), "floating-point"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image of a known format"),
+    ):
+        with pytest.raises(BrokenImage) as caught:
+            convert(broken, Target())
+        assert word in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(BrokenImage, match="uint8"):
+        store_array(np.zeros((4, 4), np.uint8), Target())
+
+
+def test_a_jpeg_that_libjpeg_warns_about_is_encoded_again() -> None:
+    data = bytearray(jpeg(PHOTO))
+    at = len(data) // 2
+    data[at : at + 2] = b"\xff\xd5"  # a restart marker where none belongs
+    stored = convert(bytes(data), Target())
+    assert stored.how == "mended" and is_plain_jpeg(stored)
+    assert convert(stored.data, Target()).how == "passed"
+
+
+def test_150_mutated_jpegs() -> None:
+    """Each is refused with a reason, or becomes a JPEG that readers decode without a warning."""
+    random, refused, changed = np.random.default_rng(3), 0, 0
+    for i in range(150):
+        data = bytearray(jpeg(photo(i % 5, 50 + i % 7, 64), progressive=i % 3 == 0))
+        end = 700 if i % 2 else len(data)  # headers, and anywhere
+        for _ in range(random.integers(1, 12)):
+            data[random.integers(end)] = random.integers(256)
+        if i % 10 == 9:
+            del data[random.integers(2, len(data)) :]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, on broken metadata
+            try:
+                stored = convert(bytes(data), Target(max_side=None if i % 4 else 30))
+            except BrokenImage as error:
+                refused += 1
+                assert str(error) and "\n" not in str(error)
+                continue
+        changed += stored.how != "passed"
+        again = convert(stored.data, Target())
+        assert again.how == "passed" and pil_decode(stored.data).shape == (stored.height, stored.width, 3)
+    assert refused > 20 and changed > 20
+
+
+WITHOUT_FFCV = """
+import io, sys, warnings
+import numpy as np
+from fastpsl.pipelines import libffcv
+from fastpsl.pipelines.beton_convert import Target, BrokenImage, convert
+from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton_write import write_beton
+from fastpsl.pipelines.beton_verify import verify
+from fastpsl.pipelines.sources import Sample
+from pathlib import Path
+from tests.pipelines.photos import jpeg, photo, pil_decode
+assert libffcv.why_missing() == "ffcv is not installed"
+try:
+    libffcv.library()
+except ValueError as error:
+    assert "pip install" in str(error)
+good = jpeg(photo(1, 90, 121))
+assert convert(good, Target()).data == good
+small = convert(good, Target(short_side=45))
+assert pil_decode(small.data).shape == (45, 60, 3), small  # 60.5 rounds to even
+out = Path(sys.argv[1])
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    samples = [Sample("good", good, 0), Sample("cut", good[:-900], 1), Sample("progressive", jpeg(photo(2, 50, 60), progressive=True), 2)]
+    report = write_beton(samples, out, num_samples=3, max_bad="1")
+assert sum(str(w.message).startswith("ffcv is not installed") for w in caught) == 1
+assert (report.num_passed, report.num_encoded, report.num_quarantined) == (1, 1, 1), report
+assert list(verify(out)) == []
+data = bytearray(out.read_bytes()); at = data.find(good) + 800; data[at:at+400] = bytes(400); data[at+200:at+202] = b"\\xff\\xd9"
+out.write_bytes(data)
+assert any("sample 0 (good)" in line for line in verify(out)), list(verify(out))
+print("fine")
+"""
+
+
+def test_without_ffcv_torchvision_and_pillow_serve(tmp_path: Path) -> None:
+    (tmp_path / "ffcv").mkdir()
+    (tmp_path / "ffcv" / "__init__.py").write_text(
+        ""
+    )  # hides an installed one: a package without its library
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_FFCV, str(tmp_path / "a.beton")],
+        env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.stdout == "fine\n", done.stderr
+
+
+def test_convert_used_libffcv_here() -> None:
+    """The tests above must not have gone the slow way."""
+    assert libffcv.why_missing() == ""

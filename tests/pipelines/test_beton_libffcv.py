@@ -1,0 +1,146 @@
+"""libffcv from numba and from Python, found without importing ffcv; and JPEG headers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastpsl.pipelines import libffcv
+from fastpsl.pipelines.libffcv import (
+    HEADER_BROKEN,
+    HEADER_GOOD,
+    HEADER_NOT_JPEG,
+    HEADER_UNSUPPORTED,
+    Codec,
+    jpeg_header,
+)
+from tests.pipelines.photos import jpeg, photo, pil_decode
+
+CACHED = """
+import sys, os
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+from fastpsl.pipelines import libffcv
+libffcv.library()
+import user_loop
+from pathlib import Path
+data = Path(sys.argv[2]).read_bytes()
+fd = os.open(sys.argv[2], os.O_RDONLY)
+out = user_loop.load(fd, len(data), np.empty(len(data), np.uint8), np.empty(90 * 121 * 3, np.uint8), np.empty((30, 40, 3), np.uint8))
+stats = user_loop.load.stats
+print(out, sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), "ffcv" in sys.modules, "torch" in sys.modules)
+"""
+USER_LOOP = """
+from numba import njit
+from fastpsl.pipelines.libffcv import decode_into, jpeg_header, pread_into, resize_into
+
+@njit(cache=True, nogil=True)
+def load(fd, num_bytes, data, pixels, small):
+    if pread_into(fd, 0, num_bytes, data) != num_bytes:
+        return -2
+    status, height, width, components, is_progressive, precision = jpeg_header(data, num_bytes)
+    if status or decode_into(data, num_bytes, height, width, pixels, 1, 1):
+        return -1
+    resize_into(pixels, height, width, 15, 20, 60, 80, small, 30, 40)
+    return int(small.astype("int64").sum())
+"""
+
+
+def test_compiled_callers_are_cached_across_processes_and_ffcv_is_not_imported(tmp_path: Path) -> None:
+    data = jpeg(photo(1, 90, 121))
+    (tmp_path / "a.jpg").write_bytes(data)
+    (tmp_path / "user_loop.py").write_text(USER_LOOP)
+    lines = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", CACHED, str(tmp_path), str(tmp_path / "a.jpg")],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        lines.append(done.stdout.split())
+    assert lines[0][1:] == ["0", "1", "False", "False"]  # compiled
+    assert lines[1][1:] == [
+        "1",
+        "0",
+        "False",
+        "False",
+    ]  # loaded: a dynamic global would make this a miss again
+    assert lines[0][0] == lines[1][0]
+    block = pil_decode(data)[15:75, 20:100].astype(float).reshape(30, 2, 40, 2, 3).mean((1, 3))
+    assert int(lines[0][0]) == pytest.approx(block.sum(), rel=0.01)
+
+
+def test_codec_agrees_with_pillow() -> None:
+    codec = Codec()
+    for height, width in ((90, 121), (1, 1), (7, 300)):
+        picture = photo(3, height, width)
+        data = jpeg(picture, subsampling=0)
+        pixels, is_good = codec.decode(data, height, width)
+        assert is_good and np.abs(pixels.astype(int) - pil_decode(data)).mean() < 1.5
+        assert codec.decode(data, height, width, 4)[0].shape == (-(-height // 4), -(-width // 4), 3)
+        assert codec.encode(picture, 83) == jpeg(picture, quality=83)
+    whole = np.ascontiguousarray(photo(4, 60, 80))
+    assert np.abs(codec.resize(whole, 30, 20) - whole.reshape(30, 2, 20, 4, 3).mean((1, 3))).max() <= 0.5
+    assert not codec.decode(data[: len(data) // 2], height, width)[1]
+
+
+def header(data: bytes) -> tuple[int, ...]:
+    return tuple(jpeg_header(np.frombuffer(data, np.uint8), len(data)))
+
+
+def test_jpeg_header() -> None:
+    picture = photo(1, 90, 121)
+    assert header(jpeg(picture)) == (HEADER_GOOD, 90, 121, 3, 0, 8)
+    assert header(jpeg(picture, progressive=True)) == (HEADER_GOOD, 90, 121, 3, 1, 8)
+    assert header(jpeg(picture[:, :, 0])) == (HEADER_GOOD, 90, 121, 1, 0, 8)
+    assert header(jpeg(np.dstack([picture, picture[:, :, :1]]).view()[:, :, :3])) == (
+        HEADER_GOOD,
+        90,
+        121,
+        3,
+        0,
+        8,
+    )
+    data = bytearray(jpeg(picture))
+    frame = data.find(b"\xff\xc0")
+    assert header(data[:frame] + b"\xff\xff" + data[frame:]) == (HEADER_GOOD, 90, 121, 3, 0, 8)  # fill bytes
+    assert header(data[:frame] + b"\x00" + data[frame:])[0] == HEADER_BROKEN
+    for marker, status in (
+        (0xC1, HEADER_GOOD),
+        (0xC3, HEADER_UNSUPPORTED),
+        (0xC9, HEADER_UNSUPPORTED),
+        (0xDA, HEADER_BROKEN),
+    ):
+        data[frame + 1] = marker
+        assert header(bytes(data))[0] == status
+    data[frame + 1] = 0xC0
+    data[frame + 5 : frame + 7] = b"\x00\x00"
+    assert header(bytes(data))[0] == HEADER_BROKEN  # height 0
+    for data in (b"", b"\xff", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", bytes(50)):
+        assert header(data)[0] == HEADER_NOT_JPEG
+    assert header(b"\xff\xd8\xff\xd9")[0] == HEADER_BROKEN
+
+
+def test_jpeg_header_never_reads_past_the_end() -> None:
+    data = np.frombuffer(jpeg(photo(1, 90, 121)), np.uint8)
+    frame_end = bytes(data).find(b"\xff\xc0") + 19
+    padded = np.concatenate([data, np.full(70000, 0xFF, np.uint8)])
+    for num in range(frame_end):
+        assert jpeg_header(padded, num)[0] != HEADER_GOOD  # what lies behind num is not looked at
+    assert jpeg_header(padded, frame_end)[0] == HEADER_GOOD
+
+
+def test_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libffcv.PathFinder, "find_spec", lambda *_: None)
+    libffcv._load.cache_clear()
+    try:
+        with pytest.raises(ValueError, match="ffcv is not installed: pip install"):
+            libffcv.library()
+    finally:
+        monkeypatch.undo()
+        libffcv._load.cache_clear()
+    assert libffcv.library()
