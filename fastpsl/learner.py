@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastpsl.distributed import World, sum_over_ranks
-from fastpsl.pipelines.loader import Batch, Loader
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.stage import Metrics, StageModule
 

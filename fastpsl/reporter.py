@@ -1,7 +1,9 @@
 """Numbers of a run: one JSON line a step, TensorBoard and W&B, the progress screen, a summary per stage."""
 
+import csv
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from fastpsl.checkpoint import write_atomically
 from fastpsl.distributed import World, sum_over_ranks
-from fastpsl.pipelines.loader import Batch
+from fastpsl.pipelines.batch import BadSample, Batch
 from fastpsl.plan import Stage
 from fastpsl.progress import Progress, clock
 from fastpsl.stage import Metrics
@@ -64,7 +66,8 @@ class Reporter:
         wandb: bool,
         config: dict[str, Any],
     ):
-        self.world, self.batch_size, self.log_steps = world, batch_size, log_steps
+        self.folder, self.world, self.batch_size, self.log_steps = folder, world, batch_size, log_steps
+        self._bad_names: set[str] = set()
         self.progress = Progress() if world.rank == 0 else None
         self.file = MetricsFile(folder / "metrics.jsonl", resumed_run_step) if world.rank == 0 else None
         self.board = self.wandb = None
@@ -89,8 +92,8 @@ class Reporter:
         self._window_started, self._wait_s = time.perf_counter(), 0.0
         self.say(f"{stage}; steps {step} to {num_steps}")
 
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """`batches`, with the time that the loop waits for each added to data wait."""
+    def watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """`batches`; the time that the loop waits for them adds to data wait, their skipped samples are noted."""
         while True:
             started = time.perf_counter()
             try:
@@ -99,7 +102,17 @@ class Reporter:
                 return
             finally:
                 self._wait_s += time.perf_counter() - started
+            self._note_bad(batch.bad)
             yield batch
+
+    def _note_bad(self, bad: list[BadSample]) -> None:
+        """Each skipped sample once, on this rank's terminal and in bad-samples.csv (one line, one write: ranks may share)."""
+        new = [sample for sample in bad if sample.name not in self._bad_names]
+        for sample in new:
+            self._bad_names.add(sample.name)
+            print(f"skipped {sample}", file=sys.stderr, flush=True)
+            with open(self.folder / "bad-samples.csv", "a", newline="") as file:
+                csv.writer(file).writerow([sample.index, sample.name, sample.reason])
 
     def step(self, step: int, run_step: int, lr: float, metrics: Metrics, num_skipped: Tensor) -> None:
         """Note one step. `num_skipped`: steps of this stage whose gradients were not finite, counted on the device."""

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fastpsl.pipelines.loader import Batch
+from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plan import Stage
 

@@ -99,12 +99,12 @@ class StageRun:
         while position.step < last_step:
             epoch, step_in_epoch = divmod(position.step, steps_per_epoch)
             batches = loader.epoch(position.first_epoch + epoch, step_in_epoch * options.accumulate)
-            timed = run.reporter.timed(batches)
+            watched = run.reporter.watched(batches)
             for _ in range(step_in_epoch, min(steps_per_epoch, last_step - position.step + step_in_epoch)):
                 torch.manual_seed(torch_seed(options.seed, position.stage, position.step, run.world.rank))
                 started = time.perf_counter()
                 lr = job.schedule(position.step, self.num_steps)
-                metrics = self.learner.step(timed, options.accumulate, lr)
+                metrics = self.learner.step(watched, options.accumulate, lr)
                 call_if_there(job.task, "after_step")
                 position.step += 1
                 position.run_step += 1

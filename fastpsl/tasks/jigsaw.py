@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.jigsaw import JigsawTiles
-from fastpsl.pipelines.loader import Batch
+from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.stage import Metrics, Trunk
 

@@ -7,23 +7,28 @@ import torch
 from torch import Tensor, nn
 
 from fastpsl.distributed import World
+from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.learner import Learner
 from fastpsl.optimisers import sgd
-from fastpsl.pipelines.loader import Batch
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plan import make_plan
 from fastpsl.stage import StageModule, Trunk
-from tests.fastpsl.tiny import TinyNet
+from tests.fastpsl.tiny import TinyNet, noise_batch, part_of
 
 CPU = World(0, 1, 0, 1, torch.device("cpu"))
+VIEWS = (ViewSpec(RandomResizedCrop(32)),)
 
 
 class Brightness:
-    """Regress the mean of an image: the smallest task that has a loss."""
+    """Regress the mean of an image: the smallest task that has a loss. `factor` may make it not finite."""
+
+    factor = 1.0
 
     num_levels = 3
 
-    def views(self, level: int) -> tuple[()]:
-        return ()
+    def views(self, level: int) -> tuple[ViewSpec, ...]:
+        return VIEWS
 
     def head(self, level: int, channels: int) -> nn.Module:
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1))
@@ -31,26 +36,8 @@ class Brightness:
     def loss(
         self, trunk: nn.Module, head: nn.Module, inputs: Any, batch: Batch
     ) -> tuple[Tensor, dict[str, Any]]:
-        loss = (head(trunk(inputs[0]))[:, 0] - inputs[0].mean((1, 2, 3))).square().mean()
+        loss = (head(trunk(inputs[0]))[:, 0] - inputs[0].mean((1, 2, 3))).square().mean() * self.factor
         return loss, {"loss": (loss.detach(), torch.ones(()))}
-
-
-class Given(Batch):
-    """A batch whose network inputs are given."""
-
-    def inputs(self, views: Any, dtype: torch.dtype) -> list[Tensor]:
-        return self.images
-
-
-def given(images: Tensor) -> Given:
-    return Given(
-        images=[images],
-        draws=[()],
-        indices=torch.arange(len(images)),
-        labels=torch.zeros(len(images)),
-        epoch=0,
-        step=0,
-    )
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
@@ -71,12 +58,12 @@ def test_exactly_the_learning_blocks_change(plan: str, frozen_batchnorm: str) ->
             task.head(1, backbone.channels[stage.last_block - 1]),
             task,
         )
-        learner = Learner(module, sgd(module.learning_parameters()), (), "fp32", CPU)
+        learner = Learner(module, sgd(module.learning_parameters()), VIEWS, "fp32", CPU)
         before = [snapshot(block) for block in backbone.blocks()]
         head_before = snapshot(module.head)
         calls.clear()
         for _ in range(2):
-            learner.step([given(torch.randn(4, 3, 32, 32))], 1, lr=0.1)
+            learner.step([noise_batch(VIEWS, 4)], 1, lr=0.1)
         assert calls == 2 * list(range(1, stage.last_block + 1))
         for number, block in enumerate(backbone.blocks(), start=1):
             learns = stage.first_learning <= number <= stage.last_block
@@ -101,7 +88,7 @@ def test_frozen_blocks_leave_no_graph() -> None:
 
 
 def test_accumulated_batches_give_the_mean_gradient() -> None:
-    images = torch.randn(8, 3, 32, 32)
+    batch = noise_batch(VIEWS, 8)
     weights = []
     for parts in (1, 2, 4):
         torch.manual_seed(0)
@@ -109,8 +96,8 @@ def test_accumulated_batches_give_the_mean_gradient() -> None:
         stage = make_plan("end_to_end", (1, 1, 1))[0]
         module = StageModule(Trunk(backbone, stage), task.head(1, 16), task)
         module.eval()  # BatchNorm's statistics would differ by batch
-        learner = Learner(module, sgd(module.learning_parameters()), (), "fp32", CPU)
-        learner.step([given(part) for part in images.chunk(parts)], parts, lr=0.5)
+        learner = Learner(module, sgd(module.learning_parameters()), VIEWS, "fp32", CPU)
+        learner.step([part_of(batch, number, parts) for number in range(parts)], parts, lr=0.5)
         weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
     assert torch.allclose(weights[0], weights[1], atol=1e-6) and torch.allclose(
         weights[0], weights[2], atol=1e-6
@@ -123,10 +110,11 @@ def test_steps_with_non_finite_gradients_change_nothing_and_are_counted(precisio
     backbone, task = TinyNet(), Brightness()
     stage = make_plan("psl", (1, 1, 1))[0]
     module = StageModule(Trunk(backbone, stage), task.head(1, 12), task)
-    learner = Learner(module, sgd(module.learning_parameters()), (), precision, CPU)
+    learner = Learner(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
     learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 1.0})
-    learner.step([given(torch.rand(4, 3, 32, 32))], 1, lr=0.1)
+    learner.step([noise_batch(VIEWS, 4)], 1, lr=0.1)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    learner.step([given(torch.full((4, 3, 32, 32), float("nan")))], 1, lr=0.1)
+    task.factor = float("nan")
+    learner.step([noise_batch(VIEWS, 4)], 1, lr=0.1)
     assert all(torch.equal(before[name], p) for name, p in module.named_parameters())
     assert float(learner.num_skipped) == 1.0

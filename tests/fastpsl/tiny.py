@@ -1,13 +1,18 @@
 """A small learning problem for tests of the engine: five blocks of one convolution, the sample's 32-px pictures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastpsl.distributed import World
+from fastpsl.kernels.draws import Keys
 from fastpsl.options import RunOptions
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.views import ViewSpec
 from fastpsl.run import Run
 from fastpsl.sample import sample_paths
 
@@ -51,3 +56,34 @@ def tiny_run(out: Path, **options: Any) -> Run:
         "num_threads": 1,
     }
     return Run("tiny", RunOptions(**{**values, **options}), one_process())
+
+
+def noise_batch(views: Sequence[ViewSpec], size: int, seed: int = 0) -> Batch:
+    """A batch as a loader would hand it out, of noise."""
+    random = torch.Generator().manual_seed(seed)
+    images, draws = [], []
+    for number, view in enumerate(views):
+        side = view.crop.size_px
+        pixels = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8, generator=random)
+        images.append(pixels.permute(0, 3, 1, 2))
+        drawn = view.draw(Keys(seed, 0, np.arange(size), number))
+        draws.append(tuple({k: torch.from_numpy(v) for k, v in draw.items()} for draw in drawn))
+    return Batch(
+        images=images, draws=draws, indices=torch.arange(size), labels=torch.zeros(size), epoch=0, step=0
+    )
+
+
+def part_of(batch: Batch, number: int, num_parts: int) -> Batch:
+    """The `number`-th of `num_parts` equal parts of a batch."""
+
+    def cut(tensor: Tensor) -> Tensor:
+        return tensor.chunk(num_parts)[number]
+
+    return Batch(
+        images=[cut(images) for images in batch.images],
+        draws=[tuple({k: cut(v) for k, v in draw.items()} for draw in draws) for draws in batch.draws],
+        indices=cut(batch.indices),
+        labels=cut(batch.labels),
+        epoch=0,
+        step=0,
+    )

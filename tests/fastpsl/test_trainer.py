@@ -1,0 +1,156 @@
+"""The trainer over whole plans: which blocks move, where it stops and goes on, what it writes."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastpsl.kernels.permutations import permutation_set
+from fastpsl.optimisers import step_drops
+from fastpsl.plan import make_plan
+from fastpsl.run import Position, Run, new_numbered_folder
+from fastpsl.tasks.jigsaw import Jigsaw
+from fastpsl.trainer import Job, pretrain, torch_seed
+from tests.commands import digests, newest_checkpoint
+from tests.fastpsl.tiny import TinyNet, tiny_run
+
+STEPS_PER_EPOCH = 15  # 480 pictures in batches of 32
+
+
+def tiny_job(plan: str = "psl") -> Job:
+    torch.manual_seed(torch_seed(0))
+    task = Jigsaw(
+        permutation_set(9, [4, 8, 16]).permutations,
+        (4, 8, 16),
+        shorter_px=32,
+        cell_px=10,
+        tile_px=8,
+        permutations_per_image=4,
+        embedding_width=8,
+    )
+    return Job(task, TinyNet(), make_plan(plan, (2, 2, 2)), step_drops(0.05, (20, 20, 10, 10)))
+
+
+def fit(out: Path, plan: str = "psl", **options: Any) -> tuple[bool, Run]:
+    run = tiny_run(out, plan=plan, **options)
+    try:
+        return pretrain(tiny_job(plan), run), run
+    finally:
+        run.close()
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run through all stages without a stop."""
+    out = tmp_path_factory.mktemp("whole")
+    finished, run = fit(out)
+    assert finished and len(run.position.summaries) == 3
+    return out
+
+
+def test_every_step_of_every_stage_is_on_record(whole: Path) -> None:
+    rows = lines(whole)
+    assert [row["run_step"] for row in rows] == list(range(1, 6 * STEPS_PER_EPOCH + 1))
+    assert [row["stage"] for row in rows[:: 2 * STEPS_PER_EPOCH]] == ["S1", "S2", "S3"]
+    assert rows[0]["lr"] == 0.05 and rows[9]["lr"] == 0.05 and rows[10]["lr"] == pytest.approx(0.005)
+    summaries = newest_checkpoint(whole)["position"]["summaries"]
+    assert [s["num_steps"] for s in summaries] == [30, 30, 30]
+    assert summaries[0]["loss_start"] == pytest.approx(sum(row["loss"] for row in rows[:10]) / 10)
+    assert summaries[0]["loss_end"] < summaries[0]["loss_start"]
+    assert 0 < summaries[0]["held_out"]["accuracy"] <= 1 and summaries[0]["chance"] == 0.25
+    for name in ("contact-sheet-G1.png", "contact-sheet-G3.png", "config.json", "environment.json"):
+        assert (whole / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize("step", [1, 14, 15, 16, 29, 30, 31, 59, 77, 89])
+def test_resumed_from_any_step_equals_never_stopped(whole: Path, tmp_path: Path, step: int) -> None:
+    """Stopped right after a checkpoint of `step` (in mid-epoch, at an epoch's and a stage's end), then resumed."""
+    stage, within = divmod(step - 1, 2 * STEPS_PER_EPOCH)
+    run = tiny_run(tmp_path, keep_checkpoints=100)
+    request = run.agreement.after_step
+
+    def stop_at_step() -> Any:
+        run.agreement.stop_requested = run.position.run_step >= step
+        return request()
+
+    run.agreement.after_step = stop_at_step  # type: ignore[method-assign]  # the signal, at an exact step
+    finished = pretrain(tiny_job(), run)
+    run.close()
+    stopped = Position(**newest_checkpoint(tmp_path)["position"])
+    assert not finished
+    if within + 1 < 2 * STEPS_PER_EPOCH:
+        assert (stopped.stage, stopped.step, stopped.run_step) == (stage, within + 1, step)
+    finished, _ = fit(tmp_path)
+    assert finished
+    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
+    assert lines(tmp_path) == lines(whole)
+
+
+def test_a_cut_stage_keeps_its_schedule_and_may_be_cut_otherwise_on_resume(
+    whole: Path, tmp_path: Path
+) -> None:
+    finished, run = fit(tmp_path, max_steps_per_stage=12)
+    assert finished and run.position.run_step == 36
+    assert [row["loss"] for row in lines(tmp_path)[:12]] == [row["loss"] for row in lines(whole)[:12]]
+    rates = [row["lr"] for row in lines(tmp_path) if row["stage"] == "S2"]
+    assert rates == pytest.approx([0.05] * 10 + [0.005] * 2)
+
+
+def test_a_finished_run_is_not_run_again(whole: Path) -> None:
+    before = newest_checkpoint(whole)
+    finished, run = fit(whole)
+    assert finished and run.position.run_step == 90
+    assert digests(before) == digests(newest_checkpoint(whole))
+
+
+def test_another_experiment_is_refused_by_its_fields(whole: Path) -> None:
+    with pytest.raises(ValueError, match=r"batch_size \(32 there, 16 now\), seed \(0 there, 1 now\)"):
+        tiny_run(whole, batch_size=16, seed=1)
+    with pytest.raises(ValueError, match="holds checkpoints"):
+        tiny_run(whole, resume="never")
+
+
+def test_accumulation_sees_the_same_images(whole: Path, tmp_path: Path) -> None:
+    """A machine with less memory: other batches, the same steps (BatchNorm's statistics are the batch's, so near)."""
+    finished, _ = fit(tmp_path, accumulate=4, max_steps_per_stage=3)
+    assert finished
+    ours = [row["loss"] for row in lines(tmp_path)[:1]]
+    assert ours == pytest.approx([row["loss"] for row in lines(whole)[:1]], rel=0.1)
+
+
+@pytest.mark.parametrize("plan", ["sl", "psl_f", "end_to_end"])
+def test_other_plans_run(tmp_path: Path, plan: str) -> None:
+    finished, run = fit(tmp_path, plan=plan, max_steps_per_stage=2)
+    levels = {"sl": [3, 3, 3], "psl_f": [1, 2, 3], "end_to_end": [3]}[plan]
+    assert finished and [s["level"] for s in run.position.summaries] == levels
+
+
+def test_resume_from_a_path_goes_on_in_its_own_folder(tmp_path: Path) -> None:
+    fit(tmp_path / "a", max_steps_per_stage=2, keep_checkpoints=10)
+    chosen = tmp_path / "a" / "checkpoints" / "step-00000002.pt"
+    run = tiny_run(None, resume=str(chosen))  # type: ignore[arg-type]  # no --out
+    run.close()
+    assert run.folder == tmp_path / "a" and asdict(run.position)["run_step"] == 2
+
+
+def test_numbered_folders_never_collide(tmp_path: Path) -> None:
+    names = [new_numbered_folder(tmp_path, "jigsaw").name for _ in range(3)]
+    assert names == ["jigsaw-001", "jigsaw-002", "jigsaw-003"]
+    (tmp_path / "jigsaw-1234").mkdir()
+    assert new_numbered_folder(tmp_path, "jigsaw").name == "jigsaw-1235"
+
+
+def test_half_a_line_and_lines_past_the_checkpoint_are_cut(whole: Path, tmp_path: Path) -> None:
+    fit(tmp_path, max_steps_per_stage=1)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"run_step": 4, "stage": "S3"}\n{"run_st')
+    run = tiny_run(tmp_path)
+    run.close()
+    assert [row["run_step"] for row in lines(tmp_path)] == [1, 2, 3]

@@ -1,0 +1,78 @@
+"""Gradients of two processes equal those of one on the union of their batches (BatchNorm by its running statistics).
+
+Tolerance: float32 sums in another order, 1e-5 of the largest gradient.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from fastpsl.distributed import World, leave_world
+from fastpsl.kernels.permutations import permutation_set
+from fastpsl.learner import Learner
+from fastpsl.optimisers import sgd
+from fastpsl.plan import make_plan
+from fastpsl.stage import StageModule, Task, Trunk, call_if_there
+from fastpsl.tasks.jigsaw import Jigsaw
+from tests.fastpsl.tiny import TinyNet, noise_batch, part_of
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "docs"))
+from example_task import NearestKey
+
+TASKS = ["jigsaw", "nearest_key"]
+GLOBAL_BATCH = 8
+
+
+def make_task(name: str) -> Task:
+    if name == "jigsaw":
+        permutations = permutation_set(9, [6, 12, 24]).permutations
+        sizes = {"shorter_px": 60, "cell_px": 18, "tile_px": 16, "embedding_width": 4}
+        return Jigsaw(permutations, (6, 12, 24), permutations_per_image=2, **sizes)
+    return NearestKey(num_samples=GLOBAL_BATCH)
+
+
+def weights_after_a_step(name: str, rank: int, world_size: int) -> dict[str, Tensor]:
+    """Weights after one step of rate 1 without decay or momentum: initial weights minus the gradient."""
+    torch.manual_seed(0)
+    backbone, task = TinyNet(), make_task(name)
+    stage = make_plan("psl", (1, 1, 1))[1]
+    head = task.head(2, backbone.channels[stage.last_block - 1])
+    trunk = Trunk(backbone, stage)
+    module = StageModule(trunk, head, task)
+    module.eval()
+    call_if_there(task, "start_stage", stage, trunk, head)
+    optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
+    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
+    learner = Learner(module, optimiser, task.views(2), "fp32", world)
+    learner.step([part_of(noise_batch(task.views(2), GLOBAL_BATCH), rank, world_size)], 1, lr=1.0)
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def in_a_process(rank: int, world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    for name in TASKS:
+        torch.save(weights_after_a_step(name, rank, world_size), f"{folder}/{name}-{rank}.pt")
+    leave_world()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes learned, task by task."""
+    path = tmp_path_factory.mktemp("world")
+    mp.spawn(in_a_process, args=(2, str(path)), nprocs=2)
+    return path
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_two_ranks_learn_as_one(name: str, folder: Path) -> None:
+    first, second = (torch.load(folder / f"{name}-{rank}.pt") for rank in (0, 1))
+    alone = weights_after_a_step(name, 0, 1)
+    for key, value in alone.items():
+        assert torch.equal(first[key], second[key]), key
+        assert torch.allclose(first[key], value, atol=1e-5 * float(value.abs().max() + 1)), key
