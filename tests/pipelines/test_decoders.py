@@ -227,6 +227,9 @@ def test_what_is_wrong_is_said_and_spares_the_rest(name: str, tmp_path: Path) ->
         reason_of(decoder, codes.WRONG_SIZE, samples.rows, 3) == "the header says 60x80 px, the table 80x60"
     )
     assert reason_of(decoder, codes.WRONG_COMPONENTS, samples.rows, 5).endswith("the header says 4")
+    for height, width in ((59, 80), (61, 80), (60, 79), (60, 81)):  # one side alone
+        alone = Samples(tmp_path / "alone", [(good, height, width, JPG)])
+        assert decode(decoder, alone.rows, [np.array([[0, 0, 9, 9]])], [8])[0].tolist() == [codes.WRONG_SIZE]
     assert set(decoder.reasons) == set(expected) - {codes.GOOD}
     assert "\n" not in "".join(decoder.reasons.values())
 
