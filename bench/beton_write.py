@@ -1,11 +1,13 @@
-"""`fastpsl beton write` beside ffcv's DatasetWriter: the same photos, cores and sizes, interleaved in one run.
+"""`fastpsl beton write` beside ffcv's DatasetWriter: the same photos, cores and sizes, interleaved in one
+run.
 
     python bench/beton_write.py --photos FOLDER --repeats 5
 
-Without --photos: the embedded sample's pictures at 640 x 480. Rows: photos taken over as they are, shrunk by the longer side (both
-writers at --max-side). ffcv's side is its documented use: an ImageFolder of PIL images, write_mode "jpg", jpeg_quality 90, max_resolution.
-Images/s from the listing of the folder to the closed file; ours also checks every JPEG it takes over, hashes and fsyncs.
-Writes bench/results/beton_write.json (median and interquartile range).
+Without --photos: the embedded sample's pictures at 640 x 480. Rows: photos taken over as they are, shrunk by
+the longer side (both writers at --max-side). ffcv's side is its documented use: an ImageFolder of PIL images,
+write_mode "jpg", jpeg_quality 90, max_resolution. Images/s from the listing of the folder to the closed file;
+ours also checks every JPEG it takes over, hashes and fsyncs. Writes bench/results/beton_write.json (median
+and interquartile range).
 """
 
 import argparse

@@ -23,9 +23,10 @@ Pixels = Annotated[int | None, tyro.conf.arg(metavar="PX")]
 class Write:
     """Write a folder of images as one beton: FFCV's format, which ffcv's own Reader and Loader read too.
 
-    JPEGs that need no change are taken over byte for byte; others (progressive, CMYK, grey, PNG, WebP, 16-bit, ...) become
-    baseline JPEGs, upright by their EXIF orientation, alpha over white. Nothing is enlarged. Broken images are listed in
-    OUT.quarantine.csv, class names and origin in OUT.json. OUT appears when it is whole.
+    JPEGs that need no change are taken over byte for byte; others (progressive, CMYK, grey, PNG, WebP,
+    16-bit, ...) become baseline JPEGs, upright by their EXIF orientation, alpha over white. Nothing is
+    enlarged. Broken images are listed in OUT.quarantine.csv, class names and origin in OUT.json. OUT appears
+    when it is whole.
     """
 
     src: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="SRC")]]
@@ -39,7 +40,8 @@ class Write:
     quality: Annotated[int, tyro.conf.arg(metavar="1..100")] = 90
     """Quality of the JPEGs that are made."""
     shard: Annotated[str, tyro.conf.arg(metavar="i/n")] = "0/1"
-    """Write only the i-th (from 0) of n runs of neighbouring images; read them together with a glob, e.g. 'train-*.beton'."""
+    """Write only the i-th (from 0) of n runs of neighbouring images; read them together with a glob, e.g.
+    'train-*.beton'."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
     """Threads; the file does not depend on it. [one per core]"""
     max_bad: Annotated[str, tyro.conf.arg(metavar="N|N%")] = "1%"
@@ -50,7 +52,8 @@ class Write:
 
 @dataclass(frozen=True)
 class Verify:
-    """Check betons: header, tables, bounds, checksum, and that every sample decodes. Names what is bad and exits 2."""
+    """Check betons: header, tables, bounds, checksum, and that every sample decodes. Names what is bad and
+    exits 2."""
 
     betons: tyro.conf.Positional[Annotated[list[str], tyro.conf.arg(metavar="BETON...")]]
     """Files or globs."""
@@ -79,7 +82,8 @@ class Beton:
 
 @dataclass(frozen=True)
 class Permutations:
-    """Make a set of jigsaw permutations far from each other: integers [max(counts), pieces] from 0, in nested prefixes."""
+    """Make a set of jigsaw permutations far from each other: integers [max(counts), pieces] from 0, in nested
+    prefixes."""
 
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.npy")]
     """The .npy file to write."""
@@ -139,7 +143,8 @@ def _parse(arguments: Sequence[str] | None) -> Beton | Permutations:
 
 
 def _one_line(box: str) -> str:
-    """What is wrong, and the option that may have been meant, of a message in a box; its frame may be missing."""
+    """What is wrong, and the option that may have been meant, of a message in a box; its frame may be
+    missing."""
     lines = [
         line.strip("│| ") if line.strip(_FRAME) else "" for line in box.splitlines()[1:]
     ]  # from below the title

@@ -8,8 +8,9 @@ import numpy as np
 def read_permutations(path: str | Path) -> np.ndarray:
     """A .npy file of permutations to int64 [N, n], values 0 .. n - 1.
 
-    Reads what `fastpsl permutations` writes, VISSL's hamming_perms_N_patches_9_max.npy and bbrattoli's permutations_N.npy: integer
-    arrays, counted from 0 or from 1. ValueError when the file is something else, a row is no permutation, or two are equal.
+    Reads what `fastpsl permutations` writes, VISSL's hamming_perms_N_patches_9_max.npy and bbrattoli's
+    permutations_N.npy: integer arrays, counted from 0 or from 1. ValueError when the file is something else,
+    a row is no permutation, or two are equal.
     """
     try:
         given = np.load(path, allow_pickle=False)

@@ -12,7 +12,8 @@ _BAR_EVERY_S = 0.1
 
 
 class Progress:
-    """`with Progress("images", total) as progress: progress.update(num_done, num_bad)`; shows done, bad, per second, time left."""
+    """`with Progress("images", total) as progress: progress.update(num_done, num_bad)`; shows done, bad, per
+    second, time left."""
 
     def __init__(self, unit: str, total: int):
         self._unit, self._total, self._start = unit, total, time.monotonic()

@@ -1,7 +1,9 @@
-"""The embedded sample: 640 small pictures that the project draws itself, as betons in the user's cache folder.
+"""The embedded sample: 640 small pictures that the project draws itself, as betons in the user's cache
+folder.
 
-Every recipe without `--data` uses it. Train and test hold JPEGs of 128 to 200 px a side, the 32-px betons the same pictures as raw
-32 x 32 (their middle squares). The first use draws them (seconds); processes that start at once wait for one another.
+Every recipe without `--data` uses it. Train and test hold JPEGs of 128 to 200 px a side, the 32-px betons the
+same pictures as raw 32 x 32 (their middle squares). The first use draws them (seconds); processes that start
+at once wait for one another.
 """
 
 import fcntl
@@ -35,7 +37,8 @@ class SamplePaths(NamedTuple):
 
 
 def sample_paths(cache: Path | None = None) -> SamplePaths:
-    """The sample's betons, made on first use in `cache` (default: $XDG_CACHE_HOME or ~/.cache, there fastpsl/sample-v1).
+    """The sample's betons, made on first use in `cache` (default: $XDG_CACHE_HOME or ~/.cache, there
+    fastpsl/sample-v1).
 
     Equal on every machine but for the JPEG encoder's version. ValueError when the folder cannot be written.
     """

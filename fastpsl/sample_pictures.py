@@ -1,8 +1,8 @@
 """The embedded sample's pictures: small landscapes with one subject, drawn from a seed.
 
-What there is to learn: eight kinds of subject (shape and texture; a probe's labels); light, sky and shadow (which way is up);
-sky over horizon over ground that grows coarser towards the viewer, with a darker rim (which tile is where). Place, size, palette,
-weather and time of day vary, so that no pixel pattern repeats.
+What there is to learn: eight kinds of subject (shape and texture; a probe's labels); light, sky and shadow
+(which way is up); sky over horizon over ground that grows coarser towards the viewer, with a darker rim
+(which tile is where). Place, size, palette, weather and time of day vary, so that no pixel pattern repeats.
 """
 
 import numpy as np
@@ -36,7 +36,8 @@ def _blend(top: np.ndarray, bottom: np.ndarray, weight: np.ndarray) -> np.ndarra
 def _landscape(
     random: Random, height: int, width: int, horizon: int, on_water: bool, light: float
 ) -> np.ndarray:
-    """Sky, clouds and ground; float32 [height, width, 3]. `light` is where the sun stands, 0 = left edge to 1 = right."""
+    """Sky, clouds and ground; float32 [height, width, 3]. `light` is where the sun stands, 0 = left edge to 1
+    = right."""
     palette = [
         np.array(vary(random, colour, 12), np.float32)
         for colour in _PALETTES[random.integers(len(_PALETTES))]
@@ -70,7 +71,8 @@ CLASS_NAMES = list(SUBJECTS)
 
 
 def draw_picture(seed: int, index: int, height: int, width: int) -> np.ndarray:
-    """Picture `index` of a seed: RGB uint8 [height, width, 3] with the subject CLASS_NAMES[index % 8]; about 10 ms."""
+    """Picture `index` of a seed: RGB uint8 [height, width, 3] with the subject CLASS_NAMES[index % 8]; about
+    10 ms."""
     random = np.random.default_rng((seed, index))
     name = CLASS_NAMES[index % len(CLASS_NAMES)]
     subject, heights, feet = SUBJECTS[name]

@@ -199,7 +199,8 @@ def _mushroom(draw: Draw, random: Random, x: float, y: float, h: float) -> None:
 
 
 Subject = Callable[[Draw, Random, float, float, float], None]
-# Name: how it is drawn; its height as a share of the picture's; where its foot stands between horizon (0) and bottom (1).
+# Name: how it is drawn; its height as a share of the picture's; where its foot stands between horizon (0) and
+# bottom (1).
 SUBJECTS: dict[str, tuple[Subject, tuple[float, float], tuple[float, float]]] = {
     "balloon": (_balloon, (0.5, 0.7), (-0.75, -0.1)),
     "boat": (_boat, (0.5, 0.75), (0.15, 0.6)),

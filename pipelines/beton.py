@@ -1,8 +1,9 @@
 """Reading betons: one file or several shards of the stock FFCV format as one list of samples.
 
-Opening checks every pointer, size, mode and label of the tables, so that C code may trust them later. The tables are
-memory-mapped; per sample nothing is held, or 4 bytes where the allocation table is not in sample order (ffcv's writer with
-several processes). Data are read by pread: a file that shrinks is an error message then, not a SIGBUS.
+Opening checks every pointer, size, mode and label of the tables, so that C code may trust them later. The
+tables are memory-mapped; per sample nothing is held, or 4 bytes where the allocation table is not in sample
+order (ffcv's writer with several processes). Data are read by pread: a file that shrinks is an error message
+then, not a SIGBUS.
 """
 
 import glob
@@ -31,7 +32,8 @@ class Rows(NamedTuple):
 
 
 def shard_paths(source: "str | Path | Sequence[str | Path]") -> list[Path]:
-    """The files that `source` names (a file, a glob, or several files), sorted by name; ValueError where there are none."""
+    """The files that `source` names (a file, a glob, or several files), sorted by name; ValueError where
+    there are none."""
     if not isinstance(source, str | Path):
         paths = [Path(path) for path in source]
         if not paths:
@@ -51,8 +53,9 @@ def shard_paths(source: "str | Path | Sequence[str | Path]") -> list[Path]:
 class Beton:
     """One beton or several shards as one list of samples, in sorted order of the shards' names.
 
-    `source`: a file, a glob, or several files. Everything in the tables is checked here: ValueError (one line, with the path
-    and the remedy) when a file is missing, empty, truncated, foreign, out of bounds or has labels out of range.
+    `source`: a file, a glob, or several files. Everything in the tables is checked here: ValueError (one
+    line, with the path and the remedy) when a file is missing, empty, truncated, foreign, out of bounds or
+    has labels out of range.
     """
 
     def __init__(self, source: "str | Path | Sequence[str | Path]"):
@@ -95,7 +98,8 @@ class Beton:
         )  # fmt: skip
 
     def rows(self, indices: np.ndarray) -> Rows:
-        """Where the samples `indices` (int64 [B], in [0, num_samples)) lie. ValueError when a file has shrunk since opening."""
+        """Where the samples `indices` (int64 [B], in [0, num_samples)) lie. ValueError when a file has shrunk
+        since opening."""
         indices = np.asarray(indices, np.int64)
         num = len(indices)
         if num and not (0 <= indices.min() and indices.max() < self.num_samples):
@@ -135,7 +139,8 @@ class Beton:
         return out
 
     def read(self, index: int) -> bytes:
-        """The stored bytes of one sample: a JPEG, or height * width * 3 raw values. ValueError when they cannot be read whole."""
+        """The stored bytes of one sample: a JPEG, or height * width * 3 raw values. ValueError when they
+        cannot be read whole."""
         rows = self.rows(np.array([index]))
         wanted = int(rows.num_bytes[0])
         try:
@@ -149,7 +154,8 @@ class Beton:
         return data
 
     def name(self, index: int) -> str:
-        """The sample in words, for messages: "train.beton sample 17 (n01440764/a.JPEG)", without the path where none is known."""
+        """The sample in words, for messages: "train.beton sample 17 (n01440764/a.JPEG)", without the path
+        where none is known."""
         owner = int(np.searchsorted(self._starts, index, "right")) - 1
         local, path = int(index - self._starts[owner]), self.shards[owner].path
         try:
@@ -162,7 +168,8 @@ class Beton:
         return f"{path} sample {local}" + (f" ({source})" if source else "")
 
     def digest(self) -> str:
-        """Hex digest of headers and tables (not of the data): equal for equal betons, 30 ms for a million samples."""
+        """Hex digest of headers and tables (not of the data): equal for equal betons, 30 ms for a million
+        samples."""
         digest = hashlib.blake2b(digest_size=16)
         for shard in self.shards:
             digest.update(os.pread(shard.fd, HEADER.itemsize, 0))

@@ -1,9 +1,11 @@
-"""One image file to what a beton stores: the JPEG itself where nothing has to change, else a new baseline JPEG, or raw RGB.
+"""One image file to what a beton stores: the JPEG itself where nothing has to change, else a new baseline
+JPEG, or raw RGB.
 
-Passes byte for byte: a baseline (or extended sequential) 8-bit JPEG of 3 components, upright, of the wanted size, that the
-readers' decode call takes without a libjpeg warning. Everything else is decoded, turned upright by its EXIF orientation, made
-8-bit RGB, shrunk (never enlarged) and encoded again without metadata:
-- alpha, also of palettes: over white; 16-bit: scaled by 255/65535 (of three channels: the high byte); palette, grey, CMYK: Pillow's conversion;
+Passes byte for byte: a baseline (or extended sequential) 8-bit JPEG of 3 components, upright, of the wanted
+size, that the readers' decode call takes without a libjpeg warning. Everything else is decoded, turned
+upright by its EXIF orientation, made 8-bit RGB, shrunk (never enlarged) and encoded again without metadata:
+- alpha, also of palettes: over white; 16-bit: scaled by 255/65535 (of three channels: the high byte);
+  palette, grey, CMYK: Pillow's conversion;
 - colour profiles are not applied; of animations and multi-page files the first frame is taken.
 """
 
@@ -22,9 +24,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 Image.init()  # all plugins now: Image.open(formats=...) knows only those that are loaded
 MAX_SIDE_PX = 65535  # two bytes in the table
 MAX_PIXELS = 178_956_970  # Pillow's own limit for what is taken for a decompression bomb
-# A JPEG is decoded at 1/2, 1/4 or 1/8 where that is still so many times the wanted size. Mean difference to shrinking the whole
-# picture, and edges left (mean gradient; the whole one keeps .93 of Lanczos's), on 31 photos: 2: 1.5 to 2.1 of 255, .91 to .94;
-# 1.4: 2.0 to 3.1, .83; 1: 2.1 to 3.9, .77 to .91. Betons are kept for years: no blur for speed.
+# A JPEG is decoded at 1/2, 1/4 or 1/8 where that is still so many times the wanted size. Mean difference to
+# shrinking the whole picture, and edges left (mean gradient; the whole one keeps .93 of Lanczos's), on 31
+# photos: 2: 1.5 to 2.1 of 255, .91 to .94; 1.4: 2.0 to 3.1, .83; 1: 2.1 to 3.9, .77 to .91. Betons are kept
+# for years: no blur for speed.
 _SCALE_MARGIN = 2
 _UPRIGHT = 1
 _ORIENTATION_TAG = 0x0112
@@ -44,7 +47,8 @@ class Target:
     mode: str = "jpg"
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """The (height, width) to shrink to; both limits hold where both are given, and nothing is enlarged."""
+        """The (height, width) to shrink to; both limits hold where both are given, and nothing is
+        enlarged."""
         scale = 1.0
         if self.short_side:
             scale = min(scale, self.short_side / min(height, width))
@@ -55,7 +59,8 @@ class Target:
 
 @dataclass
 class Stored:
-    """One sample as it goes to the file; `how` is passed, encoded (also: raw) or mended (encoded because libjpeg warned)."""
+    """One sample as it goes to the file; `how` is passed, encoded (also: raw) or mended (encoded because
+    libjpeg warned)."""
 
     data: bytes
     height: int
@@ -75,7 +80,8 @@ def _codec() -> Codec | None:
 
 
 def convert(data: bytes, target: Target) -> Stored:
-    """An image file's bytes to what is stored. Raises BrokenImage with the reason; safe to call from many threads."""
+    """An image file's bytes to what is stored. Raises BrokenImage with the reason; safe to call from many
+    threads."""
     if not data:
         raise BrokenImage("empty file")
     status, height, width, components, is_progressive, precision = jpeg_header(
@@ -120,7 +126,8 @@ def _jpeg_orientation(data: bytes) -> int:
 
 
 def clean_decode(data: bytes, height: int, width: int) -> bool:
-    """Whether the readers' decode call takes the JPEG without an error or warning, and finds the size of its header."""
+    """Whether the readers' decode call takes the JPEG without an error or warning, and finds the size of its
+    header."""
     codec = _codec()
     if codec:
         return codec.decode(data, height, width)[1]
@@ -136,7 +143,8 @@ def clean_decode(data: bytes, height: int, width: int) -> bool:
 
 
 def _decode_shrunk(data: bytes, height: int, width: int, wanted: tuple[int, int]) -> np.ndarray | None:
-    """Decode by libffcv, at 1/2, 1/4, 1/8 where that is large enough, then shrink to `wanted`; None after any warning."""
+    """Decode by libffcv, at 1/2, 1/4, 1/8 where that is large enough, then shrink to `wanted`; None after any
+    warning."""
     codec = _codec()
     if codec is None:
         return None
@@ -195,7 +203,8 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo an EXIF orientation: 2 to 8 = mirrored, 180, flipped, transposed, 90 right, transverse, 90 left."""
+    """Undo an EXIF orientation: 2 to 8 = mirrored, 180, flipped, transposed, 90 right, transverse, 90
+    left."""
     if orientation >= 5:
         image = image.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):

@@ -1,7 +1,8 @@
 """The file side of writing a beton: pages, tables, checksum; under another name until it is whole.
 
-`train.beton` is written as `.train.beton.partial` in the same folder, fsynced, renamed. A file left there by a killed run is
-taken over by the next one; a lock keeps two writers apart. The allocation table is in sample order.
+`train.beton` is written as `.train.beton.partial` in the same folder, fsynced, renamed. A file left there by
+a killed run is taken over by the next one; a lock keeps two writers apart. The allocation table is in sample
+order.
 """
 
 import contextlib
@@ -46,7 +47,8 @@ def partial_path(path: Path) -> Path:
 
 
 class PartialFile:
-    """A file under its partial name, locked: `publish` renames it, `discard` removes it, being killed leaves it to the next run."""
+    """A file under its partial name, locked: `publish` renames it, `discard` removes it, being killed leaves
+    it to the next run."""
 
     def __init__(self, path: Path):
         self.path, self.partial = path, partial_path(path)
@@ -134,8 +136,8 @@ class BetonFile:
         self._digest = hashlib.sha256()
 
     def add(self, stored: Stored, label: int) -> None:
-        """Append one sample. A sample larger than a page doubles the page: pages are multiples of their size, so what was
-        placed before crosses no larger page either."""
+        """Append one sample. A sample larger than a page doubles the page: pages are multiples of their size,
+        so what was placed before crosses no larger page either."""
         assert self.num_samples < self.max_samples and len(stored.data) <= MAX_PAGE_BYTES
         while len(stored.data) > self.page_bytes:
             self.page_bytes *= 2
@@ -169,7 +171,8 @@ class BetonFile:
         write_all(self.file.fd, self._rows[:num].tobytes(), _TABLE_START + first * _ROW.itemsize)
 
     def finish(self) -> str:
-        """Tables and header; the checksum of the file from data_start to its end, then of what is before (SHA-256, hex)."""
+        """Tables and header; the checksum of the file from data_start to its end, then of what is before
+        (SHA-256, hex)."""
         fd = self.file.fd
         self._flush_rows(self.num_samples % _ROWS_BUFFERED)
         alloc = self._end

@@ -1,8 +1,8 @@
 """One beton file: FFCV's format, version 2, its tables opened and checked.
 
-The file: a header; field descriptors; a table of one row a sample (per field: image mode, width, height, pointer; label); pages of
-data, across which no sample reaches; at the end the allocation table (sample, pointer, size) that knows each sample's length.
-Layout after ffcv/types.py and ffcv/writer.py of ffcv 1.0.2.
+The file: a header; field descriptors; a table of one row a sample (per field: image mode, width, height,
+pointer; label); pages of data, across which no sample reaches; at the end the allocation table (sample,
+pointer, size) that knows each sample's length. Layout after ffcv/types.py and ffcv/writer.py of ffcv 1.0.2.
 """
 
 import os
@@ -78,7 +78,8 @@ class Shard:
             raise
 
     def close(self) -> None:
-        self._table = self._allocations = self._sizes = None
+        for name in ("_table", "_allocations", "_sizes"):  # the maps keep descriptors of their own
+            self.__dict__.pop(name, None)
         if self.fd >= 0:
             os.close(self.fd)
         self.fd = -1

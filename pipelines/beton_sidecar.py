@@ -1,11 +1,13 @@
-"""What a beton cannot hold, in one small JSON beside it: `train.beton.json` for `train.beton`. Readers do without it.
+"""What a beton cannot hold, in one small JSON beside it: `train.beton.json` for `train.beton`. Readers do
+without it.
 
 format        1
 num_samples   as in the beton
 class_names   list, label = position; null for a flat folder
 source_paths  of each sample, relative to the source: newline-joined ("\\" and newline escaped), zlib, base64
 written       how: options, version, counts
-data_start, sha256   checksum of the bytes from data_start to the end of the file, then of those before it: the order in
+data_start, sha256   checksum of the bytes from data_start to the end of the file, then of those before it:
+the order in
               which a beton is written, so that the checksum costs no second reading
 """
 
@@ -87,7 +89,8 @@ def dump_sidecar(sidecar: Sidecar) -> bytes:
 
 
 def read_sidecar(beton: Path) -> Sidecar | None:
-    """The sidecar of a beton; None where there is none. ValueError when it is there and cannot be understood."""
+    """The sidecar of a beton; None where there is none. ValueError when it is there and cannot be
+    understood."""
     path = sidecar_path(beton)
     try:
         record = json.loads(path.read_bytes())

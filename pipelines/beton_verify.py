@@ -25,8 +25,9 @@ _BARS = 30  # classes drawn one by one
 def verify(
     path: Path, num_workers: int | None = None, on_progress: Callable[[int, int], None] | None = None
 ) -> Iterator[str]:
-    """All that is wrong with one beton, a line each, with path and sample: header, tables, bounds, pages, checksum (where its
-    JSON has one), and that each sample decodes without a libjpeg warning. Nothing for a sound one."""
+    """All that is wrong with one beton, a line each, with path and sample: header, tables, bounds, pages,
+    checksum (where its JSON has one), and that each sample decodes without a libjpeg warning. Nothing for a
+    sound one."""
     try:
         beton = Beton(path)
     except ValueError as error:

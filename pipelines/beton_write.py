@@ -1,7 +1,8 @@
 """Writing betons: images in, from a folder or from memory, out comes a stock FFCV file with its JSON.
 
-Threads convert (libffcv, Pillow and read() release the GIL), the calling thread writes in the order of the samples: the file does
-not depend on the number of workers. Memory does not grow with the number of samples but for 4 bytes and a packed path each.
+Threads convert (libffcv, Pillow and read() release the GIL), the calling thread writes in the order of the
+samples: the file does not depend on the number of workers. Memory does not grow with the number of samples
+but for 4 bytes and a packed path each.
 """
 
 import csv
@@ -10,7 +11,7 @@ import os
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -118,7 +119,7 @@ def _convert_one(image: object, target: Target) -> Stored | BrokenImage:
 
 def _converted(
     samples: Iterable[Sample], target: Target, num_workers: int
-) -> Iterator[tuple[Sample, Stored | BrokenImage]]:
+) -> Generator[tuple[Sample, Stored | BrokenImage], None, None]:
     """Samples with what became of them, in order; at most _WINDOW per worker are under way."""
     waiting: deque[tuple[Sample, Future[Stored | BrokenImage]]] = deque()
     with ThreadPoolExecutor(num_workers, "beton-write") as pool:
@@ -150,11 +151,13 @@ def write_beton(
     record: dict[str, object] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> WriteReport:
-    """Write `samples` (at most `num_samples`) to the beton `out` with its JSON and, where images are broken, its quarantine list.
+    """Write `samples` (at most `num_samples`) to the beton `out` with its JSON and, where images are broken,
+    its quarantine list.
 
-    `max_bad` broken images ("20", or "1%" of num_samples) are left out and listed, one more is an error. `num_workers` threads
-    (None: one per core). `record` goes into the JSON's `written` as it is. `on_progress(num_done, num_bad)` is called after each.
-    ValueError (one line) when the output cannot be written, exists (unless `overwrite`), or too much is broken; `out` is then as before.
+    `max_bad` broken images ("20", or "1%" of num_samples) are left out and listed, one more is an error.
+    `num_workers` threads (None: one per core). `record` goes into the JSON's `written` as it is.
+    `on_progress(num_done, num_bad)` is called after each. ValueError (one line) when the output cannot be
+    written, exists (unless `overwrite`), or too much is broken; `out` is then as before.
     """
     out = Path(out)
     allowed_bad = max_bad_count(max_bad, num_samples)

@@ -1,12 +1,16 @@
-"""libffcv, ffcv's C library (libjpeg-turbo's decoder, OpenCV's area resize): the one file that finds, loads and calls it.
+"""libffcv, ffcv's C library (libjpeg-turbo's decoder, OpenCV's area resize): the one file that finds, loads
+and calls it.
 
-The package ffcv itself is never imported: that takes 4.2 s and 860 MB, and sets torch's and numba's thread counts to 1.
+The package ffcv itself is never imported: that takes 4.2 s and 860 MB, and sets torch's and numba's thread
+counts to 1.
 
 Two ways in:
 - plain Python through ctypes, which releases the GIL: `Codec`;
-- numba: `decode_into`, `resize_into`, `pread_into` may be called from functions compiled with `njit(cache=True, nogil=True)`.
-  They name external symbols, which `library()` registers in each process, so the compiled callers are cacheable; a ctypes
-  function object in their place is a "dynamic global", and every process would compile again.
+- numba: `decode_into`, `resize_into`, `pread_into` may be called from functions compiled with
+  `njit(cache=True, nogil=True)`.
+  They name external symbols, which `library()` registers in each process, so the compiled callers are
+  cacheable; a ctypes function object in their place is a "dynamic global", and every process would compile
+  again.
 
 The C code trusts its caller. Check `jpeg_header` against the table before a buffer goes to it.
 """
@@ -101,12 +105,17 @@ def why_missing() -> str:
 
 
 @njit(cache=True, nogil=True)
+def _big_endian_16(buffer: np.ndarray, at: int) -> Any:
+    return np.int64(buffer[at]) << 8 | np.int64(buffer[at + 1])
+
+
+@njit(cache=True, nogil=True)
 def jpeg_header(buffer: np.ndarray, num_bytes: int) -> tuple[int, int, int, int, int, int]:
     """Walk the markers of `buffer[:num_bytes]` (uint8) to the frame header, never past the end.
 
-    Returns (status, height, width, num_components, is_progressive, precision_bits); status is HEADER_GOOD or one of the
-    other HEADER_ values, and then the rest is 0. Stricter than libjpeg: bytes between segments are refused.
-    Source: ITU-T T.81, Annex B.
+    Returns (status, height, width, num_components, is_progressive, precision_bits); status is HEADER_GOOD or
+    one of the other HEADER_ values, and then the rest is 0. Stricter than libjpeg: bytes between segments are
+    refused. Source: ITU-T T.81, Annex B.
     """
     if num_bytes < 4 or buffer[0] != 0xFF or buffer[1] != 0xD8:
         return HEADER_NOT_JPEG, 0, 0, 0, 0, 0
@@ -120,7 +129,7 @@ def jpeg_header(buffer: np.ndarray, num_bytes: int) -> tuple[int, int, int, int,
             continue
         if marker == 0x01 or 0xD0 <= marker <= 0xDA or marker == 0:  # restart, start or end before any frame
             return HEADER_BROKEN, 0, 0, 0, 0, 0
-        length = np.int64(buffer[at + 2]) << 8 | np.int64(buffer[at + 3])
+        length = _big_endian_16(buffer, at + 2)
         if length < 2 or at + 2 + length > num_bytes:
             return HEADER_BROKEN, 0, 0, 0, 0, 0
         if 0xC0 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
@@ -128,13 +137,13 @@ def jpeg_header(buffer: np.ndarray, num_bytes: int) -> tuple[int, int, int, int,
                 return HEADER_UNSUPPORTED, 0, 0, 0, 0, 0
             if length < 8:
                 return HEADER_BROKEN, 0, 0, 0, 0, 0
-            precision = np.int64(buffer[at + 4])
-            height = np.int64(buffer[at + 5]) << 8 | np.int64(buffer[at + 6])
-            width = np.int64(buffer[at + 7]) << 8 | np.int64(buffer[at + 8])
-            components = np.int64(buffer[at + 9])
+            precision = int(buffer[at + 4])
+            height = _big_endian_16(buffer, at + 5)
+            width = _big_endian_16(buffer, at + 7)
+            components = int(buffer[at + 9])
             if height == 0 or width == 0 or length != 8 + 3 * components:
                 return HEADER_BROKEN, 0, 0, 0, 0, 0
-            return HEADER_GOOD, height, width, components, np.int64(marker == 0xC2), precision
+            return HEADER_GOOD, height, width, components, 1 if marker == 0xC2 else 0, precision
         at += 2 + length
     return HEADER_BROKEN, 0, 0, 0, 0, 0
 
@@ -149,10 +158,12 @@ def decode_into(
     scale_num: int,
     scale_denom: int,
 ) -> int:
-    """Compiled: decode `jpeg[:num_bytes]` to RGB in `out`, a contiguous uint8 array of at least h * w * 3 bytes.
+    """Compiled: decode `jpeg[:num_bytes]` to RGB in `out`, a contiguous uint8 array of at least h * w * 3
+    bytes.
 
-    `height`, `width` are the JPEG's own, checked by `jpeg_header`; h = ceil(height * scale_num / scale_denom), w alike, with
-    the scale one of 1/1, 1/2, 1/4, 1/8. Returns 0, or -1 after a libjpeg error or warning (`out` then holds what was decoded).
+    `height`, `width` are the JPEG's own, checked by `jpeg_header`; h = ceil(height * scale_num /
+    scale_denom), w alike, with the scale one of 1/1, 1/2, 1/4, 1/8. Returns 0, or -1 after a libjpeg error or
+    warning (`out` then holds what was decoded).
     """
     return _tj_decode(
         jpeg.ctypes.data,
@@ -176,7 +187,8 @@ def resize_into(
     source: np.ndarray, height: int, width: int, top: int, left: int, box_height: int, box_width: int,
     out: np.ndarray, out_height: int, out_width: int,
 ) -> None:  # fmt: skip
-    """Compiled: OpenCV's INTER_AREA resize of a box of `source` (uint8, contiguous, height x width x 3) into `out`.
+    """Compiled: OpenCV's INTER_AREA resize of a box of `source` (uint8, contiguous, height x width x 3) into
+    `out`.
 
     The box must lie inside the source and hold at least one pixel: OpenCV throws through C otherwise.
     """
@@ -188,7 +200,8 @@ def resize_into(
 
 @njit(cache=True, nogil=True)
 def pread_into(file: int, offset: int, num_bytes: int, out: np.ndarray) -> int:
-    """Compiled: read up to `num_bytes` at `offset` of an open file into `out` (uint8); returns how many came, -1 on error."""
+    """Compiled: read up to `num_bytes` at `offset` of an open file into `out` (uint8); returns how many came,
+    -1 on error."""
     done = 0
     while done < num_bytes:
         got = _pread(file, out.ctypes.data + done, num_bytes - done, offset + done)
@@ -201,10 +214,11 @@ def pread_into(file: int, offset: int, num_bytes: int, out: np.ndarray) -> int:
 
 
 class Codec:
-    """Decode, resize and encode whole images from plain Python; every call releases the GIL, so threads run side by side.
+    """Decode, resize and encode whole images from plain Python; every call releases the GIL, so threads run
+    side by side.
 
-    One Codec per thread: results lie in buffers of its own that the next call of the same method overwrites. (Fresh arrays of
-    this size are mapped and cleared page by page each time: 0.1 to 1 ms an image.)
+    One Codec per thread: results lie in buffers of its own that the next call of the same method overwrites.
+    (Fresh arrays of this size are mapped and cleared page by page each time: 0.1 to 1 ms an image.)
     """
 
     def __init__(self) -> None:
@@ -213,7 +227,8 @@ class Codec:
         self._compressor = self._turbojpeg()
 
     def _turbojpeg(self) -> Any:
-        """A handle of the libturbojpeg that libffcv is linked to; None where it cannot be reached through libffcv."""
+        """A handle of the libturbojpeg that libffcv is linked to; None where it cannot be reached through
+        libffcv."""
         try:
             self._library.tjInitCompress.restype = ctypes.c_void_p
             self._library.tjBufSize.restype = ctypes.c_ulong
@@ -235,7 +250,8 @@ class Codec:
         return buffer[:num_bytes]
 
     def decode(self, jpeg: bytes, height: int, width: int, denominator: int = 1) -> tuple[np.ndarray, bool]:
-        """Decode to RGB by the call that readers use, at 1/denominator (1, 2, 4, 8) of the JPEG's own height and width.
+        """Decode to RGB by the call that readers use, at 1/denominator (1, 2, 4, 8) of the JPEG's own height
+        and width.
 
         Returns (uint8 [h, w, 3] with sides rounded up, whether libjpeg had neither error nor warning).
         """
@@ -259,7 +275,8 @@ class Codec:
         return out.reshape(height, width, 3)
 
     def encode(self, image: np.ndarray, quality: int) -> bytes | None:
-        """Baseline JPEG, 4:2:0, accurate DCT, of contiguous uint8 [H, W, 3]; None where libturbojpeg is out of reach or fails."""
+        """Baseline JPEG, 4:2:0, accurate DCT, of contiguous uint8 [H, W, 3]; None where libturbojpeg is out
+        of reach or fails."""
         if self._compressor is None:
             return None
         assert image.dtype == np.uint8 and image.flags.c_contiguous and image.size

@@ -1,7 +1,8 @@
 """Folders of images as a list of samples: an ImageFolder tree (class = top folder) or one flat folder.
 
-The order is that of torchvision's ImageFolder: classes sorted, in each the folders sorted by path, in each the files by name.
-A tree is walked twice, to count and to yield, so that no list of all its files is ever held.
+The order is that of torchvision's ImageFolder: classes sorted, in each the folders sorted by path, in each
+the files by name. A tree is walked twice, to count and to yield, so that no list of all its files is ever
+held.
 """
 
 import os
@@ -25,7 +26,8 @@ class Sample:
 
 @dataclass
 class ImageFolder:
-    """A folder of images, counted. `shard` (i, n) keeps the i-th of n runs of neighbours, i from 0; labels do not depend on it."""
+    """A folder of images, counted. `shard` (i, n) keeps the i-th of n runs of neighbours, i from 0; labels do
+    not depend on it."""
 
     root: Path
     class_names: list[str] | None
@@ -105,7 +107,8 @@ def _count(root: Path, shard: tuple[int, int]) -> ImageFolder:
 
 
 def _images(root: Path, is_flat: bool, ignored: list[int] | None = None) -> Iterator[str]:
-    """Image files in (or, unless flat, below) a folder, in order; counts the files that are none into `ignored`."""
+    """Image files in (or, unless flat, below) a folder, in order; counts the files that are none into
+    `ignored`."""
     for folder in [str(root)] if is_flat else sorted(_folders(str(root), frozenset())):
         with os.scandir(folder) as entries:
             files = sorted(entry.name for entry in entries if not entry.is_dir())

@@ -1,4 +1,5 @@
-"""The `fastpsl` command as a user types it: what it prints, and one line with exit 2 where the user is wrong."""
+"""The `fastpsl` command as a user types it: what it prints, and one line with exit 2 where the user is
+wrong."""
 
 import subprocess
 import sys

@@ -1,10 +1,12 @@
 """ffcv itself, in a process of its own (its import is heavy and sets thread counts):
 
-python beton_stock.py write FOLDER NUM         random pictures as MODE.beton by ffcv's DatasetWriter, two processes
-python beton_stock.py read BETON...            what ffcv's Reader and Loader make of betons of equal-sized images, as BETON.npz
+python beton_stock.py write FOLDER NUM         random pictures as MODE.beton by ffcv's DatasetWriter, two
+processes python beton_stock.py read BETON...            what ffcv's Reader and Loader make of betons of
+equal-sized images, as BETON.npz
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +43,10 @@ def read(path: str, out: str) -> None:
     from ffcv.reader import Reader
 
     reader = Reader(path)
-    found = {"names": np.array(reader.field_names), "num_samples": np.array(reader.num_samples)}
+    found: dict[str, Any] = {
+        "names": np.array(reader.field_names),
+        "num_samples": np.array(reader.num_samples),
+    }
     for os_cache in (True, False):  # the whole file mapped, and page by page
         loader = Loader(
             path, batch_size=4, num_workers=1, order=OrderOption.SEQUENTIAL, os_cache=os_cache, drop_last=False,

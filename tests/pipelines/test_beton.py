@@ -12,7 +12,7 @@ from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.beton_shard import ALLOCATION, FIELD, HEADER, row_dtype
 from fastpsl.pipelines.beton_verify import verify
 from tests.pipelines.beton_stock import picture
-from tests.pipelines.photos import JPG, RAW, pil_decode, photo_samples, write
+from tests.pipelines.photos import JPG, RAW, photo_samples, pil_decode, write
 
 STOCK = Path(__file__).with_name("beton_stock.py")
 TABLE_START = HEADER.itemsize + 2 * FIELD.itemsize
@@ -214,7 +214,8 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
 
 
 def test_150_mutated_betons(tmp_path: Path) -> None:
-    """Each mutation of header, tables or data: refused at opening, named by verify, or without effect on what is read."""
+    """Each mutation of header, tables or data: refused at opening, named by verify, or without effect on what
+    is read."""
     samples = photo_samples(6)
     path = write(tmp_path / "a.beton", samples)
     good = path.read_bytes()

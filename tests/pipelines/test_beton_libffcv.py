@@ -88,7 +88,7 @@ def test_codec_agrees_with_pillow() -> None:
     assert not codec.decode(data[: len(data) // 2], height, width)[1]
 
 
-def header(data: bytes) -> tuple[int, ...]:
+def header(data: "bytes | bytearray") -> tuple[int, ...]:
     return tuple(jpeg_header(np.frombuffer(data, np.uint8), len(data)))
 
 
@@ -120,8 +120,8 @@ def test_jpeg_header() -> None:
     data[frame + 1] = 0xC0
     data[frame + 5 : frame + 7] = b"\x00\x00"
     assert header(bytes(data))[0] == HEADER_BROKEN  # height 0
-    for data in (b"", b"\xff", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", bytes(50)):
-        assert header(data)[0] == HEADER_NOT_JPEG
+    for foreign in (b"", b"\xff", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", bytes(50)):
+        assert header(foreign)[0] == HEADER_NOT_JPEG
     assert header(b"\xff\xd8\xff\xd9")[0] == HEADER_BROKEN
 
 
