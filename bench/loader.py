@@ -76,10 +76,11 @@ def serve(arguments: argparse.Namespace) -> None:
     while next(numbers):
         pass
     for _ in sys.stdin:
-        start, num = time.perf_counter(), 0
+        start, start_cpu, num = time.perf_counter(), time.process_time(), 0
         while got := next(numbers):
             num += got
-        print(num / (time.perf_counter() - start), flush=True)
+        cpu_ms = 1e3 * (time.process_time() - start_cpu) / num
+        print(num / (time.perf_counter() - start), cpu_ms, flush=True)
 
 
 class Server:
@@ -100,12 +101,13 @@ class Server:
             raise RuntimeError(f"{self.process.args} ended before its work")
         return line
 
-    def epoch(self) -> float:
-        """Samples/s of one epoch."""
+    def epoch(self) -> tuple[float, float]:
+        """Samples/s of one epoch, and ms of all cores together per sample, which a busy machine bends less."""
         assert self.process.stdin is not None
         self.process.stdin.write("epoch\n")
         self.process.stdin.flush()
-        return float(self._line())
+        rate, cpu_ms = (float(word) for word in self._line().split())
+        return rate, cpu_ms
 
     def close(self) -> None:
         self.process.kill()
@@ -123,11 +125,14 @@ def measure(num_views: int, arguments: argparse.Namespace) -> dict[str, Any]:
         for variant in arguments.variants:
             servers[variant] = Server(variant, num_views, arguments)
         rates: dict[str, list[float]] = {variant: [] for variant in servers}
+        cpu: dict[str, list[float]] = {variant: [] for variant in servers}
         load = []
         for repeat in range(arguments.repeats):
             names = list(servers) if repeat % 2 else list(servers)[::-1]
             for variant in names:
-                rates[variant].append(servers[variant].epoch())
+                rate, cpu_ms = servers[variant].epoch()
+                rates[variant].append(rate)
+                cpu[variant].append(cpu_ms)
             load.append(os.getloadavg()[0])
     finally:
         for server in servers.values():
@@ -138,12 +143,13 @@ def measure(num_views: int, arguments: argparse.Namespace) -> dict[str, Any]:
         rows[variant] = {
             "samples_per_s": spread(values),
             "ratio_to_ffcv_loader": spread(ratios),
+            "cpu_ms_per_sample": spread(cpu[variant]),
             "first_batch_s": round(servers[variant].first_batch_s, 2),
         }
         print(
             f"{num_views} view(s)  {variant:12}  {rows[variant]['samples_per_s']['median']:7.0f} samples/s  "
             f"{rows[variant]['ratio_to_ffcv_loader']['median']:.2f}x ffcv's Loader  "
-            f"first batch after {servers[variant].first_batch_s:.1f} s"
+            f"{rows[variant]['cpu_ms_per_sample']['median']:.2f} ms of CPU  first batch after {servers[variant].first_batch_s:.1f} s"
         )
     return {"num_views": num_views, "load_average": round(statistics.median(load), 2), "rows": rows}
 
