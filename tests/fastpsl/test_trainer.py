@@ -93,6 +93,16 @@ def test_resumed_from_any_step_equals_never_stopped(whole: Path, tmp_path: Path,
     assert lines(tmp_path) == lines(whole)
 
 
+def test_the_scaler_is_resumed_too(tmp_path: Path) -> None:
+    for out, stops in ((tmp_path / "whole", ()), (tmp_path / "stopped", (4, 9))):
+        for steps in (*stops, 12):
+            fit(out, plan="end_to_end", precision="fp16", max_steps_per_stage=steps, checkpoint_steps=1)
+            if steps < 12:  # forget the end of the cut stage: go on from the step before
+                max((out / "checkpoints").iterdir()).unlink()
+    whole, stopped = newest_checkpoint(tmp_path / "whole"), newest_checkpoint(tmp_path / "stopped")
+    assert whole["learner"]["scaler"]["scale"] > 1 and digests(whole) == digests(stopped)
+
+
 def test_a_cut_stage_keeps_its_schedule_and_may_be_cut_otherwise_on_resume(
     whole: Path, tmp_path: Path
 ) -> None:
