@@ -46,6 +46,8 @@ SAMPLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options(RunOptions):
+    backbone: str = "resnet50"
+    """resnet50 or resnet18."""
     lr: float = 0.01
     """Learning rate at each stage's start."""
     intervals: tuple[int, ...] = (20, 20, 10, 10)
@@ -80,7 +82,7 @@ def build(options: Options) -> Job:
     )
     return Job(
         task=task,
-        backbone=ResNet("resnet50"),
+        backbone=ResNet(options.backbone),
         stages=make_plan(options.plan, options.stage_epochs),
         schedule=step_drops(options.lr, options.intervals),
         optimiser=sgd,
