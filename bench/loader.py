@@ -98,7 +98,7 @@ class Server:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.process.args} ended before its work")
+            raise RuntimeError(f"{self.process.args!r} ended before its work")
         return line
 
     def epoch(self) -> tuple[float, float]:
@@ -137,7 +137,7 @@ def measure(num_views: int, arguments: argparse.Namespace) -> dict[str, Any]:
     finally:
         for server in servers.values():
             server.close()
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for variant, values in rates.items():
         ratios = [value / base for value, base in zip(values, rates.get("ffcv_loader", values), strict=True)]
         rows[variant] = {

@@ -5,11 +5,17 @@ scratch. libffcv trusts its caller, so headers, sizes and boxes are checked here
 """
 
 import threading
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from numba import njit
 
+from fastpsl.pipelines import libffcv
 from fastpsl.pipelines.beton import Rows
+from fastpsl.pipelines.decoders import area, codes
 from fastpsl.pipelines.decoders.area import area_resize
 from fastpsl.pipelines.decoders.codes import (
     BAD_BOX,
@@ -50,7 +56,7 @@ def _denominator(boxes: np.ndarray, sizes: np.ndarray, i: int) -> int:
     return denominator
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)  # cached as a part of the loop below alone, whose key knows of the files it calls
 def _decode_one(
     fd: int,
     offset: int,
@@ -94,34 +100,48 @@ def _decode_one(
     return GOOD, denominator
 
 
-@njit(cache=True, nogil=True)
-def _decode_chunk(
-    fds: np.ndarray,
-    offsets: np.ndarray,
-    num_bytes: np.ndarray,
-    heights: np.ndarray,
-    widths: np.ndarray,
-    modes: np.ndarray,
-    boxes: np.ndarray,
-    sizes: np.ndarray,
-    outs: tuple[np.ndarray, ...],
-    encoded: np.ndarray,
-    pixels: np.ndarray,
-    codes: np.ndarray,
-) -> None:
-    # outs is a tuple of arrays: numba compiles this short loop once for each number of views, and caches it.
-    for i in range(len(codes)):
-        height, width = int(heights[i]), int(widths[i])
-        codes[i], denominator = _decode_one(
-            fds[i], offsets[i], num_bytes[i], height, width, modes[i], boxes, sizes, i, encoded, pixels
-        )
-        if codes[i] != GOOD:
-            continue
-        rows, columns = -(-height // denominator), -(-width // denominator)
-        for k in range(len(outs)):
-            top, left = boxes[k, i, 0] / denominator, boxes[k, i, 1] / denominator
-            box_height, box_width = boxes[k, i, 2] / denominator, boxes[k, i, 3] / denominator
-            area_resize(pixels, rows, columns, top, left, box_height, box_width, outs[k][i])
+def _compiled(stamp: int) -> Callable[..., None]:
+    """The loop. numba caches it by this file's date alone, though it holds code of other files: `stamp` tells of those."""
+
+    @njit(cache=True, nogil=True)
+    def decode_chunk(
+        fds: np.ndarray,
+        offsets: np.ndarray,
+        num_bytes: np.ndarray,
+        heights: np.ndarray,
+        widths: np.ndarray,
+        modes: np.ndarray,
+        boxes: np.ndarray,
+        sizes: np.ndarray,
+        outs: tuple[np.ndarray, ...],
+        encoded: np.ndarray,
+        pixels: np.ndarray,
+        codes: np.ndarray,
+    ) -> None:
+        if stamp < 0:  # never: it is named here to be part of the cache's key
+            return
+        # outs is a tuple of arrays: numba compiles this short loop once for each number of views, and caches it.
+        for i in range(len(codes)):
+            height, width = int(heights[i]), int(widths[i])
+            codes[i], denominator = _decode_one(
+                fds[i], offsets[i], num_bytes[i], height, width, modes[i], boxes, sizes, i, encoded, pixels
+            )
+            if codes[i] != GOOD:
+                continue
+            rows, columns = -(-height // denominator), -(-width // denominator)
+            for k in range(len(outs)):
+                top, left = boxes[k, i, 0] / denominator, boxes[k, i, 1] / denominator
+                box_height, box_width = boxes[k, i, 2] / denominator, boxes[k, i, 3] / denominator
+                area_resize(pixels, rows, columns, top, left, box_height, box_width, outs[k][i])
+
+    return decode_chunk
+
+
+def _stamp(*modules: ModuleType) -> int:
+    return zlib.crc32(b"".join(Path(str(module.__file__)).read_bytes() for module in modules))
+
+
+_decode_chunk = _compiled(_stamp(area, codes, libffcv))
 
 
 class FfcvDecoder:
@@ -137,9 +157,9 @@ class FfcvDecoder:
     def decode(self, rows: Rows, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
         num = len(rows.offset)
         check_request(boxes, outs, num)
-        codes = np.zeros(num, np.int8)
+        status = np.zeros(num, np.int8)
         if num == 0:
-            return codes
+            return status
         heights, widths = rows.height.astype(np.int64), rows.width.astype(np.int64)
         _decode_chunk(
             rows.fd,
@@ -153,9 +173,9 @@ class FfcvDecoder:
             tuple(outs),
             self._memory("encoded", int(rows.num_bytes.max())),
             self._memory("pixels", int((heights * widths).max()) * 3),
-            codes,
+            status,
         )
-        return codes
+        return status
 
     def _memory(self, use: str, num_bytes: int) -> np.ndarray:
         """This thread's own scratch: it grows to the largest sample seen."""

@@ -4,16 +4,19 @@ import os
 import subprocess
 import sys
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numba.core.caching import NullCache
 from PIL import Image
 
 from fastpsl.pipelines import decoders, libffcv
 from fastpsl.pipelines.beton import Rows
 from fastpsl.pipelines.decoders import Decoder, codes, open_decoder, reason_of
+from fastpsl.pipelines.decoders import ffcv as ffcv_decoder
 from fastpsl.pipelines.decoders.area import area_resize
 from fastpsl.pipelines.decoders.ffcv import _denominator
 from fastpsl.pipelines.decoders.synthetic import Synthetic
@@ -373,3 +376,11 @@ def test_a_second_process_compiles_nothing_and_never_imports_ffcv() -> None:
     fresh()  # fills the cache where it is not filled yet
     misses, hits = fresh()
     assert misses == 0 and hits >= 3
+
+
+def test_the_cached_loop_is_compiled_again_when_a_file_it_calls_changes() -> None:
+    # numba looks at the date of the function's own file; free variables are in its key too (numba/core/caching.py).
+    files = [Path(str(module.__file__)) for module in (ffcv_decoder.area, codes, libffcv)]
+    cells = [cell.cell_contents for cell in ffcv_decoder._decode_chunk.py_func.__closure__]  # type: ignore[attr-defined]
+    assert zlib.crc32(b"".join(file.read_bytes() for file in files)) in cells
+    assert isinstance(ffcv_decoder._decode_one._cache, NullCache)
