@@ -59,8 +59,8 @@ def _run(recipe: str, options: Options, build: Callable[[Options], Job], opened:
 
 
 def _say_the_end(run: Run, finished: bool) -> None:
-    assert run.reporter.progress
-    run.reporter.progress.close()
+    assert run.reporter.screen
+    run.reporter.screen.close()
     run.write_status(*(("finished", "") if finished else ("preempted", "stopped by a signal")))
     checkpoint = run.checkpoints.paths()[-1]
     if not finished:
@@ -82,8 +82,8 @@ def _report_failure(opened: list[Run], rank: int, error: str, reason: str) -> No
     """
     for run in opened:
         run.agreement.close()
-        if run.reporter.progress:
-            run.reporter.progress.close()
+        if run.reporter.screen:
+            run.reporter.screen.close()
         if run.failed_elsewhere():
             return
         try:

@@ -23,7 +23,8 @@ def save_contact_sheet(pictures: Tensor, path: Path) -> None:
 def draw_curve(folder: Path) -> Path:
     """curve.png from metrics.jsonl: each metric against steps, a colour a stage, pale steps under their running mean."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    names = [name for name in lines[0] if name not in ("run_step", "stage", "level", "step")] if lines else []
+    counters = ("run_step", "stage", "level", "step", "lr")
+    names = [name for name in lines[0] if name not in counters] + ["lr"] if lines else []
     figure, axes = pyplot.subplots(
         len(names) or 1, 1, sharex=True, squeeze=False, figsize=(9, 2.6 * (len(names) or 1))
     )

@@ -17,7 +17,7 @@ from fastpsl.checkpoint import write_atomically
 from fastpsl.distributed import World, sum_over_ranks
 from fastpsl.pipelines.batch import BadSample, Batch
 from fastpsl.plan import Stage
-from fastpsl.progress import Progress, clock
+from fastpsl.screen import Screen, clock
 from fastpsl.stage import Metrics
 
 SUMMARY_STEPS = 10  # a stage's loss "at its start" and "at its end" are means over this many steps
@@ -68,7 +68,7 @@ class Reporter:
     ):
         self.folder, self.world, self.batch_size, self.log_steps = folder, world, batch_size, log_steps
         self._bad_names: set[str] = set()
-        self.progress = Progress() if world.rank == 0 else None
+        self.screen = Screen() if world.rank == 0 else None
         self.file = MetricsFile(folder / "metrics.jsonl", resumed_run_step) if world.rank == 0 else None
         self.board = self.wandb = None
         if world.rank == 0 and tensorboard:
@@ -84,8 +84,8 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """A line for people, once."""
-        if self.progress:
-            self.progress.say(text)
+        if self.screen:
+            self.screen.say(text)
 
     def stage_begins(self, stage: Stage, step: int, num_steps: int) -> None:
         self._stage, self._num_steps, self._skipped = stage, num_steps, 0.0
@@ -146,7 +146,7 @@ class Reporter:
             }
             for (row, _), values in zip(self._pending, rows, strict=True)
         ]
-        if self.file and self.progress:
+        if self.file and self.screen:
             self.file.append(lines)
             self._show(lines, elapsed)
             if skipped > self._skipped:
@@ -158,7 +158,7 @@ class Reporter:
         self._window_started, self._wait_s = time.perf_counter(), 0.0
 
     def _show(self, lines: list[dict[str, Any]], elapsed: float) -> None:
-        assert self.progress
+        assert self.screen
         last = lines[-1]
         means = {}
         for name in self._names:
@@ -175,7 +175,7 @@ class Reporter:
             "data_wait_percent": 100 * self._wait_s / elapsed,
             "eta_s": (self._num_steps - last["step"]) * elapsed / len(lines),
         }
-        self.progress.show(record)
+        self.screen.show(record)
         scalars = means | {k: record[k] for k in ("lr", "images_per_s", "data_wait_percent")}
         if self.board:
             for name, value in scalars.items():
@@ -204,8 +204,8 @@ class Reporter:
         return summary
 
     def close(self) -> None:
-        if self.progress:
-            self.progress.close()
+        if self.screen:
+            self.screen.close()
         if self.board:
             self.board.close()
         if self.wandb:

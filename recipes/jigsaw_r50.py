@@ -34,8 +34,9 @@ PAPER = {
 SAMPLE = {
     "stage_epochs": (3, 3, 3),
     "batch_size": 32,
-    "lr": 0.02,
-    "counts": (24, 48, 96),
+    "lr": 0.03,
+    "intervals": (4, 1, 1),
+    "counts": (16, 32, 64),
     "shorter_px": 108,
     "cell_px": 32,
     "tile_px": 28,

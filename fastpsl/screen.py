@@ -17,7 +17,7 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
 
 
-class Progress:
+class Screen:
     """`show(record)` replaces the screen (or adds a line, at most every ten seconds); `say(text)` adds a line for good."""
 
     def __init__(self, console: Console | None = None):

@@ -1,0 +1,96 @@
+import io
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from fastpsl.pictures import draw_curve, running_mean, save_contact_sheet
+from fastpsl.plan import make_plan
+from fastpsl.reporter import MetricsFile, Reporter, summary_line
+from tests.fastpsl.tiny import one_process
+
+STAGE = make_plan("psl", (1, 1, 1))[0]
+
+
+def reporter(folder: Path, log_steps: int = 3, resumed: int = 0) -> Reporter:
+    return Reporter(
+        folder,
+        one_process(),
+        batch_size=4,
+        log_steps=log_steps,
+        resumed_run_step=resumed,
+        tensorboard=True,
+        wandb=False,
+        config={},
+    )
+
+
+def step(into: Reporter, number: int, loss: float, count: float = 2.0) -> None:
+    metrics = {"loss": (torch.tensor(loss * count), torch.tensor(count))}
+    into.step(number, number, 0.1, metrics, torch.zeros(()))
+
+
+def test_each_step_is_written_once_whatever_the_log_interval(tmp_path: Path) -> None:
+    report = reporter(tmp_path)
+    report.stage_begins(STAGE, 0, 7)
+    for number in range(1, 8):
+        step(report, number, float(number))
+        written = (tmp_path / "metrics.jsonl").read_text().count("\n") if number >= 3 else 0
+        assert written == (7 if number == 7 else number - number % 3)
+    report.flush()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 8))
+    assert [row["loss"] for row in rows] == [float(n) for n in range(1, 8)]
+    summary = report.stage_summary(STAGE, 61.0, {"accuracy": 0.25}, 0.125)
+    report.close()
+    assert summary["loss_start"] == summary["loss_end"] == 4.0
+    assert summary_line(summary) == (
+        "S1 (level G1): 7 steps in 0:01:01, loss 4.000 → 4.000, held-out accuracy 25.0 % (chance 12.5 %)"
+    )
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_step_without_valid_samples_has_no_loss(tmp_path: Path) -> None:
+    report = reporter(tmp_path, log_steps=1)
+    report.stage_begins(STAGE, 0, 2)
+    step(report, 1, 0.0, count=0.0)
+    step(report, 2, 1.5)
+    report.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows] == [None, 1.5]
+    assert draw_curve(tmp_path).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_lines_past_the_resumed_step_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"run_step": {n}, "stage": "S1"}}\n' for n in range(1, 6)) + '{"run_st')
+    assert [line["run_step"] for line in MetricsFile(path, 3).lines] == [1, 2, 3]
+    assert path.read_text().count("\n") == 3
+
+
+def test_the_screen_shows_what_a_person_looks_for(tmp_path: Path) -> None:
+    for terminal in (False, True):
+        report = reporter(tmp_path / str(terminal), log_steps=2)
+        assert report.screen
+        text = io.StringIO()
+        report.screen.console = Console(file=text, force_terminal=terminal, width=140)
+        report.stage_begins(STAGE, 0, 4)
+        for number in range(1, 5):
+            step(report, number, 0.5)
+        report.close()
+        shown = text.getvalue()
+        for word in ("S1 level G1", "4/4", "loss", "0.5", "lr", "img/s", "data wait", "ETA"):
+            assert word in shown, (terminal, word)
+
+
+def test_running_mean_is_the_mean_of_the_last_twentieth() -> None:
+    values = [float(i % 7) for i in range(60)]
+    expected = [sum(values[max(0, i - 2) : i + 1]) / len(values[max(0, i - 2) : i + 1]) for i in range(60)]
+    assert all(abs(a - b) < 1e-9 for a, b in zip(running_mean(values), expected, strict=True))
+
+
+def test_contact_sheet_holds_at_most_sixteen(tmp_path: Path) -> None:
+    for num in (1, 3, 40):
+        save_contact_sheet(torch.rand(num, 3, 20, 30), tmp_path / f"{num}.png")
+        assert (tmp_path / f"{num}.png").read_bytes()[:4] == b"\x89PNG"
