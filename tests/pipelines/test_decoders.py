@@ -383,4 +383,4 @@ def test_the_cached_loop_is_compiled_again_when_a_file_it_calls_changes() -> Non
     files = [Path(str(module.__file__)) for module in (ffcv_decoder.area, codes, libffcv)]
     cells = [cell.cell_contents for cell in ffcv_decoder._decode_chunk.py_func.__closure__]  # type: ignore[attr-defined]
     assert zlib.crc32(b"".join(file.read_bytes() for file in files)) in cells
-    assert isinstance(ffcv_decoder._decode_one._cache, NullCache)
+    assert isinstance(ffcv_decoder._decode_one._cache, NullCache)  # type: ignore[attr-defined]
