@@ -1,5 +1,6 @@
 """Reading betons: ffcv's own, ours, and what is none."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -132,6 +133,8 @@ def test_every_cut_is_noticed(tmp_path: Path) -> None:
     ):
         cut.write_bytes(whole[:left])
         refused(cut)
+    cut.write_bytes(whole + b"more")  # no whole number of allocations
+    refused(cut, "truncated or damaged")
 
 
 def test_unfinished_and_absurd_headers(tmp_path: Path) -> None:
@@ -154,6 +157,9 @@ def test_unfinished_and_absurd_headers(tmp_path: Path) -> None:
     refused(path)
     with_header(alloc_table_ptr=2**63)
     refused(path, "truncated")
+    alloc = int(np.frombuffer(good[: HEADER.itemsize], HEADER)["alloc_table_ptr"][0])
+    with_header(alloc_table_ptr=alloc - (alloc - TABLE_START) // 24 * 24)  # a table within the other
+    refused(path, "truncated or damaged")
     with_header(version=1)
     refused(path, "format 2")
 
@@ -204,12 +210,14 @@ def test_a_file_that_shrinks_is_an_error_not_a_crash(tmp_path: Path) -> None:
 
 def test_no_file_stays_open(tmp_path: Path) -> None:
     path = write(tmp_path / "a.beton", photo_samples(5))
+    gc.collect()  # what other tests left
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         with Beton(path) as beton:
             beton.read(0)
         (tmp_path / "bad.beton").write_bytes(path.read_bytes()[:-1])
         refused(tmp_path / "bad.beton")
+    gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
 
 

@@ -1,6 +1,7 @@
 """Writing betons: what stands in them, in which order, and what is left when something goes wrong."""
 
 import csv
+import gc
 import hashlib
 import json
 import os
@@ -408,9 +409,11 @@ print((peaks[1] - peaks[0]) / 1024)
 
 
 def test_image_files_are_not_left_open(photos: Path, tmp_path: Path) -> None:
+    gc.collect()  # what other tests left
     before = len(os.listdir("/proc/self/fd"))
     write_folder(photos, tmp_path / "a.beton")
     tree(photos, {"ant/x.jpg": b"1"})
     with pytest.raises(ValueError):
         write_folder(photos, tmp_path / "b.beton", max_bad="0")
+    gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
