@@ -36,7 +36,8 @@ def sgd(
     Read literally: the scales of BatchNorm decay, their shifts do not. Fused: it takes the scaler's grad_scale and
     found_inf as tensors, so a step with non-finite gradients is skipped on the device, without a sync.
     """
-    decayed, biases = [], []
+    decayed: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
     for name, parameter in named_parameters:
         (biases if name.endswith("bias") else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": biases, "weight_decay": 0.0}]

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ def pretrain(job: Job, run: Run) -> bool:
     state, position = run.resume_state, run.position
     if run.options.sync_batchnorm:
         nn.SyncBatchNorm.convert_sync_batchnorm(job.backbone)
-    job.backbone.to(run.world.device, memory_format=torch.channels_last)
+    job.backbone.to(run.world.device).to(memory_format=torch.channels_last)
     if state:
         job.backbone.load_state_dict(state["backbone"])
     while len(position.summaries) < len(job.stages):
@@ -58,7 +58,8 @@ class StageRun:
         self.stage = stage = job.stages[run.position.stage]
         self.views = job.task.views(stage.level)
         torch.manual_seed(torch_seed(run.options.seed, run.position.stage))
-        head = job.task.head(stage.level, job.backbone.channels[stage.last_block - 1])  # type: ignore[index, operator]
+        channels: Sequence[int] = job.backbone.channels  # type: ignore[assignment]  # a module of no type of ours
+        head = job.task.head(stage.level, channels[stage.last_block - 1])
         if run.options.sync_batchnorm:
             head = nn.SyncBatchNorm.convert_sync_batchnorm(head)
         trunk = Trunk(job.backbone, stage, run.options.frozen_batchnorm)

@@ -6,7 +6,7 @@ bounded number of batches under way. There is no producer thread, and what goes 
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -90,7 +90,7 @@ class Loader:
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._workers = Workers(num_threads, "fastpsl-loader")
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
         """Batches of an epoch from `first_step` on; nothing before it is decoded. Leaving it early is free.
 
         Raises BadSampleError (a sample cannot be decoded), TimeoutError (no batch within timeout_s) and OSError.
@@ -101,7 +101,7 @@ class Loader:
             raise ValueError("the loader is closed; make a new one")
         return self._batches(epoch, first_step)
 
-    def _batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
+    def _batches(self, epoch: int, first_step: int) -> Generator[Batch, None, None]:
         if self.train:
             order = epoch_order(self.seed, epoch, self.num_samples)
         else:

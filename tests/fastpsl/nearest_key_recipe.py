@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "docs"), str(Path(__file__).parent)]
+sys.path[:0] = [str(ROOT / "docs"), str(ROOT)]
 
 from example_task import NearestKey
-from tiny import TinyNet
 
 from fastpsl.launch import launch
 from fastpsl.optimisers import sgd, step_drops
@@ -16,6 +15,7 @@ from fastpsl.options import RunOptions, parse_options
 from fastpsl.plan import make_plan
 from fastpsl.sample import NUM_TRAIN, sample_paths
 from fastpsl.trainer import Job
+from tests.fastpsl.tiny import TinyNet
 
 
 @dataclass(frozen=True, kw_only=True)

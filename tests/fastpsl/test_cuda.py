@@ -22,7 +22,7 @@ def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
     device = torch.device("cuda", 0)
     task = Jigsaw(permutation_set(9, [500, 1000, 2000]).permutations)
     stage = make_plan("psl", (60, 60, 60))[1]
-    backbone = ResNet("resnet50").to(device, memory_format=torch.channels_last)
+    backbone = ResNet("resnet50").to(device).to(memory_format=torch.channels_last)
     module = StageModule(Trunk(backbone, stage), task.head(2, 1024).to(device), task)
     world = World(0, 1, 0, 1, device)
     learner = Learner(module, sgd(module.learning_parameters()), task.views(2), precision, world)
@@ -35,4 +35,4 @@ def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
                 learner.step(batches, 1, 0.01)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()

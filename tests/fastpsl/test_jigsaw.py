@@ -32,7 +32,7 @@ def small_trunk() -> nn.Module:
 
 def batch_of(labels: Tensor, indices: list[int] | None = None) -> Batch:
     size = len(labels)
-    draws = ({}, {"permutation": labels})
+    draws: tuple[dict[str, Tensor], ...] = ({}, {"permutation": labels})
     chosen = torch.tensor(indices if indices is not None else range(size))
     return Batch(images=[], draws=[draws], indices=chosen, labels=torch.zeros(size), epoch=0, step=0)
 
