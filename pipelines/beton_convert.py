@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
+from fastpsl.pipelines.beton_resize import shrink
 from fastpsl.pipelines.beton_shard import JPG, RAW
 from fastpsl.pipelines.libffcv import HEADER_GOOD, Codec, jpeg_header, why_missing
 
@@ -151,7 +152,7 @@ def _decode_shrunk(data: bytes, height: int, width: int, wanted: tuple[int, int]
     rows, columns = (side * _SCALE_MARGIN for side in wanted)
     denominator = next((d for d in (8, 4, 2) if -(-height // d) >= rows and -(-width // d) >= columns), 1)
     image, is_good = codec.decode(data, height, width, denominator)
-    return (_resize(image, *wanted) if is_good else None) if image.size else None
+    return shrink(image, *wanted) if is_good else None
 
 
 def _decode_any(data: bytes) -> np.ndarray:
@@ -189,17 +190,7 @@ def _rgb(image: Image.Image) -> "Image.Image | np.ndarray":
 
 
 def _shrink(image: np.ndarray, target: Target) -> np.ndarray:
-    return _resize(image, *target.size(*image.shape[:2]))
-
-
-def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Area resize to a size not above the image's."""
-    if image.shape[:2] == (height, width):
-        return image
-    codec = _codec()
-    if codec:
-        return codec.resize(np.ascontiguousarray(image), height, width)
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
+    return shrink(image, *target.size(*image.shape[:2]))
 
 
 def _turn(image: np.ndarray, orientation: int) -> np.ndarray:

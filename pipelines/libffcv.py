@@ -214,7 +214,7 @@ def pread_into(file: int, offset: int, num_bytes: int, out: np.ndarray) -> int:
 
 
 class Codec:
-    """Decode, resize and encode whole images from plain Python; every call releases the GIL, so threads run
+    """Decode and encode whole images from plain Python; every call releases the GIL, so threads run
     side by side.
 
     One Codec per thread: results lie in buffers of its own that the next call of the same method overwrites.
@@ -261,18 +261,6 @@ class Codec:
             jpeg, len(jpeg), height, width, out.ctypes.data, height, width, 0, 0, 1, denominator, False, False
         )
         return out.reshape(rows, columns, 3), status == 0
-
-    def resize(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
-        """OpenCV's INTER_AREA resize of contiguous uint8 [H, W, 3] to [height, width, 3]."""
-        assert (
-            image.dtype == np.uint8 and image.flags.c_contiguous and image.size and height > 0 and width > 0
-        )
-        out = self._buffer("resize", height * width * 3)
-        rows, columns = image.shape[:2]
-        self._library.resize(
-            0, image.ctypes.data, rows, columns, 0, rows, 0, columns, out.ctypes.data, height, width
-        )
-        return out.reshape(height, width, 3)
 
     def encode(self, image: np.ndarray, quality: int) -> bytes | None:
         """Baseline JPEG, 4:2:0, accurate DCT, of contiguous uint8 [H, W, 3]; None where libturbojpeg is out

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from fastpsl.pipelines import libffcv
 from fastpsl.pipelines.beton_convert import JPG, RAW, BrokenImage, Stored, Target, convert, store_array
+from fastpsl.pipelines.beton_resize import shrink
 from fastpsl.pipelines.libffcv import HEADER_GOOD, jpeg_header
 from tests.pipelines.photos import jpeg, photo, pil_decode
 
@@ -164,6 +165,19 @@ def test_shrinking_by_scaled_decoding_equals_shrinking_the_whole(short_side: int
         Image.fromarray(picture).resize((stored.width, stored.height), Image.Resampling.BOX)
     )
     assert mean_difference(stored, expected) < 2
+
+
+@pytest.mark.parametrize("size", [(90, 121), (89, 60), (30, 121), (7, 3), (1, 1)])
+def test_shrinking_is_the_mean_of_the_area(size: tuple[int, int]) -> None:
+    def shares(num: int, parts: int) -> np.ndarray:  # of each pixel in each part, by plain overlap
+        edges, pixels = np.arange(parts + 1) * num / parts, np.arange(num)
+        overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+        return np.maximum(overlap, 0) * parts / num
+
+    read_only = PHOTO.copy()
+    read_only.flags.writeable = False
+    expected = np.einsum("yi,xj,ijc->yxc", shares(90, size[0]), shares(121, size[1]), PHOTO.astype(float))
+    assert np.abs(shrink(read_only, *size) - expected).max() <= 0.51
 
 
 def test_quality_is_pillows() -> None:
