@@ -17,6 +17,7 @@ COLOURS = {
     "ffcv_loader": "#56B4E9", "dataloader": "#F0E442",
 }  # fmt: skip
 _BAR = 0.8  # of the room between two groups
+_CUT = 1.5  # times the longest bar of real data
 
 
 def draw_chart(result: dict[str, Any], path: Path) -> None:
@@ -52,17 +53,22 @@ def _groups(axes: Axes, rows: list[dict[str, Any]], title: Any, ratios: dict[Any
     titles = list(dict.fromkeys(title(row) for row in rows))
     names = [name for name in COLOURS if any(_name(row) == name for row in rows)]
     height = _BAR / len(names)
+    highest = [row["quartile_3"] for row in rows if row["decoder"] != "synthetic"]
+    edge = (
+        _CUT * max(highest) if highest else float("inf")
+    )  # a synthetic loader is beyond compare: its bar is cut
     for row in rows:
         name = _name(row)
         y = titles.index(title(row)) + (names.index(name) - (len(names) - 1) / 2) * height
         whiskers = [[row["median"] - row["quartile_1"]], [row["quartile_3"] - row["median"]]]
-        label = f"  {row['median']:,.4g}"
+        label = f"  {row['median']:,.0f}" if row["median"] >= 100 else f"  {row['median']:.1f}"
+        is_cut = row["median"] > edge
         if row["measured"] == "both":
             label += f"  (×{ratios[row['decoder'], row['num_views'], row['stage']]:.2f})"
-        axes.barh(
-            y, row["median"], height, color=COLOURS[name], edgecolor="white", xerr=whiskers, ecolor="#444"
-        )
-        axes.text(row["quartile_3"], y, label, va="center", fontsize=7.5)
+        axes.barh(y, min(row["median"], edge), height, color=COLOURS[name], edgecolor="white")
+        if not is_cut:
+            axes.errorbar(row["median"], y, xerr=whiskers, ecolor="#444", elinewidth=1)
+        axes.text(edge if is_cut else row["quartile_3"], y, label + " →" * is_cut, va="center", fontsize=7.5)
     for name in names:
         axes.barh(
             0,

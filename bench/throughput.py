@@ -8,12 +8,13 @@ views of each sample, the step by PSL's stage: the recipe's own Learner.step (ji
 ffcv's own Loader and torchvision with DataLoader on the same files. Writes a JSON and a bar chart; see bench/README.md.
 """
 
-import itertools
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
+# Spinning at barriers, as libgomp does by itself, turns a neighbour on a core into steps 10 times as long: a bench that
+# shares its machine would measure the neighbour. Read when torch is imported; recorded in the settings.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, not installed
 from bench import peers
 from bench.chart import draw_chart
@@ -96,16 +100,17 @@ def measure(options: Options, bench: Bench, say: Callable[[str], None]) -> dict[
     start = time.perf_counter()
     decoders, others, missing = available(options, bench)
     variants: dict[Key, Callable[[], float]] = {}
-    for decoder, views in itertools.product(decoders, options.views):
-        variants["loader", decoder, views, None] = lambda d=decoder, v=views: bench.loader_alone(d, v)  # type: ignore[misc]
-    for views, stage in itertools.product(options.views, options.stages):
-        variants["step", None, views, stage] = lambda v=views, s=stage: bench.step_alone(v, s)  # type: ignore[misc]
-    num_warmed = len(variants)  # loaders and steps: both together is made of these
-    for decoder, views, stage in itertools.product(decoders, options.views, options.stages):
-        variants["both", decoder, views, stage] = lambda d=decoder, v=views, s=stage: bench.both(d, v, s)  # type: ignore[misc]
+    for views in options.views:
+        for decoder in decoders:
+            variants["loader", decoder, views, None] = partial(bench.loader_alone, decoder, views)
+        for stage in options.stages:
+            variants["step", None, views, stage] = partial(bench.step_alone, views, stage)
+            for decoder in decoders:
+                variants["both", decoder, views, stage] = partial(bench.both, decoder, views, stage)
     say("warming up")
-    for run in list(variants.values())[:num_warmed]:
-        run()
+    for key, run in variants.items():
+        if key[0] != "both":  # it is made of the others
+            run()
     first_batch_s, started = {}, {}
     try:
         for kind in (*decoders, *others):  # after the warm-up: numba's cache is filled
@@ -119,19 +124,19 @@ def measure(options: Options, bench: Bench, say: Callable[[str], None]) -> dict[
                 started[kind] = peer
                 for views in options.views:
                     peer.samples_per_s(views, 0.0)
-                    variants["peer", kind, views, None] = lambda p=peer, v=views: p.samples_per_s(
-                        v, bench.seconds
-                    )  # type: ignore[misc]
+                    variants["peer", kind, views, None] = partial(peer.samples_per_s, views, bench.seconds)
             except RuntimeError as error:
                 missing.append({"what": peers.TITLES.get(kind, kind), "reason": f"failed: {error}"})
                 variants = {key: run for key, run in variants.items() if key[:2] != ("peer", kind)}
-        rates: dict[Key, list[float]] = {key: [] for key in variants}
+        # What is compared stands side by side, as others' load comes in waves: loaders, then each stage's step and both.
+        keys = sorted(variants, key=lambda key: (key[2], key[3] or ""))
+        rates: dict[Key, list[float]] = {key: [] for key in keys}
         limit_s = options.limit_s or (100.0 if options.data is None else float("inf"))
         num_done, repeat_s = 0, 0.0
         while num_done < bench.repeats and (not num_done or time.perf_counter() - start + repeat_s < limit_s):
             say(f"repeat {num_done + 1} of {bench.repeats}")
             repeat_start = time.perf_counter()
-            for key in list(variants) if num_done % 2 else list(variants)[::-1]:
+            for key in keys if num_done % 2 else keys[::-1]:
                 rates[key].append(variants[key]())
             num_done, repeat_s = num_done + 1, time.perf_counter() - repeat_start
     finally:
@@ -142,12 +147,8 @@ def measure(options: Options, bench: Bench, say: Callable[[str], None]) -> dict[
         notes.append(
             f"{num_done} repeats of {bench.repeats}: the machine was slow, and --limit-s {limit_s:g} is kept"
         )
-    return {
-        **tabulate(rates, first_batch_s),
-        "not_measured": missing,
-        "notes": notes,
-        "num_repeats": num_done,
-    }
+    rest = {"not_measured": missing, "notes": notes, "num_repeats": num_done}
+    return tabulate(rates, first_batch_s) | rest
 
 
 def tabulate(rates: dict[Key, list[float]], first_batch_s: dict[str, float]) -> dict[str, Any]:
@@ -190,13 +191,13 @@ def show(result: dict[str, Any], console: Console) -> None:
             ("step", None, views, stage),
             ("both", decoder, views, stage),
         )
-        figures = [f"{rates[key]['median']:,.4g}" for key in keys]
+        figures = [f"{rates[key]['median']:,.1f}" for key in keys]
         table.add_row(str(views), stage, decoder, *figures, f"{ratio['median']:.2f}")
     console.print(table)
     for row in result["rows"]:
         if row["measured"] == "peer":
             title = peers.TITLES[row["decoder"]]
-            console.print(f"{title}, {row['num_views']} view(s): {row['median']:,.4g} samples/s alone")
+            console.print(f"{title}, {row['num_views']} view(s): {row['median']:,.1f} samples/s alone")
     firsts = {row["decoder"]: row["first_batch_s"] for row in result["rows"] if "first_batch_s" in row}
     told = ", ".join(f"{peers.TITLES.get(name, name)} {seconds} s" for name, seconds in firsts.items())
     console.print(f"from an empty process to the first batch: {told}")
@@ -232,6 +233,7 @@ def main() -> None:
             "device": bench.device.type, "shorter_px": bench.recipe.shorter_px, "cell_px": bench.recipe.cell_px,
             "tile_px": bench.recipe.tile_px, "counts": list(bench.recipe.counts),
             "permutations_per_image": bench.recipe.permutations_per_image,
+            "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"], "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         },
     }  # fmt: skip
     with console.status("") as status:
