@@ -77,7 +77,9 @@ Key = tuple[str, str | None, int, str | None]  # measured, decoder or peer, view
 
 def available(options: Options, bench: Bench) -> tuple[list[str], list[str], list[dict[str, str]]]:
     """Our decoders and the peers that can be measured here; what cannot, and why."""
-    decoders, others, missing = [], [], []
+    decoders: list[str] = []
+    others: list[str] = []
+    missing: list[dict[str, str]] = []
     for name in options.decoders:
         reason = libffcv.why_missing() if name == "ffcv" else None
         if reason:
@@ -155,7 +157,7 @@ def tabulate(rates: dict[Key, list[float]], first_batch_s: dict[str, float]) -> 
     """Rows, and the ratios repeat by repeat: neighbours in time share the machine's moods."""
     rows, ratios = [], []
     for (measured, decoder, views, stage), values in rates.items():
-        row = {
+        row: dict[str, Any] = {
             "measured": measured,
             "decoder": decoder,
             "num_views": views,

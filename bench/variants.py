@@ -1,8 +1,9 @@
 """What bench/throughput.py measures: the recipe's own loader, step, and both, by decoder, number of views and stage."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class Bench:
         is_sample = data is None
         self.device = choose_device(device, 0)
         self.is_cuda = self.device.type == "cuda"
-        values = jigsaw_r50.PAPER | (jigsaw_r50.SAMPLE if is_sample else {})
+        values: dict[str, Any] = jigsaw_r50.PAPER | (jigsaw_r50.SAMPLE if is_sample else {})
         self.recipe = jigsaw_r50.Options(**(values | {"precision": precision}))
         self.precision = self.recipe.resolved_precision(self.device)
         self.path = data or str(sample_paths().train)
@@ -71,7 +72,7 @@ class Bench:
         job = jigsaw_r50.build(self.recipe)
         stages = (*job.stages, *make_plan("end_to_end", self.recipe.stage_epochs))
         stage: Stage = next(stage for stage in stages if stage.name == name)
-        backbone = ResNet(backbone_name).to(self.device, memory_format=torch.channels_last)
+        backbone = ResNet(backbone_name).to(self.device).to(memory_format=torch.channels_last)
         task = PuzzlePerView(job.task)
         head = task.head(stage.level, backbone.channels[stage.last_block - 1]).to(self.device)
         module = StageModule(Trunk(backbone, stage), head, task)
@@ -114,7 +115,7 @@ class Bench:
             batches.close()
         return rate
 
-    def _batches(self, loader: Loader) -> Iterator[Batch]:
+    def _batches(self, loader: Loader) -> Generator[Batch, None, None]:
         """Batches without end, epoch after epoch, after as many as the loader may hold ready have been thrown away."""
         to_skip = peers.AHEAD
         for epoch in self.epochs:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_a_run_writes_three_rows_their_ratio_and_a_chart(tmp_path: Path) -> None
     result = json.loads(out.read_text())
     validate(result)
     keys = {(row["measured"], row["decoder"], row["num_views"], row["stage"]) for row in result["rows"]}
-    expected = {("step", None, 2, "S2")}
+    expected: set[Any] = {("step", None, 2, "S2")}
     for decoder in ("torchvision", "synthetic"):
         expected |= {("loader", decoder, 2, None), ("both", decoder, 2, "S2")}
     assert keys == expected
@@ -128,7 +129,7 @@ def test_each_view_is_a_puzzle_of_its_own() -> None:
     task = Jigsaw(np.array([[0, 1, 2, 3], [3, 2, 1, 0]]), (2,), grid=2, embedding_width=5)
     torch.manual_seed(3)
     head, trunk = task.head(1, 3).eval(), MeanOfTiles()
-    draws = [
+    draws: Any = [
         ({}, {"permutation": torch.tensor([[0], [1], [1]])}),
         ({}, {"permutation": torch.tensor([[1], [1], [0]])}),
     ]
