@@ -1,5 +1,6 @@
 """From a recipe's options to a finished, preempted or failed run: exit codes, status.json, the one line for people."""
 
+import json
 import os
 import sys
 import time
@@ -9,6 +10,7 @@ from typing import NoReturn, TypeVar
 
 import torch
 
+from fastpsl.checkpoint import write_atomically
 from fastpsl.distributed import join_world, leave_world, own_rank
 from fastpsl.options import RunOptions
 from fastpsl.pictures import draw_curve
@@ -63,6 +65,7 @@ def _say_the_end(run: Run, finished: bool) -> None:
     run.reporter.screen.close()
     run.write_status(*(("finished", "") if finished else ("preempted", "stopped by a signal")))
     checkpoint = run.checkpoints.paths()[-1]
+    write_atomically(run.folder / "results.json", json.dumps(run.position.summaries, indent=1).encode())
     if not finished:
         where = f"stage {run.position.stage + 1}, step {run.position.step}"
         print(f"stopped by a signal in {where}; the same command with --out {run.folder} goes on from there")
