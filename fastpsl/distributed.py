@@ -59,6 +59,8 @@ def join_world(device_name: str, timeout_s: float) -> World:
     device = choose_device(device_name, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # shapes are fixed within a stage
+        torch.set_float32_matmul_precision("high")  # TF32 where float32 is left
     if size > 1:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
@@ -79,6 +81,12 @@ def share(world: World, value: Any = None) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return box[0]
+
+
+def wait_for_all(world: World) -> None:
+    """Return once every rank is here; over Gloo, so that no GPU waits."""
+    if world.size > 1:
+        dist.all_reduce(torch.zeros(()))
 
 
 def sum_over_ranks(world: World, tensor: torch.Tensor) -> torch.Tensor:

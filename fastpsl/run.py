@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fastpsl.checkpoint import Checkpoints, read_checkpoint, write_atomically
-from fastpsl.distributed import Agreement, World, share
+from fastpsl.distributed import Agreement, World, share, wait_for_all
 from fastpsl.options import RunOptions
 from fastpsl.pictures import save_contact_sheet
 from fastpsl.pipelines.beton import Beton
@@ -173,11 +173,19 @@ class Run:
         """Whether another rank has already said why the run failed."""
         return json.loads((self.folder / "status.json").read_text())["state"] == "failed"
 
-    def draw_contact_sheet(self, task: Task, stage: Stage, loader: Loader) -> None:
-        """contact-sheet-G<level>.png: what the network sees at this level; nothing where the task draws none."""
-        batches = loader.epoch(self.position.first_epoch)
-        batch = next(batches)
-        batches.close()
+    def look_at_first_batch(self, task: Task, stage: Stage, loader: Loader) -> None:
+        """One rank a machine loads a batch before the others start, so that numba compiles the loader once, not N times.
+
+        Rank 0 draws it, contact-sheet-G<level>.png: what the network sees at this level. Nothing where the task draws none.
+        """
+        batch = None
+        if self.world.local_rank == 0:
+            batches = loader.epoch(self.position.first_epoch)
+            batch = next(batches)
+            batches.close()
+        wait_for_all(self.world)
+        if batch is None or self.world.rank != 0 or self.position.step > 0:
+            return
         pictures = call_if_there(task, "contact_sheet", batch.inputs(loader.views, torch.float32), batch)
         if pictures is not None:
             save_contact_sheet(pictures, self.folder / f"contact-sheet-G{stage.level}.png")

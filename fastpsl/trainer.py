@@ -95,8 +95,7 @@ class StageRun:
         steps_per_epoch = loader.num_steps // options.accumulate
         last_step = min(self.num_steps, options.max_steps_per_stage or self.num_steps)
         run.reporter.stage_begins(self.stage, position.step, last_step)
-        if position.step == 0 and run.world.rank == 0:
-            run.draw_contact_sheet(job.task, self.stage, loader)
+        run.look_at_first_batch(job.task, self.stage, loader)
         while position.step < last_step:
             epoch, step_in_epoch = divmod(position.step, steps_per_epoch)
             batches = loader.epoch(position.first_epoch + epoch, step_in_epoch * options.accumulate)

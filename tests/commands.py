@@ -25,13 +25,17 @@ def command(script: Path, *arguments: object, ranks: int = 0) -> list[str]:
 
 
 def run(
-    script: Path, *arguments: object, ranks: int = 0, timeout: float = 240
+    script: Path,
+    *arguments: object,
+    ranks: int = 0,
+    environment: dict[str, str] | None = None,
+    timeout: float = 240,
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end, output captured."""
     return subprocess.run(
         command(script, *arguments, ranks=ranks),
         check=False,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | (environment or {}),
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -1,6 +1,7 @@
 """The task of docs/add_a_task.md (queue, momentum copy, labels by index) under torchrun: preempted and resumed."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -32,3 +33,14 @@ def test_two_ranks_preempted_in_mid_epoch_end_as_never_stopped(tmp_path: Path) -
     assert (stopped / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
     losses = [json.loads(line)["loss"] for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert sum(losses[11:14]) < sum(losses[:3])
+
+
+def test_ranks_do_not_each_compile(tmp_path: Path) -> None:
+    """With an empty numba cache, every compiled function is saved by one of the two ranks only."""
+    arguments = (*ARGUMENTS, "--max-steps-per-stage", "1", "--out", tmp_path / "out")
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_DEBUG_CACHE": "1"}
+    done = run(RECIPE, *arguments, ranks=2, environment=cache)
+    assert done.returncode == 0, done.stderr
+    saved = re.findall(r"data saved to '([^']+)'", done.stdout)
+    assert len(saved) > 3 and len(saved) == len(set(saved)), sorted(saved)
+    assert "data loaded from" in done.stdout
