@@ -8,51 +8,45 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from fastpsl.kernels.draws import Keys, Slot, counter_words, philox
+from fastpsl.kernels.draws import Keys, Slot, words
 
-_MASK = np.uint64(0xFFFFFFFF)
-_SHIFT = np.uint64(32)
+# The compiled functions call none of another file, whose edits numba's cache would not notice: they get words.
 _TRIES = 10  # torchvision's
 
 
 @numba.njit(cache=True, nogil=True)
-def _uniform(word: np.uint64) -> np.float64:
-    return np.float64(word >> np.uint64(8)) * 2.0**-24
+def _uniform(word: np.uint32) -> np.float64:
+    return np.float64(word >> np.uint32(8)) * 2.0**-24
 
 
 @numba.njit(cache=True, nogil=True)
-def _below(word: np.uint64, high: int) -> int:
-    return int((word * np.uint64(high)) >> _SHIFT)
+def _below(word: np.uint32, high: int) -> int:
+    return int((np.uint64(word) * np.uint64(high)) >> np.uint64(32))
 
 
 @numba.njit(cache=True, nogil=True)
 def _random_resized(
     out: np.ndarray,
-    indices: np.ndarray,
+    random_words: np.ndarray,
     heights: np.ndarray,
     widths: np.ndarray,
     scale: tuple[float, float],
     ratio: tuple[float, float],
-    epoch: np.uint64,
-    place: np.uint64,
-    k0: np.uint64,
-    k1: np.uint64,
 ) -> None:
-    # torchvision.transforms.RandomResizedCrop.get_params. A try is one Philox block: area, ratio, top, left.
+    # torchvision.transforms.RandomResizedCrop.get_params. A try is four words: area, ratio, top, left.
     log_low, log_high = np.log(ratio[0]), np.log(ratio[1])
-    for row in range(indices.shape[0]):
-        index = np.uint64(indices[row])
+    for row in range(out.shape[0]):
         height, width = int(heights[row]), int(widths[row])
         found = False
         for attempt in range(_TRIES):
-            a, b, c, d = philox(index & _MASK, index >> _SHIFT, epoch, place | np.uint64(attempt), k0, k1)
-            target = height * width * (scale[0] + (scale[1] - scale[0]) * _uniform(a))
-            aspect = np.exp(log_low + (log_high - log_low) * _uniform(b))
+            tried = random_words[row, 4 * attempt : 4 * attempt + 4]
+            target = height * width * (scale[0] + (scale[1] - scale[0]) * _uniform(tried[0]))
+            aspect = np.exp(log_low + (log_high - log_low) * _uniform(tried[1]))
             box_width = int(np.rint(np.sqrt(target * aspect)))
             box_height = int(np.rint(np.sqrt(target / aspect)))
             if 0 < box_width <= width and 0 < box_height <= height:
-                out[row, 0] = _below(c, height - box_height + 1)
-                out[row, 1] = _below(d, width - box_width + 1)
+                out[row, 0] = _below(tried[2], height - box_height + 1)
+                out[row, 1] = _below(tried[3], width - box_width + 1)
                 out[row, 2] = box_height
                 out[row, 3] = box_width
                 found = True
@@ -72,26 +66,20 @@ def _random_resized(
 @numba.njit(cache=True, nogil=True)
 def _shorter_side(
     out: np.ndarray,
-    indices: np.ndarray,
+    random_words: np.ndarray,
     heights: np.ndarray,
     widths: np.ndarray,
     shorter_px: int,
     size_px: int,
     random: bool,
-    epoch: np.uint64,
-    place: np.uint64,
-    k0: np.uint64,
-    k1: np.uint64,
 ) -> None:
-    for row in range(indices.shape[0]):
-        index = np.uint64(indices[row])
+    for row in range(out.shape[0]):
         height, width = int(heights[row]), int(widths[row])
         short = min(height, width)
         side = min(short, max(1, int(np.rint(size_px * short / shorter_px))))
         if random:
-            a, b, _, _ = philox(index & _MASK, index >> _SHIFT, epoch, place, k0, k1)
-            out[row, 0] = _below(a, height - side + 1)
-            out[row, 1] = _below(b, width - side + 1)
+            out[row, 0] = _below(random_words[row, 0], height - side + 1)
+            out[row, 1] = _below(random_words[row, 1], width - side + 1)
         else:
             out[row, 0] = (height - side) // 2
             out[row, 1] = (width - side) // 2
@@ -134,10 +122,10 @@ class RandomResizedCrop:
     def boxes(self, keys: Keys, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
         """int32 [B, 4] = (top, left, height, width), inside images of heights x widths (int32 [B], >= 1)."""
         out = np.empty((len(keys.indices), 4), np.int32)
-        inputs = _inputs(keys, heights, widths)
+        inputs = _inputs(keys, heights, widths, 4 * _TRIES)
         scale = (float(self.scale[0]), float(self.scale[1]))
         ratio = (float(self.ratio[0]), float(self.ratio[1]))
-        _random_resized(out, *inputs, scale, ratio, *counter_words(keys, Slot.CROP))
+        _random_resized(out, *inputs, scale, ratio)
         return out
 
 
@@ -175,17 +163,18 @@ class ShorterSideCrop:
     def boxes(self, keys: Keys, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
         """int32 [B, 4] = (top, left, height, width), inside images of heights x widths (int32 [B], >= 1)."""
         out = np.empty((len(keys.indices), 4), np.int32)
-        inputs = _inputs(keys, heights, widths)
-        numbers = counter_words(keys, Slot.CROP)
-        _shorter_side(out, *inputs, self.shorter_px, self.size_px, self.random, *numbers)
+        inputs = _inputs(keys, heights, widths, 2)
+        _shorter_side(out, *inputs, self.shorter_px, self.size_px, self.random)
         return out
 
 
-def _inputs(keys: Keys, heights: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _inputs(
+    keys: Keys, heights: np.ndarray, widths: np.ndarray, num_words: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # One dtype and memory layout only: another would be compiled anew.
     assert len(heights) == len(widths) == len(keys.indices)
     sizes = [np.ascontiguousarray(sizes, np.int32) for sizes in (heights, widths)]
-    return np.ascontiguousarray(keys.indices), sizes[0], sizes[1]
+    return words(keys, Slot.CROP, num_words), sizes[0], sizes[1]
 
 
 def _check_image(min_height: int, min_width: int) -> None:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
-from fastpsl.pipelines.beton_resize import shrink
 from fastpsl.pipelines.beton_shard import JPG, RAW
+from fastpsl.pipelines.decoders.area import shrink
 from fastpsl.pipelines.libffcv import HEADER_GOOD, Codec, jpeg_header, why_missing
 
 # What Pillow may try: no format that starts another program (EPS) or that is no photo.

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from fastpsl.pipelines import libffcv
 from fastpsl.pipelines.beton_convert import JPG, RAW, BrokenImage, Stored, Target, convert, store_array
-from fastpsl.pipelines.beton_resize import shrink
+from fastpsl.pipelines.decoders.area import shrink
 from fastpsl.pipelines.libffcv import HEADER_GOOD, jpeg_header
 from tests.pipelines.photos import jpeg, photo, pil_decode
 
