@@ -12,19 +12,18 @@ and interquartile range).
 
 import argparse
 import contextlib
-import json
 import os
-import platform
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
+from bench.schema import SCHEMA, command_line, environment, finish, spread, write_result
 
 OURS = "fastpsl beton write"
 THEIRS = "ffcv DatasetWriter"
@@ -74,38 +73,6 @@ def write_theirs(photos: Path, out: Path, max_side: int | None, num_workers: int
     return len(dataset) / (time.perf_counter() - start)
 
 
-def machine() -> dict[str, object]:
-    names = ("fastpsl", "ffcv", "torch", "torchvision", "numpy", "pillow", "opencv-python")
-    versions = {}
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return {
-        "cpu": cpu, "num_cores": len(os.sched_getaffinity(0)), "load_1min_before": os.getloadavg()[0],
-        "python": platform.python_version(), "commit": commit, "versions": versions,
-    }  # fmt: skip
-
-
-def spread(values: list[float]) -> dict[str, object]:
-    quarters = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
-    return {
-        "median": round(quarters[1], 1),
-        "iqr": [round(quarters[0], 1), round(quarters[2], 1)],
-        "values": [round(v, 1) for v in values],
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -123,7 +90,9 @@ def main() -> None:
         if photos is None:
             photos = Path(scratch) / "photos"
             draw_photos(photos, options.num_drawn)
-        before, rows = machine(), []
+        machine = environment()
+        rows: list[dict[str, Any]] = []
+        ratios: list[dict[str, Any]] = []
         for title, max_side in (("taken over", None), (f"longer side {options.max_side}", options.max_side)):
             speeds: dict[str, list[float]] = {OURS: [], THEIRS: []}
             for repeat in range(
@@ -133,27 +102,24 @@ def main() -> None:
                     speed = write(photos, Path(scratch) / "out.beton", max_side, options.workers)
                     if repeat:
                         speeds[name].append(speed)
-            ratio = statistics.median(speeds[OURS]) / statistics.median(speeds[THEIRS])
-            rows.append(
-                {
-                    "row": title,
-                    "unit": "images/s",
-                    **{name: spread(values) for name, values in speeds.items()},
-                    "ratio": round(ratio, 2),
-                }
-            )
-            told = ", ".join(f"{name} {statistics.median(values):,.0f}" for name, values in speeds.items())
-            print(f"{title}: {told} images/s, ratio {ratio:.2f}", flush=True)
+            for name, values in speeds.items():
+                rows.append({"measured": name, "photos": title, "unit": "images/s", **spread(values)})
+            pairs = zip(speeds[OURS], speeds[THEIRS], strict=True)
+            by_repeat = spread([ours / theirs for ours, theirs in pairs])
+            ratios.append({"what": f"{OURS} / {THEIRS}", "photos": title, **by_repeat})
+            told = ", ".join(f"{row['measured']} {row['median']:,.0f}" for row in rows[-2:])
+            print(f"{title}: {told} images/s, ratio {by_repeat['median']:.2f}", flush=True)
         files = [path for path in photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg")]
         with Image.open(files[0]) as first:
             size = f"first {first.width} x {first.height} px"
-        result = {
-            "bench": "beton_write", "command": " ".join(["python", *sys.argv]), "machine": before,
-            "photos": {"num": len(files), "mean_kb": round(sum(p.stat().st_size for p in files) / len(files) / 1000, 1), "size": size},
-            "num_workers": options.workers, "repeats": options.repeats, "rows": rows,
-        }  # fmt: skip
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+        num_bytes = sum(path.stat().st_size for path in files)
+        data = {"num_samples": len(files), "mean_bytes": round(num_bytes / len(files)), "size": size}
+    result = {
+        "schema": SCHEMA, "bench": "beton_write", "command": command_line(), "environment": machine, "data": data,
+        "settings": {"repeats": options.repeats, "num_workers": options.workers},
+        "rows": rows, "ratios": ratios, "not_measured": [], "notes": finish(machine),
+    }  # fmt: skip
+    write_result(options.out, result)
     print(options.out)
 
 

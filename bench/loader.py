@@ -9,17 +9,17 @@ side. Also the time from an empty process to the first batch. Writes bench/resul
 """
 
 import argparse
-import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
+from bench.schema import SCHEMA, command_line, environment, finish, spread, write_result
 
 SIZE_PX = 224
 VARIANTS = ("ffcv_loader", "ffcv", "torchvision")  # ffcv's own Loader; ours by decoder
@@ -114,44 +114,53 @@ class Server:
         self.process.wait()
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": round(middle, 3), "quartile_1": round(low, 3), "quartile_3": round(high, 3)}
-
-
-def measure(num_views: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    num_views: int, arguments: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows and ratios."""
     servers: dict[str, Server] = {}
     try:
         for variant in arguments.variants:
             servers[variant] = Server(variant, num_views, arguments)
         rates: dict[str, list[float]] = {variant: [] for variant in servers}
         cpu: dict[str, list[float]] = {variant: [] for variant in servers}
-        load = []
         for repeat in range(arguments.repeats):
             names = list(servers) if repeat % 2 else list(servers)[::-1]
             for variant in names:
                 rate, cpu_ms = servers[variant].epoch()
                 rates[variant].append(rate)
                 cpu[variant].append(cpu_ms)
-            load.append(os.getloadavg()[0])
     finally:
         for server in servers.values():
             server.close()
-    rows: dict[str, dict[str, Any]] = {}
+    rows, ratios = [], []
     for variant, values in rates.items():
-        ratios = [value / base for value, base in zip(values, rates.get("ffcv_loader", values), strict=True)]
-        rows[variant] = {
-            "samples_per_s": spread(values),
-            "ratio_to_ffcv_loader": spread(ratios),
-            "cpu_ms_per_sample": spread(cpu[variant]),
-            "first_batch_s": round(servers[variant].first_batch_s, 2),
+        label = {"decoder": variant, "num_views": num_views}
+        first_batch_s = round(servers[variant].first_batch_s, 2)
+        rate_row = {
+            "measured": "loader",
+            **label,
+            "unit": "samples/s",
+            "first_batch_s": first_batch_s,
+            **spread(values),
         }
+        cpu_row = {"measured": "cpu", **label, "unit": "ms of all cores a sample", **spread(cpu[variant])}
+        rows += [rate_row, cpu_row]
+        told = f"{num_views} view(s)  {variant:12}  {rate_row['median']:7.0f} samples/s"
+        if "ffcv_loader" in rates:
+            pairs = zip(values, rates["ffcv_loader"], strict=True)
+            ratios.append(
+                {
+                    "what": "samples/s / ffcv_loader's",
+                    **label,
+                    **spread([ours / theirs for ours, theirs in pairs]),
+                }
+            )
+            told += f"  {ratios[-1]['median']:.2f}x ffcv's Loader"
         print(
-            f"{num_views} view(s)  {variant:12}  {rows[variant]['samples_per_s']['median']:7.0f} samples/s  "
-            f"{rows[variant]['ratio_to_ffcv_loader']['median']:.2f}x ffcv's Loader  "
-            f"{rows[variant]['cpu_ms_per_sample']['median']:.2f} ms of CPU  first batch after {servers[variant].first_batch_s:.1f} s"
+            f"{told}  {cpu_row['median']:.2f} ms of CPU  first batch after {first_batch_s:.1f} s", flush=True
         )
-    return {"num_views": num_views, "load_average": round(statistics.median(load), 2), "rows": rows}
+    return rows, ratios
 
 
 def main() -> None:
@@ -176,28 +185,31 @@ def main() -> None:
         return
     from fastpsl.pipelines.beton import Beton
 
+    machine = environment()
+    missing = []
+    if find_spec("ffcv") is None:
+        missing = [{"what": name, "reason": "not installed"} for name in arguments.variants if "ffcv" in name]
+        arguments.variants = [name for name in arguments.variants if "ffcv" not in name]
     with Beton(arguments.data) as data:
-        mean_bytes = sum(path.stat().st_size for path in data.paths) / data.num_samples
+        num_bytes = sum(path.stat().st_size for path in data.paths)
         about = {
-            "num_samples": data.num_samples,
-            "sides_px": data.image_sizes(),
-            "mean_bytes": round(mean_bytes),
-        }
-    packages = ("torch", "torchvision", "numba", "ffcv")
+            "name": Path(arguments.data).name, "num_samples": data.num_samples,
+            "sides_px": list(data.image_sizes()), "mean_bytes": round(num_bytes / data.num_samples),
+        }  # fmt: skip
+    rows, ratios = [], []
+    for num_views in (1, 2):
+        more_rows, more_ratios = measure(num_views, arguments)
+        rows += more_rows
+        ratios += more_ratios
     result = {
-        "what": "samples/s of the loader alone, random resized crops to 224 px, uint8 on the CPU",
-        "data": about,
-        "batch_size": arguments.batch_size,
-        "num_threads": arguments.num_threads,
-        "num_cores": len(os.sched_getaffinity(0)),
-        "repeats": arguments.repeats,
-        "machine": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in packages},
-        "views": [measure(num_views, arguments) for num_views in (1, 2)],
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        "schema": SCHEMA, "bench": "loader", "command": command_line(), "environment": machine, "data": about,
+        "settings": {
+            "repeats": arguments.repeats, "batch_size": arguments.batch_size, "num_threads": arguments.num_threads,
+            "what": f"random resized crops to {SIZE_PX} px, uint8 on the CPU, an epoch a repeat",
+        },
+        "rows": rows, "ratios": ratios, "not_measured": missing, "notes": finish(machine),
+    }  # fmt: skip
+    write_result(arguments.out, result)
     print(arguments.out)
 
 
