@@ -181,7 +181,7 @@ def _write(command: Write) -> None:
     from fastpsl.pipelines.beton_convert import Target
     from fastpsl.pipelines.beton_write import max_bad_count, quarantine_path, write_beton
     from fastpsl.pipelines.sources import image_folder
-    from fastpsl.progress_lines import Progress
+    from fastpsl.progress import Progress
 
     for name, value, low, high in (
         ("--short-side", command.short_side, 1, 65535),
@@ -227,7 +227,7 @@ def _verify(command: Verify) -> None:
     from fastpsl.pipelines.beton import Beton as OpenBeton
     from fastpsl.pipelines.beton import shard_paths
     from fastpsl.pipelines.beton_verify import verify
-    from fastpsl.progress_lines import Progress
+    from fastpsl.progress import Progress
 
     if not command.betons:
         raise ValueError("no beton given; name files or globs, see fastpsl beton verify --help")

@@ -36,6 +36,9 @@ def launch(recipe: str, parse: Callable[[], Options], build: Callable[[Options],
         code = EXIT_USER_ERROR
         reason = " ".join(str(error).split())
         _report_failure(opened, rank, f"{recipe}: {reason}", reason)
+    except KeyboardInterrupt:  # before the run has its own handler
+        code = EXIT_PREEMPTED
+        _report_failure(opened, rank, f"{recipe}: interrupted before the first step", "interrupted")
     except Exception as error:  # noqa: BLE001  (reported in full; the process ends here)
         code = EXIT_CRASHED
         _report_failure(opened, rank, traceback.format_exc(), f"{type(error).__name__}: {error}")

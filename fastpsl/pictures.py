@@ -1,7 +1,7 @@
 """Pictures of a run: the training curve, and contact sheets of what the network sees."""
 
 import json
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot  # after the choice of a backend that needs no screen
 
 NUM_PICTURES = 16
+MAX_POINTS = 20_000
 
 
 def save_contact_sheet(pictures: Tensor, path: Path) -> None:
@@ -21,8 +22,14 @@ def save_contact_sheet(pictures: Tensor, path: Path) -> None:
 
 
 def draw_curve(folder: Path) -> Path:
-    """curve.png from metrics.jsonl: each metric against steps, a colour a stage, pale steps under their running mean."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """curve.png from metrics.jsonl: each metric against steps, a colour a stage, pale steps under their running mean.
+
+    Of long runs every n-th step is drawn, at most 20,000.
+    """
+    with open(folder / "metrics.jsonl") as file:
+        stride = 1 + sum(1 for _ in file) // MAX_POINTS
+        file.seek(0)
+        lines = [json.loads(line) for line in islice(file, 0, None, stride)]
     counters = ("run_step", "stage", "level", "step", "lr")
     names = [name for name in lines[0] if name not in counters] + ["lr"] if lines else []
     figure, axes = pyplot.subplots(

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from fastpsl.checkpoint import write_atomically
 from fastpsl.distributed import World, sum_over_ranks
 from fastpsl.pipelines.batch import BadSample, Batch
 from fastpsl.plan import Stage
@@ -28,27 +27,30 @@ class MetricsFile:
 
     def __init__(self, path: Path, resumed_run_step: int):
         self.path = path
-        self.lines: list[dict[str, Any]] = []
-        if path.exists():
-            kept = [line for line in self._complete(path.read_text()) if line["run_step"] <= resumed_run_step]
-            self.lines = kept
-            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-
-    @staticmethod
-    def _complete(text: str) -> Iterator[dict[str, Any]]:
-        for line in text.splitlines(keepends=True):
-            if line.endswith("\n"):  # a kill may leave half a line at the end
-                yield json.loads(line)
+        path.touch()
+        kept_bytes = 0
+        with open(path, "rb") as file:
+            for line in file:
+                # a kill may leave half a line at the end
+                if not line.endswith(b"\n") or json.loads(line)["run_step"] > resumed_run_step:
+                    break
+                kept_bytes += len(line)
+        os.truncate(path, kept_bytes)
 
     def append(self, lines: list[dict[str, Any]]) -> None:
-        self.lines += lines
         with open(self.path, "a") as file:
             file.write("".join(json.dumps(line) + "\n" for line in lines))
-            file.flush()
+
+    def sync(self) -> None:
+        """Return when the lines are on the disk."""
+        with open(self.path, "a") as file:
             os.fsync(file.fileno())
 
-    def of_stage(self, name: str) -> list[dict[str, Any]]:
-        return [line for line in self.lines if line["stage"] == name]
+    def losses(self, stage: str) -> list[float]:
+        """The loss of each step of a stage that had valid samples."""
+        with open(self.path) as file:
+            lines = (json.loads(line) for line in file)
+            return [line["loss"] for line in lines if line["stage"] == stage and line.get("loss") is not None]
 
 
 class Reporter:
@@ -129,10 +131,14 @@ class Reporter:
         if step % self.log_steps == 0 or step == self._num_steps:
             self.flush()
 
-    def flush(self) -> None:
+    def flush(self, durably: bool = False) -> None:
         """Sum the pending metrics over the ranks, fetch and write them. Every rank calls it at the same step."""
-        if not self._pending:
-            return
+        if self._pending:
+            self._write_pending()
+        if durably and self.file:
+            self.file.sync()
+
+    def _write_pending(self) -> None:
         sums = torch.stack([values for _, values in self._pending])  # [steps, metrics, (sum, count)]
         rows = sum_over_ranks(self.world, sums).tolist()
         skipped = float(self._num_skipped) if self._num_skipped is not None else 0.0
@@ -184,16 +190,15 @@ class Reporter:
             self.wandb.log(scalars, step=last["run_step"])
 
     def stage_summary(
-        self, stage: Stage, seconds: float, held_out: dict[str, float], chance: float | None
+        self, stage: Stage, num_steps: int, seconds: float, held_out: dict[str, float], chance: float | None
     ) -> dict[str, Any]:
         """The stage in numbers: steps, seconds, loss at its start and end, held-out metrics; rank 0's is the true one."""
-        lines = self.file.of_stage(stage.name) if self.file else []
-        losses = [line["loss"] for line in lines if line.get("loss") is not None]
+        losses = self.file.losses(stage.name) if self.file else []
         head, tail = losses[:SUMMARY_STEPS], losses[-SUMMARY_STEPS:]
         summary: dict[str, Any] = {
             "stage": stage.name,
             "level": stage.level,
-            "num_steps": len(lines),
+            "num_steps": num_steps,
             "seconds": round(seconds, 1),
             "loss_start": sum(head) / len(head) if head else None,
             "loss_end": sum(tail) / len(tail) if tail else None,

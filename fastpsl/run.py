@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -68,9 +69,6 @@ class Run:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", options.keep_checkpoints)
         self.resume_state, notes = self._find_checkpoint()
         self.position = Position(**self.resume_state["position"]) if self.resume_state else Position()
-        if world.rank == 0:
-            self._write_records()
-        self.agreement = Agreement(world, options.checkpoint_minutes)
         self.reporter = Reporter(
             self.folder,
             world,
@@ -81,6 +79,9 @@ class Run:
             wandb=options.wandb,
             config=options.as_dict(),
         )
+        if world.rank == 0:
+            self._write_records()
+        self.agreement = Agreement(world, options.checkpoint_minutes)
         for note in notes:
             self.reporter.say(note)
 
@@ -152,7 +153,7 @@ class Run:
             world=world.size,
             train=train,
             decoder=options.decoder,
-            num_threads=options.num_threads or max((os.cpu_count() or 1) // world.local_size, 1),
+            num_threads=options.num_threads,
             device=str(world.device),
             prefetch_batches=options.prefetch_batches,
             timeout_s=options.timeout_s,
@@ -242,10 +243,6 @@ def environment(world: World) -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
-    here = Path(__file__).resolve().parent
-    git = subprocess.run(
-        ["git", "-C", str(here), "rev-parse", "HEAD"], check=False, capture_output=True, text=True, timeout=10
-    )
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -253,6 +250,17 @@ def environment(world: World) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None,
         "world_size": world.size,
         "torch_threads": torch.get_num_threads(),
-        "commit": git.stdout.strip() or None,
+        "commit": own_commit(),
         "packages": versions,
     }
+
+
+def own_commit() -> str | None:
+    """The commit that fastpsl runs from; None for an installed copy, or without git."""
+    if shutil.which("git") is None:
+        return None
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    return (
+        subprocess.run(command, check=False, capture_output=True, text=True, timeout=10).stdout.strip()
+        or None
+    )

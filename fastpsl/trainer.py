@@ -1,5 +1,6 @@
 """The training loop. It knows stages, steps and batches, never a task's name."""
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -74,20 +75,21 @@ class StageRun:
     def to_its_end(self) -> bool:
         """Train, save, evaluate. False when a signal stopped it; what was learned is saved then too."""
         run, position = self.run, self.position
-        with run.loader(run.train_data, self.views, train=True) as loader:
+        with contextlib.ExitStack() as stack:
+            loader = stack.enter_context(run.loader(run.train_data, self.views, train=True))
+            val_loader = None
+            if run.val_data is not None:  # opened now: what cannot be evaluated is refused before the epochs
+                val_loader = stack.enter_context(run.loader(run.val_data, self.views, train=False))
             self.num_steps = self.stage.epochs * (loader.num_steps // run.options.accumulate)
             finished = self._train(loader)
-        self.save()
-        if finished:
-            held_out: dict[str, float] = {}
-            if run.val_data is not None:
-                with run.loader(run.val_data, self.views, train=False) as loader:
-                    held_out = self.learner.evaluate(loader)
-            chance = call_if_there(self.job.task, "chance", self.stage.level)
-            position.summaries.append(
-                run.reporter.stage_summary(self.stage, position.seconds, held_out, chance)
-            )
             self.save()
+            if finished:
+                held_out = self.learner.evaluate(val_loader) if val_loader else {}
+                chance = call_if_there(self.job.task, "chance", self.stage.level)
+                position.summaries.append(
+                    run.reporter.stage_summary(self.stage, position.step, position.seconds, held_out, chance)
+                )
+                self.save()
         return finished
 
     def _train(self, loader: Loader) -> bool:
@@ -125,7 +127,9 @@ class StageRun:
 
     def save(self) -> None:
         """Checkpoint on rank 0; called by every rank at the same step, as a task's state may have to be gathered."""
-        self.run.reporter.flush()  # metrics first: a line without a checkpoint is cut off on resume, never the reverse
+        self.run.reporter.flush(
+            durably=True
+        )  # metrics first: a line past a checkpoint is cut off, never the reverse
         task = dict(task_state(self.job.task))
         if self.run.world.rank == 0:
             self.run.save_checkpoint(

@@ -42,7 +42,7 @@ def test_each_step_is_written_once_whatever_the_log_interval(tmp_path: Path) -> 
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 8))
     assert [row["loss"] for row in rows] == [float(n) for n in range(1, 8)]
-    summary = report.stage_summary(STAGE, 61.0, {"accuracy": 0.25}, 0.125)
+    summary = report.stage_summary(STAGE, 7, 61.0, {"accuracy": 0.25}, 0.125)
     report.close()
     assert summary["loss_start"] == summary["loss_end"] == 4.0
     assert summary_line(summary) == (
@@ -65,13 +65,17 @@ def test_a_step_without_valid_samples_has_no_loss(tmp_path: Path) -> None:
 def test_lines_past_the_resumed_step_are_cut(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"run_step": {n}, "stage": "S1"}}\n' for n in range(1, 6)) + '{"run_st')
-    assert [line["run_step"] for line in MetricsFile(path, 3).lines] == [1, 2, 3]
-    assert path.read_text().count("\n") == 3
+    MetricsFile(path, 3)
+    assert [json.loads(line)["run_step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    MetricsFile(path, 0)
+    assert path.read_text() == ""
 
 
 def test_the_screen_shows_what_a_person_looks_for(tmp_path: Path) -> None:
     for terminal in (False, True):
-        report = reporter(tmp_path / str(terminal), log_steps=2)
+        folder = tmp_path / str(terminal)
+        folder.mkdir()
+        report = reporter(folder, log_steps=2)
         assert report.screen
         text = io.StringIO()
         report.screen.console = Console(file=text, force_terminal=terminal, width=140)
