@@ -75,10 +75,22 @@ class Batch:
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor of the batch."""
-
         yield from self.images
         yield self.indices
         yield self.labels
         for draws in self.draws:
             for draw in draws:
                 yield from draw.values()
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """The device that batches go to, with its number; ValueError where there is none such."""
+    if not str(device).startswith(("cpu", "cuda")):
+        raise ValueError(f"device {device} was asked for; there are cpu and cuda")
+    device = torch.device(device)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device {device} was asked for, but torch finds no CUDA device; use device cpu")
+        if device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+    return device

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from fastpsl.pipelines.beton_shard import JPG, RAW
 from fastpsl.pipelines.decoders.area import shrink
 from fastpsl.pipelines.libffcv import HEADER_GOOD, Codec, jpeg_header, why_missing
+from fastpsl.pipelines.plain_jpeg import plain_decoder
 
 # What Pillow may try: no format that starts another program (EPS) or that is no photo.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
@@ -132,15 +133,8 @@ def clean_decode(data: bytes, height: int, width: int) -> bool:
     codec = _codec()
     if codec:
         return codec.decode(data, height, width)[1]
-    import torch  # here: with libffcv, writing needs no torch, whose import takes seconds
-    from torchvision.io import decode_jpeg
-
-    try:  # torchvision keeps libjpeg's warnings to itself; Pillow at least refuses what is cut off
-        decoded = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-        _decode_any(data)
-    except (RuntimeError, BrokenImage):
-        return False
-    return tuple(decoded.shape) == (3, height, width)
+    picture = plain_decoder()(data)  # as readers without libffcv do
+    return picture is not None and picture.shape == (height, width, 3)
 
 
 def _decode_shrunk(data: bytes, height: int, width: int, wanted: tuple[int, int]) -> np.ndarray | None:

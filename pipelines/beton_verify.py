@@ -2,9 +2,7 @@
 
 import hashlib
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +14,9 @@ from fastpsl.pipelines.beton_file import MIN_PAGE_BYTES
 from fastpsl.pipelines.beton_shard import JPG, chunks
 from fastpsl.pipelines.beton_sidecar import Sidecar, read_sidecar
 from fastpsl.pipelines.libffcv import HEADER_GOOD, HEADER_REASONS, jpeg_header
+from fastpsl.pipelines.workers import map_in_order
 
 _BLOCK_BYTES = 1 << 22
-_WINDOW = 16  # samples in flight per worker
 _BARS = 30  # classes drawn one by one
 
 
@@ -38,7 +36,8 @@ def verify(
         yield from _pages(beton)
         sources = list(sidecar.source_paths()) if sidecar else []
         num_bad = 0
-        for index, reason in _samples(beton, num_workers or len(os.sched_getaffinity(0))):
+        num_workers = num_workers or len(os.sched_getaffinity(0))
+        for (index, _, _), reason in map_in_order(_check, _samples(beton), num_workers, "beton-verify"):
             if reason:
                 num_bad += 1
                 source = f" ({sources[index]})" if index < len(sources) else ""
@@ -83,23 +82,17 @@ def _checksum(path: Path, sidecar: Sidecar) -> str:
     return digest.hexdigest()
 
 
-def _samples(beton: Beton, num_workers: int) -> Iterator[tuple[int, str]]:
-    """Each sample's index and what is wrong with it ("" = nothing), in order."""
-    waiting: deque[tuple[int, Future[str]]] = deque()
-    with ThreadPoolExecutor(num_workers, "beton-verify") as pool:
-        for part in chunks(beton.num_samples):
-            rows = beton.rows(np.arange(part.start, part.stop))
-            for i in range(part.stop - part.start):
-                waiting.append((part.start + i, pool.submit(_check, rows, i)))
-                if len(waiting) >= _WINDOW * num_workers:
-                    index, future = waiting.popleft()
-                    yield index, future.result()
-        while waiting:
-            index, future = waiting.popleft()
-            yield index, future.result()
+def _samples(beton: Beton) -> Iterator[tuple[int, Rows, int]]:
+    """(index, rows, i): each sample is row i of some rows."""
+    for part in chunks(beton.num_samples):
+        rows = beton.rows(np.arange(part.start, part.stop))
+        for i in range(part.stop - part.start):
+            yield part.start + i, rows, i
 
 
-def _check(rows: Rows, i: int) -> str:
+def _check(sample: tuple[int, Rows, int]) -> str:
+    """What is wrong with a sample; "" = nothing."""
+    _, rows, i = sample
     wanted, height, width = int(rows.num_bytes[i]), int(rows.height[i]), int(rows.width[i])
     try:
         data = os.pread(int(rows.fd[i]), wanted, int(rows.offset[i]))

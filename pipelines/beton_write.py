@@ -10,9 +10,7 @@ import io
 import os
 import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -30,10 +28,10 @@ from fastpsl.pipelines.beton_file import (
 from fastpsl.pipelines.beton_sidecar import PathPacker, Sidecar, dump_sidecar, sidecar_path
 from fastpsl.pipelines.libffcv import INSTALL, why_missing
 from fastpsl.pipelines.sources import Sample
+from fastpsl.pipelines.workers import map_in_order
 
 DEFAULT_PAGE_BYTES = 1 << 23  # ffcv's
 _AS_THEY_ARE = Target()
-_WINDOW = 8  # samples in flight per worker
 
 
 @dataclass
@@ -117,26 +115,6 @@ def _convert_one(image: object, target: Target) -> Stored | BrokenImage:
     return stored
 
 
-def _converted(
-    samples: Iterable[Sample], target: Target, num_workers: int
-) -> Generator[tuple[Sample, Stored | BrokenImage], None, None]:
-    """Samples with what became of them, in order; at most _WINDOW per worker are under way."""
-    waiting: deque[tuple[Sample, Future[Stored | BrokenImage]]] = deque()
-    with ThreadPoolExecutor(num_workers, "beton-write") as pool:
-        try:
-            for sample in samples:
-                waiting.append((sample, pool.submit(_convert_one, sample.image, target)))
-                if len(waiting) >= _WINDOW * num_workers:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
-
-
 def write_beton(
     samples: Iterable[Sample],
     out: str | Path,
@@ -161,11 +139,6 @@ def write_beton(
     """
     out = Path(out)
     allowed_bad = max_bad_count(max_bad, num_samples)
-    if why_missing():
-        warnings.warn(
-            f"{why_missing()}: torchvision and Pillow check and make the JPEGs, slower; {INSTALL}",
-            stacklevel=2,
-        )
     num_workers = num_workers or len(os.sched_getaffinity(0))
     started = time.monotonic()
     with output_errors(out):
@@ -173,8 +146,15 @@ def write_beton(
             what = "is a folder" if out.is_dir() else "exists already"
             raise ValueError(f"{out}: {what}; remove it, give --overwrite, or choose another name")
         file = BetonFile(out, num_samples, page_bytes)
+    if why_missing():
+        warnings.warn(
+            f"{why_missing()}: torchvision and Pillow check and make the JPEGs, slower; {INSTALL}",
+            stacklevel=2,
+        )
     quarantine, packer, report = _Quarantine(out), PathPacker(), WriteReport()
-    results = _converted(samples, target, num_workers)
+    results = map_in_order(
+        lambda sample: _convert_one(sample.image, target), samples, num_workers, "beton-write"
+    )
     try:
         for sample, result in results:
             if isinstance(result, BrokenImage):

@@ -1,12 +1,11 @@
-"""libffcv, ffcv's C library (libjpeg-turbo's decoder, OpenCV's area resize): the one file that finds, loads
-and calls it.
+"""libffcv, ffcv's C library, for its call of libjpeg-turbo's decoder: the one file that finds, loads and calls it.
 
 The package ffcv itself is never imported: that takes 4.2 s and 860 MB, and sets torch's and numba's thread
 counts to 1.
 
 Two ways in:
 - plain Python through ctypes, which releases the GIL: `Codec`;
-- numba: `decode_into`, `resize_into`, `pread_into` may be called from functions compiled with
+- numba: `decode_into`, `pread_into` may be called from functions compiled with
   `njit(cache=True, nogil=True)`.
   They name external symbols, which `library()` registers in each process, so the compiled callers are
   cacheable; a ctypes function object in their place is a "dynamic global", and every process would compile
@@ -41,7 +40,6 @@ _tj_decode: Any = types.ExternalFunction(
     "fastpsl_tj_decode",
     types.int32(_pointer, types.uint64, _u32, _u32, _pointer, *(_u32,) * 8),
 )
-_cv_resize: Any = types.ExternalFunction("fastpsl_cv_resize", types.void(*(types.int64,) * 11))
 _pread: Any = types.ExternalFunction(
     "fastpsl_pread", types.intp(types.int32, _pointer, types.uintp, types.int64)
 )
@@ -81,10 +79,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         flag,
     ]
     library.imdecode.restype = ctypes.c_int
-    library.resize.argtypes = [ctypes.c_int64] * 11
-    library.resize.restype = None
     llvmlite.binding.add_symbol("fastpsl_tj_decode", _address(library.imdecode))
-    llvmlite.binding.add_symbol("fastpsl_cv_resize", _address(library.resize))
     return library, ""
 
 
@@ -180,22 +175,6 @@ def decode_into(
         0,
         0,
     )
-
-
-@njit(cache=True, nogil=True)
-def resize_into(
-    source: np.ndarray, height: int, width: int, top: int, left: int, box_height: int, box_width: int,
-    out: np.ndarray, out_height: int, out_width: int,
-) -> None:  # fmt: skip
-    """Compiled: OpenCV's INTER_AREA resize of a box of `source` (uint8, contiguous, height x width x 3) into
-    `out`.
-
-    The box must lie inside the source and hold at least one pixel: OpenCV throws through C otherwise.
-    """
-    _cv_resize(
-        0, source.ctypes.data, height, width, top, top + box_height, left, left + box_width,
-        out.ctypes.data, out_height, out_width,
-    )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.draws import Keys
-from fastpsl.pipelines.batch import BadSample, BadSampleError, Batch
+from fastpsl.pipelines.batch import BadSample, BadSampleError, Batch, checked_device
 from fastpsl.pipelines.beton import Beton, Rows
 from fastpsl.pipelines.decoders import open_decoder, reason_of
 from fastpsl.pipelines.decoders.codes import GOOD
@@ -75,7 +75,7 @@ class Loader:
                 f"{data.num_samples} samples are fewer than one global batch of {batch_size * world} "
                 f"(world {world} x batch {batch_size}); lower the batch size or use more data"
             )
-        self.device = _checked_device(device)
+        self.device = checked_device(device)
         min_height, min_width, _, _ = data.image_sizes()
         for view in views:
             view.crop.check(min_height, min_width)
@@ -290,15 +290,3 @@ class _Job:
             labels[i] = labels[source]
             indices[i] = PADDING
         return bad
-
-
-def _checked_device(device: str | torch.device) -> torch.device:
-    if not str(device).startswith(("cpu", "cuda")):
-        raise ValueError(f"device {device} was asked for; there are cpu and cuda")
-    device = torch.device(device)
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"device {device} was asked for, but torch finds no CUDA device; use device cpu")
-        if device.index is None:
-            device = torch.device("cuda", torch.cuda.current_device())
-    return device

@@ -1,6 +1,6 @@
-"""A few daemon threads and a queue.
+"""Threads: a loader's few daemons with a queue, and a map in order for writing and checking.
 
-Not a ThreadPoolExecutor: the interpreter joins its threads without a limit at exit, so a thread that is stuck (a read
+The loader's are no ThreadPoolExecutor: the interpreter joins its threads without a limit at exit, so a thread that is stuck (a read
 from storage that hangs) would keep the process from ending after the error has been raised in the consumer.
 """
 
@@ -8,12 +8,17 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 _Queue = SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None]
 _EXIT_LIMIT_S = 5.0
+_WINDOW = 8  # items under way per thread
 
 
 def default_num_threads() -> int:
@@ -62,3 +67,26 @@ def _end(queue: _Queue, threads: list[threading.Thread], limit_s: float) -> None
     for thread in threads:
         if thread is not threading.current_thread():
             thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def map_in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], num_threads: int, name: str
+) -> Generator[tuple[Item, Result], None, None]:
+    """Items with what `function` makes of them in threads, in order; a bounded number of items is held.
+
+    Leaving early cancels what has not begun; an error of `items` or `function` is raised here.
+    """
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
+    with ThreadPoolExecutor(num_threads, name) as pool:
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(function, item)))
+                if len(waiting) >= _WINDOW * num_threads:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()

@@ -143,6 +143,8 @@ def shrink(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if (rows, columns) == (height, width):
         return image
     out = np.empty((height, width, 3), np.uint8)
-    pixels = np.require(image, requirements=("C", "W")).reshape(-1)  # one compiled variant, read-only arrays too
+    pixels = np.require(image, requirements=("C", "W")).reshape(
+        -1
+    )  # one compiled variant, read-only arrays too
     area_resize(pixels, rows, columns, 0.0, 0.0, float(rows), float(columns), out)
     return out

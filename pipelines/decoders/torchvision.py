@@ -3,27 +3,12 @@
 import os
 
 import numpy as np
-import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from fastpsl.pipelines.beton import Rows
-from fastpsl.pipelines.decoders.codes import (
-    BAD_BOX,
-    BAD_MODE,
-    CORRUPT,
-    GOOD,
-    MODE_JPEG,
-    MODE_RAW,
-    NOT_JPEG,
-    RAW_SIZE,
-    REASONS,
-    SHORT_READ,
-    WRONG_COMPONENTS,
-    WRONG_SIZE,
-    check_request,
-)
+from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.libffcv import HEADER_GOOD, jpeg_header
+from fastpsl.pipelines.plain_jpeg import Decode, plain_decoder
 
 # The filter nearest to an exact area mean and to ffcv's INTER_AREA, on 25 photos: mean difference to it in 1/255 for
 # random resized crops / halving / enlarging: HAMMING 0.6 / 0.5 / 0.2, BOX 1.7 / 0.8 / 1.2 (whole pixels only),
@@ -33,16 +18,19 @@ _FILTER = Image.Resampling.HAMMING
 
 class TorchvisionDecoder:
     name = "torchvision"
-    reasons = REASONS
+    reasons = codes.REASONS
+
+    def __init__(self) -> None:
+        self._decode_jpeg = plain_decoder()
 
     def decode(self, rows: Rows, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
         num = len(rows.offset)
-        check_request(boxes, outs, num)
-        codes = np.full(num, GOOD, np.int8)
+        codes.check_request(boxes, outs, num)
+        status = np.zeros(num, np.int8)
         for i in range(num):
-            code, picture = _decode_one(rows, i)
+            code, picture = _decode_one(rows, i, self._decode_jpeg)
             if picture is None or any(_outside(box[i], *picture.shape[:2]) for box in boxes):
-                codes[i] = code or BAD_BOX
+                status[i] = code or codes.BAD_BOX
                 continue
             image = Image.fromarray(picture)
             for box, out in zip(boxes, outs, strict=True):
@@ -50,7 +38,7 @@ class TorchvisionDecoder:
                 size = out.shape[1]
                 crop = image.resize((size, size), _FILTER, (left, top, left + width, top + height))
                 out[i] = np.asarray(crop)
-        return codes
+        return status
 
 
 def read_bytes(rows: Rows, i: int) -> bytes:
@@ -61,31 +49,30 @@ def read_bytes(rows: Rows, i: int) -> bytes:
         return b""
 
 
-def _decode_one(rows: Rows, i: int) -> tuple[int, np.ndarray | None]:
+def _decode_one(rows: Rows, i: int, decode_jpeg: Decode) -> tuple[int, np.ndarray | None]:
     """(code, uint8 [H, W, 3] or None)."""
     height, width = int(rows.height[i]), int(rows.width[i])
-    data = np.frombuffer(bytearray(read_bytes(rows, i)), np.uint8)
+    data = read_bytes(rows, i)
     if len(data) < rows.num_bytes[i]:
-        return SHORT_READ, None
-    if rows.mode[i] == MODE_RAW:
+        return codes.SHORT_READ, None
+    if rows.mode[i] == codes.MODE_RAW:
         if len(data) != height * width * 3:
-            return RAW_SIZE, None
-        return GOOD, data.reshape(height, width, 3)
-    if rows.mode[i] != MODE_JPEG:
-        return BAD_MODE, None
+            return codes.RAW_SIZE, None
+        return codes.GOOD, np.frombuffer(data, np.uint8).reshape(height, width, 3)
+    if rows.mode[i] != codes.MODE_JPEG:
+        return codes.BAD_MODE, None
     # Before the decoder allocates what a damaged header asks for.
-    status, header_height, header_width, components, _, _ = jpeg_header(data, len(data))
+    status, header_height, header_width, components, _, _ = jpeg_header(
+        np.frombuffer(data, np.uint8), len(data)
+    )
     if status != HEADER_GOOD:
-        return NOT_JPEG, None
+        return codes.NOT_JPEG, None
     if (header_height, header_width) != (height, width):
-        return WRONG_SIZE, None
+        return codes.WRONG_SIZE, None
     if components not in (1, 3):
-        return WRONG_COMPONENTS, None
-    try:
-        decoded = decode_jpeg(torch.from_numpy(data), mode=ImageReadMode.RGB)
-    except RuntimeError:
-        return CORRUPT, None
-    return GOOD, decoded.permute(1, 2, 0).contiguous().numpy()
+        return codes.WRONG_COMPONENTS, None
+    picture = decode_jpeg(data)
+    return (codes.CORRUPT, None) if picture is None else (codes.GOOD, picture)
 
 
 def _outside(box: np.ndarray, rows: int, columns: int) -> bool:

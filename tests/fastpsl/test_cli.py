@@ -10,6 +10,7 @@ import pytest
 
 from fastpsl.cli import main
 from fastpsl.permutations import read_permutations
+from fastpsl.pipelines.libffcv import why_missing
 from tests.pipelines.photos import jpeg, photo
 
 SHORT = {"cat/a.jpg": (60, 80), "cat/b.jpg": (90, 50), "dog/c.jpg": (70, 70)}
@@ -140,10 +141,13 @@ def test_the_installed_command(photos: Path, tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 and done.stdout.startswith(f"{tmp_path}/a.beton: 3 samples")
-    assert done.stderr.splitlines() == [
+    said = done.stderr.splitlines()
+    assert said[:2] == [
         f"fastpsl: warning: {photos}: class empty holds no image; it keeps its label",
         f"fastpsl: warning: {photos}: 1 files are no images by their names; left out",
     ]
+    slow = [f"fastpsl: warning: {reason}: torchvision and Pillow" for reason in [why_missing()] if reason]
+    assert [line.split(" check")[0] for line in said[2:]] == slow
     again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (
         again.returncode == 2

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from fastpsl.pipelines import libffcv
@@ -13,6 +14,13 @@ from fastpsl.pipelines.beton_file import BetonFile
 
 # What can run here; ffcv is optional.
 DECODERS = ["torchvision"] if libffcv.why_missing() else ["torchvision", "ffcv"]
+
+
+def needs_ffcv(what: str) -> pytest.MarkDecorator:
+    """For tests that are about ffcv itself; whatever can run without it does."""
+    return pytest.mark.skipif(bool(libffcv.why_missing()), reason=f"needs ffcv: {what}")
+
+
 JPG, RAW = 0, 1
 
 
