@@ -143,6 +143,10 @@ def test_a_stuck_thread_is_raised_within_the_timeout() -> None:
         with pytest.raises(ValueError, match="the loader is closed"):
             loader.epoch(0)
     release.set()
+    for thread in threading.enumerate():
+        if thread.name in loader_threads():
+            thread.join(20)
+    assert loader_threads() == []
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), MemoryError("none left"), OSError(5, "Input/output error")])
