@@ -46,13 +46,17 @@ def run(
 def run_until(
     script: Path,
     *arguments: object,
-    checkpoint: Path,
+    folder: Path,
+    step: int,
     number: signal.Signals,
     ranks: int = 0,
     delay_s: float = 0.0,
     timeout: float = 240,
 ) -> tuple[int, str]:
-    """Send signal `number` to the launcher once `checkpoint` exists (and `delay_s` later); (exit code, output)."""
+    """Send signal `number` to the launcher once `folder` holds a checkpoint of `step` or later, and `delay_s` after that.
+
+    SIGKILL goes to the whole process group. Returns (exit code, output).
+    """
     process = subprocess.Popen(
         command(script, *arguments, ranks=ranks),
         env=ENVIRONMENT,
@@ -64,7 +68,7 @@ def run_until(
     )
     try:
         deadline = time.monotonic() + timeout
-        while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        while newest_step(folder) < step and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(delay_s)
         if number == signal.SIGKILL:
@@ -77,6 +81,13 @@ def run_until(
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint in a run's folder; 0 where there is none."""
+    return max(
+        (int(path.stem.split("-")[1]) for path in (folder / "checkpoints").glob("step-*.pt")), default=0
+    )
 
 
 def newest_checkpoint(folder: Path) -> dict[str, Any]:

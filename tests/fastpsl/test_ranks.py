@@ -17,9 +17,8 @@ def test_two_ranks_preempted_in_mid_epoch_end_as_never_stopped(tmp_path: Path) -
     done = run(RECIPE, *ARGUMENTS, "--out", whole, ranks=2)
     assert done.returncode == 0, done.stderr
     slow = ("--checkpoint-steps", "1", "--keep-checkpoints", "50")  # time to be hit in mid-stage
-    first = stopped / "checkpoints" / "step-00000017.pt"
     _, output = run_until(
-        RECIPE, *ARGUMENTS, *slow, "--out", stopped, checkpoint=first, number=signal.SIGTERM, ranks=2
+        RECIPE, *ARGUMENTS, *slow, "--out", stopped, folder=stopped, step=17, number=signal.SIGTERM, ranks=2
     )
     status = json.loads((stopped / "status.json").read_text())
     assert status["state"] == "preempted", output
