@@ -93,7 +93,7 @@ def _fill(
                 out[row, 4 * block + lane] = words4[lane]
 
 
-def counter_words(keys: Keys, slot: int) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
+def _counter_words(keys: Keys, slot: int) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
     """(epoch, view << 24 | slot << 8, seed low, seed high): what numba needs beside an index and a block."""
     return (
         np.uint64(keys.epoch),
@@ -112,7 +112,7 @@ def words(keys: Keys, slot: int, num: int) -> np.ndarray:
     assert 0 <= slot < 2**16, slot
     out = np.empty((len(keys.indices), num), np.uint32)
     # One memory layout only: another would be compiled anew.
-    _fill(out, np.ascontiguousarray(keys.indices), *counter_words(keys, slot))
+    _fill(out, np.ascontiguousarray(keys.indices), *_counter_words(keys, slot))
     return out
 
 

@@ -42,23 +42,33 @@ class Sidecar:
                 yield _unescape(line)
 
 
+# One call each would give up the GIL each time: 0.09 ms a path beside busy threads.
+_LINES_AT_A_TIME = 1024
+
+
 class PathPacker:
     """Packs source paths one by one: about 10 bytes a path stay in memory."""
 
     def __init__(self) -> None:
-        self._zlib, self._first = zlib.compressobj(6), True
-        self._parts: list[bytes] = []
+        self._zlib, self._parts = zlib.compressobj(6), list[bytes]()
+        self._lines: list[bytes] = []
+        self._num_paths = 0
 
     def add(self, path: str) -> None:
         line = os.fsencode(path).replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
-        self._parts.append(self._zlib.compress(line if self._first else b"\n" + line))
-        self._first = False
-        if len(self._parts) > 4096:
-            self._parts = [b"".join(self._parts)]
+        self._lines.append(line if not self._num_paths else b"\n" + line)
+        self._num_paths += 1
+        if len(self._lines) >= _LINES_AT_A_TIME:
+            self._pack()
+
+    def _pack(self) -> None:
+        self._parts.append(self._zlib.compress(b"".join(self._lines)))
+        self._lines.clear()
 
     def finish(self) -> str:
-        if self._first:
+        if not self._num_paths:
             return ""
+        self._pack()
         return base64.b64encode(b"".join(self._parts) + self._zlib.flush()).decode()
 
 
