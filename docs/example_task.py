@@ -19,8 +19,11 @@ class NearestKey:
 
     def __init__(self, num_samples: int, queue_size: int = 64, width: int = 16, size_px: int = 32):
         self.queue_size, self.width, self.size_px = queue_size, width, size_px
-        self.nearest = torch.full((num_samples,), -1)  # of the last whole epoch
-        self.coming = torch.full((num_samples,), -1)  # of this one; each rank writes its own images
+        self.nearest = torch.full(
+            (num_samples + 1,), -1
+        )  # of the last whole epoch; the last slot is no image's
+        self.coming = self.nearest.clone()  # of this epoch; each rank writes its own images
+        self.new_keys = []
 
     def views(self, level):  # harder levels crop smaller parts
         return (ViewSpec(RandomResizedCrop(self.size_px, scale=(1 / (1 + level), 1.0)), ops=(Flip(),)),) * 2
@@ -31,7 +34,9 @@ class NearestKey:
     def start_stage(self, stage, trunk, head):
         self.query = nn.Sequential(trunk, head)
         self.key = copy.deepcopy(self.query).requires_grad_(False)
-        self.queue = F.normalize(torch.randn(self.queue_size, self.width)).to(next(head.parameters()).device)
+        device = next(head.parameters()).device
+        self.queue = F.normalize(torch.randn(self.queue_size, self.width)).to(device)
+        self.nearest, self.coming = self.nearest.to(device), self.coming.to(device)
 
     def loss(self, trunk, head, inputs, batch):
         valid = (batch.indices >= 0).float()
@@ -43,17 +48,19 @@ class NearestKey:
         target = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
         loss = (F.cross_entropy(logits, target, reduction="none") * valid).sum() / valid.sum().clamp(min=1)
         if head.training:
-            self.new_keys = key
-            seen = batch.indices[batch.indices >= 0].cpu()
-            self.coming[seen] = negatives.argmax(1).cpu()[batch.indices.cpu() >= 0]
+            self.new_keys.append(key)
+            slot = torch.where(batch.indices >= 0, batch.indices, len(self.coming) - 1)
+            self.coming[slot] = negatives.argmax(1)
         right = ((logits.argmax(1) == 0) * valid).sum()
         return loss, {"loss": (loss.detach() * valid.sum(), valid.sum()), "accuracy": (right, valid.sum())}
 
     def after_step(self):
-        keys = [self.new_keys]
+        new = torch.cat(self.new_keys)  # of all accumulated batches
+        self.new_keys.clear()
+        keys = [new]
         if dist.is_initialized():  # every rank holds the same queue
-            keys = [torch.empty_like(self.new_keys) for _ in range(dist.get_world_size())]
-            dist.all_gather(keys, self.new_keys)
+            keys = [torch.empty_like(new) for _ in range(dist.get_world_size())]
+            dist.all_gather(keys, new)
         self.queue = torch.cat([*keys, self.queue])[: self.queue_size]
         with torch.no_grad():
             for mine, theirs in zip(self.key.parameters(), self.query.parameters(), strict=True):
@@ -68,8 +75,8 @@ class NearestKey:
         return labels | {"queue": self.queue, "key": self.key.state_dict()}
 
     def load_state_dict(self, state):
-        self.nearest, self.coming = state["nearest"], state["coming"]
-        self.queue = state["queue"].to(self.queue.device)
+        for name in ("nearest", "coming", "queue"):
+            setattr(self, name, state[name].to(self.queue.device))
         self.key.load_state_dict(state["key"])
 
     def _gathered(self, labels):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -43,14 +44,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
-            raise ValueError(
-                f"{path} is corrupt ({damaged} fails its checksum): resume from an older checkpoint"
-            )
+            raise zipfile.BadZipFile(f"{damaged} fails its checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"no checkpoint {path}: give an existing file, or --resume auto") from None
-    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is no readable checkpoint ({error}): resume from an older one") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ValueError(f"{path} is no readable checkpoint ({reason}): resume from an older one") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(
             f"{path} is not a fastpsl checkpoint of format {FORMAT}: resume needs one of this version"
@@ -64,6 +64,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 3):
         self.folder = folder
         self.keep = keep
+        self._tried = False
 
     def paths(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
@@ -74,11 +75,25 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, **state}, buffer)
+        if not self._tried:
+            self._try_to_read(buffer)
         path = self.folder / f"step-{step:08d}.pt"
         write_atomically(path, buffer.getbuffer())
         for old in self.paths()[: -self.keep]:
-            old.unlink()
+            if old != path:
+                old.unlink()
         return path
+
+    def _try_to_read(self, buffer: io.BytesIO) -> None:
+        """Refuse, at the first save and not at the first resume, a state that weights_only would not read."""
+        buffer.seek(0)
+        try:
+            torch.load(buffer, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise TypeError(
+                "a checkpoint may hold tensors, numbers, strings, lists and dicts only"
+            ) from error
+        self._tried = True
 
     def newest(self) -> tuple[Path, dict[str, Any], list[str]] | None:
         """The newest readable checkpoint with its state, and what was wrong with the ones that were passed over.

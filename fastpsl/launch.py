@@ -54,7 +54,7 @@ def _run(recipe: str, options: Options, build: Callable[[Options], Job], opened:
     world = join_world(options.device, timeout_s=10 * options.timeout_s)
     torch.manual_seed(torch_seed(options.seed))  # initial weights
     job = build(options)
-    run = Run(recipe, options, world)
+    run = Run(recipe, options, world, job.science)
     opened.append(run)
     finished = pretrain(job, run)
     if world.rank == 0:
@@ -67,14 +67,16 @@ def _say_the_end(run: Run, finished: bool) -> None:
     assert run.reporter.screen
     run.reporter.screen.close()
     run.write_status(*(("finished", "") if finished else ("preempted", "stopped by a signal")))
-    checkpoint = run.checkpoints.paths()[-1]
     write_atomically(run.folder / "results.json", json.dumps(run.position.summaries, indent=1).encode())
     if not finished:
         where = f"stage {run.position.stage + 1}, step {run.position.step}"
         print(f"stopped by a signal in {where}; the same command with --out {run.folder} goes on from there")
     for summary in run.position.summaries:
         print(summary_line(summary))
-    print(f"checkpoint {checkpoint}")
+    newest = run.checkpoints.paths()[-1:] or [
+        run.options.resume
+    ]  # a finished checkpoint, "resumed" elsewhere
+    print(f"checkpoint {newest[0]}")
     print(f"training curve {draw_curve(run.folder)}")
     for sheet in sorted(run.folder.glob("contact-sheet-*.png")):
         print(f"contact sheet {sheet}")
@@ -94,8 +96,10 @@ def _report_failure(opened: list[Run], rank: int, error: str, reason: str) -> No
             return
         try:
             run.write_status("failed", reason if run.world.size == 1 else f"rank {rank}: {reason}")
+            (run.folder / "error.txt").write_text(traceback.format_exc())  # for the developer of a task
         except OSError as problem:
-            print(f"status.json could not be written: {problem}", file=sys.stderr)
+            if not run.failed_elsewhere():
+                print(f"status.json could not be written: {problem}", file=sys.stderr)
     if rank != 0:
         time.sleep(1.0)
         error = f"rank {rank}: {error}"

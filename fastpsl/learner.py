@@ -1,7 +1,7 @@
 """One stage's learning state: module, optimiser, scaler; one step of it, and its score on held-out data."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastpsl.distributed import World, sum_over_ranks
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.stage import Metrics, StageModule
 
@@ -67,11 +66,16 @@ class Learner:
         return totals
 
     @torch.no_grad()
-    def evaluate(self, loader: Loader) -> dict[str, float]:
-        """Means of the metrics over `loader`'s data, all ranks together; padded samples count for nothing."""
+    def evaluate(self, batches: Iterable[Batch], stopped: Callable[[], bool]) -> dict[str, float] | None:
+        """Means of the metrics over `batches`, all ranks together; padded samples count for nothing.
+
+        `stopped` is asked after each batch, on every rank; None when it says so.
+        """
         totals: dict[str, Tensor] = {}
         self.module.eval()
-        for batch in loader.epoch(0):
+        for batch in batches:
+            if stopped():
+                return None
             _, metrics = self._forward(batch)  # through DDP: it gives every rank rank 0's running statistics
             for name, pair in metrics.items():
                 totals[name] = totals.get(name, 0) + torch.stack(pair).double()

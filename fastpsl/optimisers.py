@@ -41,4 +41,9 @@ def sgd(
     for name, parameter in named_parameters:
         (biases if name.endswith("bias") else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": biases, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
+    optimiser = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
+    if momentum:
+        # torch makes the buffers uninitialised at the first step; if that one is skipped, they would stay so.
+        for parameter in [*decayed, *biases]:
+            optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimiser

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from fastpsl.checkpoint import write_atomically
 from fastpsl.distributed import World, sum_over_ranks
 from fastpsl.pipelines.batch import BadSample, Batch
 from fastpsl.plan import Stage
@@ -190,15 +191,21 @@ class Reporter:
             self.wandb.log(scalars, step=last["run_step"])
 
     def stage_summary(
-        self, stage: Stage, num_steps: int, seconds: float, held_out: dict[str, float], chance: float | None
+        self,
+        stage: Stage,
+        num_steps: tuple[int, int],
+        seconds: float,
+        held_out: dict[str, float],
+        chance: float | None,
     ) -> dict[str, Any]:
-        """The stage in numbers: steps, seconds, loss at its start and end, held-out metrics; rank 0's is the true one."""
+        """The stage in numbers: steps (made, planned), seconds, loss at its start and end, held-out metrics; rank 0's is the true one."""
         losses = self.file.losses(stage.name) if self.file else []
         head, tail = losses[:SUMMARY_STEPS], losses[-SUMMARY_STEPS:]
         summary: dict[str, Any] = {
             "stage": stage.name,
             "level": stage.level,
-            "num_steps": num_steps,
+            "num_steps": num_steps[0],
+            "num_steps_planned": num_steps[1],
             "seconds": round(seconds, 1),
             "loss_start": sum(head) / len(head) if head else None,
             "loss_end": sum(tail) / len(tail) if tail else None,
@@ -219,7 +226,10 @@ class Reporter:
 
 def summary_line(summary: dict[str, Any]) -> str:
     """One line for people of a stage's summary."""
-    text = f"{summary['stage']} (level G{summary['level']}): {summary['num_steps']} steps in {clock(summary['seconds'])}"
+    cut = (
+        "" if summary["num_steps"] == summary["num_steps_planned"] else f" of {summary['num_steps_planned']}"
+    )
+    text = f"{summary['stage']} (level G{summary['level']}): {summary['num_steps']}{cut} steps in {clock(summary['seconds'])}"
     if summary["loss_start"] is not None:
         text += f", loss {summary['loss_start']:.3f} → {summary['loss_end']:.3f}"
     if "accuracy" in summary["held_out"]:
@@ -230,11 +240,15 @@ def summary_line(summary: dict[str, Any]) -> str:
 
 
 def start_wandb(folder: Path, config: dict[str, Any]) -> Any:
-    """A W&B run that resumes under the folder's own id. ValueError where wandb is not installed."""
+    """A W&B run that resumes under the id kept in the folder. ValueError where wandb is missing or refuses."""
     try:
         import wandb
     except ImportError as error:
         raise ValueError('--wandb, but wandb is not installed: pip install "fastpsl[wandb]"') from error
-    return wandb.init(
-        dir=folder, id=f"{folder.parent.name}-{folder.name}", name=folder.name, resume="allow", config=config
-    )
+    id_file = folder / "wandb-id.txt"
+    if not id_file.exists():
+        write_atomically(id_file, wandb.util.generate_id().encode())
+    try:
+        return wandb.init(dir=folder, id=id_file.read_text(), name=folder.name, resume="allow", config=config)
+    except wandb.Error as error:
+        raise ValueError(f"--wandb: {error}; log in (wandb login), or set WANDB_MODE=offline") from error

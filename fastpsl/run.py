@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fastpsl.checkpoint import Checkpoints, read_checkpoint, write_atomically
+from fastpsl.checkpoint import Checkpoints, write_atomically
 from fastpsl.distributed import Agreement, World, share, wait_for_all
 from fastpsl.options import RunOptions
 from fastpsl.pictures import save_contact_sheet
@@ -24,6 +24,7 @@ from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plan import Stage
 from fastpsl.reporter import Reporter
+from fastpsl.resume import choose_folder, find_checkpoint
 from fastpsl.sample import sample_paths
 from fastpsl.stage import Task, call_if_there
 
@@ -53,21 +54,33 @@ class Position:
 class Run:
     """Opens everything that a run needs; ValueError before anything is written where the request cannot be served."""
 
-    def __init__(self, recipe: str, options: RunOptions, world: World):
+    def __init__(
+        self, recipe: str, options: RunOptions, world: World, science: Mapping[str, Any] | None = None
+    ):
+        """science: what else must not change on resume, besides the options' science and the data."""
         self.options, self.world = options, world
         self.precision = options.resolved_precision(world.device)
         self.batch_size = options.rank_batch(world.size)
         if options.sync_batchnorm and world.device.type != "cuda":
             raise ValueError("--sync-batchnorm needs CUDA: torch's SyncBatchNorm does not run on the CPU")
         self.train_data, self.val_data = open_data(options)
-        self.science = options.science() | {
-            "recipe": recipe,
-            "precision": self.precision,
-            "data_digest": self.train_data.digest(),
-        }
-        self.folder = Path(share(world, str(self._choose_folder(recipe)) if world.rank == 0 else None))
+        if self.train_data.num_samples < options.batch_size:
+            raise ValueError(
+                f"{self.train_data.num_samples} training images are fewer than one batch of {options.batch_size}: "
+                f"lower --batch-size, or give more data"
+            )
+        self.science = (
+            dict(science or {})
+            | options.science()
+            | {
+                "recipe": recipe,
+                "precision": self.precision,
+                "data_digest": self.train_data.digest(),
+            }
+        )
+        self.folder = Path(share(world, str(choose_folder(recipe, options)) if world.rank == 0 else None))
         self.checkpoints = Checkpoints(self.folder / "checkpoints", options.keep_checkpoints)
-        self.resume_state, notes = self._find_checkpoint()
+        self.resume_state, notes = find_checkpoint(options, world, self.folder, self.science, self._machine())
         self.position = Position(**self.resume_state["position"]) if self.resume_state else Position()
         self.reporter = Reporter(
             self.folder,
@@ -84,49 +97,6 @@ class Run:
         self.agreement = Agreement(world, options.checkpoint_minutes)
         for note in notes:
             self.reporter.say(note)
-
-    def _choose_folder(self, recipe: str) -> Path:
-        options = self.options
-        if options.out is not None:
-            folder = options.out
-        elif options.resume not in ("auto", "never"):
-            folder = Path(options.resume).resolve().parent.parent
-        else:
-            return new_numbered_folder(Path("runs"), recipe)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise ValueError(
-                f"--out {folder} is a file: give a folder, or a path that does not exist yet"
-            ) from None
-        return folder
-
-    def _find_checkpoint(self) -> tuple[dict[str, Any] | None, list[str]]:
-        options, notes = self.options, []
-        chosen: str | None = None
-        if options.resume == "never":
-            if self.checkpoints.paths():
-                raise ValueError(
-                    f"--resume never, but {self.checkpoints.folder} holds checkpoints: give another --out, or --resume auto"
-                )
-        elif options.resume != "auto":
-            chosen = options.resume
-        elif self.world.rank == 0 and (found := self.checkpoints.newest()):
-            chosen = str(found[0])
-            notes += [f"passed over: {problem}" for problem in found[2]]
-        chosen = share(self.world, chosen)
-        if chosen is None:
-            return None, notes
-        state = read_checkpoint(Path(chosen))
-        refuse_other_science(state["science"], self.science, chosen)
-        changed = [
-            f"{k} {v} → {self._machine()[k]}" for k, v in state["machine"].items() if v != self._machine()[k]
-        ]
-        where = state["position"]
-        notes.append(f"resuming {chosen}: stage {where['stage'] + 1}, step {where['step']}")
-        if changed:
-            notes.append(f"changed since then (allowed): {', '.join(changed)}")
-        return state, notes
 
     def _machine(self) -> dict[str, Any]:
         names = set(self.options.as_dict()) - set(self.options.science()) - {"data", "val", "out", "resume"}
@@ -205,34 +175,6 @@ def open_data(options: RunOptions) -> tuple[Beton | Synthetic, Beton | Synthetic
         paths = sample_paths()
         return Beton(paths.train), Beton(options.val or paths.test)
     return Beton(options.data), Beton(options.val) if options.val else None
-
-
-def new_numbered_folder(parent: Path, name: str) -> Path:
-    """parent/name-001, -002, …: the first number that is free, made here (several runs may ask at once)."""
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 1 + max(
-        (int(p.name.rsplit("-", 1)[1]) for p in parent.glob(f"{name}-[0-9][0-9][0-9]*")), default=0
-    )
-    while True:
-        folder = parent / f"{name}-{number:03d}"
-        try:
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            number += 1
-
-
-def refuse_other_science(saved: dict[str, Any], asked: dict[str, Any], path: str) -> None:
-    """ValueError naming every field in which a checkpoint's experiment differs from the one asked for."""
-    different = [
-        f"{name} ({saved.get(name)} there, {asked.get(name)} now)"
-        for name in sorted(saved.keys() | asked.keys())
-        if saved.get(name) != asked.get(name)
-    ]
-    if different:
-        raise ValueError(
-            f"{path} belongs to another experiment: {', '.join(different)}; give the same values, or another --out"
-        )
 
 
 def environment(world: World) -> dict[str, Any]:

@@ -21,7 +21,8 @@ class Task(Protocol):
       start_stage(stage, trunk, head)  a new stage's modules are made: build momentum copies, empty queues
       after_step()                     after each optimiser step: momentum updates, queues
       end_of_epoch()                   after an epoch's last step: new labels, order weights
-      state_dict(), load_state_dict()  everything it wants back on resume. `state_dict()` is called on every rank at the
+      state_dict(), load_state_dict()  everything it wants back on resume, in tensors, numbers, strings, lists and dicts.
+                                       `state_dict()` is called on every rank at the
                                        same step and may communicate; rank 0's answer is the one that is saved
       chance(level)                    accuracy of guessing, to stand beside the held-out accuracy
       contact_sheet(inputs, batch)     float32 [n,3,h,w] in [0,1]: what the network sees, for people

@@ -3,8 +3,8 @@
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +27,9 @@ class Job:
     stages: tuple[Stage, ...]
     schedule: Schedule
     optimiser: Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer] = sgd
+    science: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what else must not change on resume: digests of files
 
 
 def torch_seed(*numbers: int) -> int:
@@ -36,7 +39,7 @@ def torch_seed(*numbers: int) -> int:
 
 def pretrain(job: Job, run: Run) -> bool:
     """Train through the plan, from the run's checkpoint if it has one. False when a signal stopped it (after saving)."""
-    state, position = run.resume_state, run.position
+    (state, run.resume_state), position = (run.resume_state, None), run.position
     if run.options.sync_batchnorm:
         nn.SyncBatchNorm.convert_sync_batchnorm(job.backbone)
     job.backbone.to(run.world.device).to(memory_format=torch.channels_last)
@@ -83,11 +86,18 @@ class StageRun:
             self.num_steps = self.stage.epochs * (loader.num_steps // run.options.accumulate)
             finished = self._train(loader)
             self.save()
+            held_out: dict[str, float] | None = {}
+            if finished and val_loader:
+                batches = run.reporter.watched(val_loader.epoch(0))
+                held_out = self.learner.evaluate(batches, lambda: run.agreement.after_step().stop)
+                finished = held_out is not None
             if finished:
-                held_out = self.learner.evaluate(val_loader) if val_loader else {}
+                assert held_out is not None
                 chance = call_if_there(self.job.task, "chance", self.stage.level)
                 position.summaries.append(
-                    run.reporter.stage_summary(self.stage, position.step, position.seconds, held_out, chance)
+                    run.reporter.stage_summary(
+                        self.stage, (position.step, self.num_steps), position.seconds, held_out, chance
+                    )
                 )
                 self.save()
         return finished
@@ -112,8 +122,10 @@ class StageRun:
                 position.run_step += 1
                 if position.step % steps_per_epoch == 0:
                     call_if_there(job.task, "end_of_epoch")
-                position.seconds += time.perf_counter() - started
                 run.reporter.step(position.step, position.run_step, lr, metrics, self.learner.num_skipped)
+                position.seconds += (
+                    time.perf_counter() - started
+                )  # after the reporter, where the device is waited for
                 decision = run.agreement.after_step()
                 if decision.stop and position.step < last_step:
                     batches.close()

@@ -6,14 +6,15 @@ Paper: 50.9 % ImageNet top-1 of a linear classifier on B4 (45.7 % end to end). H
     torchrun recipes/jigsaw_r50.py            # the embedded sample, small values, minutes on two cores
 """
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastpsl.backbones.resnet import ResNet
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.launch import launch
 from fastpsl.optimisers import sgd, step_drops
-from fastpsl.options import RunOptions, parse_options
+from fastpsl.options import MACHINE, RunOptions, parse_options
 from fastpsl.permutations import read_permutations
 from fastpsl.plan import make_plan
 from fastpsl.tasks.jigsaw import Jigsaw
@@ -55,7 +56,7 @@ class Options(RunOptions):
     """Shares of a stage between tenfold drops of the rate."""
     counts: tuple[int, ...] = (500, 1000, 2000)
     """Permutations of levels G1, G2, G3, each set within the next."""
-    permutations: Path | None = None
+    permutations: Path | None = field(default=None, metadata=MACHINE)  # its content is science, see build
     """A file of permutations (fastpsl permutations, VISSL's or bbrattoli's .npy); default: made by the same code."""
     permutations_per_image: int = 1
     """Puzzles of each image, by permuting embeddings after one pass of the trunk."""
@@ -87,6 +88,7 @@ def build(options: Options) -> Job:
         stages=make_plan(options.plan, options.stage_epochs),
         schedule=step_drops(options.lr, options.intervals),
         optimiser=sgd,
+        science={"permutations": hashlib.sha256(task.permutations.numpy().tobytes()).hexdigest()[:16]},
     )
 
 

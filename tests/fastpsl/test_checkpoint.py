@@ -1,9 +1,11 @@
 import errno
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -94,3 +96,31 @@ def test_replacing_a_file_shows_old_or_new(tmp_path: Path) -> None:
     write_atomically(path, b"old")
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["status.json"]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_checkpoints_are_named_whatever_the_damage(tmp_path: Path, seed: int) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    checkpoints.save(1, state(1))
+    newest = checkpoints.save(2, state(2))
+    chance = random.Random(seed)
+    data = bytearray(newest.read_bytes())
+    for _ in range(chance.choice([1, 3, 200])):
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    newest.write_bytes(data)
+    found = checkpoints.newest()
+    assert found
+    if found[0] != newest:
+        assert newest.name in found[2][0] and "\n" not in found[2][0]
+
+
+def test_what_could_not_be_read_again_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="tensors, numbers"):
+        Checkpoints(tmp_path).save(1, {"task": {"labels": np.zeros(3)}})
+    assert not os.listdir(tmp_path)
+
+
+def test_a_checkpoint_of_an_older_step_is_kept_beside_newer_ones(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(9, state(9))
+    assert checkpoints.save(3, state(3)).exists()

@@ -51,3 +51,22 @@ def test_biases_do_not_decay() -> None:
     for name, parameter in module.named_parameters():
         expected = before[name] if name.endswith("bias") else before[name] * (1 - 0.1 * 0.5)
         assert torch.allclose(parameter, expected), name
+
+
+def test_a_skipped_first_step_leaves_no_garbage_behind() -> None:
+    """torch makes momentum buffers uninitialised at the first step; fp16 often skips that one while it finds its scale."""
+    results = []
+    for skipped in (0, 1, 3):
+        torch.manual_seed(0)
+        module = nn.Linear(200, 300)
+        optimiser = sgd(module.named_parameters(), weight_decay=0.0)
+        for group in optimiser.param_groups:
+            group["lr"] = 0.1
+        for step in range(skipped + 2):
+            for parameter in module.parameters():
+                parameter.grad = torch.full_like(parameter, 1.0 + step - skipped)
+            optimiser.grad_scale = None  # type: ignore[attr-defined]  # as the scaler hands them over
+            optimiser.found_inf = torch.tensor(float(step < skipped))  # type: ignore[attr-defined]
+            optimiser.step()
+        results.append(module.weight.detach().clone())
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])

@@ -42,7 +42,7 @@ def test_each_step_is_written_once_whatever_the_log_interval(tmp_path: Path) -> 
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 8))
     assert [row["loss"] for row in rows] == [float(n) for n in range(1, 8)]
-    summary = report.stage_summary(STAGE, 7, 61.0, {"accuracy": 0.25}, 0.125)
+    summary = report.stage_summary(STAGE, (7, 7), 61.0, {"accuracy": 0.25}, 0.125)
     report.close()
     assert summary["loss_start"] == summary["loss_end"] == 4.0
     assert summary_line(summary) == (

@@ -1,7 +1,6 @@
 """The trainer over whole plans: which blocks move, where it stops and goes on, what it writes."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,9 @@ import torch
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.optimisers import step_drops
 from fastpsl.plan import make_plan
-from fastpsl.run import Position, Run, new_numbered_folder
+from fastpsl.reporter import summary_line
+from fastpsl.resume import new_numbered_folder
+from fastpsl.run import Position, Run
 from fastpsl.tasks.jigsaw import Jigsaw
 from fastpsl.trainer import Job, pretrain, torch_seed
 from tests.commands import digests, newest_checkpoint
@@ -108,6 +109,7 @@ def test_a_cut_stage_keeps_its_schedule_and_may_be_cut_otherwise_on_resume(
 ) -> None:
     finished, run = fit(tmp_path, max_steps_per_stage=12)
     assert finished and run.position.run_step == 36
+    assert "12 of 30 steps" in summary_line(run.position.summaries[0])
     assert [row["loss"] for row in lines(tmp_path)[:12]] == [row["loss"] for row in lines(whole)[:12]]
     rates = [row["lr"] for row in lines(tmp_path) if row["stage"] == "S2"]
     assert rates == pytest.approx([0.05] * 10 + [0.005] * 2)
@@ -142,18 +144,64 @@ def test_other_plans_run(tmp_path: Path, plan: str) -> None:
     assert finished and [s["level"] for s in run.position.summaries] == levels
 
 
-def test_resume_from_a_path_goes_on_in_its_own_folder(tmp_path: Path) -> None:
-    fit(tmp_path / "a", max_steps_per_stage=2, keep_checkpoints=10)
-    chosen = tmp_path / "a" / "checkpoints" / "step-00000002.pt"
-    run = tiny_run(None, resume=str(chosen))  # type: ignore[arg-type]  # no --out
+def test_resume_from_a_path_starts_a_new_line_in_its_own_folder(whole: Path, tmp_path: Path) -> None:
+    """Later checkpoints stand aside: they would win over what is learned from here on."""
+    out = tmp_path / "a"
+    fit(out, max_steps_per_stage=4, keep_checkpoints=20, checkpoint_steps=1)
+    checkpoints = out / "checkpoints"
+    run = tiny_run(None, resume=str(checkpoints / "step-00000002.pt"), keep_checkpoints=2)  # type: ignore[arg-type]
+    assert run.folder == out and run.position.run_step == 2
+    assert (
+        not list(checkpoints.glob("step-0000000[3-9].pt"))
+        and (checkpoints / "abandoned-step-00000004.pt").exists()
+    )
+    pretrain(tiny_job(), run)
     run.close()
-    assert run.folder == tmp_path / "a" and asdict(run.position)["run_step"] == 2
+    assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(whole))
+    assert lines(out) == lines(whole)
+
+
+def test_resume_from_a_path_in_another_folder_takes_the_metrics_along(whole: Path, tmp_path: Path) -> None:
+    fit(tmp_path / "a", max_steps_per_stage=4, keep_checkpoints=10)
+    chosen = tmp_path / "a" / "checkpoints" / "step-00000004.pt"
+    run = tiny_run(tmp_path / "b", resume=str(chosen))
+    run.close()
+    assert lines(tmp_path / "b") == lines(tmp_path / "a")[:4]
+    stray = tmp_path / "stray.pt"
+    stray.write_bytes(chosen.read_bytes())
+    with pytest.raises(ValueError, match="give --out"):
+        tiny_run(None, resume=str(stray))  # type: ignore[arg-type]
+
+
+def test_a_signal_during_the_held_out_pass_is_heard(whole: Path, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    watched = run.reporter.watched
+    passes: list[int] = []
+
+    def stop_in_the_pass(batches: Any) -> Any:
+        if batches.gi_frame.f_locals["self"].train is False:
+            run.agreement.stop_requested = True
+            passes.append(run.position.run_step)
+        return watched(batches)
+
+    run.reporter.watched = stop_in_the_pass  # type: ignore[method-assign]
+    assert not pretrain(tiny_job(), run)
+    run.close()
+    assert passes == [30] and run.position.summaries == []
+    assert fit(tmp_path)[0]
+    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="fewer than one batch of 960"):
+        tiny_run(tmp_path, batch_size=960, accumulate=2)
 
 
 def test_numbered_folders_never_collide(tmp_path: Path) -> None:
     names = [new_numbered_folder(tmp_path, "jigsaw").name for _ in range(3)]
     assert names == ["jigsaw-001", "jigsaw-002", "jigsaw-003"]
-    (tmp_path / "jigsaw-1234").mkdir()
+    for name in ("jigsaw-1234", "jigsaw-9999-baseline", "jigsaw-2000.tar"):
+        (tmp_path / name).mkdir()
     assert new_numbered_folder(tmp_path, "jigsaw").name == "jigsaw-1235"
 
 

@@ -1,0 +1,115 @@
+"""Where a run lives and where it goes on from: its folder, the checkpoint to resume, what may not have changed."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from fastpsl.checkpoint import Checkpoints, read_checkpoint
+from fastpsl.distributed import World, share, wait_for_all
+from fastpsl.options import RunOptions
+
+
+def choose_folder(recipe: str, options: RunOptions) -> Path:
+    """--out; or the folder of the checkpoint named by --resume; or a new numbered one. Made where it is not there."""
+    if options.out is not None:
+        folder = options.out
+    elif options.resume not in ("auto", "never"):
+        checkpoint = Path(options.resume).resolve()
+        if checkpoint.parent.name != "checkpoints":
+            raise ValueError(
+                f"--resume {options.resume} lies in no run's folder: give --out for the run that goes on"
+            )
+        folder = checkpoint.parent.parent
+    else:
+        return new_numbered_folder(Path("runs"), recipe)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ValueError(
+            f"--out {folder} is a file: give a folder, or a path that does not exist yet"
+        ) from None
+    return folder
+
+
+def new_numbered_folder(parent: Path, name: str) -> Path:
+    """parent/name-001, -002, …: the first number after the last, made here (several runs may ask at once)."""
+    parent.mkdir(parents=True, exist_ok=True)
+    taken = (re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name) for path in parent.iterdir())
+    number = 1 + max((int(match[1]) for match in taken if match), default=0)
+    while True:
+        folder = parent / f"{name}-{number:03d}"
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def find_checkpoint(
+    options: RunOptions, world: World, folder: Path, science: dict[str, Any], machine: dict[str, Any]
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The state to go on from (None: from the start) and notes for people; every rank reads the same file.
+
+    ValueError where it cannot be read or belongs to another experiment.
+    """
+    checkpoints, notes = Checkpoints(folder / "checkpoints"), list[str]()
+    chosen: str | None = None
+    if options.resume == "never":
+        if checkpoints.paths():
+            raise ValueError(
+                f"--resume never, but {checkpoints.folder} holds checkpoints: give another --out, or --resume auto"
+            )
+    elif options.resume != "auto":
+        chosen = options.resume
+    elif world.rank == 0 and (found := checkpoints.newest()):
+        chosen = str(found[0])
+        notes += [f"passed over: {problem}" for problem in found[2]]
+    chosen = share(world, chosen)
+    if chosen is None:
+        return None, notes
+    state = read_checkpoint(Path(chosen))
+    refuse_other_science(state["science"], science, chosen)
+    where = state["position"]
+    notes.append(f"resuming {chosen}: stage {where['stage'] + 1}, step {where['step']}")
+    changed = [
+        f"{name} {value} → {machine.get(name)}"
+        for name, value in state["machine"].items()
+        if value != machine.get(name)
+    ]
+    if changed:
+        notes.append(f"changed since then (allowed): {', '.join(changed)}")
+    wait_for_all(world)  # until every rank has read it
+    if world.rank == 0:
+        notes += _leave_other_lines_behind(checkpoints, Path(chosen), where["run_step"])
+    return state, notes
+
+
+def _leave_other_lines_behind(checkpoints: Checkpoints, chosen: Path, run_step: int) -> list[str]:
+    """Make `chosen` the newest of its folder: later ones are renamed, or they would win over what is learned now.
+
+    A run that goes on in another folder takes the metrics up to there along.
+    """
+    metrics = chosen.resolve().parent.parent / "metrics.jsonl"
+    ours = checkpoints.folder.parent / "metrics.jsonl"
+    if metrics.exists() and not ours.exists():
+        shutil.copyfile(metrics, ours)
+    notes = []
+    for path in checkpoints.paths():
+        if int(path.stem.split("-")[1]) > run_step:
+            path.rename(path.with_name(f"abandoned-{path.name}"))
+            notes.append(f"{path} is of a line that ends here: renamed to abandoned-{path.name}")
+    return notes
+
+
+def refuse_other_science(saved: dict[str, Any], asked: dict[str, Any], path: str) -> None:
+    """ValueError naming every field in which a checkpoint's experiment differs from the one asked for."""
+    different = [
+        f"{name} ({saved.get(name)} there, {asked.get(name)} now)"
+        for name in sorted(saved.keys() | asked.keys())
+        if saved.get(name) != asked.get(name)
+    ]
+    if different:
+        raise ValueError(
+            f"{path} belongs to another experiment: {', '.join(different)}; give the same values, or another --out"
+        )
