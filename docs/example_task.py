@@ -23,7 +23,7 @@ class NearestKey:
             (num_samples + 1,), -1
         )  # of the last whole epoch; the last slot is no image's
         self.coming = self.nearest.clone()  # of this epoch; each rank writes its own images
-        self.new_keys = []
+        self.new_keys: list[torch.Tensor] = []
 
     def views(self, level):  # harder levels crop smaller parts
         return (ViewSpec(RandomResizedCrop(self.size_px, scale=(1 / (1 + level), 1.0)), ops=(Flip(),)),) * 2

@@ -73,10 +73,8 @@ def _say_the_end(run: Run, finished: bool) -> None:
         print(f"stopped by a signal in {where}; the same command with --out {run.folder} goes on from there")
     for summary in run.position.summaries:
         print(summary_line(summary))
-    newest = run.checkpoints.paths()[-1:] or [
-        run.options.resume
-    ]  # a finished checkpoint, "resumed" elsewhere
-    print(f"checkpoint {newest[0]}")
+    paths = run.checkpoints.paths()  # none where a finished checkpoint was "resumed" in another folder
+    print(f"checkpoint {paths[-1] if paths else run.options.resume}")
     print(f"training curve {draw_curve(run.folder)}")
     for sheet in sorted(run.folder.glob("contact-sheet-*.png")):
         print(f"contact sheet {sheet}")

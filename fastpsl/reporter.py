@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -247,7 +248,7 @@ def start_wandb(folder: Path, config: dict[str, Any]) -> Any:
         raise ValueError('--wandb, but wandb is not installed: pip install "fastpsl[wandb]"') from error
     id_file = folder / "wandb-id.txt"
     if not id_file.exists():
-        write_atomically(id_file, wandb.util.generate_id().encode())
+        write_atomically(id_file, secrets.token_hex(8).encode())
     try:
         return wandb.init(dir=folder, id=id_file.read_text(), name=folder.name, resume="allow", config=config)
     except wandb.Error as error:

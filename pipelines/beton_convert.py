@@ -145,7 +145,8 @@ def _decode_shrunk(data: bytes, height: int, width: int, wanted: tuple[int, int]
         return None
     rows, columns = (side * _SCALE_MARGIN for side in wanted)
     denominator = next((d for d in (8, 4, 2) if -(-height // d) >= rows and -(-width // d) >= columns), 1)
-    image, is_good = codec.decode(data, height, width, denominator)
+    is_halved = height >= rows and width >= columns
+    image, is_good = codec.decode(data, height, width, denominator, to_shrink=is_halved)
     return shrink(image, *wanted) if is_good else None
 
 

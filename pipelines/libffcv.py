@@ -203,24 +203,31 @@ class Codec:
     def __init__(self) -> None:
         self._library = library()
         self._buffers: dict[str, np.ndarray] = {}
-        self._compressor = self._turbojpeg()
+        self._compressor = self._decompressor = None
+        self._reach_turbojpeg()
 
-    def _turbojpeg(self) -> Any:
-        """A handle of the libturbojpeg that libffcv is linked to; None where it cannot be reached through
-        libffcv."""
+    def _reach_turbojpeg(self) -> None:
+        """Handles of the libturbojpeg that libffcv is linked to; they stay None where it cannot be reached
+        through libffcv."""
         try:
             self._library.tjInitCompress.restype = ctypes.c_void_p
+            self._library.tjInitDecompress.restype = ctypes.c_void_p
+            self._library.tjDecompress2.argtypes = [
+                *(ctypes.c_void_p,) * 2, ctypes.c_ulong, ctypes.c_void_p, *(ctypes.c_int,) * 5,
+            ]  # fmt: skip
             self._library.tjBufSize.restype = ctypes.c_ulong
             self._library.tjCompress2.argtypes = [
                 *(ctypes.c_void_p,) * 2, *(ctypes.c_int,) * 4, *(ctypes.c_void_p,) * 2, *(ctypes.c_int,) * 3,
             ]  # fmt: skip
-            return self._library.tjInitCompress()
+            self._compressor = self._library.tjInitCompress()
+            self._decompressor = self._library.tjInitDecompress()
         except AttributeError:
-            return None
+            return
 
     def __del__(self) -> None:
-        if getattr(self, "_compressor", None):
-            self._library.tjDestroy(ctypes.c_void_p(self._compressor))
+        for handle in (getattr(self, "_compressor", None), getattr(self, "_decompressor", None)):
+            if handle:
+                self._library.tjDestroy(ctypes.c_void_p(handle))
 
     def _buffer(self, use: str, num_bytes: int) -> np.ndarray:
         buffer = self._buffers.get(use)
@@ -228,17 +235,47 @@ class Codec:
             buffer = self._buffers[use] = np.empty(num_bytes, np.uint8)
         return buffer[:num_bytes]
 
-    def decode(self, jpeg: bytes, height: int, width: int, denominator: int = 1) -> tuple[np.ndarray, bool]:
+    def decode(
+        self, jpeg: bytes, height: int, width: int, denominator: int = 1, *, to_shrink: bool = False
+    ) -> tuple[np.ndarray, bool]:
         """Decode to RGB by the call that readers use, at 1/denominator (1, 2, 4, 8) of the JPEG's own height
         and width.
 
+        to_shrink: the picture will be halved at least, so colour need not be interpolated between its own
+        pixels first: 0.38 against 0.49 ms for 400 x 533 px.
         Returns (uint8 [h, w, 3] with sides rounded up, whether libjpeg had neither error nor warning).
         """
         rows, columns = -(-height // denominator), -(-width // denominator)
         out = self._buffer("decode", rows * columns * 3)
-        status = self._library.imdecode(
-            jpeg, len(jpeg), height, width, out.ctypes.data, height, width, 0, 0, 1, denominator, False, False
-        )
+        if to_shrink and self._decompressor:
+            rgb, fast_upsampling, fast_dct = 0, 256, 2048  # turbojpeg.h
+            status = self._library.tjDecompress2(
+                self._decompressor,
+                jpeg,
+                len(jpeg),
+                out.ctypes.data,
+                columns,
+                0,
+                rows,
+                rgb,
+                fast_upsampling | fast_dct,
+            )
+        else:
+            status = self._library.imdecode(
+                jpeg,
+                len(jpeg),
+                height,
+                width,
+                out.ctypes.data,
+                height,
+                width,
+                0,
+                0,
+                1,
+                denominator,
+                False,
+                False,
+            )
         return out.reshape(rows, columns, 3), status == 0
 
     def encode(self, image: np.ndarray, quality: int) -> bytes | None:

@@ -11,6 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -18,7 +19,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 _Queue = SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None]
 _EXIT_LIMIT_S = 5.0
-_WINDOW = 8  # items under way per thread
+_GROUP = 8  # items a future: one each costs 0.1 ms of an image's 0.8
+_WINDOW = 3  # groups under way per thread
 
 
 def default_num_threads() -> int:
@@ -76,17 +78,22 @@ def map_in_order(
 
     Leaving early cancels what has not begun; an error of `items` or `function` is raised here.
     """
-    waiting: deque[tuple[Item, Future[Result]]] = deque()
+    waiting: deque[tuple[list[Item], Future[list[Result]]]] = deque()
+    source = iter(items)
     with ThreadPoolExecutor(num_threads, name) as pool:
         try:
-            for item in items:
-                waiting.append((item, pool.submit(function, item)))
+            while group := list(islice(source, _GROUP)):
+                waiting.append((group, pool.submit(_of_each, function, group)))
                 if len(waiting) >= _WINDOW * num_threads:
                     first, future = waiting.popleft()
-                    yield first, future.result()
+                    yield from zip(first, future.result(), strict=True)
             while waiting:
                 first, future = waiting.popleft()
-                yield first, future.result()
+                yield from zip(first, future.result(), strict=True)
         finally:
             for _, future in waiting:
                 future.cancel()
+
+
+def _of_each(function: Callable[[Item], Result], group: list[Item]) -> list[Result]:
+    return [function(item) for item in group]
