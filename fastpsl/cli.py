@@ -12,10 +12,11 @@ from typing import Annotated
 
 import tyro
 
+from fastpsl.command_line import parse
+
 # Each command imports what it needs: `fastpsl --help` shall not wait for torch or numba.
 
 EXIT_USER_ERROR = 2
-_FRAME = "│|+╭╮╰╯─- "
 Pixels = Annotated[int | None, tyro.conf.arg(metavar="PX")]
 
 
@@ -102,7 +103,13 @@ Command = (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit: 0 done, 2 user error (one line on stderr), 130 interrupted."""
     try:
-        command = _parse(arguments)
+        command = parse(
+            Command,
+            arguments,
+            prog="fastpsl",
+            description="Self-supervised pre-training of vision backbones: data sets and permutation sets.",
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        )
         with _one_line_warnings():
             if isinstance(command, Permutations):
                 _permutations(command)
@@ -122,38 +129,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `fastpsl beton info x | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(0)
-
-
-def _parse(arguments: Sequence[str] | None) -> Beton | Permutations:
-    """The command line; what tyro says in a box becomes one line."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                Command,  # type: ignore[arg-type]
-                prog="fastpsl",
-                description="Self-supervised pre-training of vision backbones: data sets and permutation sets.",
-                args=arguments,
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-            )
-    except SystemExit as end:
-        if end.code in (0, None):
-            raise
-        raise ValueError(_one_line(said.getvalue())) from None
-
-
-def _one_line(box: str) -> str:
-    """What is wrong, and the option that may have been meant, of a message in a box; its frame may be
-    missing."""
-    lines = [
-        line.strip("│| ") if line.strip(_FRAME) else "" for line in box.splitlines()[1:]
-    ]  # from below the title
-    while lines and not lines[0]:
-        lines.pop(0)
-    told = lines[: lines.index("")] if "" in lines else lines
-    if "Perhaps you meant:" in lines:
-        told = [*told, ";", *lines[lines.index("Perhaps you meant:") :][:2]]
-    return " ".join(" ".join([*told, "; see fastpsl --help"]).split()).replace(" ;", ";")
 
 
 @contextlib.contextmanager

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-import tyro
 
+from fastpsl.command_line import parse
 from fastpsl.distributed import own_rank
 from fastpsl.plan import PLANS
 
@@ -127,12 +127,16 @@ def parse_options(
 ) -> Options:
     """Options from the command line; what it leaves open is `paper`'s with --data, and `sample`'s without.
 
-    Rank 0 speaks for all: it says in its first line where the values differ from the paper's.
+    Rank 0 speaks for all: it says in its first line where the values differ from the paper's. ValueError for what
+    cannot be parsed.
     """
     speaks = own_rank() == 0
 
     def parsed(values: Mapping[str, Any]) -> Options:
-        return tyro.cli(kind, default=kind(**values), description=description, console_outputs=speaks)
+        options: Options = parse(
+            kind, default=kind(**values), description=description, console_outputs=speaks
+        )
+        return options
 
     options = parsed(paper)
     if options.data is None:

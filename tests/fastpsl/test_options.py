@@ -38,10 +38,12 @@ def test_paper_values_with_data_and_sample_values_without(
 
 
 @pytest.mark.parametrize("arguments", [("--no-such-flag", "1"), ("--batch-size", "many"), ("--plan", "ps")])
-def test_what_cannot_be_parsed_exits_2(monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]) -> None:
-    with pytest.raises(SystemExit) as caught:
+def test_what_cannot_be_parsed_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    with pytest.raises(ValueError, match=arguments[0]) as caught:
         parse(monkeypatch, *arguments)
-    assert caught.value.code == 2
+    assert "\n" not in str(caught.value) and str(caught.value).endswith("see --help")
 
 
 @pytest.mark.parametrize(
