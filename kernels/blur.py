@@ -1,4 +1,7 @@
-"""Gaussian blur, each sample with its own sigma: torchvision's gaussian_blur, reflected at the border."""
+"""Gaussian blur, each sample with its own sigma: torchvision's gaussian_blur, reflected at the border.
+
+Kornia's gaussian_blur2d has the same values, but asks the host for one of them (a wait on a GPU).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

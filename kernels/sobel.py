@@ -3,8 +3,8 @@
     gx = [1 2 1]ᵀ [-1 0 1] / 8      gy = [-1 0 1]ᵀ [1 2 1] / 8      out = sqrt(gx² + gy²)
 
 with the border repeated, channel by channel, so three channels go in and out. The kernels' absolute values
-add up to 1 (Kornia's `normalized`), so images in [0, 1] give values in [0, 0.71]. Kornia adds 1e-6 under the
-root, for gradients that an augmentation does not need.
+add up to 1 (Kornia's `normalized`), so images in [0, 1] give values in [0, 0.71]. Kornia's own `sobel` adds 1e-6 under
+the root, for gradients that an augmentation does not need; so only its spatial gradient is used.
 """
 
 from collections.abc import Mapping
@@ -12,13 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from kornia.filters import spatial_gradient
 from torch import Tensor
-from torch.nn import functional
 
 from fastpsl.kernels.draws import Keys, Slot, uniforms
 from fastpsl.kernels.layout import check_probability, finish, per_sample, result_dtype, to_float32
-
-SCALE = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -42,9 +40,8 @@ class Sobel:
 
 def gradient_size(x: Tensor) -> Tensor:
     """[B, C, H, W] float32 → the same shape: the definition above."""
-    padded = functional.pad(x, (1, 1, 1, 1), mode="replicate")
-    rows = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
-    columns = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]
-    gx = (rows[..., 2:] - rows[..., :-2]) * SCALE
-    gy = (columns[:, :, 2:] - columns[:, :, :-2]) * SCALE
+    if not x.numel():
+        return x  # Kornia takes no empty batch
+    with torch.autocast(x.device.type, enabled=False):  # or the convolution is rounded to half
+        gx, gy = spatial_gradient(x, mode="sobel", normalized=True).unbind(2)
     return torch.sqrt(gx * gx + gy * gy)
