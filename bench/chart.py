@@ -54,9 +54,8 @@ def _groups(axes: Axes, rows: list[dict[str, Any]], title: Any, ratios: dict[Any
     names = [name for name in COLOURS if any(_name(row) == name for row in rows)]
     height = _BAR / len(names)
     highest = [row["quartile_3"] for row in rows if row["decoder"] != "synthetic"]
-    edge = (
-        _CUT * max(highest) if highest else float("inf")
-    )  # a synthetic loader is beyond compare: its bar is cut
+    # A synthetic loader is beyond compare: its bar is cut.
+    edge = _CUT * max(highest) if highest else float("inf")
     for row in rows:
         name = _name(row)
         y = titles.index(title(row)) + (names.index(name) - (len(names) - 1) / 2) * height

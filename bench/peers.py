@@ -205,9 +205,8 @@ def serve(work: Work) -> None:
         for _ in range(AHEAD):
             next(batches)
         rate = samples_per_s(lambda: next(batches), seconds, work.device, min_calls=AHEAD)  # noqa: B023
-        time.sleep(
-            min(2 * AHEAD * work.batch_size / rate, 2.0)
-        )  # what it reads ahead must not disturb others
+        # What it reads ahead must not disturb others.
+        time.sleep(min(2 * AHEAD * work.batch_size / rate, 2.0))
         print(rate, file=answers, flush=True)
     answers.close()
     running.clear()  # ends DataLoader's processes

@@ -20,16 +20,17 @@ from fastpsl.stage import StageModule, Task, Trunk, call_if_there, task_state
 
 @dataclass(frozen=True)
 class Job:
-    """What a recipe hands over: the learning problem. The machine's part is in `Run`."""
+    """What a recipe hands over: the learning problem. The machine's part is in `Run`.
+
+    science: what must not change on resume besides the options that say so, such as digests of files.
+    """
 
     task: Task
     backbone: nn.Module
     stages: tuple[Stage, ...]
     schedule: Schedule
     optimiser: Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer] = sgd
-    science: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # what else must not change on resume: digests of files
+    science: Mapping[str, Any] = field(default_factory=dict)
 
 
 def torch_seed(*numbers: int) -> int:
@@ -123,25 +124,21 @@ class StageRun:
                 if position.step % steps_per_epoch == 0:
                     call_if_there(job.task, "end_of_epoch")
                 run.reporter.step(position.step, position.run_step, lr, metrics, self.learner.num_skipped)
-                position.seconds += (
-                    time.perf_counter() - started
-                )  # after the reporter, where the device is waited for
+                position.seconds += time.perf_counter() - started  # the reporter has waited for the device
                 decision = run.agreement.after_step()
                 if decision.stop and position.step < last_step:
                     batches.close()
                     return False
-                if decision.checkpoint or (
-                    options.checkpoint_steps and position.run_step % options.checkpoint_steps == 0
-                ):
+                due = options.checkpoint_steps and position.run_step % options.checkpoint_steps == 0
+                if decision.checkpoint or due:
                     self.save()
             batches.close()
         return True
 
     def save(self) -> None:
         """Checkpoint on rank 0; called by every rank at the same step, as a task's state may have to be gathered."""
-        self.run.reporter.flush(
-            durably=True
-        )  # metrics first: a line past a checkpoint is cut off, never the reverse
+        # Metrics first: lines past a checkpoint are cut off on resume, but lines that are missing stay missing.
+        self.run.reporter.flush(durably=True)
         task = dict(task_state(self.job.task))
         if self.run.world.rank == 0:
             self.run.save_checkpoint(

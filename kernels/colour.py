@@ -44,9 +44,8 @@ class ColourDistortion:
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
         """{"apply": bool [B], "order": int64 [B, 4] of op numbers, "factors": float32 [B, 4] by op number}"""
-        numbers = uniforms(
-            keys, Slot.COLOUR, 6
-        )  # word 0 decides, word 1 orders, words 2 to 5 are the factors
+        # Word 0 decides, word 1 orders, words 2 to 5 are the factors.
+        numbers = uniforms(keys, Slot.COLOUR, 6)
         order = ORDERS[scaled(words(keys, Slot.COLOUR, 2)[:, 1], len(ORDERS))]
         low, high = self._ranges()
         return {

@@ -65,9 +65,8 @@ class PartialFile:
                 pass  # a file system without locks
             if self._is_in_place():
                 break
-            os.close(
-                self.fd
-            )  # renamed by another writer between open and lock: it is no partial file any more
+            # Renamed by another writer between open and lock: it is no partial file any more.
+            os.close(self.fd)
         os.ftruncate(self.fd, 0)
 
     def _is_in_place(self) -> bool:

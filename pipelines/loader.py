@@ -261,9 +261,8 @@ class _Job:
             bad=bad,
         )
         if self.loader._copies is not None:
-            torch.cuda.set_device(
-                self.loader.device
-            )  # a thread begins on device 0, and would make a context there
+            # A thread begins on device 0, and leaving the stream below would make a context there.
+            torch.cuda.set_device(self.loader.device)
             with torch.cuda.stream(self.loader._copies):
                 batch = batch.to(self.loader.device)
                 self._copied = torch.cuda.Event()

@@ -279,9 +279,8 @@ print("fine")
 
 def test_without_ffcv_torchvision_and_pillow_serve(tmp_path: Path) -> None:
     (tmp_path / "ffcv").mkdir()
-    (tmp_path / "ffcv" / "__init__.py").write_text(
-        ""
-    )  # hides an installed one: a package without its library
+    # Hides an installed one: a package without its library.
+    (tmp_path / "ffcv" / "__init__.py").touch()
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_FFCV, str(tmp_path / "a.beton")],
         env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},

@@ -100,9 +100,8 @@ def test_orders_and_views_differ_by_epoch_and_repeat_by_seed(beton: Path, decode
                 a, b = by_index(first), by_index(other)
                 shared = a.keys() & b.keys()
                 assert sum(np.array_equal(a[index][0], b[index][0]) for index in shared) < 0.1 * len(shared)
-                assert all(
-                    np.array_equal(a[index][1], b[index][1]) for index in shared
-                )  # the centre is the centre
+                # The centre is the centre.
+                assert all(np.array_equal(a[index][1], b[index][1]) for index in shared)
 
 
 def test_batches_are_what_they_say(beton: Path) -> None:
