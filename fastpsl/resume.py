@@ -1,9 +1,10 @@
 """Where a run lives and where it goes on from: its folder, the checkpoint to resume, what may not have changed."""
 
+import fcntl
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fastpsl.checkpoint import Checkpoints, read_checkpoint
 from fastpsl.distributed import World, share, wait_for_all
@@ -30,6 +31,19 @@ def choose_folder(recipe: str, options: RunOptions) -> Path:
             f"--out {folder} is a file: give a folder, or a path that does not exist yet"
         ) from None
     return folder
+
+
+def lock_folder(folder: Path) -> TextIO:
+    """Hold a run's folder until the file that is returned is closed or the process ends; ValueError where it is held."""
+    file = open(folder / ".lock", "w")  # noqa: SIM115  (held open by the caller)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(f"another process trains in {folder}: wait for it, or give another --out") from None
+    except OSError:
+        pass  # a file system without locks
+    return file
 
 
 def new_numbered_folder(parent: Path, name: str) -> Path:

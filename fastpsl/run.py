@@ -24,7 +24,7 @@ from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plan import Stage
 from fastpsl.reporter import Reporter
-from fastpsl.resume import choose_folder, find_checkpoint
+from fastpsl.resume import choose_folder, find_checkpoint, lock_folder
 from fastpsl.sample import sample_paths
 from fastpsl.stage import Task, call_if_there
 
@@ -79,6 +79,8 @@ class Run:
             }
         )
         self.folder = Path(share(world, str(choose_folder(recipe, options)) if world.rank == 0 else None))
+        if world.rank == 0:
+            self._lock = lock_folder(self.folder)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", options.keep_checkpoints)
         self.resume_state, notes = find_checkpoint(options, world, self.folder, self.science, self._machine())
         self.position = Position(**self.resume_state["position"]) if self.resume_state else Position()
@@ -165,6 +167,8 @@ class Run:
         self.reporter.close()
         self.agreement.close()
         self.train_data.close()
+        if self.world.rank == 0:
+            self._lock.close()
         if self.val_data is not None:
             self.val_data.close()
 

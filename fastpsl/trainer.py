@@ -32,6 +32,16 @@ class Job:
     optimiser: Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer] = sgd
     science: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """ValueError now, and not after two stages, for a level that the task does not have or cannot show."""
+        for stage in self.stages:
+            if not 1 <= stage.level <= self.task.num_levels:
+                raise ValueError(
+                    f"stage {stage.name} wants level {stage.level}, and the task has {self.task.num_levels}: "
+                    f"give it as many levels (for the jigsaw, as many --counts) as the plan has stages"
+                )
+            self.task.views(stage.level)
+
 
 def torch_seed(*numbers: int) -> int:
     """A 63-bit seed from numbers: torch's own randomness (initial weights, dropout) is a function of position too."""

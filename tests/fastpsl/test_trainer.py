@@ -197,6 +197,14 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
         tiny_run(tmp_path, batch_size=960, accumulate=2)
 
 
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    with pytest.raises(ValueError, match="another process trains"):
+        tiny_run(tmp_path)
+    run.close()
+    tiny_run(tmp_path).close()
+
+
 def test_numbered_folders_never_collide(tmp_path: Path) -> None:
     names = [new_numbered_folder(tmp_path, "jigsaw").name for _ in range(3)]
     assert names == ["jigsaw-001", "jigsaw-002", "jigsaw-003"]

@@ -110,6 +110,7 @@ def test_data_that_cannot_be_read_is_refused(recipe: Any, tmp_path: Path) -> Non
         (("--batch-size", "1000"), ("480", "1000")),
         (("--shorter-px", "90"), ("90", "96")),
         (("--counts", "9", "8", "7"), ("must rise",)),
+        (("--counts", "8", "9"), ("level 3", "--counts")),
         (("--stage-epochs", "1", "1"), ("--stage-epochs",)),
         (("--permutations", "absent.npy"), ("absent.npy",)),
         (("--resume", "absent.pt"), ("absent.pt",)),
