@@ -151,6 +151,7 @@ class Run:
 
         Rank 0 draws it, contact-sheet-G<level>.png: what the network sees at this level. Nothing where the task draws none.
         """
+        self.reporter.say(f"decoder {loader.decoder_name}: {loader.decoder_reason}")
         batch = None
         if self.world.local_rank == 0:
             batches = loader.epoch(self.position.first_epoch)

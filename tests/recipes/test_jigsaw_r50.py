@@ -64,6 +64,7 @@ def test_smallest_run_ends_with_lines_and_pictures(
     monkeypatch.chdir(tmp_path)
     outcome = recipe(*SMALL)
     assert outcome.code == 0, outcome
+    assert "decoder ffcv: its library is installed" in outcome.err or "decoder torchvision: " in outcome.err
     lines = outcome.out.splitlines()
     assert lines[0].startswith("the embedded sample: stage_epochs") and "(paper 256)" in lines[0]
     assert [line[:2] for line in lines[1:4]] == ["S1", "S2", "S3"]
