@@ -1,4 +1,4 @@
-"""A task in 40 lines, for docs/add_a_task.md: a momentum copy, a queue of its keys, and a label written for each image."""
+"""A short task, for docs/add_a_task.md: a momentum copy, a queue of its keys, and a label written for each image."""
 
 import copy
 

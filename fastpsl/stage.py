@@ -15,7 +15,7 @@ Metrics = dict[str, tuple[Tensor, Tensor]]
 
 
 class Task(Protocol):
-    """What the trainer asks of a pretext task. Nothing to inherit from: `docs/add_a_task.md` writes one in 40 lines.
+    """What the trainer asks of a pretext task. Nothing to inherit from: `docs/add_a_task.md` shows a short one.
 
     A task may also have, and the trainer then calls:
       start_stage(stage, trunk, head)  a new stage's modules are made: build momentum copies, empty queues
