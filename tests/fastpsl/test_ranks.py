@@ -9,22 +9,32 @@ from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
 
 RECIPE = ROOT / "tests" / "fastpsl" / "nearest_key_recipe.py"
 ARGUMENTS = ("--num-threads", "1", "--no-tensorboard", "--checkpoint-minutes", "0")
+LONG = ("--stage-epochs", "12", "12", "12")
 
 
 def test_two_ranks_preempted_in_mid_epoch_end_as_never_stopped(tmp_path: Path) -> None:
-    """480 pictures in batches of 64: 7 steps an epoch, two epochs a stage, 42 steps."""
+    """480 pictures in batches of 64: 7 steps an epoch, 252 steps; ranks agree on stopping once a second."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    done = run(RECIPE, *ARGUMENTS, "--out", whole, ranks=2)
+    done = run(RECIPE, *ARGUMENTS, *LONG, "--out", whole, ranks=2)
     assert done.returncode == 0, done.stderr
-    slow = ("--checkpoint-steps", "1", "--keep-checkpoints", "50")  # time to be hit in mid-stage
+    slow = ("--checkpoint-steps", "1", "--keep-checkpoints", "5")  # time to be hit in mid-stage
     _, output = run_until(
-        RECIPE, *ARGUMENTS, *slow, "--out", stopped, folder=stopped, step=17, number=signal.SIGTERM, ranks=2
+        RECIPE,
+        *ARGUMENTS,
+        *LONG,
+        *slow,
+        "--out",
+        stopped,
+        folder=stopped,
+        step=17,
+        number=signal.SIGTERM,
+        ranks=2,
     )
     status = json.loads((stopped / "status.json").read_text())
     assert status["state"] == "preempted", output
     position = newest_checkpoint(stopped)["position"]
-    assert 17 <= position["run_step"] < 42 and status["step"] == position["step"]
-    done = run(RECIPE, *ARGUMENTS, "--out", stopped, ranks=2)
+    assert 17 <= position["run_step"] < 252 and status["step"] == position["step"]
+    done = run(RECIPE, *ARGUMENTS, *LONG, "--out", stopped, ranks=2)
     assert done.returncode == 0, done.stderr
     ours, theirs = newest_checkpoint(stopped), newest_checkpoint(whole)
     assert (theirs["task"]["nearest"] >= 0).sum() > 400 and theirs["task"]["queue"].shape == (64, 16)
