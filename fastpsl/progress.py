@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
-_LINE_EVERY_S = 10.0
+from fastpsl.screen import PLAIN_LINE_EVERY_S, clock
+
 _BAR_EVERY_S = 0.1
 
 
@@ -39,12 +40,12 @@ class Progress:
 
     def update(self, num_done: int, num_bad: int) -> None:
         now = time.monotonic()
-        if now - self._shown < (_BAR_EVERY_S if self._on_terminal else _LINE_EVERY_S):
+        if now - self._shown < (_BAR_EVERY_S if self._on_terminal else PLAIN_LINE_EVERY_S):
             return
         self._shown = now
         speed = num_done / (now - self._start)
-        left_s = int((self._total - num_done) / max(speed, 1e-9))
-        told = f"{speed:,.0f} {self._unit}/s, ETA {left_s // 3600}:{left_s // 60 % 60:02}:{left_s % 60:02}"
+        left_s = (self._total - num_done) / max(speed, 1e-9)
+        told = f"{speed:,.0f} {self._unit}/s, ETA {clock(left_s)}"
         told += f", {num_bad:,} broken" if num_bad else ""
         if self._on_terminal:
             self._bar.update(self._task, completed=num_done, description=told)

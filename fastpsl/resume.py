@@ -69,6 +69,7 @@ def find_checkpoint(
     """
     checkpoints, notes = Checkpoints(folder / "checkpoints"), list[str]()
     chosen: str | None = None
+    state: dict[str, Any] | None = None
     if options.resume == "never":
         if checkpoints.paths():
             raise ValueError(
@@ -77,12 +78,14 @@ def find_checkpoint(
     elif options.resume != "auto":
         chosen = options.resume
     elif world.rank == 0 and (found := checkpoints.newest()):
-        chosen = str(found[0])
-        notes += [f"passed over: {problem}" for problem in found[2]]
+        path, state, problems = found
+        chosen = str(path)
+        notes += [f"passed over: {problem}" for problem in problems]
     chosen = share(world, chosen)
     if chosen is None:
         return None, notes
-    state = read_checkpoint(Path(chosen))
+    if state is None:  # rank 0 has read the newest while it looked for it
+        state = read_checkpoint(Path(chosen))
     refuse_other_science(state["science"], science, chosen)
     where = state["position"]
     notes.append(f"resuming {chosen}: stage {where['stage'] + 1}, step {where['step']}")
