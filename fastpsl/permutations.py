@@ -1,28 +1,32 @@
-"""Permutation sets of the jigsaw task in files: ours, VISSL's and bbrattoli's."""
+"""Permutation sets of the jigsaw task in files: ours, VISSL's, bbrattoli's and Noroozi's."""
 
 from pathlib import Path
 
 import numpy as np
 
+_NPY = b"\x93NUMPY"
+_HEADER_BYTES = 8
+
 
 def read_permutations(path: str | Path) -> np.ndarray:
-    """A .npy file of permutations to int64 [N, n], values 0 .. n - 1.
+    """A file of permutations to int64 [N, n], values 0 .. n - 1; its first bytes say of which kind it is.
 
     Reads what `fastpsl permutations` writes, VISSL's hamming_perms_N_patches_9_max.npy and bbrattoli's
-    permutations_N.npy: integer arrays, counted from 0 or from 1. ValueError when the file is something else,
-    a row is no permutation, or two are equal.
+    permutations_N.npy: integer arrays, counted from 0 or from 1; and Noroozi's permutations_701.bin and
+    permutations_100_max.bin: little-endian int32 N, n, then N rows of n, counted from 1. In all of them position j
+    shows tile row[j]. ValueError when the file is something else, a row is no permutation, or two are equal.
     """
     try:
-        given = np.load(path, allow_pickle=False)
+        with open(path, "rb") as file:
+            is_npy = file.read(len(_NPY)) == _NPY
+        given = np.load(path, allow_pickle=False) if is_npy else _read_bin(path)
     except (OSError, ValueError, EOFError) as error:
-        reason = (
-            error.strerror if isinstance(error, OSError) and error.strerror else "not an .npy file of numbers"
-        )
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ValueError(f"{path}: cannot be read ({reason}); make one with `fastpsl permutations`") from None
-    if not isinstance(given, np.ndarray) or given.ndim != 2 or given.dtype.kind not in "iu" or not given.size:
-        shape = f"{given.dtype} {list(given.shape)}" if isinstance(given, np.ndarray) else "several arrays"
+    if given.ndim != 2 or given.dtype.kind not in "iu" or not given.size:
         raise ValueError(
-            f"{path}: {shape}; integers [N, pieces] are wanted, make them with `fastpsl permutations`"
+            f"{path}: {given.dtype} {list(given.shape)}; integers [N, pieces] are wanted, make them with "
+            "`fastpsl permutations`"
         )
     num_pieces, start = given.shape[1], int(given.min())
     rows = given.astype(np.int64) - (1 if start == 1 else 0)
@@ -37,3 +41,21 @@ def read_permutations(path: str | Path) -> np.ndarray:
             f"{path}: {len(rows) - num_different} of {len(rows)} permutations are there twice; remove the copies"
         )
     return rows
+
+
+def _read_bin(path: str | Path) -> np.ndarray:
+    """int32 [N, n] as stored. As Noroozi's code reads it (MehdiNoroozi/JigsawPuzzleSolver, data_transformer.cpp)."""
+    num_bytes = Path(path).stat().st_size
+    with open(path, "rb") as file:
+        header = np.frombuffer(file.read(_HEADER_BYTES), "<i4")
+        # The size is believed before the header: nothing is allocated for a file of another kind.
+        if (
+            len(header) < 2
+            or header.min() < 1
+            or num_bytes != _HEADER_BYTES + 4 * int(header[0]) * int(header[1])
+        ):
+            told = f"its first two int32 are {header.tolist()}, its size is {num_bytes:,} bytes"
+            raise ValueError(
+                f"neither an .npy file of numbers nor a .bin of int32 N, pieces and N rows of them: {told}"
+            )
+        return np.frombuffer(file.read(), "<i4").reshape(int(header[0]), int(header[1]))
