@@ -18,9 +18,9 @@ from fastpsl.checkpoint import Checkpoints, write_atomically
 from fastpsl.distributed import Agreement, World, share, wait_for_all
 from fastpsl.options import RunOptions
 from fastpsl.pictures import save_contact_sheet
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.data import open_data
 from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.rows import Data
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plan import Stage
 from fastpsl.reporter import Reporter
@@ -63,7 +63,7 @@ class Run:
         self.batch_size = options.rank_batch(world.size)
         if options.sync_batchnorm and world.device.type != "cuda":
             raise ValueError("--sync-batchnorm needs CUDA: torch's SyncBatchNorm does not run on the CPU")
-        self.train_data, self.val_data = open_data(options)
+        self.train_data, self.val_data = open_both(options)
         if self.train_data.num_samples < options.batch_size:
             raise ValueError(
                 f"{self.train_data.num_samples} training images are fewer than one batch of {options.batch_size}: "
@@ -113,7 +113,7 @@ class Run:
         )
         self.write_status("running", "")
 
-    def loader(self, data: Beton | Synthetic, views: Sequence[ViewSpec], *, train: bool) -> Loader:
+    def loader(self, data: Data, views: Sequence[ViewSpec], *, train: bool) -> Loader:
         """A loader of this rank's share of `data`: shuffled and augmented alike for training and evaluation."""
         options, world = self.options, self.world
         return Loader(
@@ -174,12 +174,12 @@ class Run:
             self.val_data.close()
 
 
-def open_data(options: RunOptions) -> tuple[Beton | Synthetic, Beton | Synthetic | None]:
+def open_both(options: RunOptions) -> tuple[Data, Data | None]:
     """Training and held-out data: --data and --val, or the embedded sample's."""
     if options.data is None:
         paths = sample_paths()
-        return Beton(paths.train), Beton(options.val or paths.test)
-    return Beton(options.data), Beton(options.val) if options.val else None
+        return open_data(paths.train), open_data(options.val or paths.test)
+    return open_data(options.data), open_data(options.val) if options.val else None
 
 
 def environment(world: World) -> dict[str, Any]:

@@ -54,9 +54,11 @@ class Batch:
         return [view.apply(images, draws, dtype) for view, images, draws in parts]
 
     def to(self, device: torch.device) -> "Batch":
-        """A copy on a CUDA device, under way on the current stream; what is not pinned yet is pinned first."""
+        """A copy on a CUDA device, under way on the current stream; what is neither there nor pinned is pinned first."""
 
         def move(tensor: Tensor) -> Tensor:
+            if tensor.device == device:
+                return tensor
             pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
             return pinned.to(device, non_blocking=True)
 

@@ -11,24 +11,13 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, final
+from typing import final
 
 import numpy as np
 
 from fastpsl.pipelines.beton_shard import HEADER, REMEDY, Shard, chunks
 from fastpsl.pipelines.beton_sidecar import read_sidecar
-
-
-class Rows(NamedTuple):
-    """Where samples lie and what they are; numpy arrays of one length."""
-
-    fd: np.ndarray  # int32, open file
-    offset: np.ndarray  # int64, bytes
-    num_bytes: np.ndarray  # int64
-    height: np.ndarray  # int32, px
-    width: np.ndarray  # int32, px
-    mode: np.ndarray  # uint8, JPG or RAW
-    label: np.ndarray  # int64, -1 = none
+from fastpsl.pipelines.rows import Rows
 
 
 def shard_paths(source: "str | Path | Sequence[str | Path]") -> list[Path]:
@@ -58,6 +47,8 @@ class Beton:
     has labels out of range.
     """
 
+    kind = "beton"
+
     def __init__(self, source: "str | Path | Sequence[str | Path]"):
         self.paths = shard_paths(source)
         self.class_names: list[str] | None = None
@@ -71,6 +62,7 @@ class Beton:
         self._starts = np.cumsum([0] + [shard.num_samples for shard in self.shards])
         self.num_samples = int(self._starts[-1])
         self.max_bytes = max(shard.max_bytes for shard in self.shards)
+        self.is_raw = all(shard.num_raw == shard.num_samples for shard in self.shards)
         max_label = max(shard.max_label for shard in self.shards)
         self.num_classes = len(self.class_names) if self.class_names else max_label + 1
 
@@ -89,6 +81,9 @@ class Beton:
             )
         self.class_names = self.class_names or names
 
+    def __len__(self) -> int:
+        return self.num_samples
+
     def image_sizes(self) -> tuple[int, int, int, int]:
         """(min height, min width, max height, max width) over all samples, px."""
         shards = self.shards
@@ -101,15 +96,9 @@ class Beton:
         """Where the samples `indices` (int64 [B], in [0, num_samples)) lie. ValueError when a file has shrunk
         since opening."""
         indices = np.asarray(indices, np.int64)
-        num = len(indices)
-        if num and not (0 <= indices.min() and indices.max() < self.num_samples):
+        if len(indices) and not (0 <= indices.min() and indices.max() < self.num_samples):
             raise IndexError(f"sample {indices.min()} .. {indices.max()} of {self.num_samples}")
-        rows = Rows(
-            *(
-                np.empty(num, dtype)
-                for dtype in (np.int32, np.int64, np.int64, np.int32, np.int32, np.uint8, np.int64)
-            )
-        )
+        rows = Rows.empty(indices)
         owners = np.searchsorted(self._starts, indices, "right") - 1
         for owner in np.unique(owners):
             shard, here = self.shards[owner], np.flatnonzero(owners == owner)

@@ -162,7 +162,7 @@ class Shard:
 
     def _check_tables(self, num_classes: int | None) -> None:
         self.min_height, self.min_width, self.max_height, self.max_width = 65536, 65536, 0, 0
-        self.max_bytes, self.max_label = 0, -1
+        self.max_bytes, self.max_label, self.num_raw = 0, -1, 0
         for part in chunks(self.num_samples):
             images, labels = self.table(part)
             pointers, sizes = images["data_ptr"].astype(np.uint64), self.sizes(part).astype(np.uint64)
@@ -201,6 +201,7 @@ class Shard:
                 max(self.max_width, int(widths.max())),
             )
             self.max_bytes = max(self.max_bytes, int(sizes.max()))
+            self.num_raw += int((modes == RAW).sum())
             self.max_label = max(self.max_label, int(labels.max()))
 
     def _refuse_where(self, part: slice, bad: np.ndarray, what: str) -> None:

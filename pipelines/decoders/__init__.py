@@ -1,26 +1,43 @@
 """Decoders: the same samples and the same crops, from whatever is installed.
 
-    name                      which, for error messages and logs
-    reasons                   code → text
-    decode(rows, boxes, outs) → int8 codes [n], 0 = good. Per view: boxes int32 [n, 4] (top, left, height, width) in
-                              source pixels; outs uint8 [n, S, S, 3] RGB, written in place (by any number of threads)
+All have a name, for error messages and logs, and `reasons`: code → text. A box is int32 (top, left, height, width,
+resampling): source pixels of the upright picture, and AREA, ISOTROPIC or DIAGONAL. A code is int8, 0 = good; the
+picture of a sample with another code is undefined. Those by chunks (ffcv, torchvision, synthetic):
 
-The picture of a sample whose code is not 0 is undefined.
+    decode(rows, boxes, outs) → codes [n]     any number of threads at once. Per view: boxes [n, 5]; outs uint8 [n, S, S, 3] RGB,
+                                              written in place
+
+Those by batches (dali, resident), whose pictures come on the loader's device:
+
+    encode(rows) → a list of n                any thread: what `submit` needs of samples that can be had before
+    submit(rows, encoded, boxes, sizes_px)    one batch, in one thread, at most `depth` before the first is collected
+    collect() → codes [n], pictures           of the oldest batch submitted: per view uint8 [n, S, S, 3]. Never out of order, never
+                                              one less: also after an error
+    close()                                   gives back device memory and threads
 """
 
 import warnings
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import torch
 
 from fastpsl.pipelines import libffcv
 from fastpsl.pipelines.decoders.codes import WRONG_COMPONENTS, WRONG_SIZE
-from fastpsl.pipelines.decoders.synthetic import Synthetic, SyntheticDecoder
+from fastpsl.pipelines.decoders.synthetic import SyntheticDecoder
 
 if TYPE_CHECKING:
-    from fastpsl.pipelines.beton import Beton, Rows
+    from torch import Tensor
 
-NAMES = ("ffcv", "torchvision", "synthetic")
+    from fastpsl.pipelines.rows import Data, Rows
+
+# By kind of data.
+READS = {
+    "beton": ("ffcv", "dali", "torchvision", "resident", "synthetic"),
+    "folder": ("dali", "torchvision", "synthetic"),
+    "synthetic": ("synthetic",),
+}
+NAMES = READS["beton"]
 INSTALL = 'pip install "fastpsl[ffcv]"'
 
 
@@ -34,42 +51,108 @@ class Decoder(Protocol):
     def decode(self, rows: "Rows", boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray: ...
 
 
-def open_decoder(name: str, data: "Beton | Synthetic") -> tuple[Decoder, str]:
-    """The decoder and why it was chosen. `auto`: ffcv where its library loads, else torchvision with one warning."""
+class BatchDecoder(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def reasons(self) -> dict[int, str]: ...
+
+    @property
+    def depth(self) -> int: ...
+
+    def encode(self, rows: "Rows") -> list[Any]: ...
+
+    def submit(
+        self, rows: "Rows", encoded: list[Any], boxes: list[np.ndarray], sizes_px: list[int]
+    ) -> None: ...
+
+    def collect(self) -> "tuple[np.ndarray, list[Tensor]]": ...
+
+    def close(self) -> None: ...
+
+
+def open_decoder(
+    name: str,
+    data: "Data",
+    *,
+    batch_size: int = 1,
+    num_threads: int = 1,
+    device: "torch.device | str" = "cpu",
+) -> tuple[Decoder | BatchDecoder, str]:
+    """The decoder and why it was chosen; see `choose_decoder`. The rest is for decoders that have threads or memory of
+    their own."""
+    device = torch.device(device)
+    name, why = choose_decoder(name, data, device)
+    if name == "synthetic":
+        return SyntheticDecoder(), why
+    if name == "dali":
+        from fastpsl.pipelines.decoders.dali import DaliDecoder
+
+        return DaliDecoder(data.kind, batch_size, num_threads, device), why
+    if name == "resident":
+        from fastpsl.pipelines.decoders.resident import ResidentDecoder
+
+        return ResidentDecoder(data, device), why
+    if name == "torchvision":
+        from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
+
+        return TorchvisionDecoder(), why
+    from fastpsl.pipelines.decoders.ffcv import FfcvDecoder
+
+    return FfcvDecoder(), why
+
+
+def choose_decoder(name: str, data: "Data", device: "torch.device") -> tuple[str, str]:
+    """A decoder's name and why. `auto`: resident for a small set of raw pictures of one size; else dali on a GPU and for
+    folders, ffcv on a CPU; what is slower than that only with one warning. ValueError for what cannot be."""
     if name not in ("auto", *NAMES):
         raise ValueError(
             f"decoder {name!r}: there are auto, {', '.join(NAMES)}; ffcv is installed by {INSTALL}"
         )
-    if isinstance(data, Synthetic):
-        if name not in ("auto", "synthetic"):
-            raise ValueError(
-                f"decoder {name!r} cannot read synthetic data; use auto or synthetic, or give a beton"
-            )
-        return SyntheticDecoder(), "the data is synthetic"
-    if name == "synthetic":
-        return SyntheticDecoder(), "asked for: pictures are noise, whatever the beton holds"
-    why_missing = libffcv.why_missing()
-    if name == "ffcv" and why_missing:
-        raise ValueError(f"decoder 'ffcv': {why_missing}; install it by {INSTALL}, or use torchvision")
-    if name == "torchvision" or why_missing:
-        from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
-
-        if name == "torchvision":
-            return TorchvisionDecoder(), "asked for"
-        warnings.warn(
-            f"decoding by torchvision, which is slower: {why_missing}; {INSTALL} installs it", stacklevel=3
+    if name == "auto":
+        return _automatic(data, device)
+    if name not in READS[data.kind]:
+        remedy = "make a beton with `fastpsl beton write`" if data.kind == "folder" else "give a beton"
+        raise ValueError(
+            f"decoder {name!r} cannot read {'a folder' if data.kind == 'folder' else 'synthetic data'}; "
+            f"use auto or {' or '.join(READS[data.kind])}, or {remedy}"
         )
-        return TorchvisionDecoder(), why_missing
-    from fastpsl.pipelines.decoders.ffcv import FfcvDecoder
+    if name == "synthetic" and data.kind != "synthetic":
+        return name, "asked for: pictures are noise, whatever the data holds"
+    why_missing = libffcv.why_missing() if name == "ffcv" else ""
+    if why_missing:
+        raise ValueError(f"decoder 'ffcv': {why_missing}; install it by {INSTALL}, or use torchvision")
+    return name, "asked for"
 
-    return FfcvDecoder(), "asked for" if name == "ffcv" else "its library is installed"
+
+def _automatic(data: "Data", device: "torch.device") -> tuple[str, str]:
+    from fastpsl.pipelines.decoders import dali, resident
+
+    if data.kind == "synthetic":
+        return "synthetic", "the data is synthetic"
+    if data.kind == "beton" and resident.is_small(data):
+        return "resident", f"raw pictures of one size, {resident.megabytes(data):,.0f} MB: kept on the device"
+    slower = []
+    if device.type == "cuda" or data.kind == "folder":
+        why_missing = dali.why_missing(device)
+        if not why_missing:
+            return "dali", "it reads folders" if data.kind == "folder" else "it decodes on the GPU"
+        slower.append(why_missing)
+    why_missing = libffcv.why_missing()
+    if data.kind == "beton" and why_missing:
+        slower.append(f"{why_missing}; {INSTALL} installs it")
+    name = "ffcv" if data.kind == "beton" and not why_missing else "torchvision"
+    if slower:
+        warnings.warn(f"decoding by {name}, which is slower: {'; '.join(slower)}", stacklevel=5)
+    return name, "; ".join(slower) or "its library is installed"
 
 
-def reason_of(decoder: Decoder, code: int, rows: "Rows", i: int) -> str:
+def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: "Rows", i: int) -> str:
     """The reason for a code of row i in words, with the sizes where sizes are the matter."""
     text = decoder.reasons[code]
     if code in (WRONG_SIZE, WRONG_COMPONENTS):
-        from fastpsl.pipelines.decoders.torchvision import read_bytes
+        from fastpsl.pipelines.rows import read_bytes
 
         jpeg = np.frombuffer(read_bytes(rows, i), np.uint8)
         _, height, width, components, _, _ = libffcv.jpeg_header(jpeg, len(jpeg))

@@ -13,8 +13,11 @@ BAD_BOX = 6
 RAW_SIZE = 7
 BAD_MODE = 8
 
-MODE_JPEG = 0
-MODE_RAW = 1
+# How a box becomes a crop, its fifth number: the mean of the area under each pixel; or the isotropic kernel, through
+# which the rotation task sees every picture, upright or turned by 45 degrees.
+AREA = 0
+ISOTROPIC = 1
+DIAGONAL = 2
 
 REASONS: dict[int, str] = {
     SHORT_READ: "truncated read: the file ends before the sample does",
@@ -32,6 +35,6 @@ def check_request(boxes: list[np.ndarray], outs: list[np.ndarray], num: int) -> 
     """Our own invariants of a decode call; never user data."""
     assert len(boxes) == len(outs), (len(boxes), len(outs))
     for box, out in zip(boxes, outs, strict=True):
-        assert box.shape == (num, 4) and box.dtype == np.int32, (box.shape, box.dtype)
+        assert box.shape == (num, 5) and box.dtype == np.int32, (box.shape, box.dtype)
         assert out.shape[0] == num and out.shape[3] == 3 and out.dtype == np.uint8, (out.shape, out.dtype)
         assert out.shape[1] == out.shape[2] and out.flags.c_contiguous, (out.shape, out.strides)

@@ -4,8 +4,8 @@ from typing import final
 
 import numpy as np
 
-from fastpsl.pipelines.beton import Rows
 from fastpsl.pipelines.decoders.codes import GOOD, REASONS, check_request
+from fastpsl.pipelines.rows import Rows
 
 _NUM_PICTURES = 16
 
@@ -14,7 +14,7 @@ _NUM_PICTURES = 16
 class Synthetic:
     """Stands in for a Beton of `num_samples` pictures of height x width px; label = index % num_classes."""
 
-    max_bytes = 0
+    kind = "synthetic"
 
     def __init__(self, num_samples: int, num_classes: int = 10, height: int = 400, width: int = 500) -> None:
         for name, value in (
@@ -26,25 +26,19 @@ class Synthetic:
             if value < 1:
                 raise ValueError(f"Synthetic data with {name} = {value}: it must be 1 or more")
         self.num_samples, self.num_classes = num_samples, num_classes
-        self.class_names = [f"class {label}" for label in range(num_classes)]
+        self.class_names: list[str] | None = [f"class {label}" for label in range(num_classes)]
         self._size = (height, width)
 
     def image_sizes(self) -> tuple[int, int, int, int]:
         return self._size + self._size
 
     def rows(self, indices: np.ndarray) -> Rows:
-        """The offset is the dataset index: pictures repeat by it, whatever the batch."""
-        num = len(indices)
-        height, width = self._size
-        return Rows(
-            fd=np.full(num, -1, np.int32),
-            offset=np.asarray(indices, np.int64),
-            num_bytes=np.zeros(num, np.int64),
-            height=np.full(num, height, np.int32),
-            width=np.full(num, width, np.int32),
-            mode=np.zeros(num, np.uint8),
-            label=np.asarray(indices, np.int64) % self.num_classes,
-        )
+        """Nothing to read: the picture is chosen by the dataset index."""
+        rows = Rows.empty(indices)
+        rows.fd[:], rows.offset[:], rows.num_bytes[:], rows.mode[:] = -1, 0, 0, 0
+        rows.height[:], rows.width[:] = self._size
+        rows.label[:] = rows.index % self.num_classes
+        return rows
 
     def labels(self) -> np.ndarray:
         return (np.arange(self.num_samples) % self.num_classes).astype(np.int32)
@@ -66,7 +60,7 @@ class Synthetic:
 
 
 class SyntheticDecoder:
-    """Copies one of a few pictures of noise, chosen by the sample's offset; reads nothing, crops nothing."""
+    """Copies one of a few pictures of noise, chosen by the sample's index; reads nothing, crops nothing."""
 
     name = "synthetic"
     reasons = REASONS
@@ -75,7 +69,7 @@ class SyntheticDecoder:
         self._pictures: dict[int, np.ndarray] = {}
 
     def decode(self, rows: Rows, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
-        check_request(boxes, outs, len(rows.offset))
+        check_request(boxes, outs, len(rows.index))
         for out in outs:
             size = out.shape[1]
             pictures = self._pictures.get(size)
@@ -84,6 +78,6 @@ class SyntheticDecoder:
                     0, 256, (_NUM_PICTURES, size, size, 3), np.uint8
                 )
                 self._pictures[size] = pictures
-            for i, offset in enumerate(rows.offset):
-                out[i] = pictures[offset % _NUM_PICTURES]
-        return np.full(len(rows.offset), GOOD, np.int8)
+            for i, index in enumerate(rows.index):
+                out[i] = pictures[index % _NUM_PICTURES]
+        return np.full(len(rows.index), GOOD, np.int8)

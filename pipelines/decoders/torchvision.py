@@ -1,14 +1,12 @@
 """The plain way, where nothing can be compiled, and the reference of the tests: torchvision decodes, Pillow resizes."""
 
-import os
-
 import numpy as np
 from PIL import Image
 
-from fastpsl.pipelines.beton import Rows
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.libffcv import HEADER_GOOD, jpeg_header
 from fastpsl.pipelines.plain_jpeg import Decode, plain_decoder
+from fastpsl.pipelines.rows import MODE_JPEG, MODE_RAW, Rows, read_bytes
 
 # The filter nearest to an exact area mean and to ffcv's INTER_AREA, on 25 photos: mean difference to it in 1/255 for
 # random resized crops / halving / enlarging: HAMMING 0.6 / 0.5 / 0.2, BOX 1.7 / 0.8 / 1.2 (whole pixels only),
@@ -34,19 +32,11 @@ class TorchvisionDecoder:
                 continue
             image = Image.fromarray(picture)
             for box, out in zip(boxes, outs, strict=True):
-                top, left, height, width = (int(value) for value in box[i])
+                top, left, height, width, _ = (int(value) for value in box[i])
                 size = out.shape[1]
                 crop = image.resize((size, size), _FILTER, (left, top, left + width, top + height))
                 out[i] = np.asarray(crop)
         return status
-
-
-def read_bytes(rows: Rows, i: int) -> bytes:
-    """The sample's bytes, as many as there are; none where the file cannot be read."""
-    try:
-        return os.pread(int(rows.fd[i]), int(rows.num_bytes[i]), int(rows.offset[i]))
-    except OSError:
-        return b""
 
 
 def _decode_one(rows: Rows, i: int, decode_jpeg: Decode) -> tuple[int, np.ndarray | None]:
@@ -55,11 +45,11 @@ def _decode_one(rows: Rows, i: int, decode_jpeg: Decode) -> tuple[int, np.ndarra
     data = read_bytes(rows, i)
     if len(data) < rows.num_bytes[i]:
         return codes.SHORT_READ, None
-    if rows.mode[i] == codes.MODE_RAW:
+    if rows.mode[i] == MODE_RAW:
         if len(data) != height * width * 3:
             return codes.RAW_SIZE, None
         return codes.GOOD, np.frombuffer(data, np.uint8).reshape(height, width, 3)
-    if rows.mode[i] != codes.MODE_JPEG:
+    if rows.mode[i] != MODE_JPEG:
         return codes.BAD_MODE, None
     # Before the decoder allocates what a damaged header asks for.
     status, header_height, header_width, components, _, _ = jpeg_header(
@@ -76,5 +66,5 @@ def _decode_one(rows: Rows, i: int, decode_jpeg: Decode) -> tuple[int, np.ndarra
 
 
 def _outside(box: np.ndarray, rows: int, columns: int) -> bool:
-    top, left, height, width = (int(value) for value in box)
+    top, left, height, width, _ = (int(value) for value in box)
     return top < 0 or left < 0 or height < 1 or width < 1 or top + height > rows or left + width > columns

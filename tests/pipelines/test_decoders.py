@@ -7,6 +7,7 @@ import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from numba.core.caching import NullCache
 from PIL import Image
 
 from fastpsl.pipelines import decoders, libffcv
-from fastpsl.pipelines.beton import Rows
 from fastpsl.pipelines.decoders import Decoder, codes, open_decoder, reason_of
 from fastpsl.pipelines.decoders import ffcv as ffcv_decoder
 from fastpsl.pipelines.decoders.area import area_resize
@@ -23,6 +23,7 @@ from fastpsl.pipelines.decoders.ffcv import _denominator
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
 from fastpsl.pipelines.plain_jpeg import by_pillow, plain_decoder
+from fastpsl.pipelines.rows import Rows
 from tests.pipelines.photos import DECODERS, JPG, RAW, area_mean, jpeg, photo, pil_decode
 
 # pillow: the torchvision decoder where torchvision's own one has been removed.
@@ -53,23 +54,22 @@ class Samples:
         path.write_bytes(b"before" + b"".join(data for data, *_ in samples))
         self.fd = os.open(path, os.O_RDONLY)
         sizes = np.array([len(data) for data, *_ in samples], np.int64)
-        num = len(samples)
-        self.rows = Rows(
-            fd=np.full(num, self.fd, np.int32),
-            offset=6 + np.cumsum(sizes) - sizes,
-            num_bytes=sizes,
-            height=np.array([height for _, height, _, _ in samples], np.int32),
-            width=np.array([width for _, _, width, _ in samples], np.int32),
-            mode=np.array([mode for *_, mode in samples], np.uint8),
-            label=np.zeros(num, np.int64),
-        )
+        self.rows = Rows.empty(np.arange(len(samples)))
+        self.rows.fd[:], self.rows.label[:] = self.fd, 0
+        self.rows.offset[:], self.rows.num_bytes[:] = 6 + np.cumsum(sizes) - sizes, sizes
+        for i, (_, height, width, mode) in enumerate(samples):
+            self.rows.height[i], self.rows.width[i], self.rows.mode[i] = height, width, mode
 
 
 def decode(
     decoder: Decoder, rows: Rows, boxes: list[np.ndarray], sizes: list[int]
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     outs = [np.zeros((len(rows.fd), size, size, 3), np.uint8) for size in sizes]
-    return decoder.decode(rows, [np.asarray(box, np.int32) for box in boxes], outs), outs
+    return decoder.decode(rows, [with_resampling(box) for box in boxes], outs), outs
+
+
+def with_resampling(boxes: np.ndarray, how: int = codes.AREA) -> np.ndarray:
+    return np.column_stack([boxes, np.full(len(boxes), how)]).astype(np.int32)
 
 
 def whole(rows: Rows) -> np.ndarray:
@@ -194,7 +194,7 @@ def test_several_views_of_several_sizes_and_none(name: str, tmp_path: Path) -> N
     for boxes, size, out in zip([whole(samples.rows), small], [33, 20], together, strict=True):
         _, (alone,) = decode(decoder, samples.rows, [boxes], [size])
         assert (alone == out).all()
-    none = Rows(*(column[:0] for column in samples.rows))
+    none = samples.rows.part(slice(0))
     status, outs = decode(decoder, none, [np.zeros((0, 4))], [33])
     assert len(status) == 0 and len(outs[0]) == 0
 
@@ -322,7 +322,7 @@ def test_threads_do_not_share_scratch(name: str, tmp_path: Path) -> None:
 
     def one(i: int) -> bool:
         i %= 12
-        _, (out,) = decode(decoder, Rows(*(c[i : i + 1] for c in samples.rows)), [boxes[i : i + 1]], [48])
+        _, (out,) = decode(decoder, samples.rows.part(slice(i, i + 1)), [boxes[i : i + 1]], [48])
         return bool((out[0] == alone[i]).all())
 
     with ThreadPoolExecutor(8) as pool:
@@ -332,14 +332,17 @@ def test_threads_do_not_share_scratch(name: str, tmp_path: Path) -> None:
 def test_auto_chooses_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     data = Synthetic(4)
     assert open_decoder("auto", data)[0].name == "synthetic"
-    beton = object()  # any data that is not synthetic: nothing is read here
+    beton = SimpleNamespace(
+        kind="beton", is_raw=False, image_sizes=lambda: (1, 1, 1, 1)
+    )  # nothing is read here
     monkeypatch.setattr(libffcv, "why_missing", lambda: "ffcv is not installed")
     with pytest.warns(
         UserWarning,
         match=r'torchvision, which is slower: ffcv is not installed; pip install "fastpsl\[ffcv\]"',
     ) as seen:
         decoder, why = open_decoder("auto", beton)  # type: ignore[arg-type]
-    assert (decoder.name, why, len(seen)) == ("torchvision", "ffcv is not installed", 1)
+    assert (decoder.name, len(seen)) == ("torchvision", 1)
+    assert why == 'ffcv is not installed; pip install "fastpsl[ffcv]" installs it'
     with pytest.raises(
         ValueError, match=r'ffcv is not installed; install it by pip install "fastpsl\[ffcv\]"'
     ):
@@ -351,11 +354,13 @@ def test_auto_chooses_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.undo()
             decoder, why = open_decoder("auto", beton)  # type: ignore[arg-type]
             assert (decoder.name, why) == ("ffcv", "its library is installed")
-    with pytest.raises(ValueError, match="decoder 'dalli': there are auto, ffcv, torchvision, synthetic;"):
+    with pytest.raises(
+        ValueError, match="decoder 'dalli': there are auto, ffcv, dali, torchvision, resident, synthetic;"
+    ):
         open_decoder("dalli", data)
     with pytest.raises(ValueError, match="decoder 'torchvision' cannot read synthetic data"):
         open_decoder("torchvision", data)
-    assert decoders.NAMES == ("ffcv", "torchvision", "synthetic")
+    assert decoders.NAMES == ("ffcv", "dali", "torchvision", "resident", "synthetic")
 
 
 def test_torchvisions_deprecation_is_not_said_a_thousand_times(tmp_path: Path) -> None:
@@ -373,6 +378,7 @@ torch_threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from fastpsl.pipelines.plain_jpeg import by_pillow, plain_decoder
+from fastpsl.pipelines.rows import Rows
 from tests.pipelines.photos import photo_samples, write
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
@@ -407,7 +413,7 @@ def test_a_second_process_compiles_nothing_and_never_imports_ffcv() -> None:
 
 def test_the_cached_loop_is_compiled_again_when_a_file_it_calls_changes() -> None:
     # numba looks at the date of the function's own file; free variables are in its key too (numba/core/caching.py).
-    files = [Path(str(module.__file__)) for module in (ffcv_decoder.area, codes, libffcv)]
+    files = [Path(str(module.__file__)) for module in (ffcv_decoder.area, codes, libffcv, ffcv_decoder.rows)]
     cells = [cell.cell_contents for cell in ffcv_decoder._decode_chunk.py_func.__closure__]  # type: ignore[attr-defined]
     assert zlib.crc32(b"".join(file.read_bytes() for file in files)) in cells
     assert isinstance(ffcv_decoder._decode_one._cache, NullCache)  # type: ignore[attr-defined]

