@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+
 from fastpsl.pipelines.beton_convert import BrokenImage, Stored, Target, convert, store_array
 from fastpsl.pipelines.beton_file import (
     MAX_PAGE_BYTES,
@@ -100,12 +102,14 @@ class _Quarantine:
             self._file.discard()
 
 
-def _convert_one(image: object, target: Target) -> Stored | BrokenImage:
+def _convert_one(image: "Path | bytes | np.ndarray | BrokenImage", target: Target) -> Stored | BrokenImage:
     """Runs in a worker: errors of one image are its result."""
+    if isinstance(image, BrokenImage):
+        return image
     try:
         if isinstance(image, Path):
             image = image.read_bytes()
-        stored = convert(image, target) if isinstance(image, bytes) else store_array(image, target)  # type: ignore[arg-type]
+        stored = convert(image, target) if isinstance(image, bytes) else store_array(image, target)
     except OSError as error:
         return BrokenImage(f"cannot be read ({error.strerror})")
     except BrokenImage as error:

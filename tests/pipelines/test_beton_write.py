@@ -166,7 +166,7 @@ def test_flat_folders_and_folders_of_nothing(tmp_path: Path) -> None:
     for folder, word in (
         (tmp_path / "none", "no such folder"),
         (tree(tmp_path / "text", {"a/notes.txt": b"x"}), "holds no images"),
-        (tree(tmp_path / "mixed", {"a.jpg": b"x", "cat/b.jpg": b"x"}), "beside the folders"),
+        (tree(tmp_path / "mixed", {"a.jpg": b"x", "cat/b.jpg": b"x"}), "a.jpg lies beside the class folders cat"),
     ):
         with pytest.raises(ValueError, match=word):
             image_folder(folder)

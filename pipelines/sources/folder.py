@@ -10,18 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image to be written: a name for lists and messages, the image, its label (-1 = none)."""
-
-    name: str  # of files: the path relative to the source
-    image: "Path | bytes | np.ndarray"  # a file, a file's bytes, or RGB uint8 [H, W, 3]
-    label: int
+from fastpsl.pipelines.sources.source import EXTENSIONS, Sample, changed, is_image, shard_range
 
 
 @dataclass
@@ -35,15 +24,21 @@ class ImageFolder:
     num_ignored: int  # files that are no images by their names
     shard: tuple[int, int] = (0, 1)
     empty_classes: list[str] = field(default_factory=list)
-
-    @property
-    def first(self) -> int:
-        return self.num_total * self.shard[0] // self.shard[1]
+    mode: str = "jpg"
+    notes: list[str] = field(default_factory=list)
 
     @property
     def num_samples(self) -> int:
         """Images in this shard."""
-        return self.num_total * (self.shard[0] + 1) // self.shard[1] - self.first
+        return len(shard_range(self.num_total, self.shard))
+
+    @property
+    def warnings(self) -> list[str]:
+        """Classes without an image, files that are none."""
+        lines = [f"class {name} holds no image; it keeps its label" for name in self.empty_classes]
+        if self.num_ignored:
+            lines.append(f"{self.num_ignored:,} files are no images by their names; left out")
+        return lines
 
     def samples(self) -> Iterator[Sample]:
         """This shard's images in order. ValueError when the tree has changed since it was counted."""
@@ -53,17 +48,14 @@ class ImageFolder:
             raise _unlistable(self.root, error) from None
 
     def _samples(self) -> Iterator[Sample]:
-        position, last = 0, self.first + self.num_samples
+        position, here = 0, shard_range(self.num_total, self.shard)
         for label, name in enumerate(self.class_names) if self.class_names else [(-1, "")]:
             for path in _images(self.root / name, not self.class_names):
-                if self.first <= position < last:
+                if position in here:
                     yield Sample(os.path.relpath(path, self.root), Path(path), label)
                 position += 1
         if position != self.num_total:
-            raise ValueError(
-                f"{self.root}: {self.num_total:,} images at the start, {position:,} at the end; "
-                "write again when nothing changes the folder"
-            )
+            raise changed(self.root, self.num_total, position)
 
 
 def image_folder(root: str | Path, shard: tuple[int, int] = (0, 1)) -> ImageFolder:
@@ -96,8 +88,10 @@ def _count(root: Path, shard: tuple[int, int]) -> ImageFolder:
             f"{root}: holds no images ({kinds}); give a folder of images, or one with a folder per class"
         )
     if num_flat and num_tree:
+        first = os.path.basename(next(_images(root, True)))
+        others = f" and {num_flat - 1:,} more images lie" if num_flat > 1 else " lies"
         raise ValueError(
-            f"{root}: {num_flat:,} images lie beside the folders {classes[0]}, ...; "
+            f"{root}: {first}{others} beside the class folders {classes[0]}, ...; "
             "give either a flat folder or one folder per class"
         )
     if num_flat:
@@ -113,7 +107,7 @@ def _images(root: Path, is_flat: bool, ignored: list[int] | None = None) -> Iter
         with os.scandir(folder) as entries:
             files = sorted(entry.name for entry in entries if not entry.is_dir())
         for name in files:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+            if is_image(name):
                 yield os.path.join(folder, name)
             elif ignored is not None:
                 ignored[0] += 1
