@@ -3,6 +3,7 @@
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,27 +15,47 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import Grey
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.data import open_data
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.order import epoch_order
-from fastpsl.pipelines.rows import Rows
+from fastpsl.pipelines.rows import Data, Rows
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.pipelines.workers import default_num_threads
-from tests.pipelines.photos import DECODERS, photo_samples, write
+from tests.pipelines.photos import DECODERS, RAW, photo, photo_samples, write
 
 NUM, GLOBAL_BATCH = 38, 6
 VIEW = ViewSpec(RandomResizedCrop(33), (Flip(), Grey(0.5)))
 CENTRE = ViewSpec(ShorterSideCrop(40, 35, random=False))
 VIEWS = (VIEW, CENTRE)
-ALL = [*DECODERS, "synthetic"]
+# What is read, and by which decoder: the contract is the same for all.
+CASES = [(source, decoder) for source in ("jpeg", "raw") for decoder in DECODERS]
+CASES += [("raw", "resident"), ("synthetic", "synthetic")]
+every_case = pytest.mark.parametrize(("source", "decoder"), CASES)
 
 
 @pytest.fixture(scope="module")
-def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("betons") / "photos.beton", photo_samples(NUM))
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Data sets whose labels are 0, 1, 2, ...: JPEGs of many sizes, raw pictures of one."""
+    folder = tmp_path_factory.mktemp("betons")
+    raw = [(photo(i, 81, 67).tobytes(), 81, 67, RAW) for i in range(NUM)]
+    return {
+        "jpeg": write(folder / "photos.beton", photo_samples(NUM)),
+        "raw": write(folder / "raw.beton", raw),
+    }
 
 
-def batches(data: Beton, epoch: int = 0, first_step: int = 0, **options: object) -> list[Batch]:
+@pytest.fixture(scope="module")
+def beton(sources: dict[str, Path]) -> Path:
+    return sources["jpeg"]
+
+
+def opened(sources: dict[str, Path], source: str) -> Any:
+    """The data, to be closed."""
+    return Synthetic(NUM, num_classes=NUM) if source == "synthetic" else open_data(sources[source])
+
+
+def batches(data: Data, epoch: int = 0, first_step: int = 0, **options: object) -> list[Batch]:
     with Loader(data, VIEWS, **{"batch_size": GLOBAL_BATCH, "num_threads": 2, **options}) as loader:  # type: ignore[arg-type]
         return list(loader.epoch(epoch, first_step))
 
@@ -58,12 +79,12 @@ def assert_equal(a: dict[int, tuple[np.ndarray, ...]], b: dict[int, tuple[np.nda
         assert all(np.array_equal(x, y) for x, y in zip(values, b[index], strict=True)), index
 
 
-@pytest.mark.parametrize("decoder", ALL)
+@every_case
 @pytest.mark.parametrize("train", [True, False])
 def test_each_sample_once_the_same_on_any_number_of_ranks_and_threads(
-    beton: Path, decoder: str, train: bool
+    sources: dict[str, Path], source: str, decoder: str, train: bool
 ) -> None:
-    with Beton(beton) as data:
+    with opened(sources, source) as data:
         alone = batches(data, 3, decoder=decoder, train=train)
         expected = by_index(alone)
         kept = NUM - NUM % GLOBAL_BATCH if train else NUM
@@ -90,9 +111,11 @@ def test_each_sample_once_the_same_on_any_number_of_ranks_and_threads(
                 assert parts.tolist() == whole.indices.tolist()
 
 
-@pytest.mark.parametrize("decoder", ALL)
-def test_orders_and_views_differ_by_epoch_and_repeat_by_seed(beton: Path, decoder: str) -> None:
-    with Beton(beton) as data:
+@every_case
+def test_orders_and_views_differ_by_epoch_and_repeat_by_seed(
+    sources: dict[str, Path], source: str, decoder: str
+) -> None:
+    with opened(sources, source) as data:
         first, again = batches(data, 1, decoder=decoder), batches(data, 1, decoder=decoder)
         assert [batch.indices.tolist() for batch in first] == [batch.indices.tolist() for batch in again]
         assert_equal(by_index(first), by_index(again))
@@ -125,20 +148,26 @@ def test_batches_are_what_they_say(beton: Path) -> None:
                 batch.inputs([VIEW], torch.float32)
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
-def test_two_views_of_one_kind_are_two_views(beton: Path, decoder: str) -> None:
-    with Beton(beton) as data, Loader(data, [VIEW, VIEW], batch_size=NUM, decoder=decoder) as loader:
+@pytest.mark.parametrize(("source", "decoder"), CASES[:-1])
+def test_two_views_of_one_kind_are_two_views(sources: dict[str, Path], source: str, decoder: str) -> None:
+    with (
+        opened(sources, source) as data,
+        Loader(data, [VIEW, VIEW], batch_size=NUM, decoder=decoder) as loader,
+    ):
         (batch,) = loader.epoch(0)
     same = (batch.images[0] == batch.images[1]).flatten(1).all(1)
     assert same.sum() == 0
     assert not torch.equal(batch.draws[0][0]["flip"], batch.draws[1][0]["flip"])
 
 
+@every_case
 @pytest.mark.parametrize("train", [True, False])
-def test_an_epoch_can_be_entered_anywhere_without_decoding_what_came_before(beton: Path, train: bool) -> None:
-    with Beton(beton) as data:
-        whole = batches(data, 5, train=train)
-        with Loader(data, VIEWS, batch_size=GLOBAL_BATCH, train=train) as loader:
+def test_an_epoch_can_be_entered_anywhere_without_decoding_what_came_before(
+    sources: dict[str, Path], source: str, decoder: str, train: bool
+) -> None:
+    with opened(sources, source) as data:
+        whole = batches(data, 5, train=train, decoder=decoder)
+        with Loader(data, VIEWS, batch_size=GLOBAL_BATCH, train=train, decoder=decoder) as loader:
             decoded = count_decoded(loader)
             tail = list(loader.epoch(5, first_step=4))
             assert sum(decoded) == sum(int((batch.indices >= 0).sum()) for batch in tail)
@@ -152,20 +181,42 @@ def count_decoded(loader: Loader) -> list[int]:
     decoder, decoded = loader.decoder, []
 
     class Counting:
-        name, reasons = decoder.name, decoder.reasons
+        def __getattr__(self, name: str) -> Any:
+            return getattr(decoder, name)
 
         def decode(self, rows: Rows, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
             decoded.append(len(rows.fd))
-            return decoder.decode(rows, boxes, outs)
+            return decoder.decode(rows, boxes, outs)  # type: ignore[union-attr]
 
-    loader.decoder = Counting()
+        def encode(self, rows: Rows) -> list[Any]:
+            decoded.append(len(rows.fd))
+            return decoder.encode(rows)  # type: ignore[union-attr]
+
+    loader.decoder = Counting()  # type: ignore[assignment]
     return decoded
 
 
-def test_a_sample_is_decoded_once_for_all_views(beton: Path) -> None:
-    with Beton(beton) as data, Loader(data, VIEWS, batch_size=GLOBAL_BATCH) as loader:
+@every_case
+def test_a_sample_is_decoded_once_for_all_views(sources: dict[str, Path], source: str, decoder: str) -> None:
+    with (
+        opened(sources, source) as data,
+        Loader(data, VIEWS, batch_size=GLOBAL_BATCH, decoder=decoder) as loader,
+    ):
         decoded = count_decoded(loader)
         assert sum(len(batch.indices) for batch in loader.epoch(0)) == sum(decoded)
+
+
+@every_case
+def test_padding_is_black_and_marked(sources: dict[str, Path], source: str, decoder: str) -> None:
+    with opened(sources, source) as data:
+        for rank in (1, 2):  # the last batch of one has something, of the other nothing but padding
+            last = batches(data, train=False, batch_size=2, world=3, rank=rank, decoder=decoder)[-1]
+            assert last.indices.tolist() == [-1, -1] and last.labels.tolist() == [-1, -1]
+            assert last.images[0].shape == (2, 3, 33, 33) and not last.images[0].any()
+        last = batches(data, train=False, decoder=decoder)[-1]
+        assert last.indices.tolist() == [36, 37, -1, -1, -1, -1]
+        assert not last.images[0][2:].any() and last.images[0][:2].any()
+        assert last.images[0].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_evaluation_pads_whole_global_batches(beton: Path) -> None:
