@@ -94,8 +94,35 @@ class Permutations:
     """Sizes of the nested sets: the first 500 rows are the first set, and so on."""
 
 
+@dataclass(frozen=True)
+class Show:
+    """Draw a contact sheet of what the network sees: a task's views at the paper's sizes, or the decoder's crops.
+
+    Each picture's caption tells the sample's number, its class, and what the task drew.
+    """
+
+    data: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="DATA")]] = None
+    """A beton, a quoted glob of shards, or a folder of images. [the embedded sample]"""
+    task: Annotated[str, tyro.conf.arg(metavar="crops|jigsaw")] = "crops"
+    """crops: two random resized crops of each sample, no task."""
+    level: Annotated[int, tyro.conf.arg(metavar="LEVEL")] = 1
+    """The task's level, from 1."""
+    num: Annotated[int, tyro.conf.arg(metavar="NUM")] = 16
+    """Samples to draw."""
+    seed: int = 0
+    """Another seed shows other samples, other crops and other draws."""
+    shorter_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 256
+    """Shorter side of the picture that is cut from; the task's other sizes keep the paper's proportion to it."""
+    decoder: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+    """As in a recipe."""
+    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda")] = "auto"
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
+    """The PNG to write. [TASK-GLEVEL.png in this folder]"""
+
+
 Command = (
     Annotated[Beton, tyro.conf.subcommand("beton")]
+    | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Permutations, tyro.conf.subcommand("permutations")]
 )
 
@@ -107,12 +134,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             Command,
             arguments,
             prog="fastpsl",
-            description="Self-supervised pre-training of vision backbones: data sets and permutation sets.",
+            description="Self-supervised pre-training of vision backbones: data sets, contact sheets and permutation sets.",
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
         with _one_line_warnings():
             if isinstance(command, Permutations):
                 _permutations(command)
+            elif isinstance(command, Show):
+                _show(command)
             elif isinstance(command.command, Write):
                 _write(command.command)
             elif isinstance(command.command, Verify):
@@ -233,6 +262,12 @@ def _info(command: Info) -> None:
     for given in command.betons:
         with OpenBeton(given) as beton:
             print(info(beton))
+
+
+def _show(command: Show) -> None:
+    from fastpsl.show import show
+
+    print(show(**vars(command)))
 
 
 def _permutations(command: Permutations) -> None:

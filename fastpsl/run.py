@@ -17,7 +17,7 @@ import torch
 from fastpsl.checkpoint import Checkpoints, write_atomically
 from fastpsl.distributed import Agreement, World, share, wait_for_all
 from fastpsl.options import RunOptions
-from fastpsl.pictures import save_contact_sheet
+from fastpsl.pictures import captions, save_contact_sheet
 from fastpsl.pipelines.data import open_data
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import Data
@@ -162,7 +162,9 @@ class Run:
             return
         pictures = call_if_there(task, "contact_sheet", batch.inputs(loader.views, torch.float32), batch)
         if pictures is not None:
-            save_contact_sheet(pictures, self.folder / f"contact-sheet-G{stage.level}.png")
+            told = call_if_there(task, "captions", batch) or ()
+            texts = captions(batch, self.train_data.class_names, told)
+            save_contact_sheet(pictures, self.folder / f"contact-sheet-G{stage.level}.png", texts)
 
     def close(self) -> None:
         self.reporter.close()

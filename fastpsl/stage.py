@@ -26,6 +26,7 @@ class Task(Protocol):
                                        same step and may communicate; rank 0's answer is the one that is saved
       chance(level)                    accuracy of guessing, to stand beside the held-out accuracy
       contact_sheet(inputs, batch)     float32 [n,3,h,w] in [0,1]: what the network sees, for people
+      captions(batch)                  n strings: what it drew for each of them
     """
 
     num_levels: int

@@ -99,6 +99,10 @@ class Jigsaw:
         )
         return torch.cat([whole, whole.new_ones(*whole.shape[:3], 4), puzzle], 3)
 
+    def captions(self, batch: Batch) -> list[str]:
+        """Which permutation made each puzzle of the contact sheet."""
+        return [f"permutation {label}" for label in batch.draws[0][-1]["permutation"][:, 0].tolist()]
+
 
 class JigsawHead(nn.Module):
     """Average pool, Linear C→width with BatchNorm and ReLU shared by the tiles, concatenation, Linear to N.

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from fastpsl.pictures import draw_curve, running_mean, save_contact_sheet
+from fastpsl.pictures import draw_curve
 from fastpsl.plan import make_plan
 from fastpsl.reporter import MetricsFile, Reporter, summary_line
 from tests.fastpsl.tiny import one_process
@@ -86,15 +86,3 @@ def test_the_screen_shows_what_a_person_looks_for(tmp_path: Path) -> None:
         shown = text.getvalue()
         for word in ("S1 level G1", "4/4", "loss", "0.5", "lr", "img/s", "data wait", "ETA"):
             assert word in shown, (terminal, word)
-
-
-def test_running_mean_is_the_mean_of_the_last_twentieth() -> None:
-    values = [float(i % 7) for i in range(60)]
-    expected = [sum(values[max(0, i - 2) : i + 1]) / len(values[max(0, i - 2) : i + 1]) for i in range(60)]
-    assert all(abs(a - b) < 1e-9 for a, b in zip(running_mean(values), expected, strict=True))
-
-
-def test_contact_sheet_holds_at_most_sixteen(tmp_path: Path) -> None:
-    for num in (1, 3, 40):
-        save_contact_sheet(torch.rand(num, 3, 20, 30), tmp_path / f"{num}.png")
-        assert (tmp_path / f"{num}.png").read_bytes()[:4] == b"\x89PNG"
