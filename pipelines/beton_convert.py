@@ -3,10 +3,8 @@ JPEG, or raw RGB.
 
 Passes byte for byte: a baseline (or extended sequential) 8-bit JPEG of 3 components, upright, of the wanted
 size, that the readers' decode call takes without a libjpeg warning. Everything else is decoded, turned
-upright by its EXIF orientation, made 8-bit RGB, shrunk (never enlarged) and encoded again without metadata:
-- alpha, also of palettes: over white; 16-bit: scaled by 255/65535 (of three channels: the high byte);
-  palette, grey, CMYK: Pillow's conversion;
-- colour profiles are not applied; of animations and multi-page files the first frame is taken.
+upright by its EXIF orientation, made 8-bit RGB (image_file.py), shrunk (never enlarged) and encoded again
+without metadata.
 """
 
 import io
@@ -14,29 +12,21 @@ import threading
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fastpsl.pipelines.beton_shard import JPG, RAW
 from fastpsl.pipelines.decoders.area import shrink
+from fastpsl.pipelines.image_file import MAX_PIXELS, BrokenImage, decode_any, jpeg_orientation, turn
 from fastpsl.pipelines.libffcv import HEADER_GOOD, Codec, jpeg_header, why_missing
 from fastpsl.pipelines.plain_jpeg import plain_decoder
+from fastpsl.pipelines.rows import UPRIGHT
 
-# What Pillow may try: no format that starts another program (EPS) or that is no photo.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
-Image.init()  # all plugins now: Image.open(formats=...) knows only those that are loaded
 MAX_SIDE_PX = 65535  # two bytes in the table
-MAX_PIXELS = 178_956_970  # Pillow's own limit for what is taken for a decompression bomb
 # A JPEG is decoded at 1/2, 1/4 or 1/8 where that is still so many times the wanted size. Mean difference to
 # shrinking the whole picture, and edges left (mean gradient; the whole one keeps .93 of Lanczos's), on 31
 # photos: 2: 1.5 to 2.1 of 255, .91 to .94; 1.4: 2.0 to 3.1, .83; 1: 2.1 to 3.9, .77 to .91. Betons are kept
 # for years: no blur for speed.
 _SCALE_MARGIN = 2
-_UPRIGHT = 1
-_ORIENTATION_TAG = 0x0112
-
-
-class BrokenImage(Exception):
-    """The image cannot be used; the message is the reason, for the quarantine list."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +81,12 @@ def convert(data: bytes, target: Target) -> Stored:
     )
     how = "encoded"
     if status == HEADER_GOOD and components == 3 and precision == 8 and height * width <= MAX_PIXELS:
-        orientation = _jpeg_orientation(data)
+        orientation = jpeg_orientation(data)
         wanted = target.size(height, width)
         may_pass = (
             target.mode == "jpg"
             and not is_progressive
-            and orientation == _UPRIGHT
+            and orientation == UPRIGHT
             and wanted == (height, width)
         )
         if may_pass and clean_decode(data, height, width):
@@ -104,8 +94,8 @@ def convert(data: bytes, target: Target) -> Stored:
         how = "mended" if may_pass else "encoded"
         image = None if may_pass else _decode_shrunk(data, height, width, wanted)
         if image is not None:
-            return _store(_turn(image, orientation), target, how)
-    return _store(_shrink(_decode_any(data), target), target, how)
+            return _store(turn(image, orientation), target, how)
+    return _store(_shrink(decode_any(data), target), target, how)
 
 
 def store_array(image: np.ndarray, target: Target) -> Stored:
@@ -113,18 +103,6 @@ def store_array(image: np.ndarray, target: Target) -> Stored:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise BrokenImage(f"array of {image.dtype} {list(image.shape)}; uint8 [H, W, 3] is wanted")
     return _store(_shrink(image, target), target, "encoded")
-
-
-def _jpeg_orientation(data: bytes) -> int:
-    """EXIF orientation, 1 (upright) where there is none or it is nonsense."""
-    if b"Exif\x00\x00" not in data:  # 5 us; Pillow's parser takes 200
-        return _UPRIGHT
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            orientation = image.getexif().get(_ORIENTATION_TAG, _UPRIGHT)
-    except Exception:  # noqa: BLE001  Pillow's parsers raise nearly anything on nonsense, which then says nothing about up
-        return _UPRIGHT
-    return orientation if orientation in range(1, 9) else _UPRIGHT
 
 
 def clean_decode(data: bytes, height: int, width: int) -> bool:
@@ -150,54 +128,8 @@ def _decode_shrunk(data: bytes, height: int, width: int, wanted: tuple[int, int]
     return shrink(image, *wanted) if is_good else None
 
 
-def _decode_any(data: bytes) -> np.ndarray:
-    """Decode any known format by Pillow to upright RGB, uint8 [H, W, 3]."""
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise BrokenImage(f"{image.width} x {image.height} px are more than {MAX_PIXELS:,} pixels")
-            image.load()
-            return np.asarray(_rgb(ImageOps.exif_transpose(image)))
-    except BrokenImage:
-        raise
-    except Image.UnidentifiedImageError:
-        raise BrokenImage(f"no image of a known format ({', '.join(FORMATS)})") from None
-    except Exception as error:  # noqa: BLE001  Pillow's parsers raise nearly anything on nonsense
-        raise BrokenImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from None
-
-
-def _rgb(image: Image.Image) -> "Image.Image | np.ndarray":
-    """To 8-bit RGB, see the module's text."""
-    if image.mode == "F":
-        raise BrokenImage("floating-point pixels have no known range")
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.size and not (0 <= values.min() and values.max() <= 65535):
-            raise BrokenImage("32-bit integer pixels beyond 16 bits have no known range")
-        grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert(
-            "RGB"
-        )
-    return image.convert("RGB")
-
-
 def _shrink(image: np.ndarray, target: Target) -> np.ndarray:
     return shrink(image, *target.size(*image.shape[:2]))
-
-
-def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo an EXIF orientation: 2 to 8 = mirrored, 180, flipped, transposed, 90 right, transverse, 90
-    left."""
-    if orientation >= 5:
-        image = image.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    return image
 
 
 def _store(image: np.ndarray, target: Target, how: str) -> Stored:

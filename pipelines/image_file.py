@@ -1,0 +1,81 @@
+"""Image files of any kind to upright RGB, by Pillow; and which way up a JPEG is.
+
+- Alpha, also of palettes: over white; 16-bit: scaled by 255/65535 (of three channels: the high byte); palette, grey, CMYK:
+  Pillow's conversion;
+- colour profiles are not applied; of animations and multi-page files the first frame is taken.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from fastpsl.pipelines.rows import UPRIGHT
+
+# What Pillow may try: no format that starts another program (EPS) or that is no photo.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
+Image.init()  # all plugins now: Image.open(formats=...) knows only those that are loaded
+MAX_PIXELS = 178_956_970  # Pillow's own limit for what is taken for a decompression bomb
+_ORIENTATION_TAG = 0x0112
+
+
+class BrokenImage(Exception):
+    """The image cannot be used; the message is the reason, for the quarantine list."""
+
+
+def jpeg_orientation(data: bytes) -> int:
+    """EXIF orientation, 1 (upright) where there is none or it is nonsense."""
+    if b"Exif\x00\x00" not in data:  # 5 us; Pillow's parser takes 200
+        return UPRIGHT
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            orientation = image.getexif().get(_ORIENTATION_TAG, UPRIGHT)
+    except Exception:  # noqa: BLE001  Pillow's parsers raise nearly anything on nonsense, which then says nothing about up
+        return UPRIGHT
+    return orientation if orientation in range(1, 9) else UPRIGHT
+
+
+def decode_any(data: bytes) -> np.ndarray:
+    """Decode any known format by Pillow to upright RGB, uint8 [H, W, 3]."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BrokenImage(f"{image.width} x {image.height} px are more than {MAX_PIXELS:,} pixels")
+            image.load()
+            return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+    except BrokenImage:
+        raise
+    except Image.UnidentifiedImageError:
+        raise BrokenImage(f"no image of a known format ({', '.join(FORMATS)})") from None
+    except Exception as error:  # noqa: BLE001  Pillow's parsers raise nearly anything on nonsense
+        raise BrokenImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from None
+
+
+def _rgb(image: Image.Image) -> "Image.Image | np.ndarray":
+    """To 8-bit RGB, see the module's text."""
+    if image.mode == "F":
+        raise BrokenImage("floating-point pixels have no known range")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.size and not (0 <= values.min() and values.max() <= 65535):
+            raise BrokenImage("32-bit integer pixels beyond 16 bits have no known range")
+        grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert(
+            "RGB"
+        )
+    return image.convert("RGB")
+
+
+def turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo an EXIF orientation: 2 to 8 = mirrored, 180, flipped, transposed, 90 right, transverse, 90
+    left."""
+    if orientation >= 5:
+        image = image.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return image
