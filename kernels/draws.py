@@ -39,6 +39,7 @@ class Slot(IntEnum):
     TILES = 8
     PERMUTATION = 9
     TASK = 10
+    PAGES = 11
 
 
 @dataclass(frozen=True, eq=False)

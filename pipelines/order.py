@@ -15,14 +15,20 @@ _BLOCK = 1 << 20  # samples whose random words are made at once
 def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
     """The order of an epoch of training: int64 [num_samples], a permutation of 0..num_samples-1.
 
-    Samples are sorted (stably) by 64 random bits of their own, keyed by (seed, epoch, index).
+    Samples are sorted (stably) by their `sort_keys`.
     """
-    sort_keys = np.empty(num_samples, np.uint64)
+    order = np.argsort(sort_keys(seed, epoch, num_samples), kind="stable")
+    return order.astype(np.int64, copy=False)
+
+
+def sort_keys(seed: int, epoch: int, num_samples: int) -> np.ndarray:
+    """uint64 [num_samples]: 64 random bits of each sample's own, keyed by (seed, epoch, index)."""
+    keys = np.empty(num_samples, np.uint64)
     for start in range(0, num_samples, _BLOCK):
         indices = np.arange(start, min(start + _BLOCK, num_samples), dtype=np.int64)
         high, low = words(Keys(seed, epoch, indices), Slot.ORDER, 2).astype(np.uint64).T
-        sort_keys[start : start + len(indices)] = (high << np.uint64(32)) | low
-    return np.argsort(sort_keys, kind="stable").astype(np.int64, copy=False)
+        keys[start : start + len(indices)] = (high << np.uint64(32)) | low
+    return keys
 
 
 def num_steps(num_samples: int, global_batch: int, train: bool) -> int:
