@@ -17,7 +17,7 @@ Metrics = dict[str, tuple[Tensor, Tensor]]
 class Task(Protocol):
     """What the trainer asks of a pretext task. Nothing to inherit from: `docs/add_a_task.md` shows a short one.
 
-    A task may also have, and the trainer then calls:
+    A task may also have `needs_labels = True`, which refuses data without them, and, which the trainer then calls:
       start_stage(stage, trunk, head)  a new stage's modules are made: build momentum copies, empty queues
       after_step()                     after each optimiser step: momentum updates, queues
       end_of_epoch()                   after an epoch's last step: new labels, order weights

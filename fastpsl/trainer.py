@@ -13,6 +13,7 @@ from torch import nn
 from fastpsl.learner import Learner
 from fastpsl.optimisers import Schedule, sgd
 from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.rows import require_labels
 from fastpsl.plan import Stage
 from fastpsl.run import Run
 from fastpsl.stage import StageModule, Task, Trunk, call_if_there, task_state
@@ -51,6 +52,8 @@ def torch_seed(*numbers: int) -> int:
 def pretrain(job: Job, run: Run) -> bool:
     """Train through the plan, from the run's checkpoint if it has one. False when a signal stopped it (after saving)."""
     (state, run.resume_state), position = (run.resume_state, None), run.position
+    if getattr(job.task, "needs_labels", False):
+        require_labels(run.train_data, f"the task {type(job.task).__name__}")
     if run.options.sync_batchnorm:
         nn.SyncBatchNorm.convert_sync_batchnorm(job.backbone)
     job.backbone.to(run.world.device).to(memory_format=torch.channels_last)

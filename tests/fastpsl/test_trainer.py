@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.optimisers import step_drops
+from fastpsl.pipelines.beton_write import write_beton
+from fastpsl.pipelines.sources import Sample
 from fastpsl.plan import make_plan
 from fastpsl.reporter import summary_line
 from fastpsl.resume import new_numbered_folder
@@ -195,6 +198,31 @@ def test_a_signal_during_the_held_out_pass_is_heard(whole: Path, tmp_path: Path)
 def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="fewer than one batch of 960"):
         tiny_run(tmp_path, batch_size=960, accumulate=2)
+
+
+def test_a_task_that_needs_labels_refuses_data_without(tmp_path: Path) -> None:
+    def fit_with_labels(data: Path) -> bool:
+        job = tiny_job()
+        job.task.needs_labels = True  # type: ignore[attr-defined]
+        run = tiny_run(tmp_path / "out", data=str(data), val=None, batch_size=4, max_steps_per_stage=1)
+        try:
+            return pretrain(job, run)
+        finally:
+            run.close()
+
+    labelled, without = tmp_path / "labelled.beton", tmp_path / "without.beton"
+    pictures = [np.full((40, 40, 3), 10 * i, np.uint8) for i in range(8)]
+    for path, labels in ((labelled, range(8)), (without, (0, 1, -1, 3, -1, 5, 6, 7))):
+        samples = [
+            Sample(f"p{i}", picture, label)
+            for i, (picture, label) in enumerate(zip(pictures, labels, strict=True))
+        ]
+        write_beton(samples, path, num_samples=8)
+    with pytest.raises(
+        ValueError, match=r"Jigsaw needs labels, and 2 of 8 samples have none .*sample 2 \(p2\)"
+    ):
+        fit_with_labels(without)
+    assert fit_with_labels(labelled)
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
