@@ -130,4 +130,6 @@ def _load(data: "Beton", device: torch.device) -> Tensor:
                 )
         if host is not part:
             part.copy_(host)
+    if device.type == "cuda":  # batches are made on another stream
+        torch.cuda.current_stream(device).synchronize()
     return images
