@@ -16,6 +16,7 @@ from fastpsl.pipelines.rows import UPRIGHT
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 Image.init()  # all plugins now: Image.open(formats=...) knows only those that are loaded
 MAX_PIXELS = 178_956_970  # Pillow's own limit for what is taken for a decompression bomb
+TURNED = 5  # EXIF orientations from here on swap height and width
 _ORIENTATION_TAG = 0x0112
 
 
@@ -72,7 +73,7 @@ def _rgb(image: Image.Image) -> "Image.Image | np.ndarray":
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:
     """Undo an EXIF orientation: 2 to 8 = mirrored, 180, flipped, transposed, 90 right, transverse, 90
     left."""
-    if orientation >= 5:
+    if orientation >= TURNED:
         image = image.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
         image = image[::-1]

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from fastpsl.pipelines import libffcv
-from fastpsl.pipelines.decoders.codes import WRONG_COMPONENTS, WRONG_SIZE
+from fastpsl.pipelines.decoders.codes import BAD_FILE, CHANGED, WRONG_COMPONENTS, WRONG_SIZE
 from fastpsl.pipelines.decoders.synthetic import SyntheticDecoder
 
 if TYPE_CHECKING:
@@ -151,6 +151,8 @@ def _automatic(data: "Data", device: "torch.device") -> tuple[str, str]:
 def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: "Rows", i: int) -> str:
     """The reason for a code of row i in words, with the sizes where sizes are the matter."""
     text = decoder.reasons[code]
+    if code in (CHANGED, BAD_FILE):
+        return f"{text}: {_what_is_wrong(rows, i)}"
     if code in (WRONG_SIZE, WRONG_COMPONENTS):
         from fastpsl.pipelines.rows import read_bytes
 
@@ -160,3 +162,20 @@ def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: "Rows", i: int) 
             return f"{text}: the header says {components}"
         return f"the header says {height}x{width} px, the table {rows.height[i]}x{rows.width[i]}"
     return text
+
+
+def _what_is_wrong(rows: "Rows", i: int) -> str:
+    """Of an image file, in words."""
+    from fastpsl.pipelines.image_file import BrokenImage, decode_any
+
+    try:
+        with open(rows.path[i], "rb") as file:
+            data = file.read()
+        if len(data) != rows.num_bytes[i]:
+            return f"it had {rows.num_bytes[i]:,} bytes and has {len(data):,}"
+        height, width, _ = decode_any(data).shape
+    except OSError as error:
+        return str(error.strerror)
+    except BrokenImage as error:
+        return str(error)
+    return f"it had {rows.height[i]} x {rows.width[i]} px and has {height} x {width}"

@@ -12,6 +12,8 @@ CORRUPT = 5
 BAD_BOX = 6
 RAW_SIZE = 7
 BAD_MODE = 8
+CHANGED = 9
+BAD_FILE = 10
 
 # How a box becomes a crop, its fifth number: the mean of the area under each pixel; or the isotropic kernel, through
 # which the rotation task sees every picture, upright or turned by 45 degrees.
@@ -28,6 +30,8 @@ REASONS: dict[int, str] = {
     BAD_BOX: "the crop lies outside of the picture",
     RAW_SIZE: "raw pixels of another size than height x width x 3",
     BAD_MODE: "neither a JPEG nor raw pixels by the table",
+    CHANGED: "the file is not as it was when the folder was listed",
+    BAD_FILE: "no image that can be read",
 }
 
 

@@ -5,38 +5,18 @@ scratch. libffcv trusts its caller, so headers, sizes and boxes are checked here
 """
 
 import threading
-import zlib
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from numba import njit
 
 from fastpsl.pipelines import libffcv, rows
-from fastpsl.pipelines.decoders import area, codes
+from fastpsl.pipelines.decoders import area, codes, encoded
 from fastpsl.pipelines.decoders.area import area_resize
-from fastpsl.pipelines.decoders.codes import (
-    BAD_BOX,
-    BAD_MODE,
-    CORRUPT,
-    GOOD,
-    NOT_JPEG,
-    RAW_SIZE,
-    REASONS,
-    SHORT_READ,
-    WRONG_COMPONENTS,
-    WRONG_SIZE,
-    check_request,
-)
-from fastpsl.pipelines.libffcv import (
-    HEADER_GOOD,
-    decode_into,
-    jpeg_header,
-    library,
-    pread_into,
-)
-from fastpsl.pipelines.rows import MODE_JPEG, MODE_RAW, Rows
+from fastpsl.pipelines.decoders.codes import BAD_BOX, CORRUPT, GOOD, REASONS, check_request
+from fastpsl.pipelines.decoders.encoded import read_checked, stamp
+from fastpsl.pipelines.libffcv import decode_into, library
+from fastpsl.pipelines.rows import MODE_RAW, Rows
 
 # A JPEG is decoded at 1/d (2, 4, 8) where every crop is at least 1.5 d times its output. Measured on 40 photos, d = 2 / 4 / 8,
 # mean difference to a full decode in 1/255: from 1.0 d on 2.2 / 2.4 / 3.1, from 1.5 d on 1.5 / 1.6 / 2.0, from 2 d on 1.1 / 1.1 / 1.4.
@@ -75,23 +55,9 @@ def _decode_one(
             return BAD_BOX, 1
         if box_height > height - top or box_width > width - left:
             return BAD_BOX, 1
-    if mode == MODE_RAW:
-        if num_bytes != height * width * 3:
-            return RAW_SIZE, 1
-        if pread_into(fd, offset, num_bytes, pixels) != num_bytes:
-            return SHORT_READ, 1
-        return GOOD, 1
-    if mode != MODE_JPEG:
-        return BAD_MODE, 1
-    if pread_into(fd, offset, num_bytes, encoded) != num_bytes:
-        return SHORT_READ, 1
-    status, header_height, header_width, components, _, _ = jpeg_header(encoded, num_bytes)
-    if status != HEADER_GOOD:
-        return NOT_JPEG, 1
-    if header_height != height or header_width != width:
-        return WRONG_SIZE, 1
-    if components != 1 and components != 3:
-        return WRONG_COMPONENTS, 1
+    code = read_checked(fd, offset, num_bytes, height, width, mode, pixels if mode == MODE_RAW else encoded)
+    if code != GOOD or mode == MODE_RAW:
+        return code, 1
     denominator = _denominator(boxes, sizes, i)
     if decode_into(encoded, num_bytes, height, width, pixels, 1, denominator) != 0:
         return CORRUPT, 1
@@ -135,11 +101,7 @@ def _compiled(stamp: int) -> Callable[..., None]:
     return decode_chunk
 
 
-def _stamp(*modules: ModuleType) -> int:
-    return zlib.crc32(b"".join(Path(str(module.__file__)).read_bytes() for module in modules))
-
-
-_decode_chunk = _compiled(_stamp(area, codes, libffcv, rows))
+_decode_chunk = _compiled(stamp(area, codes, encoded, libffcv, rows))
 
 
 class FfcvDecoder:

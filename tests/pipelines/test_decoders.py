@@ -250,7 +250,8 @@ def test_what_is_wrong_is_said_and_spares_the_rest(name: str, tmp_path: Path) ->
     for height, width in ((59, 80), (61, 80), (60, 79), (60, 81)):  # one side alone
         alone = Samples(tmp_path / "alone", [(good, height, width, JPG)])
         assert decode(decoder, alone.rows, [np.array([[0, 0, 9, 9]])], [8])[0].tolist() == [codes.WRONG_SIZE]
-    assert set(decoder.reasons) == set(expected) - {codes.GOOD}
+    of_files = {codes.CHANGED, codes.BAD_FILE}
+    assert set(decoder.reasons) == (set(expected) | of_files) - {codes.GOOD}
     assert "\n" not in "".join(decoder.reasons.values())
 
 
@@ -413,7 +414,8 @@ def test_a_second_process_compiles_nothing_and_never_imports_ffcv() -> None:
 
 def test_the_cached_loop_is_compiled_again_when_a_file_it_calls_changes() -> None:
     # numba looks at the date of the function's own file; free variables are in its key too (numba/core/caching.py).
-    files = [Path(str(module.__file__)) for module in (ffcv_decoder.area, codes, libffcv, ffcv_decoder.rows)]
+    modules = (ffcv_decoder.area, codes, ffcv_decoder.encoded, libffcv, ffcv_decoder.rows)
+    files = [Path(str(module.__file__)) for module in modules]
     cells = [cell.cell_contents for cell in ffcv_decoder._decode_chunk.py_func.__closure__]  # type: ignore[attr-defined]
     assert zlib.crc32(b"".join(file.read_bytes() for file in files)) in cells
     assert isinstance(ffcv_decoder._decode_one._cache, NullCache)  # type: ignore[attr-defined]
