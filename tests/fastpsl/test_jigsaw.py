@@ -125,6 +125,7 @@ def test_contact_sheet_shows_the_window_and_the_puzzle() -> None:
     right = middles[:, 3 * step + 4 + step // 2 :: step].flatten() * 10
     assert torch.allclose(left, torch.arange(9.0), atol=1e-3)
     assert torch.allclose(right, task.permutations[label].float(), atol=1e-3)
+    assert task.captions(batch_of(torch.tensor([[label, 1], [0, 2]]))) == ["permutation 4", "permutation 0"]
 
 
 def test_impossible_levels_are_refused() -> None:

@@ -77,11 +77,16 @@ def test_crops_without_a_task_and_samples_that_are_bad(
     view = ViewSpec(RandomResizedCrop(28))
     with Beton(path) as data, Loader(data, [view, view], batch_size=4, on_bad_sample="skip") as loader:
         batch = next(loader.epoch(0))
-    good = (batch.indices >= 0).nonzero()[0]
-    sheet = np.asarray(Image.open(out))[8:, 8:]
-    for view_number, left in ((0, 0), (1, 3 * 32)):  # two crops of 28, a gap of 4, three times as large
-        expected = batch.images[view_number][good][0].permute(1, 2, 0).numpy()
-        assert (sheet[: 3 * 28 : 3, left : left + 3 * 28 : 3] == expected).all()
+    good = (batch.indices >= 0).nonzero()[:, 0].tolist()
+    assert len(good) == 3
+    sheet = np.asarray(Image.open(out))
+    for place, i in enumerate(
+        good
+    ):  # two crops of 28, a gap of 4, three times as large; a caption of one line
+        top, left = place // 2 * (84 + 16 + 8) + 8, place % 2 * (180 + 8) + 8
+        for view_number, start in ((0, left), (1, left + 3 * 32)):
+            expected = batch.images[view_number][i].permute(1, 2, 0).numpy()
+            assert (sheet[top : top + 84 : 3, start : start + 84 : 3] == expected).all()
 
 
 @pytest.mark.parametrize(
