@@ -12,7 +12,7 @@ UPRIGHT = 1
 class Rows(NamedTuple):
     """Numpy arrays of one length, a sample each; slice all of them alike with `part`."""
 
-    index: np.ndarray  # int64, in the data set
+    indices: np.ndarray  # int64, in the data set
     fd: np.ndarray  # int32, open file; -1 where there is none
     offset: np.ndarray  # int64, bytes
     num_bytes: np.ndarray  # int64
@@ -26,10 +26,16 @@ class Rows(NamedTuple):
     @classmethod
     def empty(cls, indices: np.ndarray) -> "Rows":
         """Upright samples that are read from `fd`; everything else is still to be filled in."""
-        num, dtypes = len(indices), (np.int32, np.int64, np.int64, np.int32, np.int32, np.uint8, np.int64)
+        num = len(indices)
         return cls(
-            np.asarray(indices, np.int64),
-            *(np.empty(num, dtype) for dtype in dtypes),
+            indices=np.asarray(indices, np.int64),
+            fd=np.empty(num, np.int32),
+            offset=np.empty(num, np.int64),
+            num_bytes=np.empty(num, np.int64),
+            height=np.empty(num, np.int32),
+            width=np.empty(num, np.int32),
+            mode=np.empty(num, np.uint8),
+            label=np.empty(num, np.int64),
             orientation=np.full(num, UPRIGHT, np.uint8),
             path=np.full(num, "", object),
         )

@@ -80,10 +80,10 @@ class ResidentDecoder:
 
     def encode(self, rows: Rows) -> list[Any]:
         """Nothing: they are there."""
-        return [None] * len(rows.index)
+        return [None] * len(rows.indices)
 
     def submit(self, rows: Rows, encoded: list[Any], boxes: list[np.ndarray], sizes_px: list[int]) -> None:
-        self._waiting.append((rows.index, boxes, sizes_px))
+        self._waiting.append((rows.indices, boxes, sizes_px))
 
     def collect(self) -> tuple[np.ndarray, list[Tensor]]:
         indices, boxes, sizes_px = self._waiting.popleft()

@@ -37,7 +37,7 @@ class Synthetic:
         rows = Rows.empty(indices)
         rows.fd[:], rows.offset[:], rows.num_bytes[:], rows.mode[:] = -1, 0, 0, 0
         rows.height[:], rows.width[:] = self._size
-        rows.label[:] = rows.index % self.num_classes
+        rows.label[:] = rows.indices % self.num_classes
         return rows
 
     def labels(self) -> np.ndarray:
@@ -69,7 +69,7 @@ class SyntheticDecoder:
         self._pictures: dict[int, np.ndarray] = {}
 
     def decode(self, rows: Rows, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
-        check_request(boxes, outs, len(rows.index))
+        check_request(boxes, outs, len(rows.indices))
         for out in outs:
             size = out.shape[1]
             pictures = self._pictures.get(size)
@@ -78,6 +78,6 @@ class SyntheticDecoder:
                     0, 256, (_NUM_PICTURES, size, size, 3), np.uint8
                 )
                 self._pictures[size] = pictures
-            for i, index in enumerate(rows.index):
+            for i, index in enumerate(rows.indices):
                 out[i] = pictures[index % _NUM_PICTURES]
-        return np.full(len(rows.index), GOOD, np.int8)
+        return np.full(len(rows.indices), GOOD, np.int8)

@@ -21,7 +21,8 @@ def test_each_pixel_is_the_mean_of_the_area_under_it(size: int) -> None:
         exact = area_mean(images[i], box, size)
         assert np.abs(out[i] - exact).max() < 0.51, box
         compiled = np.empty((size, size, 3), np.uint8)
-        area_resize(images[i].reshape(-1), 61, 47, *(float(value) for value in box), compiled)
+        top, left, height, width = (float(value) for value in box)
+        area_resize(images[i].reshape(-1), 61, 47, top, left, height, width, compiled)
         is_tie = np.abs(exact % 1 - 0.5) < 1e-3
         assert np.abs(out[i].astype(int) - compiled).max() <= 1
         assert (out[i] == compiled)[~is_tie].all(), box

@@ -46,6 +46,6 @@ def test_batches_are_those_of_the_cpu(tmp_path: Path, decoder: str, train: bool)
                 difference = (view.cpu().int() - other.int()).abs().float()
                 # The CPU's own pixels, but where the GPU decodes or multiplies.
                 assert difference.mean() < {"dali": 2.0, "resident": 0.01}.get(decoder, 1e-9)
-            for view, other in zip(ours.draws, expected.draws, strict=True):
-                for ops, others in zip(view, other, strict=True):
-                    assert all(torch.equal(ops[key].cpu(), others[key]) for key in ops)
+            for draws, others in zip(ours.draws, expected.draws, strict=True):
+                for draw, same in zip(draws, others, strict=True):
+                    assert all(torch.equal(draw[key].cpu(), same[key]) for key in draw)

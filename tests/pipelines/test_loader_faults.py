@@ -127,7 +127,7 @@ def test_a_stuck_thread_is_raised_within_the_timeout() -> None:
     release = threading.Event()
 
     def act(rows: Rows) -> None:
-        if 5 in rows.index:
+        if 5 in rows.indices:
             release.wait(60)
 
     with Loader(Synthetic(64), VIEWS, batch_size=4, train=False, timeout_s=0.5, num_threads=2) as loader:
@@ -153,7 +153,7 @@ def test_a_stuck_thread_is_raised_within_the_timeout() -> None:
 @pytest.mark.parametrize("error", [SystemExit(3), MemoryError("none left"), OSError(5, "Input/output error")])
 def test_a_thread_that_dies_is_raised_and_the_others_live(error: BaseException) -> None:
     def act(rows: Rows) -> None:
-        if 9 in rows.index:
+        if 9 in rows.indices:
             raise error
 
     with Loader(Synthetic(64), VIEWS, batch_size=4, train=False, num_threads=2) as loader:
