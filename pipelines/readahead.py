@@ -1,0 +1,88 @@
+"""Asks the kernel for parts of files before they are read, and gives them back after, so that a set larger than
+memory pushes out nothing else. Hints only: whether a sample is read does not depend on them.
+"""
+
+import os
+import threading
+import warnings
+from typing import final
+
+import numpy as np
+
+from fastpsl.pipelines.pages import Extents
+from fastpsl.pipelines.workers import Workers
+
+# A single WILLNEED reads no more than the device's read-ahead, 128 KiB by default, whatever length it names
+# (Linux since 4.10; seen: 8 of 64 MiB where the read-ahead is 8 MiB).
+_PIECE_BYTES = 1 << 17
+
+
+@final
+class Readahead:
+    """Part i of `extents` is asked for (WILLNEED) at step ask_at[i] and given back (DONTNEED) at step give_at[i].
+
+    ask_at, give_at: int64 [len(extents.fd)], ask_at < give_at. The calls are made by a thread, in this order, because
+    WILLNEED waits where the storage's queue is full. It does nothing where there is nothing to ask for.
+    """
+
+    def __init__(self, extents: Extents, ask_at: np.ndarray, give_at: np.ndarray) -> None:
+        assert len(extents.fd) == len(ask_at) == len(give_at) and (ask_at < give_at).all()
+        self._extents = extents
+        self._to_ask, self._to_give = (np.argsort(steps, kind="stable") for steps in (ask_at, give_at))
+        self._ask_steps, self._give_steps = ask_at[self._to_ask], give_at[self._to_give]
+        self._num_asked = self._num_given = 0
+        self._held: set[int] = set()  # the thread's: asked for and not given back
+        self._closing = threading.Event()
+        self._workers = Workers(1, "fastpsl-readahead") if len(ask_at) else None
+
+    def advance(self, step: int) -> None:
+        """Call it before a step is read; never with a smaller step than before. A few microseconds."""
+        if self._workers is None:
+            return
+        given, asked = (
+            int(np.searchsorted(steps, step, "right")) for steps in (self._give_steps, self._ask_steps)
+        )
+        if given > self._num_given:
+            self._workers.submit(self._give, self._to_give[self._num_given : given].tolist())
+            self._num_given = given
+        if asked > self._num_asked:
+            self._workers.submit(self._ask, self._to_ask[self._num_asked : asked].tolist())
+            self._num_asked = asked
+
+    def close(self, limit_s: float = 5.0) -> None:
+        """Gives back what is held; waits for it `limit_s` seconds at most."""
+        if self._workers is not None and not self._workers.closed:
+            self._closing.set()
+            self._workers.submit(self._give_all)
+            self._workers.close(limit_s)
+
+    def _ask(self, parts: list[int]) -> None:
+        for i in parts:
+            if self._closing.is_set():
+                return
+            offset, end = (int(self._extents.offset[i] + more) for more in (0, self._extents.num_bytes[i]))
+            self._held.add(i)
+            for start in range(offset, end, _PIECE_BYTES):
+                if self._closing.is_set():
+                    return
+                self._advise(i, start, min(_PIECE_BYTES, end - start), os.POSIX_FADV_WILLNEED)
+
+    def _give(self, parts: list[int]) -> None:
+        for i in parts:
+            self._held.discard(i)
+            offset, num_bytes = int(self._extents.offset[i]), int(self._extents.num_bytes[i])
+            self._advise(i, offset, num_bytes, os.POSIX_FADV_DONTNEED)
+
+    def _give_all(self) -> None:
+        self._give(sorted(self._held))
+
+    def _advise(self, i: int, offset: int, num_bytes: int, advice: int) -> None:
+        try:
+            os.posix_fadvise(int(self._extents.fd[i]), offset, num_bytes, advice)
+        except OSError as error:
+            if not self._closing.is_set():
+                self._closing.set()  # nothing more is asked for
+                warnings.warn(
+                    f"no read-ahead: posix_fadvise failed ({error.strerror}); samples are read as they are needed",
+                    stacklevel=2,
+                )

@@ -1,0 +1,31 @@
+"""Betons of small pages and small raw pictures, for the tests of what goes page by page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastpsl.pipelines import beton_file
+from fastpsl.pipelines.beton_convert import Stored
+from tests.pipelines.photos import RAW
+
+PAGE_BYTES = 4096
+SIDE_PX = 16
+SAMPLES_A_PAGE = PAGE_BYTES // (3 * SIDE_PX**2)  # 5
+
+
+def write_paged(
+    monkeypatch: pytest.MonkeyPatch, path: Path, num: int, sides_px: Sequence[int] = (SIDE_PX,)
+) -> Path:
+    """A beton of `num` noise pictures with labels 0, 1, 2, ..., whose sides take turns, in pages of PAGE_BYTES: the
+    format's own smallest page has 2 MiB."""
+    monkeypatch.setattr(beton_file, "MIN_PAGE_BYTES", PAGE_BYTES)
+    beton = beton_file.BetonFile(path, num, PAGE_BYTES)
+    random = np.random.default_rng(num)
+    for label in range(num):
+        side = sides_px[label % len(sides_px)]
+        beton.add(Stored(random.bytes(3 * side**2), side, side, RAW, "passed"), label)
+    beton.finish()
+    beton.file.publish()
+    return path

@@ -1,0 +1,305 @@
+"""Quasi-random order: pages to lanes, lanes to batches; ranks and accumulation change no batch."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.order import epoch_order, sort_keys, step_indices
+from fastpsl.pipelines.pages import pages_of
+from fastpsl.pipelines.quasi_random import (
+    GROUP_PAGES,
+    Groups,
+    QuasiRandom,
+    deal_pages,
+    quasi_random_order,
+    samples_per_lane,
+)
+from tests.pipelines.paged import PAGE_BYTES, SAMPLES_A_PAGE, write_paged
+
+LANES, SHARE = 4, 3
+GLOBAL_BATCH = LANES * SHARE
+# Samples by page: about equal, with short last pages of two shards and one long page.
+MIXED = np.array(
+    [13, 12, 14, 13, 11, 13, 12, 13, 3, 13, 12, 14, 15, 13, 12, 13, 13, 14, 40, 12, 12, 13, 1, 12, 13]
+)
+SETS = {"mixed": MIXED, "equal": np.full(22, 9), "one a page": np.ones(50, int), "a page a lane": np.full(LANES, 30)}  # fmt: skip
+BY_SET = pytest.mark.parametrize("page_sizes", SETS.values(), ids=SETS.keys())
+GOLDEN = [
+    [2, 14, 13, 12, 3, 16, 11, 15, 7, 10, 4, 8, 5, 9, 6, 18, 20, 0, 17, 19],
+    [11, 20, 10, 15, 2, 3, 9, 4, 8, 5, 19, 16, 13, 12, 7, 6, 17, 14, 1, 18],
+]
+
+
+def make(
+    page_sizes: np.ndarray, seed: int = 5, epoch: int = 0, share: int = SHARE, lanes: int = LANES
+) -> tuple[np.ndarray, Groups, np.ndarray]:
+    """(order, groups, page of each sample); samples lie scattered over the pages, as several writers leave them."""
+    page_of_sample = np.repeat(np.arange(len(page_sizes), dtype=np.int32), page_sizes)
+    page_of_sample = np.random.default_rng(0).permutation(page_of_sample)
+    groups = deal_pages(seed, epoch, page_sizes, lanes)
+    order = quasi_random_order(seed, epoch, page_of_sample, page_sizes, groups, lanes, share)
+    return order, groups, page_of_sample
+
+
+def lanes_of_pages(groups: Groups) -> dict[int, int]:
+    lane_of = {}
+    for number, lane in enumerate(groups.lane):
+        for page in groups.pages[groups.starts[number] : groups.starts[number + 1]]:
+            assert page not in lane_of
+            lane_of[int(page)] = int(lane)
+    return lane_of
+
+
+def by_lane(order: np.ndarray, share: int = SHARE, lanes: int = LANES) -> np.ndarray:
+    """[lanes, samples]: what each lane gives in an epoch, in turn."""
+    return order.reshape(-1, lanes, share).transpose(1, 0, 2).reshape(lanes, -1)
+
+
+@BY_SET
+def test_the_order_is_what_plain_loops_make_of_the_groups(page_sizes: np.ndarray) -> None:
+    order, groups, page_of_sample = make(page_sizes)
+    bits = len(groups.lane).bit_length()
+    keys = sort_keys(5, 0, len(page_of_sample)) >> np.uint64(bits)
+    lanes: list[list[int]] = [[] for _ in range(LANES)]
+    for number, lane in enumerate(groups.lane):
+        pages = groups.pages[groups.starts[number] : groups.starts[number + 1]]
+        members = [i for i, page in enumerate(page_of_sample) if page in pages]
+        lanes[lane] += sorted(members, key=lambda i: int(keys[i]))
+    num_steps = min(len(lane) for lane in lanes) // SHARE
+    expected = [lane[step * SHARE : (step + 1) * SHARE] for step in range(num_steps) for lane in lanes]
+    assert order.dtype == np.int64
+    assert order.tolist() == [i for part in expected for i in part]
+
+
+@BY_SET
+def test_each_page_is_dealt_once_and_the_lanes_are_as_equal_as_the_greedy_rule_makes_them(
+    page_sizes: np.ndarray,
+) -> None:
+    lane_of = lanes_of_pages(deal_pages(5, 3, page_sizes, LANES))
+    assert sorted(lane_of) == list(range(len(page_sizes)))
+    expected = [0] * LANES
+    for size in sorted(page_sizes.tolist(), reverse=True):
+        expected[expected.index(min(expected))] += size
+    loads = Counter({lane: 0 for lane in range(LANES)})
+    for page, lane in lane_of.items():
+        loads[lane] += int(page_sizes[page])
+    assert sorted(loads.values()) == sorted(expected)
+    assert samples_per_lane(page_sizes, LANES) == min(expected)
+
+
+@BY_SET
+def test_each_sample_at_most_once_and_the_rest_differs_by_epoch(page_sizes: np.ndarray) -> None:
+    num = int(page_sizes.sum())
+    kept = samples_per_lane(page_sizes, LANES) // SHARE * GLOBAL_BATCH
+    left_out = []
+    for epoch in range(6):
+        order, _, _ = make(page_sizes, epoch=epoch)
+        assert len(order) == len(set(order.tolist())) == kept  # an epoch has as many steps as any other
+        assert 0 <= order.min() and order.max() < num
+        left_out.append(frozenset(range(num)) - set(order.tolist()))
+    if kept < num:
+        assert len(set(left_out)) == len(left_out)
+
+
+@BY_SET
+def test_every_batch_has_equal_shares_of_all_lanes_for_any_number_of_ranks(page_sizes: np.ndarray) -> None:
+    order, groups, page_of_sample = make(page_sizes)
+    lane_of = lanes_of_pages(groups)
+    owners: dict[int, dict[int, set[int]]] = {}
+    for world in (1, 2, 4):
+        readers = owners.setdefault(world, {})
+        for step in range(len(order) // GLOBAL_BATCH):
+            parts = [step_indices(order, step, GLOBAL_BATCH // world, rank, world) for rank in range(world)]
+            whole = order[step * GLOBAL_BATCH : (step + 1) * GLOBAL_BATCH]
+            assert np.concatenate(parts).tolist() == whole.tolist()
+            shares = Counter(lane_of[int(page)] for page in page_of_sample[whole])
+            assert shares == {lane: SHARE for lane in range(LANES)}
+            for rank, part in enumerate(parts):
+                for page in page_of_sample[part].tolist():
+                    readers.setdefault(page, set()).add(rank)
+        assert all(len(ranks) == 1 for ranks in readers.values())  # a page is read by one rank only
+        assert set().union(*readers.values()) == set(range(world))
+
+
+@BY_SET
+@pytest.mark.parametrize("lanes", [2, 4])
+def test_a_lane_has_few_pages_open(page_sizes: np.ndarray, lanes: int) -> None:
+    order, _, page_of_sample = make(page_sizes, lanes=lanes)
+    most = 0
+    for samples in by_lane(order, lanes=lanes):
+        pages = page_of_sample[samples]
+        places = {page: np.flatnonzero(pages == page) for page in np.unique(pages)}
+        open_pages = np.zeros(len(pages), int)
+        for found in places.values():
+            open_pages[found[0] : found[-1] + 1] += 1
+        most = max(most, int(open_pages.max()))
+    assert 1 <= most <= GROUP_PAGES
+    assert most > 1 or len(page_sizes) == lanes or page_sizes.max() == 1
+
+
+def test_accumulated_parts_make_up_the_same_batches() -> None:
+    whole, _, _ = make(MIXED, share=6)
+    for parts in (2, 3, 6):
+        small, _, _ = make(MIXED, share=6 // parts)
+        for step in range(len(whole) // (6 * LANES)):
+            batch = slice(step * 6 * LANES, (step + 1) * 6 * LANES)
+            assert set(whole[batch]) == set(small[batch])
+
+
+def test_an_order_repeats_by_seed_and_differs_by_epoch() -> None:
+    first = make(MIXED)[0]
+    assert (first == make(MIXED)[0]).all()
+    for seed, epoch in ((5, 1), (6, 0), (2**40 + 5, 0)):
+        assert (first == make(MIXED, seed, epoch)[0]).mean() < 0.1
+
+
+def test_the_order_never_changes_between_versions() -> None:
+    # Part of resume. Made by quasi_random_order itself when the format was fixed.
+    sizes = np.array([2, 1, 2, 2, 1, 2, 2, 2, 1, 2, 2, 2])
+    page_of_sample = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    for (seed, epoch), expected in zip(((0, 0), (2**40 + 7, 3)), GOLDEN, strict=True):
+        groups = deal_pages(seed, epoch, sizes, 2)
+        assert quasi_random_order(seed, epoch, page_of_sample, sizes, groups, 2, 5).tolist() == expected
+
+
+def test_every_page_is_equally_likely_in_every_lane_and_every_sample_at_every_step() -> None:
+    sizes = np.array([6, 5, 5, 5, 5, 5, 5, 4, 4, 4, 4, 4])
+    num, num_epochs, lanes = int(sizes.sum()), 600, 3
+    in_lane = np.zeros((len(sizes), lanes), int)
+    steps = np.full((num_epochs, num), np.nan)
+    for epoch in range(num_epochs):
+        order, groups, _ = make(sizes, 1, epoch, 2, lanes)
+        for page, lane in lanes_of_pages(groups).items():
+            in_lane[page, lane] += 1
+        steps[epoch, order] = np.arange(len(order)) // (2 * lanes)
+    # 600 draws of one in three: a mean of 200 with a deviation of 11.5.
+    assert np.abs(in_lane - num_epochs / lanes).max() < 4.5 * 11.5
+    # Steps 0 to 7 (or left out at the end): about 3.5, the mean of 600 with a deviation of 0.1.
+    assert np.abs(np.nanmean(steps, 0) - np.nanmean(steps)).max() < 0.45
+    kept = (~np.isnan(steps)).mean(0)
+    assert kept.min() > 0.8
+
+
+def test_a_batch_mixes_many_pages_and_parts_neighbours() -> None:
+    """64 lanes of 13 pages with 40 samples each: a batch of 256 against one in random and in sequential order."""
+    lanes, share, sizes = 64, 4, np.full(64 * 13, 40)
+    num, batch = int(sizes.sum()), lanes * share
+    page_of_sample = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    groups = deal_pages(0, 0, sizes, lanes)
+    order = quasi_random_order(0, 0, page_of_sample, sizes, groups, lanes, share)
+
+    def neighbours_together(order: np.ndarray) -> float:
+        step_of = np.full(num, -1)
+        step_of[order] = np.arange(len(order)) // batch
+        return float((step_of[:-1] == step_of[1:]).mean())
+
+    assert neighbours_together(np.arange(num)) > 0.99
+    assert neighbours_together(epoch_order(0, 0, num)) < 0.02
+    # Of the 160 samples of a group, a step takes 4: 3 in 159 (groups are smaller at the ends of lanes).
+    assert 0.01 < neighbours_together(order) < 0.045
+    pages = [len(np.unique(page_of_sample[part])) for part in order.reshape(-1, batch)]
+    # 4 draws from 4 pages meet 2.73 of them in the mean: 175 in 64 lanes.
+    assert min(pages) > 100 and 140 < np.mean(pages) < 190
+
+
+def test_pages_are_those_of_the_pointers_in_all_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [
+        write_paged(monkeypatch, tmp_path / "a.beton", 23),
+        write_paged(monkeypatch, tmp_path / "b.beton", 31, (16, 9, 20)),
+        write_paged(
+            monkeypatch, tmp_path / "c.beton", 1, (40,)
+        ),  # larger than a page: the page grows to 8 KiB
+    ]
+    with Beton(paths) as data:
+        pages = pages_of(data)
+        rows = data.rows(np.arange(data.num_samples))
+        found: dict[tuple[int, int], int] = {}
+        for i in range(data.num_samples):
+            page_bytes = 2 * PAGE_BYTES if i == 54 else PAGE_BYTES
+            place = (int(rows.fd[i]), int(rows.offset[i]) // page_bytes)
+            assert pages.of_sample[i] == found.setdefault(place, len(found))
+            extent = pages.extents.part(np.array([pages.of_sample[i]]))
+            assert extent.fd[0] == rows.fd[i] and extent.offset[0] == place[1] * page_bytes
+            assert extent.offset[0] <= rows.offset[i]
+            assert rows.offset[i] + rows.num_bytes[i] <= extent.offset[0] + extent.num_bytes[0]
+            assert extent.num_bytes[0] <= page_bytes
+        assert pages.of_sample.dtype == np.int32
+        assert len(found) == len(pages.extents.fd) == len(set(pages.of_sample.tolist()))
+        assert len(found) > 5 + 31 // SAMPLES_A_PAGE
+
+
+def test_epochs_of_a_beton_are_those_of_its_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [write_paged(monkeypatch, tmp_path / f"{i}.beton", 60 + i, (16, 15)) for i in range(2)]
+    with Beton(paths) as data:
+        pages = pages_of(data)
+        sizes = np.bincount(pages.of_sample)
+        for world in (1, 2, 4):
+            orders = []
+            for rank in range(world):
+                quasi = QuasiRandom(data, lanes=LANES, batch_size=8 // world, seed=3, rank=rank, world=world)
+                order, readahead = quasi.epoch(2, 0, 3)
+                readahead.close()
+                assert quasi.num_steps * 8 == len(order)
+                orders.append(order.tolist())
+            expected = quasi_random_order(
+                3, 2, pages.of_sample, sizes, deal_pages(3, 2, sizes, LANES), LANES, 2
+            )
+            assert orders == [expected.tolist()] * world
+
+
+@pytest.mark.parametrize(
+    ("lanes", "batch_size", "world", "message"),
+    [
+        (0, 4, 1, "--lanes 0: must be 1 or more"),
+        (4, 4, 3, "--lanes 4 cannot be shared by 3 ranks; choose --lanes 3, a number of ranks that divides 4"),
+        (2, 3, 4, "--lanes 2 cannot be shared by 4 ranks; choose --lanes 4"),
+        (8, 12, 1, "a batch of 12 (of all ranks, before it is accumulated) has no equal shares for --lanes 8; choose a multiple of 8, --lanes 6"),
+        (16, 24, 2, "24 pages of data cannot be dealt evenly to --lanes 16 (33% of the samples would be left out); choose --lanes 12 or"),
+        (64, 64, 1, "24 pages of data cannot be dealt evenly to --lanes 64 (too few); choose --lanes 8 or --order random"),
+        (64, 32, 32, "24 pages of data cannot be dealt evenly to --lanes 64 (too few); choose --order random"),
+        (2, 122, 1, "120 samples in 2 lanes are fewer than a batch of 122 over all ranks; choose a smaller batch"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_one_line_that_says_what_to_choose(
+    lanes: int, batch_size: int, world: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_paged(monkeypatch, tmp_path / "a.beton", 24 * SAMPLES_A_PAGE)
+    with Beton(path) as data, pytest.raises(ValueError) as refused:
+        QuasiRandom(data, lanes=lanes, batch_size=batch_size, world=world)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_lanes_that_a_refusal_names_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Beton(write_paged(monkeypatch, tmp_path / "a.beton", 24 * SAMPLES_A_PAGE)) as data:
+        for lanes, batch_size, world in ((4, 12, 1), (6, 12, 1), (12, 24, 2), (8, 64, 1)):
+            assert QuasiRandom(data, lanes=lanes, batch_size=batch_size, world=world).num_steps > 0
+
+
+def test_data_without_pages_is_refused() -> None:
+    with pytest.raises(ValueError, match="synthetic data lies in no pages; .* choose --order random"):
+        QuasiRandom(Synthetic(100), lanes=2, batch_size=4)
+
+
+def test_a_header_with_impossible_pages_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_paged(monkeypatch, tmp_path / "a.beton", 60)
+    with Beton(path) as data:
+        data.shards[0].page_size = 0
+        with pytest.raises(ValueError, match="a.beton: says that its pages have 0 bytes; write it again"):
+            pages_of(data)
+
+
+def test_a_file_that_shrinks_is_an_error_not_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_paged(monkeypatch, tmp_path / "a.beton", 60)
+    with Beton(path) as data:
+        quasi = QuasiRandom(data, lanes=2, batch_size=4)
+        with path.open("r+b") as file:
+            file.truncate(100)
+        with pytest.raises(ValueError, match="a.beton: was truncated while it was in use"):
+            quasi.epoch(0, 0, 3)

@@ -1,0 +1,208 @@
+"""Read-ahead: what the kernel is really asked for, when, how much of it at a time, and that it is given back."""
+
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.order import step_indices
+from fastpsl.pipelines.pages import Extents, pages_of
+from fastpsl.pipelines.quasi_random import GROUP_PAGES, QuasiRandom
+from fastpsl.pipelines.readahead import Readahead
+from tests.pipelines.paged import SAMPLES_A_PAGE, write_paged
+
+ASK, GIVE = os.POSIX_FADV_WILLNEED, os.POSIX_FADV_DONTNEED
+LANES, UNDER_WAY = 4, 3
+NUM = 60 * SAMPLES_A_PAGE + 2  # in two files; about 30 pages a lane
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """(fd, offset, bytes, advice) of every posix_fadvise, which is still made; tests add marks of their own."""
+    log: list[Any] = []
+    real = os.posix_fadvise
+
+    def recorded(fd: int, offset: int, num_bytes: int, advice: int) -> None:
+        log.append((fd, offset, num_bytes, advice))
+        real(fd, offset, num_bytes, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", recorded)
+    return log
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Beton]:
+    with Beton([write_paged(monkeypatch, tmp_path / f"{name}.beton", NUM) for name in "ab"]) as data:
+        yield data
+
+
+def advance(readahead: Readahead, step: int) -> None:
+    """... and wait until the thread has made the calls."""
+    readahead.advance(step)
+    if readahead._workers is not None:
+        done = threading.Event()
+        readahead._workers.submit(done.set)
+        assert done.wait(10)
+
+
+def run(
+    data: Beton,
+    calls: list[Any],
+    share: int,
+    first_step: int = 0,
+    stop: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> tuple[list[set[int]], list[set[int]], list[set[int]]]:
+    """[step] → pages read at it, pages held then, pages given back before it; what is left when it is closed is last."""
+    quasi = QuasiRandom(data, lanes=LANES, batch_size=share * LANES // world, rank=rank, world=world)
+    order, readahead = quasi.epoch(1, first_step, UNDER_WAY)
+    pages = pages_of(data)
+    page_at = {(fd, offset): i for i, (fd, offset) in enumerate(zip(*pages.extents[:2], strict=True))}
+    read: list[set[int]] = [set() for _ in range(first_step)]
+    for step in range(first_step, quasi.num_steps if stop is None else stop):
+        advance(readahead, step)
+        calls.append(step)
+        indices = step_indices(order, step, share * LANES // world, rank, world)
+        read.append(set(pages.of_sample[indices].tolist()))
+    readahead.close()
+    held: set[int] = set()
+    given: set[int] = set()
+    held_at: list[set[int]] = [set() for _ in range(first_step)]
+    given_at: list[set[int]] = [set() for _ in range(first_step)]
+    for call in calls:
+        if isinstance(call, int):
+            held_at.append(held.copy())
+            given_at.append(given)
+            given = set()
+            continue
+        fd, offset, num_bytes, advice = call
+        page = page_at[fd, offset]
+        assert num_bytes == pages.extents.num_bytes[page]  # these pages are below one piece
+        if advice == ASK:
+            assert page not in held
+            held.add(page)
+        else:
+            assert advice == GIVE
+            held.remove(page)  # nothing is given back that was not asked for, or twice
+            given.add(page)
+    assert not held
+    return read, held_at, [*given_at, given]
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_what_is_read_was_asked_for_in_bounds_and_is_given_back(
+    data: Beton, calls: list[Any], world: int
+) -> None:
+    all_read: set[int] = set()
+    for rank in range(world):
+        calls.clear()
+        read, held, given = run(data, calls, share=1, rank=rank, world=world)
+        mine = set().union(*read)
+        assert not mine & all_read
+        all_read |= mine
+        most = LANES // world * GROUP_PAGES * 2
+        assert all(len(pages) <= most for pages in held)
+        assert max(len(pages) for pages in held) > most / 2
+        assert all(pages <= now for pages, now in zip(read, held, strict=True))
+        # Asked for well before: a group's time ahead, 20 steps here, 5 for the shortest first groups.
+        assert all(pages <= held[max(0, step - 4)] for step, pages in enumerate(read))
+        # Given back when it is over, soon after the last reading: a group's last samples are among each other.
+        given_before = {page: step for step, pages in enumerate(given) for page in pages}
+        for step, pages in enumerate(read):
+            for page in pages:
+                assert given_before[page] >= min(step + UNDER_WAY, len(read))
+        ends = [
+            given_before[page] - max(step for step, pages in enumerate(read) if page in pages)
+            for page in mine
+        ]
+        assert np.median(ends) < 10
+    assert len(all_read) > 0.9 * len(pages_of(data).extents.fd)
+
+
+def test_large_batches_ask_for_what_they_need_and_no_more(data: Beton, calls: list[Any]) -> None:
+    """A step goes through more than two groups of each lane: no time to be ahead, and no page is asked for in vain."""
+    read, held, _ = run(data, calls, share=50)
+    assert len(read) == 3
+    assert all(pages <= now for pages, now in zip(read, held, strict=True))
+    assert all(
+        len(now - set().union(*read[: step + 1])) <= LANES * GROUP_PAGES * 2 for step, now in enumerate(held)
+    )
+
+
+@pytest.mark.parametrize("first_step", [1, 37, 144, 149])
+def test_entering_an_epoch_asks_for_the_groups_of_that_step(
+    data: Beton, calls: list[Any], first_step: int
+) -> None:
+    whole_read, _, _ = run(data, calls, share=1)
+    calls.clear()
+    read, held, _ = run(data, calls, share=1, first_step=first_step)
+    assert read[first_step:] == whole_read[first_step:]
+    assert read[first_step] <= held[first_step]
+    assert len(held[first_step]) <= LANES * GROUP_PAGES * 2
+    asked = {call[:2] for call in calls if not isinstance(call, int) and call[3] == ASK}
+    needed = set().union(*read)
+    # Beside what is read: pages of groups that are nearly over, or that the epoch ends in.
+    assert len(needed) <= len(asked) <= len(needed) + 2 * LANES * GROUP_PAGES
+
+
+def test_an_epoch_left_early_gives_back_what_it_holds(data: Beton, calls: list[Any]) -> None:
+    for stop in (0, 1, 9):  # `run` asserts that nothing stays held
+        calls.clear()
+        _, held, given = run(data, calls, share=1, stop=stop)
+        assert len(held) == stop
+        assert given[-1] == (held[-1] if stop else set())
+
+
+def test_a_page_is_asked_for_in_pieces_that_the_kernel_takes(tmp_path: Path, calls: list[Any]) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(bytes(700_000))
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        extents = Extents(
+            np.array([fd] * 2, np.int32), np.array([4096, 524_288]), np.array([300_000, 131_072])
+        )
+        readahead = Readahead(extents, np.array([0, 2]), np.array([2, 4]))
+        for step in range(6):
+            advance(readahead, step)
+        readahead.close()
+        readahead.close()
+    finally:
+        os.close(fd)
+    assert calls == [
+        (fd, 4096, 131_072, ASK), (fd, 4096 + 131_072, 131_072, ASK), (fd, 4096 + 262_144, 37_856, ASK),
+        (fd, 4096, 300_000, GIVE), (fd, 524_288, 131_072, ASK), (fd, 524_288, 131_072, GIVE),
+    ]  # fmt: skip
+
+
+def test_nothing_to_ask_for_starts_no_thread(calls: list[Any]) -> None:
+    none = np.array([], np.int64)
+    readahead = Readahead(Extents(none, none, none), none, none)
+    advance(readahead, 3)
+    readahead.close()
+    assert readahead._workers is None and not calls
+
+
+def test_a_file_that_takes_no_hints_is_said_once(calls: list[Any]) -> None:
+    reading, writing = os.pipe()
+    try:
+        extents = Extents(np.full(3, reading, np.int32), np.arange(3) * 4096, np.full(3, 4096))
+        readahead = Readahead(extents, np.array([0, 0, 1]), np.array([5, 5, 5]))
+        with pytest.warns(UserWarning, match="no read-ahead: posix_fadvise failed .Illegal seek") as warned:
+            advance(readahead, 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            advance(readahead, 1)
+            advance(readahead, 5)
+            readahead.close()
+        assert len(warned) == 1
+        assert [call[3] for call in calls].count(ASK) == 1
+    finally:
+        os.close(reading)
+        os.close(writing)
