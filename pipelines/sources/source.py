@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fastpsl.pipelines.beton_convert import BrokenImage
+from fastpsl.pipelines.image_file import BrokenImage
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 

@@ -83,7 +83,11 @@ def test_verify_names_and_exits_2(photos: Path, tmp_path: Path, capsys: pytest.C
     ("arguments", "words"),
     [
         ("beton write {photos} {tmp}/no/a.beton", "cannot be written (No such file or directory)"),
-        ("beton write {tmp}/none {tmp}/a.beton", "no such folder"),
+        ("beton write {tmp}/none {tmp}/a.beton", "no such file or folder"),
+        ("beton write {tmp}/none-*.tar {tmp}/a.beton", "no file matches"),
+        ("beton write {photos}/cat/a.jpg {tmp}/a.beton", "no folder and no file of a known kind"),
+        ("beton write {photos}/cat/a.jpg {tmp}/a.beton --format tar", "is no tar"),
+        ("beton write {photos} {tmp}/a.beton --format zip", "zip"),
         ("beton write {photos} {tmp}/a.beton --shard 2/2", "--shard 2/2"),
         ("beton write {photos} {tmp}/a.beton --shard x", "--shard x"),
         ("beton write {photos} {tmp}/a.beton --max-bad many", "--max-bad many"),
@@ -103,6 +107,9 @@ def test_verify_names_and_exits_2(photos: Path, tmp_path: Path, capsys: pytest.C
         ("permutations --out {tmp}/none/p.npy --counts 5", "cannot be written"),
         ("permutations --out {tmp}/p.npy --num-pieces 3 --counts 7", "7"),
         ("permutations --out {tmp}/p.npy --counts 0", "0"),
+        ("permutations --out {tmp}/p.npy --counts 50 20", "50 20: the sets are nested"),
+        ("permutations --out {tmp}/p.npy --counts 20 20", "20 20: the sets are nested"),
+        ("permutations --out {photos}/cat/a.jpg --counts 5", "exists already"),
     ],
 )
 def test_user_errors_are_one_line_and_exit_2(
@@ -166,3 +173,5 @@ def test_permutations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     found = np.load(out)
     assert found.shape == (2000, 9) and found.dtype == np.int64 and found.min() == 0
     assert (read_permutations(out) == found).all()
+    assert run(capsys, "permutations", "--out", out, "--counts", 5, "--overwrite")[0] == 0
+    assert len(read_permutations(out)) == 5

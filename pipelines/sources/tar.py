@@ -1,0 +1,185 @@
+"""Tars of images, read as streams and never unpacked: WebDataset shards, and tars of class folders.
+
+WebDataset, where .cls or .json files share the key of images: everything before the first dot of a base name
+is the key, neighbours of one key are one sample. Its image is the file whose ending is an image's (a.jpg
+before a.mask.png); its label is the integer in .cls, else "label" or "cls" in .json, else -1.
+Any other tar is taken as if it were unpacked: class = top folder, below the folders that all images share;
+label -1 where there are no folders. A tar within a tar is a folder (ImageNet's n01440764.tar).
+
+The order is that of the tars' names, in each that of its members. Tars are gone through twice, to count and
+to yield; those that are not compressed are only skimmed the first time.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastpsl.pipelines.image_file import BrokenImage
+from fastpsl.pipelines.sources.source import EXTENSIONS, Sample, changed, shard_range
+from fastpsl.pipelines.sources.tar_samples import Folders, Group, Grouper, label_of
+from fastpsl.pipelines.sources.tar_stream import Damage, open_tar, tar_members
+
+
+@dataclass
+class TarSource:
+    """Tars of images, counted; see the module's text."""
+
+    paths: list[Path]
+    counts: list[int]  # of samples in each tar; its damages count too
+    is_web: bool
+    folders: Folders
+    class_names: list[str] | None
+    notes: list[str]
+    warnings: list[str]
+    shard: tuple[int, int] = (0, 1)
+    mode: str = "jpg"
+
+    @property
+    def num_total(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def num_samples(self) -> int:
+        return len(shard_range(self.num_total, self.shard))
+
+    def samples(self) -> Iterator[Sample]:
+        """This shard's samples in order, damaged ones with the reason. ValueError when a tar has changed since
+        it was counted."""
+        here, start = shard_range(self.num_total, self.shard), 0
+        labels = {name: label for label, name in enumerate(self.class_names or ())}
+        for path, count in zip(self.paths, self.counts, strict=True):
+            wanted = range(max(here.start - start, 0), min(here.stop - start, count))
+            if wanted:
+                yield from self._samples_of(path, count, wanted, labels)
+            start += count
+
+    def _samples_of(self, path: Path, count: int, wanted: range, labels: dict[str, int]) -> Iterator[Sample]:
+        position = 0
+        for found in _found(path, Grouper(self.is_web, wanted)):
+            if isinstance(found, Damage):
+                sample = Sample(found.name, BrokenImage(found.reason), -1)
+            elif found.image_name:
+                sample = self._sample(path, found, labels)
+            else:
+                continue
+            if position in wanted:
+                yield sample
+            position += 1
+            if position == wanted.stop < count:
+                return  # the rest is other shards'
+        if position != count:
+            raise changed(path, count, position)
+
+    def _sample(self, path: Path, group: Group, labels: dict[str, int]) -> Sample:
+        name = f"{path.name}/{group.image_name}"
+        if isinstance(group.image, BrokenImage):
+            return Sample(name, group.image, -1)
+        if labels:
+            label = labels.get(self.folders.class_of(group.image_name))
+            if label is None:
+                raise ValueError(
+                    f"{path}: has changed since it was counted; write again when nothing changes it"
+                )
+            return Sample(name, group.image, label)
+        try:
+            return Sample(name, group.image, label_of(group) if self.is_web else -1)
+        except BrokenImage as error:
+            return Sample(name, error, -1)
+
+
+def _found(path: Path, grouper: Grouper) -> Iterator[Group | Damage]:
+    """What `grouper` makes of a tar's members."""
+    with open_tar(path) as (stream, _):
+        for item in tar_members(stream, path.name):
+            yield from grouper.add(item)
+        yield from grouper.end()
+
+
+@dataclass
+class _Count:
+    """What the first pass finds out."""
+
+    folders: Folders = field(default_factory=Folders)
+    num_by_key: list[int] = field(default_factory=list)  # samples of each tar, taken as WebDataset
+    num_one_by_one: list[int] = field(default_factory=list)  # taken as images
+    num_labelled: int = 0
+    num_unlabelled: int = 0
+    num_further: int = 0
+    num_no_images: int = 0
+
+    def add(self, path: Path, on_bytes: Callable[[int], None]) -> None:
+        by_key, one_by_one = Grouper(True), Grouper(False)
+        with open_tar(path) as (stream, tell):
+            for item in tar_members(stream, path.name):
+                if isinstance(item, Damage) and item.is_no_tar and item.name == path.name:
+                    raise ValueError(
+                        f"{path}: is no tar ({item.reason}); give a tar of images, or a glob of tars"
+                    )
+                self._add(by_key.add(item), one_by_one.add(item))
+                on_bytes(tell())
+            self._add(by_key.end(), one_by_one.end())
+        self.num_by_key.append(by_key.position)
+        self.num_one_by_one.append(one_by_one.position)
+
+    def _add(self, samples: list[Group | Damage], images: list[Group | Damage]) -> None:
+        for sample in samples:
+            if isinstance(sample, Group) and sample.image_name:
+                self.num_labelled += bool(sample.label_name)
+                self.num_unlabelled += not sample.label_name
+                self.num_further += sample.num_further
+        for image in images:
+            if isinstance(image, Group) and image.image_name:
+                self.folders.add(image.image_name)
+            elif isinstance(image, Group):
+                self.num_no_images += 1
+
+
+def tar_source(
+    paths: Sequence[Path],
+    shard: tuple[int, int] = (0, 1),
+    on_progress: Callable[[int, int], None] | None = None,
+) -> TarSource:
+    """Count the images in tars; `on_progress(MB done, MB in all)`. ValueError for what cannot be read, is no
+    tar or holds no image."""
+    paths = sorted(paths)
+    try:
+        sizes = [path.stat().st_size for path in paths]
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename}: cannot be read ({error.strerror}); give a tar, or a glob of tars"
+        ) from None
+    count, starts = _Count(), [sum(sizes[:i]) for i in range(len(sizes))]
+    for path, start in zip(paths, starts, strict=True):
+
+        def on_bytes(position: int, start: int = start) -> None:
+            if on_progress:
+                on_progress((start + position) // 1_000_000, sum(sizes) // 1_000_000)
+
+        count.add(path, on_bytes)
+    what = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    folders = count.folders
+    if folders.shared is None:
+        raise ValueError(f"{what}: no images inside ({', '.join(EXTENSIONS)}); give tars of images")
+    if count.num_labelled:
+        notes = ["taken as WebDataset samples, with labels from .cls and .json"]
+        warnings = [
+            f"{num:,} {text}"
+            for num, text in (
+                (count.num_unlabelled, "samples have no .cls and no .json beside them: label -1"),
+                (count.num_further, "images share the key of another and are left out"),
+            )
+            if num
+        ]
+        return TarSource(paths, count.num_by_key, True, folders, None, notes, warnings, shard)
+    if folders.below and folders.beside:
+        raise ValueError(
+            f"{what}: {folders.beside} lies beside the class folders {min(folders.below)}, ...; "
+            "make a tar either of images alone or of one folder per class"
+        )
+    where = f" below {'/'.join(folders.shared)}" if folders.shared else ""
+    classes = sorted(folders.below) or None
+    notes = [f"{len(classes):,} class folders{where}" if classes else f"images without labels{where}"]
+    warnings = []
+    if count.num_no_images:
+        warnings.append(f"{count.num_no_images:,} files are no images by their names; left out")
+    return TarSource(paths, count.num_one_by_one, False, folders, classes, notes, warnings, shard)

@@ -1,0 +1,123 @@
+"""A tar's members as samples: by key, as WebDataset has them, or each image alone; and the folders they lie in."""
+
+import json
+import posixpath
+from dataclasses import dataclass, field
+from itertools import takewhile
+
+from fastpsl.pipelines.beton_file import MAX_PAGE_BYTES
+from fastpsl.pipelines.beton_shard import MAX_LABEL
+from fastpsl.pipelines.image_file import BrokenImage
+from fastpsl.pipelines.sources.source import EXTENSIONS, is_image
+from fastpsl.pipelines.sources.tar_stream import Damage, Member
+
+_MAX_LABEL_BYTES = 1 << 24
+
+
+@dataclass
+class Group:
+    """The members of one sample: names, and data where they are wanted."""
+
+    key: str
+    image_name: str = ""
+    image: "bytes | BrokenImage" = b""
+    label_name: str = ""
+    label: "bytes | BrokenImage" = b""
+    num_further: int = 0  # images
+
+    def add(self, member: Member, is_wanted: bool) -> None:
+        ending = _ending(member.name)
+        if is_image(posixpath.basename(member.name)):
+            self.num_further += bool(self.image_name)
+            is_better = f".{ending}" in EXTENSIONS and f".{_ending(self.image_name)}" not in EXTENSIONS
+            if not self.image_name or is_better:
+                self.image_name = member.name
+                self.image = _read(member, MAX_PAGE_BYTES) if is_wanted else b""
+        elif ending == "cls" or (ending == "json" and not self.label_name):
+            self.label_name = member.name
+            self.label = _read(member, _MAX_LABEL_BYTES) if is_wanted else b""
+
+
+def _ending(name: str) -> str:
+    return posixpath.basename(name).partition(".")[2].lower()
+
+
+def _read(member: Member, max_bytes: int) -> "bytes | BrokenImage":
+    try:
+        return member.read(max_bytes)
+    except BrokenImage as error:
+        return error
+
+
+class Grouper:
+    """Members in, samples out: by key (WebDataset), or each member alone. Reads the data of samples whose
+    positions are `wanted`."""
+
+    def __init__(self, is_web: bool, wanted: range = range(0)):
+        self.position = 0  # samples given so far, Damages included
+        self._is_web, self._wanted = is_web, wanted
+        self._group: Group | None = None
+
+    def add(self, item: Member | Damage) -> list[Group | Damage]:
+        """What is finished by this item."""
+        if isinstance(item, Damage):
+            # A sample whose label may have been lost is lost.
+            if not (item.is_last_whole and self._group and (self._group.label_name or not self._is_web)):
+                self._group = None
+            out = [*self.end(), item]
+            self.position += 1
+            return out
+        folder, base = posixpath.split(item.name)
+        key = posixpath.join(folder, base.partition(".")[0]) if self._is_web else item.name
+        out = self.end() if self._group and self._group.key != key else []
+        self._group = self._group or Group(key)
+        self._group.add(item, self.position in self._wanted)
+        return out
+
+    def end(self) -> list[Group | Damage]:
+        """The last sample."""
+        group, self._group = self._group, None
+        if group and group.image_name:
+            self.position += 1
+        return [group] if group else []
+
+
+@dataclass
+class Folders:
+    """The deepest folder that all images share, and the folders right below it, without a list of the images."""
+
+    shared: list[str] | None = None
+    below: set[str] = field(default_factory=set)
+    beside: str = ""  # an image that lies in the shared folder itself
+
+    def add(self, name: str) -> None:
+        parts = name.split("/")[:-1]
+        self.shared = parts if self.shared is None else self.shared
+        num_same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.shared, parts)))  # noqa: B905
+        if num_same < len(self.shared):  # all images before lie below this
+            self.below, self.beside, self.shared = {self.shared[num_same]}, "", self.shared[:num_same]
+        if len(parts) > num_same:
+            self.below.add(parts[num_same])
+        else:
+            self.beside = self.beside or name
+
+    def class_of(self, name: str) -> str:
+        return name.split("/")[len(self.shared or ())]
+
+
+def label_of(group: Group) -> int:
+    """-1 without a label; BrokenImage where it is no integer from -1 to 2**31 - 1."""
+    if isinstance(group.label, BrokenImage):
+        raise group.label
+    given: object = -1
+    try:
+        if group.label_name.endswith("json"):
+            record = json.loads(group.label)
+            given = record.get("label", record.get("cls", -1)) if isinstance(record, dict) else -1
+        elif group.label_name:
+            given = int(group.label)
+    except (ValueError, RecursionError):
+        given = None
+    if type(given) is not int or not -1 <= given <= MAX_LABEL:
+        raise BrokenImage(f"its label in {group.label_name} is no integer from 0 to {MAX_LABEL}")
+    return given

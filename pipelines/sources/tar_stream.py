@@ -1,0 +1,150 @@
+"""A tar's members as its stream passes by: nothing is unpacked or kept, and damage is told apart from an end."""
+
+import bz2
+import contextlib
+import gzip
+import lzma
+import posixpath
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, NamedTuple, cast
+
+from fastpsl.pipelines.beton_file import MAX_PAGE_BYTES
+from fastpsl.pipelines.image_file import BrokenImage
+
+# What reading a damaged tar raises. ValueError and OverflowError come from numbers and names of nonsense, RuntimeError
+# from bz2 that is asked again.
+_DAMAGE = (
+    tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RuntimeError, zlib.error, lzma.LZMAError
+)  # fmt: skip
+_COMPRESSED: dict[bytes, Callable[[IO[bytes]], object]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+}
+_BLOCK_BYTES = 1 << 16
+
+
+class Member(NamedTuple):
+    """A file in a tar. `read(max_bytes)` gives its bytes, only before the next member is asked for, or raises
+    BrokenImage."""
+
+    name: str  # as below the root of a file system: without "." and ".."
+    read: Callable[[int], bytes]
+
+
+class Damage(NamedTuple):
+    """Why nothing more comes from a tar (or a tar within it): its last item."""
+
+    name: str  # the tar
+    reason: str
+    is_no_tar: bool = False  # nothing could be read
+    is_last_whole: bool = True  # the last member that was given is sound
+
+
+@contextlib.contextmanager
+def open_tar(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
+    """(stream of the uncompressed tar, function that tells the position in the file). ValueError where it
+    cannot be opened."""
+    try:
+        raw = open(path, "rb")  # noqa: SIM115  closed below
+        head = raw.read(6)
+        raw.seek(0)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); give tars that can be read") from None
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(raw)
+        stream: IO[bytes] = raw
+        for magic, opener in _COMPRESSED.items():
+            if head.startswith(magic):
+                stream = stack.enter_context(contextlib.closing(cast(IO[bytes], opener(raw))))
+        yield stream, raw.tell
+
+
+def tar_members(stream: IO[bytes], tar_name: str, folder: str = "") -> Iterator[Member | Damage]:
+    """Files and links of a tar in order, those of tars within it as if they lay in a folder of its name; at
+    last a Damage where it is damaged. `folder` goes before their names."""
+    try:
+        tar = tarfile.TarFile(fileobj=stream, encoding="utf-8")
+        found = tar.next()
+    except _DAMAGE as error:
+        yield Damage(tar_name, _reason(error), is_no_tar=True)
+        return
+    while found:
+        name = posixpath.join(folder, posixpath.normpath("/" + found.name).lstrip("/"))
+        is_inner = found.isreg() and name.lower().endswith(".tar") and not folder
+        if is_inner:
+            try:
+                inner = tar.extractfile(found)
+                assert inner is not None
+                yield from tar_members(inner, f"{tar_name}/{name}", name[: -len(".tar")])
+            except _DAMAGE as error:
+                yield Damage(tar_name, _reason(error))
+                return
+        is_given = not is_inner and (found.isreg() or found.issym() or found.islnk())
+        if is_given:
+            yield Member(name, _reader(tar, found))
+        start = tar.offset
+        try:
+            if stream.tell() != start:
+                stream.seek(start - 1)
+                if not stream.read(1):
+                    raise EOFError
+        except _DAMAGE as error:
+            reason = f"{_reason(error)} at {name}, it and what follows is lost"
+            yield Damage(tar_name, reason, is_last_whole=not is_given)
+            return
+        try:
+            # Not next(): it keeps every member, and takes a damaged header for the end.
+            found = tarfile.TarInfo.fromtarfile(tar)
+            if tar.offset <= start or found.size < 0:
+                raise tarfile.ReadError("a size of nonsense")
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            found = None
+        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+            yield Damage(tar_name, f"is cut short after {name}: no end mark follows")
+            return
+        except _DAMAGE as error:
+            yield Damage(tar_name, f"{_reason(error)} after {name}, what follows is lost")
+            return
+    try:  # to the very end: checksums of compressed files stand there
+        while block := stream.read(_BLOCK_BYTES):
+            if block.count(0) < len(block):
+                yield Damage(
+                    tar_name, "goes on after its end mark (joined by cat?); give the tars one by one"
+                )
+                return
+    except _DAMAGE as error:
+        yield Damage(tar_name, f"{_reason(error)} at its end, an image may be damaged")
+
+
+def _reader(tar: tarfile.TarFile, found: tarfile.TarInfo) -> Callable[[int], bytes]:
+    def read(max_bytes: int = MAX_PAGE_BYTES) -> bytes:
+        if not found.isreg():
+            raise BrokenImage("a link within a tar is not followed")
+        if found.size > max_bytes:
+            raise BrokenImage(f"{found.size:,} bytes; at most {max_bytes:,} are taken")
+        try:
+            file = tar.extractfile(found)
+            assert file is not None
+            return file.read()
+        except _DAMAGE as error:  # if nothing follows, a Damage comes next
+            raise BrokenImage(_reason(error)) from None
+
+    return read
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror})"
+    if isinstance(error, EOFError) or str(error) in (
+        "unexpected end of data",
+        "truncated header",
+        "empty header",
+    ):
+        return "is cut short"
+    if isinstance(error, (OSError, RuntimeError, zlib.error, lzma.LZMAError)):
+        return "its compression is damaged"
+    return "a header is damaged"

@@ -1,0 +1,328 @@
+"""Tars as sources: WebDataset shards and class folders, what is damaged, and what is no image."""
+
+import bz2
+import csv
+import gzip
+import io
+import lzma
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton_verify import verify
+from fastpsl.pipelines.beton_write import quarantine_path, write_beton
+from fastpsl.pipelines.image_file import BrokenImage
+from fastpsl.pipelines.sources import Sample, open_source
+from tests.pipelines.photos import jpeg, photo
+from tests.pipelines.tars import make_tar, tar_bytes
+
+PHOTOS = [jpeg(photo(i, 40 + i, 60 - i)) for i in range(8)]
+
+
+def samples(src: object, **options: Any) -> list[Sample]:
+    source = open_source(str(src), **options)
+    found = list(source.samples())
+    assert len(found) <= source.num_samples
+    return found
+
+
+def told(src: object, **options: Any) -> list[tuple[str, int]]:
+    """(name, label) of the images; all are those of PHOTOS in order."""
+    found = samples(src, **options)
+    assert [sample.image for sample in found] == PHOTOS[: len(found)]
+    return [(sample.name, sample.label) for sample in found]
+
+
+def broken(src: object, **options: Any) -> tuple[list[str], list[tuple[str, str]]]:
+    """Names of the sound samples, (name, reason) of the others."""
+    found = samples(src, **options)
+    return (
+        [sample.name for sample in found if not isinstance(sample.image, BrokenImage)],
+        [(sample.name, str(sample.image)) for sample in found if isinstance(sample.image, BrokenImage)],
+    )
+
+
+def test_webdataset_shards_become_a_beton(tmp_path: Path) -> None:
+    """Labels before and behind the image, in .cls and .json; other files of a sample; names of any kind."""
+    make_tar(
+        tmp_path / "train-1.tar",
+        {"käfer 1.jpg": PHOTOS[3], "käfer 1.cls": b" 7\n", "new\nline.PNG": PHOTOS[4], "new\nline.cls": b"0"},
+    )
+    make_tar(
+        tmp_path / "train-0.tar",
+        [
+            ("a/0.cls", b"3"), ("a/0.mask.png", PHOTOS[7]), ("a/0.jpg", PHOTOS[0]), ("a/0.txt", b"a bird"),
+            ("b/0.jpeg", PHOTOS[1]), ("b/0.json", b'{"label": 5, "cls": 9}'),
+            ("b/0.1.jpg", PHOTOS[7]), ("c.webp", PHOTOS[2]), ("c.json", b'{"caption": "x"}'), ("d.cls", b"1"),
+        ],
+    )  # fmt: skip
+    source = open_source(str(tmp_path / "train-*.tar"))
+    assert source.class_names is None and "WebDataset" in source.notes[0]
+    assert source.warnings == ["2 images share the key of another and are left out"]
+    assert told(tmp_path / "train-*.tar") == [
+        ("train-0.tar/a/0.jpg", 3), ("train-0.tar/b/0.jpeg", 5), ("train-0.tar/c.webp", -1),
+        ("train-1.tar/käfer 1.jpg", 7), ("train-1.tar/new\nline.PNG", 0),
+    ]  # fmt: skip
+    out = tmp_path / "a.beton"
+    write_beton(source.samples(), out, num_samples=source.num_samples)
+    with Beton(out) as beton:
+        assert [beton.read(i) for i in range(5)] == PHOTOS[:5]
+        assert list(beton.labels()) == [3, 5, -1, 7, 0]
+        assert beton.name(3) == f"{out} sample 3 (train-1.tar/käfer 1.jpg)"
+    assert list(verify(out)) == []
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz", "tgz", "tar.bz2", "tar.xz"])
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_class_folders(ending: str, format: int, tmp_path: Path) -> None:
+    long = "x" * 150
+    src = make_tar(
+        tmp_path / f"train.{ending}",
+        [
+            ("./train/dog/1.jpg", PHOTOS[0]), ("./train/dog/more/é.jpg", PHOTOS[1]), ("./train/dog/._1.jpg", b"mac"),
+            ("./train/an ant/1.v2.jpg", PHOTOS[2]), ("./train/an ant/1.v3.jpg", PHOTOS[3]), ("./README", b"x"),
+            (f"./train/cat/{long}.jpg", PHOTOS[4]), ("./train/cat/notes.json", b"{}"),
+        ],
+        format=format,
+    )  # fmt: skip
+    source = open_source(str(src))
+    assert source.class_names == ["an ant", "cat", "dog"] and source.notes == ["3 class folders below train"]
+    assert source.warnings == ["3 files are no images by their names; left out"]
+    names = ["dog/1", "dog/more/é", "an ant/1.v2", "an ant/1.v3", f"cat/{long}"]
+    labels = [2, 2, 0, 0, 1]
+    assert told(src) == [
+        (f"{src.name}/train/{name}.jpg", label) for name, label in zip(names, labels, strict=True)
+    ]
+
+
+def test_imagenets_tar_of_class_tars(tmp_path: Path) -> None:
+    inner = {
+        "n02": tar_bytes({"n02_1.JPEG": PHOTOS[0], "n02_2.JPEG": PHOTOS[1]}),
+        "n01": tar_bytes({"n01_1.JPEG": PHOTOS[2]}),
+        "n03": b"",  # nothing was downloaded
+        "n04": tar_bytes({"n04_1.JPEG": PHOTOS[3]})[:600],
+        "n05": tar_bytes({"n05_1.JPEG": PHOTOS[3]}),
+    }
+    src = make_tar(tmp_path / "all.tar", {f"{name}.tar": data for name, data in inner.items()})
+    assert open_source(str(src)).class_names == ["n01", "n02", "n05"]
+    found = samples(src)
+    assert [(sample.name, sample.label) for sample in found] == [
+        ("all.tar/n02/n02_1.JPEG", 1), ("all.tar/n02/n02_2.JPEG", 1), ("all.tar/n01/n01_1.JPEG", 0),
+        ("all.tar/n03.tar", -1), ("all.tar/n04.tar", -1), ("all.tar/n05/n05_1.JPEG", 2),
+    ]  # fmt: skip
+    assert str(found[4].image) == "is cut short at n04/n04_1.JPEG, it and what follows is lost"
+    assert [found[i].image for i in (0, 1, 2, 5)] == PHOTOS[:4]
+
+
+def test_names_that_point_elsewhere_and_links(tmp_path: Path) -> None:
+    """Names are names only: nothing is unpacked. Links are not followed."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        for i, name in enumerate(("../../up.jpg", "/root.jpg", "a/../b.jpg")):
+            info = tarfile.TarInfo(name)
+            info.size = len(PHOTOS[i])
+            tar.addfile(info, io.BytesIO(PHOTOS[i]))
+        for name, kind, target in (
+            ("l.jpg", tarfile.SYMTYPE, "/etc/passwd"),
+            ("h.jpg", tarfile.LNKTYPE, "b.jpg"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            tar.addfile(info)
+        info = tarfile.TarInfo("pipe.jpg")
+        info.type = tarfile.FIFOTYPE
+        tar.addfile(info)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.tar").write_bytes(data.getvalue())
+    sound, others = broken(tmp_path / "in" / "a.tar")
+    assert sound == ["a.tar/up.jpg", "a.tar/root.jpg", "a.tar/b.jpg"]
+    assert others == [(f"a.tar/{name}.jpg", "a link within a tar is not followed") for name in "lh"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["in", "a.tar"]
+
+
+@pytest.mark.parametrize("is_web", [False, True])
+def test_cut_anywhere_what_came_before_is_kept(is_web: bool, tmp_path: Path) -> None:
+    """The samples are those whose members end before the cut, and one line names the tar."""
+    members = []
+    for i in range(3):
+        members += [(f"{i}.jpg", PHOTOS[i])] + ([(f"{i}.cls", str(i).encode())] if is_web else [])
+    whole = tar_bytes(members)
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        ends = [-(-(info.offset_data + info.size) // 512) * 512 for info in tar.getmembers()]
+    ends = ends[1::2] if is_web else ends
+    src = tmp_path / "a.tar"
+    for cut in sorted(
+        {*range(513, len(whole), 200), *ends, *(end + 512 for end in ends), *(end - 1 for end in ends)}
+    ):
+        if is_web and cut < ends[0]:
+            continue  # the only label is lost: not known to be WebDataset
+        src.write_bytes(whole[:cut])
+        num = sum(end <= cut for end in ends)
+        if cut >= ends[-1] + 512:  # the first block of the end mark is there
+            assert broken(src) == ([f"a.tar/{i}.jpg" for i in range(3)], [])
+        elif num:
+            sound, others = broken(src)
+            assert sound == [f"a.tar/{i}.jpg" for i in range(num)], cut
+            assert len(others) == 1 and others[0][0] == "a.tar" and others[0][1].startswith("is cut short"), (
+                cut
+            )
+        else:
+            with pytest.raises(ValueError, match="no images inside"):
+                samples(src)
+
+
+def test_a_damaged_header_and_a_joined_tar(tmp_path: Path) -> None:
+    whole = bytearray(tar_bytes({f"{i}.jpg": PHOTOS[i] for i in range(3)}))
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        whole[tar.getmembers()[1].offset + 5] ^= 1
+    src = tmp_path / "a.tar"
+    src.write_bytes(whole)
+    reason = "a header is damaged after 0.jpg, what follows is lost"
+    assert broken(src) == (["a.tar/0.jpg"], [("a.tar", reason)])
+    src.write_bytes(tar_bytes({"0.jpg": PHOTOS[0]}) + tar_bytes({"1.jpg": PHOTOS[1]}))
+    sound, others = broken(src)
+    assert sound == ["a.tar/0.jpg"] and "goes on after its end mark" in others[0][1]
+
+
+def test_damaged_compression(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    members = {f"{i}.jpg": jpeg(noise.integers(0, 256, (90, 90, 3), dtype=np.uint8)) for i in range(9)}
+    whole = gzip.compress(tar_bytes(members), mtime=0)
+    src, half = tmp_path / "a.tgz", len(whole) // 2
+    for damaged in (whole[:half], whole[:half] + b"\xff" * 99 + whole[half + 99 :]):
+        src.write_bytes(damaged)
+        sound, others = broken(src)
+        assert sound == [f"a.tgz/{i}.jpg" for i in range(len(sound))] and 3 <= len(sound) < 9
+        assert [name for name, _ in others] == ["a.tgz"] and "what follows is lost" in others[0][1]
+    src.write_bytes(whole[:-8] + bytes(4) + whole[-4:])  # the checksum
+    sound, others = broken(src)
+    assert len(sound) == 9
+    assert others == [("a.tgz", "its compression is damaged at its end, an image may be damaged")]
+
+
+def test_any_damage_is_a_line_never_a_crash(tmp_path: Path) -> None:
+    """Bytes changed at random: an error in words, or samples as many as counted."""
+    random = np.random.default_rng(0)
+    members: dict[str, bytes] = {"x/" + "é" * 120 + ".jpg": PHOTOS[0], "x/1.jpg": PHOTOS[1], "x/1.cls": b"1"}
+    members["n.tar"] = tar_bytes({"2.jpg": PHOTOS[2]}, format=tarfile.PAX_FORMAT)
+    tars = [tar_bytes(members, format=format) for format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)]
+    packed = [pack(data) for data in tars for pack in (gzip.compress, bz2.compress, lzma.compress)]
+    src = tmp_path / "a.tar"
+    for trial in range(500):
+        data = bytearray((tars * 3 + packed)[trial % 12])
+        blocks = np.flatnonzero([any(data[at : at + 512]) for at in range(0, len(data), 512)])
+        for _ in range(random.integers(1, 4)):
+            at = int(random.choice(blocks)) * 512 + int(random.integers(0, 160))  # most of a header's fields
+            data[min(at, len(data) - 1)] = int(random.integers(0, 256))
+        src.write_bytes(data)
+        try:
+            assert len(samples(src)) >= 1
+        except ValueError as error:
+            assert str(src) in str(error) and "\n" not in str(error)
+
+
+def test_labels_that_are_none(tmp_path: Path) -> None:
+    labels = {
+        "0.cls": b"cat", "1.cls": b"-2", "2.cls": b"2147483648", "3.json": b'{"label": "cat"}',
+        "4.json": b'{"label": true}', "5.json": b"{", "6.json": b"[1]", "7.cls": b"-1",
+    }  # fmt: skip
+    members = [(f"{name[0]}.jpg", PHOTOS[int(name[0])]) for name in labels] + list(labels.items())
+    src = make_tar(tmp_path / "a.tar", sorted(members, key=lambda member: member[0][0]))
+    sound, others = broken(src)
+    assert sound == ["a.tar/6.jpg", "a.tar/7.jpg"] and len(others) == 6
+    assert all(
+        f"its label in {name} is no integer" in reason
+        for name, (_, reason) in zip(labels, others, strict=False)
+    )
+
+
+def test_shards_together_are_the_whole(tmp_path: Path) -> None:
+    """Runs of neighbours over several tars, one of which is cut."""
+    for i, num in enumerate((3, 0, 5, 4)):
+        make_tar(
+            tmp_path / f"{i}.tar", {f"{'cat' if j % 2 else 'ant'}/{j}.jpg": PHOTOS[j] for j in range(num)}
+        )
+    cut = tmp_path / "2.tar"
+    cut.write_bytes(cut.read_bytes()[:-10_240])
+    whole = samples(tmp_path / "*.tar")
+    assert [sample.name for sample in whole].count("2.tar") == 1 and len(whole) > 9
+    for num_shards in (1, 2, 5, 20):
+        parts = [
+            sample for i in range(num_shards) for sample in samples(tmp_path / "*.tar", shard=(i, num_shards))
+        ]
+        assert [(part.name, part.label, str(part.image)) for part in parts] == [
+            (sample.name, sample.label, str(sample.image)) for sample in whole
+        ]
+
+
+def test_what_is_cut_goes_to_the_quarantine_list(tmp_path: Path) -> None:
+    make_tar(tmp_path / "0.tar", {f"{i}.jpg": PHOTOS[i] for i in range(4)})
+    cut = make_tar(tmp_path / "1.tar", {"a.jpg": PHOTOS[4], "b.jpg": b"no image", "c.jpg": PHOTOS[5]})
+    cut.write_bytes(cut.read_bytes()[: 512 * 3 + len(PHOTOS[4]) // 512 * 512 + 1024 + 600])
+    source = open_source(str(tmp_path / "*.tar"))
+    out = tmp_path / "a.beton"
+    report = write_beton(source.samples(), out, num_samples=source.num_samples, max_bad="2")
+    assert (report.num_samples, report.num_quarantined) == (5, 2)
+    with open(quarantine_path(out), newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    assert [row[0] for row in rows] == ["1.tar/b.jpg", "1.tar"] and "is cut short at c.jpg" in rows[1][1]
+
+
+def test_a_tar_that_changes_is_told(tmp_path: Path) -> None:
+    src = make_tar(tmp_path / "a.tar", {f"{i}.jpg": PHOTOS[i] for i in range(3)})
+    for num in (2, 4):
+        source = open_source(str(src))
+        make_tar(src, {f"{i}.jpg": PHOTOS[i] for i in range(num)})
+        with pytest.raises(ValueError, match=f"3 images at the start, {num} at the end"):
+            list(source.samples())
+        make_tar(src, {f"{i}.jpg": PHOTOS[i] for i in range(3)})
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "is no tar"),
+        (b"x" * 2000, "is no tar"),
+        (gzip.compress(b"x" * 2000), "is no tar"),
+        (b"\x1f\x8b nonsense", "is no tar"),
+        (bytes(10_240), "no images inside"),
+        (tar_bytes({"a.txt": b"x"}), "no images inside"),
+        (
+            tar_bytes({"a.jpg": b"x", "cat/b.jpg": b"x", "ant/b.jpg": b"x"}),
+            "a.jpg lies beside the class folders ant",
+        ),
+    ],
+)
+def test_what_is_no_source(data: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(data)
+    with pytest.raises(ValueError, match=words) as caught:
+        open_source(str(tmp_path / "a.tar"))
+    assert str(tmp_path / "a.tar") in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_member_beyond_4_gib(tmp_path: Path) -> None:
+    """Data of 5 GiB before the images are a hole in the file: skipped, not read."""
+    src = tmp_path / "a.tar"
+    info = tarfile.TarInfo("video.mp4")
+    info.size = 5 << 30
+    head, rest = info.tobuf(), tar_bytes({"0.jpg": PHOTOS[0], "1.jpg": PHOTOS[1]})
+    with open(src, "wb") as file:
+        file.write(head)
+        file.seek(info.size, io.SEEK_CUR)
+        file.write(rest)
+    assert src.stat().st_size > 5 << 30
+    assert told(src) == [("a.tar/0.jpg", -1), ("a.tar/1.jpg", -1)]
+    huge = tarfile.TarInfo("huge.jpg")
+    huge.size = 3 << 30
+    with open(src, "wb") as file:
+        file.write(huge.tobuf())
+        file.seek(huge.size, io.SEEK_CUR)
+        file.write(rest)
+    sound, others = broken(src)
+    assert len(sound) == 2 and others == [
+        ("a.tar/huge.jpg", "3,221,225,472 bytes; at most 2,147,483,648 are taken")
+    ]
