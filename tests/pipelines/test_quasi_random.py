@@ -184,6 +184,28 @@ def test_every_page_is_equally_likely_in_every_lane_and_every_sample_at_every_st
     assert kept.min() > 0.8
 
 
+def test_pages_of_one_size_meet_in_a_lane_as_chance_has_it() -> None:
+    sizes, num_epochs = np.full(12, 5), 400
+    together = np.zeros((12, 12), int)
+    for epoch in range(num_epochs):
+        lane_of = lanes_of_pages(deal_pages(2, epoch, sizes, 3))
+        lanes = np.array([lane_of[page] for page in range(12)])
+        together += lanes[:, None] == lanes
+    # 3 of the 11 others are in a page's lane: 109 of 400, with a deviation of 8.9.
+    off_diagonal = together[~np.eye(12, dtype=bool)]
+    assert np.abs(off_diagonal - num_epochs * 3 / 11).max() < 4.5 * 8.9
+
+
+def test_pages_are_opened_in_an_order_of_their_own_each_epoch() -> None:
+    sizes, num_epochs = np.full(12, 5), 400
+    before = np.zeros((12, 12), int)
+    for epoch in range(num_epochs):
+        place = np.argsort(deal_pages(2, epoch, sizes, 1).pages)
+        before += place[:, None] < place
+    # Half of 400, with a deviation of 10.
+    assert np.abs(before[~np.eye(12, dtype=bool)] - num_epochs / 2).max() < 4.5 * 10
+
+
 def test_a_batch_mixes_many_pages_and_parts_neighbours() -> None:
     """64 lanes of 13 pages with 40 samples each: a batch of 256 against one in random and in sequential order."""
     lanes, share, sizes = 64, 4, np.full(64 * 13, 40)
@@ -229,6 +251,8 @@ def test_pages_are_those_of_the_pointers_in_all_shards(
             assert extent.offset[0] <= rows.offset[i]
             assert rows.offset[i] + rows.num_bytes[i] <= extent.offset[0] + extent.num_bytes[0]
             assert extent.num_bytes[0] <= page_bytes
+            shard = data.shards[(i > 22) + (i > 53)]
+            assert extent.offset[0] + extent.num_bytes[0] <= shard.alloc  # what follows is no data
         assert pages.of_sample.dtype == np.int32
         assert len(found) == len(pages.extents.fd) == len(set(pages.of_sample.tolist()))
         assert len(found) > 5 + 31 // SAMPLES_A_PAGE

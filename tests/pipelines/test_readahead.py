@@ -1,5 +1,6 @@
 """Read-ahead: what the kernel is really asked for, when, how much of it at a time, and that it is given back."""
 
+import itertools
 import os
 import threading
 import warnings
@@ -13,7 +14,7 @@ import pytest
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.order import step_indices
 from fastpsl.pipelines.pages import Extents, pages_of
-from fastpsl.pipelines.quasi_random import GROUP_PAGES, QuasiRandom
+from fastpsl.pipelines.quasi_random import GROUP_PAGES, QuasiRandom, deal_pages
 from fastpsl.pipelines.readahead import Readahead
 from tests.pipelines.paged import SAMPLES_A_PAGE, write_paged
 
@@ -150,6 +151,27 @@ def test_entering_an_epoch_asks_for_the_groups_of_that_step(
     needed = set().union(*read)
     # Beside what is read: pages of groups that are nearly over, or that the epoch ends in.
     assert len(needed) <= len(asked) <= len(needed) + 2 * LANES * GROUP_PAGES
+
+
+def test_groups_past_the_end_of_the_epoch_are_not_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """41 equal pages for 4 lanes: one lane has a page more, at times as a last group of its own."""
+    num_left_out = 0
+    with Beton(write_paged(monkeypatch, tmp_path / "c.beton", 41 * SAMPLES_A_PAGE)) as data:
+        page_of_sample = pages_of(data).of_sample
+        quasi = QuasiRandom(data, lanes=LANES, batch_size=LANES)
+        for epoch in range(20):
+            groups = deal_pages(0, epoch, np.full(41, SAMPLES_A_PAGE), LANES)
+            order, readahead = quasi.epoch(epoch, 0, UNDER_WAY)
+            readahead.close()
+            asked = set(quasi.page_steps(groups, 0, UNDER_WAY)[0].tolist())
+            read = set(page_of_sample[order].tolist())
+            for start, stop in itertools.pairwise(groups.starts.tolist()):
+                group = set(groups.pages[start:stop].tolist())
+                assert asked & group == (group if read & group else set())
+            num_left_out += 41 - len(asked)
+    assert num_left_out
 
 
 def test_an_epoch_left_early_gives_back_what_it_holds(data: Beton, calls: list[Any]) -> None:
