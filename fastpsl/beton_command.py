@@ -26,13 +26,15 @@ class Write:
 
     src: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SRC")]]
     """A folder with a folder per class (images at any depth), or a flat folder of images (label -1); a tar or
-    a quoted glob of tars, also WebDataset's; see docs/sources.md."""
+    a quoted glob of tars, also WebDataset's; an .npz of uint8 images; see docs/sources.md."""
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """The file to write, e.g. train.beton."""
-    format: Literal["auto", "folder", "tar"] = "auto"
+    format: Literal["auto", "folder", "tar", "npz"] = "auto"
     """What SRC is. [told from SRC]"""
+    split: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Which part of a SRC that holds several, e.g. train."""
     mode: Literal["auto", "jpg", "raw"] = "auto"
-    """How images are stored: jpg, or raw RGB. [jpg]"""
+    """How images are stored: jpg, or raw RGB. [raw for arrays, else jpg]"""
     short_side: Pixels = None
     """Shrink images to this shorter side."""
     max_side: Pixels = None
@@ -130,7 +132,9 @@ def _write(command: Write) -> None:
     shard = _shard(command.shard)
     max_bad_count(command.max_bad, 0)  # before the source is counted
     with _counting() as on_progress:
-        source = open_source(command.src, command.format, shard=shard, on_progress=on_progress)
+        source = open_source(
+            command.src, command.format, split=command.split, shard=shard, on_progress=on_progress
+        )
     for line in source.notes:
         print(f"{command.src}: {line}")
     for line in source.warnings:
@@ -146,7 +150,12 @@ def _write(command: Write) -> None:
             num_workers=command.workers,
             max_bad=command.max_bad,
             overwrite=command.overwrite,
-            record={"source": command.src, "shard": command.shard, "num_total": source.num_total},
+            record={
+                "source": command.src,
+                "split": command.split,
+                "shard": command.shard,
+                "num_total": source.num_total,
+            },
             on_progress=progress.update,
         )
     print(

@@ -5,27 +5,40 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from fastpsl.pipelines.sources.arrays import arrays
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.sources.source import Source
 from fastpsl.pipelines.sources.tar import tar_source
 
-_TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_ENDINGS = {
+    ".tar": "tar",
+    ".tar.gz": "tar",
+    ".tgz": "tar",
+    ".tar.bz2": "tar",
+    ".tar.xz": "tar",
+    ".npz": "npz",
+}
 
 
 def open_source(
     src: str,
     format: str = "auto",
     *,
+    split: str | None = None,
     shard: tuple[int, int] = (0, 1),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Source:
-    """`src` as images, counted. `format` is auto, folder or tar. `shard` (i, n) keeps the i-th of n runs of
-    neighbours. Counting long files is told to `on_progress(MB done, MB in all)`. ValueError, one line, for
-    what is missing, of another kind or holds no image."""
+    """`src` as images, counted. `format` is auto, folder, tar or npz. `split` names a part of what holds several.
+    `shard` (i, n) keeps the i-th of n runs of neighbours. Counting long files is told to `on_progress(MB done,
+    MB in all)`. ValueError, one line, for what is missing, of another kind or holds no image."""
     if format == "auto":
         format = _format_of(src)
+    if split is not None and format in ("folder", "tar"):
+        raise ValueError(f"--split {split}: a {format} has no splits; give the {format} of that split as SRC")
     if format == "tar":
         return tar_source(_paths(src), shard, on_progress)
+    if format == "npz":
+        return arrays(_one_path(src), split, shard)
     assert format == "folder", format
     return image_folder(src, shard)
 
@@ -33,12 +46,19 @@ def open_source(
 def _format_of(src: str) -> str:
     if os.path.isdir(src):
         return "folder"
-    for path in _paths(src):
-        if not path.name.lower().endswith(_TAR_ENDINGS):
-            raise ValueError(
-                f"{path}: no folder and no file of a known kind ({', '.join(_TAR_ENDINGS)}); give one, or say --format"
-            )
-    return "tar"
+    formats = {_format_of_file(path) for path in _paths(src)}
+    if len(formats) > 1:
+        raise ValueError(f"{src}: files of several kinds ({', '.join(sorted(formats))}); give those of one")
+    return formats.pop()
+
+
+def _format_of_file(path: Path) -> str:
+    for ending, format in _ENDINGS.items():
+        if path.name.lower().endswith(ending):
+            return format
+    raise ValueError(
+        f"{path}: no folder and no file of a known kind ({', '.join(_ENDINGS)}); give one, or say --format"
+    )
 
 
 def _paths(src: str) -> list[Path]:
@@ -51,3 +71,10 @@ def _paths(src: str) -> list[Path]:
     if not paths:
         raise ValueError(f"{src}: no file matches; give a folder, a file, or a glob that finds files")
     return sorted(paths)
+
+
+def _one_path(src: str) -> Path:
+    paths = _paths(src)
+    if len(paths) > 1:
+        raise ValueError(f"{src}: {len(paths)} files match; write them one by one")
+    return paths[0]

@@ -88,6 +88,8 @@ def test_verify_names_and_exits_2(photos: Path, tmp_path: Path, capsys: pytest.C
         ("beton write {photos}/cat/a.jpg {tmp}/a.beton", "no folder and no file of a known kind"),
         ("beton write {photos}/cat/a.jpg {tmp}/a.beton --format tar", "is no tar"),
         ("beton write {photos} {tmp}/a.beton --format zip", "zip"),
+        ("beton write {photos}/cat/a.jpg {tmp}/a.beton --format npz", "no sound .npz"),
+        ("beton write {photos} {tmp}/a.beton --split train", "a folder has no splits"),
         ("beton write {photos} {tmp}/a.beton --shard 2/2", "--shard 2/2"),
         ("beton write {photos} {tmp}/a.beton --shard x", "--shard x"),
         ("beton write {photos} {tmp}/a.beton --max-bad many", "--max-bad many"),

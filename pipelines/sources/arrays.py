@@ -1,0 +1,229 @@
+""".npz files of images and labels, read in chunks straight from the zip: never the whole array in memory.
+
+Images are uint8 [N, H, W, 3]; [N, H, W, 1] and [N, H, W] are grey; [N, 3, H, W] and [N, 1, H, W] are taken
+where no other reading is possible. Labels are integers [N] or [N, 1], or missing. Names are of the words
+below with a split before or behind: images and labels, x_train and y_train (Keras), train_images and
+train_labels (MedMNIST); arr_0 and arr_1 are what numpy.savez calls arrays without a name.
+"""
+
+import contextlib
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from fastpsl.pipelines.beton_shard import MAX_LABEL
+from fastpsl.pipelines.sources.source import Sample, shard_range
+
+IMAGE_WORDS = ("images", "image", "imgs", "img", "data", "x")
+LABEL_WORDS = ("labels", "label", "targets", "target", "y")
+_UNNAMED = {"arr_0": "images", "arr_1": "labels"}
+_CHUNK_BYTES = 1 << 22
+_SAVE = "save it by np.savez(file, images=..., labels=...)"
+
+
+@dataclass(frozen=True)
+class Member:
+    """An array in an .npz, by its header."""
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    is_fortran: bool
+    start: int  # of its values in the member, bytes
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.dtype} {list(self.shape)}"
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+
+
+@dataclass
+class Arrays:
+    """Images and labels of an .npz, by their headers."""
+
+    path: Path
+    images: Member
+    labels: Member | None
+    layout: str  # "NHWC", "NHW" or "NCHW"
+    notes: list[str] = field(default_factory=list)
+    shard: tuple[int, int] = (0, 1)
+    class_names: list[str] | None = None
+    mode: str = "raw"
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def num_total(self) -> int:
+        return self.images.shape[0]
+
+    @property
+    def num_samples(self) -> int:
+        return len(shard_range(self.num_total, self.shard))
+
+    def samples(self) -> Iterator[Sample]:
+        """This shard's images in order, uint8 [H, W, 3] each. ValueError when the file is damaged or holds
+        labels out of range."""
+        here = shard_range(self.num_total, self.shard)
+        with _errors(self.path), zipfile.ZipFile(self.path) as archive:
+            labels = self._labels(archive)
+            for index, image in enumerate(_rows(archive, self.images, here), here.start):
+                label = -1 if labels is None else int(labels[index])
+                yield Sample(f"{self.images.key}[{index}]", _rgb(image, self.layout), label)
+
+    def _labels(self, archive: zipfile.ZipFile) -> np.ndarray | None:
+        """All labels, int32 [N]."""
+        if self.labels is None:
+            return None
+        labels, start = np.empty(self.num_total, np.int32), 0
+        for some in _chunks(archive, self.labels, range(self.num_total)):
+            some = some.reshape(-1)
+            if some.size and not (some.min() >= -1 and some.max() <= MAX_LABEL):
+                raise ValueError(
+                    f"{self.path}: {self.labels.key} holds labels from {some.min()} to {some.max()}; "
+                    f"give -1 (none) to {MAX_LABEL}"
+                )
+            labels[start : start + len(some)] = some
+            start += len(some)
+        return labels
+
+
+def arrays(path: Path, split: str | None = None, shard: tuple[int, int] = (0, 1)) -> Arrays:
+    """The images of an .npz, counted: of `split` where the names tell of splits. ValueError for other types and
+    shapes, names that tell nothing, several splits without `split`, and what is damaged."""
+    with _errors(path), zipfile.ZipFile(path) as archive:
+        members = [
+            _header(path, archive, info) for info in archive.infolist() if info.filename.endswith(".npy")
+        ]
+    there = ", ".join(map(str, members)) or "nothing"
+    by_name: dict[tuple[str, str], Member] = {}
+    for member in members:
+        kind = _role(member), _split(member.key)
+        if kind[0] and kind in by_name:
+            raise ValueError(f"{path}: both {by_name[kind]} and {member} are {kind[0]} by name; {_SAVE}")
+        by_name[kind] = member
+    images = {split: member for (role, split), member in by_name.items() if role == "images"}
+    labels = {split: member for (role, split), member in by_name.items() if role == "labels"}
+    if not images:
+        raise ValueError(
+            f"{path}: holds {there}; no images [N, H, W, 3] by name ({', '.join(IMAGE_WORDS)}), {_SAVE}"
+        )
+    if split is None:
+        split = "" if "" in images else next(iter(images)) if len(images) == 1 else None
+    if split is None or split.lower() not in images:
+        given = f"--split {split} is not among its splits" if split else "has several splits"
+        raise ValueError(f"{path}: {given}; give --split {' or '.join(sorted(images))}")
+    image, label = images[split.lower()], labels.get(split.lower())
+    layout = _layout(path, image)
+    notes = [f"images from {image}" + (", channels first" if layout == "NCHW" else "")]
+    notes.append(f"labels from {label}" if label else "no labels: -1")
+    num = image.shape[0]
+    if label and (label.dtype.kind not in "iu" or label.shape not in ((num,), (num, 1))):
+        raise ValueError(f"{path}: {label} beside {image}; one integer label an image is wanted, {_SAVE}")
+    return Arrays(path, image, label, layout, notes, shard)
+
+
+def _tokens(key: str) -> list[str]:
+    return re.split(r"[\W_]+", _UNNAMED.get(key, key).lower())
+
+
+def _role(member: Member) -> str:
+    tokens = _tokens(member.key)
+    if len(member.shape) >= 3 and any(word in tokens for word in IMAGE_WORDS):
+        return "images"
+    return "labels" if len(member.shape) <= 2 and any(word in tokens for word in LABEL_WORDS) else ""
+
+
+def _split(key: str) -> str:
+    return "_".join(token for token in _tokens(key) if token not in (*IMAGE_WORDS, *LABEL_WORDS))
+
+
+def _layout(path: Path, images: Member) -> str:
+    """NHWC, NHW or NCHW; ValueError for any other type or shape."""
+    shape, remedy = images.shape, f"uint8 [N, H, W, 3] is wanted, {_SAVE}"
+    if images.dtype != np.uint8:
+        raise ValueError(f"{path}: {images}; {remedy}")
+    if not all(shape):
+        raise ValueError(f"{path}: {images} holds no pixel; {remedy}")
+    if images.is_fortran:
+        raise ValueError(
+            f"{path}: {images} is in Fortran's order; np.ascontiguousarray(images), then {_SAVE}"
+        )
+    if len(shape) == 3:
+        return "NHW"
+    is_first, is_last = len(shape) == 4 and shape[1] in (1, 3), len(shape) == 4 and shape[3] in (1, 3)
+    if is_first == is_last:
+        raise ValueError(
+            f"{path}: {images}, "
+            + ("channels may be first or last" if is_first else "no images")
+            + f"; {remedy}"
+        )
+    return "NCHW" if is_first else "NHWC"
+
+
+def _rgb(image: np.ndarray, layout: str) -> np.ndarray:
+    if layout == "NHW":
+        image = image[:, :, None]
+    elif layout == "NCHW":
+        image = image.transpose(1, 2, 0)
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else np.ascontiguousarray(image)
+
+
+def _header(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
+    with archive.open(info) as file:
+        key = info.filename[: -len(".npy")]
+        try:
+            version = np.lib.format.read_magic(file)
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, is_fortran, dtype = read[version](file)
+        except (ValueError, KeyError, EOFError, SyntaxError, TypeError):
+            raise ValueError(f"{path}: {key} is no array; {_SAVE}") from None
+        member = Member(key, shape, dtype, is_fortran, file.tell())
+    if dtype.hasobject:
+        raise ValueError(f"{path}: {key} holds Python objects, which are not unpickled; {_SAVE}")
+    if shape and info.file_size - member.start != shape[0] * member.row_bytes:
+        raise ValueError(f"{path}: {member} does not have the length that its header tells; {_SAVE}")
+    return member
+
+
+def _chunks(archive: zipfile.ZipFile, member: Member, rows: range) -> Iterator[np.ndarray]:
+    """Some rows of an array at a time."""
+    at_a_time = max(1, _CHUNK_BYTES // max(1, member.row_bytes))
+    with archive.open(member.key + ".npy") as file:
+        file.seek(member.start + rows.start * member.row_bytes)
+        for start in range(rows.start, rows.stop, at_a_time):
+            num = min(at_a_time, rows.stop - start)
+            data = np.empty(num * member.row_bytes, np.uint8)
+            _fill(file, memoryview(data))
+            yield data.view(member.dtype).reshape(num, *member.shape[1:])
+
+
+def _fill(file: IO[bytes], view: memoryview) -> None:
+    while view:
+        num = file.readinto(view)  # type: ignore[attr-defined]
+        if not num:
+            raise EOFError
+        view = view[num:]
+
+
+def _rows(archive: zipfile.ZipFile, member: Member, rows: range) -> Iterable[np.ndarray]:
+    for chunk in _chunks(archive, member, rows):
+        yield from chunk
+
+
+@contextlib.contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """What reading a damaged, locked or missing zip raises, as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); give an .npz file") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or "it is cut short"
+        raise ValueError(f"{path}: no sound .npz ({reason}); copy it again, or {_SAVE}") from None

@@ -1,0 +1,173 @@
+""".npz files as sources: names, shapes, types, splits, and what is damaged."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton_convert import Target
+from fastpsl.pipelines.beton_verify import verify
+from fastpsl.pipelines.beton_write import write_beton
+from fastpsl.pipelines.sources import Sample, arrays, open_source
+
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.integers(0, 256, (10, 8, 6, 3), dtype=np.uint8)
+LABELS = RANDOM.integers(0, 4, 10)
+
+
+def samples(path: Path, **options: Any) -> list[Sample]:
+    return list(open_source(str(path), **options).samples())
+
+
+def pictures(path: Path, **options: Any) -> np.ndarray:
+    found = [sample.image for sample in samples(path, **options)]
+    assert all(isinstance(image, np.ndarray) and image.flags.c_contiguous for image in found)
+    return np.stack(found)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("chunk", [1, 700, 1 << 22])
+def test_an_npz_becomes_a_raw_beton(
+    save: Any, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrays, "_CHUNK_BYTES", chunk)
+    save(tmp_path / "é 1.npz", images=IMAGES, labels=LABELS, more=np.arange(3))
+    source = open_source(str(tmp_path / "é 1.npz"))
+    assert (source.mode, source.num_samples, source.class_names) == ("raw", 10, None)
+    assert source.notes == ["images from images uint8 [10, 8, 6, 3]", "labels from labels int64 [10]"]
+    out = tmp_path / "a.beton"
+    write_beton(source.samples(), out, num_samples=10, target=Target(mode=source.mode))
+    with Beton(out) as beton:
+        assert [beton.read(i) for i in range(10)] == [image.tobytes() for image in IMAGES]
+        assert list(beton.labels()) == list(LABELS) and beton.name(7) == f"{out} sample 7 (images[7])"
+    assert list(verify(out)) == []
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"images": "images", "labels": "labels"}, {"images": "x", "labels": "y"}, {"images": "X", "labels": "Y"},
+        {"images": "data", "labels": "targets"}, {"images": "arr_0", "labels": "arr_1"},
+        {"images": "x_train", "labels": "y_train"}, {"images": "train_images", "labels": "train_labels"},
+    ],
+)  # fmt: skip
+def test_names(names: dict[str, str], tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **{names["labels"]: LABELS, names["images"]: IMAGES})
+    assert (pictures(tmp_path / "a.npz") == IMAGES).all()
+    assert [sample.label for sample in samples(tmp_path / "a.npz")] == list(LABELS)
+
+
+def test_splits(tmp_path: Path) -> None:
+    src = tmp_path / "medmnist.npz"
+    np.savez(
+        src,
+        train_images=IMAGES,
+        train_labels=LABELS[:, None],
+        val_images=IMAGES[:3],
+        val_labels=LABELS[:3, None],
+    )
+    with pytest.raises(ValueError, match="has several splits; give --split train or val"):
+        open_source(str(src))
+    with pytest.raises(ValueError, match="--split test is not among its splits; give --split train or val"):
+        open_source(str(src), split="test")
+    assert [sample.label for sample in samples(src, split="train")] == list(LABELS)
+    assert (pictures(src, split="val") == IMAGES[:3]).all()
+
+
+def test_shapes(tmp_path: Path) -> None:
+    src = tmp_path / "a.npz"
+    for given, expected in (
+        (IMAGES[..., 0], IMAGES[..., :1].repeat(3, axis=3)),
+        (IMAGES[..., :1], IMAGES[..., :1].repeat(3, axis=3)),
+        (IMAGES.transpose(0, 3, 1, 2), IMAGES),
+        (IMAGES[..., :1].transpose(0, 3, 1, 2), IMAGES[..., :1].repeat(3, axis=3)),
+    ):
+        np.savez(src, images=np.ascontiguousarray(given))
+        assert (pictures(src) == expected).all()
+        assert [sample.label for sample in samples(src)] == [-1] * 10
+    np.savez(src, images=np.ascontiguousarray(IMAGES.transpose(0, 3, 1, 2)))
+    assert "channels first" in open_source(str(src)).notes[0]
+
+
+def test_labels_of_other_types(tmp_path: Path) -> None:
+    src = tmp_path / "a.npz"
+    for dtype in (np.uint8, np.int16, ">i4", np.uint64):
+        np.savez(src, images=IMAGES, labels=LABELS.astype(dtype))
+        assert [sample.label for sample in samples(src)] == list(LABELS)
+
+
+def test_shards_together_are_the_whole(tmp_path: Path) -> None:
+    src = tmp_path / "a.npz"
+    np.savez_compressed(src, images=IMAGES, labels=LABELS)
+    parts = [sample for i in range(3) for sample in samples(src, shard=(i, 3))]
+    assert [part.name for part in parts] == [f"images[{i}]" for i in range(10)]
+    assert (np.stack([part.image for part in parts]) == IMAGES).all()  # type: ignore[arg-type]
+    assert [part.label for part in parts] == list(LABELS)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"images": IMAGES.astype(np.float32)}, "images float32"),
+        ({"images": IMAGES.astype(np.int64)}, "images int64"),
+        ({"images": IMAGES[..., [0, 1, 2, 0]]}, "no images"),
+        ({"images": IMAGES[:, :3]}, "channels may be first or last"),
+        ({"images": IMAGES[None]}, "no images"),
+        ({"images": IMAGES[0, 0]}, "no images [N, H, W, 3] by name"),
+        ({"images": IMAGES[:0]}, "no pixel"),
+        ({"images": np.asfortranarray(IMAGES)}, "Fortran"),
+        ({"pictures": IMAGES}, "holds pictures uint8 [10, 8, 6, 3]; no images"),
+        ({}, "holds nothing"),
+        (
+            {"images": IMAGES, "x": IMAGES},
+            "both images uint8 [10, 8, 6, 3] and x uint8 [10, 8, 6, 3] are images",
+        ),
+        ({"images": IMAGES, "labels": LABELS[:9]}, "labels int64 [9] beside"),
+        ({"images": IMAGES, "labels": np.zeros((10, 4), int)}, "labels int64 [10, 4] beside"),
+        ({"images": IMAGES, "labels": LABELS.astype(float)}, "labels float64 [10]"),
+        ({"images": IMAGES, "labels": LABELS - 2}, "labels from -2 to"),
+        ({"images": IMAGES, "labels": LABELS + 2**31}, "labels from 2147483648"),
+        ({"images": IMAGES, "labels": np.array([{}] * 10)}, "labels holds Python objects"),
+        ({"images": np.array([{}] * 10)}, "images holds Python objects"),
+    ],
+)
+def test_what_is_refused(given: dict[str, Any], words: str, tmp_path: Path) -> None:
+    src = tmp_path / "a.npz"
+    np.savez(src, **given)
+    with pytest.raises(ValueError) as caught:
+        samples(src)
+    assert words in str(caught.value) and str(src) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    src = tmp_path / "a.npz"
+    for save in (np.savez, np.savez_compressed):
+        save(src, images=IMAGES, labels=LABELS)
+        whole = src.read_bytes()
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 255
+        for data in (
+            b"",
+            b"PK",
+            whole[: len(whole) // 2],
+            bytes(flipped),
+            np.random.default_rng(0).bytes(999),
+        ):
+            src.write_bytes(data)
+            with pytest.raises(ValueError, match="no sound .npz") as caught:
+                samples(src)
+            assert str(src) in str(caught.value) and "\n" not in str(caught.value)
+    with zipfile.ZipFile(src, "w") as archive:
+        archive.writestr("images.npy", b"no array")
+    with pytest.raises(ValueError, match="images is no array"):
+        samples(src)
+    with zipfile.ZipFile(src, "w") as archive, archive.open("images.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|u1", "fortran_order": False, "shape": (10**9, 9, 9, 3)}
+        )
+        file.write(b"x")
+    with pytest.raises(ValueError, match="does not have the length"):
+        samples(src)
