@@ -20,9 +20,10 @@ class RunOptions:
     """Fields marked MACHINE describe the machine and may change on resume; the others are the experiment."""
 
     data: str | None = field(default=None, metadata=MACHINE)
-    """Training images: a beton, or a quoted glob of shards. Without it: the embedded sample."""
+    """Training images: a beton, a quoted glob of shards, or a folder of images. Without it: the embedded sample, and small
+    values where the paper's stand below."""
     val: str | None = field(default=None, metadata=MACHINE)
-    """Held-out images for the score at each stage's end (the sample brings its own)."""
+    """Held-out images, likewise, for the score at each stage's end (the sample brings its own)."""
     out: Path | None = field(default=None, metadata=MACHINE)
     """The run's folder; without it a new numbered one under runs/."""
     resume: str = field(default="auto", metadata=MACHINE)
@@ -34,6 +35,11 @@ class RunOptions:
     batch_size: int = 256
     """Images a step, over all ranks and accumulated batches."""
     seed: int = 0
+    """Of weights, orders and draws."""
+    order: Literal["random", "quasi_random"] = "random"
+    """quasi_random reads whole pages: for betons larger than the page cache."""
+    lanes: int = 64
+    """Of the quasi-random order: each takes an equal share of every batch; the ranks share them."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: fp16 on CUDA, fp32 on the CPU."""
     frozen_batchnorm: Literal["eval", "train"] = "eval"
@@ -43,13 +49,15 @@ class RunOptions:
     max_steps_per_stage: int | None = field(default=None, metadata=MACHINE)
     """Cut each stage short after so many steps; its schedule stays that of the whole stage."""
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=MACHINE)
+    """auto: CUDA where there is one."""
     decoder: str = field(default="auto", metadata=MACHINE)
-    """ffcv, torchvision, synthetic, or auto."""
+    """ffcv, dali, torchvision, resident, synthetic, or auto."""
     num_threads: int | None = field(default=None, metadata=MACHINE)
     """Decoding threads of this rank; default: this machine's cores over its ranks."""
     accumulate: int = field(default=1, metadata=MACHINE)
     """Batches whose gradients make one step: the paper's batch on fewer GPUs."""
     prefetch_batches: int = field(default=3, metadata=MACHINE)
+    """Batches under way."""
     timeout_s: float = field(default=120.0, metadata=MACHINE)
     """Longest wait for a batch (and, ten times that, for another rank)."""
     on_bad_sample: Literal["raise", "skip"] = field(default="raise", metadata=MACHINE)
@@ -59,10 +67,13 @@ class RunOptions:
     checkpoint_steps: int = field(default=0, metadata=MACHINE)
     """Checkpoint every so many steps (0: not by steps)."""
     keep_checkpoints: int = field(default=3, metadata=MACHINE)
+    """The newest ones; older are removed."""
     log_steps: int = field(default=10, metadata=MACHINE)
     """Steps between looks at the numbers: the only times that the host waits for the device."""
     tensorboard: bool = field(default=True, metadata=MACHINE)
+    """Curves for TensorBoard in the run's folder."""
     wandb: bool = field(default=False, metadata=MACHINE)
+    """Curves for Weights & Biases."""
 
     def __post_init__(self) -> None:
         positive = (
@@ -72,6 +83,7 @@ class RunOptions:
             "timeout_s",
             "keep_checkpoints",
             "log_steps",
+            "lanes",
         )
         for name in positive:
             if getattr(self, name) <= 0:

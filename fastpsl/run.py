@@ -124,6 +124,8 @@ class Run:
             rank=world.rank,
             world=world.size,
             train=train,
+            order=options.order,
+            lanes=options.lanes,
             decoder=options.decoder,
             num_threads=options.num_threads,
             device=str(world.device),

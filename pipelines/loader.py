@@ -17,9 +17,12 @@ from fastpsl.pipelines.by_chunks import ByChunks
 from fastpsl.pipelines.decoders import BatchDecoder, open_decoder
 from fastpsl.pipelines.job import Job
 from fastpsl.pipelines.order import epoch_order, num_steps, step_indices
+from fastpsl.pipelines.quasi_random import QuasiRandom
 from fastpsl.pipelines.rows import Data
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.pipelines.workers import default_num_threads
+
+ORDERS = ("random", "quasi_random")
 
 
 @final
@@ -28,7 +31,8 @@ class Loader:
 
     batch_size is per rank. Training (`train=True`) shuffles and drops the last partial global batch; evaluation goes
     in dataset order and pads with index -1. `decoder`: see `decoders.open_decoder`. num_threads: by default this
-    process's share of the cores. prefetch_batches bounds what is under way; timeout_s bounds the wait for one batch.
+    process's share of the cores. order: random, or quasi_random over `lanes` (quasi_random.py) for training on betons larger
+    than the page cache. prefetch_batches bounds what is under way; timeout_s bounds the wait for one batch.
     """
 
     def __init__(
@@ -41,6 +45,8 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         train: bool = True,
+        order: str = "random",
+        lanes: int = 64,
         decoder: str = "auto",
         num_threads: int | None = None,
         device: str | torch.device = "cpu",
@@ -63,6 +69,8 @@ class Loader:
             raise ValueError(f"Loader: timeout_s is {timeout_s}; it must be above 0")
         if on_bad_sample not in ("raise", "skip"):
             raise ValueError(f"Loader: on_bad_sample is {on_bad_sample!r}; it must be 'raise' or 'skip'")
+        if order not in ORDERS:
+            raise ValueError(f"Loader: order is {order!r}; it must be {' or '.join(ORDERS)}")
         if not views:
             raise ValueError("Loader: no views were given; give at least one ViewSpec")
         if train and data.num_samples < batch_size * world:
@@ -80,6 +88,12 @@ class Loader:
         self.on_bad_sample = on_bad_sample
         self.num_samples = data.num_samples
         self.num_steps = num_steps(data.num_samples, batch_size * world, train)
+        self._quasi_random: QuasiRandom | None = None
+        if train and order == "quasi_random":
+            self._quasi_random = QuasiRandom(
+                data, lanes=lanes, batch_size=batch_size, seed=seed, rank=rank, world=world
+            )
+            self.num_steps = self._quasi_random.num_steps
         self.copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.decoder, self.decoder_reason = open_decoder(
             decoder, data, batch_size=batch_size, num_threads=num_threads, device=self.device
@@ -103,7 +117,10 @@ class Loader:
         return self._batches(epoch, first_step)
 
     def _batches(self, epoch: int, first_step: int) -> Generator[Batch, None, None]:
-        if self.train:
+        readahead = None
+        if self._quasi_random is not None:
+            order, readahead = self._quasi_random.epoch(epoch, first_step, self.prefetch_batches)
+        elif self.train:
             order = epoch_order(self.seed, epoch, self.num_samples)
         else:
             order = np.arange(self.num_samples)
@@ -113,6 +130,8 @@ class Loader:
             while True:
                 while len(under_way) < self.prefetch_batches and (step := next(steps, None)) is not None:
                     indices = step_indices(order, step, self.batch_size, self.rank, self.world)
+                    if readahead is not None:
+                        readahead.advance(step)
                     job = Job(self, epoch, step, indices)
                     self._engine.start(job)
                     under_way.append(job)
@@ -133,6 +152,8 @@ class Loader:
                 job.cancelled = True
             for job in under_way:
                 job.done.wait(self.timeout_s)
+            if readahead is not None:
+                readahead.close()
 
     def close(self, limit_s: float | None = None) -> None:
         """Ends the threads. The data is the caller's to close."""

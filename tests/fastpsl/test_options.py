@@ -84,6 +84,8 @@ def test_science_and_machine_are_told_apart() -> None:
     assert sorted(RunOptions().science()) == [
         "batch_size",
         "frozen_batchnorm",
+        "lanes",
+        "order",
         "plan",
         "precision",
         "seed",
