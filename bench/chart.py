@@ -11,27 +11,37 @@ from matplotlib.axes import Axes
 
 from bench.peers import TITLES
 
-# Okabe and Ito's colours, told apart by everybody; a name keeps its colour in both panels.
+# Okabe and Ito's colours, told apart by everybody: ours dark, peers light; a name keeps its colour in both panels.
 COLOURS = {
-    "step": "#999999", "ffcv": "#0072B2", "torchvision": "#E69F00", "synthetic": "#009E73",
-    "ffcv_loader": "#56B4E9", "dataloader": "#F0E442",
+    "step": "#777777", "ffcv": "#0072B2", "dali": "#009E73", "torchvision": "#D55E00", "resident": "#000000",
+    "synthetic": "#999999", "ffcv_loader": "#7FB8D8", "dali_reader": "#7FCEB8", "dataloader": "#EAAE7F",
+    "webdataset": "#F0E442",
 }  # fmt: skip
-_BAR = 0.8  # of the room between two groups
 _CUT = 1.5  # times the longest bar of real data
+_BAR_INCHES, _TOP_INCHES, _BOTTOM_INCHES = 0.23, 0.8, 0.6
 
 
 def draw_chart(result: dict[str, Any], path: Path) -> None:
     """Medians as bars, quartiles as whiskers; on both together: its ratio to the slower of its parts."""
     rows = result["rows"]
-    num_bars = len(rows) + 2
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, max(4.5, 0.24 * num_bars)), layout="constrained")
-    loaders = [row for row in rows if row["measured"] in ("loader", "peer")]
-    _groups(left, loaders, lambda row: _views(row), {})
+    loaders = _groups([row for row in rows if row["measured"] in ("loader", "peer")], lambda row: _views(row))
     steps = [row for row in rows if row["measured"] in ("step", "both")]
+    steps_by_stage = _groups(steps, lambda row: f"{row['stage']}, {_views(row)}")
+    lines = [sum(len(group) + 1 for group in panel.values()) for panel in (loaders, steps_by_stage)]
+    height = _TOP_INCHES + _BAR_INCHES * max(lines) + _BOTTOM_INCHES
+    figure = plt.figure(figsize=(13, height))
+    # Each panel as high as it has lines, from the top down; below the shorter one it stays empty.
+    left, right = (
+        figure.add_axes(
+            (x, 1 - (_TOP_INCHES + _BAR_INCHES * num) / height, 0.355, _BAR_INCHES * num / height)
+        )
+        for x, num in zip((0.125, 0.605), lines, strict=True)
+    )
     ratios = {(r["decoder"], r["num_views"], r["stage"]): r["median"] for r in result["ratios"]}
-    _groups(right, steps, lambda row: f"{row['stage']}\n{_views(row)}", ratios)
+    _draw(left, loaders, {})
+    _draw(right, steps_by_stage, ratios)
     left.set_title("loader alone", loc="left")
-    right.set_title("step alone, and both together (× the slower of its two parts)", loc="left")
+    right.set_title("step alone, and both together (× the slower of the two)", loc="left")
     settings, machine = result["settings"], result["environment"]
     figure.suptitle(
         f"{settings['backbone']} jigsaw, {settings['precision']}, batch {settings['batch_size']}, "
@@ -48,41 +58,58 @@ def _views(row: dict[str, Any]) -> str:
     return "1 view" if row["num_views"] == 1 else f"{row['num_views']} views"
 
 
-def _groups(axes: Axes, rows: list[dict[str, Any]], title: Any, ratios: dict[Any, float]) -> None:
-    """Horizontal bars in groups of equal title, from the top down."""
-    titles = list(dict.fromkeys(title(row) for row in rows))
-    names = [name for name in COLOURS if any(_name(row) == name for row in rows)]
-    height = _BAR / len(names)
+def _groups(rows: list[dict[str, Any]], title: Any) -> dict[str, list[dict[str, Any]]]:
+    """Rows by title, in the colours' order."""
+    names = list(COLOURS)
+    ordered = sorted(rows, key=lambda row: names.index(_name(row)))
+    return {text: [row for row in ordered if title(row) == text] for text in map(title, rows)}
+
+
+def _draw(axes: Axes, groups: dict[str, list[dict[str, Any]]], ratios: dict[Any, float]) -> None:
+    """Horizontal bars from the top down, all of one thickness, each with its name; above each group its title."""
+    rows = [row for group in groups.values() for row in group]
     highest = [row["quartile_3"] for row in rows if row["decoder"] != "synthetic"]
     # A synthetic loader is beyond compare: its bar is cut.
     edge = _CUT * max(highest) if highest else float("inf")
-    for row in rows:
-        name = _name(row)
-        y = titles.index(title(row)) + (names.index(name) - (len(names) - 1) / 2) * height
-        whiskers = [[row["median"] - row["quartile_1"]], [row["quartile_3"] - row["median"]]]
-        label = f"  {row['median']:,.0f}" if row["median"] >= 100 else f"  {row['median']:.1f}"
-        is_cut = row["median"] > edge
-        if row["measured"] == "both":
-            label += f"  (×{ratios[row['decoder'], row['num_views'], row['stage']]:.2f})"
-        axes.barh(y, min(row["median"], edge), height, color=COLOURS[name], edgecolor="white")
-        if not is_cut:
-            axes.errorbar(row["median"], y, xerr=whiskers, ecolor="#444", elinewidth=1)
-        axes.text(edge if is_cut else row["quartile_3"], y, label + " →" * is_cut, va="center", fontsize=7.5)
-    for name in names:
-        axes.barh(
-            0,
-            0,
-            color=COLOURS[name],
-            label={"step": "step alone"}.get(name, TITLES.get(name, f"decoder {name}")),
+    y, ticks, names = 0, [], []
+    for title, group in groups.items():
+        axes.annotate(
+            title, (0, y), (4, 0), textcoords="offset points", va="center", fontsize=9, weight="bold"
         )
-    axes.set_yticks(range(len(titles)), titles)
-    axes.invert_yaxis()
+        for row in group:
+            y += 1
+            ticks.append(y)
+            names.append(_title(row))
+            _bar(axes, y, row, edge, ratios)
+        y += 1
+    axes.set_yticks(ticks, names, fontsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(y - 0.4, -0.6)
     axes.set_xlabel("samples/s (median, quartiles)")
-    axes.margins(x=0.22)
+    axes.margins(x=0.2)
     axes.set_xlim(left=0)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.09), ncol=len(names), frameon=False)
+
+
+def _bar(axes: Axes, y: int, row: dict[str, Any], edge: float, ratios: dict[Any, float]) -> None:
+    label = f"  {row['median']:,.0f}" if row["median"] >= 100 else f"  {row['median']:.1f}"
+    is_cut = row["median"] > edge
+    if row["measured"] == "both":
+        label += f"  (×{ratios[row['decoder'], row['num_views'], row['stage']]:.2f})"
+    axes.barh(y, min(row["median"], edge), 0.85, color=COLOURS[_name(row)])
+    if not is_cut:
+        whiskers = [[row["median"] - row["quartile_1"]], [row["quartile_3"] - row["median"]]]
+        axes.errorbar(row["median"], y, xerr=whiskers, ecolor="#444", elinewidth=1)
+    axes.text(edge if is_cut else row["quartile_3"], y, label + " →" * is_cut, va="center", fontsize=7.5)
 
 
 def _name(row: dict[str, Any]) -> str:
     return "step" if row["measured"] == "step" else str(row["decoder"])
+
+
+def _title(row: dict[str, Any]) -> str:
+    if row["measured"] == "step":
+        return "step alone"
+    if row["measured"] == "both":
+        return f"with {row['decoder']}"
+    return TITLES.get(row["decoder"], f"fastpsl, {row['decoder']}")

@@ -1,28 +1,38 @@
 """Loaders in processes of their own: the peers', and ours from an empty process to its first batch.
 
 ffcv sets thread counts where it is imported and DataLoader forks, so neither shares a process with what is measured
-beside it. All make the same crop of the same files, uint8 on the device: shorter side to shorter_px, a window of
-size_px (ffcv's Loader has no random window: the middle one, the same work).
+beside it. What they load, and how: bench/peer_batches.py.
 """
 
+import io
 import json
 import os
 import select
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is a program, too
 from bench.timing import samples_per_s
 
-TITLES = {"ffcv_loader": "ffcv Loader", "dataloader": "torchvision + DataLoader"}
+TITLES = {
+    "ffcv_loader": "ffcv Loader",
+    "dali_reader": "DALI's reader",
+    "dataloader": "torchvision + DataLoader",
+    "webdataset": "WebDataset",
+}
 AHEAD = 4  # batches thrown away before a timed region: more than any of the loaders holds ready
+MAX_FILES = 10_000  # pictures that are copied out of a beton for peers that read none
+NEED_FILES = ("dali_reader", "webdataset")
+_PACKAGES = {"ffcv_loader": "ffcv", "dali_reader": "nvidia.dali", "webdataset": "webdataset"}
 _TIMEOUT_S = 120.0  # compiling included; ffcv's Loader can hang for ever
 
 
@@ -30,27 +40,62 @@ _TIMEOUT_S = 120.0  # compiling included; ffcv's Loader can hang for ever
 class Work:
     """What is to be loaded, and how."""
 
-    kind: str  # ffcv_loader, dataloader, or one of our decoders
-    data: str
+    kind: str  # of TITLES, or one of our decoders
+    data: str  # a beton or a glob
+    files: str  # a folder made by `copy_out`, for those of NEED_FILES
     batch_size: int
     num_threads: int
-    shorter_px: int
     size_px: int
     device: str
 
 
-def why_missing(work: Work) -> str | None:
-    """Why a peer cannot be measured, None where it can."""
+def why_missing(kind: str, data: str) -> str | None:
+    """Why a peer cannot be measured on a beton, None where it can."""
     from fastpsl.pipelines.beton import Beton
 
-    if work.kind != "ffcv_loader":
-        return None
-    if find_spec("ffcv") is None:
+    if kind in _PACKAGES and not _is_installed(_PACKAGES[kind]):
         return "not installed"
-    with Beton(work.data) as data:
-        if len(data.paths) > 1:
-            return f"it reads one file, and these are {len(data.paths)} shards"
+    with Beton(data) as opened:
+        if kind == "ffcv_loader" and len(opened.paths) > 1:
+            return f"it reads one file, and these are {len(opened.paths)} shards"
+        if kind in NEED_FILES and opened.rows(_copied(opened.num_samples)).mode.any():
+            return "it reads JPEGs, and these are raw pictures"
     return None
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # the package that it would be in
+        return False
+
+
+def _copied(num_samples: int) -> np.ndarray:
+    """Which samples are copied out: all, or MAX_FILES of them in even steps."""
+    return np.unique(np.linspace(0, num_samples - 1, min(num_samples, MAX_FILES)).round().astype(np.int64))
+
+
+def copy_out(data: str, folder: Path, num_shards: int) -> int:
+    """The JPEGs of a beton as files (images/LABEL/NUMBER.jpg) and as WebDataset's shards (shards/*.tar); how many."""
+    from fastpsl.pipelines.beton import Beton
+
+    (folder / "shards").mkdir(parents=True)
+    shards = [tarfile.open(folder / "shards" / f"{i:04}.tar", "w") for i in range(num_shards)]  # noqa: SIM115
+    with Beton(data) as opened:
+        indices = _copied(opened.num_samples)
+        labels = opened.rows(indices).label
+        for place, (index, label) in enumerate(zip(indices.tolist(), labels.tolist(), strict=True)):
+            jpeg = opened.read(index)
+            path = folder / "images" / f"{label:06}" / f"{index:09}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(jpeg)
+            for suffix, content in (("jpg", jpeg), ("cls", str(label).encode())):
+                member = tarfile.TarInfo(f"{index:09}.{suffix}")
+                member.size = len(content)
+                shards[place % num_shards].addfile(member, io.BytesIO(content))
+    for shard in shards:
+        shard.close()
+    return len(indices)
 
 
 class Peer:
@@ -97,103 +142,13 @@ class Peer:
             self._process.wait()
 
 
-def batches_of_ours(work: Work, num_views: int) -> Iterator[int]:
-    from fastpsl.kernels.crops import ShorterSideCrop
-    from fastpsl.pipelines.beton import Beton
-    from fastpsl.pipelines.loader import Loader
-    from fastpsl.pipelines.views import ViewSpec
-
-    view = ViewSpec(ShorterSideCrop(work.shorter_px, work.size_px))
-    with (
-        Beton(work.data) as data,
-        Loader(
-            data, [view] * num_views, batch_size=work.batch_size, decoder=work.kind,
-            num_threads=work.num_threads, device=work.device,
-        ) as loader,
-    ):  # fmt: skip
-        epoch = 0
-        while True:
-            for batch in loader.epoch(epoch):
-                yield len(batch.indices)
-            epoch += 1
-
-
-def batches_of_ffcv(work: Work, num_views: int) -> Iterator[int]:
-    import torch
-    from ffcv.fields.decoders import CenterCropRGBImageDecoder, IntDecoder
-    from ffcv.loader import Loader, OrderOption
-    from ffcv.pipeline.pipeline_spec import PipelineSpec
-    from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
-
-    to_device = [ToDevice(torch.device(work.device), non_blocking=True)] if work.device != "cpu" else []
-
-    def crop() -> list[Any]:
-        ratio = work.size_px / work.shorter_px
-        decoder = CenterCropRGBImageDecoder((work.size_px, work.size_px), ratio)
-        return [decoder, ToTensor(), *to_device, ToTorchImage()]
-
-    pipelines: dict[str, Any] = {"image": crop(), "label": [IntDecoder(), ToTensor(), Squeeze(), *to_device]}
-    for view in range(1, num_views):
-        pipelines[f"image_{view}"] = PipelineSpec("image", transforms=crop())
-    loader = Loader(
-        work.data, batch_size=work.batch_size, num_workers=work.num_threads, order=OrderOption.RANDOM,
-        os_cache=True, drop_last=True, pipelines=pipelines,
-    )  # fmt: skip
-    while True:
-        for images, *_ in loader:
-            yield len(images)
-
-
-def batches_of_dataloader(work: Work, num_views: int) -> Iterator[int]:
-    """As ImageFolder's users do: PIL, torchvision's transforms, worker processes; the bytes come from the beton."""
-    import io
-
-    import numpy as np
-    import torch
-    from PIL import Image
-    from torchvision import transforms
-
-    from fastpsl.pipelines.beton import Beton
-
-    data = Beton(work.data)
-    crop = transforms.Compose(
-        [transforms.Resize(work.shorter_px), transforms.RandomCrop(work.size_px), transforms.PILToTensor()]
-    )
-
-    class Photos(torch.utils.data.Dataset[Any]):
-        def __len__(self) -> int:
-            return data.num_samples
-
-        def __getitem__(self, index: int) -> Any:
-            row = data.rows(np.array([index]))
-            stored = data.read(index)
-            if row.mode[0]:
-                pixels = np.frombuffer(stored, np.uint8).reshape(row.height[0], row.width[0], 3)
-                picture = Image.fromarray(pixels)
-            else:
-                picture = Image.open(io.BytesIO(stored)).convert("RGB")
-            return [crop(picture) for _ in range(num_views)], int(row.label[0])
-
-    is_cuda = work.device != "cpu"
-    loader = torch.utils.data.DataLoader(
-        Photos(), batch_size=work.batch_size, shuffle=True, drop_last=True, num_workers=work.num_threads,
-        pin_memory=is_cuda, persistent_workers=True,
-    )  # fmt: skip
-    while True:
-        for views, labels in loader:
-            if is_cuda:
-                views = [images.to(work.device, non_blocking=True) for images in views]
-                labels = labels.to(work.device, non_blocking=True)
-            yield len(labels)
-
-
 def serve(work: Work) -> None:
     """In the process: a line at the first batch; then, for each "num_views seconds" on stdin, samples/s."""
+    from bench.peer_batches import OPEN, batches_of_ours
+
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the libraries print is no answer
-    open_batches = {"ffcv_loader": batches_of_ffcv, "dataloader": batches_of_dataloader}.get(
-        work.kind, batches_of_ours
-    )
+    open_batches = OPEN.get(work.kind, batches_of_ours)
     running: dict[int, Iterator[int]] = {1: open_batches(work, 1)}
     next(running[1])
     print("first batch", file=answers, flush=True)

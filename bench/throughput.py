@@ -5,12 +5,13 @@
 
 The headline is both / min(loader, step): 1 means that neither waits for the other. The loader by decoder and number of
 views of each sample, the step by PSL's stage: the recipe's own Learner.step (jigsaw: one puzzle a view). Beside them
-ffcv's own Loader and torchvision with DataLoader on the same files. Writes a JSON and a bar chart; see bench/README.md.
+ffcv's own Loader, DALI's reader, torchvision with DataLoader and WebDataset on the same pictures. Writes a JSON and a bar chart; see bench/README.md.
 """
 
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,13 +34,16 @@ from bench.schema import SCHEMA, command_line, environment, finish, spread, writ
 from bench.variants import Bench
 from fastpsl.distributed import choose_device
 from fastpsl.pipelines import libffcv
+from fastpsl.pipelines.decoders import dali
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     data: str | None = None
     """A beton, or a quoted glob of shards. Without it: the embedded sample, with the recipe's small values."""
-    decoders: tuple[Literal["ffcv", "torchvision", "synthetic"], ...] = ("ffcv", "torchvision", "synthetic")
+    decoders: tuple[Literal["ffcv", "dali", "torchvision", "resident", "synthetic"], ...] = (
+        "ffcv", "dali", "torchvision", "synthetic",
+    )  # fmt: skip
     views: tuple[int, ...] = (1, 2)
     """Views of each sample, from one decode."""
     stages: tuple[Literal["S1", "S2", "S3", "E"], ...] = ("S1", "S2", "S3")
@@ -58,7 +62,7 @@ class Options:
     limit_s: float | None = None
     """No further repeat begins when it would end later than this. Default: none, and 100 for the sample."""
     peers: bool = True
-    """ffcv's own Loader and torchvision with DataLoader."""
+    """ffcv's own Loader, DALI's reader, torchvision with DataLoader, WebDataset."""
     out: Path = ROOT / "bench" / "results" / "throughput.json"
     """The result; the bar chart stands beside it as .png."""
 
@@ -81,13 +85,14 @@ def available(options: Options, bench: Bench) -> tuple[list[str], list[str], lis
     others: list[str] = []
     missing: list[dict[str, str]] = []
     for name in options.decoders:
-        reason = libffcv.why_missing() if name == "ffcv" else None
+        why = {"ffcv": libffcv.why_missing, "dali": partial(dali.why_missing, bench.device)}.get(name)
+        reason = why() if why else None
         if reason:
-            missing.append({"what": f"decoder {name}", "reason": f"not installed: {reason}"})
+            missing.append({"what": f"decoder {name}", "reason": reason})
         else:
             decoders.append(name)
     for kind, title in peers.TITLES.items():
-        reason = peers.why_missing(bench.work(kind)) if options.peers else "left out by --no-peers"
+        reason = peers.why_missing(kind, bench.path) if options.peers else "left out by --no-peers"
         if reason:
             missing.append({"what": title, "reason": reason})
         else:
@@ -97,8 +102,11 @@ def available(options: Options, bench: Bench) -> tuple[list[str], list[str], lis
     return decoders, others, missing
 
 
-def measure(options: Options, bench: Bench, say: Callable[[str], None]) -> dict[str, Any]:
-    """Warm up, then every variant in turn, as many times as there are repeats, every other time backwards."""
+def measure(options: Options, bench: Bench, files: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Warm up, then every variant in turn, as many times as there are repeats, every other time backwards.
+
+    files: an empty folder for pictures of peers that read no betons.
+    """
     start = time.perf_counter()
     decoders, others, missing = available(options, bench)
     variants: dict[Key, Callable[[], float]] = {}
@@ -113,12 +121,19 @@ def measure(options: Options, bench: Bench, say: Callable[[str], None]) -> dict[
     for key, run in variants.items():
         if key[0] != "both":  # it is made of the others
             run()
-    first_batch_s, started = {}, {}
+    first_batch_s, started, notes = {}, {}, []
+    if set(others) & set(peers.NEED_FILES):
+        say("the pictures as files, for DALI's reader and WebDataset")
+        num_files = peers.copy_out(bench.path, files, num_shards=4 * bench.num_threads)
+        if num_files < bench.data.num_samples:
+            notes.append(
+                f"DALI's reader and WebDataset read {num_files:,} of the pictures, taken in even steps"
+            )
     try:
         for kind in (*decoders, *others):  # after the warm-up: numba's cache is filled
             say(f"{peers.TITLES.get(kind, kind)}: from an empty process to the first batch")
             try:
-                peer = peers.Peer(bench.work(kind))
+                peer = peers.Peer(bench.work(kind, str(files)))
                 first_batch_s[kind] = round(peer.first_batch_s, 2)
                 if kind in decoders:
                     peer.close()
@@ -144,7 +159,6 @@ def measure(options: Options, bench: Bench, say: Callable[[str], None]) -> dict[
     finally:
         for peer in started.values():
             peer.close()
-    notes = []
     if num_done < bench.repeats:
         notes.append(
             f"{num_done} repeats of {bench.repeats}: the machine was slow, and --limit-s {limit_s:g} is kept"
@@ -196,19 +210,29 @@ def show(result: dict[str, Any], console: Console) -> None:
         figures = [f"{rates[key]['median']:,.1f}" for key in keys]
         table.add_row(str(views), stage, decoder, *figures, f"{ratio['median']:.2f}")
     console.print(table)
-    for row in result["rows"]:
-        if row["measured"] == "peer":
-            title = peers.TITLES[row["decoder"]]
-            console.print(f"{title}, {row['num_views']} view(s): {row['median']:,.1f} samples/s alone")
-    firsts = {row["decoder"]: row["first_batch_s"] for row in result["rows"] if "first_batch_s" in row}
-    told = ", ".join(f"{peers.TITLES.get(name, name)} {seconds} s" for name, seconds in firsts.items())
-    console.print(f"from an empty process to the first batch: {told}")
+    console.print(loaders_alone(result))
     for missing in result["not_measured"]:
         console.print(f"{missing['what']}: {missing['reason']}")
     for note in result["notes"]:
         console.print(note)
     headline = statistics.median(ratio["median"] for ratio in result["ratios"])
     console.print(f"both / min(loader, step), the median of {len(result['ratios'])}: {headline:.2f}")
+
+
+def loaders_alone(result: dict[str, Any]) -> Table:
+    """A row each of our decoders and the peers, a column a number of views."""
+    rows = [row for row in result["rows"] if row["measured"] in ("loader", "peer")]
+    views = sorted({row["num_views"] for row in rows})
+    titles = [f"{num} view{'s' * (num > 1)}" for num in views]
+    table = Table("loader alone", *titles, "first batch after", title="samples/s (medians)")
+    rates = {(row["decoder"], row["num_views"]): f"{row['median']:,.0f}" for row in rows}
+    first_batch_s = {
+        row["decoder"]: f"{row['first_batch_s']:.1f} s" for row in rows if "first_batch_s" in row
+    }
+    for name in dict.fromkeys(row["decoder"] for row in rows):
+        title = peers.TITLES.get(name, f"fastpsl, decoder {name}")
+        table.add_row(title, *(rates[name, num] for num in views), first_batch_s.get(name, ""))
+    return table
 
 
 def main() -> None:
@@ -232,14 +256,14 @@ def main() -> None:
         "settings": {
             "repeats": bench.repeats, "seconds": bench.seconds, "batch_size": bench.batch_size,
             "num_threads": bench.num_threads, "backbone": options.backbone, "precision": bench.precision,
-            "device": bench.device.type, "shorter_px": bench.recipe.shorter_px, "cell_px": bench.recipe.cell_px,
+            "device": bench.device.type, "crop": "RandomResizedCrop", "cell_px": bench.recipe.cell_px,
             "tile_px": bench.recipe.tile_px, "counts": list(bench.recipe.counts),
             "permutations_per_image": bench.recipe.permutations_per_image,
             "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"], "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         },
     }  # fmt: skip
-    with console.status("") as status:
-        result |= measure(options, bench, lambda line: status.update(line))
+    with console.status("") as status, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as files:
+        result |= measure(options, bench, Path(files), lambda line: status.update(line))
     result["settings"]["repeats"] = result.pop("num_repeats")
     result["notes"] += finish(machine)
     write_result(options.out, result)

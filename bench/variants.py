@@ -12,6 +12,7 @@ from bench import peers
 from bench.timing import samples_per_s
 from fastpsl.backbones.resnet import ResNet
 from fastpsl.distributed import World, choose_device
+from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.learner import Learner
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton import Beton
@@ -76,17 +77,19 @@ class Bench:
         task = PuzzlePerView(job.task)
         head = task.head(stage.level, backbone.channels[stage.last_block - 1]).to(self.device)
         module = StageModule(Trunk(backbone, stage), head, task)
-        views = task.views(stage.level)
+        (view,) = task.views(stage.level)
+        # The crop that every peer has too; what the step gets is of the recipe's size either way.
+        view = replace(view, crop=RandomResizedCrop(view.crop.size_px))
         world = World(0, 1, 0, 1, self.device)
         optimiser = job.optimiser(module.learning_parameters())
-        self.learners[name] = Learner(module, optimiser, views, self.precision, world)
-        self.level_views[name] = views[0]
+        self.learners[name] = Learner(module, optimiser, [view], self.precision, world)
+        self.level_views[name] = view
         self.lr = job.schedule(0, 1)
 
-    def work(self, kind: str) -> peers.Work:
-        window = self.level_views[next(iter(self.level_views))].crop.size_px
+    def work(self, kind: str, files: str) -> peers.Work:
+        size_px = self.level_views[next(iter(self.level_views))].crop.size_px
         return peers.Work(
-            kind, self.path, self.batch_size, self.num_threads, self.recipe.shorter_px, window, str(self.device)
+            kind, self.path, files, self.batch_size, self.num_threads, size_px, str(self.device)
         )  # fmt: skip
 
     def loader(self, decoder: str, num_views: int, stage: str) -> Loader:
