@@ -29,7 +29,7 @@ TITLES = {
     "dataloader": "torchvision + DataLoader",
     "webdataset": "WebDataset",
 }
-AHEAD = 4  # batches thrown away before a timed region: more than any of the loaders holds ready
+AHEAD = 4  # batches thrown away before a timed region: more than our loaders hold ready
 MAX_FILES = 10_000  # pictures that are copied out of a beton for peers that read none
 NEED_FILES = ("dali_reader", "webdataset")
 _PACKAGES = {"ffcv_loader": "ffcv", "dali_reader": "nvidia.dali", "webdataset": "webdataset"}
@@ -149,6 +149,7 @@ def serve(work: Work) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the libraries print is no answer
     open_batches = OPEN.get(work.kind, batches_of_ours)
+    ahead = max(AHEAD, 2 * work.num_threads + 1)  # each of DataLoader's processes has two under way
     running: dict[int, Iterator[int]] = {1: open_batches(work, 1)}
     next(running[1])
     print("first batch", file=answers, flush=True)
@@ -157,11 +158,11 @@ def serve(work: Work) -> None:
         if num_views not in running:
             running[num_views] = open_batches(work, num_views)
         batches = running[num_views]
-        for _ in range(AHEAD):
+        for _ in range(ahead):
             next(batches)
-        rate = samples_per_s(lambda: next(batches), seconds, work.device, min_calls=AHEAD)  # noqa: B023
+        rate = samples_per_s(lambda: next(batches), seconds, work.device, min_calls=ahead)  # noqa: B023
         # What it reads ahead must not disturb others.
-        time.sleep(min(2 * AHEAD * work.batch_size / rate, 2.0))
+        time.sleep(min(2 * ahead * work.batch_size / rate, 2.0))
         print(rate, file=answers, flush=True)
     answers.close()
     running.clear()  # ends DataLoader's processes

@@ -58,7 +58,7 @@ class Options:
     repeats: int | None = None
     """Default: 5, and 3 for the sample."""
     seconds: float | None = None
-    """Length of a timed region; whole steps, one at least. Default: 3, and 0.3 for the sample."""
+    """Length of a timed region; whole steps, one at least. Default: 3, and 0.2 for the sample."""
     limit_s: float | None = None
     """No further repeat begins when it would end later than this. Default: none, and 100 for the sample."""
     peers: bool = True

@@ -60,7 +60,7 @@ class Bench:
         self.batch_size = batch_size or (8 if is_sample else 256 if self.is_cuda else 32)
         self.num_threads = num_threads or default_num_threads()
         self.repeats = repeats or (3 if is_sample else 5)
-        self.seconds = seconds or (0.3 if is_sample else 3.0)
+        self.seconds = seconds or (0.2 if is_sample else 3.0)
         self.learners: dict[str, Learner] = {}
         self.level_views: dict[str, ViewSpec] = {}
         for name in stages:
