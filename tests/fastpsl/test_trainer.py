@@ -20,6 +20,7 @@ from fastpsl.tasks.jigsaw import Jigsaw
 from fastpsl.trainer import Job, pretrain, torch_seed
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.tiny import TinyNet, tiny_run
+from tests.pipelines.paged import write_paged
 
 STEPS_PER_EPOCH = 15  # 480 pictures in batches of 32
 
@@ -223,6 +224,20 @@ def test_a_task_that_needs_labels_refuses_data_without(tmp_path: Path) -> None:
     ):
         fit_with_labels(without)
     assert fit_with_labels(labelled)
+
+
+def test_quasi_random_order_is_resumed_in_mid_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_paged(monkeypatch, tmp_path / "paged.beton", 400, sides_px=(32,))
+    options: dict[str, Any] = {"data": str(data), "val": None, "order": "quasi_random", "lanes": 4}
+    options |= {"batch_size": 16, "plan": "end_to_end"}
+    assert fit(tmp_path / "whole", max_steps_per_stage=20, **options)[0]
+    for steps in (3, 11, 20):  # each stage cut short, its last checkpoint taken away: on from the step before
+        fit(tmp_path / "stopped", max_steps_per_stage=steps, checkpoint_steps=1, **options)
+        if steps < 20:
+            max((tmp_path / "stopped" / "checkpoints").iterdir()).unlink()
+    assert digests(newest_checkpoint(tmp_path / "whole")) == digests(newest_checkpoint(tmp_path / "stopped"))
+    with pytest.raises(ValueError, match=r"lanes \(4 there, 8 now\)"):
+        tiny_run(tmp_path / "whole", **(options | {"lanes": 8}))
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
