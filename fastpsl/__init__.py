@@ -1,3 +1,17 @@
 """Self-supervised vision pre-training at the speed of the GPU: PSL, UIC and SSL++ on one data path."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastpsl.loading import loader as loader
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`fastpsl.loader`, imported when it is asked for: `import fastpsl` shall not wait for torch."""
+    if name == "loader":
+        from fastpsl.loading import loader
+
+        return loader
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
