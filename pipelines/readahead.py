@@ -5,6 +5,8 @@ memory pushes out nothing else. Hints only: whether a sample is read does not de
 import os
 import threading
 import warnings
+from contextlib import suppress
+from pathlib import Path
 from typing import final
 
 import numpy as np
@@ -12,9 +14,7 @@ import numpy as np
 from fastpsl.pipelines.pages import Extents
 from fastpsl.pipelines.workers import Workers
 
-# A single WILLNEED reads no more than the device's read-ahead, 128 KiB by default, whatever length it names
-# (Linux since 4.10; seen: 8 of 64 MiB where the read-ahead is 8 MiB).
-_PIECE_BYTES = 1 << 17
+_MIN_PIECE_KIB = 128
 
 
 @final
@@ -31,6 +31,7 @@ class Readahead:
         self._to_ask, self._to_give = (np.argsort(steps, kind="stable") for steps in (ask_at, give_at))
         self._ask_steps, self._give_steps = ask_at[self._to_ask], give_at[self._to_give]
         self._num_asked = self._num_given = 0
+        self._piece_bytes = {fd: piece_bytes(fd) for fd in np.unique(extents.fd).tolist()}
         self._held: set[int] = set()  # the thread's: asked for and not given back
         self._closing = threading.Event()
         self._workers = Workers(1, "fastpsl-readahead") if len(ask_at) else None
@@ -61,11 +62,12 @@ class Readahead:
             if self._closing.is_set():
                 return
             offset, end = (int(self._extents.offset[i] + more) for more in (0, self._extents.num_bytes[i]))
+            piece = self._piece_bytes[int(self._extents.fd[i])]
             self._held.add(i)
-            for start in range(offset, end, _PIECE_BYTES):
+            for start in range(offset, end, piece):
                 if self._closing.is_set():
                     return
-                self._advise(i, start, min(_PIECE_BYTES, end - start), os.POSIX_FADV_WILLNEED)
+                self._advise(i, start, min(piece, end - start), os.POSIX_FADV_WILLNEED)
 
     def _give(self, parts: list[int]) -> None:
         for i in parts:
@@ -86,3 +88,17 @@ class Readahead:
                     f"no read-ahead: posix_fadvise failed ({error.strerror}); samples are read as they are needed",
                     stacklevel=2,
                 )
+
+
+def piece_bytes(fd: int) -> int:
+    """What a single WILLNEED reads at most, whatever length it names (Linux, mm/readahead.c: force_page_cache_ra): the
+    larger of the disk's read-ahead and its largest request; 128 KiB, the usual read-ahead, where neither is known.
+    """
+    device = os.fstat(fd).st_dev
+    block = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
+    kib = [_MIN_PIECE_KIB]
+    for queue in ("queue", "../queue"):  # of a disk; of the disk that a partition is of
+        for name in ("read_ahead_kb", "max_sectors_kb"):
+            with suppress(OSError, ValueError):
+                kib.append(int(Path(f"{block}/{queue}/{name}").read_text()))
+    return max(kib) << 10

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastpsl.pipelines import readahead as readahead_module
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.order import step_indices
 from fastpsl.pipelines.pages import Extents, pages_of
 from fastpsl.pipelines.quasi_random import GROUP_PAGES, QuasiRandom, deal_pages
-from fastpsl.pipelines.readahead import Readahead
+from fastpsl.pipelines.readahead import Readahead, piece_bytes
 from tests.pipelines.paged import SAMPLES_A_PAGE, write_paged
 
 ASK, GIVE = os.POSIX_FADV_WILLNEED, os.POSIX_FADV_DONTNEED
@@ -182,7 +183,10 @@ def test_an_epoch_left_early_gives_back_what_it_holds(data: Beton, calls: list[A
         assert given[-1] == (held[-1] if stop else set())
 
 
-def test_a_page_is_asked_for_in_pieces_that_the_kernel_takes(tmp_path: Path, calls: list[Any]) -> None:
+def test_a_page_is_asked_for_in_pieces_that_the_kernel_takes(
+    tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readahead_module, "piece_bytes", lambda fd: 131_072)
     path = tmp_path / "data"
     path.write_bytes(bytes(700_000))
     fd = os.open(path, os.O_RDONLY)
@@ -201,6 +205,23 @@ def test_a_page_is_asked_for_in_pieces_that_the_kernel_takes(tmp_path: Path, cal
         (fd, 4096, 131_072, ASK), (fd, 4096 + 131_072, 131_072, ASK), (fd, 4096 + 262_144, 37_856, ASK),
         (fd, 4096, 300_000, GIVE), (fd, 524_288, 131_072, ASK), (fd, 524_288, 131_072, GIVE),
     ]  # fmt: skip
+
+
+def test_a_piece_is_as_long_as_the_disk_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(b"x")
+    with path.open("rb") as file, Path("/dev/null").open("rb") as no_disk:
+        assert piece_bytes(no_disk.fileno()) == 131_072
+        found = piece_bytes(file.fileno())
+        assert found >= 131_072 and found % 1024 == 0
+        device = os.fstat(file.fileno()).st_dev
+        folder = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+        if folder.exists():
+            known = [*folder.resolve().glob("queue/*"), *folder.resolve().parent.glob("queue/*")]
+            sizes = [
+                int(size.read_text()) for size in known if size.name in ("read_ahead_kb", "max_sectors_kb")
+            ]
+            assert found == 1024 * max(sizes)
 
 
 def test_nothing_to_ask_for_starts_no_thread(calls: list[Any]) -> None:
