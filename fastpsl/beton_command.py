@@ -26,15 +26,16 @@ class Write:
 
     src: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SRC")]]
     """A folder with a folder per class (images at any depth), or a flat folder of images (label -1); a tar or
-    a quoted glob of tars, also WebDataset's; an .npz of uint8 images; see docs/sources.md."""
+    a quoted glob of tars, also WebDataset's; an .npz of uint8 images; the published
+    archives of CIFAR-10, CIFAR-100 and STL-10; see docs/sources.md."""
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """The file to write, e.g. train.beton."""
-    format: Literal["auto", "folder", "tar", "npz"] = "auto"
+    format: Literal["auto", "folder", "tar", "npz", "cifar10", "cifar100", "stl10"] = "auto"
     """What SRC is. [told from SRC]"""
     split: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Which part of a SRC that holds several, e.g. train."""
     mode: Literal["auto", "jpg", "raw"] = "auto"
-    """How images are stored: jpg, or raw RGB. [raw for arrays, else jpg]"""
+    """How images are stored: jpg, or raw RGB. [raw for .npz, CIFAR and STL-10, else jpg]"""
     short_side: Pixels = None
     """Shrink images to this shorter side."""
     max_side: Pixels = None

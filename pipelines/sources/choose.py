@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastpsl.pipelines.sources.arrays import arrays
 from fastpsl.pipelines.sources.folder import image_folder
+from fastpsl.pipelines.sources.published import published, published_name
 from fastpsl.pipelines.sources.source import Source
 from fastpsl.pipelines.sources.tar import tar_source
 
@@ -28,7 +29,7 @@ def open_source(
     shard: tuple[int, int] = (0, 1),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Source:
-    """`src` as images, counted. `format` is auto, folder, tar or npz. `split` names a part of what holds several.
+    """`src` as images, counted. `format` is auto, folder, tar, npz, cifar10, cifar100 or stl10. `split` names a part of what holds several.
     `shard` (i, n) keeps the i-th of n runs of neighbours. Counting long files is told to `on_progress(MB done,
     MB in all)`. ValueError, one line, for what is missing, of another kind or holds no image."""
     if format == "auto":
@@ -39,11 +40,14 @@ def open_source(
         return tar_source(_paths(src), shard, on_progress)
     if format == "npz":
         return arrays(_one_path(src), split, shard)
-    assert format == "folder", format
-    return image_folder(src, shard)
+    if format == "folder":
+        return image_folder(src, shard)
+    return published(_one_path(src), format, split, shard, on_progress)
 
 
 def _format_of(src: str) -> str:
+    if name := published_name(Path(src)):
+        return name
     if os.path.isdir(src):
         return "folder"
     formats = {_format_of_file(path) for path in _paths(src)}

@@ -1,6 +1,6 @@
 """What every source of images gives: named images with labels, in a fixed order, counted beforehand."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -60,6 +60,16 @@ def shard_range(num_total: int, shard: tuple[int, int]) -> range:
     """The positions of shard (i, n), i from 0: the i-th of n runs of neighbours."""
     index, count = shard
     return range(num_total * index // count, num_total * (index + 1) // count)
+
+
+def parts_of(here: range, counts: Sequence[int]) -> Iterator[tuple[int, range]]:
+    """A source in parts of so many samples: (i, positions within part i) of those parts that `here` meets."""
+    start = 0
+    for i, count in enumerate(counts):
+        wanted = range(max(here.start - start, 0), min(here.stop - start, count))
+        if wanted:
+            yield i, wanted
+        start += count
 
 
 def changed(what: object, num_before: int, num_after: int) -> ValueError:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastpsl.pipelines.image_file import BrokenImage
-from fastpsl.pipelines.sources.source import EXTENSIONS, Sample, changed, shard_range
+from fastpsl.pipelines.sources.source import EXTENSIONS, Sample, changed, parts_of, shard_range
 from fastpsl.pipelines.sources.tar_samples import Folders, Group, Grouper, label_of
 from fastpsl.pipelines.sources.tar_stream import Damage, open_tar, tar_members
 
@@ -45,13 +45,9 @@ class TarSource:
     def samples(self) -> Iterator[Sample]:
         """This shard's samples in order, damaged ones with the reason. ValueError when a tar has changed since
         it was counted."""
-        here, start = shard_range(self.num_total, self.shard), 0
         labels = {name: label for label, name in enumerate(self.class_names or ())}
-        for path, count in zip(self.paths, self.counts, strict=True):
-            wanted = range(max(here.start - start, 0), min(here.stop - start, count))
-            if wanted:
-                yield from self._samples_of(path, count, wanted, labels)
-            start += count
+        for i, wanted in parts_of(shard_range(self.num_total, self.shard), self.counts):
+            yield from self._samples_of(self.paths[i], self.counts[i], wanted, labels)
 
     def _samples_of(self, path: Path, count: int, wanted: range, labels: dict[str, int]) -> Iterator[Sample]:
         position = 0

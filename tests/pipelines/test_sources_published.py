@@ -1,0 +1,186 @@
+"""CIFAR-10, CIFAR-100 and STL-10 as published: every layout, checksums, and pickles that try more."""
+
+import hashlib
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton_convert import Target
+from fastpsl.pipelines.beton_write import write_beton
+from fastpsl.pipelines.sources import editions, open_source, published
+from fastpsl.pipelines.sources.plain_pickle import load_plain
+from tests.pipelines import published_files as made
+from tests.pipelines.published_files import publish
+
+NAMES_10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+NAMES_100 = [f"class {i}" for i in range(100)]
+
+
+def content(source: Any) -> tuple[np.ndarray, list[int], list[str]]:
+    found = list(source.samples())
+    assert len(found) == source.num_samples
+    return np.stack([s.image for s in found]), [s.label for s in found], [s.name for s in found]
+
+
+@pytest.fixture(params=["cifar-10-python", "cifar-10-binary", "cifar-100-python", "cifar-100-binary"])
+def cifar(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    name = request.param
+    is_ten, is_python = "10-" in name, name.endswith("python")
+    names = NAMES_10 if is_ten else NAMES_100
+    images, labels = made.pictures(30), np.random.default_rng(1).integers(0, len(names), 30)
+    files = (made.cifar10 if is_ten else made.cifar100)(images, labels, names, is_python)
+    folder = {"cifar-10-python": "cifar-10-batches-py", "cifar-10-binary": "cifar-10-batches-bin"}.get(
+        name, name
+    )
+    archive, where = publish(tmp_path, f"{name}.tar.gz", folder, files, monkeypatch)
+    return {
+        "archive": archive, "folder": where, "images": images, "labels": list(labels), "names": names,
+        "format": "cifar10" if is_ten else "cifar100", "num_train": 25 if is_ten else 20,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["archive", "folder"])
+def test_cifar(cifar: dict[str, Any], where: str) -> None:
+    num = cifar["num_train"]
+    for split, some in ((None, slice(0, num)), ("train", slice(0, num)), ("test", slice(num, None))):
+        source = open_source(str(cifar[where]), split=split)
+        assert source.class_names == cifar["names"] and source.mode == "raw"
+        assert source.notes == ([] if split else ["--split train of train, test"])
+        images, labels, names = content(source)
+        assert (images == cifar["images"][some]).all() and labels == cifar["labels"][some]
+        assert names[0].endswith("[0]")
+    for num_shards in (3, 50):
+        parts = [open_source(str(cifar[where]), shard=(i, num_shards)) for i in range(num_shards)]
+        found = [sample for part in parts for sample in part.samples()]
+        assert (np.stack([sample.image for sample in found]) == cifar["images"][:num]).all()
+
+
+@pytest.mark.parametrize("cifar", ["cifar-10-python", "cifar-100-python"], indirect=True)
+def test_cifar_equals_torchvisions(cifar: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import datasets
+
+    dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[cifar["format"]]
+    monkeypatch.setattr(dataset, "_check_integrity", lambda _: True)
+    monkeypatch.setitem(dataset.meta, "md5", None)
+    for is_train in (True, False):
+        theirs = dataset(str(cifar["folder"].parent), train=is_train)
+        source = open_source(
+            str(cifar["folder"].parent), cifar["format"], split="train" if is_train else "test"
+        )
+        images, labels, _ = content(source)
+        assert (
+            (images == theirs.data).all()
+            and labels == theirs.targets
+            and source.class_names == theirs.classes
+        )
+
+
+def test_stl10_equals_torchvisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import STL10
+
+    monkeypatch.setattr(STL10, "_check_integrity", lambda _: True)
+    monkeypatch.setattr(published, "_BLOCK_BYTES", 60_000)  # two images
+    names = NAMES_10[:9] + ["truck"]
+    images, labels = made.pictures(15, 96), np.random.default_rng(1).integers(0, 10, 15)
+    archive, folder = publish(
+        tmp_path, "stl10_binary.tar.gz", "stl10_binary", made.stl10(images, labels, names), monkeypatch
+    )
+    for split, some in (("train", [0]), ("test", [1]), ("unlabeled", [2]), ("train+unlabeled", [0, 2])):
+        expected = np.concatenate([np.arange(5) + 5 * part for part in some])
+        theirs = STL10(str(tmp_path), split=split)
+        for where in (archive, folder, tmp_path):
+            source = open_source(str(where), "stl10", split=split)
+            found, told, _ = content(source)
+            assert (found == images[expected]).all() and (found == theirs.data.transpose(0, 2, 3, 1)).all()
+            assert told == [-1 if i >= 10 else labels[i] for i in expected] == list(theirs.labels)
+            assert source.class_names == names == theirs.classes
+    assert open_source(str(archive)).notes == ["--split train of train, test, unlabeled, train+unlabeled"]
+
+
+def test_it_becomes_a_beton(cifar: dict[str, Any], tmp_path: Path) -> None:
+    source = open_source(str(cifar["archive"]), split="test")
+    out = tmp_path / "test.beton"
+    write_beton(
+        source.samples(), out, num_samples=source.num_samples, class_names=source.class_names,
+        target=Target(mode=source.mode),
+    )  # fmt: skip
+    with Beton(out) as beton:
+        assert beton.class_names == cifar["names"]
+        assert beton.read(0) == cifar["images"][cifar["num_train"]].tobytes()
+
+
+def test_what_is_not_as_published(cifar: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    archive, folder, format = cifar["archive"], cifar["folder"], cifar["format"]
+
+    def refused(src: Path, *words: str, **options: Any) -> None:
+        with pytest.raises(ValueError) as caught:
+            list(open_source(str(src), format, **options).samples())
+        assert all(word in str(caught.value) for word in (str(src), *words)) and "\n" not in str(caught.value)
+
+    with pytest.raises(ValueError, match="--split val: cifar100? has train, test"):
+        open_source(str(archive), split="val")
+    for checked in folder.iterdir():
+        if f"{folder.name}/{checked.name}" in editions.MD5:
+            data = checked.read_bytes()
+            checked.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+            split = "test" if checked.name.startswith("test") else "train"
+            refused(
+                folder, checked.name, "is not the published file (MD5 ", "download it again from", split=split
+            )
+            checked.write_bytes(data)
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:-1])
+    refused(archive, "as published (MD5 ", "download it again from https://")
+    monkeypatch.setitem(editions.MD5, archive.name, hashlib.md5(whole[:-9999]).hexdigest())
+    archive.write_bytes(whole[:-9999])
+    refused(archive, "download it again")  # a sum that fits a damaged archive
+    next(folder.glob("*train*" if format == "cifar100" else "data_batch_3*")).unlink()
+    archive.unlink()
+    refused(folder, f"no {format} there")
+    refused(folder / "none", "no such file")
+
+
+class _Evil:
+    def __init__(self, function: Callable[..., Any], *arguments: Any):
+        self._made = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self._made
+
+
+def test_a_pickle_that_tries_more_is_refused(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    array = made.old_pickle({b"data": np.zeros((2, 3), np.uint8)})
+    bad = {
+        "posix.mkdir is not let in": pickle.dumps({"data": _Evil(os.mkdir, str(mark))}, 2),
+        "eval is not let in": pickle.dumps(_Evil(eval, f"open({str(mark)!r}, 'w')"), 4),
+        "numpy.load is not let in": b"cnumpy\nload\n(U\x04/tmptR.",
+        "numpy.frombuffer is not let in": array.replace(b"numpy\ndtype", b"numpy\nfrombuffer"),
+        "an array of another kind": array.replace(b"U\x02u1", b"U\x02O8"),
+        "is no dictionary": pickle.dumps([1], 2),
+        "persistent": b"P1\n.",
+        "truncated": array[:-20],
+        "pickle": b"",
+        "subscriptable": b"\x80\x02}U\x01a.",
+        "callable": b"cnumpy\nndarray\n)R.",
+    }  # fmt: skip
+    for words, data in bad.items():
+        with pytest.raises(ValueError) as caught:
+            load_plain(data)
+        assert "\n" not in str(caught.value), words
+        if words not in ("truncated", "pickle", "subscriptable", "persistent"):
+            assert words in str(caught.value)
+    for shape in (b"K\x03K\x03", b"J\xfe\xff\xff\xffJ\xfd\xff\xff\xff", b"K\x02"):
+        given = array.replace(b"(J\x02\x00\x00\x00J\x03\x00\x00\x00t", b"(" + shape + b"t")
+        assert given != array
+        with pytest.raises(ValueError, match="an array of another kind"):
+            load_plain(given)
+    assert not mark.exists()
+    found = load_plain(array)[b"data"]
+    assert found.shape == (2, 3) and found.dtype == np.uint8
