@@ -49,6 +49,11 @@ class EpochLoader:
         """The next `for` goes through this epoch: to resume, or to look at one again."""
         self.epoch = epoch
 
+    @property
+    def sampler(self) -> "EpochLoader":
+        """Itself, as loops made for DistributedSampler call `loader.sampler.set_epoch(epoch)`."""
+        return self
+
     def __len__(self) -> int:
         """Batches of this rank in an epoch."""
         loader = self.loader

@@ -52,7 +52,9 @@ def test_training_gives_the_loaders_epochs_one_after_the_other(beton: Path) -> N
         assert len(batches) == 3 and len(batches.dataset) == NUM  # type: ignore[arg-type]
         found = [*batches, *batches]
         batches.set_epoch(5)
-        found += [*batches, *batches]
+        found += list(batches)
+        batches.sampler.set_epoch(6)
+        found += list(batches)
         assert batches.epoch == 7
     assert len(found) == len(expected) == 12
     for (inputs, labels, indices), (wanted, wanted_labels, wanted_indices) in zip(
