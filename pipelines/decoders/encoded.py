@@ -50,8 +50,32 @@ def read_checked(
 
 
 @njit(nogil=True)
+def _is_sound(jpeg: np.ndarray) -> bool:
+    """Whether every marker up to the first scan stands where the one before it says, with one frame of 8 bits among them,
+    and an end-of-image marker behind the last scan (in whose data 0xFF is followed by 0)."""
+    at, num_frames = 2, 0
+    while at + 4 <= len(jpeg) and jpeg[at] == 0xFF:
+        marker = jpeg[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        length = np.int64(jpeg[at + 2]) << 8 | np.int64(jpeg[at + 3])
+        if marker < 0xC0 or 0xD0 <= marker <= 0xD9 or at + 2 + length > len(jpeg):
+            return False
+        if length < (8 if marker == 0xE1 else 2):
+            return False
+        if marker == 0xDA:
+            return num_frames == 1 and _has_end(jpeg[at + 2 :])
+        if 0xC0 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
+            num_frames += 1
+            if jpeg[at + 4] != 8:
+                return False
+        at += 2 + length
+    return False
+
+
+@njit(nogil=True)
 def _has_end(jpeg: np.ndarray) -> bool:
-    """Whether an end-of-image marker stands behind the last start of a scan. (In a scan's data 0xFF is followed by 0.)"""
     for i in range(len(jpeg) - 2, -1, -1):
         if jpeg[i] == 0xFF and jpeg[i + 1] == 0xD9:
             return True
@@ -71,7 +95,7 @@ def _compiled(stamp: int) -> Callable[..., None]:
         modes: np.ndarray,
         out: np.ndarray,
         codes: np.ndarray,
-        has_end: np.ndarray,
+        is_sound: np.ndarray,
     ) -> None:
         if stamp < 0:  # never: it is named here to be part of the cache's key
             return
@@ -82,7 +106,7 @@ def _compiled(stamp: int) -> Callable[..., None]:
             codes[i] = read_checked(
                 fds[i], offsets[i], len(part), int(heights[i]), int(widths[i]), modes[i], part
             )
-            has_end[i] = codes[i] != GOOD or modes[i] != MODE_JPEG or _has_end(part)
+            is_sound[i] = codes[i] != GOOD or modes[i] != MODE_JPEG or _is_sound(part)
 
     return read_all
 
@@ -96,13 +120,13 @@ _read_all = _compiled(stamp(codes, libffcv, rows))
 
 
 def read_samples(rows: Rows) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-    """JPEGs and raw pictures as they are stored: (codes [n], uint8 [num_bytes] or [H, W, 3] each, has_end bool [n]).
+    """JPEGs and raw pictures as they are stored: (codes [n], uint8 [num_bytes] or [H, W, 3] each, is_sound bool [n]).
 
-    `has_end`: False for a JPEG without an end-of-image marker, which some decoders take and others do not. What is
-    returned of a sample whose code is not 0 is undefined. One read each and one allocation; releases the GIL.
+    `is_sound`: False for a JPEG that a decoder might take amiss: markers out of place, two frames, no end-of-image marker.
+    What is returned of a sample whose code is not 0 is undefined. One allocation; releases the GIL.
     """
     num = len(rows.indices)
-    status, has_end = np.zeros(num, np.int8), np.ones(num, np.bool_)
+    status, is_sound = np.zeros(num, np.int8), np.ones(num, np.bool_)
     fds, opened = rows.fd.copy(), []
     try:
         for i in np.flatnonzero(rows.path != "").tolist():
@@ -117,14 +141,14 @@ def read_samples(rows: Rows) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
         is_turned = rows.orientation >= TURNED
         heights = np.where(is_turned, rows.width, rows.height)
         widths = np.where(is_turned, rows.height, rows.width)
-        _read_all(fds, rows.offset, starts, heights, widths, rows.mode, out, status, has_end)
+        _read_all(fds, rows.offset, starts, heights, widths, rows.mode, out, status, is_sound)
     finally:
         for fd in opened:
             os.close(fd)
     samples = [out[starts[i] : starts[i + 1]] for i in range(num)]
     for i in np.flatnonzero((rows.mode == MODE_RAW) & (status == GOOD)).tolist():
         samples[i] = samples[i].reshape(rows.height[i], rows.width[i], 3)
-    return status, samples, has_end
+    return status, samples, is_sound
 
 
 def _open(rows: Rows, i: int) -> int:

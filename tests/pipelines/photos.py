@@ -6,19 +6,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fastpsl.pipelines import libffcv
 from fastpsl.pipelines.beton_convert import Stored
 from fastpsl.pipelines.beton_file import BetonFile
+from fastpsl.pipelines.decoders import dali
 
-# What can run here; ffcv is optional.
-DECODERS = ["torchvision"] if libffcv.why_missing() else ["torchvision", "ffcv"]
+# What can run here; ffcv and DALI are optional.
+DECODERS = ["torchvision"]
+DECODERS += [] if libffcv.why_missing() else ["ffcv"]
+DECODERS += [] if dali.why_missing(torch.device("cpu")) else ["dali"]
 
 
 def needs_ffcv(what: str) -> pytest.MarkDecorator:
     """For tests that are about ffcv itself; whatever can run without it does."""
     return pytest.mark.skipif(bool(libffcv.why_missing()), reason=f"needs ffcv: {what}")
+
+
+def needs_dali(what: str) -> pytest.MarkDecorator:
+    """For tests that are about DALI itself."""
+    why = dali.why_missing(torch.device("cpu"))
+    return pytest.mark.skipif(bool(why), reason=f"{why}: {what}")
 
 
 JPG, RAW = 0, 1

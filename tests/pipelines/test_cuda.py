@@ -20,7 +20,7 @@ NUM = 40
 VIEWS = [ViewSpec(RandomResizedCrop(32), (Flip(),)), ViewSpec(RandomResizedCrop(48))]
 
 
-@pytest.mark.parametrize("decoder", [*DECODERS, "dali", "resident"])
+@pytest.mark.parametrize("decoder", [*DECODERS, "resident"])
 @pytest.mark.parametrize("train", [True, False])
 def test_batches_are_those_of_the_cpu(tmp_path: Path, decoder: str, train: bool) -> None:
     if decoder == "dali" and dali.why_missing(torch.device("cuda")):
