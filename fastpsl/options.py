@@ -20,8 +20,7 @@ class RunOptions:
     """Fields marked MACHINE describe the machine and may change on resume; the others are the experiment."""
 
     data: str | None = field(default=None, metadata=MACHINE)
-    """Training images: a beton, a quoted glob of shards, or a folder of images. Without it: the embedded sample, and small
-    values where the paper's stand below."""
+    """Training images: a beton, a quoted glob of shards, or a folder of images. Without it: the embedded sample."""
     val: str | None = field(default=None, metadata=MACHINE)
     """Held-out images, likewise, for the score at each stage's end (the sample brings its own)."""
     out: Path | None = field(default=None, metadata=MACHINE)
@@ -131,6 +130,10 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 Options = TypeVar("Options", bound=RunOptions)
 
 
@@ -143,6 +146,10 @@ def parse_options(
     cannot be parsed.
     """
     speaks = own_rank() == 0
+    small = " ".join(f"--{name.replace('_', '-')} {_words(value)}" for name, value in sample.items())
+    description = (
+        f"{description.rstrip()}\n\nDefaults below are the paper's; without --data they are\n{small}"
+    )
 
     def parsed(values: Mapping[str, Any]) -> Options:
         options: Options = parse(

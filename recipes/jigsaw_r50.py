@@ -57,14 +57,19 @@ class Options(RunOptions):
     counts: tuple[int, ...] = (500, 1000, 2000)
     """Permutations of levels G1, G2, G3, each set within the next."""
     permutations: Path | None = field(default=None, metadata=MACHINE)  # its content is science, see build
-    """A file of permutations (fastpsl permutations, VISSL's or bbrattoli's .npy); default: made by the same code."""
+    """A file of permutations (fastpsl permutations, VISSL's or bbrattoli's .npy, Noroozi's .bin); default: made by the same code."""
     permutations_per_image: int = 1
     """Puzzles of each image, by permuting embeddings after one pass of the trunk."""
     grid: int = 3
+    """Cells a side of a puzzle."""
     shorter_px: int = 256
+    """The image's shorter side, before the window of grid x cell_px is cut."""
     cell_px: int = 75
+    """Side of a cell."""
     tile_px: int = 64
+    """Side of the tile that is cut at random in each cell: what the network sees."""
     embedding_width: int = 1000
+    """Features of a tile in the head."""
 
 
 def build(options: Options) -> Job:

@@ -1,3 +1,4 @@
+import ast
 import re
 import sys
 from dataclasses import dataclass, fields
@@ -35,6 +36,33 @@ def test_paper_values_with_data_and_sample_values_without(
     assert capsys.readouterr().out == "x.beton: all values as in the paper\n"
     options = parse(monkeypatch, "--batch-size", "8", "--lr", "0.2")
     assert (options.batch_size, options.lr) == (8, 0.2)
+
+
+def test_help_tells_both_sets_of_defaults(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        parse(monkeypatch, "--help")
+    said = capsys.readouterr().out
+    assert left.value.code == 0
+    assert "Defaults below are the paper's; without --data they are\n--batch-size 16\n" in said
+    assert "(default: 256)" in said and "(default: 0.01)" in said
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "fastpsl" / "options.py", *sorted((ROOT / "recipes").glob("*.py"))], ids=lambda p: p.stem
+)
+def test_every_option_has_a_help_text(path: Path) -> None:
+    """The string below a field is what --help shows."""
+    classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    (options,) = (node for node in classes if node.name.endswith("Options"))
+    bare = [
+        ast.unparse(field.target)
+        for field, below in zip(options.body, [*options.body[1:], None], strict=True)
+        if isinstance(field, ast.AnnAssign)
+        and not (isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant))
+    ]
+    assert not bare
 
 
 @pytest.mark.parametrize("arguments", [("--no-such-flag", "1"), ("--batch-size", "many"), ("--plan", "ps")])
