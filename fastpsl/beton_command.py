@@ -26,14 +26,19 @@ class Write:
 
     src: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SRC")]]
     """A folder with a folder per class (images at any depth), or a flat folder of images (label -1); a tar or
-    a quoted glob of tars, also WebDataset's; an .npz of uint8 images; the published
-    archives of CIFAR-10, CIFAR-100 and STL-10; see docs/sources.md."""
+    a quoted glob of tars, also WebDataset's; an .npz of uint8 images; parquet files
+    or hf:NAME, a data set in Hugging Face's cache; CIFAR-10, CIFAR-100 or STL-10 as published. See
+    docs/sources.md."""
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """The file to write, e.g. train.beton."""
-    format: Literal["auto", "folder", "tar", "npz", "cifar10", "cifar100", "stl10"] = "auto"
+    format: Literal["auto", "folder", "tar", "npz", "parquet", "cifar10", "cifar100", "stl10"] = "auto"
     """What SRC is. [told from SRC]"""
     split: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Which part of a SRC that holds several, e.g. train."""
+    image_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Of parquet and hf:, where several may hold images."""
+    label_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Of parquet and hf:, where several may hold labels; none for no labels."""
     mode: Literal["auto", "jpg", "raw"] = "auto"
     """How images are stored: jpg, or raw RGB. [raw for .npz, CIFAR and STL-10, else jpg]"""
     short_side: Pixels = None
@@ -134,7 +139,13 @@ def _write(command: Write) -> None:
     max_bad_count(command.max_bad, 0)  # before the source is counted
     with _counting() as on_progress:
         source = open_source(
-            command.src, command.format, split=command.split, shard=shard, on_progress=on_progress
+            command.src,
+            command.format,
+            split=command.split,
+            shard=shard,
+            image_column=command.image_column,
+            label_column=command.label_column,
+            on_progress=on_progress,
         )
     for line in source.notes:
         print(f"{command.src}: {line}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastpsl.pipelines.sources.arrays import arrays
 from fastpsl.pipelines.sources.folder import image_folder
+from fastpsl.pipelines.sources.parquet import hugging_face, parquet_files
 from fastpsl.pipelines.sources.published import published, published_name
 from fastpsl.pipelines.sources.source import Source
 from fastpsl.pipelines.sources.tar import tar_source
@@ -18,7 +19,9 @@ _ENDINGS = {
     ".tar.bz2": "tar",
     ".tar.xz": "tar",
     ".npz": "npz",
+    ".parquet": "parquet",
 }
+HUGGING_FACE = "hf:"
 
 
 def open_source(
@@ -27,15 +30,24 @@ def open_source(
     *,
     split: str | None = None,
     shard: tuple[int, int] = (0, 1),
+    image_column: str | None = None,
+    label_column: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Source:
-    """`src` as images, counted. `format` is auto, folder, tar, npz, cifar10, cifar100 or stl10. `split` names a part of what holds several.
-    `shard` (i, n) keeps the i-th of n runs of neighbours. Counting long files is told to `on_progress(MB done,
-    MB in all)`. ValueError, one line, for what is missing, of another kind or holds no image."""
+    """`src` as images, counted. `format` is auto, folder, tar, npz, parquet, cifar10, cifar100 or stl10. `split`
+    names a part of what holds several. `shard` (i, n) keeps the i-th of n runs of neighbours. `image_column` and
+    `label_column` are for parquet. Counting long files is told to `on_progress(MB done, MB in all)`. ValueError,
+    one line, for what is missing, of another kind or holds no image."""
     if format == "auto":
         format = _format_of(src)
     if split is not None and format in ("folder", "tar"):
         raise ValueError(f"--split {split}: a {format} has no splits; give the {format} of that split as SRC")
+    if format == "parquet":
+        if src.startswith(HUGGING_FACE) or _is_saved(src):
+            return hugging_face(src.removeprefix(HUGGING_FACE), split, shard, image_column, label_column)
+        return parquet_files(_parquet_paths(src), split, shard, image_column, label_column)
+    if image_column is not None or label_column is not None:
+        raise ValueError(f"--image-column and --label-column are for parquet and hf:NAME; {src} is {format}")
     if format == "tar":
         return tar_source(_paths(src), shard, on_progress)
     if format == "npz":
@@ -46,14 +58,34 @@ def open_source(
 
 
 def _format_of(src: str) -> str:
+    if src.startswith(HUGGING_FACE) or _is_saved(src):
+        return "parquet"
     if name := published_name(Path(src)):
         return name
     if os.path.isdir(src):
-        return "folder"
+        return "parquet" if _parquet_in(src) else "folder"
     formats = {_format_of_file(path) for path in _paths(src)}
     if len(formats) > 1:
         raise ValueError(f"{src}: files of several kinds ({', '.join(sorted(formats))}); give those of one")
     return formats.pop()
+
+
+def _is_saved(src: str) -> bool:
+    """Whether datasets' `save_to_disk` wrote this folder."""
+    return any(os.path.isfile(os.path.join(src, name)) for name in ("state.json", "dataset_dict.json"))
+
+
+def _parquet_in(folder: str) -> list[Path]:
+    """Parquet files in a folder, or in its folder data/, where the Hub has them."""
+    return sorted(Path(folder).glob("*.parquet")) or sorted(Path(folder, "data").glob("*.parquet"))
+
+
+def _parquet_paths(src: str) -> list[Path]:
+    if not os.path.isdir(src):
+        return _paths(src)
+    if not (paths := _parquet_in(src)):
+        raise ValueError(f"{src}: no .parquet file in it; give a folder of them, or what save_to_disk wrote")
+    return paths
 
 
 def _format_of_file(path: Path) -> str:

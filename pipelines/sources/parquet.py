@@ -1,0 +1,213 @@
+"""Hugging Face data sets from disk: parquet files, what `save_to_disk` writes, and data sets in the local cache
+(hf:NAME). Nothing is ever downloaded, and no code of a data set runs. Rows are read a few at a time.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastpsl.pipelines.beton_shard import MAX_LABEL
+from fastpsl.pipelines.image_file import BrokenImage
+from fastpsl.pipelines.sources.columns import Columns, choose_columns
+from fastpsl.pipelines.sources.source import Sample, changed, parts_of, shard_range
+
+INSTALL = "pip install 'fastpsl[datasets]'"
+_BATCH_ROWS = 32
+_BUFFER_BYTES = 1 << 22
+_SPLIT_OF_FILE = re.compile(r"(.+)-\d{5}-of-\d{5}\.parquet")  # as datasets names them
+
+
+@dataclass
+class Tables:
+    """A data set in columns, counted."""
+
+    what: str  # for messages
+    parts: Sequence[Any]  # paths of parquet files, or one datasets.Dataset
+    counts: list[int]  # rows in each
+    columns: Columns
+    shard: tuple[int, int] = (0, 1)
+    mode: str = "jpg"
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        return self.columns.class_names
+
+    @property
+    def notes(self) -> list[str]:
+        label = self.columns.label
+        return [
+            f"images from column {self.columns.image}, "
+            + (f"labels from {label}" if label else "no labels: -1")
+        ]
+
+    @property
+    def num_total(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def num_samples(self) -> int:
+        return len(shard_range(self.num_total, self.shard))
+
+    def samples(self) -> Iterator[Sample]:
+        """This shard's rows in order. ValueError when a file is damaged or has changed since it was counted."""
+        for i, wanted in parts_of(shard_range(self.num_total, self.shard), self.counts):
+            part, position = self.parts[i], wanted.start
+            is_file = isinstance(part, Path)
+            what = str(part) if is_file else self.what
+            with _errors(what):
+                for image, label in (_rows_of_file if is_file else _rows_of_dataset)(
+                    part, self.columns, wanted
+                ):
+                    name = f"{part.name} row {position}" if is_file else f"row {position}"
+                    yield self._sample(name, image, label)
+                    position += 1
+            if position != wanted.stop:
+                raise changed(what, wanted.stop, position)
+
+    def _sample(self, name: str, image: Any, label: Any) -> Sample:
+        path = image.get("path") if isinstance(image, dict) else None
+        data = image.get("bytes") if isinstance(image, dict) else image
+        name += f" ({os.path.basename(path)})" if path else ""
+        last = len(self.class_names) - 1 if self.class_names else MAX_LABEL
+        label = -1 if label is None else label
+        if not -1 <= label <= last:
+            return Sample(name, BrokenImage(f"its label is {label}, the last one is {last}"), -1)
+        if data is not None:
+            return Sample(name, data, label)
+        return Sample(name, Path(path) if path else BrokenImage("the row has no image"), label)
+
+
+def parquet_files(
+    paths: Sequence[Path],
+    split: str | None = None,
+    shard: tuple[int, int] = (0, 1),
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Tables:
+    """Parquet files as one data set, in the order of their names. Where these tell of splits
+    (train-00000-of-00002.parquet), `split` must be given unless there is one. ValueError for what is missing,
+    damaged or not clear."""
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise _missing(error) from None
+    what = str(paths[0].parent if len(paths) > 1 else paths[0])
+    split_of = {path: match[1] for path in paths if (match := _SPLIT_OF_FILE.fullmatch(path.name))}
+    if split_of:
+        split = _split(what, split, set(split_of.values()))
+        paths = [path for path in paths if split_of.get(path) == split]
+    elif split:
+        raise ValueError(
+            f"{what}: --split {split}: the names of its files tell of none; give that split's files"
+        )
+    paths, schemas, counts = sorted(paths), list[Any](), list[int]()
+    for path in paths:
+        with _errors(path), ParquetFile(path) as file:
+            schemas.append(file.schema_arrow)
+            counts.append(file.metadata.num_rows)
+        if schemas[-1].names != schemas[0].names:
+            raise ValueError(f"{path}: has other columns than {paths[0]}; give the files of one data set")
+    if not sum(counts):
+        raise ValueError(f"{what}: has no rows; give a data set of images")
+    return Tables(what, paths, counts, choose_columns(what, schemas[0], image_column, label_column), shard)
+
+
+def hugging_face(
+    name: str,
+    split: str | None = None,
+    shard: tuple[int, int] = (0, 1),
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Tables:
+    """A data set of the package datasets: the folder that `save_to_disk` wrote, or NAME or NAME:CONFIG in the local
+    cache. ValueError where it is not there or not clear."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported
+    try:
+        import datasets
+    except ImportError as error:
+        raise _missing(error) from None
+    datasets.config.HF_HUB_OFFLINE = True
+    datasets.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    path, _, config = name.partition(":")
+    with _errors(name):
+        if os.path.isdir(name):
+            found = datasets.load_from_disk(name)
+        else:
+            try:
+                found = datasets.load_dataset(path, config or None)
+            except (ConnectionError, FileNotFoundError):
+                found = None
+    if found is None:
+        raise ValueError(
+            f"hf:{name}: neither a folder nor in the local cache, and nothing is downloaded; "
+            f"load_dataset({path!r}) in Python puts it there"
+        )
+    if isinstance(found, dict):
+        found = found[_split(name, split, set(found))]
+    elif split:
+        raise ValueError(f"{name}: --split {split}: it has no splits; leave --split away")
+    if not len(found):
+        raise ValueError(f"{name}: has no rows; give a data set of images")
+    columns = choose_columns(name, found.features.arrow_schema, image_column, label_column)
+    return Tables(name, [found], [len(found)], columns, shard)
+
+
+def _split(what: str, split: str | None, splits: set[str]) -> str:
+    if split is None and len(splits) == 1:
+        return next(iter(splits))
+    if split is None or split not in splits:
+        given = f"--split {split} is not among its splits" if split else "has several splits"
+        raise ValueError(f"{what}: {given}; give --split {' or '.join(sorted(splits))}")
+    return split
+
+
+def _missing(error: ImportError) -> ValueError:
+    return ValueError(f"parquet files and hf: need Hugging Face's datasets ({error}); {INSTALL}")
+
+
+def _rows_of_file(path: Path, columns: Columns, wanted: range) -> Iterator[tuple[Any, Any]]:
+    from pyarrow.parquet import ParquetFile
+
+    # pre_buffer would hold whole row groups
+    with ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        for group, here in parts_of(wanted, sizes):
+            position = 0
+            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns.names):
+                first, last = max(here.start - position, 0), min(here.stop - position, len(batch))
+                if first < last:
+                    yield from _pairs(batch.slice(first, last - first), columns)
+                position += len(batch)
+                if position >= here.stop:
+                    break
+
+
+def _rows_of_dataset(dataset: Any, columns: Columns, wanted: range) -> Iterator[tuple[Any, Any]]:
+    for table in dataset.select_columns(columns.names).select(wanted).with_format("arrow").iter(_BATCH_ROWS):
+        yield from _pairs(table, columns)
+
+
+def _pairs(table: Any, columns: Columns) -> Iterator[tuple[Any, Any]]:
+    """(image, label or None) of each row."""
+    images = table.column(columns.image).to_pylist()
+    labels = table.column(columns.label).to_pylist() if columns.label else [None] * len(images)
+    yield from zip(images, labels, strict=True)
+
+
+@contextlib.contextmanager
+def _errors(what: str | Path) -> Iterator[None]:
+    """What datasets and pyarrow raise, as one line: of missing data sets and damaged files they raise nearly
+    anything."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{what}: cannot be read ({type(error).__name__}: {reason}); give a data set that is on disk"
+        ) from None

@@ -1,0 +1,238 @@
+"""Hugging Face data sets from disk: parquet files, saved folders and the local cache; columns, splits, damage."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton_write import write_beton
+from fastpsl.pipelines.image_file import BrokenImage
+from fastpsl.pipelines.sources import Sample, open_source
+from tests.pipelines.memory import printed_by
+from tests.pipelines.photos import jpeg, photo
+
+datasets = pytest.importorskip("datasets")
+pyarrow = pytest.importorskip("pyarrow")
+from pyarrow import parquet
+
+PHOTOS = [jpeg(photo(i, 30 + i, 50 - i)) for i in range(10)]
+LABELS = [i % 3 for i in range(10)]
+NAMES = ["ant", "bee", "été"]
+
+
+def rows(some: slice = slice(None)) -> Any:
+    features = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=NAMES), caption=datasets.Value("string")
+    )
+    images = [{"bytes": data, "path": f"p/{i}.jpg"} for i, data in enumerate(PHOTOS)]
+    columns = {"image": images[some], "label": LABELS[some], "caption": ["x"] * len(PHOTOS[some])}
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def write_parquet(path: Path, columns: dict[str, Any], **options: Any) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    parquet.write_table(pyarrow.table(columns), path, **options)
+    return path
+
+
+def samples(src: object, **options: Any) -> list[Sample]:
+    source = open_source(str(src), **options)
+    found = list(source.samples())
+    assert len(found) == source.num_samples
+    return found
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("hf é")
+    rows().save_to_disk(str(root / "saved"))
+    datasets.DatasetDict(train=rows(), test=rows(slice(3))).save_to_disk(str(root / "splits"))
+    (root / "hub" / "data").mkdir(parents=True)
+    for i in range(2):
+        rows(slice(5 * i, 5 * i + 5)).to_parquet(
+            root / "hub" / "data" / f"train-{i:05}-of-00002.parquet", batch_size=2
+        )
+    rows(slice(3)).to_parquet(root / "hub" / "data" / "test-00000-of-00001.parquet")
+    return {path.name: path for path in root.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("saved", None), ("splits", "train"), ("hub", "train"), ("splits", "test"), ("hub", "test")],
+)
+def test_data_sets_on_disk(disk: dict[str, Path], name: str, split: str | None, tmp_path: Path) -> None:
+    num = 3 if split == "test" else 10
+    source = open_source(str(disk[name]), split=split)
+    assert source.class_names == NAMES and source.mode == "jpg"
+    assert source.notes == ["images from column image, labels from label"]
+    found = samples(disk[name], split=split)
+    assert [sample.image for sample in found] == PHOTOS[:num]
+    assert [sample.label for sample in found] == LABELS[:num]
+    assert (
+        found[1].name
+        == ("" if name != "hub" else f"{split}-00000-of-0000{1 + (split == 'train')}.parquet ")
+        + "row 1 (1.jpg)"
+    )
+    for num_shards in (2, 4, 12):
+        parts = [
+            s for i in range(num_shards) for s in samples(disk[name], split=split, shard=(i, num_shards))
+        ]
+        assert parts == found
+    if split != "test":
+        out = tmp_path / "a.beton"
+        write_beton(source.samples(), out, num_samples=10, class_names=source.class_names)
+        with Beton(out) as beton:
+            assert [beton.read(i) for i in range(10)] == PHOTOS and beton.class_names == NAMES
+
+
+def test_splits_must_be_clear(disk: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("splits", "hub"):
+        with pytest.raises(ValueError, match="has several splits; give --split test or train"):
+            open_source(str(disk[name]))
+        with pytest.raises(
+            ValueError, match="--split val is not among its splits; give --split test or train"
+        ):
+            open_source(str(disk[name]), split="val")
+    with pytest.raises(ValueError, match="--split train: it has no splits"):
+        open_source(str(disk["saved"]), split="train")
+    one = write_parquet(tmp_path / "a.parquet", {"image": PHOTOS, "label": LABELS})
+    with pytest.raises(ValueError, match="--split train: the names of its files tell of none"):
+        open_source(str(one), split="train")
+
+
+def test_the_local_cache_offline(
+    disk: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A data set that load_dataset has prepared before; and one that is not there is not asked for on the network."""
+    files = {"train": [str(path) for path in sorted((disk["hub"] / "data").glob("train*"))]}
+    datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "made"))
+    (info,) = (tmp_path / "made").rglob("dataset_info.json")
+    cached = tmp_path / "cache" / "me___pets" / "default" / "0.0.0" / "abc"
+    cached.mkdir(parents=True)
+    for path in info.parent.glob("*.arrow"):
+        path.rename(cached / path.name.replace("parquet-", "pets-"))
+    record = json.loads(info.read_text())
+    record |= {"config_name": "default", "dataset_name": "pets"}
+    (cached / "dataset_info.json").write_text(json.dumps(record))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    found = samples("hf:me/pets", split="train")
+    assert [sample.image for sample in found] == PHOTOS and [sample.label for sample in found] == LABELS
+    assert samples("hf:me/pets:default") == found
+    assert samples(f"hf:{disk['saved']}") == found
+    with pytest.raises(
+        ValueError, match="hf:me/cats: neither a folder nor in the local cache, and nothing is"
+    ):
+        open_source("hf:me/cats")
+
+
+def test_columns_without_features(tmp_path: Path) -> None:
+    """Plain parquet: binary or struct columns, labels by name, nulls, and rows that are no image."""
+    src = tmp_path / "a.parquet"
+    write_parquet(
+        src,
+        {"jpg": [*PHOTOS[:2], None], "label": pyarrow.array([5, None, 1], pyarrow.int16()), "id": [1, 2, 3]},
+    )
+    found = samples(src)
+    assert [sample.image for sample in found[:2]] == PHOTOS[:2] and [
+        sample.label for sample in found[:2]
+    ] == [5, -1]
+    assert isinstance(found[2].image, BrokenImage) and found[2].name == "a.parquet row 2"
+    assert [sample.label for sample in samples(src, label_column="id")] == [1, 2, 3]
+    assert [sample.label for sample in samples(src, label_column="none")] == [-1] * 3
+    (tmp_path / "file.jpg").write_bytes(PHOTOS[4])
+    structs = [{"bytes": PHOTOS[0], "path": None}, {"bytes": None, "path": str(tmp_path / "file.jpg")}]
+    write_parquet(src, {"picture": structs, "number": [1, 2]})
+    found = samples(src)
+    assert [sample.image for sample in found] == [PHOTOS[0], tmp_path / "file.jpg"]
+    assert [sample.label for sample in found] == [-1, -1]
+    write_parquet(src, {"jpg": PHOTOS[:2], "label": [-2, 2**31]})
+    assert [str(sample.image) for sample in samples(src)] == [
+        f"its label is {x}, the last one is 2147483647" for x in (-2, 2**31)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "words"),
+    [
+        (
+            {"text": ["x"], "label": [1]},
+            {},
+            "no column of images or of their bytes; its columns are text, label",
+        ),
+        ({"a": [b"x"], "b": [b"x"]}, {}, "several columns may hold images; give --image-column a or b"),
+        ({"a": [b"x"], "label": [1], "cls": [1]}, {}, "give --label-column label or cls or none"),
+        ({"a": [b"x"], "n": [1]}, {"image_column": "n"}, "--image-column n: no column of images"),
+        ({"a": [b"x"], "t": ["x"]}, {"label_column": "t"}, "--label-column t: no column of labels"),
+        ({"a": [b"x"]}, {"image_column": "c"}, "--image-column c"),
+        ({"a": pyarrow.array([], pyarrow.binary())}, {}, "has no rows"),
+    ],
+)
+def test_what_is_not_clear(
+    columns: dict[str, Any], options: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    src = write_parquet(tmp_path / "a.parquet", columns)
+    with pytest.raises(ValueError) as caught:
+        open_source(str(src), **options)
+    assert words in str(caught.value) and str(src) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_damaged_files(disk: dict[str, Path], tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    big = [jpeg(noise.integers(0, 256, (99, 99, 3), dtype=np.uint8)) for _ in range(9)]
+    write_parquet(
+        tmp_path / "0.parquet",
+        {"image": big, "label": list(range(9))},
+        compression="none",
+        use_dictionary=False,
+    )
+    src = write_parquet(
+        tmp_path / "1.parquet",
+        {"image": big, "label": list(range(9))},
+        compression="snappy",
+        use_dictionary=False,
+    )
+    whole = src.read_bytes()
+    for data in (b"", whole[: len(whole) // 2], whole[:4] + bytes(3000) + whole[3004:]):
+        src.write_bytes(data)
+        with pytest.raises(ValueError) as caught:
+            samples(tmp_path)
+        assert f"{src}: cannot be read" in str(caught.value) and "\n" not in str(caught.value)
+    write_parquet(src, {"picture": big})
+    with pytest.raises(ValueError, match="has other columns than"):
+        samples(tmp_path)
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").write_text("{")
+    with pytest.raises(ValueError, match="saved: cannot be read"):
+        samples(tmp_path / "saved")
+
+
+def test_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
+    """Row groups of 100 images, as datasets writes them: 5 MB, then 150 MB."""
+    data = np.random.default_rng(0).bytes(100_000)
+    for name, num in (("small", 50), ("large", 1500)):
+        with parquet.ParquetWriter(
+            tmp_path / name,
+            pyarrow.schema({"image": pyarrow.binary()}),
+            use_dictionary=False,
+            compression="none",
+        ) as writer:
+            for i in range(0, num, 50):
+                images = [data[j:] + data[:j] for j in range(i, i + 50)]
+                writer.write_table(pyarrow.table({"image": images}), row_group_size=100)
+    small, large = printed_by(
+        """
+import sys
+from fastpsl.pipelines.sources import open_source
+for path in sys.argv[1:]:
+    assert sum(len(sample.image) for sample in open_source(path, "parquet").samples()) >= 5_000_000
+    print(peak_mib())
+""",
+        tmp_path / "small",
+        tmp_path / "large",
+    )
+    assert large - small < 40
