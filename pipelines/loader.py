@@ -120,6 +120,9 @@ class Loader:
         readahead = None
         if self._quasi_random is not None:
             order, readahead = self._quasi_random.epoch(epoch, first_step, self.prefetch_batches)
+            if self.decoder_name in ("resident", "synthetic"):  # nothing will be read
+                readahead.close()
+                readahead = None
         elif self.train:
             order = epoch_order(self.seed, epoch, self.num_samples)
         else:
@@ -153,7 +156,7 @@ class Loader:
             for job in under_way:
                 job.done.wait(self.timeout_s)
             if readahead is not None:
-                readahead.close()
+                readahead.close(0.0 if self._engine.closed else 5.0)
 
     def close(self, limit_s: float | None = None) -> None:
         """Ends the threads. The data is the caller's to close."""

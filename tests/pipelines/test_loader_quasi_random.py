@@ -84,6 +84,17 @@ def test_leaving_early_leaves_nothing(beton: Path) -> None:
     assert threading.active_count() == threads and len(os.listdir("/proc/self/fd")) == files
 
 
+@pytest.mark.parametrize(("decoder", "reads"), [("torchvision", True), ("resident", False)])
+def test_only_what_will_be_read_is_asked_for(
+    beton: Path, decoder: str, reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, advise = [], os.posix_fadvise
+    monkeypatch.setattr(os, "posix_fadvise", lambda *call: (asked.append(call), advise(*call)))
+    with Beton(beton) as data:
+        epoch(data, decoder=decoder)
+    assert bool(asked) == reads
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
