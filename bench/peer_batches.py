@@ -66,7 +66,7 @@ def batches_of_dali(work: Work, num_views: int) -> Iterator[int]:
     from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
 
     is_cuda = work.device != "cpu"
-    decode = {"device": "mixed" if is_cuda else "cpu"}
+    decoder = "mixed" if is_cuda else "cpu"
     size = (work.size_px, work.size_px)
 
     @pipeline_def
@@ -78,9 +78,9 @@ def batches_of_dali(work: Work, num_views: int) -> Iterator[int]:
             name="files",
         )
         if num_views == 1:
-            views = [fn.resize(fn.decoders.image_random_crop(jpegs, **decode), size=size)]
+            views = [fn.resize(fn.decoders.image_random_crop(jpegs, device=decoder), size=size)]
         else:
-            pictures = fn.decoders.image(jpegs, **decode)
+            pictures = fn.decoders.image(jpegs, device=decoder)
             views = [fn.random_resized_crop(pictures, size=size) for _ in range(num_views)]
         return (*views, labels.gpu() if is_cuda else labels)
 

@@ -85,8 +85,11 @@ def available(options: Options, bench: Bench) -> tuple[list[str], list[str], lis
     others: list[str] = []
     missing: list[dict[str, str]] = []
     for name in options.decoders:
-        why = {"ffcv": libffcv.why_missing, "dali": partial(dali.why_missing, bench.device)}.get(name)
-        reason = why() if why else None
+        reason: str | None = None
+        if name == "ffcv":
+            reason = libffcv.why_missing()
+        elif name == "dali":
+            reason = dali.why_missing(bench.device)
         if reason:
             missing.append({"what": f"decoder {name}", "reason": reason})
         else:
