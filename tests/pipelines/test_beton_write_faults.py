@@ -1,0 +1,203 @@
+"""Writing betons: what is left when something goes wrong."""
+
+import csv
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastpsl.pipelines import beton_file
+from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton_file import BetonFile, PartialFile
+from fastpsl.pipelines.beton_sidecar import read_sidecar
+from fastpsl.pipelines.beton_verify import verify
+from fastpsl.pipelines.beton_write import max_bad_count, quarantine_path, write_beton
+from fastpsl.pipelines.sources import Sample, image_folder
+from tests.pipelines.folders import photo_tree, tree, write_folder
+from tests.pipelines.photos import jpeg, photo
+
+CLI = [sys.executable, "-c", "from fastpsl.cli import main; main()"]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return photo_tree(tmp_path / "photos")
+
+
+def test_broken_images_are_listed_and_left_out(photos: Path, tmp_path: Path) -> None:
+    good = (photos / "ant/0/00.jpg").read_bytes()
+    tree(photos, {"ant/0/zcut.jpg": good[:500], "cat/empty, indeed.png": b"", "dog/text.jpg": b"hello"})
+    (photos / "dog" / "gone.jpg").symlink_to("/nowhere")
+    out = tmp_path / "a.beton"
+    report = write_folder(photos, out, max_bad="4")
+    assert (report.num_samples, report.num_quarantined) == (18, 4)
+    with open(quarantine_path(out), newline="") as file:
+        rows = list(csv.reader(file))
+    assert [row[0] for row in rows] == [
+        "path",
+        "ant/0/zcut.jpg",
+        "cat/empty, indeed.png",
+        "dog/gone.jpg",
+        "dog/text.jpg",
+    ]
+    assert all(len(row) == 2 and row[1] for row in rows) and "No such file" in rows[3][1]
+    with Beton(out) as beton:
+        assert beton.name(5) == f"{out} sample 5 (ant/2/05.jpg)"
+        assert beton.name(6) == f"{out} sample 6 (cat/0/00.jpg)"
+    assert list(verify(out)) == []
+    sidecar = read_sidecar(out)
+    assert sidecar and sidecar.written["num_quarantined"] == 4
+    for name in ("ant/0/zcut.jpg", "cat/empty, indeed.png", "dog/gone.jpg", "dog/text.jpg"):
+        (photos / name).unlink()
+    write_folder(photos, out, overwrite=True)
+    assert not quarantine_path(out).exists()  # an older list would mislead
+
+
+def test_too_many_broken_images_stop(photos: Path, tmp_path: Path) -> None:
+    tree(photos, {"ant/x.jpg": b"1", "ant/y.jpg": b"2"})
+    out = tmp_path / "a.beton"
+    with pytest.raises(ValueError, match="--max-bad 5% allows 1 of 20"):
+        write_folder(photos, out, max_bad="5%")
+    assert quarantine_path(out).read_text().count("\n") == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.beton.quarantine.csv", "photos"]
+    with pytest.raises(ValueError, match="no image could be used"):
+        write_beton([Sample("x", b"1", 0)], out, num_samples=1, max_bad="100%")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("0", 0), ("20", 20), ("1%", 12), ("0.5%", 6), ("100%", 1281), ("0%", 0)]
+)
+def test_max_bad(text: str, count: int) -> None:
+    assert max_bad_count(text, 1281) == count
+
+
+@pytest.mark.parametrize("text", ["", "-1", "x", "1.5", "101%", "-1%", "%", "nan%"])
+def test_max_bad_of_nonsense(text: str) -> None:
+    with pytest.raises(ValueError, match="--max-bad"):
+        max_bad_count(text, 100)
+
+
+def test_an_existing_file_is_kept_unless_told(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.beton"
+    out.write_bytes(b"precious")
+    with pytest.raises(ValueError, match="exists already"):
+        write_folder(photos, out)
+    assert out.read_bytes() == b"precious"
+    with pytest.raises(ValueError, match="is a folder"):
+        write_folder(photos, tmp_path, overwrite=True)
+    tree(photos, {"ant/x.jpg": b"1"})
+    with pytest.raises(ValueError, match="--max-bad"):
+        write_folder(photos, out, overwrite=True, max_bad="0")
+    assert out.read_bytes() == b"precious"  # a failed run changes nothing
+
+
+def test_folders_that_cannot_be_written(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (Path("/proc/a.beton"), tmp_path / "file" / "a.beton", tmp_path / "none" / "a.beton"):
+        with pytest.raises(ValueError) as caught:
+            write_folder(photos, out)
+        assert (
+            str(out) in str(caught.value)
+            and "cannot be written" in str(caught.value)
+            and "\n" not in str(caught.value)
+        )
+
+
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (9_000_000, 9_000_000))  # data start at 8 MiB: the disk is full after 600 kB
+from fastpsl.cli import main
+main(["beton", "write", sys.argv[1], sys.argv[2]])
+"""
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3), dtype=np.uint8)
+    photos = tree(tmp_path / "photos", {f"{i:02}.jpg": jpeg(noise) for i in range(12)})
+    out = tmp_path / "out" / "a.beton"
+    out.parent.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, photos, out], capture_output=True, text=True, timeout=100, check=False
+    )
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("fastpsl: warning: ffcv is")]
+    assert done.returncode == 2 and len(errors) == 1, done.stderr
+    assert f"{out}: cannot be written (File too large); free some space" in done.stderr
+    assert list(out.parent.iterdir()) == []
+
+
+def test_killed_at_any_time_nothing_stands_under_the_final_name(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    photos = tree(tmp_path / "photos", {f"{i:04}.jpg": jpeg(noise) for i in range(600)})
+    out = tmp_path / "a.beton"
+    partial = beton_file.partial_path(out)
+    random, num_killed = np.random.default_rng(0), 0
+    for _ in range(4):
+        process = subprocess.Popen(
+            [*CLI, "beton", "write", photos, out], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        while not (partial.exists() and partial.stat().st_size > 1 << 23) and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if process.returncode == -signal.SIGKILL and not out.exists():
+            num_killed += 1
+            assert partial.exists() and not out.exists()
+        else:
+            out.unlink()
+    assert num_killed >= 2
+    done = subprocess.run(
+        [*CLI, "beton", "write", photos, out], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0 and list(verify(out)) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.beton", "a.beton.json", "photos"]
+
+
+def test_two_writers_of_one_file(tmp_path: Path) -> None:
+    out = tmp_path / "a.beton"
+    first = BetonFile(out, 1, 1 << 21)
+    with pytest.raises(ValueError, match="another process is writing it"):
+        PartialFile(out)
+    first.file.discard()
+    stale = beton_file.partial_path(out)
+    stale.write_bytes(b"left by a killed run")
+    second = PartialFile(out)
+    assert stale.stat().st_size == 0  # taken over, emptied
+    second.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_that_changes_or_fails_leaves_nothing(photos: Path, tmp_path: Path) -> None:
+    source = image_folder(photos)
+    (photos / "dog/0/00.jpg").unlink()
+    with pytest.raises(ValueError, match="18 images at the start, 17 at the end"):
+        write_beton(source.samples(), tmp_path / "a.beton", num_samples=18)
+
+    def failing() -> Iterator[Sample]:
+        yield Sample("a", jpeg(photo(0, 30, 30)), 0)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_beton(failing(), tmp_path / "a.beton", num_samples=18)
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("beton-write")]
+
+
+def test_image_files_are_not_left_open(photos: Path, tmp_path: Path) -> None:
+    gc.collect()  # what other tests left
+    before = len(os.listdir("/proc/self/fd"))
+    write_folder(photos, tmp_path / "a.beton")
+    tree(photos, {"ant/x.jpg": b"1"})
+    with pytest.raises(ValueError):
+        write_folder(photos, tmp_path / "b.beton", max_bad="0")
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -1,0 +1,44 @@
+"""Folders as sources: trees, flat folders, and what is neither."""
+
+from pathlib import Path
+
+import pytest
+
+from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton_verify import info
+from fastpsl.pipelines.sources import image_folder
+from tests.pipelines.folders import tree, write_folder
+from tests.pipelines.photos import jpeg, photo
+
+
+def test_flat_folders_and_folders_of_nothing(tmp_path: Path) -> None:
+    flat = tree(
+        tmp_path / "flat",
+        {"b.jpg": jpeg(photo(0, 30, 30)), "a.JPEG": jpeg(photo(1, 30, 30)), "notes.txt": b"x"},
+    )
+    source = image_folder(flat)
+    assert (source.num_samples, source.class_names, source.num_ignored) == (2, None, 1)
+    assert [(sample.name, sample.label) for sample in source.samples()] == [("a.JPEG", -1), ("b.jpg", -1)]
+    write_folder(flat, tmp_path / "flat.beton")
+    with Beton(tmp_path / "flat.beton") as beton:
+        assert list(beton.labels()) == [-1, -1] and beton.class_names is None and beton.num_classes == 0
+        assert "without a label            2" in info(beton)
+    for folder, word in (
+        (tmp_path / "none", "no such folder"),
+        (tree(tmp_path / "text", {"a/notes.txt": b"x"}), "holds no images"),
+        (
+            tree(tmp_path / "mixed", {"a.jpg": b"x", "cat/b.jpg": b"x"}),
+            "a.jpg lies beside the class folders cat",
+        ),
+    ):
+        with pytest.raises(ValueError, match=word):
+            image_folder(folder)
+    tree(tmp_path / "gap", {"cat/a.jpg": b"x", "dog/a.jpg": b"x", ".git/a.jpg": b"x"})
+    (tmp_path / "gap" / "cow").mkdir()
+    (tmp_path / "gap" / "dog" / "circle").symlink_to(tmp_path / "gap" / "dog")
+    source = image_folder(tmp_path / "gap")
+    assert (
+        source.class_names == ["cat", "cow", "dog"]
+        and source.empty_classes == ["cow"]
+        and source.num_samples == 2
+    )
