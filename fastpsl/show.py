@@ -120,7 +120,8 @@ def show(
             raise ValueError(f"--{name} {value}: give a number from {low} to {high}")
     shown = TASKS[task](shorter_px)
     if not 1 <= level <= shown.num_levels:
-        raise ValueError(f"--level {level}: {task} has levels 1 to {shown.num_levels}")
+        has = f"levels 1 to {shown.num_levels}" if shown.num_levels > 1 else "level 1 alone"
+        raise ValueError(f"--level {level}: {task} has {has}")
     out = out or Path(f"{task}-G{level}.png")
     with closing(open_data(sample_paths().train if data is None else data)) as opened:
         views = shown.views(level)

@@ -94,7 +94,7 @@ def test_crops_without_a_task_and_samples_that_are_bad(
     [
         (("--task", "puzzle"), "--task puzzle: there are crops, jigsaw"),
         (("--task", "jigsaw", "--level", 4), "--level 4: jigsaw has levels 1 to 3"),
-        (("--level", 0), "--level 0: crops has levels 1 to 1"),
+        (("--level", 0), "--level 0: crops has level 1 alone"),
         (("--num", 0), "--num 0: give a number from 1 to 400"),
         (("--shorter-px", 15), "--shorter-px 15: give a number from 16 to 4096"),
         (("--decoder", "magic"), "decoder 'magic'"),
