@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.codes import BAD_BOX, GOOD
-from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline, Graph, why_missing
+from fastpsl.pipelines.decoders.dali_graph import Graph, why_missing
+from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline
 from fastpsl.pipelines.decoders.encoded import read_samples
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
 from fastpsl.pipelines.rows import MODE_FILE, Rows
@@ -63,6 +64,8 @@ class DaliDecoder:
             if rows.mode[i] == MODE_FILE:
                 encoded[i] = self._decode_plainly(rows, i, "no 8-bit JPEG of 1 or 3 components")
             elif not is_sound[i]:
+                # DALI 2.4 ends the process where its parser refuses a sample of a large batch (its threads go on in memory
+                # that is no more), and takes JPEGs whose end is missing.
                 encoded[i] = self._decode_plainly(
                     rows, i, "its markers are out of place, or its end is missing"
                 )

@@ -1,59 +1,18 @@
-"""A DALI pipeline that is fed with bytes and boxes and gives crops, in order; after an error it is built anew.
+"""A DALI pipeline that is fed with batches and gives their crops, in order; after an error it is built anew.
 
-The one file that imports DALI. Nothing in the pipeline is random or knows of epochs: batches go in, their crops come out.
-What needs a GPU (`_is_gpu`) has not been run yet.
+Nothing in it is random or knows of epochs. What needs a GPU (`_is_gpu`) has not been run yet.
 """
 
-import io
 import re
 from collections import deque
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-OLDEST = (2, 2)  # its decoder says whether it turns pictures upright
-# The filter nearest to an exact area mean, by the box's sides over the crop's. Mean difference in 1/255 on 48 photos for
-# random resized crops to 224 / 112 / 64 px: Gaussian 0.76 / 0.66 / 0.87, linear 0.64 / 1.29 / 1.84, cubic 0.95 / 1.02 / 1.34,
-# linear from 0.85 to 1.4 and Gaussian elsewhere 0.56 / 0.65 / 0.87. Linear copies what keeps its size; all cost the same.
-_LINEAR_FROM, _LINEAR_TO = 0.85, 1.4
-
-
-def why_missing(device: torch.device) -> str:
-    """Why DALI cannot be used with batches on `device`, with the remedy; empty where it can."""
-    cuda = (torch.version.cuda or "13").split(".")[0]
-    install = f'pip install "fastpsl[dali-cu{cuda}]"'
-    try:
-        import nvidia.dali
-    except ModuleNotFoundError as error:
-        if str(error.name) in ("nvidia", "nvidia.dali"):
-            return f"DALI is not installed; {install} installs it"
-        return f"DALI does not load ({error}); {install} installs what it needs"
-    except (ImportError, OSError, RuntimeError) as error:
-        return (
-            f"DALI does not load ({' '.join(str(error).split())}); {install} installs that for torch's CUDA"
-        )
-    version, built_for = nvidia.dali.__version__, str(nvidia.dali.__cuda_version__)[:2]
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-        return f"DALI {version} is older than {OLDEST[0]}.{OLDEST[1]}; {install} --upgrade"
-    if device.type == "cuda" and built_for != cuda:
-        return (
-            f"DALI is built for CUDA {built_for}, torch for CUDA {cuda}; "
-            f"pip uninstall nvidia-dali-cuda{built_for}0, then {install}"
-        )
-    return ""
-
-
-class Graph(NamedTuple):
-    """What a pipeline does."""
-
-    is_raw: bool  # it is given pictures, uint8 [H, W, 3], not JPEGs
-    turns: bool  # JPEGs by their EXIF orientation
-    sizes_px: tuple[int, ...]  # of the crops of each sample
+from fastpsl.pipelines.decoders.dali_graph import Graph, build, feeds, sample_feeds
 
 
 @dataclass
@@ -61,7 +20,6 @@ class _Run:
     samples: list[np.ndarray]  # JPEGs, uint8 [num_bytes], or pictures, uint8 [H, W, 3]
     sizes: np.ndarray  # int [n, 2]: height and width of the upright pictures
     boxes: list[np.ndarray]  # per crop int32 [n, 5]
-    # What DALI reads, without a copy: it must live until the run is over.
     feeds: list[tuple[str, Any]] = field(default_factory=list)
     is_fed: bool = False
     message: str = "DALI has ended"  # of DALI, where it was not fed
@@ -110,13 +68,10 @@ class DaliPipeline:
 
     def _start(self) -> None:
         """A new pipeline, proved by a sample; the first call of schedule_run starts as many runs as are prefetched."""
-        pipe = _build(self._graph, self._batch_size, self._num_threads, self._device, self._depth)
-        run = _Run([_SAMPLE_RAW if self._graph.is_raw else _sample_jpeg()], np.array([[_SIDE, _SIDE]]), [])
-        run.boxes = [np.array([[0, 0, _SIDE, _SIDE, 0]], np.int32)] * len(self._graph.sizes_px)
-        feeds = _feeds(run, self._graph)
+        pipe = build(self._graph, self._batch_size, self._num_threads, self._device, self._depth)
         try:
             for _ in range(self._depth):
-                for name, values in feeds:
+                for name, values in sample_feeds(self._graph):
                     pipe.feed_input(name, values)
             pipe.schedule_run()
             for _ in range(self._depth):
@@ -130,7 +85,7 @@ class DaliPipeline:
         run.is_fed = False
         if self._pipe is None:
             return
-        run.feeds = _feeds(run, self._graph)
+        run.feeds = feeds(self._graph, run.samples, run.boxes)
         try:
             for name, values in run.feeds:
                 self._pipe.feed_input(name, values)
@@ -160,15 +115,15 @@ class DaliPipeline:
         return crops, failed
 
     def _recover(self, run: _Run, message: str | None) -> tuple[list[Tensor], dict[int, str]]:
-        """Everything of a run that failed with a message, or was never fed, but for the samples at fault; then all that waits behind
-        it is fed again."""
+        """Everything of a run that failed with a message, or was never fed, but for the samples at fault; then all that waits
+        behind it is fed again."""
         num = len(run.samples)
         crops = [
             torch.zeros((num, size, size, 3), dtype=torch.uint8, device=self._device)
             for size in self._graph.sizes_px
         ]
         failed: dict[int, str] = {}
-        waiting = [(np.arange(num), message)]
+        waiting: list[tuple[np.ndarray, str | None]] = [(np.arange(num), message)]
         try:
             while waiting:
                 which, message = waiting.pop()
@@ -210,78 +165,6 @@ class DaliPipeline:
             for i, position in enumerate(which.tolist()):
                 into[position].copy_(crop[i])
         return None
-
-
-_SIDE = 64
-_SAMPLE_RAW = np.zeros((_SIDE, _SIDE, 3), np.uint8)
-
-
-@cache
-def _sample_jpeg() -> np.ndarray:
-    file = io.BytesIO()
-    Image.fromarray(_SAMPLE_RAW).save(file, "JPEG")
-    return np.frombuffer(file.getvalue(), np.uint8)
-
-
-def _build(graph: Graph, batch_size: int, num_threads: int, device: torch.device, depth: int) -> Any:
-    from nvidia.dali import Pipeline, fn, types
-
-    is_gpu = device.type == "cuda"
-
-    def source(name: str, dtype: Any, ndim: int, layout: str | None = None) -> Any:
-        return fn.external_source(name=name, dtype=dtype, ndim=ndim, layout=layout, no_copy=True)
-
-    pipe = Pipeline(
-        batch_size=batch_size,
-        num_threads=num_threads,
-        device_id=device.index if is_gpu else None,
-        prefetch_queue_depth=depth,
-        exec_dynamic=True,
-    )
-    with pipe:
-        if graph.is_raw:
-            pictures = source("samples", types.UINT8, 3, "HWC")
-            pictures = pictures.gpu() if is_gpu else pictures
-        else:
-            # The hardware decoder's share: 0.9 was the fastest of what was tried on an H200.
-            pictures = fn.decoders.image(
-                source("samples", types.UINT8, 1),
-                device="mixed" if is_gpu else "cpu",
-                output_type=types.RGB,
-                adjust_orientation=graph.turns,
-                **({"hw_decoder_load": 0.9} if is_gpu else {}),
-            )
-        outputs = [
-            fn.resize(
-                pictures,
-                size=(size, size),
-                roi_start=source(f"start{k}", types.FLOAT, 1),
-                roi_end=source(f"end{k}", types.FLOAT, 1),
-                interp_type=fn.cast(source(f"filter{k}", types.INT32, 0), dtype=types.INTERP_TYPE),
-                antialias=True,
-            )
-            for k, size in enumerate(graph.sizes_px)
-        ]
-        if graph.turns:
-            outputs.append(pictures.shape(device="cpu"))
-        pipe.set_outputs(*outputs)
-    pipe.build()
-    return pipe
-
-
-def _feeds(run: _Run, graph: Graph) -> list[tuple[str, Any]]:
-    from nvidia.dali import types
-
-    linear, gaussian = int(types.INTERP_LINEAR), int(types.INTERP_GAUSSIAN)
-    feeds: list[tuple[str, Any]] = [("samples", run.samples)]
-    for k, (boxes, size) in enumerate(zip(run.boxes, graph.sizes_px, strict=True)):
-        corners, sides = boxes[:, :2].astype(np.float32), boxes[:, 2:4].astype(np.float32)
-        scales = sides / np.float32(size)
-        is_near = ((scales >= _LINEAR_FROM) & (scales <= _LINEAR_TO)).all(1)
-        feeds.append((f"start{k}", np.ascontiguousarray(corners)))
-        feeds.append((f"end{k}", np.ascontiguousarray(corners + sides)))
-        feeds.append((f"filter{k}", np.where(is_near, linear, gaussian).astype(np.int32)))
-    return feeds
 
 
 def _named_sample(message: str) -> int | None:

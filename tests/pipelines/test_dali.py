@@ -1,0 +1,316 @@
+"""DALI: what it refuses goes to the CPU and nothing else; batches behind an error come out as if it had not been."""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+import time
+import types
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.decoders import codes, dali, encoded, open_decoder
+from fastpsl.pipelines.decoders.dali import DaliDecoder
+from fastpsl.pipelines.decoders.dali_graph import Graph
+from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline, _named_sample, _reason
+from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.rows import Rows
+from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.photos import JPG, RAW, jpeg, needs_dali, photo, photo_samples, write
+
+CPU = torch.device("cpu")
+SIZES = (24, 17)
+
+
+def as_arrays(samples: list[bytes]) -> list[np.ndarray]:
+    return [np.frombuffer(data, np.uint8) for data in samples]
+
+
+class Runs:
+    """A pipeline of JPEGs of 50 x 60 px and what it makes of them one by one."""
+
+    def __init__(self) -> None:
+        self.pipeline = DaliPipeline(Graph(False, False, SIZES), 64, 2, CPU, 3)
+
+    def submit(self, samples: list[bytes]) -> None:
+        num = len(samples)
+        boxes = [np.array([[3, 5, 40, 41, 0]] * num, np.int32), np.array([[0, 0, 50, 60, 0]] * num, np.int32)]
+        self.pipeline.submit(as_arrays(samples), np.array([[50, 60]] * num), boxes)
+
+    def collect(self) -> tuple[list[np.ndarray], dict[int, str]]:
+        crops, failed = self.pipeline.collect()
+        return [crop.numpy().copy() for crop in crops], failed
+
+    def crops_of(self, samples: list[bytes]) -> list[np.ndarray]:
+        self.submit(samples)
+        crops, failed = self.collect()
+        assert not failed
+        return crops
+
+
+GOOD = [jpeg(photo(seed, 50, 60)) for seed in range(20)]
+CUT = GOOD[0][: len(GOOD[0]) // 2]  # DALI names it
+HEADLESS = b"\xff\xd8\xff\xdb" + GOOD[0][6:]  # DALI does not
+
+
+@needs_dali("errors")
+@pytest.mark.parametrize(
+    "bad", [{3: CUT}, {0: CUT, 1: CUT, 9: CUT}, {4: HEADLESS}, {2: CUT, 7: HEADLESS, 9: CUT}]
+)
+def test_only_the_samples_at_fault_are_given_up(bad: dict[int, bytes]) -> None:
+    runs = Runs()
+    expected = runs.crops_of(GOOD[:10])
+    runs.submit([bad.get(i, GOOD[i]) for i in range(10)])
+    crops, failed = runs.collect()
+    assert failed.keys() == bad.keys()
+    assert all("\n" not in reason and reason for reason in failed.values())
+    rest = [i for i in range(10) if i not in bad]
+    for crop, other in zip(crops, expected, strict=True):
+        assert (crop[rest] == other[rest]).all() and not crop[list(bad)].any()
+
+
+@needs_dali("errors")
+def test_what_waits_behind_an_error_comes_out_in_order() -> None:
+    runs = Runs()
+    parts = [GOOD[:4], GOOD[4:9], GOOD[9:12]]
+    expected = [runs.crops_of(part) for part in parts]
+    for wait_s in (0, 0.1):  # before and after the error has happened
+        runs.submit([GOOD[0], CUT])
+        time.sleep(wait_s)
+        runs.submit(parts[0])
+        runs.submit([CUT])
+        assert list(runs.collect()[1]) == [1]
+        runs.submit(parts[1])
+        assert_crops(runs.collect(), expected[0])
+        assert list(runs.collect()[1]) == [0]
+        runs.submit(parts[2])
+        for crops in expected[1:]:
+            assert_crops(runs.collect(), crops)
+
+
+def assert_crops(found: tuple[list[np.ndarray], dict[int, str]], expected: list[np.ndarray]) -> None:
+    assert not found[1]
+    assert all(np.array_equal(a, b) for a, b in zip(found[0], expected, strict=True))
+
+
+@needs_dali("errors")
+def test_a_pipeline_that_has_ended_is_started_again() -> None:
+    runs = Runs()
+    expected = runs.crops_of(GOOD[:3])
+    runs.submit(GOOD[:3])
+    runs.pipeline._pipe = None  # as when another run's error ended it
+    runs.submit(GOOD[3:5])
+    runs.submit(GOOD[:3])
+    assert_crops(runs.collect(), expected)
+    assert len(runs.collect()[0][0]) == 2
+    assert_crops(runs.collect(), expected)
+
+
+def test_messages_are_read() -> None:
+    text = (
+        "Critical error in pipeline:\nError in CPU operator `x`,\n\n  File 'a', line 1\n\nencountered:\n\n"
+        "Failed to decode sample #17 : \nCurrent pipeline object is no longer valid.\n"
+    )
+    assert _named_sample(text) == 17 and _reason(text) == "Failed to decode sample #17"
+    assert _named_sample("nvImageCodec failure: '#3'") is None
+
+
+VIEWS = [ViewSpec(RandomResizedCrop(24)), ViewSpec(RandomResizedCrop(40))]
+# Bytes between two segments: libjpeg passes over them, DALI's parser does not.
+AT = GOOD[5].index(b"\xff\xda")
+ODD = GOOD[5][:AT] + b"\x12\x34" + GOOD[5][AT:]
+JPEGS = [(data, 50, 60, JPG) for data in GOOD]
+
+
+@needs_dali("fallbacks")
+def test_an_odd_jpeg_is_decoded_on_the_cpu_counted_and_named_once(tmp_path: Path) -> None:
+    odd = [*JPEGS[:5], (ODD, 50, 60, JPG), *JPEGS[6:9], (ODD, 50, 60, JPG)]
+    with Beton(write(tmp_path / "odd.beton", odd)) as data:
+        options = {"batch_size": 5, "train": False, "num_threads": 1}
+        with Loader(data, VIEWS, decoder="dali", **options) as loader:  # type: ignore[arg-type]
+            with pytest.warns(UserWarning, match="sample 5 is decoded on the CPU, not by DALI") as said:
+                found = list(loader.epoch(0))
+            assert sum("DALI" in str(warning.message) for warning in said) == 1
+            assert loader.decoder.num_fallbacks == 2  # type: ignore[union-attr]
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                list(loader.epoch(1))
+            assert loader.decoder.num_fallbacks == 4  # type: ignore[union-attr]
+        with Loader(data, VIEWS, decoder="torchvision", **options) as loader:  # type: ignore[arg-type]
+            expected = list(loader.epoch(0))
+    for batch, other in zip(found, expected, strict=True):
+        for images, others in zip(batch.images, other.images, strict=True):
+            assert ((images.int() - others.int()).abs().float().mean((1, 2, 3)) < 2).all()
+
+
+def rows_of(path: Path, samples: list[tuple[bytes, int, int, int]]) -> Rows:
+    path.write_bytes(b"".join(data for data, *_ in samples))
+    rows = Rows.empty(np.arange(len(samples)))
+    sizes = np.array([len(data) for data, *_ in samples])
+    rows.fd[:], rows.label[:] = os.open(path, os.O_RDONLY), 0
+    rows.num_bytes[:], rows.offset[:] = sizes, np.cumsum(sizes) - sizes
+    rows.height[:], rows.width[:], rows.mode[:] = np.array([sample[1:] for sample in samples]).T
+    return rows
+
+
+def decode(decoder: DaliDecoder, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    boxes = np.array([[3, 5, 40, 41, 0]] * len(rows.indices), np.int32)
+    decoder.submit(rows, decoder.encode(rows), [boxes], [24])
+    status, (pictures,) = decoder.collect()
+    return status, pictures.numpy().copy()
+
+
+@needs_dali("mixed batches")
+def test_a_batch_may_hold_everything_at_once(tmp_path: Path) -> None:
+    raw = (photo(3, 50, 60).tobytes(), 50, 60, RAW)
+    samples = [JPEGS[0], raw, (ODD, 50, 60, JPG), (CUT, 50, 60, JPG), JPEGS[1], raw, (b"no", 50, 60, JPG)]
+    rows = rows_of(tmp_path / "data", samples)
+    decoder = DaliDecoder("beton", 8, 1, CPU)
+    with pytest.warns(UserWarning, match="sample 2 is decoded on the CPU"):
+        status, pictures = decode(decoder, rows)
+    assert status.tolist() == [0, 0, 0, codes.CORRUPT, 0, 0, codes.NOT_JPEG]
+    for i in np.flatnonzero(status == codes.GOOD):
+        alone = decode(decoder, rows.part(slice(i, i + 1)))[1]
+        assert (pictures[i] == alone[0]).all() and alone.any()
+
+
+@needs_dali("fallbacks")
+def test_what_dali_refuses_is_decoded_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unchecked(rows: Rows) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+        status, samples, is_sound = encoded.read_samples(rows)
+        return status, samples, np.ones_like(is_sound)
+
+    monkeypatch.setattr(dali, "read_samples", unchecked)
+    samples = [*JPEGS[:5], (ODD, 50, 60, JPG), (CUT, 50, 60, JPG)]
+    decoder = DaliDecoder("beton", 8, 2, CPU)
+    with pytest.warns(UserWarning, match=r"sample 5 is decoded on the CPU, not by DALI \(.+\)"):
+        status, pictures = decode(decoder, rows_of(tmp_path / "data", samples))
+    assert status.tolist() == [0] * 6 + [codes.CORRUPT] and decoder.num_fallbacks == 1
+    expected = decode(decoder, rows_of(tmp_path / "good", JPEGS[:6]))[1]
+    assert (pictures[:5] == expected[:5]).all()
+    assert np.abs(pictures[5].astype(int) - expected[5]).mean() < 2
+
+
+@needs_dali("the loader")
+def test_two_loaders_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    with Beton(write(tmp_path / "a.beton", photo_samples(24))) as data:
+        options = {"batch_size": 4, "decoder": "dali", "num_threads": 2}
+        with (
+            Loader(data, VIEWS, **options) as one,  # type: ignore[arg-type]
+            Loader(data, VIEWS, seed=1, **options) as other,  # type: ignore[arg-type]
+        ):
+            expected = [list(one.epoch(0)), list(other.epoch(0))]
+            both = list(zip(one.epoch(0), other.epoch(0), strict=True))
+    for batches, others in zip(zip(*both, strict=True), expected, strict=True):
+        for batch, same in zip(batches, others, strict=True):
+            assert torch.equal(batch.indices, same.indices)
+            assert all(torch.equal(a, b) for a, b in zip(batch.images, same.images, strict=True))
+
+
+def use_cuda(monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
+    monkeypatch.setattr(torch.version, "cuda", version)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "extra"), [("12.8", "dali-cu12"), ("13.0", "dali-cu13"), (None, "dali-cu13")]
+)
+def test_no_dali_is_said_with_the_install_line(
+    cuda: str | None, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)  # type: ignore[arg-type]
+    use_cuda(monkeypatch, cuda)
+    with pytest.raises(ValueError, match="decoder 'dali': DALI is not installed") as error:
+        DaliDecoder("beton", 1, 1, CPU)
+    assert f'pip install "fastpsl[{extra}]"' in str(error.value) and "\n" not in str(error.value)
+    assert "ffcv or torchvision" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("version", "built_for", "device", "message"),
+    [
+        (
+            "2.4.0",
+            12076,
+            "cuda",
+            r"CUDA 12, torch for CUDA 13; pip uninstall nvidia-dali-cuda120, then pip inst",
+        ),
+        (
+            "1.53.0",
+            13492,
+            "cpu",
+            r'DALI 1.53.0 is older than 2.2; pip install "fastpsl\[dali-cu13\]" --upgrade',
+        ),
+        ("2.4.0", 12076, "cpu", ""),
+        ("2.10.1", 13492, "cuda", ""),
+    ],
+)
+def test_a_dali_of_another_cuda_is_said(
+    version: str, built_for: int, device: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = types.ModuleType("nvidia.dali")
+    other.__version__, other.__cuda_version__ = version, built_for  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "nvidia.dali", other)
+    use_cuda(monkeypatch, "13.2")
+    why = dali.why_missing(torch.device(device))
+    assert re.search(message, why) if message else why == ""
+
+
+def test_a_dali_that_does_not_load_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "nvidia" / "dali"
+    broken.mkdir(parents=True)
+    error = "raise ImportError('libnvjpeg.so.13: cannot open\\nshared object file')"
+    (broken / "__init__.py").write_text(error)
+    (broken.parent / "__init__.py").write_text("")
+    monkeypatch.delitem(sys.modules, "nvidia.dali", raising=False)
+    monkeypatch.delitem(sys.modules, "nvidia", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    use_cuda(monkeypatch, "13.2")
+    importlib.invalidate_caches()
+    assert dali.why_missing(CPU) == (
+        "DALI does not load (libnvjpeg.so.13: cannot open shared object file); "
+        'pip install "fastpsl[dali-cu13]" installs that for torch\'s CUDA'
+    )
+
+
+@needs_dali("a process of its own")
+def test_a_process_that_ends_amid_an_epoch_ends_quietly(tmp_path: Path) -> None:
+    write(tmp_path / "a.beton", photo_samples(24))
+    code = """
+import signal, sys, os
+import numba, torch
+before = torch.get_num_threads(), numba.get_num_threads(), os.sched_getaffinity(0)
+handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+sys.path.insert(0, sys.argv[1])
+from tests.pipelines.test_dali import Beton, Loader, VIEWS
+data = Beton(sys.argv[2])
+def count_threads():
+    with Loader(data, VIEWS, batch_size=4, decoder="dali", num_threads=3) as loader:
+        assert len(list(loader.epoch(0))) == 6
+        most = len(os.listdir("/proc/self/task"))
+    return most, len(os.listdir("/proc/self/task"))
+count_threads()
+most, left = count_threads()
+assert left < most - 6 and count_threads() == (most, left), (most, left)
+loader = Loader(data, VIEWS, batch_size=4, decoder="dali", num_threads=3)
+epoch = loader.epoch(0)
+next(epoch)
+assert before == (torch.get_num_threads(), numba.get_num_threads(), os.sched_getaffinity(0))
+assert handlers == [signal.getsignal(number) for number in signal.valid_signals()]
+sys.exit(3)
+"""
+    command = [sys.executable, "-c", code, str(Path(__file__).parents[2]), str(tmp_path / "a.beton")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
+
+
+def test_synthetic_data_are_not_decoded() -> None:
+    with pytest.raises(ValueError, match="decoder 'dali' cannot read synthetic data"):
+        open_decoder("dali", Synthetic(4))
