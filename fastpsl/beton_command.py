@@ -60,11 +60,11 @@ class Write:
 
 @dataclass(frozen=True)
 class Verify:
-    """Check betons: header, tables, bounds, checksum, and that every sample decodes. Names what is bad and
-    exits 2."""
+    """Check betons: header, tables, bounds, checksum, and that every sample decodes; of shards also that all are
+    there, whole, and of one run. Names what is bad and exits 2."""
 
     betons: tyro.conf.Positional[Annotated[list[str], tyro.conf.arg(metavar="BETON...")]]
-    """Files or globs."""
+    """Files or quoted globs; each glob is one data set."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
     """Threads. [one per core]"""
 
@@ -181,14 +181,16 @@ def _write(command: Write) -> None:
 
 def _verify(command: Verify) -> None:
     from fastpsl.pipelines.beton import Beton as OpenBeton
-    from fastpsl.pipelines.beton import shard_paths
-    from fastpsl.pipelines.beton_verify import verify
+    from fastpsl.pipelines.beton_verify import betons_to_verify, verify
     from fastpsl.progress import Progress
 
     if not command.betons:
         raise ValueError("no beton given; name files or globs, see fastpsl beton verify --help")
-    num_bad = 0
-    for path in [path for given in command.betons for path in shard_paths(given)]:
+    paths, faults = betons_to_verify(command.betons)
+    for fault in faults:
+        print(fault)
+    num_bad = len(faults)
+    for path in paths:
         try:
             with OpenBeton(path) as beton:
                 num_samples = beton.num_samples

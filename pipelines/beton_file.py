@@ -92,6 +92,16 @@ class PartialFile:
         self.fd = -1
 
 
+def is_locked(partial: Path) -> bool:
+    """Whether another process is writing this partial file, as far as locks tell."""
+    with contextlib.suppress(OSError), open(partial, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def write_all(fd: int, data: "bytes | memoryview", offset: int) -> None:
     """pwrite until everything is there."""
     view = memoryview(data)

@@ -1,16 +1,18 @@
 """What is in a beton, and whether all of it is sound: `fastpsl beton info` and `fastpsl beton verify`."""
 
+import glob
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fastpsl.pipelines.beton import Beton, Rows
+from fastpsl.pipelines.beton import Beton, Rows, shard_paths
 from fastpsl.pipelines.beton_convert import clean_decode
-from fastpsl.pipelines.beton_file import MIN_PAGE_BYTES
+from fastpsl.pipelines.beton_file import MIN_PAGE_BYTES, is_locked
+from fastpsl.pipelines.beton_set import Written, how_written, missing_shards, set_faults
 from fastpsl.pipelines.beton_shard import JPG, chunks
 from fastpsl.pipelines.beton_sidecar import Sidecar, read_sidecar
 from fastpsl.pipelines.libffcv import HEADER_GOOD, HEADER_REASONS, jpeg_header
@@ -18,6 +20,54 @@ from fastpsl.pipelines.workers import map_in_order
 
 _BLOCK_BYTES = 1 << 22
 _BARS = 30  # classes drawn one by one
+
+
+def betons_to_verify(names: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The files that `names` (files and globs) name, and what is wrong with them as data sets, a line each:
+    shards that were interrupted, that are missing, of different runs, or there twice. Each glob is one data set;
+    files that are named one by one are taken together by their sources. ValueError where nothing is there."""
+    paths, faults, singles = list[Path](), list[str](), dict[object, list[Written]]()
+    for name in names:
+        interrupted = _interrupted(name)
+        faults += interrupted
+        is_glob = glob.has_magic(name) and not os.path.lexists(name)
+        if interrupted and not (glob.glob(name) if is_glob else os.path.lexists(name)):
+            continue
+        found = shard_paths(name)
+        paths += found
+        told = [written for path in found if (written := _written(path))]
+        if is_glob:
+            faults += set_faults(told) + missing_shards(told)
+        for written in told if not is_glob else ():
+            singles.setdefault(dict(written.common)["source"], []).append(written)
+    for told in singles.values():
+        if len(told) > 1:
+            faults += set_faults(told) + missing_shards(told)
+    return list(dict.fromkeys(paths)), faults
+
+
+def _written(path: Path) -> Written | None:
+    try:
+        sidecar = read_sidecar(path)
+    except ValueError:
+        return None  # `verify` tells why
+    return how_written(path, sidecar.written, sidecar.class_names) if sidecar else None
+
+
+def _interrupted(name: str) -> list[str]:
+    """The betons of a name or glob that are there under their partial names only."""
+    folder, base = os.path.split(name)
+    faults = []
+    for partial in sorted(glob.glob(os.path.join(folder, f".{base}.partial"))):
+        path = Path(partial).with_name(Path(partial).name[1 : -len(".partial")])
+        if not path.exists():
+            why = (
+                "is being written"
+                if is_locked(Path(partial))
+                else "its writing was interrupted; write it again"
+            )
+            faults.append(f"{path}: is only there as {os.path.basename(partial)}, {why}")
+    return faults
 
 
 def verify(
