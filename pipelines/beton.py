@@ -15,6 +15,7 @@ from typing import final
 
 import numpy as np
 
+from fastpsl.pipelines.beton_set import Written, how_written, set_faults
 from fastpsl.pipelines.beton_shard import HEADER, REMEDY, Shard, chunks
 from fastpsl.pipelines.beton_sidecar import read_sidecar
 from fastpsl.pipelines.rows import Rows
@@ -44,7 +45,7 @@ class Beton:
 
     `source`: a file, a glob, or several files. Everything in the tables is checked here: ValueError (one
     line, with the path and the remedy) when a file is missing, empty, truncated, foreign, out of bounds or
-    has labels out of range.
+    has labels out of range, or when the JSONs tell of shards of different runs.
     """
 
     kind = "beton"
@@ -53,9 +54,12 @@ class Beton:
         self.paths = shard_paths(source)
         self.class_names: list[str] | None = None
         self.shards: list[Shard] = []  # for `verify` and `info`
+        self._written: list[Written] = []
         try:
             for path in self.paths:
                 self._add(path)
+            if faults := set_faults(self._written):
+                raise ValueError(faults[0])
         except ValueError:
             self.close()
             raise
@@ -69,6 +73,8 @@ class Beton:
     def _add(self, path: Path) -> None:
         sidecar = read_sidecar(path)
         names = sidecar.class_names if sidecar else None
+        if sidecar and (written := how_written(path, sidecar.written, names)):
+            self._written.append(written)
         shard = Shard(path, len(names) if names else None)
         self.shards.append(shard)
         if sidecar and sidecar.num_samples != shard.num_samples:
