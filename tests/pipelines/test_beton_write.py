@@ -7,17 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines import beton_file
 from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.beton_convert import Target
+from fastpsl.pipelines.beton_convert import Stored, Target
+from fastpsl.pipelines.beton_file import BetonFile
+from fastpsl.pipelines.beton_shard import RAW
 from fastpsl.pipelines.beton_sidecar import read_sidecar
 from fastpsl.pipelines.beton_verify import verify
 from fastpsl.pipelines.beton_write import quarantine_path, write_beton
 from fastpsl.pipelines.libffcv import Codec
+from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.sources import Sample
+from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.folders import photo_tree, write_folder
-from tests.pipelines.photos import needs_ffcv, photo
+from tests.pipelines.photos import DECODERS, needs_ffcv, photo, photo_samples, write
 from tests.pipelines.test_beton import stock
 
 
@@ -46,6 +52,19 @@ def test_a_tree_in_imagefolders_order(photos: Path, tmp_path: Path) -> None:
     assert sidecar["sha256"] == hashlib.sha256(data[start:] + data[:start]).hexdigest()
 
 
+def far_beton(path: Path, samples: list[tuple[bytes, int, int, int]]) -> Path:
+    """(data, height, width, mode) of each, the last ones 5 GiB behind the first; the hole between takes no disk."""
+    file = BetonFile(path, len(samples), 1 << 21)
+    for label, (data, height, width, mode) in enumerate(samples):
+        file.add(Stored(data, height, width, mode, "passed"), label)
+        if label == 0:
+            file._flush()
+            file._written = file._end = (5 << 30) + file.data_start
+    file.finish()
+    file.file.publish()
+    return path
+
+
 @needs_ffcv("its own Reader and Loader read")
 def test_ffcv_reads_ours(tmp_path: Path) -> None:
     pictures = [photo(i, 40, 50) for i in range(10)]
@@ -53,7 +72,10 @@ def test_ffcv_reads_ours(tmp_path: Path) -> None:
     outs = {mode: tmp_path / f"{mode}.beton" for mode in ("raw", "jpg")}
     for mode, out in outs.items():
         write_beton(samples, out, num_samples=10, target=Target(mode=mode))  # fewer than announced
-    stock("read", *outs.values())
+    far_beton(tmp_path / "far.beton", [(picture.tobytes(), 40, 50, RAW) for picture in pictures[:8]])
+    stock("read", *outs.values(), tmp_path / "far.beton")
+    with np.load(tmp_path / "far.beton.npz") as found:
+        assert (found["images_True"] == pictures[:8]).all() and (found["images_False"] == pictures[:8]).all()
     for mode, out in outs.items():
         with np.load(f"{out}.npz") as found, Beton(out) as beton:
             assert list(found["names"]) == ["image", "label"] and found["num_samples"] == 8
@@ -89,6 +111,25 @@ def test_pages_and_large_samples(tmp_path: Path) -> None:
         ).all()
         assert [beton.read(i) for i in range(7)] == [picture.tobytes() for picture in pictures]
     assert list(verify(out)) == []
+
+
+def test_samples_beyond_4_gib(tmp_path: Path) -> None:
+    """The same samples, near and far, to every decoder."""
+    samples = photo_samples(6)
+    samples.append((photo(9, 70, 80).tobytes(), 70, 80, RAW))
+    near, far = write(tmp_path / "near.beton", samples), far_beton(tmp_path / "far.beton", samples)
+    views = [ViewSpec(RandomResizedCrop(32))]
+    assert far.stat().st_size > 5 << 30 and list(verify(far)) == []
+    with Beton(near) as one, Beton(far) as other:
+        assert other.rows(np.arange(7)).offset[6] > 5 << 30
+        assert [other.read(i) for i in range(7)] == [data for data, *_ in samples]
+        for decoder in DECODERS:
+            batches = []
+            for data in (one, other):
+                with Loader(data, views, batch_size=7, decoder=decoder) as loader:
+                    batches += list(loader.epoch(0))
+            assert torch.equal(batches[0].images[0], batches[1].images[0]) and len(batches) == 2
+            assert (batches[0].labels == batches[1].labels).all()
 
 
 def test_the_file_does_not_depend_on_workers(photos: Path, tmp_path: Path) -> None:
