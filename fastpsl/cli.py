@@ -70,6 +70,9 @@ Command = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit: 0 done, 2 user error (one line on stderr), 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     try:
         command = parse(
             Command,
@@ -125,7 +128,9 @@ def _permutations(command: Permutations) -> None:
             f"--counts {' '.join(map(str, command.counts))}: the sets are nested; give rising numbers"
         )
     if command.out.exists() and not command.overwrite:
-        raise ValueError(f"{command.out}: exists already; remove it, give --overwrite, or choose another name")
+        raise ValueError(
+            f"{command.out}: exists already; remove it, give --overwrite, or choose another name"
+        )
     found = permutation_set(command.num_pieces, command.counts)
     data = io.BytesIO()
     np.save(data, found.permutations.astype(np.int64))

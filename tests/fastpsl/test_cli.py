@@ -1,6 +1,7 @@
 """The `fastpsl` command as a user types it: what it prints, and one line with exit 2 where the user is
 wrong."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from fastpsl.cli import main
 from fastpsl.permutations import read_permutations
+from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.libffcv import why_missing
 from tests.pipelines.photos import jpeg, photo
 
@@ -56,6 +58,24 @@ def test_write_verify_info(photos: Path, tmp_path: Path, capsys: pytest.CaptureF
         f"source {photos}",
     ):
         assert word in said, (word, said)
+
+
+def test_names_of_any_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Spaces, line feeds, letters of any script, and bytes that are no text."""
+    for i, name in enumerate((b"caf\xc3\xa9 1/a b.jpg", "ζώα/\n.jpg".encode(), b"\xff\xfe/\xff.jpg")):
+        path = Path(os.fsdecode(bytes(tmp_path / "my photos") + b"/" + name))
+        path.parent.mkdir(parents=True)
+        path.write_bytes(jpeg(photo(i, 40, 40)))
+    (path.parent / "x y.jpg").write_bytes(b"broken")
+    out = tmp_path / "a b é.beton"
+    code, said, _ = run(capsys, "beton", "write", tmp_path / "my photos", out, "--max-bad", 1)
+    assert code == 0 and "3 samples" in said and "é.beton.quarantine.csv: 1 broken" in said
+    assert run(capsys, "beton", "verify", tmp_path / "a b *.beton")[0] == 0
+    code, said, _ = run(capsys, "beton", "info", out)
+    assert code == 0 and "café 1" in said and "ζώα" in said and "\\udcff\\udcfe" in said
+    with Beton(out) as beton:
+        names = [os.path.basename(beton.name(i).rpartition("(")[2]) for i in range(3)]
+        assert names == ["a b.jpg)", "\n.jpg)", "\udcff.jpg)"]
 
 
 def test_shards_and_globs(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
