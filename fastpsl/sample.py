@@ -18,6 +18,7 @@ from PIL import Image
 
 from fastpsl.pipelines.beton_convert import Target
 from fastpsl.pipelines.beton_write import write_beton
+from fastpsl.pipelines.cache_folder import cache_folder
 from fastpsl.pipelines.sources import Sample
 from fastpsl.sample_pictures import CLASS_NAMES, draw_picture
 
@@ -42,12 +43,7 @@ def sample_paths(cache: Path | None = None) -> SamplePaths:
 
     Equal on every machine but for the JPEG encoder's version. ValueError when the folder cannot be written.
     """
-    if cache is None:
-        base = os.environ.get("XDG_CACHE_HOME", "")
-        cache = (
-            Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-        ) / "fastpsl"  # as the XDG rules have it
-    folder = cache / VERSION
+    folder = (cache or cache_folder()) / VERSION
     paths = SamplePaths(*(folder / f"{name}.beton" for name in SamplePaths._fields))
     if all(path.exists() for path in paths):
         return paths

@@ -6,6 +6,8 @@
 """
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -18,6 +20,7 @@ Image.init()  # all plugins now: Image.open(formats=...) knows only those that a
 MAX_PIXELS = 178_956_970  # Pillow's own limit for what is taken for a decompression bomb
 TURNED = 5  # EXIF orientations from here on swap height and width
 _ORIENTATION_TAG = 0x0112
+_WIDTH_TAG, _HEIGHT_TAG = 0x0100, 0x0101  # of TIFF
 
 
 class BrokenImage(Exception):
@@ -36,20 +39,50 @@ def jpeg_orientation(data: bytes) -> int:
     return orientation if orientation in range(1, 9) else UPRIGHT
 
 
-def decode_any(data: bytes) -> np.ndarray:
-    """Decode any known format by Pillow to upright RGB, uint8 [H, W, 3]."""
+def upright_size(path: str) -> tuple[int, int]:
+    """(height, width) of what `decode_any` makes of a file, from its header alone. Raises BrokenImage with the reason."""
+    with _reasons(), Image.open(path, formats=FORMATS) as image:
+        width, height = image.size
+        if image.format == "TIFF":  # some versions of Pillow give the upright size at once
+            width, height = int(image.tag_v2[_WIDTH_TAG]), int(image.tag_v2[_HEIGHT_TAG])  # type: ignore[attr-defined]
+        _check_pixels(height, width)
+        # A PNG's orientation may stand behind its pixels, and Pillow would decode them to get there.
+        is_silent = image.format == "PNG" and not _mentions_orientation(path)
+        is_turned = not is_silent and image.getexif().get(_ORIENTATION_TAG) in range(TURNED, 9)
+    return (width, height) if is_turned else (height, width)
+
+
+def _mentions_orientation(path: str) -> bool:
+    with open(path, "rb") as file:
+        data = file.read()
+    return any(word in data for word in (b"eXIf", b"type exif", b"adobe.xmp"))
+
+
+def _check_pixels(height: int, width: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BrokenImage(f"{width} x {height} px are more than {MAX_PIXELS:,} pixels")
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """What Pillow raises, as BrokenImage with the reason in one line."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise BrokenImage(f"{image.width} x {image.height} px are more than {MAX_PIXELS:,} pixels")
-            image.load()
-            return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+        yield
     except BrokenImage:
         raise
     except Image.UnidentifiedImageError:
         raise BrokenImage(f"no image of a known format ({', '.join(FORMATS)})") from None
     except Exception as error:  # noqa: BLE001  Pillow's parsers raise nearly anything on nonsense
-        raise BrokenImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from None
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BrokenImage(f"{type(error).__name__}: {' '.join(text.split())}") from None
+
+
+def decode_any(data: bytes) -> np.ndarray:
+    """Decode any known format by Pillow to upright RGB, uint8 [H, W, 3]."""
+    with _reasons(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _check_pixels(image.height, image.width)
+        image.load()
+        return np.asarray(_rgb(ImageOps.exif_transpose(image)))
 
 
 def _rgb(image: Image.Image) -> "Image.Image | np.ndarray":
