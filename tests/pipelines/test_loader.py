@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fastpsl.pipelines.order import epoch_order
 from fastpsl.pipelines.rows import Data, Rows
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.pipelines.workers import default_num_threads
+from tests.pipelines.folders import tree
 from tests.pipelines.photos import DECODERS, RAW, photo, photo_samples, write
 
 NUM, GLOBAL_BATCH = 38, 6
@@ -30,19 +32,25 @@ CENTRE = ViewSpec(ShorterSideCrop(40, 35, random=False))
 VIEWS = (VIEW, CENTRE)
 # What is read, and by which decoder: the contract is the same for all.
 CASES = [(source, decoder) for source in ("jpeg", "raw") for decoder in DECODERS]
+CASES += [("folder", decoder) for decoder in DECODERS if decoder != "ffcv"]
 CASES += [("raw", "resident"), ("synthetic", "synthetic")]
 every_case = pytest.mark.parametrize(("source", "decoder"), CASES)
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Data sets whose labels are 0, 1, 2, ...: JPEGs of many sizes, raw pictures of one."""
-    folder = tmp_path_factory.mktemp("betons")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """Data sets whose labels are 0, 1, 2, ...: JPEGs of many sizes in a beton and in a folder, raw pictures of one."""
+    folder = tmp_path_factory.mktemp("sources")
+    jpegs = photo_samples(NUM)
     raw = [(photo(i, 81, 67).tobytes(), 81, 67, RAW) for i in range(NUM)]
-    return {
-        "jpeg": write(folder / "photos.beton", photo_samples(NUM)),
-        "raw": write(folder / "raw.beton", raw),
-    }
+    files = {f"class {i:02}/{i}.jpg": data for i, (data, *_) in enumerate(jpegs)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        yield {
+            "jpeg": write(folder / "photos.beton", jpegs),
+            "raw": write(folder / "raw.beton", raw),
+            "folder": tree(folder / "folder", files),
+        }
 
 
 @pytest.fixture(scope="module")

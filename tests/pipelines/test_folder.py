@@ -1,0 +1,356 @@
+"""A folder is the beton that would be written of it; its headers are read once; what is wrong with a file is said by name."""
+
+import os
+import shutil
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.pipelines import folder_index
+from fastpsl.pipelines.batch import BadSampleError, Batch
+from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton_write import write_beton
+from fastpsl.pipelines.data import open_data
+from fastpsl.pipelines.decoders import choose_decoder, dali
+from fastpsl.pipelines.folder import Folder
+from fastpsl.pipelines.image_file import decode_any, upright_size
+from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.rows import MODE_FILE, MODE_JPEG
+from fastpsl.pipelines.sources import image_folder
+from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.photos import DECODERS, area_mean, jpeg, photo
+
+# Those that read folders.
+READERS = [decoder for decoder in DECODERS if decoder != "ffcv"]
+every_reader = pytest.mark.parametrize("decoder", READERS)
+VIEWS = [ViewSpec(RandomResizedCrop(24)), ViewSpec(RandomResizedCrop(40))]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "fastpsl" / "folders"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Twelve JPEGs in three classes, one of them empty, with spaces and letters of all kinds."""
+    root = tmp_path / "images"
+    for i in range(12):
+        place = root / ("zebra finch", "été")[i % 2] / ("", "deeper")[i % 3 == 0]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"Ünï code {i:02}.JPG").write_bytes(jpeg(photo(i, 60 + i, 80 - i)))
+    (root / "nothing").mkdir()
+    (root / "readme.txt").write_text("not an image")
+    return root
+
+
+def batches(data: Folder | Beton, decoder: str, **options: object) -> list[Batch]:
+    options = {"batch_size": 4, "num_threads": 2, **options}
+    with Loader(data, VIEWS, decoder=decoder, **options) as loader:  # type: ignore[arg-type]
+        return list(loader.epoch(3))
+
+
+@every_reader
+@pytest.mark.parametrize("train", [True, False])
+def test_a_folder_is_the_beton_written_of_it(root: Path, tmp_path: Path, decoder: str, train: bool) -> None:
+    source = image_folder(root)
+    report = write_beton(
+        source.samples(), tmp_path / "x.beton", num_samples=source.num_samples, class_names=source.class_names
+    )
+    assert report.num_passed == 12
+    with open_data(root) as folder, Beton(tmp_path / "x.beton") as beton:  # type: ignore[attr-defined]
+        assert isinstance(folder, Folder)
+        assert folder.class_names == beton.class_names == ["nothing", "zebra finch", "été"]
+        assert (folder.num_samples, folder.num_classes) == (beton.num_samples, beton.num_classes) == (12, 3)
+        assert folder.image_sizes() == beton.image_sizes()
+        assert folder.labels().dtype == np.int32 and (folder.labels() == beton.labels()).all()
+        names = [str(root / sample.name) for sample in source.samples()]
+        assert [folder.name(i) for i in range(12)] == names and "Ünï code" in names[0]
+        rows, others = (data.rows(np.array([3, 0, 11])) for data in (folder, beton))
+        assert rows.path.tolist() == [names[3], names[0], names[11]]
+        for column in ("indices", "num_bytes", "height", "width", "mode", "label", "orientation"):
+            assert (getattr(rows, column) == getattr(others, column)).all()
+        found, expected = (batches(data, decoder, train=train) for data in (folder, beton))
+    for batch, other in zip(found, expected, strict=True):
+        assert torch.equal(batch.indices, other.indices) and torch.equal(batch.labels, other.labels)
+        assert all(torch.equal(a, b) for a, b in zip(batch.images, other.images, strict=True))
+
+
+def whole(data: Folder, decoder: str, size: int) -> tuple[np.ndarray, int]:
+    """All pictures, squeezed, and how many of them DALI did not decode."""
+
+    class Whole:
+        size_px = size
+
+        def check(self, *sizes: int) -> None: ...
+
+        def boxes(self, keys: object, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+            zeros = np.zeros_like(heights)
+            return np.column_stack([zeros, zeros, heights, widths])
+
+    options = {"batch_size": data.num_samples, "train": False, "decoder": decoder}
+    with Loader(data, [ViewSpec(Whole())], **options) as loader:  # type: ignore[arg-type]
+        (batch,) = loader.epoch(0)
+        return batch.images[0].permute(0, 2, 3, 1).numpy(), getattr(loader.decoder, "num_fallbacks", 0)
+
+
+@every_reader
+def test_pictures_stand_upright(tmp_path: Path, decoder: str) -> None:
+    (tmp_path / "flat").mkdir()
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        (tmp_path / "flat" / f"{orientation}.jpg").write_bytes(jpeg(photo(7, 90, 130), exif=exif.tobytes()))
+    with Folder(tmp_path / "flat") as data:
+        rows = data.rows(np.arange(8))
+        assert rows.orientation.tolist() == list(range(1, 9)) and (rows.mode == MODE_JPEG).all()
+        assert rows.height.tolist() == [90] * 4 + [130] * 4 and rows.width.tolist() == [130] * 4 + [90] * 4
+        assert (data.labels() == -1).all() and data.class_names is None and data.num_classes == 0
+        found, num_fallbacks = whole(data, decoder, 45)
+        assert not num_fallbacks
+        for i in range(8):
+            picture = decode_any(Path(data.name(i)).read_bytes())
+            assert np.abs(found[i] - area_mean(picture, (0, 0, *picture.shape[:2]), 45)).mean() < 1.5
+
+
+def write_kinds(root: Path) -> int:
+    """Image files of many kinds; how many of them no fast decoder takes."""
+    root.mkdir()
+    picture = Image.fromarray(photo(5, 70, 90))
+    turned = Image.Exif()
+    turned[0x112] = 6
+    clear = picture.copy()
+    clear.putalpha(Image.fromarray(photo(6, 70, 90)[..., 0]))
+    picture.convert("L").save(root / "grey.jpg")
+    picture.save(root / "progressive.jpg", progressive=True)
+    picture.save(root / "large head.jpg", icc_profile=bytes(100_000))
+    picture.convert("CMYK").save(root / "cmyk.jpg", exif=turned)
+    picture.save(root / "plain.png")
+    clear.save(root / "clear.png", exif=turned)
+    clear.save(root / "clear.webp", lossless=True, exif=turned)
+    picture.convert("P").save(root / "palette.png")
+    picture.save(root / "turned.tif", exif=turned)
+    picture.save(root / "png by another name.jpg", "PNG")
+    picture.save(root / "jpeg by another name.png", "JPEG")
+    return 7
+
+
+@every_reader
+def test_image_files_of_all_kinds_are_read(tmp_path: Path, decoder: str) -> None:
+    num_files = write_kinds(tmp_path / "flat")
+    with Folder(tmp_path / "flat") as data:
+        rows = data.rows(np.arange(data.num_samples))
+        assert (rows.mode == MODE_FILE).sum() == num_files
+        assert (
+            (rows.height == 90)
+            == [name.endswith((".webp", ".tif", "cmyk.jpg", "clear.png")) for name in rows.path]
+        ).all()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* not by DALI")
+            found, num_fallbacks = whole(data, decoder, 35)
+        assert num_fallbacks == (num_files if decoder == "dali" else 0)
+        for i in range(data.num_samples):
+            picture = decode_any(Path(data.name(i)).read_bytes())
+            assert picture.shape[:2] == (rows.height[i], rows.width[i])
+            error = np.abs(found[i] - area_mean(picture, (0, 0, *picture.shape[:2]), 35)).mean()
+            assert error < 2, data.name(i)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_upright_sizes_are_those_of_the_decoded(tmp_path: Path, kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    Image.fromarray(photo(0, 20, 31)).save(tmp_path / "x", kind, exif=exif)
+    assert upright_size(str(tmp_path / "x")) == decode_any((tmp_path / "x").read_bytes()).shape[:2]
+
+
+@every_reader
+def test_what_cannot_be_read_is_a_bad_sample(root: Path, decoder: str) -> None:
+    flat = root / "été"
+    shutil.rmtree(flat / "deeper")
+    (flat / "a.jpg").write_bytes(b"")
+    (flat / "b.jpg").write_text("not an image")
+    (flat / "c.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    (flat / "d.jpg").symlink_to("nowhere.jpg")
+    with pytest.warns(
+        UserWarning, match=r"4 of 8 images cannot be read, the first is a\.jpg: .*; each is a bad"
+    ):
+        data = Folder(flat)
+    with data:
+        assert data.image_sizes() == (61, 69, 71, 79)
+        bad = {}
+        for batch in batches(data, decoder, train=False, batch_size=5, on_bad_sample="skip"):
+            bad |= {os.path.basename(sample.name): str(sample) for sample in batch.bad}
+        assert sorted(bad) == ["a.jpg", "b.jpg", "c.png", "d.jpg"]
+        assert all(text.startswith(f"{flat}/{name}: ") and "\n" not in text for name, text in bad.items())
+        assert "no image of a known format" in bad["b.jpg"]
+        assert bad["d.jpg"].endswith("No such file or directory")
+        with pytest.raises(BadSampleError, match="a.jpg: no image that can be read"):
+            batches(data, decoder, train=False)
+    for path in flat.glob("Ü*"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"none of 4 images can be read \(a\.jpg: "):
+        Folder(flat)
+
+
+@every_reader
+def test_what_changes_or_goes_is_named(root: Path, decoder: str) -> None:
+    with Folder(root) as data:
+        other, longer, gone = (Path(data.name(i)) for i in (2, 5, 7))
+        before = other.stat().st_size
+        smaller = jpeg(photo(2, 30, 30))
+        other.write_bytes(smaller + bytes(before - len(smaller)))  # as many bytes
+        longer.write_bytes(longer.read_bytes() + b"more")
+        gone.unlink()
+        found = batches(data, decoder, train=False, on_bad_sample="skip")
+        bad = {sample.index: sample.reason for batch in found for sample in batch.bad}
+    assert bad.keys() == {2, 5, 7}
+    assert bad[2].startswith("the header says 30x30 px, the table")
+    assert bad[5].startswith("the file is not as it was when the folder was listed: it had ")
+    assert bad[7] == "the file is not as it was when the folder was listed: No such file or directory"
+
+
+def headers_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files whose headers are read from now on."""
+    read, scan = [], folder_index._scan
+
+    def counting(path: object) -> object:
+        read.append(os.path.basename(str(path)))
+        return scan(path)
+
+    monkeypatch.setattr(folder_index, "_scan", counting)
+    return read
+
+
+def test_headers_are_read_once(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = headers_read(monkeypatch)
+    digest = Folder(root).digest()
+    assert len(read) == 12
+    assert Folder(root).digest() == digest and len(read) == 12
+    assert len(list(cache.iterdir())) == 2  # the index and the lock
+
+    os.utime(next(root.rglob("*.JPG")))
+    with Folder(root) as data:
+        assert len(read) == 24 and data.digest() == digest  # the dates are no part of it
+    assert len(list(cache.iterdir())) == 2  # what was before is gone
+
+    shutil.copytree(root, root.with_name("copy"))
+    assert Folder(root.with_name("copy")).digest() == digest
+    first = next(root.rglob("*.JPG"))
+    first.write_bytes(first.read_bytes() + b"\0")
+    assert Folder(root).digest() != digest
+
+
+def test_an_index_that_is_not_whole_is_made_again(
+    root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = headers_read(monkeypatch)
+    for name, contents in (("names", b""), ("records.npy", b"\x93NUMPY"), ("summary.json", b"")):
+        Folder(root)
+        (path,) = cache.glob(f"*/{name}")
+        path.write_bytes(contents)
+        read.clear()
+        with Folder(root) as data:
+            assert len(read) == 12 and "zebra finch" in data.name(0)
+
+
+def test_of_many_that_open_a_folder_one_reads_the_headers(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, make = [], folder_index._make
+
+    def slow(*arguments: object) -> None:
+        made.append(1)
+        time.sleep(0.3)
+        make(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(folder_index, "_make", slow)
+    opened: list[Folder] = []
+    threads = [threading.Thread(target=lambda: opened.append(Folder(root))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(opened) == 4 and len(made) == 1
+    assert "another process reads the headers, waiting for it" in capsys.readouterr().err
+
+
+def test_a_folder_that_changes_while_it_is_read_is_refused(
+    root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = folder_index._scan
+
+    def touching(path: object) -> object:
+        os.utime(str(path), (1, 1))
+        return scan(path)
+
+    monkeypatch.setattr(folder_index, "_scan", touching)
+    with pytest.raises(ValueError, match="has changed while its headers were read; start again"):
+        Folder(root)
+    assert [path.suffix for path in cache.iterdir()] == [".lock"]
+
+
+def test_long_work_is_said(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(folder_index, "_SAY_AFTER_S", 0.0)
+    monkeypatch.setattr(folder_index, "_SAY_EVERY", 5)
+    Folder(root)
+    lines = capsys.readouterr().err.splitlines()
+    assert f"{root}: listed 10 of 12 files" in lines and f"{root}: read the headers of 5 of 12 files" in lines
+
+
+def test_names_that_are_no_utf_8_are_read(tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    name = os.fsencode(tmp_path / "flat") + b"/\xff \xfe.jpg"
+    with open(name, "wb") as file:
+        file.write(jpeg(photo(0, 50, 60)))
+    with Folder(tmp_path / "flat") as data:
+        assert os.fsencode(data.name(0)) == name
+        for decoder in READERS:
+            assert batches(data, decoder, batch_size=1)[0].images[0].any()
+
+
+@pytest.mark.parametrize("wrong", ["nothing", "file"])
+def test_wrong_folders_are_one_line(root: Path, wrong: str) -> None:
+    path = root / wrong if wrong == "nothing" else root / "readme.txt"
+    with pytest.raises(ValueError, match="holds no images|no such folder") as error:
+        Folder(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_cache_that_cannot_be_written_is_said(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match="cannot be kept there .*; set XDG_CACHE_HOME to a folder") as error:
+        Folder(root)
+    assert "\n" not in str(error.value)
+
+
+def test_decoders_of_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Folder(root) as data:
+        if "dali" in READERS:
+            assert choose_decoder("auto", data, CPU) == ("dali", "it reads folders")
+        monkeypatch.setattr(dali, "why_missing", lambda device: "DALI is not installed")
+        with pytest.warns(
+            UserWarning, match="by torchvision, which is slower: DALI is not installed"
+        ) as said:
+            assert choose_decoder("auto", data, CPU)[0] == "torchvision"
+        assert len(said) == 1
+        with pytest.raises(
+            ValueError, match="'ffcv' cannot read a folder; .* `fastpsl beton write`"
+        ) as error:
+            choose_decoder("ffcv", data, CPU)
+        assert "\n" not in str(error.value)
