@@ -1,0 +1,77 @@
+"""docs/sources.md: each command runs as it stands there, on small sources of those names."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastpsl.cli import main
+from fastpsl.pipelines.beton import Beton
+from tests.pipelines import published_files as made
+from tests.pipelines.folders import photo_tree
+from tests.pipelines.photos import jpeg, photo
+from tests.pipelines.tars import make_tar, tar_bytes
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "sources.md").read_text()
+COMMANDS = re.findall(
+    r"^fastpsl (.*)$",
+    "\n".join(re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)),
+    re.MULTILINE,
+)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with every source that the page names, but for the parquet ones."""
+    photos = [jpeg(photo(i, 40, 50)) for i in range(6)]
+    photo_tree(tmp_path / "photos" / "train")
+    for i in range(2):
+        make_tar(tmp_path / "shards" / f"train-{i}.tar", {f"{i}.jpg": photos[i], f"{i}.cls": b"1"})
+    inner = {f"n{i}.tar": tar_bytes({f"n{i}_1.JPEG": photos[i]}) for i in range(2)}
+    make_tar(tmp_path / "ILSVRC2012_img_train.tar", inner)
+    images, labels = made.pictures(12), np.arange(12) % 10
+    np.savez(tmp_path / "digits.npz", images=images, labels=labels)
+    np.savez(tmp_path / "pathmnist.npz", train_images=images, train_labels=labels[:, None], val_images=images)
+    names = [f"class {i}" for i in range(100)]
+    python = made.cifar10(images, labels, names[:10], is_python=True)
+    made.publish(tmp_path, "cifar-10-python.tar.gz", "cifar-10-batches-py", python, monkeypatch)
+    binary = made.cifar100(images, labels, names, is_python=False)
+    made.publish(tmp_path, "cifar-100-binary.tar.gz", "cifar-100-binary", binary, monkeypatch)
+    (tmp_path / "torchvision_root").mkdir()
+    stl = made.stl10(made.pictures(12, 96), labels, names[:10])
+    made.publish(tmp_path / "torchvision_root", "stl10_binary.tar.gz", "stl10_binary", stl, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def data_sets(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pets/, saved/ and hf:me/pets; the latter as a folder, since the cache is tested beside."""
+    datasets = pytest.importorskip("datasets")
+    images = [{"bytes": jpeg(photo(i, 40, 50)), "path": None} for i in range(4)]
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["cat", "dog"]))
+    rows = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 0, 1]}, features=features)
+    rows.save_to_disk("saved")
+    datasets.DatasetDict(train=rows, test=rows).save_to_disk("me/pets")
+    (here / "pets").mkdir()
+    for split in ("train", "test"):
+        rows.to_parquet(f"pets/{split}-00000-of-00001.parquet")
+
+
+def test_each_command_runs(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if find_spec("datasets"):
+        data_sets(here, monkeypatch)
+    assert len(COMMANDS) == 14
+    for command in COMMANDS:
+        arguments = [argument.strip("'") for argument in command.split()]
+        if arguments[2] in ("pets/", "saved/", "hf:me/pets") and not find_spec("datasets"):
+            continue
+        main([*arguments, "--overwrite"] if arguments[1] == "write" else arguments)
+        if arguments[1] == "write":
+            with Beton(arguments[3]) as beton:
+                assert len(beton) > 0, command
+    said = capsys.readouterr()
+    assert "2 samples" in said.out and "all sound" in said.out and "Traceback" not in said.err
