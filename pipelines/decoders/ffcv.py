@@ -10,10 +10,12 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit
 
+from fastpsl.kernels import isotropic
+from fastpsl.kernels.isotropic import DIAGONAL, fits_isotropic, isotropic_resize
 from fastpsl.pipelines import libffcv, rows
 from fastpsl.pipelines.decoders import area, codes, encoded
 from fastpsl.pipelines.decoders.area import area_resize
-from fastpsl.pipelines.decoders.codes import BAD_BOX, CORRUPT, GOOD, REASONS, check_request
+from fastpsl.pipelines.decoders.codes import AREA, BAD_BOX, CORRUPT, GOOD, REASONS, check_request
 from fastpsl.pipelines.decoders.encoded import read_checked, stamp
 from fastpsl.pipelines.libffcv import decode_into, library
 from fastpsl.pipelines.rows import MODE_RAW, Rows
@@ -49,16 +51,22 @@ def _decode_one(
     pixels: np.ndarray,
 ) -> tuple[int, int]:
     """(code, denominator); the picture is in `pixels`, ceil(height / denominator) x ceil(width / denominator) x 3."""
+    all_area = True
     for k in range(boxes.shape[0]):
         top, left, box_height, box_width = boxes[k, i, 0], boxes[k, i, 1], boxes[k, i, 2], boxes[k, i, 3]
         if top < 0 or left < 0 or box_height < 1 or box_width < 1:
             return BAD_BOX, 1
         if box_height > height - top or box_width > width - left:
             return BAD_BOX, 1
+        if boxes[k, i, 4] != AREA:
+            all_area = False
+            if not fits_isotropic(height, width, top, left, box_height, box_width, sizes[k]):
+                return BAD_BOX, 1
     code = read_checked(fd, offset, num_bytes, height, width, mode, pixels if mode == MODE_RAW else encoded)
     if code != GOOD or mode == MODE_RAW:
         return code, 1
-    denominator = _denominator(boxes, sizes, i)
+    # libjpeg's scaling resamples along the picture's axes, which an isotropic crop must not show.
+    denominator = _denominator(boxes, sizes, i) if all_area else 1
     if decode_into(encoded, num_bytes, height, width, pixels, 1, denominator) != 0:
         return CORRUPT, 1
     return GOOD, denominator
@@ -94,6 +102,11 @@ def _compiled(stamp: int) -> Callable[..., None]:
                 continue
             rows, columns = -(-height // denominator), -(-width // denominator)
             for k in range(len(outs)):
+                if boxes[k, i, 4] != AREA:
+                    diagonal = boxes[k, i, 4] == DIAGONAL
+                    top, left, side = int(boxes[k, i, 0]), int(boxes[k, i, 1]), int(boxes[k, i, 2])
+                    isotropic_resize(pixels, rows, columns, top, left, side, diagonal, outs[k][i])
+                    continue
                 top, left = boxes[k, i, 0] / denominator, boxes[k, i, 1] / denominator
                 box_height, box_width = boxes[k, i, 2] / denominator, boxes[k, i, 3] / denominator
                 area_resize(pixels, rows, columns, top, left, box_height, box_width, outs[k][i])
@@ -101,7 +114,7 @@ def _compiled(stamp: int) -> Callable[..., None]:
     return decode_chunk
 
 
-_decode_chunk = _compiled(stamp(area, codes, encoded, libffcv, rows))
+_decode_chunk = _compiled(stamp(area, codes, encoded, isotropic, libffcv, rows))
 
 
 class FfcvDecoder:

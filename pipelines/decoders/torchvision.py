@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 
+from fastpsl.kernels.isotropic import DIAGONAL, fits_isotropic, isotropic_resize
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.image_file import TURNED, BrokenImage, decode_any, turn
 from fastpsl.pipelines.libffcv import HEADER_GOOD, jpeg_header
@@ -28,15 +29,15 @@ class TorchvisionDecoder:
         status = np.zeros(num, np.int8)
         for i in range(num):
             code, picture = self.picture(rows, i)
-            if picture is None or any(_outside(box[i], *picture.shape[:2]) for box in boxes):
+            if picture is None or any(
+                _outside(box[i], *picture.shape[:2], out.shape[1])
+                for box, out in zip(boxes, outs, strict=True)
+            ):
                 status[i] = code or codes.BAD_BOX
                 continue
-            image = Image.fromarray(np.ascontiguousarray(picture))
+            picture = np.ascontiguousarray(picture)
             for box, out in zip(boxes, outs, strict=True):
-                top, left, height, width, _ = (int(value) for value in box[i])
-                size = out.shape[1]
-                crop = image.resize((size, size), _FILTER, (left, top, left + width, top + height))
-                out[i] = np.asarray(crop)
+                _crop(picture, box[i], out[i])
         return status
 
     def picture(self, rows: Rows, i: int) -> tuple[int, np.ndarray | None]:
@@ -81,6 +82,20 @@ def _decode_file(data: bytes, size: tuple[int, int]) -> tuple[int, np.ndarray | 
     return (codes.GOOD, picture) if picture.shape[:2] == size else (codes.CHANGED, None)
 
 
-def _outside(box: np.ndarray, rows: int, columns: int) -> bool:
-    top, left, height, width, _ = (int(value) for value in box)
+def _crop(picture: np.ndarray, box: np.ndarray, out: np.ndarray) -> None:
+    top, left, height, width, resampling = (int(value) for value in box)
+    if resampling == codes.AREA:
+        image = Image.fromarray(picture)
+        out[:] = np.asarray(image.resize(out.shape[:2], _FILTER, (left, top, left + width, top + height)))
+        return
+    # One compiled variant, for read-only arrays too.
+    pixels = np.require(picture, requirements=("C", "W")).reshape(-1)
+    rows, columns = picture.shape[:2]
+    isotropic_resize(pixels, rows, columns, top, left, height, resampling == DIAGONAL, out)
+
+
+def _outside(box: np.ndarray, rows: int, columns: int, size: int) -> bool:
+    top, left, height, width, resampling = (int(value) for value in box)
+    if resampling != codes.AREA and not fits_isotropic(rows, columns, top, left, height, width, size):
+        return True
     return top < 0 or left < 0 or height < 1 or width < 1 or top + height > rows or left + width > columns

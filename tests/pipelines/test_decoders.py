@@ -445,7 +445,14 @@ def test_a_second_process_compiles_nothing_and_never_imports_ffcv() -> None:
 
 def test_the_cached_loop_is_compiled_again_when_a_file_it_calls_changes() -> None:
     # numba looks at the date of the function's own file; free variables are in its key too (numba/core/caching.py).
-    modules = (ffcv_decoder.area, codes, ffcv_decoder.encoded, libffcv, ffcv_decoder.rows)
+    modules = (
+        ffcv_decoder.area,
+        codes,
+        ffcv_decoder.encoded,
+        ffcv_decoder.isotropic,
+        libffcv,
+        ffcv_decoder.rows,
+    )
     files = [Path(str(module.__file__)) for module in modules]
     cells = [cell.cell_contents for cell in ffcv_decoder._decode_chunk.py_func.__closure__]  # type: ignore[attr-defined]
     assert zlib.crc32(b"".join(file.read_bytes() for file in files)) in cells

@@ -1,0 +1,78 @@
+"""The window of a rotation in steps of 45 degrees: one that fits upright and turned, so that no border tells which."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from fastpsl.kernels.draws import Keys, Slot, words
+from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, largest_side_px, margin_px
+from fastpsl.kernels.rotate45 import rotation_labels
+
+# Less of a picture shows nothing that has an upright.
+_LEAST_SIDE_PX = 16
+
+
+@dataclass(frozen=True)
+class RotationCrop:
+    """A random or the central window of `share` of the largest side that lies in the picture at any angle.
+
+    Of a picture with shorter side 375 the largest is 245 px, and the default window 214. Size and place of a window have one
+    distribution for all angles: the square turned by 45 degrees and all that the kernel reaches lie inside for each.
+    PSL (section 4.1, "Image rotation"): shorter side to 256, rotate, centre crop "remaining the resolution", random 224 of
+    it; how the corners are filled is not said. Here the largest window stands for its centre crop, 224/256 is its share,
+    and places are drawn over the whole picture.
+
+    base "drawn": upright or turned, from the draw that gives Rotate45 its label. base 0 or 45: always this one, with view
+    0's window whatever the view, so two views, one of each base, show the same window (see `all_rotations`).
+    """
+
+    size_px: int = 224
+    share: float = 224 / 256
+    random: bool = True
+    base: Literal["drawn", 0, 45] = "drawn"
+
+    def __post_init__(self) -> None:
+        if self.size_px < 1:
+            raise ValueError(f"crop size {self.size_px} px given; allowed are 1 px and more")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share {self.share} of the largest window given; allowed is 0 < share <= 1")
+        if self.base not in ("drawn", 0, 45):
+            raise ValueError(f"base {self.base!r} given; allowed are 'drawn', 0 and 45")
+
+    def check(self, min_height: int, min_width: int) -> None:
+        """ValueError where the window of the smallest picture of a data set (in px) would be less than 16 px wide."""
+        if self._sides(np.array([min(min_height, min_width)]))[0] < _LEAST_SIDE_PX:
+            sides = self._sides(np.arange(10_000))
+            raise ValueError(
+                f"an image of {min_height} x {min_width} px given to a crop for steps of 45 degrees; allowed are sides of "
+                f"{int(np.argmax(sides >= _LEAST_SIDE_PX))} px and more: leave it out, or use quarter turns"
+            )
+
+    def boxes(self, keys: Keys, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        """int32 [B, 4] = (top, left, side, side): the upright square, inside images of heights x widths (int32 [B])."""
+        assert len(heights) == len(widths) == len(keys.indices)
+        if self.base != "drawn":
+            keys = replace(keys, view=0)
+        sides = self._sides(np.minimum(heights, widths))
+        margins = margin_px(sides, self.size_px).astype(np.int64)
+        random_words = words(keys, Slot.CROP, 2).astype(np.int64)
+        out = np.empty((len(sides), 4), np.int32)
+        for axis, lengths in enumerate((heights, widths)):
+            num_places = lengths - sides - 2 * margins + 1
+            places = (random_words[:, axis] * num_places) >> 32 if self.random else (num_places - 1) // 2
+            out[:, axis] = margins + places
+        out[:, 2] = out[:, 3] = sides
+        return out
+
+    def resampling(self, keys: Keys) -> np.ndarray:
+        """int32 [B]: ISOTROPIC (upright) or DIAGONAL (turned by 45 degrees), of kernels/isotropic.py."""
+        if self.base == "drawn":
+            turned = rotation_labels(keys) % 2 == 1
+        else:
+            turned = np.full(len(keys.indices), self.base == 45)
+        return np.where(turned, DIAGONAL, ISOTROPIC).astype(np.int32)
+
+    def _sides(self, shorter_px: np.ndarray) -> np.ndarray:
+        largest = largest_side_px(shorter_px, self.size_px)
+        return np.floor(self.share * largest).astype(np.int64)
