@@ -199,9 +199,9 @@ def _chunks(archive: zipfile.ZipFile, member: Member, rows: range) -> Iterator[n
         file.seek(member.start + rows.start * member.row_bytes)
         for start in range(rows.start, rows.stop, at_a_time):
             num = min(at_a_time, rows.stop - start)
-            data = np.empty(num * member.row_bytes, np.uint8)
+            data = bytearray(num * member.row_bytes)
             _fill(file, memoryview(data))
-            yield data.view(member.dtype).reshape(num, *member.shape[1:])
+            yield np.frombuffer(data, member.dtype).reshape(num, *member.shape[1:])
 
 
 def _fill(file: IO[bytes], view: memoryview) -> None:

@@ -239,8 +239,9 @@ def _class_names(where: Path, edition: Edition, stream: IO[bytes]) -> list[str]:
     if edition.labels_in == "pickle":
         try:
             found = load_plain(data)
-            return [name.decode() for name in found.get(b"fine_label_names", found.get(b"label_names"))]
-        except (TypeError, AttributeError, ValueError) as error:
+            key = b"fine_label_names" if b"fine_label_names" in found else b"label_names"
+            return [name.decode() for name in found[key]]
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"{where}: {edition.names_file} is not as published ({error}); download it again"
             ) from None
