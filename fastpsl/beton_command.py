@@ -1,6 +1,7 @@
 """`fastpsl beton write | verify | info`."""
 
 import contextlib
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -163,7 +164,7 @@ def _write(command: Write) -> None:
             max_bad=command.max_bad,
             overwrite=command.overwrite,
             record={
-                "source": command.src,
+                "source": command.src if command.src.startswith("hf:") else os.path.abspath(command.src),
                 "split": command.split,
                 "shard": command.shard,
                 "num_total": source.num_total,

@@ -4,6 +4,7 @@ Whole betons of different sources may be read together too; what is refused are 
 that would be there twice. A beton without a JSON, or whose JSON does not tell, belongs anywhere.
 """
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 # What the shards of one data set have in common, and how it is said.
 _COMMON = {
     "shards": "of {} shards",
-    "source": "from {}",
+    "source": "from {}",  # its last name: machines may have it in other places
     "split": "from split {}",
     "num_total": "from a source of {} images",
     "short_side": "with --short-side {}",
@@ -31,6 +32,7 @@ class Written:
 
     path: Path
     index: int  # of num_shards
+    source: str
     common: tuple[tuple[str, str], ...]
     class_names: tuple[str, ...] | None
 
@@ -46,15 +48,16 @@ def how_written(path: Path, written: dict[str, Any], class_names: list[str] | No
         return None
     if not int(index) < int(num_shards) <= _MAX_SHARDS:
         return None
-    told = {**written, "shards": num_shards}
+    source = str(written["source"])
+    told = {**written, "shards": num_shards, "source": os.path.basename(source)}
     common = tuple((name, str(told.get(name))) for name in _COMMON)
-    return Written(path, int(index), common, None if class_names is None else tuple(class_names))
+    return Written(path, int(index), source, common, None if class_names is None else tuple(class_names))
 
 
 def set_faults(shards: Sequence[Written]) -> list[str]:
     """What keeps these betons from being one data set, a line each: other runs, the same images twice."""
     if all(shard.num_shards == 1 for shard in shards):
-        return _twice(shards, ("source", "split"))
+        return _twice(shards)
     first = _usual(shards)[0]
     faults, same = list[str](), list[Written]()
     for shard in shards:
@@ -68,7 +71,7 @@ def set_faults(shards: Sequence[Written]) -> list[str]:
             faults.append(f"{shard.path}: its class names differ from those of {first.path}; {_AGAIN}")
         else:
             same.append(shard)
-    return faults + _twice(same, ())
+    return faults + _twice(same)
 
 
 def _usual(shards: Sequence[Written]) -> list[Written]:
@@ -77,14 +80,14 @@ def _usual(shards: Sequence[Written]) -> list[Written]:
     return [shard for shard in shards if (shard.common, shard.class_names) == run]
 
 
-def _twice(shards: Sequence[Written], names: Sequence[str]) -> list[str]:
-    """Shards that hold the images of another one: those of one index, and equal in these names."""
+def _twice(shards: Sequence[Written]) -> list[str]:
+    """Shards that hold the images of another one: whole betons of one source and split, or one shard of a run."""
     seen, faults = dict[object, Written](), list[str]()
     for shard in shards:
-        common = dict(shard.common)
-        other = seen.setdefault((shard.index, *(common[name] for name in names)), shard)
+        whole = (shard.source, dict(shard.common)["split"])
+        other = seen.setdefault(whole if shard.num_shards == 1 else shard.index, shard)
         if other is not shard:
-            of = f"shard {shard.index}/{shard.num_shards} of {common['source']}"
+            of = f"shard {shard.index}/{shard.num_shards} of {shard.source}"
             faults.append(f"{shard.path}: holds the same images as {other.path} ({of}); remove one of them")
     return faults
 
@@ -94,7 +97,7 @@ def missing_shards(shards: Sequence[Written]) -> list[str]:
     there = _usual(shards) if shards else []
     missing = set(range(there[0].num_shards)) - {shard.index for shard in there} if there else set()
     return [
-        f"{there[0].path.parent}: shard {index}/{there[0].num_shards} of {dict(there[0].common)['source']} is missing; "
+        f"{there[0].path.parent}: shard {index}/{there[0].num_shards} of {there[0].source} is missing; "
         f"write it with --shard {index}/{there[0].num_shards}"
         for index in sorted(missing)
     ]

@@ -39,7 +39,7 @@ def betons_to_verify(names: Sequence[str]) -> tuple[list[Path], list[str]]:
         if is_glob:
             faults += set_faults(told) + missing_shards(told)
         for written in told if not is_glob else ():
-            singles.setdefault(dict(written.common)["source"], []).append(written)
+            singles.setdefault(written.source, []).append(written)
     for told in singles.values():
         if len(told) > 1:
             faults += set_faults(told) + missing_shards(told)

@@ -272,6 +272,17 @@ def test_what_is_cut_goes_to_the_quarantine_list(tmp_path: Path) -> None:
     assert [row[0] for row in rows] == ["1.tar/b.jpg", "1.tar"] and "is cut short at c.jpg" in rows[1][1]
 
 
+def test_counting_is_told(tmp_path: Path) -> None:
+    for i in range(2):
+        make_tar(
+            tmp_path / f"{i}.tar", {f"{j}.bin": bytes(1_000_000) for j in range(3)} | {"x.jpg": PHOTOS[0]}
+        )
+    told: list[tuple[int, int]] = []
+    open_source(str(tmp_path / "*.tar"), on_progress=lambda done, total: told.append((done, total)))
+    assert told == sorted(told) and {total for _, total in told} == {6}
+    assert told[0][0] < 1 and told[-1][0] >= 6 - 1
+
+
 def test_a_tar_that_changes_is_told(tmp_path: Path) -> None:
     src = make_tar(tmp_path / "a.tar", {f"{i}.jpg": PHOTOS[i] for i in range(3)})
     for num in (2, 4):
