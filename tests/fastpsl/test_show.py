@@ -15,7 +15,7 @@ from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.sample import sample_paths
 from recipes import jigsaw_r50
-from tests.pipelines.photos import DECODERS, photo_samples, write
+from tests.pipelines.photos import DECODERS, jpeg, photo, photo_samples, write
 
 
 def run(*arguments: object) -> int:
@@ -87,6 +87,19 @@ def test_crops_without_a_task_and_samples_that_are_bad(
         for view_number, start in ((0, left), (1, left + 3 * 32)):
             expected = batch.images[view_number][i].permute(1, 2, 0).numpy()
             assert (sheet[top : top + 84 : 3, start : start + 84 : 3] == expected).all()
+
+
+def test_a_folder_of_images_with_names_of_all_kinds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for i, name in enumerate(("größe 1", "猫")):
+        (tmp_path / "my photos" / name).mkdir(parents=True)
+        (tmp_path / "my photos" / name / "a b.jpg").write_bytes(jpeg(photo(i, 60, 50)))
+    out = tmp_path / "sheet.png"
+    assert run(tmp_path / "my photos", "--shorter-px", 32, "--decoder", "torchvision", "--out", out) == 0
+    assert f"{out}: 2 samples of {tmp_path / 'my photos'}, decoder torchvision" in capsys.readouterr().out
+    assert Image.open(out).size == (1 * 188 + 8, 2 * (84 + 16 + 8) + 8)
 
 
 @pytest.mark.parametrize(
