@@ -17,7 +17,7 @@ _LEAST_SIDE_PX = 16
 class RotationCrop:
     """A random or the central window of `share` of the largest side that lies in the picture at any angle.
 
-    Of a picture with shorter side 375 the largest is 245 px, and the default window 214. Size and place of a window have one
+    Of a picture with shorter side 375 the largest is 245 px, and the default window 215. Size and place of a window have one
     distribution for all angles: the square turned by 45 degrees and all that the kernel reaches lie inside for each.
     PSL (section 4.1, "Image rotation"): shorter side to 256, rotate, centre crop "remaining the resolution", random 224 of
     it; how the corners are filled is not said. Here the largest window stands for its centre crop, 224/256 is its share,

@@ -1,0 +1,198 @@
+"""Both windows against a plain sum over the picture; the batched form against the compiled one; what the kernel reaches."""
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fastpsl.kernels import isotropic
+from fastpsl.kernels.isotropic import (
+    DIAGONAL,
+    ISOTROPIC,
+    crop_isotropic,
+    fits_isotropic,
+    isotropic_resize,
+    largest_side_px,
+    margin_px,
+)
+
+LUMA = np.array([0.299, 0.587, 0.114])
+# Side of the window and of the output: enlarging, nearly 1, shrinking where luma's kernel widens, and where both do.
+SIZES = [(16, 23), (41, 40), (37, 12), (97, 12)]
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def window(picture: np.ndarray, top: int, left: int, side: int, resampling: int, size: int) -> np.ndarray:
+    out = np.zeros((size, size, 3), np.uint8)
+    height, width = picture.shape[:2]
+    assert fits_isotropic(height, width, top, left, side, side, size)
+    isotropic_resize(picture.reshape(-1), height, width, top, left, side, resampling == DIAGONAL, out)
+    return out
+
+
+def plain(picture: np.ndarray, top: int, left: int, side: int, degrees: float, size: int) -> np.ndarray:
+    """float64 [size, size, 3]: whole Gaussians over the whole picture at points turned by a rotation matrix."""
+    step, turn = side / size, np.deg2rad(degrees)
+    y, x = (np.mgrid[:size, :size] - (size - 1) / 2) * step
+    # A picture turned counter-clockwise, rows going down, shows at (y, x) what was at the point turned back.
+    points_y = top + side / 2 + np.sin(turn) * x + np.cos(turn) * y
+    points_x = left + side / 2 + np.cos(turn) * x - np.sin(turn) * y
+    rows, columns = np.arange(picture.shape[0]) + 0.5, np.arange(picture.shape[1]) + 0.5
+    means = []
+    for sigma in (max(1.0, 0.5 * step), max(3.0, 0.5 * step)):
+        by_row = np.exp(-((points_y[..., None] - rows) ** 2) / (2 * sigma**2))
+        by_column = np.exp(-((points_x[..., None] - columns) ** 2) / (2 * sigma**2))
+        sums = np.einsum("rcy,rcx,yxk->rck", by_row, by_column, picture.astype(np.float64), optimize=True)
+        means.append(sums / (by_row.sum(2) * by_column.sum(2))[..., None])
+    fine, broad = means
+    return (broad + ((fine - broad) @ LUMA)[..., None]).clip(0, 255)
+
+
+@pytest.mark.parametrize(("side", "size"), SIZES)
+@pytest.mark.parametrize(("resampling", "degrees"), [(ISOTROPIC, 0), (DIAGONAL, 45)])
+def test_equals_the_plain_sum(side: int, size: int, resampling: int, degrees: int) -> None:
+    margin = int(margin_px(side, size))
+    picture = noise(side + 2 * margin + 3, side + 2 * margin + 8)
+    for top, left in [(margin, margin), (margin + 3, margin + 7)]:
+        exact = plain(picture, top, left, side, degrees, size)
+        out = window(picture, top, left, side, resampling, size)
+        # Half a level of rounding, and what lies beyond 4.25 sigma.
+        assert np.abs(out - exact).max() < 0.52
+        boxes = torch.tensor([[top, left, side, side, resampling]])
+        batch = crop_isotropic(torch.from_numpy(picture)[None], boxes, size)[0].numpy()
+        assert np.abs(batch - exact).max() < 0.52
+
+
+@pytest.mark.parametrize("sigma", ["LUMA_SIGMA_PX", "COLOUR_SIGMA_PX", "REACH_SIGMAS"])
+def test_five_percent_are_seen(sigma: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison above has teeth: of the sigmas, and of a cut that is too near."""
+    picture = noise(111, 111)
+    exact = plain(picture, 35, 35, 41, 45, 40)
+    monkeypatch.setattr(
+        isotropic, sigma, 2.5 if sigma == "REACH_SIGMAS" else 1.05 * getattr(isotropic, sigma)
+    )
+    out = crop_isotropic(torch.from_numpy(picture)[None], torch.tensor([[35, 35, 41, 41, DIAGONAL]]), 40)
+    assert np.abs(out[0].numpy() - exact).max() > 0.52
+
+
+def test_a_batch_of_both_bases_padded_and_in_parts() -> None:
+    """Pictures of several sizes in one batch, more than are taken at a time, as one by one in the compiled form."""
+    random = np.random.default_rng(1)
+    num, size = isotropic._CHUNK + 5, 11
+    images = random.integers(0, 256, (num, 90, 95, 3), np.uint8)
+    boxes, expected = [], []
+    for i in range(num):
+        height, width = random.integers(70, 91), random.integers(70, 96)
+        side = int(largest_side_px(np.array(min(height, width)), size)) - i % 9
+        margin = int(margin_px(side, size))
+        top, left = (random.integers(margin, length - side - margin + 1) for length in (height, width))
+        boxes.append([int(top), int(left), side, side, (ISOTROPIC, DIAGONAL)[i % 2]])
+        expected.append(
+            window(images[i, :height, :width].copy(), int(top), int(left), side, boxes[-1][4], size)
+        )
+    out = crop_isotropic(torch.from_numpy(images), torch.tensor(boxes, dtype=torch.int32), size)
+    difference = np.abs(out.numpy().astype(int) - np.stack(expected))
+    assert out.dtype == torch.uint8 and difference.max() <= 1 and (difference > 0).mean() < 1e-3
+    assert crop_isotropic(torch.from_numpy(images[:0]), torch.zeros(0, 5, dtype=torch.int32), size).shape == (
+        0, size, size, 3,
+    )  # fmt: skip
+
+
+def test_no_value_is_asked_for_on_the_host() -> None:
+    boxes = torch.tensor([[30, 30, 20, 20, DIAGONAL]] * 3, dtype=torch.int32)
+    with FakeTensorMode() as mode:
+        images = mode.from_tensor(torch.zeros(3, 80, 80, 3, dtype=torch.uint8))
+        assert crop_isotropic(images, mode.from_tensor(boxes), 16).shape == (3, 16, 16, 3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_device_agrees_with_the_cpu_and_never_waits() -> None:
+    images = torch.from_numpy(noise(120, 130)).expand(40, -1, -1, -1).contiguous()
+    boxes = torch.tensor([[35, 40, 40, 40, ISOTROPIC], [36, 44, 41, 41, DIAGONAL]] * 20, dtype=torch.int32)
+    there = images.cuda(), boxes.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = crop_isotropic(*there, 48)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    difference = (out.cpu().int() - crop_isotropic(images, boxes, 48).int()).abs()
+    assert difference.max() <= 1 and (difference > 0).float().mean() < 1e-3
+
+
+def test_forty_five_degrees_are_counter_clockwise() -> None:
+    picture = np.zeros((101, 101, 3), np.uint8)
+    picture[48:53, 62:67] = 255  # right of the centre: it goes up, and stays on the right
+    brightest = window(picture, 30, 30, 41, DIAGONAL, 41)[..., 1].argmax()
+    row, column = divmod(int(brightest), 41)
+    assert (row, column) == (20 - 10, 20 + 10)
+
+
+def test_what_is_round_looks_the_same_turned() -> None:
+    y, x = np.mgrid[:120, :120] + 0.5
+    rings = np.cos(np.hypot(y - 60, x - 60) / 3) * 100 + 128
+    picture = np.stack([rings, 255 - rings, 0.5 * rings], 2).astype(np.uint8)
+    for side, size in [(40, 31), (40, 57), (60, 20)]:
+        upright, turned = (window(picture, 60 - side // 2, 60 - side // 2, side, base, size).astype(int)
+                           for base in (ISOTROPIC, DIAGONAL))  # fmt: skip
+        assert np.abs(upright - turned).max() <= 1
+
+
+@pytest.mark.parametrize(("side", "size"), [(16, 23), (17, 16), (60, 9)])
+def test_constant_pictures_stay_what_they_are(side: int, size: int) -> None:
+    """Levels of all kinds, in a picture that leaves its window no place but one."""
+    shorter = side + 2 * int(margin_px(side, size))
+    for level in range(0, 256, 15):
+        colour = np.array([level, 255 - level, (7 * level) % 256], np.uint8)
+        picture = np.broadcast_to(colour, (shorter, shorter, 3)).copy()
+        top = (shorter - side) // 2
+        for base in (ISOTROPIC, DIAGONAL):
+            assert (window(picture, top, top, side, base, size) == colour).all()
+        boxes = torch.tensor([[top, top, side, side, ISOTROPIC], [top, top, side, side, DIAGONAL]])
+        both = crop_isotropic(torch.from_numpy(picture).expand(2, -1, -1, -1), boxes, size)
+        assert (both.numpy() == colour).all()
+
+
+@pytest.mark.parametrize(("side", "size"), SIZES)
+def test_the_margin_holds_all_that_the_kernel_reaches(side: int, size: int) -> None:
+    """What lies around it is not seen; it is no more than a point and two pixels larger than it must be."""
+    margin = int(margin_px(side, size))
+    shorter = side + 2 * margin
+    picture, around = noise(shorter, shorter), noise(shorter + 40, shorter + 40, seed=1)
+    around[20:-20, 20:-20] = picture
+    for base in (ISOTROPIC, DIAGONAL):
+        inner = window(picture, margin, margin, side, base, size).astype(int)
+        assert np.abs(window(around, margin + 20, margin + 20, side, base, size) - inner).max() <= 1
+        assert (window(around, margin + 20, margin + 20, side, base, size) == inner).mean() > 0.999
+    reach = 4.25 * max(3.0, 0.5 * side / size)
+    corner = np.sqrt(0.5) * side * (size - 1) / size  # of the outermost point, from the centre
+    assert 0 <= margin + side / 2 - (corner + reach) < 2 + np.sqrt(0.5) * side / size
+
+
+def test_what_fits() -> None:
+    margin = int(margin_px(20, 16))
+    length = 20 + 2 * margin
+    assert fits_isotropic(length, length, margin, margin, 20, 20, 16)
+    for wrong in [
+        (length - 1, length, margin, margin, 20, 20),
+        (length, length - 1, margin, margin, 20, 20),
+        (length, length, margin - 1, margin, 20, 20),
+        (length, length, margin, margin - 1, 20, 20),
+        (length, length, margin + 1, margin, 20, 20),
+        (length, length, margin, margin, 19, 20),
+        (length, length, margin, margin, 0, 0),
+        (length, length, -5, margin, 20, 20),
+    ]:
+        assert not fits_isotropic(*wrong, 16)
+
+
+def test_the_largest_side_fits_and_wastes_little() -> None:
+    shorter = np.arange(40, 3000)
+    for size in (1, 64, 224):
+        sides = np.floor(largest_side_px(shorter, size)).astype(int)
+        room = shorter - sides - 2 * margin_px(sides, size)
+        assert room[sides > 0].min() >= 0
+        larger = sides + 3
+        assert (shorter - larger - 2 * margin_px(larger, size))[sides > 0].max() < 0
