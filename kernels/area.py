@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def crop_area(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
-    """uint8 [B, H, W, C] and boxes [B, 4] (top, left, height, width; source px, inside) → uint8 [B, size_px, size_px, C].
+    """uint8 [B, H, W, C] and boxes [B, 4 or more] (top, left, height, width; source px, inside) → uint8 [B, size_px, size_px, C].
 
     Two matrix products an image: the shares that the output's rows have of the source's, and the columns'. The values of
     the CPU decoders' exact resize, up to rounding.
@@ -13,7 +13,7 @@ def crop_area(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
     num, height, width, channels = images.shape
     if not num:
         return images.new_empty(0, size_px, size_px, channels)
-    tops, lefts, heights, widths = boxes.to(torch.float64).unbind(1)
+    tops, lefts, heights, widths = boxes[:, :4].to(torch.float64).unbind(1)
     rows = _shares(tops, heights, height, size_px)
     columns = _shares(lefts, widths, width, size_px)
     mixed = rows @ images.to(torch.float32).flatten(2)  # [B, S, W * C]

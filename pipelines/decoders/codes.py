@@ -15,11 +15,9 @@ BAD_MODE = 8
 CHANGED = 9
 BAD_FILE = 10
 
-# How a box becomes a crop, its fifth number: the mean of the area under each pixel; or the isotropic kernel, through
-# which the rotation task sees every picture, upright or turned by 45 degrees.
+# How a box becomes a crop, its fifth number: the mean of the area under each pixel, or ISOTROPIC or DIAGONAL
+# (kernels/isotropic.py: upright or turned by 45 degrees).
 AREA = 0
-ISOTROPIC = 1
-DIAGONAL = 2
 
 REASONS: dict[int, str] = {
     SHORT_READ: "truncated read: the file ends before the sample does",

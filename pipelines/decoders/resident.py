@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.area import crop_area
+from fastpsl.kernels.isotropic import crop_isotropic, fits_isotropic
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.rows import Data, Rows
 
@@ -91,11 +92,15 @@ class ResidentDecoder:
         status = np.zeros(len(indices), np.int8)
         pictures = []
         for box, size_px in zip(boxes, sizes_px, strict=True):
-            outside = _outside(box, *self._images.shape[1:3])
-            status[outside] = codes.BAD_BOX
-            inside = np.where(outside[:, None], np.array([0, 0, 1, 1, codes.AREA], np.int32), box)
-            assert (inside[:, 4] == codes.AREA).all()
-            pictures.append(crop_area(sources, self._moved(inside[:, :4]), size_px))
+            status[_cannot(box, size_px, *self._images.shape[1:3])] = codes.BAD_BOX
+        for box, size_px in zip(boxes, sizes_px, strict=True):
+            kinds = box[:, 4] != codes.AREA
+            assert kinds.all() or not kinds.any()  # a view is cropped in one way
+            crop = crop_isotropic if kinds.any() else crop_area
+            # Any box serves where the picture does not count.
+            harmless = np.array([0, 0, *self._images.shape[1:3], 0], np.int32)
+            sound = np.where((status == codes.GOOD)[:, None], box, harmless)
+            pictures.append(crop(sources, self._moved(sound), size_px))
         return status, pictures
 
     def _moved(self, values: np.ndarray) -> Tensor:
@@ -108,10 +113,14 @@ class ResidentDecoder:
         self._images = self._images[:0].clone()
 
 
-def _outside(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+def _cannot(boxes: np.ndarray, size_px: int, height: int, width: int) -> np.ndarray:
+    """bool [n]: boxes that are not wholly in the picture, or not with all that their kernel reaches."""
     tops, lefts, heights, widths = boxes[:, :4].astype(np.int64).T
     wrong = (tops < 0) | (lefts < 0) | (heights < 1) | (widths < 1)
-    return wrong | (tops + heights > height) | (lefts + widths > width)
+    wrong |= (tops + heights > height) | (lefts + widths > width)
+    for i in np.flatnonzero(~wrong & (boxes[:, 4] != codes.AREA)).tolist():
+        wrong[i] = not fits_isotropic(height, width, *boxes[i, :4].tolist(), size_px)
+    return wrong
 
 
 def _load(data: "Beton", device: torch.device) -> Tensor:

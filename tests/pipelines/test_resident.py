@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
+from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.decoders import open_decoder, resident
 from fastpsl.pipelines.loader import Loader
@@ -15,6 +16,7 @@ from tests.pipelines.photos import DECODERS, RAW, jpeg, photo, photo_samples, wr
 
 NUM = 30
 VIEWS = [ViewSpec(RandomResizedCrop(32)), ViewSpec(ShorterSideCrop(40, 32, random=False))]
+ROTATIONS = [ViewSpec(RotationCrop(24)), ViewSpec(RotationCrop(33, base=45))]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,20 @@ def test_the_pixels_are_those_of_the_other_decoders(raw: Path, decoder: str) -> 
             assert difference.max() <= 1 and difference.float().mean() < 1e-3
         else:
             assert difference.float().mean() < 2
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_windows_turned_by_45_degrees_are_those_of_the_other_decoders(tmp_path: Path, decoder: str) -> None:
+    samples = [(photo(i, 90, 101).tobytes(), 90, 101, RAW) for i in range(NUM)]
+    path = write(tmp_path / "raw.beton", samples)
+
+    def pictures(name: str) -> list[torch.Tensor]:
+        with Beton(path) as data, Loader(data, ROTATIONS, batch_size=NUM, decoder=name) as loader:
+            (batch,) = loader.epoch(0)
+        return [images.int() for images in batch.images]
+
+    for ours, theirs in zip(pictures("resident"), pictures(decoder), strict=True):
+        assert (ours - theirs).abs().max() <= 1 and (ours - theirs).abs().float().mean() < 1e-3
 
 
 def test_it_is_chosen_for_a_small_raw_set_of_one_size(
@@ -87,6 +103,10 @@ def test_boxes_outside_and_shrunk_files_are_named(raw: Path, tmp_path: Path) -> 
     with Beton(raw) as data:
         decoder, _ = open_decoder("resident", data)
         boxes = np.array([[0, 0, 40, 36, 0], [-1, 0, 9, 9, 0], [0, 0, 41, 9, 0], [0, 30, 9, 7, 0]], np.int32)
+        # The second lies in the picture, but not with what the kernel reaches around it.
+        turned = np.array([[17, 15, 5, 5, 1], [14, 12, 12, 12, 2]], np.int32)
+        decoder.submit(data.rows(np.arange(2)), [None] * 2, [turned], [8])  # type: ignore[union-attr]
+        assert decoder.collect()[0].tolist() == [0, 6]  # type: ignore[union-attr]
         decoder.submit(data.rows(np.arange(4)), decoder.encode(data.rows(np.arange(4))), [boxes], [8])  # type: ignore[union-attr]
         status, (out,) = decoder.collect()  # type: ignore[union-attr]
         assert status.tolist() == [0, 6, 6, 6] and out.shape == (4, 8, 8, 3)
