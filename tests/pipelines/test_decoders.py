@@ -213,6 +213,17 @@ def test_raw_pixels_grey_and_progressive_are_read(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_betons_jpegs_are_not_turned(name: str, orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()  # applied at writing; other writers leave it
+    exif[0x112] = orientation
+    data = jpeg(photo(3, 51, 67), exif=exif.tobytes())
+    samples = Samples(tmp_path / "data", [(data, 51, 67, JPG)])
+    status, (out,) = decode(make(name), samples.rows, [whole(samples.rows)], [25])
+    assert not status.any() and np.abs(out[0] - area_mean(pil_decode(data), (0, 0, 51, 67), 25)).mean() < 1.5
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_several_views_of_several_sizes_and_none(name: str, tmp_path: Path) -> None:
     decoder = make(name)
     data = [jpeg(photo(seed, 90 + seed, 70)) for seed in range(3)]
