@@ -33,7 +33,7 @@ class Group:
             if not self.image_name or is_better:
                 self.image_name = member.name
                 self.image = _read(member, MAX_PAGE_BYTES) if is_wanted else b""
-        elif ending == "cls" or (ending == "json" and not self.label_name):
+        elif (last := ending.rpartition(".")[2]) == "cls" or (last == "json" and not self.label_name):
             self.label_name = member.name
             self.label = _read(member, _MAX_LABEL_BYTES) if is_wanted else b""
 

@@ -68,7 +68,8 @@ def tar_members(stream: IO[bytes], tar_name: str, folder: str = "") -> Iterator[
     last a Damage where it is damaged. `folder` goes before their names."""
     try:
         tar = tarfile.TarFile(fileobj=stream, encoding="utf-8")
-        found = tar.next()
+        # Not next(): of a tar without members Python 3.10 makes an error.
+        found: tarfile.TarInfo | None = tar.firstmember  # type: ignore[attr-defined]
     except _DAMAGE as error:
         yield Damage(tar_name, _reason(error), is_no_tar=True)
         return
