@@ -15,12 +15,16 @@ import torch
 from torch import Tensor
 
 from fastpsl.pipelines.decoders import codes
+from fastpsl.pipelines.decoders.boxes import cannot, is_isotropic
 from fastpsl.pipelines.decoders.codes import BAD_BOX, GOOD
 from fastpsl.pipelines.decoders.dali_graph import Graph, why_missing
 from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline
 from fastpsl.pipelines.decoders.encoded import read_samples
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
 from fastpsl.pipelines.rows import MODE_FILE, Rows
+from fastpsl.pipelines.workers import Workers
+
+_CLOSE_LIMIT_S = 5.0
 
 
 @dataclass
@@ -51,6 +55,7 @@ class DaliDecoder:
         self._plain = TorchvisionDecoder()
         self._pipelines: dict[Graph, DaliPipeline] = {}
         self._waiting: deque[_Batch] = deque()
+        self._workers: Workers | None = None
         self._lock = threading.Lock()
         self.num_fallbacks = 0
 
@@ -91,24 +96,27 @@ class DaliDecoder:
 
     def submit(self, rows: Rows, encoded: list[Any], boxes: list[np.ndarray], sizes_px: list[int]) -> None:
         status = np.array([sample if isinstance(sample, int) else GOOD for sample in encoded], np.int8)
-        is_outside = np.logical_or.reduce([_outside(box, rows) for box in boxes])
-        status[(status == GOOD) & is_outside] = BAD_BOX
+        for box, size in zip(boxes, sizes_px, strict=True):
+            status[(status == GOOD) & cannot(box, size, rows.height, rows.width)] = BAD_BOX
+        isotropic = tuple(is_isotropic(box) for box in boxes)
         is_raw = np.array([np.ndim(sample) == 3 for sample in encoded], bool)
         runs = []
         for raw in (False, True):
             which = np.flatnonzero((status == GOOD) & (is_raw == raw))
             if len(which):
-                runs.append((self._pipeline(raw, sizes_px), which))
+                graph = Graph(raw, self._turns and not raw, tuple(sizes_px), isotropic)
+                runs.append((self._pipeline(graph), which))
         for pipeline, which in runs:
             sizes = np.stack([rows.height[which], rows.width[which]], axis=1)
             pipeline.submit([encoded[i] for i in which], sizes, [box[which] for box in boxes])
         self._waiting.append(_Batch(rows, boxes, sizes_px, status, runs))
 
-    def _pipeline(self, is_raw: bool, sizes_px: list[int]) -> DaliPipeline:
-        graph = Graph(is_raw, self._turns and not is_raw, tuple(sizes_px))
+    def _pipeline(self, graph: Graph) -> DaliPipeline:
+        if any(graph.isotropic) and self._device.type == "cpu" and self._workers is None:
+            self._workers = Workers(self._num_threads, "fastpsl-dali")
         if graph not in self._pipelines:
             self._pipelines[graph] = DaliPipeline(
-                graph, self._batch_size, self._num_threads, self._device, self.depth
+                graph, self._batch_size, self._num_threads, self._device, self.depth, self._workers
             )
         return self._pipelines[graph]
 
@@ -152,8 +160,10 @@ class DaliDecoder:
         return crops if self._device.type == "cpu" else crops.pin_memory().to(self._device, non_blocking=True)
 
     def close(self) -> None:
-        self._pipelines.clear()
         self._waiting.clear()
+        self._pipelines.clear()
+        if self._workers is not None:
+            self._workers.close(_CLOSE_LIMIT_S)
 
 
 def _put(pictures: list[Tensor], which: np.ndarray, crops: list[Tensor]) -> None:
@@ -161,10 +171,3 @@ def _put(pictures: list[Tensor], which: np.ndarray, crops: list[Tensor]) -> None
     for into, crop in zip(pictures, crops, strict=True):
         for i, position in enumerate(which.tolist()):
             into[position].copy_(crop[i])
-
-
-def _outside(boxes: np.ndarray, rows: Rows) -> np.ndarray:
-    """bool [n]: whether a box is not wholly in its picture."""
-    tops, lefts, heights, widths = boxes[:, :4].astype(np.int64).T
-    wrong = (tops < 0) | (lefts < 0) | (heights < 1) | (widths < 1)
-    return wrong | (tops + heights > rows.height) | (lefts + widths > rows.width)

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from fastpsl.pipelines.decoders.boxes import windows
+
 OLDEST = (2, 2)  # its decoder can be told not to turn pictures upright
 # The filter nearest to an exact area mean, by the box's sides over the crop's. Mean difference in 1/255 on 48 photos for
 # random resized crops to 224 / 112 / 64 px: Gaussian 0.76 / 0.66 / 0.87, linear 0.64 / 1.29 / 1.84, cubic 0.95 / 1.02 / 1.34,
 # linear from 0.85 to 1.4 and Gaussian elsewhere 0.56 / 0.65 / 0.87. Linear copies what keeps its size; all cost the same.
 _LINEAR_FROM, _LINEAR_TO = 0.85, 1.4
-_SAMPLE_PX = 64
+_SAMPLE_PX = 256  # around its middle there is room for any window
 
 
 def why_missing(device: torch.device) -> str:
@@ -69,10 +71,14 @@ class Graph(NamedTuple):
     is_raw: bool  # it is given pictures, uint8 [H, W, 3], not JPEGs
     turns: bool  # JPEGs by their EXIF orientation; the sizes of the pictures are its last output then
     sizes_px: tuple[int, ...]  # of the crops of each sample
+    isotropic: tuple[
+        bool, ...
+    ]  # of each crop: whether it is still to be made, by the isotropic kernel, of a window
 
 
 def build(graph: Graph, batch_size: int, num_threads: int, device: torch.device, depth: int) -> Any:
-    """A pipeline for `feeds`, with a crop of each size as its outputs. RuntimeError at the interpreter's exit."""
+    """A pipeline for `feeds`, with a crop, or the window of one, of each size as its outputs. RuntimeError at the
+    interpreter's exit."""
     with _building:
         if _exiting.is_set():
             raise RuntimeError("the process ends")
@@ -107,17 +113,24 @@ def _build(graph: Graph, batch_size: int, num_threads: int, device: torch.device
                 adjust_orientation=graph.turns,
                 **({"hw_decoder_load": 0.9} if is_gpu else {}),
             )
-        outputs = [
-            fn.resize(
-                pictures,
-                size=(size, size),
-                roi_start=source(f"start{k}", types.FLOAT, 1),
-                roi_end=source(f"end{k}", types.FLOAT, 1),
-                interp_type=fn.cast(source(f"filter{k}", types.INT32, 0), dtype=types.INTERP_TYPE),
-                antialias=True,
+        outputs = []
+        for k, size in enumerate(graph.sizes_px):
+            if graph.isotropic[k]:
+                start, shape = source(f"start{k}", types.INT32, 1), source(f"shape{k}", types.INT32, 1)
+                window = fn.slice(pictures, start=start, shape=shape, axes=(0, 1))
+                # At the top left of what the largest of the batch needs.
+                outputs.append(fn.pad(window, axes=(0, 1)) if is_gpu else window)
+                continue
+            outputs.append(
+                fn.resize(
+                    pictures,
+                    size=(size, size),
+                    roi_start=source(f"start{k}", types.FLOAT, 1),
+                    roi_end=source(f"end{k}", types.FLOAT, 1),
+                    interp_type=fn.cast(source(f"filter{k}", types.INT32, 0), dtype=types.INTERP_TYPE),
+                    antialias=True,
+                )
             )
-            for k, size in enumerate(graph.sizes_px)
-        ]
         if graph.turns:
             outputs.append(pictures.shape(device="cpu"))
         pipe.set_outputs(*outputs)
@@ -135,6 +148,10 @@ def feeds(graph: Graph, samples: list[np.ndarray], boxes: list[np.ndarray]) -> l
     linear, gaussian = int(types.INTERP_LINEAR), int(types.INTERP_GAUSSIAN)
     named: list[tuple[str, Any]] = [("samples", samples)]
     for k, (box, size) in enumerate(zip(boxes, graph.sizes_px, strict=True)):
+        if graph.isotropic[k]:
+            start, shape, _ = windows(box, size)
+            named += [(f"start{k}", np.ascontiguousarray(start)), (f"shape{k}", np.ascontiguousarray(shape))]
+            continue
         corners, sides = box[:, :2].astype(np.float32), box[:, 2:4].astype(np.float32)
         scales = sides / np.float32(size)
         is_near = ((scales >= _LINEAR_FROM) & (scales <= _LINEAR_TO)).all(1)
@@ -151,5 +168,8 @@ def sample_feeds(graph: Graph) -> list[tuple[str, Any]]:
     file = io.BytesIO()
     Image.fromarray(black).save(file, "JPEG")
     sample = black if graph.is_raw else np.frombuffer(file.getvalue(), np.uint8)
-    box = np.array([[0, 0, _SAMPLE_PX, _SAMPLE_PX, 0]], np.int32)
-    return feeds(graph, [sample], [box] * len(graph.sizes_px))
+    boxes = [
+        np.array([[_SAMPLE_PX // 2, _SAMPLE_PX // 2, 1, 1, is_isotropic]], np.int32)
+        for is_isotropic in graph.isotropic
+    ]
+    return feeds(graph, [sample], boxes)

@@ -4,7 +4,9 @@ Nothing in it is random or knows of epochs. What needs a GPU (`_is_gpu`) has not
 """
 
 import re
+import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastpsl.kernels.isotropic import DIAGONAL, crop_isotropic, isotropic_resize
+from fastpsl.pipelines.decoders.boxes import windows
 from fastpsl.pipelines.decoders.dali_graph import Graph, build, feeds, sample_feeds
+from fastpsl.pipelines.workers import Workers
+
+_CHUNK = 8
 
 
 @dataclass
@@ -30,13 +37,19 @@ class _Run:
 
 
 class DaliPipeline:
-    """`submit` and `collect` from one thread; `depth` runs are under way at most."""
+    """`submit` and `collect` from one thread; `depth` runs are under way at most. `workers` make the isotropic crops on a CPU."""
 
     def __init__(
-        self, graph: Graph, batch_size: int, num_threads: int, device: torch.device, depth: int
+        self,
+        graph: Graph,
+        batch_size: int,
+        num_threads: int,
+        device: torch.device,
+        depth: int,
+        workers: Workers | None = None,
     ) -> None:
         self._graph, self._batch_size, self._num_threads = graph, batch_size, num_threads
-        self._device, self._depth = device, depth
+        self._device, self._depth, self._workers = device, depth, workers
         self._is_gpu = device.type == "cuda"
         self._pending: deque[_Run] = deque()
         self._pipe: Any = None
@@ -98,7 +111,7 @@ class DaliPipeline:
 
     def _take(self, run: _Run) -> tuple[list[Tensor], dict[int, str]]:
         outputs = self._pipe.share_outputs()
-        crops = [torch.from_dlpack(output.as_tensor()) for output in outputs[: len(self._graph.sizes_px)]]
+        crops = [self._crop(output, run.boxes[k], k) for k, output in enumerate(outputs[: len(run.boxes)])]
         if self._is_gpu:
             # DALI would hand the memory out again as soon as the tensor goes, whatever streams still read it.
             crops = [crop.clone() for crop in crops]
@@ -113,6 +126,28 @@ class DaliPipeline:
                 failed[i] = f"decoded as {sizes[i][0]} x {sizes[i][1]} px by DALI"
         self._pipe.release_outputs()
         return crops, failed
+
+    def _crop(self, output: Any, boxes: np.ndarray, k: int) -> Tensor:
+        """One of DALI's outputs as crops: they are, or are windows of them."""
+        size = self._graph.sizes_px[k]
+        if not self._graph.isotropic[k]:
+            return torch.from_dlpack(output.as_tensor())
+        _, _, within = windows(boxes, size)
+        if self._is_gpu:
+            moved = torch.from_numpy(within).pin_memory().to(self._device, non_blocking=True)
+            return crop_isotropic(torch.from_dlpack(output.as_tensor()), moved, size)
+        crops = np.empty((len(boxes), size, size, 3), np.uint8)
+
+        def crop(which: range) -> None:
+            for i in which:
+                window = np.asarray(output[i])
+                top, left, side = (int(value) for value in within[i, :3])
+                is_turned = within[i, 4] == DIAGONAL
+                isotropic_resize(window.reshape(-1), *window.shape[:2], top, left, side, is_turned, crops[i])
+
+        assert self._workers is not None
+        _in_threads(self._workers, crop, len(boxes))
+        return torch.from_numpy(crops)
 
     def _recover(self, run: _Run, message: str | None) -> tuple[list[Tensor], dict[int, str]]:
         """Everything of a run that failed with a message, or was never fed, but for the samples at fault; then all that waits
@@ -165,6 +200,27 @@ class DaliPipeline:
             for i, position in enumerate(which.tolist()):
                 into[position].copy_(crop[i])
         return None
+
+
+def _in_threads(workers: Workers, function: Callable[[range], None], num: int) -> None:
+    """function for 0 to num - 1, a few at a time; what it raises is raised here."""
+    parts = [range(start, min(start + _CHUNK, num)) for start in range(0, num, _CHUNK)]
+    finished = threading.Semaphore(0)
+    errors: list[BaseException] = []
+
+    def one(part: range) -> None:
+        try:
+            function(part)
+        except BaseException as error:  # noqa: BLE001 - the caller's
+            errors.append(error)
+        finished.release()
+
+    for part in parts:
+        workers.submit(one, part)
+    for _ in parts:
+        finished.acquire()
+    if errors:
+        raise errors[0]
 
 
 def _named_sample(message: str) -> int | None:

@@ -38,7 +38,7 @@ class Runs:
     """A pipeline of JPEGs of 50 x 60 px and what it makes of them one by one."""
 
     def __init__(self) -> None:
-        self.pipeline = DaliPipeline(Graph(False, False, SIZES), 64, 2, CPU, 3)
+        self.pipeline = DaliPipeline(Graph(False, False, SIZES, (False, False)), 64, 2, CPU, 3)
 
     def submit(self, samples: list[bytes]) -> None:
         num = len(samples)

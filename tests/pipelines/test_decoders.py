@@ -18,6 +18,7 @@ import torchvision.io
 from numba.core.caching import NullCache
 from PIL import Image
 
+from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, isotropic_resize
 from fastpsl.pipelines import decoders, libffcv
 from fastpsl.pipelines.decoders import BatchDecoder, Decoder, codes, open_decoder, reason_of
 from fastpsl.pipelines.decoders import ffcv as ffcv_decoder
@@ -82,7 +83,9 @@ def decode(
 
 
 def with_resampling(boxes: np.ndarray, how: int = codes.AREA) -> np.ndarray:
-    return np.column_stack([boxes, np.full(len(boxes), how)]).astype(np.int32)
+    """Boxes [n, 4] with a way of resampling; those that have one, [n, 5], as they are."""
+    five = boxes if np.shape(boxes)[1] == 5 else np.column_stack([boxes, np.full(len(boxes), how)])
+    return np.asarray(five).astype(np.int32)
 
 
 def whole(rows: Rows) -> np.ndarray:
@@ -221,6 +224,28 @@ def test_betons_jpegs_are_not_turned(name: str, orientation: int, tmp_path: Path
     samples = Samples(tmp_path / "data", [(data, 51, 67, JPG)])
     status, (out,) = decode(make(name), samples.rows, [whole(samples.rows)], [25])
     assert not status.any() and np.abs(out[0] - area_mean(pil_decode(data), (0, 0, 51, 67), 25)).mean() < 1.5
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_isotropic_crops_are_the_kernels_of_the_whole_picture(name: str, tmp_path: Path) -> None:
+    sizes = [(130, 151), (201, 140), (130, 151), (130, 151)]
+    data = [jpeg(photo(i, *size)) for i, size in enumerate(sizes)]
+    samples = [(item, *size, JPG) for item, size in zip(data, sizes, strict=True)]
+    samples[2] = (photo(2, *sizes[2]).tobytes(), *sizes[2], RAW)
+    rows = Samples(tmp_path / "data", samples).rows
+    boxes = np.array(
+        [[40, 45, 50, 50], [71, 31, 61, 61], [34, 39, 62, 62], [10, 45, 50, 50]]
+    )  # the last does not fit
+    boxes = np.column_stack([boxes, [ISOTROPIC, DIAGONAL, DIAGONAL, ISOTROPIC]])
+    decoder = make(name)
+    status, (plain, turned) = decode(decoder, rows, [whole(rows), boxes], [90, 33])
+    assert status.tolist() == [0, 0, 0, codes.BAD_BOX]
+    assert (plain[:3] == decode(decoder, rows, [whole(rows)], [90])[1][0][:3]).all()
+    for i, (top, left, side, _, how) in enumerate(boxes[:3].tolist()):
+        picture = photo(2, *sizes[2]) if i == 2 else pil_decode(data[i])
+        expected = np.empty((33, 33, 3), np.uint8)
+        isotropic_resize(picture.reshape(-1), *picture.shape[:2], top, left, side, how == DIAGONAL, expected)
+        assert np.abs(turned[i].astype(int) - expected).mean() < 0.5, i
 
 
 @pytest.mark.parametrize("name", KINDS)
