@@ -20,13 +20,13 @@ import warnings
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 
 from fastpsl.pipelines import libffcv
 from fastpsl.pipelines.decoders.codes import BAD_FILE, CHANGED, WRONG_COMPONENTS, WRONG_SIZE
 from fastpsl.pipelines.decoders.synthetic import SyntheticDecoder
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # writing a beton comes by here, and needs no torch: half a GB, and seconds
+    import torch
     from torch import Tensor
 
     from fastpsl.pipelines.rows import Data, Rows
@@ -82,6 +82,8 @@ def open_decoder(
 ) -> tuple[Decoder | BatchDecoder, str]:
     """The decoder and why it was chosen; see `choose_decoder`. The rest is for decoders that have threads or memory of
     their own."""
+    import torch
+
     device = torch.device(device)
     name, why = choose_decoder(name, data, device)
     if name == "synthetic":
