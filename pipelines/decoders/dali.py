@@ -49,7 +49,8 @@ class DaliDecoder:
     def __init__(self, kind: str, batch_size: int, num_threads: int, device: torch.device) -> None:
         why = why_missing(device)
         if why:
-            raise ValueError(f"decoder 'dali': {why}; or use ffcv or torchvision")
+            others = "torchvision" if kind == "folder" else "ffcv or torchvision"
+            raise ValueError(f"decoder 'dali': {why}; or use {others}")
         self._turns = kind == "folder"
         self._batch_size, self._num_threads, self._device = batch_size, num_threads, device
         self._plain = TorchvisionDecoder()
@@ -123,13 +124,11 @@ class DaliDecoder:
     def collect(self) -> tuple[np.ndarray, list[Tensor]]:
         batch = self._waiting.popleft()
         results, errors = [], []
-        for (
-            pipeline,
-            which,
-        ) in batch.runs:  # each, also after an error: what is left behind would be the next batch's
+        # Each of them, also after an error: what is left behind would be the next batch's.
+        for pipeline, which in batch.runs:
             try:
                 results.append((which, *pipeline.collect()))
-            except RuntimeError as error:
+            except Exception as error:  # noqa: BLE001 - the caller's
                 errors.append(error)
         if errors:
             raise errors[0]

@@ -105,13 +105,14 @@ def _build(graph: Graph, batch_size: int, num_threads: int, device: torch.device
             pictures = source("samples", types.UINT8, 3, "HWC")
             pictures = pictures.gpu() if is_gpu else pictures
         else:
-            # The hardware decoder's share: that of the run that made 32,200 images/s on an H200.
+            # hw_decoder_load is that of the run that made 32,200 images/s on an H200. affine ties threads to cores, to the same
+            # ones for every rank of a machine.
             pictures = fn.decoders.image(
                 source("samples", types.UINT8, 1),
                 device="mixed" if is_gpu else "cpu",
                 output_type=types.RGB,
                 adjust_orientation=graph.turns,
-                **({"hw_decoder_load": 0.9} if is_gpu else {}),
+                **({"hw_decoder_load": 0.9, "affine": False} if is_gpu else {}),
             )
         outputs = []
         for k, size in enumerate(graph.sizes_px):

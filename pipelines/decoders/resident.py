@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.area import crop_area
-from fastpsl.kernels.isotropic import crop_isotropic, fits_isotropic
+from fastpsl.kernels.isotropic import crop_isotropic
 from fastpsl.pipelines.decoders import codes
+from fastpsl.pipelines.decoders.boxes import cannot, is_isotropic
 from fastpsl.pipelines.rows import Data, Rows
 
 if TYPE_CHECKING:
@@ -92,11 +93,9 @@ class ResidentDecoder:
         status = np.zeros(len(indices), np.int8)
         pictures = []
         for box, size_px in zip(boxes, sizes_px, strict=True):
-            status[_cannot(box, size_px, *self._images.shape[1:3])] = codes.BAD_BOX
+            status[cannot(box, size_px, *self._images.shape[1:3])] = codes.BAD_BOX
         for box, size_px in zip(boxes, sizes_px, strict=True):
-            kinds = box[:, 4] != codes.AREA
-            assert kinds.all() or not kinds.any()  # a view is cropped in one way
-            crop = crop_isotropic if kinds.any() else crop_area
+            crop = crop_isotropic if is_isotropic(box) else crop_area
             # Any box serves where the picture does not count.
             harmless = np.array([0, 0, *self._images.shape[1:3], 0], np.int32)
             sound = np.where((status == codes.GOOD)[:, None], box, harmless)
@@ -111,16 +110,6 @@ class ResidentDecoder:
 
     def close(self) -> None:
         self._images = self._images[:0].clone()
-
-
-def _cannot(boxes: np.ndarray, size_px: int, height: int, width: int) -> np.ndarray:
-    """bool [n]: boxes that are not wholly in the picture, or not with all that their kernel reaches."""
-    tops, lefts, heights, widths = boxes[:, :4].astype(np.int64).T
-    wrong = (tops < 0) | (lefts < 0) | (heights < 1) | (widths < 1)
-    wrong |= (tops + heights > height) | (lefts + widths > width)
-    for i in np.flatnonzero(~wrong & (boxes[:, 4] != codes.AREA)).tolist():
-        wrong[i] = not fits_isotropic(height, width, *boxes[i, :4].tolist(), size_px)
-    return wrong
 
 
 def _load(data: "Beton", device: torch.device) -> Tensor:
