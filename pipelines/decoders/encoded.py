@@ -59,7 +59,7 @@ def _is_sound(jpeg: np.ndarray) -> bool:
         if marker == 0xFF:  # fill byte
             at += 1
             continue
-        length = np.int64(jpeg[at + 2]) << 8 | np.int64(jpeg[at + 3])
+        length = int(jpeg[at + 2]) << 8 | int(jpeg[at + 3])
         if marker < 0xC0 or 0xD0 <= marker <= 0xD9 or at + 2 + length > len(jpeg):
             return False
         if length < (8 if marker == 0xE1 else 2):
@@ -70,7 +70,7 @@ def _is_sound(jpeg: np.ndarray) -> bool:
             num_frames += 1
             if jpeg[at + 4] != 8:
                 return False
-        at += 2 + length
+        at += 2 + int(length)
     return False
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 from PIL import Image
 
-from fastpsl.kernels.isotropic import DIAGONAL, fits_isotropic, isotropic_resize
+from fastpsl.kernels.isotropic import DIAGONAL, isotropic_resize
 from fastpsl.pipelines.decoders import codes
+from fastpsl.pipelines.decoders.boxes import cannot
 from fastpsl.pipelines.image_file import TURNED, BrokenImage, decode_any, turn
 from fastpsl.pipelines.libffcv import HEADER_GOOD, jpeg_header
 from fastpsl.pipelines.plain_jpeg import Decode, plain_decoder
@@ -29,11 +30,15 @@ class TorchvisionDecoder:
         status = np.zeros(num, np.int8)
         for i in range(num):
             code, picture = self.picture(rows, i)
-            if picture is None or any(
-                _outside(box[i], *picture.shape[:2], out.shape[1])
+            if picture is None:
+                status[i] = code
+                continue
+            height, width = picture.shape[:2]
+            if any(
+                cannot(box[i : i + 1], out.shape[1], height, width)[0]
                 for box, out in zip(boxes, outs, strict=True)
             ):
-                status[i] = code or codes.BAD_BOX
+                status[i] = codes.BAD_BOX
                 continue
             picture = np.ascontiguousarray(picture)
             for box, out in zip(boxes, outs, strict=True):
@@ -92,10 +97,3 @@ def _crop(picture: np.ndarray, box: np.ndarray, out: np.ndarray) -> None:
     pixels = np.require(picture, requirements=("C", "W")).reshape(-1)
     rows, columns = picture.shape[:2]
     isotropic_resize(pixels, rows, columns, top, left, height, resampling == DIAGONAL, out)
-
-
-def _outside(box: np.ndarray, rows: int, columns: int, size: int) -> bool:
-    top, left, height, width, resampling = (int(value) for value in box)
-    if resampling != codes.AREA and not fits_isotropic(rows, columns, top, left, height, width, size):
-        return True
-    return top < 0 or left < 0 or height < 1 or width < 1 or top + height > rows or left + width > columns

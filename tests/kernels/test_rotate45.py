@@ -111,7 +111,8 @@ def test_windows_lie_inside_at_any_angle(size_px: int, share: float) -> None:
         boxes = RotationCrop(size_px, share, random).boxes(keys(), heights, widths)
         assert boxes.dtype == np.int32 and (boxes[:, 2] == boxes[:, 3]).all()
         for height, width, box in zip(heights.tolist(), widths.tolist(), boxes.tolist(), strict=True):
-            assert fits_isotropic(height, width, *box, size_px)
+            top, left, side, _ = box
+            assert fits_isotropic(height, width, top, left, side, side, size_px)
     # The central one is in the middle, to a pixel.
     centre = boxes[:, :2] + boxes[:, 2:] / 2
     assert np.abs(centre - np.stack([heights, widths], 1) / 2).max() <= 0.5

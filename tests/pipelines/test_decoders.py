@@ -244,7 +244,8 @@ def test_isotropic_crops_are_the_kernels_of_the_whole_picture(name: str, tmp_pat
     for i, (top, left, side, _, how) in enumerate(boxes[:3].tolist()):
         picture = photo(2, *sizes[2]) if i == 2 else pil_decode(data[i])
         expected = np.empty((33, 33, 3), np.uint8)
-        isotropic_resize(picture.reshape(-1), *picture.shape[:2], top, left, side, how == DIAGONAL, expected)
+        rows_px, columns_px = picture.shape[:2]
+        isotropic_resize(picture.reshape(-1), rows_px, columns_px, top, left, side, how == DIAGONAL, expected)
         assert np.abs(turned[i].astype(int) - expected).mean() < 1.3, i  # libffcv decodes by the fast DCT
 
 

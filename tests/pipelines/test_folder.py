@@ -188,7 +188,7 @@ def test_what_cannot_be_read_is_a_bad_sample(root: Path, decoder: str) -> None:
         data = Folder(flat)
     with data:
         assert data.image_sizes() == (61, 69, 71, 79)
-        bad = {}
+        bad: dict[str, str] = {}
         for batch in batches(data, decoder, train=False, batch_size=5, on_bad_sample="skip"):
             bad |= {os.path.basename(sample.name): str(sample) for sample in batch.bad}
         assert sorted(bad) == ["a.jpg", "b.jpg", "c.png", "d.jpg"]

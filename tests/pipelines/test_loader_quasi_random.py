@@ -88,8 +88,14 @@ def test_leaving_early_leaves_nothing(beton: Path) -> None:
 def test_only_what_will_be_read_is_asked_for(
     beton: Path, decoder: str, reads: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, advise = [], os.posix_fadvise
-    monkeypatch.setattr(os, "posix_fadvise", lambda *call: (asked.append(call), advise(*call)))
+    asked: list[int] = []
+    advise = os.posix_fadvise
+
+    def recorded(fd: int, offset: int, length: int, advice: int) -> None:
+        asked.append(offset)
+        advise(fd, offset, length, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", recorded)
     with Beton(beton) as data:
         epoch(data, decoder=decoder)
     assert bool(asked) == reads
