@@ -29,7 +29,7 @@ def why_missing(device: torch.device) -> str:
     cuda = (torch.version.cuda or "13").split(".")[0]
     install = f'pip install "fastpsl[dali-cu{cuda}]"'
     try:
-        dali = importlib.import_module("nvidia.dali")
+        dali = _dali()
     except ModuleNotFoundError as error:
         if str(error.name) in ("nvidia", "nvidia.dali"):
             return f"DALI is not installed; {install} installs it"
@@ -48,6 +48,10 @@ def why_missing(device: torch.device) -> str:
             f"pip uninstall nvidia-dali-cuda{built_for}0, then {install}"
         )
     return ""
+
+
+def _dali() -> Any:
+    return importlib.import_module("nvidia.dali")
 
 
 _building, _exiting = threading.Lock(), threading.Event()
@@ -86,14 +90,14 @@ def build(graph: Graph, batch_size: int, num_threads: int, device: torch.device,
 
 
 def _build(graph: Graph, batch_size: int, num_threads: int, device: torch.device, depth: int) -> Any:
-    from nvidia.dali import Pipeline, fn, types
-
+    dali = _dali()
+    fn, types = dali.fn, dali.types
     is_gpu = device.type == "cuda"
 
     def source(name: str, dtype: Any, ndim: int, layout: str | None = None) -> Any:
         return fn.external_source(name=name, dtype=dtype, ndim=ndim, layout=layout, no_copy=True)
 
-    pipe = Pipeline(
+    pipe = dali.Pipeline(
         batch_size=batch_size,
         num_threads=num_threads,
         device_id=device.index if is_gpu else None,
@@ -144,8 +148,7 @@ def feeds(graph: Graph, samples: list[np.ndarray], boxes: list[np.ndarray]) -> l
 
     DALI reads the arrays themselves: they must live until the run is over.
     """
-    from nvidia.dali import types
-
+    types = _dali().types
     linear, gaussian = int(types.INTERP_LINEAR), int(types.INTERP_GAUSSIAN)
     named: list[tuple[str, Any]] = [("samples", samples)]
     for k, (box, size) in enumerate(zip(boxes, graph.sizes_px, strict=True)):

@@ -143,7 +143,8 @@ class DaliPipeline:
                 window = np.asarray(output[i])
                 top, left, side = (int(value) for value in within[i, :3])
                 is_turned = within[i, 4] == DIAGONAL
-                isotropic_resize(window.reshape(-1), *window.shape[:2], top, left, side, is_turned, crops[i])
+                rows, columns = window.shape[:2]
+                isotropic_resize(window.reshape(-1), rows, columns, top, left, side, is_turned, crops[i])
 
         assert self._workers is not None
         _in_threads(self._workers, crop, len(boxes))
