@@ -50,9 +50,13 @@ class ImageFolder:
     def _samples(self) -> Iterator[Sample]:
         position, here = 0, shard_range(self.num_total, self.shard)
         for label, name in enumerate(self.class_names) if self.class_names else [(-1, "")]:
-            for path in _images(self.root / name, not self.class_names):
+            folder = self.root / name
+            start = len(
+                os.path.join(folder, "")
+            )  # os.path.relpath takes a third of the time of listing a million files
+            for path in _images(folder, not self.class_names):
                 if position in here:
-                    yield Sample(os.path.relpath(path, self.root), Path(path), label)
+                    yield Sample(os.path.join(name, path[start:]), Path(path), label)
                 position += 1
         if position != self.num_total:
             raise changed(self.root, self.num_total, position)
