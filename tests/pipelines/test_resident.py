@@ -9,7 +9,7 @@ import torch
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.decoders import open_decoder, resident
+from fastpsl.pipelines.decoders import choose_decoder, open_decoder, resident
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import DECODERS, RAW, jpeg, photo, photo_samples, write
@@ -56,16 +56,22 @@ def test_windows_turned_by_45_degrees_are_those_of_the_other_decoders(tmp_path: 
         assert (ours - theirs).abs().max() <= 1 and (ours - theirs).abs().float().mean() < 1e-3
 
 
-def test_it_is_chosen_for_a_small_raw_set_of_one_size(
+def test_it_is_chosen_for_a_small_raw_set_of_one_size_on_a_gpu(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Beton(raw) as data:
-        decoder, why = open_decoder("auto", data)
-        assert decoder.name == "resident" and why == "raw pictures of one size, 0 MB: kept on the device"
+        gpu = torch.device("cuda", 0)
+        assert choose_decoder("auto", data, gpu) == (
+            "resident",
+            "raw pictures of one size, 0 MB: kept on the device",
+        )
+        assert choose_decoder("auto", data, torch.device("cpu"))[0] == (
+            "ffcv" if "ffcv" in DECODERS else "torchvision"
+        )
         monkeypatch.setattr(resident, "SMALL_BYTES", NUM * 40 * 36 * 3 - 1)
-        assert open_decoder("auto", data)[0].name != "resident"
+        assert not resident.is_small(data)
     with Beton(write(tmp_path / "jpeg.beton", photo_samples(3))) as data:
-        assert open_decoder("auto", data)[0].name != "resident"
+        assert not resident.is_small(data)
 
 
 @pytest.mark.parametrize(
