@@ -3,7 +3,6 @@
 import threading
 import weakref
 from collections import deque
-from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, cast
 
@@ -74,9 +73,8 @@ def _drive(queue: "SimpleQueue[_Encoded | None]", decoder: BatchDecoder) -> None
             except Empty:
                 pass
         if upcoming and len(submitted) < decoder.depth and (not submitted or upcoming[0].ready.is_set()):
-            upcoming[
-                0
-            ].ready.wait()  # a read that hangs is the consumer's timeout; this thread holds up nothing
+            # A read that hangs is the consumer's timeout; this thread holds up nothing.
+            upcoming[0].ready.wait()
             _submit(upcoming.pop(), decoder, submitted)
         elif submitted:
             _collect(submitted.popleft(), decoder)
@@ -85,26 +83,33 @@ def _drive(queue: "SimpleQueue[_Encoded | None]", decoder: BatchDecoder) -> None
 
 def _submit(encoded: _Encoded, decoder: BatchDecoder, submitted: deque[Job]) -> None:
     job = encoded.job
-    if job.is_over or not job.num_valid:
-        job.finish([] if job.is_over else _padded([], job))
-        return
-    sizes_px = [view.crop.size_px for view in job.loader.views]
-    with on_copy_stream(job.loader):
-        job.guard(partial(decoder.submit, job.rows, encoded.samples, job.boxes, sizes_px))
-    if job.is_over:
-        job.finish([])
-    else:
-        submitted.append(job)
+    if job.num_valid and not job.is_over:
+        sizes_px = [view.crop.size_px for view in job.loader.views]
+        try:
+            with on_copy_stream(job.loader):
+                decoder.submit(job.rows, encoded.samples, job.boxes, sizes_px)
+        except BaseException as error:  # noqa: BLE001 - the consumer's to handle
+            job.fail(error)
+        else:  # also where the consumer has left meanwhile: the batch stands in the decoder's queue
+            submitted.append(job)
+            return
+    _finish(job, [])
 
 
 def _collect(job: Job, decoder: BatchDecoder) -> None:
-    with on_copy_stream(job.loader):
-        pictures: list[Tensor] = []
-        try:  # also for a job that is over: it stands in the decoder's queue
+    pictures: list[Tensor] = []
+    try:
+        with on_copy_stream(job.loader):
             job.codes[:], pictures = decoder.collect()
-        except BaseException as error:  # noqa: BLE001 - the consumer's to handle
-            job.fail(error)
-        job.finish([] if job.is_over else _padded(pictures, job))
+    except BaseException as error:  # noqa: BLE001 - the consumer's to handle
+        job.fail(error)
+    _finish(job, pictures)
+
+
+def _finish(job: Job, pictures: list[Tensor]) -> None:
+    padded: list[Tensor] = []
+    job.guard(lambda: padded.extend(_padded(pictures, job)))
+    job.finish(padded)
 
 
 def _padded(pictures: list[Tensor], job: Job) -> list[Tensor]:
@@ -113,8 +118,9 @@ def _padded(pictures: list[Tensor], job: Job) -> list[Tensor]:
     if not num_missing:
         return pictures
     padded = []
-    for number, view in enumerate(job.loader.views):
-        size = view.crop.size_px
-        zeros = torch.zeros((num_missing, size, size, 3), dtype=torch.uint8, device=job.loader.device)
-        padded.append(torch.cat([pictures[number], zeros]) if pictures else zeros)
+    with on_copy_stream(job.loader):
+        for number, view in enumerate(job.loader.views):
+            size = view.crop.size_px
+            zeros = torch.zeros((num_missing, size, size, 3), dtype=torch.uint8, device=job.loader.device)
+            padded.append(torch.cat([pictures[number], zeros]) if pictures else zeros)
     return padded

@@ -1,0 +1,164 @@
+"""The thread that drives a decoder of whole batches: every batch gets its own pictures, whatever happens around it."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.pipelines.by_batches import ByBatches
+from fastpsl.pipelines.decoders.codes import REASONS
+from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.rows import Rows
+from fastpsl.pipelines.views import ViewSpec
+
+VIEWS = [ViewSpec(RandomResizedCrop(8)), ViewSpec(RandomResizedCrop(4))]
+NUM, BATCH = 60, 4
+
+
+class Numbered:
+    """Pictures of a sample's index; `act` is called with what is done and the indices."""
+
+    name, reasons, depth = "numbered", REASONS, 3
+
+    def __init__(self, act: Callable[[str, list[int]], None]) -> None:
+        self.act = act
+        self.submitted: deque[tuple[np.ndarray, list[int]]] = deque()
+
+    def encode(self, rows: Rows) -> list[Any]:
+        self.act("encode", rows.indices.tolist())
+        return rows.indices.tolist()
+
+    def submit(self, rows: Rows, encoded: list[Any], boxes: list[np.ndarray], sizes_px: list[int]) -> None:
+        assert encoded == rows.indices.tolist()
+        self.act("submit", encoded)
+        self.submitted.append((rows.indices, sizes_px))
+
+    def collect(self) -> tuple[np.ndarray, list[Tensor]]:
+        indices, sizes_px = self.submitted.popleft()
+        self.act("collect", indices.tolist())
+        numbers = torch.from_numpy(indices.astype(np.uint8))[:, None, None, None]
+        return np.zeros(len(indices), np.int8), [numbers.repeat(1, size, size, 3) for size in sizes_px]
+
+    def close(self) -> None:
+        self.act("close", [])
+
+
+@contextmanager
+def loader(act: Callable[[str, list[int]], None], **options: Any) -> Iterator[Loader]:
+    with Loader(Synthetic(NUM), VIEWS, batch_size=BATCH, train=False, num_threads=2, **options) as made:
+        made._engine.close(1)
+        made.decoder = Numbered(act)
+        made._engine = ByBatches(made.decoder, 2)
+        yield made
+
+
+def assert_own_pictures(made: Loader) -> None:
+    batches = list(made.epoch(0))
+    assert len(batches) == NUM // BATCH
+    for batch in batches:
+        for images in batch.images:
+            assert images.flatten(1).unique(dim=1).flatten().tolist() == batch.indices.tolist()
+
+
+def test_a_batch_that_is_submitted_as_the_consumer_leaves_is_no_other_batchs() -> None:
+    submitting, left = threading.Event(), threading.Event()
+
+    def act(what: str, indices: list[int]) -> None:
+        if what == "submit" and 5 in indices and not left.is_set():
+            submitting.set()
+            left.wait(20)
+
+    with loader(act) as made:
+        made.decoder.depth = 1  # type: ignore[union-attr, misc]
+        epoch = made.epoch(0)
+        next(epoch)
+        assert submitting.wait(20)
+        threading.Timer(0.1, left.set).start()
+        epoch.close()
+        assert_own_pictures(made)
+
+
+@pytest.mark.parametrize("where", ["encode", "submit", "collect"])
+@pytest.mark.parametrize("error", [SystemExit(3), MemoryError("none left")])
+def test_an_error_is_raised_in_its_own_batch_and_the_others_live(where: str, error: BaseException) -> None:
+    raised: list[str] = []
+
+    def act(what: str, indices: list[int]) -> None:
+        if what == where and 9 in indices and not raised:
+            raised.append(what)
+            raise error
+
+    with loader(act) as made:
+        epoch = made.epoch(0)
+        assert [next(epoch).step for _ in range(2)] == [0, 1]
+        with pytest.raises(type(error)):
+            next(epoch)
+        assert_own_pictures(made)
+
+
+def test_an_error_of_padding_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def zeros(*_: object, **__: object) -> Tensor:
+        raise MemoryError("none left")
+
+    with Loader(Synthetic(6), VIEWS, batch_size=BATCH, train=False, num_threads=1, timeout_s=20) as made:
+        made._engine.close(1)
+        made.decoder = Numbered(lambda *_: None)
+        made._engine = ByBatches(made.decoder, 1)
+        monkeypatch.setattr(torch, "zeros", zeros)
+        epoch = made.epoch(0)
+        next(epoch)
+        with pytest.raises(MemoryError):
+            next(epoch)
+
+
+@pytest.mark.parametrize("where", ["encode", "submit", "collect"])
+def test_what_hangs_is_raised_within_the_timeout_and_ends_with_it(where: str) -> None:
+    release, closed = threading.Event(), threading.Event()
+
+    def act(what: str, indices: list[int]) -> None:
+        if what == "close":
+            closed.set()
+        elif what == where and 9 in indices:
+            release.wait(60)
+
+    with loader(act, timeout_s=0.5, prefetch_batches=6) as made:
+        started = time.monotonic()
+        # Those behind a batch that is being submitted are not collected before it is.
+        with pytest.raises(TimeoutError, match=r"step [0-2]: no batch within 0.5 s, waiting for synthetic"):
+            list(made.epoch(0))
+        assert time.monotonic() - started < 5
+    release.set()
+    assert closed.wait(20)  # the decoder gives back what it has
+    for thread in threading.enumerate():
+        if thread.name.startswith("fastpsl-loader"):
+            thread.join(20)
+
+
+STUCK = """
+import time
+from tests.pipelines.test_by_batches import loader
+def act(what, indices):
+    if what == "collect" and 9 in indices:
+        time.sleep(1000)
+with loader(act, timeout_s=0.3) as made:
+    list(made.epoch(0))
+"""
+
+
+def test_a_decoder_that_hangs_does_not_hold_up_the_exit() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "TimeoutError: epoch 0, step 2: no batch within 0.3 s" in done.stderr.splitlines()[-1]
