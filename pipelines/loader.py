@@ -4,6 +4,7 @@ The consumer's own next() keeps a bounded number of batches under way in the loa
 on the CPU, by_batches.py for those that have a device). There is no producer, and what goes wrong is raised in the consumer.
 """
 
+import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from typing import cast, final
@@ -112,9 +113,12 @@ class Loader:
         """
         if epoch < 0 or not 0 <= first_step <= self.num_steps:
             raise ValueError(f"epoch {epoch}, step {first_step}: an epoch has steps 0 to {self.num_steps}")
+        self._check_open()
+        return self._batches(epoch, first_step)
+
+    def _check_open(self) -> None:
         if self._engine.closed:
             raise ValueError("the loader is closed; make a new one")
-        return self._batches(epoch, first_step)
 
     def _batches(self, epoch: int, first_step: int) -> Generator[Batch, None, None]:
         readahead = None
@@ -132,6 +136,7 @@ class Loader:
         try:
             while True:
                 while len(under_way) < self.prefetch_batches and (step := next(steps, None)) is not None:
+                    self._check_open()
                     indices = step_indices(order, step, self.batch_size, self.rank, self.world)
                     if readahead is not None:
                         readahead.advance(step)
@@ -153,8 +158,9 @@ class Loader:
             # Waiting for what runs lets the caller close the data the moment this is over.
             for job in under_way:
                 job.cancelled = True
+            deadline = time.monotonic() + self.timeout_s
             for job in under_way:
-                job.done.wait(self.timeout_s)
+                job.done.wait(max(0.0, deadline - time.monotonic()))
             if readahead is not None:
                 readahead.close(0.0 if self._engine.closed else 5.0)
 

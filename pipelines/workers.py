@@ -11,8 +11,9 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -57,9 +58,22 @@ class Workers:
 
 def _work(queue: _Queue) -> None:
     while (item := queue.get()) is not None:
-        function, arguments = item
-        function(*arguments)
-        del item, function, arguments  # an idle thread keeps no batch alive
+        _run(*item)
+        del item  # an idle thread keeps no batch alive
+    # What the last items have submitted stands behind the ends of all threads.
+    num_ends = 0
+    with suppress(Empty):
+        while True:
+            if (item := queue.get_nowait()) is None:
+                num_ends += 1
+            else:
+                _run(*item)
+    for _ in range(num_ends):
+        queue.put(None)
+
+
+def _run(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    function(*arguments)
 
 
 def _end(queue: _Queue, threads: list[threading.Thread], limit_s: float) -> None:

@@ -205,6 +205,40 @@ def test_nothing_runs_on_after_an_epoch_is_left() -> None:
             time.sleep(0.02)
 
 
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_loader_closed_amid_an_epoch_ends_what_it_has_begun(
+    good: Path, decoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Beton(good) as data:
+        loader = Loader(data, VIEWS, batch_size=8, num_threads=2, decoder=decoder, timeout_s=20)
+        epoch = loader.epoch(0)
+        rows = data.rows
+
+        def slowly(indices: np.ndarray) -> Rows:
+            time.sleep(0.2)  # its chunks are queued behind the threads' ends
+            return rows(indices)
+
+        monkeypatch.setattr(data, "rows", slowly)
+        next(epoch)
+        started = time.monotonic()
+        loader.close()
+        assert loader_threads() == []
+        assert time.monotonic() - started < 10
+        epoch.close()  # type: ignore[attr-defined]
+        assert time.monotonic() - started < 10
+
+
+def test_an_epoch_of_a_closed_loader_says_so() -> None:
+    loader = Loader(Synthetic(64), VIEWS, batch_size=4, num_threads=2, timeout_s=20)
+    epoch = loader.epoch(0)
+    next(epoch)
+    loader.close()
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="the loader is closed"):
+        list(epoch)
+    assert time.monotonic() - started < 10
+
+
 def test_a_loader_that_is_dropped_ends_its_threads() -> None:
     loader = Loader(Synthetic(64), VIEWS, batch_size=4, num_threads=2)
     assert len(list(loader.epoch(0))) == 16
