@@ -1,0 +1,240 @@
+"""Nothing but content tells the angle of a view in steps of 45 degrees: noise and flat colours through the real loader.
+
+Pictures of noise look the same at every angle, so whatever names the angle of their views has read the resampling. Detectors
+are trained on half of the pictures and tested on the other half, all seeds fixed. A detector that knows nothing stays below
+chance plus 3.3 standard errors in 1,999 of 2,000 cases.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fastpsl.kernels import isotropic
+from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, crop_isotropic, isotropic_resize, margin_px
+from fastpsl.kernels.rotate45 import Rotate45, all_rotations
+from fastpsl.kernels.rotation_crops import RotationCrop
+from fastpsl.pipelines import libffcv
+from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.decoders import Decoder, codes
+from fastpsl.pipelines.decoders.ffcv import FfcvDecoder
+from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
+from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.plain_jpeg import plain_decoder
+from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.isotropy import bilinear, network_accuracy, probe_accuracy
+from tests.pipelines.photos import DECODERS, JPG, RAW, jpeg, photo, pil_decode, write
+
+NUM, SIZE = 1200, 64
+# Height and width, odd ones among them: windows of 67, 35 and 129 px, so 1.05, 0.55 and 2.02 source pixels a pixel.
+SCALES = {"as it is": (137, 144), "enlarged": (88, 85), "shrunk": (243, 236)}
+CROP = RotationCrop(SIZE)
+COMPILED = "ffcv" if "ffcv" in DECODERS else "torchvision"
+PROBE_CHANCE = 0.5 + 3.3 * (0.25 / (NUM // 2)) ** 0.5
+NETWORK_CHANCE = 1 / 8 + 3.3 * (7 / 64 / (NUM // 2)) ** 0.5
+
+Sample = tuple[bytes, int, int, int]
+every_noise = pytest.mark.parametrize(
+    "noise", [(scale, kind) for kind in ("raw", "jpeg") for scale in SCALES], indirect=True
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums, and so what the detectors learn, do not depend on the machine's cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pixels_of(sample: Sample) -> np.ndarray:
+    data, height, width, mode = sample
+    return pil_decode(data) if mode == JPG else np.frombuffer(data, np.uint8).reshape(height, width, 3)
+
+
+@pytest.fixture(scope="module")
+def noise(request: pytest.FixtureRequest) -> tuple[str, list[Sample]]:
+    """(scale, samples of white noise): as it is, or as JPEG of quality 90 with colour at half resolution (4:2:0)."""
+    scale, kind = request.param
+    height, width = SCALES[scale]
+    random = np.random.default_rng(height)
+    samples = []
+    for _ in range(NUM):
+        picture = random.integers(0, 256, (height, width, 3), np.uint8)
+        data = jpeg(picture, quality=90, subsampling=2) if kind == "jpeg" else picture.tobytes()
+        samples.append((data, height, width, JPG if kind == "jpeg" else RAW))
+    return scale, samples
+
+
+def views_of(path: Path, crop: RotationCrop = CROP, decoder: str = COMPILED) -> tuple[Tensor, Tensor]:
+    """A view a sample, as a network would get it but for normalising: uint8 [N, 3, S, S]; labels 0..7."""
+    op, images, labels = Rotate45(), [], []
+    with Beton(path) as data, Loader(
+        data, [ViewSpec(crop, (op,))], batch_size=100, train=False, decoder=decoder, num_threads=2
+    ) as loader:  # fmt: skip
+        for batch in loader.epoch(0):
+            draw, valid = batch.draws[0][0], batch.indices >= 0
+            images.append(op(batch.images[0], draw)[valid])
+            labels.append(draw["label"][valid])
+    return torch.cat(images), torch.cat(labels)
+
+
+def windows(samples: list[Sample]) -> tuple[np.ndarray, Tensor]:
+    """int32 [N, 5] boxes and labels, as the loader draws them in epoch 0."""
+    keys = Keys(0, 0, np.arange(len(samples)))
+    heights, widths = (np.array([sample[i] for sample in samples], np.int32) for i in (1, 2))
+    boxes = np.concatenate([CROP.boxes(keys, heights, widths), CROP.resampling(keys)[:, None]], 1)
+    return boxes, torch.from_numpy(Rotate45().draw(keys)["label"])
+
+
+@every_noise
+def test_noise_does_not_tell_its_angle(noise: tuple[str, list[Sample]], tmp_path: Path) -> None:
+    scale, samples = noise
+    path = write(tmp_path / "noise.beton", samples)
+    views, labels = views_of(path)
+    assert len(views) == NUM
+    assert probe_accuracy(views, labels) < PROBE_CHANCE
+    if scale == "as it is":
+        assert network_accuracy(views, labels) < NETWORK_CHANCE
+        others = {*DECODERS, "resident"} if samples[0][3] == RAW else set(DECODERS)
+        for decoder in sorted(others - {COMPILED}):
+            assert probe_accuracy(*views_of(path, decoder=decoder)) < PROBE_CHANCE, decoder
+
+
+@every_noise
+def test_a_bilinear_rotation_is_found(noise: tuple[str, list[Sample]]) -> None:
+    """The detectors see what they are for: the same windows, labels and turns, by Pillow's bilinear transform."""
+    scale, samples = noise[0], noise[1][:800]
+    boxes, labels = windows(samples)
+    pictures = [
+        np.rot90(bilinear(pixels_of(sample), box, 45 * (label % 2), SIZE), label // 2)
+        for sample, box, label in zip(samples, boxes, labels.tolist(), strict=True)
+    ]
+    views = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    assert probe_accuracy(views, labels) > 0.95
+    if scale == "as it is":
+        # A network that knows the base for sure and the turns by chance is right one time in four.
+        assert network_accuracy(views, labels) > 0.2
+
+
+@pytest.mark.parametrize(
+    ("noise", "constant", "value"),
+    [
+        (("as it is", "raw"), "LUMA_SIGMA_PX", 0.6),
+        (("as it is", "raw"), "REACH_SIGMAS", 2.5),
+        (("as it is", "jpeg"), "COLOUR_SIGMA_PX", 1.0),
+    ],
+    indirect=["noise"],
+)
+def test_a_lesser_kernel_is_found(
+    noise: tuple[str, list[Sample]], constant: str, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the kernel's numbers is there for something, and the probe sees what a small network would need long for."""
+    monkeypatch.setattr(isotropic, constant, value)
+    samples = noise[1][:800]
+    boxes, labels = windows(samples)
+    images = torch.from_numpy(np.stack([pixels_of(sample) for sample in samples]))
+    views = crop_isotropic(images, torch.from_numpy(boxes), SIZE).permute(0, 3, 1, 2)
+    assert probe_accuracy(views, labels) > 0.8
+
+
+@pytest.mark.parametrize("mode", [JPG, RAW])
+def test_flat_pictures_give_eight_equal_views(mode: int, tmp_path: Path) -> None:
+    """Of all sizes down to one place for the window, with corners as near to the borders as can be; a frame is not seen."""
+    random = np.random.default_rng(0)
+    samples, colours = [], []
+    for i in range(60):
+        height, width = (int(side) for side in random.integers(64, 130, 2)) if i % 2 else (64 + i // 2,) * 2
+        picture = np.empty((height, width, 3), np.uint8)
+        picture[:] = random.integers(0, 256, 3) if i > 2 else 127 * i
+        colours.append(picture[0, 0].copy())
+        if mode == RAW and i % 3 == 0:
+            picture[[0, -1]] = picture[:, [0, -1]] = 255 - colours[-1]
+        samples.append((jpeg(picture) if mode == JPG else picture.tobytes(), height, width, mode))
+    views = [ViewSpec(RotationCrop(31, share=1.0, base=base)) for base in (0, 45)]
+    with Beton(write(tmp_path / "flat.beton", samples)) as data, Loader(
+        data, views, batch_size=60, train=False, decoder=COMPILED, num_threads=2
+    ) as loader:  # fmt: skip
+        (batch,) = loader.epoch(0)
+    every = all_rotations(*batch.images)[0].view(60, 8, 3, 31, 31).numpy()
+    np.testing.assert_array_equal(every, np.broadcast_to(every[:, :1, :, :1, :1], every.shape))
+    difference = np.abs(every[:, 0, :, 0, 0].astype(int) - np.stack(colours))
+    assert difference.max() <= (3 if mode == JPG else 0)
+
+
+def decode_whole(decoder: Decoder, sample: Sample) -> np.ndarray:
+    """As the decoder does: Pillow's and libffcv's decodes differ by up to a few levels."""
+    data, height, width, _ = sample
+    if decoder.name == "ffcv":
+        return libffcv.Codec().decode(data, height, width)[0]
+    picture = plain_decoder()(data)
+    assert picture is not None
+    return picture
+
+
+@pytest.fixture(params=[name for name in DECODERS if name != "dali"])
+def decoder(request: pytest.FixtureRequest) -> Decoder:
+    return FfcvDecoder() if request.param == "ffcv" else TorchvisionDecoder()
+
+
+def test_decoders_sample_from_the_whole_decode(decoder: Decoder, tmp_path: Path) -> None:
+    """Never from a scaled one, which an area crop of the same size would take; both kinds of view from one decode."""
+    samples = [(jpeg(photo(i, 301, 411)), 301, 411, JPG) for i in range(6)]
+    size = 15
+    boxes = np.array([[60, 70 + i, 150, 150, (ISOTROPIC, DIAGONAL)[i % 2]] for i in range(6)], np.int32)
+    area = np.array([[0, 0, 301, 411, codes.AREA]] * 6, np.int32)
+    outs = [np.zeros((6, size, size, 3), np.uint8) for _ in range(2)]
+    with Beton(write(tmp_path / "photos.beton", samples)) as data:
+        rows = data.rows(np.arange(6))
+        assert not decoder.decode(rows, [boxes, area], outs).any()
+        together, expected = outs[0].copy(), np.zeros_like(outs[0])
+        assert not decoder.decode(rows, [boxes], outs[:1]).any()
+    np.testing.assert_array_equal(outs[0], together)
+    for i, sample in enumerate(samples):
+        top, left, side, _, base = boxes[i].tolist()
+        pixels = decode_whole(decoder, sample).reshape(-1)
+        isotropic_resize(pixels, 301, 411, top, left, side, base == DIAGONAL, expected[i])
+    np.testing.assert_array_equal(outs[0], expected)
+    assert outs[1].any()
+
+
+def test_a_window_that_does_not_fit_is_a_bad_box(decoder: Decoder, tmp_path: Path) -> None:
+    margin = int(margin_px(20, 16))
+    height, width = 20 + 2 * margin, 21 + 2 * margin
+    boxes = np.array(
+        [
+            [margin, margin + 1, 20, 20, DIAGONAL],
+            [margin, margin + 2, 20, 20, DIAGONAL],
+            [margin - 1, margin, 20, 20, ISOTROPIC],
+            [margin, margin, 20, 19, ISOTROPIC],
+            [0, 0, 20, 20, codes.AREA],
+        ],
+        np.int32,
+    )
+    samples = [(photo(i, height, width).tobytes(), height, width, RAW) for i in range(5)]
+    outs = [np.zeros((5, 16, 16, 3), np.uint8)]
+    with Beton(write(tmp_path / "raw.beton", samples)) as data:
+        status = decoder.decode(data.rows(np.arange(5)), [boxes], outs)
+    assert status.tolist() == [0, codes.BAD_BOX, codes.BAD_BOX, codes.BAD_BOX, 0]
+
+
+def test_all_rotations_come_from_one_decode(tmp_path: Path) -> None:
+    """Two views, a base each: their eight rotations hold what a view with a drawn base shows, where their windows agree."""
+    samples = [(jpeg(photo(i, 201, 211)), 201, 211, JPG) for i in range(40)]
+    crops = [RotationCrop(32, base=base) for base in (0, 45)]
+    views = [ViewSpec(RotationCrop(32), (Rotate45(),)), *(ViewSpec(crop) for crop in crops)]
+    with Beton(write(tmp_path / "photos.beton", samples)) as data, Loader(
+        data, views, batch_size=40, train=False, decoder=COMPILED, num_threads=2
+    ) as loader:  # fmt: skip
+        (batch,) = loader.epoch(0)
+    draw = batch.draws[0][0]
+    every, labels = all_rotations(*batch.images[1:])
+    drawn = Rotate45()(batch.images[0], draw)
+    # View 0's window is the one that both bases show.
+    torch.testing.assert_close(every[torch.arange(40) * 8 + draw["label"]], drawn, rtol=0, atol=0)
+    assert labels.view(40, 8)[7].tolist() == list(range(8))
