@@ -195,6 +195,7 @@ def _make(folder: ImageFolder, path: Path, key: str) -> None:
         if new_key != key:
             raise ValueError(f"{folder.root}: has changed while its headers were read; start again")
         (beside / "summary.json").write_text(json.dumps(asdict(summary)))
+        shutil.rmtree(path, ignore_errors=True)  # what is not whole
         os.rename(beside, path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -238,9 +239,10 @@ def _load(path: Path, digest: str) -> FolderIndex | None:
         summary = Summary(**{**found, "sizes": tuple(found["sizes"])})
         records = np.load(path / "records.npy", mmap_mode="r")
         names = np.memmap(path / "names", np.uint8, "r", shape=(summary.num_name_bytes,))
+        if len(records) != summary.num_samples:
+            return None
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError):  # a machine that went down while it was written
-        shutil.rmtree(path, ignore_errors=True)
+    except (ValueError, TypeError, KeyError, EOFError):  # a machine that went down while it was written
         return None
     return FolderIndex(summary, records, names, digest)
