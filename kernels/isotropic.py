@@ -2,16 +2,22 @@
 
 A network that is to name eight angles must not read them off the resampling. Pixels lie on a square lattice, so whatever
 a kernel lets through at the lattice's own frequencies shows the angle to it. Here both windows go through Gaussians
-on the decoded source, which are isotropic, and wide enough that the lattice is below what rounding to 8 bits leaves:
+on the decoded source, which are isotropic, and so wide that the lattice sinks below what rounding to 8 bits leaves:
 
-    luma            sigma = 1 source pixel: from 0.9 on, white noise tells a detector of spectra nothing (0.8 does)
-    colour          sigma = 3 source pixels, 1.5 of the half-resolution lattice that JPEG's 4:2:0 stores colour on
-    shrinking       sigma >= 0.5 output pixels, against aliasing; a wider one is not needed against leaks
-    cut at          4.25 sigma along both axes, weights made to sum to 1: a cut at 3 leaks by its own square shape
+    luma        sigma = 1 source pixel: from 0.9 on, white noise tells a detector nothing (0.8 does: 84 % right)
+    colour      sigma = 3 source pixels, 1.5 of the half-resolution lattice on which JPEG's 4:2:0 stores colour
+    shrinking   sigma >= 0.5 output pixels, against aliasing; leaks ask for source pixels only
+    cut         at 4.25 sigma along both axes, weights made to sum to 1. A cut shows by its own square shape: at 3 (100 %),
+                3.5 (66 %) and, enlarged, at 4 (54 %)
 
-Measured by a linear probe on spectra of luma and colour and of their local power, base 0 or 45, 50 % is chance. White noise,
-also as JPEG of quality 90: chance. Real photos, turned at random, then stored as JPEG 4:2:0 of quality 90, views of 128 px:
-58 to 61 %; by colour at sigma 1: 99 %. tests/pipelines/test_rotation_leak.py holds what is claimed.
+All figures: base 0 or 45, chance 50 %, by ridge regression on spectra of luma and colour and of their local power, trained on
+400 to 3,000 views of 96 to 224 px. White noise: 49 to 51 %; stored as JPEG 4:2:0 of quality 90: 52 % at most (standard error 1.3),
+with colour at sigma 1: 100 %, 1.5: 96 %, 2: 57 %; of quality 75: 61 %. What remains is in the file, not in the resampling: of
+photos turned by random angles, then stored with quality 90 (75), 128-px views tell 60 % (77 %) by the blocks of their
+colour; with colour at sigma 1: 99 % (100 %). tests/pipelines/test_rotation_leak.py holds what is claimed.
+
+It costs sharpness: of photos with shorter side 375 (500), a default view keeps 64 % (74 %) of the mean gradient that an
+area resize has. And time: 0.9 ms upright, 1.15 ms turned for 375 x 500 to 224 on one EPYC core.
 
 Grid points of a lattice turned by 45 degrees lie on another, finer upright lattice: point (r, c) on its line r + c and
 column c - r. So both windows are separable, and come from the same two passes of 1-D weights.
