@@ -26,6 +26,10 @@ def _log_spectra(planes: Tensor) -> Tensor:
 
 def spectra(views: Tensor) -> Tensor:
     """[N, 816]: spectra of luma and colour, and of their local power, which shows what repeats with a grid."""
+    return torch.cat([_spectra(part) for part in views.split(50)])
+
+
+def _spectra(views: Tensor) -> Tensor:
     planes = torch.einsum("pc,nchw->nphw", _TO_YCBCR, views.float())
     planes = planes - planes.mean((2, 3), keepdim=True)
     edges = F.pad(planes, (1, 1, 1, 1), "circular")
