@@ -52,6 +52,19 @@ class ViewSpec:
             raise ValueError(
                 f"ViewSpec.ops holds {', '.join(kinds)}: two of one kind would share their draws; keep one of each"
             )
+        if "Rotate45" in kinds:
+            self._check_rotation(kinds)
+
+    def _check_rotation(self, kinds: list[str]) -> None:
+        """The label of a rotation in steps of 45 degrees is true of this view only."""
+        if getattr(self.crop, "base", None) != "drawn":
+            raise ValueError(
+                "ViewSpec.ops holds Rotate45, whose label the crop shares; give RotationCrop, base drawn, as the crop"
+            )
+        if "Flip" in kinds:
+            raise ValueError(
+                "ViewSpec.ops holds Rotate45 and Flip: turned by 45 degrees and mirrored is turned by -45; leave out Flip"
+            )
 
     def draw(self, keys: Keys) -> tuple[Draw, ...]:
         """Every random number of this view's ops, aligned with `ops`; numpy, on the host."""

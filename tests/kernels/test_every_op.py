@@ -12,10 +12,11 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.normalise import normalise
+from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotate90 import Rotate90
 from fastpsl.kernels.sobel import Sobel
 
-MOVES = [Flip(), Rotate90(4), Rotate90(2), JigsawTiles(3, 11, 8, 500)]
+MOVES = [Flip(), Rotate90(4), Rotate90(2), Rotate45(), JigsawTiles(3, 11, 8, 500)]
 CHANGES = [ColourDistortion(0.8, 0.8, 0.8, 0.2), Grey(0.5), GaussianBlur(9), Sobel(0.5)]
 OPS = MOVES + CHANGES
 DTYPES = [torch.uint8, torch.float32, torch.float16, torch.bfloat16]

@@ -9,6 +9,8 @@ from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.rotate45 import Rotate45
+from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.views import Draw, ViewSpec
 
 VIEW = ViewSpec(RandomResizedCrop(31), (Flip(), ColourDistortion(0.4, 0.4, 0.4, 0.1, 0.8), Grey(0.3)))
@@ -54,6 +56,16 @@ def test_draws_are_the_samples_own() -> None:
 def test_two_ops_of_a_kind_are_refused() -> None:
     with pytest.raises(ValueError, match="Flip, Flip: two of one kind would share their draws"):
         ViewSpec(RandomResizedCrop(31), (Flip(), Flip(0.1)))
+
+
+def test_a_label_of_45_degrees_is_true_or_refused() -> None:
+    ViewSpec(RotationCrop(31), (Rotate45(), Grey(0.3)))
+    ViewSpec(RotationCrop(31, base=45), (Flip(),))
+    with pytest.raises(ValueError, match="Rotate45 and Flip: .* leave out Flip"):
+        ViewSpec(RotationCrop(31), (Flip(), Rotate45()))
+    for crop in (RandomResizedCrop(31), RotationCrop(31, base=0)):
+        with pytest.raises(ValueError, match="give RotationCrop, base drawn"):
+            ViewSpec(crop, (Rotate45(),))
 
 
 def test_draws_of_another_view_are_refused() -> None:
