@@ -24,7 +24,7 @@ class Folder:
     kind = "folder"
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        self.root = Path(os.path.abspath(root))  # a process may change its folder while it trains
         folder = image_folder(root)
         self._index = folder_index(folder)
         summary = self._index.summary

@@ -81,7 +81,9 @@ def _unlistable(root: Path, error: OSError) -> ValueError:
 
 def _count(root: Path, shard: tuple[int, int]) -> ImageFolder:
     with os.scandir(root) as entries:
-        classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        classes = sorted(
+            entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith(".")
+        )
     ignored = [0]
     num_flat = sum(1 for _ in _images(root, True, ignored))
     counts = {name: sum(1 for _ in _images(root / name, False, ignored)) for name in classes}
@@ -109,9 +111,9 @@ def _images(root: Path, is_flat: bool, ignored: list[int] | None = None) -> Iter
     `ignored`."""
     for folder in [str(root)] if is_flat else sorted(_folders(str(root), frozenset())):
         with os.scandir(folder) as entries:
-            files = sorted(entry.name for entry in entries if not entry.is_dir())
-        for name in files:
-            if is_image(name):
+            files = sorted((entry.name, _can_be_opened(entry)) for entry in entries if not _is_folder(entry))
+        for name, can_be_opened in files:
+            if is_image(name) and can_be_opened:
                 yield os.path.join(folder, name)
             elif ignored is not None:
                 ignored[0] += 1
@@ -125,6 +127,21 @@ def _folders(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
         return
     yield folder
     with os.scandir(folder) as entries:
-        names = [entry.path for entry in entries if entry.is_dir()]
+        names = [entry.path for entry in entries if _is_folder(entry)]
     for name in names:
         yield from _folders(name, above | {identity})
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads round in a circle
+        return False
+
+
+def _can_be_opened(entry: "os.DirEntry[str]") -> bool:
+    """A file, or a link that leads nowhere, which is named when it is read; no pipe, which would be waited for."""
+    try:
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
+    except OSError:
+        return True

@@ -358,3 +358,12 @@ def test_decoders_of_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ) as error:
             choose_decoder("ffcv", data, CPU)
         assert "\n" not in str(error.value)
+
+
+def test_a_relative_name_outlives_a_change_of_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(jpeg(photo(0, 60, 70)))
+    monkeypatch.chdir(tmp_path)
+    with Folder("photos") as data:
+        monkeypatch.chdir("/")
+        assert len(batches(data, "torchvision", train=False, batch_size=1)) == 1

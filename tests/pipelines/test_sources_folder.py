@@ -1,11 +1,13 @@
 """Folders as sources: trees, flat folders, and what is neither."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.beton_verify import info
+from fastpsl.pipelines.beton_write import quarantine_path, write_beton
 from fastpsl.pipelines.sources import image_folder
 from tests.pipelines.folders import tree, write_folder
 from tests.pipelines.photos import jpeg, photo
@@ -42,3 +44,22 @@ def test_flat_folders_and_folders_of_nothing(tmp_path: Path) -> None:
         and source.empty_classes == ["cow"]
         and source.num_samples == 2
     )
+
+
+@pytest.mark.timeout(60)
+def test_pipes_are_left_alone_and_links_in_circles_are_named(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    (root / "a").mkdir(parents=True)
+    (root / "a" / "1.jpg").write_bytes(jpeg(photo(0, 40, 50)))
+    os.mkfifo(root / "a" / "2.jpg")
+    (root / "a" / "3.jpg").symlink_to("3.jpg")
+    (root / "a" / "4.jpg").symlink_to("nowhere.jpg")
+    source = image_folder(root)
+    assert [sample.name for sample in source.samples()] == ["a/1.jpg", "a/3.jpg", "a/4.jpg"]
+    assert source.num_ignored == 1
+    out = tmp_path / "out.beton"
+    assert write_beton(source.samples(), out, num_samples=3, max_bad="2").num_samples == 1
+    assert [row.split(",")[0] for row in quarantine_path(out).read_text().splitlines()[1:]] == [
+        "a/3.jpg",
+        "a/4.jpg",
+    ]
