@@ -177,7 +177,10 @@ def _write(command: Write) -> None:
         f"{report.num_encoded:,} encoded, {report.num_mended:,} encoded after a libjpeg warning"
     )
     if report.num_quarantined:
-        print(f"{quarantine_path(command.out)}: {report.num_quarantined:,} broken images were left out")
+        num, was = report.num_quarantined, "was" if report.num_quarantined == 1 else "were"
+        print(
+            f"{quarantine_path(command.out)}: {num:,} {was} left out as broken, the first is {report.first_broken}"
+        )
 
 
 def _verify(command: Verify) -> None:
@@ -205,7 +208,9 @@ def _verify(command: Verify) -> None:
         if not problems:
             print(f"{path}: {num_samples:,} samples, all sound")
     if num_bad:
-        raise ValueError(f"{num_bad:,} faults, listed on stdout; write the beton again from sound images")
+        raise ValueError(
+            f"{num_bad:,} {'fault' if num_bad == 1 else 'faults'}, listed on stdout with what to do"
+        )
 
 
 def _info(command: Info) -> None:

@@ -5,8 +5,9 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -29,6 +30,7 @@ def launch(recipe: str, parse: Callable[[], Options], build: Callable[[Options],
     """
     opened: list[Run] = []
     rank = own_rank()
+    _say_warnings_in_one_line(recipe, rank)
     try:
         options = parse()
         code = _run(recipe, options, build, opened)
@@ -48,6 +50,20 @@ def launch(recipe: str, parse: Callable[[], Options], build: Callable[[Options],
         os._exit(code)  # peers may be gone: a process group that waits for them must not keep us
     leave_world()
     sys.exit(code)
+
+
+def _say_warnings_in_one_line(recipe: str, rank: int) -> None:
+    """Each once, by rank 0: the loaders of all stages and ranks would say the same."""
+    said, show = set[str](), warnings.showwarning
+
+    def show_once(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if category is not UserWarning:
+            show(message, category, *rest, **more)
+        elif rank == 0 and str(message) not in said:
+            said.add(str(message))
+            print(f"{recipe}: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    warnings.showwarning = show_once
 
 
 def _run(recipe: str, options: Options, build: Callable[[Options], Job], opened: list[Run]) -> int:

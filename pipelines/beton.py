@@ -9,13 +9,14 @@ then, not a SIGBUS.
 import glob
 import hashlib
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
 import numpy as np
 
-from fastpsl.pipelines.beton_set import Written, how_written, set_faults
+from fastpsl.pipelines.beton_set import Written, how_written, missing_shards, set_faults
 from fastpsl.pipelines.beton_shard import HEADER, REMEDY, Shard, chunks
 from fastpsl.pipelines.beton_sidecar import read_sidecar
 from fastpsl.pipelines.rows import Rows
@@ -60,6 +61,8 @@ class Beton:
                 self._add(path)
             if faults := set_faults(self._written):
                 raise ValueError(faults[0])
+            if isinstance(source, str | Path) and self.paths != [Path(source)]:
+                self._warn_of_missing_shards()
         except ValueError:
             self.close()
             raise
@@ -69,6 +72,13 @@ class Beton:
         self.is_raw = all(shard.num_raw == shard.num_samples for shard in self.shards)
         max_label = max(shard.max_label for shard in self.shards)
         self.num_classes = len(self.class_names) if self.class_names else max_label + 1
+
+    def _warn_of_missing_shards(self) -> None:
+        """A glob means the whole set; files that are named one by one may be meant so."""
+        missing = missing_shards(self._written)
+        if missing:
+            more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
+            warnings.warn(f"{missing[0]}{more}", stacklevel=3)
 
     def _add(self, path: Path) -> None:
         sidecar = read_sidecar(path)

@@ -45,6 +45,7 @@ class WriteReport:
     num_encoded: int = 0
     num_mended: int = 0  # encoded again because libjpeg warned; Pillow could read them
     num_quarantined: int = 0
+    first_broken: str = ""  # the first that was quarantined, and why
     num_bytes: int = 0
     seconds: float = 0.0
 
@@ -147,8 +148,9 @@ def write_beton(
     started = time.monotonic()
     with output_errors(out):
         if out.is_dir() or (out.exists() and not overwrite):
-            what = "is a folder" if out.is_dir() else "exists already"
-            raise ValueError(f"{out}: {what}; remove it, give --overwrite, or choose another name")
+            if out.is_dir():
+                raise ValueError(f"{out}: is a folder; choose another name, e.g. {out / 'train.beton'}")
+            raise ValueError(f"{out}: exists already; remove it, give --overwrite, or choose another name")
         file = BetonFile(out, num_samples, page_bytes)
     if why_missing():
         warnings.warn(
@@ -163,13 +165,15 @@ def write_beton(
         for sample, result in results:
             if isinstance(result, BrokenImage):
                 report.num_quarantined += 1
+                report.first_broken = report.first_broken or " ".join(f"{sample.name}: {result}".split())
                 with output_errors(out):
                     quarantine.add(sample.name, str(result))
                     if report.num_quarantined > allowed_bad:
                         quarantine.publish()
                         raise ValueError(
                             f"{quarantine_path(out)}: lists {report.num_quarantined} broken images, --max-bad {max_bad} allows "
-                            f"{allowed_bad} of {num_samples:,}; repair or remove them, or raise --max-bad"
+                            f"{allowed_bad} of {num_samples:,} (the first is {report.first_broken}); repair or remove them, "
+                            "or raise --max-bad"
                         )
             else:
                 with output_errors(out):

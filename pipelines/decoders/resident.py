@@ -67,8 +67,12 @@ class ResidentDecoder:
         why_not = _why_not(beton)
         if why_not:
             raise ValueError(
-                f"decoder 'resident' keeps raw pictures of one size, and of {beton.paths[0]} {why_not}; "
-                "use ffcv or dali, or write it with `fastpsl beton write --mode raw`"
+                f"decoder 'resident' keeps raw pictures of one size, and of {beton.paths[0]} {why_not}; use ffcv or dali"
+                + (
+                    ""
+                    if beton.is_raw
+                    else ", or write pictures of one size with `fastpsl beton write --mode raw`"
+                )
             )
         needed, free = num_bytes(beton), free_bytes(device)
         if needed > free:

@@ -16,6 +16,7 @@ class Columns:
     image: str
     label: str | None
     class_names: list[str] | None = None
+    left_out: str | None = None  # a column that is called labels and holds none
 
     @property
     def names(self) -> list[str]:
@@ -35,7 +36,8 @@ def choose_columns(what: str, schema: Any, image: str | None, label: str | None)
         return Columns(images, None)
     likely = {name: kind for name, kind in kinds.items() if kind == "classes" or name.lower() in LABEL_WORDS}
     labels = _column(what, "label", label, kinds if label else likely, ("classes", "integer"), there)
-    return Columns(images, labels, class_names.get(labels or ""))
+    odd = [name for name, kind in likely.items() if not labels and kind not in ("classes", "integer")]
+    return Columns(images, labels, class_names.get(labels or ""), odd[0] if odd else None)
 
 
 def _kinds(schema: Any) -> tuple[dict[str, str], dict[str, list[str]]]:
@@ -65,7 +67,9 @@ def _column(
     option = f"--{role}-column"
     if given is not None:
         if kinds.get(given) not in allowed:
-            raise ValueError(f"{what}: {option} {given}: no column of {role}s; {there}")
+            holds = {"image": "images or their bytes", "label": "integers or a ClassLabel"}[role]
+            why = f"does not hold {holds}" if given in kinds else "there is no such column"
+            raise ValueError(f"{what}: {option} {given}: {why}; {there}")
         return given
     for kind in allowed:
         found = [name for name in kinds if kinds[name] == kind]

@@ -103,7 +103,9 @@ def _count(root: Path, shard: tuple[int, int]) -> ImageFolder:
     if num_flat:
         return ImageFolder(root, None, num_flat, ignored[0], shard)
     empty = [name for name, count in counts.items() if not count]
-    return ImageFolder(root, classes, num_tree, ignored[0], shard, empty)
+    some = ", ".join(" ".join(name.split()) for name in classes[:3]) + (", ..." if len(classes) > 3 else "")
+    noted = [f"{len(classes)} {'class' if len(classes) == 1 else 'classes'}: {some}"]
+    return ImageFolder(root, classes, num_tree, ignored[0], shard, empty, notes=noted)
 
 
 def _images(root: Path, is_flat: bool, ignored: list[int] | None = None) -> Iterator[str]:

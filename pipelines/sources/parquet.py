@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,11 @@ class Tables:
     columns: Columns
     shard: tuple[int, int] = (0, 1)
     mode: str = "jpg"
-    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def warnings(self) -> list[str]:
+        odd = self.columns.left_out
+        return [f"column {odd} holds neither integers nor a ClassLabel: no labels"] if odd else []
 
     @property
     def class_names(self) -> list[str] | None:

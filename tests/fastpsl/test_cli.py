@@ -69,7 +69,7 @@ def test_names_of_any_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     (path.parent / "x y.jpg").write_bytes(b"broken")
     out = tmp_path / "a b é.beton"
     code, said, _ = run(capsys, "beton", "write", tmp_path / "my photos", out, "--max-bad", 1)
-    assert code == 0 and "3 samples" in said and "é.beton.quarantine.csv: 1 broken" in said
+    assert code == 0 and "3 samples" in said and "é.beton.quarantine.csv: 1 was left out as broken" in said
     assert run(capsys, "beton", "verify", tmp_path / "a b *.beton")[0] == 0
     code, said, _ = run(capsys, "beton", "info", out)
     assert code == 0 and "café 1" in said and "ζώα" in said and "\\udcff\\udcfe" in said
@@ -169,7 +169,9 @@ def test_the_installed_command(photos: Path, tmp_path: Path) -> None:
         str(tmp_path / "a.beton"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0 and done.stdout.startswith(f"{tmp_path}/a.beton: 3 samples")
+    classes, written = done.stdout.splitlines()
+    assert done.returncode == 0 and written.startswith(f"{tmp_path}/a.beton: 3 samples")
+    assert classes == f"{photos}: 3 classes: cat, dog, empty"
     said = done.stderr.splitlines()
     assert said[:2] == [
         f"fastpsl: warning: {photos}: class empty holds no image; it keeps its label",

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,20 @@ def test_complete_shards_have_no_fault(shards: list[Path], tmp_path: Path) -> No
     assert faults(*shards) == [] and faults(shards[2]) == []  # one alone is not asked for the others
     assert len(Beton(tmp_path / GLOB)) == 18
     assert len(Beton(shards[1:3])) == 9  # some of one run: allowed
+
+
+def test_a_glob_that_misses_shards_is_read_with_a_warning(shards: list[Path], tmp_path: Path) -> None:
+    shards[1].unlink()
+    with pytest.warns(UserWarning, match=r"shard 1/4 of .* is missing; write it with --shard 1/4$"):
+        Beton(tmp_path / GLOB).close()
+    shards[3].unlink()
+    with pytest.warns(UserWarning, match=r"shard 1/4 of .* \(and 1 more\)$") as warned:
+        Beton(tmp_path / GLOB).close()
+    assert len(warned) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Beton(shards[0]).close()
+        Beton([shards[0], shards[2]]).close()
 
 
 def test_verify_tells_interrupted_from_complete(

@@ -166,8 +166,16 @@ def test_columns_without_features(tmp_path: Path) -> None:
         ),
         ({"a": [b"x"], "b": [b"x"]}, {}, "several columns may hold images; give --image-column a or b"),
         ({"a": [b"x"], "label": [1], "cls": [1]}, {}, "give --label-column label or cls or none"),
-        ({"a": [b"x"], "n": [1]}, {"image_column": "n"}, "--image-column n: no column of images"),
-        ({"a": [b"x"], "t": ["x"]}, {"label_column": "t"}, "--label-column t: no column of labels"),
+        (
+            {"a": [b"x"], "n": [1]},
+            {"image_column": "n"},
+            "--image-column n: does not hold images or their bytes",
+        ),
+        (
+            {"a": [b"x"], "t": ["x"]},
+            {"label_column": "t"},
+            "--label-column t: does not hold integers or a ClassLabel",
+        ),
         ({"a": [b"x"]}, {"image_column": "c"}, "--image-column c"),
         ({"a": pyarrow.array([], pyarrow.binary())}, {}, "has no rows"),
     ],
@@ -236,3 +244,11 @@ for path in sys.argv[1:]:
         tmp_path / "large",
     )
     assert large - small < 40
+
+
+@pytest.mark.parametrize("values", [["cat", "dog"], [0.0, 1.0]])
+def test_a_column_of_labels_that_are_no_integers_is_said(tmp_path: Path, values: list[Any]) -> None:
+    parquet.write_table(pyarrow.table({"image": PHOTOS[:2], "label": values}), tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / "a.parquet"))
+    assert source.warnings == ["column label holds neither integers nor a ClassLabel: no labels"]
+    assert [sample.label for sample in source.samples()] == [-1, -1]
