@@ -24,12 +24,11 @@ import numpy as np
 from fastpsl.pipelines import libffcv
 from fastpsl.pipelines.decoders.codes import BAD_FILE, CHANGED, WRONG_COMPONENTS, WRONG_SIZE
 from fastpsl.pipelines.decoders.synthetic import SyntheticDecoder
+from fastpsl.pipelines.rows import Data, Rows, read_bytes
 
 if TYPE_CHECKING:  # writing a beton comes by here, and needs no torch: half a GB, and seconds
     import torch
     from torch import Tensor
-
-    from fastpsl.pipelines.rows import Data, Rows
 
 # By kind of data.
 READS = {
@@ -48,7 +47,7 @@ class Decoder(Protocol):
     @property
     def reasons(self) -> dict[int, str]: ...
 
-    def decode(self, rows: "Rows", boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray: ...
+    def decode(self, rows: Rows, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray: ...
 
 
 class BatchDecoder(Protocol):
@@ -61,10 +60,10 @@ class BatchDecoder(Protocol):
     @property
     def depth(self) -> int: ...
 
-    def encode(self, rows: "Rows") -> list[Any]: ...
+    def encode(self, rows: Rows) -> list[Any]: ...
 
     def submit(
-        self, rows: "Rows", encoded: list[Any], boxes: list[np.ndarray], sizes_px: list[int]
+        self, rows: Rows, encoded: list[Any], boxes: list[np.ndarray], sizes_px: list[int]
     ) -> None: ...
 
     def collect(self) -> "tuple[np.ndarray, list[Tensor]]": ...
@@ -74,7 +73,7 @@ class BatchDecoder(Protocol):
 
 def open_decoder(
     name: str,
-    data: "Data",
+    data: Data,
     *,
     batch_size: int = 1,
     num_threads: int = 1,
@@ -105,7 +104,7 @@ def open_decoder(
     return FfcvDecoder(), why
 
 
-def choose_decoder(name: str, data: "Data", device: "torch.device") -> tuple[str, str]:
+def choose_decoder(name: str, data: Data, device: "torch.device") -> tuple[str, str]:
     """A decoder's name and why. `auto`: on a GPU resident for a small set of raw pictures of one size, else dali; on a CPU
     ffcv, and dali for folders; what is slower than that only with one warning. ValueError for what cannot be."""
     if name not in ("auto", *NAMES):
@@ -128,7 +127,7 @@ def choose_decoder(name: str, data: "Data", device: "torch.device") -> tuple[str
     return name, "asked for"
 
 
-def _automatic(data: "Data", device: "torch.device") -> tuple[str, str]:
+def _automatic(data: Data, device: "torch.device") -> tuple[str, str]:
     from fastpsl.pipelines.decoders import dali, resident
 
     if data.kind == "synthetic":
@@ -151,14 +150,12 @@ def _automatic(data: "Data", device: "torch.device") -> tuple[str, str]:
     return name, "; ".join(slower) or "its library is installed"
 
 
-def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: "Rows", i: int) -> str:
+def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: Rows, i: int) -> str:
     """The reason for a code of row i in words, with the sizes where sizes are the matter."""
     text = decoder.reasons[code]
     if code in (CHANGED, BAD_FILE):
         return f"{text}: {_what_is_wrong(rows, i)}"
     if code in (WRONG_SIZE, WRONG_COMPONENTS):
-        from fastpsl.pipelines.rows import read_bytes
-
         jpeg = np.frombuffer(read_bytes(rows, i), np.uint8)
         _, height, width, components, _, _ = libffcv.jpeg_header(jpeg, len(jpeg))
         if code == WRONG_COMPONENTS:
@@ -167,7 +164,7 @@ def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: "Rows", i: int) 
     return text
 
 
-def _what_is_wrong(rows: "Rows", i: int) -> str:
+def _what_is_wrong(rows: Rows, i: int) -> str:
     """Of an image file, in words."""
     from fastpsl.pipelines.image_file import BrokenImage, decode_any
 

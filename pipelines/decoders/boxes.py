@@ -18,11 +18,9 @@ def cannot(
 ) -> np.ndarray:
     """bool [n]: boxes that are not wholly in their pictures (px), or not with all that their kernel reaches."""
     tops, lefts, sides, others = boxes[:, :4].astype(np.int64).T
-    wrong = (sides < 1) | (others < 1)
-    margins = np.zeros(len(boxes), np.int64)
-    if is_isotropic(boxes):
-        wrong |= sides != others
-        margins = margin_px(sides, size_px).astype(np.int64)
+    isotropic = boxes[:, 4] != AREA
+    margins = np.where(isotropic, margin_px(sides, size_px), 0).astype(np.int64)
+    wrong = (sides < 1) | (others < 1) | (isotropic & (sides != others))
     wrong |= (tops < margins) | (lefts < margins)
     return wrong | (tops + sides + margins > heights) | (lefts + others + margins > widths)
 

@@ -28,17 +28,13 @@ class TorchvisionDecoder:
         num = len(rows.offset)
         codes.check_request(boxes, outs, num)
         status = np.zeros(num, np.int8)
+        outside = np.zeros(num, bool)
+        for box, out in zip(boxes, outs, strict=True):
+            outside |= cannot(box, out.shape[1], rows.height, rows.width)
         for i in range(num):
             code, picture = self.picture(rows, i)
-            if picture is None:
-                status[i] = code
-                continue
-            height, width = picture.shape[:2]
-            if any(
-                cannot(box[i : i + 1], out.shape[1], height, width)[0]
-                for box, out in zip(boxes, outs, strict=True)
-            ):
-                status[i] = codes.BAD_BOX
+            if picture is None or outside[i]:
+                status[i] = code or codes.BAD_BOX
                 continue
             picture = np.ascontiguousarray(picture)
             for box, out in zip(boxes, outs, strict=True):
