@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.normalise import normalise
+from fastpsl.pipelines.input_record import Input
 
 Draw = dict[str, np.ndarray]
 
@@ -39,12 +40,15 @@ class Op(Protocol):
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """One view: `crop`, then `ops` in order, then (x - mean) / std. `mean`, `std` are RGB, for values in [0, 1]."""
+    """One view: `crop`, then `ops` in order, then (x - mean) / std. `mean`, `std`: a value a channel, for values in [0, 1].
+
+    The channels are R, G, B; after Lightness there is one.
+    """
 
     crop: Crop
     ops: tuple[Op, ...] = ()
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
         kinds = [type(op).__name__ for op in self.ops]
@@ -54,6 +58,7 @@ class ViewSpec:
             )
         if "Rotate45" in kinds:
             self._check_rotation(kinds)
+        self.input()
 
     def _check_rotation(self, kinds: list[str]) -> None:
         """The label of a rotation in steps of 45 degrees is true of this view only."""
@@ -73,7 +78,7 @@ class ViewSpec:
     def apply(self, images: Tensor, draws: Sequence[Mapping[str, Tensor]], dtype: torch.dtype) -> Tensor:
         """uint8 [B, 3, S, S] (channels-last memory) and its draws → the normalised input, of `dtype`.
 
-        The shape is the last op's: [B, 3, S, S], or [B * tiles, 3, T, T] after JigsawTiles.
+        The shape is the last op's: [B, 3, S, S], [B * tiles, 3, T, T] after JigsawTiles, one channel after Lightness.
         """
         if len(draws) != len(self.ops):
             raise ValueError(
@@ -83,11 +88,17 @@ class ViewSpec:
             images = op(images, draw)
         return normalise(images, self.mean, self.std, dtype)
 
+    def input(self) -> Input:
+        """What this view shows the network. Sobel counts where every sample is so: as an augmentation it is RGB."""
+        channels = "RGB"
+        for op in self.ops:
+            kind = type(op).__name__
+            if kind == "Lightness":
+                channels = "L"
+            elif kind == "Sobel" and getattr(op, "p", 0) >= 1:
+                channels = "Sobel"
+        return Input(channels, self.mean, self.std, self.crop.size_px)
+
     def input_record(self) -> dict[str, Any]:
-        """What a user of the trained weights must know of their input; stored in checkpoints."""
-        return {
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "size_px": self.crop.size_px,
-            "channels": "RGB",
-        }
+        """`input()` as plain values; stored in checkpoints."""
+        return self.input().as_dict()

@@ -1,0 +1,1 @@
+"""What learned features are worth."""

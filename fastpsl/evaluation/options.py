@@ -1,0 +1,61 @@
+"""Options that every evaluation shares: whose weights, what they expect to see, how large the pictures are."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fastpsl.evaluation.weights import Pretrained, load_pretrained, random_weights
+from fastpsl.options import MACHINE, RunOptions
+from fastpsl.pipelines.input_record import Input
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions(RunOptions):
+    """Which weights they are is science by their digest (Pretrained.science); the options that find them may change."""
+
+    checkpoint: Path | None = field(default=None, metadata=MACHINE)
+    """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights (docs/weights.md)."""
+    random_weights: bool = field(default=False, metadata=MACHINE)
+    """Random weights, of --seed, instead of a --checkpoint: what the features are worth before any learning."""
+    backbone: str | None = field(default=None, metadata=MACHINE)
+    """resnet50, resnet18 or revnet50: for others' and for random weights; fastpsl's checkpoints say it themselves."""
+    input_channels: Literal["RGB", "L", "Sobel"] | None = field(default=None, metadata=MACHINE)
+    """What others' weights were trained on: RGB, L (lightness alone) or Sobel."""
+    input_mean: tuple[float, ...] | None = field(default=None, metadata=MACHINE)
+    """Mean that was taken off, a value a channel, of pixels in [0, 1]."""
+    input_std: tuple[float, ...] | None = field(default=None, metadata=MACHINE)
+    """Standard deviation that was divided by, likewise."""
+    size_px: int = 224
+    """Side of the evaluation's pictures, whatever the size in pre-training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size_px < 1:
+            raise ValueError(f"--size-px {self.size_px}: it must be above 0")
+
+    def pretrained(self) -> Pretrained:
+        """The weights that were asked for. ValueError for neither or both, or where they cannot be read."""
+        if self.random_weights == (self.checkpoint is not None):
+            raise ValueError("give either --checkpoint PATH or --random-weights")
+        if self.checkpoint is not None:
+            return load_pretrained(self.checkpoint, self.backbone, self.told_input())
+        if self.backbone is None:
+            raise ValueError("--random-weights needs --backbone")
+        return random_weights(self.backbone, self.seed, self.told_input())
+
+    def told_input(self) -> Input | None:
+        """The input record of the --input flags; None without them, ValueError where only some are given."""
+        given = {
+            "--input-channels": self.input_channels,
+            "--input-mean": self.input_mean,
+            "--input-std": self.input_std,
+        }
+        missing = [flag for flag, value in given.items() if value is None]
+        if len(missing) == len(given):
+            return None
+        if missing:
+            raise ValueError(
+                f"of the input {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: give all three or none"
+            )
+        assert self.input_channels and self.input_mean is not None and self.input_std is not None
+        return Input(self.input_channels, self.input_mean, self.input_std, self.size_px)

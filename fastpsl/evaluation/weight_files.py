@@ -1,0 +1,88 @@
+"""Files of weights as plain dicts: torch's (zip and older) and safetensors, read without running anything in them."""
+
+import hashlib
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_CHUNK = 1 << 22
+
+
+def sha256_of_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """What a file of weights holds, tensors on the CPU. ValueError where it is missing, damaged, or no dict of tensors."""
+    if not path.exists():
+        raise ValueError(f"no file {path}: give a checkpoint, a run's folder, or a file of weights")
+    if path.suffix == ".safetensors":
+        return dict(_read_safetensors(path)[0])
+    try:
+        if zipfile.is_zipfile(path):
+            # torch's reader does not compare the zip's checksums; Python's zipfile does.
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise zipfile.BadZipFile(f"{damaged} fails its checksum")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(_explain_unpickling(path, error)) from None
+    except Exception as error:  # noqa: BLE001  (zipfile, pickle, torch: each has its own for a damaged file)
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ValueError(
+            f"{path} is no readable file of weights ({reason}): fetch or copy it again"
+        ) from None
+    if isinstance(state, dict):
+        return state
+    raise ValueError(
+        f"{path} holds a {type(state).__name__}, not a dict of tensors: save a model's state_dict()"
+    )
+
+
+def told_beside(path: Path) -> dict[str, Any] | None:
+    """What `fastpsl export` wrote of this file, in it or in PATH.json; None where that is of another file, or none."""
+    if path.suffix == ".safetensors":
+        text = _read_safetensors(path)[1].get("fastpsl")
+        return None if text is None else json.loads(text)
+    beside = path.with_name(f"{path.name}.json")
+    try:
+        told = json.loads(beside.read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(told, dict) or told.get("sha256") != sha256_of_file(path):
+        return None
+    return told
+
+
+def _explain_unpickling(path: Path, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    what = reason.partition("GLOBAL ")[2].split(" ")[0] or "something"
+    if "GLOBAL " not in reason:
+        return f"{path} is no readable file of weights: fetch or copy it again"
+    return (
+        f"{path} holds objects besides tensors ({what}), which could run code and are not read: with the project that wrote it, "
+        f"save its tensors alone, torch.save(model.state_dict(), 'weights.pt'), and give that file"
+    )
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise ValueError(f'{path}: safetensors is not installed: pip install "fastpsl[export]"') from error
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is no readable safetensors file ({error}): fetch or copy it again"
+        ) from None

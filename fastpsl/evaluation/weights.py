@@ -1,0 +1,211 @@
+"""Weights in: a backbone from our checkpoint, from an exported file, from others' files, or random; and what it is."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastpsl.backbones.choose import make_backbone
+from fastpsl.checkpoint import FORMAT, Checkpoints
+from fastpsl.evaluation.foreign import recognise
+from fastpsl.evaluation.weight_files import read_weights, sha256_of_file, told_beside
+from fastpsl.pipelines.input_record import Input
+
+NAMES_SHOWN = 3
+
+
+@dataclass
+class Pretrained:
+    """A backbone with weights, what it expects to see, and where it comes from.
+
+    record: the "checkpoint" of result.json: path, sha256, kind, backbone, run_step, science, input, cut, left_out.
+    """
+
+    backbone: nn.Module
+    input: Input
+    record: dict[str, Any]
+
+    def science(self) -> dict[str, Any]:
+        """What must not change on resume, for Job.science: the weights themselves, not where their file lies."""
+        return {
+            "weights": self.record["sha256"],
+            "weights_backbone": self.record["backbone"],
+            "weights_input": self.record["input"],
+        }
+
+
+def load_pretrained(path: Path, backbone: str | None = None, input: Input | None = None) -> Pretrained:
+    """A fastpsl checkpoint, a run's folder (its newest readable checkpoint), a file of `fastpsl export`, or a foreign file.
+
+    The first three say themselves what they are, and what is told besides must agree. Foreign weights must be told:
+    `backbone` and `input` are required. ValueError where the file is unreadable, lacks a tensor of the backbone, or holds
+    another backbone or tensors that are no head.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = newest_checkpoint(path)
+    state = read_weights(path)
+    if isinstance(state.get("backbone"), dict) and "science" in state:
+        return _ours(path, state, backbone, input)
+    told = told_beside(path)
+    if told is not None:
+        return _exported(path, state, told, backbone, input)
+    return _foreign(path, state, backbone, input)
+
+
+def random_weights(backbone: str, seed: int, input: Input | None = None) -> Pretrained:
+    """A new backbone, its weights a function of `seed` alone; torch's own random state is left as it was."""
+    input = input or Input()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = make_for(backbone, input)
+    record = _record(None, sha256_of_tensors(made.state_dict()), "random", backbone, input)
+    return Pretrained(made, input, record)
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The newest readable checkpoint of a run's folder (or of its folder of checkpoints)."""
+    for place in (folder / "checkpoints", folder):
+        found = Checkpoints(place).newest()
+        if found is not None:
+            return found[0]
+    raise ValueError(f"{folder} holds no checkpoint: give a run's folder, or a file of weights")
+
+
+def make_for(name: str, input: Input) -> nn.Module:
+    """A new backbone `name`; where the input has not three channels, its first convolution takes as many."""
+    backbone = make_backbone(name)
+    if input.num_channels != 3:
+        place, first = next((n, m) for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d))
+        new = nn.Conv2d(
+            input.num_channels, first.out_channels, first.kernel_size, first.stride, first.padding,  # type: ignore[arg-type]
+            bias=first.bias is not None,
+        )  # fmt: skip
+        nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+        parent, _, attribute = place.rpartition(".")
+        setattr(backbone.get_submodule(parent), attribute, new)
+    return backbone
+
+
+def sha256_of_tensors(state: Mapping[str, Tensor]) -> str:
+    """Of names, shapes, types and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _ours(path: Path, state: dict[str, Any], backbone: str | None, input: Input | None) -> Pretrained:
+    if state.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is a checkpoint of format {state.get('format')}, and this version reads {FORMAT}"
+        )
+    science = state["science"]
+    found = Input.from_dict(state["input"])
+    name = _agreed(path, science.get("backbone"), backbone, found, input)
+    made = make_for(name, found)
+    fill(made, state["backbone"], name, f"{path}, a checkpoint of {science.get('recipe', 'fastpsl')},")
+    record = _record(path, sha256_of_file(path), "fastpsl", name, found)
+    record |= {"run_step": state["position"]["run_step"], "science": science, "cut": was_cut(state)}
+    return Pretrained(made, found, record)
+
+
+def _exported(
+    path: Path, state: dict[str, Any], told: dict[str, Any], backbone: str | None, input: Input | None
+) -> Pretrained:
+    found = Input.from_dict(told["input"])
+    name = _agreed(path, told["backbone"], backbone, found, input)
+    made = make_for(name, found)
+    fill(made, state, name, f"{path}, exported by fastpsl,")
+    record = _record(path, sha256_of_file(path), "export", name, found)
+    record |= {key: told.get(key) for key in ("run_step", "science", "cut")}
+    return Pretrained(made, found, record)
+
+
+def _foreign(path: Path, state: dict[str, Any], backbone: str | None, input: Input | None) -> Pretrained:
+    if backbone is None or input is None:
+        raise ValueError(
+            f"{path} is no checkpoint of fastpsl, so what it is must be told: give --backbone, --input-channels, "
+            f"--input-mean and --input-std (for ImageNet's usual: RGB, 0.485 0.456 0.406, 0.229 0.224 0.225)"
+        )
+    made = make_for(backbone, input)
+    found = recognise(path, state, made.state_dict())
+    fill(made, found.tensors, backbone, f"{path}, read as {found.kind}'s,")
+    record = _record(path, sha256_of_file(path), found.kind, backbone, input)
+    return Pretrained(made, input, record | {"left_out": found.left_out})
+
+
+def _agreed(path: Path, name: str | None, asked: str | None, found: Input, told: Input | None) -> str:
+    """The backbone's name; ValueError where what the file says and what was asked for differ."""
+    if name is None and asked is None:
+        raise ValueError(f"{path} does not say which backbone it holds: give --backbone")
+    if name is not None and asked is not None and name != asked:
+        raise ValueError(
+            f"{path} is a checkpoint of another backbone: {name}, not {asked}; leave out --backbone"
+        )
+    if told is not None:
+        for what in ("channels", "mean", "std"):
+            if getattr(told, what) != getattr(found, what):
+                raise ValueError(
+                    f"{path} was trained on input {what} {getattr(found, what)}, not {getattr(told, what)}: "
+                    f"leave out --input-{what}, the checkpoint brings its own"
+                )
+    chosen = name if name is not None else asked
+    assert chosen is not None
+    return chosen
+
+
+def fill(backbone: nn.Module, tensors: Mapping[str, Any], name: str, source: str) -> None:
+    """Load `tensors`, which must be the backbone's, all of them, and of its shapes; else ValueError with the first few."""
+    wanted = backbone.state_dict()
+    missing = [key for key in wanted if key not in tensors]
+    if missing:
+        raise ValueError(
+            f"{source} lacks {len(missing)} of the {len(wanted)} tensors of {name} ({_few(missing)}): "
+            f"give the --backbone that it holds, or another file"
+        )
+    wrong = [key for key in wanted if tuple(tensors[key].shape) != tuple(wanted[key].shape)]
+    if wrong:
+        raise ValueError(
+            f"{source} has {wrong[0]} of shape {tuple(tensors[wrong[0]].shape)}, and {name} needs "
+            f"{tuple(wanted[wrong[0]].shape)} ({len(wrong)} differ): give the --backbone and --input-channels that it holds"
+        )
+    extra = [key for key in tensors if key not in wanted]
+    if extra:
+        raise ValueError(
+            f"{source} holds {len(extra)} tensors that {name} has not ({_few(extra)}): give the --backbone"
+        )
+    backbone.load_state_dict(dict(tensors))
+
+
+def was_cut(state: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's training did not go through its whole plan: steps left out of a stage, or stages to come."""
+    summaries, science = state["position"]["summaries"], state["science"]
+    lengths = science.get("stage_epochs") or ()
+    num_stages = 1 if science.get("plan", "end_to_end") == "end_to_end" else len(lengths)
+    short = any(summary["num_steps"] < summary["num_steps_planned"] for summary in summaries)
+    return short or len(summaries) < num_stages
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
+
+
+def _record(path: Path | None, sha256: str, kind: str, backbone: str, input: Input) -> dict[str, Any]:
+    return {
+        "path": None if path is None else str(path),
+        "sha256": sha256,
+        "kind": kind,
+        "backbone": backbone,
+        "input": input.as_dict(),
+        "run_step": None,
+        "science": None,
+        "cut": False,
+        "left_out": [],
+    }
