@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bench import peers
 from bench.timing import samples_per_s
-from fastpsl.backbones.resnet import ResNet
+from fastpsl.backbones.choose import make_backbone
 from fastpsl.distributed import World, choose_device
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.learner import Learner
@@ -21,6 +21,7 @@ from fastpsl.pipelines.views import ViewSpec
 from fastpsl.pipelines.workers import default_num_threads
 from fastpsl.plan import Stage, make_plan
 from fastpsl.sample import sample_paths
+from fastpsl.schedules import Moment
 from fastpsl.stage import Metrics, StageModule, Task, Trunk
 from recipes import jigsaw_r50
 
@@ -73,7 +74,7 @@ class Bench:
         job = jigsaw_r50.build(self.recipe)
         stages = (*job.stages, *make_plan("end_to_end", self.recipe.stage_epochs))
         stage: Stage = next(stage for stage in stages if stage.name == name)
-        backbone = ResNet(backbone_name).to(self.device).to(memory_format=torch.channels_last)
+        backbone = make_backbone(backbone_name).to(self.device).to(memory_format=torch.channels_last)
         task = PuzzlePerView(job.task)
         head = task.head(stage.level, backbone.channels[stage.last_block - 1]).to(self.device)
         module = StageModule(Trunk(backbone, stage), head, task)
@@ -84,7 +85,7 @@ class Bench:
         optimiser = job.optimiser(module.learning_parameters())
         self.learners[name] = Learner(module, optimiser, [view], self.precision, world)
         self.level_views[name] = view
-        self.lr = job.schedule(0, 1)
+        self.lr = job.schedule(Moment(0, 1, 0, 1, 1))
 
     def work(self, kind: str, files: str) -> peers.Work:
         size_px = self.level_views[next(iter(self.level_views))].crop.size_px

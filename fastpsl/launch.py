@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -23,17 +23,30 @@ EXIT_FINISHED, EXIT_CRASHED, EXIT_USER_ERROR, EXIT_PREEMPTED = 0, 1, 2, 75
 Options = TypeVar("Options", bound=RunOptions)
 
 
-def launch(recipe: str, parse: Callable[[], Options], build: Callable[[Options], Job]) -> NoReturn:
+def launch(
+    recipe: str,
+    parse: Callable[[], Options],
+    build: Callable[[Options], Job],
+    finish: Callable[[Options, Job, Run], Sequence[str]] | None = None,
+) -> NoReturn:
     """Run a recipe and leave the process: 0 finished, 2 user error, 75 preempted (resume it), 1 crashed.
 
-    ValueError and OSError are the user's (one line, no traceback); whatever else is ours, with its traceback.
+    finish: called on rank 0 after a whole run; its lines are printed. Errors as in `run_script`.
     """
     opened: list[Run] = []
+    run_script(recipe, lambda: _run(recipe, parse(), build, finish, opened), opened)
+
+
+def run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run] = ()) -> NoReturn:
+    """Leave the process with `work`'s exit code, or with that of its error.
+
+    ValueError and OSError are the user's (one line, no traceback); whatever else is ours, with its traceback. `opened`: the
+    runs that `work` opens, whose status says how they ended.
+    """
     rank = own_rank()
     _say_warnings_in_one_line(recipe, rank)
     try:
-        options = parse()
-        code = _run(recipe, options, build, opened)
+        code = work()
     except (ValueError, OSError) as error:
         code = EXIT_USER_ERROR
         reason = " ".join(str(error).split())
@@ -66,7 +79,13 @@ def _say_warnings_in_one_line(recipe: str, rank: int) -> None:
     warnings.showwarning = show_once
 
 
-def _run(recipe: str, options: Options, build: Callable[[Options], Job], opened: list[Run]) -> int:
+def _run(
+    recipe: str,
+    options: Options,
+    build: Callable[[Options], Job],
+    finish: Callable[[Options, Job, Run], Sequence[str]] | None,
+    opened: list[Run],
+) -> int:
     world = join_world(options.device, timeout_s=10 * options.timeout_s)
     torch.manual_seed(torch_seed(options.seed))  # initial weights
     job = build(options)
@@ -75,6 +94,8 @@ def _run(recipe: str, options: Options, build: Callable[[Options], Job], opened:
     finished = pretrain(job, run)
     if world.rank == 0:
         _say_the_end(run, finished)
+        for line in finish(options, job, run) if finish and finished else ():
+            print(line)
     run.close()
     return EXIT_FINISHED if finished else EXIT_PREEMPTED
 
@@ -96,7 +117,7 @@ def _say_the_end(run: Run, finished: bool) -> None:
         print(f"contact sheet {sheet}")
 
 
-def _report_failure(opened: list[Run], rank: int, error: str, reason: str) -> None:
+def _report_failure(opened: Sequence[Run], rank: int, error: str, reason: str) -> None:
     """Say why, once, in status.json and on the terminal.
 
     A rank that fails breaks the others' collective calls: those find `failed` in status.json and keep quiet. Where all

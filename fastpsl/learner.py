@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastpsl.distributed import World, sum_over_ranks
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.stage import Metrics, StageModule
+from fastpsl.stage import Metrics, StageModule, Task, call_if_there
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FP16_INITIAL_SCALE = 65536.0
@@ -52,7 +52,7 @@ class Learner:
             batch = next(batches)
             last = number == num_batches - 1
             with contextlib.nullcontext() if last or self.world.size == 1 else self.forward.no_sync():  # type: ignore[operator]
-                loss, metrics = self._forward(batch)
+                loss, metrics = self._forward(batch, self.views)
                 self.scaler.scale(loss / num_batches).backward()
             for name, (value, count) in metrics.items():
                 before = totals.get(name, (0.0, 0.0))
@@ -66,8 +66,10 @@ class Learner:
         return totals
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch], stopped: Callable[[], bool]) -> dict[str, float] | None:
-        """Means of the metrics over `batches`, all ranks together; padded samples count for nothing.
+    def evaluate(
+        self, batches: Iterable[Batch], views: Sequence[ViewSpec], stopped: Callable[[], bool]
+    ) -> dict[str, float] | None:
+        """Means of the metrics over `batches` of `views`, all ranks together; padded samples count for nothing.
 
         `stopped` is asked after each batch, on every rank; None when it says so.
         """
@@ -76,7 +78,9 @@ class Learner:
         for batch in batches:
             if stopped():
                 return None
-            _, metrics = self._forward(batch)  # through DDP: it gives every rank rank 0's running statistics
+            _, metrics = self._forward(
+                batch, views
+            )  # through DDP: it gives every rank rank 0's running statistics
             for name, pair in metrics.items():
                 totals[name] = totals.get(name, 0) + torch.stack(pair).double()
         self.module.train()
@@ -87,11 +91,22 @@ class Learner:
             )
         }
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
+    @torch.no_grad()
+    def warm_up(self, task: Task, batch: Batch) -> None:
+        """Let the task see a batch that is no step's."""
         inputs = batch.inputs(self.views, self.dtype)
+        with self._autocast():
+            call_if_there(task, "warm_up", self.module.trunk, self.module.head, inputs, batch)
+
+    def _forward(self, batch: Batch, views: Sequence[ViewSpec]) -> tuple[Tensor, Metrics]:
+        inputs = batch.inputs(views, self.dtype)
+        with self._autocast():
+            output: tuple[Tensor, Metrics] = self.forward(inputs, batch)
+            return output
+
+    def _autocast(self) -> torch.autocast:
         enabled = self.dtype != torch.float32
-        with torch.autocast(self.world.device.type, dtype=self.dtype if enabled else None, enabled=enabled):
-            return self.forward(inputs, batch)
+        return torch.autocast(self.world.device.type, dtype=self.dtype if enabled else None, enabled=enabled)
 
     def _count_skipped(self, optimiser: torch.optim.Optimizer, *_: Any) -> None:
         self.num_skipped += optimiser.found_inf  # type: ignore[attr-defined]  # set by the scaler for fused optimisers

@@ -1,15 +1,17 @@
 """Options that all recipes share, and how a recipe's PAPER and SAMPLE values become its options."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+from torch import nn
 
 from fastpsl.command_line import parse
 from fastpsl.distributed import own_rank
-from fastpsl.plan import PLANS
+from fastpsl.plan import Stage, make_plan
+from fastpsl.stage import Task
 
 # A field with this may differ on resume; every other one is science and must be as it was.
 MACHINE = {"machine": True}
@@ -27,10 +29,6 @@ class RunOptions:
     """The run's folder; without it a new numbered one under runs/."""
     resume: str = field(default="auto", metadata=MACHINE)
     """auto: from the newest checkpoint in --out, if there is one; never: only into a fresh folder; or a checkpoint's PATH."""
-    plan: Literal["psl", "sl", "psl_f", "end_to_end"] = "psl"
-    """Which blocks learn what, and when (psl.txt, sections 3.2 and 4.5)."""
-    stage_epochs: tuple[int, ...] = (60, 60, 60)
-    """Epochs of each stage."""
     batch_size: int = 256
     """Images a step, over all ranks and accumulated batches."""
     seed: int = 0
@@ -41,8 +39,6 @@ class RunOptions:
     """Of the quasi-random order: each takes an equal share of every batch; the ranks share them."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: fp16 on CUDA, fp32 on the CPU."""
-    frozen_batchnorm: Literal["eval", "train"] = "eval"
-    """How blocks before the stage normalise."""
     sync_batchnorm: bool = False
     """BatchNorm statistics over all ranks (CUDA only)."""
     max_steps_per_stage: int | None = field(default=None, metadata=MACHINE)
@@ -96,8 +92,6 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: it must be 1 or more, or left out")
-        if self.plan not in PLANS:
-            raise ValueError(f"unknown plan {self.plan!r}: allowed are {', '.join(PLANS)}")
 
     def science(self) -> dict[str, Any]:
         """The fields that must be equal on resume, as plain values."""
@@ -122,6 +116,43 @@ class RunOptions:
         if self.precision != "auto":
             return self.precision
         return "fp16" if device.type == "cuda" else "fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions(RunOptions):
+    """What the recipes that train a backbone through a plan share besides."""
+
+    plan: Literal["psl", "sl", "psl_f", "end_to_end"] = "psl"
+    """Which blocks learn what, and when (psl.txt, sections 3.2 and 4.5)."""
+    stage_epochs: tuple[int, ...] = (60, 60, 60)
+    """Epochs of each stage."""
+    partition: tuple[str, ...] = ()
+    """Blocks that learn in each stage, such as 1-3 2-4 3-5; by default n stages of all but n - 1 blocks each."""
+    levels: tuple[int, ...] = ()
+    """The task's level in each stage; by default from the easiest to the hardest."""
+    frozen_batchnorm: Literal["eval", "train"] = "eval"
+    """How blocks before the stage normalise."""
+    apex: bool = False
+    """SGD by NVIDIA apex's FusedSGD, where the recipe uses SGD."""
+    probe_every: int = field(default=0, metadata=MACHINE)
+    """Epochs between looks at the features by held-out labels (0: never)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.probe_every < 0:
+            raise ValueError(f"--probe-every {self.probe_every}: it must be 0 (never) or more epochs")
+
+    def stages(self, task: Task, backbone: nn.Module) -> tuple[Stage, ...]:
+        """The plan's stages for this task and backbone."""
+        blocks: Callable[[], list[nn.Module]] = backbone.blocks  # type: ignore[assignment]  # a module of no type of ours
+        return make_plan(
+            self.plan,
+            self.stage_epochs,
+            num_levels=task.num_levels,
+            num_blocks=len(blocks()),
+            partition=self.partition,
+            levels=self.levels,
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,9 @@
 """Plans: which blocks run, which learn, at which level, for how long. PSL (psl.txt, section 3.2 and Algorithm 1) is such a plan."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 PLANS = ("psl", "sl", "psl_f", "end_to_end")
 
@@ -10,7 +12,8 @@ PLANS = ("psl", "sl", "psl_f", "end_to_end")
 class Stage:
     """One learning stage. Blocks count from 1 (B1); images enter at B1, so blocks 1 to `last_block` run.
 
-    Blocks before `first_learning` run without a graph; blocks after `last_block` do not run at all.
+    Blocks before `first_learning` run without a graph; blocks after `last_block` do not run at all. Where `first_learning`
+    is `last_block` + 1, the head learns alone.
     """
 
     name: str
@@ -20,41 +23,101 @@ class Stage:
     epochs: int
 
     def __str__(self) -> str:
+        if self.first_learning > self.last_block:
+            return f"{self.name}: the head learns on B1-B{self.last_block}, frozen, {self.epochs} epochs"
         learning = f"B{self.first_learning}-B{self.last_block}"
         before = f", {self.first_learning - 1} before it frozen" if self.first_learning > 1 else ""
         return f"{self.name}: level G{self.level}, learns {learning}{before}, {self.epochs} epochs"
 
 
 def make_plan(
-    name: str, stage_epochs: Sequence[int], num_blocks: int = 5, blocks_per_stage: int = 3
+    name: str,
+    stage_epochs: Sequence[int],
+    *,
+    num_levels: int = 3,
+    num_blocks: int = 5,
+    partition: Sequence[str] = (),
+    levels: Sequence[int] = (),
 ) -> tuple[Stage, ...]:
-    """The stages of plan `name` over a backbone of `num_blocks` blocks.
+    """The stages of plan `name` for a task of `num_levels` levels over a backbone of `num_blocks` blocks.
 
-    psl: stage i learns blocks i … i+blocks_per_stage-1 at level i (S1 = B1-B3, S2 = B2-B4, S3 = B3-B5).
+    psl: stage i learns the blocks of its part of the `partition` at level i.
     sl: the same stages, all at the hardest level (section 4.5, "SL").
     psl_f: as psl, but every block that runs learns ("full gradient", section 4.5).
     end_to_end: one stage over all blocks at the hardest level. The paper does not say how long its end-to-end
     baselines ran; here as many epochs as the stages together.
+
+    partition: parts such as "1-3", a stage each. By default n stages learn num_blocks - n + 1 blocks each, every one a block
+    further up: the paper's S1 = B1-B3, S2 = B2-B4, S3 = B3-B5 for three. levels: a level a stage; by default from the easiest to
+    the hardest in even steps. Both are ours to choose freely; the paper has one of each.
     """
     if name not in PLANS:
         raise ValueError(f"unknown plan {name!r}: allowed are {', '.join(PLANS)}")
-    num_stages = num_blocks - blocks_per_stage + 1
-    if len(stage_epochs) != num_stages:
+    num_stages = len(stage_epochs)
+    if not stage_epochs or min(stage_epochs) < 1:
+        raise ValueError(f"stage lengths {tuple(stage_epochs)}: give one or more, each of at least 1 epoch")
+    if not partition and num_stages > num_blocks:
         raise ValueError(
-            f"{len(stage_epochs)} stage lengths {tuple(stage_epochs)} given: {num_blocks} blocks in stages of "
-            f"{blocks_per_stage} make {num_stages} stages, give --stage-epochs {num_stages} numbers"
+            f"{num_stages} stage lengths {tuple(stage_epochs)} for {num_blocks} blocks: give at most {num_blocks}, or the --partition"
         )
-    if min(stage_epochs) < 1:
-        raise ValueError(f"stage lengths {tuple(stage_epochs)}: each must be at least 1 epoch")
+    parts = _parts(partition or _overlapping(num_stages, num_blocks), num_stages, num_blocks)
+    if not levels:
+        # The last one by name: where there is one stage only, it is the hardest.
+        rising = (1 + round(i * (num_levels - 1) / (num_stages - 1)) for i in range(num_stages - 1))
+        levels = (*rising, num_levels)
+    if len(levels) != num_stages:
+        raise ValueError(
+            f"--levels {_words(levels)} for {num_stages} stages: give a level for each of --stage-epochs"
+        )
+    wrong = [level for level in levels if not 1 <= level <= num_levels]
+    if wrong:
+        raise ValueError(
+            f"--levels {_words(levels)}: level {wrong[0]} is not within the task's 1 to {num_levels}"
+        )
     if name == "end_to_end":
-        return (Stage("E", num_stages, 1, num_blocks, sum(stage_epochs)),)
+        return (Stage("E", max(levels), 1, num_blocks, sum(stage_epochs)),)
     return tuple(
         Stage(
             name=f"S{number}",
-            level=num_stages if name == "sl" else number,
-            first_learning=1 if name == "psl_f" else number,
-            last_block=number + blocks_per_stage - 1,
+            level=max(levels) if name == "sl" else level,
+            first_learning=1 if name == "psl_f" else first,
+            last_block=last,
             epochs=epochs,
         )
-        for number, epochs in enumerate(stage_epochs, start=1)
+        for number, (epochs, level, (first, last)) in enumerate(
+            zip(stage_epochs, levels, parts, strict=True), start=1
+        )
     )
+
+
+def _overlapping(num_stages: int, num_blocks: int) -> list[str]:
+    return [f"{i + 1}-{i + 1 + num_blocks - num_stages}" for i in range(num_stages)]
+
+
+def _parts(partition: Sequence[str], num_stages: int, num_blocks: int) -> list[tuple[int, int]]:
+    """(first, last) block of each stage; ValueError unless they rise and every block learns in one of them."""
+    asked = f"--partition {_words(partition)}"
+    found = [re.fullmatch(r"B?(\d+)(?:-B?(\d+))?", part) for part in partition]
+    if None in found:
+        raise ValueError(f"{asked}: give a range of blocks for each stage, such as 1-3 2-4 3-5")
+    parts = [(int(match[1]), int(match[2] or match[1])) for match in found if match]
+    if len(parts) != num_stages:
+        raise ValueError(f"{asked} has {len(parts)} parts for {num_stages} stage lengths: give one for each")
+    for (first, last), part in zip(parts, partition, strict=True):
+        if not 1 <= first <= last <= num_blocks:
+            raise ValueError(f"{asked}: {part} is no range of blocks within 1 to {num_blocks}")
+    for one, other in pairwise(parts):
+        if not (one[0] < other[0] and one[1] < other[1]):
+            raise ValueError(f"{asked}: each stage must begin and end above the one before it")
+    holes = set(range(1, num_blocks + 1)) - {
+        block for first, last in parts for block in range(first, last + 1)
+    }
+    if holes:
+        raise ValueError(
+            f"{asked} has a hole: B{min(holes)} would never learn; let each of B1 to B{num_blocks} be in a stage"
+        )
+    return parts
+
+
+def _words(values: Sequence[object]) -> str:
+    return " ".join(map(str, values))

@@ -91,10 +91,10 @@ class Reporter:
         if self.screen:
             self.screen.say(text)
 
-    def stage_begins(self, stage: Stage, step: int, num_steps: int) -> None:
+    def stage_begins(self, stage: Stage, step: int, num_steps: int, steps_per_epoch: int) -> None:
         self._stage, self._num_steps, self._skipped = stage, num_steps, 0.0
         self._window_started, self._wait_s = time.perf_counter(), 0.0
-        self.say(f"{stage}; steps {step} to {num_steps}")
+        self.say(f"{stage} of {steps_per_epoch} steps; steps {step} to {num_steps}")
 
     def watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """`batches`; the time that the loop waits for them adds to data wait, their skipped samples are noted."""

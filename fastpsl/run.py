@@ -113,13 +113,44 @@ class Run:
         )
         self.write_status("running", "")
 
-    def loader(self, data: Data, views: Sequence[ViewSpec], *, train: bool) -> Loader:
-        """A loader of this rank's share of `data`: shuffled and augmented alike for training and evaluation."""
+    def data_record(self) -> dict[str, Any]:
+        """Which data this run has, for result.json."""
+        val = self.val_data
+        return {
+            "train": self.train_data.digest(),
+            "val": val.digest() if val is not None else None,
+            "num_train": self.train_data.num_samples,
+            "num_val": val.num_samples if val is not None else None,
+        }
+
+    def loader_batch(self, images_per_sample: int) -> int:
+        """Samples of a rank's batch, each of which makes so many images. ValueError where they do not divide it."""
+        samples, rest = divmod(self.batch_size, images_per_sample)
+        if rest or not samples:
+            raise ValueError(
+                f"--batch-size {self.options.batch_size} gives each rank {self.batch_size} images a pass, and each sample makes "
+                f"{images_per_sample}: choose a batch that is a multiple of "
+                f"{images_per_sample * self.world.size * self.options.accumulate}"
+            )
+        return samples
+
+    def check_views(self, views: Sequence[ViewSpec], held_out_views: Sequence[ViewSpec]) -> None:
+        """ValueError where the smallest picture of the training or the held-out data cannot be cropped so."""
+        for data, these in ((self.train_data, views), (self.val_data, held_out_views)):
+            if data is not None:
+                min_height, min_width, _, _ = data.image_sizes()
+                for view in these:
+                    view.crop.check(min_height, min_width)
+
+    def loader(
+        self, data: Data, views: Sequence[ViewSpec], *, train: bool, images_per_sample: int = 1
+    ) -> Loader:
+        """A loader of this rank's share of `data`: shuffled for training, in the data's order for evaluation."""
         options, world = self.options, self.world
         return Loader(
             data,
             views,
-            batch_size=self.batch_size,
+            batch_size=self.loader_batch(images_per_sample),
             seed=options.seed,
             rank=world.rank,
             world=world.size,
@@ -188,12 +219,6 @@ def open_both(options: RunOptions) -> tuple[Data, Data | None]:
 
 def environment(world: World) -> dict[str, Any]:
     """Machine, versions and commit, for the run's record."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -202,8 +227,19 @@ def environment(world: World) -> dict[str, Any]:
         "world_size": world.size,
         "torch_threads": torch.get_num_threads(),
         "commit": own_commit(),
-        "packages": versions,
+        "packages": package_versions(),
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Of the packages that results depend on."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
 
 
 def own_commit() -> str | None:

@@ -17,7 +17,13 @@ Metrics = dict[str, tuple[Tensor, Tensor]]
 class Task(Protocol):
     """What the trainer asks of a pretext task. Nothing to inherit from: `docs/add_a_task.md` shows a short one.
 
-    A task may also have `needs_labels = True`, which refuses data without them, and, which the trainer then calls:
+    A task may also have `needs_labels = True`, which refuses data without them and held-out data of other classes, and, which
+    the trainer then calls:
+      held_out_views(level)            views of the held-out pass, where they are not views(level)
+      images_per_sample(level)         network inputs that one sample makes, as `--batch-size` counts them; 1 without it
+      check_data(data, batch_size)     before anything is trained: ValueError where this data, or this global batch, cannot serve
+      warm_up_batches(stage)           how many batches pass before a new stage's first step, without being steps …
+      warm_up(trunk, head, inputs, batch)   … each of them, without gradients, in train mode; no epoch of training has their draws
       start_stage(stage, trunk, head)  a new stage's modules are made: build momentum copies, empty queues
       after_step()                     after each optimiser step: momentum updates, queues
       end_of_epoch()                   after an epoch's last step: new labels, order weights
@@ -71,12 +77,20 @@ class Trunk(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
+        """Features of the stage's last block."""
+        return self.features(images)[-1]
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Features of every block that runs, B1 first."""
+        outputs = []
         with torch.no_grad():
             for block in self.frozen:
                 images = block(images)
+                outputs.append(images)
         for block in self.learning:
             images = block(images)
-        return images
+            outputs.append(images)
+        return outputs
 
 
 class StageModule(nn.Module):
@@ -100,6 +114,17 @@ def call_if_there(task: Task, hook: str, *arguments: Any) -> Any:
     """Call an optional hook of a task (see `Task`); None where it has no such hook."""
     method = getattr(task, hook, None)
     return None if method is None else method(*arguments)
+
+
+def held_out_views(task: Task, level: int) -> tuple[ViewSpec, ...]:
+    """The views of a held-out pass."""
+    views: tuple[ViewSpec, ...] = call_if_there(task, "held_out_views", level) or task.views(level)
+    return views
+
+
+def images_per_sample(task: Task, level: int) -> int:
+    """How many of --batch-size's images one sample makes."""
+    return call_if_there(task, "images_per_sample", level) or 1
 
 
 def task_state(task: Task) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,12 +12,23 @@ import torch
 from torch import nn
 
 from fastpsl.learner import Learner
-from fastpsl.optimisers import Schedule, sgd
+from fastpsl.optimisers import sgd
 from fastpsl.pipelines.loader import Loader
-from fastpsl.pipelines.rows import require_labels
+from fastpsl.pipelines.rows import require_labels, require_same_classes
 from fastpsl.plan import Stage
 from fastpsl.run import Run
-from fastpsl.stage import StageModule, Task, Trunk, call_if_there, task_state
+from fastpsl.schedules import Moment, Schedule
+from fastpsl.stage import (
+    StageModule,
+    Task,
+    Trunk,
+    call_if_there,
+    held_out_views,
+    images_per_sample,
+    task_state,
+)
+
+MAX_WARM_UP_EPOCHS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -32,16 +44,26 @@ class Job:
     schedule: Schedule
     optimiser: Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer] = sgd
     science: Mapping[str, Any] = field(default_factory=dict)
+    frozen_batchnorm: str = "eval"
 
     def __post_init__(self) -> None:
-        """ValueError now, and not after two stages, for a level that the task does not have or cannot show."""
+        """ValueError before anything is opened where a level's views cannot be."""
         for stage in self.stages:
-            if not 1 <= stage.level <= self.task.num_levels:
-                raise ValueError(
-                    f"stage {stage.name} wants level {stage.level}, and the task has {self.task.num_levels}: "
-                    f"give it as many levels (for the jigsaw, as many --counts) as the plan has stages"
-                )
+            assert 1 <= stage.level <= self.task.num_levels, stage
             self.task.views(stage.level)
+
+    def check(self, run: Run) -> None:
+        """ValueError now, and not after two stages, where a stage cannot be trained on this run's data."""
+        task = self.task
+        if getattr(task, "needs_labels", False):
+            require_labels(run.train_data, f"the task {type(task).__name__}")
+            if run.val_data is not None:
+                require_labels(run.val_data, f"the task {type(task).__name__}")
+                require_same_classes(run.train_data, run.val_data)
+        call_if_there(task, "check_data", run.train_data, run.options.batch_size)
+        for stage in self.stages:
+            run.loader_batch(images_per_sample(task, stage.level))
+            run.check_views(task.views(stage.level), held_out_views(task, stage.level))
 
 
 def torch_seed(*numbers: int) -> int:
@@ -51,9 +73,8 @@ def torch_seed(*numbers: int) -> int:
 
 def pretrain(job: Job, run: Run) -> bool:
     """Train through the plan, from the run's checkpoint if it has one. False when a signal stopped it (after saving)."""
+    job.check(run)
     (state, run.resume_state), position = (run.resume_state, None), run.position
-    if getattr(job.task, "needs_labels", False):
-        require_labels(run.train_data, f"the task {type(job.task).__name__}")
     if run.options.sync_batchnorm:
         nn.SyncBatchNorm.convert_sync_batchnorm(job.backbone)
     job.backbone.to(run.world.device).to(memory_format=torch.channels_last)
@@ -74,13 +95,15 @@ class StageRun:
     def __init__(self, job: Job, run: Run, state: dict[str, Any] | None):
         self.job, self.run, self.position = job, run, run.position
         self.stage = stage = job.stages[run.position.stage]
-        self.views = job.task.views(stage.level)
+        self.views, self.fresh = job.task.views(stage.level), state is None
+        self.held_out_views = held_out_views(job.task, stage.level)
+        self.images_per_sample = images_per_sample(job.task, stage.level)
         torch.manual_seed(torch_seed(run.options.seed, run.position.stage))
         channels: Sequence[int] = job.backbone.channels  # type: ignore[assignment]  # a module of no type of ours
         head = job.task.head(stage.level, channels[stage.last_block - 1])
         if run.options.sync_batchnorm:
             head = nn.SyncBatchNorm.convert_sync_batchnorm(head)
-        trunk = Trunk(job.backbone, stage, run.options.frozen_batchnorm)
+        trunk = Trunk(job.backbone, stage, job.frozen_batchnorm)
         module = StageModule(trunk, head.to(run.world.device), job.task)
         call_if_there(job.task, "start_stage", stage, trunk, head)
         optimiser = job.optimiser(module.learning_parameters())
@@ -93,17 +116,25 @@ class StageRun:
         """Train, save, evaluate. False when a signal stopped it; what was learned is saved then too."""
         run, position = self.run, self.position
         with contextlib.ExitStack() as stack:
-            loader = stack.enter_context(run.loader(run.train_data, self.views, train=True))
+            each = self.images_per_sample
+            loader = stack.enter_context(
+                run.loader(run.train_data, self.views, train=True, images_per_sample=each)
+            )
             val_loader = None
             if run.val_data is not None:  # opened now: what cannot be evaluated is refused before the epochs
-                val_loader = stack.enter_context(run.loader(run.val_data, self.views, train=False))
+                val_loader = stack.enter_context(
+                    run.loader(run.val_data, self.held_out_views, train=False, images_per_sample=each)
+                )
             self.num_steps = self.stage.epochs * (loader.num_steps // run.options.accumulate)
+            if self.fresh and not self._warm_up(loader):
+                return False
             finished = self._train(loader)
             self.save()
             held_out: dict[str, float] | None = {}
             if finished and val_loader:
                 batches = run.reporter.watched(val_loader.epoch(0))
-                held_out = self.learner.evaluate(batches, lambda: run.agreement.after_step().stop)
+                stopped = lambda: run.agreement.after_step().stop
+                held_out = self.learner.evaluate(batches, self.held_out_views, stopped)
                 finished = held_out is not None
             if finished:
                 assert held_out is not None
@@ -116,11 +147,32 @@ class StageRun:
                 self.save()
         return finished
 
+    def _warm_up(self, loader: Loader) -> bool:
+        """The passes that a task asks for before a new stage's first step. False when a signal stopped them."""
+        run = self.run
+        num_batches = call_if_there(self.job.task, "warm_up_batches", self.stage) or 0
+        if num_batches:
+            run.reporter.say(f"{self.stage.name}: {num_batches} batches pass first, which are no steps")
+        # Numbers of epochs that training never comes to: these orders and draws are nobody else's.
+        epoch = sum(stage.epochs for stage in self.job.stages) + self.position.stage * MAX_WARM_UP_EPOCHS
+        done = 0
+        while done < num_batches:
+            batches = loader.epoch(epoch)
+            for batch in itertools.islice(run.reporter.watched(batches), num_batches - done):
+                self.learner.warm_up(self.job.task, batch)
+                done += 1
+                if run.agreement.after_step().stop:
+                    batches.close()
+                    return False
+            batches.close()
+            epoch += 1
+        return True
+
     def _train(self, loader: Loader) -> bool:
         job, run, position, options = self.job, self.run, self.position, self.run.options
         steps_per_epoch = loader.num_steps // options.accumulate
         last_step = min(self.num_steps, options.max_steps_per_stage or self.num_steps)
-        run.reporter.stage_begins(self.stage, position.step, last_step)
+        run.reporter.stage_begins(self.stage, position.step, last_step, steps_per_epoch)
         run.look_at_first_batch(job.task, self.stage, loader)
         while position.step < last_step:
             epoch, step_in_epoch = divmod(position.step, steps_per_epoch)
@@ -129,7 +181,7 @@ class StageRun:
             for _ in range(step_in_epoch, min(steps_per_epoch, last_step - position.step + step_in_epoch)):
                 torch.manual_seed(torch_seed(options.seed, position.stage, position.step, run.world.rank))
                 started = time.perf_counter()
-                lr = job.schedule(position.step, self.num_steps)
+                lr = job.schedule(self._moment())
                 metrics = self.learner.step(watched, options.accumulate, lr)
                 call_if_there(job.task, "after_step")
                 position.step += 1
@@ -147,6 +199,10 @@ class StageRun:
                     self.save()
             batches.close()
         return True
+
+    def _moment(self) -> Moment:
+        position, all_epochs = self.position, sum(stage.epochs for stage in self.job.stages)
+        return Moment(position.step, self.num_steps, position.first_epoch, self.stage.epochs, all_epochs)
 
     def save(self) -> None:
         """Checkpoint on rank 0; called by every rank at the same step, as a task's state may have to be gathered."""

@@ -95,3 +95,23 @@ def require_labels(data: Data, what: str) -> None:
             f"(the first: {data.name(int((data.labels() < 0).argmax()))}); "
             "write the data from a folder per class, or choose what learns without labels"
         )
+
+
+def require_same_classes(train: Data, val: Data) -> None:
+    """ValueError where the held-out data has other classes than the training data, or gives them other numbers."""
+    if train.class_names and val.class_names:
+        if train.class_names != val.class_names:
+            strange = [name for name in val.class_names if name not in train.class_names]
+            missing = [name for name in train.class_names if name not in val.class_names]
+            found = f"{strange[0]!r} is not in the training data" if strange else f"{missing[0]!r} is missing"
+            if not strange and not missing:
+                found = "their order differs"
+            raise ValueError(
+                f"held-out data has {len(val.class_names):,} classes, training data {len(train.class_names):,}, and {found}: "
+                f"write both from folders of the same classes"
+            )
+    elif val.num_classes > train.num_classes or int(val.labels().max()) > int(train.labels().max()):
+        raise ValueError(
+            f"held-out data has labels up to {int(val.labels().max())}, training data up to {int(train.labels().max())}: "
+            f"write both from the same classes"
+        )

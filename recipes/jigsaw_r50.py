@@ -10,13 +10,13 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastpsl.backbones.resnet import ResNet
+from fastpsl.backbones.choose import make_backbone
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.launch import launch
-from fastpsl.optimisers import sgd, step_drops
-from fastpsl.options import MACHINE, RunOptions, parse_options
+from fastpsl.optimisers import sgd
+from fastpsl.options import MACHINE, PretrainOptions, parse_options
 from fastpsl.permutations import read_permutations
-from fastpsl.plan import make_plan
+from fastpsl.schedules import step_drops
 from fastpsl.tasks.jigsaw import Jigsaw
 from fastpsl.trainer import Job
 
@@ -47,9 +47,9 @@ SAMPLE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RunOptions):
+class Options(PretrainOptions):
     backbone: str = "resnet50"
-    """resnet50 or resnet18."""
+    """resnet50, resnet18 or revnet50."""
     lr: float = 0.01
     """Learning rate at each stage's start."""
     intervals: tuple[int, ...] = (20, 20, 10, 10)
@@ -87,13 +87,15 @@ def build(options: Options) -> Job:
         permutations_per_image=options.permutations_per_image,
         embedding_width=options.embedding_width,
     )
+    backbone = make_backbone(options.backbone)
     return Job(
         task=task,
-        backbone=ResNet(options.backbone),
-        stages=make_plan(options.plan, options.stage_epochs),
+        backbone=backbone,
+        stages=options.stages(task, backbone),
         schedule=step_drops(options.lr, options.intervals),
         optimiser=sgd,
         science={"permutations": hashlib.sha256(task.permutations.numpy().tobytes()).hexdigest()[:16]},
+        frozen_batchnorm=options.frozen_batchnorm,
     )
 
 

@@ -10,24 +10,25 @@ sys.path[:0] = [str(ROOT / "docs"), str(ROOT)]
 from example_task import NearestKey
 
 from fastpsl.launch import launch
-from fastpsl.optimisers import sgd, step_drops
-from fastpsl.options import RunOptions, parse_options
-from fastpsl.plan import make_plan
+from fastpsl.optimisers import sgd
+from fastpsl.options import PretrainOptions, parse_options
 from fastpsl.sample import NUM_TRAIN, sample_paths
+from fastpsl.schedules import step_drops
 from fastpsl.trainer import Job
 from tests.fastpsl.tiny import TinyNet
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RunOptions):
+class Options(PretrainOptions):
     lr: float = 0.05
 
 
 def build(options: Options) -> Job:
+    task, backbone = NearestKey(NUM_TRAIN), TinyNet()
     return Job(
-        task=NearestKey(NUM_TRAIN),
-        backbone=TinyNet(),
-        stages=make_plan(options.plan, options.stage_epochs),
+        task=task,
+        backbone=backbone,
+        stages=options.stages(task, backbone),
         schedule=step_drops(options.lr, (20, 20, 10, 10)),
         optimiser=sgd,
     )

@@ -1,41 +1,7 @@
-import math
-
-import pytest
 import torch
 from torch import nn
 
-from fastpsl.optimisers import sgd, step_drops
-
-STEPS_PER_EPOCH = 7
-
-
-@pytest.mark.parametrize(
-    ("epoch", "drops"),
-    [(0, 0), (19, 0), (20, 1), (39, 1), (40, 2), (49, 2), (50, 3), (59, 3)],
-)
-def test_rate_drops_on_the_first_step_of_its_epoch(epoch: int, drops: int) -> None:
-    rate = step_drops(0.01, (20, 20, 10, 10))
-    num_steps = 60 * STEPS_PER_EPOCH
-    for step in (epoch * STEPS_PER_EPOCH, epoch * STEPS_PER_EPOCH + STEPS_PER_EPOCH - 1):
-        assert math.isclose(rate(step, num_steps), 0.01 * 0.1**drops)
-
-
-def test_intervals_stretch_with_the_stage() -> None:
-    rate = step_drops(1.0, (20, 20, 10, 10))
-    assert [round(math.log10(rate(step, 180))) for step in (59, 60, 119, 120, 149, 150)] == [
-        0,
-        -1,
-        -1,
-        -2,
-        -2,
-        -3,
-    ]
-
-
-@pytest.mark.parametrize(("lr", "intervals"), [(0.0, (1,)), (0.1, ()), (0.1, (1, 0))])
-def test_impossible_schedules_are_refused(lr: float, intervals: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="above 0"):
-        step_drops(lr, intervals)
+from fastpsl.optimisers import sgd
 
 
 def test_biases_do_not_decay() -> None:
@@ -51,6 +17,25 @@ def test_biases_do_not_decay() -> None:
     for name, parameter in module.named_parameters():
         expected = before[name] if name.endswith("bias") else before[name] * (1 - 0.1 * 0.5)
         assert torch.allclose(parameter, expected), name
+
+
+def test_everything_decays_where_asked_and_nesterov_is_torchs() -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(3, 3)
+    twin = nn.Linear(3, 3)
+    twin.load_state_dict(module.state_dict())
+    ours = sgd(module.named_parameters(), weight_decay=0.5, nesterov=True, decay_biases=True)
+    torchs = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=0.5, nesterov=True)
+    for group in ours.param_groups:
+        group["lr"] = 0.1
+    for _ in range(3):
+        for one, other in zip(module.parameters(), twin.parameters(), strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        ours.step()
+        torchs.step()
+    for one, other in zip(module.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
 
 
 def test_a_skipped_first_step_leaves_no_garbage_behind() -> None:

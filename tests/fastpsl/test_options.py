@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastpsl.options import RunOptions, describe_choice, parse_options
+from fastpsl.options import PretrainOptions, RunOptions, describe_choice, parse_options
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = {"batch_size": 256, "lr": 0.01}
@@ -55,10 +55,12 @@ def test_help_tells_both_sets_of_defaults(
 def test_every_option_has_a_help_text(path: Path) -> None:
     """The string below a field is what --help shows."""
     classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
-    (options,) = (node for node in classes if node.name.endswith("Options"))
+    bodies = [node.body for node in classes if node.name.endswith("Options")]
+    assert bodies
     bare = [
         ast.unparse(field.target)
-        for field, below in zip(options.body, [*options.body[1:], None], strict=True)
+        for body in bodies
+        for field, below in zip(body, [*body[1:], None], strict=True)
         if isinstance(field, ast.AnnAssign)
         and not (isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant))
     ]
@@ -109,11 +111,14 @@ def test_precision_follows_the_device() -> None:
 
 def test_science_and_machine_are_told_apart() -> None:
     """Frozen: what stands here decides whether old checkpoints can be resumed."""
-    assert sorted(RunOptions().science()) == [
+    assert sorted(PretrainOptions().science()) == [
+        "apex",
         "batch_size",
         "frozen_batchnorm",
         "lanes",
+        "levels",
         "order",
+        "partition",
         "plan",
         "precision",
         "seed",
@@ -137,5 +142,5 @@ def test_every_field_is_read_somewhere(recipe: str) -> None:
 
 def test_first_line_tells_tuples_like_lists() -> None:
     assert describe_choice(
-        RunOptions(data="d", stage_epochs=(1, 2, 3)), {"stage_epochs": (1, 2, 3)}
+        PretrainOptions(data="d", stage_epochs=(1, 2, 3)), {"stage_epochs": (1, 2, 3)}
     ).endswith("paper")

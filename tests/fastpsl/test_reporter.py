@@ -33,7 +33,7 @@ def step(into: Reporter, number: int, loss: float, count: float = 2.0) -> None:
 
 def test_each_step_is_written_once_whatever_the_log_interval(tmp_path: Path) -> None:
     report = reporter(tmp_path)
-    report.stage_begins(STAGE, 0, 7)
+    report.stage_begins(STAGE, 0, 7, 2)
     for number in range(1, 8):
         step(report, number, float(number))
         written = (tmp_path / "metrics.jsonl").read_text().count("\n") if number >= 3 else 0
@@ -53,7 +53,7 @@ def test_each_step_is_written_once_whatever_the_log_interval(tmp_path: Path) -> 
 
 def test_a_step_without_valid_samples_has_no_loss(tmp_path: Path) -> None:
     report = reporter(tmp_path, log_steps=1)
-    report.stage_begins(STAGE, 0, 2)
+    report.stage_begins(STAGE, 0, 2, 2)
     step(report, 1, 0.0, count=0.0)
     step(report, 2, 1.5)
     report.close()
@@ -79,7 +79,7 @@ def test_the_screen_shows_what_a_person_looks_for(tmp_path: Path) -> None:
         assert report.screen
         text = io.StringIO()
         report.screen.console = Console(file=text, force_terminal=terminal, width=140)
-        report.stage_begins(STAGE, 0, 4)
+        report.stage_begins(STAGE, 0, 4, 2)
         for number in range(1, 5):
             step(report, number, 0.5)
         report.close()

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from fastpsl.kernels.permutations import permutation_set
-from fastpsl.optimisers import step_drops
 from fastpsl.pipelines.beton_write import write_beton
 from fastpsl.pipelines.sources import Sample
 from fastpsl.plan import make_plan
 from fastpsl.reporter import summary_line
 from fastpsl.resume import new_numbered_folder
 from fastpsl.run import Position, Run
+from fastpsl.schedules import step_drops
 from fastpsl.tasks.jigsaw import Jigsaw
 from fastpsl.trainer import Job, pretrain, torch_seed
 from tests.commands import digests, newest_checkpoint

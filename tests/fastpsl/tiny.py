@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastpsl.distributed import World
 from fastpsl.kernels.draws import Keys
-from fastpsl.options import RunOptions
+from fastpsl.options import PretrainOptions
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.run import Run
@@ -55,7 +55,7 @@ def tiny_run(out: Path, **options: Any) -> Run:
         "tensorboard": False,
         "num_threads": 1,
     }
-    return Run("tiny", RunOptions(**{**values, **options}), one_process())
+    return Run("tiny", PretrainOptions(**{**values, **options}), one_process())
 
 
 def noise_batch(views: Sequence[ViewSpec], size: int, seed: int = 0) -> Batch:

@@ -1,0 +1,62 @@
+"""Learning-rate schedules: pure functions from a moment of the plan to a learning rate."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+
+class Moment(NamedTuple):
+    """A step's place: `step` of the stage's `num_steps`; the stage is epochs `first_epoch` to `first_epoch + epochs` of `all_epochs`."""
+
+    step: int
+    num_steps: int
+    first_epoch: int
+    epochs: int
+    all_epochs: int
+
+    @property
+    def epoch(self) -> float:
+        """Epochs since the run began, in all stages."""
+        return self.first_epoch + self.epochs * self.step / self.num_steps
+
+
+Schedule = Callable[[Moment], float]
+
+
+def step_drops(lr: float, intervals: Sequence[int], factor: float = 0.1) -> Schedule:
+    """Constant rates that drop by `factor` between `intervals`, which are shares of the stage's length.
+
+    PSL, section 4.1: 60 epochs with "20/20/10/10", so drops after 20, 40 and 50 of 60; the rate restarts at each stage
+    (the paper does not say so outright; "for each training stage … we train for 60 epochs" is read so).
+    Whole numbers are compared, so a drop falls on the first step of its epoch exactly.
+    """
+    if not intervals or min(intervals) < 1 or lr <= 0:
+        raise ValueError(
+            f"lr {lr} with intervals {tuple(intervals)}: the rate and each interval must be above 0"
+        )
+    total = sum(intervals)
+    ends = [sum(intervals[: i + 1]) for i in range(len(intervals) - 1)]
+
+    def rate(moment: Moment) -> float:
+        return lr * factor ** sum(moment.step * total >= end * moment.num_steps for end in ends)
+
+    return rate
+
+
+def cosine(lr: float, warmup_epochs: float = 0.0) -> Schedule:
+    """Half a cosine from `lr` to 0 over all stages without restart (PSL, section 4.1, "Contrastive learning").
+
+    `warmup_epochs` of linear rise from 0 come first, as in SimCLR's code; PSL says nothing of them.
+    """
+    if lr <= 0 or warmup_epochs < 0:
+        raise ValueError(
+            f"lr {lr} with {warmup_epochs} epochs of warm-up: the rate must be above 0, the warm-up 0 or more"
+        )
+
+    def rate(moment: Moment) -> float:
+        if moment.epoch < warmup_epochs:
+            return lr * moment.epoch / warmup_epochs
+        left = max(moment.all_epochs - warmup_epochs, 1e-9)
+        return lr * 0.5 * (1 + math.cos(math.pi * (moment.epoch - warmup_epochs) / left))
+
+    return rate

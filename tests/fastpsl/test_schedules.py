@@ -1,0 +1,67 @@
+import math
+
+import pytest
+
+from fastpsl.schedules import Moment, cosine, step_drops
+
+STEPS_PER_EPOCH = 7
+
+
+def of_stage(step: int, num_steps: int) -> Moment:
+    return Moment(step, num_steps, 0, 60, 180)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "drops"),
+    [(0, 0), (19, 0), (20, 1), (39, 1), (40, 2), (49, 2), (50, 3), (59, 3)],
+)
+def test_rate_drops_on_the_first_step_of_its_epoch(epoch: int, drops: int) -> None:
+    rate = step_drops(0.01, (20, 20, 10, 10))
+    num_steps = 60 * STEPS_PER_EPOCH
+    for step in (epoch * STEPS_PER_EPOCH, epoch * STEPS_PER_EPOCH + STEPS_PER_EPOCH - 1):
+        assert math.isclose(rate(of_stage(step, num_steps)), 0.01 * 0.1**drops)
+
+
+def test_intervals_stretch_with_the_stage() -> None:
+    rate = step_drops(1.0, (20, 20, 10, 10))
+    assert [round(math.log10(rate(of_stage(step, 180)))) for step in (59, 60, 119, 120, 149, 150)] == [
+        0,
+        -1,
+        -1,
+        -2,
+        -2,
+        -3,
+    ]
+
+
+@pytest.mark.parametrize(("lr", "intervals"), [(0.0, (1,)), (0.1, ()), (0.1, (1, 0))])
+def test_impossible_schedules_are_refused(lr: float, intervals: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        step_drops(lr, intervals)
+
+
+def test_one_cosine_goes_through_all_stages() -> None:
+    """PSL: 60, 70 and 70 epochs "with a cosine decay schedule without restart"."""
+    rate = cosine(0.3)
+    rates = [
+        rate(Moment(epoch * 5 + i, epochs * 5, first, epochs, 200))
+        for first, epochs in ((0, 60), (60, 70), (130, 70))
+        for epoch in range(epochs)
+        for i in range(5)
+    ]
+    assert len(rates) == 1000
+    for step, found in enumerate(rates):
+        assert math.isclose(found, 0.15 * (1 + math.cos(math.pi * step / 1000)), abs_tol=1e-12), step
+    assert rate(Moment(350, 350, 130, 70, 200)) == pytest.approx(0, abs=1e-12)
+
+
+def test_warm_up_rises_in_a_line_and_the_cosine_follows_it() -> None:
+    rate = cosine(0.3, warmup_epochs=10)
+    assert rate(Moment(0, 60, 0, 60, 200)) == 0
+    assert rate(Moment(5, 60, 0, 60, 200)) == pytest.approx(0.15)
+    assert rate(Moment(10, 60, 0, 60, 200)) == pytest.approx(0.3)
+    assert rate(Moment(45, 70, 60, 70, 200)) == pytest.approx(0.15)
+    with pytest.raises(ValueError, match="above 0"):
+        cosine(0.0)
+    with pytest.raises(ValueError, match="0 or more"):
+        cosine(0.1, -1)
