@@ -55,6 +55,9 @@ class Write:
     """Threads; the file does not depend on it. [one per core]"""
     max_bad: Annotated[str, tyro.conf.arg(metavar="N|N%")] = "1%"
     """How many broken images are left out and listed before writing stops with exit 2."""
+    min_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 0
+    """Leave out images whose shorter side, as stored, is less, and list them in OUT.small.csv; they count as
+    none of the broken."""
     overwrite: bool = False
     """Replace OUT, which is refused otherwise."""
 
@@ -124,7 +127,7 @@ def _counting() -> Iterator[Callable[[int, int], None]]:
 
 def _write(command: Write) -> None:
     from fastpsl.pipelines.beton_convert import Target
-    from fastpsl.pipelines.beton_write import max_bad_count, quarantine_path, write_beton
+    from fastpsl.pipelines.beton_write import max_bad_count, quarantine_path, small_path, write_beton
     from fastpsl.pipelines.sources import open_source
     from fastpsl.progress import Progress
 
@@ -133,6 +136,7 @@ def _write(command: Write) -> None:
         ("--max-side", command.max_side, 1, 65535),
         ("--quality", command.quality, 1, 100),
         ("--workers", command.workers, 1, 4096),
+        ("--min-px", command.min_px, 0, 65535),
     ):
         if value is not None and not low <= value <= high:
             raise ValueError(f"{name} {value}: give a number from {low} to {high}")
@@ -159,7 +163,7 @@ def _write(command: Write) -> None:
             command.out,
             num_samples=source.num_samples,
             class_names=source.class_names,
-            target=Target(command.short_side, command.max_side, command.quality, mode),
+            target=Target(command.short_side, command.max_side, command.quality, mode, command.min_px),
             num_workers=command.workers,
             max_bad=command.max_bad,
             overwrite=command.overwrite,
@@ -180,6 +184,12 @@ def _write(command: Write) -> None:
         num, was = report.num_quarantined, "was" if report.num_quarantined == 1 else "were"
         print(
             f"{quarantine_path(command.out)}: {num:,} {was} left out as broken, the first is {report.first_broken}"
+        )
+    if report.num_small:
+        num, was = report.num_small, "was" if report.num_small == 1 else "were"
+        print(
+            f"{small_path(command.out)}: {num:,} {was} left out as smaller than {command.min_px} px, "
+            f"the first is {report.first_small}"
         )
 
 

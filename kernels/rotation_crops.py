@@ -43,10 +43,10 @@ class RotationCrop:
     def check(self, min_height: int, min_width: int) -> None:
         """ValueError where the window of the smallest picture of a data set (in px) would be less than 16 px wide."""
         if self._sides(np.array([min(min_height, min_width)]))[0] < _LEAST_SIDE_PX:
-            sides = self._sides(np.arange(10_000))
+            least = int(np.argmax(self._sides(np.arange(10_000)) >= _LEAST_SIDE_PX))
             raise ValueError(
                 f"an image of {min_height} x {min_width} px given to a crop for steps of 45 degrees; allowed are sides of "
-                f"{int(np.argmax(sides >= _LEAST_SIDE_PX))} px and more: leave it out, or use quarter turns"
+                f"{least} px and more: leave such images out (fastpsl beton write --min-px {least}), or use quarter turns"
             )
 
     def boxes(self, keys: Keys, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:

@@ -31,12 +31,16 @@ _SCALE_MARGIN = 2
 
 @dataclass(frozen=True)
 class Target:
-    """What images become: sides in px (None: as they are), JPEG quality, "jpg" or "raw"."""
+    """What images become: sides in px (None: as they are), JPEG quality, "jpg" or "raw".
+
+    Those whose shorter side would then be below `min_px` are left out.
+    """
 
     short_side: int | None = None
     max_side: int | None = None
     quality: int = 90
     mode: str = "jpg"
+    min_px: int = 0
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) to shrink to; both limits hold where both are given, and nothing is

@@ -45,7 +45,9 @@ class WriteReport:
     num_encoded: int = 0
     num_mended: int = 0  # encoded again because libjpeg warned; Pillow could read them
     num_quarantined: int = 0
+    num_small: int = 0  # left out: a shorter side below the target's min_px
     first_broken: str = ""  # the first that was quarantined, and why
+    first_small: str = ""  # the first that was too small, and its size
     num_bytes: int = 0
     seconds: float = 0.0
 
@@ -71,11 +73,16 @@ def quarantine_path(out: Path) -> Path:
     return out.with_name(out.name + ".quarantine.csv")
 
 
-class _Quarantine:
-    """The list of broken images, on disk as it grows; there is no file as long as there is none."""
+def small_path(out: Path) -> Path:
+    """train.beton -> train.beton.small.csv"""
+    return out.with_name(out.name + ".small.csv")
 
-    def __init__(self, out: Path):
-        self._path, self._offset = quarantine_path(out), 0
+
+class _List:
+    """Images that are left out, and why, on disk as the list grows; there is no file as long as there is none."""
+
+    def __init__(self, path: Path):
+        self._path, self._offset = path, 0
         self._file: PartialFile | None = None
 
     def add(self, name: str, reason: str) -> None:
@@ -103,7 +110,13 @@ class _Quarantine:
             self._file.discard()
 
 
-def _convert_one(image: "Path | bytes | np.ndarray | BrokenImage", target: Target) -> Stored | BrokenImage:
+class _TooSmall(str):
+    """The size of an image that is sound, and smaller than is wanted."""
+
+
+def _convert_one(
+    image: "Path | bytes | np.ndarray | BrokenImage", target: Target
+) -> Stored | BrokenImage | _TooSmall:
     """Runs in a worker: errors of one image are its result."""
     if isinstance(image, BrokenImage):
         return image
@@ -115,6 +128,8 @@ def _convert_one(image: "Path | bytes | np.ndarray | BrokenImage", target: Targe
         return BrokenImage(f"cannot be read ({error.strerror})")
     except BrokenImage as error:
         return error
+    if min(stored.height, stored.width) < target.min_px:
+        return _TooSmall(f"{stored.width} x {stored.height} px")
     if len(stored.data) > MAX_PAGE_BYTES:
         return BrokenImage(f"{len(stored.data):,} bytes; a page holds {MAX_PAGE_BYTES:,}")
     return stored
@@ -135,7 +150,7 @@ def write_beton(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> WriteReport:
     """Write `samples` (at most `num_samples`) to the beton `out` with its JSON and, where images are broken,
-    its quarantine list.
+    its quarantine list; where images are too small for the target, a list of those.
 
     `max_bad` broken images ("20", or "1%" of num_samples) are left out and listed, one more is an error.
     `num_workers` threads (None: one per core). `record` goes into the JSON's `written` as it is.
@@ -157,7 +172,8 @@ def write_beton(
             f"{why_missing()}: torchvision and Pillow check and make the JPEGs, slower; {INSTALL}",
             stacklevel=2,
         )
-    quarantine, packer, report = _Quarantine(out), PathPacker(), WriteReport()
+    quarantine, small = _List(quarantine_path(out)), _List(small_path(out))
+    packer, report = PathPacker(), WriteReport()
     results = map_in_order(
         lambda sample: _convert_one(sample.image, target), samples, num_workers, "beton-write"
     )
@@ -175,6 +191,11 @@ def write_beton(
                             f"{allowed_bad} of {num_samples:,} (the first is {report.first_broken}); repair or remove them, "
                             "or raise --max-bad"
                         )
+            elif isinstance(result, _TooSmall):
+                report.num_small += 1
+                report.first_small = report.first_small or " ".join(f"{sample.name}: {result}".split())
+                with output_errors(out):
+                    small.add(sample.name, result)
             else:
                 with output_errors(out):
                     file.add(result, sample.label)
@@ -183,9 +204,15 @@ def write_beton(
                 report.num_encoded += result.how == "encoded"
                 report.num_mended += result.how == "mended"
             if on_progress:
-                on_progress(file.num_samples + report.num_quarantined, report.num_quarantined)
+                num_done = file.num_samples + report.num_quarantined + report.num_small
+                on_progress(num_done, report.num_quarantined)
         if not file.num_samples:
-            raise ValueError(f"{out}: nothing to write, no image could be used; see the source")
+            why = (
+                f"{report.num_small:,} are below --min-px {target.min_px}"
+                if report.num_small
+                else "see the source"
+            )
+            raise ValueError(f"{out}: nothing to write, no image could be used; {why}")
         report.num_samples = file.num_samples
         with output_errors(out):
             sha256 = file.finish()
@@ -202,6 +229,7 @@ def write_beton(
             )
             os.fsync(file.file.fd)  # the long one, before the first rename
             quarantine.publish()
+            small.publish()
             publish_bytes(sidecar_path(out), dump_sidecar(sidecar))
             file.file.publish()
             sync_folder(out.parent)
@@ -209,5 +237,6 @@ def write_beton(
         results.close()
         file.file.discard()
         quarantine.discard()
+        small.discard()
     report.seconds = time.monotonic() - started
     return report

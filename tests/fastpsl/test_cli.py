@@ -60,6 +60,17 @@ def test_write_verify_info(photos: Path, tmp_path: Path, capsys: pytest.CaptureF
         assert word in said, (word, said)
 
 
+def test_small_images_are_left_out(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "train.beton"
+    code, said, _ = run(capsys, "beton", "write", photos, out, "--min-px", 60, "--max-bad", 0)
+    assert code == 0 and "2 samples" in said
+    assert said.splitlines()[-1] == (
+        f"{out}.small.csv: 1 was left out as smaller than 60 px, the first is cat/b.jpg: 50 x 90 px"
+    )
+    code, _, errors = run(capsys, "beton", "write", photos, tmp_path / "b.beton", "--min-px", -1)
+    assert code == 2 and errors.startswith("fastpsl: --min-px -1: give a number from 0")
+
+
 def test_names_of_any_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Spaces, line feeds, letters of any script, and bytes that are no text."""
     for i, name in enumerate((b"caf\xc3\xa9 1/a b.jpg", "ζώα/\n.jpg".encode(), b"\xff\xfe/\xff.jpg")):

@@ -148,7 +148,8 @@ def test_pictures_that_are_too_small() -> None:
         assert "\n" not in str(error.value)
         least = int(str(error.value).split("sides of ")[1].split()[0])
         crop.check(least, least)
-        with pytest.raises(ValueError, match="leave it out"):
+        assert f"(fastpsl beton write --min-px {least})" in str(error.value)
+        with pytest.raises(ValueError, match="leave such images out"):
             crop.check(500, least - 1)
         side = crop.boxes(keys(1), np.array([least], np.int32), np.array([least], np.int32))[0, 2]
         assert side == 16

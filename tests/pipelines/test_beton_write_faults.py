@@ -16,10 +16,11 @@ import pytest
 
 from fastpsl.pipelines import beton_file
 from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton_convert import Target
 from fastpsl.pipelines.beton_file import BetonFile, PartialFile
 from fastpsl.pipelines.beton_sidecar import read_sidecar
 from fastpsl.pipelines.beton_verify import verify
-from fastpsl.pipelines.beton_write import max_bad_count, quarantine_path, write_beton
+from fastpsl.pipelines.beton_write import max_bad_count, quarantine_path, small_path, write_beton
 from fastpsl.pipelines.sources import Sample, image_folder
 from tests.pipelines.folders import photo_tree, tree, write_folder
 from tests.pipelines.photos import jpeg, photo
@@ -71,6 +72,34 @@ def test_too_many_broken_images_stop(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no image could be used"):
         write_beton([Sample("x", b"1", 0)], out, num_samples=1, max_bad="100%")
     assert not out.exists()
+
+
+def test_small_images_are_listed_apart_from_broken_ones(tmp_path: Path) -> None:
+    """By their shorter side as it is stored: after shrinking, upright. `max_bad` does not count them."""
+    sizes = {"ant/a.jpg": (53, 90), "ant/b.jpg": (52, 90), "ant/c.png": (90, 52), "cat/d.jpg": (212, 400)}
+    photos, out = tmp_path / "photos", tmp_path / "a.beton"
+    tree(photos, {name: jpeg(photo(i, *size)) for i, (name, size) in enumerate(sizes.items())})
+    tree(photos, {"cat/e.jpg": b"broken"})
+    report = write_folder(photos, out, max_bad="1", target=Target(min_px=53))
+    assert (report.num_samples, report.num_small, report.num_quarantined) == (2, 2, 1)
+    assert report.first_small == "ant/b.jpg: 90 x 52 px"
+    assert small_path(out).read_text() == "path,reason\nant/b.jpg,90 x 52 px\nant/c.png,52 x 90 px\n"
+    assert quarantine_path(out).read_text().count("\n") == 2
+    sidecar = read_sidecar(out)
+    assert sidecar and (sidecar.written["min_px"], sidecar.written["num_small"]) == (53, 2)
+    with Beton(out) as beton:
+        assert beton.image_sizes()[:2] == (53, 90)
+        assert beton.name(1) == f"{out} sample 1 (cat/d.jpg)"
+    assert list(verify(out)) == []
+
+    shrunk = Target(short_side=50, min_px=51)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(ValueError, match="no image could be used; 4 are below --min-px 51$"):
+        write_folder(photos, out, max_bad="1", target=shrunk, overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    report = write_folder(photos, out, max_bad="1", target=Target(short_side=50, min_px=50), overwrite=True)
+    assert (report.num_samples, report.num_small, report.first_small) == (4, 0, "")
+    assert not small_path(out).exists()  # an older list would mislead
 
 
 @pytest.mark.parametrize(
