@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.rotate90 import Rotate90
+from fastpsl.kernels.rotate90 import AllTurns, Rotate90
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])
@@ -39,3 +39,21 @@ def test_draw(num, allowed):
     assert np.abs(counts / 100_000 - 1 / num).max() < 0.02 / num
     with pytest.raises(ValueError, match="3 rotations given; allowed are 2"):
         Rotate90(3)
+
+
+@pytest.mark.parametrize("num", [2, 4])
+def test_all_turns_are_those_that_may_be_drawn(num, make_images, assert_close):
+    """Image-major, and beside each its label: what Rotate90 makes of the image with that draw."""
+    images = make_images(3, 7, 7, torch.uint8)
+    turns = torch.from_numpy(AllTurns(num).draw(Keys(1, 2, np.arange(3)))["turns"])
+    assert turns.tolist() == 3 * [[0, 2] if num == 2 else [0, 1, 2, 3]] and turns.dtype == torch.int64
+    expected = Rotate90(num)(images.repeat_interleave(num, 0), {"turns": turns.flatten()})
+    assert_close(AllTurns(num)(images, {"turns": turns}), expected)
+
+
+def test_all_turns_of_other_shapes(make_images):
+    assert AllTurns(2)(make_images(2, 5, 9, torch.uint8), {}).shape == (4, 3, 5, 9)
+    with pytest.raises(ValueError, match="5 x 9 px given to quarter turns"):
+        AllTurns(4)(make_images(2, 5, 9, torch.uint8), {})
+    with pytest.raises(ValueError, match="8 rotations given; allowed are 2"):
+        AllTurns(8)
