@@ -103,9 +103,11 @@ def require_same_classes(train: Data, val: Data) -> None:
         if train.class_names != val.class_names:
             strange = [name for name in val.class_names if name not in train.class_names]
             missing = [name for name in train.class_names if name not in val.class_names]
-            found = f"{strange[0]!r} is not in the training data" if strange else f"{missing[0]!r} is missing"
-            if not strange and not missing:
-                found = "their order differs"
+            found = "their order differs"
+            if strange or missing:
+                found = (
+                    f"{strange[0]!r} is not in the training data" if strange else f"{missing[0]!r} is missing"
+                )
             raise ValueError(
                 f"held-out data has {len(val.class_names):,} classes, training data {len(train.class_names):,}, and {found}: "
                 f"write both from folders of the same classes"
