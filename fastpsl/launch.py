@@ -108,7 +108,7 @@ def _say_the_end(run: Run, finished: bool) -> None:
     if not finished:
         where = f"stage {run.position.stage + 1}, step {run.position.step}"
         print(f"stopped by a signal in {where}; the same command with --out {run.folder} goes on from there")
-    for summary in run.position.summaries:
+    for summary in run.position.summaries[: run.num_stages_before]:  # those of this process have been told
         print(summary_line(summary))
     paths = run.checkpoints.paths()  # none where a finished checkpoint was "resumed" in another folder
     print(f"checkpoint {paths[-1] if paths else run.options.resume}")

@@ -21,7 +21,9 @@ from fastpsl.plan import Stage
 from fastpsl.screen import Screen, clock
 from fastpsl.stage import Metrics
 
-SUMMARY_STEPS = 10  # a stage's loss "at its start" and "at its end" are means over this many steps
+SUMMARY_STEPS = (
+    10  # a stage's loss "at its start" and "at its end" are means over so many steps, or half of them
+)
 
 
 class MetricsFile:
@@ -201,7 +203,8 @@ class Reporter:
     ) -> dict[str, Any]:
         """The stage in numbers: steps (made, planned), seconds, loss at its start and end, held-out metrics; rank 0's is the true one."""
         losses = self.file.losses(stage.name) if self.file else []
-        head, tail = losses[:SUMMARY_STEPS], losses[-SUMMARY_STEPS:]
+        num = min(SUMMARY_STEPS, max(1, len(losses) // 2))
+        head, tail = losses[:num], losses[-num:]
         summary: dict[str, Any] = {
             "stage": stage.name,
             "level": stage.level,

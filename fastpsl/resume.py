@@ -122,7 +122,7 @@ def _leave_other_lines_behind(checkpoints: Checkpoints, chosen: Path, run_step: 
 def refuse_other_science(saved: dict[str, Any], asked: dict[str, Any], path: str) -> None:
     """ValueError naming every field in which a checkpoint's experiment differs from the one asked for."""
     different = [
-        f"{name} ({saved.get(name)} there, {asked.get(name)} now)"
+        f"{'the data: its digest' if name == 'data_digest' else name} ({saved.get(name)} there, {asked.get(name)} now)"
         for name in sorted(saved.keys() | asked.keys())
         if saved.get(name) != asked.get(name)
     ]

@@ -84,6 +84,7 @@ class Run:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", options.keep_checkpoints)
         self.resume_state, notes = find_checkpoint(options, world, self.folder, self.science, self._machine())
         self.position = Position(**self.resume_state["position"]) if self.resume_state else Position()
+        self.num_stages_before = len(self.position.summaries)
         self.reporter = Reporter(
             self.folder,
             world,
@@ -111,6 +112,7 @@ class Run:
         write_atomically(
             self.folder / "environment.json", json.dumps(environment(self.world), indent=1).encode()
         )
+        (self.folder / "error.txt").unlink(missing_ok=True)  # of an attempt before
         self.write_status("running", "")
 
     def data_record(self) -> dict[str, Any]:
@@ -171,9 +173,8 @@ class Run:
     def write_status(self, state: str, reason: str) -> None:
         """status.json: running, finished, preempted or failed; under torchrun, whose exit codes differ, it is the truth."""
         where = {"stage": self.position.stage + 1, "step": self.position.step}
-        write_atomically(
-            self.folder / "status.json", json.dumps({"state": state, **where, "reason": reason}).encode()
-        )
+        text = json.dumps({"state": state, **where, "reason": reason}) + "\n"
+        write_atomically(self.folder / "status.json", text.encode())
 
     def failed_elsewhere(self) -> bool:
         """Whether another rank has already said why the run failed."""

@@ -44,9 +44,12 @@ def test_each_step_is_written_once_whatever_the_log_interval(tmp_path: Path) -> 
     assert [row["loss"] for row in rows] == [float(n) for n in range(1, 8)]
     summary = report.stage_summary(STAGE, (7, 7), 61.0, {"accuracy": 0.25}, 0.125)
     report.close()
-    assert summary["loss_start"] == summary["loss_end"] == 4.0
+    assert (summary["loss_start"], summary["loss_end"]) == (
+        2.0,
+        6.0,
+    )  # of 7 steps, the first and the last three
     assert summary_line(summary) == (
-        "S1 (level G1): 7 steps in 0:01:01, loss 4.000 → 4.000, held-out accuracy 25.0 % (chance 12.5 %)"
+        "S1 (level G1): 7 steps in 0:01:01, loss 2.000 → 6.000, held-out accuracy 25.0 % (chance 12.5 %)"
     )
     assert list((tmp_path / "tensorboard").iterdir())
 
