@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -61,10 +61,84 @@ class Show:
     """The PNG to write. [TASK-GLEVEL.png in this folder]"""
 
 
+@dataclass(frozen=True)
+class Features:
+    """Write the average-pooled features of one block, of every sample, to a .npy file: float [N, C], row i is sample i.
+
+    Beside F.npy: F.json tells what they are, F-labels.npy holds the labels. An interrupted one goes on where it was. On several
+    GPUs: torchrun --no-python --nproc-per-node 8 fastpsl features ...
+    """
+
+    checkpoint: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="CKPT")]]
+    """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights."""
+    data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
+    """A beton, a quoted glob of shards, or a folder of images."""
+    out: Annotated[Path, tyro.conf.arg(metavar="F.npy")]
+    """The file to write."""
+    block: Annotated[str, tyro.conf.arg(metavar="final|B1..B5")] = "final"
+    """Whose output is averaged over all positions; final is the last."""
+    dtype: Annotated[str, tyro.conf.arg(metavar="float16|float32")] = "float16"
+    """Of the file."""
+    overwrite: bool = False
+    """Replace F.npy, which is refused otherwise."""
+    size_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 224
+    """Side of the middle that is cut from each picture, whose shorter side becomes PX * 256 / 224."""
+    backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """For others' weights: resnet50, resnet18 or revnet50."""
+    input_channels: Annotated[str | None, tyro.conf.arg(metavar="RGB|L|Sobel")] = None
+    """For others' weights: what they were trained on."""
+    input_mean: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="NUM...")] = None
+    """For others' weights: the mean that was taken off, a value a channel, of pixels in [0, 1]."""
+    input_std: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="NUM...")] = None
+    """For others' weights: the standard deviation that was divided by."""
+    batch_size: Annotated[int, tyro.conf.arg(metavar="NUM")] = 256
+    """Images of one pass, over all ranks."""
+    precision: Annotated[str, tyro.conf.arg(metavar="auto|fp32|bf16|fp16")] = "auto"
+    """auto: fp16 on CUDA, fp32 on the CPU."""
+    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda")] = "auto"
+    decoder: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+    """As in a recipe."""
+    num_threads: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
+    """Decoding threads of this rank."""
+    on_bad_sample: Annotated[str, tyro.conf.arg(metavar="raise|skip")] = "raise"
+    """A sample that cannot be decoded: stop, or write NaN in its row and name it."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a checkpoint's backbone alone, under the names and in the file of another library.
+
+    What the weights expect to see goes along in OUT.json (safetensors: in the file's metadata).
+    """
+
+    checkpoint: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="CHECKPOINT")]]
+    """A checkpoint, a run's folder (its newest), or others' weights, of which the flags below must tell; see docs/weights.md."""
+    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
+    """The file to write: resnet50.pth, .pkl for Detectron2, .safetensors."""
+    to: Literal["torchvision", "timm", "detectron2", "safetensors"]
+    """Who shall read it."""
+    overwrite: bool = False
+    """Replace OUT, which is refused otherwise."""
+    backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Of others' weights: resnet50 or resnet18."""
+    input_channels: Annotated[Literal["RGB", "L", "Sobel"] | None, tyro.conf.arg(metavar="RGB|L|Sobel")] = (
+        None
+    )
+    """Of others' weights: what they were trained on."""
+    input_mean: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="MEAN...")] = None
+    """Of others' weights: what was taken off pixels in [0, 1], a value a channel."""
+    input_std: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="STD...")] = None
+    """Of others' weights: what they were divided by, likewise."""
+    input_size_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 224
+    """Of others' weights: side of their crops."""
+
+
 Command = (
     Annotated[beton_command.Beton, tyro.conf.subcommand("beton")]
     | Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[Features, tyro.conf.subcommand("features")]
     | Annotated[Permutations, tyro.conf.subcommand("permutations")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
 )
 
 
@@ -86,6 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 _permutations(command)
             elif isinstance(command, Show):
                 _show(command)
+            elif isinstance(command, Features):
+                _features(command)
             else:
                 beton_command.run(command.command)
         sys.stdout.flush()
@@ -115,6 +191,30 @@ def _show(command: Show) -> None:
     from fastpsl.show import show
 
     print(show(**vars(command)))
+
+
+def _features(command: Features) -> None:
+    from fastpsl.evaluation.features_command import features
+
+    if written := features(**vars(command)):
+        print(written)
+
+
+def _export(command: Export) -> None:
+    from fastpsl.evaluation.options import told_input
+    from fastpsl.export import export
+
+    told = told_input(command.input_channels, command.input_mean, command.input_std, command.input_size_px)
+    print(
+        export(
+            command.checkpoint,
+            command.to,
+            command.out,
+            overwrite=command.overwrite,
+            backbone=command.backbone,
+            input=told,
+        )
+    )
 
 
 def _permutations(command: Permutations) -> None:

@@ -1,0 +1,146 @@
+"""The files of features: F.npy, whose row i is sample i; F.json, what they are; F-labels.npy, where there are labels.
+
+Rows are written with pwrite, not through a memory map: a full disk is an error then, and not the end of the process.
+"""
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from fastpsl.checkpoint import write_atomically
+from fastpsl.distributed import World, share
+from fastpsl.pipelines.beton_file import output_errors, partial_path, write_all
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """F.npy and what F.json says of it: digest, shape, dtype, block, size_px, input, checkpoint, data, labels, bad, …"""
+
+    path: Path
+    record: dict[str, Any]
+
+    def __str__(self) -> str:
+        num, channels = self.record["shape"]
+        labels = f", labels in {self.record['labels']}" if self.record["labels"] else ""
+        bad = f", {len(self.record['bad']):,} broken" if self.record["bad"] else ""
+        return (
+            f"{self.path}: {self.record['dtype']} [{num:,}, {channels:,}], {self.record['block']} of "
+            f"{self.record['backbone']} at {self.record['size_px']} px{labels}{bad}"
+        )
+
+    def features(self) -> np.ndarray:
+        """[N, C] as a memory map; rows of samples that could not be decoded are NaN (record["bad"] lists them)."""
+        return np.load(self.path, mmap_mode="r")  # type: ignore[no-any-return]  # numpy's own stub
+
+    def labels(self) -> np.ndarray | None:
+        """int32 [N], -1 = none; None where no sample has one."""
+        name = self.record["labels"]
+        return None if name is None else np.load(self.path.with_name(name))  # type: ignore[no-any-return]
+
+
+def read_features(path: Path) -> FeatureFile | None:
+    """The features at `path` (F.npy); None where they, or what they are, are not there whole."""
+    try:
+        record = json.loads(record_path(path).read_text())
+        shape = np.load(path, mmap_mode="r").shape
+    except (OSError, ValueError):
+        return None
+    if not isinstance(record, dict) or record.get("format") != FORMAT or list(shape) != record["shape"]:
+        return None
+    return FeatureFile(path, record)
+
+
+def record_path(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+class PartialFeatures:
+    """The .npy file under its partial name, shared by all ranks, and how far it is whole (under the name of `progress`).
+
+    num_rows: rows from the first that stand in it. bad: samples that could not be decoded, of this rank alone until `save`.
+    """
+
+    def __init__(self, path: Path, digest: str, wanted: dict[str, Any], world: World):
+        self.path, self.digest, self.world = path, digest, world
+        self.partial, self.progress = partial_path(path), path.with_name(f".{path.name}.progress")
+        self.dtype = np.dtype(wanted["dtype"]).newbyteorder("<")
+        header = io.BytesIO()
+        described = {"descr": self.dtype.str, "fortran_order": False, "shape": tuple(wanted["shape"])}
+        np.lib.format.write_array_header_1_0(header, described)
+        self._header = header.getvalue()
+        self._num_rows, channels = wanted["shape"]
+        self._row_bytes = channels * self.dtype.itemsize
+        self.fd, self.num_rows, self.bad = -1, 0, set[int]()
+        with output_errors(path):
+            if world.rank == 0:
+                self._begin()
+            self.num_rows, self.bad = share(world, (self.num_rows, self.bad))
+            if world.rank != 0:
+                self.fd = os.open(self.partial, os.O_RDWR | os.O_CLOEXEC)
+
+    def _begin(self) -> None:
+        """Go on with the file that is there, if it is of the same features; else start anew."""
+        self.fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        busy = False
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Renamed by its writer between open and lock, it is no partial file any more.
+            busy = not self.partial.exists() or not os.path.samestat(os.fstat(self.fd), os.stat(self.partial))
+        except BlockingIOError:
+            busy = True
+        except OSError:
+            pass  # a file system without locks
+        if busy:
+            raise ValueError(
+                f"{self.path}: another process is writing it; wait for it, or choose another name"
+            )
+        size = len(self._header) + self._num_rows * self._row_bytes
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            told = json.loads(self.progress.read_text())
+            if told["digest"] == self.digest and os.fstat(self.fd).st_size == size:
+                self.num_rows, self.bad = int(told["num_rows"]), set(told["bad"])
+        if self.num_rows == 0:
+            self.progress.unlink(missing_ok=True)
+            os.ftruncate(self.fd, 0)
+            os.posix_fallocate(self.fd, 0, size)  # a disk that is too small says so now
+            write_all(self.fd, self._header, 0)
+
+    def write(self, first_row: int, rows: np.ndarray) -> None:
+        """Rows [B, C] from `first_row` on; what is past the last row is padding."""
+        rows = np.ascontiguousarray(rows[: max(0, self._num_rows - first_row)], self.dtype)
+        offset = len(self._header) + first_row * self._row_bytes
+        with output_errors(self.path):
+            write_all(self.fd, rows.view(np.uint8).reshape(-1).data, offset)
+
+    def save(self, num_rows: int) -> None:
+        """Note that rows up to `num_rows` are written, once they are on the disk; called by every rank at the same step."""
+        with output_errors(self.path):
+            os.fsync(self.fd)
+        bad = [self.bad]
+        if self.world.size > 1:
+            bad = [set[int]()] * self.world.size
+            dist.all_gather_object(bad, self.bad)
+        self.bad, self.num_rows = set[int]().union(*bad), num_rows
+        if self.world.rank == 0:
+            told = {"digest": self.digest, "num_rows": num_rows, "bad": sorted(self.bad)}
+            with output_errors(self.path):
+                write_atomically(self.progress, json.dumps(told).encode())
+
+    def publish(self) -> None:
+        os.replace(self.partial, self.path)
+        self.progress.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
