@@ -1,0 +1,139 @@
+"""Image rotation in levels (psl.txt, section 3.3.2 and Table 2; section 4.1 "Image rotation")."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastpsl.kernels.crops import ShorterSideCrop
+from fastpsl.kernels.rotate45 import Rotate45, all_rotations
+from fastpsl.kernels.rotate90 import AllTurns, Rotate90
+from fastpsl.kernels.rotation_crops import RotationCrop
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.stage import Metrics, Trunk
+
+NUM_ROTATIONS = (2, 4, 8)
+_GAP_PX = 4
+
+
+class Rotation:
+    """Name the angle by which a picture was turned: one of 2, 4 or 8 that divide the circle, at levels 1, 2 and 3.
+
+    Paper: shorter side to 256, rotate, "a center crop on the rotated image remaining the resolution", random 224. How
+    the corners of a turn by 45 degrees are filled is not said. Here no corner is ever shown: at level 3 windows have the
+    224/256 of the largest side that lies in the picture at all eight angles (`RotationCrop`), upright or turned, so that
+    neither a border nor the scale tells the angle. At levels 1 and 2 the window is cut first and turned exactly.
+    Windows may lie anywhere in the picture, as the jigsaw's do.
+    Paper: no flip; so neither here.
+
+    rotations_per_image: "one", drawn for each image; "all": every rotation of each image, of one decode. The paper does
+    not say which, nor whether its batch counts images or rotated copies; here it counts what the network sees.
+    """
+
+    num_levels = len(NUM_ROTATIONS)
+
+    def __init__(
+        self,
+        *,
+        shorter_px: int = 256,
+        size_px: int = 224,
+        rotations_per_image: Literal["one", "all"] = "one",
+    ):
+        if not 1 <= size_px <= shorter_px:
+            raise ValueError(
+                f"a window of {size_px} px given for a shorter side of {shorter_px} px; allowed are windows of 1 px up "
+                f"to the shorter side"
+            )
+        if rotations_per_image not in ("one", "all"):
+            raise ValueError(
+                f"rotations_per_image {rotations_per_image!r} given; allowed are 'one' and 'all'"
+            )
+        self.shorter_px, self.size_px = shorter_px, size_px
+        self.rotations_per_image = rotations_per_image
+
+    def views(self, level: int) -> tuple[ViewSpec, ...]:
+        """One view; of all eight rotations two, upright and turned by 45 degrees, which the rest is made of."""
+        num, every = NUM_ROTATIONS[level - 1], self.rotations_per_image == "all"
+        if num < 8:
+            window = ShorterSideCrop(self.shorter_px, self.size_px)
+            return (ViewSpec(window, (AllTurns(num) if every else Rotate90(num),)),)
+        share = self.size_px / self.shorter_px
+        if every:
+            return tuple(ViewSpec(RotationCrop(self.size_px, share, base=base)) for base in (0, 45))
+        return (ViewSpec(RotationCrop(self.size_px, share), (Rotate45(),)),)
+
+    def images_per_sample(self, level: int) -> int:
+        """Rotations that the network sees of one sample, and that the batch size counts."""
+        return NUM_ROTATIONS[level - 1] if self.rotations_per_image == "all" else 1
+
+    def head(self, level: int, channels: int) -> nn.Module:
+        return RotationHead(channels, NUM_ROTATIONS[level - 1])
+
+    def loss(
+        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+    ) -> tuple[Tensor, Metrics]:
+        """Cross-entropy over the level's angles; accuracy = angles named right."""
+        assert isinstance(head, RotationHead)
+        degrees = _degrees(batch)
+        labels = (degrees * head.num_rotations // 360).flatten()
+        logits = head(trunk(_seen(inputs))).float()
+        valid = (batch.indices >= 0).float().repeat_interleave(degrees.shape[1])
+        num_valid = valid.sum()
+        loss = (F.cross_entropy(logits, labels, reduction="none") * valid).sum() / num_valid.clamp(min=1)
+        right = ((logits.argmax(1) == labels) * valid).sum()
+        return loss, {"loss": (loss.detach() * num_valid, num_valid), "accuracy": (right, num_valid)}
+
+    def chance(self, level: int) -> float:
+        """Accuracy of guessing."""
+        return 1 / NUM_ROTATIONS[level - 1]
+
+    def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        """What the network sees of each sample: one picture, or all of its rotations in one or two rows."""
+        view = self.views(1)[0]
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (view.mean, view.std))
+        pictures = (_seen(inputs).float().cpu() * std + mean).clamp(0, 1)
+        pictures = F.pad(pictures, (0, _GAP_PX, 0, _GAP_PX), value=1.0)
+        pictures = pictures.unflatten(0, _in_rows(_degrees(batch)).shape)
+        # [B, rows, columns, 3, h, w] → [B, 3, rows*h, columns*w]
+        pictures = pictures.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        return pictures[..., :-_GAP_PX, :-_GAP_PX]
+
+    def captions(self, batch: Batch) -> list[str]:
+        """The angles of the contact sheet's pictures, counter-clockwise."""
+        every = _in_rows(_degrees(batch)).tolist()
+        return ["\n".join(" ".join(f"{angle}°" for angle in row) for row in rows) for rows in every]
+
+
+def _seen(inputs: Sequence[Tensor]) -> Tensor:
+    """What the network sees: [B * k, 3, S, S], image-major."""
+    return all_rotations(inputs[0], inputs[1])[0] if len(inputs) == 2 else inputs[0]
+
+
+def _degrees(batch: Batch) -> Tensor:
+    """By how much that is turned counter-clockwise: int64 [B, k]."""
+    if not batch.draws[0]:  # the two views of all eight rotations draw nothing
+        return 45 * torch.arange(8, device=batch.indices.device).expand(len(batch.indices), 8)
+    (draw,) = batch.draws[0]
+    degrees = 45 * draw["label"] if "label" in draw else 90 * draw["turns"]
+    return degrees if degrees.ndim == 2 else degrees[:, None]
+
+
+def _in_rows(degrees: Tensor) -> Tensor:
+    """[B, k] → [B, rows, columns], at most four columns."""
+    return degrees.unflatten(1, (-1, min(4, degrees.shape[1])))
+
+
+class RotationHead(nn.Module):
+    """Average pool, Linear to the rotations: VISSL's. The paper does not state its head, nor its width on B3 and B4."""
+
+    def __init__(self, channels: int, num_rotations: int):
+        super().__init__()
+        self.num_rotations = num_rotations
+        self.classify = nn.Linear(channels, num_rotations)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, C, h, w] → logits [B, num_rotations]: class l is a turn by l * 360 / num_rotations degrees."""
+        return self.classify(features.mean((2, 3)))
