@@ -1,0 +1,286 @@
+"""Linear probes: the widths of the protocol, each block's own classifier, frozen features, heads that know nothing of each other."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastpsl.backbones.resnet import ResNet
+from fastpsl.evaluation.linear import GRIDS, POOLS, LinearProbes, ProbeHead, pooled, probe_sgd
+from fastpsl.evaluation.views import center_view, train_view
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.input_record import Input
+from fastpsl.plan import Stage
+from fastpsl.schedules import step_drops
+from fastpsl.stage import Metrics, StageModule, Trunk
+from fastpsl.trainer import Job, pretrain
+from tests.commands import digests, newest_checkpoint
+from tests.fastpsl.tiny import TinyNet, tiny_run
+
+PROBE = Stage("linear", 1, 6, 5, 1)
+WIDTHS = {"B1": 9216, "B2": 9216, "B3": 8192, "B4": 9216, "B5": 8192, "final": 2048}
+
+
+def probes(backbone: nn.Module, num_classes: int, size_px: int = 32, **more: Any) -> LinearProbes:
+    input = Input(size_px=size_px)
+    task = LinearProbes(backbone, train_view(input, size_px), center_view(input, size_px), **more)
+    task.check_data(Synthetic(num_classes * 2, num_classes), 2)
+    return task
+
+
+def batch_of(labels: Tensor) -> Batch:
+    return Batch([], [], torch.arange(len(labels)), labels, epoch=0, step=0)
+
+
+def test_widths_of_resnet50_are_the_protocols() -> None:
+    """PROTOCOL B1 of VISSL, block by block; by the sizes of a real forward at 224 px."""
+    backbone = ResNet("resnet50")
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    head = probes(backbone, 4, 224).head(1, 2048)
+    assert head.widths == WIDTHS
+    assert {name: c.linear.in_features for name, c in head.classifiers.items()} == WIDTHS
+    assert [c.norm.num_features for c in head.classifiers.values()] == [64, 256, 512, 1024, 2048, 2048]
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    assert backbone.training
+
+
+@pytest.mark.parametrize(("side", "grid"), list(zip(POOLS, GRIDS, strict=True)))
+def test_a_pool_is_the_mean_of_its_windows(side: int, grid: int) -> None:
+    """Against sums by hand over VISSL's windows; zeros of the padding count, as torch's AvgPool2d counts them."""
+    kernel, stride, padding = POOLS[side]
+    features = torch.randn(2, 3, side, side, dtype=torch.float64)
+    padded = F.pad(features, (padding,) * 4)
+    expected = torch.stack([torch.stack([
+        padded[:, :, y * stride : y * stride + kernel, x * stride : x * stride + kernel].sum((2, 3)) / kernel**2
+        for x in range(grid)], -1) for y in range(grid)], -2)  # fmt: skip
+    torch.testing.assert_close(pooled(features, grid), expected)
+
+
+def test_other_maps_are_pooled_to_the_same_grid_or_left() -> None:
+    features = torch.randn(2, 3, 48, 48)
+    torch.testing.assert_close(
+        pooled(features, 12), features.unflatten(3, (12, 4)).unflatten(2, (12, 4)).mean((3, 5))
+    )
+    small = torch.randn(2, 3, 3, 3)
+    assert torch.equal(pooled(small, 4), small)
+    assert pooled(torch.randn(2, 3, 14, 14), 2).shape[-1] == 2  # not VISSL's B4, whose grid is 3
+
+
+class Planted(nn.Module):
+    """Five blocks on pictures of four channels, one of which is ±1: B2 takes magnitudes, B3 forgets them.
+
+    The sign is random, so no classifier that is linear in B1 tells which channel it is; in B2 that is the channel's mean.
+    """
+
+    channels = (4, 4, 4, 4, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def blocks(self) -> list[nn.Module]:
+        class Block(nn.Module):
+            def __init__(self, change: Any) -> None:
+                super().__init__()
+                self.change = change
+
+            def forward(self, images: Tensor) -> Tensor:
+                changed: Tensor = self.change(images)
+                return changed
+
+        same, forget = Block(lambda x: x), Block(lambda x: x.sum(1, keepdim=True).expand(-1, 4, -1, -1) * 1.0)
+        return [same, Block(torch.abs), forget, same, same]
+
+
+def planted(num: int, seed: int) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 4, (num,), generator=random)
+    signs = torch.randint(0, 2, (num,), generator=random) * 2.0 - 1
+    images = 0.1 * torch.randn(num, 4, 8, 8, generator=random)
+    images[torch.arange(num), labels] += signs[:, None, None]
+    return images, labels
+
+
+def test_a_feature_planted_in_b2_is_found_by_b2s_head_alone() -> None:
+    torch.manual_seed(0)
+    backbone = Planted()
+    shapes = [(4, 8, 8)] * 5
+    module = StageModule(Trunk(backbone, PROBE), ProbeHead(shapes, 4), probes(backbone, 4))
+    optimiser = probe_sgd(module.learning_parameters(), weight_decay=0.0, nesterov=True)
+    optimiser.param_groups[0]["lr"] = optimiser.param_groups[1]["lr"] = 0.05
+    for step in range(60):
+        images, labels = planted(64, step)
+        loss, _ = module([images], batch_of(labels))
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    module.eval()
+    images, labels = planted(1000, 1000)
+    _, metrics = module([images], batch_of(labels))
+    scores = {name[5:]: float(total / num) for name, (total, num) in metrics.items() if "top1" in name}
+    assert scores.pop("B2") > 0.97
+    assert max(scores.values()) < 0.6, scores
+
+
+def head_outputs(head: nn.Module, features: list[Tensor]) -> dict[str, Tensor]:
+    outputs: dict[str, Tensor] = head(features)
+    return outputs
+
+
+def test_each_head_learns_as_if_it_were_alone() -> None:
+    """Its gradients are those of its own cross-entropy; of B2's loss the others get nothing."""
+    torch.manual_seed(0)
+    backbone = TinyNet()
+    module = StageModule(Trunk(backbone, PROBE), probes(backbone, 3).head(1, 16), probes(backbone, 3))
+    images, labels = torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 2, 2, 1, 0])
+    loss, _ = module([images], batch_of(labels))
+    loss.backward()
+    head = module.head
+    found = {name: parameter.grad.clone() for name, parameter in head.named_parameters()}  # type: ignore[union-attr]
+    logits = head_outputs(head, module.trunk.features(images))
+    for name, own in logits.items():
+        head.zero_grad()
+        F.cross_entropy(own, labels).backward(retain_graph=True)
+        for key, parameter in head.named_parameters():
+            if f".{name}." in key:
+                torch.testing.assert_close(parameter.grad, found[key])
+            else:
+                assert parameter.grad is None or not parameter.grad.any()
+    torch.testing.assert_close(
+        loss, torch.stack([F.cross_entropy(own, labels) for own in logits.values()]).sum()
+    )
+
+
+def test_heads_are_float32_under_autocast() -> None:
+    backbone = TinyNet()
+    task = probes(backbone, 7)
+    module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task)
+    seen: list[torch.dtype] = []
+    for classifier in module.head.classifiers.values():  # type: ignore[operator, union-attr]
+        classifier.linear.register_forward_hook(lambda m, args, out: seen.extend([args[0].dtype, out.dtype]))
+    features: list[torch.dtype] = []
+    backbone.parts[0].register_forward_hook(lambda m, args, out: features.append(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = module([torch.randn(4, 3, 32, 32)], batch_of(torch.tensor([0, 1, 2, 3])))
+    assert set(seen) == {torch.float32} and loss.dtype == torch.float32
+    assert features == [torch.bfloat16]
+
+
+def test_metrics_are_few_while_training_and_all_held_out() -> None:
+    backbone = TinyNet()
+    task = probes(backbone, 7)
+    module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task)
+    batch = batch_of(torch.arange(6))
+    batch.indices[4:] = -1  # padding: whatever its label, it counts for nothing
+    images = torch.randn(6, 3, 32, 32)
+    _, training = module([images], batch)
+    assert list(training) == ["loss", "top1_final"]
+    module.eval()
+    loss, held_out = module([images], batch)
+    names = [f"top{k}_{b}" for b in ("B1", "B2", "B3", "B4", "B5", "final") for k in (1, 5)]
+    assert list(held_out) == ["loss", *names]
+    logits = head_outputs(module.head, module.trunk.features(images))
+    for name, own in logits.items():
+        top5 = [
+            label in row.tolist()
+            for row, label in zip(own.argsort(1, descending=True)[:4, :5], range(4), strict=True)
+        ]
+        assert [float(v) for v in held_out[f"top5_{name}"]] == [sum(top5), 4]
+        assert float(held_out[f"top1_{name}"][0]) == (own[:4].argmax(1) == torch.arange(4)).sum()
+    shorter = batch_of(torch.arange(4))
+    torch.testing.assert_close(loss, module([images[:4]], shorter)[0])
+    few = probes(backbone, 5)
+    module = StageModule(Trunk(backbone, PROBE), few.head(1, 16), few).eval()
+    assert not [name for name in module([images], batch_of(torch.zeros(6).long()))[1] if "top5" in name]
+
+
+def test_mocos_protocol_is_one_linear_layer_on_the_final_features() -> None:
+    backbone = TinyNet()
+    task = probes(backbone, 50, blocks=False, batchnorm=False, head_std=0.01)
+    head = task.head(1, 16)
+    assert isinstance(head, ProbeHead) and head.widths == {"final": 16}
+    weight, bias = head.parameters()
+    assert (
+        weight.shape == (50, 16)
+        and float(weight.detach().std()) == pytest.approx(0.01, rel=0.1)
+        and not bias.any()
+    )
+    features = Trunk(backbone, PROBE).eval().features(torch.randn(3, 3, 32, 32))
+    expected = features[-1].mean((2, 3)) @ weight.T
+    torch.testing.assert_close(head(features)["final"], expected)
+
+
+def test_decay_leaves_batchnorm_alone() -> None:
+    backbone = TinyNet()
+    task = probes(backbone, 3)
+    module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task)
+    names = {id(parameter): name for name, parameter in module.learning_parameters()}
+    decayed, rest = probe_sgd(module.learning_parameters(), weight_decay=5e-4, nesterov=True).param_groups
+    assert decayed["weight_decay"] == 5e-4 and rest["weight_decay"] == 0 and decayed["nesterov"]
+    assert {names[id(p)].rsplit(".", 2)[1] for p in decayed["params"]} == {"linear"}
+    assert {names[id(p)].rsplit(".", 2)[1] for p in rest["params"]} == {"norm"}
+    assert len(decayed["params"]) == len(rest["params"]) == 12
+
+
+def job() -> Job:
+    torch.manual_seed(3)
+    backbone = TinyNet()
+    return Job(
+        probes(backbone, 16),
+        backbone,
+        (Stage("linear", 1, 6, 5, 3),),
+        step_drops(0.05, (2, 1)),
+        lambda named: probe_sgd(named, 5e-4, True),
+    )
+
+
+def test_a_probe_leaves_the_backbone_and_learns_and_resumes(tmp_path: Path) -> None:
+    def fit(out: Path, stop_at: int = 0) -> dict[str, Any]:
+        run = tiny_run(out, log_steps=1)
+        after_step = run.agreement.after_step
+
+        def stop() -> Any:
+            run.agreement.stop_requested = run.position.run_step == stop_at
+            return after_step()
+
+        run.agreement.after_step = stop  # type: ignore[method-assign]  # the signal, at an exact step
+        made = job()
+        before = {name: value.clone() for name, value in made.backbone.state_dict().items()}
+        finished = pretrain(made, run)
+        run.close()
+        assert finished == (not stop_at)
+        after = made.backbone.state_dict()
+        assert all(torch.equal(value, after[name]) for name, value in before.items())
+        return run.position.summaries[0]["held_out"] if finished else {}
+
+    held_out = fit(tmp_path / "whole")
+    assert held_out["top1_B1"] > 3 / 16 and held_out["top5_B1"] > held_out["top1_B1"]
+    fit(tmp_path / "stopped", stop_at=19)
+    assert fit(tmp_path / "stopped") == held_out
+    whole, stopped = newest_checkpoint(tmp_path / "whole"), newest_checkpoint(tmp_path / "stopped")
+    assert digests(whole) == digests(stopped)
+
+
+def test_a_backbone_of_other_blocks_is_refused_by_vissls_protocol_only() -> None:
+    shapes = [(4, 8, 8)] * 4
+    with pytest.raises(ValueError, match="4 blocks.*--protocol moco"):
+        ProbeHead(shapes, 3)
+    assert ProbeHead(shapes, 3, blocks=False).widths == {"final": 4}
+
+
+def test_one_class_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 class"):
+        probes(TinyNet(), 2).check_data(Synthetic(4, 1), 2)
+
+
+def test_the_metrics_type_is_sums_and_counts() -> None:
+    metrics: Metrics = probes(TinyNet(), 3).loss(
+        Trunk(TinyNet(), PROBE), ProbeHead([(8, 16, 16), (8, 8, 8), (12, 4, 4), (16, 2, 2), (16, 2, 2)], 3),
+        [torch.randn(4, 3, 32, 32)], batch_of(torch.tensor([0, 1, 2, 0])),
+    )[1]  # fmt: skip
+    assert all(float(num) == 4 and np.isfinite(float(total)) for total, num in metrics.values())
