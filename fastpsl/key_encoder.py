@@ -1,0 +1,60 @@
+"""The encoder of keys (MoCo, section 3.2): a slow copy of what learns in a stage."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from fastpsl.stage import Trunk
+
+
+class KeyEncoder:
+    """Frozen blocks, and a copy of the learning blocks and the head, equal to them at first. No gradients.
+
+    Its BatchNorm knows no running statistics: it always normalises by the images of the call, in training and in held-out
+    passes, and so depends on no rank's history. Frozen blocks are equal in both encoders, so the trunk's own are used; only
+    where they normalise by the batch (frozen_batchnorm "train") they are copied, or keys would move their running statistics.
+    It is no module of the stage's: DDP and the optimiser do not know it.
+    """
+
+    def __init__(self, trunk: Trunk, head: nn.Module, momentum: float):
+        shared = trunk.frozen_batchnorm == "eval"
+        self.frozen = trunk.frozen if shared else _by_batch_statistics(trunk.frozen)
+        self.learning, self.head = _by_batch_statistics(trunk.learning), _by_batch_statistics(head)
+        self._mine = [*self.learning.parameters(), *self.head.parameters()]
+        self._theirs = [*trunk.learning.parameters(), *head.parameters()]
+        self._update = get_ema_multi_avg_fn(momentum)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] to keys of length 1, float32 [B, width]."""
+        for block in (*self.frozen, *self.learning):
+            images = block(images)
+        return F.normalize(self.head(images).float())
+
+    def follow(self) -> None:
+        """After a step: k ← momentum * k + (1 - momentum) * q (MoCo, equation 2), for every parameter."""
+        self._update(self._mine, self._theirs, None)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        return {"learning": self.learning.state_dict(), "head": self.head.state_dict()}
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        self.learning.load_state_dict(state["learning"])
+        self.head.load_state_dict(state["head"])
+
+
+def _by_batch_statistics(module: nn.Module) -> nn.Module:
+    """A copy that does not learn and whose BatchNorm has batch statistics only, those of this rank.
+
+    In eval mode without running statistics torch normalises by the batch, SyncBatchNorm too, without talking to others.
+    """
+    module = copy.deepcopy(module).requires_grad_(False).eval()
+    for part in module.modules():
+        if isinstance(part, _BatchNorm):
+            part.track_running_stats = False
+            part.running_mean = part.running_var = part.num_batches_tracked = None
+    return module

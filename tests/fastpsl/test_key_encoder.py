@@ -1,0 +1,85 @@
+"""The slow copy: what it shares, how it follows, what normalises it."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastpsl.key_encoder import KeyEncoder
+from fastpsl.plan import make_plan
+from fastpsl.stage import Trunk
+from tests.fastpsl.tiny import TinyNet
+
+
+def query(
+    frozen_batchnorm: str = "eval", sync: bool = False
+) -> tuple[TinyNet, Trunk, nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    backbone = TinyNet()
+    if sync:
+        backbone = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
+    trunk = Trunk(backbone, make_plan("psl", (1, 1, 1))[1], frozen_batchnorm)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    return backbone, trunk, head, torch.randn(8, 3, 32, 32)
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("frozen_batchnorm", ["eval", "train"])
+def test_keys_are_normalised_by_their_own_images_and_move_nothing(frozen_batchnorm: str) -> None:
+    backbone, trunk, head, images = query(frozen_batchnorm)
+    encoder = KeyEncoder(trunk, head, 0.9)
+    before = snapshot(backbone)
+    keys = encoder(images)
+    trunk.eval(), head.eval()  # held-out passes: keys as before
+    again = encoder(images)
+    trunk.train(), head.train()
+    assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
+    assert not keys.requires_grad and torch.equal(keys, again)
+    assert torch.allclose(keys.norm(dim=1), torch.ones(8))
+    expected = nn.functional.normalize(head(trunk(images)))  # in train mode: statistics of these images
+    assert torch.allclose(keys, expected, atol=1e-6)
+    assert not torch.allclose(keys[:4], encoder(images[:4]), atol=1e-3)
+
+
+def test_synchronised_batchnorm_is_by_the_group_in_the_copy() -> None:
+    """torch's SyncBatchNorm in train mode refuses CPU tensors, and on GPUs would join the groups of all ranks."""
+    _, trunk, head, images = query()
+    expected = KeyEncoder(trunk, head, 0.9)(images)
+    _, trunk, head, images = query(sync=True)
+    assert isinstance(trunk.learning[0][1], nn.SyncBatchNorm)  # type: ignore[index]
+    assert torch.equal(KeyEncoder(trunk, head, 0.9)(images), expected)
+
+
+def test_it_follows_by_the_momentum_formula() -> None:
+    _, trunk, head, _ = query()
+    encoder = KeyEncoder(trunk, head, 0.75)
+    theirs = [*trunk.learning.parameters(), *head.parameters()]
+    mine = [*encoder.learning.parameters(), *encoder.head.parameters()]
+    assert len(mine) == 11 and not any(p.requires_grad for p in mine)
+    expected = [p.detach().clone() for p in theirs]
+    for step in range(3):
+        for p in theirs:
+            p.data.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(step)))
+        encoder.follow()
+        expected = [0.75 * k + 0.25 * q.detach() for k, q in zip(expected, theirs, strict=True)]
+        for ours, value in zip(mine, expected, strict=True):
+            assert torch.allclose(ours, value, atol=1e-6)
+
+
+def test_frozen_blocks_are_shared_and_only_the_rest_is_saved() -> None:
+    _, trunk, head, images = query()
+    encoder = KeyEncoder(trunk, head, 0.5)
+    assert encoder.frozen is trunk.frozen
+    assert not any("running" in name for part in encoder.state_dict().values() for name in part)
+    state = copy.deepcopy(encoder.state_dict())
+    keys = encoder(images)
+    for p in [*trunk.learning.parameters(), *head.parameters()]:
+        p.data.add_(1.0)
+    encoder.follow()
+    assert not torch.allclose(encoder(images), keys, atol=1e-3)
+    encoder.load_state_dict(state)
+    assert torch.equal(encoder(images), keys)
