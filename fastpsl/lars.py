@@ -1,0 +1,110 @@
+"""LARS as SimCLR uses it: a rate for each layer, and none of it for biases and BatchNorm."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rates (You et al., arXiv 1708.03888) with SimCLR's momentum (google-research/simclr, lars_optimizer):
+
+        g ← g + weight_decay · w
+        trust = eeta · |w| / |g|, and 1 where either norm is 0
+        v ← momentum · v + lr · trust · g           the rate is inside the momentum: a buffer keeps the rates of its past
+        w ← w - v
+
+    A group with "adapt": False has trust 1. Parameters are float32: ValueError for others.
+
+    Norms are of unscaled gradients: the scaler's grad_scale and found_inf are taken as tensors, so a step with non-finite
+    gradients changes neither weights nor momentum, and the host never waits to know.
+    """
+
+    # torch.amp.GradScaler reads this, and then sets self.grad_scale and self.found_inf around each step.
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]] | Iterable[Tensor],
+        lr: float = 0.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        eeta: float = 0.001,
+        adapt: bool = True,
+    ):
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eeta": eeta}
+        for name, value in defaults.items():
+            if value < 0:
+                raise ValueError(f"LARS with {name} {value}: it must be 0 or more")
+        super().__init__(groups, {**defaults, "adapt": adapt})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; momentum buffers are made here and not at the first step: that one may be skipped."""
+        super().add_param_group(param_group)
+        for parameter in self.param_groups[-1]["params"]:
+            if parameter.dtype != torch.float32:
+                raise ValueError(
+                    f"LARS got a parameter of {parameter.dtype}: keep weights in torch.float32, autocast does the rest"
+                )
+            self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step on the parameters' gradients; all groups' rates are read now."""
+        assert closure is None, "a closure would have to be scaled and checked too"
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            if weights:
+                self._step_group(group, weights)
+
+    def _step_group(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+        keep, unscale = self._from_scaler(weights[0].device)
+        velocities = [self.state[p]["momentum_buffer"] for p in weights]
+        gradients = [p.grad.clone() for p in weights if p.grad is not None]
+        # A product of 0 and infinity is no 0; so a skipped step takes the bits: as integers, they times 0 are 0.0.
+        torch._foreach_mul_([g.view(torch.int32) for g in gradients], keep.int())
+        torch._foreach_mul_(gradients, unscale)
+        if group["weight_decay"]:
+            torch._foreach_add_(gradients, weights, alpha=group["weight_decay"])
+        rate = group["lr"] * keep
+        if group["adapt"]:
+            weight_norms, gradient_norms = (
+                torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, gradients)
+            )
+            trust = group["eeta"] * weight_norms / gradient_norms
+            trust = torch.where((weight_norms > 0) & (gradient_norms > 0), trust, 1.0)
+            torch._foreach_mul_(gradients, (rate * trust).unbind())
+        else:
+            torch._foreach_mul_(gradients, rate)
+        # A skipped step: v · 1 + 0, then w - v · 0.
+        torch._foreach_mul_(velocities, torch.where(keep > 0, group["momentum"], 1.0))
+        torch._foreach_add_(velocities, gradients)
+        torch._foreach_sub_(weights, torch._foreach_mul(velocities, keep))
+
+    def _from_scaler(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """1.0 or, to skip the step, 0.0; and what gradients are multiplied with. Scalars on the device."""
+        one = torch.ones((), device=device)
+        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        keep = one if found_inf is None else (found_inf == 0).float().reshape(())
+        return keep, one if scale is None else scale.reciprocal().reshape(())
+
+
+def lars(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    momentum: float = 0.9,
+    weight_decay: float = 1e-6,
+    eeta: float = 0.001,
+) -> LARS:
+    """LARS with SimCLR's exclusions: biases and BatchNorm's scales and shifts get neither weight decay nor a trust ratio.
+
+    They are told by their number of dimensions: at most one. (Weights of convolutions and linear layers have two or more.)
+    """
+    named = list(named_parameters)
+    layers = [p for _, p in named if p.ndim > 1]
+    excluded = [p for _, p in named if p.ndim <= 1]
+    groups = [
+        {"params": layers, "weight_decay": weight_decay, "adapt": True},
+        {"params": excluded, "weight_decay": 0.0, "adapt": False},
+    ]
+    return LARS(groups, momentum=momentum, eeta=eeta)

@@ -1,0 +1,149 @@
+"""SimCLR in levels (psl.txt, section 3.3.3 and Table 3; section 4.1 "Contrastive learning")."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fastpsl.kernels.blur import GaussianBlur
+from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.sobel import Sobel
+from fastpsl.nt_xent import nt_xent
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.data import Data
+from fastpsl.pipelines.views import Op, ViewSpec
+from fastpsl.stage import Metrics, Trunk
+from fastpsl.tasks.contrastive import NUM_LEVELS, contrastive_view
+
+
+class SimCLR:
+    """Tell which of all other crops of the global batch is of the same image, by NT-Xent (`fastpsl.nt_xent`).
+
+    Levels: T1 crops (with flip), T2 with colour distortion, T3 with blur and Sobel too (`contrastive_view`), for both views.
+    Paper: strengths are not stated. Here: SimCLR's for ImageNet: crops of area .08 to 1; jitter of .8, .8, .8 and .2 turns
+    (strength 1) with probability .8, grey .2, blur .5.
+    Paper: the temperature is not stated. Here: .1, SimCLR's code default for ImageNet.
+
+    batch_size: images of a step over all ranks: chance depends on it, and one image has nothing to be told from.
+    """
+
+    num_levels = NUM_LEVELS
+
+    def __init__(
+        self,
+        batch_size: int,
+        *,
+        size_px: int = 224,
+        temperature: float = 0.1,
+        embedding_width: int = 128,
+        sobel_p: float = 0.2,
+    ):
+        if batch_size < 2:
+            raise ValueError(
+                f"--batch-size {batch_size}: NT-Xent tells an image from the others of its batch, so it needs 2 or more"
+            )
+        if temperature <= 0:
+            raise ValueError(f"--temperature {temperature}: it must be above 0")
+        if embedding_width < 1:
+            raise ValueError(f"--embedding-width {embedding_width}: it must be 1 or more")
+        self.batch_size, self.size_px, self.temperature = batch_size, size_px, temperature
+        self.embedding_width, self.sobel_p = embedding_width, sobel_p
+
+    def views(self, level: int) -> tuple[ViewSpec, ...]:
+        """Two crops of one decode, each with draws of its own."""
+        view = contrastive_view(
+            level,
+            self.size_px,
+            scale=(0.08, 1.0),
+            colour=ColourDistortion(0.8, 0.8, 0.8, 0.2, p=0.8),
+            sobel_p=self.sobel_p,
+        )
+        return (view, view)
+
+    def check_data(self, data: Data, batch_size: int) -> None:
+        """The trainer's batch must be the one that chance is told for."""
+        assert batch_size == self.batch_size, (batch_size, self.batch_size)
+
+    def head(self, level: int, channels: int) -> nn.Module:
+        return ProjectionHead(channels, self.embedding_width)
+
+    def loss(
+        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+    ) -> tuple[Tensor, Metrics]:
+        """NT-Xent; accuracy = anchors whose positive is the nearest of all other embeddings of the global batch.
+
+        Both views go through the network as one batch, as in SimCLR: BatchNorm sees them together.
+        """
+        world_size = dist.get_world_size() if dist.is_initialized() else 1
+        whole = len(batch.indices) * world_size == self.batch_size
+        assert whole or not head.training, (
+            "part of the batch: gradient accumulation would leave out negatives"
+        )
+        first, second = head(trunk(torch.cat(list(inputs)))).chunk(2)
+        result = nt_xent(first, second, batch.indices >= 0, self.temperature)
+        return result.loss, {
+            "loss": (result.loss_sum, result.num_anchors),
+            "accuracy": (result.num_right, result.num_anchors),
+        }
+
+    def chance(self, level: int) -> float:
+        """Accuracy of guessing among the 2N - 1 other embeddings of a full batch."""
+        return 1 / (2 * self.batch_size - 1)
+
+    def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Both views of each sample side by side, as the network sees them."""
+        view = self.views(1)[0]
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (view.mean, view.std))
+        first, second = ((images.float().cpu() * std + mean).clamp(0, 1) for images in inputs)
+        return torch.cat([first, first.new_ones(*first.shape[:3], 4), second], 3)
+
+    def captions(self, batch: Batch) -> list[str]:
+        """What was drawn for the left view of each sample, and below it for the right one: "flip, colour, blur 1.3"."""
+        ops = self.views(self.num_levels)[0].ops  # those of easier levels are the first of these
+        sides = [list(zip(ops, draws, strict=False)) for draws in batch.draws]
+        texts = []
+        for sample in range(len(batch.indices)):
+            said = [", ".join(filter(None, (_said(op, draw, sample) for op, draw in side))) for side in sides]
+            texts.append("\n".join(text or "crop" for text in said))
+        return texts
+
+
+def _said(op: Op, draw: Mapping[str, Tensor], sample: int) -> str:
+    """What `op` did to a sample, in a word; nothing where it did nothing."""
+    if isinstance(op, Flip):
+        return "flip" if draw["flip"][sample] else ""
+    if not draw["apply"][sample]:
+        return ""
+    if isinstance(op, GaussianBlur):
+        return f"blur {float(draw['sigma'][sample]):.1f}"
+    return {ColourDistortion: "colour", Grey: "grey", Sobel: "Sobel"}[type(op)]
+
+
+class ProjectionHead(nn.Module):
+    """Average pool, Linear C→C, BatchNorm, ReLU, Linear C→width, BatchNorm without a shift.
+
+    Paper: a 2-layer MLP to 128; its hidden width and normalisation are not stated. Here: SimCLR's first version, whose hidden
+    layer is as wide as its input and both of whose layers have BatchNorm instead of biases.
+    """
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        last = nn.BatchNorm1d(width)
+        last.bias.requires_grad_(
+            False
+        )  # as SimCLR's code: a shift that all embeddings share is none of theirs
+        self.layers = nn.Sequential(
+            nn.Linear(channels, channels, bias=False),
+            nn.BatchNorm1d(channels),
+            nn.ReLU(inplace=True),
+            nn.Linear(channels, width, bias=False),
+            last,
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [B, C, h, w] to embeddings [B, width], of any length."""
+        embeddings: Tensor = self.layers(features.mean((2, 3)))
+        return embeddings

@@ -1,0 +1,95 @@
+"""PSL SimCLR with ResNet-50 (psl.txt: Table 3, Table 4 row "SimCLR+PSL").
+
+Paper: 64.3 % ImageNet top-1 of a linear classifier on the final features (61.9 % end to end). Here: not yet run on ImageNet.
+
+    torchrun --nproc-per-node=8 recipes/simclr_r50.py --sync-batchnorm --data 'imagenet/train-*.beton' --val imagenet/val.beton
+    torchrun recipes/simclr_r50.py            # the embedded sample, small values, minutes on two cores
+
+With several GPUs give --sync-batchnorm: SimCLR's BatchNorm is over the global batch, or the two views of an image could be told
+by the statistics of their rank (arXiv 2002.05709, section 2.2); PSL says nothing of it.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+from fastpsl.backbones.choose import make_backbone
+from fastpsl.lars import lars
+from fastpsl.launch import launch
+from fastpsl.options import PretrainOptions, parse_options
+from fastpsl.schedules import cosine
+from fastpsl.tasks.simclr import SimCLR
+from fastpsl.trainer import Job
+
+PAPER = {
+    "backbone": "resnet50",
+    "stage_epochs": (60, 70, 70),  # section 4.1: 200 epochs
+    "batch_size": 256,
+    "lr": 0.3,  # LARS, one cosine over all stages
+    "warmup_epochs": 10.0,  # SimCLR's; PSL is silent
+    "weight_decay": 1e-6,  # SimCLR's; PSL is silent
+    "temperature": 0.1,  # SimCLR's code; PSL is silent
+    "size_px": 224,
+    "embedding_width": 128,  # section 4.1
+}
+SAMPLE = {
+    "stage_epochs": (6, 6, 6),
+    "batch_size": 32,
+    "lr": 1.0,
+    "warmup_epochs": 1.0,
+    "backbone": "resnet18",
+    "size_px": 64,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(PretrainOptions):
+    backbone: str = "resnet50"
+    """resnet50, resnet18 or revnet50."""
+    lr: float = 0.3
+    """LARS's learning rate at the end of the warm-up."""
+    warmup_epochs: float = 10.0
+    """Epochs in which the rate rises from 0, once, in the first stage."""
+    weight_decay: float = 1e-6
+    """Of all weights but biases and BatchNorm's."""
+    temperature: float = 0.1
+    """NT-Xent's: similarities are divided by it."""
+    size_px: int = 224
+    """Side of the crops."""
+    embedding_width: int = 128
+    """Numbers that the head gives for a view."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.accumulate > 1:
+            raise ValueError(
+                f"--accumulate {self.accumulate}: each part would lack the negatives of the others, which is another loss; use "
+                f"more ranks, or a smaller --batch-size"
+            )
+        if self.apex:
+            raise ValueError("--apex: it has SGD, and SimCLR learns by LARS; leave it out")
+
+
+def build(options: Options) -> Job:
+    backbone = make_backbone(options.backbone)
+    task = SimCLR(
+        options.batch_size,
+        size_px=options.size_px,
+        temperature=options.temperature,
+        embedding_width=options.embedding_width,
+    )
+    return Job(
+        task=task,
+        backbone=backbone,
+        stages=options.stages(task, backbone),
+        schedule=cosine(options.lr, options.warmup_epochs),
+        optimiser=partial(lars, weight_decay=options.weight_decay),
+        frozen_batchnorm=options.frozen_batchnorm,
+    )
+
+
+def parse() -> Options:
+    return parse_options(Options, PAPER, SAMPLE, __doc__ or "")
+
+
+if __name__ == "__main__":
+    launch("simclr_r50", parse, build)
