@@ -44,7 +44,7 @@ class Show:
 
     data: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="DATA")]] = None
     """A beton, a quoted glob of shards, or a folder of images. [the embedded sample]"""
-    task: Annotated[str, tyro.conf.arg(metavar="crops|jigsaw")] = "crops"
+    task: Annotated[str, tyro.conf.arg(metavar="crops|jigsaw|rotation")] = "crops"
     """crops: two random resized crops of each sample, no task."""
     level: Annotated[int, tyro.conf.arg(metavar="LEVEL")] = 1
     """The task's level, from 1."""
@@ -162,6 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 _show(command)
             elif isinstance(command, Features):
                 _features(command)
+            elif isinstance(command, Export):
+                _export(command)
             else:
                 beton_command.run(command.command)
         sys.stdout.flush()

@@ -1,12 +1,15 @@
 """Others' checkpoints: where their dicts keep the backbone, under which names, and what else lies there (docs/weights.md)."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+
+_COUNT = ".num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -22,32 +25,37 @@ class Naming:
     numbered: bool = False
 
 
-# Tried from the top; the first that matches is it. Sources: docs/weights.md.
+_HEADS = r"(projection_head|prediction_head|online_classifier|prototypes)\."
+_SOLO = r"(projector|predictor|classifier|momentum_backbone|queue|prototypes|head)\b"
+
+# Tried from the top; the first that matches is it. Where each name stands in its project: docs/weights.md.
 NAMINGS = (
     Naming("vissl", "_feature_blocks."),
     Naming("vissl", "trunk._feature_blocks."),
     Naming("moco", "encoder_q."),
     Naming("moco", "base_encoder."),
-    Naming("lightly", "backbone.", only_with=r"backbone\.0\.weight$", numbered=True),
-    Naming(
-        "solo-learn",
-        "backbone.",
-        only_with=r"(projector|classifier|momentum_backbone|predictor|prototypes)\.",
-    ),
+    Naming("lightly", "backbone.", only_with=r"backbone\.4\.0\.conv1\.", numbered=True),
+    Naming("lightly", "backbone.", only_with=_HEADS),
+    Naming("lightly", "", only_with=r"4\.0\.conv1\.", numbered=True),
+    Naming("solo-learn", "backbone.", only_with=_SOLO),
     Naming("simclr-pytorch", "backbone."),
     Naming("simclr-pytorch", "convnet."),
-    Naming("simsiam", "encoder."),
+    Naming("simclr-pytorch", "f.", numbered=True),
+    Naming("solo-learn", "encoder.", only_with=r"classifier\."),
+    Naming("simsiam", "encoder.", only_with=r"predictor\."),
+    Naming("simclr-pytorch", "encoder."),
     Naming("torchvision", ""),
 )
 
 # torchvision's children of a ResNet in order, as nn.Sequential(*list(resnet.children())[:-1]) numbers them.
 NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-# Where a dict keeps its tensors, outermost first.
-WRAPPERS = ("classy_state_dict", "base_model", "model_state_dict", "state_dict", "model")
+# Where a dict keeps its tensors, outermost first. VISSL has its heads beside the trunk.
+WRAPPERS = ("classy_state_dict", "base_model", "model_state_dict", "state_dict", "model", "trunk")
 # What may stand beside a backbone: classifiers, projections, predictions, queues, and copies that follow by momentum.
 HEADS = re.compile(
-    r"(.*\.)?(fc\d*|classifiers?|heads?|linear|projectors?|projection(_head)?|proj|predictor|prediction(_head)?|"
-    r"prototypes|queue\w*|encoder_k|momentum_\w+|\w+_momentum|teacher\w*|criterion|loss)(\.|$)"
+    r"(.*?\.)??(fc\d*|linear|g|encoder_k|key_\w+|"
+    r"\w*(classifier|head|projection|projector|predictor|prediction|prototype|queue|momentum|teacher|student|criterion)\w*)"
+    r"(\.|$)"
 )
 
 
@@ -68,11 +76,10 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
     """
     tensors = _tensors_of(state)
     if not tensors:
-        raise ValueError(
-            f"{path} holds no tensors by name (its keys: {_few(list(state))}): give a state dict"
-        )
-    naming = next(n for n in NAMINGS if _matches(n, tensors))
-    backbone: dict[str, Tensor] = {}
+        raise ValueError(f"{path} holds no tensors by name (its keys: {few(list(state))}): give a state dict")
+    naming = next(naming for naming in NAMINGS if _matches(naming, tensors))
+    # Files from before PyTorch 0.4.1 do not count batches; nothing reads the count.
+    backbone = {name: torch.zeros_like(tensor) for name, tensor in wanted.items() if name.endswith(_COUNT)}
     rest = []
     for name, tensor in tensors.items():
         own = _our_name(naming, name)
@@ -81,10 +88,10 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
         else:
             rest.append(name)
     strange = [name for name in rest if not HEADS.match(name)]
-    if backbone and strange:
+    if strange and len(rest) < len(tensors):
         raise ValueError(
             f"{path}, read as {naming.kind}'s, holds {len(strange)} tensors that are neither of the backbone nor of a head "
-            f"({_few(strange)}): give the --backbone that it holds"
+            f"({few(strange)}): give the --backbone that it holds"
         )
     return Found(naming.kind, backbone, sorted({_group(name) for name in rest}))
 
@@ -96,8 +103,6 @@ def _tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
         if inner is None:
             break
         state = inner
-    if isinstance(state.get("trunk"), Mapping):  # VISSL has the heads beside it
-        state = state["trunk"]
     tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     while tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
@@ -121,10 +126,11 @@ def _our_name(naming: Naming, name: str) -> str | None:
 
 
 def _group(name: str) -> str:
-    """ "fc.*" of "fc.0.weight"; a name without parts as it is."""
+    """What stands for many names: fc.* for fc.0.weight; a name that ends with the head as it is."""
     head = HEADS.match(name)
     return f"{name[: head.end()].rstrip('.')}.*" if head and head.end() < len(name) else name
 
 
-def _few(names: list[Any]) -> str:
+def few(names: Sequence[Any]) -> str:
+    """The first three, for messages."""
     return ", ".join(map(str, names[:3])) + (", …" if len(names) > 3 else "")

@@ -44,18 +44,18 @@ class EvaluationOptions(RunOptions):
         return random_weights(self.backbone, self.seed, self.told_input())
 
     def told_input(self) -> Input | None:
-        """The input record of the --input flags; None without them, ValueError where only some are given."""
-        given = {
-            "--input-channels": self.input_channels,
-            "--input-mean": self.input_mean,
-            "--input-std": self.input_std,
-        }
-        missing = [flag for flag, value in given.items() if value is None]
-        if len(missing) == len(given):
-            return None
-        if missing:
-            raise ValueError(
-                f"of the input {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: give all three or none"
-            )
-        assert self.input_channels and self.input_mean is not None and self.input_std is not None
-        return Input(self.input_channels, self.input_mean, self.input_std, self.size_px)
+        """The input record of the --input flags; None without them."""
+        return told_input(self.input_channels, self.input_mean, self.input_std, self.size_px)
+
+
+def told_input(
+    channels: str | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, size_px: int
+) -> Input | None:
+    """The input record of --input-channels, --input-mean and --input-std; ValueError where only some are given."""
+    if channels is None and mean is None and std is None:
+        return None
+    if channels is None or mean is None or std is None:
+        raise ValueError(
+            "--input-channels, --input-mean and --input-std belong together: give all three or none"
+        )
+    return Input(channels, mean, std, size_px)

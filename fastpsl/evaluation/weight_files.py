@@ -1,4 +1,4 @@
-"""Files of weights as plain dicts: torch's (zip and older) and safetensors, read without running anything in them."""
+"""Files of weights: torch's (zip and older) and safetensors, read without running anything in them; safetensors written."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 _CHUNK = 1 << 22
+_NO_SAFETENSORS = 'safetensors is not installed: pip install "fastpsl[export]"'
 
 
 def sha256_of_file(path: Path) -> str:
@@ -18,6 +19,10 @@ def sha256_of_file(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def sha256_of_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -74,11 +79,21 @@ def _explain_unpickling(path: Path, error: Exception) -> str:
     )
 
 
+def safetensors_bytes(tensors: dict[str, torch.Tensor], told: dict[str, Any]) -> bytes:
+    """A safetensors file of contiguous tensors on the CPU; `told` goes into its metadata, as JSON."""
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise ValueError(_NO_SAFETENSORS) from error
+    # timm and transformers look for "format".
+    return save(tensors, metadata={"format": "pt", "fastpsl": json.dumps(told)})
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
-        raise ValueError(f'{path}: safetensors is not installed: pip install "fastpsl[export]"') from error
+        raise ValueError(f"{path}: {_NO_SAFETENSORS}") from error
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118

@@ -11,11 +11,9 @@ from torch import Tensor, nn
 
 from fastpsl.backbones.choose import make_backbone
 from fastpsl.checkpoint import FORMAT, Checkpoints
-from fastpsl.evaluation.foreign import recognise
+from fastpsl.evaluation.foreign import few, recognise
 from fastpsl.evaluation.weight_files import read_weights, sha256_of_file, told_beside
 from fastpsl.pipelines.input_record import Input
-
-NAMES_SHOWN = 3
 
 
 @dataclass
@@ -33,9 +31,21 @@ class Pretrained:
         """What must not change on resume, for Job.science: the weights themselves, not where their file lies."""
         return {
             "weights": self.record["sha256"],
-            "weights_backbone": self.record["backbone"],
-            "weights_input": self.record["input"],
+            "backbone": self.record["backbone"],
+            "input": self.record["input"],
         }
+
+    def __str__(self) -> str:
+        record = self.record
+        seen = f"{self.input.channels}, mean {_numbers(self.input.mean)}, std {_numbers(self.input.std)}"
+        if record["kind"] == "random":
+            return f"{record['backbone']}, random weights; input {seen}"
+        what = f"{record['path']}: {record['backbone']} ({record['kind']}"
+        if record["run_step"] is not None:
+            what += f", {record['run_step']:,} steps"
+        what += ", its training was cut short)" if record["cut"] else ")"
+        left_out = f"; left out: {', '.join(record['left_out'])}" if record["left_out"] else ""
+        return f"{what}; input {seen}{left_out}"
 
 
 def load_pretrained(path: Path, backbone: str | None = None, input: Input | None = None) -> Pretrained:
@@ -58,10 +68,10 @@ def load_pretrained(path: Path, backbone: str | None = None, input: Input | None
 
 
 def random_weights(backbone: str, seed: int, input: Input | None = None) -> Pretrained:
-    """A new backbone, its weights a function of `seed` alone; torch's own random state is left as it was."""
+    """A new backbone, its weights a function of `seed` alone; torch's random state is left as it was."""
     input = input or Input()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         made = make_for(backbone, input)
     record = _record(None, sha256_of_tensors(made.state_dict()), "random", backbone, input)
     return Pretrained(made, input, record)
@@ -137,7 +147,9 @@ def _foreign(path: Path, state: dict[str, Any], backbone: str | None, input: Inp
     made = make_for(backbone, input)
     found = recognise(path, state, made.state_dict())
     fill(made, found.tensors, backbone, f"{path}, read as {found.kind}'s,")
-    record = _record(path, sha256_of_file(path), found.kind, backbone, input)
+    # The two have the same names for a ResNet; torchvision publishes no safetensors.
+    is_timm = found.kind == "torchvision" and path.suffix == ".safetensors"
+    record = _record(path, sha256_of_file(path), "timm" if is_timm else found.kind, backbone, input)
     return Pretrained(made, input, record | {"left_out": found.left_out})
 
 
@@ -167,7 +179,7 @@ def fill(backbone: nn.Module, tensors: Mapping[str, Any], name: str, source: str
     missing = [key for key in wanted if key not in tensors]
     if missing:
         raise ValueError(
-            f"{source} lacks {len(missing)} of the {len(wanted)} tensors of {name} ({_few(missing)}): "
+            f"{source} lacks {len(missing)} of the {len(wanted)} tensors of {name} ({few(missing)}): "
             f"give the --backbone that it holds, or another file"
         )
     wrong = [key for key in wanted if tuple(tensors[key].shape) != tuple(wanted[key].shape)]
@@ -179,7 +191,7 @@ def fill(backbone: nn.Module, tensors: Mapping[str, Any], name: str, source: str
     extra = [key for key in tensors if key not in wanted]
     if extra:
         raise ValueError(
-            f"{source} holds {len(extra)} tensors that {name} has not ({_few(extra)}): give the --backbone"
+            f"{source} holds {len(extra)} tensors that {name} has not ({few(extra)}): give the --backbone"
         )
     backbone.load_state_dict(dict(tensors))
 
@@ -193,8 +205,8 @@ def was_cut(state: Mapping[str, Any]) -> bool:
     return short or len(summaries) < num_stages
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)
 
 
 def _record(path: Path | None, sha256: str, kind: str, backbone: str, input: Input) -> dict[str, Any]:

@@ -1,0 +1,172 @@
+"""`fastpsl export`: a backbone alone, in the names and the file that another library reads, and its input record."""
+
+import io
+import json
+import pickle
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastpsl.evaluation.weight_files import safetensors_bytes, sha256_of_bytes
+from fastpsl.evaluation.weights import Pretrained, load_pretrained
+from fastpsl.pipelines.beton_file import output_errors, publish_bytes
+from fastpsl.pipelines.input_record import Input
+
+FORMAT = 1
+RESNETS = {"resnet18": 18, "resnet50": 50}
+
+
+def export(
+    checkpoint: Path,
+    to: str,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    backbone: str | None = None,
+    input: Input | None = None,
+) -> str:
+    """Write `out`, and OUT.json beside it with the input record and the origin (safetensors: in its metadata).
+
+    to: torchvision, timm, detectron2 or safetensors. Returns what was written, with the table of keys. ValueError where the
+    library has no such backbone, or `out` exists.
+    """
+    if to not in TARGETS:
+        raise ValueError(f"--to {to}: allowed are {', '.join(TARGETS)}")
+    target = TARGETS[to]
+    beside = out.with_name(f"{out.name}.json")
+    for path in (out,) if to == "safetensors" else (out, beside):
+        if path.exists() and not overwrite:
+            raise ValueError(f"{path}: exists already; remove it, give --overwrite, or choose another name")
+    if target.ending and out.suffix not in target.ending:
+        raise ValueError(
+            f"{out}: {to} tells its files by their ending; call it *{' or *'.join(target.ending)}"
+        )
+    found = load_pretrained(checkpoint, backbone, input)
+    name = found.record["backbone"]
+    if name not in RESNETS and to != "safetensors":
+        raise ValueError(f"{to} has no {name}: --to safetensors writes it under its own names")
+    tensors = {key: tensor.detach().contiguous() for key, tensor in found.backbone.state_dict().items()}
+    renamed = {target.rename(key): tensor for key, tensor in tensors.items()}
+    assert len(renamed) == len(tensors)
+    told = _told(found, to)
+    data = target.write(renamed, told)
+    with output_errors(out):
+        if to != "safetensors":
+            told["sha256"] = sha256_of_bytes(data)
+            publish_bytes(beside, (json.dumps(told, indent=1) + "\n").encode())
+        publish_bytes(out, data)
+    where = "its metadata" if to == "safetensors" else str(beside)
+    written = (
+        f"{out}: {len(tensors)} tensors, {len(data) / 1e6:,.1f} MB, for {to}; the input record is in {where}"
+    )
+    return "\n".join([str(found), written, *key_table(list(zip(tensors, renamed, strict=True)))])
+
+
+def detectron2_name(name: str) -> str:
+    """torchvision's name of a ResNet's tensor in Detectron2 (its tools/convert-torchvision-to-d2.py).
+
+    The first layers are its stem, layer1 is res2, a BatchNorm is the norm of its convolution, downsample is shortcut.
+    """
+    stage = re.match(r"layer(\d)\.", name)
+    name = f"res{int(stage[1]) + 1}.{name[stage.end() :]}" if stage else f"stem.{name}"
+    name = re.sub(r"\bbn(\d)\b", r"conv\1.norm", name)
+    return name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+
+
+def key_table(pairs: list[tuple[str, str]]) -> list[str]:
+    """Lines that show which name became which; names that differ in a block's number or in their last part share a line."""
+    groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for pair in pairs:
+        groups.setdefault((_pattern(pair[0]), _pattern(pair[1])), []).append(pair)
+    rows = [
+        (len(group), _together([ours for ours, _ in group]), _together([theirs for _, theirs in group]))
+        for group in groups.values()
+    ]
+    width = max(len(ours) for _, ours, _ in rows)
+    return [
+        f"  tensors  {'here':<{width}}  there",
+        *(f"  {number:>7}  {ours:<{width}}  {theirs}" for number, ours, theirs in rows),
+    ]
+
+
+# A block's number: of layer3, of res4, or between two points.
+_NUMBER = re.compile(r"((?<=^layer)|(?<=^res)|(?<=\.))\d+(?=\.)")
+
+
+def _pattern(name: str) -> str:
+    return _NUMBER.sub("#", name.rpartition(".")[0])
+
+
+def _together(names: list[str]) -> str:
+    """layer1-4.0-5.bn1.* for names of one pattern."""
+    stems, leaves = zip(*(name.rpartition(".")[::2] for name in names), strict=True)
+    ranges = []
+    for numbers in zip(*((int(match[0]) for match in _NUMBER.finditer(stem)) for stem in stems), strict=True):
+        low, high = min(numbers), max(numbers)
+        ranges.append(str(low) if low == high else f"{low}-{high}")
+    texts = iter(ranges)
+    stem = _NUMBER.sub(lambda _: next(texts), stems[0])
+    return f"{stem}.{leaves[0] if len(set(leaves)) == 1 else '*'}"
+
+
+def _torch_bytes(tensors: dict[str, Tensor], told: dict[str, Any]) -> bytes:
+    data = io.BytesIO()
+    torch.save(tensors, data)
+    return data.getvalue()
+
+
+def _detectron2_bytes(tensors: dict[str, Tensor], told: dict[str, Any]) -> bytes:
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    # Without matching_heuristics Detectron2 would want the names of the whole detector.
+    model = {"model": arrays, "__author__": "fastpsl", "matching_heuristics": True}
+    return pickle.dumps(model, protocol=4)
+
+
+@dataclass(frozen=True)
+class Target:
+    """rename: of a tensor. write: the file's bytes, of renamed tensors and what is told of them. ending: which the library needs."""
+
+    rename: Callable[[str], str]
+    write: Callable[[dict[str, Tensor], dict[str, Any]], bytes]
+    ending: tuple[str, ...] = ()
+
+
+TARGETS = {
+    "torchvision": Target(str, _torch_bytes),
+    "timm": Target(str, _torch_bytes),
+    "detectron2": Target(detectron2_name, _detectron2_bytes, (".pkl",)),
+    "safetensors": Target(str, safetensors_bytes, (".safetensors",)),
+}
+
+
+def _told(found: Pretrained, to: str) -> dict[str, Any]:
+    record = found.record
+    told = {
+        "format": FORMAT,
+        "to": to,
+        "backbone": record["backbone"],
+        "input": found.input.as_dict(),
+        # The file's name alone: the folders of a machine are nobody else's business.
+        "source": {"name": Path(record["path"]).name, "sha256": record["sha256"], "kind": record["kind"]},
+        **{name: record[name] for name in ("run_step", "science", "cut")},
+    }
+    if to == "detectron2":
+        told["detectron2"] = _detectron2_config(record["backbone"], found.input)
+    return told
+
+
+def _detectron2_config(backbone: str, input: Input) -> dict[str, Any]:
+    """What its configuration must say for these weights: strides as torchvision has them, pixels in [0, 255]."""
+    return {
+        "MODEL.PIXEL_MEAN": [round(255 * value, 4) for value in input.mean],
+        "MODEL.PIXEL_STD": [round(255 * value, 4) for value in input.std],
+        "MODEL.RESNETS.DEPTH": RESNETS[backbone],
+        "MODEL.RESNETS.STRIDE_IN_1X1": False,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 64 if backbone == "resnet18" else 256,
+        "INPUT.FORMAT": "RGB",
+    }
