@@ -24,6 +24,7 @@ from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.sample import sample_paths
 from fastpsl.tasks.jigsaw import Jigsaw
+from fastpsl.tasks.rotation import Rotation
 
 SHORTER_PX = 256
 MAX_PICTURES = 400
@@ -72,7 +73,11 @@ def jigsaw(shorter_px: int) -> Jigsaw:
     )
 
 
-TASKS: dict[str, Callable[[int], Shown]] = {"crops": Crops, "jigsaw": jigsaw}
+def rotation(shorter_px: int) -> Rotation:
+    return Rotation(shorter_px=shorter_px, size_px=_scaled(224, shorter_px))
+
+
+TASKS: dict[str, Callable[[int], Shown]] = {"crops": Crops, "jigsaw": jigsaw, "rotation": rotation}
 
 
 def _scaled(px: int, shorter_px: int) -> int:
