@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -55,15 +55,22 @@ class Run:
     """Opens everything that a run needs; ValueError before anything is written where the request cannot be served."""
 
     def __init__(
-        self, recipe: str, options: RunOptions, world: World, science: Mapping[str, Any] | None = None
+        self,
+        recipe: str,
+        options: RunOptions,
+        world: World,
+        science: Mapping[str, Any] | None = None,
+        part: Callable[[Data], Data] | None = None,
     ):
-        """science: what else must not change on resume, besides the options' science and the data."""
+        """science: what else must not change on resume, besides the options' science and the data. part: see `Job`."""
         self.options, self.world = options, world
         self.precision = options.resolved_precision(world.device)
         self.batch_size = options.rank_batch(world.size)
         if options.sync_batchnorm and world.device.type != "cuda":
             raise ValueError("--sync-batchnorm needs CUDA: torch's SyncBatchNorm does not run on the CPU")
         self.train_data, self.val_data = open_both(options)
+        if part is not None:
+            self.train_data = part(self.train_data)
         if self.train_data.num_samples < options.batch_size:
             raise ValueError(
                 f"{self.train_data.num_samples} training images are fewer than one batch of {options.batch_size}: "

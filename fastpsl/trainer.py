@@ -14,7 +14,7 @@ from torch import nn
 from fastpsl.learner import Learner
 from fastpsl.optimisers import sgd
 from fastpsl.pipelines.loader import Loader
-from fastpsl.pipelines.rows import require_labels, require_same_classes
+from fastpsl.pipelines.rows import Data, require_labels, require_same_classes
 from fastpsl.plan import Stage
 from fastpsl.run import Run
 from fastpsl.schedules import Moment, Schedule
@@ -36,6 +36,7 @@ class Job:
     """What a recipe hands over: the learning problem. The machine's part is in `Run`.
 
     science: what must not change on resume besides the options that say so, such as digests of files.
+    part: of --data, what is trained on (such as `Subset`); the whole without it.
     """
 
     task: Task
@@ -45,6 +46,7 @@ class Job:
     optimiser: Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer] = sgd
     science: Mapping[str, Any] = field(default_factory=dict)
     frozen_batchnorm: str = "eval"
+    part: Callable[[Data], Data] | None = None
 
     def __post_init__(self) -> None:
         """ValueError before anything is opened where a level's views cannot be."""
