@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fastpsl import beton_command
+from fastpsl import beton_command, table_command
 from fastpsl.command_line import parse
 
 # Each command imports what it needs: `fastpsl --help` shall not wait for torch or numba.
@@ -139,6 +139,7 @@ Command = (
     | Annotated[Features, tyro.conf.subcommand("features")]
     | Annotated[Permutations, tyro.conf.subcommand("permutations")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[table_command.Table, tyro.conf.subcommand("table")]
 )
 
 
@@ -164,6 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 _features(command)
             elif isinstance(command, Export):
                 _export(command)
+            elif isinstance(command, table_command.Table):
+                table_command.run(command)
             else:
                 beton_command.run(command.command)
         sys.stdout.flush()

@@ -1,0 +1,51 @@
+"""`fastpsl table`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+# What it does is imported when it does it: `fastpsl --help` shall not wait for torch or matplotlib.
+
+
+@dataclass(frozen=True)
+class Table:
+    """Render one of the PSL paper's tables beside our own results, and print the commands of the missing ones.
+
+    Of the result.json files under RUNS those count that were measured with the scale's very values, whole, on one data set;
+    the others are listed with the reason. OUT gets NAME.md, NAME.png and NAME.html. Something missing is no error. See
+    docs/tables.md.
+    """
+
+    name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="psl/4|psl/5|psl/6|psl/7")]]
+    """4: linear classifiers, all methods; 5: each block, jigsaw; 6: each block, rotation; 7: few labels."""
+    runs: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """The folder that holds the runs, at any depth; the commands write there too."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """The folder to write to."""
+    scale: Annotated[str, tyro.conf.arg(metavar="paper|tiny")] = "paper"
+    """tiny: small sizes for any folder of pictures of 64 px or more, three seeds; two cores do a row in less than an hour."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
+    """Training images, for the commands: a beton, a quoted glob of shards, or a folder of images. Where it is there, results of
+    other pictures do not count. [TRAIN.beton]"""
+    val: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
+    """Held-out images, likewise. [VAL.beton]"""
+    nproc_per_node: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
+    """GPUs, for the commands. [8; tiny: 1]"""
+
+
+def run(command: Table) -> None:
+    """Do it; ValueError with one line where the user is wrong."""
+    from fastpsl.tables.table import make_table
+
+    lines = make_table(
+        command.name,
+        command.runs,
+        command.out,
+        scale=command.scale,
+        data=command.data,
+        val=command.val,
+        num_processes=command.nproc_per_node,
+    )
+    print("\n".join(lines))

@@ -1,0 +1,5 @@
+"""The papers' tables beside our own measurements: `fastpsl table`.
+
+The papers' rows (psl), which runs a number needs (needs), the sizes (scales), what lies on the disk (found), which of it
+counts (matching), what is still to be run (commands), and the pages (cells, markdown, picture, html).
+"""

@@ -1,0 +1,100 @@
+"""A table's cells: the paper's number and ours, and what each improvement of the paper is in ours."""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastpsl.tables.found import Result
+from fastpsl.tables.matching import Matches
+from fastpsl.tables.needs import Measure
+from fastpsl.tables.psl import Row, Table
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one result a seed: `number` is its name there. sd: of the sample; None for one seed."""
+
+    number: str
+    mean: float
+    sd: float | None
+    seeds: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """50.9, or 50.9 ± 0.3 (3): mean, standard deviation, seeds."""
+        return (
+            f"{self.mean:.1f}" if self.sd is None else f"{self.mean:.1f} ± {self.sd:.1f} ({len(self.seeds)})"
+        )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """ours: None where nothing was measured."""
+
+    paper: float
+    ours: Measured | None
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus the paper's."""
+        return None if self.ours is None else self.ours.mean - self.paper
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a row adds to its baseline, a column each; ours is None where one of the two is not measured."""
+
+    row: Row
+    paper: tuple[float, ...]
+    ours: tuple[float | None, ...]
+
+
+def measured(measure: Measure, results: Mapping[int, Result]) -> Measured | None:
+    """Over the seeds; of several numbers the one with the best mean, the same for all seeds. None without results.
+
+    ValueError where a result lacks a number that its protocol has.
+    """
+    if not results:
+        return None
+    seeds = tuple(sorted(results))
+    best: Measured | None = None
+    for number in measure.numbers:
+        values = []
+        for seed in seeds:
+            numbers = results[seed].record["numbers"]
+            if number not in numbers:
+                raise ValueError(
+                    f"{results[seed].path} has no {number}, only {', '.join(numbers)}: evaluate again"
+                )
+            values.append(float(numbers[number]))
+        sd = statistics.stdev(values) if len(values) > 1 else None
+        found = Measured(number, statistics.fmean(values), sd, seeds)
+        if best is None or found.mean > best.mean:
+            best = found
+    return best
+
+
+def cells_of(row: Row, matches: Matches) -> tuple[Cell, ...]:
+    """A cell for each column."""
+    ours = [
+        measured(measure, matches.used.get((measure.weights, measure.evaluation), {}))
+        for measure in row.measures
+    ]
+    return tuple(
+        Cell(paper, mine) for paper, mine in zip(row.numbers, ours or [None] * len(row.numbers), strict=True)
+    )
+
+
+def gains_of(table: Table, cells: Mapping[str, tuple[Cell, ...]]) -> list[Gain]:
+    """Of every row that has a baseline; `cells` by method."""
+    gains = []
+    for row in table.rows:
+        if row.baseline is None:
+            continue
+        pairs = list(zip(cells[row.method], cells[row.baseline], strict=True))
+        paper = tuple(mine.paper - other.paper for mine, other in pairs)
+        ours = tuple(
+            None if mine.ours is None or other.ours is None else mine.ours.mean - other.ours.mean
+            for mine, other in pairs
+        )
+        gains.append(Gain(row, paper, ours))
+    return gains

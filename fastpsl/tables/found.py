@@ -1,0 +1,113 @@
+"""What lies under a folder of runs: results of evaluations, and folders of training runs."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastpsl.checkpoint import Checkpoints
+from fastpsl.evaluation.result import NAME, read_result
+
+_NOT_ENTERED = {"checkpoints", "tensorboard", "wandb"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result.json: where it lies, and its record."""
+
+    path: Path
+    record: dict[str, Any]
+
+    @property
+    def science(self) -> dict[str, Any]:
+        """Of the run that trained the weights; empty for random and for others' weights."""
+        return self.record["checkpoint"].get("science") or {}
+
+    @property
+    def seed(self) -> int:
+        """Of the pre-training; of the evaluation, where nothing was pre-trained."""
+        return int(self.science.get("seed", self.record["settings"].get("seed", 0)))
+
+    @property
+    def data(self) -> tuple[str, str]:
+        """Digests of the training and of the held-out pictures."""
+        return str(self.record["data"]["train"]), str(self.record["data"]["val"])
+
+    @property
+    def training_folder(self) -> Path | None:
+        """Of the run that made the weights, where it is still there."""
+        path = Path(self.record["checkpoint"].get("path") or "")
+        for folder in (path.parent.parent, path):
+            if (folder / "config.json").exists():
+                return folder
+        return None
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run's folder. state: as in status.json. cut: a stage was cut short by --max-steps-per-stage."""
+
+    folder: Path
+    options: dict[str, Any]
+    science: dict[str, Any]
+    state: str
+    cut: bool
+
+    @property
+    def seed(self) -> int:
+        return int(self.science.get("seed", 0))
+
+    @property
+    def can_be_evaluated(self) -> bool:
+        """Whether it went to its end and its last checkpoint is still there."""
+        return self.state == "finished" and bool(Checkpoints(self.folder / "checkpoints").paths())
+
+
+@dataclass
+class Found:
+    """results and runs in the order of their paths; unreadable: path → why."""
+
+    results: list[Result] = field(default_factory=list)
+    runs: list[TrainingRun] = field(default_factory=list)
+    unreadable: dict[Path, str] = field(default_factory=dict)
+
+
+def find(folder: Path) -> Found:
+    """Everything below `folder`. ValueError where it is no folder."""
+    if not folder.is_dir():
+        raise ValueError(f"--runs {folder}: no such folder; give the one that your runs are written to")
+    found = Found()
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name not in _NOT_ENTERED)
+        if NAME in files:
+            _add_result(found, Path(place) / NAME)
+        if "config.json" in files and "status.json" in files:
+            _add_run(found, Path(place))
+    return found
+
+
+def _add_result(found: Found, path: Path) -> None:
+    try:
+        record = read_result(path)
+        result = Result(path, record)
+        _ = (result.seed, result.data, record["protocol"], record["recipe"], record["numbers"], record["cut"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        missing = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        found.unreadable[path] = missing
+        return
+    found.results.append(result)
+
+
+def _add_run(found: Found, folder: Path) -> None:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        state = json.loads((folder / "status.json").read_text())["state"]
+        ends = folder / "results.json"
+        stages = json.loads(ends.read_text()) if ends.exists() else []
+        cut = any(stage["num_steps"] < stage["num_steps_planned"] for stage in stages)
+        found.runs.append(
+            TrainingRun(folder, dict(config["options"]), dict(config["science"]), str(state), cut)
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found.unreadable[folder / "config.json"] = f"it is no run's record ({type(error).__name__}: {error})"

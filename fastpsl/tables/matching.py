@@ -1,0 +1,170 @@
+"""Which results and which training runs a table may use: of its rows, of its scale, whole, and of one data set."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastpsl.tables.found import Found, Result, TrainingRun
+from fastpsl.tables.needs import Evaluation, Weights
+from fastpsl.tables.psl import TABLES, Table
+from fastpsl.tables.scales import Scale
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Digests of the pictures that all numbers of a table are of; None where it is not known yet."""
+
+    train: str | None = None
+    val: str | None = None
+
+
+Need = tuple[Weights, Evaluation]
+
+
+@dataclass
+class Matches:
+    """used: need → seed → result. unused: path → why. num_other: results that are of no row of this table."""
+
+    used: dict[Need, dict[int, Result]] = field(default_factory=dict)
+    unused: dict[Path, str] = field(default_factory=dict)
+    num_other: int = 0
+    data: DataSet = field(default_factory=DataSet)
+
+
+def needs_of(table: Table) -> list[Need]:
+    """What the table's own numbers are measured on, in the order of its rows, each once."""
+    measures = (measure for row in table.rows for measure in row.measures)
+    return list(dict.fromkeys((measure.weights, measure.evaluation) for measure in measures))
+
+
+def match(table: Table, scale: Scale, found: Found, asked: DataSet) -> Matches:
+    """Sort the results. ValueError where the fitting ones are of several data sets and `asked` does not say which."""
+    matches = Matches(unused=dict(found.unreadable))
+    fitting: list[tuple[Need, Result]] = []
+    for result in found.results:
+        need, reasons = closest(result, needs_of(table), scale)
+        if need is not None and not reasons:
+            fitting.append((need, result))
+        elif need is None or _of_another_table(result, scale):
+            matches.num_other += 1
+        else:
+            matches.unused[result.path] = "; ".join(reasons)
+    weights = {need[0] for need in needs_of(table)}
+    runs = [run for run in found.runs if any(trains(run, one, scale) for one in weights)]
+    matches.data = _one_data_set([result for _, result in fitting], runs, asked)
+    for need, result in sorted(fitting, key=lambda pair: str(pair[1].record.get("date"))):
+        if (other := _of_other_data(result, matches.data)) is not None:
+            matches.unused[result.path] = other
+            continue
+        seeds = matches.used.setdefault(need, {})
+        if (older := seeds.get(result.seed)) is not None:
+            matches.unused[older.path] = f"the same seed again, and {result.path} is newer"
+        seeds[result.seed] = result
+    return matches
+
+
+def _of_another_table(result: Result, scale: Scale) -> bool:
+    return any(
+        need is not None and not reasons
+        for need, reasons in (closest(result, needs_of(other), scale) for other in TABLES.values())
+    )
+
+
+def closest(result: Result, needs: Iterable[Need], scale: Scale) -> tuple[Need | None, list[str]]:
+    """The need that a result comes nearest to, and why it does not fit; no need where it is of another table."""
+    nearest: tuple[Need | None, list[str]] = (None, [])
+    for need in needs:
+        weights, evaluation = need
+        asked = (evaluation.recipe, evaluation.protocol, weights.recipe)
+        if asked != (result.record["recipe"], result.record["protocol"], result.science.get("recipe")):
+            continue
+        if weights.recipe is None and result.record["checkpoint"].get("kind") != "random":
+            continue  # others' weights
+        reasons = mismatches(result, need, scale)
+        if nearest[0] is None or len(reasons) < len(nearest[1]):
+            nearest = need, reasons
+    return nearest
+
+
+def mismatches(result: Result, need: Need, scale: Scale) -> list[str]:
+    """Why a result is not this need's; nothing where it is."""
+    weights, evaluation = need
+    reasons = ["cut short by --max-steps-per-stage"] if result.record["cut"] else []
+    backbone = result.record["checkpoint"].get("backbone")
+    if backbone != weights.backbone:
+        reasons.append(f"backbone {backbone}, here {weights.backbone}")
+    if weights.recipe is not None:
+        science = {k: v for k, v in scale.training_science(weights).items() if k != "backbone"}
+        reasons += _differences("pre-trained", result.science, science)
+        if result.science.get("data_digest") != result.data[0]:
+            reasons.append("pre-trained on other pictures than it was evaluated on")
+    reasons += _differences("evaluated", result.record["settings"], scale.evaluation_settings(evaluation))
+    return reasons
+
+
+def trains(run: TrainingRun, weights: Weights, scale: Scale) -> bool:
+    """Whether a run makes `weights`: it has, or will when it goes on."""
+    if weights.recipe is None or run.cut or (run.state == "finished" and not run.can_be_evaluated):
+        return False
+    return not _differences("", run.science, scale.training_science(weights))
+
+
+def runs_for(
+    weights: Weights, scale: Scale, runs: Iterable[TrainingRun], data: DataSet
+) -> dict[int, TrainingRun]:
+    """Seed → the run whose checkpoint serves, or else one that was begun; the last by path where there are several."""
+    fitting = [
+        run
+        for run in runs
+        if trains(run, weights, scale) and data.train in (None, run.science.get("data_digest"))
+    ]
+    fitting.sort(key=lambda run: (run.state == "finished", str(run.folder)), reverse=True)
+    return dict(sorted({run.seed: run for run in fitting}.items()))
+
+
+def _differences(what: str, given: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{what} with {name} {_words(given[name])}, here {_words(value)}"
+        if name in given
+        else f"{what} without saying {name}"
+        for name, value in wanted.items()
+        if name not in given or given[name] != value
+    ]
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) or "default" if isinstance(value, list) else str(value)
+
+
+def _one_data_set(results: Iterable[Result], runs: Iterable[TrainingRun], asked: DataSet) -> DataSet:
+    """The data set of all of them. ValueError where there are several: their numbers must not stand in one table."""
+    sets = dict.fromkeys(result.data for result in results)
+    if asked.train is not None:
+        sets = {pair: None for pair in sets if pair[0] == asked.train and asked.val in (None, pair[1])}
+    where = {pair: [r.path for r in results if r.data == pair] for pair in sets}
+    if len(sets) > 1:
+        told = ", ".join(
+            f"{train[:8]}/{val[:8]} in {len(where[train, val])} (such as {where[train, val][0]})"
+            for train, val in sets
+        )
+        raise ValueError(
+            f"results of {len(sets)} data sets must not be mixed (digests of train/val: {told}): give --data and --val of one "
+            f"of them, or --runs with one alone"
+        )
+    if sets:
+        return DataSet(*next(iter(sets)))
+    digests = {str(run.science.get("data_digest")): run.folder for run in runs}
+    if asked.train is None and len(digests) > 1:
+        told = ", ".join(f"{digest[:8]} (such as {folder})" for digest, folder in digests.items())
+        raise ValueError(
+            f"training runs on {len(digests)} data sets must not be mixed (digests: {told}): give --data and --val of one of "
+            f"them, or --runs with one alone"
+        )
+    return asked if asked.train is not None else DataSet(next(iter(digests), None))
+
+
+def _of_other_data(result: Result, data: DataSet) -> str | None:
+    if data.train in (None, result.data[0]) and data.val in (None, result.data[1]):
+        return None
+    return f"of other pictures ({result.data[0][:8]}/{result.data[1][:8]}, train/val)"

@@ -1,0 +1,95 @@
+"""A table as one PNG: a panel a column, a line a method, the paper's number and ours on it."""
+
+import io
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fastpsl.checkpoint import write_atomically
+from fastpsl.tables.report import Report
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # after the choice of a backend that needs no screen
+
+PAPER_COLOUR, OUR_COLOUR = "#6b7280", "#c2410c"
+
+
+def picture(report: Report) -> Figure:
+    """Open diamonds are the paper's numbers, dots ours, whiskers our standard deviation over the seeds."""
+    rows, columns = report.table.rows, report.table.columns
+    figure, axes = pyplot.subplots(
+        1,
+        len(columns),
+        sharey=True,
+        squeeze=False,
+        figsize=(max(7.5, 2.2 + 2.3 * len(columns)), 1.9 + 0.42 * len(rows)),
+        layout="constrained",
+    )
+    for number, (axis, column) in enumerate(zip(axes[0], columns, strict=True)):
+        _panel(axis, report, number)
+        axis.set_title(column)
+    names = [f"{row.method}  {row.arch}" + ("" if row.measures else "  *") for row in rows]
+    axes[0][0].set_yticks(range(len(rows)), names)
+    axes[0][0].set_ylim(len(rows) - 0.4, -0.6)
+    handles = [
+        pyplot.Line2D(
+            [],
+            [],
+            marker="D",
+            linestyle="",
+            markerfacecolor="white",
+            color=PAPER_COLOUR,
+            label="paper, ImageNet",
+        ),
+        pyplot.Line2D([], [], marker="o", linestyle="", color=OUR_COLOUR, label=_our_label(report)),
+    ]
+    figure.legend(handles=handles, loc="outside lower right", ncols=2, frameon=False)
+    notes = [report.table.number] + ["* the paper's alone"] * any(not row.measures for row in rows)
+    figure.suptitle(f"{report.table.title}\n{'; '.join(notes)}", fontsize=11)
+    return figure
+
+
+def _panel(axis: Axes, report: Report, column: int) -> None:
+    for place, row in enumerate(report.table.rows):
+        cell = report.cells[row.method][column]
+        axis.plot(cell.paper, place - 0.12, "D", markersize=6, markerfacecolor="white", color=PAPER_COLOUR)
+        _say(axis, f"{cell.paper:.1f}", cell.paper, place - 0.12, PAPER_COLOUR)
+        if cell.ours:
+            axis.errorbar(
+                cell.ours.mean,
+                place + 0.2,
+                xerr=cell.ours.sd,
+                fmt="o",
+                markersize=5,
+                color=OUR_COLOUR,
+                capsize=2,
+            )
+            _say(axis, f"{cell.ours.mean:.1f}", cell.ours.mean + (cell.ours.sd or 0), place + 0.2, OUR_COLOUR)
+    low, high = axis.get_xlim()
+    axis.set_xlim(low, high + 0.22 * (high - low))  # room for the last words
+    axis.grid(axis="y", alpha=0.25)
+    axis.tick_params(axis="y", length=0)
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)
+
+
+def _say(axis: Axes, words: str, x: float, y: float, colour: str) -> None:
+    axis.annotate(words, (x, y), (6, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
+
+
+def _our_label(report: Report) -> str:
+    numbers = {len(cell.ours.seeds) for cells in report.cells.values() for cell in cells if cell.ours}
+    if not numbers:
+        return "ours: nothing measured yet"
+    seeds = f"{min(numbers)}" if len(numbers) == 1 else f"{min(numbers)} to {max(numbers)}"
+    return f"ours, {report.scale.name} scale, {seeds} seed{'s' * (max(numbers) > 1)}"
+
+
+def save_picture(report: Report, path: Path) -> None:
+    """The PNG at `path`, whole or not at all."""
+    figure, data = picture(report), io.BytesIO()
+    figure.savefig(data, dpi=150, format="png")
+    pyplot.close(figure)
+    write_atomically(path, data.getvalue())

@@ -1,0 +1,110 @@
+"""All that a rendered table says, for every form of rendering."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastpsl.tables.cells import Cell, Gain, cells_of, gains_of
+from fastpsl.tables.commands import Missing, Place, missing_runs
+from fastpsl.tables.found import Found, Result
+from fastpsl.tables.matching import DataSet, Matches, match, needs_of
+from fastpsl.tables.needs import Weights
+from fastpsl.tables.psl import NUM_IMAGENET_TRAIN, NUM_IMAGENET_VAL, Row, Table
+from fastpsl.tables.scales import Scale
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Report:
+    """cells: by method. used: the results that went in, with the method and evaluation, in the table's order."""
+
+    table: Table
+    scale: Scale
+    matches: Matches
+    missing: tuple[Missing, ...]
+    cells: dict[str, tuple[Cell, ...]]
+    gains: tuple[Gain, ...]
+
+    @property
+    def used(self) -> list[tuple[str, str, Result]]:
+        """(method, name of the evaluation, result), in the table's order and by seed."""
+        return [
+            (self.method_of(weights), evaluation.name, result)
+            for weights, evaluation in needs_of(self.table)
+            for _, result in sorted(self.matches.used.get((weights, evaluation), {}).items())
+        ]
+
+    def method_of(self, weights: Weights) -> str:
+        """The row that weights belong to."""
+        return next(
+            row.method
+            for row in self.table.rows
+            if any(measure.weights == weights for measure in row.measures)
+        )
+
+    @property
+    def num_needed(self) -> int:
+        """Results that the whole table has."""
+        return len(self.used) + sum(len(one.evaluations) for one in self.missing)
+
+    def mark(self, row: Row) -> str:
+        """What is said beside a row's method."""
+        words = ([] if row.measures else ["the paper's alone: not implemented here"]) + [row.note] * bool(
+            row.note
+        )
+        return "; ".join(words)
+
+    def data_words(self) -> str:
+        """Which pictures ours were measured on, and whether they are as many as the paper's."""
+        sets = {tuple(result.record["data"].items()): result for _, _, result in self.used}
+        if not sets:
+            return "Nothing is measured yet."
+        data = next(iter(sets.values())).record["data"]
+        train, val = data.get("num_train"), data.get("num_val")
+        words = f"Ours: {train:,} training and {val:,} held-out pictures (digests {data['train'][:8]}, {data['val'][:8]})."
+        if (train, val) == (NUM_IMAGENET_TRAIN, NUM_IMAGENET_VAL):
+            return words + " These are ImageNet's numbers of pictures."
+        return words + " The paper's numbers are of ImageNet: compare what the rows gain, not their values."
+
+
+def make_report(table: Table, scale: Scale, found: Found, asked: DataSet, place: Place) -> Report:
+    """Match, compute, and list what is missing. ValueError where results of several data sets would be mixed."""
+    matches = match(table, scale, found, asked)
+    missing = missing_runs(needs_of(table), scale, matches, found, place)
+    cells = {row.method: cells_of(row, matches) for row in table.rows}
+    return Report(table, scale, matches, tuple(missing), cells, tuple(gains_of(table, cells)))
+
+
+def signed(value: float | None) -> str:
+    """+5.2, −1.5 or a dash."""
+    return NOTHING if value is None else f"{value:+.1f}".replace("-", "−")
+
+
+def sizes_of(report: Report) -> dict[str, str]:
+    """Recipe or evaluation of this table → its values in words."""
+    names = dict.fromkeys(
+        name
+        for weights, evaluation in needs_of(report.table)
+        for name in (weights.recipe, evaluation.name)
+        if name is not None
+    )
+    return {
+        name: ", ".join(
+            f"{key} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+            for key, value in report.scale.values[name].items()
+        )
+        for name in names
+    }
+
+
+def file_name(table: Table) -> str:
+    """psl/5 is written as psl-5.md and so on."""
+    return table.name.replace("/", "-")
+
+
+def relative_to(path: Path, folder: Path) -> str:
+    """A path as it stands in a page: below `folder` where it lies there."""
+    try:
+        return str(path.relative_to(folder))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,130 @@
+"""The sizes at which a table is measured: the paper's, and tiny ones for two cores. One table of values a scale.
+
+A result counts only where it was made with exactly these values; the commands of `tiny` spell all of them, those of `paper` only
+what a recipe does not do by itself.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastpsl.options import PretrainOptions, RunOptions
+from fastpsl.tables.needs import Evaluation, Weights
+
+# May differ between results that are averaged: what a seed or a machine decides, and what changes no expected value.
+FREE = frozenset({"seed", "data_digest", "precision", "order", "lanes", "apex"})
+
+
+@dataclass(frozen=True)
+class Scale:
+    """values: recipe, or an evaluation's name → option → value. flags: those of them that commands spell; None for all.
+
+    comparable: whether a difference to the paper's number means anything.
+    """
+
+    name: str
+    about: str
+    seeds: tuple[int, ...]
+    num_processes: int
+    comparable: bool
+    values: Mapping[str, Mapping[str, Any]]
+    flags: Mapping[str, tuple[str, ...]] | None = None
+
+    def spelled(self, name: str) -> dict[str, Any]:
+        """Option → value, as a command gives them for a recipe or an evaluation."""
+        values = self.values[name]
+        return dict(values) if self.flags is None else {key: values[key] for key in self.flags.get(name, ())}
+
+    def training_science(self, weights: Weights) -> dict[str, Any]:
+        """What must stand in the science of the run that made the weights."""
+        assert weights.recipe
+        shared = PretrainOptions().science() if weights.plan else RunOptions().science()
+        ours = {"recipe": weights.recipe, "backbone": weights.backbone}
+        planned = {"plan": weights.plan} if weights.plan else {}
+        values = {name: plain(value) for name, value in self.values[weights.recipe].items()}
+        return {k: v for k, v in (shared | values | planned | ours).items() if k not in FREE}
+
+    def evaluation_settings(self, evaluation: Evaluation) -> dict[str, Any]:
+        """What must stand in the settings of a result."""
+        return {name: plain(value) for name, value in self.values[evaluation.name].items()}
+
+
+def plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return [plain(part) for part in value] if isinstance(value, tuple) else value
+
+
+PAPER = Scale(
+    name="paper",
+    about="The paper's sizes: crops of 224 px (jigsaw: tiles of 64), batches of 256, 180 or 200 epochs.",
+    seeds=(0,),
+    num_processes=8,
+    comparable=True,
+    values={
+        "jigsaw_r50": {
+            "stage_epochs": (60, 60, 60), "batch_size": 256, "lr": 0.01, "intervals": (20, 20, 10, 10),
+            "counts": (500, 1000, 2000), "grid": 3, "shorter_px": 256, "cell_px": 75, "tile_px": 64,
+            "permutations_per_image": 1, "embedding_width": 1000,
+        },
+        "rotation_rv50": {
+            "stage_epochs": (60, 60, 60), "batch_size": 256, "lr": 0.01, "intervals": (20, 20, 10, 10),
+            "shorter_px": 256, "size_px": 224, "rotations_per_image": "one",
+        },
+        "simclr_r50": {
+            "stage_epochs": (60, 70, 70), "batch_size": 256, "lr": 0.3, "warmup_epochs": 10.0, "weight_decay": 1e-6,
+            "temperature": 0.1, "size_px": 224, "embedding_width": 128, "sync_batchnorm": True,
+        },
+        "mocov2_r50": {
+            "stage_epochs": (60, 70, 70), "batch_size": 256, "queue_size": 65536,
+        },
+        "supervised": {"batch_size": 256, "size_px": 224},
+        "linear/vissl": {"protocol": "vissl", "size_px": 224, "batch_size": 256},
+        "linear/moco": {"protocol": "moco", "size_px": 224, "batch_size": 256},
+        "semi_supervised/1": {"percent": 1.0, "size_px": 224, "batch_size": 256},
+        "semi_supervised/10": {"percent": 10.0, "size_px": 224, "batch_size": 256},
+    },
+    flags={
+        "simclr_r50": ("sync_batchnorm",),
+        "linear/vissl": ("protocol",),
+        "linear/moco": ("protocol",),
+        "semi_supervised/1": ("percent",),
+        "semi_supervised/10": ("percent",),
+    },
+)  # fmt: skip
+
+# Lengths in px are a quarter of the paper's, so that 64-px pictures serve; rates, epochs and levels suit some hundred pictures.
+TINY = Scale(
+    name="tiny",
+    about=(
+        "Tiny sizes, for any folder of pictures of 64 px or more: lengths in pixels are a quarter of the paper's, batches are of "
+        "32, networks are the paper's; 10 % and 50 % of the labels stand for 1 % and 10 %. It says nothing about ImageNet."
+    ),
+    seeds=(0, 1, 2),
+    num_processes=1,
+    comparable=False,
+    values={
+        "jigsaw_r50": {
+            "stage_epochs": (6, 6, 6), "batch_size": 32, "lr": 0.03, "intervals": (4, 1, 1),
+            "counts": (16, 32, 64), "grid": 3, "shorter_px": 64, "cell_px": 19, "tile_px": 16,
+            "permutations_per_image": 8, "embedding_width": 64,
+        },
+        "rotation_rv50": {
+            "stage_epochs": (6, 6, 6), "batch_size": 32, "lr": 0.03, "intervals": (4, 1, 1),
+            "shorter_px": 64, "size_px": 56, "rotations_per_image": "one",
+        },
+        "simclr_r50": {
+            "stage_epochs": (6, 7, 7), "batch_size": 32, "lr": 1.0, "warmup_epochs": 1.0, "weight_decay": 1e-6,
+            "temperature": 0.1, "size_px": 56, "embedding_width": 128,
+        },
+        "mocov2_r50": {
+            "stage_epochs": (6, 7, 7), "batch_size": 32, "queue_size": 128,
+        },
+        "supervised": {"batch_size": 32, "size_px": 56},
+        "linear/vissl": {"protocol": "vissl", "size_px": 56, "batch_size": 32},
+        "linear/moco": {"protocol": "moco", "size_px": 56, "batch_size": 32},
+        "semi_supervised/1": {"percent": 10.0, "size_px": 56, "batch_size": 32},
+        "semi_supervised/10": {"percent": 50.0, "size_px": 56, "batch_size": 32},
+    },
+)  # fmt: skip
+
+SCALES = {scale.name: scale for scale in (PAPER, TINY)}

@@ -1,0 +1,80 @@
+"""`fastpsl table`: one table of a paper beside our measurements, as Markdown, PNG and HTML."""
+
+import glob
+from pathlib import Path
+
+from fastpsl.checkpoint import write_atomically
+from fastpsl.pipelines.beton_file import output_errors
+from fastpsl.pipelines.data import open_data
+from fastpsl.tables.commands import Place
+from fastpsl.tables.found import find
+from fastpsl.tables.html import html
+from fastpsl.tables.markdown import markdown, missing_lines
+from fastpsl.tables.matching import DataSet
+from fastpsl.tables.picture import save_picture
+from fastpsl.tables.psl import TABLES
+from fastpsl.tables.report import Report, file_name, make_report
+from fastpsl.tables.scales import SCALES
+
+TRAIN_PLACEHOLDER, VAL_PLACEHOLDER = "TRAIN.beton", "VAL.beton"
+
+
+def make_table(
+    name: str,
+    runs: Path,
+    out: Path,
+    *,
+    scale: str = "paper",
+    data: str | None = None,
+    val: str | None = None,
+    num_processes: int | None = None,
+) -> list[str]:
+    """Write OUT/NAME.md, .png and .html and return what to say: what is there, what is missing with its commands.
+
+    data, val: of the commands; where they can be opened, only results on these pictures count. ValueError for an unknown
+    table or scale, a folder of runs that is none, and results of several data sets without a `data` that tells which.
+    """
+    if name not in TABLES:
+        raise ValueError(f"unknown table {name!r}: allowed are {', '.join(TABLES)}")
+    if scale not in SCALES:
+        raise ValueError(f"unknown scale {scale!r}: allowed are {', '.join(SCALES)}")
+    if num_processes is not None and num_processes < 1:
+        raise ValueError(f"--nproc-per-node {num_processes}: give 1 or more")
+    sizes, found = SCALES[scale], find(runs)
+    asked = DataSet(_digest(data), _digest(val))
+    place = Place(
+        runs, data or TRAIN_PLACEHOLDER, val or VAL_PLACEHOLDER, num_processes or sizes.num_processes
+    )
+    report = make_report(TABLES[name], sizes, found, asked, place)
+    stem = out / file_name(report.table)
+    written = [stem.with_suffix(suffix) for suffix in (".md", ".png", ".html")]
+    with output_errors(stem):
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(written[0], markdown(report).encode())
+        save_picture(report, written[1])
+        write_atomically(written[2], html(report, written[1]).encode())
+    return [*_said(report, runs), "", *(f"written: {path}" for path in written)]
+
+
+def _digest(data: str | None) -> str | None:
+    """Of a data set that is there; None for one that is not, which commands may name for another machine."""
+    if data is None or not glob.glob(data):
+        return None
+    with open_data(data) as opened:
+        return opened.digest()
+
+
+def _said(report: Report, runs: Path) -> list[str]:
+    lines = [
+        f"{report.table.title}, {report.scale.name} scale: {len(report.used)} of {report.num_needed} results in {runs}"
+    ]
+    lines += [
+        f"  there    {method}, seed {result.seed}, {evaluation}: {result.path}"
+        for method, evaluation, result in report.used
+    ]
+    lines += [f"  not used {path}: {reason}" for path, reason in sorted(report.matches.unused.items())]
+    if report.matches.num_other:
+        lines.append(f"  {report.matches.num_other} other results are of no row of this table")
+    if report.missing:
+        lines += ["", "# missing, in this order:", *missing_lines(report)]
+    return lines
