@@ -1,0 +1,320 @@
+"""Features of a data set as a file: values, any number of ranks, killed and gone on with, and what stands beside it."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from fastpsl.backbones.choose import make_backbone
+from fastpsl.cli import main
+from fastpsl.distributed import World, leave_world
+from fastpsl.evaluation import feature_file
+from fastpsl.evaluation.feature_file import read_features
+from fastpsl.evaluation.features import Extraction, block_number
+from fastpsl.evaluation.views import center_view
+from fastpsl.evaluation.weights import Pretrained
+from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.rows import Data
+from fastpsl.sample import sample_paths
+from tests.fastpsl.tiny import TinyNet, one_process
+
+BATCH = 48
+INPUT = Input("RGB", (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), 32)
+
+
+def extraction(data: Data, block: int = 4, weights: int = 0, **options: Any) -> Extraction:
+    torch.manual_seed(weights)
+    net = TinyNet()
+    for block_of_net in net.blocks():
+        block_of_net[1].weight.data.fill_(4.0)  # type: ignore[index,union-attr]  # else an untrained net's outputs fade
+    pretrained = Pretrained(net, INPUT, {"sha256": f"tiny {weights}", "backbone": "tiny"})
+    options = {"batch_size": BATCH, "dtype": "float32", "loader": {"num_threads": 1}} | options
+    return Extraction(pretrained, data, block, 32, **options)
+
+
+@pytest.fixture
+def data() -> Iterator[Beton]:
+    """160 pictures of 32 px, of eight classes in turn."""
+    with Beton(sample_paths().test_32) as opened:
+        yield opened
+
+
+def by_hand(data: Data, block: int) -> np.ndarray:
+    """Picture by picture: the crop that the loader cuts, normalised, through the blocks, averaged."""
+    net = extraction(data).pretrained.backbone.eval()
+    rows = []
+    with Loader(data, [center_view(INPUT, 32)], batch_size=1, train=False, num_threads=1) as loader:
+        for batch in loader.epoch(0):
+            image = batch.images[0].double() / 255
+            for channel in range(3):
+                image[:, channel] = (image[:, channel] - INPUT.mean[channel]) / INPUT.std[channel]
+            image = image.float()
+            with torch.no_grad():
+                for number in range(block):
+                    image = net.blocks()[number](image)  # type: ignore[operator]
+            rows.append(image[0].flatten(1).sum(1) / image[0, 0].numel())
+    return torch.stack(rows).numpy()
+
+
+@pytest.mark.parametrize("block", [1, 4, 5])
+def test_rows_are_the_averaged_outputs_of_the_samples_in_order(
+    data: Beton, tmp_path: Path, block: int
+) -> None:
+    written = extraction(data, block).to_file(tmp_path / "F.npy", one_process())
+    found = np.load(tmp_path / "F.npy")
+    assert found.dtype == np.float32 and found.shape == (160, TinyNet.channels[block - 1])
+    assert np.allclose(found, by_hand(data, block), rtol=1e-4, atol=1e-5)
+    assert found.std(0).min() > 0.01  # of a constant, order would not show
+    assert np.array_equal(np.load(tmp_path / "F-labels.npy"), data.labels())
+    told = json.loads((tmp_path / "F.json").read_text())
+    assert told == written.record
+    assert (told["block"], told["size_px"], told["input"]) == (f"B{block}", 32, INPUT.as_dict())
+    assert told["data"] == data.digest() and told["class_names"] == data.class_names and told["bad"] == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["F-labels.npy", "F.json", "F.npy"]
+
+
+def test_the_backbone_stays_as_it_was_and_in_eval_mode(data: Beton, tmp_path: Path) -> None:
+    work = extraction(data)
+    work.pretrained.backbone.train()
+    before = {name: value.clone() for name, value in work.pretrained.backbone.state_dict().items()}
+    work.to_file(tmp_path / "F.npy", one_process())
+    after = work.pretrained.backbone.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_half_precision_and_what_it_cannot_hold(data: Beton, tmp_path: Path) -> None:
+    whole = extraction(data).to_file(tmp_path / "whole.npy", one_process()).features()
+    half = extraction(data, dtype="float16").to_file(tmp_path / "half.npy", one_process()).features()
+    assert half.dtype == np.float16 and np.array_equal(half, whole.astype(np.float16))
+    work = extraction(data, dtype="float16")
+    work.pretrained.backbone.blocks()[3][1].weight.data.fill_(1e6)  # type: ignore[operator]
+    with pytest.raises(ValueError, match="float16 cannot hold: give --dtype float32"):
+        work.to_file(tmp_path / "large.npy", one_process())
+    assert not (tmp_path / "large.npy").exists()
+
+
+def in_a_process(rank: int, size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store{size}", rank=rank, world_size=size)
+    with Beton(sample_paths().test_32) as data:
+        world = World(rank, size, rank, size, torch.device("cpu"))
+        extraction(data, batch_size=20).to_file(Path(folder, f"of-{size}.npy"), world, save_every_s=0)
+        # 100 rows that one process left: each of these batches is 60
+        extraction(data, batch_size=30).to_file(Path(folder, "left.npy"), world)
+    leave_world()
+
+
+class Killed(Exception):
+    """In place of a SIGKILL, where the test wants to live on."""
+
+
+def leave_at(rows: int, out: Path, monkeypatch: pytest.MonkeyPatch, data: Data, **options: Any) -> None:
+    """An extraction that ends right after it has noted `rows` rows."""
+    note = feature_file.PartialFeatures.save
+
+    def note_and_die(file: feature_file.PartialFeatures, num_rows: int) -> None:
+        note(file, num_rows)
+        if num_rows >= rows:
+            raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(feature_file.PartialFeatures, "save", note_and_die)
+        extraction(data, **options).to_file(out, one_process(), save_every_s=0)
+
+
+def test_two_ranks_write_what_one_writes(
+    data: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where padding is left over (160 in steps of 40 and of 60), and where one process began."""
+    leave_at(100, tmp_path / "left.npy", monkeypatch, data, batch_size=20)
+    mp.spawn(in_a_process, args=(2, str(tmp_path)), nprocs=2)
+    alone = extraction(data).to_file(tmp_path / "alone.npy", one_process()).features()
+    for name in ("of-2", "left"):
+        found = read_features(tmp_path / f"{name}.npy")
+        assert found is not None and np.allclose(found.features(), alone, rtol=1e-4, atol=1e-6), name
+
+
+def count_batches(work: Extraction) -> list[int]:
+    """Grows by the size of each batch that the first block sees."""
+    sizes: list[int] = []
+    work.pretrained.backbone.blocks()[0].register_forward_hook(  # type: ignore[operator]
+        lambda _, inputs, __: sizes.append(len(inputs[0]))
+    )
+    return sizes
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(20, 3), (32, 2), (160, 1)])
+def test_what_was_left_is_gone_on_with(
+    data: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int, expected: int
+) -> None:
+    """100 rows are there: of batches of 20 three are left; batches of 32 and 160 begin at rows 96 and 0."""
+    whole = extraction(data).to_file(tmp_path / "whole.npy", one_process()).features()
+    leave_at(100, tmp_path / "F.npy", monkeypatch, data, batch_size=20)
+    assert not (tmp_path / "F.npy").exists()
+    work = extraction(data, batch_size=batch)
+    batches = count_batches(work)
+    found = work.to_file(tmp_path / "F.npy", one_process())
+    assert len(batches) == expected and np.allclose(found.features(), whole, rtol=1e-4, atol=1e-6)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_was_left_of_other_features_is_not(
+    data: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, other in enumerate(({"weights": 1}, {"block": 3}, {"dtype": "float16"})):
+        out = tmp_path / f"{number}.npy"
+        leave_at(96, out, monkeypatch, data, **other)
+        work = extraction(data)
+        batches = count_batches(work)
+        work.to_file(out, one_process())
+        assert len(batches) == 4
+    assert np.array_equal(np.load(tmp_path / "0.npy"), np.load(tmp_path / "1.npy"))
+
+
+def killed_child(out: Path) -> None:
+    note = feature_file.PartialFeatures.save
+
+    def note_and_die(file: feature_file.PartialFeatures, num_rows: int) -> None:
+        note(file, num_rows)
+        if num_rows == 96:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    feature_file.PartialFeatures.save = note_and_die  # type: ignore[method-assign]
+    torch.set_num_threads(1)
+    with Beton(sample_paths().test_32) as data:
+        extraction(data).to_file(out, one_process(), save_every_s=0)
+
+
+def test_a_killed_extraction_is_gone_on_with(data: Beton, tmp_path: Path) -> None:
+    whole = extraction(data).to_file(tmp_path / "whole.npy", one_process()).features()
+    child = multiprocessing.get_context("spawn").Process(target=killed_child, args=(tmp_path / "F.npy",))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL and not (tmp_path / "F.npy").exists()
+    work = extraction(data)
+    batches = count_batches(work)
+    found = work.to_file(tmp_path / "F.npy", one_process())
+    assert len(batches) == 2 and np.array_equal(found.features(), whole)
+
+
+def test_the_same_features_are_there_already_and_others_are_refused(data: Beton, tmp_path: Path) -> None:
+    out = tmp_path / "F.npy"
+    extraction(data).to_file(out, one_process())
+    work = extraction(data, batch_size=10)  # what changes no value is not asked about
+    batches = count_batches(work)
+    assert work.to_file(out, one_process()).record["weights"] == "tiny 0" and not batches
+    with pytest.raises(ValueError, match="holds other features; give --overwrite"):
+        extraction(data, weights=1).to_file(out, one_process())
+    changed = extraction(data, weights=1).to_file(out, one_process(), overwrite=True)
+    assert changed.record["weights"] == "tiny 1" and not np.allclose(changed.features(), by_hand(data, 4))
+    (tmp_path / "F.json").unlink()  # features that nothing is known of are nobody's
+    assert read_features(out) is None
+
+
+def test_an_extraction_under_way_is_not_disturbed(data: Beton, tmp_path: Path) -> None:
+    out = tmp_path / "F.npy"
+    held = feature_file.PartialFeatures(out, "digest", extraction(data).wanted(), one_process())
+    with pytest.raises(ValueError, match="another process is writing it"):
+        extraction(data).to_file(out, one_process())
+    held.close()
+    extraction(data).to_file(out, one_process())
+
+
+def test_a_broken_sample_is_a_row_of_nan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "broken.beton"
+    shutil.copy(sample_paths().test, path)
+    with Beton(path) as data:
+        rows = data.rows(np.array([17]))
+        with open(path, "r+b") as file:
+            file.seek(int(rows.offset[0]))
+            file.write(b"\0" * int(rows.num_bytes[0]))
+        options: dict[str, Any] = {"batch_size": 20, "loader": {"num_threads": 1, "on_bad_sample": "skip"}}
+        leave_at(100, tmp_path / "F.npy", monkeypatch, data, **options)
+        found = extraction(data, **options).to_file(tmp_path / "F.npy", one_process())
+    assert found.record["bad"] == [17] and "1 broken" in str(found)
+    assert np.flatnonzero(np.isnan(found.features()).any(1)).tolist() == [17]
+    assert "sample 17" in capsys.readouterr().err
+
+
+def test_blocks_by_name() -> None:
+    assert [block_number(name, 5) for name in ("B1", "b4", "B5", "final")] == [1, 4, 5, 5]
+    for name in ("B0", "B6", "4", "B", "last", ""):
+        with pytest.raises(ValueError, match="B1 to B5"):
+            block_number(name, 5)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as a run leaves it."""
+    path = tmp_path_factory.mktemp("weights") / "step-00000001.pt"
+    state = {
+        "format": 1,
+        "science": {"recipe": "none", "backbone": "resnet18", "plan": "end_to_end"},
+        "position": {"run_step": 1, "summaries": []},
+        "backbone": make_backbone("resnet18").state_dict(),
+        "input": Input(size_px=32).as_dict(),
+    }
+    torch.save(state, path)
+    return path
+
+
+def command(*arguments: object) -> int:
+    try:
+        main(["features", *map(str, arguments)])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = sample_paths().test_32, tmp_path / "F.npy"
+    assert (
+        command(checkpoint, data, "--block", "B3", "--out", out, "--size-px", "32", "--num-threads", "1") == 0
+    )
+    assert capsys.readouterr().out == (
+        f"{out}: float16 [160, 128], B3 of resnet18 at 32 px, labels in F-labels.npy\n"
+    )
+    found = read_features(out)
+    assert found is not None and found.record["checkpoint"]["science"]["recipe"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--block", "B6"), ("B6", "B1 to B5")),
+        (("--out", "F.npz"), ("F.npz", ".npy")),
+        (("--dtype", "int8"), ("int8", "float16", "float32")),
+        (("--precision", "tf32"), ("tf32", "bf16")),
+        (("--backbone", "resnet50"), ("resnet18", "resnet50")),
+        (("--out", "absent/F.npy"), ("absent", "cannot be written")),
+        (("--size-px", "0"), ("size-px",)),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    words: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = () if "--out" in arguments else ("--out", "F.npy")
+    assert command(checkpoint, sample_paths().test_32, *arguments, *out, "--num-threads", "1") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fastpsl: ") and all(word in line for word in words), line
+    assert not list(tmp_path.iterdir())
