@@ -77,9 +77,9 @@ class Rotation:
     ) -> tuple[Tensor, Metrics]:
         """Cross-entropy over the level's angles; accuracy = angles named right."""
         assert isinstance(head, RotationHead)
-        degrees = _degrees(batch)
+        degrees = degrees_seen(batch)
         labels = (degrees * head.num_rotations // 360).flatten()
-        logits = head(trunk(_seen(inputs))).float()
+        logits = head(trunk(seen(inputs))).float()
         valid = (batch.indices >= 0).float().repeat_interleave(degrees.shape[1])
         num_valid = valid.sum()
         loss = (F.cross_entropy(logits, labels, reduction="none") * valid).sum() / num_valid.clamp(min=1)
@@ -94,25 +94,25 @@ class Rotation:
         """What the network sees of each sample: one picture, or all of its rotations in one or two rows."""
         view = self.views(1)[0]
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (view.mean, view.std))
-        pictures = (_seen(inputs).float().cpu() * std + mean).clamp(0, 1)
+        pictures = (seen(inputs).float().cpu() * std + mean).clamp(0, 1)
         pictures = F.pad(pictures, (0, _GAP_PX, 0, _GAP_PX), value=1.0)
-        pictures = pictures.unflatten(0, _in_rows(_degrees(batch)).shape)
+        pictures = pictures.unflatten(0, _in_rows(degrees_seen(batch)).shape)
         # [B, rows, columns, 3, h, w] → [B, 3, rows*h, columns*w]
         pictures = pictures.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
         return pictures[..., :-_GAP_PX, :-_GAP_PX]
 
     def captions(self, batch: Batch) -> list[str]:
         """The angles of the contact sheet's pictures, counter-clockwise."""
-        every = _in_rows(_degrees(batch)).tolist()
+        every = _in_rows(degrees_seen(batch)).tolist()
         return ["\n".join(" ".join(f"{angle}°" for angle in row) for row in rows) for rows in every]
 
 
-def _seen(inputs: Sequence[Tensor]) -> Tensor:
+def seen(inputs: Sequence[Tensor]) -> Tensor:
     """What the network sees: [B * k, 3, S, S], image-major."""
     return all_rotations(inputs[0], inputs[1])[0] if len(inputs) == 2 else inputs[0]
 
 
-def _degrees(batch: Batch) -> Tensor:
+def degrees_seen(batch: Batch) -> Tensor:
     """By how much that is turned counter-clockwise: int64 [B, k]."""
     if not batch.draws[0]:  # the two views of all eight rotations draw nothing
         return 45 * torch.arange(8, device=batch.indices.device).expand(len(batch.indices), 8)

@@ -19,12 +19,13 @@ from fastpsl.optimisers import sgd
 from fastpsl.plan import make_plan
 from fastpsl.stage import StageModule, Task, Trunk, call_if_there
 from fastpsl.tasks.jigsaw import Jigsaw
+from fastpsl.tasks.rotation import Rotation
 from tests.fastpsl.tiny import TinyNet, noise_batch, part_of
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "docs"))
 from example_task import NearestKey
 
-TASKS = ["jigsaw", "nearest_key"]
+TASKS = {"jigsaw": 2, "nearest_key": 2, "rotation": 2, "all_rotations": 3}  # at which level
 GLOBAL_BATCH = 8
 
 
@@ -33,23 +34,27 @@ def make_task(name: str) -> Task:
         permutations = permutation_set(9, [6, 12, 24]).permutations
         sizes = {"shorter_px": 60, "cell_px": 18, "tile_px": 16, "embedding_width": 4}
         return Jigsaw(permutations, (6, 12, 24), permutations_per_image=2, **sizes)
+    if name == "rotation":
+        return Rotation(shorter_px=36, size_px=32)
+    if name == "all_rotations":
+        return Rotation(shorter_px=36, size_px=32, rotations_per_image="all")
     return NearestKey(num_samples=GLOBAL_BATCH)
 
 
 def weights_after_a_step(name: str, rank: int, world_size: int) -> dict[str, Tensor]:
     """Weights after one step of rate 1 without decay or momentum: initial weights minus the gradient."""
     torch.manual_seed(0)
-    backbone, task = TinyNet(), make_task(name)
+    backbone, task, level = TinyNet(), make_task(name), TASKS[name]
     stage = make_plan("psl", (1, 1, 1))[1]
-    head = task.head(2, backbone.channels[stage.last_block - 1])
+    head = task.head(level, backbone.channels[stage.last_block - 1])
     trunk = Trunk(backbone, stage)
     module = StageModule(trunk, head, task)
     module.eval()
     call_if_there(task, "start_stage", stage, trunk, head)
     optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
-    learner = Learner(module, optimiser, task.views(2), "fp32", world)
-    learner.step([part_of(noise_batch(task.views(2), GLOBAL_BATCH), rank, world_size)], 1, lr=1.0)
+    learner = Learner(module, optimiser, task.views(level), "fp32", world)
+    learner.step([part_of(noise_batch(task.views(level), GLOBAL_BATCH), rank, world_size)], 1, lr=1.0)
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
