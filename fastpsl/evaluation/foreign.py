@@ -78,8 +78,10 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
     if not tensors:
         raise ValueError(f"{path} holds no tensors by name (its keys: {few(list(state))}): give a state dict")
     naming = next(naming for naming in NAMINGS if _matches(naming, tensors))
-    # Files from before PyTorch 0.4.1 do not count batches; nothing reads the count.
-    backbone = {name: torch.zeros_like(tensor) for name, tensor in wanted.items() if name.endswith(_COUNT)}
+    backbone: dict[str, Tensor] = {}
+    if not any(name.endswith(_COUNT) for name in tensors):
+        # Files from before PyTorch 0.4.1 do not count batches; nothing of ours reads the count.
+        backbone = {name: torch.zeros_like(t) for name, t in wanted.items() if name.endswith(_COUNT)}
     rest = []
     for name, tensor in tensors.items():
         own = _our_name(naming, name)

@@ -1,0 +1,259 @@
+"""Weights out: the real torchvision and timm compute our features from an exported file; Detectron2's names, one by one."""
+
+import json
+import pickle
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from fastpsl.checkpoint import Checkpoints
+from fastpsl.cli import main
+from fastpsl.evaluation.weights import load_pretrained, random_weights
+from fastpsl.export import export, key_table
+from fastpsl.pipelines.input_record import Input
+
+timm = pytest.importorskip("timm")
+safetensors_torch = pytest.importorskip("safetensors.torch")
+
+SEEN = Input("RGB", (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), 48)
+SCIENCE = {"recipe": "jigsaw_r50", "plan": "psl", "stage_epochs": [1], "data_digest": "abc"}
+
+
+def checkpoint(folder: Path, backbone: str, seen: Input = SEEN) -> nn.Module:
+    """A checkpoint in `folder` as the trainer leaves it; its backbone, with running statistics of its own, in eval mode."""
+    torch.manual_seed(7)
+    made = random_weights(backbone, 7, seen).backbone
+    for name, buffer in made.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(std=0.1)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5)
+    summary = {"num_steps": 5, "num_steps_planned": 5}
+    state = {
+        "backbone": made.state_dict(),
+        "science": SCIENCE | {"backbone": backbone},
+        "input": seen.as_dict(),
+        "position": {"run_step": 5, "summaries": [summary]},
+        "learner": {"optimiser": torch.zeros(3)},
+    }
+    Checkpoints(folder / "checkpoints").save(5, state)
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
+    folder = tmp_path_factory.mktemp("run")
+    return folder, checkpoint(folder, "resnet18")
+
+
+@torch.no_grad()
+def assert_same_features(ours: nn.Module, theirs: nn.Module, channels: int = 3) -> None:
+    """`theirs` pools; its classifier is an identity."""
+    images = torch.randn(2, channels, 64, 48)
+    expected = ours(images).mean((2, 3))
+    assert expected.std() > 0
+    torch.testing.assert_close(theirs.eval()(images), expected, rtol=1e-5, atol=1e-6)
+
+
+def torchvisions(name: str, path: Path) -> nn.Module:
+    model = torchvision.models.get_model(name, weights=None)
+    missing, unexpected = model.load_state_dict(torch.load(path, weights_only=True), strict=False)
+    assert sorted(missing) == ["fc.bias", "fc.weight"] and not unexpected
+    model.fc = nn.Identity()
+    return model
+
+
+def test_torchvision_computes_our_features(run: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    folder, ours = run
+    out = tmp_path / "resnet18.pth"
+    said = export(folder, "torchvision", out)
+    assert_same_features(ours, torchvisions("resnet18", out))
+    state = torch.load(out, weights_only=True)
+    assert len(state) == 120 and all(isinstance(value, Tensor) for value in state.values())
+    assert f"{out}: 120 tensors, 44.8 MB, for torchvision" in said
+    assert "      40  layer1-4.0-1.bn1.*" in said
+
+
+def test_timm_computes_our_features(run: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    folder, ours = run
+    for to, name in (("timm", "resnet18.pth"), ("safetensors", "resnet18.safetensors")):
+        export(folder, to, tmp_path / name)
+        # num_classes=0: timm loads strictly.
+        model = timm.create_model("resnet18", num_classes=0, checkpoint_path=str(tmp_path / name))
+        assert_same_features(ours, model)
+
+
+def test_resnet50_in_both(tmp_path: Path) -> None:
+    ours = checkpoint(tmp_path, "resnet50")
+    export(tmp_path, "torchvision", tmp_path / "r50.pth")
+    assert_same_features(ours, torchvisions("resnet50", tmp_path / "r50.pth"))
+    theirs = timm.create_model("resnet50", num_classes=0, checkpoint_path=str(tmp_path / "r50.pth"))
+    assert_same_features(ours, theirs)
+    export(tmp_path, "detectron2", tmp_path / "r50.pkl")
+    assert_detectron2s(tmp_path / "r50.pkl", ours, num_convs=3, units=(3, 4, 6, 3))
+
+
+def test_a_network_that_sees_lightness_keeps_its_one_channel(tmp_path: Path) -> None:
+    grey = Input("L", (0.5,), (0.25,), 48)
+    ours = checkpoint(tmp_path, "resnet18", grey)
+    export(tmp_path, "timm", tmp_path / "l.pth")
+    theirs = timm.create_model("resnet18", num_classes=0, in_chans=1)
+    theirs.load_state_dict(torch.load(tmp_path / "l.pth", weights_only=True))
+    assert_same_features(ours, theirs, channels=1)
+    assert load_pretrained(tmp_path / "l.pth").input == grey
+
+
+def detectron2s(model: nn.Module, num_convs: int, units: tuple[int, ...]) -> Iterator[tuple[str, nn.Module]]:
+    """Detectron2's names of a ResNet's layers, by its structure: stem, res2-5, units of convN with norm, shortcuts."""
+    yield "stem.conv1", model.get_submodule("conv1")
+    yield "stem.conv1.norm", model.get_submodule("bn1")
+    for stage, num_units in enumerate(units):
+        for unit in range(num_units):
+            block = model.get_submodule(f"layer{stage + 1}")[unit]  # type: ignore[index]
+            for conv in range(1, num_convs + 1):
+                yield f"res{stage + 2}.{unit}.conv{conv}", getattr(block, f"conv{conv}")
+                yield f"res{stage + 2}.{unit}.conv{conv}.norm", getattr(block, f"bn{conv}")
+            if block.downsample is not None:
+                yield f"res{stage + 2}.{unit}.shortcut", block.downsample[0]
+                yield f"res{stage + 2}.{unit}.shortcut.norm", block.downsample[1]
+
+
+def assert_detectron2s(path: Path, ours: nn.Module, num_convs: int, units: tuple[int, ...]) -> None:
+    with open(path, "rb") as file:
+        data = pickle.load(file, encoding="latin1")  # as its DetectionCheckpointer does
+    assert data["matching_heuristics"] is True and data["__author__"] == "fastpsl"
+    expected = {
+        f"{name}.{part}": tensor
+        for name, layer in detectron2s(ours, num_convs, units)
+        for part, tensor in layer.state_dict().items()
+    }
+    assert data["model"].keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert isinstance(data["model"][name], np.ndarray)
+        np.testing.assert_array_equal(data["model"][name], tensor.numpy())
+
+
+def test_detectron2_finds_every_layer_under_its_name(run: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    folder, ours = run
+    said = export(folder, "detectron2", tmp_path / "r18.pkl")
+    assert_detectron2s(tmp_path / "r18.pkl", ours, num_convs=2, units=(2, 2, 2, 2))
+    assert "layer2-4.0.downsample.1.*       res3-5.0.shortcut.norm.*" in said
+    told = json.loads((tmp_path / "r18.pkl.json").read_text())
+    assert told["detectron2"] == {
+        "MODEL.PIXEL_MEAN": [102.0, 127.5, 153.0],
+        "MODEL.PIXEL_STD": [51.0, 63.75, 76.5],
+        "MODEL.RESNETS.DEPTH": 18,
+        "MODEL.RESNETS.STRIDE_IN_1X1": False,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+        "INPUT.FORMAT": "RGB",
+    }
+
+
+def test_the_input_record_goes_along_and_comes_back(run: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    folder, ours = run
+    first = load_pretrained(folder)
+    for to, name in (("torchvision", "a.pth"), ("safetensors", "a.safetensors")):
+        export(folder, to, tmp_path / name)
+        found = load_pretrained(tmp_path / name)
+        assert found.input == SEEN and found.record["kind"] == "export"
+        for key in ("backbone", "run_step", "science", "cut"):
+            assert found.record[key] == first.record[key], key
+        for key, tensor in ours.state_dict().items():
+            assert torch.equal(found.backbone.state_dict()[key], tensor)
+    told = json.loads((tmp_path / "a.pth.json").read_text())
+    assert told["source"] == {
+        "name": "step-00000005.pt",
+        "sha256": first.record["sha256"],
+        "kind": "fastpsl",
+    }
+    assert not (tmp_path / "a.safetensors.json").exists()
+    with pytest.raises(ValueError, match="another backbone: resnet18, not resnet50"):
+        load_pretrained(tmp_path / "a.pth", "resnet50")
+    with pytest.raises(ValueError, match="input channels RGB, not Sobel"):
+        load_pretrained(tmp_path / "a.pth", None, replace(SEEN, channels="Sobel"))
+
+
+def test_a_record_of_other_weights_is_not_believed(run: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    export(run[0], "torchvision", tmp_path / "a.pth")
+    state = torch.load(tmp_path / "a.pth")
+    torch.save(state | {"bn1.weight": state["bn1.weight"] + 1}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="must be told"):
+        load_pretrained(tmp_path / "a.pth")
+
+
+def test_revnet_goes_as_safetensors_alone(tmp_path: Path) -> None:
+    ours = checkpoint(tmp_path, "revnet50")
+    with pytest.raises(ValueError, match="detectron2 has no revnet50: --to safetensors writes it"):
+        export(tmp_path, "detectron2", tmp_path / "r.pkl")
+    said = export(tmp_path, "safetensors", tmp_path / "r.safetensors")
+    loaded = safetensors_torch.load_file(tmp_path / "r.safetensors")
+    assert loaded.keys() == ours.state_dict().keys() and f"{len(loaded)} tensors" in said
+    found = load_pretrained(tmp_path / "r.safetensors").backbone.eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(found(images), ours(images))
+
+
+def test_the_command(run: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = str(run[0]), str(tmp_path / "x.pth")
+
+    def command(*words: str) -> tuple[int, str, str]:
+        code: Any = 0
+        try:
+            main(["export", *words])
+        except SystemExit as end:
+            code = end.code or 0
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    code, said, _ = command(folder, "--to", "timm", out)
+    assert code == 0 and "resnet18 (fastpsl, 5 steps); input RGB, mean 0.4 0.5 0.6, std 0.2 0.25 0.3" in said
+    for words, error in (
+        ((folder, "--to", "timm", out), f"{out}: exists already"),
+        ((folder, "--to", "detectron2", str(tmp_path / "x.pth2")), "call it *.pkl"),
+        ((folder, "--to", "timm", str(tmp_path / "no" / "x.pth")), "cannot be written"),
+        ((folder, "--to", "onnx", out), "Expected one of"),
+        ((str(tmp_path), "--to", "timm", str(tmp_path / "y.pth")), "holds no checkpoint"),
+        ((folder, "--to", "timm", str(tmp_path / "y.pth"), "--backbone", "resnet50"), "another backbone"),
+    ):
+        code, _, errors = command(*words)
+        assert code == 2 and error in errors and errors.count("\n") == 1, errors
+    before = load_pretrained(Path(out)).record["sha256"]
+    assert command(folder, "--to", "timm", "--overwrite", out)[0] == 0
+    assert load_pretrained(Path(out)).record["sha256"] == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pth", "x.pth.json"]
+
+
+def test_others_weights_go_out_once_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """MoCo's checkpoint to Detectron2 in one command, as for its detection results."""
+    torch.manual_seed(1)
+    theirs = torchvision.models.resnet18()
+    state = {f"module.encoder_q.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "moco.pth.tar")
+    numbers = ["0.485", "0.456", "0.406"]
+    main(
+        ["export", str(tmp_path / "moco.pth.tar"), "--to", "detectron2", str(tmp_path / "moco.pkl"),
+         "--backbone", "resnet18", "--input-channels", "RGB", "--input-mean", *numbers, "--input-std", *numbers]
+    )  # fmt: skip
+    assert "resnet18 (moco)" in capsys.readouterr().out
+    assert_detectron2s(tmp_path / "moco.pkl", theirs, num_convs=2, units=(2, 2, 2, 2))
+
+
+def test_the_table_counts_every_tensor() -> None:
+    pairs = [
+        ("a.weight", "b.weight"),
+        ("layer1.0.bn1.weight", "res2.0.n.weight"),
+        ("layer3.4.bn1.bias", "res4.4.n.bias"),
+    ]
+    assert key_table(pairs) == [
+        "  tensors  here                there",
+        "        1  a.weight            b.weight",
+        "        2  layer1-3.0-4.bn1.*  res2-4.0-4.n.*",
+    ]
