@@ -70,8 +70,7 @@ def _missing(
     if weights.recipe:
         folder = run.folder if run else _free(place.runs / name, found, None)
         if run is None or not run.can_be_evaluated:
-            planned = {"plan": weights.plan} if weights.plan else {}
-            given = {"backbone": weights.backbone, **planned, "seed": seed}
+            given = {"backbone": weights.backbone, "plan": weights.plan, "seed": seed}
             commands.append(_command(place, weights.recipe, given | scale.spelled(weights.recipe), folder))
         source = {"checkpoint": folder}
     for evaluation in evaluations:

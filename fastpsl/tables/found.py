@@ -30,9 +30,16 @@ class Result:
         return int(self.science.get("seed", self.record["settings"].get("seed", 0)))
 
     @property
-    def data(self) -> tuple[str, str]:
-        """Digests of the training and of the held-out pictures."""
-        return str(self.record["data"]["train"]), str(self.record["data"]["val"])
+    def of_part(self) -> bool:
+        """Whether it learned from a part of the training pictures: then their record is that part's."""
+        return "percent" in self.record["settings"]
+
+    @property
+    def data(self) -> tuple[str | None, str]:
+        """Digests of all training pictures and of the held-out ones; None where a result of a part does not tell the whole."""
+        data = self.record["data"]
+        part = self.science.get("data_digest") if self.of_part else data["train"]
+        return data.get("whole_train") or part, str(data["val"])
 
     @property
     def training_folder(self) -> Path | None:

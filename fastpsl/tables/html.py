@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from fastpsl.tables.markdown import missing_lines, ours_in_words
+from fastpsl.tables.matching import DataSet
 from fastpsl.tables.report import NOTHING, Report, signed, sizes_of
 
 MAX_PICTURE_PX = 1100
@@ -138,11 +139,10 @@ def _used(report: Report) -> str:
     body = []
     for method, evaluation, result in report.used:
         record, checkpoint = result.record, result.record["checkpoint"]
-        data = record["data"]
         words = (
             method, evaluation, str(result.seed), str(record.get("date") or NOTHING)[:10],
             str(record.get("commit") or NOTHING)[:10], str(checkpoint.get("sha256") or NOTHING)[:12],
-            f"{str(data['train'])[:8]} / {str(data['val'])[:8]}",
+            str(DataSet(*result.data)),
         )  # fmt: skip
         body.append(_row([*map(_cell, words), _cell(str(result.path), "text")], first=True))
     heads = [

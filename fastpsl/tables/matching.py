@@ -18,6 +18,15 @@ class DataSet:
     train: str | None = None
     val: str | None = None
 
+    def agrees(self, other: "DataSet") -> bool:
+        """Whether nothing that both know differs."""
+        return all(
+            None in pair or pair[0] == pair[1] for pair in ((self.train, other.train), (self.val, other.val))
+        )
+
+    def __str__(self) -> str:
+        return "/".join((digest or "unknown")[:8] for digest in (self.train, self.val))
+
 
 Need = tuple[Weights, Evaluation]
 
@@ -97,7 +106,7 @@ def mismatches(result: Result, need: Need, scale: Scale) -> list[str]:
     if weights.recipe is not None:
         science = {k: v for k, v in scale.training_science(weights).items() if k != "backbone"}
         reasons += _differences("pre-trained", result.science, science)
-        if result.science.get("data_digest") != result.data[0]:
+        if result.data[0] != result.science.get("data_digest"):
             reasons.append("pre-trained on other pictures than it was evaluated on")
     reasons += _differences("evaluated", result.record["settings"], scale.evaluation_settings(evaluation))
     return reasons
@@ -139,21 +148,22 @@ def _words(value: Any) -> str:
 
 def _one_data_set(results: Iterable[Result], runs: Iterable[TrainingRun], asked: DataSet) -> DataSet:
     """The data set of all of them. ValueError where there are several: their numbers must not stand in one table."""
-    sets = dict.fromkeys(result.data for result in results)
-    if asked.train is not None:
-        sets = {pair: None for pair in sets if pair[0] == asked.train and asked.val in (None, pair[1])}
-    where = {pair: [r.path for r in results if r.data == pair] for pair in sets}
+    where: dict[DataSet, Path] = {}
+    for result in results:
+        where.setdefault(DataSet(*result.data), result.path)
+    sets = [one for one in where if asked.train is None or one.agrees(asked)]
+    # A result that knows its held-out pictures alone is of any set that has them.
+    sets = [
+        one for one in sets if one.train or not any(other.train and other.val == one.val for other in sets)
+    ]
     if len(sets) > 1:
-        told = ", ".join(
-            f"{train[:8]}/{val[:8]} in {len(where[train, val])} (such as {where[train, val][0]})"
-            for train, val in sets
-        )
+        told = ", ".join(f"{one} (such as {where[one]})" for one in sets)
         raise ValueError(
             f"results of {len(sets)} data sets must not be mixed (digests of train/val: {told}): give --data and --val of one "
             f"of them, or --runs with one alone"
         )
     if sets:
-        return DataSet(*next(iter(sets)))
+        return sets[0]
     digests = {str(run.science.get("data_digest")): run.folder for run in runs}
     if asked.train is None and len(digests) > 1:
         told = ", ".join(f"{digest[:8]} (such as {folder})" for digest, folder in digests.items())
@@ -165,6 +175,5 @@ def _one_data_set(results: Iterable[Result], runs: Iterable[TrainingRun], asked:
 
 
 def _of_other_data(result: Result, data: DataSet) -> str | None:
-    if data.train in (None, result.data[0]) and data.val in (None, result.data[1]):
-        return None
-    return f"of other pictures ({result.data[0][:8]}/{result.data[1][:8]}, train/val)"
+    found = DataSet(*result.data)
+    return None if found.agrees(data) else f"of other pictures ({found}, train/val)"

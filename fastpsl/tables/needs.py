@@ -7,7 +7,7 @@ BLOCKS = ("B1", "B2", "B3", "B4", "B5")
 
 @dataclass(frozen=True)
 class Weights:
-    """Of a pre-training by `recipe` with `plan`; without a recipe they are random, without a plan it knows none."""
+    """Of a training by `recipe` with `plan`; without a recipe they are random."""
 
     backbone: str
     recipe: str | None = None

@@ -97,7 +97,7 @@ def _blocks(
     """Tables 5 and 6 have one form."""
     backbone = {"R50": "resnet50", "Rv50": "revnet50"}[arch]
     weights = {
-        "Supervised": Weights(backbone, "supervised"),
+        "Supervised": Weights(backbone, "supervised", "end_to_end"),
         pretext: Weights(backbone, recipe, "end_to_end"),
         "SL": Weights(backbone, recipe, "sl"),
         "PSL": Weights(backbone, recipe, "psl"),

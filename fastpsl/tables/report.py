@@ -56,13 +56,17 @@ class Report:
 
     def data_words(self) -> str:
         """Which pictures ours were measured on, and whether they are as many as the paper's."""
-        sets = {tuple(result.record["data"].items()): result for _, _, result in self.used}
-        if not sets:
+        if not self.used:
             return "Nothing is measured yet."
-        data = next(iter(sets.values())).record["data"]
-        train, val = data.get("num_train"), data.get("num_val")
-        words = f"Ours: {train:,} training and {val:,} held-out pictures (digests {data['train'][:8]}, {data['val'][:8]})."
-        if (train, val) == (NUM_IMAGENET_TRAIN, NUM_IMAGENET_VAL):
+        _, _, result = self.used[0]
+        data, (train, val) = result.record["data"], result.data
+        of_imagenet = data.get("num_val") == NUM_IMAGENET_VAL
+        words = f"Ours: {data['num_val']:,} held-out pictures"
+        if not result.of_part:
+            words = f"Ours: {data['num_train']:,} training and {data['num_val']:,} held-out pictures"
+            of_imagenet &= data["num_train"] == NUM_IMAGENET_TRAIN
+        words += f" (digests {DataSet(train, val)})."
+        if of_imagenet:
             return words + " These are ImageNet's numbers of pictures."
         return words + " The paper's numbers are of ImageNet: compare what the rows gain, not their values."
 

@@ -38,15 +38,14 @@ class Scale:
     def training_science(self, weights: Weights) -> dict[str, Any]:
         """What must stand in the science of the run that made the weights."""
         assert weights.recipe
-        shared = PretrainOptions().science() if weights.plan else RunOptions().science()
-        ours = {"recipe": weights.recipe, "backbone": weights.backbone}
-        planned = {"plan": weights.plan} if weights.plan else {}
+        ours = {"recipe": weights.recipe, "backbone": weights.backbone, "plan": weights.plan}
         values = {name: plain(value) for name, value in self.values[weights.recipe].items()}
-        return {k: v for k, v in (shared | values | planned | ours).items() if k not in FREE}
+        return {k: v for k, v in (PretrainOptions().science() | values | ours).items() if k not in FREE}
 
     def evaluation_settings(self, evaluation: Evaluation) -> dict[str, Any]:
         """What must stand in the settings of a result."""
-        return {name: plain(value) for name, value in self.values[evaluation.name].items()}
+        values = {name: plain(value) for name, value in self.values[evaluation.name].items()}
+        return {k: v for k, v in (RunOptions().science() | values).items() if k not in FREE}
 
 
 def plain(value: Any) -> Any:
@@ -75,20 +74,28 @@ PAPER = Scale(
             "temperature": 0.1, "size_px": 224, "embedding_width": 128, "sync_batchnorm": True,
         },
         "mocov2_r50": {
-            "stage_epochs": (60, 70, 70), "batch_size": 256, "queue_size": 65536,
+            "stage_epochs": (60, 70, 70), "batch_size": 256, "lr": 0.03, "queue_size": 65_536, "momentum": 0.999,
+            "temperature": 0.2, "key_group": 32, "size_px": 224, "embedding_width": 128,
         },
-        "supervised": {"batch_size": 256, "size_px": 224},
-        "linear/vissl": {"protocol": "vissl", "size_px": 224, "batch_size": 256},
-        "linear/moco": {"protocol": "moco", "size_px": 224, "batch_size": 256},
-        "semi_supervised/1": {"percent": 1.0, "size_px": 224, "batch_size": 256},
-        "semi_supervised/10": {"percent": 10.0, "size_px": 224, "batch_size": 256},
+        "supervised": {
+            "stage_epochs": (90,), "batch_size": 256, "lr": 0.1, "intervals": (30, 30, 20, 10), "weight_decay": 1e-4,
+            "size_px": 224,
+        },
+        "linear/vissl": {"protocol": "vissl", "size_px": 224, "batch_size": 256, "epochs": 28, "lr": 0.01},
+        "linear/moco": {"protocol": "moco", "size_px": 224, "batch_size": 256, "epochs": 100, "lr": 30.0},
+        "semi_supervised/1": {
+            "protocol": "pirl", "percent": 1.0, "size_px": 224, "batch_size": 256, "epochs": 70, "lr": 0.01,
+        },
+        "semi_supervised/10": {
+            "protocol": "pirl", "percent": 10.0, "size_px": 224, "batch_size": 256, "epochs": 70, "lr": 0.01,
+        },
     },
     flags={
         "simclr_r50": ("sync_batchnorm",),
         "linear/vissl": ("protocol",),
         "linear/moco": ("protocol",),
-        "semi_supervised/1": ("percent",),
-        "semi_supervised/10": ("percent",),
+        "semi_supervised/1": ("protocol", "percent"),
+        "semi_supervised/10": ("protocol", "percent"),
     },
 )  # fmt: skip
 
@@ -117,13 +124,21 @@ TINY = Scale(
             "temperature": 0.1, "size_px": 56, "embedding_width": 128,
         },
         "mocov2_r50": {
-            "stage_epochs": (6, 7, 7), "batch_size": 32, "queue_size": 128,
+            "stage_epochs": (6, 7, 7), "batch_size": 32, "lr": 0.06, "queue_size": 128, "momentum": 0.95,
+            "temperature": 0.2, "key_group": 8, "size_px": 56, "embedding_width": 128,
         },
-        "supervised": {"batch_size": 32, "size_px": 56},
-        "linear/vissl": {"protocol": "vissl", "size_px": 56, "batch_size": 32},
-        "linear/moco": {"protocol": "moco", "size_px": 56, "batch_size": 32},
-        "semi_supervised/1": {"percent": 10.0, "size_px": 56, "batch_size": 32},
-        "semi_supervised/10": {"percent": 50.0, "size_px": 56, "batch_size": 32},
+        "supervised": {
+            "stage_epochs": (18,), "batch_size": 32, "lr": 0.4, "intervals": (30, 30, 20, 10), "weight_decay": 1e-4,
+            "size_px": 56,
+        },
+        "linear/vissl": {"protocol": "vissl", "size_px": 56, "batch_size": 32, "epochs": 14, "lr": 0.2},
+        "linear/moco": {"protocol": "moco", "size_px": 56, "batch_size": 32, "epochs": 25, "lr": 30.0},
+        "semi_supervised/1": {
+            "protocol": "pirl", "percent": 10.0, "size_px": 56, "batch_size": 16, "epochs": 30, "lr": 0.4,
+        },
+        "semi_supervised/10": {
+            "protocol": "pirl", "percent": 50.0, "size_px": 56, "batch_size": 16, "epochs": 30, "lr": 0.4,
+        },
     },
 )  # fmt: skip
 
