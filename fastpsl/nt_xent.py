@@ -59,7 +59,7 @@ class _NTXent(torch.autograd.Function):
     """Similarities are symmetric, s_ij = s_ji. So with the log-sums L of all rows at hand (2N numbers), a rank has the whole
     gradient of its embeddings from its own rows alone, and nothing of width D travels backward. With T the temperature:
 
-        T * d(sum of all losses) / d z_i  =  sum_j (exp(s_ij - L_i) + exp(s_ij - L_j)) z_j  -  2 z_positive(i)
+        T * d(sum of all losses) / d z_i  =  sum_j (exp(s_ij - L_i) + exp(s_ij - L_j)) z_j  -  2 z_positive(i),  j != i
     """
 
     @staticmethod
@@ -81,30 +81,34 @@ class _NTXent(torch.autograd.Function):
             to_positive = similarities.gather(1, positive)[:, 0]
             similarities.scatter_(1, positive, -torch.inf)
             here = slice(block.start - own.start, block.stop - own.start)
-            log_sums[here] = torch.logaddexp(to_positive, similarities.logsumexp(1))
-            losses[here] = log_sums[here] - to_positive
+            # The log-sum less the positive, without taking the difference of two large numbers.
+            losses[here] = F.softplus(similarities.logsumexp(1) - to_positive)
+            log_sums[here] = to_positive + losses[here]
             right[here] = (to_positive > similarities.amax(1)).float()  # a tie is wrong: a collapse scores 0
         # A row that is no anchor gets an endless log-sum: exp(s - L) is 0 for it in both of the gradient's sums.
         log_sums.masked_fill_(~counts[own], torch.inf)
         loss_sum = losses.masked_fill_(~counts[own], 0).sum()
         num_right, num_anchors = (right * counts[own]).sum(), counts[own].sum().float()
         factor = world_size / counts.sum().clamp(min=1)
-        ctx.save_for_backward(columns, counts, gathered(log_sums), factor)
-        ctx.blocks, ctx.temperature = blocks, temperature
+        # At its positive a row has the weight (p - 1) for itself and for the positive, and p is exp(-loss).
+        at_positive = torch.expm1(-losses).view(-1, 2).sum(1).repeat_interleave(2)
+        ctx.save_for_backward(columns, counts, gathered(log_sums), at_positive, factor)
+        ctx.blocks, ctx.start, ctx.temperature = blocks, own.start, temperature
         ctx.mark_non_differentiable(loss_sum, num_right, num_anchors)
         return loss_sum * factor, loss_sum, num_right, num_anchors
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        columns, counts, log_sums, factor = ctx.saved_tensors
+        columns, counts, log_sums, at_positive, factor = ctx.saved_tensors
         parts = []
         with _full_float32(columns.device):
             for block in ctx.blocks:
                 similarities, positive = _similarities(columns, counts, block, ctx.temperature)
                 weights = (similarities - log_sums).exp_()
                 weights += similarities.sub_(log_sums[block, None]).exp_()
-                weights.scatter_add_(1, positive, weights.new_full(positive.shape, -2.0))
+                here = slice(block.start - ctx.start, block.stop - ctx.start)
+                weights.scatter_(1, positive, at_positive[here, None])
                 parts.append((weights @ columns) * counts[block, None])
         views = torch.cat(parts).view(-1, 2, columns.shape[1])
         return views * (gradient * factor / ctx.temperature), None, None, None
