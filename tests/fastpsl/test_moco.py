@@ -1,6 +1,7 @@
 """MoCo v2 against plain loops and a plain deque; with two ranks as with one."""
 
 import io
+import itertools
 import math
 from collections import deque
 from pathlib import Path
@@ -19,10 +20,13 @@ from fastpsl.optimisers import sgd
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.plan import make_plan
+from fastpsl.schedules import cosine
 from fastpsl.shuffled_groups import shuffled_order
 from fastpsl.stage import StageModule, Trunk
 from fastpsl.tasks.moco import MoCo
-from tests.fastpsl.tiny import TinyNet, noise_batch, one_process, part_of
+from fastpsl.trainer import Job, pretrain
+from tests.commands import digests, newest_checkpoint
+from tests.fastpsl.tiny import TinyNet, noise_batch, one_process, part_of, tiny_run
 
 QUEUE, BATCH, GROUP = 24, 8, 2
 STAGES = make_plan("psl", (1, 1, 1))
@@ -226,6 +230,40 @@ def test_state_goes_on_where_it_was() -> None:
         again.key_encoder.learning.parameters(), task.key_encoder.learning.parameters(), strict=True
     ):
         assert torch.equal(ours, theirs)
+
+
+def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> None:
+    """A stage asks after 2 batches of warm-up, 2 steps and 5 held-out batches whether to stop."""
+
+    def fit(out: Path, stop_at: int | None = None) -> bool:
+        torch.manual_seed(0)
+        task = MoCo(seed=0, batch_size=32, queue_size=64, momentum=0.9, key_group=8, width=4, size_px=16)
+        run = tiny_run(out, max_steps_per_stage=2)
+        ask, asked = run.agreement.after_step, itertools.count(1)
+
+        def stop_here() -> Any:
+            run.agreement.stop_requested = next(asked) == stop_at
+            return ask()
+
+        run.agreement.after_step = stop_here  # type: ignore[method-assign]  # the signal, at an exact place
+        try:
+            return pretrain(Job(task, TinyNet(), make_plan("psl", (2, 2, 2)), cosine(0.1)), run)
+        finally:
+            run.close()
+
+    assert fit(tmp_path / "whole")
+    whole = newest_checkpoint(tmp_path / "whole")
+    assert whole["task"]["num_filled"] == 64 and whole["task"]["next_slot"] == 0
+    for stop_at in (
+        1,
+        3,
+        11,
+        12,
+    ):  # in the first warm-up, after a step, at the end and after the second warm-up
+        out = tmp_path / str(stop_at)
+        assert not fit(out, stop_at), stop_at
+        assert fit(out)
+        assert digests(newest_checkpoint(out)) == digests(whole), stop_at
 
 
 @pytest.mark.parametrize(

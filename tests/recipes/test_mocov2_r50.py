@@ -1,0 +1,102 @@
+"""The MoCo v2 recipe as a user meets it: to the end, killed and resumed, with two ranks, and refused in one line."""
+
+import runpy
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from fastpsl.launch import launch
+from fastpsl.sample import sample_paths
+from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
+
+RECIPE = ROOT / "recipes" / "mocov2_r50.py"
+SMALL = (
+    *("--backbone", "resnet18", "--size-px", "32", "--batch-size", "8", "--queue-size", "24"),
+    *("--key-group", "2", "--num-threads", "1", "--no-tensorboard", "--checkpoint-steps", "1"),
+    *("--keep-checkpoints", "9", "--data", sample_paths().train_32, "--momentum", "0.9"),
+)
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the recipe's main in this process: `recipe("--flag", …) → Outcome`."""
+    parts = runpy.run_path(str(RECIPE))
+
+    def start(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            launch("mocov2_r50", parts["parse"], parts["build"])
+        captured = capsys.readouterr()
+        return Outcome(int(caught.value.code or 0), captured.out, captured.err)
+
+    return start
+
+
+def queue_of(out: Path, step: int) -> torch.Tensor:
+    state = torch.load(out / "checkpoints" / f"step-{step:08}.pt", weights_only=True)
+    queue: torch.Tensor = state["task"]["queue"]
+    assert state["task"]["num_filled"] == len(queue) == 24
+    assert torch.allclose(queue.norm(dim=1), torch.ones(24), atol=1e-5)
+    return queue
+
+
+def test_killed_and_with_two_ranks(recipe: Any, tmp_path: Path) -> None:
+    whole, killed, ranks = tmp_path / "whole", tmp_path / "killed", tmp_path / "ranks"
+    steps = ("--max-steps-per-stage", "2")
+    outcome = recipe(*SMALL, *steps, "--val", sample_paths().test_32, "--out", whole)
+    assert outcome.code == 0, outcome
+    said = outcome.err + outcome.out
+    assert said.count("3 batches pass first, which are no steps") == 3, said
+    assert outcome.out.count("(chance 4.0 %)") >= 3
+    for level in (1, 2, 3):
+        assert (whole / f"contact-sheet-G{level}.png").stat().st_size > 0
+    assert not torch.equal(queue_of(whole, 2), queue_of(whole, 3))
+
+    code, output = run_until(
+        RECIPE, *SMALL, *steps, "--out", killed, folder=killed, step=3, number=signal.SIGKILL
+    )
+    assert code == -signal.SIGKILL and newest_checkpoint(killed)["position"]["stage"] >= 1, output
+    outcome = recipe(*SMALL, *steps, "--val", sample_paths().test_32, "--out", killed)
+    assert outcome.code == 0, outcome
+    ours, theirs = (digests(newest_checkpoint(out)) for out in (killed, whole))
+    ours, theirs = ({k: v for k, v in d.items() if "summaries" not in k} for d in (ours, theirs))
+    assert ours == theirs and any("task/key_encoder" in name for name in ours)
+    assert (killed / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+
+    done = run(RECIPE, *SMALL, "--max-steps-per-stage", "1", "--plan", "sl", "--out", ranks, ranks=2)
+    assert done.returncode == 0, done.stderr
+    outcome = recipe(*SMALL, "--max-steps-per-stage", "1", "--plan", "sl", "--out", tmp_path / "one")
+    # The queries' BatchNorm is a rank's, so from the second step on weights differ; keys of the first are equal.
+    assert torch.allclose(queue_of(ranks, 1), queue_of(tmp_path / "one", 1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--queue-size", "20"), ("--queue-size 20", "--batch-size 8", "16")),
+        (("--queue-size", "488"), ("--queue-size 488", "480")),
+        (("--key-group", "3"), ("--key-group 3", "divisor of 8")),
+        (("--key-group", "4", "--accumulate", "4"), ("--key-group 4", "divisor of 2")),
+        (("--key-group", "1"), ("--key-group 1",)),
+        (("--momentum", "2"), ("--momentum 2",)),
+        (("--temperature", "0"), ("--temperature 0",)),
+    ],
+)
+def test_impossible_requests_are_refused(
+    recipe: Any, tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    outcome = recipe(*SMALL, *arguments, "--max-steps-per-stage", "1", "--out", tmp_path / "out")
+    last = outcome.err.strip().splitlines()[-1]
+    assert outcome.code == 2 and "Traceback" not in outcome.err and last.startswith("mocov2_r50: "), outcome
+    for word in words:
+        assert word in last, last
