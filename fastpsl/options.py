@@ -8,8 +8,10 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
+from fastpsl.apex_sgd import fused_sgd, require_apex
 from fastpsl.command_line import parse
-from fastpsl.distributed import own_rank
+from fastpsl.distributed import choose_device, own_rank
+from fastpsl.optimisers import sgd
 from fastpsl.plan import Stage, make_plan
 from fastpsl.stage import Task
 
@@ -153,6 +155,13 @@ class PretrainOptions(RunOptions):
             partition=self.partition,
             levels=self.levels,
         )
+
+    def sgd(self) -> Callable[..., torch.optim.Optimizer]:
+        """`optimisers.sgd`, or its like by apex where --apex asks for it. ValueError where apex cannot run."""
+        if not self.apex:
+            return sgd
+        require_apex(choose_device(self.device, 0))
+        return fused_sgd
 
 
 def _plain(value: Any) -> Any:

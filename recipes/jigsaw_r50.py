@@ -13,7 +13,6 @@ from pathlib import Path
 from fastpsl.backbones.choose import make_backbone
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.launch import launch
-from fastpsl.optimisers import sgd
 from fastpsl.options import MACHINE, PretrainOptions, parse_options
 from fastpsl.permutations import read_permutations
 from fastpsl.schedules import step_drops
@@ -93,7 +92,7 @@ def build(options: Options) -> Job:
         backbone=backbone,
         stages=options.stages(task, backbone),
         schedule=step_drops(options.lr, options.intervals),
-        optimiser=sgd,
+        optimiser=options.sgd(),
         science={"permutations": hashlib.sha256(task.permutations.numpy().tobytes()).hexdigest()[:16]},
         frozen_batchnorm=options.frozen_batchnorm,
     )

@@ -11,7 +11,6 @@ from functools import partial
 
 from fastpsl.backbones.choose import make_backbone
 from fastpsl.launch import launch
-from fastpsl.optimisers import sgd
 from fastpsl.options import PretrainOptions, parse_options
 from fastpsl.schedules import cosine
 from fastpsl.tasks.moco import MoCo
@@ -79,7 +78,7 @@ def build(options: Options) -> Job:
         stages=options.stages(task, backbone),
         schedule=cosine(options.lr),
         optimiser=partial(
-            sgd, decay_biases=True
+            options.sgd(), decay_biases=True
         ),  # momentum .9, decay 1e-4 on all parameters, as MoCo's code
         frozen_batchnorm=options.frozen_batchnorm,
     )

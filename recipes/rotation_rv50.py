@@ -11,7 +11,6 @@ from typing import Literal
 
 from fastpsl.backbones.choose import make_backbone
 from fastpsl.launch import launch
-from fastpsl.optimisers import sgd
 from fastpsl.options import PretrainOptions, parse_options
 from fastpsl.schedules import step_drops
 from fastpsl.tasks.rotation import Rotation
@@ -66,7 +65,7 @@ def build(options: Options) -> Job:
         stages=options.stages(task, backbone),
         schedule=step_drops(options.lr, options.intervals),
         # Momentum .9 and decay 1e-4, none on biases: what the paper says of the jigsaw. It is silent on the rotation.
-        optimiser=sgd,
+        optimiser=options.sgd(),
         frozen_batchnorm=options.frozen_batchnorm,
     )
 

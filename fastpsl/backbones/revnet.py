@@ -118,13 +118,14 @@ class Unit(nn.Module):
 class ReversibleUnits(nn.ModuleList):
     """`Unit`s one after another: halves x1, x2 to the output [B,C,H,W], of which y1 and y2 are the halves.
 
-    Where gradients are wanted, only the output is kept. Differentiable once.
+    Where gradients are wanted, only the output is kept. Differentiable once. A hook on a parameter (`register_hook`) sees
+    its gradient twice, here and where it is accumulated; `register_post_accumulate_grad_hook` and DDP's see it once.
     """
 
     def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
-        parameters = list(self.parameters())
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (x1, x2, *parameters)):
-            return _Recomputed.apply(self, x1, x2, *parameters)
+        if torch.is_grad_enabled():
+            output: Tensor = _Recomputed.apply(self, x1, x2, *self.parameters())
+            return output
         return self.run(x1, x2)
 
     def run(self, x1: Tensor, x2: Tensor) -> Tensor:
