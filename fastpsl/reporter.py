@@ -1,5 +1,6 @@
 """Numbers of a run: one JSON line a step, TensorBoard and W&B, the progress screen, a summary per stage."""
 
+import contextlib
 import csv
 import json
 import os
@@ -97,6 +98,13 @@ class Reporter:
         self._stage, self._num_steps, self._skipped = stage, num_steps, 0.0
         self._window_started, self._wait_s = time.perf_counter(), 0.0
         self.say(f"{stage} of {steps_per_epoch} steps; steps {step} to {num_steps}")
+
+    @contextlib.contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """Around what is no training, between two steps of all ranks: the next log line's speed does not know of it."""
+        self.flush()
+        yield
+        self._window_started, self._wait_s = time.perf_counter(), 0.0
 
     def watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """`batches`; the time that the loop waits for them adds to data wait, their skipped samples are noted."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastpsl.evaluation.online import Monitor
 from fastpsl.learner import Learner
 from fastpsl.optimisers import sgd
 from fastpsl.pipelines.loader import Loader
@@ -110,6 +111,7 @@ class StageRun:
         call_if_there(job.task, "start_stage", stage, trunk, head)
         optimiser = job.optimiser(module.learning_parameters())
         self.learner = Learner(module, optimiser, self.views, run.precision, run.world)
+        self.monitor = Monitor(run, trunk, stage, self.views[0], getattr(run.options, "probe_every", 0))
         if state:
             self.learner.load_state_dict(state["learner"])
             call_if_there(job.task, "load_state_dict", state["task"])
@@ -177,6 +179,8 @@ class StageRun:
         run.reporter.stage_begins(self.stage, position.step, last_step, steps_per_epoch)
         run.look_at_first_batch(job.task, self.stage, loader)
         while position.step < last_step:
+            if not self.monitor.look(steps_per_epoch, last_step):
+                return False
             epoch, step_in_epoch = divmod(position.step, steps_per_epoch)
             batches = loader.epoch(position.first_epoch + epoch, step_in_epoch * options.accumulate)
             watched = run.reporter.watched(batches)
@@ -200,7 +204,7 @@ class StageRun:
                 if decision.checkpoint or due:
                     self.save()
             batches.close()
-        return True
+        return self.monitor.look(steps_per_epoch, last_step)
 
     def _moment(self) -> Moment:
         position, all_epochs = self.position, sum(stage.epochs for stage in self.job.stages)

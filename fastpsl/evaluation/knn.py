@@ -169,13 +169,12 @@ def count_correct(
 ) -> Mapping[str, int]:
     """How many queries each k and vote gets right: top1_k20, top5_k20 (weighted) and top1_k20_majority.
 
-    labels: int64 [M] of the bank; truth: int64 [Q] of the queries, -1 where one does not count.
+    labels: int64 [M] of the bank; truth: int64 [Q] of the queries.
     """
-    totals: dict[str, int] = {}
+    totals = {name: 0 for k in ks for name in (f"top1_k{k}", f"top5_k{k}", f"top1_k{k}_majority")}
     for chunk in _slices(len(truth), _VOTE_CHUNK):
-        counts = truth[chunk] >= 0
-        found = Neighbours(*(column[chunk][counts] for column in neighbours))
-        own = truth[chunk][counts]
+        found = Neighbours(*(column[chunk] for column in neighbours))
+        own = truth[chunk]
         for k in ks:
             weighted = places(weighted_scores(found, labels, num_classes, k, temperature), own)
             majority = places(majority_scores(found, labels, num_classes, k), own)
@@ -184,5 +183,5 @@ def count_correct(
                 (f"top5_k{k}", weighted < 5),
                 (f"top1_k{k}_majority", majority < 1),
             ):
-                totals[name] = totals.get(name, 0) + int(right.sum())
+                totals[name] += int(right.sum())
     return totals
