@@ -1,0 +1,109 @@
+"""The kNN scores of held-out features, all ranks together: what recipes/knn.py reports."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastpsl.distributed import World, share, sum_over_ranks
+from fastpsl.evaluation.feature_file import FeatureFile
+from fastpsl.evaluation.knn import Neighbours, count_correct, nearest
+from fastpsl.evaluation.neighbour_sheet import NUM_NEIGHBOURS
+from fastpsl.options import RunOptions
+from fastpsl.pipelines.rows import Data, require_labels, require_same_classes
+from fastpsl.resume import choose_folder, lock_folder
+
+NUM_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Scores:
+    """correct: of the `num` held-out samples that could be decoded, by the names of `count_correct`.
+
+    queries: int64, samples of the held-out data whose neighbours this rank has found: every world-size-th.
+    """
+
+    correct: dict[str, int]
+    num: int
+    num_bank: int
+    queries: np.ndarray
+    neighbours: Neighbours
+
+    def numbers(self, vote: str) -> dict[str, float]:
+        """Percent, of the votes asked for: weighted, majority or both."""
+        return {
+            name: 100 * count / self.num
+            for name, count in self.correct.items()
+            if vote == "both" or name.endswith("_majority") == (vote == "majority")
+        }
+
+    def lines(self, vote: str, features: str) -> list[str]:
+        """For people: a line a vote."""
+        numbers, lines = (
+            self.numbers(vote),
+            [f"{self.num:,} held-out images, neighbours of {self.num_bank:,}; {features}"],
+        )
+        for title, end in (("weighted", ""), ("majority", "_majority")):
+            told = {
+                name.removeprefix("top1_k").removesuffix(end): value
+                for name, value in numbers.items()
+                if name.startswith("top1_") and name.endswith("_majority") == bool(end)
+            }
+            if told:
+                lines.append(f"{title}: " + ", ".join(f"k {k} {value:.1f} %" for k, value in told.items()))
+        return lines
+
+    def shown(self, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A few queries of this rank chosen by `seed`, their neighbours and the similarities of those."""
+        chosen = np.random.default_rng((seed, len(self.queries))).permutation(len(self.queries))[:NUM_SHOWN]
+        rows, similarities = self.neighbours.rows, self.neighbours.similarities
+        return (
+            self.queries[chosen],
+            rows[chosen, :NUM_NEIGHBOURS].numpy(),
+            similarities[chosen, :NUM_NEIGHBOURS].numpy(),
+        )
+
+
+def require_neighbours(train: Data, val: Data, ks: Sequence[int]) -> None:
+    """ValueError where these data cannot be scored so."""
+    for data in (train, val):
+        require_labels(data, "kNN")
+    require_same_classes(train, val)
+    if max(ks) > train.num_samples:
+        raise ValueError(
+            f"--k {max(ks)}: the training data has {train.num_samples:,} images to be neighbours; give a smaller k"
+        )
+
+
+@contextlib.contextmanager
+def open_folder(recipe: str, options: RunOptions, world: World) -> Iterator[Path]:
+    """The run's folder on every rank, held by rank 0 until the end."""
+    folder = Path(share(world, str(choose_folder(recipe, options)) if world.rank == 0 else None))
+    lock = lock_folder(folder) if world.rank == 0 else contextlib.nullcontext()
+    with lock:
+        yield folder
+
+
+def score(
+    train: FeatureFile, val: FeatureFile, ks: Sequence[int], temperature: float, world: World
+) -> Scores:
+    """The held-out samples of `val` by their neighbours in `train`; the ranks share them, each goes through the whole bank."""
+    labels, truth = train.labels(), val.labels()
+    assert labels is not None and truth is not None
+    num_bank = len(labels) - len(train.record["bad"])
+    if max(ks) > num_bank:
+        raise ValueError(f"--k {max(ks)}: {num_bank:,} training images could be decoded; give a smaller k")
+    good = np.setdiff1d(np.arange(len(truth)), val.record["bad"])
+    mine = good[world.rank :: world.size]
+    # More than the largest k where the picture shows more.
+    k = min(max(*ks, NUM_NEIGHBOURS), num_bank)
+    found = nearest(val.features()[mine], train.features(), k, world.device)
+    num_classes = int(max(labels.max(), truth.max())) + 1
+    own, of_bank = (torch.from_numpy(values.astype(np.int64)) for values in (truth[mine], labels))
+    counts = count_correct(found, of_bank, own, num_classes, sorted(set(ks)), temperature)
+    sums = torch.tensor(list(counts.values()), device=world.device)
+    correct = sum_over_ranks(world, sums).tolist()
+    return Scores(dict(zip(counts, correct, strict=True)), len(good), num_bank, mine, found)

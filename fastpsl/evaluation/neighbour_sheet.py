@@ -1,0 +1,87 @@
+"""The picture of nearest neighbours: a query a line, its neighbours beside it, framed by whether their class is the query's."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.font_manager import findfont
+from PIL import Image, ImageDraw, ImageFont
+
+from fastpsl.evaluation.views import center_view
+from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.rows import Data
+from fastpsl.pipelines.subset import Subset
+
+NUM_NEIGHBOURS = 7
+_SIDE_PX, _FRAME_PX, _GAP_PX, _TEXT_PX, _FONT_PX = 112, 4, 6, 32, 12
+_GREEN, _RED, _WHITE, _BACK = (64, 190, 90), (225, 70, 60), (235, 235, 235), (48, 48, 48)
+
+
+def draw_neighbours(
+    path: Path,
+    val: Data,
+    train: Data,
+    queries: np.ndarray,
+    rows: np.ndarray,
+    similarities: np.ndarray,
+    loader: Mapping[str, Any],
+) -> Path:
+    """A PNG of `queries` (int64 [n], samples of `val`) and their neighbours `rows` (int64 [n, k], of `train`).
+
+    similarities: float [n, k]. loader: options of `Loader`. Green: the neighbour's class is the query's; red: it is another.
+    """
+    shown = _pictures(val, queries, loader)
+    neighbours = _pictures(train, rows, loader)
+    labels, others = val.labels()[queries], train.labels()[rows]
+    num, k = rows.shape
+    cell = _SIDE_PX + 2 * _FRAME_PX
+    step_x, step_y = cell + _GAP_PX, cell + _TEXT_PX + _GAP_PX
+    width = (k + 1) * step_x + 3 * _GAP_PX
+    sheet = Image.new("RGB", (width, num * step_y + _GAP_PX), _BACK)
+    font = ImageFont.truetype(findfont("DejaVu Sans"), _FONT_PX)
+    draw = ImageDraw.Draw(sheet)
+
+    def place(left: int, top: int, picture: np.ndarray, colour: tuple[int, int, int], text: str) -> None:
+        draw.rectangle((left, top, left + cell - 1, top + cell - 1), fill=colour)
+        sheet.paste(Image.fromarray(picture), (left + _FRAME_PX, top + _FRAME_PX))
+        for number, line in enumerate(text.split("\n")):
+            at = (left, top + cell + number * _TEXT_PX // 2)
+            draw.text(at, _fitted(line, cell, font), fill=_WHITE, font=font)
+
+    for i in range(num):
+        top = _GAP_PX + i * step_y
+        text = f"{class_name(val.class_names, labels[i])}\nheld out #{queries[i]}"
+        place(_GAP_PX, top, shown[i], _WHITE, text)
+        for j in range(k):
+            colour = _GREEN if others[i, j] == labels[i] else _RED
+            text = f"{class_name(train.class_names, others[i, j])}\n#{rows[i, j]}  {similarities[i, j]:.3f}"
+            place(4 * _GAP_PX + (j + 1) * step_x - _GAP_PX, top, neighbours[i, j], colour, text)
+    sheet.save(path, format="PNG")
+    return path
+
+
+def class_name(names: Sequence[str] | None, label: int) -> str:
+    """The class in words where it has a name."""
+    return names[label] if names is not None and 0 <= label < len(names) else f"class {label}"
+
+
+def _pictures(data: Data, indices: np.ndarray, loader: Mapping[str, Any]) -> np.ndarray:
+    """uint8 [*indices.shape, S, S, 3]: the middles of samples, of which one may be wanted more than once."""
+    chosen, places = np.unique(indices, return_inverse=True)
+    view = center_view(Input(), _SIDE_PX)
+    with Loader(
+        Subset(data, chosen), [view], batch_size=len(chosen), train=False, **loader, device="cpu"
+    ) as opened:
+        batches = opened.epoch(0)
+        images = next(batches).images[0].permute(0, 2, 3, 1).numpy()
+        batches.close()
+    return images[places.reshape(indices.shape)]
+
+
+def _fitted(line: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+    """The line, cut at its end where it is wider than `width`."""
+    while line and font.getlength(line) > width:
+        line = line[:-1]
+    return line

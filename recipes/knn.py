@@ -1,0 +1,106 @@
+"""k nearest neighbours on frozen features: what they are worth without any training.
+
+Weighted: each of the k most similar training images (by cosine) adds exp(similarity / T) to its class, with the K and T of
+MMSelfSup; VISSL has k 200 and T 0.1. Majority: one vote each, as in self-supervision studies on small images with k 1 to 20; of
+equal classes the nearer wins. Exact, for any number of images. Here: not yet run on ImageNet. PSL itself has no such table.
+
+    torchrun --nproc-per-node=8 recipes/knn.py --checkpoint runs/jigsaw_r50-001 \\
+        --data 'imagenet/train-*.beton' --val imagenet/val.beton
+    torchrun recipes/knn.py            # random weights on the embedded sample, seconds on two cores
+
+Options of training have no effect here. The features stay in the run's folder and serve again: other values of k cost nothing.
+"""
+
+import dataclasses
+import time
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastpsl.distributed import join_world
+from fastpsl.evaluation.features import Extraction
+from fastpsl.evaluation.held_out import require_held_out
+from fastpsl.evaluation.knn_score import open_folder, require_neighbours, score
+from fastpsl.evaluation.neighbour_sheet import draw_neighbours
+from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.evaluation.result import write_result
+from fastpsl.launch import EXIT_FINISHED, run_script
+from fastpsl.options import parse_options
+from fastpsl.run import open_both
+
+PAPER: dict[str, Any] = {"k": (10, 20, 100, 200), "temperature": 0.07, "batch_size": 256, "size_px": 224}
+SAMPLE: dict[str, Any] = {"k": (1, 5, 10, 20), "temperature": 0.07, "batch_size": 32, "size_px": 96}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(EvaluationOptions):
+    block: str = "final"
+    """Whose average-pooled output the features are: B1 to B5, or final, the last."""
+    k: tuple[int, ...] = (10, 20, 100, 200)
+    """Numbers of neighbours, each scored by itself; one search serves all."""
+    temperature: float = 0.07
+    """Of the weighted vote."""
+    vote: Literal["weighted", "majority", "both"] = "both"
+    """Whose scores are reported."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.k or min(self.k) < 1:
+            raise ValueError(f"--k {' '.join(map(str, self.k))}: give numbers of neighbours from 1")
+        if self.temperature <= 0:
+            raise ValueError(f"--temperature {self.temperature}: it must be above 0")
+
+
+def parse() -> Options:
+    options = parse_options(Options, PAPER, SAMPLE, __doc__ or "")
+    if options.data is None and options.checkpoint is None:
+        options = dataclasses.replace(options, random_weights=True, backbone=options.backbone or "resnet18")
+    return options
+
+
+def work() -> int:
+    options, started = parse(), time.monotonic()
+    require_held_out(options)
+    world = join_world(options.device, timeout_s=10 * options.timeout_s)
+    weights = options.pretrained()
+    with ExitStack() as stack:
+        train, val = open_both(options)
+        assert val is not None
+        for data in (train, val):
+            stack.enter_context(closing(data))
+        require_neighbours(train, val, options.k)
+        wanted = [
+            Extraction.of(options, weights, data, options.block, world, "float16") for data in (train, val)
+        ]
+        folder = stack.enter_context(open_folder("knn", options, world))
+        files = [
+            extraction.to_file(folder / f"{name}.npy", world, overwrite=True)
+            for extraction, name in zip(wanted, ("train", "val"), strict=True)
+        ]
+        found = score(*files, options.k, options.temperature, world)
+        if world.rank == 0:
+            numbers = found.numbers(options.vote)
+            record = weights.record
+            print("\n".join(found.lines(options.vote, f"B{wanted[0].block} of {record['backbone']}")))
+            path = write_result(
+                folder,
+                recipe="knn",
+                protocol=f"knn/{options.vote}",
+                numbers=numbers,
+                settings=options.as_dict() | {"similarity": "cosine", "features": files[0].record["digest"]},
+                checkpoint=record,
+                data={"train": train.digest(), "val": val.digest()}
+                | {"num_train": train.num_samples, "num_val": val.num_samples},
+                seconds=time.monotonic() - started,
+                cut=bool(record.get("cut")),
+            )
+            print(f"result {path}")
+            sheet = draw_neighbours(
+                folder / "neighbours.png", val, train, *found.shown(options.seed), wanted[0].loader
+            )
+            print(f"neighbours {sheet}")
+    return EXIT_FINISHED
+
+
+if __name__ == "__main__":
+    run_script("knn", work)
