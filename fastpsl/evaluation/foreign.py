@@ -85,7 +85,7 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
     rest = []
     for name, tensor in tensors.items():
         own = _our_name(naming, name)
-        if own in wanted:
+        if own is not None and own in wanted:
             backbone[own] = tensor
         else:
             rest.append(name)

@@ -56,9 +56,7 @@ def load_pretrained(path: Path, backbone: str | None = None, input: Input | None
     another backbone or tensors that are no head.
     """
     path = Path(path)
-    if path.is_dir():
-        path = newest_checkpoint(path)
-    state = read_weights(path)
+    path, state = newest_checkpoint(path) if path.is_dir() else (path, read_weights(path))
     if isinstance(state.get("backbone"), dict) and "science" in state:
         return _ours(path, state, backbone, input)
     told = told_beside(path)
@@ -77,12 +75,12 @@ def random_weights(backbone: str, seed: int, input: Input | None = None) -> Pret
     return Pretrained(made, input, record)
 
 
-def newest_checkpoint(folder: Path) -> Path:
-    """The newest readable checkpoint of a run's folder (or of its folder of checkpoints)."""
+def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest readable checkpoint of a run's folder (or of its folder of checkpoints), and what it holds."""
     for place in (folder / "checkpoints", folder):
         found = Checkpoints(place).newest()
         if found is not None:
-            return found[0]
+            return found[0], found[1]
     raise ValueError(f"{folder} holds no checkpoint: give a run's folder, or a file of weights")
 
 
