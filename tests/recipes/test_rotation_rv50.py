@@ -1,0 +1,147 @@
+"""The rotation recipe as a user meets it: to its end in both ways, and refused in one line."""
+
+import runpy
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from fastpsl.launch import launch
+from tests.commands import ROOT, newest_checkpoint
+from tests.pipelines.photos import RAW, photo, write
+
+RECIPE = ROOT / "recipes" / "rotation_rv50.py"
+SMALL = (
+    *("--max-steps-per-stage", "1", "--batch-size", "8", "--num-threads", "1", "--no-tensorboard"),
+    *("--shorter-px", "36", "--size-px", "32", "--decoder", "torchvision"),
+)
+ALL = ("--rotations-per-image", "all")
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the recipe's main in this process: `recipe("--flag", …) → Outcome`."""
+    parts = runpy.run_path(str(RECIPE))
+
+    def start(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            launch("rotation_rv50", parts["parse"], parts["build"])
+        captured = capsys.readouterr()
+        return Outcome(int(caught.value.code or 0), captured.out, captured.err)
+
+    return start
+
+
+def pictures(path: Path, num: int, shorter_px: int = 60) -> Path:
+    made = [photo(i, shorter_px + i, 100 - i) for i in range(num)]
+    return write(path, [(p.tobytes(), *p.shape[:2], RAW) for p in map(np.ascontiguousarray, made)])
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> tuple[object, ...]:
+    """24 training and 10 held-out pictures."""
+    train, val = pictures(tmp_path / "train.beton", 24), pictures(tmp_path / "val.beton", 10)
+    return ("--data", train, "--val", val, "--out", tmp_path / "out")
+
+
+def said(outcome: Outcome) -> list[str]:
+    assert outcome.code == 0, outcome
+    return (outcome.err + outcome.out).splitlines()
+
+
+def test_all_rotations_through_all_stages(recipe: Any, data: Any, tmp_path: Path) -> None:
+    """The batch counts pictures after rotation: 4, 2 and 1 samples a step, so 6, 12 and 24 steps an epoch."""
+    lines = said(recipe(*SMALL, *data, *ALL, "--backbone", "resnet18"))
+    for stage, steps, chance in (("S1", 6, "50.0"), ("S2", 12, "25.0"), ("S3", 24, "12.5")):
+        assert any(line.startswith(f"{stage}: ") and f" of {steps} steps" in line for line in lines), lines
+        assert any(line.startswith(f"{stage} ") and f"(chance {chance} %)" in line for line in lines), lines
+    for level in (1, 2, 3):
+        assert (tmp_path / "out" / f"contact-sheet-G{level}.png").stat().st_size > 0
+    checkpoint = newest_checkpoint(tmp_path / "out")
+    assert checkpoint["input"]["size_px"] == 32
+    summaries = checkpoint["position"]["summaries"]
+    assert [s["stage"] for s in summaries] == ["S1", "S2", "S3"]
+    # Of 2, 4 and 8 views of each of the 10 pictures; padding is not counted.
+    for summary, views in zip(summaries, (20, 40, 80), strict=True):
+        right = summary["held_out"]["accuracy"] * views
+        assert abs(right - round(right)) < 1e-4, summary
+
+
+def test_one_rotation_of_each_picture(recipe: Any, data: Any) -> None:
+    """A step is as many pictures, so an epoch is 3 steps at any level; levels are free."""
+    lines = said(
+        recipe(*SMALL, *data, "--backbone", "resnet18", "--plan", "psl_f", "--levels", "3", "1", "2")
+    )
+    for stage, level in (("S1", 3), ("S2", 1), ("S3", 2)):
+        assert any(line.startswith(f"{stage}: level G{level}") and " of 3 steps" in line for line in lines), (
+            lines
+        )
+
+
+def test_the_papers_backbone_end_to_end(recipe: Any, data: Any, tmp_path: Path) -> None:
+    lines = said(recipe(*SMALL, *data, "--plan", "end_to_end"))
+    assert "backbone" not in lines[0] and any("E: level G3, learns B1-B5" in line for line in lines), lines
+    assert newest_checkpoint(tmp_path / "out")["science"]["backbone"] == "revnet50"
+
+
+def refused(outcome: Outcome, *words: str) -> None:
+    """Exit 2 and one last line that holds `words`; no traceback, nothing trained."""
+    last = outcome.err.strip().splitlines()[-1]
+    assert outcome.code == 2, outcome
+    assert "Traceback" not in outcome.err and "step 1/" not in outcome.out + outcome.err
+    assert last.startswith("rotation_rv50: ")
+    for word in words:
+        assert word in last, last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--levels", "1", "2", "4"), ("level 4", "1 to 3")),
+        (("--levels", "1", "2"), ("a level for each",)),
+        ((*ALL, "--batch-size", "12"), ("--batch-size 12", "makes 8", "multiple of 8")),
+        ((*ALL, "--batch-size", "4"), ("--batch-size 4", "multiple of 8")),
+        ((*ALL, "--batch-size", "16", "--accumulate", "4"), ("multiple of 32",)),
+        (("--rotations-per-image", "two"), ("two",)),
+        (("--size-px", "40"), ("window of 40 px", "36 px")),
+        (("--backbone", "revnet18"), ("--backbone revnet18", "revnet50")),
+        (("--lr", "0"), ("above 0",)),
+    ],
+)
+def test_impossible_requests_are_refused(
+    recipe: Any, data: Any, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    refused(recipe(*SMALL, *data, "--backbone", "resnet18", *arguments), *words)
+
+
+def test_pictures_too_small_for_45_degrees_are_refused_before_the_first_stage(
+    recipe: Any, tmp_path: Path
+) -> None:
+    """Only where a stage has such views; the line says how to leave them out."""
+    small = ("--data", pictures(tmp_path / "small.beton", 8, shorter_px=40), "--backbone", "resnet18")
+    refused(recipe(*SMALL, *small, "--out", tmp_path / "a"), "40 x ", "fastpsl beton write --min-px 53")
+    assert recipe(*SMALL, *small, "--out", tmp_path / "b", "--levels", "1", "2", "2").code == 0
+
+
+def test_the_papers_values_are_the_defaults(recipe: Any) -> None:
+    """Section 4.1; and all of the paper's values are this recipe's with --data."""
+    parts = runpy.run_path(str(RECIPE))
+    options, paper = parts["Options"](), parts["PAPER"]
+    assert {name: getattr(options, name) for name in paper} == paper
+    assert (options.backbone, options.stage_epochs, options.batch_size, options.lr) == (
+        "revnet50",
+        (60, 60, 60),
+        256,
+        0.01,
+    )
+    assert (options.intervals, options.shorter_px, options.size_px) == ((20, 20, 10, 10), 256, 224)
+    assert options.rotations_per_image == "one"
