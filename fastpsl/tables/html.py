@@ -29,7 +29,7 @@ tr.first > * { border-top: 1px solid var(--line); }
 .number { text-align: right; }
 .ours { color: var(--ours); font-weight: 600; }
 .faint { color: var(--faint); font-weight: normal; }
-pre { background: var(--box); padding: .8rem; overflow-x: auto; font-size: .85rem; }
+pre { background: var(--box); padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
 img { max-width: 100%; height: auto; background: #fff; }
 figure { margin: 1rem 0; } figcaption { color: var(--faint); }
 code { overflow-wrap: anywhere; }
@@ -197,7 +197,7 @@ def _data_uri(path: Path) -> str:
             (MAX_PICTURE_PX, round(image.height * MAX_PICTURE_PX / image.width)), Image.Resampling.LANCZOS
         )
     flat, photo = io.BytesIO(), io.BytesIO()
-    image.quantize(256).save(flat, "PNG", optimize=True)
+    image.quantize(256, Image.Quantize.MAXCOVERAGE).save(flat, "PNG", optimize=True)
     image.save(photo, "JPEG", quality=85)
     kind, data = min((("png", flat.getvalue()), ("jpeg", photo.getvalue())), key=lambda pair: len(pair[1]))
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
