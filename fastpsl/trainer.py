@@ -220,6 +220,7 @@ class StageRun:
                 self.position.run_step,
                 {
                     "position": asdict(self.position),
+                    "num_stages": len(self.job.stages),
                     "backbone": self.job.backbone.state_dict(),
                     "learner": self.learner.state_dict(),
                     "task": task,

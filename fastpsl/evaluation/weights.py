@@ -196,11 +196,9 @@ def fill(backbone: nn.Module, tensors: Mapping[str, Any], name: str, source: str
 
 def was_cut(state: Mapping[str, Any]) -> bool:
     """Whether a checkpoint's training did not go through its whole plan: steps left out of a stage, or stages to come."""
-    summaries, science = state["position"]["summaries"], state["science"]
-    lengths = science.get("stage_epochs") or ()
-    num_stages = 1 if science.get("plan", "end_to_end") == "end_to_end" else len(lengths)
+    summaries = state["position"]["summaries"]
     short = any(summary["num_steps"] < summary["num_steps_planned"] for summary in summaries)
-    return short or len(summaries) < num_stages
+    return short or len(summaries) < state["num_stages"]
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -40,6 +40,7 @@ def checkpoint(folder: Path, backbone: str, seen: Input = SEEN) -> nn.Module:
         "backbone": made.state_dict(),
         "science": SCIENCE | {"backbone": backbone},
         "input": seen.as_dict(),
+        "num_stages": 1,
         "position": {"run_step": 5, "summaries": [summary]},
         "learner": {"optimiser": torch.zeros(3)},
     }
