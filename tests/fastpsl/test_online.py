@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from PIL import Image
 from torch import Tensor, nn
 
 from fastpsl.distributed import World, leave_world
@@ -25,6 +26,7 @@ from fastpsl.evaluation.online import (
     probe_line,
     ridge_classes,
 )
+from fastpsl.evaluation.online_chart import draw_probes
 from fastpsl.options import PretrainOptions
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import Data
@@ -35,7 +37,7 @@ from fastpsl.stage import Trunk
 from fastpsl.trainer import Job, pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.test_trainer import tiny_job
-from tests.fastpsl.tiny import TinyNet, one_process
+from tests.fastpsl.tiny import TinyNet, tiny_run
 
 STEPS_PER_EPOCH = 15
 
@@ -98,24 +100,14 @@ def test_a_look_without_labels_or_with_features_that_are_not_finite() -> None:
     assert "not finite" in probe_line(broken | {"epoch": 1.0, "stage": "S1", "block": "B3"})
 
 
-def probed_run(out: Path, world: World | None = None, **options: Any) -> Run:
-    """As tests.fastpsl.tiny.tiny_run, with the options of pre-training."""
-    paths = sample_paths()
-    values: dict[str, Any] = {
-        "data": str(paths.train_32),
-        "val": str(paths.test_32),
-        "out": out,
-        "batch_size": 32,
-        "stage_epochs": (2, 2, 2),
-        "checkpoint_minutes": 0.0,
-        "tensorboard": False,
-        "num_threads": 1,
-    }
-    return Run("tiny", PretrainOptions(**{**values, **options}), world or one_process())
+@pytest.fixture(autouse=True)
+def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than these runs; the whole one draws its own."""
+    monkeypatch.setattr(online, "draw_probes", lambda lines, path: path)
 
 
 def fit(out: Path, job: Job | None = None, **options: Any) -> Run:
-    run = probed_run(out, **options)
+    run = tiny_run(out, **options)
     try:
         assert pretrain(job or tiny_job(), run)
     finally:
@@ -135,6 +127,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_a_curve_of_all_looks(whole: Path, tmp_path: Path) -> None:
+    lines = probes(whole)
+    lines[3] |= dict.fromkeys(online.FIGURES)  # not finite
+    for name, some in (("all", lines), ("bare", [line | {"knn_accuracy": None} for line in lines[:1]])):
+        draw_probes(some, tmp_path / f"{name}.png")
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.size[0] == 960 and np.asarray(picture).std() > 10
+
+
 def test_training_is_what_it_would_have_been(whole: Path, tmp_path: Path) -> None:
     fit(tmp_path)
     assert not (tmp_path / "probe.jsonl").exists()
@@ -152,7 +153,6 @@ def test_every_epoch_of_every_stage_has_a_line(whole: Path) -> None:
         assert (line["num_train"], line["num_held_out"], line["num_classes"]) == (480, 160, 8)
         assert 1 / 8 < line["knn_accuracy"] <= 1 and 1 / 8 < line["linear_accuracy"] <= 1
         assert 0 < line["feature_std"] < 1 < line["effective_rank"] < 16
-    assert (whole / "probe.png").stat().st_size > 0
 
 
 def test_the_numbers_are_those_of_the_trunk_as_it_is_saved(whole: Path) -> None:
@@ -160,7 +160,7 @@ def test_the_numbers_are_those_of_the_trunk_as_it_is_saved(whole: Path) -> None:
     net = TinyNet()
     net.load_state_dict(newest_checkpoint(whole)["backbone"])
     net.eval()
-    run = probed_run(whole, probe_every=1)
+    run = tiny_run(whole, probe_every=1)
     seen = []
     for data in (run.train_data, run.val_data):
         assert data is not None
@@ -201,11 +201,11 @@ def stop_at(run: Run, when: Callable[[], bool]) -> None:
     run.agreement.after_step = ask  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("step", [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH, 3 * STEPS_PER_EPOCH])
+@pytest.mark.parametrize("step", [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH])
 def test_a_signal_during_a_look_is_heard_and_the_look_made_up_for(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    run, looking = probed_run(tmp_path, probe_every=1), []
+    run, looking = tiny_run(tmp_path, probe_every=1), []
     features = Monitor._features
 
     def note(monitor: Monitor, data: Any) -> Any:
@@ -228,7 +228,7 @@ def test_a_signal_during_a_look_is_heard_and_the_look_made_up_for(
 
 def test_lines_past_the_checkpoint_are_cut_and_made_again(whole: Path, tmp_path: Path) -> None:
     """Stopped in mid-epoch; the file then tells of later looks, as after a kill, and ends in half a line."""
-    run = probed_run(tmp_path, probe_every=1)
+    run = tiny_run(tmp_path, probe_every=1)
     stop_at(run, lambda: run.position.run_step >= 20)
     assert not pretrain(tiny_job(), run)
     run.close()
@@ -248,7 +248,7 @@ def test_data_without_labels_shows_the_signs_alone(tmp_path: Path) -> None:
 
 
 def test_held_out_data_of_other_classes_is_refused_before_training(tmp_path: Path) -> None:
-    run = probed_run(tmp_path, probe_every=1)
+    run = tiny_run(tmp_path, probe_every=1)
     assert run.val_data is not None
     run.val_data.class_names = [*run.val_data.class_names[:-1], "tree house"]  # type: ignore[index]
     with pytest.raises(ValueError, match="tree house"):
@@ -258,7 +258,7 @@ def test_held_out_data_of_other_classes_is_refused_before_training(tmp_path: Pat
 
 
 def test_a_part_of_large_data_is_fixed_by_the_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    run = probed_run(tmp_path)
+    run = tiny_run(tmp_path)
 
     def chosen(seed: int, part: int = 1, data: Data = run.train_data) -> list[int]:
         return online._some(data, 100, (seed, part)).indices.tolist()
@@ -268,8 +268,16 @@ def test_a_part_of_large_data_is_fixed_by_the_seed(monkeypatch: pytest.MonkeyPat
     run.close()
 
 
+def run_of(out: Path, world: World, **options: Any) -> Run:
+    """As tiny_run, in another world: 17 steps, more than one epoch."""
+    paths = sample_paths()
+    options |= {"data": str(paths.train_32), "val": str(paths.test_32), "batch_size": 32, "num_threads": 1}
+    return Run("tiny", PretrainOptions(out=out, max_steps_per_stage=17, tensorboard=False, **options), world)
+
+
 def in_a_process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
+    online.draw_probes = lambda lines, path: path
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     world = World(rank, 2, rank, 2, torch.device("cpu"))
     net = TinyNet()
@@ -281,14 +289,13 @@ def in_a_process(rank: int, folder: str) -> None:
         assert not any(module.training for module in net.modules())
     assert all((buffer == rank + 1).all() for buffer in net.buffers())
     assert [part.training for part in net.parts] == [True, True, False, True, True]
-    options: dict[str, Any] = {"plan": "end_to_end", "stage_epochs": (1, 1, 1), "max_steps_per_stage": 32}
     for name, every in (("probed", 1), ("plain", 0)):
         torch.manual_seed(0)
         job = replace(tiny_job("end_to_end"), stages=(Stage("E", 3, 1, 5, 3),))
-        run = probed_run(Path(folder, name), world, probe_every=every, **options)
+        run = run_of(Path(folder, name), world, probe_every=every)
         assert pretrain(job, run)
         run.close()
-    run = probed_run(Path(folder, "stopped"), world, probe_every=1, **options)
+    run = run_of(Path(folder, "stopped"), world, probe_every=1)
     looks: list[int] = []
     features = Monitor._features
     Monitor._features = lambda monitor, data: looks.append(rank) or features(monitor, data)  # type: ignore
@@ -306,10 +313,10 @@ def test_two_ranks_look_together(tmp_path: Path) -> None:
     assert digests(probed["backbone"]) == digests(plain["backbone"])
     assert digests(probed["learner"]) == digests(plain["learner"])
     lines = probes(tmp_path / "probed")
-    assert [line["run_step"] for line in lines] == [15, 30, 32]
+    assert [line["run_step"] for line in lines] == [15, 17]
     assert all((line["num_train"], line["num_held_out"]) == (480, 160) for line in lines)
     # The same weights looked at by one process.
-    run = probed_run(tmp_path / "alone")
+    run = tiny_run(tmp_path / "alone")
     net = TinyNet()
     net.load_state_dict(probed["backbone"])
     stage = Stage("E", 3, 1, 5, 3)

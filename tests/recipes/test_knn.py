@@ -1,0 +1,151 @@
+"""recipes/knn.py as a user meets it: scores, pictures, features that serve again, two ranks, requests that cannot be met."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastpsl.evaluation.neighbour_sheet import draw_neighbours
+from fastpsl.launch import run_script
+from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton_write import write_beton
+from fastpsl.pipelines.sources import Sample
+from fastpsl.sample import sample_paths
+from tests.commands import ROOT, run
+from tests.recipes.in_process import Outcome, refused
+
+RECIPE = ROOT / "recipes" / "knn.py"
+SMALL = ("--size-px", "32", "--num-threads", "1")
+RANDOM = ("--random-weights", "--backbone", "resnet18")
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the recipe's main in this process: `recipe("--flag", …) → Outcome`."""
+    parts = runpy.run_path(str(RECIPE))
+
+    def start(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            run_script("knn", parts["work"])
+        captured = capsys.readouterr()
+        return Outcome(int(caught.value.code or 0), captured.out, captured.err)
+
+    return start
+
+
+def numbers_by_hand(folder: Path, ks: tuple[int, ...], temperature: float) -> dict[str, float]:
+    """From the features in the folder, query by query."""
+    bank, queries = (np.load(folder / f"{name}.npy").astype(np.float64) for name in ("train", "val"))
+    labels, truth = (np.load(folder / f"{name}-labels.npy") for name in ("train", "val"))
+    bank, queries = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (bank, queries))
+    numbers = dict.fromkeys(
+        [f"top{n}_k{k}" for k in ks for n in (1, 5)] + [f"top1_k{k}_majority" for k in ks], 0.0
+    )
+    for query, label in zip(queries, truth, strict=True):
+        similarities = bank @ query
+        order = np.argsort(-similarities, kind="stable")
+        for k in ks:
+            votes, scores = list(labels[order[:k]]), np.zeros(8)
+            for row in order[:k]:
+                scores[labels[row]] += np.exp(similarities[row] / temperature)
+            ranked = [c for c in np.argsort(-scores, kind="stable") if scores[c] > 0]
+            winner = max(votes, key=lambda c: (votes.count(c), -votes.index(c)))
+            numbers[f"top1_k{k}"] += ranked[0] == label
+            numbers[f"top5_k{k}"] += label in ranked[:5]
+            numbers[f"top1_k{k}_majority"] += winner == label
+    return {name: 100 * value / len(truth) for name, value in numbers.items()}
+
+
+def test_scores_result_and_picture_of_the_sample(recipe: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    outcome = recipe(*SMALL, "--out", out)
+    assert outcome.code == 0, outcome
+    lines = outcome.out.splitlines()
+    assert lines[0].startswith("the embedded sample: k [1, 5, 10, 20] (paper [10, 20, 100, 200])")
+    assert lines[1] == "160 held-out images, neighbours of 480; B5 of resnet18"
+    assert lines[2].startswith("weighted: k 1 ") and lines[3].startswith("majority: k 1 ")
+    assert lines[4:] == [f"result {out / 'result.json'}", f"neighbours {out / 'neighbours.png'}"]
+    result = json.loads((out / "result.json").read_text())
+    assert result["numbers"] == pytest.approx(numbers_by_hand(out, (1, 5, 10, 20), 0.07))
+    assert 20 < result["numbers"]["top1_k1"] < 100  # chance is 12.5
+    assert (result["recipe"], result["protocol"], result["cut"]) == ("knn", "knn/both", False)
+    assert result["checkpoint"]["kind"] == "random" and result["settings"]["temperature"] == 0.07
+    assert result["data"]["num_train"] == 480 and result["data"]["num_val"] == 160
+    with Image.open(out / "neighbours.png") as picture:
+        assert picture.size[0] > 900 and picture.size[1] > 900
+
+    written = {path: path.stat().st_mtime_ns for path in out.glob("*.npy")}
+    outcome = recipe(*SMALL, "--out", out, "--k", "3", "--vote", "majority", "--batch-size", "16")
+    assert outcome.code == 0 and {path: path.stat().st_mtime_ns for path in written} == written
+    result = json.loads((out / "result.json").read_text())
+    assert list(result["numbers"]) == ["top1_k3_majority"] and result["protocol"] == "knn/majority"
+    outcome = recipe(*SMALL, "--out", out, "--block", "B3", "--k", "5", "--vote", "weighted")
+    assert outcome.code == 0 and "B3 of resnet18" in outcome.out
+    assert np.load(out / "train.npy").shape == (480, 128)
+    result = json.loads((out / "result.json").read_text())
+    assert list(result["numbers"]) == ["top1_k5", "top5_k5"]
+
+
+def test_two_ranks_score_as_one(tmp_path: Path) -> None:
+    done = run(RECIPE, *SMALL, "--out", tmp_path, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("weighted: ") == 1
+    numbers = json.loads((tmp_path / "result.json").read_text())["numbers"]
+    assert numbers == pytest.approx(numbers_by_hand(tmp_path, (1, 5, 10, 20), 0.07))
+
+
+def beton(path: Path, labels: list[int], names: list[str] | None = None) -> Path:
+    pictures = np.random.default_rng(0).integers(0, 256, (len(labels), 40, 40, 3), dtype=np.uint8)
+    samples = [
+        Sample(f"p{i}", picture, label)
+        for i, (picture, label) in enumerate(zip(pictures, labels, strict=True))
+    ]
+    write_beton(samples, path, num_samples=len(labels), class_names=names)
+    return path
+
+
+def test_requests_that_cannot_be_met_are_one_line(recipe: Any, tmp_path: Path) -> None:
+    paths, out = sample_paths(), tmp_path / "out"
+    sample = ("--data", paths.train_32, "--val", paths.test_32)
+    two = beton(tmp_path / "two.beton", [0, 1] * 4, ["boat", "house"])
+    three = beton(tmp_path / "three.beton", [0, 1, 2, 0], ["boat", "house", "tree"])
+    without = beton(tmp_path / "without.beton", [0, -1, 1, 0])
+    for arguments, words in (
+        ((*sample, *RANDOM, "--k", "481"), ("--k 481", "480")),
+        ((*sample, *RANDOM, "--k", "0"), ("--k 0",)),
+        ((*sample, *RANDOM, "--temperature", "0"), ("--temperature",)),
+        ((*sample, *RANDOM, "--k", "5", "--block", "B6"), ("B6", "B1 to B5")),
+        ((*sample, "--k", "5"), ("--checkpoint", "--random-weights")),
+        ((*sample, "--k", "5", "--checkpoint", tmp_path / "absent.pt"), ("absent.pt",)),
+        (("--data", paths.train_32, *RANDOM, "--k", "5"), ("--val",)),
+        (("--data", without, "--val", two, *RANDOM, "--k", "1"), ("needs labels", "1 of 4")),
+        (("--data", two, "--val", without, *RANDOM, "--k", "1"), ("needs labels", "1 of 4")),
+        (("--data", two, "--val", three, *RANDOM, "--k", "1"), ("tree",)),
+    ):
+        refused(recipe(*arguments, *SMALL, "--out", out), "knn", *words)
+    assert not out.exists()
+
+
+def test_frames_tell_the_neighbours_class(tmp_path: Path) -> None:
+    """Every neighbour's frame, read back from the picture."""
+    rows = np.array([[3, 10, 0, 3], [8, 1, 16, 0]])
+    with Beton(sample_paths().test_32) as val, Beton(sample_paths().train_32) as train:
+        queries = np.array([3, 0])
+        path = draw_neighbours(
+            tmp_path / "sheet.png", val, train, queries, rows, np.full((2, 4), 0.5), {"num_threads": 1}
+        )
+        same = train.labels()[rows] == val.labels()[queries][:, None]
+    with Image.open(path) as opened:
+        picture = np.asarray(opened.convert("RGB")).astype(int)
+    for i in range(2):
+        for j in range(4):
+            red, green, _ = picture[8 + i * 158 + 30, 18 + 1 + (j + 1) * 126]
+            assert (green > red) == same[i, j], (i, j)
+    assert same.any() and not same.all()
