@@ -34,14 +34,14 @@ class LARS(torch.optim.Optimizer):
         adapt: bool = True,
     ):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eeta": eeta}
-        for name, value in defaults.items():
-            if value < 0:
-                raise ValueError(f"LARS with {name} {value}: it must be 0 or more")
         super().__init__(groups, {**defaults, "adapt": adapt})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; momentum buffers are made here and not at the first step: that one may be skipped."""
         super().add_param_group(param_group)
+        for name in ("lr", "momentum", "weight_decay", "eeta"):
+            if self.param_groups[-1][name] < 0:
+                raise ValueError(f"LARS with {name} {self.param_groups[-1][name]}: it must be 0 or more")
         for parameter in self.param_groups[-1]["params"]:
             if parameter.dtype != torch.float32:
                 raise ValueError(

@@ -1,0 +1,127 @@
+"""The SimCLR recipe as a user meets it: faults give one line and exit 2; a run, on one rank and on two, ends; it resumes."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastpsl.launch import launch
+from fastpsl.sample import sample_paths
+from tests.commands import ROOT, digests, newest_checkpoint, run
+
+RECIPE = ROOT / "recipes" / "simclr_r50.py"
+SMALL = ("--batch-size", "8", "--size-px", "32", "--num-threads", "1", "--no-tensorboard")
+
+
+def pictures_of_32_px() -> tuple[object, ...]:
+    """The sample's, without held-out ones; values between the paper's and the sample's."""
+    epochs = ("--stage-epochs", 2, 2, 2, "--warmup-epochs", 1)
+    return ("--data", sample_paths().train_32, "--backbone", "resnet18", *epochs)
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the recipe's main in this process (starting one takes seconds): `recipe("--flag", …) → (code, out, err)`."""
+    parts = runpy.run_path(str(RECIPE))
+
+    def start(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            launch("simclr_r50", parts["parse"], parts["build"])
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return start
+
+
+def test_smallest_run_ends_with_lines_and_pictures(recipe: Any, tmp_path: Path) -> None:
+    """ResNet-50, whose head is as wide as each stage's last block."""
+    out = tmp_path / "out"
+    code, said, err = recipe(*SMALL, "--max-steps-per-stage", 1, "--backbone", "resnet50", "--out", out)
+    assert code == 0, err
+    lines = said.splitlines()
+    assert lines[0].startswith("the embedded sample: ") and "batch_size 8 (paper 256)" in lines[0]
+    ends = [line for line in err.splitlines() if "held-out accuracy" in line]
+    assert [line[:13] for line in ends] == ["S1 (level G1)", "S2 (level G2)", "S3 (level G3)"]
+    assert all("(chance 6.7 %)" in line for line in ends)
+    sheets = [Path(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("contact sheet ")]
+    assert [p.name for p in sheets] == [f"contact-sheet-G{level}.png" for level in (1, 2, 3)]
+    head = newest_checkpoint(out)["learner"]["head"]
+    assert head["layers.0.weight"].shape == (2048, 2048) and head["layers.3.weight"].shape == (128, 2048)
+    rates = [json.loads(line)["lr"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert rates[0] == 0 < rates[2] < rates[1]  # the warm-up is the run's first epoch alone
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--batch-size", "1"), ("--batch-size 1", "2 or more")),
+        (("--batch-size", "32", "--accumulate", "2"), ("--accumulate 2", "negatives", "more ranks")),
+        (("--apex",), ("--apex", "LARS")),
+        (("--temperature", "0"), ("--temperature 0",)),
+        (("--lr", "-1"), ("above 0",)),
+        (("--weight-decay", "-1"), ("weight_decay -1",)),
+        (("--embedding-width", "0"), ("--embedding-width 0",)),
+        (("--levels", "1", "2", "4"), ("4",)),
+        (("--partition", "1-2", "4-5", "3-5"), ("partition",)),
+        (("--backbone", "alexnet"), ("alexnet", "resnet50")),
+        (("--batch-size", "1000"), ("480", "1000")),
+        (("--sync-batchnorm",), ("CUDA",)),
+    ],
+)
+def test_impossible_requests_are_refused(
+    recipe: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    words: tuple[str, ...],
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    code, _, err = recipe(*arguments, "--num-threads", "1", "--out", tmp_path / "out")
+    last = err.strip().splitlines()[-1]
+    assert code == 2 and "Traceback" not in err
+    assert last.startswith("simclr_r50: ")
+    for word in words:
+        assert word in last, last
+
+
+def test_a_run_goes_on_from_any_checkpoint_as_if_never_stopped(recipe: Any, tmp_path: Path) -> None:
+    """Each of six steps left a checkpoint; without the later ones, as a kill leaves the folder, it ends alike."""
+    out = tmp_path / "out"
+    often = ("--checkpoint-steps", 1, "--keep-checkpoints", 20)
+    arguments = (*SMALL, *pictures_of_32_px(), *often, "--max-steps-per-stage", 2)
+    code, _, err = recipe(*arguments, "--out", out)
+    assert code == 0, err
+    whole = newest_checkpoint(out)
+    metrics = (out / "metrics.jsonl").read_text()
+    buffers = [s["momentum_buffer"] for s in whole["learner"]["optimiser"]["state"].values()]
+    assert len(buffers) > 40 and sum(bool(b.any()) for b in buffers) > 40
+    checkpoints = sorted((out / "checkpoints").glob("step-*.pt"))
+    assert len(checkpoints) == 6
+    for kept in (1, 3):  # in the warm-up, and in the second stage
+        for path in checkpoints[kept:]:
+            path.unlink()
+        code, _, err = recipe(*arguments, "--out", out)
+        assert code == 0, err
+        assert digests(newest_checkpoint(out)) == digests(whole)
+        assert (out / "metrics.jsonl").read_text() == metrics
+    rates = [json.loads(line)["lr"] for line in metrics.splitlines()]
+    assert rates[0] == 0 and rates[2:] == sorted(rates[2:], reverse=True) and rates[-1] > 0
+
+
+def test_two_ranks_train_all_stages(tmp_path: Path) -> None:
+    """To the end, held-out pictures too. What they learn is what one rank learns: see test_nt_xent.py."""
+    out = tmp_path / "out"
+    arguments = (*SMALL, *pictures_of_32_px(), "--val", sample_paths().test_32)
+    done = run(RECIPE, *arguments, "--max-steps-per-stage", 1, "--out", out, ranks=2, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("held-out accuracy") == 3, done.stderr
+    state = newest_checkpoint(out)
+    assert state["position"]["run_step"] == 3
+    assert all(torch.isfinite(p).all() for p in state["backbone"].values())
+    losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 3 and all(0 < loss < 20 for loss in losses)
