@@ -30,11 +30,11 @@ PAPER = {  # PSL says "MoCov2" and 200 epochs; the values are MoCo v2's
 }
 SAMPLE = {
     "backbone": "resnet18",
-    "stage_epochs": (6, 6, 6),
+    "stage_epochs": (6, 7, 7),
     "batch_size": 32,
-    "lr": 0.06,
-    "queue_size": 128,
-    "momentum": 0.95,
+    "lr": 0.12,
+    "queue_size": 64,  # of 480 images: a longer one holds many keys of the very images that come
+    "momentum": 0.99,  # 300 steps are too few for more; with .95 the queue ages fast enough to be told by it
     "key_group": 8,
     "size_px": 64,
 }

@@ -46,12 +46,14 @@ def test_keys_are_normalised_by_their_own_images_and_move_nothing(frozen_batchno
 
 
 def test_synchronised_batchnorm_is_by_the_group_in_the_copy() -> None:
-    """torch's SyncBatchNorm in train mode refuses CPU tensors, and on GPUs would join the groups of all ranks."""
+    """In train mode torch's SyncBatchNorm would join the groups of all ranks (and, with ranks, refuse CPU tensors)."""
     _, trunk, head, images = query()
     expected = KeyEncoder(trunk, head, 0.9)(images)
     _, trunk, head, images = query(sync=True)
     assert isinstance(trunk.learning[0][1], nn.SyncBatchNorm)  # type: ignore[index]
-    assert torch.equal(KeyEncoder(trunk, head, 0.9)(images), expected)
+    encoder = KeyEncoder(trunk, head, 0.9)
+    assert torch.equal(encoder(images), expected)
+    assert not any(part.training for part in [*encoder.learning.modules(), *encoder.head.modules()])
 
 
 def test_it_follows_by_the_momentum_formula() -> None:
