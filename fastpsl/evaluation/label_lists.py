@@ -10,10 +10,19 @@ from fastpsl.checkpoint import write_atomically
 from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.beton_sidecar import read_sidecar
-from fastpsl.pipelines.rows import Data
+from fastpsl.pipelines.rows import Data, require_labels
+from fastpsl.pipelines.subset import Subset
 
 # Draws of no epoch of training and no view: the choice of images, and that of classes which get one image more.
 _IMAGES, _CLASSES = 0, 1
+
+
+def labelled_part(data: Data, percent: float, seed: int, path: Path | None = None) -> Subset:
+    """The samples of `data` that keep their labels: those of the list at `path`, else `percent` % drawn by `seed`."""
+    if path is not None:
+        return Subset(data, read_label_list(path, data))
+    require_labels(data, "--percent")
+    return Subset(data, draw_label_list(data.labels(), data.num_classes, percent, seed, data.class_names))
 
 
 def draw_label_list(

@@ -166,12 +166,13 @@ class ProbeHead(nn.Module):
 
 
 def probe_sgd(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float, nesterov: bool
+    named_parameters: Iterable[tuple[str, nn.Parameter]], momentum: float, weight_decay: float, nesterov: bool
 ) -> torch.optim.SGD:
     """SGD as VISSL's probes have it: weights and biases of the classifiers decay, BatchNorm's do not."""
     # `sgd` leaves undecayed what is called a bias.
     return sgd(
         (("bias" if ".norm." in name else "weight", parameter) for name, parameter in named_parameters),
+        momentum=momentum,
         weight_decay=weight_decay,
         nesterov=nesterov,
     )

@@ -111,7 +111,7 @@ def test_a_feature_planted_in_b2_is_found_by_b2s_head_alone() -> None:
     backbone = Planted()
     shapes = [(4, 8, 8)] * 5
     module = StageModule(Trunk(backbone, PROBE), ProbeHead(shapes, 4), probes(backbone, 4))
-    optimiser = probe_sgd(module.learning_parameters(), weight_decay=0.0, nesterov=True)
+    optimiser = probe_sgd(module.learning_parameters(), momentum=0.9, weight_decay=0.0, nesterov=True)
     optimiser.param_groups[0]["lr"] = optimiser.param_groups[1]["lr"] = 0.05
     for step in range(60):
         images, labels = planted(64, step)
@@ -220,7 +220,9 @@ def test_decay_leaves_batchnorm_alone() -> None:
     task = probes(backbone, 3)
     module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task)
     names = {id(parameter): name for name, parameter in module.learning_parameters()}
-    decayed, rest = probe_sgd(module.learning_parameters(), weight_decay=5e-4, nesterov=True).param_groups
+    decayed, rest = probe_sgd(
+        module.learning_parameters(), momentum=0.9, weight_decay=5e-4, nesterov=True
+    ).param_groups
     assert decayed["weight_decay"] == 5e-4 and rest["weight_decay"] == 0 and decayed["nesterov"]
     assert {names[id(p)].rsplit(".", 2)[1] for p in decayed["params"]} == {"linear"}
     assert {names[id(p)].rsplit(".", 2)[1] for p in rest["params"]} == {"norm"}
@@ -235,7 +237,7 @@ def job() -> Job:
         backbone,
         (Stage("linear", 1, 6, 5, 3),),
         step_drops(0.05, (2, 1)),
-        lambda named: probe_sgd(named, 5e-4, True),
+        lambda named: probe_sgd(named, 0.9, 5e-4, True),
     )
 
 

@@ -1,0 +1,57 @@
+"""The held-out scores of a run as its result."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastpsl.evaluation.result import write_result
+from fastpsl.options import RunOptions
+from fastpsl.run import Run
+from fastpsl.stage import held_out_views
+from fastpsl.trainer import Job
+
+
+def require_held_out(options: RunOptions) -> None:
+    """ValueError where there is nothing to score on."""
+    if options.data is not None and options.val is None:
+        raise ValueError("an evaluation scores held-out images: give --val besides --data")
+
+
+def overridden(values: Mapping[str, Any], epochs: int | None, lr: float | None) -> dict[str, Any]:
+    """A protocol's values with --epochs and --lr in the place of its own, where they were given. ValueError for none at all."""
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"--epochs {epochs}: it must be 1 or more")
+    asked = {"epochs": epochs, "lr": lr}
+    return dict(values) | {name: value for name, value in asked.items() if value is not None}
+
+
+def scores(run: Run) -> dict[str, float]:
+    """Percent: the held-out top1… and top5… of the run's last stage."""
+    held_out: Mapping[str, float] = run.position.summaries[-1]["held_out"]
+    return {name: 100 * value for name, value in held_out.items() if name.startswith(("top1", "top5"))}
+
+
+def write_held_out(
+    job: Job,
+    run: Run,
+    *,
+    recipe: str,
+    protocol: str,
+    constants: Mapping[str, Any],
+    checkpoint: Mapping[str, Any],
+) -> Path:
+    """result.json of a finished run: its scores, options, views and `constants` of the protocol; `checkpoint` as in `Pretrained.record`."""
+    summaries, level = run.position.summaries, job.stages[-1].level
+    views = {"train_view": job.task.views(level), "held_out_view": held_out_views(job.task, level)}
+    settings = {name: repr(view) for name, (view,) in views.items()} | dict(constants)
+    return write_result(
+        run.folder,
+        recipe=recipe,
+        protocol=protocol,
+        numbers=scores(run),
+        settings=run.options.as_dict() | settings,
+        checkpoint=checkpoint,
+        data=run.data_record(),
+        seconds=sum(summary["seconds"] for summary in summaries),
+        cut=bool(checkpoint.get("cut")) or any(s["num_steps"] < s["num_steps_planned"] for s in summaries),
+    )

@@ -1,0 +1,45 @@
+"""A recipe's main in the test's own process, as starting one takes seconds; what it prints, and what a refusal must be like."""
+
+import runpy
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+
+from fastpsl.launch import launch
+from tests.commands import ROOT
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Start = Callable[..., Outcome]
+
+
+def starter(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
+    """`starter("linear_probe", …)("--flag", …)` runs recipes/linear_probe.py."""
+    path = ROOT / "recipes" / f"{name}.py"
+    parts = runpy.run_path(str(path))
+
+    def start(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            launch(name, parts["parse"], parts["build"], parts["finish"])
+        captured = capsys.readouterr()
+        return Outcome(int(caught.value.code or 0), captured.out, captured.err)
+
+    return start
+
+
+def refused(outcome: Outcome, recipe: str, *words: str) -> None:
+    """Exit 2 and one last line that holds `words`; no traceback."""
+    last = outcome.err.strip().splitlines()[-1]
+    assert outcome.code == 2, outcome
+    assert "Traceback" not in outcome.err and last.startswith(f"{recipe}: "), outcome.err
+    for word in words:
+        assert word in last, last

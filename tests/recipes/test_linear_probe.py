@@ -1,0 +1,198 @@
+"""The linear probe as a user meets it: scores of each block on record, resumed, with two ranks, refused in one line."""
+
+import io
+import json
+import runpy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from fastpsl.evaluation.result import read_result
+from fastpsl.launch import launch
+from fastpsl.reporter import summary_line
+from fastpsl.sample import sample_paths
+from fastpsl.schedules import Moment
+from fastpsl.screen import Screen
+from tests.commands import ROOT, digests, newest_checkpoint, run
+from tests.recipes.in_process import Start, refused, starter
+
+RECIPE = ROOT / "recipes" / "linear_probe.py"
+BLOCKS = ("B1", "B2", "B3", "B4", "B5", "final")
+DATA = ("--data", sample_paths().train_32, "--val", sample_paths().test_32)
+SMALL = (
+    *("--size-px", "32", "--batch-size", "96", "--num-threads", "1", "--no-tensorboard"),
+    *("--epochs", "1", "--lr", "0.1", "--checkpoint-steps", "2", "--keep-checkpoints", "9"),
+)
+RANDOM = ("--random-weights", "--backbone", "resnet18")
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
+    return starter("linear_probe", monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def supervised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of recipes/supervised.py, cut short."""
+    out = tmp_path_factory.mktemp("supervised")
+    parts = runpy.run_path(str(ROOT / "recipes" / "supervised.py"))
+    options = parts["Options"](
+        backbone="resnet18", stage_epochs=(1,), batch_size=32, size_px=32, max_steps_per_stage=2, plan="end_to_end",
+        data=str(DATA[1]), val=str(DATA[3]), out=out, tensorboard=False, num_threads=1,
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as caught:
+        launch("supervised", lambda: options, parts["build"], parts["finish"])
+    assert not caught.value.code
+    return out
+
+
+def test_a_run_puts_every_block_on_record(recipe: Start, supervised: Path, tmp_path: Path) -> None:
+    outcome = recipe("--checkpoint", supervised, *DATA, *SMALL, "--out", tmp_path)
+    assert outcome.code == 0, outcome
+    record = read_result(tmp_path / "result.json")
+    assert (record["protocol"], record["recipe"]) == ("linear/vissl", "linear_probe")
+    assert set(record["numbers"]) == {f"top{k}_{block}" for k in (1, 5) for block in BLOCKS}
+    held_out = newest_checkpoint(tmp_path)["position"]["summaries"][0]["held_out"]
+    for name, value in record["numbers"].items():
+        assert value == pytest.approx(100 * held_out[name]) and 0 <= value <= 100
+    checkpoint = record["checkpoint"]
+    assert (checkpoint["kind"], checkpoint["backbone"], checkpoint["run_step"]) == ("fastpsl", "resnet18", 2)
+    assert checkpoint["science"]["recipe"] == "supervised" and len(checkpoint["sha256"]) == 64
+    assert record["cut"]  # its pre-training was
+    assert (record["data"]["num_train"], record["data"]["num_val"]) == (480, 160)
+    settings = record["settings"]
+    assert (settings["epochs"], settings["lr"], settings["weight_decay"]) == (1, 0.1, 5e-4)
+    assert "RandomResizedCrop(size_px=32" in settings["train_view"] and "37" in settings["held_out_view"]
+    said = outcome.out + outcome.err
+    line = next(line for line in said.splitlines() if line.startswith("linear (level"))
+    for block in BLOCKS:
+        assert f"{block} {record['numbers'][f'top1_{block}']:.1f}" in line
+    with Image.open(tmp_path / "result.png") as chart:
+        assert chart.size[0] > 600
+    assert f"result {tmp_path / 'result.json'}" in outcome.out and "result.png" in outcome.out
+    goes_on_with_the_same_numbers(recipe, tmp_path, tmp_path / "stopped", "--checkpoint", supervised)
+
+
+def goes_on_with_the_same_numbers(recipe: Start, whole: Path, stopped: Path, *weights: object) -> None:
+    """From the checkpoint of step 2 of 5; and another protocol is another experiment."""
+    for name in ("checkpoints/step-00000002.pt", "metrics.jsonl"):
+        (stopped / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(whole / name, stopped / name)
+    outcome = recipe(*weights, *DATA, *SMALL, "--out", stopped)
+    assert outcome.code == 0 and "step-00000002.pt" in outcome.err
+    assert digests(newest_checkpoint(stopped)) == digests(newest_checkpoint(whole))
+    numbers = [read_result(folder / "result.json")["numbers"] for folder in (whole, stopped)]
+    assert numbers[0] == numbers[1]
+    outcome = recipe(*weights, *DATA, *SMALL, "--protocol", "moco", "--out", whole)
+    refused(outcome, "linear_probe", "protocol (vissl there, moco now)")
+
+
+def test_mocos_protocol_scores_the_final_features_alone(recipe: Start, tmp_path: Path) -> None:
+    arguments = ("--protocol", "moco", "--max-steps-per-stage", "1", "--out", tmp_path)
+    assert recipe(*RANDOM, *DATA, *SMALL, *arguments).code == 0
+    record = read_result(tmp_path / "result.json")
+    assert set(record["numbers"]) == {"top1_final", "top5_final"} and record["cut"]
+    assert (record["protocol"], record["checkpoint"]["kind"]) == ("linear/moco", "random")
+    assert record["settings"]["weight_decay"] == 0
+
+
+def test_two_ranks(tmp_path: Path) -> None:
+    steps = ("--max-steps-per-stage", "1", "--out", tmp_path)
+    done = run(RECIPE, *RANDOM, *DATA, *SMALL, *steps, ranks=2)
+    assert done.returncode == 0, done.stderr
+    record = read_result(tmp_path / "result.json")
+    assert record["cut"] and len(record["numbers"]) == 12 and all(v >= 0 for v in record["numbers"].values())
+
+
+def parts() -> dict[str, Any]:
+    return runpy.run_path(str(RECIPE))
+
+
+def test_protocols_are_vissls_and_mocos() -> None:
+    """Rates at each epoch and the optimiser's settings, as PROTOCOLS B1 has them."""
+    recipe = parts()
+    for protocol, epochs, lr, drops, wd, nesterov in (
+        ("vissl", 28, 0.01, (8, 16, 24), 5e-4, True),
+        ("moco", 100, 30.0, (60, 80), 0.0, False),
+    ):
+        options = recipe["Options"](
+            protocol=protocol, random_weights=True, backbone="resnet18", batch_size=512
+        )
+        job = recipe["build"](options)
+        (stage,) = job.stages
+        assert (stage.first_learning, stage.last_block, stage.epochs) == (6, 5, epochs)
+        for epoch in range(epochs):
+            rate = job.schedule(Moment(epoch * 10, epochs * 10, 0, epochs, epochs))
+            assert rate == pytest.approx(2 * lr * 0.1 ** sum(epoch >= drop for drop in drops))
+        named = [("head.classifiers.final.linear.bias", torch.nn.Parameter(torch.zeros(3)))]
+        group = job.optimiser(iter(named)).param_groups[0]
+        found = {name: group[name] for name in ("momentum", "nesterov", "weight_decay")}
+        assert found == {"momentum": 0.9, "nesterov": nesterov, "weight_decay": wd}
+        assert (job.task.blocks, job.task.batchnorm) == (
+            (True, True) if protocol == "vissl" else (False, False)
+        )
+        train, held_out = job.task.train_view.crop, job.task.held_out_view.crop
+        assert (train.size_px, held_out.shorter_px, held_out.size_px, held_out.random) == (
+            224,
+            256,
+            224,
+            False,
+        )
+
+
+def test_the_screen_fits_100_columns() -> None:
+    text = io.StringIO()
+    screen = Screen(Console(file=text, force_terminal=True, width=100))
+    screen.show({
+        "stage": "linear", "level": 1, "step": 139_999, "num_steps": 140_112, "metrics": {"loss": 12.3456, "top1_final": 0.48765},
+        "lr": 1e-05, "images_per_s": 12345.6, "data_wait_percent": 12.0, "eta_s": 36_000.0,
+    })  # fmt: skip
+    screen.close()
+    shown = [line for line in text.getvalue().splitlines() if "139999" in line]
+    assert shown and all(
+        word in shown[0] for word in ("linear level G1", "139999/140112", "0.4876", "10:00:00")
+    )
+    summary = {
+        "stage": "linear", "level": 1, "num_steps": 4, "num_steps_planned": 4, "seconds": 5.0, "loss_start": None,
+        "held_out": {"loss": 3.0, **{f"top{k}_{b}": 0.5 for b in BLOCKS for k in (1, 5)}}, "chance": 0.001,
+    }  # fmt: skip
+    assert summary_line(summary) == (
+        "linear (level G1): 4 steps in 0:00:05, held-out top-1 B1 50.0, B2 50.0, B3 50.0, B4 50.0, B5 50.0, final 50.0 % "
+        "(chance 0.1 %)"
+    )
+
+
+def other_classes(tmp_path: Path) -> Path:
+    """The held-out beton with one class of another name."""
+    path = tmp_path / "other.beton"
+    shutil.copy(sample_paths().test_32, path)
+    sidecar = json.loads(Path(f"{sample_paths().test_32}.json").read_text())
+    sidecar["class_names"][2] = "unicorn"
+    Path(f"{path}.json").write_text(json.dumps(sidecar))
+    return path
+
+
+def test_impossible_requests_are_refused(recipe: Start, supervised: Path, tmp_path: Path) -> None:
+    def is_refused(*arguments: object, words: tuple[str, ...]) -> None:
+        outs.append(tmp_path / f"out-{len(outs)}")
+        refused(recipe(*SMALL, "--out", outs[-1], *arguments), "linear_probe", *words)
+
+    outs: list[Path] = []
+
+    is_refused(*DATA, words=("--checkpoint", "--random-weights"))
+    is_refused(*DATA, *RANDOM, "--checkpoint", supervised, words=("either",))
+    is_refused(*DATA[:2], *RANDOM, words=("give --val",))
+    is_refused(
+        *DATA, "--checkpoint", supervised, "--backbone", "resnet50", words=("another backbone", "resnet18")
+    )
+    is_refused(*DATA, "--checkpoint", tmp_path, words=("holds no checkpoint",))
+    is_refused(
+        *DATA[:2], "--val", other_classes(tmp_path), *RANDOM, words=("'unicorn' is not in the training data",)
+    )
+    is_refused(*DATA, *RANDOM, "--lr", "0", words=("above 0",))
+    is_refused(*DATA, *RANDOM, "--epochs", "0", words=("--epochs 0",))

@@ -1,0 +1,66 @@
+"""Supervised training as a user meets it: on record, its schedule, what is refused."""
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastpsl.evaluation.result import read_result
+from fastpsl.evaluation.weights import load_pretrained
+from fastpsl.sample import sample_paths
+from fastpsl.schedules import Moment
+from tests.commands import ROOT, newest_checkpoint
+from tests.recipes.in_process import Start, refused, starter
+
+SMALL = (
+    *("--data", sample_paths().train_32, "--size-px", "32", "--batch-size", "32", "--num-threads", "1"),
+    *("--no-tensorboard", "--backbone", "resnet18", "--stage-epochs", "2", "--max-steps-per-stage", "2"),
+)
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
+    return starter("supervised", monkeypatch, capsys)
+
+
+def test_a_run_is_on_record_and_its_weights_can_be_probed(recipe: Start, tmp_path: Path) -> None:
+    outcome = recipe(*SMALL, "--val", sample_paths().test_32, "--out", tmp_path)
+    assert outcome.code == 0, outcome
+    record = read_result(tmp_path / "result.json")
+    held_out = newest_checkpoint(tmp_path)["position"]["summaries"][0]["held_out"]
+    assert record["numbers"] == pytest.approx({name: 100 * held_out[name] for name in ("top1", "top5")})
+    assert (record["protocol"], record["recipe"], record["cut"]) == ("supervised", "supervised", True)
+    checkpoint = record["checkpoint"]
+    assert (checkpoint["kind"], checkpoint["run_step"], checkpoint["cut"]) == ("fastpsl", 2, True)
+    assert checkpoint["science"]["lr"] == 0.1 and record["settings"]["stage_epochs"] == [2]
+    loaded = load_pretrained(tmp_path)
+    assert loaded.record == checkpoint and loaded.input.size_px == 32
+    trained = newest_checkpoint(tmp_path)["backbone"]
+    assert all(torch.equal(value, trained[name]) for name, value in loaded.backbone.state_dict().items())
+
+
+def test_without_held_out_images_it_trains_and_says_so(recipe: Start, tmp_path: Path) -> None:
+    outcome = recipe(*SMALL, "--out", tmp_path)
+    assert outcome.code == 0 and "no result: without --val" in outcome.out
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_the_schedule_is_the_usual_one() -> None:
+    parts: dict[str, Any] = runpy.run_path(str(ROOT / "recipes" / "supervised.py"))
+    job = parts["build"](parts["Options"](**parts["PAPER"] | {"backbone": "resnet18", "batch_size": 512}))
+    (stage,) = job.stages
+    assert (stage.level, stage.first_learning, stage.last_block, stage.epochs) == (1, 1, 5, 90)
+    for epoch in range(90):
+        rate = job.schedule(Moment(epoch * 10, 900, 0, 90, 90))
+        assert rate == pytest.approx(0.2 * 0.1 ** ((epoch >= 30) + (epoch >= 60) + (epoch >= 80)))
+    named = [(name, torch.nn.Parameter(torch.zeros(3))) for name in ("a.weight", "a.bias")]
+    decayed, rest = job.optimiser(iter(named)).param_groups
+    assert len(decayed["params"]) == 2 and not rest["params"]
+    assert (decayed["weight_decay"], decayed["momentum"], decayed["nesterov"]) == (1e-4, 0.9, False)
+
+
+def test_impossible_requests_are_refused(recipe: Start, tmp_path: Path) -> None:
+    refused(recipe(*SMALL, "--backbone", "vgg", "--out", tmp_path / "a"), "supervised", "vgg")
+    refused(recipe(*SMALL, "--partition", "1-2", "4-5", "--out", tmp_path / "b"), "supervised", "--partition")
