@@ -41,7 +41,7 @@ def test_widths_of_resnet50_are_the_protocols() -> None:
     """PROTOCOL B1 of VISSL, block by block; by the sizes of a real forward at 224 px."""
     backbone = ResNet("resnet50")
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    head = probes(backbone, 4, 224).head(1, 2048)
+    head: Any = probes(backbone, 4, 224).head(1, 2048)
     assert head.widths == WIDTHS
     assert {name: c.linear.in_features for name, c in head.classifiers.items()} == WIDTHS
     assert [c.norm.num_features for c in head.classifiers.values()] == [64, 256, 512, 1024, 2048, 2048]
