@@ -18,8 +18,9 @@ class Table:
     docs/tables.md.
     """
 
-    name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="psl/4|psl/5|psl/6|psl/7")]]
-    """4: linear classifiers, all methods; 5: each block, jigsaw; 6: each block, rotation; 7: few labels."""
+    name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="psl/4|psl/5|psl/6|psl/7|psl/ablations")]]
+    """4: linear classifiers, all methods; 5: each block, jigsaw; 6: each block, rotation; 7: few labels; ablations: jigsaw
+    with other orders, lengths and partitions, which are not in the paper."""
     runs: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """The folder that holds the runs, at any depth; the commands write there too."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]

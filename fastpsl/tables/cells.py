@@ -28,23 +28,23 @@ class Measured:
 
 @dataclass(frozen=True)
 class Cell:
-    """ours: None where nothing was measured."""
+    """paper: None in rows that it does not have. ours: None where nothing was measured."""
 
-    paper: float
+    paper: float | None
     ours: Measured | None
 
     @property
     def difference(self) -> float | None:
         """Ours minus the paper's."""
-        return None if self.ours is None else self.ours.mean - self.paper
+        return _difference(self.ours.mean if self.ours else None, self.paper)
 
 
 @dataclass(frozen=True)
 class Gain:
-    """What a row adds to its baseline, a column each; ours is None where one of the two is not measured."""
+    """What a row adds to its baseline, a column each; None where one of the two is not there."""
 
     row: Row
-    paper: tuple[float, ...]
+    paper: tuple[float | None, ...]
     ours: tuple[float | None, ...]
 
 
@@ -91,10 +91,11 @@ def gains_of(table: Table, cells: Mapping[str, tuple[Cell, ...]]) -> list[Gain]:
         if row.baseline is None:
             continue
         pairs = list(zip(cells[row.method], cells[row.baseline], strict=True))
-        paper = tuple(mine.paper - other.paper for mine, other in pairs)
-        ours = tuple(
-            None if mine.ours is None or other.ours is None else mine.ours.mean - other.ours.mean
-            for mine, other in pairs
-        )
+        paper = tuple(_difference(mine.paper, other.paper) for mine, other in pairs)
+        ours = tuple(_difference(*(cell.ours.mean if cell.ours else None for cell in pair)) for pair in pairs)
         gains.append(Gain(row, paper, ours))
     return gains
+
+
+def _difference(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other

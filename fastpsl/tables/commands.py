@@ -71,7 +71,7 @@ def _missing(
         folder = run.folder if run else _free(place.runs / name, found, None)
         if run is None or not run.can_be_evaluated:
             given = {"backbone": weights.backbone, "plan": weights.plan, "seed": seed}
-            commands.append(_command(place, weights.recipe, given | scale.spelled(weights.recipe), folder))
+            commands.append(_command(place, weights.recipe, given | scale.training_flags(weights), folder))
         source = {"checkpoint": folder}
     for evaluation in evaluations:
         chosen = {"seed": seed} | scale.spelled(evaluation.name)

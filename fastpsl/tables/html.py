@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from fastpsl.tables.markdown import missing_lines, ours_in_words
+from fastpsl.tables.markdown import missing_lines
 from fastpsl.tables.matching import DataSet
-from fastpsl.tables.report import NOTHING, Report, signed, sizes_of
+from fastpsl.tables.report import NOTHING, Report, gain_lines, lines_of, sizes_of
 
 MAX_PICTURE_PX = 1100
 _STYLE = """
@@ -89,8 +89,10 @@ def _cell(text: str, name: str = "", span: int = 1) -> str:
     return f"<td{kind}{rows}>{escape(text)}</td>"
 
 
-def _numbers(texts: Iterable[str], name: str = "") -> list[str]:
-    return [_cell(text, f"number {name}".strip()) for text in texts]
+def _line(whose: str, words: Iterable[str]) -> list[str]:
+    """Cells of a line of numbers; ours stand out."""
+    name = {"paper": "", "ours": "ours"}.get(whose, "faint")
+    return [_cell(whose, name or "faint"), *(_cell(text, f"number {name}".strip()) for text in words)]
 
 
 def _wide(head: str, body: Iterable[str]) -> str:
@@ -108,13 +110,7 @@ def _table(report: Report) -> str:
     head = _heads(["Method", "Arch", *(["# Param (M)"] if with_size else []), ""], report.table.columns)
     body = []
     for row in report.table.rows:
-        cells = report.cells[row.method]
-        lines = [[_cell("paper", "faint"), *_numbers(f"{cell.paper:.1f}" for cell in cells)]]
-        if row.measures:
-            lines.append([_cell("ours", "ours"), *_numbers(ours_in_words(report, row.method), "ours")])
-            if report.scale.comparable:
-                differences = (signed(cell.difference) for cell in cells)
-                lines.append([_cell("ours − paper", "faint"), *_numbers(differences, "faint")])
+        lines = [_line(whose, words) for whose, words in lines_of(report, row)]
         span = f' rowspan="{len(lines)}"' if len(lines) > 1 else ""
         mark = f'<br><span class="faint">{escape(report.mark(row))}</span>' if report.mark(row) else ""
         names = [f'<th scope="row" class="text"{span}>{escape(row.method)}{mark}</th>']
@@ -128,10 +124,10 @@ def _table(report: Report) -> str:
 def _gains(report: Report) -> str:
     body = []
     for gain in report.gains:
-        name = f'<th scope="row" rowspan="2">{escape(f"{gain.row.method} − {gain.row.baseline}")}</th>'
-        paper = [_cell("paper", "faint"), *_numbers(map(signed, gain.paper))]
-        body += [_row([name, *paper], first=True)]
-        body += [_row([_cell("ours", "ours"), *_numbers(map(signed, gain.ours), "ours")])]
+        lines = [_line(whose, words) for whose, words in gain_lines(gain)]
+        title = escape(f"{gain.row.method} − {gain.row.baseline}")
+        name = f'<th scope="row" rowspan="{len(lines)}">{title}</th>'
+        body += [_row([name, *lines[0]], first=True), *(_row(line) for line in lines[1:])]
     return _wide(_heads(["", ""], report.table.columns), body)
 
 
@@ -178,7 +174,7 @@ def _pictures(report: Report) -> list[str]:
     for title, figures in (("Training curves", curves), ("What the networks saw", sheets)):
         if figures:
             parts.append(
-                f"<h2>{title}</h2><details><summary>{len(figures)} pictures</summary>{''.join(figures)}</details>"
+                f"<h2>{title}</h2><details><summary>{len(figures)} of them</summary>{''.join(figures)}</details>"
             )
     return parts
 

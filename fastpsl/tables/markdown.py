@@ -1,6 +1,6 @@
 """A table as Markdown."""
 
-from fastpsl.tables.report import NOTHING, Report, signed, sizes_of
+from fastpsl.tables.report import NOTHING, Report, gain_lines, lines_of, sizes_of
 
 
 def markdown(report: Report) -> str:
@@ -30,44 +30,22 @@ def _table(report: Report) -> str:
     head = ["Method", "Arch", *(["# Param (M)"] if with_size else []), "", *columns]
     lines = [_line(head), _line(["---"] * (len(head) - len(columns)) + ["--:"] * len(columns))]
     for row in report.table.rows:
-        cells = report.cells[row.method]
         mark = f" ({report.mark(row)})" if report.mark(row) else ""
         first = [f"**{_plain(row.method)}**{mark}", row.arch]
         if with_size:
             first.append(str(row.million_parameters))
-        lines.append(_line([*first, "paper", *(f"{cell.paper:.1f}" for cell in cells)]))
-        if not row.measures:
-            continue
-        empty = [""] * len(first)
-        lines.append(_line([*empty, "ours", *ours_in_words(report, row.method)]))
-        if report.scale.comparable:
-            lines.append(_line([*empty, "ours − paper", *(signed(cell.difference) for cell in cells)]))
+        for number, (whose, words) in enumerate(lines_of(report, row)):
+            lines.append(_line([*(first if number == 0 else [""] * len(first)), whose, *words]))
     return "\n".join(lines)
-
-
-def ours_in_words(report: Report, method: str) -> list[str]:
-    """Ours of a row, a column each; the block's name where it is the best of several; a dash where nothing is measured."""
-    words = []
-    for measure, cell in zip(report.table.row(method).measures, report.cells[method], strict=True):
-        block = f" {cell.ours.number.removeprefix('top1_')}" if cell.ours and len(measure.numbers) > 1 else ""
-        words.append(f"{cell.ours}{block}" if cell.ours else NOTHING)
-    return words
 
 
 def _gains(report: Report) -> str:
     columns = report.table.columns
     lines = [_line(["", "", *columns]), _line(["---", "---"] + ["--:"] * len(columns))]
     for gain in report.gains:
-        lines.append(
-            _line(
-                [
-                    _plain(f"{gain.row.method} − {gain.row.baseline}"),
-                    "paper",
-                    *(signed(value) for value in gain.paper),
-                ]
-            )
-        )
-        lines.append(_line(["", "ours", *(signed(value) for value in gain.ours)]))
+        name = _plain(f"{gain.row.method} − {gain.row.baseline}")
+        for number, (whose, words) in enumerate(gain_lines(gain)):
+            lines.append(_line([name if number == 0 else "", whose, *words]))
     return "\n".join(lines)
 
 

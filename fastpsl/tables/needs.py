@@ -7,16 +7,22 @@ BLOCKS = ("B1", "B2", "B3", "B4", "B5")
 
 @dataclass(frozen=True)
 class Weights:
-    """Of a training by `recipe` with `plan`; without a recipe they are random."""
+    """Of a training by `recipe` with `plan`; without a recipe they are random. variant: its values replace some of the recipe's."""
 
     backbone: str
     recipe: str | None = None
     plan: str | None = None
+    variant: str | None = None
 
     @property
     def name(self) -> str:
         """As it stands in names of folders."""
-        words = (self.recipe.split("_")[0] if self.recipe else "random", self.plan, self.backbone)
+        words = (
+            self.recipe.split("_")[0] if self.recipe else "random",
+            self.plan,
+            self.variant,
+            self.backbone,
+        )
         return "-".join(word for word in words if word)
 
 

@@ -54,8 +54,11 @@ def picture(report: Report) -> Figure:
 def _panel(axis: Axes, report: Report, column: int) -> None:
     for place, row in enumerate(report.table.rows):
         cell = report.cells[row.method][column]
-        axis.plot(cell.paper, place - 0.12, "D", markersize=6, markerfacecolor="white", color=PAPER_COLOUR)
-        _say(axis, f"{cell.paper:.1f}", cell.paper, place - 0.12, PAPER_COLOUR)
+        if cell.paper is not None:
+            axis.plot(
+                cell.paper, place - 0.12, "D", markersize=6, markerfacecolor="white", color=PAPER_COLOUR
+            )
+            _say(axis, f"{cell.paper:.1f}", cell.paper, place - 0.12, PAPER_COLOUR)
         if cell.ours:
             axis.errorbar(
                 cell.ours.mean,

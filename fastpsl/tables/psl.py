@@ -11,16 +11,22 @@ NUM_IMAGENET_TRAIN, NUM_IMAGENET_VAL = 1_281_167, 50_000
 class Row:
     """One printed row. `measures`, one a column, are empty where the method is not implemented here.
 
-    million_parameters: as printed; None where the table has no such column. baseline: the row that this one is to improve.
+    numbers: None in rows that the paper does not have. million_parameters: as printed; None where the table has no such column.
+    baseline: the row that this one is to improve.
     """
 
     method: str
     arch: str
-    numbers: tuple[float, ...]
+    numbers: tuple[float | None, ...]
     measures: tuple[Measure, ...] = ()
     million_parameters: int | None = None
     baseline: str | None = None
     note: str = ""
+
+    @property
+    def printed(self) -> bool:
+        """Whether the paper has it."""
+        return any(number is not None for number in self.numbers)
 
 
 @dataclass(frozen=True)
@@ -169,4 +175,29 @@ def _table_7() -> Table:
     )
 
 
-TABLES = {table.name: table for table in (_table_4(), _table_5(), _table_6(), _table_7())}
+def _ablations() -> Table:
+    """Not in the paper. As many epochs as PSL's in each row."""
+    five, pretext = _table_5(), "Jigsaw"
+
+    def row(method: str, variant: str, note: str) -> Row:
+        weights = Weights("resnet50", "jigsaw_r50", "psl", variant)
+        return Row(method, "R50", (None,) * len(BLOCKS), each_block(weights), baseline="PSL", note=note)
+
+    return Table(
+        "psl/ablations",
+        "Jigsaw puzzles, ResNet-50: other orders, lengths and partitions (not in the paper)",
+        "top-1 accuracy, %",
+        BLOCKS,
+        (
+            five.row(pretext),
+            five.row("PSL"),
+            row("G3, G2, G1", "reversed", "from the hardest level to the easiest"),
+            row("G1, G3, G3", "soon_hard", "without the middle level"),
+            row("1 : 2 : 3", "rising", "longer and longer stages"),
+            row("Two stages", "two_stages", "B1-B4 at G1, B2-B5 at G3, equally long"),
+            row("No overlap", "no_overlap", "B1-B2, B3-B4, B5"),
+        ),
+    )
+
+
+TABLES = {table.name: table for table in (_table_4(), _table_5(), _table_6(), _table_7(), _ablations())}

@@ -1,13 +1,12 @@
 """All that a rendered table says, for every form of rendering."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from fastpsl.tables.cells import Cell, Gain, cells_of, gains_of
 from fastpsl.tables.commands import Missing, Place, missing_runs
 from fastpsl.tables.found import Found, Result
 from fastpsl.tables.matching import DataSet, Matches, match, needs_of
-from fastpsl.tables.needs import Weights
+from fastpsl.tables.needs import Measure, Weights
 from fastpsl.tables.psl import NUM_IMAGENET_TRAIN, NUM_IMAGENET_VAL, Row, Table
 from fastpsl.tables.scales import Scale
 
@@ -49,9 +48,8 @@ class Report:
 
     def mark(self, row: Row) -> str:
         """What is said beside a row's method."""
-        words = ([] if row.measures else ["the paper's alone: not implemented here"]) + [row.note] * bool(
-            row.note
-        )
+        words = [] if row.measures else ["the paper's alone: not implemented here"]
+        words += [row.note] * bool(row.note) + ["ours alone: not in the paper"] * (not row.printed)
         return "; ".join(words)
 
     def data_words(self) -> str:
@@ -79,6 +77,34 @@ def make_report(table: Table, scale: Scale, found: Found, asked: DataSet, place:
     return Report(table, scale, matches, tuple(missing), cells, tuple(gains_of(table, cells)))
 
 
+def lines_of(report: Report, row: Row) -> list[tuple[str, list[str]]]:
+    """A row's lines in words, a column each: the paper's, ours, and where it means something the difference."""
+    cells = report.cells[row.method]
+    lines = [("paper", [f"{cell.paper:.1f}" for cell in cells])] if row.printed else []
+    if row.measures:
+        lines.append(("ours", [_words(m, cell) for m, cell in zip(row.measures, cells, strict=True)]))
+        if row.printed and report.scale.comparable:
+            lines.append(("ours − paper", [signed(cell.difference) for cell in cells]))
+    return lines
+
+
+def gain_lines(gain: Gain) -> list[tuple[str, list[str]]]:
+    """What the paper's row gains and what ours does."""
+    paper = [("paper", [signed(value) for value in gain.paper])] if gain.row.printed else []
+    return [*paper, ("ours", [signed(value) for value in gain.ours])]
+
+
+def _words(measure: Measure, cell: Cell) -> str:
+    """Ours; with the block's name where it is the best of several; a dash where nothing is measured."""
+    if cell.ours is None:
+        return NOTHING
+    return (
+        f"{cell.ours} {cell.ours.number.removeprefix('top1_')}"
+        if len(measure.numbers) > 1
+        else str(cell.ours)
+    )
+
+
 def signed(value: float | None) -> str:
     """+5.2, −1.5 or a dash."""
     return NOTHING if value is None else f"{value:+.1f}".replace("-", "−")
@@ -89,7 +115,11 @@ def sizes_of(report: Report) -> dict[str, str]:
     names = dict.fromkeys(
         name
         for weights, evaluation in needs_of(report.table)
-        for name in (weights.recipe, evaluation.name)
+        for name in (
+            weights.recipe,
+            f"{weights.recipe}/{weights.variant}" if weights.variant else None,
+            evaluation.name,
+        )
         if name is not None
     )
     return {
@@ -104,11 +134,3 @@ def sizes_of(report: Report) -> dict[str, str]:
 def file_name(table: Table) -> str:
     """psl/5 is written as psl-5.md and so on."""
     return table.name.replace("/", "-")
-
-
-def relative_to(path: Path, folder: Path) -> str:
-    """A path as it stands in a page: below `folder` where it lies there."""
-    try:
-        return str(path.relative_to(folder))
-    except ValueError:
-        return str(path)

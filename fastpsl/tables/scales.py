@@ -39,8 +39,21 @@ class Scale:
         """What must stand in the science of the run that made the weights."""
         assert weights.recipe
         ours = {"recipe": weights.recipe, "backbone": weights.backbone, "plan": weights.plan}
-        values = {name: plain(value) for name, value in self.values[weights.recipe].items()}
+        values = {name: plain(value) for name, value in self.training_values(weights).items()}
         return {k: v for k, v in (PretrainOptions().science() | values | ours).items() if k not in FREE}
+
+    def training_values(self, weights: Weights) -> dict[str, Any]:
+        """Of the recipe, with those of the variant in their place."""
+        assert weights.recipe
+        return {**self.values[weights.recipe], **self._of_variant(weights)}
+
+    def training_flags(self, weights: Weights) -> dict[str, Any]:
+        """Option → value, as the command gives them."""
+        assert weights.recipe
+        return self.spelled(weights.recipe) | dict(self._of_variant(weights))
+
+    def _of_variant(self, weights: Weights) -> Mapping[str, Any]:
+        return self.values[f"{weights.recipe}/{weights.variant}"] if weights.variant else {}
 
     def evaluation_settings(self, evaluation: Evaluation) -> dict[str, Any]:
         """What must stand in the settings of a result."""
@@ -65,6 +78,11 @@ PAPER = Scale(
             "counts": (500, 1000, 2000), "grid": 3, "shorter_px": 256, "cell_px": 75, "tile_px": 64,
             "permutations_per_image": 1, "embedding_width": 1000,
         },
+        "jigsaw_r50/reversed": {"levels": (3, 2, 1)},
+        "jigsaw_r50/soon_hard": {"levels": (1, 3, 3)},
+        "jigsaw_r50/rising": {"stage_epochs": (30, 60, 90)},
+        "jigsaw_r50/two_stages": {"stage_epochs": (90, 90)},
+        "jigsaw_r50/no_overlap": {"partition": ("1-2", "3-4", "5")},
         "rotation_rv50": {
             "stage_epochs": (60, 60, 60), "batch_size": 256, "lr": 0.01, "intervals": (20, 20, 10, 10),
             "shorter_px": 256, "size_px": 224, "rotations_per_image": "one",
@@ -115,6 +133,11 @@ TINY = Scale(
             "counts": (16, 32, 64), "grid": 3, "shorter_px": 64, "cell_px": 19, "tile_px": 16,
             "permutations_per_image": 8, "embedding_width": 64,
         },
+        "jigsaw_r50/reversed": {"levels": (3, 2, 1)},
+        "jigsaw_r50/soon_hard": {"levels": (1, 3, 3)},
+        "jigsaw_r50/rising": {"stage_epochs": (3, 6, 9)},
+        "jigsaw_r50/two_stages": {"stage_epochs": (9, 9)},
+        "jigsaw_r50/no_overlap": {"partition": ("1-2", "3-4", "5")},
         "rotation_rv50": {
             "stage_epochs": (6, 6, 6), "batch_size": 32, "lr": 0.03, "intervals": (4, 1, 1),
             "shorter_px": 64, "size_px": 56, "rotations_per_image": "one",

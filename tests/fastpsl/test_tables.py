@@ -26,6 +26,7 @@ from fastpsl.sample import sample_paths
 from fastpsl.sample_pictures import CLASS_NAMES, draw_picture
 from fastpsl.tables.commands import Missing, Place
 from fastpsl.tables.found import find
+from fastpsl.tables.markdown import markdown
 from fastpsl.tables.matching import DataSet, needs_of
 from fastpsl.tables.needs import FEW_LABELS, MOCO, MORE_LABELS, VISSL, Evaluation, Weights
 from fastpsl.tables.psl import TABLES
@@ -162,7 +163,7 @@ def test_the_best_block_is_one_for_all_seeds(tmp_path: Path) -> None:
         ({"cut": True}, "cut short"),
         ({"checkpoint": {"backbone": "resnet18"}}, "backbone resnet18, here resnet50"),
         ({"science": {"plan": "other"}}, "plan other"),
-        ({"science": {"levels": [3, 2, 1]}}, "levels 3 2 1, here default"),
+        ({"science": {"levels": [2, 1, 3]}}, "levels 2 1 3, here default"),
         ({"science": {"partition": ["1-2", "3-5"]}}, "partition 1-2 3-5"),
         ({"science": {"frozen_batchnorm": "train"}}, "frozen_batchnorm train"),
         ({"science": {"data_digest": "f" * 32}}, "pre-trained on other pictures"),
@@ -185,6 +186,35 @@ def test_others_results_are_counted_and_broken_ones_named(tmp_path: Path) -> Non
     made = report(tmp_path)
     assert made.matches.num_other == 2 and list(made.matches.unused) == [broken]
     assert not made.used
+
+
+def test_fine_tuning_on_parts_is_of_one_data_set(tmp_path: Path) -> None:
+    """Each seed has labels of its own, so the record of what was learned from differs; the pictures are the same."""
+    for seed, weights in ((0, PSL), (1, PSL), (0, Weights("resnet50"))):
+        part = {"train": f"{seed}" * 32, "val": DIGESTS["val"]}
+        science = {"data_digest": DIGESTS["train"]}
+        put(tmp_path, weights, FEW_LABELS, {"top5": 50.0 + seed}, seed=seed, data=part, science=science)
+    made = report(tmp_path, "psl/7")
+    assert ours(made, "Jigsaw+PSL")[0] == "50.5 ± 0.7 (2)" and ours(made, "Supervised")[0] == "50.0"
+    put(tmp_path, PSL, MORE_LABELS, {"top5": 1.0}, data=DIGESTS | {"val": "9" * 32})
+    with pytest.raises(ValueError, match="2 data sets"):
+        report(tmp_path, "psl/7")
+
+
+def test_variants_are_rows_of_their_own(tmp_path: Path) -> None:
+    reversed_ = Weights("resnet50", "jigsaw_r50", "psl", "reversed")
+    put(tmp_path, reversed_), put(tmp_path, PSL, numbers=BLOCKS | {"top1_B4": 38.0})
+    made = report(tmp_path, "psl/ablations")
+    assert ours(made, "G3, G2, G1")[3] == "40.0" and made.cells["G3, G2, G1"][3].paper is None
+    gain = next(gain for gain in made.gains if gain.row.method == "G3, G2, G1")
+    assert gain.ours[3] == 2.0 and gain.paper == (None,) * 5
+    assert ours(report(tmp_path), "PSL")[3] == "38.0"
+    written = markdown(made)
+    assert (
+        "| **G3, G2, G1** (from the hardest level to the easiest; ours alone: not in the paper) | R50 | ours |"
+        in written
+    )
+    assert "| G3, G2, G1 − PSL | ours | +0.0 |" in written
 
 
 def test_the_newest_of_one_seed_counts(tmp_path: Path) -> None:
@@ -490,7 +520,10 @@ def test_a_row_that_is_the_papers_alone_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("psl/8 --runs {tmp} --out {tmp}/o", "unknown table 'psl/8': allowed are psl/4, psl/5, psl/6, psl/7"),
+        (
+            "psl/8 --runs {tmp} --out {tmp}/o",
+            "unknown table 'psl/8': allowed are psl/4, psl/5, psl/6, psl/7, psl/ablations",
+        ),
         ("psl/5 --runs {tmp}/none --out {tmp}/o", "none: no such folder"),
         ("psl/5 --runs {tmp} --out {tmp}/o --scale big", "unknown scale 'big': allowed are paper, tiny"),
         ("psl/5 --runs {tmp} --out {tmp}/o --nproc-per-node 0", "--nproc-per-node 0"),
