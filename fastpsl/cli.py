@@ -44,7 +44,7 @@ class Show:
 
     data: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="DATA")]] = None
     """A beton, a quoted glob of shards, or a folder of images. [the embedded sample]"""
-    task: Annotated[str, tyro.conf.arg(metavar="crops|jigsaw|rotation")] = "crops"
+    task: Annotated[str, tyro.conf.arg(metavar="crops|jigsaw|rotation|simclr|moco")] = "crops"
     """crops: two random resized crops of each sample, no task."""
     level: Annotated[int, tyro.conf.arg(metavar="LEVEL")] = 1
     """The task's level, from 1."""

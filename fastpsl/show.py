@@ -24,22 +24,22 @@ from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.sample import sample_paths
 from fastpsl.tasks.jigsaw import Jigsaw
+from fastpsl.tasks.moco import MoCo
 from fastpsl.tasks.rotation import Rotation
+from fastpsl.tasks.simclr import SimCLR
 
 SHORTER_PX = 256
 MAX_PICTURES = 400
 
 
 class Shown(Protocol):
-    """The part of a task that a contact sheet needs."""
+    """The part of a task that a contact sheet needs; it may have `captions(batch)` too."""
 
     num_levels: int
 
     def views(self, level: int) -> tuple[ViewSpec, ...]: ...
 
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor: ...
-
-    def captions(self, batch: Batch) -> list[str]: ...
 
 
 class Crops:
@@ -58,9 +58,6 @@ class Crops:
         gap = crops[0].new_ones(*crops[0].shape[:3], 4)
         return torch.cat([crops[0], gap, crops[1]], 3)
 
-    def captions(self, batch: Batch) -> list[str]:
-        return []
-
 
 def jigsaw(shorter_px: int) -> Jigsaw:
     counts = (500, 1000, 2000)  # psl.txt, Table 1
@@ -77,7 +74,21 @@ def rotation(shorter_px: int) -> Rotation:
     return Rotation(shorter_px=shorter_px, size_px=_scaled(224, shorter_px))
 
 
-TASKS: dict[str, Callable[[int], Shown]] = {"crops": Crops, "jigsaw": jigsaw, "rotation": rotation}
+def simclr(shorter_px: int) -> SimCLR:
+    return SimCLR(batch_size=256, size_px=_scaled(224, shorter_px))
+
+
+def moco(shorter_px: int) -> MoCo:
+    return MoCo(seed=0, batch_size=256, size_px=_scaled(224, shorter_px))
+
+
+TASKS: dict[str, Callable[[int], Shown]] = {
+    "crops": Crops,
+    "jigsaw": jigsaw,
+    "rotation": rotation,
+    "simclr": simclr,
+    "moco": moco,
+}
 
 
 def _scaled(px: int, shorter_px: int) -> int:
@@ -140,7 +151,8 @@ def show(
         for bad in batch.bad:
             print(f"left out {bad}", file=sys.stderr)
         pictures = shown.contact_sheet(batch.inputs(views, torch.float32), batch)
-        texts = captions(batch, opened.class_names, shown.captions(batch))
+        of_task = shown.captions(batch) if hasattr(shown, "captions") else ()
+        texts = captions(batch, opened.class_names, of_task)
     good = (batch.indices >= 0).cpu()
     texts = [text for text, is_good in zip(texts, good.tolist(), strict=True) if is_good]
     with output_errors(out):

@@ -1,6 +1,7 @@
 """`fastpsl show` as a user types it; its views are the recipe's."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.sample import sample_paths
-from recipes import jigsaw_r50
+from recipes import jigsaw_r50, mocov2_r50, rotation_rv50, simclr_r50
+from tests.fastpsl.tiny import TinyNet
 from tests.pipelines.photos import DECODERS, jpeg, photo, photo_samples, write
 
 
@@ -35,6 +37,23 @@ def test_the_jigsaw_shown_is_the_recipes() -> None:
     for shorter_px in range(16, 257, 15):  # whole pixels always fit
         (view,) = show.jigsaw(shorter_px).views(3)
         assert view.crop.size_px == 3 * round(75 * shorter_px / 256)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"), [("rotation", rotation_rv50), ("simclr", simclr_r50), ("moco", mocov2_r50)]
+)
+def test_other_tasks_shown_are_the_recipes(
+    name: str, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "make_backbone", lambda name: TinyNet())  # a large one takes a second to make
+    task, shown = recipe.build(recipe.Options(**recipe.PAPER)).task, show.TASKS[name](256)
+    assert [shown.views(level) for level in (1, 2, 3)] == [task.views(level) for level in (1, 2, 3)]
+    for shorter_px in (16, 41, 300):
+        for level in (1, 2, 3):
+            assert show.TASKS[name](shorter_px).views(level)[0].crop.size_px == round(224 * shorter_px / 256)
+    out = tmp_path / "sheet.png"
+    assert run("--task", name, "--level", 3, "--shorter-px", 32, "--num", 2, "--out", out) == 0
+    assert min(Image.open(out).size) > 150
 
 
 @pytest.mark.parametrize("decoder", [*DECODERS, "synthetic"])
@@ -105,7 +124,7 @@ def test_a_folder_of_images_with_names_of_all_kinds(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--task", "puzzle"), "--task puzzle: there are crops, jigsaw"),
+        (("--task", "puzzle"), "--task puzzle: there are crops, jigsaw, rotation, simclr, moco"),
         (("--task", "jigsaw", "--level", 4), "--level 4: jigsaw has levels 1 to 3"),
         (("--level", 0), "--level 0: crops has level 1 alone"),
         (("--num", 0), "--num 0: give a number from 1 to 400"),
