@@ -12,12 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from fastpsl.backbones.choose import make_backbone
 from fastpsl.cli import main
-from fastpsl.distributed import World, leave_world
 from fastpsl.evaluation import feature_file
 from fastpsl.evaluation.feature_file import read_features
 from fastpsl.evaluation.features import Extraction, block_number
@@ -105,17 +102,6 @@ def test_half_precision_and_what_it_cannot_hold(data: Beton, tmp_path: Path) -> 
     assert not (tmp_path / "large.npy").exists()
 
 
-def in_a_process(rank: int, size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store{size}", rank=rank, world_size=size)
-    with Beton(sample_paths().test_32) as data:
-        world = World(rank, size, rank, size, torch.device("cpu"))
-        extraction(data, batch_size=20).to_file(Path(folder, f"of-{size}.npy"), world, save_every_s=0)
-        # 100 rows that one process left: each of these batches is 60
-        extraction(data, batch_size=30).to_file(Path(folder, "left.npy"), world)
-    leave_world()
-
-
 class Killed(Exception):
     """In place of a SIGKILL, where the test wants to live on."""
 
@@ -132,18 +118,6 @@ def leave_at(rows: int, out: Path, monkeypatch: pytest.MonkeyPatch, data: Data, 
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(feature_file.PartialFeatures, "save", note_and_die)
         extraction(data, **options).to_file(out, one_process(), save_every_s=0)
-
-
-def test_two_ranks_write_what_one_writes(
-    data: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where padding is left over (160 in steps of 40 and of 60), and where one process began."""
-    leave_at(100, tmp_path / "left.npy", monkeypatch, data, batch_size=20)
-    mp.spawn(in_a_process, args=(2, str(tmp_path)), nprocs=2)
-    alone = extraction(data).to_file(tmp_path / "alone.npy", one_process()).features()
-    for name in ("of-2", "left"):
-        found = read_features(tmp_path / f"{name}.npy")
-        assert found is not None and np.allclose(found.features(), alone, rtol=1e-4, atol=1e-6), name
 
 
 def count_batches(work: Extraction) -> list[int]:

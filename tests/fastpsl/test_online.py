@@ -9,17 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 from torch import Tensor, nn
 
-from fastpsl.distributed import World, leave_world
 from fastpsl.evaluation import online
 from fastpsl.evaluation.online import (
     Monitor,
     Seen,
-    as_on_rank_0,
     effective_rank,
     feature_std,
     figures,
@@ -27,19 +23,17 @@ from fastpsl.evaluation.online import (
     ridge_classes,
 )
 from fastpsl.evaluation.online_chart import draw_probes
-from fastpsl.options import PretrainOptions
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import Data
 from fastpsl.plan import Stage
 from fastpsl.run import Run
-from fastpsl.sample import sample_paths
 from fastpsl.stage import Trunk
 from fastpsl.trainer import Job, pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.test_trainer import tiny_job
 from tests.fastpsl.tiny import TinyNet, tiny_run
 
-STEPS_PER_EPOCH = 15
+STEPS_PER_EPOCH = 5  # 480 pictures in batches of 96
 
 
 def noise(num: int, channels: int, seed: int = 0) -> Tensor:
@@ -106,8 +100,12 @@ def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(online, "draw_probes", lambda lines, path: path)
 
 
+def probed_run(out: Path, **options: Any) -> Run:
+    return tiny_run(out, **({"batch_size": 96, "probe_every": 1} | options))
+
+
 def fit(out: Path, job: Job | None = None, **options: Any) -> Run:
-    run = tiny_run(out, **options)
+    run = probed_run(out, **options)
     try:
         assert pretrain(job or tiny_job(), run)
     finally:
@@ -123,11 +121,16 @@ def probes(out: Path) -> list[dict[str, Any]]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with looks after each epoch."""
     out = tmp_path_factory.mktemp("probed")
-    fit(out, probe_every=1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            online, "draw_probes", lambda lines, path: len(lines) == 6 and draw_probes(lines, path)
+        )
+        fit(out)
     return out
 
 
 def test_a_curve_of_all_looks(whole: Path, tmp_path: Path) -> None:
+    assert (whole / "probe.png").stat().st_size > 0
     lines = probes(whole)
     lines[3] |= dict.fromkeys(online.FIGURES)  # not finite
     for name, some in (("all", lines), ("bare", [line | {"knn_accuracy": None} for line in lines[:1]])):
@@ -137,7 +140,7 @@ def test_a_curve_of_all_looks(whole: Path, tmp_path: Path) -> None:
 
 
 def test_training_is_what_it_would_have_been(whole: Path, tmp_path: Path) -> None:
-    fit(tmp_path)
+    fit(tmp_path, probe_every=0)
     assert not (tmp_path / "probe.jsonl").exists()
     assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
     assert (tmp_path / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
@@ -160,7 +163,7 @@ def test_the_numbers_are_those_of_the_trunk_as_it_is_saved(whole: Path) -> None:
     net = TinyNet()
     net.load_state_dict(newest_checkpoint(whole)["backbone"])
     net.eval()
-    run = tiny_run(whole, probe_every=1)
+    run = probed_run(whole)
     seen = []
     for data in (run.train_data, run.val_data):
         assert data is not None
@@ -184,10 +187,12 @@ def VIEW() -> Any:
 
 
 def test_looks_by_count_of_all_epochs_and_at_each_stages_end(tmp_path: Path) -> None:
-    fit(tmp_path / "third", probe_every=3)
-    assert [line["epoch"] for line in probes(tmp_path / "third")] == [2, 3, 4, 6]
-    fit(tmp_path / "cut", probe_every=2, max_steps_per_stage=5)
-    assert [line["run_step"] for line in probes(tmp_path / "cut")] == [5, 10, 15]
+    job = tiny_job()
+    stages = tuple(replace(stage, epochs=epochs) for stage, epochs in zip(job.stages, (1, 3, 1), strict=True))
+    fit(tmp_path / "second", replace(job, stages=stages), probe_every=2)
+    assert [line["epoch"] for line in probes(tmp_path / "second")] == [1, 2, 4, 5]
+    fit(tmp_path / "cut", probe_every=2, max_steps_per_stage=3)
+    assert [line["run_step"] for line in probes(tmp_path / "cut")] == [3, 6, 9]
 
 
 def stop_at(run: Run, when: Callable[[], bool]) -> None:
@@ -205,7 +210,7 @@ def stop_at(run: Run, when: Callable[[], bool]) -> None:
 def test_a_signal_during_a_look_is_heard_and_the_look_made_up_for(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    run, looking = tiny_run(tmp_path, probe_every=1), []
+    run, looking = probed_run(tmp_path), []
     features = Monitor._features
 
     def note(monitor: Monitor, data: Any) -> Any:
@@ -221,21 +226,21 @@ def test_a_signal_during_a_look_is_heard_and_the_look_made_up_for(
     assert [line["run_step"] for line in probes(tmp_path)] == list(
         range(STEPS_PER_EPOCH, step, STEPS_PER_EPOCH)
     )
-    fit(tmp_path, probe_every=1)
+    fit(tmp_path)
     assert probes(tmp_path) == probes(whole)
     assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
 
 
 def test_lines_past_the_checkpoint_are_cut_and_made_again(whole: Path, tmp_path: Path) -> None:
     """Stopped in mid-epoch; the file then tells of later looks, as after a kill, and ends in half a line."""
-    run = tiny_run(tmp_path, probe_every=1)
-    stop_at(run, lambda: run.position.run_step >= 20)
+    run = probed_run(tmp_path)
+    stop_at(run, lambda: run.position.run_step >= 7)
     assert not pretrain(tiny_job(), run)
     run.close()
-    assert [line["run_step"] for line in probes(tmp_path)] == [15]
+    assert [line["run_step"] for line in probes(tmp_path)] == [5]
     with open(tmp_path / "probe.jsonl", "a") as file:
         file.write(json.dumps(probes(whole)[1] | {"effective_rank": 99.0}) + "\n" + '{"run_st')
-    fit(tmp_path, probe_every=1)
+    fit(tmp_path)
     assert probes(tmp_path) == probes(whole)
 
 
@@ -248,7 +253,7 @@ def test_data_without_labels_shows_the_signs_alone(tmp_path: Path) -> None:
 
 
 def test_held_out_data_of_other_classes_is_refused_before_training(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path, probe_every=1)
+    run = probed_run(tmp_path)
     assert run.val_data is not None
     run.val_data.class_names = [*run.val_data.class_names[:-1], "tree house"]  # type: ignore[index]
     with pytest.raises(ValueError, match="tree house"):
@@ -258,7 +263,7 @@ def test_held_out_data_of_other_classes_is_refused_before_training(tmp_path: Pat
 
 
 def test_a_part_of_large_data_is_fixed_by_the_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    run = tiny_run(tmp_path)
+    run = probed_run(tmp_path)
 
     def chosen(seed: int, part: int = 1, data: Data = run.train_data) -> list[int]:
         return online._some(data, 100, (seed, part)).indices.tolist()
@@ -266,64 +271,3 @@ def test_a_part_of_large_data_is_fixed_by_the_seed(monkeypatch: pytest.MonkeyPat
     assert chosen(0) == chosen(0) == sorted(set(chosen(0))) and len(chosen(0)) == 100
     assert chosen(0) != chosen(1) != chosen(1, 2) and max(chosen(0)) > 400
     run.close()
-
-
-def run_of(out: Path, world: World, **options: Any) -> Run:
-    """As tiny_run, in another world: 17 steps, more than one epoch."""
-    paths = sample_paths()
-    options |= {"data": str(paths.train_32), "val": str(paths.test_32), "batch_size": 32, "num_threads": 1}
-    return Run("tiny", PretrainOptions(out=out, max_steps_per_stage=17, tensorboard=False, **options), world)
-
-
-def in_a_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    online.draw_probes = lambda lines, path: path
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    world = World(rank, 2, rank, 2, torch.device("cpu"))
-    net = TinyNet()
-    for buffer in net.buffers():
-        buffer.fill_(rank + 1)
-    net.parts[2].eval()
-    with as_on_rank_0(net, world):
-        assert all((buffer == 1).all() for buffer in net.buffers())
-        assert not any(module.training for module in net.modules())
-    assert all((buffer == rank + 1).all() for buffer in net.buffers())
-    assert [part.training for part in net.parts] == [True, True, False, True, True]
-    for name, every in (("probed", 1), ("plain", 0)):
-        torch.manual_seed(0)
-        job = replace(tiny_job("end_to_end"), stages=(Stage("E", 3, 1, 5, 3),))
-        run = run_of(Path(folder, name), world, probe_every=every)
-        assert pretrain(job, run)
-        run.close()
-    run = run_of(Path(folder, "stopped"), world, probe_every=1)
-    looks: list[int] = []
-    features = Monitor._features
-    Monitor._features = lambda monitor, data: looks.append(rank) or features(monitor, data)  # type: ignore
-    stop_at(run, lambda: rank == 1 and bool(looks))  # the signal reaches one rank
-    run.agreement.ask_every_s = 0.0
-    assert not pretrain(job, run)
-    assert run.position.run_step == STEPS_PER_EPOCH
-    run.close()
-    leave_world()
-
-
-def test_two_ranks_look_together(tmp_path: Path) -> None:
-    mp.spawn(in_a_process, args=(str(tmp_path),), nprocs=2)
-    probed, plain = newest_checkpoint(tmp_path / "probed"), newest_checkpoint(tmp_path / "plain")
-    assert digests(probed["backbone"]) == digests(plain["backbone"])
-    assert digests(probed["learner"]) == digests(plain["learner"])
-    lines = probes(tmp_path / "probed")
-    assert [line["run_step"] for line in lines] == [15, 17]
-    assert all((line["num_train"], line["num_held_out"]) == (480, 160) for line in lines)
-    # The same weights looked at by one process.
-    run = tiny_run(tmp_path / "alone")
-    net = TinyNet()
-    net.load_state_dict(probed["backbone"])
-    stage = Stage("E", 3, 1, 5, 3)
-    monitor = Monitor(run, Trunk(net, stage), stage, VIEW(), 1)
-    with torch.no_grad(), as_on_rank_0(net, run.world):
-        train, held_out = (monitor._features(data) for data in (monitor.train, monitor.held_out))  # type: ignore[arg-type]
-    run.close()
-    assert train is not None
-    expected = figures(train, held_out)
-    assert expected == {name: pytest.approx(lines[-1][name], rel=1e-3) for name in expected}

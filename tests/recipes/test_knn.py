@@ -16,7 +16,7 @@ from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.beton_write import write_beton
 from fastpsl.pipelines.sources import Sample
 from fastpsl.sample import sample_paths
-from tests.commands import ROOT, run
+from tests.commands import ROOT
 from tests.recipes.in_process import Outcome, refused
 
 RECIPE = ROOT / "recipes" / "knn.py"
@@ -91,14 +91,6 @@ def test_scores_result_and_picture_of_the_sample(recipe: Any, tmp_path: Path) ->
     assert np.load(out / "train.npy").shape == (480, 128)
     result = json.loads((out / "result.json").read_text())
     assert list(result["numbers"]) == ["top1_k5", "top5_k5"]
-
-
-def test_two_ranks_score_as_one(tmp_path: Path) -> None:
-    done = run(RECIPE, *SMALL, "--out", tmp_path, ranks=2)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("weighted: ") == 1
-    numbers = json.loads((tmp_path / "result.json").read_text())["numbers"]
-    assert numbers == pytest.approx(numbers_by_hand(tmp_path, (1, 5, 10, 20), 0.07))
 
 
 def beton(path: Path, labels: list[int], names: list[str] | None = None) -> Path:
