@@ -166,9 +166,9 @@ class Memory(TorchDispatchMode):
 def test_a_batch_of_8192_holds_less_than_256_mib() -> None:
     """The similarities of its 16,384 embeddings would be 1 GiB, and autograd would hold several of them."""
     with FakeTensorMode(), Memory() as memory:
-        views = [torch.randn(8192, 128, requires_grad=True) for _ in range(2)]
-        nt_xent(*views, torch.ones(8192, dtype=torch.bool), 0.1).loss.backward()
-        assert views[0].grad is not None
+        first, second = (torch.randn(8192, 128, requires_grad=True) for _ in range(2))
+        nt_xent(first, second, torch.ones(8192, dtype=torch.bool), 0.1).loss.backward()
+        assert first.grad is not None
     assert 64 * 2**20 < memory.peak < 256 * 2**20, memory.peak / 2**20
 
 

@@ -116,7 +116,7 @@ def test_head_is_two_layers_of_its_input_s_width_with_batchnorm() -> None:
         "layers.4.weight": ((4,), True),
         "layers.4.bias": ((4,), False),
     }
-    assert not head.layers[4].bias.any()
+    assert not head.state_dict()["layers.4.bias"].any()
 
 
 @pytest.mark.parametrize("level", [1, 2, 3])

@@ -20,12 +20,13 @@ from fastpsl.plan import make_plan
 from fastpsl.stage import StageModule, Task, Trunk, call_if_there
 from fastpsl.tasks.jigsaw import Jigsaw
 from fastpsl.tasks.rotation import Rotation
+from fastpsl.tasks.simclr import SimCLR
 from tests.fastpsl.tiny import TinyNet, noise_batch, part_of
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "docs"))
 from example_task import NearestKey
 
-TASKS = {"jigsaw": 2, "nearest_key": 2, "rotation": 2, "all_rotations": 3}  # at which level
+TASKS = {"jigsaw": 2, "nearest_key": 2, "rotation": 2, "all_rotations": 3, "simclr": 3}  # at which level
 GLOBAL_BATCH = 8
 
 
@@ -38,6 +39,8 @@ def make_task(name: str) -> Task:
         return Rotation(shorter_px=36, size_px=32)
     if name == "all_rotations":
         return Rotation(shorter_px=36, size_px=32, rotations_per_image="all")
+    if name == "simclr":
+        return SimCLR(GLOBAL_BATCH, size_px=32, embedding_width=4)
     return NearestKey(num_samples=GLOBAL_BATCH)
 
 
