@@ -130,7 +130,7 @@ def test_science_and_machine_are_told_apart() -> None:
 @pytest.mark.parametrize("recipe", sorted(p.name for p in (ROOT / "recipes").glob("*.py")))
 def test_every_field_is_read_somewhere(recipe: str) -> None:
     """A flag that nothing reads is a lie."""
-    names = [f.name for f in fields(RunOptions)]
+    names = [f.name for f in fields(PretrainOptions)]
     own = re.findall(r"^    (\w+): [^=\n]+ = ", (ROOT / "recipes" / recipe).read_text(), re.MULTILINE)
     sources = [p.read_text() for p in (ROOT / "fastpsl").glob("*.py")] + [
         (ROOT / "recipes" / recipe).read_text()
