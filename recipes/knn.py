@@ -73,11 +73,11 @@ def work() -> int:
             Extraction.of(options, weights, data, options.block, world, "float16") for data in (train, val)
         ]
         folder = stack.enter_context(open_folder("knn", options, world))
-        files = [
+        bank, queries = (
             extraction.to_file(folder / f"{name}.npy", world, overwrite=True)
             for extraction, name in zip(wanted, ("train", "val"), strict=True)
-        ]
-        found = score(*files, options.k, options.temperature, world)
+        )
+        found = score(bank, queries, options.k, options.temperature, world)
         if world.rank == 0:
             numbers = found.numbers(options.vote)
             record = weights.record
@@ -87,7 +87,7 @@ def work() -> int:
                 recipe="knn",
                 protocol=f"knn/{options.vote}",
                 numbers=numbers,
-                settings=options.as_dict() | {"similarity": "cosine", "features": files[0].record["digest"]},
+                settings=options.as_dict() | {"similarity": "cosine", "features": bank.record["digest"]},
                 checkpoint=record,
                 data={"train": train.digest(), "val": val.digest()}
                 | {"num_train": train.num_samples, "num_val": val.num_samples},

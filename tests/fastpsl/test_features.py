@@ -37,8 +37,8 @@ def extraction(data: Data, block: int = 4, weights: int = 0, **options: Any) -> 
     for block_of_net in net.blocks():
         block_of_net[1].weight.data.fill_(4.0)  # type: ignore[index,union-attr]  # else an untrained net's outputs fade
     pretrained = Pretrained(net, INPUT, {"sha256": f"tiny {weights}", "backbone": "tiny"})
-    options = {"batch_size": BATCH, "dtype": "float32", "loader": {"num_threads": 1}} | options
-    return Extraction(pretrained, data, block, 32, **options)
+    values: dict[str, Any] = {"batch_size": BATCH, "dtype": "float32", "loader": {"num_threads": 1}}
+    return Extraction(pretrained, data, block, 32, **(values | options))
 
 
 @pytest.fixture
@@ -147,7 +147,8 @@ def test_what_was_left_is_gone_on_with(
 def test_what_was_left_of_other_features_is_not(
     data: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number, other in enumerate(({"weights": 1}, {"block": 3}, {"dtype": "float16"})):
+    others: tuple[dict[str, Any], ...] = ({"weights": 1}, {"block": 3}, {"dtype": "float16"})
+    for number, other in enumerate(others):
         out = tmp_path / f"{number}.npy"
         leave_at(96, out, monkeypatch, data, **other)
         work = extraction(data)
@@ -165,7 +166,7 @@ def killed_child(out: Path) -> None:
         if num_rows == 96:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    feature_file.PartialFeatures.save = note_and_die  # type: ignore[method-assign]
+    feature_file.PartialFeatures.save = note_and_die  # type: ignore[method-assign,assignment]
     torch.set_num_threads(1)
     with Beton(sample_paths().test_32) as data:
         extraction(data).to_file(out, one_process(), save_every_s=0)

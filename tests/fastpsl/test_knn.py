@@ -48,7 +48,7 @@ def plain(queries: Tensor, bank: Tensor, k: int) -> tuple[np.ndarray, np.ndarray
         {"query_chunk": 64, "bank_chunk": 3, "query_part": 64},
     ],
 )
-def test_equal_similarities_come_in_the_order_of_rows_whatever_the_chunks(chunks: dict[str, int]) -> None:
+def test_equal_similarities_come_in_the_order_of_rows_whatever_the_chunks(chunks: dict[str, Any]) -> None:
     queries, bank = signs(50, 1), signs(101, 2)
     similarities, rows = plain(queries, bank, 17)
     assert (np.diff(similarities) == 0).mean() > 0.5  # ties are what this is about
