@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastpsl.backbones.revnet import RevNet
 from fastpsl.key_encoder import KeyEncoder
 from fastpsl.plan import make_plan
 from fastpsl.stage import Trunk
@@ -13,10 +14,12 @@ from tests.fastpsl.tiny import TinyNet
 
 
 def query(
-    frozen_batchnorm: str = "eval", sync: bool = False
-) -> tuple[TinyNet, Trunk, nn.Module, torch.Tensor]:
+    frozen_batchnorm: str = "eval", sync: bool = False, reversible: bool = False
+) -> tuple[nn.Module, Trunk, nn.Module, torch.Tensor]:
     torch.manual_seed(0)
-    backbone = TinyNet()
+    backbone: nn.Module = TinyNet()
+    if reversible:
+        backbone = RevNet(channels=(8, 8, 12, 16, 16), units=(1, 2, 2, 2), widths=(4, 4, 4, 4))
     if sync:
         backbone = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
     trunk = Trunk(backbone, make_plan("psl", (1, 1, 1))[1], frozen_batchnorm)
@@ -28,9 +31,13 @@ def snapshot(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-@pytest.mark.parametrize("frozen_batchnorm", ["eval", "train"])
-def test_keys_are_normalised_by_their_own_images_and_move_nothing(frozen_batchnorm: str) -> None:
-    backbone, trunk, head, images = query(frozen_batchnorm)
+@pytest.mark.parametrize(
+    ("frozen_batchnorm", "reversible"), [("eval", False), ("train", False), ("eval", True)]
+)
+def test_keys_are_normalised_by_their_own_images_and_move_nothing(
+    frozen_batchnorm: str, reversible: bool
+) -> None:
+    backbone, trunk, head, images = query(frozen_batchnorm, reversible=reversible)
     encoder = KeyEncoder(trunk, head, 0.9)
     before = snapshot(backbone)
     keys = encoder(images)

@@ -13,12 +13,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from fastpsl.backbones.resnet import ResNet
 from fastpsl.distributed import World, leave_world
 from fastpsl.key_encoder import KeyEncoder
 from fastpsl.learner import Learner
 from fastpsl.optimisers import sgd
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.loader import Loader
 from fastpsl.plan import make_plan
 from fastpsl.schedules import cosine
 from fastpsl.shuffled_groups import shuffled_order
@@ -328,3 +330,31 @@ def test_two_ranks_hold_equal_keys_and_learn_as_one(tmp_path: Path) -> None:
     for name, value in after_steps(0, 1).items():
         assert torch.equal(first[name], second[name]), name
         assert torch.allclose(first[name], value, atol=1e-5 * float(value.abs().max() + 1)), name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
+    device = torch.device("cuda", 0)
+    task = MoCo(seed=0, batch_size=16, queue_size=64, key_group=4, size_px=64)
+    backbone = ResNet("resnet18").to(device).to(memory_format=torch.channels_last)
+    head, trunk = task.head(2, backbone.channels[3]).to(device), Trunk(backbone, STAGES[1])
+    module = StageModule(trunk, head, task)
+    task.start_stage(STAGES[1], trunk, head)
+    optimiser = sgd(module.learning_parameters(), decay_biases=True)
+    learner = Learner(module, optimiser, task.views(3), precision, one_process("cuda"))
+    with Loader(Synthetic(2000), task.views(3), batch_size=16, device=device) as loader:
+        batches = loader.epoch(0)
+        for _ in range(task.warm_up_batches(STAGES[1])):
+            learner.warm_up(task, next(batches))
+        learner.step(batches, 1, 0.01)  # the first step makes buffers
+        task.after_step()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(10):
+                learner.step(batches, 1, 0.01)
+                task.after_step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        batches.close()
+    assert task.queue.isfinite().all() and task.next_slot == 16 * 15 % 64
