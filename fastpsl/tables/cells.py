@@ -62,9 +62,8 @@ def measured(measure: Measure, results: Mapping[int, Result]) -> Measured | None
         for seed in seeds:
             numbers = results[seed].record["numbers"]
             if number not in numbers:
-                raise ValueError(
-                    f"{results[seed].path} has no {number}, only {', '.join(numbers)}: evaluate again"
-                )
+                why = "top-5 needs more than five classes" if number.startswith("top5") else "evaluate again"
+                raise ValueError(f"{results[seed].path} has no {number}, only {', '.join(numbers)}: {why}")
             values.append(float(numbers[number]))
         sd = statistics.stdev(values) if len(values) > 1 else None
         found = Measured(number, statistics.fmean(values), sd, seeds)

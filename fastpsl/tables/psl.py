@@ -1,5 +1,6 @@
 """The tables of psl.txt that need one data set's images and labels, number by number as they are printed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastpsl.tables.needs import BLOCKS, Measure, Weights, best_block, each_block, final_features, fine_tuned
@@ -97,7 +98,7 @@ def _blocks(
     arch: str,
     recipe: str,
     pretext: str,
-    numbers: dict[str, tuple[float, ...]],
+    numbers: Mapping[str, tuple[float, ...]],
     note: str,
 ) -> Table:
     """Tables 5 and 6 have one form."""

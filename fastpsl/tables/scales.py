@@ -88,8 +88,8 @@ PAPER = Scale(
             "shorter_px": 256, "size_px": 224, "rotations_per_image": "one",
         },
         "simclr_r50": {
-            "stage_epochs": (60, 70, 70), "batch_size": 256, "lr": 0.3, "warmup_epochs": 10.0, "weight_decay": 1e-6,
-            "temperature": 0.1, "size_px": 224, "embedding_width": 128, "sync_batchnorm": True,
+            "stage_epochs": (60, 70, 70), "batch_size": 256, "lr": 0.3, "warmup_epochs": 10.0, "trust": 0.001,
+            "weight_decay": 1e-6, "temperature": 0.1, "size_px": 224, "embedding_width": 128, "sync_batchnorm": True,
         },
         "mocov2_r50": {
             "stage_epochs": (60, 70, 70), "batch_size": 256, "lr": 0.03, "queue_size": 65_536, "momentum": 0.999,
@@ -143,8 +143,8 @@ TINY = Scale(
             "shorter_px": 64, "size_px": 56, "rotations_per_image": "one",
         },
         "simclr_r50": {
-            "stage_epochs": (6, 7, 7), "batch_size": 32, "lr": 1.0, "warmup_epochs": 1.0, "weight_decay": 1e-6,
-            "temperature": 0.1, "size_px": 56, "embedding_width": 128,
+            "stage_epochs": (6, 7, 7), "batch_size": 32, "lr": 1.0, "warmup_epochs": 1.0, "trust": 0.001,
+            "weight_decay": 1e-6, "temperature": 0.1, "size_px": 56, "embedding_width": 128,
         },
         "mocov2_r50": {
             "stage_epochs": (6, 7, 7), "batch_size": 32, "lr": 0.06, "queue_size": 128, "momentum": 0.95,

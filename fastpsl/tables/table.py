@@ -1,5 +1,6 @@
 """`fastpsl table`: one table of a paper beside our measurements, as Markdown, PNG and HTML."""
 
+import contextlib
 import glob
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def _digest(data: str | None) -> str | None:
     """Of a data set that is there; None for one that is not, which commands may name for another machine."""
     if data is None or not glob.glob(data):
         return None
-    with open_data(data) as opened:
+    with contextlib.closing(open_data(data)) as opened:
         return opened.digest()
 
 

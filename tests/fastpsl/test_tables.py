@@ -10,6 +10,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+from contextlib import closing
 from functools import cache
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -240,7 +241,7 @@ def test_data_sets_are_never_mixed(tmp_path: Path) -> None:
 
 def test_the_data_that_is_named_decides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = sample_paths()
-    with open_data(paths.train_32) as train, open_data(paths.test_32) as val:
+    with closing(open_data(paths.train_32)) as train, closing(open_data(paths.test_32)) as val:
         mine = {"train": train.digest(), "val": val.digest()}
     runs = tmp_path / "runs"
     put(runs), put(runs, seed=1, data=mine, name="mine")
