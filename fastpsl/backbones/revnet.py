@@ -30,7 +30,7 @@ class RevNet(nn.Module):
     pre-activation of that unit (BatchNorm and ReLU) stands at the end of the block before it, so each block's output is
     normalised and not negative, as ResNet's; the last one is the original's final BatchNorm and ReLU.
 
-    Streams and block outputs are float32 under autocast too. `channels[i]` is the output width of block i+1;
+    The two streams inside a group are float32 under autocast too. `channels[i]` is the output width of block i+1;
     `units`, `widths`: units of each group, and the width of their bottlenecks. No dropout: recomputing draws nothing.
     """
 
@@ -83,7 +83,7 @@ class Group(nn.Module):
         self.first = FirstUnit(inputs // 2, outputs // 2, width, stride)
         self.units = ReversibleUnits(Unit(outputs // 2, width) for _ in range(num_units - 1))
         self.bn = nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = NarrowReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.relu(self.bn(self.units(*self.first(x))))
@@ -210,13 +210,23 @@ def bottleneck(
     """F or G: three times BatchNorm, ReLU, convolution (1x1, 3x3, 1x1). `activated`: the first BatchNorm and ReLU are done."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if not activated:
-        layers["bn1"], layers["relu1"] = nn.BatchNorm2d(inputs), nn.ReLU(inplace=True)
+        layers["bn1"], layers["relu1"] = nn.BatchNorm2d(inputs), NarrowReLU(inplace=True)
     layers["conv1"] = nn.Conv2d(inputs, width, 1, bias=False)
     layers["bn2"], layers["relu2"] = nn.BatchNorm2d(width), nn.ReLU(inplace=True)
     layers["conv2"] = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
     layers["bn3"], layers["relu3"] = nn.BatchNorm2d(width), nn.ReLU(inplace=True)
     layers["conv3"] = nn.Conv2d(width, outputs, 1, bias=False)
     return nn.Sequential(layers)
+
+
+class NarrowReLU(nn.ReLU):
+    """Of a float32 stream, in autocast's type: the convolution would round it anyway, and so the float32 is not kept."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        device_type = x.device.type
+        if torch.is_autocast_enabled(device_type):
+            x = x.to(torch.get_autocast_dtype(device_type))
+        return super().forward(x)
 
 
 def _wide(x: Tensor) -> Tensor:

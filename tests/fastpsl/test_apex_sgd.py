@@ -123,6 +123,8 @@ def test_it_learns_skips_and_counts_as_torchs_sgd(
 def test_its_state_goes_through_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_apex(tmp_path, monkeypatch, STANDS_IN)
     whole, stopped, resumed = (learner(fused_sgd, "fp32") for _ in range(3))
+    buffers = [whole.optimiser.state[p]["momentum_buffer"] for _, p in whole.module.learning_parameters()]
+    assert buffers and not any(buffer.any() for buffer in buffers)  # made before the first step
     train(stopped, 2, ())
     resumed.module.load_state_dict(stopped.module.state_dict())
     resumed.load_state_dict(stopped.state_dict())
