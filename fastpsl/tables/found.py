@@ -44,7 +44,9 @@ class Result:
     @property
     def training_folder(self) -> Path | None:
         """Of the run that made the weights, where it is still there."""
-        path = Path(self.record["checkpoint"].get("path") or "")
+        if not self.record["checkpoint"].get("path"):
+            return None
+        path = Path(self.record["checkpoint"]["path"])
         for folder in (path.parent.parent, path):
             if (folder / "config.json").exists():
                 return folder
@@ -98,7 +100,8 @@ def _add_result(found: Found, path: Path) -> None:
     try:
         record = read_result(path)
         result = Result(path, record)
-        _ = (result.seed, result.data, record["protocol"], record["recipe"], record["numbers"], record["cut"])
+        _ = (result.seed, result.data, *(int(record["data"][key]) for key in ("num_train", "num_val")))
+        _ = [record[key] for key in ("protocol", "recipe", "numbers", "cut")]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         missing = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         found.unreadable[path] = missing

@@ -180,7 +180,10 @@ def _pictures(report: Report) -> list[str]:
 
 
 def _figure(path: Path, caption: str, alt: str | None = None) -> str:
-    image = f'<img loading="lazy" src="{_data_uri(path)}" alt="{escape(alt or caption)}">'
+    try:
+        image = f'<img loading="lazy" src="{_data_uri(path)}" alt="{escape(alt or caption)}">'
+    except OSError:
+        return _paragraph(f"{caption}: the picture {path} cannot be read")
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 

@@ -75,7 +75,7 @@ def put(
         "numbers": numbers,
         "settings": scale.evaluation_settings(evaluation) | {"seed": seed} | (settings or {}),
         "checkpoint": checkpoint | changes.pop("checkpoint", {}),
-        "data": {**data, "num_train": 480, "num_val": 160},
+        "data": {"num_train": 480, "num_val": 160, **data},
         "seconds": 1.0,
         "cut": False,
     }
@@ -464,6 +464,7 @@ def test_the_pages_hold_the_table_and_what_is_missing(
     folder = put_run(runs, "trained")
     Image.new("RGB", (30, 20), "red").save(folder / "curve.png")
     Image.new("RGB", (30, 20), "blue").save(folder / "contact-sheet-G3.png")
+    (folder / "contact-sheet-G1.png").write_bytes(b"broken")
     for seed, b4 in enumerate((40.0, 41.0, 45.0)):
         at = {"path": str(folder / "checkpoints" / "step-00000005.pt")} if seed == 0 else {}
         put(runs, seed=seed, numbers=BLOCKS | {"top1_B4": b4}, checkpoint=at)
@@ -484,7 +485,15 @@ def test_the_pages_hold_the_table_and_what_is_missing(
     assert len(commands) == 4 * 3 * 2 and all("--data 'no such.beton'" in command for command in commands)
     for command in commands:
         assert command in markdown and command in page.text
-    for words in ("42.0 ± 2.6 (3)", "50.9", "cut short", "aaaaaaaa/bbbbbbbb", "c" * 12, str(runs)):
+    for words in (
+        "42.0 ± 2.6 (3)",
+        "contact-sheet-G1.png cannot be read",
+        "50.9",
+        "cut short",
+        "aaaaaaaa/bbbbbbbb",
+        "c" * 12,
+        str(runs),
+    ):
         assert words in page.text, words
     assert not page.open and "script" not in page.tags and "link" not in page.tags
     assert len(page.links) == 3  # the chart, the curve, the contact sheet
@@ -509,6 +518,7 @@ def test_at_the_papers_scale_the_difference_is_shown(
     assert "1 of 5 results" in capsys.readouterr().out
     markdown = (tmp_path / "out" / "psl-5.md").read_text()
     assert "| ours | 10.0 | 20.0 | 30.0 | 40.0 | 35.0 |" in markdown
+    assert "1,281,167 training and 50,000 held-out pictures" in markdown and "ImageNet's numbers" in markdown
     assert "| ours − paper | −0.9 | −7.0 | −13.2 | −10.9 | −3.5 |" in markdown
 
 
@@ -539,6 +549,15 @@ def test_user_errors_are_one_line_and_exit_2(
     said = capsys.readouterr().err
     assert caught.value.code == 2 and said.count("\n") == 1 and words in said
     assert not (tmp_path / "o").exists()
+
+
+def test_help_names_the_tables_and_scales(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["table", "--help"])
+    said = capsys.readouterr().out
+    assert caught.value.code == 0 and all(
+        word in said for word in (*TABLES, *SCALES, "--runs DIR", "--out DIR")
+    )
 
 
 @pytest.mark.soak
