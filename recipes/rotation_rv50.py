@@ -26,12 +26,12 @@ PAPER = {
     "size_px": 224,
 }
 SAMPLE = {
-    "stage_epochs": (3, 3, 3),
+    "stage_epochs": (3, 2, 1),
     "batch_size": 32,
     "lr": 0.03,
     "intervals": (4, 1, 1),
-    "shorter_px": 74,
-    "size_px": 64,
+    "shorter_px": 55,
+    "size_px": 48,
     "rotations_per_image": "all",
 }
 

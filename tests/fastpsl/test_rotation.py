@@ -12,8 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.normalise import normalise
+from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.loader import Loader
@@ -164,7 +166,8 @@ def test_levels_are_the_papers() -> None:
     task = Rotation()
     for level, num in LEVELS.items():
         (view,) = task.views(level)
-        assert view.crop.size_px == 224
+        window = RotationCrop(224, share=224 / 256) if num == 8 else ShorterSideCrop(256, 224)
+        assert view.crop == window
         assert [type(op).__name__ for op in view.ops] == ["Rotate45" if num == 8 else "Rotate90"]
         head = task.head(level, 512)
         assert isinstance(head, RotationHead) and head.classify.weight.shape == (num, 512)
