@@ -6,6 +6,7 @@ from typing import Any
 
 from fastpsl.evaluation.result import write_result
 from fastpsl.options import RunOptions
+from fastpsl.pipelines.subset import Subset
 from fastpsl.run import Run
 from fastpsl.stage import held_out_views
 from fastpsl.trainer import Job
@@ -44,6 +45,8 @@ def write_held_out(
     summaries, level = run.position.summaries, job.stages[-1].level
     views = {"train_view": job.task.views(level), "held_out_view": held_out_views(job.task, level)}
     settings = {name: repr(view) for name, (view,) in views.items()} | dict(constants)
+    # Whoever compares results needs to know the data that a part was taken of.
+    whole = {"whole_train": run.train_data.data.digest()} if isinstance(run.train_data, Subset) else {}
     return write_result(
         run.folder,
         recipe=recipe,
@@ -51,7 +54,7 @@ def write_held_out(
         numbers=scores(run),
         settings=run.options.as_dict() | settings,
         checkpoint=checkpoint,
-        data=run.data_record(),
+        data=run.data_record() | whole,
         seconds=sum(summary["seconds"] for summary in summaries),
         cut=bool(checkpoint.get("cut")) or any(s["num_steps"] < s["num_steps_planned"] for s in summaries),
     )

@@ -38,7 +38,7 @@ def test_a_drawn_list_is_on_record_and_can_be_given_again(recipe: Start, tmp_pat
     with Beton(sample_paths().train_32) as data:
         chosen = draw_label_list(data.labels(), 8, 10, 3)
         part = Subset(data, chosen)
-        digest, names = part.digest(), [data.name(i).split("(")[1][:-1] for i in chosen]
+        whole, digest, names = data.digest(), part.digest(), [data.name(i).split("(")[1][:-1] for i in chosen]
     assert [int(line) for line in (drawn / "label-list.txt").read_text().split()] == chosen.tolist()
     record = read_result(drawn / "result.json")
     assert (record["protocol"], record["recipe"]) == ("semi_supervised", "semi_supervised")
@@ -48,6 +48,7 @@ def test_a_drawn_list_is_on_record_and_can_be_given_again(recipe: Start, tmp_pat
         48,
         160,
     )
+    assert record["data"]["whole_train"] == whole
     settings = record["settings"]
     assert (settings["percent"], settings["lr"], settings["epochs"], settings["weight_decay"]) == (
         10,
