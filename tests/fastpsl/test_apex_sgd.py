@@ -2,7 +2,9 @@
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +74,9 @@ def real_apex() -> bool:
         return False
 
 
-def learner(optimiser_of: type, precision: str, device: str = "cpu", **settings: object) -> Learner:
+def learner(
+    optimiser_of: Callable[..., torch.optim.Optimizer], precision: str, device: str = "cpu", **settings: Any
+) -> Learner:
     torch.manual_seed(0)
     backbone, task, stage = TinyNet(), Brightness(), make_plan("psl", (1, 1, 1))[1]
     module = StageModule(Trunk(backbone, stage), task.head(1, 16), task).to(device)
@@ -103,7 +107,7 @@ def train(one: Learner, num_steps: int, broken: tuple[int, ...]) -> torch.Tensor
 @pytest.mark.parametrize("broken", [(), (0,), (2,)])
 def test_it_learns_skips_and_counts_as_torchs_sgd(
     precision: str,
-    settings: dict[str, object],
+    settings: dict[str, Any],
     broken: tuple[int, ...],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

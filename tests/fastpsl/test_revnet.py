@@ -237,6 +237,7 @@ def test_streams_come_back_in_float32(dtype: torch.dtype) -> None:
     group = RevNet().layer3
     seen: dict[nn.Module, list[Tensor]] = {}
     for unit in group.units:
+        assert isinstance(unit, Unit)
         for function in (unit.f, unit.g):
             function.register_forward_hook(
                 lambda module, args, output: seen.setdefault(module, []).append(args[0].detach().clone())
