@@ -1,6 +1,7 @@
 """The encoder of keys (MoCo, section 3.2): a slow copy of what learns in a stage."""
 
 import copy
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fastpsl.stage import Trunk
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class KeyEncoder:
@@ -47,7 +50,7 @@ class KeyEncoder:
         self.head.load_state_dict(state["head"])
 
 
-def _by_batch_statistics(module: nn.Module) -> nn.Module:
+def _by_batch_statistics(module: Module) -> Module:
     """A copy that does not learn and whose BatchNorm has batch statistics only, those of this rank.
 
     In eval mode without running statistics torch normalises by the batch, SyncBatchNorm too, without talking to others.

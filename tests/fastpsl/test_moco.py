@@ -200,7 +200,7 @@ def test_a_stage_starts_with_equal_encoders_and_an_empty_queue() -> None:
     theirs = [*trunk.learning.parameters(), *head.parameters()]
     mine = [*task.key_encoder.learning.parameters(), *task.key_encoder.head.parameters()]
     assert all(torch.equal(a, b) and a is not b for a, b in zip(mine, theirs, strict=True))
-    assert head[2].weight.shape == (16, 16) and head[4].weight.shape == (6, 16)
+    assert [tuple(p.shape) for p in head.parameters()] == [(16, 16), (16,), (6, 16), (6,)]
 
 
 def test_state_goes_on_where_it_was() -> None:
