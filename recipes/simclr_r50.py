@@ -26,18 +26,21 @@ PAPER = {
     "batch_size": 256,
     "lr": 0.3,  # LARS, one cosine over all stages
     "warmup_epochs": 10.0,  # SimCLR's; PSL is silent
+    "trust": 0.001,  # SimCLR's eeta; PSL is silent
     "weight_decay": 1e-6,  # SimCLR's; PSL is silent
     "temperature": 0.1,  # SimCLR's code; PSL is silent
     "size_px": 224,
     "embedding_width": 128,  # section 4.1
 }
 SAMPLE = {
-    "stage_epochs": (6, 6, 6),
-    "batch_size": 32,
-    "lr": 1.0,
-    "warmup_epochs": 1.0,
     "backbone": "resnet18",
-    "size_px": 64,
+    "stage_epochs": (4, 8, 12),
+    "batch_size": 32,
+    "lr": 0.2,
+    "warmup_epochs": 1.0,
+    "trust": 0.01,  # 360 steps in all: layers must move ten times as far in each
+    "temperature": 0.2,
+    "size_px": 48,
 }
 
 
@@ -49,6 +52,8 @@ class Options(PretrainOptions):
     """LARS's learning rate at the end of the warm-up."""
     warmup_epochs: float = 10.0
     """Epochs in which the rate rises from 0, once, in the first stage."""
+    trust: float = 0.001
+    """LARS's eeta: the share of a layer's norm by which a step of rate 1 changes it."""
     weight_decay: float = 1e-6
     """Of all weights but biases and BatchNorm's."""
     temperature: float = 0.1
@@ -82,7 +87,7 @@ def build(options: Options) -> Job:
         backbone=backbone,
         stages=options.stages(task, backbone),
         schedule=cosine(options.lr, options.warmup_epochs),
-        optimiser=partial(lars, weight_decay=options.weight_decay),
+        optimiser=partial(lars, weight_decay=options.weight_decay, eeta=options.trust),
         frozen_batchnorm=options.frozen_batchnorm,
     )
 
