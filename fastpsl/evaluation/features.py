@@ -136,6 +136,8 @@ class Extraction:
         batches = self._features(loader, first_step, world.device)
         saved = time.monotonic()
         left = self.data.num_samples - first_step * step_rows
+        if first_step and world.rank == 0:
+            print(f"{file.path}: goes on from row {first_step * step_rows:,}", file=sys.stderr, flush=True)
         with Progress("images", left) if world.rank == 0 else contextlib.nullcontext() as progress:
             for step, (features, bad) in enumerate(batches, start=first_step):
                 file.write(step * step_rows + world.rank * self.batch_size, features)

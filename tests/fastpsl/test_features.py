@@ -131,7 +131,12 @@ def count_batches(work: Extraction) -> list[int]:
 
 @pytest.mark.parametrize(("batch", "expected"), [(20, 3), (32, 2), (160, 1)])
 def test_what_was_left_is_gone_on_with(
-    data: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int, expected: int
+    data: Beton,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    batch: int,
+    expected: int,
 ) -> None:
     """100 rows are there: of batches of 20 three are left; batches of 32 and 160 begin at rows 96 and 0."""
     whole = extraction(data).to_file(tmp_path / "whole.npy", one_process()).features()
@@ -141,6 +146,7 @@ def test_what_was_left_is_gone_on_with(
     batches = count_batches(work)
     found = work.to_file(tmp_path / "F.npy", one_process())
     assert len(batches) == expected and np.allclose(found.features(), whole, rtol=1e-4, atol=1e-6)
+    assert ("goes on from row" in capsys.readouterr().err) == (batch < 160)
     assert not list(tmp_path.glob(".*"))
 
 

@@ -232,11 +232,13 @@ def test_a_signal_during_a_look_is_heard_and_the_look_made_up_for(
 
 
 def test_lines_past_the_checkpoint_are_cut_and_made_again(whole: Path, tmp_path: Path) -> None:
-    """Stopped in mid-epoch; the file then tells of later looks, as after a kill, and ends in half a line."""
-    run = probed_run(tmp_path)
+    """Gone on with from step 5, whose look was made; the file then tells of a later one, as after a kill, and half a line."""
+    run = probed_run(tmp_path, checkpoint_steps=STEPS_PER_EPOCH)
     stop_at(run, lambda: run.position.run_step >= 7)
     assert not pretrain(tiny_job(), run)
     run.close()
+    max((tmp_path / "checkpoints").iterdir()).unlink()
+    assert newest_checkpoint(tmp_path)["position"]["run_step"] == 5
     assert [line["run_step"] for line in probes(tmp_path)] == [5]
     with open(tmp_path / "probe.jsonl", "a") as file:
         file.write(json.dumps(probes(whole)[1] | {"effective_rank": 99.0}) + "\n" + '{"run_st')
