@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from fastpsl.distributed import gathered
 
-# Similarities held at once: 64 MiB of float32, and as much again while a block is worked on.
+# Similarities of a block: 64 MiB of float32. At most three such tensors live at once (224 MiB in all at 16,384 embeddings of 128).
 BLOCK_ELEMENTS = 2**24
 
 
