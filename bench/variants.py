@@ -76,7 +76,8 @@ class Bench:
         stage: Stage = next(stage for stage in stages if stage.name == name)
         backbone = make_backbone(backbone_name).to(self.device).to(memory_format=torch.channels_last)
         task = PuzzlePerView(job.task)
-        head = task.head(stage.level, backbone.channels[stage.last_block - 1]).to(self.device)
+        channels: Sequence[int] = backbone.channels  # type: ignore[assignment]  # a module of no type of ours
+        head = task.head(stage.level, channels[stage.last_block - 1]).to(self.device)
         module = StageModule(Trunk(backbone, stage), head, task)
         (view,) = task.views(stage.level)
         # The crop that every peer has too; what the step gets is of the recipe's size either way.

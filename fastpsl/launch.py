@@ -113,6 +113,8 @@ def _say_the_end(run: Run, finished: bool) -> None:
     paths = run.checkpoints.paths()  # none where a finished checkpoint was "resumed" in another folder
     print(f"checkpoint {paths[-1] if paths else run.options.resume}")
     print(f"training curve {draw_curve(run.folder)}")
+    for probes in run.folder.glob("probe.png"):
+        print(f"probes {probes}")
     for sheet in sorted(run.folder.glob("contact-sheet-*.png")):
         print(f"contact sheet {sheet}")
 

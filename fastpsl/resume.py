@@ -107,10 +107,10 @@ def _leave_other_lines_behind(checkpoints: Checkpoints, chosen: Path, run_step: 
 
     A run that goes on in another folder takes the metrics up to there along.
     """
-    metrics = chosen.resolve().parent.parent / "metrics.jsonl"
-    ours = checkpoints.folder.parent / "metrics.jsonl"
-    if metrics.exists() and not ours.exists():
-        shutil.copyfile(metrics, ours)
+    for name in ("metrics.jsonl", "probe.jsonl"):
+        theirs, ours = chosen.resolve().parent.parent / name, checkpoints.folder.parent / name
+        if theirs.exists() and not ours.exists():
+            shutil.copyfile(theirs, ours)
     notes = []
     for path in checkpoints.paths():
         if int(path.stem.split("-")[1]) > run_step:
