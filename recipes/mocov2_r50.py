@@ -35,7 +35,7 @@ SAMPLE = {
     "lr": 0.12,
     "queue_size": 64,  # of 480 images: a longer one holds many keys of the very images that come
     "momentum": 0.99,  # 300 steps are too few for more; with .95 the queue ages fast enough to be told by it
-    "key_group": 8,
+    "key_group": 16,
     "size_px": 64,
 }
 
@@ -53,7 +53,7 @@ class Options(PretrainOptions):
     temperature: float = 0.2
     """Similarities are divided by it."""
     key_group: int = 32
-    """Images whose statistics normalise a key; a divisor of a rank's batch, at most a quarter of --batch-size to hide much."""
+    """Images whose statistics normalise a key; a divisor of a rank's batch, and smaller than --batch-size."""
     size_px: int = 224
     """Side of the crops."""
     embedding_width: int = 128
