@@ -143,8 +143,8 @@ TINY = Scale(
             "shorter_px": 64, "size_px": 56, "rotations_per_image": "one",
         },
         "simclr_r50": {
-            "stage_epochs": (6, 7, 7), "batch_size": 32, "lr": 1.0, "warmup_epochs": 1.0, "trust": 0.001,
-            "weight_decay": 1e-6, "temperature": 0.1, "size_px": 56, "embedding_width": 128,
+            "stage_epochs": (6, 7, 7), "batch_size": 32, "lr": 0.2, "warmup_epochs": 1.0, "trust": 0.01,
+            "weight_decay": 1e-6, "temperature": 0.2, "size_px": 56, "embedding_width": 128,
         },
         "mocov2_r50": {
             "stage_epochs": (6, 7, 7), "batch_size": 32, "lr": 0.06, "queue_size": 128, "momentum": 0.95,
