@@ -147,14 +147,14 @@ TINY = Scale(
             "weight_decay": 1e-6, "temperature": 0.2, "size_px": 56, "embedding_width": 128,
         },
         "mocov2_r50": {
-            "stage_epochs": (6, 7, 7), "batch_size": 32, "lr": 0.06, "queue_size": 128, "momentum": 0.95,
-            "temperature": 0.2, "key_group": 8, "size_px": 56, "embedding_width": 128,
+            "stage_epochs": (6, 7, 7), "batch_size": 32, "lr": 0.12, "queue_size": 64, "momentum": 0.99,
+            "temperature": 0.2, "key_group": 16, "size_px": 56, "embedding_width": 128,
         },
         "supervised": {
-            "stage_epochs": (18,), "batch_size": 32, "lr": 0.4, "intervals": (30, 30, 20, 10), "weight_decay": 1e-4,
+            "stage_epochs": (18,), "batch_size": 32, "lr": 0.2, "intervals": (30, 30, 20, 10), "weight_decay": 1e-4,
             "size_px": 56,
         },
-        "linear/vissl": {"protocol": "vissl", "size_px": 56, "batch_size": 32, "epochs": 14, "lr": 0.2},
+        "linear/vissl": {"protocol": "vissl", "size_px": 56, "batch_size": 32, "epochs": 14, "lr": 0.05},
         "linear/moco": {"protocol": "moco", "size_px": 56, "batch_size": 32, "epochs": 25, "lr": 30.0},
         "semi_supervised/1": {
             "protocol": "pirl", "percent": 10.0, "size_px": 56, "batch_size": 16, "epochs": 30, "lr": 0.4,
