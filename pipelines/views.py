@@ -88,6 +88,11 @@ class ViewSpec:
             images = op(images, draw)
         return normalise(images, self.mean, self.std, dtype)
 
+    def pictures(self, inputs: Tensor) -> Tensor:
+        """`apply`'s result for people: float32 [n, 3, h, w] in [0, 1] on the CPU; one channel is shown grey."""
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (inputs.float().cpu() * std + mean).clamp(0, 1).expand(-1, 3, -1, -1)
+
     def input(self) -> Input:
         """What this view shows the network. Sobel counts where every sample is so: as an augmentation it is RGB."""
         channels = "RGB"

@@ -16,7 +16,6 @@ from fastpsl.pipelines.rows import Data
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.stage import Metrics, Trunk
 from fastpsl.tasks.classify import (
-    as_pictures,
     checked_num_classes,
     linear,
     masked_cross_entropy,
@@ -119,7 +118,7 @@ class LinearProbes:
 
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """The pictures as the network sees them."""
-        return as_pictures(inputs[0], self.train_view)
+        return self.train_view.pictures(inputs[0])
 
 
 class ProbeHead(nn.Module):

@@ -63,7 +63,7 @@ class Classify:
 
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """The pictures as the network sees them."""
-        return as_pictures(inputs[0], self.train_view)
+        return self.train_view.pictures(inputs[0])
 
 
 def checked_num_classes(data: Data) -> int:
@@ -97,9 +97,3 @@ def top_right(logits: Tensor, labels: Tensor, valid: Tensor, suffix: str = "") -
     if logits.shape[1] > TOP:
         metrics[f"top5{suffix}"] = ((ranked.any(1) * valid).sum(), num)
     return metrics
-
-
-def as_pictures(inputs: Tensor, view: ViewSpec) -> Tensor:
-    """A view's inputs [B, C, h, w] as float32 [B, 3, h, w] in [0, 1]; one channel is shown grey."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (view.mean, view.std))
-    return (inputs.float().cpu() * std + mean).clamp(0, 1).expand(-1, 3, -1, -1)

@@ -86,9 +86,7 @@ class Jigsaw:
 
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """Each window as cut, and beside it the puzzle that the network is asked about, gaps between the tiles."""
-        view = self.views(1)[0]
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (view.mean, view.std))
-        tiles = (inputs[0].float().cpu() * std + mean).clamp(0, 1)
+        tiles = self.views(1)[0].pictures(inputs[0])
         tiles = F.pad(tiles, (1, 1, 1, 1), value=1.0).unflatten(0, (-1, self.grid**2))
         chosen = self.permutations[batch.draws[0][-1]["permutation"][:, 0].cpu()]
         shuffled = tiles.gather(1, chosen.view(*chosen.shape, 1, 1, 1).expand_as(tiles))

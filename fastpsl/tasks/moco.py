@@ -21,7 +21,7 @@ from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plan import Stage
 from fastpsl.shuffled_groups import encode_shuffled, shuffled_order
 from fastpsl.stage import Metrics, Trunk
-from fastpsl.tasks.contrastive import NUM_LEVELS, contrastive_view
+from fastpsl.tasks.contrastive import NUM_LEVELS, contrastive_view, drawn, side_by_side
 
 
 class MoCo:
@@ -156,11 +156,11 @@ class MoCo:
 
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """The query's and the key's view of each image, side by side."""
-        pair = []
-        for images, view in zip(inputs, self.views(1), strict=True):
-            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (view.mean, view.std))
-            pair.append((images.float().cpu() * std + mean).clamp(0, 1))
-        return torch.cat([pair[0], pair[0].new_ones(*pair[0].shape[:3], 4), pair[1]], 3)
+        return side_by_side(inputs, self.views(1))
+
+    def captions(self, batch: Batch) -> list[str]:
+        """What was drawn for both views."""
+        return drawn(batch, self.views(self.num_levels)[0])
 
     def _keys(self, images: Tensor, batch: Batch, all_valid: Tensor) -> Tensor:
         """float32 [world * B, width]: keys of all ranks' images, in the order of the ranks."""

@@ -92,9 +92,7 @@ class Rotation:
 
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """What the network sees of each sample: one picture, or all of its rotations in one or two rows."""
-        view = self.views(1)[0]
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (view.mean, view.std))
-        pictures = (seen(inputs).float().cpu() * std + mean).clamp(0, 1)
+        pictures = self.views(1)[0].pictures(seen(inputs))
         pictures = F.pad(pictures, (0, _GAP_PX, 0, _GAP_PX), value=1.0)
         pictures = pictures.unflatten(0, _in_rows(degrees_seen(batch)).shape)
         # [B, rows, columns, 3, h, w] → [B, 3, rows*h, columns*w]

@@ -1,22 +1,18 @@
 """SimCLR in levels (psl.txt, section 3.3.3 and Table 3; section 4.1 "Contrastive learning")."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
-from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.grey import Grey
-from fastpsl.kernels.sobel import Sobel
 from fastpsl.nt_xent import nt_xent
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data import Data
-from fastpsl.pipelines.views import Op, ViewSpec
+from fastpsl.pipelines.rows import Data
+from fastpsl.pipelines.views import ViewSpec
 from fastpsl.stage import Metrics, Trunk
-from fastpsl.tasks.contrastive import NUM_LEVELS, contrastive_view
+from fastpsl.tasks.contrastive import NUM_LEVELS, contrastive_view, drawn, side_by_side
 
 
 class SimCLR:
@@ -95,31 +91,11 @@ class SimCLR:
 
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """Both views of each sample side by side, as the network sees them."""
-        view = self.views(1)[0]
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (view.mean, view.std))
-        first, second = ((images.float().cpu() * std + mean).clamp(0, 1) for images in inputs)
-        return torch.cat([first, first.new_ones(*first.shape[:3], 4), second], 3)
+        return side_by_side(inputs, self.views(1))
 
     def captions(self, batch: Batch) -> list[str]:
-        """What was drawn for the left view of each sample, and below it for the right one: "flip, colour, blur 1.3"."""
-        ops = self.views(self.num_levels)[0].ops  # those of easier levels are the first of these
-        sides = [list(zip(ops, draws, strict=False)) for draws in batch.draws]
-        texts = []
-        for sample in range(len(batch.indices)):
-            said = [", ".join(filter(None, (_said(op, draw, sample) for op, draw in side))) for side in sides]
-            texts.append("\n".join(text or "crop" for text in said))
-        return texts
-
-
-def _said(op: Op, draw: Mapping[str, Tensor], sample: int) -> str:
-    """What `op` did to a sample, in a word; nothing where it did nothing."""
-    if isinstance(op, Flip):
-        return "flip" if draw["flip"][sample] else ""
-    if not draw["apply"][sample]:
-        return ""
-    if isinstance(op, GaussianBlur):
-        return f"blur {float(draw['sigma'][sample]):.1f}"
-    return {ColourDistortion: "colour", Grey: "grey", Sobel: "Sobel"}[type(op)]
+        """What was drawn for both views."""
+        return drawn(batch, self.views(self.num_levels)[0])
 
 
 class ProjectionHead(nn.Module):
@@ -132,9 +108,8 @@ class ProjectionHead(nn.Module):
     def __init__(self, channels: int, width: int):
         super().__init__()
         last = nn.BatchNorm1d(width)
-        last.bias.requires_grad_(
-            False
-        )  # as SimCLR's code: a shift that all embeddings share is none of theirs
+        # As SimCLR's code: a shift that all embeddings share is none of theirs.
+        last.bias.requires_grad_(False)
         self.layers = nn.Sequential(
             nn.Linear(channels, channels, bias=False),
             nn.BatchNorm1d(channels),
