@@ -108,7 +108,8 @@ def _say_the_end(run: Run, finished: bool) -> None:
     if not finished:
         where = f"stage {run.position.stage + 1}, step {run.position.step}"
         print(f"stopped by a signal in {where}; the same command with --out {run.folder} goes on from there")
-    for summary in run.position.summaries[: run.num_stages_before]:  # those of this process have been told
+    # A terminal has shown those of this process as they came, on stderr; a file of stdout gets them all.
+    for summary in run.position.summaries[: run.num_stages_before if sys.stdout.isatty() else None]:
         print(summary_line(summary))
     paths = run.checkpoints.paths()  # none where a finished checkpoint was "resumed" in another folder
     print(f"checkpoint {paths[-1] if paths else run.options.resume}")

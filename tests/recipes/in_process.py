@@ -29,7 +29,7 @@ def starter(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
-            launch(name, parts["parse"], parts["build"], parts["finish"])
+            launch(name, parts["parse"], parts["build"], parts.get("finish"))
         captured = capsys.readouterr()
         return Outcome(int(caught.value.code or 0), captured.out, captured.err)
 

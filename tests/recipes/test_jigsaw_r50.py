@@ -2,20 +2,19 @@
 
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 
-from fastpsl.launch import launch
 from fastpsl.pipelines.beton import Beton
 from fastpsl.sample import sample_paths
 from tests.commands import ENVIRONMENT, ROOT, newest_checkpoint, run
+from tests.recipes.in_process import Outcome, Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "jigsaw_r50.py"
 SMALL = (
@@ -27,39 +26,13 @@ SMALL = (
 RESNET18 = ("--backbone", "resnet18")
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the recipe's main in this process (starting one takes seconds): `recipe("--flag", …) → Outcome`."""
-    parts = runpy.run_path(str(RECIPE))
-
-    def start(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            launch("jigsaw_r50", parts["parse"], parts["build"])
-        captured = capsys.readouterr()
-        return Outcome(int(caught.value.code or 0), captured.out, captured.err)
-
-    return start
-
-
-def refused(outcome: Outcome, *words: str) -> None:
-    """Exit 2 and one last line that holds `words`; no traceback."""
-    last = outcome.err.strip().splitlines()[-1]
-    assert outcome.code == 2, outcome
-    assert "Traceback" not in outcome.err
-    assert last.startswith("jigsaw_r50: ")
-    for word in words:
-        assert word in last, last
+def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
+    return starter("jigsaw_r50", monkeypatch, capsys)
 
 
 def test_smallest_run_ends_with_lines_and_pictures(
-    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = recipe(*SMALL)
@@ -89,16 +62,28 @@ def damaged(tmp_path: Path, change: Any) -> Path:
     return path
 
 
-def test_data_that_cannot_be_read_is_refused(recipe: Any, tmp_path: Path) -> None:
+def test_data_that_cannot_be_read_is_refused(recipe: Start, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    refused(recipe("--data", tmp_path / "absent.beton", "--out", out), "absent.beton")
-    refused(recipe("--data", tmp_path / "none-*.beton", "--out", out), "none-*.beton")
+    refused(recipe("--data", tmp_path / "absent.beton", "--out", out), "jigsaw_r50", "absent.beton")
+    refused(recipe("--data", tmp_path / "none-*.beton", "--out", out), "jigsaw_r50", "none-*.beton")
     empty = tmp_path / "empty.beton"
     empty.touch()
-    refused(recipe("--data", empty, "--out", out), "empty.beton")
-    refused(recipe("--data", damaged(tmp_path, lambda d: d[: len(d) // 2]), "--out", out), "damaged.beton")
-    refused(recipe("--data", damaged(tmp_path, lambda d: b"PK" + d[2:]), "--out", out), "damaged.beton")
-    refused(recipe("--data", sample_paths().train, "--val", tmp_path / "v.beton", "--out", out), "v.beton")
+    refused(recipe("--data", empty, "--out", out), "jigsaw_r50", "empty.beton")
+    refused(
+        recipe("--data", damaged(tmp_path, lambda d: d[: len(d) // 2]), "--out", out),
+        "jigsaw_r50",
+        "damaged.beton",
+    )
+    refused(
+        recipe("--data", damaged(tmp_path, lambda d: b"PK" + d[2:]), "--out", out),
+        "jigsaw_r50",
+        "damaged.beton",
+    )
+    refused(
+        recipe("--data", sample_paths().train, "--val", tmp_path / "v.beton", "--out", out),
+        "jigsaw_r50",
+        "v.beton",
+    )
     assert not out.exists()
 
 
@@ -111,8 +96,9 @@ def test_data_that_cannot_be_read_is_refused(recipe: Any, tmp_path: Path) -> Non
         (("--batch-size", "1000"), ("480", "1000")),
         (("--shorter-px", "90"), ("90", "96")),
         (("--counts", "9", "8", "7"), ("must rise",)),
-        (("--counts", "8", "9"), ("level 3", "--counts")),
-        (("--stage-epochs", "1", "1"), ("--stage-epochs",)),
+        (("--counts", "8", "9", "--levels", "1", "2", "3"), ("--levels 1 2 3", "1 to 2")),
+        (("--stage-epochs", *"111111"), ("(1, 1, 1, 1, 1, 1)", "at most 5")),
+        (("--partition", "1-2", "2-3", "5"), ("hole", "B4")),
         (("--permutations", "absent.npy"), ("absent.npy",)),
         (("--resume", "absent.pt"), ("absent.pt",)),
         (("--sync-batchnorm",), ("CUDA",)),
@@ -120,7 +106,7 @@ def test_data_that_cannot_be_read_is_refused(recipe: Any, tmp_path: Path) -> Non
     ],
 )
 def test_impossible_requests_are_refused(
-    recipe: Any,
+    recipe: Start,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     arguments: tuple[str, ...],
@@ -129,7 +115,7 @@ def test_impossible_requests_are_refused(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     out = () if "--resume" in arguments else ("--out", tmp_path / "out")
     monkeypatch.chdir(tmp_path)
-    refused(recipe(*arguments, *out), *words)
+    refused(recipe(*arguments, *out), "jigsaw_r50", *words)
 
 
 def poisoned(tmp_path: Path, index: int) -> Path:
@@ -145,11 +131,11 @@ def poisoned(tmp_path: Path, index: int) -> Path:
     return path
 
 
-def test_a_poisoned_sample_is_named_and_may_be_skipped(recipe: Any, tmp_path: Path) -> None:
+def test_a_poisoned_sample_is_named_and_may_be_skipped(recipe: Start, tmp_path: Path) -> None:
     path, out = poisoned(tmp_path, 17), tmp_path / "out"
     epoch = ("--batch-size", "32", "--max-steps-per-stage", "15", "--plan", "end_to_end")
     arguments = ("--data", path, *SMALL, *RESNET18, *epoch, "--out")
-    refused(recipe(*arguments, tmp_path / "raise"), "sample 17")
+    refused(recipe(*arguments, tmp_path / "raise"), "jigsaw_r50", "sample 17")
     status = json.loads((tmp_path / "raise" / "status.json").read_text())
     assert status["state"] == "failed" and "sample 17" in status["reason"]
     outcome = recipe(*arguments, out, "--on-bad-sample", "skip")
@@ -159,7 +145,7 @@ def test_a_poisoned_sample_is_named_and_may_be_skipped(recipe: Any, tmp_path: Pa
 
 
 def test_a_corrupt_newest_checkpoint_gives_way_and_another_experiment_is_refused(
-    recipe: Any, tmp_path: Path
+    recipe: Start, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     assert recipe(*SMALL, *RESNET18, "--out", out).code == 0
@@ -168,7 +154,7 @@ def test_a_corrupt_newest_checkpoint_gives_way_and_another_experiment_is_refused
     outcome = recipe(*SMALL, *RESNET18, "--out", out)
     assert outcome.code == 0
     assert f"passed over: {newest}" in outcome.err and "step-00000002.pt" in outcome.err
-    refused(recipe(*SMALL, *RESNET18, "--out", out, "--seed", "5"), "seed (0 there, 5 now)")
+    refused(recipe(*SMALL, *RESNET18, "--out", out, "--seed", "5"), "jigsaw_r50", "seed (0 there, 5 now)")
 
 
 LIMITED = "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); \
@@ -186,7 +172,7 @@ def test_a_full_disk_at_checkpoint_time_is_one_line(tmp_path: Path) -> None:
         text=True,
         timeout=240,
     )
-    refused(Outcome(done.returncode, done.stdout, done.stderr), "File too large")
+    refused(Outcome(done.returncode, done.stdout, done.stderr), "jigsaw_r50", "File too large")
     assert os.listdir(tmp_path / "out" / "checkpoints") == []
     assert json.loads((tmp_path / "out" / "status.json").read_text())["state"] == "failed"
 

@@ -1,17 +1,14 @@
 """The MoCo v2 recipe as a user meets it: to the end, killed and resumed, with two ranks, and refused in one line."""
 
-import runpy
 import signal
-import sys
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-from fastpsl.launch import launch
 from fastpsl.sample import sample_paths
 from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
+from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "mocov2_r50.py"
 SMALL = (
@@ -21,25 +18,9 @@ SMALL = (
 )
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the recipe's main in this process: `recipe("--flag", …) → Outcome`."""
-    parts = runpy.run_path(str(RECIPE))
-
-    def start(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            launch("mocov2_r50", parts["parse"], parts["build"])
-        captured = capsys.readouterr()
-        return Outcome(int(caught.value.code or 0), captured.out, captured.err)
-
-    return start
+def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
+    return starter("mocov2_r50", monkeypatch, capsys)
 
 
 def queue_of(out: Path, step: int) -> torch.Tensor:
@@ -50,7 +31,7 @@ def queue_of(out: Path, step: int) -> torch.Tensor:
     return queue
 
 
-def test_killed_and_with_two_ranks(recipe: Any, tmp_path: Path) -> None:
+def test_killed_and_with_two_ranks(recipe: Start, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     steps = ("--max-steps-per-stage", "2")
     outcome = recipe(*SMALL, *steps, "--val", sample_paths().test_32, "--out", whole)
@@ -94,10 +75,7 @@ def test_killed_and_with_two_ranks(recipe: Any, tmp_path: Path) -> None:
     ],
 )
 def test_impossible_requests_are_refused(
-    recipe: Any, tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
+    recipe: Start, tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
 ) -> None:
     outcome = recipe(*SMALL, *arguments, "--max-steps-per-stage", "1", "--out", tmp_path / "out")
-    last = outcome.err.strip().splitlines()[-1]
-    assert outcome.code == 2 and "Traceback" not in outcome.err and last.startswith("mocov2_r50: "), outcome
-    for word in words:
-        assert word in last, last
+    refused(outcome, "mocov2_r50", *words)

@@ -1,16 +1,15 @@
 """The rotation recipe as a user meets it: to its end in both ways, and refused in one line."""
 
 import runpy
-import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 
-from fastpsl.launch import launch
 from tests.commands import ROOT, newest_checkpoint
 from tests.pipelines.photos import RAW, photo, write
+from tests.recipes.in_process import Outcome, Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "rotation_rv50.py"
 SMALL = (
@@ -20,25 +19,9 @@ SMALL = (
 ALL = ("--rotations-per-image", "all")
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the recipe's main in this process: `recipe("--flag", …) → Outcome`."""
-    parts = runpy.run_path(str(RECIPE))
-
-    def start(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            launch("rotation_rv50", parts["parse"], parts["build"])
-        captured = capsys.readouterr()
-        return Outcome(int(caught.value.code or 0), captured.out, captured.err)
-
-    return start
+def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
+    return starter("rotation_rv50", monkeypatch, capsys)
 
 
 def pictures(path: Path, num: int, shorter_px: int = 60) -> Path:
@@ -58,7 +41,7 @@ def said(outcome: Outcome) -> list[str]:
     return (outcome.err + outcome.out).splitlines()
 
 
-def test_all_rotations_through_all_stages(recipe: Any, data: Any, tmp_path: Path) -> None:
+def test_all_rotations_through_all_stages(recipe: Start, data: Any, tmp_path: Path) -> None:
     """The batch counts pictures after rotation: 4, 2 and 1 samples a step, so 6, 12 and 24 steps an epoch."""
     lines = said(recipe(*SMALL, *data, *ALL, "--backbone", "resnet18"))
     for stage, steps, chance in (("S1", 6, "50.0"), ("S2", 12, "25.0"), ("S3", 24, "12.5")):
@@ -76,7 +59,7 @@ def test_all_rotations_through_all_stages(recipe: Any, data: Any, tmp_path: Path
         assert abs(right - round(right)) < 1e-4, summary
 
 
-def test_one_rotation_of_each_picture(recipe: Any, data: Any) -> None:
+def test_one_rotation_of_each_picture(recipe: Start, data: Any) -> None:
     """A step is as many pictures, so an epoch is 3 steps at any level; levels are free."""
     lines = said(
         recipe(*SMALL, *data, "--backbone", "resnet18", "--plan", "psl_f", "--levels", "3", "1", "2")
@@ -87,20 +70,10 @@ def test_one_rotation_of_each_picture(recipe: Any, data: Any) -> None:
         )
 
 
-def test_the_papers_backbone_end_to_end(recipe: Any, data: Any, tmp_path: Path) -> None:
+def test_the_papers_backbone_end_to_end(recipe: Start, data: Any, tmp_path: Path) -> None:
     lines = said(recipe(*SMALL, *data, "--plan", "end_to_end"))
     assert "backbone" not in lines[0] and any("E: level G3, learns B1-B5" in line for line in lines), lines
     assert newest_checkpoint(tmp_path / "out")["science"]["backbone"] == "revnet50"
-
-
-def refused(outcome: Outcome, *words: str) -> None:
-    """Exit 2 and one last line that holds `words`; no traceback, nothing trained."""
-    last = outcome.err.strip().splitlines()[-1]
-    assert outcome.code == 2, outcome
-    assert "Traceback" not in outcome.err and "step 1/" not in outcome.out + outcome.err
-    assert last.startswith("rotation_rv50: ")
-    for word in words:
-        assert word in last, last
 
 
 @pytest.mark.parametrize(
@@ -118,21 +91,26 @@ def refused(outcome: Outcome, *words: str) -> None:
     ],
 )
 def test_impossible_requests_are_refused(
-    recipe: Any, data: Any, arguments: tuple[str, ...], words: tuple[str, ...]
+    recipe: Start, data: Any, arguments: tuple[str, ...], words: tuple[str, ...]
 ) -> None:
-    refused(recipe(*SMALL, *data, "--backbone", "resnet18", *arguments), *words)
+    refused(recipe(*SMALL, *data, "--backbone", "resnet18", *arguments), "rotation_rv50", *words)
 
 
 def test_pictures_too_small_for_45_degrees_are_refused_before_the_first_stage(
-    recipe: Any, tmp_path: Path
+    recipe: Start, tmp_path: Path
 ) -> None:
     """Only where a stage has such views; the line says how to leave them out."""
     small = ("--data", pictures(tmp_path / "small.beton", 8, shorter_px=40), "--backbone", "resnet18")
-    refused(recipe(*SMALL, *small, "--out", tmp_path / "a"), "40 x ", "fastpsl beton write --min-px 53")
+    refused(
+        recipe(*SMALL, *small, "--out", tmp_path / "a"),
+        "rotation_rv50",
+        "40 x ",
+        "fastpsl beton write --min-px 53",
+    )
     assert recipe(*SMALL, *small, "--out", tmp_path / "b", "--levels", "1", "2", "2").code == 0
 
 
-def test_the_papers_values_are_the_defaults(recipe: Any) -> None:
+def test_the_papers_values_are_the_defaults(recipe: Start) -> None:
     """Section 4.1; and all of the paper's values are this recipe's with --data."""
     parts = runpy.run_path(str(RECIPE))
     options, paper = parts["Options"](), parts["PAPER"]
