@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             Command,
             arguments,
             prog="fastpsl",
-            description="Self-supervised pre-training of vision backbones: data sets, contact sheets and permutation sets.",
+            description="Self-supervised pre-training of vision backbones: data sets, pictures, features, exports and tables; recipes/ train and evaluate.",
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
         with _one_line_warnings():

@@ -33,6 +33,10 @@ def one_line(box: str) -> str:
     while lines and not lines[0]:
         lines.pop(0)
     told = lines[: lines.index("")] if "" in lines else lines
+    if told and told[0].startswith(
+        "Error parsing Options: "
+    ):  # a value of ours, whose message says what to do
+        return " ".join(" ".join(told).split()).removeprefix("Error parsing Options: ")
     if "Perhaps you meant:" in lines:
         told = [*told, ";", *lines[lines.index("Perhaps you meant:") :][:2]]
     return " ".join(" ".join([*told, "; see --help"]).split()).replace(" ;", ";")

@@ -53,7 +53,12 @@ def run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run] = ())
         _report_failure(opened, rank, f"{recipe}: {reason}", reason)
     except KeyboardInterrupt:  # before the run has its own handler
         code = EXIT_PREEMPTED
-        _report_failure(opened, rank, f"{recipe}: interrupted before the first step", "interrupted")
+        _report_failure(
+            opened,
+            rank,
+            f"{recipe}: interrupted; the same command starts again, or goes on where it had come to",
+            "interrupted",
+        )
     except Exception as error:  # noqa: BLE001  (reported in full; the process ends here)
         code = EXIT_CRASHED
         _report_failure(opened, rank, traceback.format_exc(), f"{type(error).__name__}: {error}")
@@ -107,12 +112,16 @@ def _say_the_end(run: Run, finished: bool) -> None:
     write_atomically(run.folder / "results.json", json.dumps(run.position.summaries, indent=1).encode())
     if not finished:
         where = f"stage {run.position.stage + 1}, step {run.position.step}"
-        print(f"stopped by a signal in {where}; the same command with --out {run.folder} goes on from there")
+        goes_on = "goes on from there" if run.checkpoints.paths() else "starts anew"
+        print(f"stopped by a signal in {where}; the same command with --out {run.folder} {goes_on}")
     # A terminal has shown those of this process as they came, on stderr; a file of stdout gets them all.
     for summary in run.position.summaries[: run.num_stages_before if sys.stdout.isatty() else None]:
         print(summary_line(summary))
-    paths = run.checkpoints.paths()  # none where a finished checkpoint was "resumed" in another folder
-    print(f"checkpoint {paths[-1] if paths else run.options.resume}")
+    paths = (
+        run.checkpoints.paths()
+    )  # none where a finished checkpoint was "resumed" in another folder, or none was made
+    if paths or run.resumed:
+        print(f"checkpoint {paths[-1] if paths else run.options.resume}")
     print(f"training curve {draw_curve(run.folder)}")
     for probes in run.folder.glob("probe.png"):
         print(f"probes {probes}")

@@ -51,7 +51,9 @@ def nt_xent(
     if temperature <= 0:
         raise ValueError(f"temperature {temperature}: it must be above 0")
     with _full_float32(first.device):
-        views = F.normalize(torch.stack([first, second], 1).float(), dim=2)
+        # What is not valid may hold anything; 0 times what is not finite would be in every sum.
+        views = torch.stack([first, second], 1).float().masked_fill(~valid[:, None, None], 0.0)
+        views = F.normalize(views, dim=2)
         return NTXent(*_NTXent.apply(views, valid, temperature, block_rows))
 
 

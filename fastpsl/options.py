@@ -73,6 +73,10 @@ class RunOptions:
     """Curves for Weights & Biases."""
 
     def __post_init__(self) -> None:
+        if self.val is not None and self.data is None:
+            raise ValueError(
+                f"--val {self.val} without --data: give both, or neither for the embedded sample"
+            )
         positive = (
             "batch_size",
             "accumulate",
@@ -178,18 +182,21 @@ Options = TypeVar("Options", bound=RunOptions)
 
 
 def parse_options(
-    kind: type[Options], paper: Mapping[str, Any], sample: Mapping[str, Any], description: str
+    kind: type[Options],
+    paper: Mapping[str, Any],
+    sample: Mapping[str, Any],
+    description: str,
+    whose: str = "paper",
 ) -> Options:
     """Options from the command line; what it leaves open is `paper`'s with --data, and `sample`'s without.
 
-    Rank 0 speaks for all: it says in its first line where the values differ from the paper's. ValueError for what
+    Rank 0 speaks for all: its first line says where the values differ from `paper`'s (see `describe_choice`). ValueError for what
     cannot be parsed.
     """
     speaks = own_rank() == 0
     small = " ".join(f"--{name.replace('_', '-')} {_words(value)}" for name, value in sample.items())
-    description = (
-        f"{description.rstrip()}\n\nDefaults below are the paper's; without --data they are\n{small}"
-    )
+    usual = "are the paper's" if whose == "paper" else "hold with --data"
+    description = f"{description.rstrip()}\n\nDefaults below {usual}; without --data they are\n{small}"
 
     def parsed(values: Mapping[str, Any]) -> Options:
         options: Options = parse(
@@ -201,17 +208,24 @@ def parse_options(
     if options.data is None:
         options = parsed({**paper, **sample})
     if speaks:
-        print(describe_choice(options, paper), flush=True)
+        print(describe_choice(options, paper, whose), flush=True)
     return options
 
 
-def describe_choice(options: RunOptions, paper: Mapping[str, Any]) -> str:
-    """The first line of a recipe's output: whose values it uses, and where they differ from the paper's."""
+def describe_choice(options: RunOptions, paper: Mapping[str, Any], whose: str = "paper") -> str:
+    """The first line of a script's output: in which values of the experiment it differs from `paper`, or from a default.
+
+    whose: what `paper` is called: "paper", or "default" where no paper states it.
+    """
     ours = options.as_dict()
+    usual = {name: (value, whose) for name, value in paper.items()}
+    names = {*options.science(), "max_steps_per_stage"} - paper.keys()
+    usual |= {f.name: (f.default, "default") for f in fields(options) if f.name in names}
     changed = [
-        f"{name} {ours[name]} (paper {_plain(value)})"
-        for name, value in paper.items()
+        f"{name} {ours[name]} ({where} {_plain(value)})"
+        for name, (value, where) in usual.items()
         if ours[name] != _plain(value)
     ]
     data = options.data or "the embedded sample"
-    return f"{data}: " + (", ".join(changed) if changed else "all values as in the paper")
+    same = "all values as in the paper" if whose == "paper" else "all values are the defaults"
+    return f"{data}: " + (", ".join(changed) if changed else same)

@@ -1,5 +1,6 @@
 """Permutation sets of the jigsaw task in files: ours, VISSL's, bbrattoli's and Noroozi's."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -59,3 +60,8 @@ def _read_bin(path: str | Path) -> np.ndarray:
                 f"neither an .npy file of numbers nor a .bin of int32 N, pieces and N rows of them: {told}"
             )
         return np.frombuffer(file.read(), "<i4").reshape(int(header[0]), int(header[1]))
+
+
+def permutations_digest(permutations: np.ndarray) -> str:
+    """Which set it is, in 16 hexadecimal digits: what a run's science holds of it."""
+    return hashlib.sha256(np.ascontiguousarray(permutations, np.int64).tobytes()).hexdigest()[:16]

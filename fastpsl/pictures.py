@@ -116,7 +116,7 @@ def curve(folder: Path) -> Figure:
         axis.grid(alpha=0.3)
     axes[-1, 0].set_xlabel("step")
     if names:
-        axes[0, 0].legend(loc="upper right")
+        axes[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=6, fontsize="small", frameon=False)
     figure.suptitle(folder.name)
     figure.tight_layout()
     return figure

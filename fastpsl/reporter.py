@@ -244,21 +244,21 @@ def summary_line(summary: dict[str, Any]) -> str:
     text = f"{summary['stage']} (level G{summary['level']}): {summary['num_steps']}{cut} steps in {clock(summary['seconds'])}"
     if summary["loss_start"] is not None:
         text += f", loss {summary['loss_start']:.3f} → {summary['loss_end']:.3f}"
-    if held_out := _held_out_words(summary["held_out"]):
+    chance = "" if summary["chance"] is None else f" (chance {100 * summary['chance']:.1f} %)"
+    if held_out := _held_out_words(summary["held_out"], chance):
         text += f", held-out {held_out}"
-        if summary["chance"] is not None:
-            text += f" (chance {100 * summary['chance']:.1f} %)"
     return text
 
 
-def _held_out_words(held_out: dict[str, float]) -> str:
-    """The accuracy; or top-1 and top-5; or the top-1 of each classifier ("top1_B4") in one line."""
+def _held_out_words(held_out: dict[str, float], chance: str) -> str:
+    """The accuracy, or top-1 and top-5, or the top-1 of each classifier ("top1_B4"), in one line; `chance` is that of the first."""
     words = []
     for name, said in (("accuracy", "accuracy"), ("top1", "top-1"), ("top5", "top-5")):
         if name in held_out:
             words.append(f"{said} {100 * held_out[name]:.1f} %")
     parts = [f"{n[5:]} {100 * value:.1f}" for n, value in held_out.items() if n.startswith("top1_")]
-    return ", ".join(words + ([f"top-1 {', '.join(parts)} %"] if parts else []))
+    words += [f"top-1 {', '.join(parts)} %"] if parts else []
+    return ", ".join([words[0] + chance, *words[1:]]) if words else ""
 
 
 def start_wandb(folder: Path, config: dict[str, Any]) -> Any:

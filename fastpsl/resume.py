@@ -126,6 +126,10 @@ def refuse_other_science(saved: dict[str, Any], asked: dict[str, Any], path: str
         for name in sorted(saved.keys() | asked.keys())
         if saved.get(name) != asked.get(name)
     ]
+    if saved.get("recipe") != asked.get("recipe"):
+        raise ValueError(
+            f"{path} is a checkpoint of {saved.get('recipe')}, and this is {asked.get('recipe')}: give another --out"
+        )
     if different:
         raise ValueError(
             f"{path} belongs to another experiment: {', '.join(different)}; give the same values, or another --out"

@@ -71,11 +71,6 @@ class Run:
         self.train_data, self.val_data = open_both(options)
         if part is not None:
             self.train_data = part(self.train_data)
-        if self.train_data.num_samples < options.batch_size:
-            raise ValueError(
-                f"{self.train_data.num_samples} training images are fewer than one batch of {options.batch_size}: "
-                f"lower --batch-size, or give more data"
-            )
         self.science = (
             dict(science or {})
             | options.science()
@@ -91,6 +86,7 @@ class Run:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", options.keep_checkpoints)
         self.resume_state, notes = find_checkpoint(options, world, self.folder, self.science, self._machine())
         self.position = Position(**self.resume_state["position"]) if self.resume_state else Position()
+        self.resumed = self.resume_state is not None
         self.num_stages_before = len(self.position.summaries)
         self.reporter = Reporter(
             self.folder,
@@ -114,13 +110,13 @@ class Run:
         return values | {"world_size": self.world.size, "device": self.world.device.type}
 
     def _write_records(self) -> None:
+        (self.folder / "error.txt").unlink(missing_ok=True)  # of an attempt before
+        self.write_status("running", "")
         config = {"options": self.options.as_dict(), "science": self.science, "command": sys.argv}
         write_atomically(self.folder / "config.json", json.dumps(config, indent=1).encode())
         write_atomically(
             self.folder / "environment.json", json.dumps(environment(self.world), indent=1).encode()
         )
-        (self.folder / "error.txt").unlink(missing_ok=True)  # of an attempt before
-        self.write_status("running", "")
 
     def data_record(self) -> dict[str, Any]:
         """Which data this run has, for result.json."""
@@ -133,13 +129,20 @@ class Run:
         }
 
     def loader_batch(self, images_per_sample: int) -> int:
-        """Samples of a rank's batch, each of which makes so many images. ValueError where they do not divide it."""
+        """Samples of a rank's batch, each of which makes so many images. ValueError where they do not divide it, or are too few."""
         samples, rest = divmod(self.batch_size, images_per_sample)
         if rest or not samples:
             raise ValueError(
                 f"--batch-size {self.options.batch_size} gives each rank {self.batch_size} images a pass, and each sample makes "
                 f"{images_per_sample}: choose a batch that is a multiple of "
                 f"{images_per_sample * self.world.size * self.options.accumulate}"
+            )
+        needed = samples * self.world.size * self.options.accumulate
+        if self.train_data.num_samples < needed:
+            each = "" if images_per_sample == 1 else f", {images_per_sample} of each of {needed} samples"
+            raise ValueError(
+                f"{self.train_data.num_samples} training images are fewer than one batch of {self.options.batch_size}{each}: "
+                f"lower --batch-size, or give more data"
             )
         return samples
 
@@ -184,8 +187,9 @@ class Run:
         write_atomically(self.folder / "status.json", text.encode())
 
     def failed_elsewhere(self) -> bool:
-        """Whether another rank has already said why the run failed."""
-        return json.loads((self.folder / "status.json").read_text())["state"] == "failed"
+        """Whether another rank has already said why the run failed. No where this start has not come to its status yet."""
+        path = self.folder / "status.json"
+        return path.exists() and json.loads(path.read_text())["state"] == "failed"
 
     def look_at_first_batch(self, task: Task, stage: Stage, loader: Loader) -> None:
         """One rank a machine loads a batch before the others start, so that numba compiles the loader once, not N times.
@@ -221,7 +225,7 @@ def open_both(options: RunOptions) -> tuple[Data, Data | None]:
     """Training and held-out data: --data and --val, or the embedded sample's."""
     if options.data is None:
         paths = sample_paths()
-        return open_data(paths.train), open_data(options.val or paths.test)
+        return open_data(paths.train), open_data(paths.test)
     return open_data(options.data), open_data(options.val) if options.val else None
 
 

@@ -59,9 +59,9 @@ class Job:
         """ValueError now, and not after two stages, where a stage cannot be trained on this run's data."""
         task = self.task
         if getattr(task, "needs_labels", False):
-            require_labels(run.train_data, f"the task {type(task).__name__}")
+            require_labels(run.train_data, "this recipe")
             if run.val_data is not None:
-                require_labels(run.val_data, f"the task {type(task).__name__}")
+                require_labels(run.val_data, "this recipe")
                 require_same_classes(run.train_data, run.val_data)
         call_if_there(task, "check_data", run.train_data, run.options.batch_size)
         for stage in self.stages:
@@ -129,7 +129,12 @@ class StageRun:
                 val_loader = stack.enter_context(
                     run.loader(run.val_data, self.held_out_views, train=False, images_per_sample=each)
                 )
-            self.num_steps = self.stage.epochs * (loader.num_steps // run.options.accumulate)
+            self.steps_per_epoch = loader.num_steps // run.options.accumulate
+            self.num_steps = self.stage.epochs * self.steps_per_epoch
+            self.last_step = min(self.num_steps, run.options.max_steps_per_stage or self.num_steps)
+            run.reporter.stage_begins(self.stage, position.step, self.last_step, self.steps_per_epoch)
+            run.look_at_first_batch(self.job.task, self.stage, loader)
+            # What was filled in part is not saved: it is filled anew.
             if self.fresh and not self._warm_up(loader):
                 return False
             finished = self._train(loader)
@@ -174,10 +179,7 @@ class StageRun:
 
     def _train(self, loader: Loader) -> bool:
         job, run, position, options = self.job, self.run, self.position, self.run.options
-        steps_per_epoch = loader.num_steps // options.accumulate
-        last_step = min(self.num_steps, options.max_steps_per_stage or self.num_steps)
-        run.reporter.stage_begins(self.stage, position.step, last_step, steps_per_epoch)
-        run.look_at_first_batch(job.task, self.stage, loader)
+        steps_per_epoch, last_step = self.steps_per_epoch, self.last_step
         while position.step < last_step:
             if not self.monitor.look(steps_per_epoch, last_step):
                 return False

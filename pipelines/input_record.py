@@ -30,6 +30,10 @@ class Input:
                 f"input mean {self.mean} and std {self.std} for {self.channels}: "
                 f"give {num} {'value' if num == 1 else 'values'} each, std above 0, for pixels in [0, 1]"
             )
+        if max(self.mean) > 1 or max(self.std) > 1:
+            raise ValueError(
+                f"input mean {self.mean} and std {self.std} are for pixels up to 255: divide both by 255, pixels are in [0, 1]"
+            )
         if self.size_px < 1:
             raise ValueError(f"input size {self.size_px} px: give 1 px or more")
 

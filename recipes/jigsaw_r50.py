@@ -6,7 +6,6 @@ Paper: 50.9 % ImageNet top-1 of a linear classifier on B4 (45.7 % end to end). H
     torchrun recipes/jigsaw_r50.py            # the embedded sample, small values, minutes on two cores
 """
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,13 +13,14 @@ from fastpsl.backbones.choose import make_backbone
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.launch import launch
 from fastpsl.options import MACHINE, PretrainOptions, parse_options
-from fastpsl.permutations import read_permutations
+from fastpsl.permutations import permutations_digest, read_permutations
 from fastpsl.schedules import step_drops
 from fastpsl.tasks.jigsaw import Jigsaw
 from fastpsl.trainer import Job
 
 PAPER = {
-    "stage_epochs": (60, 60, 60),  # section 4.1
+    "backbone": "resnet50",  # section 4.1
+    "stage_epochs": (60, 60, 60),
     "batch_size": 256,
     "lr": 0.01,
     "intervals": (20, 20, 10, 10),
@@ -93,7 +93,7 @@ def build(options: Options) -> Job:
         stages=options.stages(task, backbone),
         schedule=step_drops(options.lr, options.intervals),
         optimiser=options.sgd(),
-        science={"permutations": hashlib.sha256(task.permutations.numpy().tobytes()).hexdigest()[:16]},
+        science={"permutations": permutations_digest(permutations)},
         frozen_batchnorm=options.frozen_batchnorm,
     )
 

@@ -52,7 +52,7 @@ class Options(EvaluationOptions):
 
 
 def parse() -> Options:
-    options = parse_options(Options, PAPER, SAMPLE, __doc__ or "")
+    options = parse_options(Options, PAPER, SAMPLE, __doc__ or "", whose="default")
     if options.data is None and options.checkpoint is None:
         options = dataclasses.replace(options, random_weights=True, backbone=options.backbone or "resnet18")
     return options

@@ -85,7 +85,7 @@ def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
 
 
 def parse() -> Options:
-    return parse_options(Options, PAPER, SAMPLE, __doc__ or "")
+    return parse_options(Options, PAPER, SAMPLE, __doc__ or "", whose="default")
 
 
 if __name__ == "__main__":

@@ -168,7 +168,11 @@ class Extraction:
             with np.errstate(over="ignore"):
                 values = features.astype(stored)
             if not np.isfinite(values).all():
-                remedy = "give --dtype float32" if np.isfinite(features).all() else "look at the weights"
+                remedy = (
+                    "fastpsl features --dtype float32 can"
+                    if np.isfinite(features).all()
+                    else "look at the weights"
+                )
                 raise ValueError(
                     f"features of B{self.block} reach {np.abs(features).max():.3g}, which {self.dtype} cannot hold: {remedy}"
                 )

@@ -74,8 +74,9 @@ def read_label_list(path: Path, data: Data) -> np.ndarray:
 
     A text file with one sample a line: its place in the data, a file name (n01440764_10026.JPEG, as SimCLR's lists have
     them) or a path (n01440764/n01440764_10026.JPEG); or a .npy of places or of paths, as VISSL's file lists are (PIRL's). A path means
-    the sample with the same last two parts, else the one with the same file name; endings do not count. ValueError for an
-    empty list, names that are not in the data or not there once, and what is named twice.
+    the sample with the same last two parts, else, where its folder is none of the classes, the one with the same file name;
+    endings do not count. ValueError for an empty list, names that are not in the data or not there once, and what is named
+    twice.
     """
     entries = _read_npy(path) if path.suffix == ".npy" else path.read_text().splitlines()
     entries = [entry for entry in map(str.strip, entries) if entry]
@@ -115,13 +116,17 @@ def _find(entries: list[str], path: Path, data: Data) -> np.ndarray:
     """Places of named samples; only the list's own names are kept in memory, not those of millions of samples."""
     by_path: dict[str, list[int]] = {_last_two(entry): [] for entry in entries}
     by_name: dict[str, list[int]] = {_stem(entry): [] for entry in entries}
+    classes = set(data.class_names or ())
     for place, name in enumerate(source_names(data)):
-        for places in (by_path.get(_last_two(name)), by_name.get(_stem(name))):
-            if places is not None:
-                places.append(place)
+        if (places := by_path.get(_last_two(name))) is not None:
+            places.append(place)
+        if (places := by_name.get(_stem(name))) is not None:
+            places.append(place)
     found, absent = [], []
     for entry in entries:
-        places = by_path[_last_two(entry)] or by_name[_stem(entry)]
+        # cat/1.jpg is not dog/1.jpg: where a class is named, its folder counts.
+        of_a_class = PurePosixPath(entry).parent.name in classes
+        places = by_path[_last_two(entry)] or ([] if of_a_class else by_name[_stem(entry)])
         if len(places) > 1:
             raise ValueError(
                 f"--label-list {path} names {entry}, and {len(places)} samples are called so (the first: "

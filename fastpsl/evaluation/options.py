@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fastpsl.distributed import own_rank
 from fastpsl.evaluation.weights import Pretrained, load_pretrained, random_weights
 from fastpsl.options import MACHINE, RunOptions
 from fastpsl.pipelines.input_record import Input
@@ -34,14 +35,18 @@ class EvaluationOptions(RunOptions):
             raise ValueError(f"--size-px {self.size_px}: it must be above 0")
 
     def pretrained(self) -> Pretrained:
-        """The weights that were asked for. ValueError for neither or both, or where they cannot be read."""
+        """The weights that were asked for; rank 0 says which they are, and whether their training was cut short. ValueError for neither or both, or where they cannot be read."""
         if self.random_weights == (self.checkpoint is not None):
             raise ValueError("give either --checkpoint PATH or --random-weights")
         if self.checkpoint is not None:
-            return load_pretrained(self.checkpoint, self.backbone, self.told_input())
-        if self.backbone is None:
+            found = load_pretrained(self.checkpoint, self.backbone, self.told_input())
+        elif self.backbone is None:
             raise ValueError("--random-weights needs --backbone")
-        return random_weights(self.backbone, self.seed, self.told_input())
+        else:
+            found = random_weights(self.backbone, self.seed, self.told_input())
+        if own_rank() == 0:
+            print(f"weights: {found}", flush=True)
+        return found
 
     def told_input(self) -> Input | None:
         """The input record of the --input flags; None without them."""

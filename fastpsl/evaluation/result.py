@@ -36,7 +36,7 @@ def write_result(
         "format": FORMAT,
         "protocol": protocol,
         "recipe": recipe,
-        "numbers": dict(numbers),
+        "numbers": {name: round(value, 4) for name, value in numbers.items()},
         "settings": dict(settings),
         "checkpoint": dict(checkpoint),
         "data": dict(data),

@@ -42,7 +42,10 @@ def read_weights(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise ValueError(_explain_unpickling(path, error)) from None
     except Exception as error:  # noqa: BLE001  (zipfile, pickle, torch: each has its own for a damaged file)
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        # torch's own words are of its archive reader; a file that ends early is the usual cause.
+        reason = (
+            str(error).split("\n")[0] if isinstance(error, zipfile.BadZipFile) else "cut short or damaged"
+        )
         raise ValueError(
             f"{path} is no readable file of weights ({reason}): fetch or copy it again"
         ) from None

@@ -1,6 +1,7 @@
 """Weights in: a backbone from our checkpoint, from an exported file, from others' files, or random; and what it is."""
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,10 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
     for place in (folder / "checkpoints", folder):
         found = Checkpoints(place).newest()
         if found is not None:
-            return found[0], found[1]
+            path, state, problems = found
+            for problem in problems:
+                warnings.warn(f"passed over, {path} is read instead: {problem}", stacklevel=2)
+            return path, state
     raise ValueError(f"{folder} holds no checkpoint: give a run's folder, or a file of weights")
 
 

@@ -7,6 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from fastpsl.options import PretrainOptions
 from fastpsl.tables.found import Found, TrainingRun
 from fastpsl.tables.matching import Matches, Need, runs_for
 from fastpsl.tables.needs import Evaluation, Weights
@@ -71,7 +72,8 @@ def _missing(
         folder = run.folder if run else _free(place.runs / name, found, None)
         if run is None or not run.can_be_evaluated:
             given = {"backbone": weights.backbone, "plan": weights.plan, "seed": seed}
-            commands.append(_command(place, weights.recipe, given | scale.training_flags(weights), folder))
+            given |= scale.training_flags(weights) | _of_begun(run)
+            commands.append(_command(place, weights.recipe, given, folder))
         source = {"checkpoint": folder}
     for evaluation in evaluations:
         chosen = {"seed": seed} | scale.spelled(evaluation.name)
@@ -79,6 +81,15 @@ def _missing(
         folder = _free(place.runs / f"{name}-{evaluation.folder_name}", found, checkpoint)
         commands.append(_command(place, evaluation.recipe, source | chosen, folder))
     return Missing(weights, seed, evaluations, run, tuple(commands))
+
+
+def _of_begun(run: TrainingRun | None) -> dict[str, Any]:
+    """What a table leaves open and a begun run has chosen: it goes on with the same values only."""
+    if run is None:
+        return {}
+    usual = PretrainOptions().science()
+    names = ("precision", "order", "lanes", "apex")
+    return {n: run.science[n] for n in names if n in run.science and run.science[n] != usual[n]}
 
 
 def _free(wanted: Path, found: Found, checkpoint: str | None) -> Path:

@@ -54,7 +54,10 @@ def match(table: Table, scale: Scale, found: Found, asked: DataSet) -> Matches:
     for result in found.results:
         need, reasons = closest(result, needs_of(table), scale)
         if need is not None and not reasons:
-            fitting.append((need, result))
+            if lacking := _lacking(result, need, table):
+                matches.unused[result.path] = lacking
+            else:
+                fitting.append((need, result))
         elif need is None or _of_another_table(result, scale):
             matches.num_other += 1
         else:
@@ -71,6 +74,14 @@ def match(table: Table, scale: Scale, found: Found, asked: DataSet) -> Matches:
             matches.unused[older.path] = f"the same seed again, and {result.path} is newer"
         seeds[result.seed] = result
     return matches
+
+
+def _lacking(result: Result, need: Need, table: Table) -> str:
+    """Which of the table's numbers a result does not hold; "" where it holds all."""
+    measures = [one for row in table.rows for one in row.measures if (one.weights, one.evaluation) == need]
+    lacking = {n for one in measures for n in one.numbers} - result.record["numbers"].keys()
+    why = ": top-5 needs more than five classes" if any(n.startswith("top5") for n in lacking) else ""
+    return f"it has no {', '.join(sorted(lacking))}{why}" if lacking else ""
 
 
 def _of_another_table(result: Result, scale: Scale) -> bool:
@@ -108,6 +119,11 @@ def mismatches(result: Result, need: Need, scale: Scale) -> list[str]:
         reasons += _differences("pre-trained", result.science, science)
         if result.data[0] != result.science.get("data_digest"):
             reasons.append("pre-trained on other pictures than it was evaluated on")
+    if result.data[0] == result.data[1]:
+        reasons.append("scored on the pictures that it learned from")
+    channels = (result.record["checkpoint"].get("input") or {}).get("channels", "RGB")
+    if channels != "RGB":
+        reasons.append(f"its network sees {channels}, here RGB")
     reasons += _differences("evaluated", result.record["settings"], scale.evaluation_settings(evaluation))
     return reasons
 
@@ -151,7 +167,7 @@ def _one_data_set(results: Iterable[Result], runs: Iterable[TrainingRun], asked:
     where: dict[DataSet, Path] = {}
     for result in results:
         where.setdefault(DataSet(*result.data), result.path)
-    sets = [one for one in where if asked.train is None or one.agrees(asked)]
+    sets = [one for one in where if one.agrees(asked)]
     # A result that knows its held-out pictures alone is of any set that has them.
     sets = [
         one for one in sets if one.train or not any(other.train and other.val == one.val for other in sets)
@@ -171,7 +187,7 @@ def _one_data_set(results: Iterable[Result], runs: Iterable[TrainingRun], asked:
             f"training runs on {len(digests)} data sets must not be mixed (digests: {told}): give --data and --val of one of "
             f"them, or --runs with one alone"
         )
-    return asked if asked.train is not None else DataSet(next(iter(digests), None))
+    return DataSet(asked.train or next(iter(digests), None), asked.val)
 
 
 def _of_other_data(result: Result, data: DataSet) -> str | None:

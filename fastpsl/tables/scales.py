@@ -6,9 +6,12 @@ what a recipe does not do by itself.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+from fastpsl.kernels.permutations import permutation_set
 from fastpsl.options import PretrainOptions, RunOptions
+from fastpsl.permutations import permutations_digest
 from fastpsl.tables.needs import Evaluation, Weights
 
 # May differ between results that are averaged: what a seed or a machine decides, and what changes no expected value.
@@ -40,6 +43,8 @@ class Scale:
         assert weights.recipe
         ours = {"recipe": weights.recipe, "backbone": weights.backbone, "plan": weights.plan}
         values = {name: plain(value) for name, value in self.training_values(weights).items()}
+        if weights.recipe == "jigsaw_r50":  # not those of a file
+            values["permutations"] = _made_permutations(values["grid"] ** 2, tuple(values["counts"]))
         return {k: v for k, v in (PretrainOptions().science() | values | ours).items() if k not in FREE}
 
     def training_values(self, weights: Weights) -> dict[str, Any]:
@@ -59,6 +64,11 @@ class Scale:
         """What must stand in the settings of a result."""
         values = {name: plain(value) for name, value in self.values[evaluation.name].items()}
         return {k: v for k, v in (RunOptions().science() | values).items() if k not in FREE}
+
+
+@cache
+def _made_permutations(num_pieces: int, counts: tuple[int, ...]) -> str:
+    return permutations_digest(permutation_set(num_pieces, counts).permutations)
 
 
 def plain(value: Any) -> Any:

@@ -105,7 +105,7 @@ class Jigsaw:
 class JigsawHead(nn.Module):
     """Average pool, Linear C→width with BatchNorm and ReLU shared by the tiles, concatenation, Linear to N.
 
-    VISSL's head (PROTOCOLS A1, Linear 2048→1000 + BN + ReLU per tile, Linear 9000→N) on the stage's last block; the
+    VISSL's head (Linear 2048→1000 + BN + ReLU per tile, Linear 9000→N) on the stage's last block; the
     paper does not state the head widths on B3 and B4.
     """
 

@@ -52,6 +52,8 @@ class MoCo:
     ):
         if key_group < 2:
             raise ValueError(f"--key-group {key_group}: statistics need 2 images or more")
+        if width < 1:
+            raise ValueError(f"--embedding-width {width}: it must be 1 or more")
         if temperature <= 0 or not 0 <= momentum <= 1:
             raise ValueError(
                 f"--temperature {temperature}, --momentum {momentum}: the first must be above 0, the second in [0, 1]"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fastpsl.evaluation.label_lists import draw_label_list, read_label_list, source_names, write_label_list
 from fastpsl.pipelines.beton import Beton
@@ -180,3 +181,20 @@ def test_a_beton_without_its_json_says_what_is_missing(imagenet: Path, tmp_path:
 def test_other_data_has_names_too(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("synthetic sample 3\n")
     assert read_label_list(tmp_path / "list.txt", Synthetic(5)).tolist() == [3]
+
+
+def test_a_file_of_another_class_is_not_taken(tmp_path: Path) -> None:
+    """Numbered files: cat/1.jpg is absent, and dog/1.jpg is no cat."""
+    for name in ("cat/2.png", "dog/1.png", "dog/3.png"):
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    (tmp_path / "list.txt").write_text("cat/1.png\ncat/2.png\n")
+    with (
+        Folder(tmp_path / "pictures") as data,
+        pytest.raises(ValueError, match="cat/1.png, which is not in the data"),
+    ):
+        read_label_list(tmp_path / "list.txt", data)
+    (tmp_path / "list.txt").write_text("1.png\ncat/2.png\n")
+    with Folder(tmp_path / "pictures") as data:
+        assert read_label_list(tmp_path / "list.txt", data).tolist() == [1, 0]

@@ -112,6 +112,18 @@ def planted(num: int, seed: int) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
+def test_each_classifier_reads_its_own_block() -> None:
+    """Blocks of unlike constants, weights of 1: each logit is the constant times the number of features."""
+    head = ProbeHead([(2, 8, 8)] * 5, 3, batchnorm=False)
+    for parameter in head.parameters():
+        torch.nn.init.ones_(parameter) if parameter.ndim > 1 else torch.nn.init.zeros_(parameter)
+    constants = (1.0, 10.0, 100.0, 1000.0, 10000.0)
+    logits = head([torch.full((1, 2, 8, 8), constant) for constant in constants])
+    names = ("B1", "B2", "B3", "B4", "B5", "final")
+    for name, constant in zip(names, (*constants, constants[-1]), strict=True):
+        assert torch.allclose(logits[name], torch.full((1, 3), constant * head.widths[name])), name
+
+
 def test_a_feature_planted_in_b2_is_found_by_b2s_head_alone() -> None:
     torch.manual_seed(0)
     backbone = Planted()

@@ -243,3 +243,16 @@ def test_two_ranks_with_unequal_data_have_the_gradients_of_one(tmp_path: Path) -
             parts[0][name], reference, rtol=0, atol=1e-5 * float(reference.abs().max() + 1)
         ), name
         assert reference.abs().max() > 0.001 or name.endswith("bias")
+
+
+def test_what_does_not_count_may_be_anything() -> None:
+    torch.manual_seed(0)
+    first, second = torch.randn(4, 3), torch.randn(4, 3)
+    valid = torch.tensor([True, True, False, True])
+    expected = nt_xent(first, second, valid, 0.5).loss
+    first[2], second[2] = float("nan"), float("inf")
+    first.requires_grad_()
+    loss = nt_xent(first, second, valid, 0.5).loss
+    loss.backward()
+    assert torch.equal(loss, expected) and first.grad is not None and first.grad.isfinite().all()
+    assert not first.grad[2].any()

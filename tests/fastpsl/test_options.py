@@ -140,6 +140,21 @@ def test_every_field_is_read_somewhere(recipe: str) -> None:
     assert [name for name in names + own if not re.search(rf"(options|self)\.{name}\b", text)] == []
 
 
+def test_first_line_tells_every_value_that_differs() -> None:
+    """Also those that no literal of the recipe holds."""
+    options = PretrainOptions(
+        data="d", plan="sl", levels=(1, 2, 2), batch_size=8, seed=3, max_steps_per_stage=5
+    )
+    assert describe_choice(options, {"batch_size": 256})[3:].rstrip(")").split("), ") == [
+        "batch_size 8 (paper 256",
+        "seed 3 (default 0",
+        "max_steps_per_stage 5 (default None",
+        "plan sl (default psl",
+        "levels [1, 2, 2] (default []",
+    ]
+    assert describe_choice(RunOptions(data="d"), {"seed": 0}, "default") == "d: all values are the defaults"
+
+
 def test_first_line_tells_tuples_like_lists() -> None:
     assert describe_choice(
         PretrainOptions(data="d", stage_epochs=(1, 2, 3)), {"stage_epochs": (1, 2, 3)}

@@ -22,6 +22,8 @@ from PIL import Image
 
 from fastpsl.cli import main
 from fastpsl.evaluation.result import write_result
+from fastpsl.kernels.permutations import permutation_set
+from fastpsl.permutations import permutations_digest
 from fastpsl.pipelines.data import open_data
 from fastpsl.sample import sample_paths
 from fastpsl.sample_pictures import CLASS_NAMES, draw_picture
@@ -168,7 +170,11 @@ def test_the_best_block_is_one_for_all_seeds(tmp_path: Path) -> None:
         ({"science": {"partition": ["1-2", "3-5"]}}, "partition 1-2 3-5"),
         ({"science": {"frozen_batchnorm": "train"}}, "frozen_batchnorm train"),
         ({"science": {"data_digest": "f" * 32}}, "pre-trained on other pictures"),
+        ({"science": {"permutations": "of a file"}}, "pre-trained with permutations of a file"),
         ({"settings": {"size_px": 64}}, "evaluated with size_px 64, here 56"),
+        ({"checkpoint": {"input": {"channels": "L"}}}, "sees L, here RGB"),
+        ({"data": {"train": "a" * 32, "val": "a" * 32}}, "scored on the pictures that it learned from"),
+        ({"numbers": {"top1_B1": 1.0}}, "it has no top1_B2, top1_B3"),
     ],
 )
 def test_what_does_not_fit_is_listed_and_not_used(tmp_path: Path, change: dict[str, Any], why: str) -> None:
@@ -252,6 +258,10 @@ def test_the_data_that_is_named_decides(tmp_path: Path, capsys: pytest.CaptureFi
     assert caught.value.code == 2 and said.count("\n") == 1 and "--data" in said
     main([*map(str, words), "--data", str(paths.train_32), "--val", str(paths.test_32)])
     assert "1 of 15 results" in capsys.readouterr().out
+    main([*map(str, words), "--val", str(paths.test_32)])  # one of the two is enough
+    assert "1 of 15 results" in capsys.readouterr().out
+    main([*map(str, words), "--val", str(paths.train_32)])
+    assert "0 of 15 results" in capsys.readouterr().out
 
 
 # --- the commands of what is missing
@@ -278,6 +288,19 @@ def effective(options: Any) -> dict[str, Any]:
     return {name: plain(value) for name, value in values.items()}
 
 
+@cache
+def of_made_permutations(num_pieces: int, counts: tuple[int, ...]) -> str:
+    return permutations_digest(permutation_set(num_pieces, counts).permutations)
+
+
+def test_a_jigsaws_science_holds_its_permutations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["jigsaw_r50", "--backbone", "resnet18", "--counts", "16", "32", "64"])
+    parts = recipe("jigsaw_r50")
+    job = parts["build"](parts["parse"]())
+    assert job.science["permutations"] == TINY.training_science(PSL)["permutations"]
+    assert job.science["permutations"] != PAPER.training_science(PSL)["permutations"]
+
+
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("scale", SCALES.values(), ids=list(SCALES))
 def test_every_command_parses_and_makes_what_is_missing(
@@ -299,6 +322,8 @@ def test_every_command_parses_and_makes_what_is_missing(
             name, options = parsed(command, monkeypatch)
             wanted = scale.training_science(missing.weights)
             science = options.science() | {"recipe": name}
+            if name == "jigsaw_r50":
+                science["permutations"] = of_made_permutations(options.grid**2, options.counts)
             assert {key: science[key] for key in wanted} == wanted
             assert options.seed == missing.seed
             folder = options.out
@@ -322,7 +347,7 @@ def test_every_value_that_a_recipe_knows_is_compared(name: str, monkeypatch: pyt
     science = recipe(name)["parse"]().science()
     weights = Weights("resnet50", name, "psl")
     for scale in SCALES.values():
-        assert set(science) - FREE == set(scale.training_science(weights)) - {"recipe"}
+        assert set(science) - FREE == set(scale.training_science(weights)) - {"recipe", "permutations"}
     for option, value in recipe(name)["PAPER"].items():
         if option not in ("backbone", "plan"):
             assert plain(PAPER.values[name][option]) == plain(value), option
@@ -406,6 +431,13 @@ def test_a_run_that_was_begun_goes_on(tmp_path: Path) -> None:
     assert len(first.commands) == 2 and first.commands[0].endswith(f"--out {folder}")
 
 
+def test_what_a_begun_run_has_chosen_is_repeated(tmp_path: Path) -> None:
+    """Free between results, but not within a run: it would be refused otherwise."""
+    put_run(tmp_path, "begun", state="preempted", precision="bf16", order="quasi_random", lanes=8)
+    (command, _) = missing_of(tmp_path, PSL)[0].commands
+    assert "--precision bf16 --order quasi_random --lanes 8 --out" in command and "--apex" not in command
+
+
 def test_a_deleted_result_is_missing_again(tmp_path: Path) -> None:
     paths = [put(tmp_path, weights, seed=seed) for weights in (PSL, END_TO_END) for seed in TINY.seeds]
     assert not missing_of(tmp_path, PSL) and not missing_of(tmp_path, END_TO_END)
@@ -447,7 +479,11 @@ def rendered(
 ) -> tuple[str, str, Page]:
     """What the command says, its Markdown and its page."""
     main(["table", "psl/5", "--runs", str(runs), "--out", str(out), "--scale", "tiny", *arguments])
-    said = capsys.readouterr().out
+    captured = capsys.readouterr()
+    said = captured.out
+    assert ("no such.beton" in captured.err) == (
+        "no such.beton" in arguments
+    )  # a warning where it is not there
     page = Page()
     page.feed((out / "psl-5.html").read_text())
     page.close()

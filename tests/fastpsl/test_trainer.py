@@ -198,7 +198,7 @@ def test_a_signal_during_the_held_out_pass_is_heard(whole: Path, tmp_path: Path)
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="fewer than one batch of 960"):
-        tiny_run(tmp_path, batch_size=960, accumulate=2)
+        fit(tmp_path, batch_size=960, accumulate=2)
 
 
 def test_a_task_that_needs_labels_refuses_data_without(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_task_that_needs_labels_refuses_data_without(tmp_path: Path) -> None:
         ]
         write_beton(samples, path, num_samples=8)
     with pytest.raises(
-        ValueError, match=r"Jigsaw needs labels, and 2 of 8 samples have none .*sample 2 \(p2\)"
+        ValueError, match=r"this recipe needs labels, and 2 of 8 samples have none .*sample 2 \(p2\)"
     ):
         fit_with_labels(without)
     assert fit_with_labels(labelled)

@@ -315,3 +315,10 @@ def test_options_that_find_none_are_refused(theirs: Path) -> None:
             options(*words).pretrained()
     with pytest.raises(ValueError, match="--size-px 0"):
         options("--size-px", 0)
+
+
+def test_an_input_of_0_to_255_is_refused() -> None:
+    with pytest.raises(ValueError, match="divide both by 255"):
+        Input("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+    with pytest.raises(ValueError, match="divide both by 255"):
+        Input("RGB", (0.5, 0.5, 0.5), (58.395, 57.12, 57.375))

@@ -114,7 +114,7 @@ def parts() -> dict[str, Any]:
 
 
 def test_protocols_are_vissls_and_mocos() -> None:
-    """Rates at each epoch and the optimiser's settings, as PROTOCOLS B1 has them."""
+    """Rates at each epoch and the optimiser's settings, as VISSL and MoCo have them."""
     recipe = parts()
     for protocol, epochs, lr, drops, wd, nesterov in (
         ("vissl", 28, 0.01, (8, 16, 24), 5e-4, True),
