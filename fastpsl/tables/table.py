@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import warnings
 from pathlib import Path
 
 from fastpsl.checkpoint import write_atomically
@@ -54,15 +55,24 @@ def make_table(
         write_atomically(written[0], markdown(report).encode())
         save_picture(report, written[1])
         write_atomically(written[2], html(report, written[1]).encode())
+    absent = [
+        f"{flag} {name}" for flag, name in (("--data", data), ("--val", val)) if name and not _is_there(name)
+    ]
+    if absent:
+        warnings.warn(f"{' and '.join(absent)}: not here, so results are not compared with it", stacklevel=1)
     return [*_said(report, runs), "", *(f"written: {path}" for path in written)]
 
 
 def _digest(data: str | None) -> str | None:
     """Of a data set that is there; None for one that is not, which commands may name for another machine."""
-    if data is None or not glob.glob(data):
+    if data is None or not _is_there(data):
         return None
     with contextlib.closing(open_data(data)) as opened:
         return opened.digest()
+
+
+def _is_there(data: str) -> bool:
+    return bool(glob.glob(data))
 
 
 def _said(report: Report, runs: Path) -> list[str]:
