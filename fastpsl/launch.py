@@ -139,6 +139,10 @@ def _report_failure(opened: Sequence[Run], rank: int, error: str, reason: str) -
         run.agreement.close()
         if run.reporter.screen:
             run.reporter.screen.close()
+    if rank != 0:
+        time.sleep(1.0)
+        error = f"rank {rank}: {error}"
+    for run in opened:
         if run.failed_elsewhere():
             return
         try:
@@ -147,7 +151,4 @@ def _report_failure(opened: Sequence[Run], rank: int, error: str, reason: str) -
         except OSError as problem:
             if not run.failed_elsewhere():
                 print(f"status.json could not be written: {problem}", file=sys.stderr)
-    if rank != 0:
-        time.sleep(1.0)
-        error = f"rank {rank}: {error}"
     print(error, file=sys.stderr, flush=True)

@@ -202,7 +202,7 @@ def was_cut(state: Mapping[str, Any]) -> bool:
     """Whether a checkpoint's training did not go through its whole plan: steps left out of a stage, or stages to come."""
     summaries = state["position"]["summaries"]
     short = any(summary["num_steps"] < summary["num_steps_planned"] for summary in summaries)
-    return short or len(summaries) < state["num_stages"]
+    return short or len(summaries) < state.get("num_stages", 1)  # older checkpoints do not say how many
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -1,5 +1,10 @@
 """A table as Markdown."""
 
+import contextlib
+import shutil
+import sys
+from pathlib import Path
+
 from fastpsl.tables.report import NOTHING, Report, gain_lines, lines_of, sizes_of
 
 
@@ -70,7 +75,7 @@ def _missing(report: Report) -> str:
 
 def missing_lines(report: Report) -> list[str]:
     """A comment and the commands of each missing run, to be pasted into a shell."""
-    lines = []
+    lines = _path_line() if report.missing else []
     for one in report.missing:
         there = ""
         if one.run is not None:
@@ -80,6 +85,16 @@ def missing_lines(report: Report) -> list[str]:
         lines.append(f"# {report.method_of(one.weights)}, seed {one.seed}: {evaluations}{there}")
         lines += one.commands
     return lines
+
+
+def _path_line() -> list[str]:
+    """Where torchrun is, if the shell would find none, or another environment's."""
+    own, found = Path(sys.executable).parent, shutil.which("torchrun")
+    if found is not None and Path(found).parent == own:
+        return []
+    with contextlib.suppress(ValueError):
+        own = Path("$PWD") / own.relative_to(Path.cwd())
+    return [f'export PATH="{own}:$PATH"']
 
 
 def _plain(text: str) -> str:
