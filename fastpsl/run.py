@@ -61,8 +61,11 @@ class Run:
         world: World,
         science: Mapping[str, Any] | None = None,
         part: Callable[[Data], Data] | None = None,
+        check: Callable[["Run"], None] | None = None,
     ):
-        """science: what else must not change on resume, besides the options' science and the data. part: see `Job`."""
+        """science: what else must not change on resume, besides the options' science and the data. part: see `Job`. check: called
+        when the data is open and nothing is written yet.
+        """
         self.options, self.world = options, world
         self.precision = options.resolved_precision(world.device)
         self.batch_size = options.rank_batch(world.size)
@@ -71,6 +74,8 @@ class Run:
         self.train_data, self.val_data = open_both(options)
         if part is not None:
             self.train_data = part(self.train_data)
+        if check is not None:
+            check(self)
         self.science = (
             dict(science or {})
             | options.science()

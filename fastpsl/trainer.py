@@ -76,7 +76,7 @@ def torch_seed(*numbers: int) -> int:
 
 def pretrain(job: Job, run: Run) -> bool:
     """Train through the plan, from the run's checkpoint if it has one. False when a signal stopped it (after saving)."""
-    job.check(run)
+    job.check(run)  # again, for runs that were opened without it
     (state, run.resume_state), position = (run.resume_state, None), run.position
     if run.options.sync_batchnorm:
         nn.SyncBatchNorm.convert_sync_batchnorm(job.backbone)

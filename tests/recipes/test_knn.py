@@ -68,10 +68,11 @@ def test_scores_result_and_picture_of_the_sample(recipe: Any, tmp_path: Path) ->
     outcome = recipe(*SMALL, "--out", out)
     assert outcome.code == 0, outcome
     lines = outcome.out.splitlines()
-    assert lines[0].startswith("the embedded sample: k [1, 5, 10, 20] (paper [10, 20, 100, 200])")
-    assert lines[1] == "160 held-out images, neighbours of 480; B5 of resnet18"
-    assert lines[2].startswith("weighted: k 1 ") and lines[3].startswith("majority: k 1 ")
-    assert lines[4:] == [f"result {out / 'result.json'}", f"neighbours {out / 'neighbours.png'}"]
+    assert lines[0].startswith("the embedded sample: k [1, 5, 10, 20] (default [10, 20, 100, 200])")
+    assert lines[1].startswith("weights: resnet18, random weights; input RGB")
+    assert lines[2] == "160 held-out images, neighbours of 480; B5 of resnet18"
+    assert lines[3].startswith("weighted: k 1 ") and lines[4].startswith("majority: k 1 ")
+    assert lines[5:] == [f"result {out / 'result.json'}", f"neighbours {out / 'neighbours.png'}"]
     result = json.loads((out / "result.json").read_text())
     assert result["numbers"] == pytest.approx(numbers_by_hand(out, (1, 5, 10, 20), 0.07))
     assert 20 < result["numbers"]["top1_k1"] < 100  # chance is 12.5
