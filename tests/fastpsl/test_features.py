@@ -97,7 +97,7 @@ def test_half_precision_and_what_it_cannot_hold(data: Beton, tmp_path: Path) -> 
     assert half.dtype == np.float16 and np.array_equal(half, whole.astype(np.float16))
     work = extraction(data, dtype="float16")
     work.pretrained.backbone.blocks()[3][1].weight.data.fill_(1e6)  # type: ignore[operator]
-    with pytest.raises(ValueError, match="float16 cannot hold: give --dtype float32"):
+    with pytest.raises(ValueError, match="float16 cannot hold: fastpsl features --dtype float32 can"):
         work.to_file(tmp_path / "large.npy", one_process())
     assert not (tmp_path / "large.npy").exists()
 
@@ -267,9 +267,9 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert (
         command(checkpoint, data, "--block", "B3", "--out", out, "--size-px", "32", "--num-threads", "1") == 0
     )
-    assert capsys.readouterr().out == (
-        f"{out}: float16 [160, 128], B3 of resnet18 at 32 px, labels in F-labels.npy\n"
-    )
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"weights: {checkpoint}: resnet18 (fastpsl, 1 steps")
+    assert said[1:] == [f"{out}: float16 [160, 128], B3 of resnet18 at 32 px, labels in F-labels.npy"]
     found = read_features(out)
     assert found is not None and found.record["checkpoint"]["science"]["recipe"] == "none"
 
