@@ -23,7 +23,7 @@ from fastpsl.evaluation.held_out import require_held_out
 from fastpsl.evaluation.knn_score import open_folder, require_neighbours, score
 from fastpsl.evaluation.neighbour_sheet import draw_neighbours
 from fastpsl.evaluation.options import EvaluationOptions
-from fastpsl.evaluation.result import write_result
+from fastpsl.evaluation.result import result_line, write_result
 from fastpsl.launch import EXIT_FINISHED, run_script
 from fastpsl.options import parse_options
 from fastpsl.run import open_both
@@ -94,7 +94,7 @@ def work() -> int:
                 seconds=time.monotonic() - started,
                 cut=bool(record.get("cut")),
             )
-            print(f"result {path}")
+            print(result_line(path))
             sheet = draw_neighbours(
                 folder / "neighbours.png", val, train, *found.shown(options.seed), wanted[0].loader
             )

@@ -18,6 +18,7 @@ from fastpsl.evaluation.held_out import overridden, require_held_out, scores, wr
 from fastpsl.evaluation.linear import LinearProbes, probe_sgd
 from fastpsl.evaluation.linear_chart import draw_blocks
 from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.evaluation.result import result_line
 from fastpsl.evaluation.views import center_view, train_view
 from fastpsl.evaluation.weights import Pretrained
 from fastpsl.launch import launch
@@ -93,7 +94,7 @@ def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
     )
     title = f"{protocol}, {record['backbone']}, {record['path'] or 'random weights'}"
     chart = draw_blocks(scores(run), run.folder / "result.png", title, 100 * job.task.chance(1))  # type: ignore[attr-defined]
-    return [f"result {path}", f"chart {chart}"]
+    return [result_line(path), f"chart {chart}"]
 
 
 def parse() -> Options:

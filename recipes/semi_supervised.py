@@ -18,6 +18,7 @@ from typing import Any, Literal
 from fastpsl.evaluation.held_out import overridden, require_held_out, write_held_out
 from fastpsl.evaluation.label_lists import labelled_part, write_label_list
 from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.evaluation.result import result_line
 from fastpsl.evaluation.views import center_view, train_view
 from fastpsl.evaluation.weights import Pretrained
 from fastpsl.launch import launch
@@ -95,7 +96,7 @@ def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
     constants = options.constants() | ({"percent": None} if options.label_list else {})
     name, record = "semi_supervised", pretrained(options).record
     path = write_held_out(job, run, recipe=name, protocol=name, constants=constants, checkpoint=record)
-    return [f"labelled images {labels}", f"result {path}"]
+    return [f"labelled images {labels}", result_line(path)]
 
 
 def parse() -> Options:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fastpsl.backbones.choose import make_backbone
 from fastpsl.evaluation.held_out import write_held_out
+from fastpsl.evaluation.result import result_line
 from fastpsl.evaluation.views import center_view, train_view
 from fastpsl.evaluation.weights import load_pretrained
 from fastpsl.launch import launch
@@ -81,7 +82,7 @@ def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
     path = write_held_out(
         job, run, recipe="supervised", protocol="supervised", constants=constants, checkpoint=record
     )
-    return [f"result {path}"]
+    return [result_line(path)]
 
 
 def parse() -> Options:

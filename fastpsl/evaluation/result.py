@@ -60,3 +60,11 @@ def read_result(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"{path} is no result of format {FORMAT}: it was written by another version")
     return record
+
+
+def result_line(path: Path) -> str:
+    """What a script says at its end of the result that it wrote."""
+    cut = read_result(path)["cut"]
+    return f"result {path}" + (
+        ", of a training or an evaluation that was cut short: it says nothing" if cut else ""
+    )
