@@ -1,6 +1,7 @@
 """The MoCo v2 recipe as a user meets it: to the end, killed and resumed, with two ranks, and refused in one line."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,16 @@ def queue_of(out: Path, step: int) -> torch.Tensor:
     return queue
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in processes of tests.commands: sums of other numbers of threads differ in their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_killed_and_with_two_ranks(recipe: Start, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     steps = ("--max-steps-per-stage", "2")
