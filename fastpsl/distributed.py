@@ -108,29 +108,6 @@ def gathered(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def gathered_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
-    """`gathered`, through which each rank gets back the sum of all ranks' gradients of its own part.
-
-    DDP then takes the mean over the ranks: a loss that is a mean over all ranks' samples is, on each rank, the sum over its own
-    samples times the number of ranks, over the number of all samples.
-    """
-    return _Gather.apply(tensor) if dist.is_initialized() else tensor
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
-        ctx.num = len(tensor)
-        return gathered(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        start = dist.get_rank() * ctx.num
-        return gradient[start : start + ctx.num]
-
-
 class Decision(NamedTuple):
     stop: bool
     checkpoint: bool

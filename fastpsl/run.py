@@ -123,16 +123,6 @@ class Run:
             self.folder / "environment.json", json.dumps(environment(self.world), indent=1).encode()
         )
 
-    def data_record(self) -> dict[str, Any]:
-        """Which data this run has, for result.json."""
-        val = self.val_data
-        return {
-            "train": self.train_data.digest(),
-            "val": val.digest() if val is not None else None,
-            "num_train": self.train_data.num_samples,
-            "num_val": val.num_samples if val is not None else None,
-        }
-
     def loader_batch(self, images_per_sample: int) -> int:
         """Samples of a rank's batch, each of which makes so many images. ValueError where they do not divide it, or are too few."""
         samples, rest = divmod(self.batch_size, images_per_sample)

@@ -11,7 +11,6 @@ equal classes the nearer wins. Exact, for any number of images. Here: not yet ru
 Options of training have no effect here. The features stay in the run's folder and serve again: other values of k cost nothing.
 """
 
-import dataclasses
 import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -22,10 +21,9 @@ from fastpsl.evaluation.features import Extraction
 from fastpsl.evaluation.held_out import require_held_out
 from fastpsl.evaluation.knn_score import open_folder, require_neighbours, score
 from fastpsl.evaluation.neighbour_sheet import draw_neighbours
-from fastpsl.evaluation.options import EvaluationOptions
-from fastpsl.evaluation.result import result_line, write_result
+from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
+from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.launch import EXIT_FINISHED, run_script
-from fastpsl.options import parse_options
 from fastpsl.run import open_both
 
 PAPER: dict[str, Any] = {"k": (10, 20, 100, 200), "temperature": 0.07, "batch_size": 256, "size_px": 224}
@@ -52,10 +50,7 @@ class Options(EvaluationOptions):
 
 
 def parse() -> Options:
-    options = parse_options(Options, PAPER, SAMPLE, __doc__ or "", whose="default")
-    if options.data is None and options.checkpoint is None:
-        options = dataclasses.replace(options, random_weights=True, backbone=options.backbone or "resnet18")
-    return options
+    return parse_evaluation(Options, PAPER, SAMPLE, __doc__ or "")
 
 
 def work() -> int:
@@ -89,8 +84,7 @@ def work() -> int:
                 numbers=numbers,
                 settings=options.as_dict() | {"similarity": "cosine", "features": bank.record["digest"]},
                 checkpoint=record,
-                data={"train": train.digest(), "val": val.digest()}
-                | {"num_train": train.num_samples, "num_val": val.num_samples},
+                data=data_record(train, val),
                 seconds=time.monotonic() - started,
                 cut=bool(record.get("cut")),
             )

@@ -8,7 +8,6 @@ B5 and the averaged B5), moco that of MoCo (the averaged B5 alone). Here: not ye
     torchrun recipes/linear_probe.py            # random weights on the embedded sample, a minute on two cores
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +16,11 @@ from typing import Any, Literal
 from fastpsl.evaluation.held_out import overridden, require_held_out, scores, write_held_out
 from fastpsl.evaluation.linear import LinearProbes, probe_sgd
 from fastpsl.evaluation.linear_chart import draw_blocks
-from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
 from fastpsl.evaluation.result import result_line
 from fastpsl.evaluation.views import center_view, train_view
 from fastpsl.evaluation.weights import Pretrained
 from fastpsl.launch import launch
-from fastpsl.options import parse_options
 from fastpsl.plan import Stage
 from fastpsl.run import Run
 from fastpsl.schedules import step_drops
@@ -70,12 +68,12 @@ def build(options: Options) -> Job:
     num_blocks = len(weights.backbone.blocks())  # type: ignore[operator]  # a module of no type of ours
     return Job(
         task=LinearProbes(
-            weights.backbone,
             train_view(weights.input, options.size_px),
             center_view(weights.input, options.size_px),
-            values["blocks"],
-            values["batchnorm"],
             values["head_std"],
+            backbone=weights.backbone,
+            blocks=values["blocks"],
+            batchnorm=values["batchnorm"],
         ),
         backbone=weights.backbone,
         stages=(Stage("linear", 1, num_blocks + 1, num_blocks, values["epochs"]),),
@@ -98,10 +96,7 @@ def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
 
 
 def parse() -> Options:
-    options = parse_options(Options, PAPER, SAMPLE, __doc__ or "", whose="default")
-    if options.data is None and options.checkpoint is None:
-        options = dataclasses.replace(options, random_weights=True, backbone=options.backbone or "resnet18")
-    return options
+    return parse_evaluation(Options, PAPER, SAMPLE, __doc__ or "")
 
 
 if __name__ == "__main__":

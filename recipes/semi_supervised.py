@@ -8,7 +8,6 @@ selection", no list and no schedule; PIRL, which it follows, gives --protocol pi
     torchrun recipes/semi_supervised.py         # random weights, 10 % of the embedded sample, a minute on two cores
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,13 +16,13 @@ from typing import Any, Literal
 
 from fastpsl.evaluation.held_out import overridden, require_held_out, write_held_out
 from fastpsl.evaluation.label_lists import labelled_part, write_label_list
-from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
 from fastpsl.evaluation.result import result_line
 from fastpsl.evaluation.views import center_view, train_view
 from fastpsl.evaluation.weights import Pretrained
 from fastpsl.launch import launch
 from fastpsl.optimisers import sgd
-from fastpsl.options import MACHINE, parse_options
+from fastpsl.options import MACHINE
 from fastpsl.pipelines.subset import Subset
 from fastpsl.plan import Stage
 from fastpsl.run import Run
@@ -100,10 +99,7 @@ def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
 
 
 def parse() -> Options:
-    options = parse_options(Options, PAPER, SAMPLE, __doc__ or "", whose="default")
-    if options.data is None and options.checkpoint is None:
-        options = dataclasses.replace(options, random_weights=True, backbone=options.backbone or "resnet18")
-    return options
+    return parse_evaluation(Options, PAPER, SAMPLE, __doc__ or "")
 
 
 if __name__ == "__main__":

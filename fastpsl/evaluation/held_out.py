@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastpsl.evaluation.result import write_result
+from fastpsl.evaluation.result import data_record, write_result
 from fastpsl.options import RunOptions
 from fastpsl.pipelines.subset import Subset
 from fastpsl.run import Run
@@ -54,7 +54,7 @@ def write_held_out(
         numbers=scores(run),
         settings=run.options.as_dict() | settings,
         checkpoint=checkpoint,
-        data=run.data_record() | whole,
+        data=data_record(run.train_data, run.val_data) | whole,
         seconds=sum(summary["seconds"] for summary in summaries),
         cut=bool(checkpoint.get("cut")) or any(s["num_steps"] < s["num_steps_planned"] for s in summaries),
     )

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from fastpsl.kernels.draws import Keys
 from fastpsl.optimisers import sgd
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.rows import Data
-from fastpsl.pipelines.views import ViewSpec
 from fastpsl.stage import Metrics, Trunk
 from fastpsl.tasks.classify import (
-    checked_num_classes,
+    Classify,
     linear,
     masked_cross_entropy,
     top_right,
@@ -43,8 +41,8 @@ def pooled(features: Tensor, grid: int) -> Tensor:
     return F.adaptive_avg_pool2d(features, min(grid, *features.shape[-2:]))
 
 
-@dataclass
-class LinearProbes:
+@dataclass(kw_only=True)
+class LinearProbes(Classify):
     """A classifier on each block of a frozen backbone, and one on the last block's average ("final"); independent of each other.
 
     backbone: that of the job, on whose blocks a first picture is tried for the sizes. blocks: whether B1, B2, … are probed, or
@@ -54,24 +52,8 @@ class LinearProbes:
     """
 
     backbone: nn.Module
-    train_view: ViewSpec
-    held_out_view: ViewSpec
     blocks: bool = True
     batchnorm: bool = True
-    head_std: float | None = None
-    num_levels: int = field(default=1, init=False)
-    num_classes: int = field(default=0, init=False)
-    needs_labels = True
-
-    def check_data(self, data: Data, batch_size: int) -> None:
-        """Takes the number of classes; ValueError where there is nothing to tell apart."""
-        self.num_classes = checked_num_classes(data)
-
-    def views(self, level: int) -> tuple[ViewSpec, ...]:
-        return (self.train_view,)
-
-    def held_out_views(self, level: int) -> tuple[ViewSpec, ...]:
-        return (self.held_out_view,)
 
     def head(self, level: int, channels: int) -> nn.Module:
         shapes = [tuple(features.shape[1:]) for features in self._features_of_a_picture()]
@@ -111,14 +93,6 @@ class LinearProbes:
         if head.training:  # the screen has a line for few numbers
             metrics = {name: value for name, value in metrics.items() if name.startswith("top1")}
         return total, {"loss": (total.detach() * num, num)} | metrics
-
-    def chance(self, level: int) -> float:
-        """Top-1 accuracy of guessing."""
-        return 1 / self.num_classes
-
-    def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """The pictures as the network sees them."""
-        return self.train_view.pictures(inputs[0])
 
 
 class ProbeHead(nn.Module):

@@ -1,12 +1,13 @@
 """Options that every evaluation shares: whose weights, what they expect to see, how large the pictures are."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from fastpsl.distributed import own_rank
 from fastpsl.evaluation.weights import Pretrained, load_pretrained, random_weights
-from fastpsl.options import MACHINE, RunOptions
+from fastpsl.options import MACHINE, RunOptions, parse_options
 from fastpsl.pipelines.input_record import Input
 
 
@@ -64,3 +65,16 @@ def told_input(
             "--input-channels, --input-mean and --input-std belong together: give all three or none"
         )
     return Input(channels, mean, std, size_px)
+
+
+Options = TypeVar("Options", bound=EvaluationOptions)
+
+
+def parse_evaluation(
+    kind: type[Options], usual: Mapping[str, Any], sample: Mapping[str, Any], description: str
+) -> Options:
+    """`parse_options`; with neither --data nor --checkpoint, random weights of a ResNet-18 are evaluated on the sample."""
+    options = parse_options(kind, usual, sample, description, whose="default")
+    if options.data is None and options.checkpoint is None:
+        options = replace(options, random_weights=True, backbone=options.backbone or "resnet18")
+    return options

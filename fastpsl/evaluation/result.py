@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.checkpoint import write_atomically
+from fastpsl.pipelines.rows import Data
 from fastpsl.run import own_commit, package_versions
 
 FORMAT = 1
@@ -49,6 +50,16 @@ def write_result(
     path = folder / NAME
     write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
     return path
+
+
+def data_record(train: Data, val: Data | None) -> dict[str, Any]:
+    """Which data was learned from and scored on: the "data" of result.json."""
+    return {
+        "train": train.digest(),
+        "val": val.digest() if val is not None else None,
+        "num_train": train.num_samples,
+        "num_val": val.num_samples if val is not None else None,
+    }
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ WIDTHS = {"B1": 9216, "B2": 9216, "B3": 8192, "B4": 9216, "B5": 8192, "final": 2
 
 def probes(backbone: nn.Module, num_classes: int, size_px: int = 32, **more: Any) -> LinearProbes:
     input = Input(size_px=size_px)
-    task = LinearProbes(backbone, train_view(input, size_px), center_view(input, size_px), **more)
+    task = LinearProbes(train_view(input, size_px), center_view(input, size_px), backbone=backbone, **more)
     task.check_data(Synthetic(num_classes * 2, num_classes), 2)
     return task
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastpsl.distributed import gathered, gathered_with_gradient
+from fastpsl.distributed import gathered
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.pipelines.batch import Batch
@@ -198,4 +198,3 @@ def test_every_blocks_features_of_a_frozen_trunk() -> None:
 def test_one_process_gathers_its_own() -> None:
     tensor = torch.randn(3, 2, requires_grad=True)
     assert torch.equal(gathered(tensor), tensor) and not gathered(tensor).requires_grad
-    assert gathered_with_gradient(tensor) is tensor
