@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.layout import joined
 from fastpsl.nt_xent import nt_xent
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.rows import Data
@@ -78,7 +78,7 @@ class SimCLR:
         assert whole or not head.training, (
             "part of the batch: gradient accumulation would leave out negatives"
         )
-        first, second = head(trunk(torch.cat(list(inputs)))).chunk(2)
+        first, second = head(trunk(joined(inputs))).chunk(2)
         result = nt_xent(first, second, batch.indices >= 0, self.temperature)
         return result.loss, {
             "loss": (result.loss_sum, result.num_anchors),
