@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is a program, too
-from bench.timing import samples_per_s
+from fastpsl.timing import samples_per_s
 
 TITLES = {
     "ffcv_loader": "ffcv Loader",

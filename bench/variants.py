@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import peers
-from bench.timing import samples_per_s
+from fastpsl.timing import samples_per_s
 from fastpsl.backbones.choose import make_backbone
 from fastpsl.distributed import World, choose_device
 from fastpsl.kernels.crops import RandomResizedCrop

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastpsl.distributed import World, sum_over_ranks
+from fastpsl.pipelines.augment import KORNIA, Augment
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.stage import Metrics, StageModule, Task, call_if_there
@@ -31,8 +32,10 @@ class Learner:
         views: Sequence[ViewSpec],
         precision: str,
         world: World,
+        augment: Augment = KORNIA,
     ):
         self.module, self.optimiser, self.views, self.world = module, optimiser, views, world
+        self.augment = augment
         self.dtype = DTYPES[precision]
         scale = FP16_INITIAL_SCALE if precision == "fp16" else 1.0
         self.scaler = torch.amp.GradScaler(world.device.type, init_scale=scale)
@@ -94,12 +97,12 @@ class Learner:
     @torch.no_grad()
     def warm_up(self, task: Task, batch: Batch) -> None:
         """Let the task see a batch that is no step's."""
-        inputs = batch.inputs(self.views, self.dtype)
+        inputs = self.augment.inputs(batch, self.views, self.dtype)
         with self._autocast():
             call_if_there(task, "warm_up", self.module.trunk, self.module.head, inputs, batch)
 
     def _forward(self, batch: Batch, views: Sequence[ViewSpec]) -> tuple[Tensor, Metrics]:
-        inputs = batch.inputs(views, self.dtype)
+        inputs = self.augment.inputs(batch, views, self.dtype)
         with self._autocast():
             output: tuple[Tensor, Metrics] = self.forward(inputs, batch)
             return output

@@ -12,6 +12,7 @@ from fastpsl.apex_sgd import fused_sgd, require_apex
 from fastpsl.command_line import parse
 from fastpsl.distributed import choose_device, own_rank
 from fastpsl.optimisers import sgd
+from fastpsl.pipelines.augment import AugmentName
 from fastpsl.plan import Stage, make_plan
 from fastpsl.stage import Task
 
@@ -51,6 +52,12 @@ class RunOptions:
     """ffcv, dali, torchvision, resident, synthetic, or auto."""
     num_threads: int | None = field(default=None, metadata=MACHINE)
     """Decoding threads of this rank; default: this machine's cores over its ranks."""
+    augment: AugmentName = field(default="auto", metadata=MACHINE)
+    """Views' operations: kornia (one after the other), fused (few kernels), or auto: fused where it can be."""
+    step: Literal["auto", "eager", "compiled", "graphed"] = field(default="auto", metadata=MACHINE)
+    """How the learning blocks run: as they are, by torch.compile, in CUDA graphs, or as was measured to be fastest."""
+    fold_frozen: bool = field(default=False, metadata=MACHINE)
+    """Fold BatchNorm into the convolutions of blocks that do not learn."""
     accumulate: int = field(default=1, metadata=MACHINE)
     """Batches whose gradients make one step: the paper's batch on fewer GPUs."""
     prefetch_batches: int = field(default=3, metadata=MACHINE)

@@ -153,23 +153,13 @@ class Run:
         self, data: Data, views: Sequence[ViewSpec], *, train: bool, images_per_sample: int = 1
     ) -> Loader:
         """A loader of this rank's share of `data`: shuffled for training, in the data's order for evaluation."""
-        options, world = self.options, self.world
-        return Loader(
+        return open_loader(
             data,
             views,
+            self.options,
+            self.world,
             batch_size=self.loader_batch(images_per_sample),
-            seed=options.seed,
-            rank=world.rank,
-            world=world.size,
             train=train,
-            order=options.order,
-            lanes=options.lanes,
-            decoder=options.decoder,
-            num_threads=options.num_threads,
-            device=str(world.device),
-            prefetch_batches=options.prefetch_batches,
-            timeout_s=options.timeout_s,
-            on_bad_sample=options.on_bad_sample,
         )
 
     def save_checkpoint(self, run_step: int, state: dict[str, Any]) -> Path:
@@ -222,6 +212,29 @@ def open_both(options: RunOptions) -> tuple[Data, Data | None]:
         paths = sample_paths()
         return open_data(paths.train), open_data(paths.test)
     return open_data(options.data), open_data(options.val) if options.val else None
+
+
+def open_loader(
+    data: Data, views: Sequence[ViewSpec], options: RunOptions, world: World, *, batch_size: int, train: bool
+) -> Loader:
+    """A loader as the options ask for it; batch_size: of a rank."""
+    return Loader(
+        data,
+        views,
+        batch_size=batch_size,
+        seed=options.seed,
+        rank=world.rank,
+        world=world.size,
+        train=train,
+        order=options.order,
+        lanes=options.lanes,
+        decoder=options.decoder,
+        num_threads=options.num_threads,
+        device=str(world.device),
+        prefetch_batches=options.prefetch_batches,
+        timeout_s=options.timeout_s,
+        on_bad_sample=options.on_bad_sample,
+    )
 
 
 def environment(world: World) -> dict[str, Any]:

@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastpsl.distributed import World
 from fastpsl.evaluation.online import Monitor
 from fastpsl.learner import Learner
 from fastpsl.optimisers import sgd
+from fastpsl.options import RunOptions
+from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import Data, require_labels, require_same_classes
 from fastpsl.plan import Stage
@@ -66,7 +69,9 @@ class Job:
         call_if_there(task, "check_data", run.train_data, run.options.batch_size)
         for stage in self.stages:
             run.loader_batch(images_per_sample(task, stage.level))
-            run.check_views(task.views(stage.level), held_out_views(task, stage.level))
+            views, others = task.views(stage.level), held_out_views(task, stage.level)
+            run.check_views(views, others)
+            choose_augment(run.options.augment, (*views, *others), run.world.device)
 
 
 def torch_seed(*numbers: int) -> int:
@@ -74,13 +79,36 @@ def torch_seed(*numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "little") >> 1
 
 
+def place_backbone(job: Job, options: RunOptions, world: World) -> None:
+    """On the device, in its memory layout, with the BatchNorm that is asked for; before the first stage."""
+    if options.sync_batchnorm:
+        nn.SyncBatchNorm.convert_sync_batchnorm(job.backbone)
+    job.backbone.to(world.device).to(memory_format=torch.channels_last)
+
+
+def make_learner(job: Job, number: int, options: RunOptions, world: World) -> Learner:
+    """Of stage `number` (from 0): module, optimiser and augmentation as training has them; the head is of (seed, stage)."""
+    task, stage = job.task, job.stages[number]
+    torch.manual_seed(torch_seed(options.seed, number))
+    channels: Sequence[int] = job.backbone.channels  # type: ignore[assignment]  # a module of no type of ours
+    head = task.head(stage.level, channels[stage.last_block - 1])
+    if options.sync_batchnorm:
+        head = nn.SyncBatchNorm.convert_sync_batchnorm(head)
+    trunk = Trunk(job.backbone, stage, job.frozen_batchnorm)
+    module = StageModule(trunk, head.to(world.device), task)
+    call_if_there(task, "start_stage", stage, trunk, head)
+    optimiser = job.optimiser(module.learning_parameters())
+    views = task.views(stage.level)
+    augment = choose_augment(options.augment, (*views, *held_out_views(task, stage.level)), world.device)
+    precision = options.resolved_precision(world.device)
+    return Learner(module, optimiser, views, precision, world, augment)
+
+
 def pretrain(job: Job, run: Run) -> bool:
     """Train through the plan, from the run's checkpoint if it has one. False when a signal stopped it (after saving)."""
     job.check(run)  # again, for runs that were opened without it
     (state, run.resume_state), position = (run.resume_state, None), run.position
-    if run.options.sync_batchnorm:
-        nn.SyncBatchNorm.convert_sync_batchnorm(job.backbone)
-    job.backbone.to(run.world.device).to(memory_format=torch.channels_last)
+    place_backbone(job, run.options, run.world)
     if state:
         job.backbone.load_state_dict(state["backbone"])
     while len(position.summaries) < len(job.stages):
@@ -98,19 +126,11 @@ class StageRun:
     def __init__(self, job: Job, run: Run, state: dict[str, Any] | None):
         self.job, self.run, self.position = job, run, run.position
         self.stage = stage = job.stages[run.position.stage]
-        self.views, self.fresh = job.task.views(stage.level), state is None
+        self.fresh = state is None
         self.held_out_views = held_out_views(job.task, stage.level)
         self.images_per_sample = images_per_sample(job.task, stage.level)
-        torch.manual_seed(torch_seed(run.options.seed, run.position.stage))
-        channels: Sequence[int] = job.backbone.channels  # type: ignore[assignment]  # a module of no type of ours
-        head = job.task.head(stage.level, channels[stage.last_block - 1])
-        if run.options.sync_batchnorm:
-            head = nn.SyncBatchNorm.convert_sync_batchnorm(head)
-        trunk = Trunk(job.backbone, stage, job.frozen_batchnorm)
-        module = StageModule(trunk, head.to(run.world.device), job.task)
-        call_if_there(job.task, "start_stage", stage, trunk, head)
-        optimiser = job.optimiser(module.learning_parameters())
-        self.learner = Learner(module, optimiser, self.views, run.precision, run.world)
+        self.learner = make_learner(job, run.position.stage, run.options, run.world)
+        self.views, trunk = self.learner.views, self.learner.module.trunk
         self.monitor = Monitor(run, trunk, stage, self.views[0], getattr(run.options, "probe_every", 0))
         if state:
             self.learner.load_state_dict(state["learner"])
@@ -133,6 +153,7 @@ class StageRun:
             self.num_steps = self.stage.epochs * self.steps_per_epoch
             self.last_step = min(self.num_steps, run.options.max_steps_per_stage or self.num_steps)
             run.reporter.stage_begins(self.stage, position.step, self.last_step, self.steps_per_epoch)
+            run.reporter.say(f"augment {self.learner.augment.path}: {self.learner.augment.reason}")
             run.look_at_first_batch(self.job.task, self.stage, loader)
             # What was filled in part is not saved: it is filled anew.
             if self.fresh and not self._warm_up(loader):

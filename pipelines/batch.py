@@ -45,13 +45,17 @@ class Batch:
     bad: list[BadSample] = field(default_factory=list)
 
     def inputs(self, views: Sequence[ViewSpec], dtype: torch.dtype) -> list[Tensor]:
-        """Every view with its ops applied, normalised, of `dtype`; `views` are those of the loader."""
+        """Every view with its ops applied one after the other, normalised, of `dtype`; `views` are those of the loader."""
+        self.check_views(views)
+        parts = zip(views, self.images, self.draws, strict=True)
+        return [view.apply(images, draws, dtype) for view, images, draws in parts]
+
+    def check_views(self, views: Sequence[ViewSpec]) -> None:
+        """ValueError unless there is a view for each of the images."""
         if len(views) != len(self.images):
             raise ValueError(
                 f"{len(views)} views for a batch of {len(self.images)}; pass the views of the loader"
             )
-        parts = zip(views, self.images, self.draws, strict=True)
-        return [view.apply(images, draws, dtype) for view, images, draws in parts]
 
     def to(self, device: torch.device) -> "Batch":
         """A copy on a CUDA device, under way on the current stream; what is neither there nor pinned is pinned first."""

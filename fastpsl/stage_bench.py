@@ -1,0 +1,127 @@
+"""One stage of a recipe, measured: its loader alone, its step on synthetic data, both together. The learner is the trainer's."""
+
+import itertools
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from fastpsl.distributed import World
+from fastpsl.options import RunOptions
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.rows import Data
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.run import open_loader
+from fastpsl.schedules import Moment
+from fastpsl.stage import call_if_there, images_per_sample
+from fastpsl.timing import milliseconds, samples_per_s
+from fastpsl.trainer import Job, make_learner
+
+_SYNTHETIC_SAMPLES = 100_000
+
+
+class StageBench:
+    """Stage `number` (from 0) of `job`, after `trainer.place_backbone`, on this rank's share of the batch.
+
+    Rates are samples of the data set a second, of all of a timed region of `seconds`. views: what the loader makes, where it is
+    not the task's own (as many, of the same sizes).
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        number: int,
+        options: RunOptions,
+        data: Data,
+        world: World,
+        *,
+        seconds: float = 3.0,
+        views: Sequence[ViewSpec] | None = None,
+    ):
+        self.job, self.options, self.data, self.world, self.seconds = job, options, data, world, seconds
+        self.stage = job.stages[number]
+        self.learner = make_learner(job, number, options, world)
+        self.views = tuple(self.learner.views if views is None else views)
+        self.learner.views = self.views
+        each = images_per_sample(job.task, self.stage.level)
+        self.batch_size = options.rank_batch(world.size) // each
+        self.lr = job.schedule(Moment(0, 1, 0, self.stage.epochs, self.stage.epochs))
+        # Batches thrown away before a timed region: more than the loader holds ready.
+        self.ahead = options.prefetch_batches + 1
+        self._epochs = itertools.count()
+        self._synthetic: Batch | None = None
+
+    def loader(self, decoder: str | None = None, data: Data | None = None) -> Loader:
+        """As training has it; `decoder` in place of the options' one."""
+        options = replace(self.options, decoder=decoder or self.options.decoder)
+        if data is not None:  # it has no pages
+            options = replace(options, order="random")
+        return open_loader(
+            data or self.data, self.views, options, self.world, batch_size=self.batch_size, train=True
+        )
+
+    def loader_alone(self, decoder: str | None = None) -> float:
+        """Samples/s of batches on the device, ready to be augmented."""
+        with self.loader(decoder) as loader:
+            batches = self.batches(loader)
+            rate = self._rate(lambda: len(next(batches).indices), min_calls=self.ahead)
+            batches.close()
+        return rate
+
+    def step_alone(self) -> float:
+        """Samples/s of the step, augmentation included, on one batch of noise that lies on the device."""
+        batches = itertools.repeat(self.synthetic_batch())
+        return self._rate(lambda: self._step(batches))
+
+    def both(self, decoder: str | None = None) -> float:
+        """Samples/s of the step on what the loader makes meanwhile."""
+        with self.loader(decoder) as loader:
+            batches = self.batches(loader)
+            rate = self._rate(lambda: self._step(batches))
+            batches.close()
+        return rate
+
+    def augment_ms(self, repeats: int = 10) -> list[float]:
+        """Milliseconds of a batch's augmentation alone."""
+        batch, learner = self.synthetic_batch(), self.learner
+        with torch.no_grad():
+            return milliseconds(
+                lambda: learner.augment.inputs(batch, self.views, learner.dtype), self.world.device, repeats
+            )
+
+    def step_ms(self, repeats: int = 10) -> list[float]:
+        """Milliseconds of a step on noise, augmentation included."""
+        batches = itertools.repeat(self.synthetic_batch())
+        return milliseconds(lambda: self._step(batches), self.world.device, repeats)
+
+    def synthetic_batch(self) -> Batch:
+        """The same batch of noise each time, on the device."""
+        if self._synthetic is None:
+            num = max(_SYNTHETIC_SAMPLES, self.batch_size * self.world.size)
+            data = Synthetic(num, self.data.num_classes)
+            with self.loader("synthetic", data) as loader:
+                batches = loader.epoch(0)
+                self._synthetic = next(batches)
+                batches.close()
+        return self._synthetic
+
+    def batches(self, loader: Loader) -> Generator[Batch, None, None]:
+        """Without end, epoch after epoch, after as many as the loader may hold ready have been thrown away."""
+        to_skip = self.ahead
+        for epoch in self._epochs:
+            for batch in loader.epoch(epoch):
+                if to_skip:
+                    to_skip -= 1
+                else:
+                    yield batch
+
+    def _step(self, batches: Iterator[Batch]) -> int:
+        accumulate = self.options.accumulate
+        self.learner.step(batches, accumulate, self.lr)
+        call_if_there(self.job.task, "after_step")
+        return self.batch_size * accumulate
+
+    def _rate(self, work: Callable[[], int], min_calls: int = 1) -> float:
+        return samples_per_s(work, self.seconds, self.world.device, min_calls)

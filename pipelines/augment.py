@@ -1,0 +1,76 @@
+"""How the operations of views are computed: one after the other (Kornia and torch), or fused into few kernels.
+
+Both have the same definition, that of the ops, and the same draws; they differ by rounding. The fused ones: kernels/fused/.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastpsl.kernels.fused.choose import fused_modules, module_for
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.views import ViewSpec
+
+AugmentName = Literal["auto", "kornia", "fused"]
+
+
+@dataclass(frozen=True)
+class Augment:
+    """path: "kornia" or "fused"; reason: why, for people; modules: of kernels/fused, those that serve the fused path."""
+
+    path: str
+    reason: str
+    modules: tuple[ModuleType, ...] = ()
+
+    def inputs(self, batch: Batch, views: Sequence[ViewSpec], dtype: torch.dtype) -> list[Tensor]:
+        """What `Batch.inputs` gives. Fused views of one shape are consecutive parts of one buffer, in their order."""
+        if self.path == "kornia":
+            return batch.inputs(views, dtype)
+        batch.check_views(views)
+        jobs = list(zip(views, batch.images, batch.draws, strict=True))
+        modules = [module_for(self.modules, view.ops) for view in views]
+        shapes = []
+        for (view, images, _), module in zip(jobs, modules, strict=True):
+            assert module is not None, view
+            shapes.append(module.out_shape(view.ops, images.shape))
+        device, parts = batch.images[0].device, len(shapes)
+        if len({shape[1:] for shape in shapes}) == 1:
+            whole = _empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), dtype, device)
+            outs = list(whole.split([shape[0] for shape in shapes]))
+        else:
+            outs = [_empty(shape, dtype, device) for shape in shapes]
+        for k in range(parts):
+            view, images, draws = jobs[k]
+            modules[k].run(images, view.ops, draws, view.mean, view.std, outs[k])  # type: ignore[union-attr]
+        return outs
+
+
+KORNIA = Augment("kornia", "asked for")
+
+
+def choose_augment(name: AugmentName, views: Sequence[ViewSpec], device: torch.device) -> Augment:
+    """The path that `name` asks for, for all of `views`; auto: fused where all can be, else kornia.
+
+    ValueError where fused is asked for and cannot be.
+    """
+    if name == "kornia":
+        return KORNIA
+    modules, told = fused_modules(device)
+    if not modules:
+        why_not = told
+    else:
+        kinds = [" ".join(type(op).__name__ for op in v.ops) for v in views if not module_for(modules, v.ops)]
+        why_not = f"no kernel does {kinds[0]}" if kinds else ""
+    if not why_not:
+        return Augment("fused", told, modules)
+    if name == "fused":
+        raise ValueError(f"--augment fused: {why_not}; use --augment kornia, or auto")
+    return Augment("kornia", why_not)
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)

@@ -1,0 +1,72 @@
+"""Which path computes the views' operations, and what the fused one hands out."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.jigsaw import JigsawTiles
+from fastpsl.kernels.normalise import normalise
+from fastpsl.pipelines.augment import Augment, choose_augment
+from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.views import ViewSpec
+
+CPU = torch.device("cpu")
+
+
+def plain(images, ops, draws, mean, std, out):  # type: ignore[no-untyped-def]
+    """A module's `run` by the ops themselves."""
+    for op, draw in zip(ops, draws, strict=True):
+        images = op(images, draw)
+    out.copy_(normalise(images, mean, std, out.dtype))
+
+
+MODULE = SimpleNamespace(
+    fits=lambda ops: not any(isinstance(op, JigsawTiles) for op in ops),
+    out_shape=lambda ops, shape: tuple(shape),
+    run=plain,
+)
+
+
+def test_views_of_one_shape_are_parts_of_one_buffer() -> None:
+    augment = Augment("fused", "", (MODULE,))  # type: ignore[arg-type]
+    for sizes, is_one in (((16, 16), True), ((16, 24), False)):
+        views = [ViewSpec(RandomResizedCrop(size), (Flip(),)) for size in sizes]
+        with Loader(Synthetic(20), views, batch_size=5) as loader:
+            batch = next(loader.epoch(0))
+        expected = batch.inputs(views, torch.float16)
+        inputs = augment.inputs(batch, views, torch.float16)
+        for ours, theirs in zip(inputs, expected, strict=True):
+            assert torch.equal(ours, theirs) and ours.is_contiguous(memory_format=torch.channels_last)
+        first, second = inputs
+        assert (second.data_ptr() == first.data_ptr() + first.numel() * 2) == is_one
+        with pytest.raises(ValueError, match="1 views for a batch of 2"):
+            augment.inputs(batch, views[:1], torch.float16)
+
+
+def test_kornia_is_the_plain_path() -> None:
+    views = [ViewSpec(RandomResizedCrop(16), (Flip(),))]
+    chosen = choose_augment("kornia", views, CPU)
+    assert (chosen.path, chosen.modules) == ("kornia", ())
+    with Loader(Synthetic(20), views, batch_size=5) as loader:
+        batch = next(loader.epoch(0))
+    assert torch.equal(chosen.inputs(batch, views, torch.float32)[0], batch.inputs(views, torch.float32)[0])
+
+
+def test_what_cannot_be_fused_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    views = [
+        ViewSpec(RandomResizedCrop(16), (Flip(),)),
+        ViewSpec(RandomResizedCrop(27), (JigsawTiles(3, 9, 8),)),
+    ]
+    monkeypatch.setattr("fastpsl.pipelines.augment.fused_modules", lambda device: ((MODULE,), "by hand"))
+    assert choose_augment("auto", views[:1], CPU).path == "fused"
+    assert choose_augment("auto", views, CPU).reason == "no kernel does JigsawTiles"
+    with pytest.raises(ValueError, match="--augment fused: no kernel does JigsawTiles; use --augment kornia"):
+        choose_augment("fused", views, CPU)
+    monkeypatch.setattr("fastpsl.pipelines.augment.fused_modules", lambda device: ((), "there is no Triton"))
+    assert choose_augment("auto", views, CPU).path == "kornia"
+    with pytest.raises(ValueError, match="--augment fused: there is no Triton; use --augment kornia"):
+        choose_augment("fused", views[:1], CPU)
