@@ -13,7 +13,8 @@ from torch import Tensor
 from fastpsl.distributed import choose_device
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.flip import Flip
-from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.augment import Augment, AugmentName, choose_augment
+from fastpsl.pipelines.batch import Batch, checked_device
 from fastpsl.pipelines.data import open_data
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import Data
@@ -36,12 +37,15 @@ class EpochLoader:
     dataset: the open data set. mean, std: of the (first) view's normalisation. epoch: the one that comes next.
     """
 
-    def __init__(self, loader: Loader, *, dtype: torch.dtype, with_indices: bool, owns_data: bool):
+    def __init__(
+        self, loader: Loader, augment: Augment, *, dtype: torch.dtype, with_indices: bool, owns_data: bool
+    ):
         self.loader, self.dataset, self.batch_size = loader, loader.data, loader.batch_size
         self.num_samples, self.num_classes = loader.data.num_samples, loader.data.num_classes
         self.class_names = loader.data.class_names
         self.mean, self.std = loader.views[0].mean, loader.views[0].std
         self.device, self.dtype, self.with_indices = loader.device, dtype, with_indices
+        self.augment = augment
         self.epoch = 0
         self._owns_data = owns_data
 
@@ -74,7 +78,7 @@ class EpochLoader:
                 batch = _without_padding(batch, self._num_in(batch.step))
                 if not len(batch.indices):
                     continue
-            inputs: Inputs = batch.inputs(self.loader.views, self.dtype)
+            inputs: Inputs = self.augment.inputs(batch, self.loader.views, self.dtype)
             if len(inputs) == 1:
                 inputs = inputs[0]
             yield (inputs, batch.labels, batch.indices) if self.with_indices else (inputs, batch.labels)
@@ -126,6 +130,7 @@ def loader(
     with_indices: bool = False,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "auto",
+    augment: AugmentName = "auto",
     rank: int | None = None,
     world: int | None = None,
     **options: Any,
@@ -141,7 +146,8 @@ def loader(
     int64 [batch_size], each sample's place in the data set (-1: skipped, filled by a neighbour).
 
     batch_size is per rank. rank and world are those of torch.distributed, else of torchrun's environment, else 0 of 1.
-    device: auto (CUDA where there is one, this process's). options: seed, order, lanes, decoder, num_threads,
+    device: auto (CUDA where there is one, this process's). augment: how the views' operations are computed: kornia, one after the
+    other; fused, in few kernels; auto: fused where it can be. options: seed, order, lanes, decoder, num_threads,
     prefetch_batches, timeout_s, on_bad_sample, as `pipelines.loader.Loader` has them. ValueError for what cannot be.
     """
     if views is not None and (num_views is not None or size_px is not None):
@@ -152,6 +158,7 @@ def loader(
         )
     if device == "auto":
         device = choose_device("auto", int(os.environ.get("LOCAL_RANK", "0")))
+    chosen = choose_augment(augment, views, checked_device(device))
     own_rank, own_world = _place()
     if data is None:
         paths = sample_paths()
@@ -167,7 +174,7 @@ def loader(
         if owns_data:
             opened.close()
         raise
-    return EpochLoader(made, dtype=dtype, with_indices=with_indices, owns_data=owns_data)
+    return EpochLoader(made, chosen, dtype=dtype, with_indices=with_indices, owns_data=owns_data)
 
 
 def _default_views(num_views: int, size_px: int, train: bool) -> list[ViewSpec]:

@@ -6,7 +6,7 @@ Both have the same definition, that of the ops, and the same draws; they differ 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -57,6 +57,8 @@ def choose_augment(name: AugmentName, views: Sequence[ViewSpec], device: torch.d
 
     ValueError where fused is asked for and cannot be.
     """
+    if name not in get_args(AugmentName):
+        raise ValueError(f"augment {name!r}: there are {', '.join(get_args(AugmentName))}")
     if name == "kornia":
         return KORNIA
     modules, told = fused_modules(device)

@@ -202,3 +202,10 @@ def test_what_cannot_be_is_refused(beton: Path, tmp_path: Path) -> None:
             fastpsl.loader(**{"data": beton, "batch_size": 2, "device": "cpu"} | arguments)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="shuffle"):
         fastpsl.loader(beton, batch_size=2, shuffle=True)
+
+
+def test_operations_go_the_way_that_is_asked_for() -> None:
+    with fastpsl.loader(batch_size=4, size_px=16, augment="kornia") as plain:
+        assert plain.augment.path == "kornia"
+    with pytest.raises(ValueError, match="augment 'fusd': there are auto, kornia, fused"):
+        fastpsl.loader(batch_size=4, size_px=16, augment="fusd")  # type: ignore[arg-type]
