@@ -1,6 +1,7 @@
 """One stage of a recipe, measured: its loader alone, its step on synthetic data, both together. The learner is the trainer's."""
 
 import itertools
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
@@ -25,8 +26,8 @@ _SYNTHETIC_SAMPLES = 100_000
 class StageBench:
     """Stage `number` (from 0) of `job`, after `trainer.place_backbone`, on this rank's share of the batch.
 
-    Rates are samples of the data set a second, of all of a timed region of `seconds`. views: what the loader makes, where it is
-    not the task's own (as many, of the same sizes).
+    Rates are samples of the data set a second, of all of a timed region of `seconds` and of `min_steps` (with several ranks give
+    seconds=0: all must make as many). views: what the loader makes, where it is not the task's own (as many, of the same sizes).
     """
 
     def __init__(
@@ -38,9 +39,13 @@ class StageBench:
         world: World,
         *,
         seconds: float = 3.0,
+        min_steps: int = 1,
         views: Sequence[ViewSpec] | None = None,
     ):
-        self.job, self.options, self.data, self.world, self.seconds = job, options, data, world, seconds
+        self.job, self.options, self.data, self.world = job, options, data, world
+        self.seconds, self.min_steps = seconds, min_steps
+        self.cores_used = 0.0
+        """Seconds of CPU time a second in the last timed region, of all threads of this process."""
         self.stage = job.stages[number]
         self.learner = make_learner(job, number, options, world)
         self.views = tuple(self.learner.views if views is None else views)
@@ -66,7 +71,7 @@ class StageBench:
         """Samples/s of batches on the device, ready to be augmented."""
         with self.loader(decoder) as loader:
             batches = self.batches(loader)
-            rate = self._rate(lambda: len(next(batches).indices), min_calls=self.ahead)
+            rate = self._rate(lambda: len(next(batches).indices), self.ahead)
             batches.close()
         return rate
 
@@ -124,4 +129,7 @@ class StageBench:
         return self.batch_size * accumulate
 
     def _rate(self, work: Callable[[], int], min_calls: int = 1) -> float:
-        return samples_per_s(work, self.seconds, self.world.device, min_calls)
+        cpu_s, started = time.process_time(), time.perf_counter()
+        rate = samples_per_s(work, self.seconds, self.world.device, max(min_calls, self.min_steps))
+        self.cores_used = (time.process_time() - cpu_s) / (time.perf_counter() - started)
+        return rate
