@@ -36,18 +36,23 @@ class GaussianBlur:
         low, high = np.float32(self.sigma[0]), np.float32(self.sigma[1])
         return {"apply": numbers[:, 0] < self.p, "sigma": low + (high - low) * numbers[:, 1]}
 
-    def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """[B, C, H, W] uint8 or floating → float32 for uint8, else the same dtype; channels-last.
-
-        H and W must be above kernel_px // 2, or there is nothing to reflect: ValueError.
-        """
-        num_images, num_channels, height, width = images.shape
+    def check_size(self, height: int, width: int) -> None:
+        """ValueError unless both are above kernel_px // 2: or there is nothing to reflect."""
         half = self.kernel_px // 2
         if min(height, width) <= half:
             raise ValueError(
                 f"images of {height} x {width} px given to a blur of {self.kernel_px} px; allowed are "
                 f"sides of {half + 1} px and more: use a smaller kernel"
             )
+
+    def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
+        """[B, C, H, W] uint8 or floating → float32 for uint8, else the same dtype; channels-last.
+
+        ValueError as `check_size` says.
+        """
+        num_images, num_channels, height, width = images.shape
+        self.check_size(height, width)
+        half = self.kernel_px // 2
         x = finish(to_float32(images), torch.float32)
         if num_images == 0:
             return finish(x, result_dtype(images))

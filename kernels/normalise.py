@@ -11,11 +11,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype
 
     mean and std: C values each, in units of [0, 1]. Computed in float32, rounded once.
     """
-    if len(mean) != images.shape[1] or len(std) != images.shape[1] or min(std) <= 0:
-        raise ValueError(
-            f"mean {tuple(mean)} and std {tuple(std)} given for {images.shape[1]} channels; "
-            f"allowed is one value a channel each, std above 0"
-        )
+    check_mean_and_std(mean, std, images.shape[1])
     unit = 255.0 if images.dtype == torch.uint8 else 1.0
     # (x - m) / s = x * (1 / s) + (-m / s): one pass. Made by fills, since a tensor from a list would wait for
     # the GPU.
@@ -26,6 +22,15 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype
         .to(dtype)
         .contiguous(memory_format=torch.channels_last)
     )
+
+
+def check_mean_and_std(mean: Sequence[float], std: Sequence[float], num_channels: int) -> None:
+    """ValueError unless there is one value a channel each, and every std is above 0."""
+    if len(mean) != num_channels or len(std) != num_channels or min(std) <= 0:
+        raise ValueError(
+            f"mean {tuple(mean)} and std {tuple(std)} given for {num_channels} channels; "
+            f"allowed is one value a channel each, std above 0"
+        )
 
 
 def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:
