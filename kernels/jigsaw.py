@@ -53,19 +53,23 @@ class JigsawTiles:
         permutation = integers(keys, Slot.PERMUTATION, self.permutations_per_image, self.num_permutations)
         return {"offsets": offsets.reshape(-1, num_tiles, 2), "permutation": permutation}
 
-    def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """[B, C, H, W], H and W >= grid * cell_px (the top left is used) → [B * grid², C, tile_px, tile_px].
-
-        Any dtype, kept; channels-last, image-major (b * grid² + t), tiles row-major.
-        """
+    def check(self, height: int, width: int) -> None:
+        """ValueError for images that the cells do not fit into."""
         window_px = self.grid * self.cell_px
-        num_images, num_channels, height, width = images.shape
         if min(height, width) < window_px:
             raise ValueError(
                 f"images of {height} x {width} px given to a jigsaw of {self.grid} x {self.grid} cells of "
                 f"{self.cell_px} px; allowed are {window_px} px and more: raise the crop's size_px or "
                 f"lower cell_px"
             )
+
+    def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
+        """[B, C, H, W], H and W >= grid * cell_px (the top left is used) → [B * grid², C, tile_px, tile_px].
+
+        Any dtype, kept; channels-last, image-major (b * grid² + t), tiles row-major.
+        """
+        num_images, num_channels, height, width = images.shape
+        self.check(height, width)
         device, num_tiles = images.device, self.grid**2
         cells = torch.arange(num_tiles, device=device)
         within = torch.arange(self.tile_px, device=device)

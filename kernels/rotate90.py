@@ -26,7 +26,7 @@ class Rotate90:
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
         """[B, C, H, W] → the same shape and dtype, channels-last. Quarter turns need H = W: ValueError."""
-        _check_square(images, self.num)
+        check_square(*images.shape[-2:], self.num)
         turns = draw["turns"]
         x = torch.where(per_sample(turns >= 2), images.flip(-1, -2), images)
         if self.num == 4:
@@ -50,7 +50,7 @@ class AllTurns:
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
         """[B, C, H, W] → [num * B, C, H, W], image-major, same dtype, channels-last. Quarter turns need H = W."""
-        _check_square(images, self.num)
+        check_square(*images.shape[-2:], self.num)
         turned = [torch.rot90(images, turns, (-2, -1)) for turns in range(0, 4, 4 // self.num)]
         return finish(torch.stack(turned, 1).flatten(0, 1), images.dtype)
 
@@ -60,9 +60,10 @@ def _check_num(num: int) -> None:
         raise ValueError(f"{num} rotations given; allowed are 2 (half turns) and 4 (quarter turns)")
 
 
-def _check_square(images: Tensor, num: int) -> None:
-    if num == 4 and images.shape[-2] != images.shape[-1]:
+def check_square(height: int, width: int, num: int) -> None:
+    """ValueError for images that are not square where `num` is 4."""
+    if num == 4 and height != width:
         raise ValueError(
-            f"images of {images.shape[-2]} x {images.shape[-1]} px given to quarter turns; "
+            f"images of {height} x {width} px given to quarter turns; "
             f"allowed are squares: crop first, or use num=2"
         )

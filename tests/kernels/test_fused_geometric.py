@@ -1,0 +1,216 @@
+"""Fused tiles and turns against plain slices and numpy.rot90 of each picture, normalised in float64."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.fused import geometric
+from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.jigsaw import JigsawTiles
+from fastpsl.kernels.normalise import normalise
+from fastpsl.kernels.rotate45 import Rotate45
+from fastpsl.kernels.rotate90 import AllTurns, Rotate90
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+Ops = tuple[object, ...]
+Draws = Sequence[dict[str, Tensor]]
+Compare = Callable[[Tensor, Tensor], None]
+Make = Callable[..., Tensor]
+
+
+def drawn(ops: Ops, num: int) -> Draws:
+    """What the operations draw; but every other picture is flipped, and turns take turns."""
+    keys = Keys(5, 1, np.arange(num, dtype=np.int64))
+    draws = [op.draw(keys) for op in ops]  # type: ignore[attr-defined]
+    for draw in draws:
+        if "flip" in draw:
+            draw["flip"] = keys.indices % 2 == 0
+        elif "turns" in draw and draw["turns"].ndim == 1:
+            draw["turns"] = (keys.indices + 1) % 4 if getattr(ops[0], "num", 4) == 4 else keys.indices % 2 * 2
+    return [{k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in draw.items()} for draw in draws]
+
+
+def plain(images: Tensor, ops: Ops, draws: Draws) -> Tensor:
+    """float64 [N, 3, h, w], picture by picture."""
+    out: list[np.ndarray] = []
+    for i, image in enumerate(images.numpy()):
+        op, draw = ops[-1], draws[-1]
+        if len(ops) == 2 and draws[0]["flip"][i]:
+            image = image[:, :, ::-1]
+        if isinstance(op, JigsawTiles):
+            for cell, (y, x) in enumerate(draw["offsets"][i].tolist()):
+                top, left = cell // op.grid * op.cell_px + y, cell % op.grid * op.cell_px + x
+                out.append(image[:, top : top + op.tile_px, left : left + op.tile_px])
+        else:
+            out += [np.rot90(image, turns, (1, 2)) for turns in np.atleast_1d(draw["turns"][i].numpy())]
+    mean, std = (np.array(values).reshape(3, 1, 1) for values in (MEAN, STD))
+    return torch.from_numpy((np.stack(out) / 255 - mean) / std)
+
+
+def fused(
+    images: Tensor,
+    ops: Ops,
+    draws: Draws,
+    dtype: torch.dtype = torch.float32,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+) -> Tensor:
+    """What is written, between pictures that must stay as they are."""
+    shape = geometric.out_shape(ops, images.shape)
+    whole = torch.full((shape[0] + 2, *shape[1:]), torch.nan, dtype=dtype, device=DEVICE)
+    whole = whole.contiguous(memory_format=torch.channels_last)
+    there = [{k: v.to(DEVICE) for k, v in draw.items()} for draw in draws]
+    geometric.run(images.to(DEVICE), ops, there, mean, std, whole[1:-1])
+    assert whole[0].isnan().all() and whole[-1].isnan().all()
+    assert not whole[1:-1].isnan().any()
+    return whole[1:-1].cpu()
+
+
+JIGSAWS = [
+    (JigsawTiles(num_permutations=500), (1, 225, 225)),  # PSL
+    (JigsawTiles(3, 11, 8), (2, 33, 34)),
+    (JigsawTiles(2, 7, 7), (3, 15, 14)),
+    (JigsawTiles(1, 5, 2), (2, 5, 9)),
+    (JigsawTiles(1, 71, 66), (2, 71, 73)),  # more than a program's share in both directions
+    (JigsawTiles(5, 3, 1), (1, 15, 15)),
+]
+
+
+@pytest.mark.parametrize("flip", [(), (Flip(),)], ids=["", "flip"])
+@pytest.mark.parametrize(("op", "shape"), JIGSAWS)
+def test_tiles_are_slices(
+    op: JigsawTiles, shape: tuple[int, ...], flip: Ops, make_images: Make, assert_fused_close: Compare
+) -> None:
+    images = make_images(*shape, torch.uint8)
+    ops = (*flip, op)
+    draws = drawn(ops, shape[0])
+    assert_fused_close(fused(images, ops, draws), plain(images, ops, draws))
+
+
+TURNS = [Rotate90(4), Rotate90(2), Rotate45(), AllTurns(4), AllTurns(2)]
+
+
+@pytest.mark.parametrize("op", TURNS, ids=repr)
+@pytest.mark.parametrize("side", [1, 7, 32, 33, 36])
+def test_turns_are_numpys(op: object, side: int, make_images: Make, assert_fused_close: Compare) -> None:
+    """Squares of one program's share and of more, of sides that are and are not multiples of four."""
+    num = 2 if isinstance(op, AllTurns) else 4
+    images = make_images(num, side, side, torch.uint8)
+    draws = drawn((op,), num)
+    assert_fused_close(fused(images, (op,), draws), plain(images, (op,), draws))
+
+
+@pytest.mark.parametrize("op", [Rotate90(2), AllTurns(2)], ids=repr)
+@pytest.mark.parametrize("size", [(5, 9), (34, 3), (40, 36)])
+def test_half_turns_of_other_shapes(
+    op: object, size: tuple[int, int], make_images: Make, assert_fused_close: Compare
+) -> None:
+    images = make_images(3, *size, torch.uint8)
+    draws = drawn((op,), 3)
+    assert_fused_close(fused(images, (op,), draws), plain(images, (op,), draws))
+
+
+EVERY: list[Ops] = [(JigsawTiles(3, 11, 8),), (Flip(), JigsawTiles(3, 11, 8)), *((op,) for op in TURNS)]
+every_op = pytest.mark.parametrize("ops", EVERY, ids=lambda ops: " ".join(map(repr, ops)))
+
+
+@every_op
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_equals_the_operations_themselves(
+    ops: Ops, dtype: torch.dtype, make_images: Make, assert_fused_close: Compare
+) -> None:
+    images = make_images(2, 33, 33, torch.uint8)
+    draws = drawn(ops, 2)
+    expected = images
+    for op, draw in zip(ops, draws, strict=True):
+        expected = op(expected, draw)  # type: ignore[operator]
+    out = fused(images, ops, draws, dtype)
+    assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
+    wanted = normalise(expected, MEAN, STD, torch.float32)
+    if dtype == torch.bfloat16 and DEVICE.type == "cpu":
+        # Triton's interpreter cuts off where a GPU rounds.
+        wanted = (wanted.view(torch.int32) & -(2**16)).view(torch.float32)
+    assert_fused_close(out, wanted.to(dtype))
+
+
+@every_op
+@pytest.mark.parametrize("batch", [0, 1])
+def test_few_images(ops: Ops, batch: int, make_images: Make, assert_fused_close: Compare) -> None:
+    images = make_images(batch, 33, 33, torch.uint8)
+    draws = drawn(ops, batch)
+    out = fused(images, ops, draws)
+    if batch:
+        assert_fused_close(out, plain(images, ops, draws))
+    else:
+        assert out.shape == geometric.out_shape(ops, images.shape) and len(out) == 0
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "channels first": lambda x: x.contiguous(),
+    "a part": lambda x: torch.cat([x, x], 3)[:, :, :, : x.shape[3]],
+    "every other": lambda x: x.repeat_interleave(2, 0)[::2],
+    "turned": lambda x: x.transpose(2, 3).contiguous(memory_format=torch.channels_last).transpose(2, 3),
+    "one, expanded": lambda x: x[:1].expand(x.shape),
+}
+
+
+@every_op
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_strides(ops: Ops, layout: str, make_images: Make, assert_fused_close: Compare) -> None:
+    images = LAYOUTS[layout](make_images(2, 33, 33, torch.uint8))
+    before, draws = images.clone(), drawn(ops, 2)
+    assert_fused_close(fused(images, ops, draws), plain(images, ops, draws))
+    assert torch.equal(images, before)
+
+
+def test_what_fits() -> None:
+    tiles = JigsawTiles()
+    for ops in EVERY:
+        assert geometric.fits(ops)
+    for others in [(), (Flip(),), (Grey(),), (tiles, Flip()), (Flip(), AllTurns(4)), (Flip(), Grey(), tiles)]:
+        assert not geometric.fits(others)
+
+
+@pytest.mark.parametrize("op", [Rotate90(4), Rotate45(), AllTurns(4), JigsawTiles(2, 8, 4)], ids=repr)
+def test_what_the_operation_refuses_is_refused_in_its_words(op: object, make_images: Make) -> None:
+    images = make_images(2, 15, 20, torch.uint8)
+    with pytest.raises(ValueError) as by_the_op:
+        op(images, drawn((op,), 2)[0])  # type: ignore[operator]
+    with pytest.raises(ValueError) as here:
+        geometric.out_shape((op,), images.shape)
+    assert str(here.value) == str(by_the_op.value) and "15 x 20 px given" in str(here.value)
+
+
+@pytest.mark.parametrize("channel", range(3))
+@pytest.mark.parametrize("which", ["mean", "std"])
+def test_two_percent_of_a_constant_are_seen(
+    which: str, channel: int, make_images: Make, assert_fused_close: Compare
+) -> None:
+    images, ops = make_images(2, 9, 9, torch.uint8), (AllTurns(2),)
+    draws = drawn(ops, 2)
+    moved = {"mean": list(MEAN), "std": list(STD)}
+    moved[which][channel] *= 1.02
+    out = fused(images, ops, draws, torch.float16, **moved)
+    with pytest.raises(AssertionError, match="beyond the relative tolerance"):
+        assert_fused_close(out, plain(images, ops, draws))
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="needs CUDA")
+@every_op
+def test_the_host_never_waits(ops: Ops, make_images: Make) -> None:
+    images = make_images(3, 33, 33, torch.uint8).to(DEVICE)
+    draws = [{k: v.to(DEVICE) for k, v in draw.items()} for draw in drawn(ops, 3)]
+    out = torch.empty(geometric.out_shape(ops, images.shape), device=DEVICE)
+    out = out.contiguous(memory_format=torch.channels_last)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        geometric.run(images, ops, draws, MEAN, STD, out)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
