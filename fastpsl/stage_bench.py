@@ -9,6 +9,7 @@ import torch
 
 from fastpsl.distributed import World
 from fastpsl.options import RunOptions
+from fastpsl.pipelines.augment import Augment
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.loader import Loader
@@ -21,6 +22,20 @@ from fastpsl.timing import milliseconds, samples_per_s
 from fastpsl.trainer import Job, make_learner
 
 _SYNTHETIC_SAMPLES = 100_000
+
+
+def endless(loader: Loader, epochs: Iterator[int]) -> Generator[Batch, None, None]:
+    """Batches of these epochs, without as many of the first as the loader may hold ready.
+
+    The loader starts when the first is asked for: ask for one before a timed region.
+    """
+    to_skip = loader.prefetch_batches + 1
+    for epoch in epochs:
+        for batch in loader.epoch(epoch):
+            if to_skip:
+                to_skip -= 1
+            else:
+                yield batch
 
 
 class StageBench:
@@ -53,7 +68,7 @@ class StageBench:
         each = images_per_sample(job.task, self.stage.level)
         self.batch_size = options.rank_batch(world.size) // each
         self.lr = job.schedule(Moment(0, 1, 0, self.stage.epochs, self.stage.epochs))
-        # Batches thrown away before a timed region: more than the loader holds ready.
+        # More than the loader holds ready.
         self.ahead = options.prefetch_batches + 1
         self._epochs = itertools.count()
         self._synthetic: Batch | None = None
@@ -71,6 +86,7 @@ class StageBench:
         """Samples/s of batches on the device, ready to be augmented."""
         with self.loader(decoder) as loader:
             batches = self.batches(loader)
+            next(batches)
             rate = self._rate(lambda: len(next(batches).indices), self.ahead)
             batches.close()
         return rate
@@ -84,17 +100,17 @@ class StageBench:
         """Samples/s of the step on what the loader makes meanwhile."""
         with self.loader(decoder) as loader:
             batches = self.batches(loader)
+            self._step(batches)
             rate = self._rate(lambda: self._step(batches))
             batches.close()
         return rate
 
-    def augment_ms(self, repeats: int = 10) -> list[float]:
-        """Milliseconds of a batch's augmentation alone."""
-        batch, learner = self.synthetic_batch(), self.learner
+    def augment_ms(self, repeats: int = 10, augment: Augment | None = None) -> list[float]:
+        """Milliseconds of a batch's augmentation alone; `augment` in place of the stage's one."""
+        batch, dtype = self.synthetic_batch(), self.learner.dtype
+        augment = augment or self.learner.augment
         with torch.no_grad():
-            return milliseconds(
-                lambda: learner.augment.inputs(batch, self.views, learner.dtype), self.world.device, repeats
-            )
+            return milliseconds(lambda: augment.inputs(batch, self.views, dtype), self.world.device, repeats)
 
     def step_ms(self, repeats: int = 10) -> list[float]:
         """Milliseconds of a step on noise, augmentation included."""
@@ -105,7 +121,7 @@ class StageBench:
         """The same batch of noise each time, on the device."""
         if self._synthetic is None:
             num = max(_SYNTHETIC_SAMPLES, self.batch_size * self.world.size)
-            data = Synthetic(num, self.data.num_classes)
+            data = Synthetic(num, max(1, self.data.num_classes))
             with self.loader("synthetic", data) as loader:
                 batches = loader.epoch(0)
                 self._synthetic = next(batches)
@@ -113,14 +129,8 @@ class StageBench:
         return self._synthetic
 
     def batches(self, loader: Loader) -> Generator[Batch, None, None]:
-        """Without end, epoch after epoch, after as many as the loader may hold ready have been thrown away."""
-        to_skip = self.ahead
-        for epoch in self._epochs:
-            for batch in loader.epoch(epoch):
-                if to_skip:
-                    to_skip -= 1
-                else:
-                    yield batch
+        """`endless`, in other epochs for every loader: what an earlier one has read is no help."""
+        return endless(loader, self._epochs)
 
     def _step(self, batches: Iterator[Batch]) -> int:
         accumulate = self.options.accumulate
