@@ -6,7 +6,7 @@ run.
 Without --photos: the embedded sample's pictures at 640 x 480. Rows: photos taken over as they are, shrunk by
 the longer side (both writers at --max-side). ffcv's side is its documented use: an ImageFolder of PIL images,
 write_mode "jpg", jpeg_quality 90, max_resolution. Images/s from the listing of the folder to the closed file;
-ours also checks every JPEG it takes over, hashes and fsyncs. Writes bench/results/beton_write.json (median
+ours also checks every JPEG it takes over, hashes and fsyncs. Writes a JSON (median
 and interquartile range).
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
-from bench.schema import SCHEMA, command_line, environment, finish, spread, write_result
+from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
 
 OURS = "fastpsl beton write"
 THEIRS = "ffcv DatasetWriter"
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--max-side", type=int, default=256, help="px")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "beton_write.json")
+    parser.add_argument("--out", type=Path, default=RUNS / "beton_write.json")
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -24,10 +24,10 @@ _BAR_INCHES, _TOP_INCHES, _BOTTOM_INCHES = 0.23, 0.8, 0.6
 def draw_chart(result: dict[str, Any], path: Path) -> None:
     """Medians as bars, quartiles as whiskers; on both together: its ratio to the slower of its parts."""
     rows = result["rows"]
-    loaders = _groups([row for row in rows if row["measured"] in ("loader", "peer")], lambda row: _views(row))
-    steps = [row for row in rows if row["measured"] in ("step", "both")]
-    steps_by_stage = _groups(steps, lambda row: f"{row['stage']}, {_views(row)}")
-    lines = [sum(len(group) + 1 for group in panel.values()) for panel in (loaders, steps_by_stage)]
+    loaders = _groups([row for row in rows if row["measured"] in ("loader", "peer")])
+    steps_by_stage = _groups([row for row in rows if row["measured"] in ("step", "both")])
+    # At least one, for an empty panel's axis.
+    lines = [max(1, sum(len(group) + 1 for group in panel.values())) for panel in (loaders, steps_by_stage)]
     height = _TOP_INCHES + _BAR_INCHES * max(lines) + _BOTTOM_INCHES
     figure = plt.figure(figsize=(13, height))
     # Each panel as high as it has lines, from the top down; below the shorter one it stays empty.
@@ -37,14 +37,16 @@ def draw_chart(result: dict[str, Any], path: Path) -> None:
         )
         for x, num in zip((0.125, 0.605), lines, strict=True)
     )
-    ratios = {(r["decoder"], r["num_views"], r["stage"]): r["median"] for r in result["ratios"]}
+    shown = "both / min(loader, step)"
+    ratios = {_key(row): row["median"] for row in result["ratios"] if row["what"] == shown}
     _draw(left, loaders, {})
     _draw(right, steps_by_stage, ratios)
     left.set_title("loader alone", loc="left")
     right.set_title("step alone, and both together (× the slower of the two)", loc="left")
     settings, machine = result["settings"], result["environment"]
+    backbone = settings["backbone"] or "the recipes' backbones"
     figure.suptitle(
-        f"{settings['backbone']} jigsaw, {settings['precision']}, batch {settings['batch_size']}, "
+        f"{backbone}, precision {settings['precision']}, batch {settings['batch_size']}, "
         f"{result['data']['name']}\n{machine['gpu'] or machine['cpu']}, {machine['num_cores']} cores, "
         f"load average {machine['load_average_before']} before",
         fontsize=10,
@@ -54,15 +56,23 @@ def draw_chart(result: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def _views(row: dict[str, Any]) -> str:
-    return "1 view" if row["num_views"] == 1 else f"{row['num_views']} views"
+def _group(row: dict[str, Any]) -> str:
+    """A heading: what is comparable stands below one."""
+    views = "1 view" if row["num_views"] == 1 else f"{row['num_views']} views"
+    if row["stage"] is None:
+        return f"{views}, random resized crops"
+    return f"{row.get('recipe', 'jigsaw')} {row['stage']}, {views}"
 
 
-def _groups(rows: list[dict[str, Any]], title: Any) -> dict[str, list[dict[str, Any]]]:
-    """Rows by title, in the colours' order."""
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row.get("recipe"), row["decoder"], row["num_views"], row["stage"]
+
+
+def _groups(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows by heading, in the colours' order."""
     names = list(COLOURS)
     ordered = sorted(rows, key=lambda row: names.index(_name(row)))
-    return {text: [row for row in ordered if title(row) == text] for text in map(title, rows)}
+    return {text: [row for row in ordered if _group(row) == text] for text in map(_group, rows)}
 
 
 def _draw(axes: Axes, groups: dict[str, list[dict[str, Any]]], ratios: dict[Any, float]) -> None:
@@ -95,7 +105,7 @@ def _bar(axes: Axes, y: int, row: dict[str, Any], edge: float, ratios: dict[Any,
     label = f"  {row['median']:,.0f}" if row["median"] >= 100 else f"  {row['median']:.1f}"
     is_cut = row["median"] > edge
     if row["measured"] == "both":
-        label += f"  (×{ratios[row['decoder'], row['num_views'], row['stage']]:.2f})"
+        label += f"  (×{ratios[_key(row)]:.2f})"
     axes.barh(y, min(row["median"], edge), 0.85, color=COLOURS[_name(row)])
     if not is_cut:
         whiskers = [[row["median"] - row["quartile_1"]], [row["quartile_3"] - row["median"]]]

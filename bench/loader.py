@@ -5,7 +5,7 @@
 One view, then two views of each sample (there ffcv decodes twice), random resized crops to 224 px, uint8 on the CPU, page
 cache warm. Each loader lives in a process of its own, because ffcv sets thread counts where it is imported; one epoch of
 each in turn. Without --data: the embedded sample, whose pictures are smaller than photos. Ratios are of epochs side by
-side. Also the time from an empty process to the first batch. Writes bench/results/loader.json (median and quartiles).
+side. Also the time from an empty process to the first batch. Writes a JSON (median and quartiles).
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
-from bench.schema import SCHEMA, command_line, environment, finish, spread, write_result
+from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
 
 SIZE_PX = 224
 VARIANTS = ("ffcv_loader", "ffcv", "torchvision")  # ffcv's own Loader; ours by decoder
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--num-threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "loader.json")
+    parser.add_argument("--out", type=Path, default=RUNS / "loader.json")
     parser.add_argument("--serve", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--num-views", type=int, default=1, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -8,7 +8,7 @@ reads the file from front to back, a page at a time. `loader`: our Loader, with 
 what share of the file is left in the page cache; the bytes that came from storage are those of /proc/self/io, the size of a
 request is the disk's own count, of all processes; `share_waited_for` is that of the samples which a thread did not find in
 the page cache. What a host below a virtual machine caches, nothing here shows. A set that fits into memory flatters the random
-order: what the kernel reads beside a sample is still there when that one's turn comes. Writes bench/results/order.json.
+order: what the kernel reads beside a sample is still there when that one's turn comes. Writes a JSON.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
-from bench.schema import SCHEMA, command_line, environment, finish, spread, write_result
+from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.beton_convert import Stored
@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--decoder", default="auto")
     parser.add_argument("--num-threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "order.json")
+    parser.add_argument("--out", type=Path, default=RUNS / "order.json")
     options = parser.parse_args()
     machine = environment()
     memory = [fresh_memory_gb_per_s() for _ in range(3)]

@@ -32,6 +32,7 @@ TITLES = {
 AHEAD = 4  # batches thrown away before a timed region: more than our loaders hold ready
 MAX_FILES = 10_000  # pictures that are copied out of a beton for peers that read none
 NEED_FILES = ("dali_reader", "webdataset")
+_WITH_PROCESSES = ("dataloader", "webdataset")
 _PACKAGES = {"ffcv_loader": "ffcv", "dali_reader": "nvidia.dali", "webdataset": "webdataset"}
 _TIMEOUT_S = 120.0  # compiling included; ffcv's Loader can hang for ever
 
@@ -108,13 +109,18 @@ class Peer:
             [sys.executable, __file__, json.dumps(asdict(work))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0,
         )  # fmt: skip
+        self._has_processes = work.kind in _WITH_PROCESSES
+        self.cores_used: float | None = None
         self._answer()
         self.first_batch_s = time.perf_counter() - start
 
     def samples_per_s(self, num_views: int, seconds: float) -> float:
+        """And sets `cores_used`: CPU seconds a second of its process; None where it has workers that are processes."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{num_views} {seconds}\n".encode())
-        return float(self._answer())
+        rate, cores = map(float, self._answer().split())
+        self.cores_used = None if self._has_processes else cores
+        return rate
 
     def _answer(self) -> bytes:
         assert self._process.stdout is not None
@@ -160,10 +166,12 @@ def serve(work: Work) -> None:
         batches = running[num_views]
         for _ in range(ahead):
             next(batches)
+        cpu_s, start = time.process_time(), time.perf_counter()
         rate = samples_per_s(lambda: next(batches), seconds, work.device, min_calls=ahead)  # noqa: B023
+        cores = (time.process_time() - cpu_s) / (time.perf_counter() - start)
         # What it reads ahead must not disturb others.
         time.sleep(min(2 * ahead * work.batch_size / rate, 2.0))
-        print(rate, file=answers, flush=True)
+        print(rate, cores, file=answers, flush=True)
     answers.close()
     running.clear()  # ends DataLoader's processes
     os._exit(0)  # ffcv's threads are waited for by nobody

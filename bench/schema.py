@@ -2,22 +2,24 @@
 
 A result is a dict of
     schema        SCHEMA
-    bench         which bench
+    bench         which bench, one of LABELS
     command       how it was called; of paths only the last part
     environment   see `environment`; the load averages say whether the machine was shared
     data          what was measured on: num_samples and other plain values
     settings      repeats, and the options that decide the figures
-    rows          each: measured, unit, labels of plain values, and a `spread`
+    rows          each: measured, unit, labels of plain values (LABELS: those that a bench's rows must have), and a `spread`
     ratios        each: what (a formula over rows), labels of plain values, and a `spread` over the repeats
     not_measured  each: what, reason
     notes         sentences that belong to the figures
 `validate` holds a result to it.
 """
 
+import hashlib
 import json
 import math
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -27,15 +29,34 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from fastpsl.pipelines.rows import Data, read_bytes
+
 SCHEMA = 1
+MAX_COMPARED = 20_000  # samples whose bytes are compared
+MAY_BE_FEWER = ("throughput", "time_to_accuracy")  # repeats: the clock ends them, or a run does not get there
 SHARED_LOAD = 0.5  # a load average above this before a bench starts: others were at work
 PACKAGES = (
-    "fastpsl", "torch", "torchvision", "numba", "numpy", "kornia", "pillow", "ffcv", "opencv-python", "triton"
+    "fastpsl", "torch", "torchvision", "numba", "numpy", "kornia", "pillow", "ffcv", "opencv-python", "triton",
+    "nvidia-dali-cuda120", "nvidia-dali-cuda130",
 )  # fmt: skip
 
+# Where results go by default: git ignores it. What is to be committed is asked for by its name.
+RUNS = Path(__file__).resolve().parents[1] / "runs" / "bench"
+
 _NONE = type(None)
+_NUMBER = (float, int)
+_TEXT, _COUNT, _NAME = (str,), (int,), (str, _NONE)
+LABELS: dict[str, dict[str, tuple[type, ...]]] = {
+    "beton_write": {},
+    "loader": {},
+    "order": {},
+    "throughput": {"decoder": _NAME, "num_views": _COUNT, "stage": _NAME},
+    "scaling": {"num_ranks": _COUNT, "recipe": _NAME, "stage": _NAME},
+    "time_to_accuracy": {"recipe": _TEXT, "monitor": _TEXT, "accuracy": _NUMBER, "num_reached": _COUNT},
+}
 _RESULT: dict[str, tuple[type, ...]] = {
     "schema": (int,), "bench": (str,), "command": (str,), "environment": (dict,), "data": (dict,),
     "settings": (dict,), "rows": (list,), "ratios": (list,), "not_measured": (list,), "notes": (list,),
@@ -45,7 +66,6 @@ _ENVIRONMENT: dict[str, tuple[type, ...]] = {
     "system": (str,), "python": (str,), "versions": (dict,), "load_average_before": (float, int),
     "load_average_after": (float, int),
 }  # fmt: skip
-_NUMBER = (float, int)
 _SPREAD: dict[str, tuple[type, ...]] = {
     "median": _NUMBER, "quartile_1": _NUMBER, "quartile_3": _NUMBER, "values": (list,)
 }  # fmt: skip
@@ -103,21 +123,49 @@ def command_line(arguments: Sequence[str] | None = None) -> str:
     return " ".join(["python", *kept])
 
 
+def short_name(machine: Mapping[str, Any]) -> str:
+    """Of an `environment`, for names of files: "h200" of "NVIDIA H200", "cpu" without a GPU."""
+    words = re.sub(r"[^a-z0-9]+", " ", (machine["gpu"] or "cpu").lower()).split()
+    kept = [word for word in words if word not in ("nvidia", "geforce", "tesla")]
+    return "-".join(kept)
+
+
+def data_record(data: Data, name: str | None) -> dict[str, Any]:
+    """Of what was measured on; num_distinct: samples whose bytes no other one has (None: too many to compare)."""
+    min_height, min_width, max_height, max_width = data.image_sizes()
+    num = min(data.num_samples, MAX_COMPARED)
+    rows = data.rows(np.unique(np.linspace(0, data.num_samples - 1, num).astype(np.int64)))
+    seen = {hashlib.blake2b(read_bytes(rows, i), digest_size=16).digest() for i in range(len(rows.height))}
+    return {
+        "name": "the embedded sample" if name is None else Path(name).name,
+        "num_samples": data.num_samples,
+        "num_distinct": len(seen) if num == data.num_samples else None,
+        "mean_bytes": round(float(rows.num_bytes.mean())),
+        "mean_pixels": round(float((rows.height.astype(np.int64) * rows.width).mean())),
+        "min_height_px": min_height,
+        "min_width_px": min_width,
+        "max_height_px": max_height,
+        "max_width_px": max_width,
+    }
+
+
 def validate(result: Any) -> None:
     """ValueError, one line, where `result` is not what this file's head describes."""
     _check_keys(result, _RESULT, "result", exact=True)
     if result["schema"] != SCHEMA:
         raise ValueError(f"result.schema: is {result['schema']}, this code reads {SCHEMA}")
+    if result["bench"] not in LABELS:
+        raise ValueError(f"result.bench: is {result['bench']!r}, this code knows {', '.join(sorted(LABELS))}")
     _check_keys(result["environment"], _ENVIRONMENT, "environment", exact=True)
     _check_keys(result["data"], {"num_samples": (int,)}, "data")
     _check_keys(result["settings"], {"repeats": (int,)}, "settings")
     repeats = result["settings"]["repeats"]
     if repeats < 1 or not result["rows"]:
         raise ValueError(f"result: {repeats} repeats and {len(result['rows'])} rows; there must be some")
-    for part, keys in (("rows", _ROW), ("ratios", _RATIO)):
+    for part, keys in (("rows", _ROW | LABELS[result["bench"]]), ("ratios", _RATIO)):
         for number, row in enumerate(result[part]):
             _check_keys(row, keys, f"{part}[{number}]")
-            _check_spread(row, repeats, f"{part}[{number}]")
+            _check_spread(row, repeats, f"{part}[{number}]", may_be_fewer=result["bench"] in MAY_BE_FEWER)
     for number, missing in enumerate(result["not_measured"]):
         _check_keys(missing, _MISSING, f"not_measured[{number}]", exact=True)
     if not all(isinstance(note, str) for note in result["notes"]):
@@ -148,9 +196,9 @@ def _check_keys(part: Any, keys: Mapping[str, tuple[type, ...]], where: str, *, 
             raise ValueError(f"{where}.{name}: is {type(value).__name__}, must be {names}")
 
 
-def _check_spread(row: Mapping[str, Any], repeats: int, where: str) -> None:
+def _check_spread(row: Mapping[str, Any], repeats: int, where: str, *, may_be_fewer: bool) -> None:
     values = row["values"]
-    if len(values) != repeats:
+    if not (1 if may_be_fewer else repeats) <= len(values) <= repeats:
         raise ValueError(f"{where}.values: {len(values)} of them for {repeats} repeats")
     if not all(isinstance(v, _NUMBER) and math.isfinite(v) and v > 0 for v in values):
         raise ValueError(f"{where}.values: must be finite numbers above 0")
@@ -160,22 +208,29 @@ def _check_spread(row: Mapping[str, Any], repeats: int, where: str) -> None:
 
 
 def _check_three_rows(result: Mapping[str, Any]) -> None:
-    """Throughput: each row of both together stands beside its loader alone, its step alone and their ratio."""
+    """Throughput: each row of both together stands beside its loader alone, its step alone and its ratio, as often measured.
 
-    def labels(part: str, measured: str | None, *names: str) -> set[tuple[Any, ...]]:
+    A loader without a stage is every stage's.
+    """
+    names = ("recipe", "decoder", "num_views", "stage")
+
+    def found(part: str, measured: str | None, *names: str) -> dict[tuple[Any, ...], int]:
         rows = [row for row in result[part] if measured is None or row["measured"] == measured]
-        return {tuple(row.get(name) for name in names) for row in rows}
+        return {tuple(row.get(name) for name in names): len(row["values"]) for row in rows}
 
-    both = labels("rows", "both", "decoder", "num_views", "stage")
-    if not both:
-        raise ValueError("rows: none of loader and step together")
-    for what, found, wanted in (
-        ("loader", labels("rows", "loader", "decoder", "num_views"), {row[:2] for row in both}),
-        ("step", labels("rows", "step", "num_views", "stage"), {row[1:] for row in both}),
-        ("ratio", labels("ratios", None, "decoder", "num_views", "stage"), both),
-    ):
-        if lacking := wanted - found:
-            raise ValueError(f"rows: the {what} of {min(lacking)} is missing")
+    both = found("rows", "both", *names)
+    if not both and not found("rows", "peer") and not found("rows", "loader"):
+        raise ValueError("rows: none of loader and step together, nor of loaders alone")
+    loaders, steps = found("rows", "loader", *names), found("rows", "step", *names)
+    ratios = found("ratios", None, "what", *names)
+    for key, num in both.items():
+        recipe, _, num_views, stage = key
+        here = (loaders.get(key, loaders.get((*key[:3], None))), steps.get((recipe, None, num_views, stage)))
+        ratio = ratios.get(("both / min(loader, step)", *key))
+        for what, other in zip(("loader", "step", "ratio"), (*here, ratio), strict=True):
+            if other != num:
+                told = "is missing" if other is None else f"has {other} values, both together {num}"
+                raise ValueError(f"rows: the {what} of {key} {told}")
 
 
 def _commit() -> str | None:

@@ -1,13 +1,16 @@
-"""How fast one machine feeds and trains: the loader alone, the step on synthetic data, both together, and their ratio.
+"""How fast one machine feeds and trains: the loader alone, the step on synthetic data, both together, and their ratios.
 
     python bench/throughput.py                                    the embedded sample, under two minutes on a CPU
-    python bench/throughput.py --data 'imagenet/train-*.beton'    PSL's values: 225 px, tiles of 64, batch 256 on a GPU
+    python bench/throughput.py --data 'imagenet/train-*.beton' --recipe jigsaw simclr
 
-The headline is both / min(loader, step): 1 means that neither waits for the other. The loader by decoder and number of
-views of each sample, the step by PSL's stage: the recipe's own Learner.step (jigsaw: one puzzle a view). Beside them
-ffcv's own Loader, DALI's reader, torchvision with DataLoader and WebDataset on the same pictures. Writes a JSON and a bar chart; see bench/README.md.
+For each recipe and stage: its own loader by decoder, its own step (the trainer's Learner), and both. The headline is
+both / step: 1 means that the step never waits; and both / min(loader, step), where the loader is the slower. Then loaders alone
+on equal footing, with one random resized crop and two: ours, ffcv's own, DALI's reader, torchvision with DataLoader and
+WebDataset. Writes a JSON and a bar chart; see bench/README.md.
 """
 
+import gc
+import math
 import os
 import statistics
 import sys
@@ -19,9 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
+import torch
 from rich.console import Console
-from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 # Spinning at barriers, as libgomp does by itself, turns a neighbour on a core into steps 10 times as long: a bench that
@@ -30,40 +32,64 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, not installed
 from bench import peers
 from bench.chart import draw_chart
-from bench.schema import SCHEMA, command_line, environment, finish, spread, write_result
-from bench.variants import Bench
-from fastpsl.distributed import choose_device
-from fastpsl.pipelines import libffcv
-from fastpsl.pipelines.decoders import dali
+from bench.equal_crops import decoders_here, measure_loaders
+from bench.recipe_stages import Recipe, StageName, recipe_options, stage_job
+from bench.schema import (
+    RUNS,
+    SCHEMA,
+    command_line,
+    data_record,
+    environment,
+    finish,
+    spread,
+    write_result,
+)
+from bench.show import show_throughput
+from fastpsl.command_line import parse
+from fastpsl.distributed import World, join_world
+from fastpsl.pipelines.augment import AugmentName
+from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.workers import default_num_threads
+from fastpsl.sample import sample_paths
+from fastpsl.stage_bench import StageBench
+from fastpsl.timing import synchronise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     data: str | None = None
-    """A beton, or a quoted glob of shards. Without it: the embedded sample, with the recipe's small values."""
+    """A beton, or a quoted glob of shards. Without it: the embedded sample, with the recipes' small values."""
+    recipe: tuple[Recipe, ...] = ("jigsaw",)
+    """Whose stages; none, written as --recipe, for loaders alone."""
+    stages: tuple[StageName, ...] = ("S1", "S2", "S3")
+    """Of PSL; E: end to end."""
     decoders: tuple[Literal["ffcv", "dali", "torchvision", "resident", "synthetic"], ...] = (
         "ffcv", "dali", "torchvision", "synthetic",
     )  # fmt: skip
     views: tuple[int, ...] = (1, 2)
-    """Views of each sample, from one decode."""
-    stages: tuple[Literal["S1", "S2", "S3", "E"], ...] = ("S1", "S2", "S3")
-    """Of PSL; E: end to end."""
-    backbone: Literal["resnet50", "resnet18"] = "resnet50"
+    """Of loaders alone: crops of each sample, from one decode."""
+    backbone: Literal["resnet50", "resnet18", "revnet50"] | None = None
+    """Default: the recipe's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    augment: AugmentName = "auto"
+    step: Literal["auto", "eager", "compiled", "graphed"] = "auto"
+    fold_frozen: bool = False
     batch_size: int | None = None
-    """Default: 256 on CUDA, else 32, and 8 for the sample."""
+    """Default: 256 on CUDA, else 32."""
     num_threads: int | None = None
     """Decoding threads (DataLoader: processes). Default: the cores."""
     repeats: int | None = None
     """Default: 5, and 3 for the sample."""
     seconds: float | None = None
     """Length of a timed region; whole steps, one at least. Default: 3, and 0.2 for the sample."""
+    epochs: float = 0.0
+    """A timed region of a stage has so many epochs of the data at least."""
     limit_s: float | None = None
-    """No further repeat begins when it would end later than this. Default: none, and 100 for the sample."""
+    """Each stage's repeats end with its share of this. Default: none, and 100 for the sample."""
     peers: bool = True
-    """ffcv's own Loader, DALI's reader, torchvision with DataLoader, WebDataset."""
-    out: Path = ROOT / "bench" / "results" / "throughput.json"
+    """Loaders alone: ours and the peers', on equal footing."""
+    out: Path = RUNS / "throughput.json"
     """The result; the bar chart stands beside it as .png."""
 
     def check(self) -> None:
@@ -72,206 +98,221 @@ class Options:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: it must be above 0")
+        if self.epochs < 0:
+            raise ValueError(f"--epochs {self.epochs}: it must be 0 or more")
         if not (self.views and self.decoders and self.stages) or min(self.views) < 1:
             raise ValueError("--views, --decoders and --stages: give at least one of each, views from 1")
+        if not self.recipe and not self.peers:
+            raise ValueError("--recipe with no name and --no-peers: nothing is left to measure")
 
 
-Key = tuple[str, str | None, int, str | None]  # measured, decoder or peer, views, stage
+@dataclass(frozen=True)
+class Setting:
+    """The options with what they leave open filled in."""
+
+    options: Options
+    world: World
+    data: Beton
+    path: str
+    decoders: list[str]
+    batch_size: int
+    num_threads: int
+    repeats: int
+    seconds: float
+
+    @property
+    def is_sample(self) -> bool:
+        return self.options.data is None
 
 
-def available(options: Options, bench: Bench) -> tuple[list[str], list[str], list[dict[str, str]]]:
-    """Our decoders and the peers that can be measured here; what cannot, and why."""
-    decoders: list[str] = []
-    others: list[str] = []
-    missing: list[dict[str, str]] = []
-    for name in options.decoders:
-        reason: str | None = None
-        if name == "ffcv":
-            reason = libffcv.why_missing()
-        elif name == "dali":
-            reason = dali.why_missing(bench.device)
-        if reason:
-            missing.append({"what": f"decoder {name}", "reason": reason})
+def fill_in(options: Options, world: World) -> tuple[Setting, list[dict[str, str]]]:
+    """And what of the decoders is not measured, and why."""
+    is_sample = options.data is None
+    path = options.data or str(sample_paths().train)
+    decoders, missing = decoders_here(options.decoders, world.device)
+    setting = Setting(
+        options, world, Beton(path), path, decoders,
+        batch_size=options.batch_size or (256 if world.device.type == "cuda" else 32),
+        num_threads=options.num_threads or default_num_threads(),
+        repeats=options.repeats or (3 if is_sample else 5),
+        seconds=options.seconds or (0.2 if is_sample else 3.0),
+    )  # fmt: skip
+    return setting, missing
+
+
+def measure_stage(
+    recipe: str, stage: str, setting: Setting, deadline: float, say: Callable[[str], None]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(rows, ratios) of one stage: warm up, then step, loaders and both in turn, every other time backwards.
+
+    deadline: of time.perf_counter(); one repeat is made at least.
+    """
+    asked = setting.options
+    options = recipe_options(
+        recipe, is_sample=setting.is_sample, batch_size=setting.batch_size, backbone=asked.backbone,
+        device=asked.device, precision=asked.precision, augment=asked.augment, step=asked.step,
+        fold_frozen=asked.fold_frozen, num_threads=setting.num_threads,
+    )  # fmt: skip
+    job, number = stage_job(recipe, stage, options, setting.world)
+    bench = StageBench(job, number, options, setting.data, setting.world, seconds=setting.seconds)
+    bench.min_steps = max(1, math.ceil(asked.epochs * setting.data.num_samples / bench.batch_size))
+    work: dict[tuple[str, str | None], Callable[[], float]] = {("step", None): bench.step_alone}
+    for decoder in setting.decoders:
+        work["loader", decoder] = partial(bench.loader_alone, decoder)
+        work["both", decoder] = partial(bench.both, decoder)
+    what = f"{recipe} {stage}"
+    say(f"{what}: warming up")
+    # Compiled and captured steps, cuDNN's choices, numba.
+    bench.seconds, steps, bench.min_steps = 0.0, bench.min_steps, 3
+    for (measured, _), run in work.items():
+        if measured != "both":  # it is made of the others
+            run()
+    bench.seconds, bench.min_steps = setting.seconds, steps
+    first_batch_s = {decoder: _first_batch_s(bench, decoder) for decoder in setting.decoders}
+    rates: dict[Any, list[float]] = {key: [] for key in work}
+    cores: dict[Any, list[float]] = {key: [] for key in work}
+    memory_gb: dict[Any, float] = {}
+    for repeat in range(setting.repeats):
+        if repeat and time.perf_counter() > deadline:
+            break
+        say(f"{what}: repeat {repeat + 1} of {setting.repeats}")
+        for key in list(work)[:: -1 if repeat % 2 else 1]:
+            rates[key].append(work[key]())
+            cores[key].append(bench.cores_used)
+            memory_gb[key] = max(memory_gb.get(key, 0.0), _memory_gb(setting.world))
+    labels = {"recipe": recipe, "stage": stage, "num_views": len(bench.views)}
+    rows, ratios = [], []
+    for key, values in rates.items():
+        measured, decoder = key
+        row: dict[str, Any] = {"measured": measured, "decoder": decoder, **labels, "unit": "samples/s"}
+        row["cores_used"] = round(statistics.median(cores[key]), 3)
+        if measured == "loader":
+            row["first_batch_s"] = round(first_batch_s[decoder], 3)
         else:
-            decoders.append(name)
+            row["augment"] = bench.learner.augment.path
+        if measured == "both":
+            # What the loader takes while it keeps up with the step.
+            pairs = zip(cores[key], cores["step", None], strict=True)
+            row["cores_beyond_step"] = round(statistics.median(both - step for both, step in pairs), 3)
+            row["num_steps"] = bench.min_steps
+            ratios += _ratios(values, rates["loader", decoder], rates["step", None], decoder, labels)
+        if setting.world.device.type == "cuda":
+            row["gpu_memory_gb"] = round(memory_gb[key], 2)
+        rows.append(row | spread(values))
+    return rows, ratios
+
+
+def _first_batch_s(bench: StageBench, decoder: str) -> float:
+    """From opening the loader, everything compiled, to its first batch on the device."""
+    started = time.perf_counter()
+    with bench.loader(decoder) as loader:
+        batches = loader.epoch(0)
+        next(batches)
+        synchronise(bench.world.device)
+        seconds = time.perf_counter() - started
+        batches.close()
+    return seconds
+
+
+def _ratios(
+    both: list[float], loader: list[float], step: list[float], decoder: str, labels: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Repeat by repeat: neighbours in time share the machine's moods."""
+    slower = [min(pair) for pair in zip(loader, step, strict=True)]
+    return [
+        {"what": what, "decoder": decoder, **labels, **spread([a / b for a, b in zip(both, base, strict=True)])}
+        for what, base in (("both / min(loader, step)", slower), ("both / step", step))
+    ]  # fmt: skip
+
+
+def _memory_gb(world: World) -> float:
+    """Of the device, taken by everybody: torch, DALI, and what else there is."""
+    if world.device.type != "cuda":
+        return 0.0
+    free, total = torch.cuda.mem_get_info(world.device)
+    return (total - free) / 1e9
+
+
+def measure(setting: Setting, files: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """files: an empty folder for pictures of peers that read no betons."""
+    options, start = setting.options, time.perf_counter()
+    limit_s = options.limit_s or (100.0 if setting.is_sample else math.inf)
+    stages = [(recipe, stage) for recipe in options.recipe for stage in options.stages]
+    num_parts = len(stages) + options.peers
+    result: dict[str, Any] = {"rows": [], "ratios": [], "not_measured": [], "notes": []}
+    for done, (recipe, stage) in enumerate(stages):
+        # What the parts before have left over is shared by those that come.
+        left_s = limit_s - (time.perf_counter() - start)
+        deadline = time.perf_counter() + left_s / (num_parts - done)
+        try:
+            rows, ratios = measure_stage(recipe, stage, setting, deadline, say)
+        except torch.cuda.OutOfMemoryError as error:
+            reason = f"out of GPU memory at batch {setting.batch_size}: {str(error).splitlines()[0]}"
+            result["not_measured"].append({"what": f"{recipe} {stage}", "reason": reason})
+            continue
+        finally:
+            gc.collect()  # its weights, graphs and loaders
+            if setting.world.device.type == "cuda":
+                torch.cuda.empty_cache()
+        result["rows"] += rows
+        result["ratios"] += ratios
+    others = []
     for kind, title in peers.TITLES.items():
-        reason = peers.why_missing(kind, bench.path) if options.peers else "left out by --no-peers"
+        reason = peers.why_missing(kind, setting.path) if options.peers else "left out by --no-peers"
         if reason:
-            missing.append({"what": title, "reason": reason})
+            result["not_measured"].append({"what": title, "reason": reason})
         else:
             others.append(kind)
-    if not decoders:
-        raise ValueError(f"--decoders {' '.join(options.decoders)}: {missing[0]['reason']}")
-    return decoders, others, missing
-
-
-def measure(options: Options, bench: Bench, files: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Warm up, then every variant in turn, as many times as there are repeats, every other time backwards.
-
-    files: an empty folder for pictures of peers that read no betons.
-    """
-    start = time.perf_counter()
-    decoders, others, missing = available(options, bench)
-    variants: dict[Key, Callable[[], float]] = {}
-    for views in options.views:
-        for decoder in decoders:
-            variants["loader", decoder, views, None] = partial(bench.loader_alone, decoder, views)
-        for stage in options.stages:
-            variants["step", None, views, stage] = partial(bench.step_alone, views, stage)
-            for decoder in decoders:
-                variants["both", decoder, views, stage] = partial(bench.both, decoder, views, stage)
-    say("warming up")
-    for key, run in variants.items():
-        if key[0] != "both":  # it is made of the others
-            run()
-    first_batch_s, started, notes = {}, {}, []
-    if set(others) & set(peers.NEED_FILES):
-        say("the pictures as files, for DALI's reader and WebDataset")
-        num_files = peers.copy_out(bench.path, files, num_shards=4 * bench.num_threads)
-        if num_files < bench.data.num_samples:
-            notes.append(
-                f"DALI's reader and WebDataset read {num_files:,} of the pictures, taken in even steps"
-            )
-    try:
-        for kind in (*decoders, *others):  # after the warm-up: numba's cache is filled
-            say(f"{peers.TITLES.get(kind, kind)}: from an empty process to the first batch")
-            try:
-                peer = peers.Peer(bench.work(kind, str(files)))
-                first_batch_s[kind] = round(peer.first_batch_s, 2)
-                if kind in decoders:
-                    peer.close()
-                    continue
-                started[kind] = peer
-                for views in options.views:
-                    peer.samples_per_s(views, 0.0)
-                    variants["peer", kind, views, None] = partial(peer.samples_per_s, views, bench.seconds)
-            except RuntimeError as error:
-                missing.append({"what": peers.TITLES.get(kind, kind), "reason": f"failed: {error}"})
-                variants = {key: run for key, run in variants.items() if key[:2] != ("peer", kind)}
-        # What is compared stands side by side, as others' load comes in waves: loaders, then each stage's step and both.
-        keys = sorted(variants, key=lambda key: (key[2], key[3] or ""))
-        rates: dict[Key, list[float]] = {key: [] for key in keys}
-        limit_s = options.limit_s or (100.0 if options.data is None else float("inf"))
-        num_done, repeat_s = 0, 0.0
-        while num_done < bench.repeats and (not num_done or time.perf_counter() - start + repeat_s < limit_s):
-            say(f"repeat {num_done + 1} of {bench.repeats}")
-            repeat_start = time.perf_counter()
-            for key in keys if num_done % 2 else keys[::-1]:
-                rates[key].append(variants[key]())
-            num_done, repeat_s = num_done + 1, time.perf_counter() - repeat_start
-    finally:
-        for peer in started.values():
-            peer.close()
-    if num_done < bench.repeats:
-        notes.append(
-            f"{num_done} repeats of {bench.repeats}: the machine was slow, and --limit-s {limit_s:g} is kept"
+    if options.peers:
+        rows, missing, notes = measure_loaders(
+            [*setting.decoders, *others],
+            lambda kind: _work(kind, setting, files),
+            files, views=options.views, repeats=setting.repeats, seconds=setting.seconds, deadline=start + limit_s, say=say,
+        )  # fmt: skip
+        result["rows"] += rows
+        result["not_measured"] += missing
+        result["notes"] += notes
+    if any(len(row["values"]) < setting.repeats for row in result["rows"]):
+        result["notes"].append(
+            f"fewer than {setting.repeats} repeats where the machine was slow: --limit-s {limit_s:g} is kept"
         )
-    rest = {"not_measured": missing, "notes": notes, "num_repeats": num_done}
-    return tabulate(rates, first_batch_s) | rest
+    return result
 
 
-def tabulate(rates: dict[Key, list[float]], first_batch_s: dict[str, float]) -> dict[str, Any]:
-    """Rows, and the ratios repeat by repeat: neighbours in time share the machine's moods."""
-    rows, ratios = [], []
-    for (measured, decoder, views, stage), values in rates.items():
-        row: dict[str, Any] = {
-            "measured": measured,
-            "decoder": decoder,
-            "num_views": views,
-            "stage": stage,
-            "unit": "samples/s",
-        }
-        if measured in ("loader", "peer") and decoder in first_batch_s:
-            row["first_batch_s"] = first_batch_s[decoder]
-        rows.append(row | spread(values))
-        if measured == "both":
-            pairs = zip(
-                values, rates["loader", decoder, views, None], rates["step", None, views, stage], strict=True
-            )
-            label = {
-                "what": "both / min(loader, step)",
-                "decoder": decoder,
-                "num_views": views,
-                "stage": stage,
-            }
-            ratios.append(label | spread([both / min(loader, step) for both, loader, step in pairs]))
-    return {"rows": rows, "ratios": ratios}  # fmt: skip
-
-
-def show(result: dict[str, Any], console: Console) -> None:
-    rates = {(r["measured"], r["decoder"], r["num_views"], r["stage"]): r for r in result["rows"]}
-    table = Table(
-        "views", "stage", "decoder", "loader", "step", "both", "both / min", title="samples/s (medians)"
-    )
-    for ratio in result["ratios"]:
-        decoder, views, stage = ratio["decoder"], ratio["num_views"], ratio["stage"]
-        keys = (
-            ("loader", decoder, views, None),
-            ("step", None, views, stage),
-            ("both", decoder, views, stage),
-        )
-        figures = [f"{rates[key]['median']:,.1f}" for key in keys]
-        table.add_row(str(views), stage, decoder, *figures, f"{ratio['median']:.2f}")
-    console.print(table)
-    console.print(loaders_alone(result))
-    for missing in result["not_measured"]:
-        console.print(f"{missing['what']}: {missing['reason']}")
-    for note in result["notes"]:
-        console.print(note)
-    headline = statistics.median(ratio["median"] for ratio in result["ratios"])
-    console.print(f"both / min(loader, step), the median of {len(result['ratios'])}: {headline:.2f}")
-
-
-def loaders_alone(result: dict[str, Any]) -> Table:
-    """A row each of our decoders and the peers, a column a number of views."""
-    rows = [row for row in result["rows"] if row["measured"] in ("loader", "peer")]
-    views = sorted({row["num_views"] for row in rows})
-    titles = [f"{num} view{'s' * (num > 1)}" for num in views]
-    table = Table("loader alone", *titles, "first batch after", title="samples/s (medians)")
-    rates = {(row["decoder"], row["num_views"]): f"{row['median']:,.0f}" for row in rows}
-    first_batch_s = {
-        row["decoder"]: f"{row['first_batch_s']:.1f} s" for row in rows if "first_batch_s" in row
-    }
-    for name in dict.fromkeys(row["decoder"] for row in rows):
-        title = peers.TITLES.get(name, f"fastpsl, decoder {name}")
-        table.add_row(title, *(rates[name, num] for num in views), first_batch_s.get(name, ""))
-    return table
+def _work(kind: str, setting: Setting, files: Path) -> peers.Work:
+    size_px = 96 if setting.is_sample else 224
+    return peers.Work(
+        kind, setting.path, str(files), setting.batch_size, setting.num_threads, size_px, str(setting.world.device)
+    )  # fmt: skip
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+    options: Options = parse(Options, description=__doc__)
     options.check()
     console = Console(highlight=False, soft_wrap=True)
-    machine = environment(choose_device(options.device, 0))
-    bench = Bench(
-        options.data, options.stages, options.backbone, options.device, options.precision,
-        batch_size=options.batch_size, num_threads=options.num_threads, repeats=options.repeats, seconds=options.seconds,
-    )  # fmt: skip
-    sizes = bench.data.image_sizes()
-    num_bytes = sum(path.stat().st_size for path in bench.data.paths)
+    console.width = max(console.width, 100)  # a file is 80 wide otherwise
+    world = join_world(options.device, timeout_s=600)
+    machine = environment(world.device)
+    setting, missing = fill_in(options, world)
     result: dict[str, Any] = {
         "schema": SCHEMA, "bench": "throughput", "command": command_line(), "environment": machine,
-        "data": {
-            "name": "the embedded sample" if options.data is None else Path(options.data).name,
-            "num_samples": bench.data.num_samples, "mean_bytes": round(num_bytes / bench.data.num_samples),
-            "min_height_px": sizes[0], "min_width_px": sizes[1], "max_height_px": sizes[2], "max_width_px": sizes[3],
-        },
+        "data": data_record(setting.data, options.data),
         "settings": {
-            "repeats": bench.repeats, "seconds": bench.seconds, "batch_size": bench.batch_size,
-            "num_threads": bench.num_threads, "backbone": options.backbone, "precision": bench.precision,
-            "device": bench.device.type, "crop": "RandomResizedCrop", "cell_px": bench.recipe.cell_px,
-            "tile_px": bench.recipe.tile_px, "counts": list(bench.recipe.counts),
-            "permutations_per_image": bench.recipe.permutations_per_image,
+            "repeats": setting.repeats, "seconds": setting.seconds, "epochs": options.epochs,
+            "batch_size": setting.batch_size, "num_threads": setting.num_threads, "backbone": options.backbone,
+            "precision": options.precision, "device": world.device.type, "augment": options.augment,
+            "step": options.step, "fold_frozen": options.fold_frozen, "values": "SAMPLE" if setting.is_sample else "PAPER",
             "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"], "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         },
     }  # fmt: skip
     with console.status("") as status, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as files:
-        result |= measure(options, bench, Path(files), lambda line: status.update(line))
-    result["settings"]["repeats"] = result.pop("num_repeats")
+        result |= measure(setting, Path(files), lambda line: status.update(line))
+    setting.data.close()
+    result["not_measured"] = missing + result["not_measured"]
     result["notes"] += finish(machine)
     write_result(options.out, result)
     draw_chart(result, options.out.with_suffix(".png"))
-    show(result, console)
+    show_throughput(result, console)
     console.print(f"{options.out}\n{options.out.with_suffix('.png')}")
 
 

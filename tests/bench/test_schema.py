@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.schema import SCHEMA, command_line, environment, finish, spread, validate, write_result
+from bench.schema import SCHEMA, command_line, environment, finish, short_name, spread, validate, write_result
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = sorted((ROOT / "bench" / "results").glob("*.json"))
@@ -60,7 +60,10 @@ BREAKAGES = {
     "rows[1]: lacks unit": lambda r: r["rows"][1].pop("unit"),
     "rows[0].median: is 9.5": lambda r: r["rows"][0].update(median=9.5),
     "rows[0].quartile_3": lambda r: r["rows"][0].update(quartile_3=9.0),
-    "rows[0].values: 2 of them for 3": lambda r: r["rows"][0]["values"].pop(),
+    "rows[0].values: 4 of them for 3": lambda r: r["rows"][0]["values"].append(9.0),
+    "result.bench: is 'thruput'": lambda r: r.update(bench="thruput"),
+    "rows[1]: lacks decoder": lambda r: r["rows"][1].pop("decoder"),
+    "rows[2].num_views: is str": lambda r: r["rows"][2].update(num_views="1"),
     "rows[0].values: must be finite": lambda r: r["rows"][0]["values"].__setitem__(0, float("nan")),
     "rows[2].values: must be finite": lambda r: r["rows"][2]["values"].__setitem__(0, -4.0),
     "ratios[0]: lacks what": lambda r: r["ratios"][0].pop("what"),
@@ -68,7 +71,8 @@ BREAKAGES = {
     "notes: must be strings": lambda r: r["notes"].append(1),
     "rows: the loader of": lambda r: r["rows"].pop(0),
     "rows: the step of": lambda r: r["rows"].pop(1),
-    "rows: none of loader and step together": lambda r: r["rows"].pop(2),
+    "rows: none of loader and step together": lambda r: r.update(rows=r["rows"][1:2]),
+    "has 2 values, both together 3": lambda r: r["rows"][1].update(spread([4.0, 5.0])),
     "rows: the ratio of": lambda r: r["ratios"].clear(),
 }
 
@@ -82,6 +86,20 @@ def test_a_broken_result_is_refused(message: str, tmp_path: Path) -> None:
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "result.json").exists()
+
+
+def test_repeats_are_as_many_as_are_said_where_no_clock_ends_them(tmp_path: Path) -> None:
+    result = throughput_result() | {"bench": "loader"}
+    validate(result)
+    result["rows"][0] |= spread([9.0, 8.0])
+    with pytest.raises(ValueError, match="2 of them for 3"):
+        validate(result)
+
+
+def test_names_of_machines_in_files() -> None:
+    for name, short in (("NVIDIA H200", "h200"), ("NVIDIA A100-SXM4-80GB", "a100-sxm4-80gb"),
+                        ("NVIDIA GeForce RTX 5090", "rtx-5090"), (None, "cpu")):  # fmt: skip
+        assert short_name({"gpu": name}) == short
 
 
 def test_spread_is_the_inclusive_quartiles() -> None:

@@ -5,32 +5,26 @@ import os
 import subprocess
 import sys
 import tarfile
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 from bench import peers
+from bench.equal_crops import measure_loaders
+from bench.recipe_stages import recipe_options, stage_job
 from bench.schema import validate
 from bench.throughput import Options
-from bench.variants import Bench, PuzzlePerView
-from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.beton_convert import Target
 from fastpsl.pipelines.beton_write import write_beton
 from fastpsl.pipelines.sources import Sample
-from fastpsl.stage import Trunk
-from fastpsl.tasks.jigsaw import Jigsaw
-from recipes import jigsaw_r50
+from tests.fastpsl.tiny import one_process
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALLEST = ["--decoders", "torchvision", "synthetic", "--views", "2", "--stages", "S2", "--backbone", "resnet18", "--batch-size", "2", "--repeats", "1", "--seconds", "0.001"]  # fmt: skip
+SMALLEST = ["--recipe", "jigsaw", "simclr", "--decoders", "torchvision", "synthetic", "--stages", "S2", "--backbone", "resnet18", "--batch-size", "2", "--repeats", "1", "--seconds", "0.001"]  # fmt: skip
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -40,25 +34,33 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_a_run_writes_three_rows_their_ratio_and_a_chart(tmp_path: Path) -> None:
+def test_a_run_writes_three_rows_their_ratios_and_a_chart(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     done = call(*SMALLEST, "--no-peers", "--out", str(out))
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     validate(result)
-    keys = {(row["measured"], row["decoder"], row["num_views"], row["stage"]) for row in result["rows"]}
-    expected: set[Any] = {("step", None, 2, "S2")}
-    for decoder in ("torchvision", "synthetic"):
-        expected |= {("loader", decoder, 2, None), ("both", decoder, 2, "S2")}
+    keys = {(row["recipe"], row["measured"], row["decoder"], row["num_views"]) for row in result["rows"]}
+    expected: set[Any] = set()
+    for recipe, num_views in (("jigsaw", 1), ("simclr", 2)):
+        expected.add((recipe, "step", None, num_views))
+        for decoder in ("torchvision", "synthetic"):
+            expected |= {(recipe, measured, decoder, num_views) for measured in ("loader", "both")}
     assert keys == expected
-    values = {(row["measured"], row["decoder"]): row["values"][0] for row in result["rows"]}
+    values = {(row["recipe"], row["measured"], row["decoder"]): row["values"][0] for row in result["rows"]}
+    assert len(result["ratios"]) == 2 * 2 * 2
     for ratio in result["ratios"]:
-        decoder = ratio["decoder"]
-        slower = min(values["loader", decoder], values["step", None])
-        assert ratio["median"] == pytest.approx(values["both", decoder] / slower, rel=1e-4)
-    assert all(row["first_batch_s"] > 0 for row in result["rows"] if row["measured"] == "loader")
-    assert [missing["reason"] for missing in result["not_measured"]] == ["left out by --no-peers"] * 4
-    assert "both / min" in done.stdout and str(out) in done.stdout.replace("\n", "")
+        recipe, decoder = ratio["recipe"], ratio["decoder"]
+        step = values[recipe, "step", None]
+        below = min(step, values[recipe, "loader", decoder]) if "min" in ratio["what"] else step
+        assert ratio["median"] == pytest.approx(values[recipe, "both", decoder] / below, rel=1e-4)
+    for row in result["rows"]:
+        assert 0 < row["cores_used"] < 1.5 * os.cpu_count()  # type: ignore[operator]
+        assert row["first_batch_s"] > 0 if row["measured"] == "loader" else row["augment"]
+    assert result["data"]["num_distinct"] == result["data"]["num_samples"] == 480
+    reasons = [missing["reason"] for missing in result["not_measured"]]
+    assert reasons == ["left out by --no-peers"] * 4
+    assert "both / step" in done.stdout and str(out) in done.stdout.replace("\n", "")
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -76,6 +78,8 @@ def test_an_error_of_the_user_is_one_line_and_exit_2(tmp_path: Path) -> None:
         (Options(seconds=-1.0), "--seconds -1"),
         (Options(views=(1, 0)), "--views"),
         (Options(stages=()), "--stages"),
+        (Options(epochs=-1.0), "--epochs -1"),
+        (Options(recipe=(), peers=False), "nothing is left"),
     ],
 )
 def test_values_that_cannot_be_are_refused(options: Options, says: str) -> None:
@@ -141,6 +145,33 @@ def test_raw_pictures_are_no_work_for_readers_of_files(tmp_path: Path) -> None:
         assert reason in ("it reads JPEGs, and these are raw pictures", "not installed")
 
 
+def test_loaders_alone_are_rows_beside_each_other(beton: Path, tmp_path: Path) -> None:
+    kinds = ["torchvision", "dataloader", "nobody"]
+    rows, missing, notes = measure_loaders(
+        kinds, lambda kind: work(kind, beton), tmp_path, views=(1, 2), repeats=2, seconds=0.0, deadline=float("inf"),
+        say=lambda line: None,
+    )  # fmt: skip
+    names = [(row["measured"], row["decoder"], row["num_views"], len(row["values"])) for row in rows]
+    assert sorted(names) == [("loader", "torchvision", 1, 2), ("loader", "torchvision", 2, 2),
+                             ("peer", "dataloader", 1, 2), ("peer", "dataloader", 2, 2)]  # fmt: skip
+    assert all(row["crop"] == "RandomResizedCrop" and row["first_batch_s"] > 0 for row in rows)
+    # A DataLoader's work is done by processes that ours does not know.
+    assert all((row["cores_used"] is None) == (row["decoder"] == "dataloader") for row in rows)
+    assert [line["what"] for line in missing] == ["decoder nobody"] and not notes
+
+
+@pytest.mark.parametrize("recipe", ["jigsaw", "rotation", "simclr", "moco"])
+def test_every_recipe_has_its_stages(recipe: str) -> None:
+    """With the paper's values at a small batch: MoCo's groups of keys shrink with it."""
+    options = recipe_options(recipe, is_sample=False, batch_size=16, backbone="resnet18", device=None)
+    assert options.batch_size == 16 and options.device == "auto"
+    for name, last in (("S2", 4), ("E", 5)):
+        job, number = stage_job(recipe, name, options, one_process())
+        assert (job.stages[number].name, job.stages[number].last_block) == (name, last)
+    with pytest.raises(ValueError, match="S1, S2, S3, E"):
+        stage_job(recipe, "S4", options, one_process())
+
+
 def test_a_peer_that_ends_says_why(beton: Path) -> None:
     with pytest.raises(RuntimeError, match="nowhere.beton"):
         peers.Peer(work("dataloader", beton.with_name("nowhere.beton")))
@@ -150,51 +181,3 @@ def test_shards_are_no_work_for_ffcvs_loader(beton: Path) -> None:
     beton.with_name("small-2.beton").write_bytes(beton.read_bytes())
     reason = peers.why_missing("ffcv_loader", str(beton.with_name("small*.beton")))
     assert reason in ("it reads one file, and these are 2 shards", "not installed")
-
-
-class MeanOfTiles(nn.Module):
-    """A trunk in shape only."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.mean((2, 3), keepdim=True)
-
-
-def test_each_view_is_a_puzzle_of_its_own() -> None:
-    """The loss over two views is the mean of jigsaw's own losses of each."""
-    task = Jigsaw(np.array([[0, 1, 2, 3], [3, 2, 1, 0]]), (2,), grid=2, embedding_width=5)
-    torch.manual_seed(3)
-    head, trunk = task.head(1, 3).eval(), MeanOfTiles()
-    draws: Any = [
-        ({}, {"permutation": torch.tensor([[0], [1], [1]])}),
-        ({}, {"permutation": torch.tensor([[1], [1], [0]])}),
-    ]
-    indices = torch.arange(3)
-    inputs = [torch.rand(12, 3, 8, 8), torch.rand(12, 3, 8, 8)]
-    batch = Batch(inputs, draws, indices, indices, 0, 0)  # type: ignore[arg-type]
-    each = [
-        task.loss(trunk, head, [images], Batch([images], [draw], indices, indices, 0, 0))[0]  # type: ignore[arg-type, list-item]
-        for images, draw in zip(inputs, draws, strict=True)
-    ]
-    both, _ = PuzzlePerView(task).loss(trunk, head, inputs, batch)  # type: ignore[arg-type]
-    assert float(both.detach()) == pytest.approx(float((each[0] + each[1]).detach()) / 2)
-    assert float(each[0].detach()) != float(each[1].detach())
-
-
-def test_the_step_is_the_stages_own() -> None:
-    """What is timed moves the stage's blocks and no other, with the views that were asked for."""
-    bench = Bench(
-        None, ("S2",), "resnet18", "cpu", "fp32", batch_size=2, num_threads=1, repeats=1, seconds=0.001
-    )
-    trunk = bench.learners["S2"].module.trunk
-    assert isinstance(trunk, Trunk)
-    before = {name: value.clone() for name, value in trunk.state_dict().items()}
-    bench.step_alone(2, "S2")
-    views = bench.learners["S2"].views
-    (view,) = jigsaw_r50.build(bench.recipe).task.views(2)
-    # The recipe's, but for the crop that every peer has.
-    assert list(views) == [replace(view, crop=RandomResizedCrop(96))] * 2 and view.crop.size_px == 96
-    moved = {
-        name.split(".")[0] for name, value in trunk.state_dict().items() if not value.equal(before[name])
-    }
-    assert moved == {"learning"}
-    bench.data.close()

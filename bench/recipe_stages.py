@@ -1,0 +1,54 @@
+"""The recipes' stages, to be measured: options as the recipe has them, and a job with its backbone in place."""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+
+from fastpsl.distributed import World
+from fastpsl.options import PretrainOptions
+from fastpsl.trainer import Job, place_backbone, torch_seed
+
+Recipe = Literal["jigsaw", "rotation", "simclr", "moco"]
+StageName = Literal["S1", "S2", "S3", "E"]
+MODULES = {
+    "jigsaw": "jigsaw_r50",
+    "rotation": "rotation_rv50",
+    "simclr": "simclr_r50",
+    "moco": "mocov2_r50",
+}
+
+
+def recipe_options(recipe: str, *, is_sample: bool, batch_size: int, **values: Any) -> PretrainOptions:
+    """A recipe's options: its PAPER values, for the embedded sample its SAMPLE values, and `values` that are not None.
+
+    ValueError where they cannot be.
+    """
+    module: Any = importlib.import_module(f"recipes.{MODULES[recipe]}")
+    chosen: dict[str, Any] = module.PAPER | (module.SAMPLE if is_sample else {}) | {"batch_size": batch_size}
+    chosen |= {name: value for name, value in values.items() if value is not None}
+    if chosen.get("key_group", 0) >= batch_size:  # MoCo's; a group must be smaller than the batch
+        chosen["key_group"] = max(1, batch_size // 2)
+    options: PretrainOptions = module.Options(**chosen)
+    return options
+
+
+def stage_names(options: PretrainOptions) -> Sequence[str]:
+    """Of PSL's plan with these options, and E: end to end."""
+    return [*(f"S{number + 1}" for number in range(len(options.stage_epochs))), "E"]
+
+
+def stage_job(recipe: str, stage: str, options: PretrainOptions, world: World) -> tuple[Job, int]:
+    """A job of its own with fresh weights, on the device, and the number of `stage` in it."""
+    module: Any = importlib.import_module(f"recipes.{MODULES[recipe]}")
+    if stage == "E":
+        options = replace(options, plan="end_to_end")
+    torch.manual_seed(torch_seed(options.seed))
+    job: Job = module.build(options)
+    names = [each.name for each in job.stages]
+    if stage not in names:
+        raise ValueError(f"--stages {stage}: {recipe} has {', '.join(stage_names(options))}")
+    place_backbone(job, options, world)
+    return job, names.index(stage)
