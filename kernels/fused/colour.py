@@ -1,0 +1,207 @@
+"""Colour on the GPU: the arithmetic of kernels/{colour,grey,lightness}.py on registers, and the two passes that use it.
+
+mean_pass     the grey mean that each sample's contrast needs, as sums of blocks
+colour_pass   uint8 → flip, colour distortion, grey, lightness → normalised, or, where a blur or Sobel follows, values
+              in [0, 1] in a planar buffer for the neighbourhood pass
+
+A program works on one sample, so that every choice that a sample's draws make is one branch for the whole program.
+"""
+
+import triton
+import triton.language as tl
+
+# Numbers of the blends in the draws' order: kernels/colour.py.
+BRIGHTNESS = tl.constexpr(0)
+CONTRAST = tl.constexpr(1)
+SATURATION = tl.constexpr(2)
+
+UNIT = tl.constexpr(1 / 255)
+# kernels/grey.py: ITU-R 601.
+LUMA_RED = tl.constexpr(0.2989)
+LUMA_GREEN = tl.constexpr(0.587)
+LUMA_BLUE = tl.constexpr(0.114)
+# Hue in sixths of a turn.
+TURN = tl.constexpr(6.0)
+RED_HUE = tl.constexpr(3.0)  # where red is least: cyan
+GREEN_HUE = tl.constexpr(2.0)
+BLUE_HUE = tl.constexpr(4.0)
+# kernels/lightness.py: sRGB's curve, its weights of Y, CIE 1976 L*.
+LINEAR_BELOW = tl.constexpr(0.04045)
+LINEAR_SLOPE = tl.constexpr(1 / 12.92)
+GAMMA_OFFSET = tl.constexpr(0.055)
+GAMMA_SLOPE = tl.constexpr(1 / 1.055)
+GAMMA = tl.constexpr(2.4)
+Y_RED = tl.constexpr(0.2126)
+Y_GREEN = tl.constexpr(0.7152)
+Y_BLUE = tl.constexpr(0.0722)
+CUBE_ABOVE = tl.constexpr((6 / 29) ** 3)
+CUBE_ROOT = tl.constexpr(1 / 3)
+DARK_SLOPE = tl.constexpr(1 / (3 * (6 / 29) ** 2))
+DARK_OFFSET = tl.constexpr(4 / 29)
+L_SLOPE = tl.constexpr(1.16)
+L_OFFSET = tl.constexpr(0.16)
+
+
+@triton.jit
+def clamp01(x):
+    return tl.minimum(tl.maximum(x, 0.0), 1.0)
+
+
+@triton.jit
+def luma(r, g, b):
+    return r * LUMA_RED + g * LUMA_GREEN + b * LUMA_BLUE
+
+
+@triton.jit
+def blend(r, g, b, other, factor):
+    """x * factor + other * (1 - factor), clamped to [0, 1]."""
+    rest = other * (1.0 - factor)
+    return clamp01(r * factor + rest), clamp01(g * factor + rest), clamp01(b * factor + rest)
+
+
+@triton.jit
+def shift_hue(r, g, b, turns):
+    """Hue moved by `turns` (-0.5 to 0.5), value and saturation kept; ties as in kernels/colour.py."""
+    value = tl.maximum(tl.maximum(r, g), b)
+    low = tl.minimum(tl.minimum(r, g), b)
+    chroma = value - low
+    per_chroma = 1.0 / tl.where(chroma == 0.0, 1.0, chroma)
+    is_red, is_green = value == r, value == g
+    difference = tl.where(is_red, g - b, tl.where(is_green, b - r, r - g))
+    start = tl.where(is_red, 0.0, tl.where(is_green, GREEN_HUE, BLUE_HUE)) + turns * TURN
+    hue = start + difference * per_chroma
+    # -4 to 8 → 0 to 6.
+    hue = tl.where(hue < 0.0, hue + TURN, tl.where(hue >= TURN, hue - TURN, hue))
+    r = low + chroma * clamp01(tl.abs(hue - RED_HUE) - 1.0)
+    g = value - chroma * clamp01(tl.abs(hue - GREEN_HUE) - 1.0)
+    b = value - chroma * clamp01(tl.abs(hue - BLUE_HUE) - 1.0)
+    return r, g, b
+
+
+@triton.jit
+def distort(r, g, b, order, factors, num_ops, mean, HUE: tl.constexpr):
+    """The first `num_ops` of a sample's four operations, in its order; mean: of the grey picture, for contrast."""
+    for position in range(num_ops):
+        op = tl.load(order + position)
+        factor = tl.load(factors + op)
+        if op == BRIGHTNESS:
+            r, g, b = blend(r, g, b, 0.0, factor)
+        elif op == CONTRAST:
+            r, g, b = blend(r, g, b, mean, factor)
+        elif op == SATURATION:
+            r, g, b = blend(r, g, b, luma(r, g, b), factor)
+        elif HUE:
+            r, g, b = shift_hue(r, g, b, factor)
+    return r, g, b
+
+
+@triton.jit
+def to_linear(v):
+    curve = tl.exp2(tl.log2((v + GAMMA_OFFSET) * GAMMA_SLOPE) * GAMMA)
+    return tl.where(v <= LINEAR_BELOW, v * LINEAR_SLOPE, curve)
+
+
+@triton.jit
+def lightness(r, g, b):
+    y = to_linear(r) * Y_RED + to_linear(g) * Y_GREEN + to_linear(b) * Y_BLUE
+    root = tl.exp2(tl.log2(tl.maximum(y, CUBE_ABOVE)) * CUBE_ROOT)
+    return clamp01(tl.where(y > CUBE_ABOVE, root, y * DARK_SLOPE + DARK_OFFSET) * L_SLOPE - L_OFFSET)
+
+
+@triton.jit
+def load_rgb(pixel, mask):
+    """Three float32 channels in [0, 1] from pointers to the first bytes of pixels."""
+    r = tl.load(pixel, mask=mask, other=0).to(tl.float32) * UNIT
+    g = tl.load(pixel + 1, mask=mask, other=0).to(tl.float32) * UNIT
+    b = tl.load(pixel + 2, mask=mask, other=0).to(tl.float32) * UNIT
+    return r, g, b
+
+
+@triton.jit
+def tile_of_program(height, width, TILE: tl.constexpr):
+    """(sample, as int64; first row; first column): tiles of a sample follow one another, row by row."""
+    tiles_x = tl.cdiv(width, TILE)
+    tiles = tl.cdiv(height, TILE) * tiles_x
+    program = tl.program_id(0)
+    tile = program % tiles
+    return (program // tiles).to(tl.int64), tile // tiles_x * TILE, tile % tiles_x * TILE
+
+
+@triton.jit
+def mean_pass(
+    images, apply, order, factors, sums, num_pixels, num_blocks,
+    HUE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """Luma, as contrast will see it, added up over STEPS * BLOCK pixels → sums [B, num_blocks]; a program each."""
+    sample = (tl.program_id(0) // num_blocks).to(tl.int64)
+    block = tl.program_id(0) % num_blocks
+    if not tl.load(apply + sample):
+        return
+    order += 4 * sample
+    factors += 4 * sample
+    before = 0
+    while tl.load(order + before) != CONTRAST:
+        before += 1
+    images += sample * num_pixels * 3
+    total = tl.zeros([BLOCK], tl.float32)
+    for step in range(STEPS):
+        at = (block * STEPS + step) * BLOCK + tl.arange(0, BLOCK)
+        inside = at < num_pixels
+        r, g, b = load_rgb(images + at * 3, inside)
+        r, g, b = distort(r, g, b, order, factors, before, 0.0, HUE)
+        total += tl.where(inside, luma(r, g, b), 0.0)
+    tl.store(sums + tl.program_id(0), tl.sum(total))
+
+
+@triton.jit
+def colour_pass(
+    images, out, planes, flip, apply, order, factors, sums, grey, blur, sobel, height, width, pitch, num_sums,
+    scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
+    HUE: tl.constexpr, LIGHTNESS: tl.constexpr, MAX_SUMS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """A tile of TILE x TILE pixels a program, all tiles of a sample one after the other.
+
+    images: uint8 [B, H, W, 3]; out: [B, H, W, C]; planes: [B, C, H, pitch], columns from W on are 0. A draw that is None
+    is of an op that the view has not.
+    """
+    sample, y_0, x_0 = tile_of_program(height, width, TILE)
+    x = x_0 + tl.arange(0, TILE)[None, :]
+    y = y_0 + tl.arange(0, TILE)[:, None]
+    source_x = x
+    if flip is not None:
+        source_x = tl.where(tl.load(flip + sample), width - 1 - x, x)
+    inside = (y < height) & (x < width)
+    r, g, b = load_rgb(images + sample * height * width * 3 + (y * width + source_x) * 3, inside)
+    if apply is not None and tl.load(apply + sample):
+        mean = 0.0
+        if sums is not None:
+            block = tl.arange(0, MAX_SUMS)
+            parts = tl.load(sums + sample * num_sums + block, mask=block < num_sums, other=0.0)
+            mean = tl.sum(parts) / (height * width)
+        r, g, b = distort(r, g, b, order + 4 * sample, factors + 4 * sample, 4, mean, HUE)
+    if grey is not None and tl.load(grey + sample):
+        r = luma(r, g, b)
+        g = r
+        b = r
+    if LIGHTNESS:
+        r = lightness(r, g, b)
+    num_channels: tl.constexpr = 1 if LIGHTNESS else 3
+    filtered = False
+    if blur is not None:
+        filtered = tl.load(blur + sample)
+    if sobel is not None:
+        filtered = filtered | tl.load(sobel + sample)
+    if filtered:
+        plane = height * pitch
+        to = planes + sample * num_channels * plane + y * pitch + x
+        inside_row = (y < height) & (x < pitch)
+        tl.store(to, tl.where(x < width, r, 0.0).to(planes.dtype.element_ty), mask=inside_row)
+        if not LIGHTNESS:
+            tl.store(to + plane, tl.where(x < width, g, 0.0).to(planes.dtype.element_ty), mask=inside_row)
+            tl.store(to + 2 * plane, tl.where(x < width, b, 0.0).to(planes.dtype.element_ty), mask=inside_row)
+    else:
+        to = out + (sample * height * width + y * width + x) * num_channels
+        tl.store(to, (r * scale_0 + shift_0).to(out.dtype.element_ty), mask=inside)
+        if not LIGHTNESS:
+            tl.store(to + 1, (g * scale_1 + shift_1).to(out.dtype.element_ty), mask=inside)
+            tl.store(to + 2, (b * scale_2 + shift_2).to(out.dtype.element_ty), mask=inside)
