@@ -1,0 +1,130 @@
+"""Results and runs as they lie in a folder, written by hand, for the tests of tables."""
+
+import json
+import runpy
+import shlex
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastpsl.evaluation.result import write_result
+from fastpsl.kernels.permutations import permutation_set
+from fastpsl.permutations import permutations_digest
+from fastpsl.tables.commands import Missing, Place
+from fastpsl.tables.found import find
+from fastpsl.tables.matching import DataSet
+from fastpsl.tables.needs import VISSL, Evaluation, Weights
+from fastpsl.tables.psl import TABLES
+from fastpsl.tables.report import Report, make_report
+from fastpsl.tables.scales import SCALES, Scale, plain
+from tests.commands import ROOT
+
+PAPER, TINY = SCALES["paper"], SCALES["tiny"]
+PSL = Weights("resnet50", "jigsaw_r50", "psl")
+END_TO_END = Weights("resnet50", "jigsaw_r50", "end_to_end")
+DIGESTS = {"train": "a" * 32, "val": "b" * 32}
+BLOCKS = {"top1_B1": 10.0, "top1_B2": 20.0, "top1_B3": 30.0, "top1_B4": 40.0, "top1_B5": 35.0}
+
+
+def put(
+    runs: Path,
+    weights: Weights = PSL,
+    evaluation: Evaluation = VISSL,
+    numbers: dict[str, float] = BLOCKS,
+    *,
+    scale: Scale = TINY,
+    seed: int = 0,
+    name: str = "",
+    data: dict[str, str] = DIGESTS,
+    science: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Path:
+    """A result.json as an evaluation writes it, in a folder whose name tells nothing; `science` and `settings` replace values."""
+    folder = runs / (name or f"run-{sum(1 for _ in runs.rglob('result.json'))}")
+    folder.mkdir(parents=True)
+    trained = None
+    if weights.recipe:
+        trained = scale.training_science(weights) | {"seed": seed, "data_digest": data["train"]}
+        trained |= {"precision": "fp32"} | (science or {})
+    checkpoint = {
+        "path": str(runs / "gone" / "checkpoints" / "step-00000001.pt"),
+        "sha256": "c" * 64,
+        "science": trained,
+    }
+    checkpoint |= {"kind": "fastpsl" if weights.recipe else "random", "backbone": weights.backbone}
+    record = {
+        "recipe": evaluation.recipe,
+        "protocol": evaluation.protocol,
+        "numbers": numbers,
+        "settings": scale.evaluation_settings(evaluation) | {"seed": seed} | (settings or {}),
+        "checkpoint": checkpoint | changes.pop("checkpoint", {}),
+        "data": {"num_train": 480, "num_val": 160, **data},
+        "seconds": 1.0,
+        "cut": False,
+    }
+    return write_result(folder, **{**record, **changes})
+
+
+def report(runs: Path, table: str = "psl/5", scale: Scale = TINY, asked: DataSet = DataSet()) -> Report:  # noqa: B008
+    return make_report(TABLES[table], scale, find(runs), asked, Place(runs, "T.beton", "V.beton", 1))
+
+
+def ours(made: Report, method: str) -> list[str]:
+    return [str(cell.ours) for cell in made.cells[method]]
+
+
+@cache
+def recipe(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "recipes" / f"{name}.py"))
+
+
+def parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
+    """(recipe, options) of a printed command, by the recipe's own parser."""
+    launcher, ranks, script, *flags = shlex.split(command)
+    assert launcher == "torchrun" and ranks.startswith("--nproc-per-node=")
+    assert Path(script) == Path("recipes") / Path(script).name
+    monkeypatch.setattr(sys, "argv", [script, *flags])
+    name = Path(script).stem
+    return name, recipe(name)["parse"]()
+
+
+def effective(options: Any) -> dict[str, Any]:
+    """Options with the values of the protocol that they name, as they come to stand in result.json."""
+    values = options.as_dict() | (options.constants() if hasattr(options, "constants") else {})
+    return {name: plain(value) for name, value in values.items()}
+
+
+@cache
+def of_made_permutations(num_pieces: int, counts: tuple[int, ...]) -> str:
+    return permutations_digest(permutation_set(num_pieces, counts).permutations)
+
+
+def missing_of(runs: Path, weights: Weights, table: str = "psl/5", scale: Scale = TINY) -> list[Missing]:
+    return [one for one in report(runs, table, scale).missing if one.weights == weights]
+
+
+def put_run(
+    runs: Path,
+    name: str,
+    *,
+    state: str = "finished",
+    checkpoint: bool = True,
+    cut: bool = False,
+    **science: Any,
+) -> Path:
+    """A training run's folder as it is left behind."""
+    folder = runs / name
+    (folder / "checkpoints").mkdir(parents=True)
+    known = TINY.training_science(PSL) | {"seed": 0, "data_digest": DIGESTS["train"]} | science
+    (folder / "config.json").write_text(json.dumps({"options": {}, "science": known}))
+    (folder / "status.json").write_text(json.dumps({"state": state}))
+    steps = {"num_steps": 1 if cut else 5, "num_steps_planned": 5}
+    if state == "finished":
+        (folder / "results.json").write_text(json.dumps([steps]))
+    if checkpoint:
+        (folder / "checkpoints" / "step-00000005.pt").write_bytes(b"")
+    return folder

@@ -1,0 +1,157 @@
+"""The commands of what a table misses: each parses, and makes it."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastpsl.tables.matching import needs_of
+from fastpsl.tables.needs import FEW_LABELS, MOCO, MORE_LABELS, VISSL, Evaluation, Weights
+from fastpsl.tables.psl import TABLES
+from fastpsl.tables.scales import FREE, SCALES, Scale, plain
+from tests.commands import ROOT
+from tests.fastpsl.table_results import (
+    END_TO_END,
+    PAPER,
+    PSL,
+    TINY,
+    effective,
+    missing_of,
+    of_made_permutations,
+    parsed,
+    put,
+    put_run,
+    recipe,
+    report,
+)
+
+
+def test_a_jigsaws_science_holds_its_permutations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["jigsaw_r50", "--backbone", "resnet18", "--counts", "16", "32", "64"])
+    parts = recipe("jigsaw_r50")
+    job = parts["build"](parts["parse"]())
+    assert job.science["permutations"] == TINY.training_science(PSL)["permutations"]
+    assert job.science["permutations"] != PAPER.training_science(PSL)["permutations"]
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("scale", SCALES.values(), ids=list(SCALES))
+def test_every_command_parses_and_makes_what_is_missing(
+    table: str, scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    runs = tmp_path / "my runs"
+    runs.mkdir()
+    made = report(runs, table, scale)
+    assert made.num_needed == len(needs_of(TABLES[table])) * len(scale.seeds)
+    outs = []
+    for missing in made.missing:
+        *training, evaluations = [
+            missing.commands[: -len(missing.evaluations)],
+            missing.commands[-len(missing.evaluations) :],
+        ]
+        folder = None
+        for command in training[0]:
+            name, options = parsed(command, monkeypatch)
+            wanted = scale.training_science(missing.weights)
+            science = options.science() | {"recipe": name}
+            if name == "jigsaw_r50":
+                science["permutations"] = of_made_permutations(options.grid**2, options.counts)
+            assert {key: science[key] for key in wanted} == wanted
+            assert options.seed == missing.seed
+            folder = options.out
+            outs.append(folder)
+        for command, evaluation in zip(evaluations, missing.evaluations, strict=True):
+            name, options = parsed(command, monkeypatch)
+            assert name == evaluation.recipe and options.seed == missing.seed
+            values, wanted = effective(options), scale.evaluation_settings(evaluation)
+            assert {key: values[key] for key in wanted} == wanted
+            assert (options.checkpoint, options.random_weights) == (folder, folder is None)
+            if folder is None:
+                assert options.backbone == missing.weights.backbone
+            outs.append(options.out)
+    assert len(set(outs)) == len(outs) and all(runs in out.parents for out in outs)
+
+
+@pytest.mark.parametrize("name", ["jigsaw_r50", "rotation_rv50", "simclr_r50", "mocov2_r50", "supervised"])
+def test_every_value_that_a_recipe_knows_is_compared(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new option of a recipe must be given a value here, or results that differ in it would be averaged."""
+    monkeypatch.setattr(sys, "argv", [name, "--data", "x"])
+    science = recipe(name)["parse"]().science()
+    weights = Weights("resnet50", name, "psl")
+    for scale in SCALES.values():
+        assert set(science) - FREE == set(scale.training_science(weights)) - {"recipe", "permutations"}
+    for option, value in recipe(name)["PAPER"].items():
+        if option not in ("backbone", "plan"):
+            assert plain(PAPER.values[name][option]) == plain(value), option
+
+
+@pytest.mark.parametrize("evaluation", [VISSL, MOCO, FEW_LABELS, MORE_LABELS], ids=lambda one: one.name)
+def test_every_value_that_an_evaluation_knows_is_compared(
+    evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    protocol = str(PAPER.values[evaluation.name]["protocol"])
+    monkeypatch.setattr(sys, "argv", [evaluation.recipe, "--data", "x", "--protocol", protocol])
+    options = recipe(evaluation.recipe)["parse"]()
+    for scale in SCALES.values():
+        assert set(options.science()) - FREE == set(scale.evaluation_settings(evaluation))
+    assert PAPER.evaluation_settings(evaluation).items() - {("percent", 10.0)} <= effective(options).items()
+
+
+def test_a_finished_pre_training_is_not_run_again(tmp_path: Path) -> None:
+    folder = put_run(tmp_path, "deep/my jigsaw")
+    first, second, third = missing_of(tmp_path, PSL)
+    assert first.seed == 0 and len(first.commands) == 1 and "recipes/linear_probe.py" in first.commands[0]
+    assert f"--checkpoint {shlex.quote(str(folder))}" in first.commands[0]
+    assert [len(one.commands) for one in (second, third)] == [2, 2]
+
+
+def test_a_run_of_another_seed_serves_where_one_is_wanted(tmp_path: Path) -> None:
+    put_run(tmp_path, "x", seed=7, **PAPER.training_science(PSL))
+    (only,) = missing_of(tmp_path, PSL, scale=PAPER)
+    assert (only.seed, len(only.commands)) == (7, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"plan": "sl"},
+        {"backbone": "resnet18"},
+        {"cut": True},
+        {"checkpoint": False},
+        {"lr": 0.5},
+        {"seed": 5},
+    ],
+)
+def test_an_unfit_run_is_not_used_and_not_overwritten(tmp_path: Path, change: dict[str, Any]) -> None:
+    put_run(tmp_path, "psl-tiny/jigsaw-psl-resnet50-s0", **change)
+    first = next(one for one in missing_of(tmp_path, PSL) if one.seed == 0)
+    assert len(first.commands) == 2
+    assert f"--out {tmp_path}/psl-tiny/jigsaw-psl-resnet50-s0-2" in first.commands[0]
+    assert f"--checkpoint {tmp_path}/psl-tiny/jigsaw-psl-resnet50-s0-2" in first.commands[1]
+
+
+def test_a_run_that_was_begun_goes_on(tmp_path: Path) -> None:
+    folder = put_run(tmp_path, "begun", state="preempted")
+    first = missing_of(tmp_path, PSL)[0]
+    assert len(first.commands) == 2 and first.commands[0].endswith(f"--out {folder}")
+
+
+def test_what_a_begun_run_has_chosen_is_repeated(tmp_path: Path) -> None:
+    """Free between results, but not within a run: it would be refused otherwise."""
+    put_run(tmp_path, "begun", state="preempted", precision="bf16", order="quasi_random", lanes=8)
+    (command, _) = missing_of(tmp_path, PSL)[0].commands
+    assert "--precision bf16 --order quasi_random --lanes 8 --out" in command and "--apex" not in command
+
+
+def test_a_deleted_result_is_missing_again(tmp_path: Path) -> None:
+    paths = [put(tmp_path, weights, seed=seed) for weights in (PSL, END_TO_END) for seed in TINY.seeds]
+    assert not missing_of(tmp_path, PSL) and not missing_of(tmp_path, END_TO_END)
+    paths[1].unlink()
+    (only,) = missing_of(tmp_path, PSL)
+    assert only.seed == 1 and not missing_of(tmp_path, END_TO_END)
+
+
+# --- rendering
