@@ -19,7 +19,7 @@ from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import WEIGHTS, Grey
-from fastpsl.kernels.normalise import normalise
+from fastpsl.kernels.normalise import check_mean_and_std, normalise
 from fastpsl.kernels.sobel import Sobel
 
 _ORDER = (Flip, ColourDistortion, Grey, GaussianBlur, Sobel)
@@ -47,11 +47,8 @@ def out_shape(ops: Sequence[object], shape: Sequence[int]) -> tuple[int, int, in
     """That of the images, [B, 3, H, W]. ValueError where a blur's kernel is larger than they are."""
     num, channels, height, width = shape
     for op in ops:
-        if isinstance(op, GaussianBlur) and min(height, width) <= op.kernel_px // 2:
-            raise ValueError(
-                f"images of {height} x {width} px given to a blur of {op.kernel_px} px; allowed are "
-                f"sides of {op.kernel_px // 2 + 1} px and more: use a smaller kernel"
-            )
+        if isinstance(op, GaussianBlur):
+            op.check_size(height, width)
     return num, channels, height, width
 
 
@@ -69,7 +66,7 @@ def run(
     """
     assert fits(ops) and out.shape == out_shape(ops, images.shape) and images.dtype == torch.uint8
     assert out.is_contiguous(memory_format=torch.channels_last)
-    normalise(images[:0], mean, std, out.dtype)  # of nothing: it refuses what does not suit the channels
+    check_mean_and_std(mean, std, images.shape[1])
     num = len(images)
     if not num:
         return
