@@ -47,6 +47,7 @@ from bench.schema import (
 from bench.show import show_throughput
 from fastpsl.command_line import parse
 from fastpsl.distributed import World, join_world
+from fastpsl.options import RunOptions
 from fastpsl.pipelines.augment import AugmentName
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.workers import default_num_threads
@@ -300,7 +301,7 @@ def main() -> None:
         "settings": {
             "repeats": setting.repeats, "seconds": setting.seconds, "epochs": options.epochs,
             "batch_size": setting.batch_size, "num_threads": setting.num_threads, "backbone": options.backbone,
-            "precision": options.precision, "device": world.device.type, "augment": options.augment,
+            "precision": RunOptions(precision=options.precision).resolved_precision(world.device), "device": world.device.type, "augment": options.augment,
             "step": options.step, "fold_frozen": options.fold_frozen, "values": "SAMPLE" if setting.is_sample else "PAPER",
             "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"], "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         },

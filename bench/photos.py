@@ -1,0 +1,236 @@
+"""A beton of many distinct JPEGs with a photo's bytes and decoding time, for machines where few photos can be had.
+
+    python bench/photos.py photos.beton --num 6000
+
+Sides, bytes a pixel and their spread are ImageNet's at a longer side of 500 px, quality 90: 0.165 Mpx, 55 KB in the mean.
+The pictures are noise with a photo's statistics, not photos: amplitude falls as 1/f (Field 1987, doi 10.1364/JOSAA.4.002379),
+local contrast varies by a smooth field, so that flat blocks stand beside busy ones, and colour is smoother than brightness. Each is
+cut at random, mirrored or turned, from the same few fields; its contrast is set so that its JPEG has as many bytes as were drawn for it.
+The same seed gives the same pictures (bytes depend on the JPEG encoder's version). Beside 300 clothing photos at 500 px, which have
+.22 bytes a pixel, and with as many bytes, a pixel took 1.00 of a real one's time with ffcv, 1.09 with torchvision (2 shared cores).
+
+    python bench/photos.py photos.beton --beside 'photos/**/*.jpg'    decoding times of both, real photos shrunk to 500 px
+"""
+
+import argparse
+import glob
+import io
+import os
+import random as stdlib_random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
+from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton_convert import Target, store_array
+from fastpsl.pipelines.beton_write import write_beton
+from fastpsl.pipelines.rows import read_bytes
+from fastpsl.pipelines.sources import Sample
+from fastpsl.pipelines.workers import map_in_order
+
+LONG_SIDE_PX, QUALITY, NUM_CLASSES = 500, 90, 100
+# Height, width, share. The two usual frames of cameras, upright and across, squares, and pictures that were small from the start:
+# 0.165 Mpx in the mean, as 500 ImageNet originals had.
+SIDES = (
+    (375, 500, 0.42), (333, 500, 0.20), (500, 375, 0.10), (500, 333, 0.07), (500, 500, 0.03), (281, 500, 0.05),
+    (240, 320, 0.06), (300, 400, 0.04), (200, 260, 0.03),
+)  # fmt: skip
+BYTES_PER_PIXEL = 0.333  # 55 KB over 0.165 Mpx
+# Of the logarithm of bytes a pixel, and of blocks' contrast: of 150 clothing photos at 500 px .33 and .94.
+SPREAD_OF_BYTES = 0.35
+SPREAD_OF_CONTRAST = 0.9
+_FIELD_PX = 1024
+_ENCODINGS = 3  # the last one is kept; bytes are then within some 2 % of what was drawn
+_POWER = 0.75  # bytes grow about so with contrast
+
+
+class Fields:
+    """Periodic noise, float32 [2 * 1024, 2 * 1024], of mean 0 and deviation 1: whatever is cut lies inside."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def field(self, number: int, exponent: float) -> np.ndarray:
+        """Amplitude falls as f^-exponent."""
+        random = np.random.default_rng((self.seed, number))
+        spectrum = np.fft.rfft2(random.standard_normal((_FIELD_PX, _FIELD_PX)))
+        rows, columns = np.fft.fftfreq(_FIELD_PX)[:, None], np.fft.rfftfreq(_FIELD_PX)[None]
+        frequency = np.hypot(rows, columns)
+        frequency[0, 0] = 1.0
+        spectrum *= frequency**-exponent
+        spectrum[0, 0] = 0.0
+        noise = np.fft.irfft2(spectrum, (_FIELD_PX, _FIELD_PX))
+        return np.tile((noise / noise.std()).astype(np.float32), (2, 2))
+
+    @cached_property
+    def detail(self) -> np.ndarray:
+        return self.field(0, 1.0)
+
+    @cached_property
+    def contrast(self) -> np.ndarray:
+        """Factors of the detail's amplitude, smooth over some 50 px."""
+        return np.exp(SPREAD_OF_CONTRAST * self.field(1, 1.6))
+
+    @cached_property
+    def shade(self) -> np.ndarray:
+        return self.field(2, 2.0)
+
+    @cached_property
+    def colour(self) -> np.ndarray:
+        return self.field(3, 1.5)
+
+    def make(self) -> None:
+        """All of them, before threads ask."""
+        for field in (self.detail, self.contrast, self.shade, self.colour):
+            assert field.shape == (2 * _FIELD_PX, 2 * _FIELD_PX)
+
+
+def photo(fields: Fields, index: int, bytes_per_pixel: float = BYTES_PER_PIXEL) -> bytes:
+    """JPEG `index` of the fields' seed; bytes_per_pixel: in the mean over many."""
+    random = np.random.default_rng((fields.seed, 10, index))
+    height, width, _ = SIDES[random.choice(len(SIDES), p=[share for _, _, share in SIDES])]
+    wanted = bytes_per_pixel * np.exp(SPREAD_OF_BYTES * random.standard_normal() - SPREAD_OF_BYTES**2 / 2)
+    wanted *= height * width
+
+    def cut(field: np.ndarray) -> np.ndarray:
+        top, left, turns, mirrored = random.integers((0, 0, 0, 0), (_FIELD_PX, _FIELD_PX, 4, 2))
+        rows, columns = (height, width) if turns % 2 == 0 else (width, height)
+        part = np.rot90(field[top : top + rows, left : left + columns], turns)
+        return part[:, ::-1] if mirrored else part
+
+    detail = cut(fields.detail) * cut(fields.contrast)
+    flat = 128 + 30 * random.standard_normal() + 35 * cut(fields.shade)
+    tint = np.array([0.0, -0.34, 1.77], np.float32) * random.uniform(4, 14)  # blue and yellow, as Cb is
+    warm = np.array([1.40, -0.71, 0.0], np.float32) * random.uniform(4, 14)
+    colour = cut(fields.colour)[..., None] * tint + cut(fields.colour)[..., None] * warm
+    contrast = 12.0
+    for _ in range(_ENCODINGS):
+        pixels = np.clip((flat + contrast * detail)[..., None] + colour, 0, 255).astype(np.uint8)
+        data = store_array(np.ascontiguousarray(pixels), Target(quality=QUALITY)).data
+        contrast *= float(wanted / len(data)) ** (1 / _POWER)
+    return data
+
+
+def write_photos(
+    out: Path,
+    num: int,
+    seed: int = 0,
+    num_workers: int | None = None,
+    bytes_per_pixel: float = BYTES_PER_PIXEL,
+) -> None:
+    """A beton of photos 0 to num - 1 of a seed, with made-up labels."""
+    fields = Fields(seed)
+    fields.make()
+    num_workers = num_workers or len(os.sched_getaffinity(0))
+
+    def samples() -> Iterator[Sample]:
+        jpegs = map_in_order(lambda i: photo(fields, i, bytes_per_pixel), range(num), num_workers, "photos")
+        for index, jpeg in jpegs:
+            yield Sample(f"{index:06}.jpg", jpeg, index % NUM_CLASSES)
+
+    names = [f"made up {label:02}" for label in range(min(NUM_CLASSES, num))]
+    record: dict[str, object] = {"source": f"noise with a photo's statistics, seed {seed}"}
+    write_beton(
+        samples(), out, num_samples=num, class_names=names, num_workers=num_workers, overwrite=True, record=record
+    )  # fmt: skip
+
+
+def shrunk(path: str) -> bytes:
+    """A photo's file as `fastpsl beton write --max-side 500` would store it."""
+    with Image.open(path) as opened:
+        picture = np.asarray(opened.convert("RGB"))
+    return store_array(picture, Target(max_side=LONG_SIDE_PX, quality=QUALITY)).data
+
+
+def decode_ms(jpegs: Sequence[bytes], decoder: str, repeats: int = 5) -> float:
+    """Milliseconds of a JPEG, one thread: the median over `repeats` of the mean over all."""
+    import torch
+
+    if decoder == "torchvision":
+        from torchvision.io import decode_jpeg
+
+        tensors = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in jpegs]
+        work = [lambda tensor=tensor: decode_jpeg(tensor) for tensor in tensors]  # type: ignore[misc]
+    else:
+        from fastpsl.pipelines.libffcv import Codec
+
+        codec = Codec()
+        sizes = [Image.open(io.BytesIO(jpeg)).size for jpeg in jpegs]
+        pairs = zip(jpegs, sizes, strict=True)
+        work = [lambda jpeg=jpeg, size=size: codec.decode(jpeg, size[1], size[0]) for jpeg, size in pairs]  # type: ignore[misc]
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        for one in work:
+            one()
+        times.append(1e3 * (time.perf_counter() - started) / len(work))
+    return float(np.median(times[1:]))
+
+
+def compare(made: Sequence[bytes], real: Sequence[bytes]) -> Iterator[str]:
+    """Lines: bytes a pixel of both, and decoding times of both, interleaved."""
+    pixels = [[int(np.prod(Image.open(io.BytesIO(jpeg)).size)) for jpeg in jpegs] for jpegs in (made, real)]
+    for name, jpegs, counts in zip(("made", "real"), (made, real), pixels, strict=True):
+        num_bytes = [len(jpeg) for jpeg in jpegs]
+        each = np.log(np.array(num_bytes) / np.array(counts))
+        yield (
+            f"{name}: {len(jpegs)} JPEGs, {np.mean(num_bytes) / 1e3:.1f} KB, {np.mean(counts) / 1e6:.3f} Mpx, "
+            f"{sum(num_bytes) / sum(counts):.3f} bytes a pixel (log spread {each.std():.2f})"
+        )
+    for decoder in ("ffcv", "torchvision"):
+        ours, theirs = (decode_ms(jpegs, decoder) for jpegs in (made, real))
+        per_pixel = ours / theirs * np.mean(pixels[1]) / np.mean(pixels[0])
+        yield (
+            f"{decoder}: made {ours:.3f} ms, real {theirs:.3f} ms; a pixel of the made costs {per_pixel:.2f} of a real one, "
+            f"a byte {ours / theirs * np.mean([len(j) for j in real]) / np.mean([len(j) for j in made]):.2f}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--num", type=int, default=6000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bytes-per-pixel", type=float, default=BYTES_PER_PIXEL)
+    parser.add_argument("--workers", type=int, help="threads; default: the cores")
+    parser.add_argument(
+        "--beside", help="a quoted glob of real photos, whose decoding is timed beside; nothing is written"
+    )
+    options = parser.parse_args()
+    if options.num < 1 or options.bytes_per_pixel <= 0:
+        raise ValueError(
+            f"--num {options.num} --bytes-per-pixel {options.bytes_per_pixel:g}: both must be above 0"
+        )
+    if options.beside:
+        paths = sorted(glob.glob(options.beside, recursive=True))
+        if not paths:
+            raise ValueError(f"--beside {options.beside}: no such files")
+        real = [shrunk(path) for path in stdlib_random.Random(0).sample(paths, min(300, len(paths)))]
+        with Beton(options.out) as data:
+            rows = data.rows(np.arange(min(300, data.num_samples)))
+            made = [read_bytes(rows, i) for i in range(len(rows.height))]
+        for line in compare(made, real):
+            print(line)
+        return
+    started = time.perf_counter()
+    write_photos(options.out, options.num, options.seed, options.workers, options.bytes_per_pixel)
+    seconds, size = time.perf_counter() - started, options.out.stat().st_size
+    print(
+        f"{options.out}: {options.num:,} JPEGs, {size / 1e6:,.0f} MB, {seconds:.1f} s ({options.num / seconds:,.0f} a second)"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        print(f"photos: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,63 @@
+"""Made-up photos: distinct, equal by seed, with the bytes and the kind of JPEG that photos have."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bench.photos import BYTES_PER_PIXEL, SIDES, Fields, compare, photo, write_photos
+from fastpsl.pipelines.beton import Beton
+
+NUM = 24
+
+
+@pytest.fixture(scope="module")
+def jpegs() -> list[bytes]:
+    fields = Fields(3)
+    return [photo(fields, index) for index in range(NUM)]
+
+
+def test_each_is_another_and_the_same_again(jpegs: list[bytes], tmp_path: Path) -> None:
+    assert len(set(jpegs)) == NUM
+    write_photos(tmp_path / "photos.beton", 5, seed=3, num_workers=2)
+    with Beton(tmp_path / "photos.beton") as data:
+        assert [data.read(index) for index in range(5)] == jpegs[:5]
+        assert data.labels().tolist() == [0, 1, 2, 3, 4]
+    assert photo(Fields(4), 0) != jpegs[0]
+
+
+def test_they_are_what_cameras_pictures_become(jpegs: list[bytes]) -> None:
+    for jpeg in jpegs:
+        picture = Image.open(io.BytesIO(jpeg))
+        assert (picture.height, picture.width) in {sides[:2] for sides in SIDES}
+        assert not picture.info.get("progressive") and picture.mode == "RGB"
+        # Component, horizontal and vertical sampling: 4:2:0.
+        assert [layer[1:3] for layer in picture.layer] == [(2, 2), (1, 1), (1, 1)]  # type: ignore[attr-defined]
+
+
+def test_bytes_are_a_photos(jpegs: list[bytes]) -> None:
+    pixels = [np.prod(Image.open(io.BytesIO(jpeg)).size) for jpeg in jpegs]
+    each = np.array([len(jpeg) for jpeg in jpegs]) / pixels
+    assert each.mean() == pytest.approx(BYTES_PER_PIXEL, rel=0.15)
+    assert 0.15 < np.log(each).std() < 0.5
+    mean_pixels = sum(height * width * share for height, width, share in SIDES)
+    assert sum(share for *_, share in SIDES) == pytest.approx(1)
+    assert mean_pixels == pytest.approx(0.165e6, rel=0.02)
+
+
+def test_contrast_varies_within_a_picture_as_in_photos(jpegs: list[bytes]) -> None:
+    """The logarithm of blocks' deviation spreads by .94 in clothing photos; noise of one contrast gives some .3."""
+    spreads = []
+    for jpeg in jpegs[:8]:
+        grey = np.asarray(Image.open(io.BytesIO(jpeg)).convert("L"), np.float64)
+        rows, columns = (side // 8 * 8 for side in grey.shape)
+        blocks = grey[:rows, :columns].reshape(rows // 8, 8, columns // 8, 8).std((1, 3))
+        spreads.append(np.log(blocks + 0.5).std())
+    assert np.mean(spreads) > 0.5
+
+
+def test_decoding_is_timed_beside_others(jpegs: list[bytes]) -> None:
+    lines = list(compare(jpegs[:2], jpegs[:2]))
+    assert [line.split(":")[0] for line in lines] == ["made", "real", "ffcv", "torchvision"]
