@@ -13,17 +13,26 @@ from fastpsl.pipelines.decoders import BatchDecoder
 from fastpsl.pipelines.job import Job, on_copy_stream
 from fastpsl.pipelines.workers import Workers
 
+# A chunk costs 40 us under the interpreter's lock, whatever its size; reads from storage want some of them at once.
+_CHUNK_SAMPLES = 32
+
 
 class _Encoded:
     """A job, and its samples as the decoder wants to be given them; `ready` when all of them are there."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.ready = job, threading.Event()
-        self.samples: list[Any] = [None] * job.num_valid
+        self.samples: Any = None
+
+    def begin(self) -> None:
+        self.samples = self._decoder.begin(self.job.rows)
 
     def encode(self, part: slice) -> None:
-        decoder = cast(BatchDecoder, self.job.loader.decoder)
-        self.samples[part] = decoder.encode(self.job.rows.part(part))
+        self._decoder.encode(self.job.rows, self.samples, part)
+
+    @property
+    def _decoder(self) -> BatchDecoder:
+        return cast(BatchDecoder, self.job.loader.decoder)
 
 
 class ByBatches:
@@ -45,7 +54,8 @@ class ByBatches:
     def _prepare(self, encoded: _Encoded) -> None:
         job = encoded.job
         job.guard(job.plan)
-        job.in_chunks(self._workers, encoded.encode, encoded.ready.set)
+        job.guard(encoded.begin)
+        job.in_chunks(self._workers, encoded.encode, encoded.ready.set, _CHUNK_SAMPLES)
 
     @property
     def closed(self) -> bool:

@@ -9,7 +9,8 @@ picture of a sample with another code is undefined. Those by chunks (ffcv, torch
 
 Those by batches (dali, resident), whose pictures come on the loader's device:
 
-    encode(rows) → a list of n                any thread: what `submit` needs of samples that can be had before
+    begin(rows) → encoded                     any thread: room for what `submit` needs of samples that can be had before
+    encode(rows, encoded, part)               any number of threads, a slice of the batch each: fills it in
     submit(rows, encoded, boxes, sizes_px)    one batch, in one thread, at most `depth` before the first is collected
     collect() → codes [n], pictures           of the oldest batch submitted: per view uint8 [n, S, S, 3]. Never out of order, never
                                               one less: also after an error
@@ -60,11 +61,11 @@ class BatchDecoder(Protocol):
     @property
     def depth(self) -> int: ...
 
-    def encode(self, rows: Rows) -> list[Any]: ...
+    def begin(self, rows: Rows) -> Any: ...
 
-    def submit(
-        self, rows: Rows, encoded: list[Any], boxes: list[np.ndarray], sizes_px: list[int]
-    ) -> None: ...
+    def encode(self, rows: Rows, encoded: Any, part: slice) -> None: ...
+
+    def submit(self, rows: Rows, encoded: Any, boxes: list[np.ndarray], sizes_px: list[int]) -> None: ...
 
     def collect(self) -> "tuple[np.ndarray, list[Tensor]]": ...
 
@@ -78,9 +79,10 @@ def open_decoder(
     batch_size: int = 1,
     num_threads: int = 1,
     device: "torch.device | str" = "cpu",
+    hw_decoder_load: float | None = None,
 ) -> tuple[Decoder | BatchDecoder, str]:
     """The decoder and why it was chosen; see `choose_decoder`. The rest is for decoders that have threads or memory of
-    their own."""
+    their own; hw_decoder_load: of dali on a GPU, by default its own."""
     import torch
 
     device = torch.device(device)
@@ -90,7 +92,8 @@ def open_decoder(
     if name == "dali":
         from fastpsl.pipelines.decoders.dali import DaliDecoder
 
-        return DaliDecoder(data.kind, batch_size, num_threads, device), why
+        more = {} if hw_decoder_load is None else {"hw_decoder_load": hw_decoder_load}
+        return DaliDecoder(data.kind, batch_size, num_threads, device, **more), why
     if name == "resident":
         from fastpsl.pipelines.decoders.resident import ResidentDecoder
 

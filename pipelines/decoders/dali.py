@@ -8,7 +8,6 @@ import threading
 import warnings
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +16,11 @@ from torch import Tensor
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.boxes import cannot, is_isotropic
 from fastpsl.pipelines.decoders.codes import BAD_BOX, GOOD
-from fastpsl.pipelines.decoders.dali_graph import Graph, why_missing
-from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline
-from fastpsl.pipelines.decoders.encoded import read_samples
+from fastpsl.pipelines.decoders.dali_graph import HW_DECODER_LOAD, Graph, why_missing
+from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline, put
+from fastpsl.pipelines.decoders.encoded import Arenas, Encoded
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
-from fastpsl.pipelines.rows import MODE_FILE, Rows
+from fastpsl.pipelines.rows import MODE_FILE, MODE_RAW, Rows
 from fastpsl.pipelines.workers import Workers
 
 _CLOSE_LIMIT_S = 5.0
@@ -37,7 +36,8 @@ class _Batch:
 
 
 class DaliDecoder:
-    """`kind`: of the data; files of folders are turned upright by EXIF. ValueError where DALI cannot be used.
+    """`kind`: of the data; files of folders are turned upright by EXIF. hw_decoder_load: the share of a batch, 0 to 1, that a
+    GPU's hardware decoder is given, where it has one. ValueError where DALI cannot be used.
 
     num_fallbacks counts the samples decoded on the CPU in DALI's place.
     """
@@ -46,43 +46,53 @@ class DaliDecoder:
     reasons = codes.REASONS
     depth = 3  # one whose crops are taken, one in DALI's hands, one ready
 
-    def __init__(self, kind: str, batch_size: int, num_threads: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        kind: str,
+        batch_size: int,
+        num_threads: int,
+        device: torch.device,
+        hw_decoder_load: float = HW_DECODER_LOAD,
+    ) -> None:
+        if not 0 <= hw_decoder_load <= 1:
+            raise ValueError(f"hw_decoder_load {hw_decoder_load}: a share of the batch, from 0 to 1")
         why = why_missing(device)
         if why:
             others = "torchvision" if kind == "folder" else "ffcv or torchvision"
             raise ValueError(f"decoder 'dali': {why}; or use {others}")
         self._turns = kind == "folder"
         self._batch_size, self._num_threads, self._device = batch_size, num_threads, device
+        self._hw_decoder_load = float(hw_decoder_load)
         self._plain = TorchvisionDecoder()
+        self._arenas = Arenas()
         self._pipelines: dict[Graph, DaliPipeline] = {}
         self._waiting: deque[_Batch] = deque()
         self._workers: Workers | None = None
         self._lock = threading.Lock()
         self.num_fallbacks = 0
 
-    def encode(self, rows: Rows) -> list[Any]:
-        """A code other than 0, a JPEG's bytes, or a picture: of raw samples, and of what DALI is not to decode."""
-        status, samples, is_sound = read_samples(rows)
-        encoded: list[Any] = [
-            sample if code == GOOD else int(code) for code, sample in zip(status, samples, strict=True)
-        ]
-        for i in range(len(encoded)):
+    def begin(self, rows: Rows) -> Encoded:
+        return Encoded(rows, self._arenas)
+
+    def encode(self, rows: Rows, encoded: Encoded, part: slice) -> None:
+        """JPEGs and raw pictures are read and checked; what DALI is not to decode is decoded here."""
+        if not encoded.read(part):
+            return
+        for i in range(part.start, part.stop):
+            if encoded.codes[i] != GOOD:
+                continue
             if rows.mode[i] == MODE_FILE:
-                encoded[i] = self._decode_plainly(rows, i, "no 8-bit JPEG of 1 or 3 components")
-            elif not is_sound[i]:
+                self._decode_plainly(rows, encoded, i, "no 8-bit JPEG of 1 or 3 components")
+            elif not encoded.is_sound[i]:
                 # DALI 2.4 ends the process where its parser refuses a sample of a large batch (its threads go on in memory
                 # that is no more), and takes JPEGs whose end is missing.
-                encoded[i] = self._decode_plainly(
-                    rows, i, "its markers are out of place, or its end is missing"
-                )
-        return encoded
+                self._decode_plainly(rows, encoded, i, "its markers are out of place, or its end is missing")
 
-    def _decode_plainly(self, rows: Rows, i: int, reason: str) -> "np.ndarray | int":
-        code, picture = self._plain.picture(rows, i)
-        if picture is None:
-            return code
-        self._count(rows, [i], reason)
-        return np.ascontiguousarray(picture)
+    def _decode_plainly(self, rows: Rows, encoded: Encoded, i: int, reason: str) -> None:
+        encoded.codes[i], picture = self._plain.picture(rows, i)
+        if picture is not None:
+            self._count(rows, [i], reason)
+            encoded.pictures[i] = np.ascontiguousarray(picture)
 
     def _count(self, rows: Rows, which: list[int], reason: str) -> None:
         with self._lock:
@@ -95,21 +105,22 @@ class DaliDecoder:
                 stacklevel=2,
             )
 
-    def submit(self, rows: Rows, encoded: list[Any], boxes: list[np.ndarray], sizes_px: list[int]) -> None:
-        status = np.array([sample if isinstance(sample, int) else GOOD for sample in encoded], np.int8)
+    def submit(self, rows: Rows, encoded: Encoded, boxes: list[np.ndarray], sizes_px: list[int]) -> None:
+        status = encoded.codes
         for box, size in zip(boxes, sizes_px, strict=True):
             status[(status == GOOD) & cannot(box, size, rows.height, rows.width)] = BAD_BOX
         isotropic = tuple(is_isotropic(box) for box in boxes)
-        is_raw = np.array([np.ndim(sample) == 3 for sample in encoded], bool)
+        is_raw = rows.mode == MODE_RAW
+        is_raw[list(encoded.pictures)] = True
         runs = []
         for raw in (False, True):
             which = np.flatnonzero((status == GOOD) & (is_raw == raw))
             if len(which):
-                graph = Graph(raw, self._turns and not raw, tuple(sizes_px), isotropic)
+                graph = Graph(raw, self._turns and not raw, tuple(sizes_px), isotropic, self._hw_decoder_load)
                 runs.append((self._pipeline(graph), which))
         for pipeline, which in runs:
             sizes = np.stack([rows.height[which], rows.width[which]], axis=1)
-            pipeline.submit([encoded[i] for i in which], sizes, [box[which] for box in boxes])
+            pipeline.submit(encoded.samples(which), sizes, [box[which] for box in boxes], encoded.arena)
         self._waiting.append(_Batch(rows, boxes, sizes_px, status, runs))
 
     def _pipeline(self, graph: Graph) -> DaliPipeline:
@@ -140,7 +151,7 @@ class DaliDecoder:
             for size in batch.sizes_px
         ]
         for which, crops, failed in results:
-            _put(pictures, which, crops)
+            put(pictures, which, crops)
             if failed:
                 self._fall_back(batch, pictures, {int(which[i]): failed[i] for i in sorted(failed)})
         return batch.codes, pictures
@@ -150,7 +161,7 @@ class DaliDecoder:
         outs = [np.zeros((len(which), size, size, 3), np.uint8) for size in batch.sizes_px]
         rows = batch.rows.part(which)
         batch.codes[which] = self._plain.decode(rows, [box[which] for box in batch.boxes], outs)
-        _put(pictures, which, [self._moved(torch.from_numpy(out)) for out in outs])
+        put(pictures, which, [self._moved(torch.from_numpy(out)) for out in outs])
         good = np.flatnonzero(batch.codes[which] == GOOD).tolist()
         if good:
             self._count(rows, good, failed[int(which[good[0]])])
@@ -160,13 +171,8 @@ class DaliDecoder:
 
     def close(self) -> None:
         self._waiting.clear()
+        for pipeline in self._pipelines.values():
+            pipeline.close()
         self._pipelines.clear()
         if self._workers is not None:
             self._workers.close(_CLOSE_LIMIT_S)
-
-
-def _put(pictures: list[Tensor], which: np.ndarray, crops: list[Tensor]) -> None:
-    """crops[i] to pictures[which[i]] of each view; one by one, which needs no index on the device."""
-    for into, crop in zip(pictures, crops, strict=True):
-        for i, position in enumerate(which.tolist()):
-            into[position].copy_(crop[i])

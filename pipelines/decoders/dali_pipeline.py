@@ -3,7 +3,6 @@
 Nothing in it is random or knows of epochs. What needs a GPU (`_is_gpu`) has not been run yet.
 """
 
-import re
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from fastpsl.kernels.isotropic import DIAGONAL, crop_isotropic, isotropic_resize
 from fastpsl.pipelines.decoders.boxes import windows
+from fastpsl.pipelines.decoders.dali_errors import named_sample, reason, user_error
 from fastpsl.pipelines.decoders.dali_graph import Graph, build, feeds, sample_feeds
 from fastpsl.pipelines.workers import Workers
 
@@ -24,16 +24,17 @@ _CHUNK = 8
 
 @dataclass
 class _Run:
-    samples: list[np.ndarray]  # JPEGs, uint8 [num_bytes], or pictures, uint8 [H, W, 3]
+    samples: list[Any]  # JPEGs, buffers of uint8 [num_bytes], or pictures, uint8 [H, W, 3]
     sizes: np.ndarray  # int [n, 2]: height and width of the upright pictures
     boxes: list[np.ndarray]  # per crop int32 [n, 5]
+    owner: object  # held until nothing of `samples` is read any more
     feeds: list[tuple[str, Any]] = field(default_factory=list)
     is_fed: bool = False
     message: str = "DALI has ended"  # of DALI, where it was not fed
 
     def part(self, which: np.ndarray) -> "_Run":
         samples = [self.samples[i] for i in which]
-        return _Run(samples, self.sizes[which], [boxes[which] for boxes in self.boxes])
+        return _Run(samples, self.sizes[which], [boxes[which] for boxes in self.boxes], self.owner)
 
 
 class DaliPipeline:
@@ -52,18 +53,23 @@ class DaliPipeline:
         self._device, self._depth, self._workers = device, depth, workers
         self._is_gpu = device.type == "cuda"
         self._pending: deque[_Run] = deque()
+        # On a GPU: what its queues may still read, until it has: a run's memory and DALI's outputs.
+        self._kept: deque[tuple[torch.cuda.Event, _Run, Any]] = deque()
         self._pipe: Any = None
         self._start()
 
-    def submit(self, samples: list[np.ndarray], sizes: np.ndarray, boxes: list[np.ndarray]) -> None:
-        """Contiguous arrays of one batch; nothing is copied."""
-        run = _Run(samples, sizes, boxes)
+    def submit(
+        self, samples: list[Any], sizes: np.ndarray, boxes: list[np.ndarray], owner: object = None
+    ) -> None:
+        """Contiguous buffers of one batch; nothing is copied. `owner` is held until they have been read."""
+        run = _Run(samples, sizes, boxes, owner)
         self._pending.append(run)
         self._feed(run)
 
     def collect(self) -> tuple[list[Tensor], dict[int, str]]:
         """Of the oldest run: a crop of each size, uint8 [n, S, S, 3] on the device, and the samples that DALI could not
-        decode: position → reason (their crops are black). RuntimeError where DALI itself does not work any more."""
+        decode: position → reason (their crops are black). On a GPU they are under way on the current stream. ValueError where
+        memory or the driver are at fault, RuntimeError where DALI itself does not work any more."""
         run = self._pending.popleft()
         message = None
         if run.is_fed and self._pipe is not None:
@@ -81,8 +87,8 @@ class DaliPipeline:
 
     def _start(self) -> None:
         """A new pipeline, proved by a sample; the first call of schedule_run starts as many runs as are prefetched."""
-        pipe = build(self._graph, self._batch_size, self._num_threads, self._device, self._depth)
         try:
+            pipe = build(self._graph, self._batch_size, self._num_threads, self._device, self._depth)
             for _ in range(self._depth):
                 for name, values in sample_feeds(self._graph):
                     pipe.feed_input(name, values)
@@ -91,7 +97,8 @@ class DaliPipeline:
                 pipe.share_outputs()
                 pipe.release_outputs()
         except Exception as error:
-            raise RuntimeError(f"DALI does not work here: {_reason(str(error))}") from error
+            self._check_user(str(error))
+            raise RuntimeError(f"DALI does not work here: {reason(str(error))}") from error
         self._pipe = pipe
 
     def _feed(self, run: _Run) -> None:
@@ -109,15 +116,21 @@ class DaliPipeline:
         if not run.is_fed:  # a pipeline half fed is of no use
             self._stop()
 
+    def _check_user(self, message: str) -> None:
+        """ValueError for what is the user's to mend."""
+        free_bytes = None
+        if self._is_gpu and torch.cuda.is_initialized():
+            free_bytes = torch.cuda.mem_get_info(self._device)[0]
+        error = user_error(message, str(self._device), free_bytes)
+        if error is not None:
+            raise error
+
     def _take(self, run: _Run) -> tuple[list[Tensor], dict[int, str]]:
-        outputs = self._pipe.share_outputs()
+        """Waits for DALI's threads, not for the GPU: its outputs are bound to the current stream, which waits for them there."""
+        stream = torch.cuda.current_stream(self._device) if self._is_gpu else None
+        self._release()
+        outputs = self._pipe.share_outputs(stream)
         crops = [self._crop(output, run.boxes[k], k) for k, output in enumerate(outputs[: len(run.boxes)])]
-        if self._is_gpu:
-            # DALI would hand the memory out again as soon as the tensor goes, whatever streams still read it.
-            crops = [crop.clone() for crop in crops]
-            copied = torch.cuda.Event()
-            copied.record()
-            copied.synchronize()
         failed = {}
         if self._graph.turns:
             # What EXIF means is up to its reader: DALI and Pillow must agree on which way up a picture is.
@@ -125,7 +138,28 @@ class DaliPipeline:
             for i in np.flatnonzero((sizes != run.sizes).any(1)).tolist():
                 failed[i] = f"decoded as {sizes[i][0]} x {sizes[i][1]} px by DALI"
         self._pipe.release_outputs()
+        if self._is_gpu:
+            # DALI hands an output's memory out again, in the order of the stream that it is bound to, when the last holder lets it
+            # go; the consumer reads on a stream of its own, and torch's record_stream knows nothing of memory that is not torch's.
+            # So the consumer gets a copy: 38 MB read and written for 256 crops of 224 px, 0.018 ms of the 8.4 ms that decoding
+            # them takes at 30,600/s (by 4.25 TB/s, an H200's measured copy bandwidth).
+            crops = [crop if self._graph.isotropic[k] else crop.clone() for k, crop in enumerate(crops)]
+            copied = torch.cuda.Event(blocking=True)  # waiting sleeps; torch's default would spin on a core
+            copied.record(stream)
+            self._kept.append((copied, run, outputs))
         return crops, failed
+
+    def _release(self, limit: int | None = None) -> None:
+        """Lets go of what the GPU has read; waits for it where more than `limit` runs (the depth) are held."""
+        limit = self._depth if limit is None else limit
+        while self._kept and (len(self._kept) > limit or self._kept[0][0].query()):
+            self._kept.popleft()[0].synchronize()
+
+    def close(self) -> None:
+        """Ends the pipeline. Nothing of what was submitted is read any more after it."""
+        self._stop()
+        self._pending.clear()
+        self._release(0)
 
     def _crop(self, output: Any, boxes: np.ndarray, k: int) -> Tensor:
         """One of DALI's outputs as crops: they are, or are windows of them."""
@@ -167,11 +201,12 @@ class DaliPipeline:
                     message = self._try(run, which, crops, failed)
                 if message is None:
                     continue
-                at_fault = _named_sample(message)
+                self._check_user(message)
+                at_fault = named_sample(message)
                 if len(which) == 1:
-                    failed[int(which[0])] = _reason(message)
+                    failed[int(which[0])] = reason(message)
                 elif at_fault is not None and at_fault < len(which):
-                    failed[int(which[at_fault])] = _reason(message)
+                    failed[int(which[at_fault])] = reason(message)
                     waiting.append((np.delete(which, at_fault), None))
                 else:
                     waiting += [(half, None) for half in np.array_split(which, 2)]
@@ -197,9 +232,7 @@ class DaliPipeline:
             self._stop()
             return part.message
         failed.update({int(which[i]): reason for i, reason in odd.items()})
-        for into, crop in zip(crops, taken, strict=True):
-            for i, position in enumerate(which.tolist()):
-                into[position].copy_(crop[i])
+        put(crops, which, taken)
         return None
 
 
@@ -224,13 +257,10 @@ def _in_threads(workers: Workers, function: Callable[[range], None], num: int) -
         raise errors[0]
 
 
-def _named_sample(message: str) -> int | None:
-    """The position in its batch of a sample that DALI names: of those that are at fault the first."""
-    found = re.search(r"sample #(\d+)", message)
-    return int(found[1]) if found else None
-
-
-def _reason(message: str) -> str:
-    """DALI's message without its frame of traceback and advice, in one line."""
-    text = message.rsplit("encountered:", 1)[-1].replace("Current pipeline object is no longer valid.", "")
-    return " ".join(text.replace("Critical error in pipeline:", "").split()).rstrip(" :")
+def put(pictures: list[Tensor], which: np.ndarray, crops: list[Tensor]) -> None:
+    """crops[i] to pictures[which[i]] of each view, on one device."""
+    places = torch.from_numpy(np.ascontiguousarray(which, np.int64))
+    if crops[0].device.type != "cpu":
+        places = places.pin_memory().to(crops[0].device, non_blocking=True)
+    for into, crop in zip(pictures, crops, strict=True):
+        into.index_copy_(0, places, crop)

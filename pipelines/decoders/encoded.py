@@ -2,6 +2,7 @@
 
 import os
 import zlib
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +10,7 @@ from types import ModuleType
 import numpy as np
 from numba import njit
 
-from fastpsl.pipelines import libffcv, rows
+from fastpsl.pipelines import image_file, libffcv, rows
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.codes import (
     BAD_MODE,
@@ -23,7 +24,7 @@ from fastpsl.pipelines.decoders.codes import (
 )
 from fastpsl.pipelines.image_file import TURNED
 from fastpsl.pipelines.libffcv import HEADER_GOOD, jpeg_header, pread_into
-from fastpsl.pipelines.rows import MODE_JPEG, MODE_RAW, Rows
+from fastpsl.pipelines.rows import MODE_FILE, MODE_JPEG, MODE_RAW, Rows
 
 
 @njit(nogil=True)  # cached as a part of the loops that call it, whose keys know of this file
@@ -84,31 +85,43 @@ def _has_end(jpeg: np.ndarray) -> bool:
     return False
 
 
-def _compiled(stamp: int) -> Callable[..., None]:
+def _compiled(stamp: int) -> Callable[..., int]:
     @njit(cache=True, nogil=True)
-    def read_all(
+    def read_part(
         fds: np.ndarray,
         offsets: np.ndarray,
         starts: np.ndarray,
         heights: np.ndarray,
         widths: np.ndarray,
+        orientations: np.ndarray,
         modes: np.ndarray,
-        out: np.ndarray,
+        memory: np.ndarray,
         codes: np.ndarray,
         is_sound: np.ndarray,
-    ) -> None:
+        first: int,
+        stop: int,
+    ) -> int:
+        """Samples first to stop of a batch, each to its place; how many are good and not for DALI to decode as they are."""
+        num_odd = 0
         if stamp < 0:  # never: it is named here to be part of the cache's key
-            return
-        for i in range(len(codes)):
+            return num_odd
+        for i in range(first, stop):
             if codes[i] != GOOD:
                 continue
-            part = out[starts[i] : starts[i + 1]]
-            codes[i] = read_checked(
-                fds[i], offsets[i], len(part), int(heights[i]), int(widths[i]), modes[i], part
-            )
-            is_sound[i] = codes[i] != GOOD or modes[i] != MODE_JPEG or _is_sound(part)
+            if modes[i] == MODE_FILE:
+                num_odd += 1
+                continue
+            height, width = int(heights[i]), int(widths[i])
+            if orientations[i] >= TURNED:
+                height, width = width, height
+            part = memory[starts[i] : starts[i + 1]]
+            codes[i] = read_checked(fds[i], offsets[i], len(part), height, width, modes[i], part)
+            if codes[i] == GOOD and modes[i] == MODE_JPEG and not _is_sound(part):
+                is_sound[i] = False
+                num_odd += 1
+        return num_odd
 
-    return read_all
+    return read_part
 
 
 def stamp(*modules: ModuleType) -> int:
@@ -116,39 +129,101 @@ def stamp(*modules: ModuleType) -> int:
     return zlib.crc32(b"".join(Path(str(module.__file__)).read_bytes() for module in modules))
 
 
-_read_all = _compiled(stamp(codes, libffcv, rows))
+_read_part = _compiled(stamp(codes, image_file, libffcv, rows))
 
 
-def read_samples(rows: Rows) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-    """JPEGs and raw pictures as they are stored: (codes [n], uint8 [num_bytes] or [H, W, 3] each, is_sound bool [n]).
+class Arena:
+    """Memory of one batch; it goes back to its pool as the last holder of this object lets it go."""
 
-    `is_sound`: False for a JPEG that a decoder might take amiss: markers out of place, two frames, no end-of-image marker.
-    What is returned of a sample whose code is not 0 is undefined. One allocation; releases the GIL.
+    def __init__(self, memory: np.ndarray, free: "deque[np.ndarray]") -> None:
+        self.memory, self._free = memory, free
+
+    def __del__(self) -> None:
+        self._free.append(self.memory)
+
+
+class Arenas:
+    """Arenas that are used again: fresh memory is mapped and cleared page by page, 3 us of an image's 5. As many are kept as
+    were ever in use at once, each as large as the largest batch that it held, and a quarter more."""
+
+    def __init__(self) -> None:
+        self._free: deque[np.ndarray] = deque()
+
+    def take(self, num_bytes: int) -> Arena:
+        """At least num_bytes; any thread. The one given back last: a cache may still hold it."""
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = np.empty(0, np.uint8)
+        if len(memory) < num_bytes:
+            memory = np.empty(num_bytes * 5 // 4, np.uint8)
+        return Arena(memory, self._free)
+
+
+class Encoded:
+    """The samples of a batch as they are stored: `read` brings them, part by part, any threads at once.
+
+    codes: int8 [n]. is_sound: bool [n], False for a JPEG that a decoder might take amiss: markers out of place, two frames, no
+    end-of-image marker. Files that are no JPEGs (MODE_FILE) are not read. `pictures`: what has been decoded already, by position.
     """
-    num = len(rows.indices)
-    status, is_sound = np.zeros(num, np.int8), np.ones(num, np.bool_)
-    fds, opened = rows.fd.copy(), []
-    try:
-        for i in np.flatnonzero(rows.path != "").tolist():
-            fds[i] = _open(rows, i)
-            if fds[i] >= 0:
-                opened.append(int(fds[i]))
-            else:
-                status[i] = CHANGED
-        starts = np.zeros(num + 1, np.int64)
-        np.cumsum(np.where(status == GOOD, rows.num_bytes, 0), out=starts[1:])
-        out = np.empty(starts[-1], np.uint8)
-        is_turned = rows.orientation >= TURNED
-        heights = np.where(is_turned, rows.width, rows.height)
-        widths = np.where(is_turned, rows.height, rows.width)
-        _read_all(fds, rows.offset, starts, heights, widths, rows.mode, out, status, is_sound)
-    finally:
-        for fd in opened:
-            os.close(fd)
-    samples = [out[starts[i] : starts[i + 1]] for i in range(num)]
-    for i in np.flatnonzero((rows.mode == MODE_RAW) & (status == GOOD)).tolist():
-        samples[i] = samples[i].reshape(rows.height[i], rows.width[i], 3)
-    return status, samples, is_sound
+
+    def __init__(self, rows: Rows, arenas: Arenas) -> None:
+        num = len(rows.indices)
+        self.codes, self.is_sound = np.zeros(num, np.int8), np.ones(num, np.bool_)
+        self.pictures: dict[int, np.ndarray] = {}
+        self._rows, self._has_paths = rows, bool((rows.path != "").any())
+        self._fds = rows.fd.copy() if self._has_paths else rows.fd
+        self._starts = np.zeros(num + 1, np.int64)
+        np.cumsum(np.where(rows.mode == MODE_FILE, 0, rows.num_bytes), out=self._starts[1:])
+        self.arena = arenas.take(int(self._starts[-1]))
+
+    def read(self, part: slice) -> int:
+        """Of `part` (with its start and stop): how many samples are good, and no JPEGs or not sound ones."""
+        rows, opened = self._rows, []
+        try:
+            if self._has_paths:
+                opened = self._open(part)
+            return _read_part(
+                self._fds,
+                rows.offset,
+                self._starts,
+                rows.height,
+                rows.width,
+                rows.orientation,
+                rows.mode,
+                self.arena.memory,
+                self.codes,
+                self.is_sound,
+                part.start,
+                part.stop,
+            )
+        finally:
+            for fd in opened:
+                os.close(fd)
+
+    def _open(self, part: slice) -> list[int]:
+        opened = []
+        for i in range(part.start, part.stop):
+            if self._rows.path[i] and self._rows.mode[i] != MODE_FILE:
+                fd = self._fds[i] = _open(self._rows, i)
+                if fd >= 0:
+                    opened.append(fd)
+                else:
+                    self.codes[i] = CHANGED
+        return opened
+
+    def samples(self, which: np.ndarray) -> list[np.ndarray]:
+        """Of the arena: a JPEG's bytes, or a raw picture, uint8 [H, W, 3]; or the picture in `pictures`."""
+        # Arrays: of slices of a memoryview DALI makes inputs at three times the cost.
+        memory, starts, rows = self.arena.memory, self._starts.tolist(), self._rows
+        samples = [memory[starts[i] : starts[i + 1]] for i in which.tolist()]
+        if self.pictures or rows.mode[which].any():
+            for place, i in enumerate(which.tolist()):
+                if i in self.pictures:
+                    samples[place] = self.pictures[i]
+                elif rows.mode[i] == MODE_RAW:
+                    samples[place] = samples[place].reshape(rows.height[i], rows.width[i], 3)
+        return samples
 
 
 def _open(rows: Rows, i: int) -> int:

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -84,11 +84,13 @@ class ResidentDecoder:
         self._images = _load(beton, device)
         self._waiting: deque[tuple[np.ndarray, list[np.ndarray], list[int]]] = deque()
 
-    def encode(self, rows: Rows) -> list[Any]:
-        """Nothing: they are there."""
-        return [None] * len(rows.indices)
+    def begin(self, rows: Rows) -> None:
+        pass
 
-    def submit(self, rows: Rows, encoded: list[Any], boxes: list[np.ndarray], sizes_px: list[int]) -> None:
+    def encode(self, rows: Rows, encoded: None, part: slice) -> None:
+        """Nothing: they are there."""
+
+    def submit(self, rows: Rows, encoded: None, boxes: list[np.ndarray], sizes_px: list[int]) -> None:
         self._waiting.append((rows.indices, boxes, sizes_px))
 
     def collect(self) -> tuple[np.ndarray, list[Tensor]]:

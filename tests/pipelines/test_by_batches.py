@@ -35,9 +35,12 @@ class Numbered:
         self.act = act
         self.submitted: deque[tuple[np.ndarray, list[int]]] = deque()
 
-    def encode(self, rows: Rows) -> list[Any]:
-        self.act("encode", rows.indices.tolist())
-        return rows.indices.tolist()
+    def begin(self, rows: Rows) -> list[Any]:
+        return [None] * len(rows.indices)
+
+    def encode(self, rows: Rows, encoded: list[Any], part: slice) -> None:
+        self.act("encode", rows.indices[part].tolist())
+        encoded[part] = rows.indices[part].tolist()
 
     def submit(self, rows: Rows, encoded: list[Any], boxes: list[np.ndarray], sizes_px: list[int]) -> None:
         assert encoded == rows.indices.tolist()
@@ -151,7 +154,7 @@ from tests.pipelines.test_by_batches import loader
 def act(what, indices):
     if what == "collect" and 9 in indices:
         time.sleep(1000)
-with loader(act, timeout_s=0.3) as made:
+with loader(act, timeout_s=2) as made:
     list(made.epoch(0))
 """
 
@@ -161,4 +164,4 @@ def test_a_decoder_that_hangs_does_not_hold_up_the_exit() -> None:
         [sys.executable, "-c", STUCK], check=False, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1
-    assert "TimeoutError: epoch 0, step 2: no batch within 0.3 s" in done.stderr.splitlines()[-1]
+    assert "TimeoutError: epoch 0, step 2: no batch within 2 s" in done.stderr.splitlines()[-1]

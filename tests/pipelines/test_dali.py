@@ -16,10 +16,12 @@ import torch
 
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.decoders import codes, dali, encoded, open_decoder
+from fastpsl.pipelines.decoders import codes, dali, open_decoder
 from fastpsl.pipelines.decoders.dali import DaliDecoder
+from fastpsl.pipelines.decoders.dali_errors import named_sample, reason
 from fastpsl.pipelines.decoders.dali_graph import Graph
-from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline, _named_sample, _reason
+from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline
+from fastpsl.pipelines.decoders.encoded import Encoded
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import Rows
@@ -119,8 +121,8 @@ def test_messages_are_read() -> None:
         "Critical error in pipeline:\nError in CPU operator `x`,\n\n  File 'a', line 1\n\nencountered:\n\n"
         "Failed to decode sample #17 : \nCurrent pipeline object is no longer valid.\n"
     )
-    assert _named_sample(text) == 17 and _reason(text) == "Failed to decode sample #17"
-    assert _named_sample("nvImageCodec failure: '#3'") is None
+    assert named_sample(text) == 17 and reason(text) == "Failed to decode sample #17"
+    assert named_sample("nvImageCodec failure: '#3'") is None
 
 
 VIEWS = [ViewSpec(RandomResizedCrop(24)), ViewSpec(RandomResizedCrop(40))]
@@ -163,7 +165,9 @@ def rows_of(path: Path, samples: list[tuple[bytes, int, int, int]]) -> Rows:
 
 def decode(decoder: DaliDecoder, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     boxes = np.array([[3, 5, 40, 41, 0]] * len(rows.indices), np.int32)
-    decoder.submit(rows, decoder.encode(rows), [boxes], [24])
+    encoded = decoder.begin(rows)
+    decoder.encode(rows, encoded, slice(0, len(rows.indices)))
+    decoder.submit(rows, encoded, [boxes], [24])
     status, (pictures,) = decoder.collect()
     return status, pictures.numpy().copy()
 
@@ -184,11 +188,8 @@ def test_a_batch_may_hold_everything_at_once(tmp_path: Path) -> None:
 
 @needs_dali("fallbacks")
 def test_what_dali_refuses_is_decoded_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unchecked(rows: Rows) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-        status, samples, is_sound = encoded.read_samples(rows)
-        return status, samples, np.ones_like(is_sound)
-
-    monkeypatch.setattr(dali, "read_samples", unchecked)
+    read = Encoded.read
+    monkeypatch.setattr(Encoded, "read", lambda self, part: read(self, part) * 0)
     samples = [*JPEGS[:5], (ODD, 50, 60, JPG), (CUT, 50, 60, JPG)]
     decoder = DaliDecoder("beton", 8, 2, CPU)
     with pytest.warns(UserWarning, match=r"sample 5 is decoded on the CPU, not by DALI \(.+\)"):

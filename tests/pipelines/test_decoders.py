@@ -73,8 +73,9 @@ def decode(
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     boxes = [with_resampling(box) for box in boxes]
     if isinstance(decoder, DaliDecoder):
-        parts = [rows.part(slice(i, i + 16)) for i in range(0, len(rows.fd), 16)]
-        encoded = [sample for part in parts for sample in decoder.encode(part)]
+        encoded = decoder.begin(rows)
+        for i in range(0, len(rows.fd), 16):
+            decoder.encode(rows, encoded, slice(i, min(i + 16, len(rows.fd))))
         decoder.submit(rows, encoded, boxes, sizes)
         status, pictures = decoder.collect()
         return status, [picture.numpy() for picture in pictures]

@@ -196,9 +196,9 @@ def count_decoded(loader: Loader) -> list[int]:
             decoded.append(len(rows.fd))
             return decoder.decode(rows, boxes, outs)  # type: ignore[union-attr]
 
-        def encode(self, rows: Rows) -> list[Any]:
-            decoded.append(len(rows.fd))
-            return decoder.encode(rows)  # type: ignore[union-attr]
+        def encode(self, rows: Rows, encoded: Any, part: slice) -> None:
+            decoded.append(part.stop - part.start)
+            decoder.encode(rows, encoded, part)  # type: ignore[union-attr]
 
     loader.decoder = Counting()  # type: ignore[assignment]
     return decoded

@@ -112,9 +112,9 @@ def test_boxes_outside_and_shrunk_files_are_named(raw: Path, tmp_path: Path) -> 
         boxes = np.array([[0, 0, 40, 36, 0], [-1, 0, 9, 9, 0], [0, 0, 41, 9, 0], [0, 30, 9, 7, 0]], np.int32)
         # The second lies in the picture, but not with what the kernel reaches around it.
         turned = np.array([[17, 15, 5, 5, 1], [14, 12, 12, 12, 2]], np.int32)
-        decoder.submit(data.rows(np.arange(2)), [None] * 2, [turned], [8])  # type: ignore[union-attr]
+        decoder.submit(data.rows(np.arange(2)), None, [turned], [8])  # type: ignore[union-attr]
         assert decoder.collect()[0].tolist() == [0, 6]  # type: ignore[union-attr]
-        decoder.submit(data.rows(np.arange(4)), decoder.encode(data.rows(np.arange(4))), [boxes], [8])  # type: ignore[union-attr]
+        decoder.submit(data.rows(np.arange(4)), None, [boxes], [8])  # type: ignore[union-attr]
         status, (out,) = decoder.collect()  # type: ignore[union-attr]
         assert status.tolist() == [0, 6, 6, 6] and out.shape == (4, 8, 8, 3)
         copy = tmp_path / "copy.beton"
