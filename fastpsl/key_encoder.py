@@ -20,10 +20,12 @@ class KeyEncoder:
     Its BatchNorm knows no running statistics: it always normalises by the images of the call, in training and in held-out
     passes, and so depends on no rank's history. Frozen blocks are equal in both encoders, so the trunk's own are used; only
     where they normalise by the batch (frozen_batchnorm "train") they are copied, or keys would move their running statistics.
-    It is no module of the stage's: DDP and the optimiser do not know it.
+    It is no module of the stage's: DDP and the optimiser do not know it. Blocks run as the trunk's do, folded and compiled where
+    those are.
     """
 
     def __init__(self, trunk: Trunk, head: nn.Module, momentum: float):
+        self.trunk = trunk
         shared = trunk.frozen_batchnorm == "eval"
         self.frozen = trunk.frozen if shared else _by_batch_statistics(trunk.frozen)
         self.learning, self.head = _by_batch_statistics(trunk.learning), _by_batch_statistics(head)
@@ -34,8 +36,9 @@ class KeyEncoder:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """[B, C, H, W] to keys of length 1, float32 [B, width]."""
-        for block in (*self.frozen, *self.learning):
-            images = block(images)
+        trunk = self.trunk
+        frozen = trunk.frozen_as_run if self.frozen is trunk.frozen else self.frozen
+        images = trunk.run(self.learning, trunk.run(frozen, images))  # type: ignore[arg-type]  # a ModuleList is a sequence
         return F.normalize(self.head(images).float())
 
     def follow(self) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -13,6 +14,7 @@ from fastpsl.pipelines.augment import KORNIA, Augment
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.stage import Metrics, StageModule, Task, call_if_there
+from fastpsl.step_modes import EAGER, StepChoice, begin_pass, make_runner
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FP16_INITIAL_SCALE = 65536.0
@@ -20,6 +22,8 @@ FP16_INITIAL_SCALE = 65536.0
 
 class Learner:
     """Steps of `module` by `optimiser` in `precision`; the same code with one rank and with many.
+
+    step: how blocks run in a step; fold_frozen: frozen blocks run as folded copies (`Trunk.fold_frozen`).
 
     The scaler is used in every precision: with scale 1 outside fp16 it changes no value, but it hands found_inf to the
     fused optimiser as a tensor, which then skips a step with non-finite gradients without the host looking.
@@ -33,9 +37,11 @@ class Learner:
         precision: str,
         world: World,
         augment: Augment = KORNIA,
+        step: StepChoice = EAGER,
+        fold_frozen: bool = False,
     ):
         self.module, self.optimiser, self.views, self.world = module, optimiser, views, world
-        self.augment = augment
+        self.augment, self.step_choice, self.fold_frozen = augment, step, fold_frozen
         self.dtype = DTYPES[precision]
         scale = FP16_INITIAL_SCALE if precision == "fp16" else 1.0
         self.scaler = torch.amp.GradScaler(world.device.type, init_scale=scale)
@@ -43,7 +49,20 @@ class Learner:
         optimiser.register_step_pre_hook(self._count_skipped)
         self.forward: nn.Module = module
         if world.size > 1:
-            self.forward = DistributedDataParallel(module, gradient_as_bucket_view=True)
+            parallel = DistributedDataParallel(module, gradient_as_bucket_view=True)
+            # At its making it has given all ranks rank 0's buffers. Not in each forward pass, which would begin by waiting for rank 0:
+            # a training step reads running statistics of frozen blocks alone, which do not move, and rank 0's, which are
+            # saved, are its own either way. `evaluate` takes them. (An attribute, as torch 2.15 has renamed the argument.)
+            parallel.broadcast_buffers = False
+            self.forward = parallel
+        module.trunk.runner = make_runner(step.mode)
+        if step.mode == "graphed":
+            # What a CUDA graph writes lies in the graph's memory, which its next pass overwrites; a gradient that is there already is
+            # added to, and so never is that memory (see `step`).
+            for _, parameter in module.learning_parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        if fold_frozen:
+            module.trunk.fold_frozen(self.dtype)
 
     def step(self, batches: Sequence[Batch] | Iterator[Batch], num_batches: int, lr: float) -> Metrics:
         """One optimiser step on the mean gradient of the next `num_batches` batches; metrics summed, still on device."""
@@ -65,7 +84,7 @@ class Learner:
             self.scaler.update()
         else:
             self.scaler.update(new_scale=1.0)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad(set_to_none=self.step_choice.mode != "graphed")
         return totals
 
     @torch.no_grad()
@@ -77,13 +96,12 @@ class Learner:
         `stopped` is asked after each batch, on every rank; None when it says so.
         """
         totals: dict[str, Tensor] = {}
+        self._take_buffers_of_rank_0()
         self.module.eval()
         for batch in batches:
             if stopped():
                 return None
-            _, metrics = self._forward(
-                batch, views
-            )  # through DDP: it gives every rank rank 0's running statistics
+            _, metrics = self._forward(batch, views)
             for name, pair in metrics.items():
                 totals[name] = totals.get(name, 0) + torch.stack(pair).double()
         self.module.train()
@@ -103,9 +121,17 @@ class Learner:
 
     def _forward(self, batch: Batch, views: Sequence[ViewSpec]) -> tuple[Tensor, Metrics]:
         inputs = self.augment.inputs(batch, views, self.dtype)
+        begin_pass(self.step_choice.mode)
         with self._autocast():
             output: tuple[Tensor, Metrics] = self.forward(inputs, batch)
             return output
+
+    @torch.no_grad()
+    def _take_buffers_of_rank_0(self) -> None:
+        """Running statistics, which ranks have by their own batches. Called by every rank."""
+        if self.world.size > 1:
+            for buffer in self.module.buffers():
+                dist.broadcast(buffer, src=0)
 
     def _autocast(self) -> torch.autocast:
         enabled = self.dtype != torch.float32

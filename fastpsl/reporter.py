@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from fastpsl.checkpoint import write_atomically
 from fastpsl.distributed import World, sum_over_ranks
+from fastpsl.gpu_memory import gibibytes
 from fastpsl.pipelines.batch import BadSample, Batch
 from fastpsl.plan import Stage
 from fastpsl.screen import Screen, clock
@@ -208,8 +209,11 @@ class Reporter:
         seconds: float,
         held_out: dict[str, float],
         chance: float | None,
+        memory: Mapping[str, int] | None = None,
     ) -> dict[str, Any]:
-        """The stage in numbers: steps (made, planned), seconds, loss at its start and end, held-out metrics; rank 0's is the true one."""
+        """The stage in numbers: steps (made, planned), seconds, loss at its start and end, held-out metrics, and on a GPU `memory`
+        (`gpu_memory.peak_memory`); rank 0's is the true one.
+        """
         losses = self.file.losses(stage.name) if self.file else []
         num = min(SUMMARY_STEPS, max(1, len(losses) // 2))
         head, tail = losses[:num], losses[-num:]
@@ -223,7 +227,7 @@ class Reporter:
             "loss_end": sum(tail) / len(tail) if tail else None,
             "held_out": held_out,
             "chance": chance,
-        }
+        } | dict(memory or {})
         self.say(summary_line(summary))
         return summary
 
@@ -247,6 +251,8 @@ def summary_line(summary: dict[str, Any]) -> str:
     chance = "" if summary["chance"] is None else f" (chance {100 * summary['chance']:.1f} %)"
     if held_out := _held_out_words(summary["held_out"], chance):
         text += f", held-out {held_out}"
+    if "peak_allocated_bytes" in summary:
+        text += f", GPU memory {gibibytes(summary['peak_allocated_bytes'])} at most ({gibibytes(summary['device_used_bytes'])} with all else)"
     return text
 
 

@@ -6,9 +6,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fastpsl.folding import check_foldable, folded
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plan import Stage
+from fastpsl.step_modes import Runner, run_blocks
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
 """Metric name → (sum over the valid samples, number of them), both float32 scalars on the device."""
@@ -69,7 +71,25 @@ class Trunk(nn.Module):
             True
         )
         self.frozen_batchnorm = frozen_batchnorm
+        # How blocks run in training: `step_modes.make_runner`.
+        self.runner: Runner = run_blocks
+        # A list, so that it is no submodule: neither state_dict nor DDP nor the optimiser know it.
+        self._folded: list[nn.Module] = []
         self.train()
+
+    def fold_frozen(self, dtype: torch.dtype) -> None:
+        """Run copies of the frozen blocks from now on whose BatchNorms are in their convolutions (`fastpsl.folding`).
+
+        As the blocks are now, so neither their weights nor their running statistics may change afterwards. dtype: that of autocast, or
+        float32. ValueError where blocks cannot be folded.
+        """
+        check_foldable(self.frozen, self.frozen_batchnorm)
+        self._folded = [folded(block, dtype) for block in self.frozen]
+
+    @property
+    def frozen_as_run(self) -> Sequence[nn.Module]:
+        """The frozen blocks, or their folded copies."""
+        return self._folded or self.frozen  # type: ignore[return-value]  # a ModuleList is a sequence of modules
 
     def train(self, mode: bool = True) -> "Trunk":
         super().train(mode)
@@ -78,19 +98,26 @@ class Trunk(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of the stage's last block."""
-        return self.features(images)[-1]
+        with torch.no_grad():
+            images = self.run(self.frozen_as_run, images)
+        return self.run(self.learning, images)  # type: ignore[arg-type]
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Features of every block that runs, B1 first."""
-        outputs = []
+        outputs: list[Tensor] = []
         with torch.no_grad():
-            for block in self.frozen:
-                images = block(images)
-                outputs.append(images)
-        for block in self.learning:
-            images = block(images)
-            outputs.append(images)
-        return outputs
+            outputs += self._outputs(self.frozen_as_run, images, every=True)
+        last = outputs[-1] if outputs else images
+        return outputs + self._outputs(self.learning, last, every=True)  # type: ignore[arg-type]
+
+    def run(self, blocks: Sequence[nn.Module], images: Tensor) -> Tensor:
+        """`images` through `blocks`, which may be none, as this stage's steps have them run."""
+        return self._outputs(blocks, images)[-1] if len(blocks) else images
+
+    def _outputs(self, blocks: Sequence[nn.Module], images: Tensor, every: bool = False) -> list[Tensor]:
+        """Held-out passes and looks at features are few, and of sizes of their own: those are not compiled."""
+        runner = self.runner if self.training else run_blocks
+        return runner(blocks, images, every) if len(blocks) else []
 
 
 class StageModule(nn.Module):

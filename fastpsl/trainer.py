@@ -13,6 +13,9 @@ from torch import nn
 
 from fastpsl.distributed import World
 from fastpsl.evaluation.online import Monitor
+from fastpsl.folding import check_foldable
+from fastpsl.gpu_memory import peak_memory, reset_peak_memory
+from fastpsl.kept_choices import choices_of, with_kept_choices
 from fastpsl.learner import Learner
 from fastpsl.optimisers import sgd
 from fastpsl.options import RunOptions
@@ -31,6 +34,7 @@ from fastpsl.stage import (
     images_per_sample,
     task_state,
 )
+from fastpsl.step_modes import StepChoice, choose_step
 
 MAX_WARM_UP_EPOCHS = 1_000_000
 
@@ -72,6 +76,17 @@ class Job:
             views, others = task.views(stage.level), held_out_views(task, stage.level)
             run.check_views(views, others)
             choose_augment(run.options.augment, (*views, *others), run.world.device)
+            self.choose_step(stage, run.options, run.world)
+            if run.options.fold_frozen:
+                check_foldable(self.backbone.blocks()[: stage.first_learning - 1], self.frozen_batchnorm)  # type: ignore[operator]
+
+    def choose_step(self, stage: Stage, options: RunOptions, world: World) -> StepChoice:
+        """How the stage's steps run. ValueError where they cannot run as the options ask."""
+        precision = options.resolved_precision(world.device)
+        return choose_step(
+            options.step, self.backbone, stage, world.device, precision,
+            num_ranks=world.size, sync_batchnorm=options.sync_batchnorm,
+        )  # fmt: skip
 
 
 def torch_seed(*numbers: int) -> int:
@@ -101,7 +116,8 @@ def make_learner(job: Job, number: int, options: RunOptions, world: World) -> Le
     views = task.views(stage.level)
     augment = choose_augment(options.augment, (*views, *held_out_views(task, stage.level)), world.device)
     precision = options.resolved_precision(world.device)
-    return Learner(module, optimiser, views, precision, world, augment)
+    step = job.choose_step(stage, options, world)
+    return Learner(module, optimiser, views, precision, world, augment, step, options.fold_frozen)
 
 
 def pretrain(job: Job, run: Run) -> bool:
@@ -129,12 +145,22 @@ class StageRun:
         self.fresh = state is None
         self.held_out_views = held_out_views(job.task, stage.level)
         self.images_per_sample = images_per_sample(job.task, stage.level)
-        self.learner = make_learner(job, run.position.stage, run.options, run.world)
+        options = run.options
+        if state:  # in mid-stage: as the stage began
+            options = with_kept_choices(options, state.get("choices", {}), self._possible, run.reporter.say)
+        reset_peak_memory(run.world.device)
+        self.learner = make_learner(job, run.position.stage, options, run.world)
         self.views, trunk = self.learner.views, self.learner.module.trunk
         self.monitor = Monitor(run, trunk, stage, self.views[0], getattr(run.options, "probe_every", 0))
         if state:
             self.learner.load_state_dict(state["learner"])
             call_if_there(job.task, "load_state_dict", state["task"])
+
+    def _possible(self, options: RunOptions) -> None:
+        """ValueError where this stage cannot be computed here as `options` ask."""
+        views = (*self.job.task.views(self.stage.level), *self.held_out_views)
+        choose_augment(options.augment, views, self.run.world.device)
+        self.job.choose_step(self.stage, options, self.run.world)
 
     def to_its_end(self) -> bool:
         """Train, save, evaluate. False when a signal stopped it; what was learned is saved then too."""
@@ -154,6 +180,7 @@ class StageRun:
             self.last_step = min(self.num_steps, run.options.max_steps_per_stage or self.num_steps)
             run.reporter.stage_begins(self.stage, position.step, self.last_step, self.steps_per_epoch)
             run.reporter.say(f"augment {self.learner.augment.path}: {self.learner.augment.reason}")
+            run.reporter.say(f"step {self.learner.step_choice.mode}: {self.learner.step_choice.reason}")
             run.look_at_first_batch(self.job.task, self.stage, loader)
             # What was filled in part is not saved: it is filled anew.
             if self.fresh and not self._warm_up(loader):
@@ -171,7 +198,12 @@ class StageRun:
                 chance = call_if_there(self.job.task, "chance", self.stage.level)
                 position.summaries.append(
                     run.reporter.stage_summary(
-                        self.stage, (position.step, self.num_steps), position.seconds, held_out, chance
+                        self.stage,
+                        (position.step, self.num_steps),
+                        position.seconds,
+                        held_out,
+                        chance,
+                        peak_memory(run.world.device),
                     )
                 )
                 self.save()
@@ -246,6 +278,7 @@ class StageRun:
                     "num_stages": len(self.job.stages),
                     "backbone": self.job.backbone.state_dict(),
                     "learner": self.learner.state_dict(),
+                    "choices": choices_of(self.learner),
                     "task": task,
                     "input": self.views[0].input_record(),
                 },
