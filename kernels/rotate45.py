@@ -2,14 +2,14 @@
 
 Label l shows the picture turned by 45 * l degrees counter-clockwise: base l % 2 (upright, or turned by 45 degrees; see
 kernels/isotropic.py) is what `RotationCrop` asks of the decoder, l // 2 quarter turns are made here. Both come from
-one draw. Angles of 90 degrees alone need none of this: ordinary crops and kernels/rotate90.py are exact.
+one draw. All eight rotations at once are two views, one of each base, with `AllTurns(4)`. Angles of 90 degrees alone need none
+of this: ordinary crops and kernels/rotate90.py are exact.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fastpsl.kernels.draws import Keys, Slot, integers
@@ -39,19 +39,3 @@ class Rotate45:
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
         """[B, C, S, S] → the same shape and dtype, channels-last. ValueError where images are not square."""
         return _quarter_turns(images, draw)
-
-
-def all_rotations(upright: Tensor, diagonal: Tensor) -> tuple[Tensor, Tensor]:
-    """Every rotation of every picture, of one decode: ([8 * B, C, S, S], int64 labels [8 * B]), image-major.
-
-    The inputs [B, C, S, S] are two views without Rotate45, by RotationCrop(base=0) and RotationCrop(base=45): the same
-    windows. Any dtype, kept; channels-last.
-    """
-    if upright.shape != diagonal.shape or upright.shape[-1] != upright.shape[-2]:
-        raise ValueError(
-            f"views of {tuple(upright.shape)} and {tuple(diagonal.shape)} given; allowed are two of one shape "
-            f"[B, C, S, S]: use crops that differ in nothing but their base"
-        )
-    turned = [torch.rot90(base, turns, (-2, -1)) for turns in range(4) for base in (upright, diagonal)]
-    images = torch.stack(turned, 1).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-    return images, torch.arange(NUM_ROTATIONS, device=images.device).repeat(len(upright))

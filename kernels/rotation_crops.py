@@ -24,7 +24,7 @@ class RotationCrop:
     and places are drawn over the whole picture.
 
     base "drawn": upright or turned, from the draw that gives Rotate45 its label. base 0 or 45: always this one, with view
-    0's window whatever the view, so two views, one of each base, show the same window (see `all_rotations`).
+    0's window whatever the view, so two views, one of each base, show the same window.
     """
 
     size_px: int = 224

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastpsl.kernels.crops import ShorterSideCrop
-from fastpsl.kernels.rotate45 import Rotate45, all_rotations
+from fastpsl.kernels.layout import joined
+from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotate90 import AllTurns, Rotate90
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.batch import Batch
@@ -55,14 +56,15 @@ class Rotation:
         self.rotations_per_image = rotations_per_image
 
     def views(self, level: int) -> tuple[ViewSpec, ...]:
-        """One view; of all eight rotations two, upright and turned by 45 degrees, which the rest is made of."""
+        """One view; of all eight rotations two, the upright window and the one turned by 45 degrees, with four turns each."""
         num, every = NUM_ROTATIONS[level - 1], self.rotations_per_image == "all"
         if num < 8:
             window = ShorterSideCrop(self.shorter_px, self.size_px)
             return (ViewSpec(window, (AllTurns(num) if every else Rotate90(num),)),)
         share = self.size_px / self.shorter_px
         if every:
-            return tuple(ViewSpec(RotationCrop(self.size_px, share, base=base)) for base in (0, 45))
+            crops = (RotationCrop(self.size_px, share, base=0), RotationCrop(self.size_px, share, base=45))
+            return tuple(ViewSpec(crop, (AllTurns(4),)) for crop in crops)
         return (ViewSpec(RotationCrop(self.size_px, share), (Rotate45(),)),)
 
     def images_per_sample(self, level: int) -> int:
@@ -80,7 +82,7 @@ class Rotation:
         degrees = degrees_seen(batch)
         labels = (degrees * head.num_rotations // 360).flatten()
         logits = head(trunk(seen(inputs))).float()
-        valid = (batch.indices >= 0).float().repeat_interleave(degrees.shape[1])
+        valid = (batch.indices >= 0).float()[:, None].expand_as(degrees).flatten()
         num_valid = valid.sum()
         loss = (F.cross_entropy(logits, labels, reduction="none") * valid).sum() / num_valid.clamp(min=1)
         right = ((logits.argmax(1) == labels) * valid).sum()
@@ -94,7 +96,7 @@ class Rotation:
         """What the network sees of each sample: one picture, or all of its rotations in one or two rows."""
         pictures = self.views(1)[0].pictures(seen(inputs))
         pictures = F.pad(pictures, (0, _GAP_PX, 0, _GAP_PX), value=1.0)
-        pictures = pictures.unflatten(0, _in_rows(degrees_seen(batch)).shape)
+        pictures = _in_rows(pictures.unflatten(0, degrees_seen(batch).shape))
         # [B, rows, columns, 3, h, w] → [B, 3, rows*h, columns*w]
         pictures = pictures.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
         return pictures[..., :-_GAP_PX, :-_GAP_PX]
@@ -106,22 +108,23 @@ class Rotation:
 
 
 def seen(inputs: Sequence[Tensor]) -> Tensor:
-    """What the network sees: [B * k, 3, S, S], image-major."""
-    return all_rotations(inputs[0], inputs[1])[0] if len(inputs) == 2 else inputs[0]
+    """What the network sees: [V * B * k, 3, S, S], of V views of B samples by k turns each, in this order."""
+    return joined(inputs)
 
 
 def degrees_seen(batch: Batch) -> Tensor:
-    """By how much that is turned counter-clockwise: int64 [B, k]."""
-    if not batch.draws[0]:  # the two views of all eight rotations draw nothing
-        return 45 * torch.arange(8, device=batch.indices.device).expand(len(batch.indices), 8)
-    (draw,) = batch.draws[0]
-    degrees = 45 * draw["label"] if "label" in draw else 90 * draw["turns"]
-    return degrees if degrees.ndim == 2 else degrees[:, None]
+    """By how much that is turned counter-clockwise: int64 [V, B, k]."""
+    steps = torch.stack([d["label"] if "label" in d else 2 * d["turns"] for (d,) in batch.draws])
+    if steps.ndim == 2:
+        steps = steps[:, :, None]
+    # A second view is turned by another 45 degrees.
+    return 45 * (steps + torch.arange(len(steps), device=steps.device)[:, None, None])
 
 
-def _in_rows(degrees: Tensor) -> Tensor:
-    """[B, k] → [B, rows, columns], at most four columns."""
-    return degrees.unflatten(1, (-1, min(4, degrees.shape[1])))
+def _in_rows(values: Tensor) -> Tensor:
+    """[V, B, k, ...] → [B, rows, columns, ...], at most four columns: each sample's by angle, so one view after the other."""
+    by_angle = values.movedim(0, 2).flatten(1, 2)
+    return by_angle.unflatten(1, (-1, min(4, by_angle.shape[1])))
 
 
 class RotationHead(nn.Module):

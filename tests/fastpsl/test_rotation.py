@@ -16,6 +16,7 @@ from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.normalise import normalise
 from fastpsl.kernels.rotation_crops import RotationCrop
+from fastpsl.pipelines.augment import Augment
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.loader import Loader
@@ -69,7 +70,7 @@ def test_the_label_is_the_angle_that_the_pixels_show(level: int, photos: Path) -
     inputs, batch = loaded(photos, [view])
     degrees = degrees_seen(batch)
     angles = range(0, 360, 360 // LEVELS[level])
-    assert degrees.shape == (NUM, 1) and degrees.unique().tolist() == list(
+    assert degrees.shape == (1, NUM, 1) and degrees.unique().tolist() == list(
         angles
     )  # every angle is among them
     mean, std = (np.array(v)[:, None, None] for v in (view.mean, view.std))
@@ -78,7 +79,7 @@ def test_the_label_is_the_angle_that_the_pixels_show(level: int, photos: Path) -
     for i in range(NUM):
         shown = ((inputs[0][i].double().numpy() * std + mean) * 255).transpose(1, 2, 0)
         away = {angle: np.abs(plain_turn(i, boxes[i], angle) - shown).mean() for angle in angles}
-        right = away.pop(int(degrees[i]))
+        right = away.pop(int(degrees[0, i]))
         assert right < (8 if level == 3 else 2) and min(away.values()) > 25, (i, right, away)
 
 
@@ -87,22 +88,60 @@ def test_turns_of_the_square_angles_are_exact(level: int, photos: Path) -> None:
     (view,) = ONE.views(level)
     inputs, batch = loaded(photos, [view])
     (upright,), _ = loaded(photos, [ViewSpec(view.crop)])
-    for i, angle in enumerate(degrees_seen(batch)[:, 0].tolist()):
+    for i, angle in enumerate(degrees_seen(batch).flatten().tolist()):
         assert torch.equal(inputs[0][i], torch.rot90(upright[i], angle // 90, (1, 2)))
+
+
+def by_sample(values: Tensor, num_views: int, num_samples: int) -> Tensor:
+    """What stands in the order of (view, sample, turn) → [sample, view * turn, ...]."""
+    return values.unflatten(0, (num_views, num_samples, -1)).transpose(0, 1).flatten(1, 2)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_all_rotations_hold_the_one_that_would_be_drawn(level: int, photos: Path) -> None:
-    """Of the same window; and the others are its turns: the pictures two (four) places on are turned by a quarter."""
+    """Of the same window."""
     one, one_batch = loaded(photos, ONE.views(level))
     every, every_batch = loaded(photos, ALL.views(level))
     num = LEVELS[level]
-    pictures, degrees = seen(every).unflatten(0, (NUM, num)), degrees_seen(every_batch)
-    assert degrees.tolist() == NUM * [list(range(0, 360, 360 // num))]
     assert ALL.images_per_sample(level) == num and ONE.images_per_sample(level) == 1
-    label = degrees_seen(one_batch)[:, 0] * num // 360
-    torch.testing.assert_close(pictures[torch.arange(NUM), label], seen(one), rtol=0, atol=0)
-    assert torch.equal(pictures[:, num // 2], torch.rot90(pictures[:, 0], 2, (2, 3)))
+    pictures = by_sample(seen(every), len(every), NUM)
+    degrees = by_sample(degrees_seen(every_batch).flatten(), len(every), NUM)
+    assert degrees.sort(1).values.tolist() == NUM * [list(range(0, 360, 360 // num))]
+    drawn = degrees == degrees_seen(one_batch)[0]
+    assert (drawn.sum(1) == 1).all()
+    torch.testing.assert_close(pictures[drawn], seen(one), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_all_rotations_are_turns_of_the_windows(level: int, photos: Path) -> None:
+    """Picture by picture: where a label says 45 * l degrees, base l % 2 is turned by l // 2 quarters."""
+    views = ALL.views(level)
+    inputs, batch = loaded(photos, views)
+    bases, _ = loaded(photos, [ViewSpec(view.crop) for view in views])
+    labels = (degrees_seen(batch).flatten() // 45).tolist()
+    samples = [i for _ in views for i in range(NUM) for _ in range(LEVELS[level] // len(views))]
+    for picture, label, sample in zip(seen(inputs), labels, samples, strict=True):
+        assert torch.equal(picture, torch.rot90(bases[label % 2][sample], label // 2, (1, 2)))
+
+
+def test_the_fused_path_writes_all_rotations_into_one_buffer() -> None:
+    """So that the network's input is not copied together; its order and values are those of the plain path."""
+    pytest.importorskip("triton")
+    from fastpsl.kernels.fused import geometric
+
+    views = ALL.views(3)
+    batch = noise_batch(views, 2)
+    if torch.cuda.is_available():
+        batch = batch.to(torch.device("cuda"))
+    inputs = Augment("fused", "", (geometric,)).inputs(batch, views, torch.float16)
+    whole = seen(inputs)
+    assert len(inputs) == 2 and len(whole) == 16
+    assert whole.data_ptr() == inputs[0].data_ptr() and torch.equal(whole[8:], inputs[1])
+    whole[8:] += 1
+    assert torch.equal(whole[8:], inputs[1])
+    whole[8:] -= 1
+    plain = seen(batch.inputs(views, torch.float16))
+    torch.testing.assert_close(whole, plain, rtol=2**-10, atol=2**-9)
 
 
 def small_modules(level: int) -> tuple[nn.Module, RotationHead]:
@@ -122,7 +161,8 @@ def test_loss_and_accuracy_are_those_of_a_plain_loop(task: Rotation, level: int,
     inputs = batch.inputs(views, torch.float32)
     loss, metrics = task.loss(trunk, head, inputs, batch)  # type: ignore[arg-type]
 
-    pictures, degrees = seen(inputs).unflatten(0, (len(indices), -1)), degrees_seen(batch)
+    pictures = by_sample(seen(inputs), len(views), len(indices))
+    degrees = by_sample(degrees_seen(batch).flatten(), len(views), len(indices))
     losses, right = [], 0
     for i, index in enumerate(indices):
         for shown, angle in zip(pictures[i], degrees[i].tolist(), strict=True):
@@ -188,9 +228,11 @@ def test_the_contact_sheet_shows_every_angle_and_the_captions_name_it(task: Rota
     step = SIZE + 4
     assert sheet.shape == (2, 3, rows * step - 4, columns * step - 4)
     words = [[word for line in caption.split("\n") for word in line.split()] for caption in captions]
-    assert words == [[f"{angle}°" for angle in angles] for angles in degrees_seen(batch).tolist()]
+    degrees, order = by_sample(degrees_seen(batch).flatten(), len(views), 2).sort(1)
+    assert words == [[f"{angle}°" for angle in angles] for angles in degrees.tolist()]
     assert all(caption.count("\n") == rows - 1 for caption in captions)
-    pictures = seen(inputs).unflatten(0, (2, num))
+    pictures = by_sample(seen(inputs), len(views), 2)
+    pictures = torch.stack([of_one[places] for of_one, places in zip(pictures, order, strict=True)])
     for number in range(num):
         top, left = number // columns * step, number % columns * step
         shown = normalise(
@@ -205,9 +247,9 @@ def test_halves_of_a_batch_are_its_parts(task: Rotation, level: int) -> None:
     views = task.views(level)
     whole = noise_batch(views, 4)
     half = part_of(whole, 1, 2)
-    assert torch.equal(degrees_seen(half), degrees_seen(whole)[2:])
-    expected = seen(whole.inputs(views, torch.float32)).unflatten(0, (4, -1))[2:].flatten(0, 1)
-    assert torch.equal(seen(half.inputs(views, torch.float32)), expected)
+    assert torch.equal(degrees_seen(half), degrees_seen(whole)[:, 2:])
+    pictures = by_sample(seen(whole.inputs(views, torch.float32)), len(views), 4)
+    assert torch.equal(by_sample(seen(half.inputs(views, torch.float32)), len(views), 2), pictures[2:])
 
 
 def test_impossible_tasks_are_one_line() -> None:

@@ -6,7 +6,8 @@ import torch
 
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, fits_isotropic, isotropic_resize, margin_px
-from fastpsl.kernels.rotate45 import Rotate45, all_rotations
+from fastpsl.kernels.rotate45 import Rotate45
+from fastpsl.kernels.rotate90 import AllTurns
 from fastpsl.kernels.rotation_crops import RotationCrop
 
 NUM = 4000
@@ -70,7 +71,7 @@ def test_every_label_shows_its_angle(as_tensors) -> None:
 
 
 def test_all_rotations_of_one_decode() -> None:
-    """Two bases of one window each, whatever the view's number; eight pictures an image, in the order of their labels."""
+    """Two bases of one window, whatever the view's number, and four turns of each: by 90 degrees, and by 45 more."""
     bases = [RotationCrop(size_px=33, base=0), RotationCrop(size_px=33, base=45)]
     (upright, boxes), (diagonal, same) = (views(crop, 3, 131, 157) for crop in bases)
     np.testing.assert_array_equal(boxes, same)
@@ -78,13 +79,10 @@ def test_all_rotations_of_one_decode() -> None:
     np.testing.assert_array_equal(
         bases[0].boxes(keys(), heights, widths), bases[1].boxes(keys(view=1), heights, widths)
     )
-    out, labels = all_rotations(upright, diagonal)
-    assert labels.tolist() == 3 * list(range(8)) and out.is_contiguous(memory_format=torch.channels_last)
-    exact = expected(boxes.repeat(8, 0), labels.numpy(), 33, 131, 157)
-    assert np.abs(out.numpy() - exact).mean((1, 2, 3)).max() < 1.5
-    assert all_rotations(upright[:0], diagonal[:0])[0].shape == (0, 3, 33, 33)
-    with pytest.raises(ValueError, match="crops that differ in nothing but their base"):
-        all_rotations(upright, diagonal[:, :, 1:, 1:])
+    for base, images in enumerate((upright, diagonal)):
+        turned = AllTurns(4)(images, {})
+        exact = expected(boxes.repeat(4, 0), np.tile([base, base + 2, base + 4, base + 6], 3), 33, 131, 157)
+        assert np.abs(turned.numpy() - exact).mean((1, 2, 3)).max() < 1.5
 
 
 def test_one_draw_gives_label_turns_and_base() -> None:
