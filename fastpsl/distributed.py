@@ -34,7 +34,7 @@ def choose_device(name: str, local_rank: int) -> torch.device:
         raise ValueError(f"unknown device {name!r}: allowed are auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            "--device cuda, but torch sees no CUDA device: use --device cpu, or check the driver"
+            f"--device cuda, but torch sees no CUDA device ({_why_no_cuda()}): use --device cpu, or mend the driver"
         )
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
@@ -43,6 +43,15 @@ def choose_device(name: str, local_rank: int) -> torch.device:
             f"local rank {local_rank}, but {torch.cuda.device_count()} CUDA devices: lower torchrun's --nproc-per-node"
         )
     return torch.device("cuda", local_rank)
+
+
+def _why_no_cuda() -> str:
+    """torch's own words, such as "The NVIDIA driver on your system is too old (found version 11040)", the first sentence of them."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).split(". ")[0].strip()
+    return "there is none"
 
 
 def join_world(device_name: str, timeout_s: float) -> World:

@@ -13,6 +13,7 @@ import torch
 
 from fastpsl.checkpoint import write_atomically
 from fastpsl.distributed import join_world, leave_world, own_rank
+from fastpsl.gpu_failures import explained
 from fastpsl.options import RunOptions
 from fastpsl.pictures import draw_curve
 from fastpsl.reporter import summary_line
@@ -40,8 +41,8 @@ def launch(
 def run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run] = ()) -> NoReturn:
     """Leave the process with `work`'s exit code, or with that of its error.
 
-    ValueError and OSError are the user's (one line, no traceback); whatever else is ours, with its traceback. `opened`: the
-    runs that `work` opens, whose status says how they ended.
+    ValueError, OSError and what a GPU refused (`gpu_failures`) are the user's (one line, no traceback); whatever else is ours,
+    with its traceback. `opened`: the runs that `work` opens, whose status says how they ended.
     """
     rank = own_rank()
     _say_warnings_in_one_line(recipe, rank)
@@ -60,8 +61,10 @@ def run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run] = ())
             "interrupted",
         )
     except Exception as error:  # noqa: BLE001  (reported in full; the process ends here)
-        code = EXIT_CRASHED
-        _report_failure(opened, rank, traceback.format_exc(), f"{type(error).__name__}: {error}")
+        told = explained(error, opened)
+        code = EXIT_USER_ERROR if told else EXIT_CRASHED
+        reason = told or f"{type(error).__name__}: {error}"
+        _report_failure(opened, rank, f"{recipe}: {told}" if told else traceback.format_exc(), reason)
     sys.stdout.flush()
     sys.stderr.flush()
     if code in (EXIT_USER_ERROR, EXIT_CRASHED) and int(os.environ.get("WORLD_SIZE", "1")) > 1:

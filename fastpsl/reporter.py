@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from fastpsl.checkpoint import write_atomically
 from fastpsl.distributed import World, sum_over_ranks
+from fastpsl.fetch import Fetch
 from fastpsl.gpu_memory import gibibytes
 from fastpsl.pipelines.batch import BadSample, Batch
 from fastpsl.plan import Stage
@@ -60,7 +61,11 @@ class MetricsFile:
 
 
 class Reporter:
-    """Collects each step's metrics on the device and looks at them once every `log_steps`: the only host syncs."""
+    """Collects each step's metrics on the device and looks at them once every `log_steps`.
+
+    On a GPU a look is finished after the next step was launched: the host waits for numbers of a step that is over or
+    nearly so, and writes them while the device computes. It never stands still for them.
+    """
 
     def __init__(
         self,
@@ -89,6 +94,7 @@ class Reporter:
         self._window_started = time.perf_counter()
         self._skipped = 0.0
         self._num_skipped: Tensor | None = None
+        self._look: tuple[list[dict[str, Any]], list[str], Fetch] | None = None
 
     def say(self, text: str) -> None:
         """A line for people, once."""
@@ -131,6 +137,7 @@ class Reporter:
 
     def step(self, step: int, run_step: int, lr: float, metrics: Metrics, num_skipped: Tensor) -> None:
         """Note one step. `num_skipped`: steps of this stage whose gradients were not finite, counted on the device."""
+        self._finish_look()
         self._names = list(metrics)
         row = {
             "run_step": run_step,
@@ -141,46 +148,64 @@ class Reporter:
         }
         self._pending.append((row, torch.stack([torch.stack(pair).float() for pair in metrics.values()])))
         self._num_skipped = num_skipped
-        if step % self.log_steps == 0 or step == self._num_steps:
+        if step == self._num_steps:
             self.flush()
+        elif step % self.log_steps == 0:
+            self._begin_look()
+            if self.world.device.type == "cpu":
+                self._finish_look()
 
     def flush(self, durably: bool = False) -> None:
         """Sum the pending metrics over the ranks, fetch and write them. Every rank calls it at the same step."""
+        self._finish_look()
         if self._pending:
-            self._write_pending()
+            self._begin_look()
+            self._finish_look()
         if durably and self.file:
             self.file.sync()
 
-    def _write_pending(self) -> None:
-        sums = torch.stack([values for _, values in self._pending])  # [steps, metrics, (sum, count)]
-        rows = sum_over_ranks(self.world, sums).tolist()
-        skipped = float(self._num_skipped) if self._num_skipped is not None else 0.0
+    def _begin_look(self) -> None:
+        """Sum the pending metrics over the ranks, and send them to the host."""
+        sums = sum_over_ranks(self.world, torch.stack([values for _, values in self._pending]))
+        assert self._num_skipped is not None
+        numbers = Fetch(torch.cat([sums.flatten(), self._num_skipped.view(1)]))
+        self._look = [row for row, _ in self._pending], self._names, numbers
+        self._pending = []
+
+    def _finish_look(self) -> None:
+        """Wait for the numbers of the look under way, if there is one, and write them."""
+        if self._look is None:
+            return
+        (steps, names, numbers), self._look = self._look, None
+        *flat, skipped = numbers.numbers()
+        pairs = list(zip(flat[::2], flat[1::2], strict=True))
+        rows = [pairs[i : i + len(names)] for i in range(0, len(pairs), len(names))]
         now = time.perf_counter()
         elapsed = max(now - self._window_started, 1e-9)
         lines = [
             row
             | {
                 name: total / count if count else None
-                for name, (total, count) in zip(self._names, values, strict=True)
+                for name, (total, count) in zip(names, values, strict=True)
             }
-            for (row, _), values in zip(self._pending, rows, strict=True)
+            for row, values in zip(steps, rows, strict=True)
         ]
         if self.file and self.screen:
             self.file.append(lines)
-            self._show(lines, elapsed)
+            self._show(lines, names, elapsed)
             if skipped > self._skipped:
                 self.say(
                     f"{skipped - self._skipped:.0f} of steps {lines[0]['step']} to {lines[-1]['step']} had gradients that "
                     f"are not finite and changed nothing (usual while fp16 finds its scale)"
                 )
-        self._pending, self._skipped = [], skipped
+        self._skipped = skipped
         self._window_started, self._wait_s = time.perf_counter(), 0.0
 
-    def _show(self, lines: list[dict[str, Any]], elapsed: float) -> None:
+    def _show(self, lines: list[dict[str, Any]], names: list[str], elapsed: float) -> None:
         assert self.screen
         last = lines[-1]
         means = {}
-        for name in self._names:
+        for name in names:
             values = [line[name] for line in lines if line[name] is not None]
             means[name] = sum(values) / max(len(values), 1)
         record = {
