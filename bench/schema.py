@@ -51,11 +51,24 @@ _NUMBER = (float, int)
 _TEXT, _COUNT, _NAME = (str,), (int,), (str, _NONE)
 LABELS: dict[str, dict[str, tuple[type, ...]]] = {
     "beton_write": {},
+    "kernels": {
+        "chain": _TEXT,
+        "path": _TEXT,
+        "num_bytes": _COUNT,
+        "gb_per_s": _NUMBER,
+        "percent_of_copy": _NUMBER,
+    },
     "loader": {},
     "order": {},
     "throughput": {"decoder": _NAME, "num_views": _COUNT, "stage": _NAME},
     "scaling": {"num_ranks": _COUNT, "recipe": _NAME, "stage": _NAME},
-    "time_to_accuracy": {"recipe": _TEXT, "monitor": _TEXT, "accuracy": _NUMBER, "num_reached": _COUNT},
+    "time_to_accuracy": {
+        "recipe": _TEXT,
+        "monitor": _TEXT,
+        "accuracy": _NUMBER,
+        "epoch": (*_NUMBER, _NONE),
+        "num_reached": _COUNT,
+    },
 }
 _RESULT: dict[str, tuple[type, ...]] = {
     "schema": (int,), "bench": (str,), "command": (str,), "environment": (dict,), "data": (dict,),

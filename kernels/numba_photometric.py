@@ -33,8 +33,8 @@ _ZERO, _ONE, _TWO, _FOUR, _SIX = (np.float32(value) for value in (0, 1, 2, 4, 6)
 _SIXTH, _EIGHTH = np.float32(1 / 6), np.float32(1 / 8)
 # Taps beyond so many sigmas weigh less than 2e-8 of the middle one: nothing in float32.
 _REACH_SIGMAS = 6.0
-# Bytes of input a thread: starting one takes 0.1 ms, and a megabyte 1.5 to 2 ms.
-_BYTES_PER_THREAD = 1 << 17
+# Bytes of input a thread, about 1 ms of work: starting a thread takes 0.1 ms, and several where others are at work.
+_BYTES_PER_THREAD = 1 << 19
 
 
 def fits(ops: Sequence[object]) -> bool:

@@ -1,0 +1,242 @@
+"""What bench/kernels.py times: each operation, the tasks' chains of them, and the crops that are made on the device; by path.
+
+    fused               the fused kernels: Triton on CUDA, numba on the CPU (crops: numba)
+    kornia              our operations one after the other, the `kornia` of --augment (crops: torch)
+    kornia_modules, torchvision_batch, torchvision_images        see kernel_peers.py
+
+All start from the uint8 batch that the loader hands out, and end in a normalised batch of the step's dtype, channels-last;
+crops start from decoded pictures and end in uint8. Memory for results is asked of torch anew each time, as in training.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchvision.transforms import v2
+
+from bench.kernel_peers import PEERS, Peer, kornia_crop
+from fastpsl.kernels import numba_photometric
+from fastpsl.kernels.area import crop_area
+from fastpsl.kernels.blur import GaussianBlur
+from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.fused.choose import fused_modules, module_for
+from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.isotropic import DIAGONAL, crop_isotropic, isotropic_resize, margin_px
+from fastpsl.kernels.jigsaw import JigsawTiles
+from fastpsl.kernels.layout import joined
+from fastpsl.kernels.lightness import Lightness
+from fastpsl.kernels.rotate90 import Rotate90
+from fastpsl.kernels.rotation_crops import RotationCrop
+from fastpsl.kernels.sobel import Sobel
+from fastpsl.pipelines.augment import KORNIA, Augment
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.tasks.moco import MoCo
+from fastpsl.tasks.rotation import Rotation
+from fastpsl.tasks.simclr import SimCLR
+
+Work = Callable[[int], Tensor]  # the number of an input, counted on and on → the result
+
+
+@dataclass(frozen=True)
+class Setting:
+    """dtype: of the results. num_inputs: batches that are taken in turn."""
+
+    device: torch.device
+    dtype: torch.dtype
+    batch_size: int
+    size_px: int
+    num_inputs: int
+
+    def keys(self, number: int) -> Keys:
+        return Keys(0, number, np.arange(self.batch_size, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Chain:
+    """num_bytes: what must be read and written at least once: the pixels that are used, and the results.
+
+    paths: what can be timed; missing: the others, with the reason.
+    """
+
+    name: str
+    num_bytes: int
+    paths: dict[str, Work]
+    missing: dict[str, str]
+
+
+def views_of_chains(size_px: int) -> dict[str, tuple[ViewSpec, ...]]:
+    """Chains by name: the operations alone, always applied (a flip to half of the samples), then the tasks' views."""
+    crop, kernel_px = RandomResizedCrop(size_px), size_px // 10 // 2 * 2 + 1
+    cell_px = -(-size_px // 3)
+    alone = {
+        "normalise": (),
+        "flip": (Flip(0.5),),
+        "colour": (ColourDistortion(0.8, 0.8, 0.8, 0.2, p=1),),
+        "grey": (Grey(1.0),),
+        "blur": (GaussianBlur(kernel_px, p=1),),
+        "Sobel": (Sobel(1.0),),
+    }
+    views = {name: (ViewSpec(crop, ops),) for name, ops in alone.items()}
+    views["lightness"] = (ViewSpec(crop, (Lightness(),), (0.5,), (0.25,)),)
+    simclr = SimCLR(2, size_px=size_px)
+    moco = MoCo(seed=0, batch_size=2, size_px=size_px)
+    rotation = Rotation(size_px=size_px, shorter_px=size_px, rotations_per_image="all")
+    views |= {f"SimCLR T{level}": simclr.views(level)[:1] for level in (1, 2, 3)}
+    # As SimCLR has it itself, and what its peers have all of.
+    views["SimCLR T3, no Sobel"] = (replace(simclr.views(3)[0], ops=simclr.views(3)[0].ops[:-1]),)
+    views["MoCo v2 T3"] = moco.views(3)[:1]
+    # Windows of 225 px and tiles of 64 at a size of 224: the paper's.
+    tiles = JigsawTiles(3, cell_px, cell_px * 64 // 75)
+    views["jigsaw"] = (ViewSpec(replace(crop, size_px=3 * cell_px), (Flip(0.5), tiles)),)
+    views["rotation, one of 4"] = (ViewSpec(crop, (Rotate90(4),)),)
+    views["rotation, all 8"] = rotation.views(3)
+    return views
+
+
+def fused_augment(setting: Setting) -> tuple[Augment | None, str]:
+    """The fused path, whatever the views; or why there is none."""
+    if setting.device.type == "cpu":
+        return Augment("fused", "numba", (numba_photometric,)), ""
+    modules, reason = fused_modules(setting.device)
+    return (Augment("fused", reason, modules), "") if modules else (None, reason)
+
+
+def view_chain(name: str, views: tuple[ViewSpec, ...], setting: Setting) -> Chain:
+    """All paths from batches with draws to normalised results."""
+    batches = [_batch(views, number, setting) for number in range(setting.num_inputs)]
+    paths: dict[str, Work] = {}
+    missing: dict[str, str] = {}
+    fused, reason = fused_augment(setting)
+    if fused and not all(module_for(fused.modules, view.ops) for view in views):
+        fused, reason = None, "no fused kernel does it"
+    for path, augment in (("fused", fused), ("kornia", KORNIA)):
+        if augment is None:
+            missing[path] = reason
+        else:
+            paths[path] = partial(_augmented, augment, batches, views, setting.dtype)
+    for path, make in PEERS.items():
+        try:
+            paths[path] = partial(_of_a_peer, make(views, setting.device), batches, setting.dtype)
+        except ValueError as error:
+            missing[path] = str(error)
+    results = KORNIA.inputs(batches[0], views, setting.dtype)
+    used = results if name == "jigsaw" else batches[0].images  # a tile's pixels, of a window's
+    num_bytes = sum(part.numel() for part in used) + sum(part.nbytes for part in results)
+    return Chain(name, num_bytes, paths, missing)
+
+
+def _batch(views: tuple[ViewSpec, ...], number: int, setting: Setting) -> Batch:
+    keys = setting.keys(number)
+    draws = [
+        tuple(
+            {name: _on(values, setting.device) for name, values in draw.items()} for draw in view.draw(keys)
+        )
+        for view in views
+    ]
+    images = [_pictures(view.crop.size_px, view.crop.size_px, number, setting) for view in views]
+    indices = _on(keys.indices, setting.device)
+    return Batch(images, draws, indices, torch.zeros_like(indices), 0, number)
+
+
+def _augmented(
+    augment: Augment, batches: list[Batch], views: tuple[ViewSpec, ...], dtype: torch.dtype, number: int
+) -> Tensor:
+    return joined(augment.inputs(batches[number % len(batches)], views, dtype))
+
+
+def _of_a_peer(peer: Peer, batches: list[Batch], dtype: torch.dtype, number: int) -> Tensor:
+    return peer(batches[number % len(batches)].images).to(dtype, memory_format=torch.channels_last)
+
+
+def crop_chains(setting: Setting) -> Iterator[Chain]:
+    """Of pictures of 375 x 500 px where crops have 224, in their ratio otherwise; uint8 to uint8."""
+    height, width = (round(side * setting.size_px / 224) for side in (375, 500))
+    pictures = [_pictures(height, width, number, setting) for number in range(setting.num_inputs)]
+    size = setting.size_px
+    area, window = RandomResizedCrop(size), RotationCrop(size)
+    heights, widths = (np.full(setting.batch_size, side, np.int32) for side in (height, width))
+    keys = [setting.keys(number) for number in range(setting.num_inputs)]
+    area_boxes = [area.boxes(one, heights, widths) for one in keys]
+    boxes = [np.c_[window.boxes(one, heights, widths), window.resampling(one)] for one in keys]
+    written = setting.batch_size * size * size * 3
+
+    crop: Callable[..., Tensor] = partial(_cropped, crop_area, pictures, _all_on(area_boxes, setting), size)
+    transforms: dict[str, Callable[[Tensor], Tensor]] = {
+        "kornia_modules": kornia_crop(area),
+        "torchvision_batch": v2.RandomResizedCrop(size, area.scale, area.ratio),
+    }
+    each = transforms["torchvision_batch"]
+    transforms["torchvision_images"] = lambda batch: torch.stack([each(image) for image in batch])
+    paths: dict[str, Work] = {"kornia": crop}
+    paths |= {path: partial(_transformed, transform, pictures) for path, transform in transforms.items()}
+    read = int(np.prod(area_boxes[0][:, 2:], axis=1).sum()) * 3
+    yield Chain("area crop", read + written, paths, {"fused": "no fused kernel does it"})
+
+    on_device = _all_on(boxes, setting)
+    paths = {"kornia": partial(_cropped, crop_isotropic, pictures, on_device, size)}
+    missing = dict.fromkeys(PEERS, "Kornia and torchvision have no resampling that hides the angle")
+    fused, reason = fused_augment(setting)
+    if setting.device.type == "cpu":
+        paths = {"fused": partial(_cropped_by_numba, pictures, boxes, size), **paths}
+    elif fused:
+        from fastpsl.kernels.fused import isotropic as fused_isotropic
+
+        paths = {"fused": partial(_cropped, fused_isotropic.crop, pictures, on_device, size), **paths}
+    else:
+        missing["fused"] = reason
+    sides = boxes[0][:, 2] + 2 * margin_px(boxes[0][:, 2], size)  # what the kernel reaches is read, too
+    yield Chain("isotropic crop", int((sides**2).sum()) * 3 + written, paths, missing)
+
+
+def _cropped(
+    crop: Callable[[Tensor, Tensor, int], Tensor],
+    pictures: list[Tensor],
+    boxes: list[Tensor],
+    size: int,
+    number: int,
+) -> Tensor:
+    source = pictures[number % len(pictures)].permute(0, 2, 3, 1)
+    return crop(source, boxes[number % len(boxes)], size)
+
+
+def _cropped_by_numba(pictures: list[Tensor], boxes: list[np.ndarray], size: int, number: int) -> Tensor:
+    """One thread, as each of the decoder's."""
+    source = pictures[number % len(pictures)].permute(0, 2, 3, 1).numpy()
+    num, height, width, _ = source.shape
+    out = np.empty((num, size, size, 3), np.uint8)
+    for b, (top, left, side, _, how) in enumerate(boxes[number % len(boxes)].tolist()):
+        isotropic_resize(source[b].reshape(-1), height, width, top, left, side, how == DIAGONAL, out[b])
+    return torch.from_numpy(out)
+
+
+def _transformed(transform: Callable[[Tensor], Tensor], pictures: list[Tensor], number: int) -> Tensor:
+    return transform(pictures[number % len(pictures)].contiguous())
+
+
+def _pictures(height: int, width: int, number: int, setting: Setting) -> Tensor:
+    """uint8 [B, 3, H, W], channels-last: smooth, as photos are, with a little noise."""
+    generator = torch.Generator(setting.device).manual_seed(number)
+
+    def noise(height: int, width: int) -> Tensor:
+        shape = (setting.batch_size, 3, height, width)
+        return torch.rand(shape, generator=generator, device=setting.device)
+
+    smooth = functional.interpolate(noise(height // 16 + 2, width // 16 + 2), (height, width), mode="bicubic")
+    images = (smooth + 0.1 * noise(height, width)).clamp(0, 1) * 255
+    return images.to(torch.uint8).contiguous(memory_format=torch.channels_last)
+
+
+def _all_on(arrays: list[np.ndarray], setting: Setting) -> list[Tensor]:
+    return [_on(array, setting.device) for array in arrays]
+
+
+def _on(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)

@@ -1,0 +1,122 @@
+"""A result of bench/kernels.py as a bar chart and as a table on the terminal, beside what is to be reached."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from rich.console import Console
+from rich.table import Table
+
+# Okabe and Ito's colours, as in chart.py: ours dark, peers light.
+COLOURS = {
+    "fused": "#0072B2", "kornia": "#009E73", "kornia_modules": "#7FCEB8", "torchvision_batch": "#EAAE7F",
+    "torchvision_images": "#F0E442",
+}  # fmt: skip
+TITLES = {
+    "fused": "fused", "kornia": "one by one", "kornia_modules": "Kornia's modules",
+    "torchvision_batch": "torchvision, one draw a batch", "torchvision_images": "torchvision, image by image",
+}  # fmt: skip
+# 256 samples of 224 px to fp16 on one H200: milliseconds of the fused path, and Kornia's modules over it.
+TO_REACH = {"SimCLR T3": (0.17, 100.0), "jigsaw": (0.1, None), "rotation, all 8": (0.5, None)}
+_BAR_INCHES = 0.2
+
+
+def draw_kernels(result: dict[str, Any], path: Path) -> None:
+    """Milliseconds of each chain by path, on a logarithmic axis: medians as bars, quartiles as whiskers; a line for a copy."""
+    rows = [row for row in result["rows"] if row["measured"] == "kernel"]
+    (copy,) = (row for row in result["rows"] if row["measured"] == "copy")
+    chains = list(dict.fromkeys(row["chain"] for row in rows))
+    height = _BAR_INCHES * (len(rows) + len(chains)) + 1.6
+    figure, axes = plt.subplots(figsize=(10, height), layout="constrained")
+    y, ticks = 0.0, []
+    for chain in chains:
+        group = [row for row in rows if row["chain"] == chain]
+        ticks.append(y + (len(group) - 1) / 2)
+        floor = 1e-6 * group[0]["num_bytes"] / copy["gb_per_s"]
+        axes.plot(
+            [floor, floor],
+            [y - 0.5, y + len(group) - 0.5],
+            color="black",
+            linewidth=1,
+            label="at the speed of a copy",
+        )
+        for row in group:
+            axes.barh(y, row["median"], 0.85, color=COLOURS[row["path"]], label=TITLES[row["path"]])
+            whiskers = [[row["median"] - row["quartile_1"]], [row["quartile_3"] - row["median"]]]
+            axes.errorbar(row["median"], y, xerr=whiskers, ecolor="#444", elinewidth=1)
+            text = f"  {row['median']:.3g} ms, {row['percent_of_copy']:.2g} % of a copy"
+            axes.text(row["quartile_3"], y, text, va="center", fontsize=7)
+            y += 1
+        y += 1
+    axes.set_xscale("log")
+    axes.margins(x=0.25)
+    axes.set_yticks(ticks, chains, fontsize=9)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(y - 1, -1)
+    axes.set_xlabel("ms a batch (median, quartiles; logarithmic)")
+    axes.spines[["top", "right"]].set_visible(False)
+    # One entry a colour, in the paths' order.
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    axes.legend(
+        handles.values(),
+        handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.6 / height),
+        ncols=3,
+        fontsize=8,
+        frameon=False,
+    )
+    settings, machine = result["settings"], result["environment"]
+    axes.set_title(
+        f"{settings['batch_size']} samples of {settings['size_px']} px to {settings['precision']}; copy {copy['gb_per_s']:,.0f} GB/s\n"
+        f"{machine['gpu'] or machine['cpu']}, {machine['num_cores']} cores, load average "
+        f"{machine['load_average_before']} before",
+        fontsize=10, loc="left",
+    )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def show_kernels(result: dict[str, Any], console: Console) -> None:
+    table = Table(
+        "chain", "path", "ms", "quartiles", "GB/s", "% of a copy", "x fused", title="a batch (medians)"
+    )
+    ratios = {(row["chain"], row["what"]): row["median"] for row in result["ratios"]}
+    for row in result["rows"]:
+        ratio = ratios.get((row["chain"], f"{row['path']} / fused"))
+        table.add_row(
+            row["chain"], TITLES.get(row["path"], "a large copy"), f"{row['median']:.3f}",
+            f"{row['quartile_1']:.3f} to {row['quartile_3']:.3f}", f"{row['gb_per_s']:,.1f}",
+            f"{row['percent_of_copy']:.1f}", "" if ratio is None else f"{ratio:.1f}",
+        )  # fmt: skip
+    console.print(table)
+    for line in to_reach(result):
+        console.print(line)
+    for missing in result["not_measured"]:
+        console.print(f"{missing['what']}: {missing['reason']}")
+    for note in result["notes"]:
+        console.print(note)
+
+
+def to_reach(result: dict[str, Any]) -> list[str]:
+    """Lines that put figures beside TO_REACH, where they were measured at its sizes on CUDA."""
+    settings = result["settings"]
+    sizes = (settings["device"], settings["batch_size"], settings["size_px"], settings["precision"])
+    if sizes != ("cuda", 256, 224, "fp16"):
+        return []
+    ratios = {(row["chain"], row["what"]): row["median"] for row in result["ratios"]}
+    times = {row["chain"]: row["median"] for row in result["rows"] if row["path"] == "fused"}
+    lines = []
+    for chain, (ms, factor) in TO_REACH.items():
+        if chain in times:
+            lines.append(f"{chain}: {times[chain]:.3f} ms; to reach: {ms} ms on an H200")
+            ratio = ratios.get((chain, "kornia_modules / fused"))
+            if factor is not None and ratio is not None:
+                lines.append(
+                    f"{chain}: Kornia's modules take {ratio:.0f} times as long; to reach: {factor:.0f}"
+                )
+    return lines

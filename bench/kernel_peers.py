@@ -1,0 +1,141 @@
+"""A view's operations as users of Kornia and of torchvision write them, with the parameters of ours.
+
+Their randomness is not ours: they draw within the timed region, as they cannot be given draws, and Kornia draws one order of
+the colour operations for a whole batch, torchvision v2 on a batch one value of everything. So values are not compared with them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import kornia
+import torch
+from kornia import augmentation
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from fastpsl.kernels.blur import GaussianBlur
+from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.rotate90 import AllTurns, Rotate90
+from fastpsl.kernels.sobel import Sobel
+from fastpsl.pipelines.views import ViewSpec
+
+Views = Sequence[ViewSpec]
+Peer = Callable[[Sequence[Tensor]], Tensor]  # uint8 images [B, 3, S, S], a view each → the normalised batch
+
+
+class RandomSobel(nn.Module):
+    """Kornia's filter for a random part of the samples: it has no augmentation of it."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, images: Tensor) -> Tensor:
+        due = torch.rand(len(images), 1, 1, 1, device=images.device) < self.p
+        return torch.where(due, kornia.filters.sobel(images), images)
+
+
+class Turns(nn.Module):
+    """A batch and its copies turned by 90, 180 and 270 degrees; `first`: by how much all are turned before."""
+
+    def __init__(self, num: int, first: float) -> None:
+        super().__init__()
+        self.num, self.first = num, first
+
+    def forward(self, images: Tensor) -> Tensor:
+        angles = self.first + 360 / self.num * torch.arange(self.num, device=images.device)
+        angles = angles.to(images.dtype).repeat(len(images))
+        return kornia.geometry.transform.rotate(images.repeat_interleave(self.num, 0), angles)
+
+
+def kornia_modules(views: Views, device: torch.device) -> Peer:
+    """Kornia's augmentations, one after the other; ValueError where it has none that does this.
+
+    ColorJitter has our definition of brightness, contrast and saturation; ColorJiggle has another.
+    """
+    chains = [nn.Sequential(*(_kornia(op, 45.0 * v) for op in view.ops)) for v, view in enumerate(views)]
+    statistics = [torch.tensor((view.mean, view.std), device=device) for view in views]
+    normalise = [augmentation.Normalize(mean, std) for mean, std in statistics]
+
+    def run(images: Sequence[Tensor]) -> Tensor:
+        parts = zip(images, chains, normalise, strict=True)
+        return torch.cat([last(chain(_floats(part))) for part, chain, last in parts])
+
+    return run
+
+
+def _kornia(op: Any, first_deg: float) -> nn.Module:
+    if isinstance(op, Flip):
+        return augmentation.RandomHorizontalFlip(p=op.p)
+    if isinstance(op, ColourDistortion):
+        return augmentation.ColorJitter(op.brightness, op.contrast, op.saturation, op.hue, p=op.p)
+    if isinstance(op, Grey):
+        return augmentation.RandomGrayscale(p=op.p)
+    if isinstance(op, GaussianBlur):
+        return augmentation.RandomGaussianBlur((op.kernel_px, op.kernel_px), op.sigma, p=op.p)
+    if isinstance(op, Sobel):
+        return RandomSobel(op.p)
+    if isinstance(op, Rotate90) and op.num == 4:
+        return augmentation.RandomRotation90((0, 3), resample="nearest", p=1.0)
+    if isinstance(op, AllTurns):
+        return Turns(op.num, first_deg)
+    raise ValueError(f"Kornia has no {type(op).__name__}")
+
+
+def kornia_crop(crop: RandomResizedCrop) -> Callable[[Tensor], Tensor]:
+    """Bilinear, without a mean over the area; back to bytes."""
+    module = augmentation.RandomResizedCrop((crop.size_px, crop.size_px), crop.scale, crop.ratio)
+    return lambda images: (module(_floats(images)) * 255).to(torch.uint8)
+
+
+def torchvision_batch(views: Views, device: torch.device) -> Peer:
+    """torchvision v2 on a whole batch: one draw for all of its samples, so another augmentation, and a cheaper one."""
+    (view,) = _one(views)
+    transform = _torchvision(view)
+    return lambda images: transform(images[0].contiguous())
+
+
+def torchvision_images(views: Views, device: torch.device) -> Peer:
+    """torchvision v2 image by image: a draw for each, as its users have in a Dataset."""
+    (view,) = _one(views)
+    transform = _torchvision(view)
+    return lambda images: torch.stack([transform(image) for image in images[0].contiguous()])
+
+
+def _one(views: Views) -> Views:
+    if len(views) != 1:
+        raise ValueError("torchvision has no set of rotations")
+    return views
+
+
+def _torchvision(view: ViewSpec) -> Callable[[Tensor], Tensor]:
+    steps = [_of_torchvision(op) for op in view.ops]
+    return v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(view.mean, view.std)])
+
+
+def _of_torchvision(op: Any) -> nn.Module:
+    if isinstance(op, Flip):
+        return v2.RandomHorizontalFlip(op.p)
+    if isinstance(op, ColourDistortion):
+        jitter = v2.ColorJitter(op.brightness, op.contrast, op.saturation, op.hue)
+        return v2.RandomApply([jitter], op.p)
+    if isinstance(op, Grey):
+        return v2.RandomGrayscale(op.p)
+    if isinstance(op, GaussianBlur):
+        return v2.RandomApply([v2.GaussianBlur(op.kernel_px, op.sigma)], op.p)
+    raise ValueError(f"torchvision has no {type(op).__name__}")
+
+
+def _floats(images: Tensor) -> Tensor:
+    """What Kornia's users give it: float32 in [0, 1], channel after channel."""
+    return images.to(torch.float32, memory_format=torch.contiguous_format) / 255
+
+
+PEERS = {
+    "kornia_modules": kornia_modules,
+    "torchvision_batch": torchvision_batch,
+    "torchvision_images": torchvision_images,
+}

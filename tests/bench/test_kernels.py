@@ -1,0 +1,157 @@
+"""bench/kernels.py at its smallest: what stands in a result; that peers do what they are timed for. No figure is judged."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import kernels
+from bench.kernel_chains import Setting, crop_chains, view_chain, views_of_chains
+from bench.kernel_chart import to_reach
+from bench.kernel_peers import PEERS
+from bench.schema import validate
+from fastpsl.kernels import numba_photometric
+from fastpsl.kernels.blur import GaussianBlur
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.rotate90 import AllTurns
+from fastpsl.kernels.sobel import Sobel
+from fastpsl.pipelines.views import ViewSpec
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTING = Setting(torch.device("cpu"), torch.float32, batch_size=2, size_px=32, num_inputs=2)
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "bench/kernels.py", *arguments], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}, check=False, timeout=200,
+    )  # fmt: skip
+
+
+def test_a_run_writes_every_path_its_bytes_and_a_chart(tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    names = ["grey", "jigsaw", "isotropic crop"]
+    done = call("--device", "cpu", "--chains", *names, "--size-px", "32", "--batch-size", "2", "--repeats", "2", "--out", str(out))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    validate(result)
+    rows = {(row["chain"], row["path"]): row for row in result["rows"]}
+    ours = {(name, "kornia") for name in names} | {("grey", "fused"), ("isotropic crop", "fused")}
+    assert rows.keys() == {("-", "-"), *ours, *(("grey", peer) for peer in PEERS)}
+    copy = rows["-", "-"]
+    assert copy["num_bytes"] == 2 * 64 * 2**20 and copy["percent_of_copy"] == 100
+    assert rows["grey", "fused"]["num_bytes"] == 2 * 3 * 32 * 32 * (1 + 4)
+    for row in rows.values():
+        speed = row["num_bytes"] / row["median"] / 1e6
+        assert row["gb_per_s"] == pytest.approx(speed, abs=1e-3)
+        assert row["percent_of_copy"] == pytest.approx(100 * speed / copy["gb_per_s"], rel=0.02, abs=0.01)
+    for ratio in result["ratios"]:
+        path = ratio["what"].removesuffix(" / fused")
+        pairs = zip(
+            rows[ratio["chain"], path]["values"], rows[ratio["chain"], "fused"]["values"], strict=True
+        )
+        assert ratio["values"] == pytest.approx([other / fused for other, fused in pairs], rel=1e-4)
+    reasons = {missing["what"]: missing["reason"] for missing in result["not_measured"]}
+    assert reasons["jigsaw, fused"] == "no fused kernel does it"
+    assert reasons["jigsaw, torchvision_batch"] == "torchvision has no JigsawTiles"
+    assert "one by one" in done.stdout and str(out) in done.stdout
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bytes_that_must_be_moved() -> None:
+    views = views_of_chains(32)
+    num_bytes = {
+        name: view_chain(name, views[name], SETTING).num_bytes
+        for name in ("jigsaw", "rotation, all 8", "lightness")
+    }
+    # Three cells of 11 px a side, tiles of 9: their pixels are read, the window's others are not.
+    assert num_bytes["jigsaw"] == 2 * 9 * 3 * 9 * 9 * (1 + 4)
+    assert num_bytes["rotation, all 8"] == 2 * 2 * 3 * 32 * 32 * (1 + 4 * 4)
+    assert num_bytes["lightness"] == 2 * 32 * 32 * (3 + 4)
+    half = view_chain("grey", views["grey"], replace(SETTING, dtype=torch.float16))
+    assert half.num_bytes == 2 * 3 * 32 * 32 * (1 + 2)
+    written = 2 * 3 * 32 * 32
+    for crop in crop_chains(SETTING):
+        assert written < crop.num_bytes < written + 2 * 3 * 54 * 71  # of pictures of 54 x 71 px
+
+
+OPS: list[tuple[Any, ...]] = [
+    (Flip(1.0),),
+    (Grey(1.0),),
+    (GaussianBlur(5, (1.0, 1.0), p=1),),
+    (Sobel(1.0),),
+    (AllTurns(4),),
+]
+
+
+@pytest.mark.parametrize("ops", OPS, ids=lambda ops: type(ops[0]).__name__)
+def test_peers_do_the_same_where_nothing_is_random(ops: tuple[Any, ...]) -> None:
+    views = (ViewSpec(RandomResizedCrop(32), ops),)
+    chain = view_chain("any", views, SETTING)
+    expected = chain.paths["kornia"](1)
+    peers = [peer for peer in PEERS if peer in chain.paths]
+    assert peers == (list(PEERS) if not isinstance(ops[0], Sobel | AllTurns) else ["kornia_modules"])
+    for peer in peers:
+        result = chain.paths[peer](1)
+        assert result.shape == expected.shape and result.is_contiguous(memory_format=torch.channels_last)
+        # torchvision rounds to bytes on its way, Kornia's Sobel adds 1e-6 under its root, and its turns interpolate.
+        assert (result - expected).abs().max() < 0.03, peer
+
+
+def test_inputs_are_taken_in_turn() -> None:
+    chain = view_chain("grey", views_of_chains(32)["grey"], SETTING)
+    for work in chain.paths.values():
+        first, second, third = (work(number) for number in range(3))
+        assert torch.equal(first, third) and not torch.equal(first, second)
+
+
+def test_a_fused_kernel_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba_photometric, "run", lambda *arguments: arguments[-1].zero_())
+    options = kernels.Options(chains=("grey",), peers=False)
+    result = kernels.measure(options, SETTING, 1, lambda line: None)
+    assert [row["path"] for row in result["rows"]] == ["-", "kornia"]
+    (broken,) = (part for part in result["not_measured"] if part["what"] == "grey, fused")
+    assert "differ from the operations one by one by" in broken["reason"]
+    assert [part["reason"] for part in result["not_measured"]].count("left out by --no-peers") == len(PEERS)
+
+
+def test_every_path_is_timed_or_missing_with_a_reason() -> None:
+    chains = list(kernels.chains((), SETTING))
+    assert [chain.name for chain in chains] == [*views_of_chains(32), *kernels.CROPS]
+    for chain in chains:
+        assert {*chain.paths, *chain.missing} == {"fused", "kornia", *PEERS}
+        assert all(chain.missing.values()) and not chain.paths.keys() & chain.missing.keys()
+
+
+def test_what_is_to_be_reached_stands_beside_figures_of_its_sizes_only() -> None:
+    settings = {"device": "cuda", "batch_size": 256, "size_px": 224, "precision": "fp16"}
+    row = {"chain": "SimCLR T3", "path": "fused", "median": 0.2}
+    ratio = {"chain": "SimCLR T3", "what": "kornia_modules / fused", "median": 87.0}
+    result = {"settings": settings, "rows": [row], "ratios": [ratio]}
+    assert to_reach(result) == [
+        "SimCLR T3: 0.200 ms; to reach: 0.17 ms on an H200",
+        "SimCLR T3: Kornia's modules take 87 times as long; to reach: 100",
+    ]
+    assert not to_reach({**result, "settings": {**settings, "device": "cpu"}})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--chains", "SimCLR T4"), "--chains 'SimCLR T4': there are normalise, "),
+        (("--size-px", "8"), "--size-px 8: it must be 32 or more"),
+    ],
+)
+def test_an_error_of_the_user_is_one_line(arguments: tuple[str, ...], says: str) -> None:
+    options = kernels.parse(kernels.Options, arguments)
+    with pytest.raises(ValueError, match=says) as raised:
+        options.check()
+    assert "\n" not in str(raised.value)
