@@ -7,6 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from fastpsl.pipelines.packing import pack, unpack
 from fastpsl.pipelines.views import ViewSpec
 
 
@@ -58,7 +59,8 @@ class Batch:
             )
 
     def to(self, device: torch.device) -> "Batch":
-        """A copy on a CUDA device, under way on the current stream; what is neither there nor pinned is pinned first."""
+        """A copy on a CUDA device, under way on the current stream: images one by one, of pinned memory, all that is small (draws,
+        indices, labels) in one. torch keeps pinned memory until the copies from it have ended."""
 
         def move(tensor: Tensor) -> Tensor:
             if tensor.device == device:
@@ -66,27 +68,39 @@ class Batch:
             pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
             return pinned.to(device, non_blocking=True)
 
+        small = [tensor for tensor in self._small() if tensor.device != device]
+        buffer, starts = pack(small, pin_memory=True)
+        return self._with(
+            [move(images) for images in self.images], small, unpack(move(buffer), starts, small)
+        )
+
+    def _with(self, images: list[Tensor], small: Sequence[Tensor], moved: Sequence[Tensor]) -> "Batch":
+        """This batch with other images, and moved[i] in place of small[i]."""
+        new = {id(tensor): copy for tensor, copy in zip(small, moved, strict=True)}
         return Batch(
-            images=[move(images) for images in self.images],
+            images=images,
             draws=[
-                tuple({key: move(value) for key, value in draw.items()} for draw in draws)
+                tuple({key: new.get(id(value), value) for key, value in draw.items()} for draw in draws)
                 for draws in self.draws
             ],
-            indices=move(self.indices),
-            labels=move(self.labels),
+            indices=new.get(id(self.indices), self.indices),
+            labels=new.get(id(self.labels), self.labels),
             epoch=self.epoch,
             step=self.step,
             bad=self.bad,
         )
 
-    def tensors(self) -> Iterator[Tensor]:
-        """Every tensor of the batch."""
-        yield from self.images
+    def _small(self) -> Iterator[Tensor]:
         yield self.indices
         yield self.labels
         for draws in self.draws:
             for draw in draws:
                 yield from draw.values()
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor of the batch."""
+        yield from self.images
+        yield from self._small()
 
 
 def checked_device(device: str | torch.device) -> torch.device:

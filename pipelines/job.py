@@ -60,7 +60,9 @@ class Job:
         if self._copied is not None:
             stream = torch.cuda.current_stream(self.loader.device)
             stream.wait_event(self._copied)
-            for tensor in self._batch.tensors():
+            # Once for each piece of memory: all that is small lies in one.
+            owners = {tensor.untyped_storage().data_ptr(): tensor for tensor in self._batch.tensors()}
+            for tensor in owners.values():
                 tensor.record_stream(stream)
         return self._batch
 
@@ -167,7 +169,7 @@ class Job:
                 f"{bad[0]} (all {len(bad)} samples of epoch {self.epoch}, step {self.step} are bad)"
             )
         for i in np.flatnonzero(self.codes != GOOD):
-            source = good[np.searchsorted(good, i) % len(good)]
+            i, source = int(i), int(good[np.searchsorted(good, i) % len(good)])
             for images in pictures:
                 images[i] = images[source]
             labels[i] = labels[source]

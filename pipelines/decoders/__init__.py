@@ -93,7 +93,8 @@ def open_decoder(
         from fastpsl.pipelines.decoders.dali import DaliDecoder
 
         more = {} if hw_decoder_load is None else {"hw_decoder_load": hw_decoder_load}
-        return DaliDecoder(data.kind, batch_size, num_threads, device, **more), why
+        decoder = DaliDecoder(data.kind, batch_size, num_threads, device, **more)
+        return decoder, "; ".join(filter(None, (why, decoder.remark)))
     if name == "resident":
         from fastpsl.pipelines.decoders.resident import ResidentDecoder
 

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from fastpsl.pipelines.decoders import codes
+from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.boxes import cannot, is_isotropic
 from fastpsl.pipelines.decoders.codes import BAD_BOX, GOOD
 from fastpsl.pipelines.decoders.dali_graph import HW_DECODER_LOAD, Graph, why_missing
 from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline, put
-from fastpsl.pipelines.decoders.encoded import Arenas, Encoded
+from fastpsl.pipelines.decoders.encoded import Encoded
+from fastpsl.pipelines.decoders.hardware_jpeg import why_slower
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
 from fastpsl.pipelines.rows import MODE_FILE, MODE_RAW, Rows
 from fastpsl.pipelines.workers import Workers
@@ -39,7 +41,7 @@ class DaliDecoder:
     """`kind`: of the data; files of folders are turned upright by EXIF. hw_decoder_load: the share of a batch, 0 to 1, that a
     GPU's hardware decoder is given, where it has one. ValueError where DALI cannot be used.
 
-    num_fallbacks counts the samples decoded on the CPU in DALI's place.
+    num_fallbacks counts the samples decoded on the CPU in DALI's place. remark: what makes it slower here, or "".
     """
 
     name = "dali"
@@ -60,6 +62,7 @@ class DaliDecoder:
         if why:
             others = "torchvision" if kind == "folder" else "ffcv or torchvision"
             raise ValueError(f"decoder 'dali': {why}; or use {others}")
+        self.remark = why_slower(device)
         self._turns = kind == "folder"
         self._batch_size, self._num_threads, self._device = batch_size, num_threads, device
         self._hw_decoder_load = float(hw_decoder_load)

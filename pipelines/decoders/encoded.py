@@ -2,7 +2,6 @@
 
 import os
 import zlib
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +11,7 @@ from numba import njit
 
 from fastpsl.pipelines import image_file, libffcv, rows
 from fastpsl.pipelines.decoders import codes
+from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.codes import (
     BAD_MODE,
     CHANGED,
@@ -130,34 +130,6 @@ def stamp(*modules: ModuleType) -> int:
 
 
 _read_part = _compiled(stamp(codes, image_file, libffcv, rows))
-
-
-class Arena:
-    """Memory of one batch; it goes back to its pool as the last holder of this object lets it go."""
-
-    def __init__(self, memory: np.ndarray, free: "deque[np.ndarray]") -> None:
-        self.memory, self._free = memory, free
-
-    def __del__(self) -> None:
-        self._free.append(self.memory)
-
-
-class Arenas:
-    """Arenas that are used again: fresh memory is mapped and cleared page by page, 3 us of an image's 5. As many are kept as
-    were ever in use at once, each as large as the largest batch that it held, and a quarter more."""
-
-    def __init__(self) -> None:
-        self._free: deque[np.ndarray] = deque()
-
-    def take(self, num_bytes: int) -> Arena:
-        """At least num_bytes; any thread. The one given back last: a cache may still hold it."""
-        try:
-            memory = self._free.pop()
-        except IndexError:
-            memory = np.empty(0, np.uint8)
-        if len(memory) < num_bytes:
-            memory = np.empty(num_bytes * 5 // 4, np.uint8)
-        return Arena(memory, self._free)
 
 
 class Encoded:

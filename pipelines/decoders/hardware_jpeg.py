@@ -1,0 +1,62 @@
+"""Whether a GPU has JPEG decoders in hardware, as nvJPEG tells: A100, H100, H200, B200, Ada's server cards and others do.
+
+What needs a GPU has not been run yet.
+"""
+
+import ctypes
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_SUCCESS, _ARCH_MISMATCH = 0, 7  # nvjpegStatus_t (nvjpeg.h); a mismatch is that of the device
+
+
+@cache
+def why_slower(device: torch.device) -> str:
+    """For people, empty where there is such a decoder or nobody can tell."""
+    if device.type != "cuda":
+        return ""
+    with torch.cuda.device(device):
+        torch.cuda.init()
+        num = num_engines(_library())
+    if num != 0:
+        return ""
+    return f"{torch.cuda.get_device_name(device)} has no hardware JPEG decoder: the host's cores take a part of each picture"
+
+
+def num_engines(library: Any) -> int | None:
+    """Of the current device; None where nvJPEG does not say. `library`: nvJPEG's, or None.
+
+    Source: nvJPEG's documentation, nvjpegGetHardwareDecoderInfo.
+    """
+    handle, num, num_cores = ctypes.c_void_p(), ctypes.c_uint(0), ctypes.c_uint(0)
+    if library is None or library.nvjpegCreateSimple(ctypes.byref(handle)) != _SUCCESS:
+        return None
+    try:
+        ask = library.nvjpegGetHardwareDecoderInfo
+        status = ask(handle, ctypes.byref(num), ctypes.byref(num_cores))
+    except AttributeError:  # an older nvJPEG
+        return None
+    finally:
+        library.nvjpegDestroy(handle)
+    if status == _ARCH_MISMATCH:
+        return 0
+    return int(num.value) if status == _SUCCESS else None
+
+
+def _library() -> Any:
+    """The nvJPEG that is installed beside DALI, or the system's; None where there is neither."""
+    major = (torch.version.cuda or "13").split(".")[0]
+    name = f"libnvjpeg.so.{major}"
+    spec = importlib.util.find_spec("nvidia")
+    folders = [Path(root) for root in (spec.submodule_search_locations or ())] if spec else []
+    paths = [folder / part / "lib" / name for folder in folders for part in (f"cu{major}", "nvjpeg")]
+    for path in (*(str(path) for path in paths if path.exists()), name):
+        try:
+            return ctypes.CDLL(path)
+        except OSError:
+            continue
+    return None

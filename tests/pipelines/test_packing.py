@@ -1,0 +1,66 @@
+"""Packed tensors are the ones that went in, wherever the buffer has been meanwhile."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.packing import ALIGNMENT, pack, unpack
+
+GENERATOR = torch.Generator().manual_seed(0)
+TENSORS = [
+    torch.arange(7),
+    torch.rand(5, generator=GENERATOR) < 0.5,
+    torch.rand((3, 2), generator=GENERATOR),
+    torch.empty((0, 4), dtype=torch.int64),
+    torch.randint(0, 255, (11,), dtype=torch.uint8, generator=GENERATOR),
+    torch.rand((4, 6), generator=GENERATOR).t(),  # not contiguous
+    torch.rand((), generator=GENERATOR, dtype=torch.float64),
+    torch.rand((2, 3), generator=GENERATOR).half(),
+]
+
+
+def test_what_is_unpacked_is_what_was_packed_and_aligned() -> None:
+    buffer, starts = pack(TENSORS)
+    moved = buffer.clone()  # as a copy on a device is
+    buffer.zero_()
+    found = unpack(moved, starts, TENSORS)
+    for tensor, view in zip(TENSORS, found, strict=True):
+        assert view.dtype == tensor.dtype and torch.equal(view, tensor)
+        assert view.is_contiguous() and view.untyped_storage().data_ptr() == moved.data_ptr()
+        assert (view.storage_offset() * view.element_size()) % ALIGNMENT == 0
+    assert len(buffer) < sum(tensor.nbytes for tensor in TENSORS) + ALIGNMENT * len(TENSORS)
+
+
+def test_nothing_is_packed_to_nothing() -> None:
+    buffer, starts = pack([])
+    assert len(buffer) == 0 and unpack(buffer, starts, []) == []
+
+
+@pytest.mark.parametrize("num", [0, 3])
+def test_a_batch_moves_with_everything_it_has(num: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, with pinning and the copy to the device left out."""
+    copies: list[int] = []
+
+    def copied(tensor: Tensor, device: object, non_blocking: bool = False) -> Tensor:
+        copies.append(tensor.nbytes)
+        return tensor.clone()
+
+    monkeypatch.setattr(Tensor, "is_pinned", lambda _: True)
+    monkeypatch.setattr(Tensor, "to", copied)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **more: empty(*size, **more))
+    draws = [
+        ({"flip": torch.rand(num) < 0.5}, {}, {"order": torch.rand(num, 4), "grey": torch.rand(num)}),
+        (),
+    ]
+    images = [torch.full((num, 3, 4, 4), view, dtype=torch.uint8) for view in range(2)]
+    batch = Batch(images, draws, torch.arange(num), torch.full((num,), -1), 3, 4)  # type: ignore[arg-type]
+    moved = batch.to(torch.device("meta"))
+    assert len(copies) == 2 + 1  # a view each, and one for the rest
+    assert (moved.epoch, moved.step) == (3, 4)
+    for mine, theirs in zip(batch.tensors(), moved.tensors(), strict=True):
+        assert mine.dtype == theirs.dtype and torch.equal(mine, theirs)
+        assert num == 0 or mine.data_ptr() != theirs.data_ptr()
+    assert [[list(draw) for draw in view] for view in moved.draws] == [[["flip"], [], ["order", "grey"]], []]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in moved._small()}) == 1
