@@ -40,13 +40,19 @@ def stage_names(options: PretrainOptions) -> Sequence[str]:
     return [*(f"S{number + 1}" for number in range(len(options.stage_epochs))), "E"]
 
 
+def job_of(recipe: str, options: PretrainOptions) -> Job:
+    """As `recipes/` builds it."""
+    module: Any = importlib.import_module(f"recipes.{MODULES[recipe]}")
+    job: Job = module.build(options)
+    return job
+
+
 def stage_job(recipe: str, stage: str, options: PretrainOptions, world: World) -> tuple[Job, int]:
     """A job of its own with fresh weights, on the device, and the number of `stage` in it."""
-    module: Any = importlib.import_module(f"recipes.{MODULES[recipe]}")
     if stage == "E":
         options = replace(options, plan="end_to_end")
     torch.manual_seed(torch_seed(options.seed))
-    job: Job = module.build(options)
+    job = job_of(recipe, options)
     names = [each.name for each in job.stages]
     if stage not in names:
         raise ValueError(f"--stages {stage}: {recipe} has {', '.join(stage_names(options))}")

@@ -1,0 +1,254 @@
+"""How long until the features are worth something: seconds of training to a held-out accuracy, by several seeds.
+
+    fastpsl beton write cifar10/ cifar-train.beton --split train && fastpsl beton write cifar10/ cifar-test.beton --split test
+    python bench/time_to_accuracy.py --data cifar-train.beton --val cifar-test.beton
+    python bench/time_to_accuracy.py                  the embedded sample at 32 px: shows that it works, and no more
+
+A whole run of the recipe as `recipes/` trains it, with ResNet-18 on small pictures, cut to CIFAR's size and length (VALUES); the
+online monitor looks after each epoch (docs/knn.md). The clock starts when the data is open and the weights are drawn: loaders,
+compiling, first batches, checkpoints are on it, the looks are not. A target counts from the end of the epoch after which the accuracy
+was first reached. Writes a JSON and a PNG of the curves.
+"""
+
+import contextlib
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # bench/ and recipes/ are folders of programs, not installed
+from bench.recipe_stages import MODULES, job_of, recipe_options
+from bench.schema import RUNS, SCHEMA, command_line, data_record, environment, finish, spread, write_result
+from bench.time_chart import draw_times
+from fastpsl.command_line import parse
+from fastpsl.distributed import World, join_world
+from fastpsl.pipelines.beton import Beton
+from fastpsl.run import Run
+from fastpsl.sample import sample_paths
+from fastpsl.timing import synchronise
+from fastpsl.trainer import pretrain, torch_seed
+
+# For pictures of 32 px, enlarged twofold: ResNet-18's stem divides by four, and B5 of 32 px would be one pixel.
+VALUES: dict[str, dict[str, Any]] = {
+    "rotation": {
+        "backbone": "resnet18", "stage_epochs": (10, 10, 10), "lr": 0.1, "intervals": (3, 1, 1),
+        "shorter_px": 72, "size_px": 64, "rotations_per_image": "all",
+        "levels": (1, 2, 2),  # turns by 45 degrees need pictures of 53 px
+    },
+    "simclr": {
+        "backbone": "resnet18", "stage_epochs": (10, 15, 15), "lr": 0.4, "warmup_epochs": 1.0, "trust": 0.01,
+        "temperature": 0.2, "size_px": 64,
+    },
+}  # fmt: skip
+BATCH_SIZE = {"rotation": 1024, "simclr": 512}  # rotation's counts two or four turns of each picture
+SAMPLE: dict[str, Any] = {"stage_epochs": (1, 1, 1), "shorter_px": 36, "size_px": 32}
+ACCURACIES = tuple(round(0.3 + 0.05 * step, 2) for step in range(11))  # 30 to 80 %
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    data: str | None = None
+    """Labelled training images; without it: the embedded sample at 32 px, an epoch a stage."""
+    val: str | None = None
+    """Held-out images of the same classes."""
+    recipe: Literal["rotation", "simclr"] = "rotation"
+    plan: Literal["psl", "end_to_end"] = "psl"
+    accuracy: float = 0.5
+    """The target that is stated, in (0, 1); 30, 35, ... 80 % are recorded besides."""
+    monitor: Literal["knn", "linear"] = "knn"
+    """Whose accuracy: nearest neighbours', or the linear classifier's of least squares."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    stage_epochs: tuple[int, ...] | None = None
+    """Default: of VALUES."""
+    batch_size: int | None = None
+    """Images a step, as the recipe counts them. Default: of BATCH_SIZE, 32 for the sample."""
+    decoder: str = "auto"
+    """auto: resident on a GPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    step: Literal["auto", "eager", "compiled", "graphed"] = "auto"
+    limit_s: float = math.inf
+    """No further seed begins when it would end later than this."""
+    out: Path = RUNS / "time_to_accuracy.json"
+    """The result; the picture stands beside it as .png."""
+
+    def check(self) -> None:
+        if not 0 < self.accuracy < 1:
+            raise ValueError(f"--accuracy {self.accuracy:g}: it must be between 0 and 1")
+        if not self.seeds:
+            raise ValueError("--seeds: give one at least")
+        if (self.data is None) != (self.val is None):
+            raise ValueError("--data and --val: give both, or neither for the embedded sample")
+
+
+class Clock:
+    """Seconds of training since it was made, the monitor's looks left out; one more at each of them."""
+
+    def __init__(self, run: Run):
+        self.at_look: list[float] = []
+        self._off_the_clock = run.reporter.off_the_clock
+        self._looked_s, self._device = 0.0, run.world.device
+        run.reporter.off_the_clock = self._look  # type: ignore[method-assign]
+        self._start = time.perf_counter()
+
+    @contextlib.contextmanager
+    def _look(self) -> Iterator[None]:
+        with self._off_the_clock():
+            synchronise(self._device)
+            began = time.perf_counter()
+            self.at_look.append(began - self._start - self._looked_s)
+            yield
+            self._looked_s += time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One seed's run: at each look its stage, epoch, seconds of training and accuracy; and all seconds, looks too."""
+
+    looks: list[dict[str, Any]]
+    whole_s: float
+    num_steps: int
+
+
+def train(options: Options, seed: int, world: World, folder: Path) -> Trained:
+    """A run of the recipe in `folder`."""
+    is_sample = options.data is None
+    paths = sample_paths()
+    values = VALUES[options.recipe] | (
+        {name: value for name, value in SAMPLE.items() if name in VALUES[options.recipe]} if is_sample else {}
+    )
+    values |= {} if options.stage_epochs is None else {"stage_epochs": options.stage_epochs}
+    batch_size = options.batch_size or (32 if is_sample else BATCH_SIZE[options.recipe])
+    train_path, val_path = options.data or str(paths.train_32), options.val or str(paths.test_32)
+    recipe = recipe_options(
+        options.recipe, is_sample=False, batch_size=batch_size, data=train_path, val=val_path, out=folder, seed=seed,
+        plan=options.plan, device=options.device, decoder=options.decoder, step=options.step, probe_every=1,
+        checkpoint_minutes=0.0, keep_checkpoints=1, tensorboard=False, **values,
+    )  # fmt: skip
+    started = time.perf_counter()
+    torch.manual_seed(torch_seed(seed))
+    job = job_of(options.recipe, recipe)
+    run = Run(MODULES[options.recipe], recipe, world, job.science, job.part, job.check)
+    try:
+        clock = Clock(run)
+        if not pretrain(job, run):
+            raise KeyboardInterrupt
+        num_steps = run.position.run_step
+    finally:
+        run.close()
+    lines = [read_line(line, options.monitor) for line in (folder / "probe.jsonl").read_text().splitlines()]
+    looks = [line | {"seconds": seconds} for line, seconds in zip(lines, clock.at_look, strict=True)]
+    return Trained(looks, time.perf_counter() - started, num_steps)
+
+
+def read_line(text: str, monitor: str) -> dict[str, Any]:
+    """What is kept of a line of probe.jsonl; features that are not finite are worth nothing."""
+    line = json.loads(text)
+    accuracy = line[f"{monitor}_accuracy"]
+    return {"stage": line["stage"], "epoch": line["epoch"], "accuracy": 0.0 if accuracy is None else accuracy}
+
+
+def seconds_to(looks: list[dict[str, Any]], accuracy: float) -> float | None:
+    """Of training, until the first look that shows it."""
+    return next((look["seconds"] for look in looks if look["accuracy"] >= accuracy), None)
+
+
+def tabulate(runs: list[Trained], options: Options) -> dict[str, Any]:
+    """Rows: seconds to each accuracy that a seed has reached, the whole training's seconds, the accuracy after each epoch."""
+    labels = {"recipe": options.recipe, "monitor": options.monitor}
+    rows: list[dict[str, Any]] = []
+    missing: list[dict[str, str]] = []
+    for accuracy in sorted({*ACCURACIES, options.accuracy}):
+        found = [seconds for each in runs if (seconds := seconds_to(each.looks, accuracy)) is not None]
+        if found:
+            to = {"accuracy": accuracy, "epoch": None, "num_reached": len(found)}
+            rows.append({"measured": "seconds to accuracy", **labels, **to, "unit": "s", **spread(found)})
+        if len(found) < len(runs) and accuracy == options.accuracy:
+            what = f"{options.monitor} accuracy {accuracy:g}: {len(runs) - len(found)} of {len(runs)} seeds"
+            best = max(look["accuracy"] for each in runs for look in each.looks)
+            missing.append({"what": what, "reason": f"not reached; the best of all looks is {best:.3f}"})
+    of_all = {"epoch": None, "num_reached": len(runs)}
+    ends = spread([max(each.looks[-1]["accuracy"], 1e-6) for each in runs])
+    rows += [
+        {"measured": "training", **labels, "accuracy": ends["median"], **of_all, "unit": "s",
+         "num_steps": runs[0].num_steps, **spread([each.looks[-1]["seconds"] for each in runs])},
+        {"measured": "training and looks", **labels, "accuracy": ends["median"], **of_all, "unit": "s",
+         **spread([each.whole_s for each in runs])},
+    ]  # fmt: skip
+    for looks in zip(*(each.looks for each in runs), strict=True):
+        at = {"epoch": looks[0]["epoch"], "stage": looks[0]["stage"], "num_reached": len(runs)}
+        values = spread(
+            [max(look["accuracy"], 1e-6) for look in looks]
+        )  # 0 is no accuracy that a row may have
+        seconds = [round(look["seconds"], 3) for look in looks]
+        row = {
+            "measured": "accuracy",
+            **labels,
+            "accuracy": values["median"],
+            **at,
+            "unit": "share",
+            "seconds": seconds,
+        }
+        rows.append(row | values)
+    return {"rows": rows, "ratios": [], "not_measured": missing}
+
+
+def main() -> None:
+    options: Options = parse(Options, description=__doc__)
+    options.check()
+    world = join_world(options.device, timeout_s=600)
+    machine, started = environment(world.device), time.perf_counter()
+    runs: list[Trained] = []
+    with tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
+        for seed in options.seeds:
+            longest = max((each.whole_s for each in runs), default=0.0)
+            if runs and time.perf_counter() - started + longest > options.limit_s:
+                break
+            runs.append(train(options, seed, world, Path(scratch) / f"seed-{seed}"))
+    with Beton(options.data or str(sample_paths().train_32)) as data:
+        about = data_record(data, options.data)
+    with Beton(options.val or str(sample_paths().test_32)) as held_out:
+        about["num_held_out"] = held_out.num_samples
+    result = {
+        "schema": SCHEMA, "bench": "time_to_accuracy", "command": command_line(), "environment": machine, "data": about,
+        "settings": {
+            "repeats": len(runs), "seeds": list(options.seeds[: len(runs)]), "plan": options.plan, "target": options.accuracy,
+            "device": world.device.type, "step": options.step, "decoder": options.decoder,
+            "batch_size": options.batch_size or (32 if options.data is None else BATCH_SIZE[options.recipe]),
+            "stage_epochs": list(options.stage_epochs or (SAMPLE if options.data is None else VALUES[options.recipe])["stage_epochs"]),
+        },
+        **tabulate(runs, options), "notes": finish(machine),
+    }  # fmt: skip
+    if len(runs) < len(options.seeds):
+        result["notes"].append(
+            f"{len(runs)} seeds of {len(options.seeds)}: --limit-s {options.limit_s:g} is kept"
+        )
+    write_result(options.out, result)
+    picture = draw_times(result, options.out.with_suffix(".png"))
+    for row in result["rows"]:
+        if row["measured"] == "seconds to accuracy":
+            said = " ← the target" if row["accuracy"] == options.accuracy else ""
+            print(
+                f"{row['monitor']} {100 * row['accuracy']:g} %: {row['median']:.1f} s, {row['num_reached']} of {len(runs)} seeds{said}"
+            )
+    for line in [f"{m['what']}: {m['reason']}" for m in result["not_measured"]] + result["notes"]:
+        print(line)
+    final = statistics.median(each.looks[-1]["accuracy"] for each in runs)
+    print(f"{options.monitor} {100 * final:.1f} % in the end (median)\n{options.out}\n{picture}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        print(f"time_to_accuracy: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

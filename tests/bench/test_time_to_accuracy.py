@@ -1,0 +1,107 @@
+"""Seconds to an accuracy: the clock leaves the looks out, a target counts from the first look that shows it."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.schema import SCHEMA, command_line, environment, finish, validate
+from bench.time_chart import draw_times
+from bench.time_to_accuracy import Clock, Options, Trained, read_line, seconds_to, tabulate
+from fastpsl.evaluation import online
+from fastpsl.plan import make_plan
+from fastpsl.schedules import cosine
+from fastpsl.tasks.rotation import Rotation
+from fastpsl.trainer import Job, pretrain
+from tests.fastpsl.tiny import TinyNet, tiny_run
+
+LOOK_S = 0.4
+
+
+def test_the_clock_stands_still_while_the_monitor_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(online, "draw_probes", lambda lines, path: time.sleep(LOOK_S))
+    run = tiny_run(tmp_path / "run", batch_size=96, probe_every=1, stage_epochs=(1, 1, 1))
+    task = Rotation(shorter_px=32, size_px=32)
+    job = Job(task, TinyNet(), make_plan("psl", (1, 1, 1), levels=(1, 2, 2)), cosine(0.1))
+    started = time.perf_counter()
+    try:
+        clock = Clock(run)
+        assert pretrain(job, run)
+    finally:
+        run.close()
+    whole_s = time.perf_counter() - started
+    lines = (tmp_path / "run" / "probe.jsonl").read_text().splitlines()
+    assert len(clock.at_look) == len(lines) == 3
+    assert 0 < clock.at_look[0] < clock.at_look[1] < clock.at_look[2] < whole_s - 3 * LOOK_S
+    looked = [read_line(line, "linear") for line in lines]
+    assert [(look["stage"], look["epoch"]) for look in looked] == [("S1", 1), ("S2", 2), ("S3", 3)]
+    assert all(
+        look["accuracy"] == json.loads(line)["linear_accuracy"]
+        for look, line in zip(looked, lines, strict=True)
+    )
+
+
+def trained(*pairs: tuple[float, float]) -> Trained:
+    """Of (seconds, accuracy) at each look."""
+    looks: list[dict[str, Any]] = [
+        {"stage": "S1", "epoch": epoch, "seconds": seconds, "accuracy": accuracy}
+        for epoch, (seconds, accuracy) in enumerate(pairs, start=1)
+    ]
+    return Trained(looks, whole_s=pairs[-1][0] + 5, num_steps=7)
+
+
+RUNS = [trained((2.0, 0.2), (4.0, 0.52), (6.0, 0.49)), trained((3.0, 0.31), (5.0, 0.45), (7.0, 0.58))]
+
+
+def test_a_target_is_reached_at_the_first_look_that_shows_it() -> None:
+    assert seconds_to(RUNS[0].looks, 0.5) == 4.0  # though the next one is below it
+    assert seconds_to(RUNS[1].looks, 0.5) == 7.0
+    assert seconds_to(RUNS[0].looks, 0.55) is None
+    assert read_line('{"stage": "S1", "epoch": 1.0, "knn_accuracy": null}', "knn")["accuracy"] == 0
+
+
+def result(options: Options) -> dict[str, Any]:
+    machine = environment()
+    settings = {"repeats": 2, "seeds": [0, 1], "plan": "psl", "target": options.accuracy}
+    return {
+        "schema": SCHEMA, "bench": "time_to_accuracy", "command": command_line(), "environment": machine,
+        "data": {"num_samples": 7, "name": "small"}, "settings": settings, "notes": finish(machine), **tabulate(RUNS, options),
+    }  # fmt: skip
+
+
+def test_rows_and_their_picture(tmp_path: Path) -> None:
+    found = result(Options(accuracy=0.5))
+    validate(found)
+    rows = {(row["measured"], row["accuracy"]): row for row in found["rows"]}
+    target = rows["seconds to accuracy", 0.5]
+    assert (target["median"], target["num_reached"], target["unit"]) == (5.5, 2, "s")
+    assert rows["seconds to accuracy", 0.55]["num_reached"] == 1 and ("seconds to accuracy", 0.6) not in rows
+    curve = [row for row in found["rows"] if row["measured"] == "accuracy"]
+    assert [row["epoch"] for row in curve] == [1, 2, 3] and curve[1]["seconds"] == [4.0, 5.0]
+    assert not found["not_measured"]
+    assert draw_times(found, tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_not_reached_is_named() -> None:
+    missing = result(Options(accuracy=0.57))["not_measured"]
+    assert missing == [
+        {"what": "knn accuracy 0.57: 1 of 2 seeds", "reason": "not reached; the best of all looks is 0.580"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (Options(accuracy=1.0), "--accuracy 1"),
+        (Options(seeds=()), "--seeds"),
+        (Options(data="a.beton"), "--val"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(options: Options, says: str) -> None:
+    Options().check()
+    with pytest.raises(ValueError, match=says):
+        options.check()
