@@ -56,24 +56,37 @@ def run(
         return
     images = images.contiguous(memory_format=torch.channels_last)
     factors = [1 / (255 * s) for s in std] + [-m / s for m, s in zip(mean, std, strict=True)]
-    op, height, width = ops[-1], images.shape[2], images.shape[3]
-    if isinstance(op, JigsawTiles):
-        flip = draws[0]["flip"].view(torch.uint8) if len(ops) == 2 else images
-        parts = triton.cdiv(op.tile_px, _ROWS) * triton.cdiv(op.tile_px, 4 * _QUADS)
-        jigsaw_kernel[(len(out) * parts,)](
-            images, flip, draws[-1]["offsets"].contiguous(), out, *factors,
-            HEIGHT=height, WIDTH=width, GRID=op.grid, CELL=op.cell_px, TILE=op.tile_px, FLIPPED=len(ops) == 2,
-            ROWS=_ROWS, QUADS=_QUADS, num_warps=_NUM_WARPS,
-        )  # fmt: skip
-        return
-    grid = (len(images) * triton.cdiv(height, _SIDE) * triton.cdiv(width, _SIDE),)
+    with torch.cuda.device_of(images):
+        if isinstance(ops[-1], JigsawTiles):
+            _run_jigsaw(images, ops[-1], draws, factors, out)
+        else:
+            _run_turns(images, ops[-1], draws[-1], factors, out)
+
+
+def _run_jigsaw(
+    images: Tensor, op: JigsawTiles, draws: Sequence[Mapping[str, Tensor]], factors: list[float], out: Tensor
+) -> None:
+    flipped = len(draws) == 2
+    flip = draws[0]["flip"].contiguous().view(torch.uint8) if flipped else images
+    parts = triton.cdiv(op.tile_px, _ROWS) * triton.cdiv(op.tile_px, 4 * _QUADS)
+    jigsaw_kernel[(len(out) * parts,)](
+        images, flip, draws[-1]["offsets"].contiguous(), out, *factors,
+        HEIGHT=images.shape[2], WIDTH=images.shape[3], GRID=op.grid, CELL=op.cell_px, TILE=op.tile_px,
+        FLIPPED=flipped, ROWS=_ROWS, QUADS=_QUADS, num_warps=_NUM_WARPS,
+    )  # fmt: skip
+
+
+def _run_turns(
+    images: Tensor, op: object, draw: Mapping[str, Tensor], factors: list[float], out: Tensor
+) -> None:
+    num_images, _, height, width = images.shape
+    grid = (num_images * triton.cdiv(height, _SIDE) * triton.cdiv(width, _SIDE),)
     sizes = {"HEIGHT": height, "WIDTH": width, "SIDE": _SIDE, "num_warps": _NUM_WARPS}
     if isinstance(op, AllTurns):
         all_turns_kernel[grid](images, out, *factors, NUM=op.num, **sizes)
     else:
         quarters = not isinstance(op, Rotate90) or op.num == 4
-        turns = draws[0]["turns"].contiguous()
-        turns_kernel[grid](images, turns, out, *factors, QUARTERS=quarters, **sizes)
+        turns_kernel[grid](images, draw["turns"].contiguous(), out, *factors, QUARTERS=quarters, **sizes)
 
 
 @triton.jit
@@ -205,23 +218,18 @@ def _turn_by_quarters(
 
 
 def _variants() -> list[Variant]:
-    """What PSL's tasks launch: nine tiles of 64 px; turns of 224 px, drawn ones and all."""
+    """What PSL's tasks launch: nine tiles of 64 px; turns of 224 px, all and drawn ones."""
     pictures: dict[str, object] = {"images": "*u8:16", "out": "*fp16:16"}
     pictures |= {f"{channel}_{what}": "fp32" for what in ("scale", "shift") for channel in "rgb"}
     tiles = {"HEIGHT": 225, "WIDTH": 225, "GRID": 3, "CELL": 75, "TILE": 64, "FLIPPED": True}
-    tiles |= {"ROWS": _ROWS, "QUADS": _QUADS}
-    square = {"HEIGHT": 224, "WIDTH": 224, "SIDE": _SIDE}
-    drawn = {"flip": "*u8:16", "offsets": "*i64:16"}
-    return [
-        Variant("jigsaw 225 → 9 x 64", jigsaw_kernel, pictures | drawn | tiles, _NUM_WARPS),
-        Variant("all four turns of 224", all_turns_kernel, pictures | square | {"NUM": 4}, _NUM_WARPS),
-        Variant(
-            "a drawn turn of 224",
-            turns_kernel,
-            pictures | square | {"turns": "*i64:16", "QUARTERS": True},
-            _NUM_WARPS,
-        ),
-    ]
+    jigsaw = pictures | tiles | {"flip": "*u8:16", "offsets": "*i64:16", "ROWS": _ROWS, "QUADS": _QUADS}
+    square = pictures | {"HEIGHT": 224, "WIDTH": 224, "SIDE": _SIDE}
+    variants = [Variant("tiles", jigsaw_kernel, jigsaw, _NUM_WARPS)]
+    for num, by in ((4, "quarters"), (2, "halves")):
+        every, one = square | {"NUM": num}, square | {"turns": "*i64:16", "QUARTERS": num == 4}
+        variants.append(Variant(f"all turns by {by}", all_turns_kernel, every, _NUM_WARPS))
+        variants.append(Variant(f"drawn turns by {by}", turns_kernel, one, _NUM_WARPS))
+    return variants
 
 
 VARIANTS = _variants()
