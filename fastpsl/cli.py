@@ -14,6 +14,7 @@ import tyro
 
 from fastpsl import beton_command, table_command
 from fastpsl.command_line import parse
+from fastpsl.doctor import command as doctor_command
 
 # Each command imports what it needs: `fastpsl --help` shall not wait for torch or numba.
 
@@ -140,20 +141,23 @@ Command = (
     | Annotated[Permutations, tyro.conf.subcommand("permutations")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[table_command.Table, tyro.conf.subcommand("table")]
+    | Annotated[doctor_command.Doctor, tyro.conf.subcommand("doctor")]
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit: 0 done, 2 user error (one line on stderr), 130 interrupted."""
+    """Run the command and exit: 0 done, 2 user error (one line on stderr), 130 interrupted; doctor's 1: a step waits."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
+    exit_code = 0
+    arguments, recipe_options = doctor_command.split(sys.argv[1:] if arguments is None else arguments)
     try:
         command = parse(
             Command,
             arguments,
             prog="fastpsl",
-            description="Self-supervised pre-training of vision backbones: data sets, pictures, features, exports and tables; recipes/ train and evaluate.",
+            description="Self-supervised pre-training of vision backbones: data sets, pictures, features, exports, tables, and what holds up a recipe; recipes/ train and evaluate.",
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
         with _one_line_warnings():
@@ -167,9 +171,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 _export(command)
             elif isinstance(command, table_command.Table):
                 table_command.run(command)
+            elif isinstance(command, doctor_command.Doctor):
+                exit_code = doctor_command.run(command, recipe_options)
             else:
                 beton_command.run(command.command)
         sys.stdout.flush()
+        if exit_code:
+            sys.exit(exit_code)
     except ValueError as error:
         print(f"fastpsl: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

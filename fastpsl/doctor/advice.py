@@ -1,0 +1,209 @@
+"""From measurements to the bottleneck's name and what to change, with the gain that the measurements give. Pure functions.
+
+The model: a step that needs 1/s seconds an image and a loader that needs 1/l run side by side, so that an image takes the longer of
+both; where they share the CPU's cores, no less than what both need of these together. A change gains the model's rate after it
+over the model's rate before; by how much all together is slower than the model is taken to stay as it was measured.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fastpsl.doctor.measurements import Alternative, Measurements, StageRates
+
+GOOD_RATIO = 0.95
+MIN_GAIN = 0.02
+_LARGE_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """part: read, decode, copy, augment, step or overlap; stage: where it costs most."""
+
+    part: str
+    stage: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """gain: .35 is 35 % more images a second over all measured stages; None: not measured, nobody knows."""
+
+    option: str
+    text: str
+    gain: float | None
+
+
+class Parts(NamedTuple):
+    """Images/s of a stage's parts, each alone: the loader from memory, the loader on the data as it lies, the step."""
+
+    step: float
+    decode: float
+    loader: float
+
+    @classmethod
+    def of(cls, stage: StageRates) -> "Parts":
+        return cls(stage.synthetic, stage.decode, stage.loader)
+
+
+def is_good(measured: Measurements) -> bool:
+    """Whether no measured stage waits."""
+    return all(stage.ratio >= GOOD_RATIO for stage in measured.stages)
+
+
+def modelled(part: Parts, measured: Measurements) -> float:
+    """Images/s of all together, from each alone."""
+    seconds = max(1 / part.step, 1 / part.loader)
+    if not measured.is_cuda:
+        work = measured.torch_threads / part.step + measured.num_threads / part.decode
+        seconds = max(seconds, work / max(measured.num_cores, measured.torch_threads, measured.num_threads))
+    return 1 / seconds
+
+
+def bottleneck(measured: Measurements) -> Bottleneck | None:
+    """Of the stage that loses most time; None without stages."""
+    if not measured.stages:
+        return None
+    waiting = [stage for stage in measured.stages if stage.ratio < GOOD_RATIO]
+    if not waiting:
+        stage = max(measured.stages, key=lambda stage: stage.epochs / stage.synthetic)
+        return _of_the_step(stage, measured)
+    stage = max(waiting, key=lambda stage: stage.epochs * (1 / stage.both - 1 / stage.synthetic))
+    waits = f"{stage.name} waits {1 - stage.ratio:.0%} of the time"
+    expected = 1 / modelled(Parts.of(stage), measured) - 1 / stage.synthetic
+    if expected < 0.5 * (1 / stage.both - 1 / stage.synthetic):
+        text = f"{waits}, though loader and step are fast enough alone: the host's threads are in each other's way"
+        return Bottleneck("overlap", stage.name, text)
+    if stage.loader < 0.8 * stage.decode:
+        where = "storage: the data is not in the page cache"
+        return Bottleneck("read", stage.name, f"{waits} for {where} ({_rate(stage.loader)} images/s)")
+    if measured.copy is not None and measured.copy < 1.1 * stage.loader:
+        return Bottleneck(
+            "copy", stage.name, f"{waits} for copies to the GPU ({_rate(measured.copy)} images/s)"
+        )
+    faster = stage.loader >= stage.synthetic
+    text = (
+        f"{waits}: decoding needs the {measured.num_cores} cores on which the step runs"
+        if faster
+        else f"{waits} for decoding ({_rate(stage.loader)} images/s by {measured.decoder})"
+    )
+    return Bottleneck("decode", stage.name, text)
+
+
+def _of_the_step(stage: StageRates, measured: Measurements) -> Bottleneck:
+    share = stage.augment_share
+    if len(measured.stages) > 1:
+        never = f"no stage waits for its data; {stage.name} takes the longest"
+    else:
+        never = f"{stage.name} does not wait for its data"
+    if share >= _LARGE_SHARE:
+        text = f"{never}; {share:.0%} of its step are augmentation ({stage.augment})"
+        return Bottleneck("augment", stage.name, text)
+    return Bottleneck("step", stage.name, never)
+
+
+def changes(measured: Measurements) -> list[Change]:
+    """What to change, each by itself, the largest gain first; at the end what may help and was not tried."""
+    if not measured.stages:
+        return []
+    found = [_load_as(alternative, measured) for alternative in measured.alternatives]
+    found += _page_cache(measured)
+    modes = {mode for stage in measured.stages for mode in stage.step_rates}
+    found += [_step_as(mode, measured) for mode in sorted(modes)]
+    paths = {path for stage in measured.stages for path in stage.augment_ms}
+    found += [_augment_as(path, measured) for path in sorted(paths)]
+    tried = [change for change in found if change.gain is not None and change.gain >= MIN_GAIN]
+    return sorted(tried, key=lambda change: -(change.gain or 0)) + _untried(measured)
+
+
+def _gain(measured: Measurements, after: Callable[[StageRates], Parts]) -> float:
+    """Of the plan, whose stages have their epochs. after: a stage's parts with the change."""
+    seconds_before = seconds_after = 0.0
+    for stage in measured.stages:
+        seconds = stage.epochs / stage.both
+        seconds_before += seconds
+        seconds_after += seconds * modelled(Parts.of(stage), measured) / modelled(after(stage), measured)
+    return seconds_before / seconds_after - 1
+
+
+def _load_as(alternative: Alternative, measured: Measurements) -> Change:
+    factor = alternative.factor
+
+    def after(stage: StageRates) -> Parts:
+        now = Parts.of(stage)
+        if alternative.part == "read":
+            return now._replace(loader=now.loader * factor)
+        decode = now.decode * factor
+        # A thread waits for storage, then decodes.
+        waiting = max(0.0, 1 / now.loader - 1 / now.decode)
+        return Parts(now.step, decode, 1 / (1 / decode + waiting))
+
+    text = f"{alternative.part}s {factor:.1f}x as fast here"
+    if alternative.note:
+        text += f" ({alternative.note})"
+    return Change(alternative.option, text, _gain(measured, after))
+
+
+def _page_cache(measured: Measurements) -> list[Change]:
+    """What is in storage and fits into memory is read from there once."""
+    read = measured.read
+    if not (read.from_storage and read.fits):
+        return []
+    gain = _gain(measured, lambda stage: Parts.of(stage)._replace(loader=max(stage.loader, stage.decode)))
+    text = f"{read.fitting}, where they are from the second epoch on anyway"
+    return [Change("read the data once before", text, gain)]
+
+
+def _step_as(mode: str, measured: Measurements) -> Change:
+    """A mode that some stages cannot have leaves those as they are."""
+
+    def after(stage: StageRates) -> Parts:
+        return Parts.of(stage)._replace(step=stage.step_rates.get(mode, stage.synthetic))
+
+    better = [f"{stage.name} {after(stage).step / stage.synthetic:.2f}x" for stage in measured.stages]
+    return Change(f"--step {mode}", f"the step alone: {', '.join(better)}", _gain(measured, after))
+
+
+def _augment_as(path: str, measured: Measurements) -> Change:
+    def after(stage: StageRates) -> Parts:
+        now_ms, then_ms = stage.augment_ms[stage.augment], stage.augment_ms.get(path)
+        if then_ms is None:
+            return Parts.of(stage)
+        step_ms = 1e3 * stage.batch_size / stage.synthetic
+        # Never less than the augmentation itself.
+        step = 1e3 * stage.batch_size / max(step_ms - now_ms + then_ms, then_ms)
+        return Parts.of(stage)._replace(step=step)
+
+    times = [
+        f"{stage.name} {stage.augment_ms[stage.augment]:.1f} to {stage.augment_ms[path]:.1f} ms"
+        for stage in measured.stages
+        if path in stage.augment_ms
+    ]
+    return Change(f"--augment {path}", f"a batch's augmentation: {', '.join(times)}", _gain(measured, after))
+
+
+def _untried(measured: Measurements) -> list[Change]:
+    """Where a stage waits: what may help and cannot be measured here, or was not."""
+    found = bottleneck(measured)
+    if found is None or found.part in ("step", "augment"):
+        return []
+    tried = {alternative.option for alternative in measured.alternatives}
+    wanted: list[Change] = []
+    if found.part == "decode":
+        wanted += [Change(f"--decoder {name}", why, None) for name, why in measured.missing.items()]
+    read = measured.read
+    if found.part == "read" and not read.fits:
+        if "--order quasi_random" not in tried:
+            text = f"{read.fitting}; it reads whole pages of a beton"
+            wanted.append(Change("--order quasi_random", text, None))
+        if not any("--short-side" in option for option in tried):
+            text = f"{read.fitting}; smaller pictures are fewer bytes"
+            wanted.append(Change("fastpsl beton write --short-side PX", text, None))
+    if found.part == "overlap" and measured.num_threads > 1:
+        fewer = max(1, measured.num_threads // 2)
+        wanted.append(Change(f"--num-threads {fewer}", "leaves cores to the step", None))
+    return wanted
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}"

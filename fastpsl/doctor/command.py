@@ -1,0 +1,58 @@
+"""`fastpsl doctor` on the command line."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+# What it does is imported when it does it: `fastpsl --help` shall not wait for torch.
+
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Time a recipe's parts on this machine, name the bottleneck, and say what to change and what that gains.
+
+    fastpsl doctor [its own options] [recipes/NAME.py OPTIONS]: OPTIONS are given as to the recipe itself. Reads, decodes, copies,
+    augments and steps, each alone and all together; looks at driver, libraries, limits, disk and data. Trains nothing and
+    makes no run. Exit 0: no stage waits (both/synthetic >= .95); 1: one does; 2: something is broken. See docs/doctor.md.
+    """
+
+    recipe: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="RECIPE.py")]] = None
+    """The recipe's path; everything behind it is the recipe's. [recipes/jigsaw_r50.py of this checkout, with a ResNet-18]"""
+    json: bool = False
+    """One JSON object on stdout instead of the screen."""
+    stages: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME...")] = ()
+    """Of the recipe's plan, such as S1 S3. [all]"""
+    seconds: Annotated[float | None, tyro.conf.arg(metavar="NUM")] = None
+    """Length of a timed region, of which there are many; one step at least. [3 on CUDA, else 1; 0.3 without --data]"""
+    nproc_per_node: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
+    """Ranks of this machine, as for torchrun: one rank is measured, with its share of batch and cores. [its GPUs, or 1]"""
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """`fastpsl`'s arguments, and what stands behind a recipe's path in `doctor`: that is the recipe's.
+
+    The path comes to stand first, where no option before it can take it for one of its values.
+    """
+    own = list(arguments)
+    if own[:1] == ["doctor"]:
+        for i, argument in enumerate(own):
+            if argument.endswith(".py"):
+                return ["doctor", argument, *own[1:i]], own[i + 1 :]
+    return own, []
+
+
+def run(command: Doctor, recipe_options: Sequence[str]) -> int:
+    """Do it; the exit code. ValueError with one line where the user is wrong."""
+    try:
+        from fastpsl.doctor.examination import examine
+
+        return examine(command, recipe_options)
+    except KeyboardInterrupt:
+        print("fastpsl: interrupted; nothing was changed", file=sys.stderr)
+        return EXIT_INTERRUPTED

@@ -1,0 +1,124 @@
+"""Checks of the machine: cores, threads, open files, shared memory, disk, page cache."""
+
+import os
+import resource
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from fastpsl.doctor.checks import Check
+from fastpsl.doctor.cores import cores, cpu_quota
+from fastpsl.doctor.measurements import ReadRate, StageRates, gigabytes
+from fastpsl.options import RunOptions
+from fastpsl.trainer import Job
+
+_MIN_OPEN_FILES = 1024
+_BESIDE_SHARDS = 256  # libraries, sockets, TensorBoard
+_MIN_SHARED_BYTES = 256 << 20  # of a rank; Docker gives a container 64 MiB for all
+_MAX_SPREAD = 0.15
+_STATE_BYTES = 4 * 2  # a parameter and its momentum, float32
+
+
+def check_machine(
+    options: RunOptions, num_ranks: int, device: torch.device, job: Job | None, num_files: int
+) -> list[Check]:
+    """options: of one rank, with its threads; num_files: that the data keeps open."""
+    checks = [
+        _cores(options.num_threads or 1, num_ranks),
+        _openmp(device, num_ranks),
+        _open_files(num_files),
+        _shared_memory(num_ranks),
+    ]
+    if job is not None:
+        checks.append(_disk(options, job))
+    return checks
+
+
+def check_page_cache(read: ReadRate) -> Check:
+    """Whether the data, or what of it one may expect to stay there, fits."""
+    there = "unknown how much is there" if read.cached is None else f"{read.cached:.0%} of it there now"
+    text = f"{read.fitting}, {there}"
+    if read.fits:
+        return Check("page cache", "ok", text)
+    return Check("page cache", "warning", text, "--order quasi_random reads whole pages; or smaller pictures")
+
+
+def check_noise(stages: Sequence[StageRates]) -> list[Check]:
+    """Whether the repeats agree: other work on the machine shows so."""
+    worst = max((stage.spread for stage in stages), default=0.0)
+    if worst <= _MAX_SPREAD:
+        return []
+    text = f"repeats of one measurement differ by {worst:.0%}"
+    return [Check("noise", "warning", text, "is other work on this machine? --seconds NUM measures longer")]
+
+
+def _cores(num_threads: int, num_ranks: int) -> Check:
+    allowed, quota, usable = len(os.sched_getaffinity(0)), cpu_quota(), cores()
+    text = f"{usable} usable of {os.cpu_count()}, {num_ranks} x {num_threads} decoding threads"
+    if quota is not None and usable < allowed:
+        text += f", the container's quota is {quota:.1f}"
+    if num_ranks * num_threads > usable:
+        return Check("cores", "warning", text, f"--num-threads {max(1, usable // num_ranks)}")
+    return Check("cores", "ok", text)
+
+
+def _openmp(device: torch.device, num_ranks: int) -> Check:
+    """torch's own threads: on the CPU they share the cores with the decoder's, and libgomp's spin while they wait."""
+    threads, policy = os.environ.get("OMP_NUM_THREADS"), os.environ.get("OMP_WAIT_POLICY")
+    text = f"{torch.get_num_threads()} threads in torch, OMP_NUM_THREADS {threads or 'unset'}"
+    text += f", OMP_WAIT_POLICY {policy or 'unset'}"
+    if device.type == "cpu" and torch.get_num_threads() > 1 and str(policy).upper() != "PASSIVE":
+        return Check(
+            "openmp", "warning", text, "OMP_WAIT_POLICY=PASSIVE keeps idle threads off the decoder's cores"
+        )
+    if num_ranks > 1 and threads is not None and int(threads) * num_ranks > cores():
+        return Check("openmp", "warning", text, f"OMP_NUM_THREADS={max(1, cores() // num_ranks)}")
+    return Check("openmp", "ok", text)
+
+
+def _open_files(num_files: int) -> Check:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = max(_MIN_OPEN_FILES, num_files + _BESIDE_SHARDS)
+    text = f"{soft:,} allowed (ulimit -n), the data has {num_files:,} files open"
+    if soft < needed:
+        remedy = (
+            f"ulimit -n {needed}"
+            if hard < 0 or hard >= needed
+            else f"ask for more than {hard:,} (limits.conf)"
+        )
+        return Check("open files", "warning", text, remedy)
+    return Check("open files", "ok", text)
+
+
+def _shared_memory(num_ranks: int) -> Check:
+    """The loader uses threads and none of it; NCCL does, between ranks of a machine."""
+    try:
+        free = shutil.disk_usage("/dev/shm").free
+    except OSError:
+        free = 0
+    text = f"{gigabytes(free)} in /dev/shm"
+    if num_ranks > 1 and free < num_ranks * _MIN_SHARED_BYTES:
+        return Check("shared memory", "warning", f"{text}, of which NCCL takes", "docker run --shm-size 8g")
+    return Check("shared memory", "ok", text)
+
+
+def _disk(options: RunOptions, job: Job) -> Check:
+    """Room for the checkpoints that are kept, and one that is being written."""
+    folder = (options.out or Path("runs")).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    each = _STATE_BYTES * sum(parameter.numel() for parameter in job.backbone.parameters())
+    needed = each * (options.keep_checkpoints + 1)
+    free = shutil.disk_usage(folder).free
+    text = f"{gigabytes(free)} free in {folder}, checkpoints need about {gigabytes(needed)}"
+    if not os.access(folder, os.W_OK):
+        return Check("disk", "broken", f"{folder} cannot be written", "give --out a folder that can")
+    if free < each:
+        return Check("disk", "broken", text, "make room, or give --out a folder elsewhere")
+    if free < needed:
+        return Check(
+            "disk", "warning", text, "make room, lower --keep-checkpoints, or give --out a folder elsewhere"
+        )
+    return Check("disk", "ok", text)

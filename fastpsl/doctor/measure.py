@@ -1,0 +1,192 @@
+"""Everything that is timed, part after part, stage after stage."""
+
+import contextlib
+import gc
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import get_args
+
+import torch
+
+from fastpsl.doctor.feeding import Feed, copy_rate
+from fastpsl.doctor.measurements import Measurements, StageRates
+from fastpsl.doctor.reading import measure_read
+from fastpsl.doctor.setting import Setting
+from fastpsl.gpu_memory import peak_memory, reset_peak_memory
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.pipelines.augment import AugmentName, choose_augment
+from fastpsl.pipelines.decoders import choose_decoder
+from fastpsl.pipelines.rows import Data
+from fastpsl.pipelines.subset import Subset
+from fastpsl.pipelines.views import Crop, ViewSpec
+from fastpsl.stage import images_per_sample
+from fastpsl.stage_bench import StageBench
+
+REPEATS = 3
+# Beside the one that trains, on CUDA. Not graphed: each that is compiled takes a minute before its first step.
+OTHER_MODES = ("eager", "compiled")
+_AUGMENT_REPEATS = 5
+# Where there is no recipe.
+_PLAIN_VIEWS = (ViewSpec(RandomResizedCrop(96)),)
+
+Say = Callable[[str], None]
+
+
+def measure(setting: Setting, num_cores: int, seconds: float, say: Say) -> Measurements:
+    """ValueError, naming the part, where one does not run. say: told what is measured now."""
+    job, data, device = setting.job, setting.opened.train_data, setting.world.device
+    views = {i: job.task.views(job.stages[i].level) for i in setting.stages} if job else {}
+    first_views = next(iter(views.values()), _PLAIN_VIEWS)
+    batch_size = setting.opened.batch_size
+    if job:
+        batch_size //= images_per_sample(job.task, job.stages[setting.stages[0]].level)
+
+    say("read")
+    with named("reading", "give data that can be read"):
+        read, samples = measure_read(data, setting.options, batch_size, seconds)
+    # Nearly all of it: a training epoch leaves out the last part of a batch.
+    has_all = len(samples) > data.num_samples - batch_size
+    warm: Data = data if has_all else Subset(data, samples)
+    from_storage = read.from_storage and not has_all
+
+    decoder, _ = choose_decoder(setting.options.decoder, data, device)
+    feeds: dict[tuple[Crop, ...], Feed] = {}
+    rates: dict[tuple[Crop, ...], tuple[float, float]] = {}
+
+    def feed_of(these: Sequence[ViewSpec], batch_size: int) -> tuple[Feed, tuple[float, float]]:
+        """Stages with the same crops have the same loader."""
+        crops = tuple(view.crop for view in these)
+        if crops not in rates:
+            say(f"decode by {decoder}")
+            feeds[crops] = feed = Feed(setting, these, batch_size, warm, seconds)
+            with named("decoding", "lower --batch-size or --prefetch-batches"):
+                decode = feed.decode()
+                rates[crops] = (decode, feed.as_it_lies() if from_storage else decode)
+        return feeds[crops], rates[crops]
+
+    feed, (decode, loader) = feed_of(first_views, batch_size)
+    others, missing = feed.other_decoders(decoder, decode, say)
+    alternatives = others + feed.all_cores(num_cores, decode)
+    if from_storage:
+        alternatives += feed.quasi_random(loader, read.fitting)
+    copied = device.type == "cuda" and decoder in ("ffcv", "torchvision", "synthetic")
+    stages = tuple(_stage(setting, i, feed_of, seconds, say) for i in setting.stages)
+    if any(stage.loader < 2 * stage.synthetic for stage in stages):
+        say("decode smaller pictures")
+        with contextlib.suppress(ValueError):  # a cache that cannot be written
+            alternatives += feed.short_side([view for some in views.values() for view in some])
+    return Measurements(
+        is_cuda=device.type == "cuda",
+        num_cores=num_cores,
+        num_threads=setting.num_threads,
+        torch_threads=torch.get_num_threads(),
+        decoder=decoder,
+        read=read,
+        decode=decode,
+        copy=copy_rate(first_views, batch_size, device) if copied else None,
+        stages=stages,
+        alternatives=tuple(alternatives),
+        missing=missing,
+    )
+
+
+def _stage(
+    setting: Setting,
+    number: int,
+    feed_of: Callable[[Sequence[ViewSpec], int], tuple[Feed, tuple[float, float]]],
+    seconds: float,
+    say: Say,
+) -> StageRates:
+    assert setting.job is not None
+    job, options, world, data = setting.job, setting.options, setting.world, setting.opened.train_data
+    stage = job.stages[number]
+    remedy = "lower --batch-size, or raise --accumulate"
+    with named(f"stage {stage.name}'s step", remedy):
+        reset_peak_memory(world.device)
+        bench = StageBench(job, number, options, data, world, seconds=seconds)
+        say(f"{stage.name}: step")
+        bench.step_ms(1)  # cuDNN tries its kernels, torch.compile compiles
+    _, (decode, loader) = feed_of(bench.views, bench.batch_size)
+    synthetic, both, cores_used = [], [], []
+    with named(f"stage {stage.name}", remedy):
+        # In turn: others' load on the machine comes in waves.
+        for repeat in range(REPEATS):
+            say(f"{stage.name}: step, and all together ({repeat + 1} of {REPEATS})")
+            synthetic.append(bench.step_alone())
+            both.append(bench.both())
+            cores_used.append(bench.cores_used)
+        peak = peak_memory(world.device).get("peak_allocated_bytes")
+        say(f"{stage.name}: augment")
+        augment_ms = {}
+        for path in (bench.learner.augment.path, *get_args(AugmentName)):
+            if path not in (*augment_ms, "auto"):
+                with contextlib.suppress(ValueError):  # it cannot be here
+                    augment = choose_augment(path, bench.views, world.device)
+                    augment_ms[path] = statistics.median(bench.augment_ms(_AUGMENT_REPEATS, augment))
+    step = bench.learner.step_choice.mode
+    rates = StageRates(
+        name=stage.name,
+        epochs=stage.epochs,
+        batch_size=bench.batch_size,
+        decode=decode,
+        loader=loader,
+        step=step,
+        step_rates={step: statistics.median(synthetic)},
+        augment=bench.learner.augment.path,
+        augment_ms=augment_ms,
+        both=statistics.median(both),
+        spread=max((max(rates) - min(rates)) / statistics.median(rates) for rates in (synthetic, both)),
+        cores_used=statistics.median(cores_used),
+        peak_bytes=peak,
+    )
+    del bench
+    if world.device.type == "cuda":
+        for mode in OTHER_MODES:
+            if mode not in rates.step_rates:
+                say(f"{stage.name}: step {mode}")
+                rates.step_rates.update(_other_mode(setting, number, mode, seconds))
+    _give_back(world.device)
+    return rates
+
+
+def _other_mode(setting: Setting, number: int, mode: str, seconds: float) -> dict[str, float]:
+    """Nothing where the mode cannot be, or does not run."""
+    assert setting.job is not None
+    options = replace(setting.options, step=mode)  # type: ignore[arg-type]
+    data, world = setting.opened.train_data, setting.world
+    _give_back(world.device)
+    try:
+        bench = StageBench(setting.job, number, options, data, world, seconds=seconds)
+        bench.step_ms(1)
+        return {mode: bench.step_alone()}
+    except (ValueError, RuntimeError):
+        return {}
+
+
+def _give_back(device: torch.device) -> None:
+    """GPU memory of a learner that is no more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def named(what: str, when_too_large: str) -> Iterator[None]:
+    """Errors of a part become one line that names it."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise ValueError(
+            f"{what}: the GPU has too little memory ({_line(error)[:120]}); {when_too_large}"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{what}: {_line(error)}") from error
+    except Exception as error:
+        raise ValueError(
+            f"{what} fails ({type(error).__name__}: {_line(error)[:300]}); start the recipe itself for more"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

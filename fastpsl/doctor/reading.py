@@ -1,0 +1,133 @@
+"""Samples' bytes in training order, nothing decoded: how fast they come, and whether from the page cache or from storage."""
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from fastpsl.doctor.measurements import CACHED, ReadRate
+from fastpsl.options import RunOptions
+from fastpsl.pipelines.order import epoch_order, num_steps, step_indices
+from fastpsl.pipelines.quasi_random import QuasiRandom
+from fastpsl.pipelines.rows import Data, Rows
+from fastpsl.pipelines.workers import map_in_order
+
+# Training never comes to these epochs: what has just been trained on is not more likely to be read.
+FIRST_EPOCH = 1 << 30
+_CHUNK = 16  # the loader's
+_NUM_PROBED = 512
+
+
+def measure_read(
+    data: Data, options: RunOptions, batch_size: int, seconds: float
+) -> tuple[ReadRate, np.ndarray]:
+    """Read for `seconds`, two batches at least, with the loader's threads; and the indices of what is in the page cache now.
+
+    What cannot be read is no error here: the loader says why, and what --on-bad-sample makes of it.
+    """
+    assert options.num_threads is not None
+    probed = np.linspace(0, data.num_samples - 1, min(_NUM_PROBED, data.num_samples)).astype(np.int64)
+    rows = data.rows(probed)
+    cached = cached_share(rows)
+    bytes_per_image = float(rows.num_bytes.mean())
+    reader, seen = _Reader(data), list[np.ndarray]()
+    num_read, start = 0, time.perf_counter()
+    chunks = _chunks(data, options, batch_size)
+    reads = map_in_order(reader.read, chunks, options.num_threads, "fastpsl-doctor-read")
+    for indices, _ in reads:
+        num_read += len(indices)
+        if num_read - len(indices) < data.num_samples:
+            seen.append(indices)
+        if time.perf_counter() - start >= seconds and num_read >= min(2 * batch_size, data.num_samples):
+            break
+        # What comes from storage does so once.
+        if cached is not None and cached < CACHED and num_read >= data.num_samples - batch_size:
+            break
+    rate = num_read / (time.perf_counter() - start)
+    reads.close()
+    chunks.close()
+    data_bytes = round(bytes_per_image * data.num_samples)
+    read = ReadRate(rate, bytes_per_image, data_bytes, page_cache_bytes(), cached)
+    return read, np.unique(np.concatenate(seen))
+
+
+class _Reader:
+    """Reads samples into memory that a thread uses again: fresh memory would cost more than the page cache's answer."""
+
+    def __init__(self, data: Data):
+        self._data, self._of_thread = data, threading.local()
+
+    def read(self, indices: np.ndarray) -> None:
+        rows = self._data.rows(indices)
+        most = int(rows.num_bytes.max())
+        if len(getattr(self._of_thread, "memory", b"")) < most:
+            self._of_thread.memory = bytearray(most)
+        memory = memoryview(self._of_thread.memory)
+        for i, num_bytes in enumerate(rows.num_bytes.tolist()):
+            with suppress(OSError):
+                if rows.path[i]:
+                    with open(rows.path[i], "rb", buffering=0) as file:
+                        file.readinto(memory[:num_bytes])
+                else:
+                    os.preadv(int(rows.fd[i]), [memory[:num_bytes]], int(rows.offset[i]))
+
+
+def _chunks(data: Data, options: RunOptions, batch_size: int) -> Iterator[np.ndarray]:
+    """Parts of batches in the order of training, epoch after epoch; quasi-random with its read-ahead."""
+    quasi_random = None
+    if options.order == "quasi_random":
+        quasi_random = QuasiRandom(data, lanes=options.lanes, batch_size=batch_size, seed=options.seed)
+    for epoch in range(FIRST_EPOCH, FIRST_EPOCH + 1_000_000):
+        readahead = None
+        if quasi_random is None:
+            order = epoch_order(options.seed, epoch, data.num_samples)
+        else:
+            order, readahead = quasi_random.epoch(epoch, 0, options.prefetch_batches)
+        try:
+            for step in range(max(1, num_steps(len(order), batch_size, train=True))):
+                if readahead is not None:
+                    readahead.advance(step)
+                indices = step_indices(order, step, batch_size, 0, 1)
+                indices = indices[indices >= 0]
+                yield from (indices[i : i + _CHUNK] for i in range(0, len(indices), _CHUNK))
+        finally:
+            if readahead is not None:
+                readahead.close()
+
+
+def cached_share(rows: Rows) -> float | None:
+    """Of the samples' bytes, the share that is in the page cache; None where the file system does not say."""
+    there = 0
+    for i, num_bytes in enumerate(rows.num_bytes.tolist()):
+        fd = int(rows.fd[i])
+        try:
+            opened = os.open(rows.path[i], os.O_RDONLY | os.O_CLOEXEC) if rows.path[i] else fd
+        except OSError:
+            continue
+        try:
+            there += os.preadv(opened, [bytearray(num_bytes)], int(rows.offset[i]), os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
+                return None
+        finally:
+            if rows.path[i]:
+                os.close(opened)
+    return there / max(1, int(rows.num_bytes.sum()))
+
+
+def page_cache_bytes() -> int:
+    """Memory that the page cache can have: what is free or holds files already, within the container's limit."""
+    with open("/proc/meminfo") as file:
+        table = dict(line.split(":", 1) for line in file)
+    available = int(table["MemAvailable"].split()[0]) * 1024
+    with suppress(OSError, ValueError, KeyError):  # no cgroup, or one without a limit
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        used = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        available = min(available, limit - int(used["anon"]))
+    return available

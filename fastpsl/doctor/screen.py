@@ -1,0 +1,148 @@
+"""A report on one screen."""
+
+import math
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fastpsl.doctor.advice import GOOD_RATIO, Change
+from fastpsl.doctor.checks import Check
+from fastpsl.doctor.measurements import Measurements, StageRates
+from fastpsl.doctor.report import Report
+
+_MAX_CHANGES = 4
+_COLOUR = {"ok": "green", "warning": "yellow", "broken": "red"}
+
+Cells = tuple[str, ...]
+
+
+def show(report: Report, console: Console) -> None:
+    """Setting, checks, rates, bottleneck and changes; about 24 lines of 80 columns where all is well."""
+    setting, say = report.setting, _sayer(console)
+    say(" ".join([setting["recipe"] or "no recipe", *setting["arguments"]]), "bold")
+    machine = f"{setting['device_name']}, {setting['precision']}"
+    say(f"{setting['data']}, batch {setting['batch_size']}, {machine}")
+    if (ranks := setting["num_ranks"]) > 1:
+        share = f"{setting['batch_size'] // ranks} images and {setting['cores']} cores"
+        say(f"one of {ranks} ranks is measured, by itself, with its share: {share}")
+    _show_checks(report.checks, say)
+    measured = report.measured
+    if measured is not None:
+        console.print(_table(measured))
+        found = report.bottleneck()
+        if found is None:
+            say("no step: give a recipe, as in fastpsl doctor recipes/NAME.py, to time its stages", "bold")
+        else:
+            say(f"bottleneck: {found.part}. {found.text}", "bold")
+        for change in report.changes()[:_MAX_CHANGES]:
+            say(_change(change))
+
+
+def _sayer(console: Console) -> Callable[..., None]:
+    def say(text: str, style: str = "") -> None:
+        """Further lines of a text are indented."""
+        for i, line in enumerate(Text(text, style=style).wrap(console, console.width - 2)):
+            line.rstrip()
+            console.print(Text("  ") + line if i else line)
+
+    return say
+
+
+def _show_checks(checks: tuple[Check, ...], say: Callable[..., None]) -> None:
+    """What is well in one sentence, the rest a line each."""
+    fine = [check.name for check in checks if check.state == "ok"]
+    if fine:
+        say(f"ok: {', '.join(fine)}", _COLOUR["ok"])
+    for check in checks:
+        if check.state != "ok":
+            remedy = f": {check.remedy}" if check.remedy else ""
+            say(f"{check.state}: {check.name}: {check.text}{remedy}", _COLOUR[check.state])
+
+
+def _change(change: Change) -> str:
+    gain = "untried" if change.gain is None else f"about {change.gain:+.0%}"
+    return f"{gain}: {change.option}: {change.text}"
+
+
+def _table(measured: Measurements) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("images/s")
+    table.add_column("how")
+    stages = measured.stages
+    for name in [stage.name for stage in stages] or [""]:
+        table.add_column(name, justify="right")
+    num = max(1, len(stages))
+    for name, how, cells, style in _rows(measured):
+        table.add_row(name, how, *(cells * num if len(cells) == 1 else cells), style=style)
+    return table
+
+
+def _rows(measured: Measurements) -> Iterator[tuple[str, str, Cells, str]]:
+    """A cell a stage, or one for all."""
+    stages, read = measured.stages, measured.read
+    if read.cached is None:
+        where = "page cache or storage"
+    elif read.from_storage:
+        where = f"{1 - read.cached:.0%} from storage"
+    else:
+        where = "from the page cache"
+    yield "read", where, (_rate(read.images_per_s),), ""
+    threads = f"{measured.num_threads} thread{'s' if measured.num_threads > 1 else ''}"
+    decode = _each(stages, lambda stage: stage.decode) or (_rate(measured.decode),)
+    yield "decode", f"{measured.decoder}, {threads}", decode, ""
+    for alternative in measured.alternatives:
+        scaled = _each(stages, lambda stage, by=alternative.factor: stage.loader * by)  # type: ignore[misc]
+        yield "", alternative.option, scaled or (_rate(alternative.images_per_s),), "dim"
+    if any(stage.loader != stage.decode for stage in stages):
+        yield "", "and read", _each(stages, lambda stage: stage.loader), ""
+    if measured.is_cuda:
+        yield "copy", "to the GPU" if measured.copy else "by the decoder", (_rate(measured.copy),), ""
+    if not stages:
+        return
+    for path in _ordered(stage.augment_ms for stage in stages):
+        of_path = lambda stage, path=path: _per_s(stage, stage.augment_ms.get(path))
+        chosen = any(stage.augment == path for stage in stages)
+        yield "augment" if chosen else "", path, _each(stages, of_path), "" if chosen else "dim"
+    for mode in _ordered(stage.step_rates for stage in stages):
+        of_mode = lambda stage, mode=mode: stage.step_rates.get(mode)
+        chosen = any(stage.step == mode for stage in stages)
+        yield (
+            "step" if chosen else "",
+            f"{mode}, synthetic data",
+            _each(stages, of_mode),
+            "" if chosen else "dim",
+        )
+    cores = max(stage.cores_used for stage in stages)
+    yield "both", f"{cores:.1f} cores busy", _each(stages, lambda stage: stage.both), ""
+    colour = "green" if all(stage.ratio >= GOOD_RATIO for stage in stages) else "yellow"
+    # Rounded down: 0.949 shall not read as the 0.95 that is asked for.
+    ratios = tuple(f"{math.floor(100 * stage.ratio) / 100:.2f}" for stage in stages)
+    yield "both/synthetic", "", ratios, f"bold {colour}"
+    if any(stage.peak_bytes for stage in stages):
+        yield (
+            "GPU memory",
+            "GB, torch's peak",
+            tuple(f"{(stage.peak_bytes or 0) / 1e9:.1f}" for stage in stages),
+            "",
+        )
+
+
+def _ordered(of_stages: Iterator[dict[str, float]]) -> list[str]:
+    """Names in the order of their first appearance."""
+    return list(dict.fromkeys(name for names in of_stages for name in names))
+
+
+def _each(stages: tuple[StageRates, ...], value: Callable[[StageRates], float | None]) -> Cells:
+    return tuple(_rate(value(stage)) for stage in stages)
+
+
+def _per_s(stage: StageRates, milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else stage.batch_size / (milliseconds / 1e3)
+
+
+def _rate(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

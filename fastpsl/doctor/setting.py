@@ -1,0 +1,114 @@
+"""What is measured: a recipe's job on its data, as one rank of those that will train has them."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from fastpsl.distributed import World, join_world
+from fastpsl.doctor.recipe import DEFAULT_OPTIONS, Recipe, default_recipe, load_recipe
+from fastpsl.options import RunOptions
+from fastpsl.pipelines.workers import default_num_threads
+from fastpsl.run import Run, open_both
+from fastpsl.stage import images_per_sample
+from fastpsl.trainer import Job, place_backbone, torch_seed
+
+
+class OpenData(Run):
+    """A run's data and its share of the batch, which can be checked and read; it has no folder."""
+
+    def __init__(self, job: Job | None, options: RunOptions, world: World):
+        self.options, self.world = options, world
+        self.batch_size = options.rank_batch(world.size)
+        self.train_data, self.val_data = open_both(options)
+        if job is not None and job.part is not None:
+            self.train_data = job.part(self.train_data)
+
+    def close(self) -> None:
+        self.train_data.close()
+        if self.val_data is not None:
+            self.val_data.close()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """recipe: None in an installed copy where none was named; options: of one rank of `num_ranks`, which runs alone here."""
+
+    recipe: Recipe | None
+    options: RunOptions
+    num_ranks: int
+    world: World
+    job: Job | None
+    opened: OpenData
+    stages: tuple[int, ...]
+
+    @property
+    def num_threads(self) -> int:
+        assert self.options.num_threads is not None
+        return self.options.num_threads
+
+
+def find_recipe(path: Path | None, arguments: Sequence[str]) -> Recipe | None:
+    """The one that was named, or this checkout's jigsaw on the sample. ValueError: see `load_recipe`."""
+    if path is not None:
+        return load_recipe(path, arguments)
+    default = default_recipe()
+    return None if default is None else load_recipe(default, DEFAULT_OPTIONS)
+
+
+def open_setting(recipe: Recipe | None, num_ranks: int | None, stages: Sequence[str]) -> Setting:
+    """The job in place on its device, its data open and checked. ValueError, in one line, where it could not be trained."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("doctor measures one rank: start it without torchrun, and give --nproc-per-node NUM")
+    options = RunOptions(batch_size=32) if recipe is None else recipe.options
+    world = join_world(options.device, timeout_s=10 * options.timeout_s)
+    torch.manual_seed(torch_seed(options.seed))
+    job = None if recipe is None else recipe.build(options)
+    chosen = _chosen(job, stages)
+    num_ranks = _num_ranks(num_ranks, options, job, chosen, world)
+    options = _of_one_rank(options, num_ranks)
+    opened = OpenData(job, options, world)
+    try:
+        if job is not None:
+            job.check(opened)
+            place_backbone(job, options, world)
+    except BaseException:
+        opened.close()
+        raise
+    return Setting(recipe, options, num_ranks, world, job, opened, chosen)
+
+
+def _chosen(job: Job | None, stages: Sequence[str]) -> tuple[int, ...]:
+    names = [] if job is None else [stage.name for stage in job.stages]
+    for name in stages:
+        if name not in names:
+            raise ValueError(
+                f"--stages {name}: the plan has {', '.join(names) or 'none, as there is no recipe'}"
+            )
+    return tuple(i for i, name in enumerate(names) if not stages or name in stages)
+
+
+def _num_ranks(
+    asked: int | None, options: RunOptions, job: Job | None, stages: Sequence[int], world: World
+) -> int:
+    """As asked, else a rank a GPU, or fewer where the batch has no equal shares for so many."""
+    if asked is not None:
+        if asked < 1:
+            raise ValueError(f"--nproc-per-node {asked}: it must be 1 or more")
+        options.rank_batch(asked)
+        return asked
+    num_gpus = torch.cuda.device_count() if world.device.type == "cuda" else 1
+    each = [images_per_sample(job.task, job.stages[i].level) for i in stages] if job else [1]
+    parts = [number * options.accumulate for number in range(num_gpus, 1, -1)]
+    fitting = [part for part in parts if all(options.batch_size % (part * images) == 0 for images in each)]
+    return fitting[0] // options.accumulate if fitting else 1
+
+
+def _of_one_rank(options: RunOptions, num_ranks: int) -> RunOptions:
+    """One rank's share of the batch, the lanes and the cores, as torchrun with so many ranks would give it."""
+    num_threads = options.num_threads or max(1, default_num_threads() // num_ranks)
+    batch_size = options.rank_batch(num_ranks) * options.accumulate
+    lanes = max(1, options.lanes // num_ranks)
+    return replace(options, batch_size=batch_size, lanes=lanes, num_threads=num_threads)

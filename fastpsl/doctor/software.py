@@ -1,0 +1,165 @@
+"""Checks of what is installed: Python, torch, driver, NCCL, decoders, Triton, compilers."""
+
+import ctypes
+import os
+import platform
+import re
+import shutil
+import sysconfig
+from datetime import timedelta
+from importlib import metadata
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from fastpsl.doctor.checks import Check
+from fastpsl.kernels.fused.choose import fused_modules
+from fastpsl.pipelines import libffcv
+from fastpsl.pipelines.decoders import dali
+
+_DRIVER_FILE = Path("/proc/driver/nvidia/version")
+
+
+def check_software(device: torch.device, num_ranks: int) -> list[Check]:
+    """device: that will train. On the CPU what only a GPU needs is told and not asked for."""
+    is_cuda = device.type == "cuda"
+    checks = [_python(), _torch(), *_gpu(device)]
+    if is_cuda:
+        checks.append(_nccl(device, num_ranks))
+    checks += [_ffcv(is_cuda), _dali(device)]
+    if is_cuda:
+        checks.append(_triton(device))
+    checks.append(_compiler(is_cuda))
+    return checks
+
+
+def _python() -> Check:
+    return Check("python", "ok", platform.python_version())
+
+
+def _torch() -> Check:
+    built_for = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for the CPU"
+    others = ", ".join(f"{name} {metadata.version(name)}" for name in ("torchvision", "numba"))
+    return Check("torch", "ok", f"{torch.__version__} {built_for}, {others}")
+
+
+def driver_version() -> str | None:
+    """Of NVIDIA's driver, such as 580.65.06; None where there is none."""
+    try:
+        found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", _DRIVER_FILE.read_text())
+    except OSError:
+        return None
+    return found[0] if found else "of an unknown version"
+
+
+def driver_cuda() -> str | None:
+    """The newest CUDA version that the driver serves; None without a driver."""
+    try:
+        library, version = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+        if library.cuDriverGetVersion(ctypes.byref(version)) != 0:
+            return None
+    except (OSError, AttributeError):
+        return None
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+
+def _gpu(device: torch.device) -> list[Check]:
+    """GPU and driver. None at all is no fault; one that torch cannot use is."""
+    driver, driver_for = driver_version(), driver_cuda()
+    if driver is None and driver_for is None:
+        return [Check("gpu", "ok", "no NVIDIA GPU or driver: the CPU does everything")]
+    told = Check("driver", "ok", f"{driver or 'unknown'}, for CUDA up to {driver_for or 'unknown'}")
+    if torch.version.cuda is None:
+        remedy = "install torch with CUDA (pytorch.org), or let the CPU do everything"
+        return [told, Check("gpu", "warning", "torch is built for the CPU", remedy)]
+    try:
+        torch.cuda.init()
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        (torch.zeros(1, device="cuda") + 1).item()  # a GPU that this torch has no code for says so here
+    except (RuntimeError, AssertionError) as error:
+        why = " ".join(str(error).split())
+        if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
+            return [told, Check("gpu", "ok", "hidden by CUDA_VISIBLE_DEVICES: the CPU does everything")]
+        remedy = f"install a driver for CUDA {torch.version.cuda}, or a torch for CUDA {driver_for}"
+        return [told, Check("gpu", "broken", f"torch cannot use it: {why[:300]}", remedy)]
+    gib = torch.cuda.get_device_properties(0).total_memory / 2**30
+    number = f"{len(names)} x " if len(names) > 1 else ""
+    text = f"{number}{names[0]}, {gib:.0f} GiB"
+    if device.type != "cuda":
+        text += "; --device cpu leaves it idle"
+    return [told, Check("gpu", "ok", text)]
+
+
+def _nccl(device: torch.device, num_ranks: int) -> Check:
+    """A group of one rank is made and asked for a sum; its absence matters only to several ranks."""
+    if not dist.is_available() or not dist.is_nccl_available():
+        remedy = "several GPUs need a torch that has it" if num_ranks > 1 else ""
+        return Check("nccl", "warning" if num_ranks > 1 else "ok", "this torch has no NCCL", remedy)
+    version = ".".join(map(str, torch.cuda.nccl.version()))
+    if dist.is_initialized():
+        return Check("nccl", "ok", version)
+    try:
+        dist.init_process_group(
+            "nccl", store=dist.HashStore(), rank=0, world_size=1, timeout=timedelta(seconds=60)
+        )
+        dist.all_reduce(torch.zeros(1, device=device))
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        why = " ".join(str(error).split())[:300]
+        state = "broken" if num_ranks > 1 else "warning"
+        remedy = "start it with NCCL_DEBUG=INFO, which tells more"
+        return Check("nccl", state, f"{version} makes no group of one rank: {why}", remedy)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return Check("nccl", "ok", f"{version}, a group of one rank works")
+
+
+def _ffcv(is_cuda: bool) -> Check:
+    why = libffcv.why_missing()
+    if not why:
+        return Check("ffcv", "ok", _version("ffcv"))
+    return Check("ffcv", "ok" if is_cuda else "warning", why, "" if is_cuda else libffcv.INSTALL)
+
+
+def _dali(device: torch.device) -> Check:
+    why = dali.why_missing(device)
+    if not why:
+        return Check("dali", "ok", _version("nvidia-dali-cuda130", "nvidia-dali-cuda120"))
+    text, _, remedy = why.partition("; ")
+    return Check("dali", "warning" if device.type == "cuda" else "ok", text, remedy)
+
+
+def _triton(device: torch.device) -> Check:
+    modules, told = fused_modules(device)
+    if modules:
+        return Check("triton", "ok", f"{told}, the fused kernels run")
+    return Check("triton", "warning", told, "views are made by Kornia instead, slower (--augment kornia)")
+
+
+def _compiler(is_cuda: bool) -> Check:
+    """For torch.compile: C++ on the CPU; on CUDA C and Python's headers, with which Triton builds its launchers."""
+    variable, usual = ("CC", ("gcc", "clang")) if is_cuda else ("CXX", ("g++", "clang++"))
+    names = (os.environ.get(variable, usual[0]), *usual)
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None:
+        return Check(
+            "compiler",
+            "warning" if is_cuda else "ok",
+            f"no {'C' if is_cuda else 'C++'} compiler on the PATH: --step compiled cannot be",
+            f"apt-get install {usual[0]}",
+        )
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    if is_cuda and not headers.is_file():
+        return Check("compiler", "warning", f"{found}, but no {headers}", "apt-get install python3-dev")
+    return Check("compiler", "ok", found)
+
+
+def _version(*packages: str) -> str:
+    for name in packages:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return "of an unknown version"
