@@ -1,6 +1,7 @@
 """How the operations of views are computed: one after the other (Kornia and torch), or fused into few kernels.
 
-Both have the same definition, that of the ops, and the same draws; they differ by rounding. The fused ones: kernels/fused/.
+Both have the same definition, that of the ops, and the same draws; they differ by rounding. The fused ones: kernels/fused/ by Triton,
+kernels/numba_photometric.py on the CPU.
 """
 
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ def choose_augment(name: AugmentName, views: Sequence[ViewSpec], device: torch.d
         why_not = told
     else:
         kinds = [" ".join(type(op).__name__ for op in v.ops) for v in views if not module_for(modules, v.ops)]
-        why_not = f"no kernel does {kinds[0]}" if kinds else ""
+        why_not = f"no fused kernel for {kinds[0]} on {device.type}" if kinds else ""
     if not why_not:
         return Augment("fused", told, modules)
     if name == "fused":

@@ -1,4 +1,4 @@
-"""Which fused kernels there are for a device, and which of them does a view's operations.
+"""Which fused kernels there are for a device (Triton's, or numba's on the CPU), and which of them does a view's operations.
 
 Each module has `fits(ops)`, `out_shape(ops, shape)` and `run(images, ops, draws, mean, std, out)`: uint8 [B, 3, H, W] and the draws of
 the ops → the normalised result, float16, bfloat16 or float32, channels-last, written into `out`.
@@ -22,7 +22,7 @@ def module_for(modules: Sequence[ModuleType], ops: Sequence[object]) -> ModuleTy
 def fused_modules(device: torch.device) -> tuple[tuple[ModuleType, ...], str]:
     """The modules for a device, and what they run by; without modules: why there are none."""
     if device.type != "cuda":
-        return (), "fused kernels need CUDA"
+        return (importlib.import_module("fastpsl.kernels.numba_photometric"),), "numba"
     if importlib.util.find_spec("triton") is None:
         return (), "Triton is not installed (pip install triton)"
     triton = importlib.import_module("triton")

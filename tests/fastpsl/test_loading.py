@@ -48,7 +48,8 @@ def test_training_gives_the_loaders_epochs_one_after_the_other(beton: Path) -> N
             for epoch in (0, 1, 5, 6)
             for batch in plain.epoch(epoch)
         ]
-    with fastpsl.loader(beton, views, batch_size=4, seed=3, with_indices=True, device="cpu") as batches:
+    options = {"seed": 3, "with_indices": True, "device": "cpu", "augment": "kornia"}
+    with fastpsl.loader(beton, views, batch_size=4, **options) as batches:  # type: ignore[arg-type]
         assert len(batches) == 3 and len(batches.dataset) == NUM  # type: ignore[arg-type]
         found = [*batches, *batches]
         batches.set_epoch(5)

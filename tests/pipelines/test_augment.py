@@ -63,10 +63,33 @@ def test_what_cannot_be_fused_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     monkeypatch.setattr("fastpsl.pipelines.augment.fused_modules", lambda device: ((MODULE,), "by hand"))
     assert choose_augment("auto", views[:1], CPU).path == "fused"
-    assert choose_augment("auto", views, CPU).reason == "no kernel does JigsawTiles"
-    with pytest.raises(ValueError, match="--augment fused: no kernel does JigsawTiles; use --augment kornia"):
+    assert choose_augment("auto", views, CPU).reason == "no fused kernel for JigsawTiles on cpu"
+    with pytest.raises(
+        ValueError, match="--augment fused: no fused kernel for JigsawTiles on cpu; use --augment kornia"
+    ):
         choose_augment("fused", views, CPU)
     monkeypatch.setattr("fastpsl.pipelines.augment.fused_modules", lambda device: ((), "there is no Triton"))
     assert choose_augment("auto", views, CPU).path == "kornia"
     with pytest.raises(ValueError, match="--augment fused: there is no Triton; use --augment kornia"):
         choose_augment("fused", views[:1], CPU)
+
+
+def test_on_the_cpu_numba_fuses_what_costs_there() -> None:
+    from fastpsl.kernels import numba_photometric
+    from fastpsl.kernels.colour import ColourDistortion
+
+    views = [ViewSpec(RandomResizedCrop(16), (Flip(), ColourDistortion(0.4, 0.4, 0.4, 0.1)))] * 2
+    chosen = choose_augment("auto", views, CPU)
+    assert (chosen.path, chosen.reason, chosen.modules) == ("fused", "numba", (numba_photometric,))
+    with Loader(Synthetic(20), views, batch_size=5) as loader:
+        batch = next(loader.epoch(0))
+    for ours, plain in zip(
+        chosen.inputs(batch, views, torch.float32), batch.inputs(views, torch.float32), strict=True
+    ):
+        assert torch.allclose(ours, plain, atol=1e-4) and ours.is_contiguous(
+            memory_format=torch.channels_last
+        )
+    assert (
+        choose_augment("auto", [ViewSpec(RandomResizedCrop(27), (JigsawTiles(3, 9, 8),))], CPU).path
+        == "kornia"
+    )
