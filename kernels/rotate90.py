@@ -26,7 +26,7 @@ class Rotate90:
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
         """[B, C, H, W] → the same shape and dtype, channels-last. Quarter turns need H = W: ValueError."""
-        check_square(*images.shape[-2:], self.num)
+        check_square(images.shape[-2], images.shape[-1], self.num)
         turns = draw["turns"]
         x = torch.where(per_sample(turns >= 2), images.flip(-1, -2), images)
         if self.num == 4:
@@ -50,7 +50,7 @@ class AllTurns:
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
         """[B, C, H, W] → [num * B, C, H, W], image-major, same dtype, channels-last. Quarter turns need H = W."""
-        check_square(*images.shape[-2:], self.num)
+        check_square(images.shape[-2], images.shape[-1], self.num)
         turned = [torch.rot90(images, turns, (-2, -1)) for turns in range(0, 4, 4 // self.num)]
         return finish(torch.stack(turned, 1).flatten(0, 1), images.dtype)
 
