@@ -4,7 +4,8 @@ All make the same: each sample decoded, `num_views` of torchvision's RandomResiz
 4/3) to size_px, uint8 on the device. An iterator gives the number of samples of each batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def batches_of_ours(work: Work, num_views: int) -> Iterator[int]:
         Beton(work.data) as data,
         Loader(
             data, [view] * num_views, batch_size=work.batch_size, decoder=work.kind,
-            num_threads=work.num_threads, device=work.device,
+            num_threads=work.num_threads, device=work.device, hw_decoder_load=work.hw_decoder_load,
         ) as loader,
     ):  # fmt: skip
         epoch = 0
@@ -59,14 +60,16 @@ def batches_of_ffcv(work: Work, num_views: int) -> Iterator[int]:
             yield len(images)
 
 
-def batches_of_dali(work: Work, num_views: int) -> Iterator[int]:
-    """DALI's own reader. One view: it decodes only what the crop needs; several: the picture once, then each crop."""
+def batches_of_dali(work: Work, num_views: int, *, whole: bool = False) -> Iterator[int]:
+    """DALI's own reader. One view: it decodes only what the crop needs, unless `whole`; several: the picture once, then each crop."""
     import torch
     from nvidia.dali import fn, pipeline_def
     from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
 
     is_cuda = work.device != "cpu"
-    decoder = "mixed" if is_cuda else "cpu"
+    decoder: dict[str, Any] = {"device": "mixed" if is_cuda else "cpu"}
+    if is_cuda and work.hw_decoder_load is not None:
+        decoder["hw_decoder_load"] = work.hw_decoder_load
     size = (work.size_px, work.size_px)
 
     @pipeline_def
@@ -77,10 +80,10 @@ def batches_of_dali(work: Work, num_views: int) -> Iterator[int]:
             initial_fill=SHUFFLE,
             name="files",
         )
-        if num_views == 1:
-            views = [fn.resize(fn.decoders.image_random_crop(jpegs, device=decoder), size=size)]
+        if num_views == 1 and not whole:
+            views = [fn.resize(fn.decoders.image_random_crop(jpegs, **decoder), size=size)]
         else:
-            pictures = fn.decoders.image(jpegs, device=decoder)
+            pictures = fn.decoders.image(jpegs, **decoder)
             views = [fn.random_resized_crop(pictures, size=size) for _ in range(num_views)]
         return (*views, labels.gpu() if is_cuda else labels)
 
@@ -164,9 +167,10 @@ def _on_device(loader: Any, device: str) -> Iterator[int]:
         yield len(batch[-1])
 
 
-OPEN = {
+OPEN: dict[str, Callable[[Work, int], Iterator[int]]] = {
     "ffcv_loader": batches_of_ffcv,
     "dali_reader": batches_of_dali,
+    "dali_whole": partial(batches_of_dali, whole=True),
     "dataloader": batches_of_dataloader,
     "webdataset": batches_of_webdataset,
 }  # whatever else is a decoder of ours

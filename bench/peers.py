@@ -48,6 +48,7 @@ class Work:
     num_threads: int
     size_px: int
     device: str
+    hw_decoder_load: float | None = None  # of DALI on a GPU; None: the default
 
 
 def why_missing(kind: str, data: str) -> str | None:

@@ -36,7 +36,8 @@ from fastpsl.pipelines.rows import Data, read_bytes
 
 SCHEMA = 1
 MAX_COMPARED = 20_000  # samples whose bytes are compared
-MAY_BE_FEWER = ("throughput", "time_to_accuracy")  # repeats: the clock ends them, or a run does not get there
+# Fewer values than repeats: the clock ends them, a run does not get there, or nothing varies.
+MAY_BE_FEWER = ("throughput", "time_to_accuracy", "scaling")
 SHARED_LOAD = 0.5  # a load average above this before a bench starts: others were at work
 PACKAGES = (
     "fastpsl", "torch", "torchvision", "numba", "numpy", "kornia", "pillow", "ffcv", "opencv-python", "triton",
@@ -51,6 +52,7 @@ _NUMBER = (float, int)
 _TEXT, _COUNT, _NAME = (str,), (int,), (str, _NONE)
 LABELS: dict[str, dict[str, tuple[type, ...]]] = {
     "beton_write": {},
+    "decode": {"decoder": _TEXT, "num_threads": _COUNT, "num_views": _COUNT, "cores_used": _NUMBER},
     "kernels": {
         "chain": _TEXT,
         "path": _TEXT,
