@@ -20,6 +20,8 @@ UNIT = tl.constexpr(1 / 255)
 LUMA_RED = tl.constexpr(0.2989)
 LUMA_GREEN = tl.constexpr(0.587)
 LUMA_BLUE = tl.constexpr(0.114)
+# Below any difference of two channels that are not equal.
+TINY = tl.constexpr(1e-30)
 # Hue in sixths of a turn.
 TURN = tl.constexpr(6.0)
 RED_HUE = tl.constexpr(3.0)  # where red is least: cyan
@@ -65,13 +67,16 @@ def shift_hue(r, g, b, turns):
     value = tl.maximum(tl.maximum(r, g), b)
     low = tl.minimum(tl.minimum(r, g), b)
     chroma = value - low
-    per_chroma = 1.0 / tl.where(chroma == 0.0, 1.0, chroma)
+    # 1 / chroma as one instruction and a product, where a division takes seven. A grey pixel has no hue: any will do.
+    root = tl.rsqrt(tl.maximum(chroma, TINY))
     is_red, is_green = value == r, value == g
     difference = tl.where(is_red, g - b, tl.where(is_green, b - r, r - g))
-    start = tl.where(is_red, 0.0, tl.where(is_green, GREEN_HUE, BLUE_HUE)) + turns * TURN
-    hue = start + difference * per_chroma
-    # -4 to 8 → 0 to 6.
-    hue = tl.where(hue < 0.0, hue + TURN, tl.where(hue >= TURN, hue - TURN, hue))
+    # Hue, in sixths of a turn, is -1 to 5; moved by 1 to 7 it is 0 to 12, and one comparison brings it to 0 to 6.
+    move = turns * TURN
+    move = tl.where(move < 1.0, move + TURN, move)
+    start = tl.where(is_red, move, tl.where(is_green, move + GREEN_HUE, move + BLUE_HUE))
+    hue = start + difference * (root * root)
+    hue = tl.where(hue >= TURN, hue - TURN, hue)
     r = low + chroma * clamp01(tl.abs(hue - RED_HUE) - 1.0)
     g = value - chroma * clamp01(tl.abs(hue - GREEN_HUE) - 1.0)
     b = value - chroma * clamp01(tl.abs(hue - BLUE_HUE) - 1.0)
@@ -109,11 +114,11 @@ def lightness(r, g, b):
 
 
 @triton.jit
-def load_rgb(pixel, mask):
-    """Three float32 channels in [0, 1] from pointers to the first bytes of pixels."""
-    r = tl.load(pixel, mask=mask, other=0).to(tl.float32) * UNIT
-    g = tl.load(pixel + 1, mask=mask, other=0).to(tl.float32) * UNIT
-    b = tl.load(pixel + 2, mask=mask, other=0).to(tl.float32) * UNIT
+def load_rgb(pixel):
+    """Three float32 channels in [0, 1] from pointers to the first bytes of pixels; no mask, which costs a move a byte."""
+    r = tl.load(pixel).to(tl.float32) * UNIT
+    g = tl.load(pixel + 1).to(tl.float32) * UNIT
+    b = tl.load(pixel + 2).to(tl.float32) * UNIT
     return r, g, b
 
 
@@ -146,32 +151,29 @@ def mean_pass(
     total = tl.zeros([BLOCK], tl.float32)
     for step in range(STEPS):
         at = (block * STEPS + step) * BLOCK + tl.arange(0, BLOCK)
-        inside = at < num_pixels
-        r, g, b = load_rgb(images + at * 3, inside)
+        r, g, b = load_rgb(images + tl.minimum(at, num_pixels - 1) * 3)
         r, g, b = distort(r, g, b, order, factors, before, 0.0, HUE)
-        total += tl.where(inside, luma(r, g, b), 0.0)
+        total += tl.where(at < num_pixels, luma(r, g, b), 0.0)
     tl.store(sums + tl.program_id(0), tl.sum(total))
 
 
 @triton.jit
 def colour_pass(
-    images, out, planes, flip, apply, order, factors, sums, grey, blur, sobel, height, width, pitch, num_sums,
+    images, out, planes, flip, apply, order, factors, sums, grey, blur, sobel, height, width, num_sums,
     scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
     HUE: tl.constexpr, LIGHTNESS: tl.constexpr, MAX_SUMS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of TILE x TILE pixels a program, all tiles of a sample one after the other.
 
-    images: uint8 [B, H, W, 3]; out: [B, H, W, C]; planes: [B, C, H, pitch], columns from W on are 0. A draw that is None
+    images: uint8 [B, H, W, 3]; out: [B, H, W, C]; planes: [B, C, H, W]. A draw that is None
     is of an op that the view has not.
     """
     sample, y_0, x_0 = tile_of_program(height, width, TILE)
     x = x_0 + tl.arange(0, TILE)[None, :]
     y = y_0 + tl.arange(0, TILE)[:, None]
-    source_x = x
-    if flip is not None:
-        source_x = tl.where(tl.load(flip + sample), width - 1 - x, x)
     inside = (y < height) & (x < width)
-    r, g, b = load_rgb(images + sample * height * width * 3 + (y * width + source_x) * 3, inside)
+    source = tl.minimum(y, height - 1) * width + tl.minimum(x, width - 1)
+    r, g, b = load_rgb(images + sample * height * width * 3 + source * 3)
     if apply is not None and tl.load(apply + sample):
         mean = 0.0
         if sums is not None:
@@ -191,16 +193,20 @@ def colour_pass(
         filtered = tl.load(blur + sample)
     if sobel is not None:
         filtered = filtered | tl.load(sobel + sample)
+    # Read as it lies and written mirrored: so the compiler gives neighbouring pixels to neighbouring threads, where it
+    # would rather give eight in a row to one for the sake of wide stores, and their 24 bytes are slow to load.
+    to_x = x
+    if flip is not None:
+        to_x = tl.where(tl.load(flip + sample), width - 1 - x, x)
     if filtered:
-        plane = height * pitch
-        to = planes + sample * num_channels * plane + y * pitch + x
-        inside_row = (y < height) & (x < pitch)
-        tl.store(to, tl.where(x < width, r, 0.0).to(planes.dtype.element_ty), mask=inside_row)
+        plane = height * width
+        to = planes + sample * num_channels * plane + y * width + to_x
+        tl.store(to, r.to(planes.dtype.element_ty), mask=inside)
         if not LIGHTNESS:
-            tl.store(to + plane, tl.where(x < width, g, 0.0).to(planes.dtype.element_ty), mask=inside_row)
-            tl.store(to + 2 * plane, tl.where(x < width, b, 0.0).to(planes.dtype.element_ty), mask=inside_row)
+            tl.store(to + plane, g.to(planes.dtype.element_ty), mask=inside)
+            tl.store(to + 2 * plane, b.to(planes.dtype.element_ty), mask=inside)
     else:
-        to = out + (sample * height * width + y * width + x) * num_channels
+        to = out + (sample * height * width + y * width + to_x) * num_channels
         tl.store(to, (r * scale_0 + shift_0).to(out.dtype.element_ty), mask=inside)
         if not LIGHTNESS:
             tl.store(to + 1, (g * scale_1 + shift_1).to(out.dtype.element_ty), mask=inside)

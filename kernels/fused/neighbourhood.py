@@ -1,14 +1,16 @@
-"""Gaussian blur and Sobel in one pass of tensor-core products: kernels/{blur,sobel,normalise}.py on the GPU.
+"""Gaussian blur and Sobel as products with banded matrices: kernels/{blur,sobel,normalise}.py on tensor cores.
 
-Both are separable and linear up to Sobel's root. With G the Gaussian's matrix of one side (reflected at the border), S
-and D Sobel's sums (1 2 1) and differences (-1 0 1) of neighbours (the border repeated), h and v for the two sides,
+Both are separable, and linear up to Sobel's root. With G the Gaussian's matrix of one side (reflected at the border), S
+and D Sobel's sums (1 2 1) and differences (-1 0 1) of neighbours (the border repeated), y and x for the two sides,
 
-    blur   G_v X G_hᵀ
-    Sobel  gx = (S G)_v X (D G)_hᵀ / 8      gy = (D G)_v X (S G)_hᵀ / 8      sqrt(gx² + gy²)
+    blur   G_y X G_xᵀ
+    Sobel  gx = (S G)_y X (D G)_xᵀ / 8      gy = (D G)_y X (S G)_xᵀ / 8      sqrt(gx² + gy²)
 
-where G is the identity for a sample that is not blurred. These matrices are banded: a tile of the result needs the pixels
-of the tile and of a margin around it, and their weights follow from indices, the border included: a pixel that is mirrored
-into the margin gets its mirror image's weight as well. So nothing outside the picture is read.
+where G is the identity for a sample that is not blurred. A tile of the result needs the pixels of the tile and of a margin
+around it, read in chunks, and TILE rows of these matrices.
+
+band_pass             those rows, for each sample and tile of a side
+neighbourhood_pass    planes → blurred, filtered, normalised
 """
 
 import triton
@@ -17,57 +19,101 @@ import triton.language as tl
 from fastpsl.kernels.fused.colour import tile_of_program
 
 TAP_EXPONENT = tl.constexpr(-0.5)
+LOG2_E = tl.constexpr(1.4426950408889634)
 SOBEL_MIDDLE = tl.constexpr(2.0)
 SOBEL_SCALE = tl.constexpr(1 / 8)
 # exp(-0.5 * 1000^2) is 0: the taps of a sample that is not blurred are 1 in the middle.
 SHARP = tl.constexpr(1000)
-# A tile of the result, and what each side of it reads at a time.
-TILE = tl.constexpr(32)
-CHUNK = tl.constexpr(64)
-
-
-def num_chunks(half: int) -> int:
-    """How many chunks cover a tile and a margin of `half` pixels for the blur and one for Sobel on either side."""
-    return -(-(TILE.value + 2 * (half + 1)) // CHUNK.value)
 
 
 @triton.jit
-def tap(distance, per_sigma, per_sum, HALF: tl.constexpr):
-    """The Gaussian's weight at a distance in pixels; 0 beyond HALF."""
-    if HALF == 0:
-        return tl.where(distance == 0, 1.0, 0.0)
-    turned = distance.to(tl.float32) * per_sigma
-    return tl.where(tl.abs(distance) <= HALF, tl.exp(turned * turned * TAP_EXPONENT) * per_sum, 0.0)
+def tap(distance, slope, offset, HALF: tl.constexpr):
+    """2^(slope * distance² + offset), the Gaussian; 0 beyond HALF."""
+    squared = (distance * distance).to(tl.float32)
+    return tl.where(tl.abs(distance) <= HALF, tl.exp2(squared * slope + offset), 0.0)
 
 
 @triton.jit
-def weights(source, centre, size, at_border, per_sigma, per_sum, HALF: tl.constexpr):
-    """How much pixel `source` counts in the blurred pixel `centre`, on a side of `size` pixels."""
-    weight = tap(source - centre, per_sigma, per_sum, HALF)
-    if at_border:
-        # Pixel s is seen again at -s and at 2 (size - 1) - s; the first and the last pixel are not mirrored.
-        weight += tl.where(source > 0, tap(source + centre, per_sigma, per_sum, HALF), 0.0)
-        mirror = 2 * (size - 1) - source
-        weight += tl.where(source < size - 1, tap(mirror - centre, per_sigma, per_sum, HALF), 0.0)
-    return weight
+def weights(source, centre, size, slope, offset, middle, HALF: tl.constexpr):
+    """How much pixel `source` counts in the blurred pixel `centre`, on a side of `size` pixels; middle: the tap at 0."""
+    distance = source - centre
+    weight = tl.where(distance == 0, middle, tap(distance, slope, offset, HALF))
+    # Pixel s is seen again at -s and at 2 (size - 1) - s; the first and the last pixel are not mirrored. So the border
+    # needs no pixels that are not there.
+    weight += tl.where(source > 0, tap(source + centre, slope, offset, HALF), 0.0)
+    mirrored = 2 * (size - 1) - source
+    return weight + tl.where(source < size - 1, tap(mirrored - centre, slope, offset, HALF), 0.0)
 
 
 @triton.jit
-def sums_and_differences(source, centre, size, at_border, per_sigma, per_sum, HALF: tl.constexpr):
-    """S G and D G."""
-    before = tl.maximum(centre - 1, 0)
-    after = tl.minimum(centre + 1, size - 1)
-    first = weights(source, before, size, at_border, per_sigma, per_sum, HALF)
-    last = weights(source, after, size, at_border, per_sigma, per_sum, HALF)
-    middle = weights(source, centre, size, at_border, per_sigma, per_sum, HALF)
-    return first + middle * SOBEL_MIDDLE + last, last - first
+def band_pass(
+    bands, blur, sigma, sobel, height, width,
+    HALF: tl.constexpr, NUM_TAPS: tl.constexpr, NUM_CHUNKS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """[B, tiles in y + tiles in x, kinds, TILE, NUM_CHUNKS * CHUNK] of weights; a program each, of all its kinds.
+
+    kinds: one without a Sobel, else two: G or, for a filtered sample, S G; then D G. A row is of a pixel of the tile, a
+    column of a pixel of the picture, from a margin before the tile on. NUM_TAPS: a power of two, at least 2 * HALF + 1.
+    """
+    tiles_y = tl.cdiv(height, TILE)
+    tiles = tiles_y + tl.cdiv(width, TILE)
+    program = tl.program_id(0)
+    sample = program // tiles
+    blurred = blur is not None and tl.load(blur + sample)
+    filtered = sobel is not None and tl.load(sobel + sample)
+    if not (blurred or filtered):
+        return
+    slope = 0.0
+    if blur is not None:
+        per_sigma = tl.where(blurred, 1.0 / tl.load(sigma + sample), SHARP)
+        slope = per_sigma * per_sigma * TAP_EXPONENT * LOG2_E
+    distances = tl.arange(0, NUM_TAPS) - HALF
+    offset = -tl.log2(tl.sum(tap(distances, slope, 0.0, HALF)))
+    # What rounding takes from the taps is given to the middle one: the sum is 1, and flat parts keep their value.
+    kind = bands.dtype.element_ty
+    beside = tl.where(distances == 0, 0.0, tap(distances, slope, offset, HALF))
+    middle = 1.0 - tl.sum(beside.to(kind).to(tl.float32))
+
+    tile = program % tiles
+    size = tl.where(tile < tiles_y, height, width)
+    first = tl.where(tile < tiles_y, tile, tile - tiles_y) * TILE
+    pixel = tl.arange(0, TILE)[:, None]
+    margin: tl.constexpr = (NUM_CHUNKS * CHUNK - TILE) // 2
+    num_kinds: tl.constexpr = 1 if sobel is None else 2
+    bands += program.to(tl.int64) * num_kinds * TILE * NUM_CHUNKS * CHUNK
+    for chunk in range(NUM_CHUNKS):
+        column = chunk * CHUNK + tl.arange(0, CHUNK)[None, :]
+        source = first - margin + column
+        to = bands + pixel * (NUM_CHUNKS * CHUNK) + column
+        centre = first + pixel
+        weight = weights(source, centre, size, slope, offset, middle, HALF)
+        if filtered:
+            before = weights(source, tl.maximum(centre - 1, 0), size, slope, offset, middle, HALF)
+            after = weights(source, tl.minimum(centre + 1, size - 1), size, slope, offset, middle, HALF)
+            weight = before + weight * SOBEL_MIDDLE + after
+            tl.store(to + TILE * NUM_CHUNKS * CHUNK, (after - before).to(kind))
+        tl.store(to, weight.to(kind))
 
 
 @triton.jit
-def load_chunk(plane, y, x, height, pitch):
-    """[CHUNK, CHUNK] of a plane, 0 outside; y, x: of its pixels."""
-    inside = (y >= 0) & (y < height) & (x >= 0) & (x < pitch)
-    return tl.load(plane + y * pitch + x, mask=inside, other=0.0)
+def banded_product(
+    plane, band_y, band_x, source_y, source_x, height, width,
+    NUM_CHUNKS: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """[TILE, TILE] float32, one band times the plane times the other: nothing is read outside the plane."""
+    kind = plane.dtype.element_ty
+    TILE: tl.constexpr = band_y.shape[0]
+    product = tl.zeros([TILE, TILE], tl.float32)
+    for i in range(0, NUM_CHUNKS * CHUNK, CHUNK):
+        x = source_x + i
+        rows = tl.zeros([TILE, CHUNK], tl.float32)
+        for j in range(0, NUM_CHUNKS * CHUNK, CHUNK):
+            y = source_y + j
+            inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+            pixels = tl.load(plane + y * width + x, mask=inside, other=0.0)
+            rows = tl.dot(tl.load(band_y + j), pixels, rows, input_precision=PRECISION)
+        product = tl.dot(rows.to(kind), tl.load(band_x + i), product, input_precision=PRECISION)
+    return product
 
 
 @triton.jit
@@ -79,73 +125,57 @@ def store_channel(out, value, channel, scale_0, scale_1, scale_2, shift_0, shift
 
 @triton.jit
 def neighbourhood_pass(
-    planes, out, blur, sigma, sobel, height, width, pitch,
-    scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
-    HALF: tl.constexpr, NUM_TAPS: tl.constexpr, CHANNELS: tl.constexpr, NUM_CHUNKS: tl.constexpr, PRECISION: tl.constexpr,
+    planes, out, bands, blur, sobel, height, width, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
+    CHANNELS: tl.constexpr, NUM_CHUNKS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile a program, as in colour_pass, of samples that are blurred or filtered.
+    """A tile of TILE x TILE pixels a program, as in colour_pass, of samples that are blurred or filtered.
 
-    planes: [B, CHANNELS, H, pitch], half or float, in [0, 1], columns from W on are 0; out: [B, H, W, CHANNELS];
-    NUM_TAPS: a power of two, at least 2 * HALF + 1; PRECISION: tl.dot's input_precision.
+    planes: [B, CHANNELS, H, W], half or float, in [0, 1]; out: [B, H, W, CHANNELS]; PRECISION: tl.dot's input_precision.
     """
     sample, y_0, x_0 = tile_of_program(height, width, TILE)
     blurred = blur is not None and tl.load(blur + sample)
     filtered = sobel is not None and tl.load(sobel + sample)
     if not (blurred or filtered):
         return
-    per_sigma = 1.0
-    if blur is not None:
-        per_sigma = tl.where(blurred, 1.0 / tl.load(sigma + sample), SHARP)
-    per_sum = 1.0 / tl.sum(tap(tl.arange(0, NUM_TAPS) - HALF, per_sigma, 1.0, HALF))
-
-    y = y_0 + tl.arange(0, TILE)
-    x = x_0 + tl.arange(0, TILE)
-    at_y_border = (y_0 <= HALF) | (y_0 + TILE + HALF >= height)
-    at_x_border = (x_0 <= HALF) | (x_0 + TILE + HALF >= width)
-    # Its margin is a multiple of 16 pixels, so that rows are read in 16 bytes.
-    margin: tl.constexpr = (NUM_CHUNKS * CHUNK - TILE) // 2
+    tiles_y = tl.cdiv(height, TILE)
+    tiles = tiles_y + tl.cdiv(width, TILE)
+    band: tl.constexpr = TILE * NUM_CHUNKS * CHUNK
+    num_kinds: tl.constexpr = 1 if sobel is None else 2
+    tile = tl.arange(0, TILE)
     chunk = tl.arange(0, CHUNK)
-    planes += sample * CHANNELS * height * pitch
-    out += (sample * height * width + y[:, None] * width + x[None, :]) * CHANNELS
-    inside = (y[:, None] < height) & (x[None, :] < width)
-    kind = planes.dtype.element_ty
+    row = tile * (NUM_CHUNKS * CHUNK)
+    # [TILE, CHUNK] from the left, [CHUNK, TILE] from the right.
+    band_y = bands + (sample * tiles + y_0 // TILE) * num_kinds * band + row[:, None] + chunk[None, :]
+    band_x = (
+        bands + (sample * tiles + tiles_y + x_0 // TILE) * num_kinds * band + row[None, :] + chunk[:, None]
+    )
+    # A multiple of 16 pixels, so that rows are read in 16 bytes where the width is one too.
+    margin: tl.constexpr = (NUM_CHUNKS * CHUNK - TILE) // 2
+    source_y = y_0 - margin + chunk[:, None]
+    source_x = x_0 - margin + chunk[None, :]
+    planes += sample * CHANNELS * height * width
+    y = y_0 + tile[:, None]
+    x = x_0 + tile[None, :]
+    out += (sample * height * width + y * width + x) * CHANNELS
+    inside = (y < height) & (x < width)
 
+    # One loop each: so the weights, which are the same for all channels, stay out of it, and the next channel's pixels are
+    # fetched meanwhile.
     if filtered:
         for channel in range(CHANNELS):
-            plane = planes + channel * height * pitch
-            gx = tl.zeros([TILE, TILE], tl.float32)
-            gy = tl.zeros([TILE, TILE], tl.float32)
-            for x_chunk in range(NUM_CHUNKS):
-                source_x = x_0 - margin + x_chunk * CHUNK + chunk
-                summed = tl.zeros([TILE, CHUNK], tl.float32)
-                differed = tl.zeros([TILE, CHUNK], tl.float32)
-                for y_chunk in range(NUM_CHUNKS):
-                    source_y = y_0 - margin + y_chunk * CHUNK + chunk
-                    s, d = sums_and_differences(
-                        source_y[None, :], y[:, None], height, at_y_border, per_sigma, per_sum, HALF
-                    )
-                    pixels = load_chunk(plane, source_y[:, None], source_x[None, :], height, pitch)
-                    summed = tl.dot(s.to(kind), pixels, summed, input_precision=PRECISION)
-                    differed = tl.dot(d.to(kind), pixels, differed, input_precision=PRECISION)
-                s, d = sums_and_differences(
-                    source_x[:, None], x[None, :], width, at_x_border, per_sigma, per_sum, HALF
-                )
-                gx = tl.dot(summed.to(kind), d.to(kind), gx, input_precision=PRECISION)
-                gy = tl.dot(differed.to(kind), s.to(kind), gy, input_precision=PRECISION)
-            size = tl.sqrt(gx * gx + gy * gy) * SOBEL_SCALE
-            store_channel(out, size, channel, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2, inside)
+            plane = planes + channel * height * width
+            gx = banded_product(
+                plane, band_y, band_x + band, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
+            )
+            gy = banded_product(
+                plane, band_y + band, band_x, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
+            )
+            value = tl.sqrt(gx * gx + gy * gy) * SOBEL_SCALE
+            store_channel(out, value, channel, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2, inside)
     else:
         for channel in range(CHANNELS):
-            plane = planes + channel * height * pitch
-            value = tl.zeros([TILE, TILE], tl.float32)
-            for x_chunk in range(NUM_CHUNKS):
-                source_x = x_0 - margin + x_chunk * CHUNK + chunk
-                rows = tl.zeros([TILE, CHUNK], tl.float32)
-                for y_chunk in range(NUM_CHUNKS):
-                    source_y = y_0 - margin + y_chunk * CHUNK + chunk
-                    w = weights(source_y[None, :], y[:, None], height, at_y_border, per_sigma, per_sum, HALF)
-                    pixels = load_chunk(plane, source_y[:, None], source_x[None, :], height, pitch)
-                    rows = tl.dot(w.to(kind), pixels, rows, input_precision=PRECISION)
-                w = weights(source_x[:, None], x[None, :], width, at_x_border, per_sigma, per_sum, HALF)
-                value = tl.dot(rows.to(kind), w.to(kind), value, input_precision=PRECISION)
+            plane = planes + channel * height * width
+            value = banded_product(
+                plane, band_y, band_x, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
+            )
             store_channel(out, value, channel, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2, inside)

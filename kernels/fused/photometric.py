@@ -16,17 +16,21 @@ from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused.colour import colour_pass, mean_pass
-from fastpsl.kernels.fused.neighbourhood import neighbourhood_pass, num_chunks
+from fastpsl.kernels.fused.neighbourhood import band_pass, neighbourhood_pass
+from fastpsl.kernels.fused.variant import Variant
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.lightness import Lightness
 from fastpsl.kernels.normalise import check_mean_and_std
 from fastpsl.kernels.sobel import Sobel
 
 ORDER = (Flip, ColourDistortion, Grey, Lightness, GaussianBlur, Sobel)
-_TILE = 32
-_BLOCK = 1024
-_STEPS = 4
-_NUM_WARPS = 4
+# A thread has 8 pixels; a block of the mean pass has 4 times those of a tile.
+COLOUR_TILE = 32
+BLOCK = 1024
+STEPS = 4
+NUM_WARPS = 4
+# Of float32 products: three of tensor cores' own, which together are as good as float32. Halves ignore it.
+PRECISION = "tf32x3"
 
 
 def fits(ops: Sequence[object]) -> bool:
@@ -85,30 +89,90 @@ def run(
     shift = [-m / s for m, s in zip(mean, std, strict=True)] + [0.0] * (3 - channels)
     factor_and_shift = (*scale, *shift)
 
-    num_sums = triton.cdiv(height * width, _BLOCK * _STEPS)
-    sums = planes = None
-    pitch = -(-width // 16) * 16
     with torch.cuda.device_of(images):
+        num_sums, sums = triton.cdiv(height * width, BLOCK * STEPS), None
         if isinstance(colour, ColourDistortion) and colour.contrast > 0:
             sums = torch.empty((batch, num_sums), device=images.device)
             mean_pass[(num_sums * batch,)](
                 images, apply, order, factors, sums, height * width, num_sums,
-                HUE=hue, BLOCK=_BLOCK, STEPS=_STEPS, num_warps=_NUM_WARPS,
+                HUE=hue, BLOCK=BLOCK, STEPS=STEPS, num_warps=NUM_WARPS,
             )  # fmt: skip
+        planes = None
         if blur is not None or sobel is not None:
             kind = torch.float32 if out.dtype == torch.float32 else torch.float16
-            planes = torch.empty((batch, channels, height, pitch), dtype=kind, device=images.device)
-        tiles = triton.cdiv(width, _TILE) * triton.cdiv(height, _TILE) * batch
-        colour_pass[(tiles,)](
+            planes = torch.empty(shape, dtype=kind, device=images.device)
+        colour_pass[(triton.cdiv(height, COLOUR_TILE) * triton.cdiv(width, COLOUR_TILE) * batch,)](
             images, out, planes, drawn.get((Flip, "flip")), apply, order, factors, sums, drawn.get((Grey, "apply")),
-            blur, sobel, height, width, pitch, num_sums, *factor_and_shift,
-            HUE=hue, LIGHTNESS=channels == 1, MAX_SUMS=triton.next_power_of_2(num_sums), TILE=_TILE, num_warps=_NUM_WARPS,
+            blur, sobel, height, width, num_sums, *factor_and_shift, HUE=hue, LIGHTNESS=channels == 1,
+            MAX_SUMS=triton.next_power_of_2(num_sums), TILE=COLOUR_TILE, num_warps=NUM_WARPS,
         )  # fmt: skip
-        if planes is not None:
-            blur_op = op_of.get(GaussianBlur)
-            half = blur_op.kernel_px // 2 if isinstance(blur_op, GaussianBlur) else 0
-            neighbourhood_pass[(tiles,)](
-                planes, out, blur, drawn.get((GaussianBlur, "sigma")), sobel, height, width, pitch, *factor_and_shift,
-                HALF=half, NUM_TAPS=triton.next_power_of_2(2 * half + 1), CHANNELS=channels,
-                NUM_CHUNKS=num_chunks(half), PRECISION="ieee", num_warps=_NUM_WARPS,
-            )  # fmt: skip
+        if planes is None:
+            return
+        half = next((op.kernel_px // 2 for op in ops if isinstance(op, GaussianBlur)), 0)
+        tile, chunk, num_chunks = tiling(half, planes.dtype == torch.float32)
+        tiles_y, tiles_x = triton.cdiv(height, tile), triton.cdiv(width, tile)
+        num_bands = (tiles_y + tiles_x) * batch
+        bands = planes.new_empty((num_bands, 1 if sobel is None else 2, tile, num_chunks * chunk))
+        band_pass[(num_bands,)](
+            bands, blur, drawn.get((GaussianBlur, "sigma")), sobel, height, width, HALF=half,
+            NUM_TAPS=triton.next_power_of_2(2 * half + 1), NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=chunk, num_warps=NUM_WARPS,
+        )  # fmt: skip
+        neighbourhood_pass[(tiles_y * tiles_x * batch,)](
+            planes, out, bands, blur, sobel, height, width, *factor_and_shift,
+            CHANNELS=channels, NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=chunk, PRECISION=PRECISION, num_warps=NUM_WARPS,
+        )  # fmt: skip
+
+
+def tiling(half: int, full: bool) -> tuple[int, int, int]:
+    """(TILE, CHUNK, NUM_CHUNKS) for a blur of 2 * half + 1 taps and Sobel, on floats (full) or halves.
+
+    The chunks cover a tile, a margin of `half` pixels for the blur and one for Sobel on either side. One chunk is fastest;
+    the sizes are the largest for which no register is spilled.
+    """
+    tile, chunk = (16, 32) if full else (32, 64) if half <= 15 else (32, 32)
+    return tile, chunk, -(-(tile + 2 * (half + 1)) // chunk)
+
+
+def _variants() -> tuple[Variant, ...]:
+    """SimCLR's T3 at 224 px and its like: what is launched for halves, float32, wide blurs, one channel."""
+    draws = {"flip": "*i1:16", "apply": "*i1:16", "order": "*i64:16", "factors": "*fp32:16"}
+    size = {"height": "i32:16", "width": "i32:16"}
+    statistics = {f"{name}_{channel}": "fp32" for name in ("scale", "shift") for channel in range(3)}
+    both = {"blur": "*i1:16", "sobel": "*i1:16"}
+    variants = []
+    mean = {"images": "*u8:16", "sums": "*fp32:16", "num_pixels": "i32:16", "num_blocks": "i32"}
+    mean |= {name: draws[name] for name in ("apply", "order", "factors")}
+    colour = {"images": "*u8:16", "sums": "*fp32:16", "grey": "*i1:16", "num_sums": "i32", "MAX_SUMS": 16}
+    colour |= {"TILE": COLOUR_TILE, **draws, **both, **size, **statistics}
+    for hue in (True, False):
+        constants = {"HUE": hue, "BLOCK": BLOCK, "STEPS": STEPS}
+        variants.append(Variant(f"mean, hue {hue}", mean_pass, mean | constants, NUM_WARPS))
+    for name, out, planes, light in (
+        ("half", "*fp16:16", "*fp16:16", False),
+        ("bfloat16", "*bf16:16", "*fp16:16", False),
+        ("float32", "*fp32:16", "*fp32:16", False),
+        ("lightness", "*fp16:16", "*fp16:16", True),
+    ):
+        types = {"out": out, "planes": planes, "HUE": True, "LIGHTNESS": light}
+        variants.append(Variant(f"colour, {name}", colour_pass, colour | types, NUM_WARPS))
+        for half in (0, 11, 25):
+            tile, chunk, num_chunks = tiling(half, planes == "*fp32:16")
+            tiles = {"TILE": tile, "CHUNK": chunk, "NUM_CHUNKS": num_chunks}
+            bands = {"bands": planes, **both, **size, **tiles}
+            taps = {"sigma": "*fp32:16", "HALF": half, "NUM_TAPS": triton.next_power_of_2(2 * half + 1)}
+            taps = taps if half else taps | {"sigma": None, "blur": None}
+            variants.append(Variant(f"band, {name}, {2 * half + 1} taps", band_pass, bands | taps, NUM_WARPS))
+            rest = {
+                "out": out,
+                "planes": planes,
+                **statistics,
+                "CHANNELS": 1 if light else 3,
+                "PRECISION": PRECISION,
+            }
+            rest = rest if half else rest | {"blur": None}
+            name_here = f"neighbourhood, {name}, {2 * half + 1} taps"
+            variants.append(Variant(name_here, neighbourhood_pass, bands | rest, NUM_WARPS))
+    return tuple(variants)
+
+
+VARIANTS = _variants()
