@@ -18,7 +18,6 @@ from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.decoders import codes, dali, open_decoder
 from fastpsl.pipelines.decoders.dali import DaliDecoder
-from fastpsl.pipelines.decoders.dali_errors import named_sample, reason
 from fastpsl.pipelines.decoders.dali_graph import Graph
 from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline
 from fastpsl.pipelines.decoders.encoded import Encoded
@@ -27,6 +26,7 @@ from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import Rows
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import JPG, RAW, jpeg, needs_dali, photo, photo_samples, write
+from tests.pipelines.test_dali_errors import FRAMED
 
 CPU = torch.device("cpu")
 SIZES = (24, 17)
@@ -116,13 +116,44 @@ def test_a_pipeline_that_has_ended_is_started_again() -> None:
     assert_crops(runs.collect(), expected)
 
 
-def test_messages_are_read() -> None:
-    text = (
-        "Critical error in pipeline:\nError in CPU operator `x`,\n\n  File 'a', line 1\n\nencountered:\n\n"
-        "Failed to decode sample #17 : \nCurrent pipeline object is no longer valid.\n"
-    )
-    assert named_sample(text) == 17 and reason(text) == "Failed to decode sample #17"
-    assert named_sample("nvImageCodec failure: '#3'") is None
+@needs_dali("errors")
+def test_short_memory_is_no_fault_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, tried = Runs(), []
+    expected = runs.crops_of(GOOD[:3])
+    runs.submit(GOOD[:3])
+    runs.submit(GOOD[3:6])
+
+    def share_outputs(*_: object) -> None:
+        tried.append(1)
+        raise RuntimeError(FRAMED.format("Can't allocate 1 bytes on host."))
+
+    monkeypatch.setattr(runs.pipeline._pipe, "share_outputs", share_outputs)
+    with pytest.raises(ValueError, match="out of pinned host memory while decoding"):
+        runs.collect()
+    assert len(tried) == 1  # not sample by sample
+    assert len(runs.collect()[0][0]) == 3  # the one behind it, by a new pipeline
+    assert_crops((runs.crops_of(GOOD[:3]), {}), expected)
+
+
+@needs_dali("construction")
+def test_a_share_that_is_none_is_refused() -> None:
+    for share in (-0.1, 1.5):
+        with pytest.raises(ValueError, match=f"hw_decoder_load {share}: a share of the batch, from 0 to 1"):
+            DaliDecoder("beton", 1, 1, CPU, share)
+
+
+@needs_dali("the loader")
+def test_a_loader_keeps_a_few_batches_memory_and_no_more(tmp_path: Path) -> None:
+    with Beton(write(tmp_path / "a.beton", photo_samples(40))) as data:
+        with Loader(data, VIEWS, batch_size=4, decoder="dali", num_threads=2, prefetch_batches=2) as loader:
+            arenas = loader.decoder._arenas  # type: ignore[union-attr]
+            for epoch in range(3):
+                for batch in loader.epoch(epoch):
+                    if batch.step == 4:
+                        break
+            assert len(list(loader.epoch(3))) == 10
+            assert 1 <= len(arenas._free) <= 2 + 2  # what was prefetched, and what was being handed over
+        assert loader.device_memory() == {}
 
 
 VIEWS = [ViewSpec(RandomResizedCrop(24)), ViewSpec(RandomResizedCrop(40))]
