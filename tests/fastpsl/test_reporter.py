@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -52,6 +53,22 @@ def test_each_step_is_written_once_whatever_the_log_interval(tmp_path: Path) -> 
         "S1 (level G1): 7 steps in 0:01:01, loss 2.000 → 6.000, held-out accuracy 25.0 % (chance 12.5 %)"
     )
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_on_a_gpu_numbers_are_written_after_the_next_step_was_launched(tmp_path: Path) -> None:
+    report = reporter(tmp_path)
+    report.world = replace(report.world, device=torch.device("cuda", 0))
+    report.stage_begins(STAGE, 0, 8, 2)
+    written = []
+    for number in range(1, 9):
+        step(report, number, float(number))
+        if number == 7:
+            report.flush()  # as before a checkpoint
+        written.append((tmp_path / "metrics.jsonl").read_text().count("\n"))
+    report.close()
+    assert written == [0, 0, 0, 3, 3, 3, 7, 8]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows] == [float(n) for n in range(1, 9)]
 
 
 def test_a_step_without_valid_samples_has_no_loss(tmp_path: Path) -> None:
