@@ -1,0 +1,276 @@
+"""One node's GPUs, 1 to all of them: the step alone and with its loader; and what says how far more would go.
+
+    python bench/scaling.py --data 'imagenet/train-*.beton' --recipe jigsaw simclr
+    python bench/scaling.py --device cpu --ranks 1 2       two processes on a CPU: shows that it works, and no more
+
+Each number of ranks is a torchrun of its own: the trainer's Learner under DDP, as many images a rank each time, a fixed number of steps,
+since all ranks must make as many. On one GPU there is nothing to compare; the inputs of docs/scale.md's arithmetic are measured either way:
+the loader's rate and cores, the step, bytes of the gradients that are summed (those of learning blocks alone), bytes/s of storage.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see throughput.py
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # bench/ and recipes/ are folders of programs, not installed
+from bench.order import drop_from_cache, write_noise
+from bench.recipe_stages import Recipe, StageName, recipe_options, stage_job
+from bench.schema import RUNS, SCHEMA, command_line, data_record, environment, finish, spread, write_result
+from fastpsl.command_line import parse
+from fastpsl.distributed import World, choose_device, join_world, leave_world, wait_for_all
+from fastpsl.pipelines.beton import Beton
+from fastpsl.sample import sample_paths
+from fastpsl.stage_bench import StageBench
+
+_READ_BYTES = 8 << 20  # a page of a beton
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    data: str | None = None
+    """A beton, or a quoted glob of shards. Without it: the embedded sample, with the recipes' small values."""
+    recipe: tuple[Recipe, ...] = ("jigsaw",)
+    stages: tuple[StageName, ...] = ("S1", "S2", "S3", "E")
+    ranks: tuple[int, ...] = ()
+    """Numbers of GPUs. Default: 1, 2, 4, ... up to all of them; on a CPU 1."""
+    backbone: Literal["resnet50", "resnet18", "revnet50"] | None = None
+    """Default: the recipe's."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    decoder: str = "auto"
+    step: Literal["auto", "eager", "compiled", "graphed"] = "auto"
+    batch_size: int | None = None
+    """Images of a rank. Default: 256 on CUDA, else 16."""
+    repeats: int = 5
+    steps: int | None = None
+    """Of a timed region. Default: 60 on CUDA, else 3."""
+    storage: Path | None = None
+    """A folder on the storage to be read. Default: not measured."""
+    storage_mb: int = 2000
+    """Written there, dropped from the page cache, read, removed."""
+    timeout_s: float = 400.0
+    """Of each number of ranks."""
+    out: Path = RUNS / "scaling.json"
+    worker: Path | None = None
+    """Used by itself: where rank 0 of a torchrun leaves its rows."""
+
+    def check(self) -> None:
+        for name in ("batch_size", "steps", "repeats", "storage_mb", "timeout_s"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name.replace('_', '-')} {value}: it must be above 0")
+        if any(num < 1 for num in self.ranks) or not self.recipe or not self.stages:
+            raise ValueError("--ranks, --recipe and --stages: give at least one of each, ranks from 1")
+        if self.storage is not None and not self.storage.is_dir():
+            raise ValueError(f"--storage {self.storage}: is no folder; give one on the disk to be measured")
+
+
+def numbers_of_ranks(options: Options) -> list[int]:
+    if options.ranks:
+        return sorted(set(options.ranks))
+    if choose_device(options.device, 0).type == "cpu":
+        return [1]
+    num = torch.cuda.device_count()
+    return sorted({2**power for power in range(num.bit_length()) if 2**power <= num} | {num})
+
+
+def gradient_bytes(bench: StageBench) -> int:
+    """What DDP sums over the ranks in a step: one gradient for each number that learns, head included."""
+    return sum(
+        weights.numel() * weights.element_size() for _, weights in bench.learner.module.learning_parameters()
+    )
+
+
+def rows_of_ranks(options: Options, world: World) -> list[dict[str, Any]]:
+    """In each rank: every stage, step and both in turn; rates are of all ranks together."""
+    batch_size = options.batch_size or (256 if world.device.type == "cuda" else 16)
+    rows: list[dict[str, Any]] = []
+    with Beton(options.data or str(sample_paths().train)) as data:
+        for recipe in options.recipe:
+            for stage in options.stages:
+                settings = recipe_options(
+                    recipe, is_sample=options.data is None, batch_size=batch_size * world.size, backbone=options.backbone,
+                    device=options.device, decoder=options.decoder, step=options.step,
+                )  # fmt: skip
+                job, number = stage_job(recipe, stage, settings, world)
+                bench = StageBench(job, number, settings, data, world, seconds=0.0, min_steps=3)
+                bench.step_alone()  # warm-up
+                bench.min_steps = options.steps or (60 if world.device.type == "cuda" else 3)
+                labels = {"recipe": recipe, "stage": stage, "num_ranks": world.size}
+                rates: dict[str, list[float]] = {"step": [], "both": [], "loader": []}
+                cores: dict[str, list[float]] = {name: [] for name in rates}
+                work = {"step": bench.step_alone, "both": bench.both, "loader": bench.loader_alone}
+                for repeat in range(options.repeats):
+                    for name in list(work)[:: -1 if repeat % 2 else 1]:
+                        wait_for_all(world)
+                        # Ranks begin and end within a step of each other: DDP holds them together.
+                        rates[name].append(work[name]() * world.size)
+                        cores[name].append(bench.cores_used)
+                rows += [
+                    {"measured": name, **labels, "unit": "samples/s", "cores_used": round(statistics.median(cores[name]), 3),
+                     "batch_size": bench.batch_size, **spread(values)}
+                    for name, values in rates.items()
+                ]  # fmt: skip
+                count = gradient_bytes(bench)  # exactly, as a spread has six digits
+                rows.append(
+                    {
+                        "measured": "gradients",
+                        **labels,
+                        "unit": "bytes a step",
+                        "num_bytes": count,
+                        **spread([count]),
+                    }
+                )
+    return rows
+
+
+def start_ranks(options: Options, num_ranks: int, answer: Path) -> list[dict[str, Any]]:
+    """A torchrun of this file. RuntimeError with its last line where it fails or hangs."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}", __file__,
+        *sys.argv[1:], "--worker", str(answer),
+    ]  # fmt: skip
+    threads = max(1, len(os.sched_getaffinity(0)) // num_ranks)
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            command, stdout=said, stderr=said, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, start_new_session=True
+        )  # fmt: skip
+        try:
+            process.wait(options.timeout_s)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"no answer within {options.timeout_s:g} s") from None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, 9)  # its own session: torchrun and its ranks
+                process.wait()
+        said.seek(0)
+        words = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
+    if process.returncode or not answer.exists():
+        told = (
+            [line for line in words if "Error" in line or line.startswith("scaling:")]
+            or words
+            or ["it said nothing"]
+        )
+        raise RuntimeError(told[0].strip())
+    rows: list[dict[str, Any]] = json.loads(answer.read_text())
+    return rows
+
+
+def storage_rate(folder: Path, num_bytes: int, num_threads: int) -> float:
+    """Bytes/s of a new file of noise, dropped from the page cache, read by threads a page of a beton at a time."""
+    path = folder / "fastpsl-scaling-noise.beton"
+    try:
+        write_noise(path, num_bytes)
+        if drop_from_cache([path]) > 0.01:
+            raise ValueError(
+                f"{folder}: the page cache keeps what was written there; choose a folder on a disk"
+            )
+        size, started = path.stat().st_size, time.perf_counter()
+        with open(path, "rb") as file, ThreadPoolExecutor(num_threads) as pool:
+            read = pool.map(
+                lambda at: len(os.pread(file.fileno(), _READ_BYTES, at)), range(0, size, _READ_BYTES)
+            )
+            assert sum(read) == size
+        return size / (time.perf_counter() - started)
+    finally:
+        for each in folder.glob(f"{path.name}*"):
+            each.unlink()
+
+
+def efficiencies(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each number of ranks: its rate over as many times that of the smallest number; medians, as they ran after each other."""
+    ratios = []
+    first: dict[Any, dict[str, Any]] = {}
+    for row in rows:
+        if row["measured"] not in ("step", "both"):
+            continue
+        base = first.setdefault((row["measured"], row["recipe"], row["stage"]), row)
+        if base is row:
+            continue
+        value = row["median"] / row["num_ranks"] / (base["median"] / base["num_ranks"])
+        what = f"{row['measured']} a rank, over that of {base['num_ranks']}"
+        labels = {"recipe": row["recipe"], "stage": row["stage"], "num_ranks": row["num_ranks"]}
+        ratios.append({"what": what, **labels, **spread([value])})
+    return ratios
+
+
+def main() -> None:
+    options: Options = parse(Options, description=__doc__)
+    options.check()
+    if options.worker:
+        world = join_world(options.device, timeout_s=options.timeout_s)
+        rows = rows_of_ranks(options, world)
+        if world.rank == 0:
+            options.worker.write_text(json.dumps(rows))
+        leave_world()
+        return
+    machine = environment(choose_device(options.device, 0))
+    rows, missing = [], []
+    with tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
+        for num in numbers_of_ranks(options):
+            try:
+                rows += start_ranks(options, num, Path(scratch) / f"ranks-{num}.json")
+            except RuntimeError as error:
+                missing.append({"what": f"{num} ranks", "reason": str(error)})
+    num_threads = min(8, len(os.sched_getaffinity(0)))
+    if options.storage:
+        values = [
+            storage_rate(options.storage, options.storage_mb * 1_000_000, num_threads)
+            for _ in range(options.repeats)
+        ]
+        labels = {"recipe": None, "stage": None, "num_ranks": 1}
+        rows.append(
+            {"measured": "storage", **labels, "unit": "bytes/s", "num_threads": num_threads, **spread(values)}
+        )
+    else:
+        missing.append({"what": "storage", "reason": "no --storage was given"})
+    if not rows:
+        raise ValueError("; ".join(f"{line['what']}: {line['reason']}" for line in missing))
+    if max((row["num_ranks"] for row in rows), default=1) == 1:
+        missing.append(
+            {
+                "what": "2 GPUs and more",
+                "reason": "there is one here" if machine["gpu"] else "no GPU was at hand",
+            }
+        )
+    with Beton(options.data or str(sample_paths().train)) as data:
+        about = data_record(data, options.data)
+    result = {
+        "schema": SCHEMA, "bench": "scaling", "command": command_line(), "environment": machine, "data": about,
+        "settings": {
+            "repeats": options.repeats, "steps": options.steps, "batch_size": options.batch_size, "backbone": options.backbone,
+            "decoder": options.decoder, "step": options.step, "storage_mb": options.storage_mb,
+        },
+        "rows": rows, "ratios": efficiencies(rows), "not_measured": missing, "notes": finish(machine),
+    }  # fmt: skip
+    write_result(options.out, result)
+    for row in rows:
+        where = f"{row['recipe']} {row['stage']}, {row['num_ranks']} ranks" if row["recipe"] else ""
+        print(f"{row['measured']:>10} {where:28} {row['median']:>16,.1f} {row['unit']}")
+    for ratio in result["ratios"]:
+        print(
+            f"{ratio['what']} ({ratio['recipe']} {ratio['stage']}, {ratio['num_ranks']} ranks): {ratio['median']:.3f}"
+        )
+    for line in [f"{m['what']}: {m['reason']}" for m in missing] + result["notes"]:
+        print(line)
+    print(options.out)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        print(f"scaling: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
