@@ -28,7 +28,7 @@ from fastpsl.kernels.fused.variant import Variant
 # Lines that a program of the first pass makes, of how many columns; source pixels that both add up at a time.
 _LINES, _COLUMNS, _PART = 32, 128, 16
 # A program of the second pass makes points of as many lines of each of two classes, and as many columns.
-_TILE = 32
+_TILE, _STORED = 32, 8
 _VERTICAL_WARPS, _HORIZONTAL_WARPS = 8, 4
 # What lies between the passes for as many pictures as are taken at a time: no more than a large L2 cache holds.
 _BETWEEN_BYTES = 64 << 20
@@ -67,7 +67,7 @@ def crop(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
         )  # fmt: skip
         horizontal_kernel[(groups, groups, num_here)](
             between, boxes, out, first, size_px, blocks, lines,
-            **_constants(), COLUMNS=_COLUMNS, PART=_PART, TILE=_TILE, num_warps=_HORIZONTAL_WARPS,
+            **_constants(), COLUMNS=_COLUMNS, PART=_PART, TILE=_TILE, STORED=_STORED, num_warps=_HORIZONTAL_WARPS,
         )  # fmt: skip
     return out
 
@@ -139,7 +139,7 @@ def horizontal_kernel(
     between, boxes, out, first_image, size, blocks, lines,
     LUMA_SIGMA: tl.constexpr, COLOUR_SIGMA: tl.constexpr, SHRINK: tl.constexpr, REACH: tl.constexpr,
     DIAGONAL: tl.constexpr, RED: tl.constexpr, GREEN: tl.constexpr, BLUE: tl.constexpr, HALF: tl.constexpr,
-    COLUMNS: tl.constexpr, PART: tl.constexpr, TILE: tl.constexpr,
+    COLUMNS: tl.constexpr, PART: tl.constexpr, TILE: tl.constexpr, STORED: tl.constexpr,
 ):  # fmt: skip
     """A program: of an upright window 2 * TILE rows of TILE columns; of a turned one TILE even and TILE odd lines, TILE points
     of each."""
@@ -149,26 +149,34 @@ def horizontal_kernel(
     plane = lines * (blocks * COLUMNS)
     between += number.to(tl.int64) * (3 * plane)
     out += image * (size * size * 3)
-    line, halves = 2 * TILE * group, tl.arange(0, TILE)
-    if lattice[0]:
-        # From where on the group's lines lie in the window; even, as lines are.
-        column = (size - 1 - _widest(group, size, TILE)) // 2 * 2 + 2 * TILE * tile
-        if column > size - 1 + _widest(group, size, TILE):
-            return
+    turned, line, points = lattice[0], 2 * TILE * group, tl.arange(0, TILE)
+    # The first column in which the group's lines have points of a turned window; even, as lines are.
+    wide = _widest(group, size, TILE)
+    column = tl.where(turned, (size - 1 - wide) // 2 * 2 + 2 * TILE * tile, TILE * tile)
+    if tl.where(turned, column >= size + wide, line >= size):
+        return
+    if turned:
         # Where a line and a column cross there is a point if their sum is as even as size - 1.
         odd = (size - 1) % 2
-        even_lines = _mix(between, line + 2 * halves, column + odd + 2 * halves, group, column, 2 * TILE, size, plane,
+        even_lines = _mix(between, line + 2 * points, column + odd + 2 * points, group, column, 2 * TILE, size, plane,
                           blocks, lattice, RED, GREEN, BLUE, HALF, COLUMNS, PART, TILE)  # fmt: skip
-        odd_lines = _mix(between, line + 1 + 2 * halves, column + 1 - odd + 2 * halves, group, column, 2 * TILE, size,
+        odd_lines = _mix(between, line + 1 + 2 * points, column + 1 - odd + 2 * points, group, column, 2 * TILE, size,
                          plane, blocks, lattice, RED, GREEN, BLUE, HALF, COLUMNS, PART, TILE)  # fmt: skip
-        _store_diamond(out, even_lines, odd_lines, line, column, size, TILE)
+        pixels = tl.reshape(tl.join(even_lines, odd_lines), [2 * TILE * TILE])
     else:
-        if line >= size:
-            return
-        rows, points = line + tl.arange(0, 2 * TILE), TILE * tile + halves
-        pixels = _mix(between, rows, points, group, TILE * tile, TILE, size, plane, blocks, lattice,
-                      RED, GREEN, BLUE, HALF, COLUMNS, PART, TILE)  # fmt: skip
-        _store(out, pixels, rows[:, None], points[None, :], size)
+        pixels = _mix(between, line + tl.arange(0, 2 * TILE), column + points, group, column, TILE, size, plane,
+                      blocks, lattice, RED, GREEN, BLUE, HALF, COLUMNS, PART, TILE)  # fmt: skip
+        pixels = tl.reshape(pixels, [2 * TILE * TILE])
+    # In the order in which they lie beside each other in memory, a few at a time.
+    for first in range(0, TILE, STORED):
+        n = first + tl.arange(0, STORED)[:, None]
+        if turned:
+            which, rows, columns = _diamond(n, line, column, size, TILE)
+        else:
+            which = n * (2 * TILE) + tl.arange(0, 2 * TILE)[None, :]
+            rows, columns = line + which // TILE, column + which % TILE
+        values = tl.gather(pixels, tl.reshape(which, [2 * TILE * STORED]), 0)
+        _store(out, tl.reshape(values, [STORED, 2 * TILE]), rows, columns, size)
 
 
 @triton.jit
@@ -336,18 +344,15 @@ def _byte(value):
 
 
 @triton.jit
-def _store_diamond(out, even_lines, odd_lines, line, column, size, TILE: tl.constexpr):
-    """The points of TILE even and TILE odd lines from `line` on, between `column` and 2 * TILE columns further: a diamond of the
-    window. Two rows of it, TILE apart, have 2 * TILE pixels together: line i shows one in column i - n of 2 * TILE, where n
-    is the shorter row's length. So neighbours are stored side by side."""
-    pixels = tl.reshape(tl.join(even_lines, odd_lines), [2 * TILE * TILE])
+def _diamond(n, line, column, size, TILE: tl.constexpr):
+    """2 * TILE lines from `line` on and as many columns hold a diamond of the window. Any two rows of it that are TILE apart have
+    2 * TILE pixels together: line i shows one of the n-th two in column i - length, cyclically, where length is the shorter
+    row's. Where it stands among the pixels of the even and the odd lines, and its row and column in the window."""
     i = tl.arange(0, 2 * TILE)[None, :]
-    j = (i - 2 * tl.arange(0, TILE)[:, None] - (size - 1) % 2) & (2 * TILE - 1)
-    number = (i // 2 * TILE + j // 2) * 2 + i % 2
-    values = tl.reshape(tl.gather(pixels, tl.reshape(number, [2 * TILE * TILE]), 0), [TILE, 2 * TILE])
-    i += line
-    j += column
-    _store(out, values, (i - j + size - 1) >> 1, (i + j - size + 1) >> 1, size)
+    j = (i - 2 * n - (size - 1) % 2) & (2 * TILE - 1)
+    which = (i // 2 * TILE + j // 2) * 2 + i % 2
+    down, across = line + i, column + j
+    return which, (down - across + size - 1) >> 1, (down + across - size + 1) >> 1
 
 
 @triton.jit
@@ -367,7 +372,12 @@ def _variants() -> list[Variant]:
     few = {name: sizes[name] for name in ("first_image", "size", "blocks", "lines")}
     return [
         Variant("windows, first pass", vertical_kernel, vertical, _VERTICAL_WARPS),
-        Variant("windows, second pass", horizontal_kernel, both | few | {"out": "*u8:16"}, _HORIZONTAL_WARPS),
+        Variant(
+            "windows, second pass",
+            horizontal_kernel,
+            both | few | {"out": "*u8:16", "STORED": _STORED},
+            _HORIZONTAL_WARPS,
+        ),
     ]
 
 
