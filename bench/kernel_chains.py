@@ -37,7 +37,7 @@ from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.kernels.sobel import Sobel
 from fastpsl.pipelines.augment import KORNIA, Augment
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.views import Op, ViewSpec
 from fastpsl.tasks.moco import MoCo
 from fastpsl.tasks.rotation import Rotation
 from fastpsl.tasks.simclr import SimCLR
@@ -76,7 +76,7 @@ def views_of_chains(size_px: int) -> dict[str, tuple[ViewSpec, ...]]:
     """Chains by name: the operations alone, always applied (a flip to half of the samples), then the tasks' views."""
     crop, kernel_px = RandomResizedCrop(size_px), size_px // 10 // 2 * 2 + 1
     cell_px = -(-size_px // 3)
-    alone = {
+    alone: dict[str, tuple[Op, ...]] = {
         "normalise": (),
         "flip": (Flip(0.5),),
         "colour": (ColourDistortion(0.8, 0.8, 0.8, 0.2, p=1),),
@@ -84,7 +84,7 @@ def views_of_chains(size_px: int) -> dict[str, tuple[ViewSpec, ...]]:
         "blur": (GaussianBlur(kernel_px, p=1),),
         "Sobel": (Sobel(1.0),),
     }
-    views = {name: (ViewSpec(crop, ops),) for name, ops in alone.items()}
+    views: dict[str, tuple[ViewSpec, ...]] = {name: (ViewSpec(crop, ops),) for name, ops in alone.items()}
     views["lightness"] = (ViewSpec(crop, (Lightness(),), (0.5,), (0.25,)),)
     simclr = SimCLR(2, size_px=size_px)
     moco = MoCo(seed=0, batch_size=2, size_px=size_px)

@@ -27,7 +27,7 @@ _ORDER = (Flip, ColourDistortion, Grey, GaussianBlur, Sobel)
 _CONTRAST, _SATURATION, _HUE = 1, 2, 3
 assert (colour.CONTRAST, colour.SATURATION, colour.HUE) == (_CONTRAST, _SATURATION, _HUE)
 _RED, _GREEN, _BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
-assert tuple(np.float32(WEIGHTS)) == (_RED, _GREEN, _BLUE)
+assert [np.float32(weight) for weight in WEIGHTS] == [_RED, _GREEN, _BLUE]
 _UNIT = np.float32(1 / 255)
 _ZERO, _ONE, _TWO, _FOUR, _SIX = (np.float32(value) for value in (0, 1, 2, 4, 6))
 _SIXTH, _EIGHTH = np.float32(1 / 6), np.float32(1 / 8)
@@ -53,13 +53,9 @@ def out_shape(ops: Sequence[object], shape: Sequence[int]) -> tuple[int, int, in
 
 
 def run(
-    images: Tensor,
-    ops: Sequence[object],
-    draws: Sequence[Mapping[str, Tensor]],
-    mean: Sequence[float],
-    std: Sequence[float],
-    out: Tensor,
-) -> None:
+    images: Tensor, ops: Sequence[object], draws: Sequence[Mapping[str, Tensor]], mean: Sequence[float],
+    std: Sequence[float], out: Tensor,
+) -> None:  # fmt: skip
     """uint8 [B, 3, H, W], any strides, and the draws of `ops` → `out` [B, 3, H, W], floating, channels-last memory.
 
     ops: such that `fits`. mean, std: a value a channel, for values in [0, 1]. In as many threads as torch uses.
@@ -76,33 +72,30 @@ def run(
             images = op(images, draw)  # type: ignore[operator]
         out.copy_(normalise(images, mean, std, out.dtype))
         return
-    of_kind = {type(op): (op, draw) for op, draw in zip(ops, draws, strict=True)}
     never = np.zeros(num, np.bool_)
-
-    def drawn(kind: type, name: str, without: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(of_kind[kind][1][name].numpy()) if kind in of_kind else without
-
-    blur = of_kind[GaussianBlur][0] if GaussianBlur in of_kind else None
+    # What is not asked for is never due: one signature for every set of operations, so one compilation.
+    drawn = {
+        (Flip, "flip"): never,
+        (ColourDistortion, "apply"): never,
+        (ColourDistortion, "order"): np.zeros((num, 4), np.int64),
+        (ColourDistortion, "factors"): np.zeros((num, 4), np.float32),
+        (Grey, "apply"): never,
+        (GaussianBlur, "apply"): never,
+        (GaussianBlur, "sigma"): np.ones(num, np.float32),
+        (Sobel, "apply"): never,
+    }
+    kernel_px = 1
+    for op, draw in zip(ops, draws, strict=True):
+        drawn |= {(type(op), name): np.ascontiguousarray(value.numpy()) for name, value in draw.items()}
+        kernel_px = op.kernel_px if isinstance(op, GaussianBlur) else kernel_px
+    flip, coloured, orders, factors, grey, blurred, sigma, sobel = drawn.values()
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
     result = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
-    # One signature for every set of ops, so that there is one compilation: what is not asked for is never due.
     arguments = (
-        pixels.reshape(num, pixels.shape[1], -1),
-        drawn(Flip, "flip", never),
-        drawn(ColourDistortion, "apply", never),
-        drawn(ColourDistortion, "order", np.zeros((num, 4), np.int64)),
-        drawn(ColourDistortion, "factors", np.zeros((num, 4), np.float32)),
-        drawn(Grey, "apply", never),
-        *_taps(
-            drawn(GaussianBlur, "sigma", np.ones(num, np.float32)),
-            drawn(GaussianBlur, "apply", never),
-            blur.kernel_px if isinstance(blur, GaussianBlur) else 1,
-        ),
-        drawn(Sobel, "apply", never),
-        np.array([1 / value for value in std], np.float32),
-        np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32),
-        result.permute(0, 2, 3, 1).numpy(),
-    )
+        pixels.reshape(num, pixels.shape[1], -1), flip, coloured, orders, factors, grey,
+        *_taps(sigma, blurred, kernel_px), sobel, np.array([1 / value for value in std], np.float32),
+        np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32), result.permute(0, 2, 3, 1).numpy(),
+    )  # fmt: skip
     num_threads = max(1, min(torch.get_num_threads(), num, pixels.nbytes // _BYTES_PER_THREAD))
     if num_threads == 1:
         _pictures(*arguments, 0, 1)
@@ -142,22 +135,17 @@ def _load(pixels: np.ndarray, row: np.ndarray) -> None:
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
-def _mirror(line: np.ndarray, out: np.ndarray) -> None:
-    """The other way round, into the first W of `out`."""
-    width = len(line)
-    for j in range(width):
-        out[j] = line[width - 1 - j]
+def _mirror(row: np.ndarray, out: np.ndarray) -> None:
+    """[3, W] the other way round, to [3, W or more]."""
+    for channel in range(3):
+        line, mirrored, width = row[channel], out[channel], row.shape[1]
+        for j in range(width):
+            mirrored[j] = line[width - 1 - j]
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
-def _store(
-    row: np.ndarray, flip: bool, spare: np.ndarray, scale: np.ndarray, shift: np.ndarray, out: np.ndarray
-) -> None:
-    """[3, W], mirrored or not, normalised, to [W, 3]. spare: memory of [3, W or more]."""
-    if flip:
-        for channel in range(3):
-            _mirror(row[channel], spare[channel])
-        row = spare
+def _store(row: np.ndarray, scale: np.ndarray, shift: np.ndarray, out: np.ndarray) -> None:
+    """[3, W or more], normalised, to [W, 3]."""
     red, green, blue, line = row[0], row[1], row[2], out.reshape(-1)
     s0, s1, s2, t0, t1, t2 = scale[0], scale[1], scale[2], shift[0], shift[1], shift[2]
     for j in range(np.uint64(len(out))):
@@ -197,8 +185,15 @@ def _saturate(row: np.ndarray, factor: np.float32) -> None:
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
+def _less(sixths: np.float32) -> np.float32:
+    """The share of the chroma that a channel lacks: 1 around a multiple of a turn, 0 from two sixths on."""
+    distance = abs(sixths - _SIX * np.floor(sixths * _SIXTH + np.float32(0.5)))
+    return min(max(_TWO - distance, _ZERO), _ONE)
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
 def _shift_hue(row: np.ndarray, turns: np.float32) -> None:
-    """colour.shift_hue; here the offsets 5, 3, 1 are less by 2, and the distance to the nearest multiple of 6 is taken."""
+    """colour.shift_hue; its offsets 5, 3, 1 are here less by 2, for `_less`."""
     red, green, blue = row[0], row[1], row[2]
     by = _SIX * turns
     for j in range(len(red)):
@@ -209,13 +204,9 @@ def _shift_hue(row: np.ndarray, turns: np.float32) -> None:
         start = _ZERO if value == r else (_TWO if value == g else _FOUR)
         # A grey pixel has a difference and a chroma of 0: any divisor will do.
         sixths = start + by + difference / max(chroma, np.float32(1e-30))
-        for_red, for_green, for_blue = sixths + np.float32(3), sixths + _ONE, sixths - _ONE
-        for_red = abs(for_red - _SIX * np.floor(for_red * _SIXTH + np.float32(0.5)))
-        for_green = abs(for_green - _SIX * np.floor(for_green * _SIXTH + np.float32(0.5)))
-        for_blue = abs(for_blue - _SIX * np.floor(for_blue * _SIXTH + np.float32(0.5)))
-        red[j] = value - chroma * min(max(_TWO - for_red, _ZERO), _ONE)
-        green[j] = value - chroma * min(max(_TWO - for_green, _ZERO), _ONE)
-        blue[j] = value - chroma * min(max(_TWO - for_blue, _ZERO), _ONE)
+        red[j] = value - chroma * _less(sixths + np.float32(3))
+        green[j] = value - chroma * _less(sixths + _ONE)
+        blue[j] = value - chroma * _less(sixths - _ONE)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -225,7 +216,7 @@ def _distort(image: np.ndarray, order: np.ndarray, factors: np.ndarray) -> None:
     for op in order:
         mean = _ZERO
         if op == _CONTRAST:
-            total = 0.0
+            total = np.float64(0)
             for i in range(height):
                 total += _grey_sum(image[i])
             mean = np.float32(total / (height * width))
@@ -244,20 +235,11 @@ def _weighted(weights: np.ndarray, lines: np.ndarray, at: np.ndarray, width: int
     middle, w0 = lines[at[0, 0] : at[0, 0] + width], weights[0]
     for j in range(width):
         out[j] = w0 * middle[j]
-    k, num = 1, len(weights)
-    while k + 2 <= num:
-        a, b = lines[at[k, 0] : at[k, 0] + width], lines[at[k, 1] : at[k, 1] + width]
-        c, d = lines[at[k + 1, 0] : at[k + 1, 0] + width], lines[at[k + 1, 1] : at[k + 1, 1] + width]
-        w0, w1 = weights[k], weights[k + 1]
+    for k in range(1, len(weights)):
+        one, other = lines[at[k, 0] : at[k, 0] + width], lines[at[k, 1] : at[k, 1] + width]
+        weight = weights[k]
         for j in range(width):
-            out[j] += w0 * (a[j] + b[j]) + w1 * (c[j] + d[j])
-        k += 2
-    while k < num:
-        a, b = lines[at[k, 0] : at[k, 0] + width], lines[at[k, 1] : at[k, 1] + width]
-        w0 = weights[k]
-        for j in range(width):
-            out[j] += w0 * (a[j] + b[j])
-        k += 1
+            out[j] += weight * (one[j] + other[j])
 
 
 @numba.njit(cache=True, nogil=True)
@@ -306,21 +288,10 @@ def _sobel(
 
 @numba.njit(cache=True, nogil=True)
 def _pictures(
-    pixels: np.ndarray,
-    flip: np.ndarray,
-    coloured: np.ndarray,
-    orders: np.ndarray,
-    factors: np.ndarray,
-    grey: np.ndarray,
-    taps: np.ndarray,
-    num_taps: np.ndarray,
-    sobel: np.ndarray,
-    scale: np.ndarray,
-    shift: np.ndarray,
-    out: np.ndarray,
-    first: int,
-    step: int,
-) -> None:
+    pixels: np.ndarray, flip: np.ndarray, coloured: np.ndarray, orders: np.ndarray, factors: np.ndarray,
+    grey: np.ndarray, taps: np.ndarray, num_taps: np.ndarray, sobel: np.ndarray, scale: np.ndarray,
+    shift: np.ndarray, out: np.ndarray, first: int, step: int,
+) -> None:  # fmt: skip
     """Pictures first, first + step, ... of pixels uint8 [B, H, 3 W] → out float32 [B, H, W, 3]."""
     num, height, width, _ = out.shape
     image, other = np.empty((height, 3, width), np.float32), np.empty((height, 3, width), np.float32)
@@ -342,4 +313,8 @@ def _pictures(
                     _sobel(above[channel], image[i, channel], below[channel], spare, other[i, channel])
             image, other = other, image
         for i in range(height):
-            _store(image[i], flip[b], spare, scale, shift, out[b, i])
+            row = image[i]
+            if flip[b]:
+                _mirror(row, spare)
+                row = spare
+            _store(row, scale, shift, out[b, i])

@@ -145,6 +145,7 @@ def uncompiled(monkeypatch):
     """The module once more as plain Python, so that its constants can be moved."""
     monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
     spec = importlib.util.spec_from_file_location("uncompiled", numba_photometric.__file__)
+    assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
