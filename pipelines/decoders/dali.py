@@ -62,6 +62,7 @@ class DaliDecoder:
         if why:
             others = "torchvision" if kind == "folder" else "ffcv or torchvision"
             raise ValueError(f"decoder 'dali': {why}; or use {others}")
+        assert device.type == "cpu" or device.index is not None, device  # DALI takes no number for no GPU
         self.remark = why_slower(device)
         self._turns = kind == "folder"
         self._batch_size, self._num_threads, self._device = batch_size, num_threads, device

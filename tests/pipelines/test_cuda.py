@@ -1,18 +1,24 @@
 """What only a GPU can show: the batches on it are those of the CPU."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.decoders import dali
+from fastpsl.pipelines.data import open_data
+from fastpsl.pipelines.decoders import dali, hardware_jpeg
 from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.packing import ALIGNMENT
 from fastpsl.pipelines.views import ViewSpec
-from tests.pipelines.photos import DECODERS, RAW, photo, photo_samples, write
+from tests.pipelines.folders import tree
+from tests.pipelines.photos import DECODERS, JPG, RAW, jpeg, photo, photo_samples, write
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -49,3 +55,173 @@ def test_batches_are_those_of_the_cpu(tmp_path: Path, decoder: str, train: bool)
             for draws, others in zip(ours.draws, expected.draws, strict=True):
                 for draw, same in zip(draws, others, strict=True):
                     assert all(torch.equal(draw[key].cpu(), same[key]) for key in draw)
+
+
+def needs_dali_here() -> None:
+    if why := dali.why_missing(torch.device("cuda")):
+        pytest.skip(why)
+
+
+def delay(milliseconds: float = 20.0) -> None:
+    """Work on the current stream that takes long, and touches nothing."""
+    torch.cuda._sleep(int(milliseconds * 1_500_000))  # cycles, of up to 2 GHz
+
+
+@pytest.mark.parametrize("decoder", [*DECODERS, "resident"])
+def test_what_is_small_lies_in_one_piece_of_memory_and_is_what_the_cpu_has(
+    tmp_path: Path, decoder: str
+) -> None:
+    if decoder == "dali":
+        needs_dali_here()
+    samples = [(photo(i, 60, 70).tobytes(), 60, 70, RAW) for i in range(NUM)]
+    found = {}
+    with Beton(write(tmp_path / "x.beton", samples)) as data:
+        for device in ("cuda", "cpu"):
+            with Loader(data, VIEWS, batch_size=12, decoder=decoder, device=device) as loader:
+                found[device] = list(loader.epoch(2))
+    for ours, expected in zip(found["cuda"], found["cpu"], strict=True):
+        small = [
+            ours.indices,
+            ours.labels,
+            *(value for view in ours.draws for op in view for value in op.values()),
+        ]
+        assert len({tensor.untyped_storage().data_ptr() for tensor in small}) == 1
+        assert all(tensor.data_ptr() % ALIGNMENT == 0 for tensor in small)
+        for tensor, other in zip(small, [expected.indices, expected.labels], strict=False):
+            assert torch.equal(tensor.cpu(), other)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_pictures_stay_while_a_busy_consumer_has_not_read_them(tmp_path: Path, decoder: str) -> None:
+    """The consumer's stream is late, and its batches are dropped at once: their memory must not be given to those that come."""
+    if decoder == "dali":
+        needs_dali_here()
+    with Beton(write(tmp_path / "x.beton", photo_samples(NUM))) as data:
+        options: dict[str, Any] = {"batch_size": 4, "train": False, "decoder": decoder, "device": "cuda"}
+        with Loader(data, VIEWS, **options) as loader:
+            expected = []
+            for batch in loader.epoch(0):
+                torch.cuda.synchronize()
+                expected.append([images.cpu() for images in batch.images])
+            consumer = torch.cuda.Stream()
+            for _ in range(3):
+                found = []
+                with torch.cuda.stream(consumer):
+                    for batch in loader.epoch(0):
+                        delay()
+                        found.append([images + 0 for images in batch.images])
+                        del batch
+                    torch.cuda.synchronize()
+                for mine, theirs in zip(found, expected, strict=True):
+                    assert all(torch.equal(a.cpu(), b) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_memory_is_flat_over_epochs(tmp_path: Path) -> None:
+    needs_dali_here()
+    samples = [(jpeg(photo(i, 300 + 10 * (i % 9), 400)), 300 + 10 * (i % 9), 400, JPG) for i in range(96)]
+    views = [ViewSpec(RandomResizedCrop(224), (Flip(),)), ViewSpec(RandomResizedCrop(160))]
+    with Beton(write(tmp_path / "x.beton", samples)) as data:
+        with Loader(data, views, batch_size=32, decoder="dali", device="cuda", num_threads=4) as loader:
+            used = []
+            for epoch in range(12):
+                for _ in loader.epoch(epoch):
+                    pass
+                torch.cuda.synchronize()
+                used.append(loader.device_memory())
+        for memory in used:
+            assert memory.keys() == {"used", "torch", "other"} and min(memory.values()) > 0
+            assert memory["used"] == memory["torch"] + memory["other"]
+        # Pools grow with the largest batch that has been seen, in steps of tens of MiB; a leak of each epoch's pictures (40 MB) shows.
+        assert used[-1]["used"] - used[3]["used"] < 128 << 20, used
+
+
+def test_ten_batches_make_no_step_wait(tmp_path: Path) -> None:
+    """Neither taking a batch nor making one in the loader's threads synchronises with the device where torch sees it."""
+    needs_dali_here()
+    with (
+        Beton(write(tmp_path / "x.beton", photo_samples(NUM))) as data,
+        Loader(data, VIEWS, batch_size=4, decoder="dali", device="cuda") as loader,
+    ):
+        list(loader.epoch(0))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            total = torch.zeros((), device="cuda")
+            for batch in loader.epoch(1):
+                total += batch.images[0].float().mean() + batch.draws[0][0]["flip"].float().mean()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert float(total) > 0
+
+
+def test_mixed_batches_are_those_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grey, progressive, CMYK and turned JPEGs, a PNG, odd markers, an enlarged one: by the GPU or in its place by the CPU, counted."""
+    needs_dali_here()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files = kinds_of_files()
+    root = tree(tmp_path / "folder", {f"class/{i:02}.{name}": data for i, (name, data) in enumerate(files)})
+    found = {}
+    with open_data(root) as data:
+        for device, decoder in (("cuda", "dali"), ("cpu", "torchvision")):
+            options: dict[str, Any] = {"batch_size": len(files), "train": False, "decoder": decoder}
+            with Loader(data, VIEWS, device=device, on_bad_sample="skip", **options) as loader:
+                (found[device],) = loader.epoch(0)
+                if device == "cuda":
+                    assert 1 <= loader.decoder.num_fallbacks < len(files)  # type: ignore[union-attr]
+    assert torch.equal(found["cuda"].indices.cpu(), found["cpu"].indices)
+    for images, others in zip(found["cuda"].images, found["cpu"].images, strict=True):
+        difference = (images.cpu().int() - others.int()).abs().float().mean((1, 2, 3))
+        assert (difference < 6).all(), difference  # another picture, or another way up, is 20 and more
+
+
+def kinds_of_files() -> list[tuple[str, bytes]]:
+    import io
+
+    from PIL import Image
+
+    def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
+        file = io.BytesIO()
+        picture.save(file, kind, **options)
+        return file.getvalue()
+
+    pictures = [Image.fromarray(photo(seed, 90, 120)) for seed in range(9)]
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    good = saved(pictures[6], "JPEG", quality=90)
+    at = good.index(b"\xff\xda")
+    return [
+        ("jpg", saved(pictures[0], "JPEG", quality=90)),
+        ("jpg", saved(pictures[1].convert("L"), "JPEG", quality=90)),
+        ("jpg", saved(pictures[2], "JPEG", quality=90, progressive=True)),
+        ("jpg", saved(pictures[3], "JPEG", quality=90, exif=turned)),
+        ("jpg", saved(pictures[4].convert("CMYK"), "JPEG", quality=90)),
+        ("png", saved(pictures[5], "PNG")),
+        ("jpg", good[:at] + b"\x12\x34" + good[at:]),
+        ("jpg", saved(pictures[7].resize((18, 14)), "JPEG", quality=95)),
+        ("jpg", saved(pictures[8], "JPEG", quality=90)),
+    ]
+
+
+def test_isotropic_crops_are_those_of_the_cpu(tmp_path: Path) -> None:
+    needs_dali_here()
+    samples = [(jpeg(photo(i, 160, 170)), 160, 170, JPG) for i in range(12)]
+    view, found = ViewSpec(RotationCrop(48, base="drawn")), {}
+    with Beton(write(tmp_path / "x.beton", samples)) as data:
+        for device in ("cuda", "cpu"):
+            with Loader(data, [view], batch_size=12, train=False, decoder="dali", device=device) as loader:
+                (batch,) = loader.epoch(0)
+                found[device] = batch.images[0].cpu().int()
+    assert (found["cuda"] - found["cpu"]).abs().float().mean() < 2.0
+
+
+def test_the_hardware_decoder_is_asked_for_and_its_share_changes_nothing_but_the_way(tmp_path: Path) -> None:
+    needs_dali_here()
+    why = hardware_jpeg.why_slower(torch.device("cuda", torch.cuda.current_device()))
+    pictures = []
+    with Beton(write(tmp_path / "x.beton", photo_samples(NUM))) as data:
+        for share in (0.0, 1.0):
+            options: dict[str, Any] = {"batch_size": NUM, "train": False, "decoder": "dali", "device": "cuda"}
+            with Loader(data, VIEWS, hw_decoder_load=share, **options) as loader:
+                assert bool(why) == ("no hardware JPEG decoder" in loader.decoder_reason)
+                (batch,) = loader.epoch(0)
+                pictures.append(batch.images[0].cpu().numpy().astype(np.int32))
+    assert np.abs(pictures[0] - pictures[1]).mean() < 2.0
