@@ -19,7 +19,6 @@ from torch.nn import functional
 from torchvision.transforms import v2
 
 from bench.kernel_peers import PEERS, Peer, kornia_crop
-from fastpsl.kernels import numba_photometric
 from fastpsl.kernels.area import crop_area
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
@@ -103,8 +102,6 @@ def views_of_chains(size_px: int) -> dict[str, tuple[ViewSpec, ...]]:
 
 def fused_augment(setting: Setting) -> tuple[Augment | None, str]:
     """The fused path, whatever the views; or why there is none."""
-    if setting.device.type == "cpu":
-        return Augment("fused", "numba", (numba_photometric,)), ""
     modules, reason = fused_modules(setting.device)
     return (Augment("fused", reason, modules), "") if modules else (None, reason)
 
