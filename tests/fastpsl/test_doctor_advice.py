@@ -1,0 +1,205 @@
+"""Bottleneck, changes and gains from constructed measurements; every figure is worked out by hand."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fastpsl.doctor.advice import bottleneck, changes, is_good
+from fastpsl.doctor.checks import Check
+from fastpsl.doctor.measurements import Alternative, Measurements, ReadRate, StageRates
+from fastpsl.doctor.report import Report
+
+GB = 10**9
+IN_MEMORY = ReadRate(90_000, 50_000, 10 * GB, 100 * GB, 1.0)
+
+
+def stage(name: str = "S1", epochs: int = 60, **values: Any) -> StageRates:
+    """A step of 1,000 images/s that waits for nothing."""
+    usual: dict[str, Any] = {
+        "batch_size": 100, "decode": 4000.0, "loader": 4000.0, "step": "eager", "step_rates": {"eager": 1000.0},
+        "augment": "kornia", "augment_ms": {"kornia": 10.0}, "both": 1000.0, "spread": 0.01, "cores_used": 3.0,
+    }  # fmt: skip
+    return StageRates(name, epochs, **(usual | values))
+
+
+def measured(*stages: StageRates, **values: Any) -> Measurements:
+    usual: dict[str, Any] = {
+        "is_cuda": True, "num_cores": 16, "num_threads": 16, "torch_threads": 16, "decoder": "ffcv",
+        "read": IN_MEMORY, "decode": 4000.0, "copy": 50_000.0,
+    }  # fmt: skip
+    return Measurements(**(usual | values), stages=stages)
+
+
+def waiting(**values: Any) -> StageRates:
+    """Half the step's speed, as the decoder is half as fast as the step."""
+    return stage(**({"decode": 500.0, "loader": 500.0, "both": 500.0} | values))
+
+
+def options(of: Measurements) -> list[tuple[str, float | None]]:
+    return [(change.option, change.gain and round(change.gain, 4)) for change in changes(of)]
+
+
+def test_nothing_waits() -> None:
+    fast = measured(stage(), stage("S2", step_rates={"eager": 500.0}, both=480.0))
+    assert is_good(fast) and not changes(fast)
+    found = bottleneck(fast)
+    assert (
+        found is not None and (found.part, found.stage) == ("step", "S2") and "no stage waits" in found.text
+    )
+    assert not is_good(measured(stage(both=949.9))) and is_good(measured(stage(both=950.0)))
+
+
+def test_a_faster_decoder() -> None:
+    slow = measured(waiting(), alternatives=(Alternative("--decoder dali", 750.0, 500.0),))
+    found = bottleneck(slow)
+    assert found is not None and (found.part, found.stage) == ("decode", "S1")
+    assert found.text == "S1 waits 50% of the time for decoding (500 images/s by ffcv)"
+    assert options(slow) == [("--decoder dali", 0.5)]
+    assert changes(slow)[0].text == "decodes 1.5x as fast here"
+    # No more than the step can do: 2.0 times 500, however fast the decoder.
+    fastest = replace(slow, alternatives=(Alternative("--decoder dali", 9000.0, 500.0),))
+    assert options(fastest) == [("--decoder dali", 1.0)]
+    # What all together lost beside stays lost: 400 of the 500 that the decoder could, 800 of 1,000 then.
+    rough = replace(fastest, stages=(waiting(both=400.0),))
+    assert options(rough) == [("--decoder dali", 1.0)]
+    # One that is slower, or hardly faster, is no advice.
+    for rate in (200.0, 505.0):
+        assert not options(replace(slow, alternatives=(Alternative("--decoder dali", rate, 500.0),)))
+
+
+def test_a_gain_counts_by_the_time_that_stages_take() -> None:
+    """Seconds an image and epoch: S1 60/500 -> 60/1000, S2 30/1000 as before; (.12 + .03) / (.06 + .03) = 1.667."""
+    two = measured(
+        waiting(), stage("S2", epochs=30), alternatives=(Alternative("--num-threads 16", 1500.0, 500.0),)
+    )
+    assert options(two) == [("--num-threads 16", 0.6667)]
+
+
+def test_on_the_cpu_loader_and_step_share_the_cores() -> None:
+    """An image takes 1/100 + 1/400 s of all cores: 80/s. With a decoder of 1,600/s 1/100 + 1/1600: 94.1/s, 17.6 % more."""
+    step = {"eager": 100.0}
+    cpu = measured(
+        stage(decode=400.0, loader=400.0, step_rates=step, both=80.0), is_cuda=False, copy=None,
+        num_cores=2, num_threads=2, torch_threads=2, alternatives=(Alternative("--decoder ffcv", 1600.0, 400.0),),
+    )  # fmt: skip
+    found = bottleneck(cpu)
+    assert found is not None and found.part == "decode" and "2 cores on which the step runs" in found.text
+    assert options(cpu) == [("--decoder ffcv", 0.1765)]
+    # A step with one thread leaves the other core to the decoder: (1/100 + 1/400) / 2 s are less than the step's 1/100.
+    beside = replace(cpu, torch_threads=1, num_threads=1)
+    assert not options(beside)
+    found = bottleneck(beside)
+    assert found is not None and found.part == "overlap"
+
+
+def test_smaller_pictures() -> None:
+    trial = Alternative(
+        "fastpsl beton write --short-side 256", 1200.0, 800.0, "41% of the pixels; tried with 512"
+    )
+    small = measured(waiting(), alternatives=(trial,))
+    assert options(small) == [("fastpsl beton write --short-side 256", 0.5)]
+    assert changes(small)[0].text == "decodes 1.5x as fast here (41% of the pixels; tried with 512)"
+
+
+def test_storage_and_a_page_cache_that_is_too_small() -> None:
+    """From memory 4,000/s, from storage 250/s."""
+    read = ReadRate(260, 50_000, 800 * GB, 100 * GB, 0.1)
+    stored = measured(stage(loader=250.0, both=250.0), read=read)
+    found = bottleneck(stored)
+    assert found is not None and found.part == "read" and "250 images/s" in found.text
+    assert options(stored) == [("--order quasi_random", None), ("fastpsl beton write --short-side PX", None)]
+    assert changes(stored)[0].text.startswith("100 GB of the data's 800 GB fit into memory")
+    tried = replace(
+        stored, alternatives=(Alternative("--order quasi_random", 500.0, 250.0, read.fitting, "read"),)
+    )
+    assert options(tried)[0] == ("--order quasi_random", 1.0)
+    # Twice as fast a decoder saves 1/8000 of the 1/250 s that an image takes: 3.2 %.
+    decoder = replace(stored, alternatives=(Alternative("--decoder dali", 8000.0, 4000.0),))
+    assert ("--decoder dali", 0.0323) in options(decoder)
+
+
+def test_storage_and_a_page_cache_that_is_large_enough() -> None:
+    read = ReadRate(260, 50_000, 80 * GB, 100 * GB, 0.1)
+    stored = measured(stage(loader=250.0, both=250.0), read=read)
+    assert options(stored) == [("read the data once before", 3.0)]
+
+
+def test_copies() -> None:
+    slow = measured(waiting(), copy=520.0)
+    found = bottleneck(slow)
+    assert found is not None and found.part == "copy" and "520" in found.text
+
+
+def test_what_neither_part_explains() -> None:
+    found = bottleneck(measured(stage(both=600.0)))
+    assert found is not None and found.part == "overlap" and "waits 40% of the time" in found.text
+    assert options(measured(stage(both=600.0))) == [("--num-threads 8", None)]
+    assert not options(measured(stage(both=600.0), num_threads=1))
+
+
+def test_a_decoder_that_is_missing_was_not_tried() -> None:
+    missing = {"dali": "DALI is not installed; pip install x installs it"}
+    assert options(measured(waiting(), missing=missing)) == [("--decoder dali", None)]
+    assert not options(measured(stage(), missing=missing))
+
+
+def test_the_step_compiled() -> None:
+    """S1 1,000 -> 1,250 and S2 500 -> 250, each 60 epochs: 60/1000 + 60/500 = .18 before, .288 after, so no advice; S1 alone 25 %."""
+    rates = {"eager": 1000.0, "compiled": 1250.0}
+    both = measured(
+        stage(step_rates=rates), stage("S2", step_rates={"eager": 500.0, "compiled": 250.0}, both=500.0)
+    )
+    assert not options(both)
+    one = measured(stage(step_rates=rates))
+    assert options(one) == [("--step compiled", 0.25)]
+    assert changes(one)[0].text == "the step alone: S1 1.25x"
+    # Where the decoder gives 1,100 the step cannot use more.
+    assert options(measured(stage(step_rates=rates, decode=1100.0, loader=1100.0))) == [
+        ("--step compiled", 0.1)
+    ]
+
+
+def test_the_other_augmentation() -> None:
+    """A step takes 100 ms, 40 of it Kornia's; with 4 ms instead 64: 1,562/s, 56.25 % more."""
+    slow = measured(stage(augment_ms={"kornia": 40.0, "fused": 4.0}))
+    found = bottleneck(slow)
+    assert found is not None and found.part == "augment" and "40% of its step" in found.text
+    assert options(slow) == [("--augment fused", 0.5625)]
+    assert changes(slow)[0].text == "a batch's augmentation: S1 40.0 to 4.0 ms"
+
+
+def test_the_largest_gain_comes_first() -> None:
+    several = measured(
+        waiting(step_rates={"eager": 1000.0, "compiled": 2000.0}),
+        alternatives=(
+            Alternative("--num-threads 16", 600.0, 500.0),
+            Alternative("--decoder dali", 900.0, 500.0),
+        ),
+        missing={"torchvision": "it is not there"},
+    )
+    assert options(several) == [
+        ("--decoder dali", 0.8),
+        ("--num-threads 16", 0.2),
+        ("--decoder torchvision", None),
+    ]
+
+
+def test_without_stages_there_is_no_bottleneck() -> None:
+    assert bottleneck(measured()) is None and not changes(measured()) and is_good(measured())
+
+
+@pytest.mark.parametrize(
+    ("measurements", "state", "code"),
+    [
+        (measured(stage()), "ok", 0),
+        (measured(stage()), "warning", 0),
+        (measured(stage(), waiting(name="S2")), "ok", 1),
+        (measured(stage()), "broken", 2),
+        (measured(waiting()), "broken", 2),
+        (None, "broken", 2),
+        (measured(), "warning", 0),
+    ],
+)
+def test_exit_codes(measurements: Measurements | None, state: Any, code: int) -> None:
+    assert Report({}, (Check("disk", state, "x"),), measurements).exit_code == code
