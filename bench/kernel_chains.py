@@ -10,7 +10,7 @@ crops start from decoded pictures and end in uint8. Memory for results is asked 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -138,7 +138,8 @@ def _batch(views: tuple[ViewSpec, ...], number: int, setting: Setting) -> Batch:
         )
         for view in views
     ]
-    images = [_pictures(view.crop.size_px, view.crop.size_px, number, setting) for view in views]
+    sides = [view.crop.size_px for view in views]
+    images = [_pictures(s, s, number + setting.num_inputs * v, setting) for v, s in enumerate(sides)]
     indices = _on(keys.indices, setting.device)
     return Batch(images, draws, indices, torch.zeros_like(indices), 0, number)
 
@@ -218,8 +219,9 @@ def _transformed(transform: Callable[[Tensor], Tensor], pictures: list[Tensor], 
     return transform(pictures[number % len(pictures)].contiguous())
 
 
+@cache
 def _pictures(height: int, width: int, number: int, setting: Setting) -> Tensor:
-    """uint8 [B, 3, H, W], channels-last: smooth, as photos are, with a little noise."""
+    """uint8 [B, 3, H, W], channels-last: smooth, as photos are, with a little noise. All chains share them."""
     generator = torch.Generator(setting.device).manual_seed(number)
 
     def noise(height: int, width: int) -> Tensor:
