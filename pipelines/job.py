@@ -168,8 +168,8 @@ class Job:
             raise BadSampleError(
                 f"{bad[0]} (all {len(bad)} samples of epoch {self.epoch}, step {self.step} are bad)"
             )
-        for i in np.flatnonzero(self.codes != GOOD):
-            i, source = int(i), int(good[np.searchsorted(good, i) % len(good)])
+        for i in np.flatnonzero(self.codes != GOOD).tolist():
+            source = int(good[np.searchsorted(good, i) % len(good)])
             for images in pictures:
                 images[i] = images[source]
             labels[i] = labels[source]

@@ -12,8 +12,8 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.data import open_data
 from fastpsl.pipelines.decoders import dali, hardware_jpeg
+from fastpsl.pipelines.folder import Folder
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.packing import ALIGNMENT
 from fastpsl.pipelines.views import ViewSpec
@@ -160,7 +160,7 @@ def test_mixed_batches_are_those_of_the_cpu(tmp_path: Path, monkeypatch: pytest.
     files = kinds_of_files()
     root = tree(tmp_path / "folder", {f"class/{i:02}.{name}": data for i, (name, data) in enumerate(files)})
     found = {}
-    with open_data(root) as data:
+    with Folder(root) as data:
         for device, decoder in (("cuda", "dali"), ("cpu", "torchvision")):
             options: dict[str, Any] = {"batch_size": len(files), "train": False, "decoder": decoder}
             with Loader(data, VIEWS, device=device, on_bad_sample="skip", **options) as loader:
