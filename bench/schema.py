@@ -63,6 +63,14 @@ LABELS: dict[str, dict[str, tuple[type, ...]]] = {
     "loader": {},
     "order": {},
     "throughput": {"decoder": _NAME, "num_views": _COUNT, "stage": _NAME},
+    "step": {
+        "recipe": _TEXT,
+        "stage": _TEXT,
+        "backbone": _TEXT,
+        "mode": _TEXT,
+        "samples_per_s": _NUMBER,
+        "peak_mib": (int, _NONE),
+    },
     "scaling": {"num_ranks": _COUNT, "recipe": _NAME, "stage": _NAME},
     "time_to_accuracy": {
         "recipe": _TEXT,

@@ -72,6 +72,7 @@ class StageBench:
         self.ahead = options.prefetch_batches + 1
         self._epochs = itertools.count()
         self._synthetic: Batch | None = None
+        self._warmed_up = False
 
     def loader(self, decoder: str | None = None, data: Data | None = None) -> Loader:
         """As training has it; `decoder` in place of the options' one."""
@@ -133,10 +134,18 @@ class StageBench:
         return endless(loader, self._epochs)
 
     def _step(self, batches: Iterator[Batch]) -> int:
+        if not self._warmed_up:
+            self._warmed_up = True
+            self._warm_up()
         accumulate = self.options.accumulate
         self.learner.step(batches, accumulate, self.lr)
         call_if_there(self.job.task, "after_step")
         return self.batch_size * accumulate
+
+    def _warm_up(self) -> None:
+        """The passes that a task asks for before a stage's first step, such as those that fill MoCo's queue."""
+        for _ in range(call_if_there(self.job.task, "warm_up_batches", self.stage) or 0):
+            self.learner.warm_up(self.job.task, self.synthetic_batch())
 
     def _rate(self, work: Callable[[], int], min_calls: int = 1) -> float:
         cpu_s, started = time.process_time(), time.perf_counter()

@@ -1,0 +1,344 @@
+"""How long a training step takes, by recipe, stage and mode, on a batch that lies on the device; its GPU memory; PSL over end to end.
+
+    python bench/step.py                    the recipes at their paper's values on a GPU; on a CPU two recipes, small, eager and compiled
+    python bench/step.py --recipes rotation --backbone resnet50 --modes eager compiled
+
+The step is the trainer's: augmentation, forward, backward, optimiser, momentum copies. Modes: --step's, and with `+fold` --fold-frozen, where
+a stage has frozen blocks. PSL's cost per epoch over end to end's, at one mode: the stages' seconds a sample, weighted by their epochs.
+Beside it the same by multiply-adds, counted by torch: the floor. What the clock leaves no time for is named. See bench/README.md.
+"""
+
+import gc
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see throughput.py
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # bench/ and recipes/ are folders of programs, not installed
+from bench.recipe_stages import Recipe, StageName, recipe_options, stage_job
+from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
+from fastpsl.command_line import parse
+from fastpsl.distributed import World, join_world
+from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.stage_bench import StageBench
+from fastpsl.timing import synchronise
+
+Mode = Literal["eager", "compiled", "graphed", "eager+fold", "compiled+fold"]
+COST = "PSL's cost per epoch / end to end's"
+FLOOR = "PSL's multiply-adds per epoch / end to end's"
+GAIN = "eager's ms / the mode's"
+MEMORY = "RevNet-50's peak memory / ResNet-50's"
+_LEFT_S = 30.0  # of a stage's first steps and repeats, when none was timed yet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    recipes: tuple[Recipe, ...] | None = None
+    """Default: rotation, jigsaw, simclr and moco on CUDA, else rotation and jigsaw."""
+    stages: tuple[StageName, ...] = ("E", "S1", "S2", "S3")
+    modes: tuple[Mode, ...] | None = None
+    """Default: all on CUDA, else eager, and compiled for one stage."""
+    backbone: Literal["resnet18", "resnet50", "revnet50"] | None = None
+    """Default: resnet50 on CUDA, else resnet18."""
+    revnet: bool = True
+    """RevNet-50, eager, beside ResNet-50's memory, for the first recipe on CUDA."""
+    batch_size: int | None = None
+    """Default: 256 on CUDA, else 8."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    repeats: int | None = None
+    """Default: 7 on CUDA, else 3."""
+    limit_s: float | None = None
+    """No further stage begins after so many seconds, and no further mode is compiled. Default: 400 on CUDA, else 80."""
+    out: Path = RUNS / "step.json"
+    """The result."""
+
+    def check(self) -> None:
+        """ValueError where a value cannot be."""
+        for name in ("batch_size", "repeats", "limit_s"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name.replace('_', '-')} {value}: it must be above 0")
+        for name in ("recipes", "stages", "modes"):
+            if getattr(self, name) == ():
+                raise ValueError(f"--{name}: give one at least")
+
+
+@dataclass(frozen=True)
+class Key:
+    """What is measured."""
+
+    recipe: str
+    stage: str
+    backbone: str
+    mode: str
+
+
+@dataclass
+class Timed:
+    """One of them: samples a step, milliseconds of a step in each repeat, and of eager steps in turn with them; seconds of the
+    first, peak memory, multiply-adds.
+    """
+
+    bench: StageBench | None
+    samples: int
+    epochs: int
+    first_step_s: float = 0.0
+    ms: list[float] = field(default_factory=list)
+    eager_ms: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+    multiply_adds: int = 0
+
+
+class Bench:
+    """The measurements of one call."""
+
+    def __init__(self, options: Options, world: World):
+        self.options, self.world = options, world
+        self.is_cuda = world.device.type == "cuda"
+        self.recipes = options.recipes or (
+            ("rotation", "jigsaw", "simclr", "moco") if self.is_cuda else ("rotation", "jigsaw")
+        )
+        self.backbone = options.backbone or ("resnet50" if self.is_cuda else "resnet18")
+        self.batch_size = options.batch_size or (256 if self.is_cuda else 8)
+        self.repeats = options.repeats or (7 if self.is_cuda else 3)
+        self.steps = 5 if self.is_cuda else 1  # of a repeat
+        self.limit_s = options.limit_s or (400.0 if self.is_cuda else 80.0)
+        self.started = time.perf_counter()
+        self.timed: dict[Key, Timed] = {}
+        self.missing: list[dict[str, str]] = []
+        self.precision = ""
+
+    def groups(self) -> Iterator[list[Key]]:
+        """What is timed in turn: modes of one stage of one recipe. The clock ends them, so what says most comes first."""
+        stages, first = self.options.stages, self.recipes[0]
+        if self.options.modes is not None:
+            passes = [self.options.modes]
+        elif self.is_cuda:
+            passes = [("eager", "compiled", "eager+fold"), ("eager", "graphed", "compiled+fold")]
+        else:
+            passes = [("eager",)]
+        for number, modes in enumerate(passes):
+            for recipe in self.recipes:
+                yield from ([Key(recipe, stage, self.backbone, mode) for mode in modes] for stage in stages)
+                wanted = self.is_cuda and self.options.revnet and self.backbone == "resnet50"
+                if wanted and number == 0 and recipe == first:
+                    yield from ([Key(first, stage, "revnet50", "eager")] for stage in stages)
+        if self.options.modes is None and not self.is_cuda:
+            stage = stages[min(2, len(stages) - 1)]
+            yield [Key(first, stage, self.backbone, mode) for mode in ("eager", "compiled")]
+
+    def seconds_left(self) -> float:
+        return self.limit_s - (time.perf_counter() - self.started)
+
+    def measure(self, keys: Sequence[Key], say: Any) -> None:
+        """All modes of a stage, interleaved; those that cannot be are named."""
+        stage = f"{keys[0].recipe} {keys[0].stage} {keys[0].backbone}"
+        if self.timed and self.seconds_left() < _LEFT_S / (1 if self.is_cuda else 10):
+            self._leave_out(stage, f"no time left of --limit-s {self.limit_s:g}")
+            return
+        at_hand: dict[Key, Timed] = {}
+        longest_s = 0.0
+        for key in keys:
+            say(f"{stage}: {key.mode}, first step")
+            if at_hand and self.seconds_left() < longest_s:
+                self._leave_out(f"{stage} {key.mode}", f"no time left of --limit-s {self.limit_s:g}")
+                continue
+            try:
+                timed = self._first_step(key)
+            except ValueError as error:
+                self._leave_out(f"{stage} {key.mode}", str(error))
+            except torch.OutOfMemoryError:
+                self._leave_out(f"{stage} {key.mode}", "out of GPU memory")
+            except RuntimeError as error:
+                if key.mode == "eager":
+                    raise
+                self._leave_out(f"{stage} {key.mode}", f"failed: {str(error)[:200]}")
+            else:
+                if timed:
+                    at_hand[key] = timed
+                    longest_s = max(longest_s, timed.first_step_s)
+        for number in range(self.repeats):
+            say(f"{stage}: repeat {number + 1} of {self.repeats}")
+            for key in list(at_hand)[:: -1 if number % 2 else 1]:
+                self._repeat(at_hand[key])
+        eager = next((timed.ms for key, timed in at_hand.items() if key.mode == "eager"), [])
+        for key, timed in at_hand.items():
+            timed.bench, timed.eager_ms = None, eager
+            self.timed.setdefault(key, timed)
+        self._forget()
+
+    def _first_step(self, key: Key) -> Timed | None:
+        """The stage, after a step or two: compiled, its CUDA graphs recorded. None where it is the same as without `+fold`."""
+        step, _, fold = key.mode.partition("+")
+        options = recipe_options(
+            key.recipe, is_sample=not self.is_cuda, batch_size=self.batch_size, backbone=key.backbone, step=step,
+            fold_frozen=bool(fold), device=self.world.device.type, precision=self.options.precision,
+        )  # fmt: skip
+        self.precision = options.resolved_precision(self.world.device)
+        job, number = stage_job(key.recipe, key.stage, options, self.world)
+        stage = job.stages[number]
+        if fold and stage.first_learning == 1:
+            return None
+        before = self._memory(step)
+        bench = StageBench(job, number, options, Synthetic(1000), self.world)
+        timed = Timed(bench, bench.batch_size * options.accumulate, stage.epochs)
+        bench.synthetic_batch()
+        started = time.perf_counter()
+        if key.mode == "eager":
+            with FlopCounterMode(display=False) as counted:
+                bench.step_ms(1)
+            # Two steps, two operations a multiply-add.
+            timed.multiply_adds = counted.get_total_flops() // 4
+        else:
+            bench.step_ms(3 if step == "graphed" else 1)
+        synchronise(self.world.device)
+        timed.first_step_s = time.perf_counter() - started
+        if self.is_cuda:
+            # Of a step, and not of what compiling or cuDNN's search took; less what the stage's other modes hold.
+            torch.cuda.reset_peak_memory_stats(self.world.device)
+            bench.step_ms(1)
+            timed.peak_bytes = self._memory(step, peak=True) - before
+        return timed
+
+    def _memory(self, step: str, peak: bool = False) -> int:
+        """Bytes on the GPU. What lies in a CUDA graph's memory counts as free when the step is over: there the reserved ones count."""
+        if not self.is_cuda:
+            return 0
+        if step == "graphed":
+            torch.cuda.empty_cache()
+            return torch.cuda.memory_reserved(self.world.device)
+        read = torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated
+        return read(self.world.device)
+
+    def _repeat(self, timed: Timed) -> None:
+        assert timed.bench is not None
+        timed.ms.append(statistics.median(timed.bench.step_ms(self.steps)))
+
+    def _forget(self) -> None:
+        """What was compiled, and the memory of its graphs."""
+        gc.collect()
+        torch.compiler.reset()
+        if self.is_cuda:
+            torch.cuda.empty_cache()
+
+    def _leave_out(self, what: str, reason: str) -> None:
+        self.missing.append({"what": what, "reason": " ".join(reason.split())})
+
+
+def rows_of(timed: Mapping[Key, Timed]) -> list[dict[str, Any]]:
+    """A row each; samples/s by the median."""
+    return [
+        {
+            "measured": "step", "recipe": key.recipe, "stage": key.stage, "backbone": key.backbone, "mode": key.mode,
+            "unit": "ms", "samples_per_step": one.samples,
+            "samples_per_s": round(1e3 * one.samples / statistics.median(one.ms), 1),
+            "first_step_s": round(one.first_step_s, 2), "peak_mib": round(one.peak_bytes / 2**20) or None,
+            "gmac_per_sample": round(one.multiply_adds / one.samples / 1e9, 3) or None, **spread(one.ms),
+        }
+        for key, one in timed.items()
+    ]  # fmt: skip
+
+
+def ratios_of(timed: Mapping[Key, Timed]) -> list[dict[str, Any]]:
+    """Each mode's gain, PSL's cost over end to end's and its floor, RevNet's memory over ResNet's."""
+    ratios: list[dict[str, Any]] = []
+
+    def add(what: str, key: Key, values: Sequence[float], stage: str | None) -> None:
+        labels = {"recipe": key.recipe, "stage": stage, "backbone": key.backbone, "mode": key.mode}
+        ratios.append({"what": what, **labels, **spread(values)})
+
+    for key, one in timed.items():
+        if key.mode != "eager" and one.eager_ms:
+            add(GAIN, key, [a / b for a, b in zip(one.eager_ms, one.ms, strict=True)], key.stage)
+        other = timed.get(Key(key.recipe, key.stage, "resnet50", "eager"))
+        if key.backbone == "revnet50" and other and other.peak_bytes:
+            add(MEMORY, key, [one.peak_bytes / other.peak_bytes] * len(one.ms), key.stage)
+    for key in list(dict.fromkeys(Key(key.recipe, "E", key.backbone, key.mode) for key in timed)):
+        found = {stage: _at(timed, key, stage) for stage in ("E", "S1", "S2", "S3")}
+        chosen = [found[stage] for stage in ("S1", "S2", "S3")]
+        end_to_end = found["E"]
+        if end_to_end is None or None in chosen:
+            continue
+        stages = [stage for stage in chosen if stage is not None]
+        epochs = sum(stage.epochs for stage in stages)
+        costs = []
+        for number, ms in enumerate(end_to_end.ms):
+            psl = sum(stage.epochs * stage.ms[number] / stage.samples for stage in stages) / epochs
+            costs.append(psl / (ms / end_to_end.samples))
+        add(COST, key, costs, None)
+        if key.mode == "eager":
+            floor = sum(stage.epochs * stage.multiply_adds / stage.samples for stage in stages) / epochs
+            add(FLOOR, key, [floor / (end_to_end.multiply_adds / end_to_end.samples)] * len(costs), None)
+    return ratios
+
+
+def _at(timed: Mapping[Key, Timed], key: Key, stage: str) -> Timed | None:
+    """`stage` at the mode of `key`; what has no frozen blocks is folded what it is unfolded."""
+    folded = Key(key.recipe, stage, key.backbone, key.mode)
+    return timed.get(folded) or timed.get(replace(folded, mode=key.mode.partition("+")[0]))
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    table = Table("recipe", "stage", "backbone", "mode", "ms", "samples/s", "first step", "peak GPU memory")
+    for row in result["rows"]:
+        memory = "" if row["peak_mib"] is None else f"{row['peak_mib'] / 1024:.1f} GiB"
+        table.add_row(
+            row["recipe"], row["stage"], row["backbone"], row["mode"], f"{row['median']:.1f}",
+            f"{row['samples_per_s']:,.0f}", f"{row['first_step_s']:.1f} s", memory,
+        )  # fmt: skip
+    console.print(table)
+    for ratio in result["ratios"]:
+        where = " ".join(filter(None, (ratio["recipe"], ratio["stage"], ratio["backbone"], ratio["mode"])))
+        console.print(f"{ratio['what']} ({where}): {ratio['median']:.2f}")
+    for missing in result["not_measured"]:
+        console.print(f"not measured: {missing['what']}: {missing['reason']}")
+    for note in result["notes"]:
+        console.print(note)
+
+
+def main() -> None:
+    options: Options = parse(Options, default=Options(), description=__doc__ or "")
+    options.check()
+    world = join_world(options.device, timeout_s=600.0)
+    console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, 100)  # a file is 80 wide otherwise
+    machine = environment(world.device)
+    bench = Bench(options, world)
+    with console.status("") as status:
+        for keys in bench.groups():
+            bench.measure(keys, status.update)
+    result: dict[str, Any] = {
+        "schema": SCHEMA, "bench": "step", "command": command_line(), "environment": machine,
+        "data": {"name": "noise on the device", "num_samples": bench.batch_size},
+        "settings": {
+            "repeats": bench.repeats, "steps_per_repeat": bench.steps, "batch_size": bench.batch_size, "precision": bench.precision,
+            "device": world.device.type, "backbone": bench.backbone, "recipes": list(bench.recipes), "stages": list(options.stages),
+            "limit_s": bench.limit_s, "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
+        },
+        "rows": rows_of(bench.timed), "ratios": ratios_of(bench.timed), "not_measured": bench.missing,
+        "notes": finish(machine),
+    }  # fmt: skip
+    write_result(options.out, result)
+    show(result, console)
+    console.print(str(options.out))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        print(f"step: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

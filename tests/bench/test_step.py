@@ -1,0 +1,79 @@
+"""bench/step.py at its smallest, as people call it, and its ratios by arithmetic; no figure is judged."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.schema import validate
+from bench.step import COST, FLOOR, GAIN, MEMORY, Key, Options, Timed, ratios_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "bench/step.py", "--device", "cpu", *arguments], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, timeout=300,
+    )  # fmt: skip
+
+
+def test_a_run_writes_its_rows(tmp_path: Path) -> None:
+    out = tmp_path / "step.json"
+    small = ("--recipes", "rotation", "--stages", "S1", "S2", "--modes", "eager", "eager+fold", "graphed")
+    done = call(*small, "--repeats", "1", "--limit-s", "1000", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    validate(result)
+    # S1 has no frozen blocks to fold.
+    rows = {(row["stage"], row["mode"]): row for row in result["rows"]}
+    assert rows.keys() == {("S1", "eager"), ("S2", "eager"), ("S2", "eager+fold")}
+    assert all(row["backbone"] == "resnet18" and row["peak_mib"] is None for row in rows.values())
+    # Counted in eager steps alone.
+    assert (
+        rows["S2", "eager"]["gmac_per_sample"] > 0.01 and rows["S2", "eager+fold"]["gmac_per_sample"] is None
+    )
+    assert rows["S1", "eager"]["samples_per_step"] == 8 // 2
+    assert [(r["what"], r["stage"], r["mode"]) for r in result["ratios"]] == [(GAIN, "S2", "eager+fold")]
+    assert [missing["what"] for missing in result["not_measured"]] == [
+        f"rotation {stage} resnet18 graphed" for stage in ("S1", "S2")
+    ]
+    assert "CUDA graphs need CUDA" in done.stdout and str(out) in done.stdout.replace("\n", "")
+
+
+def test_an_error_of_the_user_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    done = call("--repeats", "0", "--out", str(tmp_path / "step.json"))
+    assert done.returncode == 2
+    assert done.stderr == "step: --repeats 0: it must be above 0\n" and not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="--modes"):
+        Options(modes=()).check()
+
+
+def timed(samples: int, epochs: int, ms: list[float], macs: int, peak: int = 0) -> Timed:
+    return Timed(None, samples, epochs, 1.0, ms, [], peak, macs)
+
+
+def test_ratios_by_arithmetic() -> None:
+    """A stage of rotation has fewer pictures the more of their turns it takes: costs are a sample's."""
+    eager = {
+        "E": timed(2, 100, [10.0, 20.0], 400, 100), "S1": timed(8, 50, [16.0, 16.0], 800, 50),
+        "S2": timed(4, 25, [12.0, 12.0], 600, 60), "S3": timed(2, 25, [8.0, 8.0], 300, 80),
+    }  # fmt: skip
+    measured = {Key("rotation", stage, "resnet50", "eager"): one for stage, one in eager.items()}
+    folded = timed(4, 25, [8.0, 6.0], 0)
+    folded.eager_ms = [12.0, 12.0]
+    measured[Key("rotation", "S2", "resnet50", "eager+fold")] = folded
+    measured[Key("rotation", "S2", "revnet50", "eager")] = timed(4, 25, [15.0, 15.0], 700, 30)
+    ratios = {(r["what"], r["stage"], r["backbone"], r["mode"]): r["values"] for r in ratios_of(measured)}
+    # (50 * 2 + 25 * 3 + 25 * 4) / 100 = 2.75 ms a sample; folded 25 * 2 and 25 * 1.5 in the second's place.
+    assert ratios[COST, None, "resnet50", "eager"] == pytest.approx([2.75 / 5, 2.75 / 10])
+    assert ratios[COST, None, "resnet50", "eager+fold"] == pytest.approx([2.5 / 5, 2.375 / 10])
+    assert ratios[FLOOR, None, "resnet50", "eager"] == pytest.approx(
+        [(50 * 100 + 25 * 150 + 25 * 150) / 100 / 200] * 2
+    )
+    assert ratios[GAIN, "S2", "resnet50", "eager+fold"] == [1.5, 2.0]
+    assert ratios[MEMORY, "S2", "revnet50", "eager"] == [0.5, 0.5]
+    assert len(ratios) == 5
