@@ -187,22 +187,24 @@ def _untried(measured: Measurements) -> list[Change]:
     found = bottleneck(measured)
     if found is None or found.part in ("step", "augment"):
         return []
-    tried = {alternative.option for alternative in measured.alternatives}
-    wanted: list[Change] = []
-    if found.part == "decode":
-        wanted += [Change(f"--decoder {name}", why, None) for name, why in measured.missing.items()]
-    read = measured.read
-    if found.part == "read" and not read.fits:
-        if "--order quasi_random" not in tried:
-            text = f"{read.fitting}; it reads whole pages of a beton"
-            wanted.append(Change("--order quasi_random", text, None))
-        if not any("--short-side" in option for option in tried):
-            text = f"{read.fitting}; smaller pictures are fewer bytes"
-            wanted.append(Change("fastpsl beton write --short-side PX", text, None))
-    if found.part == "overlap" and measured.num_threads > 1:
+    if found.part == "overlap":
         fewer = max(1, measured.num_threads // 2)
-        wanted.append(Change(f"--num-threads {fewer}", "leaves cores to the step", None))
+        leaves = Change(f"--num-threads {fewer}", "leaves cores to the step", None)
+        return [leaves] if fewer < measured.num_threads else []
+    of_reading = {option for option in measured.untried if "--order" in option}
+    if found.part == "decode":
+        return [
+            Change(o, why, None) for o, why in measured.untried.items() if _loads(o) and o not in of_reading
+        ]
+    wanted = [Change(option, measured.untried[option], None) for option in of_reading]
+    if found.part == "read" and not measured.read.fits:
+        text = f"{measured.read.fitting}; smaller pictures are fewer bytes"
+        wanted.append(Change("fastpsl beton write --short-side PX", text, None))
     return wanted
+
+
+def _loads(option: str) -> bool:
+    return not option.startswith("--step")
 
 
 def _rate(value: float) -> str:

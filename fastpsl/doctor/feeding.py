@@ -3,7 +3,6 @@
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,9 +74,9 @@ class Feed:
     def other_decoders(
         self, chosen: str, decode: float, say: Callable[[str], None]
     ) -> tuple[list[Alternative], dict[str, str]]:
-        """The others that can read this data, each shortly; and why the rest cannot."""
+        """The others that can read this data, each shortly; and of the rest, by option, why they cannot."""
         data, device = self.setting.opened.train_data, self.setting.world.device
-        found, missing = [], {}
+        found, untried = [], {}
         for name in READS[data.kind]:
             if name in (chosen, "synthetic"):
                 continue
@@ -99,8 +98,8 @@ class Feed:
                     continue
                 except (ValueError, RuntimeError, OSError) as error:
                     why = f"does not run here: {' '.join(str(error).split())[:300]}"
-            missing[name] = why
-        return found, missing
+            untried[f"--decoder {name}"] = why
+        return found, untried
 
     def all_cores(self, num_cores: int, decode: float) -> list[Alternative]:
         """With a thread a core, where there are fewer."""
@@ -109,38 +108,44 @@ class Feed:
         rate = self.rate(self.warm, num_threads=num_cores)
         return [Alternative(f"--num-threads {num_cores}", rate, decode)]
 
-    def quasi_random(self, loader: float, note: str) -> list[Alternative]:
-        """Whole pages of a beton instead of single samples, from storage; nothing where it lies in no such pages."""
-        data = self.setting.opened.train_data
-        if not isinstance(data, Beton) or self.setting.options.order != "random":
-            return []
-        with suppress(ValueError):  # pages, lanes and batch do not go together
-            rate = self.rate(data, order="quasi_random")
-            return [Alternative("--order quasi_random", rate, loader, note, "read")]
-        return []
+    def quasi_random(self, loader: float, note: str) -> Alternative:
+        """Whole pages instead of single samples, from storage. ValueError where there are none, or lanes and batch do not go with them."""
+        rate = self.rate(self.setting.opened.train_data, order="quasi_random")
+        return Alternative("--order quasi_random", rate, loader, note, "read")
 
-    def short_side(self, views: Sequence[ViewSpec]) -> list[Alternative]:
-        """A copy of some pictures, shrunk as `fastpsl beton write --short-side` does, beside the same ones as they are.
+    def written(self, views: Sequence[ViewSpec]) -> list[Alternative]:
+        """Some of the pictures as a beton with smaller ones, and of a folder as a beton at all, beside the same ones as they are.
 
-        views: of all stages, whose crops say what is needed.
+        views: of all stages, whose crops say what is needed. Written into the cache's folder, and removed. ValueError, OSError where
+        that cannot be.
         """
-        wanted = short_side_px(views)
         rows = self.warm.rows(np.arange(self.warm.num_samples))
         sides = np.minimum(rows.height, rows.width)
-        if wanted is None or np.median(sides) < _WORTH_WRITING * wanted or (rows.mode == MODE_RAW).any():
+        wanted = short_side_px(views)
+        targets: list[int | None] = [None] if self.warm.kind == "folder" else []
+        if wanted and np.median(sides) >= _WORTH_WRITING * wanted and not (rows.mode == MODE_RAW).any():
+            targets.append(wanted)
+        if not targets:
             return []
         num = min(self.warm.num_samples, max(_NUM_WRITTEN, 4 * self.batch_size))
         part = Subset(self.warm, np.arange(num))
+        beside = self.rate(part)
         pixels = rows.height[:num].astype(float) * rows.width[:num]
-        shrunk = pixels * np.minimum(1, wanted / sides[:num]) ** 2
-        samples = (Sample(str(i), read_bytes(rows, i), int(rows.label[i])) for i in range(num))
-        with tempfile.TemporaryDirectory(dir=_made(cache_folder()), prefix="doctor-") as folder:
-            out = Path(folder) / "short.beton"
-            write_beton(samples, out, num_samples=num, target=Target(short_side=wanted))
-            with Beton(out) as small:
-                rate, beside = self.rate(small), self.rate(part)
-        note = f"{shrunk.sum() / pixels.sum():.0%} of the pixels; tried with {num:,} of the images"
-        return [Alternative(f"fastpsl beton write --short-side {wanted}", rate, beside, note)]
+        found = []
+        for target in targets:
+            samples = (Sample(str(i), read_bytes(rows, i), int(rows.label[i])) for i in range(num))
+            with tempfile.TemporaryDirectory(dir=_made(cache_folder()), prefix="doctor-") as folder:
+                out = Path(folder) / "tried.beton"
+                write_beton(samples, out, num_samples=num, target=Target(short_side=target))
+                with Beton(out) as beton:
+                    rate = self.rate(beton)
+            option, note = "fastpsl beton write", f"tried with {num:,} of the images"
+            if target is not None:
+                shrunk = pixels * np.minimum(1, target / sides[:num]) ** 2
+                option += f" --short-side {target}"
+                note = f"{shrunk.sum() / pixels.sum():.0%} of the pixels; {note}"
+            found.append(Alternative(option, rate, beside, note))
+        return found
 
 
 def _made(folder: Path) -> Path:

@@ -66,16 +66,18 @@ def measure(setting: Setting, num_cores: int, seconds: float, say: Say) -> Measu
         return feeds[crops], rates[crops]
 
     feed, (decode, loader) = feed_of(first_views, batch_size)
-    others, missing = feed.other_decoders(decoder, decode, say)
+    others, untried = feed.other_decoders(decoder, decode, say)
     alternatives = others + feed.all_cores(num_cores, decode)
-    if from_storage:
-        alternatives += feed.quasi_random(loader, read.fitting)
+    if from_storage and setting.options.order == "random" and job and job.part is None:
+        say("decode in quasi-random order")
+        with _tried("--order quasi_random", untried):
+            alternatives.append(feed.quasi_random(loader, read.fitting))
     copied = device.type == "cuda" and decoder in ("ffcv", "torchvision", "synthetic")
-    stages = tuple(_stage(setting, i, feed_of, seconds, say) for i in setting.stages)
+    stages = tuple(_stage(setting, i, feed_of, untried, seconds, say) for i in setting.stages)
     if any(stage.loader < 2 * stage.synthetic for stage in stages):
-        say("decode smaller pictures")
-        with contextlib.suppress(ValueError):  # a cache that cannot be written
-            alternatives += feed.short_side([view for some in views.values() for view in some])
+        say("decode what is written anew")
+        with _tried("fastpsl beton write", untried):
+            alternatives += feed.written([view for some in views.values() for view in some])
     return Measurements(
         is_cuda=device.type == "cuda",
         num_cores=num_cores,
@@ -87,7 +89,7 @@ def measure(setting: Setting, num_cores: int, seconds: float, say: Say) -> Measu
         copy=copy_rate(first_views, batch_size, device) if copied else None,
         stages=stages,
         alternatives=tuple(alternatives),
-        missing=missing,
+        untried=untried,
     )
 
 
@@ -95,6 +97,7 @@ def _stage(
     setting: Setting,
     number: int,
     feed_of: Callable[[Sequence[ViewSpec], int], tuple[Feed, tuple[float, float]]],
+    untried: dict[str, str],
     seconds: float,
     say: Say,
 ) -> StageRates:
@@ -118,7 +121,7 @@ def _stage(
             cores_used.append(bench.cores_used)
         peak = peak_memory(world.device).get("peak_allocated_bytes")
         say(f"{stage.name}: augment")
-        augment_ms = {}
+        augment_ms: dict[str, float] = {}
         for path in (bench.learner.augment.path, *get_args(AugmentName)):
             if path not in (*augment_ms, "auto"):
                 with contextlib.suppress(ValueError):  # it cannot be here
@@ -145,23 +148,21 @@ def _stage(
         for mode in OTHER_MODES:
             if mode not in rates.step_rates:
                 say(f"{stage.name}: step {mode}")
-                rates.step_rates.update(_other_mode(setting, number, mode, seconds))
+                with _tried(f"--step {mode}", untried):
+                    rates.step_rates[mode] = _step_rate(setting, number, mode, seconds)
     _give_back(world.device)
     return rates
 
 
-def _other_mode(setting: Setting, number: int, mode: str, seconds: float) -> dict[str, float]:
-    """Nothing where the mode cannot be, or does not run."""
+def _step_rate(setting: Setting, number: int, mode: str, seconds: float) -> float:
+    """Images/s of the step in another mode."""
     assert setting.job is not None
     options = replace(setting.options, step=mode)  # type: ignore[arg-type]
     data, world = setting.opened.train_data, setting.world
     _give_back(world.device)
-    try:
-        bench = StageBench(setting.job, number, options, data, world, seconds=seconds)
-        bench.step_ms(1)
-        return {mode: bench.step_alone()}
-    except (ValueError, RuntimeError):
-        return {}
+    bench = StageBench(setting.job, number, options, data, world, seconds=seconds)
+    bench.step_ms(1)
+    return bench.step_alone()
 
 
 def _give_back(device: torch.device) -> None:
@@ -169,6 +170,15 @@ def _give_back(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def _tried(option: str, untried: dict[str, str]) -> Iterator[None]:
+    """What is tried beside and cannot be is noted, and the rest goes on."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        untried[option] = _line(error)[:300]
 
 
 @contextlib.contextmanager

@@ -95,7 +95,7 @@ class StageRates:
 @dataclass(frozen=True)
 class Measurements:
     """num_cores: this rank's share; torch_threads: of a step on the CPU; decode: of the first stage's views, from memory; copy: None
-    where nothing is copied to a device, or the decoder does it; missing: decoder → why it cannot be used here."""
+    where nothing is copied to a device, or the decoder does it; untried: option → why it could not be measured."""
 
     is_cuda: bool
     num_cores: int
@@ -107,7 +107,7 @@ class Measurements:
     copy: float | None
     stages: tuple[StageRates, ...]
     alternatives: tuple[Alternative, ...] = ()
-    missing: dict[str, str] = field(default_factory=dict)
+    untried: dict[str, str] = field(default_factory=dict)
 
 
 def gigabytes(num_bytes: float) -> str:

@@ -4,7 +4,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
 
@@ -77,7 +77,7 @@ class _Reader:
                     os.preadv(int(rows.fd[i]), [memory[:num_bytes]], int(rows.offset[i]))
 
 
-def _chunks(data: Data, options: RunOptions, batch_size: int) -> Iterator[np.ndarray]:
+def _chunks(data: Data, options: RunOptions, batch_size: int) -> Generator[np.ndarray, None, None]:
     """Parts of batches in the order of training, epoch after epoch; quasi-random with its read-ahead."""
     quasi_random = None
     if options.order == "quasi_random":

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from fastpsl.doctor.checks import Check
+from fastpsl.doctor.checks import Check, State
 from fastpsl.kernels.fused.choose import fused_modules
 from fastpsl.pipelines import libffcv
 from fastpsl.pipelines.decoders import dali
@@ -107,7 +107,7 @@ def _nccl(device: torch.device, num_ranks: int) -> Check:
         torch.cuda.synchronize(device)
     except RuntimeError as error:
         why = " ".join(str(error).split())[:300]
-        state = "broken" if num_ranks > 1 else "warning"
+        state: State = "broken" if num_ranks > 1 else "warning"
         remedy = "start it with NCCL_DEBUG=INFO, which tells more"
         return Check("nccl", state, f"{version} makes no group of one rank: {why}", remedy)
     finally:

@@ -245,7 +245,7 @@ def test_other_ways_to_load() -> None:
         assert setting.job is not None
         views, data = setting.job.task.views(1), setting.opened.train_data
         feed = Feed(setting, views, 8, data, 0.01)
-        (small,) = feed.short_side(views)
+        (small,) = feed.written(views)
         assert small.option == "fastpsl beton write --short-side 60" and small.part == "decode"
         rows = data.rows(np.arange(data.num_samples))
         pixels = rows.height.astype(float) * rows.width

@@ -105,11 +105,15 @@ def test_smaller_pictures() -> None:
 def test_storage_and_a_page_cache_that_is_too_small() -> None:
     """From memory 4,000/s, from storage 250/s."""
     read = ReadRate(260, 50_000, 800 * GB, 100 * GB, 0.1)
-    stored = measured(stage(loader=250.0, both=250.0), read=read)
+    untried = {"--order quasi_random": "7 pages of data", "--decoder dali": "it is not there"}
+    stored = measured(stage(loader=250.0, both=250.0), read=read, untried=untried)
     found = bottleneck(stored)
     assert found is not None and found.part == "read" and "250 images/s" in found.text
     assert options(stored) == [("--order quasi_random", None), ("fastpsl beton write --short-side PX", None)]
-    assert changes(stored)[0].text.startswith("100 GB of the data's 800 GB fit into memory")
+    assert [change.text for change in changes(stored)] == [
+        "7 pages of data",
+        "100 GB of the data's 800 GB fit into memory; smaller pictures are fewer bytes",
+    ]
     tried = replace(
         stored, alternatives=(Alternative("--order quasi_random", 500.0, 250.0, read.fitting, "read"),)
     )
@@ -139,9 +143,14 @@ def test_what_neither_part_explains() -> None:
 
 
 def test_a_decoder_that_is_missing_was_not_tried() -> None:
-    missing = {"dali": "DALI is not installed; pip install x installs it"}
-    assert options(measured(waiting(), missing=missing)) == [("--decoder dali", None)]
-    assert not options(measured(stage(), missing=missing))
+    untried = {
+        "--decoder dali": "DALI is not installed; pip install x installs it",
+        "--order quasi_random": "too few pages",
+        "--step compiled": "no compiler",
+    }
+    assert options(measured(waiting(), untried=untried)) == [("--decoder dali", None)]
+    assert changes(measured(waiting(), untried=untried))[0].text == untried["--decoder dali"]
+    assert not options(measured(stage(), untried=untried))
 
 
 def test_the_step_compiled() -> None:
@@ -176,7 +185,7 @@ def test_the_largest_gain_comes_first() -> None:
             Alternative("--num-threads 16", 600.0, 500.0),
             Alternative("--decoder dali", 900.0, 500.0),
         ),
-        missing={"torchvision": "it is not there"},
+        untried={"--decoder torchvision": "it is not there"},
     )
     assert options(several) == [
         ("--decoder dali", 0.8),
