@@ -19,7 +19,7 @@ from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import WEIGHTS, Grey
-from fastpsl.kernels.normalise import check_mean_and_std, normalise
+from fastpsl.kernels.normalise import check_mean_and_std
 from fastpsl.kernels.sobel import Sobel
 
 _ORDER = (Flip, ColourDistortion, Grey, GaussianBlur, Sobel)
@@ -66,11 +66,13 @@ def run(
     num = len(images)
     if not num:
         return
+    scale = torch.tensor([1 / value for value in std])
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
     if {type(op) for op in ops} <= {Flip}:
         # Torch is as quick, and nothing is compiled for a view of a probe.
         for op, draw in zip(ops, draws, strict=True):
             images = op(images, draw)  # type: ignore[operator]
-        out.copy_(normalise(images, mean, std, out.dtype))
+        torch.addcmul(shift.view(1, 3, 1, 1), images.to(torch.float32), scale.view(1, 3, 1, 1) / 255, out=out)
         return
     never = np.zeros(num, np.bool_)
     # What is not asked for is never due: one signature for every set of operations, so one compilation.
@@ -93,20 +95,16 @@ def run(
     result = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
     arguments = (
         pixels.reshape(num, pixels.shape[1], -1), flip, coloured, orders, factors, grey,
-        *_taps(sigma, blurred, kernel_px), sobel, np.array([1 / value for value in std], np.float32),
-        np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32), result.permute(0, 2, 3, 1).numpy(),
+        *_taps(sigma, blurred, kernel_px), sobel, scale.numpy(), shift.numpy(), result.permute(0, 2, 3, 1).numpy(),
     )  # fmt: skip
     num_threads = max(1, min(torch.get_num_threads(), num, pixels.nbytes // _BYTES_PER_THREAD))
-    if num_threads == 1:
-        _pictures(*arguments, 0, 1)
-    else:
-        # Threads of this call alone: numba's own crash when two threads of a process call at once, and a pool that is
-        # kept hangs after a fork. Every n-th picture each, as the dear ones may stand together.
-        with ThreadPoolExecutor(num_threads - 1) as pool:
-            others = [pool.submit(_pictures, *arguments, part, num_threads) for part in range(1, num_threads)]
-            _pictures(*arguments, 0, num_threads)
-            for other in others:
-                other.result()
+    # Threads of this call alone: numba's own crash when two threads of a process call at once, and a pool that is kept
+    # hangs after a fork. Every n-th picture each, as the dear ones may stand together. One is the caller's.
+    with ThreadPoolExecutor(num_threads) as pool:
+        others = [pool.submit(_pictures, *arguments, part, num_threads) for part in range(1, num_threads)]
+        _pictures(*arguments, 0, num_threads)
+        for other in others:
+            other.result()
     if result is not out:
         out.copy_(result)
 
