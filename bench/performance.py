@@ -1,0 +1,186 @@
+"""Writes docs/performance.md's tables, docs/scale.md's arithmetic and all charts from the committed results.
+
+    python bench/performance.py            after a new file in bench/results/
+    python bench/performance.py --check    says whether the pages are what the files say; exit 1 where not
+
+What stands between <!-- NAME begin --> and <!-- NAME end --> is written, the rest of a page is people's.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # bench/ is a folder of programs, not installed
+from bench.chart import draw_chart
+from bench.kernel_chart import draw_kernels
+from bench.ratio_chart import draw_ratios
+from bench.scale_arithmetic import scale_tables
+from bench.schema import validate
+from bench.targets import targets_table
+from bench.time_chart import draw_times
+
+RESULTS, DOCS = ROOT / "bench" / "results", ROOT / "docs"
+OVERVIEW = DOCS / "images" / "performance.png"
+DRAWN = {"throughput": draw_chart, "kernels": draw_kernels, "time_to_accuracy": draw_times}
+_SPREAD = ("median", "quartile_1", "quartile_3", "values")
+
+
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """File name → result, by name; ValueError where one is no result."""
+    results = {}
+    for path in sorted(folder.glob("*.json")):
+        results[path.name] = json.loads(path.read_text())
+        try:
+            validate(results[path.name])
+        except ValueError as error:
+            raise ValueError(f"{path.name}: {error}") from None
+    return results
+
+
+def table(titles: list[str], rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in rows])
+
+
+def number(value: float) -> str:
+    """With three digits that count."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def plain(value: Any) -> str:
+    """A label in a cell."""
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return " ".join(map(plain, value))
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f"{value:,}" if isinstance(value, int) else number(value)
+    return str(value)
+
+
+def machines(results: dict[str, dict[str, Any]]) -> str:
+    """A line a file: where, when the machine was shared, and with what it was measured."""
+    rows = []
+    for name, result in results.items():
+        machine, settings = result["environment"], result["settings"]
+        versions = machine["versions"]
+        dali = versions.get("nvidia-dali-cuda130") or versions.get("nvidia-dali-cuda120")
+        packages = [
+            f"{package} {versions[package]}"
+            for package in ("torch", "triton", "kornia", "ffcv")
+            if package in versions
+        ]
+        rows.append([
+            f"[{name}](../bench/results/{name})", result["bench"], machine["gpu"] or f"{machine['cpu']}, no GPU",
+            plain(machine["num_cores"]), plain(machine["driver"]), ", ".join(packages + ([f"dali {dali}"] if dali else [])),
+            plain(machine["commit"]), f"{machine['load_average_before']:g}", str(settings["repeats"]),
+        ])  # fmt: skip
+    return table(
+        ["file", "bench", "machine", "cores", "driver", "versions", "commit", "load before", "repeats"], rows
+    )
+
+
+def spreads(rows: list[dict[str, Any]], first: str) -> str:
+    """Rows or ratios with their labels; a column that is empty everywhere is left out."""
+    labels = list(dict.fromkeys(key for row in rows for key in row if key not in (*_SPREAD, first, "unit")))
+    labels = [label for label in labels if any(row.get(label) is not None for row in rows)]
+    cells = [
+        [plain(row[first]), *(plain(row.get(label)) for label in labels), number(row["median"]),
+         f"{number(row['quartile_1'])} to {number(row['quartile_3'])}", *([row["unit"]] if "unit" in row else [])]
+        for row in rows
+    ]  # fmt: skip
+    titles = [first, *labels, "median", "quartiles", *(["unit"] if "unit" in rows[0] else [])]
+    return table([title.replace("_", " ") for title in titles], cells)
+
+
+def section(name: str, result: dict[str, Any]) -> str:
+    """A file: how it was called, its ratios, its rows, what it lacks."""
+    parts = [f"### {name}", f"`{result['command']}`"]
+    data = result["data"]
+    parts.append(
+        f"Data: {data.get('name', '-')}, {data['num_samples']:,} samples. "
+        + " ".join(f"Note: {note}." for note in result["notes"])
+    )
+    if result["bench"] in DRAWN:
+        picture = Path(name).with_suffix(".png")
+        parts.append(f"![{result['bench']}](../bench/results/{picture})")
+    if result["ratios"]:
+        parts.append(spreads(result["ratios"], "what"))
+    rows = spreads(result["rows"], "measured")
+    parts.append(f"<details><summary>{len(result['rows'])} rows</summary>\n\n{rows}\n\n</details>")
+    missing = [f"- not measured: {line['what']}: {line['reason']}" for line in result["not_measured"]]
+    return "\n\n".join(part.strip() for part in parts + ["\n".join(missing)] if part.strip())
+
+
+def pages(results: dict[str, dict[str, Any]]) -> dict[Path, dict[str, str]]:
+    """Page → part → what stands between its markers."""
+    of_gpus = {name: result for name, result in results.items() if result["environment"]["gpu"]}
+    sections = "\n\n".join(section(name, result) for name, result in results.items())
+    return {
+        DOCS / "performance.md": {
+            "targets": targets_table(of_gpus),
+            "machines": machines(results),
+            "results": sections,
+        },
+        DOCS / "scale.md": {"arithmetic": scale_tables(of_gpus)},
+    }
+
+
+def filled(text: str, parts: dict[str, str]) -> str:
+    """A page with its marked parts replaced; ValueError where a marker is missing."""
+    for name, content in parts.items():
+        marked = re.compile(rf"(<!-- {name} begin[^>]*-->\n).*?(<!-- {name} end -->)", re.DOTALL)
+        text, num = marked.subn(lambda found: f"{found[1]}\n{content}\n\n{found[2]}", text)  # noqa: B023
+        if num != 1:
+            raise ValueError(
+                f"{num} parts are marked <!-- {name} begin --> ... <!-- {name} end -->; there must be one"
+            )
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 where a page is not what the files say"
+    )
+    options = parser.parse_args()
+    results = read_results(RESULTS)
+    stale = []
+    for path, parts in pages(results).items():
+        before = path.read_text()
+        after = filled(before, parts)
+        if after != before:
+            stale.append(path)
+            if not options.check:
+                path.write_text(after)
+    if options.check:
+        for path in stale:
+            print(
+                f"{path.relative_to(ROOT)} is not what bench/results/ says: run python bench/performance.py",
+                file=sys.stderr,
+            )
+        return int(bool(stale))
+    for name, result in results.items():
+        if result["bench"] in DRAWN:
+            DRAWN[result["bench"]](result, (RESULTS / name).with_suffix(".png"))
+    draw_ratios(results, OVERVIEW)
+    print(
+        f"{len(results)} files: {', '.join(str(path.relative_to(ROOT)) for path in pages(results))}, {OVERVIEW.relative_to(ROOT)}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:
+        print(f"performance: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

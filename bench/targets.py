@@ -1,0 +1,175 @@
+"""What is to be reached on one NVIDIA H200 with 16 cores, and where a committed result says whether it is."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+NO_GPU, NOT_MEASURED = "not measured: no GPU was at hand", "not measured"
+Results = Mapping[str, dict[str, Any]]
+"""File name → result, those of a GPU only."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A figure of a result, as text, and whether it is what is to be reached."""
+
+    text: str
+    is_reached: bool
+    file: str
+
+
+@dataclass(frozen=True)
+class Target:
+    what: str
+    to_reach: str
+    known: str
+    """First tries and others' figures on the same kind of machine, before there were results."""
+    find: Callable[[Results], Iterator[Found]]
+
+
+def rows_of(results: Results, bench: str, part: str, **labels: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file, row) of a bench's rows or ratios that have these labels."""
+    for name, result in results.items():
+        for row in result[part] if result["bench"] == bench else ():
+            if all(row.get(label) == value for label, value in labels.items()):
+                yield name, row
+
+
+def at_least(value: float, goal: float, text: str, file: str) -> Found:
+    return Found(text, value >= goal, file)
+
+
+def at_most(value: float, goal: float, text: str, file: str) -> Found:
+    return Found(text, value <= goal, file)
+
+
+def best(found: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The one with the highest median, if there is one."""
+    pairs = list(found)
+    if pairs:
+        yield max(pairs, key=lambda pair: pair[1]["median"])
+
+
+def _headline(results: Results) -> Iterator[Found]:
+    """Of each file the stage that waits the most: both over the step, or over the loader where that is the slower."""
+    for name, result in results.items():
+        ratios: dict[Any, float] = {}
+        for ratio in result["ratios"] if result["bench"] == "throughput" else ():
+            if ratio["decoder"] != "synthetic":
+                key = f"{ratio.get('recipe')} {ratio['stage']}, {ratio['decoder']}"
+                ratios[key] = max(ratios.get(key, 0.0), ratio["median"])
+        if ratios:
+            key = min(ratios, key=lambda key: ratios[key])
+            yield at_least(ratios[key], 0.98, f"{ratios[key]:.3f} ({key})", name)
+
+
+def _decode_against_dali(results: Results) -> Iterator[Found]:
+    what = "samples/s / DALI's reader, whole pictures's"
+    for num in (1, 2):
+        for name, row in best(rows_of(results, "decode", "ratios", what=what, decoder="dali", num_views=num)):
+            yield at_least(row["median"], 0.95, f"{num} view{'s' * (num > 1)} {row['median']:.2f}x", name)
+
+
+def _decode_views(results: Results) -> Iterator[Found]:
+    for name, row in best(rows_of(results, "decode", "rows", decoder="dali", num_views=2)):
+        yield at_least(2 * row["median"], 55_000, f"{2 * row['median']:,.0f} views/s", name)
+
+
+def _decode_against_ffcv(results: Results) -> Iterator[Found]:
+    for num, goal in ((1, 4.0), (2, 8.0)):
+        for name, row in best(
+            rows_of(
+                results, "decode", "ratios", what="samples/s / ffcv Loader's", decoder="dali", num_views=num
+            )
+        ):
+            yield at_least(row["median"], goal, f"{num} view{'s' * (num > 1)} {row['median']:.1f}x", name)
+
+
+def _fused(chain: str, goal_ms: float, times: float | None = None) -> Callable[[Results], Iterator[Found]]:
+    def find(results: Results) -> Iterator[Found]:
+        for name, row in rows_of(results, "kernels", "rows", chain=chain, path="fused"):
+            yield at_most(row["median"], goal_ms, f"{row['median']:.3f} ms", name)
+        if times:
+            for name, row in rows_of(
+                results, "kernels", "ratios", chain=chain, what="kornia_modules / fused"
+            ):
+                yield at_least(row["median"], times, f"{row['median']:.0f}x Kornia's modules", name)
+
+    return find
+
+
+def _step(goals: Mapping[str, float]) -> Callable[[Results], Iterator[Found]]:
+    """By the fastest mode of rotation's step, whose views and head cost next to nothing, with ResNet-50."""
+
+    def find(results: Results) -> Iterator[Found]:
+        for name, result in results.items():
+            one = {name: result}
+            for stage, goal in goals.items():
+                rows = rows_of(one, "step", "rows", recipe="rotation", backbone="resnet50", stage=stage)
+                for _, row in sorted(rows, key=lambda pair: -pair[1]["samples_per_s"])[:1]:
+                    yield at_least(
+                        row["samples_per_s"], goal, f"{stage} {row['samples_per_s']:,.0f} {row['mode']}", name
+                    )
+
+    return find
+
+
+def _epoch_cost(results: Results) -> Iterator[Found]:
+    """Of each recipe, at the mode in which its end-to-end step is the fastest."""
+    ends = dict[tuple[str, str], tuple[float, str]]()
+    for name, row in rows_of(results, "step", "rows", stage="E", backbone="resnet50"):
+        ends[name, row["recipe"]] = max(
+            ends.get((name, row["recipe"]), (0.0, "")), (row["samples_per_s"], row["mode"])
+        )
+    for name, row in rows_of(
+        results, "step", "ratios", what="PSL's cost per epoch / end to end's", backbone="resnet50"
+    ):
+        if ends.get((name, row["recipe"]), (0.0, ""))[1] == row["mode"]:
+            yield at_most(row["median"], 0.75, f"{row['median']:.2f} ({row['recipe']}, {row['mode']})", name)
+
+
+def _loader_cores(results: Results) -> Iterator[Found]:
+    """Of each file the stage whose loader takes the most."""
+    for name, result in results.items():
+        rows = [
+            row for row in result["rows"] if result["bench"] == "throughput" and row["measured"] == "both"
+        ]
+        rows = [row for row in rows if row["decoder"] == "dali" and "cores_beyond_step" in row]
+        if rows:
+            row = max(rows, key=lambda row: row["cores_beyond_step"])
+            where = f"{row.get('recipe')} {row['stage']}"
+            yield at_most(row["cores_beyond_step"], 4.0, f"{row['cores_beyond_step']:.1f} ({where})", name)
+
+
+TARGETS = (
+    Target(
+        "training from JPEGs over the same step on synthetic data, or over the decoder where that is slower",
+        ">= 0.98 in every stage", "-", _headline,
+    ),
+    Target("decode + crop 224 of 500-px JPEGs, over DALI's `mixed` with its own random_resized_crop", ">= 0.95x", "1.02x", _decode_against_dali),
+    Target("two views of one decode", ">= 55,000 views/s", "57,000", _decode_views),
+    Target("decode + crop, one / two views, over ffcv's Loader", ">= 4x / 8x", "5x / 9x", _decode_against_ffcv),
+    Target("SimCLR's T3 after the crop, 256 views", "<= 0.17 ms, >= 100x Kornia", "Kornia 17.3 ms, untuned pieces 0.25 ms", _fused("SimCLR T3", 0.17, 100.0)),
+    Target("jigsaw: flip, tiles, normalise, 9 x 256 tiles of 64", "<= 0.1 ms", "-", _fused("jigsaw", 0.1)),
+    Target("rotation: all 8 of 256 images", "<= 0.5 ms", "writing alone 0.145 ms", _fused("rotation, all 8", 0.5)),
+    Target("ResNet-50 end to end, 224, batch 256", ">= 7,400 images/s", "eager 5,800, compiled 6,700", _step({"E": 7400})),
+    Target(
+        "PSL's stages S1 / S2 / S3, 224, batch 256", ">= 11,900 / 9,000 / 9,300 images/s",
+        "eager 8,400 / 7,000 / 7,900; compiled 9,900 / 5,000 / -", _step({"S1": 11_900, "S2": 9_000, "S3": 9_300}),
+    ),
+    Target("an epoch of PSL over one end to end, same mode", "<= 0.75", "-", _epoch_cost),
+    Target("cores that the loader takes at those rates", "<= 4 of 16", "DALI alone with 4 threads 30,200 images/s", _loader_cores),
+)  # fmt: skip
+
+
+def targets_table(results: Results) -> str:
+    """Markdown: each target, what is known, what was measured and in which file."""
+    lines = ["| what | to reach | first tries | measured |", "|---|---|---|---|"]
+    for target in TARGETS:
+        found = list(target.find(results))
+        cells = [
+            f"{'reached' if each.is_reached else '**missed**'}: {each.text} ({each.file})" for each in found
+        ]
+        measured = "; ".join(cells) or (NOT_MEASURED if results else NO_GPU)
+        lines.append(f"| {target.what} | {target.to_reach} | {target.known} | {measured} |")
+    return "\n".join(lines)
