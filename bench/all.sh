@@ -86,7 +86,7 @@ seconds_to() { # seconds_to RECIPE
     fi
 }
 
-parts="smoke correctness kernels decode loaders throughput-jigsaw throughput-rotation throughput-rotation-r50 throughput-simclr throughput-moco scaling time-to-accuracy-rotation time-to-accuracy-simclr"
+parts="smoke correctness kernels step decode loaders throughput-jigsaw throughput-rotation throughput-rotation-r50 throughput-simclr throughput-moco scaling time-to-accuracy-rotation time-to-accuracy-simclr"
 
 do_part() {
     case $part in

@@ -3,6 +3,7 @@
 The bandwidths of networks are assumptions, and so are called. Bytes of gradients are counted in the recipe's own stages.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ class StageInput(NamedTuple):
     num_bytes: int
 
 
+@functools.cache
 def gradients(recipe: str = "jigsaw") -> dict[str, int]:
     """Bytes of what DDP sums in each stage with the paper's values: 4 for each number that learns."""
     world = World(0, 1, 0, 1, torch.device("cpu"))

@@ -1,8 +1,6 @@
 """The page of results is what its files say; targets are told as reached or missed by the right figures."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,6 @@ from bench.ratio_chart import against_others, draw_ratios, waiting
 from bench.scale_arithmetic import all_reduce_ms, gradients, scale_tables
 from bench.schema import spread
 from bench.targets import NO_GPU, NOT_MEASURED, TARGETS, targets_table
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_committed_pages_are_what_the_committed_files_make() -> None:
@@ -45,10 +41,6 @@ def test_a_check_finds_a_stale_page(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{"schema": 1}')
     with pytest.raises(ValueError, match="bad.json: result: lacks"):
         read_results(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "bench/performance.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def row(median: float, **labels: Any) -> dict[str, Any]:
