@@ -10,6 +10,8 @@ A program works on one sample, so that every choice that a sample's draws make i
 import triton
 import triton.language as tl
 
+# mypy: disable-error-code="no-untyped-def"
+
 # Numbers of the blends in the draws' order: kernels/colour.py.
 BRIGHTNESS = tl.constexpr(0)
 CONTRAST = tl.constexpr(1)
@@ -123,11 +125,10 @@ def load_rgb(pixel):
 
 
 @triton.jit
-def tile_of_program(height, width, TILE: tl.constexpr):
+def tile_of_program(program, height, width, TILE: tl.constexpr):
     """(sample, as int64; first row; first column): tiles of a sample follow one another, row by row."""
     tiles_x = tl.cdiv(width, TILE)
     tiles = tl.cdiv(height, TILE) * tiles_x
-    program = tl.program_id(0)
     tile = program % tiles
     return (program // tiles).to(tl.int64), tile // tiles_x * TILE, tile % tiles_x * TILE
 
@@ -168,7 +169,7 @@ def colour_pass(
     images: uint8 [B, H, W, 3]; out: [B, H, W, C]; planes: [B, C, H, W]. A draw that is None
     is of an op that the view has not.
     """
-    sample, y_0, x_0 = tile_of_program(height, width, TILE)
+    sample, y_0, x_0 = tile_of_program(tl.program_id(0), height, width, TILE)
     x = x_0 + tl.arange(0, TILE)[None, :]
     y = y_0 + tl.arange(0, TILE)[:, None]
     inside = (y < height) & (x < width)
@@ -200,13 +201,15 @@ def colour_pass(
         to_x = tl.where(tl.load(flip + sample), width - 1 - x, x)
     if filtered:
         plane = height * width
-        to = planes + sample * num_channels * plane + y * width + to_x
+        to = planes + sample * num_channels * plane
+        to += y * width + to_x
         tl.store(to, r.to(planes.dtype.element_ty), mask=inside)
         if not LIGHTNESS:
             tl.store(to + plane, g.to(planes.dtype.element_ty), mask=inside)
             tl.store(to + 2 * plane, b.to(planes.dtype.element_ty), mask=inside)
     else:
-        to = out + (sample * height * width + y * width + to_x) * num_channels
+        to = out + sample * height * width * num_channels
+        to += (y * width + to_x) * num_channels
         tl.store(to, (r * scale_0 + shift_0).to(out.dtype.element_ty), mask=inside)
         if not LIGHTNESS:
             tl.store(to + 1, (g * scale_1 + shift_1).to(out.dtype.element_ty), mask=inside)

@@ -18,6 +18,8 @@ import triton.language as tl
 
 from fastpsl.kernels.fused.colour import tile_of_program
 
+# mypy: disable-error-code="no-untyped-def"
+
 TAP_EXPONENT = tl.constexpr(-0.5)
 LOG2_E = tl.constexpr(1.4426950408889634)
 SOBEL_MIDDLE = tl.constexpr(2.0)
@@ -110,17 +112,10 @@ def banded_product(
         for j in range(0, NUM_CHUNKS * CHUNK, CHUNK):
             y = source_y + j
             inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-            pixels = tl.load(plane + y * width + x, mask=inside, other=0.0)
+            pixels = tl.load(plane + (y * width + x), mask=inside, other=0.0)
             rows = tl.dot(tl.load(band_y + j), pixels, rows, input_precision=PRECISION)
         product = tl.dot(rows.to(kind), tl.load(band_x + i), product, input_precision=PRECISION)
     return product
-
-
-@triton.jit
-def store_channel(out, value, channel, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2, inside):
-    scale = tl.where(channel == 0, scale_0, tl.where(channel == 1, scale_1, scale_2))
-    shift = tl.where(channel == 0, shift_0, tl.where(channel == 1, shift_1, shift_2))
-    tl.store(out + channel, (value * scale + shift).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -128,11 +123,14 @@ def neighbourhood_pass(
     planes, out, bands, blur, sobel, height, width, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
     CHANNELS: tl.constexpr, NUM_CHUNKS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of TILE x TILE pixels a program, as in colour_pass, of samples that are blurred or filtered.
+    """A channel of a tile of TILE x TILE pixels a program, channels and tiles of a sample one after the other.
+
+    Nothing is done for samples that are neither blurred nor filtered.
 
     planes: [B, CHANNELS, H, W], half or float, in [0, 1]; out: [B, H, W, CHANNELS]; PRECISION: tl.dot's input_precision.
     """
-    sample, y_0, x_0 = tile_of_program(height, width, TILE)
+    channel = tl.program_id(0) % CHANNELS
+    sample, y_0, x_0 = tile_of_program(tl.program_id(0) // CHANNELS, height, width, TILE)
     blurred = blur is not None and tl.load(blur + sample)
     filtered = sobel is not None and tl.load(sobel + sample)
     if not (blurred or filtered):
@@ -144,38 +142,33 @@ def neighbourhood_pass(
     tile = tl.arange(0, TILE)
     chunk = tl.arange(0, CHUNK)
     row = tile * (NUM_CHUNKS * CHUNK)
-    # [TILE, CHUNK] from the left, [CHUNK, TILE] from the right.
-    band_y = bands + (sample * tiles + y_0 // TILE) * num_kinds * band + row[:, None] + chunk[None, :]
-    band_x = (
-        bands + (sample * tiles + tiles_y + x_0 // TILE) * num_kinds * band + row[None, :] + chunk[:, None]
-    )
+    # [TILE, CHUNK] from the left, [CHUNK, TILE] from the right. Here and below, what differs between threads is 32 bits.
+    band_y = bands + (sample * tiles + y_0 // TILE) * num_kinds * band
+    band_y += row[:, None] + chunk[None, :]
+    band_x = bands + (sample * tiles + tiles_y + x_0 // TILE) * num_kinds * band
+    band_x += row[None, :] + chunk[:, None]
     # A multiple of 16 pixels, so that rows are read in 16 bytes where the width is one too.
     margin: tl.constexpr = (NUM_CHUNKS * CHUNK - TILE) // 2
     source_y = y_0 - margin + chunk[:, None]
     source_x = x_0 - margin + chunk[None, :]
-    planes += sample * CHANNELS * height * width
+    planes += (sample * CHANNELS + channel) * height * width
     y = y_0 + tile[:, None]
     x = x_0 + tile[None, :]
-    out += (sample * height * width + y * width + x) * CHANNELS
+    out += sample * height * width * CHANNELS + channel
     inside = (y < height) & (x < width)
 
-    # One loop each: so the weights, which are the same for all channels, stay out of it, and the next channel's pixels are
-    # fetched meanwhile.
     if filtered:
-        for channel in range(CHANNELS):
-            plane = planes + channel * height * width
-            gx = banded_product(
-                plane, band_y, band_x + band, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
-            )
-            gy = banded_product(
-                plane, band_y + band, band_x, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
-            )
-            value = tl.sqrt(gx * gx + gy * gy) * SOBEL_SCALE
-            store_channel(out, value, channel, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2, inside)
+        gx = banded_product(
+            planes, band_y, band_x + band, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
+        )
+        gy = banded_product(
+            planes, band_y + band, band_x, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
+        )
+        value = tl.sqrt(gx * gx + gy * gy) * SOBEL_SCALE
     else:
-        for channel in range(CHANNELS):
-            plane = planes + channel * height * width
-            value = banded_product(
-                plane, band_y, band_x, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
-            )
-            store_channel(out, value, channel, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2, inside)
+        value = banded_product(
+            planes, band_y, band_x, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
+        )
+    scale = tl.where(channel == 0, scale_0, tl.where(channel == 1, scale_1, scale_2))
+    shift = tl.where(channel == 0, shift_0, tl.where(channel == 1, shift_1, shift_2))
+    tl.store(out + (y * width + x) * CHANNELS, (value * scale + shift).to(out.dtype.element_ty), mask=inside)

@@ -7,6 +7,7 @@ For 256 samples of 224 px (12.8 Mpx) as SimCLR's T3 draws them, with the half re
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import triton
@@ -117,9 +118,10 @@ def run(
             bands, blur, drawn.get((GaussianBlur, "sigma")), sobel, height, width, HALF=half,
             NUM_TAPS=triton.next_power_of_2(2 * half + 1), NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=chunk, num_warps=NUM_WARPS,
         )  # fmt: skip
-        neighbourhood_pass[(tiles_y * tiles_x * batch,)](
+        neighbourhood_pass[(tiles_y * tiles_x * batch * channels,)](
             planes, out, bands, blur, sobel, height, width, *factor_and_shift,
-            CHANNELS=channels, NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=chunk, PRECISION=PRECISION, num_warps=NUM_WARPS,
+            CHANNELS=channels, NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=chunk, PRECISION=PRECISION,
+            num_warps=product_warps(num_chunks), num_stages=2,
         )  # fmt: skip
 
 
@@ -133,46 +135,54 @@ def tiling(half: int, full: bool) -> tuple[int, int, int]:
     return tile, chunk, -(-(tile + 2 * (half + 1)) // chunk)
 
 
-def _variants() -> tuple[Variant, ...]:
-    """SimCLR's T3 at 224 px and its like: what is launched for halves, float32, wide blurs, one channel."""
-    draws = {"flip": "*i1:16", "apply": "*i1:16", "order": "*i64:16", "factors": "*fp32:16"}
-    size = {"height": "i32:16", "width": "i32:16"}
+def product_warps(num_chunks: int) -> int:
+    """Of one chunk both products stay in a warp's registers, 16 rows a warp: more than two would do the same rows again."""
+    return 2 if num_chunks == 1 else NUM_WARPS
+
+
+def _variants() -> list[Variant]:
+    """SimCLR's T3 at 224 px; its like in bfloat16 and float32, with a wide blur; Sobel alone, of lightness."""
+    draws: dict[str, Any] = {"flip": "*i1:16", "apply": "*i1:16", "order": "*i64:16", "factors": "*fp32:16"}
+    draws |= {"grey": "*i1:16", "blur": "*i1:16", "sigma": "*fp32:16", "sobel": "*i1:16"}
+    sizes: dict[str, Any] = {"height": "i32:16", "width": "i32:16", "num_pixels": "i32:16"}
+    sizes |= {"num_blocks": "i32", "num_sums": "i32", "images": "*u8:16", "sums": "*fp32:16"}
     statistics = {f"{name}_{channel}": "fp32" for name in ("scale", "shift") for channel in range(3)}
-    both = {"blur": "*i1:16", "sobel": "*i1:16"}
+    constants = {"HUE": True, "BLOCK": BLOCK, "STEPS": STEPS, "MAX_SUMS": 16, "PRECISION": PRECISION}
+    common = draws | sizes | statistics | constants
     variants = []
-    mean = {"images": "*u8:16", "sums": "*fp32:16", "num_pixels": "i32:16", "num_blocks": "i32"}
-    mean |= {name: draws[name] for name in ("apply", "order", "factors")}
-    colour = {"images": "*u8:16", "sums": "*fp32:16", "grey": "*i1:16", "num_sums": "i32", "MAX_SUMS": 16}
-    colour |= {"TILE": COLOUR_TILE, **draws, **both, **size, **statistics}
-    for hue in (True, False):
-        constants = {"HUE": hue, "BLOCK": BLOCK, "STEPS": STEPS}
-        variants.append(Variant(f"mean, hue {hue}", mean_pass, mean | constants, NUM_WARPS))
-    for name, out, planes, light in (
-        ("half", "*fp16:16", "*fp16:16", False),
-        ("bfloat16", "*bf16:16", "*fp16:16", False),
-        ("float32", "*fp32:16", "*fp32:16", False),
-        ("lightness", "*fp16:16", "*fp16:16", True),
-    ):
-        types = {"out": out, "planes": planes, "HUE": True, "LIGHTNESS": light}
-        variants.append(Variant(f"colour, {name}", colour_pass, colour | types, NUM_WARPS))
-        for half in (0, 11, 25):
-            tile, chunk, num_chunks = tiling(half, planes == "*fp32:16")
-            tiles = {"TILE": tile, "CHUNK": chunk, "NUM_CHUNKS": num_chunks}
-            bands = {"bands": planes, **both, **size, **tiles}
-            taps = {"sigma": "*fp32:16", "HALF": half, "NUM_TAPS": triton.next_power_of_2(2 * half + 1)}
-            taps = taps if half else taps | {"sigma": None, "blur": None}
-            variants.append(Variant(f"band, {name}, {2 * half + 1} taps", band_pass, bands | taps, NUM_WARPS))
-            rest = {
-                "out": out,
-                "planes": planes,
-                **statistics,
-                "CHANNELS": 1 if light else 3,
-                "PRECISION": PRECISION,
-            }
-            rest = rest if half else rest | {"blur": None}
-            name_here = f"neighbourhood, {name}, {2 * half + 1} taps"
-            variants.append(Variant(name_here, neighbourhood_pass, bands | rest, NUM_WARPS))
-    return tuple(variants)
+
+    def add(name: str, kernel: Any, **arguments: Any) -> None:
+        chosen = common | arguments
+        chosen = {argument: chosen[argument] for argument in kernel.arg_names}
+        products = kernel is neighbourhood_pass
+        warps = product_warps(arguments["NUM_CHUNKS"]) if products else NUM_WARPS
+        variants.append(Variant(name, kernel, chosen, warps, 2 if products else 3))
+
+    def add_chain(name: str, out: str, planes: str, half: int, kernels: str, **arguments: Any) -> None:
+        tile, chunk, num_chunks = tiling(half, planes == "*fp32:16")
+        arguments |= {
+            "out": out,
+            "planes": planes,
+            "bands": planes,
+            "HALF": half,
+            "CHUNK": chunk,
+            "TILE": tile,
+        }
+        arguments |= {"NUM_TAPS": triton.next_power_of_2(2 * half + 1), "NUM_CHUNKS": num_chunks}
+        arguments |= {"LIGHTNESS": arguments.setdefault("CHANNELS", 3) == 1}
+        for kernel in (colour_pass, band_pass, neighbourhood_pass):
+            if kernel.__name__.split("_")[0] in kernels:
+                here = arguments | ({"TILE": COLOUR_TILE} if kernel is colour_pass else {})
+                add(f"{kernel.__name__}, {name}", kernel, **here)
+
+    add("mean_pass", mean_pass)
+    add_chain("half, 23 taps", "*fp16:16", "*fp16:16", 11, "colour band neighbourhood")
+    add_chain("half, 51 taps", "*fp16:16", "*fp16:16", 25, "band neighbourhood")
+    add_chain("bfloat16, 23 taps", "*bf16:16", "*fp16:16", 11, "neighbourhood")
+    add_chain("float32, 23 taps", "*fp32:16", "*fp32:16", 11, "colour band neighbourhood")
+    sobel_alone = {"blur": None, "sigma": None, "CHANNELS": 1}
+    add_chain("half, one channel, Sobel", "*fp16:16", "*fp16:16", 0, "colour neighbourhood", **sobel_alone)
+    return variants
 
 
 VARIANTS = _variants()

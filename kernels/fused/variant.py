@@ -14,3 +14,4 @@ class Variant(NamedTuple):
     kernel: Any
     arguments: dict[str, Any]
     num_warps: int
+    num_stages: int = 3

@@ -18,11 +18,11 @@ TOLERANCES = {
 # float32: some ten roundings of 2^-24 on each path, in another order, times 4.5; sums over pixels are in blocks.
 # float16: one rounding of the result is 2^-11 of it. What is blurred or filtered is rounded before: the picture (2^-12),
 #   the taps (2^-11 of each, added up at worst) and the product of one side (2^-12), together 2^-10 of 1, times 4.5.
-# bfloat16: the same halves inside, and one rounding of the result, 2^-8 of it.
+# bfloat16: the same halves inside, and one rounding of the result: 2^-8 of it, but Triton's interpreter cuts off, 2^-7.
 FUSED_TOLERANCES = {
     torch.float32: (1e-5, 5e-5),
     torch.float16: (2**-11, 4.5 * 2**-10),
-    torch.bfloat16: (2**-8, 4.5 * 2**-10),
+    torch.bfloat16: (2**-7, 4.5 * 2**-10),
 }
 
 

@@ -1,0 +1,192 @@
+"""The fused colour, blur and Sobel chain equals the operations one after the other, on the same draws."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from fastpsl.kernels.blur import GaussianBlur
+from fastpsl.kernels.colour import ORDERS, ColourDistortion
+from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.fused import photometric
+from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.jigsaw import JigsawTiles
+from fastpsl.kernels.lightness import Lightness
+from fastpsl.kernels.normalise import normalise
+from fastpsl.kernels.rotate90 import Rotate90
+from fastpsl.kernels.sobel import Sobel
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+HALVES = (torch.float16, torch.bfloat16)
+FLIP, COLOUR, GREY = Flip(0.5), ColourDistortion(0.8, 0.8, 0.8, 0.2, p=0.7), Grey(0.3)
+LIGHTNESS, BLUR, SOBEL = Lightness(), GaussianBlur(9, p=0.5), Sobel(0.4)
+SIMCLR = (FLIP, COLOUR, GREY, BLUR, SOBEL)
+CHAINS = [
+    (),
+    (FLIP,),
+    (COLOUR,),
+    (GREY, SOBEL),
+    (FLIP, COLOUR, GREY),
+    (FLIP, ColourDistortion(0.4, 0, 0.4, 0, p=0.7), BLUR),
+    (FLIP, ColourDistortion(0, 0.4, 0, 0, p=0.7), LIGHTNESS),
+    (FLIP, Sobel(1.0)),
+    (LIGHTNESS,),
+    (FLIP, COLOUR, GREY, LIGHTNESS, BLUR, SOBEL),
+    (FLIP, GREY, LIGHTNESS, Sobel(1.0)),
+    (GaussianBlur(1, p=1.0),),
+]
+
+
+def statistics(ops):
+    """(mean, std) of the result's channels."""
+    return ((0.449,), (0.226,)) if LIGHTNESS in ops else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def drawn(ops, batch, as_tensors):
+    return [as_tensors(op.draw(Keys(7, 2, np.arange(batch, dtype=np.int64)))) for op in ops]
+
+
+def plain(images, ops, draws):
+    """float32, on the CPU: what each operation defines."""
+    for op, draw in zip(ops, draws, strict=True):
+        images = op(images, draw)
+    return normalise(images, *statistics(ops), torch.float32)
+
+
+def fused(images, ops, draws, dtype):
+    """Written between guards that nothing may touch, over NaN that nothing may leave."""
+    batch, *shape = photometric.out_shape(ops, images.shape)
+    whole = torch.full((batch + 2, *shape), torch.nan, dtype=dtype, device=DEVICE)
+    whole = whole.contiguous(memory_format=torch.channels_last)
+    there = [{name: values.to(DEVICE) for name, values in draw.items()} for draw in draws]
+    photometric.run(images.to(DEVICE), ops, there, *statistics(ops), whole[1:-1])
+    assert whole[0].isnan().all() and whole[-1].isnan().all()
+    return whole[1:-1].cpu()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+@pytest.mark.parametrize("ops", CHAINS, ids=lambda ops: "-".join(type(op).__name__ for op in ops) or "none")
+def test_equals_the_operations(ops, dtype, make_images, as_tensors, assert_fused_close):
+    if dtype == torch.bfloat16 and (ops and ops[-1] not in (BLUR, COLOUR)):
+        pytest.skip("bfloat16 differs from float16 in the last store alone")
+    assert photometric.fits(ops)
+    images, draws = make_images(4, 19, 21, torch.uint8), drawn(ops, 4, as_tensors)
+    assert_fused_close(fused(images, ops, draws, dtype), plain(images, ops, draws))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_every_mix_of_choices(dtype, make_images, as_tensors, assert_fused_close):
+    """Samples with and without colour, blur and Sobel: all eight, over more than one tile in both directions."""
+    images, draws = make_images(8, 34, 37, torch.uint8), drawn(SIMCLR, 8, as_tensors)
+    bits = torch.arange(8)
+    for place, op in ((0, 1), (1, 3), (2, 4)):
+        draws[op]["apply"] = (bits >> place) % 2 == 1
+    assert_fused_close(fused(images, SIMCLR, draws, dtype), plain(images, SIMCLR, draws))
+
+
+def test_each_order(make_images, as_tensors, assert_fused_close):
+    """All 24, with hue shifts up to half a turn."""
+    ops = (ColourDistortion(0.8, 0.8, 0.8, 0.5, p=1.0),)
+    images, draws = make_images(24, 11, 10, torch.uint8), drawn(ops, 24, as_tensors)
+    draws[0]["order"] = torch.from_numpy(ORDERS)
+    assert_fused_close(fused(images, ops, draws, torch.float32), plain(images, ops, draws))
+
+
+@pytest.mark.parametrize("turns", [-0.5, -1 / 6, 0.0, 1 / 3, 0.5])
+def test_hue_where_channels_tie(turns, as_tensors, assert_fused_close):
+    """Every colour of four levels: greys, pure colours, and each kind of tie."""
+    levels = torch.tensor([0, 1, 128, 255], dtype=torch.uint8)
+    images = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 8, 8)
+    ops = (ColourDistortion(0, 0, 0, 0.5, p=1.0),)
+    draws = drawn(ops, 1, as_tensors)
+    draws[0]["factors"] = torch.tensor([[1.0, 1.0, 1.0, turns]])
+    assert_fused_close(fused(images, ops, draws, torch.float32), plain(images, ops, draws))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 40), (1, 33, 2)])
+def test_small_and_thin(shape, make_images, as_tensors, assert_fused_close):
+    ops = (FLIP, COLOUR, Sobel(1.0))
+    images, draws = make_images(*shape, torch.uint8), drawn(ops, shape[0], as_tensors)
+    assert_fused_close(fused(images, ops, draws, torch.float16), plain(images, ops, draws))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("kernel_px, shape", [(51, (26, 29)), (23, (12, 48)), (33, (17, 17))])
+def test_kernels_up_to_the_largest_that_is_allowed(
+    kernel_px, shape, dtype, make_images, as_tensors, assert_fused_close
+):
+    ops = (GaussianBlur(kernel_px, sigma=(2.0, 8.0), p=1.0), Sobel(0.5))
+    images, draws = make_images(2, *shape, torch.uint8), drawn(ops, 2, as_tensors)
+    draws[1]["apply"] = torch.tensor([False, True])
+    assert_fused_close(fused(images, ops, draws, dtype), plain(images, ops, draws))
+
+
+def test_flat_pictures_stay_flat(as_tensors):
+    """Taps are rounded to halves; their sum is not let off 1. 200 / 255 is off its half by 2^-13."""
+    ops = (GaussianBlur(23, p=1.0),)
+    images = torch.full((6, 3, 24, 24), 200, dtype=torch.uint8)
+    draws = drawn(ops, 6, as_tensors)
+    error = fused(images, ops, draws, torch.float16) - plain(images, ops, draws)
+    assert error.abs().max() < 4.5 * 2**-12 + 2 * 2**-11
+
+
+@pytest.mark.parametrize(
+    "take",
+    [lambda x: x.contiguous(), lambda x: x[::2], lambda x: x[:, :, 1:, :-2], lambda x: x.flip(1)],
+    ids=["planar", "strided batch", "part", "flipped channels"],
+)
+def test_any_strides(take, make_images, as_tensors, assert_fused_close):
+    images = take(make_images(4, 20, 23, torch.uint8))
+    before, ops = images.clone(), SIMCLR[:3]
+    draws = drawn(ops, len(images), as_tensors)
+    assert_fused_close(fused(images, ops, draws, torch.float16), plain(images, ops, draws))
+    assert torch.equal(images, before)
+
+
+def test_no_samples(make_images, as_tensors):
+    assert fused(make_images(0, 12, 12, torch.uint8), SIMCLR, drawn(SIMCLR, 0, as_tensors), torch.float16).shape[
+        0
+    ] == 0  # fmt: skip
+
+
+def test_equal_twice(make_images, as_tensors):
+    """Bit for bit: no sum depends on the order in which programs end."""
+    images, draws = make_images(3, 40, 33, torch.uint8), drawn(SIMCLR, 3, as_tensors)
+    once = fused(images, SIMCLR, draws, torch.float16)
+    assert torch.equal(once, fused(images, SIMCLR, draws, torch.float16))
+
+
+def test_what_fits():
+    assert photometric.fits(SIMCLR) and photometric.fits(()) and photometric.fits((LIGHTNESS,))
+    assert not photometric.fits((COLOUR, FLIP)) and not photometric.fits((SOBEL, BLUR))
+    assert not photometric.fits((FLIP, FLIP)) and not photometric.fits((FLIP, Rotate90(4)))
+    assert not photometric.fits((JigsawTiles(3, 11, 8, 500),))
+
+
+def test_shapes_and_what_is_refused(make_images):
+    assert photometric.out_shape(SIMCLR, (5, 3, 30, 20)) == (5, 3, 30, 20)
+    assert photometric.out_shape((LIGHTNESS, BLUR), (5, 3, 30, 20)) == (5, 1, 30, 20)
+    images = make_images(1, 4, 30, torch.uint8)
+    with pytest.raises(ValueError, match="images of 4 x 30 px given to a blur of 9 px; allowed are") as told:
+        photometric.out_shape((BLUR,), images.shape)
+    with pytest.raises(ValueError) as by_the_op:
+        BLUR(images, {})
+    assert str(told.value) == str(by_the_op.value)
+    out = torch.empty(1, 1, 4, 30).contiguous(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match="given for 1 channels; allowed is one value a channel"):
+        photometric.run(images, (LIGHTNESS,), ({},), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), out)
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="waiting needs a device to wait for")
+def test_nothing_waits(make_images, as_tensors):
+    images = make_images(2, 24, 24, torch.uint8).to(DEVICE)
+    there = [{name: values.to(DEVICE) for name, values in d.items()} for d in drawn(SIMCLR, 2, as_tensors)]
+    out = torch.empty(2, 3, 24, 24, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    photometric.run(images, SIMCLR, there, *statistics(SIMCLR), out)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        photometric.run(images, SIMCLR, there, *statistics(SIMCLR), out)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
