@@ -47,7 +47,8 @@ def draw_kernels(result: dict[str, Any], path: Path) -> None:
             axes.barh(y, row["median"], 0.85, color=COLOURS[row["path"]], label=TITLES[row["path"]])
             whiskers = [[row["median"] - row["quartile_1"]], [row["quartile_3"] - row["median"]]]
             axes.errorbar(row["median"], y, xerr=whiskers, ecolor="#444", elinewidth=1)
-            text = f"  {row['median']:.3g} ms, {row['percent_of_copy']:.2g} % of a copy"
+            ms = f"{row['median']:,.0f}" if row["median"] >= 100 else f"{row['median']:.3g}"
+            text = f"  {ms} ms, {row['percent_of_copy']:.2g} % of a copy"
             axes.text(row["quartile_3"], y, text, va="center", fontsize=7)
             y += 1
         y += 1

@@ -65,7 +65,7 @@ class Options:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: it must be {least} or more")
         known = [*views_of_chains(self.size_px or 64), *CROPS]
         if unknown := set(self.chains) - set(known):
-            raise ValueError(f"--chains {min(unknown)!r}: there are {', '.join(known)}")
+            raise ValueError(f"--chains {min(unknown)!r}: there are {'; '.join(known)}")
 
 
 @dataclass

@@ -146,7 +146,7 @@ def test_what_is_to_be_reached_stands_beside_figures_of_its_sizes_only() -> None
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--chains", "SimCLR T4"), "--chains 'SimCLR T4': there are normalise, "),
+        (("--chains", "SimCLR T4"), "--chains 'SimCLR T4': there are normalise; "),
         (("--size-px", "8"), "--size-px 8: it must be 32 or more"),
     ],
 )
