@@ -13,9 +13,6 @@ from fastpsl.pipelines.decoders import BatchDecoder
 from fastpsl.pipelines.job import Job, on_copy_stream
 from fastpsl.pipelines.workers import Workers
 
-# A chunk costs 40 us under the interpreter's lock, whatever its size; reads from storage want some of them at once.
-_CHUNK_SAMPLES = 32
-
 
 class _Encoded:
     """A job, and its samples as the decoder wants to be given them; `ready` when all of them are there."""
@@ -55,7 +52,7 @@ class ByBatches:
         job = encoded.job
         job.guard(job.plan)
         job.guard(encoded.begin)
-        job.in_chunks(self._workers, encoded.encode, encoded.ready.set, _CHUNK_SAMPLES)
+        job.in_chunks(self._workers, encoded.encode, encoded.ready.set)
 
     @property
     def closed(self) -> bool:

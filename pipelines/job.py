@@ -99,15 +99,11 @@ class Job:
         self.codes = np.zeros(num, np.int8)
 
     def in_chunks(
-        self,
-        workers: Workers,
-        function: Callable[[slice], None],
-        then: Callable[[], None],
-        chunk_samples: int = _CHUNK_SAMPLES,
+        self, workers: Workers, function: Callable[[slice], None], then: Callable[[], None]
     ) -> None:
         """`function` for a few samples at a time in the workers' threads, and `then` once after the last of them."""
         num = 0 if self.is_over else self.num_valid
-        self._waiting = {i: min(i + chunk_samples, num) for i in range(0, num, chunk_samples)}
+        self._waiting = {i: min(i + _CHUNK_SAMPLES, num) for i in range(0, num, _CHUNK_SAMPLES)}
         chunks = list(self._waiting.items())
 
         def one(start: int, stop: int) -> None:

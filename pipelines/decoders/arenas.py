@@ -16,8 +16,8 @@ class Arena:
 
 
 class Arenas:
-    """Arenas that are used again: fresh memory is mapped and cleared page by page, 3 us of an image's 5. As many are kept as
-    were ever in use at once, each as large as the largest batch that it held, and a quarter more."""
+    """Arenas that are used again: fresh memory is mapped and cleared page by page, under a lock of the whole process. As many are
+    kept as were ever in use at once, each as large as the largest batch that it held, and a quarter more."""
 
     def __init__(self) -> None:
         self._free: deque[np.ndarray] = deque()
