@@ -23,6 +23,10 @@ Grid points of a lattice turned by 45 degrees lie on another, finer upright latt
 column c - r. So both windows are separable, and come from the same two passes of 1-D weights.
 """
 
+import importlib
+import warnings
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numba
@@ -224,13 +228,40 @@ def crop_isotropic(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
     [B, size_px, size_px, 3], on the device of both.
 
     `fits_isotropic` must hold of the boxes. So smaller pictures may stand at the top left of larger ones: what lies
-    around them is not seen. The values of `isotropic_resize` up to rounding, by matrix products; nothing waits for the device.
+    around them is not seen. The values of `isotropic_resize` up to rounding; nothing waits for the device. On CUDA by Triton's
+    kernels (kernels/fused/isotropic.py), elsewhere, and where Triton does not work, by dense matrix products.
     """
+    fused = fused_form(images.device)
+    if fused is not None:
+        return fused.crop(images, boxes, size_px)
     parts = [
         _crop_isotropic(images[i : i + _CHUNK], boxes[i : i + _CHUNK], size_px)
         for i in range(0, len(images), _CHUNK)
     ]
     return torch.cat(parts) if parts else images.new_empty(0, size_px, size_px, 3)
+
+
+@cache
+def fused_form(device: torch.device) -> ModuleType | None:
+    """Triton's kernels for CUDA, tried out once; None elsewhere, and where they do not work, with a warning that says why."""
+    if device.type != "cuda":
+        return None
+    images = torch.zeros((1, 64, 64, 3), dtype=torch.uint8, device=device)
+    boxes = torch.tensor([[28, 28, 8, 8, DIAGONAL]], dtype=torch.int32).pin_memory()
+    try:
+        module = importlib.import_module("fastpsl.kernels.fused.isotropic")
+        module.crop(images, boxes.to(device, non_blocking=True), 8)
+    except ImportError as error:
+        reason = f"Triton is missing ({error}; pip install triton)"
+    except Exception as error:  # noqa: BLE001 - of the driver, the compiler, the linker: many types
+        reason = f"Triton does not work here ({' '.join(str(error).split())[:200]})"
+    else:
+        return module
+    warnings.warn(
+        f"windows turned by 45 degrees are made by dense matrix products, many times slower: {reason}",
+        stacklevel=3,
+    )
+    return None
 
 
 def _crop_isotropic(images: Tensor, boxes: Tensor, size: int) -> Tensor:
