@@ -1,0 +1,131 @@
+"""Every constant of a fused kernel matters: 2 % more, and the comparison with the plain path fails.
+
+The constants are the module-level tl.constexpr floats of kernels/fused/*.py, found here, so that none is left out; numbers in
+the kernels themselves are 0 and 1 (and integers). A module's comparison is what its tests do, on few and small pictures.
+"""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+
+import numpy as np
+import pytest
+import torch
+
+tl = pytest.importorskip("triton.language", reason="triton is not installed")
+
+import fastpsl.kernels.fused as package
+from fastpsl.kernels.blur import GaussianBlur
+from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.fused import photometric
+from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.lightness import Lightness
+from fastpsl.kernels.normalise import normalise
+from fastpsl.kernels.sobel import Sobel
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="compiled kernels keep their constants: moved under the interpreter"
+)
+# A module's comparison: a fixture whose value is called without arguments and raises AssertionError ("off by ...").
+COMPARISONS = {"colour": "compare_colour", "neighbourhood": "compare_neighbourhood"}
+NAMES = [found.name for found in pkgutil.iter_modules(package.__path__)]
+# Where two curves meet a little more changes nothing, nor does a bound that no picture comes near: these move further.
+FACTORS = {"LINEAR_BELOW": 4, "CUBE_ABOVE": 8, "TINY": 1e33}
+COLOUR, BLUR = ColourDistortion(0.8, 0.8, 0.8, 0.5, p=1.0), GaussianBlur(9, p=1.0)
+STATISTICS = {1: ((0.449,), (0.226,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+
+
+def module(name):
+    return importlib.import_module(f"{package.__name__}.{name}")
+
+
+def constants(name):
+    values = vars(module(name)).items()
+    return [
+        key for key, value in values if isinstance(value, tl.constexpr) and isinstance(value.value, float)
+    ]
+
+
+@pytest.fixture
+def compare(make_images, as_tensors, assert_fused_close):
+    """compare(chain, argument): fails where the fused chain differs; argument: (op, draw's name or "mean", "std",
+    column), of which the kernels get 2 % more."""
+
+    def run(ops, argument=()):
+        images = make_images(4, 12, 13, torch.uint8)
+        draws = [as_tensors(op.draw(Keys(7, 2, np.arange(4, dtype=np.int64)))) for op in ops]
+        batch, *shape = photometric.out_shape(ops, images.shape)
+        mean, std = STATISTICS[shape[0]]
+        expected = images
+        for op, draw in zip(ops, draws, strict=True):
+            expected = op(expected, draw)
+        expected = normalise(expected, mean, std, torch.float32)
+        given = {"mean": torch.tensor(mean), "std": torch.tensor(std)}
+        given |= {
+            f"{type(op).__name__} {k}": v for op, d in zip(ops, draws, strict=True) for k, v in d.items()
+        }
+        if argument:
+            name, column = argument
+            given[name] = given[name].clone()
+            given[name][..., column] *= 1.02
+        there = [{k: given[f"{type(op).__name__} {k}"] for k in d} for op, d in zip(ops, draws, strict=True)]
+        out = torch.empty(batch, *shape).contiguous(memory_format=torch.channels_last)
+        photometric.run(images, ops, there, given["mean"].tolist(), given["std"].tolist(), out)
+        assert_fused_close(out, expected)
+
+    return run
+
+
+@pytest.fixture
+def compare_colour(compare):
+    return lambda: [compare(ops) for ops in ((COLOUR,), (Grey(1.0),), (Lightness(),))]
+
+
+@pytest.fixture
+def compare_neighbourhood(compare):
+    return lambda: [compare(ops) for ops in ((BLUR,), (BLUR, Sobel(1.0)))]
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_nothing_is_off_as_it_is(name, request):
+    request.getfixturevalue(COMPARISONS[name])()
+
+
+@pytest.mark.parametrize("name, constant", [(name, key) for name in COMPARISONS for key in constants(name)])
+def test_two_percent_of_a_constant_are_seen(name, constant, request, monkeypatch):
+    moved = getattr(module(name), constant).value * FACTORS.get(constant, 1.02)
+    monkeypatch.setattr(module(name), constant, tl.constexpr(moved))
+    with pytest.raises(AssertionError, match="off by"):
+        request.getfixturevalue(COMPARISONS[name])()
+
+
+@pytest.mark.parametrize(
+    "ops, argument",
+    [((Grey(0.5),), (statistic, channel)) for statistic in ("mean", "std") for channel in range(3)]
+    + [((COLOUR,), ("ColourDistortion factors", number)) for number in range(4)]
+    + [((BLUR,), ("GaussianBlur sigma", slice(None)))],
+    ids=str,
+)
+def test_two_percent_of_an_argument_are_seen(ops, argument, compare):
+    with pytest.raises(AssertionError, match="off by"):
+        compare(ops, argument)
+
+
+def test_no_module_is_left_out():
+    assert {name for name in NAMES if constants(name)} == set(COMPARISONS)
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_numbers_have_names(name):
+    """In a jitted function stand 0.0, 1.0 and integers; what else is a constant stands at the module's top."""
+    tree = ast.parse(inspect.getsource(module(name)))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list]
+    numbers = {
+        node.value
+        for function in functions
+        for node in ast.walk(function)
+        if isinstance(node, ast.Constant) and isinstance(node.value, float)
+    }
+    assert functions and numbers <= {0.0, 1.0}
