@@ -154,8 +154,8 @@ class Job:
             return []
         loader = self.loader
         bad = []
-        for i in np.flatnonzero(self.codes != GOOD):
-            reason = reason_of(loader.decoder, int(self.codes[i]), self.rows, int(i))
+        for i in np.flatnonzero(self.codes != GOOD).tolist():
+            reason = reason_of(loader.decoder, int(self.codes[i]), self.rows, i)
             bad.append(BadSample(int(indices[i]), loader.data.name(int(indices[i])), reason))
             if loader.on_bad_sample == "raise":
                 raise BadSampleError(str(bad[-1]))
