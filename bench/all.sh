@@ -42,12 +42,12 @@ run() {
 bench() { # bench NAME SECONDS SCRIPT OPTIONS...: its result is SCRIPT-GPU-NAME.json
     local name=$1 limit=$2 script=$3
     shift 3
-    run "$name" "$limit" "$PYTHON" "bench/$script.py" "$@" --out "$OUT/$script-$gpu${name:+-$name}.json"
+    run "${name:-$script}" "$limit" "$PYTHON" "bench/$script.py" "$@" --out "$OUT/$script-$gpu${name:+-$name}.json"
 }
 
 photos() {
-    if [ -n "$listing" ] || [ ! -e "$PHOTOS" ]; then
-        run photos 60 "$PYTHON" bench/photos.py "$PHOTOS" --num "$num_photos"
+    if [ -n "$listing" ] || { [ -z "$small" ] && [ ! -e "$PHOTOS" ]; }; then
+        run photos 60 "$PYTHON" bench/photos.py "$PHOTOS" --num 6000
     fi
 }
 
@@ -146,7 +146,7 @@ case $part in
     exit 0
     ;;
 --list)
-    listing=1 small= gpu=GPU num_photos=6000
+    listing=1 small= gpu=GPU
     for part in $parts; do do_part; done
     exit 0
     ;;
@@ -162,8 +162,8 @@ print(short_name({"gpu": torch.cuda.get_device_name() if torch.cuda.is_available
     echo "bench/all.sh: $PYTHON cannot import what is measured; install fastpsl, or set PYTHON" >&2
     exit 2
 }
-small= num_photos=6000
-[ "$gpu" = cpu ] && small=1 num_photos=64
+small=
+[ "$gpu" = cpu ] && small=1
 failed=
 rm -f "$OUT/$part.tsv"
 do_part
