@@ -61,11 +61,34 @@ def weights_after_a_step(name: str, rank: int, world_size: int) -> dict[str, Ten
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
+def running_statistics(rank: int, world_size: int) -> dict[str, list[Tensor]]:
+    """Buffers of the trunk before two steps, after them, and after a held-out pass; the ranks begin with unlike ones."""
+    torch.manual_seed(0)
+    backbone, task = TinyNet(), make_task("rotation")
+    stage = make_plan("psl", (1, 1, 1))[1]
+    for buffer in backbone.buffers():
+        buffer += rank
+    trunk = Trunk(backbone, stage)
+    module = StageModule(trunk, task.head(2, backbone.channels[stage.last_block - 1]), task)
+    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
+    views = task.views(2)
+    learner = Learner(module, sgd(module.learning_parameters()), views, "fp32", world)
+    batch = part_of(noise_batch(views, GLOBAL_BATCH), rank, world_size)
+    found = {"before": [buffer.clone() for buffer in trunk.buffers()]}
+    for _ in range(2):
+        learner.step([batch], 1, lr=0.1)
+    found["stepped"] = [buffer.clone() for buffer in trunk.buffers()]
+    learner.evaluate([batch], views, lambda: False)
+    found["evaluated"] = list(trunk.buffers())
+    return found
+
+
 def in_a_process(rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     for name in TASKS:
         torch.save(weights_after_a_step(name, rank, world_size), f"{folder}/{name}-{rank}.pt")
+    torch.save(running_statistics(rank, world_size), f"{folder}/statistics-{rank}.pt")
     leave_world()
 
 
@@ -84,3 +107,18 @@ def test_two_ranks_learn_as_one(name: str, folder: Path) -> None:
     for key, value in alone.items():
         assert torch.equal(first[key], second[key]), key
         assert torch.allclose(first[key], value, atol=1e-5 * float(value.abs().max() + 1)), key
+
+
+def test_running_statistics_are_rank_0s_where_they_are_read(folder: Path) -> None:
+    """By frozen blocks and in held-out passes; no forward pass of a step waits for them."""
+    first, second = (torch.load(folder / f"statistics-{rank}.pt") for rank in (0, 1))
+    for part, is_equal in (("before", True), ("stepped", False), ("evaluated", True)):
+        pairs = list(zip(first[part], second[part], strict=True))
+        assert all(torch.equal(one, other) for one, other in pairs) == is_equal, part
+    assert all(
+        torch.equal(one, other) for one, other in zip(first["stepped"], first["evaluated"], strict=True)
+    )
+    # The frozen block's three, of which nothing has moved.
+    assert all(
+        torch.equal(one, other) for one, other in zip(first["before"][:3], second["stepped"][:3], strict=True)
+    )
