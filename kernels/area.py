@@ -9,6 +9,10 @@ def crop_area(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
 
     Two matrix products an image: the shares that the output's rows have of the source's, and the columns'. The values of
     the CPU decoders' exact resize, up to rounding.
+
+    Dense products do: by arithmetic, not measured, 512 pictures of 32 px are 2e8 operations, 256 of 96 px 2.7e9, 0.05 ms at
+    6e13 a second, and the shares' float64 are 4 and 19 MB, read and written some ten times: 0.02 and 0.1 ms at 4.25 TB/s.
+    Some 30 launches make that 0.15 to 0.3 ms. A step of NIN takes 7.5 ms, and the loader works beside it.
     """
     num, height, width, channels = images.shape
     if not num:

@@ -251,6 +251,8 @@ def fused_form(device: torch.device) -> ModuleType | None:
     try:
         module = importlib.import_module("fastpsl.kernels.fused.isotropic")
         module.crop(images, boxes.to(device, non_blocking=True), 8)
+    except torch.cuda.OutOfMemoryError:
+        raise
     except ImportError as error:
         reason = f"Triton is missing ({error}; pip install triton)"
     except Exception as error:  # noqa: BLE001 - of the driver, the compiler, the linker: many types

@@ -61,14 +61,24 @@ def crop(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
     lines, row = groups * GROUP.value, blocks * COLUMNS.value
     at_a_time = triton.cdiv(num, triton.cdiv(num, max(1, _BETWEEN_BYTES // (6 * lines * row))))
     between = images.new_empty(at_a_time, 3, lines, row, dtype=torch.float16)
-    for first in range(0, num, at_a_time):
-        num_here = min(at_a_time, num - first)
-        vertical_kernel[(blocks, lines // LINES.value, num_here)](
-            images, boxes, between, first, height, width, size_px, blocks, lines, num_warps=_VERTICAL_WARPS
-        )
-        horizontal_kernel[(groups, groups, num_here)](
-            between, boxes, out, first, size_px, blocks, lines, num_warps=_HORIZONTAL_WARPS
-        )
+    with torch.cuda.device_of(images):  # threads do not inherit it
+        for first in range(0, num, at_a_time):
+            num_here = min(at_a_time, num - first)
+            vertical_kernel[(blocks, lines // LINES.value, num_here)](
+                images,
+                boxes,
+                between,
+                first,
+                height,
+                width,
+                size_px,
+                blocks,
+                lines,
+                num_warps=_VERTICAL_WARPS,
+            )
+            horizontal_kernel[(groups, groups, num_here)](
+                between, boxes, out, first, size_px, blocks, lines, num_warps=_HORIZONTAL_WARPS
+            )
     return out
 
 

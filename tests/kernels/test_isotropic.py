@@ -1,5 +1,8 @@
 """Both windows against a plain sum over the picture; the batched form against the compiled one; what the kernel reaches."""
 
+import sys
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -11,44 +14,13 @@ from fastpsl.kernels.isotropic import (
     ISOTROPIC,
     crop_isotropic,
     fits_isotropic,
-    isotropic_resize,
     largest_side_px,
     margin_px,
 )
+from tests.kernels.windows import noise, plain, window
 
-LUMA = np.array([0.299, 0.587, 0.114])
 # Side of the window and of the output: enlarging, nearly 1, shrinking where luma's kernel widens, and where both do.
 SIZES = [(16, 23), (41, 40), (37, 12), (97, 12)]
-
-
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
-def window(picture: np.ndarray, top: int, left: int, side: int, resampling: int, size: int) -> np.ndarray:
-    out = np.zeros((size, size, 3), np.uint8)
-    height, width = picture.shape[:2]
-    assert fits_isotropic(height, width, top, left, side, side, size)
-    isotropic_resize(picture.reshape(-1), height, width, top, left, side, resampling == DIAGONAL, out)
-    return out
-
-
-def plain(picture: np.ndarray, top: int, left: int, side: int, degrees: float, size: int) -> np.ndarray:
-    """float64 [size, size, 3]: whole Gaussians over the whole picture at points turned by a rotation matrix."""
-    step, turn = side / size, np.deg2rad(degrees)
-    y, x = (np.mgrid[:size, :size] - (size - 1) / 2) * step
-    # A picture turned counter-clockwise, rows going down, shows at (y, x) what was at the point turned back.
-    points_y = top + side / 2 + np.sin(turn) * x + np.cos(turn) * y
-    points_x = left + side / 2 + np.cos(turn) * x - np.sin(turn) * y
-    rows, columns = np.arange(picture.shape[0]) + 0.5, np.arange(picture.shape[1]) + 0.5
-    means = []
-    for sigma in (max(1.0, 0.5 * step), max(3.0, 0.5 * step)):
-        by_row = np.exp(-((points_y[..., None] - rows) ** 2) / (2 * sigma**2))
-        by_column = np.exp(-((points_x[..., None] - columns) ** 2) / (2 * sigma**2))
-        sums = np.einsum("rcy,rcx,yxk->rck", by_row, by_column, picture.astype(np.float64), optimize=True)
-        means.append(sums / (by_row.sum(2) * by_column.sum(2))[..., None])
-    fine, broad = means
-    return (broad + ((fine - broad) @ LUMA)[..., None]).clip(0, 255)
 
 
 @pytest.mark.parametrize(("side", "size"), SIZES)
@@ -113,13 +85,32 @@ def test_the_device_agrees_with_the_cpu_and_never_waits() -> None:
     images = torch.from_numpy(noise(120, 130)).expand(40, -1, -1, -1).contiguous()
     boxes = torch.tensor([[35, 40, 40, 40, ISOTROPIC], [36, 44, 41, 41, DIAGONAL]] * 20, dtype=torch.int32)
     there = images.cuda(), boxes.cuda()
+    assert isotropic.fused_form(there[0].device) is not None
     torch.cuda.set_sync_debug_mode("error")
     try:
         out = crop_isotropic(*there, 48)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     difference = (out.cpu().int() - crop_isotropic(images, boxes, 48).int()).abs()
-    assert difference.max() <= 1 and (difference > 0).float().mean() < 1e-3
+    # Half precision: tests/kernels/test_fused_isotropic.py.
+    assert difference.max() <= 1 and (difference > 0).float().mean() < 1e-2
+    assert torch.equal(out, crop_isotropic(*there, 48))
+
+
+def test_without_triton_the_reason_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice for a device, made on one without CUDA: images are put where they can be."""
+    device = torch.device("cuda", 7)
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device, **kinds: zeros(*shape, **kinds))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *_, **__: self)
+    monkeypatch.setitem(sys.modules, "fastpsl.kernels.fused.isotropic", None)
+    with pytest.warns(UserWarning, match="dense matrix products, many times slower: Triton is missing"):
+        assert isotropic.fused_form(device) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert isotropic.fused_form(device) is None
+    assert isotropic.fused_form(torch.device("cpu")) is None
 
 
 def test_forty_five_degrees_are_counter_clockwise() -> None:

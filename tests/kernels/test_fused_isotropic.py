@@ -1,0 +1,212 @@
+"""The GPU's windows against the compiled form, a plain sum, and dense products with the same roundings; what those let through."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+import triton
+import triton.language as tl
+
+from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.fused import isotropic as fused
+from fastpsl.kernels.fused import lattice, planes
+from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, largest_side_px, margin_px
+from fastpsl.kernels.rotation_crops import RotationCrop
+from tests.kernels.windows import noise, plain, rounded, window
+from tests.pipelines.isotropy import probe_accuracy
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# Of values of noise, rounding to half precision is 0.005 (luma 2^-5 a pixel, less what the sums average, and weights 2^-12), so
+# 0.4 % of the bytes fall on the other side of a half. At worst it is ten times that, beside what lies beyond 4.25 sigma.
+MOST_DIFFER, WORST = 0.01, 0.56
+both_bases = pytest.mark.parametrize(("base", "degrees"), [(ISOTROPIC, 0), (DIAGONAL, 45)])
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not written shows, and what is read without having been written too."""
+    new_empty = Tensor.new_empty
+
+    def fill(self: Tensor, *shape: int, **kinds: torch.dtype) -> Tensor:
+        empty = new_empty(self, *shape, **kinds)
+        return empty.fill_(torch.nan if empty.is_floating_point() else 171)
+
+    monkeypatch.setattr(Tensor, "new_empty", fill)
+
+
+def crop(images: "Tensor | np.ndarray", boxes: "Tensor | list[list[int]]", size: int) -> np.ndarray:
+    out = fused.crop(torch.as_tensor(images).to(DEVICE), torch.as_tensor(boxes).to(DEVICE), size)
+    assert out.dtype == torch.uint8 and out.is_contiguous()
+    return out.cpu().numpy()
+
+
+def assert_same(out: np.ndarray, expected: np.ndarray) -> None:
+    difference = np.abs(out.astype(int) - expected)
+    assert out.shape == expected.shape
+    assert difference.max() <= 1 and (difference > 0).sum() <= 4 + MOST_DIFFER * out.size
+
+
+# Side of the window and of the output: enlarging, nearly 1, shrinking where luma's kernel widens, and where both do, in more
+# than one program's columns; one pixel, and more than one program's lines.
+SIZES = [(16, 8), (16, 33), (41, 40), (37, 12), (97, 12), (20, 1), (17, 66)]
+
+
+@pytest.mark.parametrize(("side", "size"), SIZES)
+def test_equals_the_compiled_form(side: int, size: int) -> None:
+    """Of several pictures: where they leave a window no place but one, and at the top left of larger ones."""
+    margin = int(margin_px(side, size))
+    length = side + 2 * margin
+    images = np.stack([noise(length + 5, length + 3, seed) for seed in range(4)])
+    boxes = [[margin, margin, side, side, ISOTROPIC], [margin + 5, margin + 3, side, side, DIAGONAL],
+             [margin + 5, margin + 3, side, side, ISOTROPIC], [margin, margin, side, side, DIAGONAL]]  # fmt: skip
+    out = crop(images, boxes, size)
+    assert_same(
+        out, np.stack([window(i, *box[:3], box[4], size) for i, box in zip(images, boxes, strict=True)])
+    )
+    if DEVICE.type == "cpu":
+        # Sums in another order, and the compiler's float32 for the weights, differ less than halves do.
+        wanted = rounded(torch.from_numpy(images), torch.tensor(boxes), size, torch.float16).numpy()
+        assert (out != wanted).mean() < 1e-3
+
+
+def test_pictures_of_several_sizes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    random, size, num = np.random.default_rng(1), 11, 5
+    images, boxes, expected = random.integers(0, 256, (num, 80, 87, 3), np.uint8), [], []
+    for i, image in enumerate(images):
+        height, width = (int(length) for length in random.integers(60, 81, 2))
+        side = int(largest_side_px(np.array(min(height, width)), size)) - i
+        margin = int(margin_px(side, size))
+        top, left = (int(random.integers(margin, length - side - margin + 1)) for length in (height, width))
+        boxes.append([top, left, side, side, (ISOTROPIC, DIAGONAL)[i % 2]])
+        expected.append(window(image[:height, :width].copy(), top, left, side, boxes[-1][4], size))
+    out = crop(images, torch.tensor(boxes, dtype=torch.int32), size)
+    assert_same(out, np.stack(expected))
+    monkeypatch.setattr(fused, "_BETWEEN_BYTES", 2 * 6 * 64 * 128)
+    np.testing.assert_array_equal(crop(images, boxes, size), out)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "from an odd byte on": lambda x: torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape),
+    "channels first": lambda x: x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
+    "one, expanded": lambda x: x[:1].expand(x.shape),
+    "none": lambda x: x[:0],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_memory(layout: str) -> None:
+    images = LAYOUTS[layout](
+        torch.from_numpy(np.stack([noise(61, 57, seed) for seed in range(2)])).to(DEVICE)
+    )
+    boxes = torch.tensor([[20, 20, 17, 17, DIAGONAL], [22, 19, 17, 17, ISOTROPIC]])[: len(images)]
+    out = crop(images, boxes, 9)
+    assert out.shape == (len(images), 9, 9, 3)
+    for i, (top, left, side, _, base) in enumerate(boxes.tolist()):
+        assert_same(out[i], window(images[i].cpu().numpy().copy(), top, left, side, base, 9))
+
+
+def test_boxes_that_do_not_fit_leave_the_others_alone() -> None:
+    images = np.stack([noise(70, 73, seed) for seed in range(3)])
+    good = [25, 26, 20, 20, DIAGONAL]
+    for bad in ([0, 0, 70, 73, 0], [0, 0, 70, 70, DIAGONAL], [60, 60, 30, 30, ISOTROPIC]):
+        out = crop(images, [good, bad, good], 12)
+        assert_same(out[::2], np.stack([window(images[i], 25, 26, 20, DIAGONAL, 12) for i in (0, 2)]))
+
+
+@pytest.mark.parametrize("size", [8, 9, 31, 40])
+def test_constant_pictures_stay_what_they_are(size: int) -> None:
+    side = 17
+    length = side + 2 * int(margin_px(side, size))
+    levels = np.array([[0, 255, 0], [255, 255, 255], [77, 178, 3], [130, 125, 209]], np.uint8)
+    images = np.broadcast_to(levels[:, None, None], (4, length, length, 3)).copy()
+    top = (length - side) // 2
+    out = crop(images, [[top, top, side, side, (ISOTROPIC, DIAGONAL)[i // 2]] for i in range(4)], size)
+    np.testing.assert_array_equal(out, np.broadcast_to(levels[:, None, None], out.shape))
+
+
+def farthest(base: int, degrees: int) -> float:
+    """How far the values are from the exact ones: of windows that show all sigmas and halves of their pixels."""
+    worst = []
+    for side, size in [(41, 40), (97, 12)]:
+        margin = int(margin_px(side, size))
+        picture = noise(side + 2 * margin, side + 2 * margin)
+        # Saturated colours, which are where luma's and colour's weights show.
+        picture[:, ::3], picture[::5] = [255, 0, 0], [0, 0, 255]
+        exact = plain(picture, margin, margin, side, degrees, size)
+        out = crop(picture[None], [[margin, margin, side, side, base]], size)[0]
+        worst.append(np.abs(out - exact).max())
+    return max(worst)
+
+
+@both_bases
+def test_equals_the_plain_sum(base: int, degrees: int) -> None:
+    assert farthest(base, degrees) < WORST
+
+
+CONSTANTS = [(lattice, name) for name in ("LUMA_SIGMA", "COLOUR_SIGMA", "SHRINK", "HALF_ROOT", "FALL")]
+CONSTANTS += [(planes, name) for name in ("RED", "GREEN", "BLUE")]
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="a compiled kernel keeps its constants")
+@pytest.mark.parametrize(("module", "name"), CONSTANTS, ids=[name for _, name in CONSTANTS])
+def test_two_percent_of_a_constant_are_seen(
+    module: object, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, name, tl.constexpr(1.02 * getattr(module, name).value))
+    assert farthest(DIAGONAL, 45) > WORST
+
+
+@triton.jit
+def weights_kernel(box, luma, colour):
+    of = lattice.lattice_of(box, 8)
+    at = tl.arange(0, 64)[:, None] * 8 + tl.arange(0, 8)[None, :]
+    values = lattice.weights(tl.arange(0, 64)[:, None], tl.arange(0, 8)[None, :], of[4], of)
+    tl.store(luma + at, values[0])
+    tl.store(colour + at, values[1])
+
+
+def test_where_the_kernels_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At exactly 4.25 sigma; 2 % are seen here, which no byte shows."""
+    box = torch.tensor([20, 28, 9, 9, ISOTROPIC], dtype=torch.int32, device=DEVICE)
+
+    def weights() -> list[np.ndarray]:
+        out = torch.full((2, 64, 8), torch.nan, dtype=torch.float16, device=DEVICE)
+        weights_kernel[(1,)](box, out[0], out[1])
+        return [values.cpu().numpy() for values in out]
+
+    far = np.abs(np.arange(64)[:, None] + 0.5 - (32.5 + 9 / 8 * (np.arange(8) - 3.5)))
+    expected = [np.exp(-0.5 * (far / sigma) ** 2) * (far <= 4.25 * sigma) for sigma in (1.0, 3.0)]
+    for values, exact in zip(weights(), expected, strict=True):
+        np.testing.assert_allclose(values, exact, rtol=2**-10)
+    if DEVICE.type == "cpu":
+        for factor in (0.98, 1.02):
+            monkeypatch.setattr(lattice, "REACH", tl.constexpr(4.25 * factor))
+            seen = [(values > 0).sum() for values in weights()]
+            assert seen != [(exact > 0).sum() for exact in expected]
+
+
+def test_half_precision_is_enough() -> None:
+    """Enlarged white noise, where it shows most: its angle is not told through halves, but is through bfloat16."""
+    num, size, height, width = 1200, 64, 88, 85
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        keys, shape = Keys(0, 0, np.arange(num)), np.full(num, 1, np.int32)
+        op = RotationCrop(size)
+        bases = op.resampling(keys)
+        boxes = np.concatenate([op.boxes(keys, height * shape, width * shape), bases[:, None]], 1)
+        pictures = np.random.default_rng(7).integers(0, 256, (num, height, width, 3), np.uint8)
+        given = torch.from_numpy(pictures), torch.from_numpy(boxes), size
+        labels = torch.from_numpy((bases == DIAGONAL).astype(np.int64))
+        chance = 0.5 + 3.3 * (0.25 / (num // 2)) ** 0.5
+        told = {
+            dtype: probe_accuracy(rounded(*given, dtype).permute(0, 3, 1, 2), labels)
+            for dtype in (torch.float16, torch.bfloat16)
+        }
+        assert told[torch.float16] < chance < told[torch.bfloat16]
+    finally:
+        torch.set_num_threads(before)
