@@ -1,10 +1,13 @@
 """Blocks that do not learn, with their BatchNorms folded into the convolutions before them (`--fold-frozen`)."""
 
 import copy
+import operator
+import warnings
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 from torch.fx.proxy import TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -28,7 +31,8 @@ def folded(block: nn.Module, dtype: torch.dtype) -> nn.Module:
 
     Of the block as it is now; it shares no tensor with it and learns nothing. Folded in the weights' own float32 and rounded once,
     so that under autocast of `dtype` no weight is cast in a step: each output differs from the block's by the rounding of the
-    weights and of what stands between convolution and BatchNorm. ValueError where a BatchNorm follows no convolution.
+    weights and of what stands between convolution and BatchNorm. ReLUs, and sums before them, are joined to their convolution too
+    (`ConvReLU`). ValueError where a BatchNorm follows no convolution.
     """
     own = copy.deepcopy(block).requires_grad_(False).eval()
     if any(isinstance(part, Group) for part in own.modules()):
@@ -53,4 +57,84 @@ def folded(block: nn.Module, dtype: torch.dtype) -> nn.Module:
     for part in result.modules():
         if isinstance(part, nn.Conv2d):
             part.to(dtype=dtype, memory_format=torch.channels_last)
+    assert isinstance(result, fx.GraphModule)
+    _join_activations(result)
     return result.requires_grad_(False)
+
+
+class ConvReLU(nn.Module):
+    """relu(conv(x) + z), or without z. On a GPU in half precision by one of cuDNN's kernels, which writes the result once.
+
+    Without it a fold would save next to nothing: the bias is added in a pass over the result, as BatchNorm is in eval mode. What
+    torch.compile captures is the plain form: it joins these itself.
+    """
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.conv = conv
+        self.by_cudnn = conv.weight.is_cuda and conv.weight.dtype != torch.float32 and self._cudnn_can()
+
+    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        if self.by_cudnn and not torch.compiler.is_compiling():
+            return self._cudnn(x, z)
+        y: Tensor = self.conv(x)
+        return F.relu(y if z is None else y + z, inplace=True)
+
+    def _cudnn(self, x: Tensor, z: Tensor | None) -> Tensor:
+        conv = self.conv
+        x, where = x.to(conv.weight.dtype), (conv.stride, conv.padding, conv.dilation, conv.groups)
+        if z is None:
+            return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, *where)  # type: ignore[arg-type]
+        return torch.cudnn_convolution_add_relu(x, conv.weight, z, 1.0, conv.bias, *where)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def _cudnn_can(self) -> bool:
+        """Tried on a small picture: which convolutions it has such kernels for depends on its version and on the GPU."""
+        side = 4 * max(self.conv.kernel_size)
+        x = torch.zeros(1, self.conv.in_channels, side, side, device=self.conv.weight.device)
+        x = x.contiguous(memory_format=torch.channels_last)
+        try:
+            self._cudnn(x, self._cudnn(x, None))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:120]
+            warnings.warn(
+                f"--fold-frozen: cuDNN has no kernel that joins convolution and ReLU here ({reason}), and gains little without",
+                stacklevel=2,
+            )
+            return False
+        return True
+
+
+def _join_activations(module: fx.GraphModule) -> None:
+    """ReLUs of a convolution, or of one plus something else, into `ConvReLU`s, in place."""
+    graph, parts = module.graph, dict(module.named_modules())
+
+    def convolution(node: object) -> nn.Conv2d | None:
+        """What `node` calls, if only one other uses its result."""
+        if not isinstance(node, fx.Node) or node.op != "call_module" or len(node.users) != 1:
+            return None
+        part = parts[str(node.target)]
+        is_plain = isinstance(part, nn.Conv2d) and part.padding_mode == "zeros" and part.padding != "same"
+        return part if is_plain else None  # type: ignore[return-value]
+
+    for number, node in enumerate(list(graph.nodes)):
+        if node.op != "call_module" or not isinstance(parts[node.target], nn.ReLU):
+            continue
+        (source,), others = node.args, ()
+        total = source
+        if source.op == "call_function" and source.target is operator.add and len(source.users) == 1:
+            source, *others = source.args
+        conv = convolution(source)
+        if conv is None or not all(isinstance(other, fx.Node) for other in others):
+            continue
+        module.add_submodule(f"joined_{number}", ConvReLU(conv))
+        with graph.inserting_before(node):
+            joined = graph.call_module(f"joined_{number}", (source.args[0], *others))
+        node.replace_all_uses_with(joined)
+        graph.erase_node(node)
+        if total is not source:
+            graph.erase_node(total)
+        graph.erase_node(source)
+    graph.lint()
+    module.recompile()
+    module.delete_all_unused_submodules()

@@ -14,7 +14,7 @@ from bench.recipe_stages import recipe_options, stage_job
 from fastpsl.backbones.choose import make_backbone
 from fastpsl.backbones.resnet import ResNet
 from fastpsl.distributed import World
-from fastpsl.folding import folded
+from fastpsl.folding import ConvReLU, folded
 from fastpsl.gpu_failures import explained
 from fastpsl.gpu_memory import peak_memory, reset_peak_memory
 from fastpsl.kernels.permutations import permutation_set
@@ -185,7 +185,10 @@ def test_folded_blocks_in_half(name: str) -> None:
     with torch.no_grad(), torch.autocast("cuda", torch.float16):
         plain = ours = images
         for block in backbone.blocks()[:2]:
-            plain, ours = block(plain), folded(block, torch.float16)(ours)
+            copied = folded(block, torch.float16)
+            plain, ours = block(plain), copied(ours)
+            joined = [part.by_cudnn for part in copied.modules() if isinstance(part, ConvReLU)]
+            assert joined and all(joined)
             assert ours.dtype == torch.float16 and ours.is_contiguous(memory_format=torch.channels_last)
             assert float((plain.float() - ours.float()).norm() / plain.float().norm()) < 0.003
 

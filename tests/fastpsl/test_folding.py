@@ -19,8 +19,10 @@ from fastpsl.learner import DTYPES, Learner
 from fastpsl.optimisers import sgd
 from fastpsl.plan import Stage, make_plan
 from fastpsl.stage import StageModule, Trunk
+from fastpsl.step_modes import make_runner, run_blocks
 from fastpsl.trainer import pretrain
 from tests.fastpsl.test_stage import CPU, VIEWS, Brightness, snapshot
+from tests.fastpsl.test_step_modes import Capture
 from tests.fastpsl.test_trainer import tiny_job
 from tests.fastpsl.tiny import TinyNet, noise_batch, tiny_run
 
@@ -88,6 +90,29 @@ def test_a_batchnorm_left_out_is_beyond_the_bounds() -> None:
     assert apart(expected, wrong(images)) > 0.12
 
 
+def test_activations_are_joined_to_their_convolutions() -> None:
+    """All of ResNet's are behind one, or behind its sum with the shortcut."""
+    for name, count in (("resnet18", 4), ("resnet50", 9)):
+        block = folded(trained(ResNet(name)).blocks()[1], torch.bfloat16)  # type: ignore[operator]
+        kinds = [type(part).__name__ for part in block.modules()]
+        assert kinds.count("ConvReLU") == count and "ReLU" not in kinds
+        assert "add" not in block.code and block.code.count("joined") >= count  # type: ignore[operator]
+
+
+def test_a_result_that_is_used_twice_is_not_joined() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.relu = nn.Conv2d(3, 3, 1), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return self.relu(y) + y
+
+    block, images = Twice(), torch.randn(2, 3, 4, 4)
+    assert apart(block(images), folded(block, torch.float32)(images)) < 1e-6
+
+
 def test_nothing_else_knows_of_the_copies() -> None:
     plain, folding = learner("resnet18", "bf16", False), learner("resnet18", "bf16", True)
     assert folding.module.state_dict().keys() == plain.module.state_dict().keys()
@@ -98,6 +123,17 @@ def test_nothing_else_knows_of_the_copies() -> None:
     assert all(torch.equal(before[n], value) for n, value in folding.module.trunk.frozen.state_dict().items())
     weights = [m.weight for m in folding.module.trunk._folded[0].modules() if isinstance(m, nn.Conv2d)]
     assert [w.dtype for w in weights] == [torch.bfloat16] and not weights[0].requires_grad
+
+
+def test_folded_and_compiled() -> None:
+    backend, values = Capture(), []
+    for runner in (run_blocks, make_runner("compiled", backend)):
+        torch.manual_seed(0)
+        own = learner("resnet18", "bf16", True)
+        own.module.trunk.runner = runner
+        own.step([noise_batch(VIEWS, 4)], 1, lr=0.1)
+        values.append(torch.cat([p.detach().flatten() for p in own.module.parameters()]))
+    assert len(backend.inputs) == 2 and torch.equal(*values)
 
 
 def test_a_head_that_learns_alone_has_every_blocks_features() -> None:
