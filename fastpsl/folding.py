@@ -4,6 +4,7 @@ import copy
 import operator
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,7 @@ def folded(block: nn.Module, dtype: torch.dtype) -> nn.Module:
     for part in own.modules():
         if isinstance(part, nn.SyncBatchNorm):
             # In eval mode it is no other than this, which torch.fx knows.
-            part.__class__ = nn.BatchNorm2d
+            part.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
     try:
         result: nn.Module = fuse(own, inplace=True)
     except (TraceError, TypeError, RuntimeError) as error:
@@ -56,7 +57,7 @@ def folded(block: nn.Module, dtype: torch.dtype) -> nn.Module:
         )
     for part in result.modules():
         if isinstance(part, nn.Conv2d):
-            part.to(dtype=dtype, memory_format=torch.channels_last)
+            part.to(dtype).to(memory_format=torch.channels_last)
     assert isinstance(result, fx.GraphModule)
     _join_activations(result)
     return result.requires_grad_(False)
@@ -114,14 +115,14 @@ def _join_activations(module: fx.GraphModule) -> None:
         if not isinstance(node, fx.Node) or node.op != "call_module" or len(node.users) != 1:
             return None
         part = parts[str(node.target)]
-        is_plain = isinstance(part, nn.Conv2d) and part.padding_mode == "zeros" and part.padding != "same"
-        return part if is_plain else None  # type: ignore[return-value]
+        is_plain = isinstance(part, nn.Conv2d) and part.padding_mode == "zeros"
+        return part if is_plain and not isinstance(part.padding, str) else None  # type: ignore[return-value]
 
     for number, node in enumerate(list(graph.nodes)):
         if node.op != "call_module" or not isinstance(parts[node.target], nn.ReLU):
             continue
-        (source,), others = node.args, ()
-        total = source
+        others: list[Any] = []
+        source = total = node.args[0]
         if source.op == "call_function" and source.target is operator.add and len(source.users) == 1:
             source, *others = source.args
         conv = convolution(source)

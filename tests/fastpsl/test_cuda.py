@@ -197,7 +197,7 @@ def peak_of_a_step(name: str, stage: Stage) -> int:
     torch.cuda.empty_cache()
     backbone, task = make_backbone(name), Brightness()
     backbone.to(DEVICE).to(memory_format=torch.channels_last)
-    head = task.head(1, backbone.channels[stage.last_block - 1]).to(DEVICE)  # type: ignore[index]
+    head = task.head(1, backbone.channels[stage.last_block - 1]).to(DEVICE)  # type: ignore[index, arg-type]
     module = StageModule(Trunk(backbone, stage), head, task)  # type: ignore[arg-type]
     learner = Learner(module, sgd(module.learning_parameters()), VIEWS, "fp16", WORLD)
     batch = on_device(1024, 0)

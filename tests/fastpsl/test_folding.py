@@ -96,7 +96,7 @@ def test_activations_are_joined_to_their_convolutions() -> None:
         block = folded(trained(ResNet(name)).blocks()[1], torch.bfloat16)  # type: ignore[operator]
         kinds = [type(part).__name__ for part in block.modules()]
         assert kinds.count("ConvReLU") == count and "ReLU" not in kinds
-        assert "add" not in block.code and block.code.count("joined") >= count  # type: ignore[operator]
+        assert isinstance(block, torch.fx.GraphModule) and " + " not in block.code
 
 
 def test_a_result_that_is_used_twice_is_not_joined() -> None:

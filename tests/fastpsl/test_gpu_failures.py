@@ -27,7 +27,13 @@ def launched(out: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, **opt
         return step(self, *arguments)
 
     def parse() -> PretrainOptions:
-        values = {"batch_size": 32, "stage_epochs": (2, 2, 2), "num_threads": 1, "device": "cpu"} | options
+        values: dict[str, Any] = {
+            "batch_size": 32,
+            "stage_epochs": (2, 2, 2),
+            "num_threads": 1,
+            "device": "cpu",
+            **options,
+        }
         return PretrainOptions(data=str(paths.train_32), val=str(paths.test_32), out=out, **values)
 
     monkeypatch.setattr(Learner, "step", failing)
