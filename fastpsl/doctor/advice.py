@@ -18,7 +18,7 @@ _LARGE_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """part: read, decode, copy, augment, step or overlap; stage: where it costs most."""
+    """part: read, decode, copy, augment, step, overlap or noise; stage: where it costs most."""
 
     part: str
     stage: str
@@ -72,6 +72,9 @@ def bottleneck(measured: Measurements) -> Bottleneck | None:
     waits = f"{stage.name} waits {1 - stage.ratio:.0%} of the time"
     expected = 1 / modelled(Parts.of(stage), measured) - 1 / stage.synthetic
     if expected < 0.5 * (1 / stage.both - 1 / stage.synthetic):
+        if stage.spread >= 1 - stage.ratio:
+            text = f"{waits}, or seems to: repeats of one measurement differ by {stage.spread:.0%}"
+            return Bottleneck("noise", stage.name, text)
         text = f"{waits}, though loader and step are fast enough alone: the host's threads are in each other's way"
         return Bottleneck("overlap", stage.name, text)
     if stage.loader < 0.8 * stage.decode:
@@ -120,9 +123,12 @@ def _gain(measured: Measurements, after: Callable[[StageRates], Parts]) -> float
     """Of the plan, whose stages have their epochs. after: a stage's parts with the change."""
     seconds_before = seconds_after = 0.0
     for stage in measured.stages:
-        seconds = stage.epochs / stage.both
-        seconds_before += seconds
-        seconds_after += seconds * modelled(Parts.of(stage), measured) / modelled(after(stage), measured)
+        parts = after(stage)
+        rate = stage.both * modelled(parts, measured) / modelled(Parts.of(stage), measured)
+        # A faster part gains no more than what was seen to be lost, whatever the model says.
+        rate = max(min(rate, parts.step), min(rate, stage.both))
+        seconds_before += stage.epochs / stage.both
+        seconds_after += stage.epochs / rate
     return seconds_before / seconds_after - 1
 
 
@@ -185,7 +191,7 @@ def _augment_as(path: str, measured: Measurements) -> Change:
 def _untried(measured: Measurements) -> list[Change]:
     """Where a stage waits: what may help and cannot be measured here, or was not."""
     found = bottleneck(measured)
-    if found is None or found.part in ("step", "augment"):
+    if found is None or found.part in ("step", "augment", "noise"):
         return []
     if found.part == "overlap":
         fewer = max(1, measured.num_threads // 2)

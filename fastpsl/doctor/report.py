@@ -24,8 +24,9 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        if self.measured is None or any(check.state == "broken" for check in self.checks):
+        if any(check.state == "broken" for check in self.checks):
             return EXIT_BROKEN
+        assert self.measured is not None
         return EXIT_GOOD if is_good(self.measured) else EXIT_WAITS
 
     def bottleneck(self) -> Bottleneck | None:

@@ -105,7 +105,7 @@ def _nccl(device: torch.device, num_ranks: int) -> Check:
         )
         dist.all_reduce(torch.zeros(1, device=device))
         torch.cuda.synchronize(device)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         why = " ".join(str(error).split())[:300]
         state: State = "broken" if num_ranks > 1 else "warning"
         remedy = "start it with NCCL_DEBUG=INFO, which tells more"
