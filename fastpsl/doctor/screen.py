@@ -9,7 +9,7 @@ from rich.text import Text
 
 from fastpsl.doctor.advice import GOOD_RATIO, Change
 from fastpsl.doctor.checks import Check
-from fastpsl.doctor.measurements import Measurements, StageRates
+from fastpsl.doctor.measurements import Alternative, Measurements, StageRates
 from fastpsl.doctor.report import Report
 
 _MAX_CHANGES = 4
@@ -93,8 +93,7 @@ def _rows(measured: Measurements) -> Iterator[tuple[str, str, Cells, str]]:
     decode = _each(stages, lambda stage: stage.decode) or (_rate(measured.decode),)
     yield "decode", f"{measured.decoder}, {threads}", decode, ""
     for alternative in measured.alternatives:
-        scaled = _each(stages, lambda stage, by=alternative.factor: stage.loader * by)  # type: ignore[misc]
-        yield "", alternative.option, scaled or (_rate(alternative.images_per_s),), "dim"
+        yield "", alternative.option, _scaled(alternative, stages), "dim"
     if any(stage.loader != stage.decode for stage in stages):
         yield "", "and read", _each(stages, lambda stage: stage.loader), ""
     if measured.is_cuda:
@@ -127,6 +126,14 @@ def _rows(measured: Measurements) -> Iterator[tuple[str, str, Cells, str]]:
             tuple(f"{(stage.peak_bytes or 0) / 1e9:.1f}" for stage in stages),
             "",
         )
+
+
+def _scaled(alternative: Alternative, stages: tuple[StageRates, ...]) -> Cells:
+    """It was measured with the first stage's crops; the others' rates are taken to change alike."""
+    if not stages:
+        return (_rate(alternative.images_per_s),)
+    reads, factor = alternative.part == "read", alternative.factor
+    return _each(stages, lambda stage: (stage.loader if reads else stage.decode) * factor)
 
 
 def _ordered(of_stages: Iterator[dict[str, float]]) -> list[str]:
