@@ -190,7 +190,7 @@ def measure_stage(
         if measured == "loader":
             row["first_batch_s"] = round(first_batch_s[decoder], 3)
         else:
-            row["augment"] = bench.learner.augment.path
+            row["augment"], row["step"] = bench.learner.augment.path, bench.learner.step_choice.mode
         if measured == "both":
             # What the loader takes while it keeps up with the step.
             pairs = zip(cores[key], cores["step", None], strict=True)
@@ -254,6 +254,7 @@ def measure(setting: Setting, files: Path, say: Callable[[str], None]) -> dict[s
         finally:
             gc.collect()  # its weights, graphs and loaders
             if setting.world.device.type == "cuda":
+                torch.compiler.reset()
                 torch.cuda.empty_cache()
         result["rows"] += rows
         result["ratios"] += ratios

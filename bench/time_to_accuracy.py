@@ -119,8 +119,8 @@ class Trained:
     num_steps: int
 
 
-def train(options: Options, seed: int, world: World, folder: Path) -> Trained:
-    """A run of the recipe in `folder`."""
+def train(options: Options, seed: int, world: World, folder: Path) -> Trained | None:
+    """A run of the recipe in `folder`; None where a signal ended it."""
     is_sample = options.data is None
     paths = sample_paths()
     values = VALUES[options.recipe] | (
@@ -141,7 +141,7 @@ def train(options: Options, seed: int, world: World, folder: Path) -> Trained:
     try:
         clock = Clock(run)
         if not pretrain(job, run):
-            raise KeyboardInterrupt
+            return None
         num_steps = run.position.run_step
     finally:
         run.close()
@@ -213,7 +213,13 @@ def main() -> None:
             longest = max((each.whole_s for each in runs), default=0.0)
             if runs and time.perf_counter() - started + longest > options.limit_s:
                 break
-            runs.append(train(options, seed, world, Path(scratch) / f"seed-{seed}"))
+            if (trained := train(options, seed, world, Path(scratch) / f"seed-{seed}")) is None:
+                break
+            runs.append(trained)
+    if not runs:
+        raise ValueError(
+            f"stopped by a signal before seed {options.seeds[0]} came to its end; give it fewer --stage-epochs"
+        )
     with Beton(options.data or str(sample_paths().train_32)) as data:
         about = data_record(data, options.data)
     with Beton(options.val or str(sample_paths().test_32)) as held_out:
@@ -230,7 +236,7 @@ def main() -> None:
     }  # fmt: skip
     if len(runs) < len(options.seeds):
         result["notes"].append(
-            f"{len(runs)} seeds of {len(options.seeds)}: --limit-s {options.limit_s:g} is kept"
+            f"{len(runs)} seeds of {len(options.seeds)}: stopped by --limit-s {options.limit_s:g} or a signal"
         )
     write_result(options.out, result)
     picture = draw_times(result, options.out.with_suffix(".png"))
