@@ -38,7 +38,7 @@ def pack(source: Path, out: Path, num: int | None) -> int:
         )
         sheets[f"sheet_{number:05}"] = np.frombuffer(data.getvalue(), np.uint8)
     with open(out, "wb") as file:
-        np.savez(file, labels=labels, size=np.array([height, width]), **sheets)
+        np.savez(file, labels=labels, size=np.array([height, width]), **sheets)  # type: ignore[arg-type]
     return len(images)
 
 

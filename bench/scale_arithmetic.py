@@ -39,11 +39,9 @@ def gradients(recipe: str = "jigsaw") -> dict[str, int]:
     for name in STAGES:
         job, number = stage_job(recipe, name, options, world)
         stage = job.stages[number]
-        channels = job.backbone.channels[stage.last_block - 1]  # type: ignore[index]
-        learning = [
-            *job.backbone.blocks()[stage.first_learning - 1 : stage.last_block],
-            job.task.head(stage.level, channels),
-        ]  # type: ignore[operator]
+        backbone: Any = job.backbone
+        learning = backbone.blocks()[stage.first_learning - 1 : stage.last_block]
+        learning.append(job.task.head(stage.level, backbone.channels[stage.last_block - 1]))
         found[name] = 4 * sum(weights.numel() for module in learning for weights in module.parameters())
     return found
 

@@ -247,7 +247,7 @@ def main() -> None:
         )
     with Beton(options.data or str(sample_paths().train)) as data:
         about = data_record(data, options.data)
-    result = {
+    result: dict[str, Any] = {
         "schema": SCHEMA, "bench": "scaling", "command": command_line(), "environment": machine, "data": about,
         "settings": {
             "repeats": options.repeats, "steps": options.steps, "batch_size": options.batch_size, "backbone": options.backbone,

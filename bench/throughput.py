@@ -248,8 +248,8 @@ def measure(setting: Setting, files: Path, say: Callable[[str], None]) -> dict[s
         try:
             rows, ratios = measure_stage(recipe, stage, setting, deadline, say)
         except torch.cuda.OutOfMemoryError as error:
-            reason = f"out of GPU memory at batch {setting.batch_size}: {str(error).splitlines()[0]}"
-            result["not_measured"].append({"what": f"{recipe} {stage}", "reason": reason})
+            why = f"out of GPU memory at batch {setting.batch_size}: {str(error).splitlines()[0]}"
+            result["not_measured"].append({"what": f"{recipe} {stage}", "reason": why})
             continue
         finally:
             gc.collect()  # its weights, graphs and loaders
@@ -260,7 +260,9 @@ def measure(setting: Setting, files: Path, say: Callable[[str], None]) -> dict[s
         result["ratios"] += ratios
     others = []
     for kind, title in peers.TITLES.items():
-        reason = peers.why_missing(kind, setting.path) if options.peers else "left out by --no-peers"
+        reason: str | None = (
+            peers.why_missing(kind, setting.path) if options.peers else "left out by --no-peers"
+        )
         if reason:
             result["not_measured"].append({"what": title, "reason": reason})
         else:

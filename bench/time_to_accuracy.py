@@ -189,14 +189,14 @@ def tabulate(runs: list[Trained], options: Options) -> dict[str, Any]:
         values = spread(
             [max(look["accuracy"], 1e-6) for look in looks]
         )  # 0 is no accuracy that a row may have
-        seconds = [round(look["seconds"], 3) for look in looks]
+        at_seconds = [round(look["seconds"], 3) for look in looks]
         row = {
             "measured": "accuracy",
             **labels,
             "accuracy": values["median"],
             **at,
             "unit": "share",
-            "seconds": seconds,
+            "seconds": at_seconds,
         }
         rows.append(row | values)
     return {"rows": rows, "ratios": [], "not_measured": missing}
