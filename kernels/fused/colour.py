@@ -134,6 +134,17 @@ def tile_of_program(program, height, width, TILE: tl.constexpr):
 
 
 @triton.jit
+def is_filtered(sample, blur, sobel):
+    """Whether a sample is drawn to be blurred or filtered; one of blur and sobel may be None."""
+    if blur is None:
+        return tl.load(sobel + sample)
+    elif sobel is None:
+        return tl.load(blur + sample)
+    else:
+        return tl.load(blur + sample) | tl.load(sobel + sample)
+
+
+@triton.jit
 def mean_pass(
     images, apply, order, factors, sums, num_pixels, num_blocks,
     HUE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
@@ -166,8 +177,8 @@ def colour_pass(
 ):  # fmt: skip
     """A tile of TILE x TILE pixels a program, all tiles of a sample one after the other.
 
-    images: uint8 [B, H, W, 3]; out: [B, H, W, C]; planes: [B, C, H, W]. A draw that is None
-    is of an op that the view has not.
+    images: uint8 [B, H, W, 3]; out: [B, H, W, C]; planes: [B, C, H, W]. A draw that is None is of an op that the view
+    has not; planes are None where it has neither blur nor Sobel.
     """
     sample, y_0, x_0 = tile_of_program(tl.program_id(0), height, width, TILE)
     x = x_0 + tl.arange(0, TILE)[None, :]
@@ -189,17 +200,12 @@ def colour_pass(
     if LIGHTNESS:
         r = lightness(r, g, b)
     num_channels: tl.constexpr = 1 if LIGHTNESS else 3
-    filtered = False
-    if blur is not None:
-        filtered = tl.load(blur + sample)
-    if sobel is not None:
-        filtered = filtered | tl.load(sobel + sample)
     # Read as it lies and written mirrored: so the compiler gives neighbouring pixels to neighbouring threads, where it
     # would rather give eight in a row to one for the sake of wide stores, and their 24 bytes are slow to load.
     to_x = x
     if flip is not None:
         to_x = tl.where(tl.load(flip + sample), width - 1 - x, x)
-    if filtered:
+    if planes is not None and is_filtered(sample, blur, sobel):
         plane = height * width
         to = planes + sample * num_channels * plane
         to += y * width + to_x

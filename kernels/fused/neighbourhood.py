@@ -16,7 +16,7 @@ neighbourhood_pass    planes → blurred, filtered, normalised
 import triton
 import triton.language as tl
 
-from fastpsl.kernels.fused.colour import tile_of_program
+from fastpsl.kernels.fused.colour import is_filtered, tile_of_program
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -50,24 +50,24 @@ def weights(source, centre, size, slope, offset, middle, HALF: tl.constexpr):
 @triton.jit
 def band_pass(
     bands, blur, sigma, sobel, height, width,
-    HALF: tl.constexpr, NUM_TAPS: tl.constexpr, NUM_CHUNKS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
+    SQUARE: tl.constexpr, HALF: tl.constexpr, NUM_TAPS: tl.constexpr,
+    NUM_CHUNKS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """[B, tiles in y + tiles in x, kinds, TILE, NUM_CHUNKS * CHUNK] of weights; a program each, of all its kinds.
 
+    SQUARE: height is width, and the tiles in x, which are those in y, are left out.
     kinds: one without a Sobel, else two: G or, for a filtered sample, S G; then D G. A row is of a pixel of the tile, a
     column of a pixel of the picture, from a margin before the tile on. NUM_TAPS: a power of two, at least 2 * HALF + 1.
     """
     tiles_y = tl.cdiv(height, TILE)
-    tiles = tiles_y + tl.cdiv(width, TILE)
+    tiles = tiles_y if SQUARE else tiles_y + tl.cdiv(width, TILE)
     program = tl.program_id(0)
     sample = program // tiles
-    blurred = blur is not None and tl.load(blur + sample)
-    filtered = sobel is not None and tl.load(sobel + sample)
-    if not (blurred or filtered):
+    if not is_filtered(sample, blur, sobel):
         return
     slope = 0.0
     if blur is not None:
-        per_sigma = tl.where(blurred, 1.0 / tl.load(sigma + sample), SHARP)
+        per_sigma = tl.where(tl.load(blur + sample), 1.0 / tl.load(sigma + sample), SHARP)
         slope = per_sigma * per_sigma * TAP_EXPONENT * LOG2_E
     distances = tl.arange(0, NUM_TAPS) - HALF
     offset = -tl.log2(tl.sum(tap(distances, slope, 0.0, HALF)))
@@ -89,7 +89,7 @@ def band_pass(
         to = bands + pixel * (NUM_CHUNKS * CHUNK) + column
         centre = first + pixel
         weight = weights(source, centre, size, slope, offset, middle, HALF)
-        if filtered:
+        if sobel is not None and tl.load(sobel + sample):
             before = weights(source, tl.maximum(centre - 1, 0), size, slope, offset, middle, HALF)
             after = weights(source, tl.minimum(centre + 1, size - 1), size, slope, offset, middle, HALF)
             weight = before + weight * SOBEL_MIDDLE + after
@@ -119,24 +119,27 @@ def banded_product(
 
 
 @triton.jit
+def normalised(value, channel, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2):
+    scale = tl.where(channel == 0, scale_0, tl.where(channel == 1, scale_1, scale_2))
+    return value * scale + tl.where(channel == 0, shift_0, tl.where(channel == 1, shift_1, shift_2))
+
+
+@triton.jit
 def neighbourhood_pass(
     planes, out, bands, blur, sobel, height, width, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
-    CHANNELS: tl.constexpr, NUM_CHUNKS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+    SQUARE: tl.constexpr, CHANNELS: tl.constexpr, NUM_CHUNKS: tl.constexpr,
+    TILE: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A channel of a tile of TILE x TILE pixels a program, channels and tiles of a sample one after the other.
-
-    Nothing is done for samples that are neither blurred nor filtered.
+    """A tile of TILE x TILE pixels a program, as in colour_pass, of samples that are blurred or filtered.
 
     planes: [B, CHANNELS, H, W], half or float, in [0, 1]; out: [B, H, W, CHANNELS]; PRECISION: tl.dot's input_precision.
     """
-    channel = tl.program_id(0) % CHANNELS
-    sample, y_0, x_0 = tile_of_program(tl.program_id(0) // CHANNELS, height, width, TILE)
-    blurred = blur is not None and tl.load(blur + sample)
-    filtered = sobel is not None and tl.load(sobel + sample)
-    if not (blurred or filtered):
+    sample, y_0, x_0 = tile_of_program(tl.program_id(0), height, width, TILE)
+    if not is_filtered(sample, blur, sobel):
         return
     tiles_y = tl.cdiv(height, TILE)
-    tiles = tiles_y + tl.cdiv(width, TILE)
+    tiles = tiles_y if SQUARE else tiles_y + tl.cdiv(width, TILE)
+    first_x = 0 if SQUARE else tiles_y
     band: tl.constexpr = TILE * NUM_CHUNKS * CHUNK
     num_kinds: tl.constexpr = 1 if sobel is None else 2
     tile = tl.arange(0, TILE)
@@ -145,30 +148,37 @@ def neighbourhood_pass(
     # [TILE, CHUNK] from the left, [CHUNK, TILE] from the right. Here and below, what differs between threads is 32 bits.
     band_y = bands + (sample * tiles + y_0 // TILE) * num_kinds * band
     band_y += row[:, None] + chunk[None, :]
-    band_x = bands + (sample * tiles + tiles_y + x_0 // TILE) * num_kinds * band
+    band_x = bands + (sample * tiles + first_x + x_0 // TILE) * num_kinds * band
     band_x += row[None, :] + chunk[:, None]
     # A multiple of 16 pixels, so that rows are read in 16 bytes where the width is one too.
     margin: tl.constexpr = (NUM_CHUNKS * CHUNK - TILE) // 2
     source_y = y_0 - margin + chunk[:, None]
     source_x = x_0 - margin + chunk[None, :]
-    planes += (sample * CHANNELS + channel) * height * width
+    planes += sample * CHANNELS * height * width
     y = y_0 + tile[:, None]
     x = x_0 + tile[None, :]
-    out += sample * height * width * CHANNELS + channel
+    out += sample * height * width * CHANNELS
     inside = (y < height) & (x < width)
+    to = (y * width + x) * CHANNELS
 
-    if filtered:
-        gx = banded_product(
-            planes, band_y, band_x + band, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
-        )
-        gy = banded_product(
-            planes, band_y + band, band_x, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
-        )
-        value = tl.sqrt(gx * gx + gy * gy) * SOBEL_SCALE
+    # A loop each: the bands, equal for all channels, stay out of it, and the next channel is fetched meanwhile.
+    if sobel is not None and tl.load(sobel + sample):
+        for channel in range(CHANNELS):
+            plane = planes + channel * height * width
+            gx = banded_product(
+                plane, band_y, band_x + band, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
+            )
+            gy = banded_product(
+                plane, band_y + band, band_x, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
+            )
+            value = tl.sqrt(gx * gx + gy * gy) * SOBEL_SCALE
+            value = normalised(value, channel, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2)
+            tl.store(out + channel + to, value.to(out.dtype.element_ty), mask=inside)
     else:
-        value = banded_product(
-            planes, band_y, band_x, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
-        )
-    scale = tl.where(channel == 0, scale_0, tl.where(channel == 1, scale_1, scale_2))
-    shift = tl.where(channel == 0, shift_0, tl.where(channel == 1, shift_1, shift_2))
-    tl.store(out + (y * width + x) * CHANNELS, (value * scale + shift).to(out.dtype.element_ty), mask=inside)
+        for channel in range(CHANNELS):
+            plane = planes + channel * height * width
+            value = banded_product(
+                plane, band_y, band_x, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
+            )
+            value = normalised(value, channel, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2)
+            tl.store(out + channel + to, value.to(out.dtype.element_ty), mask=inside)

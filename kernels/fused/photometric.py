@@ -1,9 +1,17 @@
-"""Views of flip, colour distortion, grey, lightness, blur and Sobel, normalised, in at most three passes over memory.
+"""Views of flip, colour distortion, grey, lightness, blur and Sobel, normalised, in at most four launches.
 
-For 256 samples of 224 px (12.8 Mpx) as SimCLR's T3 draws them, with the half results of a GPU of 4.25 TB/s and 132 SMs:
+What they cost of 256 samples of 224 px (12.8 Mpx) with the draws of SimCLR's T3, counted, not measured: 80 % distorted, 60 %
+blurred or filtered, which go through a planar buffer of halves. By bytes at 4.25 TB/s; by the instructions of the compiled
+code (sm_90, Triton 3.6) at one a cycle and scheduler, 132 SMs of 1.75 GHz; by products at 400 Tflop/s.
 
-    pass            samples            bytes moved                                ms by bytes    ms by arithmetic
-    mean            80 %               31 MB read                                 0.007          see docs
+    launch           reads and writes                          bytes      ms     instructions, of      ms     products    ms
+    mean             uint8, of the distorted                   31 MB   0.007     44 a pixel         0.015
+    colour           uint8; the result or planes              116 MB   0.027     89 a pixel         0.038
+    band             weights of the blurred and filtered        6 MB   0.002                        0.005
+    neighbourhood    planes (4 times from L2); the result      92 MB   0.022     17.8 M of warps    0.019     11.8 G    0.030
+
+The floor, uint8 once and halves once, is 0.027 ms. Colour is bound by its instructions, a third of them hue's, and not by its
+bytes: so it reads single bytes, where unpacking words would cost more instructions than their loads save.
 """
 
 from collections.abc import Mapping, Sequence
@@ -112,15 +120,16 @@ def run(
         half = next((op.kernel_px // 2 for op in ops if isinstance(op, GaussianBlur)), 0)
         tile, chunk, num_chunks = tiling(half, planes.dtype == torch.float32)
         tiles_y, tiles_x = triton.cdiv(height, tile), triton.cdiv(width, tile)
-        num_bands = (tiles_y + tiles_x) * batch
+        square = height == width
+        num_bands = (tiles_y if square else tiles_y + tiles_x) * batch
         bands = planes.new_empty((num_bands, 1 if sobel is None else 2, tile, num_chunks * chunk))
         band_pass[(num_bands,)](
-            bands, blur, drawn.get((GaussianBlur, "sigma")), sobel, height, width, HALF=half,
+            bands, blur, drawn.get((GaussianBlur, "sigma")), sobel, height, width, SQUARE=square, HALF=half,
             NUM_TAPS=triton.next_power_of_2(2 * half + 1), NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=chunk, num_warps=NUM_WARPS,
         )  # fmt: skip
-        neighbourhood_pass[(tiles_y * tiles_x * batch * channels,)](
+        neighbourhood_pass[(tiles_y * tiles_x * batch,)](
             planes, out, bands, blur, sobel, height, width, *factor_and_shift,
-            CHANNELS=channels, NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=chunk, PRECISION=PRECISION,
+            SQUARE=square, CHANNELS=channels, NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=chunk, PRECISION=PRECISION,
             num_warps=product_warps(num_chunks), num_stages=2,
         )  # fmt: skip
 
@@ -147,7 +156,14 @@ def _variants() -> list[Variant]:
     sizes: dict[str, Any] = {"height": "i32:16", "width": "i32:16", "num_pixels": "i32:16"}
     sizes |= {"num_blocks": "i32", "num_sums": "i32", "images": "*u8:16", "sums": "*fp32:16"}
     statistics = {f"{name}_{channel}": "fp32" for name in ("scale", "shift") for channel in range(3)}
-    constants = {"HUE": True, "BLOCK": BLOCK, "STEPS": STEPS, "MAX_SUMS": 16, "PRECISION": PRECISION}
+    constants = {
+        "HUE": True,
+        "BLOCK": BLOCK,
+        "STEPS": STEPS,
+        "SQUARE": True,
+        "MAX_SUMS": 16,
+        "PRECISION": PRECISION,
+    }
     common = draws | sizes | statistics | constants
     variants = []
 
@@ -160,14 +176,8 @@ def _variants() -> list[Variant]:
 
     def add_chain(name: str, out: str, planes: str, half: int, kernels: str, **arguments: Any) -> None:
         tile, chunk, num_chunks = tiling(half, planes == "*fp32:16")
-        arguments |= {
-            "out": out,
-            "planes": planes,
-            "bands": planes,
-            "HALF": half,
-            "CHUNK": chunk,
-            "TILE": tile,
-        }
+        arguments |= {"out": out, "planes": planes, "bands": planes, "HALF": half}
+        arguments |= {"CHUNK": chunk, "TILE": tile}
         arguments |= {"NUM_TAPS": triton.next_power_of_2(2 * half + 1), "NUM_CHUNKS": num_chunks}
         arguments |= {"LIGHTNESS": arguments.setdefault("CHANNELS", 3) == 1}
         for kernel in (colour_pass, band_pass, neighbourhood_pass):
@@ -180,6 +190,11 @@ def _variants() -> list[Variant]:
     add_chain("half, 51 taps", "*fp16:16", "*fp16:16", 25, "band neighbourhood")
     add_chain("bfloat16, 23 taps", "*bf16:16", "*fp16:16", 11, "neighbourhood")
     add_chain("float32, 23 taps", "*fp32:16", "*fp32:16", 11, "colour band neighbourhood")
+    alone: dict[str, Any] = {"out": "*fp16:16", "TILE": COLOUR_TILE, "LIGHTNESS": False}
+    alone |= dict.fromkeys(("planes", "blur", "sobel"))
+    add("colour_pass, half, no neighbourhood", colour_pass, **alone)
+    alone |= dict.fromkeys(("flip", "apply", "order", "factors", "grey", "sums"))
+    add("colour_pass, half, normalisation alone", colour_pass, **alone)
     sobel_alone = {"blur": None, "sigma": None, "CHANNELS": 1}
     add_chain("half, one channel, Sobel", "*fp16:16", "*fp16:16", 0, "colour neighbourhood", **sobel_alone)
     return variants
