@@ -1,6 +1,7 @@
 """The GPU's windows against the compiled form, a plain sum, and dense products with the same roundings; what those let through."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,8 +32,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not written shows, and what is read without having been written too."""
     new_empty = Tensor.new_empty
 
-    def fill(self: Tensor, *shape: int, **kinds: torch.dtype) -> Tensor:
-        empty = new_empty(self, *shape, **kinds)
+    def fill(self: Tensor, *shape: Any, **kinds: Any) -> Tensor:
+        empty: Tensor = new_empty(self, *shape, **kinds)
         return empty.fill_(torch.nan if empty.is_floating_point() else 171)
 
     monkeypatch.setattr(Tensor, "new_empty", fill)
@@ -65,7 +66,10 @@ def test_equals_the_compiled_form(side: int, size: int) -> None:
              [margin + 5, margin + 3, side, side, ISOTROPIC], [margin, margin, side, side, DIAGONAL]]  # fmt: skip
     out = crop(images, boxes, size)
     assert_same(
-        out, np.stack([window(i, *box[:3], box[4], size) for i, box in zip(images, boxes, strict=True)])
+        out,
+        np.stack(
+            [window(i, box[0], box[1], box[2], box[4], size) for i, box in zip(images, boxes, strict=True)]
+        ),
     )
     if DEVICE.type == "cpu":
         # Sums in another order, and the compiler's float32 for the weights, differ less than halves do.
