@@ -27,7 +27,7 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused.choose import fused_modules, module_for
 from fastpsl.kernels.grey import Grey
-from fastpsl.kernels.isotropic import DIAGONAL, crop_isotropic, isotropic_resize, margin_px
+from fastpsl.kernels.isotropic import DIAGONAL, crop_densely, isotropic_resize, margin_px
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.layout import joined
 from fastpsl.kernels.lightness import Lightness
@@ -179,7 +179,7 @@ def crop_chains(setting: Setting) -> Iterator[Chain]:
     yield Chain("area crop", read + written, paths, {"fused": "no fused kernel does it"})
 
     on_device = _all_on(boxes, setting)
-    paths = {"kornia": partial(_cropped, crop_isotropic, pictures, on_device, size)}
+    paths = {"kornia": partial(_cropped, crop_densely, pictures, on_device, size)}
     missing = dict.fromkeys(PEERS, "Kornia and torchvision have no resampling that hides the angle")
     fused, reason = fused_augment(setting)
     if setting.device.type == "cpu":

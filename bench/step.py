@@ -195,6 +195,7 @@ class Bench:
         before = self._memory(step)
         bench = StageBench(job, number, options, Synthetic(1000), self.world)
         timed = Timed(bench, bench.batch_size * options.accumulate, stage.epochs)
+        bench.warm_up()
         bench.synthetic_batch()
         started = time.perf_counter()
         if key.mode == "eager":

@@ -116,6 +116,7 @@ class Learner:
     def warm_up(self, task: Task, batch: Batch) -> None:
         """Let the task see a batch that is no step's."""
         inputs = self.augment.inputs(batch, self.views, self.dtype)
+        begin_pass(self.step_choice.mode)
         with self._autocast():
             call_if_there(task, "warm_up", self.module.trunk, self.module.head, inputs, batch)
 

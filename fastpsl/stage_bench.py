@@ -134,16 +134,17 @@ class StageBench:
         return endless(loader, self._epochs)
 
     def _step(self, batches: Iterator[Batch]) -> int:
-        if not self._warmed_up:
-            self._warmed_up = True
-            self._warm_up()
+        self.warm_up()
         accumulate = self.options.accumulate
         self.learner.step(batches, accumulate, self.lr)
         call_if_there(self.job.task, "after_step")
         return self.batch_size * accumulate
 
-    def _warm_up(self) -> None:
-        """The passes that a task asks for before a stage's first step, such as those that fill MoCo's queue."""
+    def warm_up(self) -> None:
+        """Once, the passes that a task asks for before a stage's first step, such as those that fill MoCo's queue."""
+        if self._warmed_up:
+            return
+        self._warmed_up = True
         for _ in range(call_if_there(self.job.task, "warm_up_batches", self.stage) or 0):
             self.learner.warm_up(self.job.task, self.synthetic_batch())
 

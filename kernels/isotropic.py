@@ -232,8 +232,11 @@ def crop_isotropic(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
     kernels (kernels/fused/isotropic.py), elsewhere, and where Triton does not work, by dense matrix products.
     """
     fused = fused_form(images.device)
-    if fused is not None:
-        return fused.crop(images, boxes, size_px)
+    return crop_densely(images, boxes, size_px) if fused is None else fused.crop(images, boxes, size_px)
+
+
+def crop_densely(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
+    """`crop_isotropic` by dense matrix products, on any device."""
     parts = [
         _crop_isotropic(images[i : i + _CHUNK], boxes[i : i + _CHUNK], size_px)
         for i in range(0, len(images), _CHUNK)

@@ -9,8 +9,12 @@ import importlib.util
 from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import torch
+
+from fastpsl.kernels.draws import Keys
 
 
 def module_for(modules: Sequence[ModuleType], ops: Sequence[object]) -> ModuleType | None:
@@ -30,20 +34,32 @@ def fused_modules(device: torch.device) -> tuple[tuple[ModuleType, ...], str]:
     modules = tuple(importlib.import_module(f"fastpsl.kernels.fused.{name}") for name in names)
     try:
         _try_out(modules, device)
+    except torch.cuda.OutOfMemoryError:
+        raise
     except Exception as error:  # noqa: BLE001 - of the driver, the compiler, the linker: many types
         return (), f"Triton {triton.__version__} does not work here ({' '.join(str(error).split())[:200]})"
     return modules, f"Triton {triton.__version__}"
 
 
 def _try_out(modules: Sequence[ModuleType], device: torch.device) -> None:
-    """One picture through each: a driver too old, or no compiler, says so now."""
+    """Pictures through each, in half precision, by every kind of kernel: a driver too old, or no compiler, says so now."""
+    from fastpsl.kernels.blur import GaussianBlur
+    from fastpsl.kernels.colour import ColourDistortion
+    from fastpsl.kernels.flip import Flip
     from fastpsl.kernels.jigsaw import JigsawTiles
+    from fastpsl.kernels.sobel import Sobel
 
-    images = torch.zeros((1, 3, 8, 8), dtype=torch.uint8, device=device)
-    mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-    out = torch.empty((1, 3, 8, 8), device=device).contiguous(memory_format=torch.channels_last)
-    modules[0].run(images, (), (), mean, std, out)
-    tiles = JigsawTiles(1, 8, 8)
-    offsets = torch.zeros((1, 1, 2), dtype=torch.int64, device=device)
-    modules[1].run(images, (tiles,), ({"offsets": offsets, "permutation": offsets[:, :, 0]},), mean, std, out)
+    keys = Keys(0, 0, np.arange(2))
+    images = torch.zeros((2, 3, 16, 16), dtype=torch.uint8, device=device)
+    chains: tuple[tuple[Any, ...], ...] = (
+        (Flip(), ColourDistortion(0.4, 0.4, 0.4, 0.1, p=1.0), GaussianBlur(5, p=1.0), Sobel(0.5)),
+        (Flip(), JigsawTiles(1, 16, 16)),
+    )
+    for module, ops in zip(modules, chains, strict=True):
+        draws = [
+            {key: torch.from_numpy(value).to(device) for key, value in op.draw(keys).items()} for op in ops
+        ]
+        out = torch.empty(images.shape, dtype=torch.float16, device=device)
+        out = out.contiguous(memory_format=torch.channels_last)
+        module.run(images, ops, draws, (0.5,) * 3, (0.5,) * 3, out)
     torch.cuda.synchronize(device)
