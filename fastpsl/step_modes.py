@@ -105,6 +105,8 @@ def choose_step(
         return EAGER
     why_not = _why_not_compiled(backbone, device, sync_batchnorm)
     if asked == "auto":
+        if not why_not and num_ranks > 1 and device.type == "cuda":
+            why_not = "compiled was measured on one GPU only; try --step compiled"
         return StepChoice("eager", why_not) if why_not else _measured(backbone, stage, device, precision)
     if asked == "graphed" and not why_not:
         why_not = _why_not_graphed(device, num_ranks)

@@ -216,9 +216,10 @@ def test_auto_is_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_step("auto", backbone, STAGES[0], torch.device("cpu"), "fp32"),
         choose_step("auto", backbone, Stage("linear", 1, 6, 5, 1), CUDA, "fp16"),
         choose_step("auto", ResNet("resnet18"), STAGES[0], CUDA, "fp16"),
+        choose_step("auto", backbone, STAGES[0], CUDA, "fp16", num_ranks=2),
         choose_step("auto", RevNet(), STAGES[0], CUDA, "fp16"),
     )
-    assert [choice.mode for choice in others] == ["eager"] * 6
+    assert [choice.mode for choice in others] == ["eager"] * 7
     assert all(choice.reason for choice in others) and "RevNet" in others[-1].reason
     assert choose_step("graphed", backbone, STAGES[1], CUDA, "fp16").mode == "graphed"
 
