@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
+
 import torch
 from rich.console import Console
 from torch import Tensor
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see throughput.py
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench.kernel_chains import Chain, Setting, Work, crop_chains, view_chain, views_of_chains
 from bench.kernel_chart import draw_kernels, show_kernels

@@ -22,13 +22,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+# Spinning at barriers, as libgomp does by itself, turns a neighbour on a core into steps 10 times as long: a bench that
+# shares its machine would measure the neighbour. Read when torch is imported; recorded in the settings.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
-# Spinning at barriers, as libgomp does by itself, turns a neighbour on a core into steps 10 times as long: a bench that
-# shares its machine would measure the neighbour. Read when torch is imported; recorded in the settings.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, not installed
 from bench import peers
 from bench.chart import draw_chart

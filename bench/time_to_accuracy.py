@@ -13,6 +13,7 @@ was first reached. Writes a JSON and a PNG of the curves.
 import contextlib
 import json
 import math
+import os
 import statistics
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
 
 import torch
 
