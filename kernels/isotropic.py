@@ -46,7 +46,7 @@ REACH_SIGMAS = 4.25
 _RED, _GREEN, _BLUE = np.float32(0.299), np.float32(0.587), np.float32(0.114)
 # Halves go up for sure: the sums behind them depend on the order of addition.
 _HALF = np.float32(0.5 + 2**-13)
-# Samples that the torch form takes at a time: 5 MB each for views of 224 px of pictures of 500.
+# Samples that the torch form takes at a time: 10 MB each for views of 224 px of pictures of 500.
 _CHUNK = 32
 
 
@@ -292,7 +292,9 @@ def _crop_isotropic(images: Tensor, boxes: Tensor, size: int) -> Tensor:
         columns = _weights(points + (lefts + sides / 2)[:, None], sigma, plane.shape[2])
         return (rows @ plane @ columns.transpose(1, 2)).flatten(1).gather(1, pick)
 
-    red, green, blue = images.to(torch.float32).unbind(3)
+    # Float64 throughout: float32 products may be TF32's (training asks for that, for the whole process), and pixels would depend on
+    # when. On a GPU whose float64 is slow this form, which is there for want of Triton, is slower still.
+    red, green, blue = images.to(torch.float64).unbind(3)
     luma = float(_RED) * red + float(_GREEN) * green + float(_BLUE) * blue
     y = mixed(luma, LUMA_SIGMA_PX)
     b, r = mixed(blue - luma, COLOUR_SIGMA_PX), mixed(red - luma, COLOUR_SIGMA_PX)
@@ -302,9 +304,9 @@ def _crop_isotropic(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def _weights(points: Tensor, sigma: Tensor, limit: int) -> Tensor:
-    """float32 [B, N, limit]: the weights of all source pixels of an axis at each point."""
+    """float64 [B, N, limit]: the weights of all source pixels of an axis at each point."""
     pixels = torch.arange(limit, device=points.device) + 0.5
     distance = (pixels - points[:, :, None]) / sigma[:, None, None]
     weights = torch.exp(-0.5 * distance.square()) * (distance.abs() <= REACH_SIGMAS)
     # Points that an upright window does not use may see no pixel at all.
-    return (weights / weights.sum(2, keepdim=True).clamp(min=1e-9)).to(torch.float32)
+    return weights / weights.sum(2, keepdim=True).clamp(min=1e-9)

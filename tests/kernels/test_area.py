@@ -6,6 +6,7 @@ import torch
 
 from fastpsl.kernels.area import crop_area
 from fastpsl.pipelines.decoders.area import area_resize
+from tests.kernels.tf32 import RoundedProducts
 from tests.pipelines.photos import area_mean
 
 BOXES = [(0, 0, 61, 47), (7, 11, 30, 21), (60, 46, 1, 1), (0, 0, 61, 1), (3, 5, 20, 40), (1, 1, 32, 32)]
@@ -47,3 +48,22 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
     for i in (0, 17, 63):
         assert torch.equal(together[i], crop_area(images[i : i + 1], boxes[i : i + 1], 24)[0])
     assert crop_area(images[:0], boxes[:0], 24).shape == (0, 24, 24, 3)
+
+
+def test_nothing_depends_on_how_float32_products_are_made() -> None:
+    images = torch.randint(0, 256, (8, 61, 47, 3), dtype=torch.uint8)
+    boxes = torch.tensor([[7, 11, 33, 21], [0, 0, 61, 47]] * 4)
+    expected = crop_area(images, boxes, 16)
+    with RoundedProducts():
+        assert torch.equal(crop_area(images, boxes, 16), expected)
+        factor = torch.tensor([[1 + 2**-12]])
+        assert (factor @ factor).item() == 1  # it would be seen
+
+
+def test_large_pictures_keep_their_sums() -> None:
+    """255 times 2,944 x 2,944 px is more than 31 bits hold."""
+    images = torch.full((1, 2944, 2944, 1), 255, dtype=torch.uint8)
+    boxes = torch.tensor([[1, 2, 2943, 2942]])
+    assert (crop_area(images, boxes, 3) == 255).all()
+    images[0, -1, -1] = 0
+    assert crop_area(images, torch.tensor([[2942, 2942, 2, 2]]), 2).flatten().tolist() == [255, 255, 255, 0]

@@ -12,11 +12,13 @@ from fastpsl.kernels import isotropic
 from fastpsl.kernels.isotropic import (
     DIAGONAL,
     ISOTROPIC,
+    crop_densely,
     crop_isotropic,
     fits_isotropic,
     largest_side_px,
     margin_px,
 )
+from tests.kernels.tf32 import RoundedProducts
 from tests.kernels.windows import noise, plain, window
 
 # Side of the window and of the output: enlarging, nearly 1, shrinking where luma's kernel widens, and where both do.
@@ -71,6 +73,14 @@ def test_a_batch_of_both_bases_padded_and_in_parts() -> None:
     assert crop_isotropic(torch.from_numpy(images[:0]), torch.zeros(0, 5, dtype=torch.int32), size).shape == (
         0, size, size, 3,
     )  # fmt: skip
+
+
+def test_the_dense_form_does_not_depend_on_how_float32_products_are_made() -> None:
+    images = torch.from_numpy(noise(90, 95))[None].expand(2, -1, -1, -1)
+    boxes = torch.tensor([[30, 34, 20, 20, DIAGONAL], [31, 33, 21, 21, ISOTROPIC]])
+    expected = crop_densely(images, boxes, 24)
+    with RoundedProducts():
+        assert torch.equal(crop_densely(images, boxes, 24), expected)
 
 
 def test_no_value_is_asked_for_on_the_host() -> None:
