@@ -19,12 +19,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench import peers
 from bench.peers import Peer, Work
+from bench.program import run_program
 from bench.schema import RUNS, SCHEMA, command_line, data_record, environment, finish, spread, write_result
 from fastpsl.command_line import parse
 from fastpsl.distributed import choose_device
@@ -94,7 +96,7 @@ def variants(options: Options, work: Work) -> tuple[list[Work], list[dict[str, s
 
     ours = replace(work, kind="dali", hw_decoder_load=share)
     by_threads = [replace(ours, num_threads=num) for num in _threads(options, is_cuda)]
-    add("decoder dali", dali.why_missing(choose_device(work.device, 0)), *by_threads)
+    add("decoder dali", dali.why_missing(torch.device(work.device)), *by_threads)
     others = [replace(ours, hw_decoder_load=each) for each in options.shares if each != share]
     # The fewest threads are the most in need of the hardware's help.
     others += [
@@ -302,8 +304,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        print(f"decode: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    run_program(main)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import decode, peers
 from bench.decode import WHOLE, Options, tabulate, variants
@@ -67,10 +68,10 @@ def test_values_that_cannot_be_are_refused(options: Options, says: str) -> None:
 
 
 def test_on_a_gpu_shares_and_threads_are_varied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "choose_device", lambda *_: None)
     monkeypatch.setattr(decode, "default_num_threads", lambda: 12)
-    for module in (dali, libffcv):
-        monkeypatch.setattr(module, "why_missing", lambda *_: "")
+    asked: list[torch.device] = []
+    monkeypatch.setattr(dali, "why_missing", lambda device: asked.append(device) or "")
+    monkeypatch.setattr(libffcv, "why_missing", lambda: "")
     monkeypatch.setattr(peers, "why_missing", lambda *_: None)
     work = peers.Work("dali", "a.beton", "", 256, 12, 224, "cuda:0")
     found, missing = variants(Options(), work)
@@ -83,7 +84,7 @@ def test_on_a_gpu_shares_and_threads_are_varied(monkeypatch: pytest.MonkeyPatch)
         (WHOLE, "cuda:0", 0.9),
         ("dali_reader", "cpu", None),
     ]
-    assert missing == []
+    assert missing == [] and asked == [torch.device("cuda:0")]
 
 
 def test_ratios_are_taken_repeat_by_repeat() -> None:
