@@ -11,10 +11,14 @@ class Fetch:
     """
 
     def __init__(self, values: Tensor):
-        self._values, self._arrived = values, None
+        self._values = values
+        self._arrived: torch.cuda.Event | None = None
         if values.is_cuda:
             on_host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            self._values, self._arrived = on_host.copy_(values, non_blocking=True), torch.cuda.Event()
+            self._values = on_host.copy_(values, non_blocking=True)
+            self._arrived = torch.cuda.Event(
+                blocking=True
+            )  # waiting sleeps; torch's default would spin on a core
             self._arrived.record()
 
     def numbers(self) -> list[float]:
