@@ -23,6 +23,7 @@ from typing import Any
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
+from bench.program import run_program
 from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
 
 OURS = "fastpsl beton write"
@@ -124,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

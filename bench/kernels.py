@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a fold
 from bench.kernel_chains import Chain, Setting, Work, crop_chains, view_chain, views_of_chains
 from bench.kernel_chart import draw_kernels, show_kernels
 from bench.kernel_peers import PEERS
+from bench.program import run_program
 from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
 from fastpsl.command_line import parse
 from fastpsl.distributed import choose_device
@@ -238,8 +239,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        print(f"kernels: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    run_program(main)

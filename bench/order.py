@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
+from bench.program import run_program
 from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton import Beton
@@ -288,4 +289,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

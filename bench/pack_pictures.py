@@ -14,12 +14,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
+from bench.program import run_program
+
 _ROWS = 32  # of a sheet, and columns
 
 
 def pack(source: Path, out: Path, num: int | None) -> int:
     """images uint8 [n, h, w, 3] and labels [n] of an .npz; how many were packed."""
     with np.load(source) as arrays:
+        if not {"images", "labels"} <= set(arrays.files):
+            raise ValueError(f"{source}: holds {', '.join(arrays.files)}; images and labels are wanted")
         images, labels = arrays["images"][:num], arrays["labels"][:num]
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] != 3:
         raise ValueError(
@@ -45,6 +50,8 @@ def pack(source: Path, out: Path, num: int | None) -> int:
 def unpack(source: Path, out: Path) -> int:
     """The .npz again."""
     with np.load(source) as arrays:
+        if "size" not in arrays.files:
+            raise ValueError(f"{source}: is no file of `pack`")
         (height, width), labels = arrays["size"].tolist(), arrays["labels"]
         parts = []
         for name in sorted(name for name in arrays.files if name.startswith("sheet_")):
@@ -72,8 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, KeyError) as error:
-        print(f"pack_pictures: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    run_program(main)

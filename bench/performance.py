@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ is a folder of programs, not installed
 from bench.chart import draw_chart
 from bench.kernel_chart import draw_kernels
+from bench.program import run_program
 from bench.ratio_chart import draw_ratios
 from bench.scale_arithmetic import scale_tables
 from bench.schema import validate
@@ -179,8 +180,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        print(f"performance: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    run_program(main)

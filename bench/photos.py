@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
+from bench.program import run_program
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.beton_convert import Target, store_array
 from fastpsl.pipelines.beton_write import write_beton
@@ -229,8 +230,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        print(f"photos: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    run_program(main)

@@ -28,6 +28,7 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # bench/ and recipes/ are folders of programs, not installed
 from bench.order import drop_from_cache, write_noise
+from bench.program import run_program
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_job
 from bench.schema import RUNS, SCHEMA, command_line, data_record, environment, finish, spread, write_result
 from fastpsl.command_line import parse
@@ -270,8 +271,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        print(f"scaling: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    run_program(main)

@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, no
 from bench import peers
 from bench.chart import draw_chart
 from bench.equal_crops import decoders_here, measure_loaders
+from bench.program import run_program
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_job
 from bench.schema import (
     RUNS,
@@ -322,8 +323,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        print(f"throughput: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    run_program(main)

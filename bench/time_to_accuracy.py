@@ -30,6 +30,7 @@ import torch
 sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # bench/ and recipes/ are folders of programs, not installed
+from bench.program import run_program
 from bench.recipe_stages import MODULES, job_of, recipe_options
 from bench.schema import RUNS, SCHEMA, command_line, data_record, environment, finish, spread, write_result
 from bench.time_chart import draw_times
@@ -256,8 +257,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        print(f"time_to_accuracy: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    run_program(main)
