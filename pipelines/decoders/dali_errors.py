@@ -14,7 +14,8 @@ _OLD_DRIVER = re.compile(
     r"driver version is insufficient|CUDA driver is not installed or its version is insufficient"
     r"|cudaErrorInsufficientDriver|unsupported toolchain|cudaErrorUnsupportedPtxVersion"
 )
-# nvImageCodec tells of a sample alone where its memory is short. With less than this free, that was it.
+# Where its memory is short, nvImageCodec tells of a sample alone, as of a broken one. With less than this free, and no sample that
+# was decoded, that was it.
 _SHORT_BYTES = 64 << 20
 
 
@@ -30,9 +31,11 @@ def reason(message: str) -> str:
     return " ".join(text.replace("Critical error in pipeline:", "").split()).rstrip(" :")
 
 
-def user_error(message: str, device: str, free_bytes: int | None) -> ValueError | None:
-    """What no other sample and no new start would mend, None for what they may. free_bytes: of the device, None on a CPU."""
-    if free_bytes is not None and (_NO_MEMORY.search(message) or free_bytes < _SHORT_BYTES):
+def user_error(message: str, device: str, free_bytes: int | None, of_all: bool = False) -> ValueError | None:
+    """What no other sample and no new start would mend, None for what they may. free_bytes: of the device, None on a CPU. of_all: a
+    sound sample, or every sample of a run, was refused so."""
+    is_short = of_all and free_bytes is not None and free_bytes < _SHORT_BYTES
+    if free_bytes is not None and (is_short or _NO_MEMORY.search(message)):
         return ValueError(
             f"out of GPU memory while decoding on {device} ({reason(message)}; {free_bytes >> 20:,} MiB free): "
             "lower --prefetch-batches or --batch-size, or use --decoder ffcv"

@@ -97,7 +97,7 @@ class DaliPipeline:
                 pipe.share_outputs()
                 pipe.release_outputs()
         except Exception as error:
-            self._check_user(str(error))
+            self._check_user(str(error), of_all=True)
             raise RuntimeError(f"DALI does not work here: {reason(str(error))}") from error
         self._pipe = pipe
 
@@ -116,12 +116,12 @@ class DaliPipeline:
         if not run.is_fed:  # a pipeline half fed is of no use
             self._stop()
 
-    def _check_user(self, message: str) -> None:
-        """ValueError for what is the user's to mend."""
+    def _check_user(self, message: str, of_all: bool) -> None:
+        """ValueError for what is the user's to mend. of_all: nothing that was tried has been decoded."""
         free_bytes = None
         if self._is_gpu and torch.cuda.is_initialized():
             free_bytes = torch.cuda.mem_get_info(self._device)[0]
-        error = user_error(message, str(self._device), free_bytes)
+        error = user_error(message, str(self._device), free_bytes, of_all)
         if error is not None:
             raise error
 
@@ -193,6 +193,7 @@ class DaliPipeline:
             for size in self._graph.sizes_px
         ]
         failed: dict[int, str] = {}
+        num_refused = 0
         waiting: list[tuple[np.ndarray, str | None]] = [(np.arange(num), message)]
         try:
             while waiting:
@@ -201,13 +202,15 @@ class DaliPipeline:
                     message = self._try(run, which, crops, failed)
                 if message is None:
                     continue
-                self._check_user(message)
-                at_fault = named_sample(message)
-                if len(which) == 1:
-                    failed[int(which[0])] = reason(message)
-                elif at_fault is not None and at_fault < len(which):
+                at_fault = 0 if len(which) == 1 else named_sample(message)
+                if at_fault is not None and at_fault >= len(which):
+                    at_fault = None
+                num_refused += at_fault is not None
+                self._check_user(message, of_all=num_refused == num)
+                if at_fault is not None:
                     failed[int(which[at_fault])] = reason(message)
-                    waiting.append((np.delete(which, at_fault), None))
+                    which = np.delete(which, at_fault)
+                    waiting += [(which, None)] * (len(which) > 0)
                 else:
                     waiting += [(half, None) for half in np.array_split(which, 2)]
             if self._pipe is None:

@@ -16,8 +16,9 @@ import torch
 
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.decoders import codes, dali, open_decoder
+from fastpsl.pipelines.decoders import codes, dali, dali_pipeline, open_decoder
 from fastpsl.pipelines.decoders.dali import DaliDecoder
+from fastpsl.pipelines.decoders.dali_errors import user_error
 from fastpsl.pipelines.decoders.dali_graph import Graph
 from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline
 from fastpsl.pipelines.decoders.encoded import Encoded
@@ -133,6 +134,26 @@ def test_short_memory_is_no_fault_of_samples(monkeypatch: pytest.MonkeyPatch) ->
     assert len(tried) == 1  # not sample by sample
     assert len(runs.collect()[0][0]) == 3  # the one behind it, by a new pipeline
     assert_crops((runs.crops_of(GOOD[:3]), {}), expected)
+
+
+@needs_dali("errors")
+@pytest.mark.parametrize("bad", [{3: CUT}, {0: CUT, 4: HEADLESS}])
+def test_broken_samples_end_no_run_where_memory_is_short(
+    bad: dict[int, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        dali_pipeline,
+        "user_error",
+        lambda text, device, _, of_all: user_error(text, device, 16 << 20, of_all),
+    )
+    runs = Runs()
+    runs.submit([bad.get(i, GOOD[i]) for i in range(6)])
+    crops, failed = runs.collect()
+    assert failed.keys() == bad.keys() and all(crop[5].any() for crop in crops)
+    runs.submit([CUT, HEADLESS, CUT])  # nothing is decoded
+    with pytest.raises(ValueError, match="out of GPU memory while decoding on cpu"):
+        runs.collect()
+    assert len(runs.crops_of(GOOD[:3])[0]) == 3
 
 
 @needs_dali("construction")

@@ -24,7 +24,7 @@ ROOM = 8 << 30
             ROOM,
             "out of GPU memory while decoding on cuda:0",
         ),
-        ("Failed to decode sample #17 : ", 16 << 20, "out of GPU memory while decoding on cuda:0"),
+        ("Failed to decode sample #17 : ", 16 << 20, ""),  # of this one alone
         ("Failed to decode sample #17 : ", ROOM, ""),
         ("Failed to decode sample #17 : ", None, ""),  # on a CPU
         ("Can't allocate 8388608 bytes on host.", ROOM, "out of pinned host memory while decoding"),
@@ -52,6 +52,15 @@ def test_what_the_user_can_mend_is_said_in_one_line(text: str, free_bytes: int |
         assert error is None
     else:
         assert says in str(error) and "\n" not in str(error) and "encountered" not in str(error)
+
+
+def test_short_memory_is_the_reason_where_nothing_could_be_decoded() -> None:
+    text, device = FRAMED.format("Failed to decode sample #17 : "), "cuda:0"
+    assert "out of GPU memory while decoding on cuda:0" in str(
+        user_error(text, device, 16 << 20, of_all=True)
+    )
+    assert user_error(text, device, ROOM, of_all=True) is None
+    assert user_error(text, device, None, of_all=True) is None
 
 
 def test_messages_are_read() -> None:
