@@ -68,7 +68,7 @@ class DaliDecoder:
         self._batch_size, self._num_threads, self._device = batch_size, num_threads, device
         self._hw_decoder_load = float(hw_decoder_load)
         self._plain = TorchvisionDecoder()
-        self._arenas = Arenas()
+        self._arenas = Arenas(pinned=device.type == "cuda")
         self._pipelines: dict[Graph, DaliPipeline] = {}
         self._waiting: deque[_Batch] = deque()
         self._workers: Workers | None = None
@@ -124,7 +124,8 @@ class DaliDecoder:
                 runs.append((self._pipeline(graph), which))
         for pipeline, which in runs:
             sizes = np.stack([rows.height[which], rows.width[which]], axis=1)
-            pipeline.submit(encoded.samples(which), sizes, [box[which] for box in boxes], encoded.arena)
+            is_pinned, of_each = encoded.are_pinned(which), [box[which] for box in boxes]
+            pipeline.submit(encoded.samples(which), sizes, of_each, encoded.arena, is_pinned)
         self._waiting.append(_Batch(rows, boxes, sizes_px, status, runs))
 
     def _pipeline(self, graph: Graph) -> DaliPipeline:

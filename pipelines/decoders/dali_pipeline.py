@@ -28,13 +28,15 @@ class _Run:
     sizes: np.ndarray  # int [n, 2]: height and width of the upright pictures
     boxes: list[np.ndarray]  # per crop int32 [n, 5]
     owner: object  # held until nothing of `samples` is read any more
+    is_pinned: bool  # all of `samples`
     feeds: list[tuple[str, Any]] = field(default_factory=list)
     is_fed: bool = False
     message: str = "DALI has ended"  # of DALI, where it was not fed
 
     def part(self, which: np.ndarray) -> "_Run":
         samples = [self.samples[i] for i in which]
-        return _Run(samples, self.sizes[which], [boxes[which] for boxes in self.boxes], self.owner)
+        boxes = [boxes[which] for boxes in self.boxes]
+        return _Run(samples, self.sizes[which], boxes, self.owner, self.is_pinned)
 
 
 class DaliPipeline:
@@ -59,10 +61,16 @@ class DaliPipeline:
         self._start()
 
     def submit(
-        self, samples: list[Any], sizes: np.ndarray, boxes: list[np.ndarray], owner: object = None
+        self,
+        samples: list[Any],
+        sizes: np.ndarray,
+        boxes: list[np.ndarray],
+        owner: object = None,
+        is_pinned: bool = False,
     ) -> None:
-        """Contiguous buffers of one batch; nothing is copied. `owner` is held until they have been read."""
-        run = _Run(samples, sizes, boxes, owner)
+        """Contiguous buffers of one batch; nothing is copied. `owner` is held until they have been read. is_pinned: all lie in pinned
+        memory; otherwise DALI, on a GPU, copies them there itself, sample by sample, in its threads."""
+        run = _Run(samples, sizes, boxes, owner, is_pinned)
         self._pending.append(run)
         self._feed(run)
 
@@ -81,7 +89,8 @@ class DaliPipeline:
         return self._recover(run, message)
 
     def _stop(self) -> None:
-        """Nothing of what was fed is read any more after it. An error must not be kept until here: its traceback holds the
+        """Nothing of what was fed is read any more after it, but by copies of pinned memory that a GPU may still have under way: what
+        they bring is thrown away, and torch keeps those pages locked. An error must not be kept until here: its traceback holds the
         pipeline, whose threads would read what is freed meanwhile."""
         self._pipe = None
 
@@ -105,7 +114,7 @@ class DaliPipeline:
         run.is_fed = False
         if self._pipe is None:
             return
-        run.feeds = feeds(self._graph, run.samples, run.boxes)
+        run.feeds = feeds(self._graph, run.samples, run.boxes, run.is_pinned)
         try:
             for name, values in run.feeds:
                 self._pipe.feed_input(name, values)

@@ -184,6 +184,10 @@ class Encoded:
                     self.codes[i] = CHANGED
         return opened
 
+    def are_pinned(self, which: np.ndarray) -> bool:
+        """Whether all of `samples(which)` lie in a pinned arena."""
+        return self.arena.is_pinned and self.pictures.keys().isdisjoint(which.tolist())
+
     def samples(self, which: np.ndarray) -> list[np.ndarray]:
         """Of the arena: a JPEG's bytes, or a raw picture, uint8 [H, W, 3]; or the picture in `pictures`."""
         # Arrays: of slices of a memoryview DALI makes inputs at three times the cost.

@@ -1,5 +1,8 @@
 """Memory of batches: nobody gets what another still holds, and none is made anew that is there."""
 
+import pytest
+import torch
+
 from fastpsl.pipelines.decoders.arenas import Arenas
 
 
@@ -19,3 +22,28 @@ def test_memory_is_used_again_when_its_last_holder_lets_it_go() -> None:
     del second, third, larger
     sizes = [len(arenas.take(1).memory) for _ in range(3)]
     assert max(sizes) >= 5000 and len(arenas._free) == 3
+
+
+def test_pinned_memory_is_torchs_and_lives_as_long_as_its_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pinning itself is left out, which needs a GPU."""
+    asked, empty = [], torch.empty
+
+    def pageable(num: int, *, dtype: torch.dtype, pin_memory: bool) -> torch.Tensor:
+        asked.append((num, pin_memory))
+        return empty(num, dtype=dtype)
+
+    monkeypatch.setattr(torch, "empty", pageable)
+    arenas = Arenas(pinned=True)
+    arena = arenas.take(1000)
+    assert asked == [(1250, True)] and arena.is_pinned and isinstance(arena.memory.base, torch.Tensor)
+    assert arena.memory.ctypes.data == arena.memory.base.data_ptr()
+    del arena
+    assert arenas.take(1250).is_pinned and len(asked) == 1
+    assert not Arenas().take(1000).is_pinned and len(asked) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is pinned memory")
+def test_no_pinned_memory_is_said_in_one_line() -> None:
+    with pytest.raises(ValueError, match="no 2 MiB of pinned host memory for a batch") as error:
+        Arenas(pinned=True).take(2 << 20)
+    assert "--prefetch-batches or --batch-size" in str(error.value) and "\n" not in str(error.value)

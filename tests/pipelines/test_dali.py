@@ -16,10 +16,11 @@ import torch
 
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.decoders import codes, dali, dali_pipeline, open_decoder
+from fastpsl.pipelines.decoders import codes, dali, dali_graph, dali_pipeline, open_decoder
+from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.dali import DaliDecoder
 from fastpsl.pipelines.decoders.dali_errors import user_error
-from fastpsl.pipelines.decoders.dali_graph import Graph
+from fastpsl.pipelines.decoders.dali_graph import Graph, feeds
 from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline
 from fastpsl.pipelines.decoders.encoded import Encoded
 from fastpsl.pipelines.decoders.synthetic import Synthetic
@@ -236,6 +237,55 @@ def test_a_batch_may_hold_everything_at_once(tmp_path: Path) -> None:
     for i in np.flatnonzero(status == codes.GOOD):
         alone = decode(decoder, rows.part(slice(i, i + 1)))[1]
         assert (pictures[i] == alone[0]).all() and alone.any()
+
+
+@needs_dali("mixed batches")
+def test_what_lies_in_pinned_memory_is_fed_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the flag: arenas are said to be pinned, and DALI is not told so, which would need a GPU."""
+    told: list[tuple[bool, int, bool]] = []
+    monkeypatch.setattr(Arenas, "_new", lambda _, num_bytes: np.empty(num_bytes, np.uint8))
+
+    def unpinned(graph: Graph, samples: list[np.ndarray], boxes: list[np.ndarray], is_pinned: bool) -> object:
+        told.append((graph.is_raw, len(samples), is_pinned))
+        return feeds(graph, samples, boxes)
+
+    monkeypatch.setattr(dali_pipeline, "feeds", unpinned)
+    raw = (photo(3, 50, 60).tobytes(), 50, 60, RAW)
+    decoder = DaliDecoder("beton", 8, 1, CPU)
+    decode(decoder, rows_of(tmp_path / "a", [JPEGS[0], raw]))
+    assert told == [(False, 1, False), (True, 1, False)]
+    decoder._arenas = Arenas(pinned=True)
+    told.clear()
+    decode(decoder, rows_of(tmp_path / "b", [JPEGS[0], raw, raw]))
+    assert told == [(False, 1, True), (True, 2, True)]
+    told.clear()
+    with pytest.warns(UserWarning, match="sample 2 is decoded on the CPU"):
+        decode(decoder, rows_of(tmp_path / "c", [JPEGS[0], raw, (ODD, 50, 60, JPG)]))
+    assert told == [(False, 1, True), (True, 2, False)]  # a decoded picture lies elsewhere
+    told.clear()
+    monkeypatch.setattr(Encoded, "read", lambda self, part, read=Encoded.read: read(self, part) * 0)
+    decode(decoder, rows_of(tmp_path / "d", [JPEGS[0], (CUT, 50, 60, JPG), JPEGS[1]]))
+    assert told == [(False, 3, True), (False, 2, True)]  # what is tried again lies where it lay
+
+
+@needs_dali("feeding")
+def test_dali_is_told_of_pinned_memory_sample_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, library = [], importlib.import_module("nvidia.dali")
+    wrap = library.tensors.TensorCPU
+
+    def tensor(sample: np.ndarray, layout: str | None, is_pinned: bool) -> object:
+        told.append(is_pinned)
+        return wrap(sample, layout, False)
+
+    tensors = types.SimpleNamespace(TensorCPU=tensor, TensorListCPU=library.tensors.TensorListCPU)
+    monkeypatch.setattr(
+        dali_graph, "_dali", lambda: types.SimpleNamespace(types=library.types, tensors=tensors)
+    )
+    boxes = [np.array([[3, 5, 40, 41, 0]] * 2, np.int32)]
+    for is_pinned in (True, False):
+        told.clear()
+        feeds(Graph(False, False, (24,), (False,)), as_arrays(GOOD[:2]), boxes, is_pinned)
+        assert told == [is_pinned] * 2
 
 
 @needs_dali("fallbacks")
