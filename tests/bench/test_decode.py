@@ -70,7 +70,12 @@ def test_values_that_cannot_be_are_refused(options: Options, says: str) -> None:
 def test_on_a_gpu_shares_and_threads_are_varied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "default_num_threads", lambda: 12)
     asked: list[torch.device] = []
-    monkeypatch.setattr(dali, "why_missing", lambda device: asked.append(device) or "")
+
+    def why_missing(device: torch.device) -> str:
+        asked.append(device)
+        return ""
+
+    monkeypatch.setattr(dali, "why_missing", why_missing)
     monkeypatch.setattr(libffcv, "why_missing", lambda: "")
     monkeypatch.setattr(peers, "why_missing", lambda *_: None)
     work = peers.Work("dali", "a.beton", "", 256, 12, 224, "cuda:0")
