@@ -205,18 +205,19 @@ def colour_pass(
     to_x = x
     if flip is not None:
         to_x = tl.where(tl.load(flip + sample), width - 1 - x, x)
+    # A name for each pointer: they may differ in type, and a name has one type on both branches.
     if planes is not None and is_filtered(sample, blur, sobel):
         plane = height * width
-        to = planes + sample * num_channels * plane
-        to += y * width + to_x
-        tl.store(to, r.to(planes.dtype.element_ty), mask=inside)
+        to_plane = planes + sample * num_channels * plane
+        to_plane += y * width + to_x
+        tl.store(to_plane, r.to(planes.dtype.element_ty), mask=inside)
         if not LIGHTNESS:
-            tl.store(to + plane, g.to(planes.dtype.element_ty), mask=inside)
-            tl.store(to + 2 * plane, b.to(planes.dtype.element_ty), mask=inside)
+            tl.store(to_plane + plane, g.to(planes.dtype.element_ty), mask=inside)
+            tl.store(to_plane + 2 * plane, b.to(planes.dtype.element_ty), mask=inside)
     else:
-        to = out + sample * height * width * num_channels
-        to += (y * width + to_x) * num_channels
-        tl.store(to, (r * scale_0 + shift_0).to(out.dtype.element_ty), mask=inside)
+        to_out = out + sample * height * width * num_channels
+        to_out += (y * width + to_x) * num_channels
+        tl.store(to_out, (r * scale_0 + shift_0).to(out.dtype.element_ty), mask=inside)
         if not LIGHTNESS:
-            tl.store(to + 1, (g * scale_1 + shift_1).to(out.dtype.element_ty), mask=inside)
-            tl.store(to + 2, (b * scale_2 + shift_2).to(out.dtype.element_ty), mask=inside)
+            tl.store(to_out + 1, (g * scale_1 + shift_1).to(out.dtype.element_ty), mask=inside)
+            tl.store(to_out + 2, (b * scale_2 + shift_2).to(out.dtype.element_ty), mask=inside)
