@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused.quads import load_quads, side_by_side, store_quads
-from fastpsl.kernels.fused.variant import Variant
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotate90 import AllTurns, Rotate90, check_square
@@ -215,21 +214,3 @@ def _turn_by_quarters(
         store_quads(out, values, x, 1, H - 4 - y, -4, W, H, SIDE, SIDE // 4)
     else:
         store_quads(out, values, W - 1 - x, -1, y, 4, W, H, SIDE, SIDE // 4)
-
-
-def _variants() -> list[Variant]:
-    """What PSL's tasks launch: nine tiles of 64 px; turns of 224 px, all and drawn ones."""
-    pictures: dict[str, object] = {"images": "*u8:16", "out": "*fp16:16"}
-    pictures |= {f"{channel}_{what}": "fp32" for what in ("scale", "shift") for channel in "rgb"}
-    tiles = {"HEIGHT": 225, "WIDTH": 225, "GRID": 3, "CELL": 75, "TILE": 64, "FLIPPED": True}
-    jigsaw = pictures | tiles | {"flip": "*u8:16", "offsets": "*i64:16", "ROWS": _ROWS, "QUADS": _QUADS}
-    square = pictures | {"HEIGHT": 224, "WIDTH": 224, "SIDE": _SIDE}
-    variants = [Variant("tiles", jigsaw_kernel, jigsaw, _NUM_WARPS)]
-    for num, by in ((4, "quarters"), (2, "halves")):
-        every, one = square | {"NUM": num}, square | {"turns": "*i64:16", "QUARTERS": num == 4}
-        variants.append(Variant(f"all turns by {by}", all_turns_kernel, every, _NUM_WARPS))
-        variants.append(Variant(f"drawn turns by {by}", turns_kernel, one, _NUM_WARPS))
-    return variants
-
-
-VARIANTS = _variants()

@@ -28,7 +28,6 @@ from torch import Tensor
 
 from fastpsl.kernels.fused.lattice import columns_seen, diamond, half_width, lattice_of, share, span, weights
 from fastpsl.kernels.fused.planes import load_planes, store_pixels, to_pixels
-from fastpsl.kernels.fused.variant import Variant
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -191,21 +190,3 @@ def _mixed(rows, points, first, NUM: tl.constexpr, source, lattice):
         b = tl.dot(blue, colour_weights, b)
         r = tl.dot(red, colour_weights, r)
     return to_pixels(y, b, r, share(luma_sums, 0), share(colour_sums, 0))
-
-
-def _variants() -> list[Variant]:
-    memory = {"boxes": "*i32:16", "between": "*fp16:16"}
-    sizes = {name: "i32" for name in ("first_image", "size", "blocks", "lines")}
-    first = memory | sizes | {"images": "*u8:16", "height": "i32", "width": "i32"}
-    return [
-        Variant("isotropic windows, first pass", vertical_kernel, first, _VERTICAL_WARPS),
-        Variant(
-            "isotropic windows, second pass",
-            horizontal_kernel,
-            memory | sizes | {"out": "*u8:16"},
-            _HORIZONTAL_WARPS,
-        ),
-    ]
-
-
-VARIANTS = _variants()

@@ -15,7 +15,6 @@ bytes: so it reads single bytes, where unpacking words would cost more instructi
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import triton
@@ -26,7 +25,6 @@ from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused.colour import colour_pass, mean_pass
 from fastpsl.kernels.fused.neighbourhood import band_pass, neighbourhood_pass
-from fastpsl.kernels.fused.variant import Variant
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.lightness import Lightness
 from fastpsl.kernels.normalise import check_mean_and_std
@@ -118,7 +116,7 @@ def run(
         if planes is None:
             return
         half = next((op.kernel_px // 2 for op in ops if isinstance(op, GaussianBlur)), 0)
-        tile, chunk, num_chunks = tiling(half, planes.dtype == torch.float32)
+        tile, chunk, num_chunks = tiling(half, width, planes.dtype == torch.float32)
         tiles_y, tiles_x = triton.cdiv(height, tile), triton.cdiv(width, tile)
         square = height == width
         num_bands = (tiles_y if square else tiles_y + tiles_x) * batch
@@ -134,70 +132,17 @@ def run(
         )  # fmt: skip
 
 
-def tiling(half: int, full: bool) -> tuple[int, int, int]:
+def tiling(half: int, width: int, full: bool) -> tuple[int, int, int]:
     """(TILE, CHUNK, NUM_CHUNKS) for a blur of 2 * half + 1 taps and Sobel, on floats (full) or halves.
 
     The chunks cover a tile, a margin of `half` pixels for the blur and one for Sobel on either side. One chunk is fastest;
-    the sizes are the largest for which no register is spilled.
+    the sizes are the largest for which no register is spilled: rows that do not start at multiples of 16 pixels are read
+    one by one, by addresses that take registers.
     """
-    tile, chunk = (16, 32) if full else (32, 64) if half <= 15 else (32, 32)
+    tile, chunk = (16, 32) if full else (32, 64) if half <= 15 and width % 16 == 0 else (32, 32)
     return tile, chunk, -(-(tile + 2 * (half + 1)) // chunk)
 
 
 def product_warps(num_chunks: int) -> int:
     """Of one chunk both products stay in a warp's registers, 16 rows a warp: more than two would do the same rows again."""
     return 2 if num_chunks == 1 else NUM_WARPS
-
-
-def _variants() -> list[Variant]:
-    """SimCLR's T3 at 224 px; its like in bfloat16 and float32, with a wide blur; Sobel alone, of lightness."""
-    draws: dict[str, Any] = {"flip": "*i1:16", "apply": "*i1:16", "order": "*i64:16", "factors": "*fp32:16"}
-    draws |= {"grey": "*i1:16", "blur": "*i1:16", "sigma": "*fp32:16", "sobel": "*i1:16"}
-    sizes: dict[str, Any] = {"height": "i32:16", "width": "i32:16", "num_pixels": "i32:16"}
-    sizes |= {"num_blocks": "i32", "num_sums": "i32", "images": "*u8:16", "sums": "*fp32:16"}
-    statistics = {f"{name}_{channel}": "fp32" for name in ("scale", "shift") for channel in range(3)}
-    constants = {
-        "HUE": True,
-        "BLOCK": BLOCK,
-        "STEPS": STEPS,
-        "SQUARE": True,
-        "MAX_SUMS": 16,
-        "PRECISION": PRECISION,
-    }
-    common = draws | sizes | statistics | constants
-    variants = []
-
-    def add(name: str, kernel: Any, **arguments: Any) -> None:
-        chosen = common | arguments
-        chosen = {argument: chosen[argument] for argument in kernel.arg_names}
-        products = kernel is neighbourhood_pass
-        warps = product_warps(arguments["NUM_CHUNKS"]) if products else NUM_WARPS
-        variants.append(Variant(name, kernel, chosen, warps, 2 if products else 3))
-
-    def add_chain(name: str, out: str, planes: str, half: int, kernels: str, **arguments: Any) -> None:
-        tile, chunk, num_chunks = tiling(half, planes == "*fp32:16")
-        arguments |= {"out": out, "planes": planes, "bands": planes, "HALF": half}
-        arguments |= {"CHUNK": chunk, "TILE": tile}
-        arguments |= {"NUM_TAPS": triton.next_power_of_2(2 * half + 1), "NUM_CHUNKS": num_chunks}
-        arguments |= {"LIGHTNESS": arguments.setdefault("CHANNELS", 3) == 1}
-        for kernel in (colour_pass, band_pass, neighbourhood_pass):
-            if kernel.__name__.split("_")[0] in kernels:
-                here = arguments | ({"TILE": COLOUR_TILE} if kernel is colour_pass else {})
-                add(f"{kernel.__name__}, {name}", kernel, **here)
-
-    add("mean_pass", mean_pass)
-    add_chain("half, 23 taps", "*fp16:16", "*fp16:16", 11, "colour band neighbourhood")
-    add_chain("half, 51 taps", "*fp16:16", "*fp16:16", 25, "band neighbourhood")
-    add_chain("bfloat16, 23 taps", "*bf16:16", "*fp16:16", 11, "neighbourhood")
-    add_chain("float32, 23 taps", "*fp32:16", "*fp32:16", 11, "colour band neighbourhood")
-    alone: dict[str, Any] = {"out": "*fp16:16", "TILE": COLOUR_TILE, "LIGHTNESS": False}
-    alone |= dict.fromkeys(("planes", "blur", "sobel"))
-    add("colour_pass, half, no neighbourhood", colour_pass, **alone)
-    alone |= dict.fromkeys(("flip", "apply", "order", "factors", "grey", "sums"))
-    add("colour_pass, half, normalisation alone", colour_pass, **alone)
-    sobel_alone = {"blur": None, "sigma": None, "CHANNELS": 1}
-    add_chain("half, one channel, Sobel", "*fp16:16", "*fp16:16", 0, "colour neighbourhood", **sobel_alone)
-    return variants
-
-
-VARIANTS = _variants()

@@ -1,8 +1,12 @@
-"""Compiles every variant of every fused kernel for the given architectures, without a GPU: `python cubins.py 80 90 100`.
+"""Compiles what the fused modules launch, without a GPU: `python -m tests.kernels.cubins 90 80 100`;
+launches of training for all of these architectures, the others for the first.
 
-Prints one JSON list: {"arch", "module", "name", "registers", "shared", "spills"} a variant and architecture, in bytes and
-instructions; registers and spills are null where triton ships no cuobjdump or nvdisasm, all three where its ptxas does not know
-the architecture. Fails where a module has a kernel that no variant launches.
+The modules' own code runs, on CPU tensors, and Triton itself derives from each launch what to compile: types, alignments,
+constants. Only the launch is left out.
+
+Prints one JSON list: {"arch", "name", "registers", "shared", "spills", "error"} for each kernel that differs and architecture;
+shared memory and spills in bytes, null where triton's ptxas does not know the architecture; registers and spills are null too
+where triton ships no cuobjdump. Fails where a module has a kernel that nothing launches.
 """
 
 import ast
@@ -16,22 +20,79 @@ import tempfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from fastpsl.kernels import fused
+from tests.kernels.launches import Launch, launches
 
-TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
-def modules() -> list[ModuleType]:
-    names = sorted(found.name for found in pkgutil.iter_modules(fused.__path__))
-    return [importlib.import_module(f"{fused.__name__}.{name}") for name in names]
+class Target:
+    """As much of a driver as Triton asks for before it launches."""
+
+    def __init__(self, arch: int):
+        self.arch = arch
+
+    def get_current_device(self) -> int:
+        """Triton keeps what it has compiled by device."""
+        return self.arch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.arch, 32)
+
+
+class Compiler:
+    """Takes the place of launching: compiles, and keeps the first row of what differs."""
+
+    def __init__(self) -> None:
+        self.launch = JITFunction.run
+        self.rows: dict[tuple[int, str], dict[str, Any]] = {}
+        self.kernels: set[JITFunction] = set()
+
+    def compile(self, arch: int, launch: Launch) -> None:
+        def run(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **constants: Any) -> None:
+            self.kernels.add(kernel)
+            name = f"{kernel.__name__}, {launch.name}"
+            row: dict[str, Any] = {"arch": arch, "name": name, "error": None}
+            row |= dict.fromkeys(("registers", "shared", "spills"))
+            try:
+                binary = self.launch(kernel, *args, grid=grid, warmup=True, **constants)
+            except Exception as error:  # noqa: BLE001 - of the compiler and of ptxas: many types
+                # Of ptxas: an architecture that it is too old for.
+                row["error"] = None if "gpu-name" in str(error) else str(error)[-300:]
+                self.rows[arch, name] = row
+                return
+            if (arch, binary.hash) not in self.rows:
+                row["shared"] = binary.metadata.shared
+                self.rows[arch, binary.hash] = row | measured(binary.asm["cubin"])
+
+        driver.set_active(Target(arch))
+        JITFunction.run = run
+        launch.call()
+
+
+def measured(cubin: bytes) -> dict[str, int]:
+    """Registers, and the bytes of stack, to which registers are spilled: no kernel here has another use for it."""
+    if not CUOBJDUMP.exists():
+        return {}
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(CUOBJDUMP), "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage)
+    assert found, usage
+    registers, stack, local = map(int, found.groups())
+    return {"registers": registers, "spills": stack + local}
 
 
 def used_by(function: JITFunction) -> Iterator[JITFunction]:
@@ -43,73 +104,23 @@ def used_by(function: JITFunction) -> Iterator[JITFunction]:
             yield from used_by(named)
 
 
-def check_all_are_launched(found: list[ModuleType]) -> None:
-    kernels = [variant.kernel for module in found for variant in getattr(module, "VARIANTS", ())]
+def check_all_are_launched(kernels: set[JITFunction]) -> None:
     used = {function.fn for kernel in kernels for function in used_by(kernel)}
-    for module in found:
+    for found in pkgutil.iter_modules(fused.__path__):
+        module = importlib.import_module(f"{fused.__name__}.{found.name}")
         for name, value in vars(module).items():
             if isinstance(value, JITFunction) and value.fn not in used:
-                raise SystemExit(f"{module.__name__}.{name}: no variant of VARIANTS launches or calls it")
-
-
-def compiled(variant: Any, arch: int) -> Any:
-    signature, constants, attributes = {}, {}, {}
-    assert set(variant.arguments) == set(variant.kernel.arg_names), (variant.name, variant.kernel.arg_names)
-    for place, name in enumerate(variant.kernel.arg_names):
-        given = variant.arguments[name]
-        is_type = isinstance(given, str) and name not in constexprs(variant.kernel)
-        signature[name], _, divisor = given.partition(":") if is_type else ("constexpr", "", "")
-        if not is_type:
-            constants[name] = given
-        if divisor:
-            attributes[(place,)] = [["tt.divisibility", int(divisor)]]
-    source = ASTSource(fn=variant.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-
-
-def constexprs(kernel: JITFunction) -> set[str]:
-    return {kernel.arg_names[place] for place in kernel.constexprs}
-
-
-def tool(name: str, *arguments: str) -> str | None:
-    path = TOOLS / name
-    if not path.exists():
-        return None
-    done = subprocess.run([str(path), *arguments], capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout
-
-
-def measured(cubin: bytes) -> dict[str, int | None]:
-    """Registers, and the instructions that load or store local memory: what a spill turns into."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = tool("cuobjdump", "-res-usage", file.name)
-        code = tool("nvdisasm", "-c", file.name)
-    registers = None if usage is None else max(int(n) for n in re.findall(r"REG:(\d+)", usage))
-    spills = None if code is None else len(re.findall(r"\b(?:STL|LDL)\b", code))
-    return {"registers": registers, "spills": spills}
+                raise SystemExit(f"{module.__name__}.{name}: nothing in launches.py launches or calls it")
 
 
 def main() -> None:
-    found = modules()
-    check_all_are_launched(found)
-    rows = []
-    for arch in map(int, sys.argv[1:]):
-        for module in found:
-            for variant in getattr(module, "VARIANTS", ()):
-                row = {"arch": arch, "module": module.__name__.rpartition(".")[2], "name": variant.name}
-                try:
-                    binary = compiled(variant, arch)
-                except Exception as error:
-                    # Of ptxas: an architecture that it is too old for.
-                    if "gpu-name" not in str(error):
-                        raise
-                    rows.append(row | {"registers": None, "shared": None, "spills": None})
-                    continue
-                rows.append(row | {"shared": binary.metadata.shared} | measured(binary.asm["cubin"]))
-    print(json.dumps(rows))
+    archs = [int(arch) for arch in sys.argv[1:]]
+    compiler = Compiler()
+    for launch in launches():
+        for arch in archs if launch.on_all else archs[:1]:
+            compiler.compile(arch, launch)
+    check_all_are_launched(compiler.kernels)
+    print(json.dumps(list(compiler.rows.values())))
 
 
 if __name__ == "__main__":

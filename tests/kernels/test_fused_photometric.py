@@ -1,5 +1,7 @@
 """The fused colour, blur and Sobel chain equals the operations one after the other, on the same draws."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -39,7 +41,7 @@ CHAINS = [
 ]
 
 
-def statistics(ops):
+def statistics(ops: Sequence[object]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) of the result's channels."""
     return ((0.449,), (0.226,)) if LIGHTNESS in ops else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -76,7 +78,9 @@ def test_equals_the_operations(ops, dtype, make_images, as_tensors, assert_fused
     assert_fused_close(fused(images, ops, draws, dtype), plain(images, ops, draws))
 
 
-@pytest.mark.parametrize("dtype, shape", [(torch.float32, (19, 20)), (torch.float16, (35, 35))], ids=str)
+@pytest.mark.parametrize(
+    "dtype, shape", [(torch.float32, (19, 20)), (torch.float16, (35, 35)), (torch.float16, (48, 48))], ids=str
+)
 def test_every_mix_of_choices(dtype, shape, make_images, as_tensors, assert_fused_close):
     """Samples with and without colour, blur and Sobel: all eight, over more than one tile in both directions."""
     images, draws = make_images(8, *shape, torch.uint8), drawn(SIMCLR, 8, as_tensors)

@@ -1,0 +1,122 @@
+"""What the fused modules are asked for where their kernels are compiled: chains of operations, result dtypes, sizes, alignments."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastpsl.kernels.blur import GaussianBlur
+from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.fused import geometric, isotropic, photometric
+from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.jigsaw import JigsawTiles
+from fastpsl.kernels.lightness import Lightness
+from fastpsl.kernels.rotate45 import Rotate45
+from fastpsl.kernels.rotate90 import AllTurns, Rotate90
+from fastpsl.kernels.sobel import Sobel
+
+Ops = tuple[object, ...]
+
+FLIP, COLOUR, GREY, LIGHTNESS = Flip(), ColourDistortion(0.8, 0.8, 0.8, 0.2), Grey(0.2), Lightness()
+BLUR, WIDE_BLUR, SOBEL = GaussianBlur(23, p=0.5), GaussianBlur(51, p=0.5), Sobel(0.2)
+T3 = (FLIP, COLOUR, GREY, BLUR, SOBEL)
+# What training launches.
+MAIN: dict[str, tuple[ModuleType, Ops, int]] = {
+    "T1": (photometric, (FLIP,), 224),
+    "SimCLR T3": (photometric, T3, 224),
+    "MoCo T3": (photometric, (FLIP, ColourDistortion(0.4, 0.4, 0.4, 0.1), GREY, BLUR, SOBEL), 224),
+    "jigsaw": (geometric, (FLIP, JigsawTiles(3, 75, 64)), 225),
+    "all turns": (geometric, (AllTurns(4),), 224),
+}
+# An operation that a view has not is None to a kernel, or a constant: each alone, all, and all but one.
+PHOTOMETRIC: dict[str, Ops] = {
+    "none": (),
+    "flip": (FLIP,),
+    "colour": (COLOUR,),
+    "grey": (GREY,),
+    "lightness": (LIGHTNESS,),
+    "blur": (BLUR,),
+    "Sobel": (SOBEL,),
+    "T3": T3,
+    "T3, lightness": (*T3[:3], LIGHTNESS, BLUR, SOBEL),
+    "T3, 51 taps": (*T3[:3], WIDE_BLUR, SOBEL),
+    "T3, lightness, 51 taps": (*T3[:3], LIGHTNESS, WIDE_BLUR, SOBEL),
+}
+T3_WITHOUT: dict[str, Ops] = {
+    "flip": T3[1:],
+    "colour": (FLIP, *T3[2:]),
+    "hue": (FLIP, ColourDistortion(0.8, 0.8, 0.8, 0), *T3[2:]),
+    "contrast": (FLIP, ColourDistortion(0.8, 0, 0.8, 0.2), *T3[2:]),
+    "grey": (FLIP, COLOUR, BLUR, SOBEL),
+    "blur": (FLIP, COLOUR, GREY, SOBEL),
+    "Sobel": T3[:-1],
+}
+GEOMETRIC: dict[str, Ops] = {
+    "tiles": (JigsawTiles(3, 75, 64),),
+    "flip, odd tiles": (FLIP, JigsawTiles(2, 48, 33)),
+    "all turns": (AllTurns(4),),
+    "all half turns": (AllTurns(2),),
+    "turns": (Rotate90(4),),
+    "half turns": (Rotate90(2),),
+    "turns by 45": (Rotate45(),),
+}
+
+
+class Launch(NamedTuple):
+    """A call that launches kernels; on_all: compiled for all architectures and not for one alone."""
+
+    name: str
+    call: Callable[[], object]
+    on_all: bool
+
+
+def launches() -> Iterator[Launch]:
+    for chain, (module, ops, side) in MAIN.items():
+        for dtype in (torch.float16, torch.bfloat16, torch.float32):
+            yield _launch(chain, module, ops, dtype, (side, side), dtype != torch.float32)
+    for module, chains in ((photometric, PHOTOMETRIC), (geometric, GEOMETRIC)):
+        for chain, ops in chains.items():
+            # Sizes that 16 divides, odd ones, and, for what takes it, one that is no square.
+            odd, other = ((97, 97), (64, 97)) if module is photometric else ((225, 225), (225, 225))
+            yield _launch(chain, module, ops, torch.float16, (240, 240))
+            yield _launch(chain, module, ops, torch.bfloat16, odd)
+            yield _launch(chain, module, ops, torch.float32, other)
+    for missing, ops in T3_WITHOUT.items():
+        yield _launch(f"T3 without {missing}", photometric, ops, torch.bfloat16, (97, 97))
+    # A single block of a mean, and a size of 1: Triton takes the number 1 as a constant.
+    yield _launch("T2", photometric, T3[:3], torch.float16, (8, 8))
+    yield _launch("Sobel", photometric, (SOBEL,), torch.float16, (1, 33))
+    for start in (0, 4):
+        images = torch.empty(start + 2 * 60 * 91 * 3, dtype=torch.uint8)[start:].view(2, 60, 91, 3)
+        boxes = torch.zeros(2, 5, dtype=torch.int64)
+        name = f"isotropic windows, from byte {start} on"
+        yield Launch(name, partial(isotropic.crop, images, boxes, 32), start == 0)
+
+
+def _launch(
+    chain: str, module: ModuleType, ops: Ops, dtype: torch.dtype, size: tuple[int, int], on_all: bool = False
+) -> Launch:
+    """Of an odd size: the later samples of larger tensors, which no number of bytes divides."""
+    skipped = size[1] % 2
+    channels_last = torch.channels_last
+    images = torch.empty((2 + skipped, 3, *size), dtype=torch.uint8).contiguous(memory_format=channels_last)
+    batch, *shape = module.out_shape(ops, images.shape)
+    out = torch.empty((batch, *shape), dtype=dtype).contiguous(memory_format=channels_last)
+    keys = Keys(0, 0, np.arange(2 + skipped, dtype=np.int64))
+    draws = [
+        {name: _tensor(values)[skipped:] for name, values in op.draw(keys).items()}  # type: ignore[attr-defined]
+        for op in ops
+    ]
+    images, out = images[skipped:], out[batch // len(images) * skipped :]
+    call = partial(module.run, images, ops, draws, (0.5,) * shape[0], (0.25,) * shape[0], out)
+    return Launch(f"{chain}, {dtype}, {size[0]} x {size[1]} px".replace("torch.", ""), call, on_all)
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values))
