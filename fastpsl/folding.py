@@ -45,11 +45,16 @@ def folded(block: nn.Module, dtype: torch.dtype) -> nn.Module:
             # In eval mode it is no other than this, which torch.fx knows.
             part.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
     try:
+        repeated = _repeated(fx.symbolic_trace(own))
         result: nn.Module = fuse(own, inplace=True)
     except (TraceError, TypeError, RuntimeError) as error:
         raise ValueError(
             f"--fold-frozen: torch.fx cannot follow a block of this backbone ({' '.join(str(error).split())[:120]}); leave it out"
         ) from error
+    if repeated:
+        raise ValueError(
+            f"--fold-frozen: {repeated} is called twice in a block, and one convolution takes one BatchNorm; leave it out"
+        )
     left = [name for name, part in result.named_modules() if isinstance(part, _BatchNorm)]
     if left:
         raise ValueError(
@@ -61,6 +66,18 @@ def folded(block: nn.Module, dtype: torch.dtype) -> nn.Module:
     assert isinstance(result, fx.GraphModule)
     _join_activations(result)
     return result.requires_grad_(False)
+
+
+def _repeated(module: fx.GraphModule) -> str:
+    """The name of a convolution or BatchNorm that is called more than once; empty without one."""
+    seen: set[nn.Module] = set()
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            part = module.get_submodule(node.target)
+            if part in seen and isinstance(part, nn.Conv2d | _BatchNorm):
+                return str(node.target)
+            seen.add(part)
+    return ""
 
 
 class ConvReLU(nn.Module):
@@ -126,7 +143,7 @@ def _join_activations(module: fx.GraphModule) -> None:
         if source.op == "call_function" and source.target is operator.add and len(source.users) == 1:
             source, *others = source.args
         conv = convolution(source)
-        if conv is None or not all(isinstance(other, fx.Node) for other in others):
+        if conv is None or source in others or not all(isinstance(other, fx.Node) for other in others):
             continue
         module.add_submodule(f"joined_{number}", ConvReLU(conv))
         with graph.inserting_before(node):

@@ -27,10 +27,15 @@ def explained(error: Exception, runs: Sequence[Run]) -> str | None:
         )
     if "no kernel image is available" in text:
         return f"this torch {torch.__version__} was built without kernels for this GPU: install one that was, or give --device cpu"
-    dynamo = sys.modules.get("torch._dynamo.exc")
-    if dynamo is not None and isinstance(error, dynamo.TorchDynamoException):
+    if compiler_failed(error):
         return f"torch.compile failed on this stage's blocks ({text[:_LONGEST]}): give --step eager"
     return None
+
+
+def compiler_failed(error: Exception) -> bool:
+    """Whether torch.compile, or a compiler that it calls, gave up."""
+    dynamo = sys.modules.get("torch._dynamo.exc")
+    return dynamo is not None and isinstance(error, dynamo.TorchDynamoException)
 
 
 def _out_of_memory(run: Run | None) -> str:

@@ -46,5 +46,5 @@ def with_kept_choices(
                     f"the stage began with {name} {value}, which cannot be here, and goes on by auto: {error}"
                 )
         elif asked != value:
-            say(f"the stage began with {name} {value} and goes on with {asked}, as asked")
+            say(f"the stage began with {name} {value} and goes on with {asked}, as this command has it")
     return options

@@ -13,7 +13,7 @@ import torch
 
 from fastpsl.checkpoint import write_atomically
 from fastpsl.distributed import join_world, leave_world, own_rank
-from fastpsl.gpu_failures import explained
+from fastpsl.gpu_failures import compiler_failed, explained
 from fastpsl.options import RunOptions
 from fastpsl.pictures import draw_curve
 from fastpsl.reporter import summary_line
@@ -21,6 +21,7 @@ from fastpsl.run import Run
 from fastpsl.trainer import Job, pretrain, torch_seed
 
 EXIT_FINISHED, EXIT_CRASHED, EXIT_USER_ERROR, EXIT_PREEMPTED = 0, 1, 2, 75
+_AGAIN = "the same command starts again, or goes on where it had come to"
 Options = TypeVar("Options", bound=RunOptions)
 
 
@@ -54,21 +55,32 @@ def run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run] = ())
         _report_failure(opened, rank, f"{recipe}: {reason}", reason)
     except KeyboardInterrupt:  # before the run has its own handler
         code = EXIT_PREEMPTED
-        _report_failure(
-            opened,
-            rank,
-            f"{recipe}: interrupted; the same command starts again, or goes on where it had come to",
-            "interrupted",
-        )
+        _report_failure(opened, rank, f"{recipe}: interrupted; {_AGAIN}", "interrupted")
     except Exception as error:  # noqa: BLE001  (reported in full; the process ends here)
+        if compiler_failed(error) and any(run.agreement.stop_requested for run in opened):
+            # A terminal's Ctrl-C goes to the compiler that torch.compile calls, too.
+            _report_failure(
+                opened, rank, f"{recipe}: interrupted; {_AGAIN}", "stopped by a signal", "preempted"
+            )
+            _leave_at_once(EXIT_PREEMPTED)
         told = explained(error, opened)
         code = EXIT_USER_ERROR if told else EXIT_CRASHED
         reason = told or f"{type(error).__name__}: {error}"
         _report_failure(opened, rank, f"{recipe}: {told}" if told else traceback.format_exc(), reason)
     sys.stdout.flush()
     sys.stderr.flush()
-    if code in (EXIT_USER_ERROR, EXIT_CRASHED) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        os._exit(code)  # peers may be gone: a process group that waits for them must not keep us
+    if code in (EXIT_USER_ERROR, EXIT_CRASHED):
+        _leave_at_once(code)
+    leave_world()
+    sys.exit(code)
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """Peers may be gone: a process group that waits for them must not keep us."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(code)
     leave_world()
     sys.exit(code)
 
@@ -132,7 +144,7 @@ def _say_the_end(run: Run, finished: bool) -> None:
         print(f"contact sheet {sheet}")
 
 
-def _report_failure(opened: Sequence[Run], rank: int, error: str, reason: str) -> None:
+def _report_failure(opened: Sequence[Run], rank: int, error: str, reason: str, state: str = "failed") -> None:
     """Say why, once, in status.json and on the terminal.
 
     A rank that fails breaks the others' collective calls: those find `failed` in status.json and keep quiet. Where all
@@ -149,7 +161,7 @@ def _report_failure(opened: Sequence[Run], rank: int, error: str, reason: str) -
         if run.failed_elsewhere():
             return
         try:
-            run.write_status("failed", reason if run.world.size == 1 else f"rank {rank}: {reason}")
+            run.write_status(state, reason if run.world.size == 1 else f"rank {rank}: {reason}")
             (run.folder / "error.txt").write_text(traceback.format_exc())  # for the developer of a task
         except OSError as problem:
             if not run.failed_elsewhere():

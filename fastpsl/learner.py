@@ -1,6 +1,7 @@
 """One stage's learning state: module, optimiser, scaler; one step of it, and its score on held-out data."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -106,7 +107,7 @@ class Learner:
                 totals[name] = totals.get(name, 0) + torch.stack(pair).double()
         self.module.train()
         return {
-            name: float(value / count)
+            name: float(value / count) if count else math.nan
             for name, (value, count) in (
                 (n, sum_over_ranks(self.world, t).tolist()) for n, t in totals.items()
             )

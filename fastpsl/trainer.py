@@ -15,7 +15,7 @@ from fastpsl.distributed import World
 from fastpsl.evaluation.online import Monitor
 from fastpsl.folding import check_foldable
 from fastpsl.gpu_memory import peak_memory, reset_peak_memory
-from fastpsl.kept_choices import choices_of, with_kept_choices
+from fastpsl.kept_choices import AUTOMATIC, choices_of, with_kept_choices
 from fastpsl.learner import Learner
 from fastpsl.optimisers import sgd
 from fastpsl.options import RunOptions
@@ -148,6 +148,8 @@ class StageRun:
         options = run.options
         if state:  # in mid-stage: as the stage began
             options = with_kept_choices(options, state.get("choices", {}), self._possible, run.reporter.say)
+        # By `auto` in one way, and by the checkpoint in another.
+        self.kept = {name for name in AUTOMATIC if getattr(options, name) != getattr(run.options, name)}
         reset_peak_memory(run.world.device)
         self.learner = make_learner(job, run.position.stage, options, run.world)
         self.views, trunk = self.learner.views, self.learner.module.trunk
@@ -155,6 +157,19 @@ class StageRun:
         if state:
             self.learner.load_state_dict(state["learner"])
             call_if_there(job.task, "load_state_dict", state["task"])
+
+    def _say_choices(self) -> None:
+        """How this stage is computed, and why so."""
+        augment, step, frozen = self.learner.augment, self.learner.step_choice, self.stage.first_learning - 1
+        for name, way, reason in (
+            ("augment", augment.path, augment.reason),
+            ("step", step.mode, step.reason),
+        ):
+            self.run.reporter.say(f"{name} {way}: {'as the stage began' if name in self.kept else reason}")
+        if self.learner.fold_frozen:
+            self.run.reporter.say(
+                f"folded: {'B1 to ' if frozen > 1 else ''}{f'B{frozen}' if frozen else 'no block is frozen'}"
+            )
 
     def _possible(self, options: RunOptions) -> None:
         """ValueError where this stage cannot be computed here as `options` ask."""
@@ -179,8 +194,7 @@ class StageRun:
             self.num_steps = self.stage.epochs * self.steps_per_epoch
             self.last_step = min(self.num_steps, run.options.max_steps_per_stage or self.num_steps)
             run.reporter.stage_begins(self.stage, position.step, self.last_step, self.steps_per_epoch)
-            run.reporter.say(f"augment {self.learner.augment.path}: {self.learner.augment.reason}")
-            run.reporter.say(f"step {self.learner.step_choice.mode}: {self.learner.step_choice.reason}")
+            self._say_choices()
             run.look_at_first_batch(self.job.task, self.stage, loader)
             # What was filled in part is not saved: it is filled anew.
             if self.fresh and not self._warm_up(loader):

@@ -4,6 +4,7 @@ The consumer's own next() keeps a bounded number of batches under way in the loa
 on the CPU, by_batches.py for those that have a device). There is no producer, and what goes wrong is raised in the consumer.
 """
 
+import sys
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -138,6 +139,8 @@ class Loader:
             order = epoch_order(self.seed, epoch, self.num_samples)
         else:
             order = np.arange(self.num_samples)
+        # Names of its own: one that is still open when the interpreter ends finds the module's gone.
+        monotonic, is_finalizing = time.monotonic, sys.is_finalizing
         under_way: deque[Job] = deque()
         steps = iter(range(first_step, self.num_steps))
         try:
@@ -165,9 +168,9 @@ class Loader:
             # Waiting for what runs lets the caller close the data the moment this is over.
             for job in under_way:
                 job.cancelled = True
-            deadline = time.monotonic() + self.timeout_s
-            for job in under_way:
-                job.done.wait(max(0.0, deadline - time.monotonic()))
+            deadline = monotonic() + self.timeout_s
+            for job in () if self._engine.closed or is_finalizing() else under_way:
+                job.done.wait(max(0.0, deadline - monotonic()))
             if readahead is not None:
                 readahead.close(0.0 if self._engine.closed else 5.0)
 

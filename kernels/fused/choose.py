@@ -26,19 +26,20 @@ def module_for(modules: Sequence[ModuleType], ops: Sequence[object]) -> ModuleTy
 def fused_modules(device: torch.device) -> tuple[tuple[ModuleType, ...], str]:
     """The modules for a device, and what they run by; without modules: why there are none."""
     if device.type != "cuda":
-        return (importlib.import_module("fastpsl.kernels.numba_photometric"),), "numba"
+        return (importlib.import_module("fastpsl.kernels.numba_photometric"),), "numba, a picture at a time"
     if importlib.util.find_spec("triton") is None:
         return (), "Triton is not installed (pip install triton)"
-    triton = importlib.import_module("triton")
-    names = ("photometric", "geometric")
-    modules = tuple(importlib.import_module(f"fastpsl.kernels.fused.{name}") for name in names)
+    version = "there"
     try:
+        version = importlib.import_module("triton").__version__
+        names = ("photometric", "geometric")
+        modules = tuple(importlib.import_module(f"fastpsl.kernels.fused.{name}") for name in names)
         _try_out(modules, device)
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - of the driver, the compiler, the linker: many types
-        return (), f"Triton {triton.__version__} does not work here ({' '.join(str(error).split())[:200]})"
-    return modules, f"Triton {triton.__version__}"
+        return (), f"Triton {version} does not work here ({' '.join(str(error).split())[:200]})"
+    return modules, f"Triton {version}"
 
 
 def _try_out(modules: Sequence[ModuleType], device: torch.device) -> None:

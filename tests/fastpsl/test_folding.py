@@ -205,3 +205,31 @@ def test_a_plan_is_trained_with_folded_blocks(tmp_path: Path) -> None:
         calls.append("".join(seen))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert calls == ["000111222", "000"]
+
+
+class Again(nn.Module):
+    """A convolution and its BatchNorm, once or twice, and a sum with itself."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind, self.conv, self.relu = kind, nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
+        self.bn, self.other = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv(x))
+        if self.kind == "twice":
+            return self.relu(self.conv(y) + y)  # type: ignore[no-any-return]
+        if self.kind == "two norms":
+            return self.relu(y) + self.relu(self.other(self.conv(x)))  # type: ignore[no-any-return]
+        return self.relu(y + y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", ["twice", "two norms"])
+def test_a_convolution_with_two_tasks_is_refused(kind: str) -> None:
+    with pytest.raises(ValueError, match="--fold-frozen: conv is called twice in a block"):
+        folded(trained(Again(kind)), torch.float32)
+
+
+def test_a_sum_with_itself() -> None:
+    block, images = trained(Again("sum")).eval(), torch.rand(2, 4, 6, 6)
+    assert apart(block(images), folded(block, torch.float32)(images)) < BOUNDS["fp32"]

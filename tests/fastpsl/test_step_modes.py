@@ -288,7 +288,7 @@ def test_a_resumed_stage_goes_on_as_it_began(
     fit(tmp_path / "other", max_steps_per_stage=2, step="eager", fold_frozen=True)
     assert made == ["compiled", "eager", "eager", "eager"]
     said = " ".join(capsys.readouterr().err.split())
-    assert "began with step compiled and goes on with eager, as asked" in said
+    assert "began with step compiled and goes on with eager, as this command has it" in said
     assert "began with fold_frozen False and goes on with True" in said
 
 

@@ -80,7 +80,11 @@ def test_on_the_cpu_numba_fuses_what_costs_there() -> None:
 
     views = [ViewSpec(RandomResizedCrop(16), (Flip(), ColourDistortion(0.4, 0.4, 0.4, 0.1)))] * 2
     chosen = choose_augment("auto", views, CPU)
-    assert (chosen.path, chosen.reason, chosen.modules) == ("fused", "numba", (numba_photometric,))
+    assert (chosen.path, chosen.reason, chosen.modules) == (
+        "fused",
+        "numba, a picture at a time",
+        (numba_photometric,),
+    )
     with Loader(Synthetic(20), views, batch_size=5) as loader:
         batch = next(loader.epoch(0))
     for ours, plain in zip(
