@@ -13,6 +13,7 @@ from torch import Tensor
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused.quads import load_quads, side_by_side, store_quads
 from fastpsl.kernels.jigsaw import JigsawTiles
+from fastpsl.kernels.normalise import check_mean_and_std
 from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotate90 import AllTurns, Rotate90, check_square
 
@@ -24,9 +25,8 @@ _SIDE, _ROWS, _QUADS, _NUM_WARPS = 32, 16, 16, 4
 
 def fits(ops: Sequence[object]) -> bool:
     """Jigsaw tiles, flipped before or not; or turns alone."""
-    if len(ops) == 2:
-        return isinstance(ops[0], Flip) and isinstance(ops[1], JigsawTiles)
-    return len(ops) == 1 and isinstance(ops[0], JigsawTiles | Rotate90 | Rotate45 | AllTurns)
+    kinds = [type(op) for op in ops]
+    return kinds == [Flip, JigsawTiles] or kinds in ([JigsawTiles], [Rotate90], [Rotate45], [AllTurns])
 
 
 def out_shape(ops: Sequence[object], shape: Sequence[int]) -> tuple[int, int, int, int]:
@@ -51,6 +51,7 @@ def run(
     assert fits(ops) and images.dtype == torch.uint8 and images.shape[1] == 3, (ops, images.dtype)
     assert out.shape == out_shape(ops, images.shape), (out.shape, images.shape)
     assert out.is_contiguous(memory_format=torch.channels_last)
+    check_mean_and_std(mean, std, 3)
     if not len(out):
         return
     images = images.contiguous(memory_format=torch.channels_last)

@@ -170,6 +170,13 @@ def test_any_strides(ops: Ops, layout: str, make_images: Make, assert_fused_clos
     assert torch.equal(images, before)
 
 
+@pytest.mark.parametrize("ops", EVERY, ids=repr)
+def test_draws_of_any_strides(ops: Ops, make_images: Make, assert_fused_close: Compare) -> None:
+    images, draws = make_images(3, 33, 33, torch.uint8), drawn(ops, 3)
+    apart = [{k: torch.stack([v, v.flip(0)], -1)[..., 0] for k, v in draw.items()} for draw in draws]
+    assert_fused_close(fused(images, ops, apart), plain(images, ops, draws))
+
+
 def test_what_fits() -> None:
     tiles = JigsawTiles()
     for ops in EVERY:

@@ -194,3 +194,13 @@ def test_nothing_waits(make_images, as_tensors):
         photometric.run(images, SIMCLR, there, *statistics(SIMCLR), out)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("height, width", [(70, 71), (90, 130)], ids=["two blocks", "three"])
+def test_contrast_sees_all_of_a_picture(height, width, as_tensors, assert_fused_close):
+    """Its mean is added up in blocks of 4,096 pixels: rows are bright above and dark below, so that none stands for another."""
+    rows = torch.linspace(250, 5, height)[:, None] * torch.linspace(1, 0.6, width)
+    images = torch.stack([rows, rows.flip(0)])[:, None].expand(-1, 3, -1, -1).to(torch.uint8)
+    ops = (ColourDistortion(0.0, 0.9, 0.0, 0.0, p=1.0),)
+    draws = drawn(ops, 2, as_tensors)
+    assert_fused_close(fused(images, ops, draws, torch.float32), plain(images, ops, draws))

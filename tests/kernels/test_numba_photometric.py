@@ -151,7 +151,7 @@ def uncompiled(monkeypatch):
     return module
 
 
-# _SIXTH and _REACH_SIGMAS are none of them: they choose a multiple and where to stop, and change no value.
+# _SIXTH chooses a multiple and changes no value; of _REACH_SIGMAS 2 % change none (see the last test).
 CONSTANTS = ("_RED", "_GREEN", "_BLUE", "_UNIT", "_ONE", "_TWO", "_FOUR", "_SIX", "_EIGHTH")
 ARGUMENTS = ("MEAN", "STD", "factors", "sigma")
 
@@ -177,3 +177,12 @@ def test_every_constant_matters(name, uncompiled, monkeypatch, make_images, as_t
     else:
         with pytest.raises(AssertionError, match="off by"):
             assert_fused_close(result, expected)
+
+
+def test_taps_are_left_out_where_they_weigh_nothing(as_tensors, assert_fused_close):
+    """Of edges from black to white, for sigmas of which the kernel holds all, some or none of the reach."""
+    num, ops = 40, (GaussianBlur(9, p=1.0),)
+    images = (torch.arange(23) // 3 % 2 * 255).to(torch.uint8).expand(num, 3, 21, 23)
+    draws = drawn(ops, num, as_tensors)
+    draws[0]["sigma"] = torch.linspace(0.1, 2, num)
+    assert_fused_close(fused(images, ops, draws), plain(images, ops, draws))
