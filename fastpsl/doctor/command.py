@@ -1,6 +1,7 @@
 """`fastpsl doctor` on the command line."""
 
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ class Doctor:
     """The recipe's path; everything behind it is the recipe's. [recipes/jigsaw_r50.py of this checkout, with a ResNet-18]"""
     json: bool = False
     """One JSON object on stdout instead of the screen."""
-    stages: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME...")] = ()
+    stages: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME...")] = None
     """Of the recipe's plan, such as S1 S3. [all]"""
     seconds: Annotated[float | None, tyro.conf.arg(metavar="NUM")] = None
     """Length of a timed region, of which there are many; one step at least. [3 on CUDA, else 1; 0.3 without --data]"""
@@ -56,3 +57,14 @@ def run(command: Doctor, recipe_options: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("fastpsl: interrupted; nothing was changed", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except (ValueError, BrokenPipeError):
+        raise
+    except Exception as error:
+        # Of our own, or of a task that stands in no recipe: a line, with the place that a report of it needs.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        what = (
+            f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: {str(error)[:300]}"
+        )
+        raise ValueError(
+            f"doctor itself fails ({what}); start the recipe to see whether it trains"
+        ) from error

@@ -29,10 +29,14 @@ def examine(command: Doctor, recipe_options: Sequence[str]) -> int:
     """Print the screen, or one JSON object; the exit code. ValueError, in one line, for what cannot be measured at all."""
     if command.seconds is not None and command.seconds <= 0:
         raise ValueError(f"--seconds {command.seconds:g}: it must be above 0")
+    if command.stages == ():
+        raise ValueError(
+            "--stages: names no stage; give some, such as --stages S1 S2, or leave it out for all"
+        )
     with _warnings_as_checks() as said, _progress() as say:
         say("the recipe and its data")
         recipe = find_recipe(command.recipe, recipe_options)
-        setting = open_setting(recipe, command.nproc_per_node, command.stages)
+        setting = open_setting(recipe, command.nproc_per_node, command.stages or ())
         try:
             report = _look(setting, command.seconds, said, say)
         finally:

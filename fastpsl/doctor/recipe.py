@@ -44,8 +44,8 @@ def load_recipe(path: Path, arguments: Sequence[str]) -> Recipe:
 
     Its --help is printed and leaves by SystemExit(0).
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; give a recipe, such as recipes/{DEFAULT}")
+    if wrong := _no_file(path):
+        raise ValueError(f"{wrong}; give a script with parse() and build(), such as recipes/{DEFAULT}")
     if path.suffix != ".py":
         raise ValueError(
             f"{path}: is no recipe; give a script with parse() and build(), such as recipes/{DEFAULT}"
@@ -75,6 +75,17 @@ def load_recipe(path: Path, arguments: Sequence[str]) -> Recipe:
         return job
 
     return Recipe(path, tuple(arguments), options, build)
+
+
+def _no_file(path: Path) -> str:
+    """Why it is none; empty where it is one."""
+    if path == Path():
+        return "the recipe's path is empty, or this folder"
+    if path.is_dir():
+        return f"{path}: is a folder, not a script"
+    if not path.exists():
+        return f"{path}: no such file"
+    return "" if path.is_file() else f"{path}: is a device or a pipe, not a script"
 
 
 def _load(path: Path) -> ModuleType:

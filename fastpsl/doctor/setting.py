@@ -1,7 +1,8 @@
 """What is measured: a recipe's job on its data, as one rank of those that will train has them."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,20 +65,40 @@ def open_setting(recipe: Recipe | None, num_ranks: int | None, stages: Sequence[
         raise ValueError("doctor measures one rank: start it without torchrun, and give --nproc-per-node NUM")
     options = RunOptions(batch_size=32) if recipe is None else recipe.options
     world = join_world(options.device, timeout_s=10 * options.timeout_s)
-    torch.manual_seed(torch_seed(options.seed))
-    job = None if recipe is None else recipe.build(options)
-    chosen = _chosen(job, stages)
-    num_ranks = _num_ranks(num_ranks, options, job, chosen, world)
+    whole = _built(recipe, options)
+    chosen = _chosen(whole, stages)
+    num_ranks = _num_ranks(num_ranks, options, whole, chosen, world)
     options = _of_one_rank(options, num_ranks)
-    opened = OpenData(job, options, world)
-    try:
-        if job is not None:
-            job.check(opened)
-            place_backbone(job, options, world)
-    except BaseException:
-        opened.close()
-        raise
+    with _named_share(options, num_ranks):
+        # A task knows its batch (NT-Xent's anchors, the passes that fill MoCo's queue): here it is the share.
+        job = whole if num_ranks == 1 else _built(recipe, options)
+        opened = OpenData(job, options, world)
+        try:
+            if job is not None:
+                job.check(opened)
+                place_backbone(job, options, world)
+        except BaseException:
+            opened.close()
+            raise
     return Setting(recipe, options, num_ranks, world, job, opened, chosen)
+
+
+def _built(recipe: Recipe | None, options: RunOptions) -> Job | None:
+    torch.manual_seed(torch_seed(options.seed))
+    return None if recipe is None else recipe.build(options)
+
+
+@contextlib.contextmanager
+def _named_share(options: RunOptions, num_ranks: int) -> Iterator[None]:
+    """What is refused of a share may be right for the whole batch: it is said of what."""
+    try:
+        yield
+    except ValueError as error:
+        if num_ranks == 1:
+            raise
+        raise ValueError(
+            f"one of {num_ranks} ranks, measured by itself with its {options.batch_size} images of a step: {error}"
+        ) from error
 
 
 def _chosen(job: Job | None, stages: Sequence[str]) -> tuple[int, ...]:

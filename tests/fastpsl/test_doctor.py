@@ -22,6 +22,7 @@ from fastpsl.options import RunOptions
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.sample import sample_paths
+from fastpsl.stage_bench import StageBench
 from tests.commands import ROOT
 from tests.pipelines.paged import write_paged
 
@@ -123,7 +124,12 @@ def test_without_recipes_reading_and_decoding_are_timed(doctor, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("none.py", "none.py: no such file; give a recipe"),
+        ("none.py", "none.py: no such file; give a script"),
+        ("{root}/recipes", "recipes: is a folder, not a script"),
+        (".", "path is empty, or this folder"),
+        ("/dev/null", "/dev/null: is a device or a pipe, not a script"),
+        ("--stages", "--stages: names no stage"),
+        ("--stages {jigsaw}", "--stages: names no stage"),
         ("{root}/README.md", "is no recipe"),
         ("{root}/recipes/knn.py", "has no build()"),
         ("{root}/fastpsl/timing.py", "has no parse(), so it is no recipe"),
@@ -132,6 +138,10 @@ def test_without_recipes_reading_and_decoding_are_timed(doctor, monkeypatch: pyt
         ("--stages S9", "S9: the plan has S1, S2, S3"),
         ("--nproc-per-node 0", "--nproc-per-node 0: it must be 1 or more"),
         ("--nproc-per-node 3", "over 3 ranks"),
+        (
+            "--nproc-per-node 32 {root}/recipes/simclr_r50.py",
+            "one of 32 ranks, measured by itself with its 1 images of a step",
+        ),
         ("{jigsaw} --bogus 3", "--bogus"),
         ("{jigsaw} --batch-size 0", "--batch-size 0"),
         ("{jigsaw} --batch-size 999", "fewer than one batch of 999"),
@@ -161,6 +171,44 @@ def test_a_recipe_that_cannot_be_used(doctor, tmp_path: Path, text: str, words: 
     path = tmp_path / "mine.py"
     path.write_text(text.replace("{options}", options))
     refused(doctor(path), f"fastpsl: {path}: ", words)
+
+
+def test_what_nobody_expected_is_one_line(doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_setting, "place_backbone", lambda *_: {}["nothing"])
+    refused(
+        doctor("--stages", "S1", JIGSAW, *SMALL),
+        "doctor itself fails (KeyError in test_doctor.py, line ",
+        "'nothing'",
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "extra"),
+    [("simclr_r50.py", ()), ("mocov2_r50.py", ("--queue-size", "32", "--key-group", "4"))],
+)
+def test_a_task_that_knows_its_batch_has_one_ranks_share(recipe: str, extra: tuple[str, ...]) -> None:
+    arguments = (
+        "--backbone",
+        "resnet18",
+        "--batch-size",
+        "16",
+        "--num-threads",
+        "1",
+        "--size-px",
+        "32",
+        *extra,
+    )
+    setting = open_setting(load_recipe(ROOT / "recipes" / recipe, arguments), 2, ("S3",))
+    try:
+        assert setting.job is not None and setting.opened.batch_size == 8
+        assert setting.job.task.batch_size == 8  # type: ignore[attr-defined]
+        data = setting.opened.train_data
+        bench = StageBench(setting.job, 2, setting.options, data, setting.world, seconds=0.01)
+        assert bench.batch_size == 8 and bench.step_alone() > 0
+        if recipe == "mocov2_r50.py":
+            assert setting.job.task.num_filled == 32  # type: ignore[attr-defined]
+    finally:
+        setting.opened.close()
 
 
 def test_interrupted(doctor, tmp_path: Path) -> None:
