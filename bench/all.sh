@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Every measurement, in parts that fit 8 minutes each on a bare machine with one GPU (16 cores, Python 3.12, no network; fastpsl installed).
 #
-#   bench/all.sh --list            the parts, their commands and the seconds that each may take
+#   bench/all.sh --list            a line a command: its part, its name, the seconds that it may take, and how to call it
 #   bench/all.sh decode            one part
 #   bench/all.sh smoke             a few seconds on any machine: whether the rest could run
 #
 # Results: $OUT (default runs/bench), one JSON with the GPU's short name a measurement, beside it the output and PART.tsv: what was done,
 # exit status, seconds. A command that hangs is ended after its seconds, and the part goes on. Exit status 1 where one failed.
 # Pictures: made once in $WORK (default: a folder under TMPDIR); PHOTOS=a.beton takes others. CIFAR=FOLDER holds train.npz and test.npz, or
-# train.packed and test.packed (bench/pack_pictures.py; 30,000 and 5,000 are 59 MB). Without a GPU everything is small: PART works, and says nothing.
+# train.packed and test.packed (bench/pack_pictures.py; 30,000 and 5,000 are 59 MB).
+# Without a GPU a part measures little data: that shows whether it works, and its figures mean nothing.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
@@ -22,19 +23,21 @@ export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 
 # run NAME SECONDS COMMAND...
 run() {
-    local name=$1 limit=$2 status started
+    local name=$1 limit=$2 status started call
     shift 2
+    call=$(printf '%q ' "$@") # as a shell reads it again
+    call=${call% }
     if [ -n "$listing" ]; then
-        printf '%s\t%s\t%s\t%s\n' "$part" "$name" "$limit" "$*"
+        printf '%s\t%s\t%s\t%s\n' "$part" "$name" "$limit" "$call"
         return 0
     fi
-    echo "== $name (at most $limit s): $*"
+    echo "== $name (at most $limit s): $call"
     started=$SECONDS
     timeout -k 10 "$limit" "$@" >"$OUT/$part-$name.log" 2>&1
     status=$?
     tail -n 25 "$OUT/$part-$name.log"
     [ $status = 124 ] && echo "== $name: ended after $limit s"
-    printf '%s\t%s\t%s\t%s\n' "$name" $status $((SECONDS - started)) "$*" >>"$OUT/$part.tsv"
+    printf '%s\t%s\t%s\t%s\n' "$name" $status $((SECONDS - started)) "$call" >>"$OUT/$part.tsv"
     [ $status = 0 ] || failed=1
     return $status
 }
@@ -147,6 +150,7 @@ case $part in
     ;;
 --list)
     listing=1 small= gpu=GPU
+    printf 'part\tname\tseconds\tcommand\n'
     for part in $parts; do do_part; done
     exit 0
     ;;

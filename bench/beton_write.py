@@ -23,7 +23,7 @@ from typing import Any
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
-from bench.program import run_program
+from bench.program import check_out, progress, run_program
 from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
 
 OURS = "fastpsl beton write"
@@ -85,8 +85,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RUNS / "beton_write.json")
     options = parser.parse_args()
+    check_out(options.out)
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with progress() as say, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
         photos = options.photos
         if photos is None:
             photos = Path(scratch) / "photos"
@@ -99,6 +100,7 @@ def main() -> None:
             for repeat in range(
                 options.repeats + 1
             ):  # the first warms caches and imports, and is not counted
+                say(f"{title}: repeat {repeat} of {options.repeats}" if repeat else f"{title}: warming up")
                 for name, write in ((OURS, write_ours), (THEIRS, write_theirs)):
                     speed = write(photos, Path(scratch) / "out.beton", max_side, options.workers)
                     if repeat:

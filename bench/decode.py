@@ -26,7 +26,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench import peers
 from bench.peers import Peer, Work
-from bench.program import run_program
+from bench.program import check_out, counted, progress, run_program
 from bench.schema import RUNS, SCHEMA, command_line, data_record, environment, finish, spread, write_result
 from fastpsl.command_line import parse
 from fastpsl.distributed import choose_device
@@ -49,7 +49,8 @@ class Options:
     views: tuple[int, ...] = (1, 2)
     """Crops of each sample."""
     shares: tuple[float, ...] = (0.65, 0.9, 1.0)
-    """Of a batch, for the GPU's hardware decoder; at most threads."""
+    """On a GPU: which part of each batch its hardware JPEG decoder gets (0: none, 1: all; CUDA kernels decode the rest). Each of them
+    is measured with the most threads of --threads, 1 also with the fewest."""
     threads: tuple[int, ...] | None = None
     """Decoding threads, at the default share. Default: 4, 8 and 16 on a GPU, as far as there are cores, else the cores."""
     size_px: int = 224
@@ -128,7 +129,9 @@ def _threads(options: Options, is_cuda: bool) -> list[int]:
 def title(work: Work) -> str:
     share = "" if work.hw_decoder_load is None else f", share {work.hw_decoder_load:g}"
     on_cpu = ", on the CPU" if work.kind.startswith("dali") and work.device == "cpu" else ""
-    return f"{TITLES.get(work.kind, f'ours, {work.kind}')}{on_cpu}, {work.num_threads} threads{share}"
+    return (
+        f"{TITLES.get(work.kind, f'ours, {work.kind}')}{on_cpu}, {counted(work.num_threads, 'thread')}{share}"
+    )
 
 
 def measure(
@@ -190,7 +193,7 @@ def tabulate(
         for (other, other_num), others in values.items():
             if other.kind in (WHOLE, "ffcv_loader") and other_num == num:
                 pairs = zip(rates, (rate for rate, _ in others), strict=True)
-                what = f"samples/s / {TITLES[other.kind]}'s"
+                what = f"samples/s / {TITLES[other.kind]}"
                 ratios.append({"what": what, **labels, **spread([ours / theirs for ours, theirs in pairs])})
     return rows, ratios
 
@@ -220,8 +223,8 @@ def show(result: dict[str, Any], console: Console) -> None:
     views = sorted({row["num_views"] for row in result["rows"]})
     table = Table(
         "decode and crop",
-        *(f"{num} view{'s' * (num > 1)}" for num in views),
-        "views/s",
+        *(counted(num, "view") for num in views),
+        *(["views/s"] if max(views) > 1 else []),  # of one view it is samples/s again
         "cores",
         title="samples/s (medians)",
     )
@@ -232,12 +235,15 @@ def show(result: dict[str, Any], console: Console) -> None:
     for name, found in by_variant.items():
         most = found[max(found)]
         rates = (f"{found[num]['median']:,.0f}" if num in found else "" for num in views)
-        table.add_row(name, *rates, f"{most['views_per_s']:,.0f}", f"{most['cores_used']:.1f}")
+        of_views = [f"{most['views_per_s']:,.0f}"] if max(views) > 1 else []
+        table.add_row(name, *rates, *of_views, f"{most['cores_used']:.1f}")
     console.print(table)
     for ratio in result["ratios"]:
         if ratio["decoder"] == "dali":
             work = Work("dali", "", "", 0, ratio["num_threads"], 0, ratio["device"], ratio["hw_decoder_load"])
-            console.print(f"{title(work)}, views {ratio['num_views']}: {ratio['what']} {ratio['median']:.2f}")
+            where = f"{title(work)}, {counted(ratio['num_views'], 'view')}"
+            other = ratio["what"].removeprefix("samples/s / ")
+            console.print(f"{where}: {ratio['median']:.2f} times as fast as {other}")
     for missing in result["not_measured"]:
         console.print(f"{missing['what']}: {missing['reason']}")
     for note in result["notes"]:
@@ -247,6 +253,7 @@ def show(result: dict[str, Any], console: Console) -> None:
 def main() -> None:
     options: Options = parse(Options, description=__doc__)
     options.check()
+    check_out(options.out)
     console = Console(highlight=False, soft_wrap=True)
     device, is_sample, start = choose_device(options.device, 0), options.data is None, time.perf_counter()
     machine = environment(device)
@@ -263,14 +270,14 @@ def main() -> None:
         )
     memory: list[dict[str, int]] = []
     notes = []
-    with console.status("") as status, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as files:
+    with progress() as say, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as files:
         work = Work(
             "dali", path, files, batch_size, max(_threads(options, device.type == "cuda")), options.size_px,
             "cpu" if device.type == "cpu" else str(device),
         )  # fmt: skip
         works, missing = variants(options, work)
         if device.type == "cuda" and works[0].kind == "dali":
-            status.update("device memory")
+            say("device memory")
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 ours = replace(work, hw_decoder_load=HW_DECODER_LOAD)
                 memory = pool.submit(memory_by_epoch, ours, max(options.views)).result()
@@ -279,7 +286,7 @@ def main() -> None:
             if num_files < num_samples:
                 notes.append(f"DALI's reader reads {num_files:,} of the pictures, taken in even steps")
         deadline = start + (options.limit_s or (45.0 if is_sample else 420.0))
-        values, failed = measure(works, options.views, repeats, seconds, deadline, status.update)
+        values, failed = measure(works, options.views, repeats, seconds, deadline, say)
     if not values:
         raise ValueError(
             f"nothing could be measured; {(missing + failed)[0]['what']}: {(missing + failed)[0]['reason']}"

@@ -47,9 +47,9 @@ def draw_kernels(result: dict[str, Any], path: Path) -> None:
             axes.barh(y, row["median"], 0.85, color=COLOURS[row["path"]], label=TITLES[row["path"]])
             whiskers = [[row["median"] - row["quartile_1"]], [row["quartile_3"] - row["median"]]]
             axes.errorbar(row["median"], y, xerr=whiskers, ecolor="#444", elinewidth=1)
-            ms = f"{row['median']:,.0f}" if row["median"] >= 100 else f"{row['median']:.3g}"
-            text = f"  {ms} ms, {row['percent_of_copy']:.2g} % of a copy"
-            axes.text(row["quartile_3"], y, text, va="center", fontsize=7)
+            text = f"  {_digits(row['median'], 3)} ms, {_digits(row['percent_of_copy'], 2)} % of a copy"
+            # Beyond the line, where that is the longer one.
+            axes.text(max(row["quartile_3"], floor), y, text, va="center", fontsize=7)
             y += 1
         y += 1
     axes.set_xscale("log")
@@ -82,9 +82,22 @@ def draw_kernels(result: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
+def _digits(value: float, num: int) -> str:
+    """With `num` digits that count, or as a whole number."""
+    return f"{value:,.0f}" if value >= 10 ** (num - 1) else f"{value:.{num}g}"
+
+
 def show_kernels(result: dict[str, Any], console: Console) -> None:
     table = Table(
-        "chain", "path", "ms", "quartiles", "GB/s", "% of a copy", "x fused", title="a batch (medians)"
+        "chain",
+        "path",
+        "ms",
+        "quartiles",
+        "GB/s",
+        "% of a copy",
+        "x fused",
+        title="a batch (medians)",
+        caption="x fused: the median over repeats of each repeat's ratio, not the ratio of the medians",
     )
     ratios = {(row["chain"], row["what"]): row["median"] for row in result["ratios"]}
     for row in result["rows"]:
@@ -97,10 +110,25 @@ def show_kernels(result: dict[str, Any], console: Console) -> None:
     console.print(table)
     for line in to_reach(result):
         console.print(line)
-    for missing in result["not_measured"]:
-        console.print(f"{missing['what']}: {missing['reason']}")
+    for line in not_measured(result):
+        console.print(line)
     for note in result["notes"]:
         console.print(note)
+
+
+def not_measured(result: dict[str, Any]) -> list[str]:
+    """A line a reason: paths by the table's names, and their chains."""
+    lines = []
+    for reason in dict.fromkeys(missing["reason"] for missing in result["not_measured"]):
+        pairs = [m["what"].rsplit(", ", 1) for m in result["not_measured"] if m["reason"] == reason]
+        # Paths that lack the same chains stand together.
+        chains = {path: tuple(name for name, each in pairs if each == path) for _, path in pairs}
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for path, names in chains.items():
+            groups.setdefault(names, []).append(TITLES[path])
+        for names, paths in groups.items():
+            lines.append(f"not measured by {' or '.join(paths)}: {'; '.join(names)} ({reason})")
+    return lines
 
 
 def to_reach(result: dict[str, Any]) -> list[str]:

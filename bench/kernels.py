@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a fold
 from bench.kernel_chains import Chain, Setting, Work, crop_chains, view_chain, views_of_chains
 from bench.kernel_chart import draw_kernels, show_kernels
 from bench.kernel_peers import PEERS
-from bench.program import run_program
+from bench.program import check_out, progress, run_program
 from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
 from fastpsl.command_line import parse
 from fastpsl.distributed import choose_device
@@ -209,6 +209,7 @@ def _ratios(timed: list[Timed]) -> list[dict[str, Any]]:
 def main() -> None:
     options: Options = parse(Options, description=__doc__)
     options.check()
+    check_out(options.out)
     device = choose_device(options.device, 0)
     is_cuda = device.type == "cuda"
     precision = options.precision if options.precision != "auto" else "fp16" if is_cuda else "fp32"
@@ -220,8 +221,8 @@ def main() -> None:
     machine = environment(device)
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, 100)  # a file is 80 wide otherwise
-    with console.status("") as status, torch.inference_mode():
-        parts = measure(options, setting, repeats, lambda line: status.update(line))
+    with progress() as say, torch.inference_mode():
+        parts = measure(options, setting, repeats, say)
     result = {
         "schema": SCHEMA, "bench": "kernels", "command": command_line(), "environment": machine,
         "data": {"name": "smooth noise", "num_samples": setting.batch_size * _NUM_INPUTS},

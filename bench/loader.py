@@ -13,13 +13,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
-from bench.program import run_program
+from bench.program import check_out, counted, progress, run_program
 from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
 
 SIZE_PX = 224
@@ -116,16 +116,18 @@ class Server:
 
 
 def measure(
-    num_views: int, arguments: argparse.Namespace
+    num_views: int, arguments: argparse.Namespace, say: Callable[[str], None]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows and ratios."""
     servers: dict[str, Server] = {}
     try:
         for variant in arguments.variants:
+            say(f"{counted(num_views, 'view')}, {variant}: starting")
             servers[variant] = Server(variant, num_views, arguments)
         rates: dict[str, list[float]] = {variant: [] for variant in servers}
         cpu: dict[str, list[float]] = {variant: [] for variant in servers}
         for repeat in range(arguments.repeats):
+            say(f"{counted(num_views, 'view')}: repeat {repeat + 1} of {arguments.repeats}")
             names = list(servers) if repeat % 2 else list(servers)[::-1]
             for variant in names:
                 rate, cpu_ms = servers[variant].epoch()
@@ -147,7 +149,7 @@ def measure(
         }
         cpu_row = {"measured": "cpu", **label, "unit": "ms of all cores a sample", **spread(cpu[variant])}
         rows += [rate_row, cpu_row]
-        told = f"{num_views} view(s)  {variant:12}  {rate_row['median']:7.0f} samples/s"
+        told = f"{counted(num_views, 'view'):7}  {variant:12}  {rate_row['median']:7.0f} samples/s"
         if "ffcv_loader" in rates:
             pairs = zip(values, rates["ffcv_loader"], strict=True)
             ratios.append(
@@ -184,6 +186,7 @@ def main() -> None:
     if arguments.serve:
         serve(arguments)
         return
+    check_out(arguments.out)
     from fastpsl.pipelines.beton import Beton
 
     machine = environment()
@@ -198,10 +201,11 @@ def main() -> None:
             "sides_px": list(data.image_sizes()), "mean_bytes": round(num_bytes / data.num_samples),
         }  # fmt: skip
     rows, ratios = [], []
-    for num_views in (1, 2):
-        more_rows, more_ratios = measure(num_views, arguments)
-        rows += more_rows
-        ratios += more_ratios
+    with progress() as say:
+        for num_views in (1, 2):
+            more_rows, more_ratios = measure(num_views, arguments, say)
+            rows += more_rows
+            ratios += more_ratios
     result = {
         "schema": SCHEMA, "bench": "loader", "command": command_line(), "environment": machine, "data": about,
         "settings": {

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
-from bench.program import run_program
+from bench.program import check_out, progress, run_program
 from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton import Beton
@@ -172,7 +172,9 @@ def reads_from_front_to_back(data: Beton) -> int:
     return data.num_samples
 
 
-def measure(data: Beton, options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def measure(
+    data: Beton, options: argparse.Namespace, say: Callable[[str], None]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows and ratios."""
     found: dict[tuple[str, str], list[tuple[float, Storage, float]]] = {variant: [] for variant in VARIANTS}
     shares_waited: dict[str, list[float]] = {name: [] for name in ORDERS}
@@ -201,6 +203,7 @@ def measure(data: Beton, options: argparse.Namespace) -> tuple[list[dict[str, An
 
         for repeat in range(options.repeats):
             for variant in VARIANTS if repeat % 2 else VARIANTS[::-1]:
+                say(f"repeat {repeat + 1} of {options.repeats}: {variant[0]}, {variant[1]}")
                 left = drop_from_cache(data.paths)
                 before, start = Storage.look(data.paths[0]), time.perf_counter()
                 num = epoch(*variant, repeat)
@@ -252,11 +255,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RUNS / "order.json")
     options = parser.parse_args()
+    check_out(options.out)
     machine = environment()
     memory = [fresh_memory_gb_per_s() for _ in range(3)]
-    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+    with (
+        progress() as say,
+        tempfile.TemporaryDirectory(prefix="fastpsl-bench-", dir=options.folder) as scratch,
+    ):
         source = options.data
         if not source:
+            say(f"writing {options.gigabytes:g} GB of noise")
             source = str(Path(scratch) / "noise.beton")
             write_noise(Path(source), int(options.gigabytes * 1e9))
         with Beton(source) as data:
@@ -267,7 +275,7 @@ def main() -> None:
                 "mean_bytes": round(num_bytes / data.num_samples),
             }  # fmt: skip
             ahead = options.lanes * GROUP_PAGES * 2 * data.shards[0].page_size
-            rows, ratios = measure(data, options)
+            rows, ratios = measure(data, options, say)
     for ratio in ratios:
         print(f"{ratio['measured']:7} {ratio['what']} {ratio['median']:.2f}")
     result = {

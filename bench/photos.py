@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
-from bench.program import run_program
+from bench.program import counted, run_program
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.beton_convert import Target, store_array
 from fastpsl.pipelines.beton_write import write_beton
@@ -142,6 +142,15 @@ def write_photos(
     )  # fmt: skip
 
 
+def written(out: Path) -> str:
+    """The JPEGs' own bytes beside those of the file, which consists of whole pages."""
+    with Beton(out) as data:
+        num_bytes = data.rows(np.arange(data.num_samples)).num_bytes
+    mean, whole, size = (value / 1e3 for value in (num_bytes.mean(), num_bytes.sum(), out.stat().st_size))
+    jpegs = f"{counted(len(num_bytes), 'JPEG')} of {mean:.1f} KB in the mean, together {whole / 1e3:,.1f} MB"
+    return f"{out}: {jpegs}; the file has {size / 1e3:,.1f} MB"
+
+
 def shrunk(path: str) -> bytes:
     """A photo's file as `fastpsl beton write --max-side 500` would store it."""
     with Image.open(path) as opened:
@@ -197,11 +206,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--num", type=int, default=6000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bytes-per-pixel", type=float, default=BYTES_PER_PIXEL)
-    parser.add_argument("--workers", type=int, help="threads; default: the cores")
+    parser.add_argument(
+        "out", type=Path, help="the beton to write, over what was there; with --beside: one that was written"
+    )
+    parser.add_argument("--num", type=int, default=6000, help="JPEGs (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same one gives the same pictures (default: 0)"
+    )
+    parser.add_argument(
+        "--bytes-per-pixel",
+        type=float,
+        default=BYTES_PER_PIXEL,
+        help="of the JPEGs, in the mean (default: ImageNet's, %(default)s)",
+    )
+    parser.add_argument("--workers", type=int, help="threads that draw and encode (default: one a core)")
     parser.add_argument(
         "--beside", help="a quoted glob of real photos, whose decoding is timed beside; nothing is written"
     )
@@ -223,10 +241,8 @@ def main() -> None:
         return
     started = time.perf_counter()
     write_photos(options.out, options.num, options.seed, options.workers, options.bytes_per_pixel)
-    seconds, size = time.perf_counter() - started, options.out.stat().st_size
-    print(
-        f"{options.out}: {options.num:,} JPEGs, {size / 1e6:,.0f} MB, {seconds:.1f} s ({options.num / seconds:,.0f} a second)"
-    )
+    seconds = time.perf_counter() - started
+    print(f"{written(options.out)}; {seconds:.1f} s ({options.num / seconds:,.1f} a second)")
 
 
 if __name__ == "__main__":

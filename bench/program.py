@@ -1,14 +1,77 @@
-"""How the programs of this folder end: the user's errors are one line, and exit status 2."""
+"""What the programs of this folder have in common: where a result may go, what they say under way, how they end."""
 
+import contextlib
+import os
+import signal
 import sys
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
+
+from rich.console import Console
+
+_EVERY_S = 10.0  # between two lines of progress where there is no terminal
+
+
+def check_out(path: Path) -> None:
+    """ValueError where a result cannot be written to `path`: found before minutes of measuring. Makes its folder."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(None, "it is a folder; give it a file's name")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            file.write(bytes(1 << 20))  # a full disk, too
+    except OSError as error:
+        # Of a parent that is a file, mkdir says that it exists.
+        reason = "not a folder" if isinstance(error, FileExistsError) else error.strerror
+        raise ValueError(
+            f"--out {path}: cannot be written ({reason}); choose a folder that can be written"
+        ) from None
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """What takes a phase's name, on stderr: beside a spinner on a terminal, else as a line, each 10 s at most."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if console.is_terminal:
+        with console.status("") as status:
+            yield status.update
+        return
+    started, last = time.monotonic(), float("-inf")
+
+    def say(phase: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _EVERY_S:
+            print(
+                f"{Path(sys.argv[0]).stem}, after {now - started:.0f} s: {phase}", file=sys.stderr, flush=True
+            )
+            last = now
+
+    yield say
+
+
+def counted(num: int, noun: str) -> str:
+    """Such as "1 rank" and "2 ranks"."""
+    return f"{num:,} {noun}{'' if num == 1 else 's'}"
 
 
 def run_program(main: Callable[[], int | None]) -> NoReturn:
-    """Leave the process with what `main` answers (None: 0); 2 for ValueError and OSError, 130 for Ctrl-C."""
-    name = Path(sys.argv[0]).stem
+    """Leave the process with what `main` answers (None: 0); 2 for ValueError and OSError, 130 for Ctrl-C, 143 for SIGTERM.
+
+    All of them tidy up: temporary folders go, processes that were started end.
+    """
+    name, pid = Path(sys.argv[0]).stem, os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != pid:  # a fork of this process
+            os._exit(143)
+        raise SystemExit(143)
+
+    signal.signal(signal.SIGTERM, end)
     try:
         sys.exit(main())
     except (ValueError, OSError) as error:

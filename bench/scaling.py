@@ -28,7 +28,7 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # bench/ and recipes/ are folders of programs, not installed
 from bench.order import drop_from_cache, write_noise
-from bench.program import run_program
+from bench.program import check_out, counted, progress, run_program
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_job
 from bench.schema import RUNS, SCHEMA, command_line, data_record, environment, finish, spread, write_result
 from fastpsl.command_line import parse
@@ -208,6 +208,11 @@ def efficiencies(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return ratios
 
 
+def said(row: dict[str, Any]) -> str:
+    """Its median, or its exact count."""
+    return f"{row['num_bytes']:,}" if "num_bytes" in row else f"{row['median']:,.1f}"
+
+
 def main() -> None:
     options: Options = parse(Options, description=__doc__)
     options.check()
@@ -218,14 +223,16 @@ def main() -> None:
             options.worker.write_text(json.dumps(rows))
         leave_world()
         return
+    check_out(options.out)
     machine = environment(choose_device(options.device, 0))
     rows, missing = [], []
-    with tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
+    with progress() as say, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
         for num in numbers_of_ranks(options):
+            say(f"{counted(num, 'rank')}, at most {options.timeout_s:g} s")
             try:
                 rows += start_ranks(options, num, Path(scratch) / f"ranks-{num}.json")
             except RuntimeError as error:
-                missing.append({"what": f"{num} ranks", "reason": str(error)})
+                missing.append({"what": counted(num, "rank"), "reason": str(error)})
     num_threads = min(8, len(os.sched_getaffinity(0)))
     if options.storage:
         values = [
@@ -259,11 +266,13 @@ def main() -> None:
     }  # fmt: skip
     write_result(options.out, result)
     for row in rows:
-        where = f"{row['recipe']} {row['stage']}, {row['num_ranks']} ranks" if row["recipe"] else ""
-        print(f"{row['measured']:>10} {where:28} {row['median']:>16,.1f} {row['unit']}")
+        where = (
+            f"{row['recipe']} {row['stage']}, {counted(row['num_ranks'], 'rank')}" if row["recipe"] else ""
+        )
+        print(f"{row['measured']:>10} {where:28} {said(row):>16} {row['unit']}")
     for ratio in result["ratios"]:
         print(
-            f"{ratio['what']} ({ratio['recipe']} {ratio['stage']}, {ratio['num_ranks']} ranks): {ratio['median']:.3f}"
+            f"{ratio['what']} ({ratio['recipe']} {ratio['stage']}, {counted(ratio['num_ranks'], 'rank')}): {ratio['median']:.3f}"
         )
     for line in [f"{m['what']}: {m['reason']}" for m in missing] + result["notes"]:
         print(line)

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # bench/ and recipes/ are folders of programs, not installed
-from bench.program import run_program
+from bench.program import check_out, progress, run_program
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_job
 from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
 from fastpsl.command_line import parse
@@ -315,14 +315,15 @@ def show(result: Mapping[str, Any], console: Console) -> None:
 def main() -> None:
     options: Options = parse(Options, default=Options(), description=__doc__ or "")
     options.check()
+    check_out(options.out)
     world = join_world(options.device, timeout_s=600.0)
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, 100)  # a file is 80 wide otherwise
     machine = environment(world.device)
     bench = Bench(options, world)
-    with console.status("") as status:
+    with progress() as say:
         for keys in bench.groups():
-            bench.measure(keys, status.update)
+            bench.measure(keys, say)
     result: dict[str, Any] = {
         "schema": SCHEMA, "bench": "step", "command": command_line(), "environment": machine,
         "data": {"name": "noise on the device", "num_samples": bench.batch_size},

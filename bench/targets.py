@@ -64,7 +64,7 @@ def _headline(results: Results) -> Iterator[Found]:
 
 
 def _decode_against_dali(results: Results) -> Iterator[Found]:
-    what = "samples/s / DALI's reader, whole pictures's"
+    what = "samples/s / DALI's reader, whole pictures"
     for num in (1, 2):
         for name, row in best(rows_of(results, "decode", "ratios", what=what, decoder="dali", num_views=num)):
             yield at_least(row["median"], 0.95, f"{num} view{'s' * (num > 1)} {row['median']:.2f}x", name)
@@ -79,7 +79,7 @@ def _decode_against_ffcv(results: Results) -> Iterator[Found]:
     for num, goal in ((1, 4.0), (2, 8.0)):
         for name, row in best(
             rows_of(
-                results, "decode", "ratios", what="samples/s / ffcv Loader's", decoder="dali", num_views=num
+                results, "decode", "ratios", what="samples/s / ffcv Loader", decoder="dali", num_views=num
             )
         ):
             yield at_least(row["median"], goal, f"{num} view{'s' * (num > 1)} {row['median']:.1f}x", name)

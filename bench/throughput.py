@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, no
 from bench import peers
 from bench.chart import draw_chart
 from bench.equal_crops import decoders_here, measure_loaders
-from bench.program import run_program
+from bench.program import check_out, progress, run_program
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_job
 from bench.schema import (
     RUNS,
@@ -295,6 +295,7 @@ def _work(kind: str, setting: Setting, files: Path) -> peers.Work:
 def main() -> None:
     options: Options = parse(Options, description=__doc__)
     options.check()
+    check_out(options.out)
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, 100)  # a file is 80 wide otherwise
     world = join_world(options.device, timeout_s=600)
@@ -311,8 +312,8 @@ def main() -> None:
             "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"], "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         },
     }  # fmt: skip
-    with console.status("") as status, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as files:
-        result |= measure(setting, Path(files), lambda line: status.update(line))
+    with progress() as say, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as files:
+        result |= measure(setting, Path(files), say)
     setting.data.close()
     result["not_measured"] = missing + result["not_measured"]
     result["notes"] += finish(machine)

@@ -4,7 +4,7 @@
     python bench/time_to_accuracy.py --data cifar-train.beton --val cifar-test.beton
     python bench/time_to_accuracy.py                  the embedded sample at 32 px: shows that it works, and no more
 
-A whole run of the recipe as `recipes/` trains it, with ResNet-18 on small pictures, cut to CIFAR's size and length (VALUES); the
+A whole run of the recipe as `recipes/` trains it, with ResNet-18 on small pictures, cut to CIFAR's size and length (--stage-epochs, --batch-size); the
 online monitor looks after each epoch (docs/knn.md). The clock starts when the data is open and the weights are drawn: loaders,
 compiling, first batches, checkpoints are on it, the looks are not. A target counts from the end of the epoch after which the accuracy
 was first reached. Writes a JSON and a PNG of the curves.
@@ -30,7 +30,7 @@ import torch
 sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # bench/ and recipes/ are folders of programs, not installed
-from bench.program import run_program
+from bench.program import check_out, counted, progress, run_program
 from bench.recipe_stages import MODULES, job_of, recipe_options
 from bench.schema import RUNS, SCHEMA, command_line, data_record, environment, finish, spread, write_result
 from bench.time_chart import draw_times
@@ -73,9 +73,10 @@ class Options:
     """Whose accuracy: nearest neighbours', or the linear classifier's of least squares."""
     seeds: tuple[int, ...] = (0, 1, 2)
     stage_epochs: tuple[int, ...] | None = None
-    """Default: of VALUES."""
+    """Epochs of S1, S2 and S3. Default: 10 10 10 for rotation, 10 15 15 for simclr, 1 1 1 for the sample."""
     batch_size: int | None = None
-    """Images a step, as the recipe counts them. Default: of BATCH_SIZE, 32 for the sample."""
+    """Images a step, as the recipe counts them. Default: 1024 for rotation (it counts two or four turns of
+    each), 512 for simclr, 32 for the sample."""
     decoder: str = "auto"
     """auto: resident on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -177,7 +178,7 @@ def tabulate(runs: list[Trained], options: Options) -> dict[str, Any]:
             to = {"accuracy": accuracy, "epoch": None, "num_reached": len(found)}
             rows.append({"measured": "seconds to accuracy", **labels, **to, "unit": "s", **spread(found)})
         if len(found) < len(runs) and accuracy == options.accuracy:
-            what = f"{options.monitor} accuracy {accuracy:g}: {len(runs) - len(found)} of {len(runs)} seeds"
+            what = f"{options.monitor} accuracy {accuracy:g}: {len(runs) - len(found)} of {counted(len(runs), 'seed')}"
             best = max(look["accuracy"] for each in runs for look in each.looks)
             missing.append({"what": what, "reason": f"not reached; the best of all looks is {best:.3f}"})
     of_all = {"epoch": None, "num_reached": len(runs)}
@@ -209,11 +210,13 @@ def tabulate(runs: list[Trained], options: Options) -> dict[str, Any]:
 def main() -> None:
     options: Options = parse(Options, description=__doc__)
     options.check()
+    check_out(options.out)
     world = join_world(options.device, timeout_s=600)
     machine, started = environment(world.device), time.perf_counter()
     runs: list[Trained] = []
-    with tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
+    with progress() as say, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
         for seed in options.seeds:
+            say(f"seed {seed}, {len(runs) + 1} of {len(options.seeds)}: training")
             longest = max((each.whole_s for each in runs), default=0.0)
             if runs and time.perf_counter() - started + longest > options.limit_s:
                 break
@@ -240,7 +243,7 @@ def main() -> None:
     }  # fmt: skip
     if len(runs) < len(options.seeds):
         result["notes"].append(
-            f"{len(runs)} seeds of {len(options.seeds)}: stopped by --limit-s {options.limit_s:g} or a signal"
+            f"{len(runs)} of {counted(len(options.seeds), 'seed')}: stopped by --limit-s {options.limit_s:g} or a signal"
         )
     write_result(options.out, result)
     picture = draw_times(result, options.out.with_suffix(".png"))
@@ -248,7 +251,7 @@ def main() -> None:
         if row["measured"] == "seconds to accuracy":
             said = " ← the target" if row["accuracy"] == options.accuracy else ""
             print(
-                f"{row['monitor']} {100 * row['accuracy']:g} %: {row['median']:.1f} s, {row['num_reached']} of {len(runs)} seeds{said}"
+                f"{row['monitor']} {100 * row['accuracy']:g} %: {row['median']:.1f} s, {row['num_reached']} of {counted(len(runs), 'seed')}{said}"
             )
     for line in [f"{m['what']}: {m['reason']}" for m in result["not_measured"]] + result["notes"]:
         print(line)

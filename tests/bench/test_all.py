@@ -1,6 +1,7 @@
 """bench/all.sh: its parts fit, its cheapest one runs, one command's failure does not end a part. Packed pictures are the same again."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections import defaultdict
@@ -27,14 +28,20 @@ def test_every_part_fits_eight_minutes_and_its_programs_are_there() -> None:
     assert done.returncode == 0 and not done.stderr
     seconds: defaultdict[str, int] = defaultdict(int)
     names = set()
-    for line in done.stdout.splitlines():
+    titles, *lines = done.stdout.splitlines()
+    assert titles.split("\t") == ["part", "name", "seconds", "command"]
+    for line in lines:
         part, name, limit, command = line.split("\t")
         seconds[part] += int(limit)
         assert (part, name) not in names
         names.add((part, name))
-        for word in command.split():
+        for word in shlex.split(command):
             if word.startswith(("bench/", "tests/")):
                 assert (ROOT / word).exists(), command
+    (versions,) = (line.split("\t")[3] for line in lines if line.startswith("smoke\tversions\t"))
+    assert shlex.split(versions)[1:] == [
+        "-c", "import sys, torch, fastpsl; print(sys.version, torch.__version__, torch.cuda.is_available())",
+    ]  # fmt: skip
     assert len(seconds) >= 10 and max(seconds.values()) <= PART_S
     script = (ROOT / "bench" / "all.sh").read_text()
     for path in (ROOT / "bench").glob(

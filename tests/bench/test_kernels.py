@@ -13,7 +13,7 @@ import torch
 
 from bench import kernels
 from bench.kernel_chains import Setting, crop_chains, view_chain, views_of_chains
-from bench.kernel_chart import to_reach
+from bench.kernel_chart import not_measured, to_reach
 from bench.kernel_peers import PEERS
 from bench.schema import validate
 from fastpsl.kernels import numba_photometric
@@ -141,6 +141,17 @@ def test_what_is_to_be_reached_stands_beside_figures_of_its_sizes_only() -> None
         "SimCLR T3: Kornia's modules take 87 times as long; to reach: 100",
     ]
     assert not to_reach({**result, "settings": {**settings, "device": "cpu"}})
+
+
+def test_what_is_missing_stands_by_its_reason() -> None:
+    pairs = [
+        *((f"{chain}, {path}", "torchvision has no Sobel") for chain in ("Sobel", "T3, 9") for path in list(PEERS)[1:]),
+        ("jigsaw, fused", "no fused kernel does it"),
+    ]  # fmt: skip
+    assert not_measured({"not_measured": [{"what": what, "reason": reason} for what, reason in pairs]}) == [
+        "not measured by torchvision, one draw a batch or torchvision, image by image: Sobel; T3, 9 (torchvision has no Sobel)",
+        "not measured by fused: jigsaw (no fused kernel does it)",
+    ]
 
 
 @pytest.mark.parametrize(

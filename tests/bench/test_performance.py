@@ -69,10 +69,10 @@ def gpu_results() -> dict[str, dict[str, Any]]:
         "bench": "decode",
         "rows": [row(rate, num_views=2, **ours) for rate in (27_000.0, 28_000.0)],
         "ratios": [
-            row(1.01, what="samples/s / DALI's reader, whole pictures's", num_views=1, **ours),
-            row(0.93, what="samples/s / DALI's reader, whole pictures's", num_views=2, **ours),
-            row(4.5, what="samples/s / ffcv Loader's", num_views=1, **ours),
-            row(8.5, what="samples/s / ffcv Loader's", num_views=2, **ours),
+            row(1.01, what="samples/s / DALI's reader, whole pictures", num_views=1, **ours),
+            row(0.93, what="samples/s / DALI's reader, whole pictures", num_views=2, **ours),
+            row(4.5, what="samples/s / ffcv Loader", num_views=1, **ours),
+            row(8.5, what="samples/s / ffcv Loader", num_views=2, **ours),
         ],
     }
     kernels = {

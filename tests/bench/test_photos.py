@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.photos import BYTES_PER_PIXEL, SIDES, Fields, compare, photo, write_photos
+from bench.photos import BYTES_PER_PIXEL, SIDES, Fields, compare, photo, write_photos, written
 from fastpsl.pipelines.beton import Beton
 
 NUM = 24
@@ -25,6 +25,13 @@ def test_each_is_another_and_the_same_again(jpegs: list[bytes], tmp_path: Path) 
     with Beton(tmp_path / "photos.beton") as data:
         assert [data.read(index) for index in range(5)] == jpegs[:5]
         assert data.labels().tolist() == [0, 1, 2, 3, 4]
+    whole = sum(map(len, jpegs[:5]))
+    told = f"5 JPEGs of {whole / 5e3:.1f} KB in the mean, together {whole / 1e6:,.1f} MB"
+    size = (tmp_path / "photos.beton").stat().st_size
+    assert (
+        written(tmp_path / "photos.beton")
+        == f"{tmp_path / 'photos.beton'}: {told}; the file has {size / 1e6:,.1f} MB"
+    )
     assert photo(Fields(4), 0) != jpegs[0]
 
 
