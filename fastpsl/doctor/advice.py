@@ -9,10 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fastpsl.doctor.measurements import Alternative, Measurements, StageRates
+from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates
+from fastpsl.doctor.words import number_of
 
 GOOD_RATIO = 0.95
 MIN_GAIN = 0.02
+# Of repeats, (max - min) / median.
+MAX_SPREAD = 2 * (1 - GOOD_RATIO)
 _LARGE_SHARE = 0.25
 
 
@@ -47,8 +50,8 @@ class Parts(NamedTuple):
 
 
 def is_good(measured: Measurements) -> bool:
-    """Whether no measured stage waits."""
-    return all(stage.ratio >= GOOD_RATIO for stage in measured.stages)
+    """Whether no measured stage waits, which noise leaves open too."""
+    return all(stage.ratio >= GOOD_RATIO and not _is_noise(stage, measured) for stage in measured.stages)
 
 
 def modelled(part: Parts, measured: Measurements) -> float:
@@ -64,17 +67,19 @@ def bottleneck(measured: Measurements) -> Bottleneck | None:
     """Of the stage that loses most time; None without stages."""
     if not measured.stages:
         return None
-    waiting = [stage for stage in measured.stages if stage.ratio < GOOD_RATIO]
+    noisy = [stage for stage in measured.stages if _is_noise(stage, measured)]
+    waiting = [stage for stage in measured.stages if stage.ratio < GOOD_RATIO and stage not in noisy]
+    if not waiting and noisy:
+        return _of_noise(max(noisy, key=lambda stage: max(stage.spread, abs(1 - stage.ratio))))
     if not waiting:
         stage = max(measured.stages, key=lambda stage: stage.epochs / stage.synthetic)
         return _of_the_step(stage, measured)
     stage = max(waiting, key=lambda stage: stage.epochs * (1 / stage.both - 1 / stage.synthetic))
-    waits = f"{stage.name} waits {1 - stage.ratio:.0%} of the time"
-    expected = 1 / modelled(Parts.of(stage), measured) - 1 / stage.synthetic
-    if expected < 0.5 * (1 / stage.both - 1 / stage.synthetic):
-        if stage.spread >= 1 - stage.ratio:
-            text = f"{waits}, or seems to: repeats of one measurement differ by {stage.spread:.0%}"
-            return Bottleneck("noise", stage.name, text)
+    lost = 1 - stage.shown_ratio
+    waits = f"{stage.name} waits {lost:.0%} of the time"
+    if stage.ratio > min(other.ratio for other in waiting):
+        waits = f"{stage.name} loses most: it waits {lost:.0%} of {number_of(stage.epochs, 'epoch')}"
+    if not _is_explained(stage, measured):
         text = f"{waits}, though loader and step are fast enough alone: the host's threads are in each other's way"
         return Bottleneck("overlap", stage.name, text)
     if stage.loader < 0.8 * stage.decode:
@@ -86,11 +91,38 @@ def bottleneck(measured: Measurements) -> Bottleneck | None:
         )
     faster = stage.loader >= stage.synthetic
     text = (
-        f"{waits}: decoding needs the {measured.num_cores} cores on which the step runs"
+        f"{waits}: decoding needs the {number_of(measured.num_cores, 'core')} on which the step runs"
         if faster
         else f"{waits} for decoding ({_rate(stage.loader)} images/s by {measured.decoder})"
     )
     return Bottleneck("decode", stage.name, text)
+
+
+def _is_explained(stage: StageRates, measured: Measurements) -> bool:
+    """Whether loader and step, each alone, are slow enough for half of what is lost together."""
+    expected = 1 / modelled(Parts.of(stage), measured) - 1 / stage.synthetic
+    return expected >= 0.5 * (1 / stage.both - 1 / stage.synthetic)
+
+
+def _is_noise(stage: StageRates, measured: Measurements) -> bool:
+    """Whether the repeats differ by too much to tell if the stage waits.
+
+    Half the range of three repeats is about the standard deviation of the ratio of their medians. Above 1 is noise of another kind: a
+    step that also waits for its data is no faster.
+    """
+    if stage.ratio < GOOD_RATIO:
+        return stage.spread * (0.5 if _is_explained(stage, measured) else 1) >= 1 - stage.ratio
+    return stage.spread > MAX_SPREAD or stage.ratio - 1 > max(1 - GOOD_RATIO, 0.5 * stage.spread)
+
+
+def _of_noise(stage: StageRates) -> Bottleneck:
+    reasons = []
+    if stage.ratio < GOOD_RATIO or stage.spread > MAX_SPREAD:
+        reasons.append(f"repeats of one measurement differ by {stage.spread:.0%}")
+    if stage.ratio - 1 > 1 - GOOD_RATIO:
+        reasons.append(f"the step seems {stage.ratio:.2f}x as fast with its data as without")
+    text = f"whether {stage.name} waits cannot be told: {' and '.join(reasons)}"
+    return Bottleneck("noise", stage.name, f"{text}; measure again with nothing else running, or longer")
 
 
 def _of_the_step(stage: StageRates, measured: Measurements) -> Bottleneck:
@@ -107,7 +139,9 @@ def _of_the_step(stage: StageRates, measured: Measurements) -> Bottleneck:
 
 def changes(measured: Measurements) -> list[Change]:
     """What to change, each by itself, the largest gain first; at the end what may help and was not tried."""
-    if not measured.stages:
+    limit = bottleneck(measured)
+    # Gains are reckoned from what was lost: where that is noise, so are they.
+    if limit is None or limit.part == "noise":
         return []
     found = [_load_as(alternative, measured) for alternative in measured.alternatives]
     found += _page_cache(measured)
@@ -204,8 +238,8 @@ def _untried(measured: Measurements) -> list[Change]:
         ]
     wanted = [Change(option, measured.untried[option], None) for option in of_reading]
     if found.part == "read" and not measured.read.fits:
-        text = f"{measured.read.fitting}; smaller pictures are fewer bytes"
-        wanted.append(Change("fastpsl beton write --short-side PX", text, None))
+        text = f"{measured.read.fitting}; smaller pictures are fewer bytes, and less detail"
+        wanted.append(Change(f"{BETON_WRITE} --short-side PX", text, None))
     return wanted
 
 

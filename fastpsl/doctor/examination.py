@@ -21,6 +21,7 @@ from fastpsl.doctor.report import Report
 from fastpsl.doctor.screen import show
 from fastpsl.doctor.setting import Setting, find_recipe, open_setting
 from fastpsl.doctor.software import check_software
+from fastpsl.doctor.words import number_of
 
 _SECONDS = {"sample": 0.3, "cpu": 1.0, "cuda": 3.0}
 
@@ -69,7 +70,11 @@ def _look(setting: Setting, seconds: float | None, said: list[str], say: Callabl
 
 def _plain(setting: Setting) -> dict[str, Any]:
     options, device, recipe = setting.options, setting.world.device, setting.recipe
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU with {cores()} cores"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU with {number_of(cores(), 'core')}"
+    )
     return {
         "recipe": str(recipe.path) if recipe else None,
         "arguments": list(recipe.arguments) if recipe else [],

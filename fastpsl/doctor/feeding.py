@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastpsl.doctor.measurements import Alternative
+from fastpsl.doctor.measurements import BETON_WRITE, Alternative
 from fastpsl.doctor.reading import FIRST_EPOCH
 from fastpsl.doctor.setting import Setting
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
@@ -139,11 +139,11 @@ class Feed:
                 write_beton(samples, out, num_samples=num, target=Target(short_side=target))
                 with Beton(out) as beton:
                     rate = self.rate(beton)
-            option, note = "fastpsl beton write", f"tried with {num:,} of the images"
+            option, note = BETON_WRITE, f"tried with {num:,} of the images"
             if target is not None:
                 shrunk = pixels * np.minimum(1, target / sides[:num]) ** 2
                 option += f" --short-side {target}"
-                note = f"{shrunk.sum() / pixels.sum():.0%} of the pixels; {note}"
+                note = f"costs detail: {shrunk.sum() / pixels.sum():.0%} of the pixels stay; {note}"
             found.append(Alternative(option, rate, beside, note))
         return found
 

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import torch
 
+from fastpsl.doctor.advice import MAX_SPREAD
 from fastpsl.doctor.checks import Check
 from fastpsl.doctor.cores import cores, cpu_quota
 from fastpsl.doctor.measurements import ReadRate, StageRates, gigabytes
+from fastpsl.doctor.words import number_of
 from fastpsl.options import RunOptions
 from fastpsl.trainer import Job
 
 _MIN_OPEN_FILES = 1024
 _BESIDE_SHARDS = 256  # libraries, sockets, TensorBoard
 _MIN_SHARED_BYTES = 256 << 20  # of a rank; Docker gives a container 64 MiB for all
-_MAX_SPREAD = 0.15
 _STATE_BYTES = 4 * 2  # a parameter and its momentum, float32
 
 
@@ -48,7 +49,7 @@ def check_page_cache(read: ReadRate) -> Check:
 def check_noise(stages: Sequence[StageRates]) -> list[Check]:
     """Whether the repeats agree: other work on the machine shows so."""
     worst = max((stage.spread for stage in stages), default=0.0)
-    if worst <= _MAX_SPREAD:
+    if worst <= MAX_SPREAD:
         return []
     text = f"repeats of one measurement differ by {worst:.0%}"
     return [Check("noise", "warning", text, "is other work on this machine? --seconds NUM measures longer")]
@@ -56,35 +57,44 @@ def check_noise(stages: Sequence[StageRates]) -> list[Check]:
 
 def _cores(num_threads: int, num_ranks: int) -> Check:
     allowed, quota, usable = len(os.sched_getaffinity(0)), cpu_quota(), cores()
-    text = f"{usable} usable of {os.cpu_count()}, {num_ranks} x {num_threads} decoding threads"
+    text = f"{usable} usable of {os.cpu_count()}, {num_ranks} x {number_of(num_threads, 'decoding thread')}"
     if quota is not None and usable < allowed:
         text += f", the container's quota is {quota:.1f}"
     if num_ranks * num_threads > usable:
-        return Check("cores", "warning", text, f"--num-threads {max(1, usable // num_ranks)}")
+        return Check("cores", "warning", text, f"give --num-threads {max(1, usable // num_ranks)}")
     return Check("cores", "ok", text)
 
 
 def _openmp(device: torch.device, num_ranks: int) -> Check:
     """torch's own threads: on the CPU they share the cores with the decoder's, and libgomp's spin while they wait."""
     threads, policy = os.environ.get("OMP_NUM_THREADS"), os.environ.get("OMP_WAIT_POLICY")
-    text = f"{torch.get_num_threads()} threads in torch, OMP_NUM_THREADS {threads or 'unset'}"
+    text = f"{number_of(torch.get_num_threads(), 'thread')} in torch, OMP_NUM_THREADS {threads or 'unset'}"
     text += f", OMP_WAIT_POLICY {policy or 'unset'}"
     if device.type == "cpu" and torch.get_num_threads() > 1 and str(policy).upper() != "PASSIVE":
         return Check(
-            "openmp", "warning", text, "OMP_WAIT_POLICY=PASSIVE keeps idle threads off the decoder's cores"
+            "openmp",
+            "warning",
+            text,
+            "set OMP_WAIT_POLICY=PASSIVE, which keeps idle threads off the decoder's cores",
         )
-    if num_ranks > 1 and threads is not None and int(threads) * num_ranks > cores():
-        return Check("openmp", "warning", text, f"OMP_NUM_THREADS={max(1, cores() // num_ranks)}")
+    if num_ranks > 1 and _first_number(threads) * num_ranks > cores():
+        return Check("openmp", "warning", text, f"set OMP_NUM_THREADS={max(1, cores() // num_ranks)}")
     return Check("openmp", "ok", text)
+
+
+def _first_number(threads: str | None) -> int:
+    """Of "4" or, for nested regions, "4,2"; 0 where it is unset or no number, which OpenMP passes over too."""
+    first = (threads or "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() else 0
 
 
 def _open_files(num_files: int) -> Check:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = max(_MIN_OPEN_FILES, num_files + _BESIDE_SHARDS)
-    text = f"{soft:,} allowed (ulimit -n), the data has {num_files:,} files open"
+    text = f"{soft:,} allowed (ulimit -n), the data has {number_of(num_files, 'file')} open"
     if soft < needed:
         remedy = (
-            f"ulimit -n {needed}"
+            f"raise it by ulimit -n {needed}"
             if hard < 0 or hard >= needed
             else f"ask for more than {hard:,} (limits.conf)"
         )

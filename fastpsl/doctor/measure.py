@@ -10,7 +10,7 @@ from typing import get_args
 import torch
 
 from fastpsl.doctor.feeding import Feed, copy_rate
-from fastpsl.doctor.measurements import Measurements, StageRates
+from fastpsl.doctor.measurements import BETON_WRITE, Measurements, StageRates
 from fastpsl.doctor.reading import measure_read
 from fastpsl.doctor.setting import Setting
 from fastpsl.gpu_memory import peak_memory, reset_peak_memory
@@ -76,9 +76,11 @@ def measure(setting: Setting, num_cores: int, seconds: float, say: Say) -> Measu
             alternatives.append(feed.quasi_random(loader, read.fitting))
     copied = device.type == "cuda" and decoder in ("ffcv", "torchvision", "synthetic")
     stages = tuple(_stage(setting, i, feed_of, untried, seconds, say) for i in setting.stages)
-    if any(stage.loader < _ENOUGH[device.type] * stage.synthetic for stage in stages):
+    slow = any(stage.loader < _ENOUGH[device.type] * stage.synthetic for stage in stages)
+    # The embedded sample is nobody's to write anew.
+    if slow and setting.options.data is not None:
         say("decode what is written anew")
-        with _tried("fastpsl beton write", untried):
+        with _tried(BETON_WRITE, untried):
             alternatives += feed.written([view for some in views.values() for view in some])
     return Measurements(
         is_cuda=device.type == "cuda",
@@ -144,6 +146,7 @@ def _stage(
         spread=max((max(rates) - min(rates)) / statistics.median(rates) for rates in (synthetic, both)),
         cores_used=statistics.median(cores_used),
         peak_bytes=peak,
+        folded=bench.learner.fold_frozen and len(bench.learner.module.trunk.frozen) > 0,
     )
     del bench
     if world.device.type == "cuda":

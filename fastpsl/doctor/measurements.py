@@ -1,10 +1,13 @@
 """What was measured. Rates are images of the data set a second, of one rank."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 # Of the data: from here on it counts as lying in the page cache.
 CACHED = 0.95
+# As it is typed; SRC: the images that the data was made of.
+BETON_WRITE = "fastpsl beton write SRC OUT"
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class StageRates:
 
     step_rates: on synthetic data, by mode, `step` is the one that trains; augment_ms: of one batch, by path, likewise. batch_size:
     samples of a batch. spread: of the repeats of step and both, the larger (max - min) / median. peak_bytes: of torch's GPU
-    memory, None on the CPU.
+    memory, None on the CPU. folded: the blocks that do not learn ran as folded copies (--fold-frozen).
     """
 
     name: str
@@ -75,6 +78,7 @@ class StageRates:
     spread: float
     cores_used: float
     peak_bytes: int | None = None
+    folded: bool = False
 
     @property
     def synthetic(self) -> float:
@@ -85,6 +89,11 @@ class StageRates:
     def ratio(self) -> float:
         """both/synthetic: 1 where the step never waits."""
         return self.both / self.synthetic
+
+    @property
+    def shown_ratio(self) -> float:
+        """To two places, rounded down: .949 shall not read as the .95 that is asked for."""
+        return math.floor(100 * self.ratio + 1e-9) / 100
 
     @property
     def augment_share(self) -> float:

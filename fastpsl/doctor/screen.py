@@ -1,16 +1,16 @@
 """A report on one screen."""
 
-import math
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastpsl.doctor.advice import GOOD_RATIO, Change
+from fastpsl.doctor.advice import Change, is_good
 from fastpsl.doctor.checks import Check
-from fastpsl.doctor.measurements import Alternative, Measurements, StageRates
+from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates
 from fastpsl.doctor.report import Report
+from fastpsl.doctor.words import number_of
 
 _MAX_CHANGES = 4
 _COLOUR = {"ok": "green", "warning": "yellow", "broken": "red"}
@@ -25,9 +25,11 @@ def show(report: Report, console: Console) -> None:
     machine = f"{setting['device_name']}, {setting['precision']}"
     say(f"{setting['data']}, batch {setting['batch_size']}, {machine}")
     if (ranks := setting["num_ranks"]) > 1:
-        share = f"{setting['batch_size'] // ranks} images and {setting['cores']} cores"
+        share = (
+            f"{number_of(setting['batch_size'] // ranks, 'image')} and {number_of(setting['cores'], 'core')}"
+        )
         say(f"one of {ranks} ranks is measured, by itself, with its share: {share}")
-    _show_checks(report.checks, say)
+    _show_checks(report.checks, setting["device"] == "cpu", say)
     measured = report.measured
     if measured is not None:
         console.print(_table(measured))
@@ -50,9 +52,12 @@ def _sayer(console: Console) -> Callable[..., None]:
     return say
 
 
-def _show_checks(checks: tuple[Check, ...], say: Callable[..., None]) -> None:
-    """What is well in one sentence, the rest a line each."""
-    fine = [check.name for check in checks if check.state == "ok"]
+def _show_checks(checks: tuple[Check, ...], without_gpu: bool, say: Callable[..., None]) -> None:
+    """What is well in one sentence, the rest a line each; a GPU that takes no part is not called well."""
+    idle = [check for check in checks if check.state == "ok" and check.name == "gpu" and without_gpu]
+    for check in idle:
+        say(check.text)
+    fine = [check.name for check in checks if check.state == "ok" and check not in idle]
     if fine:
         say(f"ok: {', '.join(fine)}", _COLOUR["ok"])
     for check in checks:
@@ -89,11 +94,11 @@ def _rows(measured: Measurements) -> Iterator[tuple[str, str, Cells, str]]:
     else:
         where = "from the page cache"
     yield "read", where, (_rate(read.images_per_s),), ""
-    threads = f"{measured.num_threads} thread{'s' if measured.num_threads > 1 else ''}"
+    threads = number_of(measured.num_threads, "thread")
     decode = _each(stages, lambda stage: stage.decode) or (_rate(measured.decode),)
     yield "decode", f"{measured.decoder}, {threads}", decode, ""
     for alternative in measured.alternatives:
-        yield "", alternative.option, _scaled(alternative, stages), "dim"
+        yield "", alternative.option.replace(BETON_WRITE, "beton write"), _scaled(alternative, stages), "dim"
     if any(stage.loader != stage.decode for stage in stages):
         yield "", "and read", _each(stages, lambda stage: stage.loader), ""
     if measured.is_cuda:
@@ -107,17 +112,17 @@ def _rows(measured: Measurements) -> Iterator[tuple[str, str, Cells, str]]:
     for mode in _ordered(stage.step_rates for stage in stages):
         of_mode = lambda stage, mode=mode: stage.step_rates.get(mode)
         chosen = any(stage.step == mode for stage in stages)
+        folded = ", frozen blocks folded" if any(stage.folded for stage in stages) else ""
         yield (
             "step" if chosen else "",
-            f"{mode}, synthetic data",
+            f"{mode}, synthetic data{folded}",
             _each(stages, of_mode),
             "" if chosen else "dim",
         )
     cores = max(stage.cores_used for stage in stages)
-    yield "both", f"{cores:.1f} cores busy", _each(stages, lambda stage: stage.both), ""
-    colour = "green" if all(stage.ratio >= GOOD_RATIO for stage in stages) else "yellow"
-    # Rounded down: 0.949 shall not read as the 0.95 that is asked for.
-    ratios = tuple(f"{math.floor(100 * stage.ratio) / 100:.2f}" for stage in stages)
+    yield "both", f"{number_of(f'{cores:.1f}', 'core')} busy", _each(stages, lambda stage: stage.both), ""
+    colour = "green" if is_good(measured) else "yellow"
+    ratios = tuple(f"{stage.shown_ratio:.2f}" for stage in stages)
     yield "both/synthetic", "", ratios, f"bold {colour}"
     if any(stage.peak_bytes for stage in stages):
         yield (

@@ -10,6 +10,7 @@ import torch
 
 from fastpsl.distributed import World, join_world
 from fastpsl.doctor.recipe import DEFAULT_OPTIONS, Recipe, default_recipe, load_recipe
+from fastpsl.doctor.words import number_of
 from fastpsl.options import RunOptions
 from fastpsl.pipelines.workers import default_num_threads
 from fastpsl.run import Run, open_both
@@ -97,7 +98,7 @@ def _named_share(options: RunOptions, num_ranks: int) -> Iterator[None]:
         if num_ranks == 1:
             raise
         raise ValueError(
-            f"one of {num_ranks} ranks, measured by itself with its {options.batch_size} images of a step: {error}"
+            f"one of {num_ranks} ranks, measured by itself with its {number_of(options.batch_size, 'image')} of a step: {error}"
         ) from error
 
 

@@ -68,7 +68,7 @@ def _gpu(device: torch.device) -> list[Check]:
     """GPU and driver. None at all is no fault; one that torch cannot use is."""
     driver, driver_for = driver_version(), driver_cuda()
     if driver is None and driver_for is None:
-        return [Check("gpu", "ok", "no NVIDIA GPU or driver: the CPU does everything")]
+        return [Check("gpu", "ok", "no GPU: the CPU does everything")]
     told = Check("driver", "ok", f"{driver or 'unknown'}, for CUDA up to {driver_for or 'unknown'}")
     if torch.version.cuda is None:
         remedy = "install torch with CUDA (pytorch.org), or let the CPU do everything"
@@ -80,7 +80,7 @@ def _gpu(device: torch.device) -> list[Check]:
     except (RuntimeError, AssertionError) as error:
         why = " ".join(str(error).split())
         if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
-            return [told, Check("gpu", "ok", "hidden by CUDA_VISIBLE_DEVICES: the CPU does everything")]
+            return [told, Check("gpu", "ok", "GPU hidden by CUDA_VISIBLE_DEVICES: the CPU does everything")]
         remedy = f"install a driver for CUDA {torch.version.cuda}, or a torch for CUDA {driver_for}"
         return [told, Check("gpu", "broken", f"torch cannot use it: {why[:300]}", remedy)]
     gib = torch.cuda.get_device_properties(0).total_memory / 2**30

@@ -121,10 +121,13 @@ def test_storage_and_a_page_cache_that_is_too_small() -> None:
     stored = measured(stage(loader=250.0, both=250.0), read=read, untried=untried)
     found = bottleneck(stored)
     assert found is not None and found.part == "read" and "250 images/s" in found.text
-    assert options(stored) == [("--order quasi_random", None), ("fastpsl beton write --short-side PX", None)]
+    assert options(stored) == [
+        ("--order quasi_random", None),
+        ("fastpsl beton write SRC OUT --short-side PX", None),
+    ]
     assert [change.text for change in changes(stored)] == [
         "7 pages of data",
-        "100 GB of the data's 800 GB fit into memory; smaller pictures are fewer bytes",
+        "100 GB of the data's 800 GB fit into memory; smaller pictures are fewer bytes, and less detail",
     ]
     tried = replace(
         stored, alternatives=(Alternative("--order quasi_random", 500.0, 250.0, read.fitting, "read"),)
@@ -157,6 +160,51 @@ def test_what_neither_part_explains() -> None:
     assert (
         found is not None and found.part == "noise" and "differ by 40%" in found.text and not options(noisy)
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "is_noise"),
+    [
+        ({"both": 1890.0, "spread": 1.95}, True),
+        ({"both": 1000.0, "spread": 1.95}, True),
+        ({"both": 1890.0, "spread": 0.01}, True),
+        ({"both": 1000.0, "spread": 0.11}, True),
+        ({"both": 1000.0, "spread": 0.09}, False),
+        ({"both": 1049.0, "spread": 0.01}, False),
+        ({"both": 1060.0, "spread": 0.01}, True),
+        # The decoder alone is as slow; but repeats from 0 to twice as much tell nothing of 50 %.
+        ({"decode": 500.0, "loader": 500.0, "both": 500.0, "spread": 0.9}, False),
+        ({"decode": 500.0, "loader": 500.0, "both": 500.0, "spread": 1.1}, True),
+    ],
+)
+def test_what_noise_hides_is_called_so(values: dict[str, Any], is_noise: bool) -> None:
+    """Half the spread against the margin of 5 %, on either side of 1."""
+    one = measured(stage(**values), alternatives=(Alternative("--decoder dali", 8000.0, 500.0),))
+    found = bottleneck(one)
+    assert found is not None and (found.part == "noise") == is_noise
+    if is_noise:
+        assert "cannot be told: " in found.text
+        assert ("repeats of one measurement differ by" in found.text) == (one.stages[0].spread > 0.1)
+        assert ("as fast with its data as without" in found.text) == (one.stages[0].both > 1050)
+        assert not is_good(one) and not changes(one) and Report({}, (), one).exit_code == 1
+    # Beside a stage that certainly waits, that one is named.
+    found = bottleneck(replace(one, stages=(*one.stages, waiting(name="S2", epochs=100_000))))
+    assert found is not None and (found.part, found.stage) == ("decode", "S2")
+
+
+def test_why_another_than_the_lowest_ratio_is_named() -> None:
+    """S1 loses 1 * (1/500 - 1/1000), S2 70 * (1/925 - 1/1000): 70 times .0000811 are more than .001."""
+    two = measured(waiting(epochs=1), stage("S2", epochs=70, decode=925.0, loader=925.0, both=925.0))
+    found = bottleneck(two)
+    assert found is not None and found.stage == "S2"
+    assert found.text == "S2 loses most: it waits 8% of 70 epochs for decoding (925 images/s by ffcv)"
+
+
+def test_what_waits_and_the_ratio_agree() -> None:
+    one = stage(decode=919.0, loader=919.0, both=919.0)
+    found = bottleneck(measured(one))
+    assert one.shown_ratio == 0.91 and found is not None and found.text.startswith("S1 waits 9% of the time")
+    assert stage(both=949.9).shown_ratio == 0.94 and stage(both=290.0).shown_ratio == 0.29
 
 
 def test_a_decoder_that_is_missing_was_not_tried() -> None:

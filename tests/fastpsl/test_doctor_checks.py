@@ -12,6 +12,7 @@ from fastpsl.doctor.checks import Check
 from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache
 from fastpsl.doctor.measurements import ReadRate
 from fastpsl.doctor.software import check_software, driver_version
+from fastpsl.doctor.words import number_of
 from fastpsl.options import PretrainOptions, RunOptions
 from fastpsl.plan import make_plan
 from fastpsl.schedules import cosine
@@ -79,7 +80,7 @@ def test_a_machine_where_all_is_well(tmp_path: Path) -> None:
 def test_too_many_threads() -> None:
     usable = cores.cores()
     found = machine(num_threads=usable, num_ranks=2)["cores"]
-    assert found.state == "warning" and found.remedy == f"--num-threads {max(1, usable // 2)}"
+    assert found.state == "warning" and found.remedy == f"give --num-threads {max(1, usable // 2)}"
 
 
 def test_torchs_own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +92,11 @@ def test_torchs_own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
         assert machine()["openmp"].state == "ok"
         monkeypatch.setenv("OMP_NUM_THREADS", "9999")
-        assert machine(num_ranks=2)["openmp"].remedy.startswith("OMP_NUM_THREADS=")
+        assert machine(num_ranks=2)["openmp"].remedy.startswith("set OMP_NUM_THREADS=")
+        monkeypatch.setenv("OMP_NUM_THREADS", "9999,2")
+        assert machine(num_ranks=2)["openmp"].state == "warning"
+        monkeypatch.setenv("OMP_NUM_THREADS", "many")
+        assert machine(num_ranks=2)["openmp"].state == "ok"
     finally:
         torch.set_num_threads(before)
 
@@ -101,7 +106,7 @@ def test_too_few_open_files() -> None:
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (900, hard))
         found = machine()["open files"]
-        assert found.state == "warning" and found.remedy == "ulimit -n 1024"
+        assert found.state == "warning" and found.remedy == "raise it by ulimit -n 1024"
         assert machine(num_files=hard)["open files"].remedy.startswith("ask for more than")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -132,6 +137,13 @@ def test_the_page_cache() -> None:
         and "2 GB of the data's 4 GB" in short.text
         and "quasi_random" in short.remedy
     )
+
+
+def test_numbers_and_their_nouns() -> None:
+    assert [number_of(n, "core") for n in (1, 2, 1024, "1.0", "0.4")] == [
+        "1 core", "2 cores", "1,024 cores", "1 core", "0.4 cores",
+    ]  # fmt: skip
+    assert "the data has 1 file open" in machine()["open files"].text
 
 
 def test_noise() -> None:
