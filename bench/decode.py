@@ -49,8 +49,7 @@ class Options:
     views: tuple[int, ...] = (1, 2)
     """Crops of each sample."""
     shares: tuple[float, ...] = (0.65, 0.9, 1.0)
-    """On a GPU: which part of each batch its hardware JPEG decoder gets (0: none, 1: all; CUDA kernels decode the rest). Each of them
-    is measured with the most threads of --threads, 1 also with the fewest."""
+    """On a GPU: the part of each batch that its hardware JPEG decoder gets, 0 to 1; CUDA kernels decode the rest."""
     threads: tuple[int, ...] | None = None
     """Decoding threads, at the default share. Default: 4, 8 and 16 on a GPU, as far as there are cores, else the cores."""
     size_px: int = 224

@@ -141,7 +141,8 @@ def rows_of_ranks(options: Options, world: World) -> list[dict[str, Any]]:
 def start_ranks(options: Options, num_ranks: int, answer: Path) -> list[dict[str, Any]]:
     """A torchrun of this file. RuntimeError with its last line where it fails or hangs."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}", __file__,
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}",
+        f"--log-dir={answer.parent}", __file__,
         *sys.argv[1:], "--worker", str(answer),
     ]  # fmt: skip
     threads = max(1, len(os.sched_getaffinity(0)) // num_ranks)
@@ -155,8 +156,13 @@ def start_ranks(options: Options, num_ranks: int, answer: Path) -> list[dict[str
             raise RuntimeError(f"no answer within {options.timeout_s:g} s") from None
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, 9)  # its own session: torchrun and its ranks
-                process.wait()
+                # Its ranks have sessions of their own: torchrun alone ends them, by force after 30 s.
+                process.terminate()
+                try:
+                    process.wait(45)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
         said.seek(0)
         words = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
     if process.returncode or not answer.exists():

@@ -75,8 +75,7 @@ class Options:
     stage_epochs: tuple[int, ...] | None = None
     """Epochs of S1, S2 and S3. Default: 10 10 10 for rotation, 10 15 15 for simclr, 1 1 1 for the sample."""
     batch_size: int | None = None
-    """Images a step, as the recipe counts them. Default: 1024 for rotation (it counts two or four turns of
-    each), 512 for simclr, 32 for the sample."""
+    """Images a step, as the recipe counts them. Default: 1024 for rotation (turns count), 512 for simclr, 32 for the sample."""
     decoder: str = "auto"
     """auto: resident on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
