@@ -164,7 +164,7 @@ def measure(options: Options, setting: Setting, repeats: int, say: Callable[[str
                 reasons[path] = "left out by --no-peers"
             elif reason := warm_up(one, clock):
                 reasons[path] = reason
-            elif path == "fused" and (off := difference(chain)) > _MAX_DIFFERENCE:
+            elif path == "fused" and not (off := difference(chain)) <= _MAX_DIFFERENCE:  # NaN is none
                 reasons[path] = f"its results differ from the operations one by one by {off:.3g}"
             else:
                 timed.append(one)

@@ -38,11 +38,15 @@ class Change:
 
 
 class Parts(NamedTuple):
-    """Images/s of a stage's parts, each alone: the loader from memory, the loader on the data as it lies, the step."""
+    """Images/s of a stage's parts, each alone: the loader from memory, the loader on the data as it lies, the step.
+
+    num_threads: that decode; None: the present number.
+    """
 
     step: float
     decode: float
     loader: float
+    num_threads: int | None = None
 
     @classmethod
     def of(cls, stage: StageRates) -> "Parts":
@@ -58,8 +62,9 @@ def modelled(part: Parts, measured: Measurements) -> float:
     """Images/s of all together, from each alone."""
     seconds = max(1 / part.step, 1 / part.loader)
     if not measured.is_cuda:
-        work = measured.torch_threads / part.step + measured.num_threads / part.decode
-        seconds = max(seconds, work / max(measured.num_cores, measured.torch_threads, measured.num_threads))
+        num_threads = part.num_threads or measured.num_threads
+        work = measured.torch_threads / part.step + num_threads / part.decode
+        seconds = max(seconds, work / max(measured.num_cores, measured.torch_threads, num_threads))
     return 1 / seconds
 
 
@@ -176,7 +181,7 @@ def _load_as(alternative: Alternative, measured: Measurements) -> Change:
         decode = now.decode * factor
         # A thread waits for storage, then decodes.
         waiting = max(0.0, 1 / now.loader - 1 / now.decode)
-        return Parts(now.step, decode, 1 / (1 / decode + waiting))
+        return Parts(now.step, decode, 1 / (1 / decode + waiting), alternative.num_threads)
 
     text = f"{alternative.part}s {factor:.1f}x as fast here"
     if alternative.note:

@@ -106,7 +106,7 @@ class Feed:
         if num_cores <= self.setting.num_threads:
             return []
         rate = self.rate(self.warm, num_threads=num_cores)
-        return [Alternative(f"--num-threads {num_cores}", rate, decode)]
+        return [Alternative(f"--num-threads {num_cores}", rate, decode, num_threads=num_cores)]
 
     def quasi_random(self, loader: float, note: str) -> Alternative:
         """Whole pages instead of single samples, from storage. ValueError where there are none, or lanes and batch do not go with them."""

@@ -42,7 +42,7 @@ class ReadRate:
 class Alternative:
     """Another way to load: `option` gives `images_per_s` where the present way gives `beside`; note: for people.
 
-    part: what becomes faster, decoding from memory or reading from storage.
+    part: what becomes faster, decoding from memory or reading from storage. num_threads: that decode, where not the present number.
     """
 
     option: str
@@ -50,6 +50,7 @@ class Alternative:
     beside: float
     note: str = ""
     part: Literal["decode", "read"] = "decode"
+    num_threads: int | None = None
 
     @property
     def factor(self) -> float:

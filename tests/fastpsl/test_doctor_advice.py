@@ -76,6 +76,16 @@ def test_a_gain_counts_by_the_time_that_stages_take() -> None:
     assert options(two) == [("--num-threads 16", 0.6667)]
 
 
+def test_threads_make_no_cores() -> None:
+    """An image takes 8/100 + 2/200 core-seconds of 8 cores: 88.9/s; with 8 threads 8/100 + 8/800, the same."""
+    full = measured(
+        stage(decode=200.0, loader=200.0, step_rates={"eager": 100.0}, both=89.0),
+        is_cuda=False, num_cores=8, num_threads=2, torch_threads=8, copy=None,
+        alternatives=(Alternative("--num-threads 8", 800.0, 200.0, num_threads=8),),
+    )  # fmt: skip
+    assert not [option for option, gain in options(full) if gain]
+
+
 def test_on_the_cpu_loader_and_step_share_the_cores() -> None:
     """An image takes 1/100 + 1/400 s of all cores: 80/s. With a decoder of 1,600/s 1/100 + 1/1600: 94.1/s, 17.6 % more."""
     step = {"eager": 100.0}
