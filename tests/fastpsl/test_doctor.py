@@ -181,7 +181,7 @@ def test_a_recipe_that_cannot_be_used(doctor, tmp_path: Path, text: str, words: 
 
 
 def test_what_nobody_expected_is_one_line(doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_setting, "place_backbone", lambda *_: {}["nothing"])
+    monkeypatch.setattr(doctor_setting, "place_backbone", lambda *_: dict[str, int]()["nothing"])
     refused(
         doctor("--stages", "S1", JIGSAW, *SMALL),
         "doctor itself fails (KeyError in test_doctor.py, line ",
