@@ -231,29 +231,39 @@ def _check_spread(row: Mapping[str, Any], repeats: int, where: str, *, may_be_fe
 
 
 def _check_three_rows(result: Mapping[str, Any]) -> None:
-    """Throughput: each row of both together stands beside its loader alone, its step alone and its ratio, as often measured.
-
-    A loader without a stage is every stage's.
+    """Throughput: each row of both together stands beside its loader alone, its step alone and its ratio, as often measured,
+    and the ratio is theirs. A loader without a stage is every stage's.
     """
     names = ("recipe", "decoder", "num_views", "stage")
 
-    def found(part: str, measured: str | None, *names: str) -> dict[tuple[Any, ...], int]:
+    def found(part: str, measured: str | None, *names: str) -> dict[tuple[Any, ...], list[float]]:
         rows = [row for row in result[part] if measured is None or row["measured"] == measured]
-        return {tuple(row.get(name) for name in names): len(row["values"]) for row in rows}
+        values = {tuple(row.get(name) for name in names): row["values"] for row in rows}
+        if len(values) < len(rows):
+            raise ValueError(f"{part}: some stand there twice")
+        return values
 
     both = found("rows", "both", *names)
     if not both and not found("rows", "peer") and not found("rows", "loader"):
         raise ValueError("rows: none of loader and step together, nor of loaders alone")
     loaders, steps = found("rows", "loader", *names), found("rows", "step", *names)
     ratios = found("ratios", None, "what", *names)
-    for key, num in both.items():
+    for key, rates in both.items():
         recipe, _, num_views, stage = key
         here = (loaders.get(key, loaders.get((*key[:3], None))), steps.get((recipe, None, num_views, stage)))
         ratio = ratios.get(("both / min(loader, step)", *key))
         for what, other in zip(("loader", "step", "ratio"), (*here, ratio), strict=True):
-            if other != num:
-                told = "is missing" if other is None else f"has {other} values, both together {num}"
+            if other is None or len(other) != len(rates):
+                told = (
+                    "is missing" if other is None else f"has {len(other)} values, both together {len(rates)}"
+                )
                 raise ValueError(f"rows: the {what} of {key} {told}")
+        assert here[0] and here[1] and ratio
+        for given, rate, loader, step in zip(ratio, rates, *here, strict=True):  # type: ignore[arg-type]
+            if not math.isclose(given, rate / min(loader, step), rel_tol=0.01):
+                raise ValueError(
+                    f"ratios: that of {key} is {given}, its rows say {rate / min(loader, step):.4f}"
+                )
 
 
 def _commit() -> str | None:

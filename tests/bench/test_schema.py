@@ -74,6 +74,8 @@ BREAKAGES = {
     "rows: none of loader and step together": lambda r: r.update(rows=r["rows"][1:2]),
     "has 2 values, both together 3": lambda r: r["rows"][1].update(spread([4.0, 5.0])),
     "rows: the ratio of": lambda r: r["ratios"].clear(),
+    "is 0.9, its rows say 1.0000": lambda r: r["ratios"][0].update(spread([0.9, 0.8, 5 / 6])),
+    "rows: some stand there twice": lambda r: r["rows"].append(r["rows"][0]),
 }
 
 
