@@ -175,7 +175,7 @@ def crop_chains(setting: Setting) -> Iterator[Chain]:
     transforms["torchvision_images"] = lambda batch: torch.stack([each(image) for image in batch])
     paths: dict[str, Work] = {"kornia": crop}
     paths |= {path: partial(_transformed, transform, pictures) for path, transform in transforms.items()}
-    read = int(np.prod(area_boxes[0][:, 2:], axis=1).sum()) * 3
+    read = int(np.mean([np.prod(box[:, 2:], axis=1).sum() for box in area_boxes])) * 3
     yield Chain("area crop", read + written, paths, {"fused": "no fused kernel does it"})
 
     on_device = _all_on(boxes, setting)
@@ -190,8 +190,9 @@ def crop_chains(setting: Setting) -> Iterator[Chain]:
         paths = {"fused": partial(_cropped, fused_isotropic.crop, pictures, on_device, size), **paths}
     else:
         missing["fused"] = reason
-    sides = boxes[0][:, 2] + 2 * margin_px(boxes[0][:, 2], size)  # what the kernel reaches is read, too
-    yield Chain("isotropic crop", int((sides**2).sum()) * 3 + written, paths, missing)
+    # What the kernel reaches is read, too.
+    sides = np.concatenate([box[:, 2] + 2 * margin_px(box[:, 2], size) for box in boxes])
+    yield Chain("isotropic crop", int((sides**2).sum() / len(boxes)) * 3 + written, paths, missing)
 
 
 def _cropped(

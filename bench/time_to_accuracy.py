@@ -6,7 +6,7 @@
 
 A whole run of the recipe as `recipes/` trains it, with ResNet-18 on small pictures, cut to CIFAR's size and length (--stage-epochs, --batch-size); the
 online monitor looks after each epoch (docs/knn.md). The clock starts when the data is open and the weights are drawn: loaders,
-compiling, first batches, checkpoints are on it, the looks are not. A target counts from the end of the epoch after which the accuracy
+compiling, first batches, checkpoints, and the pretext task's own held-out pass at a stage's end are on it, the looks are not. A target counts from the end of the epoch after which the accuracy
 was first reached. Writes a JSON and a PNG of the curves.
 """
 
