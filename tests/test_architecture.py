@@ -79,6 +79,16 @@ def test_an_optional_package_has_one_door(package: str) -> None:
     assert len(users) <= 1, f"{package} is imported in {users}"
 
 
+def test_tritons_door_is_the_folder_of_its_kernels() -> None:
+    users = {
+        path.relative_to(ROOT).parent.as_posix()
+        for folder in (*SHIPPED, "recipes")
+        for path in python_files(folder)
+        if any(name.split(".")[0] == "triton" for name in imports(path))
+    }
+    assert users == {"kernels/fused"}
+
+
 @pytest.mark.parametrize("folder", MAX_LINES)
 def test_files_are_short(folder: str) -> None:
     lengths = {
