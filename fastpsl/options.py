@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
 
 from fastpsl.apex_sgd import fused_sgd, require_apex
+from fastpsl.backbones.backbone import Backbone
 from fastpsl.command_line import parse
 from fastpsl.distributed import choose_device, own_rank
 from fastpsl.optimisers import sgd
@@ -156,14 +156,13 @@ class PretrainOptions(RunOptions):
         if self.probe_every < 0:
             raise ValueError(f"--probe-every {self.probe_every}: it must be 0 (never) or more epochs")
 
-    def stages(self, task: Task, backbone: nn.Module) -> tuple[Stage, ...]:
+    def stages(self, task: Task, backbone: Backbone) -> tuple[Stage, ...]:
         """The plan's stages for this task and backbone."""
-        blocks: Callable[[], list[nn.Module]] = backbone.blocks  # type: ignore[assignment]  # a module of no type of ours
         return make_plan(
             self.plan,
             self.stage_epochs,
             num_levels=task.num_levels,
-            num_blocks=len(blocks()),
+            num_blocks=backbone.num_blocks,
             partition=self.partition,
             levels=self.levels,
         )

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from fastpsl.backbones.backbone import Backbone
 from fastpsl.backbones.revnet import RevNet
 from fastpsl.plan import Stage
 
@@ -92,7 +93,7 @@ def begin_pass(mode: str) -> None:
 
 def choose_step(
     asked: StepName,
-    backbone: nn.Module,
+    backbone: Backbone,
     stage: Stage,
     device: torch.device,
     precision: str,
@@ -115,10 +116,10 @@ def choose_step(
     return StepChoice(asked, "asked for; the stage's first step takes a minute or so")
 
 
-def _measured(backbone: nn.Module, stage: Stage, device: torch.device, precision: str) -> StepChoice:
+def _measured(backbone: Backbone, stage: Stage, device: torch.device, precision: str) -> StepChoice:
     if device.type != "cuda":
         return StepChoice("eager", "torch.compile was measured on CUDA only")
-    name = getattr(backbone, "name", type(backbone).__name__)
+    name = backbone.name
     blocks = f"{name} B{stage.first_learning}-B{stage.last_block}"
     if stage.first_learning > stage.last_block:
         return StepChoice("eager", "no block learns")
@@ -129,7 +130,7 @@ def _measured(backbone: nn.Module, stage: Stage, device: torch.device, precision
     return StepChoice("compiled", reason)
 
 
-def _why_not_compiled(backbone: nn.Module, device: torch.device, sync_batchnorm: bool) -> str:
+def _why_not_compiled(backbone: Backbone, device: torch.device, sync_batchnorm: bool) -> str:
     if isinstance(backbone, RevNet):
         return "RevNet's backward pass, which recomputes its inputs, is a function that torch.compile does not take"
     if sync_batchnorm:

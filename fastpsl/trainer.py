@@ -4,13 +4,14 @@ import contextlib
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from fastpsl.backbones.backbone import Backbone
 from fastpsl.distributed import World
 from fastpsl.evaluation.online import Monitor
 from fastpsl.folding import check_foldable
@@ -48,7 +49,7 @@ class Job:
     """
 
     task: Task
-    backbone: nn.Module
+    backbone: Backbone
     stages: tuple[Stage, ...]
     schedule: Schedule
     optimiser: Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer] = sgd
@@ -78,7 +79,7 @@ class Job:
             choose_augment(run.options.augment, (*views, *others), run.world.device)
             self.choose_step(stage, run.options, run.world)
             if run.options.fold_frozen:
-                check_foldable(self.backbone.blocks()[: stage.first_learning - 1], self.frozen_batchnorm)  # type: ignore[operator]
+                check_foldable(self.backbone.blocks()[: stage.first_learning - 1], self.frozen_batchnorm)
 
     def choose_step(self, stage: Stage, options: RunOptions, world: World) -> StepChoice:
         """How the stage's steps run. ValueError where they cannot run as the options ask."""
@@ -105,8 +106,7 @@ def make_learner(job: Job, number: int, options: RunOptions, world: World) -> Le
     """Of stage `number` (from 0): module, optimiser and augmentation as training has them; the head is of (seed, stage)."""
     task, stage = job.task, job.stages[number]
     torch.manual_seed(torch_seed(options.seed, number))
-    channels: Sequence[int] = job.backbone.channels  # type: ignore[assignment]  # a module of no type of ours
-    head = task.head(stage.level, channels[stage.last_block - 1])
+    head = task.head(stage.level, job.backbone.channels[stage.last_block - 1])
     if options.sync_batchnorm:
         head = nn.SyncBatchNorm.convert_sync_batchnorm(head)
     trunk = Trunk(job.backbone, stage, job.frozen_batchnorm)

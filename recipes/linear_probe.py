@@ -65,7 +65,7 @@ def pretrained(options: Options) -> Pretrained:
 def build(options: Options) -> Job:
     require_held_out(options)
     weights, values = pretrained(options), options.constants()
-    num_blocks = len(weights.backbone.blocks())  # type: ignore[operator]  # a module of no type of ours
+    num_blocks = weights.backbone.num_blocks
     return Job(
         task=LinearProbes(
             train_view(weights.input, options.size_px),

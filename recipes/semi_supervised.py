@@ -75,7 +75,7 @@ def build(options: Options) -> Job:
             "--order quasi_random reads whole pages, and few of their images are used: leave it out"
         )
     weights, values = pretrained(options), options.constants()
-    num_blocks = len(weights.backbone.blocks())  # type: ignore[operator]  # a module of no type of ours
+    num_blocks = weights.backbone.num_blocks
     return Job(
         task=Classify(
             train_view(weights.input, options.size_px), center_view(weights.input, options.size_px)

@@ -1,12 +1,12 @@
 """Backbones by name."""
 
-from torch import nn
+from fastpsl.backbones.backbone import Backbone
 
 BACKBONES = ("resnet18", "resnet50", "revnet50")
 
 
-def make_backbone(name: str) -> nn.Module:
-    """A new backbone with random weights; it has `name`, `channels` (output width of each block) and `blocks()`."""
+def make_backbone(name: str) -> Backbone:
+    """A new backbone with random weights."""
     if name not in BACKBONES:
         raise ValueError(f"--backbone {name}: allowed are {', '.join(BACKBONES)}")
     if name == "revnet50":

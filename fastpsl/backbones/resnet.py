@@ -1,17 +1,21 @@
 """torchvision's ResNet-18 and ResNet-50 as blocks B1…B5, without the classifier."""
 
 import torchvision
-from torch import Tensor, nn
+from torch import nn
+
+from fastpsl.backbones.backbone import Backbone
 
 CHANNELS = {"resnet18": (64, 64, 128, 256, 512), "resnet50": (64, 256, 512, 1024, 2048)}
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """Blocks of PSL's section 3.2: B1 = conv1, B2 = conv2_x (its max-pool included, as in ResNet's Table 1), … B5 = conv5_x.
 
     Parameter names are torchvision's, so `state_dict()` loads into torchvision's model with `strict=False` (only `fc`
-    is missing) and torchvision's loads here once `fc.*` is left out. `channels[i]` is the output width of block i+1.
+    is missing) and torchvision's loads here once `fc.*` is left out.
     """
+
+    block_names = ("conv1", "conv2_x", "conv3_x", "conv4_x", "conv5_x")
 
     def __init__(self, name: str = "resnet50"):
         super().__init__()
@@ -29,7 +33,6 @@ class ResNet(nn.Module):
         )
 
     def blocks(self) -> list[nn.Module]:
-        """B1…B5 in order, sharing this module's parameters."""
         return [
             nn.Sequential(self.conv1, self.bn1, self.relu),
             nn.Sequential(self.maxpool, self.layer1),
@@ -37,9 +40,3 @@ class ResNet(nn.Module):
             self.layer3,
             self.layer4,
         ]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B,3,H,W] to the output of B5 [B,C,H/32,W/32]."""
-        for block in self.blocks():
-            images = block(images)
-        return images

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fastpsl.backbones.backbone import Backbone
+
 CHANNELS = (64, 256, 512, 1024, 2048)
 UNITS = (3, 4, 6, 3)
 # 13/64 of the output width (0.203), rounded up to a multiple of 8 as half-precision matrix units want it:
@@ -21,7 +23,7 @@ UNITS = (3, 4, 6, 3)
 WIDTHS = (56, 104, 208, 416)
 
 
-class RevNet(nn.Module):
+class RevNet(Backbone):
     """Blocks as ResNet-50's: B1 = conv1; B2…B5 = groups of units (max-pool in B2) of 256, 512, 1024, 2048 channels.
 
     A unit has two halves of the channels (equation 6): y1 = x1 + F(x2), y2 = x2 + G(y1). The first unit of a group
@@ -30,9 +32,11 @@ class RevNet(nn.Module):
     pre-activation of that unit (BatchNorm and ReLU) stands at the end of the block before it, so each block's output is
     normalised and not negative, as ResNet's; the last one is the original's final BatchNorm and ReLU.
 
-    The two streams inside a group are float32 under autocast too. `channels[i]` is the output width of block i+1;
+    The two streams inside a group are float32 under autocast too.
     `units`, `widths`: units of each group, and the width of their bottlenecks. No dropout: recomputing draws nothing.
     """
+
+    block_names = ("conv1", "conv2_x", "conv3_x", "conv4_x", "conv5_x")
 
     def __init__(
         self,
@@ -56,7 +60,6 @@ class RevNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def blocks(self) -> list[nn.Module]:
-        """B1…B5 in order, sharing this module's parameters."""
         return [
             nn.Sequential(self.conv1, self.bn1, self.relu),
             nn.Sequential(self.maxpool, self.layer1),
@@ -64,12 +67,6 @@ class RevNet(nn.Module):
             self.layer3,
             self.layer4,
         ]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B,3,H,W] to the output of B5 [B,2048,H/32,W/32]."""
-        for block in self.blocks():
-            images = block(images)
-        return images
 
 
 class Group(nn.Module):

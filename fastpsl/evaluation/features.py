@@ -72,7 +72,7 @@ class Extraction:
         dtype: str,
     ) -> "Extraction":
         """As an evaluation's options have it; block: final or B1, B2, …"""
-        number = block_number(block, len(pretrained.backbone.blocks()))  # type: ignore[operator]
+        number = block_number(block, pretrained.backbone.num_blocks)
         names = ("decoder", "num_threads", "prefetch_batches", "timeout_s", "on_bad_sample")
         return cls(
             pretrained, data, number, options.size_px, options.rank_batch(world.size),
@@ -81,10 +81,9 @@ class Extraction:
 
     def wanted(self) -> dict[str, Any]:
         """What the file's values depend on. Decoders differ by less than a grey value, and count as the machine's."""
-        channels: tuple[int, ...] = self.pretrained.backbone.channels  # type: ignore[assignment]
         return {
             "format": FORMAT,
-            "shape": [self.data.num_samples, channels[self.block - 1]],
+            "shape": [self.data.num_samples, self.pretrained.backbone.channels[self.block - 1]],
             "dtype": self.dtype,
             "block": f"B{self.block}",
             "size_px": self.size_px,
@@ -155,7 +154,7 @@ class Extraction:
         self, loader: Loader, first_step: int, device: torch.device
     ) -> Iterator[tuple[np.ndarray, list[int]]]:
         """Of each batch the pooled features [B, C] of the file's dtype, and the indices of samples that were bad."""
-        blocks: list[nn.Module] = self.pretrained.backbone.blocks()[: self.block]  # type: ignore[operator]
+        blocks = self.pretrained.backbone.blocks()[: self.block]
         trunk = nn.Sequential(*blocks).to(device).to(memory_format=torch.channels_last).eval()
         dtype, stored = DTYPES[self.precision], np.dtype(self.dtype)
         for batch in loader.epoch(0, first_step):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastpsl.backbones.backbone import Backbone
 from fastpsl.kernels.draws import Keys
 from fastpsl.optimisers import sgd
 from fastpsl.pipelines.batch import Batch
@@ -51,7 +52,7 @@ class LinearProbes(Classify):
     Every classifier's loss counts once in the sum, so that each learns as if it were alone.
     """
 
-    backbone: nn.Module
+    backbone: Backbone
     blocks: bool = True
     batchnorm: bool = True
 
@@ -72,7 +73,7 @@ class LinearProbes(Classify):
         picture = picture.contiguous(memory_format=torch.channels_last)
         features, outputs = view.apply(picture, on_device, torch.float32), []
         modes = [(module, module.training) for module in self.backbone.modules()]
-        for block in self.backbone.blocks():  # type: ignore[operator]  # a module of no type of ours
+        for block in self.backbone.blocks():
             features = block.eval()(features)
             outputs.append(features)
         for module, training in modes:

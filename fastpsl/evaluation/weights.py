@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastpsl.backbones.backbone import Backbone
 from fastpsl.backbones.choose import make_backbone
 from fastpsl.checkpoint import FORMAT, Checkpoints
 from fastpsl.evaluation.foreign import few, recognise
@@ -24,7 +25,7 @@ class Pretrained:
     record: the "checkpoint" of result.json: path, sha256, kind, backbone, run_step, science, input, cut, left_out.
     """
 
-    backbone: nn.Module
+    backbone: Backbone
     input: Input
     record: dict[str, Any]
 
@@ -88,7 +89,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
     raise ValueError(f"{folder} holds no checkpoint: give a run's folder, or a file of weights")
 
 
-def make_for(name: str, input: Input) -> nn.Module:
+def make_for(name: str, input: Input) -> Backbone:
     """A new backbone `name`; where the input has not three channels, its first convolution takes as many."""
     backbone = make_backbone(name)
     if input.num_channels != 3:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastpsl.backbones.backbone import Backbone
 from fastpsl.backbones.resnet import ResNet
 from fastpsl.evaluation.linear import GRIDS, LinearProbes, ProbeHead, pooled, probe_sgd
 from fastpsl.evaluation.views import center_view, train_view
@@ -77,12 +78,13 @@ def test_other_maps_are_pooled_to_the_same_grid_or_left() -> None:
     assert pooled(torch.randn(2, 3, 14, 14), 2).shape[-1] == 2  # not VISSL's B4, whose grid is 3
 
 
-class Planted(nn.Module):
+class Planted(Backbone):
     """Five blocks on pictures of four channels, one of which is ±1: B2 takes magnitudes, B3 forgets them.
 
     The sign is random, so no classifier that is linear in B1 tells which channel it is; in B2 that is the channel's mean.
     """
 
+    name = "planted"
     channels = (4, 4, 4, 4, 4)
 
     def __init__(self) -> None:

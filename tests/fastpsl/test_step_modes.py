@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fastpsl.learner
 from fastpsl import step_modes
+from fastpsl.backbones.backbone import Backbone
 from fastpsl.backbones.resnet import ResNet
 from fastpsl.backbones.revnet import RevNet
 from fastpsl.key_encoder import KeyEncoder
@@ -149,9 +150,10 @@ def test_keys_are_compiled_with_the_trunk() -> None:
     assert torch.equal(*results) and len(capture.inputs) == 2
 
 
-class Wide(nn.Module):
+class Wide(Backbone):
     """Blocks of 1.3 MB: DDP puts their gradients in several buckets (the first holds 1 MiB)."""
 
+    name = "wide"
     channels = (192,) * 5
 
     def __init__(self) -> None:

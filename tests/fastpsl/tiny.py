@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastpsl.backbones.backbone import Backbone
 from fastpsl.distributed import World
 from fastpsl.kernels.draws import Keys
 from fastpsl.options import PretrainOptions
@@ -17,10 +18,12 @@ from fastpsl.run import Run
 from fastpsl.sample import sample_paths
 
 
-class TinyNet(nn.Module):
+class TinyNet(Backbone):
     """Five blocks conv-BatchNorm-ReLU, each of stride 2 up to B4."""
 
+    name = "tiny"
     channels = (8, 8, 12, 16, 16)
+    block_names = ("conv1", "conv2", "conv3", "conv4", "conv5")
 
     def __init__(self) -> None:
         super().__init__()

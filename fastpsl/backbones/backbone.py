@@ -1,0 +1,30 @@
+"""What a backbone is: blocks one after another."""
+
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module):
+    """Blocks B1, B2, …: the output of each, [B,C,h,w], is the next one's input. Plans, probes and exports speak of blocks alone.
+
+    name: as `make_backbone` has it. channels: the output width of each block. block_names: what the network's paper calls them.
+    min_px: the smallest side of a picture that all blocks can read.
+    """
+
+    name: str
+    channels: tuple[int, ...]
+    block_names: tuple[str, ...]
+    min_px: int = 1
+
+    def blocks(self) -> list[nn.Module]:
+        """B1, B2, … in order, sharing this module's parameters."""
+        raise NotImplementedError
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.channels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B,C,H,W] to the output of the last block."""
+        for block in self.blocks():
+            images = block(images)
+        return images
