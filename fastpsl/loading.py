@@ -182,7 +182,7 @@ def _default_views(num_views: int, size_px: int, train: bool) -> list[ViewSpec]:
         raise ValueError(f"loader: num_views is {num_views}; it must be 1 or more")
     if train:
         return [ViewSpec(RandomResizedCrop(size_px), (Flip(),))] * num_views
-    return [ViewSpec(ShorterSideCrop(round(size_px * _SHORTER_OF_SIZE), size_px, random=False))] * num_views
+    return [ViewSpec(ShorterSideCrop(round(size_px * _SHORTER_OF_SIZE), size_px, where="center"))] * num_views
 
 
 def _place() -> tuple[int, int]:

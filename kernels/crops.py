@@ -4,6 +4,7 @@ A box is (top, left, height, width) in source pixels; the decoder resizes it to 
 """
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numba
 import numpy as np
@@ -12,6 +13,15 @@ from fastpsl.kernels.draws import Keys, Slot, words
 
 # The compiled functions call none of another file, whose edits numba's cache would not notice: they get words.
 _TRIES = 10  # torchvision's
+Where = Literal["random", "random_middle", "center", "top_left", "top_right", "bottom_left", "bottom_right"]
+# Of the room above and left of a box that is not random: how many halves of it.
+_HALVES = {
+    "center": (1, 1),
+    "top_left": (0, 0),
+    "top_right": (0, 2),
+    "bottom_left": (2, 0),
+    "bottom_right": (2, 2),
+}
 
 
 @numba.njit(cache=True, nogil=True)
@@ -72,17 +82,20 @@ def _shorter_side(
     shorter_px: int,
     size_px: int,
     random: bool,
+    middle: bool,
+    halves: tuple[int, int],
 ) -> None:
     for row in range(out.shape[0]):
         height, width = int(heights[row]), int(widths[row])
         short = min(height, width)
         side = min(short, max(1, int(np.rint(size_px * short / shorter_px))))
         if random:
-            out[row, 0] = _below(random_words[row, 0], height - side + 1)
-            out[row, 1] = _below(random_words[row, 1], width - side + 1)
+            rows, columns = (short, short) if middle else (height, width)
+            out[row, 0] = (height - rows) // 2 + _below(random_words[row, 0], rows - side + 1)
+            out[row, 1] = (width - columns) // 2 + _below(random_words[row, 1], columns - side + 1)
         else:
-            out[row, 0] = (height - side) // 2
-            out[row, 1] = (width - side) // 2
+            out[row, 0] = (height - side) * halves[0] // 2
+            out[row, 1] = (width - side) * halves[1] // 2
         out[row, 2] = side
         out[row, 3] = side
 
@@ -131,18 +144,20 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class ShorterSideCrop:
-    """Resize the shorter side to `shorter_px`, then a random or the central square of `size_px`, as one
-    source box.
+    """Resize the shorter side to `shorter_px`, then a square of `size_px`, as one source box.
 
     The box has side round(size_px * short / shorter_px): both steps in one resize, rounded to a source pixel.
+    where: "random", in the whole picture; "random_middle", in its middle square; "center"; or a corner, "top_left" ….
     """
 
     shorter_px: int = 256
     size_px: int = 225
-    random: bool = True
+    where: Where = "random"
 
     def __post_init__(self) -> None:
         _check_size(self.size_px)
+        if self.where not in get_args(Where):
+            raise ValueError(f"crop where={self.where!r} given; allowed are {', '.join(get_args(Where))}")
         if self.size_px > self.shorter_px:
             raise ValueError(
                 f"a crop of {self.size_px} px given for a shorter side of {self.shorter_px} px; allowed are "
@@ -164,7 +179,9 @@ class ShorterSideCrop:
         """int32 [B, 4] = (top, left, height, width), inside images of heights x widths (int32 [B], >= 1)."""
         out = np.empty((len(keys.indices), 4), np.int32)
         inputs = _inputs(keys, heights, widths, 2)
-        _shorter_side(out, *inputs, self.shorter_px, self.size_px, self.random)
+        random, middle = self.where.startswith("random"), self.where == "random_middle"
+        halves = _HALVES.get(self.where, (1, 1))
+        _shorter_side(out, *inputs, self.shorter_px, self.size_px, random, middle, halves)
         return out
 
 

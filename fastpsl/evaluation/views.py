@@ -4,6 +4,7 @@ from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.lightness import Lightness
 from fastpsl.kernels.sobel import Sobel
+from fastpsl.kernels.sobel_xy import SobelXY
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.views import Op, ViewSpec
 
@@ -18,12 +19,11 @@ def train_view(input: Input, size_px: int) -> ViewSpec:
 
 def center_view(input: Input, size_px: int) -> ViewSpec:
     """Shorter side to `size_px` * 256 / 224, the middle `size_px`, then what the weights' input record says."""
-    crop = ShorterSideCrop(round(size_px * SHORTER_OF_SIZE), size_px, random=False)
+    crop = ShorterSideCrop(round(size_px * SHORTER_OF_SIZE), size_px, where="center")
     return ViewSpec(crop, _channels(input), input.mean, input.std)
 
 
 def _channels(input: Input) -> tuple[Op, ...]:
     """The op that makes the input's channels of a picture's."""
-    if input.channels == "L":
-        return (Lightness(),)
-    return (Sobel(p=1.0),) if input.channels == "Sobel" else ()
+    ops: dict[str, tuple[Op, ...]] = {"L": (Lightness(),), "Sobel": (Sobel(p=1.0),), "SobelXY": (SobelXY(),)}
+    return ops.get(input.channels, ())

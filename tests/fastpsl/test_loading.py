@@ -75,7 +75,7 @@ def test_without_views_it_makes_the_usual_ones(beton: Path) -> None:
         assert inputs.shape == (2, 3, 224, 224) and inputs.dtype == torch.float32 and labels.shape == (2,)
         assert batches.mean == (0.485, 0.456, 0.406) and batches.std == (0.229, 0.224, 0.225)
     with fastpsl.loader(beton, batch_size=2, train=False, size_px=32, num_views=2, device="cpu") as batches:
-        assert batches.loader.views == (ViewSpec(ShorterSideCrop(37, 32, random=False)),) * 2
+        assert batches.loader.views == (ViewSpec(ShorterSideCrop(37, 32, where="center")),) * 2
     with fastpsl.loader(beton, batch_size=2, size_px=16, dtype=torch.float16, device="cpu") as batches:
         assert next(iter(batches))[0].dtype == torch.float16
 
@@ -83,7 +83,7 @@ def test_without_views_it_makes_the_usual_ones(beton: Path) -> None:
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("batch_size", [2, 4, 13])
 def test_evaluation_sees_each_sample_once_and_no_padding(world: int, batch_size: int, beton: Path) -> None:
-    view = ViewSpec(ShorterSideCrop(32, 24, random=False))
+    view = ViewSpec(ShorterSideCrop(32, 24, where="center"))
     seen = []
     for rank in range(world):
         with fastpsl.loader(

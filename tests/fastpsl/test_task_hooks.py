@@ -43,7 +43,7 @@ class Asking:
         return (ViewSpec(ShorterSideCrop(32, 24), ops=(Flip(),)),)
 
     def held_out_views(self, level: int) -> tuple[ViewSpec, ...]:
-        return (ViewSpec(ShorterSideCrop(32, 32, random=False)),)
+        return (ViewSpec(ShorterSideCrop(32, 32, where="center")),)
 
     def images_per_sample(self, level: int) -> int:
         return 2

@@ -247,9 +247,9 @@ def test_lightness_has_one_channel_from_the_loader_to_the_network() -> None:
 
 def test_the_evaluations_views() -> None:
     middle, crop = center_view(USUAL, 224), train_view(USUAL, 224)
-    assert (middle.crop, middle.ops) == (ShorterSideCrop(256, 224, random=False), ())
+    assert (middle.crop, middle.ops) == (ShorterSideCrop(256, 224, where="center"), ())
     assert crop.ops == (Flip(),) and crop.crop.size_px == 224
-    assert center_view(USUAL, 96).crop == ShorterSideCrop(110, 96, random=False)
+    assert center_view(USUAL, 96).crop == ShorterSideCrop(110, 96, where="center")
     sobel = Input("Sobel", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 96)
     images = torch.randint(0, 256, (3, 3, 9, 9), dtype=torch.uint8)
     view = center_view(sobel, 96)

@@ -1,13 +1,14 @@
 """Boxes equal torchvision's algorithm on equal uniforms, lie inside the image, and follow their draws."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 
-from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
+from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop, Where
 from fastpsl.kernels.draws import Keys, Slot, words
 
 SIDES = [1, 2, 3, 7, 32, 75, 224, 225, 256, 333, 500, 1000, 4000, 30000]
@@ -110,29 +111,53 @@ def test_random_resized_crop_equals_torchvision_on_equal_uniforms(monkeypatch):
     assert same.mean() > 0.99, same.mean()  # torchvision's logarithms and areas are float32
 
 
+def box_by_hand(where, a, b, height, width, side):
+    """(top, left) from the words a, b."""
+    down, right = height - side, width - side
+    if where == "random":
+        return a * (down + 1) >> 32, b * (right + 1) >> 32
+    if where == "random_middle":
+        short = min(height, width)
+        first = (height - short) // 2, (width - short) // 2
+        return first[0] + (a * (short - side + 1) >> 32), first[1] + (b * (short - side + 1) >> 32)
+    if where == "center":
+        return down // 2, right // 2
+    vertical, horizontal = where.split("_")
+    return down * (vertical == "bottom"), right * (horizontal == "right")
+
+
 @pytest.mark.parametrize("shorter_px, size_px", [(256, 225), (256, 224), (32, 32), (40, 3)])
-@pytest.mark.parametrize("random", [True, False])
-def test_shorter_side_crop_equals_the_loop(shorter_px, size_px, random):
+@pytest.mark.parametrize("where", get_args(Where))
+def test_shorter_side_crop_equals_the_loop(shorter_px, size_px, where):
     keys, heights, widths = images(1000)
-    boxes = ShorterSideCrop(shorter_px, size_px, random).boxes(keys, heights, widths)
+    boxes = ShorterSideCrop(shorter_px, size_px, where).boxes(keys, heights, widths)
     expected = []
     for (a, b), height, width in zip(
         words(keys, Slot.CROP, 2).tolist(), heights.tolist(), widths.tolist(), strict=True
     ):
         side = max(1, round(size_px * min(height, width) / shorter_px))
-        top, left = (height - side) // 2, (width - side) // 2
-        if random:
-            top, left = a * (height - side + 1) >> 32, b * (width - side + 1) >> 32
-        expected.append((top, left, side, side))
+        expected.append((*box_by_hand(where, a, b, height, width, side), side, side))
     np.testing.assert_array_equal(boxes, expected)
     assert_inside(boxes, heights, widths)
+
+
+@pytest.mark.parametrize(
+    "height, width, side", [(1, 1, 1), (1, 9, 1), (500, 1, 1), (3, 5, 3), (100, 150, 88)]
+)
+def test_corners_of_pictures_smaller_than_the_crop(height, width, side):
+    """The box is smaller in proportion, and enlarged: 224 of a shorter side of 256, in whole source pixels."""
+    keys, sizes = Keys(0, 0, np.zeros(1, np.int64)), (np.array([height]), np.array([width]))
+    places = {"top_left": (0, 0), "top_right": (0, width - side), "bottom_left": (height - side, 0),
+              "bottom_right": (height - side, width - side), "center": ((height - side) // 2, (width - side) // 2)}  # fmt: skip
+    for where, place in places.items():
+        assert ShorterSideCrop(256, 224, where).boxes(keys, *sizes).tolist() == [[*place, side, side]]
 
 
 def test_central_box_is_that_of_resize_and_centre_crop():
     """Within a source pixel, for ordinary photos."""
     for height, width in [(375, 500), (500, 333), (256, 256), (1200, 1600)]:
         keys = Keys(0, 0, np.zeros(1, np.int64))
-        box = ShorterSideCrop(256, 224, random=False).boxes(
+        box = ShorterSideCrop(256, 224, where="center").boxes(
             keys, np.array([height], np.int32), np.array([width], np.int32)
         )[0]
         scale = min(height, width) / 256
@@ -146,9 +171,9 @@ def test_two_percent_are_seen_in_shorter_side_crop(constant):
     keys = Keys(0, 0, np.arange(50, dtype=np.int64))
     heights, widths = np.full(50, 375, np.int32), np.full(50, 500, np.int32)
     sizes = {"shorter_px": 256, "size_px": 225}
-    right = ShorterSideCrop(**sizes, random=True).boxes(keys, heights, widths)
+    right = ShorterSideCrop(**sizes, where="random").boxes(keys, heights, widths)
     sizes[constant] = round(sizes[constant] * 1.02)
-    assert (ShorterSideCrop(**sizes, random=True).boxes(keys, heights, widths) != right).any(1).all()
+    assert (ShorterSideCrop(**sizes, where="random").boxes(keys, heights, widths) != right).any(1).all()
 
 
 def test_every_place_of_a_random_crop_comes():
@@ -177,6 +202,7 @@ def test_views_epochs_and_batches(crop):
         (lambda: RandomResizedCrop(8, scale=(0.5, 1.5)), "crop scale"),
         (lambda: RandomResizedCrop(8, scale=(0.5, 0.2)), "crop scale"),
         (lambda: RandomResizedCrop(8, ratio=(0.0, 1.0)), "crop ratio"),
+        (lambda: ShorterSideCrop(256, 224, "middle"), "where='middle' given; allowed are random, .*center"),
         (lambda: ShorterSideCrop(224, 225), "225 px given for a shorter side of 224"),
         (lambda: RandomResizedCrop(8).check(0, 5), "0 x 5 px"),
         (lambda: ShorterSideCrop(256, 2).check(63, 500), "63 x 500 px .* 64 px and more"),

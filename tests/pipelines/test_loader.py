@@ -28,7 +28,7 @@ from tests.pipelines.photos import DECODERS, RAW, photo, photo_samples, write
 
 NUM, GLOBAL_BATCH = 38, 6
 VIEW = ViewSpec(RandomResizedCrop(33), (Flip(), Grey(0.5)))
-CENTRE = ViewSpec(ShorterSideCrop(40, 35, random=False))
+CENTRE = ViewSpec(ShorterSideCrop(40, 35, where="center"))
 VIEWS = (VIEW, CENTRE)
 # What is read, and by which decoder: the contract is the same for all.
 CASES = [(source, decoder) for source in ("jpeg", "raw") for decoder in DECODERS]

@@ -15,7 +15,7 @@ from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import DECODERS, RAW, jpeg, photo, photo_samples, write
 
 NUM = 30
-VIEWS = [ViewSpec(RandomResizedCrop(32)), ViewSpec(ShorterSideCrop(40, 32, random=False))]
+VIEWS = [ViewSpec(RandomResizedCrop(32)), ViewSpec(ShorterSideCrop(40, 32, where="center"))]
 ROTATIONS = [ViewSpec(RotationCrop(24)), ViewSpec(RotationCrop(33, base=45))]
 
 

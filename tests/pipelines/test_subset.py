@@ -17,7 +17,7 @@ from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.folders import photo_tree, write_folder
 from tests.pipelines.photos import DECODERS, RAW, photo, write
 
-VIEW = [ViewSpec(ShorterSideCrop(40, 40, random=False))]
+VIEW = [ViewSpec(ShorterSideCrop(40, 40, where="center"))]
 CHOSEN = np.array([11, 2, 3, 17, 0, 7, 5])  # of 18, in no order
 
 
