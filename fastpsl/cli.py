@@ -86,7 +86,7 @@ class Features:
     """Side of the middle that is cut from each picture, whose shorter side becomes PX * 256 / 224."""
     backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """For others' weights: resnet50, resnet18 or revnet50."""
-    input_channels: Annotated[str | None, tyro.conf.arg(metavar="RGB|L|Sobel")] = None
+    input_channels: Annotated[str | None, tyro.conf.arg(metavar="RGB|L|Sobel|SobelXY")] = None
     """For others' weights: what they were trained on."""
     input_mean: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="NUM...")] = None
     """For others' weights: the mean that was taken off, a value a channel, of pixels in [0, 1]."""
@@ -122,9 +122,9 @@ class Export:
     """Replace OUT, which is refused otherwise."""
     backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Of others' weights: resnet50 or resnet18."""
-    input_channels: Annotated[Literal["RGB", "L", "Sobel"] | None, tyro.conf.arg(metavar="RGB|L|Sobel")] = (
-        None
-    )
+    input_channels: Annotated[
+        Literal["RGB", "L", "Sobel", "SobelXY"] | None, tyro.conf.arg(metavar="RGB|L|Sobel|SobelXY")
+    ] = None
     """Of others' weights: what they were trained on."""
     input_mean: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="MEAN...")] = None
     """Of others' weights: what was taken off pixels in [0, 1], a value a channel."""

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 # What the network sees, and how many channels that is. RGB: the picture. L: CIE lightness alone. Sobel: the size of
-# each colour channel's gradient.
-CHANNELS = {"RGB": 3, "L": 1, "Sobel": 3}
+# each colour channel's gradient. SobelXY: the grey picture's gradients along x and y, in [-0.5, 0.5].
+CHANNELS = {"RGB": 3, "L": 1, "Sobel": 3, "SobelXY": 2}
 
 
 @dataclass(frozen=True)
 class Input:
-    """channels: RGB, L or Sobel. mean, std: one value a channel, for values in [0, 1]. size_px: side of the crop.
+    """channels: RGB, L, Sobel or SobelXY. mean, std: one value a channel, for values in [0, 1]. size_px: side of the crop.
+
+    Of SobelXY, mean is (0, 0) and std twice kernels/sobel_xy.py's SOBEL_XY_STD.
 
     size_px is that of the view before an op cuts it: of a jigsaw's window, not of its tiles.
     """

@@ -13,6 +13,8 @@ from fastpsl.kernels.normalise import normalise
 from fastpsl.pipelines.input_record import Input
 
 Draw = dict[str, np.ndarray]
+# Of photos of 224 px, one gradient in a hundred is longer than 0.25.
+_DARKER = 4
 
 
 class Crop(Protocol):
@@ -42,7 +44,7 @@ class Op(Protocol):
 class ViewSpec:
     """One view: `crop`, then `ops` in order, then (x - mean) / std. `mean`, `std`: a value a channel, for values in [0, 1].
 
-    The channels are R, G, B; after Lightness there is one.
+    The channels are R, G, B; after Lightness there is one, after SobelXY there are two.
     """
 
     crop: Crop
@@ -58,6 +60,8 @@ class ViewSpec:
             )
         if "Rotate45" in kinds:
             self._check_rotation(kinds)
+        if "SobelXY" in kinds:
+            self._check_gradients(kinds)
         self.input()
 
     def _check_rotation(self, kinds: list[str]) -> None:
@@ -71,6 +75,14 @@ class ViewSpec:
                 "ViewSpec.ops holds Rotate45 and Flip: turned by 45 degrees and mirrored is turned by -45; leave out Flip"
             )
 
+    def _check_gradients(self, kinds: list[str]) -> None:
+        """SobelXY needs three colours, and what it gives is neither colours nor turned and mirrored as a picture is."""
+        if kinds[-1] != "SobelXY" or {"Sobel", "Lightness"} & set(kinds):
+            raise ValueError(
+                f"ViewSpec.ops holds {', '.join(kinds)}: SobelXY makes two channels of three colours; "
+                f"put it last, without Sobel and Lightness"
+            )
+
     def draw(self, keys: Keys) -> tuple[Draw, ...]:
         """Every random number of this view's ops, aligned with `ops`; numpy, on the host."""
         return tuple(op.draw(keys) for op in self.ops)
@@ -78,7 +90,8 @@ class ViewSpec:
     def apply(self, images: Tensor, draws: Sequence[Mapping[str, Tensor]], dtype: torch.dtype) -> Tensor:
         """uint8 [B, 3, S, S] (channels-last memory) and its draws → the normalised input, of `dtype`.
 
-        The shape is the last op's: [B, 3, S, S], [B * tiles, 3, T, T] after JigsawTiles, one channel after Lightness.
+        The shape is the last op's: [B, 3, S, S], [B * tiles, 3, T, T] after JigsawTiles, one channel after
+        Lightness, two after SobelXY.
         """
         if len(draws) != len(self.ops):
             raise ValueError(
@@ -89,9 +102,13 @@ class ViewSpec:
         return normalise(images, self.mean, self.std, dtype)
 
     def pictures(self, inputs: Tensor) -> Tensor:
-        """`apply`'s result for people: float32 [n, 3, h, w] in [0, 1] on the CPU; one channel is shown grey."""
+        """`apply`'s result for people: float32 [n, 3, h, w] in [0, 1] on the CPU; one channel is shown grey, gradients along x
+        and y as dark lines on white."""
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return (inputs.float().cpu() * std + mean).clamp(0, 1).expand(-1, 3, -1, -1)
+        values = inputs.float().cpu() * std + mean
+        if self.input().channels == "SobelXY":
+            values = 1 - _DARKER * values.square().sum(1, keepdim=True).sqrt()
+        return values.clamp(0, 1).expand(-1, 3, -1, -1)
 
     def input(self) -> Input:
         """What this view shows the network. Sobel counts where every sample is so: as an augmentation it is RGB."""
@@ -100,6 +117,8 @@ class ViewSpec:
             kind = type(op).__name__
             if kind == "Lightness":
                 channels = "L"
+            elif kind == "SobelXY":
+                channels = "SobelXY"
             elif kind == "Sobel" and getattr(op, "p", 0) >= 1:
                 channels = "Sobel"
         return Input(channels, self.mean, self.std, self.crop.size_px)

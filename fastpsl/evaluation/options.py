@@ -21,8 +21,8 @@ class EvaluationOptions(RunOptions):
     """Random weights, of --seed, instead of a --checkpoint: what the features are worth before any learning."""
     backbone: str | None = field(default=None, metadata=MACHINE)
     """resnet50, resnet18 or revnet50: for others' and for random weights; fastpsl's checkpoints say it themselves."""
-    input_channels: Literal["RGB", "L", "Sobel"] | None = field(default=None, metadata=MACHINE)
-    """What others' weights were trained on: RGB, L (lightness alone) or Sobel."""
+    input_channels: Literal["RGB", "L", "Sobel", "SobelXY"] | None = field(default=None, metadata=MACHINE)
+    """What others' weights were trained on: RGB, L (lightness alone), Sobel or SobelXY (docs/weights.md)."""
     input_mean: tuple[float, ...] | None = field(default=None, metadata=MACHINE)
     """Mean that was taken off, a value a channel, of pixels in [0, 1]."""
     input_std: tuple[float, ...] | None = field(default=None, metadata=MACHINE)
