@@ -9,7 +9,8 @@ import torch
 
 from fastpsl.distributed import World
 from fastpsl.options import PretrainOptions
-from fastpsl.trainer import Job, place_backbone, torch_seed
+from fastpsl.seed import torch_seed
+from fastpsl.trainer import Job, place_backbone
 
 Recipe = Literal["jigsaw", "rotation", "simclr", "moco"]
 StageName = Literal["S1", "S2", "S3", "E"]

@@ -39,8 +39,9 @@ from fastpsl.distributed import World, join_world
 from fastpsl.pipelines.beton import Beton
 from fastpsl.run import Run
 from fastpsl.sample import sample_paths
+from fastpsl.seed import torch_seed
 from fastpsl.timing import synchronise
-from fastpsl.trainer import pretrain, torch_seed
+from fastpsl.trainer import pretrain
 
 # For pictures of 32 px, enlarged twofold: ResNet-18's stem divides by four, and B5 of 32 px would be one pixel.
 VALUES: dict[str, dict[str, Any]] = {

@@ -18,7 +18,8 @@ from fastpsl.options import RunOptions
 from fastpsl.pictures import draw_curve
 from fastpsl.reporter import summary_line
 from fastpsl.run import Run
-from fastpsl.trainer import Job, pretrain, torch_seed
+from fastpsl.seed import torch_seed
+from fastpsl.trainer import Job, pretrain
 
 EXIT_FINISHED, EXIT_CRASHED, EXIT_USER_ERROR, EXIT_PREEMPTED = 0, 1, 2, 75
 _AGAIN = "the same command starts again, or goes on where it had come to"

@@ -118,13 +118,13 @@ class Learner:
         """Let the task see a batch that is no step's."""
         inputs = self.augment.inputs(batch, self.views, self.dtype)
         begin_pass(self.step_choice.mode)
-        with self._autocast():
+        with self.autocast():
             call_if_there(task, "warm_up", self.module.trunk, self.module.head, inputs, batch)
 
     def _forward(self, batch: Batch, views: Sequence[ViewSpec]) -> tuple[Tensor, Metrics]:
         inputs = self.augment.inputs(batch, views, self.dtype)
         begin_pass(self.step_choice.mode)
-        with self._autocast():
+        with self.autocast():
             output: tuple[Tensor, Metrics] = self.forward(inputs, batch)
             return output
 
@@ -135,7 +135,8 @@ class Learner:
             for buffer in self.module.buffers():
                 dist.broadcast(buffer, src=0)
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """Of the precision, on the device."""
         enabled = self.dtype != torch.float32
         return torch.autocast(self.world.device.type, dtype=self.dtype if enabled else None, enabled=enabled)
 

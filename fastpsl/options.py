@@ -194,8 +194,11 @@ def parse_options(
     sample: Mapping[str, Any],
     description: str,
     whose: str = "paper",
+    variant: Callable[[Options], Mapping[str, Any]] = lambda options: {},
 ) -> Options:
     """Options from the command line; what it leaves open is `paper`'s with --data, and `sample`'s without.
+
+    variant: values in the place of `paper`'s that hold with what was asked for.
 
     Rank 0 speaks for all: its first line says where the values differ from `paper`'s (see `describe_choice`). ValueError for what
     cannot be parsed.
@@ -212,8 +215,8 @@ def parse_options(
         return options
 
     options = parsed(paper)
-    if options.data is None:
-        options = parsed({**paper, **sample})
+    paper = {**paper, **variant(options)}
+    options = parsed(paper if options.data is not None else {**paper, **sample})
     if speaks:
         print(describe_choice(options, paper, whose), flush=True)
     return options

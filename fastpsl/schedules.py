@@ -60,3 +60,10 @@ def cosine(lr: float, warmup_epochs: float = 0.0) -> Schedule:
         return lr * 0.5 * (1 + math.cos(math.pi * (moment.epoch - warmup_epochs) / left))
 
     return rate
+
+
+def linear_decay(lr: float) -> Schedule:
+    """From `lr` to 0 in a straight line over all stages without restart (UIC, section 4.2: "0.1 learning rate decaying linearly")."""
+    if lr <= 0:
+        raise ValueError(f"lr {lr}: it must be above 0")
+    return lambda moment: lr * (1 - moment.epoch / moment.all_epochs)

@@ -28,8 +28,14 @@ class Task(Protocol):
       warm_up_batches(stage)           how many batches pass before a new stage's first step, without being steps …
       warm_up(trunk, head, inputs, batch)   … each of them, without gradients, in train mode; no epoch of training has their draws
       start_stage(stage, trunk, head)  a new stage's modules are made: build momentum copies, empty queues
+      pass_views(level)                the views of its passes (below), to be checked before anything is trained
+      start_epoch(passes)              before an epoch's first step: `fastpsl.passes.Passes` shows it all training samples. Not where an
+                                       epoch goes on after a resume. It may return figures, as end_of_epoch
+      epoch_order(epoch)               the order of an epoch that begins or goes on, int64 [num_samples], the same on all ranks:
+                                       dataset indices, each any number of times; it may depend on labels
       after_step()                     after each optimiser step: momentum updates, queues
-      end_of_epoch()                   after an epoch's last step: new labels, order weights
+      end_of_epoch()                   after an epoch's last step, also of one that --max-steps-per-stage cut short: new labels. It may
+                                       return figures (name → number or None), which rank 0 writes to epochs.jsonl
       state_dict(), load_state_dict()  everything it wants back on resume, in tensors, numbers, strings, lists and dicts.
                                        `state_dict()` is called on every rank at the
                                        same step and may communicate; rank 0's answer is the one that is saved

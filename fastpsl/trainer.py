@@ -1,7 +1,6 @@
 """The training loop. It knows stages, steps and batches, never a task's name."""
 
 import contextlib
-import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +12,7 @@ from torch import nn
 
 from fastpsl.backbones.backbone import Backbone
 from fastpsl.distributed import World
+from fastpsl.epoch_figures import EpochFigures
 from fastpsl.evaluation.online import Monitor
 from fastpsl.folding import check_foldable
 from fastpsl.gpu_memory import peak_memory, reset_peak_memory
@@ -20,12 +20,15 @@ from fastpsl.kept_choices import AUTOMATIC, choices_of, with_kept_choices
 from fastpsl.learner import Learner
 from fastpsl.optimisers import sgd
 from fastpsl.options import RunOptions
+from fastpsl.passes import Passes, PassStopped
 from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import Data, require_labels, require_same_classes
+from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plan import Stage
 from fastpsl.run import Run
 from fastpsl.schedules import Moment, Schedule
+from fastpsl.seed import torch_seed
 from fastpsl.stage import (
     StageModule,
     Task,
@@ -72,11 +75,16 @@ class Job:
                 require_labels(run.val_data, "this recipe")
                 require_same_classes(run.train_data, run.val_data)
         call_if_there(task, "check_data", run.train_data, run.options.batch_size)
+        if hasattr(task, "epoch_order") and run.options.order != "random":
+            raise ValueError(
+                f"--order {run.options.order}: this recipe's own order comes from its labels; leave it out"
+            )
         for stage in self.stages:
             run.loader_batch(images_per_sample(task, stage.level))
             views, others = task.views(stage.level), held_out_views(task, stage.level)
-            run.check_views(views, others)
-            choose_augment(run.options.augment, (*views, *others), run.world.device)
+            of_passes: tuple[ViewSpec, ...] = call_if_there(task, "pass_views", stage.level) or ()
+            run.check_views((*views, *of_passes), others)
+            choose_augment(run.options.augment, (*views, *others, *of_passes), run.world.device)
             self.choose_step(stage, run.options, run.world)
             if run.options.fold_frozen:
                 check_foldable(self.backbone.blocks()[: stage.first_learning - 1], self.frozen_batchnorm)
@@ -88,11 +96,6 @@ class Job:
             options.step, self.backbone, stage, world.device, precision,
             num_ranks=world.size, sync_batchnorm=options.sync_batchnorm,
         )  # fmt: skip
-
-
-def torch_seed(*numbers: int) -> int:
-    """A 63-bit seed from numbers: torch's own randomness (initial weights, dropout) is a function of position too."""
-    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "little") >> 1
 
 
 def place_backbone(job: Job, options: RunOptions, world: World) -> None:
@@ -153,6 +156,7 @@ class StageRun:
         reset_peak_memory(run.world.device)
         self.learner = make_learner(job, run.position.stage, options, run.world)
         self.views, trunk = self.learner.views, self.learner.module.trunk
+        self.figures = EpochFigures(run, stage)
         self.monitor = Monitor(run, trunk, stage, self.views[0], getattr(run.options, "probe_every", 0))
         if state:
             self.learner.load_state_dict(state["learner"])
@@ -209,6 +213,8 @@ class StageRun:
                 finished = held_out is not None
             if finished:
                 assert held_out is not None
+                if position.step % self.steps_per_epoch:
+                    self._end_epoch()  # of an epoch that was cut short
                 chance = call_if_there(self.job.task, "chance", self.stage.level)
                 position.summaries.append(
                     run.reporter.stage_summary(
@@ -229,9 +235,7 @@ class StageRun:
         num_batches = call_if_there(self.job.task, "warm_up_batches", self.stage) or 0
         if num_batches:
             run.reporter.say(f"{self.stage.name}: {num_batches} batches pass first, which are no steps")
-        # Numbers of epochs that training never comes to: these orders and draws are nobody else's.
-        epoch = sum(stage.epochs for stage in self.job.stages) + self.position.stage * MAX_WARM_UP_EPOCHS
-        done = 0
+        epoch, done = self._epochs_of_no_step, 0
         while done < num_batches:
             batches = loader.epoch(epoch)
             for batch in itertools.islice(run.reporter.watched(batches), num_batches - done):
@@ -251,7 +255,10 @@ class StageRun:
             if not self.monitor.look(steps_per_epoch, last_step):
                 return False
             epoch, step_in_epoch = divmod(position.step, steps_per_epoch)
-            batches = loader.epoch(position.first_epoch + epoch, step_in_epoch * options.accumulate)
+            if step_in_epoch == 0 and not self._start_epoch(epoch):
+                return False
+            order = call_if_there(job.task, "epoch_order", position.first_epoch + epoch)
+            batches = loader.epoch(position.first_epoch + epoch, step_in_epoch * options.accumulate, order)
             watched = run.reporter.watched(batches)
             for _ in range(step_in_epoch, min(steps_per_epoch, last_step - position.step + step_in_epoch)):
                 torch.manual_seed(torch_seed(options.seed, position.stage, position.step, run.world.rank))
@@ -262,7 +269,7 @@ class StageRun:
                 position.step += 1
                 position.run_step += 1
                 if position.step % steps_per_epoch == 0:
-                    call_if_there(job.task, "end_of_epoch")
+                    self._end_epoch()
                 run.reporter.step(position.step, position.run_step, lr, metrics, self.learner.num_skipped)
                 position.seconds += time.perf_counter() - started  # the reporter has waited for the device
                 decision = run.agreement.after_step()
@@ -274,6 +281,34 @@ class StageRun:
                     self.save()
             batches.close()
         return self.monitor.look(steps_per_epoch, last_step)
+
+    def _start_epoch(self, epoch: int) -> bool:
+        """What the task does before epoch `epoch` of the stage. False when a signal stopped it."""
+        position = self.position
+        number = position.first_epoch + epoch
+        passes = Passes(
+            self.run,
+            self.learner,
+            number,
+            epoch == 0,
+            self._epochs_of_no_step + MAX_WARM_UP_EPOCHS // 2 + epoch,
+        )
+        try:
+            figures = call_if_there(self.job.task, "start_epoch", passes)
+        except PassStopped:
+            return False
+        self.figures.report(figures, number, position.run_step + 1)
+        return True
+
+    def _end_epoch(self) -> None:
+        position = self.position
+        epochs = position.first_epoch + position.step / self.steps_per_epoch
+        self.figures.report(call_if_there(self.job.task, "end_of_epoch"), epochs, position.run_step)
+
+    @property
+    def _epochs_of_no_step(self) -> int:
+        """The first of numbers of epochs that training never comes to: their orders and draws are nobody else's."""
+        return sum(stage.epochs for stage in self.job.stages) + self.position.stage * MAX_WARM_UP_EPOCHS
 
     def _moment(self) -> Moment:
         position, all_epochs = self.position, sum(stage.epochs for stage in self.job.stages)

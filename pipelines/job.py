@@ -13,7 +13,7 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.batch import BadSample, BadSampleError, Batch
 from fastpsl.pipelines.decoders import reason_of
 from fastpsl.pipelines.decoders.codes import AREA, GOOD
-from fastpsl.pipelines.order import PADDING
+from fastpsl.pipelines.order import PADDING, index_of
 from fastpsl.pipelines.rows import Rows
 from fastpsl.pipelines.views import Crop
 from fastpsl.pipelines.workers import Workers
@@ -28,8 +28,10 @@ _NAMED = 3  # samples named in one line of an error
 class Job:
     """Made in the consumer's thread, filled in others; `finish` or `fail` is called once, then `result` is there."""
 
-    def __init__(self, loader: "Loader", epoch: int, step: int, indices: np.ndarray) -> None:
-        self.loader, self.epoch, self.step, self.indices = loader, epoch, step, indices
+    def __init__(self, loader: "Loader", epoch: int, step: int, numbers: np.ndarray) -> None:
+        """numbers: int64 [B], dataset indices, or such of an order in which some stand more than once (`order.numbered`)."""
+        self.loader, self.epoch, self.step, self.numbers = loader, epoch, step, numbers
+        self.indices = indices = index_of(numbers)
         self.num_valid = int((indices != PADDING).sum())  # padding stands at the end
         self.done = threading.Event()
         self.cancelled = False
@@ -92,10 +94,10 @@ class Job:
         self.boxes: list[np.ndarray] = []
         self.draws: list[tuple[dict[str, np.ndarray], ...]] = []
         for number, view in enumerate(loader.views):
-            keys = Keys(loader.seed, self.epoch, self.indices[:num], number)
+            keys = Keys(loader.seed, self.epoch, self.numbers[:num], number)
             self.boxes.append(_boxes(view.crop, keys, self.rows))
             # Padding has draws too (those of index -1): ops are applied to whole batches.
-            self.draws.append(view.draw(Keys(loader.seed, self.epoch, self.indices, number)))
+            self.draws.append(view.draw(Keys(loader.seed, self.epoch, self.numbers, number)))
         self.codes = np.zeros(num, np.int8)
 
     def in_chunks(

@@ -18,7 +18,7 @@ from fastpsl.pipelines.by_batches import ByBatches
 from fastpsl.pipelines.by_chunks import ByChunks
 from fastpsl.pipelines.decoders import BatchDecoder, open_decoder
 from fastpsl.pipelines.job import Job
-from fastpsl.pipelines.order import epoch_order, num_steps, step_indices
+from fastpsl.pipelines.order import epoch_order, num_steps, numbered, step_indices
 from fastpsl.pipelines.quasi_random import QuasiRandom
 from fastpsl.pipelines.rows import Data
 from fastpsl.pipelines.views import ViewSpec
@@ -114,23 +114,40 @@ class Loader:
         else:
             self._engine = ByChunks(num_threads)
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
+    def epoch(
+        self, epoch: int, first_step: int = 0, order: np.ndarray | None = None
+    ) -> Generator[Batch, None, None]:
         """Batches of an epoch from `first_step` on; nothing before it is decoded. Leaving it early is free.
+
+        order: int64 [num_samples], dataset indices, the same on all ranks, instead of the loader's own order; an index may stand
+        there any number of times, and has other draws each time. Training only.
 
         Raises BadSampleError (a sample cannot be decoded), TimeoutError (no batch within timeout_s) and OSError.
         """
         if epoch < 0 or not 0 <= first_step <= self.num_steps:
             raise ValueError(f"epoch {epoch}, step {first_step}: an epoch has steps 0 to {self.num_steps}")
         self._check_open()
-        return self._batches(epoch, first_step)
+        return self._batches(epoch, first_step, None if order is None else self._checked(order))
+
+    def _checked(self, order: np.ndarray) -> np.ndarray:
+        """The keys of an order that was given (`order.numbered`)."""
+        assert self.train and order.dtype == np.int64 and order.shape == (self.num_samples,), order
+        assert order.min() >= 0 and order.max() < self.num_samples
+        if self._quasi_random is not None:
+            raise ValueError(
+                "an order of one's own and the quasi-random order exclude each other; give order random"
+            )
+        return numbered(order)
 
     def _check_open(self) -> None:
         if self._engine.closed:
             raise ValueError("the loader is closed; make a new one")
 
-    def _batches(self, epoch: int, first_step: int) -> Generator[Batch, None, None]:
+    def _batches(self, epoch: int, first_step: int, order: np.ndarray | None) -> Generator[Batch, None, None]:
         readahead = None
-        if self._quasi_random is not None:
+        if order is not None:
+            pass
+        elif self._quasi_random is not None:
             order, readahead = self._quasi_random.epoch(epoch, first_step, self.prefetch_batches)
             if self.decoder_name in ("resident", "synthetic"):  # nothing will be read
                 readahead.close()
@@ -147,10 +164,10 @@ class Loader:
             while True:
                 while len(under_way) < self.prefetch_batches and (step := next(steps, None)) is not None:
                     self._check_open()
-                    indices = step_indices(order, step, self.batch_size, self.rank, self.world)
+                    numbers = step_indices(order, step, self.batch_size, self.rank, self.world)
                     if readahead is not None:
                         readahead.advance(step)
-                    job = Job(self, epoch, step, indices)
+                    job = Job(self, epoch, step, numbers)
                     self._engine.start(job)
                     under_way.append(job)
                 if not under_way:

@@ -10,6 +10,7 @@ from fastpsl.kernels.draws import Keys, Slot, words
 
 PADDING = -1
 _BLOCK = 1 << 20  # samples whose random words are made at once
+_TIMES_SHIFT = 40  # bits of an index: a million million samples, each up to 2**23 times an epoch
 
 
 def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
@@ -47,3 +48,23 @@ def step_indices(order: np.ndarray, step: int, batch_size: int, rank: int, world
     if len(part) == batch_size:
         return part
     return np.concatenate([part, np.full(batch_size - len(part), PADDING, np.int64)])
+
+
+def numbered(order: np.ndarray) -> np.ndarray:
+    """int64, like `order`: index + 2**40 k where an index stands for the k-th time (from 0); padding as it is.
+
+    As keys of draws: an image that stands several times in an epoch is seen in as many ways.
+    """
+    by_index = np.argsort(order, kind="stable")
+    indices = order[by_index]
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = indices[1:] != indices[:-1]
+    places = np.arange(len(order))
+    times = np.empty(len(order), np.int64)
+    times[by_index] = places - np.maximum.accumulate(np.where(is_first, places, 0))
+    return np.where(order == PADDING, PADDING, order + (times << _TIMES_SHIFT))
+
+
+def index_of(number: np.ndarray) -> np.ndarray:
+    """The dataset indices of `numbered` ones; padding stays padding."""
+    return np.where(number == PADDING, PADDING, number & ((1 << _TIMES_SHIFT) - 1))

@@ -14,8 +14,9 @@ from fastpsl.doctor.words import number_of
 from fastpsl.options import RunOptions
 from fastpsl.pipelines.workers import default_num_threads
 from fastpsl.run import Run, open_both
+from fastpsl.seed import torch_seed
 from fastpsl.stage import images_per_sample
-from fastpsl.trainer import Job, place_backbone, torch_seed
+from fastpsl.trainer import Job, place_backbone
 
 
 class OpenData(Run):

@@ -7,19 +7,18 @@ fixed part of the training images and of the held-out ones, by centre crops. Not
 import contextlib
 import json
 import time
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from fastpsl.distributed import World, gathered, share
+from fastpsl.distributed import gathered, share
 from fastpsl.evaluation.knn import count_correct, nearest
 from fastpsl.evaluation.online_chart import draw_probes
 from fastpsl.evaluation.views import center_view
 from fastpsl.learner import DTYPES
+from fastpsl.passes import undisturbed
 from fastpsl.pipelines.rows import Data, require_same_classes
 from fastpsl.pipelines.subset import Subset
 from fastpsl.pipelines.views import ViewSpec
@@ -83,7 +82,7 @@ class Monitor:
             return True
         with self.run.reporter.off_the_clock():
             started = time.perf_counter()
-            with torch.no_grad(), as_on_rank_0(self.trunk, self.run.world):
+            with torch.no_grad(), undisturbed(self.trunk, self.run.world):
                 train = self._features(self.train)
                 held_out = self._features(self.held_out) if self.held_out and train else None
             if train is None or (self.held_out and held_out is None):
@@ -211,24 +210,6 @@ def _full_rank(line: dict[str, Any]) -> int:
 
 def read_probes(file: MetricsFile) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.path.read_text().splitlines()]
-
-
-@contextlib.contextmanager
-def as_on_rank_0(trunk: torch.nn.Module, world: World) -> Iterator[None]:
-    """Eval mode, and rank 0's running statistics on all ranks (each has its own since the last step); then all as it was."""
-    modes = [(module, module.training) for module in trunk.modules()]
-    own = [(buffer, buffer.clone()) for buffer in trunk.buffers()]
-    trunk.eval()
-    try:
-        if world.size > 1:
-            for buffer, _ in own:
-                dist.broadcast(buffer, src=0)
-        yield
-    finally:
-        for buffer, value in own:
-            buffer.copy_(value)
-        for module, mode in modes:
-            module.training = mode
 
 
 def _some(data: Data, limit: int, seed: tuple[int, int]) -> Subset:

@@ -18,8 +18,9 @@ import torch.multiprocessing as mp
 from fastpsl.distributed import World, leave_world
 from fastpsl.evaluation import online
 from fastpsl.evaluation.feature_file import read_features
-from fastpsl.evaluation.online import Monitor, as_on_rank_0, figures
+from fastpsl.evaluation.online import Monitor, figures
 from fastpsl.options import PretrainOptions
+from fastpsl.passes import undisturbed
 from fastpsl.pipelines.beton import Beton
 from fastpsl.plan import Stage
 from fastpsl.run import Run
@@ -66,7 +67,7 @@ def statistics(world: World) -> None:
     for buffer in net.buffers():
         buffer.fill_(world.rank + 1)
     net.parts[2].eval()
-    with as_on_rank_0(net, world):
+    with undisturbed(net, world):
         assert all((buffer == 1).all() for buffer in net.buffers())
         assert not any(module.training for module in net.modules())
     assert all((buffer == world.rank + 1).all() for buffer in net.buffers())
@@ -151,7 +152,7 @@ def test_a_look_sees_what_one_process_would(folder: Path, tmp_path: Path) -> Non
     net.load_state_dict(newest_checkpoint(folder / "probed")["backbone"])
     run = tiny_run(tmp_path)
     alone = Monitor(run, Trunk(net, STAGE), STAGE, tiny_job().task.views(3)[0], 1)
-    with torch.no_grad(), as_on_rank_0(net, run.world):
+    with torch.no_grad(), undisturbed(net, run.world):
         train, held_out = (alone._features(data) for data in (alone.train, alone.held_out))  # type: ignore[arg-type]
     run.close()
     assert train is not None

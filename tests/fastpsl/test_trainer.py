@@ -16,8 +16,9 @@ from fastpsl.reporter import summary_line
 from fastpsl.resume import new_numbered_folder
 from fastpsl.run import Position, Run
 from fastpsl.schedules import step_drops
+from fastpsl.seed import torch_seed
 from fastpsl.tasks.jigsaw import Jigsaw
-from fastpsl.trainer import Job, pretrain, torch_seed
+from fastpsl.trainer import Job, pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.tiny import TinyNet, tiny_run
 from tests.pipelines.paged import write_paged

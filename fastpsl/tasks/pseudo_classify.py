@@ -1,0 +1,146 @@
+"""Classes by pseudo-labels: what UIC (uic.txt, sections 3.2 and 4.2) and DeepCluster share."""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fastpsl.epoch_figures import Figures
+from fastpsl.label_monitor import collapse_warning, label_figures
+from fastpsl.label_store import LabelStore
+from fastpsl.passes import Passes
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.rows import Data
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.plan import Stage
+from fastpsl.stage import Metrics, Trunk
+from fastpsl.tasks.classify import linear, masked_cross_entropy
+
+_NOT_FINITE = 2**31 - 1
+
+
+class PseudoClassify:
+    """Cross-entropy of a linear classifier on labels that a `LabelStore` holds, in an order that balances their classes.
+
+    Paper: "Avoid empty classes", "Class balance sampling" (section 4.2). Where the images come from is up to who sets the labels.
+
+    Held-out images have no labels: there the first of two views is told by the arg max of the other; accuracy = views named alike.
+
+    view: what is learned from. seed: of orders and splits. head_std: of the classifier's first weights (`classify.linear`).
+    """
+
+    num_levels = 1
+
+    def __init__(self, num_classes: int, view: ViewSpec, *, seed: int, head_std: float | None = None):
+        if num_classes < 2:
+            raise ValueError(f"--num-classes {num_classes}: a classifier needs 2 or more")
+        self.num_classes, self.view, self.seed, self.head_std = num_classes, view, seed, head_std
+        self.epoch = 0
+        self.true_labels: np.ndarray | None = None
+
+    def check_data(self, data: Data, batch_size: int) -> None:
+        """ValueError where there are more classes than images. Takes the true labels, if there are any: to compare with, no more."""
+        if self.num_classes > data.num_samples:
+            raise ValueError(
+                f"--num-classes {self.num_classes:,} for {data.num_samples:,} training images, and none may be empty: give at most "
+                f"{data.num_samples:,}"
+            )
+        self.num_samples, self.data_digest = data.num_samples, data.digest()
+        labels = data.labels()
+        self.true_labels = labels if (labels >= 0).any() else None
+
+    def views(self, level: int) -> tuple[ViewSpec, ...]:
+        return (self.view,)
+
+    def held_out_views(self, level: int) -> tuple[ViewSpec, ...]:
+        return (self.view, self.view)
+
+    def head(self, level: int, channels: int) -> nn.Module:
+        """Features [B, channels, h, w] to logits [B, num_classes]."""
+        return nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(channels, self.num_classes, self.head_std)
+        )
+
+    def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
+        """No labels yet: those of another stage's head would mean nothing to this one."""
+        device = next(head.parameters()).device
+        self.store = LabelStore(self.num_samples, self.num_classes, device, self.seed)
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        self.epoch = epoch
+        return self.store.order(epoch)
+
+    def loss(
+        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+    ) -> tuple[Tensor, Metrics]:
+        """Cross-entropy; accuracy = images named as their label."""
+        logits = head(trunk(inputs[0])).float()
+        if head.training:
+            labels = self.store.labels_of(batch.indices)
+            self.see(batch.indices, logits.detach())
+        else:
+            labels = head(trunk(inputs[1])).float().argmax(1)
+        valid = (batch.indices >= 0).float()
+        num = valid.sum()
+        loss = masked_cross_entropy(logits, labels, valid)
+        right = ((logits.argmax(1) == labels) * valid).sum()
+        return loss, {"loss": (loss.detach() * num, num), "accuracy": (right, num)}
+
+    def see(self, indices: Tensor, logits: Tensor) -> None:
+        """What a training step's forward pass gave; nothing is made of it here."""
+
+    def relabel(self, labels: Tensor | np.ndarray, epoch: int, previous: np.ndarray | None) -> Figures:
+        """New labels int [N], the same on all ranks, for `epoch`; and what they are like beside the `previous` ones."""
+        self.epoch = epoch
+        self.store.set(labels, epoch)
+        return self.figures(previous)
+
+    def figures(self, previous: np.ndarray | None) -> Figures:
+        """Of the labels as they are now: on rank 0, which alone says them."""
+        if dist.is_initialized() and dist.get_rank() != 0:
+            return {}
+        current = self.store.current.cpu().numpy()
+        found = label_figures(current, previous, self.true_labels, self.num_classes, self.seed)
+        if (warning := collapse_warning(found, self.num_classes)) is not None:
+            warnings.warn(warning, stacklevel=2)
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "store": self.store.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.epoch = state["epoch"]
+        self.store.load_state_dict(state["store"])
+
+    def chance(self, level: int) -> float:
+        """Accuracy of guessing."""
+        return 1 / self.num_classes
+
+    def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        """The pictures as the network sees them."""
+        return self.view.pictures(inputs[0])
+
+
+def gathered_labels(passes: Passes, outputs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """(indices [B], logits [B, K]) of all ranks' batches to their arg max, int32 [N], on every rank; 0 for images that cannot be decoded.
+
+    ValueError where logits are not finite.
+    """
+    num, device = passes.data.num_samples, passes.world.device
+    labels = torch.full((num + 1,), -1, dtype=torch.int32, device=device)  # padding's goes to the last place
+    for indices, logits in outputs:
+        found = torch.where(logits.isfinite().all(1), logits.argmax(1), _NOT_FINITE)
+        labels[torch.where(indices >= 0, indices, num)] = found.to(torch.int32)
+    if passes.world.size > 1:
+        dist.all_reduce(labels, op=dist.ReduceOp.MAX)
+    num_bad = int((labels[:num] == _NOT_FINITE).sum())
+    if num_bad:
+        raise ValueError(
+            f"epoch {passes.epoch}: the network's outputs for {num_bad:,} of {num:,} images are not finite, so they have no label; "
+            f"lower --lr, give --precision bf16, or look at the weights"
+        )
+    return labels[:num].clamp(min=0)

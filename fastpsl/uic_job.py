@@ -1,0 +1,133 @@
+"""What the recipes of UIC share: their options, the job that they make of them, and what they leave behind."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from fastpsl.backbones.choose import make_backbone
+from fastpsl.checkpoint import read_checkpoint
+from fastpsl.evaluation.weight_files import sha256_of_file
+from fastpsl.evaluation.weights import newest_checkpoint
+from fastpsl.label_file import NAME, read_labels, write_labels
+from fastpsl.label_monitor import draw_label_curves
+from fastpsl.options import MACHINE, PretrainOptions
+from fastpsl.pipelines.input_record import Input, sobel_xy_input
+from fastpsl.run import Run, open_both
+from fastpsl.schedules import linear_decay
+from fastpsl.tasks.uic import UIC, Augmentation, LabelView
+from fastpsl.trainer import Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class UICOptions(PretrainOptions):
+    backbone: str = "alexnet"
+    """Any of fastpsl's (docs/backbones.md)."""
+    num_classes: int = 3000
+    """Of the classifier; none is ever empty."""
+    channels: Literal["RGB", "SobelXY"] = "SobelXY"
+    """What the network sees: the picture, or its grey value's two gradients."""
+    augmentation: Augmentation = "standard"
+    """standard: crops and flip; strong: SimCLR's colour distortion and blur too."""
+    label_view: LabelView = "train"
+    """train: labels come from the training forward pass; center: from a pass over all images before each epoch."""
+    lr: float = 0.1
+    """Learning rate at the start; it falls to 0 in a straight line."""
+    weight_decay: float = 1e-4
+    """On weights, biases and BatchNorm."""
+    dropout: float | None = None
+    """Share of fc6's and fc7's inputs that are dropped; by default the backbone's own."""
+    size_px: int = 224
+    """Side of the crops."""
+    fine_tune: Path | None = field(default=None, metadata=MACHINE)  # its content is science, see build_uic
+    """A finished run of this recipe, or a checkpoint: go on with its network, on the labels that it gives the centre crops."""
+    labels: Path | None = field(default=None, metadata=MACHINE)
+    """Learn from the labels in this file, and make none (labels.npz of a run)."""
+
+    def input(self) -> Input:
+        return sobel_xy_input(self.size_px) if self.channels == "SobelXY" else Input(size_px=self.size_px)
+
+
+def build_uic(options: UICOptions) -> Job:
+    """The job. ValueError where a file that is asked for cannot serve."""
+    input, science = options.input(), dict[str, Any]()
+    backbone = make_backbone(options.backbone, num_channels=input.num_channels, dropout=options.dropout)
+    classifier: dict[str, Tensor] | None = None
+    given: np.ndarray | None = None
+    if options.fine_tune is not None:
+        path, state = _trained(options.fine_tune, options)
+        backbone.load_state_dict(state["backbone"])
+        classifier = state["learner"]["head"]
+        science["fine_tune"] = sha256_of_file(path)
+    if options.labels is not None:
+        given = _given(options)
+        science["labels"] = sha256_of_file(options.labels)
+    task = UIC(
+        options.num_classes,
+        input,
+        options.size_px,
+        seed=options.seed,
+        augmentation=options.augmentation,
+        label_view=options.label_view,
+        fixed=options.fine_tune is not None,
+        given=given,
+        classifier=classifier,
+    )
+    return Job(
+        task=task,
+        backbone=backbone,
+        stages=options.stages(task, backbone),
+        schedule=linear_decay(options.lr),
+        optimiser=partial(options.sgd(), weight_decay=options.weight_decay, decay_biases=True),
+        science=science,
+        frozen_batchnorm=options.frozen_batchnorm,
+    )
+
+
+def leave_labels(options: PretrainOptions, job: Job, run: Run) -> Sequence[str]:
+    """labels.npz and labels.png in the run's folder, of the last checkpoint's labels; lines for people."""
+    paths = run.checkpoints.paths()
+    state = read_checkpoint(paths[-1] if paths else Path(options.resume))
+    labels = state["task"]["store"]["current"].numpy()
+    path = write_labels(
+        run.folder / NAME, labels, job.task.num_classes, run.train_data.digest(), str(run.science["recipe"])
+    )
+    curves = draw_label_curves(run.folder)
+    return [f"labels {path}", *([f"label curves {curves}"] if curves else [])]
+
+
+def _trained(path: Path, options: UICOptions) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint to go on from. ValueError where its classifier is not of this experiment's form."""
+    path, state = newest_checkpoint(path) if path.is_dir() else (path, read_checkpoint(path))
+    science = state["science"]
+    if "num_classes" not in science or "learner" not in state:
+        raise ValueError(
+            f"--fine-tune {path}: a checkpoint of {science.get('recipe')}, which has no pseudo-labels; give one of UIC's"
+        )
+    for name in ("backbone", "num_classes", "channels"):
+        if science[name] != getattr(options, name):
+            raise ValueError(
+                f"--fine-tune {path} has {name.replace('_', '-')} {science[name]}, not {getattr(options, name)}: give "
+                f"--{name.replace('_', '-')} {science[name]}"
+            )
+    return path, state
+
+
+@cache
+def _given(options: UICOptions) -> np.ndarray:
+    """The labels of --labels, which must be those of --data."""
+    assert options.labels is not None
+    data, val = open_both(options)
+    with data:
+        found = read_labels(options.labels, data)
+    if val is not None:
+        val.close()
+    if found.num_classes != options.num_classes:
+        raise ValueError(
+            f"--labels {options.labels} has {found.num_classes:,} classes, not {options.num_classes:,}: give --num-classes {found.num_classes}"
+        )
+    return found.labels
