@@ -1,14 +1,50 @@
 """Backbones by name."""
 
+from torch import nn
+
 from fastpsl.backbones.backbone import Backbone
 
-BACKBONES = ("resnet18", "resnet50", "revnet50")
+BACKBONES = (
+    "alexnet",
+    "alexnet_rotnet",
+    "resnet18",
+    "resnet18_cifar",
+    "resnet50",
+    "resnet50_mlp",
+    "revnet50",
+    "vgg16",
+)
+WITH_DROPOUT = ("alexnet", "vgg16")
 
 
-def make_backbone(name: str) -> Backbone:
-    """A new backbone with random weights."""
+def make_backbone(name: str, *, num_channels: int = 3, dropout: float | None = None) -> Backbone:
+    """A new backbone with random weights, for pictures of `num_channels`.
+
+    dropout: a probability, or None for the network's own; ValueError for a backbone that has none.
+    """
     if name not in BACKBONES:
         raise ValueError(f"--backbone {name}: allowed are {', '.join(BACKBONES)}")
+    if dropout is not None and name not in WITH_DROPOUT:
+        raise ValueError(
+            f"--dropout {dropout:g}: {name} has no dropout; leave it out, or choose --backbone {' or '.join(WITH_DROPOUT)}"
+        )
+    if dropout is not None and not 0 <= dropout < 1:
+        raise ValueError(f"--dropout {dropout:g}: it must be 0 or more and below 1")
+    backbone = _make(name, dropout)
+    if num_channels != 3:
+        _read_channels(backbone, num_channels)
+    return backbone
+
+
+def _make(name: str, dropout: float | None) -> Backbone:
+    if name in ("alexnet", "alexnet_rotnet"):
+        from fastpsl.backbones.alexnet import AlexNet
+
+        return AlexNet(name, dropout=dropout)
+    if name == "vgg16":
+        from fastpsl.backbones.vgg import VGG
+
+        return VGG(dropout=dropout)
     if name == "revnet50":
         from fastpsl.backbones.revnet import RevNet
 
@@ -16,3 +52,17 @@ def make_backbone(name: str) -> Backbone:
     from fastpsl.backbones.resnet import ResNet
 
     return ResNet(name)
+
+
+def _read_channels(backbone: Backbone, num_channels: int) -> None:
+    """Replace the first convolution by one of `num_channels` inputs; each backbone begins with such weights."""
+    place, first = next((n, m) for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d))
+    new = nn.Conv2d(
+        num_channels, first.out_channels, first.kernel_size, first.stride, first.padding,  # type: ignore[arg-type]
+        bias=first.bias is not None,
+    )  # fmt: skip
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    if new.bias is not None:
+        nn.init.zeros_(new.bias)
+    parent, _, attribute = place.rpartition(".")
+    setattr(backbone.get_submodule(parent), attribute, new)

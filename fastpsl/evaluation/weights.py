@@ -72,7 +72,7 @@ def random_weights(backbone: str, seed: int, input: Input | None = None) -> Pret
     input = input or Input()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        made = make_for(backbone, input)
+        made = make_backbone(backbone, num_channels=input.num_channels)
     record = _record(None, sha256_of_tensors(made.state_dict()), "random", backbone, input)
     return Pretrained(made, input, record)
 
@@ -87,21 +87,6 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
                 warnings.warn(f"passed over, {path} is read instead: {problem}", stacklevel=2)
             return path, state
     raise ValueError(f"{folder} holds no checkpoint: give a run's folder, or a file of weights")
-
-
-def make_for(name: str, input: Input) -> Backbone:
-    """A new backbone `name`; where the input has not three channels, its first convolution takes as many."""
-    backbone = make_backbone(name)
-    if input.num_channels != 3:
-        place, first = next((n, m) for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d))
-        new = nn.Conv2d(
-            input.num_channels, first.out_channels, first.kernel_size, first.stride, first.padding,  # type: ignore[arg-type]
-            bias=first.bias is not None,
-        )  # fmt: skip
-        nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
-        parent, _, attribute = place.rpartition(".")
-        setattr(backbone.get_submodule(parent), attribute, new)
-    return backbone
 
 
 def sha256_of_tensors(state: Mapping[str, Tensor]) -> str:
@@ -122,7 +107,7 @@ def _ours(path: Path, state: dict[str, Any], backbone: str | None, input: Input 
     science = state["science"]
     found = Input.from_dict(state["input"])
     name = _agreed(path, science.get("backbone"), backbone, found, input)
-    made = make_for(name, found)
+    made = make_backbone(name, num_channels=found.num_channels)
     fill(made, state["backbone"], name, f"{path}, a checkpoint of {science.get('recipe', 'fastpsl')},")
     record = _record(path, sha256_of_file(path), "fastpsl", name, found)
     record |= {"run_step": state["position"]["run_step"], "science": science, "cut": was_cut(state)}
@@ -134,7 +119,7 @@ def _exported(
 ) -> Pretrained:
     found = Input.from_dict(told["input"])
     name = _agreed(path, told["backbone"], backbone, found, input)
-    made = make_for(name, found)
+    made = make_backbone(name, num_channels=found.num_channels)
     fill(made, state, name, f"{path}, exported by fastpsl,")
     record = _record(path, sha256_of_file(path), "export", name, found)
     record |= {key: told.get(key) for key in ("run_step", "science", "cut")}
@@ -147,7 +132,7 @@ def _foreign(path: Path, state: dict[str, Any], backbone: str | None, input: Inp
             f"{path} is no checkpoint of fastpsl, so what it is must be told: give --backbone, --input-channels, "
             f"--input-mean and --input-std (for ImageNet's usual: RGB, 0.485 0.456 0.406, 0.229 0.224 0.225)"
         )
-    made = make_for(backbone, input)
+    made = make_backbone(backbone, num_channels=input.num_channels)
     found = recognise(path, state, made.state_dict())
     fill(made, found.tensors, backbone, f"{path}, read as {found.kind}'s,")
     # The two have the same names for a ResNet; torchvision publishes no safetensors.

@@ -1,11 +1,12 @@
 import pytest
 import torch
 import torchvision
+from torch import nn
 
-from fastpsl.backbones.resnet import CHANNELS, ResNet
+from fastpsl.backbones.resnet import VARIANTS, ResNet
 
 
-@pytest.mark.parametrize("name", list(CHANNELS))
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_blocks_compute_torchvisions_features_from_its_state_dict(name: str) -> None:
     torch.manual_seed(0)
     theirs = torchvision.models.get_model(name, weights=None).eval()
@@ -29,6 +30,67 @@ def test_blocks_compute_torchvisions_features_from_its_state_dict(name: str) -> 
         )
         assert torch.equal(x, expected)
         assert torch.equal(ours(images), expected)
+
+
+@torch.no_grad()
+def test_the_one_for_small_pictures_keeps_their_size_up_to_conv2() -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18().eval()
+    theirs.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+    theirs.maxpool = nn.Identity()
+    ours = ResNet("resnet18_cifar").eval()
+    state = theirs.state_dict()
+    ours.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith("fc.")})
+    theirs.fc = nn.Identity()
+    images, sides = torch.randn(2, 3, 32, 30), []
+    x = images
+    for block in ours.blocks():
+        x = block(x)
+        sides.append(tuple(x.shape[2:]))
+    assert sides == [(32, 30), (32, 30), (16, 15), (8, 8), (4, 4)]
+    assert torch.equal(x.mean((2, 3)), theirs(images))
+    # N(0, 2 / (9 · 64)): 1,728 values, whose standard deviation is within 2 % (one standard error is 1.7 %) twice over.
+    assert ResNet("resnet18_cifar").conv1.weight.std() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.07)
+
+
+@torch.no_grad()
+def test_the_mlp_is_a_sixth_block_behind_resnet50s_average() -> None:
+    torch.manual_seed(0)
+    ours = ResNet("resnet50_mlp").eval()
+    plain = ResNet("resnet50").eval()
+    plain.load_state_dict({n: t for n, t in ours.state_dict().items() if not n.startswith("mlp.")})
+    linear, norm, _ = ours.mlp
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2.0)
+    norm.bias.normal_()
+    images = torch.randn(2, 3, 48, 33)
+    hidden = plain(images).mean((2, 3)) @ linear.weight.T
+    expected = ((hidden - norm.running_mean) / (norm.running_var + 1e-5).sqrt() + norm.bias).clamp(min=0)
+    assert ours(images).shape == (2, 2048, 1, 1) and len(ours.blocks()) == ours.num_blocks == 6
+    torch.testing.assert_close(ours(images)[:, :, 0, 0], expected, rtol=1e-5, atol=1e-5)
+    assert set(ours.state_dict()) - set(plain.state_dict()) == {
+        f"mlp.{name}"
+        for name in (
+            "0.weight",
+            "1.weight",
+            "1.bias",
+            "1.running_mean",
+            "1.running_var",
+            "1.num_batches_tracked",
+        )
+    }
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_parameters(name: str) -> None:
+    with torch.device("meta"):
+        ours, theirs = ResNet(name), torchvision.models.get_model(VARIANTS[name].source)
+    expected = sum(p.numel() for n, p in theirs.named_parameters() if not n.startswith("fc."))
+    if name == "resnet18_cifar":
+        expected -= 64 * 3 * (49 - 9)
+    if name == "resnet50_mlp":
+        expected += 2048 * 2048 + 2 * 2048
+    assert sum(p.numel() for p in ours.parameters()) == expected
 
 
 def test_unknown_backbone_names_the_known() -> None:
