@@ -16,7 +16,7 @@ from fastpsl.evaluation.weights import newest_checkpoint
 from fastpsl.label_file import NAME, read_labels, write_labels
 from fastpsl.label_monitor import draw_label_curves
 from fastpsl.options import MACHINE, PretrainOptions
-from fastpsl.pipelines.input_record import Input, sobel_xy_input
+from fastpsl.pipelines.input_record import Input
 from fastpsl.run import Run, open_both
 from fastpsl.schedules import linear_decay
 from fastpsl.tasks.uic import UIC, Augmentation, LabelView
@@ -48,13 +48,10 @@ class UICOptions(PretrainOptions):
     labels: Path | None = field(default=None, metadata=MACHINE)
     """Learn from the labels in this file, and make none (labels.npz of a run)."""
 
-    def input(self) -> Input:
-        return sobel_xy_input(self.size_px) if self.channels == "SobelXY" else Input(size_px=self.size_px)
-
 
 def build_uic(options: UICOptions) -> Job:
     """The job. ValueError where a file that is asked for cannot serve."""
-    input, science = options.input(), dict[str, Any]()
+    input, science = Input.usual(options.channels, options.size_px), dict[str, Any]()
     backbone = make_backbone(options.backbone, num_channels=input.num_channels, dropout=options.dropout)
     classifier: dict[str, Tensor] | None = None
     given: np.ndarray | None = None

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fastpsl.kernels.sobel_xy import SOBEL_XY_STD
+
 # What the network sees, and how many channels that is. RGB: the picture. L: CIE lightness alone. Sobel: the size of
 # each colour channel's gradient. SobelXY: the grey picture's gradients along x and y, in [-0.5, 0.5].
 CHANNELS = {"RGB": 3, "L": 1, "Sobel": 3, "SobelXY": 2}
@@ -42,6 +44,13 @@ class Input:
     @property
     def num_channels(self) -> int:
         return CHANNELS[self.channels]
+
+    @classmethod
+    def usual(cls, channels: str, size_px: int) -> "Input":
+        """RGB with ImageNet's mean and deviation, or SobelXY at DeepCluster's scale."""
+        if channels == "SobelXY":
+            return cls(channels, (0.0, 0.0), (SOBEL_XY_STD,) * 2, size_px)
+        return cls(channels, size_px=size_px)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values: what checkpoints hold under "input"."""
