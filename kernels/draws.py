@@ -40,6 +40,8 @@ class Slot(IntEnum):
     PERMUTATION = 9
     TASK = 10
     PAGES = 11
+    BALANCE = 12
+    SPLIT = 13
 
 
 @dataclass(frozen=True, eq=False)

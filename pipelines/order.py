@@ -22,12 +22,12 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
     return order.astype(np.int64, copy=False)
 
 
-def sort_keys(seed: int, epoch: int, num_samples: int) -> np.ndarray:
-    """uint64 [num_samples]: 64 random bits of each sample's own, keyed by (seed, epoch, index)."""
+def sort_keys(seed: int, epoch: int, num_samples: int, slot: Slot = Slot.ORDER) -> np.ndarray:
+    """uint64 [num_samples]: 64 random bits of each sample's own, keyed by (seed, epoch, index): the slot's first two words."""
     keys = np.empty(num_samples, np.uint64)
     for start in range(0, num_samples, _BLOCK):
         indices = np.arange(start, min(start + _BLOCK, num_samples), dtype=np.int64)
-        high, low = words(Keys(seed, epoch, indices), Slot.ORDER, 2).astype(np.uint64).T
+        high, low = words(Keys(seed, epoch, indices), slot, 2).astype(np.uint64).T
         keys[start : start + len(indices)] = (high << np.uint64(32)) | low
     return keys
 
