@@ -70,9 +70,9 @@ def draw_label_curves(folder: Path) -> Path | None:
     if not lines:
         return None
     figure, axes = pyplot.subplots(4, 1, sharex=True, figsize=(8, 9), layout="constrained")
-    _draw(axes[0], lines, "non_empty", "classes that are not empty")
-    _draw(axes[1], lines, "entropy_share", "entropy, of even classes'")
-    _draw(axes[2], lines, "biggest", "biggest class, % of the images", 100)
+    _draw(axes[0], lines, "non_empty", "non-empty classes")
+    _draw(axes[1], lines, "entropy_share", "entropy share")
+    _draw(axes[2], lines, "biggest", "biggest class, % of images", 100)
     for number, (name, label) in enumerate(
         (
             ("nmi_previous", "with the epoch before"),
@@ -82,15 +82,16 @@ def draw_label_curves(folder: Path) -> Path | None:
     ):
         if any(line.get(name) is not None for line in lines):
             _draw(axes[3], lines, name, "NMI", color=f"C{number}", label=label)
-    for axis in axes[:3]:
-        axis.set_ylim(bottom=0)
+    axes[0].set_ylim(bottom=0)
     axes[1].set_ylim(0, 1.05)
-    axes[1].axhline(MIN_ENTROPY_SHARE, color="grey", linestyle=":")
+    axes[1].axhline(MIN_ENTROPY_SHARE, color="grey", linestyle=":", label="below: collapse")
+    axes[1].legend(fontsize=8)
+    axes[2].set_yscale("log")
     axes[3].set_ylim(0, 1.05)
     if axes[3].lines:
         axes[3].legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
     axes[3].set_xlabel("epoch")
-    axes[3].xaxis.get_major_locator().set_params(integer=True)
+    axes[3].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     figure.suptitle(f"{folder.name}: pseudo-labels")
     out = folder / PICTURE
     figure.savefig(out, dpi=120, format="png")
