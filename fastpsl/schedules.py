@@ -67,3 +67,13 @@ def linear_decay(lr: float) -> Schedule:
     if lr <= 0:
         raise ValueError(f"lr {lr}: it must be above 0")
     return lambda moment: lr * (1 - moment.epoch / moment.all_epochs)
+
+
+def inverse_root(lr: float, decay: float) -> Schedule:
+    """lr / sqrt(1 + lr * decay * step), steps counted from the stage's first.
+
+    DeepCluster's linear classifiers (eval_linear.py), whose `decay` is their weight decay.
+    """
+    if lr <= 0 or decay < 0:
+        raise ValueError(f"lr {lr} with a decay of {decay}: the rate must be above 0, the decay 0 or more")
+    return lambda moment: lr / math.sqrt(1 + lr * decay * moment.step)

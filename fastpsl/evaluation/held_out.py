@@ -44,7 +44,7 @@ def write_held_out(
     """result.json of a finished run: its scores, options, views and `constants` of the protocol; `checkpoint` as in `Pretrained.record`."""
     summaries, level = run.position.summaries, job.stages[-1].level
     views = {"train_view": job.task.views(level), "held_out_view": held_out_views(job.task, level)}
-    settings = {name: repr(view) for name, (view,) in views.items()} | dict(constants)
+    settings = {name: " and ".join(map(repr, specs)) for name, specs in views.items()} | dict(constants)
     # Whoever compares results needs to know the data that a part was taken of.
     whole = {"whole_train": run.train_data.data.digest()} if isinstance(run.train_data, Subset) else {}
     return write_result(

@@ -1,26 +1,48 @@
-"""The two views of an evaluation: a random crop to learn from and the middle to be scored on, as the weights expect them."""
+"""Views of an evaluation: a random crop to learn from, the middle or ten crops to be scored on, as the weights expect them."""
 
-from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
+from typing import Literal
+
+from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop, Where
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.lightness import Lightness
 from fastpsl.kernels.sobel import Sobel
 from fastpsl.kernels.sobel_xy import SobelXY
 from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.views import Op, ViewSpec
+from fastpsl.pipelines.views import Crop, Op, ViewSpec
 
 # ImageNet's usual "shorter side 256, then the middle 224", in proportion for other sizes.
 SHORTER_OF_SIZE = 256 / 224
 
 
-def train_view(input: Input, size_px: int) -> ViewSpec:
-    """RandomResizedCrop to `size_px` and flip, then what the weights' input record says."""
-    return ViewSpec(RandomResizedCrop(size_px), (Flip(), *_channels(input)), input.mean, input.std)
+def train_view(
+    input: Input, size_px: int, crop: Where | Literal["random_resized"] = "random_resized"
+) -> ViewSpec:
+    """RandomResizedCrop to `size_px`, or the shorter side's crop at `crop`, and flip; then what the weights' input record says."""
+    made: Crop = RandomResizedCrop(size_px)
+    if crop != "random_resized":
+        made = _shorter_side(size_px, crop)
+    return ViewSpec(made, (Flip(), *_channels(input)), input.mean, input.std)
 
 
 def center_view(input: Input, size_px: int) -> ViewSpec:
     """Shorter side to `size_px` * 256 / 224, the middle `size_px`, then what the weights' input record says."""
-    crop = ShorterSideCrop(round(size_px * SHORTER_OF_SIZE), size_px, where="center")
-    return ViewSpec(crop, _channels(input), input.mean, input.std)
+    return ViewSpec(_shorter_side(size_px, "center"), _channels(input), input.mean, input.std)
+
+
+def ten_crop_views(input: Input, size_px: int) -> tuple[ViewSpec, ...]:
+    """The middle and the four corners of the shorter side at `size_px` * 256 / 224, then the same mirrored: torchvision's TenCrop.
+
+    Mirrored before `_channels`: a mirrored picture's horizontal gradient has the other sign.
+    """
+    return tuple(
+        ViewSpec(_shorter_side(size_px, where), (*flip, *_channels(input)), input.mean, input.std)
+        for flip in ((), (Flip(p=1.0),))
+        for where in ("center", "top_left", "top_right", "bottom_left", "bottom_right")
+    )
+
+
+def _shorter_side(size_px: int, where: Where) -> ShorterSideCrop:
+    return ShorterSideCrop(round(size_px * SHORTER_OF_SIZE), size_px, where)
 
 
 def _channels(input: Input) -> tuple[Op, ...]:

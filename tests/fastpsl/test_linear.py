@@ -1,4 +1,4 @@
-"""Linear probes: the widths of the protocol, each block's own classifier, frozen features, heads that know nothing of each other."""
+"""Linear probes: the widths of the protocols, each block's own classifier, frozen features, heads that know nothing of each other."""
 
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastpsl.backbones.backbone import Backbone
+from fastpsl.backbones.choose import make_backbone
 from fastpsl.backbones.resnet import ResNet
-from fastpsl.evaluation.linear import GRIDS, LinearProbes, ProbeHead, pooled, probe_sgd
-from fastpsl.evaluation.views import center_view, train_view
+from fastpsl.evaluation.linear import LinearProbes, ProbeHead, log_mean_softmax, probe_sgd
+from fastpsl.evaluation.protocols import PROTOCOLS, WHOLE, Pool, pooled
+from fastpsl.evaluation.views import center_view, ten_crop_views, train_view
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.input_record import Input
@@ -50,32 +52,97 @@ def test_widths_of_resnet50_are_the_protocols() -> None:
     assert backbone.training
 
 
-# VISSL's configuration, again: side of the map, kernel, stride, padding, grid.
-VISSLS = [(112, 10, 10, 4, 12), (56, 16, 8, 0, 6), (28, 13, 5, 0, 4), (14, 8, 3, 0, 3), (7, 6, 1, 0, 2)]
+# Features of each block of AlexNet at 224 px, as the protocols' sources print them; fc6 and fc7 are whole.
+FC = {"B6": 4096, "B7": 4096, "final": 4096}
+ALEXNETS = [
+    ("uic", "alexnet", (9600, 9216, 9600, 9600, 9216), None),
+    ("deepcluster", "alexnet", (9600, 9216, 9600, 9600, 9216), None),
+    ("rotnet", "alexnet_rotnet", (9216, 9408, 9600, 9216, 9216), False),
+    ("vissl", "alexnet", (96 * 144, 256 * 36, 384 * 16, 384 * 9, 256 * 4), True),
+]
 
 
-@pytest.mark.parametrize(("side", "kernel", "stride", "padding", "grid"), VISSLS)
-def test_a_pool_is_the_mean_of_its_windows(
-    side: int, kernel: int, stride: int, padding: int, grid: int
+@pytest.mark.parametrize(("protocol", "name", "widths", "affine"), ALEXNETS)
+def test_widths_of_alexnet_are_the_protocols(
+    protocol: str, name: str, widths: tuple[int, ...], affine: bool | None
 ) -> None:
-    """Against sums by hand over VISSL's windows; zeros of the padding count, as torch's AvgPool2d counts them."""
-    assert grid in GRIDS
+    """By the sizes of a real forward at 224 px; BatchNorm with, without scale and shift, or none."""
+    backbone, chosen = make_backbone(name), PROTOCOLS[protocol]
+    head: Any = probes(backbone, 4, 224, pools=chosen.pools, batchnorm=chosen.batchnorm).head(1, 4096)
+    expected = {f"B{i}": width for i, width in enumerate(widths, 1)} | FC
+    assert head.widths == expected
+    assert {name: c.linear.in_features for name, c in head.classifiers.items()} == expected
+    norms = [getattr(c, "norm", None) for c in head.classifiers.values()]
+    if affine is None:
+        assert norms == [None] * 8
+    else:
+        assert [norm.num_features for norm in norms] == [*backbone.channels, 4096]
+        assert {norm.affine for norm in norms} == {affine} and all(norm.track_running_stats for norm in norms)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("name", ["resnet50_mlp", "vgg16"])
+def test_every_protocol_takes_backbones_of_six_and_seven_blocks(protocol: str, name: str) -> None:
+    backbone = make_backbone(name)
+    chosen, last = PROTOCOLS[protocol], backbone.num_blocks
+    head: Any = probes(backbone, 2, 64, pools=chosen.pools, batchnorm=chosen.batchnorm).head(1, 1)
+    blocks = [f"B{i + 1}" for i in range(last)] if chosen.pools else []
+    assert list(head.widths) == [*blocks, "final"]
+    for number in range(6, last + 1 if blocks else 0):
+        assert head.widths[f"B{number}"] == backbone.channels[number - 1]
+    assert head.widths["final"] == backbone.channels[-1]
+
+
+# VISSL's and DeepCluster's configurations, again: protocol, block, side of the map, kernel, stride, padding, grid.
+WINDOWS = [
+    ("vissl", 1, 112, 10, 10, 4, 12), ("vissl", 2, 56, 16, 8, 0, 6), ("vissl", 3, 28, 13, 5, 0, 4),
+    ("vissl", 4, 14, 8, 3, 0, 3), ("vissl", 5, 7, 6, 1, 0, 2),
+    ("deepcluster", 1, 55, 6, 6, 3, 10), ("deepcluster", 2, 27, 4, 4, 0, 6), ("deepcluster", 3, 13, 3, 3, 1, 5),
+    ("deepcluster", 4, 13, 3, 3, 1, 5), ("deepcluster", 5, 13, 2, 2, 0, 6),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("protocol", "block", "side", "kernel", "stride", "padding", "grid"), WINDOWS)
+def test_a_pool_is_the_mean_of_its_windows(
+    protocol: str, block: int, side: int, kernel: int, stride: int, padding: int, grid: int
+) -> None:
+    """Against sums by hand over the published windows; zeros of the padding count, as torch's AvgPool2d counts them."""
+    pool = PROTOCOLS[protocol].pools[block - 1]
+    assert pool.grid == grid
     features = torch.randn(2, 3, side, side, dtype=torch.float64)
     padded = F.pad(features, (padding,) * 4)
     expected = torch.stack([torch.stack([
         padded[:, :, y * stride : y * stride + kernel, x * stride : x * stride + kernel].sum((2, 3)) / kernel**2
         for x in range(grid)], -1) for y in range(grid)], -2)  # fmt: skip
-    torch.testing.assert_close(pooled(features, grid), expected)
+    torch.testing.assert_close(pooled(features, pool), expected)
+
+
+@pytest.mark.parametrize("protocol", ["uic", "rotnet"])
+@pytest.mark.parametrize("side", [55, 27, 13, 112, 7])
+def test_a_max_pool_is_the_greatest_of_adaptive_windows(protocol: str, side: int) -> None:
+    """Cell i of n is rows floor(i s / n) to ceil((i + 1) s / n), so all of the map is read; in plain loops."""
+    features = torch.randn(2, 3, side, side)
+    grids = {"uic": (10, 6, 5, 5, 6), "rotnet": (12, 7, 5, 6, 6)}[protocol]
+    for pool, grid in zip(PROTOCOLS[protocol].pools, grids, strict=True):
+        n = min(grid, side)
+        cells = [slice(i * side // n, -(-(i + 1) * side // n)) for i in range(n)]
+        expected = torch.stack(
+            [torch.stack([features[:, :, y, x].amax((2, 3)) for x in cells], -1) for y in cells], -2
+        )
+        assert torch.equal(pooled(features, pool), expected)
 
 
 def test_other_maps_are_pooled_to_the_same_grid_or_left() -> None:
-    features = torch.randn(2, 3, 48, 48)
+    features, vissl = torch.randn(2, 3, 48, 48), PROTOCOLS["vissl"].pools
     torch.testing.assert_close(
-        pooled(features, 12), features.unflatten(3, (12, 4)).unflatten(2, (12, 4)).mean((3, 5))
+        pooled(features, vissl[0]), features.unflatten(3, (12, 4)).unflatten(2, (12, 4)).mean((3, 5))
     )
     small = torch.randn(2, 3, 3, 3)
-    assert torch.equal(pooled(small, 4), small)
-    assert pooled(torch.randn(2, 3, 14, 14), 2).shape[-1] == 2  # not VISSL's B4, whose grid is 3
+    for pool in (vissl[2], *PROTOCOLS["uic"].pools, *PROTOCOLS["deepcluster"].pools):
+        assert torch.equal(pooled(small, pool), small)
+    assert pooled(torch.randn(2, 3, 14, 14), vissl[4]).shape[-1] == 2  # not VISSL's B4, whose grid is 3
+    assert pooled(torch.randn(2, 3, 55, 48), PROTOCOLS["deepcluster"].pools[0]).shape[-2:] == (10, 10)
+    torch.testing.assert_close(pooled(features, WHOLE)[..., 0, 0], features.mean((2, 3)))
 
 
 class Planted(Backbone):
@@ -116,12 +183,13 @@ def planted(num: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def test_each_classifier_reads_its_own_block() -> None:
     """Blocks of unlike constants, weights of 1: each logit is the constant times the number of features."""
-    head = ProbeHead([(2, 8, 8)] * 5, 3, batchnorm=False)
+    head = ProbeHead([(2, 8, 8)] * 7, 3, batchnorm=None)
     for parameter in head.parameters():
         torch.nn.init.ones_(parameter) if parameter.ndim > 1 else torch.nn.init.zeros_(parameter)
-    constants = (1.0, 10.0, 100.0, 1000.0, 10000.0)
+    constants = (1.0, 10.0, 100.0, 1000.0, 10000.0, 2.0, 3.0)
     logits = head([torch.full((1, 2, 8, 8), constant) for constant in constants])
-    names = ("B1", "B2", "B3", "B4", "B5", "final")
+    names = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "final")
+    assert tuple(logits) == names
     for name, constant in zip(names, (*constants, constants[-1]), strict=True):
         assert torch.allclose(logits[name], torch.full((1, 3), constant * head.widths[name])), name
 
@@ -221,7 +289,7 @@ def test_metrics_are_few_while_training_and_all_held_out() -> None:
 
 def test_mocos_protocol_is_one_linear_layer_on_the_final_features() -> None:
     backbone = TinyNet()
-    task = probes(backbone, 50, blocks=False, batchnorm=False, head_std=0.01)
+    task = probes(backbone, 50, pools=(), batchnorm=None, head_std=0.01)
     head = task.head(1, 16)
     assert isinstance(head, ProbeHead) and head.widths == {"final": 16}
     weight, bias = head.parameters()
@@ -288,11 +356,55 @@ def test_a_probe_leaves_the_backbone_and_learns_and_resumes(tmp_path: Path) -> N
     assert digests(whole) == digests(stopped)
 
 
-def test_a_backbone_of_other_blocks_is_refused_by_vissls_protocol_only() -> None:
+def test_a_backbone_of_fewer_blocks_is_refused_where_there_are_pools() -> None:
     shapes = [(4, 8, 8)] * 4
     with pytest.raises(ValueError, match="4 blocks.*--protocol moco"):
         ProbeHead(shapes, 3)
-    assert ProbeHead(shapes, 3, blocks=False).widths == {"final": 4}
+    assert ProbeHead(shapes, 3, pools=()).widths == {"final": 4}
+    assert ProbeHead(shapes, 3, pools=[Pool(2)] * 4).widths == {f"B{i}": 16 for i in range(1, 5)} | {
+        "final": 4
+    }
+
+
+def test_pictures_too_small_for_the_backbone_are_refused_in_one_line() -> None:
+    with pytest.raises(ValueError, match="62 x 62 px: this backbone reads 63 px"):
+        probes(make_backbone("alexnet"), 3, 62).head(1, 4096)
+
+
+def test_crops_of_a_picture_are_one_answer_the_mean_of_their_softmaxes() -> None:
+    logits = [torch.randn(5, 7) * 3 for _ in range(10)]
+    expected = torch.stack([crop.softmax(1) for crop in logits]).mean(0)
+    torch.testing.assert_close(log_mean_softmax(logits).exp(), expected)
+    assert log_mean_softmax(logits[:1]) is logits[0]
+    huge = [torch.tensor([[1e4, 0.0]]), torch.tensor([[0.0, 1e4]])]
+    torch.testing.assert_close(log_mean_softmax(huge).exp(), torch.tensor([[0.5, 0.5]]))
+
+
+def test_held_out_scores_are_those_of_ten_crops() -> None:
+    """top-1 of the mean probability of each block, in plain numpy; the loss is that of the mean; training sees one crop."""
+    torch.manual_seed(1)
+    backbone, input = TinyNet(), Input(size_px=32)
+    middle, *more = ten_crop_views(input, 32)
+    task = LinearProbes(train_view(input, 32), middle, backbone=backbone, more_crops=tuple(more))
+    task.check_data(Synthetic(14, 7), 2)
+    assert task.held_out_views(1) == (middle, *more) and len(more) == 9 and len(task.views(1)) == 1
+    module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task).eval()
+    images, labels = [torch.randn(6, 3, 32, 32) for _ in range(10)], torch.arange(6)
+    batch = batch_of(labels)
+    batch.indices[5:] = -1
+    loss, metrics = module(images, batch)
+    crops = [head_outputs(module.head, module.trunk.features(crop)) for crop in images]
+    total = 0.0
+    for name in crops[0]:
+        mean = np.mean([crop[name].softmax(1).detach().numpy() for crop in crops], 0)[:5]
+        total += float(-np.log(mean[np.arange(5), np.arange(5)]).mean())
+        assert [float(v) for v in metrics[f"top1_{name}"]] == [int((mean.argmax(1) == np.arange(5)).sum()), 5]
+        right = sum(k in row.argsort()[-5:] for k, row in enumerate(mean))
+        assert [float(v) for v in metrics[f"top5_{name}"]] == [right, 5]
+    assert float(loss.detach()) == pytest.approx(total, rel=1e-5)
+    torch.testing.assert_close(
+        module(images[:1] * 10, batch)[0], module(images[:1], batch)[0]
+    )  # ten equal crops say what one says
 
 
 def test_one_class_is_refused() -> None:

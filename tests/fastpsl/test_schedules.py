@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from fastpsl.schedules import Moment, cosine, step_drops
+from fastpsl.schedules import Moment, cosine, inverse_root, step_drops
 
 STEPS_PER_EPOCH = 7
 
@@ -65,3 +65,28 @@ def test_warm_up_rises_in_a_line_and_the_cosine_follows_it() -> None:
         cosine(0.0)
     with pytest.raises(ValueError, match="0 or more"):
         cosine(0.1, -1)
+
+
+@pytest.mark.parametrize(
+    ("lr", "decay", "step", "expected"),
+    [
+        (0.01, 1e-7, 0, 0.01),
+        (0.01, 1e-7, 450_000, 0.01 / math.sqrt(1.00045)),
+        (0.01, 1e-4, 1_000_000, 0.01 / math.sqrt(2)),
+        (2.0, 0.5, 3, 1.0),
+        (2.0, 0.5, 8, 2 / 3),
+        (2.0, 0.0, 8, 2.0),
+    ],
+)
+def test_the_inverse_root_counts_steps(lr: float, decay: float, step: int, expected: float) -> None:
+    """DeepCluster's rule, whatever the stage's length; the figures are of hand."""
+    for num_steps in (step + 1, 10 * step + 1):
+        assert inverse_root(lr, decay)(Moment(step, num_steps, 0, 90, 90)) == pytest.approx(
+            expected, rel=1e-9
+        )
+
+
+@pytest.mark.parametrize(("lr", "decay"), [(0.0, 0.1), (-1.0, 0.1), (0.1, -1e-9)])
+def test_impossible_inverse_roots_are_refused(lr: float, decay: float) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        inverse_root(lr, decay)
