@@ -13,6 +13,8 @@ from PIL import Image
 from rich.console import Console
 
 from fastpsl.evaluation.result import read_result
+from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
+from fastpsl.kernels.flip import Flip
 from fastpsl.launch import launch
 from fastpsl.reporter import summary_line
 from fastpsl.sample import sample_paths
@@ -66,6 +68,7 @@ def test_a_run_puts_every_block_on_record(recipe: Start, supervised: Path, tmp_p
     assert record["cut"]  # its pre-training was
     assert (record["data"]["num_train"], record["data"]["num_val"]) == (480, 160)
     settings = record["settings"]
+    assert settings["held_out_view"].count("ShorterSideCrop") == 1 and settings["batchnorm"] == "affine"
     assert (settings["epochs"], settings["lr"], settings["weight_decay"]) == (1, 0.1, 5e-4)
     assert "RandomResizedCrop(size_px=32" in settings["train_view"] and "37" in settings["held_out_view"]
     said = outcome.out + outcome.err
@@ -113,36 +116,93 @@ def parts() -> dict[str, Any]:
     return runpy.run_path(str(RECIPE))
 
 
-def test_protocols_are_vissls_and_mocos() -> None:
-    """Rates at each epoch and the optimiser's settings, as VISSL and MoCo have them."""
+# Epochs, first rate, its batch, factor, epochs of the drops, decay, Nesterov, BatchNorm, training crop, number of crops.
+PROTOCOLS = {
+    "vissl": (28, 0.01, 256, 0.1, (8, 16, 24), 5e-4, True, "affine", RandomResizedCrop(224), 1),
+    "moco": (100, 30.0, 256, 0.1, (60, 80), 0.0, False, None, RandomResizedCrop(224), 1),
+    "uic": (32, 0.1, 256, 0.1, (10, 20, 30), 0.0, False, None, ShorterSideCrop(256, 224, "random"), 10),
+    "rotnet": (35, 0.01, 192, 0.2, (5, 15, 25), 5e-4, True, "plain", ShorterSideCrop(256, 224, "random"), 1),
+    "deepcluster": (
+        90,
+        0.01,
+        256,
+        1.0,
+        (),
+        1e-7,
+        False,
+        None,
+        ShorterSideCrop(256, 224, "random_middle"),
+        10,
+    ),
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_protocols_are_the_published_ones(protocol: str) -> None:
+    """Rates at each epoch, the optimiser's settings, BatchNorm and views, as their sources have them."""
+    epochs, lr, lr_batch, factor, drops, decay, nesterov, batchnorm, crop, num_crops = PROTOCOLS[protocol]
     recipe = parts()
-    for protocol, epochs, lr, drops, wd, nesterov in (
-        ("vissl", 28, 0.01, (8, 16, 24), 5e-4, True),
-        ("moco", 100, 30.0, (60, 80), 0.0, False),
-    ):
-        options = recipe["Options"](
-            protocol=protocol, random_weights=True, backbone="resnet18", batch_size=512
-        )
-        job = recipe["build"](options)
-        (stage,) = job.stages
-        assert (stage.first_learning, stage.last_block, stage.epochs) == (6, 5, epochs)
-        for epoch in range(epochs):
-            rate = job.schedule(Moment(epoch * 10, epochs * 10, 0, epochs, epochs))
-            assert rate == pytest.approx(2 * lr * 0.1 ** sum(epoch >= drop for drop in drops))
-        named = [("head.classifiers.final.linear.bias", torch.nn.Parameter(torch.zeros(3)))]
-        group = job.optimiser(iter(named)).param_groups[0]
-        found = {name: group[name] for name in ("momentum", "nesterov", "weight_decay")}
-        assert found == {"momentum": 0.9, "nesterov": nesterov, "weight_decay": wd}
-        assert (job.task.blocks, job.task.batchnorm) == (
-            (True, True) if protocol == "vissl" else (False, False)
-        )
-        train, held_out = job.task.train_view.crop, job.task.held_out_view.crop
-        assert (train.size_px, held_out.shorter_px, held_out.size_px, held_out.random) == (
-            224,
-            256,
-            224,
-            False,
-        )
+    options = recipe["Options"](
+        protocol=protocol, random_weights=True, backbone="resnet18", batch_size=2 * lr_batch
+    )
+    job = recipe["build"](options)
+    (stage,) = job.stages
+    assert (stage.first_learning, stage.last_block, stage.epochs) == (6, 5, epochs)
+    for epoch in range(epochs):
+        moment = Moment(epoch * 5004, epochs * 5004, 0, epochs, epochs)
+        expected = 2 * lr * factor ** sum(epoch >= drop for drop in drops)
+        if protocol == "deepcluster":
+            expected = 2 * lr / (1 + 2 * lr * decay * epoch * 5004) ** 0.5
+        assert job.schedule(moment) == pytest.approx(expected, rel=1e-9)
+    named = [("head.classifiers.final.linear.bias", torch.nn.Parameter(torch.zeros(3)))]
+    group = job.optimiser(iter(named)).param_groups[0]
+    found = {name: group[name] for name in ("momentum", "nesterov", "weight_decay")}
+    assert found == {"momentum": 0.9, "nesterov": nesterov, "weight_decay": decay}
+    (train,), held_out = job.task.views(1), job.task.held_out_views(1)
+    assert (job.task.batchnorm, train.crop, train.ops) == (batchnorm, crop, (Flip(),))
+    assert held_out[0].crop == ShorterSideCrop(256, 224, "center") and held_out[0].ops == ()
+    assert len(held_out) == num_crops == len(set(held_out))
+    if protocol == "rotnet":  # its table: up to epochs 5, 15, 25 and 35
+        rates = [job.schedule(Moment(e, 35, 0, 35, 35)) / 2 for e in (0, 4, 5, 14, 15, 24, 25, 34)]
+        assert rates == pytest.approx([0.01] * 2 + [0.002] * 2 + [4e-4] * 2 + [8e-5] * 2)
+
+
+def checked(recipe: Start, out: Path, protocol: str, *start: object) -> dict[str, Any]:
+    """The record of a run of one step."""
+    outcome = recipe("--protocol", protocol, *start, "--max-steps-per-stage", "1", "--out", out)
+    assert outcome.code == 0, outcome
+    record = read_result(out / "result.json")
+    assert all(0 <= value <= 100 for value in record["numbers"].values()) and record["cut"]
+    assert record["protocol"] == f"linear/{protocol}"
+    settings = record["settings"]
+    num_crops = settings["num_crops"]
+    assert num_crops == settings["held_out_view"].count("ShorterSideCrop")
+    assert num_crops // 2 == settings["held_out_view"].count("Flip(p=1.0)")
+    assert "B5 " in outcome.err + outcome.out
+    return record
+
+
+def test_alexnets_blocks_by_uics_protocol(recipe: Start, tmp_path: Path) -> None:
+    """On the embedded sample: seven blocks and final, on record."""
+    start = ("--backbone", "alexnet", "--random-weights", "--size-px", "64", "--batch-size", "16")
+    record = checked(recipe, tmp_path, "uic", *start, "--no-tensorboard", "--num-threads", "1")
+    names = (*BLOCKS[:-1], "B6", "B7", "final")
+    assert set(record["numbers"]) == {f"top{k}_{block}" for k in (1, 5) for block in names}
+    settings = record["settings"]
+    assert [(pool["grid"], pool["kind"]) for pool in settings["pools"]] == [
+        (n, "max") for n in (10, 6, 5, 5, 6)
+    ]
+    assert settings["held_out_view"].count("shorter_px=73, size_px=64") == 10
+    assert (settings["lr_batch"], settings["batch_size"], settings["num_crops"]) == (256, 16, 10)
+
+
+@pytest.mark.parametrize(("protocol", "num_crops"), [("rotnet", 1), ("deepcluster", 10)])
+def test_alexnets_protocols_take_other_backbones(
+    recipe: Start, tmp_path: Path, protocol: str, num_crops: int
+) -> None:
+    record = checked(recipe, tmp_path, protocol, *RANDOM, *DATA, *SMALL)
+    assert set(record["numbers"]) == {f"top{k}_{block}" for k in (1, 5) for block in BLOCKS}
+    assert record["settings"]["num_crops"] == num_crops
 
 
 def test_the_screen_fits_100_columns() -> None:
@@ -194,5 +254,7 @@ def test_impossible_requests_are_refused(recipe: Start, supervised: Path, tmp_pa
     is_refused(
         *DATA[:2], "--val", other_classes(tmp_path), *RANDOM, words=("'unicorn' is not in the training data",)
     )
+    is_refused(*DATA, *RANDOM, "--lr", "0", "--protocol", "deepcluster", words=("above 0",))
+    is_refused(*DATA, "--random-weights", "--backbone", "alexnet", words=("32 x 32 px", "63 px and more"))
     is_refused(*DATA, *RANDOM, "--lr", "0", words=("above 0",))
     is_refused(*DATA, *RANDOM, "--epochs", "0", words=("--epochs 0",))
