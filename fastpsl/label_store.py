@@ -44,6 +44,7 @@ class LabelStore:
     """
 
     def __init__(self, num_samples: int, num_classes: int, device: torch.device, seed: int):
+        assert num_samples < 2**31, num_samples  # an index is an int32 here
         self.num_samples, self.num_classes, self.device, self.seed = num_samples, num_classes, device, seed
         self.current = torch.full((num_samples,), -1, dtype=torch.int32, device=device)
         self.num_split = 0
