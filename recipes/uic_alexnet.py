@@ -31,7 +31,7 @@ PAPER = {  # section 4.2
 }
 # Section 4.3, "Further Fine-Tuning": 30 epochs. The rate is not said; a tenth of the first, as the network has learned already.
 FINE_TUNE = {"stage_epochs": (30,), "lr": 0.01}
-SAMPLE = {"stage_epochs": (6,), "batch_size": 32, "lr": 0.05, "num_classes": 16, "size_px": 64}
+SAMPLE = {"stage_epochs": (12,), "batch_size": 32, "lr": 0.02, "num_classes": 16, "size_px": 64}
 
 
 def parse() -> UICOptions:
