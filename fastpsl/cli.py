@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fastpsl import beton_command, table_command
+from fastpsl import beton_command, clusters_command, table_command
 from fastpsl.command_line import parse
 from fastpsl.doctor import command as doctor_command
 
@@ -85,7 +85,7 @@ class Features:
     size_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 224
     """Side of the middle that is cut from each picture, whose shorter side becomes PX * 256 / 224."""
     backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """For others' weights: resnet50, resnet18 or revnet50."""
+    """For others' weights: alexnet, alexnet_rotnet, resnet18, resnet18_cifar, resnet50, resnet50_mlp, revnet50 or vgg16."""
     input_channels: Annotated[str | None, tyro.conf.arg(metavar="RGB|L|Sobel|SobelXY")] = None
     """For others' weights: what they were trained on."""
     input_mean: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="NUM...")] = None
@@ -121,7 +121,7 @@ class Export:
     overwrite: bool = False
     """Replace OUT, which is refused otherwise."""
     backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Of others' weights: resnet50 or resnet18."""
+    """Of others' weights: alexnet, alexnet_rotnet, resnet18, resnet18_cifar, resnet50, resnet50_mlp, revnet50 or vgg16."""
     input_channels: Annotated[
         Literal["RGB", "L", "Sobel", "SobelXY"] | None, tyro.conf.arg(metavar="RGB|L|Sobel|SobelXY")
     ] = None
@@ -140,6 +140,7 @@ Command = (
     | Annotated[Features, tyro.conf.subcommand("features")]
     | Annotated[Permutations, tyro.conf.subcommand("permutations")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[clusters_command.Clusters, tyro.conf.subcommand("clusters")]
     | Annotated[table_command.Table, tyro.conf.subcommand("table")]
     | Annotated[doctor_command.Doctor, tyro.conf.subcommand("doctor")]
 )
@@ -169,6 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 _features(command)
             elif isinstance(command, Export):
                 _export(command)
+            elif isinstance(command, clusters_command.Clusters):
+                clusters_command.run(command)
             elif isinstance(command, table_command.Table):
                 table_command.run(command)
             elif isinstance(command, doctor_command.Doctor):

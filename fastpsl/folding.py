@@ -28,7 +28,7 @@ def check_foldable(blocks: Iterable[nn.Module], frozen_batchnorm: str) -> None:
 
 
 def folded(block: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of `block` in eval mode without BatchNorm, its convolutions of `dtype` in channels-last memory.
+    """A copy of `block` in eval mode without BatchNorm, its convolutions and linears of `dtype`, in channels-last memory.
 
     Of the block as it is now; it shares no tensor with it and learns nothing. Folded in the weights' own float32 and rounded once,
     so that under autocast of `dtype` no weight is cast in a step: each output differs from the block's by the rounding of the
@@ -40,12 +40,10 @@ def folded(block: nn.Module, dtype: torch.dtype) -> nn.Module:
         raise ValueError(
             "--fold-frozen: RevNet's BatchNorms stand before its convolutions, behind a ReLU; leave it out"
         )
-    for part in own.modules():
-        if isinstance(part, nn.SyncBatchNorm):
-            # In eval mode it is no other than this, which torch.fx knows.
-            part.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
     try:
-        repeated = _repeated(fx.symbolic_trace(own))
+        traced = fx.symbolic_trace(own)
+        _unsynchronise(traced)
+        repeated = _repeated(traced)
         result: nn.Module = fuse(own, inplace=True)
     except (TraceError, TypeError, RuntimeError) as error:
         raise ValueError(
@@ -61,11 +59,24 @@ def folded(block: nn.Module, dtype: torch.dtype) -> nn.Module:
             f"--fold-frozen: {len(left)} BatchNorms of a block follow no convolution alone, such as {left[0]}; leave it out"
         )
     for part in result.modules():
-        if isinstance(part, nn.Conv2d):
+        if isinstance(part, nn.Conv2d | nn.Linear):
             part.to(dtype).to(memory_format=torch.channels_last)
     assert isinstance(result, fx.GraphModule)
     _join_activations(result)
     return result.requires_grad_(False)
+
+
+def _unsynchronise(module: fx.GraphModule) -> None:
+    """SyncBatchNorms, which in eval mode are no other than those they were made of, into these, which torch.fx knows."""
+    for node in module.graph.nodes:
+        if node.op == "call_module" and isinstance(
+            part := module.get_submodule(node.target), nn.SyncBatchNorm
+        ):
+            before = node.args[0]
+            of_linear = before.op == "call_module" and isinstance(
+                module.get_submodule(before.target), nn.Linear
+            )
+            part.__class__ = nn.BatchNorm1d if of_linear else nn.BatchNorm2d  # type: ignore[assignment]
 
 
 def _repeated(module: fx.GraphModule) -> str:
