@@ -11,16 +11,24 @@ import tyro
 
 @dataclass(frozen=True)
 class Table:
-    """Render one of the PSL paper's tables beside our own results, and print the commands of the missing ones.
+    """Render a table of PSL's or UIC's paper beside our own results, and print the commands of the missing ones.
 
     Of the result.json files under RUNS those count that were measured with the scale's very values, whole, on one data set;
     the others are listed with the reason. OUT gets NAME.md, NAME.png and NAME.html. Something missing is no error. See
     docs/tables.md.
     """
 
-    name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="psl/4|psl/5|psl/6|psl/7|psl/ablations")]]
-    """4: linear classifiers, all methods; 5: each block, jigsaw; 6: each block, rotation; 7: few labels; ablations: jigsaw
-    with other orders, lengths and partitions, which are not in the paper."""
+    name: tyro.conf.Positional[
+        Annotated[
+            str,
+            tyro.conf.arg(
+                metavar="psl/4|psl/5|psl/6|psl/7|psl/ablations|uic/1|uic/2|uic/3|uic/4|uic/7|uic/8"
+            ),
+        ]
+    ]
+    """psl/4: linear classifiers, all methods; 5: each block, jigsaw; 6: each block, rotation; 7: few labels; ablations: jigsaw
+    with other orders, lengths and partitions, which are not in the paper. uic/1: number of classes; 2: fine-tuning; 3: the
+    view that labels are made of; 4: linear classifiers, all methods; 7: strong augmentation; 8: other networks."""
     runs: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """The folder that holds the runs, at any depth; the commands write there too."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fastpsl.tables.found import Result
 from fastpsl.tables.matching import Matches
 from fastpsl.tables.needs import Measure
-from fastpsl.tables.psl import Row, Table
+from fastpsl.tables.rows import Row, Table
 
 
 @dataclass(frozen=True)

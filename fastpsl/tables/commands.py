@@ -1,16 +1,19 @@
 """The commands of what is missing, in the order in which they are to be run."""
 
 import shlex
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from fastpsl.kernels.sobel_xy import SOBEL_XY_STD
 from fastpsl.options import PretrainOptions
 from fastpsl.tables.found import Found, TrainingRun
-from fastpsl.tables.matching import Matches, Need, runs_for
-from fastpsl.tables.needs import Evaluation, Weights
+from fastpsl.tables.matching import Matches, needs_of, runs_for
+from fastpsl.tables.needs import CLUSTERS, Evaluation, Weights
+from fastpsl.tables.rows import Table
 from fastpsl.tables.scales import Scale
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +31,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Missing:
-    """What one pre-training lacks: `commands` in order. run: what there is of the pre-training."""
+    """What one pre-training lacks: `commands` in order. run: what there is of the pre-training.
+
+    evaluations: empty where the pre-training is asked for by a fine-tuning alone.
+    """
 
     weights: Weights
     seed: int
@@ -37,50 +43,112 @@ class Missing:
     commands: tuple[str, ...]
 
 
-def missing_runs(
-    needs: Iterable[Need], scale: Scale, matches: Matches, found: Found, place: Place
-) -> list[Missing]:
+def missing_runs(table: Table, scale: Scale, matches: Matches, found: Found, place: Place) -> list[Missing]:
     """By weights and seed. As many seeds as the scale wants; those of runs that are there come first."""
     lacking: dict[tuple[Weights, int], list[Evaluation]] = {}
-    runs: dict[Weights, dict[int, TrainingRun]] = {}
-    for weights, evaluation in needs:
-        runs[weights] = runs_for(weights, scale, found.runs, matches.data)
+    runs: dict[Weights, dict[int, TrainingRun]] = defaultdict(dict)
+    for weights, evaluation in needs_of(table):
+        base = weights.base
+        for one in (weights, base):
+            if one is not None:
+                runs[one] = runs_for(one, scale, found.runs, matches.data)
         used = matches.used.get((weights, evaluation), {})
         there = sorted(runs[weights], key=lambda seed: not runs[weights][seed].can_be_evaluated)
+        there += runs[base] if base else []
         seeds = [seed for seed in dict.fromkeys([*there, *scale.seeds]) if seed not in used]
         for seed in sorted(seeds[: max(0, len(scale.seeds) - len(used))]):
+            if base and not (_is_done(runs[weights], seed) or _is_done(runs[base], seed)):
+                lacking.setdefault((base, seed), [])
             lacking.setdefault((weights, seed), []).append(evaluation)
+    writer = _Writer(table.paper, scale, runs, found, place)
     return [
-        _missing(weights, seed, tuple(evaluations), runs[weights].get(seed), scale, found, place)
-        for (weights, seed), evaluations in lacking.items()
+        Missing(weights, seed, tuple(asked), runs[weights].get(seed), writer.commands(weights, seed, asked))
+        for (weights, seed), asked in lacking.items()
     ]
 
 
-def _missing(
-    weights: Weights,
-    seed: int,
-    evaluations: tuple[Evaluation, ...],
-    run: TrainingRun | None,
-    scale: Scale,
-    found: Found,
-    place: Place,
-) -> Missing:
-    commands = []
-    source: dict[str, Any] = {"random_weights": True, "backbone": weights.backbone}
-    name = f"psl-{scale.name}/{weights.name}-s{seed}"
-    if weights.recipe:
-        folder = run.folder if run else _free(place.runs / name, found, None)
-        if run is None or not run.can_be_evaluated:
-            given = {"backbone": weights.backbone, "plan": weights.plan, "seed": seed}
-            given |= scale.training_flags(weights) | _of_begun(run)
-            commands.append(_command(place, weights.recipe, given, folder))
-        source = {"checkpoint": folder}
-    for evaluation in evaluations:
-        chosen = {"seed": seed} | scale.spelled(evaluation.name)
-        checkpoint = str(source["checkpoint"]) if weights.recipe else None
-        folder = _free(place.runs / f"{name}-{evaluation.folder_name}", found, checkpoint)
-        commands.append(_command(place, evaluation.recipe, source | chosen, folder))
-    return Missing(weights, seed, evaluations, run, tuple(commands))
+def _is_done(runs: Mapping[int, TrainingRun], seed: int) -> bool:
+    return seed in runs and runs[seed].can_be_evaluated
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Of one table's commands. runs: what there is of each training, by seed."""
+
+    paper: str
+    scale: Scale
+    runs: Mapping[Weights, Mapping[int, TrainingRun]]
+    found: Found
+    place: Place
+
+    def commands(self, weights: Weights, seed: int, evaluations: Iterable[Evaluation]) -> tuple[str, ...]:
+        """The training where it is not there, and the evaluations."""
+        folder = self._folder(weights, seed) if weights.recipe else None
+        commands = []
+        if weights.recipe and folder and not _is_done(self.runs[weights], seed):
+            commands.append(self._torchrun(weights.recipe, self._training(weights, seed), folder))
+        for evaluation in evaluations:
+            name = f"{_name(weights, seed)}-{evaluation.folder_name}"
+            out = self._free(name, str(folder) if folder else None)
+            commands.append(self._evaluation(weights, seed, evaluation, folder, out))
+        return tuple(commands)
+
+    def _folder(self, weights: Weights, seed: int) -> Path:
+        """Of the training: where it lies or is to be written to."""
+        run = self.runs[weights].get(seed)
+        return run.folder if run else self._free(_name(weights, seed), None)
+
+    def _training(self, weights: Weights, seed: int) -> dict[str, Any]:
+        options = {"backbone": weights.backbone, "plan": weights.plan, "seed": seed}
+        if weights.base:
+            options["fine_tune"] = self._folder(weights.base, seed)
+        return options | self.scale.training_flags(weights) | _of_begun(self.runs[weights].get(seed))
+
+    def _evaluation(
+        self, weights: Weights, seed: int, evaluation: Evaluation, folder: Path | None, out: Path
+    ) -> str:
+        if evaluation == CLUSTERS:
+            return shlex.join(
+                ["fastpsl", "clusters", str(folder), "--data", self.place.data, "--out", str(out)]
+            )
+        source = {"checkpoint": folder} if folder else _random(weights)
+        return self._torchrun(
+            evaluation.recipe, source | {"seed": seed} | self.scale.spelled(evaluation.name), out
+        )
+
+    def _torchrun(self, recipe: str, options: Mapping[str, Any], out: Path) -> str:
+        place, script = self.place, recipes_folder() / f"{recipe}.py"
+        start = ["torchrun", f"--nproc-per-node={place.num_processes}", str(script)]
+        flags = [word for name, value in options.items() for word in _flag(name, value)]
+        return shlex.join([*start, "--data", place.data, "--val", place.val, *flags, "--out", str(out)])
+
+    def _free(self, name: str, checkpoint: str | None) -> Path:
+        """A folder of this name, or with a number where something else lies there. An evaluation of `checkpoint` that was begun goes on."""
+        wanted = self.place.runs / f"{self.paper}-{self.scale.name}" / name
+        for number in count(1):
+            folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+            if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+                return folder
+            begun = [
+                run
+                for run in self.found.runs
+                if run.folder == folder and run.state != "finished" and not run.cut
+            ]
+            if checkpoint and any(run.options.get("checkpoint") == checkpoint for run in begun):
+                return folder
+        raise AssertionError("numbers do not end")
+
+
+def _name(weights: Weights, seed: int) -> str:
+    return f"{weights.name}-s{seed}"
+
+
+def _random(weights: Weights) -> dict[str, Any]:
+    """The options that ask an evaluation for random weights."""
+    options: dict[str, Any] = {"random_weights": True, "backbone": weights.backbone}
+    if weights.channels == "SobelXY":
+        options |= {"input_channels": "SobelXY", "input_mean": (0.0, 0.0), "input_std": (SOBEL_XY_STD,) * 2}
+    return options
 
 
 def _of_begun(run: TrainingRun | None) -> dict[str, Any]:
@@ -90,26 +158,6 @@ def _of_begun(run: TrainingRun | None) -> dict[str, Any]:
     usual = PretrainOptions().science()
     names = ("precision", "order", "lanes", "apex")
     return {n: run.science[n] for n in names if n in run.science and run.science[n] != usual[n]}
-
-
-def _free(wanted: Path, found: Found, checkpoint: str | None) -> Path:
-    """`wanted`, or with a number where something else lies there. An evaluation of `checkpoint` that was begun goes on."""
-    for number in count(1):
-        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
-        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-            return folder
-        begun = [
-            run for run in found.runs if run.folder == folder and run.state != "finished" and not run.cut
-        ]
-        if checkpoint and any(run.options.get("checkpoint") == checkpoint for run in begun):
-            return folder
-    raise AssertionError("numbers do not end")
-
-
-def _command(place: Place, recipe: str, options: Mapping[str, Any], out: Path) -> str:
-    start = ["torchrun", f"--nproc-per-node={place.num_processes}", str(recipes_folder() / f"{recipe}.py")]
-    flags = [word for name, value in options.items() for word in _flag(name, value)]
-    return shlex.join([*start, "--data", place.data, "--val", place.val, *flags, "--out", str(out)])
 
 
 def _flag(name: str, value: Any) -> list[str]:

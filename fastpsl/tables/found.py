@@ -35,11 +35,12 @@ class Result:
         return "percent" in self.record["settings"]
 
     @property
-    def data(self) -> tuple[str | None, str]:
-        """Digests of all training pictures and of the held-out ones; None where a result of a part does not tell the whole."""
+    def data(self) -> tuple[str | None, str | None]:
+        """Digests of all training pictures and of the held-out ones; None where a result of a part does not tell the whole, and
+        where nothing is held out."""
         data = self.record["data"]
         part = self.science.get("data_digest") if self.of_part else data["train"]
-        return data.get("whole_train") or part, str(data["val"])
+        return data.get("whole_train") or part, data["val"]
 
     @property
     def training_folder(self) -> Path | None:
@@ -100,7 +101,7 @@ def _add_result(found: Found, path: Path) -> None:
     try:
         record = read_result(path)
         result = Result(path, record)
-        _ = (result.seed, result.data, *(int(record["data"][key]) for key in ("num_train", "num_val")))
+        _ = (result.seed, result.data, int(record["data"]["num_train"]), int(record["data"]["num_val"] or 0))
         _ = [record[key] for key in ("protocol", "recipe", "numbers", "cut")]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         missing = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())

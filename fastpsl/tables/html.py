@@ -43,13 +43,13 @@ def html(report: Report, chart: Path) -> str:
     caption = "Open diamonds: the paper's numbers. Dots: ours, with the standard deviation over the seeds."
     parts = [
         f"<h1>{escape(table.title)}</h1>",
-        _paragraph(f"{table.number.capitalize()}. {report.scale.about} {report.data_words()}"),
+        _paragraph(f"{table.number[0].upper()}{table.number[1:]}. {report.about} {report.data_words()}"),
         _table(report),
         *(_paragraph(note) for note in table.notes),
         _figure(chart, caption, alt),
     ]
     if report.gains:
-        parts += ["<h2>What stages add</h2>", _gains(report)]
+        parts += [f"<h2>{escape(table.gains)}</h2>", _gains(report)]
     if report.used:
         parts += ["<h2>Results that went in</h2>", _used(report)]
     if report.missing:

@@ -9,12 +9,15 @@ from fastpsl.tables.report import NOTHING, Report, gain_lines, lines_of, sizes_o
 
 
 def markdown(report: Report) -> str:
-    """The whole page: the table, what PSL adds, the sizes, which results went in, what is missing."""
+    """The whole page: the table, what rows add, the sizes, which results went in, what is missing."""
     table = report.table
-    parts = [f"# {table.title}", f"{table.number.capitalize()}. {report.scale.about} {report.data_words()}"]
+    parts = [
+        f"# {table.title}",
+        f"{table.number[0].upper()}{table.number[1:]}. {report.about} {report.data_words()}",
+    ]
     parts += [_table(report), *table.notes]
     if report.gains:
-        parts += ["## What stages add", _gains(report)]
+        parts += [f"## {table.gains}", _gains(report)]
     if report.used:
         parts += ["## Results that went in", _used(report)]
     if report.missing:
@@ -81,7 +84,7 @@ def missing_lines(report: Report) -> list[str]:
         if one.run is not None:
             there = "its pre-training is there" if one.run.can_be_evaluated else "its pre-training was begun"
             there = f" ({there}: {one.run.folder})"
-        evaluations = ", ".join(evaluation.name for evaluation in one.evaluations)
+        evaluations = ", ".join(evaluation.name for evaluation in one.evaluations) or "to be fine-tuned"
         lines.append(f"# {report.method_of(one.weights)}, seed {one.seed}: {evaluations}{there}")
         lines += one.commands
     return lines

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.tables.found import Found, Result, TrainingRun
-from fastpsl.tables.needs import Evaluation, Weights
-from fastpsl.tables.psl import TABLES, Table
+from fastpsl.tables.needs import CLUSTERS, Evaluation, Weights
+from fastpsl.tables.papers import TABLES
+from fastpsl.tables.rows import Table
 from fastpsl.tables.scales import Scale
 
 
@@ -23,6 +24,10 @@ class DataSet:
         return all(
             None in pair or pair[0] == pair[1] for pair in ((self.train, other.train), (self.val, other.val))
         )
+
+    @property
+    def num_known(self) -> int:
+        return (self.train is not None) + (self.val is not None)
 
     def __str__(self) -> str:
         return "/".join((digest or "unknown")[:8] for digest in (self.train, self.val))
@@ -62,7 +67,7 @@ def match(table: Table, scale: Scale, found: Found, asked: DataSet) -> Matches:
             matches.num_other += 1
         else:
             matches.unused[result.path] = "; ".join(reasons)
-    weights = {need[0] for need in needs_of(table)}
+    weights = {one for need in needs_of(table) for one in (need[0], need[0].base) if one}
     runs = [run for run in found.runs if any(trains(run, one, scale) for one in weights)]
     matches.data = _one_data_set([result for _, result in fitting], runs, asked)
     for need, result in sorted(fitting, key=lambda pair: str(pair[1].record.get("date"))):
@@ -111,28 +116,32 @@ def mismatches(result: Result, need: Need, scale: Scale) -> list[str]:
     """Why a result is not this need's; nothing where it is."""
     weights, evaluation = need
     reasons = ["cut short by --max-steps-per-stage"] if result.record["cut"] else []
-    backbone = result.record["checkpoint"].get("backbone")
+    checkpoint = result.record["checkpoint"]
+    backbone = checkpoint.get("backbone")
     if backbone != weights.backbone:
         reasons.append(f"backbone {backbone}, here {weights.backbone}")
     if weights.recipe is not None:
-        science = {k: v for k, v in scale.training_science(weights).items() if k != "backbone"}
-        reasons += _differences("pre-trained", result.science, science)
+        reasons += _training_differences(result.science, weights, scale)
         if result.data[0] != result.science.get("data_digest"):
             reasons.append("pre-trained on other pictures than it was evaluated on")
     if result.data[0] == result.data[1]:
         reasons.append("scored on the pictures that it learned from")
-    channels = (result.record["checkpoint"].get("input") or {}).get("channels", "RGB")
-    if channels != "RGB":
-        reasons.append(f"its network sees {channels}, here RGB")
-    reasons += _differences("evaluated", result.record["settings"], scale.evaluation_settings(evaluation))
-    return reasons
+    channels = (checkpoint.get("input") or {}).get("channels", "RGB")
+    if channels != scale.channels(weights):
+        reasons.append(f"its network sees {channels}, here {scale.channels(weights)}")
+    settings = result.record["settings"]
+    if evaluation == CLUSTERS and Path(settings["labels"]).parent != Path(checkpoint["path"]).parent.parent:
+        reasons.append("of other labels than its run left")
+    return reasons + _differences("evaluated", settings, scale.evaluation_settings(evaluation))
 
 
 def trains(run: TrainingRun, weights: Weights, scale: Scale) -> bool:
     """Whether a run makes `weights`: it has, or will when it goes on."""
     if weights.recipe is None or run.cut or (run.state == "finished" and not run.can_be_evaluated):
         return False
-    return not _differences("", run.science, scale.training_science(weights))
+    return run.science.get("backbone") == weights.backbone and not _training_differences(
+        run.science, weights, scale
+    )
 
 
 def runs_for(
@@ -146,6 +155,23 @@ def runs_for(
     ]
     fitting.sort(key=lambda run: (run.state == "finished", str(run.folder)), reverse=True)
     return dict(sorted({run.seed: run for run in fitting}.items()))
+
+
+def _training_differences(science: Mapping[str, Any], weights: Weights, scale: Scale) -> list[str]:
+    """But for the backbone's, which a result's record tells."""
+    wanted = {name: value for name, value in scale.training_science(weights).items() if name != "backbone"}
+    reasons = _differences("pre-trained", science, wanted)
+    if "labels" in science:
+        reasons.append("pre-trained on labels of a file")
+    if weights.base is None:
+        return reasons + ["fine-tuned"] * ("fine_tune" in science)
+    base = science.get("fine_tuned")
+    if base is None:
+        return [*reasons, "pre-trained without saying what it fine-tunes"]
+    if base["data_digest"] != science.get("data_digest"):
+        reasons.append("fine-tuned on other pictures")
+    of_base = _training_differences(base, weights.base, scale)
+    return reasons + [f"before it was fine-tuned: {reason}" for reason in of_base]
 
 
 def _differences(what: str, given: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -168,9 +194,11 @@ def _one_data_set(results: Iterable[Result], runs: Iterable[TrainingRun], asked:
     for result in results:
         where.setdefault(DataSet(*result.data), result.path)
     sets = [one for one in where if one.agrees(asked)]
-    # A result that knows its held-out pictures alone is of any set that has them.
+    # A result that knows its held-out pictures alone, or those that it learned from, is of any set that has them.
     sets = [
-        one for one in sets if one.train or not any(other.train and other.val == one.val for other in sets)
+        one
+        for one in sets
+        if not any(other.agrees(one) and other.num_known > one.num_known for other in sets)
     ]
     if len(sets) > 1:
         told = ", ".join(f"{one} (such as {where[one]})" for one in sets)
@@ -179,7 +207,7 @@ def _one_data_set(results: Iterable[Result], runs: Iterable[TrainingRun], asked:
             f"of them, or --runs with one alone"
         )
     if sets:
-        return sets[0]
+        return DataSet(sets[0].train or asked.train, sets[0].val or asked.val)
     digests = {str(run.science.get("data_digest")): run.folder for run in runs}
     if asked.train is None and len(digests) > 1:
         told = ", ".join(f"{digest[:8]} (such as {folder})" for digest, folder in digests.items())

@@ -7,12 +7,17 @@ BLOCKS = ("B1", "B2", "B3", "B4", "B5")
 
 @dataclass(frozen=True)
 class Weights:
-    """Of a training by `recipe` with `plan`; without a recipe they are random. variant: its values replace some of the recipe's."""
+    """Of a training by `recipe` with `plan`; without a recipe they are random. variant: its values replace some of the recipe's.
+
+    base: the training that this one fine-tunes. channels: what random weights see; of others their recipe's values say it.
+    """
 
     backbone: str
     recipe: str | None = None
     plan: str | None = None
     variant: str | None = None
+    base: "Weights | None" = None
+    channels: str = "RGB"
 
     @property
     def name(self) -> str:
@@ -21,6 +26,7 @@ class Weights:
             self.recipe.split("_")[0] if self.recipe else "random",
             self.plan,
             self.variant,
+            self.channels if self.channels != "RGB" else None,
             self.backbone,
         )
         return "-".join(word for word in words if word)
@@ -28,7 +34,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A script's protocol. `name` is the key of its settings in a scale."""
+    """A script's protocol. `name` is the key of its settings in a scale. recipe: its script, or the command `fastpsl clusters`."""
 
     name: str
     recipe: str
@@ -52,6 +58,8 @@ VISSL = Evaluation("linear/vissl", "linear_probe", "linear/vissl")
 MOCO = Evaluation("linear/moco", "linear_probe", "linear/moco")
 FEW_LABELS = Evaluation("semi_supervised/1", "semi_supervised", "semi_supervised")
 MORE_LABELS = Evaluation("semi_supervised/10", "semi_supervised", "semi_supervised")
+UIC = Evaluation("linear/uic", "linear_probe", "linear/uic")
+CLUSTERS = Evaluation("clusters", "clusters", "clusters")
 
 
 def each_block(weights: Weights) -> tuple[Measure, ...]:
@@ -72,3 +80,18 @@ def final_features(weights: Weights) -> tuple[Measure, ...]:
 def fine_tuned(weights: Weights) -> tuple[Measure, ...]:
     """Top-5 after fine-tuning all layers on 1 % and on 10 % of the labels."""
     return tuple(Measure(weights, evaluation, ("top5",)) for evaluation in (FEW_LABELS, MORE_LABELS))
+
+
+def conv_layers(weights: Weights, first: int = 1) -> tuple[Measure, ...]:
+    """Linear classifiers on AlexNet's conv layers from `first` to conv5, a column each."""
+    return tuple(Measure(weights, UIC, (f"top1_B{layer}",)) for layer in range(first, 6))
+
+
+def last_features(weights: Weights) -> tuple[Measure, ...]:
+    """A linear classifier on the last block's output, averaged over all positions."""
+    return (Measure(weights, UIC, ("top1_final",)),)
+
+
+def nmi(weights: Weights) -> tuple[Measure, ...]:
+    """NMI t/labels: of the training's last pseudo-labels and the annotated ones, in percent."""
+    return (Measure(weights, CLUSTERS, ("nmi_true",)),)

@@ -1,48 +1,9 @@
 """The tables of psl.txt that need one data set's images and labels, number by number as they are printed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from fastpsl.tables.needs import BLOCKS, Measure, Weights, best_block, each_block, final_features, fine_tuned
-
-NUM_IMAGENET_TRAIN, NUM_IMAGENET_VAL = 1_281_167, 50_000
-
-
-@dataclass(frozen=True)
-class Row:
-    """One printed row. `measures`, one a column, are empty where the method is not implemented here.
-
-    numbers: None in rows that the paper does not have. million_parameters: as printed; None where the table has no such column.
-    baseline: the row that this one is to improve.
-    """
-
-    method: str
-    arch: str
-    numbers: tuple[float | None, ...]
-    measures: tuple[Measure, ...] = ()
-    million_parameters: int | None = None
-    baseline: str | None = None
-    note: str = ""
-
-    @property
-    def printed(self) -> bool:
-        """Whether the paper has it."""
-        return any(number is not None for number in self.numbers)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A printed table; every number is a percentage."""
-
-    name: str
-    title: str
-    number: str
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
-
-    def row(self, method: str) -> Row:
-        return next(row for row in self.rows if row.method == method)
+from fastpsl.tables.rows import Row, Table
 
 
 def _pretrained(recipe: str, backbone: str, plan: str) -> Weights:
@@ -201,4 +162,4 @@ def _ablations() -> Table:
     )
 
 
-TABLES = {table.name: table for table in (_table_4(), _table_5(), _table_6(), _table_7(), _ablations())}
+TABLES = (_table_4(), _table_5(), _table_6(), _table_7(), _ablations())

@@ -7,10 +7,11 @@ from fastpsl.tables.commands import Missing, Place, missing_runs
 from fastpsl.tables.found import Found, Result
 from fastpsl.tables.matching import DataSet, Matches, match, needs_of
 from fastpsl.tables.needs import Measure, Weights
-from fastpsl.tables.psl import NUM_IMAGENET_TRAIN, NUM_IMAGENET_VAL, Row, Table
+from fastpsl.tables.rows import Row, Table
 from fastpsl.tables.scales import Scale
 
 NOTHING = "–"
+NUM_IMAGENET_TRAIN, NUM_IMAGENET_VAL = 1_281_167, 50_000
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,16 @@ class Report:
             for _, result in sorted(self.matches.used.get((weights, evaluation), {}).items())
         ]
 
+    @property
+    def about(self) -> str:
+        """What the scale says of the paper's sizes."""
+        return self.scale.about[self.table.paper]
+
     def method_of(self, weights: Weights) -> str:
-        """The row that weights belong to."""
-        return next(
-            row.method
-            for row in self.table.rows
-            if any(measure.weights == weights for measure in row.measures)
-        )
+        """The row that weights belong to, or else that of what is fine-tuned from them."""
+        pairs = [(measure.weights, row.method) for row in self.table.rows for measure in row.measures]
+        pairs += [(one.base, method) for one, method in pairs if one.base]
+        return next(method for one, method in pairs if one == weights)
 
     @property
     def num_needed(self) -> int:
@@ -48,7 +52,7 @@ class Report:
 
     def mark(self, row: Row) -> str:
         """What is said beside a row's method."""
-        words = [] if row.measures else ["the paper's alone: not implemented here"]
+        words = [] if row.measures else [f"the paper's alone: {self.table.unmeasured}"]
         words += [row.note] * bool(row.note) + ["ours alone: not in the paper"] * (not row.printed)
         return "; ".join(words)
 
@@ -56,14 +60,14 @@ class Report:
         """Which pictures ours were measured on, and whether they are as many as the paper's."""
         if not self.used:
             return "Nothing is measured yet."
-        _, _, result = self.used[0]
+        results = [result for _, _, result in self.used]
+        result = next((one for one in results if one.data[1]), results[0])
         data, (train, val) = result.record["data"], result.data
-        of_imagenet = data.get("num_val") == NUM_IMAGENET_VAL
-        words = f"Ours: {data['num_val']:,} held-out pictures"
-        if not result.of_part:
-            words = f"Ours: {data['num_train']:,} training and {data['num_val']:,} held-out pictures"
-            of_imagenet &= data["num_train"] == NUM_IMAGENET_TRAIN
-        words += f" (digests {DataSet(train, val)})."
+        parts = [] if result.of_part else [("training", data["num_train"], NUM_IMAGENET_TRAIN)]
+        parts += [("held-out", data["num_val"], NUM_IMAGENET_VAL)] if val else []  # pseudo-labels have none
+        words = " and ".join(f"{num:,} {kind}" for kind, num, _ in parts)
+        words = f"Ours: {words} pictures (digests {DataSet(train, val)})."
+        of_imagenet = all(num == of_imagenet for _, num, of_imagenet in parts)
         if of_imagenet:
             return words + " These are ImageNet's numbers of pictures."
         return words + " The paper's numbers are of ImageNet: compare what the rows gain, not their values."
@@ -72,7 +76,7 @@ class Report:
 def make_report(table: Table, scale: Scale, found: Found, asked: DataSet, place: Place) -> Report:
     """Match, compute, and list what is missing. ValueError where results of several data sets would be mixed."""
     matches = match(table, scale, found, asked)
-    missing = missing_runs(needs_of(table), scale, matches, found, place)
+    missing = missing_runs(table, scale, matches, found, place)
     cells = {row.method: cells_of(row, matches) for row in table.rows}
     return Report(table, scale, matches, tuple(missing), cells, tuple(gains_of(table, cells)))
 
@@ -80,12 +84,16 @@ def make_report(table: Table, scale: Scale, found: Found, asked: DataSet, place:
 def lines_of(report: Report, row: Row) -> list[tuple[str, list[str]]]:
     """A row's lines in words, a column each: the paper's, ours, and where it means something the difference."""
     cells = report.cells[row.method]
-    lines = [("paper", [f"{cell.paper:.1f}" for cell in cells])] if row.printed else []
+    lines = [("paper", [_printed(cell.paper) for cell in cells])] if row.printed else []
     if row.measures:
         lines.append(("ours", [_words(m, cell) for m, cell in zip(row.measures, cells, strict=True)]))
         if row.printed and report.scale.comparable:
             lines.append(("ours − paper", [signed(cell.difference) for cell in cells]))
     return lines
+
+
+def _printed(number: float | None) -> str:
+    return NOTHING if number is None else f"{number:.1f}"
 
 
 def gain_lines(gain: Gain) -> list[tuple[str, list[str]]]:
@@ -120,7 +128,7 @@ def sizes_of(report: Report) -> dict[str, str]:
             f"{weights.recipe}/{weights.variant}" if weights.variant else None,
             evaluation.name,
         )
-        if name is not None
+        if name is not None and report.scale.values[name]
     )
     return {
         name: ", ".join(

@@ -12,7 +12,7 @@ from typing import Any
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.options import PretrainOptions, RunOptions
 from fastpsl.permutations import permutations_digest
-from fastpsl.tables.needs import Evaluation, Weights
+from fastpsl.tables.needs import CLUSTERS, Evaluation, Weights
 
 # May differ between results that are averaged: what a seed or a machine decides, and what changes no expected value.
 FREE = frozenset({"seed", "data_digest", "precision", "order", "lanes", "apex"})
@@ -22,11 +22,11 @@ FREE = frozenset({"seed", "data_digest", "precision", "order", "lanes", "apex"})
 class Scale:
     """values: recipe, or an evaluation's name → option → value. flags: those of them that commands spell; None for all.
 
-    comparable: whether a difference to the paper's number means anything.
+    about: by paper. comparable: whether a difference to the paper's number means anything.
     """
 
     name: str
-    about: str
+    about: Mapping[str, str]
     seeds: tuple[int, ...]
     num_processes: int
     comparable: bool
@@ -60,10 +60,17 @@ class Scale:
     def _of_variant(self, weights: Weights) -> Mapping[str, Any]:
         return self.values[f"{weights.recipe}/{weights.variant}"] if weights.variant else {}
 
+    def channels(self, weights: Weights) -> str:
+        """What the network must see."""
+        return (
+            str(self.training_values(weights).get("channels", "RGB")) if weights.recipe else weights.channels
+        )
+
     def evaluation_settings(self, evaluation: Evaluation) -> dict[str, Any]:
         """What must stand in the settings of a result."""
         values = {name: plain(value) for name, value in self.values[evaluation.name].items()}
-        return {k: v for k, v in (RunOptions().science() | values).items() if k not in FREE}
+        options = {} if evaluation == CLUSTERS else RunOptions().science()
+        return {k: v for k, v in (options | values).items() if k not in FREE}
 
 
 @cache
@@ -78,7 +85,10 @@ def plain(value: Any) -> Any:
 
 PAPER = Scale(
     name="paper",
-    about="The paper's sizes: crops of 224 px (jigsaw: tiles of 64), batches of 256, 180 or 200 epochs.",
+    about={
+        "psl": "The paper's sizes: crops of 224 px (jigsaw: tiles of 64), batches of 256, 180 or 200 epochs.",
+        "uic": "The paper's sizes: crops of 224 px, batches of 256, 500 epochs.",
+    },
     seeds=(0,),
     num_processes=8,
     comparable=True,
@@ -109,6 +119,24 @@ PAPER = Scale(
             "stage_epochs": (90,), "batch_size": 256, "lr": 0.1, "intervals": (30, 30, 20, 10), "weight_decay": 1e-4,
             "size_px": 224,
         },
+        "supervised/alexnet": {},
+        "uic_alexnet": {
+            "stage_epochs": (500,), "batch_size": 256, "lr": 0.1, "weight_decay": 1e-4, "dropout": 0.5, "num_classes": 3000,
+            "channels": "SobelXY", "augmentation": "standard", "label_view": "train", "size_px": 224,
+        },
+        "uic_alexnet/5k": {"num_classes": 5000},
+        "uic_alexnet/10k": {"num_classes": 10_000},
+        "uic_alexnet/center": {"label_view": "center"},
+        "uic_alexnet/strong": {"augmentation": "strong"},
+        "uic_alexnet/tuned": {"stage_epochs": (30,), "lr": 0.01},
+        "uic_r50": {
+            "stage_epochs": (500,), "batch_size": 256, "lr": 0.1, "weight_decay": 1e-4, "dropout": None, "num_classes": 3000,
+            "channels": "RGB", "augmentation": "strong", "label_view": "train", "size_px": 224,
+        },
+        "deepcluster_alexnet": {
+            "stage_epochs": (500,), "batch_size": 256, "lr": 0.05, "weight_decay": 1e-5, "dropout": 0.5,
+            "num_classes": 10_000, "pca_width": 256, "k_means_iterations": 20, "channels": "SobelXY", "size_px": 224,
+        },
         "linear/vissl": {"protocol": "vissl", "size_px": 224, "batch_size": 256, "epochs": 28, "lr": 0.01},
         "linear/moco": {"protocol": "moco", "size_px": 224, "batch_size": 256, "epochs": 100, "lr": 30.0},
         "semi_supervised/1": {
@@ -117,11 +145,14 @@ PAPER = Scale(
         "semi_supervised/10": {
             "protocol": "pirl", "percent": 10.0, "size_px": 224, "batch_size": 256, "epochs": 70, "lr": 0.01,
         },
+        "linear/uic": {"protocol": "uic", "size_px": 224, "batch_size": 256, "epochs": 32, "lr": 0.1},
+        "clusters": {"nmi_average": "arithmetic"},
     },
     flags={
         "simclr_r50": ("sync_batchnorm",),
         "linear/vissl": ("protocol",),
         "linear/moco": ("protocol",),
+        "linear/uic": ("protocol",),
         "semi_supervised/1": ("protocol", "percent"),
         "semi_supervised/10": ("protocol", "percent"),
     },
@@ -130,10 +161,12 @@ PAPER = Scale(
 # Lengths in px are a quarter of the paper's, so that 64-px pictures serve; rates, epochs and levels suit some hundred pictures.
 TINY = Scale(
     name="tiny",
-    about=(
-        "Tiny sizes, for any folder of pictures of 64 px or more: lengths in pixels are a quarter of the paper's, batches are of "
-        "32, networks are the paper's; 10 % and 50 % of the labels stand for 1 % and 10 %. It says nothing about ImageNet."
-    ),
+    about={
+        "psl": "Tiny sizes, for any folder of pictures of 64 px or more: lengths in pixels are a quarter of the paper's, batches are "
+        "of 32, networks are the paper's; 10 % and 50 % of the labels stand for 1 % and 10 %. It says nothing about ImageNet.",
+        "uic": "Tiny sizes, for any folder of pictures of 64 px or more: crops of 64 px, batches of 32, networks are the paper's; 8, 12 "
+        "and 16 pseudo-classes stand for 3,000, 5,000 and 10,000. It says nothing about ImageNet.",
+    },
     seeds=(0, 1, 2),
     num_processes=1,
     comparable=False,
@@ -164,6 +197,24 @@ TINY = Scale(
             "stage_epochs": (18,), "batch_size": 32, "lr": 0.2, "intervals": (30, 30, 20, 10), "weight_decay": 1e-4,
             "size_px": 56,
         },
+        "supervised/alexnet": {"size_px": 64},
+        "uic_alexnet": {
+            "stage_epochs": (12,), "batch_size": 32, "lr": 0.05, "weight_decay": 1e-4, "dropout": 0.5, "num_classes": 8,
+            "channels": "SobelXY", "augmentation": "standard", "label_view": "train", "size_px": 64,
+        },
+        "uic_alexnet/5k": {"num_classes": 12},
+        "uic_alexnet/10k": {"num_classes": 16},
+        "uic_alexnet/center": {"label_view": "center"},
+        "uic_alexnet/strong": {"augmentation": "strong"},
+        "uic_alexnet/tuned": {"stage_epochs": (4,), "lr": 0.005},
+        "uic_r50": {
+            "stage_epochs": (4,), "batch_size": 32, "lr": 0.05, "weight_decay": 1e-4, "dropout": None, "num_classes": 8,
+            "channels": "RGB", "augmentation": "strong", "label_view": "train", "size_px": 64,
+        },
+        "deepcluster_alexnet": {
+            "stage_epochs": (12,), "batch_size": 32, "lr": 0.05, "weight_decay": 1e-5, "dropout": 0.5,
+            "num_classes": 16, "pca_width": 32, "k_means_iterations": 20, "channels": "SobelXY", "size_px": 64,
+        },
         "linear/vissl": {"protocol": "vissl", "size_px": 56, "batch_size": 32, "epochs": 14, "lr": 0.05},
         "linear/moco": {"protocol": "moco", "size_px": 56, "batch_size": 32, "epochs": 25, "lr": 30.0},
         "semi_supervised/1": {
@@ -172,6 +223,8 @@ TINY = Scale(
         "semi_supervised/10": {
             "protocol": "pirl", "percent": 50.0, "size_px": 56, "batch_size": 16, "epochs": 30, "lr": 0.4,
         },
+        "linear/uic": {"protocol": "uic", "size_px": 64, "batch_size": 32, "epochs": 16, "lr": 0.1},
+        "clusters": {"nmi_average": "arithmetic"},
     },
 )  # fmt: skip
 

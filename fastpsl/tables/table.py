@@ -13,8 +13,8 @@ from fastpsl.tables.found import find
 from fastpsl.tables.html import html
 from fastpsl.tables.markdown import markdown, missing_lines
 from fastpsl.tables.matching import DataSet
+from fastpsl.tables.papers import TABLES
 from fastpsl.tables.picture import save_picture
-from fastpsl.tables.psl import TABLES
 from fastpsl.tables.report import Report, file_name, make_report
 from fastpsl.tables.scales import SCALES
 

@@ -1,5 +1,6 @@
 """Results and runs as they lie in a folder, written by hand, for the tests of tables."""
 
+import dataclasses
 import json
 import runpy
 import shlex
@@ -10,14 +11,16 @@ from typing import Any
 
 import pytest
 
+from fastpsl.clusters_command import Clusters
+from fastpsl.command_line import parse
 from fastpsl.evaluation.result import write_result
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.permutations import permutations_digest
 from fastpsl.tables.commands import Missing, Place
 from fastpsl.tables.found import find
 from fastpsl.tables.matching import DataSet
-from fastpsl.tables.needs import VISSL, Evaluation, Weights
-from fastpsl.tables.psl import TABLES
+from fastpsl.tables.needs import CLUSTERS, VISSL, Evaluation, Weights
+from fastpsl.tables.papers import TABLES
 from fastpsl.tables.report import Report, make_report
 from fastpsl.tables.scales import SCALES, Scale, plain
 from tests.commands import ROOT
@@ -48,25 +51,38 @@ def put(
     folder.mkdir(parents=True)
     trained = None
     if weights.recipe:
-        trained = scale.training_science(weights) | {"seed": seed, "data_digest": data["train"]}
-        trained |= {"precision": "fp32"} | (science or {})
+        trained = science_of(weights, scale, seed, data["train"]) | (science or {})
     checkpoint = {
         "path": str(runs / "gone" / "checkpoints" / "step-00000001.pt"),
         "sha256": "c" * 64,
         "science": trained,
+        "input": {"channels": scale.channels(weights)},
     }
     checkpoint |= {"kind": "fastpsl" if weights.recipe else "random", "backbone": weights.backbone}
+    of_data: dict[str, Any] = {"num_train": 480, "num_val": 160, **data}
+    given = scale.evaluation_settings(evaluation) | {"seed": seed}
+    if evaluation == CLUSTERS:
+        of_data |= {"num_val": None, "val": None}
+        given["labels"] = str(runs / "gone" / "labels.npz")
     record = {
         "recipe": evaluation.recipe,
         "protocol": evaluation.protocol,
         "numbers": numbers,
-        "settings": scale.evaluation_settings(evaluation) | {"seed": seed} | (settings or {}),
+        "settings": given | (settings or {}),
         "checkpoint": checkpoint | changes.pop("checkpoint", {}),
-        "data": {"num_train": 480, "num_val": 160, **data},
+        "data": of_data,
         "seconds": 1.0,
         "cut": False,
     }
     return write_result(folder, **{**record, **changes})
+
+
+def science_of(weights: Weights, scale: Scale, seed: int, digest: str) -> dict[str, Any]:
+    """Of the run that trains them."""
+    science = scale.training_science(weights) | {"seed": seed, "data_digest": digest, "precision": "fp32"}
+    if weights.base:
+        science |= {"fine_tune": "d" * 64, "fine_tuned": science_of(weights.base, scale, seed, digest)}
+    return science
 
 
 def report(runs: Path, table: str = "psl/5", scale: Scale = TINY, asked: DataSet = DataSet()) -> Report:  # noqa: B008
@@ -92,9 +108,20 @@ def parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
     return name, recipe(name)["parse"]()
 
 
+def parsed_clusters(command: str) -> Clusters:
+    """The options of a printed `fastpsl clusters`."""
+    program, name, *words = shlex.split(command)
+    assert (program, name) == ("fastpsl", "clusters")
+    options: Clusters = parse(Clusters, words, prog="fastpsl")
+    return options
+
+
 def effective(options: Any) -> dict[str, Any]:
     """Options with the values of the protocol that they name, as they come to stand in result.json."""
-    values = options.as_dict() | (options.constants() if hasattr(options, "constants") else {})
+    constants = options.constants() if hasattr(options, "constants") else {}
+    if dataclasses.is_dataclass(constants):
+        constants = dataclasses.asdict(constants)  # type: ignore[arg-type]
+    values = options.as_dict() | constants
     return {name: plain(value) for name, value in values.items()}
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from fastpsl.pipelines.input_record import Input
 from fastpsl.tables.matching import needs_of
-from fastpsl.tables.needs import FEW_LABELS, MOCO, MORE_LABELS, VISSL, Evaluation, Weights
-from fastpsl.tables.psl import TABLES
+from fastpsl.tables.needs import CLUSTERS, FEW_LABELS, MOCO, MORE_LABELS, UIC, VISSL, Evaluation, Weights
+from fastpsl.tables.papers import TABLES
 from fastpsl.tables.scales import FREE, SCALES, Scale, plain
 from tests.commands import ROOT
 from tests.fastpsl.table_results import (
@@ -21,6 +22,7 @@ from tests.fastpsl.table_results import (
     missing_of,
     of_made_permutations,
     parsed,
+    parsed_clusters,
     put,
     put_run,
     recipe,
@@ -46,36 +48,67 @@ def test_every_command_parses_and_makes_what_is_missing(
     runs.mkdir()
     made = report(runs, table, scale)
     assert made.num_needed == len(needs_of(TABLES[table])) * len(scale.seeds)
-    outs = []
+    outs: list[Path] = []
+    folders: dict[tuple[Weights, int], Path] = {}
     for missing in made.missing:
-        *training, evaluations = [
-            missing.commands[: -len(missing.evaluations)],
-            missing.commands[-len(missing.evaluations) :],
-        ]
+        weights, num = missing.weights, len(missing.commands) - len(missing.evaluations)
+        assert num == (weights.recipe is not None)
         folder = None
-        for command in training[0]:
+        for command in missing.commands[:num]:
             name, options = parsed(command, monkeypatch)
-            wanted = scale.training_science(missing.weights)
+            wanted = scale.training_science(weights)
             science = options.science() | {"recipe": name}
             if name == "jigsaw_r50":
                 science["permutations"] = of_made_permutations(options.grid**2, options.counts)
             assert {key: science[key] for key in wanted} == wanted
             assert options.seed == missing.seed
-            folder = options.out
-            outs.append(folder)
-        for command, evaluation in zip(evaluations, missing.evaluations, strict=True):
+            if weights.base:  # whose command came before
+                assert options.fine_tune == folders[weights.base, missing.seed]
+            else:
+                assert getattr(options, "fine_tune", None) is None
+            folder = folders[weights, missing.seed] = options.out
+            outs.append(options.out)
+        for command, evaluation in zip(missing.commands[num:], missing.evaluations, strict=True):
+            if evaluation == CLUSTERS:
+                clusters = parsed_clusters(command)
+                assert clusters.out and (clusters.run, clusters.data, clusters.labels) == (
+                    folder,
+                    "T.beton",
+                    None,
+                )
+                outs.append(clusters.out)
+                continue
             name, options = parsed(command, monkeypatch)
             assert name == evaluation.recipe and options.seed == missing.seed
             values, wanted = effective(options), scale.evaluation_settings(evaluation)
             assert {key: values[key] for key in wanted} == wanted
             assert (options.checkpoint, options.random_weights) == (folder, folder is None)
             if folder is None:
-                assert options.backbone == missing.weights.backbone
+                assert options.backbone == weights.backbone
+                told = options.told_input()
+                assert (told.channels if told else "RGB") == weights.channels
+                assert told in (None, Input.usual(weights.channels, options.size_px))
             outs.append(options.out)
     assert len(set(outs)) == len(outs) and all(runs in out.parents for out in outs)
 
 
-@pytest.mark.parametrize("name", ["jigsaw_r50", "rotation_rv50", "simclr_r50", "mocov2_r50", "supervised"])
+RECIPES = (
+    "jigsaw_r50",
+    "rotation_rv50",
+    "simclr_r50",
+    "mocov2_r50",
+    "supervised",
+    "uic_alexnet",
+    "uic_r50",
+    "deepcluster_alexnet",
+)
+
+
+def test_all_recipes_of_the_tables_are_tested() -> None:
+    assert {need[0].recipe for table in TABLES.values() for need in needs_of(table)} == {*RECIPES, None}
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_value_that_a_recipe_knows_is_compared(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new option of a recipe must be given a value here, or results that differ in it would be averaged."""
     monkeypatch.setattr(sys, "argv", [name, "--data", "x"])
@@ -88,7 +121,7 @@ def test_every_value_that_a_recipe_knows_is_compared(name: str, monkeypatch: pyt
             assert plain(PAPER.values[name][option]) == plain(value), option
 
 
-@pytest.mark.parametrize("evaluation", [VISSL, MOCO, FEW_LABELS, MORE_LABELS], ids=lambda one: one.name)
+@pytest.mark.parametrize("evaluation", [VISSL, MOCO, UIC, FEW_LABELS, MORE_LABELS], ids=lambda one: one.name)
 def test_every_value_that_an_evaluation_knows_is_compared(
     evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

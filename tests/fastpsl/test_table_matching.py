@@ -13,7 +13,7 @@ from fastpsl.sample import sample_paths
 from fastpsl.tables.markdown import markdown
 from fastpsl.tables.matching import DataSet
 from fastpsl.tables.needs import FEW_LABELS, MOCO, MORE_LABELS, Weights
-from fastpsl.tables.psl import TABLES
+from fastpsl.tables.papers import TABLES
 from tests.fastpsl.table_results import BLOCKS, DIGESTS, END_TO_END, PAPER, PSL, ours, put, report
 
 

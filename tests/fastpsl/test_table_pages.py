@@ -17,7 +17,7 @@ from PIL import Image
 
 from fastpsl.cli import main
 from fastpsl.sample_pictures import CLASS_NAMES, draw_picture
-from fastpsl.tables.psl import TABLES
+from fastpsl.tables.papers import TABLES
 from fastpsl.tables.scales import SCALES
 from tests.commands import ENVIRONMENT, ROOT
 from tests.fastpsl.table_results import BLOCKS, DIGESTS, END_TO_END, PAPER, put, put_run, report
