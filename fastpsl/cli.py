@@ -76,7 +76,7 @@ class Features:
     """A beton, a quoted glob of shards, or a folder of images."""
     out: Annotated[Path, tyro.conf.arg(metavar="F.npy")]
     """The file to write."""
-    block: Annotated[str, tyro.conf.arg(metavar="final|B1..B5")] = "final"
+    block: Annotated[str, tyro.conf.arg(metavar="final|B1|B2..")] = "final"
     """Whose output is averaged over all positions; final is the last."""
     dtype: Annotated[str, tyro.conf.arg(metavar="float16|float32")] = "float16"
     """Of the file."""

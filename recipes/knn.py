@@ -33,7 +33,7 @@ SAMPLE: dict[str, Any] = {"k": (1, 5, 10, 20), "temperature": 0.07, "batch_size"
 @dataclass(frozen=True, kw_only=True)
 class Options(EvaluationOptions):
     block: str = "final"
-    """Whose average-pooled output the features are: B1 to B5, or final, the last."""
+    """Whose average-pooled output the features are: B1, B2, …, or final, the last."""
     k: tuple[int, ...] = (10, 20, 100, 200)
     """Numbers of neighbours, each scored by itself; one search serves all."""
     temperature: float = 0.07

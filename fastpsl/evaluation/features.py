@@ -39,7 +39,7 @@ def block_number(text: str, num_blocks: int) -> int:
     if text == "final":
         return num_blocks
     number = text[1:]
-    if text[:1] not in ("B", "b") or not number.isdigit() or not 1 <= int(number) <= num_blocks:
+    if text[:1] not in ("B", "b") or not number.isdecimal() or not 1 <= int(number) <= num_blocks:
         raise ValueError(f"--block {text}: this backbone has B1 to B{num_blocks}; final is the last")
     return int(number)
 
@@ -71,8 +71,13 @@ class Extraction:
         world: World,
         dtype: str,
     ) -> "Extraction":
-        """As an evaluation's options have it; block: final or B1, B2, …"""
-        number = block_number(block, pretrained.backbone.num_blocks)
+        """As an evaluation's options have it; block: final or B1, B2, … ValueError for a block, or a size, that is none."""
+        backbone = pretrained.backbone
+        number = block_number(block, backbone.num_blocks)
+        if options.size_px < backbone.min_px:
+            raise ValueError(
+                f"--size-px {options.size_px}: this backbone reads pictures of {backbone.min_px} px and more"
+            )
         names = ("decoder", "num_threads", "prefetch_batches", "timeout_s", "on_bad_sample")
         return cls(
             pretrained, data, number, options.size_px, options.rank_batch(world.size),

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fastpsl.backbones.choose import make_backbone
 from fastpsl.cli import main
@@ -233,9 +234,35 @@ def test_a_broken_sample_is_a_row_of_nan(
 
 def test_blocks_by_name() -> None:
     assert [block_number(name, 5) for name in ("B1", "b4", "B5", "final")] == [1, 4, 5, 5]
-    for name in ("B0", "B6", "4", "B", "last", ""):
+    for name in ("B0", "B6", "4", "B", "B²", "last", ""):
         with pytest.raises(ValueError, match="B1 to B5"):
             block_number(name, 5)
+    assert [block_number(name, 7) for name in ("B6", "B7", "final")] == [6, 7, 7]
+    with pytest.raises(ValueError, match="--block B8: this backbone has B1 to B7; final is the last"):
+        block_number("B8", 7)
+
+
+@pytest.mark.parametrize(("block", "width"), [(5, 256), (6, 4096), (7, 4096)])
+def test_convolutions_and_fully_connected_blocks_of_alexnet(
+    data: Beton, tmp_path: Path, block: int, width: int
+) -> None:
+    """Of a map the mean over its positions; fc6 and fc7 have one, and dropout none of them."""
+    torch.manual_seed(0)
+    net = make_backbone("alexnet")
+    pretrained = Pretrained(net, INPUT, {"sha256": "random", "backbone": "alexnet"})
+    options: dict[str, Any] = {"batch_size": 80, "dtype": "float32", "loader": {"num_threads": 1}}
+    written = Extraction(pretrained, data, block, 64, **options).to_file(tmp_path / "F.npy", one_process())
+    found = np.load(tmp_path / "F.npy")
+    assert found.shape == (160, width) and written.record["block"] == f"B{block}"
+    with Loader(data, [center_view(INPUT, 64)], batch_size=3, train=False, num_threads=1) as loader:
+        batch = next(batches := loader.epoch(0))
+        (images,) = batch.inputs(loader.views, torch.float32)
+        batches.close()
+    with torch.no_grad():
+        expected = nn.Sequential(*net.eval().blocks()[:block])(images)
+    if block > 5:
+        assert expected.shape == (3, 4096, 1, 1)
+    np.testing.assert_allclose(found[:3], expected.mean((2, 3)).numpy(), rtol=1e-3, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from tests.recipes.in_process import Outcome, refused
 RECIPE = ROOT / "recipes" / "knn.py"
 SMALL = ("--size-px", "32", "--num-threads", "1")
 RANDOM = ("--random-weights", "--backbone", "resnet18")
+ALEXNET = ("--random-weights", "--backbone", "alexnet")
 
 
 @pytest.fixture
@@ -94,6 +95,13 @@ def test_scores_result_and_picture_of_the_sample(recipe: Any, tmp_path: Path) ->
     assert list(result["numbers"]) == ["top1_k5", "top5_k5"]
 
 
+def test_the_last_of_seven_blocks(recipe: Any, tmp_path: Path) -> None:
+    size = ("--size-px", "64", "--block", "b7", "--k", "5", "--out", tmp_path / "out")
+    outcome = recipe(*SMALL, *ALEXNET, *size)
+    assert outcome.code == 0 and "B7 of alexnet" in outcome.out, outcome
+    assert np.load(tmp_path / "out" / "val.npy").shape == (160, 4096)
+
+
 def beton(path: Path, labels: list[int], names: list[str] | None = None) -> Path:
     pictures = np.random.default_rng(0).integers(0, 256, (len(labels), 40, 40, 3), dtype=np.uint8)
     samples = [
@@ -115,6 +123,8 @@ def test_requests_that_cannot_be_met_are_one_line(recipe: Any, tmp_path: Path) -
         ((*sample, *RANDOM, "--k", "0"), ("--k 0",)),
         ((*sample, *RANDOM, "--temperature", "0"), ("--temperature",)),
         ((*sample, *RANDOM, "--k", "5", "--block", "B6"), ("B6", "B1 to B5")),
+        ((*sample, *ALEXNET, "--k", "5", "--block", "B8"), ("--block B8", "B1 to B7")),
+        ((*sample, *ALEXNET, "--k", "5"), ("--size-px 32", "63 px and more")),
         ((*sample, "--k", "5"), ("--checkpoint", "--random-weights")),
         ((*sample, "--k", "5", "--checkpoint", tmp_path / "absent.pt"), ("absent.pt",)),
         (("--data", paths.train_32, *RANDOM, "--k", "5"), ("--val",)),
