@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastpsl.backbones.vgg import SIDE as VGG_SIDE
 from fastpsl.evaluation.weight_files import safetensors_bytes, sha256_of_bytes
 from fastpsl.evaluation.weights import Pretrained, load_pretrained
 from fastpsl.pipelines.beton_file import output_errors, publish_bytes
 from fastpsl.pipelines.input_record import Input
 
 FORMAT = 1
-RESNETS = {"resnet18": 18, "resnet50": 50}
+RESNETS = {"resnet18": 18, "resnet50": 50, "resnet50_mlp": 50}
 
 
 def export(
@@ -33,7 +34,7 @@ def export(
     """Write `out`, and OUT.json beside it with the input record and the origin (safetensors: in its metadata).
 
     to: torchvision, timm, detectron2 or safetensors. Returns what was written, with the table of keys. ValueError where the
-    library has no such backbone, or `out` exists.
+    library has no such backbone, or `out` exists. Of resnet50_mlp libraries get the ResNet-50, B1 to B5.
     """
     if to not in TARGETS:
         raise ValueError(f"--to {to}: allowed are {', '.join(TARGETS)}")
@@ -48,12 +49,16 @@ def export(
         )
     found = load_pretrained(checkpoint, backbone, input)
     name = found.record["backbone"]
-    if name not in RESNETS and to != "safetensors":
+    if target.backbones and name not in target.backbones:
         raise ValueError(f"{to} has no {name}: --to safetensors writes it under its own names")
     tensors = {key: tensor.detach().contiguous() for key, tensor in found.backbone.state_dict().items()}
+    told = _told(found, to)
+    if name == "resnet50_mlp" and to != "safetensors":
+        # No library has B6, and strict loading would refuse it.
+        tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith("mlp.")}
+        told |= {"backbone": "resnet50", "left_out": ["mlp.*"]}
     renamed = {target.rename(key): tensor for key, tensor in tensors.items()}
     assert len(renamed) == len(tensors)
-    told = _told(found, to)
     data = target.write(renamed, told)
     with output_errors(out):
         if to != "safetensors":
@@ -61,10 +66,14 @@ def export(
             publish_bytes(beside, (json.dumps(told, indent=1) + "\n").encode())
         publish_bytes(out, data)
     where = "its metadata" if to == "safetensors" else str(beside)
-    written = (
+    written = [
         f"{out}: {len(tensors)} tensors, {len(data) / 1e6:,.1f} MB, for {to}; the input record is in {where}"
-    )
-    return "\n".join([str(found), written, *key_table(list(zip(tensors, renamed, strict=True)))])
+    ]
+    if told["left_out"]:
+        written.append(f"  left out: {', '.join(told['left_out'])}, which {to} has not")
+    if "model" in told:
+        written.append(f"  for {told['model']}")
+    return "\n".join([str(found), *written, *key_table(list(zip(tensors, renamed, strict=True)))])
 
 
 def detectron2_name(name: str) -> str:
@@ -76,6 +85,11 @@ def detectron2_name(name: str) -> str:
     name = f"res{int(stage[1]) + 1}.{name[stage.end() :]}" if stage else f"stem.{name}"
     name = re.sub(r"\bbn(\d)\b", r"conv\1.norm", name)
     return name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+
+
+def timm_name(name: str) -> str:
+    """torchvision's name of a tensor in timm, which has the same but for VGG's fully-connected layers."""
+    return name.replace("classifier.0.", "pre_logits.fc1.").replace("classifier.3.", "pre_logits.fc2.")
 
 
 def key_table(pairs: list[tuple[str, str]]) -> list[str]:
@@ -94,8 +108,8 @@ def key_table(pairs: list[tuple[str, str]]) -> list[str]:
     ]
 
 
-# A block's number: of layer3, of res4, or between two points.
-_NUMBER = re.compile(r"((?<=^layer)|(?<=^res)|(?<=\.))\d+(?=\.)")
+# A block's or layer's number: of layer3, of res4, or behind a point.
+_NUMBER = re.compile(r"((?<=^layer)|(?<=^res)|(?<=\.))\d+(?=\.|$)")
 
 
 def _pattern(name: str) -> str:
@@ -120,6 +134,18 @@ def _torch_bytes(tensors: dict[str, Tensor], told: dict[str, Any]) -> bytes:
     return data.getvalue()
 
 
+def _timm_bytes(tensors: dict[str, Tensor], told: dict[str, Any]) -> bytes:
+    """timm's VGG has fc6 and fc7 as convolutions, over all of fc6's 7 x 7 positions and over one."""
+    sides = {"pre_logits.fc1.weight": VGG_SIDE, "pre_logits.fc2.weight": 1}
+    return _torch_bytes(
+        {
+            name: tensor.reshape(len(tensor), -1, sides[name], sides[name]) if name in sides else tensor
+            for name, tensor in tensors.items()
+        },
+        told,
+    )
+
+
 def _detectron2_bytes(tensors: dict[str, Tensor], told: dict[str, Any]) -> bytes:
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     # Without matching_heuristics Detectron2 would want the names of the whole detector.
@@ -129,17 +155,21 @@ def _detectron2_bytes(tensors: dict[str, Tensor], told: dict[str, Any]) -> bytes
 
 @dataclass(frozen=True)
 class Target:
-    """rename: of a tensor. write: the file's bytes, of renamed tensors and what is told of them. ending: which the library needs."""
+    """rename: of a tensor. write: the file's bytes, of renamed tensors and what is told of them. ending: which the library needs.
+
+    backbones: those that the library can load; empty for all.
+    """
 
     rename: Callable[[str], str]
     write: Callable[[dict[str, Tensor], dict[str, Any]], bytes]
     ending: tuple[str, ...] = ()
+    backbones: tuple[str, ...] = ()
 
 
 TARGETS = {
-    "torchvision": Target(str, _torch_bytes),
-    "timm": Target(str, _torch_bytes),
-    "detectron2": Target(detectron2_name, _detectron2_bytes, (".pkl",)),
+    "torchvision": Target(str, _torch_bytes, (), (*RESNETS, "resnet18_cifar", "vgg16")),
+    "timm": Target(timm_name, _timm_bytes, (), (*RESNETS, "vgg16")),
+    "detectron2": Target(detectron2_name, _detectron2_bytes, (".pkl",), tuple(RESNETS)),
     "safetensors": Target(str, safetensors_bytes, (".safetensors",)),
 }
 
@@ -154,7 +184,13 @@ def _told(found: Pretrained, to: str) -> dict[str, Any]:
         # The file's name alone: the folders of a machine are nobody else's business.
         "source": {"name": Path(record["path"]).name, "sha256": record["sha256"], "kind": record["kind"]},
         **{name: record[name] for name in ("run_step", "science", "cut")},
+        "left_out": [],
     }
+    if to == "torchvision" and record["backbone"] == "resnet18_cifar":
+        told["model"] = (
+            f"torchvision.models.resnet18() with conv1 = torch.nn.Conv2d({found.input.num_channels}, 64, 3, padding=1, bias=False) "
+            f"and maxpool = torch.nn.Identity()"
+        )
     if to == "detectron2":
         told["detectron2"] = _detectron2_config(record["backbone"], found.input)
     return told

@@ -1,7 +1,7 @@
 """Others' checkpoints: where their dicts keep the backbone, under which names, and what else lies there (docs/weights.md)."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ _COUNT = ".num_batches_tracked"
 
 @dataclass(frozen=True)
 class Naming:
-    """How one project names a backbone's tensors: `prefix` + torchvision's name, or a numbered child instead of a name.
+    """How one project names a backbone's tensors: `prefix` + what `ours` makes our name of, or None where it is no backbone's.
 
     only_with: a pattern of another key that tells this project from those with the same prefix.
     """
@@ -22,7 +22,35 @@ class Naming:
     kind: str
     prefix: str
     only_with: str = ""
-    numbered: bool = False
+    ours: Callable[[str], str | None] = str
+
+
+# torchvision's children of a ResNet in order, as nn.Sequential(*list(resnet.children())[:-1]) numbers them.
+NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+# RotNet's AlexNet: the place of a block's convolution among our features; of a layer of block 8, the two linears, in our classifier.
+ROTNET = {"0": 0, "2": 4, "4": 8, "5": 11, "6": 14}
+ROTNET_FC = {"1": 0, "2": 1, "4": 3, "5": 4}
+
+
+def _by_number(name: str) -> str | None:
+    number, _, rest = name.partition(".")
+    return f"{NUMBERED[number]}.{rest}" if number in NUMBERED else None
+
+
+def _rotnets(name: str) -> str | None:
+    found = re.fullmatch(r"(\d)\.(\d)\.(\w+)", name)
+    block, layer, part = found.groups() if found else ("", "", "")
+    if block == "8" and layer in ROTNET_FC:
+        return f"classifier.{ROTNET_FC[layer]}.{part}"
+    return f"features.{ROTNET[block] + int(layer)}.{part}" if block in ROTNET else None
+
+
+def _without_module(name: str) -> str:
+    return name.replace(".module.", ".")
+
+
+def _timms(name: str) -> str:
+    return name.replace("pre_logits.fc1.", "classifier.0.").replace("pre_logits.fc2.", "classifier.3.")
 
 
 _HEADS = r"(projection_head|prediction_head|online_classifier|prototypes)\."
@@ -30,30 +58,33 @@ _SOLO = r"(projector|predictor|classifier|momentum_backbone|queue|prototypes|hea
 
 # Tried from the top; the first that matches is it. Where each name stands in its project: docs/weights.md.
 NAMINGS = (
+    Naming("rotnet", "_feature_blocks.", only_with=r"_feature_blocks\.\d\.\d\.\w+$", ours=_rotnets),
     Naming("vissl", "_feature_blocks."),
     Naming("vissl", "trunk._feature_blocks."),
     Naming("moco", "encoder_q."),
     Naming("moco", "base_encoder."),
-    Naming("lightly", "backbone.", only_with=r"backbone\.4\.0\.conv1\.", numbered=True),
+    Naming("lightly", "backbone.", only_with=r"backbone\.4\.0\.conv1\.", ours=_by_number),
     Naming("lightly", "backbone.", only_with=_HEADS),
-    Naming("lightly", "", only_with=r"4\.0\.conv1\.", numbered=True),
+    Naming("lightly", "", only_with=r"4\.0\.conv1\.", ours=_by_number),
     Naming("solo-learn", "backbone.", only_with=_SOLO),
     Naming("simclr-pytorch", "backbone."),
     Naming("simclr-pytorch", "convnet."),
-    Naming("simclr-pytorch", "f.", numbered=True),
+    Naming("simclr-pytorch", "f.", ours=_by_number),
     Naming("solo-learn", "encoder.", only_with=r"classifier\."),
     Naming("simsiam", "encoder.", only_with=r"predictor\."),
     Naming("simclr-pytorch", "encoder."),
+    Naming("deepcluster", "", only_with=r"features\.module\.|top_layer\.", ours=_without_module),
+    Naming("timm", "", only_with=r"pre_logits\.fc1\.", ours=_timms),
     Naming("torchvision", ""),
 )
 
-# torchvision's children of a ResNet in order, as nn.Sequential(*list(resnet.children())[:-1]) numbers them.
-NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+# DeepCluster's filters, which stand before its network, and the convolution behind them.
+SOBEL, FIRST = "sobel.1.weight", "features.0.weight"
 # Where a dict keeps its tensors, outermost first. VISSL has its heads beside the trunk.
-WRAPPERS = ("classy_state_dict", "base_model", "model_state_dict", "state_dict", "model", "trunk")
-# What may stand beside a backbone: classifiers, projections, predictions, queues, and copies that follow by momentum.
+WRAPPERS = ("classy_state_dict", "base_model", "model_state_dict", "state_dict", "network", "model", "trunk")
+# What may stand beside a backbone: fixed filters, classifiers, projections, predictions, queues, and copies that follow by momentum.
 HEADS = re.compile(
-    r"(.*?\.)??(fc\d*|linear|g|encoder_k|key_\w+|"
+    r"(.*?\.)??(fc\d*|linear|g|sobel|top_layer|_feature_blocks\.9|encoder_k|key_\w+|"
     r"\w*(classifier|head|projection|projector|predictor|prediction|prototype|queue|momentum|teacher|student|criterion)\w*)"
     r"(\.|$)"
 )
@@ -87,6 +118,10 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
         own = _our_name(naming, name)
         if own is not None and own in wanted:
             backbone[own] = tensor
+            if naming.kind == "timm" and tensor.numel() == wanted[own].numel():
+                backbone[own] = tensor.reshape(
+                    wanted[own].shape
+                )  # its linears are convolutions over all positions
         else:
             rest.append(name)
     strange = [name for name in rest if not HEADS.match(name)]
@@ -95,7 +130,10 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
             f"{path}, read as {naming.kind}'s, holds {len(strange)} tensors that are neither of the backbone nor of a head "
             f"({few(strange)}): give the --backbone that it holds"
         )
-    return Found(naming.kind, backbone, sorted({_group(name) for name in rest}))
+    if naming.kind == "deepcluster" and FIRST in backbone and backbone[FIRST].shape[1] == 2:
+        _check_sobel(path, tensors.get(SOBEL))
+        backbone[FIRST] = -backbone[FIRST]
+    return Found(naming.kind, backbone, sorted({_group(name, wanted) for name in rest}))
 
 
 def _tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -120,17 +158,27 @@ def _matches(naming: Naming, tensors: Mapping[str, Tensor]) -> bool:
 def _our_name(naming: Naming, name: str) -> str | None:
     if not name.startswith(naming.prefix):
         return None
-    name = name.removeprefix(naming.prefix)
-    if naming.numbered:
-        number, _, rest = name.partition(".")
-        return f"{NUMBERED[number]}.{rest}" if number in NUMBERED else None
-    return name
+    return naming.ours(name.removeprefix(naming.prefix))
 
 
-def _group(name: str) -> str:
-    """What stands for many names: fc.* for fc.0.weight; a name that ends with the head as it is."""
+def _check_sobel(path: Path, kernels: Tensor | None) -> None:
+    """ValueError where `kernels` are not -8 times those of SobelXY, which the network reads with its first convolution's sign turned."""
+    gx = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+    if kernels is not None and not torch.equal(kernels.float(), -torch.stack([gx, gx.T])[:, None]):
+        raise ValueError(
+            f"{path}: its {SOBEL} is not DeepCluster's, so SobelXY is not what the network saw; no --input-channels is"
+        )
+
+
+def _group(name: str, wanted: Mapping[str, Tensor]) -> str:
+    """What stands for many names: fc.* for fc.0.weight, or classifier.6.* where the backbone has other layers of `classifier`; a name
+    that ends with the head as it is."""
     head = HEADS.match(name)
-    return f"{name[: head.end()].rstrip('.')}.*" if head and head.end() < len(name) else name
+    if head is None or head.end() == len(name):
+        return name
+    stem = name[: head.end()].rstrip(".")
+    shared = any(key.startswith(f"{stem}.") for key in wanted)
+    return f"{name.rpartition('.')[0] if shared else stem}.*"
 
 
 def few(names: Sequence[Any]) -> str:

@@ -120,9 +120,11 @@ def _exported(
     found = Input.from_dict(told["input"])
     name = _agreed(path, told["backbone"], backbone, found, input)
     made = make_backbone(name, num_channels=found.num_channels)
-    fill(made, state, name, f"{path}, exported by fastpsl,")
+    # timm has other names for VGG's.
+    fill(made, recognise(path, state, made.state_dict()).tensors, name, f"{path}, exported by fastpsl,")
     record = _record(path, sha256_of_file(path), "export", name, found)
     record |= {key: told.get(key) for key in ("run_step", "science", "cut")}
+    record["left_out"] = told.get("left_out", [])
     return Pretrained(made, found, record)
 
 

@@ -2,8 +2,10 @@
 
 import json
 import pickle
+import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from fastpsl.backbones import alexnet, vgg
 from fastpsl.checkpoint import Checkpoints
 from fastpsl.cli import main
 from fastpsl.evaluation.weights import load_pretrained, random_weights
@@ -200,6 +203,105 @@ def test_revnet_goes_as_safetensors_alone(tmp_path: Path) -> None:
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(found(images), ours(images))
+
+
+@torch.no_grad()
+def test_the_mlp_stays_here_and_libraries_get_the_resnet(tmp_path: Path) -> None:
+    ours = checkpoint(tmp_path, "resnet50_mlp")
+    images = torch.randn(2, 3, 64, 48)
+    expected = images
+    for block in ours.blocks()[:5]:  # type: ignore[operator]
+        expected = block(expected)
+    for to, name in (("torchvision", "m.pth"), ("detectron2", "m.pkl")):
+        said = export(tmp_path, to, tmp_path / name)
+        assert f"left out: mlp.*, which {to} has not" in said
+    theirs = torchvisions("resnet50", tmp_path / "m.pth").eval()
+    torch.testing.assert_close(theirs(images), expected.mean((2, 3)), rtol=1e-5, atol=1e-6)
+    assert_detectron2s(tmp_path / "m.pkl", ours, num_convs=3, units=(3, 4, 6, 3))
+    found = load_pretrained(tmp_path / "m.pth")
+    assert found.record["backbone"] == "resnet50" and found.record["left_out"] == ["mlp.*"]
+    torch.testing.assert_close(found.backbone.eval()(images), expected)
+    said = export(tmp_path, "safetensors", tmp_path / "m.safetensors")
+    assert "left out" not in said
+    whole = load_pretrained(tmp_path / "m.safetensors")
+    assert whole.record["backbone"] == "resnet50_mlp"
+    assert torch.equal(whole.backbone.eval()(images), ours(images))
+
+
+def test_the_small_resnet_says_what_torchvisions_needs(tmp_path: Path) -> None:
+    ours = checkpoint(tmp_path, "resnet18_cifar")
+    said = export(tmp_path, "torchvision", tmp_path / "c.pth")
+    told = json.loads((tmp_path / "c.pth.json").read_text())["model"]
+    assert told in said
+    made, conv1, maxpool = re.fullmatch(  # type: ignore[union-attr]
+        r"(torchvision\.models\.resnet18\(\)) with conv1 = (.*) and maxpool = (.*)", told
+    ).groups()
+    theirs = eval(made)
+    theirs.conv1, theirs.maxpool = eval(conv1), eval(maxpool)
+    missing, unexpected = theirs.load_state_dict(torch.load(tmp_path / "c.pth"), strict=False)
+    assert sorted(missing) == ["fc.bias", "fc.weight"] and not unexpected
+    theirs.fc = nn.Identity()
+    assert_same_features(ours, theirs)
+    assert load_pretrained(tmp_path / "c.pth").record["backbone"] == "resnet18_cifar"
+    for to, name in (("timm", "t.pth"), ("detectron2", "c.pkl")):
+        with pytest.raises(ValueError, match=f"{to} has no resnet18_cifar: --to safetensors writes it"):
+            export(tmp_path, to, tmp_path / name)
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AlexNet and VGG16 with 32 features in fc6 and fc7: theirs have 4,096, half a gigabyte a file."""
+    for module in (alexnet.AlexNet, vgg.VGG):
+        monkeypatch.setattr(module, "__init__", partialmethod(module.__init__, fc_width=32))
+
+
+@pytest.mark.usefixtures("narrow")
+def test_vgg16_in_torchvision_and_timm(tmp_path: Path) -> None:
+    ours = checkpoint(tmp_path, "vgg16")
+    said = {to: export(tmp_path, to, tmp_path / f"{to}.pth") for to in ("torchvision", "timm")}
+    assert "features.0-41.*" in said["torchvision"] and "classifier.0-3.*" in said["torchvision"]
+    assert "pre_logits.fc2.*" in said["timm"]
+    with torch.device("meta"):
+        theirs, timms = torchvision.models.vgg16_bn(), timm.create_model("vgg16_bn", num_classes=0)
+    # Names are those of the whole networks; timm's loads strictly, torchvision's lacks its last layer.
+    state = torch.load(tmp_path / "torchvision.pth")
+    assert set(theirs.state_dict()) - set(state) == {"classifier.6.weight", "classifier.6.bias"}
+    theirs.classifier[0], theirs.classifier[3] = nn.Linear(25088, 32), nn.Linear(32, 32)
+    theirs.classifier[6] = nn.Identity()
+    theirs.features.to_empty(device="cpu")
+    theirs.load_state_dict(state)
+    assert_same_features(ours, theirs)
+    state = torch.load(tmp_path / "timm.pth")
+    assert set(timms.state_dict()) == set(state)
+    timms.pre_logits = type(timms.pre_logits)(512, 32, 7)
+    timms.features.to_empty(device="cpu")
+    timms.load_state_dict(state)
+    assert_same_features(ours, timms)
+    images = torch.randn(1, 3, 64, 64)
+    for to in ("torchvision", "timm"):
+        found = load_pretrained(tmp_path / f"{to}.pth")
+        assert found.record["backbone"] == "vgg16" and torch.equal(
+            found.backbone.eval()(images), ours(images)
+        )
+    with pytest.raises(ValueError, match="detectron2 has no vgg16: --to safetensors writes it"):
+        export(tmp_path, "detectron2", tmp_path / "v.pkl")
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("name", ["alexnet", "alexnet_rotnet"])
+def test_alexnets_go_as_safetensors_alone(tmp_path: Path, name: str) -> None:
+    seen = Input("SobelXY", (0.0, 0.0), (0.03, 0.03), 48)
+    ours = checkpoint(tmp_path, name, seen)
+    for to, ending in (("torchvision", "pth"), ("timm", "pth"), ("detectron2", "pkl")):
+        with pytest.raises(ValueError, match=f"{to} has no {name}: --to safetensors writes it") as refused:
+            export(tmp_path, to, tmp_path / f"a.{ending}")
+        assert "\n" not in str(refused.value)
+    export(tmp_path, "safetensors", tmp_path / "a.safetensors")
+    found = load_pretrained(tmp_path / "a.safetensors")
+    assert found.input == seen and found.record["backbone"] == name
+    images = torch.randn(1, 2, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(found.backbone.eval()(images), ours(images))
 
 
 def test_the_command(run: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

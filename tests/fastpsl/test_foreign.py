@@ -9,9 +9,13 @@ import torch
 import torchvision
 from torch import Tensor
 
+from fastpsl.backbones.alexnet import AlexNet
+from fastpsl.backbones.backbone import Backbone
 from fastpsl.backbones.resnet import ResNet
-from fastpsl.evaluation.foreign import recognise
+from fastpsl.backbones.vgg import VGG
+from fastpsl.evaluation.foreign import Found, recognise
 from fastpsl.evaluation.weights import fill
+from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
 
 Tensors = dict[str, Tensor]
 PATH = Path("theirs.pth")
@@ -182,6 +186,143 @@ def test_counts_of_batches_may_be_absent_as_in_old_files(theirs: Tensors) -> Non
     ours = ResNet("resnet18")
     fill(ours, recognise(PATH, old, ours.state_dict()).tensors, "resnet18", "theirs")
     assert ours.bn1.num_batches_tracked == 0 and torch.equal(ours.bn1.weight, theirs["bn1.weight"])
+
+
+def filled(network: Backbone, state: dict[str, Any]) -> Found:
+    found = recognise(PATH, state, network.state_dict())
+    fill(network, found.tensors, network.name, "theirs")
+    return found
+
+
+def random_state(network: Backbone) -> Tensors:
+    torch.manual_seed(4)
+    state = network.state_dict()
+    return {name: torch.rand_like(t) if t.is_floating_point() else t + 7 for name, t in state.items()}
+
+
+def sobel() -> torch.nn.Sequential:
+    """DeepCluster's filters: a third of each colour, then left minus right, and above minus below; padded with zeros."""
+    grey, edges = torch.nn.Conv2d(3, 1, 1), torch.nn.Conv2d(1, 2, 3, padding=1)
+    with torch.no_grad():
+        for part in (grey.bias, edges.bias):
+            assert part is not None
+            part.zero_()
+        grey.weight.fill_(1 / 3)
+        left_right = torch.tensor([1.0, 2.0, 1.0])[:, None] * torch.tensor([1.0, 0.0, -1.0])
+        edges.weight[0, 0], edges.weight[1, 0] = left_right, left_right.T
+    return torch.nn.Sequential(grey, edges)
+
+
+def deepclusters(own: Tensors) -> dict[str, Any]:
+    state = {name.replace("features.", "features.module."): tensor for name, tensor in own.items()}
+    state |= prefixed(sobel().state_dict(), "sobel.")
+    state |= {"top_layer.weight": torch.zeros(5, 8), "top_layer.bias": torch.zeros(5)}
+    return {"epoch": 500, "arch": "alexnet", "state_dict": state, "optimizer": {"state": {}}}
+
+
+@torch.no_grad()
+def test_deepclusters_alexnet_reads_our_gradients_as_its_own() -> None:
+    ours = AlexNet("alexnet", fc_width=8)
+    ours.features[0] = torch.nn.Conv2d(2, 96, 11, stride=4, padding=2)
+    own = random_state(ours)
+    found = filled(ours, deepclusters(own))
+    assert found.kind == "deepcluster" and found.left_out == ["sobel.*", "top_layer.*"]
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(tensor, -own[name] if name == "features.0.weight" else own[name]), name
+    # With one std for all colours the two inputs are equal, but for theirs having a frame, which conv1's first and last positions see.
+    images = torch.rand(2, 3, 67, 67)
+    gradients = sobel()((images - 0.45) / 0.226)
+    expected = torch.nn.functional.conv2d(
+        gradients, own["features.0.weight"], own["features.0.bias"], stride=4, padding=2
+    )
+    seen = SobelXY()(images, {}) / SOBEL_XY_STD
+    inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))
+    assert expected[inner].std() > 0.5
+    torch.testing.assert_close(ours.features[0](seen)[inner], expected[inner], rtol=1e-4, atol=1e-4)
+
+
+def test_deepclusters_without_sobel_or_with_another() -> None:
+    ours = AlexNet("alexnet", fc_width=8)
+    own = random_state(ours)
+    state = deepclusters(own)
+    for part in ("sobel.0.weight", "sobel.0.bias", "sobel.1.weight", "sobel.1.bias"):
+        del state["state_dict"][part]
+    assert filled(ours, state).left_out == ["top_layer.*"]
+    assert torch.equal(ours.state_dict()["features.0.weight"], own["features.0.weight"])
+    ours.features[0] = torch.nn.Conv2d(2, 96, 11, stride=4, padding=2)
+    state = deepclusters(random_state(ours))
+    state["state_dict"]["sobel.1.weight"] *= -1
+    with pytest.raises(ValueError, match="sobel.1.weight is not DeepCluster's"):
+        recognise(PATH, state, ours.state_dict())
+
+
+@torch.no_grad()
+def test_rotnets_alexnet_computes_ours() -> None:
+    """Its network as its lists have it, pools among the blocks; the file says "network" and counts no batches."""
+
+    def block(inputs: int, width: int, kernel: int, **place: int) -> torch.nn.Sequential:
+        conv = torch.nn.Conv2d(inputs, width, kernel, **place)  # type: ignore[arg-type]
+        return torch.nn.Sequential(conv, torch.nn.BatchNorm2d(width), torch.nn.ReLU())
+
+    def pool() -> torch.nn.MaxPool2d:
+        return torch.nn.MaxPool2d(3, 2)
+
+    linears: list[torch.nn.Module] = [torch.nn.Flatten()]
+    for inputs in (9216, 8):
+        linears += [torch.nn.Linear(inputs, 8, bias=False), torch.nn.BatchNorm1d(8), torch.nn.ReLU()]
+    blocks = torch.nn.ModuleList(
+        [
+            block(3, 64, 11, stride=4, padding=2), pool(), block(64, 192, 5, padding=2), pool(),
+            block(192, 384, 3, padding=1), block(384, 256, 3, padding=1), block(256, 256, 3, padding=1), pool(),
+            torch.nn.Sequential(*linears), torch.nn.Sequential(torch.nn.Linear(8, 4)),
+        ]
+    ).eval()  # fmt: skip
+    torch.manual_seed(5)
+    for part in blocks.modules():
+        if isinstance(part, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            assert part.running_mean is not None and part.running_var is not None
+            part.running_mean.normal_(std=0.1)
+            part.running_var.uniform_(0.5, 1.5)
+    state = {name: t for name, t in blocks.state_dict().items() if not name.endswith("num_batches_tracked")}
+    ours = AlexNet("alexnet_rotnet", fc_width=8).eval()
+    found = filled(ours, {"epoch": 50, "network": prefixed(state, "_feature_blocks.")})
+    assert found.kind == "rotnet" and found.left_out == ["_feature_blocks.9.*"]
+    expected = images = torch.randn(1, 3, 224, 224)
+    for block_of_theirs in list(blocks)[:-1]:
+        expected = block_of_theirs(expected)
+    assert expected.std() > 0 and torch.equal(ours(images).flatten(1), expected)
+
+
+def test_vgg16_of_torchvision_deepcluster_and_timm() -> None:
+    ours = VGG(fc_width=8)
+    own = random_state(ours)
+    last = {"classifier.6.weight": torch.zeros(5, 8), "classifier.6.bias": torch.zeros(5)}
+    timms = {
+        "pre_logits.fc1.weight": own["classifier.0.weight"].view(8, 512, 7, 7),
+        "pre_logits.fc1.bias": own["classifier.0.bias"],
+        "pre_logits.fc2.weight": own["classifier.3.weight"].view(8, 8, 1, 1),
+        "pre_logits.fc2.bias": own["classifier.3.bias"],
+    } | {name: tensor for name, tensor in own.items() if name.startswith("features.")}
+    for kind, state, left_out in (
+        ("torchvision", own | last, ["classifier.6.*"]),
+        ("deepcluster", deepclusters(own), ["sobel.*", "top_layer.*"]),
+        ("timm", timms | {"head.fc.weight": torch.zeros(5, 8)}, ["head.*"]),
+    ):
+        ours.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in own.items()})
+        found = filled(ours, state)
+        assert (found.kind, found.left_out) == (kind, left_out)
+        assert all(torch.equal(tensor, own[name]) for name, tensor in ours.state_dict().items())
+
+
+def test_the_small_resnet_and_the_mlp_by_torchvisions_names(theirs: Tensors) -> None:
+    """A network for CIFAR with its first convolution replaced, as solo-learn has it; SimCLR's without its hidden layer is no B6."""
+    small = theirs | {"conv1.weight": torch.rand(64, 3, 3, 3)}
+    ours = ResNet("resnet18_cifar")
+    assert filled(ours, solo(small)).kind == "solo-learn"
+    assert torch.equal(ours.conv1.weight, small["conv1.weight"])
+    assert "lacks 6 of the 324 tensors of resnet50_mlp (mlp.0.weight" in refusal(
+        torchvision.models.resnet50().state_dict(), "resnet50_mlp"
+    )
 
 
 def refusal(state: dict[str, Any], name: str = "resnet18") -> str:
