@@ -69,29 +69,38 @@ def draw_label_curves(folder: Path) -> Path | None:
     lines = [line for line in every if line.get("entropy_share") is not None]
     if not lines:
         return None
-    figure, axes = pyplot.subplots(4, 1, sharex=True, figsize=(8, 9), layout="constrained")
-    _draw(axes[0], lines, "non_empty", "non-empty classes")
-    _draw(axes[1], lines, "entropy_share", "entropy share")
-    _draw(axes[2], lines, "biggest", "biggest class, % of images", 100)
-    for number, (name, label) in enumerate(
-        (
-            ("nmi_previous", "with the epoch before"),
-            ("nmi_true", "with the true labels"),
-            ("nmi_true_shuffled", "shuffled, with the true labels"),
-        )
-    ):
-        if any(line.get(name) is not None for line in lines):
-            _draw(axes[3], lines, name, "NMI", color=f"C{number}", label=label)
-    axes[0].set_ylim(bottom=0)
-    axes[1].set_ylim(0, 1.05)
+    figure, axes = pyplot.subplots(5, 1, sharex=True, figsize=(8, 10.5), layout="constrained")
+    _draw(axes[0], lines, "non_empty")
+    _draw(axes[1], lines, "entropy_share")
+    _draw(axes[2], lines, "biggest", 100)
+    _draw(axes[3], lines, "nmi_previous")
+    _draw(axes[4], lines, "nmi_true", label="as they are")
+    _draw(axes[4], lines, "nmi_true_shuffled", label="shuffled", color="C1")
+    titles = (
+        "non-empty classes",
+        "entropy share",
+        "biggest class, % of images",
+        "NMI with the epoch before",
+        "NMI with true labels",
+    )
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.grid(alpha=0.3)
+        axis.set_ylim(bottom=0)
     axes[1].axhline(MIN_ENTROPY_SHARE, color="grey", linestyle=":", label="below: collapse")
-    axes[1].legend(fontsize=8)
     axes[2].set_yscale("log")
-    axes[3].set_ylim(0, 1.05)
-    if axes[3].lines:
-        axes[3].legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
-    axes[3].set_xlabel("epoch")
-    axes[3].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    shares = [100 * line["biggest"] for line in lines]
+    axes[2].set_ylim(
+        10 ** math.floor(math.log10(min(shares))), 10 ** math.ceil(math.log10(max(shares))) * 1.1
+    )
+    axes[2].yaxis.set_major_formatter("{x:g}")
+    axes[2].yaxis.set_minor_formatter("")
+    for axis in (axes[1], axes[3]):
+        axis.set_ylim(0, 1.05)
+    for axis in (axes[1], axes[4]):
+        axis.legend(fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
+    axes[4].set_xlabel("epoch")
+    axes[4].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     figure.suptitle(f"{folder.name}: pseudo-labels")
     out = folder / PICTURE
     figure.savefig(out, dpi=120, format="png")
@@ -99,12 +108,8 @@ def draw_label_curves(folder: Path) -> Path | None:
     return out
 
 
-def _draw(
-    axis: Any, lines: list[dict[str, Any]], name: str, title: str, times: float = 1, **options: Any
-) -> None:
-    """A figure over the epochs; where it is None (or absent) the line has a gap."""
+def _draw(axis: Any, lines: list[dict[str, Any]], name: str, times: float = 1, **options: Any) -> None:
+    """A figure over the epochs; a gap where it is None."""
     values = [math.nan if line.get(name) is None else times * line[name] for line in lines]
     marker = "o" if len(lines) <= _MANY_POINTS else None
     axis.plot([line["epoch"] for line in lines], values, marker=marker, markersize=4, **options)
-    axis.set_ylabel(title, fontsize=9)
-    axis.grid(alpha=0.3)

@@ -56,3 +56,14 @@ def labelled(labels: np.ndarray | None, others: np.ndarray | None) -> tuple[np.n
     if not both.any():
         raise ValueError(ABSENT)
     return labels[both], others[both]
+
+
+def class_entropies(labels: np.ndarray, true: np.ndarray, num_classes: int) -> np.ndarray:
+    """float64 [num_classes]: the entropy of the true labels within each pseudo-class, in nats, 0 where all are one; NaN where none has any."""
+    numbers, others = labelled(labels, true)
+    num_true = int(others.max()) + 1
+    pairs, counts = np.unique(numbers.astype(np.int64) * num_true + others, return_counts=True)
+    sizes = np.bincount(numbers, minlength=num_classes)
+    weighted = np.bincount(pairs // num_true, counts * np.log(counts), num_classes)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.maximum(np.log(sizes) - weighted / sizes, 0)

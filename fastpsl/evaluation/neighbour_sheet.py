@@ -32,8 +32,8 @@ def draw_neighbours(
 
     similarities: float [n, k]. loader: options of `Loader`. Green: the neighbour's class is the query's; red: it is another.
     """
-    shown = _pictures(val, queries, loader)
-    neighbours = _pictures(train, rows, loader)
+    shown = middles(val, queries, _SIDE_PX, loader)
+    neighbours = middles(train, rows, _SIDE_PX, loader)
     labels, others = val.labels()[queries], train.labels()[rows]
     num, k = rows.shape
     cell = _SIDE_PX + 2 * _FRAME_PX
@@ -48,7 +48,7 @@ def draw_neighbours(
         sheet.paste(Image.fromarray(picture), (left + _FRAME_PX, top + _FRAME_PX))
         for number, line in enumerate(text.split("\n")):
             at = (left, top + cell + number * _TEXT_PX // 2)
-            draw.text(at, _fitted(line, cell, font), fill=_WHITE, font=font)
+            draw.text(at, fitted(line, cell, font), fill=_WHITE, font=font)
 
     for i in range(num):
         top = _GAP_PX + i * step_y
@@ -67,20 +67,22 @@ def class_name(names: Sequence[str] | None, label: int) -> str:
     return names[label] if names is not None and 0 <= label < len(names) else f"class {label}"
 
 
-def _pictures(data: Data, indices: np.ndarray, loader: Mapping[str, Any]) -> np.ndarray:
-    """uint8 [*indices.shape, S, S, 3]: the middles of samples, of which one may be wanted more than once."""
+def middles(data: Data, indices: np.ndarray, size_px: int, loader: Mapping[str, Any]) -> np.ndarray:
+    """uint8 [*indices.shape, size_px, size_px, 3]: the middles of samples, of which one may be wanted more than once."""
     chosen, places = np.unique(indices, return_inverse=True)
-    view = center_view(Input(), _SIDE_PX)
+    view = center_view(Input(), size_px)
     with Loader(
         Subset(data, chosen), [view], batch_size=len(chosen), train=False, **loader, device="cpu"
     ) as opened:
         batches = opened.epoch(0)
-        images = next(batches).images[0].permute(0, 2, 3, 1).numpy()
+        batch = next(batches)
+        images = batch.images[0].permute(0, 2, 3, 1).numpy()
         batches.close()
+    images = np.where((batch.indices.numpy() < 0)[:, None, None, None], 0, images)  # could not be decoded
     return images[places.reshape(indices.shape)]
 
 
-def _fitted(line: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+def fitted(line: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     """The line, cut at its end where it is wider than `width`."""
     while line and font.getlength(line) > width:
         line = line[:-1]

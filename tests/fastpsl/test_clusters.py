@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import normalized_mutual_info_score
 
-from fastpsl.evaluation.clusters import ari, hungarian_accuracy, nmi
+from fastpsl.evaluation.clusters import ari, class_entropies, hungarian_accuracy, nmi
 
 SCORES = (nmi, ari, hungarian_accuracy)
 
@@ -125,3 +125,18 @@ def test_as_many_as_imagenet_has() -> None:
     assert ari(labels, true) == pytest.approx(
         (together[0] - expected) / ((together[1] + together[2]) / 2 - expected)
     )
+
+
+def test_entropies_within_classes() -> None:
+    """Pure, even over two, by hand over three, unlabelled, empty."""
+    labels = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3])
+    true = np.array([5, 5, -1, 0, 7, 7, 0, 1, 1, 2, 0, -1, -1])
+    found = class_entropies(labels, true, 5)
+    assert found[:3].tolist() == pytest.approx([0, math.log(2), 1.5 * math.log(2)])
+    assert np.isnan(found[3:]).all() and len(found) == 5
+    # What NMI is made of: information = entropy of all - mean entropy within the classes.
+    true, labels = drawn(1000, 7, 1), drawn(1000, 40, 2)
+    labels[:500] = true[:500]
+    shares, within = np.bincount(labels, minlength=40) / 1000, class_entropies(labels, true, 40)
+    of_all = [-(share * np.log(share)).sum() for share in (np.bincount(true) / 1000, shares[shares > 0])]
+    assert nmi(labels, true) == pytest.approx(2 * (of_all[0] - (shares * within).sum()) / sum(of_all))

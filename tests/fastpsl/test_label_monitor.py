@@ -118,7 +118,7 @@ def test_curves_are_drawn_of_any_number_of_epochs(tmp_path: Path, num: int) -> N
     path = draw_label_curves(tmp_path)
     assert path == tmp_path / "labels.png"
     with Image.open(path) as picture:
-        assert picture.format == "PNG" and picture.size == (960, 1080)
+        assert picture.format == "PNG" and picture.size == (960, 1260)
         assert np.asarray(picture.convert("L")).std() > 10
 
 

@@ -1,0 +1,48 @@
+"""`fastpsl clusters`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+# What it does is imported when it does it: `fastpsl --help` shall not wait for torch or matplotlib.
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Say what a run's pseudo-labels are worth: NMI with the true labels and others, sizes and contents of the classes, first filters.
+
+    OUT gets result.json (for `fastpsl table`), sizes.png, contents.png and filters.png. See docs/clusters.md.
+    """
+
+    run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
+    """The folder of a run that made pseudo-labels (UIC, DeepCluster)."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
+    """What it learned from: a beton, a quoted glob of shards, or a folder of images. [the run's own --data]"""
+    labels: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npz")] = None
+    """Other labels of the same images. [RUN/labels.npz]"""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """The folder to write to. [RUN/clusters]"""
+    seed: int = 0
+    """Of the shuffled labels that NMI is compared with, and of the pictures that are shown."""
+    require_labels: bool = False
+    """Stop where the data has no true labels. Without, what needs them is left out."""
+
+
+def run(command: Clusters) -> None:
+    """Do it; ValueError with one line where the user is wrong."""
+    from fastpsl.evaluation.cluster_report import report
+
+    print(
+        "\n".join(
+            report(
+                command.run,
+                data=command.data,
+                labels=command.labels,
+                out=command.out,
+                seed=command.seed,
+                require_labels=command.require_labels,
+            )
+        )
+    )
