@@ -22,19 +22,17 @@ from fastpsl.pipelines.balanced_order import balanced_order
 from fastpsl.pipelines.order import step_indices
 
 CPU = torch.device("cpu")
-NUM, CLASSES, GLOBAL_BATCH, SEED = 50, 7, 12, 3
-NUM_STEPS = (
-    5,
-    3,
-    4,
-)  # executed in each epoch: the first one's last batch is padded, the others are cut short
-SAVED_AT = (1, 2)  # epoch, steps done
+NUM, CLASSES, GLOBAL_BATCH, SEED = 200, 7, 12, 3
+# Executed in each epoch: the first one's last batch is padded, the others are cut short.
+NUM_STEPS = (17, 9, 13)
+SAVED_AT = (1, 5)  # epoch, steps done
 
 
 def logits_of(epoch: int, step: int) -> Tensor:
-    """[GLOBAL_BATCH, CLASSES] by position; few classes are likely, so that others become empty. Some rows are not finite."""
+    """[GLOBAL_BATCH, CLASSES] by position: a big class, so that others' images stand often, and two empty ones. Some rows are not finite."""
     generator = torch.Generator().manual_seed(100 * epoch + step)
-    logits = torch.randn(GLOBAL_BATCH, CLASSES, generator=generator) - torch.arange(CLASSES)
+    logits = torch.randn(GLOBAL_BATCH, CLASSES, generator=generator)
+    logits += torch.tensor([2, 0, 0, 0, 0, -9, -9])
     bad = torch.rand(GLOBAL_BATCH, generator=generator) < 0.25
     logits[bad, 3] = torch.tensor([float("nan"), float("inf"), -float("inf")])[step % 3]
     return logits
@@ -184,7 +182,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("save_at", [None, *((0, step) for step in range(5)), (1, 0), (2, 3)])
+@pytest.mark.parametrize("save_at", [None, *((0, step) for step in (0, 1, 9, 16)), (1, 0), (2, 12)])
 def test_one_rank_does_what_plain_loops_do(save_at: tuple[int, int] | None) -> None:
     """A state that is asked for changes nothing."""
     store = new_store()
