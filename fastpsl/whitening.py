@@ -52,11 +52,27 @@ def fit_whitening(blocks: Sequence[Tensor], width: int, world: World) -> Whiteni
             centred = block.to(device).float() - mean
             covariance += centred.T @ centred
     sum_over_ranks(world, covariance)
-    variances, directions = torch.linalg.eigh(covariance / (num_rows - 1).clamp(min=1))  # rising
-    variances, directions = variances[-width:].flip(0), directions[:, -width:].flip(1)
+    variances, directions = _principal(covariance / (num_rows - 1).clamp(min=1), int(num_rows))
+    variances, directions = variances[:width], directions[:, :width]
     there = variances > _NO_VARIANCE * variances[0]
     scales = torch.where(there, variances.clamp(min=torch.finfo(torch.float64).tiny).rsqrt(), 0.0)
     matrix = (directions * scales).float().contiguous()
     if world.size > 1:
         dist.broadcast(matrix, src=0)  # unlike GPUs may choose other signs
     return Whitening(mean, matrix)
+
+
+def _principal(covariance: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Variances, falling, and directions in columns: all D, or `num_rows` where that is less, as the others have no variance."""
+    size = len(covariance)
+    if num_rows < size:
+        # Random sums of the columns span what the columns span: a matrix of num_rows is taken apart in place of one of D, which
+        # takes two CPU cores half a minute.
+        random = torch.Generator().manual_seed(0)
+        sums = torch.randn(size, num_rows, dtype=torch.float64, generator=random).to(covariance.device)
+        basis = torch.linalg.qr(covariance @ sums).Q
+        variances, directions = torch.linalg.eigh(basis.T @ covariance @ basis)
+        directions = basis @ directions
+    else:
+        variances, directions = torch.linalg.eigh(covariance)
+    return variances.flip(0), directions.flip(1)

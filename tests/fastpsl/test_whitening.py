@@ -29,7 +29,10 @@ def equal_up_to_signs(ours: Tensor, theirs: np.ndarray) -> None:
     np.testing.assert_allclose(ours.numpy(), theirs * signs, atol=2e-3)
 
 
-@pytest.mark.parametrize(("num", "size", "width"), [(301, 24, 7), (301, 24, 24), (9, 24, 8), (2, 3, 1)])
+@pytest.mark.parametrize(
+    ("num", "size", "width"),
+    [(301, 24, 7), (301, 24, 24), (24, 24, 23), (9, 24, 8), (60, 400, 59), (2, 3, 1)],
+)
 def test_it_is_sklearns(num: int, size: int, width: int) -> None:
     rows = rows_of(num, size)
     whitening = fit_whitening(rows.split(53), width, one_process())

@@ -1,0 +1,96 @@
+"""DeepCluster with AlexNet (Caron et al., arXiv 1807.05520; uic.txt: Table 4 and others compare with it).
+
+Paper, ImageNet top-1 of linear classifiers on conv1 to conv5, %: 13.4, 32.3, 41.0, 39.6, 38.2. Here: not yet run on ImageNet.
+
+    torchrun --nproc-per-node=8 recipes/deepcluster_alexnet.py --data 'imagenet/train-*.beton' --out runs/deepcluster
+    torchrun --nproc-per-node=8 recipes/linear_probe.py --checkpoint runs/deepcluster --data 'imagenet/train-*.beton' --val imagenet/val.beton
+    torchrun recipes/deepcluster_alexnet.py       # the embedded sample, small values, minutes on two cores
+
+Each epoch begins with a pass over all images and their clustering; labels.npz, of the last epoch, is left in the run's folder.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from fastpsl.backbones.choose import make_backbone
+from fastpsl.launch import launch
+from fastpsl.options import PretrainOptions, parse_options
+from fastpsl.pipelines.input_record import Input
+from fastpsl.schedules import step_drops
+from fastpsl.tasks.deepcluster import DeepCluster, two_sgds
+from fastpsl.trainer import Job
+from fastpsl.uic_job import leave_labels
+
+PAPER = {  # section 4; rate and decay are the code's
+    "backbone": "alexnet",
+    "plan": "end_to_end",
+    "stage_epochs": (500,),  # the code's default is 200
+    "batch_size": 256,
+    "lr": 0.05,
+    "weight_decay": 1e-5,
+    "dropout": 0.5,
+    "num_classes": 10_000,
+    "pca_width": 256,
+    "k_means_iterations": 20,
+    "channels": "SobelXY",
+    "size_px": 224,
+}
+SAMPLE = {
+    "stage_epochs": (6,),
+    "batch_size": 32,
+    "num_classes": 16,
+    "pca_width": 32,
+    "size_px": 64,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(PretrainOptions):
+    backbone: str = "alexnet"
+    """Any of fastpsl's (docs/backbones.md)."""
+    num_classes: int = 10_000
+    """Clusters, and classes of the classifier; none is ever empty."""
+    pca_width: int = 256
+    """Principal directions of the features that are clustered."""
+    k_means_iterations: int = 20
+    """Before each epoch."""
+    channels: Literal["RGB", "SobelXY"] = "SobelXY"
+    """What the network sees: the picture, or its grey value's two gradients."""
+    lr: float = 0.05
+    """Learning rate, the same throughout."""
+    weight_decay: float = 1e-5
+    """On weights, biases and BatchNorm."""
+    dropout: float | None = None
+    """Share of fc6's and fc7's inputs that are dropped; by default the backbone's own."""
+    size_px: int = 224
+    """Side of the crops."""
+
+
+def build(options: Options) -> Job:
+    input = Input.usual(options.channels, options.size_px)
+    backbone = make_backbone(options.backbone, num_channels=input.num_channels, dropout=options.dropout)
+    task = DeepCluster(
+        options.num_classes,
+        input,
+        options.size_px,
+        seed=options.seed,
+        pca_width=options.pca_width,
+        k_means_iterations=options.k_means_iterations,
+    )
+    return Job(
+        task=task,
+        backbone=backbone,
+        stages=options.stages(task, backbone),
+        schedule=step_drops(options.lr, (1,)),
+        optimiser=partial(two_sgds, make=options.sgd(), weight_decay=options.weight_decay),
+        frozen_batchnorm=options.frozen_batchnorm,
+    )
+
+
+def parse() -> Options:
+    return parse_options(Options, PAPER, SAMPLE, __doc__ or "")
+
+
+if __name__ == "__main__":
+    launch("deepcluster_alexnet", parse, build, leave_labels)
