@@ -49,18 +49,22 @@ def _try_out(modules: Sequence[ModuleType], device: torch.device) -> None:
     from fastpsl.kernels.flip import Flip
     from fastpsl.kernels.jigsaw import JigsawTiles
     from fastpsl.kernels.sobel import Sobel
+    from fastpsl.kernels.sobel_xy import SobelXY
 
     keys = Keys(0, 0, np.arange(2))
     images = torch.zeros((2, 3, 16, 16), dtype=torch.uint8, device=device)
     chains: tuple[tuple[Any, ...], ...] = (
         (Flip(), ColourDistortion(0.4, 0.4, 0.4, 0.1, p=1.0), GaussianBlur(5, p=1.0), Sobel(0.5)),
+        (Flip(), SobelXY()),
         (Flip(), JigsawTiles(1, 16, 16)),
     )
-    for module, ops in zip(modules, chains, strict=True):
+    for ops in chains:
+        module = module_for(modules, ops)
+        assert module, ops
         draws = [
             {key: torch.from_numpy(value).to(device) for key, value in op.draw(keys).items()} for op in ops
         ]
-        out = torch.empty(images.shape, dtype=torch.float16, device=device)
-        out = out.contiguous(memory_format=torch.channels_last)
-        module.run(images, ops, draws, (0.5,) * 3, (0.5,) * 3, out)
+        shape = module.out_shape(ops, images.shape)
+        out = torch.empty(shape, dtype=torch.float16, device=device, memory_format=torch.channels_last)
+        module.run(images, ops, draws, (0.5,) * shape[1], (0.5,) * shape[1], out)
     torch.cuda.synchronize(device)

@@ -2,7 +2,7 @@
 
 mean_pass     the grey mean that each sample's contrast needs, as sums of blocks
 colour_pass   uint8 → flip, colour distortion, grey, lightness → normalised, or, where a blur or Sobel follows, values
-              in [0, 1] in a planar buffer for the neighbourhood pass
+              in [0, 1] in a planar buffer for the neighbourhood pass; where SobelXY follows, the mean of the three, less 0.5
 
 A program works on one sample, so that every choice that a sample's draws make is one branch for the whole program.
 """
@@ -44,6 +44,9 @@ DARK_SLOPE = tl.constexpr(1 / (3 * (6 / 29) ** 2))
 DARK_OFFSET = tl.constexpr(4 / 29)
 L_SLOPE = tl.constexpr(1.16)
 L_OFFSET = tl.constexpr(0.16)
+# kernels/sobel_xy.py: grey is the mean. Halves are finest around 0, and gradients know no level.
+THIRD = tl.constexpr(1 / 3)
+LEVEL = tl.constexpr(0.5)
 
 
 @triton.jit
@@ -134,9 +137,11 @@ def tile_of_program(program, height, width, TILE: tl.constexpr):
 
 
 @triton.jit
-def is_filtered(sample, blur, sobel):
-    """Whether a sample is drawn to be blurred or filtered; one of blur and sobel may be None."""
-    if blur is None:
+def is_filtered(sample, blur, sobel, XY: tl.constexpr):
+    """Whether a sample is blurred or filtered: drawn so (one of blur and sobel may be None), or all are, by SobelXY."""
+    if XY:
+        return True
+    elif blur is None:
         return tl.load(sobel + sample)
     elif sobel is None:
         return tl.load(blur + sample)
@@ -173,12 +178,12 @@ def mean_pass(
 def colour_pass(
     images, out, planes, flip, apply, order, factors, sums, grey, blur, sobel, height, width, num_sums,
     scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
-    HUE: tl.constexpr, LIGHTNESS: tl.constexpr, MAX_SUMS: tl.constexpr, TILE: tl.constexpr,
+    HUE: tl.constexpr, LIGHTNESS: tl.constexpr, XY: tl.constexpr, MAX_SUMS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A tile of TILE x TILE pixels a program, all tiles of a sample one after the other.
 
-    images: uint8 [B, H, W, 3]; out: [B, H, W, C]; planes: [B, C, H, W]. A draw that is None is of an op that the view
-    has not; planes are None where it has neither blur nor Sobel.
+    images: uint8 [B, H, W, 3]; out: [B, H, W, C]; planes: [B, C, H, W], or, for SobelXY (XY), [B, 1, H, W]. A draw that is
+    None is of an op that the view has not; planes are None where it has neither blur nor Sobel.
     """
     sample, y_0, x_0 = tile_of_program(tl.program_id(0), height, width, TILE)
     x = x_0 + tl.arange(0, TILE)[None, :]
@@ -199,25 +204,27 @@ def colour_pass(
         b = r
     if LIGHTNESS:
         r = lightness(r, g, b)
-    num_channels: tl.constexpr = 1 if LIGHTNESS else 3
+    elif XY:
+        r = (r + g + b) * THIRD - LEVEL
+    num_channels: tl.constexpr = 1 if LIGHTNESS or XY else 3
     # Read as it lies and written mirrored: so the compiler gives neighbouring pixels to neighbouring threads, where it
     # would rather give eight in a row to one for the sake of wide stores, and their 24 bytes are slow to load.
     to_x = x
     if flip is not None:
         to_x = tl.where(tl.load(flip + sample), width - 1 - x, x)
     # A name for each pointer: they may differ in type, and a name has one type on both branches.
-    if planes is not None and is_filtered(sample, blur, sobel):
+    if planes is not None and is_filtered(sample, blur, sobel, XY):
         plane = height * width
         to_plane = planes + sample * num_channels * plane
         to_plane += y * width + to_x
         tl.store(to_plane, r.to(planes.dtype.element_ty), mask=inside)
-        if not LIGHTNESS:
+        if num_channels == 3:
             tl.store(to_plane + plane, g.to(planes.dtype.element_ty), mask=inside)
             tl.store(to_plane + 2 * plane, b.to(planes.dtype.element_ty), mask=inside)
     else:
         to_out = out + sample * height * width * num_channels
         to_out += (y * width + to_x) * num_channels
         tl.store(to_out, (r * scale_0 + shift_0).to(out.dtype.element_ty), mask=inside)
-        if not LIGHTNESS:
+        if num_channels == 3:
             tl.store(to_out + 1, (g * scale_1 + shift_1).to(out.dtype.element_ty), mask=inside)
             tl.store(to_out + 2, (b * scale_2 + shift_2).to(out.dtype.element_ty), mask=inside)

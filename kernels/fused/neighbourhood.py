@@ -1,10 +1,10 @@
-"""Gaussian blur and Sobel as products with banded matrices: kernels/{blur,sobel,normalise}.py on tensor cores.
+"""Gaussian blur and Sobel as products with banded matrices: kernels/{blur,sobel,sobel_xy,normalise}.py on tensor cores.
 
 Both are separable, and linear up to Sobel's root. With G the Gaussian's matrix of one side (reflected at the border), S
 and D Sobel's sums (1 2 1) and differences (-1 0 1) of neighbours (the border repeated), y and x for the two sides,
 
     blur   G_y X G_xᵀ
-    Sobel  gx = (S G)_y X (D G)_xᵀ / 8      gy = (D G)_y X (S G)_xᵀ / 8      sqrt(gx² + gy²)
+    Sobel  gx = (S G)_y X (D G)_xᵀ / 8      gy = (D G)_y X (S G)_xᵀ / 8      sqrt(gx² + gy²), or both: SobelXY (XY below)
 
 where G is the identity for a sample that is not blurred. A tile of the result needs the pixels of the tile and of a margin
 around it, read in chunks, and TILE rows of these matrices.
@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from fastpsl.kernels.fused.colour import is_filtered, tile_of_program
+from fastpsl.kernels.fused.gradient import store_pairs
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -50,7 +51,7 @@ def weights(source, centre, size, slope, offset, middle, HALF: tl.constexpr):
 @triton.jit
 def band_pass(
     bands, blur, sigma, sobel, height, width,
-    SQUARE: tl.constexpr, HALF: tl.constexpr, NUM_TAPS: tl.constexpr,
+    XY: tl.constexpr, SQUARE: tl.constexpr, HALF: tl.constexpr, NUM_TAPS: tl.constexpr,
     NUM_CHUNKS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """[B, tiles in y + tiles in x, kinds, TILE, NUM_CHUNKS * CHUNK] of weights; a program each, of all its kinds.
@@ -63,7 +64,7 @@ def band_pass(
     tiles = tiles_y if SQUARE else tiles_y + tl.cdiv(width, TILE)
     program = tl.program_id(0)
     sample = program // tiles
-    if not is_filtered(sample, blur, sobel):
+    if not is_filtered(sample, blur, sobel, XY):
         return
     slope = 0.0
     if blur is not None:
@@ -81,7 +82,7 @@ def band_pass(
     first = tl.where(tile < tiles_y, tile, tile - tiles_y) * TILE
     pixel = tl.arange(0, TILE)[:, None]
     margin: tl.constexpr = (NUM_CHUNKS * CHUNK - TILE) // 2
-    num_kinds: tl.constexpr = 1 if sobel is None else 2
+    num_kinds: tl.constexpr = 1 if sobel is None and not XY else 2
     bands += program.to(tl.int64) * num_kinds * TILE * NUM_CHUNKS * CHUNK
     for chunk in range(NUM_CHUNKS):
         column = chunk * CHUNK + tl.arange(0, CHUNK)[None, :]
@@ -89,11 +90,11 @@ def band_pass(
         to = bands + pixel * (NUM_CHUNKS * CHUNK) + column
         centre = first + pixel
         weight = weights(source, centre, size, slope, offset, middle, HALF)
-        if sobel is not None and tl.load(sobel + sample):
+        if XY or (sobel is not None and tl.load(sobel + sample)):
             before = weights(source, tl.maximum(centre - 1, 0), size, slope, offset, middle, HALF)
             after = weights(source, tl.minimum(centre + 1, size - 1), size, slope, offset, middle, HALF)
-            weight = before + weight * SOBEL_MIDDLE + after
             tl.store(to + TILE * NUM_CHUNKS * CHUNK, (after - before).to(kind))
+            weight = before + weight * SOBEL_MIDDLE + after
         tl.store(to, weight.to(kind))
 
 
@@ -119,6 +120,21 @@ def banded_product(
 
 
 @triton.jit
+def banded_gradients(
+    plane, band_y, band_x, band, source_y, source_x, height, width,
+    NUM_CHUNKS: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """8 gx and 8 gy: sums along one side, whose rows come first, and differences along the other, `band` values further."""
+    gx = banded_product(
+        plane, band_y, band_x + band, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
+    )
+    gy = banded_product(
+        plane, band_y + band, band_x, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
+    )
+    return gx, gy
+
+
+@triton.jit
 def normalised(value, channel, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2):
     scale = tl.where(channel == 0, scale_0, tl.where(channel == 1, scale_1, scale_2))
     return value * scale + tl.where(channel == 0, shift_0, tl.where(channel == 1, shift_1, shift_2))
@@ -127,21 +143,22 @@ def normalised(value, channel, scale_0, scale_1, scale_2, shift_0, shift_1, shif
 @triton.jit
 def neighbourhood_pass(
     planes, out, bands, blur, sobel, height, width, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
-    SQUARE: tl.constexpr, CHANNELS: tl.constexpr, NUM_CHUNKS: tl.constexpr,
+    XY: tl.constexpr, SQUARE: tl.constexpr, CHANNELS: tl.constexpr, NUM_CHUNKS: tl.constexpr,
     TILE: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile of TILE x TILE pixels a program, as in colour_pass, of samples that are blurred or filtered.
 
-    planes: [B, CHANNELS, H, W], half or float, in [0, 1]; out: [B, H, W, CHANNELS]; PRECISION: tl.dot's input_precision.
+    planes: [B, CHANNELS, H, W], half or float, in [0, 1]; out: [B, H, W, CHANNELS], of SobelXY (XY), whose plane is one, two;
+    PRECISION: tl.dot's input_precision.
     """
     sample, y_0, x_0 = tile_of_program(tl.program_id(0), height, width, TILE)
-    if not is_filtered(sample, blur, sobel):
+    if not is_filtered(sample, blur, sobel, XY):
         return
     tiles_y = tl.cdiv(height, TILE)
     tiles = tiles_y if SQUARE else tiles_y + tl.cdiv(width, TILE)
     first_x = 0 if SQUARE else tiles_y
     band: tl.constexpr = TILE * NUM_CHUNKS * CHUNK
-    num_kinds: tl.constexpr = 1 if sobel is None else 2
+    num_kinds: tl.constexpr = 1 if sobel is None and not XY else 2
     tile = tl.arange(0, TILE)
     chunk = tl.arange(0, CHUNK)
     row = tile * (NUM_CHUNKS * CHUNK)
@@ -157,19 +174,23 @@ def neighbourhood_pass(
     planes += sample * CHANNELS * height * width
     y = y_0 + tile[:, None]
     x = x_0 + tile[None, :]
-    out += sample * height * width * CHANNELS
+    values: tl.constexpr = 2 if XY else CHANNELS
+    out += sample * height * width * values
     inside = (y < height) & (x < width)
-    to = (y * width + x) * CHANNELS
+    to = (y * width + x) * values
 
     # A loop each: the bands, equal for all channels, stay out of it, and the next channel is fetched meanwhile.
-    if sobel is not None and tl.load(sobel + sample):
+    if XY:
+        gx, gy = banded_gradients(
+            planes, band_y, band_x, band, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
+        )
+        gx, gy = gx * SOBEL_SCALE * scale_0 + shift_0, gy * SOBEL_SCALE * scale_1 + shift_1
+        store_pairs(out + to, gx, gy, inside)
+    elif sobel is not None and tl.load(sobel + sample):
         for channel in range(CHANNELS):
             plane = planes + channel * height * width
-            gx = banded_product(
-                plane, band_y, band_x + band, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
-            )
-            gy = banded_product(
-                plane, band_y + band, band_x, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
+            gx, gy = banded_gradients(
+                plane, band_y, band_x, band, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
             )
             value = tl.sqrt(gx * gx + gy * gy) * SOBEL_SCALE
             value = normalised(value, channel, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2)

@@ -1,4 +1,4 @@
-"""Views of flip, colour distortion, grey, lightness, blur and Sobel, normalised, in at most four launches.
+"""Views of flip, colour distortion, grey, lightness, blur and Sobel or SobelXY, normalised, in at most four launches.
 
 What they cost of 256 samples of 224 px (12.8 Mpx) with the draws of SimCLR's T3, counted, not measured: 80 % distorted, 60 %
 blurred or filtered, which go through a planar buffer of halves. By bytes at 4.25 TB/s; by the instructions of the compiled
@@ -12,6 +12,9 @@ code (sm_90, Triton 3.6) at one a cycle and scheduler, 132 SMs of 1.75 GHz; by p
 
 The floor, uint8 once and halves once, is 0.027 ms. Colour is bound by its instructions, a third of them hue's, and not by its
 bytes: so it reads single bytes, where unpacking words would cost more instructions than their loads save.
+
+With SobelXY all samples go through the buffer, which then has one plane, and two channels come out; flip and SobelXY alone are
+one launch: gradient.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,15 +27,21 @@ from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused.colour import colour_pass, mean_pass
+from fastpsl.kernels.fused.gradient import gradient_pass
 from fastpsl.kernels.fused.neighbourhood import band_pass, neighbourhood_pass
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.lightness import Lightness
 from fastpsl.kernels.normalise import check_mean_and_std
 from fastpsl.kernels.sobel import Sobel
+from fastpsl.kernels.sobel_xy import SobelXY
 
-ORDER = (Flip, ColourDistortion, Grey, Lightness, GaussianBlur, Sobel)
+ORDERS = (
+    (Flip, ColourDistortion, Grey, Lightness, GaussianBlur, Sobel),
+    (Flip, ColourDistortion, Grey, GaussianBlur, SobelXY),
+)
 # A thread has 8 pixels; a block of the mean pass has 4 times those of a tile.
 COLOUR_TILE = 32
+GRADIENT_ROWS = 8
 BLOCK = 1024
 STEPS = 4
 NUM_WARPS = 4
@@ -41,9 +50,9 @@ PRECISION = "tf32x3"
 
 
 def fits(ops: Sequence[object]) -> bool:
-    """Whether `ops` are some of ORDER, in this order; none at all is normalisation alone."""
+    """Whether `ops` are some of one of ORDERS, in this order; none at all is normalisation alone."""
     kinds = [type(op) for op in ops]
-    return kinds == [kind for kind in ORDER if kind in kinds]
+    return any(kinds == [kind for kind in order if kind in kinds] for order in ORDERS)
 
 
 def out_shape(ops: Sequence[object], shape: Sequence[int]) -> tuple[int, int, int, int]:
@@ -55,6 +64,8 @@ def out_shape(ops: Sequence[object], shape: Sequence[int]) -> tuple[int, int, in
             op.check_size(height, width)
         elif isinstance(op, Lightness):
             channels = 1
+        elif isinstance(op, SobelXY):
+            channels = 2
     return batch, channels, height, width
 
 
@@ -86,6 +97,7 @@ def run(
         for name, values in draw.items()
     }
     colour = op_of.get(ColourDistortion)
+    xy = SobelXY in op_of
     hue = isinstance(colour, ColourDistortion) and colour.hue > 0
     apply = drawn.get((ColourDistortion, "apply"))
     order = drawn.get((ColourDistortion, "order"))
@@ -96,7 +108,14 @@ def run(
     shift = [-m / s for m, s in zip(mean, std, strict=True)] + [0.0] * (3 - channels)
     factor_and_shift = (*scale, *shift)
 
+    num_tiles = triton.cdiv(height, COLOUR_TILE) * triton.cdiv(width, COLOUR_TILE) * batch
     with torch.cuda.device_of(images):
+        if xy and set(op_of) <= {Flip, SobelXY}:
+            gradient_pass[(num_tiles,)](
+                images, out, drawn.get((Flip, "flip")), height, width, *scale[:2], *shift[:2],
+                TILE=COLOUR_TILE, ROWS=GRADIENT_ROWS, num_warps=NUM_WARPS,
+            )  # fmt: skip
+            return
         num_sums, sums = triton.cdiv(height * width, BLOCK * STEPS), None
         if isinstance(colour, ColourDistortion) and colour.contrast > 0:
             sums = torch.empty((batch, num_sums), device=images.device)
@@ -105,12 +124,13 @@ def run(
                 HUE=hue, BLOCK=BLOCK, STEPS=STEPS, num_warps=NUM_WARPS,
             )  # fmt: skip
         planes = None
-        if blur is not None or sobel is not None:
+        num_planes = 1 if xy else channels
+        if blur is not None or sobel is not None or xy:
             kind = torch.float32 if out.dtype == torch.float32 else torch.float16
-            planes = torch.empty(shape, dtype=kind, device=images.device)
-        colour_pass[(triton.cdiv(height, COLOUR_TILE) * triton.cdiv(width, COLOUR_TILE) * batch,)](
+            planes = torch.empty((batch, num_planes, height, width), dtype=kind, device=images.device)
+        colour_pass[(num_tiles,)](
             images, out, planes, drawn.get((Flip, "flip")), apply, order, factors, sums, drawn.get((Grey, "apply")),
-            blur, sobel, height, width, num_sums, *factor_and_shift, HUE=hue, LIGHTNESS=channels == 1,
+            blur, sobel, height, width, num_sums, *factor_and_shift, HUE=hue, LIGHTNESS=channels == 1, XY=xy,
             MAX_SUMS=triton.next_power_of_2(num_sums), TILE=COLOUR_TILE, num_warps=NUM_WARPS,
         )  # fmt: skip
         if planes is None:
@@ -120,14 +140,14 @@ def run(
         tiles_y, tiles_x = triton.cdiv(height, tile), triton.cdiv(width, tile)
         square = height == width
         num_bands = (tiles_y if square else tiles_y + tiles_x) * batch
-        bands = planes.new_empty((num_bands, 1 if sobel is None else 2, tile, num_chunks * chunk))
+        bands = planes.new_empty((num_bands, 2 if sobel is not None or xy else 1, tile, num_chunks * chunk))
         band_pass[(num_bands,)](
-            bands, blur, drawn.get((GaussianBlur, "sigma")), sobel, height, width, SQUARE=square, HALF=half,
+            bands, blur, drawn.get((GaussianBlur, "sigma")), sobel, height, width, XY=xy, SQUARE=square, HALF=half,
             NUM_TAPS=triton.next_power_of_2(2 * half + 1), NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=chunk, num_warps=NUM_WARPS,
         )  # fmt: skip
         neighbourhood_pass[(tiles_y * tiles_x * batch,)](
             planes, out, bands, blur, sobel, height, width, *factor_and_shift,
-            SQUARE=square, CHANNELS=channels, NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=chunk, PRECISION=PRECISION,
+            XY=xy, SQUARE=square, CHANNELS=num_planes, NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=chunk, PRECISION=PRECISION,
             num_warps=product_warps(num_chunks), num_stages=2,
         )  # fmt: skip
 

@@ -20,17 +20,21 @@ from fastpsl.kernels.lightness import Lightness
 from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotate90 import AllTurns, Rotate90
 from fastpsl.kernels.sobel import Sobel
+from fastpsl.kernels.sobel_xy import SobelXY
 
 Ops = tuple[object, ...]
 
 FLIP, COLOUR, GREY, LIGHTNESS = Flip(), ColourDistortion(0.8, 0.8, 0.8, 0.2), Grey(0.2), Lightness()
 BLUR, WIDE_BLUR, SOBEL = GaussianBlur(23, p=0.5), GaussianBlur(51, p=0.5), Sobel(0.2)
 T3 = (FLIP, COLOUR, GREY, BLUR, SOBEL)
+XY = SobelXY()
 # What training launches.
 MAIN: dict[str, tuple[ModuleType, Ops, int]] = {
     "T1": (photometric, (FLIP,), 224),
     "SimCLR T3": (photometric, T3, 224),
     "MoCo T3": (photometric, (FLIP, ColourDistortion(0.4, 0.4, 0.4, 0.1), GREY, BLUR, SOBEL), 224),
+    "UIC": (photometric, (FLIP, XY), 224),
+    "UIC, strong": (photometric, (*T3[:-1], XY), 224),
     "jigsaw": (geometric, (FLIP, JigsawTiles(3, 75, 64)), 225),
     "all turns": (geometric, (AllTurns(4),), 224),
 }
@@ -47,6 +51,11 @@ PHOTOMETRIC: dict[str, Ops] = {
     "T3, lightness": (*T3[:3], LIGHTNESS, BLUR, SOBEL),
     "T3, 51 taps": (*T3[:3], WIDE_BLUR, SOBEL),
     "T3, lightness, 51 taps": (*T3[:3], LIGHTNESS, WIDE_BLUR, SOBEL),
+    "SobelXY": (XY,),
+    "flip, SobelXY": (FLIP, XY),
+    "colour, SobelXY": (COLOUR, XY),
+    "UIC, strong": (*T3[:-1], XY),
+    "UIC, 51 taps": (*T3[:3], WIDE_BLUR, XY),
 }
 T3_WITHOUT: dict[str, Ops] = {
     "flip": T3[1:],
@@ -92,6 +101,7 @@ def launches() -> Iterator[Launch]:
     # A single block of a mean, and a size of 1: Triton takes the number 1 as a constant.
     yield _launch("T2", photometric, T3[:3], torch.float16, (8, 8))
     yield _launch("Sobel", photometric, (SOBEL,), torch.float16, (1, 33))
+    yield _launch("SobelXY", photometric, (XY,), torch.float16, (1, 33))
     for start in (0, 4):
         images = torch.empty(start + 2 * 60 * 91 * 3, dtype=torch.uint8)[start:].view(2, 60, 91, 3)
         boxes = torch.zeros(2, 5, dtype=torch.int64)

@@ -24,19 +24,29 @@ from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.lightness import Lightness
 from fastpsl.kernels.normalise import normalise
 from fastpsl.kernels.sobel import Sobel
+from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="compiled kernels keep their constants: moved under the interpreter"
 )
 # A module's comparison: a fixture whose value is called without arguments and raises AssertionError ("off by ...").
-COMPARISONS = {"colour": "compare_colour", "neighbourhood": "compare_neighbourhood"}
+COMPARISONS = {
+    "colour": "compare_colour",
+    "gradient": "compare_gradient",
+    "neighbourhood": "compare_neighbourhood",
+}
 # Those of test_fused_isotropic.py, which compares what bytes do not hide.
 ELSEWHERE = {"lattice", "planes"}
 NAMES = [found.name for found in pkgutil.iter_modules(package.__path__)]
-# Where two curves meet a little more changes nothing, nor does a bound that no picture comes near: these move further.
-FACTORS = {"LINEAR_BELOW": 4, "CUBE_ABOVE": 8, "TINY": 1e33}
+# Where two curves meet a little more changes nothing, nor does a bound that no picture comes near, nor the level from which
+# differences are taken, until it takes their digits: these move further.
+FACTORS = {"LINEAR_BELOW": 4, "CUBE_ABOVE": 8, "TINY": 1e33, "LEVEL": 1e4}
 COLOUR, BLUR = ColourDistortion(0.8, 0.8, 0.8, 0.5, p=1.0), GaussianBlur(9, p=1.0)
-STATISTICS = {1: ((0.449,), (0.226,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+STATISTICS = {
+    1: ((0.449,), (0.226,)),
+    2: ((0.0, 0.0), (SOBEL_XY_STD, SOBEL_XY_STD)),
+    3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
 
 
 def module(name):
@@ -82,7 +92,12 @@ def compare(make_images, as_tensors, assert_fused_close):
 
 @pytest.fixture
 def compare_colour(compare):
-    return lambda: [compare(ops) for ops in ((COLOUR,), (Grey(1.0),), (Lightness(),))]
+    return lambda: [compare(ops) for ops in ((COLOUR,), (Grey(1.0),), (Lightness(),), (COLOUR, SobelXY()))]
+
+
+@pytest.fixture
+def compare_gradient(compare):
+    return lambda: compare((SobelXY(),))
 
 
 @pytest.fixture
@@ -106,6 +121,7 @@ def test_two_percent_of_a_constant_are_seen(name, constant, request, monkeypatch
 @pytest.mark.parametrize(
     "ops, argument",
     [((Grey(0.5),), (statistic, channel)) for statistic in ("mean", "std") for channel in range(3)]
+    + [(ops, ("std", channel)) for ops in ((SobelXY(),), (BLUR, SobelXY())) for channel in range(2)]
     + [((COLOUR,), ("ColourDistortion factors", number)) for number in range(4)]
     + [((BLUR,), ("GaussianBlur sigma", slice(None)))],
     ids=str,

@@ -19,12 +19,14 @@ from fastpsl.kernels.lightness import Lightness
 from fastpsl.kernels.normalise import normalise
 from fastpsl.kernels.rotate90 import Rotate90
 from fastpsl.kernels.sobel import Sobel
+from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HALVES = (torch.float16, torch.bfloat16)
 FLIP, COLOUR, GREY = Flip(0.5), ColourDistortion(0.8, 0.8, 0.8, 0.2, p=0.7), Grey(0.3)
-LIGHTNESS, BLUR, SOBEL = Lightness(), GaussianBlur(9, p=0.5), Sobel(0.4)
+LIGHTNESS, BLUR, SOBEL, XY = Lightness(), GaussianBlur(9, p=0.5), Sobel(0.4), SobelXY()
 SIMCLR = (FLIP, COLOUR, GREY, BLUR, SOBEL)
+UIC = (FLIP, COLOUR, GREY, BLUR, XY)
 CHAINS = [
     (),
     (FLIP,),
@@ -38,11 +40,19 @@ CHAINS = [
     (FLIP, COLOUR, GREY, LIGHTNESS, BLUR, SOBEL),
     (FLIP, GREY, LIGHTNESS, Sobel(1.0)),
     (GaussianBlur(1, p=1.0),),
+    (XY,),
+    (FLIP, XY),
+    (COLOUR, XY),
+    (FLIP, BLUR, XY),
+    (GREY, GaussianBlur(1, p=1.0), XY),
+    UIC,
 ]
 
 
 def statistics(ops: Sequence[object]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) of the result's channels."""
+    if XY in ops:
+        return (0.0, 0.0), (SOBEL_XY_STD, SOBEL_XY_STD)
     return ((0.449,), (0.226,)) if LIGHTNESS in ops else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -71,7 +81,7 @@ def fused(images, ops, draws, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
 @pytest.mark.parametrize("ops", CHAINS, ids=lambda ops: "-".join(type(op).__name__ for op in ops) or "none")
 def test_equals_the_operations(ops, dtype, make_images, as_tensors, assert_fused_close):
-    if dtype == torch.bfloat16 and (ops and ops[-1] not in (BLUR, COLOUR)):
+    if dtype == torch.bfloat16 and (ops and ops[-1] not in (BLUR, COLOUR) and ops not in ((FLIP, XY), UIC)):
         pytest.skip("bfloat16 differs from float16 in the last store alone")
     assert photometric.fits(ops)
     images, draws = make_images(4, 19, 21, torch.uint8), drawn(ops, 4, as_tensors)
@@ -88,6 +98,44 @@ def test_every_mix_of_choices(dtype, shape, make_images, as_tensors, assert_fuse
     for place, op in ((0, 1), (1, 3), (2, 4)):
         draws[op]["apply"] = (bits >> place) % 2 == 1
     assert_fused_close(fused(images, SIMCLR, draws, dtype), plain(images, SIMCLR, draws))
+
+
+@pytest.mark.parametrize(
+    "dtype, shape", [(torch.float32, (19, 20)), (torch.float16, (35, 35)), (torch.float16, (48, 48))], ids=str
+)
+def test_gradients_of_every_mix_of_choices(dtype, shape, make_images, as_tensors, assert_fused_close):
+    """Mirrored, distorted, blurred and not: all eight; what is mirrored rises where it fell."""
+    images, draws = make_images(8, *shape, torch.uint8), drawn(UIC, 8, as_tensors)
+    bits = torch.arange(8)
+    for place, (op, name) in enumerate(((0, "flip"), (1, "apply"), (3, "apply"))):
+        draws[op][name] = (bits >> place) % 2 == 1
+    assert_fused_close(fused(images, UIC, draws, dtype), plain(images, UIC, draws))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 1, 1), (2, 1, 40), (2, 33, 1), (1, 2, 2), (3, 35, 66), (0, 9, 9)], ids=str
+)
+def test_gradients_of_bytes(dtype, shape, make_images, as_tensors, assert_fused_close):
+    """Straight from them nothing is rounded before the result: of bytes the sums are exact."""
+    ops = (FLIP, XY)
+    images, draws = make_images(*shape, torch.uint8), drawn(ops, shape[0], as_tensors)
+    draws[0]["flip"] = torch.arange(shape[0]) % 2 == 1
+    out, expected = fused(images, ops, draws, dtype), plain(images, ops, draws)
+    assert_fused_close(out, expected)
+    if shape[0] and dtype != torch.bfloat16:
+        off = (out.double() - expected.double()).abs() - 2**-11 * expected.abs() * (dtype == torch.float16)
+        assert off.max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "ops", [(FLIP, XY), (GREY, XY), (GaussianBlur(9, p=1.0), XY)], ids=["bytes", "sharp", "blurred"]
+)
+def test_flat_pictures_have_no_gradients(ops, dtype, as_tensors):
+    """Not even of a quarter of a level of 255, at the border least of all."""
+    images = torch.tensor([0, 77, 200, 255], dtype=torch.uint8).view(4, 1, 1, 1).repeat(1, 3, 21, 34)
+    assert (fused(images, ops, drawn(ops, 4, as_tensors), dtype) * SOBEL_XY_STD).abs().max() < 0.25 / 255
 
 
 def test_each_order(make_images, as_tensors, assert_fused_close):
@@ -164,6 +212,8 @@ def test_equal_twice(make_images, as_tensors, assert_fused_close):
 
 def test_what_fits():
     assert photometric.fits(SIMCLR) and photometric.fits(()) and photometric.fits((LIGHTNESS,))
+    assert photometric.fits(UIC) and photometric.fits((FLIP, XY)) and photometric.fits((XY,))
+    assert not photometric.fits((LIGHTNESS, XY)) and not photometric.fits((SOBEL, XY))
     assert not photometric.fits((COLOUR, FLIP)) and not photometric.fits((SOBEL, BLUR))
     assert not photometric.fits((FLIP, FLIP)) and not photometric.fits((FLIP, Rotate90(4)))
     assert not photometric.fits((JigsawTiles(3, 11, 8, 500),))
@@ -172,6 +222,7 @@ def test_what_fits():
 def test_shapes_and_what_is_refused(make_images):
     assert photometric.out_shape(SIMCLR, (5, 3, 30, 20)) == (5, 3, 30, 20)
     assert photometric.out_shape((LIGHTNESS, BLUR), (5, 3, 30, 20)) == (5, 1, 30, 20)
+    assert photometric.out_shape(UIC, (5, 3, 30, 20)) == (5, 2, 30, 20)
     images = make_images(1, 4, 30, torch.uint8)
     with pytest.raises(ValueError, match="images of 4 x 30 px given to a blur of 9 px; allowed are") as told:
         photometric.out_shape((BLUR,), images.shape)
