@@ -14,6 +14,7 @@ from fastpsl.evaluation.views import center_view, ten_crop_views, train_view
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD
+from fastpsl.pipelines.augment import AugmentName, choose_augment
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader import Loader
@@ -31,13 +32,16 @@ def beton(path: Path, pictures: Sequence[np.ndarray]) -> Path:
     return write(path, [(picture.tobytes(), *picture.shape[:2], RAW) for picture in pictures])
 
 
-def inputs(path: Path, decoder: str, views: Sequence[ViewSpec]) -> list[Tensor]:
+def inputs(
+    path: Path, decoder: str, views: Sequence[ViewSpec], augment: AugmentName = "kornia"
+) -> list[Tensor]:
     """Of each view, what the network sees of all pictures."""
+    chosen = choose_augment(augment, tuple(views), torch.device("cpu"))
     with Beton(path) as data:
         options = {"batch_size": data.num_samples, "train": False, "num_threads": 1, "decoder": decoder}
         with Loader(data, views, **options) as loader:
             (batch,) = loader.epoch(0)
-            return [images.float().cpu() for images in batch.inputs(views, torch.float32)]
+            return list(chosen.inputs(batch, views, torch.float32))
 
 
 def by_torchvision(picture: np.ndarray) -> list[Tensor]:
@@ -64,8 +68,9 @@ def test_ten_crops_are_torchvisions(tmp_path: Path, decoder: str, shape: tuple[i
     """Where nothing is resized, to a rounding of the decoder's; the mirrored ones' horizontal gradients are the mirrored picture's."""
     pictures = [photo(i, *shape) for i in range(3)]
     path = beton(tmp_path / "raw.beton", pictures)
-    for input in (RGB, XY):
-        found = inputs(path, decoder, ten_crop_views(input, SIZE))
+    ways: list[tuple[Input, AugmentName]] = [(RGB, "kornia"), (XY, "kornia"), (RGB, "fused"), (XY, "auto")]
+    for input, augment in ways:
+        found = inputs(path, decoder, ten_crop_views(input, SIZE), augment)
         assert len(found) == 10
         for number, picture in enumerate(pictures):
             for place, crop in enumerate(by_torchvision(picture)):

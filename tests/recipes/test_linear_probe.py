@@ -183,9 +183,11 @@ def checked(recipe: Start, out: Path, protocol: str, *start: object) -> dict[str
 
 
 def test_alexnets_blocks_by_uics_protocol(recipe: Start, tmp_path: Path) -> None:
-    """On the embedded sample: seven blocks and final, on record."""
+    """On the embedded sample, of whose pictures it sees the gradients: seven blocks and final, on record."""
     start = ("--backbone", "alexnet", "--random-weights", "--size-px", "64", "--batch-size", "16")
-    record = checked(recipe, tmp_path, "uic", *start, "--no-tensorboard", "--num-threads", "1")
+    gradients = ("--input-channels", "SobelXY", "--input-mean", "0", "0", "--input-std", "0.03", "0.03")
+    record = checked(recipe, tmp_path, "uic", *start, *gradients, "--no-tensorboard", "--num-threads", "1")
+    assert record["settings"]["held_out_view"].count("SobelXY") == 10
     names = (*BLOCKS[:-1], "B6", "B7", "final")
     assert set(record["numbers"]) == {f"top{k}_{block}" for k in (1, 5) for block in names}
     settings = record["settings"]
