@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             Command,
             arguments,
             prog="fastpsl",
-            description="Self-supervised pre-training of vision backbones: data sets, pictures, features, exports, tables, and what holds up a recipe; recipes/ train and evaluate.",
+            description="Self-supervised pre-training of vision backbones: data sets, pictures, features, exports, pseudo-labels, tables, and what holds up a recipe; recipes/ train and evaluate.",
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
         with _one_line_warnings():

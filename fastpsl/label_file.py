@@ -71,7 +71,7 @@ def _read(path: Path) -> tuple[Labels, str]:
     if not path.exists():
         raise ValueError(f"no labels {path}: a recipe of pseudo-labels writes them at its end")
     try:
-        with zipfile.ZipFile(path) as archive:  # numpy alone would allocate what a damaged header says
+        with zipfile.ZipFile(path) as archive:  # numpy alone believes a damaged header's length
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"{damaged} fails its checksum")

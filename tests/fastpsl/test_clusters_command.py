@@ -1,6 +1,8 @@
 """`fastpsl clusters` as a user types it: numbers, pictures, and one line with exit 2 where something is wrong."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,10 @@ def drawn_labels() -> np.ndarray:
     return np.where(random.random(len(true)) < 0.5, by_class, random.integers(0, NUM_CLASSES, len(true)))
 
 
-@pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
-    """What a run that learned from the sample's held-out pictures would leave."""
-    folder = tmp_path / "uic-001"
-    (folder / "checkpoints").mkdir(parents=True)
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of checkpoints with one of a ResNet-18."""
+    folder = tmp_path_factory.mktemp("checkpoints")
     torch.manual_seed(0)
     state = {
         "science": {"recipe": "uic_alexnet", "backbone": "resnet18", "num_classes": NUM_CLASSES, "seed": 3},
@@ -49,7 +50,15 @@ def run_folder(tmp_path: Path) -> Path:
         "input": Input(size_px=32).as_dict(),
         "backbone": make_backbone("resnet18").state_dict(),
     }
-    Checkpoints(folder / "checkpoints").save(7, state)
+    Checkpoints(folder).save(7, state)
+    return folder
+
+
+@pytest.fixture
+def run_folder(checkpoint: Path, tmp_path: Path) -> Path:
+    """What a run that learned from the sample's held-out pictures would leave."""
+    folder = tmp_path / "uic-001"
+    shutil.copytree(checkpoint, folder / "checkpoints", copy_function=os.link)
     source = str(sample_paths().test_32)
     (folder / "config.json").write_text(json.dumps({"options": {"data": source}}))
     with Beton(source) as data:

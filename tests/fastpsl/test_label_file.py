@@ -120,6 +120,10 @@ def test_damaged_files_are_refused(path: Path) -> None:
         except ValueError:
             continue
         assert found.labels.tolist() == [2, 0, 1, 2, 0] and found.num_classes == 3
+    shorter = whole.replace(b"'shape': (5,)", b"'shape': (4,)")  # numpy alone would read four
+    assert shorter != whole
+    path.write_bytes(shorter)
+    assert "is no readable file of labels (labels.npy fails its checksum)" in refused(path, 4)
     assert refused(path.with_name("none.npz")).startswith(f"no labels {path.with_name('none.npz')}")
     assert "is no readable file of labels" in refused(path.parent)
 
