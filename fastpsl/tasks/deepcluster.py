@@ -62,15 +62,13 @@ class DeepCluster(PseudoClassify):
 
     def start_epoch(self, passes: Passes) -> Figures:
         """New labels and a new classifier. What was interrupted before its end has changed nothing."""
-        previous = None if passes.first else self.store.current.cpu().numpy()
         features = features_of(passes, self.center)
         started = time.perf_counter()
         with passes.run.reporter.off_the_clock():
             labels, distance = self._clustered(features, passes)
         passes.run.reporter.say(f"clustering them took {time.perf_counter() - started:.1f} s")
         renew(passes.head, passes.optimiser, torch_seed(self.seed, passes.epoch))
-        figures = self.relabel(labels, passes.epoch, previous)
-        return {**figures, "distance": distance, "num_split": float(self.store.num_split)} if figures else {}
+        return {**self.relabel(labels, passes.epoch), "distance": distance}
 
     def _clustered(self, features: "Features", passes: Passes) -> tuple[Tensor, float]:
         """Labels int32 [N], the same on every rank (0 for images that cannot be decoded), and rows' mean squared distance to their centroid."""
