@@ -1,4 +1,4 @@
-"""Pseudo-labels of all images: those of this epoch, and those that this epoch's forward passes make for the next (uic.txt, section 3.2)."""
+"""Pseudo-labels of all images: those of this epoch, and those that its forward passes make for the next (uic.txt, section 3.2)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,20 +6,22 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from fastpsl.distributed import gathered
 from fastpsl.kernels.empty_classes import split_empty
 from fastpsl.pipelines.balanced_order import balanced_order
+
+_NONE = -1
 
 
 @dataclass(frozen=True, eq=False)
 class EpochOfLabels:
     """What an epoch made of its labels, over all ranks.
 
-    num_written: images with a new label. num_not_drawn: all others; they keep theirs. num_repeated: draws beyond an image's first.
-    num_not_finite: draws that made no label, as their logits were not finite. num_split: classes that were split to fill empty
-    ones. previous: int32 [N], the labels of the epoch that ended.
+    num_written: images with a new label. num_not_drawn: images that no step showed; they keep theirs. num_repeated: draws beyond
+    an image's first. num_not_finite: draws that made no label, as their logits were not finite. num_split: classes that were split
+    to fill empty ones. made: int32 [N], the labels before that. previous: int32 [N], the labels of the epoch that ended.
     """
 
     num_written: int
@@ -27,35 +29,33 @@ class EpochOfLabels:
     num_repeated: int
     num_not_finite: int
     num_split: int
+    made: np.ndarray
     previous: np.ndarray
 
 
 class LabelStore:
-    """Labels of `num_samples` images in [0, num_classes), the same on every rank.
+    """Labels of `num_samples` images in [0, num_classes), the same on every rank: two arrays of 4 bytes an image on the device.
 
-    current: int32 [N] on `device`, the labels of this epoch; -1 before the first `set`. num_split: classes split to make them.
-    What `write` makes stays apart until `end_epoch`. Of an image drawn several times the latest draw counts, in the order of the
-    epoch's positions: rank after rank within a batch of all ranks, row after row within a rank's. So labels depend on no number of ranks.
-    The paper is silent on images that are not drawn, or several times.
+    current: int32 [N], read in this epoch; -1 before the first `set`. num_split: classes split to make them. What `write` makes stands
+    in the other array until `end_epoch`, which exchanges it between the ranks in one all-reduce of 4 bytes an image.
 
-    Memory: 4 bytes an image for `current`, 8 on the device for each row that this rank has written since the last exchange, 4 an
-    image on the host after one; as much as a few orders for a moment at the end of an epoch. An exchange sends every row to
-    every rank once, 8 bytes each: as much as a ring's all-reduce of 4 bytes an image.
+    Of an image drawn several times the latest draw counts, in the order of the epoch's positions; where its logits were not finite,
+    the image keeps the label that it has. So labels do not depend on the number of ranks. The paper is silent on images that are not
+    drawn, or several times.
     """
 
     def __init__(self, num_samples: int, num_classes: int, device: torch.device, seed: int):
-        assert num_samples < 2**31, num_samples  # an index is an int32 here
         self.num_samples, self.num_classes, self.device, self.seed = num_samples, num_classes, device, seed
-        self.current = torch.full((num_samples,), -1, dtype=torch.int32, device=device)
+        self.current = torch.full((num_samples,), _NONE, dtype=torch.int32, device=device)
         self.num_split = 0
         self._forget()
 
     def _forget(self) -> None:
-        self._rows: list[
-            Tensor
-        ] = []  # int32 [2, B] a batch: index and label, of this rank since the last exchange
-        self._next = np.full(self.num_samples, -1, np.int32)  # of all ranks until the last exchange; -1: none
-        self._num_labels = self._num_not_finite = 0  # rows until the last exchange
+        # One place more, for what is no image's.
+        self._next = torch.full((self.num_samples + 1,), _NONE, dtype=torch.int32, device=self.device)
+        self._num_not_finite = torch.zeros((), dtype=torch.int64, device=self.device)  # of this rank
+        self._num_positions = self._batch_size = 0
+        self._order: np.ndarray | None = None
 
     def set(self, labels: Tensor | np.ndarray, epoch: int) -> None:
         """New labels, int [N], the same on every rank, for `epoch`; empty classes are filled (`split_empty`). What was written is forgotten.
@@ -69,8 +69,9 @@ class LabelStore:
         self._forget()
 
     def order(self, epoch: int) -> np.ndarray:
-        """int64 [N], the order of `epoch`, in which all classes stand equally often (`balanced_order`)."""
-        return balanced_order(self.current.cpu().numpy(), self.seed, epoch)
+        """int64 [N], the order of `epoch`, in which all classes stand equally often (`balanced_order`). Batches are to follow it."""
+        self._order = balanced_order(self.current.cpu().numpy(), self.seed, epoch)
+        return self._order
 
     def labels_of(self, indices: Tensor) -> Tensor:
         """int64 [B], the labels of dataset indices int64 [B]; 0 for padding (-1)."""
@@ -79,60 +80,89 @@ class LabelStore:
 
     @torch.no_grad()
     def write(self, indices: Tensor, logits: Tensor) -> None:
-        """Labels for the next epoch: the arg max of logits [B, num_classes] of indices int64 [B], B the same in all of an epoch's batches.
+        """Labels for the next epoch: the arg max of logits [B, num_classes] of this rank's next batch, indices int64 [B] of the order.
 
-        Padding (-1) and rows that are not finite make none. The host does not wait for the device.
+        Padding (-1) makes none. The host does not wait for the device.
         """
-        assert logits.shape == (len(indices), self.num_classes), (
-            logits.shape,
-            len(indices),
-            self.num_classes,
-        )
-        assert not self._rows or len(indices) == self._rows[0].shape[1], (
-            "batches of an epoch are equally long"
-        )
-        labels = torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
-        self._rows.append(torch.stack([indices, labels]).to(torch.int32))
+        assert logits.shape == (len(indices), self.num_classes), (logits.shape, self.num_classes)
+        assert self._batch_size in (0, len(indices)), "batches of an epoch are equally long"
+        self._batch_size = len(indices)
+        finite = logits.isfinite().all(1)
+        self._num_not_finite += (~finite & (indices >= 0)).sum()
+        labels = torch.where(finite, logits.argmax(1), _NONE).to(torch.int32)
+        # Rows of one index: the last is written alone, as a scatter on a GPU would take any of them.
+        again = (indices[:, None] == indices[None, :]).triu(1).any(1)
+        self._next[torch.where((indices >= 0) & ~again, indices, self.num_samples)] = labels
+        self._num_positions += len(indices) * _world_size()
 
     def end_epoch(self, epoch: int) -> EpochOfLabels:
         """What was written becomes `current`, for `epoch`, the one to come. Every rank calls it."""
         self._exchange()
-        previous = self.current.cpu().numpy()
-        is_new = self._next >= 0
-        num_written, num_labels, num_not_finite = int(is_new.sum()), self._num_labels, self._num_not_finite
-        self.set(np.where(is_new, self._next, previous), epoch)
+        previous, new = self.current.cpu().numpy(), self._next[:-1].cpu().numpy()
+        num_shown, num_not_finite = min(self._num_positions, self.num_samples), self._sum_not_finite()
+        num_drawn = int((self._latest() >= 0).sum()) if num_shown else 0
+        made = np.where(new >= 0, new, previous)
+        self.set(made, epoch)
         return EpochOfLabels(
-            num_written, self.num_samples - num_written, num_labels - num_written, num_not_finite, self.num_split, previous
-        )  # fmt: skip
+            num_written=int((new >= 0).sum()),
+            num_not_drawn=self.num_samples - num_drawn,
+            num_repeated=num_shown - num_drawn,
+            num_not_finite=num_not_finite,
+            num_split=self.num_split,
+            made=made,
+            previous=previous,
+        )
 
     def _exchange(self) -> None:
-        """Rows of all ranks to `_next` of every rank."""
-        if not self._rows:
+        """To every rank, of each image, what the rank wrote that had its latest position.
+
+        Positions before a resume, perhaps of another number of ranks, are all ranks' alike.
+        """
+        if _world_size() == 1 or not self._num_positions or not self._batch_size:
             return
-        # [world, batches, 2, B] to two of [batches, world, B], which is the order of the epoch's positions.
-        rows = gathered(torch.stack(self._rows)[None]).cpu().numpy()
-        index, label = rows.transpose(2, 1, 0, 3).reshape(2, -1)
-        self._rows = []
-        self._num_not_finite += int(((index >= 0) & (label < 0)).sum())
-        places = np.flatnonzero((index >= 0) & (label >= 0))
-        self._num_labels += len(places)
-        latest = np.full(self.num_samples, -1)
-        np.maximum.at(latest, index[places], places)
-        drawn = latest >= 0
-        self._next[drawn] = label[latest[drawn]]
+        latest = self._latest()
+        owner = np.where(latest >= 0, latest // self._batch_size % _world_size(), _NONE)
+        own = torch.from_numpy(owner == dist.get_rank()).to(self.device)
+        self._next[:-1][~own] = _NONE
+        dist.all_reduce(self._next, op=dist.ReduceOp.MAX)
+
+    def _latest(self) -> np.ndarray:
+        """int64 [N]: the latest position of each image among those that steps have shown; -1 where there is none."""
+        assert self._order is not None
+        latest = np.full(self.num_samples, _NONE)
+        shown = self._order[: self._num_positions]
+        latest[shown] = np.arange(
+            len(shown)
+        )  # of an index that is there several times, numpy leaves the last
+        return latest
+
+    def _sum_not_finite(self) -> int:
+        total = self._num_not_finite.clone()
+        if _world_size() > 1:
+            dist.all_reduce(total)
+        return int(total)
 
     def state_dict(self) -> dict[str, Any]:
         """On the CPU, the same on every rank; every rank calls it. Any number of ranks may go on."""
         self._exchange()
         return {
-            "current": self.current.cpu(), "next": torch.from_numpy(self._next.copy()), "num_split": self.num_split,
-            "num_labels": self._num_labels, "num_not_finite": self._num_not_finite,
-        }  # fmt: skip
+            "current": self.current.cpu(),
+            "next": self._next[:-1].clone().cpu(),  # written on meanwhile
+            "num_split": self.num_split,
+            "num_positions": self._num_positions,
+            "num_not_finite": self._sum_not_finite(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """To go on in mid-epoch: with `order` of that epoch, then `write`."""
         assert len(state["current"]) == self.num_samples, (len(state["current"]), self.num_samples)
         self._forget()
         self.current = state["current"].to(self.device)
-        self._next = state["next"].cpu().numpy().copy()
-        self.num_split = state["num_split"]
-        self._num_labels, self._num_not_finite = state["num_labels"], state["num_not_finite"]
+        self._next[:-1] = state["next"].to(self.device)
+        self.num_split, self._num_positions = state["num_split"], state["num_positions"]
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            self._num_not_finite += state["num_not_finite"]
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1

@@ -93,18 +93,22 @@ class PseudoClassify:
     def see(self, indices: Tensor, logits: Tensor) -> None:
         """What a training step's forward pass gave; nothing is made of it here."""
 
-    def relabel(self, labels: Tensor | np.ndarray, epoch: int, previous: np.ndarray | None) -> Figures:
-        """New labels int [N], the same on all ranks, for `epoch`; and what they are like beside the `previous` ones."""
+    def relabel(self, labels: Tensor | np.ndarray, epoch: int) -> Figures:
+        """New labels int [N], the same on all ranks, for `epoch`; and what they are like."""
         self.epoch = epoch
-        self.store.set(labels, epoch)
-        return self.figures(previous)
+        made = labels.cpu().numpy() if isinstance(labels, Tensor) else labels
+        previous = self.store.current.cpu().numpy()
+        self.store.set(made, epoch)
+        return {
+            **self.figures(made, previous if previous[0] >= 0 else None),
+            "num_split": float(self.store.num_split),
+        }
 
-    def figures(self, previous: np.ndarray | None) -> Figures:
-        """Of the labels as they are now: on rank 0, which alone says them."""
+    def figures(self, made: np.ndarray, previous: np.ndarray | None) -> Figures:
+        """Of labels int [N] as they were made, before empty classes are split; on rank 0, which alone says them."""
         if dist.is_initialized() and dist.get_rank() != 0:
             return {}
-        current = self.store.current.cpu().numpy()
-        found = label_figures(current, previous, self.true_labels, self.num_classes, self.seed)
+        found = label_figures(made, previous, self.true_labels, self.num_classes, self.seed)
         if (warning := collapse_warning(found, self.num_classes)) is not None:
             warnings.warn(warning, stacklevel=2)
         return found

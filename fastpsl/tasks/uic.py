@@ -77,15 +77,14 @@ class UIC(PseudoClassify):
     def start_epoch(self, passes: Passes) -> Figures | None:
         """Labels of the first epoch; of every epoch by centre crops."""
         if passes.first and self.given is not None:
-            return self.relabel(self.given, passes.epoch, None)
+            return self.relabel(self.given, passes.epoch)
         if not passes.first and (self.label_view == "train" or self.fixed):
             return None
-        previous = None if passes.first else self.store.current.cpu().numpy()
         view = self.center if self.fixed or self.label_view == "center" else self.view
         # Running statistics of a network that has not learned yet hold nothing.
         untrained = passes.first and not self.fixed
         labels = gathered_labels(passes, passes.outputs(view, passes.head, training=untrained))
-        return self.relabel(labels, passes.epoch, previous)
+        return self.relabel(labels, passes.epoch)
 
     def see(self, indices: Tensor, logits: Tensor) -> None:
         """Labels of the next epoch."""
@@ -105,7 +104,7 @@ class UIC(PseudoClassify):
         counts = {
             name: float(getattr(ended, name)) for name in ("num_not_drawn", "num_repeated", "num_split")
         }
-        return {**self.figures(ended.previous), **counts}
+        return {**self.figures(ended.made, ended.previous), **counts}
 
 
 def uic_view(input: Input, size_px: int, augmentation: Augmentation) -> ViewSpec:

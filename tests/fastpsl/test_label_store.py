@@ -28,6 +28,9 @@ NUM_STEPS = (17, 9, 13)
 SAVED_AT = (1, 5)  # epoch, steps done
 
 
+DAMAGED = 4
+
+
 def logits_of(epoch: int, step: int) -> Tensor:
     """[GLOBAL_BATCH, CLASSES] by position: a big class, so that others' images stand often, and two empty ones. Some rows are not finite."""
     generator = torch.Generator().manual_seed(100 * epoch + step)
@@ -43,10 +46,9 @@ def first_labels() -> np.ndarray:
 
 
 def indices_of(order: np.ndarray, step: int, rank: int, world: int) -> Tensor:
-    """With an index twice in a batch, beside those that the order has, and one that could not be decoded."""
+    """Those of the order, in which images stand again within a batch and after it; one image can never be decoded."""
     all_indices = step_indices(order, step, GLOBAL_BATCH, 0, 1).copy()
-    all_indices[7] = all_indices[6]
-    all_indices[2] = -1
+    all_indices[all_indices == DAMAGED] = -1
     batch = GLOBAL_BATCH // world
     return torch.from_numpy(all_indices[rank * batch : (rank + 1) * batch])
 
@@ -77,24 +79,24 @@ def in_plain_loops() -> tuple[list[list[int]], list[dict[str, int]]]:
     labels, figures = [current.tolist()], []
     for epoch, num_steps in enumerate(NUM_STEPS):
         order = balanced_order(current, SEED, epoch)
-        written: dict[int, int] = {}
-        num_repeated = num_not_finite = 0
+        written: dict[int, int] = {}  # -1: the latest draw made none
+        drawn: list[int] = []
+        num_not_finite = 0
         for step in range(num_steps):
+            drawn += step_indices(order, step, GLOBAL_BATCH, 0, 1)[: NUM - step * GLOBAL_BATCH].tolist()
             for index, row in zip(
                 indices_of(order, step, 0, 1).tolist(), logits_of(epoch, step).tolist(), strict=True
             ):
-                if index < 0:
-                    continue
-                if not all(np.isfinite(row)):
-                    num_not_finite += 1
-                    continue
-                num_repeated += index in written
-                written[index] = row.index(max(row))
-        current = np.array([written.get(i, label) for i, label in enumerate(current.tolist())])
-        current, num_split = split_empty(current, CLASSES, SEED, epoch + 1)
+                if index >= 0:
+                    finite = all(np.isfinite(row))
+                    num_not_finite += not finite
+                    written[index] = row.index(max(row)) if finite else -1
+        written = {index: label for index, label in written.items() if label >= 0}
+        made = np.array([written.get(i, label) for i, label in enumerate(current.tolist())])
+        current, num_split = split_empty(made, CLASSES, SEED, epoch + 1)
         labels.append(current.tolist())
         figures.append({
-            "num_written": len(written), "num_not_drawn": NUM - len(written), "num_repeated": num_repeated,
+            "num_written": len(written), "num_not_drawn": NUM - len(set(drawn)), "num_repeated": len(drawn) - len(set(drawn)),
             "num_not_finite": num_not_finite, "num_split": num_split,
         })  # fmt: skip
     return labels, figures
@@ -119,7 +121,10 @@ def check(store: LabelStore, found: list[EpochOfLabels]) -> None:
 
 def plain(store: LabelStore, figures: list[EpochOfLabels]) -> dict[str, Any]:
     """To be saved by a process and looked at by another."""
-    epochs = [{**vars(each), "previous": torch.from_numpy(each.previous)} for each in figures]
+    epochs = [
+        {**vars(each), **{name: torch.from_numpy(getattr(each, name)) for name in ("made", "previous")}}
+        for each in figures
+    ]
     return {"current": store.current, "figures": epochs}
 
 
@@ -129,7 +134,10 @@ def check_saved(path: Path) -> None:
     store.current = saved["current"]
     check(
         store,
-        [EpochOfLabels(**{**each, "previous": each["previous"].numpy()}) for each in saved["figures"]],
+        [
+            EpochOfLabels(**{**each, **{name: each[name].numpy() for name in ("made", "previous")}})
+            for each in saved["figures"]
+        ],
     )
 
 
@@ -218,15 +226,19 @@ def test_states_of_all_worlds_are_equal(folder: Path) -> None:
 
 def test_a_state_fits_into_a_checkpoint_and_is_a_copy(tmp_path: Path) -> None:
     store = new_store()
-    store.write(torch.arange(5), torch.eye(7)[:5])
+    order = torch.from_numpy(store.order(0))
+    store.write(order[:5], torch.eye(7)[:5])
     state = store.state_dict()
     path = Checkpoints(tmp_path).save(1, {"task": state})
-    store.write(torch.arange(5), torch.eye(7)[2:])
+    store.write(order[5:10], torch.eye(7)[2:])
     store.end_epoch(1)
     again = new_store()
     again.load_state_dict(read_checkpoint(path)["task"])
-    again.end_epoch(1)
-    assert again.current[:5].tolist() == state["next"][:5].tolist() == [0, 1, 2, 3, 4]
+    again.order(0)
+    ended = again.end_epoch(1)
+    latest = {int(index): label for label, index in enumerate(order[:5])}
+    assert {index: int(ended.made[index]) for index in latest} == latest
+    assert {index: int(state["next"][index]) for index in latest} == latest
 
 
 def rows(*classes: int) -> Tensor:
@@ -234,19 +246,21 @@ def rows(*classes: int) -> Tensor:
     return torch.eye(3)[list(classes)]
 
 
-def small_store() -> LabelStore:
+def small_store(*order: int) -> LabelStore:
+    """Of six images and three classes, at the beginning of an epoch in this order."""
     store = LabelStore(6, 3, CPU, 0)
     store.set(np.array([0, 1, 2, 0, 1, 2]), 0)
+    store._order = np.array(order or range(6))
     return store
 
 
-def test_the_last_row_of_an_image_counts_unless_it_is_not_finite() -> None:
-    store = small_store()
+def test_the_last_row_of_an_image_counts_and_makes_no_label_where_it_is_not_finite() -> None:
+    store = small_store(0, 0, 3, 0, 2, 3, 3, 5)
     store.write(torch.tensor([0, 0, 3, 0]), rows(1, 2, 1, 0))
     store.write(torch.tensor([-1, 3, 3, 5]), torch.cat([rows(0, 2), rows(0, 0) * float("inf")]))
     ended = store.end_epoch(1)
-    assert store.current.tolist() == [0, 1, 2, 2, 1, 2]
-    assert (ended.num_written, ended.num_not_drawn, ended.num_repeated, ended.num_not_finite) == (2, 4, 3, 2)
+    assert ended.made.tolist() == store.current.tolist() == [0, 1, 2, 0, 1, 2]
+    assert (ended.num_written, ended.num_not_drawn, ended.num_repeated, ended.num_not_finite) == (1, 2, 4, 2)
     assert ended.num_split == 0 and ended.previous.tolist() == [0, 1, 2, 0, 1, 2]
 
 
@@ -255,16 +269,15 @@ def test_an_epoch_without_a_step_keeps_its_labels() -> None:
     ended = store.end_epoch(1)
     assert store.current.tolist() == [0, 1, 2, 0, 1, 2] and ended.num_not_drawn == 6
     assert ended.num_written == ended.num_repeated == ended.num_not_finite == 0
-    store.write(torch.zeros(0, dtype=torch.long), torch.zeros(0, 3))
-    assert store.end_epoch(2).num_written == 0
 
 
 def test_what_was_written_counts_for_one_epoch() -> None:
     store = small_store()
     store.write(torch.tensor([0]), rows(2))
-    store.end_epoch(1)
+    assert store.end_epoch(1).num_written == 1 and store.current[0] == 2
     assert store.end_epoch(2).num_written == 0
-    store.write(torch.tensor([0, 1, 2]), rows(1, 1, 1))  # of another length than the first epoch's
+    order = torch.from_numpy(store.order(3))
+    store.write(order[:3], rows(1, 1, 1))  # of another length than the first epoch's
     store.set(torch.tensor([2, 1, 0, 0, 0, 0]), 3)  # forgotten
     assert store.end_epoch(4).num_written == 0 and store.current.tolist() == [2, 1, 0, 0, 0, 0]
 
@@ -273,6 +286,7 @@ def test_what_was_written_counts_for_one_epoch() -> None:
 def test_of_equal_logits_the_first_counts(dtype: torch.dtype) -> None:
     store = small_store()
     logits = torch.tensor([[1, 5, 5], [7, 7, 7], [0, 0, 1]], dtype=dtype, requires_grad=True)
+    store._order = np.array([3, 4, 5])
     store.write(torch.tensor([3, 4, 5]), logits)
     store.end_epoch(1)
     assert store.current.tolist() == [0, 1, 2, 1, 0, 2]
