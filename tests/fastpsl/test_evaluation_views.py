@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,12 @@ def inputs(
     """Of each view, what the network sees of all pictures."""
     chosen = choose_augment(augment, tuple(views), torch.device("cpu"))
     with Beton(path) as data:
-        options = {"batch_size": data.num_samples, "train": False, "num_threads": 1, "decoder": decoder}
+        options: dict[str, Any] = {
+            "batch_size": data.num_samples,
+            "train": False,
+            "num_threads": 1,
+            "decoder": decoder,
+        }
         with Loader(data, views, **options) as loader:
             (batch,) = loader.epoch(0)
             return list(chosen.inputs(batch, views, torch.float32))

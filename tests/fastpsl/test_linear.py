@@ -29,7 +29,7 @@ PROBE = Stage("linear", 1, 6, 5, 1)
 WIDTHS = {"B1": 9216, "B2": 9216, "B3": 8192, "B4": 9216, "B5": 8192, "final": 2048}
 
 
-def probes(backbone: nn.Module, num_classes: int, size_px: int = 32, **more: Any) -> LinearProbes:
+def probes(backbone: Backbone, num_classes: int, size_px: int = 32, **more: Any) -> LinearProbes:
     input = Input(size_px=size_px)
     task = LinearProbes(train_view(input, size_px), center_view(input, size_px), backbone=backbone, **more)
     task.check_data(Synthetic(num_classes * 2, num_classes), 2)
@@ -72,7 +72,7 @@ def test_widths_of_alexnet_are_the_protocols(
     expected = {f"B{i}": width for i, width in enumerate(widths, 1)} | FC
     assert head.widths == expected
     assert {name: c.linear.in_features for name, c in head.classifiers.items()} == expected
-    norms = [getattr(c, "norm", None) for c in head.classifiers.values()]
+    norms: list[Any] = [getattr(c, "norm", None) for c in head.classifiers.values()]
     if affine is None:
         assert norms == [None] * 8
     else:
