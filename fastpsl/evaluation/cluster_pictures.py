@@ -32,6 +32,7 @@ def draw_sizes(sizes: np.ndarray, path: Path, title: str) -> Path:
     wide = biggest > _WIDE * even
     num_bins = int(np.clip(2 * len(sizes) ** 0.5, 10, 50))
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    bins: np.ndarray
     if wide:
         bins = np.geomspace(1, biggest + 1, num_bins + 1)
         left.set_xscale("log")
