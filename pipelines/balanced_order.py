@@ -7,6 +7,7 @@ members, so that an image of a class that needs all of them is never left out by
 import numpy as np
 
 from fastpsl.kernels.draws import Keys, Slot, words
+from fastpsl.kernels.empty_classes import by_class
 from fastpsl.pipelines.order import epoch_order, sort_keys
 
 
@@ -23,7 +24,7 @@ def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     sizes = np.bincount(labels)
     classes = np.flatnonzero(sizes)
     sizes = sizes[classes]
-    members = np.lexsort((sort_keys(seed, epoch, num_samples, Slot.BALANCE), labels))  # class by class
+    members = by_class(labels, sort_keys(seed, epoch, num_samples, Slot.BALANCE))
     draws, rest = divmod(num_samples, len(classes))
     _, _, high, low = words(Keys(seed, epoch, classes), Slot.BALANCE, 4).T
     class_draws = np.full(len(classes), draws)
