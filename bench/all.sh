@@ -89,7 +89,7 @@ seconds_to() { # seconds_to RECIPE
     fi
 }
 
-parts="smoke correctness kernels step decode loaders throughput-jigsaw throughput-rotation throughput-rotation-r50 throughput-simclr throughput-moco scaling time-to-accuracy-rotation time-to-accuracy-simclr"
+parts="smoke correctness kernels labels step decode loaders throughput-jigsaw throughput-rotation throughput-rotation-r50 throughput-simclr throughput-moco scaling time-to-accuracy-rotation time-to-accuracy-simclr"
 
 do_part() {
     case $part in
@@ -105,6 +105,9 @@ do_part() {
         ;;
     kernels)
         bench '' 460 kernels
+        ;;
+    labels)
+        bench '' 100 labels
         ;;
     step)
         bench '' 460 step

@@ -60,6 +60,7 @@ LABELS: dict[str, dict[str, tuple[type, ...]]] = {
         "gb_per_s": _NUMBER,
         "percent_of_copy": _NUMBER,
     },
+    "labels": {},
     "loader": {},
     "order": {},
     "throughput": {"decoder": _NAME, "num_views": _COUNT, "stage": _NAME},

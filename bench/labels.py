@@ -1,0 +1,99 @@
+"""What pseudo-labels cost between two epochs, on the host: the next order, empty classes, the exchange, NMI.
+
+    python bench/labels.py              ImageNet's size: 1.3 million labels, 10,000 classes
+
+`order`: a balanced order of classes whose sizes are far apart. `split`: all images in one class, the worst case. `exchange`: what an
+epoch wrote becomes the next labels, one rank. `together`: a repeat's sum of these three. `nmi`: of two labellings; UIC takes
+it of the last epoch's labels, and of true ones where there are some. Interleaved, the first round not counted. Writes a JSON.
+"""
+
+import argparse
+import copy
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
+from bench.program import check_out, progress, run_program
+from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
+from fastpsl.evaluation.clusters import nmi
+from fastpsl.kernels.empty_classes import split_empty
+from fastpsl.label_store import LabelStore
+from fastpsl.pipelines.balanced_order import balanced_order
+from fastpsl.pipelines.order import num_steps, step_indices
+
+TOGETHER = ("order", "split", "exchange")
+
+
+def uneven_labels(num_samples: int, num_classes: int, seed: int) -> np.ndarray:
+    """int32 [N]: the biggest classes have many times the images of the smallest."""
+    return (num_classes * np.random.default_rng(seed).random(num_samples) ** 2).astype(np.int32)
+
+
+def written_epoch(labels: np.ndarray, batch_size: int) -> LabelStore:
+    """A store in which an epoch of training has written. Of two classes, as an exchange does not ask how many there are."""
+    store = LabelStore(len(labels), 2, torch.device("cpu"), 0)
+    order, logits = balanced_order(labels, 0, 0), torch.rand(batch_size, 2)
+    for step in range(num_steps(len(labels), batch_size, train=True)):
+        store.write(torch.from_numpy(step_indices(order, step, batch_size, 0, 1)), logits)
+    return store
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--num-samples", type=int, default=1_300_000)
+    parser.add_argument("--num-classes", type=int, default=10_000)
+    parser.add_argument("--batch-size", type=int, default=256, help="of what is written")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=RUNS / "labels.json")
+    options = parser.parse_args()
+    check_out(options.out)
+    num_samples, num_classes = options.num_samples, options.num_classes
+    machine = environment()
+    labels, others = (uneven_labels(num_samples, num_classes, seed) for seed in (0, 1))
+    one_class = np.zeros(num_samples, np.int32)
+    found: dict[str, list[float]] = {name: [] for name in (*TOGETHER, "nmi")}
+    with progress() as say:
+        say("writing an epoch's labels")
+        written = written_epoch(labels, options.batch_size)
+        for repeat in range(options.repeats + 1):
+            say(f"repeat {repeat} of {options.repeats}" if repeat else "warming up")
+            store = copy.deepcopy(written)  # as an exchange empties it
+            works: dict[str, Callable[[], object]] = {
+                "order": lambda epoch=repeat: balanced_order(labels, 0, epoch),
+                "split": lambda epoch=repeat: split_empty(one_class, num_classes, 0, epoch),
+                "exchange": store.state_dict,
+                "nmi": lambda: nmi(labels, others),
+            }  # fmt: skip
+            for name in works if repeat % 2 else reversed(works):
+                took = seconds(works[name])
+                if repeat:
+                    found[name].append(took)
+    found["together"] = [sum(times) for times in zip(*(found[name] for name in TOGETHER), strict=True)]
+    rows = [{"measured": name, "unit": "s", **spread(times)} for name, times in found.items()]
+    for row in rows:
+        print(f"{row['measured']:9} {row['median']:.3f} s", flush=True)
+    result = {
+        "schema": SCHEMA, "bench": "labels", "command": command_line(), "environment": machine,
+        "data": {"name": "random labels", "num_samples": num_samples, "num_classes": num_classes},
+        "settings": {"repeats": options.repeats, "batch_size": options.batch_size},
+        "rows": rows, "ratios": [], "not_measured": [], "notes": finish(machine),
+    }  # fmt: skip
+    write_result(options.out, result)
+    print(options.out)
+
+
+if __name__ == "__main__":
+    run_program(main)
