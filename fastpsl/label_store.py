@@ -99,8 +99,8 @@ class LabelStore:
         """What was written becomes `current`, for `epoch`, the one to come. Every rank calls it."""
         self._exchange()
         previous, new = self.current.cpu().numpy(), self._next[:-1].cpu().numpy()
-        num_shown, num_not_finite = min(self._num_positions, self.num_samples), self._sum_not_finite()
-        num_drawn = int((self._latest() >= 0).sum()) if num_shown else 0
+        num_shown, num_not_finite = len(self._shown()), self._sum_not_finite()
+        num_drawn = int((self._latest() >= 0).sum())
         made = np.where(new >= 0, new, previous)
         self.set(made, epoch)
         return EpochOfLabels(
@@ -126,11 +126,14 @@ class LabelStore:
         self._next[:-1][~own] = _NONE
         dist.all_reduce(self._next, op=dist.ReduceOp.MAX)
 
+    def _shown(self) -> np.ndarray:
+        """Images that steps have shown, by position."""
+        assert self._order is not None or not self._num_positions
+        return np.zeros(0, np.int64) if self._order is None else self._order[: self._num_positions]
+
     def _latest(self) -> np.ndarray:
         """int64 [N]: the latest position of each image among those that steps have shown; -1 where there is none."""
-        assert self._order is not None
-        latest = np.full(self.num_samples, _NONE)
-        shown = self._order[: self._num_positions]
+        latest, shown = np.full(self.num_samples, _NONE), self._shown()
         latest[shown] = np.arange(
             len(shown)
         )  # of an index that is there several times, numpy leaves the last
