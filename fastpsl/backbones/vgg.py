@@ -32,7 +32,7 @@ class VGG(Backbone):
         self.channels = (*(width for width, _ in GROUPS), fc_width, fc_width)
         layers: list[nn.Module] = []
         # Where blocks begin; a pool stands at the beginning of all but the first.
-        self._starts = []
+        self._starts: list[int] = []
         inputs = 3
         for width, count in GROUPS:
             self._starts.append(len(layers) - bool(layers))

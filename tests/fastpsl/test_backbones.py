@@ -179,6 +179,14 @@ def test_all_blocks_frozen_and_folded_have_the_blocks_features(name: str, precis
 
 
 @torch.no_grad()
+def test_a_folded_blocks_dropout_is_not_at_work() -> None:
+    block, vectors = small("alexnet").train().blocks()[6], torch.randn(2, 16, 1, 1)
+    own = folded(block, torch.float32)
+    assert not torch.equal(block(vectors), block(vectors))
+    assert torch.equal(own(vectors), block.eval()(vectors))
+
+
+@torch.no_grad()
 def test_synchronised_batchnorms_behind_linears_fold_too() -> None:
     block = small("alexnet_rotnet").eval().blocks()[6]
     images = torch.randn(2, 16, 1, 1)
