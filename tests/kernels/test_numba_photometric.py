@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.kernels import numba_photometric
+from fastpsl.kernels import numba_photometric, numba_pictures
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ORDERS, ColourDistortion
 from fastpsl.kernels.draws import Keys
@@ -18,8 +18,13 @@ from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.lightness import Lightness
 from fastpsl.kernels.normalise import normalise
 from fastpsl.kernels.sobel import Sobel
+from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+STATISTICS = {
+    3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    2: ((0.1, -0.2), (SOBEL_XY_STD, 0.9 * SOBEL_XY_STD)),
+}
+MEAN, STD = STATISTICS[3]
 COLOUR = ColourDistortion(0.8, 0.8, 0.8, 0.2)
 CHAINS = {
     "nothing": (),
@@ -32,6 +37,9 @@ CHAINS = {
     "sobel": (Sobel(0.5),),
     "T2": (Flip(), COLOUR, Grey()),
     "T3": (Flip(), COLOUR, Grey(), GaussianBlur(5), Sobel(0.5)),
+    "gradients": (SobelXY(),),
+    "UIC": (Flip(), SobelXY()),
+    "UIC, strong": (Flip(), COLOUR, Grey(), GaussianBlur(5), SobelXY()),
 }
 
 
@@ -43,13 +51,13 @@ def drawn(ops, num, as_tensors):
 def plain(images, ops, draws, dtype=torch.float32):
     for op, draw in zip(ops, draws, strict=True):
         images = op(images, draw)
-    return normalise(images, MEAN, STD, dtype)
+    return normalise(images, *STATISTICS[images.shape[1]], dtype)
 
 
-def fused(images, ops, draws, dtype=torch.float32, module=numba_photometric):
-    shape = module.out_shape(ops, images.shape)
+def fused(images, ops, draws, dtype=torch.float32, statistics=None):
+    shape = numba_photometric.out_shape(ops, images.shape)
     out = torch.full(shape, torch.nan, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    module.run(images, ops, draws, MEAN, STD, out)
+    numba_photometric.run(images, ops, draws, *(statistics or STATISTICS[shape[1]]), out)
     return out
 
 
@@ -99,6 +107,18 @@ def test_any_strides_and_a_slice_of_a_larger_buffer(make_images, as_tensors, ass
         assert (out[[0, 4]] == 7).all()
 
 
+def test_what_is_mirrored_rises_where_it_fell(make_images, as_tensors, assert_fused_close):
+    """Gradients of mirrored pictures, blurred and not, within a larger buffer."""
+    ops, images = CHAINS["UIC, strong"], make_images(4, 12, 15, torch.uint8)
+    draws = drawn(ops, 4, as_tensors)
+    draws[0]["flip"] = torch.tensor([False, True, False, True])
+    draws[3]["apply"] = torch.tensor([False, False, True, True])
+    out = torch.full((6, 2, 12, 15), 7.0).contiguous(memory_format=torch.channels_last)
+    numba_photometric.run(images, ops, draws, *STATISTICS[2], out[1:5])
+    assert_fused_close(out[1:5], plain(images, ops, draws))
+    assert (out[[0, 5]] == 7).all()
+
+
 def test_threads_change_nothing(make_images, as_tensors, monkeypatch):
     """Neither torch's number of threads, nor callers at once: bit for bit."""
     ops, images = CHAINS["T3"], make_images(40, 48, 48, torch.uint8)
@@ -123,7 +143,15 @@ def test_threads_change_nothing(make_images, as_tensors, monkeypatch):
 
 def test_which_operations_fit():
     assert all(numba_photometric.fits(ops) for ops in CHAINS.values())
-    for ops in ((Grey(), COLOUR), (Flip(), Flip()), (Lightness(),), (JigsawTiles(),), (COLOUR, Flip())):
+    for ops in (
+        (SobelXY(), Flip()),
+        (Sobel(), SobelXY()),
+        (Grey(), COLOUR),
+        (Flip(), Flip()),
+        (Lightness(),),
+        (JigsawTiles(),),
+        (COLOUR, Flip()),
+    ):
         assert not numba_photometric.fits(ops)
 
 
@@ -132,46 +160,59 @@ def test_statistics_of_other_channels_are_refused(make_images, as_tensors):
     out = torch.empty((1, 3, 8, 8)).contiguous(memory_format=torch.channels_last)
     with pytest.raises(ValueError, match="given for 3 channels"):
         numba_photometric.run(images, ops, drawn(ops, 1, as_tensors), (0.5,), (0.2,), out)
+    with pytest.raises(ValueError, match="given for 2 channels"):
+        numba_photometric.run(
+            images, (SobelXY(),), [{}], MEAN, STD, out[:, :2].contiguous(memory_format=torch.channels_last)
+        )
 
 
 def test_it_is_compiled_once_for_all_operations(make_images, as_tensors):
     for ops in CHAINS.values():
         fused(make_images(2, 9, 9, torch.uint8), ops, drawn(ops, 2, as_tensors))
-    assert len(numba_photometric._pictures.signatures) == 1
+    assert len(numba_pictures.pictures.signatures) == 1
 
 
 @pytest.fixture
 def uncompiled(monkeypatch):
-    """The module once more as plain Python, so that its constants can be moved."""
+    """What is compiled once more as plain Python, so that its constants can be moved."""
     monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
-    spec = importlib.util.spec_from_file_location("uncompiled", numba_photometric.__file__)
+    spec = importlib.util.spec_from_file_location("uncompiled", numba_pictures.__file__)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    monkeypatch.setattr(numba_photometric, "numba_pictures", module)
     return module
 
 
 # _SIXTH chooses a multiple and changes no value; of _REACH_SIGMAS 2 % change none (see the last test).
 CONSTANTS = ("_RED", "_GREEN", "_BLUE", "_UNIT", "_ONE", "_TWO", "_FOUR", "_SIX", "_EIGHTH")
-ARGUMENTS = ("MEAN", "STD", "factors", "sigma")
+ARGUMENTS = ("mean", "std", "factors", "sigma")
+STRONG = (ColourDistortion(0.8, 0.8, 0.8, 0.5, p=1), Grey(0.3), GaussianBlur(5))
 
 
-@pytest.mark.parametrize("name", ["none", *CONSTANTS, *ARGUMENTS])
-def test_every_constant_matters(name, uncompiled, monkeypatch, make_images, as_tensors, assert_fused_close):
+@pytest.mark.parametrize(
+    ("last", "name"),
+    [(Sobel(0.4), name) for name in ("none", *CONSTANTS, *ARGUMENTS)]
+    + [(SobelXY(), name) for name in ("none", "_THIRD", "_TWO", "_EIGHTH", *ARGUMENTS)],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_every_constant_matters(
+    last, name, uncompiled, monkeypatch, make_images, as_tensors, assert_fused_close
+):
     """Moved by 2 %, each fails the comparison; unmoved, the same code passes it."""
-    ops = (ColourDistortion(0.8, 0.8, 0.8, 0.5, p=1), Grey(0.3), GaussianBlur(5), Sobel(0.4))
-    images = make_images(8, 9, 6, torch.uint8)
+    ops, images = (*STRONG, last), make_images(8, 9, 6, torch.uint8)
     draws = drawn(ops, len(images), as_tensors)
     expected = plain(images, ops, draws)
-    for part in "MEAN", "STD":
-        if part == name:
-            monkeypatch.setitem(globals(), part, tuple(1.02 * value for value in globals()[part]))
+    mean, std = (
+        tuple((1.02 if part == name else 1) * value for value in values)
+        for part, values in zip(("mean", "std"), STATISTICS[expected.shape[1]], strict=True)
+    )
     for draw in draws:
         if name in draw:
             draw[name] = draw[name] * 1.02
-    if name in CONSTANTS:
+    if hasattr(uncompiled, name):
         monkeypatch.setattr(uncompiled, name, np.float32(1.02) * getattr(uncompiled, name))
-    result = fused(images, ops, draws, module=uncompiled)
+    result = fused(images, ops, draws, statistics=(mean, std))
     if name == "none":
         assert_fused_close(result, expected)
     else:

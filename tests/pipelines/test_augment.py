@@ -5,16 +5,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fastpsl.kernels.blur import GaussianBlur
+from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.normalise import normalise
+from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
 from fastpsl.pipelines.augment import Augment, choose_augment
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 
 CPU = torch.device("cpu")
+COLOUR = ColourDistortion(0.4, 0.4, 0.4, 0.1)
 
 
 def plain(images, ops, draws, mean, std, out):  # type: ignore[no-untyped-def]
@@ -76,7 +81,6 @@ def test_what_cannot_be_fused_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_on_the_cpu_numba_fuses_what_costs_there() -> None:
     from fastpsl.kernels import numba_photometric
-    from fastpsl.kernels.colour import ColourDistortion
 
     views = [ViewSpec(RandomResizedCrop(16), (Flip(), ColourDistortion(0.4, 0.4, 0.4, 0.1)))] * 2
     chosen = choose_augment("auto", views, CPU)
@@ -97,3 +101,35 @@ def test_on_the_cpu_numba_fuses_what_costs_there() -> None:
         choose_augment("auto", [ViewSpec(RandomResizedCrop(27), (JigsawTiles(3, 9, 8),))], CPU).path
         == "kornia"
     )
+
+
+@pytest.mark.parametrize(
+    "ops",
+    [(Flip(), SobelXY()), (Flip(), COLOUR, Grey(), GaussianBlur(5), SobelXY())],
+    ids=["weak", "strong"],
+)
+@pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def test_gradients_are_fused(ops, device) -> None:  # type: ignore[no-untyped-def]
+    """UIC's views: auto and fused take one module, here numba's, by Triton its photometric one; both give the plain path's values."""
+    views = [ViewSpec(RandomResizedCrop(24), ops, (0.0, 0.0), (SOBEL_XY_STD, SOBEL_XY_STD))]
+    with Loader(Synthetic(20), views, batch_size=5, device=torch.device(device)) as loader:
+        batch = next(loader.epoch(0))
+    (expected,) = choose_augment("kornia", views, CPU).inputs(batch, views, torch.float32)
+    for name in ("auto", "fused"):
+        chosen = choose_augment(name, views, torch.device(device))  # type: ignore[arg-type]
+        taken = [module.__name__ for module in chosen.modules if module.fits(ops)]
+        assert chosen.path == "fused" and len(taken) == 1
+        assert taken[0].endswith("numba_photometric" if device == "cpu" else "fused.photometric")
+        (ours,) = chosen.inputs(batch, views, torch.float32)
+        assert ours.shape == (5, 2, 24, 24) and ours.is_contiguous(memory_format=torch.channels_last)
+        assert torch.allclose(ours, expected, rtol=1e-5, atol=1e-3 if device == "cpu" else 1e-2)
+
+
+def test_gradients_are_fused_by_triton_too() -> None:
+    """Which module takes them on CUDA, by what it says itself; its values: tests/kernels/test_fused_photometric.py."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    from fastpsl.kernels.fused import geometric, photometric
+    from fastpsl.kernels.fused.choose import module_for
+
+    for ops in ((Flip(), SobelXY()), (Flip(), COLOUR, Grey(), GaussianBlur(5), SobelXY())):
+        assert module_for((photometric, geometric), ops) is photometric
