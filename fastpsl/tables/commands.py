@@ -8,8 +8,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from fastpsl.kernels.sobel_xy import SOBEL_XY_STD
 from fastpsl.options import PretrainOptions
+from fastpsl.pipelines.input_record import Input
 from fastpsl.tables.found import Found, TrainingRun
 from fastpsl.tables.matching import Matches, needs_of, runs_for
 from fastpsl.tables.needs import CLUSTERS, Evaluation, Weights
@@ -146,8 +146,9 @@ def _name(weights: Weights, seed: int) -> str:
 def _random(weights: Weights) -> dict[str, Any]:
     """The options that ask an evaluation for random weights."""
     options: dict[str, Any] = {"random_weights": True, "backbone": weights.backbone}
-    if weights.channels == "SobelXY":
-        options |= {"input_channels": "SobelXY", "input_mean": (0.0, 0.0), "input_std": (SOBEL_XY_STD,) * 2}
+    if weights.channels != "RGB":
+        seen = Input.usual(weights.channels, size_px=224)
+        options |= {"input_channels": seen.channels, "input_mean": seen.mean, "input_std": seen.std}
     return options
 
 

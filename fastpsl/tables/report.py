@@ -40,10 +40,14 @@ class Report:
         return self.scale.about[self.table.paper]
 
     def method_of(self, weights: Weights) -> str:
-        """The row that weights belong to, or else that of what is fine-tuned from them."""
-        pairs = [(measure.weights, row.method) for row in self.table.rows for measure in row.measures]
-        pairs += [(one.base, method) for one, method in pairs if one.base]
-        return next(method for one, method in pairs if one == weights)
+        """The row that is measured on these weights, on nothing else if there is one; or else that of what is fine-tuned from them."""
+        seen = [[measure.weights for measure in row.measures] for row in self.table.rows]
+        rows = [
+            (sum(one != weights for one in those), number)
+            for number, those in enumerate(seen)
+            if any(weights in (one, one.base) for one in those)
+        ]
+        return self.table.rows[min(rows)[1]].method
 
     @property
     def num_needed(self) -> int:

@@ -259,6 +259,12 @@ def test_a_begun_base_is_finished_first(tmp_path: Path) -> None:
     assert f"--fine-tune {folder} " in tuned.commands[0]
 
 
+def test_weights_are_called_by_the_row_that_is_theirs_alone(tmp_path: Path) -> None:
+    assert report(tmp_path, "uic/7").method_of(RAW) == "UIC, not tuned"
+    assert report(tmp_path, "uic/7").method_of(TUNED) == "UIC (Ours)"
+    assert report(tmp_path, "uic/4").method_of(RAW) == "Ours"
+
+
 def test_num_needed_counts_results_and_no_trainings(tmp_path: Path) -> None:
     # five rows of ours, each one evaluation a seed; the base of "Ours" is trained and not evaluated
     assert report(tmp_path, "uic/4").num_needed == 5 * len(TINY.seeds)
