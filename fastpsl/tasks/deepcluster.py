@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastpsl.distributed import sum_over_ranks
-from fastpsl.epoch_figures import Figures
+from fastpsl.epochs import Figures
 from fastpsl.evaluation.views import center_view, train_view
 from fastpsl.k_means import drawn_rows, k_means
 from fastpsl.optimisers import sgd
@@ -101,7 +101,8 @@ def features_of(passes: Passes, view: ViewSpec) -> Features:
     """Of every image of this rank's share that can be decoded. ValueError, on all ranks, where float16 cannot hold one: of 1.28 million
     images, 4,096 numbers each are 10.5 GB as they are.
     """
-    blocks, indices = [], []
+    blocks: list[Tensor] = []
+    indices: list[np.ndarray] = []
     num_bad = torch.zeros((), dtype=torch.long, device=passes.world.device)
     with before_last_relu(passes.learner.module.trunk):
         for numbers, rows in passes.outputs(view, lambda maps: maps.float().mean((2, 3)).half()):

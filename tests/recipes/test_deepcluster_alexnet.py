@@ -1,0 +1,71 @@
+"""The DeepCluster recipe as a user meets it: on the sample, with two ranks, and refused in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastpsl.sample import sample_paths
+from tests.commands import ROOT, newest_checkpoint, run
+from tests.recipes.in_process import Start, refused, starter
+
+RECIPE = ROOT / "recipes" / "deepcluster_alexnet.py"
+# Small pictures, a small network: one step of AlexNet's 57 million parameters takes seconds.
+SMALL = (
+    *("--data", sample_paths().train_32, "--backbone", "resnet18_cifar", "--size-px", "32", "--channels", "SobelXY"),
+    *("--num-classes", "16", "--pca-width", "32", "--batch-size", "60", "--num-threads", "1", "--no-tensorboard"),
+    *("--stage-epochs", "2", "--max-steps-per-stage", "1"),
+)  # fmt: skip
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
+    return starter("deepcluster_alexnet", monkeypatch, capsys)
+
+
+def epochs_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "epochs.jsonl").read_text().splitlines()]
+
+
+def test_the_sample_by_one_step(recipe: Start, tmp_path: Path) -> None:
+    outcome = recipe("--max-steps-per-stage", "1", "--no-tensorboard", "--out", tmp_path / "out")
+    assert outcome.code == 0, outcome
+    assert "labels.npz" in outcome.out and "labels.png" in outcome.out
+    with np.load(tmp_path / "out" / "labels.npz") as file:
+        assert file["labels"].shape == (480,) and np.unique(file["labels"]).tolist() == list(range(16))
+    (line,) = epochs_of(tmp_path / "out")
+    assert line["nmi_true"] > line["nmi_true_shuffled"] and line["nmi_previous"] is None
+    head = newest_checkpoint(tmp_path / "out")["learner"]["head"]
+    assert sorted(value.shape for value in head.values()) == [(16,), (16, 4096)]
+
+
+def test_two_ranks_cluster_as_one(recipe: Start, tmp_path: Path) -> None:
+    """Before the first step the ranks' networks are one rank's: all labels are equal, but for rounding at a border."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in processes of tests.commands
+    assert recipe(*SMALL, "--out", tmp_path / "one").code == 0
+    torch.set_num_threads(before)
+    done = run(RECIPE, *SMALL, "--out", tmp_path / "two", ranks=2)
+    assert done.returncode == 0, done.stderr
+    one, two = (np.load(tmp_path / name / "labels.npz")["labels"] for name in ("one", "two"))
+    assert (one != two).sum() <= 2
+    (ours,), (theirs,) = epochs_of(tmp_path / "one"), epochs_of(tmp_path / "two")
+    assert ours["distance"] == pytest.approx(theirs["distance"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--num-classes", "481"), ("--num-classes 481", "480 training images")),
+        (("--pca-width", "0"), ("--pca-width 0", "1 or more")),
+        (("--order", "quasi_random"), ("--order quasi_random",)),
+        (("--dropout", "0.5"), ("--dropout 0.5", "resnet18_cifar has no dropout")),
+    ],
+)
+def test_impossible_requests_are_refused(
+    recipe: Start, tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    refused(recipe(*SMALL, *arguments, "--out", tmp_path / "out"), "deepcluster_alexnet", *words)
