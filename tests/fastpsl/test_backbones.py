@@ -94,7 +94,8 @@ def test_a_first_convolution_of_other_channels_begins_as_the_backbones_own() -> 
         first = next(m for m in make_backbone(name, num_channels=2).modules() if isinstance(m, nn.Conv2d))
         std = (2 / (first.kernel_size[0] ** 2 * first.out_channels)) ** 0.5
         assert first.in_channels == 2 and first.weight.std().item() == pytest.approx(std, rel=0.04)
-        assert first.bias is None if name == "resnet18" else not first.bias.any()
+        assert (first.bias is None) == (name == "resnet18")
+        assert first.bias is None or not first.bias.any()
 
 
 def test_dropout_is_refused_where_there_is_none() -> None:

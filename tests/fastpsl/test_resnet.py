@@ -60,12 +60,15 @@ def test_the_mlp_is_a_sixth_block_behind_resnet50s_average() -> None:
     plain = ResNet("resnet50").eval()
     plain.load_state_dict({n: t for n, t in ours.state_dict().items() if not n.startswith("mlp.")})
     linear, norm, _ = ours.mlp
-    norm.running_mean.normal_()
-    norm.running_var.uniform_(0.5, 2.0)
+    assert isinstance(linear, nn.Linear) and isinstance(norm, nn.BatchNorm1d)
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None and variance is not None
+    mean.normal_()
+    variance.uniform_(0.5, 2.0)
     norm.bias.normal_()
     images = torch.randn(2, 3, 48, 33)
     hidden = plain(images).mean((2, 3)) @ linear.weight.T
-    expected = ((hidden - norm.running_mean) / (norm.running_var + 1e-5).sqrt() + norm.bias).clamp(min=0)
+    expected = ((hidden - mean) / (variance + 1e-5).sqrt() + norm.bias).clamp(min=0)
     assert ours(images).shape == (2, 2048, 1, 1) and len(ours.blocks()) == ours.num_blocks == 6
     torch.testing.assert_close(ours(images)[:, :, 0, 0], expected, rtol=1e-5, atol=1e-5)
     assert set(ours.state_dict()) - set(plain.state_dict()) == {
