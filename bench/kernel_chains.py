@@ -34,12 +34,15 @@ from fastpsl.kernels.lightness import Lightness
 from fastpsl.kernels.rotate90 import Rotate90
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.kernels.sobel import Sobel
+from fastpsl.kernels.sobel_xy import SOBEL_XY_STD
 from fastpsl.pipelines.augment import KORNIA, Augment
 from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.views import Op, ViewSpec
 from fastpsl.tasks.moco import MoCo
 from fastpsl.tasks.rotation import Rotation
 from fastpsl.tasks.simclr import SimCLR
+from fastpsl.tasks.uic import uic_view
 
 Work = Callable[[int], Tensor]  # the number of an input, counted on and on → the result
 
@@ -92,6 +95,9 @@ def views_of_chains(size_px: int) -> dict[str, tuple[ViewSpec, ...]]:
     # As SimCLR has it itself, and what its peers have all of.
     views["SimCLR T3, no Sobel"] = (replace(simclr.views(3)[0], ops=simclr.views(3)[0].ops[:-1]),)
     views["MoCo v2 T3"] = moco.views(3)[:1]
+    gradients = Input("SobelXY", (0.0, 0.0), (SOBEL_XY_STD, SOBEL_XY_STD), size_px)
+    views["UIC"] = (uic_view(gradients, size_px, "standard"),)
+    views["UIC, strong"] = (uic_view(gradients, size_px, "strong"),)
     # Windows of 225 px and tiles of 64 at a size of 224: the paper's.
     tiles = JigsawTiles(3, cell_px, cell_px * 64 // 75)
     views["jigsaw"] = (ViewSpec(replace(crop, size_px=3 * cell_px), (Flip(0.5), tiles)),)

@@ -20,6 +20,7 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.rotate90 import AllTurns, Rotate90
 from fastpsl.kernels.sobel import Sobel
+from fastpsl.kernels.sobel_xy import SobelXY
 from fastpsl.pipelines.views import ViewSpec
 
 Views = Sequence[ViewSpec]
@@ -36,6 +37,13 @@ class RandomSobel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         due = torch.rand(len(images), 1, 1, 1, device=images.device) < self.p
         return torch.where(due, kornia.filters.sobel(images), images)
+
+
+class Gradients(nn.Module):
+    """Kornia's filter of the grey picture."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return kornia.filters.spatial_gradient(images.mean(1, keepdim=True))[:, 0]
 
 
 class Turns(nn.Module):
@@ -78,6 +86,8 @@ def _kornia(op: Any, first_deg: float) -> nn.Module:
         return augmentation.RandomGaussianBlur((op.kernel_px, op.kernel_px), op.sigma, p=op.p)
     if isinstance(op, Sobel):
         return RandomSobel(op.p)
+    if isinstance(op, SobelXY):
+        return Gradients()
     if isinstance(op, Rotate90) and op.num == 4:
         return augmentation.RandomRotation90((0, 3), resample="nearest", p=1.0)
     if isinstance(op, AllTurns):

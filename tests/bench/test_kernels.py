@@ -23,6 +23,7 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.rotate90 import AllTurns
 from fastpsl.kernels.sobel import Sobel
+from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
 from fastpsl.pipelines.views import ViewSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,12 +71,13 @@ def test_bytes_that_must_be_moved() -> None:
     views = views_of_chains(32)
     num_bytes = {
         name: view_chain(name, views[name], SETTING).num_bytes
-        for name in ("jigsaw", "rotation, all 8", "lightness")
+        for name in ("jigsaw", "rotation, all 8", "lightness", "UIC, strong")
     }
     # Three cells of 11 px a side, tiles of 9: their pixels are read, the window's others are not.
     assert num_bytes["jigsaw"] == 2 * 9 * 3 * 9 * 9 * (1 + 4)
     assert num_bytes["rotation, all 8"] == 2 * 2 * 3 * 32 * 32 * (1 + 4 * 4)
     assert num_bytes["lightness"] == 2 * 32 * 32 * (3 + 4)
+    assert num_bytes["UIC, strong"] == 2 * 32 * 32 * (3 + 2 * 4)
     half = view_chain("grey", views["grey"], replace(SETTING, dtype=torch.float16))
     assert half.num_bytes == 2 * 3 * 32 * 32 * (1 + 2)
     written = 2 * 3 * 32 * 32
@@ -89,16 +91,24 @@ OPS: list[tuple[Any, ...]] = [
     (GaussianBlur(5, (1.0, 1.0), p=1),),
     (Sobel(1.0),),
     (AllTurns(4),),
+    (SobelXY(),),
 ]
+ONLY_KORNIA = Sobel | AllTurns | SobelXY
 
 
 @pytest.mark.parametrize("ops", OPS, ids=lambda ops: type(ops[0]).__name__)
 def test_peers_do_the_same_where_nothing_is_random(ops: tuple[Any, ...]) -> None:
-    views = (ViewSpec(RandomResizedCrop(32), ops),)
+    view = ViewSpec(RandomResizedCrop(32))
+    gradients = SobelXY() in ops
+    views = (
+        replace(view, ops=ops, mean=(0.0,) * 2, std=(SOBEL_XY_STD,) * 2)
+        if gradients
+        else replace(view, ops=ops),
+    )
     chain = view_chain("any", views, SETTING)
     expected = chain.paths["kornia"](1)
     peers = [peer for peer in PEERS if peer in chain.paths]
-    assert peers == (list(PEERS) if not isinstance(ops[0], Sobel | AllTurns) else ["kornia_modules"])
+    assert peers == (list(PEERS) if not isinstance(ops[0], ONLY_KORNIA) else ["kornia_modules"])
     for peer in peers:
         result = chain.paths[peer](1)
         assert result.shape == expected.shape and result.is_contiguous(memory_format=torch.channels_last)
