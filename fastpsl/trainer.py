@@ -12,7 +12,7 @@ from torch import nn
 
 from fastpsl.backbones.backbone import Backbone
 from fastpsl.distributed import World
-from fastpsl.epoch_figures import EpochFigures
+from fastpsl.epochs import Epochs
 from fastpsl.evaluation.online import Monitor
 from fastpsl.folding import check_foldable
 from fastpsl.gpu_memory import peak_memory, reset_peak_memory
@@ -20,7 +20,6 @@ from fastpsl.kept_choices import AUTOMATIC, choices_of, with_kept_choices
 from fastpsl.learner import Learner
 from fastpsl.optimisers import sgd
 from fastpsl.options import RunOptions
-from fastpsl.passes import Passes, PassStopped
 from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import Data, require_labels, require_same_classes
@@ -156,7 +155,9 @@ class StageRun:
         reset_peak_memory(run.world.device)
         self.learner = make_learner(job, run.position.stage, options, run.world)
         self.views, trunk = self.learner.views, self.learner.module.trunk
-        self.figures = EpochFigures(run, stage)
+        self.epochs = Epochs(
+            run, job.task, stage, self.learner, self._first_unused_epoch + MAX_WARM_UP_EPOCHS // 2
+        )
         self.monitor = Monitor(run, trunk, stage, self.views[0], getattr(run.options, "probe_every", 0))
         if state:
             self.learner.load_state_dict(state["learner"])
@@ -214,7 +215,7 @@ class StageRun:
             if finished:
                 assert held_out is not None
                 if position.step % self.steps_per_epoch:
-                    self._end_epoch()  # of an epoch that was cut short
+                    self.epochs.end(self.steps_per_epoch)  # of an epoch that was cut short
                 chance = call_if_there(self.job.task, "chance", self.stage.level)
                 position.summaries.append(
                     run.reporter.stage_summary(
@@ -235,7 +236,7 @@ class StageRun:
         num_batches = call_if_there(self.job.task, "warm_up_batches", self.stage) or 0
         if num_batches:
             run.reporter.say(f"{self.stage.name}: {num_batches} batches pass first, which are no steps")
-        epoch, done = self._epochs_of_no_step, 0
+        epoch, done = self._first_unused_epoch, 0
         while done < num_batches:
             batches = loader.epoch(epoch)
             for batch in itertools.islice(run.reporter.watched(batches), num_batches - done):
@@ -255,7 +256,7 @@ class StageRun:
             if not self.monitor.look(steps_per_epoch, last_step):
                 return False
             epoch, step_in_epoch = divmod(position.step, steps_per_epoch)
-            if step_in_epoch == 0 and not self._start_epoch(epoch):
+            if step_in_epoch == 0 and not self.epochs.start(epoch):
                 return False
             order = call_if_there(job.task, "epoch_order", position.first_epoch + epoch)
             batches = loader.epoch(position.first_epoch + epoch, step_in_epoch * options.accumulate, order)
@@ -269,7 +270,7 @@ class StageRun:
                 position.step += 1
                 position.run_step += 1
                 if position.step % steps_per_epoch == 0:
-                    self._end_epoch()
+                    self.epochs.end(steps_per_epoch)
                 run.reporter.step(position.step, position.run_step, lr, metrics, self.learner.num_skipped)
                 position.seconds += time.perf_counter() - started  # the reporter has waited for the device
                 decision = run.agreement.after_step()
@@ -282,32 +283,9 @@ class StageRun:
             batches.close()
         return self.monitor.look(steps_per_epoch, last_step)
 
-    def _start_epoch(self, epoch: int) -> bool:
-        """What the task does before epoch `epoch` of the stage. False when a signal stopped it."""
-        position = self.position
-        number = position.first_epoch + epoch
-        passes = Passes(
-            self.run,
-            self.learner,
-            number,
-            epoch == 0,
-            self._epochs_of_no_step + MAX_WARM_UP_EPOCHS // 2 + epoch,
-        )
-        try:
-            figures = call_if_there(self.job.task, "start_epoch", passes)
-        except PassStopped:
-            return False
-        self.figures.report(figures, number, position.run_step + 1)
-        return True
-
-    def _end_epoch(self) -> None:
-        position = self.position
-        epochs = position.first_epoch + position.step / self.steps_per_epoch
-        self.figures.report(call_if_there(self.job.task, "end_of_epoch"), epochs, position.run_step)
-
     @property
-    def _epochs_of_no_step(self) -> int:
-        """The first of numbers of epochs that training never comes to: their orders and draws are nobody else's."""
+    def _first_unused_epoch(self) -> int:
+        """Training never comes to epochs of this number and above: their orders and draws are nobody else's."""
         return sum(stage.epochs for stage in self.job.stages) + self.position.stage * MAX_WARM_UP_EPOCHS
 
     def _moment(self) -> Moment:

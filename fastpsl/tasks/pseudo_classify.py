@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastpsl.epoch_figures import Figures
+from fastpsl.epochs import Figures
 from fastpsl.label_monitor import collapse_warning, label_figures
 from fastpsl.label_store import LabelStore
 from fastpsl.passes import Passes

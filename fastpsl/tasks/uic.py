@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor, nn
 
-from fastpsl.epoch_figures import Figures
+from fastpsl.epochs import Figures
 from fastpsl.evaluation.views import center_view, train_view
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion

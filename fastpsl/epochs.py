@@ -1,0 +1,68 @@
+"""Between epochs: what a task does with the data before one and after one, and the figures that it tells of them."""
+
+from collections.abc import Mapping
+
+from fastpsl.learner import Learner
+from fastpsl.passes import Passes, PassStopped
+from fastpsl.plan import Stage
+from fastpsl.reporter import MetricsFile
+from fastpsl.run import Run
+from fastpsl.stage import Task, call_if_there
+
+NAME = "epochs.jsonl"
+Figures = Mapping[str, float | None]
+
+
+class Epochs:
+    """A stage's epochs. Figures go to epochs.jsonl, kept in step with the checkpoints as metrics.jsonl is, to TensorBoard and the screen.
+
+    first_unused: the first of numbers of epochs that no step has, for the draws of passes.
+    """
+
+    def __init__(self, run: Run, task: Task, stage: Stage, learner: Learner, first_unused: int):
+        self.run, self.task, self.stage, self.learner, self.first_unused = (
+            run,
+            task,
+            stage,
+            learner,
+            first_unused,
+        )
+        self._file: MetricsFile | None = None
+
+    def start(self, epoch: int) -> bool:
+        """Before the first step of epoch `epoch` of the stage. False when a signal stopped it."""
+        position = self.run.position
+        number = position.first_epoch + epoch
+        passes = Passes(self.run, self.learner, number, epoch == 0, self.first_unused + epoch)
+        try:
+            figures: Figures | None = call_if_there(self.task, "start_epoch", passes)
+        except PassStopped:
+            return False
+        # With the step that comes: a resume at this one finds its epoch not begun.
+        self._report(figures, number, position.run_step + 1)
+        return True
+
+    def end(self, steps_per_epoch: int) -> None:
+        """After an epoch's last step."""
+        position = self.run.position
+        figures: Figures | None = call_if_there(self.task, "end_of_epoch")
+        self._report(figures, position.first_epoch + position.step / steps_per_epoch, position.run_step)
+
+    def _report(self, figures: Figures | None, epochs: float, run_step: int) -> None:
+        """epochs: done so far, over all stages. Every rank comes with its own figures; rank 0's are told."""
+        if not figures or self.run.world.rank != 0:
+            return
+        if self._file is None:
+            self._file = MetricsFile(self.run.folder / NAME, self.run.position.run_step)
+        where = {"run_step": run_step, "stage": self.stage.name, "epoch": round(epochs, 3)}
+        self._file.append([where | dict(figures)])
+        self._file.sync()
+        told = {name: value for name, value in figures.items() if value is not None}
+        reporter = self.run.reporter
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in told.items())
+        reporter.say(f"after epoch {epochs:g}: {numbers}")
+        if reporter.board:
+            for name, value in told.items():
+                reporter.board.add_scalar(f"epoch/{name}", value, run_step)
+        if reporter.wandb:
+            reporter.wandb.log({f"epoch/{name}": value for name, value in told.items()}, step=run_step)
