@@ -110,7 +110,7 @@ def test_on_the_cpu_numba_fuses_what_costs_there() -> None:
 )
 @pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
 def test_gradients_are_fused(ops, device) -> None:  # type: ignore[no-untyped-def]
-    """UIC's views: auto and fused take one module, here numba's, by Triton its photometric one; both give the plain path's values."""
+    """UIC's views: auto and fused take one module, and give the plain path's values (on a GPU those are of TF32)."""
     views = [ViewSpec(RandomResizedCrop(24), ops, (0.0, 0.0), (SOBEL_XY_STD, SOBEL_XY_STD))]
     with Loader(Synthetic(20), views, batch_size=5, device=torch.device(device)) as loader:
         batch = next(loader.epoch(0))
@@ -122,7 +122,7 @@ def test_gradients_are_fused(ops, device) -> None:  # type: ignore[no-untyped-de
         assert taken[0].endswith("numba_photometric" if device == "cpu" else "fused.photometric")
         (ours,) = chosen.inputs(batch, views, torch.float32)
         assert ours.shape == (5, 2, 24, 24) and ours.is_contiguous(memory_format=torch.channels_last)
-        assert torch.allclose(ours, expected, rtol=1e-5, atol=1e-3 if device == "cpu" else 1e-2)
+        assert torch.allclose(ours, expected, rtol=1e-5, atol=1e-3 if device == "cpu" else 5e-2)
 
 
 def test_gradients_are_fused_by_triton_too() -> None:
