@@ -190,6 +190,8 @@ def test_each_classifier_reads_its_own_block() -> None:
     logits = head([torch.full((1, 2, 8, 8), constant) for constant in constants])
     names = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "final")
     assert tuple(logits) == names
+    # 8 x 8 by VISSL's grids 12, 6, 4, 3, 2; what it has no pool for is averaged whole
+    assert list(head.widths.values()) == [2 * 8**2, 2 * 6**2, 2 * 4**2, 2 * 3**2, 2 * 2**2, 2, 2, 2]
     for name, constant in zip(names, (*constants, constants[-1]), strict=True):
         assert torch.allclose(logits[name], torch.full((1, 3), constant * head.widths[name])), name
 
