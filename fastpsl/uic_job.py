@@ -43,13 +43,13 @@ class UICOptions(PretrainOptions):
     """Share of fc6's and fc7's inputs that are dropped; by default the backbone's own."""
     size_px: int = 224
     """Side of the crops."""
-    fine_tune: Path | None = field(default=None, metadata=MACHINE)  # its content is science, see build_uic
+    fine_tune: Path | None = field(default=None, metadata=MACHINE)  # its content is science, see build
     """A finished run of this recipe, or a checkpoint: go on with its network, on the labels that it gives the centre crops."""
     labels: Path | None = field(default=None, metadata=MACHINE)
     """Learn from the labels in this file, and make none (labels.npz of a run)."""
 
 
-def build_uic(options: UICOptions) -> Job:
+def build(options: UICOptions) -> Job:
     """The job. ValueError where a file that is asked for cannot serve."""
     input, science = Input.usual(options.channels, options.size_px), dict[str, Any]()
     backbone = make_backbone(options.backbone, num_channels=input.num_channels, dropout=options.dropout)
@@ -85,7 +85,7 @@ def build_uic(options: UICOptions) -> Job:
     )
 
 
-def leave_labels(options: PretrainOptions, job: Job, run: Run) -> Sequence[str]:
+def finish(options: PretrainOptions, job: Job, run: Run) -> Sequence[str]:
     """labels.npz and labels.png in the run's folder, of the last checkpoint's labels; lines for people."""
     paths = run.checkpoints.paths()
     state = read_checkpoint(paths[-1] if paths else Path(options.resume))

@@ -20,7 +20,7 @@ from fastpsl.pipelines.input_record import Input
 from fastpsl.schedules import step_drops
 from fastpsl.tasks.deepcluster import DeepCluster, two_sgds
 from fastpsl.trainer import Job
-from fastpsl.uic_job import leave_labels as finish
+from fastpsl.uic_job import finish
 
 PAPER = {  # section 4; rate and decay are the code's
     "backbone": "alexnet",  # with its dropout of 0.5

@@ -13,7 +13,7 @@ The paper's one stage is plan end_to_end; the others of PSL work too.
 
 from fastpsl.launch import launch
 from fastpsl.options import parse_options
-from fastpsl.uic_job import UICOptions, build_uic, leave_labels
+from fastpsl.uic_job import UICOptions, build, finish
 
 PAPER = {  # section 4.2
     "backbone": "alexnet",
@@ -41,4 +41,4 @@ def parse() -> UICOptions:
 
 
 if __name__ == "__main__":
-    launch("uic_alexnet", parse, build_uic, leave_labels)
+    launch("uic_alexnet", parse, build, finish)

@@ -10,7 +10,7 @@ Not in the paper, which has ImageNet alone: all values here are our choice. A Re
 
 from fastpsl.launch import launch
 from fastpsl.options import parse_options
-from fastpsl.uic_job import UICOptions, build_uic, leave_labels
+from fastpsl.uic_job import UICOptions, build, finish
 
 USUAL = {
     "backbone": "resnet18_cifar",
@@ -33,4 +33,4 @@ def parse() -> UICOptions:
 
 
 if __name__ == "__main__":
-    launch("uic_cifar10", parse, build_uic, leave_labels)
+    launch("uic_cifar10", parse, build, finish)

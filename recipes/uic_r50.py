@@ -13,7 +13,7 @@ Paper: whether these networks see Sobel's gradients is not said. Here they see c
 
 from fastpsl.launch import launch
 from fastpsl.options import parse_options
-from fastpsl.uic_job import UICOptions, build_uic, leave_labels
+from fastpsl.uic_job import UICOptions, build, finish
 
 PAPER = {
     "backbone": "resnet50",
@@ -43,4 +43,4 @@ def parse() -> UICOptions:
 
 
 if __name__ == "__main__":
-    launch("uic_r50", parse, build_uic, leave_labels)
+    launch("uic_r50", parse, build, finish)
