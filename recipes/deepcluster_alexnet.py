@@ -38,6 +38,7 @@ PAPER = {  # section 4; rate and decay are the code's
 SAMPLE = {
     "stage_epochs": (6,),
     "batch_size": 32,
+    "lr": 0.01,  # 0.05 is rough on 90 steps: features shrink to few directions in the first epoch
     "num_classes": 16,
     "pca_width": 32,
     "size_px": 64,

@@ -66,7 +66,9 @@ def test_labels_are_sklearns(tmp_path: Path) -> None:
     passes = passes_of(job, run, epoch=4)
     modes = [part.training for part in passes.learner.module.modules()]
     before = {name: value.clone() for name, value in job.backbone.state_dict().items()}
+    classifier = [parameter.clone() for parameter in passes.head.parameters()]
     figures = task.start_epoch(passes)
+    assert not any(map(torch.equal, classifier[:1], passes.head.parameters()))
     assert all(torch.equal(value, before[name]) for name, value in job.backbone.state_dict().items())
     assert [part.training for part in passes.learner.module.modules()] == modes and any(modes)
     features = features_by_hand(job, run, task)
