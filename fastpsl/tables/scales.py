@@ -208,7 +208,7 @@ TINY = Scale(
         "uic_alexnet/strong": {"augmentation": "strong"},
         "uic_alexnet/tuned": {"stage_epochs": (4,), "lr": 0.005},
         "uic_r50": {
-            "stage_epochs": (4,), "batch_size": 32, "lr": 0.05, "weight_decay": 1e-4, "dropout": None, "num_classes": 8,
+            "stage_epochs": (8,), "batch_size": 32, "lr": 0.03, "weight_decay": 1e-4, "dropout": None, "num_classes": 8,
             "channels": "RGB", "augmentation": "strong", "label_view": "train", "size_px": 64,
         },
         "deepcluster_alexnet": {
