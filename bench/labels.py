@@ -2,9 +2,10 @@
 
     python bench/labels.py              ImageNet's size: 1.3 million labels, 10,000 classes
 
-`order`: a balanced order of classes whose sizes are far apart. `split`: all images in one class, the worst case. `exchange`: what an
-epoch wrote becomes the next labels, one rank. `together`: a repeat's sum of these three. `nmi`: of two labellings; UIC takes
-it of the last epoch's labels, and of true ones where there are some. Interleaved, the first round not counted. Writes a JSON.
+`order`: a balanced order of classes whose sizes are far apart. `split`: all images in one class, the worst case. `exchange`: the end
+of an epoch that leaves no class empty, on one rank: what it wrote becomes the next labels. `together`: a repeat's sum of these three.
+`nmi`: of two labellings, as each epoch's labels are compared with the last one's, and with true ones where there are some.
+Interleaved, the first round not counted. Writes a JSON.
 """
 
 import argparse
@@ -34,11 +35,12 @@ def uneven_labels(num_samples: int, num_classes: int, seed: int) -> np.ndarray:
     return (num_classes * np.random.default_rng(seed).random(num_samples) ** 2).astype(np.int32)
 
 
-def written_epoch(labels: np.ndarray, batch_size: int) -> LabelStore:
-    """A store in which an epoch of training has written. Of two classes, as an exchange does not ask how many there are."""
-    store = LabelStore(len(labels), 2, torch.device("cpu"), 0)
-    order, logits = balanced_order(labels, 0, 0), torch.rand(batch_size, 2)
-    for step in range(num_steps(len(labels), batch_size, train=True)):
+def written_epoch(num_samples: int, batch_size: int) -> LabelStore:
+    """A store in which an epoch of training has written. Of two classes: how many there are costs a split, and the order, no exchange."""
+    store = LabelStore(num_samples, 2, torch.device("cpu"), 0)
+    store.set(np.arange(num_samples) % 2, 0)
+    order, logits = store.order(0), torch.eye(2)[torch.arange(batch_size) % 2]
+    for step in range(num_steps(num_samples, batch_size, train=True)):
         store.write(torch.from_numpy(step_indices(order, step, batch_size, 0, 1)), logits)
     return store
 
@@ -67,14 +69,14 @@ def main() -> None:
     found: dict[str, list[float]] = {name: [] for name in (*TOGETHER, "nmi")}
     with progress() as say:
         say("writing an epoch's labels")
-        written = written_epoch(labels, options.batch_size)
+        written = written_epoch(num_samples, options.batch_size)
         for repeat in range(options.repeats + 1):
             say(f"repeat {repeat} of {options.repeats}" if repeat else "warming up")
-            store = copy.deepcopy(written)  # as an exchange empties it
+            store = copy.deepcopy(written)  # as the end of an epoch empties it
             works: dict[str, Callable[[], object]] = {
                 "order": lambda epoch=repeat: balanced_order(labels, 0, epoch),
                 "split": lambda epoch=repeat: split_empty(one_class, num_classes, 0, epoch),
-                "exchange": store.state_dict,
+                "exchange": lambda store=store: store.end_epoch(1),
                 "nmi": lambda: nmi(labels, others),
             }  # fmt: skip
             for name in works if repeat % 2 else reversed(works):
