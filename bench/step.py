@@ -195,7 +195,7 @@ class Bench:
         if fold and stage.first_learning == 1:
             return None
         before = self._memory(step)
-        bench = StageBench(job, number, options, Synthetic(1000), self.world)
+        bench = StageBench(job, number, options, Synthetic(100_000), self.world)
         timed = Timed(bench, bench.batch_size * options.accumulate, stage.epochs)
         bench.warm_up()
         bench.synthetic_batch()

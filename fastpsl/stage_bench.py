@@ -21,8 +21,6 @@ from fastpsl.stage import call_if_there, images_per_sample
 from fastpsl.timing import milliseconds, samples_per_s
 from fastpsl.trainer import Job, make_learner
 
-_SYNTHETIC_SAMPLES = 100_000
-
 
 def endless(loader: Loader, epochs: Iterator[int]) -> Generator[Batch, None, None]:
     """Batches of these epochs, without as many of the first as the loader may hold ready.
@@ -62,6 +60,7 @@ class StageBench:
         self.cores_used = 0.0
         """Seconds of CPU time a second in the last timed region, of all threads of this process."""
         self.stage = job.stages[number]
+        call_if_there(job.task, "check_data", data, options.batch_size)
         self.learner = make_learner(job, number, options, world)
         self.views = tuple(self.learner.views if views is None else views)
         self.learner.views = self.views
@@ -121,8 +120,7 @@ class StageBench:
     def synthetic_batch(self) -> Batch:
         """The same batch of noise each time, on the device."""
         if self._synthetic is None:
-            num = max(_SYNTHETIC_SAMPLES, self.batch_size * self.world.size)
-            data = Synthetic(num, max(1, self.data.num_classes))
+            data = Synthetic(self.data.num_samples, max(1, self.data.num_classes))
             with self.loader("synthetic", data) as loader:
                 batches = loader.epoch(0)
                 self._synthetic = next(batches)

@@ -24,7 +24,7 @@ from fastpsl.trainer import Job
 
 
 @dataclass(frozen=True, kw_only=True)
-class UICOptions(PretrainOptions):
+class Options(PretrainOptions):
     backbone: str = "alexnet"
     """Any of fastpsl's (docs/backbones.md)."""
     num_classes: int = 3000
@@ -49,7 +49,7 @@ class UICOptions(PretrainOptions):
     """Learn from the labels in this file, and make none (labels.npz of a run)."""
 
 
-def build(options: UICOptions) -> Job:
+def build(options: Options) -> Job:
     """The job. ValueError where a file that is asked for cannot serve."""
     input, science = Input.usual(options.channels, options.size_px), dict[str, Any]()
     backbone = make_backbone(options.backbone, num_channels=input.num_channels, dropout=options.dropout)
@@ -97,7 +97,7 @@ def finish(options: PretrainOptions, job: Job, run: Run) -> Sequence[str]:
     return [f"labels {path}", *([f"label curves {curves}"] if curves else [])]
 
 
-def _trained(path: Path, options: UICOptions) -> tuple[Path, dict[str, Any]]:
+def _trained(path: Path, options: Options) -> tuple[Path, dict[str, Any]]:
     """The checkpoint to go on from. ValueError where its classifier is not of this experiment's form."""
     path, state = newest_checkpoint(path) if path.is_dir() else (path, read_checkpoint(path))
     science = state["science"]
@@ -115,7 +115,7 @@ def _trained(path: Path, options: UICOptions) -> tuple[Path, dict[str, Any]]:
 
 
 @cache
-def _given(options: UICOptions) -> np.ndarray:
+def _given(options: Options) -> np.ndarray:
     """The labels of --labels, which must be those of --data."""
     assert options.labels is not None
     data, val = open_both(options)

@@ -13,16 +13,15 @@ The paper's one stage is plan end_to_end; the others of PSL work too.
 
 from fastpsl.launch import launch
 from fastpsl.options import parse_options
-from fastpsl.uic_job import UICOptions, build, finish
+from fastpsl.uic_job import Options, build, finish
 
 PAPER = {  # section 4.2
-    "backbone": "alexnet",
+    "backbone": "alexnet",  # with its dropout of 0.5
     "plan": "end_to_end",
     "stage_epochs": (500,),
     "batch_size": 256,
     "lr": 0.1,
     "weight_decay": 1e-4,
-    "dropout": 0.5,
     "num_classes": 3000,
     "channels": "SobelXY",
     "augmentation": "standard",
@@ -34,9 +33,9 @@ FINE_TUNE = {"stage_epochs": (30,), "lr": 0.01}
 SAMPLE = {"stage_epochs": (12,), "batch_size": 32, "lr": 0.02, "num_classes": 16, "size_px": 64}
 
 
-def parse() -> UICOptions:
+def parse() -> Options:
     return parse_options(
-        UICOptions, PAPER, SAMPLE, __doc__ or "", variant=lambda asked: FINE_TUNE if asked.fine_tune else {}
+        Options, PAPER, SAMPLE, __doc__ or "", variant=lambda asked: FINE_TUNE if asked.fine_tune else {}
     )
 
 

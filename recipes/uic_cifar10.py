@@ -10,7 +10,7 @@ Not in the paper, which has ImageNet alone: all values here are our choice. A Re
 
 from fastpsl.launch import launch
 from fastpsl.options import parse_options
-from fastpsl.uic_job import UICOptions, build, finish
+from fastpsl.uic_job import Options, build, finish
 
 USUAL = {
     "backbone": "resnet18_cifar",
@@ -28,8 +28,8 @@ USUAL = {
 SAMPLE = {"stage_epochs": (6,), "batch_size": 32, "lr": 0.03, "num_classes": 16}
 
 
-def parse() -> UICOptions:
-    return parse_options(UICOptions, USUAL, SAMPLE, __doc__ or "", whose="default")
+def parse() -> Options:
+    return parse_options(Options, USUAL, SAMPLE, __doc__ or "", whose="default")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ Paper: whether these networks see Sobel's gradients is not said. Here they see c
 
 from fastpsl.launch import launch
 from fastpsl.options import parse_options
-from fastpsl.uic_job import UICOptions, build, finish
+from fastpsl.uic_job import Options, build, finish
 
 PAPER = {
     "backbone": "resnet50",
@@ -38,8 +38,8 @@ SAMPLE = {
 }
 
 
-def parse() -> UICOptions:
-    return parse_options(UICOptions, PAPER, SAMPLE, __doc__ or "")
+def parse() -> Options:
+    return parse_options(Options, PAPER, SAMPLE, __doc__ or "")
 
 
 if __name__ == "__main__":

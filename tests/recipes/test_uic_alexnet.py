@@ -1,0 +1,210 @@
+"""The recipes of UIC as a user meets them: a run ends with labels and pictures, is fine-tuned, killed and resumed; faults are one line."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastpsl.label_file import read_labels, write_labels
+from fastpsl.pipelines.beton import Beton
+from fastpsl.sample import sample_paths
+from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
+from tests.recipes.in_process import Outcome, Start, refused, starter
+
+RECIPE = ROOT / "recipes" / "uic_alexnet.py"
+QUICK = ("--num-threads", "1", "--no-tensorboard", "--checkpoint-minutes", "0")
+# A ResNet-18 on pictures of 32 px is a tenth of AlexNet's work.
+SMALL = (*QUICK, "--backbone", "resnet18", "--size-px", "32", "--stage-epochs", "2")
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
+    return starter("uic_alexnet", monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole small run."""
+    out = tmp_path_factory.mktemp("uic") / "out"
+    done = run(RECIPE, *SMALL, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def epochs(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "epochs.jsonl").read_text().splitlines()]
+
+
+def test_smallest_run_of_the_papers_network(recipe: Start, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = recipe(*QUICK, "--max-steps-per-stage", 1, "--out", out)
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert (
+        lines[0].startswith("the embedded sample: stage_epochs [12] (paper [500])")
+        and "num_classes 16 (paper 3000)" in lines[0]
+    )
+    assert "after epoch 0: non_empty" in done.err
+    names = ("labels.npz", "labels.png", "curve.png", "contact-sheet-G1.png")
+    assert all((out / name).stat().st_size > 0 for name in names)
+    assert lines[-2:] == [f"labels {out / 'labels.npz'}", f"label curves {out / 'labels.png'}"]
+    state = newest_checkpoint(out)
+    assert state["input"]["channels"] == "SobelXY" and state["backbone"]["features.0.weight"].shape == (
+        96,
+        2,
+        11,
+        11,
+    )
+    assert [line["run_step"] for line in epochs(out)] == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["uic_r50", "uic_cifar10"])
+def test_smallest_runs_of_the_others(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = starter(name, monkeypatch, capsys)
+    out = tmp_path / "out"
+    done = start(*QUICK, "--max-steps-per-stage", 1, "--out", out)
+    assert done.code == 0, done.err
+    assert (out / "labels.npz").exists() and newest_checkpoint(out)["input"]["channels"] == "RGB"
+
+
+def test_a_resident_set_has_labels_by_centre_crops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = starter("uic_cifar10", monkeypatch, capsys)
+    data = (
+        "--data",
+        sample_paths().train_32,
+        "--decoder",
+        "resident",
+        "--label-view",
+        "center",
+        "--size-px",
+        "24",
+    )
+    small = ("--backbone", "resnet18", "--batch-size", 32, "--num-classes", 8, "--stage-epochs", 2)
+    done = start(*QUICK, *data, *small, "--max-steps-per-stage", 17, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert [line["epoch"] for line in epochs(tmp_path / "out")] == [0, 1]
+
+
+def test_labels_are_left_for_others(trained: Path) -> None:
+    with Beton(sample_paths().train) as data:
+        found = read_labels(trained / "labels.npz", data)
+    assert found.num_classes == 16 and found.made_by == "uic_alexnet" and len(np.unique(found.labels)) == 16
+    assert found.labels.tolist() == newest_checkpoint(trained)["task"]["store"]["current"].tolist()
+
+
+def test_finished_and_started_again_it_leaves_the_same(trained: Path, recipe: Start) -> None:
+    before = (trained / "labels.npz").read_bytes()
+    done = recipe(*SMALL, "--out", trained)
+    assert done.code == 0, done.err
+    assert (trained / "labels.npz").read_bytes() == before
+
+
+def test_fine_tuned_on_the_labels_of_its_own_centre_crops(
+    trained: Path, recipe: Start, tmp_path: Path
+) -> None:
+    out = tmp_path / "tuned"
+    done = recipe(*SMALL, "--fine-tune", trained, "--max-steps-per-stage", 1, "--lr", "1e-6", "--out", out)
+    assert done.code == 0, done.err
+    before, after = newest_checkpoint(trained), newest_checkpoint(out)
+    name = "conv1.weight"
+    assert after["backbone"][name].allclose(before["backbone"][name], atol=1e-4)
+    assert after["learner"]["head"]["2.weight"].allclose(before["learner"]["head"]["2.weight"], atol=1e-4)
+    refused(
+        recipe(*SMALL, "--fine-tune", trained, "--num-classes", 8, "--out", tmp_path / "a"),
+        "uic_alexnet",
+        "num-classes 16, not 8",
+    )
+    refused(recipe(*SMALL, "--fine-tune", tmp_path / "none", "--out", tmp_path / "b"), "uic_alexnet", "none")
+
+
+def test_the_papers_fine_tuning_has_its_own_length(recipe: Start, tmp_path: Path) -> None:
+    arguments = ("--data", tmp_path / "none.beton", "--fine-tune", tmp_path, "--out", tmp_path / "out")
+    assert recipe(*arguments).out.splitlines()[0].endswith("none.beton: all values as in the paper")
+    assert "stage_epochs [500] (paper [30])" in recipe(*arguments, "--stage-epochs", 500).out.splitlines()[0]
+
+
+def test_a_file_of_labels_must_be_the_datas(trained: Path, recipe: Start, tmp_path: Path) -> None:
+    def start(path: Path, *more: object) -> Outcome:
+        return recipe(*SMALL, "--labels", path, *more, "--max-steps-per-stage", 1, "--out", tmp_path / "out")
+
+    done = start(trained / "labels.npz")
+    assert done.code == 0, done.err
+    ours, theirs = newest_checkpoint(tmp_path / "out"), newest_checkpoint(trained)
+    assert torch.equal(ours["task"]["store"]["current"], theirs["task"]["store"]["current"])
+    with Beton(sample_paths().train) as data:
+        digest, num = data.digest(), data.num_samples
+    short, other, wrong = (tmp_path / f"{name}.npz" for name in ("short", "other", "wrong"))
+    write_labels(short, np.arange(num - 1) % 16, 16, digest, "test")
+    write_labels(other, np.arange(num) % 16, 16, "0" * 32, "test")
+    write_labels(wrong, np.arange(num) % 16, 16, digest, "test")
+    with np.load(wrong) as arrays:
+        np.savez(wrong, **{**arrays, "num_classes": 8})
+    refused(start(short), "uic_alexnet", "short.npz", "479", "480")
+    refused(start(other), "uic_alexnet", "other.npz", "another data set")
+    refused(start(wrong), "uic_alexnet", "wrong.npz", "classes 0 to 7")
+    refused(start(tmp_path / "none.npz"), "uic_alexnet", "none.npz")
+    refused(start(trained / "labels.npz", "--num-classes", 8), "uic_alexnet", "16 classes, not 8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--num-classes", 1), "--num-classes 1"),
+        (("--num-classes", 481), "481 for 480 training images"),
+        (("--size-px", 62, "--backbone", "alexnet"), "63 px and more"),
+        (("--order", "quasi_random"), "--order quasi_random"),
+        (("--dropout", 0.5), "resnet18 has no dropout"),
+        (("--backbone", "alexnet", "--dropout", 1), "below 1"),
+        (("--lr", 0), "above 0"),
+        (("--partition", "1-9"), "1-9"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    recipe: Start, tmp_path: Path, arguments: tuple[object, ...], words: str
+) -> None:
+    refused(recipe(*SMALL, *arguments, "--out", tmp_path / "out"), "uic_alexnet", words)
+
+
+def test_killed_in_mid_epoch_and_resumed_it_ends_as_never_killed(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    for step in (3, 19):  # in the first epoch and in the second
+        code, output = run_until(
+            RECIPE,
+            *SMALL,
+            "--checkpoint-steps",
+            "1",
+            "--out",
+            out,
+            folder=out,
+            step=step,
+            number=signal.SIGKILL,
+        )
+        assert code == -signal.SIGKILL, output
+    done = run(RECIPE, *SMALL, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(trained))
+    assert epochs(out) == epochs(trained)
+
+
+def test_two_ranks_are_stopped_and_go_on_as_one(tmp_path: Path) -> None:
+    out = tmp_path / "two"
+    arguments = (*SMALL, "--out", out)
+    slow = ("--checkpoint-steps", "1")  # time to be hit in mid-epoch
+    _, output = run_until(RECIPE, *arguments, *slow, folder=out, step=18, number=signal.SIGTERM, ranks=2)
+    status = json.loads((out / "status.json").read_text())
+    assert status["state"] == "preempted", output
+    state = newest_checkpoint(out)["task"]["store"]
+    assert (state["next"] >= 0).any() and state["num_positions"] > 0
+    done = run(RECIPE, *arguments)
+    assert done.returncode == 0, done.stderr
+    lines = epochs(out)
+    assert [line["run_step"] for line in lines] == [1, 15, 30]
+    assert all(line["num_not_drawn"] == line["num_repeated"] for line in lines[1:])  # 480 draws of 480 images
