@@ -13,6 +13,7 @@ import copy
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,11 +75,11 @@ def main() -> None:
             say(f"repeat {repeat} of {options.repeats}" if repeat else "warming up")
             store = copy.deepcopy(written)  # as the end of an epoch empties it
             works: dict[str, Callable[[], object]] = {
-                "order": lambda epoch=repeat: balanced_order(labels, 0, epoch),
-                "split": lambda epoch=repeat: split_empty(one_class, num_classes, 0, epoch),
-                "exchange": lambda store=store: store.end_epoch(1),
-                "nmi": lambda: nmi(labels, others),
-            }  # fmt: skip
+                "order": partial(balanced_order, labels, 0, repeat),
+                "split": partial(split_empty, one_class, num_classes, 0, repeat),
+                "exchange": partial(store.end_epoch, 1),
+                "nmi": partial(nmi, labels, others),
+            }
             for name in works if repeat % 2 else reversed(works):
                 took = seconds(works[name])
                 if repeat:
