@@ -163,6 +163,8 @@ def _of_begun(run: TrainingRun | None) -> dict[str, Any]:
 
 def _flag(name: str, value: Any) -> list[str]:
     flag = f"--{name.replace('_', '-')}"
+    if value is None:
+        return []
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag[2:]}"]
     return [flag, *map(str, value)] if isinstance(value, tuple) else [flag, str(value)]

@@ -138,6 +138,7 @@ def sizes_of(report: Report) -> dict[str, str]:
         name: ", ".join(
             f"{key} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
             for key, value in report.scale.values[name].items()
+            if value is not None
         )
         for name in names
     }

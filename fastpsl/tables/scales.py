@@ -20,8 +20,9 @@ FREE = frozenset({"seed", "data_digest", "precision", "order", "lanes", "apex"})
 
 @dataclass(frozen=True)
 class Scale:
-    """values: recipe, or an evaluation's name → option → value. flags: those of them that commands spell; None for all.
+    """values: recipe, or an evaluation's name → option → value; None, which commands leave out, is what the recipe does by itself.
 
+    flags: those of them that commands spell; None for all.
     about: by paper. comparable: whether a difference to the paper's number means anything.
     """
 
@@ -121,7 +122,7 @@ PAPER = Scale(
         },
         "supervised/alexnet": {},
         "uic_alexnet": {
-            "stage_epochs": (500,), "batch_size": 256, "lr": 0.1, "weight_decay": 1e-4, "dropout": 0.5, "num_classes": 3000,
+            "stage_epochs": (500,), "batch_size": 256, "lr": 0.1, "weight_decay": 1e-4, "dropout": None, "num_classes": 3000,
             "channels": "SobelXY", "augmentation": "standard", "label_view": "train", "size_px": 224,
         },
         "uic_alexnet/5k": {"num_classes": 5000},
@@ -134,7 +135,7 @@ PAPER = Scale(
             "channels": "RGB", "augmentation": "strong", "label_view": "train", "size_px": 224,
         },
         "deepcluster_alexnet": {
-            "stage_epochs": (500,), "batch_size": 256, "lr": 0.05, "weight_decay": 1e-5, "dropout": 0.5,
+            "stage_epochs": (500,), "batch_size": 256, "lr": 0.05, "weight_decay": 1e-5, "dropout": None,
             "num_classes": 10_000, "pca_width": 256, "k_means_iterations": 20, "channels": "SobelXY", "size_px": 224,
         },
         "linear/vissl": {"protocol": "vissl", "size_px": 224, "batch_size": 256, "epochs": 28, "lr": 0.01},
@@ -199,7 +200,7 @@ TINY = Scale(
         },
         "supervised/alexnet": {"size_px": 64},
         "uic_alexnet": {
-            "stage_epochs": (12,), "batch_size": 32, "lr": 0.05, "weight_decay": 1e-4, "dropout": 0.5, "num_classes": 8,
+            "stage_epochs": (12,), "batch_size": 32, "lr": 0.05, "weight_decay": 1e-4, "dropout": None, "num_classes": 8,
             "channels": "SobelXY", "augmentation": "standard", "label_view": "train", "size_px": 64,
         },
         "uic_alexnet/5k": {"num_classes": 12},
@@ -212,7 +213,7 @@ TINY = Scale(
             "channels": "RGB", "augmentation": "strong", "label_view": "train", "size_px": 64,
         },
         "deepcluster_alexnet": {
-            "stage_epochs": (12,), "batch_size": 32, "lr": 0.05, "weight_decay": 1e-5, "dropout": 0.5,
+            "stage_epochs": (12,), "batch_size": 32, "lr": 0.05, "weight_decay": 1e-5, "dropout": None,
             "num_classes": 16, "pca_width": 32, "k_means_iterations": 20, "channels": "SobelXY", "size_px": 64,
         },
         "linear/vissl": {"protocol": "vissl", "size_px": 56, "batch_size": 32, "epochs": 14, "lr": 0.05},
