@@ -311,3 +311,56 @@ def test_threads_are_this_ranks_share_of_the_cores(monkeypatch: pytest.MonkeyPat
     for ranks, expected in (("1", 16), ("4", 4), ("5", 3), ("64", 1)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
         assert default_num_threads() == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "decoder"),
+    [("jpeg", "ffcv"), ("jpeg", "dali"), ("raw", "resident")],
+)
+def test_an_order_of_ones_own_may_hold_an_index_again_and_shows_it_otherwise(
+    sources: dict[str, Path], source: str, decoder: str
+) -> None:
+    """On any number of ranks; the first time as the loader's own order shows it; from any step on."""
+    order = np.random.default_rng(0).integers(0, NUM // 3, NUM)
+    options: dict[str, Any] = {"num_threads": 2, "decoder": decoder}
+    with opened(sources, source) as data:
+        ours = by_index(batches(data, epoch=3, **options))
+        seen: dict[int, list[tuple[np.ndarray, ...]]] = {}
+        with Loader(data, VIEWS, batch_size=GLOBAL_BATCH, **options) as loader:
+            whole = list(loader.epoch(3, 0, order))
+            later = list(loader.epoch(3, 4, order))
+        shown = torch.cat([batch.indices for batch in whole]).tolist()
+        assert shown == order[: loader.num_steps * GLOBAL_BATCH].tolist()
+        for batch in whole:
+            assert batch.labels.tolist() == batch.indices.tolist()  # a class each
+            for i, index in enumerate(batch.indices.tolist()):
+                draws = [value[i].numpy() for view in batch.draws for draw in view for value in draw.values()]
+                seen.setdefault(index, []).append((batch.images[0][i].numpy(), *draws))
+        differ = 0
+        for index, found in seen.items():
+            if index in ours:  # the loader's own order leaves the remainder out
+                assert np.array_equal(found[0][0], ours[index][0])
+            differ += sum(not np.array_equal(one[0], found[0][0]) for one in found[1:])
+        assert differ > len(shown) - len(seen) - 3  # crops of a large part of a picture may be equal
+        assert [batch.indices.tolist() for batch in later] == [batch.indices.tolist() for batch in whole[4:]]
+        assert torch.equal(later[0].images[0], whole[4].images[0])
+        for world in (2, 3):
+            share = GLOBAL_BATCH // world
+            for rank in range(world):
+                with Loader(data, VIEWS, batch_size=share, rank=rank, world=world, **options) as loader:
+                    for batch, all_ranks in zip(loader.epoch(3, 0, order), whole, strict=True):
+                        part = slice(rank * share, (rank + 1) * share)
+                        assert torch.equal(batch.indices, all_ranks.indices[part])
+                        assert torch.equal(batch.images[0], all_ranks.images[0][part])
+
+
+def test_orders_that_cannot_be_are_found(beton: Path) -> None:
+    with Beton(beton) as data, Loader(data, VIEWS, batch_size=GLOBAL_BATCH, num_threads=1) as loader:
+        for wrong in (
+            np.arange(NUM - 1),
+            np.arange(NUM).astype(np.int32),
+            np.arange(NUM) + 1,
+            np.arange(NUM) - 1,
+        ):
+            with pytest.raises(AssertionError):
+                loader.epoch(0, 0, wrong)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fastpsl.pipelines import order as order_module
-from fastpsl.pipelines.order import PADDING, epoch_order, num_steps, step_indices
+from fastpsl.pipelines.order import PADDING, epoch_order, index_of, num_steps, numbered, step_indices
 
 NUM, GLOBAL_BATCH = 103, 12
 GOLDEN = [[2, 8, 0, 5, 9, 7, 6, 3, 4, 1], [3, 9, 4, 1, 8, 2, 5, 6, 0, 7]]
@@ -84,3 +84,14 @@ def test_evaluation_sees_all_once_and_pads_at_the_end(world: int, num: int) -> N
 def test_one_sample_a_step() -> None:
     order = epoch_order(0, 0, 5)
     assert [step_indices(order, step, 1, 0, 1).tolist() for step in range(5)] == [[i] for i in order]
+
+
+def test_the_times_that_an_index_stands_in_an_order_are_numbered() -> None:
+    order = np.array([3, 0, 3, 7, PADDING, 3, 0, PADDING, 2**39])
+    numbers = numbered(order)
+    assert numbers.dtype == np.int64
+    assert numbers.tolist() == [3, 0, 3 + 2**40, 7, -1, 3 + 2**41, 2**40, -1, 2**39]
+    assert index_of(numbers).tolist() == order.tolist()
+    once = epoch_order(0, 0, 50)
+    assert numbered(once).tolist() == once.tolist() == index_of(once).tolist()
+    assert numbered(np.zeros(0, np.int64)).tolist() == []
