@@ -54,7 +54,7 @@ def missing_runs(table: Table, scale: Scale, matches: Matches, found: Found, pla
                 runs[one] = runs_for(one, scale, found.runs, matches.data)
         used = matches.used.get((weights, evaluation), {})
         there = sorted(runs[weights], key=lambda seed: not runs[weights][seed].can_be_evaluated)
-        there += runs[base] if base else []
+        there += list(runs[base]) if base else []
         seeds = [seed for seed in dict.fromkeys([*there, *scale.seeds]) if seed not in used]
         for seed in sorted(seeds[: max(0, len(scale.seeds) - len(used))]):
             if base and not (_is_done(runs[weights], seed) or _is_done(runs[base], seed)):
@@ -99,7 +99,7 @@ class _Writer:
         return run.folder if run else self._free(_name(weights, seed), None)
 
     def _training(self, weights: Weights, seed: int) -> dict[str, Any]:
-        options = {"backbone": weights.backbone, "plan": weights.plan, "seed": seed}
+        options: dict[str, Any] = {"backbone": weights.backbone, "plan": weights.plan, "seed": seed}
         if weights.base:
             options["fine_tune"] = self._folder(weights.base, seed)
         return options | self.scale.training_flags(weights) | _of_begun(self.runs[weights].get(seed))
@@ -111,7 +111,7 @@ class _Writer:
             return shlex.join(
                 ["fastpsl", "clusters", str(folder), "--data", self.place.data, "--out", str(out)]
             )
-        source = {"checkpoint": folder} if folder else _random(weights)
+        source: dict[str, Any] = {"checkpoint": folder} if folder else _random(weights)
         return self._torchrun(
             evaluation.recipe, source | {"seed": seed} | self.scale.spelled(evaluation.name), out
         )
