@@ -134,9 +134,7 @@ class LabelStore:
     def _latest(self) -> np.ndarray:
         """int64 [N]: the latest position of each image among those that steps have shown; -1 where there is none."""
         latest, shown = np.full(self.num_samples, _NONE), self._shown()
-        latest[shown] = np.arange(
-            len(shown)
-        )  # of an index that is there several times, numpy leaves the last
+        np.maximum.at(latest, shown, np.arange(len(shown)))
         return latest
 
     def _sum_not_finite(self) -> int:

@@ -19,6 +19,7 @@ from fastpsl.options import MACHINE, PretrainOptions
 from fastpsl.pipelines.input_record import Input
 from fastpsl.run import Run, open_both
 from fastpsl.schedules import linear_decay
+from fastpsl.tasks.pseudo_classify import PseudoClassify
 from fastpsl.tasks.uic import UIC, Augmentation, LabelView
 from fastpsl.trainer import Job
 
@@ -60,6 +61,7 @@ def build(options: Options) -> Job:
         backbone.load_state_dict(state["backbone"])
         classifier = state["learner"]["head"]
         science["fine_tune"] = sha256_of_file(path)
+        science["fine_tuned"] = state["science"]  # a table of results asks how the base was trained
     if options.labels is not None:
         given = _given(options)
         science["labels"] = sha256_of_file(options.labels)
@@ -87,6 +89,7 @@ def build(options: Options) -> Job:
 
 def finish(options: PretrainOptions, job: Job, run: Run) -> Sequence[str]:
     """labels.npz and labels.png in the run's folder, of the last checkpoint's labels; lines for people."""
+    assert isinstance(job.task, PseudoClassify)
     paths = run.checkpoints.paths()
     state = read_checkpoint(paths[-1] if paths else Path(options.resume))
     labels = state["task"]["store"]["current"].numpy()
@@ -119,10 +122,12 @@ def _given(options: Options) -> np.ndarray:
     """The labels of --labels, which must be those of --data."""
     assert options.labels is not None
     data, val = open_both(options)
-    with data:
+    try:
         found = read_labels(options.labels, data)
-    if val is not None:
-        val.close()
+    finally:
+        for each in (data, val):
+            if each is not None:
+                each.close()
     if found.num_classes != options.num_classes:
         raise ValueError(
             f"--labels {options.labels} has {found.num_classes:,} classes, not {options.num_classes:,}: give --num-classes {found.num_classes}"

@@ -113,6 +113,7 @@ def test_the_classifier_is_new_each_epoch() -> None:
     renew(head, optimiser, 1)
     assert isinstance(head, nn.Sequential)
     top = head[-1]
+    assert isinstance(top, nn.Linear)
     first = top.weight.detach().clone()
     assert float(first.std()) == pytest.approx(0.01, rel=0.02) and abs(float(first.mean())) < 1e-3
     assert not top.bias.any()

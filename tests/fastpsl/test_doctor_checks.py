@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastpsl.backbones.backbone import Backbone
 from fastpsl.doctor import cores, software
 from fastpsl.doctor.checks import Check
 from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache
@@ -122,7 +123,7 @@ def test_no_room_for_checkpoints(tmp_path: Path) -> None:
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     for num_states, state in ((0.5, "ok"), (2.5, "warning"), (40, "broken")):
         num = int(free * num_states / 4 / 8)
-        job = Job(Rotation(shorter_px=36, size_px=32), torch.nn.Module(), (), cosine(0.1))
+        job = Job(Rotation(shorter_px=36, size_px=32), Backbone(), (), cosine(0.1))
         job.backbone.weight = torch.nn.Parameter(torch.empty(num, device="meta"))
         found = by_name(check_machine(RunOptions(out=tmp_path), 1, CPU, job, 1))["disk"]
         assert found.state == state, (num_states, found)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastpsl.backbones.backbone import Backbone
 from fastpsl.backbones.revnet import RevNet
 from fastpsl.key_encoder import KeyEncoder
 from fastpsl.plan import make_plan
@@ -17,7 +18,7 @@ def query(
     frozen_batchnorm: str = "eval", sync: bool = False, reversible: bool = False
 ) -> tuple[nn.Module, Trunk, nn.Module, torch.Tensor]:
     torch.manual_seed(0)
-    backbone: nn.Module = TinyNet()
+    backbone: Backbone = TinyNet()
     if reversible:
         backbone = RevNet(channels=(8, 8, 12, 16, 16), units=(1, 2, 2, 2), widths=(4, 4, 4, 4))
     if sync:

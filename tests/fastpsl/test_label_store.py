@@ -58,7 +58,7 @@ def run_on(
     rank: int,
     world: int,
     start: tuple[int, int] = (0, 0),
-    at: Callable[[int, int], None] = lambda epoch, step: None,
+    at: Callable[[int, int], object] = lambda epoch, step: None,
 ) -> list[EpochOfLabels]:
     """All epochs from (epoch, step); `at` is called between steps."""
     figures = []

@@ -292,7 +292,7 @@ class Plain(TinyNet):
     def __init__(self) -> None:
         super().__init__()
         for part in self.parts:
-            part[1] = nn.Identity()  # type: ignore[index]
+            part[1] = nn.Identity()  # type: ignore[index, operator]
 
 
 def on_two_ranks(rank: int, folder: str) -> None:

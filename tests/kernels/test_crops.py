@@ -150,7 +150,9 @@ def test_corners_of_pictures_smaller_than_the_crop(height, width, side):
     places = {"top_left": (0, 0), "top_right": (0, width - side), "bottom_left": (height - side, 0),
               "bottom_right": (height - side, width - side), "center": ((height - side) // 2, (width - side) // 2)}  # fmt: skip
     for where, place in places.items():
-        assert ShorterSideCrop(256, 224, where).boxes(keys, *sizes).tolist() == [[*place, side, side]]
+        assert ShorterSideCrop(256, 224, where).boxes(  # type: ignore[arg-type]
+            keys, *sizes
+        ).tolist() == [[*place, side, side]]
 
 
 def test_central_box_is_that_of_resize_and_centre_crop():
@@ -202,7 +204,7 @@ def test_views_epochs_and_batches(crop):
         (lambda: RandomResizedCrop(8, scale=(0.5, 1.5)), "crop scale"),
         (lambda: RandomResizedCrop(8, scale=(0.5, 0.2)), "crop scale"),
         (lambda: RandomResizedCrop(8, ratio=(0.0, 1.0)), "crop ratio"),
-        (lambda: ShorterSideCrop(256, 224, "middle"), "where='middle' given; allowed are random, .*center"),
+        (lambda: ShorterSideCrop(256, 224, "middle"), "where='middle' given; allowed are random, .*center"),  # type: ignore[arg-type]
         (lambda: ShorterSideCrop(224, 225), "225 px given for a shorter side of 224"),
         (lambda: RandomResizedCrop(8).check(0, 5), "0 x 5 px"),
         (lambda: ShorterSideCrop(256, 2).check(63, 500), "63 x 500 px .* 64 px and more"),

@@ -57,7 +57,8 @@ def plain(images, ops, draws, dtype=torch.float32):
 def fused(images, ops, draws, dtype=torch.float32, statistics=None):
     shape = numba_photometric.out_shape(ops, images.shape)
     out = torch.full(shape, torch.nan, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    numba_photometric.run(images, ops, draws, *(statistics or STATISTICS[shape[1]]), out)
+    mean, std = statistics or STATISTICS[shape[1]]
+    numba_photometric.run(images, ops, draws, mean, std, out)
     return out
 
 

@@ -104,7 +104,7 @@ def test_chance_favours_no_member_no_class_and_no_place() -> None:
         assert np.abs(members.mean(0) - members.mean()).max() < 0.05
         # And of one epoch's no two together: 13 members, 7 or 8 drawn.
         if number == 2:
-            together = np.corrcoef(members.T)[~np.eye(13, dtype=bool)]
+            together = np.asarray(np.corrcoef(members.T))[~np.eye(13, dtype=bool)]
             assert np.abs(together - -1 / 12).max() < 0.12
     places = np.stack([labels[order] for order in orders])
     shares = np.stack([(places == number).mean(0) for number in range(3)])

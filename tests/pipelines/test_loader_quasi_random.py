@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -120,3 +121,12 @@ def test_what_does_not_go_together_is_refused(beton: Path, options: dict[str, An
 def test_data_without_pages_is_refused() -> None:
     with pytest.raises(ValueError, match="synthetic data lies in no pages"):
         Loader(Synthetic(1000), [VIEW], batch_size=64, order="quasi_random")
+
+
+def test_an_order_of_ones_own_is_refused(beton: Path) -> None:
+    with (
+        Beton(beton) as data,
+        Loader(data, [VIEW], batch_size=16, order="quasi_random", lanes=LANES) as loader,
+        pytest.raises(ValueError, match="exclude each other; give order random"),
+    ):
+        loader.epoch(0, 0, np.arange(NUM))
