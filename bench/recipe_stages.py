@@ -12,13 +12,15 @@ from fastpsl.options import PretrainOptions
 from fastpsl.seed import torch_seed
 from fastpsl.trainer import Job, place_backbone
 
-Recipe = Literal["jigsaw", "rotation", "simclr", "moco"]
+Recipe = Literal["jigsaw", "rotation", "simclr", "moco", "uic", "deepcluster"]
 StageName = Literal["S1", "S2", "S3", "E"]
 MODULES = {
     "jigsaw": "jigsaw_r50",
     "rotation": "rotation_rv50",
     "simclr": "simclr_r50",
     "moco": "mocov2_r50",
+    "uic": "uic_alexnet",
+    "deepcluster": "deepcluster_alexnet",
 }
 
 

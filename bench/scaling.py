@@ -48,7 +48,7 @@ class Options:
     stages: tuple[StageName, ...] = ("S1", "S2", "S3", "E")
     ranks: tuple[int, ...] = ()
     """Numbers of GPUs. Default: 1, 2, 4, ... up to all of them; on a CPU 1."""
-    backbone: Literal["resnet50", "resnet18", "revnet50"] | None = None
+    backbone: str | None = None
     """Default: the recipe's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     decoder: str = "auto"

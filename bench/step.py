@@ -52,8 +52,8 @@ class Options:
     stages: tuple[StageName, ...] = ("E", "S1", "S2", "S3")
     modes: tuple[Mode, ...] | None = None
     """Default: all on CUDA, else eager, and compiled for one stage."""
-    backbone: Literal["resnet18", "resnet50", "revnet50"] | None = None
-    """Default: resnet50 on CUDA, else resnet18."""
+    backbone: str | None = None
+    """Any of fastpsl's. Default: resnet50 on CUDA, else resnet18."""
     revnet: bool = True
     """RevNet-50, eager, beside ResNet-50's memory, for the first recipe on CUDA."""
     batch_size: int | None = None

@@ -71,7 +71,7 @@ class Options:
     )  # fmt: skip
     views: tuple[int, ...] = (1, 2)
     """Of loaders alone: crops of each sample, from one decode."""
-    backbone: Literal["resnet50", "resnet18", "revnet50"] | None = None
+    backbone: str | None = None
     """Default: the recipe's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
