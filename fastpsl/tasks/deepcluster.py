@@ -53,12 +53,9 @@ class DeepCluster(PseudoClassify):
         for name, value in (("pca-width", pca_width), ("k-means-iterations", k_means_iterations)):
             if value < 1:
                 raise ValueError(f"--{name} {value}: it must be 1 or more")
-        super().__init__(num_classes, train_view(input, size_px), seed=seed, head_std=TOP_STD)
-        self.center = center_view(input, size_px)
+        views = train_view(input, size_px), center_view(input, size_px)
+        super().__init__(num_classes, *views, seed=seed, head_std=TOP_STD)
         self.pca_width, self.k_means_iterations = pca_width, k_means_iterations
-
-    def pass_views(self, level: int) -> tuple[ViewSpec, ...]:
-        return (self.center,)
 
     def start_epoch(self, passes: Passes) -> Figures:
         """New labels and a new classifier. What was interrupted before its end has changed nothing."""

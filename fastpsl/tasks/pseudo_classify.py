@@ -30,15 +30,19 @@ class PseudoClassify:
 
     Held-out images have no labels: there the first of two views is told by the arg max of the other; accuracy = views named alike.
 
-    view: what is learned from. seed: of orders and splits. head_std: of the classifier's first weights (`classify.linear`).
+    view: what is learned from. center: what images are labelled by where a pass over all of them does it. seed: of orders and splits.
+    head_std: of the classifier's first weights (`classify.linear`).
     """
 
     num_levels = 1
 
-    def __init__(self, num_classes: int, view: ViewSpec, *, seed: int, head_std: float | None = None):
+    def __init__(
+        self, num_classes: int, view: ViewSpec, center: ViewSpec, *, seed: int, head_std: float | None = None
+    ):
         if num_classes < 2:
             raise ValueError(f"--num-classes {num_classes}: a classifier needs 2 or more")
-        self.num_classes, self.view, self.seed, self.head_std = num_classes, view, seed, head_std
+        self.num_classes, self.view, self.center = num_classes, view, center
+        self.seed, self.head_std = seed, head_std
         self.epoch = 0
         self.true_labels: np.ndarray | None = None
 
@@ -55,6 +59,9 @@ class PseudoClassify:
 
     def views(self, level: int) -> tuple[ViewSpec, ...]:
         return (self.view,)
+
+    def pass_views(self, level: int) -> tuple[ViewSpec, ...]:
+        return (self.center,)
 
     def held_out_views(self, level: int) -> tuple[ViewSpec, ...]:
         return (self.view, self.view)

@@ -53,8 +53,9 @@ class UIC(PseudoClassify):
         given: np.ndarray | None = None,
         classifier: Mapping[str, Tensor] | None = None,
     ):
-        super().__init__(num_classes, uic_view(input, size_px, augmentation), seed=seed)
-        self.center = center_view(input, size_px)
+        super().__init__(
+            num_classes, uic_view(input, size_px, augmentation), center_view(input, size_px), seed=seed
+        )
         self.label_view, self.fixed, self.given, self.classifier = label_view, fixed, given, classifier
 
     @property
@@ -66,9 +67,6 @@ class UIC(PseudoClassify):
         super().check_data(data, batch_size)
         assert self.given is None or len(self.given) == data.num_samples
 
-    def pass_views(self, level: int) -> tuple[ViewSpec, ...]:
-        return (self.center,)
-
     def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
         super().start_stage(stage, trunk, head)
         if self.classifier is not None:
@@ -76,8 +74,8 @@ class UIC(PseudoClassify):
 
     def start_epoch(self, passes: Passes) -> Figures | None:
         """Labels of the first epoch; of every epoch by centre crops."""
-        if passes.first and self.given is not None:
-            return self.relabel(self.given, passes.epoch)
+        if self.given is not None:
+            return self.relabel(self.given, passes.epoch) if passes.first else None
         if not passes.first and (self.label_view == "train" or self.fixed):
             return None
         view = self.center if self.fixed or self.label_view == "center" else self.view

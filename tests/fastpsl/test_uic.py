@@ -215,7 +215,7 @@ def test_fixed_labels_are_those_of_centre_crops_in_eval_mode(tmp_path: Path) -> 
 
 
 def test_given_labels_stay(tmp_path: Path) -> None:
-    task = make_task(given=np.arange(NUM) % CLASSES)
+    task = make_task(given=np.arange(NUM) % CLASSES, label_view="center")
     assert fit(tmp_path, task, max_steps_per_stage=18)
     assert task.store.current.tolist() == (np.arange(NUM) % CLASSES).tolist()
     assert [line["epoch"] for line in figures(tmp_path)] == [0]
