@@ -1,6 +1,6 @@
 """What the recipes of UIC share: their options, the job that they make of them, and what they leave behind."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -22,6 +22,9 @@ from fastpsl.schedules import linear_decay
 from fastpsl.tasks.pseudo_classify import PseudoClassify
 from fastpsl.tasks.uic import UIC, Augmentation, LabelView
 from fastpsl.trainer import Job
+
+# Section 4.3, "Further Fine-Tuning": 30 epochs. The rate is not said; a tenth of the first, as the network has learned already.
+FINE_TUNE = {"stage_epochs": (30,), "lr": 0.01}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,11 @@ class Options(PretrainOptions):
     """A finished run of this recipe, or a checkpoint: go on with its network, on the labels that it gives the centre crops."""
     labels: Path | None = field(default=None, metadata=MACHINE)
     """Learn from the labels in this file, and make none (labels.npz of a run)."""
+
+
+def fine_tuning(asked: Options) -> Mapping[str, Any]:
+    """The paper's values that are others with --fine-tune: `parse_options`' variant."""
+    return FINE_TUNE if asked.fine_tune is not None else {}
 
 
 def build(options: Options) -> Job:
@@ -107,6 +115,10 @@ def _trained(path: Path, options: Options) -> tuple[Path, dict[str, Any]]:
     if "num_classes" not in science or "learner" not in state:
         raise ValueError(
             f"--fine-tune {path}: a checkpoint of {science.get('recipe')}, which has no pseudo-labels; give one of UIC's"
+        )
+    if options.plan != "end_to_end":
+        raise ValueError(
+            f"--fine-tune goes on with a classifier on the last block: give --plan end_to_end, not {options.plan}"
         )
     for name in ("backbone", "num_classes", "channels"):
         if science[name] != getattr(options, name):

@@ -13,7 +13,7 @@ The paper's one stage is plan end_to_end; the others of PSL work too.
 
 from fastpsl.launch import launch
 from fastpsl.options import parse_options
-from fastpsl.uic_job import Options, build, finish
+from fastpsl.uic_job import Options, build, fine_tuning, finish
 
 PAPER = {  # section 4.2
     "backbone": "alexnet",  # with its dropout of 0.5
@@ -28,15 +28,11 @@ PAPER = {  # section 4.2
     "label_view": "train",
     "size_px": 224,
 }
-# Section 4.3, "Further Fine-Tuning": 30 epochs. The rate is not said; a tenth of the first, as the network has learned already.
-FINE_TUNE = {"stage_epochs": (30,), "lr": 0.01}
 SAMPLE = {"stage_epochs": (12,), "batch_size": 32, "lr": 0.02, "num_classes": 16, "size_px": 64}
 
 
 def parse() -> Options:
-    return parse_options(
-        Options, PAPER, SAMPLE, __doc__ or "", variant=lambda asked: FINE_TUNE if asked.fine_tune else {}
-    )
+    return parse_options(Options, PAPER, SAMPLE, __doc__ or "", variant=fine_tuning)
 
 
 if __name__ == "__main__":

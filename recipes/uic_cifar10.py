@@ -10,7 +10,7 @@ than CIFAR has. Not yet run on the whole of it; a short run on a tenth is in doc
 
 from fastpsl.launch import launch
 from fastpsl.options import parse_options
-from fastpsl.uic_job import Options, build, finish
+from fastpsl.uic_job import Options, build, fine_tuning, finish
 
 USUAL = {
     "backbone": "resnet18_cifar",
@@ -29,7 +29,7 @@ SAMPLE = {"stage_epochs": (6,), "batch_size": 32, "lr": 0.03, "num_classes": 16}
 
 
 def parse() -> Options:
-    return parse_options(Options, USUAL, SAMPLE, __doc__ or "", whose="default")
+    return parse_options(Options, USUAL, SAMPLE, __doc__ or "", whose="default", variant=fine_tuning)
 
 
 if __name__ == "__main__":

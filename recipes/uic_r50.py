@@ -13,7 +13,7 @@ Paper: whether these networks see Sobel's gradients is not said. Here they see c
 
 from fastpsl.launch import launch
 from fastpsl.options import parse_options
-from fastpsl.uic_job import Options, build, finish
+from fastpsl.uic_job import Options, build, fine_tuning, finish
 
 PAPER = {
     "backbone": "resnet50",
@@ -39,7 +39,7 @@ SAMPLE = {
 
 
 def parse() -> Options:
-    return parse_options(Options, PAPER, SAMPLE, __doc__ or "")
+    return parse_options(Options, PAPER, SAMPLE, __doc__ or "", variant=fine_tuning)
 
 
 if __name__ == "__main__":

@@ -122,6 +122,12 @@ def test_fine_tuned_on_the_labels_of_its_own_centre_crops(
         "uic_alexnet",
         "num-classes 16, not 8",
     )
+    psl = ("--plan", "psl", "--stage-epochs", 1, 1)
+    refused(
+        recipe(*SMALL, "--fine-tune", trained, *psl, "--out", tmp_path / "c"),
+        "uic_alexnet",
+        "give --plan end_to_end",
+    )
     refused(recipe(*SMALL, "--fine-tune", tmp_path / "none", "--out", tmp_path / "b"), "uic_alexnet", "none")
 
 
