@@ -70,8 +70,8 @@ def measure(setting: Setting, num_cores: int, seconds: float, say: Say) -> Measu
     feed, (decode, loader) = feed_of(first_views, batch_size)
     others, untried = feed.other_decoders(decoder, decode, say)
     alternatives = others + feed.all_cores(num_cores, decode)
-    has_own_order = job is None or hasattr(job.task, "epoch_order")
-    if from_storage and setting.options.order == "random" and job and job.part is None and not has_own_order:
+    may_be_quasi_random = job is not None and job.part is None and not hasattr(job.task, "epoch_order")
+    if from_storage and setting.options.order == "random" and may_be_quasi_random:
         say("decode in quasi-random order")
         with _tried("--order quasi_random", untried):
             alternatives.append(feed.quasi_random(loader, read.fitting))
