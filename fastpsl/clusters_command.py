@@ -34,6 +34,8 @@ def run(command: Clusters) -> None:
     """Do it; ValueError with one line where the user is wrong."""
     from fastpsl.evaluation.cluster_report import report
 
+    if command.seed < 0:
+        raise ValueError(f"--seed {command.seed}: it must be 0 or more")
     print(
         "\n".join(
             report(

@@ -1,7 +1,9 @@
 """Between epochs: what a task does with the data before one and after one, and the figures that it tells of them."""
 
+import json
 from collections.abc import Mapping
 
+from fastpsl.checkpoint import write_atomically
 from fastpsl.learner import Learner
 from fastpsl.passes import Passes, PassStopped
 from fastpsl.plan import Stage
@@ -14,7 +16,7 @@ Figures = Mapping[str, float | None]
 
 
 class Epochs:
-    """A stage's epochs. Figures go to epochs.jsonl, kept in step with the checkpoints as metrics.jsonl is, to TensorBoard and the screen.
+    """A stage's epochs. Figures go to epochs.jsonl, each once whatever was resumed, to TensorBoard and the screen.
 
     first_unused: the first of numbers of epochs that no step has, for the draws of passes.
     """
@@ -27,7 +29,9 @@ class Epochs:
             learner,
             first_unused,
         )
-        self._file: MetricsFile | None = None
+        self.path = run.folder / NAME
+        if run.world.rank == 0 and self.path.exists():
+            MetricsFile(self.path, run.position.run_step)  # cuts off what comes after
 
     def start(self, epoch: int) -> bool:
         """Before the first step of epoch `epoch` of the stage. False when a signal stopped it."""
@@ -43,8 +47,11 @@ class Epochs:
         return True
 
     def end(self, steps_per_epoch: int) -> None:
-        """After an epoch's last step."""
+        """After an epoch's last step, or where it is cut."""
         position = self.run.position
+        whole, rest = divmod(position.step, steps_per_epoch)
+        if rest:  # it may have been resumed here, where no step is left that would ask for its order
+            call_if_there(self.task, "epoch_order", position.first_epoch + whole)
         figures: Figures | None = call_if_there(self.task, "end_of_epoch")
         self._report(figures, position.first_epoch + position.step / steps_per_epoch, position.run_step)
 
@@ -52,11 +59,13 @@ class Epochs:
         """epochs: done so far, over all stages. Every rank comes with its own figures; rank 0's are told."""
         if not figures or self.run.world.rank != 0:
             return
-        if self._file is None:
-            self._file = MetricsFile(self.run.folder / NAME, self.run.position.run_step)
-        where = {"run_step": run_step, "stage": self.stage.name, "epoch": round(epochs, 3)}
-        self._file.append([where | dict(figures)])
-        self._file.sync()
+        where = {"run_step": run_step, "epoch": round(epochs, 3)}
+        text = self.path.read_text() if self.path.exists() else ""
+        lines = [json.loads(line) for line in text.splitlines()]
+        # What a run that was killed had told already is told again.
+        lines = [line for line in lines if (line["run_step"], line["epoch"]) < tuple(where.values())]
+        lines.append(where | {"stage": self.stage.name} | dict(figures))
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in lines).encode())
         told = {name: value for name, value in figures.items() if value is not None}
         reporter = self.run.reporter
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in told.items())

@@ -48,6 +48,10 @@ def read_labels(path: Path, data: Data) -> Labels:
     """The labels in `path`, which must be `data`'s. ValueError where they are not, where one is out of range, or where `path` is no such file."""
     found, digest = _read(path)
     labels, num_classes = found.labels, found.num_classes
+    if not 1 <= num_classes <= len(labels):
+        raise ValueError(
+            f"{path} is of {num_classes:,} classes for {len(labels):,} images, and none may be empty: write the labels anew"
+        )
     wrong = (labels < 0) | (labels >= num_classes)
     if wrong.any():
         sample = int(wrong.argmax())

@@ -18,6 +18,8 @@ from fastpsl.pipelines.views import ViewSpec
 from fastpsl.progress import Progress
 from fastpsl.run import Run
 from fastpsl.seed import torch_seed
+from fastpsl.stage import Trunk
+from fastpsl.step_modes import run_blocks
 
 
 class PassStopped(Exception):
@@ -64,12 +66,13 @@ class Passes:
         gradients; weights, running statistics and modes stay as they are. training=False: in eval mode, by rank 0's running
         statistics; True: with the dropout and the batch statistics of a training step.
         """
-        run, learner = self.run, self.learner
+        run, learner, trunk = self.run, self.learner, self.learner.module.trunk
         augment = choose_augment(run.options.augment, (view,), run.world.device)
         with (
             run.reporter.off_the_clock(),
             torch.no_grad(),
             undisturbed(learner.module, run.world, training),
+            run_plainly(trunk),
             run.loader(self.data, [view], train=False) as loader,
             contextlib.closing(loader.epoch(self.draws)) as batches,
             self._progress() as progress,
@@ -80,7 +83,7 @@ class Passes:
                     images = _without_padding(images, batch)
                 torch.manual_seed(torch_seed(run.options.seed, self.draws, number, run.world.rank))  # dropout
                 with learner.autocast():
-                    outputs = function(learner.module.trunk(images))
+                    outputs = function(trunk(images))
                 yield batch.indices, outputs
                 if progress:
                     progress.update(
@@ -129,3 +132,13 @@ def undisturbed(module: nn.Module, world: World, training: bool = False) -> Iter
             buffer.copy_(value)
         for part, mode in modes:
             part.training = mode
+
+
+@contextlib.contextmanager
+def run_plainly(trunk: Trunk) -> Iterator[None]:
+    """Not by what was compiled for steps, which would be compiled once more for a pass without gradients."""
+    runner, trunk.runner = trunk.runner, run_blocks
+    try:
+        yield
+    finally:
+        trunk.runner = runner

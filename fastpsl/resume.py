@@ -107,7 +107,7 @@ def _leave_other_lines_behind(checkpoints: Checkpoints, chosen: Path, run_step: 
 
     A run that goes on in another folder takes the metrics up to there along.
     """
-    for name in ("metrics.jsonl", "probe.jsonl"):
+    for name in ("metrics.jsonl", "probe.jsonl", "epochs.jsonl"):
         theirs, ours = chosen.resolve().parent.parent / name, checkpoints.folder.parent / name
         if theirs.exists() and not ours.exists():
             shutil.copyfile(theirs, ours)

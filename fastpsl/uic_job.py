@@ -68,6 +68,11 @@ def build(options: Options) -> Job:
         path, state = _trained(options.fine_tune, options)
         backbone.load_state_dict(state["backbone"])
         classifier = state["learner"]["head"]
+        if (width := classifier["2.weight"].shape[1]) != backbone.channels[-1]:
+            raise ValueError(
+                f"--fine-tune {path}: its classifier reads {width} channels, and the last block of {options.backbone} has "
+                f"{backbone.channels[-1]}: it was saved in an earlier stage; give a run that came to its end"
+            )
         science["fine_tune"] = sha256_of_file(path)
         science["fine_tuned"] = state["science"]  # a table of results asks how the base was trained
     if options.labels is not None:

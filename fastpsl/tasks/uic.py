@@ -75,7 +75,7 @@ class UIC(PseudoClassify):
     def start_epoch(self, passes: Passes) -> Figures | None:
         """Labels of the first epoch; of every epoch by centre crops."""
         if self.given is not None:
-            return self.relabel(self.given, passes.epoch) if passes.first else None
+            return self.relabel(self.given, 0) if passes.first else None  # split alike in each stage
         if not passes.first and (self.label_view == "train" or self.fixed):
             return None
         view = self.center if self.fixed or self.label_view == "center" else self.view

@@ -132,3 +132,29 @@ def test_undisturbed_puts_modes_and_statistics_back() -> None:
         assert digests(network.state_dict()) != before
     assert digests(network.state_dict()) == before
     assert [part.training for part in network.parts] == [True, True, False, True, True]
+
+
+def test_dropout_in_a_pass_is_its_own(run: Run) -> None:
+    """Of no random state that was there before, and another one in each batch."""
+    passes = passes_of(run)
+    passes.learner.module.trunk.learning[2] = torch.nn.Sequential(
+        passes.learner.module.trunk.learning[2], torch.nn.Dropout(0.5)
+    )
+    found = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        found.append([features for _, features in passes.outputs(CENTER, lambda maps: maps, training=True)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert not torch.equal(found[0][0] == 0, found[0][1] == 0)
+
+
+def test_a_pass_runs_nothing_that_was_compiled(run: Run) -> None:
+    passes = passes_of(run)
+    trunk = passes.learner.module.trunk
+
+    def refuse(*arguments: object) -> list[torch.Tensor]:
+        raise AssertionError("a step's runner")
+
+    trunk.runner = refuse  # type: ignore[assignment]
+    list(passes.outputs(CENTER, lambda maps: maps, training=True))
+    assert trunk.runner is refuse

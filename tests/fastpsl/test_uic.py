@@ -1,5 +1,6 @@
 """UIC: labels are the arg max of the training forward pass before, by no other pass; resumed step by step; on any number of ranks."""
 
+import copy
 import json
 from collections import Counter
 from pathlib import Path
@@ -21,13 +22,14 @@ from fastpsl.plan import make_plan
 from fastpsl.run import Run
 from fastpsl.sample import sample_paths
 from fastpsl.schedules import linear_decay
+from fastpsl.seed import torch_seed
 from fastpsl.stage import Trunk
 from fastpsl.tasks.uic import UIC
-from fastpsl.trainer import Job, pretrain
+from fastpsl.trainer import MAX_WARM_UP_EPOCHS, Job, pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.tiny import TinyNet, tiny_run
 
-SIZE, CLASSES, NUM, BATCH, STEPS = 32, 12, 480, 32, 15
+SIZE, CLASSES, NUM, BATCH, STEPS = 32, 40, 480, 32, 15
 COLOUR, EDGES = Input.usual("RGB", SIZE), Input.usual("SobelXY", SIZE)
 
 
@@ -109,6 +111,30 @@ def test_labels_are_what_the_steps_before_said(whole: tuple[Path, Watched]) -> N
         assert (task.epochs[epoch + 1] != task.epochs[epoch]).any()
 
 
+def test_empty_classes_were_filled_and_held_out_views_differ(whole: tuple[Path, Watched]) -> None:
+    """Or the tests above would see neither."""
+    out, _ = whole
+    assert all(line["num_split"] > 0 for line in figures(out)[1:3])
+    (summary,) = newest_checkpoint(out)["position"]["summaries"]
+    assert 0 < summary["held_out"]["accuracy"] < 1
+
+
+def test_the_first_labels_are_of_batch_statistics_and_draws_of_their_own(tmp_path: Path) -> None:
+    task = make_task()
+    job, run = make_job(task, TinyNet()), tiny_run(tmp_path, stage_epochs=(3,), max_steps_per_stage=1)
+    network, expected = copy.deepcopy(job.backbone), torch.full((NUM,), -1)
+    torch.manual_seed(torch_seed(0, 0))
+    head = task.head(1, 16)
+    assert pretrain(job, run)
+    network.train()
+    with torch.no_grad(), run.loader(run.train_data, [task.view], train=False) as loader:
+        for batch in loader.epoch(3 + MAX_WARM_UP_EPOCHS // 2):
+            expected[batch.indices] = head(network(batch.inputs(loader.views, torch.float32)[0])).argmax(1)
+    run.close()
+    labels, _ = split_empty(expected.numpy(), CLASSES, 0, 0)
+    assert task.epochs[0].tolist() == labels.tolist()
+
+
 def test_steps_follow_the_order_that_balances_the_classes(whole: tuple[Path, Watched]) -> None:
     _, task = whole
     for epoch in range(3):
@@ -186,6 +212,47 @@ def test_an_epoch_that_was_cut_makes_labels_too(tmp_path: Path) -> None:
     assert not np.array_equal(task.store.current.numpy(), task.epochs[1])
 
 
+@pytest.mark.parametrize("options", [{}, {"label_view": "center"}])
+def test_killed_where_a_stage_is_cut_it_comes_to_its_end(tmp_path: Path, options: dict[str, Any]) -> None:
+    """No step is left, and the labels of the cut epoch are still to be made; figures that were told are not told twice."""
+    for out in (tmp_path / "whole", tmp_path / "killed"):
+        assert fit(out, make_task(**options), max_steps_per_stage=20)
+    end = max((tmp_path / "killed" / "checkpoints").iterdir())
+    state = torch.load(end, weights_only=True)
+    assert len(state["position"]["summaries"]) == 1
+    end.unlink()
+    run = tiny_run(tmp_path / "killed", stage_epochs=(3,), max_steps_per_stage=20, keep_checkpoints=100)
+    request, kill = run.agreement.after_step, KeyboardInterrupt
+
+    def killed_in_evaluation() -> Any:
+        if run.position.step == 20:
+            raise kill
+        return request()
+
+    run.agreement.after_step = killed_in_evaluation  # type: ignore[method-assign]
+    with pytest.raises(kill):
+        pretrain(make_job(make_task(**options)), run)
+    run.close()
+    assert fit(tmp_path / "killed", make_task(**options), max_steps_per_stage=20)
+    ours, theirs = (newest_checkpoint(tmp_path / name) for name in ("killed", "whole"))
+    assert digests(ours) == digests(theirs)
+    assert figures(tmp_path / "killed") == figures(tmp_path / "whole")
+
+
+def test_killed_after_an_epoch_that_no_checkpoint_has_it_tells_it_once(
+    whole: tuple[Path, Watched], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert not fit(out, make_task(), stop_at=20)
+    before = (out / "epochs.jsonl").read_text()
+    for path in (out / "checkpoints").iterdir():
+        path.unlink()
+    assert not fit(out, make_task(), stop_at=12)  # there is no line of epoch 1 in its checkpoint
+    (out / "epochs.jsonl").write_text(before)  # and there is one in the file
+    assert fit(out, make_task())
+    assert figures(out) == figures(whole[0])
+
+
 def test_figures_say_what_the_labels_are_like(whole: tuple[Path, Watched]) -> None:
     out, _ = whole
     lines = figures(out)
@@ -226,7 +293,7 @@ def test_all_images_in_one_class_go_on_by_splitting(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="collapse"):
         assert fit(tmp_path, task, max_steps_per_stage=1)
     counts = np.bincount(task.store.current.numpy())
-    assert len(counts) == CLASSES and counts.min() >= NUM // 16
+    assert len(counts) == CLASSES and counts.min() >= NUM // 64
 
 
 class Broken(TinyNet):
