@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from fastpsl.backbones.backbone import Backbone
 from fastpsl.distributed import World, leave_world
+from fastpsl.epochs import Epochs
 from fastpsl.kernels.empty_classes import split_empty
+from fastpsl.learner import Learner
 from fastpsl.options import PretrainOptions
 from fastpsl.pipelines.balanced_order import balanced_order
 from fastpsl.pipelines.input_record import Input
@@ -213,30 +215,29 @@ def test_an_epoch_that_was_cut_makes_labels_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"label_view": "center"}])
-def test_killed_where_a_stage_is_cut_it_comes_to_its_end(tmp_path: Path, options: dict[str, Any]) -> None:
-    """No step is left, and the labels of the cut epoch are still to be made; figures that were told are not told twice."""
-    for out in (tmp_path / "whole", tmp_path / "killed"):
-        assert fit(out, make_task(**options), max_steps_per_stage=20)
-    end = max((tmp_path / "killed" / "checkpoints").iterdir())
-    state = torch.load(end, weights_only=True)
-    assert len(state["position"]["summaries"]) == 1
-    end.unlink()
-    run = tiny_run(tmp_path / "killed", stage_epochs=(3,), max_steps_per_stage=20, keep_checkpoints=100)
-    request, kill = run.agreement.after_step, KeyboardInterrupt
+@pytest.mark.parametrize("place", [(Learner, "evaluate"), (Epochs, "end")])
+def test_killed_where_a_stage_is_cut_it_comes_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[type, str], options: dict[str, Any]
+) -> None:
+    """No step is left, and labels of the cut epoch are to be made, or were made and told and not saved: they are told once."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert fit(whole, make_task(**options), max_steps_per_stage=20)
+    method, run = getattr(*place), tiny_run(killed, stage_epochs=(3,), max_steps_per_stage=20)
 
-    def killed_in_evaluation() -> Any:
+    def kill(*arguments: Any) -> None:
+        method(*arguments)
         if run.position.step == 20:
-            raise kill
-        return request()
+            raise KeyboardInterrupt
 
-    run.agreement.after_step = killed_in_evaluation  # type: ignore[method-assign]
-    with pytest.raises(kill):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(*place, kill)
         pretrain(make_job(make_task(**options)), run)
     run.close()
-    assert fit(tmp_path / "killed", make_task(**options), max_steps_per_stage=20)
-    ours, theirs = (newest_checkpoint(tmp_path / name) for name in ("killed", "whole"))
-    assert digests(ours) == digests(theirs)
-    assert figures(tmp_path / "killed") == figures(tmp_path / "whole")
+    position = newest_checkpoint(killed)["position"]
+    assert position["step"] == 20 and not position["summaries"]
+    assert fit(killed, make_task(**options), max_steps_per_stage=20)
+    assert digests(newest_checkpoint(killed)) == digests(newest_checkpoint(whole))
+    assert figures(killed) == figures(whole)
 
 
 def test_killed_after_an_epoch_that_no_checkpoint_has_it_tells_it_once(
