@@ -1,7 +1,7 @@
 """Unsupervised image classification on CIFAR-10, resident on the device: small enough to watch it learn.
 
-Not in the paper, which has ImageNet alone: all values here are our choice. A ResNet-18 with a 3x3 stem, colour pictures, more classes
-than CIFAR has. Not yet run on the whole of it; a short run on a tenth is in docs/runs/uic_cifar10-tenth.
+Not in the paper, which has ImageNet alone: all values here are our choice. A ResNet-18 with a 3x3 stem, Sobel and strong augmentation
+(uic.txt, section 5.1), more classes than CIFAR has. Not yet run on the whole of it; a short run on a fifth is in docs/runs/uic_cifar10-fifth.
 
     fastpsl beton write cifar-10-python.tar.gz cifar-train.beton --split train       # docs/sources.md
     torchrun recipes/uic_cifar10.py --data cifar-train.beton --val cifar-test.beton --decoder resident --out runs/uic-cifar10
@@ -20,8 +20,8 @@ USUAL = {
     "lr": 0.1,
     "weight_decay": 5e-4,
     "num_classes": 128,
-    "channels": "RGB",
-    "augmentation": "standard",
+    "channels": "SobelXY",
+    "augmentation": "strong",
     "label_view": "train",
     "size_px": 32,
 }

@@ -62,15 +62,19 @@ def test_smallest_run_of_the_papers_network(recipe: Start, tmp_path: Path) -> No
     assert [line["run_step"] for line in epochs(out)] == [1, 1]
 
 
-@pytest.mark.parametrize("name", ["uic_r50", "uic_cifar10"])
+@pytest.mark.parametrize(("name", "channels"), [("uic_r50", "RGB"), ("uic_cifar10", "SobelXY")])
 def test_smallest_runs_of_the_others(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    channels: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     start = starter(name, monkeypatch, capsys)
     out = tmp_path / "out"
     done = start(*QUICK, "--max-steps-per-stage", 1, "--out", out)
     assert done.code == 0, done.err
-    assert (out / "labels.npz").exists() and newest_checkpoint(out)["input"]["channels"] == "RGB"
+    assert (out / "labels.npz").exists() and newest_checkpoint(out)["input"]["channels"] == channels
 
 
 def test_a_resident_set_has_labels_by_centre_crops(
