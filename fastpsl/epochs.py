@@ -69,7 +69,7 @@ class Epochs:
         told = {name: value for name, value in figures.items() if value is not None}
         reporter = self.run.reporter
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in told.items())
-        reporter.say(f"after epoch {epochs:g}: {numbers}")
+        reporter.say(f"after epoch {round(epochs, 2):g}: {numbers}")
         if reporter.board:
             for name, value in told.items():
                 reporter.board.add_scalar(f"epoch/{name}", value, run_step)

@@ -17,14 +17,19 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Labels:
-    """labels: int32 [N], 0 to num_classes - 1, row i is sample i of the data. made_by: the recipe, in words."""
+    """labels: int32 [N], 0 to num_classes - 1, row i is sample i of the data. made_by: the recipe, in words. num_split: classes that
+    would be empty, and were given halves of others.
+    """
 
     labels: np.ndarray
     num_classes: int
     made_by: str
+    num_split: int = 0
 
 
-def write_labels(path: Path, labels: np.ndarray, num_classes: int, data_digest: str, made_by: str) -> Path:
+def write_labels(
+    path: Path, labels: np.ndarray, num_classes: int, data_digest: str, made_by: str, num_split: int = 0
+) -> Path:
     """Write `labels` (integers [N], 0 to num_classes - 1), of the data with digest `data_digest`; at any moment `path` is absent, old or whole.
 
     ValueError where it cannot be written.
@@ -38,6 +43,7 @@ def write_labels(path: Path, labels: np.ndarray, num_classes: int, data_digest: 
         num_classes=num_classes,
         data_digest=data_digest,
         made_by=made_by,
+        num_split=num_split,
     )
     with output_errors(path):
         write_atomically(path, file.getbuffer())
@@ -81,8 +87,8 @@ def _read(path: Path) -> tuple[Labels, str]:
             raise zipfile.BadZipFile(f"{damaged} fails its checksum")
         with np.load(path, allow_pickle=False) as arrays:
             version, labels = int(arrays["format"]), arrays["labels"]
-            num_classes, digest, made_by = (
-                arrays[n].item() for n in ("num_classes", "data_digest", "made_by")
+            num_classes, digest, made_by, num_split = (
+                arrays[n].item() for n in ("num_classes", "data_digest", "made_by", "num_split")
             )
     except Exception as error:  # noqa: BLE001  (zipfile, zlib, numpy: each has its own for a damaged file)
         reason = " ".join(str(error).strip("'\"").split())[:120] or type(error).__name__
@@ -95,4 +101,4 @@ def _read(path: Path) -> tuple[Labels, str]:
         raise ValueError(
             f"{path} holds labels of {labels.dtype} {list(labels.shape)}, not int32 [N]: give a recipe's {NAME}"
         )
-    return Labels(labels, num_classes, str(made_by)), str(digest)
+    return Labels(labels, num_classes, str(made_by), int(num_split)), str(digest)

@@ -112,4 +112,6 @@ def _draw(axis: Any, lines: list[dict[str, Any]], name: str, times: float = 1, *
     """A figure over the epochs; a gap where it is None."""
     values = [math.nan if line.get(name) is None else times * line[name] for line in lines]
     marker = "o" if len(lines) <= _MANY_POINTS else None
-    axis.plot([line["epoch"] for line in lines], values, marker=marker, markersize=4, **options)
+    axis.plot(
+        [line["epoch"] for line in lines], values, marker=marker, markersize=4, clip_on=False, **options
+    )

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fastpsl.backbones.backbone import Backbone
+from fastpsl.backbones.backbone import Backbone, check_size
 from fastpsl.folding import check_foldable, folded
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
@@ -105,27 +105,19 @@ class Trunk(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of the stage's last block."""
-        self._check_size(images)
+        check_size(min(images.shape[-2:]), self.min_px)
         with torch.no_grad():
             images = self.run(self.frozen_as_run, images)
         return self.run(self.learning, images)  # type: ignore[arg-type]
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Features of every block that runs, B1 first."""
-        self._check_size(images)
+        check_size(min(images.shape[-2:]), self.min_px)
         outputs: list[Tensor] = []
         with torch.no_grad():
             outputs += self._outputs(self.frozen_as_run, images, every=True)
         last = outputs[-1] if outputs else images
         return outputs + self._outputs(self.learning, last, every=True)  # type: ignore[arg-type]
-
-    def _check_size(self, images: Tensor) -> None:
-        """ValueError where the network would come to an end of the picture before it comes to its own."""
-        if min(images.shape[-2:]) < self.min_px:
-            raise ValueError(
-                f"pictures of {images.shape[-2]} x {images.shape[-1]} px: this backbone reads {self.min_px} px and more; give "
-                f"larger views, or another --backbone"
-            )
 
     def run(self, blocks: Sequence[nn.Module], images: Tensor) -> Tensor:
         """`images` through `blocks`, which may be none, as this stage's steps have them run."""

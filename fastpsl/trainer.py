@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastpsl.backbones.backbone import Backbone
+from fastpsl.backbones.backbone import Backbone, check_size
 from fastpsl.distributed import World
 from fastpsl.epochs import Epochs
 from fastpsl.evaluation.online import Monitor
@@ -83,6 +83,8 @@ class Job:
             views, others = task.views(stage.level), held_out_views(task, stage.level)
             of_passes: tuple[ViewSpec, ...] = call_if_there(task, "pass_views", stage.level) or ()
             run.check_views((*views, *of_passes), others)
+            sides = [view.crop.size_px for view in (*views, *of_passes, *others)]
+            check_size(min(sides), self.backbone.min_px)
             choose_augment(run.options.augment, (*views, *others, *of_passes), run.world.device)
             self.choose_step(stage, run.options, run.world)
             if run.options.fold_frozen:

@@ -50,7 +50,7 @@ class Options(PretrainOptions):
     fine_tune: Path | None = field(default=None, metadata=MACHINE)  # its content is science, see build
     """A finished run of this recipe, or a checkpoint: go on with its network, on the labels that it gives the centre crops."""
     labels: Path | None = field(default=None, metadata=MACHINE)
-    """Learn from the labels in this file, and make none (labels.npz of a run)."""
+    """Learn from the labels in this file, and make none, also with --fine-tune (labels.npz of a run)."""
 
 
 def fine_tuning(asked: Options) -> Mapping[str, Any]:
@@ -105,10 +105,10 @@ def finish(options: PretrainOptions, job: Job, run: Run) -> Sequence[str]:
     assert isinstance(job.task, PseudoClassify)
     paths = run.checkpoints.paths()
     state = read_checkpoint(paths[-1] if paths else Path(options.resume))
-    labels = state["task"]["store"]["current"].numpy()
+    store, made_by = state["task"]["store"], str(run.science["recipe"])
     path = write_labels(
-        run.folder / NAME, labels, job.task.num_classes, run.train_data.digest(), str(run.science["recipe"])
-    )
+        run.folder / NAME, store["current"].numpy(), job.task.num_classes, run.train_data.digest(), made_by, store["num_split"]
+    )  # fmt: skip
     curves = draw_label_curves(run.folder)
     return [f"labels {path}", *([f"label curves {curves}"] if curves else [])]
 

@@ -3,6 +3,14 @@
 from torch import Tensor, nn
 
 
+def check_size(side_px: int, min_px: int) -> None:
+    """ValueError where the network would come to an end of the picture before it comes to its own."""
+    if side_px < min_px:
+        raise ValueError(
+            f"pictures of {side_px} px: this backbone reads {min_px} px and more; give larger views, or another --backbone"
+        )
+
+
 class Backbone(nn.Module):
     """Blocks B1, B2, …: the output of each, [B,C,h,w], is the next one's input. Plans, probes and exports speak of blocks alone.
 

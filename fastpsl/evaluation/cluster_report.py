@@ -62,7 +62,7 @@ def report(
             draw_filters(pretrained.backbone, out / "filters.png")
             settings = {
                 "labels": str(path), "made_by": found.made_by, "num_classes": found.num_classes,
-                "non_empty": int((sizes > 0).sum()), "entropy_nats": figures["entropy"], "num_labelled": num_labelled,
+                "non_empty": int((sizes > 0).sum()), "entropy_nats": figures["entropy"], "num_labelled": num_labelled, "num_split": found.num_split,
                 "nmi_average": "arithmetic", "seed": seed,
             }  # fmt: skip
             result = write_result(
@@ -102,6 +102,11 @@ def _labels_line(path: Path, found: Labels, figures: Mapping[str, float | None])
         f"labels {path} ({found.made_by}): {len(found.labels):,} images, {found.num_classes:,} classes, {figures['non_empty']:,.0f} "
         f"not empty; the biggest has {100 * biggest:.2f} % of the images ({biggest * found.num_classes:.1f} times its even share); "
         f"entropy {entropy:.2f} nats, {100 * share:.1f} % of even classes'"
+    ) + (
+        f"; {found.num_split:,} of them were empty and have halves of others: as the network made them, the labels are less even "
+        f"(epochs.jsonl)"
+        if found.num_split
+        else ""
     )
 
 

@@ -369,7 +369,7 @@ def test_a_backbone_of_fewer_blocks_is_refused_where_there_are_pools() -> None:
 
 
 def test_pictures_too_small_for_the_backbone_are_refused_in_one_line() -> None:
-    with pytest.raises(ValueError, match="62 x 62 px: this backbone reads 63 px"):
+    with pytest.raises(ValueError, match="62 px: this backbone reads 63 px"):
         probes(make_backbone("alexnet"), 3, 62).head(1, 4096)
 
 
