@@ -330,3 +330,14 @@ def test_filters_of_nothing(tmp_path: Path) -> None:
     assert np.isin(pixels(draw_filters(zero, tmp_path / "zero.png")), (48, 128)).all()
     with pytest.raises(ValueError, match="no convolution"):
         draw_filters(nn.Linear(3, 4), tmp_path / "none.png")
+
+
+def test_classes_that_were_filled_are_told(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Or a network that names one class for everything would look well."""
+    _, said, _ = run(capsys, run_folder)
+    assert "halves of others" not in said
+    with Beton(sample_paths().test_32) as data:
+        write_labels(run_folder / "labels.npz", drawn_labels(), NUM_CLASSES, data.digest(), "uic_alexnet", 3)
+    code, said, _ = run(capsys, run_folder)
+    assert code == 0 and "3 of them were empty and have halves of others" in said
+    assert json.loads((run_folder / "clusters" / "result.json").read_text())["settings"]["num_split"] == 3

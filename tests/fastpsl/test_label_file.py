@@ -28,14 +28,19 @@ def read(path: Path, num_samples: int = 5, digest: str = "0123456789abcdef") -> 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return write_labels(
-        tmp_path / "labels.npz", np.array([2, 0, 1, 2, 0]), 3, "0123456789abcdef", "uic_alexnet, 500 epochs"
+        tmp_path / "labels.npz",
+        np.array([2, 0, 1, 2, 0]),
+        3,
+        "0123456789abcdef",
+        "uic_alexnet, 500 epochs",
+        1,
     )
 
 
 def test_what_was_written_comes_back(path: Path) -> None:
     found = read(path)
     assert found.labels.dtype == np.int32 and found.labels.tolist() == [2, 0, 1, 2, 0]
-    assert (found.num_classes, found.made_by) == (3, "uic_alexnet, 500 epochs")
+    assert (found.num_classes, found.made_by, found.num_split) == (3, "uic_alexnet, 500 epochs", 1)
     assert [file.name for file in path.parent.iterdir()] == ["labels.npz"]
 
 
