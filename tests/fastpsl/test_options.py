@@ -49,13 +49,29 @@ def test_help_tells_both_sets_of_defaults(
     assert "(default: 256)" in said and "(default: 0.01)" in said
 
 
-@pytest.mark.parametrize(
-    "path", [ROOT / "fastpsl" / "options.py", *sorted((ROOT / "recipes").glob("*.py"))], ids=lambda p: p.stem
-)
+def source_of_options(recipe: Path) -> Path:
+    """The file in which a recipe's options stand: its own, or the one that it shares with others."""
+    shared = re.search(r"^from fastpsl\.(\w+) import Options\b", recipe.read_text(), re.MULTILINE)
+    return ROOT / "fastpsl" / f"{shared[1]}.py" if shared else recipe
+
+
+def bodies_of(path: Path) -> list[list[ast.stmt]]:
+    """Of a file's classes of options."""
+    classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    return [node.body for node in classes if node.name.endswith("Options")]
+
+
+def fields_of(path: Path) -> list[ast.AnnAssign]:
+    return [field for body in bodies_of(path) for field in body if isinstance(field, ast.AnnAssign)]
+
+
+SOURCES = {ROOT / "fastpsl" / "options.py", *map(source_of_options, (ROOT / "recipes").glob("*.py"))}
+
+
+@pytest.mark.parametrize("path", sorted(SOURCES), ids=lambda p: p.stem)
 def test_every_option_has_a_help_text(path: Path) -> None:
     """The string below a field is what --help shows."""
-    classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
-    bodies = [node.body for node in classes if node.name.endswith("Options")]
+    bodies = bodies_of(path)
     assert bodies
     bare = [
         ast.unparse(field.target)
@@ -131,7 +147,7 @@ def test_science_and_machine_are_told_apart() -> None:
 def test_every_field_is_read_somewhere(recipe: str) -> None:
     """A flag that nothing reads is a lie."""
     names = [f.name for f in fields(PretrainOptions)]
-    own = re.findall(r"^    (\w+): [^=\n]+ = ", (ROOT / "recipes" / recipe).read_text(), re.MULTILINE)
+    own = [ast.unparse(field.target) for field in fields_of(source_of_options(ROOT / "recipes" / recipe))]
     sources = [p.read_text() for p in (ROOT / "fastpsl").glob("*.py")] + [
         (ROOT / "recipes" / recipe).read_text()
     ]
