@@ -68,7 +68,7 @@ def test_smallest_run_ends_with_lines_and_pictures(recipe: Any, tmp_path: Path) 
         (("--embedding-width", "0"), ("--embedding-width 0",)),
         (("--levels", "1", "2", "4"), ("4",)),
         (("--partition", "1-2", "4-5", "3-5"), ("partition",)),
-        (("--backbone", "alexnet"), ("alexnet", "resnet50")),
+        (("--backbone", "lenet"), ("lenet", "resnet50")),
         (("--batch-size", "1000"), ("480", "1000")),
         (("--sync-batchnorm",), ("CUDA",)),
     ],

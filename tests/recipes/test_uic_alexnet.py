@@ -1,6 +1,7 @@
 """The recipes of UIC as a user meets them: a run ends with labels and pictures, is fine-tuned, killed and resumed; faults are one line."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -205,16 +206,21 @@ def test_killed_in_mid_epoch_and_resumed_it_ends_as_never_killed(trained: Path, 
 
 
 def test_two_ranks_are_stopped_and_go_on_as_one(tmp_path: Path) -> None:
+    """From the checkpoint of step 20, in the second epoch, whose labels two ranks have made so far."""
     out = tmp_path / "two"
-    arguments = (*SMALL, "--out", out)
-    slow = ("--checkpoint-steps", "1")  # time to be hit in mid-epoch
-    _, output = run_until(RECIPE, *arguments, *slow, folder=out, step=18, number=signal.SIGTERM, ranks=2)
-    status = json.loads((out / "status.json").read_text())
-    assert status["state"] == "preempted", output
+    arguments = (*SMALL[:-1], "4", "--out", out)
+    slow = ("--checkpoint-steps", "1", "--keep-checkpoints", "24")  # time to be hit on the way
+    _, output = run_until(RECIPE, *arguments, *slow, folder=out, step=21, number=signal.SIGTERM, ranks=2)
+    assert json.loads((out / "status.json").read_text())["state"] == "preempted", output
+    for path in (out / "checkpoints").glob("step-*.pt"):
+        if int(path.stem.split("-")[1]) > 20:
+            path.unlink()
     state = newest_checkpoint(out)["task"]["store"]
-    assert (state["next"] >= 0).any() and state["num_positions"] > 0
+    assert (state["next"] >= 0).any() and state["num_positions"] == 5 * 32
     done = run(RECIPE, *arguments)
     assert done.returncode == 0, done.stderr
     lines = epochs(out)
-    assert [line["run_step"] for line in lines] == [1, 15, 30]
-    assert all(line["num_not_drawn"] == line["num_repeated"] for line in lines[1:])  # 480 draws of 480 images
+    assert [line["run_step"] for line in lines] == [1, 15, 30, 45, 60]
+    # 480 draws of 480 images
+    assert all(line["num_not_drawn"] == line["num_repeated"] for line in lines[1:])
+    shutil.rmtree(out / "checkpoints")  # 2 GB
