@@ -117,6 +117,11 @@ def gathered(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def place_among_ranks() -> tuple[int, int]:
+    """(rank, number of ranks) for code that is handed no `World`; (0, 1) without a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 class Decision(NamedTuple):
     stop: bool
     checkpoint: bool

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastpsl.distributed import place_among_ranks
 from fastpsl.kernels.empty_classes import split_empty
 from fastpsl.pipelines.balanced_order import balanced_order
 
@@ -93,7 +94,7 @@ class LabelStore:
         # Rows of one index: the last is written alone, as a scatter on a GPU would take any of them.
         again = (indices[:, None] == indices[None, :]).triu(1).any(1)
         self._next[torch.where((indices >= 0) & ~again, indices, self.num_samples)] = labels
-        self._num_positions += len(indices) * _world_size()
+        self._num_positions += len(indices) * place_among_ranks()[1]
 
     def end_epoch(self, epoch: int) -> EpochOfLabels:
         """What was written becomes `current`, for `epoch`, the one to come. Every rank calls it."""
@@ -118,11 +119,12 @@ class LabelStore:
 
         Positions before a resume, perhaps of another number of ranks, are all ranks' alike.
         """
-        if _world_size() == 1 or not self._num_positions or not self._batch_size:
+        rank, world_size = place_among_ranks()
+        if world_size == 1 or not self._num_positions or not self._batch_size:
             return
         latest = self._latest()
-        owner = np.where(latest >= 0, latest // self._batch_size % _world_size(), _NONE)
-        own = torch.from_numpy(owner == dist.get_rank()).to(self.device)
+        owner = np.where(latest >= 0, latest // self._batch_size % world_size, _NONE)
+        own = torch.from_numpy(owner == rank).to(self.device)
         self._next[:-1][~own] = _NONE
         dist.all_reduce(self._next, op=dist.ReduceOp.MAX)
 
@@ -139,7 +141,7 @@ class LabelStore:
 
     def _sum_not_finite(self) -> int:
         total = self._num_not_finite.clone()
-        if _world_size() > 1:
+        if place_among_ranks()[1] > 1:
             dist.all_reduce(total)
         return int(total)
 
@@ -161,9 +163,5 @@ class LabelStore:
         self.current = state["current"].to(self.device)
         self._next[:-1] = state["next"].to(self.device)
         self.num_split, self._num_positions = state["num_split"], state["num_positions"]
-        if not dist.is_initialized() or dist.get_rank() == 0:
+        if place_among_ranks()[0] == 0:
             self._num_not_finite += state["num_not_finite"]
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1

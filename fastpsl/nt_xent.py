@@ -5,12 +5,11 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastpsl.distributed import gathered
+from fastpsl.distributed import gathered, place_among_ranks
 
 # Similarities of a block: 64 MiB of float32. At most three such tensors live at once (224 MiB in all at 16,384 embeddings of 128).
 BLOCK_ELEMENTS = 2**24
@@ -68,7 +67,7 @@ class _NTXent(torch.autograd.Function):
     def forward(
         ctx: Any, views: Tensor, valid: Tensor, temperature: float, block_rows: int | None
     ) -> tuple[Tensor, ...]:
-        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        rank, world_size = place_among_ranks()
         num_rows, width = 2 * len(views), views.shape[2]
         # One message: embeddings, and whether they count. A sample's two rows are neighbours: row r's positive is r ^ 1.
         message = gathered(torch.cat([views.flatten(1), valid.float()[:, None]], 1))

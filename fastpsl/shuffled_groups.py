@@ -9,10 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from fastpsl.distributed import gathered
+from fastpsl.distributed import gathered, place_among_ranks
 from fastpsl.kernels.draws import Keys, Slot, words
 
 
@@ -44,7 +43,7 @@ def encode_shuffled(
             f"choose a divisor of {size}, or another --batch-size or --accumulate"
         )
     places = on_device(order, images.device)
-    first = size * (dist.get_rank() if dist.is_initialized() else 0)
+    first = size * place_among_ranks()[0]
     sources = substitutes(valid)[places[first : first + size]]
     mine = gathered(images)[sources].contiguous(memory_format=torch.channels_last)
     shuffled = gathered(torch.cat([encode(group) for group in mine.split(group_size)]))

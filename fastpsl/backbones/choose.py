@@ -3,6 +3,7 @@
 from torch import nn
 
 from fastpsl.backbones.backbone import Backbone
+from fastpsl.backbones.layers import normal_weights
 
 BACKBONES = (
     "alexnet",
@@ -61,8 +62,6 @@ def _read_channels(backbone: Backbone, num_channels: int) -> None:
         num_channels, first.out_channels, first.kernel_size, first.stride, first.padding,  # type: ignore[arg-type]
         bias=first.bias is not None,
     )  # fmt: skip
-    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
-    if new.bias is not None:
-        nn.init.zeros_(new.bias)
+    normal_weights(new)
     parent, _, attribute = place.rpartition(".")
     setattr(backbone.get_submodule(parent), attribute, new)

@@ -1,4 +1,4 @@
-"""What the backbones with fully-connected layers share: vectors as maps of one position, and first weights."""
+"""What backbones share: vectors as maps of one position, and first weights."""
 
 from torch import nn
 
@@ -9,7 +9,7 @@ def on_vectors(width: int, *layers: nn.Module) -> nn.Sequential:
 
 
 def normal_weights(network: nn.Module) -> None:
-    """First weights as DeepCluster's code and torchvision's VGG: convolutions N(0, 2 / (k² · outputs)), linears N(0, 0.01²), biases 0.
+    """First weights as DeepCluster's code and torchvision's VGG and ResNet: convolutions N(0, 2 / (k² · outputs)), linears N(0, 0.01²), biases 0.
 
     BatchNorms begin with scale 1 and shift 0, as torch makes them.
     """

@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from fastpsl.backbones.backbone import Backbone
-from fastpsl.backbones.layers import on_vectors
+from fastpsl.backbones.layers import normal_weights, on_vectors
 
 
 class Variant(NamedTuple):
@@ -49,7 +49,7 @@ class ResNet(Backbone):
         self.conv1, self.bn1, self.relu, self.maxpool = source.conv1, source.bn1, source.relu, source.maxpool
         if variant.small:
             self.conv1, self.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+            normal_weights(self.conv1)
         self.layer1, self.layer2, self.layer3, self.layer4 = (
             source.layer1,
             source.layer2,

@@ -15,6 +15,7 @@ from torch.autograd.function import Function, once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastpsl.backbones.backbone import Backbone
+from fastpsl.backbones.layers import normal_weights
 
 CHANNELS = (64, 256, 512, 1024, 2048)
 UNITS = (3, 4, 6, 3)
@@ -55,9 +56,7 @@ class RevNet(Backbone):
             Group(channels[i], channels[i + 1], widths[i], units[i], stride=1 if i == 0 else 2)
             for i in range(4)
         )
-        for module in self.modules():  # as torchvision's ResNet; BatchNorm begins with scale 1 and shift 0
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        normal_weights(self)  # as torchvision's ResNet
 
     def blocks(self) -> list[nn.Module]:
         return [

@@ -43,9 +43,7 @@ class Classify:
 
     def head(self, level: int, channels: int) -> nn.Module:
         """Features [B, channels, h, w] to logits [B, num_classes]."""
-        return nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(channels, self.num_classes, self.head_std)
-        )
+        return average_and_linear(channels, self.num_classes, self.head_std)
 
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
@@ -71,6 +69,11 @@ def checked_num_classes(data: Data) -> int:
     if data.num_classes < 2:
         raise ValueError(f"{data.num_classes} class in the training data: a classifier needs two or more")
     return data.num_classes
+
+
+def average_and_linear(channels: int, num_classes: int, std: float | None = None) -> nn.Sequential:
+    """Features [B, channels, h, w] to logits [B, num_classes]: their average over the map, and `linear`."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(channels, num_classes, std))
 
 
 def linear(num_features: int, num_classes: int, std: float | None = None) -> nn.Linear:

@@ -15,6 +15,13 @@ from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import Op, ViewSpec
 
 NUM_LEVELS = 3
+# SimCLR's colour jitter for ImageNet, at strength 1.
+SIMCLR_COLOUR = ColourDistortion(0.8, 0.8, 0.8, 0.2, p=0.8)
+
+
+def simclr_blur(size_px: int, p: float = 0.5) -> GaussianBlur:
+    """SimCLR's blur: a kernel of a tenth of the picture, made odd, sigma 0.1 to 2."""
+    return GaussianBlur(kernel_px=size_px // 10 // 2 * 2 + 1, p=p)
 
 
 def contrastive_view(
@@ -31,14 +38,13 @@ def contrastive_view(
 
     Flip is not in the table: here it is part of the crop, as in SimCLR's. Colour distortion is jitter, then grey, as SimCLR's.
     Paper: how Sobel is combined is not said. Here: with probability `sobel_p` each channel becomes the size of its gradient, so
-    that the network sees three channels in every level; it comes last. The blur is SimCLR's: a kernel of a tenth of the
-    picture, made odd, sigma 0.1 to 2.
+    that the network sees three channels in every level; it comes last.
     """
     ops: tuple[Op, ...] = (Flip(0.5),)
     if level >= 2:
         ops += (colour, Grey(grey_p))
     if level >= 3:
-        ops += (GaussianBlur(kernel_px=size_px // 10 // 2 * 2 + 1, p=blur_p), Sobel(sobel_p))
+        ops += (simclr_blur(size_px, blur_p), Sobel(sobel_p))
     return ViewSpec(RandomResizedCrop(size_px, scale=scale), ops=ops)
 
 

@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastpsl.distributed import gathered
+from fastpsl.distributed import gathered, place_among_ranks
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.key_encoder import KeyEncoder
 from fastpsl.pipelines.batch import Batch
@@ -90,7 +89,7 @@ class MoCo:
                 f"--queue-size {size} for {data.num_samples} training images, so an image would meet its own key as a "
                 f"negative: give at most {most}"
             )
-        share = self.batch_size // (dist.get_world_size() if dist.is_initialized() else 1)
+        share = self.batch_size // place_among_ranks()[1]
         if share % self.key_group:
             raise ValueError(
                 f"--key-group {self.key_group} does not divide the {share} images of a rank's batch: give a divisor of "
@@ -121,9 +120,7 @@ class MoCo:
         keys = self._keys(inputs[1], batch, all_valid)
         if head.training:
             self.new_keys.append(keys)
-        size, rank, world = len(batch.indices), 0, 1
-        if dist.is_initialized():
-            rank, world = dist.get_rank(), dist.get_world_size()
+        size, (rank, world) = len(batch.indices), place_among_ranks()
         features = head(trunk(inputs[0]))
         with torch.autocast(features.device.type, enabled=False):
             queries = F.normalize(features.float())

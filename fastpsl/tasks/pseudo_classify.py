@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fastpsl.distributed import place_among_ranks
 from fastpsl.epochs import Figures
 from fastpsl.label_monitor import collapse_warning, label_figures
 from fastpsl.label_store import LabelStore
@@ -18,7 +19,7 @@ from fastpsl.pipelines.rows import Data
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plan import Stage
 from fastpsl.stage import Metrics, Trunk
-from fastpsl.tasks.classify import linear, masked_cross_entropy
+from fastpsl.tasks.classify import average_and_linear, masked_cross_entropy
 
 _NOT_FINITE = 2**31 - 1
 
@@ -43,7 +44,6 @@ class PseudoClassify:
             raise ValueError(f"--num-classes {num_classes}: a classifier needs 2 or more")
         self.num_classes, self.view, self.center = num_classes, view, center
         self.seed, self.head_std = seed, head_std
-        self.epoch = 0
         self.true_labels: np.ndarray | None = None
 
     def check_data(self, data: Data, batch_size: int) -> None:
@@ -53,7 +53,7 @@ class PseudoClassify:
                 f"--num-classes {self.num_classes:,} for {data.num_samples:,} training images, and none may be empty: give at most "
                 f"{data.num_samples:,}"
             )
-        self.num_samples, self.data_digest = data.num_samples, data.digest()
+        self.num_samples = data.num_samples
         labels = data.labels()
         self.true_labels = labels if (labels >= 0).any() else None
 
@@ -68,9 +68,7 @@ class PseudoClassify:
 
     def head(self, level: int, channels: int) -> nn.Module:
         """Features [B, channels, h, w] to logits [B, num_classes]."""
-        return nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(channels, self.num_classes, self.head_std)
-        )
+        return average_and_linear(channels, self.num_classes, self.head_std)
 
     def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
         """No labels yet: those of another stage's head would mean nothing to this one."""
@@ -78,7 +76,7 @@ class PseudoClassify:
         self.store = LabelStore(self.num_samples, self.num_classes, device, self.seed)
 
     def epoch_order(self, epoch: int) -> np.ndarray:
-        self.epoch = epoch
+        self.epoch = epoch  # the one under way
         return self.store.order(epoch)
 
     def loss(
@@ -102,7 +100,6 @@ class PseudoClassify:
 
     def relabel(self, labels: Tensor | np.ndarray, epoch: int) -> Figures:
         """New labels int [N], the same on all ranks, for `epoch`; and what they are like."""
-        self.epoch = epoch
         made = labels.cpu().numpy() if isinstance(labels, Tensor) else labels
         previous = self.store.current.cpu().numpy()
         self.store.set(made, epoch)
@@ -113,7 +110,7 @@ class PseudoClassify:
 
     def figures(self, made: np.ndarray, previous: np.ndarray | None) -> Figures:
         """Of labels int [N] as they were made, before empty classes are split; on rank 0, which alone says them."""
-        if dist.is_initialized() and dist.get_rank() != 0:
+        if place_among_ranks()[0] != 0:
             return {}
         found = label_figures(made, previous, self.true_labels, self.num_classes, self.seed)
         if (warning := collapse_warning(found, self.num_classes)) is not None:
@@ -121,10 +118,9 @@ class PseudoClassify:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "store": self.store.state_dict()}
+        return {"store": self.store.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.epoch = state["epoch"]
         self.store.load_state_dict(state["store"])
 
     def chance(self, level: int) -> float:

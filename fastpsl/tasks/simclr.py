@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.distributed import place_among_ranks
 from fastpsl.kernels.layout import joined
 from fastpsl.nt_xent import nt_xent
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.rows import Data
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.stage import Metrics, Trunk
-from fastpsl.tasks.contrastive import NUM_LEVELS, contrastive_view, drawn, side_by_side
+from fastpsl.tasks.contrastive import NUM_LEVELS, SIMCLR_COLOUR, contrastive_view, drawn, side_by_side
 
 
 class SimCLR:
@@ -54,7 +53,7 @@ class SimCLR:
             level,
             self.size_px,
             scale=(0.08, 1.0),
-            colour=ColourDistortion(0.8, 0.8, 0.8, 0.2, p=0.8),
+            colour=SIMCLR_COLOUR,
             sobel_p=self.sobel_p,
         )
         return (view, view)
@@ -73,8 +72,7 @@ class SimCLR:
 
         Both views go through the network as one batch, as in SimCLR: BatchNorm sees them together.
         """
-        world_size = dist.get_world_size() if dist.is_initialized() else 1
-        whole = len(batch.indices) * world_size == self.batch_size
+        whole = len(batch.indices) * place_among_ranks()[1] == self.batch_size
         assert whole or not head.training, (
             "part of the batch: gradient accumulation would leave out negatives"
         )

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from fastpsl.epochs import Figures
 from fastpsl.evaluation.views import center_view, train_view
-from fastpsl.kernels.blur import GaussianBlur
-from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.grey import Grey
 from fastpsl.passes import Passes
 from fastpsl.pipelines.input_record import Input
@@ -19,6 +17,7 @@ from fastpsl.pipelines.rows import Data
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plan import Stage
 from fastpsl.stage import Trunk
+from fastpsl.tasks.contrastive import SIMCLR_COLOUR, simclr_blur
 from fastpsl.tasks.pseudo_classify import PseudoClassify, gathered_labels
 
 Augmentation = Literal["standard", "strong"]
@@ -111,9 +110,4 @@ def uic_view(input: Input, size_px: int, augmentation: Augmentation) -> ViewSpec
     if augmentation == "standard":
         return view
     flip, *channels = view.ops
-    strong = (
-        ColourDistortion(0.8, 0.8, 0.8, 0.2, p=0.8),
-        Grey(0.2),
-        GaussianBlur(kernel_px=size_px // 10 // 2 * 2 + 1, p=0.5),
-    )
-    return replace(view, ops=(flip, *strong, *channels))
+    return replace(view, ops=(flip, SIMCLR_COLOUR, Grey(0.2), simclr_blur(size_px), *channels))
