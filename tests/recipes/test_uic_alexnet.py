@@ -209,7 +209,7 @@ def test_two_ranks_are_stopped_and_go_on_as_one(tmp_path: Path) -> None:
     """From the checkpoint of step 20, in the second epoch, whose labels two ranks have made so far."""
     out = tmp_path / "two"
     arguments = (*SMALL[:-1], "4", "--out", out)
-    slow = ("--checkpoint-steps", "1", "--keep-checkpoints", "24")  # time to be hit on the way
+    slow = ("--checkpoint-steps", "2", "--keep-checkpoints", "30")  # time to be hit on the way; all are kept
     _, output = run_until(RECIPE, *arguments, *slow, folder=out, step=21, number=signal.SIGTERM, ranks=2)
     assert json.loads((out / "status.json").read_text())["state"] == "preempted", output
     for path in (out / "checkpoints").glob("step-*.pt"):
