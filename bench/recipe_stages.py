@@ -8,9 +8,10 @@ from typing import Any, Literal
 import torch
 
 from fastpsl.distributed import World
+from fastpsl.job import Job
 from fastpsl.options import PretrainOptions
 from fastpsl.seed import torch_seed
-from fastpsl.trainer import Job, place_backbone
+from fastpsl.trainer import place_backbone
 
 Recipe = Literal["jigsaw", "rotation", "simclr", "moco", "uic", "deepcluster"]
 StageName = Literal["S1", "S2", "S3", "E"]

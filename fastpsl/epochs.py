@@ -55,6 +55,18 @@ class Epochs:
         figures: Figures | None = call_if_there(self.task, "end_of_epoch")
         self._report(figures, position.first_epoch + position.step / steps_per_epoch, position.run_step)
 
+    def end_stage(self) -> bool:
+        """After the stage's last step. False when a signal stopped it."""
+        position, epochs = self.run.position, self.stage.epochs
+        passes = Passes(
+            self.run, self.learner, position.first_epoch + epochs, False, self.first_unused + epochs
+        )
+        try:
+            call_if_there(self.task, "end_stage", passes)
+        except PassStopped:
+            return False
+        return True
+
     def _report(self, figures: Figures | None, epochs: float, run_step: int) -> None:
         """epochs: done so far, over all stages. Every rank comes with its own figures; rank 0's are told."""
         if not figures or self.run.world.rank != 0:

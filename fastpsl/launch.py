@@ -14,12 +14,13 @@ import torch
 from fastpsl.checkpoint import write_atomically
 from fastpsl.distributed import join_world, leave_world, own_rank
 from fastpsl.gpu_failures import compiler_failed, explained
+from fastpsl.job import Job
 from fastpsl.options import RunOptions
 from fastpsl.pictures import draw_curve
 from fastpsl.reporter import summary_line
 from fastpsl.run import Run
 from fastpsl.seed import torch_seed
-from fastpsl.trainer import Job, pretrain
+from fastpsl.trainer import pretrain
 
 EXIT_FINISHED, EXIT_CRASHED, EXIT_USER_ERROR, EXIT_PREEMPTED = 0, 1, 2, 75
 _AGAIN = "the same command starts again, or goes on where it had come to"

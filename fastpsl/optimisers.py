@@ -28,6 +28,16 @@ def sgd(
     )
 
 
+def adam(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.0,
+) -> torch.optim.Adam:
+    """Adam, its weight decay on everything (as torch's: added to the gradient). Fused, as `sgd`."""
+    parameters = [parameter for _, parameter in named_parameters]
+    return torch.optim.Adam(parameters, lr=0.0, betas=betas, weight_decay=weight_decay, fused=True)
+
+
 def decay_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float, decay_biases: bool
 ) -> list[dict[str, Any]]:

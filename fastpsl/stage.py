@@ -36,6 +36,8 @@ class Task(Protocol):
       after_step()                     after each optimiser step: momentum updates, queues
       end_of_epoch()                   after an epoch's last step, also of one that --max-steps-per-stage cut short: new labels. It may
                                        return figures (name → number or None), which rank 0 writes to epochs.jsonl
+      end_stage(passes)                after the stage's last step and held-out pass, also where it was cut short: what is made of the
+                                       data once a network has learned. Called again where a pass was stopped
       state_dict(), load_state_dict()  everything it wants back on resume, in tensors, numbers, strings, lists and dicts.
                                        `state_dict()` is called on every rank at the
                                        same step and may communicate; rank 0's answer is the one that is saved

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from fastpsl.distributed import World
+from fastpsl.job import Job
 from fastpsl.options import RunOptions
 from fastpsl.pipelines.augment import Augment
 from fastpsl.pipelines.batch import Batch
@@ -19,7 +20,7 @@ from fastpsl.run import open_loader
 from fastpsl.schedules import Moment
 from fastpsl.stage import call_if_there, images_per_sample
 from fastpsl.timing import milliseconds, samples_per_s
-from fastpsl.trainer import Job, make_learner
+from fastpsl.trainer import make_learner
 
 
 def endless(loader: Loader, epochs: Iterator[int]) -> Generator[Batch, None, None]:

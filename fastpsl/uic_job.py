@@ -13,6 +13,7 @@ from fastpsl.backbones.choose import make_backbone
 from fastpsl.checkpoint import read_checkpoint
 from fastpsl.evaluation.weight_files import sha256_of_file
 from fastpsl.evaluation.weights import newest_checkpoint
+from fastpsl.job import Job
 from fastpsl.label_file import NAME, read_labels, write_labels
 from fastpsl.label_monitor import draw_label_curves
 from fastpsl.options import MACHINE, PretrainOptions
@@ -21,7 +22,6 @@ from fastpsl.run import Run, open_both
 from fastpsl.schedules import linear_decay
 from fastpsl.tasks.pseudo_classify import PseudoClassify
 from fastpsl.tasks.uic import UIC, Augmentation, LabelView
-from fastpsl.trainer import Job
 
 # Section 4.3, "Further Fine-Tuning": 30 epochs. The rate is not said; a tenth of the first, as the network has learned already.
 FINE_TUNE = {"stage_epochs": (30,), "lr": 0.01}

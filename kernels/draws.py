@@ -42,6 +42,8 @@ class Slot(IntEnum):
     PAGES = 11
     BALANCE = 12
     SPLIT = 13
+    SHIFT = 14
+    WARP = 15
 
 
 @dataclass(frozen=True, eq=False)

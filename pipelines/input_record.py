@@ -47,9 +47,11 @@ class Input:
 
     @classmethod
     def usual(cls, channels: str, size_px: int) -> "Input":
-        """RGB with ImageNet's mean and deviation, or SobelXY at DeepCluster's scale."""
+        """RGB with ImageNet's mean and deviation, L about its middle, or SobelXY at DeepCluster's scale."""
         if channels == "SobelXY":
             return cls(channels, (0.0, 0.0), (SOBEL_XY_STD,) * 2, size_px)
+        if channels == "L":
+            return cls(channels, (0.5,), (0.25,), size_px)
         return cls(channels, size_px=size_px)
 
     def as_dict(self) -> dict[str, Any]:

@@ -101,6 +101,12 @@ class ViewSpec:
             images = op(images, draw)
         return normalise(images, self.mean, self.std, dtype)
 
+    def before_last_op(self, images: Tensor, draws: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """uint8 [B, 3, S, S] and its draws → the pictures as the last op gets them: what a task hides from the network by it."""
+        for op, draw in zip(self.ops[:-1], draws[:-1], strict=True):
+            images = op(images, draw)
+        return images
+
     def pictures(self, inputs: Tensor) -> Tensor:
         """`apply`'s result for people: float32 [n, 3, h, w] in [0, 1] on the CPU; one channel is shown grey, gradients along x
         and y as dark lines on white."""

@@ -14,12 +14,12 @@ from functools import partial
 from typing import Literal
 
 from fastpsl.backbones.choose import make_backbone
+from fastpsl.job import Job
 from fastpsl.launch import launch
 from fastpsl.options import PretrainOptions, parse_options
 from fastpsl.pipelines.input_record import Input
 from fastpsl.schedules import step_drops
 from fastpsl.tasks.deepcluster import DeepCluster, two_sgds
-from fastpsl.trainer import Job
 from fastpsl.uic_job import finish
 
 PAPER = {  # section 4; rate and decay are the code's

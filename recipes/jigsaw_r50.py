@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastpsl.backbones.choose import make_backbone
+from fastpsl.job import Job
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.launch import launch
 from fastpsl.options import MACHINE, PretrainOptions, parse_options
 from fastpsl.permutations import permutations_digest, read_permutations
 from fastpsl.schedules import step_drops
 from fastpsl.tasks.jigsaw import Jigsaw
-from fastpsl.trainer import Job
 
 PAPER = {
     "backbone": "resnet50",  # section 4.1

@@ -24,10 +24,10 @@ from fastpsl.evaluation.protocols import PROTOCOLS, Protocol
 from fastpsl.evaluation.result import result_line
 from fastpsl.evaluation.views import ten_crop_views, train_view
 from fastpsl.evaluation.weights import Pretrained
+from fastpsl.job import Job
 from fastpsl.launch import launch
 from fastpsl.plan import Stage
 from fastpsl.run import Run
-from fastpsl.trainer import Job
 
 PAPER: dict[str, Any] = {"protocol": "vissl", "batch_size": 256, "size_px": 224}
 SAMPLE: dict[str, Any] = {"protocol": "vissl", "batch_size": 32, "size_px": 96, "epochs": 8, "lr": 0.05}

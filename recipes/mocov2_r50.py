@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from fastpsl.backbones.choose import make_backbone
+from fastpsl.job import Job
 from fastpsl.launch import launch
 from fastpsl.options import PretrainOptions, parse_options
 from fastpsl.schedules import cosine
 from fastpsl.tasks.moco import MoCo
-from fastpsl.trainer import Job
 
 PAPER = {  # PSL says "MoCov2" and 200 epochs; the values are MoCo v2's
     "backbone": "resnet50",

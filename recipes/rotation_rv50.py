@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastpsl.backbones.choose import make_backbone
+from fastpsl.job import Job
 from fastpsl.launch import launch
 from fastpsl.options import PretrainOptions, parse_options
 from fastpsl.schedules import step_drops
 from fastpsl.tasks.rotation import Rotation
-from fastpsl.trainer import Job
 
 PAPER = {
     "backbone": "revnet50",  # section 4.1

@@ -20,6 +20,7 @@ from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
 from fastpsl.evaluation.result import result_line
 from fastpsl.evaluation.views import center_view, train_view
 from fastpsl.evaluation.weights import Pretrained
+from fastpsl.job import Job
 from fastpsl.launch import launch
 from fastpsl.optimisers import sgd
 from fastpsl.options import MACHINE
@@ -28,7 +29,6 @@ from fastpsl.plan import Stage
 from fastpsl.run import Run
 from fastpsl.schedules import step_drops
 from fastpsl.tasks.classify import Classify
-from fastpsl.trainer import Job
 
 PAPER: dict[str, Any] = {"protocol": "pirl", "percent": 1.0, "batch_size": 256, "size_px": 224}
 SAMPLE: dict[str, Any] = {

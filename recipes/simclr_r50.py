@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from fastpsl.backbones.choose import make_backbone
+from fastpsl.job import Job
 from fastpsl.lars import lars
 from fastpsl.launch import launch
 from fastpsl.options import PretrainOptions, parse_options
 from fastpsl.schedules import cosine
 from fastpsl.tasks.simclr import SimCLR
-from fastpsl.trainer import Job
 
 PAPER = {
     "backbone": "resnet50",

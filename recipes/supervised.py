@@ -18,13 +18,13 @@ from fastpsl.evaluation.held_out import write_held_out
 from fastpsl.evaluation.result import result_line
 from fastpsl.evaluation.views import center_view, train_view
 from fastpsl.evaluation.weights import load_pretrained
+from fastpsl.job import Job
 from fastpsl.launch import launch
 from fastpsl.options import PretrainOptions, parse_options
 from fastpsl.pipelines.input_record import Input
 from fastpsl.run import Run
 from fastpsl.schedules import step_drops
 from fastpsl.tasks.classify import Classify
-from fastpsl.trainer import Job
 
 PAPER = {  # our choice, see above
     "backbone": "resnet50",

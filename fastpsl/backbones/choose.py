@@ -8,8 +8,13 @@ from fastpsl.backbones.layers import normal_weights
 BACKBONES = (
     "alexnet",
     "alexnet_rotnet",
+    "nin3",
+    "nin4",
+    "nin5",
     "resnet18",
     "resnet18_cifar",
+    "resnet34",
+    "resnet34_iic",
     "resnet50",
     "resnet50_mlp",
     "revnet50",
@@ -46,6 +51,10 @@ def _make(name: str, dropout: float | None) -> Backbone:
         from fastpsl.backbones.vgg import VGG
 
         return VGG(dropout=dropout)
+    if name.startswith("nin"):
+        from fastpsl.backbones.nin import NIN
+
+        return NIN(name)
     if name == "revnet50":
         from fastpsl.backbones.revnet import RevNet
 

@@ -1,4 +1,4 @@
-"""torchvision's ResNet-18 and ResNet-50 as blocks B1…B5, without the classifier; for 32-px pictures; with an MLP as B6."""
+"""torchvision's ResNet-18, -34 and -50 as blocks B1…B5, without the classifier; for 32-px pictures; with an MLP as B6."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,14 @@ from fastpsl.backbones.layers import normal_weights, on_vectors
 
 
 class Variant(NamedTuple):
-    """source: torchvision's network. small: for pictures of about 32 px. mlp: a hidden layer behind it."""
+    """source: torchvision's network. small: a first convolution for pictures of about 32 px, and no max-pool behind it but with `pool`.
+    mlp: a hidden layer behind it.
+    """
 
     source: str
     channels: tuple[int, ...]
     small: bool = False
+    pool: bool = False
     mlp: bool = False
 
 
@@ -22,6 +25,8 @@ VARIANTS = {
     "resnet18": Variant("resnet18", (64, 64, 128, 256, 512)),
     "resnet50": Variant("resnet50", (64, 256, 512, 1024, 2048)),
     "resnet18_cifar": Variant("resnet18", (64, 64, 128, 256, 512), small=True),
+    "resnet34": Variant("resnet34", (64, 64, 128, 256, 512)),
+    "resnet34_iic": Variant("resnet34", (64, 64, 128, 256, 512), small=True, pool=True),
     "resnet50_mlp": Variant("resnet50", (64, 256, 512, 1024, 2048, 2048), mlp=True),
 }
 
@@ -31,6 +36,8 @@ class ResNet(Backbone):
 
     resnet18_cifar: B1 is a 3x3 convolution of stride 1 and there is no max-pool, as SimCLR (its appendix B.9) and others have it for
     pictures of 32 px.
+    resnet34_iic: the same convolution, and a max-pool of 2x2 and padding 1: IIC's ClusterNet5g (xu-ji/IIC), which leaves 3 x 3
+    positions of 32 px.
     resnet50_mlp: B6 = average pool, Linear 2048, BatchNorm, ReLU, [B,2048,1,1]: the hidden layer of SimCLR's projection, which
     stays when the classifier behind it is taken off (uic.txt, Table 8: "ResNet50+MLP").
 
@@ -48,7 +55,8 @@ class ResNet(Backbone):
         self.block_names = ("conv1", "conv2_x", "conv3_x", "conv4_x", "conv5_x", "mlp")[: len(self.channels)]
         self.conv1, self.bn1, self.relu, self.maxpool = source.conv1, source.bn1, source.relu, source.maxpool
         if variant.small:
-            self.conv1, self.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+            self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+            self.maxpool = nn.MaxPool2d(2, stride=2, padding=1) if variant.pool else nn.Identity()
             normal_weights(self.conv1)
         self.layer1, self.layer2, self.layer3, self.layer4 = (
             source.layer1,

@@ -11,12 +11,13 @@ import torch
 from fastpsl.distributed import World, join_world
 from fastpsl.doctor.recipe import DEFAULT_OPTIONS, Recipe, default_recipe, load_recipe
 from fastpsl.doctor.words import number_of
+from fastpsl.job import Job
 from fastpsl.options import RunOptions
 from fastpsl.pipelines.workers import default_num_threads
 from fastpsl.run import Run, open_both
 from fastpsl.seed import torch_seed
 from fastpsl.stage import images_per_sample
-from fastpsl.trainer import Job, place_backbone
+from fastpsl.trainer import place_backbone
 
 
 class OpenData(Run):

@@ -49,7 +49,7 @@ class Extraction:
     """What is to be extracted, and how a rank goes about it.
 
     block: from 1. batch_size: samples of one rank's pass. precision: fp32, bf16 or fp16; dtype: of the file, float16 or
-    float32. loader: further options of `pipelines.loader.Loader`, such as decoder and num_threads.
+    float32. whole: of the view, `views.center_view`. loader: further options of `pipelines.loader.Loader`, such as decoder and num_threads.
     """
 
     pretrained: Pretrained
@@ -59,6 +59,7 @@ class Extraction:
     batch_size: int = 256
     precision: str = "fp32"
     dtype: str = "float16"
+    whole: bool = False
     loader: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -81,7 +82,8 @@ class Extraction:
         names = ("decoder", "num_threads", "prefetch_batches", "timeout_s", "on_bad_sample")
         return cls(
             pretrained, data, number, options.size_px, options.rank_batch(world.size),
-            options.resolved_precision(world.device), dtype, {name: getattr(options, name) for name in names},
+            options.resolved_precision(world.device), dtype, options.whole,
+            {name: getattr(options, name) for name in names},
         )  # fmt: skip
 
     def wanted(self) -> dict[str, Any]:
@@ -97,7 +99,7 @@ class Extraction:
             "backbone": self.pretrained.record["backbone"],
             "weights": self.pretrained.record["sha256"],
             "data": self.data.digest(),
-        }
+        } | ({"whole": True} if self.whole else {})
 
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(self.wanted(), sort_keys=True).encode()).hexdigest()
@@ -119,7 +121,7 @@ class Extraction:
             raise ValueError(f"{out} exists and holds other features; give --overwrite, or another name")
         wait_for_all(world)  # every rank has looked before one writes
         started = time.monotonic()
-        view = center_view(self.pretrained.input, self.size_px)
+        view = center_view(self.pretrained.input, self.size_px, self.whole)
         with (
             closing(PartialFeatures(out, digest, self.wanted(), world)) as file,
             Loader(

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.evaluation.result import data_record, write_result
+from fastpsl.job import Job
 from fastpsl.options import RunOptions
 from fastpsl.pipelines.subset import Subset
 from fastpsl.run import Run
 from fastpsl.stage import held_out_views
-from fastpsl.trainer import Job
 
 
 def require_held_out(options: RunOptions) -> None:

@@ -30,6 +30,8 @@ class EvaluationOptions(RunOptions):
     """Standard deviation that was divided by, likewise."""
     size_px: int = 224
     """Side of the evaluation's pictures, whatever the size in pre-training."""
+    whole: bool = False
+    """Show a picture's whole middle square, and not the 224/256 of it that are usual: for small pictures, such as CIFAR's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,10 +11,11 @@ from bench.schema import SCHEMA, command_line, environment, finish, validate
 from bench.time_chart import draw_times
 from bench.time_to_accuracy import Clock, Options, Trained, read_line, seconds_to, tabulate
 from fastpsl.evaluation import online
+from fastpsl.job import Job
 from fastpsl.plan import make_plan
 from fastpsl.schedules import cosine
 from fastpsl.tasks.rotation import Rotation
-from fastpsl.trainer import Job, pretrain
+from fastpsl.trainer import pretrain
 from tests.fastpsl.tiny import TinyNet, tiny_run
 
 LOOK_S = 0.4

@@ -9,12 +9,12 @@ sys.path[:0] = [str(ROOT / "docs"), str(ROOT)]
 
 from example_task import NearestKey
 
+from fastpsl.job import Job
 from fastpsl.launch import launch
 from fastpsl.optimisers import sgd
 from fastpsl.options import PretrainOptions, parse_options
 from fastpsl.sample import NUM_TRAIN, sample_paths
 from fastpsl.schedules import step_drops
-from fastpsl.trainer import Job
 from tests.fastpsl.tiny import TinyNet
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastpsl.evaluation.views import center_view, train_view
+from fastpsl.job import Job
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton_write import write_beton
 from fastpsl.pipelines.decoders.synthetic import Synthetic
@@ -19,7 +20,7 @@ from fastpsl.sample import sample_paths
 from fastpsl.schedules import step_drops
 from fastpsl.stage import StageModule, Trunk
 from fastpsl.tasks.classify import Classify
-from fastpsl.trainer import Job, pretrain
+from fastpsl.trainer import pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.tiny import TinyNet, part_of, tiny_run
 

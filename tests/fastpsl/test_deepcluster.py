@@ -13,6 +13,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from fastpsl.backbones.resnet import ResNet
+from fastpsl.job import Job
 from fastpsl.k_means import drawn_rows
 from fastpsl.kernels.empty_classes import split_empty
 from fastpsl.passes import Passes
@@ -23,7 +24,7 @@ from fastpsl.run import Run
 from fastpsl.schedules import step_drops
 from fastpsl.stage import Trunk
 from fastpsl.tasks.deepcluster import DeepCluster, before_last_relu, features_of, renew, two_sgds
-from fastpsl.trainer import Job, make_learner, place_backbone, pretrain
+from fastpsl.trainer import make_learner, place_backbone, pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.tiny import TinyNet, one_process, tiny_run
 

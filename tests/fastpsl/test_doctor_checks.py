@@ -14,11 +14,11 @@ from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache
 from fastpsl.doctor.measurements import ReadRate
 from fastpsl.doctor.software import check_software, driver_version
 from fastpsl.doctor.words import number_of
+from fastpsl.job import Job
 from fastpsl.options import PretrainOptions, RunOptions
 from fastpsl.plan import make_plan
 from fastpsl.schedules import cosine
 from fastpsl.tasks.rotation import Rotation
-from fastpsl.trainer import Job
 from tests.fastpsl.test_doctor_advice import stage
 from tests.fastpsl.tiny import TinyNet
 

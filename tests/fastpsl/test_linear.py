@@ -15,13 +15,14 @@ from fastpsl.backbones.resnet import ResNet
 from fastpsl.evaluation.linear import LinearProbes, ProbeHead, log_mean_softmax, probe_sgd
 from fastpsl.evaluation.protocols import PROTOCOLS, WHOLE, Pool, pooled
 from fastpsl.evaluation.views import center_view, ten_crop_views, train_view
+from fastpsl.job import Job
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.input_record import Input
 from fastpsl.plan import Stage
 from fastpsl.schedules import step_drops
 from fastpsl.stage import Metrics, StageModule, Trunk
-from fastpsl.trainer import Job, pretrain
+from fastpsl.trainer import pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.tiny import TinyNet, tiny_run
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastpsl.backbones.resnet import ResNet
 from fastpsl.distributed import World, leave_world
+from fastpsl.job import Job
 from fastpsl.key_encoder import KeyEncoder
 from fastpsl.learner import Learner
 from fastpsl.optimisers import sgd
@@ -26,7 +27,7 @@ from fastpsl.schedules import cosine
 from fastpsl.shuffled_groups import shuffled_order
 from fastpsl.stage import StageModule, Trunk
 from fastpsl.tasks.moco import MoCo
-from fastpsl.trainer import Job, pretrain
+from fastpsl.trainer import pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.tiny import TinyNet, noise_batch, one_process, part_of, tiny_run
 

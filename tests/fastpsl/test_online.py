@@ -23,12 +23,13 @@ from fastpsl.evaluation.online import (
     ridge_classes,
 )
 from fastpsl.evaluation.online_chart import draw_probes
+from fastpsl.job import Job
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import Data
 from fastpsl.plan import Stage
 from fastpsl.run import Run
 from fastpsl.stage import Trunk
-from fastpsl.trainer import Job, pretrain
+from fastpsl.trainer import pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.test_trainer import tiny_job
 from tests.fastpsl.tiny import TinyNet, tiny_run

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fastpsl.evaluation.views import center_view
+from fastpsl.job import Job
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.passes import Passes, PassStopped, _without_padding, undisturbed
 from fastpsl.pipelines.input_record import Input
@@ -17,7 +18,7 @@ from fastpsl.plan import make_plan
 from fastpsl.run import Run
 from fastpsl.schedules import cosine
 from fastpsl.tasks.rotation import Rotation
-from fastpsl.trainer import Job, make_learner
+from fastpsl.trainer import make_learner
 from tests.commands import digests
 from tests.fastpsl.tiny import TinyNet, noise_batch, one_process, tiny_run
 

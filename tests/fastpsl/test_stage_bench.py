@@ -4,6 +4,7 @@ import torch
 
 from fastpsl.backbones.choose import make_backbone
 from fastpsl.distributed import World
+from fastpsl.job import Job
 from fastpsl.options import PretrainOptions
 from fastpsl.pipelines.beton import Beton
 from fastpsl.plan import make_plan
@@ -11,7 +12,7 @@ from fastpsl.sample import sample_paths
 from fastpsl.schedules import cosine
 from fastpsl.stage_bench import StageBench
 from fastpsl.tasks.rotation import Rotation
-from fastpsl.trainer import Job, place_backbone
+from fastpsl.trainer import place_backbone
 
 
 def test_rates_of_a_stage() -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastpsl.distributed import gathered
+from fastpsl.job import Job
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.pipelines.batch import Batch
@@ -21,7 +22,7 @@ from fastpsl.plan import Stage, make_plan
 from fastpsl.sample import sample_paths
 from fastpsl.schedules import step_drops
 from fastpsl.stage import Metrics, Trunk
-from fastpsl.trainer import Job, pretrain
+from fastpsl.trainer import pretrain
 from tests.fastpsl.tiny import TinyNet, tiny_run
 
 NUM_WARM_UP = 20  # more than the 15 batches of an epoch

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastpsl.job import Job
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.pipelines.beton_write import write_beton
 from fastpsl.pipelines.sources import Sample
@@ -18,7 +19,7 @@ from fastpsl.run import Position, Run
 from fastpsl.schedules import step_drops
 from fastpsl.seed import torch_seed
 from fastpsl.tasks.jigsaw import Jigsaw
-from fastpsl.trainer import Job, pretrain
+from fastpsl.trainer import pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.tiny import TinyNet, tiny_run
 from tests.pipelines.paged import write_paged

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastpsl.backbones.backbone import Backbone
 from fastpsl.distributed import World, leave_world
 from fastpsl.epochs import Epochs
+from fastpsl.job import Job
 from fastpsl.kernels.empty_classes import split_empty
 from fastpsl.learner import Learner
 from fastpsl.options import PretrainOptions
@@ -27,7 +28,7 @@ from fastpsl.schedules import linear_decay
 from fastpsl.seed import torch_seed
 from fastpsl.stage import Trunk
 from fastpsl.tasks.uic import UIC
-from fastpsl.trainer import MAX_WARM_UP_EPOCHS, Job, pretrain
+from fastpsl.trainer import MAX_WARM_UP_EPOCHS, pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.tiny import TinyNet, tiny_run
 

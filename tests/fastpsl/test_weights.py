@@ -15,6 +15,7 @@ from fastpsl.command_line import parse
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.views import center_view, train_view
 from fastpsl.evaluation.weights import load_pretrained, random_weights, was_cut
+from fastpsl.job import Job
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.jigsaw import JigsawTiles
@@ -29,7 +30,7 @@ from fastpsl.pipelines.views import ViewSpec
 from fastpsl.run import Run
 from fastpsl.sample import sample_paths
 from fastpsl.schedules import step_drops
-from fastpsl.trainer import Job, pretrain
+from fastpsl.trainer import pretrain
 from tests.commands import newest_checkpoint
 from tests.fastpsl.test_trainer import tiny_job
 from tests.fastpsl.tiny import one_process
