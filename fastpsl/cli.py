@@ -85,7 +85,7 @@ class Features:
     size_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 224
     """Side of the middle that is cut from each picture, whose shorter side becomes PX * 256 / 224."""
     backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """For others' weights: alexnet, alexnet_rotnet, resnet18, resnet18_cifar, resnet50, resnet50_mlp, revnet50 or vgg16."""
+    """For others' weights: alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
     input_channels: Annotated[str | None, tyro.conf.arg(metavar="RGB|L|Sobel|SobelXY")] = None
     """For others' weights: what they were trained on."""
     input_mean: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="NUM...")] = None
@@ -121,7 +121,7 @@ class Export:
     overwrite: bool = False
     """Replace OUT, which is refused otherwise."""
     backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Of others' weights: alexnet, alexnet_rotnet, resnet18, resnet18_cifar, resnet50, resnet50_mlp, revnet50 or vgg16."""
+    """Of others' weights: alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
     input_channels: Annotated[
         Literal["RGB", "L", "Sobel", "SobelXY"] | None, tyro.conf.arg(metavar="RGB|L|Sobel|SobelXY")
     ] = None

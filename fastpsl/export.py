@@ -19,7 +19,7 @@ from fastpsl.pipelines.beton_file import output_errors, publish_bytes
 from fastpsl.pipelines.input_record import Input
 
 FORMAT = 1
-RESNETS = {"resnet18": 18, "resnet50": 50, "resnet50_mlp": 50}
+RESNETS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet50_mlp": 50}
 
 
 def export(
@@ -203,6 +203,6 @@ def _detectron2_config(backbone: str, input: Input) -> dict[str, Any]:
         "MODEL.PIXEL_STD": [round(255 * value, 4) for value in input.std],
         "MODEL.RESNETS.DEPTH": RESNETS[backbone],
         "MODEL.RESNETS.STRIDE_IN_1X1": False,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": 64 if backbone == "resnet18" else 256,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 64 if backbone in ("resnet18", "resnet34") else 256,
         "INPUT.FORMAT": "RGB",
     }

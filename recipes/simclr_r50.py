@@ -47,7 +47,7 @@ SAMPLE = {
 @dataclass(frozen=True, kw_only=True)
 class Options(PretrainOptions):
     backbone: str = "resnet50"
-    """alexnet, alexnet_rotnet, resnet18, resnet18_cifar, resnet50, resnet50_mlp, revnet50 or vgg16."""
+    """alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
     lr: float = 0.3
     """LARS's learning rate at the end of the warm-up."""
     warmup_epochs: float = 10.0

@@ -48,7 +48,7 @@ SAMPLE = {
 @dataclass(frozen=True, kw_only=True)
 class Options(PretrainOptions):
     backbone: str = "resnet50"
-    """alexnet, alexnet_rotnet, resnet18, resnet18_cifar, resnet50, resnet50_mlp, revnet50 or vgg16."""
+    """alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
     lr: float = 0.1
     """First learning rate for a batch of 256, in proportion for others."""
     intervals: tuple[int, ...] = (30, 30, 20, 10)

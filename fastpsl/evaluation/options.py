@@ -20,7 +20,7 @@ class EvaluationOptions(RunOptions):
     random_weights: bool = field(default=False, metadata=MACHINE)
     """Random weights, of --seed, instead of a --checkpoint: what the features are worth before any learning."""
     backbone: str | None = field(default=None, metadata=MACHINE)
-    """alexnet, alexnet_rotnet, resnet18, resnet18_cifar, resnet50, resnet50_mlp, revnet50 or vgg16:
+    """alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16:
     for others' and for random weights; fastpsl's checkpoints say it themselves."""
     input_channels: Literal["RGB", "L", "Sobel", "SobelXY"] | None = field(default=None, metadata=MACHINE)
     """What others' weights were trained on: RGB, L (lightness alone), Sobel or SobelXY (docs/weights.md)."""
