@@ -57,33 +57,44 @@ class DeepCluster(PseudoClassify):
         super().__init__(num_classes, *views, seed=seed, head_std=TOP_STD)
         self.pca_width, self.k_means_iterations = pca_width, k_means_iterations
 
+    def head(self, level: int, channels: int) -> nn.Module:
+        if channels < self.pca_width:
+            warnings.warn(
+                f"--pca-width {self.pca_width}: features have {channels} numbers, so {channels} are kept",
+                stacklevel=2,
+            )
+        return super().head(level, channels)
+
     def start_epoch(self, passes: Passes) -> Figures:
         """New labels and a new classifier. What was interrupted before its end has changed nothing."""
-        features = features_of(passes, self.center)
-        started = time.perf_counter()
-        with passes.run.reporter.off_the_clock():
-            labels, distance = self._clustered(features, passes)
-        passes.run.reporter.say(f"clustering them took {time.perf_counter() - started:.1f} s")
+        labels, distance = clustered_features(
+            passes, self.center, self.num_classes, self.pca_width, self.k_means_iterations, self.seed
+        )
         renew(passes.head, passes.optimiser, torch_seed(self.seed, passes.epoch))
         return {**self.relabel(labels, passes.epoch), "distance": distance}
 
-    def _clustered(self, features: "Features", passes: Passes) -> tuple[Tensor, float]:
-        """Labels int32 [N], the same on every rank (0 for images that cannot be decoded), and rows' mean squared distance to their centroid."""
-        world, num = passes.world, passes.data.num_samples
-        size = features.blocks[0].shape[1]
-        width = min(self.pca_width, size, features.num_rows)
-        if width < self.pca_width:
-            warnings.warn(
-                f"--pca-width {self.pca_width}: features have {size} numbers, and there are {features.num_rows} of them, so {width} are kept",
-                stacklevel=2,
-            )
+
+def clustered_features(
+    passes: Passes, view: ViewSpec, num_clusters: int, pca_width: int, num_iterations: int, seed: int
+) -> tuple[Tensor, float]:
+    """Labels int32 [N], the same on every rank (0 for images that cannot be decoded), and rows' mean squared distance to their centroid.
+
+    Of all training images' features of `view` (`features_of`): PCA to `pca_width` at most, whitening, rows of length 1, k-means.
+    """
+    features = features_of(passes, view)
+    started = time.perf_counter()
+    world, num = passes.world, passes.data.num_samples
+    with passes.run.reporter.off_the_clock():
+        width = min(pca_width, features.blocks[0].shape[1], features.num_rows)
         whitening = fit_whitening(features.blocks, width, world)
         rows = torch.cat([F.normalize(whitening(block)) for block in features.blocks])
-        initial = drawn_rows(rows, features.indices, self.num_classes, num, self.seed, passes.epoch, world)
-        found, _, distance = k_means(rows, initial, self.k_means_iterations, world)
+        initial = drawn_rows(rows, features.indices, num_clusters, num, seed, passes.epoch, world)
+        found, _, distance = k_means(rows, initial, num_iterations, world)
         labels = torch.zeros(num, dtype=torch.int32, device=world.device)
         labels[torch.from_numpy(features.indices).to(world.device)] = found.to(torch.int32)
-        return sum_over_ranks(world, labels), float(distance)
+        labels = sum_over_ranks(world, labels)
+    passes.run.reporter.say(f"clustering them took {time.perf_counter() - started:.1f} s")
+    return labels, float(distance)
 
 
 class Features(NamedTuple):
@@ -134,16 +145,16 @@ def before_last_relu(trunk: Trunk) -> Iterator[None]:
 
 
 def renew(head: nn.Module, optimiser: torch.optim.Optimizer, seed: int) -> None:
-    """The classifier as it began: weights N(0, 0.01) by `seed`, the same on all ranks, biases 0, and no momentum."""
+    """The classifier as it began: weights N(0, 0.01) by `seed`, the same on all ranks, biases 0, and the optimiser remembers nothing of it."""
     random = torch.Generator().manual_seed(seed)
     (top,) = (layer for layer in head.modules() if isinstance(layer, nn.Linear))
     with torch.no_grad():
         top.weight.copy_(torch.empty(top.weight.shape).normal_(std=TOP_STD, generator=random))
         top.bias.zero_()
     for parameter in head.parameters():
-        momentum = optimiser.state.get(parameter, {}).get("momentum_buffer")
-        if momentum is not None:
-            momentum.zero_()
+        for state in optimiser.state.get(parameter, {}).values():
+            if isinstance(state, Tensor):
+                state.zero_()
 
 
 def two_sgds(

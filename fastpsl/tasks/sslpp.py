@@ -1,5 +1,6 @@
-"""SSL++: a pretext task, and beside it the image's semantic pseudo-label as a second target (sslpp.txt, section IV)."""
+"""SSL++: a pretext task, and beside it each image's semantic pseudo-label as a second target (sslpp.txt, section IV)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -7,20 +8,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastpsl.distributed import place_among_ranks
 from fastpsl.epochs import Figures
+from fastpsl.label_monitor import label_figures
+from fastpsl.passes import Passes
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.rows import Data
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plan import Stage
+from fastpsl.seed import torch_seed
 from fastpsl.stage import Metrics, Trunk, call_if_there
 from fastpsl.tasks.classify import average_and_linear, masked_cross_entropy
+from fastpsl.tasks.deepcluster import TOP_STD, clustered_features, renew
+
+PCA_WIDTH, K_MEANS_ITERATIONS = 256, 20  # DeepCluster's
 
 
 class Proxy(Protocol):
-    """A pretext task of which SSL++ makes a `Task` (section IV.C): V1 of the paper's figure 2 is its head.
+    """A pretext task of which SSL++ makes a `Task` (section IV.C): its head is the paper's V1.
 
-    It may also have, as a task may (`fastpsl.stage.Task`): check_data, warm_up_batches, warm_up, end_of_epoch, state_dict and
-    load_state_dict, chance, captions.
+    It may also have, as a task may (`fastpsl.stage.Task`): check_data, start_stage, warm_up_batches, warm_up, end_of_epoch, state_dict
+    and load_state_dict, chance, contact_sheet, captions.
     """
 
     images_per_sample: int
@@ -37,7 +45,7 @@ class Proxy(Protocol):
     def loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         """Mean over samples with `batch.indices >= 0`; features [n * B, C, h, w] of all pictures that the view makes, image-major.
 
-        Held out (`head.training` is False), metrics hold `loss_constant` too: what the best answer that looks at no picture would cost.
+        Held out (`head.training` is False), metrics hold `loss_constant` too: that of the best answer that looks at no picture.
         """
         ...
 
@@ -45,9 +53,160 @@ class Proxy(Protocol):
 class SSLPlusPlus:
     """L = Ls + weight * Lc (equation 5): the proxy's loss, and the cross-entropy of a linear classifier on pseudo-labels.
 
-    proxy: None for the pseudo-labels alone ("SPL", Table XI), of `view`. labels: int [N], 0 to num_classes - 1; None for the proxy alone.
-    Paper: V2, "a parameterized classifier", is no more than that: here it is linear on the average-pooled features.
-    Paper: which pictures V2 sees is not said. Here all that the network sees: each turn of an image, both of AET's, the masked one.
+    learn_proxy: False for the pseudo-labels alone ("SPL", Table XI), on `plain` pictures, which no proxy has changed.
+    labels: integers [N], one for each training image, 0 to num_classes - 1. num_classes: 0 for the proxy alone.
+    center: where labels are made anew before each epoch, by k-means on the features of this view ("coupled", Table XII), in the manner
+    of DeepCluster: PCA, whitening, a classifier that begins again. Of such, the paper says no more than that it follows DeepCluster.
+
+    Paper: V2 is "a parameterized classifier". Here: linear, on average-pooled features.
+    Paper: which pictures V2 sees is not said. Here: all that the network sees, each turn of an image, both of AET's, the masked one.
+    Held-out images have no pseudo-labels; there the proxy alone is scored.
     """
 
     num_levels = 1
+
+    def __init__(
+        self,
+        proxy: Proxy,
+        plain: ViewSpec,
+        *,
+        learn_proxy: bool = True,
+        weight: float = 1.0,
+        num_classes: int = 0,
+        labels: np.ndarray | None = None,
+        center: ViewSpec | None = None,
+        seed: int = 0,
+    ):
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"--lambda {weight:g}: it must be 0 or more")
+        if not learn_proxy and not num_classes:
+            raise ValueError("--no-proxy without pseudo-labels leaves nothing to learn: give --pseudo-labels")
+        assert bool(num_classes) == (labels is not None or center is not None)
+        self.proxy, self.plain, self.learn_proxy, self.weight = proxy, plain, learn_proxy, weight
+        self.num_classes, self.center, self.seed = num_classes, center, seed
+        self.given = labels
+        self.true_labels: np.ndarray | None = None
+
+    def views(self, level: int) -> tuple[ViewSpec, ...]:
+        return (self.proxy.view() if self.learn_proxy else self.plain,)
+
+    def pass_views(self, level: int) -> tuple[ViewSpec, ...]:
+        return (self.center,) if self.center else ()
+
+    def images_per_sample(self, level: int) -> int:
+        return self.proxy.images_per_sample if self.learn_proxy else 1
+
+    def check_data(self, data: Data, batch_size: int) -> None:
+        """ValueError where there are more clusters than images, and what the proxy cannot learn from."""
+        if self.num_classes > data.num_samples:
+            raise ValueError(
+                f"{self.num_classes:,} clusters of {data.num_samples:,} training images: give at most {data.num_samples:,}"
+            )
+        assert self.given is None or len(self.given) == data.num_samples
+        labels = data.labels()
+        self.true_labels = labels if (labels >= 0).any() else None
+        self._of_proxy("check_data", data, batch_size)
+
+    def head(self, level: int, channels: int) -> nn.Module:
+        """{"proxy": V1, "labels": V2}, or the one that learns."""
+        heads: dict[str, nn.Module] = {"proxy": self.proxy.head(channels)} if self.learn_proxy else {}
+        if self.num_classes:
+            heads["labels"] = average_and_linear(channels, self.num_classes, TOP_STD if self.center else None)
+        return nn.ModuleDict(heads)
+
+    def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
+        device = next(head.parameters()).device
+        if self.num_classes:
+            # Coupled ones come with the first epoch.
+            labels = np.zeros(0) if self.given is None else self.given
+            self.labels = torch.from_numpy(labels.astype(np.int64)).to(device)
+        self._of_proxy("start_stage", stage, trunk, head)
+
+    def warm_up_batches(self, stage: Stage) -> int:
+        return self._of_proxy("warm_up_batches", stage) or 0
+
+    def warm_up(self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
+        self._of_proxy("warm_up", trunk, head, inputs, batch)
+
+    def start_epoch(self, passes: Passes) -> Figures | None:
+        """Coupled: this epoch's labels, and a classifier that knows nothing of the last one's."""
+        if self.center is None:
+            return None
+        labels, distance = clustered_features(
+            passes, self.center, self.num_classes, PCA_WIDTH, K_MEANS_ITERATIONS, self.seed
+        )
+        renew(passes.head["labels"], passes.optimiser, torch_seed(self.seed, passes.epoch))  # type: ignore[index]
+        previous = self.labels.cpu().numpy() if len(self.labels) else None
+        self.labels = labels.long()
+        if place_among_ranks()[0] != 0:
+            return {}
+        made = labels.cpu().numpy()
+        figures = label_figures(made, previous, self.true_labels, self.num_classes, self.seed)
+        return {**figures, "distance": distance}
+
+    def loss(
+        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+    ) -> tuple[Tensor, Metrics]:
+        """Equation 5; accuracy_labels = pictures whose pseudo-label is told."""
+        assert isinstance(head, nn.ModuleDict)
+        features = trunk(inputs[0])
+        loss, metrics = features.new_zeros((), dtype=torch.float32), Metrics()
+        if self.learn_proxy:
+            loss, metrics = self.proxy.loss(features, head["proxy"], batch)
+        if not self.num_classes or not head.training:
+            return loss, metrics
+        num_pictures = len(features) // max(1, len(batch.indices))
+        labels = self.labels[batch.indices.clamp(min=0)].repeat_interleave(num_pictures)
+        valid = (batch.indices >= 0).float().repeat_interleave(num_pictures)
+        num = valid.sum()
+        logits = head["labels"](features).float()
+        of_labels = masked_cross_entropy(logits, labels, valid)
+        total = loss + self.weight * of_labels
+        if self.learn_proxy:
+            metrics = {"loss_proxy" if name == "loss" else name: pair for name, pair in metrics.items()}
+        right = ((logits.argmax(1) == labels) * valid).sum()
+        return total, {"loss": (total.detach() * num, num)} | metrics | {
+            "loss_labels": (of_labels.detach() * num, num),
+            "accuracy_labels": (right, num),
+        }
+
+    def end_of_epoch(self) -> Figures | None:
+        figures: Figures | None = self._of_proxy("end_of_epoch")
+        return figures
+
+    def chance(self, level: int) -> float | None:
+        """The proxy's accuracy of guessing, where it has one."""
+        found: float | None = self._of_proxy("chance")
+        return found
+
+    def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        """What the network sees."""
+        if self.learn_proxy and hasattr(self.proxy, "contact_sheet"):
+            sheet: Tensor = self.proxy.contact_sheet(inputs, batch)
+            return sheet
+        return self.views(1)[0].pictures(inputs[0])
+
+    def captions(self, batch: Batch) -> list[str]:
+        """What the proxy drew, and the pseudo-label."""
+        of_proxy = self._of_proxy("captions", batch) or [""] * len(batch.indices)
+        if not self.num_classes or not len(self.labels):
+            return list(of_proxy)
+        labels = self.labels[batch.indices.clamp(min=0)].tolist()
+        return [
+            "\n".join(filter(None, (text, f"cluster {n}"))) for text, n in zip(of_proxy, labels, strict=True)
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Labels that came from the network, and the proxy's state; those that were given are in a file."""
+        labels = {"labels": self.labels.cpu()} if self.center else {}
+        return {"proxy": self._of_proxy("state_dict") or {}} | labels
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self.center:
+            self.labels = state["labels"].to(self.labels.device)
+        if state["proxy"]:
+            self._of_proxy("load_state_dict", state["proxy"])
+
+    def _of_proxy(self, hook: str, *arguments: Any) -> Any:
+        """A hook of the proxy's; None where it has none, or does not learn."""
+        return call_if_there(self.proxy, hook, *arguments) if self.learn_proxy else None  # type: ignore[arg-type]
