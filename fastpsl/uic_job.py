@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +14,11 @@ from fastpsl.checkpoint import read_checkpoint
 from fastpsl.evaluation.weight_files import sha256_of_file
 from fastpsl.evaluation.weights import newest_checkpoint
 from fastpsl.job import Job
-from fastpsl.label_file import NAME, read_labels, write_labels
+from fastpsl.label_file import NAME, labels_of, write_labels
 from fastpsl.label_monitor import draw_label_curves
 from fastpsl.options import MACHINE, PretrainOptions
 from fastpsl.pipelines.input_record import Input
-from fastpsl.run import Run, open_both
+from fastpsl.run import Run
 from fastpsl.schedules import linear_decay
 from fastpsl.tasks.pseudo_classify import PseudoClassify
 from fastpsl.tasks.uic import UIC, Augmentation, LabelView
@@ -107,7 +107,8 @@ def finish(options: PretrainOptions, job: Job, run: Run) -> Sequence[str]:
     state = read_checkpoint(paths[-1] if paths else Path(options.resume))
     store, made_by = state["task"]["store"], str(run.science["recipe"])
     path = write_labels(
-        run.folder / NAME, store["current"].numpy(), job.task.num_classes, run.train_data.digest(), made_by, store["num_split"]
+        run.folder / NAME, store["current"].numpy(), job.task.num_classes, run.train_data, made_by,
+        num_split=store["num_split"], configuration={**run.science, "source": made_by},
     )  # fmt: skip
     curves = draw_label_curves(run.folder)
     return [f"labels {path}", *([f"label curves {curves}"] if curves else [])]
@@ -134,17 +135,10 @@ def _trained(path: Path, options: Options) -> tuple[Path, dict[str, Any]]:
     return path, state
 
 
-@cache
 def _given(options: Options) -> np.ndarray:
-    """The labels of --labels, which must be those of --data."""
+    """The labels of --labels, which must be those of --data, in so many classes."""
     assert options.labels is not None
-    data, val = open_both(options)
-    try:
-        found = read_labels(options.labels, data)
-    finally:
-        for each in (data, val):
-            if each is not None:
-                each.close()
+    found = labels_of(options.labels, options)
     if found.num_classes != options.num_classes:
         raise ValueError(
             f"--labels {options.labels} has {found.num_classes:,} classes, not {options.num_classes:,}: give --num-classes {found.num_classes}"

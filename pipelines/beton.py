@@ -56,9 +56,10 @@ class Beton:
         self.class_names: list[str] | None = None
         self.shards: list[Shard] = []  # for `verify` and `info`
         self._written: list[Written] = []
+        splits = set[str]()
         try:
             for path in self.paths:
-                self._add(path)
+                splits.add(self._add(path))
             if faults := set_faults(self._written):
                 raise ValueError(faults[0])
             if isinstance(source, str | Path) and self.paths != [Path(source)]:
@@ -69,6 +70,7 @@ class Beton:
         self._starts = np.cumsum([0] + [shard.num_samples for shard in self.shards])
         self.num_samples = int(self._starts[-1])
         self.max_bytes = max(shard.max_bytes for shard in self.shards)
+        self.split = splits.pop() if len(splits) == 1 else ""
         self.is_raw = all(shard.num_raw == shard.num_samples for shard in self.shards)
         max_label = max(shard.max_label for shard in self.shards)
         self.num_classes = len(self.class_names) if self.class_names else max_label + 1
@@ -80,7 +82,8 @@ class Beton:
             more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
             warnings.warn(f"{missing[0]}{more}", stacklevel=3)
 
-    def _add(self, path: Path) -> None:
+    def _add(self, path: Path) -> str:
+        """The split that its JSON tells of, or ""."""
         sidecar = read_sidecar(path)
         names = sidecar.class_names if sidecar else None
         if sidecar and (written := how_written(path, sidecar.written, names)):
@@ -96,6 +99,7 @@ class Beton:
                 f"{path}: its class names differ from those of {self.paths[0]}; give shards of one data set"
             )
         self.class_names = self.class_names or names
+        return str((sidecar.written.get("split") if sidecar else None) or "")
 
     def __len__(self) -> int:
         return self.num_samples

@@ -22,6 +22,7 @@ class Folder:
     """
 
     kind = "folder"
+    split = ""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(os.path.abspath(root))  # a process may change its folder while it trains

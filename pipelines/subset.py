@@ -34,7 +34,7 @@ class Subset:
         self.data, self.indices = data, chosen
         self.kind = data.kind
         self.num_samples, self.num_classes = len(chosen), data.num_classes
-        self.class_names = data.class_names
+        self.class_names, self.split = data.class_names, data.split
         self._sizes: tuple[int, int, int, int] | None = None
 
     def __getattr__(self, name: str) -> Any:

@@ -15,6 +15,7 @@ class Synthetic:
     """Stands in for a Beton of `num_samples` pictures of height x width px; label = index % num_classes."""
 
     kind = "synthetic"
+    split = ""
 
     def __init__(self, num_samples: int, num_classes: int = 10, height: int = 400, width: int = 500) -> None:
         for name, value in (

@@ -62,7 +62,7 @@ def run_folder(checkpoint: Path, tmp_path: Path) -> Path:
     source = str(sample_paths().test_32)
     (folder / "config.json").write_text(json.dumps({"options": {"data": source}}))
     with Beton(source) as data:
-        write_labels(folder / "labels.npz", drawn_labels(), NUM_CLASSES, data.digest(), "uic_alexnet")
+        write_labels(folder / "labels.npz", drawn_labels(), NUM_CLASSES, data, "uic_alexnet")
     return folder
 
 
@@ -163,7 +163,7 @@ def test_other_labels_and_collapse(
     with Beton(sample_paths().test_32) as data:
         labels = np.zeros(160, int)
         labels[:10] = 1
-        path = write_labels(tmp_path / "other.npz", labels, 20, data.digest(), "by hand")
+        path = write_labels(tmp_path / "other.npz", labels, 20, data, "by hand")
     code, said, _ = run(capsys, run_folder, "--labels", path, "--out", tmp_path / "out")
     assert code == 0 and "(by hand)" in said and "2 not empty" in said and "\ncollapse: " in said
     assert "contents.png of the 2 classes" in said
@@ -178,7 +178,7 @@ def unlabelled(run_folder: Path, tmp_path: Path) -> Path:
     with open_data(tmp_path / "photos") as data:  # type: ignore[attr-defined]
         assert (data.labels() < 0).all()
         labels = np.minimum(np.arange(24) // 5, 3)
-        write_labels(run_folder / "labels.npz", labels, 5, data.digest(), "uic_alexnet")
+        write_labels(run_folder / "labels.npz", labels, 5, data, "uic_alexnet")
     return tmp_path / "photos"
 
 
@@ -199,13 +199,13 @@ def test_without_true_labels(run_folder: Path, unlabelled: Path, capsys: pytest.
 def test_what_is_refused(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = sample_paths().train_32
     assert "no such folder; give the folder of a run" in refused(capsys, tmp_path / "none")
-    assert "labels 160 images, and the data has" in refused(capsys, run_folder, "--data", other)
+    assert "labels 160 images of another data set" in refused(capsys, run_folder, "--data", other)
     assert "none.npz" in refused(capsys, run_folder, "--labels", tmp_path / "none.npz")
     assert "none.beton" in refused(capsys, run_folder, "--data", tmp_path / "none.beton")
-    write_labels(tmp_path / "strange.npz", drawn_labels(), NUM_CLASSES, "f" * 32, "by hand")
-    arrays = dict(np.load(run_folder / "labels.npz")) | {"num_classes": np.array(3)}
-    np.savez(tmp_path / "range.npz", **arrays)
-    assert "images of another data set (digest ffffffff" in refused(
+    arrays = dict(np.load(run_folder / "labels.npz"))
+    np.savez(tmp_path / "strange.npz", **arrays | {"data_digest": np.array("f" * 32)})
+    np.savez(tmp_path / "range.npz", **arrays | {"num_classes": np.array(3)})
+    assert "160 images of another data set (digest ffffffff" in refused(
         capsys, run_folder, "--labels", tmp_path / "strange.npz"
     )
     assert "and there are classes 0 to 2" in refused(capsys, run_folder, "--labels", tmp_path / "range.npz")
@@ -234,7 +234,7 @@ def test_what_is_refused(run_folder: Path, tmp_path: Path, capsys: pytest.Captur
 
 def written(folder: Path) -> Path:
     with Beton(sample_paths().test_32) as data:
-        return write_labels(folder / "again.npz", drawn_labels(), NUM_CLASSES, data.digest(), "by hand")
+        return write_labels(folder / "again.npz", drawn_labels(), NUM_CLASSES, data, "by hand")
 
 
 def test_which_classes_are_shown() -> None:
@@ -337,7 +337,7 @@ def test_classes_that_were_filled_are_told(run_folder: Path, capsys: pytest.Capt
     _, said, _ = run(capsys, run_folder)
     assert "halves of others" not in said
     with Beton(sample_paths().test_32) as data:
-        write_labels(run_folder / "labels.npz", drawn_labels(), NUM_CLASSES, data.digest(), "uic_alexnet", 3)
+        write_labels(run_folder / "labels.npz", drawn_labels(), NUM_CLASSES, data, "uic_alexnet", num_split=3)
     code, said, _ = run(capsys, run_folder)
     assert code == 0 and "3 of them were empty and have halves of others" in said
     assert json.loads((run_folder / "clusters" / "result.json").read_text())["settings"]["num_split"] == 3

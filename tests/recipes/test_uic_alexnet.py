@@ -150,17 +150,18 @@ def test_a_file_of_labels_must_be_the_datas(trained: Path, recipe: Start, tmp_pa
     assert done.code == 0, done.err
     ours, theirs = newest_checkpoint(tmp_path / "out"), newest_checkpoint(trained)
     assert torch.equal(ours["task"]["store"]["current"], theirs["task"]["store"]["current"])
-    with Beton(sample_paths().train) as data:
-        digest, num = data.digest(), data.num_samples
-    short, other, wrong = (tmp_path / f"{name}.npz" for name in ("short", "other", "wrong"))
-    write_labels(short, np.arange(num - 1) % 16, 16, digest, "test")
-    write_labels(other, np.arange(num) % 16, 16, "0" * 32, "test")
-    write_labels(wrong, np.arange(num) % 16, 16, digest, "test")
-    with np.load(wrong) as arrays:
+    short, other, wrong, test = (tmp_path / f"{name}.npz" for name in ("short", "other", "wrong", "test"))
+    with np.load(trained / "labels.npz") as arrays:
+        rows = {name: arrays[name][:-1] for name in ("labels", "indices", "entropy")}
+        np.savez(short, **{**arrays, **rows})
+        np.savez(other, **{**arrays, "data_digest": "0" * 32})
         np.savez(wrong, **{**arrays, "num_classes": 8})
-    refused(start(short), "uic_alexnet", "short.npz", "479", "480")
+    with Beton(sample_paths().test) as data:
+        write_labels(test, np.arange(data.num_samples) % 16, 16, data, "test")
+    refused(start(short), "uic_alexnet", "short.npz", "sample 479 not at all")
     refused(start(other), "uic_alexnet", "other.npz", "another data set")
     refused(start(wrong), "uic_alexnet", "wrong.npz", "classes 0 to 7")
+    refused(start(test), "uic_alexnet", "test.npz", "the test pictures")
     refused(start(tmp_path / "none.npz"), "uic_alexnet", "none.npz")
     refused(start(trained / "labels.npz", "--num-classes", 8), "uic_alexnet", "16 classes, not 8")
 
