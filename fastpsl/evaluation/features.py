@@ -1,4 +1,4 @@
-"""Features of a frozen backbone: average-pooled outputs of one block, of every sample of a data set, in one .npy file."""
+"""Features of a frozen backbone: average-pooled outputs of a block, of every sample of a data set, in one .npy file; blocks share a pass."""
 
 import contextlib
 import hashlib
@@ -6,9 +6,9 @@ import io
 import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,16 @@ STORED = ("float16", "float32")
 SAVE_EVERY_S = 5.0
 
 
-def block_number(text: str, num_blocks: int) -> int:
-    """ "final" or "B1" … as a number from 1. ValueError for what the backbone has not."""
+def block_number(text: str, num_blocks: int, names: Sequence[str] = ()) -> int:
+    """ "final", "B1" … or one of `names`, such as fc7, as a number from 1. ValueError for what the backbone has not."""
     if text == "final":
         return num_blocks
+    if text in names:
+        return names.index(text) + 1
     number = text[1:]
     if text[:1] not in ("B", "b") or not number.isdecimal() or not 1 <= int(number) <= num_blocks:
-        raise ValueError(f"--block {text}: this backbone has B1 to B{num_blocks}; final is the last")
+        called = f", which are {', '.join(names)}" if names else ""
+        raise ValueError(f"--block {text}: this backbone has B1 to B{num_blocks}{called}; final is the last")
     return int(number)
 
 
@@ -72,9 +75,9 @@ class Extraction:
         world: World,
         dtype: str,
     ) -> "Extraction":
-        """As an evaluation's options have it; block: final or B1, B2, … ValueError for a block, or a size, that is none."""
+        """As an evaluation's options have it; block: as `block_number` has it. ValueError for a block, or a size, that is none."""
         backbone = pretrained.backbone
-        number = block_number(block, backbone.num_blocks)
+        number = block_number(block, backbone.num_blocks, backbone.block_names)
         if options.size_px < backbone.min_px:
             raise ValueError(
                 f"--size-px {options.size_px}: this backbone reads pictures of {backbone.min_px} px and more"
@@ -104,89 +107,14 @@ class Extraction:
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(self.wanted(), sort_keys=True).encode()).hexdigest()
 
-    @torch.no_grad()
     def to_file(
         self, out: Path, world: World, *, overwrite: bool = False, save_every_s: float = SAVE_EVERY_S
     ) -> FeatureFile:
-        """Write the features to `out`, every rank its share, and return them; at once where they are there already.
+        """`extract` of this one."""
+        return extract([(self, out)], world, overwrite=overwrite, save_every_s=save_every_s)[0]
 
-        What an interrupted extraction of the same features left beside `out` is gone on with: every `save_every_s` the rows that
-        all ranks have written are noted. ValueError where `out` holds something else and `overwrite` is not given.
-        """
-        assert self.dtype in STORED
-        digest, found = self.digest(), read_features(out)
-        if found is not None and found.record["digest"] == digest:
-            return found
-        if out.exists() and not overwrite:
-            raise ValueError(f"{out} exists and holds other features; give --overwrite, or another name")
-        wait_for_all(world)  # every rank has looked before one writes
-        started = time.monotonic()
-        view = center_view(self.pretrained.input, self.size_px, self.whole)
-        with (
-            closing(PartialFeatures(out, digest, self.wanted(), world)) as file,
-            Loader(
-                self.data, [view], batch_size=self.batch_size, train=False, rank=world.rank, world=world.size,
-                device=world.device, **self.loader,
-            ) as loader,
-        ):  # fmt: skip
-            self._fill(file, loader, world, save_every_s)
-            if world.rank == 0:
-                with output_errors(out):
-                    self._publish(file, time.monotonic() - started)
-        wait_for_all(world)
-        return FeatureFile(out, json.loads(record_path(out).read_text()))
-
-    def _fill(self, file: PartialFeatures, loader: Loader, world: World, save_every_s: float) -> None:
-        step_rows = self.batch_size * world.size
-        first_step = file.num_rows // step_rows
-        batches = self._features(loader, first_step, world.device)
-        saved = time.monotonic()
-        left = self.data.num_samples - first_step * step_rows
-        if first_step and world.rank == 0:
-            print(f"{file.path}: goes on from row {first_step * step_rows:,}", file=sys.stderr, flush=True)
-        with Progress("images", left) if world.rank == 0 else contextlib.nullcontext() as progress:
-            for step, (features, bad) in enumerate(batches, start=first_step):
-                file.write(step * step_rows + world.rank * self.batch_size, features)
-                file.bad.update(bad)
-                num_rows = min((step + 1) * step_rows, self.data.num_samples)
-                # Rank 0's clock decides; that all ranks come together here also says that they have written this step.
-                due = torch.tensor(float(world.rank == 0 and time.monotonic() - saved >= save_every_s))
-                if sum_over_ranks(world, due) > 0 or num_rows == self.data.num_samples:
-                    file.save(num_rows)
-                    saved = time.monotonic()
-                if progress:
-                    progress.update(num_rows - first_step * step_rows, len(file.bad))
-
-    def _features(
-        self, loader: Loader, first_step: int, device: torch.device
-    ) -> Iterator[tuple[np.ndarray, list[int]]]:
-        """Of each batch the pooled features [B, C] of the file's dtype, and the indices of samples that were bad."""
-        blocks = self.pretrained.backbone.blocks()[: self.block]
-        trunk = nn.Sequential(*blocks).to(device).to(memory_format=torch.channels_last).eval()
-        dtype, stored = DTYPES[self.precision], np.dtype(self.dtype)
-        for batch in loader.epoch(0, first_step):
-            (images,) = batch.inputs(loader.views, dtype)
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-                features = trunk(images).float().mean((2, 3)).cpu().numpy()
-            bad = [sample.index for sample in batch.bad]
-            for sample in batch.bad:
-                print(f"skipped {sample}", file=sys.stderr, flush=True)
-            with np.errstate(over="ignore"):
-                values = features.astype(stored)
-            if not np.isfinite(values).all():
-                remedy = (
-                    "fastpsl features --dtype float32 can"
-                    if np.isfinite(features).all()
-                    else "look at the weights"
-                )
-                raise ValueError(
-                    f"features of B{self.block} reach {np.abs(features).max():.3g}, which {self.dtype} cannot hold: {remedy}"
-                )
-            skipped = batch.indices.cpu().numpy() < 0  # padding too, which is cut off in writing
-            values[skipped] = np.nan
-            yield values, bad
-
-    def _publish(self, file: PartialFeatures, seconds: float) -> None:
+    def publish(self, file: PartialFeatures, seconds: float) -> None:
+        """The file whole under its name, and beside it what it is; by rank 0."""
         out, labels = file.path, self.data.labels()
         has_labels = bool((labels >= 0).any())
         labels_path = out.with_name(f"{out.stem}-labels.npy")
@@ -210,3 +138,124 @@ class Extraction:
             write_atomically(labels_path, data.getbuffer())
         file.publish()
         write_atomically(record_path(out), (json.dumps(record, indent=1) + "\n").encode())
+
+
+@torch.no_grad()
+def extract(
+    wanted: Sequence[tuple[Extraction, Path]],
+    world: World,
+    *,
+    overwrite: bool = False,
+    save_every_s: float = SAVE_EVERY_S,
+) -> list[FeatureFile]:
+    """Write each extraction's features to its file, every rank its share, and return them; at once those that are there already.
+
+    The extractions may differ in their block: the pictures are decoded and go through the backbone once for all of them.
+    What an interrupted extraction of the same features left beside a file is gone on with: every `save_every_s` the rows that
+    all ranks have written are noted. ValueError where a file holds something else and `overwrite` is not given.
+    """
+    first = wanted[0][0]
+    assert all(replace(each, block=first.block) == first and each.dtype in STORED for each, _ in wanted)
+    missing = []
+    for each, out in wanted:
+        found = read_features(out)
+        if found is None or found.record["digest"] != each.digest():
+            if out.exists() and not overwrite:
+                raise ValueError(f"{out} exists and holds other features; give --overwrite, or another name")
+            missing.append((each, out))
+    wait_for_all(world)  # every rank has looked before one writes
+    if missing:
+        _write([each for each, _ in missing], [out for _, out in missing], world, save_every_s)
+        wait_for_all(world)
+    return [FeatureFile(out, json.loads(record_path(out).read_text())) for _, out in wanted]
+
+
+def _write(works: Sequence[Extraction], outs: Sequence[Path], world: World, save_every_s: float) -> None:
+    started, first = time.monotonic(), works[0]
+    view = center_view(first.pretrained.input, first.size_px, first.whole)
+    with ExitStack() as stack:
+        files = [
+            stack.enter_context(closing(PartialFeatures(out, work.digest(), work.wanted(), world)))
+            for work, out in zip(works, outs, strict=True)
+        ]
+        loader = stack.enter_context(
+            Loader(
+                first.data, [view], batch_size=first.batch_size, train=False, rank=world.rank, world=world.size,
+                device=world.device, **first.loader,
+            )
+        )  # fmt: skip
+        _fill(works, files, loader, world, save_every_s)
+        if world.rank == 0:
+            for work, file in zip(works, files, strict=True):
+                with output_errors(file.path):
+                    work.publish(file, time.monotonic() - started)
+
+
+def _fill(
+    works: Sequence[Extraction],
+    files: Sequence[PartialFeatures],
+    loader: Loader,
+    world: World,
+    save_every_s: float,
+) -> None:
+    batch_size, num_samples = loader.batch_size, loader.num_samples
+    step_rows = batch_size * world.size
+    first_step = min(file.num_rows for file in files) // step_rows
+    batches = _features(works, loader, first_step, world.device)
+    saved = time.monotonic()
+    if first_step and world.rank == 0:
+        names = ", ".join(str(file.path) for file in files)
+        print(f"{names}: goes on from row {first_step * step_rows:,}", file=sys.stderr, flush=True)
+    left = num_samples - first_step * step_rows
+    with Progress("images", left) if world.rank == 0 else contextlib.nullcontext() as progress:
+        for step, (features, bad) in enumerate(batches, start=first_step):
+            num_rows = min((step + 1) * step_rows, num_samples)
+            for file, rows in zip(files, features, strict=True):
+                file.write(step * step_rows + world.rank * batch_size, rows)
+                file.bad.update(bad)
+            # Rank 0's clock decides; that all ranks come together here also says that they have written this step.
+            due = torch.tensor(float(world.rank == 0 and time.monotonic() - saved >= save_every_s))
+            if sum_over_ranks(world, due) > 0 or num_rows == num_samples:
+                for file in files:
+                    file.save(num_rows)
+                saved = time.monotonic()
+            if progress:
+                progress.update(num_rows - first_step * step_rows, len(files[0].bad))
+
+
+def _features(
+    works: Sequence[Extraction], loader: Loader, first_step: int, device: torch.device
+) -> Iterator[tuple[list[np.ndarray], list[int]]]:
+    """Of each batch the pooled features [B, C] of each block, of the file's dtype, and the indices of samples that were bad."""
+    first, numbers = works[0], [work.block for work in works]
+    blocks = first.pretrained.backbone.blocks()[: max(numbers)]
+    trunk = nn.Sequential(*blocks).to(device).to(memory_format=torch.channels_last).eval()
+    dtype = DTYPES[first.precision]
+    for batch in loader.epoch(0, first_step):
+        (maps,) = batch.inputs(loader.views, dtype)
+        pooled = {}
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            for number, block in enumerate(trunk, start=1):
+                maps = block(maps)
+                if number in numbers:  # before the next block, whose first operation may be in place
+                    pooled[number] = maps.float().mean((2, 3))
+        for sample in batch.bad:
+            print(f"skipped {sample}", file=sys.stderr, flush=True)
+        skipped = batch.indices.cpu().numpy() < 0  # padding too, which is cut off in writing
+        stored = [_stored(pooled[work.block].cpu().numpy(), work, skipped) for work in works]
+        yield stored, [sample.index for sample in batch.bad]
+
+
+def _stored(features: np.ndarray, work: Extraction, skipped: np.ndarray) -> np.ndarray:
+    """Float32 [B, C] as the file's dtype, NaN where `skipped` (bool [B]). ValueError for what it cannot hold."""
+    with np.errstate(over="ignore"):
+        values = features.astype(work.dtype)
+    if not np.isfinite(values).all():
+        remedy = (
+            "fastpsl features --dtype float32 can" if np.isfinite(features).all() else "look at the weights"
+        )
+        raise ValueError(
+            f"features of B{work.block} reach {np.abs(features).max():.3g}, which {work.dtype} cannot hold: {remedy}"
+        )
+    values[skipped] = np.nan
+    return values
