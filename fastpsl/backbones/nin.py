@@ -23,6 +23,7 @@ class NIN(Backbone):
     No convolution has a bias; behind each are BatchNorm and ReLU. `convolutions` makes a further such block for classifiers.
     """
 
+    # Halved by each of two pools.
     min_px = 4
 
     def __init__(self, name: str = "nin4"):

@@ -104,6 +104,18 @@ def test_resnet50_in_both(tmp_path: Path) -> None:
     assert_detectron2s(tmp_path / "r50.pkl", ours, num_convs=3, units=(3, 4, 6, 3))
 
 
+def test_resnet34_in_all_three(tmp_path: Path) -> None:
+    ours = checkpoint(tmp_path, "resnet34")
+    export(tmp_path, "torchvision", tmp_path / "r34.pth")
+    assert_same_features(ours, torchvisions("resnet34", tmp_path / "r34.pth"))
+    theirs = timm.create_model("resnet34", num_classes=0, checkpoint_path=str(tmp_path / "r34.pth"))
+    assert_same_features(ours, theirs)
+    export(tmp_path, "detectron2", tmp_path / "r34.pkl")
+    assert_detectron2s(tmp_path / "r34.pkl", ours, num_convs=2, units=(3, 4, 6, 3))
+    told = json.loads((tmp_path / "r34.pkl.json").read_text())["detectron2"]
+    assert (told["MODEL.RESNETS.DEPTH"], told["MODEL.RESNETS.RES2_OUT_CHANNELS"]) == (34, 64)
+
+
 def test_a_network_that_sees_lightness_keeps_its_one_channel(tmp_path: Path) -> None:
     grey = Input("L", (0.5,), (0.25,), 48)
     ours = checkpoint(tmp_path, "resnet18", grey)
@@ -302,6 +314,21 @@ def test_alexnets_go_as_safetensors_alone(tmp_path: Path, name: str) -> None:
     images = torch.randn(1, 2, 64, 64)
     with torch.no_grad():
         assert torch.equal(found.backbone.eval()(images), ours(images))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["nin3", "nin4", "nin5", "resnet34_iic"])
+def test_nins_and_iics_resnet_go_as_safetensors_alone(name: str, tmp_path: Path) -> None:
+    ours = checkpoint(tmp_path, name)
+    for to, ending in (("torchvision", "pth"), ("timm", "pth"), ("detectron2", "pkl")):
+        with pytest.raises(ValueError, match=f"{to} has no {name}: --to safetensors writes it") as refused:
+            export(tmp_path, to, tmp_path / f"n.{ending}")
+        assert "\n" not in str(refused.value)
+    export(tmp_path, "safetensors", tmp_path / "n.safetensors")
+    found = load_pretrained(tmp_path / "n.safetensors")
+    images = torch.randn(2, 3, 32, 32)
+    assert found.record["backbone"] == name
+    assert torch.equal(found.backbone.eval()(images), ours(images))
 
 
 def test_the_command(run: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

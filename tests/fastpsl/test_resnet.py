@@ -6,7 +6,7 @@ from torch import nn
 from fastpsl.backbones.resnet import VARIANTS, ResNet
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
 def test_blocks_compute_torchvisions_features_from_its_state_dict(name: str) -> None:
     torch.manual_seed(0)
     theirs = torchvision.models.get_model(name, weights=None).eval()
@@ -54,6 +54,31 @@ def test_the_one_for_small_pictures_keeps_their_size_up_to_conv2() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    ("size", "last"), [((32, 32), (3, 3)), ((24, 24), (2, 2)), ((33, 29), (3, 2)), ((1, 1), (1, 1))]
+)
+def test_iics_has_a_pool_of_two_behind_the_small_convolution(
+    size: tuple[int, int], last: tuple[int, int]
+) -> None:
+    """ClusterNet5g leaves 3 x 3 positions of 32 px, which it averages, and 2 x 2 of 24 px."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet34().eval()
+    theirs.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+    theirs.maxpool = nn.MaxPool2d(2, stride=2, padding=1)
+    ours = ResNet("resnet34_iic").eval()
+    state = theirs.state_dict()
+    ours.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith("fc.")})
+    theirs.fc = nn.Identity()
+    images = torch.randn(2, 3, *size)
+    first, second = ours.blocks()[:2]
+    half = tuple(side // 2 + 1 for side in size)
+    assert first(images).shape == (2, 64, *size) and second(first(images)).shape == (2, 64, *half)
+    assert ours(images).shape == (2, 512, *last) and ours(images[:0]).shape == (0, 512, *last)
+    assert torch.equal(ours(images).mean((2, 3)), theirs(images))
+    assert ResNet("resnet34_iic").conv1.weight.std() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.07)
+
+
+@torch.no_grad()
 def test_the_mlp_is_a_sixth_block_behind_resnet50s_average() -> None:
     torch.manual_seed(0)
     ours = ResNet("resnet50_mlp").eval()
@@ -89,7 +114,7 @@ def test_parameters(name: str) -> None:
     with torch.device("meta"):
         ours, theirs = ResNet(name), torchvision.models.get_model(VARIANTS[name].source)
     expected = sum(p.numel() for n, p in theirs.named_parameters() if not n.startswith("fc."))
-    if name == "resnet18_cifar":
+    if VARIANTS[name].small:
         expected -= 64 * 3 * (49 - 9)
     if name == "resnet50_mlp":
         expected += 2048 * 2048 + 2 * 2048
@@ -97,5 +122,7 @@ def test_parameters(name: str) -> None:
 
 
 def test_unknown_backbone_names_the_known() -> None:
-    with pytest.raises(ValueError, match="resnet18, resnet50"):
+    with pytest.raises(
+        ValueError, match="resnet18, resnet50, resnet18_cifar, resnet34, resnet34_iic, resnet50_mlp"
+    ):
         ResNet("resnet51")
