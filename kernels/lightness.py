@@ -21,12 +21,20 @@ WEIGHTS = (0.2126, 0.7152, 0.0722)
 _DELTA = 6 / 29
 
 
+def linear_rgb(x: Tensor) -> Tensor:
+    """sRGB in [0, 1] → values in proportion to light, of the same shape and dtype."""
+    return torch.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+
+
+def cie_f(t: Tensor) -> Tensor:
+    """CIE's f of shares of white's X, Y or Z; the same shape and dtype."""
+    return torch.where(t > _DELTA**3, t.clamp(min=_DELTA**3) ** (1 / 3), t / (3 * _DELTA**2) + 4 / 29)
+
+
 def lightness(x: Tensor) -> Tensor:
     """[B, 3, H, W] float32 sRGB in [0, 1] → [B, 1, H, W] float32: L* / 100."""
-    linear = torch.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
-    red, green, blue = linear.unbind(1)
-    y = (red * WEIGHTS[0] + green * WEIGHTS[1] + blue * WEIGHTS[2])[:, None]
-    f = torch.where(y > _DELTA**3, y.clamp(min=_DELTA**3) ** (1 / 3), y / (3 * _DELTA**2) + 4 / 29)
+    red, green, blue = linear_rgb(x).unbind(1)
+    f = cie_f((red * WEIGHTS[0] + green * WEIGHTS[1] + blue * WEIGHTS[2])[:, None])
     return (1.16 * f - 0.16).clamp(0, 1)  # white is off 1, and black off 0, by rounding
 
 
