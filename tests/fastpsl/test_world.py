@@ -6,6 +6,7 @@ Tolerance: float32 sums in another order, 1e-5 of the largest gradient.
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,20 +14,31 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from fastpsl.distributed import World, leave_world
+from fastpsl.evaluation.views import train_view
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.learner import Learner
 from fastpsl.optimisers import sgd
+from fastpsl.pipelines.input_record import Input
 from fastpsl.plan import make_plan
 from fastpsl.stage import StageModule, Task, Trunk, call_if_there
 from fastpsl.tasks.jigsaw import Jigsaw
 from fastpsl.tasks.rotation import Rotation
+from fastpsl.tasks.rotnet import RotNet
 from fastpsl.tasks.simclr import SimCLR
+from fastpsl.tasks.sslpp import SSLPlusPlus
 from tests.fastpsl.tiny import TinyNet, noise_batch, part_of
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "docs"))
 from example_task import NearestKey
 
-TASKS = {"jigsaw": 2, "nearest_key": 2, "rotation": 2, "all_rotations": 3, "simclr": 3}  # at which level
+TASKS = {
+    "jigsaw": 2,
+    "nearest_key": 2,
+    "rotation": 2,
+    "all_rotations": 3,
+    "simclr": 3,
+    "sslpp": 1,
+}  # at which level
 GLOBAL_BATCH = 8
 
 
@@ -41,6 +53,9 @@ def make_task(name: str) -> Task:
         return Rotation(shorter_px=36, size_px=32, rotations_per_image="all")
     if name == "simclr":
         return SimCLR(GLOBAL_BATCH, size_px=32, embedding_width=4)
+    if name == "sslpp":
+        labels = np.arange(GLOBAL_BATCH) % 3
+        return SSLPlusPlus(RotNet(), train_view(Input(), 32, "padded"), num_classes=3, labels=labels)
     return NearestKey(num_samples=GLOBAL_BATCH)
 
 
@@ -53,6 +68,7 @@ def weights_after_a_step(name: str, rank: int, world_size: int) -> dict[str, Ten
     trunk = Trunk(backbone, stage)
     module = StageModule(trunk, head, task)
     module.eval()
+    head.train(name == "sslpp")  # in eval mode it learns no pseudo-labels
     call_if_there(task, "start_stage", stage, trunk, head)
     optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
