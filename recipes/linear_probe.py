@@ -1,8 +1,8 @@
-"""Linear classifiers on frozen features: each block's, in one pass (psl.txt: section 4.2, Tables 4 to 6; uic.txt: section 4.3).
+"""Linear classifiers on frozen features: each block's, in one pass (psl.txt: section 4.2; uic.txt: 4.3; sslpp.txt: Table VII).
 
 PSL: "following a common protocol", which it does not state; --protocol vissl is that of its source [23] as VISSL has it (every block
 and the averaged last one), moco that of MoCo (the averaged last block alone). UIC: --protocol uic; rotnet and deepcluster are those of
-the AlexNets that it is compared with. Here: not yet run on ImageNet.
+the AlexNets that it is compared with. SSL++: --protocol sslpp --batch-size 64. Here: not yet run on ImageNet.
 
     torchrun --nproc-per-node=8 recipes/linear_probe.py --checkpoint runs/jigsaw_r50-001 \\
         --data 'imagenet/train-*.beton' --val imagenet/val.beton
@@ -22,7 +22,7 @@ from fastpsl.evaluation.linear_chart import draw_blocks
 from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
 from fastpsl.evaluation.protocols import PROTOCOLS, Protocol
 from fastpsl.evaluation.result import result_line
-from fastpsl.evaluation.views import ten_crop_views, train_view
+from fastpsl.evaluation.views import center_view, ten_crop_views, train_view
 from fastpsl.evaluation.weights import Pretrained
 from fastpsl.job import Job
 from fastpsl.launch import launch
@@ -35,12 +35,13 @@ SAMPLE: dict[str, Any] = {"protocol": "vissl", "batch_size": 32, "size_px": 96, 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(EvaluationOptions):
-    protocol: Literal["vissl", "moco", "uic", "rotnet", "deepcluster"] = "vissl"
-    """vissl: every block and final, 28 epochs; moco: final alone, 100 epochs. AlexNet's: uic, 32 epochs, rotnet, 35, deepcluster, 90."""
+    protocol: Literal["vissl", "moco", "uic", "rotnet", "deepcluster", "sslpp"] = "vissl"
+    """vissl: every block and final, 28 epochs; moco: final alone, 100 epochs. AlexNet's: uic, 32 epochs, rotnet, 35, deepcluster, 90,
+    sslpp, 200."""
     epochs: int | None = None
     """Epochs; by default the protocol's. The rate drops after the same shares of them; deepcluster's goes by steps."""
     lr: float | None = None
-    """First learning rate for a batch of 256 (rotnet: 192), in proportion for others; by default the protocol's."""
+    """First learning rate for a batch of 256 (rotnet: 192, sslpp: 64), in proportion for others; by default the protocol's."""
 
     def constants(self) -> Protocol:
         """The protocol, with what the command line puts in the place of its values."""
@@ -57,11 +58,15 @@ def build(options: Options) -> Job:
     require_held_out(options)
     weights, protocol = pretrained(options), options.constants()
     num_blocks = weights.backbone.num_blocks
-    middle, *more_crops = ten_crop_views(weights.input, options.size_px)
+    if options.whole and protocol.num_crops == 10:
+        raise ValueError(
+            f"--whole: --protocol {options.protocol} is scored on ten crops; leave it out, or choose another one"
+        )
+    _, *more_crops = ten_crop_views(weights.input, options.size_px)
     return Job(
         task=LinearProbes(
             train_view(weights.input, options.size_px, protocol.train_crop),
-            middle,
+            center_view(weights.input, options.size_px, options.whole),
             protocol.head_std,
             backbone=weights.backbone,
             pools=protocol.pools,

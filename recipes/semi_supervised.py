@@ -78,7 +78,8 @@ def build(options: Options) -> Job:
     num_blocks = weights.backbone.num_blocks
     return Job(
         task=Classify(
-            train_view(weights.input, options.size_px), center_view(weights.input, options.size_px)
+            train_view(weights.input, options.size_px),
+            center_view(weights.input, options.size_px, options.whole),
         ),
         backbone=weights.backbone,
         stages=(Stage("tune", 1, 1, num_blocks, values["epochs"]),),

@@ -1,4 +1,4 @@
-"""Which training images keep their labels in semi-supervised learning: drawn class-balanced, or a published list."""
+"""Which training images keep their labels in semi-supervised learning: drawn class-balanced, the first, or a published list."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -61,6 +61,28 @@ def draw_label_list(
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     starts = np.cumsum(sizes) - sizes
     return np.sort(np.concatenate([by_class[s : s + n] for s, n in zip(starts, needed, strict=True)]))
+
+
+def first_of_each_class(
+    labels: np.ndarray, num_classes: int, num: int, class_names: Sequence[str] | None = None
+) -> np.ndarray:
+    """int64 [num * num_classes], sorted: places of the first `num` of each class in `labels` (integers [n]).
+
+    ValueError where a class has fewer.
+    """
+    if num < 1:
+        raise ValueError(f"--labels-per-class {num}: it must be 1 or more")
+    sizes = np.bincount(labels, minlength=num_classes)
+    if sizes.min() < num:
+        short = int(sizes.argmin())
+        name = class_names[short] if class_names else f"class {short}"
+        raise ValueError(
+            f"--labels-per-class {num}: {name} has {sizes[short]} image{'s' * (sizes[short] != 1)}; give "
+            + (f"{sizes[short]} or fewer" if sizes[short] else "data without empty classes")
+        )
+    by_class = np.argsort(labels, kind="stable")
+    firsts = (np.cumsum(sizes) - sizes)[:, None] + np.arange(num)
+    return np.sort(by_class[firsts.ravel()]).astype(np.int64, copy=False)
 
 
 def _first_of_shuffled(values: np.ndarray, seed: int, what: int) -> np.ndarray:

@@ -74,10 +74,14 @@ Options = TypeVar("Options", bound=EvaluationOptions)
 
 
 def parse_evaluation(
-    kind: type[Options], usual: Mapping[str, Any], sample: Mapping[str, Any], description: str
+    kind: type[Options],
+    usual: Mapping[str, Any],
+    sample: Mapping[str, Any],
+    description: str,
+    backbone: str = "resnet18",
 ) -> Options:
-    """`parse_options`; with neither --data nor --checkpoint, random weights of a ResNet-18 are evaluated on the sample."""
+    """`parse_options`; with neither --data nor --checkpoint, random weights of `backbone` are evaluated on the sample."""
     options = parse_options(kind, usual, sample, description, whose="default")
     if options.data is None and options.checkpoint is None:
-        options = replace(options, random_weights=True, backbone=options.backbone or "resnet18")
+        options = replace(options, random_weights=True, backbone=options.backbone or backbone)
     return options

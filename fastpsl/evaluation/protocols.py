@@ -94,6 +94,13 @@ PROTOCOLS: dict[str, Protocol] = {
         train_crop="random", epochs=35, lr=0.01, lr_batch=192, intervals=(5, 10, 10, 10), factor=0.2,
         nesterov=True, weight_decay=5e-4,
     ),
+    # SSL++, section V.A and Tables I, II and VII: "adaptive max pooling" to "about 9,000 elements" of conv1 to conv5, and fc7, which is B7.
+    # Silent, and our choice: RotNet's grids, which give alexnet_rotnet so many, its BatchNorm, Nesterov and crops ("following" it);
+    # first weights are torch's, as RotNet's variance of 2 / classes would be 100 times as large for STL-10's ten as for ImageNet's.
+    "sslpp": Protocol(
+        pools=tuple(Pool(grid, "max") for grid in (12, 7, 5, 6, 6)), batchnorm="plain", train_crop="random",
+        epochs=200, lr=0.1, lr_batch=64, intervals=(100, 50, 50), nesterov=True, weight_decay=5e-4,
+    ),
     # DeepCluster, eval_linear.py as eval_linear.sh starts it: a weight decay of 1e-7.
     "deepcluster": Protocol(
         pools=(

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from fastpsl.backbones.backbone import Backbone
 from fastpsl.backbones.choose import make_backbone
 from fastpsl.backbones.resnet import ResNet
-from fastpsl.evaluation.linear import LinearProbes, ProbeHead, log_mean_softmax, probe_sgd
+from fastpsl.evaluation.linear import LinearProbes, ProbeHead, probe_sgd
+from fastpsl.evaluation.probes import log_mean_softmax
 from fastpsl.evaluation.protocols import PROTOCOLS, WHOLE, Pool, pooled
 from fastpsl.evaluation.views import center_view, ten_crop_views, train_view
 from fastpsl.job import Job
@@ -60,6 +61,8 @@ ALEXNETS = [
     ("uic", "alexnet", (9600, 9216, 9600, 9600, 9216), None),
     ("deepcluster", "alexnet", (9600, 9216, 9600, 9600, 9216), None),
     ("rotnet", "alexnet_rotnet", (9216, 9408, 9600, 9216, 9216), False),
+    ("sslpp", "alexnet_rotnet", (9216, 9408, 9600, 9216, 9216), False),
+    ("sslpp", "alexnet", (96 * 144, 256 * 49, 384 * 25, 384 * 36, 256 * 36), False),
     ("vissl", "alexnet", (96 * 144, 256 * 36, 384 * 16, 384 * 9, 256 * 4), True),
 ]
 
@@ -118,12 +121,12 @@ def test_a_pool_is_the_mean_of_its_windows(
     torch.testing.assert_close(pooled(features, pool), expected)
 
 
-@pytest.mark.parametrize("protocol", ["uic", "rotnet"])
+@pytest.mark.parametrize("protocol", ["uic", "rotnet", "sslpp"])
 @pytest.mark.parametrize("side", [55, 27, 13, 112, 7])
 def test_a_max_pool_is_the_greatest_of_adaptive_windows(protocol: str, side: int) -> None:
     """Cell i of n is rows floor(i s / n) to ceil((i + 1) s / n), so all of the map is read; in plain loops."""
     features = torch.randn(2, 3, side, side)
-    grids = {"uic": (10, 6, 5, 5, 6), "rotnet": (12, 7, 5, 6, 6)}[protocol]
+    grids = (10, 6, 5, 5, 6) if protocol == "uic" else (12, 7, 5, 6, 6)
     for pool, grid in zip(PROTOCOLS[protocol].pools, grids, strict=True):
         n = min(grid, side)
         cells = [slice(i * side // n, -(-(i + 1) * side // n)) for i in range(n)]

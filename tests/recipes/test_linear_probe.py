@@ -122,6 +122,7 @@ PROTOCOLS = {
     "moco": (100, 30.0, 256, 0.1, (60, 80), 0.0, False, None, RandomResizedCrop(224), 1),
     "uic": (32, 0.1, 256, 0.1, (10, 20, 30), 0.0, False, None, ShorterSideCrop(256, 224, "random"), 10),
     "rotnet": (35, 0.01, 192, 0.2, (5, 15, 25), 5e-4, True, "plain", ShorterSideCrop(256, 224, "random"), 1),
+    "sslpp": (200, 0.1, 64, 0.1, (100, 150), 5e-4, True, "plain", ShorterSideCrop(256, 224, "random"), 1),
     "deepcluster": (
         90,
         0.01,
@@ -205,6 +206,17 @@ def test_alexnets_protocols_take_other_backbones(
     record = checked(recipe, tmp_path, protocol, *RANDOM, *DATA, *SMALL)
     assert set(record["numbers"]) == {f"top{k}_{block}" for k in (1, 5) for block in BLOCKS}
     assert record["settings"]["num_crops"] == num_crops
+
+
+def test_small_pictures_are_scored_whole(recipe: Start, tmp_path: Path) -> None:
+    """On one view; ten crops are crops."""
+    record = checked(recipe, tmp_path / "out", "sslpp", *RANDOM, *DATA, *SMALL, "--whole")
+    assert "ShorterSideCrop(shorter_px=32, size_px=32, where='center')" in record["settings"]["held_out_view"]
+    for protocol in ("uic", "deepcluster"):
+        outcome = recipe(
+            *RANDOM, *DATA, *SMALL, "--whole", "--protocol", protocol, "--out", tmp_path / protocol
+        )
+        refused(outcome, "linear_probe", "--whole", f"--protocol {protocol}", "ten crops")
 
 
 def test_the_screen_fits_100_columns() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from fastpsl.evaluation.label_lists import draw_label_list
 from fastpsl.evaluation.result import read_result
+from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.beton_write import write_beton
 from fastpsl.pipelines.sources import Sample
@@ -93,6 +94,14 @@ def test_protocols_are_pirls_and_simclrs() -> None:
             and groups[0]["nesterov"]
             and groups[0]["momentum"] == 0.9
         )
+
+
+def test_small_pictures_are_scored_whole() -> None:
+    parts: dict[str, Any] = runpy.run_path(str(ROOT / "recipes" / "semi_supervised.py"))
+    for whole, shorter_px in ((False, 37), (True, 32)):
+        options = parts["Options"](random_weights=True, backbone="resnet18", size_px=32, whole=whole)
+        (view,) = parts["build"](options).task.held_out_views(1)
+        assert view.crop == ShorterSideCrop(shorter_px, 32, "center")
 
 
 def small_class(tmp_path: Path) -> Path:

@@ -1,0 +1,118 @@
+"""Larger classifiers on a frozen backbone's blocks: a further NIN block, or fully-connected layers (sslpp.txt, Tables III, IV, VIII)."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastpsl.backbones.backbone import Backbone
+from fastpsl.backbones.layers import normal_weights
+from fastpsl.backbones.nin import WIDTH, convolutions
+from fastpsl.evaluation.few_labels import FewLabels
+from fastpsl.evaluation.probes import Probes
+from fastpsl.tasks.classify import average_and_linear, linear
+
+KINDS = ("conv", "fc1", "fc2", "fc3")
+# Of each hidden layer, RotNet's MultLayer and AET's FC2: so many a class, and no more than the second.
+HIDDEN_PER_CLASS, MAX_HIDDEN = 20, 2048
+
+
+class BlockHead(NamedTuple):
+    """name: kind and block, such as conv_B2; kind: one of KINDS; block: from 1."""
+
+    name: str
+    kind: str
+    block: int
+
+
+def read_heads(names: Sequence[str], backbone: Backbone) -> tuple[BlockHead, ...]:
+    """What `--heads` names; ValueError for none, for what is named twice, and for what this backbone does not have."""
+    kinds = ", ".join(f"{kind}_B<k>" for kind in KINDS)
+    if not names:
+        raise ValueError(f"--heads without any: name one or more of {kinds}, such as conv_B2")
+    heads = []
+    for name in names:
+        match = re.fullmatch(rf"({'|'.join(KINDS)})_B(\d+)", name)
+        if match is None:
+            raise ValueError(f"--heads {name}: there is no such one; allowed are {kinds}, such as conv_B2")
+        head = BlockHead(name, match[1], int(match[2]))
+        if not 1 <= head.block <= backbone.num_blocks:
+            raise ValueError(
+                f"--heads {name}: {backbone.name} has the blocks B1 to B{backbone.num_blocks}; name one of these"
+            )
+        if names.count(name) > 1:
+            raise ValueError(f"--heads names {name} {names.count(name)} times: name each once")
+        heads.append(head)
+    return tuple(heads)
+
+
+@dataclass(kw_only=True)
+class BlockProbes(Probes):
+    """Classifiers `heads` on a frozen backbone's blocks; several that read one block share its features."""
+
+    heads: tuple[BlockHead, ...]
+
+    def head(self, level: int, channels: int) -> nn.Module:
+        return BlockHeads(self.heads, self.block_shapes(), self.num_classes)
+
+
+@dataclass(kw_only=True)
+class FewLabelBlockProbes(FewLabels, BlockProbes):
+    """The same, of a few images of each class (Table VIII)."""
+
+
+class BlockHeads(nn.Module):
+    """Features of B1, B2, … to {"conv_B2": logits [B, num_classes], …}, in float32 whatever autocast does.
+
+    shapes: (channels, height, width) of each block.
+    """
+
+    def __init__(self, heads: Sequence[BlockHead], shapes: Sequence[Sequence[int]], num_classes: int):
+        super().__init__()
+        self.blocks = {head.name: head.block for head in heads}
+        self.classifiers = nn.ModuleDict(
+            {head.name: classifier(head.kind, shapes[head.block - 1], num_classes) for head in heads}
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Features of all blocks, B1 first, up to the last that is read."""
+        with torch.autocast(features[0].device.type, enabled=False):
+            return {
+                name: module(features[self.blocks[name] - 1].float())
+                for name, module in self.classifiers.items()
+            }
+
+
+def classifier(kind: str, shape: Sequence[int], num_classes: int) -> nn.Sequential:
+    """Maps [B, *shape] to logits [B, num_classes].
+
+    conv: "three convolutional layers and a linear soft-max layer", its maps averaged (section V.A): 3x3, 1x1 and 1x1 of 192
+    channels with BatchNorm and ReLU, as RotNet's NIN_ConvBlock3. fc1, fc2, fc3: so many fully-connected layers on all C x h x w
+    features. SSL++ says no more of these than their number; AET [9], which it follows, has BatchNorm without scale and shift of each map
+    before the only layer of fc1, and none before fc2; behind hidden layers, which have no bias, are BatchNorm and ReLU (AET's FC2; fc3 is
+    RotNet's MultLayer). First weights, as in both: N(0, 2 / (k² · outputs)) of convolutions, N(0, 2 / outputs) of the others, biases 0.
+    """
+    channels, width = shape[0], prod(shape)
+    if kind == "conv":
+        block = convolutions(channels)
+        normal_weights(block)
+        return nn.Sequential(block, *average_and_linear(WIDTH, num_classes, _std(num_classes)))
+    if kind == "fc1":
+        norm = nn.BatchNorm2d(channels, affine=False)
+        return nn.Sequential(norm, nn.Flatten(), linear(width, num_classes, _std(num_classes)))
+    layers: list[nn.Module] = [nn.Flatten()]
+    hidden = min(HIDDEN_PER_CLASS * num_classes, MAX_HIDDEN)
+    for _ in range(int(kind[2:]) - 1):
+        layer = nn.Linear(width, hidden, bias=False)
+        nn.init.normal_(layer.weight, std=_std(hidden))
+        layers += [layer, nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+        width = hidden
+    return nn.Sequential(*layers, linear(width, num_classes, _std(num_classes)))
+
+
+def _std(num_outputs: int) -> float:
+    return float((2 / num_outputs) ** 0.5)

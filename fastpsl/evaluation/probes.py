@@ -1,0 +1,79 @@
+"""Classifiers on blocks of a frozen backbone, all of them in one pass: what linear probes and block probes share."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastpsl.backbones.backbone import Backbone
+from fastpsl.kernels.draws import Keys
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.plan import Stage
+from fastpsl.stage import Metrics, Trunk
+from fastpsl.tasks.classify import Classify, masked_cross_entropy, top_right
+
+
+@dataclass(kw_only=True)
+class Probes(Classify):
+    """Independent classifiers, each of a block; every one's loss counts once in the sum, so that each learns as if it were alone.
+
+    `head`, which a subclass has, makes a module that takes the features of all blocks that run, B1 first, and gives {name: logits
+    [B, num_classes]} in float32. backbone: that of the job. more_crops: held-out views besides `held_out_view`, whose softmaxes are
+    averaged with its own.
+    """
+
+    backbone: Backbone
+    more_crops: tuple[ViewSpec, ...] = ()
+
+    def held_out_views(self, level: int) -> tuple[ViewSpec, ...]:
+        return (self.held_out_view, *self.more_crops)
+
+    @torch.no_grad()
+    def block_shapes(self) -> list[tuple[int, ...]]:
+        """(channels, height, width) of every block, tried on one black picture, with running statistics that stay as they are."""
+        view, device = self.held_out_view, next(self.backbone.parameters()).device
+        side, last = view.crop.size_px, self.backbone.num_blocks
+        draws = view.draw(Keys(0, 0, np.zeros(1, np.int64)))
+        on_device = [
+            {name: torch.from_numpy(value).to(device) for name, value in draw.items()} for draw in draws
+        ]
+        picture = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device)
+        picture = picture.contiguous(memory_format=torch.channels_last)
+        modes = [(module, module.training) for module in self.backbone.modules()]
+        trunk = Trunk(self.backbone, Stage("sizes", 1, last + 1, last, 1)).eval()
+        outputs = trunk.features(view.apply(picture, on_device, torch.float32))
+        for module, training in modes:
+            module.training = training
+        return [tuple(features.shape[1:]) for features in outputs]
+
+    def loss(
+        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+    ) -> tuple[Tensor, Metrics]:
+        """Sum of all classifiers' cross-entropies. While training, top1 of the last one alone; held out, top1 and top5 of each.
+
+        Held out, several crops of a picture are one answer, the mean of their softmaxes, as DeepCluster has it; UIC does not say.
+        """
+        valid = (batch.indices >= 0).float()
+        num, total = valid.sum(), torch.zeros((), device=valid.device)
+        metrics: Metrics = {}
+        crops: list[dict[str, Tensor]] = [head(trunk.features(images)) for images in inputs]
+        *_, last = crops[0]
+        for name in crops[0]:
+            logits = log_mean_softmax([outputs[name] for outputs in crops])
+            total = total + masked_cross_entropy(logits, batch.labels, valid)
+            if name == last or not head.training:
+                metrics |= top_right(logits, batch.labels, valid, f"_{name}")
+        if head.training:  # the screen has a line for few numbers
+            metrics = {name: value for name, value in metrics.items() if name.startswith("top1")}
+        return total, {"loss": (total.detach() * num, num)} | metrics
+
+
+def log_mean_softmax(logits: Sequence[Tensor]) -> Tensor:
+    """Logits [B, classes] of each crop to logits [B, classes] of all: of the mean of their softmaxes; of one crop its own."""
+    if len(logits) == 1:
+        return logits[0]
+    return torch.stack([crop.log_softmax(1) for crop in logits]).logsumexp(0) - math.log(len(logits))
