@@ -10,17 +10,20 @@ from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.normalise import normalise
 from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotate90 import AllTurns, Rotate90
 from fastpsl.kernels.sobel import Sobel
 from fastpsl.kernels.sobel_xy import SobelXY
+from fastpsl.kernels.warp import WarpPair
 
 MOVES = [Flip(), Rotate90(4), Rotate90(2), Rotate45(), AllTurns(4), AllTurns(2), JigsawTiles(3, 11, 8, 500)]
+MOVES += [WarpPair(33), WarpPair(33, "affine"), Hole()]
 CHANGES = [ColourDistortion(0.8, 0.8, 0.8, 0.2), Grey(0.5), GaussianBlur(9), Sobel(0.5), SobelXY()]
 OPS = MOVES + CHANGES
-RANDOM = [op for op in OPS if not isinstance(op, AllTurns | SobelXY)]
+RANDOM = [op for op in OPS if not isinstance(op, AllTurns | SobelXY | Hole)]
 DTYPES = [torch.uint8, torch.float32, torch.float16, torch.bfloat16]
 NAMES = [type(op).__name__ for op in OPS]
 
@@ -31,6 +34,12 @@ def keys(num):
 
 def num_channels(op):
     return 2 if isinstance(op, SobelXY) else 3
+
+
+def num_pictures(op):
+    if isinstance(op, AllTurns):
+        return op.num
+    return {JigsawTiles: 9, WarpPair: 2}.get(type(op), 1)
 
 
 def normalised(op, images):
@@ -49,8 +58,8 @@ def test_dtype_layout_and_range(op, dtype, batch, layout, make_images, as_tensor
     assert torch.equal(images, before)  # the input is not written to
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert out.dtype == (torch.float32 if op in CHANGES and dtype == torch.uint8 else dtype)
-    num, side = (9, 8) if isinstance(op, JigsawTiles) else (op.num if isinstance(op, AllTurns) else 1, 33)
-    assert out.shape == (batch * num, num_channels(op), side, side)
+    side = 8 if isinstance(op, JigsawTiles) else 33
+    assert out.shape == (batch * num_pictures(op), num_channels(op), side, side)
     if batch and out.dtype != torch.uint8:
         low, high = (-0.5, 0.5) if isinstance(op, SobelXY) else (0, 1)
         assert low <= out.min() and out.max() <= high
@@ -68,7 +77,7 @@ def test_a_sample_alone_is_as_in_its_batch(op, make_images, as_tensors, assert_c
 
 
 @pytest.mark.parametrize(
-    "op", [op for op in RANDOM if not isinstance(op, JigsawTiles)], ids=lambda op: type(op).__name__
+    "op", [op for op in RANDOM if num_pictures(op) == 1], ids=lambda op: type(op).__name__
 )
 def test_something_happens(op, make_images, as_tensors):
     """Both kinds of samples are in the batch of these tests: changed and left alone."""
