@@ -11,19 +11,19 @@ import tyro
 
 @dataclass(frozen=True)
 class Clusters:
-    """Say what a run's pseudo-labels are worth: NMI with the true labels and others, sizes and contents of the classes, first filters.
+    """Say what pseudo-labels are worth: NMI with the true labels and others, sizes and contents of the classes, a run's first filters.
 
     OUT gets result.json (for `fastpsl table`), sizes.png, contents.png and filters.png. See docs/clusters.md.
     """
 
-    run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
-    """The folder of a run that made pseudo-labels (UIC, DeepCluster)."""
+    run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN|FILE.npz")]]
+    """The folder of a run that made pseudo-labels (UIC, DeepCluster, IIC), or a file of labels, with --data."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """What it learned from: a beton, a quoted glob of shards, or a folder of images. [the run's own --data]"""
     labels: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npz")] = None
-    """Other labels of the same images. [RUN/labels.npz]"""
+    """Of a run: other labels of the same images. [RUN/labels.npz]"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """The folder to write to. [RUN/clusters]"""
+    """The folder to write to. [RUN/clusters; FILE-clusters]"""
     seed: int = 0
     """Of the shuffled labels that NMI is compared with, and of the pictures that are shown."""
     require_labels: bool = False

@@ -1,15 +1,23 @@
-"""What a run's pseudo-labels are worth, in one folder: result.json and pictures."""
+"""What pseudo-labels are worth, in one folder: result.json and pictures."""
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fastpsl.evaluation.cluster_pictures import draw_contents, draw_sizes, shown_classes
-from fastpsl.evaluation.clusters import ABSENT, ari, class_entropies, hungarian_accuracy
+from fastpsl.evaluation.clusters import (
+    ABSENT,
+    ari,
+    class_entropies,
+    hungarian_accuracy,
+    many_to_one_accuracy,
+)
 from fastpsl.evaluation.filter_picture import draw_filters
 from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.evaluation.weights import load_pretrained
@@ -19,70 +27,133 @@ from fastpsl.pipelines.beton_file import output_errors
 from fastpsl.pipelines.data import open_data
 from fastpsl.sample import sample_paths
 
+# Of result.json where a file alone is looked at: no weights.
+_NO_CHECKPOINT = {"path": None, "sha256": None, "kind": "labels", "backbone": None, "run_step": None, "science": None, "input": None}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Pseudo-labels in numbers. figures: `label_figures`. numbers: percent, of result.json. num_labelled: images with a true label."""
+
+    labels: Labels
+    figures: Mapping[str, float | None]
+    numbers: Mapping[str, float]
+    num_labelled: int
+
+
+def measure(labels: Labels, true: np.ndarray, seed: int) -> Measured:
+    """true: integers [N], negative: none. seed: of the shuffled labels."""
+    num_labelled = int((true >= 0).sum())
+    figures = label_figures(labels.labels, None, true, labels.num_classes, seed)
+    numbers = {name: 100 * value for name in ("entropy_share", "biggest", "nmi_true", "nmi_true_shuffled")
+               if (value := figures[name]) is not None}  # fmt: skip
+    if num_labelled:
+        numbers["ari"] = 100 * ari(labels.labels, true)
+        numbers["hungarian_accuracy"] = 100 * hungarian_accuracy(labels.labels, true)
+        numbers["many_to_one_accuracy"] = 100 * many_to_one_accuracy(labels.labels, true)
+    own = labels.entropy[np.isfinite(labels.entropy)]
+    if len(own) and labels.num_classes > 1:
+        numbers["label_entropy_share"] = 100 * float(own.mean(dtype=float)) / math.log(labels.num_classes)
+    return Measured(labels, figures, numbers, num_labelled)
+
 
 def report(
     run: Path, *, data: str | None, labels: Path | None, out: Path | None, seed: int, require_labels: bool
 ) -> list[str]:
-    """Measure and draw, and return lines for people. The arguments are those of `fastpsl clusters`.
+    """Measure and draw, and return lines for people. The arguments are those of `fastpsl clusters`; run: a run's folder, or a file of labels.
 
     ValueError where the run, its labels or its checkpoint are missing, the labels are other images', or there are no true labels and
     `require_labels` is given.
     """
     started = time.monotonic()
+    path, source, out = _asked(run, data, labels, out)
+    pretrained = load_pretrained(run) if run.is_dir() else None
+    with closing(open_data(source)) as opened:
+        found, true = read_labels(path, opened), opened.labels()
+        if require_labels and not (true >= 0).any():
+            raise ValueError(
+                f"--require-labels: {ABSENT} in {source}; give data that is written from a folder per class"
+            )
+        measured = measure(found, true, seed)
+        entropies = class_entropies(found.labels, true, found.num_classes) if measured.num_labelled else None
+        sizes = np.bincount(found.labels, minlength=found.num_classes)
+        shown = shown_classes(sizes, entropies)
+        record = _NO_CHECKPOINT if pretrained is None else pretrained.record
+        with output_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+            draw_sizes(sizes, out / "sizes.png", run.resolve().name)
+            draw_contents(out / "contents.png", opened, found.labels, shown.tolist(), entropies, seed)
+            if pretrained is not None:
+                draw_filters(pretrained.backbone, out / "filters.png")
+            settings = {
+                "labels": str(path), "made_by": found.made_by, "configuration": dict(found.configuration), "split": found.split,
+                "num_classes": found.num_classes, "non_empty": int((sizes > 0).sum()), "entropy_nats": measured.figures["entropy"],
+                "num_labelled": measured.num_labelled, "num_split": found.num_split, "nmi_average": "arithmetic", "seed": seed,
+            }  # fmt: skip
+            result = write_result(
+                out, recipe="clusters", protocol="clusters", numbers=measured.numbers, settings=settings, checkpoint=record,
+                data=data_record(opened, None), seconds=time.monotonic() - started, cut=bool(record.get("cut")),
+            )  # fmt: skip
+    which = (
+        "the lowest entropy of true labels"
+        if measured.num_labelled
+        else "the most images (without true labels the purest cannot be told)"
+    )
+    drawn = "sizes.png, filters.png, contents.png" if pretrained is not None else "sizes.png, contents.png"
+    return [
+        *([f"weights: {pretrained}"] if pretrained is not None else []),
+        *label_lines(path, measured),
+        f"pictures in {out}: {drawn} of the {len(shown)} classes with {which}",
+        result_line(result),
+    ]
+
+
+def label_lines(path: Path, measured: Measured) -> list[str]:
+    """Lines for people: what the labels in `path` are, a warning where they have collapsed, and how they compare with true ones."""
+    labels, figures, numbers = measured.labels, measured.figures, measured.numbers
+    share, biggest, entropy = figures["entropy_share"], figures["biggest"], figures["entropy"]
+    assert share is not None and biggest is not None and entropy is not None
+    told = (
+        f"labels {path} ({labels.made_by}): {len(labels.labels):,} images, {labels.num_classes:,} classes, {figures['non_empty']:,.0f} "
+        f"not empty; the biggest has {100 * biggest:.2f} % of the images ({biggest * labels.num_classes:.1f} times its even share); "
+        f"entropy {entropy:.2f} nats, {100 * share:.1f} % of even classes'"
+    )
+    if labels.num_split:
+        told += (
+            f"; {labels.num_split:,} of them were empty and have halves of others: as the network made them, the labels are less even "
+            f"(epochs.jsonl)"
+        )
+    warning, own = collapse_warning(figures, labels.num_classes), numbers.get("label_entropy_share")
+    lines = [told, *([warning] if warning else [])]
+    if own is not None:
+        known = labels.entropy[np.isfinite(labels.entropy)]
+        lines.append(
+            f"an image's own distribution over the classes has an entropy of {known.mean():.3f} nats on average, {own:.1f} % of an "
+            f"even one's (median {np.median(known):.3f}, 90 % of the images below {np.quantile(known, 0.9):.3f})"
+        )
+    return [*lines, _numbers_line(numbers, measured.num_labelled, len(labels.labels))]
+
+
+def _asked(
+    run: Path, data: str | None, labels: Path | None, out: Path | None
+) -> tuple[Path, str | Path, Path]:
+    """The file of labels, the data, and the folder to write to."""
+    if run.is_file():
+        if labels is not None:
+            raise ValueError(f"--labels {labels}, and {run} is a file of labels itself: give one of them")
+        if data is None:
+            raise ValueError(
+                f"{run} is a file of labels, not a run's folder: say by --data which images they are of"
+            )
+        return run, data, out if out is not None else run.with_name(f"{run.stem}-clusters")
     if not run.is_dir():
-        raise ValueError(f"{run}: no such folder; give the folder of a run")
+        raise ValueError(f"{run}: no such folder; give the folder of a run, or a file of labels")
     path = labels if labels is not None else run / NAME
     if labels is None and not path.exists():
         raise ValueError(
             f"{run} has no {NAME}: it made no pseudo-labels or has not come to its end; give another run, or --labels FILE"
         )
-    source, out = data if data is not None else _data_of(run), out if out is not None else run / "clusters"
-    pretrained = load_pretrained(run)
-    with closing(open_data(source)) as opened:
-        found, true = read_labels(path, opened), opened.labels()
-        num_labelled = int((true >= 0).sum())
-        if require_labels and not num_labelled:
-            raise ValueError(
-                f"--require-labels: {ABSENT} in {source}; give data that is written from a folder per class"
-            )
-        figures = label_figures(found.labels, None, true, found.num_classes, seed)
-        numbers = {name: 100 * value for name in ("entropy_share", "biggest", "nmi_true", "nmi_true_shuffled")
-                   if (value := figures[name]) is not None}  # fmt: skip
-        entropies = None
-        if num_labelled:
-            numbers["ari"] = 100 * ari(found.labels, true)
-            numbers["hungarian_accuracy"] = 100 * hungarian_accuracy(found.labels, true)
-            entropies = class_entropies(found.labels, true, found.num_classes)
-        sizes = np.bincount(found.labels, minlength=found.num_classes)
-        shown = shown_classes(sizes, entropies)
-        with output_errors(out):
-            out.mkdir(parents=True, exist_ok=True)
-            draw_sizes(sizes, out / "sizes.png", run.resolve().name)
-            draw_contents(out / "contents.png", opened, found.labels, shown.tolist(), entropies, seed)
-            draw_filters(pretrained.backbone, out / "filters.png")
-            settings = {
-                "labels": str(path), "made_by": found.made_by, "num_classes": found.num_classes,
-                "non_empty": int((sizes > 0).sum()), "entropy_nats": figures["entropy"], "num_labelled": num_labelled, "num_split": found.num_split,
-                "nmi_average": "arithmetic", "seed": seed,
-            }  # fmt: skip
-            result = write_result(
-                out, recipe="clusters", protocol="clusters", numbers=numbers, settings=settings, checkpoint=pretrained.record,
-                data=data_record(opened, None), seconds=time.monotonic() - started, cut=bool(pretrained.record["cut"]),
-            )  # fmt: skip
-    warning = collapse_warning(figures, found.num_classes)
-    which = (
-        "the lowest entropy of true labels"
-        if num_labelled
-        else "the most images (without true labels the purest cannot be told)"
-    )
-    return [
-        f"weights: {pretrained}",
-        _labels_line(path, found, figures),
-        *([warning] if warning else []),
-        _numbers_line(numbers, num_labelled, len(true)),
-        f"pictures in {out}: sizes.png, filters.png, contents.png of the {len(shown)} classes with {which}",
-        result_line(result),
-    ]
+    return path, data if data is not None else _data_of(run), out if out is not None else run / "clusters"
 
 
 def _data_of(run: Path) -> str | Path:
@@ -95,26 +166,12 @@ def _data_of(run: Path) -> str | Path:
     return sample_paths().train if source is None else str(source)
 
 
-def _labels_line(path: Path, found: Labels, figures: Mapping[str, float | None]) -> str:
-    share, biggest, entropy = figures["entropy_share"], figures["biggest"], figures["entropy"]
-    assert share is not None and biggest is not None and entropy is not None
-    return (
-        f"labels {path} ({found.made_by}): {len(found.labels):,} images, {found.num_classes:,} classes, {figures['non_empty']:,.0f} "
-        f"not empty; the biggest has {100 * biggest:.2f} % of the images ({biggest * found.num_classes:.1f} times its even share); "
-        f"entropy {entropy:.2f} nats, {100 * share:.1f} % of even classes'"
-    ) + (
-        f"; {found.num_split:,} of them were empty and have halves of others: as the network made them, the labels are less even "
-        f"(epochs.jsonl)"
-        if found.num_split
-        else ""
-    )
-
-
 def _numbers_line(numbers: Mapping[str, float], num_labelled: int, num: int) -> str:
     if not num_labelled:
-        return f"{ABSENT}: NMI, ARI and Hungarian accuracy are left out (--require-labels stops instead)"
+        return f"{ABSENT}: NMI, ARI and accuracies are left out (--require-labels stops instead)"
     some = f"; {num_labelled:,} of {num:,} images have one" if num_labelled < num else ""
     return (
         f"with the true labels: NMI {numbers['nmi_true']:.1f} % (the same labels shuffled: {numbers['nmi_true_shuffled']:.1f} %), "
-        f"ARI {numbers['ari']:.1f} %, Hungarian accuracy {numbers['hungarian_accuracy']:.1f} %{some}"
+        f"ARI {numbers['ari']:.1f} %, Hungarian accuracy (one-to-one) {numbers['hungarian_accuracy']:.1f} %, "
+        f"many-to-one accuracy {numbers['many_to_one_accuracy']:.1f} %{some}"
     )

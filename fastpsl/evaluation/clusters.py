@@ -1,4 +1,4 @@
-"""What pseudo-labels are worth, measured with true labels: NMI, adjusted Rand index, accuracy under the best matching.
+"""What pseudo-labels are worth, measured with true labels: NMI, adjusted Rand index, accuracy under the best one-to-one or many-to-one matching.
 
 Counts of (true label, pseudo-label) are sparse everywhere: at most one a sample, whatever the numbers of classes. 1.3 million labels of
 10,000 × 1,000 classes: NMI 0.2 to 0.6 s, the others 0.1 s each (2 cores).
@@ -45,6 +45,20 @@ def hungarian_accuracy(labels: np.ndarray, true: np.ndarray | None) -> float:
     weights = hstack([counts, eye_array(counts.shape[0])], format="csr")
     matched = min_weight_full_bipartite_matching(weights, maximize=True)
     return float(weights[matched].sum() - counts.shape[0]) / len(rows)
+
+
+def many_to_one_accuracy(labels: np.ndarray, true: np.ndarray | None) -> float:
+    """Share of the samples whose true class is the most frequent one of their pseudo-class, also called purity: each pseudo-class
+    is matched with one true class, and a true class with any number of them.
+
+    It never falls where pseudo-classes are split, and is 1 where each has one sample. sslpp.txt, section V.E, names the
+    one-to-one matching, by which 70 even clusters of 10 classes reach 14.3 % at most, and not its 54.4 %. As `nmi` otherwise.
+    """
+    from scipy.sparse import coo_array
+
+    rows, columns = (np.unique(values, return_inverse=True)[1] for values in labelled(labels, true))
+    counts = coo_array((np.ones(len(rows)), (rows, columns))).tocsr()
+    return float(counts.max(axis=1).sum()) / len(rows)
 
 
 def labelled(labels: np.ndarray | None, others: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
