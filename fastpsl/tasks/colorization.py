@@ -25,13 +25,14 @@ NUM_LOOKED_AT = 50_000
 REBALANCING = 0.5
 GREY_AB = 5.0
 _GAP_PX = 4
+_MIN_SHARE = 1e-6  # of a bin that the training data, smoothed, do not have
 
 
 class Colorization:
     """Tell a picture's colours by its lightness: at each position of the feature map, which of 313 bins of the ab plane.
 
     Zhang et al.: the target is soft, of the 10 nearest bins; rare colours weigh more, by (0.5 p + 0.5 / 313)^-1 of the target's nearest bin,
-    scaled to a mean of 1; p is how often bins are seen in the training data, smoothed by the target's own Gaussian; a picture in which no pixel
+    scaled to a mean of 1 over p; p is how often bins are seen in the training data, smoothed by the target's own Gaussian; a picture in which no pixel
     has |a| or |b| above 5 is grey, and nothing is learned from it. It counts in the loss's mean as 0, in the accuracy not at all.
     p comes from the training data as they are shown, about 50,000 of them, before the first step.
 
@@ -92,12 +93,14 @@ class Colorization:
             )
         indices, shares = soft_bins(bins, bins)
         smooth = torch.zeros(NUM_BINS, NUM_BINS, dtype=torch.float64).scatter_(1, indices, shares.double())
-        prior = counts / counts.sum() @ smooth
+        frequency = counts / counts.sum()
+        prior = frequency @ smooth
         weights = 1 / ((1 - REBALANCING) * prior + REBALANCING / NUM_BINS)
         weights /= (prior * weights).sum()
+        # What a network that sees nothing can best answer: each bin's share of all positions' weights.
+        constant = (frequency * weights / (frequency * weights).sum()) @ smooth
         self.weights = weights.float().to(self.bins.device)
-        # What a network would learn that sees nothing: each bin's share of all weights. It sums to 1.
-        self.log_constant = (prior * weights).clamp(min=1e-12).log().float().to(self.bins.device)
+        self.log_constant = constant.clamp(min=_MIN_SHARE).log().float().to(self.bins.device)
 
     def loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         """Rebalanced cross-entropy; accuracy = positions whose nearest bin is named."""
@@ -125,7 +128,7 @@ class Colorization:
         """Nearest bins int64 [B, h, w, 10] and their shares, float32; and bool [B], whether the picture has colours."""
         pictures = self._pictures(batch)
         ab = lab(pictures)[:, 1:]
-        coloured = ab.abs().amax((1, 2, 3)) > GREY_AB if len(ab) else ab.new_zeros(0, dtype=torch.bool)
+        coloured = ab.abs().amax((1, 2, 3)) > GREY_AB
         cells = functional.adaptive_avg_pool2d(ab, self.map_size).movedim(1, 3)
         indices, shares = soft_bins(cells.reshape(-1, 2), self.bins)
         return indices.view(*cells.shape[:3], -1), shares.view(*cells.shape[:3], -1), coloured
