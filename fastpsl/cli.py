@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fastpsl import beton_command, clusters_command, table_command
+from fastpsl import beton_command, clusters_command, features_command, labels_command, table_command
 from fastpsl.command_line import parse
 from fastpsl.doctor import command as doctor_command
 
@@ -63,49 +63,6 @@ class Show:
 
 
 @dataclass(frozen=True)
-class Features:
-    """Write the average-pooled features of one block, of every sample, to a .npy file: float [N, C], row i is sample i.
-
-    Beside F.npy: F.json tells what they are, F-labels.npy holds the labels. An interrupted one goes on where it was. On several
-    GPUs: torchrun --no-python --nproc-per-node 8 fastpsl features ...
-    """
-
-    checkpoint: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="CKPT")]]
-    """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights."""
-    data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
-    """A beton, a quoted glob of shards, or a folder of images."""
-    out: Annotated[Path, tyro.conf.arg(metavar="F.npy")]
-    """The file to write."""
-    block: Annotated[str, tyro.conf.arg(metavar="final|B1|B2..")] = "final"
-    """Whose output is averaged over all positions; final is the last."""
-    dtype: Annotated[str, tyro.conf.arg(metavar="float16|float32")] = "float16"
-    """Of the file."""
-    overwrite: bool = False
-    """Replace F.npy, which is refused otherwise."""
-    size_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 224
-    """Side of the middle that is cut from each picture, whose shorter side becomes PX * 256 / 224."""
-    backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """For others' weights: alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
-    input_channels: Annotated[str | None, tyro.conf.arg(metavar="RGB|L|Sobel|SobelXY")] = None
-    """For others' weights: what they were trained on."""
-    input_mean: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="NUM...")] = None
-    """For others' weights: the mean that was taken off, a value a channel, of pixels in [0, 1]."""
-    input_std: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="NUM...")] = None
-    """For others' weights: the standard deviation that was divided by."""
-    batch_size: Annotated[int, tyro.conf.arg(metavar="NUM")] = 256
-    """Images of one pass, over all ranks."""
-    precision: Annotated[str, tyro.conf.arg(metavar="auto|fp32|bf16|fp16")] = "auto"
-    """auto: fp16 on CUDA, fp32 on the CPU."""
-    device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda")] = "auto"
-    decoder: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
-    """As in a recipe."""
-    num_threads: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
-    """Decoding threads of this rank."""
-    on_bad_sample: Annotated[str, tyro.conf.arg(metavar="raise|skip")] = "raise"
-    """A sample that cannot be decoded: stop, or write NaN in its row and name it."""
-
-
-@dataclass(frozen=True)
 class Export:
     """Write a checkpoint's backbone alone, under the names and in the file of another library.
 
@@ -137,9 +94,10 @@ class Export:
 Command = (
     Annotated[beton_command.Beton, tyro.conf.subcommand("beton")]
     | Annotated[Show, tyro.conf.subcommand("show")]
-    | Annotated[Features, tyro.conf.subcommand("features")]
+    | Annotated[features_command.Features, tyro.conf.subcommand("features")]
     | Annotated[Permutations, tyro.conf.subcommand("permutations")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[labels_command.MakeLabels, tyro.conf.subcommand("labels")]
     | Annotated[clusters_command.Clusters, tyro.conf.subcommand("clusters")]
     | Annotated[table_command.Table, tyro.conf.subcommand("table")]
     | Annotated[doctor_command.Doctor, tyro.conf.subcommand("doctor")]
@@ -166,10 +124,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 _permutations(command)
             elif isinstance(command, Show):
                 _show(command)
-            elif isinstance(command, Features):
-                _features(command)
+            elif isinstance(command, features_command.Features):
+                features_command.run(command)
             elif isinstance(command, Export):
                 _export(command)
+            elif isinstance(command, labels_command.MakeLabels):
+                labels_command.run(command)
             elif isinstance(command, clusters_command.Clusters):
                 clusters_command.run(command)
             elif isinstance(command, table_command.Table):
@@ -207,13 +167,6 @@ def _show(command: Show) -> None:
     from fastpsl.show import show
 
     print(show(**vars(command)))
-
-
-def _features(command: Features) -> None:
-    from fastpsl.evaluation.features_command import features
-
-    if written := features(**vars(command)):
-        print(written)
 
 
 def _export(command: Export) -> None:

@@ -1,12 +1,18 @@
 """k nearest neighbours on frozen features: what they are worth without any training.
 
 Weighted: each of the k most similar training images (by cosine) adds exp(similarity / T) to its class, with the K and T of
-MMSelfSup; VISSL has k 200 and T 0.1. Majority: one vote each, as in self-supervision studies on small images with k 1 to 20; of
-equal classes the nearer wins. Exact, for any number of images. Here: not yet run on ImageNet. PSL itself has no such table.
+MMSelfSup; VISSL has k 200 and T 0.1. Majority: one vote each; of equal classes the nearer wins. Exact, for any number of images.
+Here: not yet run on ImageNet. PSL itself has no such table.
 
     torchrun --nproc-per-node=8 recipes/knn.py --checkpoint runs/jigsaw_r50-001 \\
         --data 'imagenet/train-*.beton' --val imagenet/val.beton
     torchrun recipes/knn.py            # random weights on the embedded sample, seconds on two cores
+
+SSL++ (sslpp.txt, Tables V and VI) has the majority's scores of NIN's blocks on CIFAR-10; which distance is not said, here it is the
+cosine. All blocks come from one pass over the pictures. Here: not yet run.
+
+    torchrun recipes/knn.py --checkpoint runs/sslpp_rotation-001 --data cifar10-train.beton --val cifar10-test.beton \\
+        --size-px 32 --whole --block B2 B3 B4 --vote majority --k 1 3 5 10 15 20
 
 Options of training have no effect here. The features stay in the run's folder and serve again: other values of k cost nothing.
 """
@@ -17,9 +23,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastpsl.distributed import join_world
-from fastpsl.evaluation.features import Extraction
+from fastpsl.evaluation.features import Extraction, extract
 from fastpsl.evaluation.held_out import require_held_out
-from fastpsl.evaluation.knn_score import open_folder, require_neighbours, score
+from fastpsl.evaluation.knn_score import open_folder, require_neighbours, score, score_lines
 from fastpsl.evaluation.neighbour_sheet import draw_neighbours
 from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
 from fastpsl.evaluation.result import data_record, result_line, write_result
@@ -32,8 +38,8 @@ SAMPLE: dict[str, Any] = {"k": (1, 5, 10, 20), "temperature": 0.07, "batch_size"
 
 @dataclass(frozen=True, kw_only=True)
 class Options(EvaluationOptions):
-    block: str = "final"
-    """Whose average-pooled output the features are: B1, B2, …, or final, the last."""
+    block: tuple[str, ...] = ("final",)
+    """Whose average-pooled outputs the features are, each block scored by itself: B1, B2, …, or final, the last."""
     k: tuple[int, ...] = (10, 20, 100, 200)
     """Numbers of neighbours, each scored by itself; one search serves all."""
     temperature: float = 0.07
@@ -64,35 +70,42 @@ def work() -> int:
         for data in (train, val):
             stack.enter_context(closing(data))
         require_neighbours(train, val, options.k)
-        wanted = [
-            Extraction.of(options, weights, data, options.block, world, "float16") for data in (train, val)
-        ]
+        works = {
+            name: Extraction.of_each(options, weights, data, options.block, world, "float16")
+            for name, data in (("train", train), ("val", val))
+        }
+        blocks = [f"B{work.block}" for work in works["train"]]
+        ends = [f"_{block}" for block in blocks] if len(blocks) > 1 else [""]
         folder = stack.enter_context(open_folder("knn", options, world))
-        bank, queries = (
-            extraction.to_file(folder / f"{name}.npy", world, overwrite=True)
-            for extraction, name in zip(wanted, ("train", "val"), strict=True)
+        banks, queries = (
+            extract(these, [folder / f"{name}{end}.npy" for end in ends], world, overwrite=True)
+            for name, these in works.items()
         )
-        found = score(bank, queries, options.k, options.temperature, world)
+        pairs = zip(banks, queries, strict=True)
+        scores = [score(*pair, options.k, options.temperature, world) for pair in pairs]
         if world.rank == 0:
-            numbers = found.numbers(options.vote)
-            record = weights.record
-            print("\n".join(found.lines(options.vote, f"B{wanted[0].block} of {record['backbone']}")))
+            named, record = dict(zip(ends, scores, strict=True)), weights.record
+            print("\n".join(score_lines(scores, blocks, options.vote, record["backbone"])))
             path = write_result(
                 folder,
                 recipe="knn",
                 protocol=f"knn/{options.vote}",
-                numbers=numbers,
-                settings=options.as_dict() | {"similarity": "cosine", "features": bank.record["digest"]},
+                numbers={
+                    name + end: value
+                    for end, found in named.items()
+                    for name, value in found.numbers(options.vote).items()
+                },
+                settings=options.as_dict()
+                | {"similarity": "cosine", "features": [bank.record["digest"] for bank in banks]},
                 checkpoint=record,
                 data=data_record(train, val),
                 seconds=time.monotonic() - started,
                 cut=bool(record.get("cut")),
             )
             print(result_line(path))
-            sheet = draw_neighbours(
-                folder / "neighbours.png", val, train, *found.shown(options.seed), wanted[0].loader
-            )
-            print(f"neighbours {sheet}")
+            for end, found in named.items():
+                sheet, loader = folder / f"neighbours{end}.png", works["val"][0].loader
+                print(f"neighbours {draw_neighbours(sheet, val, train, *found.shown(options.seed), loader)}")
     return EXIT_FINISHED
 
 

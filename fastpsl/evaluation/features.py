@@ -6,7 +6,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -89,6 +89,22 @@ class Extraction:
             {name: getattr(options, name) for name in names},
         )  # fmt: skip
 
+    @classmethod
+    def of_each(
+        cls,
+        options: EvaluationOptions,
+        pretrained: Pretrained,
+        data: Data,
+        blocks: Sequence[str],
+        world: World,
+        dtype: str,
+    ) -> "list[Extraction]":
+        """`of` for each of `blocks`; ValueError where one is there twice, or none."""
+        works = [cls.of(options, pretrained, data, block, world, dtype) for block in blocks]
+        if not works or len({work.block for work in works}) < len(works):
+            raise ValueError(f"--block {' '.join(blocks)}: give one block or several, each once")
+        return works
+
     def wanted(self) -> dict[str, Any]:
         """What the file's values depend on. Decoders differ by less than a grey value, and count as the machine's."""
         return {
@@ -111,7 +127,7 @@ class Extraction:
         self, out: Path, world: World, *, overwrite: bool = False, save_every_s: float = SAVE_EVERY_S
     ) -> FeatureFile:
         """`extract` of this one."""
-        return extract([(self, out)], world, overwrite=overwrite, save_every_s=save_every_s)[0]
+        return extract([self], [out], world, overwrite=overwrite, save_every_s=save_every_s)[0]
 
     def publish(self, file: PartialFeatures, seconds: float) -> None:
         """The file whole under its name, and beside it what it is; by rank 0."""
@@ -142,7 +158,8 @@ class Extraction:
 
 @torch.no_grad()
 def extract(
-    wanted: Sequence[tuple[Extraction, Path]],
+    works: Sequence[Extraction],
+    outs: Sequence[Path],
     world: World,
     *,
     overwrite: bool = False,
@@ -154,29 +171,29 @@ def extract(
     What an interrupted extraction of the same features left beside a file is gone on with: every `save_every_s` the rows that
     all ranks have written are noted. ValueError where a file holds something else and `overwrite` is not given.
     """
-    first = wanted[0][0]
-    assert all(replace(each, block=first.block) == first and each.dtype in STORED for each, _ in wanted)
-    missing = []
-    for each, out in wanted:
+    assert all(replace(work, block=works[0].block) == works[0] and work.dtype in STORED for work in works)
+    missing: dict[Path, Extraction] = {}
+    for work, out in zip(works, outs, strict=True):
         found = read_features(out)
-        if found is None or found.record["digest"] != each.digest():
+        if found is None or found.record["digest"] != work.digest():
             if out.exists() and not overwrite:
                 raise ValueError(f"{out} exists and holds other features; give --overwrite, or another name")
-            missing.append((each, out))
+            missing[out] = work
     wait_for_all(world)  # every rank has looked before one writes
     if missing:
-        _write([each for each, _ in missing], [out for _, out in missing], world, save_every_s)
+        _write(missing, world, save_every_s)
         wait_for_all(world)
-    return [FeatureFile(out, json.loads(record_path(out).read_text())) for _, out in wanted]
+    return [FeatureFile(out, json.loads(record_path(out).read_text())) for out in outs]
 
 
-def _write(works: Sequence[Extraction], outs: Sequence[Path], world: World, save_every_s: float) -> None:
-    started, first = time.monotonic(), works[0]
+def _write(wanted: Mapping[Path, Extraction], world: World, save_every_s: float) -> None:
+    started, works = time.monotonic(), list(wanted.values())
+    first = works[0]
     view = center_view(first.pretrained.input, first.size_px, first.whole)
     with ExitStack() as stack:
         files = [
             stack.enter_context(closing(PartialFeatures(out, work.digest(), work.wanted(), world)))
-            for work, out in zip(works, outs, strict=True)
+            for out, work in wanted.items()
         ]
         loader = stack.enter_context(
             Loader(

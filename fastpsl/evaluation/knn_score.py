@@ -40,22 +40,6 @@ class Scores:
             if vote == "both" or name.endswith("_majority") == (vote == "majority")
         }
 
-    def lines(self, vote: str, features: str) -> list[str]:
-        """For people: a line a vote."""
-        numbers, lines = (
-            self.numbers(vote),
-            [f"{self.num:,} held-out images, neighbours of {self.num_bank:,}; {features}"],
-        )
-        for title, end in (("weighted", ""), ("majority", "_majority")):
-            told = {
-                name.removeprefix("top1_k").removesuffix(end): value
-                for name, value in numbers.items()
-                if name.startswith("top1_") and name.endswith("_majority") == bool(end)
-            }
-            if told:
-                lines.append(f"{title}: " + ", ".join(f"k {k} {value:.1f} %" for k, value in told.items()))
-        return lines
-
     def shown(self, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A few queries of this rank chosen by `seed`, their neighbours and the similarities of those."""
         chosen = np.random.default_rng((seed, len(self.queries))).permutation(len(self.queries))[:NUM_SHOWN]
@@ -65,6 +49,33 @@ class Scores:
             rows[chosen, :NUM_NEIGHBOURS].numpy(),
             similarities[chosen, :NUM_NEIGHBOURS].numpy(),
         )
+
+
+def score_lines(scores: Sequence[Scores], blocks: Sequence[str], vote: str, backbone: str) -> list[str]:
+    """For people, a table a vote: a line for each of `blocks`, a column for each k, and the means that sslpp.txt's Tables V and VI have."""
+    first = scores[0]
+    lines = [
+        f"{first.num:,} held-out images, neighbours of {first.num_bank:,}; {', '.join(blocks)} of {backbone}"
+    ]
+    for title, end in (("weighted", ""), ("majority", "_majority")):
+        if vote not in (title, "both"):
+            continue
+        names = [name for name in first.numbers(title) if name.startswith("top1_")]
+        heads = [f"k {name.removeprefix('top1_k').removesuffix(end)}" for name in names]
+        rows, table = (
+            list(blocks),
+            np.array([[each.numbers(title)[name] for name in names] for each in scores]),
+        )
+        if len(rows) > 1:
+            rows, table = [*rows, "mean"], np.vstack([table, table.mean(0)])
+        if len(heads) > 1:
+            heads, table = [*heads, "mean"], np.column_stack([table, table.mean(1)])
+        lines.append(f"{title + ' %':<12}" + "".join(f"{head:>7}" for head in heads))
+        lines += [
+            f"{row:<12}" + "".join(f"{value:>7.1f}" for value in values)
+            for row, values in zip(rows, table, strict=True)
+        ]
+    return lines
 
 
 def require_neighbours(train: Data, val: Data, ks: Sequence[int]) -> None:

@@ -18,6 +18,7 @@ import torch.multiprocessing as mp
 from fastpsl.distributed import World, leave_world
 from fastpsl.evaluation import online
 from fastpsl.evaluation.feature_file import read_features
+from fastpsl.evaluation.features import extract
 from fastpsl.evaluation.online import Monitor, figures
 from fastpsl.options import PretrainOptions
 from fastpsl.passes import undisturbed
@@ -58,6 +59,9 @@ def neighbours(folder: Path) -> None:
 def features(folder: Path, world: World) -> None:
     with Beton(sample_paths().test_32) as data:
         extraction(data, batch_size=20).to_file(folder / "whole.npy", world, save_every_s=0)
+        works = [extraction(data, block, batch_size=20) for block in (3, 5)]
+        works = [replace(work, pretrained=works[0].pretrained) for work in works]
+        extract(works, [folder / "B3.npy", folder / "B5.npy"], world, save_every_s=0)
         # One process has left 100 rows; each of these steps is 60.
         extraction(data, batch_size=30).to_file(folder / "left.npy", world)
 
@@ -123,12 +127,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.parametrize("name", ["whole", "left"])
-def test_features_are_those_of_one_process(folder: Path, tmp_path: Path, name: str) -> None:
-    """Also where padding is left over (160 rows in steps of 40 and of 60), and where one process began."""
+@pytest.mark.parametrize(("name", "block"), [("whole", 4), ("left", 4), ("B3", 3), ("B5", 5)])
+def test_features_are_those_of_one_process(folder: Path, tmp_path: Path, name: str, block: int) -> None:
+    """Also where padding is left over (160 rows in steps of 40 and of 60), where one process began, and of two blocks in one pass."""
     found = read_features(folder / f"{name}.npy")
     with Beton(sample_paths().test_32) as data:
-        alone = extraction(data).to_file(tmp_path / "alone.npy", one_process()).features()
+        alone = extraction(data, block).to_file(tmp_path / "alone.npy", one_process()).features()
     assert found is not None and found.features() == pytest.approx(alone, rel=1e-4, abs=1e-6)
     assert not list(folder.glob(".*.npy.*"))
 

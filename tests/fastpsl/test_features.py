@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ from fastpsl.backbones.choose import make_backbone
 from fastpsl.cli import main
 from fastpsl.evaluation import feature_file
 from fastpsl.evaluation.feature_file import read_features
-from fastpsl.evaluation.features import Extraction, block_number
+from fastpsl.evaluation.features import Extraction, block_number, extract
 from fastpsl.evaluation.views import center_view
 from fastpsl.evaluation.weights import Pretrained
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader import Loader
-from fastpsl.pipelines.rows import Data
+from fastpsl.pipelines.rows import MODE_RAW, Data
 from fastpsl.sample import sample_paths
 from tests.fastpsl.tiny import TinyNet, one_process
 
@@ -232,6 +233,76 @@ def test_a_broken_sample_is_a_row_of_nan(
     assert "sample 17" in capsys.readouterr().err
 
 
+def extract_all(data: Data, folder: Path, blocks: tuple[int, ...], **options: Any) -> list[np.ndarray]:
+    works = [extraction(data, block) for block in blocks]
+    works = [replace(work, pretrained=works[0].pretrained, **options) for work in works]
+    outs = [folder / f"B{block}.npy" for block in blocks]
+    return [file.features() for file in extract(works, outs, one_process(), save_every_s=0)]
+
+
+def test_several_blocks_of_one_pass_are_each_as_alone(data: Beton, tmp_path: Path) -> None:
+    """Bit for bit, whatever their order; also the records, but for when and how long."""
+    found = extract_all(data, tmp_path, (5, 2, 4))
+    for block, values in zip((5, 2, 4), found, strict=True):
+        alone = extraction(data, block).to_file(tmp_path / "alone.npy", one_process(), overwrite=True)
+        assert np.array_equal(values, alone.features())
+        told = json.loads((tmp_path / f"B{block}.json").read_text())
+        differ = ("date", "seconds", "labels")
+        assert {k: v for k, v in told.items() if k not in differ} == {
+            k: v for k, v in alone.record.items() if k not in differ
+        }
+
+
+def test_what_is_missing_of_several_blocks_is_made_and_gone_on_with(
+    data: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """B2 is there, B3 is at row 96, B4 at 48: the batches from row 48 on are seen once, and B2's file stays."""
+    whole = [by_hand(data, block) for block in (2, 3, 4)]
+    extraction(data, 2).to_file(tmp_path / "B2.npy", one_process())
+    leave_at(96, tmp_path / "B3.npy", monkeypatch, data, block=3)
+    leave_at(48, tmp_path / "B4.npy", monkeypatch, data, block=4)
+    before = (tmp_path / "B2.npy").stat().st_mtime_ns
+    starts: list[int] = []
+    opened = Loader.epoch
+    monkeypatch.setattr(
+        Loader, "epoch", lambda loader, *steps: starts.append(steps[1]) or opened(loader, *steps)
+    )  # type: ignore[func-returns-value]
+    found = extract_all(data, tmp_path, (2, 3, 4))
+    assert starts == [1] and (tmp_path / "B2.npy").stat().st_mtime_ns == before
+    assert f"{tmp_path / 'B3.npy'}, {tmp_path / 'B4.npy'}: goes on from row 48" in capsys.readouterr().err
+    for values, expected in zip(found, whole, strict=True):
+        np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
+    assert not list(tmp_path.glob(".*"))
+    extract_all(data, tmp_path, (4, 2))
+    assert starts == [1]
+
+
+def test_none_of_several_is_written_where_one_is_refused(data: Beton, tmp_path: Path) -> None:
+    extraction(data, 4, weights=1).to_file(tmp_path / "B4.npy", one_process())
+    with pytest.raises(ValueError, match="B4.npy exists and holds other features"):
+        extract_all(data, tmp_path, (3, 4))
+    assert not (tmp_path / "B3.npy").exists()
+
+
+def test_a_picture_seen_whole(data: Beton, tmp_path: Path) -> None:
+    """Of 32 px nothing is cut off at 32 px; without `whole` the middle 28 of 32 px are seen, and the digest is another."""
+    seen = []
+    for whole in (False, True):
+        work = extraction(data, 1, whole=whole)
+        assert ("whole" in work.wanted()) == whole
+        seen.append((work.digest(), work.to_file(tmp_path / f"{whole}.npy", one_process()).features()))
+    assert seen[0][0] != seen[1][0]
+    pixels = data.rows(np.arange(1))
+    assert int(pixels.mode[0]) == MODE_RAW
+    raw = np.frombuffer(os.pread(int(pixels.fd[0]), 32 * 32 * 3, int(pixels.offset[0])), np.uint8)
+    picture = torch.from_numpy(raw.reshape(1, 32, 32, 3).copy()).permute(0, 3, 1, 2).float() / 255
+    picture = (picture - torch.tensor(INPUT.mean)[:, None, None]) / torch.tensor(INPUT.std)[:, None, None]
+    with torch.no_grad():
+        first = extraction(data).pretrained.backbone.eval().blocks()[0](picture).mean((2, 3))  # type: ignore[operator]
+    np.testing.assert_allclose(seen[1][1][0], first[0].numpy(), rtol=1e-4, atol=1e-5)
+    assert not np.allclose(seen[0][1][0], first[0].numpy(), rtol=1e-2)
+
+
 def test_blocks_by_name() -> None:
     assert [block_number(name, 5) for name in ("B1", "b4", "B5", "final")] == [1, 4, 5, 5]
     for name in ("B0", "B6", "4", "B", "B²", "last", ""):
@@ -240,6 +311,12 @@ def test_blocks_by_name() -> None:
     assert [block_number(name, 7) for name in ("B6", "B7", "final")] == [6, 7, 7]
     with pytest.raises(ValueError, match="--block B8: this backbone has B1 to B7; final is the last"):
         block_number("B8", 7)
+    names = make_backbone("alexnet").block_names
+    assert [block_number(name, 7, names) for name in ("conv1", "fc7", "B6", "final")] == [1, 7, 6, 7]
+    with pytest.raises(
+        ValueError, match="--block fc8: this backbone has B1 to B7, which are conv1, .* fc7; final"
+    ):
+        block_number("fc8", 7, names)
 
 
 @pytest.mark.parametrize(("block", "width"), [(5, 256), (6, 4096), (7, 4096)])
@@ -291,14 +368,20 @@ def command(*arguments: object) -> int:
 
 def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = sample_paths().test_32, tmp_path / "F.npy"
-    assert (
-        command(checkpoint, data, "--block", "B3", "--out", out, "--size-px", "32", "--num-threads", "1") == 0
-    )
+    small = ("--size-px", "32", "--num-threads", "1")
+    assert command(checkpoint, data, "--block", "B3", "--out", out, *small) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith(f"weights: {checkpoint}: resnet18 (fastpsl, 1 steps")
     assert said[1:] == [f"{out}: float16 [160, 128], B3 of resnet18 at 32 px, labels in F-labels.npy"]
     found = read_features(out)
     assert found is not None and found.record["checkpoint"]["science"]["recipe"] == "none"
+    assert "whole" not in found.record
+    assert (
+        command(checkpoint, data, "--block", "conv3_x", "--whole", "--out", tmp_path / "W.npy", *small) == 0
+    )
+    whole = read_features(tmp_path / "W.npy")
+    assert whole is not None and whole.record["whole"] and whole.record["block"] == "B3"
+    assert not np.array_equal(whole.features(), found.features())
 
 
 @pytest.mark.parametrize(

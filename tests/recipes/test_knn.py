@@ -14,6 +14,7 @@ from fastpsl.evaluation.neighbour_sheet import draw_neighbours
 from fastpsl.launch import run_script
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.beton_write import write_beton
+from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.sources import Sample
 from fastpsl.sample import sample_paths
 from tests.commands import ROOT
@@ -72,9 +73,13 @@ def test_scores_result_and_picture_of_the_sample(recipe: Any, tmp_path: Path) ->
     assert lines[0].startswith("the embedded sample: k [1, 5, 10, 20] (default [10, 20, 100, 200])")
     assert lines[1].startswith("weights: resnet18, random weights; input RGB")
     assert lines[2] == "160 held-out images, neighbours of 480; B5 of resnet18"
-    assert lines[3].startswith("weighted: k 1 ") and lines[4].startswith("majority: k 1 ")
-    assert lines[5:] == [f"result {out / 'result.json'}", f"neighbours {out / 'neighbours.png'}"]
+    assert " ".join(lines[3].split()) == "weighted % k 1 k 5 k 10 k 20 mean"
+    assert " ".join(lines[5].split()) == "majority % k 1 k 5 k 10 k 20 mean"
+    assert lines[7:] == [f"result {out / 'result.json'}", f"neighbours {out / 'neighbours.png'}"]
     result = json.loads((out / "result.json").read_text())
+    for line, end in ((4, ""), (6, "_majority")):
+        told = [result["numbers"][f"top1_k{k}{end}"] for k in (1, 5, 10, 20)]
+        assert lines[line].split() == ["B5", *(f"{value:.1f}" for value in (*told, np.mean(told)))]
     assert result["numbers"] == pytest.approx(numbers_by_hand(out, (1, 5, 10, 20), 0.07))
     assert 20 < result["numbers"]["top1_k1"] < 100  # chance is 12.5
     assert (result["recipe"], result["protocol"], result["cut"]) == ("knn", "knn/both", False)
@@ -102,6 +107,43 @@ def test_the_last_of_seven_blocks(recipe: Any, tmp_path: Path) -> None:
     assert np.load(tmp_path / "out" / "val.npy").shape == (160, 4096)
 
 
+def test_several_blocks_are_each_as_alone(
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers and files bit for bit; the pictures are decoded once."""
+    passes: list[int] = []
+    opened = Loader.epoch
+    monkeypatch.setattr(Loader, "epoch", lambda *given: passes.append(1) or opened(*given))  # type: ignore[func-returns-value]
+    options = (*SMALL, "--whole", "--vote", "majority", "--k", 1, 3, 15)
+    outcome = recipe(*options, "--block", "B2", "conv4_x", "final", "--out", tmp_path / "all")
+    assert outcome.code == 0, outcome
+    assert len(passes) == 2 + 3 * 2  # of train and val, and two for each sheet
+    numbers = json.loads((tmp_path / "all" / "result.json").read_text())["numbers"]
+    lines = outcome.out.splitlines()[2:]
+    assert lines[0] == "160 held-out images, neighbours of 480; B2, B4, B5 of resnet18"
+    assert " ".join(lines[1].split()) == "majority % k 1 k 3 k 15 mean"
+    table = []
+    for number, block in enumerate(("B2", "B4", "B5")):
+        out = tmp_path / block
+        assert recipe(*options, "--block", block, "--out", out).code == 0
+        alone = json.loads((out / "result.json").read_text())["numbers"]
+        assert list(alone) == ["top1_k1_majority", "top1_k3_majority", "top1_k15_majority"]
+        assert alone == {name: numbers[f"{name}_{block}"] for name in alone}
+        assert alone == pytest.approx({name: numbers_by_hand(out, (1, 3, 15), 0.07)[name] for name in alone})
+        for name in ("train", "val"):
+            several = tmp_path / "all" / f"{name}_{block}.npy"
+            assert several.read_bytes() == (out / f"{name}.npy").read_bytes()
+            told = [
+                json.loads(path.with_suffix(".json").read_text()) for path in (several, out / f"{name}.npy")
+            ]
+            assert told[0]["digest"] == told[1]["digest"]
+        table.append([*alone.values(), np.mean(list(alone.values()))])
+        assert lines[2 + number].split() == [block, *(f"{value:.1f}" for value in table[-1])]
+        assert (tmp_path / "all" / f"neighbours_{block}.png").exists()
+    assert lines[5].split() == ["mean", *(f"{value:.1f}" for value in np.mean(table, 0))]
+    assert len(numbers) == 9 and len(set(map(tuple, table))) == 3
+
+
 def beton(path: Path, labels: list[int], names: list[str] | None = None) -> Path:
     pictures = np.random.default_rng(0).integers(0, 256, (len(labels), 40, 40, 3), dtype=np.uint8)
     samples = [
@@ -123,7 +165,8 @@ def test_requests_that_cannot_be_met_are_one_line(recipe: Any, tmp_path: Path) -
         ((*sample, *RANDOM, "--k", "0"), ("--k 0",)),
         ((*sample, *RANDOM, "--temperature", "0"), ("--temperature",)),
         ((*sample, *RANDOM, "--k", "5", "--block", "B6"), ("B6", "B1 to B5")),
-        ((*sample, *ALEXNET, "--k", "5", "--block", "B8"), ("--block B8", "B1 to B7")),
+        ((*sample, *ALEXNET, "--k", "5", "--block", "B8"), ("--block B8", "B1 to B7", "fc7")),
+        ((*sample, *RANDOM, "--k", "5", "--block", "B2", "B5", "final"), ("B2 B5 final", "each once")),
         ((*sample, *ALEXNET, "--k", "5"), ("--size-px 32", "63 px and more")),
         ((*sample, "--k", "5"), ("--checkpoint", "--random-weights")),
         ((*sample, "--k", "5", "--checkpoint", tmp_path / "absent.pt"), ("absent.pt",)),

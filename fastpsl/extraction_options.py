@@ -1,0 +1,49 @@
+"""What the commands that look at frozen features share: what the weights are, how pictures are shown, how the machine goes about it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from fastpsl.evaluation.options import EvaluationOptions
+
+
+@dataclass(frozen=True)
+class ExtractionOptions:
+    """Of weights and features."""
+
+    size_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 224
+    """Side of the middle that is cut from each picture, whose shorter side becomes PX * 256 / 224."""
+    whole: bool = False
+    """The shorter side becomes PX, so that small pictures are seen whole."""
+    backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """For others' weights: alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
+    input_channels: Annotated[
+        Literal["RGB", "L", "Sobel", "SobelXY"] | None, tyro.conf.arg(metavar="RGB|L|Sobel|SobelXY")
+    ] = None
+    """For others' weights: what they were trained on."""
+    input_mean: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="NUM...")] = None
+    """For others' weights: the mean that was taken off, a value a channel, of pixels in [0, 1]."""
+    input_std: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="NUM...")] = None
+    """For others' weights: the standard deviation that was divided by."""
+    batch_size: Annotated[int, tyro.conf.arg(metavar="NUM")] = 256
+    """Images of one pass, over all ranks."""
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"], tyro.conf.arg(metavar="auto|fp32|bf16|fp16")
+    ] = "auto"
+    """auto: fp16 on CUDA, fp32 on the CPU."""
+    device: Annotated[Literal["auto", "cpu", "cuda"], tyro.conf.arg(metavar="auto|cpu|cuda")] = "auto"
+    decoder: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+    """As in a recipe."""
+    num_threads: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
+    """Decoding threads of this rank."""
+    on_bad_sample: Annotated[Literal["raise", "skip"], tyro.conf.arg(metavar="raise|skip")] = "raise"
+    """A sample that cannot be decoded: stop, or leave it out (its row is NaN) and name it."""
+
+    def asked(self, checkpoint: Path | None, **more: Any) -> "EvaluationOptions":
+        """As evaluations read them. more: further ones of theirs, such as seed."""
+        from fastpsl.evaluation.options import EvaluationOptions
+
+        return EvaluationOptions(checkpoint=checkpoint, **vars(self), **more)
