@@ -45,7 +45,7 @@ class Options(sslpp_job.Options):
 
 def build(options: Options) -> Job:
     optimiser = partial(options.sgd(), weight_decay=options.weight_decay, nesterov=True, decay_biases=True)
-    return sslpp_job.build(options, AET(options.size_px, options.crop, options.transform), optimiser, FACTOR)
+    return sslpp_job.build(options, AET(options.transform, options.size_px, options.crop), optimiser, FACTOR)
 
 
 def parse() -> Options:

@@ -41,7 +41,7 @@ class Options(sslpp_job.Options):
 
 def build(options: Options) -> Job:
     optimiser = partial(options.sgd(), weight_decay=options.weight_decay, decay_biases=True)
-    return sslpp_job.build(options, Context(options.size_px, options.crop, options.hole_share), optimiser)
+    return sslpp_job.build(options, Context(options.hole_share, options.size_px, options.crop), optimiser)
 
 
 def parse() -> Options:
