@@ -113,9 +113,10 @@ def label_lines(path: Path, measured: Measured) -> list[str]:
     labels, figures, numbers = measured.labels, measured.figures, measured.numbers
     share, biggest, entropy = figures["entropy_share"], figures["biggest"], figures["entropy"]
     assert share is not None and biggest is not None and entropy is not None
+    sizes = np.bincount(labels.labels, minlength=labels.num_classes)
     told = (
         f"labels {path} ({labels.made_by}): {len(labels.labels):,} images, {labels.num_classes:,} classes, {figures['non_empty']:,.0f} "
-        f"not empty; the biggest has {100 * biggest:.2f} % of the images ({biggest * labels.num_classes:.1f} times its even share); "
+        f"not empty, of {sizes[sizes > 0].min():,} to {sizes.max():,} images; the biggest has {100 * biggest:.2f} % of the images ({biggest * labels.num_classes:.1f} times its even share); "
         f"entropy {entropy:.2f} nats, {100 * share:.1f} % of even classes'"
     )
     if labels.num_split:
@@ -141,11 +142,8 @@ def _asked(
     if run.is_file():
         if labels is not None:
             raise ValueError(f"--labels {labels}, and {run} is a file of labels itself: give one of them")
-        if data is None:
-            raise ValueError(
-                f"{run} is a file of labels, not a run's folder: say by --data which images they are of"
-            )
-        return run, data, out if out is not None else run.with_name(f"{run.stem}-clusters")
+        source = data if data is not None else sample_paths().train
+        return run, source, out if out is not None else run.with_name(f"{run.stem}-clusters")
     if not run.is_dir():
         raise ValueError(f"{run}: no such folder; give the folder of a run, or a file of labels")
     path = labels if labels is not None else run / NAME
