@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from fastpsl.kernels.area import crop_area
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
+from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.rotation_crops import RotationCrop
+from fastpsl.kernels.shift import Shift
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.decoders import choose_decoder, open_decoder, resident
 from fastpsl.pipelines.loader import Loader
@@ -54,6 +57,97 @@ def test_windows_turned_by_45_degrees_are_those_of_the_other_decoders(tmp_path: 
 
     for ours, theirs in zip(pictures("resident"), pictures(decoder), strict=True):
         assert (ours - theirs).abs().max() <= 1 and (ours - theirs).abs().float().mean() < 1e-3
+
+
+@pytest.fixture(scope="module")
+def square(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    samples = [(photo(i, 33, 33).tobytes(), 33, 33, RAW) for i in range(NUM)]
+    return write(tmp_path_factory.mktemp("square") / "square.beton", samples)
+
+
+WHOLE = [0, 0, 33, 33, 0]
+
+
+def cropped(path: Path, indices: list[int], views: list[tuple[list[list[int]], int]]) -> list[torch.Tensor]:
+    """Of a view's boxes and size each; of all samples the same box where one is given."""
+    with Beton(path) as data:
+        decoder, _ = open_decoder("resident", data)
+        boxes = [
+            np.array(each if len(each) > 1 else each * len(indices), np.int32).reshape(-1, 5)
+            for each, _ in views
+        ]
+        decoder.submit(data.rows(np.array(indices, np.int64)), None, boxes, [size for _, size in views])  # type: ignore[union-attr]
+        status, pictures = decoder.collect()  # type: ignore[union-attr]
+        assert not status.any()
+        return pictures
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the functions that crop, as they are called."""
+    taken: list[str] = []
+
+    def watch(name: str) -> None:
+        crop = getattr(resident, name)
+
+        def watching(images: torch.Tensor, boxes: torch.Tensor, size_px: int) -> torch.Tensor:
+            taken.append(name)
+            made: torch.Tensor = crop(images, boxes, size_px)
+            return made
+
+        monkeypatch.setattr(resident, name, watching)
+
+    watch("crop_area")
+    watch("crop_isotropic")
+    return taken
+
+
+@pytest.mark.parametrize("indices", [[], [7], [3, 29, 3, 0, 11]])
+def test_pictures_shown_whole_are_copied_with_the_bytes_of_their_crop(
+    square: Path, indices: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = watched(monkeypatch)
+    first, second = cropped(square, indices, [([WHOLE], 33), ([WHOLE], 33)])
+    assert not taken
+    with Beton(square) as data:
+        pictures = [np.frombuffer(data.read(index), np.uint8).reshape(33, 33, 3) for index in indices]
+    stored = torch.from_numpy(np.array(pictures, np.uint8).reshape(-1, 33, 33, 3))
+    box = torch.tensor([WHOLE] * len(indices), dtype=torch.int32).view(-1, 5)
+    expected = crop_area(stored, box, 33)
+    assert torch.equal(expected, stored)
+    for ours in (first, second):
+        assert torch.equal(ours, expected) and ours.dtype == torch.uint8
+        assert ours.shape == expected.shape and ours.stride() == expected.stride()
+    if indices:
+        # Views may be worked on in place: neither another one nor the set itself sees it.
+        first.zero_()
+        assert torch.equal(second, expected)
+        assert torch.equal(*cropped(square, indices, [([WHOLE], 33)]), expected)
+
+
+def test_other_boxes_and_sizes_are_cropped(square: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = watched(monkeypatch)
+    one_less = [WHOLE, [1, 0, 32, 33, 0]]
+    views = [(one_less, 33), ([WHOLE], 32), ([[0, 0, 32, 32, 0]], 33), ([[14, 14, 5, 5, 1]], 33)]
+    found = cropped(square, [4, 5], views)
+    assert taken == ["crop_area", "crop_area", "crop_area", "crop_isotropic"]
+    whole = cropped(square, [4, 5], [([WHOLE], 33)])[0]
+    assert torch.equal(found[0][0], whole[0]) and not torch.equal(found[0][1], whole[1])
+
+
+def test_a_view_is_shown_whole_through_the_loader(square: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As SSL++'s recipes have it: a shorter side and a crop of the picture's own size, then operations."""
+    view = ViewSpec(ShorterSideCrop(33, 33, "center"), (Shift(4), Flip(p=0.5)))
+    batches = []
+    for forbidden in (True, False):
+        with monkeypatch.context() as patch, Beton(square) as data:
+            if forbidden:
+                patch.delattr(resident, "crop_area")
+            else:
+                patch.setattr(resident, "_shown_whole", lambda *_: False)
+            with Loader(data, [view], batch_size=10, decoder="resident") as loader:
+                batches.append([batch.inputs([view], torch.float32)[0] for batch in loader.epoch(1)])
+    for ours, plain in zip(*batches, strict=True):
+        assert torch.equal(ours, plain) and ours.stride() == plain.stride()
 
 
 def test_it_is_chosen_for_a_small_raw_set_of_one_size_on_a_gpu(
