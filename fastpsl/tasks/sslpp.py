@@ -81,6 +81,8 @@ class SSLPlusPlus:
             raise ValueError(f"--lambda {weight:g}: it must be 0 or more")
         if not learn_proxy and not num_classes:
             raise ValueError("--no-proxy without pseudo-labels leaves nothing to learn: give --pseudo-labels")
+        if center is not None and num_classes < 2:
+            raise ValueError(f"--num-clusters {num_classes}: coupled labels are of 2 or more")
         assert bool(num_classes) == (labels is not None or center is not None)
         self.proxy, self.plain, self.learn_proxy, self.weight = proxy, plain, learn_proxy, weight
         self.num_classes, self.center, self.seed = num_classes, center, seed

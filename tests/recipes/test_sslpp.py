@@ -1,0 +1,115 @@
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastpsl.label_file import write_labels
+from fastpsl.pipelines.data import open_data
+from fastpsl.sample import sample_paths
+from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
+from tests.recipes.in_process import refused, starter
+
+TASKS = ("colorization", "context", "rotation", "aet")
+SMALL = ("--backbone", "nin3", "--num-threads", "1", "--no-tensorboard", "--size-px", "16")
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven clusters of the sample."""
+    with open_data(str(sample_paths().train)) as data:
+        numbers = np.random.default_rng(0).integers(7, size=data.num_samples)
+        path = tmp_path_factory.mktemp("labels") / "labels.npz"
+        return write_labels(path, numbers, 7, data, "a test", configuration={"source": "random", "seed": 0})
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("source", ["none", "file", "alone", "coupled"])
+def test_each_task_with_each_kind_of_labels(
+    task: str,
+    source: str,
+    labels: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags: dict[str, tuple[object, ...]] = {
+        "none": (),
+        "file": ("--pseudo-labels", labels, "--lambda", "0.5"),
+        "alone": ("--pseudo-labels", labels, "--no-proxy"),
+        "coupled": ("--pseudo-labels", "coupled", "--num-clusters", "5"),
+    }
+    done = starter(f"sslpp_{task}", monkeypatch, capsys)(
+        *SMALL, "--max-steps-per-stage", "1", "--out", tmp_path, *flags[source]
+    )
+    assert done.code == 0, done.err
+    state = newest_checkpoint(tmp_path)
+    wanted = {"none": {"source": "none"}, "coupled": {"source": "coupled", "num_classes": 5}}
+    of_file = {"source": "random", "seed": 0, "num_classes": 7}
+    assert state["science"]["pseudo_labels"] == wanted.get(source, of_file)
+    heads = {name.split(".")[0] for name in state["learner"]["head"]}
+    assert heads == {"none": {"proxy"}, "alone": {"labels"}}.get(source, {"proxy", "labels"})
+    assert state["input"]["channels"] == ("L" if task == "colorization" and source != "alone" else "RGB")
+    held_out = json.loads((tmp_path / "results.json").read_text())[0]["held_out"]
+    assert set(held_out) >= {"loss", "loss_constant"} if source != "alone" else not held_out
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_killed_and_resumed_equals_never_killed(task: str, labels: Path, tmp_path: Path) -> None:
+    recipe = ROOT / "recipes" / f"sslpp_{task}.py"
+    flags = (*SMALL, "--stage-epochs", "2", "--max-steps-per-stage", "6", "--pseudo-labels", labels)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(recipe, *flags, "--out", whole).returncode == 0
+    run_until(
+        recipe, *flags, "--out", parts, "--checkpoint-steps", "1", folder=parts, step=2, number=signal.SIGKILL
+    )
+    for path in (parts / "checkpoints").glob("step-*.pt"):
+        if int(path.stem.split("-")[1]) > 3:
+            path.unlink()
+    done = run(recipe, *flags, "--out", parts)
+    assert done.returncode == 0, done.stderr
+    assert digests(newest_checkpoint(parts)) == digests(newest_checkpoint(whole))
+
+
+def test_two_ranks(labels: Path, tmp_path: Path) -> None:
+    """With a proxy that counts over both, and labels of both."""
+    for task, source in (("colorization", labels), ("aet", "coupled")):
+        flags = (*SMALL, "--max-steps-per-stage", "3", "--pseudo-labels", source, "--num-clusters", "5")
+        done = run(ROOT / "recipes" / f"sslpp_{task}.py", *flags, "--out", tmp_path / task, ranks=2)
+        assert done.returncode == 0, done.stderr
+        weights = newest_checkpoint(tmp_path / task)["learner"]["head"]
+        assert all(bool(torch.isfinite(value.float()).all()) for value in weights.values())
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--lambda", "-1"), ("--lambda -1", "0 or more")),
+        (("--no-proxy",), ("leaves nothing to learn", "give --pseudo-labels")),
+        (("--pseudo-labels", "nowhere.npz"), ("nowhere.npz",)),
+        (("--pseudo-labels", "coupled", "--num-clusters", "481"), ("481 clusters of 480", "at most 480")),
+        (("--pseudo-labels", "coupled", "--num-clusters", "1"), ("--num-clusters 1", "2 or more")),
+        (("--backbone", "nin7"), ("--backbone nin7", "nin5")),
+    ],
+)
+def test_bad_input_is_one_line(
+    flags: tuple[str, ...],
+    words: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "run"
+    done = starter("sslpp_rotation", monkeypatch, capsys)(*SMALL, "--out", out, *flags)
+    refused(done, "sslpp_rotation", *words)
+    assert not out.exists()
+
+
+def test_labels_of_other_data(
+    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = starter("sslpp_rotation", monkeypatch, capsys)
+    other = ("--data", sample_paths().train_32, "--pseudo-labels", labels, "--out", tmp_path)
+    refused(start(*SMALL, *other), "sslpp_rotation", "labels.npz", "another data set")
