@@ -16,7 +16,7 @@ from fastpsl.backbones.choose import make_backbone
 from fastpsl.checkpoint import Checkpoints
 from fastpsl.cli import main
 from fastpsl.evaluation.cluster_pictures import NUM_SHOWN, draw_contents, draw_sizes, shown_classes
-from fastpsl.evaluation.clusters import ari, hungarian_accuracy, nmi
+from fastpsl.evaluation.clusters import ari, hungarian_accuracy, many_to_one_accuracy, nmi
 from fastpsl.evaluation.filter_picture import draw_filters
 from fastpsl.evaluation.result import read_result
 from fastpsl.label_file import write_labels
@@ -109,8 +109,15 @@ def test_numbers_and_pictures(run_folder: Path, capsys: pytest.CaptureFixture[st
         "nmi_true_shuffled",
         "ari",
         "hungarian_accuracy",
+        "many_to_one_accuracy",
     ]
-    for name, score in (("nmi_true", nmi), ("ari", ari), ("hungarian_accuracy", hungarian_accuracy)):
+    scores = {
+        "nmi_true": nmi,
+        "ari": ari,
+        "hungarian_accuracy": hungarian_accuracy,
+        "many_to_one_accuracy": many_to_one_accuracy,
+    }
+    for name, score in scores.items():
         assert numbers[name] == pytest.approx(100 * score(labels, true), abs=1e-4)
     assert numbers["biggest"] == pytest.approx(100 * np.bincount(labels).max() / 160, abs=1e-4)
     assert 10 < numbers["nmi_true_shuffled"] < numbers["nmi_true"] - 10
@@ -126,6 +133,8 @@ def test_numbers_and_pictures(run_folder: Path, capsys: pytest.CaptureFixture[st
     for text in (
         f"NMI {numbers['nmi_true']:.1f} %",
         f"shuffled: {numbers['nmi_true_shuffled']:.1f} %",
+        f"(one-to-one) {numbers['hungarian_accuracy']:.1f} %",
+        f"many-to-one accuracy {numbers['many_to_one_accuracy']:.1f} %",
         "160 images, 20 classes",
     ):
         assert text in said
@@ -169,6 +178,62 @@ def test_other_labels_and_collapse(
     assert "contents.png of the 2 classes" in said
 
 
+def test_a_file_of_labels_alone(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same numbers as of its run, and no filters; without --data it is of the embedded sample."""
+    path, source = run_folder / "labels.npz", sample_paths().test_32
+    run(capsys, run_folder)
+    code, said, error = run(capsys, path, "--data", source)
+    out = run_folder / "labels-clusters"
+    assert (code, error) == (0, "") and "weights:" not in said and "filters.png" not in said
+    assert sorted(path.name for path in out.iterdir()) == ["contents.png", "result.json", "sizes.png"]
+    record = read_result(out / "result.json")
+    assert record["numbers"] == read_result(run_folder / "clusters" / "result.json")["numbers"]
+    assert record["checkpoint"]["kind"] == "labels" and not record["cut"]
+    assert not find(out).unreadable
+    assert "another data set" in refused(capsys, path)
+    assert "give one of them" in refused(capsys, path, "--data", source, "--labels", path)
+    with Beton(sample_paths().train) as data:
+        ours = write_labels(run_folder / "ours.npz", np.arange(480) % 8, 8, data, "by hand")
+    code, said, _ = run(capsys, ours)
+    assert code == 0 and "NMI 100.0 %" in said and "of 60 to 60 images" in said
+
+
+def test_a_run_of_iic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its first filters see two gradients, and its labels say how sure each is."""
+    torch.manual_seed(0)
+    state = {
+        "science": {"recipe": "sslpp_iic", "backbone": "resnet34_iic", "num_clusters": 20},
+        "position": {"run_step": 7, "summaries": [{"num_steps": 7, "num_steps_planned": 9}]},
+        "input": Input("SobelXY", (0.0, 0.0), (1.0, 1.0), 32).as_dict(),
+        "backbone": make_backbone("resnet34_iic", num_channels=2).state_dict(),
+    }
+    (tmp_path / "checkpoints").mkdir()
+    Checkpoints(tmp_path / "checkpoints").save(7, state)
+    source = sample_paths().test_32
+    (tmp_path / "config.json").write_text(json.dumps({"options": {"data": str(source)}}))
+    entropy = np.linspace(0, np.log(20), 160)
+    made = {"source": "iic", "num_clusters": 20}
+    with Beton(source) as data:
+        write_labels(
+            tmp_path / "labels.npz",
+            drawn_labels(),
+            20,
+            data,
+            "sslpp_iic",
+            entropy=entropy,
+            configuration=made,
+        )
+    code, said, error = run(capsys, tmp_path)
+    assert (code, error) == (0, "")
+    record = read_result(tmp_path / "clusters" / "result.json")
+    assert record["numbers"]["label_entropy_share"] == pytest.approx(50, abs=1e-3) and record["cut"]
+    assert record["settings"]["configuration"] == made and record["settings"]["split"] == ""
+    assert f"{np.log(20) / 2:.3f} nats on average, 50.0 % of an even one's (median 1.498, 90 % of" in said
+    assert f"below {np.quantile(entropy, 0.9):.3f})" in said
+    filters = pixels(tmp_path / "clusters" / "filters.png")  # 64 of 3 x 3, both gradients side by side
+    assert filters.shape == (11 * (48 + 4) + 4, 6 * (2 * 48 + 4) + 4, 3)
+
+
 @pytest.fixture
 def unlabelled(run_folder: Path, tmp_path: Path) -> Path:
     """The same run, as if of a flat folder of pictures."""
@@ -185,7 +250,7 @@ def unlabelled(run_folder: Path, tmp_path: Path) -> Path:
 def test_without_true_labels(run_folder: Path, unlabelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, said, _ = run(capsys, run_folder, "--data", unlabelled)
     assert code == 0
-    assert "true labels absent: NMI, ARI and Hungarian accuracy are left out" in said
+    assert "true labels absent: NMI, ARI and accuracies are left out" in said
     assert "contents.png of the 4 classes with the most images" in said
     numbers = read_result(run_folder / "clusters" / "result.json")["numbers"]
     assert list(numbers) == ["entropy_share", "biggest"] and numbers["biggest"] == 37.5
