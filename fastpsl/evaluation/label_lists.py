@@ -74,11 +74,11 @@ def first_of_each_class(
         raise ValueError(f"--labels-per-class {num}: it must be 1 or more")
     sizes = np.bincount(labels, minlength=num_classes)
     if sizes.min() < num:
-        short = int(sizes.argmin())
+        short, least = int(sizes.argmin()), int(sizes.min())
         name = class_names[short] if class_names else f"class {short}"
         raise ValueError(
-            f"--labels-per-class {num}: {name} has {sizes[short]} image{'s' * (sizes[short] != 1)}; give "
-            + (f"{sizes[short]} or fewer" if sizes[short] else "data without empty classes")
+            f"--labels-per-class {num}: {name} has {least} image{'s' * (least != 1)}; give "
+            + (f"{least} or fewer" if least else "data without empty classes")
         )
     by_class = np.argsort(labels, kind="stable")
     firsts = (np.cumsum(sizes) - sizes)[:, None] + np.arange(num)

@@ -9,6 +9,7 @@ import torch
 
 from fastpsl.evaluation.result import read_result
 from fastpsl.evaluation.weights import load_pretrained
+from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.sample import sample_paths
 from fastpsl.schedules import Moment
 from tests.commands import ROOT, newest_checkpoint
@@ -59,6 +60,57 @@ def test_the_schedule_is_the_usual_one() -> None:
     decayed, rest = job.optimiser(iter(named)).param_groups
     assert len(decayed["params"]) == 2 and not rest["params"]
     assert (decayed["weight_decay"], decayed["momentum"], decayed["nesterov"]) == (1e-4, 0.9, False)
+
+
+def test_small_pictures_are_padded_and_scored_whole() -> None:
+    """The choice is science only where it is made, so that runs from before there was one go on; so are few labels."""
+    parts: dict[str, Any] = runpy.run_path(str(ROOT / "recipes" / "supervised.py"))
+    for crop, train, held_out, science in (
+        ("random_resized", RandomResizedCrop(32), ShorterSideCrop(37, 32, "center"), {}),
+        (
+            "padded",
+            ShorterSideCrop(32, 32, "center"),
+            ShorterSideCrop(32, 32, "center"),
+            {"crop": "padded"},
+        ),
+    ):
+        options = parts["Options"](
+            backbone="nin4", size_px=32, crop=crop, plan="end_to_end", stage_epochs=(1,)
+        )
+        job = parts["build"](options)
+        assert (job.task.train_view.crop, job.task.held_out_view.crop) == (train, held_out)
+        assert [type(op).__name__ for op in job.task.train_view.ops] == ["Shift"] * bool(science) + ["Flip"]
+        assert job.science == science and "crop" not in options.science()
+        assert options.science()["labels_per_class"] is None and not hasattr(job.task, "epoch_order")
+
+
+def test_a_nin_learns_from_few_labels_and_goes_on_as_it_began(recipe: Start, tmp_path: Path) -> None:
+    nin = (
+        *SMALL[:2],
+        "--val",
+        sample_paths().test_32,
+        "--size-px",
+        "16",
+        "--batch-size",
+        "16",
+        "--num-threads",
+        "1",
+    )
+    steps = ("--no-tensorboard", "--backbone", "nin3", "--stage-epochs", "1", "--max-steps-per-stage", "3")
+    chosen = ("--crop", "padded", "--labels-per-class", "2")
+    outcome = recipe(*nin, *steps, *chosen, "--out", tmp_path / "out")
+    assert outcome.code == 0 and "crop padded (default random_resized)" in outcome.out, outcome
+    record = read_result(tmp_path / "out" / "result.json")
+    science = record["checkpoint"]["science"]
+    assert (science["crop"], science["labels_per_class"]) == ("padded", 2)
+    assert (record["settings"]["crop"], record["data"]["num_train"]) == ("padded", 480)
+    assert "3 of 30 steps" in outcome.err  # 480 images in batches of 16, of 16 images
+    refused(recipe(*nin, *steps, "--out", tmp_path / "out"), "supervised", "crop (padded there, None now)")
+    refused(
+        recipe(*nin, *steps, "--labels-per-class", "61", "--out", tmp_path / "b"),
+        "supervised",
+        "has 60 images",
+    )
 
 
 def test_impossible_requests_are_refused(recipe: Start, tmp_path: Path) -> None:
