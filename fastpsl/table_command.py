@@ -40,6 +40,8 @@ class Table:
     other pictures do not count. [TRAIN.beton]"""
     val: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """Held-out images, likewise. [VAL.beton]"""
+    pretrain_data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
+    """What trainings without labels learn from, in the tables of STL-10, likewise. [PRETRAIN.beton]"""
     nproc_per_node: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
     """GPUs, for the commands. [8; tiny: 1]"""
 
@@ -55,6 +57,7 @@ def run(command: Table) -> None:
         scale=command.scale,
         data=command.data,
         val=command.val,
+        pretrain_data=command.pretrain_data,
         num_processes=command.nproc_per_node,
     )
     print("\n".join(lines))

@@ -12,7 +12,7 @@ from fastpsl.tables.rows import Row, Table
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one result a seed: `number` is its name there. sd: of the sample; None for one seed."""
+    """Of one result a seed: `number` is its name there, or "mean". sd: of the sample; None for one seed."""
 
     number: str
     mean: float
@@ -49,20 +49,20 @@ class Gain:
 
 
 def measured(measure: Measure, results: Mapping[int, Result]) -> Measured | None:
-    """Over the seeds; of several numbers the one with the best mean, the same for all seeds. None without results."""
+    """Over the seeds; of several numbers the one with the best mean, the same for all seeds, or the mean of each seed's. None without
+    results."""
     if not results:
         return None
     seeds = tuple(sorted(results))
-    best: Measured | None = None
-    for number in measure.numbers:
-        values = []
-        for seed in seeds:
-            values.append(float(results[seed].record["numbers"][number]))
-        sd = statistics.stdev(values) if len(values) > 1 else None
-        found = Measured(number, statistics.fmean(values), sd, seeds)
-        if best is None or found.mean > best.mean:
-            best = found
-    return best
+    values = {
+        number: [float(results[seed].record["numbers"][number]) for seed in seeds]
+        for number in measure.numbers
+    }
+    if measure.of == "mean":
+        values = {"mean": [statistics.fmean(of_seed) for of_seed in zip(*values.values(), strict=True)]}
+    number, best = max(values.items(), key=lambda pair: statistics.fmean(pair[1]))
+    sd = statistics.stdev(best) if len(best) > 1 else None
+    return Measured(number, statistics.fmean(best), sd, seeds)
 
 
 def cells_of(row: Row, matches: Matches) -> tuple[Cell, ...]:

@@ -3,16 +3,17 @@
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from fastpsl.label_file import NAME as LABELS_NAME
 from fastpsl.options import PretrainOptions
 from fastpsl.pipelines.input_record import Input
 from fastpsl.tables.found import Found, TrainingRun
 from fastpsl.tables.matching import Matches, needs_of, runs_for
-from fastpsl.tables.needs import CLUSTERS, Evaluation, Weights
+from fastpsl.tables.needs import CLUSTERS, COUPLED, RETRIEVAL, Evaluation, Weights
 from fastpsl.tables.rows import Table
 from fastpsl.tables.scales import Scale
 
@@ -21,11 +22,15 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Place:
-    """Where commands read and write: the pictures, the folder of runs, and how many processes torchrun starts."""
+    """Where commands read and write: the pictures, the folder of runs, and how many processes torchrun starts.
+
+    pretrain: what trainings without labels learn from, in tables that have other pictures for that.
+    """
 
     runs: Path
     data: str
     val: str
+    pretrain: str
     num_processes: int
 
 
@@ -33,7 +38,7 @@ class Place:
 class Missing:
     """What one pre-training lacks: `commands` in order. run: what there is of the pre-training.
 
-    evaluations: empty where the pre-training is asked for by a fine-tuning alone.
+    evaluations: empty where another training alone asks for this one, which it fine-tunes or whose pseudo-labels it learns.
     """
 
     weights: Weights
@@ -48,19 +53,19 @@ def missing_runs(table: Table, scale: Scale, matches: Matches, found: Found, pla
     lacking: dict[tuple[Weights, int], list[Evaluation]] = {}
     runs: dict[Weights, dict[int, TrainingRun]] = defaultdict(dict)
     for weights, evaluation in needs_of(table):
-        base = weights.base
-        for one in (weights, base):
+        before = weights.before
+        for one in (weights, before):
             if one is not None:
-                runs[one] = runs_for(one, scale, found.runs, matches.data)
+                runs[one] = runs_for(one, scale, found.runs, matches.data, table)
         used = matches.used.get((weights, evaluation), {})
         there = sorted(runs[weights], key=lambda seed: not runs[weights][seed].can_be_evaluated)
-        there += list(runs[base]) if base else []
+        there += list(runs[before]) if before else []
         seeds = [seed for seed in dict.fromkeys([*there, *scale.seeds]) if seed not in used]
         for seed in sorted(seeds[: max(0, len(scale.seeds) - len(used))]):
-            if base and not (_is_done(runs[weights], seed) or _is_done(runs[base], seed)):
-                lacking.setdefault((base, seed), [])
+            if before and not (_is_done(runs[weights], seed) or _is_done(runs[before], seed)):
+                lacking.setdefault((before, seed), [])
             lacking.setdefault((weights, seed), []).append(evaluation)
-    writer = _Writer(table.paper, scale, runs, found, place)
+    writer = _Writer(table, scale, runs, found, place)
     return [
         Missing(weights, seed, tuple(asked), runs[weights].get(seed), writer.commands(weights, seed, asked))
         for (weights, seed), asked in lacking.items()
@@ -73,20 +78,23 @@ def _is_done(runs: Mapping[int, TrainingRun], seed: int) -> bool:
 
 @dataclass(frozen=True)
 class _Writer:
-    """Of one table's commands. runs: what there is of each training, by seed."""
+    """Of one table's commands. runs: what there is of each training, by seed. written: files of labels that an earlier command makes."""
 
-    paper: str
+    table: Table
     scale: Scale
     runs: Mapping[Weights, Mapping[int, TrainingRun]]
     found: Found
     place: Place
+    written: set[Path] = field(default_factory=set)
 
     def commands(self, weights: Weights, seed: int, evaluations: Iterable[Evaluation]) -> tuple[str, ...]:
-        """The training where it is not there, and the evaluations."""
+        """The training where it is not there, behind the labels that nothing has written yet, and the evaluations."""
         folder = self._folder(weights, seed) if weights.recipe else None
         commands = []
         if weights.recipe and folder and not _is_done(self.runs[weights], seed):
-            commands.append(self._torchrun(weights.recipe, self._training(weights, seed), folder))
+            commands += self._labels(weights, seed)
+            data = self._learns_from(weights)
+            commands.append(self._torchrun(weights.recipe, self._training(weights, seed), folder, data))
         for evaluation in evaluations:
             name = f"{_name(weights, seed)}-{evaluation.folder_name}"
             out = self._free(name, str(folder) if folder else None)
@@ -102,29 +110,61 @@ class _Writer:
         options: dict[str, Any] = {"backbone": weights.backbone, "plan": weights.plan, "seed": seed}
         if weights.base:
             options["fine_tune"] = self._folder(weights.base, seed)
+        if isinstance(weights.labels, Weights):
+            options["pseudo_labels"] = self._folder(weights.labels, seed) / LABELS_NAME
+        elif weights.labels is not None:
+            options["pseudo_labels"] = (
+                COUPLED if weights.labels == COUPLED else self._label_file(weights.labels, seed)
+            )
         return options | self.scale.training_flags(weights) | _of_begun(self.runs[weights].get(seed))
 
     def _evaluation(
         self, weights: Weights, seed: int, evaluation: Evaluation, folder: Path | None, out: Path
     ) -> str:
         if evaluation == CLUSTERS:
-            return shlex.join(
-                ["fastpsl", "clusters", str(folder), "--data", self.place.data, "--out", str(out)]
+            return _command("clusters", [folder], {"data": self._learns_from(weights), "out": out})
+        spelled = {"seed": seed} | self.scale.spelled(evaluation.name)
+        if evaluation.command:
+            data, held_out = self.place.data, self.place.val
+            pictures = (
+                {"gallery": data, "queries": held_out} if evaluation == RETRIEVAL else {"data": held_out}
             )
-        source: dict[str, Any] = {"checkpoint": folder} if folder else _random(weights)
-        return self._torchrun(
-            evaluation.recipe, source | {"seed": seed} | self.scale.spelled(evaluation.name), out
-        )
+            source = {} if folder else _random(weights)
+            return _command(
+                evaluation.recipe, [folder] if folder else [], pictures | source | spelled | {"out": out}
+            )
+        source = {"checkpoint": folder} if folder else _random(weights)
+        return self._torchrun(evaluation.recipe, source | spelled, out, self.place.data)
 
-    def _torchrun(self, recipe: str, options: Mapping[str, Any], out: Path) -> str:
+    def _labels(self, weights: Weights, seed: int) -> list[str]:
+        """The command that writes the pseudo-labels, where one must."""
+        source = weights.label_file
+        path = self._label_file(source, seed) if source else None
+        if not source or not path or path in self.written or path.exists():
+            return []
+        self.written.add(path)
+        options = {"data": self._learns_from(weights), "out": path, "seed": seed}
+        return [_command("labels", [source], options | self.scale.spelled(f"labels/{source}"))]
+
+    def _label_file(self, source: str, seed: int) -> Path:
+        return self.place.runs / f"{self._folder_name}-labels-{source}-s{seed}.npz"
+
+    def _learns_from(self, weights: Weights) -> str:
+        elsewhere = self.table.pretrains_elsewhere and not weights.with_labels
+        return self.place.pretrain if elsewhere else self.place.data
+
+    def _torchrun(self, recipe: str, options: Mapping[str, Any], out: Path, data: str) -> str:
         place, script = self.place, recipes_folder() / f"{recipe}.py"
         start = ["torchrun", f"--nproc-per-node={place.num_processes}", str(script)]
-        flags = [word for name, value in options.items() for word in _flag(name, value)]
-        return shlex.join([*start, "--data", place.data, "--val", place.val, *flags, "--out", str(out)])
+        return shlex.join([*start, *_flags({"data": data, "val": place.val, **options, "out": out})])
+
+    @property
+    def _folder_name(self) -> str:
+        return f"{self.table.folder}-{self.scale.name}"
 
     def _free(self, name: str, checkpoint: str | None) -> Path:
         """A folder of this name, or with a number where something else lies there. An evaluation of `checkpoint` that was begun goes on."""
-        wanted = self.place.runs / f"{self.paper}-{self.scale.name}" / name
+        wanted = self.place.runs / self._folder_name / name
         for number in count(1):
             folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
             if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -159,6 +199,15 @@ def _of_begun(run: TrainingRun | None) -> dict[str, Any]:
     usual = PretrainOptions().science()
     names = ("precision", "order", "lanes", "apex")
     return {n: run.science[n] for n in names if n in run.science and run.science[n] != usual[n]}
+
+
+def _command(name: str, arguments: Iterable[Any], options: Mapping[str, Any]) -> str:
+    """One of `fastpsl`."""
+    return shlex.join(["fastpsl", name, *map(str, arguments), *_flags(options)])
+
+
+def _flags(options: Mapping[str, Any]) -> list[str]:
+    return [word for name, value in options.items() for word in _flag(name, value)]
 
 
 def _flag(name: str, value: Any) -> list[str]:

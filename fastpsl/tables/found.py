@@ -8,6 +8,7 @@ from typing import Any
 
 from fastpsl.checkpoint import Checkpoints
 from fastpsl.evaluation.result import NAME, read_result
+from fastpsl.tables.needs import TSNE
 
 _NOT_ENTERED = {"checkpoints", "tensorboard", "wandb"}
 
@@ -39,6 +40,8 @@ class Result:
         """Digests of all training pictures and of the held-out ones; None where a result of a part does not tell the whole, and
         where nothing is held out."""
         data = self.record["data"]
+        if self.record["protocol"] == TSNE.protocol:  # of the pictures that it shows
+            return self.science.get("data_digest"), data["train"]
         part = self.science.get("data_digest") if self.of_part else data["train"]
         return data.get("whole_train") or part, data["val"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from fastpsl.tables.markdown import missing_lines
-from fastpsl.tables.matching import DataSet
+from fastpsl.tables.matching import data_of
 from fastpsl.tables.report import NOTHING, Report, gain_lines, lines_of, sizes_of
 
 MAX_PICTURE_PX = 1100
@@ -138,7 +138,7 @@ def _used(report: Report) -> str:
         words = (
             method, evaluation, str(result.seed), str(record.get("date") or NOTHING)[:10],
             str(record.get("commit") or NOTHING)[:10], str(checkpoint.get("sha256") or NOTHING)[:12],
-            str(DataSet(*result.data)),
+            str(data_of(result, report.table)),
         )  # fmt: skip
         body.append(_row([*map(_cell, words), _cell(str(result.path), "text")], first=True))
     heads = [

@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from fastpsl.tables.matching import needs_of
 from fastpsl.tables.report import NOTHING, Report, gain_lines, lines_of, sizes_of
 
 
@@ -79,12 +80,14 @@ def _missing(report: Report) -> str:
 def missing_lines(report: Report) -> list[str]:
     """A comment and the commands of each missing run, to be pasted into a shell."""
     lines = _path_line() if report.missing else []
+    fine_tuned = {weights.base for weights, _ in needs_of(report.table)}
     for one in report.missing:
         there = ""
         if one.run is not None:
             there = "its pre-training is there" if one.run.can_be_evaluated else "its pre-training was begun"
             there = f" ({there}: {one.run.folder})"
-        evaluations = ", ".join(evaluation.name for evaluation in one.evaluations) or "to be fine-tuned"
+        why = "to be fine-tuned" if one.weights in fine_tuned else "its pseudo-labels"
+        evaluations = ", ".join(evaluation.name for evaluation in one.evaluations) or why
         lines.append(f"# {report.method_of(one.weights)}, seed {one.seed}: {evaluations}{there}")
         lines += one.commands
     return lines

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from fastpsl.tables.differences import UNSAID, differences, training_differences
 from fastpsl.tables.found import Found, Result, TrainingRun
-from fastpsl.tables.needs import CLUSTERS, Evaluation, Weights
+from fastpsl.tables.needs import CLUSTERS, SUPERVISED, Evaluation, Weights
 from fastpsl.tables.papers import TABLES
 from fastpsl.tables.rows import Table
 from fastpsl.tables.scales import Scale
@@ -14,23 +14,30 @@ from fastpsl.tables.scales import Scale
 
 @dataclass(frozen=True)
 class DataSet:
-    """Digests of the pictures that all numbers of a table are of; None where it is not known yet."""
+    """Digests of the pictures that all numbers of a table are of; None where it is not known yet.
+
+    pretrain: what trainings without labels learned from, where the table has other pictures for that.
+    """
 
     train: str | None = None
     val: str | None = None
+    pretrain: str | None = None
 
     def agrees(self, other: "DataSet") -> bool:
         """Whether nothing that both know differs."""
-        return all(
-            None in pair or pair[0] == pair[1] for pair in ((self.train, other.train), (self.val, other.val))
-        )
+        return all(None in pair or pair[0] == pair[1] for pair in zip(self._parts, other._parts, strict=True))
 
     @property
     def num_known(self) -> int:
-        return (self.train is not None) + (self.val is not None)
+        return sum(part is not None for part in self._parts)
+
+    @property
+    def _parts(self) -> tuple[str | None, ...]:
+        return self.train, self.val, self.pretrain
 
     def __str__(self) -> str:
-        return "/".join((digest or "unknown")[:8] for digest in (self.train, self.val))
+        parts = [self.train, self.val] + [self.pretrain] * (self.pretrain is not None)
+        return "/".join((digest or "unknown")[:8] for digest in parts)
 
 
 Need = tuple[Weights, Evaluation]
@@ -52,12 +59,19 @@ def needs_of(table: Table) -> list[Need]:
     return list(dict.fromkeys((measure.weights, measure.evaluation) for measure in measures))
 
 
+def data_of(result: Result, table: Table) -> DataSet:
+    """The pictures of one result, as far as it tells."""
+    science = result.science
+    elsewhere = table.pretrains_elsewhere and science.get("recipe") not in (None, SUPERVISED)
+    return DataSet(*result.data, science.get("data_digest") if elsewhere else None)
+
+
 def match(table: Table, scale: Scale, found: Found, asked: DataSet) -> Matches:
     """Sort the results. ValueError where the fitting ones are of several data sets and `asked` does not say which."""
     matches = Matches(unused=dict(found.unreadable))
     fitting: list[tuple[Need, Result]] = []
     for result in found.results:
-        need, reasons = closest(result, needs_of(table), scale)
+        need, reasons = closest(result, table, scale)
         if need is not None and not reasons:
             if lacking := _lacking(result, need, table):
                 matches.unused[result.path] = lacking
@@ -67,12 +81,20 @@ def match(table: Table, scale: Scale, found: Found, asked: DataSet) -> Matches:
             matches.num_other += 1
         else:
             matches.unused[result.path] = "; ".join(reasons)
-    weights = {one for need in needs_of(table) for one in (need[0], need[0].base) if one}
-    runs = [run for run in found.runs if any(trains(run, one, scale) for one in weights)]
-    matches.data = _one_data_set([result for _, result in fitting], runs, asked)
+    weights = {one for need in needs_of(table) for one in (need[0], need[0].before) if one}
+    sets = [(data_of(result, table), result.path) for _, result in fitting]
+    of_runs = [
+        (_learned_from(one, table, str(run.science.get("data_digest"))), run.folder)
+        for run in found.runs
+        for one in weights
+        if trains(run, one, scale)
+    ]
+    matches.data = _one_data_set(sets, of_runs, asked)
     for need, result in sorted(fitting, key=lambda pair: str(pair[1].record.get("date"))):
-        if (other := _of_other_data(result, matches.data)) is not None:
-            matches.unused[result.path] = other
+        if not (of := data_of(result, table)).agrees(matches.data):
+            matches.unused[result.path] = (
+                f"of other pictures ({of}, train/val{'/pre-training' * bool(of.pretrain)})"
+            )
             continue
         seeds = matches.used.setdefault(need, {})
         if (older := seeds.get(result.seed)) is not None:
@@ -92,27 +114,27 @@ def _lacking(result: Result, need: Need, table: Table) -> str:
 def _of_another_table(result: Result, scale: Scale) -> bool:
     return any(
         need is not None and not reasons
-        for need, reasons in (closest(result, needs_of(other), scale) for other in TABLES.values())
+        for need, reasons in (closest(result, other, scale) for other in TABLES.values())
     )
 
 
-def closest(result: Result, needs: Iterable[Need], scale: Scale) -> tuple[Need | None, list[str]]:
-    """The need that a result comes nearest to, and why it does not fit; no need where it is of another table."""
+def closest(result: Result, table: Table, scale: Scale) -> tuple[Need | None, list[str]]:
+    """The table's need that a result comes nearest to, and why it does not fit; no need where it is of another table."""
     nearest: tuple[Need | None, list[str]] = (None, [])
-    for need in needs:
+    for need in needs_of(table):
         weights, evaluation = need
         asked = (evaluation.recipe, evaluation.protocol, weights.recipe)
         if asked != (result.record["recipe"], result.record["protocol"], result.science.get("recipe")):
             continue
         if weights.recipe is None and result.record["checkpoint"].get("kind") != "random":
             continue  # others' weights
-        reasons = mismatches(result, need, scale)
+        reasons = mismatches(result, need, table, scale)
         if nearest[0] is None or len(reasons) < len(nearest[1]):
             nearest = need, reasons
     return nearest
 
 
-def mismatches(result: Result, need: Need, scale: Scale) -> list[str]:
+def mismatches(result: Result, need: Need, table: Table, scale: Scale) -> list[str]:
     """Why a result is not this need's; nothing where it is."""
     weights, evaluation = need
     reasons = ["cut short by --max-steps-per-stage"] if result.record["cut"] else []
@@ -121,8 +143,14 @@ def mismatches(result: Result, need: Need, scale: Scale) -> list[str]:
     if backbone != weights.backbone:
         reasons.append(f"backbone {backbone}, here {weights.backbone}")
     if weights.recipe is not None:
-        reasons += _training_differences(result.science, weights, scale)
-        if result.data[0] != result.science.get("data_digest"):
+        reasons += training_differences(result.science, weights, scale)
+        of = DataSet(result.data[0], result.data[1], result.science.get("data_digest"))
+        if table.pretrains_elsewhere and not weights.with_labels:
+            if of.pretrain in (of.train, of.val):
+                reasons.append(
+                    "pre-trained on the pictures that it was evaluated on: here, on more than those to train with"
+                )
+        elif of.pretrain != of.train:
             reasons.append("pre-trained on other pictures than it was evaluated on")
     if result.data[0] == result.data[1]:
         reasons.append("scored on the pictures that it learned from")
@@ -132,67 +160,46 @@ def mismatches(result: Result, need: Need, scale: Scale) -> list[str]:
     settings = result.record["settings"]
     if evaluation == CLUSTERS and Path(settings["labels"]).parent != Path(checkpoint["path"]).parent.parent:
         reasons.append("of other labels than its run left")
-    return reasons + _differences("evaluated", settings, scale.evaluation_settings(evaluation))
+    said = UNSAID["evaluation"] | settings
+    return reasons + differences("evaluated", said, scale.evaluation_settings(evaluation))
 
 
 def trains(run: TrainingRun, weights: Weights, scale: Scale) -> bool:
     """Whether a run makes `weights`: it has, or will when it goes on."""
     if weights.recipe is None or run.cut or (run.state == "finished" and not run.can_be_evaluated):
         return False
-    return run.science.get("backbone") == weights.backbone and not _training_differences(
+    return run.science.get("backbone") == weights.backbone and not training_differences(
         run.science, weights, scale
     )
 
 
+def _learned_from(weights: Weights, table: Table, digest: str) -> DataSet:
+    """What is known of the data where these weights learned from pictures of this digest."""
+    elsewhere = table.pretrains_elsewhere and not weights.with_labels
+    return DataSet(pretrain=digest) if elsewhere else DataSet(digest)
+
+
 def runs_for(
-    weights: Weights, scale: Scale, runs: Iterable[TrainingRun], data: DataSet
+    weights: Weights, scale: Scale, runs: Iterable[TrainingRun], data: DataSet, table: Table
 ) -> dict[int, TrainingRun]:
     """Seed → the run whose checkpoint serves, or else one that was begun; the last by path where there are several."""
     fitting = [
         run
         for run in runs
-        if trains(run, weights, scale) and data.train in (None, run.science.get("data_digest"))
+        if trains(run, weights, scale)
+        and _learned_from(weights, table, str(run.science.get("data_digest"))).agrees(data)
     ]
     fitting.sort(key=lambda run: (run.state == "finished", str(run.folder)), reverse=True)
     return dict(sorted({run.seed: run for run in fitting}.items()))
 
 
-def _training_differences(science: Mapping[str, Any], weights: Weights, scale: Scale) -> list[str]:
-    """But for the backbone's, which a result's record tells."""
-    wanted = {name: value for name, value in scale.training_science(weights).items() if name != "backbone"}
-    reasons = _differences("pre-trained", science, wanted)
-    if "labels" in science:
-        reasons.append("pre-trained on labels of a file")
-    if weights.base is None:
-        return reasons + ["fine-tuned"] * ("fine_tune" in science)
-    base = science.get("fine_tuned")
-    if base is None:
-        return [*reasons, "pre-trained without saying what it fine-tunes"]
-    if base["data_digest"] != science.get("data_digest"):
-        reasons.append("fine-tuned on other pictures")
-    of_base = _training_differences(base, weights.base, scale)
-    return reasons + [f"before it was fine-tuned: {reason}" for reason in of_base]
-
-
-def _differences(what: str, given: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{what} with {name} {_words(given[name])}, here {_words(value)}"
-        if name in given
-        else f"{what} without saying {name}"
-        for name, value in wanted.items()
-        if name not in given or given[name] != value
-    ]
-
-
-def _words(value: Any) -> str:
-    return " ".join(map(str, value)) or "default" if isinstance(value, list) else str(value)
-
-
-def _one_data_set(results: Iterable[Result], runs: Iterable[TrainingRun], asked: DataSet) -> DataSet:
+def _one_data_set(
+    results: Iterable[tuple[DataSet, Path]], runs: Iterable[tuple[DataSet, Path]], asked: DataSet
+) -> DataSet:
     """The data set of all of them. ValueError where there are several: their numbers must not stand in one table."""
     where: dict[DataSet, Path] = {}
-    for result in results:
-        where.setdefault(DataSet(*result.data), result.path)
+    for one, path in results:
+        where.setdefault(one, path)
     sets = [one for one in where if one.agrees(asked)]
     # A result that knows its held-out pictures alone, or those that it learned from, is of any set that has them.
     sets = [
@@ -207,17 +214,22 @@ def _one_data_set(results: Iterable[Result], runs: Iterable[TrainingRun], asked:
             f"of them, or --runs with one alone"
         )
     if sets:
-        return DataSet(sets[0].train or asked.train, sets[0].val or asked.val)
-    digests = {str(run.science.get("data_digest")): run.folder for run in runs}
-    if asked.train is None and len(digests) > 1:
+        (one,) = sets
+        return DataSet(one.train or asked.train, one.val or asked.val, one.pretrain or asked.pretrain)
+    runs = list(runs)
+    return DataSet(
+        asked.train or _one_digest({str(one.train): path for one, path in runs if one.train}),
+        asked.val,
+        asked.pretrain or _one_digest({str(one.pretrain): path for one, path in runs if one.pretrain}),
+    )
+
+
+def _one_digest(digests: Mapping[str, Path]) -> str | None:
+    """Of training runs. ValueError where there are several."""
+    if len(digests) > 1:
         told = ", ".join(f"{digest[:8]} (such as {folder})" for digest, folder in digests.items())
         raise ValueError(
             f"training runs on {len(digests)} data sets must not be mixed (digests: {told}): give --data and --val of one of "
             f"them, or --runs with one alone"
         )
-    return DataSet(asked.train or next(iter(digests), None), asked.val)
-
-
-def _of_other_data(result: Result, data: DataSet) -> str | None:
-    found = DataSet(*result.data)
-    return None if found.agrees(data) else f"of other pictures ({found}, train/val)"
+    return next(iter(digests), None)

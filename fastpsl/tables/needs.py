@@ -1,15 +1,19 @@
 """What a number of a table is measured on: which weights, by which evaluation, under which name in result.json."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 BLOCKS = ("B1", "B2", "B3", "B4", "B5")
+COUPLED, SUPERVISED = "coupled", "supervised"
 
 
 @dataclass(frozen=True)
 class Weights:
     """Of a training by `recipe` with `plan`; without a recipe they are random. variant: its values replace some of the recipe's.
 
-    base: the training that this one fine-tunes. channels: what random weights see; of others their recipe's values say it.
+    base: the training that this one fine-tunes. labels: whose pseudo-labels it learns: those that another training of the same seed
+    leaves, those of `fastpsl labels` (true, k-means, random), or "coupled", which it makes itself; None for none.
+    channels: what random weights see; of others their recipe's values say it.
     """
 
     backbone: str
@@ -17,15 +21,40 @@ class Weights:
     plan: str | None = None
     variant: str | None = None
     base: "Weights | None" = None
+    labels: "Weights | str | None" = None
     channels: str = "RGB"
+
+    @property
+    def before(self) -> "Weights | None":
+        """The training that must have come to its end before this one begins."""
+        return self.labels if isinstance(self.labels, Weights) else self.base
+
+    @property
+    def label_file(self) -> str | None:
+        """Which labels `fastpsl labels` must have written."""
+        return self.labels if isinstance(self.labels, str) and self.labels != COUPLED else None
+
+    @property
+    def with_labels(self) -> bool:
+        """Whether it learns from what people have annotated, as a classifier does."""
+        return self.recipe == SUPERVISED
+
+    @property
+    def kind(self) -> str:
+        """The recipe's own word."""
+        return self.recipe.removeprefix("sslpp_").split("_")[0] if self.recipe else "random"
 
     @property
     def name(self) -> str:
         """As it stands in names of folders."""
+        labels = self.labels
         words = (
-            self.recipe.split("_")[0] if self.recipe else "random",
+            self.kind,
             self.plan,
             self.variant,
+            "_".join(word for word in (labels.kind, labels.variant) if word)
+            if isinstance(labels, Weights)
+            else labels,
             self.channels if self.channels != "RGB" else None,
             self.backbone,
         )
@@ -34,11 +63,12 @@ class Weights:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A script's protocol. `name` is the key of its settings in a scale. recipe: its script, or the command `fastpsl clusters`."""
+    """A protocol. `name` is the key of its settings in a scale. recipe: its script, or for a `command` that of `fastpsl`."""
 
     name: str
     recipe: str
     protocol: str
+    command: bool = False
 
     @property
     def folder_name(self) -> str:
@@ -47,11 +77,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Measure:
-    """One cell's number. Of several `numbers` the one with the best mean over the seeds counts: the best block."""
+    """One cell's number. Of several `numbers` the one with the best mean over the seeds counts (the best block), or their mean."""
 
     weights: Weights
     evaluation: Evaluation
     numbers: tuple[str, ...]
+    of: Literal["best", "mean"] = "best"
 
 
 VISSL = Evaluation("linear/vissl", "linear_probe", "linear/vissl")
@@ -59,7 +90,11 @@ MOCO = Evaluation("linear/moco", "linear_probe", "linear/moco")
 FEW_LABELS = Evaluation("semi_supervised/1", "semi_supervised", "semi_supervised")
 MORE_LABELS = Evaluation("semi_supervised/10", "semi_supervised", "semi_supervised")
 UIC = Evaluation("linear/uic", "linear_probe", "linear/uic")
-CLUSTERS = Evaluation("clusters", "clusters", "clusters")
+CLUSTERS = Evaluation("clusters", "clusters", "clusters", command=True)
+BLOCK_PROBE = Evaluation("blocks", "block_probe", "block_probe")
+KNN = Evaluation("knn/blocks", "knn", "knn/majority")
+RETRIEVAL = Evaluation("retrieval", "retrieve", "retrieval", command=True)
+TSNE = Evaluation("tsne", "tsne", "tsne", command=True)
 
 
 def each_block(weights: Weights) -> tuple[Measure, ...]:

@@ -1,5 +1,5 @@
 """All papers' tables by name."""
 
-from fastpsl.tables import psl, uic
+from fastpsl.tables import psl, sslpp, sslpp_ablations, uic
 
-TABLES = {table.name: table for table in (*psl.TABLES, *uic.TABLES)}
+TABLES = {table.name: table for table in (*psl.TABLES, *uic.TABLES, *sslpp.TABLES, *sslpp_ablations.TABLES)}

@@ -41,7 +41,7 @@ def picture(report: Report) -> Figure:
             linestyle="",
             markerfacecolor="white",
             color=PAPER_COLOUR,
-            label="paper, ImageNet",
+            label=f"paper, {report.table.pictures.name}",
         ),
         pyplot.Line2D([], [], marker="o", linestyle="", color=OUR_COLOUR, label=_our_label(report)),
     ]

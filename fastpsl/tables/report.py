@@ -11,7 +11,6 @@ from fastpsl.tables.rows import Row, Table
 from fastpsl.tables.scales import Scale
 
 NOTHING = "–"
-NUM_IMAGENET_TRAIN, NUM_IMAGENET_VAL = 1_281_167, 50_000
 
 
 @dataclass(frozen=True)
@@ -37,15 +36,15 @@ class Report:
     @property
     def about(self) -> str:
         """What the scale says of the paper's sizes."""
-        return self.scale.about[self.table.paper]
+        return self.scale.sizes[self.table.paper].about
 
     def method_of(self, weights: Weights) -> str:
-        """The row that is measured on these weights, on nothing else if there is one; or else that of what is fine-tuned from them."""
+        """The row that is measured on these weights, on nothing else if there is one; or else that of what comes after them."""
         seen = [[measure.weights for measure in row.measures] for row in self.table.rows]
         rows = [
             (sum(one != weights for one in those), number)
             for number, those in enumerate(seen)
-            if any(weights in (one, one.base) for one in those)
+            if any(weights in (one, one.before) for one in those)
         ]
         return self.table.rows[min(rows)[1]].method
 
@@ -57,24 +56,27 @@ class Report:
     def mark(self, row: Row) -> str:
         """What is said beside a row's method."""
         words = [] if row.measures else [f"the paper's alone: {self.table.unmeasured}"]
-        words += [row.note] * bool(row.note) + ["ours alone: not in the paper"] * (not row.printed)
+        words += [row.note] * bool(row.note) + [self.table.unprinted] * (not row.printed)
         return "; ".join(words)
 
     def data_words(self) -> str:
         """Which pictures ours were measured on, and whether they are as many as the paper's."""
         if not self.used:
             return "Nothing is measured yet."
-        results = [result for _, _, result in self.used]
+        results, paper = [result for _, _, result in self.used], self.table.pictures
         result = next((one for one in results if one.data[1]), results[0])
-        data, (train, val) = result.record["data"], result.data
-        parts = [] if result.of_part else [("training", data["num_train"], NUM_IMAGENET_TRAIN)]
-        parts += [("held-out", data["num_val"], NUM_IMAGENET_VAL)] if val else []  # pseudo-labels have none
+        record, data = result.record["data"], self.matches.data
+        parts = [] if result.of_part else [("training", record["num_train"], paper.num_train)]
+        parts += (
+            [("held-out", record["num_val"], paper.num_val)] if data.val else []
+        )  # pseudo-labels have none
         words = " and ".join(f"{num:,} {kind}" for kind, num, _ in parts)
-        words = f"Ours: {words} pictures (digests {DataSet(train, val)})."
-        of_imagenet = all(num == of_imagenet for _, num, of_imagenet in parts)
-        if of_imagenet:
-            return words + " These are ImageNet's numbers of pictures."
-        return words + " The paper's numbers are of ImageNet: compare what the rows gain, not their values."
+        words = f"Ours: {words} pictures (digests {data})."
+        if all(num == of_paper for _, num, of_paper in parts):
+            return words + f" These are {paper.name}'s numbers of pictures."
+        return (
+            words + f" The paper's numbers are of {paper.name}: compare what the rows gain, not their values."
+        )
 
 
 def make_report(table: Table, scale: Scale, found: Found, asked: DataSet, place: Place) -> Report:
@@ -112,7 +114,7 @@ def _words(measure: Measure, cell: Cell) -> str:
         return NOTHING
     return (
         f"{cell.ours} {cell.ours.number.removeprefix('top1_')}"
-        if len(measure.numbers) > 1
+        if len(measure.numbers) > 1 and measure.of == "best"
         else str(cell.ours)
     )
 
@@ -124,23 +126,21 @@ def signed(value: float | None) -> str:
 
 def sizes_of(report: Report) -> dict[str, str]:
     """Recipe or evaluation of this table → its values in words."""
-    names = dict.fromkeys(
-        name
-        for weights, evaluation in needs_of(report.table)
-        for name in (
-            weights.recipe,
-            f"{weights.recipe}/{weights.variant}" if weights.variant else None,
-            evaluation.name,
-        )
-        if name is not None and report.scale.values[name]
-    )
+    names: list[str] = []
+    for weights, evaluation in needs_of(report.table):
+        for one in (weights.before, weights):
+            if one and one.recipe:
+                names += [one.recipe, *([f"{one.recipe}/{one.variant}"] if one.variant else [])]
+                names += [f"labels/{one.label_file}"] if one.label_file else []
+        names.append(evaluation.name)
     return {
         name: ", ".join(
             f"{key} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
             for key, value in report.scale.values[name].items()
             if value is not None
         )
-        for name in names
+        for name in dict.fromkeys(names)
+        if report.scale.values[name]
     }
 
 

@@ -6,6 +6,22 @@ from fastpsl.tables.needs import Measure
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """What a paper's table is measured on: how many pictures to train, classifiers too, and how many held out.
+
+    num_pretrain: of those that trainings without labels learn from, where these are others than the training pictures.
+    """
+
+    name: str
+    num_train: int
+    num_val: int
+    num_pretrain: int | None = None
+
+
+IMAGENET = Pictures("ImageNet", 1_281_167, 50_000)
+
+
+@dataclass(frozen=True)
 class Row:
     """One printed row. `measures`, one a column, are empty where the method is not implemented here.
 
@@ -31,7 +47,8 @@ class Row:
 class Table:
     """A printed table; every number is a percentage.
 
-    gains: the headline over what rows add to their baselines. unmeasured: why a row has the paper's numbers alone.
+    gains: the headline over what rows add to their baselines. unmeasured: why a row has the paper's numbers alone. unprinted: what is
+    said of rows of which the paper prints none.
     """
 
     name: str
@@ -42,11 +59,24 @@ class Table:
     notes: tuple[str, ...] = ()
     gains: str = "What stages add"
     unmeasured: str = "not implemented here"
+    unprinted: str = "ours alone: not in the paper"
+    pictures: Pictures = IMAGENET
 
     @property
     def paper(self) -> str:
         """The word before the slash."""
         return self.name.partition("/")[0]
+
+    @property
+    def folder(self) -> str:
+        """Of its runs: the paper, and behind a dash its data set where that is not the paper's first."""
+        paper, _, which = self.name.partition("/")
+        return paper + "".join(which.partition("-")[1:])
+
+    @property
+    def pretrains_elsewhere(self) -> bool:
+        """Whether trainings without labels learn from other pictures than those that their features are evaluated with."""
+        return self.pictures.num_pretrain is not None
 
     def row(self, method: str) -> Row:
         return next(row for row in self.rows if row.method == method)

@@ -18,7 +18,7 @@ from fastpsl.tables.picture import save_picture
 from fastpsl.tables.report import Report, file_name, make_report
 from fastpsl.tables.scales import SCALES
 
-TRAIN_PLACEHOLDER, VAL_PLACEHOLDER = "TRAIN.beton", "VAL.beton"
+TRAIN_PLACEHOLDER, VAL_PLACEHOLDER, PRETRAIN_PLACEHOLDER = "TRAIN.beton", "VAL.beton", "PRETRAIN.beton"
 
 
 def make_table(
@@ -29,12 +29,14 @@ def make_table(
     scale: str = "paper",
     data: str | None = None,
     val: str | None = None,
+    pretrain_data: str | None = None,
     num_processes: int | None = None,
 ) -> list[str]:
     """Write OUT/NAME.md, .png and .html and return what to say: what is there, what is missing with its commands.
 
-    data, val: of the commands; where they can be opened, only results on these pictures count. ValueError for an unknown
-    table or scale, a folder of runs that is none, and results of several data sets without a `data` that tells which.
+    data, val: of the commands; where they can be opened, only results on these pictures count. pretrain_data: likewise, what trainings
+    without labels learn from in tables that have other pictures for that. ValueError for an unknown table or scale, a folder
+    of runs that is none, and results of several data sets without a `data` that tells which.
     """
     if name not in TABLES:
         raise ValueError(f"unknown table {name!r}: allowed are {', '.join(TABLES)}")
@@ -42,12 +44,21 @@ def make_table(
         raise ValueError(f"unknown scale {scale!r}: allowed are {', '.join(SCALES)}")
     if num_processes is not None and num_processes < 1:
         raise ValueError(f"--nproc-per-node {num_processes}: give 1 or more")
+    table = TABLES[name]
+    if pretrain_data is not None and not table.pretrains_elsewhere:
+        raise ValueError(
+            f"--pretrain-data {pretrain_data}: the trainings of {name} learn from --data; leave it out"
+        )
     sizes, found = SCALES[scale], find(runs)
-    asked = DataSet(_digest(data), _digest(val))
+    asked = DataSet(*map(_digest, (data, val, pretrain_data)))
     place = Place(
-        runs, data or TRAIN_PLACEHOLDER, val or VAL_PLACEHOLDER, num_processes or sizes.num_processes
+        runs,
+        data or TRAIN_PLACEHOLDER,
+        val or VAL_PLACEHOLDER,
+        pretrain_data or PRETRAIN_PLACEHOLDER,
+        num_processes or sizes.sizes[table.paper].num_processes,
     )
-    report = make_report(TABLES[name], sizes, found, asked, place)
+    report = make_report(table, sizes, found, asked, place)
     stem = out / file_name(report.table)
     written = [stem.with_suffix(suffix) for suffix in (".md", ".png", ".html")]
     with output_errors(stem):
@@ -55,9 +66,8 @@ def make_table(
         write_atomically(written[0], markdown(report).encode())
         save_picture(report, written[1])
         write_atomically(written[2], html(report, written[1]).encode())
-    absent = [
-        f"{flag} {name}" for flag, name in (("--data", data), ("--val", val)) if name and not _is_there(name)
-    ]
+    given = (("--data", data), ("--val", val), ("--pretrain-data", pretrain_data))
+    absent = [f"{flag} {name}" for flag, name in given if name and not _is_there(name)]
     if absent:
         warnings.warn(f"{' and '.join(absent)}: not here, so results are not compared with it", stacklevel=1)
     return [*_said(report, runs), "", *(f"written: {path}" for path in written)]

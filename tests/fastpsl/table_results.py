@@ -86,7 +86,7 @@ def science_of(weights: Weights, scale: Scale, seed: int, digest: str) -> dict[s
 
 
 def report(runs: Path, table: str = "psl/5", scale: Scale = TINY, asked: DataSet = DataSet()) -> Report:  # noqa: B008
-    return make_report(TABLES[table], scale, find(runs), asked, Place(runs, "T.beton", "V.beton", 1))
+    return make_report(TABLES[table], scale, find(runs), asked, Place(runs, "T.beton", "V.beton", "P.beton", 1))
 
 
 def ours(made: Report, method: str) -> list[str]:

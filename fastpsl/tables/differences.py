@@ -1,0 +1,63 @@
+"""In what a training, its pseudo-labels and an evaluation differ from those that a number is measured on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastpsl.tables.needs import COUPLED, Weights
+from fastpsl.tables.scales import Scale
+
+NONE = "none"
+# What a run or an evaluation has done that says nothing of it.
+UNSAID: dict[str, dict[str, Any]] = {
+    "supervised": {"crop": "random_resized", "labels_per_class": None},
+    "evaluation": {"whole": False},
+}
+
+
+def training_differences(science: Mapping[str, Any], weights: Weights, scale: Scale) -> list[str]:
+    """Why a run of this science has not made `weights`; but for the backbone's, which a result's record tells."""
+    wanted = {name: value for name, value in scale.training_science(weights).items() if name != "backbone"}
+    reasons = differences("pre-trained", UNSAID.get(str(weights.recipe), {}) | dict(science), wanted)
+    if "labels" in science:
+        reasons.append("pre-trained on labels of a file")
+    reasons += _label_differences(science, weights, scale)
+    if weights.base is None:
+        return reasons + ["fine-tuned"] * ("fine_tune" in science)
+    base = science.get("fine_tuned")
+    if base is None:
+        return [*reasons, "pre-trained without saying what it fine-tunes"]
+    if base["data_digest"] != science.get("data_digest"):
+        reasons.append("fine-tuned on other pictures")
+    of_base = training_differences(base, weights.base, scale)
+    return reasons + [f"before it was fine-tuned: {reason}" for reason in of_base]
+
+
+def _label_differences(science: Mapping[str, Any], weights: Weights, scale: Scale) -> list[str]:
+    """Of the pseudo-labels that were learned from."""
+    labels, given = weights.labels, science.get("pseudo_labels", {"source": NONE})
+    wanted = labels.kind if isinstance(labels, Weights) else labels or NONE
+    if given.get("source") != wanted:
+        return [f"pre-trained with pseudo-labels {given.get('source')}, here {wanted}"]
+    if labels is None or wanted == COUPLED:  # of whose classes an option tells
+        return []
+    reasons = differences("its pseudo-labels made", given, scale.label_science(labels))
+    if given.get("seed", science.get("seed")) != science.get("seed"):
+        reasons.append(f"its pseudo-labels of seed {given['seed']}, its own is {science.get('seed')}")
+    if given.get("data_digest", science.get("data_digest")) != science.get("data_digest"):
+        reasons.append("its pseudo-labels made from other pictures")
+    return reasons
+
+
+def differences(what: str, given: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What is not as it is wanted, a line each."""
+    return [
+        f"{what} with {name} {_words(given[name])}, here {_words(value)}"
+        if name in given
+        else f"{what} without saying {name}"
+        for name, value in wanted.items()
+        if name not in given or given[name] != value
+    ]
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) or "default" if isinstance(value, list) else str(value)
