@@ -21,6 +21,8 @@ from fastpsl.optimisers import sgd
 from fastpsl.pipelines.input_record import Input
 from fastpsl.plan import make_plan
 from fastpsl.stage import StageModule, Task, Trunk, call_if_there
+from fastpsl.tasks.aet import AET
+from fastpsl.tasks.context import Context
 from fastpsl.tasks.jigsaw import Jigsaw
 from fastpsl.tasks.rotation import Rotation
 from fastpsl.tasks.rotnet import RotNet
@@ -37,8 +39,11 @@ TASKS = {
     "rotation": 2,
     "all_rotations": 3,
     "simclr": 3,
-    "sslpp": 1,
+    "sslpp_rotation": 1,
+    "sslpp_aet": 1,
+    "sslpp_context": 1,
 }  # at which level
+PROXIES = {"sslpp_rotation": RotNet, "sslpp_aet": AET, "sslpp_context": Context}
 GLOBAL_BATCH = 8
 
 
@@ -53,9 +58,10 @@ def make_task(name: str) -> Task:
         return Rotation(shorter_px=36, size_px=32, rotations_per_image="all")
     if name == "simclr":
         return SimCLR(GLOBAL_BATCH, size_px=32, embedding_width=4)
-    if name == "sslpp":
+    if name in PROXIES:
         labels = np.arange(GLOBAL_BATCH) % 3
-        return SSLPlusPlus(RotNet(), train_view(Input(), 32, "padded"), num_classes=3, labels=labels)
+        plain = train_view(Input(), 32, "padded")
+        return SSLPlusPlus(PROXIES[name](), plain, num_classes=3, labels=labels)
     return NearestKey(num_samples=GLOBAL_BATCH)
 
 
@@ -68,7 +74,9 @@ def weights_after_a_step(name: str, rank: int, world_size: int) -> dict[str, Ten
     trunk = Trunk(backbone, stage)
     module = StageModule(trunk, head, task)
     module.eval()
-    head.train(name == "sslpp")  # in eval mode it learns no pseudo-labels
+    head.training = (
+        name in PROXIES
+    )  # alone, without the BatchNorms in it: in eval mode it learns no pseudo-labels
     call_if_there(task, "start_stage", stage, trunk, head)
     optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
