@@ -131,7 +131,7 @@ class Colorization:
         coloured = ab.abs().amax((1, 2, 3)) > GREY_AB
         cells = functional.adaptive_avg_pool2d(ab, self.map_size).movedim(1, 3)
         indices, shares = soft_bins(cells.reshape(-1, 2), self.bins)
-        return indices.view(*cells.shape[:3], -1), shares.view(*cells.shape[:3], -1), coloured
+        return indices.unflatten(0, cells.shape[:3]), shares.unflatten(0, cells.shape[:3]), coloured
 
     def _pictures(self, batch: Batch) -> Tensor:
         """float32 [B, 3, S, S] in [0, 1]: what the network sees, with its colours."""
