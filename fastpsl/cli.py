@@ -12,7 +12,15 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fastpsl import beton_command, clusters_command, features_command, labels_command, table_command
+from fastpsl import (
+    beton_command,
+    clusters_command,
+    features_command,
+    labels_command,
+    retrieve_command,
+    table_command,
+    tsne_command,
+)
 from fastpsl.command_line import parse
 from fastpsl.doctor import command as doctor_command
 
@@ -95,6 +103,8 @@ Command = (
     Annotated[beton_command.Beton, tyro.conf.subcommand("beton")]
     | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[features_command.Features, tyro.conf.subcommand("features")]
+    | Annotated[retrieve_command.Retrieve, tyro.conf.subcommand("retrieve")]
+    | Annotated[tsne_command.TSNE, tyro.conf.subcommand("tsne")]
     | Annotated[Permutations, tyro.conf.subcommand("permutations")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[labels_command.MakeLabels, tyro.conf.subcommand("labels")]
@@ -116,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             Command,
             arguments,
             prog="fastpsl",
-            description="Self-supervised pre-training of vision backbones: data sets, pictures, features, exports, pseudo-labels, tables, and what holds up a recipe; recipes/ train and evaluate.",
+            description="Self-supervised pre-training of vision backbones: data sets, pictures, features, neighbours, exports, pseudo-labels, tables, and what holds up a recipe; recipes/ train and evaluate.",
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
         with _one_line_warnings():
@@ -126,6 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 _show(command)
             elif isinstance(command, features_command.Features):
                 features_command.run(command)
+            elif isinstance(command, retrieve_command.Retrieve):
+                retrieve_command.run(command)
+            elif isinstance(command, tsne_command.TSNE):
+                tsne_command.run(command)
             elif isinstance(command, Export):
                 _export(command)
             elif isinstance(command, labels_command.MakeLabels):

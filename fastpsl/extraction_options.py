@@ -43,7 +43,11 @@ class ExtractionOptions:
     """A sample that cannot be decoded: stop, or leave it out (its row is NaN) and name it."""
 
     def asked(self, checkpoint: Path | None, **more: Any) -> "EvaluationOptions":
-        """As evaluations read them. more: further ones of theirs, such as seed."""
+        """As evaluations read them. more: further ones of theirs, such as seed. ValueError for what none can be."""
         from fastpsl.evaluation.options import EvaluationOptions
 
+        if (checkpoint is not None) == more.get("random_weights", False):
+            raise ValueError("give either CKPT, or --random-weights and --backbone")
+        if more.get("seed", 0) < 0:
+            raise ValueError(f"--seed {more['seed']}: it must be 0 or more")
         return EvaluationOptions(checkpoint=checkpoint, **vars(self), **more)

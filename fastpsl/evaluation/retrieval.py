@@ -1,0 +1,171 @@
+"""Retrieval: the pictures of a gallery that are nearest to a query (sslpp.txt, section V.D and figure 4), in a picture and a number.
+
+Paper: which 100,000 images the queries come from is not said. Here: any two sets; where they are the same one, no image finds itself.
+"""
+
+import time
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastpsl.distributed import World, sum_over_ranks
+from fastpsl.evaluation.feature_file import FeatureFile
+from fastpsl.evaluation.features import Extraction
+from fastpsl.evaluation.knn import Neighbours, nearest
+from fastpsl.evaluation.neighbour_sheet import draw_neighbours
+from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.evaluation.result import data_record, result_line, write_result
+from fastpsl.pipelines.beton_file import output_errors
+from fastpsl.pipelines.rows import Data, require_same_classes
+from fastpsl.run import open_both
+
+MAX_SHOWN, MAX_COLUMNS = 100, 16
+
+
+@dataclass(frozen=True)
+class Search:
+    """Queries and where they are looked for. same: the queries are the gallery, and none finds itself."""
+
+    gallery: FeatureFile
+    queries: FeatureFile
+    k: int
+    same: bool
+    device: torch.device
+
+    def __call__(self, these: np.ndarray) -> Neighbours:
+        """Of the queries `these` (int64 [n]) the nearest k rows of the gallery."""
+        own = these if self.same else None
+        return nearest_others(
+            self.queries.features()[these], self.gallery.features(), self.k, own, self.device
+        )
+
+    def good(self) -> np.ndarray:
+        """int64: queries that could be decoded."""
+        return np.setdiff1d(np.arange(self.queries.record["shape"][0]), self.queries.record["bad"])
+
+    def num_others(self) -> int:
+        """Images that a query may find."""
+        return int(self.gallery.record["shape"][0] - len(self.gallery.record["bad"]) - self.same)
+
+    def precision(self, world: World) -> tuple[float, float]:
+        """Of all queries, in percent: how many of their neighbours are of their class, and how many of all others. On every rank."""
+        good, labels, truth = self.good(), self.gallery.labels(), self.queries.labels()
+        assert labels is not None and truth is not None
+        mine = good[world.rank :: world.size]
+        right = labels[self(mine).rows.numpy()] == truth[mine][:, None]
+        hits = int(sum_over_ranks(world, torch.tensor(int(right.sum()), device=world.device)))
+        sound = np.delete(labels, self.gallery.record["bad"])
+        counts = np.bincount(sound, minlength=int(truth.max()) + 1)[truth[good]] - self.same
+        return 100 * hits / (self.k * len(good)), 100 * float(counts.mean()) / self.num_others()
+
+
+def retrieve(
+    options: EvaluationOptions, world: World, *, block: str, k: int, num: int, indices: tuple[int, ...]
+) -> list[str]:
+    """Search --val's images, the queries, in --data's, the gallery; write to --out, and return lines for people (rank 0's).
+
+    k: neighbours of each query. num: queries in the picture, drawn by --seed, or `indices`, those that are wanted. Precision is
+    that of all queries, and left out where `unjudged` says why. ValueError where the request cannot be met.
+    """
+    started = time.monotonic()
+    if k < 1:
+        raise ValueError(f"--k {k}: give a number of neighbours from 1")
+    if not 1 <= (len(indices) or num) <= MAX_SHOWN:
+        raise ValueError(f"--num {len(indices) or num}: the picture has room for 1 to {MAX_SHOWN} queries")
+    weights = options.pretrained()
+    with ExitStack() as stack:
+        gallery, queries = open_both(options)
+        assert queries is not None and options.out is not None
+        for data in (gallery, queries):
+            stack.enter_context(closing(data))
+        same = gallery.digest() == queries.digest()
+        _require_enough(k, gallery.num_samples - same)
+        for index in indices:
+            if not 0 <= index < queries.num_samples:
+                raise ValueError(f"--query-indices {index}: queries are 0 to {queries.num_samples - 1:,}")
+        works = [
+            Extraction.of(options, weights, data, block, world, "float16") for data in (gallery, queries)
+        ]
+        with output_errors(options.out):
+            options.out.mkdir(parents=True, exist_ok=True)
+        bank, asked = (
+            work.to_file(options.out / f"{name}.npy", world, overwrite=True)
+            for work, name in zip(works, ("gallery", "gallery" if same else "queries"), strict=True)
+        )
+        search = Search(bank, asked, k, same, world.device)
+        _require_enough(k, search.num_others())
+        good, reason = search.good(), unjudged(gallery, queries)
+        wrong = np.setdiff1d(indices, good)
+        if len(wrong) or not len(good):
+            raise ValueError(
+                f"query {wrong[0] if len(wrong) else 0} could not be decoded; give --query-indices of others"
+            )
+        precision, chance = (None, None) if reason else search.precision(world)
+        if world.rank != 0:
+            return []
+        drawn = np.random.default_rng(options.seed).permutation(good)[:num]
+        shown = np.array(indices, np.int64) if indices else drawn
+        found = search(shown)
+        rows, similarities = (column.numpy() for column in (found.rows, found.similarities))
+        sheet = draw_neighbours(
+            options.out / "retrieval.png", queries, gallery, shown, rows[:, :MAX_COLUMNS],
+            similarities[:, :MAX_COLUMNS], works[0].loader, called="query", judged=not reason, whole=options.whole,
+        )  # fmt: skip
+        settings: dict[str, Any] = options.as_dict() | {
+            "block": bank.record["block"], "similarity": "cosine", "k": k, "num": len(shown), "queries_in_gallery": same,
+            "features": [bank.record["digest"], asked.record["digest"]],
+            "shown": [
+                {"query": int(query), "neighbours": row.tolist(), "similarities": values.tolist()}
+                for query, row, values in zip(shown, rows, similarities.astype(float).round(6), strict=True)
+            ],
+        }  # fmt: skip
+        path = write_result(
+            options.out, recipe="retrieve", protocol="retrieval",
+            numbers={} if precision is None else {f"precision_top{k}": precision}, settings=settings,
+            checkpoint=weights.record, data=data_record(gallery, queries), seconds=time.monotonic() - started,
+            cut=bool(weights.record["cut"]),
+        )  # fmt: skip
+    told = f"no precision, as {reason}"
+    if precision is not None:
+        told = f"{precision:.1f} % of the nearest {k} are of the query's class (chance {chance:.1f} %)"
+    title = f"{bank.record['block']} of {bank.record['backbone']}"
+    others = f"{search.num_others():,} {'other ' * same}images"
+    return [
+        f"{len(good):,} queries, each among {others}; {title}: {told}",
+        f"retrieval {sheet}",
+        result_line(path),
+    ]
+
+
+def _require_enough(k: int, num: int) -> None:
+    if k > num:
+        raise ValueError(
+            f"--k {k}: a query has {num:,} images of the gallery for neighbours; give a smaller k"
+        )
+
+
+def unjudged(gallery: Data, queries: Data) -> str:
+    """Why a neighbour's class cannot be compared with the query's; nothing where it can."""
+    for name, data in (("gallery", gallery), ("queries", queries)):
+        if (data.labels() < 0).any():
+            return f"images of the {name} have no label"
+    try:
+        require_same_classes(gallery, queries)
+    except ValueError:
+        return "gallery and queries have different classes"
+    return ""
+
+
+def nearest_others(
+    queries: np.ndarray, gallery: np.ndarray, k: int, own: np.ndarray | None, device: torch.device
+) -> Neighbours:
+    """`knn.nearest`, but query i (of [Q, C]) does not find row own[i] (int64 [Q]) of the gallery [N, C], which is itself."""
+    if own is None:
+        return nearest(queries, gallery, k, device)
+    found = nearest(queries, gallery, k + 1, device)
+    kept = found.rows != torch.from_numpy(own)[:, None]
+    kept[kept.all(1), k] = False  # of more than k equal pictures, itself is not always among the first
+    return Neighbours(found.similarities[kept].view(-1, k), found.rows[kept].view(-1, k))

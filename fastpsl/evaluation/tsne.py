@@ -1,0 +1,100 @@
+"""t-SNE of features (van der Maaten and Hinton, 2008; sslpp.txt, section V.D and figure 5), by scikit-learn.
+
+Paper: perplexity and start are not said. Here: 30, and the first two principal components, of the features as they are.
+"""
+
+import io
+import time
+from contextlib import closing
+
+import numpy as np
+
+from fastpsl.checkpoint import write_atomically
+from fastpsl.distributed import World
+from fastpsl.evaluation.features import Extraction
+from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.evaluation.result import data_record, result_line, write_result
+from fastpsl.evaluation.tsne_picture import draw_map
+from fastpsl.pipelines.beton_file import output_errors
+from fastpsl.pipelines.data import open_data
+from fastpsl.pipelines.subset import Subset
+
+
+def make_map(
+    options: EvaluationOptions, world: World, *, block: str, num: int, perplexity: float
+) -> list[str]:
+    """Draw `num` of --data's images by --seed, map their features and write to --out; lines for people (rank 0's).
+
+    ValueError where the request cannot be met.
+    """
+    started = time.monotonic()
+    if not 0 < perplexity < num:
+        raise ValueError(
+            f"--perplexity {perplexity:g} of --num {num:,} images: it must be above 0 and below their number"
+        )
+    weights = options.pretrained()
+    assert options.data is not None and options.out is not None
+    with closing(open_data(options.data)) as data:
+        if num > data.num_samples:
+            raise ValueError(
+                f"--num {num:,}: {options.data} has {data.num_samples:,} images; give a smaller --num"
+            )
+        indices = np.sort(np.random.default_rng(options.seed).choice(data.num_samples, num, replace=False))
+        drawn = Subset(data, indices)
+        work = Extraction.of(options, weights, drawn, block, world, "float32")
+        with output_errors(options.out):
+            options.out.mkdir(parents=True, exist_ok=True)
+        file = work.to_file(options.out / "features.npy", world, overwrite=True)
+        if world.rank != 0:
+            return []
+        good = np.setdiff1d(np.arange(num), file.record["bad"])
+        if perplexity >= len(good):
+            raise ValueError(
+                f"--perplexity {perplexity:g}: {len(good):,} images could be decoded; give a smaller one"
+            )
+        labels = drawn.labels()[good]
+        points, divergence = embed(file.features()[good], perplexity, options.seed)
+        labelled = bool((labels >= 0).all())
+        numbers = {"same_class_2d": 100 * same_class(points, labels)} if labelled else {}
+        block, title = file.record["block"], f"{file.record['block']} of {file.record['backbone']}"
+        with output_errors(options.out):
+            for name, values in (("tsne.npy", points), ("tsne-indices.npy", indices[good])):
+                content = io.BytesIO()
+                np.save(content, values)
+                write_atomically(options.out / name, content.getbuffer())
+            picture = draw_map(
+                options.out / "tsne.png", points, labels, data.class_names,
+                f"{title}: t-SNE of {len(good):,} images, perplexity {perplexity:g}",
+            )  # fmt: skip
+        settings = options.as_dict() | {
+            "block": block, "num": num, "perplexity": perplexity, "init": "pca", "metric": "euclidean",
+            "kl_divergence": round(divergence, 4), "features": file.record["digest"],
+        }  # fmt: skip
+        path = write_result(
+            options.out, recipe="tsne", protocol="tsne", numbers=numbers, settings=settings, checkpoint=weights.record,
+            data=data_record(data, None), seconds=time.monotonic() - started, cut=bool(weights.record["cut"]),
+        )  # fmt: skip
+    told = "not every image has a label, so nothing is counted"
+    if labelled:
+        counts = np.bincount(labels)
+        chance = 100 * (counts * (counts - 1)).sum() / (len(labels) * (len(labels) - 1))
+        told = f"{numbers['same_class_2d']:.1f} % have a point of their class nearest in the map (chance {chance:.1f} %)"
+    return [f"{len(good):,} images; {title}: {told}", f"map {picture}", result_line(path)]
+
+
+def embed(features: np.ndarray, perplexity: float, seed: int) -> tuple[np.ndarray, float]:
+    """Float32 [n, 2], where float32 [n, C] lie in the map, and the Kullback-Leibler divergence that is left."""
+    from sklearn.manifold import TSNE
+
+    made = TSNE(n_components=2, perplexity=perplexity, init="pca", random_state=seed)
+    points: np.ndarray = made.fit_transform(np.ascontiguousarray(features, np.float32))
+    return points.astype(np.float32), float(made.kl_divergence_)
+
+
+def same_class(points: np.ndarray, labels: np.ndarray) -> float:
+    """The share of `points` (float [n, 2]) whose nearest other one has the same of `labels` (int [n])."""
+    from sklearn.neighbors import NearestNeighbors
+
+    # Asked for no points, kneighbors takes those that it knows and leaves each out of its own.
+    nearest = NearestNeighbors(n_neighbors=1).fit(points).kneighbors(return_distance=False)[:, 0]
+    return float((labels[nearest] == labels).mean())
