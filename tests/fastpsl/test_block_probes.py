@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from fastpsl.backbones.choose import make_backbone
 from fastpsl.distributed import World, leave_world
 from fastpsl.evaluation.block_probes import (
-    BlockHeads,
     BlockProbes,
     FewLabelBlockProbes,
     classifier,
@@ -290,6 +289,13 @@ def test_orders_of_few_labels(num_chosen: int, num: int) -> None:
         assert len(set(passes)) == len(passes)  # shuffled anew
 
 
+def test_a_task_of_few_labels_has_an_order_of_its_own_in_each_epoch() -> None:
+    task = probes(TinyNet(), ("conv_B2",), labels_per_class=2, seed=3)
+    assert isinstance(task, FewLabelBlockProbes) and len(task.chosen) == 20
+    for epoch in range(3):
+        assert task.epoch_order(epoch).tolist() == repeated_order(task.chosen, 60, 3, epoch).tolist()
+
+
 def test_the_first_of_each_class() -> None:
     labels = np.array([2, 0, 1, 2, 1, 0, 2, 0, 1, 0], np.int32)
     assert first_of_each_class(labels, 3, 1).tolist() == [0, 1, 2]
@@ -339,7 +345,7 @@ def test_heads_on_blocks_that_end_in_one_position() -> None:
     """ResNet-18's B5 of a picture of 32 px."""
     backbone = make_backbone("resnet18")
     head: Any = probes(backbone, ("conv_B5", "fc1_B5")).head(1, 512)
-    assert isinstance(head, BlockHeads) and head.classifiers["fc1_B5"][-1].in_features == 512
+    assert head.classifiers["fc1_B5"][-1].in_features == 512
     features = Trunk(backbone, Stage("blocks", 1, 6, 5, 1)).features(torch.randn(2, 3, 32, 32))
     assert features[-1].shape[-2:] == (1, 1)
     assert {tuple(logits.shape) for logits in head(features).values()} == {(2, 10)}
