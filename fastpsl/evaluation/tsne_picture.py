@@ -12,7 +12,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot  # after the choice of a backend that needs no screen
 
 MAX_NAMED = 40  # classes beyond that many are coloured and not named
-_GREY = (0.62, 0.62, 0.62)
+_LONG_IN, _SHORT_IN = 7.0, 3.5  # the map's longer side, and the least of the other
+_NAME_WIDTH_IN, _NAME_HEIGHT_IN = 1.6, 0.2
+_GREY = (0.75, 0.75, 0.75)
 
 
 def draw_map(
@@ -21,31 +23,34 @@ def draw_map(
     """A PNG of `points` (float [n, 2]); labels: int [n], -1 (grey) = none. A legend names up to MAX_NAMED classes."""
     present = np.unique(labels[labels >= 0])
     colours = _colours(len(present))
-    figure, axis = pyplot.subplots(figsize=(8.5, 7), layout="constrained")
-    size = float(np.clip(24_000 / max(len(points), 1), 3, 40))
-    # In the order of the rows, so that no class lies above another.
     colour_of = {int(label): colour for label, colour in zip(present, colours, strict=True)}
+    named = list(colour_of.items()) if len(present) <= MAX_NAMED else []
+    entries = [(class_name(class_names, label), colour) for label, colour in named]
+    if named and (labels < 0).any():
+        entries.append(("no label", _GREY))
+    extent = np.ptp(points, 0)
+    width, height = np.maximum(_LONG_IN * extent / max(extent.max(), 1e-12), _SHORT_IN)
+    num_columns = -(-len(entries) // int(height / _NAME_HEIGHT_IN))
+    figure, axis = pyplot.subplots(
+        figsize=(width + num_columns * _NAME_WIDTH_IN, height + 0.4), layout="constrained"
+    )
+    size = float(np.clip(16_000 / max(len(points), 1), 3, 30))
+    # In the order of the rows, so that no class lies above another.
     axis.scatter(
         points[:, 0], points[:, 1], s=size, c=[colour_of.get(int(label), _GREY) for label in labels],
         alpha=0.85, linewidths=0,
     )  # fmt: skip
-    named = present if len(present) <= MAX_NAMED else present[:0]
-    entries = [(class_name(class_names, int(label)), colour_of[int(label)]) for label in named]
-    if len(named) and (labels < 0).any():
-        entries.append(("no label", _GREY))
     if entries:
         handles = [
             pyplot.Line2D([], [], marker="o", linestyle="", color=colour, label=name)
             for name, colour in entries
         ]
         figure.legend(
-            handles=handles,
-            loc="outside right center",
-            fontsize=9,
-            ncols=1 + (len(entries) > 25),
-            frameon=False,
+            handles=handles, loc="outside right center", fontsize=9, ncols=num_columns, frameon=False
         )
     axis.set_aspect("equal", adjustable="datalim")
+    axis.margins(0.04)
+    axis.spines[:].set_color("0.75")
     axis.set_xticks([])  # the map's distances have no unit
     axis.set_yticks([])
     axis.set_title(title, fontsize=11)
