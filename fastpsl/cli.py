@@ -53,8 +53,11 @@ class Show:
 
     data: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="DATA")]] = None
     """A beton, a quoted glob of shards, or a folder of images. [the embedded sample]"""
-    task: Annotated[str, tyro.conf.arg(metavar="crops|jigsaw|rotation|simclr|moco")] = "crops"
-    """crops: two random resized crops of each sample, no task."""
+    task: Annotated[
+        str,
+        tyro.conf.arg(metavar="crops|jigsaw|rotation|simclr|moco|uic|iic|colorization|context|rotnet|aet"),
+    ] = "crops"
+    """crops: two random resized crops of each sample, no task. From iic on: SSL++'s, whose pictures are of --shorter-px 32 in the paper."""
     level: Annotated[int, tyro.conf.arg(metavar="LEVEL")] = 1
     """The task's level, from 1."""
     num: Annotated[int, tyro.conf.arg(metavar="NUM")] = 16

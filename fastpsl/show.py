@@ -14,19 +14,28 @@ import torch
 from torch import Tensor
 
 from fastpsl.distributed import choose_device
+from fastpsl.evaluation.views import train_view
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.pictures import captions, save_contact_sheet
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton_file import output_errors, partial_path
 from fastpsl.pipelines.data import open_data
+from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.sample import sample_paths
+from fastpsl.tasks.aet import AET
+from fastpsl.tasks.colorization import Colorization
+from fastpsl.tasks.context import Context
+from fastpsl.tasks.iic import IIC
 from fastpsl.tasks.jigsaw import Jigsaw
 from fastpsl.tasks.moco import MoCo
 from fastpsl.tasks.rotation import Rotation
+from fastpsl.tasks.rotnet import RotNet
 from fastpsl.tasks.simclr import SimCLR
+from fastpsl.tasks.sslpp import Proxy, SSLPlusPlus
+from fastpsl.tasks.uic import UIC
 
 SHORTER_PX = 256
 MAX_PICTURES = 400
@@ -82,12 +91,32 @@ def moco(shorter_px: int) -> MoCo:
     return MoCo(seed=0, batch_size=256, size_px=_scaled(224, shorter_px))
 
 
+def uic(shorter_px: int) -> UIC:
+    size_px = _scaled(224, shorter_px)
+    return UIC(3000, Input.usual("SobelXY", size_px), size_px, seed=0)
+
+
+def iic(size_px: int) -> IIC:
+    return IIC(70, size_px=size_px)
+
+
+def of_sslpp(proxy: Callable[[int], Proxy]) -> Callable[[int], SSLPlusPlus]:
+    """SSL++'s tasks show pictures whole: the paper's are of 32 px."""
+    return lambda size_px: SSLPlusPlus(proxy(size_px), train_view(Input(size_px=size_px), size_px, "padded"))
+
+
 TASKS: dict[str, Callable[[int], Shown]] = {
     "crops": Crops,
     "jigsaw": jigsaw,
     "rotation": rotation,
     "simclr": simclr,
     "moco": moco,
+    "uic": uic,
+    "iic": iic,
+    "colorization": of_sslpp(Colorization),
+    "context": of_sslpp(lambda size_px: Context(size_px=size_px)),
+    "rotnet": of_sslpp(RotNet),
+    "aet": of_sslpp(lambda size_px: AET(size_px=size_px)),
 }
 
 

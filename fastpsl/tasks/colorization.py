@@ -126,12 +126,10 @@ class Colorization:
 
     def _target(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Nearest bins int64 [B, h, w, 10] and their shares, float32; and bool [B], whether the picture has colours."""
-        pictures = self._pictures(batch)
-        ab = lab(pictures)[:, 1:]
-        coloured = ab.abs().amax((1, 2, 3)) > GREY_AB
+        ab = lab(self._pictures(batch))[:, 1:]
         cells = functional.adaptive_avg_pool2d(ab, self.map_size).movedim(1, 3)
         indices, shares = soft_bins(cells.reshape(-1, 2), self.bins)
-        return indices.unflatten(0, cells.shape[:3]), shares.unflatten(0, cells.shape[:3]), coloured
+        return indices.unflatten(0, cells.shape[:3]), shares.unflatten(0, cells.shape[:3]), _has_colours(ab)
 
     def _pictures(self, batch: Batch) -> Tensor:
         """float32 [B, 3, S, S] in [0, 1]: what the network sees, with its colours."""
@@ -163,7 +161,13 @@ class Colorization:
 
     def captions(self, batch: Batch) -> list[str]:
         """Which pictures are grey."""
-        return ["" if coloured else "grey" for coloured in self._target(batch)[2].tolist()]
+        coloured = _has_colours(lab(self._pictures(batch))[:, 1:])
+        return ["" if has_colours else "grey" for has_colours in coloured.tolist()]
+
+
+def _has_colours(ab: Tensor) -> Tensor:
+    """[B, 2, h, w] → bool [B]"""
+    return ab.abs().amax((1, 2, 3)) > GREY_AB
 
 
 def _over_ranks(counts: Tensor) -> Tensor:

@@ -15,7 +15,18 @@ from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.sample import sample_paths
-from recipes import jigsaw_r50, mocov2_r50, rotation_rv50, simclr_r50
+from recipes import (
+    jigsaw_r50,
+    mocov2_r50,
+    rotation_rv50,
+    simclr_r50,
+    sslpp_aet,
+    sslpp_colorization,
+    sslpp_context,
+    sslpp_iic,
+    sslpp_rotation,
+    uic_alexnet,
+)
 from tests.fastpsl.tiny import TinyNet
 from tests.pipelines.photos import DECODERS, jpeg, photo, photo_samples, write
 
@@ -54,6 +65,26 @@ def test_other_tasks_shown_are_the_recipes(
     out = tmp_path / "sheet.png"
     assert run("--task", name, "--level", 3, "--shorter-px", 32, "--num", 2, "--out", out) == 0
     assert min(Image.open(out).size) > 150
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("uic", uic_alexnet),
+        ("iic", sslpp_iic),
+        ("colorization", sslpp_colorization),
+        ("context", sslpp_context),
+        ("rotnet", sslpp_rotation),
+        ("aet", sslpp_aet),
+    ],
+)
+def test_tasks_of_one_level_shown_are_the_recipes(name: str, recipe: Any, tmp_path: Path) -> None:
+    task = recipe.build(recipe.Options(**recipe.PAPER)).task
+    side = 256 if name == "uic" else 32
+    assert show.TASKS[name](side).views(1) == task.views(1)
+    out = tmp_path / "sheet.png"
+    assert run("--task", name, "--shorter-px", 32, "--num", 3, "--out", out) == 0
+    assert min(Image.open(out).size) > 30
 
 
 @pytest.mark.parametrize("decoder", [*DECODERS, "synthetic"])
