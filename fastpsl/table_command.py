@@ -11,7 +11,7 @@ import tyro
 
 @dataclass(frozen=True)
 class Table:
-    """Render a table of PSL's or UIC's paper beside our own results, and print the commands of the missing ones.
+    """Render a table of PSL's, UIC's or SSL++'s paper beside our own results, and print the commands of the missing ones.
 
     Of the result.json files under RUNS those count that were measured with the scale's very values, whole, on one data set;
     the others are listed with the reason. OUT gets NAME.md, NAME.png and NAME.html. Something missing is no error. See
@@ -22,19 +22,21 @@ class Table:
         Annotated[
             str,
             tyro.conf.arg(
-                metavar="psl/4|psl/5|psl/6|psl/7|psl/ablations|uic/1|uic/2|uic/3|uic/4|uic/7|uic/8"
+                metavar="psl/4|psl/5|psl/6|psl/7|psl/ablations|uic/1|uic/2|uic/3|uic/4|uic/7|uic/8|sslpp/3|sslpp/3-stl|sslpp/4|sslpp/5|sslpp/5-stl|sslpp/6|sslpp/8|sslpp/9|sslpp/11|sslpp/11-stl|sslpp/12|sslpp/13|sslpp/14|sslpp/fig4|sslpp/fig5|sslpp/fig6"
             ),
         ]
     ]
     """psl/4: linear classifiers, all methods; 5: each block, jigsaw; 6: each block, rotation; 7: few labels; ablations: jigsaw
     with other orders, lengths and partitions, which are not in the paper. uic/1: number of classes; 2: fine-tuning; 3: the
-    view that labels are made of; 4: linear classifiers, all methods; 7: strong augmentation; 8: other networks."""
+    view that labels are made of; 4: linear classifiers, all methods; 7: strong augmentation; 8: other networks. sslpp/3: a NIN
+    block on each block; 4: other classifiers; 5, 6: nearest neighbours; 8: few labels; 9: where pseudo-labels come from; 11: without
+    the task; 12: coupled; 13, 14: clusters and transformations; fig4, fig5: retrieval, t-SNE; fig6: lambda; -stl: STL-10."""
     runs: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """The folder that holds the runs, at any depth; the commands write there too."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """The folder to write to."""
     scale: Annotated[str, tyro.conf.arg(metavar="paper|tiny")] = "paper"
-    """tiny: small sizes for any folder of pictures of 64 px or more, three seeds; two cores do a row in less than an hour."""
+    """tiny: small sizes for any folder of pictures of 64 px or more (sslpp: 32), three seeds; two cores do a row in less than an hour."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """Training images, for the commands: a beton, a quoted glob of shards, or a folder of images. Where it is there, results of
     other pictures do not count. [TRAIN.beton]"""

@@ -46,6 +46,14 @@ class Result:
         return data.get("whole_train") or part, data["val"]
 
     @property
+    def counts(self) -> tuple[int | None, int | None]:
+        """Numbers of training and of held-out pictures, as far as `data` tells them."""
+        data = self.record["data"]
+        if self.record["protocol"] == TSNE.protocol:
+            return None, data["num_train"]
+        return None if self.of_part else data["num_train"], data["num_val"]
+
+    @property
     def training_folder(self) -> Path | None:
         """Of the run that made the weights, where it is still there."""
         if not self.record["checkpoint"].get("path"):

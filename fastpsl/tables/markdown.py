@@ -86,7 +86,7 @@ def missing_lines(report: Report) -> list[str]:
         if one.run is not None:
             there = "its pre-training is there" if one.run.can_be_evaluated else "its pre-training was begun"
             there = f" ({there}: {one.run.folder})"
-        why = "to be fine-tuned" if one.weights in fine_tuned else "its pseudo-labels"
+        why = "to be fine-tuned" if one.weights in fine_tuned else "the pseudo-labels that it learns"
         evaluations = ", ".join(evaluation.name for evaluation in one.evaluations) or why
         lines.append(f"# {report.method_of(one.weights)}, seed {one.seed}: {evaluations}{there}")
         lines += one.commands

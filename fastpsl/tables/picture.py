@@ -13,23 +13,30 @@ from fastpsl.tables.report import Report
 matplotlib.use("Agg")
 from matplotlib import pyplot  # after the choice of a backend that needs no screen
 
+# Panels beside each other: all, or of more than six, four.
+MOST_PANELS, FEWER_PANELS = 6, 4
 PAPER_COLOUR, OUR_COLOUR = "#6b7280", "#c2410c"
 
 
 def picture(report: Report) -> Figure:
     """Open diamonds are the paper's numbers, dots ours, whiskers our standard deviation over the seeds."""
     rows, columns = report.table.rows, report.table.columns
+    across = len(columns) if len(columns) <= MOST_PANELS else FEWER_PANELS
+    lines = -(-len(columns) // across)
     figure, axes = pyplot.subplots(
-        1,
-        len(columns),
+        lines,
+        across,
         sharey=True,
         squeeze=False,
-        figsize=(max(7.5, 2.2 + 2.3 * len(columns)), 1.9 + 0.42 * len(rows)),
+        figsize=(max(7.5, 2.2 + 2.3 * across), 1.5 + lines * (0.4 + 0.42 * len(rows))),
         layout="constrained",
     )
-    for number, (axis, column) in enumerate(zip(axes[0], columns, strict=True)):
+    for number, column in enumerate(columns):
+        axis = axes.flat[number]
         _panel(axis, report, number)
         axis.set_title(column)
+    for axis in axes.flat[len(columns) :]:
+        axis.set_visible(False)
     names = [f"{row.method}  {row.arch}" + ("" if row.measures else "  *") for row in rows]
     axes[0][0].set_yticks(range(len(rows)), names)
     axes[0][0].set_ylim(len(rows) - 0.4, -0.6)

@@ -65,14 +65,13 @@ class Report:
             return "Nothing is measured yet."
         results, paper = [result for _, _, result in self.used], self.table.pictures
         result = next((one for one in results if one.data[1]), results[0])
-        record, data = result.record["data"], self.matches.data
-        parts = [] if result.of_part else [("training", record["num_train"], paper.num_train)]
-        parts += (
-            [("held-out", record["num_val"], paper.num_val)] if data.val else []
-        )  # pseudo-labels have none
+        data, of_paper = self.matches.data, (paper.num_train, paper.num_val)
+        parts = [
+            part for part in zip(("training", "held-out"), result.counts, of_paper, strict=True) if part[1]
+        ]
         words = " and ".join(f"{num:,} {kind}" for kind, num, _ in parts)
         words = f"Ours: {words} pictures (digests {data})."
-        if all(num == of_paper for _, num, of_paper in parts):
+        if all(num == its for _, num, its in parts):
             return words + f" These are {paper.name}'s numbers of pictures."
         return (
             words + f" The paper's numbers are of {paper.name}: compare what the rows gain, not their values."

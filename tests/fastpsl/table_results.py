@@ -10,19 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tyro
 
 from fastpsl.clusters_command import Clusters
 from fastpsl.command_line import parse
 from fastpsl.evaluation.result import write_result
 from fastpsl.kernels.permutations import permutation_set
+from fastpsl.labels_command import MakeLabels
 from fastpsl.permutations import permutations_digest
+from fastpsl.retrieve_command import Retrieve
 from fastpsl.tables.commands import Missing, Place
 from fastpsl.tables.found import find
 from fastpsl.tables.matching import DataSet
-from fastpsl.tables.needs import CLUSTERS, VISSL, Evaluation, Weights
+from fastpsl.tables.needs import CLUSTERS, COUPLED, VISSL, Evaluation, Weights
+from fastpsl.tables.needs import TSNE as OF_TSNE
 from fastpsl.tables.papers import TABLES
 from fastpsl.tables.report import Report, make_report
 from fastpsl.tables.scales import SCALES, Scale, plain
+from fastpsl.tsne_command import TSNE
 from tests.commands import ROOT
 
 PAPER, TINY = SCALES["paper"], SCALES["tiny"]
@@ -46,12 +51,16 @@ def put(
     settings: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Path:
-    """A result.json as an evaluation writes it, in a folder whose name tells nothing; `science` and `settings` replace values."""
+    """A result.json as an evaluation writes it, in a folder whose name tells nothing; `science` and `settings` replace values.
+
+    data: "pretrain" where its weights learned from other pictures.
+    """
     folder = runs / (name or f"run-{sum(1 for _ in runs.rglob('result.json'))}")
     folder.mkdir(parents=True)
     trained = None
     if weights.recipe:
-        trained = science_of(weights, scale, seed, data["train"]) | (science or {})
+        learned = data["train"] if weights.with_labels else data.get("pretrain", data["train"])
+        trained = science_of(weights, scale, seed, learned) | (science or {})
     checkpoint = {
         "path": str(runs / "gone" / "checkpoints" / "step-00000001.pt"),
         "sha256": "c" * 64,
@@ -60,10 +69,13 @@ def put(
     }
     checkpoint |= {"kind": "fastpsl" if weights.recipe else "random", "backbone": weights.backbone}
     of_data: dict[str, Any] = {"num_train": 480, "num_val": 160, **data}
+    of_data.pop("pretrain", None)
     given = scale.evaluation_settings(evaluation) | {"seed": seed}
     if evaluation == CLUSTERS:
         of_data |= {"num_val": None, "val": None}
         given["labels"] = str(runs / "gone" / "labels.npz")
+    if evaluation == OF_TSNE:  # shows held-out pictures alone
+        of_data |= {"train": of_data["val"], "num_train": 160, "val": None, "num_val": None}
     record = {
         "recipe": evaluation.recipe,
         "protocol": evaluation.protocol,
@@ -80,13 +92,25 @@ def put(
 def science_of(weights: Weights, scale: Scale, seed: int, digest: str) -> dict[str, Any]:
     """Of the run that trains them."""
     science = scale.training_science(weights) | {"seed": seed, "data_digest": digest, "precision": "fp32"}
+    if weights.recipe and weights.recipe.startswith("sslpp_") and weights.recipe != "sslpp_iic":
+        science["pseudo_labels"] = {"source": "none"}
+    if isinstance(weights.labels, Weights):
+        made = science_of(weights.labels, scale, seed, digest)
+        science["pseudo_labels"] = made | {"source": "iic", "num_classes": made["num_clusters"]}
+    elif weights.labels == COUPLED:
+        science["pseudo_labels"] = {"source": COUPLED, "num_classes": science["num_clusters"]}
+    elif weights.labels:
+        science["pseudo_labels"] = {"source": weights.labels, **scale.label_science(weights.labels)}
+        science["pseudo_labels"] |= {} if weights.labels == "true" else {"seed": seed}
     if weights.base:
         science |= {"fine_tune": "d" * 64, "fine_tuned": science_of(weights.base, scale, seed, digest)}
     return science
 
 
 def report(runs: Path, table: str = "psl/5", scale: Scale = TINY, asked: DataSet = DataSet()) -> Report:  # noqa: B008
-    return make_report(TABLES[table], scale, find(runs), asked, Place(runs, "T.beton", "V.beton", "P.beton", 1))
+    return make_report(
+        TABLES[table], scale, find(runs), asked, Place(runs, "T.beton", "V.beton", "P.beton", 1)
+    )
 
 
 def ours(made: Report, method: str) -> list[str]:
@@ -108,12 +132,14 @@ def parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
     return name, recipe(name)["parse"]()
 
 
-def parsed_clusters(command: str) -> Clusters:
-    """The options of a printed `fastpsl clusters`."""
+COMMANDS = {"clusters": Clusters, "labels": MakeLabels, "retrieve": Retrieve, "tsne": TSNE}
+
+
+def parsed_command(command: str) -> Any:
+    """The options of a printed `fastpsl clusters`, labels, retrieve or tsne."""
     program, name, *words = shlex.split(command)
-    assert (program, name) == ("fastpsl", "clusters")
-    options: Clusters = parse(Clusters, words, prog="fastpsl")
-    return options
+    assert program == "fastpsl"
+    return parse(COMMANDS[name], words, prog="fastpsl", config=(tyro.conf.OmitArgPrefixes,))
 
 
 def effective(options: Any) -> dict[str, Any]:

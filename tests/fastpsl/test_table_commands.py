@@ -2,14 +2,16 @@
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fastpsl.pipelines.input_record import Input
 from fastpsl.tables.matching import needs_of
-from fastpsl.tables.needs import CLUSTERS, FEW_LABELS, MOCO, MORE_LABELS, UIC, VISSL, Evaluation, Weights
+from fastpsl.tables.needs import CLUSTERS, RETRIEVAL, TSNE, Evaluation, Weights
 from fastpsl.tables.papers import TABLES
 from fastpsl.tables.scales import FREE, SCALES, Scale, plain
 from tests.commands import ROOT
@@ -22,7 +24,7 @@ from tests.fastpsl.table_results import (
     missing_of,
     of_made_permutations,
     parsed,
-    parsed_clusters,
+    parsed_command,
     put,
     put_run,
     recipe,
@@ -44,52 +46,89 @@ def test_every_command_parses_and_makes_what_is_missing(
     table: str, scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
+    scale = replace(scale, seeds=scale.seeds[:2][-1:])  # the commands of other seeds are the same
     runs = tmp_path / "my runs"
     runs.mkdir()
     made = report(runs, table, scale)
     assert made.num_needed == len(needs_of(TABLES[table])) * len(scale.seeds)
     outs: list[Path] = []
     folders: dict[tuple[Weights, int], Path] = {}
+    labels: dict[Path, tuple[str, int]] = {}
     for missing in made.missing:
-        weights, num = missing.weights, len(missing.commands) - len(missing.evaluations)
-        assert num == (weights.recipe is not None)
-        folder = None
-        for command in missing.commands[:num]:
-            name, options = parsed(command, monkeypatch)
+        weights, folder = missing.weights, None
+        learned = "P.beton" if TABLES[table].pretrains_elsewhere and not weights.with_labels else "T.beton"
+        commands = [*missing.commands]
+        if commands[0].startswith("fastpsl labels"):
+            made_labels = parsed_command(commands.pop(0))
+            labels[made_labels.out] = made_labels.source, made_labels.seed
+            assert made_labels.data == learned and runs == made_labels.out.parent  # a folder that is there
+            wanted = scale.label_science(made_labels.source)
+            assert {key: getattr(made_labels, key) for key in wanted} == wanted
+        if weights.recipe:
+            name, options = parsed(commands.pop(0), monkeypatch)
             wanted = scale.training_science(weights)
             science = options.science() | {"recipe": name}
             if name == "jigsaw_r50":
                 science["permutations"] = of_made_permutations(options.grid**2, options.counts)
+            if name == "supervised":
+                science["crop"] = options.crop
             assert {key: science[key] for key in wanted} == wanted
-            assert options.seed == missing.seed
-            if weights.base:  # whose command came before
-                assert options.fine_tune == folders[weights.base, missing.seed]
+            assert options.seed == missing.seed and (options.data, options.val) == (learned, "V.beton")
+            base, given = getattr(options, "fine_tune", None), getattr(options, "pseudo_labels", "none")
+            # what it goes on with, whose command came before
+            assert base == (folders[weights.base, missing.seed] if weights.base else None)
+            if isinstance(weights.labels, Weights):
+                assert Path(given) == folders[weights.labels, missing.seed] / "labels.npz"
+            elif weights.label_file:
+                assert labels[Path(given)] == (weights.label_file, missing.seed)
             else:
-                assert getattr(options, "fine_tune", None) is None
+                assert given == (weights.labels or "none")
             folder = folders[weights, missing.seed] = options.out
             outs.append(options.out)
-        for command, evaluation in zip(missing.commands[num:], missing.evaluations, strict=True):
-            if evaluation == CLUSTERS:
-                clusters = parsed_clusters(command)
-                assert clusters.out and (clusters.run, clusters.data, clusters.labels) == (
-                    folder,
-                    "T.beton",
-                    None,
-                )
-                outs.append(clusters.out)
-                continue
-            name, options = parsed(command, monkeypatch)
-            assert name == evaluation.recipe and options.seed == missing.seed
-            values, wanted = effective(options), scale.evaluation_settings(evaluation)
-            assert {key: values[key] for key in wanted} == wanted
-            assert (options.checkpoint, options.random_weights) == (folder, folder is None)
-            if folder is None:
-                assert options.backbone == weights.backbone
-                told = options.told_input()
-                assert (told.channels if told else "RGB") == weights.channels
-                assert told in (None, Input.usual(weights.channels, options.size_px))
-            outs.append(options.out)
+        for command, evaluation in zip(commands, missing.evaluations, strict=True):
+            outs.append(check_evaluation(command, evaluation, weights, folder, scale, monkeypatch))
+            assert f"--seed {missing.seed}" in command or evaluation == CLUSTERS
     assert len(set(outs)) == len(outs) and all(runs in out.parents for out in outs)
+
+
+def check_evaluation(
+    command: str,
+    evaluation: Evaluation,
+    weights: Weights,
+    folder: Path | None,
+    scale: Scale,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """Where a command writes that must be this evaluation's."""
+    wanted = scale.evaluation_settings(evaluation)
+    options: Any
+    if not evaluation.command:
+        name, options = parsed(command, monkeypatch)
+        assert name == evaluation.recipe and (options.data, options.val) == ("T.beton", "V.beton")
+        values = effective(options)
+        assert {key: values[key] for key in wanted} == wanted
+        told = options.told_input()
+        assert told in (None, Input.usual(weights.channels, options.size_px))
+    else:
+        options = parsed_command(command)
+        assert command.startswith(f"fastpsl {evaluation.recipe} ")
+        if evaluation == CLUSTERS:
+            assert (options.run, options.data, options.labels) == (folder, "T.beton", None)
+            assert options.out
+            return Path(options.out)
+        values = vars(options) | vars(options.extraction)
+        assert {key: values[key] for key in wanted} == wanted
+        if evaluation == RETRIEVAL:
+            assert (options.gallery, options.queries) == ("T.beton", "V.beton")
+        else:
+            assert evaluation == TSNE and options.data == "V.beton"
+        told = None
+        options = SimpleNamespace(**values)
+    assert (options.checkpoint, options.random_weights) == (folder, folder is None)
+    if folder is None:
+        assert options.backbone == weights.backbone
+        assert (told.channels if told else "RGB") == weights.channels
+    return Path(options.out)
 
 
 RECIPES = (
@@ -101,11 +140,18 @@ RECIPES = (
     "uic_alexnet",
     "uic_r50",
     "deepcluster_alexnet",
+    "sslpp_colorization",
+    "sslpp_context",
+    "sslpp_rotation",
+    "sslpp_aet",
+    "sslpp_iic",
 )
 
 
 def test_all_recipes_of_the_tables_are_tested() -> None:
-    assert {need[0].recipe for table in TABLES.values() for need in needs_of(table)} == {*RECIPES, None}
+    needed = [need[0] for table in TABLES.values() for need in needs_of(table)]
+    recipes = {one.recipe for weights in needed for one in (weights, weights.before) if one}
+    assert recipes == {*RECIPES, None}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -115,22 +161,30 @@ def test_every_value_that_a_recipe_knows_is_compared(name: str, monkeypatch: pyt
     science = recipe(name)["parse"]().science()
     weights = Weights("resnet50", name, "psl")
     for scale in SCALES.values():
-        assert set(science) - FREE == set(scale.training_science(weights)) - {"recipe", "permutations"}
+        known = set(science) | ({"crop"} if name == "supervised" else set())  # its job's science has it
+        assert known - FREE == set(scale.training_science(weights)) - {"recipe", "permutations"}
     for option, value in recipe(name)["PAPER"].items():
         if option not in ("backbone", "plan"):
             assert plain(PAPER.values[name][option]) == plain(value), option
 
 
-@pytest.mark.parametrize("evaluation", [VISSL, MOCO, UIC, FEW_LABELS, MORE_LABELS], ids=lambda one: one.name)
+EVALUATIONS = {need[1] for table in TABLES.values() for need in needs_of(table) if not need[1].command}
+
+
+@pytest.mark.parametrize("evaluation", sorted(EVALUATIONS, key=str), ids=lambda one: one.name)
 def test_every_value_that_an_evaluation_knows_is_compared(
     evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    protocol = str(PAPER.values[evaluation.name]["protocol"])
-    monkeypatch.setattr(sys, "argv", [evaluation.recipe, "--data", "x", "--protocol", protocol])
+    protocol = PAPER.values[evaluation.name].get("protocol")
+    chosen = ["--protocol", str(protocol)] if protocol else []
+    monkeypatch.setattr(sys, "argv", [evaluation.recipe, "--data", "x", *chosen])
     options = recipe(evaluation.recipe)["parse"]()
     for scale in SCALES.values():
         assert set(options.science()) - FREE == set(scale.evaluation_settings(evaluation))
-    assert PAPER.evaluation_settings(evaluation).items() - {("percent", 10.0)} <= effective(options).items()
+    if protocol:
+        assert (
+            PAPER.evaluation_settings(evaluation).items() - {("percent", 10.0)} <= effective(options).items()
+        )
 
 
 def test_a_finished_pre_training_is_not_run_again(tmp_path: Path) -> None:
