@@ -174,7 +174,7 @@ class IIC:
 
     def end_stage(self, passes: Passes) -> None:
         """All training images' labels, by centre crops in eval mode: the arg max of head A's best sub-head; and how sure it was."""
-        best, num, world = self.epochs.best(0), self.num_samples, passes.world
+        best, num, world = self.epochs.best[0], self.num_samples, passes.world
         entropy = torch.full((num + 1,), -1.0, device=world.device)
 
         def logits_seen() -> Iterator[tuple[Tensor, Tensor]]:
@@ -191,7 +191,7 @@ class IIC:
         self.labels, self.entropy = labels, torch.where(entropy < 0, math.nan, entropy)
 
     def state_dict(self) -> dict[str, Any]:
-        made = {"labels": self.labels, "entropy": self.entropy, "best_sub_head": self.epochs.best(0)}
+        made = {"labels": self.labels, "entropy": self.entropy, "best_sub_head": self.epochs.best[0]}
         return {
             "first_epoch": self.first_epoch,
             "epochs": self.epochs.state_dict(),

@@ -1,0 +1,143 @@
+"""IIC's recipe as a user meets it: a run ends with labels and pictures, is killed and resumed, needs no labels; faults are one line."""
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastpsl.label_file import labels_of, read_labels
+from fastpsl.options import RunOptions
+from fastpsl.pipelines.beton import Beton
+from fastpsl.sample import sample_paths
+from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
+from tests.recipes.in_process import Start, refused, starter
+
+RECIPE = ROOT / "recipes" / "sslpp_iic.py"
+QUICK = ("--num-threads", "1", "--no-tensorboard", "--checkpoint-minutes", "0")
+SIZES = ("--size-px", "16", "--num-copies", "2", "--batch-size", "160")
+SMALL = (
+    *QUICK,
+    *SIZES,
+    "--stage-epochs",
+    "3",
+    "--heads",
+    "two",
+    "--second-clusters",
+    "8",
+)  # A, B, B of 6 steps
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
+    return starter("sslpp_iic", monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole small run."""
+    out = tmp_path_factory.mktemp("iic") / "out"
+    done = run(RECIPE, *SMALL, "--out", out)
+    assert done.returncode == 0, done.stderr
+    (out / "said.txt").write_text(done.stdout)
+    return out
+
+
+def test_a_run_leaves_its_labels_and_says_what_they_are_worth(trained: Path) -> None:
+    lines = (trained / "said.txt").read_text().splitlines()
+    assert lines[0].startswith("the embedded sample: backbone resnet18 (paper resnet34_iic)")
+    assert "num_clusters 16 (paper 70)" in lines[0] and "heads two (paper one)" in lines[0]
+    made = newest_checkpoint(trained)["task"]
+    num = len(np.unique(made["labels"].numpy()))
+    assert lines[-3].startswith(
+        f"labels by sub-head {made['best_sub_head'] + 1} of 5, which had the lowest loss; {num} of 16 clusters are not empty; "
+        f"with the true labels NMI 0."
+    )
+    assert lines[-2:] == [f"labels {trained / 'labels.npz'}", f"label curves {trained / 'labels.png'}"]
+    names = ("labels.png", "curve.png", "contact-sheet-G1.png")
+    assert all((trained / name).stat().st_size > 0 for name in names)
+
+
+def test_the_file_holds_the_checkpoints_labels_and_how_they_were_made(trained: Path) -> None:
+    state = newest_checkpoint(trained)
+    with Beton(sample_paths().train) as data:
+        found = read_labels(trained / "labels.npz", data)
+    assert found.labels.tolist() == state["task"]["labels"].tolist()
+    assert found.entropy.tolist() == state["task"]["entropy"].tolist() and np.isfinite(found.entropy).all()
+    assert (found.num_classes, found.num_split, found.made_by) == (16, 0, "sslpp_iic")
+    expected = {"source": "iic", "recipe": "sslpp_iic", "num_clusters": 16, "heads": "two", "seed": 0}
+    assert expected.items() <= dict(found.configuration).items()
+    assert {"backbone", "transforms", "stage_epochs", "num_copies"} <= set(found.configuration)
+    assert labels_of(trained / "labels.npz", RunOptions()).labels.tolist() == found.labels.tolist()
+
+
+def test_each_head_has_figures_of_its_own(trained: Path) -> None:
+    first, *others = [json.loads(line) for line in (trained / "epochs.jsonl").read_text().splitlines()]
+    assert first["mutual_information"] > 0 and 1 <= first["non_empty"] <= 16
+    assert all("mutual_information" not in line for line in others) and len(others) == 2
+    assert all(line["mutual_information_b"] > 0 and 1 <= line["non_empty_b"] <= 8 for line in others)
+
+
+def test_a_finished_run_writes_its_labels_again(trained: Path, recipe: Start) -> None:
+    before = (trained / "labels.npz").read_bytes()
+    (trained / "labels.npz").unlink()
+    done = recipe(*SMALL, "--out", trained)
+    assert done.code == 0, done.err
+    assert (trained / "labels.npz").read_bytes() == before
+
+
+def test_killed_in_mid_epoch_and_resumed_it_ends_as_never_killed(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    for step in (3, 9):  # while head A learns, and while B does
+        code, output = run_until(
+            RECIPE, *SMALL, "--checkpoint-steps", "1", "--out", out,
+            folder=out, step=step, number=signal.SIGKILL,
+        )  # fmt: skip
+        assert code == -signal.SIGKILL, output
+    done = run(RECIPE, *SMALL, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(trained))
+    for name in ("labels.npz", "epochs.jsonl"):
+        assert (out / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_pictures_without_labels_are_enough(recipe: Start, tmp_path: Path) -> None:
+    """A folder without classes, as YFCC's; RGB for --transforms grey."""
+    random = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for number in range(24):
+        pixels = random.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "data" / f"{number}.png")
+    small = ("--backbone", "resnet18", "--num-clusters", 4, "--num-sub-heads", 2, "--stage-epochs", 1)
+    done = recipe(
+        *QUICK, *small, "--data", tmp_path / "data", "--batch-size", 12, "--num-copies", 1, "--transforms", "grey",
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "of 4 clusters are not empty\n" in done.out and "NMI" not in done.out
+    assert newest_checkpoint(tmp_path / "out")["input"]["channels"] == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--num-copies", 0), "--num-copies 0"),
+        (("--num-clusters", 1), "--num-clusters 1"),
+        (("--num-clusters", 481), "481 for 480 training images"),
+        (("--heads", "two", "--second-clusters", 0), "--second-clusters 0"),
+        (("--num-sub-heads", 0), "--num-sub-heads 0"),
+        (("--crop-share", 0), "--crop-share 0"),
+        (("--crop-share", 1.5), "--crop-share 1.5"),
+        (("--transforms", "blur"), "--transforms"),
+        (("--accumulate", 2), "--accumulate 2: each part"),
+        (("--apex",), "--apex"),
+        (("--batch-size", 100), "multiple of 3"),
+        (("--lr", 0), "above 0"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    recipe: Start, tmp_path: Path, arguments: tuple[object, ...], words: str
+) -> None:
+    refused(recipe(*QUICK, *arguments, "--out", tmp_path / "out"), "sslpp_iic", words)
