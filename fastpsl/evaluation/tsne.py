@@ -19,6 +19,8 @@ from fastpsl.pipelines.beton_file import output_errors
 from fastpsl.pipelines.data import open_data
 from fastpsl.pipelines.subset import Subset
 
+MAX_SEED = 2**32 - 1
+
 
 def make_map(
     options: EvaluationOptions, world: World, *, block: str, num: int, perplexity: float
@@ -32,6 +34,8 @@ def make_map(
         raise ValueError(
             f"--perplexity {perplexity:g} of --num {num:,} images: it must be above 0 and below their number"
         )
+    if options.seed > MAX_SEED:
+        raise ValueError(f"--seed {options.seed}: scikit-learn takes seeds from 0 to {MAX_SEED}")
     weights = options.pretrained()
     assert options.data is not None and options.out is not None
     with closing(open_data(options.data)) as data:

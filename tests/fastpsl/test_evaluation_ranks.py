@@ -20,6 +20,9 @@ from fastpsl.evaluation import online
 from fastpsl.evaluation.feature_file import read_features
 from fastpsl.evaluation.features import extract
 from fastpsl.evaluation.online import Monitor, figures
+from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.evaluation.result import read_result
+from fastpsl.evaluation.retrieval import retrieve
 from fastpsl.options import PretrainOptions
 from fastpsl.passes import undisturbed
 from fastpsl.pipelines.beton import Beton
@@ -46,6 +49,7 @@ def in_a_process(rank: int, folder: str) -> None:
     world = World(rank, 2, rank, 2, torch.device("cpu"))
     neighbours(Path(folder))  # the recipe joins the process group
     features(Path(folder), world)
+    retrieval(Path(folder) / "retrieval", world)
     statistics(world)
     monitor(Path(folder), world)
     leave_world()
@@ -64,6 +68,17 @@ def features(folder: Path, world: World) -> None:
         extract(works, [folder / "B3.npy", folder / "B5.npy"], world, save_every_s=0)
         # One process has left 100 rows; each of these steps is 60.
         extraction(data, batch_size=30).to_file(folder / "left.npy", world)
+
+
+def retrieval(out: Path, world: World) -> None:
+    """Of 160 images among one another; rank 0 speaks."""
+    data = str(sample_paths().test_32)
+    options = EvaluationOptions(
+        data=data, val=data, out=out, size_px=32, random_weights=True, backbone="nin3",
+        num_threads=1, batch_size=40,
+    )  # fmt: skip
+    lines = retrieve(options, world, block="B2", k=8, num=2, indices=())
+    assert len(lines) == (3 if world.rank == 0 else 0)
 
 
 def statistics(world: World) -> None:
@@ -140,6 +155,17 @@ def test_features_are_those_of_one_process(folder: Path, tmp_path: Path, name: s
 def test_scores_are_those_of_all_queries(folder: Path) -> None:
     numbers = json.loads((folder / "knn" / "result.json").read_text())["numbers"]
     assert numbers == pytest.approx(numbers_by_hand(folder / "knn", (1, 5, 10, 20), 0.07))
+
+
+def test_precision_is_that_of_all_queries(folder: Path, tmp_path: Path) -> None:
+    retrieval(tmp_path / "retrieval", one_process())
+    found, alone = (read_result(place / "retrieval" / "result.json") for place in (folder, tmp_path))
+    assert (
+        abs(found["numbers"]["precision_top8"] - alone["numbers"]["precision_top8"]) < 0.1
+    )  # float32 in other batches
+    for one, other in zip(found["settings"]["shown"], alone["settings"]["shown"], strict=True):
+        assert one["query"] == other["query"]
+        assert one["similarities"] == pytest.approx(other["similarities"], abs=1e-3)
 
 
 def test_looks_change_no_training(folder: Path) -> None:
