@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fastpsl.tables.needs import COUPLED, Weights
+from fastpsl.tables.needs import COUPLED, NO_LABELS, Weights
 from fastpsl.tables.scales import Scale
 
-NONE = "none"
 # What a run or an evaluation has done that says nothing of it.
 UNSAID: dict[str, dict[str, Any]] = {
     "supervised": {"crop": "random_resized", "labels_per_class": None},
@@ -32,13 +31,17 @@ def training_differences(science: Mapping[str, Any], weights: Weights, scale: Sc
     return reasons + [f"before it was fine-tuned: {reason}" for reason in of_base]
 
 
+def label_source(science: Mapping[str, Any]) -> str:
+    """Where the pseudo-labels came from that were learned: iic, coupled, true, random, k-means or none."""
+    return str(science.get("pseudo_labels", {}).get("source", NO_LABELS))
+
+
 def _label_differences(science: Mapping[str, Any], weights: Weights, scale: Scale) -> list[str]:
     """Of the pseudo-labels that were learned from."""
-    labels, given = weights.labels, science.get("pseudo_labels", {"source": NONE})
-    wanted = labels.kind if isinstance(labels, Weights) else labels or NONE
-    if given.get("source") != wanted:
-        return [f"pre-trained with pseudo-labels {given.get('source')}, here {wanted}"]
-    if labels is None or wanted == COUPLED:  # of whose classes an option tells
+    labels, given = weights.labels, science.get("pseudo_labels", {})
+    if label_source(science) != weights.label_source:
+        return [f"pre-trained with pseudo-labels {label_source(science)}, here {weights.label_source}"]
+    if labels is None or labels == COUPLED:  # of whose classes an option tells
         return []
     reasons = differences("its pseudo-labels made", given, scale.label_science(labels))
     if given.get("seed", science.get("seed")) != science.get("seed"):

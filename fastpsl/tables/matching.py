@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastpsl.tables.differences import UNSAID, differences, training_differences
+from fastpsl.tables.differences import UNSAID, differences, label_source, training_differences
 from fastpsl.tables.found import Found, Result, TrainingRun
 from fastpsl.tables.needs import CLUSTERS, SUPERVISED, Evaluation, Weights
 from fastpsl.tables.papers import TABLES
@@ -128,6 +128,8 @@ def closest(result: Result, table: Table, scale: Scale) -> tuple[Need | None, li
             continue
         if weights.recipe is None and result.record["checkpoint"].get("kind") != "random":
             continue  # others' weights
+        if label_source(result.science) != weights.label_source:
+            continue
         reasons = mismatches(result, need, table, scale)
         if nearest[0] is None or len(reasons) < len(nearest[1]):
             nearest = need, reasons

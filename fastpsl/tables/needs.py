@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 BLOCKS = ("B1", "B2", "B3", "B4", "B5")
-COUPLED, SUPERVISED = "coupled", "supervised"
+SUPERVISED = "supervised"
+# Of pseudo-labels that no file holds.
+COUPLED, NO_LABELS = "coupled", "none"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class Weights:
     def label_file(self) -> str | None:
         """Which labels `fastpsl labels` must have written."""
         return self.labels if isinstance(self.labels, str) and self.labels != COUPLED else None
+
+    @property
+    def label_source(self) -> str:
+        """As the science of a run calls it."""
+        return self.labels.kind if isinstance(self.labels, Weights) else self.labels or NO_LABELS
 
     @property
     def with_labels(self) -> bool:
