@@ -13,8 +13,12 @@ from fastpsl.options import PretrainOptions
 from fastpsl.seed import torch_seed
 from fastpsl.trainer import place_backbone
 
-Recipe = Literal["jigsaw", "rotation", "simclr", "moco", "uic", "deepcluster"]
+Recipe = Literal[
+    "jigsaw", "rotation", "simclr", "moco", "uic", "deepcluster",
+    "sslpp_colorization", "sslpp_context", "sslpp_rotation", "sslpp_aet", "sslpp_iic",
+]  # fmt: skip
 StageName = Literal["S1", "S2", "S3", "E"]
+# Where the recipe's file has another name.
 MODULES = {
     "jigsaw": "jigsaw_r50",
     "rotation": "rotation_rv50",
@@ -25,12 +29,17 @@ MODULES = {
 }
 
 
+def recipe_module(recipe: str) -> Any:
+    """The file under `recipes/`."""
+    return importlib.import_module(f"recipes.{MODULES.get(recipe, recipe)}")
+
+
 def recipe_options(recipe: str, *, is_sample: bool, batch_size: int, **values: Any) -> PretrainOptions:
     """A recipe's options: its PAPER values, for the embedded sample its SAMPLE values, and `values` that are not None.
 
     ValueError where they cannot be.
     """
-    module: Any = importlib.import_module(f"recipes.{MODULES[recipe]}")
+    module = recipe_module(recipe)
     chosen: dict[str, Any] = module.PAPER | (module.SAMPLE if is_sample else {}) | {"batch_size": batch_size}
     chosen |= {name: value for name, value in values.items() if value is not None}
     if chosen.get("key_group", 0) >= batch_size:  # MoCo's; a group must be smaller than the batch
@@ -46,8 +55,7 @@ def stage_names(options: PretrainOptions) -> Sequence[str]:
 
 def job_of(recipe: str, options: PretrainOptions) -> Job:
     """As `recipes/` builds it."""
-    module: Any = importlib.import_module(f"recipes.{MODULES[recipe]}")
-    job: Job = module.build(options)
+    job: Job = recipe_module(recipe).build(options)
     return job
 
 

@@ -37,7 +37,7 @@ from fastpsl.pipelines.rows import Data, read_bytes
 SCHEMA = 1
 MAX_COMPARED = 20_000  # samples whose bytes are compared
 # Fewer values than repeats: the clock ends them, a run does not get there, or nothing varies.
-MAY_BE_FEWER = ("throughput", "time_to_accuracy", "scaling")
+MAY_BE_FEWER = ("throughput", "time_to_accuracy", "scaling", "small")
 SHARED_LOAD = 0.5  # a load average above this before a bench starts: others were at work
 PACKAGES = (
     "fastpsl", "torch", "torchvision", "numba", "numpy", "kornia", "pillow", "ffcv", "opencv-python", "triton",
@@ -63,6 +63,7 @@ LABELS: dict[str, dict[str, tuple[type, ...]]] = {
     "labels": {},
     "loader": {},
     "order": {},
+    "small": {"recipe": _TEXT, "decoder": _NAME, "num_views": _COUNT, "stage": _NAME},
     "throughput": {"decoder": _NAME, "num_views": _COUNT, "stage": _NAME},
     "step": {
         "recipe": _TEXT,
@@ -194,7 +195,7 @@ def validate(result: Any) -> None:
         _check_keys(missing, _MISSING, f"not_measured[{number}]", exact=True)
     if not all(isinstance(note, str) for note in result["notes"]):
         raise ValueError("notes: must be strings")
-    if result["bench"] == "throughput":
+    if result["bench"] in ("throughput", "small"):
         _check_three_rows(result)
 
 
@@ -232,7 +233,7 @@ def _check_spread(row: Mapping[str, Any], repeats: int, where: str, *, may_be_fe
 
 
 def _check_three_rows(result: Mapping[str, Any]) -> None:
-    """Throughput: each row of both together stands beside its loader alone, its step alone and its ratio, as often measured,
+    """Throughput and small: each row of both together stands beside its loader alone, its step alone and its ratio, as often measured,
     and the ratio is theirs. A loader without a stage is every stage's.
     """
     names = ("recipe", "decoder", "num_views", "stage")

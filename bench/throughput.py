@@ -143,18 +143,35 @@ def fill_in(options: Options, world: World) -> tuple[Setting, list[dict[str, str
     return setting, missing
 
 
+def try_stage(
+    recipe: str, stage: str, setting: Setting, deadline: float, say: Callable[[str], None], **more: Any
+) -> dict[str, list[Any]]:
+    """`measure_stage`'s rows and ratios, or what is not measured, as the GPU's memory does not hold it; all that it took is free again."""
+    try:
+        rows, ratios = measure_stage(recipe, stage, setting, deadline, say, **more)
+    except torch.cuda.OutOfMemoryError as error:
+        why = f"out of GPU memory at batch {setting.batch_size}: {str(error).splitlines()[0]}"
+        return {"not_measured": [{"what": f"{recipe} {stage}", "reason": why}]}
+    finally:
+        gc.collect()  # its weights, graphs and loaders
+        if setting.world.device.type == "cuda":
+            torch.compiler.reset()
+            torch.cuda.empty_cache()
+    return {"rows": rows, "ratios": ratios}
+
+
 def measure_stage(
-    recipe: str, stage: str, setting: Setting, deadline: float, say: Callable[[str], None]
+    recipe: str, stage: str, setting: Setting, deadline: float, say: Callable[[str], None], **more: Any
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(rows, ratios) of one stage: warm up, then step, loaders and both in turn, every other time backwards.
 
-    deadline: of time.perf_counter(); one repeat is made at least.
+    deadline: of time.perf_counter(); one repeat is made at least. more: further options of the recipe.
     """
     asked = setting.options
     options = recipe_options(
         recipe, is_sample=setting.is_sample, batch_size=setting.batch_size, backbone=asked.backbone,
         device=asked.device, precision=asked.precision, augment=asked.augment, step=asked.step,
-        fold_frozen=asked.fold_frozen, num_threads=setting.num_threads,
+        fold_frozen=asked.fold_frozen, num_threads=setting.num_threads, **more,
     )  # fmt: skip
     job, number = stage_job(recipe, stage, options, setting.world)
     bench = StageBench(job, number, options, setting.data, setting.world, seconds=setting.seconds)
@@ -193,6 +210,8 @@ def measure_stage(
             row["first_batch_s"] = round(first_batch_s[decoder], 3)
         else:
             row["augment"], row["step"] = bench.learner.augment.path, bench.learner.step_choice.mode
+            row["samples_per_step"], row["epochs"] = bench.batch_size, bench.stage.epochs
+            row["images_per_sample"] = options.batch_size // bench.batch_size
         if measured == "both":
             # What the loader takes while it keeps up with the step.
             pairs = zip(cores[key], cores["step", None], strict=True)
@@ -247,19 +266,8 @@ def measure(setting: Setting, files: Path, say: Callable[[str], None]) -> dict[s
         # What the parts before have left over is shared by those that come.
         left_s = limit_s - (time.perf_counter() - start)
         deadline = time.perf_counter() + left_s / (num_parts - done)
-        try:
-            rows, ratios = measure_stage(recipe, stage, setting, deadline, say)
-        except torch.cuda.OutOfMemoryError as error:
-            why = f"out of GPU memory at batch {setting.batch_size}: {str(error).splitlines()[0]}"
-            result["not_measured"].append({"what": f"{recipe} {stage}", "reason": why})
-            continue
-        finally:
-            gc.collect()  # its weights, graphs and loaders
-            if setting.world.device.type == "cuda":
-                torch.compiler.reset()
-                torch.cuda.empty_cache()
-        result["rows"] += rows
-        result["ratios"] += ratios
+        for part, found in try_stage(recipe, stage, setting, deadline, say).items():
+            result[part] += found
     others = []
     for kind, title in peers.TITLES.items():
         reason: str | None = (

@@ -1,0 +1,224 @@
+"""Small pictures that stay on the device: training SSL++'s tasks and IIC on 32 px, and a checkpoint's evaluation.
+
+    python bench/small.py                                       noise of CIFAR-10's size and number; on a CPU little of it, small batches
+    python bench/small.py --data cifar-train.beton --val cifar-test.beton
+
+Of each recipe three rows as bench/throughput.py has them, at the paper's batch: its loader alone, its step on synthetic data, both together;
+both / step is the headline. The evaluation: the same rows of block_probe with six classifiers (`epochs` of the data are its whole
+length), and recipes/knn.py on B2, B3 and B4, a program from its start to its end. Random weights, no pseudo-labels.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
+
+import numpy as np
+from rich.console import Console
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, not installed
+from bench import throughput
+from bench.program import check_out, progress, run_program
+from bench.recipe_stages import recipe_module
+from bench.schema import RUNS, SCHEMA, command_line, data_record, environment, finish, spread, write_result
+from bench.show import show_throughput
+from bench.throughput import Setting, try_stage
+from fastpsl.command_line import parse
+from fastpsl.distributed import World, join_world
+from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton_convert import Stored
+from fastpsl.pipelines.beton_file import BetonFile
+from fastpsl.pipelines.beton_write import DEFAULT_PAGE_BYTES
+from fastpsl.pipelines.rows import MODE_RAW
+from fastpsl.pipelines.workers import default_num_threads
+
+SIDE_PX, NUM_CLASSES = 32, 10
+HEADS = ("conv_B2", "conv_B3", "conv_B4", "fc1_B4", "fc2_B4", "fc3_B4")
+BLOCKS = ("B2", "B3", "B4")
+SmallRecipe = Literal["sslpp_rotation", "sslpp_aet", "sslpp_context", "sslpp_colorization", "sslpp_iic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    data: str | None = None
+    """A beton of raw pictures of one size. Default: noise of 32 px, 50,000 pictures on CUDA, else 2,000."""
+    val: str | None = None
+    """Another one, which kNN looks up. Default: 10,000 pictures of noise, 400 on a CPU."""
+    recipes: tuple[SmallRecipe, ...] = (
+        "sslpp_rotation", "sslpp_aet", "sslpp_context", "sslpp_colorization", "sslpp_iic",
+    )  # fmt: skip
+    evaluation: bool = True
+    """block_probe and kNN, of nin4."""
+    decoders: tuple[Literal["resident", "ffcv", "torchvision"], ...] = ("resident",)
+    batch_size: int | None = None
+    """As a recipe counts it. Default: the paper's on CUDA, else 24."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    step: Literal["auto", "eager", "compiled", "graphed"] = "auto"
+    num_threads: int | None = None
+    """Default: the cores."""
+    repeats: int | None = None
+    """Default: 7 on CUDA, else 3."""
+    seconds: float | None = None
+    """Length of a timed region; whole steps, one at least. Default: 2 on CUDA, else 0.2."""
+    limit_s: float | None = None
+    """Each part's repeats end with its share of this. Default: 400 on CUDA, else 80."""
+    out: Path = RUNS / "small.json"
+    """The result."""
+
+    def check(self) -> None:
+        """ValueError where a value cannot be."""
+        for name in ("batch_size", "num_threads", "repeats", "seconds", "limit_s"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name.replace('_', '-')} {value}: it must be above 0")
+        if (self.data is None) != (self.val is None):
+            raise ValueError("--data and --val: give both, or neither for noise")
+        if not self.decoders or not (self.recipes or self.evaluation):
+            raise ValueError("--decoders, --recipes: give at least one decoder, and a recipe or --evaluation")
+
+
+def write_noise(path: Path, num: int, seed: int) -> None:
+    """A beton of `num` raw pictures of noise, with labels."""
+    random, beton = np.random.default_rng(seed), BetonFile(path, num, DEFAULT_PAGE_BYTES)
+    for number in range(num):
+        picture = random.bytes(3 * SIDE_PX**2)
+        beton.add(Stored(picture, SIDE_PX, SIDE_PX, MODE_RAW, "passed"), number % NUM_CLASSES)
+    beton.finish()
+    beton.file.publish()
+
+
+class Bench:
+    """The measurements of one call, on the betons `data` and `val`."""
+
+    def __init__(self, options: Options, world: World, data: Path, val: Path):
+        self.options, self.world, self.paths = options, world, (data, val)
+        self.data = Beton(str(data))
+        self.is_cuda = world.device.type == "cuda"
+        self.repeats = options.repeats or (7 if self.is_cuda else 3)
+        self.seconds = options.seconds or (2.0 if self.is_cuda else 0.2)
+        self.limit_s = options.limit_s or (400.0 if self.is_cuda else 80.0)
+        self.num_threads = options.num_threads or default_num_threads()
+
+    def batch_size(self, recipe: str) -> int:
+        paper: int = recipe_module(recipe).PAPER["batch_size"]
+        return self.options.batch_size or (paper if self.is_cuda else 24)
+
+    def setting(self, recipe: str) -> Setting:
+        asked = self.options
+        options = throughput.Options(
+            data=str(self.paths[0]), device=asked.device, precision=asked.precision, step=asked.step,
+            backbone="nin4" if recipe == "block_probe" else None,
+        )  # fmt: skip
+        return Setting(
+            options, self.world, self.data, str(self.paths[0]), list(asked.decoders), self.batch_size(recipe),
+            self.num_threads, self.repeats, self.seconds,
+        )  # fmt: skip
+
+    def measure(self, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+        """folder: for what kNN writes."""
+        started = time.perf_counter()
+        parts: list[tuple[str, str, dict[str, Any]]] = [(recipe, "E", {}) for recipe in self.options.recipes]
+        if self.options.evaluation:
+            parts.append(("block_probe", "blocks", {"random_weights": True, "heads": HEADS}))
+        result: dict[str, Any] = {"rows": [], "ratios": [], "not_measured": []}
+        num_parts = len(parts) + self.options.evaluation
+        for done, (recipe, stage, more) in enumerate(parts):
+            left_s = self.limit_s - (time.perf_counter() - started)
+            deadline = time.perf_counter() + left_s / (num_parts - done)
+            found = try_stage(recipe, stage, self.setting(recipe), deadline, say, **more)
+            for part, entries in found.items():
+                result[part] += entries
+        if self.options.evaluation:
+            try:
+                result["rows"].append(self._knn(folder, started + self.limit_s, say))
+            except subprocess.CalledProcessError as error:
+                why = f"exit status {error.returncode}: {' '.join(error.stderr.split()[-40:])}"
+                result["not_measured"].append({"what": "recipes/knn.py", "reason": why})
+        return result
+
+    def _knn(self, folder: Path, deadline: float, say: Callable[[str], None]) -> dict[str, Any]:
+        """Seconds of the whole program, its imports included; once at least."""
+        found: list[float] = []
+        while len(found) < self.repeats and (not found or time.perf_counter() < deadline):
+            say(f"knn: repeat {len(found) + 1} of {self.repeats}")
+            found.append(self._knn_once(folder / f"knn-{len(found)}"))
+        labels = {"recipe": "knn", "stage": None, "decoder": self.options.decoders[0], "num_views": 1}
+        return {"measured": "whole", **labels, "blocks": list(BLOCKS), "unit": "s", **spread(found)}
+
+    def _knn_once(self, out: Path) -> float:
+        """Fresh each time: features that are there already would serve again."""
+        data, val = map(str, self.paths)
+        started = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "recipes/knn.py", "--random-weights", "--backbone", "nin4", "--data", data, "--val", val,
+             "--block", *BLOCKS, "--k", "10", "--size-px", str(SIDE_PX), "--whole", "--decoder", self.options.decoders[0],
+             "--device", self.world.device.type, "--num-threads", str(self.num_threads), "--out", str(out)],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return time.perf_counter() - started
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    show_throughput(result, console)
+    num_samples = result["data"]["num_samples"]
+    for row in result["rows"]:
+        if row["measured"] == "both":
+            steps = num_samples // row["samples_per_step"]
+            hours = row["epochs"] * steps * row["samples_per_step"] / row["median"] / 3600
+            images = row["images_per_sample"] * row["median"]
+            console.print(
+                f"{row['recipe']}: {images:,.0f} images/s, {row['median'] / row['samples_per_step']:,.1f} steps/s; "
+                f"whole: {row['epochs']:,} epochs x {steps:,} steps, {hours:,.1f} h at that rate"
+            )
+        elif row["measured"] == "whole":
+            console.print(f"{row['recipe']} of {' '.join(row['blocks'])}, whole: {row['median']:.1f} s")
+
+
+def main() -> None:
+    options: Options = parse(Options, description=__doc__)
+    options.check()
+    check_out(options.out)
+    console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, 100)  # a file is 80 wide otherwise
+    world = join_world(options.device, timeout_s=600)
+    machine = environment(world.device)
+    with progress() as say, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
+        folder = Path(scratch)
+        data, val = folder / "train.beton", folder / "val.beton"
+        if options.data is not None and options.val is not None:
+            data, val = Path(options.data), Path(options.val)
+        else:
+            for seed, path, num in ((0, data, 50_000), (1, val, 10_000)):
+                write_noise(path, num if world.device.type == "cuda" else num // 25, seed)
+        bench = Bench(options, world, data, val)
+        result: dict[str, Any] = {
+            "schema": SCHEMA, "bench": "small", "command": command_line(), "environment": machine,
+            "data": data_record(bench.data, options.data or "noise"),
+            "settings": {
+                "repeats": bench.repeats, "seconds": bench.seconds, "device": world.device.type, "step": options.step,
+                "precision": options.precision, "batch_size": options.batch_size, "num_threads": bench.num_threads,
+                "limit_s": bench.limit_s, "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
+                "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+            },
+        }  # fmt: skip
+        with Beton(str(val)) as held_out:
+            result["data"]["num_held_out"] = held_out.num_samples
+        result |= bench.measure(folder, say)
+        bench.data.close()
+    result["notes"] = finish(machine)
+    write_result(options.out, result)
+    show(result, console)
+    console.print(str(options.out))
+
+
+if __name__ == "__main__":
+    run_program(main)

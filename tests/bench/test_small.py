@@ -1,0 +1,123 @@
+"""bench/small.py at its smallest, as people call it; no figure is judged."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.recipe_stages import Recipe, recipe_options, stage_job
+from bench.schema import validate
+from bench.small import HEADS, NUM_CLASSES, Bench, Options, SmallRecipe, write_noise
+from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.decoders import resident
+from tests.fastpsl.tiny import one_process
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def betons(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("small")
+    for seed, (name, num) in enumerate((("train", 60), ("val", 20))):
+        write_noise(folder / f"{name}.beton", num, seed)
+    return folder / "train.beton", folder / "val.beton"
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "bench/small.py", "--device", "cpu", *arguments], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}, check=False, timeout=300,
+    )  # fmt: skip
+
+
+def test_noise_can_be_kept_on_any_device(betons: tuple[Path, Path]) -> None:
+    with Beton(betons[0]) as data, Beton(betons[1]) as other:
+        assert data.num_samples == 60 and data.image_sizes() == (32, 32, 32, 32) and resident.is_small(data)
+        assert data.num_classes == NUM_CLASSES and (data.labels() == np.arange(60) % NUM_CLASSES).all()
+        assert len({data.read(i) for i in range(60)} | {other.read(i) for i in range(20)}) == 80
+
+
+def test_a_run_writes_three_rows_of_tasks_and_probe_and_knn_as_a_whole(
+    betons: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "small.json"
+    data, val = map(str, betons)
+    sizes = ("--batch-size", "8", "--repeats", "1", "--seconds", "0.001", "--num-threads", "1")
+    done = call("--data", data, "--val", val, "--recipes", "sslpp_rotation", *sizes, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    validate(result)
+    rows = {(row["recipe"], row["measured"]): row for row in result["rows"]}
+    three = ("step", "loader", "both")
+    assert rows.keys() == {
+        *((recipe, measured) for recipe in ("sslpp_rotation", "block_probe") for measured in three), ("knn", "whole"),
+    }  # fmt: skip
+    assert all(row["decoder"] == "resident" for row in result["rows"] if row["measured"] != "step")
+    turned, probe = rows["sslpp_rotation", "both"], rows["block_probe", "both"]
+    # Four turns of two images; of the probe eight images.
+    assert (turned["samples_per_step"], turned["images_per_sample"], turned["epochs"]) == (2, 4, 200)
+    assert (probe["samples_per_step"], probe["images_per_sample"], probe["epochs"]) == (8, 1, 200)
+    assert rows["knn", "whole"]["unit"] == "s" and rows["knn", "whole"]["blocks"] == ["B2", "B3", "B4"]
+    whats = {(ratio["recipe"], ratio["what"]): ratio["median"] for ratio in result["ratios"]}
+    for recipe in ("sslpp_rotation", "block_probe"):
+        both, step = (rows[recipe, measured]["median"] for measured in ("both", "step"))
+        assert whats[recipe, "both / step"] == pytest.approx(both / step, rel=1e-4)
+    assert result["data"] | {"num_samples": 60, "num_distinct": 60, "num_held_out": 20} == result["data"]
+    text = " ".join(done.stdout.split())
+    assert f"sslpp_rotation: {4 * turned['median']:,.0f} images/s" in text
+    assert "whole: 200 epochs x 30 steps" in text and "whole: 200 epochs x 7 steps" in text
+    assert "knn of B2 B3 B4, whole:" in text and str(out) in done.stdout.replace("\n", "")
+
+
+@pytest.mark.parametrize("recipe", SmallRecipe.__args__)  # type: ignore[attr-defined]
+def test_every_recipe_is_known_to_the_other_benches_at_its_papers_values(recipe: str) -> None:
+    assert recipe in Recipe.__args__  # type: ignore[attr-defined]
+    options = recipe_options(recipe, is_sample=False, batch_size=24, device="cpu")
+    job, number = stage_job(recipe, "E", options, one_process())
+    assert job.backbone.name == ("resnet34_iic" if recipe == "sslpp_iic" else "nin4")
+    assert job.stages[number].epochs == options.stage_epochs[0] >= 200
+
+
+def test_the_probe_has_six_classifiers() -> None:
+    more = {"random_weights": True, "backbone": "nin4", "heads": HEADS}
+    options = recipe_options("block_probe", is_sample=False, batch_size=8, device="cpu", **more)
+    job, _ = stage_job("block_probe", "blocks", options, one_process())
+    assert [head.name for head in job.task.heads] == list(HEADS)  # type: ignore[attr-defined]
+
+
+def test_knn_that_fails_is_named_beside_what_was_measured(
+    betons: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.small.try_stage", lambda recipe, *_, **__: {"rows": [recipe]})
+    bench = Bench(Options(recipes=("sslpp_aet",)), one_process(), betons[0], tmp_path / "absent.beton")
+    result = bench.measure(tmp_path, lambda phase: None)
+    bench.data.close()
+    assert result["rows"] == ["sslpp_aet", "block_probe"] and not result["ratios"]
+    (missing,) = result["not_measured"]
+    assert missing["what"] == "recipes/knn.py"
+    assert missing["reason"].startswith("exit status 2: ") and "absent.beton" in missing["reason"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (Options(batch_size=0), "--batch-size 0"),
+        (Options(data="a.beton"), "--data and --val: give both"),
+        (Options(decoders=()), "at least one decoder"),
+        (Options(recipes=(), evaluation=False), "a recipe or --evaluation"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(options: Options, says: str) -> None:
+    Options().check()
+    with pytest.raises(ValueError, match=says):
+        options.check()
+
+
+def test_what_is_no_set_of_small_pictures_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    done = call("--data", "absent.beton", "--val", "absent.beton", "--out", str(tmp_path / "small.json"))
+    assert done.returncode == 2 and "absent.beton" in done.stderr and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
