@@ -1,5 +1,6 @@
 """Pseudo-labels that no network made, to compare learned ones with: k-means on the pixels, random ones, the true classes (sslpp.txt, Table IX)."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,11 +99,30 @@ def _pixels(data: Data, size_px: int) -> Tensor:
 
 def _components(rows: Tensor, width: int) -> Tensor:
     """float32 [N, width]: principal components of uint8 rows [N, D]; sklearn's PCA, up to signs."""
-    parts = rows.split(_ROWS_AT_A_TIME)
-    whitening = fit_whitening(parts, width, _alone())
+    with Progress("images of PCA's two passes", 2 * len(rows)) as progress:
+        whitening = fit_whitening(_Parts(rows, progress), width, _alone())
     lengths = whitening.matrix.norm(dim=0)  # one over the standard deviations; 0 where there is no variance
     deviations = torch.where(lengths > 0, 1 / lengths, 0.0)
-    return torch.cat([whitening(part) * deviations for part in parts])
+    return torch.cat([whitening(part) * deviations for part in rows.split(_ROWS_AT_A_TIME)])
+
+
+class _Parts(Sequence[Tensor]):
+    """Rows, so many at a time, that say how many of them have been read."""
+
+    def __init__(self, rows: Tensor, progress: Progress) -> None:
+        self._parts, self._progress, self._num_read = rows.split(_ROWS_AT_A_TIME), progress, 0
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._parts[place]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for part in self._parts:
+            yield part
+            self._num_read += len(part)
+            self._progress.update(self._num_read, 0)
 
 
 def _clusters(rows: Tensor, num_clusters: int, seed: int) -> np.ndarray:

@@ -5,7 +5,7 @@ format        1
 num_samples   as in the beton
 class_names   list, label = position; null for a flat folder
 source_paths  of each sample, relative to the source: newline-joined ("\\" and newline escaped), zlib, base64
-written       how: options, version, counts
+written       how: options (of split: what readers call the data's split), version, counts
 data_start, sha256   checksum of the bytes from data_start to the end of the file, then of those before it:
 the order in
               which a beton is written, so that the checksum costs no second reading
