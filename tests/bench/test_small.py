@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -73,9 +74,9 @@ def test_a_run_writes_three_rows_of_tasks_and_probe_and_knn_as_a_whole(
     assert "knn of B2 B3 B4, whole:" in text and str(out) in done.stdout.replace("\n", "")
 
 
-@pytest.mark.parametrize("recipe", SmallRecipe.__args__)  # type: ignore[attr-defined]
+@pytest.mark.parametrize("recipe", get_args(SmallRecipe))
 def test_every_recipe_is_known_to_the_other_benches_at_its_papers_values(recipe: str) -> None:
-    assert recipe in Recipe.__args__  # type: ignore[attr-defined]
+    assert recipe in get_args(Recipe)
     options = recipe_options(recipe, is_sample=False, batch_size=24, device="cpu")
     job, number = stage_job(recipe, "E", options, one_process())
     assert job.backbone.name == ("resnet34_iic" if recipe == "sslpp_iic" else "nin4")
