@@ -37,9 +37,8 @@ def warp(images: Tensor, matrices: Tensor, fill: float) -> Tensor:
     u, v, w = (m[:, row, 0] * x + m[:, row, 1] * y + m[:, row, 2] for row in range(3))
     u, v = u / w, v / w
     inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    # On the horizon there is no position; grid_sample then takes one of the picture, and `inside` is False.
     grid = torch.stack([u * (2 / width) - 1, v * (2 / height) - 1], -1)
-    # Outside, a position may be infinite or none at all.
-    grid = torch.where(inside[..., None], grid, 0.0)
     found = F.grid_sample(images.to(torch.float32), grid, "bilinear", "border", align_corners=False)
     out = torch.where(inside[:, None], found, fill)
     return finish(out.round() if images.dtype == torch.uint8 else out, images.dtype)

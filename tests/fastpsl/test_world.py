@@ -4,6 +4,7 @@ Tolerance: float32 sums in another order, 1e-5 of the largest gradient.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from fastpsl.tasks.jigsaw import Jigsaw
 from fastpsl.tasks.rotation import Rotation
 from fastpsl.tasks.rotnet import RotNet
 from fastpsl.tasks.simclr import SimCLR
-from fastpsl.tasks.sslpp import SSLPlusPlus
+from fastpsl.tasks.sslpp import Proxy, SSLPlusPlus
 from tests.fastpsl.tiny import TinyNet, noise_batch, part_of
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "docs"))
@@ -43,7 +44,11 @@ TASKS = {
     "sslpp_aet": 1,
     "sslpp_context": 1,
 }  # at which level
-PROXIES = {"sslpp_rotation": RotNet, "sslpp_aet": AET, "sslpp_context": Context}
+PROXIES: dict[str, Callable[[], Proxy]] = {
+    "sslpp_rotation": RotNet,
+    "sslpp_aet": AET,
+    "sslpp_context": Context,
+}
 GLOBAL_BATCH = 8
 
 

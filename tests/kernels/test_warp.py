@@ -10,9 +10,9 @@ from PIL import Image
 from scipy.ndimage import map_coordinates
 
 from fastpsl.kernels.draws import Keys, Slot, integers, uniforms
-from fastpsl.kernels.warp import WarpPair, homographies, warp
+from fastpsl.kernels.warp import Kind, WarpPair, homographies, warp
 
-KINDS = ["projective", "affine"]
+KINDS: tuple[Kind, ...] = ("projective", "affine")
 EDGE_PX = 1e-3  # nearer to the edge than this, float32 may take a position to lie on the other side
 
 
@@ -110,6 +110,28 @@ def test_quarter_turns_and_whole_pixels_are_exact(side, make_images):
     right = torch.tensor([[1.0, 0, -1], [0, 1, 0], [0, 0, 1]]).expand(4, 3, 3)
     moved = warp(images, right, 9)
     assert (moved[..., 0] == 9).all() and torch.equal(moved[..., 1:], images[..., :-1])
+
+
+def test_the_first_edge_belongs_to_the_picture_and_the_last_does_not(make_images):
+    """Positions exactly at 0 and at W or H, moved there by half a pixel, as Pillow has it."""
+    image = make_images(1, 4, 6, torch.float32)
+    half = torch.tensor([[[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1.0]], [[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]]])
+    before, after = warp(image.expand(2, -1, -1, -1), half, 9.0)
+    torch.testing.assert_close(before[:, 0, 0], image[0, :, 0, 0])
+    assert (before < 9).all() and (after[:, :-1, :-1] < 9).all()
+    assert (after[:, -1] == 9).all() and (after[:, :, -1] == 9).all()
+    for out, matrix in zip((before, after), half, strict=True):
+        plane = Image.fromarray(image[0, 1].numpy())
+        data = matrix.flatten().tolist()[:6]
+        found = plane.transform((6, 4), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=9)
+        torch.testing.assert_close(out[1], torch.from_numpy(np.array(found)))
+
+
+def test_without_a_position_there_is_fill(make_images):
+    """0 / 0 and 1 / 0, as on the horizon of a projection."""
+    matrices = torch.zeros(3, 3, 3)
+    matrices[1, 0, 2], matrices[2, 1, 2] = 1, -1
+    assert (warp(make_images(3, 9, 5, torch.float32), matrices, 0.25) == 0.25).all()
 
 
 def test_factors_of_a_matrix_do_not_matter(make_images):
@@ -252,7 +274,7 @@ def test_the_pair_is_the_picture_and_its_warp(kind, dtype, batch, make_images, a
 def test_bad_input_is_one_line():
     for make, told in (
         (lambda: WarpPair(0), "0 px given to WarpPair; allowed are 1 px and more"),
-        (lambda: WarpPair(32, "similar"), "'similar' given; allowed are projective and affine"),
+        (lambda: WarpPair(32, "similar"), "'similar' given; allowed are projective and affine"),  # type: ignore[arg-type]
         (lambda: WarpPair(32)(torch.zeros(1, 3, 32, 30), {}), "32 x 30 px given to WarpPair.32.; allowed are squares of 32 px"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=told) as error:
