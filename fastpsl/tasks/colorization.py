@@ -62,9 +62,8 @@ class Colorization:
         device, size = next(head.parameters()).device, self._view.crop.size_px
         self.bins = torch.from_numpy(ab_bins().copy()).to(device)
         self.counts = torch.zeros(NUM_BINS, dtype=torch.int64, device=device)
-        self.num_grey = torch.zeros(
-            (), dtype=torch.int64, device=device
-        )  # of this rank, in the epoch under way
+        # Of this rank, in the epoch under way.
+        self.num_grey = torch.zeros((), dtype=torch.int64, device=device)
         with torch.no_grad():
             self.map_size = trunk.eval()(torch.zeros(1, 1, size, size, device=device)).shape[-2:]
         trunk.train()
