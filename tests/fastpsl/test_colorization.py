@@ -235,7 +235,7 @@ def test_grey_pictures_teach_nothing_and_are_counted() -> None:
     features = torch.randn(5, 48, MAP, MAP, requires_grad=True)
     loss, metrics = task.loss(features, head, batch)
     loss.backward()
-    assert float(loss) == 0 and features.grad is not None and not features.grad.any()
+    assert float(loss.detach()) == 0 and features.grad is not None and not features.grad.any()
     assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
     assert [float(v) for v in metrics["accuracy"]] == [0, 0]
     assert task.captions(batch) == ["grey"] * 5
@@ -296,7 +296,9 @@ def test_half_precision_has_finite_gradients_and_nearly_the_same_loss(dtype: tor
     wanted, _ = task.loss(trunk(inputs), head, batch)
     with torch.autocast("cpu", dtype=dtype):
         loss, _ = task.loss(trunk(inputs), head, batch)
-    assert loss.dtype == torch.float32 and float(loss) == pytest.approx(float(wanted), rel=0.02)
+    assert loss.dtype == torch.float32 and float(loss.detach()) == pytest.approx(
+        float(wanted.detach()), rel=0.02
+    )
     loss.backward()
     for parameter in (*trunk.parameters(), *head.parameters()):
         assert parameter.grad is not None and parameter.grad.isfinite().all()
@@ -308,7 +310,7 @@ def test_an_empty_batch() -> None:
     empty.images, empty.indices = [empty.images[0][:0]], empty.indices[:0]
     empty.draws = [tuple({k: v[:0] for k, v in draw.items()} for draw in empty.draws[0])]
     loss, metrics = task.loss(torch.zeros(0, 48, MAP, MAP), head, empty)
-    assert float(loss) == 0 and float(metrics["loss"][1]) == 0
+    assert float(loss.detach()) == 0 and float(metrics["loss"][1]) == 0
 
 
 def test_the_contact_sheet_shows_lightness_beside_the_colours() -> None:
