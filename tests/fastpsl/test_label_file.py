@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastpsl.cli import main
 from fastpsl.label_file import Labels, labels_of, read_labels, write_labels
 from fastpsl.options import RunOptions
 from fastpsl.pipelines.beton import Beton
@@ -264,6 +265,17 @@ def test_the_split_is_what_the_betons_json_tells(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "0.jpg").write_bytes(jpeg(photo(0, 20, 24)))
     assert open_data(tmp_path / "photos").split == ""
+
+
+def test_the_command_writes_the_split(tmp_path: Path) -> None:
+    arrays = {f"{name}_{split}": value for split in ("train", "test")
+              for name, value in (("x", np.zeros((3, 8, 8, 3), np.uint8)), ("y", np.arange(3)))}  # fmt: skip
+    np.savez(tmp_path / "digits.npz", **arrays)
+    for split in ("train", "test"):
+        out = tmp_path / f"{split}.beton"
+        main(["beton", "write", str(tmp_path / "digits.npz"), str(out), "--split", split])
+        with Beton(out) as data:
+            assert data.split == split
 
 
 @pytest.mark.parametrize(
