@@ -40,7 +40,7 @@ FACTOR = 0.2
 @dataclass(frozen=True, kw_only=True)
 class Options(sslpp_job.Options):
     transform: Literal["projective", "affine"] = "projective"
-    """Which transformations: the paper does not say; projective ones are the better in AET's."""
+    """Which transformations: the paper does not say; projective ones are the more general."""
 
 
 def build(options: Options) -> Job:

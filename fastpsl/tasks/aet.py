@@ -22,7 +22,7 @@ _NUM_FOR_MEAN = 10_000
 class AET:
     """SSL++'s AET, a `Proxy`. Crop and flip come first, as in AET's code; then the pair of which `WarpPair` tells.
 
-    transform: SSL++ does not say which of AET's two it takes. Here "projective" by default, the better one in AET's paper (CIFAR-10).
+    transform: SSL++ does not say which of AET's two it takes. Here "projective" by default, the more general.
     A sample is one pair, which the batch size counts once, as AET's 512 does: the network sees two pictures of each.
     """
 

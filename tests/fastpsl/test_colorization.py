@@ -391,7 +391,7 @@ def fit(out: Path, stop_at: int = 0, size_px: int = 32, lr: float = 0.01, **opti
             reported(*arguments)
             run.agreement.stop_requested = run.position.run_step >= stop_at
 
-        run.reporter.step = step  # type: ignore[method-assign]
+        run.reporter.step = step  # type: ignore[assignment, method-assign]
     stages = make_plan("end_to_end", (epochs,), num_levels=1, num_blocks=2)
     try:
         return pretrain(Job(task, SmallNIN(), stages, step_drops(lr, (epochs,)), adam), run)

@@ -121,7 +121,8 @@ def test_pictures_shown_whole_are_copied_with_the_bytes_of_their_crop(
         # Views may be worked on in place: neither another one nor the set itself sees it.
         first.zero_()
         assert torch.equal(second, expected)
-        assert torch.equal(*cropped(square, indices, [([WHOLE], 33)]), expected)
+        (again,) = cropped(square, indices, [([WHOLE], 33)])
+        assert torch.equal(again, expected)
 
 
 def test_other_boxes_and_sizes_are_cropped(square: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 import json
 import signal
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ SMALL = ("--backbone", "nin3", "--num-threads", "1", "--no-tensorboard", "--size
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven clusters of the sample."""
-    with open_data(str(sample_paths().train)) as data:
+    with closing(open_data(str(sample_paths().train))) as data:
         numbers = np.random.default_rng(0).integers(7, size=data.num_samples)
         path = tmp_path_factory.mktemp("labels") / "labels.npz"
         return write_labels(path, numbers, 7, data, "a test", configuration={"source": "random", "seed": 0})
