@@ -19,8 +19,6 @@ from fastpsl.tables.sizes import Sizes
 
 # May differ between results that are averaged: what a seed or a machine decides, and what changes no expected value.
 FREE = frozenset({"seed", "data_digest", "precision", "order", "lanes", "apex"})
-# What a recipe's network sees where no option of it says so.
-SEEN = {"sslpp_colorization": "L"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,12 @@ class Scale:
         """What the network must see."""
         if weights.recipe is None:
             return weights.channels
-        return str(self.training_values(weights).get("channels", SEEN.get(weights.recipe, "RGB")))
+        values = self.training_values(weights)
+        if weights.recipe == "sslpp_colorization":
+            return "L"
+        if weights.recipe == "sslpp_iic":
+            return "SobelXY" if values["transforms"] == "sobel" else "RGB"
+        return str(values.get("channels", "RGB"))
 
     def evaluation_settings(self, evaluation: Evaluation) -> dict[str, Any]:
         """What must stand in the settings of a result."""

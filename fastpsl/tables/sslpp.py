@@ -181,7 +181,7 @@ def _table_8() -> Table:
     }  # fmt: skip
 
     def cells(method: str, weights: Weights) -> tuple[Measure, ...]:
-        parts = []
+        parts: list[Measure] = []
         for number in FEW:
             own = replace(SUPERVISED, variant=str(number)) if method == "Supervised" else weights
             parts += conv_blocks(own, Evaluation(f"blocks/{number}", "block_probe", "block_probe"))

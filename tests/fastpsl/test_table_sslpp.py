@@ -1,5 +1,6 @@
 """SSL++'s tables: the numbers as printed, means of cells, whose pseudo-labels were learned, pre-training on other pictures."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from fastpsl.tables.matching import DataSet, needs_of
 from fastpsl.tables.needs import BLOCK_PROBE, CLUSTERS, COUPLED, KNN, RETRIEVAL, TSNE, Evaluation, Weights
 from fastpsl.tables.papers import TABLES
 from fastpsl.tables.report import Report
-from tests.fastpsl.table_results import DIGESTS, PAPER, TINY, ours, put, put_run, report, science_of
+from fastpsl.tasks.iic import input_of
+from tests.fastpsl.table_results import DIGESTS, PAPER, TINY, ours, put, put_run, recipe, report, science_of
 
 # Whole rows of the paper's tables as they stand there, and of Table XIII and XIV a column.
 PRINTED = {
@@ -442,3 +444,32 @@ def test_wide_tables_have_panels_in_lines(tmp_path: Path) -> None:
     assert len(panels) == 16 and figure.get_size_inches()[0] < 15
     figure = picture(report(tmp_path, "sslpp/6", PAPER))
     assert len([axis for axis in figure.axes if axis.get_visible()]) == 7
+
+
+def test_the_papers_sizes() -> None:
+    """Table II's evaluation, and what the recipe does by itself."""
+    of = PAPER.values
+    for name, value in recipe("block_probe")["PAPER"].items():
+        assert name == "heads" or of["blocks"][name] == value
+    assert (of["blocks"]["batch_size"], of["blocks/stl"]["batch_size"]) == (128, 64)
+    assert {name for name, value in of["blocks/stl"].items() if value != of["blocks"][name]} == {"batch_size"}
+    assert [of[f"blocks/{number}"]["labels_per_class"] for number in (20, 100, 400, 1000)] == [20, 100, 400, 1000]  # fmt: skip
+    assert [of[f"supervised/{number}"]["labels_per_class"] for number in (20, 1000)] == [20, 1000]
+    assert of["knn/blocks"]["k"] == (1, 3, 5, 10, 15, 20) and of["tsne"]["num"] == 1000
+    assert [of[f"sslpp_iic/{number}"] for number in (10, 100)] == [{"num_clusters": 10}, {"num_clusters": 100}]  # fmt: skip
+    usual = [
+        of[f"sslpp_{task}"]["semantic_weight"] for task in ("colorization", "context", "rotation", "aet")
+    ]
+    assert usual == [1.0, 1.0, 0.05, 0.05]
+    assert [of[f"sslpp_iic/{name}"]["transforms"] for name in ("crop", "grey")] == ["crop", "grey"]
+
+
+def test_what_the_networks_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("crop", "grey", None):
+        weights = replace(IIC, variant=name)
+        assert TINY.channels(weights) == input_of(name or "sobel", 32).channels  # type: ignore[arg-type]
+    for task in ("colorization", "context", "rotation", "aet"):
+        monkeypatch.setattr(sys, "argv", [f"sslpp_{task}", "--backbone", "nin3"])
+        parts = recipe(f"sslpp_{task}")
+        (view,) = parts["build"](parts["parse"]()).task.views(1)
+        assert PAPER.channels(replace(ROTATION, recipe=f"sslpp_{task}")) == view.input().channels
