@@ -59,9 +59,10 @@ def draw_map(
     return path
 
 
-def _colours(num: int) -> list[tuple[float, ...]]:
+def _colours(num: int) -> list[tuple[float, float, float]]:
     """So many colours as unlike as can be."""
     for name, most in (("tab10", 10), ("tab20", 20)):
         if num <= most:
             return list(matplotlib.colormaps[name].colors[:num])  # type: ignore[attr-defined]
-    return [tuple(colour[:3]) for colour in matplotlib.colormaps["turbo"](np.linspace(0.03, 0.97, num))]
+    shades = matplotlib.colormaps["turbo"](np.linspace(0.03, 0.97, num))
+    return [(float(red), float(green), float(blue)) for red, green, blue, _ in shades]

@@ -264,9 +264,12 @@ def test_what_is_missing_of_several_blocks_is_made_and_gone_on_with(
     before = (tmp_path / "B2.npy").stat().st_mtime_ns
     starts: list[int] = []
     opened = Loader.epoch
-    monkeypatch.setattr(
-        Loader, "epoch", lambda loader, *steps: starts.append(steps[1]) or opened(loader, *steps)
-    )  # type: ignore[func-returns-value]
+
+    def noted(loader: Loader, epoch: int, first_step: int) -> Any:
+        starts.append(first_step)
+        return opened(loader, epoch, first_step)
+
+    monkeypatch.setattr(Loader, "epoch", noted)
     found = extract_all(data, tmp_path, (2, 3, 4))
     assert starts == [1] and (tmp_path / "B2.npy").stat().st_mtime_ns == before
     assert f"{tmp_path / 'B3.npy'}, {tmp_path / 'B4.npy'}: goes on from row 48" in capsys.readouterr().err

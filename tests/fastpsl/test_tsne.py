@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.manifold import TSNE
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from fastpsl.cli import main
 from fastpsl.evaluation.result import read_result

@@ -111,9 +111,14 @@ def test_several_blocks_are_each_as_alone(
     recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Numbers and files bit for bit; the pictures are decoded once."""
-    passes: list[int] = []
+    passes: list[Loader] = []
     opened = Loader.epoch
-    monkeypatch.setattr(Loader, "epoch", lambda *given: passes.append(1) or opened(*given))  # type: ignore[func-returns-value]
+
+    def noted(loader: Loader, *steps: Any) -> Any:
+        passes.append(loader)
+        return opened(loader, *steps)
+
+    monkeypatch.setattr(Loader, "epoch", noted)
     options = (*SMALL, "--whole", "--vote", "majority", "--k", 1, 3, 15)
     outcome = recipe(*options, "--block", "B2", "conv4_x", "final", "--out", tmp_path / "all")
     assert outcome.code == 0, outcome
