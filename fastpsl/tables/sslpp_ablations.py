@@ -31,7 +31,7 @@ CLUSTER_NOTE = (
 
 
 def _table_9() -> Table:
-    sources = (
+    sources: tuple[tuple[str, Weights | str, str], ...] = (
         ("Labels", "true", "the true labels"),
         ("Random", "random", "as many classes as Ours has clusters: the paper does not say"),
         ("K-means", "k-means", "likewise; of PCA of the pixels, 64 components: the paper does not say"),
@@ -84,7 +84,7 @@ def _table_11(name: str, labels: Weights, probe: Evaluation, printed: tuple[Numb
         "Ours": with_labels("aet", labels),
     }
     notes = {"SPL": "the pseudo-labels alone", "Ours": "both"}
-    rows = []
+    rows: list[Row] = []
     for evaluation in ("Re-training", "KNN"):
         for method, one in weights.items():
             measures = conv_blocks(one, probe) if evaluation == "Re-training" else neighbours(one)

@@ -261,8 +261,9 @@ def refused_training(weights: Weights, change: dict[str, Any], seed: int = 0) ->
 
 
 def test_each_source_of_labels_is_a_row(tmp_path: Path) -> None:
-    for number, labels in enumerate(("true", "random", "k-means", IIC, replace(IIC, variant="10"))):
-        put(tmp_path, replace(ROTATION, labels=labels), BLOCK_PROBE, HEADS | {"top1_conv_B2": number + 1.0})
+    sources: list[Weights | str] = ["true", "random", "k-means", IIC, replace(IIC, variant="10")]
+    for number, source in enumerate(sources):
+        put(tmp_path, replace(ROTATION, labels=source), BLOCK_PROBE, HEADS | {"top1_conv_B2": number + 1.0})
     made = report(tmp_path, "sslpp/9")
     rows = ("Labels", "Random", "K-means", "Ours", "Ours, 10 clusters")
     assert [ours(made, f"Rotation [8]: {row}")[0] for row in rows] == ["1.0", "2.0", "3.0", "4.0", "5.0"]
