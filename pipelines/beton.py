@@ -70,7 +70,7 @@ class Beton:
         self._starts = np.cumsum([0] + [shard.num_samples for shard in self.shards])
         self.num_samples = int(self._starts[-1])
         self.max_bytes = max(shard.max_bytes for shard in self.shards)
-        self.split = splits.pop() if len(splits) == 1 else ""
+        self.split = "+".join(sorted(splits - {""}))
         self.is_raw = all(shard.num_raw == shard.num_samples for shard in self.shards)
         max_label = max(shard.max_label for shard in self.shards)
         self.num_classes = len(self.class_names) if self.class_names else max_label + 1

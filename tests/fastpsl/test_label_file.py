@@ -257,8 +257,9 @@ def test_the_split_is_what_the_betons_json_tells(tmp_path: Path) -> None:
     shards = [beton(tmp_path / f"part-{i}.beton", "train", f"{i}/2") for i in range(2)]
     with Beton(shards) as data:
         assert data.split == "train"
-    with Beton([tmp_path / "train.beton", tmp_path / "None.beton"]) as data:
-        assert data.split == ""
+    for other, split in (("None", "train"), ("test", "test+train")):
+        with Beton([tmp_path / "train.beton", tmp_path / f"{other}.beton"]) as data:
+            assert data.split == split
     (tmp_path / "train.beton.json").unlink()
     with Beton(tmp_path / "train.beton") as data:
         assert data.split == ""
