@@ -35,7 +35,8 @@ class Pictures:
 
 
 def write(path: Path, labels: Any, num_classes: int, data: Any = None, **told: Any) -> Path:
-    return write_labels(path, np.array(labels), num_classes, data or Pictures(len(labels)), "test", **told)
+    made: Any = data or Pictures(len(labels))
+    return write_labels(path, np.array(labels), num_classes, made, "test", **told)
 
 
 def read(path: Path, num_samples: int = 5, digest: str = "0123456789abcdef") -> Labels:
@@ -242,7 +243,7 @@ def test_labels_to_learn_from(tmp_path: Path) -> None:
 def beton(path: Path, split: str | None, shard: str = "0/1") -> Path:
     """Four pictures, as `fastpsl beton write --split` writes them."""
     pictures = [Sample(f"{i}.jpg", jpeg(photo(i, 20, 24)), i % 2) for i in range(4)]
-    record = {"source": "photos.npz", "split": split, "shard": shard, "num_total": 4 * int(shard[-1])}
+    record: dict[str, object] = {"source": "photos.npz", "split": split, "shard": shard, "num_total": 4 * int(shard[-1])}
     write_beton(pictures, path, num_samples=4, record=record)
     return path
 
@@ -269,7 +270,7 @@ def test_the_split_is_what_the_betons_json_tells(tmp_path: Path) -> None:
 
 
 def test_the_command_writes_the_split(tmp_path: Path) -> None:
-    arrays = {f"{name}_{split}": value for split in ("train", "test")
+    arrays: dict[str, Any] = {f"{name}_{split}": value for split in ("train", "test")
               for name, value in (("x", np.zeros((3, 8, 8, 3), np.uint8)), ("y", np.arange(3)))}  # fmt: skip
     np.savez(tmp_path / "digits.npz", **arrays)
     for split in ("train", "test"):
