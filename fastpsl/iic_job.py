@@ -10,7 +10,7 @@ import numpy as np
 
 from fastpsl.backbones.choose import make_backbone
 from fastpsl.checkpoint import read_checkpoint
-from fastpsl.evaluation.clusters import hungarian_accuracy, nmi
+from fastpsl.evaluation.clusters import hungarian_accuracy, many_to_one_accuracy, nmi
 from fastpsl.job import Job
 from fastpsl.label_file import NAME, write_labels
 from fastpsl.label_monitor import draw_label_curves
@@ -96,6 +96,7 @@ def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
     ]
     if (true >= 0).any():
         words.append(
-            f"with the true labels NMI {nmi(labels, true):.3f}, accuracy matched one to one {hungarian_accuracy(labels, true):.1%}"
+            f"with the true labels NMI {nmi(labels, true):.3f}, accuracy {hungarian_accuracy(labels, true):.1%} matched one to one, "
+            f"{many_to_one_accuracy(labels, true):.1%} each cluster as its commonest class"
         )
     return ["; ".join(words), f"labels {path}", *([f"label curves {curves}"] if curves else [])]

@@ -239,6 +239,11 @@ def test_heads_take_turns_and_the_other_one_has_zero_gradients(whole: tuple[Path
         gradients = [[p.grad for p in part.parameters()] for part in parts]  # type: ignore[union-attr]
         assert all(g is not None and not g.any() for g in gradients[other])
         assert all(g is not None and g.any() for g in gradients[1 - other])
+    learner.module.eval()  # held out, head A is scored whoever's turn it is
+    losses = []
+    for batch.epoch in (0, 1):
+        losses.append(learner.module(batch.inputs(task.views(1), torch.float32), batch)[0].item())
+    assert losses[0] == losses[1]
     task = Watched()
     learner_of(task)
     assert [task.head_of(epoch) for epoch in range(4)] == [0] * 4
