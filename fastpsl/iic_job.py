@@ -11,6 +11,7 @@ import numpy as np
 from fastpsl.backbones.choose import make_backbone
 from fastpsl.checkpoint import read_checkpoint
 from fastpsl.evaluation.clusters import hungarian_accuracy, many_to_one_accuracy, nmi
+from fastpsl.evaluation.weights import was_cut
 from fastpsl.job import Job
 from fastpsl.label_file import NAME, write_labels
 from fastpsl.label_monitor import draw_label_curves
@@ -82,11 +83,12 @@ def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
     """labels.npz and labels.png in the run's folder, of the last checkpoint's labels; lines for people."""
     assert isinstance(job.task, IIC)
     paths = run.checkpoints.paths()
-    made = read_checkpoint(paths[-1] if paths else Path(options.resume))["task"]
+    state = read_checkpoint(paths[-1] if paths else Path(options.resume))
+    made = state["task"]
     labels, num_clusters = made["labels"].numpy(), job.task.num_clusters
     path = write_labels(
         run.folder / NAME, labels, num_clusters, run.train_data, str(run.science["recipe"]),
-        entropy=made["entropy"].numpy(), configuration={**run.science, "source": "iic"},
+        entropy=made["entropy"].numpy(), configuration={**run.science, "source": "iic", "cut": was_cut(state)},
     )  # fmt: skip
     curves = draw_label_curves(run.folder)
     true = run.train_data.labels()

@@ -1,5 +1,6 @@
 """labels.npz: a pseudo-label of each image, which image that is, and which data set and recipe they come from."""
 
+import hashlib
 import io
 import json
 import re
@@ -39,6 +40,10 @@ class Labels:
     entropy: np.ndarray
     split: str = ""
     configuration: Mapping[str, Any] = field(default_factory=dict)
+
+    def digest(self) -> str:
+        """Equal for the same labels, whatever file they are in and however they were made."""
+        return hashlib.blake2b(self.labels.astype("<i4").tobytes(), digest_size=16).hexdigest()
 
 
 def write_labels(

@@ -56,7 +56,9 @@ def build(options: Options, proxy: Proxy, optimiser: Optimiser, factor: float = 
         record["num_classes"] = options.num_clusters
     elif options.pseudo_labels != NONE:
         found = labels_of(Path(options.pseudo_labels), options)
-        labels, record = found.labels, dict(found.configuration) | {"num_classes": found.num_classes}
+        labels = found.labels
+        # The digest too: equal values do not make equal labels, such as those of a run that was cut short.
+        record = dict(found.configuration) | {"num_classes": found.num_classes, "digest": found.digest()}
     coupled = options.pseudo_labels == COUPLED
     task = SSLPlusPlus(
         proxy,

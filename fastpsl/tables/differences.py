@@ -44,6 +44,8 @@ def _label_differences(science: Mapping[str, Any], weights: Weights, scale: Scal
     if labels is None or labels == COUPLED:  # of whose classes an option tells
         return []
     reasons = differences("its pseudo-labels made", given, scale.label_science(labels))
+    if given.get("cut"):
+        reasons.append("its pseudo-labels made by a run that --max-steps-per-stage cut short")
     if given.get("seed", science.get("seed")) != science.get("seed"):
         reasons.append(f"its pseudo-labels of seed {given['seed']}, its own is {science.get('seed')}")
     if given.get("data_digest", science.get("data_digest")) != science.get("data_digest"):

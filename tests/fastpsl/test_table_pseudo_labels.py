@@ -71,6 +71,7 @@ def refused(runs: Path, table: str, path: Path, why: str) -> bool:
         ({"backbone": "resnet18"}, "its pseudo-labels made with backbone resnet18, here resnet34_iic"),
         ({"seed": 1}, "its pseudo-labels of seed 1, its own is 0"),
         ({"data_digest": "f" * 32}, "its pseudo-labels made from other pictures"),
+        ({"cut": True}, "its pseudo-labels made by a run that --max-steps-per-stage cut short"),
     ],
 )
 def test_other_pseudo_labels_do_not_count(tmp_path: Path, change: dict[str, Any], why: str) -> None:

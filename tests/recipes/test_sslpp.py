@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.label_file import write_labels
+from fastpsl.label_file import labels_of, read_labels, write_labels
 from fastpsl.pipelines.data import open_data
 from fastpsl.sample import sample_paths
 from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
@@ -48,7 +48,13 @@ def test_each_task_with_each_kind_of_labels(
     assert done.code == 0, done.err
     state = newest_checkpoint(tmp_path)
     wanted = {"none": {"source": "none"}, "coupled": {"source": "coupled", "num_classes": 5}}
-    of_file = {"source": "random", "seed": 0, "num_classes": 7}
+    with closing(open_data(str(sample_paths().train))) as data:
+        of_file = {
+            "source": "random",
+            "seed": 0,
+            "num_classes": 7,
+            "digest": read_labels(labels, data).digest(),
+        }
     assert state["science"]["pseudo_labels"] == wanted.get(source, of_file)
     heads = {name.split(".")[0] for name in state["learner"]["head"]}
     assert heads == {"none": {"proxy"}, "alone": {"labels"}}.get(source, {"proxy", "labels"})
@@ -114,3 +120,22 @@ def test_labels_of_other_data(
     start = starter("sslpp_rotation", monkeypatch, capsys)
     other = ("--data", sample_paths().train_32, "--pseudo-labels", labels, "--out", tmp_path)
     refused(start(*SMALL, *other), "sslpp_rotation", "labels.npz", "another data set")
+
+
+def test_a_resume_takes_the_same_labels_wherever_they_lie_and_no_others(
+    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also not labels that say to be made likewise."""
+    start, out = starter("sslpp_rotation", monkeypatch, capsys), tmp_path / "run"
+    flags = (*SMALL, "--max-steps-per-stage", "1", "--out", out, "--pseudo-labels")
+    assert start(*flags, labels).code == 0
+    moved = tmp_path / "moved.npz"
+    moved.write_bytes(labels.read_bytes())
+    done = start(*flags, moved)
+    assert done.code == 0, done.err
+    with closing(open_data(str(sample_paths().train))) as data:
+        found = read_labels(labels, data)
+        other = (found.labels + 1) % 7
+        write_labels(moved, other, 7, data, found.made_by, configuration=found.configuration)
+    labels_of.cache_clear()
+    refused(start(*flags, moved), "sslpp_rotation", "another experiment", "pseudo_labels")

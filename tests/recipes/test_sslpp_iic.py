@@ -68,6 +68,9 @@ def test_the_file_holds_the_checkpoints_labels_and_how_they_were_made(trained: P
     assert found.entropy.tolist() == state["task"]["entropy"].tolist() and np.isfinite(found.entropy).all()
     assert (found.num_classes, found.num_split, found.made_by) == (16, 0, "sslpp_iic")
     expected = {"source": "iic", "recipe": "sslpp_iic", "num_clusters": 16, "heads": "two", "seed": 0}
+    expected["cut"] = any(
+        stage["num_steps"] < stage["num_steps_planned"] for stage in state["position"]["summaries"]
+    )
     assert expected.items() <= dict(found.configuration).items()
     assert {"backbone", "transforms", "stage_epochs", "num_copies"} <= set(found.configuration)
     assert labels_of(trained / "labels.npz", RunOptions()).labels.tolist() == found.labels.tolist()
