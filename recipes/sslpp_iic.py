@@ -9,9 +9,10 @@ It states 70 clusters for all data sets and nothing else: the rest is IIC's for 
     torchrun recipes/sslpp_rotation.py --data cifar-train.beton --decoder resident --pseudo-labels runs/iic/labels.npz
 
     fastpsl beton write stl10_binary.tar.gz stl10.beton --split train+unlabeled      # 105,000 pictures of 96 px, seen at 32
-    torchrun recipes/sslpp_iic.py --data stl10.beton --decoder resident --num-copies 5 --batch-size 700 --out runs/iic-stl10
+    torchrun recipes/sslpp_iic.py --data stl10.beton --decoder resident --num-copies 5 --batch-size 700 --crop-share 0.667 \\
+        --out runs/iic-stl10
 
-    torchrun --nproc-per-node=8 recipes/sslpp_iic.py --data 'photos-*.beton' --size-px 224 --backbone resnet34
+    torchrun --nproc-per-node=8 recipes/sslpp_iic.py --data 'photos-*.beton' --size-px 224 --backbone resnet34 --batch-size 672
     torchrun recipes/sslpp_iic.py             # the embedded sample, small values, a minute on two cores
 """
 
