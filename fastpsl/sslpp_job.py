@@ -30,7 +30,7 @@ class Options(PretrainOptions):
     """none: the proxy task alone; a file of labels (labels.npz of sslpp_iic, or of fastpsl labels): a second target beside it; coupled: labels
     made anew before each epoch, by k-means on the features."""
     semantic_weight: Annotated[float, tyro.conf.arg(aliases=("--lambda",))] = 1.0
-    """Of the pseudo-labels' loss beside the proxy's: the paper's lambda."""
+    """Of the pseudo-labels' loss beside the proxy's: the paper's lambda. Without effect where they are learned alone."""
     proxy: bool = True
     """Learn the proxy task; --no-proxy: the pseudo-labels alone."""
     num_clusters: int = 70

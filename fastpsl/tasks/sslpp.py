@@ -53,7 +53,8 @@ class Proxy(Protocol):
 class SSLPlusPlus:
     """L = Ls + weight * Lc (equation 5): the proxy's loss, and the cross-entropy of a linear classifier on pseudo-labels.
 
-    learn_proxy: False for the pseudo-labels alone ("SPL", Table XI), on `plain` pictures, which no proxy has changed.
+    learn_proxy: False for the pseudo-labels alone ("SPL", Table XI), on `plain` pictures, which no proxy has changed: L = Lc (equation 4),
+    as the weight is one beside the other loss.
     labels: integers [N], one for each training image, 0 to num_classes - 1. num_classes: 0 for the proxy alone.
     center: where labels are made anew before each epoch, by k-means on the features of this view ("coupled", Table XII), in the manner
     of DeepCluster: PCA, whitening, a classifier that begins again. Of such, the paper says no more than that it follows DeepCluster.
@@ -163,7 +164,7 @@ class SSLPlusPlus:
         num = valid.sum()
         logits = head["labels"](features).float()
         of_labels = masked_cross_entropy(logits, labels, valid)
-        total = loss + self.weight * of_labels
+        total = loss + (self.weight if self.learn_proxy else 1.0) * of_labels
         if self.learn_proxy:
             metrics = {"loss_proxy" if name == "loss" else name: pair for name, pair in metrics.items()}
         right = ((logits.argmax(1) == labels) * valid).sum()
