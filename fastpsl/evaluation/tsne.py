@@ -30,6 +30,8 @@ def make_map(
     ValueError where the request cannot be met.
     """
     started = time.monotonic()
+    if num < 2:
+        raise ValueError(f"--num {num}: a map needs 2 images or more")
     if not 0 < perplexity < num:
         raise ValueError(
             f"--perplexity {perplexity:g} of --num {num:,} images: it must be above 0 and below their number"

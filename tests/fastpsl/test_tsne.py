@@ -184,6 +184,7 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         ((*RANDOM,), ("--num 1,000", "160 images")),
         ((*RANDOM, "--num", 30), ("--perplexity 30", "--num 30")),
         ((*RANDOM, "--num", 20), ("--perplexity 30", "--num 20")),
+        ((*RANDOM, "--num", 1, "--perplexity", 0.5), ("--num 1: ", "2 images or more")),
         ((*RANDOM, "--num", 0), ("--num 0",)),
         ((*RANDOM, "--num", 50, "--perplexity", 0), ("--perplexity 0",)),
         ((*RANDOM, "--num", 50, "--perplexity", "nan"), ("--perplexity nan",)),
