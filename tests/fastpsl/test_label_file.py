@@ -243,7 +243,12 @@ def test_labels_to_learn_from(tmp_path: Path) -> None:
 def beton(path: Path, split: str | None, shard: str = "0/1") -> Path:
     """Four pictures, as `fastpsl beton write --split` writes them."""
     pictures = [Sample(f"{i}.jpg", jpeg(photo(i, 20, 24)), i % 2) for i in range(4)]
-    record: dict[str, object] = {"source": "photos.npz", "split": split, "shard": shard, "num_total": 4 * int(shard[-1])}
+    record: dict[str, object] = {
+        "source": "photos.npz",
+        "split": split,
+        "shard": shard,
+        "num_total": 4 * int(shard[-1]),
+    }
     write_beton(pictures, path, num_samples=4, record=record)
     return path
 
