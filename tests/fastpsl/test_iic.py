@@ -61,7 +61,7 @@ class Watched(IIC):
         head = super().head(level, channels)
         with torch.no_grad():
             for parameter in head.parameters():
-                parameter *= 100
+                parameter.mul_(100)
         return head
 
     def start_stage(self, *arguments: Any) -> None:
