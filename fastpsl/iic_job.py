@@ -52,8 +52,7 @@ class Options(PretrainOptions):
                 f"--accumulate {self.accumulate}: each part would have the mutual information of its own pairs, which is another "
                 f"loss; use more ranks, or a smaller --batch-size"
             )
-        if self.apex:
-            raise ValueError("--apex: it has SGD, and IIC learns by Adam; leave it out")
+        self.refuse_apex("IIC", "Adam")
 
 
 def build(options: Options) -> Job:

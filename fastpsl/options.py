@@ -174,6 +174,11 @@ class PretrainOptions(RunOptions):
         require_apex(choose_device(self.device, 0))
         return fused_sgd
 
+    def refuse_apex(self, method: str, optimiser: str) -> None:
+        """ValueError for --apex where nothing learns by SGD."""
+        if self.apex:
+            raise ValueError(f"--apex: it has SGD, and {method} learns by {optimiser}; leave it out")
+
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):

@@ -70,8 +70,7 @@ class Options(PretrainOptions):
                 f"--accumulate {self.accumulate}: each part would lack the negatives of the others, which is another loss; use "
                 f"more ranks, or a smaller --batch-size"
             )
-        if self.apex:
-            raise ValueError("--apex: it has SGD, and SimCLR learns by LARS; leave it out")
+        self.refuse_apex("SimCLR", "LARS")
 
 
 def build(options: Options) -> Job:

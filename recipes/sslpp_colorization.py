@@ -34,6 +34,7 @@ SAMPLE = {"stage_epochs": (4,), "batch_size": 32, "lr": 0.001}
 
 
 def build(options: Options) -> Job:
+    options.refuse_apex("Colorization", "Adam")
     return sslpp_job.build(
         options, Colorization(options.size_px, options.crop), partial(adam, weight_decay=options.weight_decay)
     )
