@@ -104,8 +104,11 @@ def work() -> int:
             )
             print(result_line(path))
             for end, found in named.items():
-                sheet, loader = folder / f"neighbours{end}.png", works["val"][0].loader
-                print(f"neighbours {draw_neighbours(sheet, val, train, *found.shown(options.seed), loader)}")
+                sheet = draw_neighbours(
+                    folder / f"neighbours{end}.png", val, train, *found.shown(options.seed), works["val"][0].loader,
+                    whole=options.whole,
+                )  # fmt: skip
+                print(f"neighbours {sheet}")
     return EXIT_FINISHED
 
 

@@ -123,6 +123,8 @@ def test_several_blocks_are_each_as_alone(
     outcome = recipe(*options, "--block", "B2", "conv4_x", "final", "--out", tmp_path / "all")
     assert outcome.code == 0, outcome
     assert len(passes) == 2 + 3 * 2  # of train and val, and two for each sheet
+    crops: list[Any] = [loader.views[0].crop for loader in passes]
+    assert all(crop.shorter_px == crop.size_px for crop in crops)  # --whole, the sheets' too
     numbers = json.loads((tmp_path / "all" / "result.json").read_text())["numbers"]
     lines = outcome.out.splitlines()[2:]
     assert lines[0] == "160 held-out images, neighbours of 480; B2, B4, B5 of resnet18"

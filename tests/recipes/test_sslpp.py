@@ -1,4 +1,5 @@
 import json
+import runpy
 import signal
 from contextlib import closing
 from pathlib import Path
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from fastpsl.evaluation.views import center_view
 from fastpsl.label_file import labels_of, read_labels, write_labels
 from fastpsl.pipelines.data import open_data
 from fastpsl.sample import sample_paths
+from fastpsl.schedules import Moment
 from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
 from tests.recipes.in_process import refused, starter
 
@@ -24,6 +27,43 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
         numbers = np.random.default_rng(0).integers(7, size=data.num_samples)
         path = tmp_path_factory.mktemp("labels") / "labels.npz"
         return write_labels(path, numbers, 7, data, "a test", configuration={"source": "random", "seed": 0})
+
+
+# Table II (AET: the 1500 epochs of its code), Nesterov as RotNet's and AET's code: epochs, batch, rates after drops, Nesterov, lambda.
+TABLE_II = {
+    "colorization": (200, 128, {0: 1e-2, 99: 1e-2, 100: 1e-3, 150: 1e-4}, None, 1.0),
+    "context": (200, 512, {0: 1e-2, 99: 1e-2, 100: 1e-3, 150: 1e-4}, False, 1.0),
+    "rotation": (200, 512, {0: 0.1, 59: 0.1, 60: 1e-2, 120: 1e-3, 160: 1e-4}, True, 0.05),
+    "aet": (
+        1500,
+        512,
+        {0: 0.1, 240: 0.02, 480: 4e-3, 640: 8e-4, 800: 1.6e-4, 1000: 3.2e-5, 1499: 3.2e-5},
+        True,
+        0.05,
+    ),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_papers_values(task: str) -> None:
+    epochs, batch_size, rates, nesterov, weight = TABLE_II[task]
+    parts = runpy.run_path(str(ROOT / "recipes" / f"sslpp_{task}.py"))
+    options = parts["Options"](**parts["PAPER"], data="T.beton", pseudo_labels="coupled")
+    job = parts["build"](options)
+    assert options.batch_size == batch_size and [stage.epochs for stage in job.stages] == [epochs]
+    for epoch, rate in rates.items():
+        assert job.schedule(Moment(epoch * 10, epochs * 10, 0, epochs, epochs)) == pytest.approx(rate), epoch
+    optimiser = job.optimiser(job.backbone.named_parameters())
+    groups = [group for group in optimiser.param_groups if group["params"]]
+    assert all(group["weight_decay"] == 5e-4 for group in groups)
+    if nesterov is None:
+        assert type(optimiser) is torch.optim.Adam and optimiser.defaults["betas"] == (0.9, 0.999)
+    else:
+        assert all((group["momentum"], group["nesterov"]) == (0.9, nesterov) for group in groups)
+    assert job.backbone.name == "nin4" and job.task.weight == weight and job.task.num_classes == 70
+    assert job.task.images_per_sample(1) == (4 if task == "rotation" else 1)
+    # What labels are made of is the whole picture, as the network sees it.
+    assert job.task.pass_views(1) == (center_view(job.task.views(1)[0].input(), 32, whole=True),)
 
 
 @pytest.mark.parametrize("task", TASKS)
