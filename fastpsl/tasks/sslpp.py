@@ -22,6 +22,7 @@ from fastpsl.tasks.classify import average_and_linear, masked_cross_entropy
 from fastpsl.tasks.deepcluster import TOP_STD, clustered_features, renew
 
 PCA_WIDTH, K_MEANS_ITERATIONS = 256, 20  # DeepCluster's
+_NONE_YET = -1  # coupled labels come with the first epoch
 
 
 class Proxy(Protocol):
@@ -106,6 +107,7 @@ class SSLPlusPlus:
                 f"{self.num_classes:,} clusters of {data.num_samples:,} training images: give at most {data.num_samples:,}"
             )
         assert self.given is None or len(self.given) == data.num_samples
+        self.num_samples = data.num_samples
         labels = data.labels()
         self.true_labels = labels if (labels >= 0).any() else None
         self._of_proxy("check_data", data, batch_size)
@@ -120,8 +122,7 @@ class SSLPlusPlus:
     def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
         device = next(head.parameters()).device
         if self.num_classes:
-            # Coupled ones come with the first epoch.
-            labels = np.zeros(0) if self.given is None else self.given
+            labels = np.full(self.num_samples, _NONE_YET) if self.given is None else self.given
             self.labels = torch.from_numpy(labels.astype(np.int64)).to(device)
         self._of_proxy("start_stage", stage, trunk, head)
 
@@ -139,12 +140,13 @@ class SSLPlusPlus:
             passes, self.center, self.num_classes, PCA_WIDTH, K_MEANS_ITERATIONS, self.seed
         )
         renew(passes.head["labels"], passes.optimiser, torch_seed(self.seed, passes.epoch))  # type: ignore[index]
-        previous = self.labels.cpu().numpy() if len(self.labels) else None
+        previous = self.labels.cpu().numpy()
         self.labels = labels.long()
         if place_among_ranks()[0] != 0:
             return {}
         made = labels.cpu().numpy()
-        figures = label_figures(made, previous, self.true_labels, self.num_classes, self.seed)
+        before = None if previous[0] == _NONE_YET else previous
+        figures = label_figures(made, before, self.true_labels, self.num_classes, self.seed)
         return {**figures, "distance": distance}
 
     def loss(
@@ -192,7 +194,7 @@ class SSLPlusPlus:
     def captions(self, batch: Batch) -> list[str]:
         """What the proxy drew, and the pseudo-label."""
         of_proxy = self._of_proxy("captions", batch) or [""] * len(batch.indices)
-        if not self.num_classes or not len(self.labels):
+        if not self.num_classes or self.labels[0] == _NONE_YET:
             return list(of_proxy)
         labels = self.labels[batch.indices.clamp(min=0)].tolist()
         return [

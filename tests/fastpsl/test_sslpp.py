@@ -1,5 +1,6 @@
 import itertools
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from fastpsl.job import Job
 from fastpsl.optimisers import adam, sgd
 from fastpsl.passes import Passes
 from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.input_record import Input
 from fastpsl.plan import Stage, make_plan
 from fastpsl.run import Run
+from fastpsl.sample import sample_paths
 from fastpsl.schedules import step_drops
 from fastpsl.stage import Metrics, Trunk
 from fastpsl.tasks.deepcluster import TOP_STD, clustered_features
@@ -230,6 +233,18 @@ def test_coupled_labels_are_clusters_of_the_features(tmp_path: Path) -> None:
         assert not any(value.any() for value in optimiser.state[parameter].values())
     assert torch.equal(proxy.weight, weights) and optimiser.state[proxy.weight]["exp_avg"].any()
     run.close()
+
+
+def test_a_step_can_be_timed_before_labels_are_made() -> None:
+    """As `fastpsl doctor` and the benches do it, without epochs."""
+    task = coupled()
+    with closing(Beton(sample_paths().train_32)) as data:
+        task.check_data(data, 128)
+    trunk, head, inputs, batch = made(task)
+    loss, _ = task.loss(trunk, head, inputs, batch)
+    assert bool(loss.isfinite()) and task.captions(batch) == [""] * 5
+    task.labels.fill_(3)
+    assert task.captions(batch) == ["cluster 3"] * 5
 
 
 def test_coupled_is_resumed_anywhere(tmp_path: Path) -> None:
