@@ -299,6 +299,15 @@ def test_nothing_is_learned_from_a_split_made_for_testing(tmp_path: Path, split:
     assert "the test pictures" in one_line(labels_of, path, RunOptions(data=str(source), seed=1))
 
 
+def test_a_file_that_knows_no_split_is_still_of_the_datas(tmp_path: Path) -> None:
+    source, path = beton(tmp_path / "some.beton", "test"), tmp_path / "labels.npz"
+    with Beton(source) as data:
+        data.split = ""
+        write(path, [0, 1, 0, 1], 2, data)
+        assert read_labels(path, data).split == ""
+    assert "labels a split named test" in one_line(labels_of, path, RunOptions(data=str(source)))
+
+
 @pytest.mark.parametrize("split", ["train", "", "unlabeled", "train+unlabeled", "evaluated"])
 def test_other_splits_are_learned_from(tmp_path: Path, split: str) -> None:
     source = beton(tmp_path / "some.beton", split)
