@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.font_manager import findfont
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from fastpsl.evaluation.neighbour_sheet import class_name, fitted, middles
@@ -52,6 +53,8 @@ def draw_sizes(sizes: np.ndarray, path: Path, title: str) -> Path:
     right.set_ylabel("images")
     if not wide:
         right.set_ylim(0)
+        for axis in (left.yaxis, right.xaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside lower center", fontsize=8)
     num_empty = int((sizes == 0).sum())
     figure.suptitle(
@@ -100,7 +103,7 @@ def draw_contents(
 
     for row, (number, these) in enumerate(zip(classes, members, strict=True)):
         top, known = _GAP_PX + row * step_y, true[these][true[these] >= 0]
-        lines = [f"class {number}", f"{len(these):,} image{'s' * (len(these) != 1)}"]
+        lines = [f"pseudo-class {number}", f"{len(these):,} image{'s' * (len(these) != 1)}"]
         most = -1
         if entropies is not None and len(known):
             counts = np.bincount(known)
