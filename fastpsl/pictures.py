@@ -34,7 +34,9 @@ def captions(
     for i, (index, label) in enumerate(zip(batch.indices.tolist(), batch.labels.tolist(), strict=True)):
         known = class_names is not None and 0 <= label < len(class_names)
         name = class_names[label] if class_names is not None and known else f"class {label}" * (label >= 0)
-        lines.append(f"#{index} {name}".rstrip() + "".join(f"\n{text}" for text in of_task[i : i + 1]))
+        lines.append(
+            f"#{index} {name}".rstrip() + "".join(f"\n{text}" for text in of_task[i : i + 1] if text)
+        )
     return lines
 
 

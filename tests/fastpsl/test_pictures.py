@@ -66,6 +66,11 @@ def test_captions_name_sample_class_and_what_the_task_drew() -> None:
     assert captions(batch, ["cat", "dog"], told) == [
         "#17 dog\npermutation 0", "#4\npermutation 8", "#9 class 5\npermutation 2"
     ]  # fmt: skip
+    assert captions(batch, None, ["", "grey", ""]) == [
+        "#17 class 1",
+        "#4\ngrey",
+        "#9 class 5",
+    ]  # no empty line
 
 
 def test_running_mean_is_the_mean_of_the_last_twentieth() -> None:
