@@ -164,6 +164,8 @@ def _read(path: Path) -> _File:
         raise ValueError(
             f"no labels {path}: a recipe of pseudo-labels writes them at its end, `fastpsl labels` others"
         )
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give a file of labels, such as the {NAME} in a run's folder")
     try:
         with zipfile.ZipFile(path) as archive:  # numpy alone believes a damaged header's length
             damaged = archive.testzip()

@@ -208,7 +208,7 @@ def test_damaged_files_are_refused(path: Path) -> None:
     path.write_bytes(shorter)
     assert "is no readable file of labels (labels.npy fails its checksum)" in refused(path, 4)
     assert refused(path.with_name("none.npz")).startswith(f"no labels {path.with_name('none.npz')}")
-    assert "is no readable file of labels" in refused(path.parent)
+    assert "is a folder: give a file of labels" in refused(path.parent)
 
 
 def test_other_kinds_of_files_are_refused(tmp_path: Path) -> None:
