@@ -283,7 +283,7 @@ def summary_line(summary: dict[str, Any]) -> str:
 
 def _held_out_words(held_out: dict[str, float], chance: str) -> str:
     """The accuracy, or top-1 and top-5, or the top-1 of each classifier ("top1_B4"), in one line; `chance` is that of the first.
-    And the loss, where a task says what it is without looking ("loss_constant")."""
+    And the loss, where a task says what it is without looking ("loss_constant"), or where there is nothing else (IIC)."""
     words = []
     for name, said in (("accuracy", "accuracy"), ("top1", "top-1"), ("top5", "top-5")):
         if name in held_out:
@@ -293,6 +293,8 @@ def _held_out_words(held_out: dict[str, float], chance: str) -> str:
     words = [words[0] + chance, *words[1:]] if words else []
     if "loss_constant" in held_out:
         words.append(f"loss {held_out['loss']:.3f} (without looking {held_out['loss_constant']:.3f})")
+    elif not words and "loss" in held_out:
+        words.append(f"loss {held_out['loss']:.3f}")
     return ", ".join(words)
 
 

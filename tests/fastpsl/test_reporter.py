@@ -52,6 +52,9 @@ def test_each_step_is_written_once_whatever_the_log_interval(tmp_path: Path) -> 
     assert summary_line(summary) == (
         "S1 (level G1): 7 steps in 0:01:01, loss 2.000 → 6.000, held-out accuracy 25.0 % (chance 12.5 %)"
     )
+    assert summary_line(summary | {"held_out": {"loss": -1.25}, "chance": None}).endswith(
+        ", held-out loss -1.250"
+    )
     assert list((tmp_path / "tensorboard").iterdir())
 
 
