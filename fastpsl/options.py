@@ -53,8 +53,7 @@ class RunOptions:
     num_threads: int | None = field(default=None, metadata=MACHINE)
     """Decoding threads of this rank; default: this machine's cores over its ranks."""
     augment: AugmentName = field(default="auto", metadata=MACHINE)
-    """Views' operations: kornia (one after the other, by Kornia and torch), fused (few kernels; on the CPU those of SimCLR's and
-    MoCo's views alone), or auto: fused where it can be."""
+    """kornia: views' operations one after the other, by Kornia and torch; fused: in few kernels (on the CPU not of every recipe); auto: fused where it can be."""
     step: Literal["auto", "eager", "compiled", "graphed"] = field(default="auto", metadata=MACHINE)
     """How the learning blocks run: as they are, by torch.compile, in CUDA graphs, or as was measured to be fastest."""
     fold_frozen: bool = field(default=False, metadata=MACHINE)

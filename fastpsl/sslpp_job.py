@@ -27,8 +27,7 @@ class Options(PretrainOptions):
     backbone: str = "nin4"
     """Any of fastpsl's (docs/backbones.md)."""
     pseudo_labels: str = field(default=NONE, metadata=MACHINE)  # what is in the file is science, see build
-    """none: the proxy task alone; a file of labels (labels.npz of sslpp_iic, or of fastpsl labels): a second target beside it; coupled: labels
-    made anew before each epoch, by k-means on the features."""
+    """none: the proxy task alone; a file (of sslpp_iic or fastpsl labels): a second target beside it; coupled: k-means' labels, anew before each epoch."""
     semantic_weight: Annotated[float, tyro.conf.arg(aliases=("--lambda",))] = 1.0
     """Of the pseudo-labels' loss beside the proxy's: the paper's lambda. Without effect where they are learned alone."""
     proxy: bool = True

@@ -1,7 +1,7 @@
 """Classifiers of more than one layer on frozen blocks: a NIN block, fully-connected layers (sslpp.txt: Tables III, IV and VIII).
 
-Paper, CIFAR-10, a NIN block on B2, B3, B4: Rotation 90.8, 86.4, 60.1 %, with SSL++ 90.1, 86.5, 75.9 % (Table III). It states SGD of momentum
-0.9, rate 0.1 with a tenth after 100 and 150 of 200 epochs, decay 5e-4, batches of 128 (STL-10: 64). Nesterov, decay on everything and first weights
+Paper, CIFAR-10, a NIN block on B2, B3, B4: Rotation 90.8, 86.4, 60.1 %, with SSL++ 90.1, 86.5, 75.9 % (Table III). It states SGD with a
+momentum of 0.9, rate 0.1 with a tenth after 100 and 150 of 200 epochs, decay 5e-4, batches of 128 (STL-10: 64). Nesterov, decay on everything and first weights
 are those of RotNet and AET, which it follows. Here: not yet run on CIFAR-10.
 
     torchrun recipes/block_probe.py --checkpoint runs/sslpp_rotation-001 --data cifar10-train.beton --val cifar10-test.beton
