@@ -9,6 +9,7 @@ IIC clusters, lambda 0.05). Here: not yet run at this size.
     torchrun recipes/sslpp_rotation.py         # the embedded sample, small values, no pseudo-labels, a minute on two cores
 
 Section V.A: SGD of momentum 0.9, its rate divided by 10; RotNet's code has Nesterov momentum and divides by 5. Here: Nesterov, and by 10.
+--batch-size counts turned copies: 512 are 128 images.
 """
 
 from functools import partial
