@@ -1,7 +1,6 @@
 """One stage's learning state: module, optimiser, scaler; one step of it, and its score on held-out data."""
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -92,7 +91,7 @@ class Learner:
     def evaluate(
         self, batches: Iterable[Batch], views: Sequence[ViewSpec], stopped: Callable[[], bool]
     ) -> dict[str, float] | None:
-        """Means of the metrics over `batches` of `views`, all ranks together; padded samples count for nothing.
+        """Means of the metrics over `batches` of `views`, all ranks together; padded samples count for nothing, and what none counts for is left out.
 
         `stopped` is asked after each batch, on every rank; None when it says so.
         """
@@ -107,10 +106,11 @@ class Learner:
                 totals[name] = totals.get(name, 0) + torch.stack(pair).double()
         self.module.train()
         return {
-            name: float(value / count) if count else math.nan
+            name: float(value / count)
             for name, (value, count) in (
                 (n, sum_over_ranks(self.world, t).tolist()) for n, t in totals.items()
             )
+            if count
         }
 
     @torch.no_grad()

@@ -283,7 +283,7 @@ def summary_line(summary: dict[str, Any]) -> str:
 
 def _held_out_words(held_out: dict[str, float], chance: str) -> str:
     """The accuracy, or top-1 and top-5, or the top-1 of each classifier ("top1_B4"), in one line; `chance` is that of the first.
-    And the loss, where a task says what it is without looking ("loss_constant"), or where there is nothing else (IIC)."""
+    And a loss, where a task says what a constant answer would cost ("loss_constant"), or where there is nothing else (IIC)."""
     words = []
     for name, said in (("accuracy", "accuracy"), ("top1", "top-1"), ("top5", "top-5")):
         if name in held_out:
@@ -291,9 +291,12 @@ def _held_out_words(held_out: dict[str, float], chance: str) -> str:
     parts = [f"{n[5:]} {100 * value:.1f}" for n, value in held_out.items() if n.startswith("top1_")]
     words += [f"top-1 {', '.join(parts)} %"] if parts else []
     words = [words[0] + chance, *words[1:]] if words else []
-    if "loss_constant" in held_out:
-        words.append(f"loss {held_out['loss']:.3f} (without looking {held_out['loss_constant']:.3f})")
-    elif not words and "loss" in held_out:
+    for constant in (name for name in held_out if name.endswith("_constant")):
+        loss = constant.removesuffix("_constant")
+        words.append(
+            f"{loss.replace('_', ' ')} {held_out[loss]:.3f} (a constant answer {held_out[constant]:.3f})"
+        )
+    if not words and "loss" in held_out:
         words.append(f"loss {held_out['loss']:.3f}")
     return ", ".join(words)
 

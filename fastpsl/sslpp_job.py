@@ -1,5 +1,6 @@
 """What the four recipes of SSL++ share: their options, and the job that they make of them and of a proxy task."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,11 @@ import tyro
 from torch import nn
 
 from fastpsl.backbones.choose import make_backbone
+from fastpsl.distributed import own_rank
 from fastpsl.evaluation.views import center_view, train_view
 from fastpsl.job import Job
-from fastpsl.label_file import labels_of
+from fastpsl.label_file import Labels, labels_of
+from fastpsl.label_monitor import collapse_warning, label_figures
 from fastpsl.options import MACHINE, PretrainOptions
 from fastpsl.pipelines.input_record import Input
 from fastpsl.schedules import step_drops
@@ -54,7 +57,7 @@ def build(options: Options, proxy: Proxy, optimiser: Optimiser, factor: float = 
     if options.pseudo_labels == COUPLED:
         record["num_classes"] = options.num_clusters
     elif options.pseudo_labels != NONE:
-        found = labels_of(Path(options.pseudo_labels), options)
+        found = _labels(Path(options.pseudo_labels), options)
         labels = found.labels
         # The digest too: equal values do not make equal labels, such as those of a run that was cut short.
         record = dict(found.configuration) | {"num_classes": found.num_classes, "digest": found.digest()}
@@ -79,3 +82,24 @@ def build(options: Options, proxy: Proxy, optimiser: Optimiser, factor: float = 
         science={"pseudo_labels": record},
         frozen_batchnorm=options.frozen_batchnorm,
     )
+
+
+def _labels(path: Path, options: Options) -> Labels:
+    """The labels in the file; rank 0 says what they are like, and warns where they are of few classes or of a run that was cut short."""
+    if not path.exists():
+        raise ValueError(
+            f"--pseudo-labels {path}: there is no such file; allowed are {NONE}, {COUPLED}, and a file of labels"
+        )
+    found = labels_of(path, options)
+    if own_rank() == 0:
+        figures = label_figures(found.labels, None, None, found.num_classes, options.seed)
+        print(
+            f"pseudo-labels: {path}, by {found.made_by}: {figures['non_empty']:,.0f} of {found.num_classes:,} classes have images, the "
+            f"biggest {figures['biggest']:.1%} of them",
+            flush=True,
+        )
+        if found.configuration.get("cut"):
+            warnings.warn(f"{path} was made by a run that --max-steps-per-stage cut short", stacklevel=2)
+        if (collapse := collapse_warning(figures, found.num_classes)) is not None:
+            warnings.warn(f"{path}: {collapse.partition(';')[0]}", stacklevel=2)
+    return found

@@ -33,7 +33,7 @@ class Colorization:
 
     Zhang et al.: the target is soft, of the 10 nearest bins; rare colours weigh more, by (0.5 p + 0.5 / 313)^-1 of the target's nearest bin,
     scaled to a mean of 1 over p; p is how often bins are seen in the training data, smoothed by the target's own Gaussian; a picture in which no pixel
-    has |a| or |b| above 5 is grey, and nothing is learned from it. It counts in the loss's mean as 0, in the accuracy not at all.
+    has |a| or |b| above 5 is grey, and nothing is learned from it. It counts in the mean that is learned from as 0, in what is told not at all.
     p comes from the training data as they are shown, about 50,000 of them, before the first step.
 
     SSL++ gives no decoder, nor the target's resolution. Here: one 1x1 convolution, and the colours' mean over what is one position of the feature
@@ -118,9 +118,10 @@ class Colorization:
 
         loss = total(logits.log_softmax(3))
         right = torch.where(kept, (logits.argmax(3) == indices[..., 0]).float().mean((1, 2)), 0.0).sum()
-        metrics = {"loss": (loss.detach(), num), "accuracy": (right, kept.float().sum())}
+        num_kept = kept.float().sum()
+        metrics = {"loss": (loss.detach(), num_kept), "accuracy": (right, num_kept)}
         if not head.training:
-            metrics["loss_constant"] = (total(self.log_constant.expand_as(logits)), num)
+            metrics["loss_constant"] = (total(self.log_constant.expand_as(logits)), num_kept)
         return loss / num.clamp(min=1), metrics
 
     def _target(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

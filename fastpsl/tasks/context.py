@@ -64,8 +64,10 @@ class Context:
         return loss / num.clamp(min=1), metrics
 
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """The pictures with their holes."""
-        return self._view.pictures(inputs[0])
+        """The pictures with their holes, and beside them what was hidden."""
+        seen = self._view.pictures(inputs[0])
+        whole = to_float32(self._view.before_last_op(batch.images[0], batch.draws[0])).cpu()
+        return torch.cat([seen, seen.new_ones(*seen.shape[:3], 1), whole], 3)
 
 
 class ContextHead(nn.Module):

@@ -158,7 +158,11 @@ class SSLPlusPlus:
         loss, metrics = features.new_zeros((), dtype=torch.float32), Metrics()
         if self.learn_proxy:
             loss, metrics = self.proxy.loss(features, head["proxy"], batch)
-        if not self.num_classes or not head.training:
+        if not self.num_classes:
+            return loss, metrics
+        # Beside the sum of both losses, the proxy's has a name of its own, held out too.
+        metrics = {name.replace("loss", "loss_proxy", 1): pair for name, pair in metrics.items()}
+        if not head.training:
             return loss, metrics
         num_pictures = len(features) // max(1, len(batch.indices))
         labels = self.labels[batch.indices.clamp(min=0)].repeat_interleave(num_pictures)
@@ -167,8 +171,6 @@ class SSLPlusPlus:
         logits = head["labels"](features).float()
         of_labels = masked_cross_entropy(logits, labels, valid)
         total = loss + (self.weight if self.learn_proxy else 1.0) * of_labels
-        if self.learn_proxy:
-            metrics = {"loss_proxy" if name == "loss" else name: pair for name, pair in metrics.items()}
         right = ((logits.argmax(1) == labels) * valid).sum()
         return total, {"loss": (total.detach() * num, num)} | metrics | {
             "loss_labels": (of_labels.detach() * num, num),

@@ -170,13 +170,15 @@ def test_it_is_ssl_pluspluss_proxy() -> None:
             Context(bad)
 
 
-def test_the_contact_sheet_shows_the_masked_pictures() -> None:
+def test_the_contact_sheet_shows_the_masked_pictures_and_the_whole() -> None:
     task = Context()
     view = task.view()
     batch = noise_batch([view], 2)
     (inputs,) = batch.inputs([view], torch.float32)
     sheet = task.contact_sheet([inputs], batch)
-    assert sheet.shape == (2, 3, 32, 32) and sheet.min() >= 0 and sheet.max() <= 1
+    assert sheet.shape == (2, 3, 32, 65) and sheet.min() >= 0 and sheet.max() <= 1
+    whole = view.before_last_op(batch.images[0], batch.draws[0]).float() / 255
+    torch.testing.assert_close(sheet[..., 33:], whole)
     torch.testing.assert_close(
-        normalise(sheet, view.mean, view.std, torch.float32), inputs, atol=1e-4, rtol=0
+        normalise(sheet[..., :32], view.mean, view.std, torch.float32), inputs, atol=1e-4, rtol=0
     )

@@ -107,10 +107,10 @@ def test_held_out_pictures_have_no_pseudo_labels() -> None:
         task = task_of(labels=labels)
         trunk, head, inputs, batch = made(task)
         loss, metrics = task.loss(trunk, head.eval(), inputs, batch)
-        assert set(metrics) == {"loss", "accuracy", "loss_constant"}
+        assert set(metrics) == {"loss_proxy", "accuracy", "loss_proxy_constant"}
         found.append(loss)
     assert torch.equal(*found)
-    value, num = metrics["loss_constant"]
+    value, num = metrics["loss_proxy_constant"]
     assert float(value / num) == pytest.approx(np.log(4))
 
 
