@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastpsl.tasks.rotation import RotationHead
 from fastpsl.tasks.rotnet import RotNet
 from tests.fastpsl.proxies import held_out, learned, means, small_modules
 from tests.fastpsl.tiny import noise_batch
@@ -18,9 +19,10 @@ def test_all_four_turns_of_each_picture_and_their_labels() -> None:
         torch.testing.assert_close(whole[:, turn], torch.rot90(whole[:, 0], turn, (-2, -1)))
     # A head that reads the turn from the features tells all of them.
     features = torch.nn.functional.one_hot(torch.arange(12) % 4, 16).float()[..., None, None]
+    assert isinstance(head, RotationHead)
     with torch.no_grad():
-        head.classify.weight.copy_(20 * torch.eye(4, 16))  # type: ignore[union-attr]
-        head.classify.bias.zero_()  # type: ignore[union-attr]
+        head.classify.weight.copy_(20 * torch.eye(4, 16))
+        head.classify.bias.zero_()
     loss, metrics = task.loss(features, head.eval(), batch)
     assert loss.item() < 1e-6 and means(metrics)["accuracy"] == 1
     assert means(metrics)["loss_constant"] == pytest.approx(np.log(4)) and task.chance() == 0.25
