@@ -1,9 +1,9 @@
 """All four quarter turns of an image, named: RotNet (Gidaris et al., arXiv 1803.07728), as SSL++ trains it (sslpp.txt, section III.A)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -47,7 +47,7 @@ class RotNet:
         right = ((logits.argmax(1) == labels) * valid).sum()
         metrics = {"loss": (loss.detach() * num, num), "accuracy": (right, num)}
         if not head.training:
-            metrics["loss_constant"] = (num * torch.tensor(float(NUM_TURNS)).log().to(num.device), num)
+            metrics["loss_constant"] = (num * math.log(NUM_TURNS), num)
         return loss, metrics
 
     def chance(self) -> float:

@@ -107,6 +107,23 @@ def test_no_task_and_no_mode_waits(recipe: str, step: str) -> None:
     assert weights.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    "recipe", ["sslpp_colorization", "sslpp_context", "sslpp_rotation", "sslpp_aet", "sslpp_iic"]
+)
+def test_no_task_of_small_pictures_waits(recipe: str) -> None:
+    options = recipe_options(recipe, is_sample=True, batch_size=48, device=DEVICE.type, precision="fp16")
+    job, number = stage_job(recipe, "E", options, WORLD)
+    bench = StageBench(job, number, options, Synthetic(1000), WORLD)
+    batches = itertools.repeat(bench.synthetic_batch())
+    for _ in range(2):
+        bench._step(batches)
+    with NoSync():
+        for _ in range(10):
+            bench._step(batches)
+    weights = torch.cat([p.detach().flatten() for p in bench.learner.module.parameters()])
+    assert weights.isfinite().all()
+
+
 def test_the_log_waits_for_no_step_under_way(tmp_path: Path) -> None:
     bench = stage_bench("jigsaw")
     batches = itertools.repeat(bench.synthetic_batch())
