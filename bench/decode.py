@@ -26,7 +26,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench import peers
 from bench.peers import Peer, Work
-from bench.program import check_out, counted, progress, run_program
+from bench.program import check_out, check_positive, counted, progress, run_program
 from bench.schema import RUNS, SCHEMA, command_line, data_record, environment, finish, spread, write_result
 from fastpsl.command_line import parse
 from fastpsl.distributed import choose_device
@@ -68,10 +68,7 @@ class Options:
 
     def check(self) -> None:
         """ValueError where a value cannot be."""
-        for name in ("size_px", "batch_size", "repeats", "seconds", "limit_s"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"--{name.replace('_', '-')} {value}: it must be above 0")
+        check_positive(self, "size_px", "batch_size", "repeats", "seconds", "limit_s")
         if (
             not self.views
             or min(self.views) < 1

@@ -32,6 +32,14 @@ def check_out(path: Path) -> None:
         ) from None
 
 
+def check_positive(options: object, *names: str) -> None:
+    """ValueError where one of these options is given, and not above 0."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: it must be above 0")
+
+
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
     """What takes a phase's name, on stderr: beside a spinner on a terminal, else as a line, each 10 s at most."""

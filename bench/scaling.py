@@ -28,7 +28,7 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # bench/ and recipes/ are folders of programs, not installed
 from bench.order import drop_from_cache, write_noise
-from bench.program import check_out, counted, progress, run_program
+from bench.program import check_out, check_positive, counted, progress, run_program
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_job
 from bench.schema import RUNS, SCHEMA, command_line, data_record, environment, finish, spread, write_result
 from fastpsl.command_line import parse
@@ -69,10 +69,7 @@ class Options:
     """Used by itself: where rank 0 of a torchrun leaves its rows."""
 
     def check(self) -> None:
-        for name in ("batch_size", "steps", "repeats", "storage_mb", "timeout_s"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"--{name.replace('_', '-')} {value}: it must be above 0")
+        check_positive(self, "batch_size", "steps", "repeats", "storage_mb", "timeout_s")
         if any(num < 1 for num in self.ranks) or not self.recipe or not self.stages:
             raise ValueError("--ranks, --recipe and --stages: give at least one of each, ranks from 1")
         if self.storage is not None and not self.storage.is_dir():

@@ -26,7 +26,7 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, not installed
 from bench import throughput
-from bench.program import check_out, progress, run_program
+from bench.program import check_out, check_positive, progress, run_program
 from bench.recipe_stages import recipe_module
 from bench.schema import RUNS, SCHEMA, command_line, data_record, environment, finish, spread, write_result
 from bench.show import show_throughput
@@ -76,10 +76,7 @@ class Options:
 
     def check(self) -> None:
         """ValueError where a value cannot be."""
-        for name in ("batch_size", "num_threads", "repeats", "seconds", "limit_s"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"--{name.replace('_', '-')} {value}: it must be above 0")
+        check_positive(self, "batch_size", "num_threads", "repeats", "seconds", "limit_s")
         if (self.data is None) != (self.val is None):
             raise ValueError("--data and --val: give both, or neither for noise")
         if not self.decoders or not (self.recipes or self.evaluation):

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # bench/ and recipes/ are folders of programs, not installed
-from bench.program import check_out, progress, run_program
+from bench.program import check_out, check_positive, progress, run_program
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_job
 from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
 from fastpsl.command_line import parse
@@ -69,10 +69,7 @@ class Options:
 
     def check(self) -> None:
         """ValueError where a value cannot be."""
-        for name in ("batch_size", "repeats", "limit_s"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"--{name.replace('_', '-')} {value}: it must be above 0")
+        check_positive(self, "batch_size", "repeats", "limit_s")
         for name in ("recipes", "stages", "modes"):
             if getattr(self, name) == ():
                 raise ValueError(f"--{name}: give one at least")

@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, no
 from bench import peers
 from bench.chart import draw_chart
 from bench.equal_crops import decoders_here, measure_loaders
-from bench.program import check_out, progress, run_program
+from bench.program import check_out, check_positive, progress, run_program
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_job
 from bench.schema import (
     RUNS,
@@ -97,10 +97,7 @@ class Options:
 
     def check(self) -> None:
         """ValueError where a value cannot be; not in __post_init__, as tyro would frame its one line."""
-        for name in ("batch_size", "num_threads", "repeats", "seconds", "limit_s"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"--{name.replace('_', '-')} {value}: it must be above 0")
+        check_positive(self, "batch_size", "num_threads", "repeats", "seconds", "limit_s")
         if self.epochs < 0:
             raise ValueError(f"--epochs {self.epochs}: it must be 0 or more")
         if not (self.views and self.decoders and self.stages) or min(self.views) < 1:

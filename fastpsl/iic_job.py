@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -81,8 +80,7 @@ def build(options: Options) -> Job:
 def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
     """labels.npz and labels.png in the run's folder, of the last checkpoint's labels; lines for people."""
     assert isinstance(job.task, IIC)
-    paths = run.checkpoints.paths()
-    state = read_checkpoint(paths[-1] if paths else Path(options.resume))
+    state = read_checkpoint(run.last_checkpoint())
     made = state["task"]
     labels, num_clusters = made["labels"].numpy(), job.task.num_clusters
     path = write_labels(

@@ -49,7 +49,14 @@ def label_figures(
 
 
 def collapse_warning(figures: Mapping[str, float | None], num_classes: int) -> str | None:
-    """What to say where few classes hold the images, by `label_figures`; None where nothing is to be said."""
+    """What to say while labels are made, where few classes hold the images; None where nothing is to be said."""
+    found = collapse(figures, num_classes)
+    advice = "usual at the very beginning alone: where it stays, lower the learning rate"
+    return None if found is None else f"{found}; {advice}"
+
+
+def collapse(figures: Mapping[str, float | None], num_classes: int) -> str | None:
+    """In which way few classes hold the images, by `label_figures`; None where they do not."""
     share, biggest, non_empty = figures["entropy_share"], figures["biggest"], figures["non_empty"]
     assert share is not None and biggest is not None and non_empty is not None
     crowded = biggest > MAX_BIGGEST and biggest * num_classes > MAX_TIMES_EVEN
@@ -57,8 +64,7 @@ def collapse_warning(figures: Mapping[str, float | None], num_classes: int) -> s
         return None
     return (
         f"collapse: the biggest of {num_classes:,} classes holds {100 * biggest:.1f} % of the images ({biggest * num_classes:,.1f} times "
-        f"its even share), {non_empty:,.0f} have any, and the entropy is {100 * share:.0f} % of even classes'; usual at the very "
-        f"beginning alone: where it stays, lower the learning rate"
+        f"its even share), {non_empty:,.0f} have any, and the entropy is {100 * share:.0f} % of even classes'"
     )
 
 

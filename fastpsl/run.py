@@ -165,6 +165,11 @@ class Run:
     def save_checkpoint(self, run_step: int, state: dict[str, Any]) -> Path:
         return self.checkpoints.save(run_step, {"science": self.science, "machine": self._machine(), **state})
 
+    def last_checkpoint(self) -> Path:
+        """Of a run that came to its end: its newest, or that of --resume, which left nothing to do."""
+        paths = self.checkpoints.paths()
+        return paths[-1] if paths else Path(self.options.resume)
+
     def write_status(self, state: str, reason: str) -> None:
         """status.json: running, finished, preempted or failed; under torchrun, whose exit codes differ, it is the truth."""
         where = {"stage": self.position.stage + 1, "step": self.position.step}

@@ -15,7 +15,7 @@ from fastpsl.distributed import own_rank
 from fastpsl.evaluation.views import center_view, train_view
 from fastpsl.job import Job
 from fastpsl.label_file import Labels, labels_of
-from fastpsl.label_monitor import collapse_warning, label_figures
+from fastpsl.label_monitor import collapse, label_figures
 from fastpsl.options import MACHINE, PretrainOptions
 from fastpsl.pipelines.input_record import Input
 from fastpsl.schedules import step_drops
@@ -100,6 +100,6 @@ def _labels(path: Path, options: Options) -> Labels:
         )
         if found.configuration.get("cut"):
             warnings.warn(f"{path} was made by a run that --max-steps-per-stage cut short", stacklevel=2)
-        if (collapse := collapse_warning(figures, found.num_classes)) is not None:
-            warnings.warn(f"{path}: {collapse.partition(';')[0]}", stacklevel=2)
+        if (crowded := collapse(figures, found.num_classes)) is not None:
+            warnings.warn(f"{path}: {crowded}", stacklevel=2)
     return found

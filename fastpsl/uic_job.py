@@ -103,8 +103,7 @@ def build(options: Options) -> Job:
 def finish(options: PretrainOptions, job: Job, run: Run) -> Sequence[str]:
     """labels.npz and labels.png in the run's folder, of the last checkpoint's labels; lines for people."""
     assert isinstance(job.task, PseudoClassify)
-    paths = run.checkpoints.paths()
-    state = read_checkpoint(paths[-1] if paths else Path(options.resume))
+    state = read_checkpoint(run.last_checkpoint())
     store, made_by = state["task"]["store"], str(run.science["recipe"])
     path = write_labels(
         run.folder / NAME, store["current"].numpy(), job.task.num_classes, run.train_data, made_by,

@@ -62,9 +62,7 @@ class Data(Protocol):
     num_samples: int
     num_classes: int
     class_names: list[str] | None
-    split: (
-        str  # of its source, as that calls it, such as train; of several, test+train; "" where it is not told
-    )
+    split: str  # as its source calls it, such as train; of several, test+train; "" where it is not told
 
     def image_sizes(self) -> tuple[int, int, int, int]:
         """(min height, min width, max height, max width) over all samples, px."""

@@ -14,7 +14,6 @@ for Nesterov and its factor of 5. Paper: a NIN block on B4 has 91.7 % on CIFAR-1
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from fastpsl.backbones.choose import make_backbone
@@ -91,8 +90,7 @@ def build(options: Options) -> Job:
 def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
     if run.val_data is None:
         return ["no result: without --val nothing is scored"]
-    paths = run.checkpoints.paths()
-    record = load_pretrained(paths[-1] if paths else Path(options.resume)).record
+    record = load_pretrained(run.last_checkpoint()).record
     constants = {"momentum": 0.9, "nesterov": False}
     path = write_held_out(
         job, run, recipe="supervised", protocol="supervised", constants=constants, checkpoint=record

@@ -117,8 +117,7 @@ class IIC:
                 stacklevel=2,
             )
         self.num_samples = data.num_samples
-        labels = data.labels()
-        self.true_labels = labels if (labels >= 0).any() else None
+        self.true_labels = data.labels()
 
     def views(self, level: int) -> tuple[ViewSpec, ...]:
         """The weak crop, then the strong ones, each with draws of its own."""

@@ -54,8 +54,7 @@ class PseudoClassify:
                 f"{data.num_samples:,}"
             )
         self.num_samples = data.num_samples
-        labels = data.labels()
-        self.true_labels = labels if (labels >= 0).any() else None
+        self.true_labels = data.labels()
 
     def views(self, level: int) -> tuple[ViewSpec, ...]:
         return (self.view,)

@@ -108,8 +108,7 @@ class SSLPlusPlus:
             )
         assert self.given is None or len(self.given) == data.num_samples
         self.num_samples = data.num_samples
-        labels = data.labels()
-        self.true_labels = labels if (labels >= 0).any() else None
+        self.true_labels = data.labels()
         self._of_proxy("check_data", data, batch_size)
 
     def head(self, level: int, channels: int) -> nn.Module:
