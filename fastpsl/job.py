@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.rows import Data, require_labels, require_same_classes
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plan import Stage
-from fastpsl.run import Run
+from fastpsl.run import Run, open_both
 from fastpsl.schedules import Schedule
 from fastpsl.stage import Task, call_if_there, held_out_views, images_per_sample
 from fastpsl.step_modes import StepChoice, choose_step
@@ -27,7 +27,9 @@ class Job:
     """What a recipe hands over: the learning problem. The machine's part is in `Run`.
 
     science: what must not change on resume besides the options that say so, such as digests of files.
-    part: of --data, what is trained on (such as `Subset`); the whole without it.
+    part: of --data, what is trained on (such as `Subset`); the whole without it. open: training and held-out data, where --data and
+    --val are not opened as pictures of a folder or a beton. batchnorm: of blocks that learn: "train"; "eval" by running statistics,
+    which stay as they are; "fixed" the same, and scales and shifts do not learn either. clip_norm: of all gradients together, at most.
     """
 
     task: Task
@@ -38,6 +40,9 @@ class Job:
     science: Mapping[str, Any] = field(default_factory=dict)
     frozen_batchnorm: str = "eval"
     part: Callable[[Data], Data] | None = None
+    open: Callable[[RunOptions], tuple[Data, Data | None]] = open_both
+    batchnorm: Literal["train", "eval", "fixed"] = "train"
+    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         """ValueError before anything is opened where a level's views cannot be."""
@@ -64,7 +69,7 @@ class Job:
             of_passes: tuple[ViewSpec, ...] = call_if_there(task, "pass_views", stage.level) or ()
             run.check_views((*views, *of_passes), others)
             sides = [view.crop.size_px for view in (*views, *of_passes, *others)]
-            check_size(min(sides), self.backbone.min_px)
+            check_size(min(sides, default=self.backbone.min_px), self.backbone.min_px)
             choose_augment(run.options.augment, (*views, *others, *of_passes), run.world.device)
             self.choose_step(stage, run.options, run.world)
             if run.options.fold_frozen:
@@ -72,6 +77,12 @@ class Job:
 
     def choose_step(self, stage: Stage, options: RunOptions, world: World) -> StepChoice:
         """How the stage's steps run. ValueError where they cannot run as the options ask."""
+        if not self.task.views(stage.level):
+            if options.step in ("compiled", "graphed"):
+                raise ValueError(
+                    f"--step {options.step}: it needs pictures of one size, and this recipe's have many; leave it out"
+                )
+            return StepChoice("eager", "pictures of many sizes")
         precision = options.resolved_precision(world.device)
         return choose_step(
             options.step, self.backbone, stage, world.device, precision,

@@ -111,7 +111,7 @@ def _run(
     world = join_world(options.device, timeout_s=10 * options.timeout_s)
     torch.manual_seed(torch_seed(options.seed))  # initial weights
     job = build(options)
-    run = Run(recipe, options, world, job.science, job.part, job.check)
+    run = Run(recipe, options, world, job.science, job.part, job.check, job.open)
     opened.append(run)
     finished = pretrain(job, run)
     if world.rank == 0:

@@ -23,7 +23,7 @@ FP16_INITIAL_SCALE = 65536.0
 class Learner:
     """Steps of `module` by `optimiser` in `precision`; the same code with one rank and with many.
 
-    step: how blocks run in a step; fold_frozen: frozen blocks run as folded copies (`Trunk.fold_frozen`).
+    step: how blocks run in a step; fold_frozen: frozen blocks run as folded copies (`Trunk.fold_frozen`); clip_norm: as in `Job`.
 
     The scaler is used in every precision: with scale 1 outside fp16 it changes no value, but it hands found_inf to the
     fused optimiser as a tensor, which then skips a step with non-finite gradients without the host looking.
@@ -39,9 +39,11 @@ class Learner:
         augment: Augment = KORNIA,
         step: StepChoice = EAGER,
         fold_frozen: bool = False,
+        clip_norm: float | None = None,
     ):
         self.module, self.optimiser, self.views, self.world = module, optimiser, views, world
         self.augment, self.step_choice, self.fold_frozen = augment, step, fold_frozen
+        self.clip_norm = clip_norm
         self.dtype = DTYPES[precision]
         scale = FP16_INITIAL_SCALE if precision == "fp16" else 1.0
         self.scaler = torch.amp.GradScaler(world.device.type, init_scale=scale)
@@ -79,6 +81,10 @@ class Learner:
             for name, (value, count) in metrics.items():
                 before = totals.get(name, (0.0, 0.0))
                 totals[name] = (before[0] + value, before[1] + count)
+        if self.clip_norm is not None:
+            # What is not finite stays so, and the scaler, which has looked already, skips the step.
+            self.scaler.unscale_(self.optimiser)
+            nn.utils.clip_grad_norm_((p for _, p in self.module.learning_parameters()), self.clip_norm)
         self.scaler.step(self.optimiser)
         if self.dtype == torch.float16:
             self.scaler.update()

@@ -13,7 +13,7 @@ class Stage:
     """One learning stage. Blocks count from 1 (B1); images enter at B1, so blocks 1 to `last_block` run.
 
     Blocks before `first_learning` run without a graph; blocks after `last_block` do not run at all. Where `first_learning`
-    is `last_block` + 1, the head learns alone.
+    is `last_block` + 1, the head learns alone. num_steps: the stage's length, instead of `epochs` (which are 0 then).
     """
 
     name: str
@@ -21,13 +21,23 @@ class Stage:
     first_learning: int
     last_block: int
     epochs: int
+    num_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.epochs == 0) == (self.num_steps is not None), self
+
+    @property
+    def max_epochs(self) -> int:
+        """No stage goes through more of them, however few steps an epoch has."""
+        return self.num_steps or self.epochs
 
     def __str__(self) -> str:
+        length = f"{self.epochs} epochs" if self.num_steps is None else f"{self.num_steps:,} steps"
         if self.first_learning > self.last_block:
-            return f"{self.name}: the head learns on B1-B{self.last_block}, frozen, {self.epochs} epochs"
+            return f"{self.name}: the head learns on B1-B{self.last_block}, frozen, {length}"
         learning = f"B{self.first_learning}-B{self.last_block}"
         before = f", {self.first_learning - 1} before it frozen" if self.first_learning > 1 else ""
-        return f"{self.name}: level G{self.level}, learns {learning}{before}, {self.epochs} epochs"
+        return f"{self.name}: level G{self.level}, learns {learning}{before}, {length}"
 
 
 def make_plan(

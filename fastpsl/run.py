@@ -62,8 +62,9 @@ class Run:
         science: Mapping[str, Any] | None = None,
         part: Callable[[Data], Data] | None = None,
         check: Callable[["Run"], None] | None = None,
+        open: Callable[[RunOptions], tuple[Data, Data | None]] | None = None,
     ):
-        """science: what else must not change on resume, besides the options' science and the data. part: see `Job`. check: called
+        """science: what else must not change on resume, besides the options' science and the data. part, open: see `Job`. check: called
         when the data is open and nothing is written yet.
         """
         self.options, self.world = options, world
@@ -71,7 +72,7 @@ class Run:
         self.batch_size = options.rank_batch(world.size)
         if options.sync_batchnorm and world.device.type != "cuda":
             raise ValueError("--sync-batchnorm needs CUDA: torch's SyncBatchNorm does not run on the CPU")
-        self.train_data, self.val_data = open_both(options)
+        self.train_data, self.val_data = (open or open_both)(options)
         if part is not None:
             self.train_data = part(self.train_data)
         if check is not None:

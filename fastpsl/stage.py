@@ -1,10 +1,11 @@
 """The module that one stage trains: frozen blocks, learning blocks, head and loss in one forward."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastpsl.backbones.backbone import Backbone, check_size
 from fastpsl.folding import check_foldable, folded
@@ -22,7 +23,10 @@ class Task(Protocol):
 
     A task may also have `needs_labels = True`, which refuses data without them and held-out data of other classes, and, which
     the trainer then calls:
-      held_out_views(level)            views of the held-out pass, where they are not views(level)
+      held_out_views(level)            views of the held-out pass, where they are not views(level); none where there is no such pass
+      train_loader(run)                batches of pictures that are no views, such as whole ones with boxes (pipelines/whole_pictures.py), by
+                                       what has the Loader's epoch(), num_steps and names; views(level) is empty then, and …
+      input_record()                   … this says what the network sees, for the checkpoint
       images_per_sample(level)         network inputs that one sample makes, as `--batch-size` counts them; 1 without it
       check_data(data, batch_size)     before anything is trained: ValueError where this data, or this global batch, cannot serve
       warm_up_batches(stage)           how many batches pass before a new stage's first step, without being steps …
@@ -71,7 +75,14 @@ class Trunk(nn.Module):
     say which it used: "eval" is our choice, so that a finished block stays as it is; "train" is the other reading.
     """
 
-    def __init__(self, backbone: Backbone, stage: Stage, frozen_batchnorm: str = "eval"):
+    def __init__(
+        self,
+        backbone: Backbone,
+        stage: Stage,
+        frozen_batchnorm: str = "eval",
+        batchnorm: Literal["train", "eval", "fixed"] = "train",
+    ):
+        """batchnorm: of the blocks that learn, see `Job`."""
         super().__init__()
         blocks, self.min_px = backbone.blocks(), backbone.min_px
         backbone.requires_grad_(False)
@@ -79,7 +90,10 @@ class Trunk(nn.Module):
         self.learning = nn.ModuleList(blocks[stage.first_learning - 1 : stage.last_block]).requires_grad_(
             True
         )
-        self.frozen_batchnorm = frozen_batchnorm
+        self.frozen_batchnorm, self.batchnorm = frozen_batchnorm, batchnorm
+        if batchnorm == "fixed":
+            for norm in self._learning_norms():
+                norm.requires_grad_(False)
         # How blocks run in training: `step_modes.make_runner`.
         self.runner: Runner = run_blocks
         # A list, so that it is no submodule: neither state_dict nor DDP nor the optimiser know it.
@@ -103,7 +117,13 @@ class Trunk(nn.Module):
     def train(self, mode: bool = True) -> "Trunk":
         super().train(mode)
         self.frozen.train(mode and self.frozen_batchnorm == "train")
+        if self.batchnorm != "train":
+            for norm in self._learning_norms():
+                norm.eval()
         return self
+
+    def _learning_norms(self) -> Iterator[nn.Module]:
+        return (part for part in self.learning.modules() if isinstance(part, _BatchNorm))
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of the stage's last block."""
@@ -156,8 +176,8 @@ def call_if_there(task: Task, hook: str, *arguments: Any) -> Any:
 
 def held_out_views(task: Task, level: int) -> tuple[ViewSpec, ...]:
     """The views of a held-out pass."""
-    views: tuple[ViewSpec, ...] = call_if_there(task, "held_out_views", level) or task.views(level)
-    return views
+    views: tuple[ViewSpec, ...] | None = call_if_there(task, "held_out_views", level)
+    return task.views(level) if views is None else views
 
 
 def images_per_sample(task: Task, level: int) -> int:

@@ -48,7 +48,7 @@ def make_learner(job: Job, number: int, options: RunOptions, world: World) -> Le
     head = task.head(stage.level, job.backbone.channels[stage.last_block - 1])
     if options.sync_batchnorm:
         head = nn.SyncBatchNorm.convert_sync_batchnorm(head)
-    trunk = Trunk(job.backbone, stage, job.frozen_batchnorm)
+    trunk = Trunk(job.backbone, stage, job.frozen_batchnorm, job.batchnorm)
     module = StageModule(trunk, head.to(world.device), task)
     call_if_there(task, "start_stage", stage, trunk, head)
     optimiser = job.optimiser(module.learning_parameters())
@@ -56,7 +56,9 @@ def make_learner(job: Job, number: int, options: RunOptions, world: World) -> Le
     augment = choose_augment(options.augment, (*views, *held_out_views(task, stage.level)), world.device)
     precision = options.resolved_precision(world.device)
     step = job.choose_step(stage, options, world)
-    return Learner(module, optimiser, views, precision, world, augment, step, options.fold_frozen)
+    return Learner(
+        module, optimiser, views, precision, world, augment, step, options.fold_frozen, job.clip_norm
+    )
 
 
 def pretrain(job: Job, run: Run) -> bool:
@@ -68,7 +70,7 @@ def pretrain(job: Job, run: Run) -> bool:
         job.backbone.load_state_dict(state["backbone"])
     while len(position.summaries) < len(job.stages):
         if len(position.summaries) > position.stage:
-            position.next_stage(job.stages[position.stage].epochs)
+            position.next_stage(job.stages[position.stage].max_epochs)
             state = None
         if not StageRun(job, run, state).to_its_end():
             return False
@@ -95,7 +97,8 @@ class StageRun:
         self.epochs = Epochs(
             run, job.task, stage, self.learner, self._first_unused_epoch + MAX_WARM_UP_EPOCHS // 2
         )
-        self.monitor = Monitor(run, trunk, stage, self.views[0], getattr(run.options, "probe_every", 0))
+        every = getattr(run.options, "probe_every", 0)
+        self.monitor = Monitor(run, trunk, stage, self.views[0] if every else None, every)
         if state:
             self.learner.load_state_dict(state["learner"])
             call_if_there(job.task, "load_state_dict", state["task"])
@@ -103,10 +106,8 @@ class StageRun:
     def _say_choices(self) -> None:
         """How this stage is computed, and why so."""
         augment, step, frozen = self.learner.augment, self.learner.step_choice, self.stage.first_learning - 1
-        for name, way, reason in (
-            ("augment", augment.path, augment.reason),
-            ("step", step.mode, step.reason),
-        ):
+        ways = [("augment", augment.path, augment.reason), ("step", step.mode, step.reason)]
+        for name, way, reason in ways[not self.views :]:
             self.run.reporter.say(f"{name} {way}: {'as the stage began' if name in self.kept else reason}")
         if self.learner.fold_frozen:
             self.run.reporter.say(
@@ -124,16 +125,19 @@ class StageRun:
         run, position = self.run, self.position
         with contextlib.ExitStack() as stack:
             each = self.images_per_sample
+            own = call_if_there(self.job.task, "train_loader", run)
             loader = stack.enter_context(
-                run.loader(run.train_data, self.views, train=True, images_per_sample=each)
+                own or run.loader(run.train_data, self.views, train=True, images_per_sample=each)
             )
             val_loader = None
-            if run.val_data is not None:  # opened now: what cannot be evaluated is refused before the epochs
+            if (
+                run.val_data is not None and self.held_out_views
+            ):  # opened now: what cannot be evaluated is refused before the epochs
                 val_loader = stack.enter_context(
                     run.loader(run.val_data, self.held_out_views, train=False, images_per_sample=each)
                 )
             self.steps_per_epoch = loader.num_steps // run.options.accumulate
-            self.num_steps = self.stage.epochs * self.steps_per_epoch
+            self.num_steps = self.stage.num_steps or self.stage.epochs * self.steps_per_epoch
             self.last_step = min(self.num_steps, run.options.max_steps_per_stage or self.num_steps)
             run.reporter.stage_begins(self.stage, position.step, self.last_step, self.steps_per_epoch)
             self._say_choices()
@@ -225,17 +229,18 @@ class StageRun:
     @property
     def _first_unused_epoch(self) -> int:
         """Training never comes to epochs of this number and above: their orders and draws are nobody else's."""
-        return sum(stage.epochs for stage in self.job.stages) + self.position.stage * MAX_WARM_UP_EPOCHS
+        return sum(stage.max_epochs for stage in self.job.stages) + self.position.stage * MAX_WARM_UP_EPOCHS
 
     def _moment(self) -> Moment:
-        position, all_epochs = self.position, sum(stage.epochs for stage in self.job.stages)
-        return Moment(position.step, self.num_steps, position.first_epoch, self.stage.epochs, all_epochs)
+        position, all_epochs = self.position, sum(stage.max_epochs for stage in self.job.stages)
+        return Moment(position.step, self.num_steps, position.first_epoch, self.stage.max_epochs, all_epochs)
 
     def save(self) -> None:
         """Checkpoint on rank 0; called by every rank at the same step, as a task's state may have to be gathered."""
         # Metrics first: lines past a checkpoint are cut off on resume, but lines that are missing stay missing.
         self.run.reporter.flush(durably=True)
         task = dict(task_state(self.job.task))
+        seen = self.views[0].input_record() if self.views else call_if_there(self.job.task, "input_record")
         if self.run.world.rank == 0:
             self.run.save_checkpoint(
                 self.position.run_step,
@@ -246,7 +251,7 @@ class StageRun:
                     "learner": self.learner.state_dict(),
                     "choices": choices_of(self.learner),
                     "task": task,
-                    "input": self.views[0].input_record(),
+                    "input": seen,
                 },
             )
         self.run.agreement.checkpointed()

@@ -60,7 +60,7 @@ def choose_augment(name: AugmentName, views: Sequence[ViewSpec], device: torch.d
     """
     if name not in get_args(AugmentName):
         raise ValueError(f"augment {name!r}: there are {', '.join(get_args(AugmentName))}")
-    if name == "kornia":
+    if name == "kornia" or not views:
         return KORNIA
     modules, told = fused_modules(device)
     if not modules:

@@ -70,7 +70,7 @@ pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 inputs=$({ sed '/^\[tool\./,$d' pyproject.toml && cat setup.py constraints.txt && .venv/bin/python --version && echo "$root"; } | sha256sum)
 if ! is_done packages "$inputs"; then
     say "Python packages into .venv: about 7 GB, some minutes the first time"
-    pip install -q -c constraints.txt -e ".[dali-cu13,datasets,wandb,bench,dev]"
+    pip install -q -c constraints.txt -e ".[dali-cu13,datasets,wandb,bench,transfer,dev]"
     set_done packages "$inputs"
 fi
 

@@ -46,14 +46,15 @@ class Seen(NamedTuple):
 class Monitor:
     """The monitor of one stage; a line a look in probe.jsonl, kept in step with the checkpoints as metrics.jsonl is.
 
-    every: epochs, counted over all stages, from one look to the next (0: never); the end of each stage is looked at too.
+    view: what steps see; None without looks. every: epochs, counted over all stages, from one look to the next (0: never); the end of each stage is looked at too.
     ValueError, before anything is trained, where the held-out data has other classes or cannot be cropped so.
     """
 
-    def __init__(self, run: Run, trunk: Trunk, stage: Stage, view: ViewSpec, every: int):
+    def __init__(self, run: Run, trunk: Trunk, stage: Stage, view: ViewSpec | None, every: int):
         self.run, self.trunk, self.stage, self.every = run, trunk, stage, every
         if not every:
             return
+        assert view is not None
         seen = view.input()
         self.view = center_view(seen, seen.size_px)
         self.train = _some(run.train_data, MAX_TRAIN, (run.options.seed, _TRAIN))
