@@ -6,12 +6,17 @@ Paper, CIFAR-10, NIN-block classifiers on B2 / B3 / B4 of a NIN that sees lightn
     torchrun recipes/sslpp_colorization.py --data cifar-train.beton --val cifar-test.beton --pseudo-labels runs/iic/labels.npz
     torchrun recipes/sslpp_colorization.py         # the embedded sample, small values, no pseudo-labels, a minute on two cores
 
-runs/iic is a run of sslpp_iic. Table II: Adam with a rate of 0.01.
+runs/iic is a run of sslpp_iic. Table II: Adam with a rate of 0.01. An AlexNet on Tiny-YFCC100M (Table VII), likewise for the other three tasks
+and, but for epochs and rate, for sslpp_iic (docs/sslpp.md):
+
+    torchrun recipes/sslpp_colorization.py --backbone alexnet_rotnet --size-px 224 --crop random_resized --stage-epochs 120 \
+        --intervals 120 --data yfcc.beton --pseudo-labels runs/iic-yfcc/labels.npz
 """
 
 from functools import partial
 
 from fastpsl import sslpp_job
+from fastpsl.backbones.choose import OF_VECTORS
 from fastpsl.job import Job
 from fastpsl.launch import launch
 from fastpsl.optimisers import adam
@@ -35,9 +40,8 @@ SAMPLE = {"stage_epochs": (4,), "batch_size": 32, "lr": 0.001}
 
 def build(options: Options) -> Job:
     options.refuse_apex("Colorization", "Adam")
-    return sslpp_job.build(
-        options, Colorization(options.size_px, options.crop), partial(adam, weight_decay=options.weight_decay)
-    )
+    proxy = Colorization(options.size_px, options.crop, options.backbone in OF_VECTORS)
+    return sslpp_job.build(options, proxy, partial(adam, weight_decay=options.weight_decay))
 
 
 def parse() -> Options:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from fastpsl import sslpp_job
+from fastpsl.backbones.choose import OF_VECTORS
 from fastpsl.job import Job
 from fastpsl.launch import launch
 from fastpsl.options import parse_options
@@ -41,7 +42,9 @@ class Options(sslpp_job.Options):
 
 def build(options: Options) -> Job:
     optimiser = partial(options.sgd(), weight_decay=options.weight_decay, decay_biases=True)
-    return sslpp_job.build(options, Context(options.hole_share, options.size_px, options.crop), optimiser)
+    of_vectors = options.backbone in OF_VECTORS
+    proxy = Context(options.hole_share, options.size_px, options.crop, of_vectors)
+    return sslpp_job.build(options, proxy, optimiser)
 
 
 def parse() -> Options:

@@ -21,6 +21,8 @@ BACKBONES = (
     "vgg16",
 )
 WITH_DROPOUT = ("alexnet", "vgg16")
+# Their last blocks are fully-connected: vectors come out, no maps.
+OF_VECTORS = ("alexnet", "alexnet_rotnet", "resnet50_mlp", "vgg16")
 
 
 def make_backbone(name: str, *, num_channels: int = 3, dropout: float | None = None) -> Backbone:

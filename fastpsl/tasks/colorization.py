@@ -20,6 +20,7 @@ from fastpsl.pipelines.rows import Data
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plan import Stage
 from fastpsl.stage import Metrics, Trunk
+from fastpsl.tasks.from_vectors import FromVectors
 
 NUM_LOOKED_AT = 50_000
 REBALANCING = 0.5
@@ -37,13 +38,14 @@ class Colorization:
     p comes from the training data as they are shown, about 50,000 of them, before the first step.
 
     SSL++ gives no decoder, nor the target's resolution. Here: one 1x1 convolution, and the colours' mean over what is one position of the feature
-    map: over 4 x 4 px with NIN at 32 px, where Zhang et al. take every fourth pixel.
+    map: over 4 x 4 px with NIN at 32 px, where Zhang et al. take every fourth pixel. Of a backbone that ends in fully-connected layers
+    (of_vectors): `FromVectors`, to a quarter of the picture's side.
     """
 
     images_per_sample = 1
 
-    def __init__(self, size_px: int = 32, crop: TrainCrop = "padded"):
-        self._view = train_view(Input.usual("L", size_px), size_px, crop)
+    def __init__(self, size_px: int = 32, crop: TrainCrop = "padded", of_vectors: bool = False):
+        self._view, self.of_vectors = train_view(Input.usual("L", size_px), size_px, crop), of_vectors
 
     def view(self) -> ViewSpec:
         """Crop and flip, then the lightness alone."""
@@ -51,6 +53,8 @@ class Colorization:
 
     def head(self, channels: int) -> nn.Module:
         """[B, channels, h, w] → logits [B, 313, h, w]."""
+        if self.of_vectors:
+            return FromVectors(channels, NUM_BINS, self._view.crop.size_px // 4)
         return nn.Conv2d(channels, NUM_BINS, 1)
 
     def check_data(self, data: Data, batch_size: int) -> None:
@@ -67,6 +71,8 @@ class Colorization:
         with torch.no_grad():
             self.map_size = trunk.eval()(torch.zeros(1, 1, size, size, device=device)).shape[-2:]
         trunk.train()
+        if self.of_vectors:
+            self.map_size = torch.Size((size // 4, size // 4))
 
     def warm_up_batches(self, stage: Stage) -> int:
         """Batches in which colours are counted."""

@@ -14,6 +14,7 @@ from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.stage import Metrics
+from fastpsl.tasks.from_vectors import FromVectors
 
 _WIDTH = 64
 
@@ -27,10 +28,17 @@ class Context:
 
     images_per_sample = 1
 
-    def __init__(self, hole_share: float = 0.5, size_px: int = 32, crop: TrainCrop = "padded"):
+    def __init__(
+        self,
+        hole_share: float = 0.5,
+        size_px: int = 32,
+        crop: TrainCrop = "padded",
+        of_vectors: bool = False,
+    ):
+        """of_vectors: the backbone ends in fully-connected layers."""
         input = Input.usual("RGB", size_px)
         hole, self.size_px = Hole(hole_share, input.mean), size_px
-        self.hidden = hole.hidden(size_px)
+        self.hidden, self.of_vectors = hole.hidden(size_px), of_vectors
         plain = train_view(input, size_px, crop)
         self._view = replace(plain, ops=(*plain.ops, hole))
 
@@ -38,6 +46,8 @@ class Context:
         return self._view
 
     def head(self, channels: int) -> nn.Module:
+        if self.of_vectors:
+            return nn.Sequential(FromVectors(channels, 3, self.size_px), nn.Tanh())
         return ContextHead(channels, self.size_px)
 
     def loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -55,7 +65,7 @@ class Context:
             errors = (answers - targets).square().mean((1, 2, 3))
             return torch.where(valid, errors, 0.0).sum()
 
-        loss = total(head(features)[hidden])
+        loss = total(head(features).float()[hidden])
         metrics = {"loss": (loss.detach(), num)}
         if not head.training:
             colours = torch.where(valid[:, None], targets.mean((2, 3)), 0.0)
