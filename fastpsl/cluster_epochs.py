@@ -1,6 +1,5 @@
 """What heads of clusters were like over an epoch of steps: which sub-head is best, and whether its clusters collapse."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastpsl.distributed import place_among_ranks
-from fastpsl.label_monitor import collapse_warning, label_figures
+from fastpsl.label_monitor import watched_figures
 
 _NONE = -1
 
@@ -69,15 +68,13 @@ class ClusterEpochs:
         if place_among_ranks()[0] != 0 or not drawn.any():
             return {}
         before = previous.numpy()[drawn]
-        figures = label_figures(
+        figures = watched_figures(
             made[drawn],
             before if (before >= 0).any() else None,
             None if true is None else true[drawn],
             num_clusters,
             seed,
         )
-        if (warning := collapse_warning(figures, num_clusters)) is not None:
-            warnings.warn(warning, stacklevel=2)
         return {"mutual_information": -float(losses[best]), "best_sub_head": float(best), **figures}
 
     def _gathered(self) -> Tensor:

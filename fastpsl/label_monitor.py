@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,16 @@ def label_figures(
         "nmi_true": nmi(labels, true) if has_true else None,
         "nmi_true_shuffled": None if shuffled is None else nmi(shuffled, true),
     }
+
+
+def watched_figures(
+    labels: np.ndarray, previous: np.ndarray | None, true: np.ndarray | None, num_classes: int, seed: int
+) -> dict[str, float | None]:
+    """`label_figures` of labels that are made in training, with a warning where they collapse."""
+    figures = label_figures(labels, previous, true, num_classes, seed)
+    if (warning := collapse_warning(figures, num_classes)) is not None:
+        warnings.warn(warning, stacklevel=2)
+    return figures
 
 
 def collapse_warning(figures: Mapping[str, float | None], num_classes: int) -> str | None:

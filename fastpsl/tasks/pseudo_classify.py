@@ -1,6 +1,5 @@
 """Classes by pseudo-labels: what UIC (uic.txt, sections 3.2 and 4.2) and DeepCluster share."""
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from fastpsl.distributed import place_among_ranks
 from fastpsl.epochs import Figures
-from fastpsl.label_monitor import collapse_warning, label_figures
+from fastpsl.label_monitor import watched_figures
 from fastpsl.label_store import LabelStore
 from fastpsl.passes import Passes
 from fastpsl.pipelines.batch import Batch
@@ -111,10 +110,7 @@ class PseudoClassify:
         """Of labels int [N] as they were made, before empty classes are split; on rank 0, which alone says them."""
         if place_among_ranks()[0] != 0:
             return {}
-        found = label_figures(made, previous, self.true_labels, self.num_classes, self.seed)
-        if (warning := collapse_warning(found, self.num_classes)) is not None:
-            warnings.warn(warning, stacklevel=2)
-        return found
+        return watched_figures(made, previous, self.true_labels, self.num_classes, self.seed)
 
     def state_dict(self) -> dict[str, Any]:
         return {"store": self.store.state_dict()}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastpsl.distributed import place_among_ranks
 from fastpsl.epochs import Figures
-from fastpsl.label_monitor import label_figures
+from fastpsl.label_monitor import watched_figures
 from fastpsl.passes import Passes
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.rows import Data
@@ -145,7 +145,7 @@ class SSLPlusPlus:
             return {}
         made = labels.cpu().numpy()
         before = None if previous[0] == _NONE_YET else previous
-        figures = label_figures(made, before, self.true_labels, self.num_classes, self.seed)
+        figures = watched_figures(made, before, self.true_labels, self.num_classes, self.seed)
         return {**figures, "distance": distance}
 
     def loss(

@@ -235,6 +235,19 @@ def test_coupled_labels_are_clusters_of_the_features(tmp_path: Path) -> None:
     run.close()
 
 
+def test_coupled_labels_that_collapse_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, run = coupled(), tiny_run(tmp_path, batch_size=128)
+    job = job_of(task, adam)
+    job.check(run)
+    place_backbone(job, run.options, run.world)
+    passes = Passes(run, make_learner(job, 0, run.options, run.world), 0, True, 1000)
+    one_class = torch.zeros(NUM, dtype=torch.int32), 0.5
+    monkeypatch.setattr("fastpsl.tasks.sslpp.clustered_features", lambda *_: one_class)
+    with pytest.warns(UserWarning, match="collapse: the biggest"):
+        task.start_epoch(passes)
+    run.close()
+
+
 def test_a_step_can_be_timed_before_labels_are_made() -> None:
     """As `fastpsl doctor` and the benches do it, without epochs."""
     task = coupled()
