@@ -64,6 +64,10 @@ def record_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+def labels_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-labels.npy")
+
+
 class PartialFeatures:
     """The .npy file under its partial name, shared by all ranks, and how far it is whole (under the name of `progress`).
 
@@ -136,9 +140,17 @@ class PartialFeatures:
             with output_errors(self.path):
                 write_atomically(self.progress, json.dumps(told).encode())
 
-    def publish(self) -> None:
+    def publish(self, record: dict[str, Any], labels: np.ndarray | None) -> None:
+        """The file whole under its name, and beside it what it is, and its labels (int [N]); by rank 0."""
+        # Never a record beside features that are not its own: without one, what is there counts as unknown.
+        record_path(self.path).unlink(missing_ok=True)
+        if labels is not None:
+            data = io.BytesIO()
+            np.save(data, labels.astype(np.int32))
+            write_atomically(labels_path(self.path), data.getbuffer())
         os.replace(self.partial, self.path)
         self.progress.unlink(missing_ok=True)
+        write_atomically(record_path(self.path), (json.dumps(record, indent=1) + "\n").encode())
 
     def close(self) -> None:
         if self.fd >= 0:

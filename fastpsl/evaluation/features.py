@@ -1,26 +1,34 @@
-"""Features of a frozen backbone: average-pooled outputs of a block, of every sample of a data set, in one .npy file; blocks share a pass."""
+"""Features of a frozen backbone: pooled outputs of a block, of every sample of a data set, in one .npy file; blocks share a pass."""
 
 import contextlib
+import functools
 import hashlib
-import io
 import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fastpsl.checkpoint import write_atomically
 from fastpsl.distributed import World, sum_over_ranks, wait_for_all
-from fastpsl.evaluation.feature_file import FORMAT, FeatureFile, PartialFeatures, read_features, record_path
+from fastpsl.evaluation.blocks import block_number, block_shapes
+from fastpsl.evaluation.feature_file import (
+    FORMAT,
+    FeatureFile,
+    PartialFeatures,
+    labels_path,
+    read_features,
+    record_path,
+)
 from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.evaluation.protocols import Pool, pooled, pooled_width
 from fastpsl.evaluation.views import center_view
 from fastpsl.evaluation.weights import Pretrained
 from fastpsl.learner import DTYPES
@@ -34,25 +42,14 @@ STORED = ("float16", "float32")
 SAVE_EVERY_S = 5.0
 
 
-def block_number(text: str, num_blocks: int, names: Sequence[str] = ()) -> int:
-    """ "final", "B1" … or one of `names`, such as fc7, as a number from 1. ValueError for what the backbone has not."""
-    if text == "final":
-        return num_blocks
-    if text in names:
-        return names.index(text) + 1
-    number = text[1:]
-    if text[:1] not in ("B", "b") or not number.isdecimal() or not 1 <= int(number) <= num_blocks:
-        called = f", which are {', '.join(names)}" if names else ""
-        raise ValueError(f"--block {text}: this backbone has B1 to B{num_blocks}{called}; final is the last")
-    return int(number)
-
-
 @dataclass(frozen=True)
 class Extraction:
     """What is to be extracted, and how a rank goes about it.
 
     block: from 1. batch_size: samples of one rank's pass. precision: fp32, bf16 or fp16; dtype: of the file, float16 or
     float32. whole: of the view, `views.center_view`. loader: further options of `pipelines.loader.Loader`, such as decoder and num_threads.
+    pool: what makes a block's map [C, h, w] smaller (`protocols.pooled`) before it is flattened, channel by channel, rows and columns
+    within; None: its average over all positions.
     """
 
     pretrained: Pretrained
@@ -64,6 +61,7 @@ class Extraction:
     dtype: str = "float16"
     whole: bool = False
     loader: dict[str, Any] = field(default_factory=dict)
+    pool: Pool | None = None
 
     @classmethod
     def of(
@@ -74,6 +72,7 @@ class Extraction:
         block: str,
         world: World,
         dtype: str,
+        pool: Pool | None = None,
     ) -> "Extraction":
         """As an evaluation's options have it; block: as `block_number` has it. ValueError for a block, or a size, that is none."""
         backbone = pretrained.backbone
@@ -86,7 +85,7 @@ class Extraction:
         return cls(
             pretrained, data, number, options.size_px, options.rank_batch(world.size),
             options.resolved_precision(world.device), dtype, options.whole,
-            {name: getattr(options, name) for name in names},
+            {name: getattr(options, name) for name in names}, pool,
         )  # fmt: skip
 
     @classmethod
@@ -98,18 +97,34 @@ class Extraction:
         blocks: Sequence[str],
         world: World,
         dtype: str,
+        pools: Sequence[Pool | None] = (),
     ) -> "list[Extraction]":
-        """`of` for each of `blocks`; ValueError where one is there twice, or none."""
-        works = [cls.of(options, pretrained, data, block, world, dtype) for block in blocks]
-        if not works or len({work.block for work in works}) < len(works):
+        """`of` for each of `blocks`, and its pool where there are `pools`; ValueError where one is there twice, or none."""
+        pairs = zip(blocks, pools or (None,) * len(blocks), strict=True)
+        works = [cls.of(options, pretrained, data, block, world, dtype, pool) for block, pool in pairs]
+        if not works or len({(work.block, work.pool) for work in works}) < len(works):
             raise ValueError(f"--block {' '.join(blocks)}: give one block or several, each once")
         return works
+
+    @functools.cached_property
+    def width(self) -> int:
+        """The number of features of a sample."""
+        backbone = self.pretrained.backbone
+        if self.pool is None:
+            return backbone.channels[self.block - 1]
+        view = center_view(self.pretrained.input, self.size_px, self.whole)
+        return pooled_width(block_shapes(backbone, view, self.block)[-1], self.pool)
+
+    def of_maps(self, maps: Tensor) -> Tensor:
+        """The block's maps [B, C, h, w] as features, float32 [B, width]."""
+        maps = maps.float()
+        return maps.mean((2, 3)) if self.pool is None else pooled(maps, self.pool).flatten(1)
 
     def wanted(self) -> dict[str, Any]:
         """What the file's values depend on. Decoders differ by less than a grey value, and count as the machine's."""
         return {
             "format": FORMAT,
-            "shape": [self.data.num_samples, self.pretrained.backbone.channels[self.block - 1]],
+            "shape": [self.data.num_samples, self.width],
             "dtype": self.dtype,
             "block": f"B{self.block}",
             "size_px": self.size_px,
@@ -118,7 +133,10 @@ class Extraction:
             "backbone": self.pretrained.record["backbone"],
             "weights": self.pretrained.record["sha256"],
             "data": self.data.digest(),
-        } | ({"whole": True} if self.whole else {})
+            # Only where it differs from what was there before it: files keep their digests.
+            **({"whole": True} if self.whole else {}),
+            **({"pool": asdict(self.pool)} if self.pool else {}),
+        }
 
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(self.wanted(), sort_keys=True).encode()).hexdigest()
@@ -131,14 +149,13 @@ class Extraction:
 
     def publish(self, file: PartialFeatures, seconds: float) -> None:
         """The file whole under its name, and beside it what it is; by rank 0."""
-        out, labels = file.path, self.data.labels()
+        labels = self.data.labels()
         has_labels = bool((labels >= 0).any())
-        labels_path = out.with_name(f"{out.stem}-labels.npy")
         record = self.wanted() | {
             "digest": file.digest,
             "rows": "samples of the data, in its order",
-            "pooling": "average over all positions",
-            "labels": labels_path.name if has_labels else None,
+            "pooling": "average over all positions" if self.pool is None else "by pool, then flattened",
+            "labels": labels_path(file.path).name if has_labels else None,
             "class_names": self.data.class_names,
             "bad": sorted(file.bad),
             "checkpoint": self.pretrained.record,
@@ -146,14 +163,7 @@ class Extraction:
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "seconds": round(seconds, 1),
         }
-        # Never a record beside features that are not its own: without one, what is there counts as unknown.
-        record_path(out).unlink(missing_ok=True)
-        if has_labels:
-            data = io.BytesIO()
-            np.save(data, labels.astype(np.int32))
-            write_atomically(labels_path, data.getbuffer())
-        file.publish()
-        write_atomically(record_path(out), (json.dumps(record, indent=1) + "\n").encode())
+        file.publish(record, labels if has_labels else None)
 
 
 @torch.no_grad()
@@ -167,11 +177,13 @@ def extract(
 ) -> list[FeatureFile]:
     """Write each extraction's features to its file, every rank its share, and return them; at once those that are there already.
 
-    The extractions may differ in their block: the pictures are decoded and go through the backbone once for all of them.
+    The extractions may differ in block and pool: the pictures are decoded and go through the backbone once for all of them.
     What an interrupted extraction of the same features left beside a file is gone on with: every `save_every_s` the rows that
     all ranks have written are noted. ValueError where a file holds something else and `overwrite` is not given.
     """
-    assert all(replace(work, block=works[0].block) == works[0] and work.dtype in STORED for work in works)
+    first = works[0]
+    assert all(replace(work, block=first.block, pool=first.pool) == first for work in works)
+    assert first.dtype in STORED
     missing: dict[Path, Extraction] = {}
     for work, out in zip(works, outs, strict=True):
         found = read_features(out)
@@ -243,28 +255,30 @@ def _fill(
 def _features(
     works: Sequence[Extraction], loader: Loader, first_step: int, device: torch.device
 ) -> Iterator[tuple[list[np.ndarray], list[int]]]:
-    """Of each batch the pooled features [B, C] of each block, of the file's dtype, and the indices of samples that were bad."""
-    first, numbers = works[0], [work.block for work in works]
-    blocks = first.pretrained.backbone.blocks()[: max(numbers)]
+    """Of each batch the features [B, width] of each work, of the file's dtype, and the indices of samples that were bad."""
+    first = works[0]
+    blocks = first.pretrained.backbone.blocks()[: max(work.block for work in works)]
     trunk = nn.Sequential(*blocks).to(device).to(memory_format=torch.channels_last).eval()
     dtype = DTYPES[first.precision]
     for batch in loader.epoch(0, first_step):
         (maps,) = batch.inputs(loader.views, dtype)
-        pooled = {}
+        found: dict[int, Tensor] = {}
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             for number, block in enumerate(trunk, start=1):
                 maps = block(maps)
-                if number in numbers:  # before the next block, whose first operation may be in place
-                    pooled[number] = maps.float().mean((2, 3))
+                for place, work in enumerate(works):
+                    if work.block == number:
+                        # Before the next block, whose first operation may be in place; so it must be no view of the maps either.
+                        found[place] = work.of_maps(maps).clone()
         for sample in batch.bad:
             print(f"skipped {sample}", file=sys.stderr, flush=True)
         skipped = batch.indices.cpu().numpy() < 0  # padding too, which is cut off in writing
-        stored = [_stored(pooled[work.block].cpu().numpy(), work, skipped) for work in works]
+        stored = [_stored(found[place].cpu().numpy(), work, skipped) for place, work in enumerate(works)]
         yield stored, [sample.index for sample in batch.bad]
 
 
 def _stored(features: np.ndarray, work: Extraction, skipped: np.ndarray) -> np.ndarray:
-    """Float32 [B, C] as the file's dtype, NaN where `skipped` (bool [B]). ValueError for what it cannot hold."""
+    """Float32 [B, width] as the file's dtype, NaN where `skipped` (bool [B]). ValueError for what it cannot hold."""
     with np.errstate(over="ignore"):
         values = features.astype(work.dtype)
     if not np.isfinite(values).all():

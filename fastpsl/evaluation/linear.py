@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastpsl.evaluation.probes import Probes
-from fastpsl.evaluation.protocols import PROTOCOLS, WHOLE, Pool, pooled
+from fastpsl.evaluation.protocols import PROTOCOLS, WHOLE, Pool, pooled, pooled_width
 from fastpsl.optimisers import sgd
 from fastpsl.tasks.classify import linear
 
@@ -57,11 +57,11 @@ class ProbeHead(nn.Module):
         self.pools = {name: pool for name, _, pool in parts}
         self.widths: dict[str, int] = {}
         self.classifiers = nn.ModuleDict()
-        for name, (channels, *size), pool in parts:
-            self.widths[name] = pooled(torch.zeros(1, channels, *size), pool).numel()
+        for name, shape, pool in parts:
+            self.widths[name] = pooled_width(shape, pool)
             layers: dict[str, nn.Module] = {}
             if batchnorm is not None:
-                layers["norm"] = nn.BatchNorm2d(channels, affine=batchnorm == "affine")
+                layers["norm"] = nn.BatchNorm2d(shape[0], affine=batchnorm == "affine")
             layers |= {"flatten": nn.Flatten(), "linear": linear(self.widths[name], num_classes, std)}
             self.classifiers[name] = nn.Sequential(OrderedDict(layers))
 

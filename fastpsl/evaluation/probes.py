@@ -4,15 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastpsl.backbones.backbone import Backbone
-from fastpsl.kernels.draws import Keys
+from fastpsl.evaluation.blocks import block_shapes
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.plan import Stage
 from fastpsl.stage import Metrics, Trunk
 from fastpsl.tasks.classify import Classify, masked_cross_entropy, top_right
 
@@ -32,23 +30,9 @@ class Probes(Classify):
     def held_out_views(self, level: int) -> tuple[ViewSpec, ...]:
         return (self.held_out_view, *self.more_crops)
 
-    @torch.no_grad()
     def block_shapes(self) -> list[tuple[int, ...]]:
-        """(channels, height, width) of every block, tried on one black picture, with running statistics that stay as they are."""
-        view, device = self.held_out_view, next(self.backbone.parameters()).device
-        side, last = view.crop.size_px, self.backbone.num_blocks
-        draws = view.draw(Keys(0, 0, np.zeros(1, np.int64)))
-        on_device = [
-            {name: torch.from_numpy(value).to(device) for name, value in draw.items()} for draw in draws
-        ]
-        picture = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device)
-        picture = picture.contiguous(memory_format=torch.channels_last)
-        modes = [(module, module.training) for module in self.backbone.modules()]
-        trunk = Trunk(self.backbone, Stage("sizes", 1, last + 1, last, 1)).eval()
-        outputs = trunk.features(view.apply(picture, on_device, torch.float32))
-        for module, training in modes:
-            module.training = training
-        return [tuple(features.shape[1:]) for features in outputs]
+        """(channels, height, width) of every block, in held-out pictures."""
+        return block_shapes(self.backbone, self.held_out_view)
 
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch

@@ -1,8 +1,10 @@
 """Protocols of linear probes: each with the pools, views and schedule that were published, as data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,11 +13,15 @@ from fastpsl.schedules import Schedule, inverse_root, step_drops
 
 @dataclass(frozen=True)
 class Pool:
-    """Makes a map grid x grid. window: the published pool (side, kernel, stride, padding), for maps of that side alone."""
+    """Makes a map grid x grid; a grid of None leaves it as it is.
 
-    grid: int
+    window: the published pool (side, kernel, stride, padding), for maps of that side alone; a side of None: for every map that the
+    kernel fits into.
+    """
+
+    grid: int | None
     kind: Literal["average", "max"] = "average"
-    window: tuple[int, int, int, int] | None = None
+    window: tuple[int | None, int, int, int] | None = None
 
 
 # Of the average over a whole map, and of blocks that a protocol has no pool for: fully-connected ones.
@@ -28,11 +34,21 @@ def pooled(features: Tensor, pool: Pool) -> Tensor:
     By the pool's window where the map is as large as that asks, which it is in pictures of 224 px. In other sizes, which the protocols
     do not have, adaptively to the same grid, and left as they are where the map is smaller than that.
     """
-    if pool.window is not None and features.shape[-2:] == (pool.window[0], pool.window[0]):
-        return F.avg_pool2d(features, *pool.window[1:])
+    if pool.window is not None:
+        side, kernel, stride, padding = pool.window
+        if features.shape[-2:] == (side, side) or (side is None and kernel <= min(features.shape[-2:])):
+            by_windows = F.max_pool2d if pool.kind == "max" else F.avg_pool2d
+            return by_windows(features, kernel, stride, padding)
+    if pool.grid is None:
+        return features
     adaptive = F.adaptive_max_pool2d if pool.kind == "max" else F.adaptive_avg_pool2d
     made: Tensor = adaptive(features, min(pool.grid, *features.shape[-2:]))
     return made
+
+
+def pooled_width(shape: Sequence[int], pool: Pool) -> int:
+    """The number of values that `pooled` makes of a map (channels, height, width)."""
+    return pooled(torch.zeros(1, *shape), pool).numel()
 
 
 @dataclass(frozen=True, kw_only=True)

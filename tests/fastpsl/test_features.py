@@ -18,8 +18,9 @@ from torch import nn
 from fastpsl.backbones.choose import make_backbone
 from fastpsl.cli import main
 from fastpsl.evaluation import feature_file
+from fastpsl.evaluation.blocks import block_number
 from fastpsl.evaluation.feature_file import read_features
-from fastpsl.evaluation.features import Extraction, block_number, extract
+from fastpsl.evaluation.features import Extraction, extract
 from fastpsl.evaluation.views import center_view
 from fastpsl.evaluation.weights import Pretrained
 from fastpsl.pipelines.beton import Beton

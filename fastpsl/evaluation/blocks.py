@@ -1,0 +1,45 @@
+"""Blocks of a backbone: which one is meant, and how large the maps of each are, found by trying."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from fastpsl.backbones.backbone import Backbone, check_size
+from fastpsl.kernels.draws import Keys
+from fastpsl.pipelines.views import ViewSpec
+
+
+def block_number(text: str, num_blocks: int, names: Sequence[str] = ()) -> int:
+    """ "final", "B1" … or one of `names`, such as fc7, as a number from 1. ValueError for what the backbone has not."""
+    if text == "final":
+        return num_blocks
+    if text in names:
+        return names.index(text) + 1
+    number = text[1:]
+    if text[:1] not in ("B", "b") or not number.isdecimal() or not 1 <= int(number) <= num_blocks:
+        called = f", which are {', '.join(names)}" if names else ""
+        raise ValueError(f"--block {text}: this backbone has B1 to B{num_blocks}{called}; final is the last")
+    return int(number)
+
+
+@torch.no_grad()
+def block_shapes(backbone: Backbone, view: ViewSpec, num_blocks: int | None = None) -> list[tuple[int, ...]]:
+    """(channels, height, width) of the first `num_blocks` blocks, by default of all, tried on one black picture.
+
+    Modes and running statistics stay as they are. ValueError for pictures that are too small.
+    """
+    device, side = next(backbone.parameters()).device, view.crop.size_px
+    check_size(side, backbone.min_px)
+    draws = view.draw(Keys(0, 0, np.zeros(1, np.int64)))
+    on_device = [{name: torch.from_numpy(value).to(device) for name, value in draw.items()} for draw in draws]
+    picture = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device)
+    maps = view.apply(picture.contiguous(memory_format=torch.channels_last), on_device, torch.float32)
+    modes = [(module, module.training) for module in backbone.modules()]
+    shapes = []
+    for block in backbone.eval().blocks()[:num_blocks]:
+        maps = block(maps)
+        shapes.append(tuple(maps.shape[1:]))
+    for module, training in modes:
+        module.training = training
+    return shapes
