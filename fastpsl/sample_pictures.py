@@ -23,7 +23,7 @@ _PALETTES = [
 _WATER = ((120, 165, 190), (35, 85, 120))
 
 
-def _noise(random: Random, height: int, width: int, rows: int, columns: int) -> np.ndarray:
+def noise(random: Random, height: int, width: int, rows: int, columns: int) -> np.ndarray:
     """Smooth noise in [0, 1], float32 [height, width], of rows x columns bumps."""
     grid = Image.fromarray((random.random((rows + 1, columns + 1)) * 255).astype(np.uint8))
     return np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC), np.float32) / 255
@@ -33,7 +33,7 @@ def _blend(top: np.ndarray, bottom: np.ndarray, weight: np.ndarray) -> np.ndarra
     return top * (1 - weight[..., None]) + bottom * weight[..., None]
 
 
-def _landscape(
+def landscape(
     random: Random, height: int, width: int, horizon: int, on_water: bool, light: float
 ) -> np.ndarray:
     """Sky, clouds and ground; float32 [height, width, 3]. `light` is where the sun stands, 0 = left edge to 1
@@ -48,20 +48,20 @@ def _landscape(
     sky = _blend(palette[0], palette[1], np.clip(rows / horizon, 0, 1) ** 1.4)
     sun = np.hypot(columns - light * width, rows - horizon * random.uniform(0.1, 0.6)) / width
     sky += np.exp(-((sun / 0.22) ** 2))[..., None] * np.array([70, 55, 25], np.float32)
-    clouds = 0.6 * _noise(random, height, width, 7, 3) + 0.4 * _noise(random, height, width, 16, 9)
+    clouds = 0.6 * noise(random, height, width, 7, 3) + 0.4 * noise(random, height, width, 16, 9)
     cover = np.clip((clouds - random.uniform(0.45, 0.7)) * 4, 0, 0.85) * np.clip(1.2 - rows / horizon, 0, 1)
     sky = _blend(sky, np.array([250, 250, 252], np.float32), cover)
 
     depth = np.clip((rows - horizon) / (height - horizon), 0, 1)  # 0 at the horizon, 1 at the viewer's feet
     ground = _blend(palette[2], palette[3], depth)
-    fine = _noise(random, height, width, 70, 12 if on_water else 50)
-    coarse = _noise(random, height, width, 16 if on_water else 12, 4 if on_water else 16)
+    fine = noise(random, height, width, 70, 12 if on_water else 50)
+    coarse = noise(random, height, width, 16 if on_water else 12, 4 if on_water else 16)
     ground += ((1 - depth) * (fine - 0.5) * 22 + depth * (coarse - 0.5) * 60)[..., None]
     if on_water:  # the sky's glitter below the sun
         ground += (np.exp(-(((columns / width - light) / 0.08) ** 2)) * (fine > 0.55) * 50)[..., None]
     picture = np.where((rows < horizon)[..., None], sky, ground)
     if random.random() < 0.7:  # hills on the horizon
-        line = horizon - (_noise(random, 2, width, 1, 5)[0] * random.uniform(0.05, 0.2)) * height
+        line = horizon - (noise(random, 2, width, 1, 5)[0] * random.uniform(0.05, 0.2)) * height
         hills = (rows >= line) & (rows < horizon)
         picture = np.where(hills[..., None], 0.55 * palette[1] + 0.35 * palette[3], picture)
     return picture
@@ -78,7 +78,7 @@ def draw_picture(seed: int, index: int, height: int, width: int) -> np.ndarray:
     subject, heights, feet = SUBJECTS[name]
     horizon, light = int(height * random.uniform(0.45, 0.68)), random.uniform(0.1, 0.9)
     on_water = name == "boat" or (name in ("balloon", "lighthouse", "mountain") and random.random() < 0.3)
-    picture = _landscape(random, height, width, horizon, on_water, light)
+    picture = landscape(random, height, width, horizon, on_water, light)
 
     size = height * random.uniform(*heights)
     x = width * random.uniform(0.28, 0.72)
@@ -101,7 +101,7 @@ def draw_picture(seed: int, index: int, height: int, width: int) -> np.ndarray:
     pixels = np.asarray(layer, np.float32)
     across = (np.arange(width, dtype=np.float32) - x) / size  # the side to the sun is brighter
     lit = 1 - np.clip(across * np.sign(0.5 - light) * 0.45, -0.22, 0.3)
-    grain = 0.92 + 0.16 * _noise(random, height, width, 40, 40)
+    grain = 0.92 + 0.16 * noise(random, height, width, 40, 40)
     picture = _blend(picture, pixels[..., :3] * (lit[None, :, None] * grain[..., None]), pixels[..., 3] / 255)
 
     rows, columns = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)

@@ -1,0 +1,100 @@
+"""What PASCAL VOC's XML files say of a picture's objects: boxes, classes, and which ones are difficult."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+import numpy as np
+
+
+class Objects(NamedTuple):
+    """The objects of a picture, in the file's order.
+
+    boxes: float32 [n, 4], x1 y1 x2 y2 in px of the upright picture, continuous and from 0: VOC's pixels xmin to xmax, counted from 1
+    and both inside, are xmin - 1 to xmax. labels: int64 [n]. difficult: bool [n].
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    difficult: np.ndarray
+
+    @classmethod
+    def of(cls, boxes: list[list[float]], labels: list[int], difficult: list[bool]) -> "Objects":
+        return cls(
+            np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64), np.array(difficult, bool)
+        )
+
+
+def read_objects(path: Path, text: bytes, numbers: Mapping[str, int], size: tuple[int, int]) -> Objects:
+    """The objects of an annotation, one at least.
+
+    path: for messages. numbers: of the classes' names. size: (height, width) of the picture, px. Parts of objects (heads, hands) have
+    boxes too, and are none. ValueError where the XML is broken or says another size, an object's class is unknown, it has no box, or
+    its box is outside of the picture or of no area.
+    """
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{path}: broken XML ({error}); extract it again") from None
+    _check_size(path, root, size)
+    boxes, labels, difficult = [], [], []
+    for element in root.iterfind("object"):
+        name = (element.findtext("name") or "").strip()
+        if name not in numbers:
+            some = ", ".join(list(numbers)[:3]) + (", ..." if len(numbers) > 3 else "")
+            raise ValueError(
+                f"{path}: class {name!r} is none of the {len(numbers)} ({some}); name own classes in VOCdevkit/classes.txt, a line each"
+            )
+        boxes.append(_box(path, element, name, size))
+        labels.append(numbers[name])
+        difficult.append(_number(path, element, "difficult", 0.0) != 0)
+    if not boxes:
+        raise ValueError(
+            f"{path}: holds no object with a box, and pictures here need one; take {path.stem} out of the list, or annotate it"
+        )
+    return Objects.of(boxes, labels, difficult)
+
+
+def _check_size(path: Path, root: Element, size: tuple[int, int]) -> None:
+    element = root.find("size")
+    if element is None:
+        return
+    said = _number(path, element, "height"), _number(path, element, "width")
+    if said != size and said != (0, 0):  # some tools write 0 for what they do not know
+        raise ValueError(
+            f"{path}: says {said[1]:g} x {said[0]:g} px, and the picture has {size[1]} x {size[0]} (upright): "
+            "annotation and picture are not of one another; put the picture that was annotated there, or correct <size>"
+        )
+
+
+def _box(path: Path, element: Element, name: str, size: tuple[int, int]) -> list[float]:
+    found = element.find("bndbox")
+    if found is None:
+        raise ValueError(f"{path}: a {name} has no <bndbox>; give each object xmin, ymin, xmax and ymax")
+    xmin, ymin, xmax, ymax = (_number(path, found, side) for side in ("xmin", "ymin", "xmax", "ymax"))
+    said = f"the box {xmin:g} {ymin:g} {xmax:g} {ymax:g} (xmin ymin xmax ymax) of a {name}"
+    height, width = size
+    box = [xmin - 1, ymin - 1, xmax, ymax]
+    if box[2] <= box[0] or box[3] <= box[1]:
+        raise ValueError(f"{path}: {said} has no area; give xmin <= xmax and ymin <= ymax")
+    if box[0] < 0 or box[1] < 0 or box[2] > width or box[3] > height:
+        raise ValueError(
+            f"{path}: {said} is outside of the picture; its pixels are 1 to {width} and 1 to {height}, counted from 1"
+        )
+    return box
+
+
+def _number(path: Path, element: Element, name: str, default: float | None = None) -> float:
+    """Whole or not ("45.7"), as VOC2012 has both."""
+    text = element.findtext(name)
+    if text is None and default is not None:
+        return default
+    try:
+        number = float(text or "")
+    except ValueError:
+        number = float("nan")
+    if not np.isfinite(number):
+        raise ValueError(f"{path}: <{name}> of <{element.tag}> is {text!r}; give a number")
+    return number
