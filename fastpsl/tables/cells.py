@@ -2,9 +2,8 @@
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from fastpsl.tables.found import Result
 from fastpsl.tables.matching import Matches
 from fastpsl.tables.needs import Measure
 from fastpsl.tables.rows import Row, Table
@@ -21,9 +20,8 @@ class Measured:
 
     def __str__(self) -> str:
         """50.9, or 50.9 ± 0.3 (3): mean, standard deviation, seeds."""
-        return (
-            f"{self.mean:.1f}" if self.sd is None else f"{self.mean:.1f} ± {self.sd:.1f} ({len(self.seeds)})"
-        )
+        mean = f"{self.mean:.1f}".replace("-", "−")
+        return mean if self.sd is None else f"{mean} ± {self.sd:.1f} ({len(self.seeds)})"
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,16 @@ class Gain:
     ours: tuple[float | None, ...]
 
 
-def measured(measure: Measure, results: Mapping[int, Result]) -> Measured | None:
+def measured(measure: Measure, matches: Matches) -> Measured | None:
     """Over the seeds; of several numbers the one with the best mean, the same for all seeds, or the mean of each seed's. None without
-    results."""
+    results, those to be taken off included."""
+    results = matches.used.get((measure.weights, measure.evaluation), {})
+    if measure.minus is not None:
+        mine, other = (
+            measured(replace(measure, weights=w, minus=None), matches)
+            for w in (measure.weights, measure.minus)
+        )
+        return replace(mine, mean=mine.mean - other.mean) if mine and other else None
     if not results:
         return None
     seeds = tuple(sorted(results))
@@ -67,10 +72,7 @@ def measured(measure: Measure, results: Mapping[int, Result]) -> Measured | None
 
 def cells_of(row: Row, matches: Matches) -> tuple[Cell, ...]:
     """A cell for each column."""
-    ours = [
-        measured(measure, matches.used.get((measure.weights, measure.evaluation), {}))
-        for measure in row.measures
-    ]
+    ours = [measured(measure, matches) for measure in row.measures]
     return tuple(
         Cell(paper, mine) for paper, mine in zip(row.numbers, ours or [None] * len(row.numbers), strict=True)
     )

@@ -14,6 +14,7 @@ from fastpsl.pipelines.input_record import Input
 from fastpsl.tables.found import Found, TrainingRun
 from fastpsl.tables.matching import Matches, needs_of, runs_for
 from fastpsl.tables.needs import CLUSTERS, COUPLED, RETRIEVAL, Evaluation, Weights
+from fastpsl.tables.other_data import inputs
 from fastpsl.tables.rows import Table
 from fastpsl.tables.scales import Scale
 
@@ -24,7 +25,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 class Place:
     """Where commands read and write: the pictures, the folder of runs, and how many processes torchrun starts.
 
-    pretrain: what trainings without labels learn from, in tables that have other pictures for that.
+    pretrain: what trainings without labels learn from, in tables that have other pictures for that. others: name → paths of the data that
+    evaluations read in the place of these.
     """
 
     runs: Path
@@ -32,6 +34,7 @@ class Place:
     val: str
     pretrain: str
     num_processes: int
+    others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,8 @@ class _Writer:
         commands = []
         if weights.recipe and folder and not _is_done(self.runs[weights], seed):
             commands += self._labels(weights, seed)
-            data = self._learns_from(weights)
-            commands.append(self._torchrun(weights.recipe, self._training(weights, seed), folder, data))
+            pictures = {"data": self._learns_from(weights), "val": self.place.val}
+            commands.append(self._torchrun(weights.recipe, self._training(weights, seed), folder, pictures))
         for evaluation in evaluations:
             name = f"{_name(weights, seed)}-{evaluation.folder_name}"
             out = self._free(name, str(folder) if folder else None)
@@ -134,7 +137,10 @@ class _Writer:
                 evaluation.recipe, [folder] if folder else [], pictures | source | spelled | {"out": out}
             )
         source = {"checkpoint": folder} if folder else _random(weights)
-        return self._torchrun(evaluation.recipe, source | spelled, out, self.place.data)
+        pictures = {"data": self.place.data, "val": self.place.val}
+        if evaluation.reads:
+            pictures = inputs(evaluation.reads, self.place.others)
+        return self._torchrun(evaluation.recipe, source | spelled, out, pictures)
 
     def _labels(self, weights: Weights, seed: int) -> list[str]:
         """The command that writes the pseudo-labels, where one must."""
@@ -153,10 +159,12 @@ class _Writer:
         elsewhere = self.table.pretrains_elsewhere and not weights.with_labels
         return self.place.pretrain if elsewhere else self.place.data
 
-    def _torchrun(self, recipe: str, options: Mapping[str, Any], out: Path, data: str) -> str:
-        place, script = self.place, recipes_folder() / f"{recipe}.py"
-        start = ["torchrun", f"--nproc-per-node={place.num_processes}", str(script)]
-        return shlex.join([*start, *_flags({"data": data, "val": place.val, **options, "out": out})])
+    def _torchrun(
+        self, recipe: str, options: Mapping[str, Any], out: Path, pictures: Mapping[str, str]
+    ) -> str:
+        script = recipes_folder() / f"{recipe}.py"
+        start = ["torchrun", f"--nproc-per-node={self.place.num_processes}", str(script)]
+        return shlex.join([*start, *_flags({**pictures, **options, "out": out})])
 
     @property
     def _folder_name(self) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from fastpsl.tables.data_sets import data_of
 from fastpsl.tables.markdown import missing_lines
-from fastpsl.tables.matching import data_of
 from fastpsl.tables.report import NOTHING, Report, gain_lines, lines_of, sizes_of
 
 MAX_PICTURE_PX = 1100
@@ -136,9 +136,9 @@ def _used(report: Report) -> str:
     for method, evaluation, result in report.used:
         record, checkpoint = result.record, result.record["checkpoint"]
         words = (
-            method, evaluation, str(result.seed), str(record.get("date") or NOTHING)[:10],
+            method, evaluation.name, str(result.seed), str(record.get("date") or NOTHING)[:10],
             str(record.get("commit") or NOTHING)[:10], str(checkpoint.get("sha256") or NOTHING)[:12],
-            str(data_of(result, report.table)),
+            str(data_of(result, report.table, evaluation)),
         )  # fmt: skip
         body.append(_row([*map(_cell, words), _cell(str(result.path), "text")], first=True))
     heads = [

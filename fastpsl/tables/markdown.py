@@ -68,7 +68,7 @@ def _used(report: Report) -> str:
         digest = str(record["checkpoint"].get("sha256") or NOTHING)[:12]
         commit = str(record.get("commit") or NOTHING)[:10]
         lines.append(
-            _line([_plain(method), evaluation, str(result.seed), commit, digest, f"`{result.path}`"])
+            _line([_plain(method), evaluation.name, str(result.seed), commit, digest, f"`{result.path}`"])
         )
     return "\n".join(lines)
 

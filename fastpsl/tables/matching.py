@@ -1,44 +1,16 @@
 """Which results and which training runs a table may use: of its rows, of its scale, whole, and of one data set."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fastpsl.tables.data_sets import DataSet, data_of, learned_from, one_data_set
 from fastpsl.tables.differences import UNSAID, differences, label_source, training_differences
 from fastpsl.tables.found import Found, Result, TrainingRun
-from fastpsl.tables.needs import CLUSTERS, SUPERVISED, Evaluation, Weights
+from fastpsl.tables.needs import CLUSTERS, Evaluation, Weights
 from fastpsl.tables.papers import TABLES
 from fastpsl.tables.rows import Table
 from fastpsl.tables.scales import Scale
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """Digests of the pictures that all numbers of a table are of; None where it is not known yet.
-
-    pretrain: what trainings without labels learned from, where the table has other pictures for that.
-    """
-
-    train: str | None = None
-    val: str | None = None
-    pretrain: str | None = None
-
-    def agrees(self, other: "DataSet") -> bool:
-        """Whether nothing that both know differs."""
-        return all(None in pair or pair[0] == pair[1] for pair in zip(self._parts, other._parts, strict=True))
-
-    @property
-    def num_known(self) -> int:
-        return sum(part is not None for part in self._parts)
-
-    @property
-    def _parts(self) -> tuple[str | None, ...]:
-        return self.train, self.val, self.pretrain
-
-    def __str__(self) -> str:
-        parts = [self.train, self.val] + [self.pretrain] * (self.pretrain is not None)
-        return "/".join((digest or "unknown")[:8] for digest in parts)
-
 
 Need = tuple[Weights, Evaluation]
 
@@ -59,13 +31,6 @@ def needs_of(table: Table) -> list[Need]:
     return list(dict.fromkeys((measure.weights, measure.evaluation) for measure in measures))
 
 
-def data_of(result: Result, table: Table) -> DataSet:
-    """The pictures of one result, as far as it tells."""
-    science = result.science
-    elsewhere = table.pretrains_elsewhere and science.get("recipe") not in (None, SUPERVISED)
-    return DataSet(*result.data, science.get("data_digest") if elsewhere else None)
-
-
 def match(table: Table, scale: Scale, found: Found, asked: DataSet) -> Matches:
     """Sort the results. ValueError where the fitting ones are of several data sets and `asked` does not say which."""
     matches = Matches(unused=dict(found.unreadable))
@@ -82,16 +47,16 @@ def match(table: Table, scale: Scale, found: Found, asked: DataSet) -> Matches:
         else:
             matches.unused[result.path] = "; ".join(reasons)
     weights = {one for need in needs_of(table) for one in (need[0], need[0].before) if one}
-    sets = [(data_of(result, table), result.path) for _, result in fitting]
+    sets = [(data_of(result, table, need[1]), result.path) for need, result in fitting]
     of_runs = [
-        (_learned_from(one, table, str(run.science.get("data_digest"))), run.folder)
+        (learned_from(one, table, str(run.science.get("data_digest"))), run.folder)
         for run in found.runs
         for one in weights
         if trains(run, one, scale)
     ]
-    matches.data = _one_data_set(sets, of_runs, asked)
+    matches.data = one_data_set(sets, of_runs, asked)
     for need, result in sorted(fitting, key=lambda pair: str(pair[1].record.get("date"))):
-        if not (of := data_of(result, table)).agrees(matches.data):
+        if not (of := data_of(result, table, need[1])).agrees(matches.data):
             matches.unused[result.path] = (
                 f"of other pictures ({of}, train/val{'/pre-training' * bool(of.pretrain)})"
             )
@@ -146,14 +111,7 @@ def mismatches(result: Result, need: Need, table: Table, scale: Scale) -> list[s
         reasons.append(f"backbone {backbone}, here {weights.backbone}")
     if weights.recipe is not None:
         reasons += training_differences(result.science, weights, scale)
-        of = DataSet(result.data[0], result.data[1], result.science.get("data_digest"))
-        if table.pretrains_elsewhere and not weights.with_labels:
-            if of.pretrain in (of.train, of.val):
-                reasons.append(
-                    "pre-trained on the pictures that it was evaluated on: here, on more than those to train with"
-                )
-        elif of.pretrain != of.train:
-            reasons.append("pre-trained on other pictures than it was evaluated on")
+        reasons += _wrong_pictures(result, need, table)
     if result.data[0] == result.data[1]:
         reasons.append("scored on the pictures that it learned from")
     channels = (checkpoint.get("input") or {}).get("channels", "RGB")
@@ -166,6 +124,17 @@ def mismatches(result: Result, need: Need, table: Table, scale: Scale) -> list[s
     return reasons + differences("evaluated", said, scale.evaluation_settings(evaluation))
 
 
+def _wrong_pictures(result: Result, need: Need, table: Table) -> list[str]:
+    """Whether what was pre-trained on is not as the table has it, beside what was evaluated on."""
+    weights, evaluation = need
+    (train, val), learned = result.data, result.science.get("data_digest")
+    if evaluation.reads or (table.pretrains_elsewhere and not weights.with_labels):
+        more = "other ones" if evaluation.reads else "more than those to train with"
+        said = f"pre-trained on the pictures that it was evaluated on: here, on {more}"
+        return [said] if learned in (train, val) else []
+    return ["pre-trained on other pictures than it was evaluated on"] if learned != train else []
+
+
 def trains(run: TrainingRun, weights: Weights, scale: Scale) -> bool:
     """Whether a run makes `weights`: it has, or will when it goes on."""
     if weights.recipe is None or run.cut or (run.state == "finished" and not run.can_be_evaluated):
@@ -173,12 +142,6 @@ def trains(run: TrainingRun, weights: Weights, scale: Scale) -> bool:
     return run.science.get("backbone") == weights.backbone and not training_differences(
         run.science, weights, scale
     )
-
-
-def _learned_from(weights: Weights, table: Table, digest: str) -> DataSet:
-    """What is known of the data where these weights learned from pictures of this digest."""
-    elsewhere = table.pretrains_elsewhere and not weights.with_labels
-    return DataSet(pretrain=digest) if elsewhere else DataSet(digest)
 
 
 def runs_for(
@@ -189,49 +152,7 @@ def runs_for(
         run
         for run in runs
         if trains(run, weights, scale)
-        and _learned_from(weights, table, str(run.science.get("data_digest"))).agrees(data)
+        and learned_from(weights, table, str(run.science.get("data_digest"))).agrees(data)
     ]
     fitting.sort(key=lambda run: (run.state == "finished", str(run.folder)), reverse=True)
     return dict(sorted({run.seed: run for run in fitting}.items()))
-
-
-def _one_data_set(
-    results: Iterable[tuple[DataSet, Path]], runs: Iterable[tuple[DataSet, Path]], asked: DataSet
-) -> DataSet:
-    """The data set of all of them. ValueError where there are several: their numbers must not stand in one table."""
-    where: dict[DataSet, Path] = {}
-    for one, path in results:
-        where.setdefault(one, path)
-    sets = [one for one in where if one.agrees(asked)]
-    # A result that knows its held-out pictures alone, or those that it learned from, is of any set that has them.
-    sets = [
-        one
-        for one in sets
-        if not any(other.agrees(one) and other.num_known > one.num_known for other in sets)
-    ]
-    if len(sets) > 1:
-        told = ", ".join(f"{one} (such as {where[one]})" for one in sets)
-        raise ValueError(
-            f"results of {len(sets)} data sets must not be mixed (digests of train/val: {told}): give --data and --val of one "
-            f"of them, or --runs with one alone"
-        )
-    if sets:
-        (one,) = sets
-        return DataSet(one.train or asked.train, one.val or asked.val, one.pretrain or asked.pretrain)
-    runs = list(runs)
-    return DataSet(
-        asked.train or _one_digest({str(one.train): path for one, path in runs if one.train}),
-        asked.val,
-        asked.pretrain or _one_digest({str(one.pretrain): path for one, path in runs if one.pretrain}),
-    )
-
-
-def _one_digest(digests: Mapping[str, Path]) -> str | None:
-    """Of training runs. ValueError where there are several."""
-    if len(digests) > 1:
-        told = ", ".join(f"{digest[:8]} (such as {folder})" for digest, folder in digests.items())
-        raise ValueError(
-            f"training runs on {len(digests)} data sets must not be mixed (digests: {told}): give --data and --val of one of "
-            f"them, or --runs with one alone"
-        )
-    return next(iter(digests), None)

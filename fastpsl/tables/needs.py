@@ -70,12 +70,16 @@ class Weights:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A protocol. `name` is the key of its settings in a scale. recipe: its script, or for a `command` that of `fastpsl`."""
+    """A protocol. `name` is the key of its settings in a scale. recipe: its script, or for a `command` that of `fastpsl`.
+
+    reads: the data that it reads in the place of its table's, by their names in `other_data`; nothing for its table's.
+    """
 
     name: str
     recipe: str
     protocol: str
     command: bool = False
+    reads: tuple[str, ...] = ()
 
     @property
     def folder_name(self) -> str:
@@ -84,12 +88,16 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Measure:
-    """One cell's number. Of several `numbers` the one with the best mean over the seeds counts (the best block), or their mean."""
+    """One cell's number. Of several `numbers` the one with the best mean over the seeds counts (the best block), or their mean.
+
+    minus: the weights whose number, their seeds' mean, is taken off.
+    """
 
     weights: Weights
     evaluation: Evaluation
     numbers: tuple[str, ...]
     of: Literal["best", "mean"] = "best"
+    minus: Weights | None = None
 
 
 VISSL = Evaluation("linear/vissl", "linear_probe", "linear/vissl")

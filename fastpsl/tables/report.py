@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from fastpsl.tables.cells import Cell, Gain, cells_of, gains_of
 from fastpsl.tables.commands import Missing, Place, missing_runs
+from fastpsl.tables.data_sets import DataSet
 from fastpsl.tables.found import Found, Result
-from fastpsl.tables.matching import DataSet, Matches, match, needs_of
-from fastpsl.tables.needs import Measure, Weights
+from fastpsl.tables.matching import Matches, match, needs_of
+from fastpsl.tables.needs import Evaluation, Measure, Weights
 from fastpsl.tables.rows import Row, Table
 from fastpsl.tables.scales import Scale
 
@@ -25,10 +26,10 @@ class Report:
     gains: tuple[Gain, ...]
 
     @property
-    def used(self) -> list[tuple[str, str, Result]]:
-        """(method, name of the evaluation, result), in the table's order and by seed."""
+    def used(self) -> list[tuple[str, Evaluation, Result]]:
+        """(method, evaluation, result), in the table's order and by seed."""
         return [
-            (self.method_of(weights), evaluation.name, result)
+            (self.method_of(weights), evaluation, result)
             for weights, evaluation in needs_of(self.table)
             for _, result in sorted(self.matches.used.get((weights, evaluation), {}).items())
         ]
@@ -98,7 +99,7 @@ def lines_of(report: Report, row: Row) -> list[tuple[str, list[str]]]:
 
 
 def _printed(number: float | None) -> str:
-    return NOTHING if number is None else f"{number:.1f}"
+    return NOTHING if number is None else f"{number:.1f}".replace("-", "−")
 
 
 def gain_lines(gain: Gain) -> list[tuple[str, list[str]]]:
@@ -112,7 +113,7 @@ def _words(measure: Measure, cell: Cell) -> str:
     if cell.ours is None:
         return NOTHING
     return (
-        f"{cell.ours} {cell.ours.number.removeprefix('top1_')}"
+        f"{cell.ours} {cell.ours.number.removeprefix('top1_').removeprefix('mAP_')}"
         if len(measure.numbers) > 1 and measure.of == "best"
         else str(cell.ours)
     )

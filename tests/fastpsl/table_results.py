@@ -21,7 +21,7 @@ from fastpsl.permutations import permutations_digest
 from fastpsl.retrieve_command import Retrieve
 from fastpsl.tables.commands import Missing, Place
 from fastpsl.tables.found import find
-from fastpsl.tables.matching import DataSet
+from fastpsl.tables.data_sets import DataSet
 from fastpsl.tables.needs import CLUSTERS, COUPLED, VISSL, Evaluation, Weights
 from fastpsl.tables.needs import TSNE as OF_TSNE
 from fastpsl.tables.papers import TABLES

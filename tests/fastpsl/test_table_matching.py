@@ -10,8 +10,8 @@ import pytest
 from fastpsl.cli import main
 from fastpsl.pipelines.data import open_data
 from fastpsl.sample import sample_paths
+from fastpsl.tables.data_sets import DataSet
 from fastpsl.tables.markdown import markdown
-from fastpsl.tables.matching import DataSet
 from fastpsl.tables.needs import FEW_LABELS, MOCO, MORE_LABELS, Weights
 from fastpsl.tables.papers import TABLES
 from tests.fastpsl.table_results import BLOCKS, DIGESTS, END_TO_END, PAPER, PSL, ours, put, report

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from fastpsl.cli import main
+from fastpsl.tables.data_sets import DataSet
 from fastpsl.tables.differences import training_differences
 from fastpsl.tables.markdown import markdown
-from fastpsl.tables.matching import DataSet
 from fastpsl.tables.needs import BLOCK_PROBE, CLUSTERS, KNN, RETRIEVAL, TSNE, Evaluation, Weights
 from fastpsl.tables.report import Report
 from tests.fastpsl.table_results import DIGESTS, PAPER, TINY, ours, put, put_run, report, science_of
