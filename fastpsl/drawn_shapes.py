@@ -17,7 +17,7 @@ _HUES = (0.6, 0.03, 0.3)
 _HUE_SPREAD, _ANY_HUE = 0.07, 0.3
 _OVER = 3  # drawn at three times the size and averaged: smooth edges
 # Of the middle side of a picture: 24 to 72 px of 128.
-SMALLEST, LARGEST, DIFFICULT_BELOW = 24 / 128, 72 / 128, 27 / 128
+SMALLEST, LARGEST, DIFFICULT_BELOW = 24 / 128, 72 / 128, 29 / 128
 _VISIBLE = 0.6  # an object of which less is seen is difficult
 _OVERLAP, _OVERLAP_AT_TIMES, _AT_TIMES = 0.05, 0.6, 0.15
 _TRIES = 40
@@ -35,30 +35,29 @@ class Shape(NamedTuple):
 def draw_scene(random: Random, height: int, width: int, side_px: int) -> tuple[np.ndarray, list[Shape]]:
     """RGB uint8 [height, width, 3] and its one to three objects, of 24/128 to 72/128 of `side_px`; about 10 ms."""
     picture = _ground(random, height, width)
-    placed: list[
-        tuple[int, np.ndarray, float, int]
-    ] = []  # label, whole outline, its area with what is outside, side
+    labels, sides, areas = [], [], []
+    seen: list[np.ndarray] = []  # of each object; the later ones lie above
     for number in range(int(random.integers(1, 4))):
-        least = SMALLEST if number else 1.3 * SMALLEST  # one is always easy to see
+        least = SMALLEST if number else 1.3 * SMALLEST  # one is easy to see, unless another hides it
         side = round(float(random.uniform(least, LARGEST)) * side_px)
         label = int(random.integers(len(CLASS_NAMES)))
-        found = _place(random, label, side, height, width, [outline for _, outline, _, _ in placed])
+        found = _place(random, label, side, height, width, seen)
         if found is None:
             continue
         cover, colour = found
         picture += cover[..., None] * (colour - picture)
         outline = cover > 0.5
-        placed.append((label, outline, float(outline.sum()), side))
-    above = np.zeros((height, width), bool)
+        seen = [*(other & ~outline for other in seen), outline]
+        labels.append(label)
+        sides.append(side)
+        areas.append(outline.sum())
     shapes = []
-    for label, outline, area, side in reversed(placed):  # the later ones lie above
-        seen = outline & ~above
-        above |= outline
-        is_difficult = seen.sum() < _VISIBLE * area or side < DIFFICULT_BELOW * side_px
-        edges = (seen[0], seen[-1], seen[:, 0], seen[:, -1])
-        shapes.append(Shape(label, seen, bool(is_difficult), any(bool(edge.any()) for edge in edges)))
+    for label, side, area, mask in zip(labels, sides, areas, seen, strict=True):
+        is_difficult = mask.sum() < _VISIBLE * area or side < DIFFICULT_BELOW * side_px
+        edges = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+        shapes.append(Shape(label, mask, bool(is_difficult), bool(edges.any())))
     picture += random.normal(0, 4, (height, width, 1))
-    return np.clip(picture + 0.5, 0, 255).astype(np.uint8), shapes[::-1]
+    return np.clip(picture + 0.5, 0, 255).astype(np.uint8), shapes
 
 
 def _ground(random: Random, height: int, width: int) -> np.ndarray:
@@ -90,33 +89,42 @@ def _place(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Coverage float32 [height, width] and colours [height, width, 3] of a new object where there is room for it."""
     allowed = _OVERLAP_AT_TIMES if random.random() < _AT_TIMES else _OVERLAP
-    outside = 0.15 * side if random.random() < 0.15 else -1.0
+    outside = int(0.15 * side) if random.random() < 0.15 else 0
+    cover, tone = _shape(random, label, side)
     for _ in range(_TRIES):
-        y = random.uniform(side / 2 - outside, height - side / 2 + outside)
-        x = random.uniform(side / 2 - outside, width - side / 2 + outside)
-        cover, tone = _shape(random, label, y, x, side, height, width)
-        outline = cover > 0.5
+        top = int(random.integers(-outside, height - side + outside + 1))
+        left = int(random.integers(-outside, width - side + outside + 1))
+        outline = _put(cover, top, left, height, width) > 0.5
         if all((outline & other).sum() <= allowed * min(outline.sum(), other.sum()) for other in others):
             any_hue = random.random() < _ANY_HUE
             hue = random.random() if any_hue else _HUES[label] + random.normal(0, _HUE_SPREAD)
-            first = _colour(random, hue, 0.75)
-            second = first * random.uniform(0.45, 0.65)
-            grain = 0.9 + 0.2 * noise(random, height, width, 40, 40)
-            return cover, (second + tone[..., None] * (first - second)) * grain[..., None]
+            light = _colour(random, hue, 0.75)
+            dark = light * random.uniform(0.45, 0.65)
+            colour = (dark + tone[..., None] * (light - dark)) * (
+                0.9 + 0.2 * noise(random, side, side, side // 4, side // 4)[..., None]
+            )
+            layers = [_put(layer, top, left, height, width) for layer in (cover, *np.moveaxis(colour, 2, 0))]
+            return layers[0], np.stack(layers[1:], 2)
     return None
 
 
-def _shape(
-    random: Random, label: int, y: float, x: float, side: int, height: int, width: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage and tone (0 dark to 1 light), float32 [height, width] each, of a shape that is `side` px high or wide."""
+def _put(patch: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
+    """A square patch in a picture of zeros; what is outside is cut."""
+    side = len(patch)
+    whole = np.zeros((height, width), np.float32)
+    up, down = max(top, 0), min(top + side, height)
+    first, last = max(left, 0), min(left + side, width)
+    whole[up:down, first:last] = patch[up - top : down - top, first - left : last - left]
+    return whole
+
+
+def _shape(random: Random, label: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Coverage and tone (0 dark to 1 light), float32 [side, side] each."""
     name = CLASS_NAMES[label]
     turn = {"disc": np.pi, "triangle": 0.35, "cross": 0.4}[name] * random.uniform(-1, 1)
     flat = random.uniform(0.78, 1.0)  # as seen from the side
-    rows, columns = (
-        (np.arange(length * _OVER, dtype=np.float32) + 0.5) / _OVER for length in (height, width)
-    )
-    down, right = (rows[:, None] - y) / (side / 2), (columns[None, :] - x) / (side / 2) / flat
+    steps = (np.arange(side * _OVER, dtype=np.float32) + 0.5) / _OVER / (side / 2) - 1
+    down, right = steps[:, None], steps[None, :] / flat
     u, v = right * np.cos(turn) + down * np.sin(turn), down * np.cos(turn) - right * np.sin(turn)
     waves = random.uniform(2.6, 3.6)
     if name == "disc":
@@ -124,14 +132,12 @@ def _shape(
         inside, tone = radius < 1, np.cos(radius * waves * np.pi)
     elif name == "triangle":
         u, v = u * 1.12, v * 1.12  # turned, it stays within its square
-        inside, tone = (v < 0.75) & (v > 1.75 * 1.1 * np.abs(u) - 1), np.sin(v * waves * np.pi)
+        inside, tone = (v < 0.75) & (v > 1.92 * np.abs(u) - 1), np.sin(v * waves * np.pi)
     else:
-        u, v = u * 1.15, v * 1.15
+        u, v = u * 1.25, v * 1.25
         arm = random.uniform(0.3, 0.38)
         inside = ((np.abs(u) < arm) & (np.abs(v) < 1)) | ((np.abs(v) < arm) & (np.abs(u) < 1))
         tone = np.sin(u * waves * 1.3 * np.pi) * np.sin(v * waves * 1.3 * np.pi) * 2
-    tones = np.clip(tone * 1.5 + 0.5, 0, 1)
-    cover, light = (
-        part.astype(np.float32).reshape(height, _OVER, width, _OVER).mean((1, 3)) for part in (inside, tones)
-    )
+    shades = inside, np.clip(tone * 1.5 + 0.5, 0, 1)
+    cover, light = (part.astype(np.float32).reshape(side, _OVER, side, _OVER).mean((1, 3)) for part in shades)
     return cover, light
