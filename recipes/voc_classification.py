@@ -1,0 +1,124 @@
+"""Which of VOC2007's classes are in a picture, by fine-tuning (uic.txt: Table 5; sslpp.txt: Fig. 3).
+
+Paper, mAP of fc6-8 / all: UIC 76.2 / 75.9 %; ImageNet labels 78.9 / 79.9, Random-RGB 33.2 / 57.0, Random-Sobel 29.0 / 61.9,
+DeepCluster 72.0 / 73.7. SSL++ draws its numbers. UIC does not state its schedule; --protocol deepcluster is that of its Table's peers.
+Here: not yet run on VOC2007.
+
+    torchrun recipes/voc_classification.py --checkpoint runs/uic_alexnet-001 --data VOCdevkit --layers fc6_8
+    torchrun recipes/voc_classification.py --checkpoint runs/uic_alexnet-001 --data VOCdevkit --layers all
+    torchrun recipes/voc_classification.py --protocol sslpp --checkpoint runs/sslpp_rotation-001 --data VOCdevkit --layers all
+    torchrun recipes/voc_classification.py      # random weights on drawn pictures, a minute on two cores
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastpsl.drawn_voc import drawn_voc
+from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
+from fastpsl.evaluation.predictions import NAME, read_predictions
+from fastpsl.evaluation.result import data_record, result_line, write_result
+from fastpsl.evaluation.weights import Pretrained
+from fastpsl.job import Job
+from fastpsl.launch import launch
+from fastpsl.optimisers import sgd
+from fastpsl.options import RunOptions
+from fastpsl.pipelines.voc import VOC
+from fastpsl.run import Run
+from fastpsl.transfer.label_chart import draw_classes
+from fastpsl.transfer.label_scores import label_scores
+from fastpsl.transfer.multilabel import MultiLabel, begin_anew_from, crop_view
+from fastpsl.transfer.multilabel_protocols import BATCH_SIZE, PROTOCOLS, Protocol, changed, constants_of, fc6
+
+PAPER: dict[str, Any] = {"protocol": "deepcluster", "layers": "all", "batch_size": BATCH_SIZE, "size_px": 224}
+SAMPLE: dict[str, Any] = {"size_px": 64, "steps": 300}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(EvaluationOptions):
+    protocol: Literal["deepcluster", "sslpp"] = "deepcluster"
+    """deepcluster: VOC2007's trainval, 80,000 steps; sslpp: its train, 200 epochs. Scored on its test set."""
+    layers: Literal["fc6_8", "all"] = "all"
+    """fc6_8: conv1 to conv5 stay as they are (AlexNet, VGG16); all: every layer learns."""
+    steps: int | None = None
+    """Steps; by default the protocol's. The rate drops after the same shares of them."""
+    lr: float | None = None
+    """First learning rate for a batch of 16, in proportion for others; by default the protocol's."""
+
+    def constants(self) -> Protocol:
+        """The protocol, with what the command line puts in the place of its values."""
+        return changed(PROTOCOLS[self.protocol], self.layers, self.steps, self.lr)
+
+
+@functools.cache
+def pretrained(options: Options) -> Pretrained:
+    """The weights, read once."""
+    return options.pretrained()
+
+
+def open_voc(options: RunOptions) -> tuple[VOC, VOC]:
+    assert isinstance(options, Options)
+    protocol, root = options.constants(), options.data or drawn_voc()
+    return VOC(root, protocol.train, "boxes"), VOC(root, protocol.test, "boxes")
+
+
+def build(options: Options) -> Job:
+    if options.val is not None:
+        raise ValueError(
+            f"--val {options.val}: the protocol says which part of --data is scored; leave it out"
+        )
+    if options.whole:
+        raise ValueError("--whole: the protocols are scored on random crops; leave it out")
+    weights, protocol = pretrained(options), options.constants()
+    backbone = weights.backbone
+    stage = protocol.stage(options.layers, backbone)
+    if protocol.new_fc and "fc6" in backbone.block_names:
+        begin_anew_from(backbone, fc6(backbone))
+    return Job(
+        task=MultiLabel(
+            crop_view(weights.input, options.size_px, protocol.area, protocol.ratio), protocol.num_crops
+        ),
+        backbone=backbone,
+        stages=(stage,),
+        schedule=protocol.schedule(options.layers, options.batch_size),
+        optimiser=functools.partial(
+            sgd, momentum=protocol.momentum, weight_decay=protocol.weight_decay, decay_biases=True
+        ),
+        science=weights.science(),
+        open=open_voc,
+        batchnorm=protocol.batchnorm,
+        clip_norm=protocol.clip_norm,
+    )
+
+
+def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
+    test, protocol, record = run.val_data, options.constants(), pretrained(options).record
+    assert isinstance(test, VOC) and test.class_names is not None
+    predictions = read_predictions(run.folder / NAME)
+    numbers = label_scores(predictions, test.targets(), test.class_names)
+    summaries = run.position.summaries
+    path = write_result(
+        run.folder,
+        recipe="voc_classification",
+        protocol=f"classification/{options.protocol}",
+        numbers=numbers,
+        settings=options.as_dict()
+        | constants_of(protocol, options.layers)
+        | {"num_scored": len(predictions["image"])},
+        checkpoint=record,
+        data=data_record(run.train_data, test),
+        seconds=sum(summary["seconds"] for summary in summaries),
+        cut=bool(record["cut"]) or any(s["num_steps"] < s["num_steps_planned"] for s in summaries),
+    )
+    title = f"classification/{options.protocol}, {options.layers}, {record['backbone']}, {record['path'] or 'random weights'}"
+    chart = draw_classes(numbers, run.folder / "result.png", title)
+    return [f"mAP {numbers['mAP']:.1f} %", result_line(path), f"chart {chart}"]
+
+
+def parse() -> Options:
+    return parse_evaluation(Options, PAPER, SAMPLE, __doc__ or "")
+
+
+if __name__ == "__main__":
+    launch("voc_classification", parse, build, finish)
