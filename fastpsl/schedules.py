@@ -43,6 +43,23 @@ def step_drops(lr: float, intervals: Sequence[int], factor: float = 0.1) -> Sche
     return rate
 
 
+def warmed_up(schedule: Schedule, num_steps: int, factor: float = 1 / 1000) -> Schedule:
+    """`schedule`, multiplied in each stage's first `num_steps` steps by what rises in a straight line from `factor` to 1.
+
+    Detectron2's linear warm-up, with its factor.
+    """
+    if num_steps < 0 or not 0 <= factor <= 1:
+        raise ValueError(
+            f"a warm-up of {num_steps} steps from {factor}: the steps must be 0 or more, the factor within 0 and 1"
+        )
+
+    def rate(moment: Moment) -> float:
+        share = min(moment.step / num_steps, 1.0) if num_steps else 1.0
+        return schedule(moment) * (factor + (1 - factor) * share)
+
+    return rate
+
+
 def cosine(lr: float, warmup_epochs: float = 0.0) -> Schedule:
     """Half a cosine from `lr` to 0 over all stages without restart (PSL, section 4.1, "Contrastive learning").
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from fastpsl.schedules import Moment, cosine, inverse_root, step_drops
+from fastpsl.schedules import Moment, cosine, inverse_root, step_drops, warmed_up
 
 STEPS_PER_EPOCH = 7
 
@@ -38,6 +38,27 @@ def test_intervals_stretch_with_the_stage() -> None:
 def test_impossible_schedules_are_refused(lr: float, intervals: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="above 0"):
         step_drops(lr, intervals)
+
+
+def test_a_warm_up_rises_in_a_straight_line_and_then_is_gone() -> None:
+    """Detectron2's for VISSL's detection: 100 steps from a thousandth of .02, a drop after 17,000 of 25,000."""
+    rate = warmed_up(step_drops(0.02, (17, 8)), 100)
+    steps = (0, 1, 50, 99, 100, 16_999, 17_000, 24_999)
+    expected = (2e-5, 0.02 * 0.01099, 0.02 * 0.5005, 0.02 * 0.99001, 0.02, 0.02, 0.002, 0.002)
+    for step, value in zip(steps, expected, strict=True):
+        assert math.isclose(rate(of_stage(step, 25_000)), value), step
+
+
+def test_a_warm_up_of_no_steps_changes_nothing() -> None:
+    plain = step_drops(0.1, (3, 1))
+    rate = warmed_up(plain, 0)
+    assert all(rate(of_stage(step, 8)) == plain(of_stage(step, 8)) for step in range(8))
+
+
+@pytest.mark.parametrize(("num_steps", "factor"), [(-1, 0.1), (10, -0.1), (10, 1.5)])
+def test_impossible_warm_ups_are_refused(num_steps: int, factor: float) -> None:
+    with pytest.raises(ValueError, match="warm-up"):
+        warmed_up(step_drops(0.1, (1,)), num_steps, factor)
 
 
 def test_one_cosine_goes_through_all_stages() -> None:
