@@ -26,13 +26,15 @@ class Write:
     """
 
     src: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SRC")]]
-    """A folder with a folder per class (images at any depth), or a flat folder of images (label -1); a tar or
-    a quoted glob of tars, also WebDataset's; an .npz of uint8 images; parquet files
+    """A folder with a folder per class (images at any depth), or a flat folder of images (label -1); a list of
+    image files (.txt, .csv, or iNaturalist's .json); a tar or a quoted glob of tars, also WebDataset's; an .npz of uint8 images; parquet files
     or hf:NAME, a data set in Hugging Face's cache; CIFAR-10, CIFAR-100 or STL-10 as published. See
     docs/sources.md."""
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """The file to write, e.g. train.beton."""
-    format: Literal["auto", "folder", "tar", "npz", "parquet", "cifar10", "cifar100", "stl10"] = "auto"
+    format: Literal["auto", "folder", "list", "tar", "npz", "parquet", "cifar10", "cifar100", "stl10"] = (
+        "auto"
+    )
     """What SRC is. [told from SRC]"""
     split: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Which part of a SRC that holds several, e.g. train."""

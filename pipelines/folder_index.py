@@ -1,4 +1,4 @@
-"""What a folder's image files are, kept in the cache: every header is read once, for as long as the folder stays as it is.
+"""What a folder's or a list's image files are, kept in the cache: every header is read once, for as long as they stay as they are.
 
 An index is a folder of three files in the cache, memory-mapped when used: records, names, and what holds for all. It is made
 beside and renamed, by one process at a time.
@@ -11,9 +11,10 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import final
+from typing import Protocol, final
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from fastpsl.pipelines.cache_folder import cache_folder
 from fastpsl.pipelines.image_file import MAX_PIXELS, TURNED, BrokenImage, jpeg_orientation, upright_size
 from fastpsl.pipelines.libffcv import HEADER_GOOD, jpeg_header
 from fastpsl.pipelines.rows import MODE_FILE, MODE_JPEG, UPRIGHT
-from fastpsl.pipelines.sources.folder import ImageFolder
+from fastpsl.pipelines.sources.source import Sample
 from fastpsl.pipelines.workers import map_in_order
 
 _VERSION = "folder-v1"  # a new name whenever what is kept changes
@@ -43,9 +44,20 @@ RECORD = np.dtype(
 )
 
 
+class Files(Protocol):
+    """Sources whose samples are files: folders and lists of images."""
+
+    @property
+    def class_names(self) -> list[str] | None: ...
+    @property
+    def num_total(self) -> int: ...
+
+    def samples(self) -> Iterator[Sample]: ...
+
+
 @dataclass
 class Summary:
-    """What holds for all files of a folder."""
+    """What holds for all files."""
 
     num_samples: int
     sizes: tuple[
@@ -61,7 +73,7 @@ class Summary:
 class FolderIndex:
     summary: Summary
     records: np.ndarray  # RECORD [num_samples], memory-mapped
-    names: np.ndarray  # uint8, memory-mapped: the paths below the folder, one after another
+    names: np.ndarray  # uint8, memory-mapped: the paths as the source has them, one after another
     digest: str  # of names and sizes in bytes
 
 
@@ -72,15 +84,16 @@ class _File:
     reason: str = ""  # why it cannot be read
 
 
-def folder_index(folder: ImageFolder) -> FolderIndex:
-    """The index of a folder that has been counted. Lists it, and reads the headers where it has changed since the last time.
+def folder_index(files: Files, origin: Path) -> FolderIndex:
+    """The index of all samples of `files`, which have been counted. Reads the headers where a file has changed since the last time.
 
-    ValueError when it changes meanwhile, or the cache cannot be written.
+    origin: the folder, or the list, whose index it is: another index of the same origin takes its place. ValueError when a file changes
+    meanwhile, or the cache cannot be written.
     """
-    root = os.path.realpath(folder.root)
+    root = os.path.realpath(origin)
     place = cache_folder() / "folders"
     prefix = hashlib.blake2b(os.fsencode(root), digest_size=8).hexdigest()
-    key, digest = _listing_digests(folder)
+    key, digest = _listing_digests(files, origin)
     path = place / f"{prefix}-{key}"
     try:
         found = _load(path, digest)
@@ -90,7 +103,7 @@ def folder_index(folder: ImageFolder) -> FolderIndex:
                 _wait_for(lock.fileno(), root)
                 found = _load(path, digest)
                 if found is None:  # no other process has made it meanwhile
-                    _make(folder, path, key)
+                    _make(files, origin, path, key)
                     found = _load(path, digest)
     except OSError as error:
         raise ValueError(
@@ -123,10 +136,10 @@ class _Digests:
         return self._key.hexdigest(), self._contents.hexdigest()
 
 
-def _listing_digests(folder: ImageFolder) -> tuple[str, str]:
+def _listing_digests(files: Files, origin: Path) -> tuple[str, str]:
     digests = _Digests()
-    progress = _Progress(f"{folder.root}: listed", folder.num_total)
-    for sample, file in map_in_order(lambda sample: _stat(sample.image), folder.samples(), _THREADS, "list"):
+    progress = _Progress(f"{origin}: listed", files.num_total)
+    for sample, file in map_in_order(lambda sample: _stat(sample.image), files.samples(), _THREADS, "list"):
         digests.add(sample.name, sample.label, file)
         progress.step()
     return digests.hex()
@@ -186,31 +199,31 @@ def _jpeg(path: str, num_bytes: int) -> tuple[int, int, int, int] | None:
     return (*size, MODE_JPEG, orientation)
 
 
-def _make(folder: ImageFolder, path: Path, key: str) -> None:
+def _make(files: Files, origin: Path, path: Path, key: str) -> None:
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
     try:
-        summary, new_key = _write(folder, beside)
+        summary, new_key = _write(files, origin, beside)
         if new_key != key:
-            raise ValueError(f"{folder.root}: has changed while its headers were read; start again")
+            raise ValueError(f"{origin}: has changed while its headers were read; start again")
         (beside / "summary.json").write_text(json.dumps(asdict(summary)))
         shutil.rmtree(path, ignore_errors=True)  # what is not whole
         os.rename(beside, path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    for other in path.parent.glob(f"{path.name.split('-')[0]}-*"):  # as the folder was before
+    for other in path.parent.glob(f"{path.name.split('-')[0]}-*"):  # as it was before
         if other != path:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _write(folder: ImageFolder, path: Path) -> tuple[Summary, str]:
+def _write(files: Files, origin: Path, path: Path) -> tuple[Summary, str]:
     """Records and names of all files; their summary, and the key of the listing that was met."""
-    num = folder.num_total
+    num = files.num_total
     records = np.lib.format.open_memmap(path / "records.npy", mode="w+", dtype=RECORD, shape=(num,))
-    digests, progress = _Digests(), _Progress(f"{folder.root}: read the headers of", num)
+    digests, progress = _Digests(), _Progress(f"{origin}: read the headers of", num)
     summary = Summary(num, (1 << 30, 1 << 30, 0, 0), 0, "", 0)
-    scanned = map_in_order(lambda sample: _scan(sample.image), folder.samples(), _THREADS, "headers")
+    scanned = map_in_order(lambda sample: _scan(sample.image), files.samples(), _THREADS, "headers")
     with open(path / "names", "wb") as names:
         for i, (sample, (file, height, width, mode, orientation)) in enumerate(scanned):
             digests.add(sample.name, sample.label, file)

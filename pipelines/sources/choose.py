@@ -7,6 +7,8 @@ from pathlib import Path
 
 from fastpsl.pipelines.sources.arrays import arrays
 from fastpsl.pipelines.sources.folder import image_folder
+from fastpsl.pipelines.sources.listed import ENDINGS as LIST_ENDINGS
+from fastpsl.pipelines.sources.listed import image_list
 from fastpsl.pipelines.sources.parquet import hugging_face, parquet_files
 from fastpsl.pipelines.sources.published import published, published_name
 from fastpsl.pipelines.sources.source import Source
@@ -20,6 +22,7 @@ _ENDINGS = {
     ".tar.xz": "tar",
     ".npz": "npz",
     ".parquet": "parquet",
+    **dict.fromkeys(LIST_ENDINGS, "list"),
 }
 HUGGING_FACE = "hf:"
 
@@ -34,13 +37,13 @@ def open_source(
     label_column: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Source:
-    """`src` as images, counted. `format` is auto, folder, tar, npz, parquet, cifar10, cifar100 or stl10. `split`
+    """`src` as images, counted. `format` is auto, folder, list, tar, npz, parquet, cifar10, cifar100 or stl10. `split`
     names a part of what holds several. `shard` (i, n) keeps the i-th of n runs of neighbours. `image_column` and
     `label_column` are for parquet. Counting long files is told to `on_progress(MB done, MB in all)`. ValueError,
     one line, for what is missing, of another kind or holds no image."""
     if format == "auto":
         format = _format_of(src)
-    if split is not None and format in ("folder", "tar"):
+    if split is not None and format in ("folder", "list", "tar"):
         raise ValueError(f"--split {split}: a {format} has no splits; give the {format} of that split as SRC")
     if format == "parquet":
         if src.startswith(HUGGING_FACE) or _is_saved(src):
@@ -54,6 +57,8 @@ def open_source(
         return arrays(_one_path(src), split, shard)
     if format == "folder":
         return image_folder(src, shard)
+    if format == "list":
+        return image_list(_one_path(src), shard)
     return published(_one_path(src), format, split, shard, on_progress)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from fastpsl.cli import main
 from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.sources import arrays, folder, open_source, published, tar
+from fastpsl.pipelines.sources import arrays, folder, listed, open_source, published, tar
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.published_files import cifar10, pictures, publish
@@ -23,11 +23,12 @@ def test_auto_tells_sources_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     shard = make_tar(tmp_path / "x 0.tar", {"cat/a.jpg": PHOTO})
     make_tar(tmp_path / "x 1.tar.gz", {"dog/a.jpg": PHOTO})
     np.savez(tmp_path / "a.NPZ.npz", images=pictures(2))
+    names = tree(tmp_path, {"names.TXT": b"photos/cat/a.jpg"}) / "names.TXT"
     files = cifar10(pictures(6), np.zeros(6, int), [str(i) for i in range(10)], is_python=False)
     archive, where = publish(tmp_path, "cifar-10-binary.tar.gz", "cifar-10-batches-bin", files, monkeypatch)
     for src, kind in (
         (photos, folder.ImageFolder), (shard, tar.TarSource), (tmp_path / "x *", tar.TarSource),
-        (tmp_path / "a.NPZ.npz", arrays.Arrays), (archive, published.Published), (where, published.Published),
+        (tmp_path / "a.NPZ.npz", arrays.Arrays), (names, listed.ImageList), (archive, published.Published), (where, published.Published),
     ):  # fmt: skip
         assert type(open_source(str(src))) is kind, src
     assert open_source(str(tmp_path / "x *")).class_names == ["cat", "dog"]
@@ -38,7 +39,8 @@ def test_auto_tells_sources_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         ("none", {}, "no such file or folder"),
         ("none-*.tar", {}, "no file matches"),
-        ("notes.txt", {}, "no folder and no file of a known kind (.tar, .tar.gz"),
+        ("notes.md", {}, "no folder and no file of a known kind (.tar, .tar.gz"),
+        ("notes.txt", {}, "line 1, 'x', is neither an image's PATH nor PATH LABEL"),
         ("a.*", {}, "files of several kinds (npz, tar)"),
         ("a.npz", {"format": "cifar10"}, "is not cifar-10-python.tar.gz or cifar-10-binary.tar.gz as published (MD5 "),
         ("photos", {"format": "stl10"}, "no stl10 there (stl10_binary.tar.gz or its stl10_binary/, for train: train_X.bin"),
@@ -53,7 +55,7 @@ def test_auto_tells_sources_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ],
 )  # fmt: skip
 def test_what_is_no_source(src: str, options: dict[str, Any], words: str, tmp_path: Path) -> None:
-    tree(tmp_path, {"photos/cat/a.jpg": PHOTO, "notes.txt": b"x"})
+    tree(tmp_path, {"photos/cat/a.jpg": PHOTO, "notes.txt": b"x", "notes.md": b"x"})
     make_tar(tmp_path / "a.tar", {"cat/a.jpg": PHOTO})
     np.savez(tmp_path / "a.npz", images=pictures(2))
     if src.startswith("?"):

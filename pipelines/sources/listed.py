@@ -1,0 +1,242 @@
+"""Lists of image files, told by name and content, and where the pictures that they name lie.
+
+    .json   iNaturalist's: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "category_id"}], "categories": [{"id", "name"}]}
+    .csv    beginning with the line "filename,label": miniImageNet's (Ravi and Larochelle), a class's name an image
+    .csv, .txt   else: a path a line, and behind white space its label, a number from 0, or none on any line: Places205's
+
+A list's pictures lie below one folder: of `_places`, that in which most of some of its names are files.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from fastpsl.pipelines.sources.source import Sample, is_image, shard_range
+from fastpsl.pipelines.workers import map_in_order
+
+ENDINGS = (".json", ".csv", ".txt")
+# Beside a list, or beside its folder: as they lie in miniImageNet's usual archive, and in Places205's, which has its authors' folders.
+_BELOW = ("", "images", "images256", "data/vision/torralba/deeplearning/images256")
+_NUM_TRIED = 64
+_THREADS, _NAMES_A_TASK = 16, 512  # storage far away answers slowly, and to many at once
+_KEYS = ("images", "annotations", "categories")
+
+
+class Names(NamedTuple):
+    """What a list says: paths, a label each (-1 = none), and the classes' names where it tells them."""
+
+    paths: list[str]
+    labels: list[int]
+    class_names: list[str] | None
+
+
+@dataclass
+class ImageList:
+    """A list, read, and the folder `root` that its names are below. `shard` (i, n) keeps the i-th of n runs of neighbours."""
+
+    names: Names
+    root: Path
+    shard: tuple[int, int] = (0, 1)
+    mode: str = "jpg"
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        return self.names.class_names
+
+    @property
+    def num_total(self) -> int:
+        return len(self.names.paths)
+
+    @property
+    def num_samples(self) -> int:
+        """Images in this shard."""
+        return len(shard_range(self.num_total, self.shard))
+
+    def samples(self) -> Iterator[Sample]:
+        """This shard's images in the list's order."""
+        for i in shard_range(self.num_total, self.shard):
+            path = self.names.paths[i]
+            yield Sample(path, Path(os.path.join(self.root, path)), self.names.labels[i])
+
+
+def image_list(path: str | Path, shard: tuple[int, int] = (0, 1)) -> ImageList:
+    """The list at `path`, all of whose images are there. ValueError (one line, naming the list) where it is no such list, empty, names an
+    image twice or without a label that others have, or where an image is absent."""
+    path = Path(path)
+    try:
+        names = _read(path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); give a list of images") from None
+    if not names.paths:
+        raise ValueError(f"{path}: names no image; give a list with a path a line, or iNaturalist's json")
+    _require_each_once(path, names.paths)
+    places = _places(path)
+    root = _best_place(places, names.paths)
+    _require_there(path, names.paths, root, places)
+    num, classes = len(names.paths), names.class_names
+    labels = "no labels" if max(names.labels) < 0 else f"labels up to {max(names.labels):,}"
+    labels = labels if classes is None else f"{len(classes):,} classes"
+    return ImageList(names, root, shard, notes=[f"{num:,} images below {root}, {labels}"])
+
+
+def _read(path: Path) -> Names:
+    if path.suffix.lower() == ".json":
+        return _inaturalist(path)
+    with _opened(path) as file:
+        first = next(file, "").strip()
+    if path.suffix.lower() == ".csv" and first.replace('"', "").replace(" ", "") == "filename,label":
+        return _with_header(path)
+    return _lines(path)
+
+
+def _opened(path: Path) -> IO[str]:
+    """As text; names that are no UTF-8 are kept as they are."""
+    return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _inaturalist(path: Path) -> Names:
+    try:
+        record = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is no JSON ({error})") from None
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), list) for key in _KEYS):
+        raise ValueError(
+            f"{path}: is no list of images as iNaturalist's ({', '.join(_KEYS)}, a list each); give train2018.json or its like"
+        )
+    try:
+        categories = {int(each["id"]): str(each["name"]) for each in record["categories"]}
+        files = {int(each["id"]): os.path.normpath(str(each["file_name"])) for each in record["images"]}
+        annotations = [(int(each["image_id"]), int(each["category_id"])) for each in record["annotations"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: an entry lacks what iNaturalist's have (images: id, file_name; annotations: image_id, category_id; "
+            f"categories: id, name): {error!r}"
+        ) from None
+    if len(files) < len(record["images"]):
+        raise ValueError(f"{path}: two of its images have one id; each needs its own")
+    # In the order of their ids, which are 0 to 8,141 there: their places are the ids themselves.
+    places = {category: place for place, category in enumerate(sorted(categories))}
+    labels = _annotated(path, files, annotations, places)
+    return Names(
+        list(files.values()), list(labels.values()), [categories[category] for category in sorted(categories)]
+    )
+
+
+def _annotated(
+    path: Path, files: Mapping[int, str], annotations: list[tuple[int, int]], places: Mapping[int, int]
+) -> dict[int, int]:
+    """The label of each image, by its id, in the order of `files`."""
+    labels = dict.fromkeys(files, -1)
+    for image, category in annotations:
+        if image not in files:
+            raise ValueError(f"{path}: an annotation is of image {image}, which is not among its images")
+        if category not in places:
+            raise ValueError(
+                f"{path}: {files[image]} is of category {category}, which is not among its {len(places):,} categories"
+            )
+        if labels[image] >= 0:
+            raise ValueError(
+                f"{path}: {files[image]} has two annotations; give a list with one class an image"
+            )
+        labels[image] = places[category]
+    unlabelled = [image for image, label in labels.items() if label < 0]
+    if unlabelled:
+        raise ValueError(
+            f"{path}: {len(unlabelled):,} of {len(files):,} images have no annotation, the first is {files[unlabelled[0]]}"
+        )
+    return labels
+
+
+def _with_header(path: Path) -> Names:
+    with _opened(path) as file:
+        rows = [(number, row) for number, row in enumerate(csv.reader(file), start=1) if row][1:]
+    for number, row in rows:
+        if len(row) != 2 or not all(cell.strip() for cell in row):
+            raise ValueError(f"{path}: line {number}, {_shown(','.join(row))}, is no file's name and a label")
+    classes = sorted({row[1].strip() for _, row in rows})
+    places = {name: place for place, name in enumerate(classes)}
+    paths = [os.path.normpath(row[0].strip()) for _, row in rows]
+    return Names(paths, [places[row[1].strip()] for _, row in rows], classes)
+
+
+def _lines(path: Path) -> Names:
+    paths, labels = list[str](), list[int]()
+    with _opened(path) as file:
+        for number, text in enumerate(file, start=1):
+            line = text.strip()
+            if not line:
+                continue
+            name, label = _path_and_label(path, number, line)
+            if labels and (label < 0) != (labels[0] < 0):
+                has, other = ("no label", "has one") if label < 0 else ("a label", "has none")
+                raise ValueError(
+                    f"{path}: line {number}, {_shown(line)}, has {has}, and the first image {other}; label all or none"
+                )
+            paths.append(os.path.normpath(name))
+            labels.append(label)
+    return Names(paths, labels, None)
+
+
+def _path_and_label(path: Path, number: int, line: str) -> tuple[str, int]:
+    if is_image(os.path.basename(line)):  # white space in a file's name is no label
+        return line, -1
+    name, *label = line.rsplit(maxsplit=1)
+    if not is_image(os.path.basename(name)):
+        raise ValueError(f"{path}: line {number}, {_shown(line)}, is neither an image's PATH nor PATH LABEL")
+    # Python's int takes other things for numbers, such as 1_000.
+    if not (label[0].isascii() and label[0].isdecimal() and int(label[0]) < 2**31):
+        raise ValueError(
+            f"{path}: line {number}, {_shown(line)}: the label is no integer from 0; number the classes"
+        )
+    return name, int(label[0])
+
+
+def _shown(line: str) -> str:
+    return repr(line if len(line) < 100 else f"{line[:100]}...")
+
+
+def _require_each_once(path: Path, paths: list[str]) -> None:
+    if len(set(paths)) == len(paths):
+        return
+    values, first, counts = np.unique(np.array(paths, object), return_index=True, return_counts=True)
+    twice = first[counts > 1].min()
+    raise ValueError(
+        f"{path}: names {int((counts > 1).sum()):,} of {len(values):,} images more than once, the first is {paths[twice]}; "
+        "name each once"
+    )
+
+
+def _places(path: Path) -> list[Path]:
+    """The folders that a list's names may be below, the likeliest first."""
+    here = Path(os.path.abspath(path)).parent
+    places = [folder / below for folder in (here, here.parent) for below in _BELOW]
+    return [place for place in dict.fromkeys([*places, Path.cwd()]) if place.is_dir()]
+
+
+def _best_place(places: list[Path], paths: list[str]) -> Path:
+    tried = paths[:: -(-len(paths) // _NUM_TRIED)]
+    return max(places, key=lambda place: sum(os.path.isfile(os.path.join(place, path)) for path in tried))
+
+
+def _require_there(path: Path, paths: list[str], root: Path, places: list[Path]) -> None:
+    """ValueError unless all of `paths` are files below `root`."""
+    parts = (paths[start : start + _NAMES_A_TASK] for start in range(0, len(paths), _NAMES_A_TASK))
+
+    def missing(part: list[str]) -> list[str]:
+        return [name for name in part if not os.path.isfile(os.path.join(root, name))]
+
+    absent = [name for _, found in map_in_order(missing, parts, _THREADS, "list") for name in found]
+    if absent:
+        looked = [str(root)] if len(absent) < len(paths) else [str(place) for place in places]
+        raise ValueError(
+            f"{path}: {len(absent):,} of the {len(paths):,} images that it names are absent, the first is {absent[0]}; "
+            f"looked below {', '.join(looked)}: put the list beside them, or name those that are there"
+        )

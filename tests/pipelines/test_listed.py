@@ -1,0 +1,283 @@
+"""Lists of images: what they say is what comes, of every published layout; the pictures are found; what is wrong is said in one line."""
+
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastpsl.cli import main
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.pipelines import folder_index
+from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.data import open_data
+from fastpsl.pipelines.folder import Folder
+from fastpsl.pipelines.listed import Listed
+from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.sources import open_source
+from fastpsl.pipelines.sources.listed import ImageList, image_list
+from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.photos import jpeg, photo
+
+NAMES = [f"{kind}/{i}.jpg" for kind in ("ant", "bee", "cow") for i in range(3)]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "fastpsl" / "folders"
+
+
+def pictures(root: Path, names: list[str] | None = None) -> Path:
+    for i, name in enumerate(NAMES if names is None else names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(jpeg(photo(i, 40 + i, 60 - i)))
+    return root
+
+
+def inaturalist(**changes: Any) -> dict[str, Any]:
+    """Images, in an order of their own, of categories 0, 1, 2 of four."""
+    order = [4, 0, 8, 2, 6, 1, 3, 7, 5]
+    whole = {
+        "info": {"year": 2018},
+        "images": [{"id": 100 + i, "file_name": f"train_val2018/{NAMES[i]}", "height": 1} for i in order],
+        "annotations": [{"id": i, "image_id": 100 + i, "category_id": i // 3} for i in range(9)],
+        "categories": [{"id": i, "name": f"species {i}"} for i in (2, 0, 1, 3)],
+    }
+    return whole | changes
+
+
+def dump(path: Path, record: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record))
+    return path
+
+
+def same_as_its_beton(path: Path, tmp_path: Path) -> Listed:
+    """Opens the list; it is, sample by sample, the beton that is written of it."""
+    main(["beton", "write", str(path), str(tmp_path / "x.beton"), "--overwrite"])
+    data = open_data(path)
+    assert isinstance(data, Listed)
+    with Beton(tmp_path / "x.beton") as beton:
+        assert (data.num_samples, data.num_classes) == (beton.num_samples, beton.num_classes)
+        assert data.class_names == beton.class_names and data.image_sizes() == beton.image_sizes()
+        assert data.labels().dtype == np.int32 and data.labels().tolist() == beton.labels().tolist()
+        for i in range(data.num_samples):
+            assert Path(data.name(i)).read_bytes() == beton.read(i)
+        views = [ViewSpec(RandomResizedCrop(24))]
+        batches = []
+        for each in (data, beton):
+            with Loader(each, views, batch_size=4, num_threads=1, decoder="torchvision") as loader:
+                batches.append([(batch.indices, batch.labels, batch.images[0]) for batch in loader.epoch(1)])
+        for found, expected in zip(*batches, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    return data
+
+
+def test_inaturalists_json(tmp_path: Path) -> None:
+    """In the order of its images; labels are category ids; all classes have names, also where no image is of one."""
+    pictures(tmp_path / "inat" / "train_val2018")
+    path = dump(tmp_path / "inat" / "train2018.json", inaturalist())
+    data = same_as_its_beton(path, tmp_path)
+    assert [Path(data.name(i)).relative_to(tmp_path / "inat" / "train_val2018").as_posix() for i in range(9)] == [
+        NAMES[i] for i in (4, 0, 8, 2, 6, 1, 3, 7, 5)
+    ]  # fmt: skip
+    assert data.labels().tolist() == [1, 0, 2, 0, 2, 0, 1, 2, 1]
+    assert data.class_names == ["species 0", "species 1", "species 2", "species 3"] and data.num_classes == 4
+    few = inaturalist(
+        images=inaturalist()["images"][:2],
+        annotations=[{"image_id": 104, "category_id": 1}, {"image_id": 100, "category_id": 0}],
+    )
+    with Listed(dump(tmp_path / "inat" / "val2018.json", few)) as val:
+        assert val.class_names == data.class_names and val.labels().tolist() == [1, 0]
+
+
+def test_categories_are_numbered_in_the_order_of_their_ids(tmp_path: Path) -> None:
+    pictures(tmp_path / "train_val2018")
+    annotations = [{"image_id": 100 + i, "category_id": (70, 7, 900)[i // 3]} for i in range(9)]
+    categories = [{"id": 900, "name": "c"}, {"id": 7, "name": "a"}, {"id": 70, "name": "b"}]
+    path = dump(tmp_path / "a.json", inaturalist(annotations=annotations, categories=categories))
+    names = image_list(path).names
+    assert names.class_names == ["a", "b", "c"] and names.labels == [0, 1, 2, 1, 2, 1, 0, 2, 0]
+
+
+@pytest.mark.parametrize(
+    "where", ["", "images256", "data/vision/torralba/deeplearning/images256", "../images256"]
+)
+def test_places205s_csv(where: str, tmp_path: Path) -> None:
+    """`a/abbey/gsun_0003.jpg 0`, as its archives lie when they are unpacked: the lists in a folder of their own or not."""
+    root, lists = tmp_path / "places", tmp_path / "places" / "trainvalsplit_places205"
+    pictures((lists / where).resolve() if where.startswith("..") else root / where)
+    lists.mkdir(exist_ok=True)
+    text = "".join(f"{NAMES[i]} {i // 3 * 2}\n" for i in (3, 0, 8, 1))
+    (lists / "val_places205.csv").write_text(text)
+    data = same_as_its_beton(lists / "val_places205.csv", tmp_path)
+    assert data.labels().tolist() == [2, 0, 4, 0] and data.class_names is None and data.num_classes == 5
+    assert data.name(2).endswith("cow/2.jpg")
+
+
+def test_a_plain_list_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spaces in names, empty lines, other line ends, absolute paths, letters that are no UTF-8; no labels."""
+    names = ["a/holiday 12.jpg", "b/Ünï.JPEG", "x.png"]
+    pictures(tmp_path / "yfcc", names)
+    absolute = pictures(tmp_path / "elsewhere", ["far.jpg"]) / "far.jpg"
+    strange = os.fsencode(tmp_path / "yfcc") + b"/\xff.jpg"
+    with open(strange, "wb") as file:
+        file.write(jpeg(photo(9, 50, 50)))
+    lines = [
+        *map(str.encode, ("./a//holiday 12.jpg\r", "", "b/Ünï.JPEG", "x.png", str(absolute))),
+        b"\xff.jpg",
+    ]
+    path = tmp_path / "yfcc" / "tiny.txt"
+    path.write_bytes(b"\n".join(lines))
+    data = same_as_its_beton(path, tmp_path)
+    expected = [str(tmp_path / "yfcc" / name) for name in names] + [str(absolute), os.fsdecode(strange)]
+    assert [data.name(i) for i in range(5)] == expected
+    assert data.labels().tolist() == [-1] * 5 and data.class_names is None and data.num_classes == 0
+    # As `find photos` writes them: below the folder that it was started in.
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "found.txt").write_text("yfcc/x.png\n")
+    monkeypatch.chdir(tmp_path)
+    with Listed("lists/found.txt") as found:
+        monkeypatch.chdir(tmp_path / "lists")
+        assert found.rows(np.array([0])).path.tolist() == [str(tmp_path / "yfcc" / "x.png")]
+
+
+def test_a_plain_list_with_labels(tmp_path: Path) -> None:
+    pictures(tmp_path, ["a b.jpg", "c.jpg"])
+    (tmp_path / "l.txt").write_text("a b.jpg\t7\nc.jpg   0\n")
+    with Listed(tmp_path / "l.txt") as data:
+        assert data.labels().tolist() == [7, 0] and data.num_classes == 8
+        assert Path(data.name(0)).name == "a b.jpg"
+
+
+def test_miniimagenets_csv(tmp_path: Path) -> None:
+    """`filename,label`, pictures in images/ beside; classes are numbered in the order of their names."""
+    names = [f"n0{9 - i // 3}{i:04}.jpg" for i in range(9)]
+    pictures(tmp_path / "mini" / "images", names)
+    rows = "".join(f"{name},{name[:3]}\n" for name in names)
+    (tmp_path / "mini" / "test.csv").write_text(f"filename,label\n{rows}")
+    data = same_as_its_beton(tmp_path / "mini" / "test.csv", tmp_path)
+    assert data.class_names == ["n07", "n08", "n09"] and data.labels().tolist() == [2, 2, 2, 1, 1, 1, 0, 0, 0]
+    assert Path(data.name(0)).name == names[0]
+
+
+def test_shards_are_runs_of_the_list(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    (tmp_path / "l.txt").write_text("\n".join(NAMES))
+    parts = [open_source(str(tmp_path / "l.txt"), shard=(i, 2)) for i in range(2)]
+    assert all(isinstance(part, ImageList) for part in parts)
+    assert [part.num_samples for part in parts] == [4, 5] and {part.num_total for part in parts} == {9}
+    assert [sample.name for part in parts for sample in part.samples()] == NAMES
+
+
+def test_train_and_val_of_one_folder_keep_an_index_each(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(tmp_path)
+    for name, lines in (("train", NAMES[:6]), ("val", NAMES[6:])):
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+    read, scan = [], folder_index._scan
+
+    def counting(path: object) -> Any:
+        read.append(path)
+        return scan(path)
+
+    monkeypatch.setattr(folder_index, "_scan", counting)
+    digests = []
+    for _ in range(2):
+        digests.append([Listed(tmp_path / f"{name}.txt").digest() for name in ("train", "val")])
+    assert len(read) == 9 and digests[0] == digests[1] and len(set(digests[0])) == 2
+    (tmp_path / "train.txt").write_text("\n".join(f"{name} 3" for name in NAMES[:6]))
+    assert Listed(tmp_path / "train.txt").digest() != digests[0][0]  # other labels are other data
+    with Folder(tmp_path / "ant") as folder:  # in the same cache
+        assert folder.num_samples == 3 and len(list(cache.glob("*.lock"))) == 3
+
+
+def test_a_picture_that_cannot_be_read_is_a_bad_sample(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    (tmp_path / NAMES[1]).write_text("no picture")
+    (tmp_path / "l.txt").write_text("\n".join(NAMES))
+    with pytest.warns(UserWarning, match=r"l\.txt: 1 of 9 images cannot be read, the first is ant/1\.jpg: "):
+        data = Listed(tmp_path / "l.txt")
+    with Loader(
+        data, [ViewSpec(RandomResizedCrop(9))], batch_size=9, train=False, decoder="torchvision", on_bad_sample="skip"
+    ) as loader:  # fmt: skip
+        (batch,) = loader.epoch(0)
+    assert [bad.index for bad in batch.bad] == [1]
+
+
+TWICE = inaturalist()["annotations"] + [{"image_id": 103, "category_id": 2}]
+BAD: dict[str, tuple[str, Any, tuple[str, ...]]] = {
+    "empty": ("l.txt", "\n \n", ("names no image",)),
+    "no images": ("l.json", inaturalist(images=[], annotations=[]), ("names no image",)),
+    "header alone": ("l.csv", "filename,label\n", ("names no image",)),
+    "absent": ("l.txt", "ant/0.jpg\nant/7.jpg\ncow/8.jpg\n", ("2 of the 3 images that it names are absent", "ant/7.jpg")),
+    "all absent": ("l.txt", "yak/0.jpg\n", ("1 of the 1 images", "yak/0.jpg", "looked below")),
+    "a folder": ("l.txt", "ant/0.jpg\nfolder.jpg\n", ("1 of the 2", "folder.jpg")),
+    "twice": ("l.txt", "cow/1.jpg\nant/0.jpg\n./ant//0.jpg\ncow/1.jpg", ("2 of 2 images more than once", "cow/1.jpg")),
+    "no label": ("l.csv", "ant/0.jpg 0\nant/1.jpg\n", ("line 2, 'ant/1.jpg', has no label, and the first image has one",)),
+    "a label": ("l.txt", "ant/0.jpg\nant/1.jpg 3\n", ("line 2, 'ant/1.jpg 3', has a label, and the first image has none",)),
+    "a word": ("l.csv", "ant/0.jpg ant\n", ("line 1, 'ant/0.jpg ant': the label is no integer from 0",)),
+    "a fraction": ("l.csv", "ant/0.jpg 1.5\n", ("no integer from 0",)),
+    "below 0": ("l.csv", "ant/0.jpg -1\n", ("no integer from 0",)),
+    "digits of others": ("l.csv", "ant/0.jpg ٣\n", ("no integer from 0",)),
+    "a large number": ("l.csv", "ant/0.jpg 2147483648\n", ("no integer from 0",)),
+    "commas": ("l.csv", "ant/0.jpg,0\n", ("line 1, 'ant/0.jpg,0', is neither an image's PATH nor PATH LABEL",)),
+    "a long line": ("l.txt", "x" * 9999, ("line 1, 'xxxx", "...', is neither")),
+    "a third cell": ("l.csv", "filename,label\nant/0.jpg,ant,1\n", ("line 2, 'ant/0.jpg,ant,1', is no file's name and a label",)),
+    "an empty cell": ("l.csv", "filename,label\nant/0.jpg,\n", ("line 2",)),
+    "no json": ("l.json", "{", ("is no JSON",)),
+    "a beton's": ("l.json", {"format": 1, "num_samples": 3}, ("no list of images as iNaturalist's (images, annotations, categories",)),
+    "a list": ("l.json", [1, 2], ("no list of images as iNaturalist's",)),
+    "tests": ("l.json", {"images": inaturalist()["images"]}, ("no list of images as iNaturalist's",)),
+    "no name": ("l.json", inaturalist(images=[{"id": 3}]), ("an entry lacks", "'file_name'")),
+    "no id": ("l.json", inaturalist(categories=[{"id": "x", "name": "y"}]), ("an entry lacks", "ValueError")),
+    "one id": ("l.json", inaturalist(images=[{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]), ("one id",)),
+    "category": ("l.json", inaturalist(categories=[{"id": 0, "name": "a"}, {"id": 1, "name": "b"}]),
+                 ("cow/0.jpg is of category 2, which is not among its 2 categories",)),
+    "image": ("l.json", inaturalist(annotations=[{"image_id": 5, "category_id": 0}]), ("an annotation is of image 5",)),
+    "unlabelled": ("l.json", inaturalist(annotations=inaturalist()["annotations"][1:-1]),
+                   ("2 of 9 images have no annotation, the first is train_val2018/ant/0.jpg",)),
+    "two": ("l.json", inaturalist(annotations=TWICE), ("train_val2018/bee/0.jpg has two annotations",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_wrong_is_one_line_naming_the_list(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path)
+    (tmp_path / "folder.jpg").mkdir()
+    shutil.copytree(tmp_path / "ant", tmp_path / "train_val2018" / "ant")
+    name, contents, words = BAD[case]
+    path = tmp_path / name
+    path.write_text(contents if isinstance(contents, str) else json.dumps(contents), encoding="utf-8")
+    with pytest.raises(ValueError) as caught:
+        open_data(path)
+    told = str(caught.value)
+    assert told.startswith(f"{path}: ") and "\n" not in told and len(told) < 1000, told
+    assert all(word in told for word in words), told
+    with pytest.raises(SystemExit) as left:
+        main(["beton", "write", str(path), str(tmp_path / "out.beton")])
+    assert left.value.code == 2 and not (tmp_path / "out.beton").exists()
+    assert words[0] in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_is_no_file_or_has_no_splits(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.txt: cannot be read \(No such file or directory\)"):
+        open_data(tmp_path / "none.txt")
+    pictures(tmp_path)
+    (tmp_path / "l.txt").write_text("\n".join(NAMES))
+    with pytest.raises(ValueError, match="--split val: a list has no splits"):
+        open_source(str(tmp_path / "l.txt"), split="val")
+    assert open_source(str(tmp_path / "l.txt"), "list").num_total == 9
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="2 files match"):
+        (tmp_path / "m.txt").write_text("\n".join(NAMES))
+        open_source(str(tmp_path / "?.txt"))
