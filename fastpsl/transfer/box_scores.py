@@ -72,7 +72,6 @@ def voc_ap(found: Boxes, truth: Boxes, num_classes: int) -> np.ndarray:
     order = np.lexsort((found.image, -found.scores, found.labels))  # stable
     found = Boxes(*(column[order] for column in found))
     overlap, whose = _most_overlapped(found, truth, num_classes)
-    is_difficult = np.append(truth.difficult, False)[whose]  # -1: of none
     num_true = np.bincount(truth.labels[~truth.difficult], minlength=num_classes)
     starts = np.searchsorted(found.labels, np.arange(num_classes + 1))
     ap = np.full((len(IOUS), num_classes), np.nan)
@@ -81,7 +80,7 @@ def voc_ap(found: Boxes, truth: Boxes, num_classes: int) -> np.ndarray:
         is_right = np.zeros(len(order), bool)
         is_right[hits[np.unique(whose[hits], return_index=True)[1]]] = True
         counts = np.ones(len(order), bool)
-        counts[hits] = ~is_difficult[hits]
+        counts[hits] = ~truth.difficult[whose[hits]]
         for label in np.flatnonzero(num_true):
             its = slice(starts[label], starts[label + 1])
             row[label] = eleven_points(is_right[its][counts[its]], int(num_true[label]))

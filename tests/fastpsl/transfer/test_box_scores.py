@@ -25,10 +25,10 @@ A, B, FAR = (0, 0, 10, 10), (20, 0, 30, 10), (50, 50, 60, 60)
 class Drawn:
     """Stands for VOC: of each image, (box, label) or (box, label, True) of difficult ones."""
 
-    class_names = ["cat", "dog", "eel"]
     num_classes = 3
 
     def __init__(self, *images: list[tuple[Any, ...]]):
+        self.class_names = ["cat", "dog", "eel"]
         self.images = images
         self.num_samples = len(images)
 
