@@ -94,3 +94,12 @@ def inverse_root(lr: float, decay: float) -> Schedule:
     if lr <= 0 or decay < 0:
         raise ValueError(f"lr {lr} with a decay of {decay}: the rate must be above 0, the decay 0 or more")
     return lambda moment: lr / math.sqrt(1 + lr * decay * moment.step)
+
+
+def polynomial(lr: float, power: float, end_lr: float = 0.0) -> Schedule:
+    """From `lr` to `end_lr` by (1 - step / num_steps) ** power of the stage's steps: mmsegmentation's poly, without restart in a stage."""
+    if lr <= end_lr or end_lr < 0 or power <= 0:
+        raise ValueError(
+            f"lr {lr} to {end_lr} by a power of {power}: the rate must end below its first, at 0 or more, and the power be above 0"
+        )
+    return lambda moment: end_lr + (lr - end_lr) * (1 - moment.step / moment.num_steps) ** power

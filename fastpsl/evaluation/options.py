@@ -1,6 +1,6 @@
 """Options that every evaluation shares: whose weights, what they expect to see, how large the pictures are."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -79,9 +79,10 @@ def parse_evaluation(
     sample: Mapping[str, Any],
     description: str,
     backbone: str = "resnet18",
+    variant: Callable[[Options], Mapping[str, Any]] = lambda options: {},
 ) -> Options:
     """`parse_options`; with neither --data nor --checkpoint, random weights of `backbone` are evaluated on the sample."""
-    options = parse_options(kind, usual, sample, description, whose="default")
+    options = parse_options(kind, usual, sample, description, whose="default", variant=variant)
     if options.data is None and options.checkpoint is None:
         options = replace(options, random_weights=True, backbone=options.backbone or backbone)
     return options

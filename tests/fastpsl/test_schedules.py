@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from fastpsl.schedules import Moment, cosine, inverse_root, step_drops, warmed_up
+from fastpsl.schedules import Moment, cosine, inverse_root, polynomial, step_drops, warmed_up
 
 STEPS_PER_EPOCH = 7
 
@@ -111,3 +111,19 @@ def test_the_inverse_root_counts_steps(lr: float, decay: float, step: int, expec
 def test_impossible_inverse_roots_are_refused(lr: float, decay: float) -> None:
     with pytest.raises(ValueError, match="above 0"):
         inverse_root(lr, decay)
+
+
+def test_a_polynomial_falls_to_its_end() -> None:
+    """mmsegmentation's: .01 to .0001 over 20,000 steps by a power of .9."""
+    rate = polynomial(0.01, 0.9, 1e-4)
+    for step, share in ((0, 1.0), (5_000, 0.75**0.9), (10_000, 0.5**0.9), (19_999, 5e-5**0.9)):
+        assert math.isclose(rate(of_stage(step, 20_000)), 1e-4 + 0.0099 * share), step
+    assert math.isclose(polynomial(1.0, 1.0)(of_stage(3, 4)), 0.25)
+
+
+@pytest.mark.parametrize(
+    ("lr", "power", "end_lr"), [(0.0, 0.9, 0.0), (0.1, 0.0, 0.0), (0.1, 0.9, 0.1), (0.1, 1, -1)]
+)
+def test_impossible_polynomials_are_refused(lr: float, power: float, end_lr: float) -> None:
+    with pytest.raises(ValueError, match="power"):
+        polynomial(lr, power, end_lr)
