@@ -1,22 +1,34 @@
 """PASCAL VOC as its archives lie on disk: pictures with boxes, or with class masks. Own data in its layout too (classes.txt).
 
-Opening reads every annotation of the sets and checks it, so that nothing wrong is met after hours of training: boxes always, masks
-until they were found good once (voc_check.py).
+Opening reads every annotation of the sets, so that nothing wrong is met after hours of training. XML files are checked each time
+(16,551 take seconds), the pixels of masks once (checked_once.py).
 """
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
 import numpy as np
 
+from fastpsl.pipelines.checked_once import checked_once
 from fastpsl.pipelines.folder import Folder
-from fastpsl.pipelines.rows import MODE_FILE, Rows
+from fastpsl.pipelines.image_file import BrokenImage, upright_size
+from fastpsl.pipelines.rows import Rows
 from fastpsl.pipelines.voc_annotations import Objects, read_objects
-from fastpsl.pipelines.voc_layout import CLASSES, ImageSet, Needs, class_names, devkit, image_set
+from fastpsl.pipelines.voc_layout import (
+    CLASSES,
+    ImageSet,
+    Needs,
+    check_disjoint,
+    class_names,
+    devkit,
+    image_set,
+    sbd_set,
+)  # fmt: skip
 from fastpsl.pipelines.voc_masks import read_mask
-from fastpsl.pipelines.workers import map_in_order
+from fastpsl.pipelines.workers import default_num_threads, map_in_order
 
 __all__ = ["CLASSES", "VOC", "Needs", "Objects"]
 
@@ -29,62 +41,77 @@ class VOC:
     """The pictures of `sets`, one after another, such as ("2007_trainval", "2012_trainval").
 
     root: VOCdevkit, or the folder that holds it. needs: "boxes" (lists of ImageSets/Main; every picture has an object) or "masks"
-    (ImageSets/Segmentation). ValueError (one line, which names the file) where something is missing, broken or contradicts itself.
+    (ImageSets/Segmentation). sbd: SBD's folder, whose pictures follow those of 2012_train (voc_layout.sbd_set). ValueError (one line,
+    which names the file) where something is missing, broken or contradicts itself.
     """
 
     kind = "folder"
 
-    def __init__(self, root: str | Path, sets: Sequence[str], needs: Needs, sbd: Path | None = None) -> None:
+    def __init__(
+        self, root: str | Path, sets: Sequence[str], needs: Needs, sbd: str | Path | None = None
+    ) -> None:
         assert sets and needs in ("boxes", "masks"), (sets, needs)
         folder = devkit(Path(root).absolute())  # a process may change its folder while it trains
+        parts = [image_set(folder, name, needs) for name in sets]
+        self.split = "+".join(sets)
+        if sbd is not None:
+            if needs != "masks" or "2012_train" not in sets:
+                raise ValueError(
+                    f"{sbd}: SBD adds masks to 2012_train, and the sets here are {self.split} with {needs}"
+                )
+            parts.append(sbd_set(Path(sbd).absolute(), folder))
+            self.split += "+sbd"
+        check_disjoint(parts)
         self.class_names: list[str] | None = class_names(folder)
         self.num_classes = len(self.class_names)
-        self.split = "+".join(sets)
-        parts = [image_set(folder, name, needs) for name in sets]
         self._ids = [name for part in parts for name in part.ids]
+        self._files = [path for part in parts for path in part.annotation_files()]
         self.num_samples = len(self._ids)
-        rows = [_rows(part) for part in parts]
-        columns = [np.concatenate(column) for column in zip(*rows, strict=True)]
-        self._rows = Rows(*columns)._replace(indices=np.arange(self.num_samples))
-        ending = ("Annotations", "xml") if needs == "boxes" else ("SegmentationClass", "png")
-        self._files = [part.folder / ending[0] / f"{name}.{ending[1]}" for part in parts for name in part.ids]
-        self._objects: list[Objects] = []
-        self._digest = self._read(needs)
+        columns = zip(*(_rows(part) for part in parts), strict=True)
+        self._rows = Rows(*(np.concatenate(column) for column in columns))._replace(
+            indices=np.arange(self.num_samples)
+        )
+        self._objects: list[Objects] | None = [] if needs == "boxes" else None
+        self._digest = self._read()
+        if needs == "masks":
+            checked_once(self._digest, f"{self.num_samples:,} masks of {folder}", self._check_masks)
 
-    def _read(self, needs: Needs) -> str:
-        """Reads and checks all annotations; their digest."""
+    def _read(self) -> str:
+        """Reads all annotations, and takes in what those with boxes say; their digest."""
         assert self.class_names is not None
         numbers = {name: i for i, name in enumerate(self.class_names)}
-        digest = hashlib.blake2b(f"{_VERSION} {needs} {self.class_names}".encode(), digest_size=16)
+        digest = hashlib.blake2b(f"{_VERSION} {self.class_names}".encode(), digest_size=16)
 
         def read(index: int) -> tuple[bytes, Objects | None]:
-            path, size = self._files[index], self._size(index)
-            data = path.read_bytes()
-            if needs == "boxes":
-                return data, read_objects(path, data, numbers, size)
-            read_mask(path, data, self.num_classes, size)
-            return data, None
+            path = self._files[index]
+            data = _bytes(path)
+            has_boxes = self._objects is not None
+            return data, read_objects(path, data, numbers, self._size(index)) if has_boxes else None
 
         for index, (data, objects) in map_in_order(read, range(self.num_samples), _THREADS, "voc"):
-            picture = f"{self._ids[index]} {self._size(index)} {self._rows.num_bytes[index]} {len(data)} "
-            digest.update(picture.encode() + data)
-            if objects is not None:
+            known = f"{self._ids[index]} {self._size(index)} {self._rows.num_bytes[index]} {len(data)} "
+            digest.update(known.encode() + data)
+            if self._objects is not None and objects is not None:
                 self._objects.append(objects)
         return digest.hexdigest()
+
+    def _check_masks(self) -> None:
+        for _ in map_in_order(self.mask, range(self.num_samples), default_num_threads(), "masks"):
+            pass
 
     def _size(self, index: int) -> tuple[int, int]:
         return int(self._rows.height[index]), int(self._rows.width[index])
 
     def objects(self, index: int) -> Objects:
         """What is annotated on a picture."""
-        assert self._objects, "opened for masks"
+        assert self._objects is not None, "opened for masks"
         return self._objects[index]
 
     def mask(self, index: int) -> np.ndarray:
         """uint8 [h, w]: the classes' numbers from 1, 0 background, 255 void; of the upright picture's size."""
-        assert not self._objects, "opened for boxes"
+        assert self._objects is None, "opened for boxes"
         path = self._files[index]
-        return read_mask(path, path.read_bytes(), self.num_classes, self._size(index))
+        return read_mask(path, _bytes(path), self.num_classes, self._size(index))
 
     def targets(self) -> np.ndarray:
         """int8 [num_samples, num_classes]: 1 = an object of the class is there, 0 = none, -1 = only difficult ones."""
@@ -133,21 +160,27 @@ class VOC:
         self.close()
 
 
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); extract it again") from None
+
+
 def _rows(part: ImageSet) -> Rows:
-    """Where the pictures of a set lie. ValueError where some are missing, or cannot be read."""
-    place = part.folder / "JPEGImages"
-    with Folder(place) as pictures:
-        all_rows = pictures.rows(np.arange(pictures.num_samples))
-    number = {Path(path).name: i for i, path in enumerate(all_rows.path)}
-    names = [f"{name}.jpg" for name in part.ids]
-    missing = [name for name in names if name not in number]
-    if missing:
-        raise ValueError(
-            f"{place}: {len(missing):,} of the {len(names):,} pictures that {part.list_file} names are missing, "
-            f"the first is {missing[0]}; {part.remedy}"
-        )
-    rows = all_rows.part(np.array([number[name] for name in names]))._replace(label=np.full(len(names), -1))
-    broken = (rows.height * rows.width == 1) & (rows.mode == MODE_FILE)
-    if broken.any():
-        raise ValueError(f"{rows.path[broken.argmax()]}: cannot be read as a picture; {part.remedy}")
+    """Where the pictures of a set lie. ValueError where one cannot be read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pictures that no list may name
+        pictures = Folder(part.pictures)
+    with pictures:
+        numbers = {Path(pictures.name(i)).name: i for i in range(pictures.num_samples)}
+        rows = pictures.rows(np.array([numbers[name] for name in part.picture_names()]))
+    for i in np.flatnonzero((rows.height == 1) & (rows.width == 1)):  # as the index has what cannot be read
+        try:
+            upright_size(rows.path[i])
+        except BrokenImage as error:
+            raise ValueError(
+                f"{rows.path[i]}: cannot be read as a picture ({error}); {part.remedy}"
+            ) from None
+    rows.label[:] = -1
     return rows

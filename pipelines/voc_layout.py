@@ -1,11 +1,14 @@
-"""PASCAL VOC's folders: which year lies where, which pictures a set names, which classes there are.
+"""PASCAL VOC's and SBD's folders: where pictures and annotations of a set lie, which ids it names, which classes there are.
 
 VOCdevkit/VOC2007/{JPEGImages,Annotations,ImageSets/{Main,Segmentation},SegmentationClass}   and VOC2012 alike
-VOCdevkit/classes.txt    names of classes, a line each, instead of VOC's: own data in this layout
+VOCdevkit/classes.txt                                                  names of classes, a line each, instead of VOC's: own data
+benchmark_RELEASE/dataset/{img/*.jpg,cls/*.mat,train.txt,val.txt}      SBD (Hariharan et al., 2011)
 """
 
+import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,7 +20,8 @@ CLASSES = (
 )  # fmt: skip
 CLASSES_FILE = "classes.txt"
 MAX_CLASSES = 254  # 0 is the background of masks, 255 void
-LISTS = {"boxes": "Main", "masks": "Segmentation"}
+_LISTS = {"boxes": "Main", "masks": "Segmentation"}
+_ANNOTATIONS = {"boxes": ("Annotations", ".xml"), "masks": ("SegmentationClass", ".png")}
 _ARCHIVES = {
     ("2007", False): "VOCtrainval_06-Nov-2007.tar",
     ("2007", True): "VOCtest_06-Nov-2007.tar",
@@ -26,40 +30,42 @@ _ARCHIVES = {
 
 
 class ImageSet(NamedTuple):
-    """Such as 2007_trainval: a list of a year, and the ids that it names."""
+    """The pictures that a list names, and what is annotated on them: pictures/ID.jpg, annotations/ID.xml, .png or .mat."""
 
-    year: str
-    split: str
-    folder: Path  # VOC2007
-    list_file: Path
     ids: list[str]
+    pictures: Path
+    annotations: Path
+    ending: str
+    list_file: Path
+    remedy: str  # how to get what is missing
 
-    @property
-    def remedy(self) -> str:
-        """How to get what is missing of it."""
-        archive = _ARCHIVES.get((self.year, self.split == "test"))
-        return f"extract {archive} again, the whole of it" if archive else "copy the whole folder"
+    def picture_names(self) -> list[str]:
+        return [f"{name}.jpg" for name in self.ids]
+
+    def annotation_files(self) -> list[Path]:
+        return [self.annotations / f"{name}{self.ending}" for name in self.ids]
 
 
 def devkit(root: Path) -> Path:
     """The folder with VOC2007, VOC2012, ...: `root`, or VOCdevkit in it. ValueError where there is none."""
     for folder in (root, root / "VOCdevkit"):
-        if any(is_year(path.name) and path.is_dir() for path in _entries(folder)):
+        if any(_is_year(name) for name in _names(folder)):
             return folder
-    if is_year(root.name) and (root / "JPEGImages").is_dir():
+    if _is_year(root.name) and (root / "JPEGImages").is_dir():
         raise ValueError(f"{root}: is one year of PASCAL VOC; give the folder that holds it, {root.parent}")
     raise ValueError(
         f"{root}: no folder of PASCAL VOC, which holds VOC2007 or VOC2012, itself or in VOCdevkit; give VOCdevkit"
     )
 
 
-def is_year(name: str) -> bool:
+def _is_year(name: str) -> bool:
     return re.fullmatch(r"VOC\d{4}", name) is not None
 
 
-def _entries(folder: Path) -> list[Path]:
+def _names(folder: Path) -> list[str]:
+    """Of what lies in a folder, sorted; none where it cannot be listed."""
     try:
-        return list(folder.iterdir())
+        return sorted(os.listdir(folder))
     except OSError:
         return []
 
@@ -69,53 +75,113 @@ def class_names(folder: Path) -> list[str]:
     path = folder / CLASSES_FILE
     if not path.exists():
         return list(CLASSES)
-    names = [line.strip() for line in _lines(path) if line.strip()]
+    names = _lines(path)
     if not 1 <= len(names) <= MAX_CLASSES:
         raise ValueError(f"{path}: names {len(names)} classes; give 1 to {MAX_CLASSES}, a name a line")
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    twice = _first_twice(names)
     if twice:
-        raise ValueError(f"{path}: names {twice[0]!r} twice; give each class a line")
+        raise ValueError(f"{path}: names {twice!r} twice; give each class a line")
     return names
 
 
 def image_set(folder: Path, name: str, needs: Needs) -> ImageSet:
-    """The set `name` ("2007_trainval") below VOCdevkit. ValueError where its year, its folders or its list are missing, or the
-    list names nothing, or a picture twice."""
-    year, _, split = name.partition("_")
+    """The set `name` ("2007_trainval") below VOCdevkit. ValueError where its year, its folders, its list or files that the list names
+    are missing, or the list names nothing, or a picture twice."""
     if not re.fullmatch(r"\d{4}_\w+", name):
         raise ValueError(f"{name!r} is no set of PASCAL VOC; give a year and a list, such as 2007_trainval")
+    year, _, split = name.partition("_")
     place = folder / f"VOC{year}"
-    kind = LISTS[needs]
-    list_file = place / "ImageSets" / kind / f"{split}.txt"
-    found = ImageSet(year, split, place, list_file, [])
+    archive = _ARCHIVES.get((year, split == "test"))
+    remedy = f"extract the whole of {archive}" if archive else "copy the whole folder"
     if not place.is_dir():
-        there = ", ".join(sorted(path.name for path in _entries(folder) if is_year(path.name)))
-        raise ValueError(f"{folder}: holds {there} and no VOC{year}, which {name} is of; {found.remedy}")
-    for part in ("JPEGImages", "Annotations" if needs == "boxes" else "SegmentationClass", "ImageSets"):
-        if not (place / part).is_dir():
-            raise ValueError(f"{place}: holds no {part}, which {name} needs; {found.remedy}")
+        there = ", ".join(filter(_is_year, _names(folder)))
+        raise ValueError(f"{folder}: holds {there} and no VOC{year}, which {name} is of; {remedy}")
+    part, ending = _ANNOTATIONS[needs]
+    for wanted in ("JPEGImages", part, "ImageSets"):
+        if not (place / wanted).is_dir():
+            raise ValueError(f"{place}: holds no {wanted}, which {name} needs; {remedy}")
+    lists = place / "ImageSets" / _LISTS[needs]
+    list_file = lists / f"{split}.txt"
     if not list_file.is_file():
-        there = ", ".join(sorted(path.stem for path in _entries(list_file.parent) if "_" not in path.stem))
-        raise ValueError(f"{list_file}: no such list ({kind} has {there or 'none'}); {found.remedy}")
-    return found._replace(ids=read_ids(list_file))
+        there = ", ".join(Path(file).stem for file in _names(lists) if "_" not in file) or "none"
+        raise ValueError(f"{list_file}: no such list (those of {lists.name}: {there}); {remedy}")
+    found = ImageSet(_read_ids(list_file), place / "JPEGImages", place / part, ending, list_file, remedy)
+    _check_files(found)
+    return found
 
 
-def read_ids(list_file: Path) -> list[str]:
-    """The ids of a list, one a line. ValueError where there are none, a line holds something else, or one stands there twice."""
-    ids = [line.strip() for line in _lines(list_file) if line.strip()]
+def sbd_set(root: Path, folder: Path) -> ImageSet:
+    """SBD's pictures that are in neither of VOC2012's lists train and val: with train they are the 10,582 that segmentation is trained
+    on. `folder`: VOCdevkit. ValueError as of `image_set`."""
+    candidates = (root, root / "dataset", root / "benchmark_RELEASE" / "dataset")
+    place = next((path for path in candidates if (path / "cls").is_dir()), None)
+    if place is None:
+        raise ValueError(
+            f"{root}: no SBD, which holds dataset/cls/*.mat and dataset/img/*.jpg; give benchmark_RELEASE of its archive benchmark.tgz"
+        )
+    remedy = "extract the whole of benchmark.tgz"
+    ids: list[str] = []
+    for list_file in (place / "train.txt", place / "val.txt"):
+        if not list_file.is_file() or not (place / "img").is_dir():
+            raise ValueError(
+                f"{place}: holds no {'img' if list_file.is_file() else list_file.name}; {remedy}"
+            )
+        ids += _read_ids(list_file)
+    lists = folder / "VOC2012" / "ImageSets" / "Segmentation"
+    taken = {name for split in ("train", "val") for name in _read_ids(lists / f"{split}.txt")}
+    chosen = [name for name in dict.fromkeys(ids) if name not in taken]
+    found = ImageSet(chosen, place / "img", place / "cls", ".mat", place / "train.txt", remedy)
+    _check_files(found)
+    return found
+
+
+def check_disjoint(parts: Sequence[ImageSet]) -> None:
+    """ValueError where two sets share a picture."""
+    lists: dict[tuple[Path, str], Path] = {}
+    for part in parts:
+        for name in part.ids:
+            other = lists.setdefault((part.pictures, name), part.list_file)
+            if other is not part.list_file:
+                raise ValueError(
+                    f"{part.list_file}: names {name}, as {other} does; give sets without common pictures"
+                )
+
+
+def _check_files(part: ImageSet) -> None:
+    for what, place, names in (
+        ("pictures", part.pictures, part.picture_names()),
+        ("annotations", part.annotations, [path.name for path in part.annotation_files()]),
+    ):
+        there = set(_names(place))
+        missing = [name for name in names if name not in there]
+        if missing:
+            raise ValueError(
+                f"{place}: {len(missing):,} of the {len(names):,} {what} that {part.list_file} names are missing, "
+                f"the first is {missing[0]}; {part.remedy}"
+            )
+
+
+def _read_ids(list_file: Path) -> list[str]:
+    ids = _lines(list_file)
     if not ids:
         raise ValueError(f"{list_file}: names no picture; give an id a line, such as 000005")
     for line in ids:
         if len(line.split()) != 1 or "/" in line:
             raise ValueError(f"{list_file}: the line {line!r} is no id; give an id a line, such as 000005")
-    twice = [name for name, count in Counter(ids).items() if count > 1]
+    twice = _first_twice(ids)
     if twice:
-        raise ValueError(f"{list_file}: names {twice[0]} twice ({len(twice):,} such); name each picture once")
+        raise ValueError(f"{list_file}: names {twice} twice; name each picture once")
     return ids
 
 
+def _first_twice(names: list[str]) -> str | None:
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
 def _lines(path: Path) -> list[str]:
+    """Without those that are empty."""
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as text ({error}); extract it again") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
