@@ -185,6 +185,25 @@ class ShorterSideCrop:
         return out
 
 
+@dataclass(frozen=True)
+class Squashed:
+    """The whole picture, made square whatever its shape."""
+
+    size_px: int
+
+    def __post_init__(self) -> None:
+        _check_size(self.size_px)
+
+    def check(self, min_height: int, min_width: int) -> None:
+        """ValueError unless the smallest image of a data set (in px) can be cropped."""
+        _check_image(min_height, min_width)
+
+    def boxes(self, keys: Keys, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        """int32 [B, 4] = (0, 0, height, width) of images of heights x widths (int32 [B], >= 1)."""
+        assert len(heights) == len(widths) == len(keys.indices)
+        return np.stack([np.zeros_like(heights), np.zeros_like(widths), heights, widths], 1).astype(np.int32)
+
+
 def _inputs(
     keys: Keys, heights: np.ndarray, widths: np.ndarray, num_words: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

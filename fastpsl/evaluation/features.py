@@ -29,12 +29,13 @@ from fastpsl.evaluation.feature_file import (
 )
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import Pool, pooled, pooled_width
-from fastpsl.evaluation.views import center_view
+from fastpsl.evaluation.views import center_view, squashed_view
 from fastpsl.evaluation.weights import Pretrained
 from fastpsl.learner import DTYPES
 from fastpsl.pipelines.beton_file import output_errors
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import Data
+from fastpsl.pipelines.views import ViewSpec
 from fastpsl.progress import Progress
 from fastpsl.run import own_commit
 
@@ -49,7 +50,7 @@ class Extraction:
     block: from 1. batch_size: samples of one rank's pass. precision: fp32, bf16 or fp16; dtype: of the file, float16 or
     float32. whole: of the view, `views.center_view`. loader: further options of `pipelines.loader.Loader`, such as decoder and num_threads.
     pool: what makes a block's map [C, h, w] smaller (`protocols.pooled`) before it is flattened, channel by channel, rows and columns
-    within; None: its average over all positions.
+    within; None: its average over all positions. squashed: of the view, `views.squashed_view` instead of the middle.
     """
 
     pretrained: Pretrained
@@ -62,6 +63,7 @@ class Extraction:
     whole: bool = False
     loader: dict[str, Any] = field(default_factory=dict)
     pool: Pool | None = None
+    squashed: bool = False
 
     @classmethod
     def of(
@@ -112,8 +114,13 @@ class Extraction:
         backbone = self.pretrained.backbone
         if self.pool is None:
             return backbone.channels[self.block - 1]
-        view = center_view(self.pretrained.input, self.size_px, self.whole)
-        return pooled_width(block_shapes(backbone, view, self.block)[-1], self.pool)
+        return pooled_width(block_shapes(backbone, self.view, self.block)[-1], self.pool)
+
+    @property
+    def view(self) -> ViewSpec:
+        if self.squashed:
+            return squashed_view(self.pretrained.input, self.size_px)
+        return center_view(self.pretrained.input, self.size_px, self.whole)
 
     def of_maps(self, maps: Tensor) -> Tensor:
         """The block's maps [B, C, h, w] as features, float32 [B, width]."""
@@ -135,6 +142,7 @@ class Extraction:
             "data": self.data.digest(),
             # Only where it differs from what was there before it: files keep their digests.
             **({"whole": True} if self.whole else {}),
+            **({"squashed": True} if self.squashed else {}),
             **({"pool": asdict(self.pool)} if self.pool else {}),
         }
 
@@ -201,7 +209,6 @@ def extract(
 def _write(wanted: Mapping[Path, Extraction], world: World, save_every_s: float) -> None:
     started, works = time.monotonic(), list(wanted.values())
     first = works[0]
-    view = center_view(first.pretrained.input, first.size_px, first.whole)
     with ExitStack() as stack:
         files = [
             stack.enter_context(closing(PartialFeatures(out, work.digest(), work.wanted(), world)))
@@ -209,7 +216,7 @@ def _write(wanted: Mapping[Path, Extraction], world: World, save_every_s: float)
         ]
         loader = stack.enter_context(
             Loader(
-                first.data, [view], batch_size=first.batch_size, train=False, rank=world.rank, world=world.size,
+                first.data, [first.view], batch_size=first.batch_size, train=False, rank=world.rank, world=world.size,
                 device=world.device, **first.loader,
             )
         )  # fmt: skip

@@ -38,11 +38,12 @@ def pooled(features: Tensor, pool: Pool) -> Tensor:
         side, kernel, stride, padding = pool.window
         if features.shape[-2:] == (side, side) or (side is None and kernel <= min(features.shape[-2:])):
             by_windows = F.max_pool2d if pool.kind == "max" else F.avg_pool2d
-            return by_windows(features, kernel, stride, padding)
+            made: Tensor = by_windows(features, kernel, stride, padding)
+            return made
     if pool.grid is None:
         return features
     adaptive = F.adaptive_max_pool2d if pool.kind == "max" else F.adaptive_avg_pool2d
-    made: Tensor = adaptive(features, min(pool.grid, *features.shape[-2:]))
+    made = adaptive(features, min(pool.grid, *features.shape[-2:]))
     return made
 
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop, Where
+from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop, Squashed, Where
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.lightness import Lightness
 from fastpsl.kernels.shift import Shift
@@ -37,6 +37,11 @@ def center_view(input: Input, size_px: int, whole: bool = False) -> ViewSpec:
     """
     crop = ShorterSideCrop(size_px, size_px, "center") if whole else _shorter_side(size_px, "center")
     return ViewSpec(crop, _channels(input), input.mean, input.std)
+
+
+def squashed_view(input: Input, size_px: int) -> ViewSpec:
+    """The whole picture made square, `size_px` a side, then what the weights' input record says."""
+    return ViewSpec(Squashed(size_px), _channels(input), input.mean, input.std)
 
 
 def ten_crop_views(input: Input, size_px: int) -> tuple[ViewSpec, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from fastpsl.backbones.choose import make_backbone
@@ -21,8 +22,10 @@ from fastpsl.evaluation.protocols import PROTOCOLS, Pool, pooled, pooled_width
 from fastpsl.evaluation.views import center_view
 from fastpsl.evaluation.weights import Pretrained
 from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.folder import Folder
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.rows import Data
 from fastpsl.sample import sample_paths
 from tests.fastpsl.tiny import one_process
 
@@ -31,11 +34,11 @@ AS_IT_IS = Pool(None)
 MAX_3_2 = Pool(None, "max", (None, 3, 2, 0))
 
 
-def extraction(data: Beton, name: str, block: int, pool: Pool | None, **options: Any) -> Extraction:
+def extraction(data: Data, name: str, block: int, pool: Pool | None, **options: Any) -> Extraction:
     torch.manual_seed(0)
     pretrained = Pretrained(make_backbone(name), INPUT, {"sha256": "random", "backbone": name})
-    values: dict[str, Any] = {"batch_size": 40, "dtype": "float32", "loader": {"num_threads": 1}}
-    return Extraction(pretrained, data, block, 64, pool=pool, **(values | options))
+    values = {"size_px": 64, "batch_size": 40, "dtype": "float32", "loader": {"num_threads": 1}} | options
+    return Extraction(pretrained, data, block, pool=pool, **values)
 
 
 @pytest.fixture
@@ -171,3 +174,25 @@ def test_of_each_takes_one_block_with_several_pools(data: Beton) -> None:
     assert [(work.block, work.pool) for work in works] == [(5, AS_IT_IS), (5, MAX_3_2), (3, None)]
     with pytest.raises(ValueError, match="--block B5 B5: give one block or several, each once"):
         Extraction.of_each(options, weights, data, ("B5", "B5"), one_process(), "float32", (MAX_3_2, MAX_3_2))
+
+
+def test_a_picture_squashed(tmp_path: Path) -> None:
+    """Of 40 x 20 px to a square of 16: black ends, which the middle square lacks, are a quarter each."""
+    pictures = tmp_path / "pictures"
+    (pictures / "one").mkdir(parents=True)
+    column = np.repeat(np.array([0, 255, 0], np.uint8), [10, 20, 10])
+        np.array([0, 255], np.uint8), 20
+    )  # black above, white below: the mean tells what was cut
+    Image.fromarray(np.repeat(np.tile(column[:, None], (1, 20))[..., None], 3, 2)).save(
+        pictures / "one" / "0.png"
+    )
+    with Folder(pictures) as data:
+        work = extraction(data, "resnet18", 1, None, size_px=16, squashed=True)
+        assert work.wanted()["squashed"] is True and "squashed" not in replace(work, squashed=False).wanted()
+        with Loader(data, [work.view], batch_size=1, train=False, num_threads=1) as loader:
+            batch = next(batches := loader.epoch(0))
+            batches.close()
+        assert batch.images[0].shape == (1, 3, 16, 16)
+        rows = batch.images[0][0, 0].float().mean(1)
+        assert rows[:3].max() < 9 and rows[5:11].min() > 246 and rows[13:].max() < 9
+        assert work.to_file(tmp_path / "F.npy", one_process()).features().shape == (1, 64)

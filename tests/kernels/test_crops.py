@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 
-from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop, Where
+from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop, Squashed, Where
 from fastpsl.kernels.draws import Keys, Slot, words
 
 SIDES = [1, 2, 3, 7, 32, 75, 224, 225, 256, 333, 500, 1000, 4000, 30000]
@@ -220,3 +220,16 @@ def test_possible_crops_pass_the_check():
     RandomResizedCrop(224).check(1, 1)
     ShorterSideCrop(256, 2).check(64, 64)
     ShorterSideCrop().check(1, 1)
+
+
+@pytest.mark.parametrize("num", [0, 1, 500])
+def test_squashed_boxes_are_the_whole_pictures(num):
+    keys, heights, widths = images(num)
+    boxes = Squashed(224).boxes(keys, heights, widths)
+    assert boxes.dtype == np.int32 and boxes.shape == (num, 4)
+    assert boxes.tolist() == [[0, 0, height, width] for height, width in zip(heights, widths, strict=True)]
+    Squashed(224).check(1, 1)
+    with pytest.raises(ValueError, match="an image of 0 x 5 px given"):
+        Squashed(224).check(0, 5)
+    with pytest.raises(ValueError, match="crop size 0 px given"):
+        Squashed(0)
