@@ -181,8 +181,6 @@ def test_a_picture_squashed(tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     (pictures / "one").mkdir(parents=True)
     column = np.repeat(np.array([0, 255, 0], np.uint8), [10, 20, 10])
-        np.array([0, 255], np.uint8), 20
-    )  # black above, white below: the mean tells what was cut
     Image.fromarray(np.repeat(np.tile(column[:, None], (1, 20))[..., None], 3, 2)).save(
         pictures / "one" / "0.png"
     )
