@@ -26,7 +26,7 @@ from fastpsl.pipelines.voc_layout import (
     devkit,
     image_set,
     sbd_set,
-)  # fmt: skip
+)
 from fastpsl.pipelines.voc_masks import read_mask
 from fastpsl.pipelines.workers import default_num_threads, map_in_order
 

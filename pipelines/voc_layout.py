@@ -36,7 +36,7 @@ class ImageSet(NamedTuple):
     pictures: Path
     annotations: Path
     ending: str
-    list_file: Path
+    list_file: Path  # of SBD, which has two, their folder
     remedy: str  # how to get what is missing
 
     def picture_names(self) -> list[str]:
@@ -130,7 +130,7 @@ def sbd_set(root: Path, folder: Path) -> ImageSet:
     lists = folder / "VOC2012" / "ImageSets" / "Segmentation"
     taken = {name for split in ("train", "val") for name in _read_ids(lists / f"{split}.txt")}
     chosen = [name for name in dict.fromkeys(ids) if name not in taken]
-    found = ImageSet(chosen, place / "img", place / "cls", ".mat", place / "train.txt", remedy)
+    found = ImageSet(chosen, place / "img", place / "cls", ".mat", place, remedy)
     _check_files(found)
     return found
 

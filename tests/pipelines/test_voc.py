@@ -1,0 +1,361 @@
+"""PASCAL VOC: what its files say, as arrays; a data set for the Loader; what is wrong is said in a line that names the file."""
+
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastpsl.kernels.crops import ShorterSideCrop
+from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.rows import Data
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.voc import CLASSES, VOC
+from fastpsl.pipelines.voc_masks import palette, write_mask
+from fastpsl.pipelines.whole_pictures import read_picture
+from tests.pipelines.photos import jpeg, photo, pil_decode
+from tests.pipelines.voc_folders import CAT, DOG, mask_of, save_mask, sbd, voc_2007, voc_2012, write_sbd_mask
+
+TRAINVAL = ("2007_trainval",)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "fastpsl"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return voc_2012(voc_2007(tmp_path / "VOCdevkit"))
+
+
+def test_boxes_classes_and_difficult_ones(root: Path) -> None:
+    data = VOC(root, TRAINVAL, "boxes")
+    assert [data.image_id(i) for i in range(2)] == ["000007", "000005"]  # in the list's order
+    assert len(CLASSES) == 20 and list(CLASSES) == sorted(CLASSES) == data.class_names
+    dog, cat = data.objects(0), data.objects(1)
+    # By hand: xmin - 1, ymin - 1, xmax, ymax; a part is no object.
+    np.testing.assert_allclose(dog.boxes, [[0, 10, 20, 48], [44.7, 1, 64, 30.5]], rtol=1e-6)
+    assert dog.labels.tolist() == [11, 14] and dog.difficult.tolist() == [False, True]
+    np.testing.assert_allclose(cat.boxes, [[4, 5, 5, 6], [0, 0, 40, 60], [1, 1, 3, 4]])
+    assert cat.labels.tolist() == [0, 19, 19] and cat.difficult.tolist() == [False, True, False]
+    assert dog.boxes.dtype == np.float32 and dog.labels.dtype == np.int64 and dog.difficult.dtype == bool
+    targets = np.zeros((2, 20))
+    targets[0, 11], targets[0, 14], targets[1, 0], targets[1, 19] = 1, -1, 1, 1
+    assert (data.targets() == targets).all() and data.targets().dtype == np.int8
+
+
+def test_several_sets_follow_one_another(root: Path) -> None:
+    both = VOC(root.parent, ("2007_test", "2007_trainval"), "boxes")  # the folder that holds VOCdevkit
+    assert [both.image_id(i) for i in range(3)] == ["000009", "000007", "000005"]
+    assert both.split == "2007_test+2007_trainval" and both.num_samples == 3
+    assert both.image_sizes() == (48, 40, 60, 64)
+    assert (both.objects(0).boxes == both.objects(1).boxes).all() and len(both.objects(2).labels) == 3
+
+
+def test_masks(root: Path) -> None:
+    data = VOC(root, ("2012_train",), "masks")
+    assert [data.image_id(i) for i in range(2)] == ["2007_000032", "2007_000039"]
+    for i, (seed, width) in enumerate(((0, 70), (2, 72))):
+        assert (data.mask(i) == mask_of(seed, 50, width)).all() and data.mask(i).dtype == np.uint8
+    assert set(np.unique(data.mask(0))) == {0, 1, 20, 255}
+
+
+def test_masks_are_written_in_vocs_palette(tmp_path: Path) -> None:
+    colours = palette()
+    # The first and the last of the devkit's list.
+    assert colours[:6].tolist() == [
+        [0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128],
+    ]  # fmt: skip
+    assert colours[20].tolist() == [0, 64, 128] and colours[255].tolist() == [224, 224, 192]
+    mask = mask_of(0, 50, 70)
+    write_mask(tmp_path / "mask.png", mask)
+    with Image.open(tmp_path / "mask.png") as image:
+        assert image.mode == "P" and (np.array(image) == mask).all()
+        assert (np.array(image.convert("RGB")) == colours[mask]).all()
+
+
+def test_sbd_adds_what_is_in_neither_of_vocs_lists(root: Path, tmp_path: Path) -> None:
+    place = sbd(tmp_path, root / "VOC2012" / "JPEGImages")
+    for given in (place, place / "dataset", tmp_path):
+        data = VOC(root, ("2012_train",), "masks", sbd=given)
+        names = [data.image_id(i) for i in range(data.num_samples)]
+        assert names == ["2007_000032", "2007_000039", "2008_000001", "2008_000002"]
+    assert data.split == "2012_train+sbd"
+    expected = mask_of(2, 44, 60)
+    assert (data.mask(2) == np.where(expected == 255, 0, expected)).all()
+    assert (data.mask(0) == mask_of(0, 50, 70)).all()  # VOC's own, with its border
+    assert data.name(2).endswith("dataset/img/2008_000001.jpg")
+    assert data.digest() != VOC(root, ("2012_train",), "masks").digest()
+    for sets, needs in ((("2012_val",), "masks"), (TRAINVAL, "boxes")):
+        with pytest.raises(ValueError, match="SBD adds masks to 2012_train"):
+            VOC(root, sets, needs, sbd=place)  # type: ignore[arg-type]
+
+
+def test_own_classes(root: Path) -> None:
+    (root / "classes.txt").write_text("tvmonitor\naeroplane\n\nperson\ndog\n")
+    data = VOC(root, TRAINVAL, "boxes")
+    assert data.class_names == ["tvmonitor", "aeroplane", "person", "dog"] and data.num_classes == 4
+    assert data.objects(0).labels.tolist() == [3, 2] and data.targets().shape == (2, 4)
+    assert data.digest() != VOC(voc_2007(root.parent / "other"), TRAINVAL, "boxes").digest()
+
+
+def test_the_loader_reads_it(root: Path) -> None:
+    data: Data = VOC(root, TRAINVAL, "boxes")
+    views = [ViewSpec(ShorterSideCrop(40, 40, where="center"))]
+    with Loader(data, views, batch_size=2, train=False, decoder="torchvision", num_threads=1) as loader:
+        (batch,) = loader.epoch(0)
+    assert batch.indices.tolist() == [0, 1] and batch.labels.tolist() == [-1, -1]
+    assert (data.labels() == -1).all() and data.labels().dtype == np.int32
+    rows = data.rows(np.array([1, 0, 1]))
+    assert rows.indices.tolist() == [1, 0, 1] and rows.height.tolist() == [60, 48, 60]
+    for i, size in enumerate(((48, 64), (60, 40))):
+        picture = read_picture(data, i)
+        assert tuple(picture.shape) == (3, *size)
+        exact = pil_decode(Path(data.name(i)).read_bytes()).astype(int)
+        assert abs(picture.permute(1, 2, 0).numpy() - exact).mean() < 1
+    assert abs(batch.images[0][1].permute(1, 2, 0).float() - torch.from_numpy(exact[10:50])).mean() < 1
+    with pytest.raises(IndexError):
+        data.rows(np.array([2]))
+
+
+def test_sizes_are_those_of_the_upright_picture(root: Path) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    path = root / "VOC2007" / "JPEGImages" / "000005.jpg"
+    path.write_bytes(jpeg(photo(5, 40, 60), exif=exif))  # 60 x 40 px when turned
+    data = VOC(root, TRAINVAL, "boxes")
+    assert data.objects(1).boxes[1].tolist() == [0, 0, 40, 60]
+    assert read_picture(data, 1).shape == (3, 60, 40)
+    mask = root / "VOC2012" / "JPEGImages" / "2007_000033.jpg"
+    mask.write_bytes(jpeg(photo(5, 71, 50), exif=exif))
+    assert VOC(root, ("2012_val",), "masks").mask(0).shape == (50, 71)
+    path.write_bytes(jpeg(photo(5, 60, 40), exif=exif))
+    with pytest.raises(ValueError, match="000005.xml: the box 1 1 40 60 .* outside"):
+        VOC(root, TRAINVAL, "boxes")
+
+
+def test_the_digest_is_of_the_contents(root: Path, tmp_path: Path) -> None:
+    def digests(place: Path) -> tuple[str, str]:
+        return VOC(place, TRAINVAL, "boxes").digest(), VOC(place, ("2012_train",), "masks").digest()
+
+    boxes, masks = digests(root)
+    shutil.copytree(root, tmp_path / "moved")
+    assert digests(tmp_path / "moved") == (boxes, masks)
+    # What the sets do not name does not count.
+    (root / "VOC2007" / "JPEGImages" / "000001.jpg").write_bytes(jpeg(photo(3, 40, 40)))
+    (root / "VOC2012" / "SegmentationClass" / "2007_000033.png").unlink()
+    assert digests(root) == (boxes, masks)
+    (root / "VOC2007" / "Annotations" / "000007.xml").write_text(DOG.replace("<xmax>20", "<xmax>21"))
+    assert digests(root)[0] != boxes
+    (root / "VOC2007" / "Annotations" / "000007.xml").write_text(DOG)
+    picture = root / "VOC2007" / "JPEGImages" / "000007.jpg"
+    picture.write_bytes(jpeg(photo(8, 48, 64)))
+    assert digests(root)[0] != boxes
+    path = root / "VOC2012" / "SegmentationClass" / "2007_000032.png"
+    mask = mask_of(0, 50, 70)
+    mask[49, 69] = 1
+    save_mask(path, mask)
+    assert digests(root)[1] != masks
+    assert len({boxes, masks, VOC(root, ("2007_test",), "boxes").digest()}) == 3
+
+
+def test_masks_are_checked_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    VOC(root, ("2012_train",), "masks")
+    assert "checking 2 masks" in capsys.readouterr().err
+    monkeypatch.setattr(VOC, "mask", lambda *_: pytest.fail("checked again"))
+    VOC(root, ("2012_train",), "masks")
+    assert not capsys.readouterr().err
+
+
+def test_other_broken_pictures_are_nobodys_business(root: Path) -> None:
+    (root / "VOC2007" / "JPEGImages" / "000001.jpg").write_bytes(b"no picture")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert VOC(root, TRAINVAL, "boxes").num_samples == 2
+
+
+Spoil = Callable[[Path], object]
+
+
+def text(name: str, old: str, new: str) -> Spoil:
+    """An annotation of which a part is replaced."""
+
+    def spoil(year: Path) -> None:
+        whole = {"000007": DOG, "000005": CAT}[name]
+        assert old in whole
+        (year / "Annotations" / f"{name}.xml").write_text(whole.replace(old, new))
+
+    return spoil
+
+
+def lists(content: str) -> Spoil:
+    return lambda year: (year / "ImageSets" / "Main" / "trainval.txt").write_text(content)
+
+
+BOXES: dict[str, tuple[Spoil, str]] = {
+    "no object": (
+        lambda year: (year / "Annotations" / "000007.xml").write_text("<annotation/>"),
+        "000007.xml: holds no object with a box",
+    ),
+    "no box": (
+        text("000005", "<bndbox><xmin>2</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox>", ""),
+        "000005.xml: a tvmonitor has no <bndbox>",
+    ),
+    "right of it": (text("000007", "<xmax>64", "<xmax>65"), r"000007.xml: the box 45.7 2 65 30.5 .* of a person is outside"),
+    "below": (text("000007", "<ymax>48", "<ymax>48.5"), "000007.xml: .* outside of the picture; its pixels are 1 to 64 and 1 to 48"),
+    "left, from 0": (text("000007", "<xmin>1<", "<xmin>0<"), "000007.xml: the box 0 11 20 48 .* outside .* counted from 1"),
+    "above": (text("000007", "<ymin>2.0", "<ymin>-3"), "000007.xml: .* outside"),
+    "no width": (text("000007", "<xmax>20", "<xmax>0"), "000007.xml: the box 1 11 0 48 .* of a dog has no area"),
+    "no height": (text("000005", "<ymax>4", "<ymax>1"), "000005.xml: .* has no area; give xmin <= xmax"),
+    "no number": (text("000005", "<ymax>4", "<ymax>four"), "000005.xml: <ymax> of <bndbox> is 'four'; give a number"),
+    "no coordinate": (text("000005", "<ymax>4</ymax>", ""), "000005.xml: <ymax> of <bndbox> is None"),
+    "infinite": (text("000005", "<ymax>4", "<ymax>inf"), "000005.xml: <ymax> of <bndbox> is 'inf'"),
+    "strange class": (
+        text("000007", "<name>dog", "<name>wolf"),
+        r"000007.xml: class 'wolf' is none of the 20 \(aeroplane, bicycle, bird, ...\); name own classes in VOCdevkit/classes.txt",
+    ),
+    "another size": (
+        text("000007", "<width>64", "<width>65"),
+        "000007.xml: says 65 x 48 px, and the picture has 64 x 48",
+    ),
+    "broken XML": (text("000007", "</annotation>", ""), "000007.xml: broken XML .* extract it again"),
+    "an absent picture": (
+        lists("000007\n000008\n000005\n000011\n"),
+        "2 of the 4 pictures .*trainval.txt names are missing, the first is 000008.jpg; extract .* VOCtrainval_06-Nov-2007.tar",
+    ),
+    "an absent annotation": (
+        lambda year: (year / "Annotations" / "000005.xml").unlink(),
+        "Annotations: 1 of the 2 annotations that .*trainval.txt names are missing, the first is 000005.xml",
+    ),
+    "twice": (lists("000007\n000005\n000007\n"), "trainval.txt: names 000007 twice"),
+    "nothing": (lists("\n"), "trainval.txt: names no picture"),
+    "a list of a class": (lists("000007  1\n"), "trainval.txt: the line '000007  1' is no id"),
+    "no list": (
+        lambda year: (year / "ImageSets" / "Main" / "trainval.txt").unlink(),
+        r"trainval.txt: no such list \(those of Main: test\)",
+    ),
+    "no lists": (lambda year: shutil.rmtree(year / "ImageSets"), "VOC2007: holds no ImageSets, which 2007_trainval needs"),
+    "no pictures": (lambda year: shutil.rmtree(year / "JPEGImages"), "VOC2007: holds no JPEGImages"),
+    "no annotations": (lambda year: shutil.rmtree(year / "Annotations"), "VOC2007: holds no Annotations"),
+    "an empty picture": (
+        lambda year: (year / "JPEGImages" / "000007.jpg").write_bytes(b""),
+        "000007.jpg: cannot be read as a picture .*; extract the whole of VOCtrainval_06-Nov-2007.tar",
+    ),
+    "no such year": (
+        lambda year: year.rename(year.with_name("VOC2008")),
+        "VOCdevkit: holds VOC2008, VOC2012 and no VOC2007, which 2007_trainval is of; extract the whole of VOCtrainval",
+    ),
+    "no VOC": (
+        lambda year: (year.rename(year.with_name("voc")), year.with_name("VOC2012").rename(year.with_name("x"))),
+        "VOCdevkit: no folder of PASCAL VOC",
+    ),
+    "no classes": (lambda year: (year.parent / "classes.txt").write_text("\n"), "classes.txt: names 0 classes"),
+    "a class twice": (lambda year: (year.parent / "classes.txt").write_text("dog\ncat\ndog\n"), "classes.txt: names 'dog' twice"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BOXES)
+def test_what_is_wrong_with_boxes_is_said(root: Path, what: str) -> None:
+    VOC(root, TRAINVAL, "boxes")
+    spoil, said = BOXES[what]
+    spoil(root / "VOC2007")
+    with pytest.raises(ValueError, match=said) as error:
+        VOC(root, TRAINVAL, "boxes")
+    assert "\n" not in str(error.value) and str(root) in str(error.value)
+
+
+def wrong_mask(change: Callable[[np.ndarray], np.ndarray | None]) -> Spoil:
+    def spoil(year: Path) -> None:
+        mask = mask_of(0, 50, 70)
+        changed = change(mask)
+        save_mask(year / "SegmentationClass" / "2007_000032.png", mask if changed is None else changed)
+
+    return spoil
+
+
+MASKS: dict[str, tuple[Spoil, str]] = {
+    "another size": (wrong_mask(lambda mask: mask[:, 1:]), "2007_000032.png: has 69 x 50 px, and the picture 70 x 50"),
+    "turned": (wrong_mask(lambda mask: mask.T), "2007_000032.png: has 50 x 70 px, and the picture 70 x 50"),
+    "no such class": (
+        wrong_mask(lambda mask: mask.put(99, 21)),
+        r"2007_000032.png: holds the number 21, which is no class; allowed are 0 \(background\), 1 to 20 and 255",
+    ),
+    "almost void": (wrong_mask(lambda mask: mask.put(99, 254)), "holds the number 254"),
+    "colours": (
+        lambda year: Image.new("RGB", (70, 50)).save(year / "SegmentationClass" / "2007_000032.png"),
+        "2007_000032.png: is a PNG of kind RGB; give one with a palette",
+    ),
+    "cut": (
+        lambda year: (year / "SegmentationClass" / "2007_000032.png").write_bytes(
+            (year / "SegmentationClass" / "2007_000032.png").read_bytes()[:-60]
+        ),
+        "2007_000032.png: cannot be read as a PNG",
+    ),
+    "absent": (
+        lambda year: (year / "SegmentationClass" / "2007_000039.png").unlink(),
+        "1 of the 2 annotations .*/train.txt names are missing, the first is 2007_000039.png; extract .* VOCtrainval_11-May-2012.tar",
+    ),
+    "no masks": (lambda year: shutil.rmtree(year / "SegmentationClass"), "VOC2012: holds no SegmentationClass"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", MASKS)
+def test_what_is_wrong_with_masks_is_said(root: Path, what: str) -> None:
+    VOC(root, ("2012_train",), "masks")
+    spoil, said = MASKS[what]
+    spoil(root / "VOC2012")
+    for _ in range(2):  # what has not passed is checked again
+        with pytest.raises(ValueError, match=said) as error:
+            VOC(root, ("2012_train",), "masks")
+        assert "\n" not in str(error.value) and str(root) in str(error.value)
+
+
+def test_what_is_wrong_with_sbd_is_said(root: Path, tmp_path: Path) -> None:
+    from scipy.io import savemat
+
+    place = sbd(tmp_path, root / "VOC2012" / "JPEGImages")
+
+    def said(match: str) -> None:
+        with pytest.raises(ValueError, match=match):
+            VOC(root, ("2012_train",), "masks", sbd=place)
+
+    file = place / "dataset" / "cls" / "2008_000001.mat"
+    write_sbd_mask(file, mask_of(2, 44, 61), savemat)
+    said("2008_000001.mat: has 61 x 44 px, and the picture 60 x 44")
+    write_sbd_mask(file, np.full((44, 60), 21, np.uint8), savemat)
+    said("2008_000001.mat: holds the number 21")
+    savemat(file, {"GTinst": {"Segmentation": np.zeros((44, 60), np.uint8)}})
+    said("2008_000001.mat: no GTcls.Segmentation can be read")
+    file.write_bytes(b"nonsense")
+    said("2008_000001.mat: no GTcls.Segmentation can be read")
+    file.unlink()
+    said(
+        "cls: 1 of the 2 annotations that .* are missing, the first is 2008_000001.mat; extract the whole of benchmark.tgz"
+    )
+    (place / "dataset" / "val.txt").unlink()
+    said("dataset: holds no val.txt; extract the whole of benchmark.tgz")
+    shutil.rmtree(place)
+    said("benchmark_RELEASE: no SBD")
+
+
+@pytest.mark.parametrize("name", ["trainval", "2007", "2007_", "07_trainval", "2007_../x"])
+def test_names_that_are_no_sets(root: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{name!r} is no set of PASCAL VOC")):
+        VOC(root, (name,), "boxes")
+
+
+def test_sets_that_share_pictures_and_a_year_alone(root: Path) -> None:
+    (root / "VOC2007" / "ImageSets" / "Main" / "train.txt").write_text("000005\n")
+    with pytest.raises(ValueError, match="train.txt: names 000005, as .*trainval.txt does"):
+        VOC(root, ("2007_trainval", "2007_train"), "boxes")
+    with pytest.raises(ValueError, match="VOC2007: is one year of PASCAL VOC; give the folder that holds it"):
+        VOC(root / "VOC2007", TRAINVAL, "boxes")
