@@ -1,7 +1,7 @@
 """Linear probes: classifiers on frozen blocks, all of them in one pass (psl.txt, section 4.2; uic.txt, section 4.3)."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,6 +73,16 @@ class ProbeHead(nn.Module):
                 block = features[-1] if name == FINAL else features[i]
                 outputs[name] = classifier(pooled(block.float(), self.pools[name]))
         return outputs
+
+
+def best_block_lines(numbers: Mapping[str, float]) -> list[str]:
+    """For people: which of top1_B1, top1_B2, … (percent) is highest, as papers report it of other data (psl.txt, Table 9); none where blocks
+    are not scored. "final" is no block of its own."""
+    scores = {name[5:]: value for name, value in numbers.items() if name.startswith("top1_B")}
+    if not scores:
+        return []
+    best = max(scores, key=scores.__getitem__)
+    return [f"best of {len(scores)} blocks: {best}, held-out top-1 {scores[best]:.1f} %"]
 
 
 def probe_sgd(

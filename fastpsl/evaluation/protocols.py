@@ -1,7 +1,7 @@
 """Protocols of linear probes: each with the pools, views and schedule that were published, as data."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -84,16 +84,20 @@ class Protocol:
         return inverse_root(lr, self.weight_decay)
 
 
-PROTOCOLS: dict[str, Protocol] = {
-    # VISSL, eval_resnet_8gpu_transfer_in1k_linear.
-    "vissl": Protocol(
-        pools=(
-            Pool(12, window=(112, 10, 10, 4)), Pool(6, window=(56, 16, 8, 0)), Pool(4, window=(28, 13, 5, 0)),
-            Pool(3, window=(14, 8, 3, 0)), Pool(2, window=(7, 6, 1, 0)),
-        ),
-        batchnorm="affine", train_crop="random_resized",
-        epochs=28, lr=0.01, intervals=(8, 8, 8, 4), nesterov=True, weight_decay=5e-4,
+# VISSL, eval_resnet_8gpu_transfer_in1k_linear.
+_VISSL = Protocol(
+    pools=(
+        Pool(12, window=(112, 10, 10, 4)), Pool(6, window=(56, 16, 8, 0)), Pool(4, window=(28, 13, 5, 0)),
+        Pool(3, window=(14, 8, 3, 0)), Pool(2, window=(7, 6, 1, 0)),
     ),
+    batchnorm="affine", train_crop="random_resized",
+    epochs=28, lr=0.01, intervals=(8, 8, 8, 4), nesterov=True, weight_decay=5e-4,
+)  # fmt: skip
+PROTOCOLS: dict[str, Protocol] = {
+    "vissl": _VISSL,
+    # VISSL's for other data, else as for ImageNet. MMSelfSup trains 28 epochs on Places205: `--epochs 28`.
+    "vissl_places205": replace(_VISSL, epochs=14, intervals=(4, 4, 4, 2)),
+    "vissl_inat18": replace(_VISSL, epochs=84, intervals=(24, 24, 24, 12)),
     # MoCo, main_lincls.
     "moco": Protocol(
         pools=(), head_std=0.01, train_crop="random_resized", epochs=100, lr=30.0, intervals=(60, 20, 20),

@@ -1,5 +1,6 @@
 """Linear probes: the widths of the protocols, each block's own classifier, frozen features, heads that know nothing of each other."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from fastpsl.backbones.backbone import Backbone
 from fastpsl.backbones.choose import make_backbone
 from fastpsl.backbones.resnet import ResNet
-from fastpsl.evaluation.linear import LinearProbes, ProbeHead, probe_sgd
+from fastpsl.evaluation.linear import LinearProbes, ProbeHead, best_block_lines, probe_sgd
 from fastpsl.evaluation.probes import log_mean_softmax
 from fastpsl.evaluation.protocols import PROTOCOLS, WHOLE, Pool, pooled
 from fastpsl.evaluation.views import center_view, ten_crop_views, train_view
@@ -183,6 +184,21 @@ def planted(num: int, seed: int) -> tuple[Tensor, Tensor]:
     images = 0.1 * torch.randn(num, 4, 8, 8, generator=random)
     images[torch.arange(num), labels] += signs[:, None, None]
     return images, labels
+
+
+def test_protocols_for_other_data_are_vissls_but_for_their_epochs() -> None:
+    """VISSL's configurations for Places205 and iNaturalist 2018: 14 epochs, a tenth after 4, 8, 12; 84, after 24, 48, 72."""
+    for name, epochs, drops in (("vissl_places205", 14, (4, 8, 12)), ("vissl_inat18", 84, (24, 48, 72))):
+        found = PROTOCOLS[name]
+        assert (found.epochs, sum(found.intervals)) == (epochs, epochs)
+        assert tuple(np.cumsum(found.intervals)[:-1]) == drops
+        assert replace(found, epochs=28, intervals=(8, 8, 8, 4)) == PROTOCOLS["vissl"]
+
+
+def test_the_best_block_is_that_of_the_highest_top1() -> None:
+    numbers = {"top1_B1": 10.94, "top5_B1": 99.0, "top1_B2": 50.06, "top1_B3": 50.05, "top1_final": 80.0}
+    assert best_block_lines(numbers) == ["best of 3 blocks: B2, held-out top-1 50.1 %"]
+    assert best_block_lines({"top1_final": 80.0, "top5_final": 90.0}) == []
 
 
 def test_each_classifier_reads_its_own_block() -> None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from fastpsl.evaluation.linear import best_block_lines
 from fastpsl.evaluation.result import read_result
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.flip import Flip
@@ -75,6 +76,10 @@ def test_a_run_puts_every_block_on_record(recipe: Start, supervised: Path, tmp_p
     line = next(line for line in said.splitlines() if line.startswith("linear (level"))
     for block in BLOCKS:
         assert f"{block} {record['numbers'][f'top1_{block}']:.1f}" in line
+    highest = max(record["numbers"][f"top1_{block}"] for block in BLOCKS[:5])
+    (best,) = [line for line in outcome.out.splitlines() if line.startswith("best of 5 blocks: B")]
+    assert best.endswith(f", held-out top-1 {highest:.1f} %")
+    assert record["numbers"][f"top1_{best.split()[4].strip(',')}"] == highest
     with Image.open(tmp_path / "result.png") as chart:
         assert chart.size[0] > 600
     assert f"result {tmp_path / 'result.json'}" in outcome.out and "result.png" in outcome.out
@@ -100,6 +105,7 @@ def test_mocos_protocol_scores_the_final_features_alone(recipe: Start, tmp_path:
     assert recipe(*RANDOM, *DATA, *SMALL, *arguments).code == 0
     record = read_result(tmp_path / "result.json")
     assert set(record["numbers"]) == {"top1_final", "top5_final"} and record["cut"]
+    assert best_block_lines(record["numbers"]) == []
     assert (record["protocol"], record["checkpoint"]["kind"]) == ("linear/moco", "random")
     assert record["settings"]["weight_decay"] == 0
 
@@ -119,6 +125,8 @@ def parts() -> dict[str, Any]:
 # Epochs, first rate, its batch, factor, epochs of the drops, decay, Nesterov, BatchNorm, training crop, number of crops.
 PROTOCOLS = {
     "vissl": (28, 0.01, 256, 0.1, (8, 16, 24), 5e-4, True, "affine", RandomResizedCrop(224), 1),
+    "vissl_places205": (14, 0.01, 256, 0.1, (4, 8, 12), 5e-4, True, "affine", RandomResizedCrop(224), 1),
+    "vissl_inat18": (84, 0.01, 256, 0.1, (24, 48, 72), 5e-4, True, "affine", RandomResizedCrop(224), 1),
     "moco": (100, 30.0, 256, 0.1, (60, 80), 0.0, False, None, RandomResizedCrop(224), 1),
     "uic": (32, 0.1, 256, 0.1, (10, 20, 30), 0.0, False, None, ShorterSideCrop(256, 224, "random"), 10),
     "rotnet": (35, 0.01, 192, 0.2, (5, 15, 25), 5e-4, True, "plain", ShorterSideCrop(256, 224, "random"), 1),
