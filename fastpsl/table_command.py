@@ -22,15 +22,17 @@ class Table:
         Annotated[
             str,
             tyro.conf.arg(
-                metavar="psl/4|psl/5|psl/6|psl/7|psl/ablations|uic/1|uic/2|uic/3|uic/4|uic/7|uic/8|sslpp/3|sslpp/3-stl|sslpp/4|sslpp/5|sslpp/5-stl|sslpp/6|sslpp/8|sslpp/9|sslpp/11|sslpp/11-stl|sslpp/12|sslpp/13|sslpp/14|sslpp/fig4|sslpp/fig5|sslpp/fig6"
+                metavar="psl/4|psl/5|psl/6|psl/7|psl/8|psl/9|psl/ablations|uic/1|uic/2|uic/3|uic/4|uic/5|uic/6|uic/7|uic/8|sslpp/3|sslpp/3-stl|sslpp/4|sslpp/5|sslpp/5-stl|sslpp/6|sslpp/7|sslpp/8|sslpp/9|sslpp/10|sslpp/11|sslpp/11-stl|sslpp/11-yfcc|sslpp/12|sslpp/13|sslpp/14|sslpp/fig1|sslpp/fig3|sslpp/fig4|sslpp/fig5|sslpp/fig6"
             ),
         ]
     ]
-    """psl/4: linear classifiers, all methods; 5: each block, jigsaw; 6: each block, rotation; 7: few labels; ablations: jigsaw
-    with other orders, lengths and partitions, which are not in the paper. uic/1: number of classes; 2: fine-tuning; 3: the
-    view that labels are made of; 4: linear classifiers, all methods; 7: strong augmentation; 8: other networks. sslpp/3: a NIN
-    block on each block; 4: other classifiers; 5, 6: nearest neighbours; 8: few labels; 9: where pseudo-labels come from; 11: without
-    the task; 12: coupled; 13, 14: clusters and transformations; fig4, fig5: retrieval, t-SNE; fig6: lambda; -stl: STL-10."""
+    """psl/4: linear classifiers, all methods; 5: each block, jigsaw; 6: each block, rotation; 7: few labels; 8: detection; 9: SVMs and
+    linear classifiers on other data; ablations: jigsaw with other orders, lengths and partitions, which are not in the paper. uic/1: number of
+    classes; 2: fine-tuning; 3: the view that labels are made of; 4: linear classifiers, all methods; 5: fine-tuned on Pascal VOC; 6: few-shot;
+    7: strong augmentation; 8: other networks. sslpp/3: a NIN block on each block; 4: other classifiers; 5, 6: nearest neighbours; 7, 10, fig1:
+    AlexNet's layers, from Tiny-YFCC100M to STL-10; 8: few labels; 9: where pseudo-labels come from; 11: without the task; 12: coupled; 13, 14:
+    clusters and transformations; fig3: fine-tuned on Pascal VOC; fig4, fig5: retrieval, t-SNE; fig6: lambda; -stl: STL-10; -yfcc: from
+    Tiny-YFCC100M."""
     runs: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """The folder that holds the runs, at any depth; the commands write there too."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
@@ -43,15 +45,29 @@ class Table:
     val: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """Held-out images, likewise. [VAL.beton]"""
     pretrain_data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
-    """What trainings without labels learn from, in the tables of STL-10, likewise. [PRETRAIN.beton]"""
+    """What trainings without labels learn from, in the tables of STL-10 and Tiny-YFCC100M, likewise. [PRETRAIN.beton]"""
+    voc: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """VOCdevkit, of what is evaluated on Pascal VOC, likewise. [VOCdevkit]"""
+    proposals: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="TRAIN TEST")] = None
+    """Published proposals for Fast R-CNN (uic/5). [voc_2007_trainval.mat voc_2007_test.mat]"""
+    sbd: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """SBD's masks (uic/5). [SBD]"""
+    places205: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="TRAIN VAL")] = None
+    """Places205 (psl/9): betons, lists or folders, likewise. [PLACES-TRAIN PLACES-VAL]"""
+    inat18: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="TRAIN VAL")] = None
+    """iNaturalist 2018 (psl/9), likewise. [INAT-TRAIN INAT-VAL]"""
+    mini_imagenet: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
+    """miniImageNet's test classes (uic/6), likewise. [MINI-IMAGENET-TEST]"""
     nproc_per_node: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
     """GPUs, for the commands. [8; tiny: 1]"""
 
 
 def run(command: Table) -> None:
     """Do it; ValueError with one line where the user is wrong."""
+    from fastpsl.tables.other_data import OTHER_DATA
     from fastpsl.tables.table import make_table
 
+    given = {name: getattr(command, name) for name in OTHER_DATA}
     lines = make_table(
         command.name,
         command.runs,
@@ -60,6 +76,7 @@ def run(command: Table) -> None:
         data=command.data,
         val=command.val,
         pretrain_data=command.pretrain_data,
+        others={n: (paths,) if isinstance(paths, str) else paths for n, paths in given.items() if paths},
         num_processes=command.nproc_per_node,
     )
     print("\n".join(lines))

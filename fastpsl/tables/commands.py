@@ -96,7 +96,7 @@ class _Writer:
         commands = []
         if weights.recipe and folder and not _is_done(self.runs[weights], seed):
             commands += self._labels(weights, seed)
-            pictures = {"data": self._learns_from(weights), "val": self.place.val}
+            pictures: dict[str, Any] = {"data": self._learns_from(weights), "val": self.place.val}
             commands.append(self._torchrun(weights.recipe, self._training(weights, seed), folder, pictures))
         for evaluation in evaluations:
             name = f"{_name(weights, seed)}-{evaluation.folder_name}"
@@ -137,10 +137,11 @@ class _Writer:
                 evaluation.recipe, [folder] if folder else [], pictures | source | spelled | {"out": out}
             )
         source = {"checkpoint": folder} if folder else _random(weights)
-        pictures = {"data": self.place.data, "val": self.place.val}
-        if evaluation.reads:
-            pictures = inputs(evaluation.reads, self.place.others)
-        return self._torchrun(evaluation.recipe, source | spelled, out, pictures)
+        own = {"data": self.place.data, "val": self.place.val}
+        pictures = inputs(evaluation, self.place.others) if evaluation.reads else own
+        values = self.scale.values[evaluation.name]
+        batch_size = values["batch_size"] // values.get("accumulate", 1)
+        return self._torchrun(evaluation.recipe, source | spelled, out, pictures, batch_size)
 
     def _labels(self, weights: Weights, seed: int) -> list[str]:
         """The command that writes the pseudo-labels, where one must."""
@@ -160,10 +161,17 @@ class _Writer:
         return self.place.pretrain if elsewhere else self.place.data
 
     def _torchrun(
-        self, recipe: str, options: Mapping[str, Any], out: Path, pictures: Mapping[str, str]
+        self,
+        recipe: str,
+        options: Mapping[str, Any],
+        out: Path,
+        pictures: Mapping[str, Any],
+        most: int | None = None,
     ) -> str:
+        """most: processes, as each has a part of every batch."""
         script = recipes_folder() / f"{recipe}.py"
-        start = ["torchrun", f"--nproc-per-node={self.place.num_processes}", str(script)]
+        num = min(self.place.num_processes, most or self.place.num_processes)
+        start = ["torchrun", f"--nproc-per-node={num}", str(script)]
         return shlex.join([*start, *_flags({**pictures, **options, "out": out})])
 
     @property

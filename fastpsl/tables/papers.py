@@ -1,5 +1,6 @@
 """All papers' tables by name."""
 
-from fastpsl.tables import psl, sslpp, sslpp_ablations, uic
+from fastpsl.tables import psl, psl_transfer, sslpp, sslpp_ablations, sslpp_transfer, uic, uic_transfer
 
-TABLES = {table.name: table for table in (*psl.TABLES, *uic.TABLES, *sslpp.TABLES, *sslpp_ablations.TABLES)}
+_MODULES = (psl, psl_transfer, uic, uic_transfer, sslpp, sslpp_ablations, sslpp_transfer)
+TABLES = {table.name: table for module in _MODULES for table in module.TABLES}

@@ -40,11 +40,26 @@ PAPER = Sizes(
         "semi_supervised/10": {
             "protocol": "pirl", "percent": 10.0, "size_px": 224, "batch_size": 256, "epochs": 70, "lr": 0.01,
         },
+        "detection/pirl": {
+            "protocol": "pirl", "batch_size": 16, "num_steps": 25_000, "lr": 0.002, "short_px": tuple(range(480, 801, 32)),
+            "anchor_px": (32, 64, 128, 256, 512),
+        },
+        "svm/vissl": {"costs": "vissl", "size_px": 224, "batch_size": 256},
+        "linear/vissl_places205": {
+            "protocol": "vissl_places205", "size_px": 224, "batch_size": 256, "epochs": 14, "lr": 0.01,
+        },
+        "linear/vissl_inat18": {
+            "protocol": "vissl_inat18", "size_px": 224, "batch_size": 256, "epochs": 84, "lr": 0.01,
+        },
     },
     flags={
         "simclr_r50": ("sync_batchnorm",),
         "linear/vissl": ("protocol",),
         "linear/moco": ("protocol",),
+        "detection/pirl": ("protocol",),
+        "svm/vissl": (),
+        "linear/vissl_places205": ("protocol",),
+        "linear/vissl_inat18": ("protocol",),
         "semi_supervised/1": ("protocol", "percent"),
         "semi_supervised/10": ("protocol", "percent"),
     },
@@ -87,6 +102,16 @@ TINY = Sizes(
         },
         "semi_supervised/10": {
             "protocol": "pirl", "percent": 50.0, "size_px": 56, "batch_size": 16, "epochs": 30, "lr": 0.4,
+        },
+        "detection/pirl": {
+            "protocol": "pirl", "batch_size": 2, "num_steps": 60, "lr": 0.05, "short_px": (64,), "anchor_px": (16, 32, 64),
+        },
+        "svm/vissl": {"costs": "vissl", "size_px": 56, "batch_size": 32},
+        "linear/vissl_places205": {
+            "protocol": "vissl_places205", "size_px": 56, "batch_size": 32, "epochs": 14, "lr": 0.05,
+        },
+        "linear/vissl_inat18": {
+            "protocol": "vissl_inat18", "size_px": 56, "batch_size": 32, "epochs": 14, "lr": 0.05,
         },
     },
 )  # fmt: skip

@@ -8,6 +8,7 @@ from fastpsl.tables.data_sets import DataSet
 from fastpsl.tables.found import Found, Result
 from fastpsl.tables.matching import Matches, match, needs_of
 from fastpsl.tables.needs import Evaluation, Measure, Weights
+from fastpsl.tables.other_data import PAPERS_PICTURES
 from fastpsl.tables.rows import Row, Table
 from fastpsl.tables.scales import Scale
 
@@ -64,19 +65,34 @@ class Report:
         """Which pictures ours were measured on, and whether they are as many as the paper's."""
         if not self.used:
             return "Nothing is measured yet."
-        results, paper = [result for _, _, result in self.used], self.table.pictures
-        result = next((one for one in results if one.data[1]), results[0])
-        data, of_paper = self.matches.data, (paper.num_train, paper.num_val)
-        parts = [
-            part for part in zip(("training", "held-out"), result.counts, of_paper, strict=True) if part[1]
-        ]
+        data, paper = self.matches.data, self.table.pictures
+        own = [result for _, evaluation, result in self.used if not evaluation.reads]
+        if own:
+            result = next((one for one in own if one.data[1]), own[0])
+            words = [
+                self._numbers_words(str(data), result.counts, paper.name, paper.num_train, paper.num_val)
+            ]
+        else:
+            learned = data.pretrain if self.table.pretrains_elsewhere else data.train
+            words = [f"Ours: pre-trained on pictures of digest {learned[:8]}."] if learned else []
+        others = {
+            evaluation.protocol: result for _, evaluation, result in reversed(self.used) if evaluation.reads
+        }
+        for protocol, result in reversed(others.items()):
+            its = PAPERS_PICTURES[protocol]
+            digests = f"{protocol} " + "/".join((digest or "none")[:8] for digest in result.data)
+            words.append(self._numbers_words(digests, result.counts, its.name, its.num_train, its.num_val))
+        return " ".join(words)
+
+    def _numbers_words(
+        self, digests: str, counts: tuple[int | None, int | None], name: str, *of_paper: int
+    ) -> str:
+        parts = [part for part in zip(("training", "held-out"), counts, of_paper, strict=True) if part[1]]
         words = " and ".join(f"{num:,} {kind}" for kind, num, _ in parts)
-        words = f"Ours: {words} pictures (digests {data})."
+        words = f"Ours: {words} pictures (digests {digests})."
         if all(num == its for _, num, its in parts):
-            return words + f" These are {paper.name}'s numbers of pictures."
-        return (
-            words + f" The paper's numbers are of {paper.name}: compare what the rows gain, not their values."
-        )
+            return words + f" These are {name}'s numbers of pictures."
+        return words + f" The paper's numbers are of {name}: compare what the rows gain, not their values."
 
 
 def make_report(table: Table, scale: Scale, found: Found, asked: DataSet, place: Place) -> Report:
@@ -99,7 +115,8 @@ def lines_of(report: Report, row: Row) -> list[tuple[str, list[str]]]:
 
 
 def _printed(number: float | None) -> str:
-    return NOTHING if number is None else f"{number:.1f}".replace("-", "−")
+    """With one digit behind the point, or with two where the paper prints them."""
+    return NOTHING if number is None else f"{number:.2f}".removesuffix("0").replace("-", "−")
 
 
 def gain_lines(gain: Gain) -> list[tuple[str, list[str]]]:

@@ -48,7 +48,7 @@ class Table:
     """A printed table; every number is a percentage.
 
     gains: the headline over what rows add to their baselines. unmeasured: why a row has the paper's numbers alone. unprinted: what is
-    said of rows of which the paper prints none.
+    said of rows of which the paper prints none. curves: drawn as lines over the columns, a panel for each row that has a baseline.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Table:
     unmeasured: str = "not implemented here"
     unprinted: str = "ours alone: not in the paper"
     pictures: Pictures = IMAGENET
+    curves: bool = False
 
     @property
     def paper(self) -> str:
@@ -77,6 +78,12 @@ class Table:
     def pretrains_elsewhere(self) -> bool:
         """Whether trainings without labels learn from other pictures than those that their features are evaluated with."""
         return self.pictures.num_pretrain is not None
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the data that evaluations read in the place of the table's own (`other_data`)."""
+        evaluations = (measure.evaluation for row in self.rows for measure in row.measures)
+        return tuple(dict.fromkeys(name for evaluation in evaluations for name in evaluation.reads))
 
     def row(self, method: str) -> Row:
         return next(row for row in self.rows if row.method == method)

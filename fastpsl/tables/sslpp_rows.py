@@ -55,14 +55,17 @@ def neighbours(weights: Weights) -> tuple[Measure, ...]:
 
 
 def methods(
-    numbers: dict[str, Numbers], measures: dict[str, tuple[Measure, ...]], notes: dict[str, str] | None = None
+    numbers: dict[str, Numbers],
+    measures: dict[str, tuple[Measure, ...]],
+    notes: dict[str, str] | None = None,
+    arch: str = "NIN",
 ) -> tuple[Row, ...]:
     """Rows in the order of `numbers`; ours are to improve the task alone."""
     baselines = {ours: task for task, ours in METHODS.values()}
     return tuple(
         Row(
             method,
-            "NIN",
+            arch,
             printed,
             measures[method],
             baseline=baselines.get(method),
@@ -89,6 +92,7 @@ def table(
     *notes: str,
     pictures: Pictures = CIFAR10,
     means: int = 0,
+    curves: bool = False,
     **texts: str,
 ) -> Table:
     """name: behind sslpp/. means: how many numbers before each mean, in tables that print such; wrong ones are told in a note.
@@ -104,6 +108,7 @@ def table(
         rows=rows,
         notes=(*told, *notes),
         pictures=pictures,
+        curves=curves,
         **words,
     )
 

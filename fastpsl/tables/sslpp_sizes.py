@@ -44,6 +44,19 @@ def _variants(
     return lambdas | numbers | transforms | learn | score | {"sslpp_aet/labels_alone": {"proxy": False}}
 
 
+def _from_yfcc(
+    size_px: int, epochs: dict[str, tuple[int, ...]], iic_epochs: int
+) -> dict[str, dict[str, Any]]:
+    """Trainings of AlexNet on Tiny-YFCC100M. epochs: of each task, between the drops of its rate. iic_epochs: not in the paper."""
+    of_size = {"size_px": size_px, "crop": "random_resized"}
+    tasks = {
+        f"sslpp_{task}/yfcc": {**of_size, "stage_epochs": (sum(parts),), "intervals": parts}
+        for task, parts in epochs.items()
+    }
+    alone = {"sslpp_aet/yfcc_labels_alone": tasks["sslpp_aet/yfcc"] | {"proxy": False}}
+    return tasks | alone | {"sslpp_iic/yfcc": {"size_px": size_px, "stage_epochs": (iic_epochs,)}}
+
+
 _PROBE: dict[str, Any] = {
     "heads": HEADS, "epochs": 200, "intervals": (100, 50, 50), "batch_size": 128, "lr": 0.1, "weight_decay": 5e-4, "size_px": 32,
     "whole": True, "labels_per_class": None,
@@ -55,7 +68,8 @@ _KNN: dict[str, Any] = {
 }  # fmt: skip
 
 PAPER = Sizes(
-    about="The paper's sizes: pictures of 32 px, a NIN of four blocks, 200 epochs (AET: 1500), 70 clusters.",
+    about="The paper's sizes: pictures of 32 px, a NIN of four blocks, 200 epochs (AET: 1500), 70 clusters; from Tiny-YFCC100M AlexNet, "
+    "224 px, 50 to 200 epochs.",
     num_processes=1,
     values={
         "sslpp_colorization": {
@@ -81,6 +95,27 @@ PAPER = Sizes(
             {number: number for number in CLUSTERS}, FEW,
             {"stage_epochs": (200,), "batch_size": 128, "lr": 0.2, "intervals": (60, 60, 40, 40)}, _PROBE,
         ),
+        **_from_yfcc(
+            224,
+            {"colorization": (120,), "context": (100, 50, 50), "rotation": (15, 20, 10, 5), "aet": (100, 50, 50)},
+            333,  # as many pictures as its 2000 epochs of CIFAR-10 have
+        ),
+        "supervised/stl10": {
+            "stage_epochs": (200,), "batch_size": 128, "lr": 0.2, "intervals": (60, 60, 40, 40), "weight_decay": 5e-4, "size_px": 224,
+        },
+        "linear/sslpp": {"protocol": "sslpp", "size_px": 224, "batch_size": 64, "epochs": 200, "lr": 0.1},
+        "classification/sslpp_fc6_8": {
+            "protocol": "sslpp", "layers": "fc6_8", "size_px": 224, "batch_size": 16, "steps": None, "lr": 0.003,
+        },
+        "classification/sslpp_all": {
+            "protocol": "sslpp", "layers": "all", "size_px": 224, "batch_size": 16, "steps": None, "lr": 0.001,
+        },
+        "detection/sslpp": {
+            "protocol": "sslpp", "batch_size": 2, "num_steps": None, "lr": 0.001, "short_px": (600,), "anchor_px": (128, 256, 512),
+        },
+        "segmentation/sslpp": {
+            "protocol": "sslpp", "size_px": 512, "batch_size": 2, "accumulate": 1, "epochs": 50, "lr": 0.001, "batchnorm": "eval",
+        },
         "labels/true": {},
         "labels/random": {"num_classes": 70},
         "labels/k-means": {"num_classes": 70, "pca_width": 64, "size_px": 32},
@@ -94,6 +129,11 @@ PAPER = Sizes(
         "blocks/stl": ("heads", "batch_size"),
         **{f"blocks/{number}": ("labels_per_class",) for number in FEW},
         "knn/blocks": ("block", "k", "vote", "size_px", "whole"),
+        "linear/sslpp": ("protocol", "batch_size"),
+        "classification/sslpp_fc6_8": ("protocol", "layers"),
+        "classification/sslpp_all": ("protocol", "layers"),
+        "detection/sslpp": ("protocol",),
+        "segmentation/sslpp": ("protocol",),
         "labels/random": ("num_classes",),
         "labels/k-means": ("num_classes",),
         "retrieval": ("block", "size_px", "whole"),
@@ -102,7 +142,8 @@ PAPER = Sizes(
 )  # fmt: skip
 TINY = Sizes(
     about="Tiny sizes, for any folder of some hundred pictures: pictures of 32 px, the paper's networks, a few epochs; 2, 4, 6, 8 and 12 "
-    "clusters stand for 10, 30, 50, 70 and 100; 2, 4, 6 and 8 labels a class for 20, 100, 400 and 1000. It says nothing about CIFAR-10.",
+    "clusters stand for 10, 30, 50, 70 and 100; 2, 4, 6 and 8 labels a class for 20, 100, 400 and 1000. From Tiny-YFCC100M AlexNet and "
+    "pictures of 64 px. It says nothing about CIFAR-10.",
     num_processes=1,
     values={
         "sslpp_colorization": {
@@ -128,6 +169,23 @@ TINY = Sizes(
             {10: 2, 30: 4, 50: 6, 100: 12}, (2, 4, 6, 8),
             {"stage_epochs": (6,), "batch_size": 32, "lr": 0.2, "intervals": (2, 1, 1)}, _TINY_PROBE,
         ),
+        **_from_yfcc(64, {"colorization": (4,), "context": (2, 1, 1), "rotation": (1, 1), "aet": (2, 1)}, 2),
+        "supervised/stl10": {
+            "stage_epochs": (8,), "batch_size": 32, "lr": 0.2, "intervals": (2, 1, 1), "weight_decay": 5e-4, "size_px": 64,
+        },
+        "linear/sslpp": {"protocol": "sslpp", "size_px": 64, "batch_size": 32, "epochs": 16, "lr": 0.1},
+        "classification/sslpp_fc6_8": {
+            "protocol": "sslpp", "layers": "fc6_8", "size_px": 64, "batch_size": 16, "steps": 150, "lr": 0.01,
+        },
+        "classification/sslpp_all": {
+            "protocol": "sslpp", "layers": "all", "size_px": 64, "batch_size": 16, "steps": 150, "lr": 0.01,
+        },
+        "detection/sslpp": {
+            "protocol": "sslpp", "batch_size": 2, "num_steps": 200, "lr": 0.005, "short_px": (128,), "anchor_px": (16, 32, 64),
+        },
+        "segmentation/sslpp": {
+            "protocol": "sslpp", "size_px": 128, "batch_size": 4, "accumulate": 1, "epochs": 3, "lr": 0.01, "batchnorm": "eval",
+        },
         "labels/true": {},
         "labels/random": {"num_classes": 8},
         "labels/k-means": {"num_classes": 8, "pca_width": 16, "size_px": 32},

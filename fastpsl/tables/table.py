@@ -13,6 +13,7 @@ from fastpsl.tables.data_sets import DataSet
 from fastpsl.tables.found import find
 from fastpsl.tables.html import html
 from fastpsl.tables.markdown import markdown, missing_lines
+from fastpsl.tables.other_data import OTHER_DATA, Paths, digests, flag_of
 from fastpsl.tables.papers import TABLES
 from fastpsl.tables.picture import save_picture
 from fastpsl.tables.report import Report, file_name, make_report
@@ -30,12 +31,14 @@ def make_table(
     data: str | None = None,
     val: str | None = None,
     pretrain_data: str | None = None,
+    others: Paths = {},  # noqa: B006
     num_processes: int | None = None,
 ) -> list[str]:
     """Write OUT/NAME.md, .png and .html and return what to say: what is there, what is missing with its commands.
 
     data, val: of the commands; where they can be opened, only results on these pictures count. pretrain_data: likewise, what trainings
-    without labels learn from in tables that have other pictures for that. ValueError for an unknown table or scale, a folder
+    without labels learn from in tables that have other pictures for that. others: paths of other data that evaluations read, by its name in
+    `other_data`, likewise. ValueError for an unknown table or scale, a folder
     of runs that is none, and results of several data sets without a `data` that tells which.
     """
     if name not in TABLES:
@@ -49,14 +52,21 @@ def make_table(
         raise ValueError(
             f"--pretrain-data {pretrain_data}: the trainings of {name} learn from --data; leave it out"
         )
+    for other, paths in others.items():
+        if other not in table.reads:
+            raise ValueError(
+                f"{flag_of(other)} {' '.join(paths)}: the evaluations of {name} do not read {OTHER_DATA[other].title}; leave it out"
+            )
     sizes, found = SCALES[scale], find(runs)
-    asked = DataSet(*map(_digest, (data, val, pretrain_data)))
+    there = {other: paths for other, paths in others.items() if all(map(_is_there, paths))}
+    asked = DataSet(*map(_digest, (data, val, pretrain_data)), others=digests(table, there))
     place = Place(
         runs,
         data or TRAIN_PLACEHOLDER,
         val or VAL_PLACEHOLDER,
         pretrain_data or PRETRAIN_PLACEHOLDER,
         num_processes or sizes.sizes[table.paper].num_processes,
+        others,
     )
     report = make_report(table, sizes, found, asked, place)
     stem = out / file_name(report.table)
@@ -68,6 +78,7 @@ def make_table(
         write_atomically(written[2], html(report, written[1]).encode())
     given = (("--data", data), ("--val", val), ("--pretrain-data", pretrain_data))
     absent = [f"{flag} {name}" for flag, name in given if name and not _is_there(name)]
+    absent += [f"{flag_of(other)} {' '.join(paths)}" for other, paths in others.items() if other not in there]
     if absent:
         warnings.warn(f"{' and '.join(absent)}: not here, so results are not compared with it", stacklevel=1)
     return [*_said(report, runs), "", *(f"written: {path}" for path in written)]
@@ -90,7 +101,7 @@ def _said(report: Report, runs: Path) -> list[str]:
         f"{report.table.title}, {report.scale.name} scale: {len(report.used)} of {report.num_needed} results in {runs}"
     ]
     lines += [
-        f"  there    {method}, seed {result.seed}, {evaluation}: {result.path}"
+        f"  there    {method}, seed {result.seed}, {evaluation.name}: {result.path}"
         for method, evaluation, result in report.used
     ]
     lines += [f"  not used {path}: {reason}" for path, reason in sorted(report.matches.unused.items())]

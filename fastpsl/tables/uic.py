@@ -10,6 +10,8 @@ NMI = "NMI t/labels"
 DEEPCLUSTER = Weights("alexnet", "deepcluster_alexnet", "end_to_end")
 UIC = Weights("alexnet", "uic_alexnet", "end_to_end")
 TUNED = replace(UIC, variant="tuned", base=UIC)
+SUPERVISED = Weights("alexnet", "supervised", "end_to_end", "alexnet")
+RANDOM, RANDOM_SOBEL = Weights("alexnet"), Weights("alexnet", channels="SobelXY")
 RAW_NUMBERS, TUNED_NUMBERS = (41.2, 41.0, 38.1), (41.6, 41.5, 39.0)
 
 
@@ -100,8 +102,6 @@ def _table_4() -> Table:
     def printed(method: str, *numbers: float | None, note: str = "") -> Row:
         return _row(method, numbers, note=note)
 
-    supervised = Weights("alexnet", "supervised", "end_to_end", "alexnet")
-    sobel = Weights("alexnet", channels="SobelXY")
     return _table(
         4,
         "Linear classifiers on AlexNet's conv layers",
@@ -110,16 +110,16 @@ def _table_4() -> Table:
             _row(
                 "ImageNet labels",
                 (19.3, 36.3, 44.2, 48.3, 50.5),
-                *conv_layers(supervised),
+                *conv_layers(SUPERVISED),
                 note="an earlier work's number; ours sees RGB and learns for as long as our other supervised rows",
             ),
             _row(
                 "Random",
                 (11.6, 17.1, 16.9, 16.3, 14.1),
-                *conv_layers(Weights("alexnet")),
+                *conv_layers(RANDOM),
                 note="an earlier work's number; ours is Random-RGB",
             ),
-            _row("Random-Sobel", (None,) * 5, *conv_layers(sobel), note="what the rows below begin with"),
+            _row("Random-Sobel", (None,) * 5, *conv_layers(RANDOM_SOBEL), note="what the rows below begin with"),
             _row("DeepCluster [2]", (13.4, 32.3, 41.0, 39.6, 38.2), *conv_layers(DEEPCLUSTER)),
             printed("SelfLabel 3k × 1 [1]", None, None, 43.0, 44.7, 40.9),
             printed("SelfLabel 3k × 10 [1]", 22.5, 37.4, 44.7, 47.1, 44.1),

@@ -26,9 +26,30 @@ PAPER = Sizes(
         },
         "linear/uic": {"protocol": "uic", "size_px": 224, "batch_size": 256, "epochs": 32, "lr": 0.1},
         "clusters": {"nmi_average": "arithmetic"},
+        "classification/deepcluster_fc6_8": {
+            "protocol": "deepcluster", "layers": "fc6_8", "size_px": 224, "batch_size": 16, "steps": None, "lr": 0.003,
+        },
+        "classification/deepcluster_all": {
+            "protocol": "deepcluster", "layers": "all", "size_px": 224, "batch_size": 16, "steps": None, "lr": 0.001,
+        },
+        "detection/fast_rcnn": {
+            "protocol": "fast_rcnn", "batch_size": 2, "num_steps": 40_000, "lr": 0.001, "short_px": (600,),
+            "anchor_px": (32, 64, 128, 256, 512),
+        },
+        "segmentation/fcn_alexnet": {
+            "protocol": "fcn_alexnet", "size_px": 512, "batch_size": 20, "accumulate": 20, "epochs": 0, "lr": 1e-4, "batchnorm": "eval",
+        },
+        "few_shot/224": {"size_px": 224},
+        "few_shot/84": {"size_px": 84},
     },
     flags={
         "linear/uic": ("protocol",),
+        "classification/deepcluster_fc6_8": ("protocol", "layers"),
+        "classification/deepcluster_all": ("protocol", "layers"),
+        "detection/fast_rcnn": ("protocol",),
+        "segmentation/fcn_alexnet": ("protocol",),
+        "few_shot/224": ("size_px",),
+        "few_shot/84": ("size_px",),
     },
 )  # fmt: skip
 TINY = Sizes(
@@ -56,5 +77,19 @@ TINY = Sizes(
         },
         "linear/uic": {"protocol": "uic", "size_px": 64, "batch_size": 32, "epochs": 16, "lr": 0.1},
         "clusters": {"nmi_average": "arithmetic"},
+        "classification/deepcluster_fc6_8": {
+            "protocol": "deepcluster", "layers": "fc6_8", "size_px": 64, "batch_size": 16, "steps": 150, "lr": 0.01,
+        },
+        "classification/deepcluster_all": {
+            "protocol": "deepcluster", "layers": "all", "size_px": 64, "batch_size": 16, "steps": 150, "lr": 0.01,
+        },
+        "detection/fast_rcnn": {
+            "protocol": "fast_rcnn", "batch_size": 2, "num_steps": 200, "lr": 0.005, "short_px": (128,), "anchor_px": (16, 32, 64),
+        },
+        "segmentation/fcn_alexnet": {
+            "protocol": "fcn_alexnet", "size_px": 128, "batch_size": 8, "accumulate": 8, "epochs": 3, "lr": 0.01, "batchnorm": "eval",
+        },
+        "few_shot/224": {"size_px": 224},
+        "few_shot/84": {"size_px": 84},
     },
 )  # fmt: skip

@@ -142,8 +142,8 @@ def test_a_row_that_is_the_papers_alone_says_so(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (
-            "psl/8 --runs {tmp} --out {tmp}/o",
-            "unknown table 'psl/8': allowed are psl/4, psl/5, psl/6, psl/7, psl/ablations",
+            "psl/3 --runs {tmp} --out {tmp}/o",
+            "unknown table 'psl/3': allowed are psl/4, psl/5, psl/6, psl/7, psl/ablations",
         ),
         ("psl/5 --runs {tmp}/none --out {tmp}/o", "none: no such folder"),
         ("psl/5 --runs {tmp} --out {tmp}/o --scale big", "unknown scale 'big': allowed are paper, tiny"),
