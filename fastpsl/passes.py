@@ -2,14 +2,17 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastpsl.distributed import World
+from fastpsl.evaluation.predictions import Said, predict
+from fastpsl.evaluation.weights import sha256_of_tensors
 from fastpsl.learner import Learner
 from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.batch import Batch
@@ -75,7 +78,7 @@ class Passes:
             run_plainly(trunk),
             run.loader(self.data, [view], train=False) as loader,
             contextlib.closing(loader.epoch(self.draws)) as batches,
-            self._progress() as progress,
+            self._progress("images", self.data.num_samples) as progress,
         ):
             for number, batch in enumerate(run.reporter.watched(batches), start=1):
                 (images,) = augment.inputs(batch, [view], learner.dtype)
@@ -92,17 +95,49 @@ class Passes:
                 if run.agreement.after_step().stop:
                     raise PassStopped
 
+    def predict(self, say: Callable[[range], Iterator[Said]], science: Mapping[str, Any]) -> None:
+        """predictions.npz in the run's folder: what `say` says of every held-out image (see `predictions.predict`), this rank's share.
+
+        Without gradients, in eval mode, by rank 0's running statistics. science: `held_out_science`, of which parts of an interrupted pass
+        must be. PassStopped where a signal came.
+        """
+        run, learner = self.run, self.learner
+        assert run.val_data is not None
+        num = run.val_data.num_samples
+        with (
+            run.reporter.off_the_clock(),
+            torch.no_grad(),
+            undisturbed(learner.module, run.world),
+            run_plainly(learner.module.trunk),
+            self._progress("held-out images", num) as progress,
+        ):
+
+            def after_image(done: int) -> bool:
+                if progress:
+                    progress.update(min(done * run.world.size, num), 0)
+                return run.agreement.after_step().stop
+
+            made = predict(run.folder, num, say, run.world, science, after_image)
+        if made is None:
+            raise PassStopped
+
+    def held_out_science(self, **more: Any) -> dict[str, Any]:
+        """What predictions depend on: the learned weights, the held-out data, and `more`. Rank 0's is the true one."""
+        assert self.run.val_data is not None
+        weights = sha256_of_tensors(self.learner.module.state_dict())
+        return {"weights": weights, "data": self.run.val_data.digest()} | more
+
     @contextlib.contextmanager
-    def _progress(self) -> Iterator[Progress | None]:
+    def _progress(self, what: str, num: int) -> Iterator[Progress | None]:
         screen, started = self.run.reporter.screen, time.perf_counter()
         if screen is None:
             yield None
             return
         screen.close()
-        with Progress("images", self.data.num_samples) as progress:
+        with Progress(what, num) as progress:
             yield progress
         seconds = time.perf_counter() - started
-        self.run.reporter.say(f"a pass over {self.data.num_samples:,} images took {seconds:.1f} s")
+        self.run.reporter.say(f"a pass over {num:,} {what} took {seconds:.1f} s")
 
 
 def _without_padding(images: Tensor, batch: Batch) -> Tensor:
