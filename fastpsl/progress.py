@@ -45,7 +45,7 @@ class Progress:
         self._shown = now
         speed = num_done / (now - self._start)
         left_s = (self._total - num_done) / max(speed, 1e-9)
-        told = f"{speed:,.0f} {self._unit}/s, ETA {clock(left_s)}"
+        told = f"{speed:{',.0f' if speed >= 10 else '.2g'}} {self._unit}/s, ETA {clock(left_s)}"
         told += f", {num_bad:,} broken" if num_bad else ""
         if self._on_terminal:
             self._bar.update(self._task, completed=num_done, description=told)

@@ -1,0 +1,133 @@
+"""Linear SVMs on frozen features, which classes of VOC2007 are in a picture (psl.txt: section 4.4.2, Table 9).
+
+Paper, mAP of ResNet-50's best of five blocks: ImageNet labels 87.5 %; Jigsaw 64.5, PSL 67.2; Rotation 63.5, PSL 65.9. The protocol is VISSL's,
+the successor of that of its source [23]; --costs fsb has the latter's costs. Here: not yet run on VOC2007.
+
+    torchrun recipes/voc_svm.py --checkpoint runs/jigsaw_r50-001 --data VOCdevkit
+    torchrun recipes/voc_svm.py --checkpoint runs/jigsaw_r50-001 --data VOCdevkit --low-shot
+    torchrun recipes/voc_svm.py            # random weights on drawn pictures, a minute on two cores
+
+Features are of the GPU, SVMs of the CPU: about 1.1 core hours in all (low-shot as much again), in --num-processes processes of 1.5 GB. Options of
+training have no effect here. An interrupted one goes on with --out: features stay in the run's folder, and so does each class.
+"""
+
+import time
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fastpsl.distributed import join_world
+from fastpsl.drawn_voc import drawn_voc
+from fastpsl.evaluation.features import extract
+from fastpsl.evaluation.knn_score import open_folder
+from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
+from fastpsl.evaluation.result import data_record, result_line, write_result
+from fastpsl.launch import EXIT_FINISHED, run_script
+from fastpsl.options import MACHINE
+from fastpsl.pipelines.voc import VOC
+from fastpsl.transfer.svm_blocks import (
+    Classes,
+    blocks_of,
+    details_of,
+    extractions,
+    numbers_of,
+    score_lines,
+    solve,
+)
+from fastpsl.transfer.svm_chart import draw_classes, draw_shots
+from fastpsl.transfer.svm_protocol import COSTS, VISSL, constants_of
+from fastpsl.transfer.svm_work import default_processes
+
+PAPER: dict[str, Any] = {
+    "costs": "vissl",
+    "shots": (1, 2, 4, 8, 16, 32, 64, 96),
+    "size_px": 224,
+    "batch_size": 256,
+}
+SAMPLE: dict[str, Any] = {"shots": (1, 2, 4, 8, 16), "size_px": 96, "batch_size": 32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(EvaluationOptions):
+    costs: Literal["vissl", "fsb"] = "vissl"
+    """Of which one is chosen: vissl, eleven from 0.01 to 1000; fsb, ten, the powers of ten from 1e-7 to 100."""
+    low_shot: bool = False
+    """Learn from a few pictures of each class instead, five times over."""
+    shots: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 96)
+    """With --low-shot: numbers of positives of a class, each scored by itself."""
+    num_processes: int | None = field(default=None, metadata=MACHINE)
+    """Of this rank, for the SVMs; default: this machine's cores over its ranks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.shots or min(self.shots) < 1 or len(set(self.shots)) < len(self.shots):
+            raise ValueError(f"--shots {' '.join(map(str, self.shots))}: give numbers from 1, each once")
+        if self.num_processes is not None and self.num_processes < 1:
+            raise ValueError(f"--num-processes {self.num_processes}: it must be 1 or more, or left out")
+        if self.val is not None:
+            raise ValueError(
+                f"--val {self.val}: the protocol says which part of --data is scored; leave it out"
+            )
+        if self.whole:
+            raise ValueError(
+                "--whole: the protocol shows every picture whole, squashed to a square; leave it out"
+            )
+
+
+def parse() -> Options:
+    return parse_evaluation(Options, PAPER, SAMPLE, __doc__ or "")
+
+
+def work() -> int:
+    options, started = parse(), time.monotonic()
+    world, weights = join_world(options.device, timeout_s=10 * options.timeout_s), options.pretrained()
+    blocks, shots, costs = (
+        blocks_of(weights.backbone, VISSL),
+        options.shots * options.low_shot,
+        COSTS[options.costs],
+    )
+    with ExitStack() as stack:
+        root = options.data or drawn_voc()
+        train, test = (
+            stack.enter_context(closing(VOC(root, sets, "boxes"))) for sets in (VISSL.train, VISSL.test)
+        )
+        classes = Classes.of(train, test, VISSL, shots)
+        folder = stack.enter_context(open_folder("voc_svm", options, world))
+        files = [
+            extract(
+                extractions(options, weights, data, VISSL, world),
+                [folder / f"{name}_{block}.npy" for block in blocks], world, overwrite=True,
+            )
+            for name, data in (("train", train), ("test", test))
+        ]  # fmt: skip
+        outcomes = solve(
+            folder, dict(zip(blocks, zip(*files, strict=True), strict=True)), classes, VISSL, costs, shots, options.seed,
+            options.num_processes or default_processes(world), world,
+        )  # fmt: skip
+        if outcomes is not None:
+            numbers, record = numbers_of(outcomes, shots), weights.record
+            print("\n".join(score_lines(numbers, classes, outcomes, shots)))
+            protocol = "svm/low_shot" if shots else "svm/vissl"
+            path = write_result(
+                folder,
+                recipe="voc_svm",
+                protocol=protocol,
+                numbers=numbers,
+                settings=options.as_dict() | constants_of(VISSL, options.costs) | details_of(outcomes),
+                checkpoint=record,
+                data=data_record(train, test),
+                seconds=time.monotonic() - started,
+                cut=bool(record.get("cut")),
+            )
+            title = f"{protocol}, {record['backbone']}, {record['path'] or 'random weights'}"
+            png, chance = folder / "result.png", classes.frequency
+            if shots:
+                draw_shots(numbers, blocks, shots, png, title, chance)
+            else:
+                draw_classes(numbers, blocks, classes.names, png, title, chance)
+            print(f"{result_line(path)}\nchart {png}")
+    return EXIT_FINISHED
+
+
+if __name__ == "__main__":
+    run_script("voc_svm", work)
