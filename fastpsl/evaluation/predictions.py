@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from fastpsl.checkpoint import write_atomically
-from fastpsl.distributed import World, wait_for_all
+from fastpsl.distributed import World, share, wait_for_all
 
 PART = 16
-NAME = "predictions.npz"
+NAME, RECORD = "predictions.npz", "predictions.json"
 Said = dict[str, np.ndarray]
 """Name → array [n, ...] of one image: n boxes, or one row of scores. The same names and trailing shapes for every image."""
 
@@ -34,14 +34,15 @@ def predict(
 ) -> Path | None:
     """Write folder/predictions.npz: of all images' arrays, one behind the other, and "image", int64 [N]: whose each row is.
 
-    say: what the network says of each of some consecutive images. science: what that depends on, as JSON; parts of another science are thrown away.
+    say: what the network says of each of some consecutive images. science: what that depends on, as JSON; parts of another science are thrown away, and where
+    predictions.npz is of this one (predictions.json) nothing is done again.
     after_image: called after each image of this rank with their number so far, on every rank equally often; True stops, and None is
     returned (parts that are whole stay). On rank 0 the path is there when it returns; every rank must call it.
     """
-    parts = folder / "predictions"
-    if world.rank == 0:
-        _begin(parts, science)
-    wait_for_all(world)
+    assert num_images > 0
+    parts, whole = folder / "predictions", folder / NAME
+    if share(world, _begin(folder, parts, science) if world.rank == 0 else None):
+        return whole
     starts = range(0, num_images, PART)
     # Every rank comes to as many images, as `after_image` may communicate.
     rounds, done = -(-len(starts) // world.size), 0
@@ -60,10 +61,10 @@ def predict(
             _save(path, _joined(rows, images.start))
         done += len(rows)
     wait_for_all(world)
-    whole = folder / NAME
     if world.rank == 0:
         found = [read_predictions(parts / f"{part:06d}.npz") for part in range(len(starts))]
         _save(whole, {name: np.concatenate([one[name] for one in found]) for name in found[0]})
+        write_atomically(folder / RECORD, _told(science).encode())
         shutil.rmtree(parts)
     wait_for_all(world)
     return whole
@@ -75,9 +76,24 @@ def read_predictions(path: Path) -> Said:
         return {name: file[name] for name in file.files}
 
 
-def _begin(parts: Path, science: Mapping[str, Any]) -> None:
+def _begin(folder: Path, parts: Path, science: Mapping[str, Any]) -> bool:
+    """Whether the predictions of this science are there; else its parts can be written."""
+    record = folder / RECORD
+    if record.exists() and record.read_text() == _told(science) and (folder / NAME).exists():
+        shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed as it cleared them away
+        return True
+    record.unlink(missing_ok=True)
+    begin_folder(parts, science)
+    return False
+
+
+def _told(science: Mapping[str, Any]) -> str:
+    return json.dumps(dict(science), sort_keys=True)
+
+
+def begin_folder(parts: Path, science: Mapping[str, Any]) -> None:
     """An empty folder, or one of parts of this very science."""
-    told, record = json.dumps(dict(science), sort_keys=True), parts / "science.json"
+    told, record = _told(science), parts / "science.json"
     if not (record.exists() and record.read_text() == told):
         shutil.rmtree(parts, ignore_errors=True)
         parts.mkdir(parents=True)

@@ -1,0 +1,129 @@
+"""Semantic segmentation of PASCAL VOC 2012 by fine-tuning every layer (uic.txt, Table 5; sslpp.txt, Fig. 3).
+
+Paper, mIoU on val: UIC 45.9 %; ImageNet labels 48.0, Random-RGB 30.1, Random-Sobel 32.0, DeepCluster 45.1 (AlexNet; their schedule is not
+stated, --protocol fcn_alexnet is that of the Table's peers). SSL++ draws its numbers. AlexNet and VGG16 become FCN-32s, others are
+dilated under torchvision's FCN head; fastpsl/transfer/segmentation_protocols.py says what each protocol is and what it leaves open. A
+protocol that learns from SBD's masks too needs --sbd benchmark_RELEASE. Here: not yet run on VOC.
+
+    torchrun recipes/voc_segmentation.py --protocol fcn_alexnet --checkpoint runs/uic_alexnet-001 --data VOCdevkit --sbd benchmark_RELEASE
+    torchrun recipes/voc_segmentation.py --protocol sslpp --checkpoint runs/sslpp_rotation-001 --data VOCdevkit
+    torchrun --nproc-per-node=4 recipes/voc_segmentation.py --protocol mmseg --sync-batchnorm --checkpoint runs/jigsaw_r50-001 \\
+        --data VOCdevkit --sbd benchmark_RELEASE
+    torchrun recipes/voc_segmentation.py        # random weights on drawn pictures, a minute or two on two cores
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from fastpsl.drawn_voc import drawn_voc
+from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
+from fastpsl.evaluation.predictions import NAME, read_predictions
+from fastpsl.evaluation.result import data_record, result_line, write_result
+from fastpsl.evaluation.weights import Pretrained
+from fastpsl.job import Job
+from fastpsl.launch import launch
+from fastpsl.optimisers import sgd
+from fastpsl.options import MACHINE, RunOptions
+from fastpsl.pipelines.voc import VOC
+from fastpsl.run import Run
+from fastpsl.transfer.fcn import network_of
+from fastpsl.transfer.mask_crop import ScaledCrop
+from fastpsl.transfer.mask_scores import mask_scores, require_torchmetrics, with_background
+from fastpsl.transfer.mask_sheet import draw_found
+from fastpsl.transfer.segmentation import MASKS, Segmentation
+from fastpsl.transfer.segmentation_protocols import PROTOCOLS, Protocol, changed, check_options
+
+PAPER: dict[str, Any] = {"protocol": "sslpp", "size_px": 512}
+SAMPLE: dict[str, Any] = {"batchnorm": "train", "batch_size": 8, "accumulate": 1, "epochs": 10, "lr": 0.05}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(EvaluationOptions):
+    protocol: Literal["sslpp", "fcn_alexnet", "mmseg"] = "sslpp"
+    """sslpp: 50 epochs of VOC2012's train, batches of 2; fcn_alexnet: 150,000 steps of 20 with SBD; mmseg: 20,000 of 16 crops with SBD."""
+    sbd: Path | None = field(default=None, metadata=MACHINE)
+    """SBD's folder (benchmark_RELEASE), whose masks are learned from too."""
+    size_px: int = 512
+    """Side of mmseg's crops, and shorter side of what it is scored on; the other protocols see pictures as they are."""
+    epochs: int | None = None
+    """Epochs; by default the protocol's epochs or steps."""
+    lr: float | None = None
+    """First learning rate, whatever the batch; by default the protocol's."""
+    batchnorm: Literal["train", "eval", "fixed"] | None = None
+    """Of the backbone: by the batch, by its running statistics, or so without learning either (random weights need train); by default the protocol's."""
+
+    def constants(self) -> Protocol:
+        """The protocol, with what the command line puts in the place of its values."""
+        batch = {"batch_size": self.batch_size, "accumulate": self.accumulate}
+        return replace(changed(PROTOCOLS[self.protocol], self.epochs, self.lr, self.batchnorm), **batch)
+
+
+@functools.cache
+def pretrained(options: Options) -> Pretrained:
+    """The weights, read once."""
+    return options.pretrained()
+
+
+def open_voc(options: RunOptions) -> tuple[VOC, VOC]:
+    assert isinstance(options, Options)
+    protocol, root = options.constants(), options.data or drawn_voc()
+    return VOC(root, protocol.train, "masks", options.sbd), VOC(root, protocol.test, "masks")
+
+
+def build(options: Options) -> Job:
+    protocol = options.constants()
+    check_options(options, protocol)
+    require_torchmetrics()
+    weights = pretrained(options)
+    network = network_of(weights.backbone, protocol.auxiliary_weight > 0)
+    crop = ScaledCrop(options.size_px, protocol.scales, protocol.max_share) if protocol.scales else None
+    optimiser = functools.partial(
+        sgd,
+        momentum=protocol.momentum,
+        weight_decay=protocol.weight_decay,
+        decay_biases=protocol.decay_biases,
+    )
+    return Job(
+        task=Segmentation(network, weights.input, crop, protocol.auxiliary_weight),
+        backbone=weights.backbone,
+        stages=(protocol.stage(network.last_block),),
+        schedule=protocol.schedule(),
+        optimiser=optimiser,
+        science=weights.science(),
+        open=open_voc,
+        batchnorm=protocol.batchnorm,
+    )
+
+
+def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
+    val, record, summaries = run.val_data, pretrained(options).record, run.position.summaries
+    assert isinstance(val, VOC)
+    confusions = read_predictions(run.folder / NAME)["confusion"]
+    numbers = mask_scores(confusions, with_background(val))
+    path = write_result(
+        run.folder,
+        recipe="voc_segmentation",
+        protocol=f"segmentation/{options.protocol}",
+        numbers=numbers,
+        settings=options.as_dict() | asdict(options.constants()),
+        checkpoint=record,
+        data=data_record(run.train_data, val),
+        seconds=sum(summary["seconds"] for summary in summaries),
+        cut=bool(record["cut"]) or any(s["num_steps"] < s["num_steps_planned"] for s in summaries),
+    )
+    sheet = draw_found(run.folder / "masks.png", run.folder / MASKS, val)
+    each = [f"{name.replace('_', ' ', 1)} {value:.1f} %" for name, value in numbers.items()]
+    return [*each, result_line(path), f"pictures {sheet}"]
+
+
+def parse() -> Options:
+    return parse_evaluation(
+        Options, PAPER, SAMPLE, __doc__ or "", variant=lambda options: PROTOCOLS[options.protocol].batch()
+    )
+
+
+if __name__ == "__main__":
+    launch("voc_segmentation", parse, build, finish)
