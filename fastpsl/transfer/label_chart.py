@@ -15,10 +15,11 @@ def draw_classes(numbers: Mapping[str, float], path: Path, title: str) -> Path:
         ((value, name[3:]) for name, value in numbers.items() if name.startswith("AP_")), reverse=True
     )
     figure, axis = pyplot.subplots(figsize=(7, 1.5 + 0.28 * len(named)), layout="constrained")
+    axis.axvline(numbers["mAP"], color="grey", linestyle=":", zorder=0, label=f"mean {numbers['mAP']:.1f}")
     bars = axis.barh([name for _, name in named], [value for value, _ in named], color="C0")
-    axis.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
+    for text in axis.bar_label(bars, fmt="%.1f", fontsize=8, padding=2):
+        text.set_backgroundcolor("white")  # the line of the mean would run through it
     axis.invert_yaxis()
-    axis.axvline(numbers["mAP"], color="grey", linestyle=":", label=f"mean {numbers['mAP']:.1f}")
     axis.set_xlim(0, 108)
     axis.set_xlabel("average precision, %")
     figure.legend(loc="outside lower right", fontsize=8)
