@@ -17,7 +17,7 @@ class DataSet:
     """Digests of the pictures that all numbers of a table are of; None where it is not known yet.
 
     pretrain: what trainings without labels learned from, where the table has other pictures for that. others: (what, digest) of the data
-    that evaluations read in the place of the table's, each protocol's for itself: "detection/vissl train".
+    that evaluations read in the place of the table's, each protocol's for itself: "voc detection/pirl train".
     """
 
     train: str | None = None
@@ -48,10 +48,19 @@ class DataSet:
         return ", ".join([own, *(f"{what} {digest[:8]}" for what, digest in self.others)])
 
 
+def flag_of(name: str) -> str:
+    """The flag of `fastpsl table` that names other data."""
+    return f"--{name.replace('_', '-')}"
+
+
 def of_other_data(evaluation: Evaluation, train: str | None, val: str | None) -> tuple[tuple[str, str], ...]:
     """`DataSet.others` of an evaluation that reads data of its own."""
     parts = (("train", train), ("val", val))
-    return tuple((f"{evaluation.protocol} {part}", digest) for part, digest in parts if digest is not None)
+    return tuple(
+        (f"{evaluation.reads[0]} {evaluation.protocol} {part}", digest)
+        for part, digest in parts
+        if digest is not None
+    )
 
 
 def learned_from(weights: Weights, table: Table, digest: str | None) -> DataSet:
@@ -94,7 +103,7 @@ def one_data_set(
 
 def _mixed(words: str, what: str, paths: dict[str, Path]) -> str:
     told = ", ".join(f"{digest[:8]} (such as {path})" for digest, path in paths.items())
-    flag = _FLAGS.get(what, "the data")
+    flag = _FLAGS.get(what) or flag_of(what.split()[0])
     return (
         f"{words} {len(paths)} data sets must not be mixed (digests of {what}: {told}): give {flag} of one of them, or --runs with "
         f"one alone"

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastpsl.checkpoint import Checkpoints
 from fastpsl.evaluation.result import NAME, read_result
-from fastpsl.tables.needs import TSNE
+from fastpsl.tables.needs import FEW_SHOT, TSNE
 
 _NOT_ENTERED = {"checkpoints", "tensorboard", "wandb"}
 
@@ -42,6 +42,8 @@ class Result:
         data = self.record["data"]
         if self.record["protocol"] == TSNE.protocol:  # of the pictures that it shows
             return self.science.get("data_digest"), data["train"]
+        if self.record["protocol"] == FEW_SHOT:
+            return None, data["train"]
         part = self.science.get("data_digest") if self.of_part else data["train"]
         return data.get("whole_train") or part, data["val"]
 
@@ -49,7 +51,7 @@ class Result:
     def counts(self) -> tuple[int | None, int | None]:
         """Numbers of training and of held-out pictures, as far as `data` tells them."""
         data = self.record["data"]
-        if self.record["protocol"] == TSNE.protocol:
+        if self.record["protocol"] in (TSNE.protocol, FEW_SHOT):
             return None, data["num_train"]
         return None if self.of_part else data["num_train"], data["num_val"]
 

@@ -111,6 +111,9 @@ KNN = Evaluation("knn/blocks", "knn", "knn/majority")
 RETRIEVAL = Evaluation("retrieval", "retrieve", "retrieval", command=True)
 TSNE = Evaluation("tsne", "tsne", "tsne", command=True)
 
+# The protocol of what learns nothing from the pictures that it reads.
+FEW_SHOT = "few_shot"
+
 
 def each_block(weights: Weights) -> tuple[Measure, ...]:
     """Linear classifiers on B1 to B5, a column each."""

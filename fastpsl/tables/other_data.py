@@ -47,11 +47,6 @@ PAPERS_PICTURES = {
 Paths = Mapping[str, tuple[str, ...]]
 
 
-def flag_of(name: str) -> str:
-    """The flag of `fastpsl table` that names the data."""
-    return f"--{name.replace('_', '-')}"
-
-
 def inputs(evaluation: Evaluation, given: Paths) -> dict[str, Any]:
     """Option of the recipe → path or paths, of all the data that an evaluation reads."""
     options: dict[str, Any] = {}
@@ -87,7 +82,7 @@ def _opened(evaluation: Evaluation, there: Paths) -> tuple[str | None, str | Non
     for path in there[name]:
         with contextlib.closing(open_data(path)) as data:
             found.append(data.digest())
-    train, val = (*found, None)[:2]
+    train, val = found if len(found) > 1 else (None, *found)
     return train, val
 
 

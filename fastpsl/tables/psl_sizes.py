@@ -2,6 +2,8 @@
 
 from fastpsl.tables.sizes import Sizes
 
+SHOTS = (1, 2, 4, 8, 16, 32, 64, 96)  # of low-shot SVMs, which no table has
+
 PAPER = Sizes(
     about="The paper's sizes: crops of 224 px (jigsaw: tiles of 64), batches of 256, 180 or 200 epochs.",
     num_processes=8,
@@ -44,7 +46,7 @@ PAPER = Sizes(
             "protocol": "pirl", "batch_size": 16, "num_steps": 25_000, "lr": 0.002, "short_px": tuple(range(480, 801, 32)),
             "anchor_px": (32, 64, 128, 256, 512),
         },
-        "svm/vissl": {"costs": "vissl", "size_px": 224, "batch_size": 256},
+        "svm/vissl": {"costs": "vissl", "low_shot": False, "shots": SHOTS, "size_px": 224, "batch_size": 256},
         "linear/vissl_places205": {
             "protocol": "vissl_places205", "size_px": 224, "batch_size": 256, "epochs": 14, "lr": 0.01,
         },
@@ -106,7 +108,7 @@ TINY = Sizes(
         "detection/pirl": {
             "protocol": "pirl", "batch_size": 2, "num_steps": 60, "lr": 0.05, "short_px": (64,), "anchor_px": (16, 32, 64),
         },
-        "svm/vissl": {"costs": "vissl", "size_px": 56, "batch_size": 32},
+        "svm/vissl": {"costs": "vissl", "low_shot": False, "shots": SHOTS, "size_px": 56, "batch_size": 32},
         "linear/vissl_places205": {
             "protocol": "vissl_places205", "size_px": 56, "batch_size": 32, "epochs": 14, "lr": 0.05,
         },

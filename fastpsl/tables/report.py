@@ -80,7 +80,7 @@ class Report:
         }
         for protocol, result in reversed(others.items()):
             its = PAPERS_PICTURES[protocol]
-            digests = f"{protocol} " + "/".join((digest or "none")[:8] for digest in result.data)
+            digests = f"{protocol} " + "/".join(digest[:8] for digest in result.data if digest)
             words.append(self._numbers_words(digests, result.counts, its.name, its.num_train, its.num_val))
         return " ".join(words)
 

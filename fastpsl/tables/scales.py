@@ -18,7 +18,7 @@ from fastpsl.tables.needs import Evaluation, Weights
 from fastpsl.tables.sizes import Sizes
 
 # May differ between results that are averaged: what a seed or a machine decides, and what changes no expected value.
-FREE = frozenset({"seed", "data_digest", "precision", "order", "lanes", "apex"})
+FREE = frozenset({"seed", "data_digest", "precision", "order", "lanes", "apex", "accumulate"})
 
 
 @dataclass(frozen=True)

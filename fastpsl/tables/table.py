@@ -9,11 +9,11 @@ from fastpsl.checkpoint import write_atomically
 from fastpsl.pipelines.beton_file import output_errors
 from fastpsl.pipelines.data import open_data
 from fastpsl.tables.commands import Place
-from fastpsl.tables.data_sets import DataSet
+from fastpsl.tables.data_sets import DataSet, flag_of
 from fastpsl.tables.found import find
 from fastpsl.tables.html import html
 from fastpsl.tables.markdown import markdown, missing_lines
-from fastpsl.tables.other_data import OTHER_DATA, Paths, digests, flag_of
+from fastpsl.tables.other_data import OTHER_DATA, Paths, digests
 from fastpsl.tables.papers import TABLES
 from fastpsl.tables.picture import save_picture
 from fastpsl.tables.report import Report, file_name, make_report

@@ -1,6 +1,12 @@
 """The sizes of uic's tables, by recipe or evaluation: see `scales`."""
 
+from typing import Any
+
 from fastpsl.tables.sizes import Sizes
+
+_FEW_SHOT: dict[str, Any] = {
+    "block": ("B3", "B4", "B5", "B5_max_pool"), "ways": 5, "shots": 5, "queries": 15, "episodes": 10_000, "source_px": 84,
+}  # fmt: skip
 
 PAPER = Sizes(
     about="The paper's sizes: crops of 224 px, batches of 256, 500 epochs.",
@@ -39,8 +45,8 @@ PAPER = Sizes(
         "segmentation/fcn_alexnet": {
             "protocol": "fcn_alexnet", "size_px": 512, "batch_size": 20, "accumulate": 20, "epochs": 0, "lr": 1e-4, "batchnorm": "eval",
         },
-        "few_shot/224": {"size_px": 224},
-        "few_shot/84": {"size_px": 84},
+        "few_shot/224": _FEW_SHOT | {"size_px": 224, "batch_size": 256},
+        "few_shot/84": _FEW_SHOT | {"size_px": 84, "batch_size": 256},
     },
     flags={
         "linear/uic": ("protocol",),
@@ -89,7 +95,7 @@ TINY = Sizes(
         "segmentation/fcn_alexnet": {
             "protocol": "fcn_alexnet", "size_px": 128, "batch_size": 8, "accumulate": 8, "epochs": 3, "lr": 0.01, "batchnorm": "eval",
         },
-        "few_shot/224": {"size_px": 224},
-        "few_shot/84": {"size_px": 84},
+        "few_shot/224": _FEW_SHOT | {"size_px": 168, "source_px": 64, "episodes": 1000, "batch_size": 32},
+        "few_shot/84": _FEW_SHOT | {"size_px": 64, "source_px": 64, "episodes": 1000, "batch_size": 32},
     },
 )  # fmt: skip

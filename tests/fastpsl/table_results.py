@@ -20,13 +20,14 @@ from fastpsl.labels_command import MakeLabels
 from fastpsl.permutations import permutations_digest
 from fastpsl.retrieve_command import Retrieve
 from fastpsl.tables.commands import Missing, Place
-from fastpsl.tables.found import find
 from fastpsl.tables.data_sets import DataSet
+from fastpsl.tables.found import find
 from fastpsl.tables.needs import CLUSTERS, COUPLED, VISSL, Evaluation, Weights
 from fastpsl.tables.needs import TSNE as OF_TSNE
 from fastpsl.tables.papers import TABLES
 from fastpsl.tables.report import Report, make_report
 from fastpsl.tables.scales import SCALES, Scale, plain
+from fastpsl.transfer import multilabel_protocols
 from fastpsl.tsne_command import TSNE
 from tests.commands import ROOT
 
@@ -53,13 +54,14 @@ def put(
 ) -> Path:
     """A result.json as an evaluation writes it, in a folder whose name tells nothing; `science` and `settings` replace values.
 
-    data: "pretrain" where its weights learned from other pictures.
+    data: "pretrain" where its weights learned from other pictures, "own" where even those with labels did.
     """
     folder = runs / (name or f"run-{sum(1 for _ in runs.rglob('result.json'))}")
     folder.mkdir(parents=True)
     trained = None
     if weights.recipe:
         learned = data["train"] if weights.with_labels else data.get("pretrain", data["train"])
+        learned = data.get("own", learned)
         trained = science_of(weights, scale, seed, learned) | (science or {})
     checkpoint = {
         "path": str(runs / "gone" / "checkpoints" / "step-00000001.pt"),
@@ -69,12 +71,13 @@ def put(
     }
     checkpoint |= {"kind": "fastpsl" if weights.recipe else "random", "backbone": weights.backbone}
     of_data: dict[str, Any] = {"num_train": 480, "num_val": 160, **data}
-    of_data.pop("pretrain", None)
+    for learned_from in ("pretrain", "own"):
+        of_data.pop(learned_from, None)
     given = scale.evaluation_settings(evaluation) | {"seed": seed}
     if evaluation == CLUSTERS:
         of_data |= {"num_val": None, "val": None}
         given["labels"] = str(runs / "gone" / "labels.npz")
-    if evaluation == OF_TSNE:  # shows held-out pictures alone
+    if evaluation == OF_TSNE or "mini_imagenet" in evaluation.reads:  # of held-out pictures alone
         of_data |= {"train": of_data["val"], "num_train": 160, "val": None, "num_val": None}
     record = {
         "recipe": evaluation.recipe,
@@ -145,9 +148,11 @@ def parsed_command(command: str) -> Any:
 def effective(options: Any) -> dict[str, Any]:
     """Options with the values of the protocol that they name, as they come to stand in result.json."""
     constants = options.constants() if hasattr(options, "constants") else {}
-    if dataclasses.is_dataclass(constants):
+    if isinstance(constants, multilabel_protocols.Protocol):
+        constants = multilabel_protocols.constants_of(constants, options.layers)
+    elif dataclasses.is_dataclass(constants):
         constants = dataclasses.asdict(constants)  # type: ignore[arg-type]
-    values = options.as_dict() | constants
+    values = options.as_dict() | constants | {"batch_size": options.batch_size}
     return {name: plain(value) for name, value in values.items()}
 
 

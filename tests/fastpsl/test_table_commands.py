@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from fastpsl.pipelines.input_record import Input
+from fastpsl.tables.commands import _flags
 from fastpsl.tables.matching import needs_of
 from fastpsl.tables.needs import CLUSTERS, RETRIEVAL, TSNE, Evaluation, Weights
+from fastpsl.tables.other_data import inputs
 from fastpsl.tables.papers import TABLES
 from fastpsl.tables.scales import FREE, SCALES, Scale, plain
 from tests.commands import ROOT
@@ -104,7 +106,10 @@ def check_evaluation(
     options: Any
     if not evaluation.command:
         name, options = parsed(command, monkeypatch)
-        assert name == evaluation.recipe and (options.data, options.val) == ("T.beton", "V.beton")
+        given = {"data": "T.beton", "val": "V.beton"} if not evaluation.reads else inputs(evaluation, {})
+        assert name == evaluation.recipe and (options.data, options.val) == (given["data"], given.get("val"))
+        for flag in ("proposals", "sbd"):
+            assert paths(getattr(options, flag, None)) == paths(given.get(flag))
         values = effective(options)
         assert {key: values[key] for key in wanted} == wanted
         told = options.told_input()
@@ -129,6 +134,10 @@ def check_evaluation(
         assert options.backbone == weights.backbone
         assert (told.channels if told else "RGB") == weights.channels
     return Path(options.out)
+
+
+def paths(given: Any) -> list[str]:
+    return [str(path) for path in (given if isinstance(given, tuple) else [given]) if path]
 
 
 RECIPES = (
@@ -175,16 +184,14 @@ EVALUATIONS = {need[1] for table in TABLES.values() for need in needs_of(table) 
 def test_every_value_that_an_evaluation_knows_is_compared(
     evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    protocol = PAPER.values[evaluation.name].get("protocol")
-    chosen = ["--protocol", str(protocol)] if protocol else []
+    chosen = _flags(PAPER.spelled(evaluation.name))
     monkeypatch.setattr(sys, "argv", [evaluation.recipe, "--data", "x", *chosen])
     options = recipe(evaluation.recipe)["parse"]()
     for scale in SCALES.values():
         assert set(options.science()) - FREE == set(scale.evaluation_settings(evaluation))
-    if protocol:
-        assert (
-            PAPER.evaluation_settings(evaluation).items() - {("percent", 10.0)} <= effective(options).items()
-        )
+    values = effective(options)
+    for name, value in PAPER.evaluation_settings(evaluation).items():
+        assert values[name] == value, name
 
 
 def test_a_finished_pre_training_is_not_run_again(tmp_path: Path) -> None:

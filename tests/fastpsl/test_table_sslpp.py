@@ -109,7 +109,10 @@ def test_numbers_as_printed(name: str) -> None:
 def test_the_forms_of_the_tables() -> None:
     for name, table in TABLES.items():
         if name.startswith("sslpp/"):
-            for row in table.rows:  # nothing of SSL++'s tables is the paper's alone
+            for row in table.rows:  # nothing of SSL++'s tables is the paper's alone, but for prior work
+                if ": " in row.method and "[1" in row.method:
+                    assert name == "sslpp/10" and not row.measures
+                    continue
                 assert len(row.measures) == len(row.numbers) == len(table.columns)
             assert len({row.method for row in table.rows}) == len(table.rows)
     of_all = [TABLES[f"sslpp/{name}"] for name in ("3", "3-stl", "4", "5", "5-stl", "6", "8", "fig5")]
