@@ -79,6 +79,7 @@ def _box(path: Path, element: Element, name: str, size: tuple[int, int]) -> list
     box = [xmin - 1, ymin - 1, xmax, ymax]
     if box[2] <= box[0] or box[3] <= box[1]:
         raise ValueError(f"{path}: {said} has no area; give xmin <= xmax and ymin <= ymax")
+    # The published archives hold none such: TensorFlow Datasets and GluonCV refuse them too, and read all of 2007 and 2012.
     if box[0] < 0 or box[1] < 0 or box[2] > width or box[3] > height:
         raise ValueError(
             f"{path}: {said} is outside of the picture; its pixels are 1 to {width} and 1 to {height}, counted from 1"
