@@ -2,14 +2,14 @@
 
 Paper, mIoU on val: UIC 45.9 %; ImageNet labels 48.0, Random-RGB 30.1, Random-Sobel 32.0, DeepCluster 45.1 (AlexNet; their schedule is not
 stated, --protocol fcn_alexnet is that of the Table's peers). SSL++ draws its numbers. AlexNet and VGG16 become FCN-32s, others are
-dilated under torchvision's FCN head; fastpsl/transfer/segmentation_protocols.py says what each protocol is and what it leaves open. A
-protocol that learns from SBD's masks too needs --sbd benchmark_RELEASE. Here: not yet run on VOC.
+dilated under torchvision's FCN head; each protocol's file, fastpsl/transfer/segmentation_protocols.py, says what it leaves open. Here: not
+yet run on VOC.
 
     torchrun recipes/voc_segmentation.py --protocol fcn_alexnet --checkpoint runs/uic_alexnet-001 --data VOCdevkit --sbd benchmark_RELEASE
     torchrun recipes/voc_segmentation.py --protocol sslpp --checkpoint runs/sslpp_rotation-001 --data VOCdevkit
     torchrun --nproc-per-node=4 recipes/voc_segmentation.py --protocol mmseg --sync-batchnorm --checkpoint runs/jigsaw_r50-001 \\
         --data VOCdevkit --sbd benchmark_RELEASE
-    torchrun recipes/voc_segmentation.py        # random weights on drawn pictures, a minute or two on two cores
+    torchrun recipes/voc_segmentation.py        # random weights on drawn pictures, a minute on two cores
 """
 
 import functools
@@ -34,16 +34,16 @@ from fastpsl.transfer.mask_crop import ScaledCrop
 from fastpsl.transfer.mask_scores import mask_scores, require_torchmetrics, with_background
 from fastpsl.transfer.mask_sheet import draw_found
 from fastpsl.transfer.segmentation import MASKS, Segmentation
-from fastpsl.transfer.segmentation_protocols import PROTOCOLS, Protocol, changed, check_options
+from fastpsl.transfer.segmentation_protocols import PROTOCOLS, Protocol, batch_of, changed, check_options
 
 PAPER: dict[str, Any] = {"protocol": "sslpp", "size_px": 512}
-SAMPLE: dict[str, Any] = {"batchnorm": "train", "batch_size": 8, "accumulate": 1, "epochs": 10, "lr": 0.05}
+SAMPLE: dict[str, Any] = {"batchnorm": "train", "batch_size": 4, "epochs": 5, "lr": 0.03}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(EvaluationOptions):
     protocol: Literal["sslpp", "fcn_alexnet", "mmseg"] = "sslpp"
-    """sslpp: 50 epochs of VOC2012's train, batches of 2; fcn_alexnet: 150,000 steps of 20 with SBD; mmseg: 20,000 of 16 crops with SBD."""
+    """sslpp: 50 epochs of batches of 2; with SBD's masks, fcn_alexnet: 150,000 steps of 20, and mmseg: 20,000 of 16 crops."""
     sbd: Path | None = field(default=None, metadata=MACHINE)
     """SBD's folder (benchmark_RELEASE), whose masks are learned from too."""
     size_px: int = 512
@@ -53,7 +53,7 @@ class Options(EvaluationOptions):
     lr: float | None = None
     """First learning rate, whatever the batch; by default the protocol's."""
     batchnorm: Literal["train", "eval", "fixed"] | None = None
-    """Of the backbone: by the batch, by its running statistics, or so without learning either (random weights need train); by default the protocol's."""
+    """Of the backbone: by the batch (random weights need it), by running statistics, or so and not learning; by default the protocol's."""
 
     def constants(self) -> Protocol:
         """The protocol, with what the command line puts in the place of its values."""
@@ -74,24 +74,17 @@ def open_voc(options: RunOptions) -> tuple[VOC, VOC]:
 
 
 def build(options: Options) -> Job:
-    protocol = options.constants()
-    check_options(options, protocol)
+    check_options(options)
     require_torchmetrics()
-    weights = pretrained(options)
+    weights, protocol = pretrained(options), options.constants()
     network = network_of(weights.backbone, protocol.auxiliary_weight > 0)
     crop = ScaledCrop(options.size_px, protocol.scales, protocol.max_share) if protocol.scales else None
-    optimiser = functools.partial(
-        sgd,
-        momentum=protocol.momentum,
-        weight_decay=protocol.weight_decay,
-        decay_biases=protocol.decay_biases,
-    )
     return Job(
         task=Segmentation(network, weights.input, crop, protocol.auxiliary_weight),
         backbone=weights.backbone,
         stages=(protocol.stage(network.last_block),),
         schedule=protocol.schedule(),
-        optimiser=optimiser,
+        optimiser=functools.partial(sgd, **protocol.sgd()),
         science=weights.science(),
         open=open_voc,
         batchnorm=protocol.batchnorm,
@@ -120,9 +113,7 @@ def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
 
 
 def parse() -> Options:
-    return parse_evaluation(
-        Options, PAPER, SAMPLE, __doc__ or "", variant=lambda options: PROTOCOLS[options.protocol].batch()
-    )
+    return parse_evaluation(Options, PAPER, SAMPLE, __doc__ or "", variant=batch_of)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from fastpsl.transfer.mask_scores import with_background
 
 HEIGHT_PX, GAP_PX, LINE_PX, FONT_PX = 150, 8, 18, 13
 GROUND, INK = 64, (235, 235, 235)
+COLUMNS = "picture, truth, prediction:"
 
 
 def draw_found(path: Path, masks: Path, data: VOC, num_pictures: int = 8) -> Path:
@@ -64,7 +65,7 @@ def draw_masks(path: Path, rows: Sequence[Shown], class_names: Sequence[str]) ->
 def _tile(row: Shown, font: ImageFont.FreeTypeFont) -> Image.Image:
     height, width = row.truth.shape
     size = (max(1, round(width * HEIGHT_PX / height)), HEIGHT_PX)
-    tile = Image.new("RGB", (3 * size[0] + 2 * GAP_PX // 2, HEIGHT_PX + LINE_PX), (GROUND,) * 3)
+    tile = Image.new("RGB", (3 * size[0] + GAP_PX, HEIGHT_PX + LINE_PX), (GROUND,) * 3)
     colours = palette()
     for i, image in enumerate((row.picture, colours[row.truth], colours[row.found])):
         way = Image.Resampling.BILINEAR if i == 0 else Image.Resampling.NEAREST
@@ -74,8 +75,9 @@ def _tile(row: Shown, font: ImageFont.FreeTypeFont) -> Image.Image:
 
 
 def _legend(classes: Sequence[tuple[int, str]], width: int, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """A square of its colour and the name of each; as many lines as they need."""
-    places, left, line = [], GAP_PX, 0
+    """What the columns are; a square of its colour and the name of each class, in as many lines as they need."""
+    places, line = [], 0
+    left = 2 * GAP_PX + round(font.getlength(COLUMNS))
     for number, name in classes:
         taken = LINE_PX + round(font.getlength(name)) + 2 * GAP_PX
         if left + taken > width and left > GAP_PX:
@@ -84,6 +86,7 @@ def _legend(classes: Sequence[tuple[int, str]], width: int, font: ImageFont.Free
         left += taken
     legend = Image.new("RGB", (width, (line + 1) * LINE_PX + GAP_PX), (GROUND,) * 3)
     draw, colours = ImageDraw.Draw(legend), palette()
+    draw.text((GAP_PX, 0), COLUMNS, fill=INK, font=font)
     for x, y, number, name in places:
         draw.rectangle(
             (x, y + 2, x + LINE_PX - 5, y + LINE_PX - 3), fill=tuple(colours[number].tolist()), outline=INK

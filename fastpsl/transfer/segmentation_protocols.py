@@ -11,7 +11,7 @@ BatchNorm = Literal["train", "eval", "fixed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """train, test: image sets (`pipelines.voc.VOC`). sbd: whether SBD's pictures belong to what is learned from. epochs or num_steps: the length,
+    """train, test: image sets (`pipelines.voc.VOC`). needs_sbd: whether SBD's pictures belong to what is learned from. epochs or num_steps: the length,
     as in `Stage`.
 
     accumulate: pictures of a batch one after another, where memory is short. lr: falls tenfold between `intervals`, which are shares of the
@@ -22,7 +22,7 @@ class Protocol:
 
     train: tuple[str, ...] = ("2012_train",)
     test: tuple[str, ...] = ("2012_val",)
-    sbd: bool
+    needs_sbd: bool
     epochs: int = 0
     num_steps: int | None = None
     batch_size: int
@@ -45,9 +45,10 @@ class Protocol:
             return step_drops(self.lr, self.intervals)
         return polynomial(self.lr, self.power, self.end_lr)
 
-    def batch(self) -> dict[str, Any]:
-        """Its values of options that every run has."""
-        return {"batch_size": self.batch_size, "accumulate": self.accumulate}
+    def sgd(self) -> dict[str, Any]:
+        """Arguments of `optimisers.sgd`."""
+        names = ("momentum", "weight_decay", "decay_biases")
+        return {name: getattr(self, name) for name in names}
 
     def stage(self, last_block: int) -> Stage:
         """The one stage: every block that the network reads learns."""
@@ -68,16 +69,21 @@ def changed(
     return protocol if batchnorm is None else replace(protocol, batchnorm=batchnorm)
 
 
-def check_options(options: Any, protocol: Protocol) -> None:
-    """ValueError for options of other evaluations, and for a protocol on given data without SBD, which it learns from. options: of
-    recipes/voc_segmentation.py."""
+def batch_of(options: Any) -> dict[str, Any]:
+    """The protocol's values of options that every run has. options: of recipes/voc_segmentation.py, here and below."""
+    protocol = PROTOCOLS[options.protocol]
+    return {"batch_size": protocol.batch_size, "accumulate": protocol.accumulate}
+
+
+def check_options(options: Any) -> None:
+    """ValueError for options of other evaluations, and for a protocol on given data without SBD, which it learns from."""
     if options.val is not None:
         raise ValueError(
             f"--val {options.val}: the protocol says which part of --data is scored; leave it out"
         )
     if options.whole:
         raise ValueError("--whole: pictures are not cut to squares here; leave it out")
-    if protocol.sbd and options.data is not None and options.sbd is None:
+    if PROTOCOLS[options.protocol].needs_sbd and options.data is not None and options.sbd is None:
         raise ValueError(
             f"--protocol {options.protocol} learns from SBD's masks too: give its folder, --sbd benchmark_RELEASE"
         )
@@ -88,19 +94,19 @@ PROTOCOLS: dict[str, Protocol] = {
     # publicly available testing protocol … of Long et al. [70] for segmentation". Silent, and our choice, as in that one: no SBD, whole
     # pictures, neither scaled nor mirrored; biases do not decay; BatchNorm by its running statistics, of which batches of 2 have none to
     # speak of, with scales and shifts that learn (Caffe's nets have them in their convolutions).
-    "sslpp": Protocol(sbd=False, epochs=50, batch_size=2, lr=1e-3, decay_biases=False, batchnorm="eval"),
+    "sslpp": Protocol(needs_sbd=False, epochs=50, batch_size=2, lr=1e-3, decay_biases=False, batchnorm="eval"),
     # Zhang et al., "Colorful image colorization", with voc-fcn-alexnet of shelhamer/fcn.berkeleyvision.org: 50,000 steps at each rate, a
     # picture 20 times (iter_size). UIC does not state its schedule; this is that of its Table's peers. Differs: a bias has twice the rate
     # there.
     "fcn_alexnet": Protocol(
-        sbd=True, num_steps=150_000, batch_size=20, accumulate=20, lr=1e-4, intervals=(1, 1, 1), decay_biases=False,
+        needs_sbd=True, num_steps=150_000, batch_size=20, accumulate=20, lr=1e-4, intervals=(1, 1, 1), decay_biases=False,
         batchnorm="eval",
     ),
     # MMSelfSup, benchmarks/mmsegmentation/voc12aug/fcn_r50-d8_512x512_20k_voc12aug: 4 GPUs of 4 pictures with SyncBN. Differs: its
     # photometric distortion is left out; its decoding head has two 3x3 convolutions of 512 channels and reads B5 again behind them, its
     # auxiliary head one of 256: torchvision's have one, of 512 and 256; void pixels count in the number that its loss is divided by.
     "mmseg": Protocol(
-        sbd=True, num_steps=20_000, batch_size=16, lr=0.01, power=0.9, end_lr=1e-4, decay_biases=True,
+        needs_sbd=True, num_steps=20_000, batch_size=16, lr=0.01, power=0.9, end_lr=1e-4, decay_biases=True,
         scales=(0.5, 2.0), max_share=0.75, auxiliary_weight=0.4, batchnorm="train",
     ),
 }  # fmt: skip
