@@ -1,0 +1,324 @@
+"""recipes/voc_detection.py as a user meets it: its result on record, killed and resumed, refused in one line; and it learns."""
+
+import json
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastpsl.drawn_voc import draw_voc
+from fastpsl.evaluation.predictions import read_predictions
+from fastpsl.evaluation.result import read_result
+from fastpsl.evaluation.weights import random_weights
+from fastpsl.pipelines.voc import VOC
+from fastpsl.schedules import Moment
+from fastpsl.transfer.box_scores import box_scores
+from fastpsl.transfer.detection_protocols import PROTOCOLS
+from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
+from tests.recipes.in_process import Start, refused, starter
+
+RECIPE = ROOT / "recipes" / "voc_detection.py"
+RANDOM = ("--random-weights", "--backbone", "resnet18")
+TINY = (
+    *(
+        "--protocol",
+        "small",
+        "--short-px",
+        "48",
+        "--batch-size",
+        "4",
+        "--num-steps",
+        "4",
+        "--anchor-px",
+        "12",
+        "24",
+    ),
+    *("--num-threads", "1", "--no-tensorboard"),
+)
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
+    return starter("voc_detection", monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_voc(tmp_path_factory.mktemp("voc") / "VOCdevkit", 8, 5, side_px=64)
+
+
+def test_a_run_puts_its_scores_and_its_protocol_on_record(
+    recipe: Start, devkit: Path, tmp_path: Path
+) -> None:
+    outcome = recipe("--data", devkit, *RANDOM, *TINY, "--out", tmp_path)
+    assert outcome.code == 0, outcome
+    record = read_result(tmp_path / "result.json")
+    assert (record["protocol"], record["recipe"], record["cut"]) == (
+        "detection/small",
+        "voc_detection",
+        False,
+    )
+    data = VOC(devkit, ("2007_test",), "boxes")
+    found = read_predictions(tmp_path / "predictions.npz")
+    assert record["numbers"] == {name: round(value, 4) for name, value in box_scores(found, data).items()}
+    assert {"AP", "AP50", "AP75", "coco_AP", "coco_AP50", "coco_AP75", "AP50_disc"} <= set(record["numbers"])
+    changed = {"short_px": [48], "anchor_px": [12, 24], "num_steps": 4, "warmup_steps": 0}
+    wanted = json.loads(json.dumps(asdict(PROTOCOLS["small"]))) | changed
+    assert {name: record["settings"][name] for name in wanted} == wanted
+    assert record["settings"]["batch_size"] == 4 and record["settings"]["backbone"] == "resnet18"
+    assert (record["data"]["num_train"], record["data"]["num_val"]) == (8, 5)
+    assert record["data"]["val"] == data.digest()
+    for name in ("contact-sheet-G1.png", "detections.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 90
+        assert name in outcome.out
+    first = newest_checkpoint(tmp_path)["backbone"]
+    before = random_weights("resnet18", 0).backbone.state_dict()
+    assert not any(torch.equal(first[name], before[name]) for name in before if name.endswith("conv1.weight"))
+
+
+def test_fixed_batchnorm_and_the_first_blocks_stay_bit_for_bit(
+    recipe: Start, devkit: Path, tmp_path: Path
+) -> None:
+    few = (
+        "--short-px",
+        "32",
+        "--batch-size",
+        "1",
+        "--num-steps",
+        "1",
+        "--num-threads",
+        "1",
+        "--no-tensorboard",
+    )
+    outcome = recipe("--data", devkit, *RANDOM, "--protocol", "pirl", *few, "--out", tmp_path)
+    assert outcome.code == 0, outcome
+    before, after = random_weights("resnet18", 0).backbone, newest_checkpoint(tmp_path)["backbone"]
+    norms = {name for name, part in before.named_modules() if isinstance(part, torch.nn.BatchNorm2d)}
+    for name, value in before.state_dict().items():
+        stays = name.rpartition(".")[0] in norms or name.startswith(("conv1", "layer1"))
+        assert torch.equal(value, after[name]) == stays, name
+
+
+def test_fast_r_cnn_reads_published_proposals(recipe: Start, devkit: Path, tmp_path: Path) -> None:
+    files = [devkit / "proposals" / f"voc_2007_{split}.mat" for split in ("trainval", "test")]
+    options = (
+        "--protocol",
+        "fast_rcnn",
+        "--short-px",
+        "64",
+        "--num-steps",
+        "2",
+        "--num-threads",
+        "1",
+        "--no-tensorboard",
+    )
+    alexnet = ("--random-weights", "--backbone", "alexnet", "--input-channels", "SobelXY")
+    alexnet += ("--input-mean", "0", "0", "--input-std", "0.028", "0.028")
+    outcome = recipe("--data", devkit, *alexnet, *options, "--proposals", *files, "--out", tmp_path)
+    assert outcome.code == 0, outcome
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 and lines[0]["lr"] == 0.001 and "loss_objectness" not in lines[0]
+    assert read_result(tmp_path / "result.json")["settings"]["boxes_from"] == "published"
+    assert newest_checkpoint(tmp_path)["input"]["channels"] == "SobelXY"
+    # Other files are another experiment; the same ones elsewhere are not.
+    copies = [shutil.copy(file, tmp_path / file.name) for file in files]
+    outcome = recipe("--data", devkit, *alexnet, *options, "--proposals", *copies, "--out", tmp_path)
+    assert outcome.code == 0, outcome
+    again = ("--data", devkit, *alexnet, *options, "--out", tmp_path)
+    copies[0].write_bytes(copies[1].read_bytes())
+    refused(recipe(*again, "--proposals", *copies), "voc_detection", copies[0].name)
+
+
+# Protocols
+
+
+def rate(name: str, step: int, num_steps: int, batch_size: int = 16) -> float:
+    return PROTOCOLS[name].schedule(batch_size)(Moment(step, num_steps, 0, num_steps, num_steps))
+
+
+def test_schedules_are_the_published_ones() -> None:
+    for name, lr, warmup in (("pirl", 0.002, 1000), ("vissl", 0.02, 100)):
+        assert (PROTOCOLS[name].num_steps, PROTOCOLS[name].lr_batch, PROTOCOLS[name].weight_decay) == (
+            25_000,
+            16,
+            1e-4,
+        )
+        for step, value in ((0, lr / 1000), (warmup, lr), (16_999, lr), (17_000, lr / 10)):
+            assert rate(name, step, 25_000) == pytest.approx(value)
+        assert rate(name, warmup, 25_000, 8) == pytest.approx(lr / 2)
+    for step, value in ((17_999, 0.02), (18_000, 0.002), (22_000, 0.0002)):
+        assert rate("moco", step, 24_000) == pytest.approx(value)
+    assert PROTOCOLS["moco"].num_steps == 24_000
+    for step, value in ((0, 0.001), (29_999, 0.001), (30_000, 0.0001)):
+        assert rate("fast_rcnn", step, 40_000, 2) == pytest.approx(value)
+    assert PROTOCOLS["sslpp"].epochs == 12 and PROTOCOLS["sslpp"].lr_batch == 2
+    assert rate("sslpp", 0, 100, 2) == rate("sslpp", 99, 100, 2) == 0.001
+
+
+def test_what_learns_and_on_what_is_as_published() -> None:
+    told = {
+        name: (p.train_sets, p.test_sets, p.first_learning, p.batchnorm, p.extra_norm, p.boxes_from)
+        for name, p in PROTOCOLS.items()
+    }
+    both, test = ("2007_trainval", "2012_trainval"), ("2007_test",)
+    assert told["pirl"] == told["vissl"] == (both, test, 3, "fixed", False, "rpn")
+    assert told["moco"] == (both, test, 1, "train", True, "rpn")
+    assert told["fast_rcnn"] == (("2007_trainval",), test, 1, "fixed", False, "published")
+    assert told["sslpp"] == (("2007_train",), test, 1, "fixed", False, "rpn")
+    assert PROTOCOLS["pirl"].short_px == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    assert (PROTOCOLS["pirl"].max_long_px, PROTOCOLS["sslpp"].short_px, PROTOCOLS["sslpp"].max_long_px) == (
+        1333,
+        (600,),
+        1000,
+    )
+
+
+def test_another_length_warms_up_for_the_same_share() -> None:
+    given: dict[str, Any] = {"lr": None, "short_px": (), "anchor_px": ()}
+    changed = PROTOCOLS["pirl"].changed(num_steps=2500, **given)
+    assert (changed.num_steps, changed.warmup_steps, changed.lr) == (2500, 100, 0.002)
+    changed = PROTOCOLS["sslpp"].changed(num_steps=7, **given)
+    assert (changed.num_steps, changed.epochs) == (7, 0)
+    assert PROTOCOLS["moco"].changed(num_steps=None, **given) == PROTOCOLS["moco"]
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--protocol", "fast_rcnn"), ("--proposals", "2007_trainval 2007_test")),
+        (("--protocol", "pirl", "--proposals", "a.mat"), ("--proposals", "leave it out")),
+        (("--backbone", "nin4"), ("--backbone nin4", "no B5")),
+        (("--val", "elsewhere"), ("--val elsewhere", "leave it out")),
+        (("--size-px", "32"), ("--size-px", "--short-px")),
+        (("--num-steps", "0"), ("--num-steps 0",)),
+        (("--short-px", "-3"), ("--short-px -3",)),
+        (("--batch-size", "64", "--protocol", "small"), ("8 training images are fewer", "64")),
+        (("--step", "compiled"), ("--step compiled", "one size")),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_in_one_line(
+    recipe: Start, devkit: Path, tmp_path: Path, arguments: Sequence[str], words: Sequence[str]
+) -> None:
+    given = ("--data", devkit, "--out", tmp_path / "out", "--batch-size", "4")
+    weights = ("--random-weights",) if "--backbone" in arguments else RANDOM
+    files = [str(Path(devkit) / word) if word == "a.mat" else word for word in arguments]
+    if "a.mat" in arguments:
+        (devkit / "a.mat").touch()
+    refused(recipe(*given, *weights, *files), "voc_detection", *words)
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_pycocotools_is_asked_for_before_training(
+    recipe: Start, devkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pycocotools", "pycocotools.coco", "pycocotools.cocoeval"):
+        monkeypatch.setitem(sys.modules, name, None)
+    outcome = recipe("--data", devkit, *RANDOM, *TINY, "--out", tmp_path / "out")
+    refused(outcome, "voc_detection", "pycocotools", 'pip install "fastpsl[transfer]"')
+    assert not (tmp_path / "out").exists()
+
+
+def test_half_a_devkit_is_refused(recipe: Start, devkit: Path, tmp_path: Path) -> None:
+    shutil.copytree(devkit / "VOC2007", tmp_path / "VOCdevkit" / "VOC2007")
+    outcome = recipe(
+        "--data", tmp_path / "VOCdevkit", *RANDOM, "--protocol", "pirl", "--out", tmp_path / "out"
+    )
+    refused(outcome, "voc_detection", "VOC2012")
+
+
+# Resume
+
+
+def test_a_kill_in_mid_training_leaves_no_trace(devkit: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    arguments = (
+        "--data",
+        devkit,
+        *RANDOM,
+        *TINY,
+        "--num-steps",
+        "8",
+        "--checkpoint-steps",
+        "2",
+        "--keep-checkpoints",
+        "9",
+    )
+    done = run(RECIPE, *arguments, "--out", whole)
+    assert done.returncode == 0, done.stderr
+    code, output = run_until(
+        RECIPE, *arguments, "--out", killed, folder=killed, step=4, number=signal.SIGKILL
+    )
+    assert code == -signal.SIGKILL, output
+    done = run(RECIPE, *arguments, "--out", killed)
+    assert done.returncode == 0, done.stderr
+    assert digests(newest_checkpoint(killed)) == digests(newest_checkpoint(whole))
+    for name in ("metrics.jsonl", "predictions.npz"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    one, other = (read_result(path / "result.json")["numbers"] for path in (whole, killed))
+    assert one == other
+
+
+# It learns
+
+
+def shuffled(devkit: Path, folder: Path) -> Path:
+    """The same pictures with each other's annotations, scaled to their sizes."""
+    copy = Path(shutil.copytree(devkit, folder / "VOCdevkit"))
+    names = (copy / "VOC2007" / "ImageSets" / "Main" / "trainval.txt").read_text().split()
+    texts = [(devkit / "VOC2007" / "Annotations" / f"{name}.xml").read_text() for name in names]
+    order = np.random.default_rng(0).permutation(len(names))
+    for name, text, other in zip(names, texts, (texts[i] for i in order), strict=True):
+        size, theirs = (
+            {side: int(found) for side, found in re.findall(r"<(width|height)>(\d+)<", t)}
+            for t in (text, other)
+        )
+
+        def fitted(match: re.Match[str], size: dict[str, int] = size, theirs: dict[str, int] = theirs) -> str:
+            axis = "width" if match[1].startswith("x") else "height"
+            scale = size[axis] / theirs[axis]
+            value = int(match[2])
+            moved = int((value - 1) * scale) + 1 if match[1].endswith("min") else -int(-value * scale // 1)
+            return f"<{match[1]}>{min(max(moved, 1), size[axis])}<"
+
+        objects = other[other.index("<object>") :]
+        objects = re.sub(r"<([xy](?:min|max))>(\d+)<", fitted, objects)
+        made = text[: text.index("<object>")] + objects
+        (copy / "VOC2007" / "Annotations" / f"{name}.xml").write_text(made)
+    return copy
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("annotations", ["true", "shuffled"])
+def test_it_learns_to_detect_and_by_chance_it_does_not(tmp_path: Path, annotations: str) -> None:
+    """The recipe's own sample: 400 steps, of which two idle cores need two to three minutes."""
+    from fastpsl.drawn_voc import drawn_voc
+
+    data = drawn_voc() if annotations == "true" else shuffled(drawn_voc(), tmp_path)
+    arguments = (
+        "--data",
+        data,
+        *RANDOM,
+        "--protocol",
+        "small",
+        "--no-tensorboard",
+        "--out",
+        tmp_path / "out",
+    )
+    done = run(RECIPE, *arguments, environment={"OMP_NUM_THREADS": "2"}, timeout=3000)
+    assert done.returncode == 0, done.stderr
+    found = read_result(tmp_path / "out" / "result.json")["numbers"]["AP50"]
+    assert found >= 80 if annotations == "true" else found <= 10, found
