@@ -87,12 +87,13 @@ def _opened(evaluation: Evaluation, there: Paths) -> tuple[str | None, str | Non
 
 
 def _voc(evaluation: Evaluation, there: Paths) -> tuple[str | None, str | None]:
-    """By the sets that its protocol learns from and is scored on; SBD's pictures may be absent where VOC's are there."""
+    """By the sets that its protocol learns from and is scored on. Where SBD is not given, nothing is known of what is learned with it."""
     kind, _, protocol = evaluation.protocol.partition("/")
-    (root,), sbd = there["voc"], there.get("sbd", (None,))[0]
+    (root,) = there["voc"]
     if kind == "segmentation":
-        of = segmentation_protocols.PROTOCOLS[protocol]
-        train = VOC(root, of.train, "masks", sbd).digest() if sbd or not of.sbd else None
+        of, sbd = segmentation_protocols.PROTOCOLS[protocol], "sbd" in evaluation.reads
+        known = not sbd or "sbd" in there
+        train = VOC(root, of.train, "masks", there["sbd"][0] if sbd else None).digest() if known else None
         return train, VOC(root, of.test, "masks").digest()
     if kind == "detection":
         sets = detection_protocols.PROTOCOLS[protocol].train_sets, ("2007_test",)

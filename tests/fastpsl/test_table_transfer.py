@@ -11,12 +11,13 @@ from PIL import Image
 
 from fastpsl.cli import main
 from fastpsl.drawn_voc import draw_voc
+from fastpsl.pipelines.data import open_data
 from fastpsl.pipelines.voc import VOC
 from fastpsl.tables.data_sets import DataSet
 from fastpsl.tables.markdown import markdown
 from fastpsl.tables.matching import needs_of
 from fastpsl.tables.needs import Evaluation, Weights
-from fastpsl.tables.other_data import OTHER_DATA, PAPERS_PICTURES
+from fastpsl.tables.other_data import OTHER_DATA, PAPERS_PICTURES, digests
 from fastpsl.tables.papers import TABLES
 from fastpsl.tables.psl_transfer import DETECTION, INAT18, PLACES205, SVM, WEIGHTS
 from fastpsl.tables.report import Report
@@ -347,12 +348,12 @@ def test_the_voc_that_is_named_decides(tmp_path: Path, capsys: pytest.CaptureFix
     draw_voc(tmp_path / "VOCdevkit", 6, 4, num_train_masks=5, num_test_masks=3)
     root, runs = tmp_path / "VOCdevkit", tmp_path / "runs"
 
-    def digests(train: tuple[str, ...], test: tuple[str, ...], needs: Any) -> dict[str, str]:
+    def of(train: tuple[str, ...], test: tuple[str, ...], needs: Any) -> dict[str, str]:
         found = {"train": VOC(root, train, needs).digest(), "val": VOC(root, test, needs).digest()}
         return found | {"pretrain": "e" * 32}
 
-    boxes = digests(("2007_train",), ("2007_test",), "boxes")
-    masks = digests(("2012_train",), ("2012_val",), "masks")
+    boxes = of(("2007_train",), ("2007_test",), "boxes")
+    masks = of(("2012_train",), ("2012_val",), "masks")
     measures = TABLES["sslpp/fig3"].row("Rotation [8]").measures
     for measure, data in zip(measures, (boxes, boxes, boxes, masks), strict=True):
         number = {measure.numbers[0]: 40.0}
@@ -366,6 +367,34 @@ def test_the_voc_that_is_named_decides(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as caught:
         commands_said(capsys, "sslpp/fig3", runs, *words)
     assert caught.value.code == 2 and broken.name in capsys.readouterr().err
+
+
+def test_the_sets_of_each_protocol(tmp_path: Path) -> None:
+    root = tmp_path / "VOCdevkit"
+    draw_voc(root, 6, 4, num_train_masks=5, num_test_masks=3)
+    there = {"voc": (str(root),)}
+    train, both, test = (
+        VOC(root, sets, "boxes").digest()
+        for sets in (("2007_trainval",), ("2007_trainval", "2012_trainval"), ("2007_test",))
+    )
+    masks = VOC(root, ("2012_val",), "masks").digest()
+    of = {name: dict(digests(TABLES[name], there)) for name in ("psl/8", "psl/9", "uic/5", "uic/6")}
+    assert of["psl/8"] == {"voc detection/pirl train": both, "voc detection/pirl val": test}
+    assert of["psl/9"] == {"voc svm/vissl train": train, "voc svm/vissl val": test} and not of["uic/6"]
+    named = ("classification/deepcluster", "detection/fast_rcnn")
+    assert of["uic/5"] == {
+        **{
+            f"voc {name} {part}": digest
+            for name in named
+            for part, digest in (("train", train), ("val", test))
+        },
+        "voc segmentation/fcn_alexnet val": masks,  # what is learned has SBD's masks too
+    }
+    folder = tmp_path / "mini"
+    (folder / "class").mkdir(parents=True)
+    Image.fromarray(np.zeros((84, 84, 3), np.uint8)).save(folder / "class" / "a.png")
+    known = digests(TABLES["uic/6"], {"mini_imagenet": (str(folder),)})
+    assert known == (("mini_imagenet few_shot val", open_data(folder).digest()),)
 
 
 def test_layers_on_stl_10_after_tiny_yfcc100m(tmp_path: Path) -> None:
