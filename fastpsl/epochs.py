@@ -57,7 +57,7 @@ class Epochs:
 
     def end_stage(self) -> bool:
         """After the stage's last step. False when a signal stopped it."""
-        position, epochs = self.run.position, self.stage.epochs
+        position, epochs = self.run.position, self.stage.max_epochs
         passes = Passes(
             self.run, self.learner, position.first_epoch + epochs, False, self.first_unused + epochs
         )

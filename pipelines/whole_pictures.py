@@ -87,24 +87,38 @@ class PictureLoader:
     def epoch(
         self, epoch: int, first_step: int = 0, order: np.ndarray | None = None
     ) -> Generator[PictureBatch, None, None]:
-        """Batches of an epoch from `first_step` on; nothing before it is read."""
-        assert order is None
+        """Batches of an epoch from `first_step` on; nothing before it is read. Leaving it early cancels what has not begun."""
+        assert order is None and 0 <= first_step <= self.num_steps, first_step
+        if self._workers.closed:
+            raise ValueError("the loader is closed; make a new one")
+        return self._batches(epoch, first_step)
+
+    def _batches(self, epoch: int, first_step: int) -> Generator[PictureBatch, None, None]:
         places = epoch_order(self.seed, epoch, self.num_samples)
         under_way: deque[tuple[int, np.ndarray, list[Future[Annotated]]]] = deque()
         steps = iter(range(first_step, self.num_steps))
-        while True:
-            while len(under_way) < self.prefetch_batches and (step := next(steps, None)) is not None:
-                indices = step_indices(places, step, self.batch_size, self.rank, self.world)
-                readings = [Future[Annotated]() for _ in indices]
-                for index, reading in zip(indices.tolist(), readings, strict=True):
-                    self._workers.submit(self._read, index, epoch, reading)
-                under_way.append((step, indices, readings))
-            if not under_way:
-                return
-            step, indices, readings = under_way.popleft()
-            yield self._batch(epoch, step, indices, [self._wait(reading) for reading in readings])
+        try:
+            while True:
+                while len(under_way) < self.prefetch_batches and (step := next(steps, None)) is not None:
+                    indices = step_indices(places, step, self.batch_size, self.rank, self.world)
+                    readings = [Future[Annotated]() for _ in indices]
+                    for index, reading in zip(indices.tolist(), readings, strict=True):
+                        self._workers.submit(self._read, index, epoch, reading)
+                    under_way.append((step, indices, readings))
+                if not under_way:
+                    return
+                step, indices, readings = under_way[0]
+                batch = self._batch(epoch, step, indices, [self._wait(reading) for reading in readings])
+                under_way.popleft()
+                yield batch
+        finally:
+            for _, _, readings in under_way:
+                for reading in readings:
+                    reading.cancel()
 
     def _read(self, index: int, epoch: int, reading: Future[Annotated]) -> None:
+        if not reading.set_running_or_notify_cancel():
+            return
         try:
             reading.set_result(self.read(index, epoch))
         except BaseException as error:  # noqa: BLE001  (raised in the consumer)
