@@ -191,11 +191,11 @@ def test_a_job_hands_its_batchnorm_and_its_norm_on(tmp_path: Path) -> None:
     assert pretrain(job, run)
     run.close()
     for name, value in newest_checkpoint(tmp_path)["backbone"].items():
-        if ".1." in name:  # a BatchNorm's
+        if name.split(".")[2] == "1":  # a BatchNorm's
             assert torch.equal(value, initial[name]), name
         else:
             moved = float((value - initial[name]).abs().max())
-            assert 0 < moved < 1e-5, "the decay is left, of what is clipped to nothing"
+            assert 0 < moved < 2e-5, "the decay is left, of what is clipped to nothing"
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 3
 

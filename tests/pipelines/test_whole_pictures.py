@@ -166,7 +166,9 @@ def test_a_picture_is_read_upright(tmp_path: Path) -> None:
     save(tmp_path / "b.png", grey)
     save(tmp_path / "c.png", colour, orientation=6)  # to be turned by 90 degrees clockwise
     (tmp_path / "d.jpg").write_bytes(b"\xff\xd8 this is no picture")
-    with pytest.warns(UserWarning, match="d.jpg"), Folder(tmp_path) as data:
+    with pytest.warns(UserWarning, match=r"d\.jpg"):
+        data = Folder(tmp_path)
+    with data:
         names = [Path(data.name(index)).name for index in range(data.num_samples)]
         found = {name: read_picture(data, index) for index, name in enumerate(names) if name != "d.jpg"}
         with pytest.raises(BadSampleError, match=r"d\.jpg"):
