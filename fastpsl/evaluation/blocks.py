@@ -30,11 +30,13 @@ def block_shapes(backbone: Backbone, view: ViewSpec, num_blocks: int | None = No
     Modes and running statistics stay as they are. ValueError for pictures that are too small.
     """
     device, side = next(backbone.parameters()).device, view.crop.size_px
-    check_size(side, backbone.min_px)
     draws = view.draw(Keys(0, 0, np.zeros(1, np.int64)))
     on_device = [{name: torch.from_numpy(value).to(device) for name, value in draw.items()} for draw in draws]
     picture = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device)
     maps = view.apply(picture.contiguous(memory_format=torch.channels_last), on_device, torch.float32)
+    check_size(
+        min(maps.shape[2:]), backbone.min_px
+    )  # of what the network is shown: an op may enlarge the crop
     modes = [(module, module.training) for module in backbone.modules()]
     shapes = []
     for block in backbone.eval().blocks()[:num_blocks]:

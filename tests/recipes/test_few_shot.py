@@ -1,0 +1,223 @@
+"""recipes/few_shot.py as a user meets it: scores, features that serve again, two ranks, requests that cannot be met."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastpsl.evaluation.features import Extraction, extract
+from fastpsl.launch import run_script
+from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton_convert import Target
+from fastpsl.pipelines.beton_write import write_beton
+from fastpsl.pipelines.sources import Sample
+from fastpsl.sample import sample_paths
+from fastpsl.transfer.few_shot import classes_of, draw_episodes, num_right
+from tests.commands import ROOT, run
+from tests.pipelines.photos import jpeg, photo
+from tests.recipes.in_process import Outcome, refused
+
+RECIPE = ROOT / "recipes" / "few_shot.py"
+RANDOM = ("--random-weights", "--backbone", "alexnet")
+SMALL = ("--num-threads", "1", "--size-px", "84", "--episodes", "50")
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the recipe's main in this process: `recipe("--flag", …) → Outcome`."""
+    parts = runpy.run_path(str(RECIPE))
+
+    def start(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            run_script("few_shot", parts["work"])
+        captured = capsys.readouterr()
+        return Outcome(int(caught.value.code or 0), captured.out, captured.err)
+
+    return start
+
+
+def test_scores_result_and_picture_of_the_sample(recipe: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    outcome = recipe("--num-threads", "1", "--out", out, "--episodes", "200")
+    assert outcome.code == 0, outcome
+    lines = outcome.out.splitlines()
+    assert lines[0] == (
+        "the embedded sample: size_px 84 (default 224), batch_size 32 (default 256), episodes 200 (default 10000)"
+    )
+    assert lines[2] == "5-way 5-shot, 200 episodes of 75 queries, alexnet; 160 pictures of 8 classes", lines
+    result = json.loads((out / "result.json").read_text())
+    numbers, blocks = result["numbers"], ("B3", "B4", "B5", "B5_max_pool")
+    assert list(numbers) == [f"{what}_{block}" for block in blocks for what in ("accuracy", "interval")]
+    for line, block in zip(lines[3:7], blocks, strict=True):
+        assert line == f"{block}: {numbers[f'accuracy_{block}']:.2f} ± {numbers[f'interval_{block}']:.2f} %"
+        assert 40 < numbers[f"accuracy_{block}"] < 95  # chance is 20
+    assert lines[7:] == [f"result {out / 'result.json'}", f"chart {out / 'result.png'}"]
+    assert (result["recipe"], result["protocol"], result["cut"]) == ("few_shot", "few_shot", False)
+    settings = result["settings"]
+    assert [settings[name] for name in ("ways", "shots", "queries", "episodes", "size_px", "source_px")] == [
+        5, 5, 15, 200, 84, 84,
+    ]  # fmt: skip
+    assert "Squashed(size_px=84)" in settings["view"] and len(settings["features"]) == 4
+    assert result["data"]["num_train"] == 160 and result["data"]["val"] is None
+    with Image.open(out / "result.png") as picture:
+        assert picture.size[0] > 600
+
+    # From the features in the folder, query by query.
+    features = np.load(out / "B5.npy").astype(np.float64).reshape(160, -1)
+    labels = np.load(out / "B5-labels.npy")
+    members = [np.flatnonzero(labels == label) for label in range(8)]
+    shares = []
+    for support, queries in zip(*draw_episodes(members, 200, 5, 5, 15, 0), strict=True):
+        means = features[support].mean(1)
+        said = [((features[rows][:, None] - means) ** 2).sum(2).argmin(1) for rows in queries]
+        shares.append(100 * np.mean([said[way] == way for way in range(5)]))
+    assert numbers["accuracy_B5"] == pytest.approx(np.mean(shares), abs=0.05)
+    assert numbers["interval_B5"] == pytest.approx(1.96 * np.std(shares, ddof=1) / 200**0.5, abs=0.01)
+
+    # Of shuffled labels nothing is known: at chance, but for the eight classes' own differences.
+    shuffled = np.random.default_rng(0).permutation(labels)
+    members = [np.flatnonzero(shuffled == label) for label in range(8)]
+    right = num_right(np.load(out / "B5.npy"), draw_episodes(members, 200, 5, 5, 15, 0), torch.device("cpu"))
+    assert 16 < 100 * right.mean() / 75 < 26
+
+    written = {path: path.stat().st_mtime_ns for path in out.glob("*.npy")}
+    outcome = recipe(
+        "--num-threads", "1", "--out", out, "--episodes", "50", "--ways", "2", "--shots", "1", "--seed", "0"
+    )
+    assert outcome.code == 0 and {path: path.stat().st_mtime_ns for path in written} == written
+    assert json.loads((out / "result.json").read_text())["numbers"]["accuracy_B5"] > 55  # chance is 50
+
+
+def mini_imagenet(root: Path, sizes: dict[str, int], side: int = 84) -> Path:
+    """test.csv beside images/, as Ravi and Larochelle's lists lie."""
+    (root / "images").mkdir(parents=True)
+    rows = [(f"{name}{i:08}.jpg", name) for name, size in sizes.items() for i in range(size)]
+    for number, (file, _) in enumerate(rows):
+        (root / "images" / file).write_bytes(jpeg(photo(number, side, side)))
+    (root / "test.csv").write_text("filename,label\n" + "".join(f"{file},{name}\n" for file, name in rows))
+    return root / "test.csv"
+
+
+def test_two_ranks_on_seven_images_say_what_one_says(tmp_path: Path) -> None:
+    """Of features and numbers every byte; from miniImageNet's list, on pictures that are enlarged."""
+    data = mini_imagenet(tmp_path / "mini", {"n01": 4, "n02": 3})
+    arguments = (
+        "--data",
+        data,
+        *RANDOM,
+        "--num-threads",
+        "1",
+        "--episodes",
+        "20",
+        "--ways",
+        "2",
+        "--shots",
+        "1",
+    )
+    arguments = (*arguments, "--queries", "2", "--batch-size", "2", "--decoder", "torchvision")
+    results = []
+    for name, ranks in (("one", 0), ("two", 2)):
+        done = run(RECIPE, *arguments, "--out", tmp_path / name, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        assert "7 pictures of 2 classes" in done.stdout
+        results.append(json.loads((tmp_path / name / "result.json").read_text()))
+    assert results[0]["numbers"] == results[1]["numbers"] and len(results[0]["numbers"]) == 8
+    assert results[0]["settings"]["features"] == results[1]["settings"]["features"]
+    for block in ("B3", "B4", "B5", "B5_max_pool"):
+        one, two = ((tmp_path / name / f"{block}.npy").read_bytes() for name in ("one", "two"))
+        assert one == two and np.isfinite(np.load(tmp_path / "two" / f"{block}.npy")).all()
+
+
+def test_an_interrupted_pass_goes_on(
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = mini_imagenet(tmp_path / "mini", {"n01": 4, "n02": 4})
+    arguments = ("--data", data, *RANDOM, *SMALL, "--ways", "2", "--shots", "2", "--queries", "2")
+    arguments = (*arguments, "--batch-size", "2", "--block", "B3", "B5_max_pool")
+    assert recipe(*arguments, "--out", tmp_path / "whole").code == 0
+    of_maps, calls = Extraction.of_maps, [0]
+
+    def stops(work: Extraction, maps: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 6:
+            raise KeyboardInterrupt
+        return of_maps(work, maps)
+
+    monkeypatch.setitem(extract.__wrapped__.__kwdefaults__, "save_every_s", 0.0)  # type: ignore[attr-defined]
+    with monkeypatch.context() as patched:
+        patched.setattr(Extraction, "of_maps", stops)
+        outcome = recipe(*arguments, "--out", tmp_path / "stopped")
+        assert outcome.code == 75 and "the same command starts again" in outcome.err
+    outcome = recipe(*arguments, "--out", tmp_path / "stopped")
+    assert outcome.code == 0 and "goes on from row 4" in outcome.err
+    numbers = [
+        json.loads((tmp_path / name / "result.json").read_text())["numbers"] for name in ("whole", "stopped")
+    ]
+    assert numbers[0] == numbers[1] and list(numbers[0])[::2] == ["accuracy_B3", "accuracy_B5_max_pool"]
+
+
+def beton(path: Path, labels: list[int], side: int = 84) -> Path:
+    pictures = np.random.default_rng(0).integers(0, 256, (len(labels), side, side, 3), dtype=np.uint8)
+    samples = [
+        Sample(f"p{i}", picture, label)
+        for i, (picture, label) in enumerate(zip(pictures, labels, strict=True))
+    ]
+    names = ["boat", "house", "tree"]
+    write_beton(samples, path, num_samples=len(labels), class_names=names, target=Target(mode="raw"))
+    return path
+
+
+def test_a_picture_that_cannot_be_decoded_is_in_no_episode(recipe: Any, tmp_path: Path) -> None:
+    data = mini_imagenet(tmp_path / "mini", {"n01": 5, "n02": 5})
+    broken = tmp_path / "mini" / "images" / "n0100000002.jpg"
+    broken.write_bytes(broken.read_bytes()[:900])
+    arguments = ("--data", data, *RANDOM, *SMALL, "--ways", "2", "--shots", "2", "--block", "B5", "--queries")
+    outcome = recipe(*arguments, "2", "--out", tmp_path / "a", "--on-bad-sample", "skip")
+    assert outcome.code == 0 and "n0100000002.jpg" in outcome.err, outcome
+    outcome = recipe(*arguments, "3", "--out", tmp_path / "b")
+    refused(outcome, "few_shot", "n0100000002.jpg")
+    outcome = recipe(*arguments, "3", "--out", tmp_path / "c", "--on-bad-sample", "skip")
+    refused(outcome, "few_shot", "5 pictures of a class", "class n01 has 4")
+
+
+def test_requests_that_cannot_be_met_are_one_line(recipe: Any, tmp_path: Path) -> None:
+    small, out = beton(tmp_path / "small.beton", [0, 1, 2] * 4), tmp_path / "out"
+    data = ("--data", small, *SMALL)
+    five = ("--ways", "2", "--shots", "2", "--queries", "2")
+    uneven = beton(tmp_path / "uneven.beton", [0] * 6 + [1] * 3 + [2] * 6)
+    without = beton(tmp_path / "without.beton", [0, 1, -1, 0, 1])
+    tiny = beton(tmp_path / "tiny.beton", [0, 1] * 4, side=40)
+    for arguments, words in (
+        ((*data, *RANDOM), ("--ways 5", "3 classes")),
+        ((*data, *RANDOM, *five, "--queries", "3"), ("5 pictures of a class", "class boat has 4")),
+        (("--data", uneven, *SMALL, *RANDOM, *five), ("class house has 3",)),
+        (("--data", without, *SMALL, *RANDOM, *five), ("few-shot classification needs labels", "1 of 5")),
+        (("--data", tiny, *SMALL, *RANDOM, *five), ("--source-px 84: the data has pictures of 40 px",)),
+        ((*data, *RANDOM, *five, "--size-px", "70"), ("--size-px 70",)),
+        ((*data, *RANDOM, *five, "--block", "B3", "B9"), ("--block B9", "B1 to B7")),
+        ((*data, *RANDOM, *five, "--block", "B3", "conv3"), ("each once",)),
+        ((*data, *RANDOM, *five, "--val", small), ("--val", "nothing is learned")),
+        ((*data, *RANDOM, *five, "--whole"), ("--whole",)),
+        ((*data, *RANDOM, "--ways", "1"), ("--ways 1: it must be 2 or more",)),
+        ((*data, *RANDOM, "--shots", "0"), ("--shots 0",)),
+        ((*data, *RANDOM, "--queries", "0"), ("--queries 0",)),
+        ((*data, *RANDOM, "--episodes", "1"), ("--episodes 1: it must be 2 or more",)),
+        ((*data, *five), ("--checkpoint", "--random-weights")),
+        ((*data, *five, "--checkpoint", tmp_path / "absent.pt"), ("absent.pt",)),
+        (("--data", tmp_path / "none.csv", *SMALL, *RANDOM, *five), ("none.csv: cannot be read",)),
+    ):
+        refused(recipe(*arguments, "--out", out), "few_shot", *words)
+        assert not list(out.glob("*.npy"))
+
+
+def test_the_samples_pictures_are_enough_for_the_usual_episodes() -> None:
+    with Beton(sample_paths().test) as data:
+        assert {len(rows) for rows in classes_of(data, 5, 20)} == {20}
