@@ -34,16 +34,11 @@ from fastpsl.transfer.svm_blocks import (
     score_lines,
     solve,
 )
-from fastpsl.transfer.svm_chart import draw_classes, draw_shots
+from fastpsl.transfer.svm_chart import draw
 from fastpsl.transfer.svm_protocol import COSTS, VISSL, constants_of
 from fastpsl.transfer.svm_work import default_processes
 
-PAPER: dict[str, Any] = {
-    "costs": "vissl",
-    "shots": (1, 2, 4, 8, 16, 32, 64, 96),
-    "size_px": 224,
-    "batch_size": 256,
-}
+PAPER: dict[str, Any] = {"shots": (1, 2, 4, 8, 16, 32, 64, 96), "size_px": 224, "batch_size": 256}
 SAMPLE: dict[str, Any] = {"shots": (1, 2, 4, 8, 16), "size_px": 96, "batch_size": 32}
 
 
@@ -65,13 +60,9 @@ class Options(EvaluationOptions):
         if self.num_processes is not None and self.num_processes < 1:
             raise ValueError(f"--num-processes {self.num_processes}: it must be 1 or more, or left out")
         if self.val is not None:
-            raise ValueError(
-                f"--val {self.val}: the protocol says which part of --data is scored; leave it out"
-            )
+            raise ValueError("--val: the protocol says which part of --data is scored; leave it out")
         if self.whole:
-            raise ValueError(
-                "--whole: the protocol shows every picture whole, squashed to a square; leave it out"
-            )
+            raise ValueError("--whole: the protocol squashes whole pictures to squares; leave it out")
 
 
 def parse() -> Options:
@@ -81,11 +72,7 @@ def parse() -> Options:
 def work() -> int:
     options, started = parse(), time.monotonic()
     world, weights = join_world(options.device, timeout_s=10 * options.timeout_s), options.pretrained()
-    blocks, shots, costs = (
-        blocks_of(weights.backbone, VISSL),
-        options.shots * options.low_shot,
-        COSTS[options.costs],
-    )
+    blocks, shots = blocks_of(weights.backbone, VISSL), options.shots * options.low_shot
     with ExitStack() as stack:
         root = options.data or drawn_voc()
         train, test = (
@@ -101,7 +88,7 @@ def work() -> int:
             for name, data in (("train", train), ("test", test))
         ]  # fmt: skip
         outcomes = solve(
-            folder, dict(zip(blocks, zip(*files, strict=True), strict=True)), classes, VISSL, costs, shots, options.seed,
+            folder, dict(zip(blocks, zip(*files, strict=True), strict=True)), classes, VISSL, COSTS[options.costs], shots, options.seed,
             options.num_processes or default_processes(world), world,
         )  # fmt: skip
         if outcomes is not None:
@@ -120,12 +107,8 @@ def work() -> int:
                 cut=bool(record.get("cut")),
             )
             title = f"{protocol}, {record['backbone']}, {record['path'] or 'random weights'}"
-            png, chance = folder / "result.png", classes.frequency
-            if shots:
-                draw_shots(numbers, blocks, shots, png, title, chance)
-            else:
-                draw_classes(numbers, blocks, classes.names, png, title, chance)
-            print(f"{result_line(path)}\nchart {png}")
+            chart = draw(numbers, blocks, classes, shots, folder / "result.png", title)
+            print(f"{result_line(path)}\nchart {chart}")
     return EXIT_FINISHED
 
 

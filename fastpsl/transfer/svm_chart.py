@@ -8,8 +8,24 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot  # after the choice of a backend that needs no screen
 
+from fastpsl.transfer.svm_blocks import Classes
 
-def draw_classes(
+
+def draw(
+    numbers: Mapping[str, float],
+    blocks: Sequence[str],
+    classes: Classes,
+    shots: Sequence[int],
+    path: Path,
+    title: str,
+) -> Path:
+    """`numbers_of` all classes' SVMs as a PNG: of low-shot learning a curve, else bars. A line: the classes' mean frequency, which chance has."""
+    if shots:
+        return _draw_shots(numbers, blocks, shots, path, title, classes.frequency)
+    return _draw_classes(numbers, blocks, classes.names, path, title, classes.frequency)
+
+
+def _draw_classes(
     numbers: Mapping[str, float],
     blocks: Sequence[str],
     classes: Sequence[str],
@@ -17,7 +33,7 @@ def draw_classes(
     title: str,
     chance: float,
 ) -> Path:
-    """Bars of mAP_<block> with their values, below them those of AP_<class>_<block> (percent); `chance`: the classes' mean frequency."""
+    """Bars of mAP_<block> with their values, below them those of AP_<class>_<block> (percent)."""
     figure, (means, each) = pyplot.subplots(
         2, 1, figsize=(max(8, 1 + 0.6 * len(classes)), 7), height_ratios=(1, 1.4), layout="constrained"
     )
@@ -43,7 +59,7 @@ def draw_classes(
     return path
 
 
-def draw_shots(
+def _draw_shots(
     numbers: Mapping[str, float],
     blocks: Sequence[str],
     shots: Sequence[int],

@@ -1,0 +1,221 @@
+"""recipes/voc_svm.py as a user meets it: the protocol's values, numbers by hand, low-shot, ranks, what serves again, requests that cannot be met."""
+
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.svm import LinearSVC
+
+from fastpsl.drawn_voc import draw_voc
+from fastpsl.launch import run_script
+from fastpsl.pipelines.voc import VOC
+from fastpsl.transfer.svm_blocks import Classes
+from fastpsl.transfer.svm_protocol import COSTS, VISSL, constants_of
+from tests.commands import ROOT, run
+from tests.recipes.in_process import Outcome, refused
+
+RECIPE = ROOT / "recipes" / "voc_svm.py"
+BLOCKS = ("B1", "B2", "B3", "B4", "B5")
+SMALL = ("--size-px", "48", "--num-threads", "1", "--num-processes", "1", "--batch-size", "16")
+RANDOM = ("--random-weights", "--backbone", "resnet18")
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the recipe's main in this process: `recipe("--flag", …) → Outcome`."""
+    parts = runpy.run_path(str(RECIPE))
+
+    def start(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            run_script("voc_svm", parts["work"])
+        captured = capsys.readouterr()
+        return Outcome(int(caught.value.code or 0), captured.out, captured.err)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_voc(tmp_path_factory.mktemp("drawn") / "VOCdevkit", 36, 20, side_px=64)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return found
+
+
+def outcomes(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Of each block's newest folder what is in its files, class by class."""
+    return {
+        block: [
+            json.loads(path.read_text())
+            for path in sorted(next((folder / "svm").glob(f"{block}-*")).iterdir())
+        ]
+        for block in BLOCKS
+    }
+
+
+def test_scores_result_and_picture(recipe: Any, devkit: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    outcome = recipe(*SMALL, *RANDOM, "--data", devkit, "--out", out)
+    assert outcome.code == 0, outcome
+    result, lines = read(out), outcome.out.splitlines()
+    assert (result["recipe"], result["protocol"], result["cut"]) == ("voc_svm", "svm/vissl", False)
+    told = json.loads(json.dumps(constants_of(VISSL, "vissl")))
+    assert {name: result["settings"][name] for name in told} == told
+    assert (
+        result["settings"]["cost_values"] == list(COSTS["vissl"]) and result["settings"]["crop"] == "squashed"
+    )
+    with VOC(devkit, VISSL.train, "boxes") as train, VOC(devkit, VISSL.test, "boxes") as test:
+        assert result["data"] == {
+            "train": train.digest(),
+            "val": test.digest(),
+            "num_train": 36,
+            "num_val": 20,
+        }
+        names = train.class_names
+    assert names is not None
+    numbers, found = result["numbers"], outcomes(out)
+    means = []
+    for block, of_block in found.items():
+        assert len(of_block) == 3
+        for name, one in zip(names, of_block, strict=True):
+            assert numbers[f"AP_{name}_{block}"] == pytest.approx(100 * one["ap"], abs=1e-3)
+            assert one["cross_validated"][COSTS["vissl"].index(one["cost"])] == max(one["cross_validated"])
+            assert result["settings"]["chosen_costs"][block][name] == one["cost"] and one["fits"] == 34
+        means.append(100 * sum(one["ap"] for one in of_block) / 3)
+        assert numbers[f"mAP_{block}"] == pytest.approx(means[-1], abs=1e-3)
+    assert numbers["mAP"] == pytest.approx(max(means), abs=1e-3) and len(numbers) == 5 + 1 + 15
+    assert result["settings"]["fits"] == 15 * 34
+    assert lines[2].startswith("3 classes, 510 SVMs of 36 pictures, scored on 20; by chance ")
+    table = [line.split() for line in lines if line[:2] in BLOCKS or line.startswith("best")]
+    assert table == [
+        [name, f"{value:.1f}"] for name, value in zip((*BLOCKS, "best"), (*means, max(means)), strict=True)
+    ]
+    assert lines[-2:] == [f"result {out / 'result.json'}", f"chart {out / 'result.png'}"]
+    record = json.loads((out / "train_B3.json").read_text())
+    assert record["squashed"] and record["pool"]["window"] == [28, 13, 5, 0] and record["dtype"] == "float32"
+    with Image.open(out / "result.png") as picture:
+        assert min(picture.size) > 600
+
+
+def test_what_is_there_serves_again_and_other_costs_do_not_disturb_it(
+    recipe: Any, devkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, fitted = LinearSVC.fit, []
+
+    def counted(machine: LinearSVC, *arguments: Any) -> LinearSVC:
+        fitted.append(machine.C)
+        if len(fitted) == 100:
+            raise KeyboardInterrupt
+        return fit(machine, *arguments)
+
+    monkeypatch.setattr(LinearSVC, "fit", counted)
+    options = (*SMALL, *RANDOM, "--data", devkit, "--out", tmp_path / "out", "--costs", "fsb")
+    assert recipe(*options).code == 75 and len(list((tmp_path / "out" / "svm").rglob("*.json"))) == 3
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.npy")}
+    assert len(written) == 10
+    fitted.extend([0] * 100)
+    outcome = recipe(*options)
+    assert outcome.code == 0 and len(fitted) == 200 + 12 * 31, outcome
+    assert written == {path: path.stat().st_mtime_ns for path in written}
+    settings = read(tmp_path / "out")["settings"]
+    assert settings["cost_values"] == list(COSTS["fsb"]) and settings["fits"] == 15 * 31
+    assert recipe(*options).code == 0 and len(fitted) == 200 + 12 * 31
+
+
+def test_low_shot(recipe: Any, devkit: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    outcome = recipe(*SMALL, *RANDOM, "--data", devkit, "--out", out, "--low-shot", "--shots", "1", "4")
+    assert outcome.code == 0, outcome
+    result = read(out)
+    assert result["protocol"] == "svm/low_shot" and result["settings"]["shots"] == [1, 4]
+    assert result["settings"]["num_samples"] == 5 and result["settings"]["fits"] == 15 * 5 * 2 * 11
+    numbers = result["numbers"]
+    best = {1: 0.0, 4: 0.0}
+    for block, of_block in outcomes(out).items():
+        aps = np.array([one["aps"] for one in of_block])
+        assert aps.shape == (3, 5, 2, 11)
+        for i, k in enumerate((1, 4)):
+            by_cost = [aps[:, :, i, cost].mean() for cost in range(11)]
+            chosen = by_cost.index(max(by_cost))
+            samples = [100 * aps[:, sample, i, chosen].mean() for sample in range(5)]
+            assert numbers[f"mAP_{k}_{block}"] == pytest.approx(np.mean(samples), abs=1e-3)
+            assert numbers[f"sd_{k}_{block}"] == pytest.approx(np.std(samples), abs=1e-3)
+            best[k] = max(best[k], numbers[f"mAP_{k}_{block}"])
+    assert numbers["mAP_1"] == best[1] and numbers["mAP_4"] == best[4] and len(numbers) == 2 * 11
+    assert (out / "result.png").exists() and "k 1    k 4" in outcome.out
+
+
+def test_two_ranks_make_the_same_files(recipe: Any, devkit: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = (*SMALL, *RANDOM, "--data", devkit, "--low-shot", "--shots", "1", "2")
+    assert recipe(*options, "--out", one).code == 0
+    shutil.copytree(one, two)  # features that are the same; with two ranks' batches sums round otherwise
+    shutil.rmtree(two / "svm")
+    (two / "result.json").unlink()
+    outcome = run(RECIPE, *options, "--out", two, ranks=2)
+    assert outcome.returncode == 0, outcome
+    files = {path.relative_to(one): path.read_bytes() for path in (one / "svm").rglob("*.json")}
+    assert len(files) == 15
+    assert files == {path.relative_to(two): path.read_bytes() for path in (two / "svm").rglob("*.json")}
+    assert read(two)["numbers"] == read(one)["numbers"]
+
+
+def test_random_features_tell_the_drawn_shapes(recipe: Any, tmp_path: Path) -> None:
+    """240 pictures; chance is 48.9 %."""
+    outcome = recipe("--num-processes", "1", "--num-threads", "1", "--out", tmp_path / "out")
+    assert outcome.code == 0, outcome
+    assert outcome.out.startswith("the embedded sample: shots") and "by chance 48.9 %" in outcome.out
+    assert read(tmp_path / "out")["numbers"]["mAP"] > 62
+
+
+def test_a_class_that_no_test_picture_shows(devkit: Path, tmp_path: Path) -> None:
+    place = tmp_path / "VOCdevkit"
+    shutil.copytree(devkit, place)
+    names = (place / "classes.txt").read_text().split()
+    (place / "classes.txt").write_text("\n".join(["absent", *names]) + "\n")
+    with VOC(place, VISSL.train, "boxes") as train, VOC(place, VISSL.test, "boxes") as test:
+        classes = Classes.of(train, test, VISSL, ())
+        assert classes.names == tuple(names) and classes.left_out == ("absent",)
+        assert (classes.train[:, 0] == 0).all() and classes.numbers == (1, 2, 3)
+        shares = [(classes.test[:, i] == 1).sum() / (classes.test[:, i] >= 0).sum() for i in classes.numbers]
+        assert classes.frequency == pytest.approx(100 * np.mean(shares))
+
+
+def test_requests_that_cannot_be_met_are_one_line(recipe: Any, devkit: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with VOC(devkit, VISSL.train, "boxes") as train:
+        targets, names = train.targets(), train.class_names
+    assert names is not None
+    few = int((targets == 1).sum(0).min())
+    name = names[int(np.flatnonzero((targets == 1).sum(0) < 30)[0])]
+    single = tmp_path / "single"
+    shutil.copytree(devkit, single)
+    lists = single / "VOC2007" / "ImageSets" / "Main" / "trainval.txt"
+    lists.write_text("\n".join(lists.read_text().split()[:2]) + "\n")
+    data = ("--data", devkit)
+    for arguments, words in (
+        ((*data, "--low-shot", "--shots", "30"), ("--shots 30", repr(name), "2007_trainval", "give up to")),
+        ((*data, "--low-shot", "--shots", str(few)), (f"--shots {few}", f"{2 * few} are drawn", "do not")),
+        ((*data, "--shots", "0"), ("--shots 0",)),
+        ((*data, "--shots", "2", "2"), ("--shots 2 2", "each once")),
+        ((*data, "--num-processes", "0"), ("--num-processes 0",)),
+        ((*data, "--val", devkit), ("--val", "leave it out")),
+        ((*data, "--whole"), ("--whole", "leave it out")),
+        ((*data, "--costs", "mine"), ("mine", "vissl", "fsb")),
+        ((*data, "--backbone", "nin4"), ("nin4 has the blocks B1 to B4", "B1 to B5")),
+        (("--data", tmp_path / "absent"), ("absent",)),
+        (("--data", single), ("of the 2 pictures of 2007_trainval", "3 folds")),
+    ):  # fmt: skip
+        backbone = () if "--backbone" in arguments else ("--backbone", "resnet18")
+        refused(recipe(*SMALL, "--random-weights", *backbone, *arguments, "--out", out), "voc_svm", *words)
+    assert not out.exists()
