@@ -40,7 +40,8 @@ def html(report: Report, chart: Path) -> str:
     """The page. chart: the PNG of the same table."""
     table = report.table
     alt = f"{table.title}: the numbers of the table as points"
-    caption = "Open diamonds: the paper's numbers. Dots: ours, with the standard deviation over the seeds."
+    paper = "Dashed lines" if table.curves else "Open diamonds"
+    caption = f"{paper}: the paper's numbers. Dots: ours, with the standard deviation over the seeds."
     parts = [
         f"<h1>{escape(table.title)}</h1>",
         _paragraph(f"{table.number[0].upper()}{table.number[1:]}. {report.about} {report.data_words()}"),

@@ -13,6 +13,8 @@ from fastpsl.tables.report import Report
 matplotlib.use("Agg")
 from matplotlib import pyplot  # after the choice of a backend that needs no screen
 
+from fastpsl.tables.curves import curves
+
 # Panels beside each other: all, or of more than six, four.
 MOST_PANELS, FEWER_PANELS = 6, 4
 PAPER_COLOUR, OUR_COLOUR = "#6b7280", "#c2410c"
@@ -48,7 +50,7 @@ def picture(report: Report) -> Figure:
             linestyle="",
             markerfacecolor="white",
             color=PAPER_COLOUR,
-            label=f"paper, {report.table.pictures.name}",
+            label="paper" if report.table.reads else f"paper, {report.table.pictures.name}",
         ),
         pyplot.Line2D([], [], marker="o", linestyle="", color=OUR_COLOUR, label=_our_label(report)),
     ]
@@ -99,7 +101,7 @@ def _our_label(report: Report) -> str:
 
 def save_picture(report: Report, path: Path) -> None:
     """The PNG at `path`, whole or not at all."""
-    figure, data = picture(report), io.BytesIO()
+    figure, data = curves(report) if report.table.curves else picture(report), io.BytesIO()
     figure.savefig(data, dpi=150, format="png")
     pyplot.close(figure)
     write_atomically(path, data.getvalue())

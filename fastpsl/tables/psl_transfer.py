@@ -91,7 +91,7 @@ def _table_9() -> Table:
     return Table(
         "psl/9",
         "Linear classifiers on other data, ResNet-50 (PSL, Table 9)",
-        "mAP (PASCAL), top-1 accuracy, %",
+        "mean AP (PASCAL), top-1 accuracy, %",
         ("PASCAL", "Places", "iNat18"),
         _rows(numbers, {method: cells(weights) for method, weights in WEIGHTS.items()}),
         (

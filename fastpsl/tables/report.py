@@ -9,7 +9,7 @@ from fastpsl.tables.found import Found, Result
 from fastpsl.tables.matching import Matches, match, needs_of
 from fastpsl.tables.needs import Evaluation, Measure, Weights
 from fastpsl.tables.other_data import PAPERS_PICTURES
-from fastpsl.tables.rows import Row, Table
+from fastpsl.tables.rows import Pictures, Row, Table
 from fastpsl.tables.scales import Scale
 
 NOTHING = "–"
@@ -30,7 +30,7 @@ class Report:
     def used(self) -> list[tuple[str, Evaluation, Result]]:
         """(method, evaluation, result), in the table's order and by seed."""
         return [
-            (self.method_of(weights), evaluation, result)
+            (self.method_of(weights, evaluation), evaluation, result)
             for weights, evaluation in needs_of(self.table)
             for _, result in sorted(self.matches.used.get((weights, evaluation), {}).items())
         ]
@@ -40,9 +40,12 @@ class Report:
         """What the scale says of the paper's sizes."""
         return self.scale.sizes[self.table.paper].about
 
-    def method_of(self, weights: Weights) -> str:
-        """The row that is measured on these weights, on nothing else if there is one; or else that of what comes after them."""
-        seen = [[measure.weights for measure in row.measures] for row in self.table.rows]
+    def method_of(self, weights: Weights, evaluation: Evaluation | None = None) -> str:
+        """The row that is measured on these weights (by this evaluation), on nothing else if there is one; or else that of what comes after them."""
+        seen = [
+            [measure.weights for measure in row.measures if evaluation in (None, measure.evaluation)]
+            for row in self.table.rows
+        ]
         rows = [
             (sum(one != weights for one in those), number)
             for number, those in enumerate(seen)
@@ -69,30 +72,32 @@ class Report:
         own = [result for _, evaluation, result in self.used if not evaluation.reads]
         if own:
             result = next((one for one in own if one.data[1]), own[0])
-            words = [
-                self._numbers_words(str(data), result.counts, paper.name, paper.num_train, paper.num_val)
-            ]
+            parts = [_pictures_words("Ours:", str(data), result.counts, paper)]
         else:
             learned = data.pretrain if self.table.pretrains_elsewhere else data.train
-            words = [f"Ours: pre-trained on pictures of digest {learned[:8]}."] if learned else []
+            parts = [(f"Ours: pre-trained on pictures of digest {learned[:8]}.", True)] if learned else []
         others = {
             evaluation.protocol: result for _, evaluation, result in reversed(self.used) if evaluation.reads
         }
         for protocol, result in reversed(others.items()):
-            its = PAPERS_PICTURES[protocol]
-            digests = f"{protocol} " + "/".join(digest[:8] for digest in result.data if digest)
-            words.append(self._numbers_words(digests, result.counts, its.name, its.num_train, its.num_val))
-        return " ".join(words)
+            digests = "/".join(digest[:8] for digest in result.data if digest)
+            parts.append(_pictures_words(f"{protocol}:", digests, result.counts, PAPERS_PICTURES[protocol]))
+        words = " ".join(words for words, _ in parts)
+        as_many = all(as_many for _, as_many in parts)
+        return words if as_many else f"{words} Compare what the rows gain, not their values."
 
-    def _numbers_words(
-        self, digests: str, counts: tuple[int | None, int | None], name: str, *of_paper: int
-    ) -> str:
-        parts = [part for part in zip(("training", "held-out"), counts, of_paper, strict=True) if part[1]]
-        words = " and ".join(f"{num:,} {kind}" for kind, num, _ in parts)
-        words = f"Ours: {words} pictures (digests {digests})."
-        if all(num == its for _, num, its in parts):
-            return words + f" These are {name}'s numbers of pictures."
-        return words + f" The paper's numbers are of {name}: compare what the rows gain, not their values."
+
+def _pictures_words(
+    whose: str, digests: str, counts: tuple[int | None, int | None], paper: Pictures
+) -> tuple[str, bool]:
+    """Of which pictures numbers are, and whether they are as many as the paper's."""
+    of_paper = (paper.num_train, paper.num_val)
+    parts = [part for part in zip(("training", "held-out"), counts, of_paper, strict=True) if part[1]]
+    words = " and ".join(f"{num:,} {kind}" for kind, num, _ in parts)
+    words = f"{whose} {words} pictures (digests {digests})."
+    if all(num == its for _, num, its in parts):
+        return f"{words} These are {paper.name}'s numbers of pictures.", True
+    return f"{words} The paper's numbers are of {paper.name}.", False
 
 
 def make_report(table: Table, scale: Scale, found: Found, asked: DataSet, place: Place) -> Report:

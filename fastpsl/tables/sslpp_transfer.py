@@ -187,7 +187,7 @@ def _figure_3() -> Table:
         "whose labels the paper does not name.",
         "VOC07 train → test, detection: AP50; segmentation: VOC12 train → val. No evaluation of this figure reads --data and --val.",
         YFCC_NOTE,
-        number="mAP, mean IoU, %",
+        number="mean AP, mean IoU, %",
         pictures=STL10,
         unprinted="the paper draws it and prints no number",
     )

@@ -40,7 +40,7 @@ def _table_5() -> Table:
     return Table(
         "uic/5",
         "Fine-tuned on PASCAL VOC, AlexNet (UIC, Table 5)",
-        "mAP, mean IoU, %",
+        "mean AP, mean IoU, %",
         ("Class. FC6-8", "Class. ALL", "Detection ALL", "Segm. ALL"),
         (
             row("ImageNet Labels", (78.9, 79.9, 56.8, 48.0), SUPERVISED, note="ours sees RGB"),

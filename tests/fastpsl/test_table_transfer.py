@@ -198,7 +198,7 @@ def test_the_distance_from_the_supervised_row(tmp_path: Path) -> None:
     page = markdown(made)
     assert "| **Jigsaw \\[38\\]** | R50 | paper | 48.9 | 75.1 | 52.9 | −4.5 |" in page
     assert "pre-trained on pictures of digest aaaaaaaa" in page
-    assert "480 training and 160 held-out pictures (digests detection/pirl 11111111/22222222)" in page
+    assert "detection/pirl: 480 training and 160 held-out pictures (digests 11111111/22222222)" in page
     assert "The paper's numbers are of VOC07+12" in page
 
 
@@ -256,7 +256,7 @@ def test_three_data_sets_in_one_table(tmp_path: Path) -> None:
     assert ours(made, "Jigsaw+PSL") == ["50.0", "51.0", "52.0"] and not made.matches.unused
     page = markdown(made)
     assert "| ours | 50.0 B4 | 51.0 B4 | 52.0 B4 |" in page
-    assert "svm/vissl 00000000/44444444" in page and "linear/vissl_inat18 22222222/66666666" in page
+    assert "svm/vissl: 480 training" in page and "(digests 22222222/66666666)" in page
     assert report(tmp_path, "psl/5").matches.num_other == 3  # ImageNet's table has none of them
 
 
@@ -270,7 +270,7 @@ def test_what_has_no_held_out_pictures_and_two_sizes(tmp_path: Path) -> None:
     assert ours(made, "UIC 3k, 84 px")[3] == "55.0" and ours(made, "DeepCluster, 84 px") == ["None"] * 4
     page = markdown(made)
     assert "| paper | 48.79 | 53.03 | 62.46 | 65.05 |" in page  # the digits that the paper prints
-    assert "Ours: 160 held-out pictures (digests few_shot 22222222)" in page
+    assert "few_shot: 160 held-out pictures (digests 22222222)" in page
 
 
 def test_random_weights_tell_nothing_of_what_was_pre_trained_on(tmp_path: Path) -> None:
