@@ -45,7 +45,10 @@ def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(root: Path, protocol: Protocol = SMALL, seed: int = 3, **values: Any) -> Detection:
     torch.manual_seed(0)
     task = Detection(protocol, TinyNet(), Input(), seed, **values)
-    task.open(root, RunOptions())
+    if "" not in values.get("proposals", ()):
+        task.open(root, RunOptions())
+    else:  # made by the test itself
+        task.train = task.test = VOC(root, ("2007_test",), "boxes")
     return task
 
 
@@ -219,6 +222,7 @@ def in_a_process(rank: int, size: int, root: str, folder: str) -> None:
     world = World(rank, size, rank, size, torch.device("cpu"))
     detect(Path(root), Path(folder) / "two", world)
     torch.save(learned(Path(root), world), f"{folder}/learned-{rank}.pt")
+    torch.save(learned_together(Path(root), world), f"{folder}/together-{rank}.pt")
     leave_world()
 
 
@@ -230,6 +234,30 @@ def learned(root: Path, world: World) -> dict[str, Tensor]:
         torch.manual_seed(step * 10 + world.rank)
         indices = [0, 1, 2, 3][world.rank :: world.size]
         learner.step([batch_of(task, indices, step)], 1, lr=0.01)
+    return {name: value.detach().clone() for name, value in learner.module.named_parameters()}
+
+
+def learned_together(root: Path, world: World) -> dict[str, Tensor]:
+    """After a step of Fast R-CNN in which every rank has as many boxes, all of them sampled, on canvases of one size: where the mean of
+    the ranks' losses is that of one process."""
+    task = opened(
+        root,
+        replace(SMALL, batchnorm="fixed", extra_norm=False, boxes_from="published", num_rois=99),
+        proposals=["", ""],
+    )
+    learner, random = learner_of(task, world), torch.Generator().manual_seed(0)
+    images, targets = [], []
+    for height, width in ((40, 64), (64, 37), (64, 64), (33, 50)):
+        images.append(torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=random))
+        corners = torch.rand(8, 2, generator=random) * 16
+        boxes = torch.cat([corners, corners + 4 + 12 * torch.rand(8, 2, generator=random)], 1)
+        labels = torch.randint(1, 4, (2,), generator=random)
+        targets.append({"boxes": boxes[:2], "labels": labels, "proposals": boxes[2:]})
+    own = slice(world.rank, None, world.size)
+    indices = torch.arange(4)[own]
+    learner.step(
+        [PictureBatch(images[own], targets[own], indices, -torch.ones_like(indices), 0, 0)], 1, lr=1.0
+    )
     return {name: value.detach().clone() for name, value in learner.module.named_parameters()}
 
 
@@ -291,3 +319,14 @@ def test_two_ranks_learn_the_same_weights(two_ranks: Path, devkit: Path) -> None
         assert torch.equal(value, second[name]), name
         if not ("parts" in name or "trunk" in name) or value.ndim > 1:  # fixed BatchNorms stay
             assert not torch.equal(value, before[name]), name
+
+
+def test_two_ranks_learn_as_one_where_the_loss_is_a_mean_of_equals(two_ranks: Path, devkit: Path) -> None:
+    first, second = (torch.load(two_ranks / f"together-{rank}.pt") for rank in (0, 1))
+    alone = learned_together(devkit, one_process())
+    before = dict(learner_of(opened(devkit), one_process()).module.named_parameters())
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        assert torch.allclose(first[name], value, atol=1e-5 * float(value.abs().max() + 1)), name
+    moved = [name for name, value in alone.items() if value.ndim > 1 and not torch.equal(value, before[name])]
+    assert any(name.startswith("trunk.learning.0") for name in moved) and any("bbox_pred" in n for n in moved)
