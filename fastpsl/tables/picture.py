@@ -54,6 +54,8 @@ def picture(report: Report) -> Figure:
         ),
         pyplot.Line2D([], [], marker="o", linestyle="", color=OUR_COLOUR, label=_our_label(report)),
     ]
+    if not any(row.printed for row in rows):
+        del handles[0]
     figure.legend(handles=handles, loc="outside lower right", ncols=2, frameon=False)
     notes = [report.table.number] + ["* the paper's alone"] * any(not row.measures for row in rows)
     figure.suptitle(f"{report.table.title}\n{'; '.join(notes)}", fontsize=11)
