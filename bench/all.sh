@@ -89,7 +89,7 @@ seconds_to() { # seconds_to RECIPE
     fi
 }
 
-parts="smoke correctness kernels labels step decode loaders throughput-jigsaw throughput-rotation throughput-rotation-r50 throughput-simclr throughput-moco scaling small-pictures time-to-accuracy-rotation time-to-accuracy-simclr"
+parts="smoke correctness kernels labels step decode loaders throughput-jigsaw throughput-rotation throughput-rotation-r50 throughput-simclr throughput-moco scaling small-pictures detection time-to-accuracy-rotation time-to-accuracy-simclr"
 
 do_part() {
     case $part in
@@ -139,6 +139,9 @@ do_part() {
         ;;
     small-pictures)
         if [ -n "$small" ]; then bench '' 460 small --recipes sslpp_rotation --repeats 1; else bench '' 460 small; fi
+        ;;
+    detection)
+        bench '' 400 detection
         ;;
     time-to-accuracy-rotation) seconds_to rotation ;;
     time-to-accuracy-simclr) seconds_to simclr ;;

@@ -37,7 +37,7 @@ from fastpsl.pipelines.rows import Data, read_bytes
 SCHEMA = 1
 MAX_COMPARED = 20_000  # samples whose bytes are compared
 # Fewer values than repeats: the clock ends them, a run does not get there, or nothing varies.
-MAY_BE_FEWER = ("throughput", "time_to_accuracy", "scaling", "small")
+MAY_BE_FEWER = ("throughput", "time_to_accuracy", "scaling", "small", "detection")
 SHARED_LOAD = 0.5  # a load average above this before a bench starts: others were at work
 PACKAGES = (
     "fastpsl", "torch", "torchvision", "numba", "numpy", "kornia", "pillow", "ffcv", "opencv-python", "triton",
@@ -53,6 +53,12 @@ _TEXT, _COUNT, _NAME = (str,), (int,), (str, _NONE)
 LABELS: dict[str, dict[str, tuple[type, ...]]] = {
     "beton_write": {},
     "decode": {"decoder": _TEXT, "num_threads": _COUNT, "num_views": _COUNT, "cores_used": _NUMBER},
+    "detection": {
+        "variant": _TEXT,
+        "backbone": _TEXT,
+        "pictures_per_s": _NUMBER,
+        "peak_mib": (int, _NONE),
+    },
     "kernels": {
         "chain": _TEXT,
         "path": _TEXT,

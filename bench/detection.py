@@ -1,0 +1,240 @@
+"""How long detection's training step takes: ours beside torchvision's FasterRCNN of the same parts, and Detectron2's where it is installed.
+
+    python bench/detection.py            ResNet-50 C4 at the protocol's values on a GPU; on a CPU ResNet-18, small
+    python bench/detection.py --device cuda --size 800 --batch-size 8 --precision fp32
+
+Forward, backward, optimiser on uint8 pictures that lie on the device, interleaved. See bench/README.md and detection_peers.py.
+"""
+
+import gc
+import itertools
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
+from bench.detection_peers import (
+    Peer,
+    detectron2s,
+    drawn_batches,
+    our_learner,
+    ours,
+    torchvisions,
+    torchvisions_model,
+)
+from bench.program import check_out, check_positive, progress, run_program
+from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
+from fastpsl.command_line import parse
+from fastpsl.distributed import World, join_world
+from fastpsl.options import RunOptions
+from fastpsl.pipelines.whole_pictures import PictureBatch
+from fastpsl.timing import milliseconds, synchronise
+from fastpsl.transfer.detection_protocols import PROTOCOLS
+
+OURS, TORCHVISION, DETECTRON2 = "ours", "torchvision", "detectron2"
+GAIN = "{}'s ms / ours"
+PROTOCOL = "pirl"
+_NUM_BATCHES = 2  # in turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    backbone: Literal["resnet18", "resnet34", "resnet50"] | None = None
+    """Default: resnet50 on CUDA, else resnet18."""
+    size: int | None = None
+    """Shorter side of the pictures, px; the longer one is 4/3 of it. Default: 640 on CUDA, the middle of the protocol's 480 to 800; else 128."""
+    batch_size: int | None = None
+    """Default: the protocol's 16 on CUDA, else 2."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    repeats: int | None = None
+    """Default: 7 on CUDA, else 5."""
+    limit_s: float | None = None
+    """No further repeat begins after so many seconds, but for the first. Default: 240 on CUDA, else 60."""
+    out: Path = RUNS / "detection.json"
+    """The result."""
+
+    def check(self) -> None:
+        """ValueError where a value cannot be."""
+        check_positive(self, "size", "batch_size", "repeats", "limit_s")
+
+
+@dataclass
+class Timed:
+    """One of those that are compared; ms: of a step in each repeat."""
+
+    peer: Peer
+    boxes: int | None
+    first_step_s: float
+    peak_bytes: int
+    ms: list[float] = field(default_factory=list)
+
+
+class Bench:
+    """The measurements of one call."""
+
+    def __init__(self, options: Options, world: World):
+        self.world, self.is_cuda = world, world.device.type == "cuda"
+        self.backbone = options.backbone or ("resnet50" if self.is_cuda else "resnet18")
+        self.size_px = options.size or (640 if self.is_cuda else 128)
+        self.batch_size = options.batch_size or (16 if self.is_cuda else 2)
+        self.repeats = options.repeats or (7 if self.is_cuda else 5)
+        self.steps = 3 if self.is_cuda else 1  # of a repeat, and one before it that is not counted
+        self.limit_s = options.limit_s or (240.0 if self.is_cuda else 60.0)
+        self.started = time.perf_counter()
+        self.run_options = RunOptions(
+            batch_size=self.batch_size, device=world.device.type, precision=options.precision
+        )
+        self.precision = self.run_options.resolved_precision(world.device)
+        self.protocol = PROTOCOLS[PROTOCOL]
+        if not self.is_cuda:  # a head on 512 boxes of a picture takes minutes there
+            self.protocol = replace(self.protocol, num_rois=32, rpn_train=(600, 100))
+        self.timed: dict[str, Timed] = {}
+        self.missing: list[dict[str, str]] = []
+
+    def measure(self, say: Callable[[str], object]) -> None:
+        """All of them, interleaved; those that cannot be are named."""
+        for name, make in self._makers():
+            say(f"{name}: first step")
+            try:
+                self.timed[name] = self._first_step(make)
+            except ValueError as error:
+                self._leave_out(name, str(error))
+            except torch.OutOfMemoryError:
+                self._leave_out(name, "out of GPU memory")
+            except (RuntimeError, AttributeError, TypeError, KeyError) as error:  # of another version of it
+                if name != DETECTRON2:
+                    raise
+                self._leave_out(name, f"failed: {str(error)[:200]}")
+        for number in range(self.repeats):
+            if number and time.perf_counter() - self.started > self.limit_s:
+                break
+            say(f"repeat {number + 1} of {self.repeats}")
+            for timed in list(self.timed.values())[:: -1 if number % 2 else 1]:
+                ms = milliseconds(timed.peer.step, self.world.device, self.steps)
+                timed.ms.append(statistics.median(ms))
+
+    def _makers(self) -> Iterator[tuple[str, Callable[[], Peer]]]:
+        protocol, name, precision = self.protocol, self.backbone, self.precision
+        pictures = drawn_batches(_NUM_BATCHES, self.batch_size, self.size_px, self.world.device)
+
+        def turns() -> Iterator[PictureBatch]:
+            return itertools.cycle(pictures)
+
+        learner = our_learner(protocol, name, self.run_options, self.world)
+        yield OURS, lambda: ours(learner, turns())
+        yield (
+            TORCHVISION,
+            lambda: torchvisions(torchvisions_model(protocol, name, learner), turns(), protocol, precision),
+        )
+        yield DETECTRON2, lambda: detectron2s(turns(), protocol, name, precision, self.world.device)
+
+    def _first_step(self, make: Callable[[], Peer]) -> Timed:
+        before = torch.cuda.memory_allocated(self.world.device) if self.is_cuda else 0
+        peer = make()
+        started = time.perf_counter()
+        peer.step()
+        synchronise(self.world.device)
+        first_step_s = time.perf_counter() - started
+        boxes = peer.boxes_in_a_step()
+        peak_bytes = 0
+        if self.is_cuda:
+            # Of a step, its weights included; less what the others hold.
+            gc.collect()
+            torch.cuda.reset_peak_memory_stats(self.world.device)
+            peer.step()
+            peak_bytes = torch.cuda.max_memory_allocated(self.world.device) - before
+        return Timed(peer, boxes, first_step_s, peak_bytes)
+
+    def _leave_out(self, what: str, reason: str) -> None:
+        self.missing.append({"what": what, "reason": " ".join(reason.split())})
+
+
+def rows_of(timed: Mapping[str, Timed], backbone: str, batch_size: int) -> list[dict[str, Any]]:
+    """A row each; pictures/s by the median."""
+    return [
+        {
+            "measured": "step", "variant": name, "backbone": backbone, "unit": "ms",
+            "pictures_per_s": round(1e3 * batch_size / statistics.median(one.ms), 2),
+            "boxes_per_picture": None if one.boxes is None else one.boxes / batch_size,
+            "learning_parameters": one.peer.num_learning, "first_step_s": round(one.first_step_s, 2),
+            "peak_mib": round(one.peak_bytes / 2**20) or None, **spread(one.ms),
+        }
+        for name, one in timed.items()
+    ]  # fmt: skip
+
+
+def ratios_of(timed: Mapping[str, Timed], backbone: str) -> list[dict[str, Any]]:
+    """How many times ours' milliseconds the others take, repeat by repeat."""
+    if OURS not in timed:
+        return []
+    mine = timed[OURS].ms
+    return [
+        {
+            "what": GAIN.format(name),
+            "backbone": backbone,
+            **spread([a / b for a, b in zip(other.ms, mine, strict=True)]),
+        }
+        for name, other in timed.items()
+        if name != OURS
+    ]
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    table = Table("variant", "backbone", "ms", "pictures/s", "boxes a picture", "peak GPU memory")
+    for row in result["rows"]:
+        memory = "" if row["peak_mib"] is None else f"{row['peak_mib'] / 1024:.1f} GiB"
+        boxes = "" if row["boxes_per_picture"] is None else f"{row['boxes_per_picture']:g}"
+        table.add_row(
+            row["variant"], row["backbone"], f"{row['median']:.1f}", f"{row['pictures_per_s']:,.1f}", boxes, memory
+        )  # fmt: skip
+    console.print(table)
+    for ratio in result["ratios"]:
+        console.print(f"{ratio['what']}: {ratio['median']:.2f}")
+    for missing in result["not_measured"]:
+        console.print(f"not measured: {missing['what']}: {missing['reason']}")
+    for note in result["notes"]:
+        console.print(note)
+
+
+def main() -> None:
+    options: Options = parse(Options, default=Options(), description=__doc__ or "")
+    options.check()
+    check_out(options.out)
+    world = join_world(options.device, timeout_s=600.0)
+    console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, 100)  # a file is 80 wide otherwise
+    machine = environment(world.device)
+    bench = Bench(options, world)
+    with progress() as say:
+        bench.measure(say)
+    result: dict[str, Any] = {
+        "schema": SCHEMA, "bench": "detection", "command": command_line(), "environment": machine,
+        "data": {"name": "noise on the device", "num_samples": _NUM_BATCHES * bench.batch_size},
+        "settings": {
+            "repeats": bench.repeats, "steps_per_repeat": bench.steps, "batch_size": bench.batch_size, "precision": bench.precision,
+            "device": world.device.type, "backbone": bench.backbone, "short_px": bench.size_px, "protocol": PROTOCOL,
+            "num_rois": bench.protocol.num_rois, "rpn_train": list(bench.protocol.rpn_train), "limit_s": bench.limit_s,
+            "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
+        },
+        "rows": rows_of(bench.timed, bench.backbone, bench.batch_size), "ratios": ratios_of(bench.timed, bench.backbone),
+        "not_measured": bench.missing, "notes": finish(machine),
+    }  # fmt: skip
+    write_result(options.out, result)
+    show(result, console)
+    console.print(str(options.out))
+
+
+if __name__ == "__main__":
+    run_program(main)

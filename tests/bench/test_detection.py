@@ -1,0 +1,123 @@
+"""bench/detection.py at its smallest, as people call it; its ratios by arithmetic; that both sides compute the same. No figure is judged."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.detection import OURS, Options, Timed, ratios_of, rows_of
+from bench.detection_peers import (
+    Peer,
+    detectron2s,
+    drawn_batches,
+    our_learner,
+    ours,
+    torchvisions,
+    torchvisions_model,
+)
+from bench.schema import validate
+from fastpsl.distributed import World
+from fastpsl.options import RunOptions
+from fastpsl.transfer.detection_protocols import PROTOCOLS
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+TINY = replace(PROTOCOLS["pirl"], num_rois=8, rpn_train=(100, 20))
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "bench/detection.py", "--device", "cpu", *arguments], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, timeout=300,
+    )  # fmt: skip
+
+
+def test_a_run_writes_its_rows(tmp_path: Path) -> None:
+    out = tmp_path / "detection.json"
+    done = call(
+        "--size", "64", "--batch-size", "1", "--repeats", "2", "--limit-s", "0.001", "--out", str(out)
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    validate(result)
+    rows = {row["variant"]: row for row in result["rows"]}
+    assert list(rows) == ["ours", "torchvision"]
+    assert all(len(row["values"]) == 1 for row in rows.values())  # the clock ends them after the first
+    for label in ("learning_parameters", "boxes_per_picture", "backbone"):
+        assert rows["ours"][label] == rows["torchvision"][label]
+    assert rows["ours"]["boxes_per_picture"] == 32
+    assert [ratio["what"] for ratio in result["ratios"]] == ["torchvision's ms / ours"]
+    (missing,) = result["not_measured"]
+    assert missing == {"what": "detectron2", "reason": "Detectron2 is not installed"}
+    assert str(out) in done.stdout.replace("\n", "")
+
+
+def test_values_that_cannot_be() -> None:
+    for name in ("size", "batch_size", "repeats", "limit_s"):
+        with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} 0: it must be above 0"):
+            Options(**{name: 0}).check()  # type: ignore[arg-type]
+
+
+def test_ratios_by_arithmetic() -> None:
+    def timed(ms: list[float]) -> Timed:
+        return Timed(Peer(lambda: None, 7), 64, 1.0, 0, ms)
+
+    measured = {"torchvision": timed([30.0, 20.0, 10.0]), OURS: timed([10.0, 40.0, 10.0])}
+    (ratio,) = ratios_of(measured, "resnet50")
+    assert (ratio["what"], ratio["backbone"], ratio["values"]) == ("torchvision's ms / ours", "resnet50", [3.0, 0.5, 1.0])  # fmt: skip
+    assert ratios_of({"torchvision": measured["torchvision"]}, "resnet50") == []
+    first, _ = rows_of(measured, "resnet50", 2)
+    assert (first["pictures_per_s"], first["boxes_per_picture"], first["peak_mib"]) == (100.0, 32, None)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_torchvisions_model_is_ours(backbone: str) -> None:
+    """Maps and the RPN's answers on the same picture; what learns; a step that moves all of that and nothing else."""
+    world = World(0, 1, 0, 1, CPU)
+    learner = our_learner(TINY, backbone, RunOptions(batch_size=1, device="cpu"), world)
+    model = torchvisions_model(TINY, backbone, learner)
+    trunk, head = learner.module.trunk, learner.module.head
+    picture = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        maps = trunk.run([*trunk.frozen, *trunk.learning][:4], picture)
+        theirs = model.backbone(picture)
+        assert maps.shape == theirs.shape and maps.std() > 1e-3
+        assert torch.allclose(maps, theirs, rtol=1e-4, atol=1e-5)
+        for mine, other in zip(head.rpn.head([maps]), model.rpn.head([theirs]), strict=True):  # type: ignore[operator, union-attr]
+            assert torch.allclose(mine[0], other[0], rtol=1e-4, atol=1e-5)
+        rois = torch.randn(2, maps.shape[1], 14, 14)
+        features = head.roi_heads.box_head(rois)  # type: ignore[operator, union-attr]
+        assert torch.allclose(features, model.roi_heads.box_head(rois), rtol=1e-4, atol=1e-5)  # type: ignore[operator]
+    batches = drawn_batches(1, 1, 64, CPU)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    peers = (
+        ours(learner, itertools.cycle(batches)),
+        torchvisions(model, itertools.cycle(batches), TINY, "fp32"),
+    )
+    assert peers[0].num_learning == peers[1].num_learning
+    assert [peer.boxes_in_a_step() for peer in peers] == [8, 8]
+    moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    frozen = {name for name in before if name.startswith(("backbone.conv1", "backbone.layer1"))}
+    assert moved and not moved & frozen
+
+
+def test_pictures() -> None:
+    (batch,) = drawn_batches(1, 8, 48, CPU)
+    assert {tuple(image.shape) for image in batch.images} == {(3, 48, 64), (3, 64, 48)}
+    for image, target in zip(batch.images, batch.targets, strict=True):
+        boxes, labels = target["boxes"], target["labels"]
+        assert ((boxes[:, 2:] - boxes[:, :2]) >= 9).all() and (boxes >= 0).all()
+        assert (boxes[:, 2] <= image.shape[2]).all() and (boxes[:, 3] <= image.shape[1]).all()
+        assert 1 <= labels.min() and labels.max() <= 20
+
+
+def test_without_detectron2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "detectron2.config", None)
+    with pytest.raises(ValueError, match="Detectron2 is not installed"):
+        detectron2s(iter(()), TINY, "resnet50", "fp32", CPU)
