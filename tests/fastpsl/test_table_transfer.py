@@ -1,6 +1,5 @@
 """Tables whose evaluations read other data: numbers as printed, which results count, what commands name."""
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -290,15 +289,6 @@ def test_a_run_of_other_pictures_is_not_evaluated(tmp_path: Path) -> None:
     put_run(tmp_path, "mine", **science_of(PSL, TINY, 0, DIGESTS["train"]))
     (command,) = missing_of(tmp_path, PSL, "psl/8")[0].commands
     assert f"--checkpoint {tmp_path}/mine" in command and "--data VOCdevkit --checkpoint" in command
-
-
-def test_no_more_processes_than_a_batch_has_pictures(tmp_path: Path) -> None:
-    tmp_path.mkdir(exist_ok=True)
-    commands = [
-        shlex.split(line) for one in report(tmp_path, "uic/5", PAPER).missing for line in one.commands
-    ]
-    numbers = {(Path(command[2]).stem, command[1]) for command in commands}  # the test's report asks for one
-    assert {number for _, number in numbers} == {"--nproc-per-node=1"}
 
 
 def commands_said(capsys: pytest.CaptureFixture[str], table: str, runs: Path, *words: str) -> tuple[str, str]:
