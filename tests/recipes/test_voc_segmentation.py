@@ -1,0 +1,206 @@
+"""Segmentation as a user meets it: every protocol on record as published, killed and resumed, what it learns, what it refuses."""
+
+import json
+import runpy
+import shutil
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastpsl.drawn_voc import draw_voc
+from fastpsl.evaluation.predictions import read_predictions
+from fastpsl.evaluation.result import read_result
+from fastpsl.pipelines.voc import VOC
+from fastpsl.pipelines.voc_masks import write_mask
+from fastpsl.transfer.mask_scores import mask_scores, with_background
+from fastpsl.transfer.segmentation_protocols import PROTOCOLS
+from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
+from tests.pipelines.voc_folders import sbd, voc_2012
+from tests.recipes.in_process import Outcome, Start, refused, starter
+
+RECIPE = ROOT / "recipes" / "voc_segmentation.py"
+RANDOM = ("--random-weights", "--backbone", "resnet18")
+QUICK = ("--num-threads", "1", "--no-tensorboard")
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
+    return starter("voc_segmentation", monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("voc") / "VOCdevkit"
+    return draw_voc(folder, 2, 2, side_px=40, num_train_masks=9, num_test_masks=5)
+
+
+def test_a_run_puts_scores_masks_and_pictures_on_record(recipe: Start, drawn: Path, tmp_path: Path) -> None:
+    outcome = recipe(
+        *RANDOM, *QUICK, "--data", drawn, "--out", tmp_path, "--epochs", "1", "--batchnorm", "train"
+    )
+    assert outcome.code == 0, outcome
+    record = read_result(tmp_path / "result.json")
+    assert (record["protocol"], record["recipe"]) == ("segmentation/sslpp", "voc_segmentation")
+    with VOC(drawn, ("2012_val",), "masks") as val:
+        expected = mask_scores(
+            read_predictions(tmp_path / "predictions.npz")["confusion"], with_background(val)
+        )
+        assert record["data"]["val"] == val.digest() and record["data"]["num_val"] == 5
+    assert record["numbers"] == {name: round(value, 4) for name, value in expected.items()}
+    assert record["data"]["num_train"] == 9 and not record["cut"]
+    settings = record["settings"]
+    assert (settings["epochs"], settings["batchnorm"], settings["batch_size"]) == (1, "train", 2)
+    for name, value in expected.items():
+        assert f"{name.replace('_', ' ')} {value:.1f} %" in outcome.out
+    assert len(list((tmp_path / "masks").glob("*.png"))) == 5
+    with Image.open(tmp_path / "masks.png") as sheet:
+        assert sheet.size[0] > 300
+    assert (tmp_path / "contact-sheet-G1.png").exists()
+    assert newest_checkpoint(tmp_path)["input"]["channels"] == "RGB"
+
+
+# As stated or published: sslpp.txt, Table II; Zhang's and FCN's; MMSelfSup's.
+ROWS = {
+    "sslpp": {
+        "epochs": 50, "num_steps": None, "batch_size": 2, "lr": 0.001, "momentum": 0.9, "weight_decay": 5e-4,
+        "intervals": [1], "power": None, "scales": None, "needs_sbd": False,
+    },
+    "fcn_alexnet": {
+        "epochs": 0, "num_steps": 150_000, "batch_size": 20, "accumulate": 20, "lr": 1e-4, "intervals": [1, 1, 1],
+        "momentum": 0.9, "weight_decay": 5e-4, "scales": None, "needs_sbd": True,
+    },
+    "mmseg": {
+        "epochs": 0, "num_steps": 20_000, "batch_size": 16, "lr": 0.01, "power": 0.9, "end_lr": 1e-4, "momentum": 0.9,
+        "weight_decay": 5e-4, "scales": [0.5, 2.0], "size_px": 512, "auxiliary_weight": 0.4, "needs_sbd": True,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", list(ROWS))
+def test_a_protocols_values_are_on_record(recipe: Start, tmp_path: Path, protocol: str) -> None:
+    """One step of all that it states, of a folder as VOC's and SBD's archives make it."""
+    root = tmp_path / "VOCdevkit"
+    voc_2012(root)
+    smaller = () if protocol == "sslpp" else ("--batch-size", "2", "--accumulate", "1", "--size-px", "48")
+    given = () if protocol == "sslpp" else ("--sbd", sbd(tmp_path, root / "VOC2012" / "JPEGImages"))
+    asked = ("--protocol", protocol, "--data", root, "--max-steps-per-stage", "1", *smaller, *given)
+    outcome = recipe(*RANDOM, *QUICK, *asked, "--out", tmp_path / "out")
+    assert outcome.code == 0, outcome
+    record = read_result(tmp_path / "out" / "result.json")
+    assert record["protocol"] == f"segmentation/{protocol}" and record["cut"]
+    ours = {"batch_size": 2, "accumulate": 1, "size_px": 48} if smaller else {}
+    assert {name: record["settings"][name] for name in ROWS[protocol]} == {
+        name: ours.get(name, value) for name, value in ROWS[protocol].items()
+    }
+    assert record["settings"]["sbd"] == (str(given[1]) if given else None)
+    assert record["data"]["num_train"] == (4 if given else 2) and record["data"]["num_val"] == 1
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["lr"] == ROWS[protocol]["lr"]
+    heads = {name.split(".")[0] for name in newest_checkpoint(tmp_path / "out")["learner"]["head"]}
+    assert heads == ({"0", "1"} if protocol == "mmseg" else {"0"})
+
+
+@pytest.mark.parametrize("protocol", list(ROWS))
+def test_without_more_words_the_values_are_the_protocols(
+    monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    parse = runpy.run_path(str(RECIPE))["parse"]
+    monkeypatch.setattr(sys, "argv", ["recipe", "--data", "x", "--sbd", "y", "--protocol", protocol, *RANDOM])
+    options = parse()
+    assert options.constants() == PROTOCOLS[protocol]
+    chosen = json.loads(json.dumps(asdict(options.constants()) | {"size_px": options.size_px}))
+    assert {name: chosen[name] for name in ROWS[protocol]} == ROWS[protocol]
+
+
+def test_killed_and_resumed_is_never_killed(drawn: Path, tmp_path: Path) -> None:
+    """Weights, optimiser, predictions and masks, bit for bit; AlexNet's dropout among it."""
+    arguments = (
+        *QUICK, "--data", drawn, "--random-weights", "--backbone", "resnet18", "--epochs", "3",
+        "--batchnorm", "train", "--checkpoint-steps", "2",
+    )  # fmt: skip
+    done = run(RECIPE, *arguments, "--out", tmp_path / "whole")
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "killed"
+    code, output = run_until(
+        RECIPE, *arguments, "--out", out, folder=out, step=4, number=signal.SIGKILL, delay_s=0.1
+    )
+    assert code == -signal.SIGKILL, output
+    done = run(RECIPE, *arguments, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(tmp_path / "whole"))
+    found = [
+        [p.read_bytes() for p in (path / "predictions.npz", *sorted((path / "masks").glob("*.png")))]
+        for path in (out, tmp_path / "whole")
+    ]
+    assert found[0] == found[1] and len(found[0]) == 6
+
+
+def learned(recipe: Start, root: Path, out: Path, *arguments: object) -> float:
+    """mIoU, 0 to 1, with random weights at first."""
+    asked = ("--batchnorm", "train", "--batch-size", "4", "--lr", "0.03", *arguments)
+    outcome = recipe(*RANDOM, "--no-tensorboard", *asked, "--data", root, "--out", out)
+    assert outcome.code == 0, outcome
+    return float(read_result(out / "result.json")["numbers"]["mIoU"]) / 100
+
+
+def shuffled(root: Path, to: Path) -> Path:
+    """A copy whose training masks are each the next picture's, stretched to its size."""
+    shutil.copytree(root, to)
+    place = to / "VOC2012"
+    names = (place / "ImageSets" / "Segmentation" / "train.txt").read_text().split()
+    masks = [Image.open(root / "VOC2012" / "SegmentationClass" / f"{name}.png") for name in names]
+    for name, mask, size in zip(names, masks[1:] + masks[:1], [m.size for m in masks], strict=True):
+        stretched = np.asarray(mask.resize(size, Image.Resampling.NEAREST))
+        write_mask(place / "SegmentationClass" / f"{name}.png", stretched)
+    return to
+
+
+def test_it_learns_a_little_in_half_a_minute(recipe: Start, tmp_path: Path) -> None:
+    """The background alone would be 0.24."""
+    root = draw_voc(tmp_path / "VOCdevkit", 2, 2, side_px=64, num_train_masks=64, num_test_masks=24)
+    assert learned(recipe, root, tmp_path / "out", "--epochs", "8") >= 0.34
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_it_learns_and_of_shuffled_masks_nothing(recipe: Start, tmp_path: Path) -> None:
+    root = draw_voc(tmp_path / "VOCdevkit", 2, 2, side_px=128, num_train_masks=160, num_test_masks=40)
+    assert learned(recipe, root, tmp_path / "out", "--epochs", "8") >= 0.6
+    assert learned(recipe, shuffled(root, tmp_path / "other"), tmp_path / "no", "--epochs", "8") <= 0.3
+
+
+def refusal(recipe: Start, tmp_path: Path, *arguments: object) -> Outcome:
+    return recipe(*QUICK, *arguments, "--out", tmp_path / "refused")
+
+
+def test_bad_requests_are_one_line(recipe: Start, drawn: Path, tmp_path: Path) -> None:
+    data, name = ("--data", drawn), "voc_segmentation"
+    for arguments, words in (
+        ((*RANDOM, *data, "--val", drawn), ("--val", "leave it out")),
+        ((*RANDOM, *data, "--whole"), ("--whole", "leave it out")),
+        ((*RANDOM, *data, "--epochs", "0"), ("--epochs 0", "1 or more")),
+        ((*RANDOM, *data, "--lr", "0"), ("lr 0.0", "above 0")),
+        ((*RANDOM, *data, "--protocol", "mmseg"), ("--protocol mmseg", "--sbd benchmark_RELEASE")),
+        ((*RANDOM, *data, "--protocol", "fcn_alexnet"), ("--protocol fcn_alexnet", "--sbd")),
+        ((*RANDOM, *data, "--protocol", "mmseg", "--sbd", tmp_path), (str(tmp_path), "SBD")),
+        (("--random-weights", "--backbone", "nin4", *data), ("nin4", "B5", "B1 to B4")),
+        ((*RANDOM, *data, "--step", "compiled"), ("--step compiled", "leave it out")),
+        ((*RANDOM, "--data", tmp_path), (str(tmp_path), "VOC")),
+        (data, ("--checkpoint PATH or --random-weights",)),
+    ):
+        refused(refusal(recipe, tmp_path, *arguments), name, *words)
+    assert not (tmp_path / "refused" / "checkpoints").exists()
+
+
+def test_without_torchmetrics_nothing_is_trained(
+    recipe: Start, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    outcome = refusal(recipe, tmp_path, *RANDOM, "--data", drawn)
+    refused(outcome, "voc_segmentation", 'pip install "fastpsl[transfer]"')
+    assert not (tmp_path / "refused").exists()
