@@ -1,5 +1,6 @@
 """docs/sources.md: each command runs as it stands there, on small sources of those names."""
 
+import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from fastpsl.cli import main
 from fastpsl.pipelines.beton import Beton
 from tests.pipelines import published_files as made
-from tests.pipelines.folders import photo_tree
+from tests.pipelines.folders import photo_tree, tree
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.tars import make_tar, tar_bytes
 
@@ -42,8 +43,32 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "torchvision_root").mkdir()
     stl = made.stl10(made.pictures(12, 96), labels, names[:10])
     made.publish(tmp_path / "torchvision_root", "stl10_binary.tar.gz", "stl10_binary", stl, monkeypatch)
+    lists(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def lists(root: Path) -> None:
+    """Of two pictures each."""
+    files = {"0": jpeg(photo(0, 40, 50)), "1": jpeg(photo(1, 40, 50))}
+    for folder in ("inat18/train_val2018/Aves", "miniImageNet/images", "yfcc/a"):
+        tree(root / folder, {f"{name}.jpg": data for name, data in files.items()})
+    images256 = root / "places205" / "data" / "vision" / "torralba" / "deeplearning" / "images256"
+    tree(images256 / "a" / "abbey", {f"{name}.jpg": data for name, data in files.items()})
+    record = {
+        "images": [{"id": i, "file_name": f"train_val2018/Aves/{i}.jpg"} for i in range(2)],
+        "annotations": [{"image_id": i, "category_id": i} for i in range(2)],
+        "categories": [{"id": i, "name": f"species {i}"} for i in range(2)],
+    }
+    tree(
+        root,
+        {
+            "inat18/train2018.json": json.dumps(record).encode(),
+            "miniImageNet/test.csv": b"filename,label\n0.jpg,n01\n1.jpg,n02\n",
+            "places205/trainvalsplit_places205/val_places205.csv": b"a/abbey/0.jpg 0\na/abbey/1.jpg 0\n",
+            "tiny-yfcc.txt": b"yfcc/a/0.jpg\nyfcc/a/1.jpg\n",
+        },
+    )
 
 
 def data_sets(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +89,7 @@ def test_each_command_runs(
 ) -> None:
     if find_spec("datasets"):
         data_sets(here, monkeypatch)
-    assert len(COMMANDS) == 14
+    assert len(COMMANDS) == 18
     for command in COMMANDS:
         arguments = [argument.strip("'") for argument in command.split()]
         if arguments[2] in ("pets/", "saved/", "hf:me/pets") and not find_spec("datasets"):
