@@ -44,17 +44,15 @@ def _variants(
     return lambdas | numbers | transforms | learn | score | {"sslpp_aet/labels_alone": {"proxy": False}}
 
 
-def _from_yfcc(
-    size_px: int, epochs: dict[str, tuple[int, ...]], iic_epochs: int
-) -> dict[str, dict[str, Any]]:
-    """Trainings of AlexNet on Tiny-YFCC100M. epochs: of each task, between the drops of its rate. iic_epochs: not in the paper."""
+def _from_yfcc(size_px: int, epochs: dict[str, tuple[int, ...]], **iic: Any) -> dict[str, dict[str, Any]]:
+    """Trainings on Tiny-YFCC100M. epochs: of each task, between the drops of its rate. iic: its values, which are not in the paper."""
     of_size = {"size_px": size_px, "crop": "random_resized"}
     tasks = {
         f"sslpp_{task}/yfcc": {**of_size, "stage_epochs": (sum(parts),), "intervals": parts}
         for task, parts in epochs.items()
     }
     alone = {"sslpp_aet/yfcc_labels_alone": tasks["sslpp_aet/yfcc"] | {"proxy": False}}
-    return tasks | alone | {"sslpp_iic/yfcc": {"size_px": size_px, "stage_epochs": (iic_epochs,)}}
+    return tasks | alone | {"sslpp_iic/yfcc": {"size_px": size_px, **iic}}
 
 
 _PROBE: dict[str, Any] = {
@@ -98,7 +96,8 @@ PAPER = Sizes(
         **_from_yfcc(
             224,
             {"colorization": (120,), "context": (100, 50, 50), "rotation": (15, 20, 10, 5), "aet": (100, 50, 50)},
-            333,  # as many pictures as its 2000 epochs of CIFAR-10 have
+            batch_size=672,
+            stage_epochs=(333,),  # as many pictures as its 2000 epochs of CIFAR-10 have
         ),
         "supervised/stl10": {
             "stage_epochs": (200,), "batch_size": 128, "lr": 0.2, "intervals": (60, 60, 40, 40), "weight_decay": 5e-4, "size_px": 224,
@@ -169,7 +168,7 @@ TINY = Sizes(
             {10: 2, 30: 4, 50: 6, 100: 12}, (2, 4, 6, 8),
             {"stage_epochs": (6,), "batch_size": 32, "lr": 0.2, "intervals": (2, 1, 1)}, _TINY_PROBE,
         ),
-        **_from_yfcc(64, {"colorization": (4,), "context": (2, 1, 1), "rotation": (1, 1), "aet": (2, 1)}, 2),
+        **_from_yfcc(64, {"colorization": (4,), "context": (2, 1, 1), "rotation": (1, 1), "aet": (2, 1)}, stage_epochs=(2,)),
         "supervised/stl10": {
             "stage_epochs": (8,), "batch_size": 32, "lr": 0.2, "intervals": (2, 1, 1), "weight_decay": 5e-4, "size_px": 64,
         },
@@ -181,7 +180,7 @@ TINY = Sizes(
             "protocol": "sslpp", "layers": "all", "size_px": 64, "batch_size": 16, "steps": 150, "lr": 0.01,
         },
         "detection/sslpp": {
-            "protocol": "sslpp", "batch_size": 2, "num_steps": 200, "lr": 0.005, "short_px": (128,), "anchor_px": (16, 32, 64),
+            "protocol": "sslpp", "batch_size": 2, "num_steps": 100, "lr": 0.005, "short_px": (128,), "anchor_px": (16, 32, 64),
         },
         "segmentation/sslpp": {
             "protocol": "sslpp", "size_px": 128, "batch_size": 4, "accumulate": 1, "epochs": 3, "lr": 0.01, "batchnorm": "eval",

@@ -16,7 +16,7 @@ SEGMENTATION = Evaluation("segmentation/sslpp", "voc_segmentation", "segmentatio
 
 RANDOM = Weights("alexnet_rotnet")
 SUPERVISED = Weights("alexnet_rotnet", "supervised", "end_to_end", "stl10")
-IIC = Weights("alexnet_rotnet", "sslpp_iic", "end_to_end", "yfcc")
+IIC = Weights("resnet34", "sslpp_iic", "end_to_end", "yfcc")
 COLUMNS = ("C1", "C2", "C3", "C4", "C5", "Fc", "Avg")
 _SUPERVISED = (63.6, 74.4, 81.3, 83.4, 83.7, 84.2, 78.4)
 _RANDOM = (55.6, 61.6, 61.7, 61.1, 57.9, 32.0, 55.0)

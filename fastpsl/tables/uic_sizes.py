@@ -90,7 +90,7 @@ TINY = Sizes(
             "protocol": "deepcluster", "layers": "all", "size_px": 64, "batch_size": 16, "steps": 150, "lr": 0.01,
         },
         "detection/fast_rcnn": {
-            "protocol": "fast_rcnn", "batch_size": 2, "num_steps": 200, "lr": 0.005, "short_px": (128,), "anchor_px": (16, 32, 64),
+            "protocol": "fast_rcnn", "batch_size": 2, "num_steps": 100, "lr": 0.005, "short_px": (128,), "anchor_px": (16, 32, 64),
         },
         "segmentation/fcn_alexnet": {
             "protocol": "fcn_alexnet", "size_px": 128, "batch_size": 8, "accumulate": 8, "epochs": 3, "lr": 0.01, "batchnorm": "eval",

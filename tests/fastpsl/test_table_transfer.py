@@ -421,7 +421,7 @@ def test_commands_of_tiny_yfcc100m(tmp_path: Path) -> None:
     assert "linear_probe.py --data T.beton --val V.beton" in evaluate
     assert "--protocol sslpp --batch-size 64" in evaluate
     (iic,) = (one for one in made.missing if one.weights == IIC)
-    assert "--data P.beton" in iic.commands[0] and "--backbone alexnet_rotnet" in iic.commands[0]
+    assert "--data P.beton" in iic.commands[0] and "--backbone resnet34" in iic.commands[0]
     assert "supervised.py --data T.beton" in commands_of(made, "Supervised")[0]
 
 
