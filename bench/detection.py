@@ -94,7 +94,7 @@ class Bench:
         self.limit_s = options.limit_s or (240.0 if self.is_cuda else 60.0)
         self.started = time.perf_counter()
         self.run_options = RunOptions(
-            batch_size=self.batch_size, device=world.device.type, precision=options.precision
+            batch_size=self.batch_size, device="cuda" if self.is_cuda else "cpu", precision=options.precision
         )
         self.precision = self.run_options.resolved_precision(world.device)
         self.protocol = PROTOCOLS[PROTOCOL]

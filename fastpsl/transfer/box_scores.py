@@ -50,7 +50,7 @@ def box_scores(predictions: Mapping[str, np.ndarray], data: VOC) -> dict[str, fl
         )
     means = dict(zip(IOUS.tolist(), ap[:, is_there].mean(1).tolist(), strict=True))
     coco = dict(zip(IOUS.tolist(), coco_ap(found, truth, data.num_samples, data.num_classes), strict=True))
-    scores = {}
+    scores: dict[str, float] = {}
     for name, by_iou in (("", means), ("coco_", coco)):
         scores |= {
             f"{name}AP": float(np.mean(list(by_iou.values()))),

@@ -113,7 +113,10 @@ def _selective_search(path: Path) -> Iterator[tuple[object, np.ndarray]]:
         raise ValueError(f"{path}: {len(names):,} images and boxes of {len(boxes):,}; fetch it again")
     for cell, its in zip(names, boxes, strict=True):
         is_usual = its.ndim == 2 and its.shape[1] == 4 and its.dtype.kind in _NUMBERS
-        yield _text(path, cell), its[:, [1, 0, 3, 2]] - np.float32([1, 1, 0, 0]) if is_usual else its
+        yield (
+            _text(path, cell),
+            its[:, [1, 0, 3, 2]] - np.array([1, 1, 0, 0], np.float32) if is_usual else its,
+        )
 
 
 def _text(path: Path, cell: Any) -> str:

@@ -20,9 +20,9 @@ def test_arrays_and_lists_of_them(protocol: int) -> None:
     read_only.flags.writeable = False
     by_columns = ARRAY[:, (1, 0, 3, 2)]
     assert by_columns.flags.f_contiguous and not by_columns.flags.c_contiguous
-    arrays = [ARRAY, by_columns, ARRAY[::2], read_only, np.zeros((0, 4), np.float32), ARRAY.astype(np.float64), ARRAY.astype(np.int64)]  # fmt: skip
+    arrays: list[np.ndarray] = [ARRAY, by_columns, ARRAY[::2], read_only, np.zeros((0, 4), np.float32), ARRAY.astype(np.float64), ARRAY.astype(np.int64)]  # fmt: skip
     arrays += [ARRAY.astype(kind) for kind in (np.uint8, np.uint16, np.int32)]
-    whole = {
+    whole: dict[str, Any] = {
         "boxes": arrays,
         "ids": [7, np.int64(9), "000005", np.float64(0.5)],
         "one": ARRAY,
@@ -62,12 +62,13 @@ class Evil:
 @pytest.mark.parametrize("protocol", range(6))
 def test_what_is_refused(protocol: int, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    for value in (
+    arrays: list[np.ndarray] = [
         np.array([[1], "x"], object), np.array(["text"]), np.zeros(3, np.complex64), np.zeros(3, ">f4"),
         np.zeros(3, [("a", "f4")]), np.array(["2020"], "M8[Y]"),
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for array in arrays:
         with pytest.raises(ValueError, match="an array of another kind"):
-            load_plain(pickle.dumps({"boxes": [value]}, protocol))
+            load_plain(pickle.dumps({"boxes": [array]}, protocol))
     for value in (Evil(os.mkdir, (str(mark),)), Evil(eval, ("1",)), Evil(bytes.fromhex, ("00",)), {1}.__class__, os.getcwd):  # fmt: skip
         with pytest.raises(ValueError, match="is not let in"):
             load_plain(pickle.dumps({"boxes": [value]}, protocol))

@@ -105,9 +105,10 @@ def test_detectrons(tmp_path: Path, protocol: int) -> None:
     paths = [write_pkl(tmp_path / "a.pkl", protocol)]
     ids = ["2008_000002", "000005", b"99", np.int64(7)]
     scores = [np.array([0.5, 0.9, 0.5])] * 4
-    for number, parts in enumerate(
-        ({"indexes": [2008000002, 5, 99, 7]}, {"ids": ids}, {"objectness_logits": scores, "bbox_mode": 0})
-    ):
+    several: list[dict[str, Any]] = [
+        {"indexes": [2008000002, 5, 99, 7]}, {"ids": ids}, {"objectness_logits": scores, "bbox_mode": 0}
+    ]  # fmt: skip
+    for number, parts in enumerate(several):
         whole = pickle.loads(paths[0].read_bytes())
         whole.pop("ids" if "indexes" in parts else "scores" if "objectness_logits" in parts else "cfg")
         paths.append(tmp_path / f"{number}.pkl")
@@ -226,8 +227,8 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 
 def test_equal_scores_stay_in_order(tmp_path: Path) -> None:
-    boxes = np.arange(300)[:, None] + np.float32([0, 0, 1, 1])
-    scores = np.tile(np.float32([1, 2]), 150)
+    boxes = np.arange(300)[:, None] + np.array([0, 0, 1, 1], np.float32)
+    scores = np.tile(np.array([1, 2], np.float32), 150)
     path = write_pkl(tmp_path / "a.pkl", boxes=[boxes] * 4, scores=[scores] * 4)
     expected = [*range(1, 300, 2), *range(0, 300, 2)]
     assert opened(Pictures(*IDS), path).boxes(0)[:, 0].tolist() == expected
