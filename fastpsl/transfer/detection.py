@@ -30,7 +30,7 @@ from fastpsl.stage import Metrics, Trunk
 from fastpsl.transfer.detection_protocols import Protocol
 from fastpsl.transfer.detector import Detector, layout_of
 from fastpsl.transfer.proposals import Proposals
-from fastpsl.transfer.whole_input import normalised, padded, pictures, resized, resized_sides
+from fastpsl.transfer.whole_input import check_options, normalised, padded, pictures, resized, resized_sides
 
 _SHEET_PX = 320
 
@@ -75,8 +75,7 @@ class Detection:
 
     def open(self, root: Path, options: RunOptions) -> tuple[Data, Data]:
         """Training and test sets in VOC's layout at `root`: `Job.open`. ValueError where something is wrong with them."""
-        if options.val is not None:
-            raise ValueError(f"--val {options.val}: detection finds its test set in --data; leave it out")
+        check_options(options)
         protocol = self.protocol
         self.train, self.test = (
             VOC(root, protocol.train_sets, "boxes"),

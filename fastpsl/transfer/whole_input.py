@@ -9,8 +9,25 @@ from torchvision.transforms.v2 import functional as F
 
 from fastpsl.evaluation.views import center_view
 from fastpsl.kernels.draws import Keys
+from fastpsl.options import RunOptions
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.views import ViewSpec
+
+
+def check_options(options: RunOptions) -> None:
+    """ValueError for what whole pictures are not read by: they come from a folder in VOC's layout, with the test set in it, each as it is."""
+    if options.val is not None:
+        raise ValueError(f"--val {options.val}: the protocol finds its test set in --data; leave it out")
+    for name, allowed in (
+        ("order", ("random",)),
+        ("decoder", ("auto", "torchvision")),
+        ("on_bad_sample", ("raise",)),
+    ):
+        value = getattr(options, name)
+        if value not in allowed:
+            raise ValueError(
+                f"--{name.replace('_', '-')} {value}: whole pictures are read with {' or '.join(allowed)}; leave it out"
+            )
 
 
 def resized_sides(height: int, width: int, short_px: int, max_long_px: int) -> tuple[int, int]:
