@@ -52,15 +52,9 @@ def inputs(evaluation: Evaluation, given: Paths) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for name in evaluation.reads:
         data = OTHER_DATA[name]
-        paths = given.get(name, data.stands_for)
-        options |= (
-            dict(zip(data.flags, paths, strict=True)) if len(data.flags) > 1 else _one(data.flags[0], paths)
-        )
+        paths: tuple[Any, ...] = given.get(name, data.stands_for)
+        options |= zip(data.flags, paths if len(paths) == len(data.flags) else (paths,), strict=True)
     return options
-
-
-def _one(flag: str, paths: tuple[str, ...]) -> dict[str, Any]:
-    return {flag: paths[0] if len(paths) == 1 else paths}
 
 
 def digests(table: Table, there: Paths) -> tuple[tuple[str, str], ...]:

@@ -1,5 +1,7 @@
 """Tables 8 and 9 of psl.txt, on other data, number by number as they are printed."""
 
+from collections.abc import Mapping
+
 from fastpsl.tables.needs import BLOCKS, Evaluation, Measure, Weights
 from fastpsl.tables.rows import Row, Table
 
@@ -22,7 +24,9 @@ BASELINES = {"Jigsaw+PSL": "Jigsaw [38]", "Rotation+PSL": "Rotation [21]"}
 SUPERVISED_NOTE = "with all of ImageNet's labels, for reference"
 
 
-def _rows(numbers: dict[str, tuple[float, ...]], measures: dict[str, tuple[Measure, ...]]) -> tuple[Row, ...]:
+def _rows(
+    numbers: Mapping[str, tuple[float, ...]], measures: Mapping[str, tuple[Measure, ...]]
+) -> tuple[Row, ...]:
     assert numbers.keys() == measures.keys() == WEIGHTS.keys()
     return tuple(
         Row(

@@ -31,15 +31,15 @@ def make_table(
     data: str | None = None,
     val: str | None = None,
     pretrain_data: str | None = None,
-    others: Paths = {},  # noqa: B006
+    others: Paths,
     num_processes: int | None = None,
 ) -> list[str]:
     """Write OUT/NAME.md, .png and .html and return what to say: what is there, what is missing with its commands.
 
     data, val: of the commands; where they can be opened, only results on these pictures count. pretrain_data: likewise, what trainings
-    without labels learn from in tables that have other pictures for that. others: paths of other data that evaluations read, by its name in
-    `other_data`, likewise. ValueError for an unknown table or scale, a folder
-    of runs that is none, and results of several data sets without a `data` that tells which.
+    without labels learn from in tables that have other pictures for that. others: likewise, what evaluations read in the place of these, by its
+    name in `other_data`. ValueError for an unknown table or scale, data that the table does not read, a folder of runs that is none, and
+    results of several data sets where nothing tells which.
     """
     if name not in TABLES:
         raise ValueError(f"unknown table {name!r}: allowed are {', '.join(TABLES)}")
@@ -59,7 +59,7 @@ def make_table(
             )
     sizes, found = SCALES[scale], find(runs)
     there = {other: paths for other, paths in others.items() if all(map(_is_there, paths))}
-    asked = DataSet(*map(_digest, (data, val, pretrain_data)), others=digests(table, there))
+    asked = DataSet(_digest(data), _digest(val), _digest(pretrain_data), digests(table, there))
     place = Place(
         runs,
         data or TRAIN_PLACEHOLDER,
