@@ -7,8 +7,8 @@ the successor of that of its source [23]; --costs fsb has the latter's costs. He
     torchrun recipes/voc_svm.py --checkpoint runs/jigsaw_r50-001 --data VOCdevkit --low-shot
     torchrun recipes/voc_svm.py            # random weights on drawn pictures, a minute on two cores
 
-Features are of the GPU, SVMs of the CPU: about 1.1 core hours in all (low-shot as much again), in --num-processes processes of 1.5 GB. Options of
-training have no effect here. An interrupted one goes on with --out: features stay in the run's folder, and so does each class.
+Features take the GPU minutes; SVMs the CPU about 2 core hours (low-shot 1), more where they converge slowly (docs/evaluation.md), in
+--num-processes processes of 1.5 GB. Options of training have no effect here. The same command with --out goes on where it had come to.
 """
 
 import time

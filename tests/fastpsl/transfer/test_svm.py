@@ -85,7 +85,7 @@ def test_l2_normalised_by_hand() -> None:
 @pytest.mark.parametrize("shape", [(7, 30), (30, 7), (1, 5), (9, 9)])
 def test_rows_in_their_own_span(shape: tuple[int, int]) -> None:
     features = np.random.default_rng(0).normal(size=shape)
-    rows, basis = in_own_span(features)
+    rows, basis = in_own_span(features.copy())
     assert rows.shape == (shape[0], min(shape)) and basis.shape == (shape[1], min(shape))
     np.testing.assert_allclose(rows @ basis.T, features, atol=1e-12)
     np.testing.assert_allclose(rows @ rows.T, features @ features.T, atol=1e-12)
