@@ -140,7 +140,18 @@ def test_an_interrupted_pass_goes_on(
     recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = mini_imagenet(tmp_path / "mini", {"n01": 4, "n02": 4})
-    arguments = ("--data", data, *RANDOM, *SMALL, "--ways", "2", "--shots", "2", "--queries", "2")
+    arguments: tuple[object, ...] = (
+        "--data",
+        data,
+        *RANDOM,
+        *SMALL,
+        "--ways",
+        "2",
+        "--shots",
+        "2",
+        "--queries",
+        "2",
+    )
     arguments = (*arguments, "--batch-size", "2", "--block", "B3", "B5_max_pool")
     assert recipe(*arguments, "--out", tmp_path / "whole").code == 0
     of_maps, calls = Extraction.of_maps, [0]
