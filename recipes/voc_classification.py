@@ -4,9 +4,8 @@ Paper, mAP of fc6-8 / all: UIC 76.2 / 75.9 %; ImageNet labels 78.9 / 79.9, Rando
 DeepCluster 72.0 / 73.7. SSL++ draws its numbers. UIC does not state its schedule; --protocol deepcluster is that of its Table's peers.
 Here: not yet run on VOC2007.
 
-    torchrun recipes/voc_classification.py --checkpoint runs/uic_alexnet-001 --data VOCdevkit --layers fc6_8
-    torchrun recipes/voc_classification.py --checkpoint runs/uic_alexnet-001 --data VOCdevkit --layers all
-    torchrun recipes/voc_classification.py --protocol sslpp --checkpoint runs/sslpp_rotation-001 --data VOCdevkit --layers all
+    torchrun recipes/voc_classification.py --checkpoint runs/uic_alexnet-001 --data VOCdevkit --layers fc6_8      # then: all
+    torchrun recipes/voc_classification.py --protocol sslpp --checkpoint runs/sslpp_rotation-001 --data VOCdevkit
     torchrun recipes/voc_classification.py      # random weights on drawn pictures, a minute on two cores
 """
 
@@ -28,11 +27,11 @@ from fastpsl.pipelines.voc import VOC
 from fastpsl.run import Run
 from fastpsl.transfer.label_chart import draw_classes
 from fastpsl.transfer.label_scores import label_scores
-from fastpsl.transfer.multilabel import MultiLabel, begin_anew_from, crop_view
-from fastpsl.transfer.multilabel_protocols import BATCH_SIZE, PROTOCOLS, Protocol, changed, constants_of, fc6
+from fastpsl.transfer.multilabel import MultiLabel, begin_fc_anew, crop_view
+from fastpsl.transfer.multilabel_protocols import BATCH_SIZE, PROTOCOLS, Protocol, changed, constants_of
 
 PAPER: dict[str, Any] = {"protocol": "deepcluster", "layers": "all", "batch_size": BATCH_SIZE, "size_px": 224}
-SAMPLE: dict[str, Any] = {"size_px": 64, "steps": 300}
+SAMPLE: dict[str, Any] = {"size_px": 48, "steps": 600, "lr": 0.01}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +70,13 @@ def build(options: Options) -> Job:
     if options.whole:
         raise ValueError("--whole: the protocols are scored on random crops; leave it out")
     weights, protocol = pretrained(options), options.constants()
-    backbone = weights.backbone
-    stage = protocol.stage(options.layers, backbone)
-    if protocol.new_fc and "fc6" in backbone.block_names:
-        begin_anew_from(backbone, fc6(backbone))
+    stage = protocol.stage(options.layers, weights.backbone)
+    view = crop_view(weights.input, options.size_px, protocol.area, protocol.ratio)
+    if protocol.new_fc:
+        begin_fc_anew(weights.backbone)
     return Job(
-        task=MultiLabel(
-            crop_view(weights.input, options.size_px, protocol.area, protocol.ratio), protocol.num_crops
-        ),
-        backbone=backbone,
+        task=MultiLabel(view, protocol.num_crops),
+        backbone=weights.backbone,
         stages=(stage,),
         schedule=protocol.schedule(options.layers, options.batch_size),
         optimiser=functools.partial(

@@ -27,6 +27,7 @@ from fastpsl.progress import Progress
 from fastpsl.run import Run, open_loader
 from fastpsl.stage import Metrics, Trunk
 from fastpsl.tasks.classify import average_and_linear
+from fastpsl.transfer.multilabel_protocols import fc6
 
 STD, BIAS = 0.01, 0.1
 # Of the draws of test crops, which are of (seed, image, crop): the same whatever was learned, and for how long.
@@ -53,10 +54,11 @@ def begin_anew(block: nn.Module) -> None:
             nn.init.constant_(part.bias, BIAS)
 
 
-def begin_anew_from(backbone: Backbone, block: int) -> None:
-    """`begin_anew` of every block from `block` (from 1) on."""
-    for part in backbone.blocks()[block - 1 :]:
-        begin_anew(part)
+def begin_fc_anew(backbone: Backbone) -> None:
+    """`begin_anew` of fc6 and all behind it; nothing where there is no fc6."""
+    if "fc6" in backbone.block_names:
+        for block in backbone.blocks()[fc6(backbone) - 1 :]:
+            begin_anew(block)
 
 
 @dataclass
@@ -109,12 +111,13 @@ class MultiLabel:
         return self.view.pictures(inputs[0])
 
     def captions(self, batch: Batch) -> list[str]:
-        """The classes that are in each picture; in brackets those that do not count."""
-        rows = self.targets[batch.indices.clamp(min=0).to(self.targets.device)].tolist()
+        """The classes that are in each picture; in brackets those that do not count. Nothing of a skipped one."""
+        rows = self.targets.cpu()[batch.indices.clamp(min=0).cpu()].tolist()
+        rows = [row if index >= 0 else [] for index, row in zip(batch.indices.tolist(), rows, strict=True)]
         return [
             ", ".join(
                 name if target > 0 else f"({name})"
-                for name, target in zip(self.class_names, row, strict=True)
+                for name, target in zip(self.class_names, row, strict=False)
                 if target
             )
             for row in rows
