@@ -52,7 +52,7 @@ class Show:
     """
 
     data: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="DATA")]] = None
-    """A beton, a quoted glob of shards, or a folder of images. [the embedded sample]"""
+    """A beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md). [the embedded sample]"""
     task: Annotated[
         str,
         tyro.conf.arg(metavar="crops|jigsaw|rotation|simclr|moco|uic|iic|colorization|context|rotnet|aet"),

@@ -25,7 +25,7 @@ class RunOptions:
     """Fields marked MACHINE describe the machine and may change on resume; the others are the experiment."""
 
     data: str | None = field(default=None, metadata=MACHINE)
-    """Training images: a beton, a quoted glob of shards, or a folder of images. Without it: the embedded sample."""
+    """Training images: a beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md). Without it: the embedded sample."""
     val: str | None = field(default=None, metadata=MACHINE)
     """Held-out images, likewise, for the score at each stage's end (the sample brings its own)."""
     out: Path | None = field(default=None, metadata=MACHINE)

@@ -22,7 +22,7 @@ class Retrieve:
     checkpoint: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="CKPT")]] = None
     """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights."""
     gallery: Annotated[str, tyro.conf.arg(metavar="DATA")]
-    """Where neighbours are looked for: a beton, a quoted glob of shards, or a folder of images."""
+    """Where neighbours are looked for: a beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md)."""
     queries: Annotated[str, tyro.conf.arg(metavar="DATA")]
     """Likewise. An image of the same data does not find itself."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]

@@ -40,7 +40,7 @@ class Table:
     scale: Annotated[str, tyro.conf.arg(metavar="paper|tiny")] = "paper"
     """tiny: small sizes for any folder of pictures of 64 px or more (sslpp: 32), three seeds; two cores do a row in less than an hour."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
-    """Training images, for the commands: a beton, a quoted glob of shards, or a folder of images. Where it is there, results of
+    """Training images, for the commands: a beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md). Where it is there, results of
     other pictures do not count. [TRAIN.beton]"""
     val: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """Held-out images, likewise. [VAL.beton]"""

@@ -22,7 +22,7 @@ class TSNE:
     checkpoint: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="CKPT")]] = None
     """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights."""
     data: Annotated[str, tyro.conf.arg(metavar="DATA")]
-    """A beton, a quoted glob of shards, or a folder of images."""
+    """A beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md)."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """The folder to write to."""
     block: Annotated[str, tyro.conf.arg(metavar="final|B1|B2..")] = "final"
