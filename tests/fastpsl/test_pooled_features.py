@@ -37,7 +37,12 @@ MAX_3_2 = Pool(None, "max", (None, 3, 2, 0))
 def extraction(data: Data, name: str, block: int, pool: Pool | None, **options: Any) -> Extraction:
     torch.manual_seed(0)
     pretrained = Pretrained(make_backbone(name), INPUT, {"sha256": "random", "backbone": name})
-    values = {"size_px": 64, "batch_size": 40, "dtype": "float32", "loader": {"num_threads": 1}} | options
+    values: dict[str, Any] = {
+        "size_px": 64,
+        "batch_size": 40,
+        "dtype": "float32",
+        "loader": {"num_threads": 1},
+    } | options
     return Extraction(pretrained, data, block, pool=pool, **values)
 
 
