@@ -64,9 +64,7 @@ def open_voc(options: RunOptions) -> tuple[VOC, VOC]:
 
 def build(options: Options) -> Job:
     if options.val is not None:
-        raise ValueError(
-            f"--val {options.val}: the protocol says which part of --data is scored; leave it out"
-        )
+        raise ValueError(f"--val {options.val}: the protocol says what of --data is scored; leave it out")
     if options.whole:
         raise ValueError("--whole: the protocols are scored on random crops; leave it out")
     weights, protocol = pretrained(options), options.constants()
@@ -94,15 +92,14 @@ def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
     assert isinstance(test, VOC) and test.class_names is not None
     predictions = read_predictions(run.folder / NAME)
     numbers = label_scores(predictions, test.targets(), test.class_names)
+    settings = constants_of(protocol, options.layers) | {"num_scored": len(predictions["image"])}
     summaries = run.position.summaries
     path = write_result(
         run.folder,
         recipe="voc_classification",
         protocol=f"classification/{options.protocol}",
         numbers=numbers,
-        settings=options.as_dict()
-        | constants_of(protocol, options.layers)
-        | {"num_scored": len(predictions["image"])},
+        settings=options.as_dict() | settings,
         checkpoint=record,
         data=data_record(run.train_data, test),
         seconds=sum(summary["seconds"] for summary in summaries),

@@ -1,0 +1,193 @@
+"""recipes/voc_classification.py itself: what it leaves, how it goes on, what it refuses."""
+
+import runpy
+import shutil
+import signal
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastpsl.drawn_voc import draw_voc
+from fastpsl.evaluation.predictions import NAME, read_predictions
+from fastpsl.evaluation.result import read_result
+from fastpsl.pipelines.voc import VOC
+from fastpsl.stage import Trunk
+from fastpsl.transfer.label_scores import label_scores
+from fastpsl.transfer.multilabel_protocols import PROTOCOLS, Rate
+from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
+from tests.recipes.in_process import Start, refused, starter
+
+RECIPE = ROOT / "recipes" / "voc_classification.py"
+RANDOM = ("--random-weights", "--backbone", "resnet18")
+SMALL = (
+    *("--size-px", "32", "--batch-size", "4", "--num-threads", "1", "--decoder", "torchvision"),
+    *("--no-tensorboard", "--device", "cpu"),
+)
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
+    return starter("voc_classification", monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of trainval 20 pictures, ten of which are train's, and 39 of the test."""
+    root = tmp_path_factory.mktemp("voc") / "VOCdevkit"
+    return draw_voc(root, 20, 39, side_px=48, num_train_masks=2, num_test_masks=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_train", "num_steps"), [("deepcluster", 20, 80_000), ("sslpp", 10, 400)]
+)
+def test_a_result_says_its_protocol(
+    recipe: Start, voc: Path, tmp_path: Path, name: str, num_train: int, num_steps: int
+) -> None:
+    """Its values are the protocol's row; its numbers those of predictions.npz."""
+    arguments = ("--protocol", name, "--data", voc, "--max-steps-per-stage", "2", "--out", tmp_path)
+    outcome = recipe(*RANDOM, *SMALL, *arguments)
+    assert outcome.code == 0, outcome
+    record = read_result(tmp_path / "result.json")
+    assert (record["recipe"], record["protocol"]) == ("voc_classification", f"classification/{name}")
+    row = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in asdict(PROTOCOLS[name]).items()
+    }
+    rate = row.pop("all") | {"lr_batch": 16}
+    assert row.pop("fc6_8") != rate
+    settings = record["settings"]
+    assert {key: settings[key] for key in row} == row
+    assert {key: settings[key] for key in rate} == rate | {"intervals": list(PROTOCOLS[name].all.intervals)}
+    assert (settings["layers"], settings["num_scored"]) == ("all", 39)
+    assert (record["data"]["num_train"], record["data"]["num_val"]) == (num_train, 39)
+    assert record["cut"] and f"2 of {num_steps} steps" in outcome.out
+    with VOC(voc, ("2007_test",), "boxes") as test:
+        assert record["data"]["val"] == test.digest() and test.class_names == ["cross", "disc", "triangle"]
+        predictions = read_predictions(tmp_path / NAME)
+        expected = label_scores(predictions, test.targets(), test.class_names)
+    assert set(expected) == {"mAP", "AP_cross", "AP_disc", "AP_triangle"}
+    assert record["numbers"] == {key: round(value, 4) for key, value in expected.items()}
+    assert f"mAP {expected['mAP']:.1f} %" in outcome.out
+    with Image.open(tmp_path / "result.png") as chart:
+        assert chart.size[0] > 600
+
+
+def test_what_the_command_line_changes_is_on_record(recipe: Start, voc: Path, tmp_path: Path) -> None:
+    arguments = ("--data", voc, "--steps", "5", "--lr", "0.02", "--out", tmp_path)
+    outcome = recipe(*RANDOM, *SMALL, *arguments)
+    assert outcome.code == 0, outcome
+    record = read_result(tmp_path / "result.json")
+    settings = record["settings"]
+    assert (settings["num_steps"], settings["epochs"], settings["lr"], record["cut"]) == (5, 0, 0.02, False)
+    rates = [
+        line.split('"lr": ')[1].split(",")[0]
+        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
+    # Of .02 for a batch of 16; drops after 1.25, 2.5 and 3.75 steps.
+    assert [float(rate) for rate in rates] == pytest.approx([0.005, 0.005, 0.0025, 0.00125, 0.000625])
+    # From the checkpoint of another process's step, in mid-epoch of five steps, and after the last one.
+    whole = digests(newest_checkpoint(tmp_path))
+    again = recipe(*RANDOM, *SMALL, *arguments)
+    assert again.code == 0 and digests(newest_checkpoint(tmp_path)) == whole
+    assert read_result(tmp_path / "result.json")["numbers"] == record["numbers"]
+    refused(recipe(*RANDOM, *SMALL, *arguments, "--layers", "fc6_8"), "voc_classification", "no fc6")
+    refused(recipe(*RANDOM, *SMALL, *arguments, "--protocol", "sslpp"), "voc_classification", "protocol")
+
+
+def test_killed_and_resumed_it_says_the_same(voc: Path, tmp_path: Path) -> None:
+    """In training and, as its last checkpoint comes before it, in the test pictures."""
+    arguments = (
+        *RANDOM, *SMALL, "--data", voc, "--steps", "7", "--lr", "0.02", "--checkpoint-steps", "1", "--keep-checkpoints", "9",
+    )  # fmt: skip
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = run(RECIPE, *arguments, "--out", whole)
+    assert done.returncode == 0, done.stderr
+    for step, delay_s in ((3, 0.0), (7, 0.5)):
+        run_until(
+            RECIPE, *arguments, "--out", killed, folder=killed, step=step, number=signal.SIGKILL, delay_s=delay_s
+        )  # fmt: skip
+    done = run(RECIPE, *arguments, "--out", killed)
+    assert done.returncode == 0, done.stderr
+    assert digests(newest_checkpoint(killed)) == digests(newest_checkpoint(whole))
+    assert (killed / NAME).read_bytes() == (whole / NAME).read_bytes()
+    assert (killed / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+    numbers = [read_result(folder / "result.json")["numbers"] for folder in (whole, killed)]
+    assert numbers[0] == numbers[1]
+
+
+def test_two_ranks(voc: Path, tmp_path: Path) -> None:
+    done = run(RECIPE, *RANDOM, *SMALL, "--data", voc, "--steps", "3", "--out", tmp_path, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert read_predictions(tmp_path / NAME)["image"].tolist() == list(range(39))
+    assert not read_result(tmp_path / "result.json")["cut"]
+
+
+@pytest.mark.parametrize(("protocol", "is_new"), [("deepcluster", True), ("sslpp", False)])
+def test_alexnets_fc6_to_fc8_learn_alone(protocol: str, is_new: bool) -> None:
+    """conv1 to conv5 are those of the weights; fc6 and fc7 are too, unless the protocol has them begin anew."""
+    parts = runpy.run_path(str(RECIPE))
+    options: Any = parts["Options"](
+        protocol=protocol,
+        layers="fc6_8",
+        random_weights=True,
+        backbone="alexnet",
+        batch_size=16,
+        device="cpu",
+    )
+    given = {name: value.clone() for name, value in options.pretrained().backbone.state_dict().items()}
+    torch.manual_seed(1)
+    job = parts["build"](options)
+    for name, value in job.backbone.state_dict().items():
+        assert torch.equal(value, given[name]) == (name.startswith("features") or not is_new), name
+    (stage,) = job.stages
+    trunk = Trunk(job.backbone, stage, job.frozen_batchnorm, job.batchnorm)
+    learning = {name for name, parameter in job.backbone.named_parameters() if parameter.requires_grad}
+    assert learning == {f"classifier.{n}.{kind}" for n in (1, 4) for kind in ("weight", "bias")}
+    assert (len(trunk.frozen), len(trunk.learning), job.clip_norm) == (5, 2, 10.0)
+    dropouts = [part for part in trunk.modules() if isinstance(part, torch.nn.Dropout)]
+    assert len(dropouts) == 2 and all(part.training for part in dropouts)
+    group = job.optimiser([("head.2.bias", torch.nn.Parameter(torch.zeros(3)))]).param_groups[0]
+    decay = PROTOCOLS[protocol].weight_decay
+    assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, decay, False)
+
+
+def test_impossible_requests_are_refused(recipe: Start, voc: Path, tmp_path: Path) -> None:
+    def is_refused(*arguments: object, words: tuple[str, ...]) -> None:
+        outs.append(tmp_path / f"out-{len(outs)}")
+        refused(recipe(*SMALL, "--out", outs[-1], *arguments), "voc_classification", *words)
+        assert not outs[-1].exists(), "nothing is written"
+
+    outs: list[Path] = []
+    data = ("--data", voc)
+    is_refused(*data, words=("--checkpoint", "--random-weights"))
+    is_refused(*RANDOM, *data, "--val", voc, words=(f"--val {voc}", "leave it out"))
+    is_refused(*RANDOM, *data, "--whole", words=("--whole", "random crops"))
+    is_refused(*RANDOM, *data, "--layers", "fc6_8", words=("resnet18 has no fc6", "--layers all"))
+    is_refused(*RANDOM, *data, "--steps", "0", words=("--steps 0",))
+    is_refused(*RANDOM, *data, "--lr", "0", words=("above 0",))
+    is_refused(*RANDOM, *data, "--batch-size", "21", words=("20 training images are fewer",))
+    alexnet = ("--random-weights", "--backbone", "alexnet")
+    is_refused(*alexnet, *data, words=("32 px", "63 px and more"))
+    half = tmp_path / "half" / "VOCdevkit"
+    shutil.copytree(voc, half)
+    (half / "VOC2007" / "ImageSets" / "Main" / "test.txt").unlink()
+    is_refused(*RANDOM, "--data", half, words=("test.txt",))
+    is_refused(*RANDOM, "--data", tmp_path / "nowhere", words=(str(tmp_path / "nowhere"),))
+
+
+def test_a_training_that_diverges_is_no_result(recipe: Start, voc: Path, tmp_path: Path) -> None:
+    """Scores that are no numbers are named, and no number stands for them."""
+    outcome = recipe(*RANDOM, *SMALL, "--data", voc, "--steps", "12", "--lr", "1e9", "--out", tmp_path)
+    if np.isfinite(read_predictions(tmp_path / NAME)["scores"]).all():  # it may only be bad
+        assert outcome.code == 0 and read_result(tmp_path / "result.json")["numbers"]["mAP"] < 100
+    else:
+        refused(outcome, "voc_classification", "lower --lr")
+
+
+def test_rates_are_given_for_a_batch_of_sixteen() -> None:
+    assert PROTOCOLS["deepcluster"].fc6_8 == Rate(0.003, (5_000,) * 16, 0.5)
