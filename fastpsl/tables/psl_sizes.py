@@ -106,7 +106,7 @@ TINY = Sizes(
             "protocol": "pirl", "percent": 50.0, "size_px": 56, "batch_size": 16, "epochs": 30, "lr": 0.4,
         },
         "detection/pirl": {
-            "protocol": "pirl", "batch_size": 2, "num_steps": 60, "lr": 0.05, "short_px": (64,), "anchor_px": (16, 32, 64),
+            "protocol": "pirl", "batch_size": 2, "num_steps": 40, "lr": 0.05, "short_px": (64,), "anchor_px": (32,),
         },
         "svm/vissl": {"costs": "vissl", "low_shot": False, "shots": SHOTS, "size_px": 56, "batch_size": 32},
         "linear/vissl_places205": {

@@ -222,7 +222,7 @@ def test_other_folders_of_voc_are_not_mixed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"settings": {"num_steps": 7}}, "evaluated with num_steps 7, here 60"),
+        ({"settings": {"num_steps": 7}}, "evaluated with num_steps 7, here 40"),
         ({"science": {"plan": "other"}}, "plan other"),
         ({"data": VOC_DIGESTS | {"own": "1" * 32}}, "pre-trained on the pictures that it was evaluated on"),
         ({"data": VOC_DIGESTS | {"val": "1" * 32}}, "scored on the pictures that it learned from"),
