@@ -57,8 +57,8 @@ class Options(EvaluationOptions):
 
     def constants(self) -> Protocol:
         """The protocol, with what the command line puts in the place of its values."""
-        batch = {"batch_size": self.batch_size, "accumulate": self.accumulate}
-        return replace(changed(PROTOCOLS[self.protocol], self.epochs, self.lr, self.batchnorm), **batch)
+        protocol = changed(PROTOCOLS[self.protocol], self.epochs, self.lr, self.batchnorm)
+        return replace(protocol, batch_size=self.batch_size, accumulate=self.accumulate)
 
 
 @functools.cache

@@ -23,9 +23,10 @@ LAST_BLOCK = 5
 
 
 class Network(Protocol):
-    """last_block: the last that runs."""
-
-    last_block: int
+    @property
+    def last_block(self) -> int:
+        """The last that runs."""
+        ...
 
     def head(self, num_classes: int) -> nn.Module:
         """What stands on the blocks, with first weights; num_classes: with the background."""

@@ -33,7 +33,7 @@ class ScaledCrop:
         scale, *places = uniforms(keys, Slot.CROP, 1 + 2 * TRIES)[0].tolist()
         least, most = self.scales
         size_px = round(self.size_px * (least + (most - least) * scale))
-        sides = resized_sides(*mask.shape, size_px, LONG_OF_SHORT * size_px)
+        sides = resized_sides(mask.shape[0], mask.shape[1], size_px, LONG_OF_SHORT * size_px)
         image = resized(image, sides)
         mask = F.interpolate(mask[None, None], sides, mode="nearest-exact")[0, 0]
         for down, right in np.reshape(places, (TRIES, 2)):

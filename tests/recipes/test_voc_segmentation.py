@@ -7,6 +7,7 @@ import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_a_run_puts_scores_masks_and_pictures_on_record(recipe: Start, drawn: Pa
 
 
 # As stated or published: sslpp.txt, Table II; Zhang's and FCN's; MMSelfSup's.
-ROWS = {
+ROWS: dict[str, dict[str, Any]] = {
     "sslpp": {
         "epochs": 50, "num_steps": None, "batch_size": 2, "lr": 0.001, "momentum": 0.9, "weight_decay": 5e-4,
         "intervals": [1], "power": None, "scales": None, "needs_sbd": False,
@@ -118,7 +119,7 @@ def test_without_more_words_the_values_are_the_protocols(
 
 
 def test_killed_and_resumed_is_never_killed(drawn: Path, tmp_path: Path) -> None:
-    """Weights, optimiser, predictions and masks, bit for bit; AlexNet's dropout among it."""
+    """Weights, optimiser, predictions and masks, bit for bit; the head's dropout among it."""
     arguments = (
         *QUICK, "--data", drawn, "--random-weights", "--backbone", "resnet18", "--epochs", "3",
         "--batchnorm", "train", "--checkpoint-steps", "2",
