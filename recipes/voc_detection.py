@@ -37,7 +37,7 @@ from fastpsl.transfer.detection_protocols import PROTOCOLS, Protocol
 from fastpsl.transfer.detection_sheet import draw_detections
 
 PAPER: dict[str, Any] = {"protocol": "pirl", "batch_size": 16}
-SAMPLE: dict[str, Any] = {"protocol": "small", "batch_size": 4}
+SAMPLE: dict[str, Any] = {"protocol": "small", "batch_size": 8}
 
 
 @dataclass(frozen=True, kw_only=True)

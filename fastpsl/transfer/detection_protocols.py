@@ -105,7 +105,7 @@ PROTOCOLS: dict[str, Protocol] = {
     # Ours, for drawn pictures of about 128 px and a CPU: it learns from random weights.
     "small": Protocol(
         train_sets=("2007_trainval",), first_learning=1, batchnorm="train", extra_norm=True,
-        short_px=(112, 128), max_long_px=192, lr_batch=4, lr=0.02, num_steps=400, intervals=(3, 1), warmup_steps=20,
-        anchor_px=(16, 32, 64), rpn_train=(200, 50), rpn_test=(200, 30), num_rois=16, roi_side=7,
+        short_px=(112, 128), max_long_px=192, lr_batch=8, lr=0.02, num_steps=250, intervals=(4, 1), warmup_steps=20,
+        anchor_px=(16, 32, 64), rpn_train=(200, 50), rpn_test=(200, 30), num_rois=16, roi_side=4,
     ),
 }  # fmt: skip

@@ -303,11 +303,21 @@ def shuffled(devkit: Path, folder: Path) -> Path:
     return copy
 
 
+def test_sixty_steps_are_a_beginning(recipe: Start, tmp_path: Path) -> None:
+    """The recipe's own sample at 96 px: 31 % were measured, of 88 % after the whole of it (below)."""
+    few = ("--num-steps", "60", "--short-px", "96", "--anchor-px", "12", "24", "48")
+    outcome = recipe(*few, "--num-threads", "1", "--no-tensorboard", "--out", tmp_path)
+    assert outcome.code == 0, outcome
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+    assert read_result(tmp_path / "result.json")["numbers"]["AP50"] >= 15
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("annotations", ["true", "shuffled"])
 def test_it_learns_to_detect_and_by_chance_it_does_not(tmp_path: Path, annotations: str) -> None:
-    """The recipe's own sample: 400 steps, of which two idle cores need two to three minutes."""
+    """The recipe's own sample: 250 steps."""
     from fastpsl.drawn_voc import drawn_voc
 
     data = drawn_voc() if annotations == "true" else shuffled(drawn_voc(), tmp_path)
