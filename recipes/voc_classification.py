@@ -31,7 +31,7 @@ from fastpsl.transfer.multilabel import MultiLabel, begin_fc_anew, crop_view
 from fastpsl.transfer.multilabel_protocols import BATCH_SIZE, PROTOCOLS, Protocol, changed, constants_of
 
 PAPER: dict[str, Any] = {"protocol": "deepcluster", "layers": "all", "batch_size": BATCH_SIZE, "size_px": 224}
-SAMPLE: dict[str, Any] = {"size_px": 48, "steps": 600, "lr": 0.01}
+SAMPLE: dict[str, Any] = {"size_px": 48, "num_steps": 600, "lr": 0.01}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +40,14 @@ class Options(EvaluationOptions):
     """deepcluster: VOC2007's trainval, 80,000 steps; sslpp: its train, 200 epochs. Scored on its test set."""
     layers: Literal["fc6_8", "all"] = "all"
     """fc6_8: conv1 to conv5 stay as they are (AlexNet, VGG16); all: every layer learns."""
-    steps: int | None = None
+    num_steps: int | None = None
     """Steps; by default the protocol's. The rate drops after the same shares of them."""
     lr: float | None = None
     """First learning rate for a batch of 16, in proportion for others; by default the protocol's."""
 
     def constants(self) -> Protocol:
         """The protocol, with what the command line puts in the place of its values."""
-        return changed(PROTOCOLS[self.protocol], self.layers, self.steps, self.lr)
+        return changed(PROTOCOLS[self.protocol], self.layers, self.num_steps, self.lr)
 
 
 @functools.cache

@@ -104,10 +104,10 @@ PAPER = Sizes(
         },
         "linear/sslpp": {"protocol": "sslpp", "size_px": 224, "batch_size": 64, "epochs": 200, "lr": 0.1},
         "classification/sslpp_fc6_8": {
-            "protocol": "sslpp", "layers": "fc6_8", "size_px": 224, "batch_size": 16, "steps": None, "lr": 0.003,
+            "protocol": "sslpp", "layers": "fc6_8", "size_px": 224, "batch_size": 16, "num_steps": None, "lr": 0.003,
         },
         "classification/sslpp_all": {
-            "protocol": "sslpp", "layers": "all", "size_px": 224, "batch_size": 16, "steps": None, "lr": 0.001,
+            "protocol": "sslpp", "layers": "all", "size_px": 224, "batch_size": 16, "num_steps": None, "lr": 0.001,
         },
         "detection/sslpp": {
             "protocol": "sslpp", "batch_size": 2, "num_steps": None, "lr": 0.001, "short_px": (600,), "anchor_px": (128, 256, 512),
@@ -174,10 +174,10 @@ TINY = Sizes(
         },
         "linear/sslpp": {"protocol": "sslpp", "size_px": 64, "batch_size": 32, "epochs": 16, "lr": 0.1},
         "classification/sslpp_fc6_8": {
-            "protocol": "sslpp", "layers": "fc6_8", "size_px": 64, "batch_size": 16, "steps": 150, "lr": 0.01,
+            "protocol": "sslpp", "layers": "fc6_8", "size_px": 64, "batch_size": 16, "num_steps": 150, "lr": 0.01,
         },
         "classification/sslpp_all": {
-            "protocol": "sslpp", "layers": "all", "size_px": 64, "batch_size": 16, "steps": 150, "lr": 0.01,
+            "protocol": "sslpp", "layers": "all", "size_px": 64, "batch_size": 16, "num_steps": 150, "lr": 0.01,
         },
         "detection/sslpp": {
             "protocol": "sslpp", "batch_size": 2, "num_steps": 100, "lr": 0.005, "short_px": (128,), "anchor_px": (16, 32, 64),

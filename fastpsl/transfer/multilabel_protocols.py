@@ -72,7 +72,7 @@ def constants_of(protocol: Protocol, layers: Layers) -> dict[str, Any]:
 def changed(protocol: Protocol, layers: Layers, num_steps: int | None, lr: float | None) -> Protocol:
     """The protocol in another number of steps, or with another first rate, where they are given. ValueError for no steps at all."""
     if num_steps is not None and num_steps < 1:
-        raise ValueError(f"--steps {num_steps}: it must be 1 or more")
+        raise ValueError(f"--num-steps {num_steps}: it must be 1 or more")
     if num_steps is not None:
         protocol = replace(protocol, epochs=0, num_steps=num_steps)
     if lr is None:

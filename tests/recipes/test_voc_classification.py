@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +17,7 @@ from fastpsl.evaluation.result import read_result
 from fastpsl.pipelines.voc import VOC
 from fastpsl.stage import Trunk
 from fastpsl.transfer.label_scores import label_scores
-from fastpsl.transfer.multilabel_protocols import PROTOCOLS, Rate
+from fastpsl.transfer.multilabel_protocols import PROTOCOLS
 from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
 from tests.recipes.in_process import Start, refused, starter
 
@@ -78,7 +77,7 @@ def test_a_result_says_its_protocol(
 
 
 def test_what_the_command_line_changes_is_on_record(recipe: Start, voc: Path, tmp_path: Path) -> None:
-    arguments = ("--data", voc, "--steps", "5", "--lr", "0.02", "--out", tmp_path)
+    arguments = ("--data", voc, "--num-steps", "5", "--lr", "0.02", "--out", tmp_path)
     outcome = recipe(*RANDOM, *SMALL, *arguments)
     assert outcome.code == 0, outcome
     record = read_result(tmp_path / "result.json")
@@ -102,7 +101,7 @@ def test_what_the_command_line_changes_is_on_record(recipe: Start, voc: Path, tm
 def test_killed_and_resumed_it_says_the_same(voc: Path, tmp_path: Path) -> None:
     """In training and, as its last checkpoint comes before it, in the test pictures."""
     arguments = (
-        *RANDOM, *SMALL, "--data", voc, "--steps", "7", "--lr", "0.02", "--checkpoint-steps", "1", "--keep-checkpoints", "9",
+        *RANDOM, *SMALL, "--data", voc, "--num-steps", "7", "--lr", "0.02", "--checkpoint-steps", "1", "--keep-checkpoints", "9",
     )  # fmt: skip
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     done = run(RECIPE, *arguments, "--out", whole)
@@ -121,7 +120,7 @@ def test_killed_and_resumed_it_says_the_same(voc: Path, tmp_path: Path) -> None:
 
 
 def test_two_ranks(voc: Path, tmp_path: Path) -> None:
-    done = run(RECIPE, *RANDOM, *SMALL, "--data", voc, "--steps", "3", "--out", tmp_path, ranks=2)
+    done = run(RECIPE, *RANDOM, *SMALL, "--data", voc, "--num-steps", "3", "--out", tmp_path, ranks=2)
     assert done.returncode == 0, done.stderr
     assert read_predictions(tmp_path / NAME)["image"].tolist() == list(range(39))
     assert not read_result(tmp_path / "result.json")["cut"]
@@ -168,7 +167,7 @@ def test_impossible_requests_are_refused(recipe: Start, voc: Path, tmp_path: Pat
     is_refused(*RANDOM, *data, "--val", voc, words=(f"--val {voc}", "leave it out"))
     is_refused(*RANDOM, *data, "--whole", words=("--whole", "random crops"))
     is_refused(*RANDOM, *data, "--layers", "fc6_8", words=("resnet18 has no fc6", "--layers all"))
-    is_refused(*RANDOM, *data, "--steps", "0", words=("--steps 0",))
+    is_refused(*RANDOM, *data, "--num-steps", "0", words=("--num-steps 0",))
     is_refused(*RANDOM, *data, "--lr", "0", words=("above 0",))
     is_refused(*RANDOM, *data, "--batch-size", "21", words=("20 training images are fewer",))
     alexnet = ("--random-weights", "--backbone", "alexnet")
@@ -181,13 +180,6 @@ def test_impossible_requests_are_refused(recipe: Start, voc: Path, tmp_path: Pat
 
 
 def test_a_training_that_diverges_is_no_result(recipe: Start, voc: Path, tmp_path: Path) -> None:
-    """Scores that are no numbers are named, and no number stands for them."""
-    outcome = recipe(*RANDOM, *SMALL, "--data", voc, "--steps", "12", "--lr", "1e9", "--out", tmp_path)
-    if np.isfinite(read_predictions(tmp_path / NAME)["scores"]).all():  # it may only be bad
-        assert outcome.code == 0 and read_result(tmp_path / "result.json")["numbers"]["mAP"] < 100
-    else:
-        refused(outcome, "voc_classification", "lower --lr")
-
-
-def test_rates_are_given_for_a_batch_of_sixteen() -> None:
-    assert PROTOCOLS["deepcluster"].fc6_8 == Rate(0.003, (5_000,) * 16, 0.5)
+    outcome = recipe(*RANDOM, *SMALL, "--data", voc, "--num-steps", "12", "--lr", "1e9", "--out", tmp_path)
+    refused(outcome, "voc_classification", "lower --lr")
+    assert not (tmp_path / "result.json").exists()

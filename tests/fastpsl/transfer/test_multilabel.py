@@ -180,7 +180,7 @@ def test_a_protocol_may_be_shorter() -> None:
     rate = protocol.schedule("fc6_8", 16)
     assert [rate(Moment(step, 160, 0, 160, 160)) for step in (0, 9, 10, 20)] == [0.1, 0.1, 0.05, 0.025]
     assert changed(PROTOCOLS["sslpp"], "all", 7, None).stage("all", TinyNet()).num_steps == 7
-    with pytest.raises(ValueError, match="--steps 0: it must be 1 or more"):
+    with pytest.raises(ValueError, match="--num-steps 0: it must be 1 or more"):
         changed(protocol, "all", 0, None)
     with pytest.raises(ValueError, match="must be above 0"):
         changed(protocol, "all", None, 0.0).schedule("all", 16)
