@@ -33,10 +33,10 @@ PAPER = Sizes(
         "linear/uic": {"protocol": "uic", "size_px": 224, "batch_size": 256, "epochs": 32, "lr": 0.1},
         "clusters": {"nmi_average": "arithmetic"},
         "classification/deepcluster_fc6_8": {
-            "protocol": "deepcluster", "layers": "fc6_8", "size_px": 224, "batch_size": 16, "num_steps": None, "lr": 0.003,
+            "protocol": "deepcluster", "layers": "fc6_8", "size_px": 224, "batch_size": 16, "num_steps": 80_000, "lr": 0.003,
         },
         "classification/deepcluster_all": {
-            "protocol": "deepcluster", "layers": "all", "size_px": 224, "batch_size": 16, "num_steps": None, "lr": 0.001,
+            "protocol": "deepcluster", "layers": "all", "size_px": 224, "batch_size": 16, "num_steps": 80_000, "lr": 0.001,
         },
         "detection/fast_rcnn": {
             "protocol": "fast_rcnn", "batch_size": 2, "num_steps": 40_000, "lr": 0.001, "short_px": (600,),
