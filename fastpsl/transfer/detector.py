@@ -200,7 +200,10 @@ class Float32Predictor(FastRCNNPredictor):
 
 
 class RoIPool(nn.Module):
-    """RoIAlign as Detectron2's (aligned, as many samples as positions below it) for maps; Fast R-CNN's maximum for vectors."""
+    """RoIAlign as Detectron2's (aligned, as many samples as positions below it) for maps; Fast R-CNN's maximum for vectors.
+
+    Boxes are in px of the picture without its margin, as position i then is of px 16 i to 16 i + 16.
+    """
 
     def __init__(self, layout: Layout):
         super().__init__()
@@ -208,11 +211,10 @@ class RoIPool(nn.Module):
 
     def forward(self, maps: Maps, boxes: list[Tensor], sizes: Sequence[tuple[int, int]]) -> Tensor:
         """[B, C, h, w] and n boxes in all to [n, C, side, side]."""
-        moved, side = [one + self.layout.margin_px for one in boxes], self.layout.roi_side
-        values, scale = maps.values.float(), 1 / maps.stride
+        values, side, scale = maps.values.float(), self.layout.roi_side, 1 / maps.stride
         if self.layout.reads_vectors:
-            pooled = roi_pool(values, moved, side, scale)
+            pooled = roi_pool(values, boxes, side, scale)
         else:
-            pooled = roi_align(values, moved, side, scale, sampling_ratio=0, aligned=True)
+            pooled = roi_align(values, boxes, side, scale, sampling_ratio=0, aligned=True)
         made: Tensor = pooled.to(maps.values.dtype)
         return made

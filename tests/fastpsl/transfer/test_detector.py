@@ -25,7 +25,7 @@ from fastpsl.backbones.vgg import VGG
 from fastpsl.plan import Stage
 from fastpsl.stage import StageModule, Trunk
 from fastpsl.transfer.detection_protocols import PROTOCOLS, Protocol
-from fastpsl.transfer.detector import Anchors, Detector, layout_of, stride_of
+from fastpsl.transfer.detector import Anchors, Detector, Maps, RoIPool, layout_of, stride_of
 from fastpsl.transfer.whole_input import padded
 from tests.fastpsl.tiny import TinyNet
 
@@ -200,7 +200,7 @@ def test_alexnet_learns_as_fast_r_cnn_in_plain_loops() -> None:
         deltas.append(torch.cat([moved, 5 * torch.log(true_size / size)]))
         classes.append(int(target["labels"][which]) if overlap >= 0.5 else 0)
     assert len(classes) == 6 and sorted(classes) == [0, 0, 1, 1, 3, 3]
-    rois = roi_pool(maps, [torch.stack(boxes) + 8], 6, 1 / 16)
+    rois = roi_pool(maps, [torch.stack(boxes)], 6, 1 / 16)
     scores, moves = detector.roi_heads.box_predictor(fc7(nn.Sequential(*list(fc6)[2:])(rois)))
     total = torch.zeros(())
     for i, label in enumerate(classes):
@@ -248,6 +248,17 @@ def test_first_position_lies_half_a_stride_from_the_pictures_edge(name: str) -> 
                 jump *= stride
     assert jump == 16
     assert abs(first - layout.margin_px - jump / 2) <= 0.5
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg16"])
+def test_rois_begin_at_the_position_that_lies_there(name: str) -> None:
+    """Position i is of px 16 i to 16 i + 16 of the picture: a box from 32 to 128 begins at 2, and ends at 8 by Fast R-CNN's rounding."""
+    backbone: Backbone = VGG(fc_width=8) if name == "vgg16" else AlexNet(name, fc_width=8)
+    numbers = torch.arange(12.0).expand(1, 1, 12, 12).contiguous()
+    box = torch.tensor([[32.0, 32, 128, 128]])
+    least = -RoIPool(layout_of(backbone))(Maps(-numbers, 16), [box], [(192, 192)])
+    most = RoIPool(layout_of(backbone))(Maps(numbers, 16), [box], [(192, 192)])
+    assert (float(least.min()), float(most.max())) == (2.0, 8.0)
 
 
 @pytest.mark.parametrize(
