@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from fastpsl.distributed import World, leave_world
+from fastpsl.evaluation import predictions
 from fastpsl.evaluation.predictions import NAME, PART, RECORD, Said, predict, read_predictions
 from tests.fastpsl.tiny import one_process
 
@@ -133,6 +134,26 @@ def test_predictions_of_another_science_are_gone_before_the_new_are_there(tmp_pa
     again = Speaker()
     predict(tmp_path, 40, again.say, one_process(), other)
     assert again.asked == list(range(PART, 40))
+
+
+def test_killed_between_the_file_and_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictions of one science never stand beside the record of another."""
+    predict(tmp_path, 5, Speaker().say, one_process(), SCIENCE)
+    write = predictions.write_atomically
+
+    def killed(path: Path, data: bytes) -> None:
+        if path.name == RECORD:
+            raise KeyboardInterrupt
+        write(path, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(predictions, "write_atomically", killed)
+        with pytest.raises(KeyboardInterrupt):
+            predict(tmp_path, 5, Speaker().say, one_process(), SCIENCE | {"weights": "abd"})
+    assert (tmp_path / NAME).exists()
+    again = Speaker()
+    predict(tmp_path, 5, again.say, one_process(), SCIENCE)
+    assert again.asked == list(range(5))
 
 
 def in_a_process(rank: int, world_size: int, folder: str) -> None:
