@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torchvision.utils import draw_bounding_boxes
 
 from fastpsl.backbones.backbone import Backbone
-from fastpsl.evaluation.predictions import Said, predict
+from fastpsl.evaluation.predictions import Said
 from fastpsl.kernels.draws import Keys, Slot, integers, uniforms
 from fastpsl.options import RunOptions
-from fastpsl.passes import Passes, PassStopped, run_plainly, undisturbed
+from fastpsl.passes import Passes
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.rows import Data
 from fastpsl.pipelines.voc import VOC
@@ -154,29 +154,15 @@ class Detection:
 
     def end_stage(self, passes: Passes) -> None:
         """predictions.npz in the run's folder: of each test picture's detections boxes (its own px), scores and labels (from 0)."""
-        run, learner = passes.run, passes.learner
         detector = passes.head
         assert isinstance(detector, Detector)
 
         def say(indices: range) -> Iterator[Said]:
             for index in indices:
-                with learner.autocast():
+                with passes.learner.autocast():
                     yield self.detected(detector, index, passes.world.device)
 
-        with (
-            run.reporter.off_the_clock(),
-            torch.no_grad(),
-            undisturbed(learner.module, passes.world),
-            run_plainly(learner.module.trunk),
-        ):
-            run.reporter.say(f"detecting in {self.test.num_samples:,} pictures")
-            made = predict(
-                run.folder, self.test.num_samples, say, passes.world,
-                {"run_step": run.position.run_step, "science": run.science},
-                lambda done: run.agreement.after_step().stop,
-            )  # fmt: skip
-        if made is None:
-            raise PassStopped
+        passes.predict(say, passes.held_out_science(science=passes.run.science))
 
     def detected(self, detector: Detector, index: int, device: torch.device) -> Said:
         """What `detector` finds in a test picture, which it sees at the protocol's largest size."""

@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastpsl.backbones.backbone import Backbone
-from fastpsl.evaluation.predictions import PART, Said, predict
+from fastpsl.evaluation.predictions import PART, Said
 from fastpsl.evaluation.views import train_view
-from fastpsl.evaluation.weights import sha256_of_tensors
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.learner import Learner
-from fastpsl.passes import Passes, PassStopped, undisturbed
+from fastpsl.passes import Passes
 from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.input_record import Input
@@ -23,7 +22,6 @@ from fastpsl.pipelines.rows import Data
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.pipelines.voc import VOC
 from fastpsl.plan import Stage
-from fastpsl.progress import Progress
 from fastpsl.run import Run, open_loader
 from fastpsl.stage import Metrics, Trunk
 from fastpsl.tasks.classify import average_and_linear
@@ -125,34 +123,15 @@ class MultiLabel:
 
     def end_stage(self, passes: Passes) -> None:
         """The test pictures' outputs, predictions.npz: "scores", float32 [N, num_classes]."""
-        run, learner, data = passes.run, passes.learner, passes.run.val_data
+        run, data = passes.run, passes.run.val_data
         assert data is not None
         views = (self.view,) * self.num_crops
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(run.reporter.off_the_clock())
-            stack.enter_context(undisturbed(learner.module, run.world))
-            loader = stack.enter_context(
-                open_loader(data, views, run.options, run.world, batch_size=PART, train=False)
-            )
-            speaker = stack.enter_context(contextlib.closing(Speaker(run, learner, loader)))
-            science = {
-                "weights": sha256_of_tensors(learner.module.state_dict()),
-                "data": data.digest(),
-                "seed": run.options.seed,
-                "crops": self.num_crops,
-                "view": repr(self.view),
-            }
-            if run.reporter.screen:
-                run.reporter.screen.close()
-            progress = stack.enter_context(Progress("test images", data.num_samples))
-
-            def after_image(done: int) -> bool:
-                if run.world.rank == 0:
-                    progress.update(min(done * run.world.size, data.num_samples), 0)
-                return run.agreement.after_step().stop
-
-            if predict(run.folder, data.num_samples, speaker.say, run.world, science, after_image) is None:
-                raise PassStopped
+        science = passes.held_out_science(seed=run.options.seed, crops=self.num_crops, view=repr(self.view))
+        with (
+            open_loader(data, views, run.options, run.world, batch_size=PART, train=False) as loader,
+            contextlib.closing(Speaker(run, passes.learner, loader)) as speaker,
+        ):
+            passes.predict(speaker.say, science)
 
 
 def masked_bce(outputs: Tensor, targets: Tensor, num: Tensor) -> Tensor:

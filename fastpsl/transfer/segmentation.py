@@ -1,6 +1,5 @@
 """Segmentation as a task: which class each pixel is of, learned by fine-tuning (uic.txt, Table 5; sslpp.txt, Fig. 3)."""
 
-import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastpsl.evaluation.predictions import Said, begin_folder, predict
-from fastpsl.evaluation.weights import sha256_of_tensors
+from fastpsl.evaluation.predictions import Said, begin_folder
 from fastpsl.kernels.draws import Keys
 from fastpsl.learner import Learner
-from fastpsl.passes import Passes, PassStopped, undisturbed
+from fastpsl.passes import Passes
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.rows import Data
@@ -24,7 +22,6 @@ from fastpsl.pipelines.views import ViewSpec
 from fastpsl.pipelines.voc import VOC
 from fastpsl.pipelines.voc_masks import VOID, palette, write_mask
 from fastpsl.pipelines.whole_pictures import Annotated, PictureBatch, PictureLoader, read_picture
-from fastpsl.progress import Progress
 from fastpsl.run import Run
 from fastpsl.stage import Metrics, Trunk
 from fastpsl.transfer.fcn import Network
@@ -112,37 +109,13 @@ class Segmentation:
 
     def end_stage(self, passes: Passes) -> None:
         """predictions.npz of the held-out pictures: "confusion", int64 [N, C, C] (truth, prediction); masks/<id>.png: what was found."""
-        run, learner, data = passes.run, passes.learner, passes.run.val_data
+        learner, data, masks = passes.learner, passes.run.val_data, passes.run.folder / MASKS
         assert isinstance(data, VOC)
-        science = {
-            "weights": sha256_of_tensors(learner.module.state_dict()),
-            "data": data.digest(),
-            "task": repr(self),
-        }
-        masks = run.folder / MASKS
-        if run.world.rank == 0:
+        science = passes.held_out_science(task=repr(self))
+        if passes.world.rank == 0:
             begin_folder(masks, science)  # the others come to `predict`'s first wait
-        if run.reporter.screen:
-            run.reporter.screen.close()
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(run.reporter.off_the_clock())
-            stack.enter_context(undisturbed(learner.module, run.world))
-            progress = Progress("held-out pictures", data.num_samples) if run.world.rank == 0 else None
-            if progress:
-                stack.enter_context(progress)
+        passes.predict(lambda images: self.say(images, data, learner, masks), science)
 
-            def after_image(done: int) -> bool:
-                if progress:
-                    progress.update(min(done * run.world.size, data.num_samples), 0)
-                return run.agreement.after_step().stop
-
-            def say(images: range) -> Iterator[Said]:
-                return self.say(images, data, learner, masks)
-
-            if predict(run.folder, data.num_samples, say, run.world, science, after_image) is None:
-                raise PassStopped
-
-    @torch.no_grad()
     def say(self, images: range, data: VOC, learner: Learner, masks: Path) -> Iterator[Said]:
         """{"confusion": int64 [1, C, C]} of each of these pictures, whose masks are written."""
         for index in images:

@@ -191,11 +191,11 @@ def test_proposals_belong_to_fast_r_cnn_alone() -> None:
 class FakeRun:
     """What `end_stage` asks of a run; stops after `stop_after` pictures."""
 
-    def __init__(self, folder: Path, world: World, stop_after: int = 999):
-        self.world = world
+    def __init__(self, folder: Path, world: World, val_data: VOC, stop_after: int = 999):
+        self.world, self.val_data = world, val_data
         self.folder, self.science, self.num, self.stop_after = folder, {"a": 1}, 0, stop_after
-        self.reporter = SimpleNamespace(off_the_clock=contextlib.nullcontext, say=lambda text: None)
-        self.position, self.agreement = SimpleNamespace(run_step=5), self
+        self.reporter = SimpleNamespace(off_the_clock=contextlib.nullcontext, screen=None)
+        self.agreement = self
 
     def after_step(self) -> Any:
         self.num += 1
@@ -213,7 +213,8 @@ def detect(root: Path, folder: Path, world: World, stop_after: int = 999) -> Non
     for norm in (part for part in learner.module.modules() if isinstance(part, nn.BatchNorm2d)):
         # Each rank has its own running statistics, and rank 0's count.
         norm.running_mean += 0.1 * world.rank  # type: ignore[operator]
-    task.end_stage(Passes(FakeRun(folder, world, stop_after), learner, 0, False, 0))  # type: ignore[arg-type]
+    run = FakeRun(folder, world, task.test, stop_after)
+    task.end_stage(Passes(run, learner, 0, False, 0))  # type: ignore[arg-type]
 
 
 def in_a_process(rank: int, size: int, root: str, folder: str) -> None:
