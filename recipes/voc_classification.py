@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastpsl.drawn_voc import drawn_voc
+from fastpsl.evaluation.held_out import write_run
 from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
 from fastpsl.evaluation.predictions import NAME, read_predictions
-from fastpsl.evaluation.result import data_record, result_line, write_result
+from fastpsl.evaluation.result import result_line
 from fastpsl.evaluation.weights import Pretrained
 from fastpsl.job import Job
 from fastpsl.launch import launch
@@ -93,17 +94,13 @@ def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
     predictions = read_predictions(run.folder / NAME)
     numbers = label_scores(predictions, test.targets(), test.class_names)
     settings = constants_of(protocol, options.layers) | {"num_scored": len(predictions["image"])}
-    summaries = run.position.summaries
-    path = write_result(
-        run.folder,
+    path = write_run(
+        run,
         recipe="voc_classification",
         protocol=f"classification/{options.protocol}",
         numbers=numbers,
-        settings=options.as_dict() | settings,
+        settings=settings,
         checkpoint=record,
-        data=data_record(run.train_data, test),
-        seconds=sum(summary["seconds"] for summary in summaries),
-        cut=bool(record["cut"]) or any(s["num_steps"] < s["num_steps_planned"] for s in summaries),
     )
     title = f"classification/{options.protocol}, {options.layers}, {record['backbone']}, {record['path'] or 'random weights'}"
     chart = draw_classes(numbers, run.folder / "result.png", title)

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastpsl.drawn_voc import drawn_voc
+from fastpsl.evaluation.held_out import write_run
 from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
 from fastpsl.evaluation.predictions import NAME, read_predictions
-from fastpsl.evaluation.result import data_record, result_line, write_result
+from fastpsl.evaluation.result import result_line
 from fastpsl.evaluation.weight_files import sha256_of_file
 from fastpsl.evaluation.weights import Pretrained
 from fastpsl.job import Job
@@ -94,21 +95,24 @@ def build(options: Options) -> Job:
 
 
 def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
-    weights, summaries, data = pretrained(options), run.position.summaries, run.val_data
+    data = run.val_data
     assert isinstance(data, VOC)
     found = read_predictions(run.folder / NAME)
-    path = write_result(
-        run.folder,
+    numbers = box_scores(found, data)
+    path = write_run(
+        run,
         recipe="voc_detection",
         protocol=f"detection/{options.protocol}",
-        numbers=box_scores(found, data),
-        settings=options.as_dict() | asdict(options.constants()),
-        checkpoint=weights.record,
-        data=data_record(run.train_data, data),
-        seconds=sum(summary["seconds"] for summary in summaries),
-        cut=bool(weights.record["cut"]) or any(s["num_steps"] < s["num_steps_planned"] for s in summaries),
+        numbers=numbers,
+        settings=asdict(options.constants()),
+        checkpoint=pretrained(options).record,
     )
-    return [result_line(path), f"detections {draw_detections(run.folder / 'detections.png', data, found)}"]
+    told = ", ".join(f"{name} {numbers[name]:.1f} %" for name in ("AP", "AP50", "AP75"))
+    return [
+        told,
+        result_line(path),
+        f"detections {draw_detections(run.folder / 'detections.png', data, found)}",
+    ]
 
 
 def parse() -> Options:

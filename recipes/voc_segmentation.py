@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastpsl.drawn_voc import drawn_voc
+from fastpsl.evaluation.held_out import write_run
 from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
 from fastpsl.evaluation.predictions import NAME, read_predictions
-from fastpsl.evaluation.result import data_record, result_line, write_result
+from fastpsl.evaluation.result import result_line
 from fastpsl.evaluation.weights import Pretrained
 from fastpsl.job import Job
 from fastpsl.launch import launch
@@ -92,20 +93,17 @@ def build(options: Options) -> Job:
 
 
 def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
-    val, record, summaries = run.val_data, pretrained(options).record, run.position.summaries
+    val, record = run.val_data, pretrained(options).record
     assert isinstance(val, VOC)
     confusions = read_predictions(run.folder / NAME)["confusion"]
     numbers = mask_scores(confusions, with_background(val))
-    path = write_result(
-        run.folder,
+    path = write_run(
+        run,
         recipe="voc_segmentation",
         protocol=f"segmentation/{options.protocol}",
         numbers=numbers,
-        settings=options.as_dict() | asdict(options.constants()),
+        settings=asdict(options.constants()),
         checkpoint=record,
-        data=data_record(run.train_data, val),
-        seconds=sum(summary["seconds"] for summary in summaries),
-        cut=bool(record["cut"]) or any(s["num_steps"] < s["num_steps_planned"] for s in summaries),
     )
     sheet = draw_found(run.folder / "masks.png", run.folder / MASKS, val)
     each = [f"{name.replace('_', ' ', 1)} {value:.1f} %" for name, value in numbers.items()]

@@ -42,17 +42,35 @@ def write_held_out(
     checkpoint: Mapping[str, Any],
 ) -> Path:
     """result.json of a finished run: its scores, options, views and `constants` of the protocol; `checkpoint` as in `Pretrained.record`."""
-    summaries, level = run.position.summaries, job.stages[-1].level
+    level = job.stages[-1].level
     views = {"train_view": job.task.views(level), "held_out_view": held_out_views(job.task, level)}
     settings = {name: " and ".join(map(repr, specs)) for name, specs in views.items()} | dict(constants)
+    return write_run(
+        run, recipe=recipe, protocol=protocol, numbers=scores(run), settings=settings, checkpoint=checkpoint
+    )
+
+
+def write_run(
+    run: Run,
+    *,
+    recipe: str,
+    protocol: str,
+    numbers: Mapping[str, float],
+    settings: Mapping[str, Any],
+    checkpoint: Mapping[str, Any],
+) -> Path:
+    """result.json of a finished run: `numbers`, and beside its options, data, seconds and whether it was cut, `settings` and
+    `checkpoint` as in `result.write_result`.
+    """
+    summaries = run.position.summaries
     # Whoever compares results needs to know the data that a part was taken of.
     whole = {"whole_train": run.train_data.data.digest()} if isinstance(run.train_data, Subset) else {}
     return write_result(
         run.folder,
         recipe=recipe,
         protocol=protocol,
-        numbers=scores(run),
-        settings=run.options.as_dict() | settings,
+        numbers=numbers,
+        settings=run.options.as_dict() | dict(settings),
         checkpoint=checkpoint,
         data=data_record(run.train_data, run.val_data) | whole,
         seconds=sum(summary["seconds"] for summary in summaries),
