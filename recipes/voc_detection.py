@@ -95,9 +95,8 @@ def build(options: Options) -> Job:
 
 
 def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
-    data = run.val_data
+    data, found = run.val_data, read_predictions(run.folder / NAME)
     assert isinstance(data, VOC)
-    found = read_predictions(run.folder / NAME)
     numbers = box_scores(found, data)
     path = write_run(
         run,
@@ -107,12 +106,9 @@ def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
         settings=asdict(options.constants()),
         checkpoint=pretrained(options).record,
     )
-    told = ", ".join(f"{name} {numbers[name]:.1f} %" for name in ("AP", "AP50", "AP75"))
-    return [
-        told,
-        result_line(path),
-        f"detections {draw_detections(run.folder / 'detections.png', data, found)}",
-    ]
+    sheet = draw_detections(run.folder / "detections.png", data, found)
+    told = [f"{name} {numbers[name]:.1f} %" for name in ("AP", "AP50", "AP75")]
+    return [*told, result_line(path), f"detections {sheet}"]
 
 
 def parse() -> Options:
