@@ -82,7 +82,8 @@ PROTOCOLS: dict[str, Protocol] = {
     "pirl": Protocol(lr=0.002, num_steps=25_000, intervals=(17, 8), warmup_steps=1000),
     # VISSL, object_detection/voc0712/iccv19: that of PSL's [23].
     "vissl": Protocol(lr=0.02, num_steps=25_000, intervals=(17, 8), warmup_steps=100),
-    # MoCo, detection/configs/pascal_voc_R_50_C4_24k: everything learns, with BatchNorm over all ranks (--sync-batchnorm).
+    # MoCo, detection/configs/pascal_voc_R_50_C4_24k: everything learns, with BatchNorm over all ranks (--sync-batchnorm). Differs: scales
+    # and shifts of BatchNorm decay, too, of which Detectron2 has none (WEIGHT_DECAY_NORM 0).
     "moco": Protocol(
         first_learning=1, batchnorm="train", extra_norm=True,
         lr=0.02, num_steps=24_000, intervals=(18, 4, 2), warmup_steps=100,
