@@ -15,7 +15,17 @@ MAY_IMPORT = {
 }
 SHIPPED = ("fastpsl", "pipelines", "kernels")
 MAX_LINES = {"recipes": 120, "fastpsl": 320, "pipelines": 320, "kernels": 320}
-OPTIONAL = ("datasets", "pyarrow", "ffcv", "nvidia", "wandb", "apex", "safetensors", "pycocotools", "torchmetrics")
+OPTIONAL = (
+    "datasets",
+    "pyarrow",
+    "ffcv",
+    "nvidia",
+    "wandb",
+    "apex",
+    "safetensors",
+    "pycocotools",
+    "torchmetrics",
+)
 FILE_MODULES = {"pathlib", "os", "io", "tempfile", "shutil", "glob", "json", "mmap", "pickle"}
 FILE_CALLS = re.compile(r"open|(np|torch)\.(load|save|savez|fromfile|memmap|loadtxt|savetxt)|.*\.tofile")
 

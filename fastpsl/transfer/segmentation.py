@@ -22,6 +22,7 @@ from fastpsl.pipelines.views import ViewSpec
 from fastpsl.pipelines.voc import VOC
 from fastpsl.pipelines.voc_masks import VOID, palette, write_mask
 from fastpsl.pipelines.whole_pictures import Annotated, PictureBatch, PictureLoader, read_picture
+from fastpsl.plan import Stage
 from fastpsl.run import Run
 from fastpsl.stage import Metrics, Trunk
 from fastpsl.transfer.fcn import Network
@@ -60,6 +61,10 @@ class Segmentation:
 
     def head(self, level: int, channels: int) -> nn.Module:
         return self.network.head(self.num_classes)
+
+    def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
+        if self.crop is None:  # cuDNN would try all its ways anew for every size of picture
+            torch.backends.cudnn.benchmark = False
 
     def train_loader(self, run: Run) -> PictureLoader:
         data, seed, options = run.train_data, run.options.seed, run.options

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from fastpsl.plan import Stage
 from fastpsl.schedules import Schedule, polynomial, step_drops
+from fastpsl.transfer import whole_input
 
 BatchNorm = Literal["train", "eval", "fixed"]
 
@@ -77,10 +78,7 @@ def batch_of(options: Any) -> dict[str, Any]:
 
 def check_options(options: Any) -> None:
     """ValueError for options of other evaluations, and for a protocol on given data without SBD, which it learns from."""
-    if options.val is not None:
-        raise ValueError(
-            f"--val {options.val}: the protocol says which part of --data is scored; leave it out"
-        )
+    whole_input.check_options(options)
     if options.whole:
         raise ValueError("--whole: pictures are not cut to squares here; leave it out")
     if PROTOCOLS[options.protocol].needs_sbd and options.data is not None and options.sbd is None:

@@ -106,7 +106,7 @@ def test_scenes() -> None:
         picture, shapes = draw_scene(random, height, width, 128)
         assert picture.shape == (height, width, 3) and picture.dtype == np.uint8
         assert 1 <= len(shapes) <= 3 and all(shape.mask.any() for shape in shapes)
-        assert sum(shape.mask.astype(int) for shape in shapes).max() == 1  # each pixel is one object's
+        assert sum(shape.mask.astype(int) for shape in shapes).max() == 1  # type: ignore[union-attr]  # each pixel is one object's
         hidden += sum(shape.difficult for shape in shapes)
         truncated += sum(shape.truncated for shape in shapes)
     assert hidden and truncated

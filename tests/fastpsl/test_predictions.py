@@ -70,7 +70,7 @@ def test_all_images_in_their_order(tmp_path: Path, num: int) -> None:
 def test_images_without_any_row(tmp_path: Path) -> None:
     """A network that finds nothing at all."""
     empty = {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64)}
-    path = predict(tmp_path, 20, lambda images: (empty for _ in images), one_process(), SCIENCE)
+    path = predict(tmp_path, 20, lambda images: (empty for _ in images), one_process(), SCIENCE)  # type: ignore[misc]
     assert path is not None
     found = read_predictions(path)
     assert found["image"].shape == (0,) and found["image"].dtype == np.int64
@@ -162,11 +162,11 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     out = Path(folder)
     for num in COUNTS:
-        place, speaker, calls = out / str(num), Speaker(), []
+        place, speaker, calls = out / str(num), Speaker(), []  # type: ignore[var-annotated]
         if rank == 0:
             place.mkdir()
         dist.barrier()
-        path = predict(place, num, speaker.say, world, SCIENCE, lambda done, calls=calls: calls.append(done))
+        path = predict(place, num, speaker.say, world, SCIENCE, lambda done, calls=calls: calls.append(done))  # type: ignore[misc]
         assert path is not None and path.exists()
         np.savez(out / f"{num}-{rank}.npz", asked=speaker.asked, calls=calls)
     place, speaker = out / "stopped", Speaker()
@@ -176,7 +176,7 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
     # After each rank's 20th image: one part of each is whole.
     calls = []
     assert (
-        predict(place, COUNTS[-1], speaker.say, world, SCIENCE, lambda _: calls.append(0) or len(calls) == 20)
+        predict(place, COUNTS[-1], speaker.say, world, SCIENCE, lambda _: calls.append(0) or len(calls) == 20)  # type: ignore[func-returns-value]
         is None
     )
     assert predict(place, COUNTS[-1], speaker.say, world, SCIENCE)

@@ -41,7 +41,7 @@ def test_boxes_classes_and_difficult_ones(root: Path) -> None:
     assert len(CLASSES) == 20 and list(CLASSES) == sorted(CLASSES) == data.class_names
     dog, cat = data.objects(0), data.objects(1)
     # By hand: xmin - 1, ymin - 1, xmax, ymax; a part is no object.
-    np.testing.assert_allclose(dog.boxes, [[0, 10, 20, 48], [44.7, 1, 64, 30.5]], rtol=1e-6)
+    np.testing.assert_allclose(dog.boxes, [[0, 10, 20, 48], [44.7, 1, 64, 30.5]], rtol=1e-6)  # type: ignore[arg-type]
     assert dog.labels.tolist() == [11, 14] and dog.difficult.tolist() == [False, True]
     np.testing.assert_allclose(cat.boxes, [[4, 5, 5, 6], [0, 0, 40, 60], [1, 1, 3, 4]])
     assert cat.labels.tolist() == [0, 19, 19] and cat.difficult.tolist() == [False, True, False]

@@ -57,7 +57,7 @@ def test_a_result_says_its_protocol(
         key: list(value) if isinstance(value, tuple) else value
         for key, value in asdict(PROTOCOLS[name]).items()
     }
-    rate = row.pop("all") | {"lr_batch": 16}
+    rate = row.pop("all") | {"lr_batch": 16}  # type: ignore[operator]
     assert row.pop("fc6_8") != rate
     settings = record["settings"]
     assert {key: settings[key] for key in row} == row

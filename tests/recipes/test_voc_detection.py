@@ -123,7 +123,7 @@ def test_fast_r_cnn_reads_published_proposals(recipe: Start, devkit: Path, tmp_p
         "--no-tensorboard",
     )
     alexnet = ("--random-weights", "--backbone", "alexnet", "--input-channels", "SobelXY")
-    alexnet += ("--input-mean", "0", "0", "--input-std", "0.028", "0.028")
+    alexnet += ("--input-mean", "0", "0", "--input-std", "0.028", "0.028")  # type: ignore[assignment]
     outcome = recipe("--data", devkit, *alexnet, *options, "--proposals", *files, "--out", tmp_path)
     assert outcome.code == 0, outcome
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -135,8 +135,8 @@ def test_fast_r_cnn_reads_published_proposals(recipe: Start, devkit: Path, tmp_p
     outcome = recipe("--data", devkit, *alexnet, *options, "--proposals", *copies, "--out", tmp_path)
     assert outcome.code == 0, outcome
     again = ("--data", devkit, *alexnet, *options, "--out", tmp_path)
-    copies[0].write_bytes(copies[1].read_bytes())
-    refused(recipe(*again, "--proposals", *copies), "voc_detection", copies[0].name)
+    copies[0].write_bytes(copies[1].read_bytes())  # type: ignore[union-attr]
+    refused(recipe(*again, "--proposals", *copies), "voc_detection", copies[0].name)  # type: ignore[union-attr]
 
 
 # Protocols

@@ -139,7 +139,7 @@ def test_difficult_objects_are_learned_where_the_protocol_has_them(
     devkit: Path, with_difficult: bool
 ) -> None:
     task = opened(devkit, replace(SMALL, with_difficult=with_difficult))
-    difficult = task.train._objects[0].difficult
+    difficult = task.train._objects[0].difficult  # type: ignore[index]
     difficult[:] = [True] + [False] * (len(difficult) - 1)
     boxes = task.read(0, 0)[1]["boxes"]
     assert boxes.shape == (len(difficult) - (not with_difficult), 4)
@@ -212,7 +212,7 @@ def detect(root: Path, folder: Path, world: World, stop_after: int = 999) -> Non
     nn.init.normal_(learner.module.head.roi_heads.box_predictor.cls_score.weight, std=3.0)  # type: ignore[union-attr, arg-type]
     for norm in (part for part in learner.module.modules() if isinstance(part, nn.BatchNorm2d)):
         # Each rank has its own running statistics, and rank 0's count.
-        norm.running_mean += 0.1 * world.rank  # type: ignore[operator]
+        norm.running_mean += 0.1 * world.rank  # type: ignore[assignment, operator]
     run = FakeRun(folder, world, task.test, stop_after)
     task.end_stage(Passes(run, learner, 0, False, 0))  # type: ignore[arg-type]
 
@@ -234,7 +234,7 @@ def learned(root: Path, world: World) -> dict[str, Tensor]:
     for step in range(2):
         torch.manual_seed(step * 10 + world.rank)
         indices = [0, 1, 2, 3][world.rank :: world.size]
-        learner.step([batch_of(task, indices, step)], 1, lr=0.01)
+        learner.step([batch_of(task, indices, step)], 1, lr=0.01)  # type: ignore[list-item]
     return {name: value.detach().clone() for name, value in learner.module.named_parameters()}
 
 
@@ -256,9 +256,8 @@ def learned_together(root: Path, world: World) -> dict[str, Tensor]:
         targets.append({"boxes": boxes[:2], "labels": labels, "proposals": boxes[2:]})
     own = slice(world.rank, None, world.size)
     indices = torch.arange(4)[own]
-    learner.step(
-        [PictureBatch(images[own], targets[own], indices, -torch.ones_like(indices), 0, 0)], 1, lr=1.0
-    )
+    batch = PictureBatch(images[own], targets[own], indices, -torch.ones_like(indices), 0, 0)
+    learner.step([batch], 1, lr=1.0)  # type: ignore[list-item]
     return {name: value.detach().clone() for name, value in learner.module.named_parameters()}
 
 

@@ -120,9 +120,9 @@ def test_c4_learns_as_torchvisions_model_on_the_same_weights() -> None:
     sum(wanted.values()).backward()
     assert ours.rpn is not None
     pairs = {
-        "B3": (backbone.layer2[0].conv1, theirs.backbone[2][0].conv1),
-        "B4": (backbone.layer3[1].conv2, theirs.backbone[3][1].conv2),
-        "B5": (backbone.layer4[1].conv2, theirs.roi_heads.box_head[0][1].conv2),
+        "B3": (backbone.layer2[0].conv1, theirs.backbone[2][0].conv1),  # type: ignore[index, union-attr]
+        "B4": (backbone.layer3[1].conv2, theirs.backbone[3][1].conv2),  # type: ignore[index, union-attr]
+        "B5": (backbone.layer4[1].conv2, theirs.roi_heads.box_head[0][1].conv2),  # type: ignore[index, union-attr]
         "RPN": (ours.rpn.head.conv[0][0], theirs.rpn.head.conv[0][0]),
         "classes": (ours.roi_heads.box_predictor.cls_score, theirs.roi_heads.box_predictor.cls_score),
         "boxes": (ours.roi_heads.box_predictor.bbox_pred, theirs.roi_heads.box_predictor.bbox_pred),
@@ -132,7 +132,7 @@ def test_c4_learns_as_torchvisions_model_on_the_same_weights() -> None:
         assert largest > 0 and torch.allclose(
             one.weight.grad, other.weight.grad, atol=1e-4 * float(largest)
         ), name
-    assert backbone.conv1.weight.grad is None and backbone.layer1[0].conv1.weight.grad is None
+    assert backbone.conv1.weight.grad is None and backbone.layer1[0].conv1.weight.grad is None  # type: ignore[index, union-attr]
 
 
 def test_c4_detects_as_torchvisions_model_on_the_same_weights() -> None:
@@ -201,7 +201,7 @@ def test_alexnet_learns_as_fast_r_cnn_in_plain_loops() -> None:
         classes.append(int(target["labels"][which]) if overlap >= 0.5 else 0)
     assert len(classes) == 6 and sorted(classes) == [0, 0, 1, 1, 3, 3]
     rois = roi_pool(maps, [torch.stack(boxes)], 6, 1 / 16)
-    scores, moves = detector.roi_heads.box_predictor(fc7(nn.Sequential(*list(fc6)[2:])(rois)))
+    scores, moves = detector.roi_heads.box_predictor(fc7(nn.Sequential(*list(fc6)[2:])(rois)))  # type: ignore[call-overload]
     total = torch.zeros(())
     for i, label in enumerate(classes):
         if label:
@@ -244,8 +244,8 @@ def test_first_position_lies_half_a_stride_from_the_pictures_edge(name: str) -> 
                     value[0] if isinstance(value, tuple) else value
                     for value in (part.kernel_size, part.stride, part.padding)
                 )
-                first += ((kernel - 1) / 2 - padding) * jump
-                jump *= stride
+                first += ((kernel - 1) / 2 - padding) * jump  # type: ignore[operator]
+                jump *= stride  # type: ignore[assignment]
     assert jump == 16
     assert abs(first - layout.margin_px - jump / 2) <= 0.5
 
@@ -348,7 +348,7 @@ def test_extra_norm_stands_behind_the_last_block_and_moves() -> None:
     images, targets = pictures()
     detector.losses(images, targets)
     assert detector.norm is not None and detector.norm.num_features == 16
-    assert int(detector.norm.num_batches_tracked) == 1 and bool((detector.norm.running_mean != 0).any())
+    assert int(detector.norm.num_batches_tracked) == 1 and bool((detector.norm.running_mean != 0).any())  # type: ignore[arg-type, union-attr]
 
 
 @pytest.mark.parametrize("name", ["nin3", "nin4"])

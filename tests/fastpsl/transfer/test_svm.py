@@ -119,7 +119,7 @@ def made(
         np.save(folder / f"{name}.npy", rows.astype(np.float32))
         files.append(FeatureFile(folder / f"{name}.npy", {"digest": f"{folder}", "bad": list(bad)}))
     targets[1][list(bad)] = -1
-    return OneClass(*files, *targets, 1, NUM_CLASSES, COSTS_TRIED, VISSL, 0)
+    return OneClass(*files, *targets, 1, NUM_CLASSES, COSTS_TRIED, VISSL, 0)  # type: ignore[arg-type, call-arg]
 
 
 def plain_svc(cost: float) -> LinearSVC:
