@@ -71,9 +71,14 @@ def predict(
 
 
 def read_predictions(path: Path) -> Said:
-    """The arrays of a file that `predict` wrote."""
-    with np.load(path) as file:
-        return {name: file[name] for name in file.files}
+    """The arrays of a file that `predict` wrote. ValueError where it is not there."""
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path} is not there: a finished run's predictions stay in its own folder; give that as --out, or evaluate anew"
+        ) from None
 
 
 def _begin(folder: Path, parts: Path, science: Mapping[str, Any]) -> bool:

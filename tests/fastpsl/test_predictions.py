@@ -184,7 +184,12 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
     leave_world()
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+def test_predictions_of_another_folder_are_missed_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="predictions.npz is not there: .* --out"):
+        read_predictions(tmp_path / NAME)
+
+
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.soak)])
 def test_ranks_write_the_same_bytes_as_one(tmp_path: Path, world_size: int) -> None:
     mp.spawn(in_a_process, args=(world_size, str(tmp_path)), nprocs=world_size)
     for num in COUNTS:

@@ -118,6 +118,7 @@ def test_without_more_words_the_values_are_the_protocols(
     assert {name: chosen[name] for name in ROWS[protocol]} == ROWS[protocol]
 
 
+@pytest.mark.soak
 def test_killed_and_resumed_is_never_killed(drawn: Path, tmp_path: Path) -> None:
     """Weights, optimiser, predictions and masks, bit for bit; the head's dropout among it."""
     arguments = (
