@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from fastpsl.launch import launch
+from fastpsl.launch import launch, run_script
 from tests.commands import ROOT
 
 
@@ -29,6 +29,8 @@ def starter(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
+            if "work" in parts:  # no training
+                run_script(name, parts["work"])
             launch(name, parts["parse"], parts["build"], parts.get("finish"))
         captured = capsys.readouterr()
         return Outcome(int(caught.value.code or 0), captured.out, captured.err)

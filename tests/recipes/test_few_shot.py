@@ -1,8 +1,6 @@
 """recipes/few_shot.py as a user meets it: scores, features that serve again, two ranks, requests that cannot be met."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ import torch
 from PIL import Image
 
 from fastpsl.evaluation.features import Extraction, extract
-from fastpsl.launch import run_script
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.beton_convert import Target
 from fastpsl.pipelines.beton_write import write_beton
@@ -21,7 +18,7 @@ from fastpsl.sample import sample_paths
 from fastpsl.transfer.few_shot import classes_of, draw_episodes, num_right
 from tests.commands import ROOT, run
 from tests.pipelines.photos import jpeg, photo
-from tests.recipes.in_process import Outcome, refused
+from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "few_shot.py"
 RANDOM = ("--random-weights", "--backbone", "alexnet")
@@ -29,19 +26,8 @@ SMALL = ("--num-threads", "1", "--size-px", "84", "--episodes", "50")
 
 
 @pytest.fixture
-def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the recipe's main in this process: `recipe("--flag", …) → Outcome`."""
-    parts = runpy.run_path(str(RECIPE))
-
-    def start(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            run_script("few_shot", parts["work"])
-        captured = capsys.readouterr()
-        return Outcome(int(caught.value.code or 0), captured.out, captured.err)
-
-    return start
+def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
+    return starter("few_shot", monkeypatch, capsys)
 
 
 def test_scores_result_and_picture_of_the_sample(recipe: Any, tmp_path: Path) -> None:

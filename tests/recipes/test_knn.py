@@ -1,8 +1,6 @@
 """recipes/knn.py as a user meets it: scores, pictures, features that serve again, two ranks, requests that cannot be met."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +9,13 @@ import pytest
 from PIL import Image
 
 from fastpsl.evaluation.neighbour_sheet import draw_neighbours
-from fastpsl.launch import run_script
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.beton_write import write_beton
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.sources import Sample
 from fastpsl.sample import sample_paths
 from tests.commands import ROOT
-from tests.recipes.in_process import Outcome, refused
+from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "knn.py"
 SMALL = ("--size-px", "32", "--num-threads", "1")
@@ -27,19 +24,8 @@ ALEXNET = ("--random-weights", "--backbone", "alexnet")
 
 
 @pytest.fixture
-def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the recipe's main in this process: `recipe("--flag", …) → Outcome`."""
-    parts = runpy.run_path(str(RECIPE))
-
-    def start(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            run_script("knn", parts["work"])
-        captured = capsys.readouterr()
-        return Outcome(int(caught.value.code or 0), captured.out, captured.err)
-
-    return start
+def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
+    return starter("knn", monkeypatch, capsys)
 
 
 def numbers_by_hand(folder: Path, ks: tuple[int, ...], temperature: float) -> dict[str, float]:

@@ -1,9 +1,7 @@
 """recipes/voc_svm.py as a user meets it: the protocol's values, numbers by hand, low-shot, ranks, what serves again, requests that cannot be met."""
 
 import json
-import runpy
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,11 @@ from PIL import Image
 from sklearn.svm import LinearSVC
 
 from fastpsl.drawn_voc import draw_voc
-from fastpsl.launch import run_script
 from fastpsl.pipelines.voc import VOC
 from fastpsl.transfer.svm_blocks import Classes
 from fastpsl.transfer.svm_protocol import COSTS, VISSL, constants_of
 from tests.commands import ROOT, run
-from tests.recipes.in_process import Outcome, refused
+from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "voc_svm.py"
 BLOCKS = ("B1", "B2", "B3", "B4", "B5")
@@ -27,19 +24,8 @@ RANDOM = ("--random-weights", "--backbone", "resnet18")
 
 
 @pytest.fixture
-def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the recipe's main in this process: `recipe("--flag", …) → Outcome`."""
-    parts = runpy.run_path(str(RECIPE))
-
-    def start(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            run_script("voc_svm", parts["work"])
-        captured = capsys.readouterr()
-        return Outcome(int(caught.value.code or 0), captured.out, captured.err)
-
-    return start
+def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
+    return starter("voc_svm", monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")
