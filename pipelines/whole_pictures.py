@@ -1,6 +1,6 @@
 """Whole pictures of their own sizes with what is annotated on them, in batches: for detection and segmentation.
 
-They are few and large, and the step is long: threads read them, each by `read`, and the device resizes. The order, its split over
+They are few and large, and the step is long: threads read them, each by `read`. The order, its split over
 ranks and the place to go on from are the Loader's (order.py).
 """
 
