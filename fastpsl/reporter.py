@@ -104,7 +104,8 @@ class Reporter:
     def stage_begins(self, stage: Stage, step: int, num_steps: int, steps_per_epoch: int) -> None:
         self._stage, self._num_steps, self._skipped = stage, num_steps, 0.0
         self._window_started, self._wait_s = time.perf_counter(), 0.0
-        self.say(f"{stage} of {steps_per_epoch} steps; steps {step} to {num_steps}")
+        length = " of" if stage.num_steps is None else ", epochs of"
+        self.say(f"{stage}{length} {steps_per_epoch} steps; steps {step} to {num_steps}")
 
     @contextlib.contextmanager
     def off_the_clock(self) -> Iterator[None]:

@@ -160,6 +160,24 @@ class VOC:
         self.close()
 
 
+def learned_and_scored(
+    root: str | Path,
+    train: Sequence[str],
+    test: Sequence[str],
+    needs: Needs,
+    sbd: Path | None = None,
+) -> tuple[VOC, VOC]:
+    """What is learned from, and what is scored on; sbd: of the first. ValueError where a picture is in both."""
+    both = VOC(root, train, needs, sbd), VOC(root, test, needs)
+    learned, scored = ({data.image_id(i) for i in range(data.num_samples)} for data in both)
+    if shared := sorted(learned & scored):
+        raise ValueError(
+            f"{root}: {len(shared):,} pictures are learned from ({' '.join(train)}) and scored ({' '.join(test)}), the first is {shared[0]}: "
+            "take them out of one of the lists in ImageSets"
+        )
+    return both
+
+
 def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()

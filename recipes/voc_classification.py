@@ -24,7 +24,7 @@ from fastpsl.job import Job
 from fastpsl.launch import launch
 from fastpsl.optimisers import sgd
 from fastpsl.options import RunOptions
-from fastpsl.pipelines.voc import VOC
+from fastpsl.pipelines.voc import VOC, learned_and_scored
 from fastpsl.run import Run
 from fastpsl.transfer.label_chart import draw_classes
 from fastpsl.transfer.label_scores import label_scores
@@ -60,7 +60,7 @@ def pretrained(options: Options) -> Pretrained:
 def open_voc(options: RunOptions) -> tuple[VOC, VOC]:
     assert isinstance(options, Options)
     protocol, root = options.constants(), options.data or drawn_voc()
-    return VOC(root, protocol.train, "boxes"), VOC(root, protocol.test, "boxes")
+    return learned_and_scored(root, protocol.train, protocol.test, "boxes")
 
 
 def build(options: Options) -> Job:

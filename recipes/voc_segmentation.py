@@ -28,7 +28,7 @@ from fastpsl.job import Job
 from fastpsl.launch import launch
 from fastpsl.optimisers import sgd
 from fastpsl.options import MACHINE, RunOptions
-from fastpsl.pipelines.voc import VOC
+from fastpsl.pipelines.voc import VOC, learned_and_scored
 from fastpsl.run import Run
 from fastpsl.transfer.fcn import network_of
 from fastpsl.transfer.mask_crop import ScaledCrop
@@ -37,7 +37,7 @@ from fastpsl.transfer.mask_sheet import draw_found
 from fastpsl.transfer.segmentation import MASKS, Segmentation
 from fastpsl.transfer.segmentation_protocols import PROTOCOLS, Protocol, batch_of, changed, check_options
 
-PAPER: dict[str, Any] = {"protocol": "sslpp", "size_px": 512}
+PAPER: dict[str, Any] = {"protocol": "sslpp", "batch_size": 2, "size_px": 512}
 SAMPLE: dict[str, Any] = {"batchnorm": "train", "batch_size": 4, "epochs": 5, "lr": 0.03}
 
 
@@ -71,7 +71,7 @@ def pretrained(options: Options) -> Pretrained:
 def open_voc(options: RunOptions) -> tuple[VOC, VOC]:
     assert isinstance(options, Options)
     protocol, root = options.constants(), options.data or drawn_voc()
-    return VOC(root, protocol.train, "masks", options.sbd), VOC(root, protocol.test, "masks")
+    return learned_and_scored(root, protocol.train, protocol.test, "masks", options.sbd)
 
 
 def build(options: Options) -> Job:

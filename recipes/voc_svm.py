@@ -7,7 +7,7 @@ the successor of that of its source [23]; --costs fsb has the latter's costs. He
     torchrun recipes/voc_svm.py --checkpoint runs/jigsaw_r50-001 --data VOCdevkit --low-shot
     torchrun recipes/voc_svm.py            # random weights on drawn pictures, a minute on two cores
 
-Features take the GPU minutes; SVMs the CPU about 2 core hours (low-shot 1), more where they converge slowly (docs/evaluation.md), in
+Features take the GPU minutes; SVMs the CPU about 2 core hours (low-shot 1), more where they converge slowly (docs/transfer.md), in
 --num-processes processes of 1.5 GB. Options of training have no effect here. The same command with --out goes on where it had come to.
 """
 
@@ -24,7 +24,7 @@ from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
 from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.launch import EXIT_FINISHED, run_script
 from fastpsl.options import MACHINE
-from fastpsl.pipelines.voc import VOC
+from fastpsl.pipelines.voc import learned_and_scored
 from fastpsl.transfer.svm_blocks import (
     Classes,
     blocks_of,
@@ -76,7 +76,8 @@ def work() -> int:
     with ExitStack() as stack:
         root = options.data or drawn_voc()
         train, test = (
-            stack.enter_context(closing(VOC(root, sets, "boxes"))) for sets in (VISSL.train, VISSL.test)
+            stack.enter_context(closing(data))
+            for data in learned_and_scored(root, VISSL.train, VISSL.test, "boxes")
         )
         classes = Classes.of(train, test, VISSL, shots)
         folder = stack.enter_context(open_folder("voc_svm", options, world))

@@ -73,7 +73,7 @@ def _table_5() -> Table:
         (
             'From Inpainting on: under the paper\'s line "Take a look at other kinds of self-supervised methods".',
             ("The paper names Fast R-CNN and FCN, and gives no schedule of the three. Ours: DeepCluster's classification (80,000 steps), Fast "
-            "R-CNN and FCN-AlexNet as docs/evaluation.md has them. Detection: AP50 on VOC07 test; segmentation: VOC12 val."),
+            "R-CNN and FCN-AlexNet as docs/transfer.md has them. Detection: AP50 on VOC07 test; segmentation: VOC12 val."),
         ),
         gains="What rows add",
         unmeasured="not measured here",

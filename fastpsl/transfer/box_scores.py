@@ -2,7 +2,7 @@
 
 VOC's is written out here, as no maintained package matches as the devkit (VOCevaldet.m) does; COCO's is pycocotools'. Areas are plain
 products of sides: the devkit counts pixels from the first to the last and adds 1 to each side, which is the same for boxes that are
-0-based and half-open (x1 = xmin - 1, x2 = xmax). Where other evaluators differ: docs/evaluation.md.
+0-based and half-open (x1 = xmin - 1, x2 = xmax). Where other evaluators differ: docs/transfer.md.
 """
 
 import contextlib

@@ -22,7 +22,7 @@ from fastpsl.options import RunOptions
 from fastpsl.passes import Passes
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.rows import Data
-from fastpsl.pipelines.voc import VOC
+from fastpsl.pipelines.voc import VOC, learned_and_scored
 from fastpsl.pipelines.whole_pictures import Annotated, PictureBatch, PictureLoader, read_picture
 from fastpsl.plan import Stage
 from fastpsl.run import Run
@@ -65,6 +65,8 @@ class Detection:
                 f"--proposals: {num or 'no'} files, and Fast R-CNN needs one of each set, in the order of {sets}: "
                 f"selective search's .mat, or Detectron's .pkl"
             )
+        if missing := [path for path in self.proposals if path and not Path(path).is_file()]:
+            raise ValueError(f"--proposals {missing[0]}: no such file; give the published ones")
 
     def stage(self) -> Stage:
         """The one stage of this protocol."""
@@ -77,10 +79,7 @@ class Detection:
         """Training and test sets in VOC's layout at `root`: `Job.open`. ValueError where something is wrong with them."""
         check_options(options)
         protocol = self.protocol
-        self.train, self.test = (
-            VOC(root, protocol.train_sets, "boxes"),
-            VOC(root, protocol.test_sets, "boxes"),
-        )
+        self.train, self.test = learned_and_scored(root, protocol.train_sets, protocol.test_sets, "boxes")
         if protocol.boxes_from == "published":
             cut = len(protocol.train_sets)
             self.train_proposals = Proposals(self.proposals[:cut], self.train)

@@ -15,7 +15,7 @@ from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import Data
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.pipelines.voc import CLASSES, VOC
+from fastpsl.pipelines.voc import CLASSES, VOC, learned_and_scored
 from fastpsl.pipelines.voc_masks import palette, write_mask
 from fastpsl.pipelines.whole_pictures import read_picture
 from tests.pipelines.photos import jpeg, photo, pil_decode
@@ -351,6 +351,16 @@ def test_what_is_wrong_with_sbd_is_said(root: Path, tmp_path: Path) -> None:
 def test_names_that_are_no_sets(root: Path, name: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"{name!r} is no set of PASCAL VOC")):
         VOC(root, (name,), "boxes")
+
+
+def test_what_is_learned_from_is_not_scored(root: Path) -> None:
+    learned, scored = learned_and_scored(root, TRAINVAL, ("2007_test",), "boxes")
+    assert (learned.num_samples, scored.image_id(0)) == (2, "000009")
+    (root / "VOC2007" / "ImageSets" / "Main" / "test.txt").write_text("000009\n000007\n")
+    with pytest.raises(
+        ValueError, match=r"1 pictures are learned from .* and scored .*, the first is 000007"
+    ):
+        learned_and_scored(root, TRAINVAL, ("2007_test",), "boxes")
 
 
 def test_sets_that_share_pictures_and_a_year_alone(root: Path) -> None:

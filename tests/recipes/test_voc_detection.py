@@ -245,6 +245,7 @@ def test_half_a_devkit_is_refused(recipe: Start, devkit: Path, tmp_path: Path) -
 # Resume
 
 
+@pytest.mark.soak
 def test_a_kill_in_mid_training_leaves_no_trace(devkit: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     arguments = (
