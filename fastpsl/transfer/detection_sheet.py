@@ -77,7 +77,9 @@ def _tile(
         at = (max(0, min(left, width - round(font.getlength(name)) - 4)), max(0, top - _LINE_PX))
         draw.rectangle((*at, at[0] + font.getlength(name) + 3, at[1] + _LINE_PX - 1), fill=colours[label])
         draw.text((at[0] + 2, at[1] + 1), name, fill=_BLACK, font=font)
-    said = f"{data.image_id(index)}: objects {len(objects.labels)} (white), detections {len(shown)} of {min_score:g} and surer"
+    said = (
+        f"{data.image_id(index)}: {len(objects.labels)} objects (white), {len(shown)} found (≥ {min_score:g})"
+    )
     draw.rectangle((0, _SIDE_PX, _SIDE_PX, _SIDE_PX + _LINE_PX), fill=_BACK)
     draw.text((0, _SIDE_PX + 1), said, fill=_WHITE, font=font)
     return tile
