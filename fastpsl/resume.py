@@ -1,8 +1,10 @@
 """Where a run lives and where it goes on from: its folder, the checkpoint to resume, what may not have changed."""
 
+import contextlib
 import fcntl
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -44,6 +46,15 @@ def lock_folder(folder: Path) -> TextIO:
     except OSError:
         pass  # a file system without locks
     return file
+
+
+@contextlib.contextmanager
+def open_folder(recipe: str, options: RunOptions, world: World) -> Iterator[Path]:
+    """The run's folder on every rank, held by rank 0 until the end."""
+    folder = Path(share(world, str(choose_folder(recipe, options)) if world.rank == 0 else None))
+    lock = lock_folder(folder) if world.rank == 0 else contextlib.nullcontext()
+    with lock:
+        yield folder
 
 
 def new_numbered_folder(parent: Path, name: str) -> Path:

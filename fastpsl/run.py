@@ -22,6 +22,7 @@ from fastpsl.pipelines.data import open_data
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import Data
 from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.whole_pictures import Annotated, PictureLoader
 from fastpsl.plan import Stage
 from fastpsl.reporter import Reporter
 from fastpsl.resume import choose_folder, find_checkpoint, lock_folder
@@ -161,6 +162,22 @@ class Run:
             self.world,
             batch_size=self.loader_batch(images_per_sample),
             train=train,
+        )
+
+    def picture_loader(self, read: Callable[[int, int], Annotated]) -> PictureLoader:
+        """A loader of this rank's share of the training data as whole pictures; read: (index, epoch) → one of them."""
+        options, world = self.options, self.world
+        return PictureLoader(
+            read,
+            self.train_data.num_samples,
+            batch_size=self.loader_batch(1),
+            seed=options.seed,
+            rank=world.rank,
+            world=world.size,
+            num_threads=options.num_threads,
+            device=world.device,
+            prefetch_batches=options.prefetch_batches,
+            timeout_s=options.timeout_s,
         )
 
     def save_checkpoint(self, run_step: int, state: dict[str, Any]) -> Path:

@@ -130,9 +130,8 @@ class StageRun:
                 own or run.loader(run.train_data, self.views, train=True, images_per_sample=each)
             )
             val_loader = None
-            if (
-                run.val_data is not None and self.held_out_views
-            ):  # opened now: what cannot be evaluated is refused before the epochs
+            # Opened now: what cannot be evaluated is refused before the epochs.
+            if run.val_data is not None and self.held_out_views:
                 val_loader = stack.enter_context(
                     run.loader(run.val_data, self.held_out_views, train=False, images_per_sample=each)
                 )

@@ -20,12 +20,12 @@ from typing import Any
 
 from fastpsl.distributed import join_world
 from fastpsl.evaluation.features import extract
-from fastpsl.evaluation.knn_score import open_folder
 from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
 from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.launch import EXIT_FINISHED, run_script
 from fastpsl.pipelines.data import open_data
 from fastpsl.pipelines.rows import require_labels
+from fastpsl.resume import open_folder
 from fastpsl.sample import sample_paths
 from fastpsl.transfer.few_shot import Accuracy, classes_of, draw_episodes, few_shot_works, num_right
 from fastpsl.transfer.few_shot_chart import draw_accuracies

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastpsl.drawn_voc import drawn_voc
-from fastpsl.evaluation.held_out import write_run
+from fastpsl.evaluation.held_out import refuse_val, write_run
 from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
 from fastpsl.evaluation.predictions import NAME, read_predictions
 from fastpsl.evaluation.result import result_line
@@ -64,8 +64,7 @@ def open_voc(options: RunOptions) -> tuple[VOC, VOC]:
 
 
 def build(options: Options) -> Job:
-    if options.val is not None:
-        raise ValueError(f"--val {options.val}: the protocol says what of --data is scored; leave it out")
+    refuse_val(options)
     if options.whole:
         raise ValueError("--whole: the protocols are scored on random crops; leave it out")
     weights, protocol = pretrained(options), options.constants()

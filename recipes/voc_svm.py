@@ -19,12 +19,13 @@ from typing import Any, Literal
 from fastpsl.distributed import join_world
 from fastpsl.drawn_voc import drawn_voc
 from fastpsl.evaluation.features import extract
-from fastpsl.evaluation.knn_score import open_folder
+from fastpsl.evaluation.held_out import refuse_val
 from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
 from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.launch import EXIT_FINISHED, run_script
 from fastpsl.options import MACHINE
 from fastpsl.pipelines.voc import learned_and_scored
+from fastpsl.resume import open_folder
 from fastpsl.transfer.svm_blocks import (
     Classes,
     blocks_of,
@@ -59,8 +60,7 @@ class Options(EvaluationOptions):
             raise ValueError(f"--shots {' '.join(map(str, self.shots))}: give numbers from 1, each once")
         if self.num_processes is not None and self.num_processes < 1:
             raise ValueError(f"--num-processes {self.num_processes}: it must be 1 or more, or left out")
-        if self.val is not None:
-            raise ValueError("--val: the protocol says which part of --data is scored; leave it out")
+        refuse_val(self)
         if self.whole:
             raise ValueError("--whole: the protocol squashes whole pictures to squares; leave it out")
 

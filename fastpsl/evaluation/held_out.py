@@ -18,6 +18,14 @@ def require_held_out(options: RunOptions) -> None:
         raise ValueError("an evaluation scores held-out images: give --val besides --data")
 
 
+def refuse_val(options: RunOptions) -> None:
+    """ValueError where held-out images are given to a protocol that finds them in --data."""
+    if options.val is not None:
+        raise ValueError(
+            f"--val {options.val}: the protocol says which part of --data is scored; leave it out"
+        )
+
+
 def overridden(values: Mapping[str, Any], epochs: int | None, lr: float | None) -> dict[str, Any]:
     """A protocol's values with --epochs and --lr in the place of its own, where they were given. ValueError for none at all."""
     if epochs is not None and epochs < 1:

@@ -1,20 +1,16 @@
 """The kNN scores of held-out features, all ranks together: what recipes/knn.py reports."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from fastpsl.distributed import World, share, sum_over_ranks
+from fastpsl.distributed import World, sum_over_ranks
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.knn import Neighbours, count_correct, nearest
 from fastpsl.evaluation.neighbour_sheet import NUM_NEIGHBOURS
-from fastpsl.options import RunOptions
 from fastpsl.pipelines.rows import Data, require_labels, require_same_classes
-from fastpsl.resume import choose_folder, lock_folder
 
 NUM_SHOWN = 8
 
@@ -87,15 +83,6 @@ def require_neighbours(train: Data, val: Data, ks: Sequence[int]) -> None:
         raise ValueError(
             f"--k {max(ks)}: the training data has {train.num_samples:,} images to be neighbours; give a smaller k"
         )
-
-
-@contextlib.contextmanager
-def open_folder(recipe: str, options: RunOptions, world: World) -> Iterator[Path]:
-    """The run's folder on every rank, held by rank 0 until the end."""
-    folder = Path(share(world, str(choose_folder(recipe, options)) if world.rank == 0 else None))
-    lock = lock_folder(folder) if world.rank == 0 else contextlib.nullcontext()
-    with lock:
-        yield folder
 
 
 def score(

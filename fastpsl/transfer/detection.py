@@ -97,19 +97,7 @@ class Detection:
 
     def train_loader(self, run: Run) -> PictureLoader:
         """Batches of what `read` gives."""
-        options, world = run.options, run.world
-        return PictureLoader(
-            self.read,
-            self.train.num_samples,
-            batch_size=run.loader_batch(1),
-            seed=options.seed,
-            rank=world.rank,
-            world=world.size,
-            num_threads=options.num_threads,
-            device=world.device,
-            prefetch_batches=options.prefetch_batches,
-            timeout_s=options.timeout_s,
-        )
+        return run.picture_loader(self.read)
 
     def read(self, index: int, epoch: int) -> Annotated:
         """A training picture, mirrored or not and of the size drawn for it; "boxes" float32 [n, 4] in its px, "labels" int64 [n] from 1,

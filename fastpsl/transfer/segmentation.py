@@ -67,7 +67,7 @@ class Segmentation:
             torch.backends.cudnn.benchmark = False
 
     def train_loader(self, run: Run) -> PictureLoader:
-        data, seed, options = run.train_data, run.options.seed, run.options
+        data, seed = run.train_data, run.options.seed
         assert isinstance(data, VOC)
 
         def read(index: int, epoch: int) -> Annotated:
@@ -76,11 +76,7 @@ class Segmentation:
                 image, mask = self.crop(image, mask, Keys(seed, epoch, np.array([index], np.int64)))
             return image, {"mask": mask}
 
-        return PictureLoader(
-            read, data.num_samples, batch_size=run.batch_size, seed=seed, rank=run.world.rank, world=run.world.size,
-            num_threads=options.num_threads, device=run.world.device, prefetch_batches=options.prefetch_batches,
-            timeout_s=options.timeout_s,
-        )  # fmt: skip
+        return run.picture_loader(read)
 
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch

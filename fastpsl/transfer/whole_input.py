@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from fastpsl.evaluation.held_out import refuse_val
 from fastpsl.evaluation.views import center_view
 from fastpsl.kernels.draws import Keys
 from fastpsl.options import RunOptions
@@ -16,8 +17,7 @@ from fastpsl.pipelines.views import ViewSpec
 
 def check_options(options: RunOptions) -> None:
     """ValueError for what whole pictures are not read by: they come from a folder in VOC's layout, with the test set in it, each as it is."""
-    if options.val is not None:
-        raise ValueError(f"--val {options.val}: the protocol finds its test set in --data; leave it out")
+    refuse_val(options)
     for name, allowed in (
         ("order", ("random",)),
         ("decoder", ("auto", "torchvision")),
