@@ -60,8 +60,8 @@ class RunOptions:
     """Fold BatchNorm into the convolutions of blocks that do not learn."""
     accumulate: int = field(default=1, metadata=MACHINE)
     """Batches whose gradients make one step: the paper's batch on fewer GPUs."""
-    prefetch_batches: int = field(default=3, metadata=MACHINE)
-    """Batches under way."""
+    prefetch_batches: int = field(default=4, metadata=MACHINE)
+    """Batches that are read, decoded or ready while a step runs."""
     timeout_s: float = field(default=120.0, metadata=MACHINE)
     """Longest wait for a batch (and, ten times that, for another rank)."""
     on_bad_sample: Literal["raise", "skip"] = field(default="raise", metadata=MACHINE)

@@ -34,8 +34,9 @@ class Loader:
     batch_size is per rank. Training (`train=True`) shuffles and drops the last partial global batch; evaluation goes
     in dataset order and pads with index -1. `decoder`: see `decoders.open_decoder`. num_threads: by default this
     process's share of the cores. order: random, or quasi_random over `lanes` (quasi_random.py) for training on betons larger
-    than the page cache. prefetch_batches bounds what is under way; timeout_s bounds the wait for one batch. hw_decoder_load: the
-    share of each batch that a GPU's hardware JPEG decoder is given (decoder dali; 0 to 1, by default what measured best).
+    than the page cache. prefetch_batches: how many batches at most are read, decoded or ready, beside the one that the consumer has.
+    timeout_s bounds the wait for one batch. hw_decoder_load: the share of each batch that a GPU's hardware JPEG decoder is given
+    (decoder dali; 0 to 1, by default what measured best).
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Loader:
         decoder: str = "auto",
         num_threads: int | None = None,
         device: str | torch.device = "cpu",
-        prefetch_batches: int = 3,
+        prefetch_batches: int = 4,
         timeout_s: float = 120.0,
         on_bad_sample: str = "raise",
         hw_decoder_load: float | None = None,
@@ -160,20 +161,23 @@ class Loader:
         monotonic, is_finalizing = time.monotonic, sys.is_finalizing
         under_way: deque[Job] = deque()
         steps = iter(range(first_step, self.num_steps))
+
+        def start_jobs() -> None:
+            while len(under_way) < self.prefetch_batches and (step := next(steps, None)) is not None:
+                self._check_open()
+                numbers = step_indices(order, step, self.batch_size, self.rank, self.world)
+                if readahead is not None:
+                    readahead.advance(step)
+                job = Job(self, epoch, step, numbers)
+                self._engine.start(job)
+                under_way.append(job)
+
         try:
-            while True:
-                while len(under_way) < self.prefetch_batches and (step := next(steps, None)) is not None:
-                    self._check_open()
-                    numbers = step_indices(order, step, self.batch_size, self.rank, self.world)
-                    if readahead is not None:
-                        readahead.advance(step)
-                    job = Job(self, epoch, step, numbers)
-                    self._engine.start(job)
-                    under_way.append(job)
-                if not under_way:
-                    return
+            start_jobs()
+            while under_way:
                 batch = under_way[0].result(self.timeout_s)
                 under_way.popleft()
+                start_jobs()  # before the consumer goes to work: the batch in its hands does not count
                 yield batch
         except TimeoutError:
             for job in under_way:

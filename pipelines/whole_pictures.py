@@ -71,7 +71,7 @@ class PictureLoader:
         world: int = 1,
         num_threads: int | None = None,
         device: torch.device | None = None,
-        prefetch_batches: int = 3,
+        prefetch_batches: int = 4,
         timeout_s: float = 120.0,
     ) -> None:
         if num_samples < batch_size * world:
@@ -97,19 +97,22 @@ class PictureLoader:
         places = epoch_order(self.seed, epoch, self.num_samples)
         under_way: deque[tuple[int, np.ndarray, list[Future[Annotated]]]] = deque()
         steps = iter(range(first_step, self.num_steps))
+
+        def start_readings() -> None:
+            while len(under_way) < self.prefetch_batches and (step := next(steps, None)) is not None:
+                indices = step_indices(places, step, self.batch_size, self.rank, self.world)
+                readings = [Future[Annotated]() for _ in indices]
+                for index, reading in zip(indices.tolist(), readings, strict=True):
+                    self._workers.submit(self._read, index, epoch, reading)
+                under_way.append((step, indices, readings))
+
         try:
-            while True:
-                while len(under_way) < self.prefetch_batches and (step := next(steps, None)) is not None:
-                    indices = step_indices(places, step, self.batch_size, self.rank, self.world)
-                    readings = [Future[Annotated]() for _ in indices]
-                    for index, reading in zip(indices.tolist(), readings, strict=True):
-                        self._workers.submit(self._read, index, epoch, reading)
-                    under_way.append((step, indices, readings))
-                if not under_way:
-                    return
+            start_readings()
+            while under_way:
                 step, indices, readings = under_way[0]
                 batch = self._batch(epoch, step, indices, [self._wait(reading) for reading in readings])
                 under_way.popleft()
+                start_readings()  # before the consumer goes to work: the batch in its hands does not count
                 yield batch
         finally:
             for _, _, readings in under_way:

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.pipelines import by_batches
 from fastpsl.pipelines.by_batches import ByBatches
 from fastpsl.pipelines.decoders.codes import REASONS
 from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.job import Job
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import Rows
 from fastpsl.pipelines.views import ViewSpec
@@ -90,6 +92,33 @@ def test_a_batch_that_is_submitted_as_the_consumer_leaves_is_no_other_batchs() -
         threading.Timer(0.1, left.set).start()
         epoch.close()
         assert_own_pictures(made)
+
+
+def test_the_decoder_has_all_it_can_hold_while_a_batch_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default; else a decoder of several stages has nothing to overlap. Reading is slower than the driver."""
+    monkeypatch.setattr(by_batches, "_READ_WAIT_S", 20.0)
+    started, in_hands = threading.Semaphore(0), []
+
+    def act(what: str, indices: list[int]) -> None:
+        if what == "encode":
+            time.sleep(0.002)
+        elif what == "collect":
+            in_hands.append(1 + len(made.decoder.submitted))  # type: ignore[union-attr]
+            # The consumer, which waits for this batch, has started three others.
+            if indices[0] + 4 * BATCH <= NUM:
+                assert started.acquire(timeout=20)
+
+    with loader(act) as made:
+        start = made._engine.start
+
+        def counted(job: Job) -> None:
+            start(job)
+            if job.step >= made.prefetch_batches - 1:
+                started.release()
+
+        made._engine.start = counted  # type: ignore[method-assign]
+        assert_own_pictures(made)
+    assert made.prefetch_batches == 4 and in_hands[1:-2] == [made.decoder.depth] * (NUM // BATCH - 3)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("where", ["encode", "submit", "collect"])
