@@ -82,7 +82,7 @@ if [ -z "$LIST" ]; then
         # fastpsl is not installed there: two of its folders stand beside it in the tree.
         for folder in kernels pipelines; do [ -e "fastpsl/$folder" ] || ln -s "../$folder" "fastpsl/$folder"; done
         FASTPSL_COMMIT=$(sed -n '1s/^# //p' .gpu/whl/sources.sha256)
-        sha256sum --check --status .gpu/whl/sources.sha256 || FASTPSL_COMMIT="${FASTPSL_COMMIT% and changes} and changes"
+        sha256sum --check --status .gpu/whl/sources.sha256 2>/dev/null || FASTPSL_COMMIT="${FASTPSL_COMMIT% and changes} and changes"
         export FASTPSL_COMMIT
     fi
     step versions 60 "$PYTHON" bench/gpu_day/versions.py "$WORK/gpu"
