@@ -10,6 +10,6 @@ if [ -n "$SMALL" ]; then
 fi
 step tests-dali 150 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu -o timeout=110 tests/pipelines/test_cuda.py tests/pipelines/test_dali.py
 # Nine processes, whose starts take most of the time.
-bench decode 330 decode --data "$photos" --threads 4 16 --shares 0.9 1 --repeats 3 --seconds 1.2 --limit-s 160
+bench decode 330 decode --data "$photos" --threads 4 16 --shares 0.9 1 --repeats 3 --seconds 1.2 --limit-s "$(share 330 85)"
 bench kernels 425 kernels --repeats 7
-bench loaders 520 throughput --recipe --data "$photos" --decoders dali --views 1 2 --repeats 2 --seconds 1.2 --limit-s 80
+bench loaders 520 throughput --recipe --data "$photos" --decoders dali --views 1 2 --repeats 2 --seconds 1.2 --limit-s "$(share 520 75)"

@@ -11,6 +11,6 @@ if [ -n "$SMALL" ]; then
 fi
 # Every mode but `graphed`, which part E has. Of rotation: its views and head cost next to nothing. A compilation takes 45 s, and there are six.
 read -ra modes < <("$PYTHON" -c 'from typing import get_args; from bench.step import Mode; print(*[mode for mode in get_args(Mode) if mode != "graphed"])')
-bench step 350 step --recipes rotation --modes "${modes[@]}" --no-revnet --repeats 5 --limit-s 320
+bench step 350 step --recipes rotation --modes "${modes[@]}" --no-revnet --repeats 5 --limit-s "$(share 350 90)"
 bench recipes 520 throughput --data "$photos" --recipe jigsaw simclr rotation moco --stages S1 S3 --decoders dali --step eager --epochs 1 \
-    --seconds 1.5 --repeats 2 --limit-s 140 --no-peers
+    --seconds 1.5 --repeats 2 --limit-s "$(share 520 75)" --no-peers

@@ -13,29 +13,32 @@
 #   .gpu/cifar   16,000 + 4,000 pictures, packed (bench/pack_pictures.py)
 set -euo pipefail
 usage='usage: bash bench/gpu_day/prepare.sh FFCV_WHEEL [PICTURES]'
-wheel=${1:?$usage}
+wheel=${1:-}
 pictures=${2:-}
 python=${PYTHON:-.venv/bin/python}
 most_mib=63 # of a call: the tree and two folders
-[[ $wheel == *.whl && -e $wheel ]] || { echo "prepare: $wheel is no wheel; $usage" >&2; exit 2; }
+[[ $wheel == *.whl && -e $wheel ]] || { echo "prepare: '$wheel' is no wheel; $usage" >&2; exit 2; }
 [[ -z $pictures || ( -e $pictures/train.npz && -e $pictures/test.npz ) ]] || {
     echo "prepare: $pictures has no train.npz and test.npz; $usage" >&2
     exit 2
 }
-mkdir -p .gpu/whl .gpu/dali1 .gpu/dali2
+rm -rf .gpu/new
+mkdir -p .gpu/new .gpu/dali1 .gpu/dali2
 
 # One by one: nothing may come along that the machine has (torch, torchvision, triton, numpy, numba, pillow, opencv, rich, pytest, ...).
 platforms=(--platform any)
 for glibc in 39 36 35 34 31 28 27 24 17; do platforms+=(--platform "manylinux_2_${glibc}_x86_64"); done
 for year in 2014 2010 1; do platforms+=(--platform "manylinux${year}_x86_64"); done
 "$python" -m pip download -qq --no-deps --only-binary=:all: --python-version 3.12 --implementation cp --abi cp312 --abi abi3 --abi none \
-    "${platforms[@]}" -c constraints.txt -d .gpu/whl \
+    "${platforms[@]}" -c constraints.txt -d .gpu/new \
     kornia kornia-rs tyro docstring-parser typeguard tqdm terminaltables pytorch-pfn-extras webdataset braceexpand pycocotools \
     astunparse gast makefun nvtx optree libcst
-"$python" -m pip wheel -qq --no-deps -c constraints.txt -w .gpu/whl assertpy fastargs # have no wheels
-cp "$wheel" .gpu/whl/
+"$python" -m pip wheel -qq --no-deps -c constraints.txt -w .gpu/new assertpy fastargs # have no wheels
+cp "$wheel" .gpu/new/
+rm -rf .gpu/whl
+mv .gpu/new .gpu/whl
 
-if [ ! -s .gpu/dali2/dali.tar.xz.1 ]; then
+if [ ! -s .gpu/dali2/dali.tar.xz.1 ]; then # remove it for another version
     site=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT

@@ -19,6 +19,8 @@ gpu=GPU photos=$WORK/photos.beton
 
 left() { echo $(($1 - (SECONDS - part_started))); } # seconds until second $1 of this part
 
+share() { echo $(($(left "$1") * $2 / 100)); } # $2 % of them, for --limit-s: a program that ends by itself keeps what it has
+
 # step NAME LAST COMMAND...: ended at second LAST of the part at the latest. Its output goes to a log, its exit status, seconds and last line
 # to steps.tsv; a step that had no time has no status.
 step() {
