@@ -43,6 +43,7 @@ if [ ! -s .gpu/dali2/dali.tar.xz.1 ]; then # remove it for another version
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     mkdir -p "$work/nvidia/cu13/lib"
+    cp -r "$site"/nvidia_dali_cuda*.dist-info "$work/" # its version
     cp -r "$site"/nvidia/{dali,nvimgcodec,nvjpeg2k,nvtiff} "$work/nvidia/"
     cp "$site"/nvidia/cu13/lib/libnvjpeg.so.13 "$work/nvidia/cu13/lib/"
     # The machine's torch has a folder nvidia/ of its own beside this one.
@@ -52,7 +53,7 @@ if [ ! -s .gpu/dali2/dali.tar.xz.1 ]; then # remove it for another version
     find "$work" -name '*.cpython-*.so' ! -name '*.cpython-312-*' -delete
     find "$work" -name '*.so*' -type f -print0 | xargs -0 "$python" bench/gpu_day/prune_fatbins.py 90 >/dev/null
     echo "compressing DALI: some minutes" # one thread: several would compress blocks apart
-    tar c -C "$work" nvidia | nice xz --x86 --lzma2=preset=6 -T1 >"$work/dali.tar.xz"
+    (cd "$work" && tar c nvidia*) | nice xz --x86 --lzma2=preset=6 -T1 >"$work/dali.tar.xz"
     split -n 2 -d -a 1 "$work/dali.tar.xz" "$work/dali.tar.xz."
     mv "$work/dali.tar.xz.0" .gpu/dali1/
     mv "$work/dali.tar.xz.1" .gpu/dali2/

@@ -26,7 +26,7 @@ def read_steps(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
             missing.append({"what": name, "reason": NO_TIME})
             continue
         rows.append({
-            "measured": name, "unit": "s", "exit": int(status), "said": re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+", "", said),
+            "measured": name, "unit": "s", "exit": int(status), "said": re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+", "", said.replace("|", "/")),
             **spread([max(float(seconds), 0.01)]),
         })  # fmt: skip
     return rows, missing

@@ -10,7 +10,7 @@ from bench.how_fast import how_fast_table
 from bench.performance import DOCS, OVERVIEW, RESULTS, filled, pages, read_results, section
 from bench.ratio_chart import against_others, draw_ratios, waiting
 from bench.scale_arithmetic import all_reduce_ms, gradients, scale_tables
-from bench.schema import spread
+from bench.schema import REHEARSAL, spread
 from bench.targets import NO_GPU, NOT_MEASURED, TARGETS, targets_table
 
 
@@ -41,6 +41,10 @@ def test_a_check_finds_a_stale_page(tmp_path: Path) -> None:
         filled(page, {"y": "new"})
     (tmp_path / "bad.json").write_text('{"schema": 1}')
     with pytest.raises(ValueError, match="bad.json: result: lacks"):
+        read_results(tmp_path)
+    rehearsed = json.loads((RESULTS / "loader.json").read_text()) | {"notes": [REHEARSAL]}
+    (tmp_path / "bad.json").write_text(json.dumps(rehearsed))
+    with pytest.raises(ValueError, match="bad.json: is a rehearsal"):
         read_results(tmp_path)
 
 
