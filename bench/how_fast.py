@@ -88,7 +88,8 @@ def times(ratio: float) -> str:
 def how_fast_table(results: Mapping[str, Result]) -> str:
     """Markdown: on which machines; what, our ratio, beside what, of which file."""
     lines = ["| | fastpsl | beside | |", "|---|---|---|---|"]
-    cpus, gpus = set(), set()
+    cpus: set[str] = set()
+    gpus: set[str] = set()
     for line in LINES:
         for name, result in results.items():
             machine = result["environment"]

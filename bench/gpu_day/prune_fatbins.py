@@ -23,7 +23,7 @@ def prune(path: str, arch: int) -> tuple[int, int]:
             if version != 1 or header != 16 or at + header + size > len(data):
                 continue  # bytes that happen to look so
             entry, end = at + header, at + header + size
-            parts = []
+            parts: list[tuple[int, int, int, int]] = []  # kind, architecture, place, bytes
             while entry + 32 <= end:
                 kind, _, entry_header, payload = struct.unpack_from("<HHIQ", data, entry)
                 (its_arch,) = struct.unpack_from("<I", data, entry + 28)

@@ -19,7 +19,7 @@ def main() -> None:
     def start_gloo(backend: str, **settings: Any) -> None:
         start("gloo", **settings)
 
-    dist.init_process_group = start_gloo
+    dist.init_process_group = start_gloo  # type: ignore[assignment]
     if torch.cuda.is_available():
         distributed.choose_device = lambda name, local_rank: torch.device("cuda", 0)
     sys.argv = sys.argv[1:]

@@ -104,7 +104,7 @@ def test_a_broken_archive_is_refused(tmp_path: Path) -> None:
 
 
 def test_one_line_and_exit_2(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tgz", files(("../evil.json", b"{}")))
+    path = write(tmp_path / "a.tgz", [("../evil.json", b"{}")])
     before = {each.name: each.stat().st_mtime_ns for each in performance.RESULTS.iterdir()}
     done = subprocess.run(
         [sys.executable, "bench/performance.py", str(path)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
