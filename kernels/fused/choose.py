@@ -16,6 +16,9 @@ import torch
 
 from fastpsl.kernels.draws import Keys
 
+# Of those that do a view's operations the first is taken.
+_TRITON = ("photometric", "geometric", "shifted", "warped", "prepared")
+
 
 def module_for(modules: Sequence[ModuleType], ops: Sequence[object]) -> ModuleType | None:
     """The first that does exactly these operations in this order."""
@@ -32,8 +35,7 @@ def fused_modules(device: torch.device) -> tuple[tuple[ModuleType, ...], str]:
     version = "there"
     try:
         version = importlib.import_module("triton").__version__
-        names = ("photometric", "geometric")
-        modules = tuple(importlib.import_module(f"fastpsl.kernels.fused.{name}") for name in names)
+        modules = tuple(importlib.import_module(f"fastpsl.kernels.fused.{name}") for name in _TRITON)
         _try_out(modules, device)
     except torch.cuda.OutOfMemoryError:
         raise
@@ -46,10 +48,16 @@ def _try_out(modules: Sequence[ModuleType], device: torch.device) -> None:
     """Pictures through each, in half precision, by every kind of kernel: a driver too old, or no compiler, says so now."""
     from fastpsl.kernels.blur import GaussianBlur
     from fastpsl.kernels.colour import ColourDistortion
+    from fastpsl.kernels.enlarge import Enlarge
     from fastpsl.kernels.flip import Flip
+    from fastpsl.kernels.hole import Hole
     from fastpsl.kernels.jigsaw import JigsawTiles
+    from fastpsl.kernels.lightness import Lightness
+    from fastpsl.kernels.rotate90 import AllTurns
+    from fastpsl.kernels.shift import Shift
     from fastpsl.kernels.sobel import Sobel
     from fastpsl.kernels.sobel_xy import SobelXY
+    from fastpsl.kernels.warp import WarpPair
 
     keys = Keys(0, 0, np.arange(2))
     images = torch.zeros((2, 3, 16, 16), dtype=torch.uint8, device=device)
@@ -57,6 +65,12 @@ def _try_out(modules: Sequence[ModuleType], device: torch.device) -> None:
         (Flip(), ColourDistortion(0.4, 0.4, 0.4, 0.1, p=1.0), GaussianBlur(5, p=1.0), Sobel(0.5)),
         (Flip(), SobelXY()),
         (Flip(), JigsawTiles(1, 16, 16)),
+        (Shift(2), Flip(), AllTurns(4)),
+        (Shift(2), Flip(), Hole()),
+        (Shift(2), Flip(), Lightness()),
+        (Shift(2), Flip(), WarpPair(16)),
+        (Shift(2), Flip(), SobelXY()),
+        (Enlarge(20, 16), SobelXY()),
     )
     for ops in chains:
         module = module_for(modules, ops)
