@@ -17,7 +17,7 @@ import torch
 from fastpsl.kernels.draws import Keys
 
 # Of those that do a view's operations the first is taken.
-_TRITON = ("photometric", "geometric", "shifted", "warped", "prepared")
+TRITON_MODULES = ("photometric", "geometric", "shifted", "warped", "prepared")
 
 
 def module_for(modules: Sequence[ModuleType], ops: Sequence[object]) -> ModuleType | None:
@@ -35,7 +35,7 @@ def fused_modules(device: torch.device) -> tuple[tuple[ModuleType, ...], str]:
     version = "there"
     try:
         version = importlib.import_module("triton").__version__
-        modules = tuple(importlib.import_module(f"fastpsl.kernels.fused.{name}") for name in _TRITON)
+        modules = tuple(importlib.import_module(f"fastpsl.kernels.fused.{name}") for name in TRITON_MODULES)
         _try_out(modules, device)
     except torch.cuda.OutOfMemoryError:
         raise
