@@ -1,7 +1,12 @@
 """Jigsaw tiles and turns, of flipped and moved pictures too, normalised, in one kernel: uint8 pixels are read from memory once, and
 written where they belong.
 
-All turns of a picture are written by the program that has read the square, so the reads cost a seventh of the writes.
+All turns of a picture are written by the program that has read the square, so the reads cost a seventh of the writes. Counted as in
+shifted.py, of 128 samples of 32 px, 512 pictures (SSL++ on CIFAR-10):
+
+    chain                                one by one              fused
+    Shift, Flip, AllTurns         26 launches, 43.4 MB     1 launch, 3.5 MB
+    Flip, AllTurns                19 launches, 41.3 MB     1 launch, 3.5 MB
 """
 
 from collections.abc import Mapping, Sequence
