@@ -17,6 +17,7 @@ import torch
 from fastpsl.kernels.draws import Keys
 
 # Of those that do a view's operations the first is taken.
+NUMBA_MODULES = ("numba_photometric", "numba_geometric", "numba_warped")
 TRITON_MODULES = ("photometric", "geometric", "shifted", "warped", "prepared")
 
 
@@ -29,7 +30,10 @@ def module_for(modules: Sequence[ModuleType], ops: Sequence[object]) -> ModuleTy
 def fused_modules(device: torch.device) -> tuple[tuple[ModuleType, ...], str]:
     """The modules for a device, and what they run by; without modules: why there are none."""
     if device.type != "cuda":
-        return (importlib.import_module("fastpsl.kernels.numba_photometric"),), "numba, a picture at a time"
+        return (
+            tuple(importlib.import_module(f"fastpsl.kernels.{name}") for name in NUMBA_MODULES),
+            "numba, a picture at a time",
+        )
     if importlib.util.find_spec("triton") is None:
         return (), "Triton is not installed (pip install triton)"
     version = "there"

@@ -5,14 +5,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fastpsl.kernels import numba_geometric, numba_photometric, numba_warped
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.fused.choose import module_for
 from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.normalise import normalise
+from fastpsl.kernels.rotate90 import AllTurns
+from fastpsl.kernels.shift import Shift
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
+from fastpsl.kernels.warp import WarpPair
 from fastpsl.pipelines.augment import Augment, choose_augment
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.loader import Loader
@@ -79,16 +85,21 @@ def test_what_cannot_be_fused_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_augment("fused", views[:1], CPU)
 
 
-def test_on_the_cpu_numba_fuses_what_costs_there() -> None:
-    from fastpsl.kernels import numba_photometric
-
-    views = [ViewSpec(RandomResizedCrop(16), (Flip(), ColourDistortion(0.4, 0.4, 0.4, 0.1)))] * 2
+@pytest.mark.parametrize(
+    ("ops", "module"),
+    [
+        ((Flip(), COLOUR), numba_photometric),
+        ((Flip(), JigsawTiles(2, 8, 7)), numba_geometric),
+        ((Shift(2), Flip(), AllTurns(4)), numba_geometric),
+        ((Shift(2), Flip(), Hole()), numba_geometric),
+        ((Shift(2), Flip(), WarpPair(16)), numba_warped),
+    ],
+)
+def test_on_the_cpu_numba_fuses_what_costs_there(ops, module) -> None:  # type: ignore[no-untyped-def]
+    views = [ViewSpec(RandomResizedCrop(16), ops)] * 2
     chosen = choose_augment("auto", views, CPU)
-    assert (chosen.path, chosen.reason, chosen.modules) == (
-        "fused",
-        "numba, a picture at a time",
-        (numba_photometric,),
-    )
+    assert (chosen.path, chosen.reason) == ("fused", "numba, a picture at a time")
+    assert module_for(chosen.modules, ops) is module
     with Loader(Synthetic(20), views, batch_size=5) as loader:
         batch = next(loader.epoch(0))
     for ours, plain in zip(
@@ -97,10 +108,6 @@ def test_on_the_cpu_numba_fuses_what_costs_there() -> None:
         assert torch.allclose(ours, plain, atol=1e-4) and ours.is_contiguous(
             memory_format=torch.channels_last
         )
-    assert (
-        choose_augment("auto", [ViewSpec(RandomResizedCrop(27), (JigsawTiles(3, 9, 8),))], CPU).path
-        == "kornia"
-    )
 
 
 @pytest.mark.parametrize(
@@ -129,7 +136,6 @@ def test_gradients_are_fused_by_triton_too() -> None:
     """Which module takes them on CUDA, by what it says itself; its values: tests/kernels/test_fused_photometric.py."""
     pytest.importorskip("triton", reason="triton is not installed")
     from fastpsl.kernels.fused import geometric, photometric
-    from fastpsl.kernels.fused.choose import module_for
 
     for ops in ((Flip(), SobelXY()), (Flip(), COLOUR, Grey(), GaussianBlur(5), SobelXY())):
         assert module_for((photometric, geometric), ops) is photometric
