@@ -74,7 +74,7 @@ def _try_out(modules: Sequence[ModuleType], device: torch.device) -> None:
         (Shift(2), Flip(), Lightness()),
         (Shift(2), Flip(), WarpPair(16)),
         (Shift(2), Flip(), SobelXY()),
-        (Enlarge(20, 16), SobelXY()),
+        (Enlarge(20, 16), Flip(), SobelXY()),
     )
     for ops in chains:
         module = module_for(modules, ops)

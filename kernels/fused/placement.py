@@ -41,9 +41,9 @@ def placement(sample, flip, shift, MAX_PX: tl.constexpr, WIDTH: tl.constexpr):
     left = 0
     step = 1
     if flip is not None:
-        mirrored = tl.load(flip + sample).to(tl.int32)
-        step = 1 - 2 * mirrored
-        left = mirrored * (WIDTH - 1)
+        mirrored = tl.load(flip + sample)
+        step = tl.where(mirrored, -1, 1)
+        left = tl.where(mirrored, WIDTH - 1, 0)
     if shift is not None:
         top = tl.load(shift + 2 * sample).to(tl.int32) - MAX_PX
         left += tl.load(shift + 2 * sample + 1).to(tl.int32) - MAX_PX

@@ -1,5 +1,6 @@
 """Which path computes the views' operations, and what the fused one hands out."""
 
+import importlib
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.fused import choose
 from fastpsl.kernels.fused.choose import module_for
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.hole import Hole
@@ -86,16 +88,17 @@ def test_what_cannot_be_fused_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ops", "module"),
+    ("ops", "module", "difference"),
     [
-        ((Flip(), COLOUR), numba_photometric),
-        ((Flip(), JigsawTiles(2, 8, 7)), numba_geometric),
-        ((Shift(2), Flip(), AllTurns(4)), numba_geometric),
-        ((Shift(2), Flip(), Hole()), numba_geometric),
-        ((Shift(2), Flip(), WarpPair(16)), numba_warped),
+        ((Flip(), COLOUR), numba_photometric, 1e-4),
+        ((Flip(), JigsawTiles(2, 8, 7)), numba_geometric, 1e-6),
+        ((Shift(2), Flip(), AllTurns(4)), numba_geometric, 1e-6),
+        ((Shift(2), Flip(), Hole()), numba_geometric, 1e-6),
+        # Bytes may be rounded the other way.
+        ((Shift(2), Flip(), WarpPair(16)), numba_warped, 1.1 / (255 * 0.224)),
     ],
 )
-def test_on_the_cpu_numba_fuses_what_costs_there(ops, module) -> None:  # type: ignore[no-untyped-def]
+def test_on_the_cpu_numba_fuses_what_costs_there(ops, module, difference) -> None:  # type: ignore[no-untyped-def]
     views = [ViewSpec(RandomResizedCrop(16), ops)] * 2
     chosen = choose_augment("auto", views, CPU)
     assert (chosen.path, chosen.reason) == ("fused", "numba, a picture at a time")
@@ -105,7 +108,7 @@ def test_on_the_cpu_numba_fuses_what_costs_there(ops, module) -> None:  # type: 
     for ours, plain in zip(
         chosen.inputs(batch, views, torch.float32), batch.inputs(views, torch.float32), strict=True
     ):
-        assert torch.allclose(ours, plain, atol=1e-4) and ours.is_contiguous(
+        assert torch.allclose(ours, plain, atol=difference) and ours.is_contiguous(
             memory_format=torch.channels_last
         )
 
@@ -139,3 +142,23 @@ def test_gradients_are_fused_by_triton_too() -> None:
 
     for ops in ((Flip(), SobelXY()), (Flip(), COLOUR, Grey(), GaussianBlur(5), SobelXY())):
         assert module_for((photometric, geometric), ops) is photometric
+
+
+def test_every_module_is_tried_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first step of a run on CUDA; here by Triton's interpreter."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    tried, device = set(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+
+    def told(name: str) -> SimpleNamespace:
+        module = importlib.import_module(f"fastpsl.kernels.fused.{name}")
+
+        def run(*arguments: object) -> None:
+            tried.add(name)
+            module.run(*arguments)
+
+        return SimpleNamespace(fits=module.fits, out_shape=module.out_shape, run=run)
+
+    choose._try_out([told(name) for name in choose.TRITON_MODULES], device)  # type: ignore[misc]
+    assert tried == set(choose.TRITON_MODULES)
