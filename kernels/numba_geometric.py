@@ -3,7 +3,17 @@ source.
 
 The definition is the operations one after the other; this computes the same from the same draws in float32, rounded once, by
 numba_walks.py.
-MEASURED
+
+Measured on one core of a shared machine, to float32: processor time of the operations one by one and of this, in turns, medians.
+
+    Flip, JigsawTiles, 32 of 225 px                 20.2 ms    8.2 ms
+    Flip, JigsawTiles, 32 of 48 px                  0.77       0.28
+    one of four turns, 32 of 224 px                 31.3       3.0
+    all four turns, 16 of 224 px                    57.6       21.6
+    Shift, Flip, all four turns, 128 of 32 px       5.9        1.0
+    Shift, Flip, 128 of 32 px                       2.6        0.37
+    Shift, Flip, Hole, 512 of 32 px                 10.2       1.5
+    Hole alone, 32 of 96 px                         1.04       0.74
 """
 
 from collections.abc import Mapping, Sequence

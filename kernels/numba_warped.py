@@ -2,7 +2,8 @@
 
 The definition is the operations one after the other; this computes the same from the same draws in float32, rounded once, by
 numba_pairs.py.
-MEASURED
+
+Measured as in numba_geometric.py: Shift, Flip and WarpPair, 512 of 32 px, 37.4 and 7.9 ms; Flip and WarpPair, 32 of 96 px, 13.8 and 4.5.
 """
 
 from collections.abc import Mapping, Sequence

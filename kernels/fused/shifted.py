@@ -67,7 +67,7 @@ def run(
             shifted_lightness[grid](images, out, flip, shift, 1 / std[0], -mean[0] / std[0], **sizes)
             return
         rows = columns = slice(0, 0)
-        fill = (0.0, 0.0, 0.0)
+        fill: tuple[float, ...] = (0.0, 0.0, 0.0)
         if ops and isinstance(ops[-1], Hole):
             rows, columns = ops[-1].box(channels, height, width)
             fill = tuple(float(round(255 * value)) for value in ops[-1].fill)

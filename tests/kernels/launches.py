@@ -41,7 +41,6 @@ MAIN: dict[str, tuple[ModuleType, Ops, int]] = {
     "UIC, strong": (photometric, (*T3[:-1], XY), 224),
     "jigsaw": (geometric, (FLIP, JigsawTiles(3, 75, 64)), 225),
     "all turns": (geometric, (AllTurns(4),), 224),
-    "SSL++, plain": (shifted, (SHIFT, FLIP), 32),
     "SSL++, context": (shifted, (SHIFT, FLIP, Hole()), 32),
     "SSL++, colorization": (shifted, (SHIFT, FLIP, LIGHTNESS), 32),
     "SSL++, rotation": (geometric, (SHIFT, FLIP, AllTurns(4)), 32),
@@ -83,12 +82,12 @@ GEOMETRIC: dict[str, Ops] = {
     "turns": (Rotate90(4),),
     "half turns": (Rotate90(2),),
     "turns by 45": (Rotate45(),),
-    "flip, all turns": (FLIP, AllTurns(4)),
-    "shift, half turns": (SHIFT, Rotate90(2)),
 }
 OTHERS: dict[str, tuple[ModuleType, Ops]] = {
     "flip, hole": (shifted, (FLIP, Hole())),
     "shift": (shifted, (SHIFT,)),
+    "flip, all turns": (geometric, (FLIP, AllTurns(4))),
+    "shift, half turns": (geometric, (SHIFT, Rotate90(2))),
     "shift, lightness": (shifted, (SHIFT, LIGHTNESS)),
     "flip, pair": (warped, (FLIP, WarpPair(225))),
     "pair": (warped, (WarpPair(225, "affine"),)),

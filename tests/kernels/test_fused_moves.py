@@ -173,17 +173,13 @@ def test_what_fits():
     for module, ops in CHAINS.values():
         assert module.fits(ops)
     tiles, colour = JigsawTiles(), ColourDistortion(0.4, 0.4, 0.4, 0.1)
-    for others in [
-        (FLIP, SHIFT),
-        (SHIFT, FLIP, Grey()),
-        (Hole(), FLIP),
-        (WarpPair(8), FLIP),
-        (SHIFT, FLIP, tiles),
-    ]:
-        assert not any(module.fits(others) for module in (geometric, shifted, warped))
+    others: list[tuple[object, ...]] = [
+        (FLIP, SHIFT), (SHIFT, FLIP, Grey()), (Hole(), FLIP), (WarpPair(8), FLIP), (SHIFT, FLIP, tiles),
+    ]  # fmt: skip
+    assert not any(module.fits(ops) for ops in others for module in (geometric, shifted, warped))
     assert prepared.fits((SHIFT, FLIP, colour)) and prepared.fits((Enlarge(9, 8), Lightness()))
-    for others in [(), (FLIP,), (SHIFT, Enlarge(9, 8)), (SHIFT, Hole()), (Enlarge(9, 8), AllTurns(4))]:
-        assert not prepared.fits(others)
+    others = [(), (FLIP,), (SHIFT, Enlarge(9, 8)), (SHIFT, Hole()), (Enlarge(9, 8), AllTurns(4))]
+    assert not any(prepared.fits(ops) for ops in others)
 
 
 @pytest.mark.parametrize(

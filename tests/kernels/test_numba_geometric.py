@@ -61,6 +61,7 @@ def drawn(ops, num, as_tensors):
 def fused(images, ops, draws, dtype=torch.float32, mean=MEAN, std=STD):
     """What is written, between pictures that must stay as they are."""
     module = module_for(MODULES, ops)
+    assert module is not None
     shape = module.out_shape(ops, images.shape)
     whole = torch.full((shape[0] + 2, *shape[1:]), torch.nan, dtype=dtype)
     whole = whole.contiguous(memory_format=torch.channels_last)
@@ -184,8 +185,10 @@ def test_what_the_operation_refuses_is_refused_in_its_words(ops, size, make_imag
     images = make_images(2, *size, torch.uint8)
     with pytest.raises(ValueError) as by_the_op:
         one_by_one(images, ops, drawn(ops, 2, as_tensors))
+    module = module_for(MODULES, ops)
+    assert module is not None
     with pytest.raises(ValueError) as here:
-        module_for(MODULES, ops).out_shape(ops, images.shape)
+        module.out_shape(ops, images.shape)
     assert str(here.value) == str(by_the_op.value)
 
 

@@ -71,8 +71,8 @@ def check(views: tuple[ViewSpec, ...]) -> None:
 def views_of(recipe: str, **asked: Any) -> tuple[ViewSpec, ...]:
     """Of all levels: what is learned from, scored, and passed over; the backbone has no weights."""
     parts = runpy.run_path(str(ROOT / "recipes" / f"{recipe}.py"))
-    usual = parts.get("PAPER", parts.get("USUAL"))
-    options = parts["Options"](**{**usual, "data": "data.beton", **asked})
+    usual: dict[str, Any] = parts["PAPER"] if "PAPER" in parts else parts["USUAL"]
+    options = parts["Options"](**usual | {"data": "data.beton"} | asked)
     with torch.device("meta"):
         task = parts["build"](options).task
     levels = range(1, task.num_levels + 1)
@@ -100,8 +100,8 @@ def test_what_is_evaluated_is_fused(channels, monkeypatch):
     monkeypatch.setattr("fastpsl.evaluation.weights.sha256_of_tensors", lambda state: "")
     input = Input.usual(channels, 224)
     told = {"input_channels": channels, "input_mean": input.mean, "input_std": input.std}
-    for recipe, weights in EVALUATED.items():
-        check(views_of(recipe, **weights, **told))
+    for recipe, asked in EVALUATED.items():
+        check(views_of(recipe, **asked, **told))
     weights: Any = SimpleNamespace(input=input)
     data: Any = None
     for squashed in (False, True):
