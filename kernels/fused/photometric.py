@@ -41,6 +41,7 @@ ORDERS = (
 )
 # A thread has 8 pixels; a block of the mean pass has 4 times those of a tile.
 COLOUR_TILE = 32
+COLOUR_STEPS = 2
 GRADIENT_ROWS = 8
 BLOCK = 1024
 STEPS = 4
@@ -108,6 +109,8 @@ def run(
     shift = [-m / s for m, s in zip(mean, std, strict=True)] + [0.0] * (3 - channels)
     factor_and_shift = (*scale, *shift)
 
+    # Rows of whole words are read by words, four pixels at a time.
+    pixels = 4 if width % 4 == 0 and images.data_ptr() % 4 == 0 else 1
     num_tiles = triton.cdiv(height, COLOUR_TILE) * triton.cdiv(width, COLOUR_TILE) * batch
     with torch.cuda.device_of(images):
         if xy and set(op_of) <= {Flip, SobelXY}:
@@ -117,21 +120,23 @@ def run(
             )  # fmt: skip
             return
         num_sums, sums = triton.cdiv(height * width, BLOCK * STEPS), None
+        units = width // pixels
         if isinstance(colour, ColourDistortion) and colour.contrast > 0:
             sums = torch.empty((batch, num_sums), device=images.device)
-            mean_pass[(num_sums * batch,)](
-                images, apply, order, factors, sums, height * width, num_sums,
-                HUE=hue, BLOCK=BLOCK, STEPS=STEPS, num_warps=NUM_WARPS,
+            mean_pass[(batch, num_sums)](
+                images, apply, order, factors, sums, height * units, num_sums,
+                HUE=hue, PIXELS=pixels, BLOCK=BLOCK // pixels, STEPS=STEPS, num_warps=NUM_WARPS,
             )  # fmt: skip
         planes = None
         num_planes = 1 if xy else channels
         if blur is not None or sobel is not None or xy:
             kind = torch.float32 if out.dtype == torch.float32 else torch.float16
             planes = torch.empty((batch, num_planes, height, width), dtype=kind, device=images.device)
-        colour_pass[(num_tiles,)](
+        colour_pass[(batch, triton.cdiv(height, COLOUR_TILE * COLOUR_STEPS), triton.cdiv(width, COLOUR_TILE))](
             images, out, planes, drawn.get((Flip, "flip")), apply, order, factors, sums, drawn.get((Grey, "apply")),
-            blur, sobel, height, width, num_sums, *factor_and_shift, HUE=hue, LIGHTNESS=channels == 1, XY=xy,
-            MAX_SUMS=triton.next_power_of_2(num_sums), TILE=COLOUR_TILE, num_warps=NUM_WARPS,
+            blur, sobel, height, units, num_sums, 1 / (height * width), *factor_and_shift,
+            HUE=hue, LIGHTNESS=channels == 1, XY=xy, PIXELS=pixels,
+            MAX_SUMS=triton.next_power_of_2(num_sums), TILE=COLOUR_TILE, STEPS=COLOUR_STEPS, num_warps=NUM_WARPS,
         )  # fmt: skip
         if planes is None:
             return
