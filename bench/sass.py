@@ -44,6 +44,8 @@ DISTORTED, GREY, SOBEL, NEAR = 0.8, 0.2, 0.2, 0.6
 MEAN_STEPS = 4
 # Of seven tiles in a column: four programs.
 COLOUR_STEPS = 7 / 4
+# Tiles of a row, and a step before the first.
+STRIP_STEPS = 8
 RUNS: dict[str, list[tuple[str, float]]] = {
     "mean_pass": [
         (r"shift_hue\(|blend\(", 0.5 * MEAN_STEPS * DISTORTED),
@@ -64,10 +66,10 @@ RUNS: dict[str, list[tuple[str, float]]] = {
         (r"", 1.0),
     ],
     "band_pass": [(r"before|after", SOBEL), (r"program_id|is_filtered|def ", 1.0), (r"", NEAR)],
-    "neighbourhood_pass": [
-        (r"banded_gradients\(|tl.sqrt|SOBEL_SCALE", 3 * SOBEL),
-        (r"banded_product\(|normalised\(|out \+ channel", 3 * (NEAR - SOBEL)),
-        (r"tile_of_program|is_filtered|def ", 1.0),
+    "strip_pass": [
+        (r"sums|differences|gradient_size", STRIP_STEPS * SOBEL),
+        (r"rows|weights_[xy]|load_beyond|for step|(to|inside|x_0|value) = |tl.store", STRIP_STEPS * (NEAR - SOBEL)),
+        (r"program_id|is_filtered|def ", 1.0),
         (r"", NEAR),
     ],
 }

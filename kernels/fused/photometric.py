@@ -29,6 +29,7 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused.colour import colour_pass, mean_pass
 from fastpsl.kernels.fused.gradient import gradient_pass
 from fastpsl.kernels.fused.neighbourhood import band_pass, neighbourhood_pass
+from fastpsl.kernels.fused.strips import strip_pass
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.lightness import Lightness
 from fastpsl.kernels.normalise import check_mean_and_std
@@ -150,6 +151,13 @@ def run(
             bands, blur, drawn.get((GaussianBlur, "sigma")), sobel, height, width, XY=xy, SQUARE=square, HALF=half,
             NUM_TAPS=triton.next_power_of_2(2 * half + 1), NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=chunk, num_warps=NUM_WARPS,
         )  # fmt: skip
+        if num_chunks * chunk == 2 * tile:
+            strip_pass[(batch, tiles_y, num_planes)](
+                planes, out, bands, blur, sobel, height, width, *factor_and_shift,
+                XY=xy, SQUARE=square, CHANNELS=num_planes, REACH=half + 1, TILE=tile, PRECISION=PRECISION,
+                num_warps=tile // 16, num_stages=2,
+            )  # fmt: skip
+            return
         neighbourhood_pass[(tiles_y * tiles_x * batch,)](
             planes, out, bands, blur, sobel, height, width, *factor_and_shift,
             XY=xy, SQUARE=square, CHANNELS=num_planes, NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=chunk, PRECISION=PRECISION,
