@@ -1,26 +1,28 @@
 """What a GPU issues for SimCLR's T3, counted in the compiled code: `python -m bench.sass` in the repository, no GPU needed.
 
 Compiles T3's launches for sm_90 as tests/kernels/cubins.py does, and disassembles them by triton's nvdisasm. A basic block runs
-as often as the source lines from which most of its instructions come; RUNS says how often those run, by the draws of T3.
+as often as its loops, in the part of the samples in which the source lines run that most of its instructions come from: KERNELS.
 
 Prints, of 256 samples of 224 px: registers; millions of warps' instructions; the same by thread and pixel of all samples;
-ms at one instruction a cycle and scheduler; ms of each pipe, by RATES. These are counts, not times: nothing waits for memory here.
+ms at one instruction a cycle and scheduler; ms of each pipe, by PIPES. These are counts, not times: nothing waits for memory here.
 """
 
 import linecache
+import math
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from fastpsl.kernels.fused import photometric
 from tests.kernels.cubins import Target, measured
 from tests.kernels.launches import T3, _launch
 
@@ -39,84 +41,112 @@ PIPES = {
 }
 # Of the samples: distorted, turned grey, filtered by Sobel, blurred or filtered.
 DISTORTED, GREY, SOBEL, NEAR = 0.8, 0.2, 0.2, 0.6
-# How often a program runs a line, by kernel and pattern; the first pattern that fits one of the lines that an instruction stands
-# for. Of the three other operations half come before contrast, which the mean needs.
-MEAN_STEPS = 4
-# Of seven tiles in a column: four programs.
-COLOUR_STEPS = 7 / 4
-# Tiles of a row, and a step before the first.
-STRIP_STEPS = 8
-RUNS: dict[str, list[tuple[str, float]]] = {
-    "mean_pass": [
-        (r"shift_hue\(|blend\(", 0.5 * MEAN_STEPS * DISTORTED),
-        (r"in range\(num_ops\)|op = ", 1.5 * MEAN_STEPS * DISTORTED),
-        (r"load_rgb\(|luma\(|distort\(", MEAN_STEPS * DISTORTED),
-        (r"apply \+ sample|def |= tl.program_id", 1.0),
-        (r"", DISTORTED),
-    ],
-    "colour_pass": [
-        (r"shift_hue\(|blend\(", COLOUR_STEPS * DISTORTED),
-        (r"in range\(num_ops\)|op = ", COLOUR_STEPS * 4 * DISTORTED),
-        (r"distort\(", COLOUR_STEPS * DISTORTED),
-        (r"in_turn\(.*>>", COLOUR_STEPS * 0.5),
-        (r"r = luma|[gb] = r$", COLOUR_STEPS * GREY),
-        (r"to_plane", COLOUR_STEPS * NEAR),
-        (r"to_out|shift_0", COLOUR_STEPS * (1 - NEAR)),
-        (r"load_rgb\(|for y_0|y = y_0|inside = |at = ", COLOUR_STEPS),
-        (r"", 1.0),
-    ],
-    "band_pass": [(r"before|after", SOBEL), (r"program_id|is_filtered|def ", 1.0), (r"", NEAR)],
-    "strip_pass": [
-        (r"sums|differences|gradient_size", STRIP_STEPS * SOBEL),
-        (r"rows|weights_[xy]|load_beyond|for step|(to|inside|x_0|value) = |tl.store", STRIP_STEPS * (NEAR - SOBEL)),
-        (r"program_id|is_filtered|def ", 1.0),
-        (r"", NEAR),
-    ],
+
+
+class Kernel(NamedTuple):
+    """loops: how often a loop runs, by depth. lines: in what part of the samples, or of a loop's runs, a line is run, by pattern;
+    the first that fits one of the lines that an instruction stands for.
+    """
+
+    loops: tuple[float, ...]
+    lines: tuple[tuple[str, float], ...]
+
+
+KERNELS = {
+    # Of the four operations one and a half come before contrast; each of three as often.
+    "mean_pass": Kernel(
+        (4, 1.5),
+        (
+            (r"shift_hue\(|blend\(", DISTORTED / 3),
+            (r"apply \+ sample|def |= tl.program_id", 1),
+            (r"", DISTORTED),
+        ),
+    ),
+    # Seven tiles in a column are of four programs.
+    "colour_pass": Kernel(
+        (7 / 4, 4),
+        (
+            (r"shift_hue\(|blend\(", DISTORTED / 4),
+            (r"distort\(", DISTORTED),
+            (r"in_turn\(.*>>", 0.5),
+            (r"r = luma|[gb] = r$", GREY),
+            (r"to_plane", NEAR),
+            (r"to_out|shift_0", 1 - NEAR),
+            (r"", 1),
+        ),
+    ),
+    "band_pass": Kernel((2,), ((r"before|after", SOBEL), (r"program_id|is_filtered|def ", 1), (r"", NEAR))),
+    # Seven tiles in a row, and a step before the first. What two branches share by text is of samples without Sobel.
+    "strip_pass": Kernel(
+        (8,),
+        (
+            (r"sums|differences|gradient_size", SOBEL),
+            (r"rows|weights_[xy]|load_beyond|(to|inside|x_0|value) = |tl.store", NEAR - SOBEL),
+            (r"program_id|is_filtered|def ", 1),
+            (r"", NEAR),
+        ),
+    ),
 }
 
 
 class Block:
-    def __init__(self) -> None:
-        self.instructions: list[tuple[str, str]] = []  # name; its source lines, joined
+    def __init__(self, label: str = "") -> None:
+        self.label, self.target = label, ""
+        self.instructions: list[tuple[str, str]] = []  # name; its source lines
+        self.depth = 0
 
-    def runs(self, rules: list[tuple[str, float]]) -> float:
+    def runs(self, kernel: Kernel) -> float:
+        """Of a program."""
         votes = Counter(
-            next(runs for pattern, runs in rules if re.search(pattern, lines)) for _, lines in self.instructions
+            next(part for pattern, part in kernel.lines if re.search(pattern, lines))
+            for _, lines in self.instructions
         )
-        return votes.most_common(1)[0][0] if votes else 0.0
+        part = votes.most_common(1)[0][0] if votes else 0.0
+        return part * math.prod(kernel.loops[: self.depth])
 
 
-def blocks(disassembly: str) -> Iterator[Block]:
+def blocks(disassembly: str) -> list[Block]:
     """From `nvdisasm -c -gi`: each instruction follows the file and line that it comes from, and the calls of that line."""
-    block, chain, fresh = Block(), [], False
+    found, chain, fresh = [Block()], "", False
     for line in disassembly.splitlines():
-        if found := re.match(r'\s*//## File "(.+?)", line (\d+)', line):
-            chain = chain if fresh else []
-            chain += [linecache.getline(path, int(n)).strip() for path, n in re.findall(r'"([^"]+)", line (\d+)', line)]
-            fresh = True
-        elif re.match(r"\.L\w*:", line):
-            yield block
-            block = Block()
-        elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line):
+        if re.match(r"\s*//## File", line):
+            places = re.findall(r'"([^"]+)", line (\d+)', line)
+            here = "\n".join(linecache.getline(path, int(number)).strip() for path, number in places)
+            chain, fresh = f"{chain}\n{here}" if fresh else here, True
+        elif label := re.match(r"(\.L\w*):", line):
+            found.append(Block(label[1]))
+        elif named := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line):
             fresh = False
-            if found[1] == "NOP":
-                continue
-            block.instructions.append((found[1], "\n".join(chain)))
-            if found[1] in ("BRA", "EXIT"):
-                yield block
-                block = Block()
-    yield block
+            if named[1] != "NOP":
+                found[-1].instructions.append((named[1], chain))
+            if named[1] in ("BRA", "BRX", "EXIT"):
+                target = re.search(r"`\((\.L\w*)\)", line)
+                found[-1].target = target[1] if target and named[1] == "BRA" else ""
+                found.append(Block())
+    # A jump back closes a loop; the one behind the last EXIT, to itself, is never reached.
+    ends: dict[int, int] = {}
+    labels = {block.label: index for index, block in enumerate(found) if block.label}
+    for index, block in enumerate(found):
+        start = labels.get(block.target, index + 1)
+        if start <= index and len(block.instructions) > 1:
+            ends[start] = max(index, ends.get(start, 0))
+    for start, end in ends.items():
+        for block in found[start : end + 1]:
+            block.depth += 1
+    return found
 
 
-def counted(kernel: str, cubin: bytes, programs: int, warps: int) -> dict[str, float]:
+def counted(kernel: str, cubin: bytes, programs: int, warps: int) -> Counter[str]:
     """Instructions of warps of all programs of NUM_SAMPLES, "all" and by pipe, in cycles of a scheduler."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([NVDISASM, "-c", "-gi", file.name], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(
+            [NVDISASM, "-c", "-gi", file.name], capture_output=True, text=True, check=True
+        ).stdout
     cycles: Counter[str] = Counter()
     for block in blocks(text):
-        runs = block.runs(RUNS[kernel]) * programs * NUM_SAMPLES / LAUNCHED_SAMPLES * warps
+        runs = block.runs(KERNELS[kernel]) * programs * NUM_SAMPLES / LAUNCHED_SAMPLES * warps
         for name, _ in block.instructions:
             cycles["all"] += runs
             pipe = next((pipe for pipe, (names, _) in PIPES.items() if re.match(names, name)), None)
@@ -138,16 +168,13 @@ def main() -> None:
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **constants: Any) -> None:
         binary = launch(kernel, *args, grid=grid, warmup=True, **constants)
-        programs = 1
-        for size in grid:
-            programs *= size
-        cycles = counted(kernel.__name__, binary.asm["cubin"], programs, constants["num_warps"])
+        cycles = counted(kernel.__name__, binary.asm["cubin"], math.prod(grid), constants["num_warps"])
         row(kernel.__name__, measured(binary.asm["cubin"])["registers"], cycles)
         total.update(cycles)
 
     driver.set_active(Target(90))
     JITFunction.run = run
-    _launch("T3", __import__("fastpsl.kernels.fused.photometric", fromlist=["run"]), T3, torch.float16, (SIDE_PX, SIDE_PX)).call()
+    _launch("T3", photometric, T3, torch.float16, (SIDE_PX, SIDE_PX)).call()
     row("sum", "", total)
 
 

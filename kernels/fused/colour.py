@@ -4,7 +4,9 @@ mean_pass     the grey mean that each sample's contrast needs, as sums of blocks
 colour_pass   uint8 → flip, colour distortion, grey, lightness → normalised, or, where a blur or Sobel follows, values
               in [0, 1] in a planar buffer for the neighbourhood pass; where SobelXY follows, the mean of the three, less 0.5
 
-A program works on one sample, so that every choice that a sample's draws make is one branch for the whole program.
+A program works on one sample, so that every choice that a sample's draws make is one branch for the whole program. It works on
+units of PIXELS pixels: four, which are three words of the picture, eight bytes of a plane of halves and 24 of the result; or
+one, where rows are no whole words. Clamps to [0, 1] cost nothing: .SAT of the product and sum before them.
 """
 
 import triton
@@ -277,7 +279,8 @@ def colour_pass(
                 tl.store(to_plane + plane, g.to(planes.dtype.element_ty), mask=inside)
                 tl.store(to_plane + 2 * plane, b.to(planes.dtype.element_ty), mask=inside)
         elif num_channels == 1:
-            tl.store(out + (at * PIXELS + pixel), (r * scale_0 + shift_0).to(out.dtype.element_ty), mask=inside)
+            value = r * scale_0 + shift_0
+            tl.store(out + (at * PIXELS + pixel), value.to(out.dtype.element_ty), mask=inside)
         else:
             r, g, b = r * scale_0 + shift_0, g * scale_1 + shift_1, b * scale_2 + shift_2
             if PIXELS == 4:

@@ -40,12 +40,15 @@ ORDERS = (
     (Flip, ColourDistortion, Grey, Lightness, GaussianBlur, Sobel),
     (Flip, ColourDistortion, Grey, GaussianBlur, SobelXY),
 )
-# A thread has 8 pixels; a block of the mean pass has 4 times those of a tile.
+# A thread has 8 pixels at a time, and what a program finds out about its sample serves two tiles, or four blocks of the mean pass:
+# more of them would leave too few programs to end together.
 COLOUR_TILE = 32
 COLOUR_STEPS = 2
 GRADIENT_ROWS = 8
 BLOCK = 1024
 STEPS = 4
+# Pixels of a side that a product takes at a time.
+CHUNK = 32
 NUM_WARPS = 4
 # Of float32 products: three of tensor cores' own, which together are as good as float32. Halves ignore it.
 PRECISION = "tf32x3"
@@ -142,16 +145,17 @@ def run(
         if planes is None:
             return
         half = next((op.kernel_px // 2 for op in ops if isinstance(op, GaussianBlur)), 0)
-        tile, chunk, num_chunks = tiling(half, width, planes.dtype == torch.float32)
+        tile, num_chunks = tiling(half, planes.dtype == torch.float32)
         tiles_y, tiles_x = triton.cdiv(height, tile), triton.cdiv(width, tile)
         square = height == width
         num_bands = (tiles_y if square else tiles_y + tiles_x) * batch
-        bands = planes.new_empty((num_bands, 2 if sobel is not None or xy else 1, tile, num_chunks * chunk))
+        bands = planes.new_empty((num_bands, 2 if sobel is not None or xy else 1, tile, num_chunks * CHUNK))
         band_pass[(num_bands,)](
             bands, blur, drawn.get((GaussianBlur, "sigma")), sobel, height, width, XY=xy, SQUARE=square, HALF=half,
-            NUM_TAPS=triton.next_power_of_2(2 * half + 1), NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=chunk, num_warps=NUM_WARPS,
+            NUM_TAPS=triton.next_power_of_2(2 * half + 1), NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=CHUNK, num_warps=NUM_WARPS,
         )  # fmt: skip
-        if num_chunks * chunk == 2 * tile:
+        if num_chunks * CHUNK == 2 * tile:
+            # 16 rows a warp: more warps would do the same rows again.
             strip_pass[(batch, tiles_y, num_planes)](
                 planes, out, bands, blur, sobel, height, width, *factor_and_shift,
                 XY=xy, SQUARE=square, CHANNELS=num_planes, REACH=half + 1, TILE=tile, PRECISION=PRECISION,
@@ -160,22 +164,15 @@ def run(
             return
         neighbourhood_pass[(tiles_y * tiles_x * batch,)](
             planes, out, bands, blur, sobel, height, width, *factor_and_shift,
-            XY=xy, SQUARE=square, CHANNELS=num_planes, NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=chunk, PRECISION=PRECISION,
-            num_warps=product_warps(num_chunks), num_stages=2,
+            XY=xy, SQUARE=square, CHANNELS=num_planes, NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=CHUNK, PRECISION=PRECISION,
+            num_warps=NUM_WARPS, num_stages=2,
         )  # fmt: skip
 
 
-def tiling(half: int, width: int, full: bool) -> tuple[int, int, int]:
-    """(TILE, CHUNK, NUM_CHUNKS) for a blur of 2 * half + 1 taps and Sobel, on floats (full) or halves.
+def tiling(half: int, full: bool) -> tuple[int, int]:
+    """(TILE, NUM_CHUNKS) for a blur of 2 * half + 1 taps and Sobel, on floats (full) or halves: the largest that spill no register.
 
-    The chunks cover a tile, a margin of `half` pixels for the blur and one for Sobel on either side. One chunk is fastest;
-    the sizes are the largest for which no register is spilled: rows that do not start at multiples of 16 pixels are read
-    one by one, by addresses that take registers.
+    The chunks cover a tile, a margin of `half` pixels for the blur and one for Sobel on either side.
     """
-    tile, chunk = (16, 32) if full else (32, 64) if half <= 15 and width % 16 == 0 else (32, 32)
-    return tile, chunk, -(-(tile + 2 * (half + 1)) // chunk)
-
-
-def product_warps(num_chunks: int) -> int:
-    """Of one chunk both products stay in a warp's registers, 16 rows a warp: more than two would do the same rows again."""
-    return 2 if num_chunks == 1 else NUM_WARPS
+    tile = 16 if full else 32
+    return tile, -(-(tile + 2 * (half + 1)) // CHUNK)

@@ -43,7 +43,8 @@ def strip_pass(
     band: tl.constexpr = TILE * 2 * TILE
     tile, both = tl.arange(0, TILE), tl.arange(0, 2 * TILE)
     # [TILE, 2 * TILE] from the left; from the right two of [TILE, TILE], TILE values apart.
-    band_y = bands + (sample * tiles + strip) * num_kinds * band + (tile[:, None] * (2 * TILE) + both[None, :])
+    band_y = bands + (sample * tiles + strip) * num_kinds * band
+    band_y += tile[:, None] * (2 * TILE) + both[None, :]
     bands += (sample * tiles + first_x) * num_kinds * band
     right = tile[None, :] * (2 * TILE) + tile[:, None]
     y_0 = strip * TILE
