@@ -1,17 +1,18 @@
 """Views of flip, colour distortion, grey, lightness, blur and Sobel or SobelXY, normalised, in at most four launches.
 
 What they cost of 256 samples of 224 px (12.8 Mpx) with the draws of SimCLR's T3, counted, not measured: 80 % distorted, 60 %
-blurred or filtered, which go through a planar buffer of halves. By bytes at 4.25 TB/s; by the instructions of the compiled
-code (sm_90, Triton 3.6) at one a cycle and scheduler, 132 SMs of 1.75 GHz; by products at 400 Tflop/s.
+blurred or filtered, which go through a planar buffer of halves. By bytes at 4.25 TB/s; by the warps' instructions of the compiled
+code (bench/sass.py: sm_90, Triton 3.9) at one a cycle and scheduler, 132 SMs of 1.755 GHz; by products at 400 Tflop/s.
 
-    launch           reads and writes                          bytes      ms     instructions, of      ms     products    ms
-    mean             uint8, of the distorted                   31 MB   0.007     44 a pixel         0.015
-    colour           uint8; the result or planes              116 MB   0.027     89 a pixel         0.038
-    band             weights of the blurred and filtered        6 MB   0.002                        0.005
-    neighbourhood    planes (4 times from L2); the result      92 MB   0.022     17.8 M of warps    0.019     11.8 G    0.030
+    launch   reads and writes                               bytes      ms     instructions    ms     products    ms
+    mean     uint8, of the distorted                        31 MB   0.007           14.4 M   0.016
+    colour   uint8; the result or planes                   116 MB   0.027           28.6 M   0.031
+    band     weights of the blurred and filtered             6 MB   0.002            5.0 M   0.005
+    strip    planes, weights (0.23 GB from L2); the result  92 MB   0.022           19.7 M   0.021     9.0 G    0.023
 
-The floor, uint8 once and halves once, is 0.027 ms. Colour is bound by its instructions, a third of them hue's, and not by its
-bytes: so it reads single bytes, where unpacking words would cost more instructions than their loads save.
+The floor, uint8 once and halves once, is 0.027 ms. Of colour's instructions a third are hue's and a sixth the three blends'. Two
+pixels an instruction, as halves, would spare half of the blends', and be off by two to three times what the tests allow, hue left
+out: simulated with T3's draws.
 
 With SobelXY all samples go through the buffer, which then has one plane, and two channels come out; flip and SobelXY alone are
 one launch: gradient.py.
