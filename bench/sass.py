@@ -12,7 +12,7 @@ import math
 import re
 import subprocess
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,7 +136,7 @@ def blocks(disassembly: str) -> list[Block]:
     return found
 
 
-def counted(kernel: str, cubin: bytes, programs: int, warps: int) -> Counter[str]:
+def counted(kernel: str, cubin: bytes, programs: int, warps: int) -> dict[str, float]:
     """Instructions of warps of all programs of NUM_SAMPLES, "all" and by pipe, in cycles of a scheduler."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -144,7 +144,7 @@ def counted(kernel: str, cubin: bytes, programs: int, warps: int) -> Counter[str
         text = subprocess.run(
             [NVDISASM, "-c", "-gi", file.name], capture_output=True, text=True, check=True
         ).stdout
-    cycles: Counter[str] = Counter()
+    cycles: dict[str, float] = defaultdict(float)
     for block in blocks(text):
         runs = block.runs(KERNELS[kernel]) * programs * NUM_SAMPLES / LAUNCHED_SAMPLES * warps
         for name, _ in block.instructions:
@@ -157,11 +157,11 @@ def counted(kernel: str, cubin: bytes, programs: int, warps: int) -> Counter[str
 
 def main() -> None:
     launch: Callable[..., Any] = JITFunction.run
-    total: Counter[str] = Counter()
+    total: dict[str, float] = defaultdict(float)
     print("| launch | registers | M instructions | a pixel | ms | " + " | ".join(PIPES) + " |")
     print("|---" * (5 + len(PIPES)) + "|")
 
-    def row(name: str, registers: object, cycles: Counter[str]) -> None:
+    def row(name: str, registers: object, cycles: dict[str, float]) -> None:
         a_pixel = cycles["all"] * 32 / (NUM_SAMPLES * SIDE_PX**2)
         ms = " | ".join(f"{cycles[key] / CYCLES_PER_MS:.4f}" for key in ("all", *PIPES))
         print(f"| {name} | {registers} | {cycles['all'] / 1e6:.1f} | {a_pixel:.1f} | {ms} |")
@@ -170,7 +170,8 @@ def main() -> None:
         binary = launch(kernel, *args, grid=grid, warmup=True, **constants)
         cycles = counted(kernel.__name__, binary.asm["cubin"], math.prod(grid), constants["num_warps"])
         row(kernel.__name__, measured(binary.asm["cubin"])["registers"], cycles)
-        total.update(cycles)
+        for key, value in cycles.items():
+            total[key] += value
 
     driver.set_active(Target(90))
     JITFunction.run = run
