@@ -4,7 +4,9 @@ mean_pass     the grey mean that each sample's contrast needs, as sums of blocks
 colour_pass   uint8 → flip, colour distortion, grey, lightness → normalised, or, where a blur or Sobel follows, values
               in [0, 1] in a planar buffer for the neighbourhood pass; where SobelXY follows, the mean of the three, less 0.5
 
-A program works on one sample, so that every choice that a sample's draws make is one branch for the whole program.
+A program works on one sample, so that every choice that a sample's draws make is one branch for the whole program. It works on
+units of PIXELS pixels: four, which are three words of the picture, eight bytes of a plane of halves and 24 of the result; or
+one, where rows are no whole words. Clamps to [0, 1] cost nothing: .SAT of the product and sum before them.
 """
 
 import triton
@@ -18,6 +20,8 @@ CONTRAST = tl.constexpr(1)
 SATURATION = tl.constexpr(2)
 
 UNIT = tl.constexpr(1 / 255)
+BYTE = tl.constexpr(0xFF0000)
+BYTE_UNIT = tl.constexpr(2.0**133 / 255)
 # kernels/grey.py: ITU-R 601.
 LUMA_RED = tl.constexpr(0.2989)
 LUMA_GREEN = tl.constexpr(0.587)
@@ -73,7 +77,7 @@ def shift_hue(r, g, b, turns):
     low = tl.minimum(tl.minimum(r, g), b)
     chroma = value - low
     # 1 / chroma as one instruction and a product, where a division takes seven. A grey pixel has no hue: any will do.
-    root = tl.rsqrt(tl.maximum(chroma, TINY))
+    root = tl.rsqrt(chroma + TINY)
     is_red, is_green = value == r, value == g
     difference = tl.where(is_red, g - b, tl.where(is_green, b - r, r - g))
     # Hue, in sixths of a turn, is -1 to 5; moved by 1 to 7 it is 0 to 12, and one comparison brings it to 0 to 6.
@@ -89,19 +93,29 @@ def shift_hue(r, g, b, turns):
 
 
 @triton.jit
-def distort(r, g, b, order, factors, num_ops, mean, HUE: tl.constexpr):
+def load_draw(order, factors):
+    """A sample's four operations, two bits each, the first of them lowest; brightness, contrast, saturation, hue."""
+    first, second = tl.load(order).to(tl.int32), tl.load(order + 1).to(tl.int32)
+    third, last = tl.load(order + 2).to(tl.int32), tl.load(order + 3).to(tl.int32)
+    ops = first | (second << 2) | (third << 4) | (last << 6)
+    return ops, tl.load(factors), tl.load(factors + 1), tl.load(factors + 2), tl.load(factors + 3)
+
+
+@triton.jit
+def distort(r, g, b, draw, num_ops, mean, HUE: tl.constexpr):
     """The first `num_ops` of a sample's four operations, in its order; mean: of the grey picture, for contrast."""
-    for position in range(num_ops):
-        op = tl.load(order + position)
-        factor = tl.load(factors + op)
+    ops, brightness, contrast, saturation, turns = draw
+    for _ in range(num_ops):
+        op = ops & 3
+        ops >>= 2
         if op == BRIGHTNESS:
-            r, g, b = blend(r, g, b, 0.0, factor)
+            r, g, b = blend(r, g, b, 0.0, brightness)
         elif op == CONTRAST:
-            r, g, b = blend(r, g, b, mean, factor)
+            r, g, b = blend(r, g, b, mean, contrast)
         elif op == SATURATION:
-            r, g, b = blend(r, g, b, luma(r, g, b), factor)
+            r, g, b = blend(r, g, b, luma(r, g, b), saturation)
         elif HUE:
-            r, g, b = shift_hue(r, g, b, factor)
+            r, g, b = shift_hue(r, g, b, turns)
     return r, g, b
 
 
@@ -119,12 +133,40 @@ def lightness(r, g, b):
 
 
 @triton.jit
-def load_rgb(pixel):
-    """Three float32 channels in [0, 1] from pointers to the first bytes of pixels; no mask, which costs a move a byte."""
-    r = tl.load(pixel).to(tl.float32) * UNIT
-    g = tl.load(pixel + 1).to(tl.float32) * UNIT
-    b = tl.load(pixel + 2).to(tl.float32) * UNIT
-    return r, g, b
+def load_rgb(images, at, mirrored, PIXELS: tl.constexpr):
+    """Three float32 channels in [0, 1], [..., PIXELS], of the units `at` [...]: a pixel, or four, which are three words.
+
+    mirrored: whether a unit's pixels stand in the other order. No mask, which would cost a move for each value.
+    """
+    if PIXELS == 4:
+        words = images.to(tl.pointer_type(tl.uint32)) + at * 3
+        a, b, c = tl.load(words), tl.load(words + 1), tl.load(words + 2)
+        if mirrored:
+            red = in_turn(c << 8, b, a >> 8, a << 16)
+            green = in_turn(c, b >> 8, b << 16, a << 8)
+            blue = in_turn(c >> 8, c << 16, b << 8, a)
+        else:
+            red = in_turn(a << 16, a >> 8, b, c << 8)
+            green = in_turn(a << 8, b << 16, b >> 8, c)
+            blue = in_turn(a, b << 8, c << 16, c >> 8)
+        return red, green, blue
+    else:
+        pixel = images + at[:, :, None] * 3
+        r = tl.load(pixel).to(tl.float32) * UNIT
+        g = tl.load(pixel + 1).to(tl.float32) * UNIT
+        b = tl.load(pixel + 2).to(tl.float32) * UNIT
+        return r, g, b
+
+
+@triton.jit
+def in_turn(a, b, c, d):
+    return together(level(a), level(b), level(c), level(d))
+
+
+@triton.jit
+def level(word):
+    """The third byte as float32 in [0, 1]: a float32 whose bits are below 2^24 is 2^-149 times as many, and exact."""
+    return (word & BYTE).to(tl.float32, bitcast=True) * BYTE_UNIT
 
 
 @triton.jit
@@ -151,80 +193,119 @@ def is_filtered(sample, blur, sobel, XY: tl.constexpr):
 
 @triton.jit
 def mean_pass(
-    images, apply, order, factors, sums, num_pixels, num_blocks,
-    HUE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
+    images, apply, order, factors, sums, num_units, num_blocks,
+    HUE: tl.constexpr, PIXELS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """Luma, as contrast will see it, added up over STEPS * BLOCK pixels → sums [B, num_blocks]; a program each."""
-    sample = (tl.program_id(0) // num_blocks).to(tl.int64)
-    block = tl.program_id(0) % num_blocks
+    """Luma, as contrast will see it, added up over STEPS * BLOCK units of pixels → sums [B, num_blocks]; a program each."""
+    sample = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1)
     if not tl.load(apply + sample):
         return
-    order += 4 * sample
-    factors += 4 * sample
+    draw = load_draw(order + 4 * sample, factors + 4 * sample)
     before = 0
-    while tl.load(order + before) != CONTRAST:
+    while ((draw[0] >> (2 * before)) & 3) != CONTRAST:
         before += 1
-    images += sample * num_pixels * 3
-    total = tl.zeros([BLOCK], tl.float32)
+    images += sample * num_units * (3 * PIXELS)
+    total = tl.zeros([1, BLOCK, PIXELS], tl.float32)
     for step in range(STEPS):
-        at = (block * STEPS + step) * BLOCK + tl.arange(0, BLOCK)
-        r, g, b = load_rgb(images + tl.minimum(at, num_pixels - 1) * 3)
-        r, g, b = distort(r, g, b, order, factors, before, 0.0, HUE)
-        total += tl.where(at < num_pixels, luma(r, g, b), 0.0)
-    tl.store(sums + tl.program_id(0), tl.sum(total))
+        at = (block * STEPS + step) * BLOCK + tl.arange(0, BLOCK)[None, :]
+        r, g, b = load_rgb(images, tl.minimum(at, num_units - 1), False, PIXELS)
+        r, g, b = distort(r, g, b, draw, before, 0.0, HUE)
+        total += tl.where((at < num_units)[:, :, None], luma(r, g, b), 0.0)
+    tl.store(sums + sample * num_blocks + block, tl.sum(total))
 
 
 @triton.jit
 def colour_pass(
-    images, out, planes, flip, apply, order, factors, sums, grey, blur, sobel, height, width, num_sums,
+    images, out, planes, flip, apply, order, factors, sums, grey, blur, sobel, height, units, num_sums, pixel_share,
     scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
-    HUE: tl.constexpr, LIGHTNESS: tl.constexpr, XY: tl.constexpr, MAX_SUMS: tl.constexpr, TILE: tl.constexpr,
+    HUE: tl.constexpr, LIGHTNESS: tl.constexpr, XY: tl.constexpr, PIXELS: tl.constexpr, MAX_SUMS: tl.constexpr,
+    TILE: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """A tile of TILE x TILE pixels a program, all tiles of a sample one after the other.
+    """STEPS tiles of TILE x TILE pixels a program, one below the other.
 
     images: uint8 [B, H, W, 3]; out: [B, H, W, C]; planes: [B, C, H, W], or, for SobelXY (XY), [B, 1, H, W]. A draw that is
     None is of an op that the view has not; planes are None where it has neither blur nor Sobel.
     """
-    sample, y_0, x_0 = tile_of_program(tl.program_id(0), height, width, TILE)
-    x = x_0 + tl.arange(0, TILE)[None, :]
-    y = y_0 + tl.arange(0, TILE)[:, None]
-    inside = (y < height) & (x < width)
-    source = tl.minimum(y, height - 1) * width + tl.minimum(x, width - 1)
-    r, g, b = load_rgb(images + sample * height * width * 3 + source * 3)
-    if apply is not None and tl.load(apply + sample):
-        mean = 0.0
+    sample = tl.program_id(0).to(tl.int64)
+    first_y = tl.program_id(1) * (TILE * STEPS)
+    x = tl.program_id(2) * (TILE // PIXELS) + tl.arange(0, TILE // PIXELS)[None, :]
+    near_x = tl.minimum(x, units - 1)
+    mirrored = False
+    if flip is not None:
+        mirrored = tl.load(flip + sample)
+        near_x = tl.where(mirrored, units - 1 - near_x, near_x)
+    distorted, turned_grey, near = False, False, False
+    if apply is not None:
+        distorted = tl.load(apply + sample)
+        draw = load_draw(order + 4 * sample, factors + 4 * sample)
         if sums is not None:
             block = tl.arange(0, MAX_SUMS)
             parts = tl.load(sums + sample * num_sums + block, mask=block < num_sums, other=0.0)
-            mean = tl.sum(parts) / (height * width)
-        r, g, b = distort(r, g, b, order + 4 * sample, factors + 4 * sample, 4, mean, HUE)
-    if grey is not None and tl.load(grey + sample):
-        r = luma(r, g, b)
-        g = r
-        b = r
-    if LIGHTNESS:
-        r = lightness(r, g, b)
-    elif XY:
-        r = (r + g + b) * THIRD - LEVEL
+    if grey is not None:
+        turned_grey = tl.load(grey + sample)
+    if planes is not None:
+        near = is_filtered(sample, blur, sobel, XY)
+    mean = 0.0
+    if sums is not None:
+        mean = tl.sum(parts) * pixel_share
     num_channels: tl.constexpr = 1 if LIGHTNESS or XY else 3
-    # Read as it lies and written mirrored: so the compiler gives neighbouring pixels to neighbouring threads, where it
-    # would rather give eight in a row to one for the sake of wide stores, and their 24 bytes are slow to load.
-    to_x = x
-    if flip is not None:
-        to_x = tl.where(tl.load(flip + sample), width - 1 - x, x)
-    # A name for each pointer: they may differ in type, and a name has one type on both branches.
-    if planes is not None and is_filtered(sample, blur, sobel, XY):
-        plane = height * width
-        to_plane = planes + sample * num_channels * plane
-        to_plane += y * width + to_x
-        tl.store(to_plane, r.to(planes.dtype.element_ty), mask=inside)
-        if num_channels == 3:
-            tl.store(to_plane + plane, g.to(planes.dtype.element_ty), mask=inside)
-            tl.store(to_plane + 2 * plane, b.to(planes.dtype.element_ty), mask=inside)
-    else:
-        to_out = out + sample * height * width * num_channels
-        to_out += (y * width + to_x) * num_channels
-        tl.store(to_out, (r * scale_0 + shift_0).to(out.dtype.element_ty), mask=inside)
-        if num_channels == 3:
-            tl.store(to_out + 1, (g * scale_1 + shift_1).to(out.dtype.element_ty), mask=inside)
-            tl.store(to_out + 2, (b * scale_2 + shift_2).to(out.dtype.element_ty), mask=inside)
+    pixel = tl.arange(0, PIXELS)[None, None, :]
+    images += sample * height * units * (3 * PIXELS)
+    out += sample * height * units * (num_channels * PIXELS)
+    plane = height * units * PIXELS
+    if planes is not None:
+        planes += sample * num_channels * plane
+    for y_0 in range(first_y, tl.minimum(first_y + TILE * STEPS, height), TILE):
+        y = y_0 + tl.arange(0, TILE)[:, None]
+        inside = ((y < height) & (x < units))[:, :, None]
+        r, g, b = load_rgb(images, tl.minimum(y, height - 1) * units + near_x, mirrored, PIXELS)
+        if apply is not None and distorted:
+            r, g, b = distort(r, g, b, draw, 4, mean, HUE)
+        if turned_grey:
+            r = luma(r, g, b)
+            g = r
+            b = r
+        if LIGHTNESS:
+            r = lightness(r, g, b)
+        elif XY:
+            r = (r + g + b) * THIRD - LEVEL
+        at = (y * units + x)[:, :, None]
+        # A name for each pointer: they may differ in type, and a name has one type on both branches.
+        if planes is not None and near:
+            to_plane = planes + (at * PIXELS + pixel)
+            tl.store(to_plane, r.to(planes.dtype.element_ty), mask=inside)
+            if num_channels == 3:
+                tl.store(to_plane + plane, g.to(planes.dtype.element_ty), mask=inside)
+                tl.store(to_plane + 2 * plane, b.to(planes.dtype.element_ty), mask=inside)
+        elif num_channels == 1:
+            value = r * scale_0 + shift_0
+            tl.store(out + (at * PIXELS + pixel), value.to(out.dtype.element_ty), mask=inside)
+        else:
+            r, g, b = r * scale_0 + shift_0, g * scale_1 + shift_1, b * scale_2 + shift_2
+            if PIXELS == 4:
+                to_out = out + (at * 12 + pixel)
+                r_0, r_1, r_2, r_3 = apart(r)
+                g_0, g_1, g_2, g_3 = apart(g)
+                b_0, b_1, b_2, b_3 = apart(b)
+                tl.store(to_out, together(r_0, g_0, b_0, r_1).to(out.dtype.element_ty), mask=inside)
+                tl.store(to_out + 4, together(g_1, b_1, r_2, g_2).to(out.dtype.element_ty), mask=inside)
+                tl.store(to_out + 8, together(b_2, r_3, g_3, b_3).to(out.dtype.element_ty), mask=inside)
+            else:
+                to_out = out + at * 3
+                tl.store(to_out, r.to(out.dtype.element_ty), mask=inside)
+                tl.store(to_out + 1, g.to(out.dtype.element_ty), mask=inside)
+                tl.store(to_out + 2, b.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def apart(x):
+    even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1], 2, 2]))
+    a, c = tl.split(even)
+    b, d = tl.split(odd)
+    return a, b, c, d
+
+
+@triton.jit
+def together(a, b, c, d):
+    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [a.shape[0], a.shape[1], 4])

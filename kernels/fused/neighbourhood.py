@@ -10,7 +10,7 @@ where G is the identity for a sample that is not blurred. A tile of the result n
 around it, read in chunks, and TILE rows of these matrices.
 
 band_pass             those rows, for each sample and tile of a side
-neighbourhood_pass    planes → blurred, filtered, normalised
+neighbourhood_pass    planes → blurred, filtered, normalised, tile by tile; strips.py: the same for margins of half a tile
 """
 
 import triton
@@ -141,6 +141,18 @@ def normalised(value, channel, scale_0, scale_1, scale_2, shift_0, shift_1, shif
 
 
 @triton.jit
+def gradient_size(gx, gy):
+    """Of 8 gx and 8 gy."""
+    return tl.sqrt(gx * gx + gy * gy) * SOBEL_SCALE
+
+
+@triton.jit
+def store_gradients(to, gx, gy, scale_0, scale_1, shift_0, shift_1, inside):
+    """Both, normalised, from 8 gx and 8 gy."""
+    store_pairs(to, gx * SOBEL_SCALE * scale_0 + shift_0, gy * SOBEL_SCALE * scale_1 + shift_1, inside)
+
+
+@triton.jit
 def neighbourhood_pass(
     planes, out, bands, blur, sobel, height, width, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
     XY: tl.constexpr, SQUARE: tl.constexpr, CHANNELS: tl.constexpr, NUM_CHUNKS: tl.constexpr,
@@ -184,15 +196,14 @@ def neighbourhood_pass(
         gx, gy = banded_gradients(
             planes, band_y, band_x, band, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
         )
-        gx, gy = gx * SOBEL_SCALE * scale_0 + shift_0, gy * SOBEL_SCALE * scale_1 + shift_1
-        store_pairs(out + to, gx, gy, inside)
+        store_gradients(out + to, gx, gy, scale_0, scale_1, shift_0, shift_1, inside)
     elif sobel is not None and tl.load(sobel + sample):
         for channel in range(CHANNELS):
             plane = planes + channel * height * width
             gx, gy = banded_gradients(
                 plane, band_y, band_x, band, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
             )
-            value = tl.sqrt(gx * gx + gy * gy) * SOBEL_SCALE
+            value = gradient_size(gx, gy)
             value = normalised(value, channel, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2)
             tl.store(out + channel + to, value.to(out.dtype.element_ty), mask=inside)
     else:

@@ -65,8 +65,8 @@ def compare(make_images, as_tensors, assert_fused_close):
     """compare(chain, argument): fails where the fused chain differs; argument: (op, draw's name or "mean", "std",
     column), of which the kernels get 2 % more."""
 
-    def run(ops, argument=()):
-        images = make_images(4, 12, 13, torch.uint8)
+    def run(ops, argument=(), width=13):
+        images = make_images(4, 12, width, torch.uint8)
         draws = [as_tensors(op.draw(Keys(7, 2, np.arange(4, dtype=np.int64)))) for op in ops]
         batch, *shape = photometric.out_shape(ops, images.shape)
         mean, std = STATISTICS[shape[0]]
@@ -92,7 +92,15 @@ def compare(make_images, as_tensors, assert_fused_close):
 
 @pytest.fixture
 def compare_colour(compare):
-    return lambda: [compare(ops) for ops in ((COLOUR,), (Grey(1.0),), (Lightness(),), (COLOUR, SobelXY()))]
+    """Of rows that are read by bytes, and by words."""
+    chains = (
+        ((COLOUR,), 13),
+        ((COLOUR,), 12),
+        ((Grey(1.0),), 13),
+        ((Lightness(),), 13),
+        ((COLOUR, SobelXY()), 13),
+    )
+    return lambda: [compare(ops, width=width) for ops, width in chains]
 
 
 @pytest.fixture
