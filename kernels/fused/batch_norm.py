@@ -1,10 +1,14 @@
 """BatchNorm by the batch's statistics, with the sum and the ReLU behind it, forward and backward: what torch's batch_norm, add and relu do.
 
-Bytes of maps, of two-byte values, counted (bench/norm_bytes.py sums them up over a network):
+Passes over maps of C channels, counted, and bytes a value of a half type; n is the normalisation, b a bit a value, kept for the backward pass:
 
-                        forward                                  backward
-    relu(n(x))          x twice; y                       6       dy, x twice; dx                               10
-    relu(n(x) + z)      x twice, z; y, bits           8.125      dy, x, bits; dz, which is read again with x; dx   14.125 less 2 for y
+    result             forward                        bytes    backward                                          bytes
+    relu(n(x))         x; x to y                        6      dy, x; dy, x to dx                                 10
+    relu(n(x) + z)     x; x, z to y, b                  8 1/8  dy, x, b to dz; dz, x to dx                        14 1/8
+    relu(n(x) + n(z))  x; z; x, z to y, b              10 1/8  dy, x, z, b to g; g, x, z to dx, dz                18 1/8
+
+A second gradient of y, where two use it (`fork`), is 2 more, and the 6 of adding them before are none. What torch takes is counted beside it in
+bench/norm_bytes.py. Launches: a result without z has two forward and two backward, and a tensor of zeros; each n(z) has one more.
 """
 
 from typing import Any, NamedTuple
@@ -19,17 +23,13 @@ from fastpsl.kernels.fused.moments import moments_pass
 from fastpsl.kernels.fused.norm_passes import gradient_pass, normalise_pass, sums_pass
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# A tile; of rows as many as give a thread 32 values of one map, or 16 of several.
 CHANNELS = 64
-# Rows of a tile: 32 values a thread where each has one load, and 16 where there are several and sums beside them.
-MOMENT_ROWS = 64
-ROWS = 32
-# Of these a thread has every LANES-th, with eight columns or four.
-LANES = 16
-NUM_WARPS = 4
-# Programs: four for each of an H200's 132 multiprocessors where they leave sums behind, which one of them adds up.
-NUM_PROGRAMS = 528
-# Of what only writes maps, more, so that none waits long for the slowest.
-NUM_MAP_PROGRAMS = 4 * NUM_PROGRAMS
+MOMENTS_ROWS, ROWS = 64, 32
+# Warps in all, 16 for each of an H200's 132 multiprocessors, which all run at once where they leave sums behind that one of them adds up.
+# What only writes maps has more, so that none waits long for the slowest.
+SUMS_WARPS = 16 * 132
+MAPS_WARPS = 4 * SUMS_WARPS
 
 
 class Norm(NamedTuple):
@@ -62,11 +62,34 @@ def batch_norm(
     Maps: float16, bfloat16 or float32, of one shape and dtype, with more than one value a channel (of a group: with one at least). fork: the
     result twice, for two who use it, so that their gradients are added where they are read. Deterministic; nothing waits for the device.
     """
-    norms: tuple[Any, ...] = (
-        (z.x, z.weight, z.bias, of.norm, z.norm) if isinstance(z, Operand) else (z, None, None, of.norm, None)
-    )
-    result: Tensor | tuple[Tensor, Tensor] = _BatchNorm.apply(of.x, of.weight, of.bias, *norms, relu, fork)
+    others: tuple[Any, ...] = (z, None, None, of.norm, None)
+    if isinstance(z, Operand):
+        others = (z.x, z.weight, z.bias, of.norm, z.norm)
+    result: Tensor | tuple[Tensor, Tensor] = _BatchNorm.apply(of.x, of.weight, of.bias, *others, relu, fork)
     return result
+
+
+class _Division:
+    """How programs divide a map: num_rows, num_channels, and `stride` programs for each tile of columns."""
+
+    def __init__(self, x: Tensor, rows: int, warps_in_all: int, num_maps: int = 1):
+        self.num_channels = x.shape[1]
+        self.num_rows = x.numel() // self.num_channels
+        self.num_tiles = triton.cdiv(self.num_channels, CHANNELS)
+        # Rows that begin anywhere are read value by value, by addresses that take registers, as do sums of two maps.
+        num_warps = 4 if self.num_channels % 8 == 0 and num_maps == 1 else 8
+        self.stride = min(
+            triton.cdiv(self.num_rows, rows), triton.cdiv(warps_in_all // num_warps, self.num_tiles)
+        )
+        self.grid = (self.stride * self.num_tiles,)
+        self.sizes = (self.num_rows, self.num_channels, self.stride)
+        self.constants = {"ROWS": rows, "CHANNELS": CHANNELS, "num_warps": num_warps}
+        # A warp of halves has four rows side by side.
+        self.group = max(rows // (4 * num_warps), 1)
+
+    def parts(self, x: Tensor) -> Tensor:
+        """What each program leaves of three sums a channel."""
+        return torch.empty((self.stride, 3, self.num_channels), device=x.device)
 
 
 class _BatchNorm(Function):
@@ -80,29 +103,28 @@ class _BatchNorm(Function):
         assert all(
             each.dtype == torch.float32 for each in (weight, bias, z_weight, z_bias) if each is not None
         )
-        x, *others = (each.contiguous(memory_format=torch.channels_last) for each in maps)
-        z = others[0] if others else None
-        num_channels = x.shape[1]
-        num_rows = x.numel() // num_channels
-        assert num_rows > (norm.group is None), x.shape
-        arrived = torch.zeros(triton.cdiv(num_channels, CHANNELS), dtype=torch.int32, device=x.device)
-        y = torch.empty_like(x, memory_format=torch.channels_last)
+        maps = [each.contiguous(memory_format=torch.channels_last) for each in maps]
+        x, z = maps[0], maps[1] if len(maps) == 2 else None
+        division = _Division(x, ROWS, MAPS_WARPS)
+        assert division.num_rows > (norm.group is None), x.shape
+        arrived = torch.zeros(division.num_tiles, dtype=torch.int32, device=x.device)
+        y = torch.empty_like(x)
         bits = None
         if relu and z is not None and any(ctx.needs_input_grad):
-            bits = x.new_empty((num_rows, triton.cdiv(num_channels, 8)), dtype=torch.uint8)
+            size = (division.num_rows, triton.cdiv(division.num_channels, 8))
+            bits = torch.empty(size, dtype=torch.uint8, device=x.device)
         with torch.cuda.device_of(x):
             mean, var, total = _moments(x, norm, arrived)
             z_mean = z_var = None
             if z is not None and z_norm is not None:
                 z_mean, z_var, _ = _moments(z, z_norm, arrived)
-            stride = _stride(num_rows, num_channels, ROWS, NUM_MAP_PROGRAMS)
-            normalise_pass[(stride * len(arrived),)](
-                x, z, y, bits, mean, var, weight, bias, z_mean, z_var, z_weight, z_bias, num_rows, num_channels, stride,
-                norm.eps, z_norm.eps if z_norm else 0.0, RELU=relu, ROWS=ROWS, CHANNELS=CHANNELS, num_warps=NUM_WARPS,
+            normalise_pass[division.grid](
+                x, z, y, bits, mean, var, weight, bias, z_mean, z_var, z_weight, z_bias, *division.sizes,
+                norm.eps, z_norm.eps if z_norm else 0.0, RELU=relu, **division.constants,
             )  # fmt: skip
-        # z is read again where it was normalised, and its size is x's.
+        z_again = z if z_norm else None
         ctx.save_for_backward(
-            x, z if z_norm else None, bits, weight, bias, z_weight, mean, var, z_mean, z_var, arrived, total
+            x, z_again, bits, weight, bias, z_weight, mean, var, z_mean, z_var, arrived, total
         )
         ctx.norm, ctx.z_norm, ctx.relu, ctx.adds = norm, z_norm, relu, z is not None
         ctx.set_materialize_grads(False)
@@ -116,58 +138,45 @@ class _BatchNorm(Function):
             return (None,) * 10
         dy, dy_2 = there if len(there) == 2 else (there[0], None)
         x, z, bits, weight, bias, z_weight, mean, var, z_mean, z_var, arrived, total = ctx.saved_tensors
-        num_channels = x.shape[1]
-        num_rows = x.numel() // num_channels
+        eps = (ctx.norm.eps, ctx.z_norm.eps if ctx.z_norm else 0.0)
         # What is read again, or is z's gradient, and is not dy.
         g = torch.empty_like(x) if dy_2 is not None or (ctx.relu and ctx.adds) else None
-        sums = mean.new_zeros((3 if ctx.z_norm else 2, num_channels))
-        size = {"ROWS": ROWS, "CHANNELS": CHANNELS, "num_warps": NUM_WARPS}
-        eps = (ctx.norm.eps, ctx.z_norm.eps if ctx.z_norm else 0.0)
         with torch.cuda.device_of(x):
-            stride = _stride(num_rows, num_channels, ROWS, NUM_PROGRAMS)
-            parts = mean.new_empty((stride, 3, num_channels))
-            sums_pass[(stride * len(arrived),)](
-                dy, dy_2, x, z, bits, g, parts, arrived, sums, mean, var, weight, bias, z_mean, z_var,
-                num_rows, num_channels, stride, *eps, RELU=ctx.relu, GROUP=ROWS // LANES, **size,
+            division = _Division(x, ROWS, SUMS_WARPS, num_maps=2 if ctx.z_norm else 1)
+            sums = mean.new_empty((3 if ctx.z_norm else 2, division.num_channels))
+            sums_pass[division.grid](
+                dy, dy_2, x, z, bits, g, division.parts(x), arrived, sums, mean, var, weight, bias, z_mean, z_var,
+                *division.sizes, *eps, RELU=ctx.relu, GROUP=division.group, **division.constants,
             )  # fmt: skip
             dz = g
             if ctx.adds and g is None:
                 dz = torch.empty_like(x) if ctx.z_norm else dy
-            of_all, share = sums, 1 / num_rows
+            of_all, share = sums, 1 / division.num_rows
             if ctx.norm.group is not None:
                 of_all, share = sums.clone(), 1.0
                 dist.all_reduce(of_all, group=ctx.norm.group)
                 of_all /= total
             dx = torch.empty_like(x)
-            stride = _stride(num_rows, num_channels, ROWS, NUM_MAP_PROGRAMS)
-            gradient_pass[(stride * len(arrived),)](
+            division = _Division(x, ROWS, MAPS_WARPS)
+            gradient_pass[division.grid](
                 dy if g is None else g, x, z, dx, dz if ctx.z_norm else None, of_all, mean, var, weight, bias, z_mean, z_var, z_weight,
-                num_rows, num_channels, stride, share, *eps, RELU=ctx.relu and g is None, **size,
+                *division.sizes, share, *eps, RELU=ctx.relu and g is None, **division.constants,
             )  # fmt: skip
         # A parameter may keep the tensor that it gets: two must not get one.
         of_z = (sums[2], sums[0].clone()) if ctx.z_norm else (None, None)
         return dx, sums[1], sums[0], dz if ctx.adds else None, *of_z, None, None, None, None
 
 
-def _stride(num_rows: int, num_channels: int, rows: int, num_programs: int) -> int:
-    """Programs for each tile of columns."""
-    return min(triton.cdiv(num_rows, rows), triton.cdiv(num_programs, triton.cdiv(num_channels, CHANNELS)))
-
-
 def _moments(x: Tensor, norm: Norm, arrived: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """(mean, variance, of a group the number of all its rows), and the running statistics moved."""
-    num_channels = x.shape[1]
-    num_rows = x.numel() // num_channels
-    stride = _stride(num_rows, num_channels, MOMENT_ROWS, NUM_PROGRAMS)
-    mean, var, parts = (
-        torch.empty(size, device=x.device) for size in (num_channels, num_channels, stride * 3 * num_channels)
-    )
-    running = (None, None, None) if norm.group else (norm.running_mean, norm.running_var, norm.num_batches)
-    moments_pass[(stride * len(arrived),)](
-        x, parts, arrived, mean, var, *running, num_rows, num_channels, stride, norm.momentum,
-        GROUP=MOMENT_ROWS // LANES, ROWS=MOMENT_ROWS, CHANNELS=CHANNELS, num_warps=NUM_WARPS,
+    division = _Division(x, MOMENTS_ROWS, SUMS_WARPS)
+    mean, var = torch.empty((2, division.num_channels), device=x.device)
+    running = (norm.running_mean, norm.running_var, norm.num_batches) if norm.group is None else (None,) * 3
+    moments_pass[division.grid](
+        x, division.parts(x), arrived, mean, var, *running, *division.sizes, norm.momentum,
+        GROUP=division.group, **division.constants,
     )  # fmt: skip
-    return (mean, var, None) if norm.group is None else _of_group(mean, var, num_rows, norm)
+    return (mean, var, None) if norm.group is None else _of_group(mean, var, division.num_rows, norm)
 
 
 def _of_group(mean: Tensor, var: Tensor, num_rows: int, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:

@@ -28,7 +28,7 @@ def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter's time goes by programs."""
     monkeypatch.setattr(kernels, "CHANNELS", 512)
     monkeypatch.setattr(kernels, "ROWS", 256)
-    monkeypatch.setattr(kernels, "MOMENT_ROWS", 256)
+    monkeypatch.setattr(kernels, "MOMENTS_ROWS", 256)
 
 
 @pytest.fixture

@@ -31,8 +31,8 @@ class Case(NamedTuple):
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """As few that each has several tiles, and one tile is the last's alone."""
-    monkeypatch.setattr(module, "NUM_PROGRAMS", 4)
-    monkeypatch.setattr(module, "NUM_MAP_PROGRAMS", 6)
+    monkeypatch.setattr(module, "SUMS_WARPS", 16)
+    monkeypatch.setattr(module, "MAPS_WARPS", 24)
 
 
 def noise(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -124,7 +124,7 @@ def test_a_large_mean_and_a_channel_without_variance(monkeypatch: pytest.MonkeyP
     """Mean 1,000 and deviation 1, of 3,000 positions and more programs than are added up at once. float32 has 2^-14 there, a mean of them is exact to two of these; the
     difference of mean squares would be off by a hundredth and more.
     """
-    monkeypatch.setattr(module, "NUM_PROGRAMS", 20)
+    monkeypatch.setattr(module, "SUMS_WARPS", 160)
     of = case((4, 4, 27, 29), torch.float32)
     with torch.no_grad():
         x = of.leaves[0]
@@ -135,7 +135,7 @@ def test_a_large_mean_and_a_channel_without_variance(monkeypatch: pytest.MonkeyP
     (result,) = by_kernels(of, "alone", True, False)
     result.backward(of.gradients[0])
     expected.backward(of.gradients[0].double())
-    assert_near(of.running[0], running[0], 2**-23)
+    assert_near(of.running[0], running[0], 2**-22)
     assert_near(of.running[1], running[1], 1e-6)
     assert_near(result.detach(), expected.detach(), 2**-13)
     # Of the channel without variance dx is 1 / sqrt(eps), 300 times, what a mean is off by.
