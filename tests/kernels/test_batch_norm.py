@@ -122,7 +122,7 @@ def test_of_any_size(shape: tuple[int, ...]) -> None:
 
 def test_a_large_mean_and_a_channel_without_variance(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mean 1,000 and deviation 1, of 3,000 positions and more programs than are added up at once. float32 has 2^-14 there, a mean of them is exact to two of these; the
-    difference of mean squares would be off by a hundredth and more.
+    difference of mean squares would be off by a hundredth and more. Without the ReLU, which may cut what is as near to 0 as that.
     """
     monkeypatch.setattr(module, "SUMS_WARPS", 160)
     of = case((4, 4, 27, 29), torch.float32)
@@ -131,8 +131,8 @@ def test_a_large_mean_and_a_channel_without_variance(monkeypatch: pytest.MonkeyP
         x.copy_((x - 1) / 3 + 1000)
         x[:, 1] = 7.25
         flat = x[:, 0].flatten()
-    expected, leaves, running = by_torch(of, "alone", True)
-    (result,) = by_kernels(of, "alone", True, False)
+    expected, leaves, running = by_torch(of, "alone", False)
+    (result,) = by_kernels(of, "alone", False, False)
     result.backward(of.gradients[0])
     expected.backward(of.gradients[0].double())
     assert_near(of.running[0], running[0], 2**-22)
