@@ -4,7 +4,7 @@ Passes over maps of C channels, counted, and bytes a value of a half type; n is 
 
     result             forward                        bytes    backward                                          bytes
     relu(n(x))         x; x to y                        6      dy, x; dy, x to dx                                 10
-    relu(n(x) + z)     x; x, z to y, b                  8 1/8  dy, x, b to dz; dz, x to dx                        14 1/8
+    relu(n(x) + z)     x; x, z to y, b                  8 1/8  dy, x, b to dz; dz, x to dx                        12 1/8
     relu(n(x) + n(z))  x; z; x, z to y, b              10 1/8  dy, x, z, b to g; g, x, z to dx, dz                18 1/8
 
 A second gradient of y, where two use it (`fork`), is 2 more, and the 6 of adding them before are none. What torch takes is counted beside it in
