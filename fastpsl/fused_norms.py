@@ -120,10 +120,10 @@ def _join(view: fx.GraphModule) -> None:
 def _replace(view: fx.GraphModule, behind: list[fx.Node], terms: list[fx.Node], both: bool = False) -> None:
     """The ReLU and the sum `behind` the normalised terms[0], and terms[1] if it is normalised too (`both`), by one node."""
     norms = terms if both else terms[:1]
-    parts = [_part(view, norm) for norm in norms]
+    norm, z_norm = _part(view, terms[0]), _part(view, terms[1]) if both else None
     last = (behind or terms)[0]
     name = f"fused_{last.name}"
-    view.add_submodule(name, FusedNorm(*parts, relu=bool(behind)))  # type: ignore[arg-type]
+    view.add_submodule(name, FusedNorm(norm, z_norm, bool(behind)))  # type: ignore[arg-type]
     with view.graph.inserting_before(last):
         arguments = [term.args[0] if term in norms else term for term in terms]
         last.replace_all_uses_with(view.graph.call_module(name, tuple(arguments)))

@@ -46,6 +46,8 @@ def case(shape: tuple[int, ...], dtype: torch.dtype) -> Case:
     maps = [noise(*shape, dtype=dtype, seed=seed) for seed in range(4)]
     maps[0] = (3 * maps[0] + 1).to(dtype)
     affine = [noise(shape[1], seed=seed) for seed in range(4, 8)]
+    if shape[1] > 1:
+        affine[0][0] = affine[1][0] = 0  # the ReLU gets a 0, and lets no gradient through
     leaves = [each.requires_grad_() for each in (maps[0], *affine[:2], maps[1], *affine[2:])]
     running = noise(shape[1]), noise(shape[1]).exp(), torch.zeros((), dtype=torch.int64, device=DEVICE)
     return Case(leaves, running, maps[2:])
@@ -54,7 +56,8 @@ def case(shape: tuple[int, ...], dtype: torch.dtype) -> Case:
 def by_kernels(of: Case, kind: str, relu: bool, fork: bool) -> tuple[Tensor, ...]:
     x, weight, bias, z, z_weight, z_bias = of.leaves
     other = {"alone": None, "sum": z, "both": Operand(z, z_weight, z_bias, Norm(Z_EPS))}[kind]
-    norm = Norm(EPS, MOMENTUM, *of.running)
+    running_mean, running_var, num_batches = of.running
+    norm = Norm(EPS, MOMENTUM, running_mean, running_var, num_batches)
     result = batch_norm(Operand(x, weight, bias, norm), other, relu=relu, fork=fork)
     return result if isinstance(result, tuple) else (result,)
 
@@ -64,7 +67,7 @@ def by_torch(of: Case, kind: str, relu: bool) -> tuple[Tensor, list[Tensor], lis
     leaves = [leaf.detach().double().requires_grad_() for leaf in of.leaves]
     running = [each.double() for each in of.running[:2]]
     x, weight, bias, z, z_weight, z_bias = leaves
-    y = F.batch_norm(x, *running, weight, bias, True, MOMENTUM, EPS)
+    y = F.batch_norm(x, running[0], running[1], weight, bias, True, MOMENTUM, EPS)
     if kind != "alone":
         y = y + (z if kind == "sum" else F.batch_norm(z, None, None, z_weight, z_bias, True, 0.0, Z_EPS))
     return F.relu(y) if relu else y, leaves, running
@@ -203,3 +206,45 @@ def test_without_gradients_no_bits_are_kept_and_nothing_moves() -> None:
         2e-6,
     )
     assert all(torch.equal(a, b) for a, b in zip(before, of.running, strict=True))
+
+
+def as_rows(maps: Tensor) -> Tensor:
+    return maps.detach().permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="more programs, and more values, than the interpreter runs")
+@pytest.mark.parametrize("side_px", [224, 5800])
+def test_as_many_programs_as_in_training_and_more_than_2_to_the_31_values(
+    side_px: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes last adds up what all have left, each time; positions beyond 2^31 values are where they should be."""
+    monkeypatch.undo()
+    shape, channels_last = (1, 64, side_px, side_px), torch.channels_last
+    x, dy = (
+        torch.empty(shape, dtype=torch.float16, device=DEVICE, memory_format=channels_last).normal_()
+        for _ in range(2)
+    )
+    weight, bias = (torch.full((64,), value, device=DEVICE, requires_grad=True) for value in (2.0, 0.5))
+    x.requires_grad_()
+    first = None
+    for _ in range(5):
+        x.grad = weight.grad = bias.grad = None
+        y = batch_norm(Operand(x, weight, bias, Norm(EPS)), relu=True)
+        assert isinstance(y, Tensor)
+        y.backward(dy)
+        sums = torch.stack([weight.grad, bias.grad])  # type: ignore[list-item]
+        first = sums if first is None else first
+        assert torch.equal(sums, first)
+    parts = list(zip(*(as_rows(each).split(2**20) for each in (x, dy, y)), strict=True))
+    num_rows = side_px**2
+    mean = sum(a.double().sum(0) for a, _, _ in parts) / num_rows
+    deviation = (sum((a.double() - mean).square().sum(0) for a, _, _ in parts) / num_rows + EPS).sqrt()
+    d_bias = sum((g.double() * (b > 0)).sum(0) for _, g, b in parts)
+    d_weight = sum((g.double() * (b > 0) * (a.double() - mean) / deviation).sum(0) for a, g, b in parts)
+    assert_near(sums, torch.stack([d_weight, d_bias]), 1e-4)  # type: ignore[list-item]
+    for place in (slice(0, 1000), slice(-1000, None)):
+        normal = (as_rows(x)[place].double() - mean) / deviation
+        assert_near(as_rows(y)[place], (2 * normal + 0.5).clamp(min=0), BOUNDS[torch.float16])
+        g = as_rows(dy)[place].double() * (as_rows(y)[place] > 0)
+        dx = 2 / deviation * (g - d_bias / num_rows - normal * d_weight / num_rows)
+        assert_near(as_rows(x.grad)[place], dx, BOUNDS[torch.float16])  # type: ignore[arg-type]
