@@ -109,13 +109,12 @@ def launches() -> Iterator[Launch]:
         name = f"isotropic windows, from byte {start} on"
         yield Launch(name, partial(isotropic.crop, images, boxes, 32), start == 0)
 
-    for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        # Widths that 8 divides, and others.
-        for width in (64, 70, 1):
-            for fork in (False, True):
-                name = f"{width} channels, {dtype}{', used twice' * fork}".replace("torch.", "")
-                on_all = width == 64 and dtype != torch.float32
-                yield Launch(f"BatchNorms, {name}", partial(_batch_norms, width, dtype, fork), on_all)
+    # Widths that 8 divides, and others.
+    widths = {torch.float16: (64, 70, 1), torch.bfloat16: (64,), torch.float32: (64, 70)}
+    for dtype, width, fork in ((d, w, f) for d in widths for w in widths[d] for f in (False, True)):
+        name = f"BatchNorms, {width} channels, {dtype}{', used twice' * fork}".replace("torch.", "")
+        on_all = width == 64 and dtype != torch.float32 and fork
+        yield Launch(name, partial(_batch_norms, width, dtype, fork), on_all)
 
 
 def _batch_norms(width: int, dtype: torch.dtype, fork: bool) -> None:
