@@ -76,16 +76,20 @@ def batch_norm(
 class _Division:
     """How programs divide a map: num_rows, num_channels, and `stride` programs for each tile of columns."""
 
-    def __init__(self, x: Tensor, rows: int, warps_in_all: int, num_maps: int = 1):
+    def __init__(self, x: Tensor, rows: int, leaves_sums: bool, num_maps: int = 1):
         self.num_channels = x.shape[1]
         self.num_rows = x.numel() // self.num_channels
         self.num_tiles = ceil_div(self.num_channels, CHANNELS)
         # Rows that begin anywhere are read value by value, by addresses that take registers, as do sums of two maps.
-        num_warps = 4 if self.num_channels % 8 == 0 and num_maps == 1 else 8
-        self.stride = min(ceil_div(self.num_rows, rows), ceil_div(warps_in_all // num_warps, self.num_tiles))
+        are_aligned = self.num_channels % 8 == 0
+        num_warps = 4 if are_aligned and num_maps == 1 else 8
+        num_programs = (SUMS_WARPS if leaves_sums else MAPS_WARPS) // num_warps
+        self.stride = min(ceil_div(self.num_rows, rows), ceil_div(num_programs, self.num_tiles))
         self.grid = (self.stride * self.num_tiles,)
         self.sizes = (self.num_rows, self.num_channels, self.stride)
         self.constants = {"ROWS": rows, "CHANNELS": CHANNELS, "num_warps": num_warps}
+        if leaves_sums and are_aligned:
+            self.constants["maxnreg"] = 128  # so that 16 warps run at once
         # A warp of halves has four rows side by side.
         self.group = max(rows // (4 * num_warps), 1)
 
@@ -107,7 +111,7 @@ class _BatchNorm(Function):
         )
         maps = [each.contiguous(memory_format=torch.channels_last) for each in maps]
         x, z = maps[0], maps[1] if len(maps) == 2 else None
-        division = _Division(x, ROWS, MAPS_WARPS)
+        division = _Division(x, ROWS, leaves_sums=False)
         assert division.num_rows > (norm.group is None), x.shape
         arrived = torch.zeros(division.num_tiles, dtype=torch.int32, device=x.device)
         y = torch.empty_like(x)
@@ -144,7 +148,7 @@ class _BatchNorm(Function):
         # What is read again, or is z's gradient, and is not dy.
         g = torch.empty_like(x) if dy_2 is not None or (ctx.relu and ctx.adds) else None
         with torch.cuda.device_of(x):
-            division = _Division(x, ROWS, SUMS_WARPS, num_maps=2 if ctx.z_norm else 1)
+            division = _Division(x, ROWS, leaves_sums=True, num_maps=2 if ctx.z_norm else 1)
             sums = mean.new_empty((3 if ctx.z_norm else 2, division.num_channels))
             sums_pass[division.grid](
                 dy, dy_2, x, z, bits, g, division.parts(x), arrived, sums, mean, var, weight, bias, z_mean, z_var,
@@ -159,7 +163,7 @@ class _BatchNorm(Function):
                 dist.all_reduce(of_all, group=ctx.norm.group)
                 of_all /= total
             dx = torch.empty_like(x)
-            division = _Division(x, ROWS, MAPS_WARPS)
+            division = _Division(x, ROWS, leaves_sums=False)
             gradient_pass[division.grid](
                 dy if g is None else g, x, z, dx, dz if ctx.z_norm else None, of_all, mean, var, weight, bias, z_mean, z_var, z_weight,
                 *division.sizes, share, *eps, RELU=ctx.relu and g is None, **division.constants,
@@ -171,7 +175,7 @@ class _BatchNorm(Function):
 
 def _moments(x: Tensor, norm: Norm, arrived: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """(mean, variance, of a group the number of all its rows), and the running statistics moved."""
-    division = _Division(x, MOMENTS_ROWS, SUMS_WARPS)
+    division = _Division(x, MOMENTS_ROWS, leaves_sums=True)
     mean, var = torch.empty((2, division.num_channels), device=x.device)
     running = (norm.running_mean, norm.running_var, norm.num_batches) if norm.group is None else (None,) * 3
     moments_pass[division.grid](

@@ -113,7 +113,7 @@ def launches() -> Iterator[Launch]:
     widths = {torch.float16: (64, 70, 1), torch.bfloat16: (64,), torch.float32: (64, 70)}
     for dtype, width, fork in ((d, w, f) for d in widths for w in widths[d] for f in (False, True)):
         name = f"BatchNorms, {width} channels, {dtype}{', used twice' * fork}".replace("torch.", "")
-        on_all = width == 64 and dtype != torch.float32 and fork
+        on_all = width == 64 and dtype != torch.float32
         yield Launch(name, partial(_batch_norms, width, dtype, fork), on_all)
 
 
