@@ -52,7 +52,7 @@ class Options:
     """Default: the recipe's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     decoder: str = "auto"
-    step: Literal["auto", "eager", "compiled", "graphed"] = "auto"
+    step: Literal["auto", "eager", "fused", "compiled", "graphed"] = "auto"
     batch_size: int | None = None
     """Images of a rank. Default: 256 on CUDA, else 16."""
     repeats: int = 5

@@ -62,7 +62,7 @@ class Options:
     """As a recipe counts it. Default: the paper's on CUDA, else 24."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    step: Literal["auto", "eager", "compiled", "graphed"] = "auto"
+    step: Literal["auto", "eager", "fused", "compiled", "graphed"] = "auto"
     num_threads: int | None = None
     """Default: the cores."""
     repeats: int | None = None

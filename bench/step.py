@@ -37,7 +37,7 @@ from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.stage_bench import StageBench
 from fastpsl.timing import synchronise
 
-Mode = Literal["eager", "compiled", "graphed", "eager+fold", "compiled+fold"]
+Mode = Literal["eager", "fused", "compiled", "graphed", "eager+fold", "fused+fold", "compiled+fold"]
 COST = "PSL's cost per epoch / end to end's"
 FLOOR = "PSL's multiply-adds per epoch / end to end's"
 GAIN = "eager's ms / the mode's"
@@ -126,7 +126,10 @@ class Bench:
         if self.options.modes is not None:
             passes = [self.options.modes]
         elif self.is_cuda:
-            passes = [("eager", "compiled", "eager+fold"), ("eager", "graphed", "compiled+fold")]
+            passes = [
+                ("eager", "fused", "compiled", "eager+fold"),
+                ("eager", "fused+fold", "graphed", "compiled+fold"),
+            ]
         else:
             passes = [("eager",)]
         for number, modes in enumerate(passes):

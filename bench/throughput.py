@@ -76,7 +76,7 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     augment: AugmentName = "auto"
-    step: Literal["auto", "eager", "compiled", "graphed"] = "auto"
+    step: Literal["auto", "eager", "fused", "compiled", "graphed"] = "auto"
     fold_frozen: bool = False
     batch_size: int | None = None
     """Default: 256 on CUDA, else 32."""

@@ -80,7 +80,7 @@ class Options:
     decoder: str = "auto"
     """auto: resident on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    step: Literal["auto", "eager", "compiled", "graphed"] = "auto"
+    step: Literal["auto", "eager", "fused", "compiled", "graphed"] = "auto"
     limit_s: float = math.inf
     """No further seed begins when it would end later than this."""
     out: Path = RUNS / "time_to_accuracy.json"

@@ -78,13 +78,14 @@ class Job:
     def choose_step(self, stage: Stage, options: RunOptions, world: World) -> StepChoice:
         """How the stage's steps run. ValueError where they cannot run as the options ask."""
         if not self.task.views(stage.level):
-            if options.step in ("compiled", "graphed"):
+            if options.step not in ("auto", "eager"):
                 raise ValueError(
                     f"--step {options.step}: it needs pictures of one size, and this recipe's have many; leave it out"
                 )
             return StepChoice("eager", "pictures of many sizes")
         precision = options.resolved_precision(world.device)
+        side_px = max(view.side_px for view in self.task.views(stage.level))
         return choose_step(
-            options.step, self.backbone, stage, world.device, precision,
+            options.step, self.backbone, stage, world.device, precision, side_px,
             num_ranks=world.size, sync_batchnorm=options.sync_batchnorm,
         )  # fmt: skip

@@ -54,8 +54,8 @@ class RunOptions:
     """Decoding threads of this rank; default: this machine's cores over its ranks."""
     augment: AugmentName = field(default="auto", metadata=MACHINE)
     """kornia: views' operations one after the other, by Kornia and torch; fused: in few kernels (on the CPU not of every recipe); auto: fused where it can be."""
-    step: Literal["auto", "eager", "compiled", "graphed"] = field(default="auto", metadata=MACHINE)
-    """How the learning blocks run: as they are, by torch.compile, in CUDA graphs, or as was measured to be fastest."""
+    step: Literal["auto", "eager", "fused", "compiled", "graphed"] = field(default="auto", metadata=MACHINE)
+    """How the learning blocks run: as they are, with fused BatchNorms, by torch.compile, in CUDA graphs, or as was measured to be fastest."""
     fold_frozen: bool = field(default=False, metadata=MACHINE)
     """Fold BatchNorm into the convolutions of blocks that do not learn."""
     accumulate: int = field(default=1, metadata=MACHINE)

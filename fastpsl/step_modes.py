@@ -1,4 +1,4 @@
-"""How the blocks of a training step run: as they are, by torch.compile, or compiled and replayed as CUDA graphs (`--step`)."""
+"""How the blocks of a training step run: as they are, with fused BatchNorms, by torch.compile, or compiled and replayed as CUDA graphs (`--step`)."""
 
 import importlib.util
 import itertools
@@ -15,18 +15,19 @@ from fastpsl.backbones.backbone import Backbone
 from fastpsl.backbones.revnet import RevNet
 from fastpsl.plan import Stage
 
-StepName = Literal["auto", "eager", "compiled", "graphed"]
+StepName = Literal["auto", "eager", "fused", "compiled", "graphed"]
 
-# (backbone, first and last learning block) → how much faster compiled was than eager: ResNet-50 in fp16 at 224 px, batch 256,
-# on one H200 with torch 2.11: S1 9,900 against 8,400 images/s, end to end 6,700 against 5,800. What is not here was not measured.
-COMPILED_GAIN = {("resnet50", 1, 3): 1.18, ("resnet50", 1, 5): 1.16}
+# (backbone, first and last learning block, side of what it reads in px) → the fastest mode, and how much faster than eager it was: ResNet-50 in
+# fp16, batch 256, on one H200 with torch 2.11: S1 9,900 against 8,400 images/s, end to end 6,700 against 5,800. What is not here was not measured;
+# `fused` was not yet.
+GAINS = {("resnet50", 1, 3, 224): ("compiled", 1.18), ("resnet50", 1, 5, 224): ("compiled", 1.16)}
 MEASURED_PRECISIONS = ("fp16", "bf16")  # bf16 by analogy: it has fp16's kernels and its layout
-# torch.compile's GPU backend asks for it.
+# torch.compile's GPU backend asks for it: Triton.
 MIN_CAPABILITY = (7, 0)
 
 
 class StepChoice(NamedTuple):
-    """mode: "eager", "compiled" or "graphed"; reason: why, for people."""
+    """mode: "eager", "fused", "compiled" or "graphed"; reason: why, for people."""
 
     mode: str
     reason: str
@@ -74,6 +75,10 @@ def make_runner(mode: str, backend: str | Callable[..., Callable[..., object]] =
     """
     if mode == "eager":
         return run_blocks
+    if mode == "fused":
+        # It imports Triton, which is not everywhere.
+        made: Runner = importlib.import_module("fastpsl.fused_norms").make_fused_runner()
+        return made
     code = run_blocks.__code__.replace(co_name=f"run_blocks_{next(_numbers)}")
     own = FunctionType(code, run_blocks.__globals__, argdefs=run_blocks.__defaults__)
     inductor_mode = "reduce-overhead" if mode == "graphed" else None
@@ -97,37 +102,82 @@ def choose_step(
     stage: Stage,
     device: torch.device,
     precision: str,
+    side_px: int,
     *,
     num_ranks: int = 1,
     sync_batchnorm: bool = False,
 ) -> StepChoice:
-    """The mode of a stage's steps; auto: what was measured to be faster, else eager. ValueError for what cannot be."""
+    """The mode of a stage's steps; auto: what was measured to be faster, else eager. ValueError for what cannot be.
+
+    side_px: of the pictures that the backbone reads.
+    """
     if asked == "eager":
         return EAGER
-    why_not = _why_not_compiled(backbone, device, sync_batchnorm)
+    choice = StepChoice(asked, "asked for")
     if asked == "auto":
-        if not why_not and num_ranks > 1 and device.type == "cuda":
-            why_not = "compiled was measured on one GPU only; try --step compiled"
-        return StepChoice("eager", why_not) if why_not else _measured(backbone, stage, device, precision)
-    if asked == "graphed" and not why_not:
+        choice = _measured(backbone, stage, device, precision, side_px)
+        if choice.mode == "eager":
+            return choice
+        if num_ranks > 1:
+            return StepChoice(
+                "eager", f"{choice.mode} was measured on one GPU only; try --step {choice.mode}"
+            )
+    if choice.mode == "fused":
+        why_not = _why_not_fused(backbone, stage, device)
+    else:
+        why_not = _why_not_compiled(backbone, device, sync_batchnorm)
+        choice = choice._replace(reason=f"{choice.reason}; the stage's first step takes a minute or so")
+    if choice.mode == "graphed" and not why_not:
         why_not = _why_not_graphed(device, num_ranks)
+    if why_not and asked == "auto":
+        return StepChoice("eager", why_not)
     if why_not:
         raise ValueError(f"--step {asked}: {why_not}; use --step eager, or auto")
-    return StepChoice(asked, "asked for; the stage's first step takes a minute or so")
+    return choice
 
 
-def _measured(backbone: Backbone, stage: Stage, device: torch.device, precision: str) -> StepChoice:
+def _measured(
+    backbone: Backbone, stage: Stage, device: torch.device, precision: str, side_px: int
+) -> StepChoice:
     if device.type != "cuda":
-        return StepChoice("eager", "torch.compile was measured on CUDA only")
-    name = backbone.name
-    blocks = f"{name} B{stage.first_learning}-B{stage.last_block}"
+        return StepChoice("eager", "other modes were measured on CUDA only")
+    blocks = f"{backbone.name} B{stage.first_learning}-B{stage.last_block}"
     if stage.first_learning > stage.last_block:
         return StepChoice("eager", "no block learns")
-    gain = COMPILED_GAIN.get((name, stage.first_learning, stage.last_block))
-    if gain is None or precision not in MEASURED_PRECISIONS:
-        return StepChoice("eager", f"nothing faster was measured for {blocks} in {precision}")
-    reason = f"{gain:.2f} times eager's speed was measured for {blocks}; the first step takes a minute or so"
-    return StepChoice("compiled", reason)
+    found = GAINS.get((backbone.name, stage.first_learning, stage.last_block, side_px))
+    if found is None or precision not in MEASURED_PRECISIONS:
+        return StepChoice("eager", f"nothing faster was measured for {blocks} on {side_px} px in {precision}")
+    mode, gain = found
+    return StepChoice(mode, f"{gain:.2f} times eager's speed was measured for {blocks} on {side_px} px")
+
+
+def _why_not_fused(backbone: Backbone, stage: Stage, device: torch.device) -> str:
+    if isinstance(backbone, RevNet):
+        return "RevNet recomputes its blocks in the backward pass, which torch.fx cannot follow"
+    if device.type != "cuda":
+        return "its kernels need CUDA"
+    why_not = _why_no_triton(device)
+    if why_not:
+        return why_not
+    names = importlib.import_module("fastpsl.fused_norms")
+    try:
+        views = [names.fused(block) for block in backbone.blocks()[: stage.last_block]]
+    except ValueError as error:
+        return str(error)
+    if not any(isinstance(part, names.FusedNorm) for view in views for part in view.modules()):
+        return "these blocks have no BatchNorm of maps"
+    return ""
+
+
+def _why_no_triton(device: torch.device) -> str:
+    """Of torch.compile on CUDA, and of our kernels."""
+    if torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
+        return f"Triton needs a GPU of compute capability {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]}"
+    if importlib.util.find_spec("triton") is None:
+        return "it needs Triton (pip install triton)"
+    if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
+        return "Triton needs a C compiler (apt-get install gcc), and none is on the PATH"
+    return ""
 
 
 def _why_not_compiled(backbone: Backbone, device: torch.device, sync_batchnorm: bool) -> str:
@@ -136,13 +186,8 @@ def _why_not_compiled(backbone: Backbone, device: torch.device, sync_batchnorm: 
     if sync_batchnorm:
         return "torch.compile does not take SyncBatchNorm, which talks to other ranks in its forward pass"
     if device.type == "cuda":
-        if torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
-            return f"torch.compile needs a GPU of compute capability {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]}"
-        if importlib.util.find_spec("triton") is None:
-            return "torch.compile needs Triton (pip install triton)"
-        if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
-            return "Triton needs a C compiler (apt-get install gcc), and none is on the PATH"
-    elif not shutil.which(os.environ.get("CXX", "g++")):
+        return _why_no_triton(device)
+    if not shutil.which(os.environ.get("CXX", "g++")):
         return "torch.compile on the CPU needs a C++ compiler (apt-get install g++), and none is on the PATH"
     return ""
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.normalise import normalise
 from fastpsl.pipelines.input_record import Input
 
@@ -82,6 +83,12 @@ class ViewSpec:
                 f"ViewSpec.ops holds {', '.join(kinds)}: SobelXY makes two channels of three colours; "
                 f"put it last, without Sobel and Lightness"
             )
+
+    @property
+    def side_px(self) -> int:
+        """Of what the network reads: the crop, or tiles of it."""
+        tiles = [op.tile_px for op in self.ops if isinstance(op, JigsawTiles)]
+        return tiles[0] if tiles else self.crop.size_px
 
     def draw(self, keys: Keys) -> tuple[Draw, ...]:
         """Every random number of this view's ops, aligned with `ops`; numpy, on the host."""

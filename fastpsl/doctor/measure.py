@@ -25,7 +25,7 @@ from fastpsl.stage_bench import StageBench
 
 REPEATS = 3
 # Beside the one that trains, on CUDA. Not graphed: each that is compiled takes a minute before its first step.
-OTHER_MODES = ("eager", "compiled")
+OTHER_MODES = ("eager", "fused", "compiled")
 _AUGMENT_REPEATS = 5
 # So many times as fast as a step the loader needs no smaller pictures; on the CPU it takes the step's cores.
 _ENOUGH = {"cuda": 1.1, "cpu": 20.0}

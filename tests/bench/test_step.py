@@ -23,7 +23,18 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_run_writes_its_rows(tmp_path: Path) -> None:
     out = tmp_path / "step.json"
-    small = ("--recipes", "rotation", "--stages", "S1", "S2", "--modes", "eager", "eager+fold", "graphed")
+    small = (
+        "--recipes",
+        "rotation",
+        "--stages",
+        "S1",
+        "S2",
+        "--modes",
+        "eager",
+        "eager+fold",
+        "fused",
+        "graphed",
+    )
     done = call(*small, "--repeats", "1", "--limit-s", "1000", "--out", str(out))
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
@@ -39,9 +50,13 @@ def test_a_run_writes_its_rows(tmp_path: Path) -> None:
     assert rows["S1", "eager"]["samples_per_step"] == 8 // 2
     assert [(r["what"], r["stage"], r["mode"]) for r in result["ratios"]] == [(GAIN, "S2", "eager+fold")]
     assert [missing["what"] for missing in result["not_measured"]] == [
-        f"rotation {stage} resnet18 graphed" for stage in ("S1", "S2")
+        f"rotation {stage} resnet18 {mode}" for stage in ("S1", "S2") for mode in ("fused", "graphed")
     ]
-    assert "CUDA graphs need CUDA" in done.stdout and str(out) in done.stdout.replace("\n", "")
+    assert (
+        "CUDA graphs need CUDA" in done.stdout
+        and "its kernels need CUDA" in done.stdout
+        and str(out) in done.stdout.replace("\n", "")
+    )
 
 
 def test_an_error_of_the_user_is_one_line_and_exit_2(tmp_path: Path) -> None:

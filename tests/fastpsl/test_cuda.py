@@ -93,7 +93,7 @@ def stage_bench(recipe: str, **values: Any) -> StageBench:
 
 
 @pytest.mark.parametrize("recipe", ["jigsaw", "rotation", "simclr", "moco"])
-@pytest.mark.parametrize("step", ["eager", "compiled", "graphed"])
+@pytest.mark.parametrize("step", ["eager", "fused", "compiled", "graphed"])
 def test_no_task_and_no_mode_waits(recipe: str, step: str) -> None:
     """Momentum copies and queues too; twelve steps, as CUDA graphs are recorded in the first ones."""
     bench = stage_bench(recipe, step=step, fold_frozen=step == "compiled")
@@ -163,7 +163,7 @@ def learned(
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
-@pytest.mark.parametrize("mode", ["compiled", "graphed"])
+@pytest.mark.parametrize("mode", ["fused", "compiled", "graphed"])
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_other_modes_equal_eager(stage: Stage, mode: str, precision: str) -> None:
     accumulate = 2 if mode == "graphed" else 1

@@ -1,4 +1,4 @@
-"""Compiled steps: what is captured, that they equal eager ones, where they are refused, and what a resumed stage keeps."""
+"""Modes of steps: what is captured, that they equal eager ones, where they are refused, and what a resumed stage keeps."""
 
 import copy
 import gc
@@ -19,10 +19,13 @@ from fastpsl import step_modes
 from fastpsl.backbones.backbone import Backbone
 from fastpsl.backbones.resnet import ResNet
 from fastpsl.backbones.revnet import RevNet
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.key_encoder import KeyEncoder
 from fastpsl.learner import Learner
 from fastpsl.optimisers import sgd
 from fastpsl.pipelines.augment import KORNIA
+from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plan import Stage, make_plan
 from fastpsl.stage import StageModule, Trunk
 from fastpsl.step_modes import choose_step, make_runner
@@ -204,26 +207,68 @@ def test_by_inductor_too() -> None:
     assert changed > 0.01 and (results[0] - results[1]).abs().max() < 1e-4 * changed
 
 
-def test_auto_is_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as it is asked before a stage begins."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(step_modes.shutil, "which", lambda name: name)
+
+
+def test_auto_is_what_was_measured(a_gpu: None) -> None:
     end_to_end = make_plan("end_to_end", (1, 1, 1))[0]
     backbone = ResNet("resnet50")
-    modes = [choose_step("auto", backbone, s, CUDA, "fp16").mode for s in (*STAGES, end_to_end)]
+    modes = [choose_step("auto", backbone, s, CUDA, "fp16", 224).mode for s in (*STAGES, end_to_end)]
     assert modes == ["compiled", "eager", "eager", "compiled"]
-    assert "1.18" in choose_step("auto", backbone, STAGES[0], CUDA, "fp16").reason
+    assert "1.18" in choose_step("auto", backbone, STAGES[0], CUDA, "fp16", 224).reason
     others = (
-        choose_step("auto", backbone, STAGES[0], CUDA, "fp32"),
-        choose_step("auto", backbone, STAGES[0], CUDA, "fp16", sync_batchnorm=True),
-        choose_step("auto", backbone, STAGES[0], torch.device("cpu"), "fp32"),
-        choose_step("auto", backbone, Stage("linear", 1, 6, 5, 1), CUDA, "fp16"),
-        choose_step("auto", ResNet("resnet18"), STAGES[0], CUDA, "fp16"),
-        choose_step("auto", backbone, STAGES[0], CUDA, "fp16", num_ranks=2),
-        choose_step("auto", RevNet(), STAGES[0], CUDA, "fp16"),
+        choose_step("auto", backbone, STAGES[0], CUDA, "fp32", 224),
+        choose_step("auto", backbone, STAGES[0], CUDA, "fp16", 64),
+        choose_step("auto", backbone, STAGES[0], CUDA, "fp16", 224, sync_batchnorm=True),
+        choose_step("auto", backbone, STAGES[0], torch.device("cpu"), "fp32", 224),
+        choose_step("auto", backbone, Stage("linear", 1, 6, 5, 1), CUDA, "fp16", 224),
+        choose_step("auto", ResNet("resnet18"), STAGES[0], CUDA, "fp16", 224),
+        choose_step("auto", backbone, STAGES[0], CUDA, "fp16", 224, num_ranks=2),
+        choose_step("auto", RevNet(), STAGES[0], CUDA, "fp16", 224),
     )
-    assert [choice.mode for choice in others] == ["eager"] * 7
-    assert all(choice.reason for choice in others) and "RevNet" in others[-1].reason
-    assert choose_step("graphed", backbone, STAGES[1], CUDA, "fp16").mode == "graphed"
+    assert [choice.mode for choice in others] == ["eager"] * 8
+    assert all(choice.reason for choice in others) and "on 64 px" in others[1].reason
+    for mode in ("fused", "graphed"):
+        assert choose_step(mode, backbone, STAGES[1], CUDA, "fp16", 224).mode == mode  # type: ignore[arg-type]
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
+    assert (
+        choose_step(
+            "fused", synchronised, STAGES[1], CUDA, "fp16", 224, num_ranks=2, sync_batchnorm=True
+        ).mode
+        == "fused"
+    )
+
+
+def test_a_gain_is_of_its_mode_blocks_and_size(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_modes, "GAINS", {("resnet18", 1, 3, 64): ("fused", 1.25)})
+    backbone = ResNet("resnet18")
+    found = choose_step("auto", backbone, STAGES[0], CUDA, "bf16", 64, sync_batchnorm=True)
+    assert found.mode == "fused" and "1.25" in found.reason and "minute" not in found.reason
+    for stage, side_px in ((STAGES[0], 224), (STAGES[1], 64)):
+        assert choose_step("auto", backbone, stage, CUDA, "bf16", side_px).mode == "eager"
+
+
+def test_the_size_is_what_the_network_reads() -> None:
+    """Of jigsaw's pictures of 225 px its tiles."""
+    crop = RandomResizedCrop(225)
+    assert ViewSpec(crop).side_px == 225 and ViewSpec(crop, (JigsawTiles(3, 75, 64),)).side_px == 64
+
+
+class NoNorms(Backbone):
+    """Blocks that there is nothing to fuse in, or that cannot be followed."""
+
+    name, channels = "none", (3,)
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def blocks(self) -> list[nn.Module]:
+        return [self.block]
 
 
 @pytest.mark.parametrize(
@@ -233,25 +278,31 @@ def test_auto_is_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         ("compiled", RevNet, "cpu", {}, "--step compiled: RevNet"),
         ("compiled", TinyNet, "cpu", {"sync_batchnorm": True}, "SyncBatchNorm"),
         ("graphed", TinyNet, "cuda", {"num_ranks": 2}, "with 2 ranks"),
+        ("fused", TinyNet, "cpu", {}, "--step fused: its kernels need CUDA"),
+        ("fused", RevNet, "cuda", {}, "--step fused: RevNet recomputes"),
+        ("fused", lambda: NoNorms(nn.Conv2d(3, 3, 1)), "cuda", {}, "have no BatchNorm of maps"),
+        ("fused", lambda: NoNorms(nn.Sequential(nn.BatchNorm2d(3), HostLooks())), "cuda", {}, r"torch\.fx cannot follow"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(
-    asked: Any, backbone: Any, device: str, more: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
+    asked: Any, backbone: Any, device: str, more: dict[str, Any], says: str, a_gpu: None
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(step_modes.shutil, "which", lambda name: name)
     with pytest.raises(ValueError, match=says) as refused:
-        choose_step(asked, backbone(), STAGES[0], torch.device(device), "fp32", **more)
+        choose_step(asked, backbone(), STAGES[0], torch.device(device), "fp32", 224, **more)
     assert "--step eager" in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_compilers_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_named(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_modes.importlib.util, "find_spec", lambda name: None)
+    for mode in ("compiled", "fused"):
+        with pytest.raises(ValueError, match="pip install triton"):
+            choose_step(mode, TinyNet(), STAGES[0], CUDA, "fp32", 224)  # type: ignore[arg-type]
     monkeypatch.setattr(step_modes.shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match=r"C\+\+ compiler"):
-        choose_step("compiled", TinyNet(), STAGES[0], torch.device("cpu"), "fp32")
+        choose_step("compiled", TinyNet(), STAGES[0], torch.device("cpu"), "fp32", 224)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
     with pytest.raises(ValueError, match=r"compute capability 7\.0"):
-        choose_step("compiled", TinyNet(), STAGES[0], CUDA, "fp32")
+        choose_step("compiled", TinyNet(), STAGES[0], CUDA, "fp32", 224)
 
 
 def stopped_in_mid_stage(out: Path, **options: Any) -> None:

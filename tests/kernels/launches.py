@@ -1,4 +1,4 @@
-"""What the fused modules are asked for where their kernels are compiled: chains of operations, result dtypes, sizes, alignments."""
+"""What the fused modules are asked for where their kernels are compiled: chains of operations, BatchNorms, dtypes, sizes, alignments."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,6 +15,7 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.enlarge import Enlarge
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused import geometric, isotropic, photometric, prepared, shifted, warped
+from fastpsl.kernels.fused.batch_norm import Norm, Operand, batch_norm
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.jigsaw import JigsawTiles
@@ -128,6 +129,28 @@ def launches() -> Iterator[Launch]:
         boxes = torch.zeros(2, 5, dtype=torch.int64)
         name = f"isotropic windows, from byte {start} on"
         yield Launch(name, partial(isotropic.crop, images, boxes, 32), start == 0)
+
+    # Widths that 8 divides, and others.
+    widths = {torch.float16: (64, 70, 1), torch.bfloat16: (64,), torch.float32: (64, 70)}
+    for dtype, width, fork in ((d, w, f) for d in widths for w in widths[d] for f in (False, True)):
+        name = f"BatchNorms, {width} channels, {dtype}{', used twice' * fork}".replace("torch.", "")
+        on_all = width == 64 and dtype != torch.float32
+        yield Launch(name, partial(_batch_norms, width, dtype, fork), on_all)
+
+
+def _batch_norms(width: int, dtype: torch.dtype, fork: bool) -> None:
+    """Alone, with a sum and with two, forward and backward."""
+    channels_last = torch.channels_last
+    x, z, dy = (
+        torch.zeros(4, width, 9, 9, dtype=dtype).contiguous(memory_format=channels_last) for _ in range(3)
+    )
+    weight, bias = torch.ones(width, requires_grad=True), torch.zeros(width, requires_grad=True)
+    running = torch.zeros(width), torch.ones(width), torch.zeros((), dtype=torch.int64)
+    of = Operand(x.requires_grad_(), weight, bias, Norm(1e-5, 0.1, *running))
+    for other in (None, z, Operand(z.clone(), weight, bias, Norm(1e-5))):
+        result = batch_norm(of, other, relu=True, fork=fork)
+        results = result if isinstance(result, tuple) else (result,)
+        torch.autograd.backward(results, [dy] * len(results))
 
 
 def _launch(

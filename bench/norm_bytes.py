@@ -1,0 +1,144 @@
+"""What BatchNorm, ReLU and shortcuts move through memory in a training step, counted, not measured: eager, compiled at its best, fused.
+
+    python bench/norm_bytes.py                        ResNet-50, 256 pictures of 224 px, values of 2 bytes
+    python bench/norm_bytes.py --side-px 64 --batch-size 2304
+
+A pass over a map counts once for each map that it reads or writes whole; a kernel may read more. eager: torch's kernels, cuDNN's BatchNorm of two
+reads forward. compiled: each pass joined with all its neighbours, and what a ReLU has cut read from its result: what torch.compile does at best. All
+three have in common, and so is not counted: gradients of two that use a block's result, and what convolutions read and write.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
+from bench.program import check_positive, run_program
+from fastpsl.backbones.choose import make_backbone
+from fastpsl.command_line import parse
+from fastpsl.fused_norms import FusedNorm, fused
+from fastpsl.plan import make_plan
+
+COPY_TB_PER_S = 4.25  # one H200's, measured
+BIT = 1 / 16  # of a value of two bytes
+
+
+class Moved(NamedTuple):
+    """Maps of one BatchNorm's size, and launches, forward and backward."""
+
+    maps: float
+    launches: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """BatchNorms that are joined: num_values of a map; what is added: "nothing", "map" or "normalised"; whether two use the result."""
+
+    num_values: int
+    adds: str
+    relu: bool
+    fork: bool
+
+    def eager(self) -> Moved:
+        """x twice, y; ReLU and sum in place; backward the ReLU's, then dy and x twice, dx."""
+        norms = 2 if self.adds == "normalised" else 1
+        adds = self.adds != "nothing"
+        maps = norms * (3 + 5) + 3 * adds + (2 + 3) * self.relu + 3 * self.fork
+        # BatchNorm counts its batches by a launch.
+        return Moved(maps, norms * 3 + adds + 2 * self.relu + self.fork)
+
+    def compiled(self) -> Moved:
+        """A launch for sums takes a second, which adds up what the first leaves."""
+        if self.adds == "nothing":
+            return Moved(3 + 5 + 2 * self.relu + self.fork, 3 + 3)
+        of_one = Moved(4 + 3 + self.relu + 3 + self.fork, 3 + 3)
+        return of_one if self.adds == "map" else Moved(5 + 4 + self.relu + 5 + self.fork, 5 + 3)
+
+    def fused(self) -> Moved:
+        """As kernels/fused/batch_norm.py says, zeros and the copy of a sum counted as launches."""
+        if self.adds == "nothing":
+            return Moved(3 + 5 + 2 * self.fork, 3 + 2)
+        bits = 2 * BIT * self.relu
+        of_one = Moved(4 + 6 + self.fork + bits, 3 + 2)
+        return of_one if self.adds == "map" else Moved(5 + 9 + self.fork + bits, 4 + 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    backbone: str = "resnet50"
+    batch_size: int = 256
+    side_px: int = 224
+
+    def check(self) -> None:
+        """ValueError where a value cannot be."""
+        check_positive(self, "batch_size", "side_px")
+
+
+def groups(options: Options) -> list[list[Group]]:
+    """Of each block, in `--step fused`."""
+    with torch.device("meta"):
+        net = make_backbone(options.backbone)
+        images = torch.empty(options.batch_size, 3, options.side_px, options.side_px)
+    values: dict[nn.Module, int] = {}
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.register_forward_hook(lambda norm, _, y: values.update({norm: y.numel()}))
+    found = []
+    for block in net.blocks():
+        view = fused(block)
+        arity = {
+            str(node.target): len(node.args) for node in getattr(getattr(view, "graph", None), "nodes", ())
+        }
+        images = block(images)
+        found.append([
+            Group(
+                values[part.norm],
+                "nothing" if arity[name] == 1 else "normalised" if part.z_norm is not None else "map",
+                part.relu, part.fork,
+            )
+            for name, part in view.named_modules() if isinstance(part, FusedNorm)
+        ])  # fmt: skip
+    return found
+
+
+def totals(blocks: list[list[Group]]) -> dict[str, Moved]:
+    """Bytes, of two a value, and launches, by way."""
+    sums = {}
+    for way in ("eager", "compiled", "fused"):
+        moved = [(group, getattr(group, way)()) for block in blocks for group in block]
+        num_bytes = sum(2 * group.num_values * each.maps for group, each in moved)
+        sums[way] = Moved(num_bytes, sum(each.launches for _, each in moved))
+    return sums
+
+
+def main() -> None:
+    options: Options = parse(Options, default=Options(), description=__doc__ or "")
+    options.check()
+    blocks = groups(options)
+    stages = {"E": (1, len(blocks))} | {
+        stage.name: (stage.first_learning, stage.last_block) for stage in make_plan("psl", (1, 1, 1))
+    }
+    table = Table(
+        "stage", "learns", "way", "GB", f"ms at {COPY_TB_PER_S} TB/s", "less than eager", "launches"
+    )
+    for name, (first, last) in stages.items():
+        found = totals(blocks[first - 1 : last])
+        for way, moved in found.items():
+            ms, eager_ms = (each.maps / COPY_TB_PER_S / 1e9 for each in (moved, found["eager"]))
+            table.add_row(
+                name, f"B{first}-B{last}", way, f"{moved.maps / 1e9:.1f}", f"{ms:.1f}", f"{eager_ms - ms:.1f}", str(moved.launches)
+            )  # fmt: skip
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,251 @@
+"""Fused BatchNorm, sum and ReLU equal torch's in float64: values, gradients and running statistics."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from fastpsl.kernels.fused import batch_norm as module
+from fastpsl.kernels.fused.batch_norm import Norm, Operand, batch_norm
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+EPS, Z_EPS, MOMENTUM = 1e-5, 1e-3, 0.1
+# By dtype, of the largest value: float32's are of some ten operations and of sums in another order. Of halves one rounding of the
+# result, 2^-11 or 2^-8, and one of what is added up before it; Triton's interpreter cuts bfloat16 off, 2^-7.
+BOUNDS = {torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-6}
+KINDS = ("alone", "sum", "both")
+
+
+class Case(NamedTuple):
+    """Leaves x, z and their weights and biases; running statistics of x's."""
+
+    leaves: list[Tensor]
+    running: tuple[Tensor, Tensor, Tensor]
+    gradients: list[Tensor]
+
+
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As few that each has several tiles, and one tile is the last's alone."""
+    monkeypatch.setattr(module, "SUMS_WARPS", 16)
+    monkeypatch.setattr(module, "MAPS_WARPS", 24)
+
+
+def noise(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    if len(shape) == 4:
+        values = values.contiguous(memory_format=torch.channels_last)
+    return values.to(DEVICE)
+
+
+def case(shape: tuple[int, ...], dtype: torch.dtype) -> Case:
+    maps = [noise(*shape, dtype=dtype, seed=seed) for seed in range(4)]
+    maps[0] = (3 * maps[0] + 1).to(dtype)
+    affine = [noise(shape[1], seed=seed) for seed in range(4, 8)]
+    if shape[1] > 1:
+        affine[0][0] = affine[1][0] = 0  # the ReLU gets a 0, and lets no gradient through
+    leaves = [each.requires_grad_() for each in (maps[0], *affine[:2], maps[1], *affine[2:])]
+    running = noise(shape[1]), noise(shape[1]).exp(), torch.zeros((), dtype=torch.int64, device=DEVICE)
+    return Case(leaves, running, maps[2:])
+
+
+def by_kernels(of: Case, kind: str, relu: bool, fork: bool) -> tuple[Tensor, ...]:
+    x, weight, bias, z, z_weight, z_bias = of.leaves
+    other = {"alone": None, "sum": z, "both": Operand(z, z_weight, z_bias, Norm(Z_EPS))}[kind]
+    running_mean, running_var, num_batches = of.running
+    norm = Norm(EPS, MOMENTUM, running_mean, running_var, num_batches)
+    result = batch_norm(Operand(x, weight, bias, norm), other, relu=relu, fork=fork)
+    return result if isinstance(result, tuple) else (result,)
+
+
+def by_torch(of: Case, kind: str, relu: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The result, its leaves and running mean and variance, float64."""
+    leaves = [leaf.detach().double().requires_grad_() for leaf in of.leaves]
+    running = [each.double() for each in of.running[:2]]
+    x, weight, bias, z, z_weight, z_bias = leaves
+    y = F.batch_norm(x, running[0], running[1], weight, bias, True, MOMENTUM, EPS)
+    if kind != "alone":
+        y = y + (z if kind == "sum" else F.batch_norm(z, None, None, z_weight, z_bias, True, 0.0, Z_EPS))
+    return F.relu(y) if relu else y, leaves, running
+
+
+def assert_near(actual: Tensor | None, expected: Tensor | None, bound: float) -> None:
+    if expected is None:
+        assert actual is None
+        return
+    assert actual is not None and actual.shape == expected.shape and actual.isfinite().all()
+    error = float((actual.double() - expected).abs().max() / expected.abs().max().clamp(min=1.0))
+    assert error <= bound, error
+
+
+def check(shape: tuple[int, ...], dtype: torch.dtype, kind: str, relu: bool, fork: bool) -> None:
+    of = case(shape, dtype)
+    expected, leaves, running = by_torch(of, kind, relu)
+    results = by_kernels(of, kind, relu, fork)
+    gradients = of.gradients[: len(results)]
+    # Ours reads what one who adds both would have rounded.
+    expected.backward(torch.stack(gradients).sum(0).double())
+    torch.autograd.backward(results, gradients)
+    assert len(results) == 1 + fork and all(result.dtype == dtype for result in results)
+    assert all(result.is_contiguous(memory_format=torch.channels_last) for result in results)
+    for result in results:
+        assert_near(result.detach(), expected.detach(), BOUNDS[dtype])
+    for ours, theirs in zip(of.leaves, leaves, strict=True):
+        # Sums of some hundred roundings that do not know of each other.
+        assert_near(ours.grad, theirs.grad, (10 if ours.dim() == 1 else 2) * BOUNDS[dtype])
+    assert_near(of.running[0], running[0], 1e-6)
+    assert_near(of.running[1], running[1], 1e-6)
+    assert int(of.running[2]) == 1
+
+
+@pytest.mark.parametrize("fork", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_torchs(kind: str, relu: bool, fork: bool) -> None:
+    check((2, 66, 11, 9), torch.float32, kind, relu, fork)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_halves(kind: str, dtype: torch.dtype) -> None:
+    check((2, 72, 11, 9), dtype, kind, True, kind != "sum")
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 2, 1), (1, 1, 3, 1), (2, 1, 1, 1), (5, 8, 1, 1), (1, 130, 3, 3), (2, 64, 16, 16)]
+)
+def test_of_any_size(shape: tuple[int, ...]) -> None:
+    """Two values a channel come out as 1 and -1, with a gradient that is a difference of equals."""
+    check(shape, torch.float32, "both", True, True)
+
+
+def test_a_large_mean_and_a_channel_without_variance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mean 1,000 and deviation 1, of 3,000 positions and more programs than are added up at once. float32 has 2^-14 there, a mean of them is exact to two of these; the
+    difference of mean squares would be off by a hundredth and more. Without the ReLU, which may cut what is as near to 0 as that.
+    """
+    monkeypatch.setattr(module, "SUMS_WARPS", 320)
+    of = case((4, 4, 27, 29), torch.float32)
+    with torch.no_grad():
+        x = of.leaves[0]
+        x.copy_((x - 1) / 3 + 1000)
+        x[:, 1] = 7.25
+        flat = x[:, 0].flatten()
+    expected, leaves, running = by_torch(of, "alone", False)
+    (result,) = by_kernels(of, "alone", False, False)
+    result.backward(of.gradients[0])
+    expected.backward(of.gradients[0].double())
+    assert_near(of.running[0], running[0], 2**-22)
+    assert_near(of.running[1], running[1], 1e-6)
+    assert_near(result.detach(), expected.detach(), 2**-13)
+    # Of the channel without variance dx is 1 / sqrt(eps), 300 times, what a mean is off by.
+    assert_near(of.leaves[0].grad, leaves[0].grad, 1e-4)
+    naive = (flat.square().mean() - flat.mean().square()).double()
+    assert abs(naive / flat.double().var(correction=0) - 1) > 0.01
+
+
+def test_equal_bits_each_time_and_backward_twice() -> None:
+    results = []
+    for _ in range(2):
+        of = case((2, 66, 11, 9), torch.float32)
+        (result,) = by_kernels(of, "both", True, False)
+        for _ in range(2):
+            result.backward(of.gradients[0], retain_graph=True)
+        results.append([result.detach(), *of.running, *(leaf.grad for leaf in of.leaves)])
+        # The second adds what the first has made, and to tensors that no two parameters share.
+        of.leaves[2].grad.zero_()  # type: ignore[union-attr]
+        assert of.leaves[5].grad.abs().sum() > 0  # type: ignore[union-attr]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))  # type: ignore[arg-type]
+
+
+def test_backward_twice_is_twice_the_gradient() -> None:
+    gradients = []
+    for times in (1, 2):
+        of = case((2, 8, 5, 5), torch.float32)
+        (result,) = by_kernels(of, "sum", True, False)
+        for _ in range(times):
+            result.backward(of.gradients[0], retain_graph=True)
+        gradients.append([leaf.grad for leaf in of.leaves[:4]])
+    assert all(torch.equal(2 * a, b) for a, b in zip(*gradients, strict=True))  # type: ignore[operator, arg-type]
+
+
+def test_other_layouts_and_one_gradient_of_two() -> None:
+    of = case((2, 8, 5, 7), torch.float32)
+    expected, leaves, _ = by_torch(of, "both", True)
+    of.leaves[3] = of.leaves[3].detach().contiguous().requires_grad_()
+    first, second = by_kernels(of, "both", True, True)
+    assert torch.equal(first, second)
+    # What a mean over positions gives: one value in the place of all.
+    second.mean((2, 3)).square().sum().backward()
+    expected.mean((2, 3)).square().sum().backward()
+    for ours, theirs in zip(of.leaves, leaves, strict=True):
+        assert_near(ours.grad, theirs.grad, 4e-6)
+
+
+def test_what_is_no_number_stays_so() -> None:
+    of = case((2, 8, 5, 7), torch.float32)
+    with torch.no_grad():
+        of.leaves[0][0, 3, 2, 2] = torch.nan
+    (result,) = by_kernels(of, "sum", True, False)
+    assert result[:, 3].isnan().all() and result[:, :3].isfinite().all()
+
+
+def test_without_gradients_no_bits_are_kept_and_nothing_moves() -> None:
+    of = case((2, 8, 5, 7), torch.float32)
+    before = [each.clone() for each in of.running]
+    with torch.no_grad():
+        x, weight, bias, *_ = of.leaves
+        result = batch_norm(Operand(x, weight, bias, Norm(EPS)), relu=True)
+    assert isinstance(result, Tensor) and not result.requires_grad
+    assert_near(
+        result.detach(),
+        F.relu(F.batch_norm(x.double(), None, None, weight.double(), bias.double(), True)).detach(),
+        2e-6,
+    )
+    assert all(torch.equal(a, b) for a, b in zip(before, of.running, strict=True))
+
+
+def as_rows(maps: Tensor) -> Tensor:
+    return maps.detach().permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="more programs, and more values, than the interpreter runs")
+@pytest.mark.parametrize("side_px", [224, 5800])
+def test_as_many_programs_as_in_training_and_more_than_2_to_the_31_values(
+    side_px: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes last adds up what all have left, each time; positions beyond 2^31 values are where they should be."""
+    monkeypatch.undo()
+    shape, channels_last = (1, 64, side_px, side_px), torch.channels_last
+    x, dy = (
+        torch.empty(shape, dtype=torch.float16, device=DEVICE, memory_format=channels_last).normal_()
+        for _ in range(2)
+    )
+    weight, bias = (torch.full((64,), value, device=DEVICE, requires_grad=True) for value in (2.0, 0.5))
+    x.requires_grad_()
+    first = None
+    for _ in range(5):
+        x.grad = weight.grad = bias.grad = None
+        result = batch_norm(Operand(x, weight, bias, Norm(EPS)), relu=True)
+        assert isinstance(result, Tensor)
+        y = result
+        y.backward(dy)
+        sums = torch.stack([weight.grad, bias.grad])  # type: ignore[list-item]
+        first = sums if first is None else first
+        assert torch.equal(sums, first)
+    parts = list(zip(*(as_rows(each).split(2**20) for each in (x, dy, y)), strict=True))
+    num_rows = side_px**2
+    mean = sum(a.double().sum(0) for a, _, _ in parts) / num_rows
+    deviation = (sum((a.double() - mean).square().sum(0) for a, _, _ in parts) / num_rows + EPS).sqrt()
+    d_bias = sum((g.double() * (b > 0)).sum(0) for _, g, b in parts)
+    d_weight = sum((g.double() * (b > 0) * (a.double() - mean) / deviation).sum(0) for a, g, b in parts)
+    assert_near(sums, torch.stack([d_weight, d_bias]), 1e-4)  # type: ignore[list-item]
+    for place in (slice(0, 1000), slice(-1000, None)):
+        normal = (as_rows(x)[place].double() - mean) / deviation
+        assert_near(as_rows(y)[place], (2 * normal + 0.5).clamp(min=0), BOUNDS[torch.float16])
+        g = as_rows(dy)[place].double() * (as_rows(y)[place] > 0)
+        dx = 2 / deviation * (g - d_bias / num_rows - normal * d_weight / num_rows)
+        assert_near(as_rows(x.grad)[place], dx, BOUNDS[torch.float16])  # type: ignore[arg-type]
