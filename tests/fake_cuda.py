@@ -1,0 +1,304 @@
+"""CUDA without a GPU: tensors that have no values lie on device cuda, and what would make the host wait for the device is written down.
+
+    with fake_cuda() as cuda:
+        learner = ...                   # as with a GPU; nothing is computed
+        with cuda.watched() as seen:
+            learner.step(...)
+        assert not seen.waits and seen.kernels["jigsaw_kernel"] == 1
+
+Tensors on two devices raise. Shapes, dtypes, devices and layouts are true; kernels of Triton are not run, and what they write is
+taken as written. On a machine with a GPU nothing touches it, and all is as it was afterwards.
+"""
+
+import functools
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import triton
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
+
+from fastpsl.kernels import isotropic
+from fastpsl.kernels.fused.choose import fused_modules
+from tests.python_backward import python_backward
+
+DEVICE = torch.device("cuda", 0)
+ROOT = Path(__file__).resolve().parents[1]
+OWN = (ROOT / "tests" / "fake_cuda.py", ROOT / "tests" / "python_backward.py")
+H200 = SimpleNamespace(
+    name="NVIDIA H200",
+    major=9,
+    minor=0,
+    total_memory=140 * 2**30,
+    multi_processor_count=132,
+    max_threads_per_multi_processor=2048,
+    warp_size=32,
+)
+# What gives the host a number, or a tensor whose size depends on values.
+LOOKS = ("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique_dim", "_unique", "_unique2")
+LOOKS += ("unique_consecutive", "unique_dim_consecutive", "bincount", "histc")
+
+# Torch's fused optimisers, which have no form for tensors without values, and change none of their shapes.
+IN_PLACE_WITHOUT_META = ("aten::_fused_sgd_", "aten::_fused_adam_")
+
+
+@dataclass
+class Seen:
+    """waits: what the host would wait for, each with the line that asks for it. kernels: launches of Triton's by name."""
+
+    waits: list[str] = field(default_factory=list)
+    kernels: Counter[str] = field(default_factory=Counter)
+
+    def waits_for(self, what: str) -> None:
+        self.waits.append(f"{what} at {_own_line()}")
+
+
+def _own_line() -> str:
+    """The innermost line of this repository that is under way."""
+    for frame in reversed(traceback.extract_stack()):
+        path = Path(frame.filename)
+        if path.is_relative_to(ROOT) and ".venv" not in path.parts and path not in OWN:
+            return f"{path.relative_to(ROOT)}:{frame.lineno}: {frame.line}"
+    return "?"
+
+
+class Watch(TorchDispatchMode):
+    """Looks at each of torch's operations before it is done."""
+
+    def __init__(self, seen: Seen):
+        super().__init__()
+        self.seen = seen
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name.removeprefix("aten::")
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        on_cuda = any(tensor.is_cuda for tensor in tensors)
+        if name == "_to_copy":
+            device = torch.device(kwargs.get("device") or args[0].device)
+            self._copy(args[0], device, kwargs.get("non_blocking", False), None)
+        elif name == "copy_":
+            to, source = args[:2]
+            self._copy(source, to.device, kwargs.get("non_blocking", len(args) > 2 and args[2]), to)
+        elif name in ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"):
+            self._index(args[0], [index for index in args[1] if isinstance(index, Tensor)])
+        elif on_cuda and (name in LOOKS or (name == "repeat_interleave" and func._schema.overload_name != "self_int")):
+            self.seen.waits_for(f"{func}")
+        elif on_cuda and any(not tensor.is_cuda and tensor.dim() for tensor in tensors):
+            raise RuntimeError(f"{func} of tensors on {' and '.join(str(x.device) for x in tensors)} at {_own_line()}")
+        return func(*args, **kwargs)
+
+    def _copy(self, source: Tensor, device: torch.device, non_blocking: bool, to: Tensor | None) -> None:
+        if source.device.type == device.type:
+            return
+        # A copy to the host that makes its own tensor pins it, if it need not block.
+        host = source if device.type == "cuda" else to
+        if not non_blocking or (host is not None and not host.is_pinned()):
+            why = "blocks" if not non_blocking else "is of memory that is not pinned"
+            self.seen.waits_for(f"copy of {list(source.shape)} from {source.device} to {device} {why}")
+
+    def _index(self, source: Tensor, indices: Sequence[Tensor]) -> None:
+        for index in indices:
+            if source.is_cuda and index.dtype in (torch.bool, torch.uint8):
+                self.seen.waits_for(f"boolean index {list(index.shape)}")
+            if source.is_cuda and not index.is_cuda:
+                self.seen.waits_for(f"copy of an index {list(index.shape)} from {index.device}")
+
+
+class FakeTensors(FakeTensorMode):
+    """`torch.tensor(…, device="cuda")` copies from the host, on every machine: where torch finds a GPU it would else make a real tensor."""
+
+    @property
+    def avoid_device_init(self) -> bool:
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name in IN_PLACE_WITHOUT_META:
+            return None
+        if func._schema.name == "aten::is_set_to":
+            return _is_set_to(*args)
+        return super().__torch_dispatch__(func, types, args, kwargs or {})
+
+
+def _is_set_to(one: Tensor, other: Tensor) -> bool:
+    """`Tensor.is_set_to`, of which torch has no form for tensors without values."""
+    places = [
+        (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride())
+        for tensor in (one, other)
+    ]
+    return places[0] == places[1]
+
+
+class FakeCuda:
+    """device: cuda:0."""
+
+    device = DEVICE
+
+    def __init__(self) -> None:
+        self._watching: list[Seen] = []
+
+    @contextmanager
+    def watched(self) -> Iterator[Seen]:
+        """What happens inside is written down."""
+        seen = Seen()
+        self._watching.append(seen)
+        try:
+            with Watch(seen):
+                yield seen
+        finally:
+            self._watching.remove(seen)
+
+    def synchronized(self, *_: object) -> None:
+        for seen in self._watching:
+            seen.waits_for("synchronize")
+
+    def launched(self, kernel: Any, *args: Any, grid: Any, warmup: bool, **more: Any) -> None:
+        """In the place of a launch by Triton."""
+        name = kernel.fn.__name__
+        for place, value in [*enumerate(args), *more.items()]:
+            assert not isinstance(value, Tensor) or value.is_cuda, f"{name}: argument {place} lies on {value.device}"
+        for seen in self._watching:
+            seen.kernels[name] += 1
+
+
+@contextmanager
+def fake_cuda() -> Iterator[FakeCuda]:
+    """One H200, as far as torch and fastpsl ask; see above."""
+    cuda = FakeCuda()
+    caches = (fused_modules, isotropic.fused_form)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        python_backward(),
+        FakeTensors(allow_fallback_kernels=False, allow_non_fake_inputs=True),
+        _forgotten(caches),
+    ):
+        for name, value in _driver(cuda).items():
+            patch.setattr(torch.cuda, name, value)
+        patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+        _patch_pinned_memory(patch)
+        for kind in (JITFunction, InterpretedFunction):
+            patch.setattr(kind, "run", lambda kernel, *args, **more: cuda.launched(kernel, *args, **more))
+        patch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
+        patch.setattr(nn.Module, "_apply", _apply)
+        yield cuda
+
+
+def _apply(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """`nn.Module.to`: new parameters in the place of the old ones, as `param.data = …` wants tensors of one kind."""
+    for child in module.children() if recurse else ():
+        child._apply(change)
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            with torch.no_grad():
+                module._parameters[name] = nn.Parameter(change(parameter), parameter.requires_grad)
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            module._buffers[name] = change(buffer)
+    return module
+
+
+@contextmanager
+def _forgotten(caches: Sequence[Any]) -> Iterator[None]:
+    """What functools.cache keeps of the device is of this device alone."""
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        yield
+    finally:
+        for cache in caches:
+            cache.cache_clear()
+
+
+def _driver(cuda: FakeCuda) -> dict[str, Any]:
+    """Of torch.cuda."""
+
+    class Stream:
+        cuda_stream = 1
+        device = DEVICE
+
+        def __init__(self, *_: object, **__: object):
+            pass
+
+        def nothing(self, *_: object) -> None:
+            pass
+
+        wait_event = wait_stream = nothing
+        synchronize = cuda.synchronized
+
+        def record_event(self, *_: object) -> "Event":
+            return Event()
+
+    class Event:
+        def __init__(self, *_: object, **__: object):
+            pass
+
+        def nothing(self, *_: object) -> None:
+            pass
+
+        # What an event stands behind was launched long before: waiting for it is not waiting for all.
+        record = synchronize = wait = nothing
+
+        def query(self) -> bool:
+            return True
+
+    def given(value: object) -> Any:
+        return lambda *_, **__: value
+
+    answers = {
+        "is_available": True,
+        "is_initialized": True,
+        "is_bf16_supported": True,
+        "device_count": 1,
+        "current_device": 0,
+        "current_stream": Stream(),
+        "get_device_name": H200.name,
+        "get_device_capability": (9, 0),
+        "get_device_properties": H200,
+        "mem_get_info": (100 * 2**30, H200.total_memory),
+        "memory_reserved": 2**30,
+        "max_memory_allocated": 2**30,
+    }
+    silent = ("init", "_lazy_init", "set_device", "manual_seed", "manual_seed_all", "empty_cache", "reset_peak_memory_stats")
+    scopes = ("stream", "device", "device_of")
+    return (
+        {name: given(value) for name, value in answers.items()}
+        | dict.fromkeys(silent, given(None))
+        | {name: lambda *_: nullcontext() for name in scopes}
+        | {"Stream": Stream, "Event": Event, "synchronize": cuda.synchronized}
+    )
+
+
+def _patch_pinned_memory(patch: pytest.MonkeyPatch) -> None:
+    """An attribute of its storage says that a tensor is pinned."""
+    empty = torch.empty
+
+    @functools.wraps(empty)
+    def making(*args: Any, pin_memory: bool = False, **more: Any) -> Tensor:
+        made = empty(*args, **more)
+        return _pinned(made) if pin_memory else made
+
+    def is_pinned(tensor: Tensor, *_: object) -> bool:
+        return getattr(tensor._base if tensor._base is not None else tensor, "stands_pinned", False)
+
+    patch.setattr(torch, "empty", making)
+    patch.setattr(Tensor, "pin_memory", lambda tensor, *_: _pinned(tensor.clone()))
+    patch.setattr(Tensor, "is_pinned", is_pinned)
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    tensor.stands_pinned = True  # type: ignore[attr-defined]
+    return tensor
