@@ -1,13 +1,18 @@
-"""Numbers from the device, without that the device stands still."""
+"""Values from the device, without that the device stands still."""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+Item = TypeVar("Item")
+
 
 class Fetch:
-    """Sends float32 `values` of any shape to the host, behind what the device has been given to do; `numbers` waits for them.
+    """Sends a tensor to the host, behind what the device has been given to do; `values` waits for it.
 
-    Who asks for the numbers after the next step was launched has them while the device computes that one.
+    Who asks for the values after the next step was launched has them while the device computes that one.
     """
 
     def __init__(self, values: Tensor):
@@ -16,14 +21,27 @@ class Fetch:
         if values.is_cuda:
             on_host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._values = on_host.copy_(values, non_blocking=True)
-            self._arrived = torch.cuda.Event(
-                blocking=True
-            )  # waiting sleeps; torch's default would spin on a core
+            # Waiting sleeps; torch's default would spin on a core.
+            self._arrived = torch.cuda.Event(blocking=True)
             self._arrived.record()
 
-    def numbers(self) -> list[float]:
-        """The values, flat."""
+    def values(self) -> Tensor:
+        """Return the tensor on the host: in pinned memory where it comes from a GPU, so copy what is kept for long."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        numbers: list[float] = self._values.flatten().tolist()
+        return self._values
+
+    def numbers(self) -> list[float]:
+        """Return the values, flat."""
+        numbers: list[float] = self.values().flatten().tolist()
         return numbers
+
+
+def one_behind(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield each item after the next one was made, so that the device computes that one while the host looks at this one."""
+    held: list[Item] = []
+    for item in items:
+        held.append(item)
+        if len(held) > 1:
+            yield held.pop(0)
+    yield from held

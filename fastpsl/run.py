@@ -17,7 +17,7 @@ import torch
 from fastpsl.checkpoint import Checkpoints, write_atomically
 from fastpsl.distributed import Agreement, World, share, wait_for_all
 from fastpsl.options import RunOptions
-from fastpsl.pictures import captions, save_contact_sheet
+from fastpsl.pictures import NUM_PICTURES, captions, save_contact_sheet
 from fastpsl.pipelines.data import open_data
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import Data
@@ -213,6 +213,7 @@ class Run:
         wait_for_all(self.world)
         if batch is None or self.world.rank != 0 or self.position.step > 0:
             return
+        batch = batch.first(NUM_PICTURES)
         pictures = call_if_there(task, "contact_sheet", batch.inputs(loader.views, torch.float32), batch)
         if pictures is not None:
             told = call_if_there(task, "captions", batch) or ()

@@ -175,14 +175,14 @@ def show(
             device=choose_device(device, 0), prefetch_batches=1, on_bad_sample="skip",
         ) as loader:  # fmt: skip
             batches = loader.epoch(0)
-            batch = next(batches)
+            batch = next(batches).first(num)
             batches.close()
         for bad in batch.bad:
             print(f"left out {bad}", file=sys.stderr)
         pictures = shown.contact_sheet(batch.inputs(views, torch.float32), batch)
         of_task = shown.captions(batch) if hasattr(shown, "captions") else ()
         texts = captions(batch, opened.class_names, of_task)
-    good = (batch.indices >= 0).cpu()
+    good = batch.indices >= 0
     texts = [text for text, is_good in zip(texts, good.tolist(), strict=True) if is_good]
     with output_errors(out):
         try:

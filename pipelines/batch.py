@@ -58,6 +58,19 @@ class Batch:
                 f"{len(views)} views for a batch of {len(self.images)}; pass the views of the loader"
             )
 
+    def first(self, num: int) -> "Batch":
+        """Copy the first samples to the host, to be shown to people.
+
+        Args:
+            num: How many; all of them where the batch has fewer.
+
+        Returns:
+            A batch of `num` samples or fewer, on the CPU, in the same memory format. On a GPU the host waits for it.
+        """
+        small = list(self._small())
+        images = [images[:num].cpu() for images in self.images]
+        return self._with(images, small, [tensor[:num].cpu() for tensor in small])
+
     def to(self, device: torch.device) -> "Batch":
         """A copy on a CUDA device, under way on the current stream: images one by one, of pinned memory, all that is small (draws,
         indices, labels) in one. torch keeps pinned memory until the copies from it have ended."""

@@ -47,6 +47,18 @@ class PictureBatch:
         assert not views
         return []
 
+    def first(self, num: int) -> "PictureBatch":
+        """Copy the first `num` pictures (all, where there are fewer) with their targets to the host, to be shown to people."""
+        return PictureBatch(
+            [image.cpu() for image in self.images[:num]],
+            [{key: value.cpu() for key, value in target.items()} for target in self.targets[:num]],
+            self.indices[:num].cpu(),
+            self.labels[:num].cpu(),
+            self.epoch,
+            self.step,
+            self.bad,
+        )
+
 
 @final
 class PictureLoader:

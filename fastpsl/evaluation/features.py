@@ -31,7 +31,9 @@ from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import Pool, pooled, pooled_width
 from fastpsl.evaluation.views import center_view, squashed_view
 from fastpsl.evaluation.weights import Pretrained
+from fastpsl.fetch import Fetch, one_behind
 from fastpsl.learner import DTYPES
+from fastpsl.pipelines.batch import BadSample
 from fastpsl.pipelines.beton_file import output_errors
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import Data
@@ -263,6 +265,20 @@ def _features(
     works: Sequence[Extraction], loader: Loader, first_step: int, device: torch.device
 ) -> Iterator[tuple[list[np.ndarray], list[int]]]:
     """Of each batch the features [B, width] of each work, of the file's dtype, and the indices of samples that were bad."""
+    for fetched, indices, bad in one_behind(_launched(works, loader, first_step, device)):
+        for sample in bad:
+            print(f"skipped {sample}", file=sys.stderr, flush=True)
+        skipped = indices.values().numpy() < 0  # padding too, which is cut off in writing
+        stored = [
+            _stored(each.values().numpy(), work, skipped) for each, work in zip(fetched, works, strict=True)
+        ]
+        yield stored, [sample.index for sample in bad]
+
+
+def _launched(
+    works: Sequence[Extraction], loader: Loader, first_step: int, device: torch.device
+) -> Iterator[tuple[list[Fetch], Fetch, list[BadSample]]]:
+    """Of each batch, on their way to the host: float32 [B, width] of each work and the samples' indices; and the samples that were bad."""
     first = works[0]
     blocks = first.pretrained.backbone.blocks()[: max(work.block for work in works)]
     trunk = nn.Sequential(*blocks).to(device).to(memory_format=torch.channels_last).eval()
@@ -277,11 +293,7 @@ def _features(
                     if work.block == number:
                         # Before the next block, whose first operation may be in place; so it must be no view of the maps either.
                         found[place] = work.of_maps(maps).clone()
-        for sample in batch.bad:
-            print(f"skipped {sample}", file=sys.stderr, flush=True)
-        skipped = batch.indices.cpu().numpy() < 0  # padding too, which is cut off in writing
-        stored = [_stored(found[place].cpu().numpy(), work, skipped) for place, work in enumerate(works)]
-        yield stored, [sample.index for sample in batch.bad]
+        yield [Fetch(found[place]) for place in range(len(works))], Fetch(batch.indices), batch.bad
 
 
 def _stored(features: np.ndarray, work: Extraction, skipped: np.ndarray) -> np.ndarray:

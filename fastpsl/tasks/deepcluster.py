@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fastpsl.distributed import sum_over_ranks
 from fastpsl.epochs import Figures
 from fastpsl.evaluation.views import center_view, train_view
+from fastpsl.fetch import Fetch, one_behind
 from fastpsl.k_means import drawn_rows, k_means
 from fastpsl.optimisers import sgd
 from fastpsl.passes import Passes
@@ -111,15 +112,16 @@ def features_of(passes: Passes, view: ViewSpec) -> Features:
     """
     blocks: list[Tensor] = []
     indices: list[np.ndarray] = []
-    num_bad = torch.zeros((), dtype=torch.long, device=passes.world.device)
+    num_bad = 0
+    outputs = passes.outputs(view, lambda maps: maps.float().mean((2, 3)).half())
     with before_last_relu(passes.learner.module.trunk):
-        for numbers, rows in passes.outputs(view, lambda maps: maps.float().mean((2, 3)).half()):
-            there = numbers >= 0
-            num_bad += (there & ~rows.isfinite().all(1)).sum()
-            blocks.append(rows[there].cpu())
-            indices.append(numbers[there].cpu().numpy())
-    rows_here = torch.tensor(sum(map(len, blocks)), device=num_bad.device)
-    bad, num_rows = sum_over_ranks(passes.world, torch.stack([num_bad, rows_here])).tolist()
+        for numbers, rows in one_behind((Fetch(numbers), Fetch(rows)) for numbers, rows in outputs):
+            there = numbers.values() >= 0
+            blocks.append(rows.values()[there])
+            indices.append(numbers.values()[there].numpy())
+            num_bad += int((~blocks[-1].isfinite().all(1)).sum())
+    counts = torch.tensor([num_bad, sum(map(len, blocks))], device=passes.world.device)
+    bad, num_rows = sum_over_ranks(passes.world, counts).tolist()
     if bad:
         raise ValueError(
             f"epoch {passes.epoch}: features of {bad:,} of {num_rows:,} images are no finite float16 numbers, so they cannot be "

@@ -14,6 +14,7 @@ from fastpsl.distributed import gathered
 from fastpsl.job import Job
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.flip import Flip
+from fastpsl.pictures import NUM_PICTURES
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.rows import Data, require_same_classes
@@ -199,3 +200,31 @@ def test_every_blocks_features_of_a_frozen_trunk() -> None:
 def test_one_process_gathers_its_own() -> None:
     tensor = torch.randn(3, 2, requires_grad=True)
     assert torch.equal(gathered(tensor), tensor) and not gathered(tensor).requires_grad
+
+
+class Shown(Asking):
+    """Also draws a contact sheet and its captions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[Batch] = []
+
+    def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        assert len(inputs[0]) == len(batch.indices)
+        self.drawn.append(batch)
+        return torch.zeros(len(inputs[0]), 3, 24, 24)
+
+    def captions(self, batch: Batch) -> list[str]:
+        self.drawn.append(batch)
+        return [""] * len(batch.indices)
+
+
+def test_only_what_is_shown_is_augmented_for_the_contact_sheet(tmp_path: Path) -> None:
+    run, task = tiny_run(tmp_path, max_steps_per_stage=1, batch_size=48), Shown()
+    job = Job(task, TinyNet(), make_plan("psl", (1, 1, 1)), step_drops(1e-3, (1,)))
+    assert pretrain(job, run)
+    run.close()
+    assert [len(batch.indices) for batch in task.drawn] == [
+        NUM_PICTURES
+    ] * 6  # 24 samples a batch, as each counts twice
+    assert all(tensor.device.type == "cpu" for batch in task.drawn for tensor in batch.tensors())

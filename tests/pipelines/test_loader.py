@@ -242,6 +242,16 @@ def test_evaluation_pads_whole_global_batches(beton: Path) -> None:
         assert whole.indices.tolist() == [*range(NUM), *[-1] * 62]
 
 
+@pytest.mark.parametrize("num", [0, 1, 4, 100])
+def test_the_first_samples_are_those_of_the_batch(beton: Path, num: int) -> None:
+    with Beton(beton) as data:
+        whole = batches(data)[0]
+    part = whole.first(num)
+    for some, every in zip(part.tensors(), whole.tensors(), strict=True):
+        assert torch.equal(some, every[:num]) and some.stride() == every[:num].stride()
+    assert (part.epoch, part.step, len(part.indices)) == (whole.epoch, whole.step, min(num, GLOBAL_BATCH))
+
+
 def test_prefetch_is_bounded(beton: Path) -> None:
     with Beton(beton) as data, Loader(data, VIEWS, batch_size=2, num_threads=3, prefetch_batches=2) as loader:
         decoded = count_decoded(loader)
