@@ -22,7 +22,6 @@ from typing import Any
 
 import pytest
 import torch
-import triton
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -47,7 +46,17 @@ H200 = SimpleNamespace(
     warp_size=32,
 )
 # What gives the host a number, or a tensor whose size depends on values.
-LOOKS = ("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique_dim", "_unique", "_unique2")
+LOOKS = (
+    "_local_scalar_dense",
+    "item",
+    "is_nonzero",
+    "equal",
+    "nonzero",
+    "masked_select",
+    "unique_dim",
+    "_unique",
+    "_unique2",
+)
 LOOKS += ("unique_consecutive", "unique_dim_consecutive", "bincount", "histc")
 
 # Torch's fused optimisers, which have no form for tensors without values, and change none of their shapes.
@@ -94,12 +103,23 @@ class Watch(TorchDispatchMode):
         elif name == "copy_":
             to, source = args[:2]
             self._copy(source, to.device, kwargs.get("non_blocking", len(args) > 2 and args[2]), to)
-        elif name in ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"):
+        elif name in (
+            "index",
+            "index_put",
+            "index_put_",
+            "_index_put_impl_",
+            "_unsafe_index",
+            "_unsafe_index_put",
+        ):
             self._index(args[0], [index for index in args[1] if isinstance(index, Tensor)])
-        elif on_cuda and (name in LOOKS or (name == "repeat_interleave" and func._schema.overload_name != "self_int")):
+        elif on_cuda and (
+            name in LOOKS or (name == "repeat_interleave" and func._schema.overload_name != "self_int")
+        ):
             self.seen.waits_for(f"{func}")
         elif on_cuda and any(not tensor.is_cuda and tensor.dim() for tensor in tensors):
-            raise RuntimeError(f"{func} of tensors on {' and '.join(str(x.device) for x in tensors)} at {_own_line()}")
+            raise RuntimeError(
+                f"{func} of tensors on {' and '.join(str(x.device) for x in tensors)} at {_own_line()}"
+            )
         return func(*args, **kwargs)
 
     def _copy(self, source: Tensor, device: torch.device, non_blocking: bool, to: Tensor | None) -> None:
@@ -170,7 +190,9 @@ class FakeCuda:
         """In the place of a launch by Triton."""
         name = kernel.fn.__name__
         for place, value in [*enumerate(args), *more.items()]:
-            assert not isinstance(value, Tensor) or value.is_cuda, f"{name}: argument {place} lies on {value.device}"
+            assert not isinstance(value, Tensor) or value.is_cuda, (
+                f"{name}: argument {place} lies on {value.device}"
+            )
         for seen in self._watching:
             seen.kernels[name] += 1
 
@@ -272,7 +294,15 @@ def _driver(cuda: FakeCuda) -> dict[str, Any]:
         "memory_reserved": 2**30,
         "max_memory_allocated": 2**30,
     }
-    silent = ("init", "_lazy_init", "set_device", "manual_seed", "manual_seed_all", "empty_cache", "reset_peak_memory_stats")
+    silent = (
+        "init",
+        "_lazy_init",
+        "set_device",
+        "manual_seed",
+        "manual_seed_all",
+        "empty_cache",
+        "reset_peak_memory_stats",
+    )
     scopes = ("stream", "device", "device_of")
     return (
         {name: given(value) for name, value in answers.items()}

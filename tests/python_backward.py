@@ -24,7 +24,9 @@ def python_backward() -> Iterator[None]:
 
     def grad(outputs: Any, inputs: Any, grad_outputs: Any = None, allow_unused: bool = False) -> Any:
         outputs, inputs = as_list(outputs), as_list(inputs)
-        found = gradients(outputs, as_list(grad_outputs) if grad_outputs is not None else [None] * len(outputs), inputs)
+        found = gradients(
+            outputs, as_list(grad_outputs) if grad_outputs is not None else [None] * len(outputs), inputs
+        )
         assert allow_unused or all(gradient is not None for gradient in found)
         return tuple(found)
 
@@ -62,7 +64,9 @@ def gradients(
     while ready:
         node = ready.pop()
         arrived = coming.pop(node, {})
-        found |= {(node, place): arrived[place] for which, place in wanted if which is node and place in arrived}
+        found |= {
+            (node, place): arrived[place] for which, place in wanted if which is node and place in arrived
+        }
         made: Sequence[Tensor | None] = [None] * len(node.next_functions)
         if arrived and not node.next_functions:
             if inputs is None:

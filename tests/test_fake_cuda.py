@@ -53,7 +53,9 @@ def seen_of(work: Callable[[Tensor], object]) -> Seen:
         (lambda x: torch.cuda.current_stream().synchronize(), "synchronize"),
     ],
 )  # fmt: skip
-def test_what_the_host_would_wait_for_is_told_with_its_line(work: Callable[[Tensor], object], told: str) -> None:
+def test_what_the_host_would_wait_for_is_told_with_its_line(
+    work: Callable[[Tensor], object], told: str
+) -> None:
     seen: list[str] = []
 
     def watched(x: Tensor) -> None:
