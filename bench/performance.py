@@ -1,7 +1,8 @@
-"""Writes docs/performance.md's tables, docs/scale.md's arithmetic and all charts from the committed results.
+"""Writes the tables of docs/performance.md and README.md, docs/scale.md's arithmetic and all charts from the committed results.
 
-    python bench/performance.py            after a new file in bench/results/
-    python bench/performance.py --check    says whether the pages are what the files say; exit 1 where not
+    python bench/performance.py                      after a new file in bench/results/
+    python bench/performance.py results-b.tgz ...    puts what parts of bench/gpu_day/ brought back there first
+    python bench/performance.py --check              says whether the pages are what the files say; exit 1 where not
 
 What stands between <!-- NAME begin --> and <!-- NAME end --> is written, the rest of a page is people's.
 """
@@ -15,12 +16,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ is a folder of programs, not installed
+from bench.archive import read_archives
 from bench.chart import draw_chart
+from bench.how_fast import how_fast_table
 from bench.kernel_chart import draw_kernels
 from bench.program import run_program
 from bench.ratio_chart import draw_ratios
 from bench.scale_arithmetic import scale_tables
-from bench.schema import validate
+from bench.schema import REHEARSAL, validate, write_result
 from bench.targets import targets_table
 from bench.time_chart import draw_times
 
@@ -39,6 +42,8 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
             validate(results[path.name])
         except ValueError as error:
             raise ValueError(f"{path.name}: {error}") from None
+        if REHEARSAL in results[path.name]["notes"]:
+            raise ValueError(f"{path.name}: is {REHEARSAL}; remove it")
     return results
 
 
@@ -130,6 +135,7 @@ def pages(results: dict[str, dict[str, Any]]) -> dict[Path, dict[str, str]]:
             "results": sections,
         },
         DOCS / "scale.md": {"arithmetic": scale_tables(of_gpus)},
+        ROOT / "README.md": {"how fast": how_fast_table(results)},
     }
 
 
@@ -152,7 +158,14 @@ def main() -> int:
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 where a page is not what the files say"
     )
+    parser.add_argument(
+        "archives", nargs="*", type=Path, help="results-PART.tgz of bench/gpu_day/: read whole before anything is written"
+    )  # fmt: skip
     options = parser.parse_args()
+    if options.check and options.archives:
+        raise ValueError("--check writes nothing: give it no archives")
+    for name, result in read_archives(options.archives).items():
+        write_result(RESULTS / name, result)
     results = read_results(RESULTS)
     stale = []
     for path, parts in pages(results).items():

@@ -38,6 +38,7 @@ SCHEMA = 1
 MAX_COMPARED = 20_000  # samples whose bytes are compared
 # Fewer values than repeats: the clock ends them, a run does not get there, or nothing varies.
 MAY_BE_FEWER = ("throughput", "time_to_accuracy", "scaling", "small", "detection")
+REHEARSAL = "a rehearsal at tiny values: its figures mean nothing"
 SHARED_LOAD = 0.5  # a load average above this before a bench starts: others were at work
 PACKAGES = (
     "fastpsl", "torch", "torchvision", "numba", "numpy", "kornia", "pillow", "ffcv", "opencv-python", "triton",
@@ -59,6 +60,7 @@ LABELS: dict[str, dict[str, tuple[type, ...]]] = {
         "pictures_per_s": _NUMBER,
         "peak_mib": (int, _NONE),
     },
+    "gpu_day": {"exit": _COUNT, "said": _TEXT},
     "kernels": {
         "chain": _TEXT,
         "path": _TEXT,
@@ -123,7 +125,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
             versions[name] = metadata.version(name)
     is_cuda = torch.device(device).type == "cuda"
     return {
-        "commit": _commit(),
+        "commit": commit(),
         "cpu": _cpu_name(),
         "num_cores": len(os.sched_getaffinity(0)),
         "gpu": torch.cuda.get_device_name(device) if is_cuda else None,
@@ -136,15 +138,29 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     }  # fmt: skip
 
 
+def commit() -> str | None:
+    """Of the checkout, with "and changes" where a program differs; FASTPSL_COMMIT says it where there is no git."""
+    if given := os.environ.get("FASTPSL_COMMIT"):
+        return given
+    root = str(Path(__file__).resolve().parents[1])
+    found = _output("git", "-C", root, "rev-parse", "--short=12", "HEAD")
+    changed = _output("git", "-C", root, "status", "--porcelain", "--untracked-files=no", "--", "*.py")
+    return f"{found} and changes" if found and changed else found
+
+
 def finish(machine: dict[str, Any]) -> list[str]:
-    """Fill in the load average after the work; the notes that the load asks for."""
+    """Fill in the load average after the work; the notes that the load and a rehearsal ask for."""
     machine["load_average_after"] = round(os.getloadavg()[0], 2)
     before = machine["load_average_before"]
     if before <= SHARED_LOAD:
-        return []
-    return [
-        f"the machine was shared: load average {before} on {machine['num_cores']} cores before the bench began"
-    ]
+        return rehearsal_notes()
+    shared = f"load average {before} on {machine['num_cores']} cores before the bench began"
+    return [f"the machine was shared: {shared}", *rehearsal_notes()]
+
+
+def rehearsal_notes() -> list[str]:
+    """REHEARSAL where FASTPSL_REHEARSAL is set: what has this note is never committed."""
+    return [REHEARSAL] if os.environ.get("FASTPSL_REHEARSAL") else []
 
 
 def command_line(arguments: Sequence[str] | None = None) -> str:
@@ -272,13 +288,6 @@ def _check_three_rows(result: Mapping[str, Any]) -> None:
                 raise ValueError(
                     f"ratios: that of {key} is {given}, its rows say {rate / min(loader, step):.4f}"
                 )
-
-
-def _commit() -> str | None:
-    root = str(Path(__file__).resolve().parents[1])
-    commit = _output("git", "-C", root, "rev-parse", "--short=12", "HEAD")
-    changed = _output("git", "-C", root, "status", "--porcelain", "--untracked-files=no", "--", "*.py")
-    return f"{commit} and changes" if commit and changed else commit
 
 
 def _cpu_name() -> str:

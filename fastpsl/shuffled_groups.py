@@ -26,12 +26,13 @@ def shuffled_order(seed: int, epoch: int, step: int, num: int) -> np.ndarray:
 
 
 def encode_shuffled(
-    encode: Callable[[Tensor], Tensor], images: Tensor, valid: Tensor, order: np.ndarray, group_size: int
+    encode: Callable[[Tensor, int], Tensor], images: Tensor, valid: Tensor, order: np.ndarray, group_size: int
 ) -> Tensor:
     """Keys of all ranks' images, float [world * B, width] in the order of the ranks; equal on every rank.
 
     images: this rank's [B, C, H, W]; valid: bool [world * B], of all ranks. order: `shuffled_order` of all world * B.
-    encode: [group_size, C, H, W] to [group_size, width]; it sees one group at a time, and this rank its share of the groups.
+    encode: [n * group_size, C, H, W] and group_size to [n * group_size, width], a group being group_size images in a row; this rank
+    encodes its share of the groups.
     An image that is not valid (padding, a sample that could not be decoded) is replaced by a valid one of the batch, so it
     is part of no group's statistics, and in its place stands a key that an image really has.
     ValueError where groups of `group_size` do not fill B.
@@ -46,7 +47,7 @@ def encode_shuffled(
     first = size * place_among_ranks()[0]
     sources = substitutes(valid)[places[first : first + size]]
     mine = gathered(images)[sources].contiguous(memory_format=torch.channels_last)
-    shuffled = gathered(torch.cat([encode(group) for group in mine.split(group_size)]))
+    shuffled = gathered(encode(mine, group_size))
     return torch.empty_like(shuffled).index_copy_(0, places, shuffled)
 
 

@@ -197,4 +197,5 @@ def mirrored(boxes: Tensor, width: int) -> Tensor:
 def scaled(boxes: Tensor, before: tuple[int, int], after: tuple[int, int]) -> Tensor:
     """Boxes [n, 4] in a picture of (height, width) `before` that is resized to `after`."""
     y, x = (new / old for new, old in zip(after, before, strict=True))
-    return boxes * boxes.new_tensor([x, y, x, y])
+    left, top, right, bottom = boxes.unbind(1)
+    return torch.stack((left * x, top * y, right * x, bottom * y), 1)

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from bench.schema import SCHEMA, command_line, environment, finish, short_name, spread, validate, write_result
+from bench.schema import (
+    REHEARSAL,
+    SCHEMA,
+    command_line,
+    environment,
+    finish,
+    short_name,
+    spread,
+    validate,
+    write_result,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = sorted((ROOT / "bench" / "results").glob("*.json"))
@@ -37,6 +47,19 @@ def throughput_result() -> dict[str, Any]:
         "ratios": [{**ratio, **spread([1.0, 0.8, 5 / 6])}],
         "not_measured": [{"what": "ffcv Loader", "reason": "not installed"}], "notes": finish(machine),
     }  # fmt: skip
+
+
+def test_where_there_is_no_git_the_environment_says_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTPSL_COMMIT", "0123456789ab and changes")
+    assert environment()["commit"] == "0123456789ab and changes"
+
+
+def test_a_rehearsal_is_marked_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = environment() | {"load_average_before": 0.0}
+    assert finish(machine) == []
+    monkeypatch.setenv("FASTPSL_REHEARSAL", "1")
+    assert finish(machine) == [REHEARSAL]
+    assert finish(machine | {"load_average_before": 9.0})[1:] == [REHEARSAL]
 
 
 def test_a_result_is_accepted_and_written(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """The slow copy: what it shares, how it follows, what normalises it."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastpsl.backbones.backbone import Backbone
 from fastpsl.backbones.revnet import RevNet
@@ -41,26 +43,68 @@ def test_keys_are_normalised_by_their_own_images_and_move_nothing(
     backbone, trunk, head, images = query(frozen_batchnorm, reversible=reversible)
     encoder = KeyEncoder(trunk, head, 0.9)
     before = snapshot(backbone)
-    keys = encoder(images)
+    keys = encoder(images, 8)
     trunk.eval(), head.eval()  # held-out passes: keys as before
-    again = encoder(images)
+    again = encoder(images, 8)
     trunk.train(), head.train()
     assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
     assert not keys.requires_grad and torch.equal(keys, again)
     assert torch.allclose(keys.norm(dim=1), torch.ones(8))
     expected = nn.functional.normalize(head(trunk(images)))  # in train mode: statistics of these images
     assert torch.allclose(keys, expected, atol=1e-6)
-    assert not torch.allclose(keys[:4], encoder(images[:4]), atol=1e-3)
+    assert not torch.allclose(keys[:4], encoder(images[:4], 4), atol=1e-3)
+
+
+@pytest.mark.parametrize("frozen_batchnorm", ["eval", "train"])
+def test_each_group_is_normalised_by_itself(frozen_batchnorm: str) -> None:
+    _, trunk, head, images = query(frozen_batchnorm)
+    encoder = KeyEncoder(trunk, head, 0.9)
+    whole = encoder(images, 4)
+    parts = [encoder(group, 4) for group in images.split(4)]
+    assert torch.allclose(whole, torch.cat(parts), atol=1e-6)
+    assert not torch.allclose(whole, encoder(images, 8), atol=1e-3)
+
+
+class Casts(TorchDispatchMode):
+    """Counts the weights that are cast to bfloat16 within it."""
+
+    num = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_cast = function._schema.name == "aten::_to_copy" and (kwargs or {}).get("dtype") == torch.bfloat16
+        self.num += is_cast and isinstance(args[0], nn.Parameter)
+        return function(*args, **(kwargs or {}))
+
+
+def test_weights_are_cast_once_a_step_under_autocast() -> None:
+    """To the values that autocast would have cast them to in each call."""
+    _, trunk, head, images = query()
+    encoder, plain = KeyEncoder(trunk, head, 0.5), KeyEncoder(trunk, head, 0.5)
+    plain._as_run = lambda _: (plain.learning, plain.head)  # type: ignore[method-assign]
+    with torch.autocast("cpu", torch.bfloat16):
+        for step in range(2):
+            assert torch.equal(encoder(images, 2), plain(images, 2)), step
+            for p in [*trunk.learning.parameters(), *head.parameters()]:
+                p.data.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(step)))
+            encoder.follow(), plain.follow()
+        encoder.load_state_dict(plain.state_dict())
+        assert torch.equal(encoder(images, 2), plain(images, 2))
+        with Casts() as ours:
+            encoder(images, 2)
+        with Casts() as theirs:
+            plain(images, 2)
+    # The frozen block's, once for all groups; and three convolutions, a weight and a bias of each group, which ours has.
+    assert (ours.num, theirs.num) == (1, 1 + 4 * 5)
 
 
 def test_synchronised_batchnorm_is_by_the_group_in_the_copy() -> None:
     """In train mode torch's SyncBatchNorm would join the groups of all ranks (and, with ranks, refuse CPU tensors)."""
     _, trunk, head, images = query()
-    expected = KeyEncoder(trunk, head, 0.9)(images)
+    expected = KeyEncoder(trunk, head, 0.9)(images, 8)
     _, trunk, head, images = query(sync=True)
     assert isinstance(trunk.learning[0][1], nn.SyncBatchNorm)  # type: ignore[index]
     encoder = KeyEncoder(trunk, head, 0.9)
-    assert torch.equal(encoder(images), expected)
+    assert torch.equal(encoder(images, 8), expected)
     assert not any(part.training for part in [*encoder.learning.modules(), *encoder.head.modules()])
 
 
@@ -86,10 +130,10 @@ def test_frozen_blocks_are_shared_and_only_the_rest_is_saved() -> None:
     assert encoder.frozen is trunk.frozen
     assert not any("running" in name for part in encoder.state_dict().values() for name in part)
     state = copy.deepcopy(encoder.state_dict())
-    keys = encoder(images)
+    keys = encoder(images, 8)
     for p in [*trunk.learning.parameters(), *head.parameters()]:
         p.data.add_(1.0)
     encoder.follow()
-    assert not torch.allclose(encoder(images), keys, atol=1e-3)
+    assert not torch.allclose(encoder(images, 8), keys, atol=1e-3)
     encoder.load_state_dict(state)
-    assert torch.equal(encoder(images), keys)
+    assert torch.equal(encoder(images, 8), keys)

@@ -74,7 +74,7 @@ def keys_by_hand(
     order = shuffled_order(task.seed, batch.epoch, batch.step, len(images)).tolist()
     for start in range(0, len(order), GROUP):
         group = order[start : start + GROUP]
-        for place, key in zip(group, encoder(images[group]), strict=True):
+        for place, key in zip(group, encoder(images[group], GROUP), strict=True):
             keys[place] = key
     return keys
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from fastpsl.shuffled_groups import encode_shuffled, shuffled_order, substitutes
 
 
-def by_group_mean(images: Tensor) -> Tensor:
+def by_group_mean(images: Tensor, group_size: int) -> Tensor:
     """An encoder of width 1 that needs its group: brightness less the group's."""
-    brightness = images.mean((1, 2, 3))
-    return (brightness - brightness.mean())[:, None]
+    brightness = images.mean((1, 2, 3)).view(-1, group_size)
+    return (brightness - brightness.mean(1, keepdim=True)).view(-1, 1)
 
 
 def test_an_order_is_a_permutation_of_its_own_seed_epoch_and_step() -> None:

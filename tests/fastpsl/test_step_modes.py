@@ -146,7 +146,7 @@ def test_keys_are_compiled_with_the_trunk() -> None:
     for backend in (None, capture := Capture()):
         learner = make_learner(STAGES[1], backend)
         encoder = KeyEncoder(learner.module.trunk, learner.module.head, 0.9)
-        results.append(encoder(torch.ones(4, 3, 32, 32).cumsum(3)))
+        results.append(encoder(torch.ones(4, 3, 32, 32).cumsum(3), 4))
     assert torch.equal(*results) and len(capture.inputs) == 2
 
 

@@ -1,0 +1,63 @@
+"""What a part of bench/gpu_day/ brought back: results-PART.tgz, trusted in nothing."""
+
+import json
+import re
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+from bench.schema import REHEARSAL, validate
+
+_NAME = r"[A-Za-z0-9_][\w.+-]*"
+_RESULT = re.compile(rf"results/({_NAME}\.json)", re.ASCII)
+_FOLDER = re.compile(r"\.|logs|results|runs")
+_OTHERS = re.compile(
+    rf"summary\.txt|failed\.txt|steps\.tsv|logs/{_NAME}\.log|results/{_NAME}\.png|runs/{_NAME}\.(png|json|jsonl)", re.ASCII
+)  # fmt: skip
+_MOST_BYTES = 64 << 20  # of one result
+
+
+def read_archive(path: Path) -> dict[str, dict[str, Any]]:
+    """Results by file name, each held to the schema; ValueError, one line, for anything that a part does not put there."""
+    results = {}
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            for member in archive:
+                name = member.name.removeprefix("./")
+                found = _RESULT.fullmatch(name)
+                known = _FOLDER.fullmatch(name) if member.isdir() else found or _OTHERS.fullmatch(name)
+                if not known or not (member.isdir() or member.isfile()):
+                    raise ValueError(f"{path}: holds {member.name!r}, which no part of bench/gpu_day/ makes")
+                if found:
+                    file = archive.extractfile(member)
+                    assert file is not None
+                    results[found[1]] = _result(file.read(_MOST_BYTES), f"{path}, {name}")
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: is no whole .tgz ({error}); bring it back again") from None
+    if not results:
+        raise ValueError(f"{path}: holds no results/*.json; give a results-PART.tgz of bench/gpu_day/")
+    return results
+
+
+def read_archives(paths: list[Path]) -> dict[str, dict[str, Any]]:
+    """Of all; ValueError where two have the same result."""
+    results: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        found = read_archive(path)
+        if twice := sorted(results.keys() & found.keys()):
+            raise ValueError(f"{path}: {twice[0]} is in another archive too; give one of the two")
+        results |= found
+    return results
+
+
+def _result(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        result = json.loads(data)
+        validate(result)
+    except ValueError as error:  # a broken JSON too
+        raise ValueError(f"{where}: {error}") from None
+    if REHEARSAL in result["notes"]:
+        raise ValueError(f"{where}: is {REHEARSAL}; run the part without SMALL")
+    assert isinstance(result, dict)
+    return result

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Part A: what runs other code on a GPU than without. A recipe at its paper's size and its resume, every CUDA test but DALI's, all recipes,
+# two ranks.
+part=a
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+export OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=2
+few=10 # steps of each stage
+options=(--step eager)
+if [ -n "$SMALL" ]; then
+    few=2
+    options=(--decoder torchvision --num-threads 1 --batch-size 8 --backbone resnet18)
+fi
+run=$WORK/runs/jigsaw
+jigsaw() { # jigsaw NAME LAST OUT OPTIONS...
+    step "$1" "$2" "$PYTHON" recipes/jigsaw_r50.py --data "$photos" --out "$3" --max-steps-per-stage $few "${options[@]}" "${@:4}"
+}
+two_ranks() { # two_ranks NAME LAST RECIPE
+    step "$1" "$2" "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node=2 bench/gpu_day/two_ranks.py "recipes/$3.py" \
+        --out "$WORK/runs/$1" --max-steps-per-stage 3
+}
+tests() { # tests NAME LAST OPTIONS...: those that only a GPU can run
+    step "$1" "$2" "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu "${@:3}"
+}
+
+# Alone and first: numba's and Triton's caches are filled for all that follow.
+[ -n "$LIST" ] || rm -rf "$WORK/runs"
+make_photos 80
+jigsaw recipe 170 "$run" --checkpoint-steps $((few / 4 + 1)) --keep-checkpoints 99
+middle=$(find "$run/checkpoints" -name 'step-*.pt' 2>/dev/null | sort | sed -n 2p) # resumed in the middle of a stage: the same but for rounding
+jigsaw resume 210 "$run-resumed" --resume "${middle:-no checkpoint}"
+step same-losses 215 "$PYTHON" bench/gpu_day/same_losses.py "$run" "$run-resumed"
+if [ -n "$SMALL" ]; then
+    two_ranks two-ranks 500 simclr_r50
+    step tests 500 "$PYTHON" -m pytest -q -p no:cacheprovider tests/pipelines/test_arenas.py
+else
+    {
+        two_ranks two-ranks-simclr 270 simclr_r50
+        two_ranks two-ranks-moco 300 mocov2_r50
+        tests tests-recipes 480 -n 6 -o timeout=300 tests/recipes
+    } &
+    tests tests-kernels 330 -n 8 --dist loadscope -o timeout=150 -k 'not memory' tests/kernels
+    # What DALI decodes is tested in part B, where it is at hand.
+    without_dali=(--ignore tests/pipelines/test_cuda.py --ignore-glob '*/test_dali*')
+    tests tests-fastpsl 440 -n 8 --dist loadscope -o timeout=200 -k 'not memory' "${without_dali[@]}" tests/fastpsl tests/pipelines
+    wait
+    # They read how much of the device is in use.
+    tests tests-memory 520 -o timeout=60 -k memory "${without_dali[@]}" tests/kernels tests/fastpsl tests/pipelines
+fi
+[ -n "$LIST" ] || find "$run" -maxdepth 1 \( -name '*.png' -o -name '*.json' -o -name '*.jsonl' \) -exec cp {} "$RESULTS/runs/" \;

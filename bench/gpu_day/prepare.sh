@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Makes .gpu/: what a GPU machine without a network lacks, to be carried there with the tree. No GPU needed. In the checkout's root, after
+# `make install`:
+#
+#   bash bench/gpu_day/prepare.sh FFCV_WHEEL [PICTURES]
+#
+#   FFCV_WHEEL   ffcv 1.0.2 for CPython 3.12 (or abi3) with its libraries inside; README.md says how to build one
+#   PICTURES     a folder with train.npz and test.npz of CIFAR-10, as `fastpsl beton write` reads them; without it part D takes noise
+#
+#   .gpu/whl     wheels of CPython 3.12 at the versions of constraints.txt, and sources.sha256, which says what was measured
+#   .gpu/dali1   DALI, its codecs and nvJPEG, without other GPUs' code and other Pythons', first part
+#   .gpu/dali2   and second part: a call that carries one of them with the tree stays below 64 MiB
+#   .gpu/cifar   16,000 + 4,000 pictures, packed (bench/pack_pictures.py)
+set -euo pipefail
+usage='usage: bash bench/gpu_day/prepare.sh FFCV_WHEEL [PICTURES]'
+wheel=${1:-}
+pictures=${2:-}
+python=${PYTHON:-.venv/bin/python}
+most_mib=63 # of a call: the tree and two folders
+[[ $wheel == *.whl && -e $wheel ]] || { echo "prepare: '$wheel' is no wheel; $usage" >&2; exit 2; }
+[[ -z $pictures || ( -e $pictures/train.npz && -e $pictures/test.npz ) ]] || {
+    echo "prepare: $pictures has no train.npz and test.npz; $usage" >&2
+    exit 2
+}
+rm -rf .gpu/new
+mkdir -p .gpu/new .gpu/dali1 .gpu/dali2
+
+# One by one: nothing may come along that the machine has (torch, torchvision, triton, numpy, numba, pillow, opencv, rich, pytest, ...).
+platforms=(--platform any)
+for glibc in 39 36 35 34 31 28 27 24 17; do platforms+=(--platform "manylinux_2_${glibc}_x86_64"); done
+for year in 2014 2010 1; do platforms+=(--platform "manylinux${year}_x86_64"); done
+"$python" -m pip download -qq --no-deps --only-binary=:all: --python-version 3.12 --implementation cp --abi cp312 --abi abi3 --abi none \
+    "${platforms[@]}" -c constraints.txt -d .gpu/new \
+    kornia kornia-rs tyro docstring-parser typeguard tqdm terminaltables pytorch-pfn-extras webdataset braceexpand pycocotools \
+    astunparse gast makefun nvtx optree libcst
+"$python" -m pip wheel -qq --no-deps -c constraints.txt -w .gpu/new assertpy fastargs # have no wheels
+cp "$wheel" .gpu/new/
+rm -rf .gpu/whl
+mv .gpu/new .gpu/whl
+
+if [ ! -s .gpu/dali2/dali.tar.xz.1 ]; then # remove it for another version
+    site=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    mkdir -p "$work/nvidia/cu13/lib"
+    cp -r "$site"/nvidia_dali_cuda*.dist-info "$work/" # its version
+    cp -r "$site"/nvidia/{dali,nvimgcodec,nvjpeg2k,nvtiff} "$work/nvidia/"
+    cp "$site"/nvidia/cu13/lib/libnvjpeg.so.13 "$work/nvidia/cu13/lib/"
+    # The machine's torch has a folder nvidia/ of its own beside this one.
+    echo '__path__ = __import__("pkgutil").extend_path(__path__, __name__)' >"$work/nvidia/__init__.py"
+    rm -rf "$work"/nvidia/*/include
+    find "$work" -name __pycache__ -prune -exec rm -rf {} +
+    find "$work" -name '*.cpython-*.so' ! -name '*.cpython-312-*' -delete
+    find "$work" -name '*.so*' -type f -print0 | xargs -0 "$python" bench/gpu_day/prune_fatbins.py 90 >/dev/null
+    echo "compressing DALI: some minutes" # one thread: several would compress blocks apart
+    (cd "$work" && tar c nvidia*) | nice xz --x86 --lzma2=preset=6 -T1 >"$work/dali.tar.xz"
+    split -n 2 -d -a 1 "$work/dali.tar.xz" "$work/dali.tar.xz."
+    mv "$work/dali.tar.xz.0" .gpu/dali1/
+    mv "$work/dali.tar.xz.1" .gpu/dali2/
+fi
+
+if [ -n "$pictures" ]; then
+    mkdir -p .gpu/cifar
+    "$python" bench/pack_pictures.py pack "$pictures/train.npz" .gpu/cifar/train.packed --num 16000
+    "$python" bench/pack_pictures.py pack "$pictures/test.npz" .gpu/cifar/test.packed --num 4000
+fi
+
+# There is no git on the GPU machine: the commit, and a sum of each file, by which setup.sh sees whether the tree is another.
+{
+    echo "# $("$python" -c 'from bench.schema import commit; print(commit())')"
+    git ls-files -z -- '*.py' | xargs -0 sha256sum
+} >.gpu/whl/sources.sha256
+
+tree=$(git ls-files -z --cached --others --exclude-standard | xargs -0 du -cb | tail -n 1 | cut -f 1)
+for parts in 'whl dali1' 'whl dali2' 'whl cifar'; do
+    bytes=$tree
+    for part in $parts; do
+        if [ -d ".gpu/$part" ]; then bytes=$((bytes + $(du -sb ".gpu/$part" | cut -f 1))); fi
+    done
+    echo "tree + ${parts/ / + }: $((bytes >> 20)) MiB"
+    [ $((bytes >> 20)) -lt $most_mib ] || { echo "prepare: more than $most_mib MiB in one call" >&2; exit 1; }
+done

@@ -1,0 +1,51 @@
+"""Takes out of shared libraries the GPU code of every architecture but one: the files keep their size and layout, and compress better.
+
+    python prune_fatbins.py 90 FILE...        in place; prints bytes of GPU code kept and zeroed
+
+Each fat binary keeps its place and the entries of that architecture, moved to its front; the rest is zeros. cuobjdump lists and disassembles
+the result as before. Of no use on a device of another architecture.
+"""
+
+import mmap
+import re
+import struct
+import sys
+
+MAGIC = struct.pack("<I", 0xBA55ED50)
+
+
+def prune(path: str, arch: int) -> tuple[int, int]:
+    kept = zeroed = 0
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as data:
+        for found in re.finditer(re.escape(MAGIC), data):
+            at = found.start()
+            version, header, size = struct.unpack_from("<HHQ", data, at + 4)
+            if version != 1 or header != 16 or at + header + size > len(data):
+                continue  # bytes that happen to look so
+            entry, end = at + header, at + header + size
+            parts: list[tuple[int, int, int, int]] = []  # kind, architecture, place, bytes
+            while entry + 32 <= end:
+                kind, _, entry_header, payload = struct.unpack_from("<HHIQ", data, entry)
+                (its_arch,) = struct.unpack_from("<I", data, entry + 28)
+                if kind not in (1, 2, 16, 64) or entry_header < 32 or entry + entry_header + payload > end:
+                    parts = []
+                    break
+                parts.append((kind, its_arch, entry, entry_header + payload))
+                entry += entry_header + payload
+            if not any(kind == 2 and its_arch == arch for kind, its_arch, _, _ in parts):
+                kept += size  # nothing for this device: leave all of it
+                continue
+            whole = bytearray()
+            for kind, its_arch, start, length in parts:
+                if kind == 2 and its_arch == arch:
+                    whole += data[start : start + length]
+            kept, zeroed = kept + len(whole), zeroed + size - len(whole)
+            data[at + header : end] = bytes(whole) + bytes(size - len(whole))
+            struct.pack_into("<Q", data, at + 8, len(whole))
+    return kept, zeroed
+
+
+if __name__ == "__main__":
+    for name in sys.argv[2:]:
+        kept, zeroed = prune(name, int(sys.argv[1]))
+        print(f"{name}: kept {kept}, zeroed {zeroed}")

@@ -1,0 +1,51 @@
+"""Says what the machine has, writes its GPU's short name to a file; exit 1 where fastpsl's own folders cannot be imported.
+
+python bench/gpu_day/versions.py FILE
+"""
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from bench.schema import environment, short_name
+
+PACKAGES = (
+    "torch", "torchvision", "triton", "numpy", "numba", "kornia", "kornia-rs", "tyro", "rich", "ffcv", "nvidia-dali-cuda130", "pycocotools",
+    "pytest", "pytest-xdist", "pytest-timeout", "scikit-learn", "matplotlib", "tensorboard", "webdataset",
+)  # fmt: skip
+OURS = ("fastpsl.kernels.crops", "fastpsl.pipelines.loader")
+OPTIONAL = ("ffcv.libffcv", "nvidia.dali.fn")
+
+
+def main() -> int:
+    for package in PACKAGES:
+        try:
+            print(package, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            print(package, "-")
+    broken = 0
+    for module in (*OPTIONAL, *OURS):
+        try:
+            importlib.import_module(module)
+            print(module, "imports")
+        except (ImportError, OSError) as error:
+            print(f"{module}: {type(error).__name__}: {error}")
+            broken += module in OURS
+    machine = environment("cuda" if torch.cuda.is_available() else "cpu")
+    Path(sys.argv[1]).write_text(short_name(machine))
+    print(
+        f"{machine['gpu'] or 'no GPU'}, CUDA {torch.version.cuda}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"compiler {shutil.which('gcc')}, commit {machine['commit']}"
+    )
+    return int(broken > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

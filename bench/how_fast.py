@@ -1,0 +1,106 @@
+"""README's table: how many times as fast as others, from the committed results; lines of a GPU appear with its files."""
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatch
+from typing import Any, NamedTuple
+
+from bench.schema import spread
+from bench.targets import best, headline, rows_of
+
+Result = Mapping[str, Any]
+Find = Callable[[Result], Sequence[float]]
+"""Of one result: the ratios of a line, such as those of one view and of two; none where it has not all of them."""
+
+
+class Line(NamedTuple):
+    what: str
+    beside: str
+    files: str
+    """A pattern of names; results of a GPU alone where `is_gpu`."""
+    find: Find
+    is_gpu: bool = False
+
+
+def ratios(what: str, *labels: Mapping[str, Any]) -> Find:
+    """The highest ratio of each of these labels: threads and shares differ."""
+
+    def find(result: Result) -> list[float]:
+        one = {"": dict(result)}
+        rows = [list(best(rows_of(one, result["bench"], "ratios", what=what, **each))) for each in labels]
+        return [row[0][1]["median"] for row in rows] if all(rows) else []
+
+    return find
+
+
+def loaders(ours: str, peer: str) -> Find:
+    """Loaders alone, one and two crops of each sample; repeat by repeat."""
+
+    def find(result: Result) -> list[float]:
+        rows = {
+            (row["decoder"], row["num_views"]): row["values"]
+            for row in result["rows"]
+            if row["stage"] is None and row["measured"] in ("loader", "peer")
+        }
+        if not all((decoder, num) in rows for decoder in (ours, peer) for num in (1, 2)):
+            return []
+        pairs = [zip(rows[ours, num], rows[peer, num], strict=False) for num in (1, 2)]
+        return [spread([mine / theirs for mine, theirs in each])["median"] for each in pairs]
+
+    return find
+
+
+def slowest_stage(result: Result) -> list[float]:
+    """Of the recipe and stage that wait the most."""
+    found = [median for median, _ in headline(result).values()]
+    return [min(found)] if found else []
+
+
+def views(**labels: Any) -> list[dict[str, Any]]:
+    return [labels | {"num_views": num} for num in (1, 2)]
+
+
+T3 = ratios("kornia_modules / fused", {"chain": "SimCLR T3"})
+COST = ratios("PSL's cost per epoch / end to end's", {"recipe": "rotation", "mode": "eager", "backbone": "resnet50"})  # fmt: skip
+WHOLE = ratios("samples/s / DALI's reader, whole pictures", *views(decoder="dali"))
+LINES = (
+    Line("photos of 500 px → one 224 crop", "ffcv's Loader", "loader.json", ratios("samples/s / ffcv_loader's", {"decoder": "ffcv", "num_views": 1})),
+    Line("→ two crops of each", "ffcv's Loader (it decodes twice)", "loader.json", ratios("samples/s / ffcv_loader's", {"decoder": "ffcv", "num_views": 2})),
+    Line("photos of 500 px → one / two crops", "torchvision with DataLoader", "throughput-photos.json", loaders("ffcv", "dataloader")),
+    Line("", "WebDataset", "throughput-photos.json", loaders("ffcv", "webdataset")),
+    Line("", "DALI's own reader, on the CPU", "throughput-photos.json", loaders("ffcv", "dali_reader")),
+    Line("the `dali` decoder, on the CPU", "DALI's own reader, which decodes less than the picture", "throughput-photos.json", loaders("dali", "dali_reader")),
+    Line("SimCLR's views after the crop (T3), on the CPU", "Kornia's modules", "kernels-cpu.json", T3),
+    Line("writing a beton, photos taken over", "ffcv's DatasetWriter", "beton_write.json", ratios("fastpsl beton write / ffcv DatasetWriter", {"photos": "taken over"})),
+    Line("writing a beton, photos shrunk to 256 px", "ffcv's DatasetWriter", "beton_write.json", ratios("fastpsl beton write / ffcv DatasetWriter", {"photos": "longer side 256"})),
+    Line("the `dali` decoder, one / two 224 crops", "ffcv's Loader", "decode-*.json", ratios("samples/s / ffcv Loader", *views(decoder="dali")), True),
+    Line("", "DALI's own reader and random_resized_crop", "decode-*.json", WHOLE, True),
+    Line("SimCLR's views after the crop (T3)", "Kornia's modules", "kernels-*.json", T3, True),
+    Line("training from JPEGs, the stage that waits the most", "the slower of its loader and its step alone", "throughput-*.json", slowest_stage, True),
+    Line("seconds of an epoch of PSL, rotation, eager", "one end to end", "step-*.json", COST, True),
+    Line("detection's step, ResNet-50 C4", "torchvision's FasterRCNN", "detection-*.json", ratios("torchvision's ms / ours", {"backbone": "resnet50"}), True),
+)  # fmt: skip
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:.0f}x" if ratio >= 10 else f"{ratio:.1f}x" if ratio >= 1.2 else f"{ratio:.2f}x"
+
+
+def how_fast_table(results: Mapping[str, Result]) -> str:
+    """Markdown: on which machines; what, our ratio, beside what, of which file."""
+    lines = ["| | fastpsl | beside | |", "|---|---|---|---|"]
+    cpus: set[str] = set()
+    gpus: set[str] = set()
+    for line in LINES:
+        for name, result in results.items():
+            machine = result["environment"]
+            if not fnmatch(name, line.files) or (machine["gpu"] is not None) != line.is_gpu:
+                continue
+            if found := line.find(result):
+                (gpus if line.is_gpu else cpus).add(
+                    machine["gpu"] or f"{machine['cpu']}, {machine['num_cores']} cores"
+                )
+                what = f"{line.what}, on a GPU" if line.is_gpu and line.what else line.what
+                ratio = " / ".join(map(times, found))
+                lines.append(f"| {what} | {ratio} | {line.beside} | [{name}](bench/results/{name}) |")
+    where = f"Without a GPU: {' and '.join(sorted(cpus))}. On a GPU: {' and '.join(sorted(gpus)) or 'not measured yet'}."
+    return "\n".join([f"Ratios within one run; each line has its results file. {where}", "", *lines])

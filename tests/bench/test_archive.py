@@ -1,0 +1,140 @@
+"""What is brought back from a GPU is taken when all of it is what a part makes; anything else is one line, and nothing is written."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import performance
+from bench.archive import read_archive, read_archives
+from bench.schema import REHEARSAL, spread
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "kernels-h200.json"
+
+
+def result() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "bench" / "results" / "kernels-cpu.json").read_text())
+    found["environment"] |= {"gpu": "NVIDIA H200", "commit": "0123456789ab"}
+    found["ratios"] = [{"what": "kornia_modules / fused", "chain": "SimCLR T3", **spread([123.0] * 7)}]
+    return found
+
+
+def files(*more: tuple[str, bytes]) -> list[tuple[str, bytes]]:
+    """As a part leaves them."""
+    text = json.dumps(result()).encode()
+    return [("./summary.txt", b"ok\n"), ("./logs/kernels.log", b""), (f"./results/{NAME}", text), *more]
+
+
+def write(path: Path, members: list[tuple[str, bytes]], *links: tarfile.TarInfo) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for name in (".", "./logs", "./results"):
+            folder = tarfile.TarInfo(name)
+            folder.type = tarfile.DIRTYPE
+            archive.addfile(folder)
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+        for link in links:
+            archive.addfile(link)
+    return path
+
+
+def test_a_parts_archive_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "results-b.tgz", files(("./results/kernels-h200.png", b""), ("./runs/metrics.jsonl", b"")))  # fmt: skip
+    assert read_archive(path) == {NAME: result()}
+    with pytest.raises(ValueError, match="kernels-h200.json is in another archive too"):
+        read_archives([path, path])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../results/a.json", "/tmp/a.json", "results/../../a.json", "./results/.json", "results/more/a.json", "a.json", "results/a.py", "logs/../a.log"],
+)  # fmt: skip
+def test_a_foreign_name_is_refused(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tgz", files((name, b"{}")))
+    with pytest.raises(ValueError, match=r"holds '.*', which no part of bench/gpu_day/ makes$") as raised:
+        read_archive(path)
+    assert repr(name) in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
+def test_what_is_no_file_is_refused(kind: bytes, tmp_path: Path) -> None:
+    link = tarfile.TarInfo("results/a.json")
+    link.type, link.linkname = kind, "summary.txt"
+    with pytest.raises(ValueError, match="holds 'results/a.json'"):
+        read_archive(write(tmp_path / "a.tgz", files(), link))
+
+
+def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
+    def refused(data: bytes, match: str) -> None:
+        path = write(tmp_path / "a.tgz", files(("results/b.json", data)))
+        with pytest.raises(ValueError, match=match) as raised:
+            read_archive(path)
+        assert str(raised.value).startswith(f"{path}, results/b.json: ") and "\n" not in str(raised.value)
+
+    refused(b'{"schema": 1', "Expecting")
+    refused(b"\xff\xfe\xff", "decode")
+    refused(b"[]", "result: lacks")
+    refused(json.dumps(result() | {"bench": "guess"}).encode(), "result.bench: is 'guess'")
+    refused(json.dumps(result() | {"notes": [REHEARSAL]}).encode(), "is a rehearsal at tiny values")
+    with pytest.raises(ValueError, match="holds no results"):
+        read_archive(write(tmp_path / "none.tgz", files()[:2]))
+
+
+def test_a_broken_archive_is_refused(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole.tgz", files()).read_bytes()
+    broken = tmp_path / "broken.tgz"
+    middle = bytearray(whole)
+    middle[len(whole) // 2] ^= 0xFF
+    for data in (b"", b"no archive", whole[: len(whole) // 2], whole[:20], bytes(middle)):
+        broken.write_bytes(data)
+        with pytest.raises(ValueError, match="broken.tgz") as raised:
+            read_archive(broken)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(OSError, match="nowhere"):
+        read_archive(tmp_path / "nowhere.tgz")
+
+
+def test_one_line_and_exit_2(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tgz", [("../evil.json", b"{}")])
+    before = {each.name: each.stat().st_mtime_ns for each in performance.RESULTS.iterdir()}
+    done = subprocess.run(
+        [sys.executable, "bench/performance.py", str(path)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("performance: ") and done.stderr.count("\n") == 1
+    assert before == {each.name: each.stat().st_mtime_ns for each in performance.RESULTS.iterdir()}
+    assert not (tmp_path.parent / "evil.json").exists() and not (ROOT / "bench" / "evil.json").exists()
+
+
+def test_results_come_to_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "root"
+    for name in ("README.md", "docs/performance.md", "docs/scale.md", "bench/results/kernels-cpu.json"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    (root / "docs" / "images").mkdir()
+    monkeypatch.setattr(performance, "ROOT", root)
+    monkeypatch.setattr(performance, "DOCS", root / "docs")
+    monkeypatch.setattr(performance, "RESULTS", root / "bench" / "results")
+    monkeypatch.setattr(performance, "OVERVIEW", root / "docs" / "images" / "performance.png")
+    monkeypatch.setattr(sys, "argv", ["performance", str(write(tmp_path / "results-b.tgz", files()))])
+    assert performance.main() == 0
+    assert json.loads((root / "bench" / "results" / NAME).read_text()) == result()
+    assert f"| SimCLR's views after the crop (T3), on a GPU | 123x | Kornia's modules | [{NAME}]" in (root / "README.md").read_text()  # fmt: skip
+    page = (root / "docs" / "performance.md").read_text()
+    assert "reached: 123x Kornia's modules" in page and "| NVIDIA H200 |" in page and "0123456789ab" in page
+    monkeypatch.setattr(sys, "argv", ["performance", "--check"])
+    assert performance.main() == 0
+    (root / "README.md").write_text((root / "README.md").read_text().replace("123x", "124x"))
+    assert performance.main() == 1
+    monkeypatch.setattr(sys, "argv", ["performance", "--check", "results-b.tgz"])
+    with pytest.raises(ValueError, match="give it no archives"):
+        performance.main()

@@ -1,0 +1,156 @@
+"""bench/gpu_day/: its parts fit, rehearse on a CPU, lose what hangs or fails and nothing else. Packed pictures are the same again."""
+
+import importlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from bench.archive import read_archive
+from bench.pack_pictures import pack, unpack
+from bench.schema import REHEARSAL, validate
+from bench.step import Mode
+from fastpsl.command_line import parse
+
+ROOT = Path(__file__).resolve().parents[2]
+PART_S, FINISH_S = 540, 20
+PARTS = ("a", "b", "c", "d", "e")
+
+
+def call(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=280,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **environment},
+    )  # fmt: skip
+
+
+def steps(part: str) -> dict[str, tuple[int, list[str]]]:
+    """Name → last second, command; of a part at full size."""
+    done = call(f"bash bench/gpu_day/{part}.sh", LIST="1")
+    assert done.returncode == 0 and not done.stderr
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    listed = {name: (int(last), shlex.split(command)) for name, last, command in lines}
+    assert len(listed) == len(lines) >= 3
+    return listed
+
+
+@pytest.fixture(scope="module")
+def plan() -> dict[str, dict[str, tuple[int, list[str]]]]:
+    return {part: steps(part) for part in PARTS}
+
+
+def test_parts_fit_nine_minutes_and_their_commands_are_understood(
+    plan: dict[str, dict[str, tuple[int, list[str]]]],
+) -> None:
+    results = []
+    for listed in plan.values():
+        assert max(last for last, _ in listed.values()) <= PART_S - FINISH_S
+        for _, words in listed.values():
+            for word in words:
+                if word.startswith(("bench/", "recipes/", "tests/")):
+                    assert (ROOT / word).exists(), words
+            program = next((word for word in words if word.startswith("bench/")), "")
+            if "--out" in words and Path(program).parent.name == "bench":
+                module = importlib.import_module(f"bench.{Path(program).stem}")
+                options = parse(module.Options, words[words.index(program) + 1 :], default=module.Options())
+                options.check()
+                results.append(options.out.name)
+    assert len(set(results)) == len(results) > 8
+
+
+def test_every_mode_of_the_step_is_measured_and_every_program_is_in_a_part_or_by_hand(
+    plan: dict[str, dict[str, tuple[int, list[str]]]],
+) -> None:
+    def modes(words: list[str]) -> list[str]:
+        rest = words[words.index("--modes") + 1 :]
+        return rest[: next(number for number, word in enumerate(rest) if word.startswith("--"))]
+
+    measured, replayed = modes(plan["c"]["step"][1]), modes(plan["e"]["graphed"][1])
+    assert {*measured, *replayed} == set(get_args(Mode)) and "graphed" in replayed not in measured
+    words = {word for listed in plan.values() for _, command in listed.values() for word in command}
+    by_hand = (ROOT / "bench" / "gpu_day" / "README.md").read_text().split("## By hand")[1]
+    for path in (ROOT / "bench").glob("*.py"):
+        if "out: Path = RUNS" in path.read_text():
+            assert f"bench/{path.name}" in words or f"bench/{path.name}" in by_hand, path.name
+
+
+RESULTS = {
+    "a": set(),
+    "b": {"decode-cpu.json", "kernels-cpu.json"},
+    "c": {"step-cpu.json", "throughput-cpu-recipes.json"},
+    "d": {"small-cpu.json"},
+    "e": {"detection-cpu.json"},
+}
+
+
+@pytest.mark.parametrize(
+    "part", [pytest.param(part, marks=() if part == "d" else pytest.mark.soak) for part in PARTS]
+)
+def test_a_rehearsal_brings_back_its_results_and_is_refused_as_one(part: str, tmp_path: Path) -> None:
+    done = call(f"bash bench/gpu_day/{part}.sh", SMALL="1", OUT=str(tmp_path / "out"), WORK=str(tmp_path / "work"))  # fmt: skip
+    assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
+    (archive,) = (tmp_path / "out").iterdir()
+    assert archive.name == f"results-{part}.tgz"
+    with tarfile.open(archive) as files:
+        files.extractall(tmp_path, filter="data")
+    summary = (tmp_path / "summary.txt").read_text()
+    assert (
+        done.stdout.endswith(summary) and REHEARSAL in summary and f"== part {part}, cpu, commit " in summary
+    )
+    assert not (tmp_path / "failed.txt").read_text()
+    found = {path.name: json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")}
+    assert found.keys() == RESULTS[part] | {f"gpu_day-cpu-{part}.json"}
+    for result in found.values():
+        validate(result)
+        assert REHEARSAL in result["notes"]
+    rows = found[f"gpu_day-cpu-{part}.json"]["rows"]
+    assert all(row["exit"] == 0 and f"{row['measured']} " in summary for row in rows)
+    assert {path.stem for path in (tmp_path / "logs").iterdir()} == {row["measured"] for row in rows}
+    assert {path.name for path in (tmp_path / "runs").iterdir()} >= ({"metrics.jsonl", "contact-sheet-G1.png"} if part == "a" else set())  # fmt: skip
+    with pytest.raises(ValueError, match="is a rehearsal"):
+        read_archive(archive)
+
+
+def test_what_fails_hangs_or_comes_too_late_is_told_and_ends_no_part(tmp_path: Path) -> None:
+    script = """
+        part=x; source bench/gpu_day/setup.sh
+        step broken 60 bash -c 'echo FAILED tests/a.py::test_b; echo in /some/where/file.py; exit 3'
+        step hangs $((SECONDS - part_started + 4)) sleep 100
+        step late 1 true
+        { step beside 60 bash -c 'sleep 1; echo done'; } &
+        step quick 60 echo done
+    """
+    done = call(script, SMALL="1", OUT=str(tmp_path / "out"), WORK=str(tmp_path / "work"))
+    assert done.returncode == 1 and not done.stderr
+    lines = done.stdout.split("FAILED tests/a.py::test_b\n")[1].splitlines()
+    assert lines[0].startswith("== part x, cpu, commit") and lines[0].endswith(": 3 of 6 steps failed")
+    told = {line.split()[0]: line.split()[1:] for line in lines[1:-1]}
+    assert told["broken"][:2] == ["exit", "3"] and told["broken"][4:] == ["in", "file.py"]
+    assert told["hangs"][0] == "cut" and 2 < float(told["hangs"][1]) < 15
+    assert told["late"] == ["no", "time", "left"]
+    assert all(told[name][0] == "ok" and told[name][3] == "done" for name in ("beside", "quick"))
+    with tarfile.open(tmp_path / "out" / "results-x.tgz") as files:
+        file = files.extractfile("./results/gpu_day-cpu-x.json")
+        assert file is not None
+        result = json.load(file)
+    assert result["not_measured"] == [{"what": "late", "reason": "no time left"}]
+    assert [row["exit"] for row in result["rows"] if row["measured"] in ("broken", "hangs")] == [3, 124]
+
+
+@pytest.mark.parametrize("num", [None, 1030])
+def test_packed_pictures_are_the_same_again(num: int | None, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 256, (1100, 6, 8, 3), np.uint8), random.integers(0, 9, 1100)
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    wanted = num or 1100
+    assert pack(tmp_path / "a.npz", tmp_path / "a.packed", num) == wanted
+    assert unpack(tmp_path / "a.packed", tmp_path / "b.npz") == wanted
+    with np.load(tmp_path / "b.npz") as found:
+        assert (found["images"] == images[:wanted]).all() and (found["labels"] == labels[:wanted]).all()
