@@ -61,6 +61,8 @@ LOOKS += ("unique_consecutive", "unique_dim_consecutive", "bincount", "histc")
 
 # Torch's fused optimisers, which have no form for tensors without values, and change none of their shapes.
 IN_PLACE_WITHOUT_META = ("aten::_fused_sgd_", "aten::_fused_adam_")
+# Likewise: their results have the shapes of plain convolutions.
+CUDNN_JOINED = ("aten::cudnn_convolution_relu", "aten::cudnn_convolution_add_relu")
 
 
 @dataclass
@@ -146,12 +148,24 @@ class FakeTensors(FakeTensorMode):
     def avoid_device_init(self) -> bool:
         return True
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FakeTensors":
+        """A copied tensor has the same mode: a copy of the mode would free torch's weak references a second time."""
+        return self
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._schema.name in IN_PLACE_WITHOUT_META:
             return None
         if func._schema.name == "aten::is_set_to":
             return _is_set_to(*args)
+        if func._schema.name in CUDNN_JOINED:
+            func, args = torch.ops.aten.convolution.default, _plain_convolution(*args)
         return super().__torch_dispatch__(func, types, args, kwargs or {})
+
+
+def _plain_convolution(x: Tensor, weight: Tensor, *more: Any) -> tuple[Any, ...]:
+    """What torch's convolution is given in the place of cuDNN's, which adds something (z, alpha) and clamps at 0."""
+    bias, stride, padding, dilation, groups = more[-5:]
+    return x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups
 
 
 def _is_set_to(one: Tensor, other: Tensor) -> bool:

@@ -1,7 +1,6 @@
 """Whole steps of all recipes on fake CUDA: no two devices in one operation, no look at a value, no copy that blocks.
 
-Not here: `--fold-frozen` and the steps that torch.compile makes, which torch cannot make of tensors without values (test_cuda.py has
-them), and detection, whose proposals torchvision makes with boolean indices.
+Not here: the steps that torch.compile makes, which test_cuda.py has, and detection, whose proposals torchvision makes with boolean indices.
 """
 
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from bench.recipe_stages import recipe_module
+from fastpsl.folding import ConvReLU
 from fastpsl.kernels.ab_bins import ab_bins
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.whole_pictures import PictureBatch
@@ -55,6 +55,7 @@ OTHERS: list[Row] = [
     ("rotation", "S2", "fp16", "fused", {"rotations_per_image": "one"}),
     ("rotation", "E", "fp16", "kornia", {"rotations_per_image": "one", "accumulate": 2}),
     ("simclr", "S2", "fp16", "fused", {"backbone": "resnet50", "frozen_batchnorm": "train"}),
+    ("simclr", "S3", "fp16", "kornia", SMALL | {"fold_frozen": True}),
     ("moco", "S3", "fp16", "fused", {"backbone": "resnet50", "frozen_batchnorm": "train", "accumulate": 2}),
     ("uic_r50", "E", "fp16", "fused", {"backbone": "resnet50"}),
     ("uic", "E", "fp16", "fused", {"backbone": "resnet18_cifar", "augmentation": "strong"}),
@@ -100,6 +101,14 @@ def test_a_step_never_waits_for_the_device(row: Row) -> None:
         seen = one_step(cuda, *made)
     assert not seen.waits, seen.waits
     learner = made[-1]
+    trunk = learner.module.trunk
+    folded = [
+        part.by_cudnn
+        for block in trunk.frozen_as_run
+        for part in block.modules()
+        if isinstance(part, ConvReLU)
+    ]
+    assert all(folded) and bool(folded) == values.get("fold_frozen", False)
     assert learner.augment.path == augment and bool(seen.kernels) == (augment == "fused")
     assert learner.dtype == {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
