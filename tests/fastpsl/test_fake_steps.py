@@ -53,7 +53,7 @@ OTHERS: list[Row] = [
     ("jigsaw", "S2", "fp16", "fused", {"accumulate": 2, "frozen_batchnorm": "train"}),
     ("rotation", "S1", "fp16", "fused", SMALL | {"rotations_per_image": "one"}),
     ("rotation", "S2", "fp16", "fused", {"rotations_per_image": "one"}),
-    ("rotation", "E", "fp16", "kornia", {"rotations_per_image": "one", "accumulate": 2}),
+    ("rotation", "E", "fp16", "kornia", SMALL | {"rotations_per_image": "one", "accumulate": 2}),
     ("simclr", "S2", "fp16", "fused", {"backbone": "resnet50", "frozen_batchnorm": "train"}),
     ("simclr", "S3", "fp16", "kornia", SMALL | {"fold_frozen": True}),
     ("moco", "S3", "fp16", "fused", {"backbone": "resnet50", "frozen_batchnorm": "train", "accumulate": 2}),

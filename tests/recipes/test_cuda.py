@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fastpsl.sample import sample_paths
 from tests.commands import ROOT, newest_checkpoint, run
 
 RECIPES = ROOT / "recipes"
@@ -63,6 +64,12 @@ def start(device: str, script: str, *flags: object, ranks: int = 0) -> str:
     return done.stdout
 
 
+def raw_pictures() -> tuple[object, ...]:
+    """The sample's of 32 px, which the resident decoder takes, and values for so few."""
+    paths = sample_paths()
+    return "--data", paths.train_32, "--val", paths.test_32, "--batch-size", 32, "--num-classes", 16
+
+
 def train(device: str, folder: Path, script: str, *flags: object, ranks: int = 0) -> dict[int, float]:
     """The losses of a short run by their steps, after a look at what it left."""
     often = (
@@ -108,7 +115,9 @@ def train_and_resume(device: str, folder: Path, script: str, *flags: object) -> 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_run_and_its_resume(name: str, tmp_path: Path) -> None:
-    train_and_resume("cuda", tmp_path, *TRAINED[name])
+    train_and_resume(
+        "cuda", tmp_path, *TRAINED[name], *(raw_pictures() if "resident" in TRAINED[name] else ())
+    )
 
 
 @pytest.mark.gpu
