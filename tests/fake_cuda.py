@@ -47,18 +47,9 @@ H200 = SimpleNamespace(
 )
 # What gives the host a number, or a tensor whose size depends on values.
 LOOKS = (
-    "_local_scalar_dense",
-    "item",
-    "is_nonzero",
-    "equal",
-    "nonzero",
-    "masked_select",
-    "unique_dim",
-    "_unique",
-    "_unique2",
-)
-LOOKS += ("unique_consecutive", "unique_dim_consecutive", "bincount", "histc")
-
+    "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "bincount", "histc", "unique_dim",
+    "unique_consecutive", "unique_dim_consecutive", "_unique", "_unique2",
+)  # fmt: skip
 # Torch's fused optimisers, which have no form for tensors without values, and change none of their shapes.
 IN_PLACE_WITHOUT_META = ("aten::_fused_sgd_", "aten::_fused_adam_")
 # Likewise: their results have the shapes of plain convolutions.

@@ -35,7 +35,8 @@ def python_backward() -> Iterator[None]:
         made = super(Function, kind).apply(*args)  # type: ignore[misc]
         for output in as_list(made):
             if isinstance(output, Tensor) and output.grad_fn is not None:
-                output.grad_fn.places = [i for i, value in enumerate(args) if isinstance(value, Tensor)]
+                node: Any = output.grad_fn
+                node.places = [i for i, value in enumerate(args) if isinstance(value, Tensor)]
         return made
 
     with pytest.MonkeyPatch.context() as patch:

@@ -25,6 +25,6 @@ def by_gloo(backend: str, **more: Any) -> None:
 
 if __name__ == "__main__":
     distributed.choose_device = one_for_both
-    dist.init_process_group = by_gloo
+    dist.init_process_group = by_gloo  # type: ignore[assignment]
     sys.argv = sys.argv[1:]
     runpy.run_path(sys.argv[0], run_name="__main__")
