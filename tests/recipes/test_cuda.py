@@ -57,8 +57,7 @@ def start(device: str, script: str, *flags: object, ranks: int = 0) -> str:
     path: Path = RECIPES / f"{script}.py"
     more = (*flags, "--device", device, "--num-threads", 2)
     if ranks:
-        path, more = ROOT / "tests" / "recipes" / "two_ranks.py", (path, *more)
-        environment["PYTHONPATH"] = str(ROOT)
+        path, more = ROOT / "bench" / "gpu_day" / "two_ranks.py", (path, *more)
     done = run(path, *more, ranks=ranks, environment=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
