@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from fastpsl.fetch import Fetch
 from fastpsl.kernels.fused.choose import fused_modules
-from tests.fake_cuda import DEVICE, Seen, fake_cuda
+from tests.fake_cuda import DEVICE, fake_cuda
+from tests.host_waits import Seen
 from tests.python_backward import python_backward
 
 
@@ -44,6 +45,7 @@ def seen_of(work: Callable[[Tensor], object]) -> Seen:
         (lambda x: x.__setitem__(x > 0.5, x[0, 0]), "boolean index"),
         (lambda x: x[torch.tensor([2, 1])], "copy of an index"),
         (lambda x: x[[2, 1]], "copy of an index"),
+        (lambda x: x.index_put_((torch.arange(2, device=DEVICE),), torch.tensor(1.0)), "copy of the value"),
         (lambda x: x.nonzero(), "nonzero"),
         (lambda x: torch.masked_select(x, x > 0.5), "masked_select"),
         (lambda x: x.unique(), "unique"),
@@ -89,6 +91,7 @@ def test_tensors_of_two_devices_raise(work: Callable[[Tensor], object]) -> None:
         lambda x: x + torch.tensor(2.0),  # a number on the host is an argument of the kernel
         lambda x: torch.where(x > 0.5, x, 0.0).sum(),
         lambda x: x[torch.arange(3, device=DEVICE)],
+        lambda x: x.__setitem__(torch.arange(3, device=DEVICE), 1.0),
         lambda x: torch.arange(3).pin_memory().to(DEVICE, non_blocking=True),
         lambda x: torch.full((3,), 1.5, device=DEVICE),
         lambda x: Fetch(x).values().sum(),

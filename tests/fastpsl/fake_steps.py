@@ -13,8 +13,9 @@ from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.rows import Data
 from fastpsl.stage import call_if_there, held_out_views, images_per_sample
 from fastpsl.trainer import make_learner
-from tests.fake_cuda import DEVICE, FakeCuda, Seen
+from tests.fake_cuda import DEVICE, FakeCuda
 from tests.fastpsl.tiny import noise_batch
+from tests.host_waits import Seen
 
 WORLD = World(0, 1, 0, 1, DEVICE)
 NUM_SAMPLES = 96
