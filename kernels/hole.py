@@ -38,13 +38,17 @@ class Hole:
         first = (side_px - length) // 2
         return slice(first, first + length)
 
+    def box(self, num_channels: int, height: int, width: int) -> tuple[slice, slice]:
+        """Rows and columns of the hole in such pictures; ValueError where it cannot be."""
+        if len(self.fill) != num_channels:
+            raise ValueError(
+                f"a hole's colour {self.fill} given for {num_channels} channels; allowed is one value a channel"
+            )
+        return self.hidden(height), self.hidden(width)
+
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
         """[B, C, H, W] uint8 or floating in [0, 1] → the same shape and dtype, channels-last; a uint8 fill is rounded."""
-        if len(self.fill) != images.shape[1]:
-            raise ValueError(
-                f"a hole's colour {self.fill} given for {images.shape[1]} channels; allowed is one value a channel"
-            )
-        rows, columns = (self.hidden(side) for side in images.shape[-2:])
+        rows, columns = self.box(*images.shape[1:])
         out = finish(images, images.dtype).clone()
         for channel, value in enumerate(self.fill):
             out[:, channel, rows, columns] = round(255 * value) if images.dtype == uint8 else value

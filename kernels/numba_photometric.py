@@ -1,12 +1,10 @@
 """Flip, colour, grey, blur, Sobel or SobelXY and normalise in one go on the CPU: a picture at a time, in the cache of its core.
 
 The definition is the operations one after the other; this computes the same from the same draws in float32, rounded once, by
-numba_pictures.py. A step of SimCLR or MoCo v2 on two cores spent 5 to 15 % on the operations one by one, at levels 2 and 3;
-jigsaw and rotation spend less than 1 %, so there is no such file for them.
+numba_pictures.py. A step of SimCLR or MoCo v2 on two cores spent 5 to 15 % on the operations one by one, at levels 2 and 3.
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import WEIGHTS, Grey
 from fastpsl.kernels.normalise import check_mean_and_std
+from fastpsl.kernels.numba_threads import in_threads
 from fastpsl.kernels.sobel import Sobel
 from fastpsl.kernels.sobel_xy import SobelXY
 
@@ -100,17 +99,7 @@ def run(
         pixels.reshape(num, pixels.shape[1], -1), flip, coloured, orders, factors, grey,
         *_taps(sigma, blurred, kernel_px), sobel, scale.numpy(), shift.numpy(), result.permute(0, 2, 3, 1).numpy(),
     )  # fmt: skip
-    num_threads = max(1, min(torch.get_num_threads(), num, pixels.nbytes // _BYTES_PER_THREAD))
-    # Threads of this call alone: numba's own crash when two threads of a process call at once, and a pool that is kept
-    # hangs after a fork. Every n-th picture each, as the dear ones may stand together. One is the caller's.
-    with ThreadPoolExecutor(num_threads) as pool:
-        others = [
-            pool.submit(numba_pictures.pictures, *arguments, part, num_threads)
-            for part in range(1, num_threads)
-        ]
-        numba_pictures.pictures(*arguments, 0, num_threads)
-        for other in others:
-            other.result()
+    in_threads(numba_pictures.pictures, arguments, num, pixels.nbytes // _BYTES_PER_THREAD)
     if result is not out:
         out.copy_(result)
 

@@ -78,13 +78,17 @@ class WarpPair:
         matrix, target = drawn(keys, self.size_px)
         return {"matrix": matrix.astype(np.float32), "target": target.astype(np.float32)}
 
-    def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """[B, C, S, S] → [2 * B, C, S, S], image-major, same dtype, channels-last. ValueError where S is not `size_px`."""
-        if tuple(images.shape[-2:]) != (self.size_px, self.size_px):
+    def check(self, height: int, width: int) -> None:
+        """ValueError for pictures that are no squares of `size_px`."""
+        if (height, width) != (self.size_px, self.size_px):
             raise ValueError(
-                f"pictures of {images.shape[-2]} x {images.shape[-1]} px given to WarpPair({self.size_px}); allowed are squares of "
+                f"pictures of {height} x {width} px given to WarpPair({self.size_px}); allowed are squares of "
                 f"{self.size_px} px: give the crop and WarpPair the same size_px"
             )
+
+    def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
+        """[B, C, S, S] → [2 * B, C, S, S], image-major, same dtype, channels-last. ValueError where S is not `size_px`."""
+        self.check(*images.shape[-2:])
         grey = _GREY if images.dtype == torch.uint8 else _GREY / 255
         copies = warp(images, draw["matrix"], grey)
         return finish(torch.stack([images, copies], 1).flatten(0, 1), images.dtype)

@@ -1,7 +1,7 @@
 """How the operations of views are computed: one after the other (Kornia and torch), or fused into few kernels.
 
 Both have the same definition, that of the ops, and the same draws; they differ by rounding. The fused ones: kernels/fused/ by Triton,
-kernels/numba_photometric.py on the CPU.
+kernels/numba_*.py on the CPU.
 """
 
 from collections.abc import Sequence

@@ -16,6 +16,10 @@ import torch
 
 from fastpsl.kernels.draws import Keys
 
+# Of those that do a view's operations the first is taken.
+NUMBA_MODULES = ("numba_photometric", "numba_geometric", "numba_warped")
+TRITON_MODULES = ("photometric", "geometric", "shifted", "warped", "prepared")
+
 
 def module_for(modules: Sequence[ModuleType], ops: Sequence[object]) -> ModuleType | None:
     """The first that does exactly these operations in this order."""
@@ -26,14 +30,16 @@ def module_for(modules: Sequence[ModuleType], ops: Sequence[object]) -> ModuleTy
 def fused_modules(device: torch.device) -> tuple[tuple[ModuleType, ...], str]:
     """The modules for a device, and what they run by; without modules: why there are none."""
     if device.type != "cuda":
-        return (importlib.import_module("fastpsl.kernels.numba_photometric"),), "numba, a picture at a time"
+        return (
+            tuple(importlib.import_module(f"fastpsl.kernels.{name}") for name in NUMBA_MODULES),
+            "numba, a picture at a time",
+        )
     if importlib.util.find_spec("triton") is None:
         return (), "Triton is not installed (pip install triton)"
     version = "there"
     try:
         version = importlib.import_module("triton").__version__
-        names = ("photometric", "geometric")
-        modules = tuple(importlib.import_module(f"fastpsl.kernels.fused.{name}") for name in names)
+        modules = tuple(importlib.import_module(f"fastpsl.kernels.fused.{name}") for name in TRITON_MODULES)
         _try_out(modules, device)
     except torch.cuda.OutOfMemoryError:
         raise
@@ -46,10 +52,16 @@ def _try_out(modules: Sequence[ModuleType], device: torch.device) -> None:
     """Pictures through each, in half precision, by every kind of kernel: a driver too old, or no compiler, says so now."""
     from fastpsl.kernels.blur import GaussianBlur
     from fastpsl.kernels.colour import ColourDistortion
+    from fastpsl.kernels.enlarge import Enlarge
     from fastpsl.kernels.flip import Flip
+    from fastpsl.kernels.hole import Hole
     from fastpsl.kernels.jigsaw import JigsawTiles
+    from fastpsl.kernels.lightness import Lightness
+    from fastpsl.kernels.rotate90 import AllTurns
+    from fastpsl.kernels.shift import Shift
     from fastpsl.kernels.sobel import Sobel
     from fastpsl.kernels.sobel_xy import SobelXY
+    from fastpsl.kernels.warp import WarpPair
 
     keys = Keys(0, 0, np.arange(2))
     images = torch.zeros((2, 3, 16, 16), dtype=torch.uint8, device=device)
@@ -57,6 +69,12 @@ def _try_out(modules: Sequence[ModuleType], device: torch.device) -> None:
         (Flip(), ColourDistortion(0.4, 0.4, 0.4, 0.1, p=1.0), GaussianBlur(5, p=1.0), Sobel(0.5)),
         (Flip(), SobelXY()),
         (Flip(), JigsawTiles(1, 16, 16)),
+        (Shift(2), Flip(), AllTurns(4)),
+        (Shift(2), Flip(), Hole()),
+        (Shift(2), Flip(), Lightness()),
+        (Shift(2), Flip(), WarpPair(16)),
+        (Shift(2), Flip(), SobelXY()),
+        (Enlarge(20, 16), Flip(), SobelXY()),
     )
     for ops in chains:
         module = module_for(modules, ops)

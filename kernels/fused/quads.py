@@ -12,16 +12,23 @@ import triton.language as tl
 
 
 @triton.jit
-def load_quads(images, at, step, along, length, inside, factors, dtype: tl.constexpr):
+def load_quads(images, at, step, along, by, length, inside, factors, dtype: tl.constexpr):
     """Four pixels, `step` apart, from the pixels number `at` on: (red, green, blue) each, x * factors[c] + factors[3 + c].
 
-    Loaded are those inside, whose number in the row or column that the quads go along, `along` and on, is below `length`.
+    Loaded are those inside whose number in the row or column that the quads go along, `along`, `along + by` and on, is 0 to
+    `length` - 1; the others are black.
     """
-    first = _pixels(images, at, inside & (along < length), factors, dtype)
-    second = _pixels(images, at + step, inside & (along + 1 < length), factors, dtype)
-    third = _pixels(images, at + 2 * step, inside & (along + 2 < length), factors, dtype)
-    fourth = _pixels(images, at + 3 * step, inside & (along + 3 < length), factors, dtype)
+    first = _pixels(images, at, inside & _below(along, length), factors, dtype)
+    second = _pixels(images, at + step, inside & _below(along + by, length), factors, dtype)
+    third = _pixels(images, at + 2 * step, inside & _below(along + 2 * by, length), factors, dtype)
+    fourth = _pixels(images, at + 3 * step, inside & _below(along + 3 * by, length), factors, dtype)
     return first, second, third, fourth
+
+
+@triton.jit
+def _below(number, length: tl.constexpr):
+    """0 <= number < length by one comparison: a negative number is a large one without a sign."""
+    return number.to(tl.uint32) < length
 
 
 @triton.jit

@@ -12,22 +12,26 @@ from torch import Tensor
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.enlarge import Enlarge
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused import geometric, isotropic, photometric
+from fastpsl.kernels.fused import geometric, isotropic, photometric, prepared, shifted, warped
 from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.lightness import Lightness
 from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotate90 import AllTurns, Rotate90
+from fastpsl.kernels.shift import Shift
 from fastpsl.kernels.sobel import Sobel
 from fastpsl.kernels.sobel_xy import SobelXY
+from fastpsl.kernels.warp import WarpPair
 
 Ops = tuple[object, ...]
 
 FLIP, COLOUR, GREY, LIGHTNESS = Flip(), ColourDistortion(0.8, 0.8, 0.8, 0.2), Grey(0.2), Lightness()
 BLUR, WIDE_BLUR, SOBEL = GaussianBlur(23, p=0.5), GaussianBlur(51, p=0.5), Sobel(0.2)
 T3 = (FLIP, COLOUR, GREY, BLUR, SOBEL)
-XY = SobelXY()
+XY, SHIFT = SobelXY(), Shift(4)
 # What training launches.
 MAIN: dict[str, tuple[ModuleType, Ops, int]] = {
     "T1": (photometric, (FLIP,), 224),
@@ -37,6 +41,10 @@ MAIN: dict[str, tuple[ModuleType, Ops, int]] = {
     "UIC, strong": (photometric, (*T3[:-1], XY), 224),
     "jigsaw": (geometric, (FLIP, JigsawTiles(3, 75, 64)), 225),
     "all turns": (geometric, (AllTurns(4),), 224),
+    "SSL++, context": (shifted, (SHIFT, FLIP, Hole()), 32),
+    "SSL++, colorization": (shifted, (SHIFT, FLIP, LIGHTNESS), 32),
+    "SSL++, rotation": (geometric, (SHIFT, FLIP, AllTurns(4)), 32),
+    "SSL++, AET": (warped, (SHIFT, FLIP, WarpPair(32)), 32),
 }
 # An operation that a view has not is None to a kernel, or a constant: each alone, all, and all but one.
 PHOTOMETRIC: dict[str, Ops] = {
@@ -75,6 +83,17 @@ GEOMETRIC: dict[str, Ops] = {
     "half turns": (Rotate90(2),),
     "turns by 45": (Rotate45(),),
 }
+OTHERS: dict[str, tuple[ModuleType, Ops]] = {
+    "flip, hole": (shifted, (FLIP, Hole())),
+    "shift": (shifted, (SHIFT,)),
+    "flip, all turns": (geometric, (FLIP, AllTurns(4))),
+    "shift, half turns": (geometric, (SHIFT, Rotate90(2))),
+    "shift, lightness": (shifted, (SHIFT, LIGHTNESS)),
+    "flip, pair": (warped, (FLIP, WarpPair(225))),
+    "pair": (warped, (WarpPair(225, "affine"),)),
+    "shift, flip, SobelXY": (prepared, (SHIFT, FLIP, XY)),
+    "enlarge": (prepared, (Enlarge(256, 224),)),
+}
 
 
 class Launch(NamedTuple):
@@ -96,6 +115,8 @@ def launches() -> Iterator[Launch]:
             yield _launch(chain, module, ops, torch.float16, (240, 240))
             yield _launch(chain, module, ops, torch.bfloat16, odd)
             yield _launch(chain, module, ops, torch.float32, other)
+    for chain, (module, ops) in OTHERS.items():
+        yield _launch(chain, module, ops, torch.bfloat16, (225, 225))
     for missing, ops in T3_WITHOUT.items():
         yield _launch(f"T3 without {missing}", photometric, ops, torch.bfloat16, (97, 97))
     # A single block of a mean, and a size of 1: Triton takes the number 1 as a constant.

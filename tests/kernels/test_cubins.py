@@ -25,7 +25,7 @@ def rows(tmp_path_factory):
     command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.cubins", *map(str, ARCHITECTURES)]
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        command, check=False, cwd=root, capture_output=True, text=True, env=environment, timeout=280
+        command, check=False, cwd=root, capture_output=True, text=True, env=environment, timeout=400
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)

@@ -1,18 +1,26 @@
 """Which path computes the views' operations, and what the fused one hands out."""
 
+import importlib
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from fastpsl.kernels import numba_geometric, numba_photometric, numba_warped
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.fused import choose
+from fastpsl.kernels.fused.choose import module_for
 from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.normalise import normalise
+from fastpsl.kernels.rotate90 import AllTurns
+from fastpsl.kernels.shift import Shift
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
+from fastpsl.kernels.warp import WarpPair
 from fastpsl.pipelines.augment import Augment, choose_augment
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.loader import Loader
@@ -79,28 +87,30 @@ def test_what_cannot_be_fused_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_augment("fused", views[:1], CPU)
 
 
-def test_on_the_cpu_numba_fuses_what_costs_there() -> None:
-    from fastpsl.kernels import numba_photometric
-
-    views = [ViewSpec(RandomResizedCrop(16), (Flip(), ColourDistortion(0.4, 0.4, 0.4, 0.1)))] * 2
+@pytest.mark.parametrize(
+    ("ops", "module", "difference"),
+    [
+        ((Flip(), COLOUR), numba_photometric, 1e-4),
+        ((Flip(), JigsawTiles(2, 8, 7)), numba_geometric, 1e-6),
+        ((Shift(2), Flip(), AllTurns(4)), numba_geometric, 1e-6),
+        ((Shift(2), Flip(), Hole()), numba_geometric, 1e-6),
+        # Bytes may be rounded the other way.
+        ((Shift(2), Flip(), WarpPair(16)), numba_warped, 1.1 / (255 * 0.224)),
+    ],
+)
+def test_on_the_cpu_numba_fuses_what_costs_there(ops, module, difference) -> None:  # type: ignore[no-untyped-def]
+    views = [ViewSpec(RandomResizedCrop(16), ops)] * 2
     chosen = choose_augment("auto", views, CPU)
-    assert (chosen.path, chosen.reason, chosen.modules) == (
-        "fused",
-        "numba, a picture at a time",
-        (numba_photometric,),
-    )
+    assert (chosen.path, chosen.reason) == ("fused", "numba, a picture at a time")
+    assert module_for(chosen.modules, ops) is module
     with Loader(Synthetic(20), views, batch_size=5) as loader:
         batch = next(loader.epoch(0))
     for ours, plain in zip(
         chosen.inputs(batch, views, torch.float32), batch.inputs(views, torch.float32), strict=True
     ):
-        assert torch.allclose(ours, plain, atol=1e-4) and ours.is_contiguous(
+        assert torch.allclose(ours, plain, atol=difference) and ours.is_contiguous(
             memory_format=torch.channels_last
         )
-    assert (
-        choose_augment("auto", [ViewSpec(RandomResizedCrop(27), (JigsawTiles(3, 9, 8),))], CPU).path
-        == "kornia"
-    )
 
 
 @pytest.mark.parametrize(
@@ -129,7 +139,26 @@ def test_gradients_are_fused_by_triton_too() -> None:
     """Which module takes them on CUDA, by what it says itself; its values: tests/kernels/test_fused_photometric.py."""
     pytest.importorskip("triton", reason="triton is not installed")
     from fastpsl.kernels.fused import geometric, photometric
-    from fastpsl.kernels.fused.choose import module_for
 
     for ops in ((Flip(), SobelXY()), (Flip(), COLOUR, Grey(), GaussianBlur(5), SobelXY())):
         assert module_for((photometric, geometric), ops) is photometric
+
+
+def test_every_module_is_tried_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first step of a run on CUDA; here by Triton's interpreter."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    tried, device = set(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+
+    def told(name: str) -> SimpleNamespace:
+        module = importlib.import_module(f"fastpsl.kernels.fused.{name}")
+
+        def run(*arguments: object) -> None:
+            tried.add(name)
+            module.run(*arguments)
+
+        return SimpleNamespace(fits=module.fits, out_shape=module.out_shape, run=run)
+
+    choose._try_out([told(name) for name in choose.TRITON_MODULES], device)  # type: ignore[misc]
+    assert tried == set(choose.TRITON_MODULES)

@@ -1,0 +1,63 @@
+"""What numba compiles for numba_geometric.py: pictures copied from others along a walk, normalised.
+
+Numba's cache does not notice an edit of another file: so all that is compiled is here, and holds no value of one.
+"""
+
+import numba
+import numpy as np
+
+
+@numba.njit(cache=True, nogil=True)
+def walks(
+    pixels: np.ndarray, steps: np.ndarray, scale: np.ndarray, shift: np.ndarray, out: np.ndarray, first: int, step: int
+) -> None:  # fmt: skip
+    """Pictures first, first + step, ... of `out` float32 [N, h, 3 w], of pixels uint8 [B, H, W, 3]; scale, shift: float32 [3 w].
+
+    steps int64 [N, 7], a walk each: the source; row and column of the first pixel in it; what a pixel further down adds to both, and
+    what one further along. What lies outside of the source is black.
+    """
+    num, height, values = out.shape
+    width = values // 3
+    source_height, source_width = pixels.shape[1], pixels.shape[2]
+    row = np.zeros(values, np.uint8)
+    for n in range(first, num, step):
+        source, y, x, down_y, down_x, along_y, along_x = steps[n]
+        image = pixels[source].reshape(-1)
+        along = 3 * (along_y * source_width + along_x)
+        for i in range(height):
+            start, stop = _inside(y, along_y, source_height, width)
+            left, right = _inside(x, along_x, source_width, width)
+            start, stop = max(start, left), min(stop, right)
+            if start > 0 or stop < width:
+                row[:] = 0
+            if start < stop:
+                at = 3 * (y * source_width + x) + start * along
+                _copy(image, at, along, row[3 * start : 3 * stop])
+            line = out[n, i]
+            for k in range(values):
+                line[k] = np.float32(row[k]) * scale[k] + shift[k]
+            y += down_y
+            x += down_x
+
+
+@numba.njit(cache=True, nogil=True)
+def _copy(image: np.ndarray, at: int, along: int, row: np.ndarray) -> None:
+    """Pixels of three bytes, `along` bytes from one to the next."""
+    if along == 3:
+        row[:] = image[at : at + len(row)]
+        return
+    for j in range(np.uint64(len(row) // 3)):
+        p, q = np.uint64(at + np.int64(j) * along), np.uint64(3) * j
+        row[q] = image[p]
+        row[q + np.uint64(1)] = image[p + np.uint64(1)]
+        row[q + np.uint64(2)] = image[p + np.uint64(2)]
+
+
+@numba.njit(cache=True, nogil=True)
+def _inside(start: int, step: int, length: int, num: int) -> tuple[int, int]:
+    """The first and the one behind the last j of 0 to num - 1 for which start + j * step lies in 0 to length - 1; step: -1, 0 or 1."""
+    if step == 0:
+        return (0, num) if 0 <= start < length else (0, 0)
+    if step == 1:
+        return max(0, -start), min(num, length - start)
+    return max(0, start - length + 1), min(num, start + 1)

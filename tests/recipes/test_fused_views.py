@@ -1,0 +1,110 @@
+"""On CUDA every view of every recipe is fused: asked of `choose_augment`, here by what the kernels' modules say that they fit."""
+
+import importlib
+import runpy
+from itertools import chain
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from fastpsl.evaluation.features import Extraction
+from fastpsl.kernels.fused import choose
+from fastpsl.pipelines.augment import choose_augment
+from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.stage import call_if_there, held_out_views
+from fastpsl.transfer.few_shot import SmallPictures
+from tests.commands import ROOT
+
+pytest.importorskip("triton", reason="triton is not installed: there are no kernels to ask")
+CUDA = torch.device("cuda")
+CHANNELS = ("RGB", "L", "Sobel", "SobelXY")
+PADDED, COUPLED = {"crop": "padded"}, {"pseudo_labels": "coupled"}
+SSLPP: list[dict[str, Any]] = [{}, {"crop": "random_resized"}, COUPLED, COUPLED | {"proxy": False}]
+UIC: list[dict[str, Any]] = [
+    {"channels": channels, "augmentation": augmentation}
+    for channels in ("RGB", "SobelXY")
+    for augmentation in ("standard", "strong")
+]
+# What a recipe is asked for beside the paper's values, wherever it changes a view.
+TRAINED: dict[str, list[dict[str, Any]]] = {
+    "deepcluster_alexnet": [{"channels": "RGB"}, {"channels": "SobelXY"}],
+    "jigsaw_r50": [{}],
+    "mocov2_r50": [{}],
+    "rotation_rv50": [{}, {"rotations_per_image": "one"}],
+    "simclr_r50": [{}],
+    "sslpp_aet": [*SSLPP, {"transform": "affine"}],
+    "sslpp_colorization": SSLPP,
+    "sslpp_context": SSLPP,
+    "sslpp_iic": [{"transforms": name} for name in ("crop", "flip", "colour", "grey", "sobel")],
+    "sslpp_rotation": SSLPP,
+    "supervised": [{}, PADDED],
+    "uic_alexnet": UIC,
+    "uic_cifar10": UIC,
+    "uic_r50": UIC,
+}
+WEIGHTS = {"random_weights": True, "backbone": "alexnet", "val": "val.beton"}
+EVALUATED: dict[str, dict[str, Any]] = {
+    "block_probe": WEIGHTS | {"backbone": "nin4"},
+    "linear_probe": WEIGHTS,
+    "semi_supervised": WEIGHTS,
+    "voc_classification": WEIGHTS | {"val": None},
+}
+EXTRACTED = {"knn", "few_shot", "voc_svm"}
+WHOLE_PICTURES = {"voc_detection", "voc_segmentation"}  # no views
+
+
+@pytest.fixture(autouse=True)
+def modules(monkeypatch):
+    if not torch.cuda.is_available():
+        names = choose.TRITON_MODULES
+        found = tuple(importlib.import_module(f"fastpsl.kernels.fused.{name}") for name in names)
+        monkeypatch.setattr("fastpsl.pipelines.augment.fused_modules", lambda device: (found, "by hand"))
+
+
+def check(views: tuple[ViewSpec, ...]) -> None:
+    assert views and all(choose_augment(name, views, CUDA).path == "fused" for name in ("auto", "fused"))
+
+
+def views_of(recipe: str, **asked: Any) -> tuple[ViewSpec, ...]:
+    """Of all levels: what is learned from, scored, and passed over; the backbone has no weights."""
+    parts = runpy.run_path(str(ROOT / "recipes" / f"{recipe}.py"))
+    usual: dict[str, Any] = parts["PAPER"] if "PAPER" in parts else parts["USUAL"]
+    options = parts["Options"](**usual | {"data": "data.beton"} | asked)
+    with torch.device("meta"):
+        task = parts["build"](options).task
+    levels = range(1, task.num_levels + 1)
+    found = [
+        (*task.views(n), *held_out_views(task, n), *(call_if_there(task, "pass_views", n) or ()))
+        for n in levels
+    ]
+    return tuple(chain(*found))
+
+
+def test_all_recipes_are_here():
+    names = {path.stem for path in (ROOT / "recipes").glob("*.py")} - {"__init__"}
+    assert names == {*TRAINED, *EVALUATED, *EXTRACTED, *WHOLE_PICTURES}
+
+
+@pytest.mark.parametrize("recipe", TRAINED)
+def test_what_is_trained_on_is_fused(recipe):
+    for asked in TRAINED[recipe]:
+        check(views_of(recipe, **asked))
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_what_is_evaluated_is_fused(channels, monkeypatch):
+    # The weights have no values that a digest could be of.
+    monkeypatch.setattr("fastpsl.evaluation.weights.sha256_of_tensors", lambda state: "")
+    input = Input.usual(channels, 224)
+    told = {"input_channels": channels, "input_mean": input.mean, "input_std": input.std}
+    for recipe, asked in EVALUATED.items():
+        check(views_of(recipe, **asked, **told))
+    weights: Any = SimpleNamespace(input=input)
+    data: Any = None
+    for squashed in (False, True):
+        check((Extraction(weights, data, 1, 224, squashed=squashed).view,))
+    for source_px in (84, 224):
+        check((SmallPictures(weights, data, 1, 224, source_px=source_px).view,))
