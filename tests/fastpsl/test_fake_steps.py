@@ -36,16 +36,11 @@ PLANNED: list[Row] = [
         ("E", "fp16", "kornia"),
     )
 ]
+SSLPP = [f"sslpp_{proxy}" for proxy in ("rotation", "aet", "context", "colorization")]
 END_TO_END: list[Row] = [
     (recipe, "E", precision, augment, {})
-    for recipe in ("uic", "deepcluster", "sslpp_iic", "supervised")
+    for recipe in ("uic", "deepcluster", "sslpp_iic", "supervised", *SSLPP)
     for precision, augment in (("fp16", "fused"), ("bf16", "kornia"), ("fp32", "fused"))
-]
-# No fused kernel makes their views.
-PLAIN: list[Row] = [
-    (f"sslpp_{proxy}", "E", precision, "kornia", {})
-    for proxy in ("rotation", "aet", "context", "colorization")
-    for precision in ("fp16", "bf16", "fp32")
 ]
 # What else can be asked for, and the networks of the papers, once each.
 COUPLED = {"pseudo_labels": "coupled"}
@@ -60,12 +55,12 @@ OTHERS: list[Row] = [
     ("uic_r50", "E", "fp16", "fused", {"backbone": "resnet50"}),
     ("uic", "E", "fp16", "fused", {"backbone": "resnet18_cifar", "augmentation": "strong"}),
     ("uic", "E", "fp16", "kornia", {"backbone": "vgg16", "label_view": "center", "augmentation": "strong"}),
-    ("deepcluster", "E", "fp16", "kornia", {"channels": "RGB"}),
+    ("deepcluster", "E", "fp16", "fused", {"channels": "RGB"}),
     ("sslpp_iic", "E", "fp16", "kornia", {"heads": "two", "transforms": "grey"}),
-    ("sslpp_aet", "E", "fp16", "kornia", COUPLED | {"transform": "affine"}),
+    ("sslpp_aet", "E", "fp16", "fused", COUPLED | {"transform": "affine"}),
     ("sslpp_rotation", "E", "fp16", "kornia", COUPLED | {"proxy": False, "crop": "random_resized"}),
     ("sslpp_context", "E", "fp16", "kornia", COUPLED | {"backbone": "alexnet", "size_px": 64}),
-    ("supervised", "E", "fp16", "kornia", {"crop": "padded", "backbone": "alexnet_rotnet"}),
+    ("supervised", "E", "fp16", "fused", {"crop": "padded", "backbone": "alexnet_rotnet"}),
 ]  # fmt: skip
 
 
@@ -93,7 +88,7 @@ def name_of(row: Row) -> str:
     return "-".join([*words, *map(str, options.values())])
 
 
-@pytest.mark.parametrize("row", PLANNED + END_TO_END + PLAIN + OTHERS, ids=name_of)
+@pytest.mark.parametrize("row", PLANNED + END_TO_END + OTHERS, ids=name_of)
 def test_a_step_never_waits_for_the_device(row: Row) -> None:
     recipe, stage, precision, augment, values = row
     with fake_cuda() as cuda:
