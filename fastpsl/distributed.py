@@ -4,12 +4,15 @@ import gc
 import os
 import signal
 import time
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+
+from fastpsl.gpu_faults import unused_gpu, why_no_cuda
 
 
 @dataclass(frozen=True)
@@ -33,25 +36,25 @@ def choose_device(name: str, local_rank: int) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"unknown device {name!r}: allowed are auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
+        why, remedy = why_no_cuda()
         raise ValueError(
-            f"--device cuda, but torch sees no CUDA device ({_why_no_cuda()}): use --device cpu, or mend the driver"
+            f"--device cuda, but torch sees no CUDA device ({why}): {remedy}, or give --device cpu"
         )
-    if name == "cpu" or not torch.cuda.is_available():
+    if name == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        if unused_gpu():
+            why, remedy = why_no_cuda()
+            warnings.warn(
+                f"the CPU computes, though there is an NVIDIA driver: torch sees no CUDA device ({why}): {remedy}",
+                stacklevel=2,
+            )
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise ValueError(
             f"local rank {local_rank}, but {torch.cuda.device_count()} CUDA devices: lower torchrun's --nproc-per-node"
         )
     return torch.device("cuda", local_rank)
-
-
-def _why_no_cuda() -> str:
-    """torch's own words, such as "The NVIDIA driver on your system is too old (found version 11040)", the first sentence of them."""
-    try:
-        torch.cuda.init()
-    except (RuntimeError, AssertionError) as error:
-        return str(error).split(". ")[0].strip()
-    return "there is none"
 
 
 def join_world(device_name: str, timeout_s: float) -> World:

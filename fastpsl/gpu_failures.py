@@ -1,4 +1,4 @@
-"""What a GPU, its driver or its compiler refused, in one line with what to change; the rest is ours, with its traceback."""
+"""What a GPU, its driver, its compiler or another rank refused, in one line with what to change; the rest is ours, with its traceback."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -6,12 +6,22 @@ from dataclasses import replace
 
 import torch
 
+from fastpsl.gpu_faults import device_fault
 from fastpsl.gpu_memory import gibibytes
 from fastpsl.options import RunOptions
 from fastpsl.run import Run
 
-# Of an allocation that did not pass through torch's allocator: the driver's, cuBLAS's and cuDNN's words.
-_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+# Of an allocation that did not pass through torch's allocator: the driver's, cuBLAS's, cuDNN's, DALI's and Triton's words. cuBLAS and cuDNN
+# say no more than that they could not begin where a few MiB are missing.
+_OUT_OF_MEMORY = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "cudaErrorMemoryAllocation",
+    "Triton Error [CUDA]: out of memory",
+)
 _LONGEST = 200
 
 
@@ -20,6 +30,8 @@ def explained(error: Exception, runs: Sequence[Run]) -> str | None:
     text = " ".join(str(error).split())
     if isinstance(error, torch.OutOfMemoryError) or any(words in text for words in _OUT_OF_MEMORY):
         return _out_of_memory(runs[-1] if runs else None)
+    if (fault := device_fault(text)) is not None:
+        return fault + _goes_on(runs)
     if "Triton Error [CUDA]" in text:
         return (
             f"Triton's kernels do not run here ({text[:_LONGEST]}): its CUDA may be newer than the driver's; update the driver, or "
@@ -30,6 +42,15 @@ def explained(error: Exception, runs: Sequence[Run]) -> str | None:
     if compiler_failed(error):
         return f"torch.compile failed on this stage's blocks ({text[:_LONGEST]}): give --step eager"
     return None
+
+
+def _goes_on(runs: Sequence[Run]) -> str:
+    """Where the same command begins."""
+    if not runs:
+        return ""
+    paths = runs[-1].checkpoints.paths()
+    begins = f"goes on from {paths[-1].name}" if paths else "starts anew, as there is no checkpoint yet"
+    return f"; the same command with --out {runs[-1].folder} {begins}"
 
 
 def compiler_failed(error: Exception) -> bool:
@@ -52,8 +73,11 @@ def _out_of_memory(run: Run | None) -> str:
 def _in_use(device: torch.device) -> str:
     if device.type != "cuda":
         return ""
-    free, total = torch.cuda.mem_get_info(device)
-    own = torch.cuda.memory_reserved(device)
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+        own = torch.cuda.memory_reserved(device)
+    except RuntimeError:  # a device that answers no more
+        return ""
     return f" ({gibibytes(total)} on the device, {gibibytes(own)} held by torch, {gibibytes(total - free - own)} by all else)"
 
 

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastpsl.kernels.normalise import normalise
 from fastpsl.kernels.shift import Shift
@@ -83,21 +82,6 @@ def test_nothing_but_padding_is_a_loss_of_nought(kind: Kind, num: int) -> None:
     loss, metrics = task.loss(trunk(inputs), head.eval(), batch)
     assert loss == 0 and metrics["loss"] == metrics["loss_constant"] == (0, 0)
     loss.backward()
-
-
-@every_kind
-def test_the_host_never_waits(kind: Kind) -> None:
-    """Tensors without values: `.item()` or a mask as an index raise here."""
-    task = AET(kind)
-    trunk, head = small_modules(task)
-    batch = noise_batch([task.view()], 3)
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        batch.images = [mode.from_tensor(images) for images in batch.images]
-        batch.indices = mode.from_tensor(batch.indices)
-        batch.draws = [tuple({k: mode.from_tensor(v) for k, v in d.items()} for d in batch.draws[0])]
-        (inputs,) = batch.inputs([task.view()], torch.float32)
-        for part in (head.train(), head.eval()):
-            assert task.loss(trunk(inputs), part, batch)[0].shape == ()
 
 
 @every_kind

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from fastpsl.kernels.hole import Hole
@@ -90,20 +89,6 @@ def test_nothing_but_padding_is_a_loss_of_nought(num: int) -> None:
     loss, metrics = task.loss(trunk(inputs), head.eval(), batch)
     assert loss == 0 and metrics["loss"] == metrics["loss_constant"] == (0, 0)
     loss.backward()
-
-
-def test_the_host_never_waits() -> None:
-    """Tensors without values: `.item()` or a mask as an index raise here."""
-    task = Context()
-    trunk, head = small_modules(task)
-    batch = noise_batch([task.view()], 3)
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        batch.images = [mode.from_tensor(images) for images in batch.images]
-        batch.indices = mode.from_tensor(batch.indices)
-        batch.draws = [tuple({k: mode.from_tensor(v) for k, v in d.items()} for d in batch.draws[0])]
-        (inputs,) = batch.inputs([task.view()], torch.float32)
-        for part in (head.train(), head.eval()):
-            assert task.loss(trunk(inputs), part, batch)[0].shape == ()
 
 
 def test_the_loss_is_in_float32() -> None:

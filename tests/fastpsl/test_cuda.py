@@ -33,7 +33,7 @@ from fastpsl.trainer import place_backbone
 from tests.fastpsl.test_stage import VIEWS, Brightness
 from tests.fastpsl.tiny import TinyNet, noise_batch
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.gpu
 
 DEVICE = torch.device("cuda", 0)
 WORLD = World(0, 1, 0, 1, DEVICE)

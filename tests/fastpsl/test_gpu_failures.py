@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastpsl import gpu_failures, launch
+from fastpsl import gpu_failures, gpu_faults, launch
 from fastpsl.distributed import choose_device
 from fastpsl.learner import Learner
 from fastpsl.options import PretrainOptions
@@ -16,13 +16,15 @@ from fastpsl.sample import sample_paths
 from tests.fastpsl.test_trainer import tiny_job
 
 
-def launched(out: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, **options: Any) -> int:
+def launched(
+    out: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, fails_at: int | None = 3, **options: Any
+) -> int:
     """The exit code of a recipe whose third step raises `error`."""
     paths, step, steps = sample_paths(), Learner.step, list[int]()
 
     def failing(self: Learner, *arguments: Any) -> Any:
         steps.append(1)
-        if len(steps) == 3:
+        if len(steps) == fails_at:
             raise error
         return step(self, *arguments)
 
@@ -48,6 +50,7 @@ def launched(out: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, **opt
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
     ],
 )
 def test_out_of_memory_in_a_step_says_where_and_what_takes_less(
@@ -97,17 +100,122 @@ def test_drivers_and_compilers_are_named(error: Exception, says: str) -> None:
     assert gpu_failures.explained(RuntimeError("shapes differ"), []) is None
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_why_there_is_no_cuda_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = "The NVIDIA driver on your system is too old (found version 11040)"
+# Of torch 2.11 and 2.15, NCCL 2.2x, gloo and DALI; what stands behind the first line is torch's advice.
+ADVICE = "\nSearch for `cudaErrorX' in https://docs.nvidia.com for more.\nCUDA kernel errors might be asynchronously reported"
 
+
+def cuda_error(words: str) -> RuntimeError:
+    kind: Any = getattr(torch, "AcceleratorError", RuntimeError)
+    return (
+        RuntimeError(f"CUDA error: {words}{ADVICE}")
+        if kind is RuntimeError
+        else kind(f"CUDA error: {words}{ADVICE}")
+    )
+
+
+FAULTS = [
+    (cuda_error("an illegal memory access was encountered"), "CUDA_LAUNCH_BLOCKING=1"),
+    (cuda_error("device-side assert triggered"), "CUDA_LAUNCH_BLOCKING=1"),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "CUDA_LAUNCH_BLOCKING=1"),
+    (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), "CUDA_LAUNCH_BLOCKING=1"),
+    (RuntimeError("CUDA runtime API error cudaErrorIllegalAddress (700):\nan illegal memory access"), "CUDA_LAUNCH"),
+    (cuda_error("uncorrectable ECC error encountered"), "nvidia-smi -q -d ECC,ROW_REMAPPER"),
+    (cuda_error("uncorrectable NVLink error detected during the execution"), "nvidia-smi --gpu-reset"),
+    (cuda_error("CUDA-capable device(s) is/are busy or unavailable"), "nvidia-smi names the processes on it"),
+    (cuda_error("no CUDA-capable device is detected"), "dmesg | grep Xid"),
+    (cuda_error("unknown error"), "dmesg | grep Xid"),
+    (RuntimeError("NVML: GPU is lost"), "dmesg | grep Xid"),
+    (cuda_error("the launch timed out and was terminated"), "a GPU without a display"),
+    (cuda_error("system has unsupported display driver / cuda driver combination"), "restart the machine"),
+    (cuda_error("system not yet initialized"), "nvidia-fabricmanager"),
+    (RuntimeError("CUDA driver version is insufficient for CUDA runtime version"), "install a torch for the CUDA"),
+    (RuntimeError("NCCL error in: NCCLUtils.cpp:94, unhandled system error"), "NCCL_DEBUG=INFO"),
+    (RuntimeError("NCCL error: invalid usage\nDuplicate GPU detected : rank 1 and rank 0"), "--nproc-per-node"),
+    (RuntimeError("[/__w/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [::1]:1"), "first rank's error"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("error", "remedy"), FAULTS, ids=lambda value: str(value)[:40])
+def test_a_device_that_fails_is_one_line_with_a_remedy(error: Exception, remedy: str) -> None:
+    line = gpu_failures.explained(error, [])
+    assert line is not None and remedy in line and "\n" not in line
+    assert "Search for" not in line and "asynchronously" not in line
+
+
+def test_words_of_other_errors_are_no_faults() -> None:
+    for words in (
+        "Expected all tensors to be on the same device, but found cuda:0 and cpu!",
+        "the file holds Xid and busy or unavailable",
+        "maxid 3 of device cuda:0",
+    ):
+        assert gpu_failures.explained(RuntimeError(words), []) is None
+
+
+@pytest.mark.parametrize("number", [0, 7, 8, 15])
+def test_a_fault_in_a_run_leaves_its_last_checkpoint_whole(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error, remedy = FAULTS[number]
+    with monkeypatch.context() as patch:
+        assert launched(tmp_path, error, patch, checkpoint_steps=1) == 2
+    told = capsys.readouterr().err
+    (line,) = (x for x in told.splitlines() if x.startswith("tiny: "))
+    assert remedy in line and line.endswith(f"--out {tmp_path} goes on from step-00000002.pt")
+    assert "Traceback" not in told and "Traceback" in (tmp_path / "error.txt").read_text()
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status == {"state": "failed", "stage": 1, "step": 2, "reason": line.removeprefix("tiny: ")}
+    # In another folder, as this process still holds the lock of the first.
+    newest = max((tmp_path / "checkpoints").iterdir())
+    again = tmp_path / "again"
+    assert launched(again, error, monkeypatch, fails_at=None, resume=str(newest), max_steps_per_stage=3) == 0
+    assert json.loads((again / "status.json").read_text())["state"] == "finished"
+
+
+def test_a_device_that_answers_no_more_is_not_asked_for_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object) -> None:
+        raise cuda_error("unknown error")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", gone)
+    assert gpu_failures._in_use(torch.device("cuda", 0)) == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "cuda", "told", "remedy"),
+    [
+        ("The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver", "13.2",
+         "too old (found version 11040)", "update it, or install a torch for the CUDA that it serves"),
+        ("Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU", "13.2",
+         "Found no NVIDIA driver on your system)", "nvidia-smi and CUDA_VISIBLE_DEVICES"),
+        ("No CUDA GPUs are available", "13.2", "No CUDA GPUs are available", "nvidia-smi and CUDA_VISIBLE_DEVICES"),
+        ("Unexpected error from cudaGetDeviceCount(). Error 802: system not yet initialized", "13.2",
+         "system not yet initialized", "nvidia-fabricmanager"),
+        ("", None, "is built for the CPU", "install one with CUDA"),
+    ],
+)  # fmt: skip
+def test_why_there_is_no_cuda_is_told(
+    words: str, cuda: str | None, told: str, remedy: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def init() -> None:
-        raise RuntimeError(f"{words}. Please update your GPU driver by downloading …")
+        raise RuntimeError(words)
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
     with pytest.raises(ValueError) as refused:
         choose_device("cuda", 0)
-    assert words in str(refused.value) and "Please" not in str(refused.value)
+    line = str(refused.value)
+    assert told in line and remedy in line and "Please" not in line and line.endswith("or give --device cpu")
+    # Nobody asked for it, but there is a driver: so it is said.
+    driver = tmp_path / "version"
+    monkeypatch.setattr(gpu_faults, "_DRIVER_FILE", driver)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert choose_device("auto", 0) == torch.device("cpu")
+    driver.touch()
+    with pytest.warns(UserWarning, match="the CPU computes, though there is an NVIDIA driver") as warned:
+        choose_device("auto", 0)
+    assert remedy in str(warned[0].message)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert choose_device("auto", 0) == torch.device("cpu")
 
 
 def test_a_summary_says_its_memory() -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastpsl.backbones.backbone import Backbone
 from fastpsl.cluster_epochs import ClusterEpochs
@@ -189,25 +188,6 @@ def test_loss_is_of_every_pair_and_the_mean_over_sub_heads() -> None:
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4) and loss.item() < -0.01
     value, num = metrics["loss"]
     assert (value / num).item() == pytest.approx(loss.item()) and num == 5
-
-
-def test_a_step_never_waits_for_the_device() -> None:
-    """Tensors without values: what the host would look at raises."""
-    task = Watched(second_clusters=SECOND)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        IIC.start_stage(task, STAGE, *_parts_without_data(task))
-        trunk, head = _parts_without_data(task)
-        batch = noise_batch(task.views(1), 4)
-        inputs = [torch.randn(4, 3, 32, 32) for _ in task.views(1)]
-        for epoch in range(2):
-            batch.epoch = epoch
-            loss, _ = task.loss(trunk, head, inputs, batch)
-            loss.backward()
-
-
-def _parts_without_data(task: IIC) -> tuple[Trunk, nn.Module]:
-    task.num_samples = NUM
-    return Trunk(TinyNet(), STAGE), task.head(1, 16)
 
 
 def test_first_weights_are_iics() -> None:

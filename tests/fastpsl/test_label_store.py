@@ -326,7 +326,7 @@ def test_our_own_mistakes_are_found() -> None:
         LabelStore(6, 3, CPU, 0).order(0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_on_a_gpu_no_step_waits_for_the_device() -> None:
     device = torch.device("cuda", 0)
     store, alone = LabelStore(NUM, CLASSES, device, SEED), new_store()

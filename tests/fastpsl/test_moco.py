@@ -333,7 +333,7 @@ def test_two_ranks_hold_equal_keys_and_learn_as_one(tmp_path: Path) -> None:
         assert torch.allclose(first[name], value, atol=1e-5 * float(value.abs().max() + 1)), name
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
     device = torch.device("cuda", 0)

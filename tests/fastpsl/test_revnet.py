@@ -327,7 +327,7 @@ def test_state_dict_round_trip() -> None:
     assert torch.equal(one.eval()(images()), other.eval()(images()))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_on_a_gpu_memory_does_not_grow_with_depth_and_gradients_are_the_plain_graphs() -> None:
     found, peaks = {}, {}
     for forward in (own_forward, by_hand):

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.draws import Keys
@@ -182,23 +181,6 @@ def test_nothing_but_padding_is_a_loss_of_nought() -> None:
     batch.indices = torch.tensor([-1, -1])
     loss, metrics = ONE.loss(trunk, head, batch.inputs(views, torch.float32), batch)  # type: ignore[arg-type]
     assert loss == 0 and metrics["accuracy"] == metrics["loss"] == (0, 0)
-
-
-@every_way
-def test_the_host_never_waits(task: Rotation, level: int) -> None:
-    """Tensors without values: `.item()` or a mask as an index raise here."""
-    views, (trunk, head) = task.views(level), small_modules(level)
-    batch = noise_batch(views, 3)
-    inputs = batch.inputs(views, torch.float16)
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        batch.indices = mode.from_tensor(batch.indices)
-        batch.draws = [
-            tuple({k: mode.from_tensor(v) for k, v in draw.items()} for draw in draws)
-            for draws in batch.draws
-        ]
-        fake = [mode.from_tensor(x.float()) for x in inputs]
-        loss, _ = task.loss(trunk, head, fake, batch)  # type: ignore[arg-type]
-    assert loss.shape == ()
 
 
 def test_levels_are_the_papers() -> None:

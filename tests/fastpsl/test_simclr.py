@@ -192,7 +192,7 @@ def test_the_loss_of_a_batch_falls_by_lars(precision: str) -> None:
     assert seen[-1] < 0.7 * seen[0]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
 def test_ten_steps_on_a_gpu_without_a_hidden_sync(precision: str) -> None:
     try:

@@ -72,7 +72,12 @@ def noise_batch(views: Sequence[ViewSpec], size: int, seed: int = 0) -> Batch:
         drawn = view.draw(Keys(seed, 0, np.arange(size), number))
         draws.append(tuple({k: torch.from_numpy(v) for k, v in draw.items()} for draw in drawn))
     return Batch(
-        images=images, draws=draws, indices=torch.arange(size), labels=torch.zeros(size), epoch=0, step=0
+        images=images,
+        draws=draws,
+        indices=torch.arange(size),
+        labels=torch.zeros(size, dtype=torch.long),
+        epoch=0,
+        step=0,
     )
 
 

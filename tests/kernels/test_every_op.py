@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.enlarge import Enlarge
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.hole import Hole
@@ -15,9 +15,11 @@ from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.normalise import normalise
 from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotate90 import AllTurns, Rotate90
+from fastpsl.kernels.shift import Shift
 from fastpsl.kernels.sobel import Sobel
 from fastpsl.kernels.sobel_xy import SobelXY
 from fastpsl.kernels.warp import WarpPair
+from tests.fake_cuda import fake_cuda
 
 MOVES = [Flip(), Rotate90(4), Rotate90(2), Rotate45(), AllTurns(4), AllTurns(2), JigsawTiles(3, 11, 8, 500)]
 MOVES += [WarpPair(33), WarpPair(33, "affine"), Hole()]
@@ -86,20 +88,21 @@ def test_something_happens(op, make_images, as_tensors):
     assert 0 < changed.sum() < 24
 
 
-@pytest.mark.parametrize("op", OPS, ids=NAMES)
+@pytest.mark.parametrize("op", [*OPS, Shift(3), Enlarge(40, 33)], ids=[*NAMES, "Shift", "Enlarge"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_no_value_is_asked_for_on_the_host(op, dtype, make_images, as_tensors):
-    """Tensors without values: `.item()`, a mask as an index or a tensor on another device raise here."""
-    images = make_images(3, 33, 33, dtype)
-    draw = as_tensors(op.draw(keys(3)))
-    with FakeTensorMode() as mode:
-        fake = {name: mode.from_tensor(values) for name, values in draw.items()}
-        out = normalised(op, op(mode.from_tensor(images), fake))
-    assert out.shape[1] == num_channels(op) and out.dtype == torch.float16
+def test_the_host_never_waits_for_the_device(op, dtype, make_images, as_tensors):
+    images, draw = make_images(3, 33, 33, dtype), as_tensors(op.draw(keys(3)))
+    with fake_cuda() as cuda:
+        there = {name: values.to(cuda.device) for name, values in draw.items()}
+        on_device = images.to(cuda.device)
+        with cuda.watched() as seen:
+            out = normalised(op, op(on_device, there))
+    assert not seen.waits, seen.waits
+    assert out.is_cuda and out.shape[1] == num_channels(op) and out.dtype == torch.float16
 
 
 @pytest.mark.parametrize("op", OPS, ids=NAMES)
-@pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_the_device_agrees_with_the_cpu_and_never_waits(op, device, make_images, as_tensors, assert_close):
     images = make_images(5, 33, 33, torch.float32)
     draw = as_tensors(op.draw(keys(5)))

@@ -19,6 +19,8 @@ from fastpsl.kernels.rotate90 import AllTurns, Rotate90
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# By the interpreter without a GPU; with one, what it compiles.
+pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 Ops = tuple[object, ...]
 Draws = Sequence[dict[str, Tensor]]
 Compare = Callable[[Tensor, Tensor], None]

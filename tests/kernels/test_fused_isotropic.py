@@ -21,6 +21,8 @@ from tests.kernels.windows import noise, plain, rounded, window
 from tests.pipelines.isotropy import probe_accuracy
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# By the interpreter without a GPU; with one, what it compiles.
+pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 # Of values of noise, rounding to half precision is 0.005 (luma 2^-5 a pixel, less what the sums average, and weights 2^-12), so
 # 0.4 % of the bytes fall on the other side of a half. At worst it is ten times that, beside what lies beyond 4.25 sigma.
 MOST_DIFFER, WORST = 0.01, 0.56

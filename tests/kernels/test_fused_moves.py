@@ -25,6 +25,8 @@ from fastpsl.kernels.warp import WarpPair
 from tests.kernels.close_calls import close_calls, one_by_one
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# By the interpreter without a GPU; with one, what it compiles.
+pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STATISTICS = {1: (MEAN[:1], STD[:1]), 2: ((0.1, -0.2), (SOBEL_XY_STD,) * 2), 3: (MEAN, STD)}
 SHIFT, FLIP, SIDE = Shift(3), Flip(), 13

@@ -22,6 +22,8 @@ from fastpsl.kernels.sobel import Sobel
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# By the interpreter without a GPU; with one, what it compiles.
+pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 HALVES = (torch.float16, torch.bfloat16)
 FLIP, COLOUR, GREY = Flip(0.5), ColourDistortion(0.8, 0.8, 0.8, 0.2, p=0.7), Grey(0.3)
 LIGHTNESS, BLUR, SOBEL, XY = Lightness(), GaussianBlur(9, p=0.5), Sobel(0.4), SobelXY()

@@ -2,11 +2,12 @@
 
 import sys
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
 
 from fastpsl.kernels import isotropic
 from fastpsl.kernels.isotropic import (
@@ -18,6 +19,7 @@ from fastpsl.kernels.isotropic import (
     largest_side_px,
     margin_px,
 )
+from tests.fake_cuda import fake_cuda
 from tests.kernels.tf32 import RoundedProducts
 from tests.kernels.windows import noise, plain, window
 
@@ -83,14 +85,21 @@ def test_the_dense_form_does_not_depend_on_how_float32_products_are_made() -> No
         assert torch.equal(crop_densely(images, boxes, 24), expected)
 
 
-def test_no_value_is_asked_for_on_the_host() -> None:
+@pytest.mark.parametrize("crop", [crop_isotropic, crop_densely])
+def test_the_host_never_waits(crop: Callable[[Tensor, Tensor, int], Tensor]) -> None:
+    """By Triton's kernels, which a GPU has, and by dense products."""
     boxes = torch.tensor([[30, 30, 20, 20, DIAGONAL]] * 3, dtype=torch.int32)
-    with FakeTensorMode() as mode:
-        images = mode.from_tensor(torch.zeros(3, 80, 80, 3, dtype=torch.uint8))
-        assert crop_isotropic(images, mode.from_tensor(boxes), 16).shape == (3, 16, 16, 3)
+    with fake_cuda() as cuda:
+        images, there = (
+            torch.zeros(3, 80, 80, 3, dtype=torch.uint8, device=cuda.device),
+            boxes.to(cuda.device),
+        )
+        with cuda.watched() as seen:
+            assert crop(images, there, 16).shape == (3, 16, 16, 3)
+    assert not seen.waits and bool(seen.kernels) == (crop is crop_isotropic), seen
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_the_device_agrees_with_the_cpu_and_never_waits() -> None:
     images = torch.from_numpy(noise(120, 130)).expand(40, -1, -1, -1).contiguous()
     boxes = torch.tensor([[35, 40, 40, 40, ISOTROPIC], [36, 44, 41, 41, DIAGONAL]] * 20, dtype=torch.int32)

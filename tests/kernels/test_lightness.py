@@ -4,11 +4,11 @@ import kornia
 import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastpsl.kernels import lightness
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.lightness import Lightness
+from tests.fake_cuda import fake_cuda
 
 
 def reference(images):
@@ -71,7 +71,10 @@ def test_layout_and_input_unchanged(batch, layout, make_images):
     assert torch.equal(images, before)
 
 
-def test_nothing_is_drawn_and_no_value_asked_for_on_the_host(make_images):
+def test_nothing_is_drawn_and_the_host_never_waits(make_images):
     assert Lightness().draw(Keys(1, 2, np.arange(4, dtype=np.int64))) == {}
-    with FakeTensorMode() as mode:
-        assert Lightness()(mode.from_tensor(make_images(2, 5, 5, torch.float16)), {}).shape == (2, 1, 5, 5)
+    with fake_cuda() as cuda:
+        there = make_images(2, 5, 5, torch.float16).to(cuda.device)
+        with cuda.watched() as seen:
+            assert Lightness()(there, {}).shape == (2, 1, 5, 5)
+    assert not seen.waits, seen.waits

@@ -118,7 +118,7 @@ def test_on_the_cpu_numba_fuses_what_costs_there(ops, module, difference) -> Non
     [(Flip(), SobelXY()), (Flip(), COLOUR, Grey(), GaussianBlur(5), SobelXY())],
     ids=["weak", "strong"],
 )
-@pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_gradients_are_fused(ops, device) -> None:  # type: ignore[no-untyped-def]
     """UIC's views: auto and fused take one module, and give the plain path's values (on a GPU those are of TF32)."""
     views = [ViewSpec(RandomResizedCrop(24), ops, (0.0, 0.0), (SOBEL_XY_STD, SOBEL_XY_STD))]

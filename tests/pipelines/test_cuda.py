@@ -20,7 +20,7 @@ from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import DECODERS, JPG, RAW, jpeg, photo, photo_samples, write
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.gpu
 
 NUM = 40
 VIEWS = [ViewSpec(RandomResizedCrop(32), (Flip(),)), ViewSpec(RandomResizedCrop(48))]

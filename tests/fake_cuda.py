@@ -1,0 +1,251 @@
+"""CUDA without a GPU: tensors that have no values lie on device cuda, and what would make the host wait for the device is written down.
+
+    with fake_cuda() as cuda:
+        learner = ...                   # as with a GPU; nothing is computed
+        with cuda.watched() as seen:
+            learner.step(...)
+        assert not seen.waits and seen.kernels["jigsaw_kernel"] == 1
+
+Tensors on two devices raise. Shapes, dtypes, devices and layouts are true; kernels of Triton are not run, and what they write is
+taken as written. On a machine with a GPU nothing touches it, and all is as it was afterwards.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
+
+from fastpsl.kernels import isotropic
+from fastpsl.kernels.fused.choose import fused_modules
+from tests.host_waits import Seen, Watch
+from tests.python_backward import python_backward
+
+DEVICE = torch.device("cuda", 0)
+H200 = SimpleNamespace(
+    name="NVIDIA H200",
+    major=9,
+    minor=0,
+    total_memory=140 * 2**30,
+    multi_processor_count=132,
+    max_threads_per_multi_processor=2048,
+    warp_size=32,
+)
+# Torch's fused optimisers, which have no form for tensors without values, and change none of their shapes.
+IN_PLACE_WITHOUT_META = ("aten::_fused_sgd_", "aten::_fused_adam_")
+# Likewise: their results have the shapes of plain convolutions.
+CUDNN_JOINED = ("aten::cudnn_convolution_relu", "aten::cudnn_convolution_add_relu")
+
+
+class FakeTensors(FakeTensorMode):
+    """`torch.tensor(…, device="cuda")` copies from the host, on every machine: where torch finds a GPU it would else make a real tensor."""
+
+    @property
+    def avoid_device_init(self) -> bool:
+        return True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FakeTensors":
+        """A copied tensor has the same mode: a copy of the mode would free torch's weak references a second time."""
+        return self
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name in IN_PLACE_WITHOUT_META:
+            return None
+        if func._schema.name == "aten::is_set_to":
+            return _is_set_to(*args)
+        if func._schema.name in CUDNN_JOINED:
+            func, args = torch.ops.aten.convolution.default, _plain_convolution(*args)
+        return super().__torch_dispatch__(func, types, args, kwargs or {})
+
+
+def _plain_convolution(x: Tensor, weight: Tensor, *more: Any) -> tuple[Any, ...]:
+    """What torch's convolution is given in the place of cuDNN's, which adds something (z, alpha) and clamps at 0."""
+    bias, stride, padding, dilation, groups = more[-5:]
+    return x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups
+
+
+def _is_set_to(one: Tensor, other: Tensor) -> bool:
+    """`Tensor.is_set_to`, of which torch has no form for tensors without values."""
+    places = [
+        (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride())
+        for tensor in (one, other)
+    ]
+    return places[0] == places[1]
+
+
+class FakeCuda:
+    """device: cuda:0."""
+
+    device = DEVICE
+
+    def __init__(self) -> None:
+        self._watching: list[Seen] = []
+
+    @contextmanager
+    def watched(self) -> Iterator[Seen]:
+        """What happens inside is written down."""
+        seen = Seen()
+        self._watching.append(seen)
+        try:
+            with Watch(seen):
+                yield seen
+        finally:
+            self._watching.remove(seen)
+
+    def synchronized(self, *_: object) -> None:
+        for seen in self._watching:
+            seen.waits_for("synchronize")
+
+    def launched(self, kernel: Any, *args: Any, grid: Any, warmup: bool, **more: Any) -> None:
+        """In the place of a launch by Triton."""
+        name = kernel.fn.__name__
+        for place, value in [*enumerate(args), *more.items()]:
+            assert not isinstance(value, Tensor) or value.is_cuda, (
+                f"{name}: argument {place} lies on {value.device}"
+            )
+        for seen in self._watching:
+            seen.kernels[name] += 1
+
+
+@contextmanager
+def fake_cuda() -> Iterator[FakeCuda]:
+    """One H200, as far as torch and fastpsl ask; see above."""
+    cuda = FakeCuda()
+    caches = (fused_modules, isotropic.fused_form)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        python_backward(),
+        FakeTensors(allow_fallback_kernels=False, allow_non_fake_inputs=True),
+        _forgotten(caches),
+    ):
+        for name, value in _driver(cuda).items():
+            patch.setattr(torch.cuda, name, value)
+        patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+        _patch_pinned_memory(patch)
+        for kind in (JITFunction, InterpretedFunction):
+            patch.setattr(kind, "run", lambda kernel, *args, **more: cuda.launched(kernel, *args, **more))
+        patch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
+        patch.setattr(nn.Module, "_apply", _apply)
+        yield cuda
+
+
+def _apply(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """`nn.Module.to`: new parameters in the place of the old ones, as `param.data = …` wants tensors of one kind."""
+    for child in module.children() if recurse else ():
+        child._apply(change)
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            with torch.no_grad():
+                module._parameters[name] = nn.Parameter(change(parameter), parameter.requires_grad)
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            module._buffers[name] = change(buffer)
+    return module
+
+
+@contextmanager
+def _forgotten(caches: Sequence[Any]) -> Iterator[None]:
+    """What functools.cache keeps of the device is of this device alone."""
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        yield
+    finally:
+        for cache in caches:
+            cache.cache_clear()
+
+
+def _driver(cuda: FakeCuda) -> dict[str, Any]:
+    """Of torch.cuda."""
+
+    class Stream:
+        cuda_stream = 1
+        device = DEVICE
+
+        def __init__(self, *_: object, **__: object):
+            pass
+
+        def nothing(self, *_: object) -> None:
+            pass
+
+        wait_event = wait_stream = nothing
+        synchronize = cuda.synchronized
+
+        def record_event(self, *_: object) -> "Event":
+            return Event()
+
+    class Event:
+        def __init__(self, *_: object, **__: object):
+            pass
+
+        def nothing(self, *_: object) -> None:
+            pass
+
+        # What an event stands behind was launched long before: waiting for it is not waiting for all.
+        record = synchronize = wait = nothing
+
+        def query(self) -> bool:
+            return True
+
+    def given(value: object) -> Any:
+        return lambda *_, **__: value
+
+    answers = {
+        "is_available": True,
+        "is_initialized": True,
+        "is_bf16_supported": True,
+        "device_count": 1,
+        "current_device": 0,
+        "current_stream": Stream(),
+        "get_device_name": H200.name,
+        "get_device_capability": (9, 0),
+        "get_device_properties": H200,
+        "mem_get_info": (100 * 2**30, H200.total_memory),
+        "memory_reserved": 2**30,
+        "max_memory_allocated": 2**30,
+    }
+    silent = (
+        "init",
+        "_lazy_init",
+        "set_device",
+        "manual_seed",
+        "manual_seed_all",
+        "empty_cache",
+        "reset_peak_memory_stats",
+    )
+    scopes = ("stream", "device", "device_of")
+    return (
+        {name: given(value) for name, value in answers.items()}
+        | dict.fromkeys(silent, given(None))
+        | {name: lambda *_: nullcontext() for name in scopes}
+        | {"Stream": Stream, "Event": Event, "synchronize": cuda.synchronized}
+    )
+
+
+def _patch_pinned_memory(patch: pytest.MonkeyPatch) -> None:
+    """An attribute of its storage says that a tensor is pinned."""
+    empty = torch.empty
+
+    @functools.wraps(empty)
+    def making(*args: Any, pin_memory: bool = False, **more: Any) -> Tensor:
+        made = empty(*args, **more)
+        return _pinned(made) if pin_memory else made
+
+    def is_pinned(tensor: Tensor, *_: object) -> bool:
+        return getattr(tensor._base if tensor._base is not None else tensor, "stands_pinned", False)
+
+    patch.setattr(torch, "empty", making)
+    patch.setattr(Tensor, "pin_memory", lambda tensor, *_: _pinned(tensor.clone()))
+    patch.setattr(Tensor, "is_pinned", is_pinned)
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    tensor.stands_pinned = True  # type: ignore[attr-defined]
+    return tensor

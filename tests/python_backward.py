@@ -1,0 +1,129 @@
+"""A backward pass in Python: autograd's engine runs what lies on a GPU in a thread of that GPU, which tensors without values have none of."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.graph import get_gradient_edge
+
+Slot = tuple[Any, int]
+"""A node of the graph, and which of its inputs."""
+
+
+@contextmanager
+def python_backward() -> Iterator[None]:
+    """`Tensor.backward` and `torch.autograd.grad` by `gradients`: no hooks, no second derivatives."""
+
+    def backward(output: Tensor, gradient: Tensor | None = None) -> None:
+        gradients([output], [gradient], None)
+
+    def grad(outputs: Any, inputs: Any, grad_outputs: Any = None, allow_unused: bool = False) -> Any:
+        outputs, inputs = as_list(outputs), as_list(inputs)
+        found = gradients(
+            outputs, as_list(grad_outputs) if grad_outputs is not None else [None] * len(outputs), inputs
+        )
+        assert allow_unused or all(gradient is not None for gradient in found)
+        return tuple(found)
+
+    def apply(kind: type[Function], *args: Any) -> Any:
+        """Its backward pass gives a gradient of every argument; those that are no tensors have no place in the graph."""
+        made = super(Function, kind).apply(*args)  # type: ignore[misc]
+        for output in as_list(made):
+            if isinstance(output, Tensor) and output.grad_fn is not None:
+                node: Any = output.grad_fn
+                node.places = [i for i, value in enumerate(args) if isinstance(value, Tensor)]
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Function, "apply", classmethod(apply))
+        patch.setattr(Tensor, "backward", backward)
+        patch.setattr(torch.autograd, "grad", grad)
+        yield
+
+
+def as_list(tensors: Any) -> list[Any]:
+    return [tensors] if isinstance(tensors, Tensor) else list(tensors)
+
+
+@torch.no_grad()
+def gradients(
+    outputs: Sequence[Tensor], given: Sequence[Tensor | None], inputs: Sequence[Tensor] | None
+) -> list[Tensor | None]:
+    """Of `inputs`, or, where those are None, added to `.grad` of all leaves; given: of the outputs, ones where None."""
+    wanted = [get_gradient_edge(tensor)[:2] for tensor in inputs or ()]
+    coming: dict[Any, dict[int, Tensor]] = {}
+    for output, gradient in zip(outputs, given, strict=True):
+        _add(coming, get_gradient_edge(output)[:2], torch.ones_like(output) if gradient is None else gradient)
+    found: dict[Slot, Tensor] = {}
+    to_come = _num_users(coming)
+    ready = [node for node in coming if not to_come[node]]
+    while ready:
+        node = ready.pop()
+        arrived = coming.pop(node, {})
+        found |= {
+            (node, place): arrived[place] for which, place in wanted if which is node and place in arrived
+        }
+        made: Sequence[Tensor | None] = [None] * len(node.next_functions)
+        if arrived and not node.next_functions:
+            if inputs is None:
+                _accumulate(node.variable, arrived[0])
+        elif arrived:
+            made = as_list(_call(node, arrived))
+        for (following, place), gradient in zip(node.next_functions, made, strict=False):
+            if following is None:
+                continue
+            if gradient is not None:
+                _add(coming, (following, place), gradient)
+            to_come[following] -= 1
+            if not to_come[following]:
+                ready.append(following)
+    return [found.get(slot) for slot in wanted]
+
+
+def _num_users(roots: Sequence[Any] | dict[Any, Any]) -> Counter[Any]:
+    """How often the nodes below `roots` are used."""
+    num_users: Counter[Any] = Counter()
+    seen, left = set(roots), list(roots)
+    while left:
+        for following, _ in left.pop().next_functions:
+            if following is not None:
+                num_users[following] += 1
+                if following not in seen:
+                    seen.add(following)
+                    left.append(following)
+    return num_users
+
+
+def _add(coming: dict[Any, dict[int, Tensor]], slot: Slot, gradient: Tensor) -> None:
+    """As the engine hands a gradient on: of the input's own shape and dtype, and on its device."""
+    node, place = slot
+    like = node._input_metadata[place]
+    if gradient.shape != like.shape:
+        gradient = gradient.sum_to_size(like.shape)
+    assert gradient.device == like.device, f"a gradient on {gradient.device} of what lies on {like.device}"
+    gradient = gradient.to(like.dtype)
+    arrived = coming.setdefault(node, {})
+    arrived[place] = arrived[place] + gradient if place in arrived else gradient
+
+
+def _call(node: Any, arrived: dict[int, Tensor]) -> Any:
+    inputs = [arrived.get(place) for place in range(len(node._input_metadata))]
+    if not hasattr(node, "apply"):
+        return node(*inputs)
+    # A torch.autograd.Function is given zeros for None.
+    like = node._input_metadata
+    given = [
+        torch.zeros(like[i].shape, dtype=like[i].dtype, device=like[i].device) if x is None else x
+        for i, x in enumerate(inputs)
+    ]
+    made = as_list(node.apply(*given))
+    return [made[place] for place in node.places]
+
+
+def _accumulate(leaf: Tensor, gradient: Tensor) -> None:
+    leaf.grad = gradient if leaf.grad is None else leaf.grad.add_(gradient)
