@@ -32,7 +32,7 @@ class KeyEncoder:
         shared = trunk.frozen_batchnorm == "eval"
         self.frozen = trunk.frozen if shared else _by_batch_statistics(trunk.frozen)
         self.learning, self.head = _by_batch_statistics(trunk.learning), _by_batch_statistics(head)
-        self._mine = [*self.learning.parameters(), *self.head.parameters()]
+        self._mine: list[Tensor] = [*self.learning.parameters(), *self.head.parameters()]
         self._theirs = [*trunk.learning.parameters(), *head.parameters()]
         self._update = get_ema_multi_avg_fn(momentum)
 
@@ -76,7 +76,7 @@ class KeyEncoder:
                     if isinstance(layer, nn.Conv2d | nn.Linear):
                         layer.to(dtype)
         if not self._cast_is_current:
-            own = [parameter for part in self._cast for parameter in part.parameters()]
+            own: list[Tensor] = [parameter for part in self._cast for parameter in part.parameters()]
             torch._foreach_copy_(own, self._mine)
             self._cast_is_current = True
         return self._cast

@@ -165,9 +165,9 @@ def test_steps_learn_what_eager_ones_do(accumulate: int, calls: list[tuple[str, 
 def test_keys_are_the_same_and_move_nothing(calls: list[tuple[str, bool, bool]]) -> None:
     _, trunk, head, images = query()
     encoder = KeyEncoder(trunk, head, 0.9)
-    expected = encoder(images)
+    expected = encoder(images, len(images))
     trunk.runner = make_fused_runner()
-    keys = encoder(images)
+    keys = encoder(images, len(images))
     assert len(calls) == 3 and torch.allclose(keys, expected, atol=1e-5) and not keys.requires_grad
     # A copy runs its own blocks.
     other = copy.deepcopy(trunk)

@@ -313,11 +313,12 @@ def test_held_out_pictures_have_no_labels_and_teach_nothing(tmp_path: Path) -> N
     network.load_state_dict(states[0]["backbone"])
     head.load_state_dict(states[0]["learner"]["head"])
     head.eval()
-    total, num = 0.0, 0
+    total, num, data = 0.0, 0, runs[0].val_data
+    assert data is not None
     views = task.views(1)
     with (
         torch.no_grad(),
-        runs[0].loader(runs[0].val_data, views, train=False, images_per_sample=COPIES) as loader,
+        runs[0].loader(data, views, train=False, images_per_sample=COPIES) as loader,
     ):
         for batch in loader.epoch(0):
             loss, _ = task.loss(Trunk(network, STAGE), head, batch.inputs(views, torch.float32), batch)

@@ -80,13 +80,14 @@ def test_weights_are_cast_once_a_step_under_autocast() -> None:
     """To the values that autocast would have cast them to in each call."""
     _, trunk, head, images = query()
     encoder, plain = KeyEncoder(trunk, head, 0.5), KeyEncoder(trunk, head, 0.5)
-    plain._as_run = lambda _: (plain.learning, plain.head)  # type: ignore[method-assign]
+    plain._as_run = lambda device_type: (plain.learning, plain.head)  # type: ignore[method-assign]
     with torch.autocast("cpu", torch.bfloat16):
         for step in range(2):
             assert torch.equal(encoder(images, 2), plain(images, 2)), step
             for p in [*trunk.learning.parameters(), *head.parameters()]:
                 p.data.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(step)))
-            encoder.follow(), plain.follow()
+            encoder.follow()
+            plain.follow()
         encoder.load_state_dict(plain.state_dict())
         assert torch.equal(encoder(images, 2), plain(images, 2))
         with Casts() as ours:
