@@ -1,5 +1,6 @@
 """What a part of bench/gpu_day/ brought back: results-PART.tgz, trusted in nothing."""
 
+import gzip
 import json
 import re
 import tarfile
@@ -33,8 +34,13 @@ def read_archive(path: Path) -> dict[str, dict[str, Any]]:
                     file = archive.extractfile(member)
                     assert file is not None
                     results[found[1]] = _result(file.read(_MOST_BYTES), f"{path}, {name}")
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: is no whole .tgz ({error}); bring it back again") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(
+            f"{path}: cannot be read ({reason}); give a results-PART.tgz of bench/gpu_day/"
+        ) from None
     if not results:
         raise ValueError(f"{path}: holds no results/*.json; give a results-PART.tgz of bench/gpu_day/")
     return results

@@ -99,8 +99,14 @@ def test_a_broken_archive_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="broken.tgz") as raised:
             read_archive(broken)
         assert "\n" not in str(raised.value)
-    with pytest.raises(OSError, match="nowhere"):
-        read_archive(tmp_path / "nowhere.tgz")
+
+
+def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "none.tgz", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(
+            ValueError, match=rf"^{path}: cannot be read \({reason}\); give a results-PART.tgz"
+        ):
+            read_archive(path)
 
 
 def test_one_line_and_exit_2(tmp_path: Path) -> None:
