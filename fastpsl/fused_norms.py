@@ -19,7 +19,8 @@ class FusedNorm(nn.Module):
     """relu(norm(x) + z), or with z_norm(z) for z, or without z, or without the ReLU. Holds the block's own BatchNorms.
 
     By the kernels where these normalise by the batch's statistics, as in training; elsewhere by torch, one after the other, and so
-    with what torch refuses or takes as a special case: one value a channel, or none. fork: the result twice, see `batch_norm`.
+    with what torch refuses or takes as a special case: one value a channel, or none, or a z of another shape. fork: the result twice, see
+    `batch_norm`.
     """
 
     def __init__(self, norm: _BatchNorm, z_norm: _BatchNorm | None = None, relu: bool = False):
@@ -28,7 +29,7 @@ class FusedNorm(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         norms = [self.norm] if self.z_norm is None else [self.norm, self.z_norm]
-        if all(_fits(norm, x) for norm in norms):
+        if all(_fits(norm, x) for norm in norms) and (z is None or z.shape == x.shape):
             other: Tensor | Operand | None = z
             if z is not None:
                 z = z.to(x.dtype)
@@ -36,7 +37,7 @@ class FusedNorm(nn.Module):
             return batch_norm(_operand(x, self.norm), other, relu=self.relu, fork=self.fork)
         y: Tensor = self.norm(x)
         if z is not None:
-            y += z if self.z_norm is None else self.z_norm(z)
+            y = y + (z if self.z_norm is None else self.z_norm(z))
         y = F.relu(y, inplace=True) if self.relu else y
         return (y, y) if self.fork else y
 
@@ -149,12 +150,14 @@ def _fork(view: fx.GraphModule) -> None:
 
 def make_fused_runner() -> Runner:
     """`run_blocks` through `fused` views, each made when its block is first met, and no longer than that lives."""
-    views: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+    # None for a block that is its own view: a dictionary that holds its key keeps it.
+    views: WeakKeyDictionary[nn.Module, nn.Module | None] = WeakKeyDictionary()
 
     def run(blocks: Sequence[nn.Module], images: Tensor, every: bool = False) -> list[Tensor]:
         for block in blocks:
             if block not in views:
-                views[block] = fused(block)
-        return run_blocks([views[block] for block in blocks], images, every)
+                view = fused(block)
+                views[block] = None if view is block else view
+        return run_blocks([views[block] or block for block in blocks], images, every)
 
     return run

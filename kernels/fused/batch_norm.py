@@ -80,8 +80,9 @@ class _Division:
         self.num_channels = x.shape[1]
         self.num_rows = x.numel() // self.num_channels
         self.num_tiles = ceil_div(self.num_channels, CHANNELS)
-        # Rows that begin anywhere are read value by value, by addresses that take registers, as do sums of two maps.
-        are_aligned = self.num_channels % 8 == 0
+        # Rows that begin anywhere are read value by value, by addresses that take registers, as do sums of two maps. Triton knows of an
+        # integer whether 16 divides it.
+        are_aligned = self.num_channels % 16 == 0
         num_warps = 4 if are_aligned and num_maps == 1 else 8
         num_programs = (SUMS_WARPS if leaves_sums else MAPS_WARPS) // num_warps
         self.stride = min(ceil_div(self.num_rows, rows), ceil_div(num_programs, self.num_tiles))

@@ -1,6 +1,8 @@
 """Blocks with fused BatchNorms learn what they learn without, share all that is kept, and leave to torch what is torch's."""
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -129,6 +131,33 @@ def test_what_is_not_joined_stays_right(calls: list[tuple[str, bool, bool]]) -> 
     assert apart(fused(block)(images), expected) < 1e-6
     plain = ("nothing", False, False)
     assert calls == [plain, ("nothing", False, True), plain, ("a map", True, False)]
+
+
+class Pooled(nn.Module):
+    """Adds one value a channel to all positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.pool, self.relu = nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.ReLU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        activated: Tensor = self.relu(self.norm(images) + self.pool(images))
+        return activated
+
+
+def test_a_sum_that_broadcasts_is_torchs(calls: list[tuple[str, bool, bool]]) -> None:
+    block, images = Pooled(), noise(3, 8, 5, 5)
+    expected = copy.deepcopy(block)(images)
+    assert torch.equal(fused(block)(images), expected) and not calls
+
+
+def test_no_block_outlives_its_last_user() -> None:
+    run, blocks = make_fused_runner(), [nn.Sequential(nn.ReLU()), nn.Sequential(nn.BatchNorm2d(8))]
+    run(blocks, noise(2, 8, 3, 3))
+    left = [weakref.ref(block) for block in blocks]
+    blocks.clear()
+    gc.collect()
+    assert [each() for each in left] == [None, None]
 
 
 def test_the_block_is_left_as_it_is_and_shared() -> None:

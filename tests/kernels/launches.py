@@ -131,7 +131,7 @@ def launches() -> Iterator[Launch]:
         yield Launch(name, partial(isotropic.crop, images, boxes, 32), start == 0)
 
     # Widths that 8 divides, and others.
-    widths = {torch.float16: (64, 70, 1), torch.bfloat16: (64,), torch.float32: (64, 70)}
+    widths = {torch.float16: (64, 72, 70, 1), torch.bfloat16: (64,), torch.float32: (64, 70)}
     for dtype, width, fork in ((d, w, f) for d in widths for w in widths[d] for f in (False, True)):
         name = f"BatchNorms, {width} channels, {dtype}{', used twice' * fork}".replace("torch.", "")
         on_all = width == 64 and dtype != torch.float32
