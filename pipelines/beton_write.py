@@ -218,7 +218,7 @@ def write_beton(
             sha256 = file.finish()
             report.num_bytes = os.fstat(file.file.fd).st_size
             written = {
-                "fastpsl": metadata.version("fastpsl"),
+                "fastpsl": _own_version(),
                 "by": "torchvision, Pillow" if why_missing() else "libffcv",
                 **asdict(target),
                 **{name: value for name, value in asdict(report).items() if name.startswith("num_")},
@@ -240,3 +240,11 @@ def write_beton(
         small.discard()
     report.seconds = time.monotonic() - started
     return report
+
+
+def _own_version() -> str:
+    """Of the package; "not installed" where it runs from its folder."""
+    try:
+        return metadata.version("fastpsl")
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -14,12 +14,8 @@ run=$WORK/runs/jigsaw
 jigsaw() { # jigsaw NAME LAST OUT OPTIONS...
     step "$1" "$2" "$PYTHON" recipes/jigsaw_r50.py --data "$photos" --out "$3" --max-steps-per-stage $few "${options[@]}" "${@:4}"
 }
-two_ranks() { # two_ranks NAME LAST RECIPE
-    step "$1" "$2" "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node=2 bench/gpu_day/two_ranks.py "recipes/$3.py" \
-        --out "$WORK/runs/$1" --max-steps-per-stage 3
-}
-tests() { # tests NAME LAST OPTIONS...: those that only a GPU can run
-    step "$1" "$2" "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu "${@:3}"
+tests() { # tests NAME LAST SECONDS OPTIONS...: those that only a GPU can run
+    step "$1" "$2" "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu -o "session_timeout=$(until_end "$2" "$3")" "${@:4}"
 }
 
 # Alone and first: numba's and Triton's caches are filled for all that follow.
@@ -30,20 +26,18 @@ middle=$(find "$run/checkpoints" -name 'step-*.pt' 2>/dev/null | sort | sed -n 2
 jigsaw resume 210 "$run-resumed" --resume "${middle:-no checkpoint}"
 step same-losses 215 "$PYTHON" bench/gpu_day/same_losses.py "$run" "$run-resumed"
 if [ -n "$SMALL" ]; then
-    two_ranks two-ranks 500 simclr_r50
+    step two-ranks 500 "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node=2 bench/gpu_day/two_ranks.py recipes/simclr_r50.py \
+        --out "$WORK/runs/two-ranks" --max-steps-per-stage 3
     step tests 500 "$PYTHON" -m pytest -q -p no:cacheprovider tests/pipelines/test_arenas.py
 else
-    {
-        two_ranks two-ranks-simclr 270 simclr_r50
-        two_ranks two-ranks-moco 300 mocov2_r50
-        tests tests-recipes 480 -n 6 -o timeout=300 tests/recipes
-    } &
-    tests tests-kernels 330 -n 8 --dist loadscope -o timeout=150 -k 'not memory' tests/kernels
+    # Resumes and two ranks of one GPU among them.
+    tests tests-recipes 480 60 -n 7 --dist worksteal -o timeout=300 tests/recipes &
+    tests tests-kernels 330 25 -n 8 --dist worksteal -o timeout=150 -k 'not memory' tests/kernels
     # What DALI decodes is tested in part B, where it is at hand.
     without_dali=(--ignore tests/pipelines/test_cuda.py --ignore-glob '*/test_dali*')
-    tests tests-fastpsl 440 -n 8 --dist loadscope -o timeout=200 -k 'not memory' "${without_dali[@]}" tests/fastpsl tests/pipelines
+    tests tests-fastpsl 440 45 -n 8 --dist worksteal -o timeout=200 -k 'not memory' "${without_dali[@]}" tests/fastpsl tests/pipelines
     wait
     # They read how much of the device is in use.
-    tests tests-memory 520 -o timeout=60 -k memory "${without_dali[@]}" tests/kernels tests/fastpsl tests/pipelines
+    tests tests-memory 520 10 -o timeout=60 -k memory "${without_dali[@]}" tests/kernels tests/fastpsl tests/pipelines
 fi
 [ -n "$LIST" ] || find "$run" -maxdepth 1 \( -name '*.png' -o -name '*.json' -o -name '*.jsonl' \) -exec cp {} "$RESULTS/runs/" \;

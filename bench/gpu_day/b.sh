@@ -9,7 +9,7 @@ if [ -n "$SMALL" ]; then
     exit
 fi
 # One after the other: some read how much of the device is in use.
-step tests-dali 150 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu -o timeout=110 tests/pipelines
+step tests-dali 150 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu -o timeout=110 -o "session_timeout=$(until_end 150 20)" tests/pipelines
 # Nine processes, whose starts take most of the time.
 bench decode 330 decode --data "$photos" --threads 4 16 --shares 0.9 1 --repeats 3 --seconds 1.2 --limit-s "$(share 330 85)"
 bench kernels 425 kernels --repeats 7

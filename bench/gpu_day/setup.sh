@@ -19,6 +19,9 @@ gpu=GPU photos=$WORK/photos.beton
 
 left() { echo $(($1 - (SECONDS - part_started))); } # seconds until second $1 of this part
 
+# For pytest's session_timeout: no test begins in the $2 seconds before second $1, so that what failed is said before the step is ended.
+until_end() { echo $(($(left "$1") > $2 + 5 ? $(left "$1") - $2 : 5)); }
+
 share() { echo $(($(left "$1") * $2 / 100)); } # $2 % of them, for --limit-s: a program that ends by itself keeps what it has
 
 # step NAME LAST COMMAND...: ended at second LAST of the part at the latest. Its output goes to a log, its exit status, seconds and last line

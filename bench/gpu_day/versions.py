@@ -30,16 +30,16 @@ def main() -> int:
             print(package, importlib.metadata.version(package))
         except importlib.metadata.PackageNotFoundError:
             print(package, "-")
+    machine = environment("cuda" if torch.cuda.is_available() else "cpu")
+    Path(sys.argv[1]).write_text(short_name(machine))
     broken = 0
     for module in (*OPTIONAL, *OURS):
         try:
             importlib.import_module(module)
             print(module, "imports")
-        except (ImportError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - of a package made for other versions: any
             print(f"{module}: {type(error).__name__}: {error}")
             broken += module in OURS
-    machine = environment("cuda" if torch.cuda.is_available() else "cpu")
-    Path(sys.argv[1]).write_text(short_name(machine))
     print(
         f"{machine['gpu'] or 'no GPU'}, CUDA {torch.version.cuda}, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"compiler {shutil.which('gcc')}, commit {machine['commit']}"

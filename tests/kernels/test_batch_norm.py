@@ -13,6 +13,7 @@ from fastpsl.kernels.fused import batch_norm as module
 from fastpsl.kernels.fused.batch_norm import Norm, Operand, batch_norm
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 EPS, Z_EPS, MOMENTUM = 1e-5, 1e-3, 0.1
 # By dtype, of the largest value: float32's are of some ten operations and of sums in another order. Of halves one rounding of the
 # result, 2^-11 or 2^-8, and one of what is added up before it; Triton's interpreter cuts bfloat16 off, 2^-7.

@@ -12,6 +12,8 @@ from fastpsl.kernels.fused import photometric
 from fastpsl.kernels.sobel import Sobel
 from tests.kernels.test_fused_photometric import DEVICE, SIMCLR, XY, drawn, fused, plain
 
+pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
+
 
 @pytest.fixture
 def launched(monkeypatch):

@@ -144,11 +144,14 @@ def test_gradients_are_fused_by_triton_too() -> None:
         assert module_for((photometric, geometric), ops) is photometric
 
 
-def test_every_module_is_tried_out(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "device", [pytest.param("cuda", marks=pytest.mark.gpu) if torch.cuda.is_available() else "cpu"]
+)
+def test_every_module_is_tried_out(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the first step of a run on CUDA; here by Triton's interpreter."""
     pytest.importorskip("triton", reason="triton is not installed")
-    tried, device = set(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
+    tried = set()
+    if device == "cpu":
         monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
 
     def told(name: str) -> SimpleNamespace:
@@ -160,5 +163,5 @@ def test_every_module_is_tried_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return SimpleNamespace(fits=module.fits, out_shape=module.out_shape, run=run)
 
-    choose._try_out([told(name) for name in choose.TRITON_MODULES], device)  # type: ignore[misc]
+    choose._try_out([told(name) for name in choose.TRITON_MODULES], torch.device(device))  # type: ignore[misc]
     assert tried == set(choose.TRITON_MODULES)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,17 @@ def test_a_tree_in_imagefolders_order(photos: Path, tmp_path: Path) -> None:
     assert sidecar["written"]["num_passed"] == 18 and sidecar["num_samples"] == 18
     data, start = out.read_bytes(), sidecar["data_start"]
     assert sidecar["sha256"] == hashlib.sha256(data[start:] + data[:start]).hexdigest()
+
+
+def test_fastpsl_need_not_be_installed(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may run from its folder alone."""
+
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    write_folder(photos, tmp_path / "a.beton")
+    assert read_sidecar(tmp_path / "a.beton").written["fastpsl"] == "not installed"
 
 
 def far_beton(path: Path, samples: list[tuple[bytes, int, int, int]]) -> Path:
