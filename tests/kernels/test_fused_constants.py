@@ -35,8 +35,8 @@ COMPARISONS = {
     "gradient": "compare_gradient",
     "neighbourhood": "compare_neighbourhood",
 }
-# Those of test_fused_isotropic.py, which compares what bytes do not hide.
-ELSEWHERE = {"lattice", "planes"}
+# Those of test_fused_isotropic.py, which compares what bytes do not hide, and of test_fused_moves.py.
+ELSEWHERE = {"lattice", "planes", "prepared", "shifted", "warped"}
 NAMES = [found.name for found in pkgutil.iter_modules(package.__path__)]
 # Where two curves meet a little more changes nothing, nor does a bound that no picture comes near, nor the level from which
 # differences are taken, until it takes their digits: these move further.

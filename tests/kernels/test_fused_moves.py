@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("triton")
+tl = pytest.importorskip("triton.language", reason="triton is not installed")
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.enlarge import Enlarge
@@ -215,3 +215,22 @@ def test_the_host_never_waits(name, make_images, as_tensors):
         module.run(images, ops, draws, *STATISTICS[shape[1]], out)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+# Two percent more of a number that rounds by being added changes nothing: the next that rounds to fours does.
+MOVED = {"UNIT": 1.02, "GREY": 1.02, "INTEGERS": 4.0}
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="a compiled kernel keeps its constants")
+@pytest.mark.parametrize(
+    "name, constant",
+    [("colorization", "UNIT"), ("AET", "GREY"), ("AET", "INTEGERS"), ("enlarged", "INTEGERS")],
+)
+def test_a_constant_that_moves_is_seen(name, constant, monkeypatch, make_images, as_tensors, check):
+    module, ops = CHAINS[name]
+    value = getattr(module, constant).value * MOVED[constant]
+    monkeypatch.setattr(module, constant, tl.constexpr(value))
+    images, draws = make_images(3, SIDE, SIDE, torch.uint8), drawn(ops, 3, as_tensors)
+    out = fused(module, images, ops, draws)
+    with pytest.raises(AssertionError):
+        check(out, images, ops, draws)
