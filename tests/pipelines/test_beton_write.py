@@ -63,7 +63,8 @@ def test_fastpsl_need_not_be_installed(photos: Path, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(metadata, "version", version)
     write_folder(photos, tmp_path / "a.beton")
-    assert read_sidecar(tmp_path / "a.beton").written["fastpsl"] == "not installed"
+    sidecar = read_sidecar(tmp_path / "a.beton")
+    assert sidecar is not None and sidecar.written["fastpsl"] == "not installed"
 
 
 def far_beton(path: Path, samples: list[tuple[bytes, int, int, int]]) -> Path:
