@@ -33,5 +33,25 @@ def check_mean_and_std(mean: Sequence[float], std: Sequence[float], num_channels
         )
 
 
+def check_fused(
+    images: Tensor, shape: Sequence[int], mean: Sequence[float], std: Sequence[float], out: Tensor
+) -> None:
+    """Check what a fused form of a view's operations is given.
+
+    Args:
+        images: uint8 [B, 3, H, W].
+        shape: That of the result.
+        mean, std: As in `normalise`.
+        out: Of `shape`, in channels-last memory.
+
+    Raises:
+        ValueError: As `check_mean_and_std`.
+    """
+    assert images.dtype == torch.uint8 and images.shape[1] == 3, (images.dtype, images.shape)
+    assert out.shape == tuple(shape), (out.shape, shape)
+    assert out.is_contiguous(memory_format=torch.channels_last), out.stride()
+    check_mean_and_std(mean, std, out.shape[1])
+
+
 def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:
     return torch.cat([torch.full((1, 1, 1, 1), value, device=device) for value in values], dim=1)

@@ -26,7 +26,7 @@ from fastpsl.kernels import numba_walks
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.jigsaw import JigsawTiles
-from fastpsl.kernels.normalise import check_mean_and_std
+from fastpsl.kernels.normalise import check_fused
 from fastpsl.kernels.numba_threads import in_threads
 from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotate90 import AllTurns, Rotate90, check_square
@@ -67,9 +67,8 @@ def run(
 
     ops: such that `fits`. mean, std: a value a channel, for values in [0, 1]. In as many threads as torch uses.
     """
-    assert fits(ops) and out.shape == out_shape(ops, images.shape) and images.dtype == torch.uint8
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    check_mean_and_std(mean, std, out.shape[1])
+    assert fits(ops), ops
+    check_fused(images, out_shape(ops, images.shape), mean, std, out)
     if not out.numel():
         return
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()

@@ -15,7 +15,7 @@ from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import WEIGHTS, Grey
-from fastpsl.kernels.normalise import check_mean_and_std
+from fastpsl.kernels.normalise import check_fused
 from fastpsl.kernels.numba_threads import in_threads
 from fastpsl.kernels.sobel import Sobel
 from fastpsl.kernels.sobel_xy import SobelXY
@@ -62,9 +62,8 @@ def run(
 
     ops: such that `fits`. mean, std: a value a channel, for values in [0, 1]. In as many threads as torch uses.
     """
-    assert fits(ops) and out.shape == out_shape(ops, images.shape) and images.dtype == torch.uint8
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    check_mean_and_std(mean, std, out.shape[1])
+    assert fits(ops), ops
+    check_fused(images, out_shape(ops, images.shape), mean, std, out)
     num = len(images)
     if not num:
         return

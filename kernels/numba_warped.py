@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastpsl.kernels import numba_pairs, warp
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.normalise import check_mean_and_std
+from fastpsl.kernels.normalise import check_fused
 from fastpsl.kernels.numba_threads import in_threads
 from fastpsl.kernels.shift import Shift
 from fastpsl.kernels.warp import WarpPair
@@ -47,9 +47,8 @@ def run(
 
     ops: such that `fits`. mean, std: a value a channel, for values in [0, 1]. In as many threads as torch uses.
     """
-    assert fits(ops) and out.shape == out_shape(ops, images.shape) and images.dtype == torch.uint8
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    check_mean_and_std(mean, std, out.shape[1])
+    assert fits(ops), ops
+    check_fused(images, out_shape(ops, images.shape), mean, std, out)
     num = len(images)
     if not num:
         return

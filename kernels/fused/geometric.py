@@ -20,7 +20,7 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused.placement import drawn_moves, placement, without_moves
 from fastpsl.kernels.fused.quads import load_quads, side_by_side, store_quads
 from fastpsl.kernels.jigsaw import JigsawTiles
-from fastpsl.kernels.normalise import check_mean_and_std
+from fastpsl.kernels.normalise import check_fused
 from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotate90 import AllTurns, Rotate90, check_square
 
@@ -55,10 +55,8 @@ def run(
     out: Tensor,
 ) -> None:
     """uint8 [B, 3, H, W] → `out`, of `out_shape` in channels-last memory, as the operations and `normalise` make it."""
-    assert fits(ops) and images.dtype == torch.uint8 and images.shape[1] == 3, (ops, images.dtype)
-    assert out.shape == out_shape(ops, images.shape), (out.shape, images.shape)
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    check_mean_and_std(mean, std, 3)
+    assert fits(ops), ops
+    check_fused(images, out_shape(ops, images.shape), mean, std, out)
     if not len(out):
         return
     images = images.contiguous(memory_format=torch.channels_last)

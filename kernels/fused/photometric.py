@@ -34,7 +34,7 @@ from fastpsl.kernels.fused.neighbourhood import band_pass, neighbourhood_pass
 from fastpsl.kernels.fused.strips import strip_pass
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.lightness import Lightness
-from fastpsl.kernels.normalise import check_mean_and_std
+from fastpsl.kernels.normalise import check_fused
 from fastpsl.kernels.sobel import Sobel
 from fastpsl.kernels.sobel_xy import SobelXY
 
@@ -91,9 +91,7 @@ def run(
     """
     shape = out_shape(ops, images.shape)
     batch, channels, height, width = shape
-    check_mean_and_std(mean, std, channels)
-    assert images.dtype == torch.uint8 and out.shape == shape, (images.dtype, out.shape, shape)
-    assert out.is_contiguous(memory_format=torch.channels_last), out.stride()
+    check_fused(images, shape, mean, std, out)
     if not out.numel():
         return
     images = images.contiguous(memory_format=torch.channels_last)

@@ -20,14 +20,13 @@ from torch import Tensor
 from fastpsl.kernels.enlarge import Enlarge
 from fastpsl.kernels.fused import photometric
 from fastpsl.kernels.fused.shifted import part_of_sample, source_of
+from fastpsl.kernels.fused.warped import INTEGERS
 from fastpsl.kernels.shift import Shift
 
 # mypy: disable-error-code="no-untyped-def"
 
 # Bytes of a program, 8 a thread.
 _BLOCK, _NUM_WARPS = 1024, 4
-# Added and taken away, it rounds to the nearest integer, of two the even one, as torch.round does.
-INTEGERS = tl.constexpr(2.0**23)
 
 
 def fits(ops: Sequence[object]) -> bool:

@@ -23,7 +23,7 @@ from fastpsl.kernels.fused.colour import lightness
 from fastpsl.kernels.fused.placement import drawn_moves, placement, without_moves
 from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.lightness import Lightness
-from fastpsl.kernels.normalise import check_mean_and_std
+from fastpsl.kernels.normalise import check_fused
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -51,11 +51,9 @@ def run(
     std: Sequence[float], out: Tensor,
 ) -> None:  # fmt: skip
     """uint8 [B, 3, H, W] → `out`, of `out_shape` in channels-last memory, as the operations and `normalise` make it."""
-    assert fits(ops) and images.dtype == torch.uint8 and images.shape[1] == 3, (ops, images.dtype)
-    assert out.shape == out_shape(ops, images.shape), (out.shape, images.shape)
-    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert fits(ops), ops
+    check_fused(images, out_shape(ops, images.shape), mean, std, out)
     channels, height, width = out.shape[1:]
-    check_mean_and_std(mean, std, channels)
     if not out.numel():
         return
     images = images.contiguous(memory_format=torch.channels_last)

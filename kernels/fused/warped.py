@@ -19,7 +19,7 @@ from torch import Tensor
 from fastpsl.kernels import warp
 from fastpsl.kernels.fused.placement import drawn_moves, placement, without_moves
 from fastpsl.kernels.fused.quads import load_quads, side_by_side, store_quads
-from fastpsl.kernels.normalise import check_mean_and_std
+from fastpsl.kernels.normalise import check_fused
 from fastpsl.kernels.warp import WarpPair
 
 # mypy: disable-error-code="no-untyped-def"
@@ -49,10 +49,8 @@ def run(
     std: Sequence[float], out: Tensor,
 ) -> None:  # fmt: skip
     """uint8 [B, 3, S, S] → `out`, [2 * B, 3, S, S] in channels-last memory, as the operations and `normalise` make it."""
-    assert fits(ops) and images.dtype == torch.uint8 and images.shape[1] == 3, (ops, images.dtype)
-    assert out.shape == out_shape(ops, images.shape), (out.shape, images.shape)
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    check_mean_and_std(mean, std, 3)
+    assert fits(ops), ops
+    check_fused(images, out_shape(ops, images.shape), mean, std, out)
     if not len(out):
         return
     images, side = images.contiguous(memory_format=torch.channels_last), images.shape[2]
