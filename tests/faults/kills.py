@@ -1,0 +1,91 @@
+"""SIGKILL at random moments: each run is resumed until its end, and is then what it would have been without."""
+
+import random
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.faults.forks import Started
+from tests.faults.report import Finding
+from tests.faults.small_runs import IIC, JIGSAW, MOCO, RANKS, UIC, Kind, checkpoints, left_behind, sslpp, start_ranks, verdict
+
+CATEGORY = "kills"
+MAX_KILLS_OF_ONE_RUN = 8
+_LIMIT_S = 300
+_NEAR_S = 0.3  # "near": so long at most after a checkpoint, or its temporary file, appeared
+
+
+def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
+    """A finding for each of `count` kills, about half of them near a checkpoint; runs of all kinds take turns."""
+    chance = random.Random(seed)
+    kinds: list[Kind] = []
+    undisturbed: dict[str, tuple[dict[str, object], float]] = {}
+    for kind in (JIGSAW, MOCO, UIC, IIC, sslpp(folder / "IIC" / "labels.npz"), RANKS):
+        out, started = folder / kind.name, time.monotonic()
+        ended = [rank.wait(_LIMIT_S) for rank in start_ranks(kind.command(out), folder / f"{kind.name}.log", kind.num_ranks)]
+        if any(each.code != 0 for each in ended):
+            yield Finding(CATEGORY, kind.name, "undisturbed run failed", ended[0].output[-300:])
+            continue
+        kinds.append(kind)
+        undisturbed[kind.name] = left_behind(out), time.monotonic() - started
+    number = 0
+    while number < count and kinds:
+        for kind in kinds:
+            if number < count:
+                wanted, seconds = undisturbed[kind.name]
+                most = min(MAX_KILLS_OF_ONE_RUN, count - number)
+                found = list(_kill_until_the_end(kind, folder / f"{kind.name}-{number}", most, chance, seconds, wanted))
+                number += len(found)
+                yield from found
+
+
+def _kill_until_the_end(
+    kind: Kind, out: Path, most: int, chance: random.Random, seconds: float, wanted: dict[str, object]
+) -> Iterator[Finding]:
+    """Kill one run again and again until it gets to its end before its kill, or `most` kills are done."""
+    moments: list[str] = []
+    log = out.with_suffix(".log")
+    while True:
+        ranks = start_ranks(kind.command(out), log, kind.num_ranks)
+        killed = len(moments) < most and _strike(ranks, out, chance, seconds, moments)
+        ended = [rank.wait(_LIMIT_S) for rank in ranks]
+        if killed and ended[0].code == 0:  # it came to its end before the kill came
+            moments.pop()
+            killed = False
+        if not killed:
+            break
+    how, last = verdict(ended[0], kind.recipe)
+    if how == "finished":
+        left = left_behind(out)
+        different = sorted(name for name in wanted.keys() | left.keys() if wanted.get(name) != left.get(name))
+        how = f"{len(different)} of {len(wanted)} things different" if different else "bit-equal"
+        last = ", ".join(different[:5])
+    # A kill spares what was handed to the system: what has a checkpoint's name is a whole one.
+    if "passed over" in ended[0].output:
+        how, last = "damaged checkpoint", next(line for line in ended[0].output.splitlines() if "passed over" in line)
+    for moment in moments:
+        yield Finding(CATEGORY, kind.name, how, f"{moment}; {last}" if last and how != "bit-equal" else moment)
+
+
+def _strike(ranks: Sequence[Started], out: Path, chance: random.Random, seconds: float, moments: list[str]) -> bool:
+    """Kill all ranks at a moment of chance, and note it in `moments`; False where the run ended before."""
+    near = chance.random() < 0.5
+    delay_s = chance.uniform(0, _NEAR_S) if chance.random() < 0.5 else chance.uniform(0, 0.02)
+    random_s = chance.uniform(0, seconds)
+    if near:
+        for _ in range(chance.choice((1, 1, 2, 3))):
+            before = checkpoints(out)
+            if not ranks[0].wait_until(lambda: set(checkpoints(out)) - set(before), _LIMIT_S):  # noqa: B023
+                return False
+        time.sleep(delay_s)
+    else:
+        time.sleep(random_s)
+    seen = checkpoints(out)
+    if ranks[0].poll() is not None:
+        return False
+    for rank in ranks:
+        rank.send(signal.SIGKILL)
+    when = f"{1000 * delay_s:.0f} ms after a checkpoint appeared" if near else f"{random_s:.2f} s after the start"
+    moments.append(f"{when}, newest {seen[-1] if seen else 'none'}")
+    return True
