@@ -55,6 +55,7 @@ def judged(
     log: Path,
     limits: Limits,
     batch: int = 100,
+    prepare: Callable[[], None] | None = None,
 ) -> Iterator[Finding]:
     """What `judge` says of each case, in children; "crash", "hang" and "memory" come from here.
 
@@ -62,15 +63,16 @@ def judged(
         judge: called in the child with one case after the other; an exception that it lets pass is a "traceback".
         log: where the children's stdout and stderr go.
         batch: cases a child takes at most.
+        prepare: called once in each child, before its first case is measured.
     """
     waiting = deque(cases)
     while waiting:
         taken = [waiting.popleft() for _ in range(min(batch, len(waiting)))]
         done = 0
-        for case, outcome, detail, ended in _in_child(taken, judge, log, limits):
+        for case, outcome, detail, ended in _in_child(taken, judge, log, limits, prepare):
             done += 1
             if ended and len(taken) > 1:  # is it this case, or what those before it left behind?
-                _, outcome, again, _ = next(iter(_in_child([case], judge, log, limits)))
+                _, outcome, again, _ = next(iter(_in_child([case], judge, log, limits, prepare)))
                 if outcome not in FAILURES:
                     outcome, again = detail.split(":")[0], f"only after {done - 1} other cases: {detail}"
                 detail = again
@@ -79,14 +81,14 @@ def judged(
 
 
 def _in_child(
-    cases: Sequence[Case], judge: Judge, log: Path, limits: Limits
+    cases: Sequence[Case], judge: Judge, log: Path, limits: Limits, prepare: Callable[[], None] | None
 ) -> Iterator[tuple[Case, str, str, bool]]:
     """(case, outcome, detail, whether the child ended by it) for each case until the child ends."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _be_child(cases, judge, log, limits, writing)
+        _be_child(cases, judge, log, limits, prepare, writing)
     os.close(writing)
     position, exit_code = 0, None
     try:
@@ -133,7 +135,14 @@ def _lines(reading: int, wall_s: float) -> Iterator[bytes | None]:
         deadline = time.monotonic() + wall_s
 
 
-def _be_child(cases: Sequence[Case], judge: Judge, log: Path, limits: Limits, writing: int) -> None:
+def _be_child(
+    cases: Sequence[Case],
+    judge: Judge,
+    log: Path,
+    limits: Limits,
+    prepare: Callable[[], None] | None,
+    writing: int,
+) -> None:
     """Judge the cases, a line of JSON each; never returns."""
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -142,6 +151,8 @@ def _be_child(cases: Sequence[Case], judge: Judge, log: Path, limits: Limits, wr
         os.dup2(output, 1)
         os.dup2(output, 2)
         faulthandler.enable(2)
+        if prepare:
+            prepare()
         for case in cases:
             line = json.dumps(_limited(case, judge, limits)).encode() + b"\n"
             os.write(writing, line)

@@ -6,7 +6,7 @@ import time
 
 from tests.faults.child import Case, Limits, judged, refusal
 
-LIMITS = Limits(wall_s=0.5, cpu_s=60, resident_bytes=100 << 20, address_bytes=4 << 30)
+LIMITS = Limits(wall_s=2.0, cpu_s=60, resident_bytes=30 << 20, address_bytes=4 << 30)
 
 
 def _judge(case: Case) -> tuple[str, str]:
@@ -16,7 +16,7 @@ def _judge(case: Case) -> tuple[str, str]:
         case "sleep":
             time.sleep(600)
         case "fill":
-            return "as before", f"{len(bytearray(b'x') * (300 << 20))} bytes"
+            return "as before", f"{len(bytearray(b'x') * (60 << 20))} bytes"
         case "too much":
             bytearray(64 << 30)
         case "key":
