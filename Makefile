@@ -1,6 +1,6 @@
 # Every target sets up .venv first (toolchain/install.sh); a second call installs nothing again.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak lint format clean
+.PHONY: help install demo test soak faults lint format clean
 SHELL := bash
 .SHELLFLAGS := -eo pipefail -c
 PYTHON_IN_VENV := .venv/bin/python
@@ -11,6 +11,7 @@ help:
 	@echo "make demo    the main job on the embedded sample; ARGS=\"--data my.beton\" adds options"
 	@echo "make test    the test suite; ARGS=\"-k jigsaw\" adds options"
 	@echo "make soak    the tests that take minutes each"
+	@echo "make faults  faults by the thousand, hours in all; ARGS=\"--only betons --betons 200\" takes some"
 	@echo "make lint    ruff and mypy over everything"
 	@echo "make format  ruff rewrites what it can"
 	@echo "make clean   removes what was built, .venv too; runs/ stays"
@@ -26,6 +27,10 @@ test: install
 
 soak: install
 	$(PYTHON_IN_VENV) -m pytest -m soak --timeout=3600 --session-timeout=36000 $(ARGS)
+
+# The categories, their counts and the options: python -m tests.faults --help
+faults: install
+	$(PYTHON_IN_VENV) -m tests.faults --out build/faults.json $(ARGS)
 
 # mypy reads an installed copy: in the tree, fastpsl.kernels and fastpsl.pipelines do not stand where they are imported from.
 lint: install

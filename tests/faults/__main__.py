@@ -1,0 +1,76 @@
+"""python -m tests.faults --out FILE.json: hurts fastpsl in every way that was thought of, and counts what came of it.
+
+Each category is a module beside this one with `run(folder, seed, count)`, an iterator of findings. It runs in a process
+of its own, forked from one that has torch, numba and fastpsl imported. Exit 1 where there was a failure.
+"""
+
+import argparse
+import multiprocessing
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.faults.process import run
+from tests.faults.report import Category, write_results
+
+# Categories in the order of a run, and how many cases each takes.
+COUNTS = {
+    "betons": 10_000,
+    "side_files": 2_000,
+    "images": 10_000,
+    "hostile": 1_000,
+}
+_IMPORTED = [
+    "torch",
+    "torchvision",
+    "numba",
+    "fastpsl.pipelines.loader",
+    "fastpsl.trainer",
+    "tests.faults.child",
+]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what is asked for; the exit code."""
+    options = _options(arguments)
+    counts = {name: getattr(options, name) for name in options.only}
+    categories = [Category(name, options.seed, count) for name, count in counts.items() if count > 0]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTED)
+    command = "python -m tests.faults " + shlex.join(sys.argv[1:] if arguments is None else arguments)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    done: list[Category] = []
+    try:
+        with tempfile.TemporaryDirectory(prefix="faults-", dir=options.folder) as folder:
+            for category in categories:
+                done.append(category)
+                run(category, Path(folder) / category.name, context)
+                write_results(options.out, done, command, options.seed)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+    write_results(options.out, done, command, options.seed)
+    failed = sum(len(category.failures) for category in done)
+    print(f"{options.out}: {sum(category.num_done for category in done):,} cases, {failed:,} failures")
+    return 1 if failed or not all(category.finished for category in done) else 0
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="of the first case; the others follow by 1")
+    parser.add_argument(
+        "--only", nargs="+", choices=COUNTS, default=list(COUNTS), metavar="NAME", help=", ".join(COUNTS)
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where cases are written for the time of the run"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the results file")
+    for name, count in COUNTS.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=int, default=count, metavar="COUNT", help=f"[{count}]"
+        )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

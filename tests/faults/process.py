@@ -1,0 +1,72 @@
+"""One category in a process of its own, whose findings are counted and shown as they come."""
+
+import importlib
+import multiprocessing.context
+import os
+import signal
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from tests.faults.report import Category, Finding
+
+_SILENT_S = 10.0
+
+
+def run(category: Category, folder: Path, context: multiprocessing.context.ForkServerContext) -> None:
+    """Run one category in its own process; a category that fails as a whole is one finding."""
+    folder.mkdir()
+    receiving, sending = context.Pipe(duplex=False)
+    arguments = (sending, category.name, folder, category.seed, category.count)
+    process = context.Process(target=_in_process, args=arguments, daemon=False)
+    process.start()
+    sending.close()
+    started = shown = time.monotonic()
+    print(f"{category.name}: {category.count:,} cases from seed {category.seed}", flush=True)
+    try:
+        while True:
+            if receiving.poll(max(0.0, shown + _SILENT_S - time.monotonic())):
+                finding = receiving.recv()
+                if finding is None:
+                    category.finished = True
+                    break
+                category.add(finding)
+                if finding.failed:
+                    print(
+                        f"  {finding.case}: {finding.outcome}: {finding.detail!a}\n    {category.repeat(finding)}",
+                        flush=True,
+                    )
+            category.seconds = time.monotonic() - started
+            if time.monotonic() - shown >= _SILENT_S:
+                print(f"  {_progress(category)}", flush=True)
+                shown = time.monotonic()
+    except EOFError:
+        process.join()
+        category.add(Finding(category.name, "the category itself", "crash", f"exit code {process.exitcode}"))
+    finally:
+        category.seconds = time.monotonic() - started
+        receiving.close()
+        if process.is_alive() and not category.finished:
+            _kill_group(process.pid)
+        process.join()
+    print(f"  {_progress(category)}", flush=True)
+
+
+def _progress(category: Category) -> str:
+    done, seconds = category.num_done, category.seconds
+    left = f", {seconds / done * (category.count - done):,.0f} s left" if 0 < done < category.count else ""
+    outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in category.outcomes.most_common())
+    return f"{category.name}: {done:,} of {category.count:,} in {seconds:,.0f} s{left}: {outcomes}"
+
+
+def _in_process(sending: Connection, name: str, folder: Path, seed: int, count: int) -> None:
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for finding in importlib.import_module(f"tests.faults.{name}").run(folder, seed, count):
+        sending.send(finding)
+    sending.send(None)
+
+
+def _kill_group(pid: int | None) -> None:
+    if pid:
+        os.killpg(pid, signal.SIGKILL)

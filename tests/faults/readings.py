@@ -1,0 +1,89 @@
+"""What is read of a beton or a folder: pixels and labels, by the loader, and what `fastpsl beton verify` says of it."""
+
+import contextlib
+import hashlib
+import io
+import re
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from fastpsl import beton_command
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.kernels.flip import Flip
+from fastpsl.pipelines import libffcv
+from fastpsl.pipelines.data import open_data
+from fastpsl.pipelines.decoders import dali
+from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.views import ViewSpec
+
+# What a terminal, a pager or a log viewer would act on: C0 without newline, DEL, C1.
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+# One crop is nearly all of a picture, the other any part of it.
+VIEWS = [
+    ViewSpec(RandomResizedCrop(64, scale=(0.9, 1.0)), (Flip(),)),
+    ViewSpec(RandomResizedCrop(32), (Flip(),)),
+]
+BATCH = 8
+TIMEOUT_S = 20.0
+
+DECODERS = ["torchvision"]
+DECODERS += [] if libffcv.why_missing() else ["ffcv"]
+DECODERS += [] if dali.why_missing(torch.device("cpu")) else ["dali"]
+
+
+class Reading(NamedTuple):
+    """One epoch in the order of the data: a digest of each sample's views ("" where it was skipped), labels, and the
+    names of those that were skipped with their reasons."""
+
+    digests: tuple[str, ...]
+    labels: tuple[int, ...]
+    bad: tuple[str, ...]
+
+
+def read(path: Path, decoder: str, on_bad_sample: str = "raise") -> Reading:
+    """Open `path` and read it once; what the library raises goes through."""
+    digests, labels, bad = list[str](), list[int](), list[str]()
+    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+        warnings.simplefilter("ignore")
+        data = open_data(path)
+        stack.callback(data.close)
+        options = {"timeout_s": TIMEOUT_S, "on_bad_sample": on_bad_sample}
+        loader = Loader(data, VIEWS, batch_size=BATCH, train=False, decoder=decoder, num_threads=2, **options)
+        stack.enter_context(loader)
+        for batch in loader.epoch(0):
+            bad += [str(sample) for sample in batch.bad]
+            for i, index in enumerate(batch.indices.tolist()):
+                digest = hashlib.blake2b(digest_size=8)
+                for images in batch.images:
+                    digest.update(images[i].numpy().tobytes())
+                digests.append(digest.hexdigest() if index >= 0 else "")
+                labels.append(int(batch.labels[i]) if index >= 0 else -1)
+    return Reading(tuple(digests), tuple(labels), tuple(bad))
+
+
+class Said(NamedTuple):
+    """What a command wrote to stdout and stderr, and the error that it ended with."""
+
+    text: str
+    error: ValueError | None
+
+
+def command(arguments: beton_command.Write | beton_command.Verify | beton_command.Info) -> Said:
+    """Run `fastpsl beton ...` in this process; errors that are no ValueError go through."""
+    text, error = io.StringIO(), None
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            beton_command.run(arguments)
+        except ValueError as raised:
+            error = raised
+    return Said(text.getvalue(), error)
+
+
+def verify(path: Path) -> Said:
+    """`fastpsl beton verify PATH`; `error` is None for a beton that it takes for sound."""
+    return command(beton_command.Verify([str(path)], workers=1))
