@@ -1,12 +1,13 @@
 """Recipes and commands in forks of one warm process, which has imported torch, numba and fastpsl and started no thread.
 
 A fork starts in milliseconds where an interpreter takes seconds to import torch. Each leads a session of its own, so that a signal to
-its group reaches all that it started. What hangs on the interpreter itself (imports, what it does with a pipe that broke at its exit) needs
-a process of its own: `fresh`.
+its group reaches all that it started, and dies with the server. What hangs on the interpreter itself (imports, what it does with a pipe
+that broke at its exit) needs a process of its own: `fresh`.
 """
 
 import atexit
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import runpy
@@ -20,6 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NamedTuple, NoReturn
+
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {
@@ -36,6 +39,7 @@ PRELOADED = [
     "fastpsl.sslpp_job", "fastpsl.tasks.jigsaw", "fastpsl.tasks.moco", "fastpsl.tasks.rotnet", "fastpsl.pipelines.loader",
     "fastpsl.pipelines.decoders.ffcv", "fastpsl.pipelines.beton_write", "fastpsl.pipelines.beton_verify", "fastpsl.pipelines.sources",
 ]  # fmt: skip
+_PR_SET_PDEATHSIG = 1
 Command = Sequence[object]  # (recipe's file, its options...), or ("fastpsl", a command...)
 
 
@@ -57,9 +61,7 @@ class Started:
 
     def poll(self) -> int | None:
         """The exit code, or None while the process runs."""
-        return (
-            self._process.poll() if isinstance(self._process, subprocess.Popen) else self._process.exitcode
-        )
+        return self._process.poll() if isinstance(self._process, subprocess.Popen) else self._process.exitcode
 
     def send(self, number: signal.Signals, group: bool = True) -> None:
         """A signal to the process and, for group, to all that it started; nothing happens where none is left."""
@@ -81,7 +83,9 @@ class Started:
             deadline = time.monotonic() + 10
             while self.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.01)
-        return Ended(code, self.log.read_text(errors="backslashreplace") if self.log.exists() else "", seconds)
+        return Ended(
+            code, self.log.read_text(errors="backslashreplace") if self.log.exists() else "", seconds
+        )
 
     def wait_until(self, happened: Callable[[], object], limit_s: float = 120) -> bool:
         """Look often whether something has happened; False where the process ended, or the time, before it did."""
@@ -160,12 +164,14 @@ def _run(
 ) -> NoReturn:
     """In the fork: become a process of its own, and end as an interpreter does."""
     os.setsid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.closerange(3, 1024)  # the server's: it would live on for their sake
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name, value in environment.items():
         os.environ.pop(name, None)
@@ -183,6 +189,8 @@ def _run(
 
             main()
         else:
+            sys.path.insert(0, str(Path(command[0]).parent))
+            torch.set_num_threads(1)
             runpy.run_path(command[0], run_name="__main__")
         code = 0
     except SystemExit as end:

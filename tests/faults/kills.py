@@ -8,7 +8,19 @@ from pathlib import Path
 
 from tests.faults.forks import Started
 from tests.faults.report import Finding
-from tests.faults.small_runs import IIC, JIGSAW, MOCO, RANKS, UIC, Kind, checkpoints, left_behind, sslpp, start_ranks, verdict
+from tests.faults.small_runs import (
+    IIC,
+    JIGSAW,
+    MOCO,
+    RANKS,
+    UIC,
+    Kind,
+    checkpoints,
+    left_behind,
+    sslpp,
+    start_ranks,
+    verdict,
+)
 
 CATEGORY = "kills"
 MAX_KILLS_OF_ONE_RUN = 8
@@ -23,9 +35,12 @@ def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
     undisturbed: dict[str, tuple[dict[str, object], float]] = {}
     for kind in (JIGSAW, MOCO, UIC, IIC, sslpp(folder / "IIC" / "labels.npz"), RANKS):
         out, started = folder / kind.name, time.monotonic()
-        ended = [rank.wait(_LIMIT_S) for rank in start_ranks(kind.command(out), folder / f"{kind.name}.log", kind.num_ranks)]
+        ended = [
+            rank.wait(_LIMIT_S)
+            for rank in start_ranks(kind.command(out), folder / f"{kind.name}.log", kind.num_ranks)
+        ]
         if any(each.code != 0 for each in ended):
-            yield Finding(CATEGORY, kind.name, "undisturbed run failed", ended[0].output[-300:])
+            yield Finding(CATEGORY, kind.name, *verdict(ended[0], kind.recipe))
             continue
         kinds.append(kind)
         undisturbed[kind.name] = left_behind(out), time.monotonic() - started
@@ -35,7 +50,9 @@ def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
             if number < count:
                 wanted, seconds = undisturbed[kind.name]
                 most = min(MAX_KILLS_OF_ONE_RUN, count - number)
-                found = list(_kill_until_the_end(kind, folder / f"{kind.name}-{number}", most, chance, seconds, wanted))
+                found = list(
+                    _kill_until_the_end(kind, folder / f"{kind.name}-{number}", most, chance, seconds, wanted)
+                )
                 number += len(found)
                 yield from found
 
@@ -56,19 +73,21 @@ def _kill_until_the_end(
         if not killed:
             break
     how, last = verdict(ended[0], kind.recipe)
-    if how == "finished":
+    if how == "goes on":
         left = left_behind(out)
         different = sorted(name for name in wanted.keys() | left.keys() if wanted.get(name) != left.get(name))
-        how = f"{len(different)} of {len(wanted)} things different" if different else "bit-equal"
-        last = ", ".join(different[:5])
+        if different:
+            how, last = "differs", f"{len(different)} of {len(wanted)} things, {', '.join(different[:5])}"
     # A kill spares what was handed to the system: what has a checkpoint's name is a whole one.
     if "passed over" in ended[0].output:
-        how, last = "damaged checkpoint", next(line for line in ended[0].output.splitlines() if "passed over" in line)
+        how, last = "differs", next(line for line in ended[0].output.splitlines() if "passed over" in line)
     for moment in moments:
-        yield Finding(CATEGORY, kind.name, how, f"{moment}; {last}" if last and how != "bit-equal" else moment)
+        yield Finding(CATEGORY, kind.name, how, f"{moment}; {last}" if last else moment)
 
 
-def _strike(ranks: Sequence[Started], out: Path, chance: random.Random, seconds: float, moments: list[str]) -> bool:
+def _strike(
+    ranks: Sequence[Started], out: Path, chance: random.Random, seconds: float, moments: list[str]
+) -> bool:
     """Kill all ranks at a moment of chance, and note it in `moments`; False where the run ended before."""
     near = chance.random() < 0.5
     delay_s = chance.uniform(0, _NEAR_S) if chance.random() < 0.5 else chance.uniform(0, 0.02)
@@ -86,6 +105,10 @@ def _strike(ranks: Sequence[Started], out: Path, chance: random.Random, seconds:
         return False
     for rank in ranks:
         rank.send(signal.SIGKILL)
-    when = f"{1000 * delay_s:.0f} ms after a checkpoint appeared" if near else f"{random_s:.2f} s after the start"
+    when = (
+        f"{1000 * delay_s:.0f} ms after a checkpoint appeared"
+        if near
+        else f"{random_s:.2f} s after the start"
+    )
     moments.append(f"{when}, newest {seen[-1] if seen else 'none'}")
     return True

@@ -1,6 +1,7 @@
 """Small runs of each kind, seconds long, for faults to strike; and what they leave, compared bit for bit."""
 
 import os
+import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,17 @@ from fastpsl.sample import sample_paths
 from tests.commands import digests
 from tests.faults.forks import ROOT, Ended, Started, start
 
-_SHARED = ("--num-threads", 1, "--no-tensorboard", "--checkpoint-steps", 1, "--keep-checkpoints", 2, "--log-steps", 2)
+_SHARED = (
+    "--num-threads",
+    1,
+    "--no-tensorboard",
+    "--checkpoint-steps",
+    1,
+    "--keep-checkpoints",
+    2,
+    "--log-steps",
+    2,
+)
 _JIGSAW = (
     *("--backbone", "nin3", "--batch-size", 8, "--shorter-px", 60, "--cell-px", 18, "--tile-px", 16, "--counts", 4, 8, 16),
     *("--embedding-width", 16, "--permutations-per-image", 2, "--max-steps-per-stage", 6),
@@ -47,19 +58,19 @@ MOCO = Kind(
 UIC = Kind(
     "UIC",
     "uic_cifar10",
-    ("--backbone", "nin3", "--batch-size", 80, "--num-classes", 8, "--stage-epochs", 2),
+    ("--backbone", "resnet18", "--batch-size", 80, "--num-classes", 8, "--stage-epochs", 2),
 )
 IIC = Kind(
     "IIC",
     "sslpp_iic",
-    ("--backbone", "nin3", "--batch-size", 120, "--num-clusters", 8, "--num-copies", 2, "--stage-epochs", 1),
+    ("--backbone", "resnet18", "--batch-size", 120, "--num-clusters", 8, "--num-copies", 2, "--stage-epochs", 1),
 )  # fmt: skip
 RANKS = JIGSAW._replace(name="two ranks", num_ranks=2)
 
 
 def sslpp(labels: Path) -> Kind:
     """SSL++'s rotation with the labels that a run of `IIC` has left."""
-    options = ("--backbone", "nin3", "--batch-size", 96, "--stage-epochs", 1, "--pseudo-labels", labels)
+    options = ("--backbone", "resnet18", "--batch-size", 160, "--stage-epochs", 1, "--pseudo-labels", labels)
     return Kind("SSL++", "sslpp_rotation", options)
 
 
@@ -80,7 +91,12 @@ def start_ranks(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    world = {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    world = {
+        "WORLD_SIZE": str(num_ranks),
+        "LOCAL_WORLD_SIZE": str(num_ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     return [
         start(
             command,
@@ -110,17 +126,25 @@ def left_behind(out: Path) -> dict[str, object]:
     return left
 
 
-def verdict(ended: Ended, speaker: str) -> tuple[str, str]:
-    """(how a process ended in a few words, its last line): "finished", "preempted", "one line" (exit 2, no traceback, the last line by
-    `speaker`), "traceback", "hang", "signal N", "exit N".
+def verdict(
+    ended: Ended, speaker: str, words: Sequence[str] = (), codes: Sequence[int] = (0,)
+) -> tuple[str, str]:
+    """What a process came to, in the words of `report`, and its last line.
+
+    speaker: who says the line: "jigsaw_r50", "fastpsl". words: each must be in the line of a refusal. codes: the exit codes that are
+    right besides a refusal's, which is 2; a refusal is wrong where 2 is no reason to be expected, that is where `words` is empty.
     """
     lines = ended.output.strip().splitlines() or [""]
+    last = lines[-1][-500:]
     if ended.code is None:
-        return "hang", lines[-1]
+        return "hang", f"after {ended.seconds:.0f} s: {last}"
     if "Traceback (most recent call last)" in ended.output:
-        return "traceback", lines[-1]
+        return "traceback", last
     if ended.code < 0:
-        return f"signal {-ended.code}", lines[-1]
-    if ended.code == 2 and lines[-1].startswith(speaker):
-        return "one line", lines[-1]
-    return {0: "finished", 75: "preempted"}.get(ended.code, f"exit {ended.code}"), lines[-1]
+        return "crash", f"{signal.Signals(-ended.code).name}: {last}"
+    if ended.code in codes:
+        return "goes on", last if ended.code else ""
+    if ended.code != 2 or not words or not lines[-1].startswith(f"{speaker}: "):
+        return "unclear", f"exit {ended.code}: {last}"
+    missing = [word for word in words if word not in lines[-1]]
+    return ("unclear", f"without {missing}: {last}") if missing else ("refused", last)

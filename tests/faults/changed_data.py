@@ -1,0 +1,97 @@
+"""Data that change while they are trained on: deleted, truncated, replaced, overwritten in place."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from fastpsl.pipelines.beton_convert import Target
+from fastpsl.pipelines.beton_sidecar import sidecar_path
+from fastpsl.pipelines.beton_write import write_beton
+from fastpsl.pipelines.sources import Sample
+from tests.faults.disk import pictures
+from tests.faults.small_runs import JIGSAW, verdict
+from tests.faults.trials import LIMIT_S, Outcome, Trial, long_run
+from tests.pipelines.photos import jpeg, photo
+
+NUM_SAMPLES = 240
+_PAGE_BYTES = 1 << 21
+
+
+def beton(path: Path, seed: int = 0) -> Path:
+    """A beton of photos of 130 to 190 px."""
+    samples = (
+        Sample(f"{i}.jpg", jpeg(photo(seed + i % 40, 130 + 7 * i % 60, 130 + 11 * i % 60)), i % 4)
+        for i in range(NUM_SAMPLES)
+    )
+    write_beton(
+        samples,
+        path,
+        num_samples=NUM_SAMPLES,
+        class_names=["a", "b", "c", "d"],
+        target=Target(),
+        page_bytes=_PAGE_BYTES,
+    )
+    return path
+
+
+def _changed(
+    folder: Path, change: Callable[[Path], object], *words: str, data: Path | None = None
+) -> Outcome:
+    """Train on `data`, change it in the middle: the run goes on, or ends in a line with its name and `words`."""
+    data = data or beton(folder / "x.beton")
+    process = long_run(folder / "run", folder / "log", "--data", data, "--timeout-s", 30)
+    change(data)
+    return verdict(process.wait(LIMIT_S), JIGSAW.recipe, words and (data.name, *words))
+
+
+def deleted(folder: Path) -> Outcome:
+    """What was opened stays."""
+    return _changed(folder, lambda data: (data.unlink(), sidecar_path(data).unlink()))
+
+
+def replaced_by_a_renamed_one(folder: Path) -> Outcome:
+    """What was opened stays, or the other file is named."""
+    other = beton(folder / "other.beton", seed=100)
+    return _changed(folder, lambda data: os.replace(other, data), "changed")
+
+
+def truncated_in_its_pictures(folder: Path) -> Outcome:
+    return _changed(folder, lambda data: os.truncate(data, data.stat().st_size * 2 // 3), "smaller")
+
+
+def truncated_to_nothing(folder: Path) -> Outcome:
+    return _changed(folder, lambda data: os.truncate(data, 0), "smaller")
+
+
+def overwritten_by_zeros(folder: Path) -> Outcome:
+    return _changed(folder, lambda data: _overwrite(data, bytes(data.stat().st_size)), "changed")
+
+
+def overwritten_by_another_beton(folder: Path) -> Outcome:
+    """As cp and rsync --inplace do: its pictures are others, and sound."""
+    other = beton(folder / "other.beton", seed=100).read_bytes()
+    outcome = _changed(folder, lambda data: _overwrite(data, other), "changed")
+    return ("silent", "trained on to its end on other pictures") if outcome[0] == "goes on" else outcome
+
+
+def folder_deleted(folder: Path) -> Outcome:
+    return _changed(folder, shutil.rmtree, "No such file", data=pictures(folder / "pictures", NUM_SAMPLES))
+
+
+def a_picture_of_a_folder_deleted(folder: Path) -> Outcome:
+    gone = "class 1/17.jpg"
+    return _changed(
+        folder, lambda data: os.unlink(data / gone), gone, data=pictures(folder / "pictures", NUM_SAMPLES)
+    )
+
+
+def _overwrite(data: Path, content: bytes) -> None:
+    with open(data, "r+b") as file:
+        file.write(content)
+
+
+TRIALS: tuple[Trial, ...] = (
+    deleted, replaced_by_a_renamed_one, truncated_in_its_pictures, truncated_to_nothing, overwritten_by_zeros,
+    overwritten_by_another_beton, folder_deleted, a_picture_of_a_folder_deleted,
+)  # fmt: skip

@@ -1,0 +1,174 @@
+"""Disks that are full, of a few megabytes, or read-only, on file systems in memory that this process alone sees."""
+
+import contextlib
+import ctypes
+import functools
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from tests.faults.small_runs import JIGSAW, checkpoints, left_behind, start_ranks, verdict
+from tests.faults.trials import LIMIT_S, NOT_HERE, SHORT, Outcome, Trial, fastpsl, recipe, without_litter
+from tests.pipelines.photos import jpeg, photo
+
+_CLONE_NEWNS = 0x00020000
+
+
+def own_mounts() -> bool:
+    """Take this process, and all that it starts from now on, out of the machine's mounts: theirs go with them. False without the right."""
+    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS) != 0:
+        return False
+    return subprocess.run(["mount", "--make-rprivate", "/"], check=False, capture_output=True).returncode == 0
+
+
+@functools.cache
+def may_mount() -> bool:
+    """`own_mounts`, once: to be called before the server of forks starts, so that they see the mounts."""
+    return own_mounts()
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of so many bytes ("20m") at `folder`."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "faults", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def needs_mounts(trial: Trial) -> Trial:
+    """The trial, where this process may mount."""
+
+    def tried(folder: Path) -> Outcome:
+        return trial(folder) if may_mount() else (NOT_HERE, "needs the right to mount: run it as root")
+
+    tried.__name__ = trial.__name__
+    return tried
+
+
+def _full_disk(size: str, folder: Path) -> Outcome:
+    """The first checkpoint, a later one or the last pictures do not fit; what was there stays whole, and the run goes on elsewhere."""
+    with small_disk(folder / "disk", size) as disk:
+        outcome = recipe(folder, out=disk / "run", words=("No space left", "free"))
+        if outcome[0] != "refused" or not checkpoints(disk / "run"):
+            return without_litter(outcome, disk)
+        subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+        again = start_ranks(JIGSAW.command(disk / "run", *SHORT), folder / "again.log")[0].wait(LIMIT_S)
+        told = verdict(again, JIGSAW.recipe)
+        if told[0] != "goes on":
+            return told
+        whole = folder / "whole"
+        recipe(folder, out=whole)
+        return (
+            outcome
+            if left_behind(disk / "run") == left_behind(whole)
+            else ("differs", "after the disk was emptied")
+        )
+
+
+def _of_size(size: str) -> Trial:
+    trial = partial(_full_disk, size)
+    trial.__name__ = f"disk_of_{size}"  # type: ignore[attr-defined]
+    return trial
+
+
+def full_disk_for_a_beton(folder: Path) -> Outcome:
+    with small_disk(folder / "disk", "1m") as disk:
+        outcome = fastpsl(
+            folder,
+            "beton",
+            "write",
+            pictures(folder / "pictures"),
+            disk / "x.beton",
+            words=("No space left",),
+        )
+        left = [path.name for path in disk.iterdir()]
+        return ("differs", f"left behind: {left}") if left else outcome
+
+
+def full_temporary_folder(folder: Path) -> Outcome:
+    with small_disk(folder / "disk", "64k") as disk:
+        _fill(disk)
+        return recipe(folder, environment={"TMPDIR": str(disk)}, words=("No space left", "TMPDIR"))
+
+
+def full_cache(folder: Path) -> Outcome:
+    """The index of a folder of pictures is kept in the cache; training needs no cache."""
+    with small_disk(folder / "disk", "64k") as disk:
+        _fill(disk)
+        source = pictures(folder / "pictures")
+        return recipe(
+            folder,
+            "--data",
+            source,
+            environment={"XDG_CACHE_HOME": str(disk)},
+            words=("No space left", "XDG_CACHE_HOME"),
+        )
+
+
+def read_only_run_folder(folder: Path) -> Outcome:
+    with _read_only(folder / "disk", lambda disk: None) as disk:
+        return recipe(folder, out=disk / "run", words=("Read-only file system", "--out"))
+
+
+def read_only_run_that_exists(folder: Path) -> Outcome:
+    with _read_only(folder / "disk", lambda disk: recipe(folder, out=disk / "run")) as disk:
+        return recipe(folder, out=disk / "run", words=("Read-only file system", "--out"))
+
+
+def read_only_beton(folder: Path) -> Outcome:
+    source = pictures(folder / "pictures")
+    with _read_only(folder / "disk", lambda disk: None) as disk:
+        return fastpsl(folder, "beton", "write", source, disk / "x.beton", words=("Read-only file system",))
+
+
+def data_on_a_read_only_disk(folder: Path) -> Outcome:
+    """Reading needs no more: it trains."""
+    with _read_only(folder / "disk", lambda disk: pictures(disk / "pictures")) as disk:
+        return recipe(folder, "--data", disk / "pictures")
+
+
+def tiny_shared_memory(folder: Path) -> Outcome:
+    return recipe(folder, prepare=_shrink_shared_memory, words=("/dev/shm",))
+
+
+def _shrink_shared_memory() -> None:
+    assert own_mounts()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "faults", "/dev/shm"], check=True)
+
+
+@contextlib.contextmanager
+def _read_only(folder: Path, fill: Callable[[Path], object]) -> Iterator[Path]:
+    with small_disk(folder, "100m") as disk:
+        fill(disk)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        yield disk
+
+
+def _fill(disk: Path) -> None:
+    with contextlib.suppress(OSError), open(disk / "full", "wb") as file:
+        while True:
+            os.write(file.fileno(), bytes(4096))
+
+
+def pictures(folder: Path, num: int = 64) -> Path:
+    """A folder of photos of 130 to 190 px in 4 classes."""
+    for number in range(num):
+        path = folder / f"class {number % 4}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(photo(number, 130 + 7 * number % 60, 130 + 11 * number % 60)))
+    return folder
+
+
+TRIALS: tuple[Trial, ...] = tuple(
+    needs_mounts(trial)
+    for trial in (
+        *(_of_size(size) for size in ("1m", "7m", "12m", "18m")),
+        full_disk_for_a_beton, full_temporary_folder, full_cache, read_only_run_folder, read_only_run_that_exists, read_only_beton,
+        data_on_a_read_only_disk, tiny_shared_memory,
+    )
+)  # fmt: skip

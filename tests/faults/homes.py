@@ -1,0 +1,118 @@
+"""Users without a home, a cache or a temporary folder, another user's id, an installation that cannot be written."""
+
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+from tests.faults.disk import needs_mounts, own_mounts, pictures
+from tests.faults.forks import ROOT, start
+from tests.faults.small_runs import verdict
+from tests.faults.trials import NOT_HERE, Outcome, Trial, fresh_recipe, recipe
+
+_STRANGER = 12345
+_NO_HOME = {"HOME": None, "XDG_CACHE_HOME": None}
+
+
+def no_home(folder: Path) -> Outcome:
+    return fresh_recipe(folder, environment=_NO_HOME)
+
+
+def a_home_that_cannot_be_written(folder: Path) -> Outcome:
+    return fresh_recipe(folder, environment={"HOME": "/proc/nope", "XDG_CACHE_HOME": None})
+
+
+def no_home_and_the_sample_to_be_drawn(folder: Path) -> Outcome:
+    """The embedded sample needs a cache."""
+    command = [ROOT / "recipes" / "jigsaw_r50.py", "--out", folder / "run", "--max-steps-per-stage", 1]
+    ended = start(command, folder / "log", {"HOME": "/proc/nope", "XDG_CACHE_HOME": None}).wait(150)
+    return verdict(ended, "jigsaw_r50", words=("XDG_CACHE_HOME",))
+
+
+def no_temporary_folder(folder: Path) -> Outcome:
+    return fresh_recipe(folder, environment={"TMPDIR": str(folder / "nowhere")})
+
+
+def working_folder_deleted(folder: Path) -> Outcome:
+    return recipe(folder, prepare=partial(_stand_nowhere, folder / "gone"))
+
+
+def _stand_nowhere(folder: Path) -> None:
+    folder.mkdir()
+    os.chdir(folder)
+    folder.rmdir()
+
+
+def another_user(folder: Path) -> Outcome:
+    """A user with no name, no home, and no right to write but in the run's folder; it may read all, as Python may lie in root's home."""
+    if os.geteuid() != 0 or not shutil.which("setpriv"):
+        return NOT_HERE, "needs root, and setpriv of util-linux"
+    for path in (folder, *folder.parents):  # a temporary folder is its owner's alone
+        if (
+            path.stat().st_uid == os.geteuid()
+            and path != Path(path.anchor)
+            and not path.stat().st_mode & 0o001
+        ):
+            path.chmod(path.stat().st_mode | 0o011)
+    (folder / "theirs").mkdir()
+    os.chown(folder / "theirs", _STRANGER, _STRANGER)
+    (folder / "log").touch()
+    user = ("setpriv", f"--reuid={_STRANGER}", f"--regid={_STRANGER}", "--clear-groups")
+    reads = (
+        "--inh-caps=-all,+dac_read_search",
+        "--ambient-caps=-all,+dac_read_search",
+        "--bounding-set=-all,+dac_read_search",
+    )
+    data = ("--data", pictures(folder / "pictures"), "--out", folder / "theirs" / "run")
+    return fresh_recipe(
+        folder,
+        *data,
+        environment={"HOME": "/", "XDG_CACHE_HOME": None, "TMPDIR": None},
+        before=(*user, *reads),
+    )
+
+
+def a_read_only_installation_without_a_home(folder: Path) -> Outcome:
+    """As in a container: the tree, Python's folders and the home cannot be written."""
+    return fresh_recipe(
+        folder,
+        environment={"HOME": "/proc/nope", "XDG_CACHE_HOME": None, "NUMBA_CACHE_DIR": None},
+        preexec_fn=partial(_make_read_only, ROOT, Path(sys.prefix)),
+    )
+
+
+def a_read_only_installation_and_temporary_folder(folder: Path) -> Outcome:
+    """Nothing can be kept between processes: compiled code neither. It trains, or names the variable."""
+    return fresh_recipe(
+        folder,
+        words=("NUMBA_CACHE_DIR",),
+        environment={
+            "HOME": "/proc/nope",
+            "XDG_CACHE_HOME": None,
+            "NUMBA_CACHE_DIR": None,
+            "TMPDIR": "/proc/nope",
+        },
+        preexec_fn=partial(
+            _make_read_only, ROOT, Path(sys.prefix), Path("/var/tmp"), Path("/tmp"), but=folder
+        ),
+    )
+
+
+def _make_read_only(*folders: Path, but: Path | None = None) -> None:
+    """In a process that is to become the interpreter: mounts of its own. `but` stays as it is."""
+    assert own_mounts()
+    if but:
+        subprocess.run(["mount", "--bind", str(but), str(but)], check=True)
+    for folder in folders:
+        subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], check=True)
+        if but and but.is_relative_to(folder):
+            subprocess.run(["mount", "--bind", f"/proc/{os.getppid()}/root{but}", str(but)], check=True)
+
+
+TRIALS: tuple[Trial, ...] = (
+    no_home, a_home_that_cannot_be_written, no_home_and_the_sample_to_be_drawn, no_temporary_folder, working_folder_deleted, another_user,
+    needs_mounts(a_read_only_installation_without_a_home), needs_mounts(a_read_only_installation_and_temporary_folder),
+)  # fmt: skip

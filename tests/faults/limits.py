@@ -1,0 +1,51 @@
+"""Limits of the system: descriptors, address space, size of files."""
+
+import resource
+from functools import partial
+from pathlib import Path
+
+from tests.faults.disk import pictures
+from tests.faults.trials import Outcome, Trial, fastpsl, recipe
+
+_LIMITED = {
+    "descriptors": resource.RLIMIT_NOFILE,
+    "address_space": resource.RLIMIT_AS,
+    "file_size": resource.RLIMIT_FSIZE,
+}
+
+
+def _set(name: str, value: int) -> None:
+    resource.setrlimit(_LIMITED[name], (value, value))
+
+
+def _training(name: str, value: int, words: tuple[str, ...], folder: Path) -> Outcome:
+    return recipe(folder, words=words, prepare=partial(_set, name, value))
+
+
+def _writing(name: str, value: int, words: tuple[str, ...], folder: Path) -> Outcome:
+    source = pictures(folder / "pictures")
+    arguments = ("beton", "write", source, folder / "x.beton")
+    outcome = fastpsl(folder, *arguments, words=words, prepare=partial(_set, name, value))
+    left = [path.name for path in folder.glob("*x.beton*")]
+    return ("differs", f"left behind: {left}") if outcome[0] == "refused" and left else outcome
+
+
+def _trial(what: str, name: str, value: int, *words: str) -> Trial:
+    trial = partial({"train": _training, "write": _writing}[what], name, value, words)
+    trial.__name__ = f"{what}_with_{name}_{value}"  # type: ignore[attr-defined]
+    return trial
+
+
+TRIALS: tuple[Trial, ...] = (
+    _trial("train", "descriptors", 8, "Too many open files", "ulimit -n"),
+    _trial("train", "descriptors", 16, "Too many open files", "ulimit -n"),
+    _trial("train", "descriptors", 64),
+    _trial("write", "descriptors", 8, "Too many open files", "ulimit -n"),
+    _trial("train", "file_size", 1 << 20, "File too large", "ulimit -f"),
+    _trial("train", "file_size", 4 << 20, "File too large", "ulimit -f"),
+    _trial("write", "file_size", 1 << 20, "File too large", "ulimit -f"),
+    _trial("train", "address_space", 1 << 30, "memory"),
+    _trial("train", "address_space", 2 << 30, "memory"),
+    _trial("train", "address_space", 3 << 30, "memory"),
+    _trial("write", "address_space", 1 << 30, "memory"),
+)

@@ -1,0 +1,104 @@
+"""Others at the same place: two trainers in one folder, two writers of one beton, locks of the dead, writers that were killed."""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+from fastpsl.pipelines.beton_verify import verify
+from tests.faults.changed_data import beton
+from tests.faults.disk import pictures
+from tests.faults.forks import start
+from tests.faults.small_runs import JIGSAW, verdict
+from tests.faults.trials import LIMIT_S, Outcome, Trial, long_run, recipe, without_litter
+
+
+def two_trainers(folder: Path) -> Outcome:
+    """The second is refused, the first comes to its end."""
+    first = long_run(folder / "run", folder / "first.log")
+    second = recipe(folder, out=folder / "run", words=(str(folder / "run"), "--out"))
+    outcome = verdict(first.wait(LIMIT_S), JIGSAW.recipe)
+    return second if outcome[0] == "goes on" else outcome
+
+
+def lock_of_a_killed_trainer(folder: Path) -> Outcome:
+    """The system has let go of it: the run goes on at once."""
+    process = long_run(folder / "run", folder / "log", "--checkpoint-steps", 1)
+    process.send(signal.SIGKILL)
+    process.wait(LIMIT_S)
+    options = ("--plan", "end_to_end", "--stage-epochs", 4, "--max-steps-per-stage", 8)
+    outcome = recipe(folder, *options)
+    resumed = "resuming" in (folder / "log").read_text()
+    return outcome if outcome[0] != "goes on" or resumed else ("differs", "started anew")
+
+
+def lock_with_other_content(folder: Path) -> Outcome:
+    (folder / "run").mkdir()
+    (folder / "run" / ".lock").write_text("pid 1 on another machine\n")
+    return recipe(folder)
+
+
+def two_writers(folder: Path) -> Outcome:
+    """One of them writes the beton, the other is refused; what stands there is whole."""
+    arguments = (
+        "fastpsl",
+        "beton",
+        "write",
+        pictures(folder / "pictures", 200),
+        folder / "x.beton",
+        "--max-side",
+        100,
+    )
+    ended = [
+        process.wait(LIMIT_S) for process in [start(arguments, folder / f"{which}.log") for which in "ab"]
+    ]
+    told = [verdict(each, "fastpsl", words=("x.beton",)) for each in ended]
+    if sorted(outcome for outcome, _ in told) not in (["goes on", "refused"],):
+        return next((each for each in told if each[0] not in ("goes on", "refused")), ("differs", f"{told}"))
+    faults = list(verify(folder / "x.beton", 1))
+    return without_litter(
+        next(each for each in told if each[0] == "refused") if not faults else ("silent", str(faults[0])),
+        folder,
+    )
+
+
+def writer_killed(folder: Path) -> Outcome:
+    """SIGKILL while a beton is overwritten: the old one or the new one stands there whole, and the next write is as if nothing were."""
+    chance = random.Random(str(folder))
+    out, source = beton(folder / "x.beton"), pictures(folder / "pictures", 120)
+    old = out.read_bytes()
+    arguments = ("fastpsl", "beton", "write", source, out, "--max-side", 100, "--overwrite", "--workers", 1)
+    started = time.monotonic()
+    if (
+        outcome := verdict(
+            start((*arguments[:4], folder / "whole.beton", *arguments[5:]), folder / "whole.log").wait(
+                LIMIT_S
+            ),
+            "fastpsl",
+        )
+    )[0] != "goes on":
+        return outcome
+    seconds, new = time.monotonic() - started, (folder / "whole.beton").read_bytes()
+    num_killed = 0
+    for _ in range(6):
+        process = start(arguments, folder / "log")
+        time.sleep(chance.uniform(0, seconds))
+        process.send(signal.SIGKILL)
+        num_killed += process.wait(LIMIT_S).code == -signal.SIGKILL
+        if out.read_bytes() not in (old, new):
+            return "silent", "neither the old beton nor the new one"
+        if faults := list(verify(out, 1)):
+            return "differs", str(faults[0])
+    outcome = verdict(start(arguments, folder / "log").wait(LIMIT_S), "fastpsl")
+    if outcome[0] == "goes on" and out.read_bytes() != new:
+        return "differs", "the write after the kills"
+    return without_litter((outcome[0], f"{num_killed} of 6 were killed"), folder)
+
+
+TRIALS: tuple[Trial, ...] = (
+    two_trainers,
+    lock_of_a_killed_trainer,
+    lock_with_other_content,
+    two_writers,
+    writer_killed,
+)

@@ -1,0 +1,69 @@
+"""Standard output that is closed, full, or a pipe without a reader, in interpreters of their own."""
+
+import os
+import subprocess
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from tests.faults.changed_data import beton
+from tests.faults.forks import Started, fresh
+from tests.faults.small_runs import JIGSAW, checkpoints, verdict
+from tests.faults.trials import LIMIT_S, SHORT, Outcome, Trial
+
+
+def _training(kind: str, folder: Path) -> Outcome:
+    """It trains to its end all the same, and its status says so."""
+    process = _started(JIGSAW.command(folder / "run", *SHORT), folder, kind)
+    outcome = verdict(process.wait(LIMIT_S), JIGSAW.recipe, codes=(0, 120))
+    status = (folder / "run" / "status.json").read_text()
+    if '"finished"' not in status or not checkpoints(folder / "run"):
+        return "differs", f"{status}; {outcome[1]}"
+    return outcome
+
+
+def _telling(kind: str, folder: Path) -> Outcome:
+    """A command whose work is to tell something: one line, or silence where nobody reads."""
+    process = _started(("fastpsl", "beton", "info", beton(folder / "x.beton")), folder, kind)
+    return verdict(
+        process.wait(LIMIT_S),
+        "fastpsl",
+        words=("output",),
+        codes=(0, 1, 141) if kind == "no reader" else (0,),
+    )
+
+
+def _started(command: Sequence[object], folder: Path, kind: str) -> Started:
+    log = folder / "log"
+    match kind:
+        case "closed":
+            return fresh(command, log, preexec_fn=partial(os.close, 1))
+        case "all closed":
+            return fresh(command, log, preexec_fn=partial(os.closerange, 0, 3))
+        case "full":
+            with open("/dev/full", "wb") as full:
+                return fresh(command, log, stdout=full, stderr=open(log, "ab"))
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        return fresh(
+            command,
+            log,
+            stdout=writing,
+            stderr=subprocess.STDOUT if kind == "no reader at all" else open(log, "ab"),
+        )
+    finally:
+        os.close(writing)
+
+
+def _trial(name: str, kind: str) -> Trial:
+    trial = partial({"train": _training, "tell": _telling}[name], kind)
+    trial.__name__ = f"{name}, output {kind}"  # type: ignore[attr-defined]
+    return trial
+
+
+TRIALS: tuple[Trial, ...] = tuple(
+    _trial(name, kind)
+    for name, kinds in (("train", ("closed", "all closed", "full", "no reader", "no reader at all")), ("tell", ("closed", "full", "no reader")))
+    for kind in kinds
+)  # fmt: skip

@@ -1,0 +1,88 @@
+"""One start of a small run, or of the command line, in odd surroundings, and what it came to."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tests.faults.forks import Started, fresh, start
+from tests.faults.small_runs import JIGSAW, verdict
+
+Outcome = tuple[str, str]  # in the words of `report`, and a detail
+Trial = Callable[[Path], Outcome]  # of a folder of its own, which is empty
+NOT_HERE = "not here"
+SHORT = ("--max-steps-per-stage", 2)
+LIMIT_S = 150.0
+
+
+def recipe(
+    folder: Path,
+    *more: object,
+    out: Path | None = None,
+    words: Sequence[str] = (),
+    environment: Mapping[str, str | None] | None = None,
+    prepare: Callable[[], object] | None = None,
+) -> Outcome:
+    """A short run in `out`, by default a folder in `folder`: it finishes, or ends in a line with `words`."""
+    command = JIGSAW.command(out or folder / "run", *SHORT, *more)
+    return verdict(start(command, folder / "log", environment, prepare).wait(LIMIT_S), JIGSAW.recipe, words)
+
+
+def fastpsl(
+    folder: Path,
+    *arguments: object,
+    words: Sequence[str] = (),
+    environment: Mapping[str, str | None] | None = None,
+    prepare: Callable[[], object] | None = None,
+) -> Outcome:
+    """A command of `fastpsl`, likewise."""
+    process = start(("fastpsl", *arguments), folder / "log", environment, prepare)
+    return verdict(process.wait(LIMIT_S), "fastpsl", words)
+
+
+def fresh_recipe(
+    folder: Path,
+    *more: object,
+    words: Sequence[str] = (),
+    environment: Mapping[str, str | None] | None = None,
+    before: Sequence[str] = (),
+    **settings: object,
+) -> Outcome:
+    """As `recipe`, in an interpreter of its own."""
+    command = JIGSAW.command(folder / "run", *SHORT, *more)
+    process = fresh(command, folder / "log", environment, before, **settings)
+    return verdict(process.wait(LIMIT_S), JIGSAW.recipe, words)
+
+
+def long_run(out: Path, log: Path, *more: object) -> Started:
+    """A run of some 200 steps, a checkpoint every 20, that has made a few when this returns."""
+    options = (
+        "--plan",
+        "end_to_end",
+        "--stage-epochs",
+        4,
+        "--max-steps-per-stage",
+        200,
+        "--checkpoint-steps",
+        20,
+    )
+    process = start(JIGSAW.command(out, *options, *more), log)
+    assert process.wait_until(lambda: num_steps(out) >= 4, LIMIT_S), log.read_text()[-1000:]
+    return process
+
+
+def num_steps(out: Path) -> int:
+    """Steps in a run's records."""
+    try:
+        return (out / "metrics.jsonl").read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+def litter(folder: Path) -> list[str]:
+    """Files that nobody should find: temporary ones that outlived their writer."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.tmp"))
+
+
+def without_litter(outcome: Outcome, folder: Path) -> Outcome:
+    """`outcome`, unless temporary files are left behind."""
+    left = litter(folder)
+    return ("differs", f"left behind: {', '.join(left)}") if left else outcome
