@@ -77,7 +77,7 @@ def _of_size(size: str) -> Trial:
 
 
 def full_disk_for_a_beton(folder: Path) -> Outcome:
-    with small_disk(folder / "disk", "1m") as disk:
+    with small_disk(folder / "disk", "200k") as disk:
         outcome = fastpsl(
             folder,
             "beton",

@@ -43,8 +43,15 @@ _PR_SET_PDEATHSIG = 1
 Command = Sequence[object]  # (recipe's file, its options...), or ("fastpsl", a command...)
 
 
+def output_of(log: Path) -> Path:
+    """Where the standard output of a process goes whose errors go to `log`."""
+    return log.with_suffix(".out")
+
+
 class Ended(NamedTuple):
-    """How a process ended: its exit code (below 0 the signal that ended it, None where it was killed at its time limit), what it wrote."""
+    """How a process ended: its exit code (below 0 the signal that ended it, None where it was killed at its time limit), and what it wrote:
+    its output, then its errors.
+    """
 
     code: int | None
     output: str
@@ -52,7 +59,7 @@ class Ended(NamedTuple):
 
 
 class Started:
-    """A process under way whose output goes to the file `log`."""
+    """A process under way whose errors go to the file `log`, and its output to a file beside it."""
 
     def __init__(self, process: ForkServerProcess | subprocess.Popen[bytes], log: Path):
         self._process, self.log, self._since = process, log, time.monotonic()
@@ -83,9 +90,12 @@ class Started:
             deadline = time.monotonic() + 10
             while self.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.01)
-        return Ended(
-            code, self.log.read_text(errors="backslashreplace") if self.log.exists() else "", seconds
-        )
+        texts = [
+            path.read_text(errors="backslashreplace")
+            for path in (output_of(self.log), self.log)
+            if path.exists()
+        ]
+        return Ended(code, "".join(texts), seconds)
 
     def wait_until(self, happened: Callable[[], object], limit_s: float = 120) -> bool:
         """Look often whether something has happened; False where the process ended, or the time, before it did."""
@@ -138,10 +148,10 @@ def fresh(
     else:
         words = [sys.executable, script, *options]
     variables = {**os.environ, **ENVIRONMENT, **(environment or {})}
-    with open(log, "ab") as output:
+    with open(output_of(log), "ab") as output, open(log, "ab") as errors:
         process = subprocess.Popen(
             [*before, *words],
-            **{"stdout": output, "stderr": subprocess.STDOUT, "cwd": ROOT, **settings},  # type: ignore[call-overload]
+            **{"stdout": output, "stderr": errors, "cwd": ROOT, **settings},  # type: ignore[call-overload]
             env={name: value for name, value in variables.items() if value is not None},
             start_new_session=True,
         )
@@ -166,10 +176,10 @@ def _run(
     os.setsid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.closerange(3, 1024)  # the server's: it would live on for their sake
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.close(output)
+    for number, path in ((1, output_of(Path(log))), (2, log)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.dup2(file, number)
+        os.close(file)
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)

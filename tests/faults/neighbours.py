@@ -8,7 +8,7 @@ from pathlib import Path
 from fastpsl.pipelines.beton_verify import verify
 from tests.faults.changed_data import beton
 from tests.faults.disk import pictures
-from tests.faults.forks import start
+from tests.faults.forks import output_of, start
 from tests.faults.small_runs import JIGSAW, verdict
 from tests.faults.trials import LIMIT_S, Outcome, Trial, long_run, recipe, without_litter
 
@@ -28,7 +28,8 @@ def lock_of_a_killed_trainer(folder: Path) -> Outcome:
     process.wait(LIMIT_S)
     options = ("--plan", "end_to_end", "--stage-epochs", 4, "--max-steps-per-stage", 8)
     outcome = recipe(folder, *options)
-    resumed = "resuming" in (folder / "log").read_text()
+    log = folder / "log"
+    resumed = any("resuming" in path.read_text() for path in (log, output_of(log)))
     return outcome if outcome[0] != "goes on" or resumed else ("differs", "started anew")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.faults.changed_data import beton
-from tests.faults.forks import ROOT, start
+from tests.faults.forks import ROOT, output_of, start
 from tests.faults.report import Finding
 from tests.faults.small_runs import verdict
 from tests.faults.trend import Held, told
@@ -30,7 +30,9 @@ def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
             start([script, decoder, data, count, seed], log).wait(600 + _S_PER_OPENING * count), decoder
         )
         if outcome == "goes on":
-            lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("[")]
+            lines = [
+                json.loads(line) for line in output_of(log).read_text().splitlines() if line.startswith("[")
+            ]
             lines = [line for line in lines if line[0] > _WARM_UP * count]
             grows, detail = told(
                 [line[0] for line in lines], [Held(*line[1:]) for line in lines], BOUNDS, "opening"

@@ -42,16 +42,12 @@ def _started(command: Sequence[object], folder: Path, kind: str) -> Started:
             return fresh(command, log, preexec_fn=partial(os.closerange, 0, 3))
         case "full":
             with open("/dev/full", "wb") as full:
-                return fresh(command, log, stdout=full, stderr=open(log, "ab"))
+                return fresh(command, log, stdout=full)
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        return fresh(
-            command,
-            log,
-            stdout=writing,
-            stderr=subprocess.STDOUT if kind == "no reader at all" else open(log, "ab"),
-        )
+        more = {"stderr": subprocess.STDOUT} if kind == "no reader at all" else {}
+        return fresh(command, log, stdout=writing, **more)
     finally:
         os.close(writing)
 

@@ -132,10 +132,6 @@ def _path() -> dict[str, str]:
     }
 
 
-def _interruptible() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 STOPS = {
     "SIGTERM": partial(_signalled, (_TERM,)),
     "SIGINT": partial(_signalled, (_INT,)),
