@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,13 @@ def verify(
     with beton:
         sidecar = read_sidecar(path)
         yield from _pages(beton)
-        sources = list(sidecar.source_paths()) if sidecar else []
+        sources: Iterator[str] = iter(())
+        try:
+            if sidecar:
+                deque(sidecar.source_paths(), 0)
+                sources = sidecar.source_paths()
+        except ValueError as error:
+            yield str(error)
         num_bad = 0
         num_workers = num_workers or len(os.sched_getaffinity(0))
         checksums = None
@@ -103,10 +110,10 @@ def verify(
             return "" if is_sound else "its bytes, size or label are not those that were written"
 
         for (index, _, _), reason in map_in_order(check, _samples(beton), num_workers, "beton-verify"):
+            source = next(sources, "")
             if reason:
                 num_bad += 1
-                source = f" ({sources[index]})" if index < len(sources) else ""
-                yield f"{path} sample {index}{source}: {reason}"
+                yield f"{path} sample {index}{f' ({source})' if source else ''}: {reason}"
             if on_progress:
                 on_progress(index + 1, num_bad)
         if sidecar and _checksum(path, sidecar) != sidecar.sha256:
