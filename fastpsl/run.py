@@ -91,7 +91,9 @@ class Run:
         if world.rank == 0:
             self._lock = lock_folder(self.folder)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", options.keep_checkpoints)
-        self.resume_state, notes = find_checkpoint(options, world, self.folder, self.science, self._machine())
+        self.resumed_from, self.resume_state, notes = find_checkpoint(
+            options, world, self.folder, self.science, self._machine()
+        )
         self.position = Position(**self.resume_state["position"]) if self.resume_state else Position()
         self.resumed = self.resume_state is not None
         self.num_stages_before = len(self.position.summaries)
