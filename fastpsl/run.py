@@ -91,7 +91,9 @@ class Run:
         if world.rank == 0:
             self._lock = lock_folder(self.folder)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", options.keep_checkpoints)
-        self.resume_state, notes = find_checkpoint(options, world, self.folder, self.science, self._machine())
+        self.resumed_from, self.resume_state, notes = find_checkpoint(
+            options, world, self.folder, self.science, self._machine()
+        )
         self.position = Position(**self.resume_state["position"]) if self.resume_state else Position()
         self.resumed = self.resume_state is not None
         self.num_stages_before = len(self.position.summaries)
@@ -194,10 +196,10 @@ class Run:
         text = json.dumps({"state": state, **where, "reason": reason}) + "\n"
         write_atomically(self.folder / "status.json", text.encode())
 
-    def failed_elsewhere(self) -> bool:
-        """Whether another rank has already said why the run failed. No where this start has not come to its status yet."""
+    def status(self) -> str | None:
+        """The state in status.json, of whichever rank; None where this start has not come to it yet."""
         path = self.folder / "status.json"
-        return path.exists() and json.loads(path.read_text())["state"] == "failed"
+        return str(json.loads(path.read_text())["state"]) if path.exists() else None
 
     def look_at_first_batch(self, task: Task, stage: Stage, loader: Loader) -> None:
         """One rank a machine loads a batch before the others start, so that numba compiles the loader once, not N times.
@@ -232,10 +234,16 @@ class Run:
 
 def open_both(options: RunOptions) -> tuple[Data, Data | None]:
     """Training and held-out data: --data and --val, or the embedded sample's."""
-    if options.data is None:
-        paths = sample_paths()
-        return open_data(paths.train), open_data(paths.test)
-    return open_data(options.data), open_data(options.val) if options.val else None
+    train: str | Path | None = options.data
+    val: str | Path | None = options.val
+    if train is None:
+        train, val = sample_paths()[:2]
+    opened = open_data(train)
+    try:
+        return opened, open_data(val) if val else None
+    except BaseException:
+        opened.close()
+        raise
 
 
 def open_loader(
