@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.faults.forks import PRELOADED
 from tests.faults.process import run
 from tests.faults.report import Category, write_results
 
@@ -20,15 +21,14 @@ COUNTS = {
     "side_files": 2_000,
     "images": 10_000,
     "hostile": 1_000,
+    "kills": 200,
+    "signals": 44,
+    "surroundings": 72,  # each once
+    "ranks": 40,
+    "openings": 10_000,  # of each decoder
+    "training": 60,  # minutes
 }
-_IMPORTED = [
-    "torch",
-    "torchvision",
-    "numba",
-    "fastpsl.pipelines.loader",
-    "fastpsl.trainer",
-    "tests.faults.child",
-]
+_IMPORTED = [*PRELOADED, "tests.faults.child"]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,8 +22,6 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
@@ -199,6 +197,8 @@ def _run(
 
             main()
         else:
+            import torch
+
             sys.path.insert(0, str(Path(command[0]).parent))
             torch.set_num_threads(1)
             runpy.run_path(command[0], run_name="__main__")

@@ -31,30 +31,28 @@ _NEAR_S = 0.3  # "near": so long at most after a checkpoint, or its temporary fi
 def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
     """A finding for each of `count` kills, about half of them near a checkpoint; runs of all kinds take turns."""
     chance = random.Random(seed)
-    kinds: list[Kind] = []
+    kinds = [JIGSAW, MOCO, UIC, IIC, sslpp(folder / IIC.name / "labels.npz"), RANKS]
     undisturbed: dict[str, tuple[dict[str, object], float]] = {}
-    for kind in (JIGSAW, MOCO, UIC, IIC, sslpp(folder / "IIC" / "labels.npz"), RANKS):
-        out, started = folder / kind.name, time.monotonic()
-        ended = [
-            rank.wait(_LIMIT_S)
-            for rank in start_ranks(kind.command(out), folder / f"{kind.name}.log", kind.num_ranks)
-        ]
-        if any(each.code != 0 for each in ended):
-            yield Finding(CATEGORY, kind.name, *verdict(ended[0], kind.recipe))
-            continue
-        kinds.append(kind)
-        undisturbed[kind.name] = left_behind(out), time.monotonic() - started
     number = 0
     while number < count and kinds:
-        for kind in kinds:
-            if number < count:
-                wanted, seconds = undisturbed[kind.name]
-                most = min(MAX_KILLS_OF_ONE_RUN, count - number)
-                found = list(
-                    _kill_until_the_end(kind, folder / f"{kind.name}-{number}", most, chance, seconds, wanted)
+        kind = kinds.pop(0)
+        if kind.name not in undisturbed:
+            started = time.monotonic()
+            ranks = start_ranks(kind.command(folder / kind.name), folder / f"{kind.name}.log", kind.num_ranks)
+            if any(rank.wait(_LIMIT_S).code != 0 for rank in ranks):
+                yield Finding(
+                    CATEGORY, kind.name, "unclear", f"the undisturbed run: {ranks[0].wait().output[-300:]}"
                 )
-                number += len(found)
-                yield from found
+                continue
+            undisturbed[kind.name] = left_behind(folder / kind.name), time.monotonic() - started
+        kinds.append(kind)
+        wanted, seconds = undisturbed[kind.name]
+        most = min(MAX_KILLS_OF_ONE_RUN, count - number)
+        found = list(
+            _kill_until_the_end(kind, folder / f"{kind.name}-{number}", most, chance, seconds, wanted)
+        )
+        number += len(found)
+        yield from found
 
 
 def _kill_until_the_end(

@@ -104,7 +104,6 @@ def _piped(
         cwd=ROOT,
         env={**ENVIRONMENT, **_path()},
         start_new_session=True,
-        preexec_fn=_interruptible,
     )
     process = Started(shell, folder / "errors")
     if stop:
