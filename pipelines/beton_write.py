@@ -28,6 +28,7 @@ from fastpsl.pipelines.beton_file import (
     write_all,
 )
 from fastpsl.pipelines.beton_sidecar import PathPacker, Sidecar, dump_sidecar, sidecar_path
+from fastpsl.pipelines.image_file import read_image_file
 from fastpsl.pipelines.libffcv import INSTALL, why_missing
 from fastpsl.pipelines.sources import Sample
 from fastpsl.pipelines.workers import map_in_order
@@ -89,12 +90,13 @@ class _List:
         if self._file is None:
             self._file = PartialFile(self._path)
             self._write("path", "reason")
-        self._write(name, reason)
+        # What a spreadsheet would take for a formula is the same path with the folder before it.
+        self._write(f"./{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name, reason)
 
     def _write(self, *cells: str) -> None:
         assert self._file is not None
         line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(cells)
+        csv.writer(line, quoting=csv.QUOTE_ALL, lineterminator="\n").writerow(cells)
         data = line.getvalue().encode("utf-8", "surrogateescape")
         write_all(self._file.fd, data, self._offset)
         self._offset += len(data)
@@ -122,7 +124,7 @@ def _convert_one(
         return image
     try:
         if isinstance(image, Path):
-            image = image.read_bytes()
+            image = read_image_file(image)
         stored = convert(image, target) if isinstance(image, bytes) else store_array(image, target)
     except OSError as error:
         return BrokenImage(f"cannot be read ({error.strerror})")
