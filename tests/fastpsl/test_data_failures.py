@@ -16,7 +16,7 @@ from tests.fastpsl.tiny import tiny_run
 
 
 def fit(out: Path, **options: Any) -> bool:
-    run = tiny_run(out, max_steps_per_stage=4, **options)
+    run = tiny_run(out, max_steps_per_stage=4, val=None, **options)
     try:
         return pretrain(tiny_job(), run)
     finally:
@@ -37,13 +37,9 @@ def fail_at(number: int, error: Exception, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Reporter, "watched", lambda self, batches: watched(self, broken(batches)))
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(5, "Input/output error", "/data/train.beton"), TimeoutError("no batch")]
-)
-def test_the_last_whole_step_is_saved_and_said(
-    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_last_whole_step_is_saved_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fit(tmp_path / "whole")
+    error = OSError(5, "Input/output error", "/data/train.beton")
     with monkeypatch.context() as patch:
         fail_at(3, error, patch)
         with pytest.raises(ValueError, match="goes on from stage 1, step 2$") as told:
