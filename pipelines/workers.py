@@ -87,12 +87,12 @@ def _end(queue: _Queue, threads: list[threading.Thread], limit_s: float) -> None
 class _Group:
     """Some neighbouring items, and what a thread makes of them."""
 
-    def __init__(self, items: list[Item]) -> None:
+    def __init__(self, items: list[Any]) -> None:
         self.items, self.results = items, list[Any]()
         self.error: BaseException | None = None
         self.done = threading.Event()
 
-    def run(self, function: Callable[[Item], Result], is_left: threading.Event) -> None:
+    def run(self, function: Callable[[Any], Any], is_left: threading.Event) -> None:
         try:
             for item in self.items:
                 if is_left.is_set():

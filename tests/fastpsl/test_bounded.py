@@ -4,6 +4,7 @@ import io
 import tracemalloc
 import zipfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def header(dtype: str, count: int) -> str:
 def test_labels_that_inflate_beyond_the_data_are_not_inflated(tmp_path: Path) -> None:
     names = {"labels.npy": header("<i4", 1 << 26), "indices.npy": header("<i8", 1 << 25)}
     path = bomb(tmp_path / "labels.npz", names)
-    with open_data(str(sample_paths().test_32)) as data:
+    with closing(open_data(str(sample_paths().test_32))) as data:
         line = refused(read_labels, path, data)
     assert (
         line.startswith(f"{path} is no readable file of labels (it would take 536,") and "labels.npz" in line
@@ -104,7 +105,7 @@ def test_arrays_are_judged_by_their_headers(tmp_path: Path) -> None:
     np.save(labels, np.arange(1000, dtype=np.int32))
     kept = FeatureFile(tmp_path / "f.npy", record).labels()
     assert kept is not None and kept.dtype == np.int32 and kept.tolist() == list(range(1000))
-    with open_data(str(sample_paths().test_32)) as data:
+    with closing(open_data(str(sample_paths().test_32))) as data:
         line = refused(read_label_list, zeros(tmp_path / "list.npy", "<i8", 1 << 33), data)
     assert "list.npy cannot be read (8,589,934,592 bytes" in line
     (tmp_path / "permutations.bin").write_bytes(b"\x01\x00\x00\x00\x00\x00\x00\x08")
