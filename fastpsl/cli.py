@@ -178,6 +178,13 @@ def _main(arguments: Sequence[str]) -> None:
         sys.exit(130)
     except BrokenPipeError:  # `fastpsl beton info x | head`
         sys.exit(0)
+    except MemoryError as error:
+        what = " ".join(str(error).split())
+        print(
+            f"fastpsl: out of memory{f' ({what})' if what else ''}: free some, or give fewer --workers or a smaller batch",
+            file=sys.stderr,
+        )
+        sys.exit(EXIT_USER_ERROR)
     except OSError as error:
         print(f"fastpsl: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

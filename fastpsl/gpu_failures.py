@@ -31,6 +31,11 @@ def explained(error: Exception, runs: Sequence[Run]) -> str | None:
     text = " ".join(str(error).split())
     if isinstance(error, torch.OutOfMemoryError) or any(words in text for words in _OUT_OF_MEMORY):
         return _out_of_memory(runs[-1] if runs else None)
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return (
+            f"out of this machine's memory ({text[:_LONGEST] or 'no more is known'}): lower --prefetch-batches, --num-threads or "
+            f"--batch-size{goes_on(runs)}"
+        )
     if (lost := lost_rank(text)) is not None:
         return f"rank {own_rank()} finds that {lost}{goes_on(runs)}"
     if (fault := device_fault(text)) is not None:

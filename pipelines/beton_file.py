@@ -25,7 +25,13 @@ _BUFFER_BYTES = 1 << 22
 _ROWS_BUFFERED = 1 << 14
 _ROW = row_dtype((IMAGE_TYPE, INT_TYPE))
 _TABLE_START = HEADER.itemsize + 2 * FIELD.itemsize
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SPACE = "free some space or choose another disk"
+_REMEDIES = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f) or choose another disk",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
 
 
 @contextlib.contextmanager
@@ -34,11 +40,7 @@ def output_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = (
-            "free some space or choose another disk"
-            if error.errno in _FULL
-            else "choose a folder that can be written"
-        )
+        remedy = _REMEDIES.get(error.errno or 0, "choose a folder that can be written")
         raise ValueError(f"{path}: cannot be written ({error.strerror}); {remedy}") from None
 
 

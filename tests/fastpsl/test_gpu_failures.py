@@ -48,6 +48,25 @@ def launched(
 @pytest.mark.parametrize(
     "error",
     [
+        MemoryError("Unable to allocate 3.00 GiB for an array"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)  # fmt: skip
+def test_out_of_the_machines_memory_is_one_line(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launched(tmp_path, error, monkeypatch) == 2
+    said = capsys.readouterr().err
+    (line,) = (x for x in said.splitlines() if x.startswith("tiny: "))
+    assert (
+        "out of this machine's memory (" in line and "allocate" in line and "lower --prefetch-batches" in line
+    )
+    assert f"--out {tmp_path} starts anew" in line and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("Triton Error [CUDA]: out of memory"),

@@ -10,11 +10,10 @@ from fastpsl.pipelines.beton_sidecar import sidecar_path
 from fastpsl.pipelines.beton_write import write_beton
 from fastpsl.pipelines.sources import Sample
 from tests.faults.disk import pictures
-from tests.faults.small_runs import JIGSAW, verdict
-from tests.faults.trials import LIMIT_S, Outcome, Trial, long_run
+from tests.faults.trials import Outcome, Trial, long_run, stopped
 from tests.pipelines.photos import jpeg, photo
 
-NUM_SAMPLES = 240
+NUM_SAMPLES = 80
 _PAGE_BYTES = 1 << 21
 
 
@@ -42,7 +41,8 @@ def _changed(
     data = data or beton(folder / "x.beton")
     process = long_run(folder / "run", folder / "log", "--data", data, "--timeout-s", 30)
     change(data)
-    return verdict(process.wait(LIMIT_S), JIGSAW.recipe, words and (data.name, *words))
+    # More than an epoch, and than the batches that are ready.
+    return stopped(process, folder / "run", NUM_SAMPLES // 4 + 10, words and (data.name, *words))
 
 
 def deleted(folder: Path) -> Outcome:
@@ -57,11 +57,11 @@ def replaced_by_a_renamed_one(folder: Path) -> Outcome:
 
 
 def truncated_in_its_pictures(folder: Path) -> Outcome:
-    return _changed(folder, lambda data: os.truncate(data, data.stat().st_size * 2 // 3), "smaller")
+    return _changed(folder, lambda data: os.truncate(data, data.stat().st_size * 2 // 3), "truncated")
 
 
 def truncated_to_nothing(folder: Path) -> Outcome:
-    return _changed(folder, lambda data: os.truncate(data, 0), "smaller")
+    return _changed(folder, lambda data: os.truncate(data, 0), "truncated")
 
 
 def overwritten_by_zeros(folder: Path) -> Outcome:

@@ -112,12 +112,12 @@ def full_cache(folder: Path) -> Outcome:
 
 def read_only_run_folder(folder: Path) -> Outcome:
     with _read_only(folder / "disk", lambda disk: None) as disk:
-        return recipe(folder, out=disk / "run", words=("Read-only file system", "--out"))
+        return recipe(folder, out=disk / "run", words=("Read-only file system", "choose a folder"))
 
 
 def read_only_run_that_exists(folder: Path) -> Outcome:
     with _read_only(folder / "disk", lambda disk: recipe(folder, out=disk / "run")) as disk:
-        return recipe(folder, out=disk / "run", words=("Read-only file system", "--out"))
+        return recipe(folder, out=disk / "run", words=("Read-only file system", "choose a folder"))
 
 
 def read_only_beton(folder: Path) -> Outcome:

@@ -9,15 +9,15 @@ from fastpsl.pipelines.beton_verify import verify
 from tests.faults.changed_data import beton
 from tests.faults.disk import pictures
 from tests.faults.forks import output_of, start
-from tests.faults.small_runs import JIGSAW, verdict
-from tests.faults.trials import LIMIT_S, Outcome, Trial, long_run, recipe, without_litter
+from tests.faults.small_runs import verdict
+from tests.faults.trials import LIMIT_S, Outcome, Trial, long_run, recipe, stopped, without_litter
 
 
 def two_trainers(folder: Path) -> Outcome:
     """The second is refused, the first comes to its end."""
     first = long_run(folder / "run", folder / "first.log")
     second = recipe(folder, out=folder / "run", words=(str(folder / "run"), "--out"))
-    outcome = verdict(first.wait(LIMIT_S), JIGSAW.recipe)
+    outcome = stopped(first, folder / "run", 1)
     return second if outcome[0] == "goes on" else outcome
 
 
@@ -26,7 +26,7 @@ def lock_of_a_killed_trainer(folder: Path) -> Outcome:
     process = long_run(folder / "run", folder / "log", "--checkpoint-steps", 1)
     process.send(signal.SIGKILL)
     process.wait(LIMIT_S)
-    options = ("--plan", "end_to_end", "--stage-epochs", 4, "--max-steps-per-stage", 8)
+    options = ("--plan", "end_to_end", "--stage-epochs", 1000, "--max-steps-per-stage", 8)
     outcome = recipe(folder, *options)
     log = folder / "log"
     resumed = any("resuming" in path.read_text() for path in (log, output_of(log)))

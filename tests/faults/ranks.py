@@ -31,7 +31,8 @@ _STEPS = (
     "--timeout-s",
     TIMEOUT_S,
 )
-_WORDS = ("another rank", "goes on")
+_WORDS = ("another rank", "same command")
+_CODES = (1, 2)  # 1: it lost the other; 2: its own limits
 _LIMIT_S = 10 * TIMEOUT_S + 90
 
 
@@ -109,10 +110,14 @@ def _struck(fault: Fault, place: Path, chance: random.Random, undisturbed: Path)
     itself = ranks[fault.rank].wait(10)
     if any(rank.others_left() for rank in ranks):
         return "hang", "a process is left"
-    outcome = verdict(other, f"rank 1: {RANKS.recipe}" if fault.rank == 0 else RANKS.recipe, _WORDS)
+    outcome = verdict(
+        other, f"rank 1: {RANKS.recipe}" if fault.rank == 0 else RANKS.recipe, _WORDS, refusals=_CODES
+    )
     if fault.prepare or fault.strike is _take_memory_away:
         # The one that failed says why; the other may keep quiet, as status.json says it too.
-        told = verdict(itself, f"rank 1: {RANKS.recipe}" if fault.rank else RANKS.recipe, ("memory",))
+        told = verdict(
+            itself, f"rank 1: {RANKS.recipe}" if fault.rank else RANKS.recipe, ("memory",), refusals=_CODES
+        )
         if told[0] != "refused" or outcome[0] != "refused":
             outcome = told if told[0] != "refused" or other.code == 2 else outcome
     if outcome[0] != "refused":

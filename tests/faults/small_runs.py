@@ -25,8 +25,8 @@ _SHARED = (
     2,
 )
 _JIGSAW = (
-    *("--backbone", "nin3", "--batch-size", 8, "--shorter-px", 60, "--cell-px", 18, "--tile-px", 16, "--counts", 4, 8, 16),
-    *("--embedding-width", 16, "--permutations-per-image", 2, "--max-steps-per-stage", 6),
+    *("--backbone", "nin3", "--batch-size", 4, "--grid", 2, "--shorter-px", 40, "--cell-px", 18, "--tile-px", 16),
+    *("--counts", 4, 8, 16, "--embedding-width", 16, "--permutations-per-image", 2, "--max-steps-per-stage", 6),
 )  # fmt: skip
 
 
@@ -127,12 +127,19 @@ def left_behind(out: Path) -> dict[str, object]:
 
 
 def verdict(
-    ended: Ended, speaker: str, words: Sequence[str] = (), codes: Sequence[int] = (0,)
+    ended: Ended,
+    speaker: str,
+    words: Sequence[str] = (),
+    codes: Sequence[int] = (0,),
+    refusals: Sequence[int] = (2,),
 ) -> tuple[str, str]:
     """What a process came to, in the words of `report`, and its last line.
 
-    speaker: who says the line: "jigsaw_r50", "fastpsl". words: each must be in the line of a refusal. codes: the exit codes that are
-    right besides a refusal's, which is 2; a refusal is wrong where 2 is no reason to be expected, that is where `words` is empty.
+    Args:
+        speaker: who says the line: "jigsaw_r50", "fastpsl".
+        words: each must be in the line of a refusal; where there are none, there must be no refusal.
+        codes: exit codes that are right without a refusal.
+        refusals: exit codes of a refusal.
     """
     lines = ended.output.strip().splitlines() or [""]
     last = lines[-1][-500:]
@@ -144,7 +151,7 @@ def verdict(
         return "crash", f"{signal.Signals(-ended.code).name}: {last}"
     if ended.code in codes:
         return "goes on", last if ended.code else ""
-    if ended.code != 2 or not words or not lines[-1].startswith(f"{speaker}: "):
+    if ended.code not in refusals or not words or not lines[-1].startswith(f"{speaker}: "):
         return "unclear", f"exit {ended.code}: {last}"
     missing = [word for word in words if word not in lines[-1]]
     return ("unclear", f"without {missing}: {last}") if missing else ("refused", last)

@@ -1,5 +1,6 @@
 """One start of a small run, or of the command line, in odd surroundings, and what it came to."""
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ Outcome = tuple[str, str]  # in the words of `report`, and a detail
 Trial = Callable[[Path], Outcome]  # of a folder of its own, which is empty
 NOT_HERE = "not here"
 SHORT = ("--max-steps-per-stage", 2)
-LIMIT_S = 150.0
+LIMIT_S = 300.0
 
 
 def recipe(
@@ -53,20 +54,28 @@ def fresh_recipe(
 
 
 def long_run(out: Path, log: Path, *more: object) -> Started:
-    """A run of some 200 steps, a checkpoint every 20, that has made a few when this returns."""
+    """A run without end that has made a few steps when this returns; a checkpoint every 20."""
     options = (
         "--plan",
         "end_to_end",
         "--stage-epochs",
-        4,
+        1000,
         "--max-steps-per-stage",
-        200,
+        10_000,
         "--checkpoint-steps",
         20,
     )
     process = start(JIGSAW.command(out, *options, *more), log)
     assert process.wait_until(lambda: num_steps(out) >= 4, LIMIT_S), log.read_text()[-1000:]
     return process
+
+
+def stopped(process: Started, out: Path, more_steps: int, words: Sequence[str] = ()) -> Outcome:
+    """What a long run comes to within so many more steps, or when it is stopped after them."""
+    step = num_steps(out) + more_steps
+    process.wait_until(lambda: num_steps(out) >= step, LIMIT_S)
+    process.send(signal.SIGTERM)
+    return verdict(process.wait(LIMIT_S), JIGSAW.recipe, words, codes=(75,))
 
 
 def num_steps(out: Path) -> int:
@@ -79,7 +88,9 @@ def num_steps(out: Path) -> int:
 
 def litter(folder: Path) -> list[str]:
     """Files that nobody should find: temporary ones that outlived their writer."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.tmp"))
+    return sorted(
+        str(path.relative_to(folder)) for path in folder.rglob(".*") if path.suffix in (".tmp", ".partial")
+    )
 
 
 def without_litter(outcome: Outcome, folder: Path) -> Outcome:

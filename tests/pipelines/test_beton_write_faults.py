@@ -205,7 +205,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     )
     errors = [line for line in done.stderr.splitlines() if not line.startswith("fastpsl: warning: ffcv is")]
     assert done.returncode == 2 and len(errors) == 1, done.stderr
-    assert f"{out}: cannot be written (File too large); free some space" in done.stderr
+    assert f"{out}: cannot be written (File too large); raise the limit of a file's size" in done.stderr
     assert list(out.parent.iterdir()) == []
 
 
