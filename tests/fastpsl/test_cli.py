@@ -37,6 +37,18 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
     return code, said.out, said.err
 
 
+def test_out_of_memory_is_one_line(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> None:
+        raise MemoryError("Unable to allocate 384. KiB")
+
+    monkeypatch.setattr("fastpsl.beton_command.run", fails)
+    code, _, errors = run(capsys, "beton", "write", photos, tmp_path / "a.beton")
+    assert code == 2 and errors.startswith("fastpsl: out of memory (Unable to allocate 384. KiB): free some")
+    assert errors.count("\n") == 1
+
+
 def test_write_verify_info(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "train.beton"
     code, said, _ = run(

@@ -1,6 +1,7 @@
 """Writing betons: what is left when something goes wrong."""
 
 import csv
+import errno
 import gc
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest
 from fastpsl.pipelines import beton_file
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.beton_convert import Target
-from fastpsl.pipelines.beton_file import BetonFile, PartialFile
+from fastpsl.pipelines.beton_file import BetonFile, PartialFile, output_errors
 from fastpsl.pipelines.beton_sidecar import read_sidecar
 from fastpsl.pipelines.beton_verify import verify
 from fastpsl.pipelines.beton_write import max_bad_count, quarantine_path, small_path, write_beton
@@ -193,6 +194,24 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (9_000_000, 9_000_000))  # data start 
 from fastpsl.cli import main
 main(["beton", "write", sys.argv[1], sys.argv[2]])
 """
+
+
+@pytest.mark.parametrize(
+    "number, remedy",
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EFBIG, "(ulimit -f)"),
+        (errno.EMFILE, "(ulimit -n)"),
+        (errno.EROFS, "a folder that can be written"),
+    ],
+)
+def test_what_cannot_be_written_says_what_helps(number: int, remedy: str) -> None:
+    with (
+        pytest.raises(ValueError, match=r"^x\.beton: cannot be written \(") as caught,
+        output_errors(Path("x.beton")),
+    ):
+        raise OSError(number, os.strerror(number))
+    assert remedy in str(caught.value)
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
