@@ -197,7 +197,7 @@ def _write(command: Write) -> None:
 
 def _verify(command: Verify) -> None:
     from fastpsl.pipelines.beton import Beton as OpenBeton
-    from fastpsl.pipelines.beton_verify import betons_to_verify, verify
+    from fastpsl.pipelines.beton_verify import betons_to_verify, unchecked, verify
     from fastpsl.progress import Progress
 
     if not command.betons:
@@ -207,18 +207,19 @@ def _verify(command: Verify) -> None:
         print(fault)
     num_bad = len(faults)
     for path in paths:
+        num_samples, less = 0, ""
         try:
             with OpenBeton(path) as beton:
-                num_samples = beton.num_samples
+                num_samples, less = beton.num_samples, unchecked(beton)
         except ValueError:
-            num_samples = 0  # verify tells why
+            pass  # verify tells why
         with Progress("samples", num_samples) as progress:
             problems = list(verify(path, command.workers, progress.update))
         for problem in problems:
             print(problem)
         num_bad += len(problems)
         if not problems:
-            print(f"{path}: {num_samples:,} samples, all sound")
+            print(f"{path}: {num_samples:,} samples, all sound" + (f" ({less})" if less else ""))
     if num_bad:
         raise ValueError(
             f"{num_bad:,} {'fault' if num_bad == 1 else 'faults'}, listed on stdout with what to do"

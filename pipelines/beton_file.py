@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastpsl.pipelines.beton_checksums import MARK, Checksums
 from fastpsl.pipelines.beton_convert import Stored
 from fastpsl.pipelines.beton_shard import ALLOCATION, FIELD, HEADER, IMAGE_TYPE, INT_TYPE, VERSION, row_dtype
 
@@ -130,7 +131,7 @@ def sync_folder(folder: Path) -> None:
 
 
 class BetonFile:
-    """Samples in, one by one, in order; holds a few MB, and 4 bytes a sample."""
+    """Samples in, one by one, in order; holds a few MB, and 8 bytes a sample."""
 
     def __init__(self, path: Path, max_samples: int, page_bytes: int):
         assert page_bytes & (page_bytes - 1) == 0 and MIN_PAGE_BYTES <= page_bytes <= MAX_PAGE_BYTES
@@ -142,6 +143,7 @@ class BetonFile:
         self._buffer = bytearray()
         self._rows = np.zeros(_ROWS_BUFFERED, _ROW)
         self._sizes = array("I")
+        self._checksums = Checksums()
         self._digest = hashlib.sha256()
 
     def add(self, stored: Stored, label: int) -> None:
@@ -159,6 +161,7 @@ class BetonFile:
         image["data_ptr"], row["f1"] = self._end, label
         self._append(stored.data)
         self._sizes.append(len(stored.data))
+        self._checksums.add(row.tobytes(), stored.data)
         self.num_samples += 1
         if self.num_samples % _ROWS_BUFFERED == 0:
             self._flush_rows(_ROWS_BUFFERED)
@@ -180,11 +183,12 @@ class BetonFile:
         write_all(self.file.fd, self._rows[:num].tobytes(), _TABLE_START + first * _ROW.itemsize)
 
     def finish(self) -> str:
-        """Tables and header; the checksum of the file from data_start to its end, then of what is before
+        """Checksums, tables and header; the checksum of the file from data_start to its end, then of what is before
         (SHA-256, hex)."""
         fd = self.file.fd
         self._flush_rows(self.num_samples % _ROWS_BUFFERED)
-        alloc = self._end
+        head = self._head(self._end + self._checksums.num_bytes)
+        self._append(self._checksums.finish(head))
         for first in range(0, self.num_samples, _ROWS_BUFFERED):
             num = min(_ROWS_BUFFERED, self.num_samples - first)
             raw = os.pread(fd, num * _ROW.itemsize, _TABLE_START + first * _ROW.itemsize)
@@ -194,6 +198,13 @@ class BetonFile:
             table["size"] = self._sizes[first : first + num]
             self._append(table.tobytes())
         self._flush()
+        write_all(fd, head, 0)
+        for offset in range(0, self.data_start, _BUFFER_BYTES):
+            self._digest.update(os.pread(fd, min(_BUFFER_BYTES, self.data_start - offset), offset))
+        return self._digest.hexdigest()
+
+    def _head(self, alloc: int) -> bytes:
+        """Header and field descriptors; alloc: where the allocation table begins."""
         header, fields = np.zeros(1, HEADER), np.zeros(2, FIELD)
         header[0] = (VERSION, 2, self.page_bytes, self.num_samples, alloc)
         for descriptor, type_id, name in zip(
@@ -201,7 +212,5 @@ class BetonFile:
         ):
             descriptor["type_id"] = type_id
             descriptor["name"][: len(name)] = np.frombuffer(name, np.uint8)
-        write_all(fd, header.tobytes() + fields.tobytes(), 0)
-        for offset in range(0, self.data_start, _BUFFER_BYTES):
-            self._digest.update(os.pread(fd, min(_BUFFER_BYTES, self.data_start - offset), offset))
-        return self._digest.hexdigest()
+        fields[0]["arguments"][: len(MARK)] = np.frombuffer(MARK, np.uint8)
+        return header.tobytes() + fields.tobytes()

@@ -5,6 +5,7 @@ that would be there twice. A beton without a JSON, or whose JSON does not tell, 
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,9 +44,10 @@ class Written:
 
 def how_written(path: Path, written: dict[str, Any], class_names: list[str] | None) -> Written | None:
     """From a JSON's `written` and `class_names`; None where it does not tell of shard and source."""
-    index, slash, num_shards = str(written.get("shard")).partition("/")
-    if not (slash and index.isdecimal() and num_shards.isdecimal() and written.get("source")):
+    shard = re.fullmatch("([0-9]{1,7})/([0-9]{1,7})", str(written.get("shard")))
+    if not shard or not written.get("source"):
         return None
+    index, num_shards = shard.groups()
     if not int(index) < int(num_shards) <= _MAX_SHARDS:
         return None
     source = str(written["source"])

@@ -1,8 +1,8 @@
 """One beton file: FFCV's format, version 2, its tables opened and checked.
 
 The file: a header; field descriptors; a table of one row a sample (per field: image mode, width, height,
-pointer; label); pages of data, across which no sample reaches; at the end the allocation table (sample,
-pointer, size) that knows each sample's length. Layout after ffcv/types.py and ffcv/writer.py of ffcv 1.0.2.
+pointer; label); pages of data, across which no sample reaches; of ours, checksums (beton_checksums.py); at the end the
+allocation table (sample, pointer, size) that knows each sample's length. Layout after ffcv/types.py and ffcv/writer.py of ffcv 1.0.2.
 """
 
 import os
@@ -73,7 +73,7 @@ class Shard:
             raise ValueError(
                 f"{path}: cannot be read ({error.strerror}); give a beton file or a glob of them"
             ) from None
-        except ValueError:
+        except BaseException:
             self.close()
             raise
 
@@ -117,15 +117,15 @@ class Shard:
         if alloc == 0:
             raise self._refuse("was never finished (its writer was stopped)")
         # Counts are compared with the file's size before anything of their size is touched.
-        table_start = HEADER.itemsize + num_fields * FIELD.itemsize
-        self.table_end, self.alloc = table_start + self.num_samples * row.itemsize, alloc
+        self.table_start = HEADER.itemsize + num_fields * FIELD.itemsize
+        self.table_end, self.alloc = self.table_start + self.num_samples * row.itemsize, alloc
         num_allocations, rest = divmod(self.file_size - alloc, ALLOCATION.itemsize)
         if self.table_end > alloc or num_allocations < self.num_samples or rest:
             raise self._refuse(
                 f"is truncated or damaged ({self.file_size:,} bytes do not hold the tables of {self.num_samples:,} samples)"
             )
         with open(self.fd, "rb", closefd=False) as file:
-            self._table = np.memmap(file, row, "r", table_start, (self.num_samples,))
+            self._table = np.memmap(file, row, "r", self.table_start, (self.num_samples,))
             self._allocations = np.memmap(file, ALLOCATION, "r", alloc, (num_allocations,))
         self._sizes = self._joined_sizes()
 
@@ -159,6 +159,10 @@ class Shard:
         """The table's image parts (IMAGE) and labels (int64) of samples."""
         rows = self._table[index]
         return rows[self._image], rows[self._label]
+
+    def row_bytes(self, index: int) -> bytes:
+        """A sample's row of the table as it is on disk."""
+        return bytes(self._table[index : index + 1].tobytes())
 
     def _check_tables(self, num_classes: int | None) -> None:
         self.min_height, self.min_width, self.max_height, self.max_width = 65536, 65536, 0, 0

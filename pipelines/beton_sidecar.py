@@ -34,12 +34,47 @@ class Sidecar:
     data_start: int
     sha256: str
     packed_paths: str
+    path: Path | None = None  # of the JSON that was read
 
     def source_paths(self) -> Iterator[str]:
-        """Each sample's path in the source, in sample order; nothing for samples that came from no file."""
-        if self.packed_paths:
-            for line in zlib.decompress(base64.b64decode(self.packed_paths)).split(b"\n"):
+        """Each sample's path in the source, in sample order; nothing for samples that came from no file.
+
+        ValueError where they are damaged or not as many as the samples, and what came before may be wrong, too. However
+        long the paths say that they are, a few MB are held.
+        """
+        num = 0
+        try:
+            for line in _unpacked(base64.b64decode(self.packed_paths)) if self.packed_paths else ():
+                num += 1
+                if num > self.num_samples:
+                    break
                 yield _unescape(line)
+        except (ValueError, zlib.error):
+            num = -1
+        if self.packed_paths and num != self.num_samples:
+            raise ValueError(
+                f"{self.path}: its source_paths are damaged; copy it again, or remove it (betons are read without it too)"
+            )
+
+
+_PIECE_BYTES = 1 << 16
+_MAX_PATH_BYTES = 1 << 20  # of a tar's names: file systems take 4,096
+
+
+def _unpacked(packed: bytes) -> Iterator[bytes]:
+    """Lines; ValueError or zlib.error where there is damage."""
+    unpacker, rest = zlib.decompressobj(), b""
+    for start in range(0, len(packed), _PIECE_BYTES):
+        piece = packed[start : start + _PIECE_BYTES]
+        while piece or unpacker.unconsumed_tail:
+            *whole, rest = (rest + unpacker.decompress(piece, _PIECE_BYTES)).split(b"\n")
+            yield from whole
+            piece = unpacker.unconsumed_tail
+            if len(rest) > _MAX_PATH_BYTES:
+                raise ValueError
+    if not unpacker.eof or unpacker.unused_data:
+        raise ValueError
+    yield rest
 
 
 # One call each would give up the GIL each time: 0.09 ms a path beside busy threads.
@@ -119,10 +154,13 @@ def read_sidecar(beton: Path) -> Sidecar | None:
             data_start=int(record["data_start"]),
             sha256=str(record["sha256"]),
             packed_paths=str(record["source_paths"]),
+            path=path,
         )
+        if sidecar.num_samples < 0 or not 0 <= sidecar.data_start < 1 << 63:
+            raise ValueError(f"num_samples {sidecar.num_samples}, data_start {sidecar.data_start}")
         base64.b64decode(sidecar.packed_paths, validate=True)
         known = record["format"] == FORMAT
-    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, binascii.Error) as error:
         raise ValueError(
             f"{path}: not a beton's JSON ({error!r}); remove it (betons are read without it too)"
         ) from None

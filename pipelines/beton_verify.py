@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fastpsl.pipelines.beton import Beton, Rows, shard_paths
+from fastpsl.pipelines.beton_checksums import has_checksums, is_as_written, read_checksums
 from fastpsl.pipelines.beton_convert import clean_decode
 from fastpsl.pipelines.beton_file import MIN_PAGE_BYTES, is_locked
 from fastpsl.pipelines.beton_set import Written, how_written, missing_shards, set_faults
@@ -74,8 +76,8 @@ def verify(
     path: Path, num_workers: int | None = None, on_progress: Callable[[int, int], None] | None = None
 ) -> Iterator[str]:
     """All that is wrong with one beton, a line each, with path and sample: header, tables, bounds, pages,
-    checksum (where its JSON has one), and that each sample decodes without a libjpeg warning. Nothing for a
-    sound one."""
+    checksums (its own and its JSON's, where there are such: `unchecked`), and that each sample decodes without a
+    libjpeg warning. Nothing for a sound one."""
     try:
         beton = Beton(path)
     except ValueError as error:
@@ -84,14 +86,34 @@ def verify(
     with beton:
         sidecar = read_sidecar(path)
         yield from _pages(beton)
-        sources = list(sidecar.source_paths()) if sidecar else []
+        sources: Iterator[str] = iter(())
+        try:
+            if sidecar:
+                deque(sidecar.source_paths(), 0)
+                sources = sidecar.source_paths()
+        except ValueError as error:
+            yield str(error)
         num_bad = 0
         num_workers = num_workers or len(os.sched_getaffinity(0))
-        for (index, _, _), reason in map_in_order(_check, _samples(beton), num_workers, "beton-verify"):
+        checksums = None
+        try:
+            checksums = read_checksums(beton.shards[0]) if has_checksums(beton.shards[0]) else None
+        except ValueError as error:
+            yield str(error)
+
+        def check(sample: tuple[int, Rows, int]) -> str:
+            data, reason = _decoded(sample)
+            if reason or checksums is None:
+                return reason
+            index = sample[0]
+            is_sound = is_as_written(beton.shards[0], index, data, int(checksums[index]))
+            return "" if is_sound else "its bytes, size or label are not those that were written"
+
+        for (index, _, _), reason in map_in_order(check, _samples(beton), num_workers, "beton-verify"):
+            source = next(sources, "")
             if reason:
                 num_bad += 1
-                source = f" ({sources[index]})" if index < len(sources) else ""
-                yield f"{path} sample {index}{source}: {reason}"
+                yield f"{path} sample {index}{f' ({source})' if source else ''}: {reason}"
             if on_progress:
                 on_progress(index + 1, num_bad)
         if sidecar and _checksum(path, sidecar) != sidecar.sha256:
@@ -140,20 +162,24 @@ def _samples(beton: Beton) -> Iterator[tuple[int, Rows, int]]:
             yield part.start + i, rows, i
 
 
-def _check(sample: tuple[int, Rows, int]) -> str:
-    """What is wrong with a sample; "" = nothing."""
+def _decoded(sample: tuple[int, Rows, int]) -> tuple[bytes, str]:
+    """A sample's bytes, and what is wrong with them by themselves; "" = nothing."""
     _, rows, i = sample
-    wanted, height, width = int(rows.num_bytes[i]), int(rows.height[i]), int(rows.width[i])
+    wanted = int(rows.num_bytes[i])
     try:
         data = os.pread(int(rows.fd[i]), wanted, int(rows.offset[i]))
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        return b"", f"cannot be read ({error.strerror})"
     if len(data) != wanted:
-        return f"{len(data)} of {wanted} bytes are there"
+        return data, f"{len(data)} of {wanted} bytes are there"
     if rows.mode[i] != JPG:
-        return ""  # a raw image's length was checked with the table
+        return data, ""  # a raw image's length was checked with the table
+    return data, _why_no_jpeg(data, int(rows.height[i]), int(rows.width[i]))
+
+
+def _why_no_jpeg(data: bytes, height: int, width: int) -> str:
     status, found_height, found_width, components, _, precision = jpeg_header(
-        np.frombuffer(data, np.uint8), wanted
+        np.frombuffer(data, np.uint8), len(data)
     )
     if status != HEADER_GOOD:
         return HEADER_REASONS[status]
@@ -162,6 +188,13 @@ def _check(sample: tuple[int, Rows, int]) -> str:
     if components not in (1, 3) or precision != 8:
         return f"a JPEG of {components} components and {precision} bits; readers take 1 or 3, and 8 bits"
     return "" if clean_decode(data, height, width) else "does not decode without a libjpeg error or warning"
+
+
+def unchecked(beton: Beton) -> str:
+    """What `verify` could not see in this one beton, in words; "" where checksums tell of every change."""
+    if has_checksums(beton.shards[0]) or read_sidecar(beton.paths[0]):
+        return ""
+    return "no checksums in it and no JSON beside it, so pixels and labels that changed and can still be read were not noticed"
 
 
 @dataclass
@@ -197,6 +230,7 @@ def info(beton: Beton) -> str:
         f"  bytes  min / median / max  {_Spread(kilobytes)} kB, mean {num_bytes / beton.num_samples / 1e3:.1f} kB",
         f"  stored as                  {modes[0]:,} JPEG, {modes[1]:,} raw",
         f"  page                       {beton.shards[0].page_size / 2**20:g} MiB",
+        f"  checksum of each sample    {'CRC-32' if all(map(has_checksums, beton.shards)) else 'none'}",
     ]
     return "\n".join(lines + _classes(beton) + _origin(beton))
 

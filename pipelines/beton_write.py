@@ -2,7 +2,7 @@
 
 Threads convert (libffcv, Pillow and read() release the GIL), the calling thread writes in the order of the
 samples: the file does not depend on the number of workers. Memory does not grow with the number of samples
-but for 4 bytes and a packed path each.
+but for 8 bytes and a packed path each.
 """
 
 import csv

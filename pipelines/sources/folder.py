@@ -111,7 +111,7 @@ def _count(root: Path, shard: tuple[int, int]) -> ImageFolder:
 def _images(root: Path, is_flat: bool, ignored: list[int] | None = None) -> Iterator[str]:
     """Image files in (or, unless flat, below) a folder, in order; counts the files that are none into
     `ignored`."""
-    for folder in [str(root)] if is_flat else sorted(_folders(str(root), frozenset())):
+    for folder in [str(root)] if is_flat else sorted(_folders(str(root))):
         with os.scandir(folder) as entries:
             files = sorted((entry.name, _can_be_opened(entry)) for entry in entries if not _is_folder(entry))
         for name, can_be_opened in files:
@@ -121,17 +121,18 @@ def _images(root: Path, is_flat: bool, ignored: list[int] | None = None) -> Iter
                 ignored[0] += 1
 
 
-def _folders(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+def _folders(root: str) -> Iterator[str]:
     """A folder and all below it, links followed, but not in circles."""
-    status = os.stat(folder)
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return
-    yield folder
-    with os.scandir(folder) as entries:
-        names = [entry.path for entry in entries if _is_folder(entry)]
-    for name in names:
-        yield from _folders(name, above | {identity})
+    waiting = [(root, frozenset[tuple[int, int]]())]
+    while waiting:
+        folder, above = waiting.pop()
+        status = os.stat(folder)
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            continue
+        yield folder
+        with os.scandir(folder) as entries:
+            waiting += [(entry.path, above | {identity}) for entry in entries if _is_folder(entry)]
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

@@ -10,6 +10,7 @@ A list's pictures lie below one folder: of `_places`, that in which most of some
 import csv
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,7 +116,7 @@ def _inaturalist(path: Path) -> Names:
         categories = {int(each["id"]): str(each["name"]) for each in record["categories"]}
         files = {int(each["id"]): os.path.normpath(str(each["file_name"])) for each in record["images"]}
         annotations = [(int(each["image_id"]), int(each["category_id"])) for each in record["annotations"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"{path}: an entry lacks what iNaturalist's have (images: id, file_name; annotations: image_id, category_id; "
             f"categories: id, name): {error!r}"
@@ -157,7 +158,10 @@ def _annotated(
 
 def _with_header(path: Path) -> Names:
     with _opened(path) as file:
-        rows = [(number, row) for number, row in enumerate(csv.reader(file), start=1) if row][1:]
+        try:
+            rows = [(number, row) for number, row in enumerate(csv.reader(file), start=1) if row][1:]
+        except csv.Error as error:
+            raise ValueError(f"{path}: is no table of filename,label ({error})") from None
     for number, row in rows:
         if len(row) != 2 or not all(cell.strip() for cell in row):
             raise ValueError(f"{path}: line {number}, {_shown(','.join(row))}, is no file's name and a label")
@@ -192,11 +196,11 @@ def _path_and_label(path: Path, number: int, line: str) -> tuple[str, int]:
     if not is_image(os.path.basename(name)):
         raise ValueError(f"{path}: line {number}, {_shown(line)}, is neither an image's PATH nor PATH LABEL")
     # Python's int takes other things for numbers, such as 1_000.
-    if not (label[0].isascii() and label[0].isdecimal() and int(label[0]) < 2**31):
+    if not (re.fullmatch("0*[0-9]{1,10}", label[0]) and int(label[0][-10:]) < 2**31):
         raise ValueError(
             f"{path}: line {number}, {_shown(line)}: the label is no integer from 0; number the classes"
         )
-    return name, int(label[0])
+    return name, int(label[0][-10:])
 
 
 def _shown(line: str) -> str:

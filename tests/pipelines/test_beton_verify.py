@@ -1,6 +1,10 @@
 """Verifying betons, and their sidecars."""
 
+import base64
 import json
+import tracemalloc
+import zlib
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +12,7 @@ import numpy as np
 import pytest
 
 from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.beton_sidecar import PathPacker, Sidecar
+from fastpsl.pipelines.beton_sidecar import PathPacker, Sidecar, read_sidecar
 from fastpsl.pipelines.beton_verify import verify
 from tests.pipelines.folders import photo_tree, write_folder
 from tests.pipelines.photos import needs_ffcv
@@ -72,6 +76,57 @@ def test_sidecars_that_do_not_fit(photos: Path, tmp_path: Path) -> None:
     beside.unlink()
     with Beton(out) as beton:
         assert beton.class_names is None and beton.num_classes == 3 and beton.name(1) == f"{out} sample 1"
+
+
+@pytest.mark.parametrize("value", [1e999, -1, 10**30, "9" * 5000, float("nan")])
+@pytest.mark.parametrize("key", ["num_samples", "data_start"])
+def test_numbers_of_nonsense_in_a_sidecar(key: str, value: object, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.beton"
+    write_folder(photos, out)
+    beside = tmp_path / "a.beton.json"
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | {key: value}))
+    (problem,) = verify(out)
+    assert "a.beton" in problem and "\n" not in problem and "remove" in problem
+
+
+def packed(data: bytes) -> str:
+    return base64.b64encode(zlib.compress(data)).decode()
+
+
+NAMES = b"\n".join(b"%d.jpg" % i for i in range(18))
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        "AAAA",
+        packed(NAMES)[:-8],
+        packed(NAMES + b"\nmore.jpg"),
+        packed(NAMES[:-7]),
+        packed(b"x" * (40 << 20)),  # one name of 40 MB
+        packed(b"\n" * (40 << 20)),
+        base64.b64encode(zlib.compress(NAMES) + b"more").decode(),
+    ],
+    ids=["no zlib", "cut", "one more", "one less", "a long one", "many", "something behind"],
+)
+def test_damaged_source_paths_are_told_by_verify_and_cost_readers_the_names_alone(
+    paths: str, photos: Path, tmp_path: Path
+) -> None:
+    out, beside = tmp_path / "a.beton", tmp_path / "a.beton.json"
+    write_folder(photos, out)
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | {"source_paths": paths}))
+    told = f"{beside}: its source_paths are damaged; copy it again, or remove it (betons are read without it too)"
+    assert list(verify(out)) == [told]
+    with Beton(out) as beton:
+        assert all(beton.name(i).startswith(f"{out} sample {i}") for i in range(18))
+    sidecar = read_sidecar(out)
+    assert sidecar is not None
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="source_paths are damaged"):
+        deque(sidecar.source_paths(), 0)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 12 << 20
 
 
 def test_paths_of_any_kind_survive_packing() -> None:

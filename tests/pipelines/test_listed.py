@@ -150,7 +150,9 @@ def test_a_plain_list_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_plain_list_with_labels(tmp_path: Path) -> None:
     pictures(tmp_path, ["a b.jpg", "c.jpg"])
-    (tmp_path / "l.txt").write_text("a b.jpg\t7\nc.jpg   0\n")
+    (tmp_path / "l.txt").write_text(
+        f"a b.jpg\t{'7':0>5000}\nc.jpg   0\n"
+    )  # no number is too long for its value
     with Listed(tmp_path / "l.txt") as data:
         assert data.labels().tolist() == [7, 0] and data.num_classes == 8
         assert Path(data.name(0)).name == "a b.jpg"
@@ -228,6 +230,8 @@ BAD: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "below 0": ("l.csv", "ant/0.jpg -1\n", ("no integer from 0",)),
     "digits of others": ("l.csv", "ant/0.jpg ٣\n", ("no integer from 0",)),
     "a large number": ("l.csv", "ant/0.jpg 2147483648\n", ("no integer from 0",)),
+    "thousands of digits": ("l.csv", f"ant/0.jpg {'9' * 5000}\n", ("no integer from 0",)),
+    "a cell without an end": ("l.csv", 'filename,label\n"' + "x" * 200_000, ("is no table of filename,label",)),
     "commas": ("l.csv", "ant/0.jpg,0\n", ("line 1, 'ant/0.jpg,0', is neither an image's PATH nor PATH LABEL",)),
     "a long line": ("l.txt", "x" * 9999, ("line 1, 'xxxx", "...', is neither")),
     "a third cell": ("l.csv", "filename,label\nant/0.jpg,ant,1\n", ("line 2, 'ant/0.jpg,ant,1', is no file's name and a label",)),
@@ -238,6 +242,7 @@ BAD: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "tests": ("l.json", {"images": inaturalist()["images"]}, ("no list of images as iNaturalist's",)),
     "no name": ("l.json", inaturalist(images=[{"id": 3}]), ("an entry lacks", "'file_name'")),
     "no id": ("l.json", inaturalist(categories=[{"id": "x", "name": "y"}]), ("an entry lacks", "ValueError")),
+    "an infinite id": ("l.json", inaturalist(images=[{"id": 1e999, "file_name": "a.jpg"}]), ("an entry lacks", "OverflowError")),
     "one id": ("l.json", inaturalist(images=[{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]), ("one id",)),
     "category": ("l.json", inaturalist(categories=[{"id": 0, "name": "a"}, {"id": 1, "name": "b"}]),
                  ("cow/0.jpg is of category 2, which is not among its 2 categories",)),

@@ -1,6 +1,7 @@
 """Folders as sources: trees, flat folders, and what is neither."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,26 @@ def test_flat_folders_and_folders_of_nothing(tmp_path: Path) -> None:
         and source.empty_classes == ["cow"]
         and source.num_samples == 2
     )
+
+
+def test_folders_within_folders_have_no_limit_of_ours(tmp_path: Path) -> None:
+    folder = "d/" * 1200
+    root = tmp_path / "photos"
+    place = os.getcwd()
+    try:
+        root.mkdir()
+        os.chdir(root)
+        for name in folder.split("/")[:-1]:  # os.makedirs has one
+            os.mkdir(name)
+            os.chdir(name)
+        Path("a.jpg").write_bytes(b"x")
+        source = image_folder(root)
+        assert [sample.name for sample in source.samples()] == [f"{folder}a.jpg"] and source.class_names == [
+            "d"
+        ]
+    finally:
+        os.chdir(place)
+        subprocess.run(["rm", "-r", root], check=True)  # shutil.rmtree has one
 
 
 @pytest.mark.timeout(60)
