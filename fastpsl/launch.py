@@ -20,6 +20,7 @@ from fastpsl.pictures import draw_curve
 from fastpsl.reporter import summary_line
 from fastpsl.run import Run
 from fastpsl.seed import torch_seed
+from fastpsl.terminal import people_read
 from fastpsl.trainer import pretrain
 
 EXIT_FINISHED, EXIT_CRASHED, EXIT_USER_ERROR, EXIT_PREEMPTED = 0, 1, 2, 75
@@ -47,6 +48,19 @@ def run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run] = ())
     ValueError, OSError and what a GPU refused (`gpu_failures`) are the user's (one line, no traceback); whatever else is ours,
     with its traceback. `opened`: the runs that `work` opens, whose status says how they ended.
     """
+
+    def lose(name: str, error: OSError) -> None:
+        if name == "stdout":
+            print(
+                f"{recipe}: stdout cannot be written ({error.strerror}); the run goes on without it",
+                file=sys.stderr,
+            )
+
+    with people_read(lose):
+        _run_script(recipe, work, opened)
+
+
+def _run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run]) -> NoReturn:
     rank = own_rank()
     _say_warnings_in_one_line(recipe, rank)
     try:
@@ -116,7 +130,10 @@ def _run(
     finished = pretrain(job, run)
     if world.rank == 0:
         _say_the_end(run, finished)
-        for line in finish(options, job, run) if finish and finished else ():
+        lines = finish(options, job, run) if finish and finished else ()
+        if finished:
+            run.write_status("finished", "")
+        for line in lines:
             print(line)
     run.close()
     return EXIT_FINISHED if finished else EXIT_PREEMPTED
@@ -125,7 +142,8 @@ def _run(
 def _say_the_end(run: Run, finished: bool) -> None:
     assert run.reporter.screen
     run.reporter.screen.close()
-    run.write_status(*(("finished", "") if finished else ("preempted", "stopped by a signal")))
+    if not finished:
+        run.write_status("preempted", "stopped by a signal")
     write_atomically(run.folder / "results.json", json.dumps(run.position.summaries, indent=1).encode())
     if not finished:
         where = f"stage {run.position.stage + 1}, step {run.position.step}"
@@ -160,12 +178,14 @@ def _report_failure(opened: Sequence[Run], rank: int, error: str, reason: str, s
         time.sleep(1.0)
         error = f"rank {rank}: {error}"
     for run in opened:
-        if run.failed_elsewhere():
+        before = run.status()
+        if before == "failed":
             return
         try:
-            run.write_status(state, reason if run.world.size == 1 else f"rank {rank}: {reason}")
+            if before not in ("finished", "preempted"):  # what came to its end stays so
+                run.write_status(state, reason if run.world.size == 1 else f"rank {rank}: {reason}")
             (run.folder / "error.txt").write_text(traceback.format_exc())  # for the developer of a task
         except OSError as problem:
-            if not run.failed_elsewhere():
+            if run.status() != "failed":
                 print(f"status.json could not be written: {problem}", file=sys.stderr)
     print(error, file=sys.stderr, flush=True)

@@ -19,6 +19,7 @@ from fastpsl.learner import Learner
 from fastpsl.options import RunOptions
 from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.loader import Loader
+from fastpsl.resume import loading
 from fastpsl.run import Run
 from fastpsl.schedules import Moment
 from fastpsl.seed import torch_seed
@@ -67,7 +68,8 @@ def pretrain(job: Job, run: Run) -> bool:
     (state, run.resume_state), position = (run.resume_state, None), run.position
     place_backbone(job, run.options, run.world)
     if state:
-        job.backbone.load_state_dict(state["backbone"])
+        with loading(run.resumed_from):
+            job.backbone.load_state_dict(state["backbone"])
     while len(position.summaries) < len(job.stages):
         if len(position.summaries) > position.stage:
             position.next_stage(job.stages[position.stage].max_epochs)
@@ -100,8 +102,9 @@ class StageRun:
         every = getattr(run.options, "probe_every", 0)
         self.monitor = Monitor(run, trunk, stage, self.views[0] if every else None, every)
         if state:
-            self.learner.load_state_dict(state["learner"])
-            call_if_there(job.task, "load_state_dict", state["task"])
+            with loading(run.resumed_from):
+                self.learner.load_state_dict(state["learner"])
+                call_if_there(job.task, "load_state_dict", state["task"])
 
     def _say_choices(self) -> None:
         """How this stage is computed, and why so."""
