@@ -19,7 +19,7 @@ COUNTS = {
     "betons": 10_000,
     "side_files": 2_000,
     "images": 10_000,
-    "hostile": 1_000,
+    "hostile": 1_500,
 }
 _IMPORTED = [
     "torch",

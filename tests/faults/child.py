@@ -25,6 +25,7 @@ from typing import NamedTuple
 from tests.faults.report import FAILURES, Finding
 
 _PR_SET_PDEATHSIG = 1
+_NOT_PREPARED = 71  # exit code: the harness's own fault
 _OURS = re.compile(r"/(fastpsl|pipelines|kernels|recipes)/[^:]*\.py$")
 
 
@@ -102,6 +103,7 @@ def _in_child(
             yield cases[position], outcome, detail, False
             position += 1
         exit_code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert exit_code != _NOT_PREPARED, _tail(log)
         if position < len(cases):
             outcome = (
                 "hang"
@@ -151,8 +153,12 @@ def _be_child(
         os.dup2(output, 1)
         os.dup2(output, 2)
         faulthandler.enable(2)
-        if prepare:
-            prepare()
+        try:
+            if prepare:
+                prepare()
+        except BaseException:  # noqa: BLE001
+            traceback.print_exc()
+            os._exit(_NOT_PREPARED)
         for case in cases:
             line = json.dumps(_limited(case, judge, limits)).encode() + b"\n"
             os.write(writing, line)
@@ -203,18 +209,18 @@ def described(error: BaseException) -> str:
 
 
 def refusal(error: BaseException, *names: str) -> tuple[str, str]:
-    """How an exception would meet the user: "refused" is a ValueError of one line that holds one of `names`.
+    """How an exception would meet the user: "refused" is a ValueError that holds one of `names`.
 
     The library raises ValueError for what users gave, and its commands print that as one line; everything else would be a
     traceback.
     """
-    text = str(error)
+    text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
         return "memory", described(error)
     if isinstance(error, TimeoutError):
         return "hang", described(error)
     if not isinstance(error, ValueError):
         return "traceback", described(error)
-    if "\n" in text or not any(name in text for name in names):
+    if not any(name in text for name in names):
         return "unclear", described(error)
     return "refused", text

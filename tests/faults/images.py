@@ -58,6 +58,8 @@ class _Subject:
     def read_sound(self) -> None:
         """In each child: the decoders are warm, and `expected` holds the digests of the sound pictures."""
         os.environ["XDG_CACHE_HOME"] = str(self.cache)
+        _remove(self.odd)
+        self.odd.mkdir()
         assert self._write().error is None
         for decoder in DECODERS:
             self.expected[decoder] = read(self._read_by(decoder), decoder).digests
@@ -89,8 +91,8 @@ class _Subject:
 
     def _judge_writing(self) -> tuple[str, str] | None:
         said = self._write()
-        if CONTROL.search(said.text + str(said.error or "")):
-            return "escaped", f"write: {said.text!r} {said.error!r}"
+        if CONTROL.search(said.text):
+            return "escaped", f"write: {said.text!r}"
         if said.error:
             return refusal(said.error, self.root.name, self.out.name)
         if sound := verify(self.out).error:
@@ -119,8 +121,6 @@ class _Subject:
                 return outcome, f"{decoder}: {detail}"
             if reading.digests[:NUM_SOUND] != self.expected[decoder][:NUM_SOUND]:
                 return "silent", f"{decoder}: sound pictures beside it are read differently"
-            if bad := [name for name in reading.bad if CONTROL.search(name)]:
-                return "escaped", f"{decoder}: {bad[0]!r}"
         return None
 
     def _came_to(self) -> tuple[str, str]:

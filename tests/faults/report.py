@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 #   refused     one line names the file and the remedy
 #   skipped     the sample was named and left out, the rest goes on
 #   found       something else is read, and `fastpsl beton verify` names it
+#   read        what was damaged is read as a picture or a value, as its format allows; what lies beside it is read as ever
 #   goes on     work continues from where it was, and its result is the undisturbed one
 # and faults that did not:
 FAILURES = {
@@ -23,7 +24,7 @@ FAILURES = {
     "hang": "the time limit was reached",
     "memory": "more memory was taken than the documentation allows",
     "traceback": "an exception of the internals reached the user",
-    "unclear": "a message without the file's name or the remedy, or of several lines",
+    "unclear": "a message without the file's name",
     "silent": "other pixels or labels were read, and nothing finds it",
     "differs": "the result is not that of an undisturbed run",
     "executed": "an input ran code",
