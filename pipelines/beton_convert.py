@@ -16,7 +16,15 @@ from PIL import Image
 
 from fastpsl.pipelines.beton_shard import JPG, RAW
 from fastpsl.pipelines.decoders.area import shrink
-from fastpsl.pipelines.image_file import MAX_PIXELS, BrokenImage, decode_any, jpeg_orientation, turn
+from fastpsl.pipelines.image_file import (
+    MAX_PIXELS,
+    BrokenImage,
+    decode_any,
+    jpeg_orientation,
+    num_pixels,
+    turn,
+)
+from fastpsl.pipelines.large_pictures import LargePictures
 from fastpsl.pipelines.libffcv import HEADER_GOOD, Codec, jpeg_header, why_missing
 from fastpsl.pipelines.plain_jpeg import plain_decoder
 from fastpsl.pipelines.rows import UPRIGHT
@@ -66,6 +74,7 @@ class Stored:
 
 
 _local = threading.local()
+_large = LargePictures()
 
 
 def _codec() -> Codec | None:
@@ -77,28 +86,31 @@ def _codec() -> Codec | None:
 
 def convert(data: bytes, target: Target) -> Stored:
     """An image file's bytes to what is stored. Raises BrokenImage with the reason; safe to call from many
-    threads."""
+    threads, which large pictures keep waiting (large_pictures.py)."""
     if not data:
         raise BrokenImage("empty file")
     status, height, width, components, is_progressive, precision = jpeg_header(
         np.frombuffer(data, np.uint8), len(data)
     )
-    how = "encoded"
-    if status == HEADER_GOOD and components == 3 and precision == 8 and height * width <= MAX_PIXELS:
-        orientation = jpeg_orientation(data)
-        wanted = target.size(height, width)
-        may_pass = (
-            target.mode == "jpg"
-            and not is_progressive
-            and orientation == UPRIGHT
-            and wanted == (height, width)
-        )
-        if may_pass and clean_decode(data, height, width):
-            return Stored(data, height, width, JPG, "passed")
-        how = "mended" if may_pass else "encoded"
-        image = None if may_pass else _decode_shrunk(data, height, width, wanted)
-        if image is not None:
-            return _store(turn(image, orientation), target, how)
+    if status != HEADER_GOOD or components != 3 or precision != 8 or height * width > MAX_PIXELS:
+        with _large.room_for(num_pixels(data)):
+            return _store(_shrink(decode_any(data), target), target, "encoded")
+    with _large.room_for(height * width):
+        return _convert_jpeg(data, height, width, bool(is_progressive), target)
+
+
+def _convert_jpeg(data: bytes, height: int, width: int, is_progressive: bool, target: Target) -> Stored:
+    orientation = jpeg_orientation(data)
+    wanted = target.size(height, width)
+    may_pass = (
+        target.mode == "jpg" and not is_progressive and orientation == UPRIGHT and wanted == (height, width)
+    )
+    if may_pass and clean_decode(data, height, width):
+        return Stored(data, height, width, JPG, "passed")
+    how = "mended" if may_pass else "encoded"
+    image = None if may_pass else _decode_shrunk(data, height, width, wanted)
+    if image is not None:
+        return _store(turn(image, orientation), target, how)
     return _store(_shrink(decode_any(data), target), target, how)
 
 

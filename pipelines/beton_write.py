@@ -28,6 +28,7 @@ from fastpsl.pipelines.beton_file import (
     write_all,
 )
 from fastpsl.pipelines.beton_sidecar import PathPacker, Sidecar, dump_sidecar, sidecar_path
+from fastpsl.pipelines.image_file import read_image_file
 from fastpsl.pipelines.libffcv import INSTALL, why_missing
 from fastpsl.pipelines.sources import Sample
 from fastpsl.pipelines.workers import map_in_order
@@ -122,7 +123,7 @@ def _convert_one(
         return image
     try:
         if isinstance(image, Path):
-            image = image.read_bytes()
+            image = read_image_file(image)
         stored = convert(image, target) if isinstance(image, bytes) else store_array(image, target)
     except OSError as error:
         return BrokenImage(f"cannot be read ({error.strerror})")

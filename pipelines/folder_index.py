@@ -19,7 +19,14 @@ from typing import Protocol, final
 import numpy as np
 
 from fastpsl.pipelines.cache_folder import cache_folder
-from fastpsl.pipelines.image_file import MAX_PIXELS, TURNED, BrokenImage, jpeg_orientation, upright_size
+from fastpsl.pipelines.image_file import (
+    MAX_PIXELS,
+    TURNED,
+    BrokenImage,
+    check_bytes,
+    jpeg_orientation,
+    upright_size,
+)
 from fastpsl.pipelines.libffcv import HEADER_GOOD, jpeg_header
 from fastpsl.pipelines.rows import MODE_FILE, MODE_JPEG, UPRIGHT
 from fastpsl.pipelines.sources.source import Sample
@@ -27,7 +34,10 @@ from fastpsl.pipelines.workers import map_in_order
 
 _VERSION = "folder-v1"  # a new name whenever what is kept changes
 _THREADS = 16  # storage far away answers slowly, and to many at once
-_HEAD_BYTES = 1 << 16
+_HEAD_BYTES, _LONG_HEAD_BYTES = (
+    1 << 16,
+    1 << 24,
+)  # of a JPEG whose frame header stands further back Pillow reads the size
 _SAY_AFTER_S, _SAY_EVERY = 10.0, 64
 
 RECORD = np.dtype(
@@ -171,6 +181,7 @@ def _scan(path: object) -> tuple[_File, int, int, int, int]:
     """A file, and of its picture height, width, mode and orientation. What cannot be read counts as 1 x 1 px."""
     file = _stat(path)
     try:
+        check_bytes(file.num_bytes)
         jpeg = _jpeg(str(path), file.num_bytes)
         if jpeg:
             return file, *jpeg
@@ -189,7 +200,7 @@ def _jpeg(path: str, num_bytes: int) -> tuple[int, int, int, int] | None:
         data = file.read(_HEAD_BYTES)
         header = jpeg_header(np.frombuffer(data, np.uint8), len(data))
         if data[:2] == b"\xff\xd8" and header[0] != HEADER_GOOD and num_bytes > len(data):
-            data += file.read()
+            data += file.read(_LONG_HEAD_BYTES)
             header = jpeg_header(np.frombuffer(data, np.uint8), len(data))
     status, height, width, components, _, precision = header
     if status != HEADER_GOOD or components not in (1, 3) or precision != 8 or height * width > MAX_PIXELS:

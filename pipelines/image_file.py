@@ -6,14 +6,16 @@
 """
 
 import io
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from fastpsl.pipelines.rows import UPRIGHT
+from fastpsl.pipelines.rows import MAX_FILE_BYTES, UPRIGHT
 
 # What Pillow may try: no format that starts another program (EPS) or that is no photo.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
@@ -23,10 +25,28 @@ TURNED = 5  # EXIF orientations from here on swap height and width
 _ORIENTATION_TAG = 0x0112
 _START_OF_SCAN, _APP1 = 0xDA, 0xE1  # JPEG markers
 _WIDTH_TAG, _HEIGHT_TAG = 0x0100, 0x0101  # of TIFF
+_BLOCK_BYTES = 1 << 20
+_BAND_PIXELS = (
+    1 << 20
+)  # a picture is made RGB so much at a time: beside it and the result, nothing of its size is held
 
 
 class BrokenImage(Exception):
     """The image cannot be used; the message is the reason, for the quarantine list."""
+
+
+def check_bytes(num_bytes: int) -> None:
+    """Raises BrokenImage for a file of so many bytes that it is not read."""
+    if num_bytes > MAX_FILE_BYTES:
+        raise BrokenImage(f"{num_bytes:,} bytes; at most {MAX_FILE_BYTES:,} are taken")
+
+
+def read_image_file(path: str | Path) -> bytes:
+    """A file's bytes. Raises BrokenImage for one that is too large, before it is read, and OSError."""
+    with open(path, "rb") as file:
+        num_bytes = os.fstat(file.fileno()).st_size
+        check_bytes(num_bytes)
+        return file.read(num_bytes)
 
 
 def jpeg_orientation(data: bytes) -> int:
@@ -77,9 +97,15 @@ def upright_size(path: str) -> tuple[int, int]:
 
 
 def _mentions_orientation(path: str) -> bool:
+    end = b""
     with open(path, "rb") as file:
-        data = file.read()
-    return any(word in data for word in (b"eXIf", b"type exif", b"adobe.xmp"))
+        while block := end + file.read(_BLOCK_BYTES):
+            if any(word in block for word in (b"eXIf", b"type exif", b"adobe.xmp")):
+                return True
+            if len(block) <= len(end):
+                break
+            end = block[-len(b"type exif") :]
+    return False
 
 
 def _check_pixels(height: int, width: int) -> None:
@@ -101,24 +127,36 @@ def _reasons() -> Iterator[None]:
         raise BrokenImage(f"{type(error).__name__}: {' '.join(text.split())}") from None
 
 
+def num_pixels(data: bytes) -> int:
+    """Of an image in any known format, by its header. Raises BrokenImage with the reason, also where they are too many."""
+    with _reasons(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _check_pixels(image.height, image.width)
+        return image.height * image.width
+
+
 def decode_any(data: bytes) -> np.ndarray:
     """Decode any known format by Pillow to upright RGB, uint8 [H, W, 3]."""
     with _reasons(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check_pixels(image.height, image.width)
         image.load()
-        return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+        ImageOps.exif_transpose(image, in_place=True)
+        rgb = np.empty((image.height, image.width, 3), np.uint8)
+        num_rows = max(1, _BAND_PIXELS // max(1, image.width))
+        for top in range(0, image.height, num_rows):
+            bottom = min(top + num_rows, image.height)
+            rgb[top:bottom] = _rgb(image.crop((0, top, image.width, bottom)))
+        return rgb
 
 
 def _rgb(image: Image.Image) -> "Image.Image | np.ndarray":
-    """To 8-bit RGB, see the module's text."""
+    """To 8-bit RGB, or something that numpy makes so; see the module's text."""
     if image.mode == "F":
         raise BrokenImage("floating-point pixels have no known range")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.size and not (0 <= values.min() and values.max() <= 65535):
             raise BrokenImage("32-bit integer pixels beyond 16 bits have no known range")
-        grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        return ((values * 255 + 32767) // 65535).astype(np.uint8)[:, :, None]
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert(

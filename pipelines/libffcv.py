@@ -192,6 +192,9 @@ def pread_into(file: int, offset: int, num_bytes: int, out: np.ndarray) -> int:
     return done
 
 
+_MAX_KEPT_BYTES = 3 << 23  # of a buffer: larger ones are given back after each picture
+
+
 class Codec:
     """Decode and encode whole images from plain Python; every call releases the GIL, so threads run
     side by side.
@@ -230,6 +233,8 @@ class Codec:
                 self._library.tjDestroy(ctypes.c_void_p(handle))
 
     def _buffer(self, use: str, num_bytes: int) -> np.ndarray:
+        if num_bytes > _MAX_KEPT_BYTES:
+            return np.empty(num_bytes, np.uint8)
         buffer = self._buffers.get(use)
         if buffer is None or len(buffer) < num_bytes:
             buffer = self._buffers[use] = np.empty(num_bytes, np.uint8)

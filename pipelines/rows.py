@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+MAX_FILE_BYTES = 256 << 20  # of an image file: larger ones are refused unread
 MODE_JPEG, MODE_RAW, MODE_FILE = 0, 1, 2
 UPRIGHT = 1
 
@@ -45,11 +46,12 @@ class Rows(NamedTuple):
 
 
 def read_bytes(rows: Rows, i: int) -> bytes:
-    """The sample's bytes, as many as there are; none where the file cannot be read."""
+    """The sample's bytes, as many as there are; none where the file cannot be read, or is larger than MAX_FILE_BYTES."""
     try:
         if rows.path[i]:
             with open(rows.path[i], "rb") as file:
-                return file.read()
+                num_bytes = os.fstat(file.fileno()).st_size
+                return file.read(num_bytes) if num_bytes <= MAX_FILE_BYTES else b""
         return os.pread(int(rows.fd[i]), int(rows.num_bytes[i]), int(rows.offset[i]))
     except OSError:
         return b""

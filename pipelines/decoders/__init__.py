@@ -170,11 +170,10 @@ def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: Rows, i: int) ->
 
 def _what_is_wrong(rows: Rows, i: int) -> str:
     """Of an image file, in words."""
-    from fastpsl.pipelines.image_file import BrokenImage, decode_any
+    from fastpsl.pipelines.image_file import BrokenImage, decode_any, read_image_file
 
     try:
-        with open(rows.path[i], "rb") as file:
-            data = file.read()
+        data = read_image_file(rows.path[i])
         if len(data) != rows.num_bytes[i]:
             return f"it had {rows.num_bytes[i]:,} bytes and has {len(data):,}"
         height, width, _ = decode_any(data).shape

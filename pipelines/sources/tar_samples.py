@@ -5,9 +5,9 @@ import posixpath
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-from fastpsl.pipelines.beton_file import MAX_PAGE_BYTES
 from fastpsl.pipelines.beton_shard import MAX_LABEL
 from fastpsl.pipelines.image_file import BrokenImage
+from fastpsl.pipelines.rows import MAX_FILE_BYTES
 from fastpsl.pipelines.sources.source import EXTENSIONS, is_image
 from fastpsl.pipelines.sources.tar_stream import Damage, Member
 
@@ -32,7 +32,7 @@ class Group:
             is_better = f".{ending}" in EXTENSIONS and f".{_ending(self.image_name)}" not in EXTENSIONS
             if not self.image_name or is_better:
                 self.image_name = member.name
-                self.image = _read(member, MAX_PAGE_BYTES) if is_wanted else b""
+                self.image = _read(member, MAX_FILE_BYTES) if is_wanted else b""
         elif (last := ending.rpartition(".")[2]) == "cls" or (last == "json" and not self.label_name):
             self.label_name = member.name
             self.label = _read(member, _MAX_LABEL_BYTES) if is_wanted else b""
