@@ -27,9 +27,9 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # writing names no file
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from fastpsl.checkpoint import Checkpoints, read_checkpoint
 from fastpsl.distributed import World, share, wait_for_all
 from fastpsl.options import RunOptions
+from fastpsl.pipelines.beton_file import output_errors
 
 # What a checkpoint holds besides what is only looked at where it is there.
 _KEYS = {"science": dict, "machine": dict, "position": dict, "backbone": dict, "learner": dict, "task": dict}
@@ -37,19 +38,22 @@ def choose_folder(recipe: str, options: RunOptions) -> Path:
             )
         folder = checkpoint.parent.parent
     else:
-        return new_numbered_folder(Path("runs"), recipe)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise ValueError(
-            f"--out {folder} is a file: give a folder, or a path that does not exist yet"
-        ) from None
+        with output_errors(Path("runs").absolute()):
+            return new_numbered_folder(Path("runs"), recipe)
+    with output_errors(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise ValueError(
+                f"--out {folder} is a file: give a folder, or a path that does not exist yet"
+            ) from None
     return folder
 
 
 def lock_folder(folder: Path) -> TextIO:
     """Hold a run's folder until the file that is returned is closed or the process ends; ValueError where it is held."""
-    file = open(folder / ".lock", "w")  # noqa: SIM115  (held open by the caller)
+    with output_errors(folder):
+        file = open(folder / ".lock", "w")  # noqa: SIM115  (held open by the caller)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

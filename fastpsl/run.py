@@ -18,6 +18,7 @@ from fastpsl.checkpoint import Checkpoints, write_atomically
 from fastpsl.distributed import Agreement, World, share, wait_for_all
 from fastpsl.options import RunOptions
 from fastpsl.pictures import NUM_PICTURES, captions, save_contact_sheet
+from fastpsl.pipelines.beton_file import output_errors
 from fastpsl.pipelines.data import open_data
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import Data
@@ -97,18 +98,19 @@ class Run:
         self.position = Position(**self.resume_state["position"]) if self.resume_state else Position()
         self.resumed = self.resume_state is not None
         self.num_stages_before = len(self.position.summaries)
-        self.reporter = Reporter(
-            self.folder,
-            world,
-            batch_size=options.batch_size,
-            log_steps=options.log_steps,
-            resumed_run_step=self.position.run_step,
-            tensorboard=options.tensorboard,
-            wandb=options.wandb,
-            config=options.as_dict(),
-        )
-        if world.rank == 0:
-            self._write_records()
+        with output_errors(self.folder):
+            self.reporter = Reporter(
+                self.folder,
+                world,
+                batch_size=options.batch_size,
+                log_steps=options.log_steps,
+                resumed_run_step=self.position.run_step,
+                tensorboard=options.tensorboard,
+                wandb=options.wandb,
+                config=options.as_dict(),
+            )
+            if world.rank == 0:
+                self._write_records()
         self.agreement = Agreement(world, options.checkpoint_minutes)
         for note in notes:
             self.reporter.say(note)

@@ -107,12 +107,15 @@ def read_label_list(path: Path, data: Data) -> np.ndarray:
     if not entries:
         raise ValueError(f"--label-list {path} names no image: give one a line")
     if all(entry.isdecimal() for entry in entries):
-        found = np.array([int(entry) for entry in entries], np.int64)
-        if found.max() >= data.num_samples:
+        last = str(data.num_samples - 1)
+        largest = max((entry.lstrip("0") for entry in entries), key=lambda digits: (len(digits), digits))
+        if len(largest) > len(last) or int(largest or 0) >= data.num_samples:
+            shown = largest if len(largest) <= 20 else f"{largest[:20]}... of {len(largest):,} digits"
             raise ValueError(
-                f"--label-list {path} names sample {found.max()}, and the data has 0 to {data.num_samples - 1:,}: "
+                f"--label-list {path} names sample {shown}, and the data has 0 to {data.num_samples - 1:,}: "
                 "give the list that belongs to this data"
             )
+        found = np.array([int(entry) for entry in entries], np.int64)
     else:
         found = _find(entries, path, data)
     values, counts = np.unique(found, return_counts=True)

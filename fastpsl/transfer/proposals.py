@@ -58,7 +58,7 @@ def _key(name: object) -> str:
     """000005, b"000005" and 5 are the same; 2008_000002 is 2008000002."""
     text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
     digits = text.replace("_", "")
-    return str(int(digits)) if digits.isdecimal() else text
+    return str(int(digits)) if digits.isdecimal() and len(digits) < 19 else text
 
 
 def _checked(boxes: np.ndarray, size: tuple[int, int], where: str) -> np.ndarray:
