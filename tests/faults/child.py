@@ -46,6 +46,12 @@ class Limits(NamedTuple):
     address_bytes: int = 24 << 30
 
 
+class _Judgement(NamedTuple):
+    outcome: str
+    detail: str
+    grown_bytes: int = 0
+
+
 Judge = Callable[[Case], tuple[str, str]]  # outcome and detail, in the child
 
 
@@ -70,21 +76,26 @@ def judged(
     while waiting:
         taken = [waiting.popleft() for _ in range(min(batch, len(waiting)))]
         done = 0
-        for case, outcome, detail, ended in _in_child(taken, judge, log, limits, prepare):
+        for judgement, ended in _in_child(taken, judge, log, limits, prepare):
+            case = taken[done]
             done += 1
             if ended and len(taken) > 1:  # is it this case, or what those before it left behind?
-                _, outcome, again, _ = next(iter(_in_child([case], judge, log, limits, prepare)))
-                if outcome not in FAILURES:
-                    outcome, again = detail.split(":")[0], f"only after {done - 1} other cases: {detail}"
-                detail = again
-            yield Finding(category, case.name, outcome, detail, case.seed)
+                alone, _ = next(iter(_in_child([case], judge, log, limits, prepare)))
+                if alone.outcome not in FAILURES:
+                    alone = judgement._replace(
+                        detail=f"only after {done - 1} other cases: {judgement.detail}"
+                    )
+                judgement = alone
+            yield Finding(
+                category, case.name, judgement.outcome, judgement.detail, case.seed, judgement.grown_bytes
+            )
         waiting.extendleft(reversed(taken[done:]))
 
 
 def _in_child(
     cases: Sequence[Case], judge: Judge, log: Path, limits: Limits, prepare: Callable[[], None] | None
-) -> Iterator[tuple[Case, str, str, bool]]:
-    """(case, outcome, detail, whether the child ended by it) for each case until the child ends."""
+) -> Iterator[tuple[_Judgement, bool]]:
+    """(judgement, whether the child ended by it) for each case until the child ends."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -97,10 +108,9 @@ def _in_child(
         for line in lines:
             if line is None:
                 os.kill(child, signal.SIGKILL)
-                yield cases[position], "hang", f"hang: more than {limits.wall_s:g} s", True
+                yield _Judgement("hang", f"more than {limits.wall_s:g} s"), True
                 return
-            outcome, detail = json.loads(line)
-            yield cases[position], outcome, detail, False
+            yield _Judgement(*json.loads(line)), False
             position += 1
         exit_code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert exit_code != _NOT_PREPARED, _tail(log)
@@ -113,7 +123,7 @@ def _in_child(
                 else "crash"
             )
             how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit {exit_code}"
-            yield cases[position], outcome, f"{outcome}: {how}; {_tail(log)}", True
+            yield _Judgement(outcome, f"{how}; {_tail(log)}"), True
     finally:
         os.close(reading)
         if exit_code is None:
@@ -168,7 +178,7 @@ def _be_child(
         os._exit(70)
 
 
-def _limited(case: Case, judge: Judge, limits: Limits) -> tuple[str, str]:
+def _limited(case: Case, judge: Judge, limits: Limits) -> _Judgement:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     cpu_s = int(usage.ru_utime + usage.ru_stime) + limits.cpu_s
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, resource.RLIM_INFINITY))
@@ -185,7 +195,7 @@ def _limited(case: Case, judge: Judge, limits: Limits) -> tuple[str, str]:
             "memory",
             f"{grown / 1e6:,.0f} MB, {limits.resident_bytes / 1e6:,.0f} MB are allowed; {detail}",
         )
-    return outcome, detail[:600]
+    return _Judgement(outcome, detail[:600], max(0, grown))
 
 
 def _memory(name: str) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from fastpsl.terminal import escaped
 from tests.faults.child import Case, Limits, judged, refusal
 from tests.faults.hostile_gates import GATES, Gate, Refused
-from tests.faults.hostile_payloads import FOLDER_NAMES, PAYLOADS, Payload
+from tests.faults.hostile_payloads import FOLDER_NAMES, PAYLOADS, PRIVATE_PICTURE, Payload
 from tests.faults.readings import CONTROL
 from tests.faults.report import Finding
 
@@ -91,6 +91,8 @@ class _Subject:
             return "executed", canaries[0]
         if new := _listing(self.folder) - before:
             return "wrote", str(sorted(new)[:3])
+        if any(PRIVATE_PICTURE in path.read_bytes() for path in self.here.glob("*.beton")):
+            return "disclosed", "a picture of this machine is in the beton"
         if CONTROL.search(said):
             return "escaped", repr(said[-300:])
         for page in self.here.glob("out/*.html"):

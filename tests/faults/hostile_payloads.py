@@ -114,11 +114,12 @@ def _npy_objects(path: Path) -> None:
 
 
 def _npz(member: str, data: bytes) -> Payload:
-    """An archive whose array `member` is `data`."""
+    """An archive whose array `member` is `data`, and which has it again under a name that leads out."""
 
     def make(path: Path) -> None:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr(f"{member}.npy", data)
+            archive.writestr(f"../../evil/{member}.npy", data)
 
     return make
 
@@ -141,6 +142,7 @@ def _npz_bomb(member: str, shape: object, rest: dict[str, Any]) -> Payload:
 
 
 _PICTURE = jpeg(photo(0, 32, 40))
+PRIVATE_PICTURE, _PRIVATE = jpeg(photo(99, 32, 40)), "private"
 
 
 def _tar_of(**members: bytes) -> Payload:
@@ -167,7 +169,6 @@ def _tar_traversal(path: Path) -> None:
             tar.addfile(info, io.BytesIO(_PICTURE))
         for name, values in strange:
             info = tarfile.TarInfo(name)
-            vars(info)  # slots or not, attributes are set one by one
             for key, value in values.items():
                 setattr(info, key, value)
             tar.addfile(info)
@@ -228,24 +229,22 @@ def _gz_bomb(path: Path) -> None:
 
 
 def _parquet(cells: list[Any], labels: list[int] | None = None) -> Payload:
+    """A table of these cells; a `path` of PRIVATE becomes that of a picture elsewhere on the machine."""
+
     def make(path: Path) -> None:
         import pyarrow
         from pyarrow import parquet
 
+        private = path.parent.parent / "private"
+        private.mkdir(exist_ok=True)
+        (private / "p.jpg").write_bytes(PRIVATE_PICTURE)
         kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-        filled = [
-            {
-                key: str(path.parent) + value[1:] if value == "%private" else value
-                for key, value in cell.items()
-            }
-            if cell
-            else None
+        named = [
+            cell | {"path": str(private / "p.jpg")} if cell and cell["path"] == _PRIVATE else cell
             for cell in cells
         ]
-        table = {"image": pyarrow.array(filled, kind)}
-        (path.parent.parent / "private").mkdir(exist_ok=True)
-        (path.parent.parent / "private" / "p.jpg").write_bytes(_PICTURE)
-        parquet.write_table(pyarrow.table(table | ({"label": labels} if labels else {})), path)
+        table = {"image": pyarrow.array(named, kind)} | ({"label": labels} if labels else {})
+        parquet.write_table(pyarrow.table(table), path)
 
     return make
 
@@ -359,7 +358,7 @@ PAYLOADS: list[tuple[str, str, Payload]] = [
         ("deep", "json", _DEEP.encode()), ("infinite", "json", b'{"label": 1e999}'), ("true", "json", b'{"label": true}'),
         ("a path", "json", b'{"label": "../../x"}'), ("large", "json", b'{"label": 99999999999999999999}'),
         ("many digits", "cls", _DIGITS.encode()), ("escapes", "cls", ESCAPES.encode()), ("negative", "cls", b"-5"))),
-    ("t.parquet", "path of a private picture", _parquet([{"bytes": None, "path": "%private"}, {"bytes": _PICTURE, "path": "../../x"}])),
+    ("t.parquet", "path of a private picture", _parquet([{"bytes": None, "path": _PRIVATE}, {"bytes": _PICTURE, "path": "../../x"}])),
     ("t.parquet", "nothing in cells", _parquet([None, {"bytes": _PICTURE, "path": None}, {"bytes": None, "path": None}])),
     ("t.parquet", "labels beyond", _parquet([{"bytes": _PICTURE, "path": "a"}] * 2, [2**40, -5])),
     ("t.parquet", "escapes", _parquet([{"bytes": b"bad", "path": ESCAPES}, {"bytes": _PICTURE, "path": MARKUP}])),

@@ -13,14 +13,18 @@ from pathlib import Path
 
 from fastpsl import beton_command
 from fastpsl.pipelines.beton_write import quarantine_path
+from fastpsl.pipelines.image_file import MAX_PIXELS
+from fastpsl.pipelines.large_pictures import BYTES_PER_PIXEL
+from fastpsl.pipelines.rows import MAX_FILE_BYTES
 from tests.faults import image_mutants, odd_files
 from tests.faults.child import Case, Limits, judged, refusal
 from tests.faults.readings import CONTROL, DECODERS, Said, command, read, verify
 from tests.faults.report import Finding
 from tests.pipelines.photos import jpeg, photo
 
-# docs/sources.md: what one picture may take at most, whatever its file says.
-LIMITS = Limits(wall_s=120.0, cpu_s=120, resident_bytes=1 << 30, address_bytes=24 << 30)
+# docs/sources.md: what one picture may take at most, and its file. Most take a hundredth, as the results tell.
+_MOST_BYTES = BYTES_PER_PIXEL * MAX_PIXELS + MAX_FILE_BYTES
+LIMITS = Limits(wall_s=120.0, cpu_s=120, resident_bytes=_MOST_BYTES, address_bytes=24 << 30)
 NUM_SOUND = 4
 # One case in ten is about a file that is no picture's.
 _ODD_EVERY = 10

@@ -29,6 +29,7 @@ FAILURES = {
     "differs": "the result is not that of an undisturbed run",
     "executed": "an input ran code",
     "wrote": "an input wrote outside of its place",
+    "disclosed": "an input brought a file in that it merely names",
     "escaped": "control characters or markup of an input reached the terminal, HTML or CSV",
 }
 
@@ -52,6 +53,7 @@ class Finding(NamedTuple):
     outcome   few words; those in FAILURES are failures
     detail    one line: the message, or what was measured
     seed      a run of this category from this seed with a count of 1 repeats the case; None: only the whole run does
+    grown_bytes  by how much the resident memory grew at most; 0 where it is not measured
     """
 
     category: str
@@ -59,6 +61,7 @@ class Finding(NamedTuple):
     outcome: str
     detail: str = ""
     seed: int | None = None
+    grown_bytes: int = 0
 
     @property
     def failed(self) -> bool:
@@ -79,7 +82,11 @@ class Category:
     def add(self, finding: Finding) -> None:
         self.outcomes[finding.outcome] += 1
         outcomes = self.cases.setdefault(finding.case, {})
-        outcomes.setdefault(finding.outcome, {"count": 0, "first": finding.detail})["count"] += 1
+        counted = outcomes.setdefault(
+            finding.outcome, {"count": 0, "first": finding.detail, "grown_bytes": 0}
+        )
+        counted["count"] += 1
+        counted["grown_bytes"] = max(counted["grown_bytes"], finding.grown_bytes)
         if finding.failed:
             self.failures.append(finding)
 
@@ -94,7 +101,7 @@ class Category:
         return f"python -m tests.faults --only {self.name} --seed {seed} --{option} {count} --out /tmp/faults.json"
 
     def as_json(self) -> dict[str, Any]:
-        """Counts by outcome and by case, with the first detail of each, and every failure."""
+        """Counts by outcome and by case, with the first detail and the most memory of each, and every failure."""
         return {
             "asked": self.count,
             "done": self.num_done,
