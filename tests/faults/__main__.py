@@ -5,13 +5,12 @@ of its own, forked from one that has torch, numba and fastpsl imported. Exit 1 w
 """
 
 import argparse
-import multiprocessing
 import shlex
 import sys
 import tempfile
 from pathlib import Path
 
-from tests.faults.process import run
+from tests.faults.process import run, warm_context
 from tests.faults.report import Category, write_results
 
 # Categories in the order of a run, and how many cases each takes.
@@ -21,14 +20,6 @@ COUNTS = {
     "images": 10_000,
     "hostile": 1_500,
 }
-_IMPORTED = [
-    "torch",
-    "torchvision",
-    "numba",
-    "fastpsl.pipelines.loader",
-    "fastpsl.trainer",
-    "tests.faults.child",
-]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,8 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     counts = {name: getattr(options, name) for name in options.only}
     categories = [Category(name, options.seed, count) for name, count in counts.items() if count > 0]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTED)
+    context = warm_context()
     command = "python -m tests.faults " + shlex.join(sys.argv[1:] if arguments is None else arguments)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     done: list[Category] = []

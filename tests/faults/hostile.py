@@ -13,15 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastpsl.terminal import escaped
+from tests.faults import hostile_archives, hostile_arrays, hostile_texts
 from tests.faults.child import Case, Limits, judged, refusal
+from tests.faults.hostile_archives import PRIVATE_PICTURE
+from tests.faults.hostile_common import Attack
 from tests.faults.hostile_gates import GATES, Gate, Refused
-from tests.faults.hostile_payloads import FOLDER_NAMES, PAYLOADS, PRIVATE_PICTURE, Payload
 from tests.faults.readings import CONTROL
 from tests.faults.report import Finding
 
-# Bombs unpack to 1 GB; sound files of this size take a few MB, and what is imported on the way.
-LIMITS = Limits(wall_s=120.0, cpu_s=120, resident_bytes=384 << 20, address_bytes=8 << 30)
-_MADE_BY_HAND: list[tuple[str, str, Payload]] = PAYLOADS + FOLDER_NAMES
+# Bombs unpack to 512 MB; sound files of their size take a few MB.
+LIMITS = Limits(wall_s=120.0, cpu_s=120, resident_bytes=256 << 20, address_bytes=8 << 30)
+_MADE_BY_HAND: list[Attack] = hostile_arrays.ATTACKS + hostile_archives.ATTACKS + hostile_texts.ATTACKS
 _BY_NAME = {gate.name: gate for gate in GATES}
 
 
@@ -48,16 +50,17 @@ class _Subject:
     def __init__(self, folder: Path):
         self.folder, self.here = folder, folder / "here"
         self.sound: dict[str, Path] = {}
+        self.used = list(GATES)
         for gate in GATES:
             place = folder / "sound" / gate.name
             place.mkdir(parents=True)
             self.sound[gate.name] = gate.make(place).relative_to(place)
 
     def open_sound(self) -> None:
-        """In each child: every gate is warm."""
+        """In each child: the gates are warm."""
         warnings.simplefilter("ignore")
         os.chdir(self.folder)
-        for gate in GATES:
+        for gate in self.used:
             try:
                 gate.open(self._fresh(gate))
             except Refused as error:  # weights of a network that lacks its other layers

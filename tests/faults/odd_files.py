@@ -5,7 +5,7 @@ import random
 import socket
 from pathlib import Path
 
-from tests.faults.image_mutants import sound_files
+from tests.faults.sound_images import sound_images
 
 Random = random.Random
 
@@ -50,7 +50,7 @@ def link_to_a_folder(folder: Path, random: Random) -> None:
 
 def folder_named_as_image(folder: Path, random: Random) -> None:
     _path(folder).mkdir()
-    (_path(folder) / "in.jpg").write_bytes(sound_files()["jpeg"][0])
+    (_path(folder) / "in.jpg").write_bytes(sound_images()["jpeg"][0])
 
 
 def pipe(folder: Path, random: Random) -> None:
@@ -66,14 +66,14 @@ def unix_socket(folder: Path, random: Random) -> None:
 
 def sparse(folder: Path, random: Random) -> None:
     """A file that says it holds 40 GB, after the first bytes of an image."""
-    head, ending = sound_files()[random.choice(["jpeg", "png", "tiff", "bmp", "webp", "ppm"])]
+    head, ending = sound_images()[random.choice(["jpeg", "png", "tiff", "bmp", "webp", "ppm"])]
     with open(_path(folder, f"odd{ending}"), "wb") as file:
         file.write(head[: random.choice([4, 200, len(head)])])
         file.truncate(40 << 30)
 
 
 def no_rights(folder: Path, random: Random) -> None:
-    _path(folder).write_bytes(sound_files()["jpeg"][0])
+    _path(folder).write_bytes(sound_images()["jpeg"][0])
     _path(folder).chmod(0)
 
 
@@ -87,7 +87,7 @@ def deep_folders(folder: Path, random: Random) -> None:
             os.close(here)
             here = below
         file = os.open("in.jpg", os.O_WRONLY | os.O_CREAT, dir_fd=here)
-        os.write(file, sound_files()["jpeg"][0])
+        os.write(file, sound_images()["jpeg"][0])
         os.close(file)
     finally:
         os.close(here)

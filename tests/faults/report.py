@@ -73,7 +73,7 @@ class Category:
 
     def __init__(self, name: str, seed: int, count: int):
         self.name, self.seed, self.count = name, seed, count
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
         self.finished = False
         self.outcomes: Counter[str] = Counter()
         self.cases: dict[str, dict[str, dict[str, Any]]] = {}
@@ -107,6 +107,7 @@ class Category:
             "done": self.num_done,
             "finished": self.finished,
             "seconds": round(self.seconds, 1),
+            "cpu_seconds": round(self.cpu_seconds, 1),
             "outcomes": dict(sorted(self.outcomes.items())),
             "cases": dict(sorted(self.cases.items())),
             "failures": [{**finding._asdict(), "repeat": self.repeat(finding)} for finding in self.failures],
