@@ -113,8 +113,8 @@ class Beton:
         )  # fmt: skip
 
     def rows(self, indices: np.ndarray) -> Rows:
-        """Where the samples `indices` (int64 [B], in [0, num_samples)) lie. ValueError when a file has shrunk
-        since opening."""
+        """Where the samples `indices` (int64 [B], in [0, num_samples)) lie. ValueError when a file has been
+        written to since opening."""
         indices = np.asarray(indices, np.int64)
         if len(indices) and not (0 <= indices.min() and indices.max() < self.num_samples):
             raise IndexError(f"sample {indices.min()} .. {indices.max()} of {self.num_samples}")
@@ -122,15 +122,11 @@ class Beton:
         owners = np.searchsorted(self._starts, indices, "right") - 1
         for owner in np.unique(owners):
             shard, here = self.shards[owner], np.flatnonzero(owners == owner)
-            if os.fstat(shard.fd).st_size < shard.file_size:  # the mapped tables would be a SIGBUS
-                raise ValueError(f"{shard.path}: was truncated while it was in use; {REMEDY}")
+            shard.check_unchanged()
             local = indices[here] - self._starts[owner]
-            images, labels = shard.table(local)
-            rows.fd[here], rows.offset[here], rows.num_bytes[here] = (
-                shard.fd,
-                images["data_ptr"],
-                shard.sizes(local),
-            )
+            (images, labels), sizes = shard.table(local), shard.sizes(local)
+            shard.check_rows(images, sizes, labels)
+            rows.fd[here], rows.offset[here], rows.num_bytes[here] = shard.fd, images["data_ptr"], sizes
             rows.height[here], rows.width[here], rows.mode[here] = (
                 images["height"],
                 images["width"],

@@ -43,6 +43,7 @@ MAX_LABEL = 2**31 - 1
 CHUNK = 1 << 18  # samples checked at a time: the temporaries of a check stay near 20 MB
 
 REMEDY = "write it again with `fastpsl beton write`"
+_OVERWRITTEN = "put the old file back, or start anew; write new data under another name and rename it"
 
 
 def row_dtype(type_ids: Sequence[int]) -> np.dtype:
@@ -88,7 +89,8 @@ class Shard:
         return ValueError(f"{self.path}: {what}; {remedy}")
 
     def _open_tables(self) -> None:
-        self.file_size = os.fstat(self.fd).st_size
+        status = os.fstat(self.fd)
+        self.file_size, self._time_ns = status.st_size, status.st_mtime_ns
         head = os.pread(self.fd, HEADER.itemsize, 0)
         if not head:
             raise self._refuse("is empty")
@@ -163,6 +165,26 @@ class Shard:
     def row_bytes(self, index: int) -> bytes:
         """A sample's row of the table as it is on disk."""
         return bytes(self._table[index : index + 1].tobytes())
+
+    def check_unchanged(self) -> None:
+        """ValueError where the file has been written to since it was opened. One that was put in its place by renaming
+        is not noticed, and does no harm: this one stays open."""
+        status = os.fstat(self.fd)
+        if status.st_size < self.file_size:  # the mapped tables would be a SIGBUS
+            raise self._refuse("was truncated while it was in use")
+        if (status.st_size, status.st_mtime_ns) != (self.file_size, self._time_ns):
+            raise self._refuse("was overwritten while it was in use", _OVERWRITTEN)
+
+    def check_rows(self, images: np.ndarray, sizes: np.ndarray, labels: np.ndarray) -> None:
+        """ValueError for rows of the table beyond what was found in it on opening: the file is being overwritten."""
+        heights, widths = images["height"], images["width"]
+        is_known = (
+            (heights >= self.min_height) & (heights <= self.max_height)
+            & (widths >= self.min_width) & (widths <= self.max_width)
+            & (sizes <= self.max_bytes) & (labels >= -1) & (labels <= self.max_label)
+        )  # fmt: skip
+        if not is_known.all():
+            raise self._refuse("was overwritten while it was in use", _OVERWRITTEN)
 
     def _check_tables(self, num_classes: int | None) -> None:
         self.min_height, self.min_width, self.max_height, self.max_width = 65536, 65536, 0, 0

@@ -90,12 +90,13 @@ class _List:
         if self._file is None:
             self._file = PartialFile(self._path)
             self._write("path", "reason")
-        self._write(name, reason)
+        # What a spreadsheet would take for a formula is the same path with the folder before it.
+        self._write(f"./{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name, reason)
 
     def _write(self, *cells: str) -> None:
         assert self._file is not None
         line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(cells)
+        csv.writer(line, quoting=csv.QUOTE_ALL, lineterminator="\n").writerow(cells)
         data = line.getvalue().encode("utf-8", "surrogateescape")
         write_all(self._file.fd, data, self._offset)
         self._offset += len(data)

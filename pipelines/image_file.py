@@ -144,12 +144,12 @@ def decode_any(data: bytes) -> np.ndarray:
         num_rows = max(1, _BAND_PIXELS // max(1, image.width))
         for top in range(0, image.height, num_rows):
             bottom = min(top + num_rows, image.height)
-            rgb[top:bottom] = _rgb(image.crop((0, top, image.width, bottom)))
+            rgb[top:bottom] = np.asarray(_rgb(image.crop((0, top, image.width, bottom))))
         return rgb
 
 
 def _rgb(image: Image.Image) -> "Image.Image | np.ndarray":
-    """To 8-bit RGB, or something that numpy makes so; see the module's text."""
+    """To 8-bit RGB, or grey [H, W, 1]; see the module's text."""
     if image.mode == "F":
         raise BrokenImage("floating-point pixels have no known range")
     if image.mode.startswith("I"):

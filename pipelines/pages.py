@@ -4,7 +4,6 @@ A page is what is worth reading in one go: an order that goes page by page reads
 front to back.
 """
 
-import os
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +35,7 @@ class Pages(NamedTuple):
 
 def pages_of(data: Data) -> Pages:
     """The pages of a beton: 4 bytes a sample, made from the tables, kept by nobody. ValueError for data of another
-    kind, and where a file has shrunk since opening."""
+    kind, and where a file has been written to since opening."""
     if data.kind != "beton":
         raise ValueError(
             f"--order quasi_random: {data.kind} data lies in no pages; write a beton of it, or choose --order random"
@@ -49,8 +48,7 @@ def pages_of(data: Data) -> Pages:
         size = shard.page_size
         if size < _MIN_PAGE_BYTES:
             raise ValueError(f"{shard.path}: says that its pages have {size} bytes; {REMEDY}")
-        if os.fstat(shard.fd).st_size < shard.file_size:  # the mapped tables would be a SIGBUS
-            raise ValueError(f"{shard.path}: was truncated while it was in use; {REMEDY}")
+        shard.check_unchanged()
         mine = of_sample[first_sample : first_sample + shard.num_samples]
         used = np.zeros(shard.alloc // size + 1, bool)
         for part in chunks(shard.num_samples):

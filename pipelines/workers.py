@@ -1,6 +1,6 @@
-"""Threads: a loader's few daemons with a queue, and a map in order for writing and checking.
+"""Threads: a few daemons with a queue, and with them a map in order for writing and checking.
 
-The loader's are no ThreadPoolExecutor: the interpreter joins its threads without a limit at exit, so a thread that is stuck (a read
+They are no ThreadPoolExecutor: the interpreter joins its threads without a limit at exit, so a thread that is stuck (a read
 from storage that hangs) would keep the process from ending after the error has been raised in the consumer.
 """
 
@@ -9,8 +9,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from queue import Empty, SimpleQueue
@@ -19,8 +18,8 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _Queue = SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None]
-_EXIT_LIMIT_S = 5.0
-_GROUP = 8  # items a future: one each costs 0.1 ms of an image's 0.8
+_EXIT_LIMIT_S, _LEAVING_LIMIT_S = 5.0, 1.0
+_GROUP = 8  # items at a time: one each costs 0.1 ms of an image's 0.8
 _WINDOW = 3  # groups under way per thread
 
 
@@ -85,29 +84,49 @@ def _end(queue: _Queue, threads: list[threading.Thread], limit_s: float) -> None
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
+class _Group:
+    """Some neighbouring items, and what a thread makes of them."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items, self.results = items, list[Any]()
+        self.error: BaseException | None = None
+        self.done = threading.Event()
+
+    def run(self, function: Callable[[Any], Any], is_left: threading.Event) -> None:
+        try:
+            for item in self.items:
+                if is_left.is_set():
+                    break
+                self.results.append(function(item))
+        except BaseException as error:  # noqa: BLE001 - the consumer's to handle
+            self.error = error
+        self.done.set()
+
+    def pairs(self) -> Iterator[tuple[Any, Any]]:
+        self.done.wait()  # for ever, where a read hangs; Ctrl-C ends it
+        if self.error is not None:
+            raise self.error
+        return zip(self.items, self.results, strict=True)
+
+
 def map_in_order(
     function: Callable[[Item], Result], items: Iterable[Item], num_threads: int, name: str
 ) -> Generator[tuple[Item, Result], None, None]:
     """Items with what `function` makes of them in threads, in order; a bounded number of items is held.
 
-    Leaving early cancels what has not begun; an error of `items` or `function` is raised here.
+    Leaving early, as Ctrl-C does, cancels what has not begun and waits a second for what has: a read that hangs is left behind.
+    An error of `items` or `function` is raised here.
     """
-    waiting: deque[tuple[list[Item], Future[list[Result]]]] = deque()
-    source = iter(items)
-    with ThreadPoolExecutor(num_threads, name) as pool:
-        try:
-            while group := list(islice(source, _GROUP)):
-                waiting.append((group, pool.submit(_of_each, function, group)))
-                if len(waiting) >= _WINDOW * num_threads:
-                    first, future = waiting.popleft()
-                    yield from zip(first, future.result(), strict=True)
-            while waiting:
-                first, future = waiting.popleft()
-                yield from zip(first, future.result(), strict=True)
-        finally:
-            for _, future in waiting:
-                future.cancel()
-
-
-def _of_each(function: Callable[[Item], Result], group: list[Item]) -> list[Result]:
-    return [function(item) for item in group]
+    waiting, source, is_left = deque[_Group](), iter(items), threading.Event()
+    workers = Workers(num_threads, name)
+    try:
+        while some := list(islice(source, _GROUP)):
+            waiting.append(_Group(some))
+            workers.submit(waiting[-1].run, function, is_left)
+            if len(waiting) >= _WINDOW * num_threads:
+                yield from waiting.popleft().pairs()
+        while waiting:
+            yield from waiting.popleft().pairs()
+    finally:
+        is_left.set()
+        workers.close(_LEAVING_LIMIT_S)

@@ -26,6 +26,7 @@ class Tables:
     """A data set in columns, counted."""
 
     what: str  # for messages
+    roots: tuple[Path, ...]  # folders below which images may lie that rows only name
     parts: Sequence[Any]  # paths of parquet files, or one datasets.Dataset
     counts: list[int]  # rows in each
     columns: Columns
@@ -83,7 +84,18 @@ class Tables:
             return Sample(name, BrokenImage(f"its label is {label}, the last one is {last}"), -1)
         if data is not None:
             return Sample(name, data, label)
-        return Sample(name, Path(path) if path else BrokenImage("the row has no image"), label)
+        return Sample(name, self._named(path) if path else BrokenImage("the row has no image"), label)
+
+    def _named(self, path: str) -> Path | BrokenImage:
+        """The file that a row names. A table of a stranger must not name one elsewhere: its picture would be in the beton."""
+        try:
+            wanted = os.path.realpath(os.path.join(self.roots[0], path))
+            is_below = any(Path(wanted).is_relative_to(os.path.realpath(root)) for root in self.roots)
+        except ValueError:  # a NUL within
+            is_below = False
+        if not is_below:
+            return BrokenImage(f"the row holds no bytes and names a file that is not below {self.roots[0]}")
+        return Path(wanted)
 
 
 def parquet_files(
@@ -118,7 +130,8 @@ def parquet_files(
             raise ValueError(f"{path}: has other columns than {paths[0]}; give the files of one data set")
     if not sum(counts):
         raise ValueError(f"{what}: has no rows; give a data set of images")
-    return Tables(what, paths, counts, choose_columns(what, schemas[0], image_column, label_column), shard)
+    columns = choose_columns(what, schemas[0], image_column, label_column)
+    return Tables(what, (paths[0].parent,), paths, counts, columns, shard)
 
 
 def hugging_face(
@@ -159,7 +172,9 @@ def hugging_face(
     if not len(found):
         raise ValueError(f"{name}: has no rows; give a data set of images")
     columns = choose_columns(name, found.features.arrow_schema, image_column, label_column)
-    return Tables(name, [found], [len(found)], columns, shard)
+    cache = (Path(datasets.config.HF_DATASETS_CACHE), Path(datasets.config.HF_CACHE_HOME))
+    roots = (Path(name),) if os.path.isdir(name) else cache
+    return Tables(name, roots, [found], [len(found)], columns, shard)
 
 
 def _split(what: str, split: str | None, splits: set[str]) -> str:

@@ -102,6 +102,7 @@ class _Count:
     num_unlabelled: int = 0
     num_further: int = 0
     num_no_images: int = 0
+    first_damage: str = ""
 
     def add(self, path: Path, on_bytes: Callable[[int], None]) -> None:
         by_key, one_by_one = Grouper(True), Grouper(False)
@@ -109,8 +110,10 @@ class _Count:
             for item in tar_members(stream, path.name):
                 if isinstance(item, Damage) and item.is_no_tar and item.name == path.name:
                     raise ValueError(
-                        f"{path}: is no tar ({item.reason}); give a tar of images, or a glob of tars"
+                        f"{path}: is no tar, or damaged at its beginning ({item.reason}); copy it again, or give a tar of images"
                     )
+                if isinstance(item, Damage):
+                    self.first_damage = self.first_damage or f"{item.name} {item.reason}"
                 self._add(by_key.add(item), one_by_one.add(item))
                 on_bytes(tell())
             self._add(by_key.end(), one_by_one.end())
@@ -154,6 +157,10 @@ def tar_source(
         count.add(path, on_bytes)
     what = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     folders = count.folders
+    if folders.shared is None and count.first_damage:
+        raise ValueError(
+            f"{what}: damaged before its first image ({' '.join(count.first_damage.split())}); copy it again"
+        )
     if folders.shared is None:
         raise ValueError(f"{what}: no images inside ({', '.join(EXTENSIONS)}); give tars of images")
     if count.num_labelled:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.beton_shard import ALLOCATION, FIELD, HEADER, row_dtype
+from fastpsl.pipelines.beton_shard import ALLOCATION, FIELD, HEADER, Shard, row_dtype
 from fastpsl.pipelines.beton_verify import verify
 from fastpsl.pipelines.libffcv import why_missing
+from fastpsl.pipelines.pages import pages_of
 from tests.pipelines.beton_stock import picture
 from tests.pipelines.photos import JPG, RAW, needs_ffcv, photo_samples, pil_decode, write
 
@@ -208,6 +209,69 @@ def test_a_file_that_shrinks_is_an_error_not_a_crash(tmp_path: Path) -> None:
         os.truncate(path, 100)
         with pytest.raises(ValueError, match="was truncated while it was in use"):
             beton.read(3)
+
+
+def test_a_beton_that_is_overwritten_in_place_is_named(tmp_path: Path) -> None:
+    """By one as sound as itself, of the same size: its table would be read with the new pictures."""
+    path = write(tmp_path / "a.beton", photo_samples(5))
+    other = path.read_bytes()
+    with Beton(path) as beton:
+        before = beton.read(3)
+        os.utime(path, ns=(0, path.stat().st_mtime_ns))  # looking at it changes nothing
+        assert beton.read(3) == before
+        with open(path, "r+b") as file:
+            file.write(other)
+        os.utime(path, ns=(0, 7))  # clocks are coarse
+        for read in (lambda: beton.read(3), lambda: pages_of(beton)):
+            with pytest.raises(
+                ValueError, match="a.beton: was overwritten while it was in use; put the old file back"
+            ):
+                read()
+
+
+def test_a_beton_that_is_replaced_by_renaming_is_read_on(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.beton", photo_samples(5))
+    with Beton(path) as beton:
+        before = [beton.read(i) for i in range(5)]
+        os.replace(write(tmp_path / "b.beton", photo_samples(5, 50)), path)
+        assert [beton.read(i) for i in range(5)] == before
+
+
+def place(field: str) -> int:
+    """Of a field in a row: bytes that change with it."""
+    row = np.zeros(1, ROW)
+    (row["f1"] if field == "label" else row["f0"][field])[:] = 1
+    return row.tobytes().index(1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("height", 0),
+        ("width", 0),
+        ("height", 65535),
+        ("width", 65535),
+        ("label", -2),
+        ("label", 2**40),
+        ("size", 2**50),
+    ],
+)
+def test_rows_beyond_what_was_opened_are_refused(
+    field: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever overwrites a table may do so between our look at the file's time and at its rows."""
+    monkeypatch.setattr(Shard, "check_unchanged", lambda shard: None)
+    path = write(tmp_path / "a.beton", photo_samples(5))
+    with Beton(path) as beton:
+        shard = beton.shards[0]
+        at, kind = TABLE_START + 3 * ROW.itemsize, {"label": "<i8", "size": "<u8"}.get(field, "<u2")
+        at = shard.alloc + 3 * ALLOCATION.itemsize + 16 if field == "size" else at + place(field)
+        with open(path, "r+b") as file:
+            file.seek(at)
+            file.write(np.array(value, kind).tobytes())
+        assert beton.rows(np.array([0, 4])).height.all()
+        with pytest.raises(ValueError, match="a.beton: was overwritten while it was in use"):
+            beton.rows(np.array([0, 3]))
 
 
 def test_no_file_stays_open(tmp_path: Path) -> None:

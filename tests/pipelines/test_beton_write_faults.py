@@ -62,6 +62,51 @@ def test_broken_images_are_listed_and_left_out(photos: Path, tmp_path: Path) -> 
     assert not quarantine_path(out).exists()  # an older list would mislead
 
 
+def test_a_row_of_a_list_is_one_row_and_no_formula(tmp_path: Path) -> None:
+    """Names with line ends of all kinds, quotes and commas; those that a spreadsheet would compute."""
+    names = [
+        "a\rb.jpg",
+        "a\nb.jpg",
+        'a"b,c.jpg',
+        "\r.jpg",
+        "=HYPERLINK(1).jpg",
+        "+1.jpg",
+        "-1.jpg",
+        "@x.jpg",
+        "1=2.jpg",
+    ]
+    out = tmp_path / "a.beton"
+    samples = [Sample(name, b"none", 0) for name in names] + [Sample("good", photo(0, 30, 30), 0)]
+    write_beton(samples, out, num_samples=len(samples), max_bad="100%")
+    with open(quarantine_path(out), newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    beside = ["./" + name if name[0] in "=+-@\r" else name for name in names]
+    assert [row[0] for row in rows] == ["path", *beside]
+    assert all(len(row) == 2 for row in rows) and not any(row[0][0] in "=+-@\r" for row in rows)
+    assert quarantine_path(out).read_bytes().startswith(b'"path","reason"\n"a\rb.jpg",')
+
+
+@pytest.mark.timeout(60)
+def test_ctrl_c_ends_a_write_whose_read_hangs(tmp_path: Path) -> None:
+    """A pipe that nobody writes to stands for storage that has gone away."""
+    os.mkfifo(tmp_path / "hangs.jpg")
+    before = set(threading.enumerate())
+    samples = [Sample("good", photo(0, 30, 30), 0), Sample("hangs.jpg", tmp_path / "hangs.jpg", 0)]
+
+    def interrupted() -> Iterator[Sample]:
+        yield from samples
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        write_beton(interrupted(), tmp_path / "a.beton", num_samples=2, num_workers=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["hangs.jpg"]
+    left = [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("beton-write")]
+    assert len(left) == 1 and left[0].daemon  # the interpreter does not wait for it
+    os.close(os.open(tmp_path / "hangs.jpg", os.O_WRONLY | os.O_NONBLOCK))
+    left[0].join(30)
+    assert not left[0].is_alive()
+
+
 def test_too_many_broken_images_stop(photos: Path, tmp_path: Path) -> None:
     tree(photos, {"ant/x.jpg": b"1", "ant/y.jpg": b"2"})
     out = tmp_path / "a.beton"
@@ -83,7 +128,8 @@ def test_small_images_are_listed_apart_from_broken_ones(tmp_path: Path) -> None:
     report = write_folder(photos, out, max_bad="1", target=Target(min_px=53))
     assert (report.num_samples, report.num_small, report.num_quarantined) == (2, 2, 1)
     assert report.first_small == "ant/b.jpg: 90 x 52 px"
-    assert small_path(out).read_text() == "path,reason\nant/b.jpg,90 x 52 px\nant/c.png,52 x 90 px\n"
+    told = '"path","reason"\n"ant/b.jpg","90 x 52 px"\n"ant/c.png","52 x 90 px"\n'
+    assert small_path(out).read_text() == told
     assert quarantine_path(out).read_text().count("\n") == 2
     sidecar = read_sidecar(out)
     assert sidecar and (sidecar.written["min_px"], sidecar.written["num_small"]) == (53, 2)

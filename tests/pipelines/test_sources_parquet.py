@@ -189,6 +189,32 @@ def test_what_is_not_clear(
     assert words in str(caught.value) and str(src) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_row_names_no_file_outside_of_its_tables_folder(tmp_path: Path) -> None:
+    src = tmp_path / "table" / "a.parquet"
+    (tmp_path / "private.jpg").write_bytes(PHOTOS[0])
+    (tmp_path / "table-2").mkdir()
+    (tmp_path / "table-2" / "b.jpg").write_bytes(PHOTOS[0])
+    (tmp_path / "table" / "below").mkdir(parents=True)
+    (tmp_path / "table" / "below" / "c.jpg").write_bytes(PHOTOS[1])
+    (tmp_path / "table" / "link.jpg").symlink_to("../private.jpg")
+    inside = ["below/c.jpg", str(tmp_path / "table/below/c.jpg"), "below/../below/c.jpg"]
+    outside = [
+        str(tmp_path / "private.jpg"),
+        "../private.jpg",
+        "../table-2/b.jpg",
+        "link.jpg",
+        "/etc/passwd",
+        "a\0b",
+    ]
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    rows = [{"bytes": None, "path": name} for name in inside + outside]
+    write_parquet(src, {"image": pyarrow.array(rows, kind)})
+    found = [sample.image for sample in samples(src)]
+    assert found[:3] == [tmp_path / "table/below/c.jpg"] * 3
+    told = f"the row holds no bytes and names a file that is not below {tmp_path / 'table'}"
+    assert [str(image) for image in found[3:] if isinstance(image, BrokenImage)] == [told] * len(outside)
+
+
 def test_damaged_files(disk: dict[str, Path], tmp_path: Path) -> None:
     noise = np.random.default_rng(0)
     big = [jpeg(noise.integers(0, 256, (99, 99, 3), dtype=np.uint8)) for _ in range(9)]

@@ -45,7 +45,7 @@ def test_cut_anywhere_what_came_before_is_kept(is_web: bool, tmp_path: Path) -> 
                 cut
             )
         else:
-            with pytest.raises(ValueError, match="no images inside"):
+            with pytest.raises(ValueError, match=r"damaged before its first image \(a.tar is cut short"):
                 samples(src)
 
 
@@ -60,6 +60,26 @@ def test_a_damaged_header_and_a_joined_tar(tmp_path: Path) -> None:
     src.write_bytes(tar_bytes({"0.jpg": PHOTOS[0]}) + tar_bytes({"1.jpg": PHOTOS[1]}))
     sound, others = broken(src)
     assert sound == ["a.tar/0.jpg"] and "goes on after its end mark" in others[0][1]
+
+
+def test_a_first_header_that_is_damaged_or_lies_is_no_tar_without_images(tmp_path: Path) -> None:
+    whole, src = bytearray(tar_bytes({"0.jpg": PHOTOS[0]})), tmp_path / "a.tar"
+    for size in (1 << 40, 1 << 62):
+        whole[124:136] = b"\x80" + size.to_bytes(11, "big")  # base 256
+        header = bytearray(whole[:512])
+        header[148:156] = b" " * 8
+        whole[148:156] = b"%06o\0 " % sum(header)
+        src.write_bytes(whole)
+        with pytest.raises(
+            ValueError, match=r"a.tar: damaged before its first image \(a.tar .*; copy it again"
+        ):
+            samples(src)
+    whole[5] ^= 1
+    src.write_bytes(whole)
+    with pytest.raises(
+        ValueError, match=r"a.tar: is no tar, or damaged at its beginning \(a header is damaged\)"
+    ):
+        samples(src)
 
 
 def test_a_size_that_leads_back_ends_the_tar(tmp_path: Path) -> None:
