@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,8 +14,15 @@ from fastpsl.options import RunOptions
 from fastpsl.pipelines.beton_file import output_errors
 
 # What a checkpoint holds besides what is only looked at where it is there.
-_KEYS = {"science": dict, "machine": dict, "position": dict, "backbone": dict, "learner": dict, "task": dict}
-_POSITION = {
+_KEYS: dict[str, type] = {
+    "science": dict,
+    "machine": dict,
+    "position": dict,
+    "backbone": dict,
+    "learner": dict,
+    "task": dict,
+}
+_POSITION: dict[str, type | tuple[type, ...]] = {
     "stage": int,
     "step": int,
     "run_step": int,
@@ -149,8 +156,12 @@ def _leave_other_lines_behind(checkpoints: Checkpoints, chosen: Path, run_step: 
 
 def refuse_incomplete(path: Path, state: dict[str, Any]) -> None:
     """ValueError naming the first key that a run could not go on without, or whose value is of another type."""
-    optional = {"choices": dict} if "choices" in state else {}
-    for within, keys in ((state, _KEYS | optional), (state.get("position", {}), _POSITION)):
+    optional: dict[str, type] = {"choices": dict} if "choices" in state else {}
+    parts: tuple[tuple[dict[str, Any], Mapping[str, Any]], ...] = (
+        (state, _KEYS | optional),
+        (state.get("position", {}), _POSITION),
+    )
+    for within, keys in parts:
         where = "" if within is state else "position: "
         for name, kind in keys.items():
             value = within.get(name)

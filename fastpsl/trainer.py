@@ -210,7 +210,13 @@ class StageRun:
                 torch.manual_seed(torch_seed(options.seed, position.stage, position.step, run.world.rank))
                 started = time.perf_counter()
                 lr = job.schedule(self._moment())
-                metrics = self.learner.step(watched, options.accumulate, lr)
+                num_batches = run.reporter.num_batches
+                try:
+                    metrics = self.learner.step(watched, options.accumulate, lr)
+                except (ValueError, OSError) as error:
+                    if run.reporter.num_batches == num_batches and position.step % steps_per_epoch:
+                        raise self._kept(error) from error
+                    raise
                 call_if_there(job.task, "after_step")
                 position.step += 1
                 position.run_step += 1
@@ -227,6 +233,18 @@ class StageRun:
                     self.save()
             batches.close()
         return self.monitor.look(steps_per_epoch, last_step)
+
+    def _kept(self, error: ValueError | OSError) -> Exception:
+        """Save the last whole step before data that fail end the run, and say so; of several ranks none waits for the others, which
+        are within the step that has no data, so nothing is saved."""
+        if self.run.world.size > 1:
+            return error
+        try:
+            self.save()
+        except (ValueError, OSError):
+            return error  # the data's, which came first
+        where = f"stage {self.position.stage + 1}, step {self.position.step}"
+        return ValueError(f"{error}; a checkpoint was written, and the same command goes on from {where}")
 
     @property
     def _first_unused_epoch(self) -> int:

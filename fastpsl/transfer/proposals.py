@@ -6,6 +6,7 @@ from typing import Any, final
 
 import numpy as np
 
+from fastpsl.bounded import refuse_inflating_mat
 from fastpsl.pipelines.sources.plain_pickle import load_plain
 from fastpsl.pipelines.voc import VOC
 
@@ -98,6 +99,7 @@ def _selective_search(path: Path) -> Iterator[tuple[object, np.ndarray]]:
     from scipy.io import loadmat
 
     try:
+        refuse_inflating_mat(path)
         found = loadmat(path, variable_names=("images", "boxes"))
     except NotImplementedError:
         raise ValueError(

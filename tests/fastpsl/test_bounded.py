@@ -4,12 +4,14 @@ import io
 import tracemalloc
 import zipfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.io import savemat
 
 from fastpsl.bounded import read_npy, refuse_larger
 from fastpsl.checkpoint import read_checkpoint
@@ -20,6 +22,7 @@ from fastpsl.label_file import read_labels
 from fastpsl.permutations import read_permutations
 from fastpsl.pipelines.data import open_data
 from fastpsl.sample import sample_paths
+from fastpsl.transfer.proposals import _selective_search
 
 BOMB_BYTES = 1 << 30
 MOST_BYTES = 1 << 26
@@ -71,7 +74,7 @@ def header(dtype: str, count: int) -> str:
 def test_labels_that_inflate_beyond_the_data_are_not_inflated(tmp_path: Path) -> None:
     names = {"labels.npy": header("<i4", 1 << 26), "indices.npy": header("<i8", 1 << 25)}
     path = bomb(tmp_path / "labels.npz", names)
-    with open_data(str(sample_paths().test_32)) as data:
+    with closing(open_data(str(sample_paths().test_32))) as data:
         line = refused(read_labels, path, data)
     assert (
         line.startswith(f"{path} is no readable file of labels (it would take 536,") and "labels.npz" in line
@@ -104,7 +107,7 @@ def test_arrays_are_judged_by_their_headers(tmp_path: Path) -> None:
     np.save(labels, np.arange(1000, dtype=np.int32))
     kept = FeatureFile(tmp_path / "f.npy", record).labels()
     assert kept is not None and kept.dtype == np.int32 and kept.tolist() == list(range(1000))
-    with open_data(str(sample_paths().test_32)) as data:
+    with closing(open_data(str(sample_paths().test_32))) as data:
         line = refused(read_label_list, zeros(tmp_path / "list.npy", "<i8", 1 << 33), data)
     assert "list.npy cannot be read (8,589,934,592 bytes" in line
     (tmp_path / "permutations.bin").write_bytes(b"\x01\x00\x00\x00\x00\x00\x00\x08")
@@ -131,3 +134,25 @@ def test_what_is_read_owns_its_memory_and_is_as_it_was(tmp_path: Path) -> None:
         read_npy(tmp_path / "b.npz", 1 << 10)
     with zipfile.ZipFile(tmp_path / "b.npz") as archive, pytest.raises(ValueError, match="at most 5 "):
         refuse_larger(archive, 5)
+
+
+def test_matlabs_files_inflate_to_a_limit(tmp_path: Path) -> None:
+    path = tmp_path / "boxes.mat"
+    names, boxes = np.empty((1, 2), object), np.empty((1, 2), object)
+    names[0, :] = "000005", "000007"
+    boxes[0, 0], boxes[0, 1] = np.array([[1.0, 1, 40, 50]]), np.zeros((0, 4))
+    savemat(path, {"images": names, "boxes": boxes}, do_compression=True)
+    assert [(name, its.tolist()) for name, its in _selective_search(path)] == [
+        ("000005", [[0, 0, 50, 40]]),
+        ("000007", []),
+    ]
+    boxes[0, 0] = np.zeros((1 << 20, 16))  # 134 MB
+    savemat(path, {"images": names, "boxes": boxes}, do_compression=True)
+    boxes[0, 0] = None
+    line = refused(list, _selective_search(path))
+    assert line.startswith(
+        f"{path}: cannot be read as a MATLAB file (it inflates to more than 64 times its size)"
+    )
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(ValueError, match="cannot be read as a MATLAB file"):
+        list(_selective_search(path))

@@ -1,6 +1,7 @@
 """Lists of labelled images: balanced as the published ones, a function of the seed, read from what others publish."""
 
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -204,7 +205,7 @@ def test_a_file_of_another_class_is_not_taken(tmp_path: Path) -> None:
 
 def test_a_number_of_any_length_is_a_place_that_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
-    with open_data(str(sample_paths().test_32)) as data:
+    with closing(open_data(str(sample_paths().test_32))) as data:
         path.write_text("000\n0000000000000000000000000007\n")
         assert read_label_list(path, data).tolist() == [0, 7]
         for digits in ("9" * 5000, "9" * 30, str(data.num_samples)):
