@@ -66,7 +66,7 @@ def read_result(path: Path) -> dict[str, Any]:
     """The record of a result.json. ValueError where it is none."""
     try:
         record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as a result ({error})") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"{path} is no result of format {FORMAT}: it was written by another version")

@@ -116,7 +116,7 @@ def _add_result(found: Found, path: Path) -> None:
         result = Result(path, record)
         _ = (result.seed, result.data, int(record["data"]["num_train"]), int(record["data"]["num_val"] or 0))
         _ = [record[key] for key in ("protocol", "recipe", "numbers", "cut")]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         missing = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         found.unreadable[path] = missing
         return
@@ -133,5 +133,5 @@ def _add_run(found: Found, folder: Path) -> None:
         found.runs.append(
             TrainingRun(folder, dict(config["options"]), dict(config["science"]), str(state), cut)
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         found.unreadable[folder / "config.json"] = f"it is no run's record ({type(error).__name__}: {error})"

@@ -5,14 +5,12 @@ of its own, forked from one that has torch, numba and fastpsl imported. Exit 1 w
 """
 
 import argparse
-import multiprocessing
 import shlex
 import sys
 import tempfile
 from pathlib import Path
 
-from tests.faults.forks import PRELOADED
-from tests.faults.process import run
+from tests.faults.process import run, warm_context
 from tests.faults.report import Category, write_results
 
 # Categories in the order of a run, and how many cases each takes.
@@ -20,7 +18,7 @@ COUNTS = {
     "betons": 10_000,
     "side_files": 2_000,
     "images": 10_000,
-    "hostile": 1_000,
+    "hostile": 1_500,
     "kills": 200,
     "signals": 44,
     "surroundings": 72,  # each once
@@ -28,7 +26,6 @@ COUNTS = {
     "openings": 10_000,  # of each decoder
     "training": 60,  # minutes
 }
-_IMPORTED = [*PRELOADED, "tests.faults.child"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,8 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     counts = {name: getattr(options, name) for name in options.only}
     categories = [Category(name, options.seed, count) for name, count in counts.items() if count > 0]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTED)
+    context = warm_context()
     command = "python -m tests.faults " + shlex.join(sys.argv[1:] if arguments is None else arguments)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     done: list[Category] = []

@@ -47,7 +47,12 @@ def _changed(
 
 def deleted(folder: Path) -> Outcome:
     """What was opened stays."""
-    return _changed(folder, lambda data: (data.unlink(), sidecar_path(data).unlink()))
+
+    def delete(data: Path) -> None:
+        data.unlink()
+        sidecar_path(data).unlink()
+
+    return _changed(folder, delete)
 
 
 def replaced_by_a_renamed_one(folder: Path) -> Outcome:
@@ -65,13 +70,13 @@ def truncated_to_nothing(folder: Path) -> Outcome:
 
 
 def overwritten_by_zeros(folder: Path) -> Outcome:
-    return _changed(folder, lambda data: _overwrite(data, bytes(data.stat().st_size)), "changed")
+    return _changed(folder, lambda data: _overwrite(data, bytes(data.stat().st_size)), "overwritten")
 
 
 def overwritten_by_another_beton(folder: Path) -> Outcome:
     """As cp and rsync --inplace do: its pictures are others, and sound."""
     other = beton(folder / "other.beton", seed=100).read_bytes()
-    outcome = _changed(folder, lambda data: _overwrite(data, other), "changed")
+    outcome = _changed(folder, lambda data: _overwrite(data, other), "overwritten")
     return ("silent", "trained on to its end on other pictures") if outcome[0] == "goes on" else outcome
 
 

@@ -25,6 +25,7 @@ from typing import NamedTuple
 from tests.faults.report import FAILURES, Finding
 
 _PR_SET_PDEATHSIG = 1
+_NOT_PREPARED = 71  # exit code: the harness's own fault
 _OURS = re.compile(r"/(fastpsl|pipelines|kernels|recipes)/[^:]*\.py$")
 
 
@@ -43,6 +44,12 @@ class Limits(NamedTuple):
     cpu_s: int = 60
     resident_bytes: int = 1 << 30
     address_bytes: int = 24 << 30
+
+
+class _Judgement(NamedTuple):
+    outcome: str
+    detail: str
+    grown_bytes: int = 0
 
 
 Judge = Callable[[Case], tuple[str, str]]  # outcome and detail, in the child
@@ -69,21 +76,26 @@ def judged(
     while waiting:
         taken = [waiting.popleft() for _ in range(min(batch, len(waiting)))]
         done = 0
-        for case, outcome, detail, ended in _in_child(taken, judge, log, limits, prepare):
+        for judgement, ended in _in_child(taken, judge, log, limits, prepare):
+            case = taken[done]
             done += 1
             if ended and len(taken) > 1:  # is it this case, or what those before it left behind?
-                _, outcome, again, _ = next(iter(_in_child([case], judge, log, limits, prepare)))
-                if outcome not in FAILURES:
-                    outcome, again = detail.split(":")[0], f"only after {done - 1} other cases: {detail}"
-                detail = again
-            yield Finding(category, case.name, outcome, detail, case.seed)
+                alone, _ = next(iter(_in_child([case], judge, log, limits, prepare)))
+                if alone.outcome not in FAILURES:
+                    alone = judgement._replace(
+                        detail=f"only after {done - 1} other cases: {judgement.detail}"
+                    )
+                judgement = alone
+            yield Finding(
+                category, case.name, judgement.outcome, judgement.detail, case.seed, judgement.grown_bytes
+            )
         waiting.extendleft(reversed(taken[done:]))
 
 
 def _in_child(
     cases: Sequence[Case], judge: Judge, log: Path, limits: Limits, prepare: Callable[[], None] | None
-) -> Iterator[tuple[Case, str, str, bool]]:
-    """(case, outcome, detail, whether the child ended by it) for each case until the child ends."""
+) -> Iterator[tuple[_Judgement, bool]]:
+    """(judgement, whether the child ended by it) for each case until the child ends."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -96,12 +108,12 @@ def _in_child(
         for line in lines:
             if line is None:
                 os.kill(child, signal.SIGKILL)
-                yield cases[position], "hang", f"hang: more than {limits.wall_s:g} s", True
+                yield _Judgement("hang", f"more than {limits.wall_s:g} s"), True
                 return
-            outcome, detail = json.loads(line)
-            yield cases[position], outcome, detail, False
+            yield _Judgement(*json.loads(line)), False
             position += 1
         exit_code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert exit_code != _NOT_PREPARED, _tail(log)
         if position < len(cases):
             outcome = (
                 "hang"
@@ -111,7 +123,7 @@ def _in_child(
                 else "crash"
             )
             how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit {exit_code}"
-            yield cases[position], outcome, f"{outcome}: {how}; {_tail(log)}", True
+            yield _Judgement(outcome, f"{how}; {_tail(log)}"), True
     finally:
         os.close(reading)
         if exit_code is None:
@@ -151,8 +163,12 @@ def _be_child(
         os.dup2(output, 1)
         os.dup2(output, 2)
         faulthandler.enable(2)
-        if prepare:
-            prepare()
+        try:
+            if prepare:
+                prepare()
+        except BaseException:  # noqa: BLE001
+            traceback.print_exc()
+            os._exit(_NOT_PREPARED)
         for case in cases:
             line = json.dumps(_limited(case, judge, limits)).encode() + b"\n"
             os.write(writing, line)
@@ -162,7 +178,7 @@ def _be_child(
         os._exit(70)
 
 
-def _limited(case: Case, judge: Judge, limits: Limits) -> tuple[str, str]:
+def _limited(case: Case, judge: Judge, limits: Limits) -> _Judgement:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     cpu_s = int(usage.ru_utime + usage.ru_stime) + limits.cpu_s
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, resource.RLIM_INFINITY))
@@ -179,7 +195,7 @@ def _limited(case: Case, judge: Judge, limits: Limits) -> tuple[str, str]:
             "memory",
             f"{grown / 1e6:,.0f} MB, {limits.resident_bytes / 1e6:,.0f} MB are allowed; {detail}",
         )
-    return outcome, detail[:600]
+    return _Judgement(outcome, detail[:600], max(0, grown))
 
 
 def _memory(name: str) -> int:
@@ -203,18 +219,18 @@ def described(error: BaseException) -> str:
 
 
 def refusal(error: BaseException, *names: str) -> tuple[str, str]:
-    """How an exception would meet the user: "refused" is a ValueError of one line that holds one of `names`.
+    """How an exception would meet the user: "refused" is a ValueError that holds one of `names`.
 
     The library raises ValueError for what users gave, and its commands print that as one line; everything else would be a
     traceback.
     """
-    text = str(error)
+    text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
         return "memory", described(error)
     if isinstance(error, TimeoutError):
         return "hang", described(error)
     if not isinstance(error, ValueError):
         return "traceback", described(error)
-    if "\n" in text or not any(name in text for name in names):
+    if not any(name in text for name in names):
         return "unclear", described(error)
     return "refused", text

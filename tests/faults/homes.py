@@ -84,10 +84,12 @@ def a_read_only_installation_without_a_home(folder: Path) -> Outcome:
 
 
 def a_read_only_installation_and_temporary_folder(folder: Path) -> Outcome:
-    """Nothing can be kept between processes: compiled code neither. It trains, or names the variable."""
+    """Nothing can be kept between processes: compiled code neither. At import, so nobody knows the recipe yet."""
     return fresh_recipe(
         folder,
         words=("NUMBA_CACHE_DIR",),
+        speaker="fastpsl",
+        refusals=(1,),
         environment={
             "HOME": "/proc/nope",
             "XDG_CACHE_HOME": None,

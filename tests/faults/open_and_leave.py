@@ -8,6 +8,7 @@ import json
 import os
 import random
 import sys
+from contextlib import closing
 
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
@@ -25,7 +26,7 @@ def open_and_leave(decoder: str, data: str, epoch: int, chance: random.Random) -
     way = chance.choice(("closed", "dropped", "raised", "never begun"))
     try:
         with (
-            open_data(data) as opened,
+            closing(open_data(data)) as opened,
             Loader(opened, [view, view], batch_size=8, decoder=decoder, num_threads=2) as loader,
         ):
             batches = loader.epoch(epoch)

@@ -46,8 +46,9 @@ def _started(command: Sequence[object], folder: Path, kind: str) -> Started:
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        more = {"stderr": subprocess.STDOUT} if kind == "no reader at all" else {}
-        return fresh(command, log, stdout=writing, **more)
+        if kind == "no reader at all":
+            return fresh(command, log, stdout=writing, stderr=subprocess.STDOUT)
+        return fresh(command, log, stdout=writing)
     finally:
         os.close(writing)
 

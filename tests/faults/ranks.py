@@ -106,20 +106,21 @@ def _struck(fault: Fault, place: Path, chance: random.Random, undisturbed: Path)
         ranks[0].wait_until(lambda: num_steps(out) >= step, _LIMIT_S)
         fault.strike(ranks[fault.rank])
     other = ranks[1 - fault.rank].wait(_LIMIT_S)
-    ranks[fault.rank].send(signal.SIGKILL)  # torchrun would, now that one has ended; a stopped one needs it
-    itself = ranks[fault.rank].wait(10)
+    from_outside = fault.strike in (_kill, _stop)
+    if from_outside:
+        ranks[fault.rank].send(
+            signal.SIGKILL
+        )  # torchrun would, now that one has ended; a stopped one needs it
+    itself = ranks[fault.rank].wait(_LIMIT_S)
     if any(rank.others_left() for rank in ranks):
         return "hang", "a process is left"
-    outcome = verdict(
-        other, f"rank 1: {RANKS.recipe}" if fault.rank == 0 else RANKS.recipe, _WORDS, refusals=_CODES
-    )
-    if fault.prepare or fault.strike is _take_memory_away:
-        # The one that failed says why; the other may keep quiet, as status.json says it too.
-        told = verdict(
-            itself, f"rank 1: {RANKS.recipe}" if fault.rank else RANKS.recipe, ("memory",), refusals=_CODES
-        )
-        if told[0] != "refused" or outcome[0] != "refused":
-            outcome = told if told[0] != "refused" or other.code == 2 else outcome
+    speakers = [RANKS.recipe, f"rank 1: {RANKS.recipe}"]
+    if from_outside:
+        outcome = verdict(other, speakers[1 - fault.rank], _WORDS, refusals=_CODES)
+    else:  # it says why itself, and the other one keeps quiet
+        outcome = verdict(itself, speakers[fault.rank], ("memory", "same command"))
+        quiet = verdict(other, speakers[1 - fault.rank], codes=_CODES)
+        outcome = outcome if quiet[0] == "goes on" else quiet
     if outcome[0] != "refused":
         return outcome
     if left := [name for name in litter(place) if fault.strike is not _kill or fault.rank]:

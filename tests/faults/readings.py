@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import re
+import sys
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +19,10 @@ from fastpsl.pipelines.data import open_data
 from fastpsl.pipelines.decoders import dali
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
+from fastpsl.terminal import people_read
 
-# What a terminal, a pager or a log viewer would act on: C0 without newline, DEL, C1.
-CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+# What a terminal, a pager or a log viewer would act on: C0 without tab and newline, DEL, C1, and bytes that are no UTF-8.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\udc80-\udcff]")
 
 # One crop is nearly all of a picture, the other any part of it.
 VIEWS = [
@@ -73,15 +75,25 @@ class Said(NamedTuple):
 
 
 def command(arguments: beton_command.Write | beton_command.Verify | beton_command.Info) -> Said:
-    """Run `fastpsl beton ...` in this process; errors that are no ValueError go through."""
-    text, error = io.StringIO(), None
-    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text), warnings.catch_warnings():
+    """Run `fastpsl beton ...` in this process, its output as `fastpsl.cli` writes it; errors that are no ValueError go through."""
+    output, error = io.BytesIO(), None
+    stream = io.TextIOWrapper(output, encoding="utf-8", write_through=True)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(stream))
+        stack.enter_context(contextlib.redirect_stderr(stream))
+        stack.enter_context(people_read(_lose))
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         try:
             beton_command.run(arguments)
         except ValueError as raised:
             error = raised
-    return Said(text.getvalue(), error)
+            print(f"fastpsl: {' '.join(str(error).split())}", file=sys.stderr)
+    return Said(output.getvalue().decode(errors="surrogateescape"), error)
+
+
+def _lose(name: str, error: OSError) -> None:
+    raise error
 
 
 def verify(path: Path) -> Said:

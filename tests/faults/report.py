@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 #   refused     one line names the file and the remedy
 #   skipped     the sample was named and left out, the rest goes on
 #   found       something else is read, and `fastpsl beton verify` names it
+#   read        what was damaged is read as a picture or a value, as its format allows; what lies beside it is read as ever
 #   goes on     work continues from where it was, and its result is the undisturbed one
 # and faults that did not:
 FAILURES = {
@@ -23,11 +24,12 @@ FAILURES = {
     "hang": "the time limit was reached",
     "memory": "more memory was taken than the documentation allows",
     "traceback": "an exception of the internals reached the user",
-    "unclear": "a message without the file's name or the remedy, or of several lines",
+    "unclear": "a message without the file's name",
     "silent": "other pixels or labels were read, and nothing finds it",
     "differs": "the result is not that of an undisturbed run",
     "executed": "an input ran code",
     "wrote": "an input wrote outside of its place",
+    "disclosed": "an input brought a file in that it merely names",
     "escaped": "control characters or markup of an input reached the terminal, HTML or CSV",
 }
 
@@ -51,6 +53,7 @@ class Finding(NamedTuple):
     outcome   few words; those in FAILURES are failures
     detail    one line: the message, or what was measured
     seed      a run of this category from this seed with a count of 1 repeats the case; None: only the whole run does
+    grown_bytes  by how much the resident memory grew at most; 0 where it is not measured
     """
 
     category: str
@@ -58,6 +61,7 @@ class Finding(NamedTuple):
     outcome: str
     detail: str = ""
     seed: int | None = None
+    grown_bytes: int = 0
 
     @property
     def failed(self) -> bool:
@@ -69,7 +73,7 @@ class Category:
 
     def __init__(self, name: str, seed: int, count: int):
         self.name, self.seed, self.count = name, seed, count
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
         self.finished = False
         self.outcomes: Counter[str] = Counter()
         self.cases: dict[str, dict[str, dict[str, Any]]] = {}
@@ -78,7 +82,11 @@ class Category:
     def add(self, finding: Finding) -> None:
         self.outcomes[finding.outcome] += 1
         outcomes = self.cases.setdefault(finding.case, {})
-        outcomes.setdefault(finding.outcome, {"count": 0, "first": finding.detail})["count"] += 1
+        counted = outcomes.setdefault(
+            finding.outcome, {"count": 0, "first": finding.detail, "grown_bytes": 0}
+        )
+        counted["count"] += 1
+        counted["grown_bytes"] = max(counted["grown_bytes"], finding.grown_bytes)
         if finding.failed:
             self.failures.append(finding)
 
@@ -93,12 +101,13 @@ class Category:
         return f"python -m tests.faults --only {self.name} --seed {seed} --{option} {count} --out /tmp/faults.json"
 
     def as_json(self) -> dict[str, Any]:
-        """Counts by outcome and by case, with the first detail of each, and every failure."""
+        """Counts by outcome and by case, with the first detail and the most memory of each, and every failure."""
         return {
             "asked": self.count,
             "done": self.num_done,
             "finished": self.finished,
             "seconds": round(self.seconds, 1),
+            "cpu_seconds": round(self.cpu_seconds, 1),
             "outcomes": dict(sorted(self.outcomes.items())),
             "cases": dict(sorted(self.cases.items())),
             "failures": [{**finding._asdict(), "repeat": self.repeat(finding)} for finding in self.failures],

@@ -37,7 +37,7 @@ class Slope(NamedTuple):
         return f"{self.value:.3g} ± {self.error:.2g}"
 
 
-def slope(x: Sequence[float], y: Sequence[float]) -> Slope:
+def slope(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> Slope:
     """Of the line through [n] points, n >= 3. Neighbours in time are alike: the error grows with the residuals' correlation r from one to
     the next, by the root of (1 + r) / (1 - r).
     """

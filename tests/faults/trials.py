@@ -45,12 +45,14 @@ def fresh_recipe(
     words: Sequence[str] = (),
     environment: Mapping[str, str | None] | None = None,
     before: Sequence[str] = (),
+    speaker: str = JIGSAW.recipe,
+    refusals: Sequence[int] = (2,),
     **settings: object,
 ) -> Outcome:
-    """As `recipe`, in an interpreter of its own."""
+    """As `recipe`, in an interpreter of its own; speaker, refusals: see `verdict`."""
     command = JIGSAW.command(folder / "run", *SHORT, *more)
     process = fresh(command, folder / "log", environment, before, **settings)
-    return verdict(process.wait(LIMIT_S), JIGSAW.recipe, words)
+    return verdict(process.wait(LIMIT_S), speaker, words, refusals=refusals)
 
 
 def long_run(out: Path, log: Path, *more: object) -> Started:

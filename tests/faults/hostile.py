@@ -1,0 +1,175 @@
+"""Files that a stranger may hand over, made to do harm or damaged: none may run code, write outside of its place, or fill memory.
+
+What is said of them may steer no terminal, and the pages of `fastpsl table` may hold none of their markup.
+"""
+
+import html.parser
+import os
+import random
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastpsl.terminal import escaped
+from tests.faults import hostile_archives, hostile_arrays, hostile_texts
+from tests.faults.child import Case, Limits, judged, refusal
+from tests.faults.hostile_archives import PRIVATE_PICTURE
+from tests.faults.hostile_common import Attack
+from tests.faults.hostile_gates import GATES, Gate, Refused
+from tests.faults.readings import CONTROL
+from tests.faults.report import Finding
+
+# Bombs unpack to 512 MB; sound files of their size take a few MB.
+LIMITS = Limits(wall_s=120.0, cpu_s=120, resident_bytes=256 << 20, address_bytes=8 << 30)
+_MADE_BY_HAND: list[Attack] = hostile_arrays.ATTACKS + hostile_archives.ATTACKS + hostile_texts.ATTACKS
+_BY_NAME = {gate.name: gate for gate in GATES}
+
+
+def case_of(seed: int) -> Case:
+    """First those made by hand, then sound files with random damage, gate by gate."""
+    if seed < len(_MADE_BY_HAND):
+        gate, name, _ = _MADE_BY_HAND[seed]
+        return Case(seed, f"{gate}: {name}")
+    return Case(seed, f"{GATES[seed % len(GATES)].name}: damage")
+
+
+def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
+    """Findings of the cases `seed` to `seed + count - 1`."""
+    subject = _Subject(folder)
+    cases = [case_of(seed + i) for i in range(count)]
+    yield from judged(
+        "hostile", cases, subject.judge, folder / "log", LIMITS, batch=250, prepare=subject.open_sound
+    )
+
+
+class _Subject:
+    """A sound folder for each gate, and the place where a copy of it is attacked."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.here = folder, folder / "here"
+        self.sound: dict[str, Path] = {}
+        self.used = list(GATES)
+        for gate in GATES:
+            place = folder / "sound" / gate.name
+            place.mkdir(parents=True)
+            self.sound[gate.name] = gate.make(place).relative_to(place)
+
+    def open_sound(self) -> None:
+        """In each child: the gates are warm."""
+        warnings.simplefilter("ignore")
+        os.chdir(self.folder)
+        for gate in self.used:
+            try:
+                gate.open(self._fresh(gate))
+            except Refused as error:  # weights of a network that lacks its other layers
+                assert "w." in gate.name, error
+
+    def _fresh(self, gate: Gate) -> Path:
+        shutil.rmtree(self.here, ignore_errors=True)
+        shutil.copytree(self.folder / "sound" / gate.name, self.here)
+        return self.here / self.sound[gate.name]
+
+    def judge(self, case: Case) -> tuple[str, str]:
+        if case.seed < len(_MADE_BY_HAND):
+            gate = _BY_NAME[_MADE_BY_HAND[case.seed][0]]
+            path = self._fresh(gate)
+            _MADE_BY_HAND[case.seed][2](path)
+        else:
+            gate = GATES[case.seed % len(GATES)]
+            path = self._fresh(gate)
+            path.write_bytes(damaged(path.read_bytes(), random.Random(case.seed)))
+        if not path.exists():  # its folder was renamed
+            path = next(self.here.rglob(path.name))
+        before = _listing(self.folder)
+        outcome, detail, said = _opened(gate, path)
+        return self._harm(before, said) or (outcome, detail)
+
+    def _harm(self, before: set[str], said: str) -> tuple[str, str] | None:
+        """What was done besides reading."""
+        if canaries := [str(path) for path in self.folder.rglob("canary")]:
+            for path in canaries:
+                os.unlink(path)
+            return "executed", canaries[0]
+        if new := _listing(self.folder) - before:
+            return "wrote", str(sorted(new)[:3])
+        if any(PRIVATE_PICTURE in path.read_bytes() for path in self.here.glob("*.beton")):
+            return "disclosed", "a picture of this machine is in the beton"
+        if CONTROL.search(said):
+            return "escaped", repr(said[-300:])
+        for page in self.here.glob("out/*.html"):
+            if strange := _strange_markup(page.read_text()):
+                return "escaped", f"{page.name}: {strange}"
+        return None
+
+
+def _opened(gate: Gate, path: Path) -> tuple[str, str, str]:
+    """Outcome, detail and what people see. Errors of the library are shown as the commands show them: escaped, on one line."""
+    names = (path.name, path.stem) if path.name != "result.json" else (path.name, "runs")
+    try:
+        said = gate.open(path)
+    except Refused as error:
+        said = str(error)
+        last = [line for line in said.splitlines() if line.startswith("fastpsl: ")][-1]
+        is_named = any(name in last for name in (*names, "listed on stdout"))
+        return "refused" if is_named else "unclear", last, said
+    except Exception as error:  # noqa: BLE001 - it is what is looked for
+        outcome, detail = refusal(error, *names)
+        return outcome, detail, escaped(detail)
+    return "read", "", said
+
+
+def _listing(folder: Path) -> set[str]:
+    """What lies beside the case's own folder, and above it."""
+    above = {f"../{name}" for name in os.listdir(folder.parent)}
+    return (
+        {name for name in os.listdir(folder) if name != "canary"} | above | set(os.listdir(folder / "sound"))
+    )
+
+
+def damaged(data: bytes, random: random.Random) -> bytes:
+    """Bits, runs, cuts, growth; of text also numbers and words that are replaced."""
+    changed = bytearray(data)
+    how = random.randrange(6)
+    if how == 0:
+        del changed[random.randrange(len(changed)) :]
+    elif how == 1:
+        at = random.randrange(len(changed))
+        changed[at:at] = random.choice(
+            [bytes(8), random.randbytes(30), b"\xff" * 8, b"\n", b'"', b"1e999", b"\x1b[2J"]
+        )
+    elif how == 2:
+        at, size = random.randrange(len(changed)), random.choice([1, 8, 64, 512])
+        changed[at : at + size] = random.choice([bytes(size), random.randbytes(size)])
+    elif how == 3 and (numbers := list(re.finditer(rb"\d+", data))):
+        found = random.choice(numbers)
+        new = random.choice(
+            [b"-1", b"1e999", b"NaN", b"99999999999999999999", b"4294967295", b"null", b"[]", b'""', b"0"]
+        )
+        changed[found.start() : found.end()] = new
+    elif how == 4:
+        at = random.randrange(max(1, len(changed) - 400), len(changed))  # where archives keep their directory
+        changed[at] ^= 1 << random.randrange(8)
+    else:
+        for _ in range(random.choice([1, 3, 30])):
+            changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
+    return bytes(changed)
+
+
+def _strange_markup(page: str) -> str:
+    """The first tag or attribute of a page that fastpsl does not write itself."""
+    found: list[str] = []
+
+    class Parser(html.parser.HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            if tag in ("script", "iframe", "object", "embed", "link", "form", "base"):
+                found.append(f"<{tag}>")
+            for name, value in attrs:
+                if name.startswith("on") or (
+                    name in ("src", "href") and not (value or "").startswith(("data:image/png", "#"))
+                ):
+                    found.append(f"{tag} {name}={value!r}")
+
+    Parser().feed(page)
+    return found[0] if found else ""

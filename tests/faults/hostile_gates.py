@@ -1,0 +1,189 @@
+"""Where files of strangers come in: each gate has a sound file, and a way of opening it as users do."""
+
+import contextlib
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from fastpsl import cli
+from fastpsl.evaluation.label_lists import read_label_list
+from fastpsl.label_file import read_labels
+from fastpsl.permutations import read_permutations
+from fastpsl.pictures import draw_curve
+from fastpsl.pipelines.data import open_data
+from fastpsl.pipelines.voc import VOC
+from fastpsl.reporter import MetricsFile
+from fastpsl.resume import find_checkpoint
+from fastpsl.transfer.proposals import Proposals
+from tests.fastpsl.tiny import one_process
+from tests.faults.hostile_sound import (
+    SCIENCE,
+    make_checkpoint,
+    make_csv,
+    make_json_list,
+    make_label_array,
+    make_label_list,
+    make_labels,
+    make_list,
+    make_npz,
+    make_parquet,
+    make_permutations,
+    make_permutations_bin,
+    make_proposals,
+    make_proposals_mat,
+    make_pth,
+    make_safetensors,
+    make_tar,
+    make_targz,
+    make_told,
+    make_voc_list,
+    make_webdataset,
+    make_xml,
+    run_folder,
+    small_beton,
+)
+
+
+class Gate(NamedTuple):
+    """name    the file's, as a user has it
+    make    writes the sound file and what belongs to it into an empty folder; the path of the file that is attacked
+    open    reads it; gives what was said, for people. ValueError or exit code 2 where it is refused
+    """
+
+    name: str
+    make: Callable[[Path], Path]
+    open: Callable[[Path], str]
+
+
+class Refused(ValueError):
+    """A command that ended with exit code 2, and what it said."""
+
+
+def command(*arguments: object) -> str:
+    """What `fastpsl ...` says, in this process. Refused where it ends with 2; assertion where with anything else but 0."""
+    output = io.BytesIO()
+    stream = io.TextIOWrapper(output, encoding="utf-8", write_through=True)
+    code: object = 0
+    with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = end.code or 0
+    said = output.getvalue().decode(errors="surrogateescape")
+    if code == cli.EXIT_USER_ERROR:
+        raise Refused(said)
+    assert code == 0, (code, said)
+    return said
+
+
+def _export(path: Path) -> str:
+    told = [
+        "--backbone",
+        "resnet18",
+        "--input-channels",
+        "RGB",
+        "--input-mean",
+        "0.5",
+        "0.5",
+        "0.5",
+        "--input-std",
+        "0.5",
+        "0.5",
+        "0.5",
+    ]
+    return command("export", path, path.parent / "out.pth", "--to", "timm", "--overwrite", *told)
+
+
+def _export_told(path: Path) -> str:
+    return command("export", path.with_suffix(""), path.parent / "out.pth", "--to", "timm", "--overwrite")
+
+
+def _resume(path: Path) -> str:
+    options: Any = SimpleNamespace(resume=str(path))
+    return "; ".join(find_checkpoint(options, one_process(), path.parents[1], SCIENCE, {})[2])
+
+
+def _open_labels(path: Path) -> str:
+    with small_beton(path.parent) as data:
+        return f"{read_labels(path, data).num_classes} classes"
+
+
+def _open_label_list(path: Path) -> str:
+    with small_beton(path.parent) as data:
+        return str(read_label_list(path, data))
+
+
+def _open_proposals(path: Path) -> str:
+    return str(len(Proposals([path], _voc(path.parent)).boxes(0)))
+
+
+def _voc(root: Path) -> VOC:
+    return VOC(root, ("2007_trainval",), "boxes")
+
+
+def _open_voc(path: Path) -> str:
+    root = next(parent for parent in path.parents if parent.name == "VOC2007").parent
+    data = _voc(root)
+    return str([data.objects(i) for i in range(data.num_samples)])
+
+
+def _write(path: Path) -> str:
+    """As a source of `fastpsl beton write`, and what info and verify say of the beton."""
+    out = path.parent / "out.beton"
+    said = command("beton", "write", path, out, "--overwrite", "--max-bad", "50%", "--workers", "1")
+    return said + command("beton", "info", out) + command("beton", "verify", out, "--workers", "1")
+
+
+def _open_list(path: Path) -> str:
+    """As --data, and written."""
+    os.environ["XDG_CACHE_HOME"] = str(path.parent / "cache")
+    with contextlib.closing(open_data(path)) as data:
+        names = data.class_names
+    return _write(path) + str(names and len(names))
+
+
+def _table(path: Path) -> str:
+    runs = path.parent.parent
+    return command("table", "psl/4", "--runs", runs, "--out", runs.parent / "out", "--scale", "tiny")
+
+
+def _curve(path: Path) -> str:
+    MetricsFile(path.parent / "metrics.jsonl", 4)
+    return draw_curve(path.parent).name
+
+
+def _of_run(name: str) -> Callable[[Path], Path]:
+    return lambda folder: run_folder(folder) / name
+
+
+GATES = (
+    Gate("w.pth", make_pth, _export),
+    Gate("w.safetensors", make_safetensors, _export),
+    Gate("w.pth.json", make_told, _export_told),
+    Gate("step-00000003.pt", make_checkpoint, _resume),
+    Gate("labels.npz", make_labels, _open_labels),
+    Gate("p.npy", make_permutations, lambda path: str(read_permutations(path).shape)),
+    Gate("p.bin", make_permutations_bin, lambda path: str(read_permutations(path).shape)),
+    Gate("list.txt", make_label_list, _open_label_list),
+    Gate("list.npy", make_label_array, _open_label_list),
+    Gate("p.pkl", make_proposals, _open_proposals),
+    Gate("p.mat", make_proposals_mat, _open_proposals),
+    Gate("000007.xml", make_xml, _open_voc),
+    Gate("trainval.txt", make_voc_list, _open_voc),
+    Gate("x.npz", make_npz, _write),
+    Gate("x.tar", make_tar, _write),
+    Gate("x.tar.gz", make_targz, _write),
+    Gate("w.tar", make_webdataset, _write),
+    Gate("t.parquet", make_parquet, _write),
+    Gate("l.txt", make_list, _open_list),
+    Gate("l.csv", make_csv, _open_list),
+    Gate("l.json", make_json_list, _open_list),
+    Gate("config.json", _of_run("config.json"), _table),
+    Gate("status.json", _of_run("status.json"), _table),
+    Gate("results.json", _of_run("results.json"), _table),
+    Gate("result.json", _of_run("result.json"), _table),
+    Gate("metrics.jsonl", _of_run("metrics.jsonl"), _curve),
+)

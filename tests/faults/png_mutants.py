@@ -1,0 +1,95 @@
+"""PNGs whose chunks lie, or hold far more than their size tells."""
+
+import functools
+import random
+import struct
+import zlib
+
+from tests.faults.sound_images import LARGE_PX, File, lying_sizes, some_image, sound_images
+
+Random = random.Random
+
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def _chunks(png: bytes) -> list[tuple[bytes, bytes]]:
+    at, found = len(_PNG_START), []
+    while at + 8 <= len(png):
+        length = int.from_bytes(png[at : at + 4], "big")
+        found.append((bytes(png[at + 4 : at + 8]), bytes(png[at + 8 : at + 8 + length])))
+        at += 12 + length
+    return found
+
+
+def _png(chunks: list[tuple[bytes, bytes]]) -> bytes:
+    return _PNG_START + b"".join(_chunk(kind, body) for kind, body in chunks)
+
+
+def png_head(random: Random) -> File:
+    """Sizes, depth or colours that lie, under a good checksum."""
+    data, ending = some_image(random, "png")
+    (_, head), *rest = _chunks(data)
+    height, width = lying_sizes(random)
+    size = struct.pack(">II", *random.choice([(width, height), (2**31 - 1, 2**31 - 1), (2**32 - 1, 1)]))
+    colours = bytes(
+        [random.choice([1, 2, 4, 8, 16, 3]), random.choice([0, 2, 3, 4, 6, 7]), 0, 0, random.choice([0, 1])]
+    )
+    head = random.choice([size + head[8:], head[:8] + colours])
+    return _png([(b"IHDR", head), *rest]), ending
+
+
+def png_chunk(random: Random) -> File:
+    """A chunk removed, doubled, emptied, moved, or with a length that lies."""
+    data, ending = some_image(random, "png")
+    chunks = _chunks(data)
+    here = random.randrange(len(chunks))
+    how = random.randrange(5)
+    if how == 0:
+        del chunks[here]
+    elif how == 1:
+        chunks.insert(random.randrange(len(chunks)), chunks[here])
+    elif how == 2:
+        chunks[here] = (chunks[here][0], b"")
+    elif how == 3:
+        random.shuffle(chunks)
+    else:
+        at = random.randrange(8, len(data) - 4)
+        data[at : at + 4] = struct.pack(">I", random.choice([0, 2**31 - 1, 2**31, 2**32 - 1]))
+        return bytes(data), ending
+    return _png(chunks), ending
+
+
+def png_text_bomb(random: Random) -> File:
+    """100 MB of text or colour profile in a few kB."""
+    chunks = _chunks(sound_images()["png"][0])
+    kind = random.choice([b"zTXt", b"iCCP", b"iTXt"])
+    packed = zlib.compress(bytes(100 << 20), 1)
+    body = b"x\0\1\0\0\0" + packed if kind == b"iTXt" else b"x\0\0" + packed
+    return _png([chunks[0], (kind, body), *chunks[1:]]), ".png"
+
+
+def bomb(random: Random) -> File:
+    """A true picture that is far larger than its file: mostly 25 megapixels, at times the most that is let through."""
+    if random.random() < 0.1:
+        return large_png(30_000, 1, 0), ".png"  # more than is let through
+    side = LARGE_PX if random.random() < 0.1 else random.choice([2000, 5000])
+    return large_png(side, *random.choice([(8, 0), (16, 0), (8, 6), (1, 0), (8, 2)])), ".png"
+
+
+@functools.lru_cache(2)
+def large_png(side: int, depth: int, colour: int) -> bytes:
+    """Black pixels [side, side] of so many bits and of a colour type of PNG's."""
+    row = bytes(1 + (side * {0: 1, 2: 3, 6: 4}[colour] * depth + 7) // 8)
+    compressor, parts = zlib.compressobj(1), []
+    for _ in range(side):
+        parts.append(compressor.compress(row))
+    parts.append(compressor.flush())
+    head = struct.pack(">IIBBBBB", side, side, depth, colour, 0, 0, 0)
+    return _png([(b"IHDR", head), (b"IDAT", b"".join(parts)), (b"IEND", b"")])
+
+
+KINDS = (png_head, png_chunk, png_text_bomb, bomb)

@@ -1,0 +1,24 @@
+"""Each category of the harness on a few of its faults; `make faults` has them by the thousand."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.process import run, warm_context
+from tests.faults.report import Category
+
+
+@pytest.mark.parametrize(
+    ("name", "seed", "count"),
+    [
+        ("betons", 0, 60),
+        ("side_files", 0, 40),
+        ("images", 0, 42),
+        ("hostile", 0, 60),  # weights, checkpoints, arrays, tars
+    ],
+)
+def test_no_fault_of_a_few_does_harm(name: str, seed: int, count: int, tmp_path: Path) -> None:
+    category = Category(name, seed, count)
+    run(category, tmp_path / name, warm_context())
+    assert category.finished and category.num_done == count
+    assert not category.failures, [(finding.case, *finding[2:]) for finding in category.failures]
