@@ -37,7 +37,7 @@ def explained(error: Exception, runs: Sequence[Run]) -> str | None:
             f"--batch-size{goes_on(runs)}"
         )
     if (lost := lost_rank(text)) is not None:
-        return f"rank {own_rank()} finds that {lost}{goes_on(runs)}"
+        return f"a rank other than {own_rank()} {lost}{goes_on(runs)}"
     if (fault := device_fault(text)) is not None:
         return fault + goes_on(runs)
     if "Triton Error [CUDA]" in text:
