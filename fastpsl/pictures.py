@@ -119,7 +119,8 @@ def curve(folder: Path) -> Figure:
     axes[-1, 0].set_xlabel("step")
     if names:
         axes[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=6, fontsize="small", frameon=False)
-    figure.suptitle(folder.name)
+    # As it is: neither a formula nor, where it is no UTF-8, an error.
+    figure.suptitle(folder.name.encode(errors="replace").decode(), parse_math=False)
     figure.tight_layout()
     return figure
 

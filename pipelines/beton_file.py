@@ -36,10 +36,12 @@ _REMEDIES = {
 
 @contextlib.contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """What goes wrong in writing `path`, as one line."""
+    """What goes wrong in writing `path`, or a file in that folder, as one line."""
     try:
         yield
     except OSError as error:
+        if isinstance(error.filename, str) and Path(error.filename).is_relative_to(path):
+            path = Path(error.filename)
         remedy = _REMEDIES.get(error.errno or 0, "choose a folder that can be written")
         raise ValueError(f"{path}: cannot be written ({error.strerror}); {remedy}") from None
 

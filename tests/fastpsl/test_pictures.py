@@ -113,6 +113,13 @@ def test_the_curve_draws_means_held_out_points_and_the_rate_as_it_was(tmp_path: 
     pyplot.close(figure)
 
 
+def test_a_curve_of_a_run_with_an_odd_name(tmp_path: Path) -> None:
+    folder = tmp_path / "latin \udce4 $a^$"  # no UTF-8; no formula either
+    folder.mkdir()
+    a_run(folder)
+    assert draw_curve(folder).exists()
+
+
 def test_a_curve_of_a_run_that_has_not_ended(tmp_path: Path) -> None:
     a_run(tmp_path)
     assert draw_curve(tmp_path) == tmp_path / "curve.png"

@@ -44,15 +44,15 @@ def out_is_a_file(folder: Path) -> Outcome:
 
 def out_below_a_file(folder: Path) -> Outcome:
     (folder / "x").write_text("")
-    return recipe(folder, out=folder / "x" / "run", words=("--out",))
+    return recipe(folder, out=folder / "x" / "run", words=("choose a folder",))
 
 
 def out_in_proc(folder: Path) -> Outcome:
-    return recipe(folder, out=Path("/proc/x"), words=("--out",))
+    return recipe(folder, out=Path("/proc/x"), words=("choose a folder",))
 
 
 def out_with_a_long_name(folder: Path) -> Outcome:
-    return recipe(folder, out=folder / ("a" * 300), words=("--out",))
+    return recipe(folder, out=folder / ("a" * 300), words=("name too long",))
 
 
 def _occupied(name: str, folder: Path) -> Outcome:

@@ -28,7 +28,7 @@ def _telling(kind: str, folder: Path) -> Outcome:
     return verdict(
         process.wait(LIMIT_S),
         "fastpsl",
-        words=("output",),
+        words=("stdout cannot be written",),
         codes=(0, 1, 141) if kind == "no reader" else (0,),
     )
 

@@ -31,7 +31,7 @@ _STEPS = (
     "--timeout-s",
     TIMEOUT_S,
 )
-_WORDS = ("another rank", "same command")
+_WORDS = ("has gone or hangs", "same command")
 _CODES = (1, 2)  # 1: it lost the other; 2: its own limits
 _LIMIT_S = 10 * TIMEOUT_S + 90
 

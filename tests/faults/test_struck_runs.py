@@ -35,10 +35,10 @@ def test_odd_surroundings_are_one_line(name: str, tmp_path: Path) -> None:
     assert found.outcome == "refused", found
 
 
-def test_loaders_are_opened_and_left_by_every_decoder(tmp_path: Path) -> None:
-    found = list(openings.run(tmp_path, seed=0, count=10))
-    assert [finding.case for finding in found] == openings.DECODERS
-    assert all(finding.detail.startswith("10 openings: threads ") for finding in found), (
+def test_loaders_are_opened_and_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openings, "DECODERS", ["torchvision"])
+    (found,) = openings.run(tmp_path, seed=0, count=10)
+    assert found.case == "torchvision" and found.detail.startswith("10 openings: threads "), (
         found
     )  # too few to judge memory
 

@@ -212,6 +212,8 @@ def test_what_cannot_be_written_says_what_helps(number: int, remedy: str) -> Non
     ):
         raise OSError(number, os.strerror(number))
     assert remedy in str(caught.value)
+    with pytest.raises(ValueError, match=r"^run/status\.json: cannot"), output_errors(Path("run")):
+        raise OSError(number, os.strerror(number), "run/status.json")
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
