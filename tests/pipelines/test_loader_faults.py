@@ -105,8 +105,9 @@ def test_a_file_cut_short_while_it_is_read_is_an_error(good: Path, decoder: str)
         epoch = loader.epoch(0)
         next(epoch)
         os.truncate(good, 1000)
-        with pytest.raises(ValueError, match=r"good\.beton.*truncated.*good\.beton sample 4") as error:
-            next(epoch)
+        # With the next batch, or where that one is there already or half read, by the name of what it lacks.
+        with pytest.raises(ValueError, match=r"good\.beton.*truncated") as error:
+            list(epoch)
         assert "\n" not in str(error.value)
 
 
