@@ -26,6 +26,7 @@ from numba import njit, types
 
 INSTALL = "pip install 'fastpsl[ffcv]' (needs g++, libturbojpeg0-dev, libopencv-dev)"
 
+_MAX_KEPT_BYTES = 3 << 23  # of a buffer: larger ones are given back after each picture
 # Status of jpeg_header.
 HEADER_GOOD, HEADER_NOT_JPEG, HEADER_BROKEN, HEADER_UNSUPPORTED = 0, 1, 2, 3
 HEADER_REASONS = {
@@ -190,9 +191,6 @@ def pread_into(file: int, offset: int, num_bytes: int, out: np.ndarray) -> int:
             break
         done += got
     return done
-
-
-_MAX_KEPT_BYTES = 3 << 23  # of a buffer: larger ones are given back after each picture
 
 
 class Codec:

@@ -6,6 +6,7 @@ of its own, forked from one that has torch, numba and fastpsl imported. Exit 1 w
 
 import argparse
 import shlex
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -31,6 +32,8 @@ COUNTS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run what is asked for; the exit code."""
     options = _options(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also below `nohup` and `&`
+        signal.signal(number, signal.default_int_handler)
     counts = {name: getattr(options, name) for name in options.only}
     categories = [Category(name, options.seed, count) for name, count in counts.items() if count > 0]
     context = warm_context()

@@ -30,7 +30,7 @@ class Layout(NamedTuple):
     end: int
 
     @classmethod
-    def of(cls, data: bytes) -> "Layout":
+    def of(cls, data: bytes | bytearray) -> "Layout":
         header = np.frombuffer(data[: HEADER.itemsize], HEADER)[0]
         num, alloc = int(header["num_samples"]), int(header["alloc_table_ptr"])
         table = HEADER.itemsize + int(header["num_fields"]) * FIELD.itemsize

@@ -19,7 +19,7 @@ from tests.pipelines.photos import jpeg, photo
 
 NUM_SAMPLES = 24
 # A loader holds a few batches; DALI sets room for decoding aside in each start.
-LIMITS = Limits(wall_s=60.0, cpu_s=60, resident_bytes=512 << 20, address_bytes=24 << 30)
+LIMITS = Limits(wall_s=180.0, cpu_s=60, resident_bytes=512 << 20, address_bytes=24 << 30)
 _PAGE_BYTES = 1 << 21
 
 

@@ -9,7 +9,7 @@ import random
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fastpsl.terminal import escaped
@@ -37,21 +37,22 @@ def case_of(seed: int) -> Case:
 
 def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
     """Findings of the cases `seed` to `seed + count - 1`."""
-    subject = _Subject(folder)
+    subject = Subject(folder)
     cases = [case_of(seed + i) for i in range(count)]
+    subject.used = [gate for gate in GATES if any(case.name.startswith(f"{gate.name}: ") for case in cases)]
     yield from judged(
         "hostile", cases, subject.judge, folder / "log", LIMITS, batch=250, prepare=subject.open_sound
     )
 
 
-class _Subject:
+class Subject:
     """A sound folder for each gate, and the place where a copy of it is attacked."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, gates: Sequence[Gate] = GATES):
         self.folder, self.here = folder, folder / "here"
         self.sound: dict[str, Path] = {}
-        self.used = list(GATES)
-        for gate in GATES:
+        self.used = list(gates)
+        for gate in gates:
             place = folder / "sound" / gate.name
             place.mkdir(parents=True)
             self.sound[gate.name] = gate.make(place).relative_to(place)
@@ -82,6 +83,10 @@ class _Subject:
             path.write_bytes(damaged(path.read_bytes(), random.Random(case.seed)))
         if not path.exists():  # its folder was renamed
             path = next(self.here.rglob(path.name))
+        return self.attacked(gate, path)
+
+    def attacked(self, gate: Gate, path: Path) -> tuple[str, str]:
+        """What opening a file comes to: the harm that was done, or else whether it was read."""
         before = _listing(self.folder)
         outcome, detail, said = _opened(gate, path)
         return self._harm(before, said) or (outcome, detail)

@@ -16,7 +16,7 @@ PRIVATE_PICTURE, _PRIVATE = jpeg(photo(99, 32, 40)), "private"
 
 
 def _tar_of(**members: bytes) -> Payload:
-    return lambda path: write_tar(path, members) and None
+    return lambda path: write_tar(path, members)
 
 
 def _tar_traversal(path: Path) -> None:

@@ -72,7 +72,7 @@ def _torch_sparse(path: Path) -> None:
 
 
 def _safetensors_head(head: bytes) -> Payload:
-    return lambda path: path.write_bytes(struct.pack("<Q", len(head)) + head) and None
+    return text(struct.pack("<Q", len(head)), head)
 
 
 def _safetensors_told(told: str) -> Payload:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-Payload = Callable[[Path], None]  # changes the sound file at a path, or what lies beside it
+Payload = Callable[[Path], object]  # changes the sound file at a path, or what lies beside it
 Attack = tuple[str, str, Payload]  # the gate's name, what it tries, and how
 
 ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m\r"
@@ -20,7 +20,4 @@ def text(*parts: str | bytes) -> Payload:
         part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape") for part in parts
     )
 
-    def make(path: Path) -> None:
-        path.write_bytes(data)
-
-    return make
+    return lambda path: path.write_bytes(data)

@@ -148,7 +148,7 @@ def make_targz(folder: Path) -> Path:
 
 
 def make_webdataset(folder: Path) -> Path:
-    members = {}
+    members: dict[str, bytes] = {}
     for i in range(4):
         members |= {f"{i:03}.jpg": _picture(i), f"{i:03}.json": json.dumps({"label": i}).encode()}
     return write_tar(folder / "w.tar", members)

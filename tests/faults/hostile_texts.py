@@ -52,7 +52,7 @@ def _all_strings(text: str) -> Payload:
             }
         return value
 
-    return lambda path: path.write_text(json.dumps(changed(json.loads(path.read_text())))) and None
+    return lambda path: path.write_text(json.dumps(changed(json.loads(path.read_text()))))
 
 
 def _folder_renamed(text: str) -> Payload:

@@ -24,7 +24,7 @@ from tests.pipelines.photos import jpeg, photo
 
 # docs/sources.md: what one picture may take at most, and its file. Most take a hundredth, as the results tell.
 _MOST_BYTES = BYTES_PER_PIXEL * MAX_PIXELS + MAX_FILE_BYTES
-LIMITS = Limits(wall_s=120.0, cpu_s=120, resident_bytes=_MOST_BYTES, address_bytes=24 << 30)
+LIMITS = Limits(wall_s=400.0, cpu_s=120, resident_bytes=_MOST_BYTES, address_bytes=24 << 30)
 NUM_SOUND = 4
 # One case in ten is about a file that is no picture's.
 _ODD_EVERY = 10

@@ -11,7 +11,7 @@ _START_OF_SCAN = 0xDA
 _FRAMES = (0xC0, 0xC1, 0xC2)
 
 
-def _segments(jpeg: bytes) -> list[tuple[int, int, int]]:
+def _segments(jpeg: bytes | bytearray) -> list[tuple[int, int, int]]:
     """(marker, start, length with the marker) up to the scan's."""
     at, found = 2, []
     while at + 4 <= len(jpeg) and jpeg[at] == 0xFF:
@@ -23,7 +23,7 @@ def _segments(jpeg: bytes) -> list[tuple[int, int, int]]:
     return found
 
 
-def _frame(jpeg: bytes) -> int:
+def _frame(jpeg: bytes | bytearray) -> int:
     return next(start for marker, start, _ in _segments(jpeg) if marker in _FRAMES)
 
 

@@ -16,7 +16,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def _chunks(png: bytes) -> list[tuple[bytes, bytes]]:
+def _chunks(png: bytes | bytearray) -> list[tuple[bytes, bytes]]:
     at, found = len(_PNG_START), []
     while at + 8 <= len(png):
         length = int.from_bytes(png[at : at + 4], "big")

@@ -30,7 +30,7 @@ VIEWS = [
     ViewSpec(RandomResizedCrop(32), (Flip(),)),
 ]
 BATCH = 8
-TIMEOUT_S = 20.0
+TIMEOUT_S = 120.0
 
 DECODERS = ["torchvision"]
 DECODERS += [] if libffcv.why_missing() else ["ffcv"]
@@ -53,8 +53,16 @@ def read(path: Path, decoder: str, on_bad_sample: str = "raise") -> Reading:
         warnings.simplefilter("ignore")
         data = open_data(path)
         stack.callback(data.close)
-        options = {"timeout_s": TIMEOUT_S, "on_bad_sample": on_bad_sample}
-        loader = Loader(data, VIEWS, batch_size=BATCH, train=False, decoder=decoder, num_threads=2, **options)
+        loader = Loader(
+            data,
+            VIEWS,
+            batch_size=BATCH,
+            train=False,
+            decoder=decoder,
+            num_threads=2,
+            timeout_s=TIMEOUT_S,
+            on_bad_sample=on_bad_sample,
+        )
         stack.enter_context(loader)
         for batch in loader.epoch(0):
             bad += [str(sample) for sample in batch.bad]
