@@ -17,7 +17,7 @@ def _jumps(folder: Path, *shifts: str) -> Outcome:
     if library is None:
         return NOT_HERE, "needs libfaketime: apt install faketime"
     clock = folder / "clock"
-    clock.write_text(shifts[0])
+    _set(clock, shifts[0])
     environment = {
         "LD_PRELOAD": library,
         "FAKETIME_TIMESTAMP_FILE": str(clock),
@@ -28,7 +28,7 @@ def _jumps(folder: Path, *shifts: str) -> Outcome:
     process = fresh(JIGSAW.command(folder / "run", *_TRAINED), folder / "log", environment)
     for number, shift in enumerate(shifts[1:], 1):
         process.wait_until(lambda: num_steps(folder / "run") >= 4 * number, LIMIT_S)  # noqa: B023
-        clock.write_text(shift)
+        _set(clock, shift)
     outcome = verdict(process.wait(LIMIT_S), JIGSAW.recipe)
     if outcome[0] != "goes on":
         return outcome
@@ -36,6 +36,13 @@ def _jumps(folder: Path, *shifts: str) -> Outcome:
     if steady[0] == "goes on" and left_behind(folder / "run") != left_behind(folder / "steady"):
         return "differs", "from the run with a steady clock"
     return steady
+
+
+def _set(clock: Path, shift: str) -> None:
+    """At once: the library reads the file at any time."""
+    beside = clock.with_name("clock of next")
+    beside.write_text(shift)
+    beside.replace(clock)
 
 
 def clock_jumps_back(folder: Path) -> Outcome:
