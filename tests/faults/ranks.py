@@ -119,7 +119,9 @@ def _struck(fault: Fault, place: Path, chance: random.Random, undisturbed: Path)
         outcome = verdict(other, speakers[1 - fault.rank], _WORDS, refusals=_CODES)
     else:  # it says why itself, and the other one keeps quiet
         outcome = verdict(itself, speakers[fault.rank], ("memory", "same command"))
-        quiet = verdict(other, speakers[1 - fault.rank], codes=_CODES)
+        quiet = verdict(
+            other, speakers[1 - fault.rank], codes=(0, *_CODES)
+        )  # 0: the memory it had was enough
         outcome = outcome if quiet[0] == "goes on" else quiet
     if outcome[0] != "refused":
         return outcome
