@@ -13,7 +13,12 @@ _CHUNK_BYTES = 1 << 20
 
 def read_npy(path: Path, max_bytes: int) -> np.ndarray:
     """The array in an .npy file. ValueError where it takes more than `max_bytes`, holds objects, or is shorter than its header says."""
-    mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        raise
+    except Exception as error:  # noqa: BLE001  (numpy's parser of headers: tokenize, ast, OverflowError)
+        raise ValueError(f"its header means nothing ({type(error).__name__})") from None
     if not isinstance(mapped, np.ndarray):
         mapped.close()
         raise ValueError("an archive of arrays, not one")  # noqa: TRY004

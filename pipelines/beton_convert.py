@@ -17,8 +17,8 @@ from PIL import Image
 from fastpsl.pipelines.beton_shard import JPG, RAW
 from fastpsl.pipelines.decoders.area import shrink
 from fastpsl.pipelines.image_file import (
-    MAX_PIXELS,
     BrokenImage,
+    check_pixels,
     decode_any,
     jpeg_orientation,
     num_pixels,
@@ -27,7 +27,7 @@ from fastpsl.pipelines.image_file import (
 from fastpsl.pipelines.large_pictures import LargePictures
 from fastpsl.pipelines.libffcv import HEADER_GOOD, Codec, jpeg_header, why_missing
 from fastpsl.pipelines.plain_jpeg import plain_decoder
-from fastpsl.pipelines.rows import UPRIGHT
+from fastpsl.pipelines.rows import MAX_PIXELS, UPRIGHT
 
 MAX_SIDE_PX = 65535  # two bytes in the table
 # A JPEG is decoded at 1/2, 1/4 or 1/8 where that is still so many times the wanted size. Mean difference to
@@ -155,6 +155,7 @@ def _store(image: np.ndarray, target: Target, how: str) -> Stored:
     image = np.ascontiguousarray(image)
     if target.mode == "raw":
         return Stored(image.tobytes(), height, width, RAW, how)
+    check_pixels(height, width)  # of arrays; no reader takes a larger JPEG
     codec = _codec()
     data = codec.encode(image, target.quality) if codec else None
     if data is None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fastpsl.pipelines.rows import MAX_PIXELS
+
 VERSION = 2
 HEADER = np.dtype(
     [
@@ -206,9 +208,14 @@ class Shard:
                 | (pointers + sizes > room),
                 "lies outside of the file's data",
             )
-            pixels = heights.astype(np.uint64) * widths * np.uint64(3)
+            pixels = heights.astype(np.uint64) * widths
             self._refuse_where(
-                part, (modes == RAW) & (sizes != pixels), "is raw, and its length is not height * width * 3"
+                part,
+                (modes == RAW) & (sizes != 3 * pixels),
+                "is raw, and its length is not height * width * 3",
+            )
+            self._refuse_where(
+                part, (modes == JPG) & (pixels > MAX_PIXELS), f"is a JPEG of more than {MAX_PIXELS:,} pixels"
             )
             self._refuse_where(part, labels < -1, "has a label below -1")
             allowed = MAX_LABEL if num_classes is None else num_classes - 1

@@ -20,7 +20,6 @@ import numpy as np
 
 from fastpsl.pipelines.cache_folder import cache_folder
 from fastpsl.pipelines.image_file import (
-    MAX_PIXELS,
     TURNED,
     BrokenImage,
     check_bytes,
@@ -28,7 +27,7 @@ from fastpsl.pipelines.image_file import (
     upright_size,
 )
 from fastpsl.pipelines.libffcv import HEADER_GOOD, jpeg_header
-from fastpsl.pipelines.rows import MODE_FILE, MODE_JPEG, UPRIGHT
+from fastpsl.pipelines.rows import MAX_PIXELS, MODE_FILE, MODE_JPEG, UPRIGHT
 from fastpsl.pipelines.sources.source import Sample
 from fastpsl.pipelines.workers import map_in_order
 

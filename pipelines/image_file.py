@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from fastpsl.pipelines.rows import MAX_FILE_BYTES, UPRIGHT
+from fastpsl.pipelines.rows import MAX_FILE_BYTES, MAX_PIXELS, UPRIGHT
 
 # What Pillow may try: no format that starts another program (EPS) or that is no photo.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 Image.init()  # all plugins now: Image.open(formats=...) knows only those that are loaded
-MAX_PIXELS = 178_956_970  # Pillow's own limit for what is taken for a decompression bomb
 TURNED = 5  # EXIF orientations from here on swap height and width
 _ORIENTATION_TAG = 0x0112
 _START_OF_SCAN, _APP1 = 0xDA, 0xE1  # JPEG markers
@@ -89,7 +88,7 @@ def upright_size(path: str) -> tuple[int, int]:
         width, height = image.size
         if image.format == "TIFF":  # some versions of Pillow give the upright size at once
             width, height = int(image.tag_v2[_WIDTH_TAG]), int(image.tag_v2[_HEIGHT_TAG])  # type: ignore[attr-defined]
-        _check_pixels(height, width)
+        check_pixels(height, width)
         # A PNG's orientation may stand behind its pixels, and Pillow would decode them to get there.
         is_silent = image.format == "PNG" and not _mentions_orientation(path)
         is_turned = not is_silent and image.getexif().get(_ORIENTATION_TAG) in range(TURNED, 9)
@@ -108,7 +107,8 @@ def _mentions_orientation(path: str) -> bool:
     return False
 
 
-def _check_pixels(height: int, width: int) -> None:
+def check_pixels(height: int, width: int) -> None:
+    """Raises BrokenImage for more pixels than are taken."""
     if width * height > MAX_PIXELS:
         raise BrokenImage(f"{width} x {height} px are more than {MAX_PIXELS:,} pixels")
 
@@ -130,14 +130,14 @@ def _reasons() -> Iterator[None]:
 def num_pixels(data: bytes) -> int:
     """Of an image in any known format, by its header. Raises BrokenImage with the reason, also where they are too many."""
     with _reasons(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        _check_pixels(image.height, image.width)
+        check_pixels(image.height, image.width)
         return image.height * image.width
 
 
 def decode_any(data: bytes) -> np.ndarray:
     """Decode any known format by Pillow to upright RGB, uint8 [H, W, 3]."""
     with _reasons(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        _check_pixels(image.height, image.width)
+        check_pixels(image.height, image.width)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         rgb = np.empty((image.height, image.width, 3), np.uint8)

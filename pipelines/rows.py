@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 MAX_FILE_BYTES = 256 << 20  # of an image file: larger ones are refused unread
+MAX_PIXELS = 178_956_970  # Pillow's own limit for what is taken for a decompression bomb
 MODE_JPEG, MODE_RAW, MODE_FILE = 0, 1, 2
 UPRIGHT = 1
 

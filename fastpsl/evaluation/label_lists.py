@@ -102,7 +102,7 @@ def read_label_list(path: Path, data: Data) -> np.ndarray:
     endings do not count. ValueError for an empty list, names that are not in the data or not there once, and what is named
     twice.
     """
-    entries = _read_npy(path) if path.suffix == ".npy" else path.read_text().splitlines()
+    entries = _read_npy(path) if path.suffix == ".npy" else os.fsdecode(path.read_bytes()).splitlines()
     entries = [entry for entry in map(str.strip, entries) if entry]
     if not entries:
         raise ValueError(f"--label-list {path} names no image: give one a line")

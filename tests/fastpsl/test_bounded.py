@@ -156,3 +156,12 @@ def test_matlabs_files_inflate_to_a_limit(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(ValueError, match="cannot be read as a MATLAB file"):
         list(_selective_search(path))
+
+
+@pytest.mark.parametrize("shape", ["(2, 9", "(99999999999999999999, 9)", "((((", "(1e999, 9)"])
+def test_a_header_of_nonsense_is_one_line(shape: str, tmp_path: Path) -> None:
+    head = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    (tmp_path / "p.npy").write_bytes(
+        b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head + bytes(144)
+    )
+    assert "p.npy: cannot be read" in refused(read_permutations, tmp_path / "p.npy")

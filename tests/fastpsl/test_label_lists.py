@@ -1,5 +1,6 @@
 """Lists of labelled images: balanced as the published ones, a function of the seed, read from what others publish."""
 
+import os
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -213,3 +214,17 @@ def test_a_number_of_any_length_is_a_place_that_is_not_there(tmp_path: Path) -> 
             with pytest.raises(ValueError, match=rf"list\.txt names sample {digits[:20]}") as refused:
                 read_label_list(path, data)
             assert len(str(refused.value)) < 300
+
+
+def test_names_of_any_bytes_are_found_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "pictures" / "cat").mkdir(parents=True)
+    for name in (b"a.png", b"caf\xe9.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "cat" / os.fsdecode(name))
+    path = tmp_path / "list.txt"
+    with Folder(tmp_path / "pictures") as data:
+        path.write_bytes(b"caf\xe9.png\n")
+        assert read_label_list(path, data).tolist() == [1]
+        path.write_bytes(b"\xff\xfe\n")
+        with pytest.raises(ValueError, match=r"list\.txt names .*, which is not in the data"):
+            read_label_list(path, data)

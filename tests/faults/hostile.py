@@ -121,7 +121,7 @@ def _opened(gate: Gate, path: Path) -> tuple[str, str, str]:
         return "refused" if is_named else "unclear", last, said
     except Exception as error:  # noqa: BLE001 - it is what is looked for
         outcome, detail = refusal(error, *names)
-        return outcome, detail, escaped(detail)
+        return outcome, detail, escaped(detail).encode(errors="backslashreplace").decode()
     return "read", "", said
 
 

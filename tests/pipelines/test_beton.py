@@ -173,6 +173,7 @@ def test_unfinished_and_absurd_headers(tmp_path: Path) -> None:
         ("data_ptr", 2**64 - 1, "allocation table"),
         ("data_ptr", 0, "allocation table"),
         ("height", 0, "side of 0 px"),
+        ("sides", 13_378, "more than 178,956,970 pixels"),
         ("mode", 7, "mode"),
         ("mode", RAW, "height * width * 3"),
         ("label", -2, "below -1"),
@@ -185,6 +186,8 @@ def test_bad_rows_are_named(field: str, value: int, word: str, tmp_path: Path) -
     table = np.frombuffer(data[TABLE_START : TABLE_START + 5 * ROW.itemsize], ROW).copy()
     if field == "label":
         table["f1"][3] = value
+    elif field == "sides":
+        table["f0"]["height"][3] = table["f0"]["width"][3] = value
     else:
         table["f0"][field][3] = value
     data[TABLE_START : TABLE_START + 5 * ROW.itemsize] = table.tobytes()

@@ -207,6 +207,14 @@ def test_broken_images_say_why() -> None:
 
 
 @needs_ffcv("torchvision and Pillow keep libjpeg's warnings to themselves")
+def test_an_array_becomes_no_jpeg_that_readers_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastpsl.pipelines.image_file.MAX_PIXELS", 400)
+    assert store_array(np.zeros((20, 20, 3), np.uint8), Target()).mode == JPG
+    assert store_array(np.zeros((21, 20, 3), np.uint8), Target(mode="raw")).mode == RAW
+    with pytest.raises(BrokenImage, match="20 x 21 px are more than 400 pixels"):
+        store_array(np.zeros((21, 20, 3), np.uint8), Target())
+
+
 def test_a_jpeg_that_libjpeg_warns_about_is_encoded_again() -> None:
     data = bytearray(jpeg(PHOTO))
     at = len(data) // 2
