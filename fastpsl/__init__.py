@@ -2,10 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+from fastpsl.caches import choose_caches
+
 if TYPE_CHECKING:
     from fastpsl.loading import loader as loader
 
 __version__ = "0.1.0"
+
+choose_caches()
 
 
 def __getattr__(name: str) -> Any:

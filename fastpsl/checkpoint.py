@@ -4,11 +4,13 @@ import io
 import os
 import pickle
 import re
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from fastpsl.bounded import refuse_damaged_tensors
 
 FORMAT = 1
 
@@ -25,9 +27,9 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # writing names no file
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -36,15 +38,9 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint file, on the CPU. ValueError where it is missing, corrupt or of another kind.
-
-    torch's reader does not compare the zip's checksums; Python's zipfile does, so a flipped bit is found.
-    """
+    """The state in a checkpoint file, on the CPU. ValueError where it is missing, corrupt (a flipped bit, too) or of another kind."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"{damaged} fails its checksum")
+        refuse_damaged_tensors(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"no checkpoint {path}: give an existing file, or --resume auto") from None
@@ -95,15 +91,20 @@ class Checkpoints:
             ) from error
         self._tried = True
 
-    def newest(self) -> tuple[Path, dict[str, Any], list[str]] | None:
+    def newest(
+        self, check: Callable[[Path, dict[str, Any]], None] | None = None
+    ) -> tuple[Path, dict[str, Any], list[str]] | None:
         """The newest readable checkpoint with its state, and what was wrong with the ones that were passed over.
 
-        None where there is no checkpoint; ValueError where there are some and none can be read.
+        check: raises ValueError for a state that does not serve. None where there is no checkpoint; ValueError where there are some and none can be read.
         """
         problems: list[str] = []
         for path in reversed(self.paths()):
             try:
-                return path, read_checkpoint(path), problems
+                state = read_checkpoint(path)
+                if check is not None:
+                    check(path, state)
+                return path, state, problems
             except ValueError as error:
                 problems.append(str(error))
         if problems:

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from fastpsl import (
 )
 from fastpsl.command_line import parse
 from fastpsl.doctor import command as doctor_command
+from fastpsl.terminal import people_read
 
 # Each command imports what it needs: `fastpsl --help` shall not wait for torch or numba.
 
@@ -119,11 +119,23 @@ Command = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit: 0 done, 2 user error (one line on stderr), 130 interrupted; doctor's 1: a step waits."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
+    with people_read(_lose):
+        _main(sys.argv[1:] if arguments is None else arguments)
+
+
+def _lose(name: str, error: OSError) -> None:
+    """What nobody reads is not worth its work; what is said on the way is."""
+    if name == "stdout":
+        raise (
+            error
+            if isinstance(error, BrokenPipeError)
+            else ValueError(f"stdout cannot be written ({error.strerror})")
+        )
+
+
+def _main(arguments: Sequence[str]) -> None:
     exit_code = 0
-    arguments, recipe_options = doctor_command.split(sys.argv[1:] if arguments is None else arguments)
+    arguments, recipe_options = doctor_command.split(arguments)
     try:
         command = parse(
             Command,
@@ -165,14 +177,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("fastpsl: interrupted; nothing was left under the final name", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `fastpsl beton info x | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(0)
+    except OSError as error:
+        print(f"fastpsl: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
 
 
 @contextlib.contextmanager
 def _one_line_warnings() -> Iterator[None]:
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"fastpsl: warning: {message}", file=sys.stderr)
+        print(f"fastpsl: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # on single images; they are judged by what comes out

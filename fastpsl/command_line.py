@@ -2,10 +2,13 @@
 
 import contextlib
 import io
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import tyro
+
+from fastpsl.terminal import plain
 
 _FRAME = "│|+╭╮╰╯─- "
 
@@ -17,7 +20,7 @@ def parse(kind: Any, arguments: Sequence[str] | None = None, **settings: Any) ->
     """
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(plain(sys.stdout)):
             return tyro.cli(kind, args=arguments, **settings)
     except SystemExit as end:
         if end.code in (0, None):

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 
 from fastpsl.checkpoint import write_atomically
+from fastpsl.json_lines import read_lines
 from fastpsl.learner import Learner
 from fastpsl.passes import Passes, PassStopped
 from fastpsl.plan import Stage
@@ -72,8 +73,7 @@ class Epochs:
         if not figures or self.run.world.rank != 0:
             return
         where = {"run_step": run_step, "epoch": round(epochs, 3)}
-        text = self.path.read_text() if self.path.exists() else ""
-        lines = [json.loads(line) for line in text.splitlines()]
+        lines = [line.row for line in read_lines(self.path) if "epoch" in line.row]
         # What a run that was killed had told already is told again.
         lines = [line for line in lines if (line["run_step"], line["epoch"]) < tuple(where.values())]
         lines.append(where | {"stage": self.stage.name} | dict(figures))

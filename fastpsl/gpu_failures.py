@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from fastpsl.gpu_faults import device_fault
+from fastpsl.distributed import own_rank
+from fastpsl.gpu_faults import device_fault, lost_rank
 from fastpsl.gpu_memory import gibibytes
 from fastpsl.options import RunOptions
 from fastpsl.run import Run
@@ -30,8 +31,10 @@ def explained(error: Exception, runs: Sequence[Run]) -> str | None:
     text = " ".join(str(error).split())
     if isinstance(error, torch.OutOfMemoryError) or any(words in text for words in _OUT_OF_MEMORY):
         return _out_of_memory(runs[-1] if runs else None)
+    if (lost := lost_rank(text)) is not None:
+        return f"rank {own_rank()} finds that {lost}{goes_on(runs)}"
     if (fault := device_fault(text)) is not None:
-        return fault + _goes_on(runs)
+        return fault + goes_on(runs)
     if "Triton Error [CUDA]" in text:
         return (
             f"Triton's kernels do not run here ({text[:_LONGEST]}): its CUDA may be newer than the driver's; update the driver, or "
@@ -44,7 +47,12 @@ def explained(error: Exception, runs: Sequence[Run]) -> str | None:
     return None
 
 
-def _goes_on(runs: Sequence[Run]) -> str:
+def of_another_rank(error: Exception) -> bool:
+    """Whether this rank fails because another one has."""
+    return lost_rank(" ".join(str(error).split())) is not None
+
+
+def goes_on(runs: Sequence[Run]) -> str:
     """Where the same command begins."""
     if not runs:
         return ""

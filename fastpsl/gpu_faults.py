@@ -1,6 +1,7 @@
 """Faults of a GPU, its driver and the talk of ranks by the words that tell of them, each with what to do; and why there is no CUDA."""
 
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,19 +87,31 @@ _IN_A_RUN = (
         "give torchrun's --nproc-per-node no more than there are GPUs (nvidia-smi -L)",
     ),
     Fault(
-        ("NCCL", "nccl", "/gloo/"),
+        ("NCCL", "nccl"),
         "the ranks cannot talk: another one has gone or hangs, or the network does not let them",
         "look at the first rank's error; NCCL_DEBUG=INFO before the command tells more",
     ),
 )  # fmt: skip
 # Whose errors these are; others may say such words of their own business.
-_SPEAKERS = ("cuda", "cublas", "cudnn", "nccl", "nvml", "/gloo/")
+_SPEAKERS = ("cuda", "cublas", "cudnn", "nccl", "nvml")
+# Of a rank that found no other at the end of the line, or waited for it in vain: gloo's, NCCL's, and those of the ranks' store.
+_LOST_RANK = (
+    "/gloo/",
+    "remote process exited",
+    "ncclRemoteError",
+    "collective operation timeout",
+    "NCCL communicator was aborted",
+    "wait timeout after",
+    "Failed to recv, got 0 bytes",
+)
 # CUDA's advice to developers follows in the same breath.
 _ADVICE = (
     " Search for `",
     " CUDA kernel errors might",
     " For debugging consider",
     ". Please ",
+    ". This is typically caused",
+    ". This may indicate",
     " Exception raised from",
 )
 _LONGEST = 200
@@ -111,6 +124,14 @@ def device_fault(text: str) -> str | None:
             if any(words in text for words in fault.words):
                 return f"{fault.what} ({_first_words(text)}): {fault.remedy}"
     return None
+
+
+def lost_rank(text: str) -> str | None:
+    """What an error's text tells of another rank that has gone or hangs, else None. text: without line breaks."""
+    if not any(words in text for words in _LOST_RANK):
+        return None
+    said = re.sub(r"^\[[^ ]*\] ", "", _first_words(text))  # the file of gloo's that says it
+    return f"another rank has gone or hangs ({said}): look for its error in the log, or at its machine"
 
 
 def why_no_cuda() -> tuple[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fastpsl.bounded import refuse_larger
 from fastpsl.checkpoint import write_atomically
 from fastpsl.options import RunOptions
 from fastpsl.pipelines.beton_file import output_errors
@@ -23,6 +24,8 @@ NAME = "labels.npz"
 FORMAT = 2
 _HELD_OUT = {"test", "val", "valid", "validation"}
 _AGAIN = "write the labels anew"
+_BYTES_PER_LABEL = 16  # label, index and entropy
+_MAX_OTHER_BYTES = 1 << 24  # texts, numbers, and a few labels too many, of which a line tells more
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +89,7 @@ def write_labels(
 
 def read_labels(path: Path, data: Data) -> Labels:
     """The labels in `path`, which must be `data`'s. ValueError where they are not, where one is out of range, or where `path` is no such file."""
-    return _checked(path, _read(path), data)
+    return _checked(path, _read(path, data.num_samples), data)
 
 
 @cache
@@ -96,7 +99,7 @@ def labels_of(path: Path, options: RunOptions) -> Labels:
     """
     data, val = open_both(options)
     try:
-        file = _read(path)
+        file = _read(path, data.num_samples)
         held_out = val is not None and file.digest == val.digest() != data.digest()
         split = next((split for split in (file.labels.split, data.split) if _is_held_out(split)), None)
         if held_out or split is not None:
@@ -159,7 +162,7 @@ def _checked(path: Path, file: _File, data: Data) -> Labels:
     return replace(found, labels=labels[order], entropy=found.entropy[order])
 
 
-def _read(path: Path) -> _File:
+def _read(path: Path, num_samples: int) -> _File:
     if not path.exists():
         raise ValueError(
             f"no labels {path}: a recipe of pseudo-labels writes them at its end, `fastpsl labels` others"
@@ -168,6 +171,7 @@ def _read(path: Path) -> _File:
         raise ValueError(f"{path} is a folder: give a file of labels, such as the {NAME} in a run's folder")
     try:
         with zipfile.ZipFile(path) as archive:  # numpy alone believes a damaged header's length
+            refuse_larger(archive, _MAX_OTHER_BYTES + _BYTES_PER_LABEL * num_samples)
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"{damaged} fails its checksum")

@@ -1,6 +1,5 @@
 """Pseudo-labels over the epochs: figures of each, a warning when they collapse, and their curves."""
 
-import json
 import math
 import warnings
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ import matplotlib
 import numpy as np
 
 from fastpsl.evaluation.clusters import nmi
+from fastpsl.json_lines import read_lines
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # after the choice of a backend that needs no screen
@@ -81,9 +81,8 @@ def collapse(figures: Mapping[str, float | None], num_classes: int) -> str | Non
 
 def draw_label_curves(folder: Path) -> Path | None:
     """labels.png in a run's folder, from the label figures in its epochs.jsonl; None where there are none."""
-    path = folder / LINES
-    every = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    lines = [line for line in every if line.get("entropy_share") is not None]
+    every = (line.row for line in read_lines(folder / LINES))
+    lines = [row for row in every if row.get("entropy_share") is not None]
     if not lines:
         return None
     figure, axes = pyplot.subplots(5, 1, sharex=True, figsize=(8, 10.5), layout="constrained")

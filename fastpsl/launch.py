@@ -1,5 +1,6 @@
 """From a recipe's options to a finished, preempted or failed run: exit codes, status.json, the one line for people."""
 
+import errno
 import json
 import os
 import sys
@@ -7,19 +8,22 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
 
 from fastpsl.checkpoint import write_atomically
 from fastpsl.distributed import join_world, leave_world, own_rank
-from fastpsl.gpu_failures import compiler_failed, explained
+from fastpsl.gpu_failures import compiler_failed, explained, goes_on, of_another_rank
 from fastpsl.job import Job
 from fastpsl.options import RunOptions
 from fastpsl.pictures import draw_curve
+from fastpsl.pipelines.beton_file import output_errors
 from fastpsl.reporter import summary_line
 from fastpsl.run import Run
 from fastpsl.seed import torch_seed
+from fastpsl.terminal import people_read
 from fastpsl.trainer import pretrain
 
 EXIT_FINISHED, EXIT_CRASHED, EXIT_USER_ERROR, EXIT_PREEMPTED = 0, 1, 2, 75
@@ -44,16 +48,29 @@ def launch(
 def run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run] = ()) -> NoReturn:
     """Leave the process with `work`'s exit code, or with that of its error.
 
-    ValueError, OSError and what a GPU refused (`gpu_failures`) are the user's (one line, no traceback); whatever else is ours,
-    with its traceback. `opened`: the runs that `work` opens, whose status says how they ended.
+    ValueError, OSError and what a GPU refused (`gpu_failures`) are the user's (one line, no traceback). A rank that lost another
+    one says so in a line, and has crashed. Whatever else is ours, with its traceback. `opened`: the runs that `work` opens, whose status says how they ended.
     """
+
+    def lose(name: str, error: OSError) -> None:
+        if name == "stdout":
+            print(
+                f"{recipe}: stdout cannot be written ({error.strerror}); the run goes on without it",
+                file=sys.stderr,
+            )
+
+    with people_read(lose):
+        _run_script(recipe, work, opened)
+
+
+def _run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run]) -> NoReturn:
     rank = own_rank()
     _say_warnings_in_one_line(recipe, rank)
     try:
         code = work()
     except (ValueError, OSError) as error:
         code = EXIT_USER_ERROR
-        reason = " ".join(str(error).split())
+        reason = _in_one_line(error, opened)
         _report_failure(opened, rank, f"{recipe}: {reason}", reason)
     except KeyboardInterrupt:  # before the run has its own handler
         code = EXIT_PREEMPTED
@@ -66,7 +83,7 @@ def run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run] = ())
             )
             _leave_at_once(EXIT_PREEMPTED)
         told = explained(error, opened)
-        code = EXIT_USER_ERROR if told else EXIT_CRASHED
+        code = EXIT_USER_ERROR if told and not of_another_rank(error) else EXIT_CRASHED
         reason = told or f"{type(error).__name__}: {error}"
         _report_failure(opened, rank, f"{recipe}: {told}" if told else traceback.format_exc(), reason)
     sys.stdout.flush()
@@ -75,6 +92,27 @@ def run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run] = ())
         _leave_at_once(code)
     leave_world()
     sys.exit(code)
+
+
+def _in_one_line(error: ValueError | OSError, opened: Sequence[Run]) -> str:
+    """What was wrong; of a file that could not be written, which one, what to do, and where the same command goes on."""
+    folders = [run.folder for run in opened]
+    if isinstance(error, OSError) and _is_of_output(error, folders):
+        path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else None
+        try:
+            with output_errors(path or (folders or [Path("a file")])[-1]):
+                raise error
+        except ValueError as told:
+            return f"{told}{goes_on(opened)}"
+    return " ".join(str(error).split())
+
+
+def _is_of_output(error: OSError, folders: Sequence[Path]) -> bool:
+    """Whether it came of writing: full and read-only disks, and whatever befell a file in one of the `folders`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        return True
+    named = isinstance(error.filename, str)
+    return named and any(Path(error.filename).is_relative_to(folder) for folder in folders)
 
 
 def _leave_at_once(code: int) -> NoReturn:
@@ -116,7 +154,10 @@ def _run(
     finished = pretrain(job, run)
     if world.rank == 0:
         _say_the_end(run, finished)
-        for line in finish(options, job, run) if finish and finished else ():
+        lines = finish(options, job, run) if finish and finished else ()
+        if finished:
+            run.write_status("finished", "")
+        for line in lines:
             print(line)
     run.close()
     return EXIT_FINISHED if finished else EXIT_PREEMPTED
@@ -125,7 +166,8 @@ def _run(
 def _say_the_end(run: Run, finished: bool) -> None:
     assert run.reporter.screen
     run.reporter.screen.close()
-    run.write_status(*(("finished", "") if finished else ("preempted", "stopped by a signal")))
+    if not finished:
+        run.write_status("preempted", "stopped by a signal")
     write_atomically(run.folder / "results.json", json.dumps(run.position.summaries, indent=1).encode())
     if not finished:
         where = f"stage {run.position.stage + 1}, step {run.position.step}"
@@ -160,12 +202,14 @@ def _report_failure(opened: Sequence[Run], rank: int, error: str, reason: str, s
         time.sleep(1.0)
         error = f"rank {rank}: {error}"
     for run in opened:
-        if run.failed_elsewhere():
+        before = run.status()
+        if before == "failed":
             return
         try:
-            run.write_status(state, reason if run.world.size == 1 else f"rank {rank}: {reason}")
+            if before not in ("finished", "preempted"):  # what came to its end stays so
+                run.write_status(state, reason if run.world.size == 1 else f"rank {rank}: {reason}")
             (run.folder / "error.txt").write_text(traceback.format_exc())  # for the developer of a task
         except OSError as problem:
-            if not run.failed_elsewhere():
+            if run.status() != "failed":
                 print(f"status.json could not be written: {problem}", file=sys.stderr)
     print(error, file=sys.stderr, flush=True)

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from fastpsl.bounded import read_npy
+
 _NPY = b"\x93NUMPY"
 _HEADER_BYTES = 8
+_MAX_BYTES = 1 << 28  # of 9 pieces, all 362,880 permutations are 26 MB
 
 
 def read_permutations(path: str | Path) -> np.ndarray:
@@ -20,7 +23,7 @@ def read_permutations(path: str | Path) -> np.ndarray:
     try:
         with open(path, "rb") as file:
             is_npy = file.read(len(_NPY)) == _NPY
-        given = np.load(path, allow_pickle=False) if is_npy else _read_bin(path)
+        given = read_npy(Path(path), _MAX_BYTES) if is_npy else _read_bin(path)
     except (OSError, ValueError, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ValueError(f"{path}: cannot be read ({reason}); make one with `fastpsl permutations`") from None
@@ -53,6 +56,7 @@ def _read_bin(path: str | Path) -> np.ndarray:
         if (
             len(header) < 2
             or header.min() < 1
+            or num_bytes > _MAX_BYTES
             or num_bytes != _HEADER_BYTES + 4 * int(header[0]) * int(header[1])
         ):
             told = f"its first two int32 are {header.tolist()}, its size is {num_bytes:,} bytes"

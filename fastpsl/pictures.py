@@ -13,6 +13,7 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from fastpsl.json_lines import read_lines
 from fastpsl.pipelines.batch import Batch
 
 matplotlib.use("Agg")
@@ -93,8 +94,7 @@ def curve(folder: Path) -> Figure:
     """
     with open(folder / "metrics.jsonl") as file:
         stride = 1 + sum(1 for _ in file) // MAX_POINTS
-        file.seek(0)
-        lines = [json.loads(line) for line in islice(file, 0, None, stride)]
+    lines = [line.row for line in islice(read_lines(folder / "metrics.jsonl"), 0, None, stride)]
     counters = ("run_step", "stage", "level", "step", "lr")
     names = [name for name in lines[0] if name not in counters] + ["lr"] if lines else []
     figure, axes = pyplot.subplots(
@@ -103,7 +103,7 @@ def curve(folder: Path) -> Figure:
     held_out = _held_out(folder / "results.json")
     for axis, name in zip(axes[:, 0], names, strict=False):
         for number, (stage, group) in enumerate(groupby(lines, key=lambda line: line["stage"])):
-            points = [(line["run_step"], line[name]) for line in group if line[name] is not None]
+            points = [(line["run_step"], line[name]) for line in group if line.get(name) is not None]
             steps, values = [p[0] for p in points], [p[1] for p in points]
             colour = f"C{number}"
             if name == "lr":

@@ -8,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from fastpsl.screen import PLAIN_LINE_EVERY_S, clock
+from fastpsl.terminal import plain
 
 _BAR_EVERY_S = 0.1
 
@@ -24,7 +25,7 @@ class Progress:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.description}"),
-            console=Console(stderr=True),
+            console=Console(file=plain(sys.stderr)),
             transient=True,
         )
         self._task = self._bar.add_task("", total=total)

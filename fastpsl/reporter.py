@@ -19,6 +19,7 @@ from fastpsl.checkpoint import write_atomically
 from fastpsl.distributed import World, sum_over_ranks
 from fastpsl.fetch import Fetch
 from fastpsl.gpu_memory import gibibytes
+from fastpsl.json_lines import read_lines
 from fastpsl.pipelines.batch import BadSample, Batch
 from fastpsl.plan import Stage
 from fastpsl.screen import Screen, clock
@@ -30,18 +31,16 @@ SUMMARY_STEPS = (
 
 
 class MetricsFile:
-    """metrics.jsonl: a line for each step, each step once. Lines past a resumed checkpoint are cut off first."""
+    """metrics.jsonl: a line for each step, each step once. Lines past a resumed checkpoint, or damaged, are cut off first."""
 
     def __init__(self, path: Path, resumed_run_step: int):
         self.path = path
         path.touch()
         kept_bytes = 0
-        with open(path, "rb") as file:
-            for line in file:
-                # a kill may leave half a line at the end
-                if not line.endswith(b"\n") or json.loads(line)["run_step"] > resumed_run_step:
-                    break
-                kept_bytes += len(line)
+        for line in read_lines(path):
+            if line.row["run_step"] > resumed_run_step:
+                break
+            kept_bytes = line.end
         os.truncate(path, kept_bytes)
 
     def append(self, lines: list[dict[str, Any]]) -> None:
@@ -55,9 +54,8 @@ class MetricsFile:
 
     def losses(self, stage: str) -> list[float]:
         """The loss of each step of a stage that had valid samples."""
-        with open(self.path) as file:
-            lines = (json.loads(line) for line in file)
-            return [line["loss"] for line in lines if line["stage"] == stage and line.get("loss") is not None]
+        rows = (line.row for line in read_lines(self.path))
+        return [row["loss"] for row in rows if row["stage"] == stage and row.get("loss") is not None]
 
 
 class Reporter:
@@ -81,6 +79,7 @@ class Reporter:
     ):
         self.folder, self.world, self.batch_size, self.log_steps = folder, world, batch_size, log_steps
         self._bad_names: set[str] = set()
+        self.num_batches = 0  # handed out by `watched`
         self.screen = Screen() if world.rank == 0 else None
         self.file = MetricsFile(folder / "metrics.jsonl", resumed_run_step) if world.rank == 0 else None
         self.board = self.wandb = None
@@ -125,6 +124,7 @@ class Reporter:
             finally:
                 self._wait_s += time.perf_counter() - started
             self._note_bad(batch.bad)
+            self.num_batches += 1
             yield batch
 
     def _note_bad(self, bad: list[BadSample]) -> None:

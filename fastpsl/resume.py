@@ -4,13 +4,33 @@ import contextlib
 import fcntl
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from fastpsl.checkpoint import Checkpoints, read_checkpoint
 from fastpsl.distributed import World, share, wait_for_all
 from fastpsl.options import RunOptions
+from fastpsl.pipelines.beton_file import output_errors
+
+# What a checkpoint holds besides what is only looked at where it is there.
+_KEYS: dict[str, type] = {
+    "science": dict,
+    "machine": dict,
+    "position": dict,
+    "backbone": dict,
+    "learner": dict,
+    "task": dict,
+}
+_POSITION: dict[str, type | tuple[type, ...]] = {
+    "stage": int,
+    "step": int,
+    "run_step": int,
+    "first_epoch": int,
+    "seconds": (int, float),
+    "summaries": list,
+}  # `run.Position`
+_OLDER = "resume from an older one, or give another --out"
 
 
 def choose_folder(recipe: str, options: RunOptions) -> Path:
@@ -25,19 +45,22 @@ def choose_folder(recipe: str, options: RunOptions) -> Path:
             )
         folder = checkpoint.parent.parent
     else:
-        return new_numbered_folder(Path("runs"), recipe)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise ValueError(
-            f"--out {folder} is a file: give a folder, or a path that does not exist yet"
-        ) from None
+        with output_errors(Path("runs").absolute()):
+            return new_numbered_folder(Path("runs"), recipe)
+    with output_errors(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise ValueError(
+                f"--out {folder} is a file: give a folder, or a path that does not exist yet"
+            ) from None
     return folder
 
 
 def lock_folder(folder: Path) -> TextIO:
     """Hold a run's folder until the file that is returned is closed or the process ends; ValueError where it is held."""
-    file = open(folder / ".lock", "w")  # noqa: SIM115  (held open by the caller)
+    with output_errors(folder):
+        file = open(folder / ".lock", "w")  # noqa: SIM115  (held open by the caller)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -73,8 +96,8 @@ def new_numbered_folder(parent: Path, name: str) -> Path:
 
 def find_checkpoint(
     options: RunOptions, world: World, folder: Path, science: dict[str, Any], machine: dict[str, Any]
-) -> tuple[dict[str, Any] | None, list[str]]:
-    """The state to go on from (None: from the start) and notes for people; every rank reads the same file.
+) -> tuple[str | None, dict[str, Any] | None, list[str]]:
+    """The checkpoint to go on from and its state (None: from the start), and notes for people; every rank reads the same file.
 
     ValueError where it cannot be read or belongs to another experiment.
     """
@@ -88,15 +111,16 @@ def find_checkpoint(
             )
     elif options.resume != "auto":
         chosen = options.resume
-    elif world.rank == 0 and (found := checkpoints.newest()):
+    elif world.rank == 0 and (found := checkpoints.newest(refuse_incomplete)):
         path, state, problems = found
         chosen = str(path)
         notes += [f"passed over: {problem}" for problem in problems]
     chosen = share(world, chosen)
     if chosen is None:
-        return None, notes
+        return None, None, notes
     if state is None:  # rank 0 has read the newest while it looked for it
         state = read_checkpoint(Path(chosen))
+        refuse_incomplete(Path(chosen), state)
     refuse_other_science(state["science"], science, chosen)
     where = state["position"]
     notes.append(f"resuming {chosen}: stage {where['stage'] + 1}, step {where['step']}")
@@ -110,7 +134,7 @@ def find_checkpoint(
     wait_for_all(world)  # until every rank has read it
     if world.rank == 0:
         notes += _leave_other_lines_behind(checkpoints, Path(chosen), where["run_step"])
-    return state, notes
+    return chosen, state, notes
 
 
 def _leave_other_lines_behind(checkpoints: Checkpoints, chosen: Path, run_step: int) -> list[str]:
@@ -128,6 +152,42 @@ def _leave_other_lines_behind(checkpoints: Checkpoints, chosen: Path, run_step: 
             path.rename(path.with_name(f"abandoned-{path.name}"))
             notes.append(f"{path} is of a line that ends here: renamed to abandoned-{path.name}")
     return notes
+
+
+def refuse_incomplete(path: Path, state: dict[str, Any]) -> None:
+    """ValueError naming the first key that a run could not go on without, or whose value is of another type."""
+    optional: dict[str, type] = {"choices": dict} if "choices" in state else {}
+    parts: tuple[tuple[dict[str, Any], Mapping[str, Any]], ...] = (
+        (state, _KEYS | optional),
+        (state.get("position", {}), _POSITION),
+    )
+    for within, keys in parts:
+        where = "" if within is state else "position: "
+        for name, kind in keys.items():
+            value = within.get(name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                is_there = f"is of type {type(value).__name__}" if name in within else "is missing"
+                raise ValueError(f"{path} is no whole checkpoint ({where}{name!r} {is_there}): {_OLDER}")  # noqa: TRY004
+            if isinstance(value, (int, float)) and not 0 <= value < 1 << 53:
+                raise ValueError(f"{path} is no whole checkpoint ({where}{name!r} is {value}): {_OLDER}")
+        if within is not state and (unknown := within.keys() - keys.keys()):
+            raise ValueError(
+                f"{path} is no whole checkpoint (position: {min(map(str, unknown))!r} is unknown): {_OLDER}"
+            )
+
+
+@contextlib.contextmanager
+def loading(path: str | None) -> Iterator[None]:
+    """Around what takes its state from the checkpoint `path`: what does not fit is one line that names it."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "state_dict" not in str(error):
+            raise  # of the device
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{path} does not hold what this experiment needs ({' '.join(what.split())[:200]}): {_OLDER}"
+        ) from error
 
 
 def refuse_other_science(saved: dict[str, Any], asked: dict[str, Any], path: str) -> None:

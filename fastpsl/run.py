@@ -18,6 +18,7 @@ from fastpsl.checkpoint import Checkpoints, write_atomically
 from fastpsl.distributed import Agreement, World, share, wait_for_all
 from fastpsl.options import RunOptions
 from fastpsl.pictures import NUM_PICTURES, captions, save_contact_sheet
+from fastpsl.pipelines.beton_file import output_errors
 from fastpsl.pipelines.data import open_data
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import Data
@@ -91,22 +92,25 @@ class Run:
         if world.rank == 0:
             self._lock = lock_folder(self.folder)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", options.keep_checkpoints)
-        self.resume_state, notes = find_checkpoint(options, world, self.folder, self.science, self._machine())
+        self.resumed_from, self.resume_state, notes = find_checkpoint(
+            options, world, self.folder, self.science, self._machine()
+        )
         self.position = Position(**self.resume_state["position"]) if self.resume_state else Position()
         self.resumed = self.resume_state is not None
         self.num_stages_before = len(self.position.summaries)
-        self.reporter = Reporter(
-            self.folder,
-            world,
-            batch_size=options.batch_size,
-            log_steps=options.log_steps,
-            resumed_run_step=self.position.run_step,
-            tensorboard=options.tensorboard,
-            wandb=options.wandb,
-            config=options.as_dict(),
-        )
-        if world.rank == 0:
-            self._write_records()
+        with output_errors(self.folder):
+            self.reporter = Reporter(
+                self.folder,
+                world,
+                batch_size=options.batch_size,
+                log_steps=options.log_steps,
+                resumed_run_step=self.position.run_step,
+                tensorboard=options.tensorboard,
+                wandb=options.wandb,
+                config=options.as_dict(),
+            )
+            if world.rank == 0:
+                self._write_records()
         self.agreement = Agreement(world, options.checkpoint_minutes)
         for note in notes:
             self.reporter.say(note)
@@ -194,10 +198,10 @@ class Run:
         text = json.dumps({"state": state, **where, "reason": reason}) + "\n"
         write_atomically(self.folder / "status.json", text.encode())
 
-    def failed_elsewhere(self) -> bool:
-        """Whether another rank has already said why the run failed. No where this start has not come to its status yet."""
+    def status(self) -> str | None:
+        """The state in status.json, of whichever rank; None where this start has not come to it yet."""
         path = self.folder / "status.json"
-        return path.exists() and json.loads(path.read_text())["state"] == "failed"
+        return str(json.loads(path.read_text())["state"]) if path.exists() else None
 
     def look_at_first_batch(self, task: Task, stage: Stage, loader: Loader) -> None:
         """One rank a machine loads a batch before the others start, so that numba compiles the loader once, not N times.

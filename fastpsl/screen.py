@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from fastpsl.terminal import escaped, plain
+
 PLAIN_LINE_EVERY_S = 10.0
 
 
@@ -21,7 +23,7 @@ class Screen:
     """`show(record)` replaces the screen (or adds a line, at most every ten seconds); `say(text)` adds a line for good."""
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self.console = console or Console(file=plain(sys.stderr), highlight=False, soft_wrap=True)
         self._live: Live | None = None
         self._last_line = 0.0
 
@@ -39,7 +41,7 @@ class Screen:
         self._live.update(self._screen(record), refresh=True)
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(escaped(text), markup=False)
 
     def close(self) -> None:
         if self._live is not None:

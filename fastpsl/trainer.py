@@ -19,6 +19,7 @@ from fastpsl.learner import Learner
 from fastpsl.options import RunOptions
 from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.loader import Loader
+from fastpsl.resume import loading
 from fastpsl.run import Run
 from fastpsl.schedules import Moment
 from fastpsl.seed import torch_seed
@@ -67,7 +68,8 @@ def pretrain(job: Job, run: Run) -> bool:
     (state, run.resume_state), position = (run.resume_state, None), run.position
     place_backbone(job, run.options, run.world)
     if state:
-        job.backbone.load_state_dict(state["backbone"])
+        with loading(run.resumed_from):
+            job.backbone.load_state_dict(state["backbone"])
     while len(position.summaries) < len(job.stages):
         if len(position.summaries) > position.stage:
             position.next_stage(job.stages[position.stage].max_epochs)
@@ -100,8 +102,9 @@ class StageRun:
         every = getattr(run.options, "probe_every", 0)
         self.monitor = Monitor(run, trunk, stage, self.views[0] if every else None, every)
         if state:
-            self.learner.load_state_dict(state["learner"])
-            call_if_there(job.task, "load_state_dict", state["task"])
+            with loading(run.resumed_from):
+                self.learner.load_state_dict(state["learner"])
+                call_if_there(job.task, "load_state_dict", state["task"])
 
     def _say_choices(self) -> None:
         """How this stage is computed, and why so."""
@@ -207,7 +210,13 @@ class StageRun:
                 torch.manual_seed(torch_seed(options.seed, position.stage, position.step, run.world.rank))
                 started = time.perf_counter()
                 lr = job.schedule(self._moment())
-                metrics = self.learner.step(watched, options.accumulate, lr)
+                num_batches = run.reporter.num_batches
+                try:
+                    metrics = self.learner.step(watched, options.accumulate, lr)
+                except (ValueError, OSError) as error:
+                    if run.reporter.num_batches == num_batches and position.step % steps_per_epoch:
+                        raise self._kept(error) from error
+                    raise
                 call_if_there(job.task, "after_step")
                 position.step += 1
                 position.run_step += 1
@@ -224,6 +233,18 @@ class StageRun:
                     self.save()
             batches.close()
         return self.monitor.look(steps_per_epoch, last_step)
+
+    def _kept(self, error: ValueError | OSError) -> Exception:
+        """Save the last whole step before data that fail end the run, and say so; of several ranks none waits for the others, which
+        are within the step that has no data, so nothing is saved."""
+        if self.run.world.size > 1:
+            return error
+        try:
+            self.save()
+        except (ValueError, OSError):
+            return error  # the data's, which came first
+        where = f"stage {self.position.stage + 1}, step {self.position.step}"
+        return ValueError(f"{error}; a checkpoint was written, and the same command goes on from {where}")
 
     @property
     def _first_unused_epoch(self) -> int:

@@ -22,6 +22,7 @@ from fastpsl.doctor.screen import show
 from fastpsl.doctor.setting import Setting, find_recipe, open_setting
 from fastpsl.doctor.software import check_software
 from fastpsl.doctor.words import number_of
+from fastpsl.terminal import plain
 
 _SECONDS = {"sample": 0.3, "cpu": 1.0, "cuda": 3.0}
 
@@ -45,7 +46,7 @@ def examine(command: Doctor, recipe_options: Sequence[str]) -> int:
     if command.json:
         print(json.dumps(report.as_dict(), indent=1))
     else:
-        show(report, Console(highlight=False))
+        show(report, Console(file=plain(sys.stdout), highlight=False))
     return report.exit_code
 
 
@@ -105,7 +106,7 @@ def _warnings_as_checks() -> Iterator[list[str]]:
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
     """What is measured now: a line that changes, on a terminal; nothing elsewhere."""
-    console = Console(stderr=True)
+    console = Console(file=plain(sys.stderr))
     if not sys.stderr.isatty():
         yield lambda _: None
         return

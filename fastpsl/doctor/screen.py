@@ -11,6 +11,7 @@ from fastpsl.doctor.checks import Check
 from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates
 from fastpsl.doctor.report import Report
 from fastpsl.doctor.words import number_of
+from fastpsl.terminal import escaped
 
 _MAX_CHANGES = 4
 _COLOUR = {"ok": "green", "warning": "yellow", "broken": "red"}
@@ -45,7 +46,7 @@ def show(report: Report, console: Console) -> None:
 def _sayer(console: Console) -> Callable[..., None]:
     def say(text: str, style: str = "") -> None:
         """Further lines of a text are indented."""
-        for i, line in enumerate(Text(text, style=style).wrap(console, console.width - 2)):
+        for i, line in enumerate(Text(escaped(text), style=style).wrap(console, console.width - 2)):
             line.rstrip()
             console.print(Text("  ") + line if i else line)
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+from fastpsl.bounded import read_npy
 from fastpsl.checkpoint import write_atomically
 from fastpsl.distributed import World, share
 from fastpsl.pipelines.beton_file import output_errors, partial_path, write_all
@@ -45,7 +46,15 @@ class FeatureFile:
     def labels(self) -> np.ndarray | None:
         """int32 [N], -1 = none; None where no sample has one."""
         name = self.record["labels"]
-        return None if name is None else np.load(self.path.with_name(name))  # type: ignore[no-any-return]
+        if name is None:
+            return None
+        path = self.path.with_name(name)
+        try:
+            return read_npy(path, 8 * int(self.record["shape"][0]))
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(
+                f"{path} cannot be read ({' '.join(str(error).split())}): write the features anew"
+            ) from None
 
 
 def read_features(path: Path) -> FeatureFile | None:

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from fastpsl.bounded import read_npy
 from fastpsl.checkpoint import write_atomically
 from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.pipelines.beton import Beton
@@ -15,6 +16,7 @@ from fastpsl.pipelines.subset import Subset
 
 # Draws of no epoch of training and no view: the choice of images, and that of classes which get one image more.
 _IMAGES, _CLASSES = 0, 1
+_MAX_BYTES = 1 << 32  # of a list: 14 million paths of 75 characters
 
 
 def labelled_part(data: Data, percent: float, seed: int, path: Path | None = None) -> Subset:
@@ -105,12 +107,15 @@ def read_label_list(path: Path, data: Data) -> np.ndarray:
     if not entries:
         raise ValueError(f"--label-list {path} names no image: give one a line")
     if all(entry.isdecimal() for entry in entries):
-        found = np.array([int(entry) for entry in entries], np.int64)
-        if found.max() >= data.num_samples:
+        last = str(data.num_samples - 1)
+        largest = max((entry.lstrip("0") for entry in entries), key=lambda digits: (len(digits), digits))
+        if len(largest) > len(last) or int(largest or 0) >= data.num_samples:
+            shown = largest if len(largest) <= 20 else f"{largest[:20]}... of {len(largest):,} digits"
             raise ValueError(
-                f"--label-list {path} names sample {found.max()}, and the data has 0 to {data.num_samples - 1:,}: "
+                f"--label-list {path} names sample {shown}, and the data has 0 to {data.num_samples - 1:,}: "
                 "give the list that belongs to this data"
             )
+        found = np.array([int(entry) for entry in entries], np.int64)
     else:
         found = _find(entries, path, data)
     values, counts = np.unique(found, return_counts=True)
@@ -122,12 +127,12 @@ def read_label_list(path: Path, data: Data) -> np.ndarray:
 
 def _read_npy(path: Path) -> list[str]:
     try:
-        array = np.load(path, allow_pickle=False)
-    except ValueError as error:
+        array = read_npy(path, _MAX_BYTES)
+    except (ValueError, EOFError) as error:
         raise ValueError(
             f"--label-list {path} cannot be read ({error}): save it as an array of strings or integers"
         ) from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuUS":
+    if array.dtype.kind not in "iuUS":
         raise ValueError(f"--label-list {path} holds no strings and no integers: give paths or places")
     if array.dtype.kind == "S":
         return [os.fsdecode(entry) for entry in array.ravel().tolist()]

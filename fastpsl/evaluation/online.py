@@ -5,7 +5,6 @@ fixed part of the training images and of the held-out ones, by centre crops. Not
 """
 
 import contextlib
-import json
 import time
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from fastpsl.distributed import gathered, share
 from fastpsl.evaluation.knn import count_correct, nearest
 from fastpsl.evaluation.online_chart import draw_probes
 from fastpsl.evaluation.views import center_view
+from fastpsl.json_lines import read_lines
 from fastpsl.learner import DTYPES
 from fastpsl.passes import undisturbed
 from fastpsl.pipelines.rows import Data, require_same_classes
@@ -210,7 +210,7 @@ def _full_rank(line: dict[str, Any]) -> int:
 
 
 def read_probes(file: MetricsFile) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.path.read_text().splitlines()]
+    return [line.row for line in read_lines(file.path)]
 
 
 def _some(data: Data, limit: int, seed: tuple[int, int]) -> Subset:

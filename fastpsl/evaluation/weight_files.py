@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from fastpsl.bounded import refuse_damaged_tensors
+
 _CHUNK = 1 << 22
 _NO_SAFETENSORS = 'safetensors is not installed: pip install "fastpsl[export]"'
 
@@ -33,18 +35,16 @@ def read_weights(path: Path) -> dict[str, Any]:
         return dict(_read_safetensors(path)[0])
     try:
         if zipfile.is_zipfile(path):
-            # torch's reader does not compare the zip's checksums; Python's zipfile does.
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise zipfile.BadZipFile(f"{damaged} fails its checksum")
+            refuse_damaged_tensors(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(_explain_unpickling(path, error)) from None
     except Exception as error:  # noqa: BLE001  (zipfile, pickle, torch: each has its own for a damaged file)
         # torch's own words are of its archive reader; a file that ends early is the usual cause.
         reason = (
-            str(error).split("\n")[0] if isinstance(error, zipfile.BadZipFile) else "cut short or damaged"
+            str(error).split("\n")[0]
+            if isinstance(error, zipfile.BadZipFile) or str(error).startswith("it would take")
+            else "cut short or damaged"
         )
         raise ValueError(
             f"{path} is no readable file of weights ({reason}): fetch or copy it again"
@@ -60,15 +60,31 @@ def told_beside(path: Path) -> dict[str, Any] | None:
     """What `fastpsl export` wrote of this file, in it or in PATH.json; None where that is of another file, or none."""
     if path.suffix == ".safetensors":
         text = _read_safetensors(path)[1].get("fastpsl")
-        return None if text is None else json.loads(text)
+        if text is None:
+            return None
+        try:
+            told = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} does not say what it holds ({_why(error)}): export it again") from None
+        if not isinstance(told, dict):
+            raise ValueError(
+                f"{path} does not say what it holds (a {type(told).__name__}, not a dict): export it again"
+            )
+        return told
     beside = path.with_name(f"{path.name}.json")
     try:
         told = json.loads(beside.read_text())
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{beside} cannot be read ({_why(error)}): export it again, or remove it") from None
     if not isinstance(told, dict) or told.get("sha256") != sha256_of_file(path):
         return None
     return told
+
+
+def _why(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:120]
 
 
 def _explain_unpickling(path: Path, error: Exception) -> str:

@@ -59,11 +59,18 @@ def load_pretrained(path: Path, backbone: str | None = None, input: Input | None
     """
     path = Path(path)
     path, state = newest_checkpoint(path) if path.is_dir() else (path, read_weights(path))
-    if isinstance(state.get("backbone"), dict) and "science" in state:
-        return _ours(path, state, backbone, input)
-    told = told_beside(path)
-    if told is not None:
-        return _exported(path, state, told, backbone, input)
+    try:
+        if isinstance(state.get("backbone"), dict) and "science" in state:
+            return _ours(path, state, backbone, input)
+        told = told_beside(path)
+        if told is not None:
+            return _exported(path, state, told, backbone, input)
+    except (KeyError, TypeError, AttributeError) as error:  # _input's, too
+        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(
+            f"{path} does not say what it holds ({' '.join(what.split())[:200]}): make it again (a recipe, fastpsl export), or give its "
+            f"tensors alone, with --backbone and the --input flags"
+        ) from error
     return _foreign(path, state, backbone, input)
 
 
@@ -105,7 +112,7 @@ def _ours(path: Path, state: dict[str, Any], backbone: str | None, input: Input 
             f"{path} is a checkpoint of format {state.get('format')}, and this version reads {FORMAT}"
         )
     science = state["science"]
-    found = Input.from_dict(state["input"])
+    found = _input(state["input"])
     name = _agreed(path, science.get("backbone"), backbone, found, input)
     made = make_backbone(name, num_channels=found.num_channels)
     fill(made, state["backbone"], name, f"{path}, a checkpoint of {science.get('recipe', 'fastpsl')},")
@@ -117,7 +124,7 @@ def _ours(path: Path, state: dict[str, Any], backbone: str | None, input: Input 
 def _exported(
     path: Path, state: dict[str, Any], told: dict[str, Any], backbone: str | None, input: Input | None
 ) -> Pretrained:
-    found = Input.from_dict(told["input"])
+    found = _input(told["input"])
     name = _agreed(path, told["backbone"], backbone, found, input)
     made = make_backbone(name, num_channels=found.num_channels)
     # timm has other names for VGG's.
@@ -141,6 +148,14 @@ def _foreign(path: Path, state: dict[str, Any], backbone: str | None, input: Inp
     is_timm = found.kind == "torchvision" and path.suffix == ".safetensors"
     record = _record(path, sha256_of_file(path), "timm" if is_timm else found.kind, backbone, input)
     return Pretrained(made, input, record | {"left_out": found.left_out})
+
+
+def _input(record: Any) -> Input:
+    """TypeError in one line where the record is none."""
+    try:
+        return Input.from_dict(record)
+    except ValueError as error:
+        raise TypeError(error) from None
 
 
 def _agreed(path: Path, name: str | None, asked: str | None, found: Input, told: Input | None) -> str:

@@ -6,6 +6,7 @@ from typing import Any, final
 
 import numpy as np
 
+from fastpsl.bounded import refuse_inflating_mat
 from fastpsl.pipelines.sources.plain_pickle import load_plain
 from fastpsl.pipelines.voc import VOC
 
@@ -58,7 +59,7 @@ def _key(name: object) -> str:
     """000005, b"000005" and 5 are the same; 2008_000002 is 2008000002."""
     text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
     digits = text.replace("_", "")
-    return str(int(digits)) if digits.isdecimal() else text
+    return str(int(digits)) if digits.isdecimal() and len(digits) < 19 else text
 
 
 def _checked(boxes: np.ndarray, size: tuple[int, int], where: str) -> np.ndarray:
@@ -98,6 +99,7 @@ def _selective_search(path: Path) -> Iterator[tuple[object, np.ndarray]]:
     from scipy.io import loadmat
 
     try:
+        refuse_inflating_mat(path)
         found = loadmat(path, variable_names=("images", "boxes"))
     except NotImplementedError:
         raise ValueError(

@@ -68,7 +68,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a disk with 
 try:
     Checkpoints(folder, keep=3).save(2, {"weights": torch.zeros(1_000_000)})
 except OSError as error:
-    print(error.errno)
+    print(error.errno, error.filename)
 """
 
 
@@ -85,7 +85,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         text=True,
         timeout=120,
     )
-    assert done.stdout.split() == [str(errno.EFBIG)]
+    assert done.stdout.split() == [str(errno.EFBIG), str(tmp_path / "step-00000002.pt")]
     assert os.listdir(tmp_path) == ["step-00000001.pt"]
     found = Checkpoints(tmp_path).newest()
     assert found and found[0].name == "step-00000001.pt"

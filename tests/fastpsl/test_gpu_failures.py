@@ -131,7 +131,6 @@ FAULTS = [
     (RuntimeError("CUDA driver version is insufficient for CUDA runtime version"), "install a torch for the CUDA"),
     (RuntimeError("NCCL error in: NCCLUtils.cpp:94, unhandled system error"), "NCCL_DEBUG=INFO"),
     (RuntimeError("NCCL error: invalid usage\nDuplicate GPU detected : rank 1 and rank 0"), "--nproc-per-node"),
-    (RuntimeError("[/__w/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [::1]:1"), "first rank's error"),
 ]  # fmt: skip
 
 
@@ -140,6 +139,29 @@ def test_a_device_that_fails_is_one_line_with_a_remedy(error: Exception, remedy:
     line = gpu_failures.explained(error, [])
     assert line is not None and remedy in line and "\n" not in line
     assert "Search for" not in line and "asynchronously" not in line
+
+
+# Of two ranks on one machine: the other was killed, stopped, or never came.
+LOST = [
+    "[/__w/gloo/gloo/transport/tcp/pair.cc:545] Read error [::1]:2701: reset by peer. This is typically caused by bugs in the application",
+    "[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 40000ms for recv operation to complete",
+    "[../third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection closed by peer [::1]:1234",
+    "NCCL error in: ProcessGroupNCCL.cpp, remote process exited or there was a network error",
+    "wait timeout after 40000ms, keys: /default_pg/0//cpu//0/1",
+]
+
+
+@pytest.mark.parametrize("words", LOST, ids=lambda words: words[-30:])
+def test_a_lost_rank_is_told_as_one_by_the_rank_that_lost_it(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launched(tmp_path, RuntimeError(words), monkeypatch, checkpoint_steps=1) == launch.EXIT_CRASHED
+    told = capsys.readouterr().err
+    (line,) = (x for x in told.splitlines() if x.startswith("tiny: "))
+    assert line.startswith("tiny: rank 0 finds that another rank has gone or hangs (") and "gloo" not in line
+    assert "look for its error in the log" in line and "bugs in" not in line
+    assert line.endswith(f"--out {tmp_path} goes on from step-00000002.pt")
+    assert "Traceback" not in told and "Traceback" in (tmp_path / "error.txt").read_text()
 
 
 def test_words_of_other_errors_are_no_faults() -> None:

@@ -1,6 +1,7 @@
 """Lists of labelled images: balanced as the published ones, a function of the seed, read from what others publish."""
 
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ from PIL import Image
 
 from fastpsl.evaluation.label_lists import draw_label_list, read_label_list, source_names, write_label_list
 from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.data import open_data
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.folder import Folder
+from fastpsl.sample import sample_paths
 from tests.pipelines.folders import tree, write_folder
 from tests.pipelines.photos import jpeg, photo
 
@@ -198,3 +201,15 @@ def test_a_file_of_another_class_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("1.png\ncat/2.png\n")
     with Folder(tmp_path / "pictures") as data:
         assert read_label_list(tmp_path / "list.txt", data).tolist() == [1, 0]
+
+
+def test_a_number_of_any_length_is_a_place_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    with closing(open_data(str(sample_paths().test_32))) as data:
+        path.write_text("000\n0000000000000000000000000007\n")
+        assert read_label_list(path, data).tolist() == [0, 7]
+        for digits in ("9" * 5000, "9" * 30, str(data.num_samples)):
+            path.write_text(f"1\n{digits}\n")
+            with pytest.raises(ValueError, match=rf"list\.txt names sample {digits[:20]}") as refused:
+                read_label_list(path, data)
+            assert len(str(refused.value)) < 300

@@ -27,7 +27,7 @@ def test_npy_counted_from_0_or_1(tmp_path: Path) -> None:
         (np.zeros((0, 9), np.int64), "wanted"),
         (np.arange(9), "wanted"),
         (np.array([[0.0, 1.0]]), "wanted"),
-        (np.array([[None]]), "allow_pickle"),
+        (np.array([[None]]), "Python objects"),
     ],
 )
 def test_npy_of_something_else(bad: np.ndarray, words: str, tmp_path: Path) -> None:

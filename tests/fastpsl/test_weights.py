@@ -324,3 +324,23 @@ def test_an_input_of_0_to_255_is_refused() -> None:
         Input("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
     with pytest.raises(ValueError, match="divide both by 255"):
         Input("RGB", (0.5, 0.5, 0.5), (58.395, 57.12, 57.375))
+
+
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", "{nonsense", "[" * 200_000, "{}", '{"input": 3, "backbone": "resnet18"}']
+)
+def test_what_is_told_nonsense_of_is_named(text: str, theirs: Path, tmp_path: Path) -> None:
+    save = pytest.importorskip("safetensors.torch").save
+    tensors = {name: tensor.contiguous() for name, tensor in torch.load(theirs).items()}
+    path = tmp_path / "theirs.safetensors"
+    path.write_bytes(save(tensors, metadata={"fastpsl": text}))
+    line = refused(path)
+    assert line.startswith(f"{path} does not say what it holds") and len(line) < 500
+
+
+def test_a_damaged_record_beside_weights_is_named(theirs: Path) -> None:
+    beside = theirs.with_name(f"{theirs.name}.json")
+    for text in ("[" * 200_000, "{nonsense"):
+        beside.write_text(text)
+        assert refused(theirs).startswith(f"{beside} cannot be read")
+    beside.unlink()
