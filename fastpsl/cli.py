@@ -23,6 +23,7 @@ from fastpsl import (
 )
 from fastpsl.command_line import parse
 from fastpsl.doctor import command as doctor_command
+from fastpsl.pipelines.doing import doing
 
 # Each command imports what it needs: `fastpsl --help` shall not wait for torch or numba.
 
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             description="Self-supervised pre-training of vision backbones: data sets, pictures, features, neighbours, exports, pseudo-labels, tables, and what holds up a recipe; recipes/ train and evaluate.",
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
-        with _one_line_warnings():
+        with _one_line_warnings(), doing(" ".join(["fastpsl", *arguments[:2]])):
             if isinstance(command, Permutations):
                 _permutations(command)
             elif isinstance(command, Show):

@@ -17,6 +17,7 @@ from fastpsl.gpu_failures import compiler_failed, explained
 from fastpsl.job import Job
 from fastpsl.options import RunOptions
 from fastpsl.pictures import draw_curve
+from fastpsl.pipelines.doing import doing
 from fastpsl.reporter import summary_line
 from fastpsl.run import Run
 from fastpsl.seed import torch_seed
@@ -50,7 +51,8 @@ def run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run] = ())
     rank = own_rank()
     _say_warnings_in_one_line(recipe, rank)
     try:
-        code = work()
+        with doing(recipe):
+            code = work()
     except (ValueError, OSError) as error:
         code = EXIT_USER_ERROR
         reason = " ".join(str(error).split())

@@ -134,7 +134,7 @@ class Passes:
             yield None
             return
         screen.close()
-        with Progress(what, num) as progress:
+        with Progress(what, num, "a pass") as progress:
             yield progress
         seconds = time.perf_counter() - started
         self.run.reporter.say(f"a pass over {num:,} {what} took {seconds:.1f} s")

@@ -19,6 +19,7 @@ from fastpsl.distributed import Agreement, World, share, wait_for_all
 from fastpsl.options import RunOptions
 from fastpsl.pictures import NUM_PICTURES, captions, save_contact_sheet
 from fastpsl.pipelines.data import open_data
+from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import Data
 from fastpsl.pipelines.views import ViewSpec
@@ -73,7 +74,8 @@ class Run:
         self.batch_size = options.rank_batch(world.size)
         if options.sync_batchnorm and world.device.type != "cuda":
             raise ValueError("--sync-batchnorm needs CUDA: torch's SyncBatchNorm does not run on the CPU")
-        self.train_data, self.val_data = (open or open_both)(options)
+        with doing("opening the data"):
+            self.train_data, self.val_data = (open or open_both)(options)
         if part is not None:
             self.train_data = part(self.train_data)
         if check is not None:
@@ -91,7 +93,10 @@ class Run:
         if world.rank == 0:
             self._lock = lock_folder(self.folder)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", options.keep_checkpoints)
-        self.resume_state, notes = find_checkpoint(options, world, self.folder, self.science, self._machine())
+        with doing(f"{self.folder}: looking for a checkpoint to go on from"):
+            self.resume_state, notes = find_checkpoint(
+                options, world, self.folder, self.science, self._machine()
+            )
         self.position = Position(**self.resume_state["position"]) if self.resume_state else Position()
         self.resumed = self.resume_state is not None
         self.num_stages_before = len(self.position.summaries)
@@ -206,11 +211,12 @@ class Run:
         """
         self.reporter.say(f"decoder {loader.decoder_name}: {loader.decoder_reason}")
         batch = None
-        if self.world.local_rank == 0:
-            batches = loader.epoch(self.position.first_epoch)
-            batch = next(batches)
-            batches.close()
-        wait_for_all(self.world)
+        with doing(f"{stage.name}: the first batch, whose decoder may have to be compiled"):
+            if self.world.local_rank == 0:
+                batches = loader.epoch(self.position.first_epoch)
+                batch = next(batches)
+                batches.close()
+            wait_for_all(self.world)
         if batch is None or self.world.rank != 0 or self.position.step > 0:
             return
         batch = batch.first(NUM_PICTURES)

@@ -18,6 +18,7 @@ from fastpsl.kept_choices import AUTOMATIC, choices_of, with_kept_choices
 from fastpsl.learner import Learner
 from fastpsl.options import RunOptions
 from fastpsl.pipelines.augment import choose_augment
+from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.loader import Loader
 from fastpsl.run import Run
 from fastpsl.schedules import Moment
@@ -72,8 +73,12 @@ def pretrain(job: Job, run: Run) -> bool:
         if len(position.summaries) > position.stage:
             position.next_stage(job.stages[position.stage].max_epochs)
             state = None
-        if not StageRun(job, run, state).to_its_end():
-            return False
+        name = job.stages[position.stage].name
+        with doing(f"{name}: building the network"):
+            stage_run = StageRun(job, run, state)
+        with doing(name) as told:
+            if not stage_run.to_its_end(told):
+                return False
     return True
 
 
@@ -120,10 +125,11 @@ class StageRun:
         choose_augment(options.augment, views, self.run.world.device)
         self.job.choose_step(self.stage, options, self.run.world)
 
-    def to_its_end(self) -> bool:
-        """Train, save, evaluate. False when a signal stopped it; what was learned is saved then too."""
+    def to_its_end(self, told: doing) -> bool:
+        """Train, save, evaluate. False when a signal stopped it; what was learned is saved then too. told: what is being done."""
         run, position = self.run, self.position
         with contextlib.ExitStack() as stack:
+            told.turn_to(f"{self.stage.name}: opening its loaders")
             each = self.images_per_sample
             own = call_if_there(self.job.task, "train_loader", run)
             loader = stack.enter_context(
@@ -144,15 +150,20 @@ class StageRun:
             # What was filled in part is not saved: it is filled anew.
             if self.fresh and not self._warm_up(loader):
                 return False
-            finished = self._train(loader)
+            finished = self._train(loader, told)
             self.save()
             held_out: dict[str, float] | None = {}
             if finished and val_loader:
                 batches = run.reporter.watched(val_loader.epoch(0))
                 stopped = lambda: run.agreement.after_step().stop
-                held_out = self.learner.evaluate(batches, self.held_out_views, stopped)
+                of_all, num = val_loader.batch_size * run.world.size, val_loader.num_samples
+                with doing(f"{self.stage.name}: held-out pass", "images", num) as passed:
+                    held_out = self.learner.evaluate(
+                        passed.over(batches, of_all), self.held_out_views, stopped
+                    )
                 finished = held_out is not None
             if finished:
+                told.turn_to(f"{self.stage.name}: ending the stage")
                 assert held_out is not None
                 if position.step % self.steps_per_epoch:
                     self.epochs.end(self.steps_per_epoch)  # of an epoch that was cut short
@@ -179,25 +190,29 @@ class StageRun:
         if num_batches:
             run.reporter.say(f"{self.stage.name}: {num_batches} batches pass first, which are no steps")
         epoch, done = self._first_unused_epoch, 0
-        while done < num_batches:
-            batches = loader.epoch(epoch)
-            for batch in itertools.islice(run.reporter.watched(batches), num_batches - done):
-                self.learner.warm_up(self.job.task, batch)
-                done += 1
-                if run.agreement.after_step().stop:
-                    batches.close()
-                    return False
-            batches.close()
-            epoch += 1
+        with doing(f"{self.stage.name}: before its first step", "batches", num_batches) as told:
+            while done < num_batches:
+                batches = loader.epoch(epoch)
+                for batch in itertools.islice(run.reporter.watched(batches), num_batches - done):
+                    self.learner.warm_up(self.job.task, batch)
+                    done += 1
+                    told.update(done)
+                    if run.agreement.after_step().stop:
+                        batches.close()
+                        return False
+                batches.close()
+                epoch += 1
         return True
 
-    def _train(self, loader: Loader) -> bool:
+    def _train(self, loader: Loader, told: doing) -> bool:
+        name, first = self.stage.name, ", for which much is compiled"
         job, run, position, options = self.job, self.run, self.position, self.run.options
         steps_per_epoch, last_step = self.steps_per_epoch, self.last_step
         while position.step < last_step:
+            epoch, step_in_epoch = divmod(position.step, steps_per_epoch)
+            told.turn_to(f"{name}: before epoch {epoch + 1}")
             if not self.monitor.look(steps_per_epoch, last_step):
                 return False
-            epoch, step_in_epoch = divmod(position.step, steps_per_epoch)
             if step_in_epoch == 0 and not self.epochs.start(epoch):
                 return False
             order = call_if_there(job.task, "epoch_order", position.first_epoch + epoch)
@@ -206,12 +221,15 @@ class StageRun:
             for _ in range(step_in_epoch, min(steps_per_epoch, last_step - position.step + step_in_epoch)):
                 torch.manual_seed(torch_seed(options.seed, position.stage, position.step, run.world.rank))
                 started = time.perf_counter()
+                told.turn_to(f"{name}: step {position.step + 1:,} of {last_step:,}{first}")
+                first = ""
                 lr = job.schedule(self._moment())
                 metrics = self.learner.step(watched, options.accumulate, lr)
                 call_if_there(job.task, "after_step")
                 position.step += 1
                 position.run_step += 1
                 if position.step % steps_per_epoch == 0:
+                    told.turn_to(f"{name}: after epoch {epoch + 1}")
                     self.epochs.end(steps_per_epoch)
                 run.reporter.step(position.step, position.run_step, lr, metrics, self.learner.num_skipped)
                 position.seconds += time.perf_counter() - started  # the reporter has waited for the device
@@ -238,6 +256,11 @@ class StageRun:
         """Checkpoint on rank 0; called by every rank at the same step, as a task's state may have to be gathered."""
         # Metrics first: lines past a checkpoint are cut off on resume, but lines that are missing stay missing.
         self.run.reporter.flush(durably=True)
+        with doing("writing a checkpoint"):
+            self._write_checkpoint()
+        self.run.agreement.checkpointed()
+
+    def _write_checkpoint(self) -> None:
         task = dict(task_state(self.job.task))
         seen = self.views[0].input_record() if self.views else call_if_there(self.job.task, "input_record")
         if self.run.world.rank == 0:
@@ -253,4 +276,3 @@ class StageRun:
                     "input": seen,
                 },
             )
-        self.run.agreement.checkpointed()
