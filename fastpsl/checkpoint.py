@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from fastpsl.pipelines.doing import doing
+
 FORMAT = 1
 
 
@@ -41,7 +43,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     torch's reader does not compare the zip's checksums; Python's zipfile does, so a flipped bit is found.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with doing(f"{path}: reading it"), zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"{damaged} fails its checksum")
@@ -72,13 +74,21 @@ class Checkpoints:
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write `state` for `step`, then delete all but the last `keep`. OSError leaves the older ones as they were."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.write(step, self.packed(state))
+
+    def packed(self, state: dict[str, Any]) -> memoryview:
+        """The file that holds `state`."""
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, **state}, buffer)
         if not self._tried:
             self._try_to_read(buffer)
+        return buffer.getbuffer()
+
+    def write(self, step: int, data: memoryview) -> Path:
+        """`save` of what is packed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:08d}.pt"
-        write_atomically(path, buffer.getbuffer())
+        write_atomically(path, data)
         for old in self.paths()[: -self.keep]:
             if old != path:
                 old.unlink()

@@ -15,6 +15,7 @@ from fastpsl.checkpoint import write_atomically
 from fastpsl.distributed import join_world, leave_world, own_rank
 from fastpsl.gpu_failures import compiler_failed, explained
 from fastpsl.job import Job
+from fastpsl.last_step import EXIT_PREEMPTED
 from fastpsl.options import RunOptions
 from fastpsl.pictures import draw_curve
 from fastpsl.pipelines.doing import doing
@@ -23,7 +24,7 @@ from fastpsl.run import Run
 from fastpsl.seed import torch_seed
 from fastpsl.trainer import pretrain
 
-EXIT_FINISHED, EXIT_CRASHED, EXIT_USER_ERROR, EXIT_PREEMPTED = 0, 1, 2, 75
+EXIT_FINISHED, EXIT_CRASHED, EXIT_USER_ERROR = 0, 1, 2
 _AGAIN = "the same command starts again, or goes on where it had come to"
 Options = TypeVar("Options", bound=RunOptions)
 

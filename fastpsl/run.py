@@ -74,8 +74,7 @@ class Run:
         self.batch_size = options.rank_batch(world.size)
         if options.sync_batchnorm and world.device.type != "cuda":
             raise ValueError("--sync-batchnorm needs CUDA: torch's SyncBatchNorm does not run on the CPU")
-        with doing("opening the data"):
-            self.train_data, self.val_data = (open or open_both)(options)
+        self.train_data, self.val_data = (open or open_both)(options)
         if part is not None:
             self.train_data = part(self.train_data)
         if check is not None:
@@ -93,10 +92,7 @@ class Run:
         if world.rank == 0:
             self._lock = lock_folder(self.folder)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", options.keep_checkpoints)
-        with doing(f"{self.folder}: looking for a checkpoint to go on from"):
-            self.resume_state, notes = find_checkpoint(
-                options, world, self.folder, self.science, self._machine()
-            )
+        self.resume_state, notes = find_checkpoint(options, world, self.folder, self.science, self._machine())
         self.position = Position(**self.resume_state["position"]) if self.resume_state else Position()
         self.resumed = self.resume_state is not None
         self.num_stages_before = len(self.position.summaries)
@@ -185,8 +181,9 @@ class Run:
             timeout_s=options.timeout_s,
         )
 
-    def save_checkpoint(self, run_step: int, state: dict[str, Any]) -> Path:
-        return self.checkpoints.save(run_step, {"science": self.science, "machine": self._machine(), **state})
+    def packed(self, state: dict[str, Any]) -> memoryview:
+        """A checkpoint's file, of a job's state."""
+        return self.checkpoints.packed({"science": self.science, "machine": self._machine(), **state})
 
     def last_checkpoint(self) -> Path:
         """Of a run that came to its end: its newest, or that of --resume, which left nothing to do."""

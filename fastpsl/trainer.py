@@ -15,6 +15,7 @@ from fastpsl.evaluation.online import Monitor
 from fastpsl.gpu_memory import peak_memory, reset_peak_memory
 from fastpsl.job import Job
 from fastpsl.kept_choices import AUTOMATIC, choices_of, with_kept_choices
+from fastpsl.last_step import LONG_STEP_S, LastStep
 from fastpsl.learner import Learner
 from fastpsl.options import RunOptions
 from fastpsl.pipelines.augment import choose_augment
@@ -69,24 +70,25 @@ def pretrain(job: Job, run: Run) -> bool:
     place_backbone(job, run.options, run.world)
     if state:
         job.backbone.load_state_dict(state["backbone"])
-    while len(position.summaries) < len(job.stages):
-        if len(position.summaries) > position.stage:
-            position.next_stage(job.stages[position.stage].max_epochs)
-            state = None
-        name = job.stages[position.stage].name
-        with doing(f"{name}: building the network"):
-            stage_run = StageRun(job, run, state)
-        with doing(name) as told:
-            if not stage_run.to_its_end(told):
-                return False
+    with LastStep(run) as last_step:
+        while len(position.summaries) < len(job.stages):
+            if len(position.summaries) > position.stage:
+                position.next_stage(job.stages[position.stage].max_epochs)
+                state = None
+            name = job.stages[position.stage].name
+            with doing(f"{name}: building the network"):
+                stage_run = StageRun(job, run, state, last_step)
+            with doing(name) as told:
+                if not stage_run.to_its_end(told):
+                    return False
     return True
 
 
 class StageRun:
     """The stage at which the run stands, from there (and the checkpoint `state` of there) to the stage's end."""
 
-    def __init__(self, job: Job, run: Run, state: dict[str, Any] | None):
-        self.job, self.run, self.position = job, run, run.position
+    def __init__(self, job: Job, run: Run, state: dict[str, Any] | None, last_step: LastStep):
+        self.job, self.run, self.position, self.kept_step = job, run, run.position, last_step
         self.stage = stage = job.stages[run.position.stage]
         self.fresh = state is None
         self.held_out_views = held_out_views(job.task, stage.level)
@@ -211,6 +213,9 @@ class StageRun:
         while position.step < last_step:
             epoch, step_in_epoch = divmod(position.step, steps_per_epoch)
             told.turn_to(f"{name}: before epoch {epoch + 1}")
+            may_take_long = hasattr(job.task, "start_epoch") or self.monitor.every
+            if position.step and may_take_long and not self.kept_step.is_safe():
+                self.keep()
             if not self.monitor.look(steps_per_epoch, last_step):
                 return False
             if step_in_epoch == 0 and not self.epochs.start(epoch):
@@ -240,6 +245,10 @@ class StageRun:
                 due = options.checkpoint_steps and position.run_step % options.checkpoint_steps == 0
                 if decision.checkpoint or due:
                     self.save()
+                elif decision.seconds > LONG_STEP_S:
+                    self.keep()
+                else:
+                    self.kept_step.let_go()
             batches.close()
         return self.monitor.look(steps_per_epoch, last_step)
 
@@ -257,22 +266,23 @@ class StageRun:
         # Metrics first: lines past a checkpoint are cut off on resume, but lines that are missing stay missing.
         self.run.reporter.flush(durably=True)
         with doing("writing a checkpoint"):
-            self._write_checkpoint()
+            self.kept_step.save(self._state())
         self.run.agreement.checkpointed()
 
-    def _write_checkpoint(self) -> None:
+    def keep(self) -> None:
+        """What a checkpoint would hold, for a stop in what comes now (`LastStep`); called as `save` is."""
+        self.run.reporter.flush()
+        self.kept_step.keep(self._state())
+
+    def _state(self) -> dict[str, Any]:
         task = dict(task_state(self.job.task))
         seen = self.views[0].input_record() if self.views else call_if_there(self.job.task, "input_record")
-        if self.run.world.rank == 0:
-            self.run.save_checkpoint(
-                self.position.run_step,
-                {
-                    "position": asdict(self.position),
-                    "num_stages": len(self.job.stages),
-                    "backbone": self.job.backbone.state_dict(),
-                    "learner": self.learner.state_dict(),
-                    "choices": choices_of(self.learner),
-                    "task": task,
-                    "input": seen,
-                },
-            )
+        return {
+            "position": asdict(self.position),
+            "num_stages": len(self.job.stages),
+            "backbone": self.job.backbone.state_dict(),
+            "learner": self.learner.state_dict(),
+            "choices": choices_of(self.learner),
+            "task": task,
+            "input": seen,
+        }
