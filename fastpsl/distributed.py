@@ -170,6 +170,10 @@ class Agreement:
         self._steps_since, self._last_asked = 0, now
         return Decision(bool(flags[0]), bool(flags[1]), float(flags[2]))
 
+    def other_pace(self) -> None:
+        """What comes now takes another time per step: ask after the first of them. To be called by every rank, between the same two."""
+        self._steps_since, self._ask_after, self._last_asked = 0, 1, time.monotonic()
+
     def checkpointed(self) -> None:
         """Restart the clock of `checkpoint_minutes`."""
         self._last_checkpoint = time.monotonic()

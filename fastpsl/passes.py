@@ -129,6 +129,7 @@ class Passes:
 
     @contextlib.contextmanager
     def _progress(self, what: str, num: int) -> Iterator[Progress | None]:
+        self.run.agreement.other_pace()
         screen, started = self.run.reporter.screen, time.perf_counter()
         if screen is None:
             yield None

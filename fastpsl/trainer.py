@@ -158,6 +158,7 @@ class StageRun:
             if finished and val_loader:
                 batches = run.reporter.watched(val_loader.epoch(0))
                 stopped = lambda: run.agreement.after_step().stop
+                run.agreement.other_pace()
                 of_all, num = val_loader.batch_size * run.world.size, val_loader.num_samples
                 with doing(f"{self.stage.name}: held-out pass", "images", num) as passed:
                     held_out = self.learner.evaluate(
@@ -193,6 +194,7 @@ class StageRun:
             run.reporter.say(f"{self.stage.name}: {num_batches} batches pass first, which are no steps")
         epoch, done = self._first_unused_epoch, 0
         with doing(f"{self.stage.name}: before its first step", "batches", num_batches) as told:
+            run.agreement.other_pace()
             while done < num_batches:
                 batches = loader.epoch(epoch)
                 for batch in itertools.islice(run.reporter.watched(batches), num_batches - done):
@@ -223,6 +225,7 @@ class StageRun:
             order = call_if_there(job.task, "epoch_order", position.first_epoch + epoch)
             batches = loader.epoch(position.first_epoch + epoch, step_in_epoch * options.accumulate, order)
             watched = run.reporter.watched(batches)
+            run.agreement.other_pace()  # than that of passes
             for _ in range(step_in_epoch, min(steps_per_epoch, last_step - position.step + step_in_epoch)):
                 torch.manual_seed(torch_seed(options.seed, position.stage, position.step, run.world.rank))
                 started = time.perf_counter()

@@ -84,6 +84,7 @@ class Monitor:
             return True
         with self.run.reporter.off_the_clock():
             started = time.perf_counter()
+            self.run.agreement.other_pace()
             with torch.no_grad(), undisturbed(self.trunk, self.run.world):
                 train = self._features(self.train)
                 held_out = self._features(self.held_out) if self.held_out and train else None

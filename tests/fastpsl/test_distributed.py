@@ -56,6 +56,11 @@ def test_ranks_ask_about_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(100):
         now[0] += 0.1
         agreement.after_step()
+    now[0] += 60.0
+    agreement.other_pace()  # steps of a minute, after short ones: each of them asks
+    for _ in range(3):
+        now[0] += 60.0
+        assert agreement.after_step().seconds == 60.0 and asked.pop() == now[0]
     agreement.close()
     gaps = [b - a for a, b in pairwise(asked)]
     assert 9 <= len(asked) <= 12 and all(0.85 < gap < 1.05 for gap in gaps)
