@@ -197,9 +197,9 @@ class Run:
         write_atomically(self.folder / "status.json", text.encode())
 
     def failed_elsewhere(self) -> bool:
-        """Whether another rank has already said why the run failed. No where this start has not come to its status yet."""
+        """Whether another rank has already said why the run failed, or has left it. No where this start has not come to its status yet."""
         path = self.folder / "status.json"
-        return path.exists() and json.loads(path.read_text())["state"] == "failed"
+        return path.exists() and json.loads(path.read_text())["state"] in ("failed", "preempted")
 
     def look_at_first_batch(self, task: Task, stage: Stage, loader: Loader) -> None:
         """One rank a machine loads a batch before the others start, so that numba compiles the loader once, not N times.

@@ -11,11 +11,11 @@ from rich.table import Table
 
 from fastpsl.pipelines.doing import clock, heard, speak_by
 
-PLAIN_LINE_EVERY_S = 10.0
+PLAIN_LINE_EVERY_S = 9.0  # before `doing` would speak
 
 
 class Screen:
-    """`show(record)` replaces the screen (or adds a line, at most every ten seconds); `say(text)` adds a line for good.
+    """`show(record)` replaces the screen (or adds a line, at most every nine seconds); `say(text)` adds a line for good.
 
     What `doing` says meanwhile stands below a terminal's screen, until the next `show`.
     """
