@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -133,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             description="Self-supervised pre-training of vision backbones: data sets, pictures, features, neighbours, exports, pseudo-labels, tables, and what holds up a recipe; recipes/ train and evaluate.",
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
-        with _one_line_warnings(), doing(" ".join(["fastpsl", *arguments[:2]])):
+        with _one_line_warnings(), doing(" ".join(["fastpsl", *takewhile(str.isalpha, arguments)])):
             if isinstance(command, Permutations):
                 _permutations(command)
             elif isinstance(command, Show):
