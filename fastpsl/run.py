@@ -20,6 +20,7 @@ from fastpsl.options import RunOptions
 from fastpsl.pictures import NUM_PICTURES, captions, save_contact_sheet
 from fastpsl.pipelines.beton_file import output_errors
 from fastpsl.pipelines.data import open_data
+from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import Data
 from fastpsl.pipelines.views import ViewSpec
@@ -184,8 +185,9 @@ class Run:
             timeout_s=options.timeout_s,
         )
 
-    def save_checkpoint(self, run_step: int, state: dict[str, Any]) -> Path:
-        return self.checkpoints.save(run_step, {"science": self.science, "machine": self._machine(), **state})
+    def packed(self, state: dict[str, Any]) -> memoryview:
+        """A checkpoint's file, of a job's state."""
+        return self.checkpoints.packed({"science": self.science, "machine": self._machine(), **state})
 
     def last_checkpoint(self) -> Path:
         """Of a run that came to its end: its newest, or that of --resume, which left nothing to do."""
@@ -210,11 +212,12 @@ class Run:
         """
         self.reporter.say(f"decoder {loader.decoder_name}: {loader.decoder_reason}")
         batch = None
-        if self.world.local_rank == 0:
-            batches = loader.epoch(self.position.first_epoch)
-            batch = next(batches)
-            batches.close()
-        wait_for_all(self.world)
+        with doing(f"{stage.name}: the first batch, whose decoder may have to be compiled"):
+            if self.world.local_rank == 0:
+                batches = loader.epoch(self.position.first_epoch)
+                batch = next(batches)
+                batches.close()
+            wait_for_all(self.world)
         if batch is None or self.world.rank != 0 or self.position.step > 0:
             return
         batch = batch.first(NUM_PICTURES)

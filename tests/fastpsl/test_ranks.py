@@ -5,6 +5,8 @@ import re
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
 
 RECIPE = ROOT / "tests" / "fastpsl" / "nearest_key_recipe.py"
@@ -53,3 +55,23 @@ def test_ranks_do_not_each_compile(tmp_path: Path) -> None:
     saved = re.findall(r"data saved to '([^']+)'", done.stdout)
     assert len(saved) > 3 and len(saved) == len(set(saved)), sorted(saved)
     assert "data loaded from" in done.stdout
+
+
+@pytest.mark.soak
+def test_a_rank_that_hangs_in_a_step_leaves_the_step_before(tmp_path: Path) -> None:
+    """Rank 0 in step 5 of stage 1, deaf to signals; rank 1 waits for it."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    short = (*ARGUMENTS, "--max-steps-per-stage", "8")
+    assert run(RECIPE, *short, "--out", whole, ranks=2).returncode == 0
+    hanging = RECIPE.with_name("hanging_recipe.py")
+    done = run(hanging, *short, "--out", stopped, ranks=2, environment={"HANG_AT": "5"})
+    status = json.loads((stopped / "status.json").read_text())
+    assert status == {"state": "preempted", "stage": 1, "step": 4, "reason": "stopped by a signal"}, (
+        done.stderr
+    )
+    assert newest_checkpoint(stopped)["position"]["run_step"] == 4
+    assert "after 4 steps of the run, without waiting" in done.stdout and "rank 1" not in done.stderr
+    done = run(RECIPE, *short, "--out", stopped, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert digests(newest_checkpoint(stopped)) == digests(newest_checkpoint(whole))
+    assert (stopped / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()

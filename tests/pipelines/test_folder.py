@@ -19,6 +19,7 @@ from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.beton_write import write_beton
 from fastpsl.pipelines.data import open_data
 from fastpsl.pipelines.decoders import choose_decoder, dali
+from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.folder import Folder
 from fastpsl.pipelines.image_file import decode_any, upright_size
 from fastpsl.pipelines.loader import Loader
@@ -307,11 +308,18 @@ def test_a_folder_that_changes_while_it_is_read_is_refused(
 def test_long_work_is_said(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(folder_index, "_SAY_AFTER_S", 0.0)
-    monkeypatch.setattr(folder_index, "_SAY_EVERY", 5)
+    told: list[str] = []
+
+    class Told(doing):
+        def update(self, num_done: int, num_bad: int = 0) -> None:
+            super().update(num_done, num_bad)
+            told.append(self.line(self.started + 2).split(",")[0])
+
+    monkeypatch.setattr(folder_index, "doing", Told)
     Folder(root)
-    lines = capsys.readouterr().err.splitlines()
-    assert f"{root}: listed 10 of 12 files" in lines and f"{root}: read the headers of 5 of 12 files" in lines
+    for line in ("looking at sizes and times: 5 of 12 files", "reading headers: 12 of 12 files"):
+        assert f"{root}: {line}" in told
+    assert not capsys.readouterr().err
 
 
 def test_names_that_are_no_utf_8_are_read(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from fastpsl.drawn_voc import draw_voc
 from fastpsl.evaluation.predictions import NAME, PART, read_predictions
 from fastpsl.job import Job
 from fastpsl.kernels.draws import Keys
+from fastpsl.last_step import LastStep
 from fastpsl.learner import Learner
 from fastpsl.options import RunOptions
 from fastpsl.passes import Passes, PassStopped
@@ -376,7 +377,7 @@ def test_training_mode_is_as_it_was_after_the_predictions(folder: Path, tmp_path
     with run_of(folder / "VOCdevkit", tmp_path, one_process()) as (job, run):
         job.check(run)
         place_backbone(job, run.options, run.world)
-        stage_run = StageRun(job, run, None)
+        stage_run = StageRun(job, run, None, LastStep(run))
         module = stage_run.learner.module.train()
         modes = {name: part.training for name, part in module.named_modules()}
         stage_run.epochs.end_stage()
