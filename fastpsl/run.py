@@ -232,10 +232,16 @@ class Run:
 
 def open_both(options: RunOptions) -> tuple[Data, Data | None]:
     """Training and held-out data: --data and --val, or the embedded sample's."""
-    if options.data is None:
-        paths = sample_paths()
-        return open_data(paths.train), open_data(paths.test)
-    return open_data(options.data), open_data(options.val) if options.val else None
+    train: str | Path | None = options.data
+    val: str | Path | None = options.val
+    if train is None:
+        train, val = sample_paths()[:2]
+    opened = open_data(train)
+    try:
+        return opened, open_data(val) if val else None
+    except BaseException:
+        opened.close()
+        raise
 
 
 def open_loader(

@@ -64,7 +64,7 @@ class Beton:
                 raise ValueError(faults[0])
             if isinstance(source, str | Path) and self.paths != [Path(source)]:
                 self._warn_of_missing_shards()
-        except ValueError:
+        except BaseException:
             self.close()
             raise
         self._starts = np.cumsum([0] + [shard.num_samples for shard in self.shards])
@@ -191,6 +191,12 @@ class Beton:
         """Close the files; rows given out before must not be read any more."""
         for shard in self.shards:
             shard.close()
+
+    def __del__(self) -> None:
+        """Closes what was left open, and warns of it as Python's own files do."""
+        if any(shard.fd >= 0 for shard in getattr(self, "shards", ())):
+            warnings.warn(f"unclosed beton {self.paths[0]}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
 
     def __enter__(self) -> "Beton":
         return self

@@ -73,7 +73,7 @@ class Shard:
             raise ValueError(
                 f"{path}: cannot be read ({error.strerror}); give a beton file or a glob of them"
             ) from None
-        except ValueError:
+        except BaseException:
             self.close()
             raise
 

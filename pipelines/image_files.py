@@ -29,6 +29,7 @@ class ImageFiles:
         self._index = folder_index(files, origin)
         summary = self._index.summary
         if summary.num_broken == summary.num_samples:
+            self.close()
             raise ValueError(
                 f"{origin}: none of {summary.num_samples:,} images can be read ({summary.first_broken})"
             )
@@ -79,6 +80,12 @@ class ImageFiles:
     def close(self) -> None:
         """Gives the index back; rows given out before stay as they are."""
         self._index.records, self._index.names = np.empty(0, RECORD), np.empty(0, np.uint8)
+
+    def __del__(self) -> None:
+        """Gives the index back where that was left out, and warns of it as Python's own files do."""
+        if "_index" in self.__dict__ and len(self._index.records):
+            warnings.warn(f"unclosed images of {self.root}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
 
     def __enter__(self: Opened) -> Opened:  # noqa: PYI019  (typing.Self needs Python 3.11)
         return self

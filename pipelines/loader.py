@@ -6,6 +6,7 @@ on the CPU, by_batches.py for those that have a device). There is no producer, a
 
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Generator, Sequence
 from typing import cast, final
@@ -207,6 +208,14 @@ class Loader:
     def close(self, limit_s: float | None = None) -> None:
         """Ends the threads. The data is the caller's to close."""
         self._engine.close(self.timeout_s if limit_s is None else limit_s)
+
+    def __del__(self) -> None:
+        """Warns where `close` was left out; its threads end of themselves then."""
+        engine = getattr(self, "_engine", None)
+        if engine is not None and not engine.closed:
+            warnings.warn(
+                f"unclosed loader of {self.num_samples:,} samples", ResourceWarning, stacklevel=2, source=self
+            )
 
     def __enter__(self) -> "Loader":
         return self
