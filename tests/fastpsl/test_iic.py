@@ -185,7 +185,7 @@ def test_loss_is_of_every_pair_and_the_mean_over_sub_heads() -> None:
     pairs = [torch.cat([shares[0, :5]] * COPIES), shares[1:, :5].flatten(0, 1)]
     valid = torch.ones(5 * COPIES, dtype=torch.bool)
     expected = mutual_information_loss(pairs[0], pairs[1][None], valid).mean()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-4) and loss.item() < -0.01
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4) and loss.item() < -0.005
     value, num = metrics["loss"]
     assert (value / num).item() == pytest.approx(loss.item()) and num == 5
 

@@ -246,6 +246,7 @@ def test_an_epoch_of_a_closed_loader_says_so() -> None:
         list(epoch)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_a_loader_that_is_dropped_ends_its_threads() -> None:
     loader = Loader(Synthetic(64), VIEWS, batch_size=4, num_threads=2)
     assert len(list(loader.epoch(0))) == 16

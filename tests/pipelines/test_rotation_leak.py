@@ -1,8 +1,8 @@
 """Nothing but content tells the angle of a view in steps of 45 degrees: noise and flat colours through the real loader.
 
 Pictures of noise look the same at every angle, so whatever names the angle of their views has read the resampling. Detectors
-are trained on half of the pictures and tested on the other half, all seeds fixed. A detector that knows nothing stays below
-chance plus 3.3 standard errors in 1,999 of 2,000 cases.
+are trained on half of the pictures and tested on the other half, all seeds fixed. A detector that knows nothing is above
+chance plus 4.5 standard errors once in 290,000 cases.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,8 +35,8 @@ NUM, SIZE = 1200, 64
 SCALES = {"as it is": (137, 144), "enlarged": (88, 85), "shrunk": (243, 236)}
 CROP = RotationCrop(SIZE)
 COMPILED = "ffcv" if "ffcv" in DECODERS else "torchvision"
-PROBE_CHANCE = 0.5 + 3.3 * (0.25 / (NUM // 2)) ** 0.5
-NETWORK_CHANCE = 1 / 8 + 3.3 * (7 / 64 / (NUM // 2)) ** 0.5
+PROBE_CHANCE = 0.5 + 4.5 * (0.25 / (NUM // 2)) ** 0.5
+NETWORK_CHANCE = 1 / 8 + 4.5 * (7 / 64 / (NUM // 2)) ** 0.5
 
 Sample = tuple[bytes, int, int, int]
 every_noise = pytest.mark.parametrize(
