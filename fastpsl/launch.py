@@ -206,7 +206,7 @@ def _report_failure(opened: Sequence[Run], rank: int, error: str, reason: str, s
         error = f"rank {rank}: {error}"
     for run in opened:
         before = run.status()
-        if before == "failed":
+        if before == "failed" or (before == "preempted" and rank != 0):  # rank 0 has said why
             return
         try:
             if before not in ("finished", "preempted"):  # what came to its end stays so

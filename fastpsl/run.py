@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -76,6 +76,21 @@ class Run:
         if options.sync_batchnorm and world.device.type != "cuda":
             raise ValueError("--sync-batchnorm needs CUDA: torch's SyncBatchNorm does not run on the CPU")
         self.train_data, self.val_data = (open or open_both)(options)
+        self._lock: IO[str] | None = None
+        try:
+            self._begin(recipe, science, part, check)
+        except BaseException:
+            self._close_files()
+            raise
+
+    def _begin(
+        self,
+        recipe: str,
+        science: Mapping[str, Any] | None,
+        part: Callable[[Data], Data] | None,
+        check: Callable[["Run"], None] | None,
+    ) -> None:
+        options, world = self.options, self.world
         if part is not None:
             self.train_data = part(self.train_data)
         if check is not None:
@@ -230,8 +245,11 @@ class Run:
     def close(self) -> None:
         self.reporter.close()
         self.agreement.close()
+        self._close_files()
+
+    def _close_files(self) -> None:
         self.train_data.close()
-        if self.world.rank == 0:
+        if self._lock is not None:
             self._lock.close()
         if self.val_data is not None:
             self.val_data.close()

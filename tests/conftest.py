@@ -3,8 +3,10 @@
 Triton reads TRITON_INTERPRET when it is imported, and torchvision imports it: so it is set here, before any test is.
 """
 
+import ctypes
+import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -19,3 +21,17 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: looking through it again and again for garbage takes seconds."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_is_given_back() -> Iterator[None]:
+    """After each file: what an exception's frames hold in cycles, networks and open data among it, and the pages that malloc keeps."""
+    yield
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)

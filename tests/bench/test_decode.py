@@ -22,7 +22,7 @@ SMALLEST = ["--views", "2", "--batch-size", "2", "--repeats", "1", "--seconds", 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "bench/decode.py", *arguments], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}, check=False, timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}, check=False, timeout=240,
     )  # fmt: skip
 
 

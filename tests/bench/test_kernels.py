@@ -33,7 +33,7 @@ SETTING = Setting(torch.device("cpu"), torch.float32, batch_size=2, size_px=32, 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "bench/kernels.py", *arguments], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}, check=False, timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}, check=False, timeout=240,
     )  # fmt: skip
 
 

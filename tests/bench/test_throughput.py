@@ -30,7 +30,7 @@ SMALLEST = ["--recipe", "jigsaw", "simclr", "--decoders", "torchvision", "synthe
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "bench/throughput.py", *arguments], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}, check=False, timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}, check=False, timeout=240,
     )  # fmt: skip
 
 

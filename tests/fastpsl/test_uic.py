@@ -3,6 +3,7 @@
 import copy
 import json
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -320,16 +321,19 @@ class Broken(TinyNet):
 
 
 def test_outputs_that_are_not_finite_have_no_label(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match="epoch 0: the network's outputs for 480 of 480 images are not finite"
+    with (
+        pytest.raises(
+            ValueError, match="epoch 0: the network's outputs for 480 of 480 images are not finite"
+        ),
+        closing(tiny_run(tmp_path / "first", stage_epochs=(3,))) as run,
     ):
-        run = tiny_run(tmp_path / "first", stage_epochs=(3,))
         pretrain(make_job(make_task(), Broken()), run)
     network, task = Broken(), make_task()
     network.healthy = STEPS + 10  # the first pass and ten steps
-    run = tiny_run(tmp_path / "later", stage_epochs=(3,), max_steps_per_stage=STEPS)
-    run.val_data = None
-    with pytest.warns(UserWarning, match=r"epoch 0: outputs for 160 images were not finite"):
+    with (
+        closing(tiny_run(tmp_path / "later", stage_epochs=(3,), max_steps_per_stage=STEPS, val=None)) as run,
+        pytest.warns(UserWarning, match=r"epoch 0: outputs for 160 images were not finite"),
+    ):
         pretrain(make_job(task, network), run)
     assert not task.store.current.min() < 0
 

@@ -1,9 +1,9 @@
 """A folder is the beton that would be written of it; its headers are read once; what is wrong with a file is said by name."""
 
+import io
 import os
 import shutil
 import threading
-import time
 import warnings
 from pathlib import Path
 
@@ -270,24 +270,30 @@ def test_an_index_that_is_not_whole_is_made_again(
 
 
 def test_of_many_that_open_a_folder_one_reads_the_headers(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, make = [], folder_index._make
+    made, make, told = [], folder_index._make, threading.Event()
 
-    def slow(*arguments: object) -> None:
+    class Heard(io.StringIO):
+        def write(self, text: str) -> int:
+            told.set()
+            return super().write(text)
+
+    def when_another_waits(*arguments: object) -> None:
         made.append(1)
-        time.sleep(0.3)
+        assert told.wait(240)
         make(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(folder_index, "_make", slow)
+    monkeypatch.setattr(folder_index, "_make", when_another_waits)
+    monkeypatch.setattr("sys.stderr", heard := Heard())
     opened: list[Folder] = []
     threads = [threading.Thread(target=lambda: opened.append(Folder(root))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(240)
     assert len(opened) == 4 and len(made) == 1
-    assert "another process reads the headers, waiting for it" in capsys.readouterr().err
+    assert "another process reads the headers, waiting for it" in heard.getvalue()
 
 
 def test_a_folder_that_changes_while_it_is_read_is_refused(

@@ -235,7 +235,7 @@ def in_a_process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": Path(folder, "port").read_text()}
-    world = join_world("cpu", timeout_s=60)
+    world = join_world("cpu", timeout_s=240)
     root = Path(folder) / "VOCdevkit"
     with run_of(root, Path(folder) / "two", world) as (job, run):
         assert pretrain(job, run)
