@@ -332,7 +332,7 @@ def test_it_learns_to_detect_and_by_chance_it_does_not(tmp_path: Path, annotatio
         "--out",
         tmp_path / "out",
     )
-    done = run(RECIPE, *arguments, environment={"OMP_NUM_THREADS": "2"}, timeout=3000)
+    done = run_fresh(RECIPE, *arguments, environment={"OMP_NUM_THREADS": "2"}, timeout=3000)
     assert done.returncode == 0, done.stderr
     found = read_result(tmp_path / "out" / "result.json")["numbers"]["AP50"]
     assert found >= 80 if annotations == "true" else found <= 10, found
