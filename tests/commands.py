@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,7 @@ def run_until(
 ) -> tuple[int, str]:
     """Send signal `number` once `folder` holds a checkpoint of `step` or later, and `delay_s` after that. Returns (exit code, output)."""
     running = Running([str(script), *map(str, arguments)], ENVIRONMENT, ROOT, together=True)
-    deadline = time.monotonic() + timeout
-    while newest_step(folder) < step and running.code is None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    _wait_for_step(folder, step, lambda: running.code, timeout)
     time.sleep(delay_s)
     with contextlib.suppress(ProcessLookupError):  # it has ended already
         os.kill(running.pid, number)
@@ -96,9 +94,7 @@ def torchrun_until(
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + timeout
-        while newest_step(folder) < step and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
+        _wait_for_step(folder, step, process.poll, timeout)
         if number == signal.SIGKILL:
             os.killpg(process.pid, number)
         else:
@@ -109,6 +105,12 @@ def torchrun_until(
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _wait_for_step(folder: Path, step: int, code: Callable[[], int | None], timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while newest_step(folder) < step and code() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def newest_step(folder: Path) -> int:

@@ -174,6 +174,7 @@ def test_a_batch_of_8192_holds_less_than_256_mib() -> None:
 BATCH_OF_8192 = """
 import resource, torch
 from tests.warm import on_ranks
+from tests.warm import on_ranks
 from fastpsl.nt_xent import nt_xent
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 torch.manual_seed(0)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fastpsl.sample import sample_paths
-from tests.commands import ROOT, newest_checkpoint, run
+from tests.commands import ROOT, newest_checkpoint, run_fresh
 
 RECIPES = ROOT / "recipes"
 # Those that compile take the longest, and begin first.
@@ -60,7 +60,7 @@ def start(device: str, script: str, *flags: object, ranks: int = 0) -> str:
     more = (*flags, "--device", device, "--num-threads", 2)
     if ranks:
         path, more = ROOT / "bench" / "gpu_day" / "two_ranks.py", (path, *more)
-    done = run(path, *more, ranks=ranks, environment=environment)
+    done = run_fresh(path, *more, ranks=ranks, environment=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -13,7 +13,7 @@ import pytest
 
 from fastpsl.pipelines.beton import Beton
 from fastpsl.sample import sample_paths
-from tests.commands import ENVIRONMENT, ROOT, newest_checkpoint
+from tests.commands import ENVIRONMENT, ROOT, newest_checkpoint, run_fresh
 from tests.recipes.in_process import Outcome, Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "jigsaw_r50.py"

@@ -13,7 +13,7 @@ import torch
 from fastpsl.label_file import read_labels, write_labels
 from fastpsl.pipelines.beton import Beton
 from fastpsl.sample import sample_paths
-from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
+from tests.commands import ROOT, digests, newest_checkpoint, run, run_until, torchrun_until
 from tests.recipes.in_process import Outcome, Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "uic_alexnet.py"
@@ -212,7 +212,7 @@ def test_two_ranks_are_stopped_and_go_on_as_one(tmp_path: Path) -> None:
     out = tmp_path / "two"
     arguments = (*SMALL[:-1], "4", "--out", out)
     slow = ("--checkpoint-steps", "2", "--keep-checkpoints", "30")  # time to be hit on the way; all are kept
-    _, output = run_until(RECIPE, *arguments, *slow, folder=out, step=21, number=signal.SIGTERM, ranks=2)
+    _, output = torchrun_until(RECIPE, *arguments, *slow, folder=out, step=21, number=signal.SIGTERM, ranks=2)
     assert json.loads((out / "status.json").read_text())["state"] == "preempted", output
     for path in (out / "checkpoints").glob("step-*.pt"):
         if int(path.stem.split("-")[1]) > 20:

@@ -23,7 +23,7 @@ from fastpsl.pipelines.voc import VOC
 from fastpsl.schedules import Moment
 from fastpsl.transfer.box_scores import box_scores
 from fastpsl.transfer.detection_protocols import PROTOCOLS
-from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
+from tests.commands import ROOT, digests, newest_checkpoint, run, run_fresh, run_until
 from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "voc_detection.py"
