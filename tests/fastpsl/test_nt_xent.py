@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastpsl.distributed import leave_world
 from fastpsl.nt_xent import nt_xent
+from tests.warm import on_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 MASKS = {
@@ -173,8 +174,6 @@ def test_a_batch_of_8192_holds_less_than_256_mib() -> None:
 
 BATCH_OF_8192 = """
 import resource, torch
-from tests.warm import on_ranks
-from tests.warm import on_ranks
 from fastpsl.nt_xent import nt_xent
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 torch.manual_seed(0)
