@@ -28,11 +28,20 @@ def command(script: Path, *arguments: object, ranks: int = 0) -> list[str]:
 
 
 def run(
-    script: Path, *arguments: object, ranks: int = 0, timeout: float = 1200
+    script: Path,
+    *arguments: object,
+    ranks: int = 0,
+    environment: dict[str, str] | None = None,
+    timeout: float = 1200,
 ) -> subprocess.CompletedProcess[str]:
-    """Run to the end, output captured. ranks: that many processes without torchrun's agent (see `warm.Running`)."""
+    """Run to the end, output captured.
+
+    Args:
+        ranks: that many processes, without torchrun's agent (see `warm.Running`).
+        environment: variables that no import reads.
+    """
     words = [str(script), *map(str, arguments)]
-    code, out, err = Running(words, ENVIRONMENT, ROOT, ranks).wait(timeout)
+    code, out, err = Running(words, ENVIRONMENT | (environment or {}), ROOT, ranks).wait(timeout)
     return subprocess.CompletedProcess(words, code, out, err)
 
 

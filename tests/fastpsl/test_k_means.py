@@ -121,6 +121,7 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
     leave_world()
 
 
+@pytest.mark.slow
 def test_any_number_of_ranks_has_what_one_has(tmp_path: Path) -> None:
     """Bit for bit: sums are of integers."""
     labels, centroids, distance, _ = shared_out(one_process())

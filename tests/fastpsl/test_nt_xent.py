@@ -185,7 +185,7 @@ print(peak() - before)
 """
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_a_batch_of_8192_runs_in_less_than_400_mib() -> None:
     """What the process really takes."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}

@@ -5,6 +5,8 @@ import re
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.commands import ROOT, digests, newest_checkpoint, run, run_fresh, torchrun_until
 
 RECIPE = ROOT / "tests" / "fastpsl" / "nearest_key_recipe.py"
@@ -12,6 +14,7 @@ ARGUMENTS = ("--num-threads", "1", "--no-tensorboard", "--checkpoint-minutes", "
 LONG = ("--stage-epochs", "12", "12", "12")
 
 
+@pytest.mark.slow
 def test_two_ranks_preempted_in_mid_epoch_end_as_never_stopped(tmp_path: Path) -> None:
     """480 pictures in batches of 64: 7 steps an epoch, 252 steps; ranks agree on stopping once a second."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -44,6 +47,7 @@ def test_two_ranks_preempted_in_mid_epoch_end_as_never_stopped(tmp_path: Path) -
     assert sum(losses[11:14]) < 3 * max(losses[:3])  # the first step meets a queue of noise: its loss is low
 
 
+@pytest.mark.slow
 def test_ranks_do_not_each_compile(tmp_path: Path) -> None:
     """With an empty numba cache, every compiled function is saved by one of the two ranks only."""
     arguments = (*ARGUMENTS, "--max-steps-per-stage", "1", "--out", tmp_path / "out")

@@ -106,7 +106,7 @@ def test_each_task_with_each_kind_of_labels(
 
 # Colorization has the most to come back to.
 @pytest.mark.parametrize(
-    "task", [t if t == "colorization" else pytest.param(t, marks=pytest.mark.soak) for t in TASKS]
+    "task", [t if t == "colorization" else pytest.param(t, marks=pytest.mark.slow) for t in TASKS]
 )
 def test_killed_and_resumed_equals_never_killed(task: str, labels: Path, tmp_path: Path) -> None:
     recipe = ROOT / "recipes" / f"sslpp_{task}.py"
@@ -124,7 +124,7 @@ def test_killed_and_resumed_equals_never_killed(task: str, labels: Path, tmp_pat
     assert digests(newest_checkpoint(parts)) == digests(newest_checkpoint(whole))
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_two_ranks(labels: Path, tmp_path: Path) -> None:
     """With a proxy that counts over both, and labels of both."""
     for task, source in (("colorization", labels), ("aet", "coupled")):

@@ -206,7 +206,7 @@ def test_killed_in_mid_epoch_and_resumed_it_ends_as_never_killed(trained: Path, 
     assert epochs(out) == epochs(trained)
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_two_ranks_are_stopped_and_go_on_as_one(tmp_path: Path) -> None:
     """From the checkpoint of step 20, in the second epoch, whose labels two ranks have made so far."""
     out = tmp_path / "two"

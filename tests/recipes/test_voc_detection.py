@@ -245,7 +245,7 @@ def test_half_a_devkit_is_refused(recipe: Start, devkit: Path, tmp_path: Path) -
 # Resume
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_a_kill_in_mid_training_leaves_no_trace(devkit: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     arguments = (
@@ -314,7 +314,7 @@ def test_sixty_steps_are_a_beginning(recipe: Start, tmp_path: Path) -> None:
     assert read_result(tmp_path / "result.json")["numbers"]["AP50"] >= 15
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("annotations", ["true", "shuffled"])
 def test_it_learns_to_detect_and_by_chance_it_does_not(tmp_path: Path, annotations: str) -> None:

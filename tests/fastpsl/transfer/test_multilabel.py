@@ -368,7 +368,7 @@ def test_it_begins_to_learn(tmp_path: Path) -> None:
     assert learned(root, tmp_path / "out", 200, False) >= 57
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_it_learns_what_is_in_the_pictures(tmp_path: Path) -> None:
     """Of three shapes that are in half of the pictures each, from crops that often miss them, a network of a few thousand weights
     had 70 % after 1,000 steps; of labels that are other pictures', 46 % (the recipe's ResNet-18: docs/transfer.md)."""
