@@ -139,6 +139,7 @@ def test_two_ranks_on_one_gpu(script: str, tmp_path: Path) -> None:
     train("cuda", tmp_path, script, "--backbone", "resnet18", ranks=2)
 
 
+@pytest.mark.slow
 def test_the_same_of_one_recipe_on_the_cpu(tmp_path: Path) -> None:
     train_and_resume("cpu", tmp_path, "sslpp_rotation", "--batch-size", 16)
 

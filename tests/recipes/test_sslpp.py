@@ -104,10 +104,8 @@ def test_each_task_with_each_kind_of_labels(
     assert set(held_out) >= {loss, f"{loss}_constant"} if source != "alone" else not held_out
 
 
-# Colorization has the most to come back to.
-@pytest.mark.parametrize(
-    "task", [t if t == "colorization" else pytest.param(t, marks=pytest.mark.slow) for t in TASKS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
 def test_killed_and_resumed_equals_never_killed(task: str, labels: Path, tmp_path: Path) -> None:
     recipe = ROOT / "recipes" / f"sslpp_{task}.py"
     flags = (*SMALL, "--stage-epochs", "2", "--max-steps-per-stage", "6", "--pseudo-labels", labels)

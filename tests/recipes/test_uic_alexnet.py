@@ -136,6 +136,7 @@ def test_fine_tuned_on_the_labels_of_its_own_centre_crops(
     refused(recipe(*SMALL, "--fine-tune", tmp_path / "none", "--out", tmp_path / "b"), "uic_alexnet", "none")
 
 
+@pytest.mark.slow
 def test_the_papers_fine_tuning_has_its_own_length(recipe: Start, tmp_path: Path) -> None:
     arguments = ("--data", tmp_path / "none.beton", "--fine-tune", tmp_path, "--out", tmp_path / "out")
     assert recipe(*arguments).out.splitlines()[0].endswith("none.beton: all values as in the paper")
@@ -185,6 +186,7 @@ def test_what_cannot_be_is_one_line(
     refused(recipe(*SMALL, *arguments, "--out", tmp_path / "out"), "uic_alexnet", words)
 
 
+@pytest.mark.slow
 def test_killed_in_mid_epoch_and_resumed_it_ends_as_never_killed(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     for step in (3, 19):  # in the first epoch and in the second

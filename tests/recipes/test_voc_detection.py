@@ -304,6 +304,7 @@ def shuffled(devkit: Path, folder: Path) -> Path:
     return copy
 
 
+@pytest.mark.slow
 def test_sixty_steps_are_a_beginning(recipe: Start, tmp_path: Path) -> None:
     """The recipe's own sample at 96 px: 31 % were measured, of 88 % after the whole of it (below)."""
     few = ("--num-steps", "60", "--short-px", "96", "--anchor-px", "12", "24", "48")

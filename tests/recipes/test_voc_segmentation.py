@@ -162,6 +162,7 @@ def shuffled(root: Path, to: Path) -> Path:
     return to
 
 
+@pytest.mark.slow
 def test_it_learns_a_little_in_half_a_minute(recipe: Start, tmp_path: Path) -> None:
     """The background alone would be 0.24."""
     root = draw_voc(tmp_path / "VOCdevkit", 2, 2, side_px=64, num_train_masks=64, num_test_masks=24)
