@@ -1,6 +1,7 @@
 """What a machine without a GPU does: tests marked `gpu` are skipped, and Triton's kernels run under its interpreter.
 
-Triton reads TRITON_INTERPRET when it is imported, and torchvision imports it: so it is set here, before any test is.
+Triton reads TRITON_INTERPRET when it is imported, and torchvision imports it: so it is set here, before any test is. Where pytest-xdist
+runs a worker for each core, a worker computes with one thread: its neighbours have the other cores.
 """
 
 import ctypes
@@ -15,7 +16,16 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+    torch.set_num_threads(1)
+
+SLOW_TEST_S = 3600  # of one marked `slow`: the longest takes 100 s on calm cores
+
+
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TEST_S))
     if torch.cuda.is_available():
         return
     for item in items:

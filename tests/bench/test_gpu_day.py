@@ -90,9 +90,8 @@ RESULTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "part", [pytest.param(part, marks=() if part == "d" else pytest.mark.soak) for part in PARTS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
 def test_a_rehearsal_brings_back_its_results_and_is_refused_as_one(part: str, tmp_path: Path) -> None:
     done = call(f"bash bench/gpu_day/{part}.sh", SMALL="1", OUT=str(tmp_path / "out"), WORK=str(tmp_path / "work"))  # fmt: skip
     assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
@@ -118,6 +117,7 @@ def test_a_rehearsal_brings_back_its_results_and_is_refused_as_one(part: str, tm
         read_archive(archive)
 
 
+@pytest.mark.slow
 def test_what_fails_hangs_or_comes_too_late_is_told_and_ends_no_part(tmp_path: Path) -> None:
     script = """
         part=x; source bench/gpu_day/setup.sh

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from fastpsl.backbones.backbone import Backbone
@@ -34,6 +33,7 @@ from fastpsl.tasks.iic import IIC, ClusterHeads, Transforms
 from fastpsl.trainer import pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.tiny import TinyNet, noise_batch, one_process, tiny_run
+from tests.warm import on_ranks
 
 CLUSTERS, SECOND, SUB_HEADS, COPIES, NUM, BATCH, STEPS = 12, 5, 3, 2, 480, 32, 30
 # The tiny networks learn for seconds.
@@ -460,7 +460,7 @@ def test_two_ranks_learn_and_label_as_one(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     a_run(tmp_path / "one", one_process())
     torch.set_num_threads(threads)
-    mp.spawn(on_two_ranks, args=(str(tmp_path),), nprocs=2)
+    on_ranks(on_two_ranks, (str(tmp_path),), 2)
     alone = torch.load(tmp_path / "one" / "held-0.pt")
     for rank in range(2):
         held = torch.load(tmp_path / "two" / f"held-{rank}.pt")

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from fastpsl.backbones.backbone import Backbone
@@ -32,6 +31,7 @@ from fastpsl.tasks.uic import UIC
 from fastpsl.trainer import MAX_WARM_UP_EPOCHS, pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.tiny import TinyNet, tiny_run
+from tests.warm import on_ranks
 
 SIZE, CLASSES, NUM, BATCH, STEPS = 32, 40, 480, 32, 15
 COLOUR, EDGES = Input.usual("RGB", SIZE), Input.usual("SobelXY", SIZE)
@@ -401,7 +401,7 @@ def test_two_ranks_make_the_labels_of_one(tmp_path: Path) -> None:
         tmp_path / "one", World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
     )
     torch.set_num_threads(threads)
-    mp.spawn(on_two_ranks, args=(str(tmp_path),), nprocs=2)
+    on_ranks(on_two_ranks, (str(tmp_path),), 2)
     expected = torch.load(tmp_path / "one" / "labels-0.pt")
     for rank in range(2):
         found = torch.load(tmp_path / "two" / f"labels-{rank}.pt")

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from PIL import Image
 from torch import Tensor, nn
 
@@ -38,6 +37,7 @@ from fastpsl.transfer.mask_crop import ScaledCrop
 from fastpsl.transfer.mask_scores import confusion
 from fastpsl.transfer.segmentation import Segmentation, mask_losses
 from tests.fastpsl.tiny import one_process
+from tests.warm import on_ranks
 
 LR = 0.5
 
@@ -260,7 +260,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         (path / "port").write_text(str(probe.getsockname()[1]))
-    mp.spawn(in_a_process, args=(str(path),), nprocs=2)
+    on_ranks(in_a_process, (str(path),), 2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with run_of(root, path / "one", one_process()) as (job, run):
