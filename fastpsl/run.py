@@ -1,14 +1,9 @@
 """One run on one machine: its folder, data, checkpoints and reporting. What is learned is the job's, not this file's."""
 
 import json
-import os
-import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +11,7 @@ import torch
 
 from fastpsl.checkpoint import Checkpoints, write_atomically
 from fastpsl.distributed import Agreement, World, share, wait_for_all
+from fastpsl.environment import environment
 from fastpsl.options import RunOptions
 from fastpsl.pictures import NUM_PICTURES, captions, save_contact_sheet
 from fastpsl.pipelines.beton_file import output_errors
@@ -30,8 +26,6 @@ from fastpsl.reporter import Reporter
 from fastpsl.resume import choose_folder, find_checkpoint, lock_folder
 from fastpsl.sample import sample_paths
 from fastpsl.stage import Task, call_if_there
-
-PACKAGES = ("torch", "torchvision", "numba", "numpy", "kornia", "ffcv", "triton")
 
 
 @dataclass
@@ -289,40 +283,4 @@ def open_loader(
         prefetch_batches=options.prefetch_batches,
         timeout_s=options.timeout_s,
         on_bad_sample=options.on_bad_sample,
-    )
-
-
-def environment(world: World) -> dict[str, Any]:
-    """Machine, versions and commit, for the run's record."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None,
-        "world_size": world.size,
-        "torch_threads": torch.get_num_threads(),
-        "commit": own_commit(),
-        "packages": package_versions(),
-    }
-
-
-def package_versions() -> dict[str, str]:
-    """Of the packages that results depend on."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
-
-
-def own_commit() -> str | None:
-    """The commit that fastpsl runs from; None for an installed copy, or without git."""
-    if shutil.which("git") is None:
-        return None
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    return (
-        subprocess.run(command, check=False, capture_output=True, text=True, timeout=10).stdout.strip()
-        or None
     )
