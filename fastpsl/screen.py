@@ -18,7 +18,7 @@ PLAIN_LINE_EVERY_S = 9.0  # before `doing` would speak
 class Screen:
     """`show(record)` replaces the screen (or adds a line, at most every nine seconds); `say(text)` adds a line for good.
 
-    What `doing` says meanwhile stands below a terminal's screen, until the next `show`.
+    What `doing` says meanwhile stands below a terminal's screen, until the next of both.
     """
 
     def __init__(self, console: Console | None = None):
@@ -52,6 +52,7 @@ class Screen:
             live.update(table, refresh=True)
 
     def say(self, text: str) -> None:
+        self._table.caption = None  # it was of what is over
         self.console.print(escaped(text), markup=False)
         heard()
 

@@ -34,6 +34,10 @@ def test_what_is_done_stands_below_the_table_until_it_changes() -> None:
     assert "4/90" in written.getvalue() and "so far" not in written.getvalue()
     voices._voice.say("S1: held-out pass: 0:00:10 so far")
     written.seek(written.truncate(0))
+    screen.say("a line for good")
+    assert "a line for good" in written.getvalue() and "so far" not in written.getvalue()
+    voices._voice.say("S1: ending the stage: 0:00:10 so far")
+    written.seek(written.truncate(0))
     screen.close()
     assert "so far" not in written.getvalue() and voices._voice.say is voices._to_stderr
 
