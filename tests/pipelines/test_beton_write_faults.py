@@ -226,7 +226,7 @@ def test_killed_at_any_byte_nothing_stands_under_the_final_name(tmp_path: Path) 
     write_beton(image_folder(photos).samples(), whole, num_samples=60)
     num_bytes = whole.stat().st_size
     for limit in (100, (8 << 20) + 1_000_000, num_bytes - 1):  # the pictures begin at 8 MiB
-        command = [sys.executable, "-c", KILLED, photos, out, str(limit)]
+        command = [sys.executable, "-c", KILLED, str(photos), str(out), str(limit)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == -signal.SIGXFSZ, done.stderr
         assert beton_file.partial_path(out).exists() and not out.exists()
