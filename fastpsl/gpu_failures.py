@@ -32,7 +32,7 @@ def explained(error: Exception, runs: Sequence[Run]) -> str | None:
     if isinstance(error, torch.OutOfMemoryError) or any(words in text for words in _OUT_OF_MEMORY):
         return _out_of_memory(runs[-1] if runs else None)
     if (lost := lost_rank(text)) is not None:
-        return f"rank {own_rank()} finds that {lost}{goes_on(runs)}"
+        return f"a rank other than {own_rank()} {lost}{goes_on(runs)}"
     if (fault := device_fault(text)) is not None:
         return fault + goes_on(runs)
     if "Triton Error [CUDA]" in text:

@@ -127,11 +127,11 @@ def device_fault(text: str) -> str | None:
 
 
 def lost_rank(text: str) -> str | None:
-    """What an error's text tells of another rank that has gone or hangs, else None. text: without line breaks."""
+    """What an error's text tells of another rank ("has gone ..."), else None. text: without line breaks."""
     if not any(words in text for words in _LOST_RANK):
         return None
     said = re.sub(r"^\[[^ ]*\] ", "", _first_words(text))  # the file of gloo's that says it
-    return f"another rank has gone or hangs ({said}): look for its error in the log, or at its machine"
+    return f"has gone or hangs ({said}): look for its error in the log, or at its machine"
 
 
 def why_no_cuda() -> tuple[str, str]:

@@ -133,7 +133,7 @@ class Reporter:
         new = [sample for sample in bad if sample.name not in self._bad_names]
         for sample in new:
             self._bad_names.add(sample.name)
-            print(f"skipped {sample}", file=sys.stderr, flush=True)
+            print(f"skipped {' '.join(str(sample).split())}", file=sys.stderr, flush=True)
             with open(self.folder / "bad-samples.csv", "a", newline="") as file:
                 csv.writer(file).writerow([sample.index, sample.name, sample.reason])
 

@@ -178,7 +178,7 @@ def show(
             batch = next(batches).first(num)
             batches.close()
         for bad in batch.bad:
-            print(f"left out {bad}", file=sys.stderr)
+            print(f"left out {' '.join(str(bad).split())}", file=sys.stderr)
         pictures = shown.contact_sheet(batch.inputs(views, torch.float32), batch)
         of_task = shown.captions(batch) if hasattr(shown, "captions") else ()
         texts = captions(batch, opened.class_names, of_task)

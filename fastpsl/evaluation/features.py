@@ -267,7 +267,7 @@ def _features(
     """Of each batch the features [B, width] of each work, of the file's dtype, and the indices of samples that were bad."""
     for fetched, indices, bad in one_behind(_launched(works, loader, first_step, device)):
         for sample in bad:
-            print(f"skipped {sample}", file=sys.stderr, flush=True)
+            print(f"skipped {' '.join(str(sample).split())}", file=sys.stderr, flush=True)
         skipped = indices.values().numpy() < 0  # padding too, which is cut off in writing
         stored = [
             _stored(each.values().numpy(), work, skipped) for each, work in zip(fetched, works, strict=True)
