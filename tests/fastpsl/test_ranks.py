@@ -59,7 +59,7 @@ def test_ranks_do_not_each_compile(tmp_path: Path) -> None:
     assert "data loaded from" in done.stdout
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_a_rank_that_hangs_in_a_step_leaves_the_step_before(tmp_path: Path) -> None:
     """Rank 0 in step 5 of stage 1, deaf to signals; rank 1 waits for it."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
