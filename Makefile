@@ -1,6 +1,6 @@
 # Every target sets up .venv first (toolchain/install.sh); a second call installs nothing again.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak faults lint format clean
+.PHONY: help install demo test test-all faults lint format clean
 SHELL := bash
 .SHELLFLAGS := -eo pipefail -c
 PYTHON_IN_VENV := .venv/bin/python
@@ -8,13 +8,13 @@ PYTHON_IN_VENV := .venv/bin/python
 export OMP_WAIT_POLICY ?= PASSIVE
 
 help:
-	@echo "make demo    the main job on the embedded sample; ARGS=\"--data my.beton\" adds options"
-	@echo "make test    the test suite; ARGS=\"-k jigsaw\" adds options"
-	@echo "make soak    the tests that take minutes each"
-	@echo "make faults  faults by the thousand, hours in all; ARGS=\"--only betons --betons 200\" takes some"
-	@echo "make lint    ruff and mypy over everything"
-	@echo "make format  ruff rewrites what it can"
-	@echo "make clean   removes what was built, .venv too; runs/ stays"
+	@echo "make demo      the main job on the embedded sample; ARGS=\"--data my.beton\" adds options"
+	@echo "make test      the tests, in minutes; ARGS=\"-k jigsaw\" adds options"
+	@echo "make test-all  the tests that take longer"
+	@echo "make faults    faults by the thousand, hours in all; ARGS=\"--only betons --betons 200\" takes some"
+	@echo "make lint      ruff and mypy over everything"
+	@echo "make format    ruff rewrites what it can"
+	@echo "make clean     removes what was built, .venv too; runs/ stays"
 
 install:
 	@bash toolchain/install.sh
@@ -22,11 +22,14 @@ install:
 demo: install
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} .venv/bin/torchrun --standalone --nproc-per-node=1 recipes/jigsaw_r50.py $(ARGS)
 
-test: install
-	$(PYTHON_IN_VENV) -m pytest $(ARGS)
+# As many processes as cores; a file's tests stay together, as they share what they make.
+PYTEST := $(PYTHON_IN_VENV) -m pytest -n auto --dist loadfile
 
-soak: install
-	$(PYTHON_IN_VENV) -m pytest -m soak --timeout=3600 --session-timeout=36000 $(ARGS)
+test: install
+	$(PYTEST) $(ARGS)
+
+test-all: install
+	$(PYTEST) -m slow $(ARGS)
 
 # The categories, their counts and the options: python -m tests.faults --help
 faults: install

@@ -121,7 +121,7 @@ def _counting() -> Iterator[Callable[[int, int], None]]:
 
         def show(done: int, total: int) -> None:
             if not bars:
-                bars.append(stack.enter_context(Progress("MB counted", total)))
+                bars.append(stack.enter_context(Progress("MB", total, "counting")))
             bars[0].update(done, 0)
 
         yield show
@@ -159,7 +159,7 @@ def _write(command: Write) -> None:
     for line in source.warnings:
         warnings.warn(f"{command.src}: {line}", stacklevel=1)
     mode = source.mode if command.mode == "auto" else command.mode
-    with Progress("images", source.num_samples) as progress:
+    with Progress("images", source.num_samples, f"{command.out}: writing") as progress:
         report = write_beton(
             source.samples(),
             command.out,
@@ -213,7 +213,7 @@ def _verify(command: Verify) -> None:
                 num_samples, less = beton.num_samples, unchecked(beton)
         except ValueError:
             pass  # verify tells why
-        with Progress("samples", num_samples) as progress:
+        with Progress("samples", num_samples, f"{path}: decoding") as progress:
             problems = list(verify(path, command.workers, progress.update))
         for problem in problems:
             print(problem)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fastpsl.bounded import refuse_damaged_tensors
+from fastpsl.pipelines.doing import doing
 
 FORMAT = 1
 
@@ -40,7 +41,8 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The state in a checkpoint file, on the CPU. ValueError where it is missing, corrupt (a flipped bit, too) or of another kind."""
     try:
-        refuse_damaged_tensors(path)
+        with doing(f"{path}: reading it"):
+            refuse_damaged_tensors(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"no checkpoint {path}: give an existing file, or --resume auto") from None
@@ -68,13 +70,21 @@ class Checkpoints:
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write `state` for `step`, then delete all but the last `keep`. OSError leaves the older ones as they were."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.write(step, self.packed(state))
+
+    def packed(self, state: dict[str, Any]) -> memoryview:
+        """The file that holds `state`."""
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, **state}, buffer)
         if not self._tried:
             self._try_to_read(buffer)
+        return buffer.getbuffer()
+
+    def write(self, step: int, data: memoryview) -> Path:
+        """`save` of what is packed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:08d}.pt"
-        write_atomically(path, buffer.getbuffer())
+        write_atomically(path, data)
         for old in self.paths()[: -self.keep]:
             if old != path:
                 old.unlink()

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,6 +23,7 @@ from fastpsl import (
 )
 from fastpsl.command_line import parse
 from fastpsl.doctor import command as doctor_command
+from fastpsl.pipelines.doing import doing
 from fastpsl.terminal import people_read
 
 # Each command imports what it needs: `fastpsl --help` shall not wait for torch or numba.
@@ -144,7 +146,7 @@ def _main(arguments: Sequence[str]) -> None:
             description="Self-supervised pre-training of vision backbones: data sets, pictures, features, neighbours, exports, pseudo-labels, tables, and what holds up a recipe; recipes/ train and evaluate.",
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
-        with _one_line_warnings():
+        with _one_line_warnings(), doing(" ".join(["fastpsl", *takewhile(str.isalpha, arguments)])):
             if isinstance(command, Permutations):
                 _permutations(command)
             elif isinstance(command, Show):

@@ -128,6 +128,7 @@ def place_among_ranks() -> tuple[int, int]:
 class Decision(NamedTuple):
     stop: bool
     checkpoint: bool
+    seconds: float = 0.0  # a step, of the slowest rank; 0 where it was not asked
 
 
 class Agreement:
@@ -167,7 +168,11 @@ class Agreement:
             steps = int(self.ask_every_s / max(float(flags[2]), 1e-6))
             self._ask_after = min(max(steps, 1), self.max_steps_between)
         self._steps_since, self._last_asked = 0, now
-        return Decision(bool(flags[0]), bool(flags[1]))
+        return Decision(bool(flags[0]), bool(flags[1]), float(flags[2]))
+
+    def other_pace(self) -> None:
+        """What comes now takes another time per step: ask after the first of them. To be called by every rank, between the same two."""
+        self._steps_since, self._ask_after, self._last_asked = 0, 1, time.monotonic()
 
     def checkpointed(self) -> None:
         """Restart the clock of `checkpoint_minutes`."""

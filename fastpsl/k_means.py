@@ -14,6 +14,7 @@ from torch import Tensor
 from fastpsl.distributed import World, sum_over_ranks
 from fastpsl.full_float32 import full_float32
 from fastpsl.kernels.draws import Keys, Slot, words
+from fastpsl.pipelines.doing import doing
 
 # Rows are added up as integers of this part of 1: the sum is the same in any order, so on any number of ranks and by a GPU's atomic
 # additions too. 2**-32 is less than float32 can tell in a row of length 1, and 2**31 rows fit an int64.
@@ -34,8 +35,9 @@ def k_means(
     assert rows.dtype == initial.dtype == torch.float32 and rows.shape[1:] == initial.shape[1:]
     assert not len(rows) or float(torch.linalg.vector_norm(rows, dim=1).max()) < 1.001, "rows longer than 1"
     centroids = initial
-    for _ in range(num_iterations):
-        centroids = _moved(rows, centroids, world)
+    with doing("k-means", "iterations", num_iterations) as told:
+        for _ in told.over(range(num_iterations)):
+            centroids = _moved(rows, centroids, world)
     labels = torch.empty(len(rows), dtype=torch.long, device=rows.device)
     total = torch.zeros(2, dtype=torch.float64, device=rows.device)
     for part, nearest, squared in _assigned(rows, centroids):

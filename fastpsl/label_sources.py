@@ -131,7 +131,7 @@ def _clusters(rows: Tensor, num_clusters: int, seed: int) -> np.ndarray:
 
     random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))  # takes any seed
     best, least = np.empty(0, np.int64), np.inf
-    with Progress("iterations of k-means", NUM_STARTS * NUM_ITERATIONS) as progress:
+    with Progress("iterations", NUM_STARTS * NUM_ITERATIONS, "k-means") as progress:
         for start in range(NUM_STARTS):
             drawn, _ = kmeans_plusplus(rows.numpy(), num_clusters, random_state=random)
             centroids, labels = torch.from_numpy(drawn), torch.empty(0)

@@ -17,16 +17,18 @@ from fastpsl.checkpoint import write_atomically
 from fastpsl.distributed import join_world, leave_world, own_rank
 from fastpsl.gpu_failures import compiler_failed, explained, goes_on, of_another_rank
 from fastpsl.job import Job
+from fastpsl.last_step import EXIT_PREEMPTED
 from fastpsl.options import RunOptions
 from fastpsl.pictures import draw_curve
 from fastpsl.pipelines.beton_file import output_errors
+from fastpsl.pipelines.doing import doing
 from fastpsl.reporter import summary_line
 from fastpsl.run import Run
 from fastpsl.seed import torch_seed
 from fastpsl.terminal import people_read
 from fastpsl.trainer import pretrain
 
-EXIT_FINISHED, EXIT_CRASHED, EXIT_USER_ERROR, EXIT_PREEMPTED = 0, 1, 2, 75
+EXIT_FINISHED, EXIT_CRASHED, EXIT_USER_ERROR = 0, 1, 2
 _AGAIN = "the same command starts again, or goes on where it had come to"
 Options = TypeVar("Options", bound=RunOptions)
 
@@ -67,7 +69,8 @@ def _run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run]) -> 
     rank = own_rank()
     _say_warnings_in_one_line(recipe, rank)
     try:
-        code = work()
+        with doing(recipe):
+            code = work()
     except (ValueError, OSError) as error:
         code = EXIT_USER_ERROR
         reason = _in_one_line(error, opened)
@@ -203,7 +206,7 @@ def _report_failure(opened: Sequence[Run], rank: int, error: str, reason: str, s
         error = f"rank {rank}: {error}"
     for run in opened:
         before = run.status()
-        if before == "failed":
+        if before == "failed" or (before == "preempted" and rank != 0):  # rank 0 has said why
             return
         try:
             if before not in ("finished", "preempted"):  # what came to its end stays so

@@ -129,12 +129,13 @@ class Passes:
 
     @contextlib.contextmanager
     def _progress(self, what: str, num: int) -> Iterator[Progress | None]:
+        self.run.agreement.other_pace()
         screen, started = self.run.reporter.screen, time.perf_counter()
         if screen is None:
             yield None
             return
         screen.close()
-        with Progress(what, num) as progress:
+        with Progress(what, num, "a pass") as progress:
             yield progress
         seconds = time.perf_counter() - started
         self.run.reporter.say(f"a pass over {num:,} {what} took {seconds:.1f} s")

@@ -1,13 +1,13 @@
-"""Progress of a command on stderr: a bar on a terminal, else a plain line now and then."""
+"""Progress of what is counted, on stderr: a bar on a terminal, else a plain line now and then."""
 
 import sys
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from fastpsl.screen import PLAIN_LINE_EVERY_S, clock
+from fastpsl.pipelines.doing import doing
 from fastpsl.terminal import plain
 
 _BAR_EVERY_S = 0.1
@@ -15,22 +15,24 @@ _BAR_EVERY_S = 0.1
 
 class Progress:
     """`with Progress("images", total) as progress: progress.update(num_done, num_bad)`; shows done, bad, per
-    second, time left."""
+    second, time left. what: is being done, such as "training on features"."""
 
-    def __init__(self, unit: str, total: int):
-        self._unit, self._total, self._start = unit, total, time.monotonic()
+    def __init__(self, unit: str, total: int, what: str = ""):
         self._on_terminal = sys.stderr.isatty()
-        self._shown = self._start
+        self._doing = doing(what, unit, total, quiet=self._on_terminal)
+        self._shown = time.monotonic()
         self._bar = Bar(
             BarColumn(),
             MofNCompleteColumn(),
+            TimeElapsedColumn(),  # goes on while nothing else does
             TextColumn("{task.description}"),
             console=Console(file=plain(sys.stderr)),
             transient=True,
         )
-        self._task = self._bar.add_task("", total=total)
+        self._task = self._bar.add_task(what, total=total)
 
     def __enter__(self) -> "Progress":  # noqa: PYI034  (typing.Self is 3.11's)
+        self._doing.__enter__()
         if self._on_terminal:
             self._bar.start()
         return self
@@ -38,17 +40,13 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         if self._on_terminal:
             self._bar.stop()
+        self._doing.__exit__()
 
-    def update(self, num_done: int, num_bad: int) -> None:
+    def update(self, num_done: int, num_bad: int = 0) -> None:
+        self._doing.update(num_done, num_bad)
         now = time.monotonic()
-        if now - self._shown < (_BAR_EVERY_S if self._on_terminal else PLAIN_LINE_EVERY_S):
-            return
-        self._shown = now
-        speed = num_done / (now - self._start)
-        left_s = (self._total - num_done) / max(speed, 1e-9)
-        told = f"{speed:{',.0f' if speed >= 10 else '.2g'}} {self._unit}/s, ETA {clock(left_s)}"
-        told += f", {num_bad:,} broken" if num_bad else ""
-        if self._on_terminal:
-            self._bar.update(self._task, completed=num_done, description=told)
-        else:
-            print(f"{num_done:,} of {self._total:,} {self._unit}, {told}", file=sys.stderr, flush=True)
+        if self._on_terminal and now - self._shown >= _BAR_EVERY_S:
+            self._shown = now
+            what = f"{self._doing.what}: " if self._doing.what else ""
+            told = self._doing.pace(now - self._doing.started)
+            self._bar.update(self._task, completed=num_done, description=what + told)

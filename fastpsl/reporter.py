@@ -21,8 +21,9 @@ from fastpsl.fetch import Fetch
 from fastpsl.gpu_memory import gibibytes
 from fastpsl.json_lines import read_lines
 from fastpsl.pipelines.batch import BadSample, Batch
+from fastpsl.pipelines.doing import clock
 from fastpsl.plan import Stage
-from fastpsl.screen import Screen, clock
+from fastpsl.screen import Screen
 from fastpsl.stage import Metrics
 
 SUMMARY_STEPS = (

@@ -1,25 +1,22 @@
 """One run on one machine: its folder, data, checkpoints and reporting. What is learned is the job's, not this file's."""
 
 import json
-import os
-import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from fastpsl.checkpoint import Checkpoints, write_atomically
 from fastpsl.distributed import Agreement, World, share, wait_for_all
+from fastpsl.environment import environment
 from fastpsl.options import RunOptions
 from fastpsl.pictures import NUM_PICTURES, captions, save_contact_sheet
 from fastpsl.pipelines.beton_file import output_errors
 from fastpsl.pipelines.data import open_data
+from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import Data
 from fastpsl.pipelines.views import ViewSpec
@@ -29,8 +26,6 @@ from fastpsl.reporter import Reporter
 from fastpsl.resume import choose_folder, find_checkpoint, lock_folder
 from fastpsl.sample import sample_paths
 from fastpsl.stage import Task, call_if_there
-
-PACKAGES = ("torch", "torchvision", "numba", "numpy", "kornia", "ffcv", "triton")
 
 
 @dataclass
@@ -75,6 +70,21 @@ class Run:
         if options.sync_batchnorm and world.device.type != "cuda":
             raise ValueError("--sync-batchnorm needs CUDA: torch's SyncBatchNorm does not run on the CPU")
         self.train_data, self.val_data = (open or open_both)(options)
+        self._lock: IO[str] | None = None
+        try:
+            self._begin(recipe, science, part, check)
+        except BaseException:
+            self._close_files()
+            raise
+
+    def _begin(
+        self,
+        recipe: str,
+        science: Mapping[str, Any] | None,
+        part: Callable[[Data], Data] | None,
+        check: Callable[["Run"], None] | None,
+    ) -> None:
+        options, world = self.options, self.world
         if part is not None:
             self.train_data = part(self.train_data)
         if check is not None:
@@ -184,8 +194,9 @@ class Run:
             timeout_s=options.timeout_s,
         )
 
-    def save_checkpoint(self, run_step: int, state: dict[str, Any]) -> Path:
-        return self.checkpoints.save(run_step, {"science": self.science, "machine": self._machine(), **state})
+    def packed(self, state: dict[str, Any]) -> memoryview:
+        """A checkpoint's file, of a job's state."""
+        return self.checkpoints.packed({"science": self.science, "machine": self._machine(), **state})
 
     def last_checkpoint(self) -> Path:
         """Of a run that came to its end: its newest, or that of --resume, which left nothing to do."""
@@ -210,11 +221,12 @@ class Run:
         """
         self.reporter.say(f"decoder {loader.decoder_name}: {loader.decoder_reason}")
         batch = None
-        if self.world.local_rank == 0:
-            batches = loader.epoch(self.position.first_epoch)
-            batch = next(batches)
-            batches.close()
-        wait_for_all(self.world)
+        with doing(f"{stage.name}: the first batch, whose decoder may have to be compiled"):
+            if self.world.local_rank == 0:
+                batches = loader.epoch(self.position.first_epoch)
+                batch = next(batches)
+                batches.close()
+            wait_for_all(self.world)
         if batch is None or self.world.rank != 0 or self.position.step > 0:
             return
         batch = batch.first(NUM_PICTURES)
@@ -227,8 +239,11 @@ class Run:
     def close(self) -> None:
         self.reporter.close()
         self.agreement.close()
+        self._close_files()
+
+    def _close_files(self) -> None:
         self.train_data.close()
-        if self.world.rank == 0:
+        if self._lock is not None:
             self._lock.close()
         if self.val_data is not None:
             self.val_data.close()
@@ -268,40 +283,4 @@ def open_loader(
         prefetch_batches=options.prefetch_batches,
         timeout_s=options.timeout_s,
         on_bad_sample=options.on_bad_sample,
-    )
-
-
-def environment(world: World) -> dict[str, Any]:
-    """Machine, versions and commit, for the run's record."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None,
-        "world_size": world.size,
-        "torch_threads": torch.get_num_threads(),
-        "commit": own_commit(),
-        "packages": package_versions(),
-    }
-
-
-def package_versions() -> dict[str, str]:
-    """Of the packages that results depend on."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
-
-
-def own_commit() -> str | None:
-    """The commit that fastpsl runs from; None for an installed copy, or without git."""
-    if shutil.which("git") is None:
-        return None
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    return (
-        subprocess.run(command, check=False, capture_output=True, text=True, timeout=10).stdout.strip()
-        or None
     )

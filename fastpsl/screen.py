@@ -6,25 +6,25 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
+from fastpsl.pipelines.doing import clock, heard, speak_by
 from fastpsl.terminal import escaped, plain
 
-PLAIN_LINE_EVERY_S = 10.0
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    minutes, second = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
+PLAIN_LINE_EVERY_S = 9.0  # before `doing` would speak
 
 
 class Screen:
-    """`show(record)` replaces the screen (or adds a line, at most every ten seconds); `say(text)` adds a line for good."""
+    """`show(record)` replaces the screen (or adds a line, at most every nine seconds); `say(text)` adds a line for good.
+
+    What `doing` says meanwhile stands below a terminal's screen, until the next of both.
+    """
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(file=plain(sys.stderr), highlight=False, soft_wrap=True)
         self._live: Live | None = None
+        self._table = Table()
         self._last_line = 0.0
 
     def show(self, record: dict[str, Any]) -> None:
@@ -34,19 +34,34 @@ class Screen:
             if now - self._last_line >= PLAIN_LINE_EVERY_S or record["step"] == record["num_steps"]:
                 self._last_line = now
                 self.console.print(self._line(record))
+                heard()
             return
         if self._live is None:
             self._live = Live(console=self.console, auto_refresh=False)
             self._live.start()
-        self._live.update(self._screen(record), refresh=True)
+            speak_by(self._caption)
+        self._table = self._screen(record)
+        self._live.update(self._table, refresh=True)
+        heard()
+
+    def _caption(self, line: str) -> None:
+        """In another thread: rich's screens have a lock of their own."""
+        live, table = self._live, self._table
+        if live is not None:
+            table.caption, table.caption_justify = escape(line), "left"
+            live.update(table, refresh=True)
 
     def say(self, text: str) -> None:
+        self._table.caption = None  # it was of what is over
         self.console.print(escaped(text), markup=False)
+        heard()
 
     def close(self) -> None:
         if self._live is not None:
-            self._live.stop()
-            self._live = None
+            speak_by(None)
+            live, self._live = self._live, None
+            self._table.caption = None
+            live.stop()
 
     @staticmethod
     def _cells(record: dict[str, Any]) -> dict[str, str]:

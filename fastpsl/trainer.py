@@ -15,9 +15,11 @@ from fastpsl.evaluation.online import Monitor
 from fastpsl.gpu_memory import peak_memory, reset_peak_memory
 from fastpsl.job import Job
 from fastpsl.kept_choices import AUTOMATIC, choices_of, with_kept_choices
+from fastpsl.last_step import LONG_STEP_S, LastStep
 from fastpsl.learner import Learner
 from fastpsl.options import RunOptions
 from fastpsl.pipelines.augment import choose_augment
+from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.loader import Loader
 from fastpsl.resume import loading
 from fastpsl.run import Run
@@ -70,20 +72,25 @@ def pretrain(job: Job, run: Run) -> bool:
     if state:
         with loading(run.resumed_from):
             job.backbone.load_state_dict(state["backbone"])
-    while len(position.summaries) < len(job.stages):
-        if len(position.summaries) > position.stage:
-            position.next_stage(job.stages[position.stage].max_epochs)
-            state = None
-        if not StageRun(job, run, state).to_its_end():
-            return False
+    with LastStep(run) as last_step:
+        while len(position.summaries) < len(job.stages):
+            if len(position.summaries) > position.stage:
+                position.next_stage(job.stages[position.stage].max_epochs)
+                state = None
+            name = job.stages[position.stage].name
+            with doing(f"{name}: building the network"):
+                stage_run = StageRun(job, run, state, last_step)
+            with doing(name) as told:
+                if not stage_run.to_its_end(told):
+                    return False
     return True
 
 
 class StageRun:
     """The stage at which the run stands, from there (and the checkpoint `state` of there) to the stage's end."""
 
-    def __init__(self, job: Job, run: Run, state: dict[str, Any] | None):
-        self.job, self.run, self.position = job, run, run.position
+    def __init__(self, job: Job, run: Run, state: dict[str, Any] | None, last_step: LastStep):
+        self.job, self.run, self.position, self.kept_step = job, run, run.position, last_step
         self.stage = stage = job.stages[run.position.stage]
         self.fresh = state is None
         self.held_out_views = held_out_views(job.task, stage.level)
@@ -123,10 +130,11 @@ class StageRun:
         choose_augment(options.augment, views, self.run.world.device)
         self.job.choose_step(self.stage, options, self.run.world)
 
-    def to_its_end(self) -> bool:
-        """Train, save, evaluate. False when a signal stopped it; what was learned is saved then too."""
+    def to_its_end(self, told: doing) -> bool:
+        """Train, save, evaluate. False when a signal stopped it; what was learned is saved then too. told: what is being done."""
         run, position = self.run, self.position
         with contextlib.ExitStack() as stack:
+            told.turn_to(f"{self.stage.name}: opening its loaders")
             each = self.images_per_sample
             own = call_if_there(self.job.task, "train_loader", run)
             loader = stack.enter_context(
@@ -147,15 +155,21 @@ class StageRun:
             # What was filled in part is not saved: it is filled anew.
             if self.fresh and not self._warm_up(loader):
                 return False
-            finished = self._train(loader)
+            finished = self._train(loader, told)
             self.save()
             held_out: dict[str, float] | None = {}
             if finished and val_loader:
                 batches = run.reporter.watched(val_loader.epoch(0))
                 stopped = lambda: run.agreement.after_step().stop
-                held_out = self.learner.evaluate(batches, self.held_out_views, stopped)
+                run.agreement.other_pace()
+                of_all, num = val_loader.batch_size * run.world.size, val_loader.num_samples
+                with doing(f"{self.stage.name}: held-out pass", "images", num) as passed:
+                    held_out = self.learner.evaluate(
+                        passed.over(batches, of_all), self.held_out_views, stopped
+                    )
                 finished = held_out is not None
             if finished:
+                told.turn_to(f"{self.stage.name}: ending the stage")
                 assert held_out is not None
                 if position.step % self.steps_per_epoch:
                     self.epochs.end(self.steps_per_epoch)  # of an epoch that was cut short
@@ -182,33 +196,44 @@ class StageRun:
         if num_batches:
             run.reporter.say(f"{self.stage.name}: {num_batches} batches pass first, which are no steps")
         epoch, done = self._first_unused_epoch, 0
-        while done < num_batches:
-            batches = loader.epoch(epoch)
-            for batch in itertools.islice(run.reporter.watched(batches), num_batches - done):
-                self.learner.warm_up(self.job.task, batch)
-                done += 1
-                if run.agreement.after_step().stop:
-                    batches.close()
-                    return False
-            batches.close()
-            epoch += 1
+        with doing(f"{self.stage.name}: before its first step", "batches", num_batches) as told:
+            run.agreement.other_pace()
+            while done < num_batches:
+                batches = loader.epoch(epoch)
+                for batch in itertools.islice(run.reporter.watched(batches), num_batches - done):
+                    self.learner.warm_up(self.job.task, batch)
+                    done += 1
+                    told.update(done)
+                    if run.agreement.after_step().stop:
+                        batches.close()
+                        return False
+                batches.close()
+                epoch += 1
         return True
 
-    def _train(self, loader: Loader) -> bool:
+    def _train(self, loader: Loader, told: doing) -> bool:
+        name, first = self.stage.name, ", for which much is compiled"
         job, run, position, options = self.job, self.run, self.position, self.run.options
         steps_per_epoch, last_step = self.steps_per_epoch, self.last_step
         while position.step < last_step:
+            epoch, step_in_epoch = divmod(position.step, steps_per_epoch)
+            told.turn_to(f"{name}: before epoch {epoch + 1}")
+            may_take_long = hasattr(job.task, "start_epoch") or self.monitor.every
+            if position.step and may_take_long and not self.kept_step.is_safe():
+                self.keep()
             if not self.monitor.look(steps_per_epoch, last_step):
                 return False
-            epoch, step_in_epoch = divmod(position.step, steps_per_epoch)
             if step_in_epoch == 0 and not self.epochs.start(epoch):
                 return False
             order = call_if_there(job.task, "epoch_order", position.first_epoch + epoch)
             batches = loader.epoch(position.first_epoch + epoch, step_in_epoch * options.accumulate, order)
             watched = run.reporter.watched(batches)
+            run.agreement.other_pace()  # than that of passes
             for _ in range(step_in_epoch, min(steps_per_epoch, last_step - position.step + step_in_epoch)):
                 torch.manual_seed(torch_seed(options.seed, position.stage, position.step, run.world.rank))
                 started = time.perf_counter()
+                told.turn_to(f"{name}: step {position.step + 1:,} of {last_step:,}{first}")
+                first = ""
                 lr = job.schedule(self._moment())
                 num_batches = run.reporter.num_batches
                 try:
@@ -221,6 +246,7 @@ class StageRun:
                 position.step += 1
                 position.run_step += 1
                 if position.step % steps_per_epoch == 0:
+                    told.turn_to(f"{name}: after epoch {epoch + 1}")
                     self.epochs.end(steps_per_epoch)
                 run.reporter.step(position.step, position.run_step, lr, metrics, self.learner.num_skipped)
                 position.seconds += time.perf_counter() - started  # the reporter has waited for the device
@@ -231,6 +257,10 @@ class StageRun:
                 due = options.checkpoint_steps and position.run_step % options.checkpoint_steps == 0
                 if decision.checkpoint or due:
                     self.save()
+                elif decision.seconds > LONG_STEP_S:
+                    self.keep()
+                else:
+                    self.kept_step.let_go()
             batches.close()
         return self.monitor.look(steps_per_epoch, last_step)
 
@@ -259,19 +289,24 @@ class StageRun:
         """Checkpoint on rank 0; called by every rank at the same step, as a task's state may have to be gathered."""
         # Metrics first: lines past a checkpoint are cut off on resume, but lines that are missing stay missing.
         self.run.reporter.flush(durably=True)
+        with doing("writing a checkpoint"):
+            self.kept_step.save(self._state())
+        self.run.agreement.checkpointed()
+
+    def keep(self) -> None:
+        """What a checkpoint would hold, for a stop in what comes now (`LastStep`); called as `save` is."""
+        self.run.reporter.flush()
+        self.kept_step.keep(self._state())
+
+    def _state(self) -> dict[str, Any]:
         task = dict(task_state(self.job.task))
         seen = self.views[0].input_record() if self.views else call_if_there(self.job.task, "input_record")
-        if self.run.world.rank == 0:
-            self.run.save_checkpoint(
-                self.position.run_step,
-                {
-                    "position": asdict(self.position),
-                    "num_stages": len(self.job.stages),
-                    "backbone": self.job.backbone.state_dict(),
-                    "learner": self.learner.state_dict(),
-                    "choices": choices_of(self.learner),
-                    "task": task,
-                    "input": seen,
-                },
-            )
-        self.run.agreement.checkpointed()
+        return {
+            "position": asdict(self.position),
+            "num_stages": len(self.job.stages),
+            "backbone": self.job.backbone.state_dict(),
+            "learner": self.learner.state_dict(),
+            "choices": choices_of(self.learner),
+            "task": task,
+            "input": seen,
+        }

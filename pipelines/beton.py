@@ -19,6 +19,7 @@ import numpy as np
 from fastpsl.pipelines.beton_set import Written, how_written, missing_shards, set_faults
 from fastpsl.pipelines.beton_shard import HEADER, REMEDY, Shard, chunks
 from fastpsl.pipelines.beton_sidecar import read_sidecar
+from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.rows import Rows
 
 
@@ -58,8 +59,10 @@ class Beton:
         self._written: list[Written] = []
         splits = set[str]()
         try:
-            for path in self.paths:
-                splits.add(self._add(path))
+            name = str(self.paths[0]) + (f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else "")
+            with doing(f"{name}: checking its tables", "files", len(self.paths)) as told:
+                for path in told.over(self.paths):
+                    splits.add(self._add(path))
             if faults := set_faults(self._written):
                 raise ValueError(faults[0])
             if isinstance(source, str | Path) and self.paths != [Path(source)]:

@@ -17,6 +17,7 @@ from fastpsl.pipelines.beton_file import MIN_PAGE_BYTES, is_locked
 from fastpsl.pipelines.beton_set import Written, how_written, missing_shards, set_faults
 from fastpsl.pipelines.beton_shard import JPG, chunks
 from fastpsl.pipelines.beton_sidecar import Sidecar, read_sidecar
+from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.libffcv import HEADER_GOOD, HEADER_REASONS, jpeg_header
 from fastpsl.pipelines.workers import map_in_order
 
@@ -143,10 +144,12 @@ def _pages(beton: Beton) -> Iterator[str]:
 def _checksum(path: Path, sidecar: Sidecar) -> str:
     """SHA-256 of the bytes from data_start on, then of those before it: the order of writing."""
     digest, start = hashlib.sha256(), sidecar.data_start
-    with open(path, "rb") as file:
+    num_mb = path.stat().st_size // 1_000_000
+    with open(path, "rb") as file, doing(f"{path}: reading it for its checksum", "MB", num_mb) as told:
         file.seek(start)
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
+            told.update((file.tell() - sidecar.data_start) // 1_000_000)
         file.seek(0)
         while start > 0 and (block := file.read(min(_BLOCK_BYTES, start))):
             digest.update(block)

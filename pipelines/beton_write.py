@@ -28,6 +28,7 @@ from fastpsl.pipelines.beton_file import (
     write_all,
 )
 from fastpsl.pipelines.beton_sidecar import PathPacker, Sidecar, dump_sidecar, sidecar_path
+from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.image_file import read_image_file
 from fastpsl.pipelines.libffcv import INSTALL, why_missing
 from fastpsl.pipelines.sources import Sample
@@ -216,7 +217,10 @@ def write_beton(
             )
             raise ValueError(f"{out}: nothing to write, no image could be used; {why}")
         report.num_samples = file.num_samples
-        with output_errors(out):
+        with (
+            output_errors(out),
+            doing(f"{out}: writing its tables, and waiting until all of it is on the disk"),
+        ):
             sha256 = file.finish()
             report.num_bytes = os.fstat(file.file.fd).st_size
             written = {

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from fastpsl.pipelines.cache_folder import cache_folder
+from fastpsl.pipelines.doing import doing
 
 
 def checked_once(digest: str, what: str, check: Callable[[], None]) -> None:
@@ -22,12 +23,14 @@ def checked_once(digest: str, what: str, check: Callable[[], None]) -> None:
         try:
             place.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context(open(place / "lock", "w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with doing(f"waiting for another process, which checks {what}"):
+                fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
             raise ValueError(
                 f"{place}: what was checked cannot be kept there ({error.strerror}); set XDG_CACHE_HOME to a folder that can be written"
             ) from None
         if not passed.exists():
             print(f"checking {what}, this once", file=sys.stderr, flush=True)
-            check()
+            with doing(f"checking {what}"):
+                check()
             passed.touch()

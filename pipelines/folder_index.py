@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Protocol, final
 import numpy as np
 
 from fastpsl.pipelines.cache_folder import cache_folder
+from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.image_file import (
     TURNED,
     BrokenImage,
@@ -37,7 +37,6 @@ _HEAD_BYTES, _LONG_HEAD_BYTES = (
     1 << 16,
     1 << 24,
 )  # of a JPEG whose frame header stands further back Pillow reads the size
-_SAY_AFTER_S, _SAY_EVERY = 10.0, 64
 
 RECORD = np.dtype(
     [
@@ -126,8 +125,10 @@ def _wait_for(lock: int, root: str) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print(f"{root}: another process reads the headers, waiting for it", file=sys.stderr, flush=True)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = f"{root}: another process reads the headers, waiting for it"
+        print(waiting, file=sys.stderr, flush=True)
+        with doing(waiting):
+            fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 class _Digests:
@@ -147,10 +148,11 @@ class _Digests:
 
 def _listing_digests(files: Files, origin: Path) -> tuple[str, str]:
     digests = _Digests()
-    progress = _Progress(f"{origin}: listed", files.num_total)
-    for sample, file in map_in_order(lambda sample: _stat(sample.image), files.samples(), _THREADS, "list"):
-        digests.add(sample.name, sample.label, file)
-        progress.step()
+    listed = map_in_order(lambda sample: _stat(sample.image), files.samples(), _THREADS, "list")
+    with doing(f"{origin}: looking at sizes and times", "files", files.num_total) as told:
+        for num, (sample, file) in enumerate(listed, start=1):
+            digests.add(sample.name, sample.label, file)
+            told.update(num)
     return digests.hex()
 
 
@@ -160,20 +162,6 @@ def _stat(path: object) -> _File:
     except OSError as error:  # a link to nowhere
         return _File(0, 0, str(error.strerror))
     return _File(status.st_size, status.st_mtime_ns)
-
-
-class _Progress:
-    """A line on stderr every few seconds."""
-
-    def __init__(self, what: str, num: int) -> None:
-        self._what, self._num, self._done = what, num, 0
-        self._next = time.monotonic() + _SAY_AFTER_S
-
-    def step(self) -> None:
-        self._done += 1
-        if self._done % _SAY_EVERY == 0 and time.monotonic() > self._next:
-            print(f"{self._what} {self._done:,} of {self._num:,} files", file=sys.stderr, flush=True)
-            self._next = time.monotonic() + _SAY_AFTER_S
 
 
 def _scan(path: object) -> tuple[_File, int, int, int, int]:
@@ -231,10 +219,13 @@ def _write(files: Files, origin: Path, path: Path) -> tuple[Summary, str]:
     """Records and names of all files; their summary, and the key of the listing that was met."""
     num = files.num_total
     records = np.lib.format.open_memmap(path / "records.npy", mode="w+", dtype=RECORD, shape=(num,))
-    digests, progress = _Digests(), _Progress(f"{origin}: read the headers of", num)
+    digests = _Digests()
     summary = Summary(num, (1 << 30, 1 << 30, 0, 0), 0, "", 0)
     scanned = map_in_order(lambda sample: _scan(sample.image), files.samples(), _THREADS, "headers")
-    with open(path / "names", "wb") as names:
+    with (
+        open(path / "names", "wb") as names,
+        doing(f"{origin}: reading headers", "files", num) as told,
+    ):
         for i, (sample, (file, height, width, mode, orientation)) in enumerate(scanned):
             digests.add(sample.name, sample.label, file)
             name = os.fsencode(sample.name)
@@ -250,7 +241,7 @@ def _write(files: Files, origin: Path, path: Path) -> tuple[Summary, str]:
                 summary.sizes = (
                     min(low_height, height), min(low_width, width), max(most_height, height), max(most_width, width),
                 )  # fmt: skip
-            progress.step()
+            told.update(i + 1, summary.num_broken)
     records.flush()
     return summary, digests.hex()[0]
 

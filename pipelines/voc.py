@@ -13,6 +13,7 @@ from typing import final
 import numpy as np
 
 from fastpsl.pipelines.checked_once import checked_once
+from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.folder import Folder
 from fastpsl.pipelines.image_file import BrokenImage, upright_size
 from fastpsl.pipelines.rows import Rows
@@ -88,16 +89,20 @@ class VOC:
             has_boxes = self._objects is not None
             return data, read_objects(path, data, numbers, self._size(index)) if has_boxes else None
 
-        for index, (data, objects) in map_in_order(read, range(self.num_samples), _THREADS, "voc"):
-            known = f"{self._ids[index]} {self._size(index)} {self._rows.num_bytes[index]} {len(data)} "
-            digest.update(known.encode() + data)
-            if self._objects is not None and objects is not None:
-                self._objects.append(objects)
+        found = map_in_order(read, range(self.num_samples), _THREADS, "voc")
+        with doing("VOC: reading annotations", "images", self.num_samples) as told:
+            for index, (data, objects) in told.over(found):
+                known = f"{self._ids[index]} {self._size(index)} {self._rows.num_bytes[index]} {len(data)} "
+                digest.update(known.encode() + data)
+                if self._objects is not None and objects is not None:
+                    self._objects.append(objects)
         return digest.hexdigest()
 
     def _check_masks(self) -> None:
-        for _ in map_in_order(self.mask, range(self.num_samples), default_num_threads(), "masks"):
-            pass
+        masks = map_in_order(self.mask, range(self.num_samples), default_num_threads(), "masks")
+        with doing("VOC: checking masks", "images", self.num_samples) as told:
+            for _ in told.over(masks):
+                pass
 
     def _size(self, index: int) -> tuple[int, int]:
         return int(self._rows.height[index]), int(self._rows.width[index])

@@ -1,16 +1,19 @@
 """Recipes as a user starts them, in processes of their own, and the checkpoints that they leave."""
 
+import contextlib
 import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from tests.warm import Running
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -29,9 +32,27 @@ def run(
     *arguments: object,
     ranks: int = 0,
     environment: dict[str, str] | None = None,
-    timeout: float = 240,
+    timeout: float = 1200,
 ) -> subprocess.CompletedProcess[str]:
-    """Run to the end, output captured."""
+    """Run to the end, output captured.
+
+    Args:
+        ranks: that many processes, without torchrun's agent (see `warm.Running`).
+        environment: variables that no import reads.
+    """
+    words = [str(script), *map(str, arguments)]
+    code, out, err = Running(words, ENVIRONMENT | (environment or {}), ROOT, ranks).wait(timeout)
+    return subprocess.CompletedProcess(words, code, out, err)
+
+
+def run_fresh(
+    script: Path,
+    *arguments: object,
+    ranks: int = 0,
+    environment: dict[str, str] | None = None,
+    timeout: float = 1200,
+) -> subprocess.CompletedProcess[str]:
+    """The same in fresh interpreters, under torchrun itself where there are ranks. environment: what imports read, too."""
     return subprocess.run(
         command(script, *arguments, ranks=ranks),
         check=False,
@@ -49,14 +70,29 @@ def run_until(
     folder: Path,
     step: int,
     number: signal.Signals,
-    ranks: int = 0,
     delay_s: float = 0.0,
-    timeout: float = 240,
+    timeout: float = 1200,
 ) -> tuple[int, str]:
-    """Send signal `number` to the launcher once `folder` holds a checkpoint of `step` or later, and `delay_s` after that.
+    """Send signal `number` once `folder` holds a checkpoint of `step` or later, and `delay_s` after that. Returns (exit code, output)."""
+    running = Running([str(script), *map(str, arguments)], ENVIRONMENT, ROOT, together=True)
+    _wait_for_step(folder, step, lambda: running.code, timeout)
+    time.sleep(delay_s)
+    with contextlib.suppress(ProcessLookupError):  # it has ended already
+        os.kill(running.pid, number)
+    code, output, _ = running.wait(timeout)
+    return code, output
 
-    SIGKILL goes to the whole process group. Returns (exit code, output).
-    """
+
+def torchrun_until(
+    script: Path,
+    *arguments: object,
+    folder: Path,
+    step: int,
+    number: signal.Signals,
+    ranks: int,
+    timeout: float = 1200,
+) -> tuple[int, str]:
+    """The same with torchrun itself, which gets the signal: all of its session for SIGKILL."""
     process = subprocess.Popen(
         command(script, *arguments, ranks=ranks),
         env=ENVIRONMENT,
@@ -67,10 +103,7 @@ def run_until(
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + timeout
-        while newest_step(folder) < step and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(delay_s)
+        _wait_for_step(folder, step, process.poll, timeout)
         if number == signal.SIGKILL:
             os.killpg(process.pid, number)
         else:
@@ -81,6 +114,12 @@ def run_until(
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _wait_for_step(folder: Path, step: int, code: Callable[[], int | None], timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while newest_step(folder) < step and code() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def newest_step(folder: Path) -> int:

@@ -1,10 +1,13 @@
 """What a machine without a GPU does: tests marked `gpu` are skipped, and Triton's kernels run under its interpreter.
 
-Triton reads TRITON_INTERPRET when it is imported, and torchvision imports it: so it is set here, before any test is.
+Triton reads TRITON_INTERPRET when it is imported, and torchvision imports it: so it is set here, before any test is. Where pytest-xdist
+runs a worker for each core, a worker computes with one thread: its neighbours have the other cores.
 """
 
+import ctypes
+import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -13,9 +16,32 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+    torch.set_num_threads(1)
+
+SLOW_TEST_S = 3600  # of one marked `slow`: the longest takes 100 s on calm cores
+
+
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TEST_S))
     if torch.cuda.is_available():
         return
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: looking through it again and again for garbage takes seconds."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_is_given_back() -> Iterator[None]:
+    """After each file: what an exception's frames hold in cycles, networks and open data among it, and the pages that malloc keeps."""
+    yield
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)

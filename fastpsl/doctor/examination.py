@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from fastpsl.doctor.checks import Check
 from fastpsl.doctor.command import Doctor
@@ -22,6 +23,7 @@ from fastpsl.doctor.screen import show
 from fastpsl.doctor.setting import Setting, find_recipe, open_setting
 from fastpsl.doctor.software import check_software
 from fastpsl.doctor.words import number_of
+from fastpsl.pipelines.doing import doing, speak_by
 from fastpsl.terminal import plain
 
 _SECONDS = {"sample": 0.3, "cpu": 1.0, "cuda": 3.0}
@@ -105,10 +107,20 @@ def _warnings_as_checks() -> Iterator[list[str]]:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """What is measured now: a line that changes, on a terminal; nothing elsewhere."""
+    """What is measured now: a line that changes, on a terminal; elsewhere lines of what takes long."""
     console = Console(file=plain(sys.stderr))
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    with console.status("") as status:
-        yield lambda text: status.update(f"measuring: {text}")
+    with doing("measuring") as told:
+        if not sys.stderr.isatty():
+            yield lambda text: told.turn_to(f"measuring: {text}")
+            return
+        with console.status("") as status:
+
+            def show(text: str) -> None:
+                told.turn_to(f"measuring: {text}")
+                status.update(escape(told.what))
+
+            speak_by(lambda line: status.update(escape(line)))
+            try:
+                yield show
+            finally:
+                speak_by(None)

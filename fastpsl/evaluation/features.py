@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastpsl.distributed import World, sum_over_ranks, wait_for_all
+from fastpsl.environment import own_commit
 from fastpsl.evaluation.blocks import block_number, block_shapes
 from fastpsl.evaluation.feature_file import (
     FORMAT,
@@ -39,7 +40,6 @@ from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import Data
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.progress import Progress
-from fastpsl.run import own_commit
 
 STORED = ("float16", "float32")
 SAVE_EVERY_S = 5.0
@@ -245,7 +245,7 @@ def _fill(
         names = ", ".join(str(file.path) for file in files)
         print(f"{names}: goes on from row {first_step * step_rows:,}", file=sys.stderr, flush=True)
     left = num_samples - first_step * step_rows
-    with Progress("images", left) if world.rank == 0 else contextlib.nullcontext() as progress:
+    with Progress("images", left, "features") if world.rank == 0 else contextlib.nullcontext() as progress:
         for step, (features, bad) in enumerate(batches, start=first_step):
             num_rows = min((step + 1) * step_rows, num_samples)
             for file, rows in zip(files, features, strict=True):

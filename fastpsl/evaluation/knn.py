@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fastpsl.pipelines.doing import doing
+
 QUERY_PART, QUERY_CHUNK, BANK_CHUNK = 65_536, 1_024, 16_384
 _VOTE_CHUNK = 4_096  # queries whose scores of all classes are held at once
 _INDEX_BITS = 32
@@ -55,11 +57,13 @@ def nearest(
         raise ValueError(f"k {k}: there are {len(bank):,} features to be neighbours; give a k from 1 to that")
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
+    num_pairs = len(queries) * len(bank) // 1_000_000
     try:
-        parts = [
-            _best_keys(queries, part, bank, k, torch.device(device), query_chunk, bank_chunk).cpu()
-            for part in _slices(len(queries), query_part)
-        ]
+        with doing("looking for neighbours", "million pairs", num_pairs) as told:
+            parts = [
+                _best_keys(queries, part, bank, k, torch.device(device), query_chunk, bank_chunk, told).cpu()
+                for part in _slices(len(queries), query_part)
+            ]
     finally:
         torch.set_float32_matmul_precision(precision)
     keys = torch.cat(parts) if parts else torch.empty(0, k, dtype=torch.int64)
@@ -74,6 +78,7 @@ def _best_keys(
     device: torch.device,
     query_chunk: int,
     bank_chunk: int,
+    told: doing,
 ) -> Tensor:
     """int64 [part, k]: the keys of each query's best k, falling."""
     normalised = functional.normalize(_read(queries, part, device), dim=1)
@@ -91,6 +96,7 @@ def _best_keys(
                 found = torch.cat([before, found], 1)
                 found = found.topk(min(k, found.shape[1]), dim=1).values
             best[number] = found
+        told.update((part.start * len(bank) + rows.stop * len(normalised)) // 1_000_000)
     return torch.cat([found for found in best if found is not None])
 
 

@@ -19,6 +19,7 @@ from fastpsl.evaluation.views import center_view
 from fastpsl.json_lines import read_lines
 from fastpsl.learner import DTYPES
 from fastpsl.passes import undisturbed
+from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.rows import Data, require_same_classes
 from fastpsl.pipelines.subset import Subset
 from fastpsl.pipelines.views import ViewSpec
@@ -83,6 +84,7 @@ class Monitor:
             return True
         with self.run.reporter.off_the_clock():
             started = time.perf_counter()
+            self.run.agreement.other_pace()
             with torch.no_grad(), undisturbed(self.trunk, self.run.world):
                 train = self._features(self.train)
                 held_out = self._features(self.held_out) if self.held_out and train else None
@@ -95,19 +97,21 @@ class Monitor:
                     "epoch": round(epochs, 3),
                     "block": f"B{self.stage.last_block}",
                 }
-                self._report(where | figures(train, held_out), time.perf_counter() - started)
+                with doing("probe: kNN, linear classifier and signs of collapse"):
+                    self._report(where | figures(train, held_out), time.perf_counter() - started)
             self._last_look = position.run_step
         return True
 
     def _features(self, data: Subset) -> Seen | None:
         """Of all ranks' shares together, on every rank; None when a signal stopped it."""
         run, dtype = self.run, DTYPES[self.run.precision]
-        features, indices = [], []
+        features, indices, of_all = [], [], self.run.loader_batch(1) * run.world.size
         with (
+            doing("probe: features", "images", data.num_samples) as told,
             run.loader(data, [self.view], train=False) as loader,
             contextlib.closing(loader.epoch(0)) as batches,
         ):
-            for batch in batches:
+            for batch in told.over(batches, of_all):
                 if run.agreement.after_step().stop:
                     return None
                 (images,) = batch.inputs(loader.views, dtype)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.checkpoint import write_atomically
+from fastpsl.environment import own_commit, package_versions
 from fastpsl.pipelines.rows import Data
-from fastpsl.run import own_commit, package_versions
 
 FORMAT = 1
 NAME = "result.json"

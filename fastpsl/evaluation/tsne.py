@@ -17,6 +17,7 @@ from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.evaluation.tsne_picture import draw_map
 from fastpsl.pipelines.beton_file import output_errors
 from fastpsl.pipelines.data import open_data
+from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.subset import Subset
 
 MAX_SEED = 2**32 - 1
@@ -93,7 +94,8 @@ def embed(features: np.ndarray, perplexity: float, seed: int) -> tuple[np.ndarra
     from sklearn.manifold import TSNE
 
     made = TSNE(n_components=2, perplexity=perplexity, init="pca", random_state=seed)
-    points: np.ndarray = made.fit_transform(np.ascontiguousarray(features, np.float32))
+    with doing(f"t-SNE of {len(features):,} images"):
+        points: np.ndarray = made.fit_transform(np.ascontiguousarray(features, np.float32))
     return points.astype(np.float32), float(made.kl_divergence_)
 
 

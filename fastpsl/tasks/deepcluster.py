@@ -21,6 +21,7 @@ from fastpsl.fetch import Fetch, one_behind
 from fastpsl.k_means import drawn_rows, k_means
 from fastpsl.optimisers import sgd
 from fastpsl.passes import Passes
+from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.seed import torch_seed
@@ -85,7 +86,7 @@ def clustered_features(
     features = features_of(passes, view)
     started = time.perf_counter()
     world, num = passes.world, passes.data.num_samples
-    with passes.run.reporter.off_the_clock():
+    with passes.run.reporter.off_the_clock(), doing(f"clustering {num:,} images, PCA first"):
         width = min(pca_width, features.blocks[0].shape[1], features.num_rows)
         whitening = fit_whitening(features.blocks, width, world)
         rows = torch.cat([F.normalize(whitening(block)) for block in features.blocks])

@@ -12,6 +12,7 @@ from fastpsl.kernels.area import crop_area
 from fastpsl.kernels.isotropic import crop_isotropic
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.boxes import cannot, is_isotropic
+from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.rows import Data, Rows
 
 if TYPE_CHECKING:
@@ -133,18 +134,19 @@ def _load(data: "Beton", device: torch.device) -> Tensor:
     """uint8 [N, H, W, 3] on the device. ValueError where the file has become shorter."""
     _, _, height, width = data.image_sizes()
     images = torch.empty((data.num_samples, height, width, 3), dtype=torch.uint8, device=device)
-    for start in range(0, data.num_samples, _CHUNK):
-        part = images[start : start + _CHUNK]
-        host = part if device.type == "cpu" else torch.empty(part.shape, dtype=torch.uint8)
-        pixels = host.numpy()
-        rows = data.rows(np.arange(start, start + len(part)))
-        for i, (fd, offset) in enumerate(zip(rows.fd.tolist(), rows.offset.tolist(), strict=True)):
-            if os.preadv(fd, [pixels[i].reshape(-1)], offset) != pixels[i].size:
-                raise ValueError(
-                    f"{data.name(start + i)}: the file ends before the sample does; copy it again"
-                )
-        if host is not part:
-            part.copy_(host)
+    with doing(f"{data.paths[0]}: reading all of it into memory", "images", data.num_samples) as told:
+        for start in told.over(range(0, data.num_samples, _CHUNK), _CHUNK):
+            part = images[start : start + _CHUNK]
+            host = part if device.type == "cpu" else torch.empty(part.shape, dtype=torch.uint8)
+            pixels = host.numpy()
+            rows = data.rows(np.arange(start, start + len(part)))
+            for i, (fd, offset) in enumerate(zip(rows.fd.tolist(), rows.offset.tolist(), strict=True)):
+                if os.preadv(fd, [pixels[i].reshape(-1)], offset) != pixels[i].size:
+                    raise ValueError(
+                        f"{data.name(start + i)}: the file ends before the sample does; copy it again"
+                    )
+            if host is not part:
+                part.copy_(host)
     if device.type == "cuda":  # batches are made on another stream
         torch.cuda.current_stream(device).synchronize()
     return images

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.sources.source import EXTENSIONS, Sample, changed, is_image, shard_range
 
 
@@ -86,7 +87,11 @@ def _count(root: Path, shard: tuple[int, int]) -> ImageFolder:
         )
     ignored = [0]
     num_flat = sum(1 for _ in _images(root, True, ignored))
-    counts = {name: sum(1 for _ in _images(root / name, False, ignored)) for name in classes}
+    counts = dict[str, int]()
+    with doing(f"{root}: listing", "class folders", len(classes)) as told:
+        for name in classes:
+            counts[name] = sum(1 for _ in _images(root / name, False, ignored))
+            told.update(len(counts))
     num_tree = sum(counts.values())
     kinds = ", ".join(EXTENSIONS)
     if not num_flat and not num_tree:

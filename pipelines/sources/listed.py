@@ -18,6 +18,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
+from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.sources.source import Sample, is_image, shard_range
 from fastpsl.pipelines.workers import map_in_order
 
@@ -237,7 +238,12 @@ def _require_there(path: Path, paths: list[str], root: Path, places: list[Path])
     def missing(part: list[str]) -> list[str]:
         return [name for name in part if not os.path.isfile(os.path.join(root, name))]
 
-    absent = [name for _, found in map_in_order(missing, parts, _THREADS, "list") for name in found]
+    absent, num = list[str](), 0
+    with doing(f"{path}: looking for its images", "images", len(paths)) as told:
+        for part, found in map_in_order(missing, parts, _THREADS, "list"):
+            absent += found
+            num += len(part)
+            told.update(num)
     if absent:
         looked = [str(root)] if len(absent) < len(paths) else [str(place) for place in places]
         raise ValueError(

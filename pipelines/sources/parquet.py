@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.pipelines.beton_shard import MAX_LABEL
+from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.image_file import BrokenImage
 from fastpsl.pipelines.sources.columns import Columns, choose_columns
 from fastpsl.pipelines.sources.source import Sample, changed, parts_of, shard_range
@@ -122,12 +123,13 @@ def parquet_files(
             f"{what}: --split {split}: the names of its files tell of none; give that split's files"
         )
     paths, schemas, counts = sorted(paths), list[Any](), list[int]()
-    for path in paths:
-        with _errors(path), ParquetFile(path) as file:
-            schemas.append(file.schema_arrow)
-            counts.append(file.metadata.num_rows)
-        if schemas[-1].names != schemas[0].names:
-            raise ValueError(f"{path}: has other columns than {paths[0]}; give the files of one data set")
+    with doing(f"{what}: counting rows", "files", len(paths)) as told:
+        for path in told.over(paths):
+            with _errors(path), ParquetFile(path) as file:
+                schemas.append(file.schema_arrow)
+                counts.append(file.metadata.num_rows)
+            if schemas[-1].names != schemas[0].names:
+                raise ValueError(f"{path}: has other columns than {paths[0]}; give the files of one data set")
     if not sum(counts):
         raise ValueError(f"{what}: has no rows; give a data set of images")
     columns = choose_columns(what, schemas[0], image_column, label_column)
@@ -152,7 +154,7 @@ def hugging_face(
     datasets.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     path, _, config = name.partition(":")
-    with _errors(name):
+    with _errors(name), doing(f"{name}: opening it with the package datasets"):
         if os.path.isdir(name):
             found = datasets.load_from_disk(name)
         else:

@@ -113,7 +113,7 @@ def test_one_line_and_exit_2(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tgz", [("../evil.json", b"{}")])
     before = {each.name: each.stat().st_mtime_ns for each in performance.RESULTS.iterdir()}
     done = subprocess.run(
-        [sys.executable, "bench/performance.py", str(path)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
+        [sys.executable, "bench/performance.py", str(path)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("performance: ") and done.stderr.count("\n") == 1

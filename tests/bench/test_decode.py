@@ -1,9 +1,7 @@
 """bench/decode.py at its smallest, as people call it, and what it would measure on a GPU; no figure is judged."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,18 +12,16 @@ from bench.decode import WHOLE, Options, tabulate, variants
 from bench.schema import validate
 from fastpsl.pipelines import libffcv
 from fastpsl.pipelines.decoders import dali
+from tests.commands import ROOT, run
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALLEST = ["--views", "2", "--batch-size", "2", "--repeats", "1", "--seconds", "0.001", "--size-px", "16"]
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "bench/decode.py", *arguments], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}, check=False, timeout=200,
-    )  # fmt: skip
+    return run(ROOT / "bench" / "decode.py", *arguments, environment={"COLUMNS": "120"})
 
 
+@pytest.mark.slow
 def test_a_run_on_a_cpu_writes_what_can_be_measured_and_names_the_rest(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     done = call(*SMALLEST, "--no-peers", "--device", "cpu", "--out", str(out))

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -25,19 +24,17 @@ from bench.schema import validate
 from fastpsl.distributed import World
 from fastpsl.options import RunOptions
 from fastpsl.transfer.detection_protocols import PROTOCOLS
+from tests.commands import ROOT, run
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 TINY = replace(PROTOCOLS["pirl"], num_rois=8, rpn_train=(100, 20))
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "bench/detection.py", "--device", "cpu", *arguments], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, timeout=300,
-    )  # fmt: skip
+    return run(ROOT / "bench" / "detection.py", "--device", "cpu", *arguments)
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_rows(tmp_path: Path) -> None:
     out = tmp_path / "detection.json"
     done = call(

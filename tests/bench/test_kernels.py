@@ -1,9 +1,7 @@
 """bench/kernels.py at its smallest: what stands in a result; that peers do what they are timed for. No figure is judged."""
 
 import json
-import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,18 +23,16 @@ from fastpsl.kernels.rotate90 import AllTurns
 from fastpsl.kernels.sobel import Sobel
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
 from fastpsl.pipelines.views import ViewSpec
+from tests.commands import ROOT, run
 
-ROOT = Path(__file__).resolve().parents[2]
 SETTING = Setting(torch.device("cpu"), torch.float32, batch_size=2, size_px=32, num_inputs=2)
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "bench/kernels.py", *arguments], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}, check=False, timeout=200,
-    )  # fmt: skip
+    return run(ROOT / "bench" / "kernels.py", *arguments, environment={"COLUMNS": "160"})
 
 
+@pytest.mark.slow
 def test_a_run_writes_every_path_its_bytes_and_a_chart(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     names = ["grey", "jigsaw", "isotropic crop"]

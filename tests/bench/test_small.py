@@ -1,9 +1,7 @@
 """bench/small.py at its smallest, as people call it; no figure is judged."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import get_args
 
@@ -15,9 +13,8 @@ from bench.schema import validate
 from bench.small import HEADS, NUM_CLASSES, Bench, Options, SmallRecipe, write_noise
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.decoders import resident
+from tests.commands import ROOT, run
 from tests.fastpsl.tiny import one_process
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +26,7 @@ def betons(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "bench/small.py", "--device", "cpu", *arguments], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}, check=False, timeout=300,
-    )  # fmt: skip
+    return run(ROOT / "bench" / "small.py", "--device", "cpu", *arguments, environment={"COLUMNS": "200"})
 
 
 def test_noise_can_be_kept_on_any_device(betons: tuple[Path, Path]) -> None:
@@ -42,6 +36,7 @@ def test_noise_can_be_kept_on_any_device(betons: tuple[Path, Path]) -> None:
         assert len({data.read(i) for i in range(60)} | {other.read(i) for i in range(20)}) == 80
 
 
+@pytest.mark.slow
 def test_a_run_writes_three_rows_of_tasks_and_probe_and_knn_as_a_whole(
     betons: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -1,26 +1,21 @@
 """bench/step.py at its smallest, as people call it, and its ratios by arithmetic; no figure is judged."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from bench.schema import validate
 from bench.step import COST, FLOOR, GAIN, MEMORY, Key, Options, Timed, ratios_of
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.commands import ROOT, run
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "bench/step.py", "--device", "cpu", *arguments], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, timeout=300,
-    )  # fmt: skip
+    return run(ROOT / "bench" / "step.py", "--device", "cpu", *arguments)
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_rows(tmp_path: Path) -> None:
     out = tmp_path / "step.json"
     small = (

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import tarfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,19 +20,17 @@ from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.beton_convert import Target
 from fastpsl.pipelines.beton_write import write_beton
 from fastpsl.pipelines.sources import Sample
+from tests.commands import ROOT, run
 from tests.fastpsl.tiny import one_process
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALLEST = ["--recipe", "jigsaw", "simclr", "--decoders", "torchvision", "synthetic", "--stages", "S2", "--backbone", "resnet18", "--batch-size", "2", "--repeats", "1", "--seconds", "0.001"]  # fmt: skip
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "bench/throughput.py", *arguments], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}, check=False, timeout=200,
-    )  # fmt: skip
+    return run(ROOT / "bench" / "throughput.py", *arguments, environment={"COLUMNS": "120"})
 
 
+@pytest.mark.slow
 def test_a_run_writes_three_rows_their_ratios_and_a_chart(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     done = call(*SMALLEST, "--no-peers", "--out", str(out))
@@ -121,6 +118,7 @@ def test_pictures_are_copied_out_as_they_are(beton: Path) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", peers.TITLES)
 def test_peers_are_measured_or_named(kind: str, beton: Path) -> None:
     package = {"ffcv_loader": "ffcv", "dali_reader": "nvidia", "webdataset": "webdataset"}.get(kind, "torch")
@@ -145,6 +143,7 @@ def test_raw_pictures_are_no_work_for_readers_of_files(tmp_path: Path) -> None:
         assert reason in ("it reads JPEGs, and these are raw pictures", "not installed")
 
 
+@pytest.mark.slow
 def test_loaders_alone_are_rows_beside_each_other(beton: Path, tmp_path: Path) -> None:
     kinds = ["torchvision", "dataloader", "nobody"]
     rows, missing, notes = measure_loaders(

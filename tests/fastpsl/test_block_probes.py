@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,6 +35,7 @@ from fastpsl.stage import StageModule, Trunk
 from fastpsl.trainer import pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.tiny import TinyNet, noise_batch, part_of, tiny_run
+from tests.warm import on_ranks
 
 ALL = ("conv_B2", "fc1_B4", "fc2_B3", "fc3_B1")
 INPUT = Input(size_px=32)
@@ -334,7 +334,7 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
 
 
 def test_two_ranks_learn_as_one(tmp_path: Path) -> None:
-    mp.spawn(in_a_process, args=(2, str(tmp_path)), nprocs=2)
+    on_ranks(in_a_process, (2, str(tmp_path)), 2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for key, value in weights_after_a_step(0, 1).items():
         assert torch.equal(first[key], second[key]), key

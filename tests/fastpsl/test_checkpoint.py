@@ -83,7 +83,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         check=True,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.stdout.split() == [str(errno.EFBIG), str(tmp_path / "step-00000002.pt")]
     assert os.listdir(tmp_path) == ["step-00000001.pt"]

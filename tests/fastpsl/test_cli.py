@@ -191,7 +191,7 @@ def test_the_installed_command(photos: Path, tmp_path: Path) -> None:
         str(photos),
         str(tmp_path / "a.beton"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     classes, written = done.stdout.splitlines()
     assert done.returncode == 0 and written.startswith(f"{tmp_path}/a.beton: 3 samples")
     assert classes == f"{photos}: 3 classes: cat, dog, empty"
@@ -202,7 +202,7 @@ def test_the_installed_command(photos: Path, tmp_path: Path) -> None:
     ]
     slow = [f"fastpsl: warning: {reason}: torchvision and Pillow" for reason in [why_missing()] if reason]
     assert [line.split(" check")[0] for line in said[2:]] == slow
-    again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert (
         again.returncode == 2
         and again.stderr.count("exists already") == 1

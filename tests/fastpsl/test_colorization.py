@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from skimage.color import rgb2lab
 from torch import Tensor, nn
 
@@ -34,6 +33,7 @@ from fastpsl.trainer import pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.tiny import noise_batch, part_of, tiny_run
 from tests.pipelines.photos import RAW, write
+from tests.warm import on_ranks
 
 SIZE, MAP = 16, 4
 (STAGE,) = make_plan("end_to_end", (1,), num_levels=1, num_blocks=2)
@@ -356,7 +356,7 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
 
 
 def test_two_ranks_count_and_learn_as_one(tmp_path: Path) -> None:
-    mp.spawn(in_a_process, args=(2, str(tmp_path)), nprocs=2)
+    on_ranks(in_a_process, (2, str(tmp_path)), 2)
     alone = one_step(0, 1)
     assert int(alone["num_grey"]) == 3 and int(alone["counts"].sum()) == 33 * MAP**2
     for rank in (0, 1):

@@ -1,3 +1,4 @@
+import math
 import os
 import signal
 from itertools import pairwise
@@ -5,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fastpsl.distributed import Agreement, Decision, World, choose_device
+from fastpsl.distributed import Agreement, World, choose_device
 from tests.fastpsl.tiny import one_process
 
 
@@ -26,10 +27,11 @@ def test_devices_are_chosen_or_refused() -> None:
 def test_a_signal_stops_after_the_step_and_handlers_come_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     agreement = Agreement(one_process(), checkpoint_minutes=0)
-    assert agreement.after_step() == Decision(stop=False, checkpoint=False)
+    assert agreement.after_step()[:2] == (False, False)
     os.kill(os.getpid(), number)
     os.kill(os.getpid(), number)  # Ctrl-C reaches a process twice under torchrun
-    assert agreement.after_step() == Decision(stop=True, checkpoint=False)
+    decision = agreement.after_step()
+    assert decision.stop and not decision.checkpoint and 0 < decision.seconds < math.inf
     agreement.close()
     assert signal.getsignal(number) == before
 
@@ -54,6 +56,11 @@ def test_ranks_ask_about_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(100):
         now[0] += 0.1
         agreement.after_step()
+    now[0] += 60.0
+    agreement.other_pace()  # steps of a minute, after short ones: each of them asks
+    for _ in range(3):
+        now[0] += 60.0
+        assert agreement.after_step().seconds == 60.0 and asked.pop() == now[0]
     agreement.close()
     gaps = [b - a for a, b in pairwise(asked)]
     assert 9 <= len(asked) <= 12 and all(0.85 < gap < 1.05 for gap in gaps)

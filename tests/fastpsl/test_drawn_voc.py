@@ -32,7 +32,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         for _ in range(3)
     ]
-    said = {rank.communicate(timeout=200)[0] for rank in ranks}
+    said = {rank.communicate(timeout=240)[0] for rank in ranks}
     assert said == {f"{drawn_voc(cache / 'fastpsl')}\n"}
     return cache
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from fastpsl.distributed import World, leave_world
 from fastpsl.evaluation import online
@@ -37,6 +36,7 @@ from tests.fastpsl.test_online import probes, stop_at
 from tests.fastpsl.test_trainer import tiny_job
 from tests.fastpsl.tiny import TinyNet, one_process, tiny_run
 from tests.recipes.test_knn import numbers_by_hand
+from tests.warm import on_ranks
 
 STAGE = Stage("E", 3, 1, 5, 3)
 STEPS_PER_EPOCH = 5
@@ -132,7 +132,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "port").write_text(str(free_port()))
     with Beton(sample_paths().test_32) as data, pytest.MonkeyPatch.context() as patched:
         leave_at(100, path / "left.npy", patched, data, batch_size=20)
-    mp.spawn(in_a_process, args=(str(path),), nprocs=2)
+    on_ranks(in_a_process, (str(path),), 2)
     return path
 
 

@@ -94,6 +94,7 @@ def test_timm_computes_our_features(run: tuple[Path, nn.Module], tmp_path: Path)
         assert_same_features(ours, model)
 
 
+@pytest.mark.slow
 def test_resnet50_in_both(tmp_path: Path) -> None:
     ours = checkpoint(tmp_path, "resnet50")
     export(tmp_path, "torchvision", tmp_path / "r50.pth")
@@ -217,6 +218,7 @@ def test_revnet_goes_as_safetensors_alone(tmp_path: Path) -> None:
         assert torch.equal(found(images), ours(images))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_mlp_stays_here_and_libraries_get_the_resnet(tmp_path: Path) -> None:
     ours = checkpoint(tmp_path, "resnet50_mlp")

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 pytest.importorskip("triton", reason="triton is not installed")
 
 from fastpsl.fused_norms import fused
+from tests.warm import on_ranks
 
 
 def network() -> nn.Module:
@@ -52,7 +52,7 @@ def in_a_process(rank: int, folder: str, images: Tensor) -> None:
 def test_two_ranks_have_statistics_together(tmp_path: Path) -> None:
     """Of 2 and of 3 images: what one process has of all 5; gradients add up."""
     images = torch.randn(5, 8, 6, 6)
-    mp.spawn(in_a_process, args=(str(tmp_path), images), nprocs=2)
+    on_ranks(in_a_process, (str(tmp_path), images), 2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     alone = of_a_rank([slice(0, 5)], 0, images)
     num_parameters = len(list(network().parameters()))

@@ -14,6 +14,7 @@ from fastpsl.options import PretrainOptions
 from fastpsl.reporter import summary_line
 from fastpsl.sample import sample_paths
 from tests.fastpsl.test_trainer import tiny_job
+from tests.fastpsl.tiny import runs_closed
 
 
 def launched(
@@ -39,7 +40,7 @@ def launched(
         return PretrainOptions(data=str(paths.train_32), val=str(paths.test_32), out=out, **values)
 
     monkeypatch.setattr(Learner, "step", failing)
-    with pytest.raises(SystemExit) as left:
+    with runs_closed(monkeypatch), pytest.raises(SystemExit) as left:
         launch.launch("tiny", parse, lambda options: tiny_job())
     assert isinstance(left.value.code, int)
     return left.value.code

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from torch import Tensor
@@ -15,6 +14,7 @@ from fastpsl import k_means as module
 from fastpsl.distributed import World, leave_world
 from fastpsl.k_means import drawn_rows, k_means, split_biggest
 from tests.fastpsl.tiny import one_process
+from tests.warm import on_ranks
 
 
 def rows_of(num: int, width: int, seed: int = 0) -> Tensor:
@@ -121,11 +121,12 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
     leave_world()
 
 
+@pytest.mark.slow
 def test_any_number_of_ranks_has_what_one_has(tmp_path: Path) -> None:
     """Bit for bit: sums are of integers."""
     labels, centroids, distance, _ = shared_out(one_process())
     for world_size in (2, 3):
-        mp.spawn(in_a_process, args=(world_size, str(tmp_path)), nprocs=world_size)
+        on_ranks(in_a_process, (world_size, str(tmp_path)), world_size)
         for rank in range(world_size):
             path = tmp_path / f"{world_size}-{rank}.pt"
             theirs, same, as_far, numbers = torch.load(path, weights_only=False)

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -94,9 +95,10 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["beton", "folder"])
 def data(
     request: pytest.FixtureRequest, imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Beton | Folder:
+) -> Iterator[Beton | Folder]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return Beton(imagenet.parent / "train.beton") if request.param == "beton" else Folder(imagenet)
+    with Beton(imagenet.parent / "train.beton") if request.param == "beton" else Folder(imagenet) as data:
+        yield data
 
 
 def names_of(data: Beton | Folder, places: np.ndarray) -> list[str]:

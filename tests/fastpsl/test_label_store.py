@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from fastpsl.checkpoint import Checkpoints, read_checkpoint
@@ -20,6 +19,7 @@ from fastpsl.kernels.empty_classes import split_empty
 from fastpsl.label_store import EpochOfLabels, LabelStore
 from fastpsl.pipelines.balanced_order import balanced_order
 from fastpsl.pipelines.order import step_indices
+from tests.warm import on_ranks
 
 CPU = torch.device("cpu")
 NUM, CLASSES, GLOBAL_BATCH, SEED = 200, 7, 12, 3
@@ -186,7 +186,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             torch.save(store.state_dict(), path / "state-1.pt")
 
     run_on(store, 0, 1, at=save)
-    mp.spawn(in_a_process, args=(str(path),), nprocs=3)
+    on_ranks(in_a_process, (str(path),), 3)
     return path
 
 

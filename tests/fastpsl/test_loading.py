@@ -165,6 +165,7 @@ def test_an_open_data_set_stays_open_and_a_path_is_closed(beton: Path) -> None:
         next(iter(batches))
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_one_that_nobody_closes_leaves_no_thread(beton: Path) -> None:
     before = set(threading.enumerate())
     batches = fastpsl.loader(beton, batch_size=4, size_px=24, device="cpu", num_threads=2)
@@ -180,7 +181,8 @@ def test_one_that_nobody_closes_leaves_no_thread(beton: Path) -> None:
 def test_the_sample_where_no_data_is_named() -> None:
     with fastpsl.loader(batch_size=32, size_px=32, device="cpu") as batches:
         assert len(batches) == 15 and batches.num_classes == len(batches.class_names or [])
-        assert batches.dataset.digest() == Beton(sample_paths().train).digest()
+        with Beton(sample_paths().train) as data:
+            assert batches.dataset.digest() == data.digest()
     with fastpsl.loader(batch_size=32, size_px=32, train=False, device="cpu") as batches:
         assert len(batches) == 5
 

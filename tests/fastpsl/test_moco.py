@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from fastpsl.backbones.resnet import ResNet
@@ -30,6 +29,7 @@ from fastpsl.tasks.moco import MoCo
 from fastpsl.trainer import pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.tiny import TinyNet, noise_batch, one_process, part_of, tiny_run
+from tests.warm import on_ranks
 
 QUEUE, BATCH, GROUP = 24, 8, 2
 STAGES = make_plan("psl", (1, 1, 1))
@@ -326,7 +326,7 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
 
 def test_two_ranks_hold_equal_keys_and_learn_as_one(tmp_path: Path) -> None:
     """Tolerance: float32 sums in another order, 1e-5 of the largest value."""
-    mp.spawn(in_a_process, args=(2, str(tmp_path)), nprocs=2)
+    on_ranks(in_a_process, (2, str(tmp_path)), 2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for name, value in after_steps(0, 1).items():
         assert torch.equal(first[name], second[name]), name

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastpsl.distributed import leave_world
 from fastpsl.mutual_information import EPS, mutual_information_loss
+from tests.warm import on_ranks
 
 COPIES, NUM, SUB_HEADS, CLUSTERS = 3, 6, 2, 4
 MASKS = {
@@ -211,7 +211,7 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
 
 
 def test_two_ranks_with_unequal_data_have_the_loss_and_gradients_of_one(tmp_path: Path) -> None:
-    mp.spawn(in_a_process, args=(2, str(tmp_path)), nprocs=2)
+    on_ranks(in_a_process, (2, str(tmp_path)), 2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for mask in UNEQUAL:
         alone = learned(mask, 0, 1)

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -24,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastpsl.distributed import leave_world
 from fastpsl.nt_xent import nt_xent
+from tests.warm import on_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 MASKS = {
@@ -185,7 +185,7 @@ print(peak() - before)
 """
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_a_batch_of_8192_runs_in_less_than_400_mib() -> None:
     """What the process really takes."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
@@ -227,7 +227,7 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
 
 def test_two_ranks_with_unequal_data_have_the_gradients_of_one(tmp_path: Path) -> None:
     """DDP takes the mean over ranks: a rank's gradients are twice those of the global mean, weights' mean is it."""
-    mp.spawn(in_a_process, args=(2, str(tmp_path)), nprocs=2)
+    on_ranks(in_a_process, (2, str(tmp_path)), 2)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     alone = learned(0, 1)
     inputs = torch.cat([part.pop("inputs") for part in parts], 1) / 2

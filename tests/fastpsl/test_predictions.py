@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from fastpsl.distributed import World, leave_world
 from fastpsl.evaluation import predictions
 from fastpsl.evaluation.predictions import NAME, PART, RECORD, Said, predict, read_predictions
 from tests.fastpsl.tiny import one_process
+from tests.warm import on_ranks
 
 SCIENCE = {"weights": "abc", "seed": 3}
 # None, one of a part, whole parts, more parts than ranks, a part of one image.
@@ -189,9 +189,9 @@ def test_predictions_of_another_folder_are_missed_in_a_line(tmp_path: Path) -> N
         read_predictions(tmp_path / NAME)
 
 
-@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_write_the_same_bytes_as_one(tmp_path: Path, world_size: int) -> None:
-    mp.spawn(in_a_process, args=(world_size, str(tmp_path)), nprocs=world_size)
+    on_ranks(in_a_process, (world_size, str(tmp_path)), world_size)
     for num in COUNTS:
         alone = tmp_path / f"alone-{num}"
         alone.mkdir()

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from fastpsl.backbones import revnet
@@ -29,6 +28,7 @@ from fastpsl.plan import make_plan
 from fastpsl.stage import StageModule, Trunk
 from tests.fastpsl.test_stage import VIEWS, Brightness
 from tests.fastpsl.tiny import noise_batch, part_of
+from tests.warm import on_ranks
 
 TOLERANCE = 1e-4
 STAGES = make_plan("psl", (1, 1, 1))
@@ -169,7 +169,7 @@ def in_a_process(rank: int, folder: str) -> None:
 
 def test_two_ranks_see_every_gradient(tmp_path: Path) -> None:
     """DDP's mean gradients, equal on both ranks, and each rank's own statistics are the plain graph's."""
-    mp.spawn(in_a_process, args=(str(tmp_path),), nprocs=2)
+    on_ranks(in_a_process, (str(tmp_path),), 2)
     for stage, precision in ((0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16")):
         ours, plain = (
             [torch.load(tmp_path / f"{name}-{stage}-{precision}-{rank}.pt") for rank in (0, 1)]

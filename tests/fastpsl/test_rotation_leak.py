@@ -1,8 +1,8 @@
 """Nothing but content tells the angle in the rotation task's own views: noise through its loader, at all levels, in both ways.
 
 tests/pipelines/test_rotation_leak.py asks the same of the data path, at more scales and of JPEGs. Detectors are trained on
-half of the pictures and tested on the other half, all seeds fixed; one that knows nothing stays below chance plus 3.3
-standard errors in 1,999 of 2,000 cases. The same detectors find turns that are made badly.
+half of the pictures and tested on the other half, all seeds fixed; one that knows nothing is above chance plus 4.5
+standard errors once in 290,000 cases. The same detectors find turns that are made badly.
 """
 
 from collections.abc import Iterator
@@ -68,7 +68,7 @@ def told(images: Tensor, degrees: Tensor, level: int) -> dict[str, tuple[float, 
     A small network names half or quarter turns; at level 3, spectra tell a turn by 45 degrees from none.
     """
     turns, num = (degrees // 180, 2) if level == 1 else (degrees // 90, 4)
-    error = 3.3 * (len(images) // 2) ** -0.5
+    error = 4.5 * (len(images) // 2) ** -0.5
     found = {"turns": (network_accuracy(images, turns, STEPS), 1 / num + error * (num - 1) ** 0.5 / num)}
     if level == 3:
         found["45 degrees"] = (probe_accuracy(images, degrees // 45), 0.5 + 0.5 * error)
@@ -106,6 +106,7 @@ def test_turns_that_are_made_badly_are_found(level: int, noise: np.ndarray) -> N
         pictures.append(np.rot90(window, eighth // 2) if level == 3 else off_the_middle(window, eighth // 2))
     images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
     found = told(images, torch.from_numpy(45 * eighths), level)
-    # The network tells turned from upright for sure, and which of three turns by chance.
-    accuracy, wanted = (found["45 degrees"][0], 0.95) if level == 3 else (found["turns"][0], 0.95 / level)
-    assert accuracy > wanted
+    accuracy, at_most = found["45 degrees" if level == 3 else "turns"]
+    # At level 2 the network tells turned from upright for sure, and which of three turns by chance: 0.5, with a standard error of 0.023.
+    wanted = 0.4 if level == 2 else 0.95
+    assert accuracy > wanted > at_most

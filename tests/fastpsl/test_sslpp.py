@@ -260,6 +260,7 @@ def test_a_step_can_be_timed_before_labels_are_made() -> None:
     assert task.captions(batch) == ["cluster 3"] * 5
 
 
+@pytest.mark.slow
 def test_coupled_is_resumed_anywhere(tmp_path: Path) -> None:
     """In the first pass, in an epoch, in the second pass, after it."""
 

@@ -194,6 +194,7 @@ def test_inside_ddp_graphs_end_where_buckets_do(process_group: None) -> None:
     assert torch.equal(*results)
 
 
+@pytest.mark.slow
 def test_by_inductor_too() -> None:
     """The real compiler. Its float32 sums are in another order: 1e-4 of the largest change of a weight in three steps."""
     start = values(make_learner(STAGES[1]))

@@ -170,7 +170,7 @@ def test_help_names_the_tables_and_scales(capsys: pytest.CaptureFixture[str]) ->
     )
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_two_rows_of_the_tiny_scale_for_real(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The printed commands, pasted: two rows of Table 5 on 64-px pictures, three seeds each; then one result is lost."""
     for part, first, num in (("train", 0, 128), ("val", 128, 32)):

@@ -3,13 +3,13 @@
 import copy
 import json
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from fastpsl.backbones.backbone import Backbone
@@ -31,6 +31,7 @@ from fastpsl.tasks.uic import UIC
 from fastpsl.trainer import MAX_WARM_UP_EPOCHS, pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.tiny import TinyNet, tiny_run
+from tests.warm import on_ranks
 
 SIZE, CLASSES, NUM, BATCH, STEPS = 32, 40, 480, 32, 15
 COLOUR, EDGES = Input.usual("RGB", SIZE), Input.usual("SobelXY", SIZE)
@@ -320,16 +321,19 @@ class Broken(TinyNet):
 
 
 def test_outputs_that_are_not_finite_have_no_label(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match="epoch 0: the network's outputs for 480 of 480 images are not finite"
+    with (
+        pytest.raises(
+            ValueError, match="epoch 0: the network's outputs for 480 of 480 images are not finite"
+        ),
+        closing(tiny_run(tmp_path / "first", stage_epochs=(3,))) as run,
     ):
-        run = tiny_run(tmp_path / "first", stage_epochs=(3,))
         pretrain(make_job(make_task(), Broken()), run)
     network, task = Broken(), make_task()
     network.healthy = STEPS + 10  # the first pass and ten steps
-    run = tiny_run(tmp_path / "later", stage_epochs=(3,), max_steps_per_stage=STEPS)
-    run.val_data = None
-    with pytest.warns(UserWarning, match=r"epoch 0: outputs for 160 images were not finite"):
+    with (
+        closing(tiny_run(tmp_path / "later", stage_epochs=(3,), max_steps_per_stage=STEPS, val=None)) as run,
+        pytest.warns(UserWarning, match=r"epoch 0: outputs for 160 images were not finite"),
+    ):
         pretrain(make_job(task, network), run)
     assert not task.store.current.min() < 0
 
@@ -397,7 +401,7 @@ def test_two_ranks_make_the_labels_of_one(tmp_path: Path) -> None:
         tmp_path / "one", World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
     )
     torch.set_num_threads(threads)
-    mp.spawn(on_two_ranks, args=(str(tmp_path),), nprocs=2)
+    on_ranks(on_two_ranks, (str(tmp_path),), 2)
     expected = torch.load(tmp_path / "one" / "labels-0.pt")
     for rank in range(2):
         found = torch.load(tmp_path / "two" / f"labels-{rank}.pt")

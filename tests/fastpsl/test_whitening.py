@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from sklearn.decomposition import PCA
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from fastpsl.distributed import World, leave_world
 from fastpsl.full_float32 import full_float32
 from fastpsl.whitening import fit_whitening
 from tests.fastpsl.tiny import one_process
+from tests.warm import on_ranks
 
 
 def rows_of(num: int, size: int, seed: int = 0) -> Tensor:
@@ -76,7 +76,7 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
 
 
 def test_two_ranks_have_what_one_has(tmp_path: Path) -> None:
-    mp.spawn(in_a_process, args=(2, str(tmp_path)), nprocs=2)
+    on_ranks(in_a_process, (2, str(tmp_path)), 2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
     assert torch.equal(first.matrix, second.matrix) and torch.equal(first.mean, second.mean)
     rows = rows_of(101, 16)

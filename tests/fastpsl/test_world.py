@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from fastpsl.distributed import World, leave_world
@@ -33,6 +32,8 @@ from tests.fastpsl.tiny import TinyNet, noise_batch, part_of
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "docs"))
 from example_task import NearestKey
+
+from tests.warm import on_ranks
 
 TASKS = {
     "jigsaw": 2,
@@ -125,7 +126,7 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes learned, task by task."""
     path = tmp_path_factory.mktemp("world")
-    mp.spawn(in_a_process, args=(2, str(path)), nprocs=2)
+    on_ranks(in_a_process, (2, str(path)), 2)
     return path
 
 

@@ -1,13 +1,16 @@
 """A small learning problem for tests of the engine: five blocks of one convolution, the sample's 32-px pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
+from fastpsl import launch
 from fastpsl.backbones.backbone import Backbone
 from fastpsl.distributed import World
 from fastpsl.kernels.draws import Keys
@@ -59,6 +62,23 @@ def tiny_run(out: Path, **options: Any) -> Run:
         "num_threads": 1,
     }
     return Run("tiny", PretrainOptions(**{**values, **options}), one_process())
+
+
+@contextmanager
+def runs_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Closes the runs that `launch` opens within: a recipe that fails leaves that to the end of its process."""
+    opened: list[Run] = []
+
+    def kept(*arguments: Any, **options: Any) -> Run:
+        opened.append(Run(*arguments, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(launch, "Run", kept)
+    try:
+        yield
+    finally:
+        for run in opened:
+            run.close()
 
 
 def noise_batch(views: Sequence[ViewSpec], size: int, seed: int = 0) -> Batch:

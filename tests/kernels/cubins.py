@@ -88,7 +88,7 @@ def measured(cubin: bytes) -> dict[str, int]:
         file.write(cubin)
         file.flush()
         command = [str(CUOBJDUMP), "-res-usage", file.name]
-        usage = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+        usage = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage)
     assert found, usage
     registers, stack, local = map(int, found.groups())

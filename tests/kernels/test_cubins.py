@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed: nothing to compile")
-pytestmark = pytest.mark.soak  # compiling takes a minute
+pytestmark = pytest.mark.slow  # compiling takes a minute
 
 # H100 and H200, for which everything is compiled; A100, B200.
 ARCHITECTURES = (90, 80, 100)

@@ -14,6 +14,6 @@ def peak_mib():
 def printed_by(script: str, *arguments: object) -> list[float]:
     """The numbers that `script`, which may call peak_mib(), prints."""
     command = [sys.executable, "-c", PEAK + script, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return [float(number) for number in done.stdout.split()]

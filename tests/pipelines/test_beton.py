@@ -24,7 +24,7 @@ ROW = row_dtype((2, 1))
 
 def stock(*arguments: object) -> None:
     subprocess.run(
-        [sys.executable, STOCK, *map(str, arguments)], check=True, capture_output=True, timeout=200
+        [sys.executable, STOCK, *map(str, arguments)], check=True, capture_output=True, timeout=240
     )
 
 

@@ -58,7 +58,7 @@ def test_compiled_callers_are_cached_across_processes_and_ffcv_is_not_imported(t
             [sys.executable, "-c", CACHED, str(tmp_path), str(tmp_path / "a.jpg")],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             check=True,
         )
         lines.append(done.stdout.split())

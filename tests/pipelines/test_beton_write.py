@@ -190,6 +190,6 @@ def test_writing_needs_no_torch() -> None:
         "print([name for name in ('torch', 'kornia', 'datasets') if name in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=240
     )
     assert done.stdout == "[]\n"

@@ -1,5 +1,6 @@
 """The thread that drives a decoder of whole batches: every batch gets its own pictures, whatever happens around it."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -82,13 +83,13 @@ def test_a_batch_that_is_submitted_as_the_consumer_leaves_is_no_other_batchs() -
     def act(what: str, indices: list[int]) -> None:
         if what == "submit" and 5 in indices and not left.is_set():
             submitting.set()
-            left.wait(20)
+            left.wait(240)
 
     with loader(act) as made:
         made.decoder.depth = 1  # type: ignore[union-attr, misc]
         epoch = made.epoch(0)
         next(epoch)
-        assert submitting.wait(20)
+        assert submitting.wait(240)
         threading.Timer(0.1, left.set).start()
         epoch.close()
         assert_own_pictures(made)
@@ -96,7 +97,7 @@ def test_a_batch_that_is_submitted_as_the_consumer_leaves_is_no_other_batchs() -
 
 def test_the_decoder_has_all_it_can_hold_while_a_batch_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
     """By default; else a decoder of several stages has nothing to overlap. Reading is slower than the driver."""
-    monkeypatch.setattr(by_batches, "_READ_WAIT_S", 20.0)
+    monkeypatch.setattr(by_batches, "_READ_WAIT_S", 240.0)
     started, in_hands = threading.Semaphore(0), []
 
     def act(what: str, indices: list[int]) -> None:
@@ -106,7 +107,7 @@ def test_the_decoder_has_all_it_can_hold_while_a_batch_is_collected(monkeypatch:
             in_hands.append(1 + len(made.decoder.submitted))  # type: ignore[union-attr]
             # The consumer, which waits for this batch, has started three others.
             if indices[0] + 4 * BATCH <= NUM:
-                assert started.acquire(timeout=20)
+                assert started.acquire(timeout=240)
 
     with loader(act) as made:
         start = made._engine.start
@@ -143,7 +144,7 @@ def test_an_error_of_padding_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def zeros(*_: object, **__: object) -> Tensor:
         raise MemoryError("none left")
 
-    with Loader(Synthetic(6), VIEWS, batch_size=BATCH, train=False, num_threads=1, timeout_s=20) as made:
+    with Loader(Synthetic(6), VIEWS, batch_size=BATCH, train=False, num_threads=1, timeout_s=240) as made:
         made._engine.close(1)
         made.decoder = Numbered(lambda *_: None)
         made._engine = ByBatches(made.decoder, 1)
@@ -157,24 +158,24 @@ def test_an_error_of_padding_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("where", ["encode", "submit", "collect"])
 def test_what_hangs_is_raised_within_the_timeout_and_ends_with_it(where: str) -> None:
     release, closed = threading.Event(), threading.Event()
+    let_go: list[bool] = []
 
     def act(what: str, indices: list[int]) -> None:
         if what == "close":
             closed.set()
         elif what == where and 9 in indices:
-            release.wait(60)
+            let_go.append(release.wait(240))
 
     with loader(act, timeout_s=0.5, prefetch_batches=6) as made:
-        started = time.monotonic()
         # Those behind a batch that is being submitted are not collected before it is.
         with pytest.raises(TimeoutError, match=r"step [0-2]: no batch within 0.5 s, waiting for synthetic"):
             list(made.epoch(0))
-        assert time.monotonic() - started < 5
+        assert not let_go  # it was not waited for
     release.set()
-    assert closed.wait(20)  # the decoder gives back what it has
+    assert closed.wait(240)  # the decoder gives back what it has
     for thread in threading.enumerate():
         if thread.name.startswith("fastpsl-loader"):
-            thread.join(20)
+            thread.join(240)
 
 
 STUCK = """
@@ -183,14 +184,16 @@ from tests.pipelines.test_by_batches import loader
 def act(what, indices):
     if what == "collect" and 9 in indices:
         time.sleep(1000)
-with loader(act, timeout_s=2) as made:
+with loader(act, timeout_s=0.5) as made:
     list(made.epoch(0))
 """
 
 
 def test_a_decoder_that_hangs_does_not_hold_up_the_exit() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", STUCK], check=False, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", STUCK], check=False, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 1
-    assert "TimeoutError: epoch 0, step 2: no batch within 2 s" in done.stderr.splitlines()[-1]
+    assert re.search(
+        r"TimeoutError: epoch 0, step [0-2]: no batch within 0.5 s", done.stderr.splitlines()[-1]
+    )

@@ -1,9 +1,9 @@
 """A folder is the beton that would be written of it; its headers are read once; what is wrong with a file is said by name."""
 
+import io
 import os
 import shutil
 import threading
-import time
 import warnings
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.beton_write import write_beton
 from fastpsl.pipelines.data import open_data
 from fastpsl.pipelines.decoders import choose_decoder, dali
+from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.folder import Folder
 from fastpsl.pipelines.image_file import decode_any, upright_size
 from fastpsl.pipelines.loader import Loader
@@ -269,24 +270,30 @@ def test_an_index_that_is_not_whole_is_made_again(
 
 
 def test_of_many_that_open_a_folder_one_reads_the_headers(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, make = [], folder_index._make
+    made, make, told = [], folder_index._make, threading.Event()
 
-    def slow(*arguments: object) -> None:
+    class Heard(io.StringIO):
+        def write(self, text: str) -> int:
+            told.set()
+            return super().write(text)
+
+    def when_another_waits(*arguments: object) -> None:
         made.append(1)
-        time.sleep(0.3)
+        assert told.wait(240)
         make(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(folder_index, "_make", slow)
+    monkeypatch.setattr(folder_index, "_make", when_another_waits)
+    monkeypatch.setattr("sys.stderr", heard := Heard())
     opened: list[Folder] = []
     threads = [threading.Thread(target=lambda: opened.append(Folder(root))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(240)
     assert len(opened) == 4 and len(made) == 1
-    assert "another process reads the headers, waiting for it" in capsys.readouterr().err
+    assert "another process reads the headers, waiting for it" in heard.getvalue()
 
 
 def test_a_folder_that_changes_while_it_is_read_is_refused(
@@ -307,11 +314,18 @@ def test_a_folder_that_changes_while_it_is_read_is_refused(
 def test_long_work_is_said(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(folder_index, "_SAY_AFTER_S", 0.0)
-    monkeypatch.setattr(folder_index, "_SAY_EVERY", 5)
+    told: list[str] = []
+
+    class Told(doing):
+        def update(self, num_done: int, num_bad: int = 0) -> None:
+            super().update(num_done, num_bad)
+            told.append(self.line(self.started + 2).split(",")[0])
+
+    monkeypatch.setattr(folder_index, "doing", Told)
     Folder(root)
-    lines = capsys.readouterr().err.splitlines()
-    assert f"{root}: listed 10 of 12 files" in lines and f"{root}: read the headers of 5 of 12 files" in lines
+    for line in ("looking at sizes and times: 5 of 12 files", "reading headers: 12 of 12 files"):
+        assert f"{root}: {line}" in told
+    assert not capsys.readouterr().err
 
 
 def test_names_that_are_no_utf_8_are_read(tmp_path: Path) -> None:

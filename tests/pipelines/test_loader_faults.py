@@ -97,17 +97,27 @@ def test_a_batch_of_bad_samples_alone_is_an_error(poisoned: Path) -> None:
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_a_file_cut_short_while_it_is_read_is_an_error(good: Path, decoder: str) -> None:
+def test_a_file_cut_short_while_it_is_read_is_an_error(
+    good: Path, decoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_cut = threading.Event()
     with (
         Beton(good) as data,
         Loader(data, VIEWS, batch_size=4, train=False, decoder=decoder, prefetch_batches=1) as loader,
     ):
+        rows = data.rows
+
+        def of_the_cut_file(indices: np.ndarray) -> Rows:
+            assert indices[0] < 4 or is_cut.wait(240)  # the second batch is begun as the first is handed out
+            return rows(indices)
+
+        monkeypatch.setattr(data, "rows", of_the_cut_file)
         epoch = loader.epoch(0)
         next(epoch)
         os.truncate(good, 1000)
-        # With the next batch, or where that one is there already or half read, by the name of what it lacks.
-        with pytest.raises(ValueError, match=r"good\.beton.*truncated") as error:
-            list(epoch)
+        is_cut.set()
+        with pytest.raises(ValueError, match=r"good\.beton.*truncated.*good\.beton sample 4") as error:
+            next(epoch)
         assert "\n" not in str(error.value)
 
 
@@ -126,28 +136,29 @@ class Broken:
 
 def test_a_stuck_thread_is_raised_within_the_timeout() -> None:
     release = threading.Event()
+    let_go: list[bool] = []
 
     def act(rows: Rows) -> None:
         if 5 in rows.indices:
-            release.wait(60)
+            let_go.append(release.wait(240))
 
-    with Loader(Synthetic(64), VIEWS, batch_size=4, train=False, timeout_s=0.5, num_threads=2) as loader:
+    with Loader(Synthetic(64), VIEWS, batch_size=4, train=False, num_threads=2) as loader:
         loader.decoder = Broken(act)
         epoch = loader.epoch(0)
         next(epoch)
-        started = time.monotonic()
+        loader.timeout_s = 0.5
         with pytest.raises(
             TimeoutError,
             match="step 1: no batch within 0.5 s, waiting for synthetic sample 4, synthetic sample 5",
         ):
             next(epoch)
-        assert time.monotonic() - started < 3
+        assert not let_go  # it was not waited for
         with pytest.raises(ValueError, match="the loader is closed"):
             loader.epoch(0)
     release.set()
     for thread in threading.enumerate():
         if thread.name in loader_threads():
-            thread.join(20)
+            thread.join(240)
     assert loader_threads() == []
 
 
@@ -211,7 +222,7 @@ def test_a_loader_closed_amid_an_epoch_ends_what_it_has_begun(
     good: Path, decoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Beton(good) as data:
-        loader = Loader(data, VIEWS, batch_size=8, num_threads=2, decoder=decoder, timeout_s=20)
+        loader = Loader(data, VIEWS, batch_size=8, num_threads=2, decoder=decoder, timeout_s=3600)
         epoch = loader.epoch(0)
         rows = data.rows
 
@@ -221,25 +232,21 @@ def test_a_loader_closed_amid_an_epoch_ends_what_it_has_begun(
 
         monkeypatch.setattr(data, "rows", slowly)
         next(epoch)
-        started = time.monotonic()
-        loader.close()
+        loader.close()  # waits for what is being done, not for its limit
         assert loader_threads() == []
-        assert time.monotonic() - started < 10
         epoch.close()  # type: ignore[attr-defined]
-        assert time.monotonic() - started < 10
 
 
 def test_an_epoch_of_a_closed_loader_says_so() -> None:
-    loader = Loader(Synthetic(64), VIEWS, batch_size=4, num_threads=2, timeout_s=20)
+    loader = Loader(Synthetic(64), VIEWS, batch_size=4, num_threads=2, timeout_s=3600)
     epoch = loader.epoch(0)
     next(epoch)
     loader.close()
-    started = time.monotonic()
     with pytest.raises(ValueError, match="the loader is closed"):
         list(epoch)
-    assert time.monotonic() - started < 10
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_a_loader_that_is_dropped_ends_its_threads() -> None:
     loader = Loader(Synthetic(64), VIEWS, batch_size=4, num_threads=2)
     assert len(list(loader.epoch(0))) == 16
@@ -268,7 +275,7 @@ next(loader.epoch(0))
 
 def test_a_stuck_thread_does_not_hold_up_the_exit() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", STUCK], check=False, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", STUCK], check=False, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 1
     assert "TimeoutError: epoch 0, step 0: no batch within 0.3 s" in done.stderr.splitlines()[-1]

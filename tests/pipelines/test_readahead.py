@@ -50,7 +50,7 @@ def advance(readahead: Readahead, step: int) -> None:
     if readahead._workers is not None:
         done = threading.Event()
         readahead._workers.submit(done.set)
-        assert done.wait(10)
+        assert done.wait(240)
 
 
 def run(

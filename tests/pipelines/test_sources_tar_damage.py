@@ -171,6 +171,15 @@ def test_a_tar_that_changes_is_told(tmp_path: Path) -> None:
             "a.jpg lies beside the class folders ant",
         ),
     ],
+    ids=[
+        "empty",
+        "bytes",
+        "gzip of bytes",
+        "nonsense after gzip's mark",
+        "no member",
+        "no image",
+        "beside classes",
+    ],
 )
 def test_what_is_no_source(data: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(data)

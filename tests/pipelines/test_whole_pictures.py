@@ -1,7 +1,6 @@
 """Whole pictures in batches: order, ranks, the place to go on from, errors and ends."""
 
 import threading
-import time
 from itertools import chain
 from pathlib import Path
 
@@ -25,7 +24,7 @@ def read(index: int, epoch: int) -> Annotated:
 
 
 def loader(**options: object) -> PictureLoader:
-    values = {"batch_size": 3, "seed": 5, "num_threads": 3, "timeout_s": 20.0} | options
+    values = {"batch_size": 3, "seed": 5, "num_threads": 3, "timeout_s": 240.0} | options
     return PictureLoader(values.pop("read", read), NUM, **values)  # type: ignore[arg-type]
 
 
@@ -107,16 +106,16 @@ def test_what_read_raises_is_raised_here() -> None:
 
 def test_a_stuck_read_is_a_timeout() -> None:
     free = threading.Event()
+    let_go: list[bool] = []
 
     def stuck(index: int, epoch: int) -> Annotated:
-        free.wait(20)
+        let_go.append(free.wait(240))
         return read(index, epoch)
 
     made = loader(read=stuck, timeout_s=0.2)
-    started = time.monotonic()
     with pytest.raises(TimeoutError, match="no picture within 0.2 s"):
         next(made.epoch(0))
-    assert time.monotonic() - started < 5
+    assert not let_go  # it was not waited for
     free.set()
     with pytest.raises(ValueError, match="closed"):
         made.epoch(0)
@@ -129,7 +128,7 @@ def test_leaving_early_cancels_and_leaves_no_threads() -> None:
     def slowly(index: int, epoch: int) -> Annotated:
         asked.append(index)
         if len(asked) > 3:
-            slow.wait(20)
+            slow.wait(240)
         return read(index, epoch)
 
     made = loader(read=slowly, num_threads=1, prefetch_batches=7)

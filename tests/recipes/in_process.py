@@ -9,6 +9,7 @@ import pytest
 
 from fastpsl.launch import launch, run_script
 from tests.commands import ROOT
+from tests.fastpsl.tiny import runs_closed
 
 
 class Outcome(NamedTuple):
@@ -28,7 +29,7 @@ def starter(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     def start(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
+        with runs_closed(monkeypatch), pytest.raises(SystemExit) as caught:
             if "work" in parts:  # no training
                 run_script(name, parts["work"])
             launch(name, parts["parse"], parts["build"], parts.get("finish"))

@@ -66,7 +66,7 @@ def test_a_run_puts_every_head_on_record(recipe: Start, tmp_path: Path) -> None:
 FEW = (*RANDOM, *DATA, *SMALL, "--heads", "conv_B2", "fc2_B1", "--labels-per-class", "3", "--epochs", "1")
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_killed_and_resumed_is_as_never_killed(tmp_path: Path) -> None:
     """With few labels: the order goes on where it was."""
     whole, out = tmp_path / "whole", tmp_path / "killed"
@@ -85,7 +85,7 @@ def test_killed_and_resumed_is_as_never_killed(tmp_path: Path) -> None:
     assert (whole / "metrics.jsonl").read_text() == (out / "metrics.jsonl").read_text()
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_two_ranks(tmp_path: Path) -> None:
     done = run(RECIPE, *FEW, "--max-steps-per-stage", "2", "--out", tmp_path, ranks=2)
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fastpsl.sample import sample_paths
-from tests.commands import ROOT, newest_checkpoint, run
+from tests.commands import ROOT, newest_checkpoint, run_fresh
 
 RECIPES = ROOT / "recipes"
 # Those that compile take the longest, and begin first.
@@ -60,7 +60,7 @@ def start(device: str, script: str, *flags: object, ranks: int = 0) -> str:
     more = (*flags, "--device", device, "--num-threads", 2)
     if ranks:
         path, more = ROOT / "bench" / "gpu_day" / "two_ranks.py", (path, *more)
-    done = run(path, *more, ranks=ranks, environment=environment)
+    done = run_fresh(path, *more, ranks=ranks, environment=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -139,6 +139,7 @@ def test_two_ranks_on_one_gpu(script: str, tmp_path: Path) -> None:
     train("cuda", tmp_path, script, "--backbone", "resnet18", ranks=2)
 
 
+@pytest.mark.slow
 def test_the_same_of_one_recipe_on_the_cpu(tmp_path: Path) -> None:
     train_and_resume("cpu", tmp_path, "sslpp_rotation", "--batch-size", 16)
 

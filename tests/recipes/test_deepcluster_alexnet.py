@@ -30,6 +30,7 @@ def epochs_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "epochs.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_sample_by_one_step(recipe: Start, tmp_path: Path) -> None:
     outcome = recipe("--max-steps-per-stage", "1", "--no-tensorboard", "--out", tmp_path / "out")
     assert outcome.code == 0, outcome
@@ -42,6 +43,7 @@ def test_the_sample_by_one_step(recipe: Start, tmp_path: Path) -> None:
     assert sorted(value.shape for value in head.values()) == [(16,), (16, 4096)]
 
 
+@pytest.mark.slow
 def test_two_ranks_cluster_as_one(recipe: Start, tmp_path: Path) -> None:
     """Before the first step the ranks' networks are one rank's: all labels are equal, but for rounding at a border."""
     before = torch.get_num_threads()

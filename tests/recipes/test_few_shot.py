@@ -92,6 +92,7 @@ def mini_imagenet(root: Path, sizes: dict[str, int], side: int = 84) -> Path:
     return root / "test.csv"
 
 
+@pytest.mark.slow
 def test_two_ranks_on_seven_images_say_what_one_says(tmp_path: Path) -> None:
     """Of features and numbers every byte; from miniImageNet's list, on pictures that are enlarged."""
     data = mini_imagenet(tmp_path / "mini", {"n01": 4, "n02": 3})

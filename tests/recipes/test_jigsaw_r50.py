@@ -13,7 +13,7 @@ import pytest
 
 from fastpsl.pipelines.beton import Beton
 from fastpsl.sample import sample_paths
-from tests.commands import ENVIRONMENT, ROOT, newest_checkpoint, run
+from tests.commands import ENVIRONMENT, ROOT, newest_checkpoint, run_fresh
 from tests.recipes.in_process import Outcome, Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "jigsaw_r50.py"
@@ -178,7 +178,7 @@ def test_a_full_disk_at_checkpoint_time_is_one_line(tmp_path: Path) -> None:
 
 
 def test_user_errors_under_torchrun_are_said_once(tmp_path: Path) -> None:
-    done = run(RECIPE, "--data", tmp_path / "absent.beton", ranks=2)
+    done = run_fresh(RECIPE, "--data", tmp_path / "absent.beton", ranks=2)
     assert done.returncode != 0
     assert done.stderr.count("absent.beton: ") + done.stderr.count("absent.beton does") <= 2
     assert done.stderr.count("jigsaw_r50: ") == 1, done.stderr

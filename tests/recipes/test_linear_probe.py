@@ -110,6 +110,7 @@ def test_mocos_protocol_scores_the_final_features_alone(recipe: Start, tmp_path:
     assert record["settings"]["weight_decay"] == 0
 
 
+@pytest.mark.slow
 def test_two_ranks(tmp_path: Path) -> None:
     steps = ("--max-steps-per-stage", "1", "--out", tmp_path)
     done = run(RECIPE, *RANDOM, *DATA, *SMALL, *steps, ranks=2)

@@ -70,6 +70,7 @@ def test_one_rotation_of_each_picture(recipe: Start, data: Any) -> None:
         )
 
 
+@pytest.mark.slow
 def test_the_papers_backbone_end_to_end(recipe: Start, data: Any, tmp_path: Path) -> None:
     lines = said(recipe(*SMALL, *data, "--plan", "end_to_end"))
     assert "backbone" not in lines[0] and any("E: level G3, learns B1-B5" in line for line in lines), lines

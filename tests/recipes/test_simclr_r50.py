@@ -89,6 +89,7 @@ def test_impossible_requests_are_refused(
         assert word in last, last
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_any_checkpoint_as_if_never_stopped(recipe: Any, tmp_path: Path) -> None:
     """Each of six steps left a checkpoint; without the later ones, as a kill leaves the folder, it ends alike."""
     out = tmp_path / "out"
@@ -113,6 +114,7 @@ def test_a_run_goes_on_from_any_checkpoint_as_if_never_stopped(recipe: Any, tmp_
     assert rates[0] == 0 and rates[2:] == sorted(rates[2:], reverse=True) and rates[-1] > 0
 
 
+@pytest.mark.slow
 def test_two_ranks_train_all_stages(tmp_path: Path) -> None:
     """To the end, held-out pictures too. What they learn is what one rank learns: see test_nt_xent.py."""
     out = tmp_path / "out"

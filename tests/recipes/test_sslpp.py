@@ -104,10 +104,8 @@ def test_each_task_with_each_kind_of_labels(
     assert set(held_out) >= {loss, f"{loss}_constant"} if source != "alone" else not held_out
 
 
-# Colorization has the most to come back to.
-@pytest.mark.parametrize(
-    "task", [t if t == "colorization" else pytest.param(t, marks=pytest.mark.soak) for t in TASKS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
 def test_killed_and_resumed_equals_never_killed(task: str, labels: Path, tmp_path: Path) -> None:
     recipe = ROOT / "recipes" / f"sslpp_{task}.py"
     flags = (*SMALL, "--stage-epochs", "2", "--max-steps-per-stage", "6", "--pseudo-labels", labels)
@@ -124,7 +122,7 @@ def test_killed_and_resumed_equals_never_killed(task: str, labels: Path, tmp_pat
     assert digests(newest_checkpoint(parts)) == digests(newest_checkpoint(whole))
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_two_ranks(labels: Path, tmp_path: Path) -> None:
     """With a proxy that counts over both, and labels of both."""
     for task, source in (("colorization", labels), ("aet", "coupled")):

@@ -91,6 +91,7 @@ def test_a_finished_run_writes_its_labels_again(trained: Path, recipe: Start) ->
     assert (trained / "labels.npz").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_killed_in_mid_epoch_and_resumed_it_ends_as_never_killed(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     for step in (3, 9):  # while head A learns, and while B does

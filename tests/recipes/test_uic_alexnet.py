@@ -13,7 +13,7 @@ import torch
 from fastpsl.label_file import read_labels, write_labels
 from fastpsl.pipelines.beton import Beton
 from fastpsl.sample import sample_paths
-from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
+from tests.commands import ROOT, digests, newest_checkpoint, run, run_until, torchrun_until
 from tests.recipes.in_process import Outcome, Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "uic_alexnet.py"
@@ -136,6 +136,7 @@ def test_fine_tuned_on_the_labels_of_its_own_centre_crops(
     refused(recipe(*SMALL, "--fine-tune", tmp_path / "none", "--out", tmp_path / "b"), "uic_alexnet", "none")
 
 
+@pytest.mark.slow
 def test_the_papers_fine_tuning_has_its_own_length(recipe: Start, tmp_path: Path) -> None:
     arguments = ("--data", tmp_path / "none.beton", "--fine-tune", tmp_path, "--out", tmp_path / "out")
     assert recipe(*arguments).out.splitlines()[0].endswith("none.beton: all values as in the paper")
@@ -185,6 +186,7 @@ def test_what_cannot_be_is_one_line(
     refused(recipe(*SMALL, *arguments, "--out", tmp_path / "out"), "uic_alexnet", words)
 
 
+@pytest.mark.slow
 def test_killed_in_mid_epoch_and_resumed_it_ends_as_never_killed(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     for step in (3, 19):  # in the first epoch and in the second
@@ -206,13 +208,13 @@ def test_killed_in_mid_epoch_and_resumed_it_ends_as_never_killed(trained: Path, 
     assert epochs(out) == epochs(trained)
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_two_ranks_are_stopped_and_go_on_as_one(tmp_path: Path) -> None:
     """From the checkpoint of step 20, in the second epoch, whose labels two ranks have made so far."""
     out = tmp_path / "two"
     arguments = (*SMALL[:-1], "4", "--out", out)
     slow = ("--checkpoint-steps", "2", "--keep-checkpoints", "30")  # time to be hit on the way; all are kept
-    _, output = run_until(RECIPE, *arguments, *slow, folder=out, step=21, number=signal.SIGTERM, ranks=2)
+    _, output = torchrun_until(RECIPE, *arguments, *slow, folder=out, step=21, number=signal.SIGTERM, ranks=2)
     assert json.loads((out / "status.json").read_text())["state"] == "preempted", output
     for path in (out / "checkpoints").glob("step-*.pt"):
         if int(path.stem.split("-")[1]) > 20:

@@ -98,6 +98,7 @@ def test_what_the_command_line_changes_is_on_record(recipe: Start, voc: Path, tm
     refused(recipe(*RANDOM, *SMALL, *arguments, "--protocol", "sslpp"), "voc_classification", "protocol")
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_says_the_same(voc: Path, tmp_path: Path) -> None:
     """In training and, as its last checkpoint comes before it, in the test pictures."""
     arguments = (
@@ -119,7 +120,7 @@ def test_killed_and_resumed_it_says_the_same(voc: Path, tmp_path: Path) -> None:
     assert numbers[0] == numbers[1]
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_two_ranks(voc: Path, tmp_path: Path) -> None:
     done = run(RECIPE, *RANDOM, *SMALL, "--data", voc, "--num-steps", "3", "--out", tmp_path, ranks=2)
     assert done.returncode == 0, done.stderr

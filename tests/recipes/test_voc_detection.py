@@ -23,7 +23,7 @@ from fastpsl.pipelines.voc import VOC
 from fastpsl.schedules import Moment
 from fastpsl.transfer.box_scores import box_scores
 from fastpsl.transfer.detection_protocols import PROTOCOLS
-from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
+from tests.commands import ROOT, digests, newest_checkpoint, run, run_fresh, run_until
 from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "voc_detection.py"
@@ -245,7 +245,7 @@ def test_half_a_devkit_is_refused(recipe: Start, devkit: Path, tmp_path: Path) -
 # Resume
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_a_kill_in_mid_training_leaves_no_trace(devkit: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     arguments = (
@@ -304,6 +304,7 @@ def shuffled(devkit: Path, folder: Path) -> Path:
     return copy
 
 
+@pytest.mark.slow
 def test_sixty_steps_are_a_beginning(recipe: Start, tmp_path: Path) -> None:
     """The recipe's own sample at 96 px: 31 % were measured, of 88 % after the whole of it (below)."""
     few = ("--num-steps", "60", "--short-px", "96", "--anchor-px", "12", "24", "48")
@@ -314,7 +315,7 @@ def test_sixty_steps_are_a_beginning(recipe: Start, tmp_path: Path) -> None:
     assert read_result(tmp_path / "result.json")["numbers"]["AP50"] >= 15
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("annotations", ["true", "shuffled"])
 def test_it_learns_to_detect_and_by_chance_it_does_not(tmp_path: Path, annotations: str) -> None:
@@ -332,7 +333,7 @@ def test_it_learns_to_detect_and_by_chance_it_does_not(tmp_path: Path, annotatio
         "--out",
         tmp_path / "out",
     )
-    done = run(RECIPE, *arguments, environment={"OMP_NUM_THREADS": "2"}, timeout=3000)
+    done = run_fresh(RECIPE, *arguments, environment={"OMP_NUM_THREADS": "2"}, timeout=3000)
     assert done.returncode == 0, done.stderr
     found = read_result(tmp_path / "out" / "result.json")["numbers"]["AP50"]
     assert found >= 80 if annotations == "true" else found <= 10, found

@@ -118,7 +118,7 @@ def test_without_more_words_the_values_are_the_protocols(
     assert {name: chosen[name] for name in ROWS[protocol]} == ROWS[protocol]
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_killed_and_resumed_is_never_killed(drawn: Path, tmp_path: Path) -> None:
     """Weights, optimiser, predictions and masks, bit for bit; the head's dropout among it."""
     arguments = (
@@ -162,13 +162,14 @@ def shuffled(root: Path, to: Path) -> Path:
     return to
 
 
+@pytest.mark.slow
 def test_it_learns_a_little_in_half_a_minute(recipe: Start, tmp_path: Path) -> None:
     """The background alone would be 0.24."""
     root = draw_voc(tmp_path / "VOCdevkit", 2, 2, side_px=64, num_train_masks=64, num_test_masks=24)
     assert learned(recipe, root, tmp_path / "out", "--epochs", "8") >= 0.34
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_it_learns_and_of_shuffled_masks_nothing(recipe: Start, tmp_path: Path) -> None:
     root = draw_voc(tmp_path / "VOCdevkit", 2, 2, side_px=128, num_train_masks=160, num_test_masks=40)

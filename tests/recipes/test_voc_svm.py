@@ -141,6 +141,7 @@ def test_low_shot(recipe: Any, devkit: Path, tmp_path: Path) -> None:
     assert (out / "result.png").exists() and "k 1    k 4" in outcome.out
 
 
+@pytest.mark.slow
 def test_two_ranks_make_the_same_files(recipe: Any, devkit: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     options = (*SMALL, *RANDOM, "--data", devkit, "--low-shot", "--shots", "1", "2")

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from fastpsl.distributed import World, leave_world
@@ -32,6 +31,7 @@ from fastpsl.transfer.detection import Detection, mirrored, scaled
 from fastpsl.transfer.detection_protocols import PROTOCOLS, Protocol
 from fastpsl.transfer.whole_input import normalised, padded, resized, resized_sides
 from tests.fastpsl.tiny import TinyNet, one_process
+from tests.warm import on_ranks
 
 SMALL = replace(PROTOCOLS["small"], short_px=(48, 64), num_rois=8)
 NUM_TEST = 7
@@ -264,7 +264,7 @@ def learned_together(root: Path, world: World) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def two_ranks(devkit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(in_a_process, args=(2, str(devkit), str(folder)), nprocs=2)
+    on_ranks(in_a_process, (2, str(devkit), str(folder)), 2)
     return folder
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from fastpsl.backbones.choose import make_backbone
@@ -36,6 +35,7 @@ from fastpsl.transfer.label_scores import label_scores
 from fastpsl.transfer.multilabel import MultiLabel, begin_fc_anew, crop_view, masked_bce
 from fastpsl.transfer.multilabel_protocols import PROTOCOLS, changed, constants_of, fc6
 from tests.fastpsl.tiny import TinyNet, noise_batch, one_process
+from tests.warm import on_ranks
 
 SIZE_PX = 32
 VIEW = crop_view(Input(), SIZE_PX, (0.1, 0.5), (1.0, 1.0))
@@ -283,7 +283,7 @@ def in_a_process(rank: int, root: str, folder: str) -> None:
 
 def test_two_ranks_say_what_one_says(voc: Path, tmp_path: Path) -> None:
     """Byte for byte: no picture twice, none missing."""
-    mp.spawn(in_a_process, args=(str(voc), str(tmp_path)), nprocs=2)
+    on_ranks(in_a_process, (str(voc), str(tmp_path)), 2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for num in (7, 39):
@@ -368,7 +368,7 @@ def test_it_begins_to_learn(tmp_path: Path) -> None:
     assert learned(root, tmp_path / "out", 200, False) >= 57
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_it_learns_what_is_in_the_pictures(tmp_path: Path) -> None:
     """Of three shapes that are in half of the pictures each, from crops that often miss them, a network of a few thousand weights
     had 70 % after 1,000 steps; of labels that are other pictures', 46 % (the recipe's ResNet-18: docs/transfer.md)."""

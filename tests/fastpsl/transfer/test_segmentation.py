@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from PIL import Image
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from fastpsl.drawn_voc import draw_voc
 from fastpsl.evaluation.predictions import NAME, PART, read_predictions
 from fastpsl.job import Job
 from fastpsl.kernels.draws import Keys
+from fastpsl.last_step import LastStep
 from fastpsl.learner import Learner
 from fastpsl.options import RunOptions
 from fastpsl.passes import Passes, PassStopped
@@ -37,6 +37,7 @@ from fastpsl.transfer.mask_crop import ScaledCrop
 from fastpsl.transfer.mask_scores import confusion
 from fastpsl.transfer.segmentation import Segmentation, mask_losses
 from tests.fastpsl.tiny import one_process
+from tests.warm import on_ranks
 
 LR = 0.5
 
@@ -234,7 +235,7 @@ def in_a_process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": Path(folder, "port").read_text()}
-    world = join_world("cpu", timeout_s=60)
+    world = join_world("cpu", timeout_s=240)
     root = Path(folder) / "VOCdevkit"
     with run_of(root, Path(folder) / "two", world) as (job, run):
         assert pretrain(job, run)
@@ -259,7 +260,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         (path / "port").write_text(str(probe.getsockname()[1]))
-    mp.spawn(in_a_process, args=(str(path),), nprocs=2)
+    on_ranks(in_a_process, (str(path),), 2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with run_of(root, path / "one", one_process()) as (job, run):
@@ -376,7 +377,7 @@ def test_training_mode_is_as_it_was_after_the_predictions(folder: Path, tmp_path
     with run_of(folder / "VOCdevkit", tmp_path, one_process()) as (job, run):
         job.check(run)
         place_backbone(job, run.options, run.world)
-        stage_run = StageRun(job, run, None)
+        stage_run = StageRun(job, run, None, LastStep(run))
         module = stage_run.learner.module.train()
         modes = {name: part.training for name, part in module.named_modules()}
         stage_run.epochs.end_stage()

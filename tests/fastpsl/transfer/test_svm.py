@@ -284,7 +284,7 @@ class Wrong:
         raise OSError("no such features")
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_a_process_that_is_ended_and_one_that_fails(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one of 2 processes was ended from outside.*fewer --num-processes"):
         work_through({tmp_path / f"{i}.json": Ended() for i in range(3)}, 2, one_process(), "classes")
