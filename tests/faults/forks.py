@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import ctypes
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
 import signal
@@ -157,10 +158,16 @@ def fresh(
 
 
 def _warm() -> multiprocessing.context.ForkServerContext:
-    """The context whose server forks; it starts with the first process."""
-    os.environ.update(ENVIRONMENT)  # before torch is imported there
+    """The context whose server forks; it starts with the first process, unless another test has started one."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    ours = dict(os.environ)
+    os.environ.update(ENVIRONMENT)  # before torch is imported there
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(ours)
     return context
 
 
@@ -181,7 +188,7 @@ def _run(
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for name, value in environment.items():
+    for name, value in {**ENVIRONMENT, **environment}.items():
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value

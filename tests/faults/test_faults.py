@@ -8,6 +8,7 @@ from tests.faults.process import run, warm_context
 from tests.faults.report import Category
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "seed", "count"),
     [

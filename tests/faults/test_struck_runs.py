@@ -12,21 +12,25 @@ from tests.faults.small_runs import verdict
 from tests.faults.trend import Held, slope, told
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     found = list(kills.run(tmp_path, seed=1, count=1))
     assert [(finding.case, finding.outcome) for finding in found] == [("jigsaw", "goes on")], found
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     (found,) = signals.run(tmp_path, seed=0, count=1)
     assert (found.case, found.outcome) == ("SIGTERM", "goes on"), found
 
 
+@pytest.mark.slow
 def test_a_rank_without_the_other_says_so(tmp_path: Path) -> None:
     (found,) = ranks.run(tmp_path, seed=0, count=1)
     assert (found.case, found.outcome) == ("rank 1 killed", "refused"), found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["two_trainers", "out_is_a_file", "truncated_in_its_pictures"])
 def test_odd_surroundings_are_one_line(name: str, tmp_path: Path) -> None:
     names = [trial.__name__ for trial in surroundings.TRIALS]
@@ -35,6 +39,7 @@ def test_odd_surroundings_are_one_line(name: str, tmp_path: Path) -> None:
     assert found.outcome == "refused", found
 
 
+@pytest.mark.slow
 def test_loaders_are_opened_and_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openings, "DECODERS", ["torchvision"])
     (found,) = openings.run(tmp_path, seed=0, count=10)
