@@ -7,6 +7,7 @@ runs a worker for each core, a worker computes with one thread: its neighbours h
 import ctypes
 import gc
 import os
+import signal
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -18,6 +19,11 @@ if not torch.cuda.is_available():
 
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
     torch.set_num_threads(1)
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # pytest-xdist's workers; what they start would ignore Ctrl-C, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SLOW_TEST_S = 3600  # of one marked `slow`: the longest takes 100 s on calm cores
 

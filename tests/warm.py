@@ -8,6 +8,7 @@ import atexit
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -117,6 +118,9 @@ def _become(command: list[str], environment: dict[str, str], cwd: Path, texts: S
     os.environ.update(environment)
     os.chdir(cwd)
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a pytest worker ignores it, and so does its server
     sys.argv = command
     sys.path.insert(0, str(Path(command[0]).parent))
     try:

@@ -120,7 +120,8 @@ def test_it_learns_skips_and_counts_as_torchs_sgd(
     )
     assert type(ours.optimiser).__mro__[1].__module__ == "apex.optimizers"
     one, other = train(ours, 4, broken), train(torchs, 4, broken)
-    assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+    # A float32 rounding may turn one of a half's over, and the next steps' gradients with it.
+    assert torch.allclose(one, other, rtol=1e-5, atol=1e-6 if precision == "fp32" else 1e-4)
     assert float(ours.num_skipped) == float(torchs.num_skipped) == len(broken)
     assert float(ours.scaler.get_scale()) == float(torchs.scaler.get_scale())
 

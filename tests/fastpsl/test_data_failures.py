@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from fastpsl.checkpoint import Checkpoints
 from fastpsl.pipelines.batch import Batch
 from fastpsl.reporter import Reporter
-from fastpsl.run import Run
 from fastpsl.trainer import pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.test_trainer import tiny_job
@@ -74,7 +74,7 @@ def test_a_disk_that_fails_too_does_not_hide_the_data(
         raise OSError(28, "No space left on device")
 
     error = OSError(5, "Input/output error")
-    monkeypatch.setattr(Run, "save_checkpoint", full)
+    monkeypatch.setattr(Checkpoints, "write", full)
     fail_at(3, error, monkeypatch)
     with pytest.raises(OSError) as told:
         fit(tmp_path)

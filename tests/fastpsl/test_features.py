@@ -223,9 +223,10 @@ def test_a_broken_sample_is_a_row_of_nan(
     shutil.copy(sample_paths().test, path)
     with Beton(path) as data:
         rows = data.rows(np.array([17]))
-        with open(path, "r+b") as file:
-            file.seek(int(rows.offset[0]))
-            file.write(b"\0" * int(rows.num_bytes[0]))
+    with open(path, "r+b") as file:
+        file.seek(int(rows.offset[0]))
+        file.write(b"\0" * int(rows.num_bytes[0]))
+    with Beton(path) as data:
         options: dict[str, Any] = {"batch_size": 20, "loader": {"num_threads": 1, "on_bad_sample": "skip"}}
         leave_at(100, tmp_path / "F.npy", monkeypatch, data, **options)
         found = extraction(data, **options).to_file(tmp_path / "F.npy", one_process())

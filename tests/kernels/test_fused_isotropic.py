@@ -195,9 +195,10 @@ def test_where_the_kernels_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
             assert seen != [(exact > 0).sum() for exact in expected]
 
 
+@pytest.mark.slow
 def test_half_precision_is_enough() -> None:
     """Enlarged white noise, where it shows most: its angle is not told through halves, but is through bfloat16."""
-    num, size, height, width = 1200, 64, 88, 85
+    num, size, height, width = 6000, 64, 88, 85
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

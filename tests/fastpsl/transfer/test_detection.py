@@ -201,6 +201,8 @@ class FakeRun:
         self.num += 1
         return SimpleNamespace(stop=self.num >= self.stop_after)
 
+    def other_pace(self) -> None: ...
+
 
 def detect(root: Path, folder: Path, world: World, stop_after: int = 999) -> None:
     """end_stage of a detector that finds a good deal: in parts of 2 pictures, so that two ranks both have some."""
