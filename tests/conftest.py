@@ -45,6 +45,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """Libraries count at the interpreter's end what was never freed."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def memory_is_given_back() -> Iterator[None]:
     """After each file: what an exception's frames hold in cycles, networks and open data among it, and the pages that malloc keeps."""
