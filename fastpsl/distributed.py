@@ -175,8 +175,9 @@ class Agreement:
         self._steps_since, self._ask_after, self._last_asked = 0, 1, time.monotonic()
 
     def checkpointed(self) -> None:
-        """Restart the clock of `checkpoint_minutes`."""
+        """Restart the clock of `checkpoint_minutes`; the time of writing is no step's. To be called as `other_pace`."""
         self._last_checkpoint = time.monotonic()
+        self.other_pace()
 
     def close(self) -> None:
         """Put the former signal handlers back."""

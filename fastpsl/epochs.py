@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from fastpsl.checkpoint import write_atomically
 from fastpsl.json_lines import read_lines
 from fastpsl.learner import Learner
+from fastpsl.metrics_file import MetricsFile
 from fastpsl.passes import Passes, PassStopped
 from fastpsl.plan import Stage
-from fastpsl.reporter import MetricsFile
 from fastpsl.run import Run
 from fastpsl.stage import Task, call_if_there
 

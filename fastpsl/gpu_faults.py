@@ -87,16 +87,23 @@ _IN_A_RUN = (
         "give torchrun's --nproc-per-node no more than there are GPUs (nvidia-smi -L)",
     ),
     Fault(
-        ("NCCL", "nccl"),
+        ("NCCL", "nccl", "/gloo/"),
         "the ranks cannot talk: another one has gone or hangs, or the network does not let them",
-        "look at the first rank's error; NCCL_DEBUG=INFO before the command tells more",
+        "look at the first rank's error; NCCL_DEBUG=INFO before the command tells more, NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME choose the network",
     ),
 )  # fmt: skip
 # Whose errors these are; others may say such words of their own business.
-_SPEAKERS = ("cuda", "cublas", "cudnn", "nccl", "nvml")
-# Of a rank that found no other at the end of the line, or waited for it in vain: gloo's, NCCL's, and those of the ranks' store.
+_SPEAKERS = ("cuda", "cublas", "cudnn", "nccl", "nvml", "/gloo/")
+# Of a rank that found no other at the end of the line, or waited for it in vain: gloo's, which names its file, NCCL's, and those of the
+# ranks' store.
+_GLOOS_LOST_RANK = (
+    "Connection closed by peer",
+    "reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "Read error",
+)
 _LOST_RANK = (
-    "/gloo/",
     "remote process exited",
     "ncclRemoteError",
     "collective operation timeout",
@@ -128,7 +135,8 @@ def device_fault(text: str) -> str | None:
 
 def lost_rank(text: str) -> str | None:
     """What an error's text tells of another rank ("has gone ..."), else None. text: without line breaks."""
-    if not any(words in text for words in _LOST_RANK):
+    known = _GLOOS_LOST_RANK if "/gloo/" in text else _LOST_RANK
+    if not any(words in text for words in known):
         return None
     said = re.sub(r"^\[[^ ]*\] ", "", _first_words(text))  # the file of gloo's that says it
     return f"has gone or hangs ({said}): look for its error in the log, or at its machine"

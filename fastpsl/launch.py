@@ -25,7 +25,7 @@ from fastpsl.pipelines.doing import doing
 from fastpsl.reporter import summary_line
 from fastpsl.run import Run
 from fastpsl.seed import torch_seed
-from fastpsl.terminal import people_read
+from fastpsl.terminal import escaped, people_read, plain
 from fastpsl.trainer import pretrain
 
 EXIT_FINISHED, EXIT_CRASHED, EXIT_USER_ERROR = 0, 1, 2
@@ -114,7 +114,7 @@ def _is_of_output(error: OSError, folders: Sequence[Path]) -> bool:
     """Whether it came of writing: full and read-only disks, and whatever befell a file in one of the `folders`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
         return True
-    named = isinstance(error.filename, str)
+    named = isinstance(error.filename, str) and not isinstance(error, FileNotFoundError)
     return named and any(Path(error.filename).is_relative_to(folder) for folder in folders)
 
 
@@ -137,7 +137,7 @@ def _say_warnings_in_one_line(recipe: str, rank: int) -> None:
             show(message, category, *rest, **more)
         elif rank == 0 and str(message) not in said:
             said.add(str(message))
-            print(f"{recipe}: warning: {' '.join(str(message).split())}", file=sys.stderr)
+            print(escaped(f"{recipe}: warning: {' '.join(str(message).split())}"), file=sys.stderr)
 
     warnings.showwarning = show_once
 
@@ -177,7 +177,7 @@ def _say_the_end(run: Run, finished: bool) -> None:
         goes_on = "goes on from there" if run.checkpoints.paths() else "starts anew"
         print(f"stopped by a signal in {where}; the same command with --out {run.folder} {goes_on}")
     # A terminal has shown those of this process as they came, on stderr; a file of stdout gets them all.
-    for summary in run.position.summaries[: run.num_stages_before if sys.stdout.isatty() else None]:
+    for summary in run.position.summaries[: run.num_stages_before if plain(sys.stdout).isatty() else None]:
         print(summary_line(summary))
     paths = (
         run.checkpoints.paths()

@@ -18,7 +18,7 @@ class Progress:
     second, time left. what: is being done, such as "training on features"."""
 
     def __init__(self, unit: str, total: int, what: str = ""):
-        self._on_terminal = sys.stderr.isatty()
+        self._on_terminal = plain(sys.stderr).isatty()
         self._doing = doing(what, unit, total, quiet=self._on_terminal)
         self._shown = time.monotonic()
         self._bar = Bar(

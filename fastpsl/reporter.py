@@ -2,8 +2,6 @@
 
 import contextlib
 import csv
-import json
-import os
 import secrets
 import sys
 import time
@@ -19,44 +17,17 @@ from fastpsl.checkpoint import write_atomically
 from fastpsl.distributed import World, sum_over_ranks
 from fastpsl.fetch import Fetch
 from fastpsl.gpu_memory import gibibytes
-from fastpsl.json_lines import read_lines
+from fastpsl.metrics_file import MetricsFile
 from fastpsl.pipelines.batch import BadSample, Batch
 from fastpsl.pipelines.doing import clock
 from fastpsl.plan import Stage
 from fastpsl.screen import Screen
 from fastpsl.stage import Metrics
+from fastpsl.terminal import escaped
 
 SUMMARY_STEPS = (
     10  # a stage's loss "at its start" and "at its end" are means over so many steps, or half of them
 )
-
-
-class MetricsFile:
-    """metrics.jsonl: a line for each step, each step once. Lines past a resumed checkpoint, or damaged, are cut off first."""
-
-    def __init__(self, path: Path, resumed_run_step: int):
-        self.path = path
-        path.touch()
-        kept_bytes = 0
-        for line in read_lines(path):
-            if line.row["run_step"] > resumed_run_step:
-                break
-            kept_bytes = line.end
-        os.truncate(path, kept_bytes)
-
-    def append(self, lines: list[dict[str, Any]]) -> None:
-        with open(self.path, "a") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
-
-    def sync(self) -> None:
-        """Return when the lines are on the disk."""
-        with open(self.path, "a") as file:
-            os.fsync(file.fileno())
-
-    def losses(self, stage: str) -> list[float]:
-        """The loss of each step of a stage that had valid samples."""
-        rows = (line.row for line in read_lines(self.path))
-        return [row["loss"] for row in rows if row["stage"] == stage and row.get("loss") is not None]
 
 
 class Reporter:
@@ -133,8 +104,8 @@ class Reporter:
         new = [sample for sample in bad if sample.name not in self._bad_names]
         for sample in new:
             self._bad_names.add(sample.name)
-            print(f"skipped {' '.join(str(sample).split())}", file=sys.stderr, flush=True)
-            with open(self.folder / "bad-samples.csv", "a", newline="") as file:
+            print(escaped(f"skipped {' '.join(str(sample).split())}"), file=sys.stderr, flush=True)
+            with open(self.folder / "bad-samples.csv", "a", newline="", encoding="utf-8", errors="surrogateescape") as file:  # names may be any bytes  # fmt: skip
                 csv.writer(file).writerow([sample.index, sample.name, sample.reason])
 
     def step(self, step: int, run_step: int, lr: float, metrics: Metrics, num_skipped: Tensor) -> None:

@@ -60,6 +60,10 @@ class _Escaping:
         self.plain.write(escaped(text))
         return len(text)
 
+    def isatty(self) -> bool:
+        """No: who asks would write escape sequences. What may asks `plain`."""
+        return False
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.plain, name)
 
@@ -86,9 +90,7 @@ def people_read(lose: Callable[[str, OSError], None]) -> Iterator[None]:
             yield
         finally:
             for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(
-                    OSError
-                ):  # of `lose`, which has been told before or is told too late
+                with contextlib.suppress(OSError, ValueError):  # of `lose`: told before, or too late
                     stream.flush()
 
 

@@ -262,6 +262,8 @@ class StageRun:
                 else:
                     self.kept_step.let_go()
             batches.close()
+        if self.monitor.every and not self.kept_step.is_safe():
+            self.keep()
         return self.monitor.look(steps_per_epoch, last_step)
 
     def _kept(self, error: ValueError | OSError) -> Exception:
@@ -297,6 +299,7 @@ class StageRun:
         """What a checkpoint would hold, for a stop in what comes now (`LastStep`); called as `save` is."""
         self.run.reporter.flush()
         self.kept_step.keep(self._state())
+        self.run.agreement.other_pace()  # the time of the copy is no step's
 
     def _state(self) -> dict[str, Any]:
         task = dict(task_state(self.job.task))

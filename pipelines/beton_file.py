@@ -43,7 +43,7 @@ def output_errors(path: Path) -> Iterator[None]:
         if isinstance(error.filename, str) and Path(error.filename).is_relative_to(path):
             path = Path(error.filename)
         remedy = _REMEDIES.get(error.errno or 0, "choose a folder that can be written")
-        raise ValueError(f"{path}: cannot be written ({error.strerror}); {remedy}") from None
+        raise ValueError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from None
 
 
 def partial_path(path: Path) -> Path:

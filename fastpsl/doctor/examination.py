@@ -110,7 +110,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
     """What is measured now: a line that changes, on a terminal; elsewhere lines of what takes long."""
     console = Console(file=plain(sys.stderr))
     with doing("measuring") as told:
-        if not sys.stderr.isatty():
+        if not plain(sys.stderr).isatty():
             yield lambda text: told.turn_to(f"measuring: {text}")
             return
         with console.status("") as status:

@@ -18,13 +18,13 @@ from fastpsl.evaluation.online_chart import draw_probes
 from fastpsl.evaluation.views import center_view
 from fastpsl.json_lines import read_lines
 from fastpsl.learner import DTYPES
+from fastpsl.metrics_file import MetricsFile
 from fastpsl.passes import undisturbed
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.rows import Data, require_same_classes
 from fastpsl.pipelines.subset import Subset
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plan import Stage
-from fastpsl.reporter import MetricsFile
 from fastpsl.run import Run
 from fastpsl.stage import Trunk
 

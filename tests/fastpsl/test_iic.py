@@ -454,6 +454,7 @@ def a_run(out: Path, world: World) -> None:
     torch.save(held, out / f"held-{world.rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_and_label_as_one(tmp_path: Path) -> None:
     """Losses of every step, the best sub-heads, the clusters in mid-epoch and the labels at the end."""
     threads = torch.get_num_threads()

@@ -9,8 +9,8 @@ import pytest
 
 from fastpsl.json_lines import read_lines
 from fastpsl.label_monitor import draw_label_curves
+from fastpsl.metrics_file import MetricsFile
 from fastpsl.pictures import draw_curve
-from fastpsl.reporter import MetricsFile
 
 LINES = [
     f'{{"run_step": {n}, "stage": "S1", "level": 1, "step": {n}, "lr": 0.1, "loss": {n}.5}}\n'.encode()
@@ -38,6 +38,8 @@ def test_what_comes_before_the_damage_is_kept_and_the_rest_is_told(tmp_path: Pat
     with pytest.warns(UserWarning, match="line 3 cannot be read") as warned:
         file = MetricsFile(path, 5)
     assert path.read_bytes() == b"".join(LINES[:2])
+    kept = tmp_path / "metrics.jsonl.damaged"
+    assert kept.read_bytes() == b"".join([*LINES[:2], DAMAGE[damage], *LINES[3:]])
     num_lost = 5 if damage == "too long" else 4
     assert str(warned[0].message).startswith(f"{path}: ") and f"{num_lost} lines" in str(warned[0].message)
     assert len(str(warned[0].message).splitlines()) == 1
@@ -56,6 +58,8 @@ def test_what_would_be_cut_off_anyway_and_half_a_line_are_no_news(tmp_path: Path
         assert [line.row["run_step"] for line in read_lines(path)] == [1, 2, 3, 4]
         assert [line.end for line in read_lines(path)][-1] == os.path.getsize(path) - 30
         assert list(read_lines(tmp_path / "absent.jsonl")) == []
+        MetricsFile(path, 4)
+        assert path.read_bytes() == b"".join(LINES[:4]) and list(tmp_path.iterdir()) == [path]
 
 
 def test_pictures_are_drawn_of_what_can_be_read(tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from fastpsl.metrics_file import MetricsFile
 from fastpsl.pictures import draw_curve
 from fastpsl.plan import make_plan
-from fastpsl.reporter import MetricsFile, Reporter, summary_line
+from fastpsl.reporter import Reporter, summary_line
 from tests.fastpsl.tiny import one_process
 
 STAGE = make_plan("psl", (1, 1, 1))[0]

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from fastpsl import cli
 from fastpsl.evaluation.label_lists import read_label_list
 from fastpsl.label_file import read_labels
+from fastpsl.metrics_file import MetricsFile
 from fastpsl.permutations import read_permutations
 from fastpsl.pictures import draw_curve
 from fastpsl.pipelines.data import open_data
 from fastpsl.pipelines.voc import VOC
-from fastpsl.reporter import MetricsFile
 from fastpsl.resume import find_checkpoint
 from fastpsl.transfer.proposals import Proposals
 from tests.fastpsl.tiny import one_process

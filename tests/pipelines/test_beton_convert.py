@@ -285,6 +285,7 @@ print("fine")
 """
 
 
+@pytest.mark.slow
 def test_without_ffcv_torchvision_and_pillow_serve(tmp_path: Path) -> None:
     (tmp_path / "ffcv").mkdir()
     # Hides an installed one: a package without its library.

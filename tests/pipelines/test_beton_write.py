@@ -81,6 +81,7 @@ def far_beton(path: Path, samples: list[tuple[bytes, int, int, int]]) -> Path:
     return path
 
 
+@pytest.mark.slow
 @needs_ffcv("its own Reader and Loader read")
 def test_ffcv_reads_ours(tmp_path: Path) -> None:
     pictures = [photo(i, 40, 50) for i in range(10)]

@@ -468,6 +468,7 @@ print(sum(sum(x.stats.cache_misses.values()) for x in ours), sum(sum(x.stats.cac
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_compiles_nothing_and_never_imports_ffcv() -> None:
     def fresh() -> tuple[int, int]:
         command = [sys.executable, "-c", FRESH, str(Path(__file__).parents[2])]

@@ -177,6 +177,7 @@ def test_a_full_disk_at_checkpoint_time_is_one_line(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "status.json").read_text())["state"] == "failed"
 
 
+@pytest.mark.slow
 def test_user_errors_under_torchrun_are_said_once(tmp_path: Path) -> None:
     done = run_fresh(RECIPE, "--data", tmp_path / "absent.beton", ranks=2)
     assert done.returncode != 0

@@ -192,6 +192,7 @@ def checked(recipe: Start, out: Path, protocol: str, *start: object) -> dict[str
     return record
 
 
+@pytest.mark.slow
 def test_alexnets_blocks_by_uics_protocol(recipe: Start, tmp_path: Path) -> None:
     """On the embedded sample, of whose pictures it sees the gradients: seven blocks and final, on record."""
     start = ("--backbone", "alexnet", "--random-weights", "--size-px", "64", "--batch-size", "16")

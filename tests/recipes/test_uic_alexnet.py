@@ -63,6 +63,7 @@ def test_smallest_run_of_the_papers_network(recipe: Start, tmp_path: Path) -> No
     assert [line["run_step"] for line in epochs(out)] == [1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "channels"), [("uic_r50", "RGB"), ("uic_cifar10", "SobelXY")])
 def test_smallest_runs_of_the_others(
     name: str,

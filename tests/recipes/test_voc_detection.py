@@ -109,6 +109,7 @@ def test_fixed_batchnorm_and_the_first_blocks_stay_bit_for_bit(
         assert torch.equal(value, after[name]) == stays, name
 
 
+@pytest.mark.slow
 def test_fast_r_cnn_reads_published_proposals(recipe: Start, devkit: Path, tmp_path: Path) -> None:
     files = [devkit / "proposals" / f"voc_2007_{split}.mat" for split in ("trainval", "test")]
     options = (

@@ -157,6 +157,7 @@ def test_two_ranks_make_the_same_files(recipe: Any, devkit: Path, tmp_path: Path
     assert read(two)["numbers"] == read(one)["numbers"]
 
 
+@pytest.mark.slow
 def test_random_features_tell_the_drawn_shapes(recipe: Any, tmp_path: Path) -> None:
     """240 pictures; chance is 48.9 %."""
     outcome = recipe("--num-processes", "1", "--num-threads", "1", "--out", tmp_path / "out")
