@@ -96,8 +96,12 @@ def test_ctrl_c_ends_a_write_whose_read_hangs(tmp_path: Path) -> None:
         yield from samples
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 
-    with pytest.raises(KeyboardInterrupt):
-        write_beton(interrupted(), tmp_path / "a.beton", num_samples=2, num_workers=2)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write_beton(interrupted(), tmp_path / "a.beton", num_samples=2, num_workers=2)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert [path.name for path in tmp_path.iterdir()] == ["hangs.jpg"]
     left = [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("beton-write")]
     assert len(left) == 1 and left[0].daemon  # the interpreter does not wait for it
