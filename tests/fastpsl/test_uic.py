@@ -388,6 +388,7 @@ def labels_of_a_run(out: Path, world: World) -> None:
         checkpoint_minutes=0.0,
     )
     run, task = Run("tiny", options, world), make_task()
+    torch.manual_seed(0)  # the same network in every process, whatever was drawn there before
     assert pretrain(make_job(task, Plain(), lr=1e-9), run)
     run.close()
     torch.save([torch.from_numpy(labels) for labels in task.epochs], out / f"labels-{world.rank}.pt")
