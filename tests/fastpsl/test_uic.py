@@ -395,7 +395,7 @@ def labels_of_a_run(out: Path, world: World) -> None:
 
 
 def nearly_all_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Other parts of batches are rounded otherwise, which tips near ties; labels of other images are equal for half of them at most."""
+    """Other parts of batches are rounded otherwise, which tips near ties; labels of other images agree far less."""
     return one.shape == other.shape and float((one == other).float().mean()) > 0.97
 
 
