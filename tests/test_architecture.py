@@ -1,6 +1,7 @@
 """The house's rules: which folder may import which, who touches files, how long a file may be."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def python_files(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """Full dotted names that a file imports; fastpsl.kernels and fastpsl.pipelines are named by their folders."""
     here = list(path.relative_to(ROOT).parent.parts)

@@ -5,6 +5,7 @@ reads from the environment is the server's. A test of that starts `sys.executabl
 """
 
 import atexit
+import ctypes
 import multiprocessing
 import os
 import runpy
@@ -14,14 +15,40 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.multiprocessing
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.warm_imports"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.warm_imports"])
+_PR_SET_PDEATHSIG = 1
+
+
+def spawn(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    cwd: Path,
+    output: Path,
+    errors: Path,
+    prepare: Callable[[], object] | None = None,
+) -> ForkServerProcess:
+    """Run a script, or the command line, in a fork of the server: the leader of a new session, which dies with the server.
+
+    Args:
+        command: the script's file and its arguments, as in `sys.argv`; "fastpsl" and its arguments for the command line.
+        environment: the process's variables, all of them; OMP_NUM_THREADS is one.
+        output: the file to which standard output is appended.
+        errors: the same for standard error.
+        prepare: called in the fork before the command (limits, mounts); picklable, such as a function of a module.
+    """
+    arguments = (list(command), dict(environment), cwd, (output, errors), prepare)
+    process = CONTEXT.Process(target=_become, args=arguments, daemon=True)
+    process.start()
+    return process
 
 
 class Running:
@@ -45,15 +72,11 @@ class Running:
         together: bool = False,
     ):
         self._folder = tempfile.TemporaryDirectory()
-        self._texts = [
-            os.path.join(self._folder.name, name) for name in ("out", "out" if together else "err")
-        ]
+        self._texts = [Path(self._folder.name, name) for name in ("out", "out" if together else "err")]
         self._processes = [
-            _CONTEXT.Process(target=_become, args=(list(command), {**environment, **own}, cwd, self._texts))
-            for own in (_rank_variables(ranks) if ranks else [{}])
+            spawn(command, {**environment, **own}, cwd, *self._texts)
+            for own in (rank_variables(ranks) if ranks else [{}])
         ]
-        for process in self._processes:
-            process.start()
 
     @property
     def pid(self) -> int:
@@ -82,9 +105,7 @@ class Running:
             for process in self._processes:
                 process.kill()
                 process.join()
-        texts = [
-            Path(name).read_text(errors="replace") if os.path.exists(name) else "" for name in self._texts
-        ]
+        texts = [path.read_text(errors="replace") if path.exists() else "" for path in self._texts]
         if code is None:
             raise subprocess.TimeoutExpired(self._texts, timeout_s, *texts)
         return code, texts[0], texts[1]
@@ -99,7 +120,7 @@ def on_ranks(function: Callable[..., None], arguments: tuple[Any, ...], num_rank
     torch.multiprocessing.start_processes(function, arguments, num_ranks, start_method="forkserver")
 
 
-def _rank_variables(ranks: int) -> list[dict[str, str]]:
+def rank_variables(ranks: int) -> list[dict[str, str]]:
     """What torchrun tells each rank. The port is free now, and rank 0 listens on it a second later."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -109,21 +130,54 @@ def _rank_variables(ranks: int) -> list[dict[str, str]]:
     return [size | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
-def _become(command: list[str], environment: dict[str, str], cwd: Path, texts: Sequence[str]) -> None:
-    """Run the script as the only thing that this process ever did."""
+def _become(
+    command: list[str],
+    environment: dict[str, str],
+    cwd: Path,
+    texts: Sequence[Path],
+    prepare: Callable[[], object] | None,
+) -> NoReturn:
+    """Run the command as the only thing that this process ever did, and end as an interpreter does."""
     os.setsid()
-    for number, name in enumerate(texts, 1):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.closerange(3, 1024)  # the server's: it would live on for their sake
+    for number, path in enumerate(texts, 1):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.dup2(file, number)
+        os.close(file)
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # of the server's TMPDIR
     os.chdir(cwd)
-    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a pytest worker ignores it, and so does its server
-    sys.argv = command
-    sys.path.insert(0, str(Path(command[0]).parent))
+    # A pytest worker ignores it, and so does its server.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = 1
     try:
-        runpy.run_path(command[0], run_name="__main__")
-    finally:
-        atexit._run_exitfuncs()
+        if prepare:
+            prepare()
+        sys.argv = command
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+        if command[0] == "fastpsl":
+            from fastpsl.cli import main
+
+            main()
+        else:
+            sys.path.insert(0, str(Path(command[0]).parent))
+            runpy.run_path(command[0], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        code = 130
+    except BaseException:  # noqa: BLE001  (as the interpreter would)
+        traceback.print_exc()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            code = code or 120
+    os._exit(code)

@@ -1,19 +1,32 @@
 """What the server of `tests.warm` has imported before it forks: nothing here may start a thread or choose a device."""
 
 import contextlib
+from importlib import import_module
 
-import pytest  # noqa: F401
-import torchvision.transforms.v2  # noqa: F401
-
-import fastpsl.cli
-import fastpsl.evaluation.features
-import fastpsl.k_means
-import fastpsl.launch
-import fastpsl.pipelines.loader
-import fastpsl.show
-import fastpsl.tasks.jigsaw
-import fastpsl.tasks.moco
-import fastpsl.tasks.uic  # noqa: F401
-
+for name in (
+    "matplotlib.pyplot",
+    "pytest",
+    "scipy.sparse",
+    "sklearn.metrics",
+    "tests.warm",
+    "torch.utils.tensorboard",
+    "torchvision.transforms.v2",
+    "fastpsl.beton_command",
+    "fastpsl.cli",
+    "fastpsl.evaluation.features",
+    "fastpsl.iic_job",
+    "fastpsl.k_means",
+    "fastpsl.launch",
+    "fastpsl.pipelines.beton_verify",
+    "fastpsl.pipelines.decoders.ffcv",
+    "fastpsl.pipelines.loader",
+    "fastpsl.show",
+    "fastpsl.sslpp_job",
+    "fastpsl.tasks.jigsaw",
+    "fastpsl.tasks.moco",
+    "fastpsl.tasks.rotnet",
+    "fastpsl.uic_job",
+):
+    import_module(name)
 with contextlib.suppress(ImportError):
-    import nvidia.dali.fn  # noqa: F401
+    import_module("nvidia.dali.fn")

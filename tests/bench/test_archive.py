@@ -109,6 +109,7 @@ def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
             read_archive(path)
 
 
+@pytest.mark.slow
 def test_one_line_and_exit_2(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tgz", [("../evil.json", b"{}")])
     before = {each.name: each.stat().st_mtime_ns for each in performance.RESULTS.iterdir()}

@@ -36,6 +36,7 @@ def test_barriers_are_told_to_sleep_before_torch_comes(path: Path) -> None:
         assert not ours, f"{path.name} imports {ours} first"
 
 
+@pytest.mark.slow
 def test_the_policy_reaches_libgomp() -> None:
     """As libgomp itself says, from bench/throughput.py's first lines."""
     assert ROOT / "bench" / "throughput.py" in WITH_POLICY

@@ -95,6 +95,7 @@ def test_the_loss_is_in_float32(kind: Kind) -> None:
     assert loss.dtype == torch.float32 and all(value.dtype == torch.float32 for value, _ in metrics.values())
 
 
+@pytest.mark.slow
 @every_kind
 def test_learned_it_beats_the_constant_on_held_out_pictures(kind: Kind) -> None:
     """By half or more; and a copy that stands before its picture is told worse: the two are not mixed up."""

@@ -333,6 +333,7 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
     leave_world()
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_as_one(tmp_path: Path) -> None:
     on_ranks(in_a_process, (2, str(tmp_path)), 2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))

@@ -412,6 +412,7 @@ def test_resumed_in_mid_epoch_equals_never_stopped(some_grey: Path, tmp_path: Pa
         assert [json.loads(line)["num_grey"] for line in lines] == [32, 32]
 
 
+@pytest.mark.slow
 def test_a_small_network_beats_the_constant_answer_on_held_out_pictures(tmp_path: Path) -> None:
     assert fit(tmp_path, epochs=4)
     (summary,) = newest_checkpoint(tmp_path)["position"]["summaries"]

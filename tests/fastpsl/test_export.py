@@ -319,7 +319,10 @@ def test_alexnets_go_as_safetensors_alone(tmp_path: Path, name: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["nin3", "nin4", "nin5", "resnet34_iic"])
+@pytest.mark.parametrize(
+    "name",
+    ["nin4", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nin3", "nin5", "resnet34_iic"))],
+)
 def test_nins_and_iics_resnet_go_as_safetensors_alone(name: str, tmp_path: Path) -> None:
     ours = checkpoint(tmp_path, name)
     for to, ending in (("torchvision", "pth"), ("timm", "pth"), ("detectron2", "pkl")):

@@ -88,7 +88,19 @@ def name_of(row: Row) -> str:
     return "-".join([*words, *map(str, options.values())])
 
 
-@pytest.mark.parametrize("row", PLANNED + END_TO_END + OTHERS, ids=name_of)
+# In `make test` each recipe once, and folded blocks.
+QUICK = (
+    [row for row in PLANNED if row[1] == "S2"]
+    + END_TO_END[::3]
+    + [row for row in OTHERS if "fold_frozen" in row[4]]
+)
+ROWS = [
+    pytest.param(row, id=name_of(row), marks=() if row in QUICK else pytest.mark.slow)
+    for row in PLANNED + END_TO_END + OTHERS
+]
+
+
+@pytest.mark.parametrize("row", ROWS)
 def test_a_step_never_waits_for_the_device(row: Row) -> None:
     recipe, stage, precision, augment, values = row
     with fake_cuda() as cuda:
@@ -121,10 +133,14 @@ def test_nor_one_of_iics_second_head() -> None:
     ("recipe", "values"),
     [
         ("linear_probe", {"augment": "fused"}),
-        ("linear_probe", {"augment": "kornia", "protocol": "uic", "backbone": "alexnet"}),
+        pytest.param(
+            "linear_probe",
+            {"augment": "kornia", "protocol": "uic", "backbone": "alexnet"},
+            marks=pytest.mark.slow,
+        ),
         ("block_probe", {"augment": "kornia", "backbone": "nin4"}),
         ("semi_supervised", {"augment": "fused", "precision": "bf16"}),
-        ("voc_classification", {"augment": "fused", "size_px": 64}),
+        pytest.param("voc_classification", {"augment": "fused", "size_px": 64}, marks=pytest.mark.slow),
     ],
 )
 def test_nor_one_of_an_evaluation(recipe: str, values: dict[str, Any]) -> None:

@@ -181,6 +181,7 @@ def killed_child(out: Path) -> None:
         extraction(data).to_file(out, one_process(), save_every_s=0)
 
 
+@pytest.mark.slow
 def test_a_killed_extraction_is_gone_on_with(data: Beton, tmp_path: Path) -> None:
     whole = extraction(data).to_file(tmp_path / "whole.npy", one_process()).features()
     child = multiprocessing.get_context("spawn").Process(target=killed_child, args=(tmp_path / "F.npy",))

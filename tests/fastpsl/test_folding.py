@@ -56,7 +56,7 @@ def apart(one: Tensor, other: Tensor) -> float:
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_features_and_gradients_are_those_of_the_blocks(name: str, precision: str) -> None:
     batch, dtype = noise_batch(VIEWS, 4), DTYPES[precision]
     (images,) = batch.inputs(VIEWS, dtype)
@@ -125,6 +125,7 @@ def test_nothing_else_knows_of_the_copies() -> None:
     assert [w.dtype for w in weights] == [torch.bfloat16] and not weights[0].requires_grad
 
 
+@pytest.mark.slow
 def test_folded_and_compiled() -> None:
     backend, values = Capture(), []
     for runner in (run_blocks, make_runner("compiled", backend)):

@@ -61,6 +61,7 @@ def apart(one: Tensor, other: Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
 
+@pytest.mark.slow
 def test_a_whole_resnet_18_is_the_eager_one(calls: list[tuple[str, bool, bool]]) -> None:
     """float32 through 20 BatchNorms and back: 1e-4 of a gradient's norm; against float64 eager's own are as far off."""
     ours = network("resnet18")

@@ -336,7 +336,7 @@ def test_held_out_pictures_have_no_labels_and_teach_nothing(tmp_path: Path) -> N
     assert digests(states[0]["learner"]) == digests(states[1]["learner"])
 
 
-@pytest.mark.parametrize("step", [1, 30, 47, 89])
+@pytest.mark.parametrize("step", [47, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 30, 89))])
 def test_resumed_from_any_step_equals_never_stopped(
     whole: tuple[Path, Watched], tmp_path: Path, step: int
 ) -> None:

@@ -180,6 +180,7 @@ def test_top_5_and_several_k_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert count_correct(nothing, labels, truth[:0], NUM_CLASSES, (1, 30), 0.07) == dict.fromkeys(counted, 0)
 
 
+@pytest.mark.slow
 def test_the_matrix_of_similarities_is_never_made() -> None:
     """6,000 x 24,000 similarities would be 550 MiB in float32 and as many again twice over as keys."""
     script = """

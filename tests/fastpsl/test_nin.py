@@ -143,7 +143,16 @@ def test_three_stages_of_three_blocks_can_learn_one_each_alone() -> None:
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("name", ["nin3", "nin4", "nin5", "resnet34", "resnet34_iic"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nin4",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("nin3", "nin5", "resnet34", "resnet34_iic")
+        ),
+    ],
+)
 def test_exactly_the_learning_blocks_change_in_every_plan(name: str, plan: str) -> None:
     torch.manual_seed(0)
     backbone = make_backbone(name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

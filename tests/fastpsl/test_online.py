@@ -207,7 +207,7 @@ def stop_at(run: Run, when: Callable[[], bool]) -> None:
     run.agreement.after_step = ask  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("step", [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH])
+@pytest.mark.parametrize("step", [STEPS_PER_EPOCH, pytest.param(2 * STEPS_PER_EPOCH, marks=pytest.mark.slow)])
 def test_a_signal_during_a_look_is_heard_and_the_look_made_up_for(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:

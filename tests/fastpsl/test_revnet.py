@@ -167,6 +167,7 @@ def in_a_process(rank: int, folder: str) -> None:
     leave_world()
 
 
+@pytest.mark.slow
 def test_two_ranks_see_every_gradient(tmp_path: Path) -> None:
     """DDP's mean gradients, equal on both ranks, and each rank's own statistics are the plain graph's."""
     on_ranks(in_a_process, (str(tmp_path),), 2)

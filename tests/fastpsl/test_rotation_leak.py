@@ -92,6 +92,7 @@ def off_the_middle(window: np.ndarray, turns: int) -> np.ndarray:
     return np.pad(turned, ((1, 0), (1, 0), (0, 0)))[:-1, :-1] if turns else turned
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_turns_that_are_made_badly_are_found(level: int, noise: np.ndarray) -> None:
     """The same windows and angles: by Pillow's bilinear transform at level 3, else a pixel away from the middle."""

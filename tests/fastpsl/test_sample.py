@@ -43,6 +43,7 @@ def small(path: Path) -> tuple[np.ndarray, np.ndarray]:
         return np.stack(pictures).astype(np.float32) / 255, beton.labels()
 
 
+@pytest.mark.slow
 def test_several_processes_make_it_once(
     sample: tuple[SamplePaths, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,6 +90,7 @@ def test_every_stage_has_concrete_sizes_and_the_values_of_eager(precision: str) 
         assert torch.equal(values(eager), values(compiled))
 
 
+@pytest.mark.slow
 def test_other_sizes_are_compiled_anew_and_not_made_symbolic() -> None:
     """As MoCo has it: groups of keys pass through the blocks that the queries pass through."""
     backend = Capture()
@@ -319,6 +320,7 @@ def stopped_in_mid_stage(out: Path, **options: Any) -> None:
     run.close()
 
 
+@pytest.mark.slow
 def test_a_resumed_stage_goes_on_as_it_began(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

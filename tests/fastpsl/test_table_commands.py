@@ -42,8 +42,14 @@ def test_a_jigsaws_science_holds_its_permutations(monkeypatch: pytest.MonkeyPatc
     assert job.science["permutations"] != PAPER.training_science(PSL)["permutations"]
 
 
+EACH_SCALE = [
+    pytest.param(scale, id=name, marks=() if scale == PAPER else pytest.mark.slow)
+    for name, scale in SCALES.items()
+]
+
+
 @pytest.mark.parametrize("table", TABLES)
-@pytest.mark.parametrize("scale", SCALES.values(), ids=list(SCALES))
+@pytest.mark.parametrize("scale", EACH_SCALE)
 def test_every_command_parses_and_makes_what_is_missing(
     table: str, scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,7 +76,10 @@ def test_every_step_of_every_stage_is_on_record(whole: Path) -> None:
         assert (whole / name).stat().st_size > 0
 
 
-@pytest.mark.parametrize("step", [1, 14, 15, 16, 29, 30, 31, 59, 77, 89])
+@pytest.mark.parametrize(
+    "step",
+    [1, 15, 77, *(pytest.param(step, marks=pytest.mark.slow) for step in (14, 16, 29, 30, 31, 59, 89))],
+)
 def test_resumed_from_any_step_equals_never_stopped(whole: Path, tmp_path: Path, step: int) -> None:
     """Stopped right after a checkpoint of `step` (in mid-epoch, at an epoch's and a stage's end), then resumed."""
     stage, within = divmod(step - 1, 2 * STEPS_PER_EPOCH)

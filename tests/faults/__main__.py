@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.faults.process import run, warm_context
+from tests.faults.process import run
 from tests.faults.report import Category, write_results
 
 # Categories in the order of a run, and how many cases each takes.
@@ -36,7 +36,6 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, signal.default_int_handler)
     counts = {name: getattr(options, name) for name in options.only}
     categories = [Category(name, options.seed, count) for name, count in counts.items() if count > 0]
-    context = warm_context()
     command = "python -m tests.faults " + shlex.join(sys.argv[1:] if arguments is None else arguments)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     done: list[Category] = []
@@ -44,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="faults-", dir=options.folder) as folder:
             for category in categories:
                 done.append(category)
-                run(category, Path(folder) / category.name, context)
+                run(category, Path(folder) / category.name)
                 write_results(options.out, done, command, options.seed)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,27 +1,20 @@
-"""Recipes and commands in forks of one warm process, which has imported torch, numba and fastpsl and started no thread.
+"""Recipes and commands in forks of the warm server (`tests.warm`), as the harness starts, signals and waits for them.
 
-A fork starts in milliseconds where an interpreter takes seconds to import torch. Each leads a session of its own, so that a signal to
-its group reaches all that it started, and dies with the server. What hangs on the interpreter itself (imports, what it does with a pipe
-that broke at its exit) needs a process of its own: `fresh`.
+What hangs on the interpreter itself (imports, what it does with a pipe that broke at its exit) needs a process of its own: `fresh`.
 """
 
-import atexit
 import contextlib
-import ctypes
-import multiprocessing
-import multiprocessing.forkserver
 import os
-import runpy
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
+
+from tests.warm import spawn
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {
@@ -31,14 +24,6 @@ ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "COLUMNS": "200",
 }
-# What recipes and the command line import sooner or later.
-PRELOADED = [
-    "torch", "torchvision", "numba", "PIL.Image", "matplotlib.pyplot", "torch.utils.tensorboard", "sklearn.metrics", "scipy.sparse",
-    "fastpsl.cli", "fastpsl.launch", "fastpsl.trainer", "fastpsl.run", "fastpsl.beton_command", "fastpsl.iic_job", "fastpsl.uic_job",
-    "fastpsl.sslpp_job", "fastpsl.tasks.jigsaw", "fastpsl.tasks.moco", "fastpsl.tasks.rotnet", "fastpsl.pipelines.loader",
-    "fastpsl.pipelines.decoders.ffcv", "fastpsl.pipelines.beton_write", "fastpsl.pipelines.beton_verify", "fastpsl.pipelines.sources",
-]  # fmt: skip
-_PR_SET_PDEATHSIG = 1
 Command = Sequence[object]  # (recipe's file, its options...), or ("fastpsl", a command...)
 
 
@@ -120,16 +105,14 @@ def start(
     environment: Mapping[str, str | None] | None = None,
     prepare: Callable[[], object] | None = None,
 ) -> Started:
-    """Run a command in a fork of the warm process.
+    """Run a command in a fork of the warm server.
 
     environment: variables to set, or with None to remove. prepare: called in the fork before the command (limits, mounts); it must be
     picklable, such as a function of a module or a `partial` of one.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    arguments = (list(map(str, command)), str(log), dict(environment or {}), prepare)
-    process = _warm().Process(target=_run, args=arguments, daemon=True)
-    process.start()
-    return Started(process, log)
+    words = list(map(str, command))
+    return Started(spawn(words, _variables(environment), ROOT, output_of(log), log, prepare), log)
 
 
 def fresh(
@@ -146,81 +129,17 @@ def fresh(
         words = [sys.executable, "-c", "from fastpsl.cli import main; main()", *options]
     else:
         words = [sys.executable, script, *options]
-    variables = {**os.environ, **ENVIRONMENT, **(environment or {})}
     with open(output_of(log), "ab") as output, open(log, "ab") as errors:
         process = subprocess.Popen(
             [*before, *words],
             **{"stdout": output, "stderr": errors, "cwd": ROOT, **settings},  # type: ignore[call-overload]
-            env={name: value for name, value in variables.items() if value is not None},
+            env=_variables(environment),
             start_new_session=True,
         )
     return Started(process, log)
 
 
-def _warm() -> multiprocessing.context.ForkServerContext:
-    """The context whose server forks; it starts with the first process, unless another test has started one."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    ours = dict(os.environ)
-    os.environ.update(ENVIRONMENT)  # before torch is imported there
-    try:
-        multiprocessing.forkserver.ensure_running()
-    finally:
-        os.environ.clear()
-        os.environ.update(ours)
-    return context
-
-
-def _run(
-    command: list[str],
-    log: str,
-    environment: dict[str, str | None],
-    prepare: Callable[[], object] | None,
-) -> NoReturn:
-    """In the fork: become a process of its own, and end as an interpreter does."""
-    os.setsid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.closerange(3, 1024)  # the server's: it would live on for their sake
-    for number, path in ((1, output_of(Path(log))), (2, log)):
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        os.dup2(file, number)
-        os.close(file)
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for name, value in {**ENVIRONMENT, **environment}.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
-    tempfile.tempdir = None  # of the parent's TMPDIR
-    os.chdir(ROOT)
-    code = 1
-    try:
-        if prepare:
-            prepare()
-        sys.argv = command
-        if command[0] == "fastpsl":
-            from fastpsl.cli import main
-
-            main()
-        else:
-            import torch
-
-            sys.path.insert(0, str(Path(command[0]).parent))
-            torch.set_num_threads(1)
-            runpy.run_path(command[0], run_name="__main__")
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except KeyboardInterrupt:
-        traceback.print_exc()
-        code = 130
-    except BaseException:  # noqa: BLE001  (as the interpreter would)
-        traceback.print_exc()
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            code = code or 120
-    os._exit(code)
+def _variables(environment: Mapping[str, str | None] | None) -> dict[str, str]:
+    """All of a process's."""
+    variables = {**os.environ, **ENVIRONMENT, **(environment or {})}
+    return {name: value for name, value in variables.items() if value is not None}

@@ -1,40 +1,24 @@
 """One category in a process of its own, whose findings are counted and shown as they come."""
 
 import importlib
-import multiprocessing
 import os
 import signal
 import time
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from tests.faults.report import Category, Finding
+from tests.warm import CONTEXT
 
-_IMPORTED = [
-    "torch",
-    "torchvision",
-    "numba",
-    "fastpsl.pipelines.loader",
-    "fastpsl.trainer",
-    "tests.faults.child",
-]
 _SILENT_S = 10.0
 
 
-def warm_context() -> ForkServerContext:
-    """Processes that are forked from one which has imported what takes long; it runs no code of theirs."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTED)
-    return context
-
-
-def run(category: Category, folder: Path, context: ForkServerContext) -> None:
+def run(category: Category, folder: Path) -> None:
     """Run one category in its own process; a category that fails as a whole is one finding."""
     folder.mkdir()
-    receiving, sending = context.Pipe(duplex=False)
+    receiving, sending = CONTEXT.Pipe(duplex=False)
     arguments = (sending, category.name, folder, category.seed, category.count)
-    process = context.Process(target=_in_process, args=arguments, daemon=False)
+    process = CONTEXT.Process(target=_in_process, args=arguments, daemon=False)
     process.start()
     sending.close()
     started = shown = time.monotonic()

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ import torch
 from fastpsl.sample import sample_paths
 from tests.commands import digests
 from tests.faults.forks import ROOT, Ended, Started, start
+from tests.warm import rank_variables
 
 _SHARED = (
     "--num-threads",
@@ -88,23 +88,14 @@ def start_ranks(
     prepare = prepare or {}
     if num_ranks == 1:
         return [start(command, log, environment, prepare.get(0))]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    world = {
-        "WORLD_SIZE": str(num_ranks),
-        "LOCAL_WORLD_SIZE": str(num_ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
     return [
         start(
             command,
             log if rank == 0 else log.with_name(f"{log.stem}-{rank}{log.suffix}"),
-            {**world, "RANK": str(rank), "LOCAL_RANK": str(rank), **(environment or {})},
+            {**variables, **(environment or {})},
             prepare.get(rank),
         )
-        for rank in range(num_ranks)
+        for rank, variables in enumerate(rank_variables(num_ranks))
     ]  # fmt: skip
 
 

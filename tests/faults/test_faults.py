@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.process import run, warm_context
+from tests.faults.process import run
 from tests.faults.report import Category
 
 
@@ -21,6 +21,6 @@ from tests.faults.report import Category
 )
 def test_no_fault_of_a_few_does_harm(name: str, seed: int, count: int, tmp_path: Path) -> None:
     category = Category(name, seed, count)
-    run(category, tmp_path / name, warm_context())
+    run(category, tmp_path / name)
     assert category.finished and category.num_done == count
     assert not category.failures, [(finding.case, *finding[2:]) for finding in category.failures]

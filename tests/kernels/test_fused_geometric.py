@@ -124,7 +124,13 @@ every_op = pytest.mark.parametrize("ops", EVERY, ids=lambda ops: " ".join(map(re
 
 
 @every_op
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float16,
+        *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float32, torch.bfloat16)),
+    ],
+)
 def test_equals_the_operations_themselves(
     ops: Ops, dtype: torch.dtype, make_images: Make, assert_fused_close: Compare
 ) -> None:

@@ -55,7 +55,12 @@ def assert_same(out: np.ndarray, expected: np.ndarray) -> None:
 
 # Side of the window and of the output: enlarging, nearly 1, shrinking where luma's kernel widens, and where both do, in more
 # than one program's columns; one pixel, and more than one program's lines.
-SIZES = [(16, 8), (16, 33), (41, 40), (37, 12), (97, 12), (20, 1), (17, 66)]
+SIZES = [
+    (16, 33),
+    (37, 12),
+    (20, 1),
+    *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((16, 8), (41, 40), (97, 12), (17, 66))),
+]
 
 
 @pytest.mark.parametrize(("side", "size"), SIZES)
@@ -123,7 +128,7 @@ def test_boxes_that_do_not_fit_leave_the_others_alone() -> None:
         assert_same(out[::2], np.stack([window(images[i], 25, 26, 20, DIAGONAL, 12) for i in (0, 2)]))
 
 
-@pytest.mark.parametrize("size", [8, 9, 31, 40])
+@pytest.mark.parametrize("size", [9, *(pytest.param(size, marks=pytest.mark.slow) for size in (8, 31, 40))])
 def test_constant_pictures_stay_what_they_are(size: int) -> None:
     side = 17
     length = side + 2 * int(margin_px(side, size))
@@ -157,6 +162,7 @@ CONSTANTS = [(lattice, name) for name in ("LUMA_SIGMA", "COLOUR_SIGMA", "SHRINK"
 CONSTANTS += [(planes, name) for name in ("RED", "GREEN", "BLUE")]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="a compiled kernel keeps its constants")
 @pytest.mark.parametrize(("module", "name"), CONSTANTS, ids=[name for _, name in CONSTANTS])
 def test_two_percent_of_a_constant_are_seen(

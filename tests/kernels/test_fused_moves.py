@@ -99,7 +99,13 @@ def check(assert_fused_close):
 
 
 @every_chain
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float16,
+        *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float32, torch.bfloat16)),
+    ],
+)
 def test_equals_the_operations(name, dtype, make_images, as_tensors, check):
     """Of an odd size, no square where it need not be one."""
     module, ops = CHAINS[name]

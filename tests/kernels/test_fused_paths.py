@@ -36,6 +36,7 @@ def launched(monkeypatch):
     return constants
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("factors", [(0.2, 0.2, 0.2, -0.41), (1.8, 1.8, 1.8, 0.5)], ids=["down", "up"])
 def test_each_order_of_hard_colours(factors, dtype, launched, as_tensors, assert_fused_close):
@@ -73,9 +74,9 @@ def test_rows_by_words_and_by_bytes(
     "kernel_px, shape, dtype, path",
     [
         (31, (35, 70), torch.float16, "strip_pass"),
-        (31, (70, 33), torch.float16, "strip_pass"),
+        pytest.param(31, (70, 33), torch.float16, "strip_pass", marks=pytest.mark.slow),
         (15, (18, 40), torch.float32, "strip_pass"),
-        (33, (35, 36), torch.float16, "neighbourhood_pass"),
+        pytest.param(33, (35, 36), torch.float16, "neighbourhood_pass", marks=pytest.mark.slow),
         (17, (18, 40), torch.float32, "neighbourhood_pass"),
     ],
     ids=str,

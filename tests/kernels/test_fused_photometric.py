@@ -80,7 +80,9 @@ def fused(images, ops, draws, dtype):
     return whole[1:-1].cpu()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, *(pytest.param(half, marks=pytest.mark.slow) for half in HALVES)], ids=str
+)
 @pytest.mark.parametrize("ops", CHAINS, ids=lambda ops: "-".join(type(op).__name__ for op in ops) or "none")
 def test_equals_the_operations(ops, dtype, make_images, as_tensors, assert_fused_close):
     if dtype == torch.bfloat16 and (ops and ops[-1] not in (BLUR, COLOUR) and ops not in ((FLIP, XY), UIC)):
@@ -90,9 +92,18 @@ def test_equals_the_operations(ops, dtype, make_images, as_tensors, assert_fused
     assert_fused_close(fused(images, ops, draws, dtype), plain(images, ops, draws))
 
 
-@pytest.mark.parametrize(
-    "dtype, shape", [(torch.float32, (19, 20)), (torch.float16, (35, 35)), (torch.float16, (48, 48))], ids=str
+mixes = pytest.mark.parametrize(
+    "dtype, shape",
+    [
+        pytest.param(torch.float32, (19, 20), marks=pytest.mark.slow),
+        (torch.float16, (35, 35)),
+        pytest.param(torch.float16, (48, 48), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
+
+
+@mixes
 def test_every_mix_of_choices(dtype, shape, make_images, as_tensors, assert_fused_close):
     """Samples with and without colour, blur and Sobel: all eight, over more than one tile in both directions."""
     images, draws = make_images(8, *shape, torch.uint8), drawn(SIMCLR, 8, as_tensors)
@@ -102,9 +113,7 @@ def test_every_mix_of_choices(dtype, shape, make_images, as_tensors, assert_fuse
     assert_fused_close(fused(images, SIMCLR, draws, dtype), plain(images, SIMCLR, draws))
 
 
-@pytest.mark.parametrize(
-    "dtype, shape", [(torch.float32, (19, 20)), (torch.float16, (35, 35)), (torch.float16, (48, 48))], ids=str
-)
+@mixes
 def test_gradients_of_every_mix_of_choices(dtype, shape, make_images, as_tensors, assert_fused_close):
     """Mirrored, distorted, blurred and not: all eight; what is mirrored rises where it fell."""
     images, draws = make_images(8, *shape, torch.uint8), drawn(UIC, 8, as_tensors)
@@ -114,7 +123,14 @@ def test_gradients_of_every_mix_of_choices(dtype, shape, make_images, as_tensors
     assert_fused_close(fused(images, UIC, draws, dtype), plain(images, UIC, draws))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float16,
+        *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float32, torch.bfloat16)),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(
     "shape", [(2, 1, 1), (2, 1, 40), (2, 33, 1), (1, 2, 2), (3, 35, 66), (0, 9, 9)], ids=str
 )
@@ -167,7 +183,13 @@ def test_small_and_thin(shape, make_images, as_tensors, assert_fused_close):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("kernel_px, shape", [(51, (26, 29)), (23, (12, 48)), (33, (17, 17))])
+@pytest.mark.parametrize(
+    "kernel_px, shape",
+    [
+        (51, (26, 29)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((23, (12, 48)), (33, (17, 17)))),
+    ],
+)
 def test_kernels_up_to_the_largest_that_is_allowed(
     kernel_px, shape, dtype, make_images, as_tensors, assert_fused_close
 ):

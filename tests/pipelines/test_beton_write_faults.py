@@ -243,6 +243,7 @@ main(["beton", "write", sys.argv[1], sys.argv[2]])
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_byte_nothing_stands_under_the_final_name(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     photos = tree(tmp_path / "photos", {f"{i:04}.jpg": jpeg(noise) for i in range(60)})

@@ -46,6 +46,7 @@ def make(path: Path, num: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["tar", "npz"])
 def test_memory_does_not_grow_with_the_source(ending: str, tmp_path: Path) -> None:
     """27 times the data: 25 MiB at most."""

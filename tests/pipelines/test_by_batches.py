@@ -189,6 +189,7 @@ with loader(act, timeout_s=0.5) as made:
 """
 
 
+@pytest.mark.slow
 def test_a_decoder_that_hangs_does_not_hold_up_the_exit() -> None:
     done = subprocess.run(
         [sys.executable, "-c", STUCK], check=False, capture_output=True, text=True, timeout=240

@@ -383,6 +383,7 @@ def test_a_dali_that_does_not_load_is_said(tmp_path: Path, monkeypatch: pytest.M
     )
 
 
+@pytest.mark.slow
 @needs_dali("a process of its own")
 def test_a_process_that_ends_amid_an_epoch_ends_quietly(tmp_path: Path) -> None:
     write(tmp_path / "a.beton", photo_samples(24))

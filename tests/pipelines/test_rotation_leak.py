@@ -40,7 +40,13 @@ NETWORK_CHANCE = 1 / 8 + 4 * (7 / 64 / (NUM // 2)) ** 0.5
 
 Sample = tuple[bytes, int, int, int]
 every_noise = pytest.mark.parametrize(
-    "noise", [(scale, kind) for kind in ("raw", "jpeg") for scale in SCALES], indirect=True
+    "noise",
+    [
+        pytest.param((scale, kind), marks=() if kind == "raw" else pytest.mark.slow)
+        for kind in ("raw", "jpeg")
+        for scale in SCALES
+    ],
+    indirect=True,
 )
 
 
@@ -113,6 +119,7 @@ def test_noise_does_not_tell_its_angle(noise: tuple[str, list[Sample]], tmp_path
         assert probe_accuracy(*views_of(path, decoder=other)) < PROBE_CHANCE
 
 
+@pytest.mark.slow
 @every_noise
 def test_a_bilinear_rotation_is_found(noise: tuple[str, list[Sample]]) -> None:
     """The detectors see what they are for: the same windows, labels and turns, by Pillow's bilinear transform."""
@@ -131,6 +138,7 @@ def test_a_bilinear_rotation_is_found(noise: tuple[str, list[Sample]]) -> None:
         assert network_accuracy(views, labels) > NETWORK_CHANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("noise", "constant", "value"),
     [

@@ -123,6 +123,7 @@ def test_two_ranks_on_seven_images_say_what_one_says(tmp_path: Path) -> None:
         assert one == two and np.isfinite(np.load(tmp_path / "two" / f"{block}.npy")).all()
 
 
+@pytest.mark.slow
 def test_an_interrupted_pass_goes_on(
     recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

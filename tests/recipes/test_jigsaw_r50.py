@@ -144,6 +144,7 @@ def test_a_poisoned_sample_is_named_and_may_be_skipped(recipe: Start, tmp_path: 
     assert (out / "bad-samples.csv").read_text().startswith("17,")
 
 
+@pytest.mark.slow
 def test_a_corrupt_newest_checkpoint_gives_way_and_another_experiment_is_refused(
     recipe: Start, tmp_path: Path
 ) -> None:
@@ -162,6 +163,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000)); sys.argv = sy
 runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_checkpoint_time_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(RECIPE), *SMALL, "--out", str(tmp_path / "out")],

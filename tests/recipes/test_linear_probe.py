@@ -209,6 +209,7 @@ def test_alexnets_blocks_by_uics_protocol(recipe: Start, tmp_path: Path) -> None
     assert (settings["lr_batch"], settings["batch_size"], settings["num_crops"]) == (256, 16, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("protocol", "num_crops"), [("rotnet", 1), ("deepcluster", 10)])
 def test_alexnets_protocols_take_other_backbones(
     recipe: Start, tmp_path: Path, protocol: str, num_crops: int

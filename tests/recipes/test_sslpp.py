@@ -1,3 +1,4 @@
+import itertools
 import json
 import runpy
 import signal
@@ -66,8 +67,15 @@ def test_the_papers_values(task: str) -> None:
     assert job.task.pass_views(1) == (center_view(job.task.views(1)[0].input(), 32, whole=True),)
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("source", ["none", "file", "alone", "coupled"])
+# Each task and each kind of labels once, and in `make test-all` all pairs.
+QUICK = {("colorization", "alone"), ("context", "none"), ("rotation", "coupled"), ("aet", "file")}
+PAIRS = [
+    pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow)
+    for pair in itertools.product(TASKS, ("none", "file", "alone", "coupled"))
+]
+
+
+@pytest.mark.parametrize(("task", "source"), PAIRS)
 def test_each_task_with_each_kind_of_labels(
     task: str,
     source: str,

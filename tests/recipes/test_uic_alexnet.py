@@ -79,6 +79,7 @@ def test_smallest_runs_of_the_others(
     assert (out / "labels.npz").exists() and newest_checkpoint(out)["input"]["channels"] == channels
 
 
+@pytest.mark.slow
 def test_a_resident_set_has_labels_by_centre_crops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +100,7 @@ def test_a_resident_set_has_labels_by_centre_crops(
     assert [line["epoch"] for line in epochs(tmp_path / "out")] == [0, 1]
 
 
+@pytest.mark.slow
 def test_labels_are_left_for_others(trained: Path) -> None:
     with Beton(sample_paths().train) as data:
         found = read_labels(trained / "labels.npz", data)
@@ -113,6 +115,7 @@ def test_finished_and_started_again_it_leaves_the_same(trained: Path, recipe: St
     assert (trained / "labels.npz").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_fine_tuned_on_the_labels_of_its_own_centre_crops(
     trained: Path, recipe: Start, tmp_path: Path
 ) -> None:

@@ -42,7 +42,8 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "num_train", "num_steps"), [("deepcluster", 20, 80_000), ("sslpp", 10, 400)]
+    ("name", "num_train", "num_steps"),
+    [("deepcluster", 20, 80_000), pytest.param("sslpp", 10, 400, marks=pytest.mark.slow)],
 )
 def test_a_result_says_its_protocol(
     recipe: Start, voc: Path, tmp_path: Path, name: str, num_train: int, num_steps: int
@@ -128,7 +129,9 @@ def test_two_ranks(voc: Path, tmp_path: Path) -> None:
     assert not read_result(tmp_path / "result.json")["cut"]
 
 
-@pytest.mark.parametrize(("protocol", "is_new"), [("deepcluster", True), ("sslpp", False)])
+@pytest.mark.parametrize(
+    ("protocol", "is_new"), [("deepcluster", True), pytest.param("sslpp", False, marks=pytest.mark.slow)]
+)
 def test_alexnets_fc6_to_fc8_learn_alone(protocol: str, is_new: bool) -> None:
     """conv1 to conv5 are those of the weights; fc6 and fc7 are too, unless the protocol has them begin anew."""
     parts = runpy.run_path(str(RECIPE))
@@ -181,6 +184,7 @@ def test_impossible_requests_are_refused(recipe: Start, voc: Path, tmp_path: Pat
     is_refused(*RANDOM, "--data", tmp_path / "nowhere", words=(str(tmp_path / "nowhere"),))
 
 
+@pytest.mark.slow
 def test_a_training_that_diverges_is_no_result(recipe: Start, voc: Path, tmp_path: Path) -> None:
     outcome = recipe(*RANDOM, *SMALL, "--data", voc, "--num-steps", "12", "--lr", "1e9", "--out", tmp_path)
     refused(outcome, "voc_classification", "lower --lr")

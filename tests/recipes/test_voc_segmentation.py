@@ -82,7 +82,9 @@ ROWS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("protocol", list(ROWS))
+@pytest.mark.parametrize(
+    "protocol", [pytest.param(name, marks=() if name == "sslpp" else pytest.mark.slow) for name in ROWS]
+)
 def test_a_protocols_values_are_on_record(recipe: Start, tmp_path: Path, protocol: str) -> None:
     """One step of all that it states, of a folder as VOC's and SBD's archives make it."""
     root = tmp_path / "VOCdevkit"

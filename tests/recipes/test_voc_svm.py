@@ -118,6 +118,7 @@ def test_what_is_there_serves_again_and_other_costs_do_not_disturb_it(
     assert recipe(*options).code == 0 and len(fitted) == 200 + 12 * 31
 
 
+@pytest.mark.slow
 def test_low_shot(recipe: Any, devkit: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     outcome = recipe(*SMALL, *RANDOM, "--data", devkit, "--out", out, "--low-shot", "--shots", "1", "4")

@@ -362,6 +362,7 @@ def learned(root: Path, out: Path, num_steps: int, shuffled: bool) -> float:
         return label_scores(read_predictions(out / NAME), test.targets(), test.class_names)["mAP"]
 
 
+@pytest.mark.slow
 def test_it_begins_to_learn(tmp_path: Path) -> None:
     """Each class is in half of the pictures; 62.8 % when this was written."""
     root = draw_voc(tmp_path / "VOCdevkit", 240, 80, side_px=64, num_train_masks=2, num_test_masks=2)

@@ -271,6 +271,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_two_ranks_say_of_seven_pictures_what_one_says(folder: Path) -> None:
     """Byte by byte: confusions and masks, each picture once."""
     one, two = found_in(folder / "one"), found_in(folder / "two")

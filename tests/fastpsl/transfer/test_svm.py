@@ -244,6 +244,7 @@ def test_outcomes_are_made_once_and_gone_on_with(
     assert work_through(pieces, 1, one_process(), "classes") == found and len(fitted) - 100 == 2 * 10
 
 
+@pytest.mark.slow
 def test_bytes_are_those_of_one_process(tmp_path: Path) -> None:
     work, files = made(tmp_path, margin=0.1), []
     for num in (1, 2):
