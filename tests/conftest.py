@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
+pytest_plugins = ["tests.seeds"]
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 

@@ -12,21 +12,28 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^<!-- test -->\n+```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").glob("*.md")])
+PEERS = ("timm", "lightly")  # whose training loops are shown; optional packages
+
+
+def peers_of(code: str) -> set[str]:
+    return {*PEERS} & {*re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)}
+
+
 SNIPPETS = [
-    pytest.param(code, id=f"{page.relative_to(ROOT)}-{number}")
+    pytest.param(
+        code, id=f"{page.relative_to(ROOT)}-{number}", marks=pytest.mark.slow if peers_of(code) else ()
+    )
     for page in PAGES
     for number, code in enumerate(BLOCK.findall(page.read_text()))
 ]
-PEERS = ("timm", "lightly")  # whose training loops are shown; optional packages
 FENCED = re.compile(r"^```.*?^```$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_a_snippet_runs(code: str, tmp_path: Path) -> None:
-    imported = set(re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE))
-    for peer in PEERS:
-        if peer in imported and find_spec(peer) is None:
+    for peer in peers_of(code):
+        if find_spec(peer) is None:
             pytest.skip(f"{peer} is not installed")
     done = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=240, cwd=tmp_path,

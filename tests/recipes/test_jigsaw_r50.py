@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from fastpsl.pipelines.beton import Beton
-from fastpsl.sample import sample_paths
+from fastpsl.pipelines.order import epoch_order
+from fastpsl.sample import NUM_TRAIN, sample_paths
 from tests.commands import ENVIRONMENT, ROOT, newest_checkpoint, run_fresh
 from tests.recipes.in_process import Outcome, Start, refused, starter
 
@@ -132,16 +133,17 @@ def poisoned(tmp_path: Path, index: int) -> Path:
 
 
 def test_a_poisoned_sample_is_named_and_may_be_skipped(recipe: Start, tmp_path: Path) -> None:
-    path, out = poisoned(tmp_path, 17), tmp_path / "out"
-    epoch = ("--batch-size", "32", "--max-steps-per-stage", "15", "--plan", "end_to_end")
-    arguments = ("--data", path, *SMALL, *RESNET18, *epoch, "--out")
-    refused(recipe(*arguments, tmp_path / "raise"), "jigsaw_r50", "sample 17")
+    """The first one that training reads."""
+    index = int(epoch_order(0, 0, NUM_TRAIN)[0])
+    out, named = tmp_path / "out", f"sample {index}"
+    arguments = ("--data", poisoned(tmp_path, index), *SMALL, *RESNET18, "--plan", "end_to_end", "--out")
+    refused(recipe(*arguments, tmp_path / "raise"), "jigsaw_r50", named)
     status = json.loads((tmp_path / "raise" / "status.json").read_text())
-    assert status["state"] == "failed" and "sample 17" in status["reason"]
+    assert status["state"] == "failed" and named in status["reason"]
     outcome = recipe(*arguments, out, "--on-bad-sample", "skip")
     assert outcome.code == 0
-    assert outcome.err.count("skipped ") == 1 and "sample 17" in outcome.err
-    assert (out / "bad-samples.csv").read_text().startswith("17,")
+    assert outcome.err.count("skipped ") == 1 and named in outcome.err
+    assert (out / "bad-samples.csv").read_text().startswith(f"{index},")
 
 
 @pytest.mark.slow
