@@ -327,7 +327,7 @@ def test_held_out_pictures_have_no_labels_and_teach_nothing(tmp_path: Path) -> N
             loss, _ = task.loss(Trunk(network, STAGE), head, batch.inputs(views, torch.float32), batch)
             valid = int((batch.indices >= 0).sum())
             total, num = total + float(loss) * valid, num + valid
-    for run in runs:
+    for run in reversed(runs):  # each puts back the signal handlers that it found
         run.close()
     (summary,) = states[0]["position"]["summaries"]
     assert num == 160 and summary["held_out"]["loss"] == pytest.approx(total / num, rel=1e-3)

@@ -5,11 +5,12 @@ import subprocess
 import sys
 import warnings
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 import pytest
@@ -55,17 +56,27 @@ def make(name: str) -> Decoder | BatchDecoder:
 
 
 class Samples:
-    """Bytes in one file, and the rows that tell of them."""
+    """Bytes in one file, open for the time of a test, and the rows that tell of them."""
+
+    opened: ClassVar[list[int]] = []
 
     def __init__(self, path: Path, samples: list[tuple[bytes, int, int, int]]) -> None:
         path.write_bytes(b"before" + b"".join(data for data, *_ in samples))
         self.fd = os.open(path, os.O_RDONLY)
+        self.opened.append(self.fd)
         sizes = np.array([len(data) for data, *_ in samples], np.int64)
         self.rows = Rows.empty(np.arange(len(samples)))
         self.rows.fd[:], self.rows.label[:] = self.fd, 0
         self.rows.offset[:], self.rows.num_bytes[:] = 6 + np.cumsum(sizes) - sizes, sizes
         for i, (_, height, width, mode) in enumerate(samples):
             self.rows.height[i], self.rows.width[i], self.rows.mode[i] = height, width, mode
+
+
+@pytest.fixture(autouse=True)
+def samples_are_closed() -> Iterator[None]:
+    yield
+    while Samples.opened:
+        os.close(Samples.opened.pop())
 
 
 def decode(
