@@ -72,7 +72,8 @@ class Running:
         together: bool = False,
     ):
         self._folder = tempfile.TemporaryDirectory()
-        self._texts = [Path(self._folder.name, name) for name in ("out", "out" if together else "err")]
+        output = Path(self._folder.name, "out")
+        self._texts = output, output if together else output.with_name("err")
         self._processes = [
             spawn(command, {**environment, **own}, cwd, *self._texts)
             for own in (rank_variables(ranks) if ranks else [{}])
