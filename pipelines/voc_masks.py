@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fastpsl.pipelines.matlab import read_mat
+
 VOID = 255
 
 
@@ -68,13 +70,15 @@ def _png(path: Path, data: bytes) -> np.ndarray:
 
 
 def _sbd(path: Path, data: bytes) -> np.ndarray:
-    from scipy.io import loadmat  # takes a second
-
     try:
-        mask = loadmat(io.BytesIO(data), variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
-    except Exception as error:  # noqa: BLE001  scipy raises nearly anything on nonsense
+        found = read_mat(data, ("GTcls",))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    try:
+        mask = found["GTcls"]["Segmentation"][0, 0]
+    except (ValueError, LookupError, TypeError) as error:
         raise ValueError(
-            f"{path}: no GTcls.Segmentation can be read of it ({' '.join(str(error).split())}); extract it again"
+            f"{path}: no GTcls.Segmentation is in it ({' '.join(str(error).split())}); extract it again"
         ) from None
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.dtype != np.uint8:

@@ -6,7 +6,7 @@ from typing import Any, final
 
 import numpy as np
 
-from fastpsl.bounded import refuse_inflating_mat
+from fastpsl.pipelines.matlab import read_mat
 from fastpsl.pipelines.sources.plain_pickle import load_plain
 from fastpsl.pipelines.voc import VOC
 
@@ -96,18 +96,10 @@ def _read(path: Path) -> Iterable[tuple[object, np.ndarray]]:
 
 def _selective_search(path: Path) -> Iterator[tuple[object, np.ndarray]]:
     """MATLAB's cells: `images` names, `boxes` y1 x1 y2 x2 in pixels from 1, both ends inside: y1 - 1 to y2 here."""
-    from scipy.io import loadmat
-
     try:
-        refuse_inflating_mat(path)
-        found = loadmat(path, variable_names=("images", "boxes"))
-    except NotImplementedError:
-        raise ValueError(
-            f"{path}: a file of MATLAB 7.3 (HDF5), which is not read here; save it in MATLAB with -v7"
-        ) from None
-    except Exception as error:  # noqa: BLE001  scipy raises nearly anything on damaged files
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: cannot be read as a MATLAB file ({reason}); fetch it again") from None
+        found = read_mat(path.read_bytes(), ("images", "boxes"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
     if not {"images", "boxes"} <= found.keys() or found["boxes"].dtype != object:
         raise ValueError(f"{path}: lacks the cells images and boxes of Fast R-CNN's selective search")
     names, boxes = found["images"].ravel(), found["boxes"].ravel()

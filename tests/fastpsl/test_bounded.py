@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.io import savemat
 
 from fastpsl.bounded import read_npy, refuse_larger
 from fastpsl.checkpoint import read_checkpoint
@@ -22,7 +21,6 @@ from fastpsl.label_file import read_labels
 from fastpsl.permutations import read_permutations
 from fastpsl.pipelines.data import open_data
 from fastpsl.sample import sample_paths
-from fastpsl.transfer.proposals import _selective_search
 
 BOMB_BYTES = 1 << 30
 MOST_BYTES = 1 << 26
@@ -134,28 +132,6 @@ def test_what_is_read_owns_its_memory_and_is_as_it_was(tmp_path: Path) -> None:
         read_npy(tmp_path / "b.npz", 1 << 10)
     with zipfile.ZipFile(tmp_path / "b.npz") as archive, pytest.raises(ValueError, match="at most 5 "):
         refuse_larger(archive, 5)
-
-
-def test_matlabs_files_inflate_to_a_limit(tmp_path: Path) -> None:
-    path = tmp_path / "boxes.mat"
-    names, boxes = np.empty((1, 2), object), np.empty((1, 2), object)
-    names[0, :] = "000005", "000007"
-    boxes[0, 0], boxes[0, 1] = np.array([[1.0, 1, 40, 50]]), np.zeros((0, 4))
-    savemat(path, {"images": names, "boxes": boxes}, do_compression=True)
-    assert [(name, its.tolist()) for name, its in _selective_search(path)] == [
-        ("000005", [[0, 0, 50, 40]]),
-        ("000007", []),
-    ]
-    boxes[0, 0] = np.zeros((1 << 20, 16))  # 134 MB
-    savemat(path, {"images": names, "boxes": boxes}, do_compression=True)
-    boxes[0, 0] = None
-    line = refused(list, _selective_search(path))
-    assert line.startswith(
-        f"{path}: cannot be read as a MATLAB file (it inflates to more than 64 times its size)"
-    )
-    path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(ValueError, match="cannot be read as a MATLAB file"):
-        list(_selective_search(path))
 
 
 @pytest.mark.parametrize("shape", ["(2, 9", "(99999999999999999999, 9)", "((((", "(1e999, 9)"])

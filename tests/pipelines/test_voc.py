@@ -334,9 +334,11 @@ def test_what_is_wrong_with_sbd_is_said(root: Path, tmp_path: Path) -> None:
     write_sbd_mask(file, np.full((44, 60), 21, np.uint8), savemat)
     said("2008_000001.mat: holds the number 21")
     savemat(file, {"GTinst": {"Segmentation": np.zeros((44, 60), np.uint8)}})
-    said("2008_000001.mat: no GTcls.Segmentation can be read")
+    said("2008_000001.mat: no GTcls.Segmentation is in it")
+    savemat(file, {"GTcls": np.zeros((44, 60), np.uint8)})
+    said("2008_000001.mat: no GTcls.Segmentation is in it")
     file.write_bytes(b"nonsense")
-    said("2008_000001.mat: no GTcls.Segmentation can be read")
+    said("2008_000001.mat: cannot be read as a MATLAB file")
     file.unlink()
     said(
         "cls: 1 of the 2 annotations that .* are missing, the first is 2008_000001.mat; extract the whole of benchmark.tgz"

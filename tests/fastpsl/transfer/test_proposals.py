@@ -197,7 +197,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     whole = write_mat(tmp_path / "whole.mat").read_bytes()
     made: dict[str, tuple[str, bytes | Callable[[Path], Any]]] = {
         "proposals are Fast R-CNN's .mat": ("a.txt", b""),
-        "Unknown mat file type": ("a.mat", b"no such thing" * 100),
+        "it does not begin as one of version 5": ("a.mat", b"no such thing" * 100),
         "cannot be read as a MATLAB file": ("b.mat", whole[:-50]),
         "lacks the cells images and boxes": ("c.mat", lambda path: savemat(path, {"images": cells(["a"], True)})),
         "MATLAB 7.3 (HDF5), which is not read here; save it in MATLAB with -v7": (
