@@ -128,7 +128,12 @@ def test_json(doctor) -> None:
 def test_without_recipes_reading_and_decoding_are_timed(doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_setting, "default_recipe", lambda: None)
     code, out, err = doctor("--seconds", 0.01)
-    assert code == 0 and not besides_progress(err) and "no recipe" in out and "fastpsl doctor PATH/NAME.py" in one_line(out)
+    assert (
+        code == 0
+        and not besides_progress(err)
+        and "no recipe" in out
+        and "fastpsl doctor PATH/NAME.py" in one_line(out)
+    )
     assert "decode" in out and "both" not in out
     refused(doctor("--stages", "S1"), "there is no recipe")
 

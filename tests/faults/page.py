@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS, PAGE = ROOT / "docs" / "runs" / "faults", ROOT / "docs" / "reliability.md"
 # Categories whose every case is a row of its own, with what it said.
 IN_FULL = ("surroundings", "ranks", "openings", "training")
-_LONGEST = 200
+_LONGEST = 320
 
 
 def newest(folder: Path) -> dict[str, tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -79,11 +79,8 @@ def _cases(found: dict[str, tuple[str, dict[str, Any], dict[str, Any]]]) -> str:
 def _cell(text: str) -> str:
     """A message in a cell of a table: neither markup nor control characters of its names."""
     text = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-    return (
-        f"`` {text.encode('ascii', 'backslashreplace').decode().replace('|', '¦').replace('`', chr(39))} ``"
-        if text
-        else ""
-    )
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return f"`` {shown.replace('|', '¦').replace('`', chr(39))} ``" if text else ""
 
 
 def main() -> None:
