@@ -95,7 +95,9 @@ class Tables:
         except ValueError:  # a NUL within
             is_below = False
         if not is_below:
-            return BrokenImage(f"the row holds no bytes and names a file that is not below {self.roots[0]}")
+            return BrokenImage(
+                f"the row holds no bytes and names a file that is not below {self.roots[0]}: put the images there"
+            )
         return Path(wanted)
 
 

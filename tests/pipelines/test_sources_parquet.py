@@ -211,7 +211,7 @@ def test_a_row_names_no_file_outside_of_its_tables_folder(tmp_path: Path) -> Non
     write_parquet(src, {"image": pyarrow.array(rows, kind)})
     found = [sample.image for sample in samples(src)]
     assert found[:3] == [tmp_path / "table/below/c.jpg"] * 3
-    told = f"the row holds no bytes and names a file that is not below {tmp_path / 'table'}"
+    told = f"the row holds no bytes and names a file that is not below {tmp_path / 'table'}: put the images there"
     assert [str(image) for image in found[3:] if isinstance(image, BrokenImage)] == [told] * len(outside)
 
 
