@@ -125,7 +125,8 @@ def _struck(fault: Fault, place: Path, chance: random.Random, undisturbed: Path)
         outcome = outcome if quiet[0] == "goes on" else quiet
     if outcome[0] != "refused":
         return outcome
-    if left := [name for name in litter(place) if fault.strike is not _kill or fault.rank]:
+    # What rank 0 was writing when it was killed lies there until the next start.
+    if (left := litter(place)) and not (from_outside and fault.rank == 0):
         return "differs", f"left behind: {left}"
     again = [
         verdict(rank.wait(_LIMIT_S), RANKS.recipe) for rank in start_ranks(command, place / "again.log", 2)
