@@ -28,8 +28,6 @@ _STEPS = (
     25,
     "--checkpoint-steps",
     4,
-    "--timeout-s",
-    TIMEOUT_S,
 )
 _WORDS = ("has gone or hangs", "same command")
 _CODES = (1, 2)  # 1: it lost the other; 2: its own limits
@@ -84,7 +82,7 @@ FAULTS = tuple(
 
 
 def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
-    undisturbed = folder / "undisturbed"
+    undisturbed = folder / "undisturbed"  # it compiles what the others find compiled, and takes its time
     for rank in start_ranks(RANKS.command(undisturbed, *_STEPS), folder / "undisturbed.log", 2):
         outcome = verdict(rank.wait(_LIMIT_S), RANKS.recipe)
         if outcome[0] != "goes on":
@@ -98,7 +96,7 @@ def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
 
 
 def _struck(fault: Fault, place: Path, chance: random.Random, undisturbed: Path) -> Outcome:
-    command, out = RANKS.command(place / "run", *_STEPS), place / "run"
+    command, out = RANKS.command(place / "run", *_STEPS, "--timeout-s", TIMEOUT_S), place / "run"
     prepare = {fault.rank: fault.prepare} if fault.prepare else {}
     ranks = start_ranks(command, place / "log", 2, prepare=prepare)
     if fault.strike:
