@@ -73,9 +73,16 @@ class Checkpoints:
         return self.write(step, self.packed(state))
 
     def packed(self, state: dict[str, Any]) -> memoryview:
-        """The file that holds `state`."""
+        """The file that holds `state`. MemoryError where there is no room for it."""
         buffer = io.BytesIO()
-        torch.save({"format": FORMAT, **state}, buffer)
+        try:
+            torch.save({"format": FORMAT, **state}, buffer)
+        except RuntimeError as error:
+            if isinstance(
+                error.__context__, MemoryError
+            ):  # torch's writer says merely that bytes are missing
+                raise error.__context__ from None
+            raise
         if not self._tried:
             self._try_to_read(buffer)
         return buffer.getbuffer()

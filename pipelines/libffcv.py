@@ -36,10 +36,16 @@ HEADER_REASONS = {
     HEADER_UNSUPPORTED: "JPEG of a kind that is not decoded (lossless, hierarchical or arithmetic)",
 }
 
+# turbojpeg.h: pixels, and how they are decoded.
+_RGB, _FAST_UPSAMPLING, _NO_REALLOC, _FAST_DCT, _ACCURATE_DCT = 0, 256, 1024, 2048, 4096
 _pointer, _u32 = types.intp, types.uint32
 _tj_decode: Any = types.ExternalFunction(
     "fastpsl_tj_decode",
     types.int32(_pointer, types.uint64, _u32, _u32, _pointer, *(_u32,) * 8),
+)
+_tj_decompress: Any = types.ExternalFunction(
+    "fastpsl_tj_decompress",
+    types.int32(_pointer, _pointer, types.uint64, _pointer, *(types.int32,) * 5),
 )
 _pread: Any = types.ExternalFunction(
     "fastpsl_pread", types.intp(types.int32, _pointer, types.uintp, types.int64)
@@ -69,19 +75,29 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     except OSError as error:  # built against a libturbojpeg or OpenCV that has gone
         return None, f"ffcv's library does not load ({error})"
     u32, flag = ctypes.c_uint32, ctypes.c_bool
-    library.imdecode.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_uint64,
-        u32,
-        u32,
-        ctypes.c_void_p,
-        *(u32,) * 6,
-        flag,
-        flag,
-    ]
+    pointer = ctypes.c_void_p
+    library.imdecode.argtypes = [pointer, ctypes.c_uint64, u32, u32, pointer, *(u32,) * 6, flag, flag]
     library.imdecode.restype = ctypes.c_int
     llvmlite.binding.add_symbol("fastpsl_tj_decode", _address(library.imdecode))
+    reached = library.tjDecompress2 if _reach_turbojpeg(library) else library.imdecode
+    llvmlite.binding.add_symbol("fastpsl_tj_decompress", _address(reached))  # without handles never called
     return library, ""
+
+
+def _reach_turbojpeg(library: ctypes.CDLL) -> bool:
+    """Whether the libturbojpeg that libffcv is linked to can be called through libffcv; its functions' types are told."""
+    try:
+        library.tjInitCompress.restype = library.tjInitDecompress.restype = ctypes.c_void_p
+        library.tjDecompress2.argtypes = [
+            *(ctypes.c_void_p,) * 2, ctypes.c_ulong, ctypes.c_void_p, *(ctypes.c_int,) * 5,
+        ]  # fmt: skip
+        library.tjBufSize.restype = ctypes.c_ulong
+        library.tjCompress2.argtypes = [
+            *(ctypes.c_void_p,) * 2, *(ctypes.c_int,) * 4, *(ctypes.c_void_p,) * 2, *(ctypes.c_int,) * 3,
+        ]  # fmt: skip
+    except AttributeError:
+        return False
+    return True
 
 
 def library() -> ctypes.CDLL:
@@ -153,14 +169,28 @@ def decode_into(
     out: np.ndarray,
     scale_num: int,
     scale_denom: int,
+    handle: int,
 ) -> int:
     """Compiled: decode `jpeg[:num_bytes]` to RGB in `out`, a contiguous uint8 array of at least h * w * 3
     bytes.
 
     `height`, `width` are the JPEG's own, checked by `jpeg_header`; h = ceil(height * scale_num /
-    scale_denom), w alike, with the scale one of 1/1, 1/2, 1/4, 1/8. Returns 0, or -1 after a libjpeg error or
+    scale_denom), w alike, with the scale one of 1/1, 1/2, 1/4, 1/8. handle: a `Handle`'s address, used by one
+    thread at a time. Returns 0, or -1 after a libjpeg error or
     warning (`out` then holds what was decoded).
     """
+    if handle != 0:  # as imdecode does, whose own handles outlive their threads: 6 kB each
+        return _tj_decompress(
+            handle,
+            jpeg.ctypes.data,
+            num_bytes,
+            out.ctypes.data,
+            (width * scale_num + scale_denom - 1) // scale_denom,
+            0,
+            (height * scale_num + scale_denom - 1) // scale_denom,
+            _RGB,
+            _FAST_DCT | _NO_REALLOC,
+        )
     return _tj_decode(
         jpeg.ctypes.data,
         num_bytes,
@@ -193,6 +223,20 @@ def pread_into(file: int, offset: int, num_bytes: int, out: np.ndarray) -> int:
     return done
 
 
+class Handle:
+    """What libturbojpeg keeps for one thread, given back with this object; `address` is 0 where it cannot be reached through libffcv."""
+
+    def __init__(self, made_by: str) -> None:
+        self.address: int = 0
+        self._library = library()
+        if _reach_turbojpeg(self._library):
+            self.address = getattr(self._library, made_by)() or 0
+
+    def __del__(self) -> None:
+        if self.address:
+            self._library.tjDestroy(ctypes.c_void_p(self.address))
+
+
 class Codec:
     """Decode and encode whole images from plain Python; every call releases the GIL, so threads run
     side by side.
@@ -204,31 +248,7 @@ class Codec:
     def __init__(self) -> None:
         self._library = library()
         self._buffers: dict[str, np.ndarray] = {}
-        self._compressor = self._decompressor = None
-        self._reach_turbojpeg()
-
-    def _reach_turbojpeg(self) -> None:
-        """Handles of the libturbojpeg that libffcv is linked to; they stay None where it cannot be reached
-        through libffcv."""
-        try:
-            self._library.tjInitCompress.restype = ctypes.c_void_p
-            self._library.tjInitDecompress.restype = ctypes.c_void_p
-            self._library.tjDecompress2.argtypes = [
-                *(ctypes.c_void_p,) * 2, ctypes.c_ulong, ctypes.c_void_p, *(ctypes.c_int,) * 5,
-            ]  # fmt: skip
-            self._library.tjBufSize.restype = ctypes.c_ulong
-            self._library.tjCompress2.argtypes = [
-                *(ctypes.c_void_p,) * 2, *(ctypes.c_int,) * 4, *(ctypes.c_void_p,) * 2, *(ctypes.c_int,) * 3,
-            ]  # fmt: skip
-            self._compressor = self._library.tjInitCompress()
-            self._decompressor = self._library.tjInitDecompress()
-        except AttributeError:
-            return
-
-    def __del__(self) -> None:
-        for handle in (getattr(self, "_compressor", None), getattr(self, "_decompressor", None)):
-            if handle:
-                self._library.tjDestroy(ctypes.c_void_p(handle))
+        self._compressor, self._decompressor = Handle("tjInitCompress"), Handle("tjInitDecompress")
 
     def _buffer(self, use: str, num_bytes: int) -> np.ndarray:
         if num_bytes > _MAX_KEPT_BYTES:
@@ -241,7 +261,7 @@ class Codec:
     def decode(
         self, jpeg: bytes, height: int, width: int, denominator: int = 1, *, to_shrink: bool = False
     ) -> tuple[np.ndarray, bool]:
-        """Decode to RGB by the call that readers use, at 1/denominator (1, 2, 4, 8) of the JPEG's own height
+        """Decode to RGB as readers do, at 1/denominator (1, 2, 4, 8) of the JPEG's own height
         and width.
 
         to_shrink: the picture will be halved at least, so colour need not be interpolated between its own
@@ -250,50 +270,36 @@ class Codec:
         """
         rows, columns = -(-height // denominator), -(-width // denominator)
         out = self._buffer("decode", rows * columns * 3)
-        if to_shrink and self._decompressor:
-            rgb, fast_upsampling, fast_dct = 0, 256, 2048  # turbojpeg.h
+        if self._decompressor.address:
             status = self._library.tjDecompress2(
-                self._decompressor,
+                self._decompressor.address,
                 jpeg,
                 len(jpeg),
                 out.ctypes.data,
                 columns,
                 0,
                 rows,
-                rgb,
-                fast_upsampling | fast_dct,
+                _RGB,
+                _FAST_DCT | (_FAST_UPSAMPLING if to_shrink else _NO_REALLOC),
             )
         else:
-            status = self._library.imdecode(
-                jpeg,
-                len(jpeg),
-                height,
-                width,
-                out.ctypes.data,
-                height,
-                width,
-                0,
-                0,
-                1,
-                denominator,
-                False,
-                False,
-            )
+            whole = (height, width, 0, 0, 1, denominator, False, False)
+            status = self._library.imdecode(jpeg, len(jpeg), height, width, out.ctypes.data, *whole)
         return out.reshape(rows, columns, 3), status == 0
 
     def encode(self, image: np.ndarray, quality: int) -> bytes | None:
         """Baseline JPEG, 4:2:0, accurate DCT, of contiguous uint8 [H, W, 3]; None where libturbojpeg is out
         of reach or fails."""
-        if self._compressor is None:
+        if not self._compressor.address:
             return None
         assert image.dtype == np.uint8 and image.flags.c_contiguous and image.size
         rows, columns = image.shape[:2]
-        subsampling, rgb, no_realloc, accurate_dct = 2, 0, 1024, 4096  # turbojpeg.h
+        subsampling = 2  # 4:2:0
         capacity = self._library.tjBufSize(columns, rows, subsampling)
         out = self._buffer("encode", capacity)
         address, size = ctypes.c_void_p(out.ctypes.data), ctypes.c_ulong(capacity)
         status = self._library.tjCompress2(
-            self._compressor, image.ctypes.data, columns, 0, rows, rgb,
-            ctypes.byref(address), ctypes.byref(size), subsampling, quality, no_realloc | accurate_dct,
+            self._compressor.address, image.ctypes.data, columns, 0, rows, _RGB,
+            ctypes.byref(address), ctypes.byref(size), subsampling, quality, _NO_REALLOC | _ACCURATE_DCT,
         )  # fmt: skip
         return out[: size.value].tobytes() if status == 0 else None

@@ -17,7 +17,7 @@ from fastpsl.pipelines.decoders import area, codes, encoded
 from fastpsl.pipelines.decoders.area import area_resize
 from fastpsl.pipelines.decoders.codes import AREA, BAD_BOX, CORRUPT, GOOD, REASONS, check_request
 from fastpsl.pipelines.decoders.encoded import read_checked, stamp
-from fastpsl.pipelines.libffcv import decode_into, library
+from fastpsl.pipelines.libffcv import Handle, decode_into, library
 from fastpsl.pipelines.rows import MODE_RAW, Rows
 
 # A JPEG is decoded at 1/d (2, 4, 8) where every crop is at least 1.5 d times its output. Measured on 40 photos, d = 2 / 4 / 8,
@@ -49,6 +49,7 @@ def _decode_one(
     i: int,
     encoded: np.ndarray,
     pixels: np.ndarray,
+    handle: int,
 ) -> tuple[int, int]:
     """(code, denominator); the picture is in `pixels`, ceil(height / denominator) x ceil(width / denominator) x 3."""
     all_area = True
@@ -67,7 +68,7 @@ def _decode_one(
         return code, 1
     # libjpeg's scaling resamples along the picture's axes, which an isotropic crop must not show.
     denominator = _denominator(boxes, sizes, i) if all_area else 1
-    if decode_into(encoded, num_bytes, height, width, pixels, 1, denominator) != 0:
+    if decode_into(encoded, num_bytes, height, width, pixels, 1, denominator, handle) != 0:
         return CORRUPT, 1
     return GOOD, denominator
 
@@ -89,6 +90,7 @@ def _compiled(stamp: int) -> Callable[..., None]:
         encoded: np.ndarray,
         pixels: np.ndarray,
         codes: np.ndarray,
+        handle: int,
     ) -> None:
         if stamp < 0:  # never: it is named here to be part of the cache's key
             return
@@ -96,7 +98,18 @@ def _compiled(stamp: int) -> Callable[..., None]:
         for i in range(len(codes)):
             height, width = int(heights[i]), int(widths[i])
             codes[i], denominator = _decode_one(
-                fds[i], offsets[i], num_bytes[i], height, width, modes[i], boxes, sizes, i, encoded, pixels
+                fds[i],
+                offsets[i],
+                num_bytes[i],
+                height,
+                width,
+                modes[i],
+                boxes,
+                sizes,
+                i,
+                encoded,
+                pixels,
+                handle,
             )
             if codes[i] != GOOD:
                 continue
@@ -147,8 +160,16 @@ class FfcvDecoder:
             self._memory("encoded", int(rows.num_bytes.max())),
             self._memory("pixels", int((heights * widths).max()) * 3),
             status,
+            self._handle().address,
         )
         return status
+
+    def _handle(self) -> Handle:
+        """This thread's own; it ends with the thread."""
+        handle: Handle | None = getattr(self._scratch, "handle", None)
+        if handle is None:
+            handle = self._scratch.handle = Handle("tjInitDecompress")
+        return handle
 
     def _memory(self, use: str, num_bytes: int) -> np.ndarray:
         """This thread's own scratch: it grows to the largest sample seen."""

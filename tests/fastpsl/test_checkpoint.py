@@ -1,14 +1,17 @@
 import errno
+import io
 import os
 import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from fastpsl import checkpoint
 from fastpsl.checkpoint import Checkpoints, read_checkpoint, write_atomically
 
 
@@ -118,6 +121,30 @@ def test_what_could_not_be_read_again_is_refused_at_once(tmp_path: Path) -> None
     with pytest.raises(TypeError, match="tensors, numbers"):
         Checkpoints(tmp_path).save(1, {"task": {"labels": np.zeros(3)}})
     assert not os.listdir(tmp_path)
+
+
+def test_no_room_for_a_checkpoint_is_said_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever write fails: of some torch says that the position is unexpected."""
+
+    class Full(io.BytesIO):
+        left = 0
+
+        def write(self, data: Any) -> int:
+            self.left -= 1
+            if self.left < 0:
+                raise MemoryError
+            return super().write(data)
+
+    monkeypatch.setattr(checkpoint.io, "BytesIO", Full)
+    checkpoints, state = Checkpoints(tmp_path), {"a": torch.zeros(500), "b": torch.ones(3000)}
+    for left in range(1000):
+        Full.left = left
+        try:
+            checkpoints.save(1, state)
+        except MemoryError:
+            continue
+        break
+    assert 20 < left < 999 and torch.equal(read_checkpoint(checkpoints.paths()[0])["b"], state["b"])
 
 
 def test_a_checkpoint_of_an_older_step_is_kept_beside_newer_ones(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from fastpsl.pipelines.libffcv import (
     HEADER_NOT_JPEG,
     HEADER_UNSUPPORTED,
     Codec,
+    Handle,
+    decode_into,
     jpeg_header,
 )
 from tests.pipelines.photos import jpeg, needs_ffcv, photo, pil_decode
@@ -41,7 +43,7 @@ def load(fd, num_bytes, data, pixels):
     if pread_into(fd, 0, num_bytes, data) != num_bytes:
         return -2
     status, height, width, components, is_progressive, precision = jpeg_header(data, num_bytes)
-    if status or decode_into(data, num_bytes, height, width, pixels, 1, 1):
+    if status or decode_into(data, num_bytes, height, width, pixels, 1, 1, 0):
         return -1
     return int(pixels.astype("int64").sum())
 """
@@ -84,6 +86,24 @@ def test_codec_agrees_with_pillow() -> None:
         assert codec.decode(data, height, width, 4)[0].shape == (-(-height // 4), -(-width // 4), 3)
         assert codec.encode(picture, 83) == jpeg(picture, quality=83)
     assert not codec.decode(data[: len(data) // 2], height, width)[1]
+
+
+@needs_ffcv("it is compared with its imdecode")
+@pytest.mark.parametrize("denominator", [1, 2, 4, 8])
+def test_a_handle_decodes_as_imdecode_does(denominator: int) -> None:
+    """Bit for bit, what is cut off too; a handle is good for many pictures."""
+    handle = Handle("tjInitDecompress")
+    assert handle.address
+    for i, (height, width) in enumerate(((90, 121), (1, 1), (17, 300))):
+        whole = jpeg(photo(i, height, width), progressive=i == 2)
+        for data in (whole, whole[: len(whole) * 2 // 3]):
+            found = []
+            for address in (0, handle.address):
+                out = np.zeros((-(-height // denominator), -(-width // denominator), 3), np.uint8)
+                packed = np.frombuffer(data, np.uint8)
+                status = decode_into(packed, len(data), height, width, out, 1, denominator, address)
+                found.append((status, out.tobytes()))
+            assert found[0] == found[1] and any(found[0][1])
 
 
 def header(data: "bytes | bytearray") -> tuple[int, ...]:
