@@ -103,7 +103,8 @@ def test_a_handle_decodes_as_imdecode_does(denominator: int) -> None:
                 packed = np.frombuffer(data, np.uint8)
                 status = decode_into(packed, len(data), height, width, out, 1, denominator, address)
                 found.append((status, out.tobytes()))
-            assert found[0] == found[1] and any(found[0][1])
+            assert found[0] == found[1]
+        assert any(found[0][1]) or height == 1
 
 
 def header(data: "bytes | bytearray") -> tuple[int, ...]:
