@@ -65,9 +65,7 @@ def _look_through(data: bytes) -> None:
             inflated = _inflated(body, left)
             left -= len(inflated)
             kind, body = _Parts(inflated, parts.order).next()
-        if kind != _MATRIX:
-            raise _damaged(f"type {kind} stands in an array's place")
-        _look_at_array(_Parts(body, parts.order), _MOST_LEVELS)
+        _look_at_array(kind, _Parts(body, parts.order), _MOST_LEVELS)
 
 
 class _Parts:
@@ -116,7 +114,10 @@ class _Parts:
         return int.from_bytes(data, self.order)
 
 
-def _look_at_array(parts: _Parts, levels: int) -> None:
+def _look_at_array(kind: int, parts: _Parts, levels: int) -> None:
+    """ValueError unless a part of type `kind` is an array, of arrays within arrays `levels` deep at most."""
+    if kind != _MATRIX:
+        raise _damaged(f"type {kind} stands in an array's place")
     if parts.at_end():  # an array without anything
         return
     if not levels:
@@ -140,9 +141,7 @@ def _look_at_array(parts: _Parts, levels: int) -> None:
         )
     for _ in range(num_arrays):
         kind, body = parts.next()
-        if kind != _MATRIX:
-            raise _damaged(f"type {kind} stands in an array's place")
-        _look_at_array(_Parts(body, parts.order), levels - 1)
+        _look_at_array(kind, _Parts(body, parts.order), levels - 1)
     if not parts.at_end():
         raise _damaged("more parts than an array of its class has")
 
@@ -155,12 +154,11 @@ def _num_fields(parts: _Parts) -> int:
 
 
 def _inflated(body: memoryview, most_bytes: int) -> memoryview:
-    inflate = zlib.decompressobj()
     try:
-        data = inflate.decompress(body, most_bytes)
+        data = zlib.decompressobj().decompress(body, most_bytes + 1)  # 0 would be no limit
     except zlib.error as error:
-        raise _damaged(f"{error}") from None
-    if inflate.unconsumed_tail or not inflate.eof and len(data) == most_bytes:
+        raise _damaged(str(error)) from None
+    if len(data) > most_bytes:
         raise ValueError(
             f"inflates to more than {_MOST_TIMES} times its size, which no sound file does; fetch it again"
         )

@@ -11,7 +11,7 @@ import pytest
 from scipy.io import loadmat, savemat
 from scipy.sparse import csc_array
 
-from fastpsl.pipelines.matlab import read_mat
+from fastpsl.pipelines.matlab import _inflated, read_mat
 
 
 def cells(*items: object) -> np.ndarray:
@@ -182,3 +182,14 @@ def test_compressed_parts_inflate_to_a_limit() -> None:
         data = written(arrays, compressed=True)
         with pytest.raises(ValueError, match="inflates to more than 64 times its size"):
             read_mat(data, ("b",))
+
+
+@pytest.mark.parametrize("left", [0, 1, 999, 1000])
+def test_what_is_left_of_the_limit_is_a_limit(left: int) -> None:
+    """Where nothing is left, too: to zlib 0 is no limit."""
+    packed = memoryview(zlib.compress(bytes(1000)))
+    if left == 1000:
+        assert _inflated(packed, left) == bytes(1000)
+        return
+    with pytest.raises(ValueError, match="inflates to more"):
+        _inflated(packed, left)
