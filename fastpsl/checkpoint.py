@@ -78,9 +78,8 @@ class Checkpoints:
         try:
             torch.save({"format": FORMAT, **state}, buffer)
         except RuntimeError as error:
-            if isinstance(
-                error.__context__, MemoryError
-            ):  # torch's writer says merely that bytes are missing
+            # What torch's writer says is that bytes are missing; why is behind it.
+            if isinstance(error.__context__, MemoryError):
                 raise error.__context__ from None
             raise
         if not self._tried:

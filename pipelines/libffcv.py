@@ -84,6 +84,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     return library, ""
 
 
+@functools.cache
 def _reach_turbojpeg(library: ctypes.CDLL) -> bool:
     """Whether the libturbojpeg that libffcv is linked to can be called through libffcv; its functions' types are told."""
     try:
