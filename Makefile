@@ -6,6 +6,8 @@ SHELL := bash
 PYTHON_IN_VENV := .venv/bin/python
 # Threads that wait sleep. Spinning, as is libgomp's way, gains 7 % on cores that are our own and costs a factor of 3 to 8 beside neighbours.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Compiled modules are kept, whatever the environment says: pytest rewrites the tests' asserts in ten seconds otherwise, at each start.
+export PYTHONDONTWRITEBYTECODE :=
 
 help:
 	@echo "make demo      the main job on the embedded sample; ARGS=\"--data my.beton\" adds options"

@@ -25,6 +25,7 @@ from fastpsl.distributed import World
 from fastpsl.options import RunOptions
 from fastpsl.transfer.detection_protocols import PROTOCOLS
 from tests.commands import ROOT, run
+from tests.slow import slow
 
 CPU = torch.device("cpu")
 TINY = replace(PROTOCOLS["pirl"], num_rois=8, rpn_train=(100, 20))
@@ -73,7 +74,7 @@ def test_ratios_by_arithmetic() -> None:
     assert (first["pictures_per_s"], first["boxes_per_picture"], first["peak_mib"]) == (100.0, 32, None)
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("backbone", ["resnet18", slow("resnet50")])
 def test_torchvisions_model_is_ours(backbone: str) -> None:
     """Maps and the RPN's answers on the same picture; what learns; a step that moves all of that and nothing else."""
     world = World(0, 1, 0, 1, CPU)

@@ -26,7 +26,7 @@ PARTS = ("a", "b", "c", "d", "e")
 
 def call(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=280,
+        ["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=3600,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **environment},
     )  # fmt: skip
 

@@ -24,6 +24,7 @@ def small(name: str, **options: float) -> AlexNet:
     return made
 
 
+@pytest.mark.usefixtures("published_widths")
 @pytest.mark.parametrize("name", WIDTHS)
 def test_parameters_are_the_originals(name: str) -> None:
     with torch.device("meta"):

@@ -32,6 +32,7 @@ from tests.fastpsl.test_folding import apart
 from tests.fastpsl.test_stage import CPU, Brightness, snapshot
 from tests.fastpsl.test_step_modes import Capture
 from tests.fastpsl.tiny import noise_batch
+from tests.slow import slow
 
 # Small where their size is not what is tested: fully-connected layers of 16 features.
 SMALL: dict[str, Callable[[], Backbone]] = {
@@ -44,6 +45,7 @@ SMALL: dict[str, Callable[[], Backbone]] = {
     "resnet50_mlp": lambda: ResNet("resnet50_mlp"),
     "vgg16": lambda: VGG(fc_width=16),
 }
+LARGE = ("resnet34_iic", "resnet50_mlp", "vgg16")
 # As docs/backbones.md has it; of five blocks and fewer it suggests none for three stages.
 SUGGESTED = {6: ("1-3", "2-4", "3-6"), 7: ("1-3", "2-4", "3-7")}
 
@@ -129,8 +131,13 @@ def test_who_names_some_names_all() -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [(name, "default") for name in SMALL]
-    + [(name, "suggested") for name in ("alexnet", "alexnet_rotnet", "resnet50_mlp", "vgg16")],
+    [slow(name, "default") if name in LARGE else (name, "default") for name in SMALL]
+    + [
+        ("alexnet", "suggested"),
+        slow("alexnet_rotnet", "suggested"),
+        ("resnet50_mlp", "suggested"),
+        slow("vgg16", "suggested"),
+    ],
 )
 def test_exactly_the_learning_blocks_change(name: str, kind: str) -> None:
     backbone = small(name)
@@ -162,8 +169,8 @@ BOUNDS = {"fp32": 2e-5, "bf16": 0.03}
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("precision", ["fp32", slow("bf16")])
+@pytest.mark.parametrize("name", [slow(name) if name in LARGE else name for name in SMALL])
 def test_all_blocks_frozen_and_folded_have_the_blocks_features(name: str, precision: str) -> None:
     """Dropout is not at work in frozen blocks, folded or not."""
     last = small(name).num_blocks

@@ -19,6 +19,7 @@ from fastpsl.tasks.iic import HEAD_EPOCHS
 from fastpsl.trainer import place_backbone
 from tests.fake_cuda import DEVICE, fake_cuda
 from tests.fastpsl.fake_steps import NUM_SAMPLES, WORLD, learner_of, one_step, recipe_learner
+from tests.slow import slow
 
 Row = tuple[str, str, str, str, dict[str, Any]]
 """Recipe, stage, precision, augment, options besides the sample's."""
@@ -159,7 +160,7 @@ def test_nor_one_of_an_evaluation(recipe: str, values: dict[str, Any]) -> None:
     assert learner.augment.path == options.augment
 
 
-@pytest.mark.parametrize("protocol", ["sslpp", "mmseg"])
+@pytest.mark.parametrize("protocol", ["sslpp", slow("mmseg")])
 def test_nor_one_of_segmentation(protocol: str) -> None:
     """Of pictures as they are, and of crops with an auxiliary head."""
     module = recipe_module("voc_segmentation")

@@ -325,6 +325,7 @@ def test_blocks_by_name() -> None:
         block_number("fc8", 7, names)
 
 
+@pytest.mark.usefixtures("published_widths")
 @pytest.mark.parametrize(("block", "width"), [(5, 256), (6, 4096), (7, 4096)])
 def test_convolutions_and_fully_connected_blocks_of_alexnet(
     data: Beton, tmp_path: Path, block: int, width: int

@@ -68,6 +68,7 @@ ALEXNETS = [
 ]
 
 
+@pytest.mark.usefixtures("published_widths")
 @pytest.mark.parametrize(("protocol", "name", "widths", "affine"), ALEXNETS)
 def test_widths_of_alexnet_are_the_protocols(
     protocol: str, name: str, widths: tuple[int, ...], affine: bool | None

@@ -21,6 +21,7 @@ from fastpsl.pipelines.loader import Loader
 from fastpsl.tasks.rotation import Rotation, degrees_seen, seen
 from tests.pipelines.isotropy import bilinear, network_accuracy, probe_accuracy
 from tests.pipelines.photos import DECODERS, RAW, write
+from tests.slow import slow
 
 NUM, HEIGHT, WIDTH, SIZE, SHORTER = 640, 113, 118, 48, 55
 STEPS = 60
@@ -76,7 +77,7 @@ def told(images: Tensor, degrees: Tensor, level: int) -> dict[str, tuple[float, 
 
 
 @pytest.mark.parametrize("way", ["one", "all"])
-@pytest.mark.parametrize("level", [1, 2, 3])
+@pytest.mark.parametrize("level", [*map(slow, (1, 2)), 3])
 def test_noise_does_not_tell_its_angle(level: int, way: Literal["one", "all"], beton: Path) -> None:
     """Of all rotations of a picture, none is trained on and another tested."""
     task = Rotation(shorter_px=SHORTER, size_px=SIZE, rotations_per_image=way)

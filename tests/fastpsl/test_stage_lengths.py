@@ -27,6 +27,7 @@ from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.test_stage import CPU, VIEWS, Brightness, snapshot
 from tests.fastpsl.test_trainer import STEPS_PER_EPOCH, lines, tiny_job
 from tests.fastpsl.tiny import TinyNet, noise_batch, part_of, tiny_run
+from tests.slow import slow
 
 NUM_STEPS = 2 * STEPS_PER_EPOCH + 7
 STAGES = (Stage("A", 3, 1, 3, 0, num_steps=NUM_STEPS), Stage("B", 3, 2, 5, 1))
@@ -71,7 +72,7 @@ def test_a_stage_has_so_many_steps(whole: Path) -> None:
     assert str(STAGES[0]) == "A: level G3, learns B1-B3, 37 steps"
 
 
-@pytest.mark.parametrize("step", [1, 15, 22, 36, 37, 38, 51])
+@pytest.mark.parametrize("step", [1, 15, slow(22), slow(36), 37, slow(38), slow(51)])
 def test_it_goes_on_in_mid_epoch(whole: Path, tmp_path: Path, step: int) -> None:
     """37 is the end of the stage, in the middle of its third epoch."""
     finished, position = fit(tmp_path, stop=step)

@@ -34,6 +34,7 @@ from tests.commands import newest_checkpoint
 from tests.fastpsl.test_stage import CPU, VIEWS, Brightness
 from tests.fastpsl.test_trainer import fit, tiny_job
 from tests.fastpsl.tiny import TinyNet, noise_batch, tiny_run
+from tests.slow import slow
 
 CUDA = torch.device("cuda", 0)
 STAGES = make_plan("psl", (1, 1, 1))
@@ -71,7 +72,7 @@ def values(learner: Learner) -> Tensor:
     return torch.cat([value.flatten().double() for value in state.values()])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", slow("bf16")])
 def test_every_stage_has_concrete_sizes_and_the_values_of_eager(precision: str) -> None:
     """S1 to S3 one after another in a process, held-out passes between: symbolic sizes made compiled S2 slower than eager."""
     for stage in STAGES:

@@ -1,11 +1,13 @@
 """What people read: strangers' control characters are shown, and a lost reader ends no run and no command with a traceback."""
 
 import errno
+import fcntl
 import io
 import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,25 @@ class Dead(io.StringIO):
         if self.lives < 0:
             raise OSError(self.number, os.strerror(self.number))
         return super().write(text)
+
+
+def test_a_terminal_that_does_not_wait_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe of 4 kB in the terminal's place, as programs that do not wait for it leave one, and a reader that is late."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(writing, False)
+    lost: list[Any] = []
+    line = "x" * 99
+    with open(reading, "rb") as read, open(writing, "w", buffering=1) as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        got = [b""]
+        reader = threading.Timer(0.2, lambda: got.append(read.read(100 * 100)))
+        reader.start()
+        with people_read(lambda *told: lost.append(told)):
+            for _ in range(100):
+                print(line)
+        reader.join(60)
+    assert not lost and got[-1] == f"{line}\n".encode() * 100
 
 
 def trained(out: Path, **options: Any) -> int:

@@ -31,6 +31,7 @@ from fastpsl.tasks.uic import UIC
 from fastpsl.trainer import MAX_WARM_UP_EPOCHS, pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.tiny import TinyNet, tiny_run
+from tests.slow import slow
 from tests.warm import on_ranks
 
 SIZE, CLASSES, NUM, BATCH, STEPS = 32, 40, 480, 32, 15
@@ -216,8 +217,15 @@ def test_an_epoch_that_was_cut_makes_labels_too(tmp_path: Path) -> None:
     assert not np.array_equal(task.store.current.numpy(), task.epochs[1])
 
 
-@pytest.mark.parametrize("options", [{}, {"label_view": "center"}])
-@pytest.mark.parametrize("place", [(Learner, "evaluate"), (Epochs, "end")])
+@pytest.mark.parametrize(
+    ("place", "options"),
+    [
+        ((Learner, "evaluate"), {}),
+        ((Epochs, "end"), {"label_view": "center"}),
+        slow((Learner, "evaluate"), {"label_view": "center"}),
+        slow((Epochs, "end"), {}),
+    ],
+)
 def test_killed_where_a_stage_is_cut_it_comes_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[type, str], options: dict[str, Any]
 ) -> None:

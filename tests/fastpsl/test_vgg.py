@@ -36,6 +36,7 @@ def theirs(narrow: VGG) -> Iterator[torchvision.models.VGG]:
     yield made.eval()
 
 
+@pytest.mark.usefixtures("published_widths")
 def test_parameters_and_names_are_torchvisions() -> None:
     with torch.device("meta"):
         ours, theirs = VGG(), torchvision.models.vgg16_bn()

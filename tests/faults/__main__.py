@@ -17,7 +17,7 @@ from tests.faults.report import Category, write_results
 # Categories in the order of a run, and how many cases each takes.
 COUNTS = {
     "betons": 10_000,
-    "side_files": 2_000,
+    "side_files": 10_000,
     "images": 10_000,
     "hostile": 1_500,
     "kills": 200,

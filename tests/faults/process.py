@@ -22,7 +22,7 @@ def run(category: Category, folder: Path) -> None:
     process.start()
     sending.close()
     started = shown = time.monotonic()
-    print(f"{category.name}: {category.count:,} cases from seed {category.seed}", flush=True)
+    print(f"{category.name}: a count of {category.count:,}, from seed {category.seed}", flush=True)
     try:
         while True:
             if receiving.poll(max(0.0, shown + _SILENT_S - time.monotonic())):
@@ -54,6 +54,8 @@ def run(category: Category, folder: Path) -> None:
 
 def _progress(category: Category) -> str:
     done, seconds = category.num_done, category.seconds
+    if not done:
+        return f"{category.name}: {seconds:,.0f} s so far, no finding yet"
     left = f", {seconds / done * (category.count - done):,.0f} s left" if 0 < done < category.count else ""
     outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in category.outcomes.most_common())
     return f"{category.name}: {done:,} of {category.count:,} in {seconds:,.0f} s{left}: {outcomes}"

@@ -11,6 +11,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from fastpsl.kernels.fused import batch_norm as module
 from fastpsl.kernels.fused.batch_norm import Norm, Operand, batch_norm
+from tests.slow import slow
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
@@ -103,14 +104,15 @@ def check(shape: tuple[int, ...], dtype: torch.dtype, kind: str, relu: bool, for
     assert int(of.running[2]) == 1
 
 
-@pytest.mark.parametrize("fork", [False, True])
-@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(
+    ("relu", "fork"), [(True, True), (False, False), slow(True, False), slow(False, True)]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_torchs(kind: str, relu: bool, fork: bool) -> None:
     check((2, 66, 11, 9), torch.float32, kind, relu, fork)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, slow(torch.bfloat16)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_halves(kind: str, dtype: torch.dtype) -> None:
     check((2, 72, 11, 9), dtype, kind, True, kind != "sum")

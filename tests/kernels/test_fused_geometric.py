@@ -16,6 +16,7 @@ from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.normalise import normalise
 from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotate90 import AllTurns, Rotate90
+from tests.slow import slow
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -85,7 +86,7 @@ JIGSAWS = [
 ]
 
 
-@pytest.mark.parametrize("flip", [(), (Flip(),)], ids=["", "flip"])
+@pytest.mark.parametrize("flip", [slow(()), (Flip(),)], ids=["", "flip"])
 @pytest.mark.parametrize(("op", "shape"), JIGSAWS)
 def test_tiles_are_slices(
     op: JigsawTiles, shape: tuple[int, ...], flip: Ops, make_images: Make, assert_fused_close: Compare
@@ -100,7 +101,7 @@ TURNS = [Rotate90(4), Rotate90(2), Rotate45(), AllTurns(4), AllTurns(2)]
 
 
 @pytest.mark.parametrize("op", TURNS, ids=repr)
-@pytest.mark.parametrize("side", [1, 7, 32, 33, 36])
+@pytest.mark.parametrize("side", [1, *map(slow, (7, 32)), 33, slow(36)])
 def test_turns_are_numpys(op: object, side: int, make_images: Make, assert_fused_close: Compare) -> None:
     """Squares of one program's share and of more, of sides that are and are not multiples of four."""
     num = 2 if isinstance(op, AllTurns) else 4
@@ -178,7 +179,7 @@ def test_any_strides(ops: Ops, layout: str, make_images: Make, assert_fused_clos
     assert torch.equal(images, before)
 
 
-@pytest.mark.parametrize("ops", EVERY, ids=repr)
+@pytest.mark.parametrize("ops", [slow(EVERY[0]), *EVERY[1:4], *map(slow, EVERY[4:])], ids=repr)
 def test_draws_of_any_strides(ops: Ops, make_images: Make, assert_fused_close: Compare) -> None:
     images, draws = make_images(3, 33, 33, torch.uint8), drawn(ops, 3)
     apart = [{k: torch.stack([v, v.flip(0)], -1)[..., 0] for k, v in draw.items()} for draw in draws]

@@ -20,6 +20,7 @@ from fastpsl.kernels.normalise import normalise
 from fastpsl.kernels.rotate90 import Rotate90
 from fastpsl.kernels.sobel import Sobel
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
+from tests.slow import slow
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # By the interpreter without a GPU; with one, what it compiles.
@@ -49,6 +50,15 @@ CHAINS = [
     (GREY, GaussianBlur(1, p=1.0), XY),
     UIC,
 ]
+# In `make test` each operation and each way to end: as bytes, blurred, as one channel, as gradients of either kind.
+QUICK = (
+    (),
+    (FLIP, ColourDistortion(0.4, 0, 0.4, 0, p=0.7), BLUR),
+    (LIGHTNESS,),
+    (FLIP, COLOUR, GREY, LIGHTNESS, BLUR, SOBEL),
+    (COLOUR, XY),
+    UIC,
+)
 
 
 def statistics(ops: Sequence[object]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -80,10 +90,12 @@ def fused(images, ops, draws, dtype):
     return whole[1:-1].cpu()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, *map(slow, HALVES)], ids=str)
 @pytest.mark.parametrize(
-    "dtype", [torch.float32, *(pytest.param(half, marks=pytest.mark.slow) for half in HALVES)], ids=str
+    "ops",
+    [ops if ops in QUICK else slow(ops) for ops in CHAINS],
+    ids=lambda ops: "-".join(type(op).__name__ for op in ops) or "none",
 )
-@pytest.mark.parametrize("ops", CHAINS, ids=lambda ops: "-".join(type(op).__name__ for op in ops) or "none")
 def test_equals_the_operations(ops, dtype, make_images, as_tensors, assert_fused_close):
     if dtype == torch.bfloat16 and (ops and ops[-1] not in (BLUR, COLOUR) and ops not in ((FLIP, XY), UIC)):
         pytest.skip("bfloat16 differs from float16 in the last store alone")
@@ -123,16 +135,9 @@ def test_gradients_of_every_mix_of_choices(dtype, shape, make_images, as_tensors
     assert_fused_close(fused(images, UIC, draws, dtype), plain(images, UIC, draws))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, *map(slow, (torch.float32, torch.bfloat16))], ids=str)
 @pytest.mark.parametrize(
-    "dtype",
-    [
-        torch.float16,
-        *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float32, torch.bfloat16)),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize(
-    "shape", [(2, 1, 1), (2, 1, 40), (2, 33, 1), (1, 2, 2), (3, 35, 66), (0, 9, 9)], ids=str
+    "shape", [(2, 1, 1), (2, 1, 40), (2, 33, 1), (1, 2, 2), slow((3, 35, 66)), (0, 9, 9)], ids=str
 )
 def test_gradients_of_bytes(dtype, shape, make_images, as_tensors, assert_fused_close):
     """Straight from them nothing is rounded before the result: of bytes the sums are exact."""
@@ -146,7 +151,7 @@ def test_gradients_of_bytes(dtype, shape, make_images, as_tensors, assert_fused_
         assert off.max() < 1e-4
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [slow(torch.float32), torch.float16], ids=str)
 @pytest.mark.parametrize(
     "ops", [(FLIP, XY), (GREY, XY), (GaussianBlur(9, p=1.0), XY)], ids=["bytes", "sharp", "blurred"]
 )
@@ -182,14 +187,8 @@ def test_small_and_thin(shape, make_images, as_tensors, assert_fused_close):
     assert_fused_close(fused(images, ops, draws, torch.float16), plain(images, ops, draws))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize(
-    "kernel_px, shape",
-    [
-        (51, (26, 29)),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((23, (12, 48)), (33, (17, 17)))),
-    ],
-)
+@pytest.mark.parametrize("dtype", [slow(torch.float32), torch.float16], ids=str)
+@pytest.mark.parametrize("kernel_px, shape", [(51, (26, 29)), slow(23, (12, 48)), slow(33, (17, 17))])
 def test_kernels_up_to_the_largest_that_is_allowed(
     kernel_px, shape, dtype, make_images, as_tensors, assert_fused_close
 ):

@@ -36,7 +36,7 @@ def test_smallest_run_ends_with_lines_and_pictures(
     recipe: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    outcome = recipe(*SMALL)
+    outcome = recipe(*SMALL, *RESNET18)
     assert outcome.code == 0, outcome
     assert "decoder ffcv: its library is installed" in outcome.err or "decoder torchvision: " in outcome.err
     lines = outcome.out.splitlines()

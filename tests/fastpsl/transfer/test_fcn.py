@@ -16,6 +16,7 @@ from fastpsl.backbones.vgg import VGG
 from fastpsl.plan import Stage
 from fastpsl.stage import Trunk
 from fastpsl.transfer.fcn import DilatedFCN, FCN32s, as_convolution, dilate, laid_out, network_of
+from tests.slow import slow
 
 
 def with_fc(name: str) -> Backbone:
@@ -111,7 +112,7 @@ def test_scores_are_laid_out_as_by_the_published_deconvolution(
 
 
 @pytest.mark.parametrize("name", ["alexnet", "alexnet_rotnet", "vgg16"])
-@pytest.mark.parametrize("size", [(1, 33), (27, 28), (59, 91)])
+@pytest.mark.parametrize("size", [(1, 33), slow((27, 28)), slow((59, 91))])
 def test_every_pixel_is_reached_and_no_row_of_the_padded_picture_is_left_over(
     name: str, size: tuple[int, int]
 ) -> None:

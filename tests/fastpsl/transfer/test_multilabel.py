@@ -85,6 +85,7 @@ def test_padding_counts_for_nothing() -> None:
 # The network
 
 
+@pytest.mark.usefixtures("published_widths")
 @pytest.mark.parametrize("name", ["alexnet", "alexnet_rotnet"])
 def test_fc6_and_fc7_begin_anew(name: str) -> None:
     torch.manual_seed(0)
