@@ -86,7 +86,8 @@ def people_read(lose: Callable[[str, OSError], None]) -> Iterator[None]:
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
                 with contextlib.suppress(OSError):  # no file of the system's
-                    os.set_blocking(stream.fileno(), True)  # as other programs may leave a terminal, it refuses what it cannot take at once
+                    # Of a terminal that other programs have left otherwise: it would refuse what it cannot take at once.
+                    os.set_blocking(stream.fileno(), True)
             stack.enter_context(redirect(cast(TextIO, _Escaping(_Lasting(stream, name, lose)))))
         try:
             yield

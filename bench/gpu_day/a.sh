@@ -27,7 +27,7 @@ jigsaw resume 210 "$run-resumed" --resume "${middle:-no checkpoint}"
 step same-losses 215 "$PYTHON" bench/gpu_day/same_losses.py "$run" "$run-resumed"
 if [ -n "$SMALL" ]; then
     step two-ranks 500 "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node=2 bench/gpu_day/two_ranks.py recipes/simclr_r50.py \
-        --out "$WORK/runs/two-ranks" --max-steps-per-stage 3
+        --backbone resnet18 --size-px 32 --batch-size 16 --out "$WORK/runs/two-ranks" --max-steps-per-stage 2
     step tests 500 "$PYTHON" -m pytest -q -p no:cacheprovider tests/pipelines/test_arenas.py
 else
     # Resumes and two ranks of one GPU among them.

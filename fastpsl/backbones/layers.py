@@ -21,7 +21,7 @@ def normal_weights(network: nn.Module) -> None:
     BatchNorms begin with scale 1 and shift 0, as torch makes them. A network that was built within `no_weights` gets its memory, too.
     """
     if any(parameter.is_meta for parameter in network.parameters()):
-        network.to_empty(device="cpu")
+        network.to_empty(device=torch.get_default_device())
     for part in network.modules():
         if isinstance(part, _BatchNorm):
             part.reset_parameters()

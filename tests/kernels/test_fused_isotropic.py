@@ -19,6 +19,7 @@ from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, largest_side_px, marg
 from fastpsl.kernels.rotation_crops import RotationCrop
 from tests.kernels.windows import noise, plain, rounded, window
 from tests.pipelines.isotropy import probe_accuracy
+from tests.slow import slow
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # By the interpreter without a GPU; with one, what it compiles.
@@ -56,10 +57,9 @@ def assert_same(out: np.ndarray, expected: np.ndarray) -> None:
 # Side of the window and of the output: enlarging, nearly 1, shrinking where luma's kernel widens, and where both do, in more
 # than one program's columns; one pixel, and more than one program's lines.
 SIZES = [
-    (16, 33),
     (37, 12),
     (20, 1),
-    *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((16, 8), (41, 40), (97, 12), (17, 66))),
+    *(slow(*sizes) for sizes in ((16, 33), (16, 8), (41, 40), (97, 12), (17, 66))),
 ]
 
 

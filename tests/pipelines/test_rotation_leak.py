@@ -113,10 +113,16 @@ def test_noise_does_not_tell_its_angle(noise: tuple[str, list[Sample]], tmp_path
     assert len(views) == NUM
     assert probe_accuracy(views, labels) < PROBE_CHANCE
     if scale == "as it is":
-        assert network_accuracy(views, labels) < NETWORK_CHANCE
         # The batched form has a matrix product of its own; DALI gives it, or the compiled one, windows of its own decode.
         other = "resident" if samples[0][3] == RAW else DECODERS[-1]
         assert probe_accuracy(*views_of(path, decoder=other)) < PROBE_CHANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", [("as it is", "raw"), ("as it is", "jpeg")], indirect=True)
+def test_nor_does_it_to_a_network(noise: tuple[str, list[Sample]], tmp_path: Path) -> None:
+    path = write(tmp_path / "noise.beton", noise[1])
+    assert network_accuracy(*views_of(path)) < NETWORK_CHANCE
 
 
 @pytest.mark.slow

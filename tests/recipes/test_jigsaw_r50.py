@@ -40,7 +40,10 @@ def test_smallest_run_ends_with_lines_and_pictures(
     assert outcome.code == 0, outcome
     assert "decoder ffcv: its library is installed" in outcome.err or "decoder torchvision: " in outcome.err
     lines = outcome.out.splitlines()
-    assert lines[0].startswith("the embedded sample: stage_epochs") and "(paper 256)" in lines[0]
+    assert (
+        lines[0].startswith("the embedded sample: backbone resnet18 (paper resnet50), stage_epochs")
+        and "(paper 256)" in lines[0]
+    )
     assert [line[:2] for line in lines[1:4]] == ["S1", "S2", "S3"]
     assert all("held-out accuracy" in line and "chance" in line for line in lines[1:4])
     paths = [Path(line.rsplit(" ", 1)[1]) for line in lines[4:]]

@@ -12,6 +12,7 @@ import torch
 from fastpsl.launch import launch
 from fastpsl.sample import sample_paths
 from tests.commands import ROOT, digests, newest_checkpoint, run
+from tests.slow import slow
 
 RECIPE = ROOT / "recipes" / "simclr_r50.py"
 SMALL = ("--batch-size", "8", "--size-px", "32", "--num-threads", "1", "--no-tensorboard")
@@ -38,10 +39,13 @@ def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     return start
 
 
-def test_smallest_run_ends_with_lines_and_pictures(recipe: Any, tmp_path: Path) -> None:
-    """ResNet-50, whose head is as wide as each stage's last block."""
+@pytest.mark.parametrize(("backbone", "width"), [("resnet18", 512), slow("resnet50", 2048)])
+def test_smallest_run_ends_with_lines_and_pictures(
+    recipe: Any, tmp_path: Path, backbone: str, width: int
+) -> None:
+    """The head is as wide as each stage's last block."""
     out = tmp_path / "out"
-    code, said, err = recipe(*SMALL, "--max-steps-per-stage", 1, "--backbone", "resnet50", "--out", out)
+    code, said, err = recipe(*SMALL, "--max-steps-per-stage", 1, "--backbone", backbone, "--out", out)
     assert code == 0, err
     lines = said.splitlines()
     assert lines[0].startswith("the embedded sample: ") and "batch_size 8 (paper 256)" in lines[0]
@@ -51,7 +55,7 @@ def test_smallest_run_ends_with_lines_and_pictures(recipe: Any, tmp_path: Path) 
     sheets = [Path(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("contact sheet ")]
     assert [p.name for p in sheets] == [f"contact-sheet-G{level}.png" for level in (1, 2, 3)]
     head = newest_checkpoint(out)["learner"]["head"]
-    assert head["layers.0.weight"].shape == (2048, 2048) and head["layers.3.weight"].shape == (128, 2048)
+    assert head["layers.0.weight"].shape == (width, width) and head["layers.3.weight"].shape == (128, width)
     rates = [json.loads(line)["lr"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert rates[0] == 0 < rates[2] < rates[1]  # the warm-up is the run's first epoch alone
 
