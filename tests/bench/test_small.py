@@ -85,6 +85,7 @@ def test_the_probe_has_six_classifiers() -> None:
     assert [head.name for head in job.task.heads] == list(HEADS)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_knn_that_fails_is_named_beside_what_was_measured(
     betons: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,7 @@ def test_resnet50_in_both(tmp_path: Path) -> None:
     assert_detectron2s(tmp_path / "r50.pkl", ours, num_convs=3, units=(3, 4, 6, 3))
 
 
+@pytest.mark.slow
 def test_resnet34_in_all_three(tmp_path: Path) -> None:
     ours = checkpoint(tmp_path, "resnet34")
     export(tmp_path, "torchvision", tmp_path / "r34.pth")
@@ -205,6 +206,7 @@ def test_a_record_of_other_weights_is_not_believed(run: tuple[Path, nn.Module], 
         load_pretrained(tmp_path / "a.pth")
 
 
+@pytest.mark.slow
 def test_revnet_goes_as_safetensors_alone(tmp_path: Path) -> None:
     ours = checkpoint(tmp_path, "revnet50")
     with pytest.raises(ValueError, match="detectron2 has no revnet50: --to safetensors writes it"):

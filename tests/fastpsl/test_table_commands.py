@@ -32,6 +32,7 @@ from tests.fastpsl.table_results import (
     recipe,
     report,
 )
+from tests.slow import slow
 
 
 def test_a_jigsaws_science_holds_its_permutations(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +49,11 @@ EACH_SCALE = [
 ]
 
 
-@pytest.mark.parametrize("table", TABLES)
+# In `make test` a table of each paper, and one of each kind of evaluation.
+QUICK = ("psl/5", "psl/8", "uic/2", "uic/6", "sslpp/3", "sslpp/fig4", "sslpp/13")
+
+
+@pytest.mark.parametrize("table", [table if table in QUICK else slow(table) for table in TABLES])
 @pytest.mark.parametrize("scale", EACH_SCALE)
 def test_every_command_parses_and_makes_what_is_missing(
     table: str, scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,7 @@ from fastpsl.kernels.colour import ORDERS, ColourDistortion
 from fastpsl.kernels.fused import photometric
 from fastpsl.kernels.sobel import Sobel
 from tests.kernels.test_fused_photometric import DEVICE, SIMCLR, XY, drawn, fused, plain
+from tests.slow import slow
 
 pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 
@@ -53,7 +54,7 @@ def test_each_order_of_hard_colours(factors, dtype, launched, as_tensors, assert
 
 @pytest.mark.parametrize(
     "width, start, pixels, last",
-    [(36, 0, 4, ()), (36, 1, 1, ()), (36, 4, 4, (XY,)), (37, 0, 1, ()), (38, 0, 1, ())],
+    [(36, 0, 4, ()), (36, 1, 1, ()), slow(36, 4, 4, (XY,)), (37, 0, 1, ()), (38, 0, 1, ())],
     ids=str,
 )
 def test_rows_by_words_and_by_bytes(
@@ -74,10 +75,10 @@ def test_rows_by_words_and_by_bytes(
     "kernel_px, shape, dtype, path",
     [
         (31, (35, 70), torch.float16, "strip_pass"),
-        pytest.param(31, (70, 33), torch.float16, "strip_pass", marks=pytest.mark.slow),
+        slow(31, (70, 33), torch.float16, "strip_pass"),
         (15, (18, 40), torch.float32, "strip_pass"),
-        pytest.param(33, (35, 36), torch.float16, "neighbourhood_pass", marks=pytest.mark.slow),
-        (17, (18, 40), torch.float32, "neighbourhood_pass"),
+        slow(33, (35, 36), torch.float16, "neighbourhood_pass"),
+        slow(17, (18, 40), torch.float32, "neighbourhood_pass"),
     ],
     ids=str,
 )

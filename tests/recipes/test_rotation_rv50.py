@@ -59,6 +59,7 @@ def test_all_rotations_through_all_stages(recipe: Start, data: Any, tmp_path: Pa
         assert abs(right - round(right)) < 1e-4, summary
 
 
+@pytest.mark.slow
 def test_one_rotation_of_each_picture(recipe: Start, data: Any) -> None:
     """A step is as many pictures, so an epoch is 3 steps at any level; levels are free."""
     lines = said(

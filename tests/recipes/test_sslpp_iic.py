@@ -17,7 +17,7 @@ from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "sslpp_iic.py"
 QUICK = ("--num-threads", "1", "--no-tensorboard", "--checkpoint-minutes", "0")
-SIZES = ("--size-px", "16", "--num-copies", "2", "--batch-size", "160")
+SIZES = ("--size-px", "16", "--num-copies", "1", "--batch-size", "160")
 SMALL = (
     *QUICK,
     *SIZES,
