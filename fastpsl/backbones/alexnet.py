@@ -7,7 +7,7 @@ facebookresearch/deepcluster, `models/alexnet.py`, which the paper compares with
 from torch import nn
 
 from fastpsl.backbones.backbone import Backbone
-from fastpsl.backbones.layers import no_weights, normal_weights, on_vectors
+from fastpsl.backbones.layers import normal_weights, on_vectors
 
 WIDTHS = {"alexnet": (96, 256, 384, 384, 256), "alexnet_rotnet": (64, 192, 384, 256, 256)}
 DROPOUT = 0.5
@@ -35,28 +35,27 @@ class AlexNet(Backbone):
         super().__init__()
         widths = WIDTHS[name]
         self.name, self.channels = name, (*widths, fc_width, fc_width)
-        with no_weights():
-            self.features = nn.Sequential(
-                *_convolution(3, widths[0], 11, stride=4, padding=2),
-                nn.MaxPool2d(3, stride=2),
-                *_convolution(widths[0], widths[1], 5, padding=2),
-                nn.MaxPool2d(3, stride=2),
-                *_convolution(widths[1], widths[2], 3, padding=1),
-                *_convolution(widths[2], widths[3], 3, padding=1),
-                *_convolution(widths[3], widths[4], 3, padding=1),
-                nn.MaxPool2d(3, stride=2),
-            )
-            self.pool = nn.AdaptiveAvgPool2d(SIDE)
-            layers: list[nn.Module] = []
-            for inputs in (SIDE**2 * widths[4], fc_width):
-                if name == "alexnet":
-                    p = DROPOUT if dropout is None else dropout
-                    layers += [nn.Dropout(p), nn.Linear(inputs, fc_width), nn.ReLU(inplace=True)]
-                else:
-                    assert dropout is None
-                    normalised = nn.Linear(inputs, fc_width, bias=False), nn.BatchNorm1d(fc_width)
-                    layers += [*normalised, nn.ReLU(inplace=True)]
-            self.classifier = nn.Sequential(*layers)
+        self.features = nn.Sequential(
+            *_convolution(3, widths[0], 11, stride=4, padding=2),
+            nn.MaxPool2d(3, stride=2),
+            *_convolution(widths[0], widths[1], 5, padding=2),
+            nn.MaxPool2d(3, stride=2),
+            *_convolution(widths[1], widths[2], 3, padding=1),
+            *_convolution(widths[2], widths[3], 3, padding=1),
+            *_convolution(widths[3], widths[4], 3, padding=1),
+            nn.MaxPool2d(3, stride=2),
+        )
+        self.pool = nn.AdaptiveAvgPool2d(SIDE)
+        layers: list[nn.Module] = []
+        for inputs in (SIDE**2 * widths[4], fc_width):
+            if name == "alexnet":
+                p = DROPOUT if dropout is None else dropout
+                layers += [nn.Dropout(p), nn.Linear(inputs, fc_width), nn.ReLU(inplace=True)]
+            else:
+                assert dropout is None
+                normalised = nn.Linear(inputs, fc_width, bias=False), nn.BatchNorm1d(fc_width)
+                layers += [*normalised, nn.ReLU(inplace=True)]
+        self.classifier = nn.Sequential(*layers)
         normal_weights(self)
 
     def blocks(self) -> list[nn.Module]:

@@ -7,7 +7,7 @@ fourth block give 192 maps of 8 x 8 positions.
 from torch import nn
 
 from fastpsl.backbones.backbone import Backbone
-from fastpsl.backbones.layers import no_weights, normal_weights
+from fastpsl.backbones.layers import normal_weights
 
 NUM_BLOCKS = {"nin3": 3, "nin4": 4, "nin5": 5}
 WIDTH = 192
@@ -31,13 +31,12 @@ class NIN(Backbone):
         self.name, num = name, NUM_BLOCKS[name]
         self.channels = (_FIRST[-1][1], *[WIDTH] * (num - 1))
         self.block_names = tuple(f"block{i + 1}" for i in range(num))
-        with no_weights():
-            blocks = [
-                convolutions(3, _FIRST, nn.MaxPool2d(3, stride=2, padding=1)),
-                convolutions(self.channels[0], _SECOND, nn.AvgPool2d(3, stride=2, padding=1)),
-                *(convolutions(WIDTH, _LATER) for _ in range(num - 2)),
-            ]
-            self.layers = nn.ModuleList(blocks)
+        blocks = [
+            convolutions(3, _FIRST, nn.MaxPool2d(3, stride=2, padding=1)),
+            convolutions(self.channels[0], _SECOND, nn.AvgPool2d(3, stride=2, padding=1)),
+            *(convolutions(WIDTH, _LATER) for _ in range(num - 2)),
+        ]
+        self.layers = nn.ModuleList(blocks)
         normal_weights(self)
 
     def blocks(self) -> list[nn.Module]:

@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from fastpsl.backbones.backbone import Backbone
-from fastpsl.backbones.layers import no_weights, normal_weights, on_vectors
+from fastpsl.backbones.layers import normal_weights, on_vectors
 
 
 class Variant(NamedTuple):
@@ -50,22 +50,20 @@ class ResNet(Backbone):
         if name not in VARIANTS:
             raise ValueError(f"unknown backbone {name!r}: allowed are {', '.join(VARIANTS)}")
         variant = VARIANTS[name]
+        source = torchvision.models.get_model(variant.source, weights=None)
         self.name, self.channels = name, variant.channels
         self.block_names = ("conv1", "conv2_x", "conv3_x", "conv4_x", "conv5_x", "mlp")[: len(self.channels)]
-        with no_weights():
-            source = torchvision.models.get_model(variant.source, weights=None)
-            self.conv1, self.bn1, self.relu, self.maxpool = (
-                source.conv1,
-                source.bn1,
-                source.relu,
-                source.maxpool,
-            )
-            if variant.small:
-                self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-                self.maxpool = nn.MaxPool2d(2, stride=2, padding=1) if variant.pool else nn.Identity()
-            self.layer1, self.layer2 = source.layer1, source.layer2
-            self.layer3, self.layer4 = source.layer3, source.layer4
-        normal_weights(self)  # as torchvision's
+        self.conv1, self.bn1, self.relu, self.maxpool = source.conv1, source.bn1, source.relu, source.maxpool
+        if variant.small:
+            self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+            self.maxpool = nn.MaxPool2d(2, stride=2, padding=1) if variant.pool else nn.Identity()
+            normal_weights(self.conv1)
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            source.layer1,
+            source.layer2,
+            source.layer3,
+            source.layer4,
+        )
         if variant.mlp:
             width = self.channels[-1]
             self.avgpool = source.avgpool

@@ -15,7 +15,7 @@ from torch.autograd.function import Function, once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastpsl.backbones.backbone import Backbone
-from fastpsl.backbones.layers import no_weights, normal_weights
+from fastpsl.backbones.layers import normal_weights
 
 CHANNELS = (64, 256, 512, 1024, 2048)
 UNITS = (3, 4, 6, 3)
@@ -48,15 +48,14 @@ class RevNet(Backbone):
         super().__init__()
         self.name = "revnet50"
         self.channels = tuple(channels)
-        with no_weights():
-            self.conv1 = nn.Conv2d(3, channels[0], 7, stride=2, padding=3, bias=False)
-            self.bn1 = nn.BatchNorm2d(channels[0])
-            self.relu = nn.ReLU(inplace=True)
-            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-            self.layer1, self.layer2, self.layer3, self.layer4 = (
-                Group(channels[i], channels[i + 1], widths[i], units[i], stride=1 if i == 0 else 2)
-                for i in range(4)
-            )
+        self.conv1 = nn.Conv2d(3, channels[0], 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels[0])
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            Group(channels[i], channels[i + 1], widths[i], units[i], stride=1 if i == 0 else 2)
+            for i in range(4)
+        )
         normal_weights(self)  # as torchvision's ResNet
 
     def blocks(self) -> list[nn.Module]:

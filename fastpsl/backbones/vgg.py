@@ -3,7 +3,7 @@
 from torch import nn
 
 from fastpsl.backbones.backbone import Backbone
-from fastpsl.backbones.layers import no_weights, normal_weights, on_vectors
+from fastpsl.backbones.layers import normal_weights, on_vectors
 
 # Width and number of the convolutions of conv1_x … conv5_x.
 GROUPS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -30,30 +30,29 @@ class VGG(Backbone):
         super().__init__()
         self.name = "vgg16"
         self.channels = (*(width for width, _ in GROUPS), fc_width, fc_width)
-        with no_weights():
-            layers: list[nn.Module] = []
-            # Where blocks begin; a pool stands at the beginning of all but the first.
-            self._starts: list[int] = []
-            inputs = 3
-            for width, count in GROUPS:
-                self._starts.append(len(layers) - bool(layers))
-                for _ in range(count):
-                    layers += [
-                        nn.Conv2d(inputs, width, 3, padding=1),
-                        nn.BatchNorm2d(width),
-                        nn.ReLU(inplace=True),
-                    ]
-                    inputs = width
-                layers.append(nn.MaxPool2d(2))
-            self.features = nn.Sequential(*layers)
-            self.avgpool = nn.AdaptiveAvgPool2d(SIDE)
-            self.classifier = nn.Sequential(
-                nn.Linear(SIDE**2 * inputs, fc_width),
-                nn.ReLU(inplace=True),
-                nn.Dropout(DROPOUT if dropout is None else dropout),
-                nn.Linear(fc_width, fc_width),
-                nn.ReLU(inplace=True),
-            )
+        layers: list[nn.Module] = []
+        # Where blocks begin; a pool stands at the beginning of all but the first.
+        self._starts: list[int] = []
+        inputs = 3
+        for width, count in GROUPS:
+            self._starts.append(len(layers) - bool(layers))
+            for _ in range(count):
+                layers += [
+                    nn.Conv2d(inputs, width, 3, padding=1),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(inplace=True),
+                ]
+                inputs = width
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.avgpool = nn.AdaptiveAvgPool2d(SIDE)
+        self.classifier = nn.Sequential(
+            nn.Linear(SIDE**2 * inputs, fc_width),
+            nn.ReLU(inplace=True),
+            nn.Dropout(DROPOUT if dropout is None else dropout),
+            nn.Linear(fc_width, fc_width),
+            nn.ReLU(inplace=True),
+        )
         normal_weights(self)
 
     def blocks(self) -> list[nn.Module]:
