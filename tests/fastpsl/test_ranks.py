@@ -66,7 +66,8 @@ def test_a_rank_that_hangs_in_a_step_leaves_the_step_before(tmp_path: Path) -> N
     short = (*ARGUMENTS, "--max-steps-per-stage", "8")
     assert run(RECIPE, *short, "--out", whole, ranks=2).returncode == 0
     hanging = RECIPE.with_name("hanging_recipe.py")
-    done = run_fresh(hanging, *short, "--out", stopped, ranks=2, environment={"HANG_AT": "5"})
+    environment = {"HANG_AT": "5", "PYTHONPATH": str(ROOT)}  # it imports from `tests`
+    done = run_fresh(hanging, *short, "--out", stopped, ranks=2, environment=environment)
     status = json.loads((stopped / "status.json").read_text())
     assert status == {"state": "preempted", "stage": 1, "step": 4, "reason": "stopped by a signal"}, (
         done.stderr
