@@ -30,6 +30,7 @@ def epochs_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "epochs.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.usefixtures("published_widths")
 @pytest.mark.slow
 def test_the_sample_by_one_step(recipe: Start, tmp_path: Path) -> None:
     outcome = recipe("--max-steps-per-stage", "1", "--no-tensorboard", "--out", tmp_path / "out")

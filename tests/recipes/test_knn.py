@@ -86,6 +86,7 @@ def test_scores_result_and_picture_of_the_sample(recipe: Any, tmp_path: Path) ->
     assert list(result["numbers"]) == ["top1_k5", "top5_k5"]
 
 
+@pytest.mark.usefixtures("published_widths")
 @pytest.mark.slow
 def test_the_last_of_seven_blocks(recipe: Any, tmp_path: Path) -> None:
     size = ("--size-px", "64", "--block", "b7", "--k", "5", "--out", tmp_path / "out")
