@@ -9,10 +9,11 @@ import gc
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pytest
 import torch
+
+from tests.pipelines.memory import own_memory
 
 pytest_plugins = ["tests.narrow", "tests.seeds"]
 
@@ -56,21 +57,17 @@ def pytest_sessionfinish() -> None:
 KEPT_BYTES = 1 << 29  # what files may leave before it is looked for: a look takes an eighth of a second
 
 
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 @pytest.fixture(scope="session")
 def looked() -> dict[str, int]:
     """Resident memory after the last look for what is not needed any more."""
-    return {"bytes": resident_bytes()}
+    return {"bytes": own_memory("VmRSS")}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def memory_is_given_back(looked: dict[str, int]) -> Iterator[None]:
     """After a file, where much is kept: what an exception's frames hold in cycles, networks and open data among it, and malloc's pages."""
     yield
-    if resident_bytes() - looked["bytes"] > KEPT_BYTES:
+    if own_memory("VmRSS") - looked["bytes"] > KEPT_BYTES:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
-        looked["bytes"] = resident_bytes()
+        looked["bytes"] = own_memory("VmRSS")

@@ -21,6 +21,7 @@ from fastpsl.cli import main
 from fastpsl.evaluation.weights import load_pretrained, random_weights
 from fastpsl.export import export, key_table
 from fastpsl.pipelines.input_record import Input
+from tests.slow import slow
 
 timm = pytest.importorskip("timm")
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -323,7 +324,7 @@ def test_alexnets_go_as_safetensors_alone(tmp_path: Path, name: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(
     "name",
-    ["nin4", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nin3", "nin5", "resnet34_iic"))],
+    ["nin4", *map(slow, ("nin3", "nin5", "resnet34_iic"))],
 )
 def test_nins_and_iics_resnet_go_as_safetensors_alone(name: str, tmp_path: Path) -> None:
     ours = checkpoint(tmp_path, name)

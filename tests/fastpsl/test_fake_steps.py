@@ -141,7 +141,7 @@ def test_nor_one_of_iics_second_head() -> None:
         ),
         ("block_probe", {"augment": "kornia", "backbone": "nin4"}),
         ("semi_supervised", {"augment": "fused", "precision": "bf16"}),
-        pytest.param("voc_classification", {"augment": "fused", "size_px": 64}, marks=pytest.mark.slow),
+        slow("voc_classification", {"augment": "fused", "size_px": 64}),
     ],
 )
 def test_nor_one_of_an_evaluation(recipe: str, values: dict[str, Any]) -> None:

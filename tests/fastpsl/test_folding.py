@@ -25,6 +25,7 @@ from tests.fastpsl.test_stage import CPU, VIEWS, Brightness, snapshot
 from tests.fastpsl.test_step_modes import Capture
 from tests.fastpsl.test_trainer import tiny_job
 from tests.fastpsl.tiny import TinyNet, noise_batch, tiny_run
+from tests.slow import slow
 
 BOUNDS = {"fp32": 1e-5, "bf16": 0.02}
 S3 = make_plan("psl", (1, 1, 1))[2]
@@ -56,7 +57,7 @@ def apart(one: Tensor, other: Tensor) -> float:
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
-@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["resnet18", slow("resnet50")])
 def test_features_and_gradients_are_those_of_the_blocks(name: str, precision: str) -> None:
     batch, dtype = noise_batch(VIEWS, 4), DTYPES[precision]
     (images,) = batch.inputs(VIEWS, dtype)

@@ -33,6 +33,7 @@ from fastpsl.tasks.iic import IIC, ClusterHeads, Transforms
 from fastpsl.trainer import pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.tiny import TinyNet, noise_batch, one_process, tiny_run
+from tests.slow import slow
 from tests.warm import on_ranks
 
 CLUSTERS, SECOND, SUB_HEADS, COPIES, NUM, BATCH, STEPS = 12, 5, 3, 2, 480, 32, 30
@@ -336,7 +337,7 @@ def test_held_out_pictures_have_no_labels_and_teach_nothing(tmp_path: Path) -> N
     assert digests(states[0]["learner"]) == digests(states[1]["learner"])
 
 
-@pytest.mark.parametrize("step", [47, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 30, 89))])
+@pytest.mark.parametrize("step", [47, *map(slow, (1, 30, 89))])
 def test_resumed_from_any_step_equals_never_stopped(
     whole: tuple[Path, Watched], tmp_path: Path, step: int
 ) -> None:

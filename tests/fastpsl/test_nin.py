@@ -17,6 +17,7 @@ from fastpsl.stage import Trunk
 from tests.fastpsl.test_backbones import learner, views
 from tests.fastpsl.test_stage import snapshot
 from tests.fastpsl.tiny import noise_batch
+from tests.slow import slow
 
 # sslpp.txt, section V.A, with the kernels of RotNet's code: (kernel, outputs) of each convolution, and the pool that ends the block.
 DESCRIPTION: list[tuple[list[tuple[int, int]], str]] = [
@@ -147,10 +148,7 @@ def test_three_stages_of_three_blocks_can_learn_one_each_alone() -> None:
     "name",
     [
         "nin4",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("nin3", "nin5", "resnet34", "resnet34_iic")
-        ),
+        *(slow(name) for name in ("nin3", "nin5", "resnet34", "resnet34_iic")),
     ],
 )
 def test_exactly_the_learning_blocks_change_in_every_plan(name: str, plan: str) -> None:

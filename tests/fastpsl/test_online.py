@@ -33,6 +33,7 @@ from fastpsl.trainer import pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.test_trainer import tiny_job
 from tests.fastpsl.tiny import TinyNet, tiny_run
+from tests.slow import slow
 
 STEPS_PER_EPOCH = 5  # 480 pictures in batches of 96
 
@@ -207,7 +208,7 @@ def stop_at(run: Run, when: Callable[[], bool]) -> None:
     run.agreement.after_step = ask  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("step", [STEPS_PER_EPOCH, pytest.param(2 * STEPS_PER_EPOCH, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [STEPS_PER_EPOCH, slow(2 * STEPS_PER_EPOCH)])
 def test_a_signal_during_a_look_is_heard_and_the_look_made_up_for(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:

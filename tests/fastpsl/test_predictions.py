@@ -13,6 +13,7 @@ from fastpsl.distributed import World, leave_world
 from fastpsl.evaluation import predictions
 from fastpsl.evaluation.predictions import NAME, PART, RECORD, Said, predict, read_predictions
 from tests.fastpsl.tiny import one_process
+from tests.slow import slow
 from tests.warm import on_ranks
 
 SCIENCE = {"weights": "abc", "seed": 3}
@@ -189,7 +190,7 @@ def test_predictions_of_another_folder_are_missed_in_a_line(tmp_path: Path) -> N
         read_predictions(tmp_path / NAME)
 
 
-@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("world_size", [2, slow(3)])
 def test_ranks_write_the_same_bytes_as_one(tmp_path: Path, world_size: int) -> None:
     on_ranks(in_a_process, (world_size, str(tmp_path)), world_size)
     for num in COUNTS:

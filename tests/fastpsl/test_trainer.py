@@ -23,6 +23,7 @@ from fastpsl.trainer import pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.tiny import TinyNet, tiny_run
 from tests.pipelines.paged import write_paged
+from tests.slow import slow
 
 STEPS_PER_EPOCH = 15  # 480 pictures in batches of 32
 
@@ -78,7 +79,7 @@ def test_every_step_of_every_stage_is_on_record(whole: Path) -> None:
 
 @pytest.mark.parametrize(
     "step",
-    [1, 15, 77, *(pytest.param(step, marks=pytest.mark.slow) for step in (14, 16, 29, 30, 31, 59, 89))],
+    [1, 15, 77, *map(slow, (14, 16, 29, 30, 31, 59, 89))],
 )
 def test_resumed_from_any_step_equals_never_stopped(whole: Path, tmp_path: Path, step: int) -> None:
     """Stopped right after a checkpoint of `step` (in mid-epoch, at an epoch's and a stage's end), then resumed."""

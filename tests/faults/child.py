@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.faults.report import FAILURES, Finding
+from tests.pipelines.memory import own_memory
 
 _PR_SET_PDEATHSIG = 1
 _NOT_PREPARED = 71  # exit code: the harness's own fault
@@ -182,28 +183,22 @@ def _limited(case: Case, judge: Judge, limits: Limits) -> _Judgement:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     cpu_s = int(usage.ru_utime + usage.ru_stime) + limits.cpu_s
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, resource.RLIM_INFINITY))
-    resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + limits.address_bytes, resource.RLIM_INFINITY))
+    resource.setrlimit(
+        resource.RLIMIT_AS, (own_memory("VmSize") + limits.address_bytes, resource.RLIM_INFINITY)
+    )
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    before = _memory("VmRSS")
+    before = own_memory("VmRSS")
     try:
         outcome, detail = judge(case)
     except BaseException as error:  # noqa: BLE001 - it is what is looked for
         outcome, detail = "traceback", described(error)
-    grown = _memory("VmHWM") - before
+    grown = own_memory("VmHWM") - before
     if outcome not in FAILURES and grown > limits.resident_bytes:
         outcome, detail = (
             "memory",
             f"{grown / 1e6:,.0f} MB, {limits.resident_bytes / 1e6:,.0f} MB are allowed; {detail}",
         )
     return _Judgement(outcome, detail[:600], max(0, grown))
-
-
-def _memory(name: str) -> int:
-    """A line of /proc/self/status, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError(name)
 
 
 def _tail(log: Path) -> str:

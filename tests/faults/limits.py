@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tests.faults.disk import pictures
 from tests.faults.trials import Outcome, Trial, fastpsl, recipe
+from tests.pipelines.memory import own_memory
 
 _LIMITED = {
     "descriptors": resource.RLIMIT_NOFILE,
@@ -16,7 +17,7 @@ _LIMITED = {
 
 def _set(name: str, value: int) -> None:
     if name == "address_space":  # beyond what is in use: torch and numba take gigabytes of addresses
-        value += int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        value += own_memory("VmSize")
     resource.setrlimit(_LIMITED[name], (value, value))
 
 

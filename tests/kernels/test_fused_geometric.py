@@ -129,7 +129,7 @@ every_op = pytest.mark.parametrize("ops", EVERY, ids=lambda ops: " ".join(map(re
     "dtype",
     [
         torch.float16,
-        *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float32, torch.bfloat16)),
+        *map(slow, (torch.float32, torch.bfloat16)),
     ],
 )
 def test_equals_the_operations_themselves(

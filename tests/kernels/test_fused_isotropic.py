@@ -128,7 +128,7 @@ def test_boxes_that_do_not_fit_leave_the_others_alone() -> None:
         assert_same(out[::2], np.stack([window(images[i], 25, 26, 20, DIAGONAL, 12) for i in (0, 2)]))
 
 
-@pytest.mark.parametrize("size", [9, *(pytest.param(size, marks=pytest.mark.slow) for size in (8, 31, 40))])
+@pytest.mark.parametrize("size", [9, *map(slow, (8, 31, 40))])
 def test_constant_pictures_stay_what_they_are(size: int) -> None:
     side = 17
     length = side + 2 * int(margin_px(side, size))

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.slow import slow
+
 tl = pytest.importorskip("triton.language", reason="triton is not installed")
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.draws import Keys
@@ -103,7 +105,7 @@ def check(assert_fused_close):
     "dtype",
     [
         torch.float16,
-        *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float32, torch.bfloat16)),
+        *map(slow, (torch.float32, torch.bfloat16)),
     ],
 )
 def test_equals_the_operations(name, dtype, make_images, as_tensors, check):

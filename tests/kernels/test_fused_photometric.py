@@ -107,9 +107,9 @@ def test_equals_the_operations(ops, dtype, make_images, as_tensors, assert_fused
 mixes = pytest.mark.parametrize(
     "dtype, shape",
     [
-        pytest.param(torch.float32, (19, 20), marks=pytest.mark.slow),
+        slow(torch.float32, (19, 20)),
         (torch.float16, (35, 35)),
-        pytest.param(torch.float16, (48, 48), marks=pytest.mark.slow),
+        slow(torch.float16, (48, 48)),
     ],
     ids=str,
 )

@@ -1,7 +1,8 @@
-"""Peak memory of a script in a process of its own."""
+"""Memory of this process, and the peak of a script in one of its own."""
 
 import subprocess
 import sys
+from pathlib import Path
 
 # Not getrusage: its ru_maxrss starts at that of the process that forked.
 PEAK = """
@@ -9,6 +10,12 @@ def peak_mib():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))
 """
+
+
+def own_memory(name: str) -> int:
+    """A line of /proc/self/status, in bytes: VmRSS, VmHWM, VmSize."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def printed_by(script: str, *arguments: object) -> list[float]:

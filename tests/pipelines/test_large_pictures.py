@@ -20,6 +20,7 @@ from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import MAX_FILE_BYTES, MODE_FILE, MODE_JPEG
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.folders import write_folder
+from tests.pipelines.memory import own_memory
 from tests.pipelines.photos import DECODERS, jpeg, photo
 from tests.pipelines.test_beton_convert import KINDS, file_of
 
@@ -30,15 +31,11 @@ class Peak:
 
     def __enter__(self) -> "Peak":
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
-        self._start_mb = self._peak_mb()
+        self._start_bytes = own_memory("VmHWM")
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.grown_mb = self._peak_mb() - self._start_mb
-
-    def _peak_mb(self) -> float:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1000
+        self.grown_mb = (own_memory("VmHWM") - self._start_bytes) / 1e6
 
 
 @pytest.fixture

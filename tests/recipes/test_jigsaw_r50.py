@@ -16,6 +16,7 @@ from fastpsl.pipelines.order import epoch_order
 from fastpsl.sample import NUM_TRAIN, sample_paths
 from tests.commands import ENVIRONMENT, ROOT, newest_checkpoint, run_fresh
 from tests.recipes.in_process import Outcome, Start, refused, starter
+from tests.slow import slow
 
 RECIPE = ROOT / "recipes" / "jigsaw_r50.py"
 SMALL = (
@@ -32,18 +33,19 @@ def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     return starter("jigsaw_r50", monkeypatch, capsys)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "told"),
+    [(RESNET18, "backbone resnet18 (paper resnet50), stage_epochs"), slow((), "stage_epochs")],
+)
 def test_smallest_run_ends_with_lines_and_pictures(
-    recipe: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: tuple[str, ...], told: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    outcome = recipe(*SMALL, *RESNET18)
+    outcome = recipe(*SMALL, *backbone)
     assert outcome.code == 0, outcome
     assert "decoder ffcv: its library is installed" in outcome.err or "decoder torchvision: " in outcome.err
     lines = outcome.out.splitlines()
-    assert (
-        lines[0].startswith("the embedded sample: backbone resnet18 (paper resnet50), stage_epochs")
-        and "(paper 256)" in lines[0]
-    )
+    assert lines[0].startswith(f"the embedded sample: {told}") and "(paper 256)" in lines[0]
     assert [line[:2] for line in lines[1:4]] == ["S1", "S2", "S3"]
     assert all("held-out accuracy" in line and "chance" in line for line in lines[1:4])
     paths = [Path(line.rsplit(" ", 1)[1]) for line in lines[4:]]

@@ -20,6 +20,7 @@ from fastpsl.transfer.label_scores import label_scores
 from fastpsl.transfer.multilabel_protocols import PROTOCOLS
 from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
 from tests.recipes.in_process import Start, refused, starter
+from tests.slow import slow
 
 RECIPE = ROOT / "recipes" / "voc_classification.py"
 RANDOM = ("--random-weights", "--backbone", "resnet18")
@@ -43,7 +44,7 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "num_train", "num_steps"),
-    [("deepcluster", 20, 80_000), pytest.param("sslpp", 10, 400, marks=pytest.mark.slow)],
+    [("deepcluster", 20, 80_000), slow("sslpp", 10, 400)],
 )
 def test_a_result_says_its_protocol(
     recipe: Start, voc: Path, tmp_path: Path, name: str, num_train: int, num_steps: int
@@ -129,9 +130,7 @@ def test_two_ranks(voc: Path, tmp_path: Path) -> None:
     assert not read_result(tmp_path / "result.json")["cut"]
 
 
-@pytest.mark.parametrize(
-    ("protocol", "is_new"), [("deepcluster", True), pytest.param("sslpp", False, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("protocol", "is_new"), [("deepcluster", True), slow("sslpp", False)])
 def test_alexnets_fc6_to_fc8_learn_alone(protocol: str, is_new: bool) -> None:
     """conv1 to conv5 are those of the weights; fc6 and fc7 are too, unless the protocol has them begin anew."""
     parts = runpy.run_path(str(RECIPE))
