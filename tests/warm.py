@@ -21,7 +21,10 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pytest
 import torch.multiprocessing
+
+from tests import cheaper, seeds
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.warm_imports"])
@@ -118,7 +121,16 @@ def on_ranks(function: Callable[..., None], arguments: tuple[Any, ...], num_rank
     Raises:
         torch.multiprocessing.ProcessException: one of them raised or died.
     """
-    torch.multiprocessing.start_processes(function, arguments, num_ranks, start_method="forkserver")
+    torch.multiprocessing.start_processes(
+        _as_a_test, (function, arguments, seeds.added), num_ranks, start_method="forkserver"
+    )
+
+
+def _as_a_test(rank: int, function: Callable[..., None], arguments: tuple[Any, ...], added: int) -> None:
+    """With the networks and the seeds of the process that compares them with its own."""
+    cheaper.make_cheaper(pytest.MonkeyPatch())
+    seeds.add_to_seeds(added)
+    function(rank, *arguments)
 
 
 def rank_variables(ranks: int) -> list[dict[str, str]]:

@@ -1,6 +1,7 @@
 """What the server of `tests.warm` has imported before it forks: nothing here may start a thread or choose a device."""
 
 import contextlib
+import gc
 from importlib import import_module
 
 for name in (
@@ -30,3 +31,5 @@ for name in (
     import_module(name)
 with contextlib.suppress(ImportError):
     import_module("nvidia.dali.fn")
+gc.collect()
+gc.freeze()  # what is imported stays: the children do not look through it for garbage

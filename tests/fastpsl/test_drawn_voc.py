@@ -19,32 +19,35 @@ from fastpsl.pipelines.whole_pictures import read_picture
 MAKE = "from fastpsl.drawn_voc import drawn_voc; print(drawn_voc())"
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three processes start at once, as ranks do."""
-    cache = tmp_path_factory.mktemp("cache")
+@pytest.mark.slow
+def test_several_processes_draw_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three start at once, as ranks do."""
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", MAKE],
-            env=os.environ | {"XDG_CACHE_HOME": str(cache)},
+            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},
             stdout=subprocess.PIPE,
             text=True,
         )
         for _ in range(3)
     ]
     said = {rank.communicate(timeout=240)[0] for rank in ranks}
-    assert said == {f"{drawn_voc(cache / 'fastpsl')}\n"}
-    return cache
-
-
-@pytest.fixture(autouse=True)
-def own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-
-
-def test_it_is_a_voc(cache: Path) -> None:
-    root = drawn_voc()
+    monkeypatch.setattr("fastpsl.drawn_voc.draw_voc", lambda *arguments, **more: pytest.fail("drawn again"))
+    root = drawn_voc(tmp_path / "fastpsl")
+    assert said == {f"{root}\n"}
     assert sorted(path.name for path in root.parent.iterdir()) == ["VOCdevkit", "lock"]
+
+
+def test_what_is_there_is_what_is_drawn_now(tmp_path: Path) -> None:
+    few = draw_voc(tmp_path / "few", 6, 3)
+    files = [path.relative_to(few) for path in few.rglob("0*.*")]
+    assert len(files) == 2 * 9  # a picture and its annotation
+    for file in files:
+        assert (drawn_voc() / file).read_bytes() == (few / file).read_bytes()
+
+
+def test_it_is_a_voc() -> None:
+    root = drawn_voc()
     nums = {"2007_trainval": 240, "2007_train": 120, "2007_val": 120, "2007_test": 80, "2012_trainval": 220}
     for name, num in nums.items():
         assert VOC(root, (name,), "boxes").num_samples == num
@@ -66,7 +69,7 @@ def test_it_is_a_voc(cache: Path) -> None:
     assert (train.targets() == -1).any() and (test.targets() == -1).any()
 
 
-def test_masks_lie_in_the_boxes(cache: Path) -> None:
+def test_masks_lie_in_the_boxes() -> None:
     """Each easy object's class fills a fair part of its box; outside of all boxes there is background alone."""
     boxes, masks = (VOC(drawn_voc(), ("2012_val",), needs) for needs in ("boxes", "masks"))  # type: ignore[arg-type]
     for i in range(boxes.num_samples):
@@ -84,7 +87,7 @@ def test_masks_lie_in_the_boxes(cache: Path) -> None:
         assert (mask == 255).any() and set(np.unique(mask)) <= {0, 1, 2, 3, 255}
 
 
-def test_boxes_are_tight(cache: Path) -> None:
+def test_boxes_are_tight() -> None:
     """Of a single object, the mask and its border of one pixel reach one pixel further than the box, on each side."""
     boxes, masks = (VOC(drawn_voc(), ("2012_train",), needs) for needs in ("boxes", "masks"))  # type: ignore[arg-type]
     alone = [i for i in range(boxes.num_samples) if len(boxes.objects(i).labels) == 1]
@@ -112,7 +115,7 @@ def test_scenes() -> None:
     assert hidden and truncated
 
 
-def test_proposals(cache: Path) -> None:
+def test_proposals() -> None:
     """Fast R-CNN's cells, boxes from 1 with y first: each object has several near it, none of them the object itself."""
     for split, num in (("trainval", 240), ("test", 80)):
         data = VOC(drawn_voc(), (f"2007_{split}",), "boxes")
@@ -154,7 +157,7 @@ def test_it_is_drawn_from_its_seed(tmp_path: Path) -> None:
     assert sizes == [3, 2, 2, 1, 3]
 
 
-def test_a_pixels_colour_does_not_tell_the_class(cache: Path) -> None:
+def test_a_pixels_colour_does_not_tell_the_class() -> None:
     """The class of an object by its mean colour, the nearest of the training objects': above chance, far from certain."""
 
     def colours(name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from fastpsl.sample import sample_paths
 from fastpsl.tables.found import find
 from tests.pipelines.photos import jpeg, photo
 
-RANDOM = ("--random-weights", "--backbone", "nin3")
+RANDOM = ("--random-weights", "--backbone", "resnet18")
 SMALL = ("--size-px", "32", "--whole", "--num-threads", "1", "--batch-size", "40")
 
 
@@ -88,7 +88,7 @@ def test_neighbours_precision_and_picture(
     assert 15 < precision < 95
     assert (record["data"]["train"], record["data"]["val"]) == digests
     settings = record["settings"]
-    assert settings["queries_in_gallery"] == same and settings["block"] == "B3" and settings["whole"]
+    assert settings["queries_in_gallery"] == same and settings["block"] == "B5" and settings["whole"]
     shown = settings["shown"]
     assert len({each["query"] for each in shown}) == 3
     for each in shown:
@@ -224,8 +224,8 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         ((*RANDOM, *sets, "--k", 481), ("--k 481", "480 images")),
         ((*RANDOM, *own, "--k", 160), ("--k 160", "159 images")),
         ((*RANDOM, *sets, "--k", 0), ("--k 0", "from 1")),
-        ((*RANDOM, *sets, "--block", "B4"), ("--block B4", "B1 to B3", "block3")),
-        ((*RANDOM, *sets, "--block", "fc7"), ("--block fc7", "B1 to B3")),
+        ((*RANDOM, *sets, "--block", "B6"), ("--block B6", "B1 to B5", "conv5_x")),
+        ((*RANDOM, *sets, "--block", "fc7"), ("--block fc7", "B1 to B5")),
         ((*RANDOM, *sets, "--num", 0), ("--num 0", "1 to 100")),
         ((*RANDOM, *sets, "--num", 101), ("--num 101", "1 to 100")),
         ((*RANDOM, *sets, "--query-indices", 4, 160), ("--query-indices 160", "0 to 159")),

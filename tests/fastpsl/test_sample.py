@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,28 +10,11 @@ import pytest
 
 from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.beton_verify import verify
-from fastpsl.sample import NUM_TEST, NUM_TRAIN, SamplePaths, sample_paths
+from fastpsl.sample import NUM_TEST, NUM_TRAIN, SamplePaths, _make, sample_paths
 from fastpsl.sample_pictures import CLASS_NAMES, draw_picture
 from tests.pipelines.photos import pil_decode
 
 MAKE = "from fastpsl.sample import sample_paths; print(sample_paths())"
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SamplePaths, list[str]]]:
-    """Three processes start at once, as ranks do."""
-    cache = tmp_path_factory.mktemp("cache")
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", MAKE],
-            env=os.environ | {"XDG_CACHE_HOME": str(cache)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3)
-    ]
-    said = [rank.communicate(timeout=280)[0] for rank in ranks]
-    yield sample_paths(cache / "fastpsl"), said
 
 
 def small(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -44,20 +26,28 @@ def small(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_several_processes_make_it_once(
-    sample: tuple[SamplePaths, list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    paths, said = sample
-    assert set(said) == {f"{paths}\n"}
+def test_several_processes_make_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three start at once, as ranks do."""
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", MAKE],
+            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    said = {rank.communicate(timeout=280)[0] for rank in ranks}
+    monkeypatch.setattr("fastpsl.sample._make", lambda *arguments: pytest.fail("drawn again"))
+    paths = sample_paths(tmp_path / "fastpsl")
+    assert said == {f"{paths}\n"}
     assert sorted(path.name for path in paths.train.parent.iterdir()) == sorted(
         ["lock", *(f"{name}.beton{end}" for name in SamplePaths._fields for end in ("", ".json"))]
     )
-    monkeypatch.setattr("fastpsl.sample._make", lambda *arguments: pytest.fail("drawn again"))
-    assert sample_paths(paths.train.parent.parent) == paths
 
 
-def test_its_betons_are_sound(sample: tuple[SamplePaths, list[str]]) -> None:
-    for path, num, is_small in zip(sample[0], (NUM_TRAIN, NUM_TEST) * 2, (0, 0, 1, 1), strict=True):
+def test_its_betons_are_sound() -> None:
+    for path, num, is_small in zip(sample_paths(), (NUM_TRAIN, NUM_TEST) * 2, (0, 0, 1, 1), strict=True):
         assert list(verify(path)) == []
         with Beton(path) as beton:
             assert beton.num_samples == num and beton.class_names == CLASS_NAMES
@@ -70,15 +60,23 @@ def test_its_betons_are_sound(sample: tuple[SamplePaths, list[str]]) -> None:
             )
 
 
-def test_pictures_are_drawn_from_the_seed(sample: tuple[SamplePaths, list[str]]) -> None:
+def test_pictures_are_drawn_from_the_seed() -> None:
     again = [draw_picture(5, index, 60, 81) for index in (3, 3, 11)]
     assert (again[0] == again[1]).all() and (again[0] != again[2]).mean() > 0.5
     assert (draw_picture(6, 3, 60, 81) != again[0]).mean() > 0.5
     assert again[0].shape == (60, 81, 3) and again[0].dtype == np.uint8
-    with Beton(sample[0].train) as train, Beton(sample[0].test) as test:
+    with Beton(sample_paths().train) as train, Beton(sample_paths().test) as test:
         pictures = {train.read(i) for i in range(NUM_TRAIN)} | {test.read(i) for i in range(NUM_TEST)}
         assert len(pictures) == NUM_TRAIN + NUM_TEST
         assert 30 < np.mean([pil_decode(train.read(i)).std() for i in range(16)]) < 90
+
+
+def test_what_is_there_is_what_is_drawn_now(tmp_path: Path) -> None:
+    _make(tmp_path / "part.beton", tmp_path / "small.beton", NUM_TRAIN, 8)
+    paths = sample_paths()
+    for made, there in (("part.beton", paths.test), ("small.beton", paths.test_32)):
+        with Beton(tmp_path / made) as few, Beton(there) as many:
+            assert [few.read(i) for i in range(8)] == [many.read(i) for i in range(8)]
 
 
 def fit(train: np.ndarray, targets: np.ndarray, test: np.ndarray, wanted: np.ndarray) -> float:
@@ -90,9 +88,9 @@ def fit(train: np.ndarray, targets: np.ndarray, test: np.ndarray, wanted: np.nda
     return float((((test - mean) @ weights + y.mean(0)).argmax(1) == wanted).mean())
 
 
-def test_there_is_something_to_learn_and_it_is_not_trivial(sample: tuple[SamplePaths, list[str]]) -> None:
+def test_there_is_something_to_learn_and_it_is_not_trivial() -> None:
     """What raw pixels tell a linear learner of kind, turn and place: above chance, below certainty."""
-    paths, _ = sample
+    paths = sample_paths()
     (train, labels), (test, wanted) = small(paths.train_32), small(paths.test_32)
     kind = fit(train.reshape(len(train), -1), labels, test.reshape(len(test), -1), wanted)
     assert 0.25 < kind < 0.95, kind  # chance 0.125

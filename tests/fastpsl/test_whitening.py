@@ -23,10 +23,10 @@ def rows_of(num: int, size: int, seed: int = 0) -> Tensor:
     return (mixed + 20 * torch.rand(size, generator=random)).half()
 
 
-def equal_up_to_signs(ours: Tensor, theirs: np.ndarray) -> None:
+def equal_up_to_signs(ours: Tensor, theirs: np.ndarray, tolerance: float = 2e-3) -> None:
     signs = np.sign((ours.numpy() * theirs).sum(0))
     assert (signs != 0).all()
-    np.testing.assert_allclose(ours.numpy(), theirs * signs, atol=2e-3)
+    np.testing.assert_allclose(ours.numpy(), theirs * signs, atol=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -36,9 +36,11 @@ def equal_up_to_signs(ours: Tensor, theirs: np.ndarray) -> None:
 def test_it_is_sklearns(num: int, size: int, width: int) -> None:
     rows = rows_of(num, size)
     whitening = fit_whitening(rows.split(53), width, one_process())
-    theirs = PCA(width, whiten=True, svd_solver="full").fit_transform(rows.double().numpy())
+    pca = PCA(width, whiten=True, svd_solver="full")
+    theirs = pca.fit_transform(rows.double().numpy())
     assert whitening.matrix.shape == (size, width) and whitening.matrix.dtype == torch.float32
-    equal_up_to_signs(whitening(rows), theirs)
+    spread = pca.singular_values_[0] / pca.singular_values_[-1]  # by which rounding of the means is enlarged
+    equal_up_to_signs(whitening(rows), theirs, 1e-4 * spread)
 
 
 def test_whitened_rows_have_no_covariance() -> None:

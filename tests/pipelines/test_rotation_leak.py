@@ -187,7 +187,7 @@ def test_flat_pictures_give_eight_equal_views(mode: int, tmp_path: Path) -> None
     every = all_rotations(batch.images).numpy()
     np.testing.assert_array_equal(every, np.broadcast_to(every[:, :1, :, :1, :1], every.shape))
     difference = np.abs(every[:, 0, :, 0, 0].astype(int) - np.stack(colours))
-    assert difference.max() <= (3 if mode == JPG else 0)
+    assert difference.max() <= (6 if mode == JPG else 0)
 
 
 def decode_whole(decoder: Decoder, sample: Sample) -> np.ndarray:

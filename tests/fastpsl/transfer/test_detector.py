@@ -147,8 +147,12 @@ def test_c4_detects_as_torchvisions_model_on_the_same_weights() -> None:
         found = ours.detections(image)
         (wanted,) = theirs([image])
     assert len(wanted["boxes"]) > 5
-    for name in ("boxes", "scores", "labels"):
-        assert torch.allclose(found[name], wanted[name], atol=1e-3), name
+    one, other = (
+        torch.cat([all_of["boxes"], all_of["scores"][:, None], all_of["labels"][:, None].float()], 1)
+        for all_of in (found, wanted)
+    )
+    same = torch.cdist(one, other, p=torch.inf) < 1e-3  # detections of nearly equal scores may change places
+    assert len(one) == len(other) and same.any(0).all() and same.any(1).all()
 
 
 def test_nothing_of_the_trunk_is_the_detectors_too() -> None:

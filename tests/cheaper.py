@@ -1,0 +1,93 @@
+"""What costs the tests much and few of them are about, made cheap for the others: first weights, wide layers, fine pictures.
+
+It holds in the tests' process and in the ranks that it starts. Recipes in processes of their own have what users have.
+"""
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
+
+import matplotlib.figure
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import init
+
+from fastpsl.backbones.alexnet import AlexNet
+from fastpsl.backbones.vgg import VGG
+
+NARROW, PUBLISHED = 32, 4096  # of fc6 and fc7, which have 60 million weights as published
+NUM_DRAWN = 65_521  # a prime: no two filters have the same weights
+DOTS_PER_INCH = 30
+
+
+def make_cheaper(patch: pytest.MonkeyPatch) -> None:
+    set_widths(patch, NARROW)
+    for draw in (init.kaiming_uniform_, init.kaiming_normal_):
+        patch.setattr(init, draw.__name__, drawn_over_and_over(draw))
+    save = matplotlib.figure.Figure.savefig
+    patch.setattr(matplotlib.figure.Figure, "savefig", functools.partialmethod(coarse, save))
+    if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
+        remember_tritons_builtins(patch)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cheaper() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        make_cheaper(patch)
+        yield
+
+
+@pytest.fixture
+def published_widths(cheaper: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fc6 and fc7 as they are published, within a test."""
+    set_widths(monkeypatch, PUBLISHED)
+
+
+def set_widths(patch: pytest.MonkeyPatch, width: int) -> None:
+    for network in (AlexNet, VGG):
+        patch.setitem(network.__init__.__kwdefaults__, "fc_width", width)  # type: ignore[arg-type]
+
+
+def drawn_over_and_over(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`kaiming_uniform_` or `kaiming_normal_` that draws a large tensor's first values and repeats them."""
+
+    def repeated(
+        tensor: Tensor,
+        a: float = 0,
+        mode: str = "fan_in",
+        nonlinearity: str = "leaky_relu",
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        if tensor.numel() <= NUM_DRAWN or tensor.device.type != "cpu":
+            return draw(tensor, a, mode, nonlinearity, generator)
+        fan = tensor[0].numel() if mode == "fan_in" else tensor.numel() // tensor.shape[1]
+        few = draw(tensor.new_empty(NUM_DRAWN, 1), a, "fan_in", nonlinearity, generator) / fan**0.5
+        with torch.no_grad():
+            return tensor.copy_(
+                few.repeat(-(-tensor.numel() // NUM_DRAWN), 1)[: tensor.numel()].view(tensor.shape)
+            )
+
+    return repeated
+
+
+def coarse(
+    figure: matplotlib.figure.Figure, save: Callable[..., None], *arguments: Any, **options: Any
+) -> None:
+    save(figure, *arguments, **{**options, "dpi": DOTS_PER_INCH})
+
+
+def remember_tritons_builtins(patch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter looks through its modules for what it has to replace, at each launch, and finds the same each time."""
+    from triton.language.core import is_builtin
+    from triton.runtime import interpreter
+
+    @functools.cache
+    def builtins(of: object) -> list[tuple[str, Any]]:
+        return [(name, member) for name, member in inspect.getmembers(of) if is_builtin(member)]
+
+    patch.setattr(interpreter, "inspect", SimpleNamespace(**{**vars(inspect), "getmembers": builtins}))
