@@ -1,4 +1,4 @@
-"""What costs the tests much and few of them are about, made cheap for the others: first weights, wide layers, fine pictures.
+"""What costs the tests much and few of them are about, made cheap for the others: first weights, wide layers, Triton's interpreter.
 
 It holds in the tests' process and in the ranks that it starts. Recipes in processes of their own have what users have.
 """
@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
-import matplotlib.figure
 import pytest
 import torch
 from torch import Tensor
@@ -22,15 +21,12 @@ from fastpsl.backbones.vgg import VGG
 
 NARROW, PUBLISHED = 32, 4096  # of fc6 and fc7, which have 60 million weights as published
 NUM_DRAWN = 65_521  # a prime: no two filters have the same weights
-DOTS_PER_INCH = 30
 
 
 def make_cheaper(patch: pytest.MonkeyPatch) -> None:
     set_widths(patch, NARROW)
     for draw in (init.kaiming_uniform_, init.kaiming_normal_):
         patch.setattr(init, draw.__name__, drawn_over_and_over(draw))
-    save = matplotlib.figure.Figure.savefig
-    patch.setattr(matplotlib.figure.Figure, "savefig", functools.partialmethod(coarse, save))
     if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
         remember_tritons_builtins(patch)
 
@@ -73,12 +69,6 @@ def drawn_over_and_over(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
             )
 
     return repeated
-
-
-def coarse(
-    figure: matplotlib.figure.Figure, save: Callable[..., None], *arguments: Any, **options: Any
-) -> None:
-    save(figure, *arguments, **{**options, "dpi": DOTS_PER_INCH})
 
 
 def remember_tritons_builtins(patch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from fastpsl.drawn_voc import drawn_voc
+from fastpsl.sample import sample_paths
+
 added = 0
 
 
@@ -27,6 +30,7 @@ def add_to_seeds(more: int) -> None:
     added = more
     if not more:
         return
+    sample_paths(), drawn_voc()  # which stay in the cache, are drawn from their own seeds
     seed_torch, seed_numpy = torch.manual_seed, np.random.default_rng
 
     def manual_seed(seed: int) -> torch.Generator:
@@ -46,7 +50,14 @@ def add_to_seeds(more: int) -> None:
 
 
 @pytest.fixture(autouse=True)
-def seed_of_its_own(pytestconfig: pytest.Config) -> None:
+def seed_of_its_own() -> None:
     """A test has the numbers that it would have alone, whichever came before it."""
     # torch.manual_seed takes 4 ms without a GPU: it notes for three kinds of device who called it.
-    torch.default_generator.manual_seed(pytestconfig.getoption("--add-to-seeds"))
+    torch.default_generator.manual_seed(added)
+
+
+@pytest.fixture
+def own_seeds() -> None:
+    """For tests of what published seeds draw."""
+    if added:
+        pytest.skip("other seeds draw other pictures")

@@ -38,6 +38,7 @@ def test_several_processes_draw_it_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert sorted(path.name for path in root.parent.iterdir()) == ["VOCdevkit", "lock"]
 
 
+@pytest.mark.usefixtures("own_seeds")
 def test_what_is_there_is_what_is_drawn_now(tmp_path: Path) -> None:
     few = draw_voc(tmp_path / "few", 6, 3)
     files = [path.relative_to(few) for path in few.rglob("0*.*")]

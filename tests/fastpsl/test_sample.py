@@ -71,6 +71,7 @@ def test_pictures_are_drawn_from_the_seed() -> None:
         assert 30 < np.mean([pil_decode(train.read(i)).std() for i in range(16)]) < 90
 
 
+@pytest.mark.usefixtures("own_seeds")
 def test_what_is_there_is_what_is_drawn_now(tmp_path: Path) -> None:
     _make(tmp_path / "part.beton", tmp_path / "small.beton", NUM_TRAIN, 8)
     paths = sample_paths()

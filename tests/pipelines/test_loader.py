@@ -133,8 +133,11 @@ def test_orders_and_views_differ_by_epoch_and_repeat_by_seed(
                 a, b = by_index(first), by_index(other)
                 shared = a.keys() & b.keys()
                 assert sum(np.array_equal(a[index][0], b[index][0]) for index in shared) < 0.1 * len(shared)
-                # The centre is the centre.
-                assert all(np.array_equal(a[index][1], b[index][1]) for index in shared)
+                # The centre is the centre, but for the scale at which a JPEG is decoded, which the largest crop decides.
+                away = [np.abs(a[index][1].astype(int) - b[index][1]) for index in shared]
+                assert max(part.mean() for part in away) < (
+                    4 if source == "jpeg" and decoder == "ffcv" else 1e-9
+                )
 
 
 def test_batches_are_what_they_say(beton: Path) -> None:
