@@ -1,4 +1,4 @@
-"""What costs the tests much and few of them are about, made cheap for the others: first weights, wide layers, Triton's interpreter.
+"""What costs the tests much and few of them are about, made cheap for the others: wide layers, first weights, Triton's interpreter.
 
 It holds in the tests' process and in the ranks that it starts. Recipes in processes of their own have what users have.
 """
@@ -13,18 +13,31 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import init
+from torchvision.models.resnet import ResNet
 
 from fastpsl.backbones.alexnet import AlexNet
+from fastpsl.backbones.resnet import VARIANTS
 from fastpsl.backbones.vgg import VGG
 
-NARROW, PUBLISHED = 32, 4096  # of fc6 and fc7, which have 60 million weights as published
+FC_WIDTH, PUBLISHED_FC_WIDTH = (
+    32,
+    4096,
+)  # AlexNet's and VGG's fc6 and fc7 have 60 million weights as published
+PLANES = 64  # of all four parts of a ResNet; the last has 512 as published, and most of the weights
 NUM_DRAWN = 65_521  # a prime: no two filters have the same weights
+PUBLISHED = {name: variant.channels for name, variant in VARIANTS.items()}
+_make_resnet, _make_layer = ResNet.__init__, ResNet._make_layer
 
 
 def make_cheaper(patch: pytest.MonkeyPatch) -> None:
-    set_widths(patch, NARROW)
+    _set_fc_width(patch, FC_WIDTH)
+    patch.setattr(ResNet, "__init__", _narrow_resnet)
+    patch.setattr(ResNet, "_make_layer", _narrow_layer)
+    for name, variant in VARIANTS.items():
+        first, second, *others = variant.channels
+        patch.setitem(VARIANTS, name, variant._replace(channels=(first, second, *[second] * len(others))))
     for draw in (init.kaiming_uniform_, init.kaiming_normal_):
         patch.setattr(init, draw.__name__, drawn_over_and_over(draw))
     if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
@@ -40,13 +53,32 @@ def cheaper() -> Iterator[None]:
 
 @pytest.fixture
 def published_widths(cheaper: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """fc6 and fc7 as they are published, within a test."""
-    set_widths(monkeypatch, PUBLISHED)
+    """Networks as wide as they are published, within a test."""
+    _set_fc_width(monkeypatch, PUBLISHED_FC_WIDTH)
+    publish_resnets(monkeypatch)
 
 
-def set_widths(patch: pytest.MonkeyPatch, width: int) -> None:
+def publish_resnets(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ResNet, "__init__", _make_resnet)
+    patch.setattr(ResNet, "_make_layer", _make_layer)
+    for name, channels in PUBLISHED.items():
+        patch.setitem(VARIANTS, name, VARIANTS[name]._replace(channels=channels))
+
+
+def _set_fc_width(patch: pytest.MonkeyPatch, width: int) -> None:
     for network in (AlexNet, VGG):
         patch.setitem(network.__init__.__kwdefaults__, "fc_width", width)  # type: ignore[arg-type]
+
+
+def _narrow_resnet(
+    self: ResNet, block: Any, layers: list[int], num_classes: int = 1000, **options: Any
+) -> None:
+    _make_resnet(self, block, layers, num_classes, **options)
+    self.fc = nn.Linear(PLANES * block.expansion, num_classes)
+
+
+def _narrow_layer(self: ResNet, block: Any, planes: int, *arguments: Any, **options: Any) -> nn.Sequential:
+    return _make_layer(self, block, PLANES, *arguments, **options)
 
 
 def drawn_over_and_over(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -342,6 +342,7 @@ def test_two_ranks_learn_as_one(tmp_path: Path) -> None:
         assert torch.allclose(first[key], value, atol=1e-5 * float(value.abs().max() + 1)), key
 
 
+@pytest.mark.usefixtures("published_widths")
 def test_heads_on_blocks_that_end_in_one_position() -> None:
     """ResNet-18's B5 of a picture of 32 px."""
     backbone = make_backbone("resnet18")

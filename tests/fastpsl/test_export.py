@@ -5,7 +5,6 @@ import pickle
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from fastpsl.backbones import alexnet, vgg
 from fastpsl.checkpoint import Checkpoints
 from fastpsl.cli import main
 from fastpsl.evaluation.weights import load_pretrained, random_weights
 from fastpsl.export import export, key_table
 from fastpsl.pipelines.input_record import Input
+from tests.cheaper import publish_resnets
 from tests.slow import slow
 
 timm = pytest.importorskip("timm")
@@ -50,6 +49,14 @@ def checkpoint(folder: Path, backbone: str, seen: Input = SEEN) -> nn.Module:
     }
     Checkpoints(folder / "checkpoints").save(5, state)
     return made.eval()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def published_resnets() -> Iterator[None]:
+    """As wide as in other libraries."""
+    with pytest.MonkeyPatch.context() as patch:
+        publish_resnets(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -265,14 +272,6 @@ def test_the_small_resnet_says_what_torchvisions_needs(tmp_path: Path) -> None:
             export(tmp_path, to, tmp_path / name)
 
 
-@pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """AlexNet and VGG16 with 32 features in fc6 and fc7: theirs have 4,096, half a gigabyte a file."""
-    for module in (alexnet.AlexNet, vgg.VGG):
-        monkeypatch.setattr(module, "__init__", partialmethod(module.__init__, fc_width=32))
-
-
-@pytest.mark.usefixtures("narrow")
 def test_vgg16_in_torchvision_and_timm(tmp_path: Path) -> None:
     ours = checkpoint(tmp_path, "vgg16")
     said = {to: export(tmp_path, to, tmp_path / f"{to}.pth") for to in ("torchvision", "timm")}
@@ -304,7 +303,6 @@ def test_vgg16_in_torchvision_and_timm(tmp_path: Path) -> None:
         export(tmp_path, "detectron2", tmp_path / "v.pkl")
 
 
-@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("name", ["alexnet", "alexnet_rotnet"])
 def test_alexnets_go_as_safetensors_alone(tmp_path: Path, name: str) -> None:
     seen = Input("SobelXY", (0.0, 0.0), (0.03, 0.03), 48)

@@ -379,7 +379,7 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert command(checkpoint, data, "--block", "B3", "--out", out, *small) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith(f"weights: {checkpoint}: resnet18 (fastpsl, 1 steps")
-    assert said[1:] == [f"{out}: float16 [160, 128], B3 of resnet18 at 32 px, labels in F-labels.npy"]
+    assert said[1:] == [f"{out}: float16 [160, 64], B3 of resnet18 at 32 px, labels in F-labels.npy"]
     found = read_features(out)
     assert found is not None and found.record["checkpoint"]["science"]["recipe"] == "none"
     assert "whole" not in found.record

@@ -44,6 +44,7 @@ def batch_of(labels: Tensor) -> Batch:
     return Batch([], [], torch.arange(len(labels)), labels, epoch=0, step=0)
 
 
+@pytest.mark.usefixtures("published_widths")
 def test_widths_of_resnet50_are_the_protocols() -> None:
     """PROTOCOL B1 of VISSL, block by block; by the sizes of a real forward at 224 px."""
     backbone = ResNet("resnet50")

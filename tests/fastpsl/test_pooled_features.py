@@ -159,6 +159,7 @@ def test_windows_of_any_side_and_maps_smaller_than_them(side: int) -> None:
     assert torch.equal(pooled(maps, with_grid), expected)
 
 
+@pytest.mark.usefixtures("published_widths")
 def test_the_published_widths_at_224_px(data: Beton) -> None:
     """VISSL's of ResNet-50's blocks; of AlexNet's conv3 384 x 13 x 13."""
     torch.manual_seed(0)

@@ -57,6 +57,7 @@ def test_the_one_for_small_pictures_keeps_their_size_up_to_conv2() -> None:
 @pytest.mark.parametrize(
     ("size", "last"), [((32, 32), (3, 3)), ((24, 24), (2, 2)), ((33, 29), (3, 2)), ((1, 1), (1, 1))]
 )
+@pytest.mark.usefixtures("published_widths")
 def test_iics_has_a_pool_of_two_behind_the_small_convolution(
     size: tuple[int, int], last: tuple[int, int]
 ) -> None:
@@ -79,6 +80,7 @@ def test_iics_has_a_pool_of_two_behind_the_small_convolution(
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("published_widths")
 def test_the_mlp_is_a_sixth_block_behind_resnet50s_average() -> None:
     torch.manual_seed(0)
     ours = ResNet("resnet50_mlp").eval()
@@ -110,6 +112,7 @@ def test_the_mlp_is_a_sixth_block_behind_resnet50s_average() -> None:
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
+@pytest.mark.usefixtures("published_widths")
 def test_parameters(name: str) -> None:
     with torch.device("meta"):
         ours, theirs = ResNet(name), torchvision.models.get_model(VARIANTS[name].source)

@@ -94,6 +94,7 @@ def assert_alike(
     assert all(torch.equal(value, plain[1][name]) for name, value in ours[1].items())
 
 
+@pytest.mark.usefixtures("published_widths")
 def test_24_million_parameters_as_resnet_50() -> None:
     backbone = make_backbone("revnet50")
     assert isinstance(backbone, RevNet) and backbone.name == "revnet50"
@@ -116,6 +117,7 @@ def test_first_weights_are_he_normal_as_torchvisions_resnet() -> None:
     assert math.isclose(float((weight.abs() > 2 * sigma).float().mean()), 0.0455, abs_tol=2e-3)
 
 
+@pytest.mark.usefixtures("published_widths")
 def test_blocks_have_resnets_shapes() -> None:
     """Also their sign: each block's output is rectified, and normalised over the batch."""
     ours_net, resnet = RevNet(), ResNet("resnet50")

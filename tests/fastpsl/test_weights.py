@@ -226,6 +226,7 @@ def test_random_weights_are_a_function_of_the_seed() -> None:
         random_weights("resnet51", 0)
 
 
+@pytest.mark.usefixtures("published_widths")
 def test_lightness_has_one_channel_from_the_loader_to_the_network() -> None:
     grey = Input("L", (0.5,), (0.25,), 32)
     found = random_weights("resnet18", 0, grey)

@@ -81,7 +81,7 @@ def test_scores_result_and_picture_of_the_sample(recipe: Any, tmp_path: Path) ->
     assert list(result["numbers"]) == ["top1_k3_majority"] and result["protocol"] == "knn/majority"
     outcome = recipe(*SMALL, "--out", out, "--block", "B3", "--k", "5", "--vote", "weighted")
     assert outcome.code == 0 and "B3 of resnet18" in outcome.out
-    assert np.load(out / "train.npy").shape == (480, 128)
+    assert np.load(out / "train.npy").shape == (480, 64)
     result = json.loads((out / "result.json").read_text())
     assert list(result["numbers"]) == ["top1_k5", "top5_k5"]
 

@@ -39,7 +39,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     return start
 
 
-@pytest.mark.parametrize(("backbone", "width"), [("resnet18", 512), slow("resnet50", 2048)])
+@pytest.mark.parametrize(("backbone", "width"), [("resnet18", 64), slow("resnet50", 256)])
 def test_smallest_run_ends_with_lines_and_pictures(
     recipe: Any, tmp_path: Path, backbone: str, width: int
 ) -> None:

@@ -83,6 +83,7 @@ def test_each_head_has_figures_of_its_own(trained: Path) -> None:
     assert all(line["mutual_information_b"] > 0 and 1 <= line["non_empty_b"] <= 8 for line in others)
 
 
+@pytest.mark.usefixtures("published_widths")
 def test_a_finished_run_writes_its_labels_again(trained: Path, recipe: Start) -> None:
     before = (trained / "labels.npz").read_bytes()
     (trained / "labels.npz").unlink()

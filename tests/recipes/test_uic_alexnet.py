@@ -108,6 +108,7 @@ def test_labels_are_left_for_others(trained: Path) -> None:
     assert found.labels.tolist() == newest_checkpoint(trained)["task"]["store"]["current"].tolist()
 
 
+@pytest.mark.usefixtures("published_widths")
 def test_finished_and_started_again_it_leaves_the_same(trained: Path, recipe: Start) -> None:
     before = (trained / "labels.npz").read_bytes()
     done = recipe(*SMALL, "--out", trained)

@@ -187,6 +187,7 @@ def randomised(network: nn.Module) -> None:
             part.running_var.uniform_(0.5, 1.5, generator=random)
 
 
+@pytest.mark.usefixtures("published_widths")
 def test_dilated_resnet_50_with_heads_is_torchvisions_fcn() -> None:
     """Equal weights, equal scores, in train and in eval mode, of both heads."""
     theirs = torchvision.models.segmentation.fcn_resnet50(
