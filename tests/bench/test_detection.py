@@ -75,6 +75,7 @@ def test_ratios_by_arithmetic() -> None:
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", slow("resnet50")])
+@pytest.mark.usefixtures("published_widths")
 def test_torchvisions_model_is_ours(backbone: str) -> None:
     """Maps and the RPN's answers on the same picture; what learns; a step that moves all of that and nothing else."""
     world = World(0, 1, 0, 1, CPU)

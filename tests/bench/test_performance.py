@@ -14,6 +14,7 @@ from bench.schema import REHEARSAL, spread
 from bench.targets import NO_GPU, NOT_MEASURED, TARGETS, targets_table
 
 
+@pytest.mark.usefixtures("published_widths")
 def test_the_committed_pages_are_what_the_committed_files_make() -> None:
     for path, parts in pages(read_results(RESULTS)).items():
         text = path.read_text()

@@ -13,6 +13,7 @@ from fastpsl.backbones.choose import make_backbone
 from tests.fastpsl.tiny import one_process
 
 
+@pytest.mark.usefixtures("published_widths")
 def test_rows_of_a_rank_and_what_it_would_sum() -> None:
     """Learning blocks and the head, and no more: four bytes a number."""
     options = Options(recipe=("jigsaw",), stages=("S3",), backbone="resnet18", device="cpu", decoder="torchvision",
