@@ -128,7 +128,7 @@ def test_of_any_size(shape: tuple[int, ...]) -> None:
 
 def test_a_large_mean_and_a_channel_without_variance(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mean 1,000 and deviation 1, of 3,000 positions and more programs than are added up at once. float32 has 2^-14 there, a mean of them is exact to two of these; the
-    difference of mean squares would be off by a hundredth and more. Without the ReLU, which may cut what is as near to 0 as that.
+    difference of mean squares would be off by a hundredth. Without the ReLU, which may cut what is as near to 0 as that.
     """
     monkeypatch.setattr(module, "SUMS_WARPS", 320)
     of = case((4, 4, 27, 29), torch.float32)
@@ -136,7 +136,6 @@ def test_a_large_mean_and_a_channel_without_variance(monkeypatch: pytest.MonkeyP
         x = of.leaves[0]
         x.copy_((x - 1) / 3 + 1000)
         x[:, 1] = 7.25
-        flat = x[:, 0].flatten()
     expected, leaves, running = by_torch(of, "alone", False)
     (result,) = by_kernels(of, "alone", False, False)
     result.backward(of.gradients[0])
@@ -146,8 +145,6 @@ def test_a_large_mean_and_a_channel_without_variance(monkeypatch: pytest.MonkeyP
     assert_near(result.detach(), expected.detach(), 2**-13)
     # Of the channel without variance dx is 1 / sqrt(eps), 300 times, what a mean is off by.
     assert_near(of.leaves[0].grad, leaves[0].grad, 1e-4)
-    naive = (flat.square().mean() - flat.mean().square()).double()
-    assert abs(naive / flat.double().var(correction=0) - 1) > 0.01
 
 
 def test_equal_bits_each_time_and_backward_twice() -> None:
