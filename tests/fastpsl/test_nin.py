@@ -14,6 +14,7 @@ from fastpsl.backbones.choose import make_backbone
 from fastpsl.backbones.nin import NIN, NUM_BLOCKS, convolutions
 from fastpsl.plan import PLANS, Stage, make_plan
 from fastpsl.stage import Trunk
+from tests.cheaper import NUM_DRAWN
 from tests.fastpsl.test_backbones import learner, views
 from tests.fastpsl.test_stage import snapshot
 from tests.fastpsl.tiny import noise_batch
