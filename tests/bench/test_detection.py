@@ -107,7 +107,7 @@ def test_torchvisions_model_is_ours(backbone: str) -> None:
 
 
 def test_pictures() -> None:
-    (batch,) = drawn_batches(1, 8, 48, CPU)
+    (batch,) = drawn_batches(1, 32, 48, CPU)
     assert {tuple(image.shape) for image in batch.images} == {(3, 48, 64), (3, 64, 48)}
     for image, target in zip(batch.images, batch.targets, strict=True):
         boxes, labels = target["boxes"], target["labels"]
