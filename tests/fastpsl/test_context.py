@@ -113,6 +113,7 @@ def test_maps_of_any_size_become_the_picture(size_px: int, map_px: int) -> None:
     torch.testing.assert_close(head(features), decoded.tanh())
 
 
+@pytest.mark.slow
 def test_learned_it_beats_the_constant_on_held_out_pictures() -> None:
     """And that because it looks: told of another picture's surroundings it is worse."""
     task = Context()

@@ -272,6 +272,7 @@ def test_the_small_resnet_says_what_torchvisions_needs(tmp_path: Path) -> None:
             export(tmp_path, to, tmp_path / name)
 
 
+@pytest.mark.slow
 def test_vgg16_in_torchvision_and_timm(tmp_path: Path) -> None:
     ours = checkpoint(tmp_path, "vgg16")
     said = {to: export(tmp_path, to, tmp_path / f"{to}.pth") for to in ("torchvision", "timm")}

@@ -29,6 +29,7 @@ def test_all_four_turns_of_each_picture_and_their_labels() -> None:
     assert task.contact_sheet([inputs], batch).shape == (3, 3, 32, 4 * 33 - 1)
 
 
+@pytest.mark.slow
 def test_learned_it_beats_the_constant_on_held_out_pictures() -> None:
     """And that because it looks: told another turn's features it is worse."""
     task = RotNet(32)

@@ -194,7 +194,7 @@ def test_a_signal_in_the_first_pass_is_heard_and_it_begins_anew(
     assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole[0]))
 
 
-@pytest.mark.parametrize("step", [3, 15])
+@pytest.mark.parametrize("step", [slow(3), 15])
 def test_labels_by_passes_are_resumed_too(tmp_path: Path, step: int) -> None:
     for out, stop_at in ((tmp_path / "whole", None), (tmp_path / "stopped", step)):
         assert fit(out, make_task(label_view="center"), stop_at) == (stop_at is None)

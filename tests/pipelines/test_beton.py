@@ -38,6 +38,7 @@ def stock_betons(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @needs_ffcv("its own DatasetWriter writes the file")
 @pytest.mark.parametrize("mode", ["jpg", "raw", "proportion"])
 def test_reads_what_ffcv_writes(mode: str, stock_betons: Path) -> None:

@@ -55,6 +55,7 @@ def test_memory_does_not_grow_with_the_source(ending: str, tmp_path: Path) -> No
     assert large - small < 25
 
 
+@pytest.mark.slow
 def test_memory_by_the_number_of_samples(tmp_path: Path) -> None:
     """4 bytes for its size and about 10 for its name, packed: 60 bytes a sample are never reached."""
     script = """

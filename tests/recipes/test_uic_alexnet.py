@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from fastpsl.label_file import read_labels, write_labels
 from fastpsl.pipelines.beton import Beton
@@ -108,6 +107,7 @@ def test_labels_are_left_for_others(trained: Path) -> None:
     assert found.labels.tolist() == newest_checkpoint(trained)["task"]["store"]["current"].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("published_widths")
 def test_finished_and_started_again_it_leaves_the_same(trained: Path, recipe: Start) -> None:
     before = (trained / "labels.npz").read_bytes()
@@ -148,16 +148,18 @@ def test_the_papers_fine_tuning_has_its_own_length(recipe: Start, tmp_path: Path
     assert "stage_epochs [500] (paper [30])" in recipe(*arguments, "--stage-epochs", 500).out.splitlines()[0]
 
 
-def test_a_file_of_labels_must_be_the_datas(trained: Path, recipe: Start, tmp_path: Path) -> None:
+def test_a_file_of_labels_must_be_the_datas(recipe: Start, tmp_path: Path) -> None:
     def start(path: Path, *more: object) -> Outcome:
         return recipe(*SMALL, "--labels", path, *more, "--max-steps-per-stage", 1, "--out", tmp_path / "out")
 
-    done = start(trained / "labels.npz")
+    labels = tmp_path / "labels.npz"
+    with Beton(sample_paths().train) as data:
+        write_labels(labels, np.arange(data.num_samples) % 16, 16, data, "test")
+    done = start(labels)
     assert done.code == 0, done.err
-    ours, theirs = newest_checkpoint(tmp_path / "out"), newest_checkpoint(trained)
-    assert torch.equal(ours["task"]["store"]["current"], theirs["task"]["store"]["current"])
+    assert newest_checkpoint(tmp_path / "out")["task"]["store"]["current"].tolist() == 30 * list(range(16))
     short, other, wrong, test = (tmp_path / f"{name}.npz" for name in ("short", "other", "wrong", "test"))
-    with np.load(trained / "labels.npz") as arrays:
+    with np.load(labels) as arrays:
         rows = {name: arrays[name][:-1] for name in ("labels", "indices", "entropy")}
         np.savez(short, **{**arrays, **rows})
         np.savez(other, **{**arrays, "data_digest": "0" * 32})
@@ -169,7 +171,7 @@ def test_a_file_of_labels_must_be_the_datas(trained: Path, recipe: Start, tmp_pa
     refused(start(wrong), "uic_alexnet", "wrong.npz", "classes 0 to 7")
     refused(start(test), "uic_alexnet", "test.npz", "the test pictures")
     refused(start(tmp_path / "none.npz"), "uic_alexnet", "none.npz")
-    refused(start(trained / "labels.npz", "--num-classes", 8), "uic_alexnet", "16 classes, not 8")
+    refused(start(labels, "--num-classes", 8), "uic_alexnet", "16 classes, not 8")
 
 
 @pytest.mark.parametrize(
