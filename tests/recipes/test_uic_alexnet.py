@@ -117,6 +117,7 @@ def test_finished_and_started_again_it_leaves_the_same(trained: Path, recipe: St
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("published_widths")
 def test_fine_tuned_on_the_labels_of_its_own_centre_crops(
     trained: Path, recipe: Start, tmp_path: Path
 ) -> None:
