@@ -308,6 +308,7 @@ def shuffled(devkit: Path, folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("annotations", ["true", "shuffled"])
+@pytest.mark.usefixtures("published_widths")
 def test_it_learns_to_detect_and_by_chance_it_does_not(
     recipe: Start, tmp_path: Path, annotations: str
 ) -> None:

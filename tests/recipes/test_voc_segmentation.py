@@ -165,6 +165,7 @@ def shuffled(root: Path, to: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("published_widths")
 def test_it_learns_and_of_shuffled_masks_nothing(recipe: Start, tmp_path: Path) -> None:
     """The background alone would be 0.24; 0.42 was measured. The whole of it, 160 pictures of 128 px, has 0.83."""
     root = draw_voc(tmp_path / "VOCdevkit", 2, 2, side_px=64, num_train_masks=64, num_test_masks=24)

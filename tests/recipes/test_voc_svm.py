@@ -143,6 +143,7 @@ def test_low_shot(recipe: Any, devkit: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("published_widths")
 def test_two_ranks_make_the_same_files(recipe: Any, devkit: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     options = (*SMALL, *RANDOM, "--data", devkit, "--low-shot", "--shots", "1", "2")
