@@ -45,6 +45,7 @@ def test_the_sample_by_one_step(recipe: Start, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("published_widths")
 def test_two_ranks_cluster_as_one(recipe: Start, tmp_path: Path) -> None:
     """Before the first step the ranks' networks are one rank's: all labels are equal, but for rounding at a border."""
     before = torch.get_num_threads()
