@@ -1,4 +1,4 @@
-"""What costs the tests much and few of them are about, made cheap for the others: wide layers, first weights, Triton's interpreter.
+"""What costs the tests much and few of them are about, made cheap for the others: wide networks, Triton's interpreter.
 
 It holds in the tests' process and in the ranks that it starts. Recipes in processes of their own have what users have.
 """
@@ -6,27 +6,22 @@ It holds in the tests' process and in the ranks that it starts. Recipes in proce
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
-from torch.nn import init
+from torch import nn
 from torchvision.models.resnet import ResNet
 
 from fastpsl.backbones.alexnet import AlexNet
 from fastpsl.backbones.resnet import VARIANTS
 from fastpsl.backbones.vgg import VGG
 
-FC_WIDTH, PUBLISHED_FC_WIDTH = (
-    32,
-    4096,
-)  # AlexNet's and VGG's fc6 and fc7 have 60 million weights as published
+# AlexNet's and VGG's fc6 and fc7 have 60 million weights as published.
+FC_WIDTH, PUBLISHED_FC_WIDTH = 32, 4096
 PLANES = 64  # of all four parts of a ResNet; the last has 512 as published, and most of the weights
-NUM_DRAWN = 65_521  # a prime: no two filters have the same weights
 PUBLISHED = {name: variant.channels for name, variant in VARIANTS.items()}
 _make_resnet, _make_layer = ResNet.__init__, ResNet._make_layer
 
@@ -38,8 +33,6 @@ def make_cheaper(patch: pytest.MonkeyPatch) -> None:
     for name, variant in VARIANTS.items():
         first, second, *others = variant.channels
         patch.setitem(VARIANTS, name, variant._replace(channels=(first, second, *[second] * len(others))))
-    for draw in (init.kaiming_uniform_, init.kaiming_normal_):
-        patch.setattr(init, draw.__name__, drawn_over_and_over(draw))
     if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
         remember_tritons_builtins(patch)
 
@@ -79,28 +72,6 @@ def _narrow_resnet(
 
 def _narrow_layer(self: ResNet, block: Any, planes: int, *arguments: Any, **options: Any) -> nn.Sequential:
     return _make_layer(self, block, PLANES, *arguments, **options)
-
-
-def drawn_over_and_over(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`kaiming_uniform_` or `kaiming_normal_` that draws a large tensor's first values and repeats them."""
-
-    def repeated(
-        tensor: Tensor,
-        a: float = 0,
-        mode: str = "fan_in",
-        nonlinearity: str = "leaky_relu",
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        if tensor.numel() <= NUM_DRAWN or tensor.device.type != "cpu":
-            return draw(tensor, a, mode, nonlinearity, generator)
-        fan = tensor[0].numel() if mode == "fan_in" else tensor.numel() // tensor.shape[1]
-        few = draw(tensor.new_empty(NUM_DRAWN, 1), a, "fan_in", nonlinearity, generator) / fan**0.5
-        with torch.no_grad():
-            return tensor.copy_(
-                few.repeat(-(-tensor.numel() // NUM_DRAWN), 1)[: tensor.numel()].view(tensor.shape)
-            )
-
-    return repeated
 
 
 def remember_tritons_builtins(patch: pytest.MonkeyPatch) -> None:

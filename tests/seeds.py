@@ -54,6 +54,8 @@ def seed_of_its_own() -> None:
     """A test has the numbers that it would have alone, whichever came before it."""
     # torch.manual_seed takes 4 ms without a GPU: it notes for three kinds of device who called it.
     torch.default_generator.manual_seed(added)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(added)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from fastpsl.backbones.choose import make_backbone
 from fastpsl.backbones.nin import NIN, NUM_BLOCKS, convolutions
 from fastpsl.plan import PLANS, Stage, make_plan
 from fastpsl.stage import Trunk
-from tests.cheaper import NUM_DRAWN
 from tests.fastpsl.test_backbones import learner, views
 from tests.fastpsl.test_stage import snapshot
 from tests.fastpsl.tiny import noise_batch
@@ -89,9 +88,8 @@ def test_parameters_and_first_weights(name: str, count: int) -> None:
         if isinstance(part, nn.Conv2d):
             std = (2 / (part.kernel_size[0] ** 2 * part.out_channels)) ** 0.5
             assert part.bias is None
-            drawn = min(part.weight.numel(), NUM_DRAWN)
             # Five standard errors.
-            assert part.weight.std().item() == pytest.approx(std, rel=5 / (2 * drawn) ** 0.5)
+            assert part.weight.std().item() == pytest.approx(std, rel=5 / (2 * part.weight.numel()) ** 0.5)
         elif isinstance(part, nn.BatchNorm2d):
             assert (part.weight == 1).all() and not part.bias.any()
     assert made.block_names == tuple(f"block{i + 1}" for i in range(NUM_BLOCKS[name]))
