@@ -140,13 +140,14 @@ class Peer:
         self._errors.close()
 
     def _end(self) -> None:
-        assert self._process.stdin is not None
+        assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()  # the end of its commands
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._process.stdout.close()
 
 
 def serve(work: Work) -> None:
