@@ -1,8 +1,8 @@
 """`fastpsl clusters` as a user types it: numbers, pictures, and one line with exit 2 where something is wrong."""
 
 import json
-import re
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any

@@ -66,8 +66,11 @@ def test_neighbours_are_those_of_the_whole_matrix(dtype: torch.dtype) -> None:
     similarities, rows = plain(queries, bank, 90)
     assert (similarities[:5] < 0).all()
     found = nearest(queries, bank, 90, bank_chunk=32, query_chunk=16)
-    assert np.array_equal(found.rows.numpy(), rows)
     assert np.allclose(found.similarities.numpy(), similarities, atol=3e-7)
+    by_row = np.take_along_axis(similarities, rows.argsort(1), 1)
+    # Rows whose cosines are nearer to one another than that may change places.
+    assert np.array_equal(np.sort(found.rows.numpy(), 1), np.sort(rows, 1))
+    assert np.allclose(np.take_along_axis(by_row, found.rows.numpy(), 1), similarities, atol=6e-7)
 
 
 def test_memory_maps_serve_as_well(tmp_path: Any) -> None:

@@ -3,6 +3,7 @@
 import io
 import zipfile
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -271,7 +272,8 @@ def test_the_split_is_what_the_betons_json_tells(tmp_path: Path) -> None:
         assert data.split == ""
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "0.jpg").write_bytes(jpeg(photo(0, 20, 24)))
-    assert open_data(tmp_path / "photos").split == ""
+    with closing(open_data(tmp_path / "photos")) as photos:
+        assert photos.split == ""
 
 
 def test_the_command_writes_the_split(tmp_path: Path) -> None:

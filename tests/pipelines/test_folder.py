@@ -233,11 +233,16 @@ def headers_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return read
 
 
+def digest_of(root: Path) -> str:
+    with Folder(root) as data:
+        return data.digest()
+
+
 def test_headers_are_read_once(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = headers_read(monkeypatch)
-    digest = Folder(root).digest()
+    digest = digest_of(root)
     assert len(read) == 12
-    assert Folder(root).digest() == digest and len(read) == 12
+    assert digest_of(root) == digest and len(read) == 12
     assert len(list(cache.iterdir())) == 2  # the index and the lock
 
     os.utime(next(root.rglob("*.JPG")))
@@ -246,10 +251,10 @@ def test_headers_are_read_once(root: Path, cache: Path, monkeypatch: pytest.Monk
     assert len(list(cache.iterdir())) == 2  # what was before is gone
 
     shutil.copytree(root, root.with_name("copy"))
-    assert Folder(root.with_name("copy")).digest() == digest
+    assert digest_of(root.with_name("copy")) == digest
     first = next(root.rglob("*.JPG"))
     first.write_bytes(first.read_bytes() + b"\0")
-    assert Folder(root).digest() != digest
+    assert digest_of(root) != digest
 
 
 @pytest.mark.parametrize("name", ["names", "records.npy", "summary.json"])
@@ -258,7 +263,7 @@ def test_an_index_that_is_not_whole_is_made_again(
     root: Path, cache: Path, name: str, contents: bytes | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = headers_read(monkeypatch)
-    Folder(root)
+    Folder(root).close()
     (path,) = cache.glob(f"*/{name}")
     path.unlink()
     if contents is not None:
@@ -292,6 +297,8 @@ def test_of_many_that_open_a_folder_one_reads_the_headers(
         thread.start()
     for thread in threads:
         thread.join(240)
+    for data in opened:
+        data.close()
     assert len(opened) == 4 and len(made) == 1
     assert "another process reads the headers, waiting for it" in heard.getvalue()
 
@@ -322,7 +329,7 @@ def test_long_work_is_said(
             told.append(self.line(self.started + 2).split(",")[0])
 
     monkeypatch.setattr(folder_index, "doing", Told)
-    Folder(root)
+    Folder(root).close()
     for line in ("looking at sizes and times: 5 of 12 files", "reading headers: 12 of 12 files"):
         assert f"{root}: {line}" in told
     assert not capsys.readouterr().err

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -58,32 +60,47 @@ def dump(path: Path, record: Any) -> Path:
     return path
 
 
-def same_as_its_beton(path: Path, tmp_path: Path) -> Listed:
-    """Opens the list; it is, sample by sample, the beton that is written of it."""
-    main(["beton", "write", str(path), str(tmp_path / "x.beton"), "--overwrite"])
-    data = open_data(path)
-    assert isinstance(data, Listed)
-    with Beton(tmp_path / "x.beton") as beton:
-        assert (data.num_samples, data.num_classes) == (beton.num_samples, beton.num_classes)
-        assert data.class_names == beton.class_names and data.image_sizes() == beton.image_sizes()
-        assert data.labels().dtype == np.int32 and data.labels().tolist() == beton.labels().tolist()
-        for i in range(data.num_samples):
-            assert Path(data.name(i)).read_bytes() == beton.read(i)
-        views = [ViewSpec(RandomResizedCrop(24))]
-        batches = []
-        for each in (data, beton):
-            with Loader(each, views, batch_size=4, num_threads=1, decoder="torchvision") as loader:
-                batches.append([(batch.indices, batch.labels, batch.images[0]) for batch in loader.epoch(1)])
-        for found, expected in zip(*batches, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    return data
+@pytest.fixture
+def same_as_its_beton(tmp_path: Path) -> Iterator[Callable[[Path], Listed]]:
+    """Opens a list; it is, sample by sample, the beton that is written of it."""
+    with ExitStack() as opened:
+
+        def check(path: Path) -> Listed:
+            main(["beton", "write", str(path), str(tmp_path / "x.beton"), "--overwrite"])
+            data = opened.enter_context(closing(open_data(path)))
+            assert isinstance(data, Listed)
+            with Beton(tmp_path / "x.beton") as beton:
+                compare(data, beton)
+            return data
+
+        yield check
 
 
-def test_inaturalists_json(tmp_path: Path) -> None:
+def compare(data: Listed, beton: Beton) -> None:
+    assert (data.num_samples, data.num_classes) == (beton.num_samples, beton.num_classes)
+    assert data.class_names == beton.class_names and data.image_sizes() == beton.image_sizes()
+    assert data.labels().dtype == np.int32 and data.labels().tolist() == beton.labels().tolist()
+    for i in range(data.num_samples):
+        assert Path(data.name(i)).read_bytes() == beton.read(i)
+    views = [ViewSpec(RandomResizedCrop(24))]
+    batches = []
+    for each in (data, beton):
+        with Loader(each, views, batch_size=4, num_threads=1, decoder="torchvision") as loader:
+            batches.append([(batch.indices, batch.labels, batch.images[0]) for batch in loader.epoch(1)])
+    for found, expected in zip(*batches, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def digest_of(path: Path) -> str:
+    with Listed(path) as data:
+        return data.digest()
+
+
+def test_inaturalists_json(same_as_its_beton: Callable[[Path], Listed], tmp_path: Path) -> None:
     """In the order of its images; labels are category ids; all classes have names, also where no image is of one."""
     pictures(tmp_path / "inat" / "train_val2018")
     path = dump(tmp_path / "inat" / "train2018.json", inaturalist())
-    data = same_as_its_beton(path, tmp_path)
+    data = same_as_its_beton(path)
     assert [Path(data.name(i)).relative_to(tmp_path / "inat" / "train_val2018").as_posix() for i in range(9)] == [
         NAMES[i] for i in (4, 0, 8, 2, 6, 1, 3, 7, 5)
     ]  # fmt: skip
@@ -109,19 +126,21 @@ def test_categories_are_numbered_in_the_order_of_their_ids(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "where", ["", "images256", "data/vision/torralba/deeplearning/images256", "../images256"]
 )
-def test_places205s_csv(where: str, tmp_path: Path) -> None:
+def test_places205s_csv(same_as_its_beton: Callable[[Path], Listed], where: str, tmp_path: Path) -> None:
     """`a/abbey/gsun_0003.jpg 0`, as its archives lie when they are unpacked: the lists in a folder of their own or not."""
     root, lists = tmp_path / "places", tmp_path / "places" / "trainvalsplit_places205"
     pictures((lists / where).resolve() if where.startswith("..") else root / where)
     lists.mkdir(exist_ok=True)
     text = "".join(f"{NAMES[i]} {i // 3 * 2}\n" for i in (3, 0, 8, 1))
     (lists / "val_places205.csv").write_text(text)
-    data = same_as_its_beton(lists / "val_places205.csv", tmp_path)
+    data = same_as_its_beton(lists / "val_places205.csv")
     assert data.labels().tolist() == [2, 0, 4, 0] and data.class_names is None and data.num_classes == 5
     assert data.name(2).endswith("cow/2.jpg")
 
 
-def test_a_plain_list_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plain_list_of_paths(
+    same_as_its_beton: Callable[[Path], Listed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Spaces in names, empty lines, other line ends, absolute paths, letters that are no UTF-8; no labels."""
     names = ["a/holiday 12.jpg", "b/Ünï.JPEG", "x.png"]
     pictures(tmp_path / "yfcc", names)
@@ -135,7 +154,7 @@ def test_a_plain_list_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ]
     path = tmp_path / "yfcc" / "tiny.txt"
     path.write_bytes(b"\n".join(lines))
-    data = same_as_its_beton(path, tmp_path)
+    data = same_as_its_beton(path)
     expected = [str(tmp_path / "yfcc" / name) for name in names] + [str(absolute), os.fsdecode(strange)]
     assert [data.name(i) for i in range(5)] == expected
     assert data.labels().tolist() == [-1] * 5 and data.class_names is None and data.num_classes == 0
@@ -158,13 +177,13 @@ def test_a_plain_list_with_labels(tmp_path: Path) -> None:
         assert Path(data.name(0)).name == "a b.jpg"
 
 
-def test_miniimagenets_csv(tmp_path: Path) -> None:
+def test_miniimagenets_csv(same_as_its_beton: Callable[[Path], Listed], tmp_path: Path) -> None:
     """`filename,label`, pictures in images/ beside; classes are numbered in the order of their names."""
     names = [f"n0{9 - i // 3}{i:04}.jpg" for i in range(9)]
     pictures(tmp_path / "mini" / "images", names)
     rows = "".join(f"{name},{name[:3]}\n" for name in names)
     (tmp_path / "mini" / "test.csv").write_text(f"filename,label\n{rows}")
-    data = same_as_its_beton(tmp_path / "mini" / "test.csv", tmp_path)
+    data = same_as_its_beton(tmp_path / "mini" / "test.csv")
     assert data.class_names == ["n07", "n08", "n09"] and data.labels().tolist() == [2, 2, 2, 1, 1, 1, 0, 0, 0]
     assert Path(data.name(0)).name == names[0]
 
@@ -193,10 +212,10 @@ def test_train_and_val_of_one_folder_keep_an_index_each(
     monkeypatch.setattr(folder_index, "_scan", counting)
     digests = []
     for _ in range(2):
-        digests.append([Listed(tmp_path / f"{name}.txt").digest() for name in ("train", "val")])
+        digests.append([digest_of(tmp_path / f"{name}.txt") for name in ("train", "val")])
     assert len(read) == 9 and digests[0] == digests[1] and len(set(digests[0])) == 2
     (tmp_path / "train.txt").write_text("\n".join(f"{name} 3" for name in NAMES[:6]))
-    assert Listed(tmp_path / "train.txt").digest() != digests[0][0]  # other labels are other data
+    assert digest_of(tmp_path / "train.txt") != digests[0][0]  # other labels are other data
     with Folder(tmp_path / "ant") as folder:  # in the same cache
         assert folder.num_samples == 3 and len(list(cache.glob("*.lock"))) == 3
 
@@ -207,7 +226,7 @@ def test_a_picture_that_cannot_be_read_is_a_bad_sample(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("\n".join(NAMES))
     with pytest.warns(UserWarning, match=r"l\.txt: 1 of 9 images cannot be read, the first is ant/1\.jpg: "):
         data = Listed(tmp_path / "l.txt")
-    with Loader(
+    with data, Loader(
         data, [ViewSpec(RandomResizedCrop(9))], batch_size=9, train=False, decoder="torchvision", on_bad_sample="skip"
     ) as loader:  # fmt: skip
         (batch,) = loader.epoch(0)
