@@ -84,7 +84,8 @@ def test_tasks_of_one_level_shown_are_the_recipes(name: str, recipe: Any, tmp_pa
     assert show.TASKS[name](side).views(1) == task.views(1)
     out = tmp_path / "sheet.png"
     assert run("--task", name, "--shorter-px", 32, "--num", 3, "--out", out) == 0
-    assert min(Image.open(out).size) > 30
+    with Image.open(out) as sheet:
+        assert min(sheet.size) > 30
 
 
 @pytest.mark.parametrize("decoder", [*DECODERS, "synthetic"])
