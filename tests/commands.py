@@ -64,6 +64,17 @@ def run_fresh(
     )
 
 
+def said_at_once(code: str, environment: dict[str, str], num: int = 3, timeout: float = 280) -> set[str]:
+    """What fresh interpreters print that start at once, as ranks do."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], env=os.environ | environment, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(num)
+    ]
+    return {process.communicate(timeout=timeout)[0] for process in started}
+
+
 def run_until(
     script: Path,
     *arguments: object,

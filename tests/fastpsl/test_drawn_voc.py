@@ -1,8 +1,5 @@
 """The drawn VOC: made once, equal each time, in VOC's layout; boxes and masks are where the shapes are."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,23 +12,14 @@ from fastpsl.drawn_shapes import CLASS_NAMES, draw_scene
 from fastpsl.drawn_voc import draw_voc, drawn_voc
 from fastpsl.pipelines.voc import VOC
 from fastpsl.pipelines.whole_pictures import read_picture
+from tests.commands import said_at_once
 
 MAKE = "from fastpsl.drawn_voc import drawn_voc; print(drawn_voc())"
 
 
 @pytest.mark.slow
 def test_several_processes_draw_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three start at once, as ranks do."""
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", MAKE],
-            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3)
-    ]
-    said = {rank.communicate(timeout=240)[0] for rank in ranks}
+    said = said_at_once(MAKE, {"XDG_CACHE_HOME": str(tmp_path)})
     monkeypatch.setattr("fastpsl.drawn_voc.draw_voc", lambda *arguments, **more: pytest.fail("drawn again"))
     root = drawn_voc(tmp_path / "fastpsl")
     assert said == {f"{root}\n"}

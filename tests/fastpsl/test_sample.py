@@ -1,8 +1,5 @@
 """The embedded sample: made once, equal each time, with something to learn in it."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +9,7 @@ from fastpsl.pipelines.beton import Beton
 from fastpsl.pipelines.beton_verify import verify
 from fastpsl.sample import NUM_TEST, NUM_TRAIN, SamplePaths, _make, sample_paths
 from fastpsl.sample_pictures import CLASS_NAMES, draw_picture
+from tests.commands import said_at_once
 from tests.pipelines.photos import pil_decode
 
 MAKE = "from fastpsl.sample import sample_paths; print(sample_paths())"
@@ -27,17 +25,7 @@ def small(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.slow
 def test_several_processes_make_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three start at once, as ranks do."""
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", MAKE],
-            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3)
-    ]
-    said = {rank.communicate(timeout=280)[0] for rank in ranks}
+    said = said_at_once(MAKE, {"XDG_CACHE_HOME": str(tmp_path)})
     monkeypatch.setattr("fastpsl.sample._make", lambda *arguments: pytest.fail("drawn again"))
     paths = sample_paths(tmp_path / "fastpsl")
     assert said == {f"{paths}\n"}
