@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.order import drop_from_cache
 from fastpsl.cli import main
 from fastpsl.doctor import setting as doctor_setting
 from fastpsl.doctor.command import split
@@ -280,18 +281,15 @@ def test_reading_from_storage_and_from_the_page_cache(tmp_path: Path) -> None:
     shutil.copy(sample_paths().train, path)
     options = RunOptions(batch_size=32, num_threads=2)
     with Beton(path) as data:
-        fd = data.shards[0].fd
-        for _ in range(10):  # a kernel that is busy may keep the pages the first time
-            os.fsync(fd)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            first, samples = measure_read(data, options, 32, 0.0)
-            if first.cached is None:
-                pytest.skip("this file system does not say what is in the page cache")
-            if first.cached < 0.5:
-                break
-        else:
+        # Looking at what is cached would read ahead, which in so small a file is nearly all.
+        os.posix_fadvise(data.shards[0].fd, 0, 0, os.POSIX_FADV_RANDOM)
+        # A kernel that is busy may keep the pages the first time.
+        if all(drop_from_cache([path]) > 0.1 for _ in range(10)):
             pytest.skip("this kernel keeps what it has read")
-        assert first.from_storage and first.images_per_s > 0
+        first, samples = measure_read(data, options, 32, 0.0)
+        if first.cached is None:
+            pytest.skip("this file system does not say what is in the page cache")
+        assert first.cached < 0.5 and first.from_storage and first.images_per_s > 0
         assert len(samples) >= 64 and len(np.unique(samples)) == len(samples)
         num_bytes = data.rows(np.arange(data.num_samples)).num_bytes.sum()
         assert first.data_bytes == pytest.approx(num_bytes, rel=1e-6) and first.fits
