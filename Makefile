@@ -24,8 +24,8 @@ install:
 demo: install
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} .venv/bin/torchrun --standalone --nproc-per-node=1 recipes/jigsaw_r50.py $(ARGS)
 
-# As many processes as cores; a file's tests stay together, as they share what they make.
-PYTEST := $(PYTHON_IN_VENV) -m pytest -n auto --dist loadfile
+# As many processes as cores; one that is done takes half of what the other has left.
+PYTEST := $(PYTHON_IN_VENV) -m pytest -n auto --dist worksteal
 
 test: install
 	$(PYTEST) $(ARGS)

@@ -117,6 +117,8 @@ def test_a_stuck_read_is_a_timeout() -> None:
         next(made.epoch(0))
     assert not let_go  # it was not waited for
     free.set()
+    for thread in threads():  # the next tests count them
+        thread.join(240)
     with pytest.raises(ValueError, match="closed"):
         made.epoch(0)
 
