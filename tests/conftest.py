@@ -1,73 +1,23 @@
-"""What a machine without a GPU does: tests marked `gpu` are skipped, and Triton's kernels run under its interpreter.
+"""Options of the tests, and what pytest-xdist's controller knows of them: it runs none, and spends no seconds on torch's import."""
 
-Triton reads TRITON_INTERPRET when it is imported, and torchvision imports it: so it is set here, before any test is. Where pytest-xdist
-runs a worker for each core, a worker computes with one thread: its neighbours have the other cores.
-"""
-
-import ctypes
-import gc
-import os
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
-import torch
 
-from tests.pipelines.memory import own_memory
-
-pytest_plugins = ["tests.cheaper", "tests.seeds"]
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
+SLOW_TEST_S = 3600  # of one marked `slow`: the longest takes 400 s on calm cores
 
 
-if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
-    torch.set_num_threads(1)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--add-to-seeds", type=int, default=0, metavar="N", help="other seeds: each plus N")
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # pytest-xdist's workers; what they start would ignore Ctrl-C, too
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SLOW_TEST_S = 3600  # of one marked `slow`: the longest takes 100 s on calm cores
+def pytest_configure(config: pytest.Config) -> None:
+    is_controller = config.getoption("dist", "no") != "no"  # a worker's option is "no"
+    if not is_controller:
+        config.pluginmanager.import_plugin("tests.process")
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_TEST_S))
-    if torch.cuda.is_available():
-        return
-    for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-
-
-def pytest_collection_finish() -> None:
-    """What is imported stays: looking through it again and again for garbage takes seconds."""
-    gc.collect()
-    gc.freeze()
-
-
-def pytest_sessionfinish() -> None:
-    """Libraries count at the interpreter's end what was never freed."""
-    gc.unfreeze()
-
-
-KEPT_BYTES = 1 << 29  # what files may leave before it is looked for: a look takes an eighth of a second
-
-
-@pytest.fixture(scope="session")
-def looked() -> dict[str, int]:
-    """Resident memory after the last look for what is not needed any more."""
-    return {"bytes": own_memory("VmRSS")}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def memory_is_given_back(looked: dict[str, int]) -> Iterator[None]:
-    """After a file, where much is kept: what an exception's frames hold in cycles, networks and open data among it, and malloc's pages."""
-    yield
-    if own_memory("VmRSS") - looked["bytes"] > KEPT_BYTES:
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        looked["bytes"] = own_memory("VmRSS")

@@ -16,10 +16,6 @@ from fastpsl.sample import sample_paths
 added = 0
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--add-to-seeds", type=int, default=0, metavar="N", help="other seeds: each plus N")
-
-
 def pytest_configure(config: pytest.Config) -> None:
     add_to_seeds(config.getoption("--add-to-seeds"))
 
