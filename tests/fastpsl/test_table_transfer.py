@@ -384,7 +384,8 @@ def test_the_sets_of_each_protocol(tmp_path: Path) -> None:
     (folder / "class").mkdir(parents=True)
     Image.fromarray(np.zeros((84, 84, 3), np.uint8)).save(folder / "class" / "a.png")
     known = digests(TABLES["uic/6"], {"mini_imagenet": (str(folder),)})
-    assert known == (("mini_imagenet few_shot val", open_data(folder).digest()),)
+    with open_data(folder) as data:
+        assert known == (("mini_imagenet few_shot val", data.digest()),)
 
 
 def test_layers_on_stl_10_after_tiny_yfcc100m(tmp_path: Path) -> None:
