@@ -176,7 +176,9 @@ def as_if_trained(runs: Path, seed: int) -> None:
     for folder in sorted(runs.glob("*/*-s0*")):
         copy = shutil.copytree(folder, folder.with_name(folder.name.replace("-s0", f"-s{seed}")))
         for path in copy.glob("*.json"):
-            path.write_text(path.read_text().replace("-s0", f"-s{seed}").replace('"seed": 0', f'"seed": {seed}'))
+            path.write_text(
+                path.read_text().replace("-s0", f"-s{seed}").replace('"seed": 0', f'"seed": {seed}')
+            )
         if (result := copy / "result.json").exists():
             record = json.loads(result.read_text())
             record["numbers"] = {name: number / (1 + seed) for name, number in record["numbers"].items()}
@@ -229,7 +231,9 @@ def test_a_row_of_the_tiny_scale_for_real(tmp_path: Path, capsys: pytest.Capture
     assert len(commands) == len(others) == 6
     first = commands[:2]
     for seed in (0, 1, 2):
-        pair = [command.replace("-s0", f"-s{seed}").replace("--seed 0", f"--seed {seed}") for command in first]
+        pair = [
+            command.replace("-s0", f"-s{seed}").replace("--seed 0", f"--seed {seed}") for command in first
+        ]
         assert commands[2 * seed : 2 * seed + 2] == pair
     for command in first:
         paste(command)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,35 +18,32 @@ ARCHITECTURES = (90, 80, 100)
 SPILLED = {"neighbourhood_pass, T3, lightness, 51 taps, float32, 64 x 97 px"}
 
 
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    """In a process of its own: this one may run kernels by the interpreter, which cannot compile them."""
+def compiled(cache: Path) -> list[dict[str, Any]]:
+    """What `tests.kernels.cubins` prints, of a process of its own: this one may run kernels by the interpreter, which cannot compile them."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    environment["TRITON_CACHE_DIR"] = str(cache)
     command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.cubins", *map(str, ARCHITECTURES)]
     root = Path(__file__).parents[2]
     done = subprocess.run(
         command, check=False, cwd=root, capture_output=True, text=True, env=environment, timeout=2400
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    return rows
 
 
-def test_each_compiles(rows):
+def test_each_compiles_and_spills_no_register(tmp_path: Path) -> None:
+    """One test, as workers that share a file's tests would each compile."""
+    rows = compiled(tmp_path)
+    print("\n| kernel | registers | shared memory, bytes |\n|---|---|---|")
+    for row in rows:
+        print(f"| sm_{row['arch']}: {row['name']} | {row['registers']} | {row['shared']} |")
     failed = [f"sm_{row['arch']}, {row['name']}: {row['error']}" for row in rows if row["error"]]
     assert not failed, "\n".join(failed)
     # Above, null is of an architecture that is too new for Triton's ptxas.
     assert all(row["shared"] is not None for row in rows if row["arch"] < 100)
-
-
-def test_what_training_launches_compiles_for_all(rows):
-    names = {arch: {row["name"] for row in rows if row["arch"] == arch} for arch in ARCHITECTURES}
-    assert names[80] == names[100] and names[80] < names[90]
-    assert len(names[80]) >= 12 and len(names[90]) >= 100
-
-
-def test_no_register_is_spilled(rows):
-    print("\n| kernel | registers | shared memory, bytes |\n|---|---|---|")
-    for row in rows:
-        print(f"| sm_{row['arch']}: {row['name']} | {row['registers']} | {row['shared']} |")
     assert not [row for row in rows if row["spills"] and row["name"] not in SPILLED]
+
+    names = {arch: {row["name"] for row in rows if row["arch"] == arch} for arch in ARCHITECTURES}
+    assert names[80] == names[100] and names[80] < names[90], "what training launches is compiled for all"
+    assert len(names[80]) >= 12 and len(names[90]) >= 100
