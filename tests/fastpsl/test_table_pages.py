@@ -229,15 +229,16 @@ def test_a_row_of_the_tiny_scale_for_real(tmp_path: Path, capsys: pytest.Capture
 
     commands, others = commands_of("PSL, "), commands_of("Jigsaw, ")
     assert len(commands) == len(others) == 6
-    first = commands[:2]
+    of_seed_0 = commands[:2]
     for seed in (0, 1, 2):
         pair = [
-            command.replace("-s0", f"-s{seed}").replace("--seed 0", f"--seed {seed}") for command in first
+            command.replace("-s0", f"-s{seed}").replace("--seed 0", f"--seed {seed}") for command in of_seed_0
         ]
         assert commands[2 * seed : 2 * seed + 2] == pair
-    for command in first:
+    for command in of_seed_0:
         paste(command)
-    as_if_trained(runs, 1), as_if_trained(runs, 2)
+    for seed in (1, 2):
+        as_if_trained(runs, seed)
     assert not commands_of("PSL, ") and commands_of("Jigsaw, ") == others
     psl = {path: json.loads(path.read_text()) for path in runs.rglob("result.json")}
     assert all(record["checkpoint"]["science"]["plan"] == "psl" for record in psl.values())

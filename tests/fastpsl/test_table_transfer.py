@@ -1,5 +1,6 @@
 """Tables whose evaluations read other data: numbers as printed, which results count, what commands name."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -384,7 +385,7 @@ def test_the_sets_of_each_protocol(tmp_path: Path) -> None:
     (folder / "class").mkdir(parents=True)
     Image.fromarray(np.zeros((84, 84, 3), np.uint8)).save(folder / "class" / "a.png")
     known = digests(TABLES["uic/6"], {"mini_imagenet": (str(folder),)})
-    with open_data(folder) as data:
+    with contextlib.closing(open_data(folder)) as data:
         assert known == (("mini_imagenet few_shot val", data.digest()),)
 
 
