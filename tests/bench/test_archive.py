@@ -122,6 +122,7 @@ def test_one_line_and_exit_2(tmp_path: Path) -> None:
     assert not (tmp_path.parent / "evil.json").exists() and not (ROOT / "bench" / "evil.json").exists()
 
 
+@pytest.mark.slow
 def test_results_come_to_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "root"
     for name in ("README.md", "docs/performance.md", "docs/scale.md", "bench/results/kernels-cpu.json"):

@@ -46,6 +46,7 @@ def plan() -> dict[str, dict[str, tuple[int, list[str]]]]:
     return {part: steps(part) for part in PARTS}
 
 
+@pytest.mark.slow
 def test_parts_fit_nine_minutes_and_their_commands_are_understood(
     plan: dict[str, dict[str, tuple[int, list[str]]]],
 ) -> None:

@@ -22,7 +22,6 @@ from fastpsl.pipelines.input_record import Input
 from tests.cheaper import publish_resnets
 from tests.slow import slow
 
-timm = pytest.importorskip("timm")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
 SEEN = Input("RGB", (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), 48)
@@ -49,6 +48,12 @@ def checkpoint(folder: Path, backbone: str, seen: Input = SEEN) -> nn.Module:
     }
     Checkpoints(folder / "checkpoints").save(5, state)
     return made.eval()
+
+
+@pytest.fixture
+def timm() -> Any:
+    """Imported where it is needed: that takes 1.5 s of each process that collects tests."""
+    return pytest.importorskip("timm")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -93,7 +98,7 @@ def test_torchvision_computes_our_features(run: tuple[Path, nn.Module], tmp_path
     assert "      40  layer1-4.0-1.bn1.*" in said
 
 
-def test_timm_computes_our_features(run: tuple[Path, nn.Module], tmp_path: Path) -> None:
+def test_timm_computes_our_features(run: tuple[Path, nn.Module], tmp_path: Path, timm: Any) -> None:
     folder, ours = run
     for to, name in (("timm", "resnet18.pth"), ("safetensors", "resnet18.safetensors")):
         export(folder, to, tmp_path / name)
@@ -103,7 +108,7 @@ def test_timm_computes_our_features(run: tuple[Path, nn.Module], tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_resnet50_in_both(tmp_path: Path) -> None:
+def test_resnet50_in_both(tmp_path: Path, timm: Any) -> None:
     ours = checkpoint(tmp_path, "resnet50")
     export(tmp_path, "torchvision", tmp_path / "r50.pth")
     assert_same_features(ours, torchvisions("resnet50", tmp_path / "r50.pth"))
@@ -114,7 +119,7 @@ def test_resnet50_in_both(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_resnet34_in_all_three(tmp_path: Path) -> None:
+def test_resnet34_in_all_three(tmp_path: Path, timm: Any) -> None:
     ours = checkpoint(tmp_path, "resnet34")
     export(tmp_path, "torchvision", tmp_path / "r34.pth")
     assert_same_features(ours, torchvisions("resnet34", tmp_path / "r34.pth"))
@@ -126,7 +131,7 @@ def test_resnet34_in_all_three(tmp_path: Path) -> None:
     assert (told["MODEL.RESNETS.DEPTH"], told["MODEL.RESNETS.RES2_OUT_CHANNELS"]) == (34, 64)
 
 
-def test_a_network_that_sees_lightness_keeps_its_one_channel(tmp_path: Path) -> None:
+def test_a_network_that_sees_lightness_keeps_its_one_channel(tmp_path: Path, timm: Any) -> None:
     grey = Input("L", (0.5,), (0.25,), 48)
     ours = checkpoint(tmp_path, "resnet18", grey)
     export(tmp_path, "timm", tmp_path / "l.pth")
@@ -273,7 +278,7 @@ def test_the_small_resnet_says_what_torchvisions_needs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_vgg16_in_torchvision_and_timm(tmp_path: Path) -> None:
+def test_vgg16_in_torchvision_and_timm(tmp_path: Path, timm: Any) -> None:
     ours = checkpoint(tmp_path, "vgg16")
     said = {to: export(tmp_path, to, tmp_path / f"{to}.pth") for to in ("torchvision", "timm")}
     assert "features.0-41.*" in said["torchvision"] and "classifier.0-3.*" in said["torchvision"]

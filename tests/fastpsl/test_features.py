@@ -29,6 +29,7 @@ from fastpsl.pipelines.loader import Loader
 from fastpsl.pipelines.rows import MODE_RAW, Data
 from fastpsl.sample import sample_paths
 from tests.fastpsl.tiny import TinyNet, one_process
+from tests.slow import slow
 
 BATCH = 48
 INPUT = Input("RGB", (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), 32)
@@ -326,7 +327,7 @@ def test_blocks_by_name() -> None:
 
 
 @pytest.mark.usefixtures("published_widths")
-@pytest.mark.parametrize(("block", "width"), [(5, 256), (6, 4096), (7, 4096)])
+@pytest.mark.parametrize(("block", "width"), [(5, 256), slow(6, 4096), (7, 4096)])
 def test_convolutions_and_fully_connected_blocks_of_alexnet(
     data: Beton, tmp_path: Path, block: int, width: int
 ) -> None:

@@ -15,6 +15,7 @@ from fastpsl.reporter import summary_line
 from fastpsl.sample import sample_paths
 from tests.fastpsl.test_trainer import tiny_job
 from tests.fastpsl.tiny import runs_closed
+from tests.slow import slow
 
 
 def launched(
@@ -194,7 +195,7 @@ def test_words_of_other_errors_are_no_faults() -> None:
         assert gpu_failures.explained(RuntimeError(words), []) is None
 
 
-@pytest.mark.parametrize("number", [0, 7, 8, 15])
+@pytest.mark.parametrize("number", [0, *map(slow, (7, 8, 15))])
 def test_a_fault_in_a_run_leaves_its_last_checkpoint_whole(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

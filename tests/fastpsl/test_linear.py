@@ -27,6 +27,7 @@ from fastpsl.stage import Metrics, StageModule, Trunk
 from fastpsl.trainer import pretrain
 from tests.commands import digests, newest_checkpoint
 from tests.fastpsl.tiny import TinyNet, tiny_run
+from tests.slow import slow
 
 PROBE = Stage("linear", 1, 6, 5, 1)
 BLOCKS = ("B1", "B2", "B3", "B4", "B5")
@@ -60,11 +61,11 @@ def test_widths_of_resnet50_are_the_protocols() -> None:
 # Features of each block of AlexNet at 224 px, as the protocols' sources print them; fc6 and fc7 are whole.
 FC = {"B6": 4096, "B7": 4096, "final": 4096}
 ALEXNETS = [
-    ("uic", "alexnet", (9600, 9216, 9600, 9600, 9216), None),
+    slow("uic", "alexnet", (9600, 9216, 9600, 9600, 9216), None),
     ("deepcluster", "alexnet", (9600, 9216, 9600, 9600, 9216), None),
-    ("rotnet", "alexnet_rotnet", (9216, 9408, 9600, 9216, 9216), False),
+    slow("rotnet", "alexnet_rotnet", (9216, 9408, 9600, 9216, 9216), False),
     ("sslpp", "alexnet_rotnet", (9216, 9408, 9600, 9216, 9216), False),
-    ("sslpp", "alexnet", (96 * 144, 256 * 49, 384 * 25, 384 * 36, 256 * 36), False),
+    slow("sslpp", "alexnet", (96 * 144, 256 * 49, 384 * 25, 384 * 36, 256 * 36), False),
     ("vissl", "alexnet", (96 * 144, 256 * 36, 384 * 16, 384 * 9, 256 * 4), True),
 ]
 

@@ -4,6 +4,7 @@ import torchvision
 from torch import nn
 
 from fastpsl.backbones.resnet import VARIANTS, ResNet
+from tests.slow import slow
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
@@ -55,7 +56,7 @@ def test_the_one_for_small_pictures_keeps_their_size_up_to_conv2() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("size", "last"), [((32, 32), (3, 3)), ((24, 24), (2, 2)), ((33, 29), (3, 2)), ((1, 1), (1, 1))]
+    ("size", "last"), [slow((32, 32), (3, 3)), slow((24, 24), (2, 2)), ((33, 29), (3, 2)), ((1, 1), (1, 1))]
 )
 @pytest.mark.usefixtures("published_widths")
 def test_iics_has_a_pool_of_two_behind_the_small_convolution(

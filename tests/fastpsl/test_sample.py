@@ -77,6 +77,7 @@ def fit(train: np.ndarray, targets: np.ndarray, test: np.ndarray, wanted: np.nda
     return float((((test - mean) @ weights + y.mean(0)).argmax(1) == wanted).mean())
 
 
+@pytest.mark.slow
 def test_there_is_something_to_learn_and_it_is_not_trivial() -> None:
     """What raw pixels tell a linear learner of kind, turn and place: above chance, below certainty."""
     paths = sample_paths()

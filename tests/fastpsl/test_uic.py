@@ -174,7 +174,7 @@ def test_no_image_is_looked_at_once_more_for_its_label(
     assert counts["with gradient"] == 3 * STEPS * BATCH and counts["without"] == passes * NUM
 
 
-@pytest.mark.parametrize("step", [1, 15, 16, 37])
+@pytest.mark.parametrize("step", [1, slow(15), 16, slow(37)])
 def test_resumed_from_any_step_equals_never_stopped(
     whole: tuple[Path, Watched], tmp_path: Path, step: int
 ) -> None:

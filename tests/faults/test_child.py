@@ -4,6 +4,8 @@ import os
 import signal
 import time
 
+import pytest
+
 from tests.faults.child import Case, Limits, judged, refusal
 
 LIMITS = Limits(wall_s=2.0, cpu_s=60, resident_bytes=30 << 20, address_bytes=4 << 30)
@@ -25,6 +27,7 @@ def _judge(case: Case) -> tuple[str, str]:
     return "as before", ""
 
 
+@pytest.mark.slow
 def test_each_end_of_a_child_is_told_and_the_others_go_on(tmp_path):
     names = ["good", "segfault", "good", "fill", "key", "too much", "sleep", "good"]
     cases = [Case(seed, name) for seed, name in enumerate(names)]

@@ -153,7 +153,9 @@ def test_gradients_of_bytes(dtype, shape, make_images, as_tensors, assert_fused_
 
 @pytest.mark.parametrize("dtype", [slow(torch.float32), torch.float16], ids=str)
 @pytest.mark.parametrize(
-    "ops", [(FLIP, XY), (GREY, XY), (GaussianBlur(9, p=1.0), XY)], ids=["bytes", "sharp", "blurred"]
+    "ops",
+    [slow((FLIP, XY)), slow((GREY, XY)), (GaussianBlur(9, p=1.0), XY)],
+    ids=["bytes", "sharp", "blurred"],
 )
 def test_flat_pictures_have_no_gradients(ops, dtype, as_tensors):
     """Not even of a quarter of a level of 255, at the border least of all."""

@@ -93,6 +93,7 @@ def test_scores_result_and_picture(recipe: Any, devkit: Path, tmp_path: Path) ->
         assert min(picture.size) > 600
 
 
+@pytest.mark.slow
 def test_what_is_there_serves_again_and_other_costs_do_not_disturb_it(
     recipe: Any, devkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
