@@ -107,7 +107,8 @@ class Launch(NamedTuple):
 
 def launches() -> Iterator[Launch]:
     for chain, (module, ops, side) in MAIN.items():
-        for dtype in (torch.bfloat16, torch.float16, torch.float32):  # a kernel of two has the first one's name
+        # A kernel that dtypes share has the name of the first, which is the one for all architectures.
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
             yield _launch(chain, module, ops, dtype, (side, side), dtype == torch.bfloat16)
     for module, chains in ((photometric, PHOTOMETRIC), (geometric, GEOMETRIC)):
         for chain, ops in chains.items():
