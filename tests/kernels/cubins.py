@@ -1,5 +1,5 @@
 """Compiles what the fused modules launch, without a GPU: `python -m tests.kernels.cubins 90 80 100`;
-what training launches in bfloat16 for all of these architectures, the others for the first.
+launches of training for all of these architectures, the others for the first.
 
 The modules' own code runs, on CPU tensors, and Triton itself derives from each launch what to compile: types, alignments,
 constants. Only the launch is left out.

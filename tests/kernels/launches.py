@@ -107,9 +107,8 @@ class Launch(NamedTuple):
 
 def launches() -> Iterator[Launch]:
     for chain, (module, ops, side) in MAIN.items():
-        # A kernel that dtypes share has the name of the first, which is the one for all architectures.
-        for dtype in (torch.bfloat16, torch.float16, torch.float32):
-            yield _launch(chain, module, ops, dtype, (side, side), dtype == torch.bfloat16)
+        for dtype in (torch.float16, torch.bfloat16, torch.float32):
+            yield _launch(chain, module, ops, dtype, (side, side), dtype != torch.float32)
     for module, chains in ((photometric, PHOTOMETRIC), (geometric, GEOMETRIC)):
         for chain, ops in chains.items():
             # Sizes that 16 divides, odd ones, and, for what takes it, one that is no square.
@@ -135,7 +134,7 @@ def launches() -> Iterator[Launch]:
     widths = {torch.float16: (64, 72, 70, 1), torch.bfloat16: (64,), torch.float32: (64, 70)}
     for dtype, width, fork in ((d, w, f) for d in widths for w in widths[d] for f in (False, True)):
         name = f"BatchNorms, {width} channels, {dtype}{', used twice' * fork}".replace("torch.", "")
-        on_all = width == 64 and dtype == torch.bfloat16
+        on_all = width == 64 and dtype != torch.float32
         yield Launch(name, partial(_batch_norms, width, dtype, fork), on_all)
 
 

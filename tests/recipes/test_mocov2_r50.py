@@ -42,8 +42,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
-@pytest.mark.usefixtures("published_widths")
+@pytest.mark.usefixtures("one_thread", "published_widths")
 def test_killed_and_with_two_ranks(recipe: Start, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     steps = ("--max-steps-per-stage", "2")

@@ -170,7 +170,7 @@ def test_it_learns_and_of_shuffled_masks_nothing(recipe: Start, tmp_path: Path) 
     """The background alone would be 0.24; 0.42 was measured. The whole of it, 160 pictures of 128 px, has 0.83."""
     root = draw_voc(tmp_path / "VOCdevkit", 2, 2, side_px=64, num_train_masks=64, num_test_masks=24)
     assert learned(recipe, root, tmp_path / "out", "--epochs", "8") >= 0.34
-    assert learned(recipe, shuffled(root, tmp_path / "other"), tmp_path / "no", "--epochs", "4") <= 0.3
+    assert learned(recipe, shuffled(root, tmp_path / "other"), tmp_path / "no", "--epochs", "8") <= 0.3
 
 
 def refusal(recipe: Start, tmp_path: Path, *arguments: object) -> Outcome:
