@@ -25,7 +25,7 @@ def compiled(cache: Path) -> list[dict[str, Any]]:
     command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.cubins", *map(str, ARCHITECTURES)]
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        command, check=False, cwd=root, capture_output=True, text=True, env=environment, timeout=7100
+        command, check=False, cwd=root, capture_output=True, text=True, env=environment, timeout=7900
     )
     assert done.returncode == 0, done.stderr[-3000:]
     rows: list[dict[str, Any]] = json.loads(done.stdout)
