@@ -95,6 +95,23 @@ def share(world: World, value: Any = None) -> Any:
     return box[0]
 
 
+def on_any_rank(world: World, fact: bool) -> bool:
+    """Whether `fact` holds on at least one rank. Called by every rank; a tenth of a millisecond over Gloo, and no GPU waits."""
+    if world.size == 1:
+        return fact
+    flag = torch.tensor(float(fact))
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag)
+
+
+def of_all_ranks(world: World, value: Any) -> list[Any]:
+    """Each rank's `value`, in the order of the ranks, on every rank. Any picklable object."""
+    values = [value] * world.size
+    if world.size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def wait_for_all(world: World) -> None:
     """Return once every rank is here; over Gloo, so that no GPU waits."""
     if world.size > 1:

@@ -2,9 +2,11 @@
 
 torchrun kills its ranks 30 s after it has passed a signal on, as Slurm and Kubernetes do, and the loop asks between steps: one that
 compiles, or clusters a million images first, takes minutes. So before what may take long rank 0 keeps what a checkpoint would hold, as
-the file's bytes. On a request a thread waits for the loop, and where it does not come, writes them, whatever the main thread is in.
+the file's bytes. On a request a thread waits for the loop, and where it does not come, writes them, whatever the main thread is in. They
+are written, too, where an error ends the run.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -45,6 +47,9 @@ class LastStep:
 
     def __exit__(self, *error: object) -> None:
         if self._run.world.rank == 0:
+            if error[0] is not None:
+                with contextlib.suppress(ValueError, OSError):  # the error that ends the run came first
+                    self.write()
             signal.set_wakeup_fd(self._replaced)
             self._over.set()
             self._writer.send(b"\0")
@@ -66,6 +71,18 @@ class LastStep:
         data = run.packed(state) if run.world.rank == 0 else None
         with self._lock:
             self._safe, self._data = run.position.run_step, data
+
+    def write(self) -> None:
+        """What is kept, to the disk; nothing where nothing is kept, or where it is there already."""
+        with self._lock:
+            self._write()
+
+    def _write(self) -> None:
+        if self._data is not None:
+            assert self._run.reporter.file is not None and self._safe is not None
+            self._run.reporter.file.sync()
+            self._run.checkpoints.write(self._safe, self._data)
+            self._data = None
 
     def let_go(self) -> None:
         """A step was made, and is not kept: steps are short."""
@@ -92,10 +109,7 @@ class LastStep:
     def _leave(self) -> None:
         run = self._run
         try:
-            if self._data is not None:
-                assert run.reporter.file is not None and self._safe is not None
-                run.reporter.file.sync()
-                run.checkpoints.write(self._safe, self._data)
+            self._write()
             run.write_status("preempted", "stopped by a signal")
         except OSError as error:  # the loop may come to its end yet
             print(f"stopped by a signal, but what was learned cannot be saved: {error}", file=sys.stderr)

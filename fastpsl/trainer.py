@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastpsl.data_failures import next_on_all_ranks
 from fastpsl.distributed import World
 from fastpsl.epochs import Epochs
 from fastpsl.evaluation.online import Monitor
@@ -235,13 +236,8 @@ class StageRun:
                 told.turn_to(f"{name}: step {position.step + 1:,} of {last_step:,}{first}")
                 first = ""
                 lr = job.schedule(self._moment())
-                num_batches = run.reporter.num_batches
-                try:
-                    metrics = self.learner.step(watched, options.accumulate, lr)
-                except (ValueError, OSError) as error:
-                    if run.reporter.num_batches == num_batches and position.step % steps_per_epoch:
-                        raise self._kept(error) from error
-                    raise
+                first_batch = next_on_all_ranks(watched, run.world, self._save_last_step)
+                metrics = self.learner.step(itertools.chain((first_batch,), watched), options.accumulate, lr)
                 call_if_there(job.task, "after_step")
                 position.step += 1
                 position.run_step += 1
@@ -266,17 +262,18 @@ class StageRun:
             self.keep()
         return self.monitor.look(steps_per_epoch, last_step)
 
-    def _kept(self, error: ValueError | OSError) -> Exception:
-        """Save the last whole step before data that fail end the run, and say so; of several ranks none waits for the others, which
-        are within the step that has no data, so nothing is saved."""
-        if self.run.world.size > 1:
-            return error
+    def _save_last_step(self) -> str | None:
+        """Save the last whole step and say where the run goes on; None where no step was made, or it cannot be saved either."""
+        if not self.position.step:
+            return None  # the stage before has saved what it left
         try:
-            self.save()
+            if self.kept_step.is_safe():
+                self.kept_step.write()  # without what this epoch did before its first step, which is done again
+            else:
+                self.save()
         except (ValueError, OSError):
-            return error  # the data's, which came first
-        where = f"stage {self.position.stage + 1}, step {self.position.step}"
-        return ValueError(f"{error}; a checkpoint was written, and the same command goes on from {where}")
+            return None
+        return f"stage {self.position.stage + 1}, step {self.position.step}"
 
     @property
     def _first_unused_epoch(self) -> int:

@@ -183,6 +183,24 @@ def test_before_an_epoch_that_clusters_first_the_last_step_is_kept(
     assert at_once == [75] and newest_step(tmp_path) == run.position.run_step > 0
 
 
+def test_an_error_too_leaves_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a rank that is lost, or data that fail, while a million images are clustered."""
+    monkeypatch.setattr(trainer, "LONG_STEP_S", 3600.0)
+
+    class Failing(Hanging):
+        def start_epoch(self, passes: Any) -> None:
+            if passes.epoch == 1:
+                raise RuntimeError("Connection reset by peer")
+
+    run = tiny_run(tmp_path, stage_epochs=(2,), batch_size=160)
+    job = Job(Failing(), TinyNet(), make_plan("psl", (2,), num_levels=3)[:1], step_drops(0.05, (2,)))
+    with pytest.raises(RuntimeError, match="reset by peer"):
+        pretrain(job, run)
+    run.close()
+    assert newest_step(tmp_path) == run.position.run_step > 0
+    assert newest_checkpoint(tmp_path)["position"]["step"] == run.position.step
+
+
 def test_a_disk_that_is_full_ends_nothing(
     tmp_path: Path, at_once: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

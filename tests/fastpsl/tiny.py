@@ -48,8 +48,8 @@ def one_process(device: str = "cpu") -> World:
     return World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device(device))
 
 
-def tiny_run(out: Path, **options: Any) -> Run:
-    """A run over the 32-px sample, one process on the CPU, in `out`."""
+def tiny_run(out: Path, world: World | None = None, **options: Any) -> Run:
+    """A run over the 32-px sample, on the CPU, in `out`; of one process without a `world`."""
     paths = sample_paths()
     values: dict[str, Any] = {
         "data": str(paths.train_32),
@@ -61,7 +61,7 @@ def tiny_run(out: Path, **options: Any) -> Run:
         "tensorboard": False,
         "num_threads": 1,
     }
-    return Run("tiny", PretrainOptions(**{**values, **options}), one_process())
+    return Run("tiny", PretrainOptions(**{**values, **options}), world or one_process())
 
 
 @contextmanager
