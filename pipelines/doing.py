@@ -51,7 +51,7 @@ class doing:
         """What is done and how far it is. now: on the clock of `time.monotonic`."""
         elapsed_s = now - self.started
         if not self.unit:
-            return f"{self.what}: {clock(elapsed_s)} so far"
+            return f"{self.what}: {clock(elapsed_s)} so far" if elapsed_s >= 1 else self.what
         what, of = f"{self.what}: " if self.what else "", f" of {self.total:,}" if self.total else ""
         return f"{what}{self.num_done:,}{of} {self.unit}, {self.pace(elapsed_s)}"
 

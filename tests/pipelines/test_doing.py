@@ -53,6 +53,7 @@ def test_ten_seconds_of_silence_are_ended_by_the_innermost(voice: Voice, clock: 
             clock[0] += 9
             assert voice.line(clock[0]) is None
             told.turn_to("the next step")
+            assert told.line(clock[0]) == "the next step"
             clock[0] += 1
             assert voice.line(clock[0]) == "the next step: 0:00:01 so far"
         with doing("its own bar", quiet=True):
