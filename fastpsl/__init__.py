@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from fastpsl.address_space import say_low_limit
 from fastpsl.caches import choose_caches
 
 if TYPE_CHECKING:
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 choose_caches()
+say_low_limit()
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,7 @@ from fastpsl import (
     table_command,
     tsne_command,
 )
+from fastpsl.address_space import require_address_space
 from fastpsl.command_line import parse
 from fastpsl.doctor import command as doctor_command
 from fastpsl.pipelines.doing import doing
@@ -139,6 +140,7 @@ def _main(arguments: Sequence[str]) -> None:
     exit_code = 0
     arguments, recipe_options = doctor_command.split(arguments)
     try:
+        require_address_space()
         command = parse(
             Command,
             arguments,

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
+from fastpsl.address_space import require_address_space
 from fastpsl.checkpoint import write_atomically
 from fastpsl.distributed import join_world, leave_world, own_rank
 from fastpsl.gpu_failures import compiler_failed, explained, goes_on, of_another_rank
@@ -69,6 +70,7 @@ def _run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run]) -> 
     rank = own_rank()
     _say_warnings_in_one_line(recipe, rank)
     try:
+        require_address_space()
         with doing(recipe):
             code = work()
     except (ValueError, OSError) as error:
