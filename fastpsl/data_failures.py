@@ -24,9 +24,8 @@ def next_on_all_ranks(batches: Iterator[Batch], world: World, save: Callable[[],
     if not on_any_rank(world, failure is not None):
         return batch
     texts = of_all_ranks(world, None if failure is None else str(failure))
-    told = next(f"{text} (rank {rank})" for rank, text in enumerate(texts) if text is not None)
-    if failure is not None:
-        told = str(failure)
+    others = (f"{text} (rank {rank})" for rank, text in enumerate(texts) if text is not None)
+    told = next(others) if failure is None else str(failure)
     where = save()
     if where is not None:
         told += f"; a checkpoint was written, and the same command goes on from {where}"

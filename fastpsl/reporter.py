@@ -51,7 +51,6 @@ class Reporter:
     ):
         self.folder, self.world, self.batch_size, self.log_steps = folder, world, batch_size, log_steps
         self._bad_names: set[str] = set()
-        self.num_batches = 0  # handed out by `watched`
         self.screen = Screen() if world.rank == 0 else None
         self.file = MetricsFile(folder / "metrics.jsonl", resumed_run_step) if world.rank == 0 else None
         self.board = self.wandb = None
@@ -96,7 +95,6 @@ class Reporter:
             finally:
                 self._wait_s += time.perf_counter() - started
             self._note_bad(batch.bad)
-            self.num_batches += 1
             yield batch
 
     def _note_bad(self, bad: list[BadSample]) -> None:

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 
 from fastpsl.bounded import read_npy
 from fastpsl.checkpoint import write_atomically
-from fastpsl.distributed import World, share
+from fastpsl.distributed import World, of_all_ranks, share
 from fastpsl.pipelines.beton_file import output_errors, partial_path, write_all
 
 FORMAT = 1
@@ -139,11 +138,7 @@ class PartialFeatures:
         """Note that rows up to `num_rows` are written, once they are on the disk; called by every rank at the same step."""
         with output_errors(self.path):
             os.fsync(self.fd)
-        bad = [self.bad]
-        if self.world.size > 1:
-            bad = [set[int]()] * self.world.size
-            dist.all_gather_object(bad, self.bad)
-        self.bad, self.num_rows = set[int]().union(*bad), num_rows
+        self.bad, self.num_rows = set[int]().union(*of_all_ranks(self.world, self.bad)), num_rows
         if self.world.rank == 0:
             told = {"digest": self.digest, "num_rows": num_rows, "bad": sorted(self.bad)}
             with output_errors(self.path):
