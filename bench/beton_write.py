@@ -32,7 +32,7 @@ THEIRS = "ffcv DatasetWriter"
 
 def draw_photos(folder: Path, num: int) -> None:
     """The sample's pictures, larger, as JPEGs in class folders."""
-    from fastpsl.sample_pictures import CLASS_NAMES, draw_picture
+    from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_picture
 
     def draw(index: int) -> None:
         kind = folder / CLASS_NAMES[index % len(CLASS_NAMES)]
@@ -44,8 +44,8 @@ def draw_photos(folder: Path, num: int) -> None:
 
 
 def write_ours(photos: Path, out: Path, max_side: int | None, num_workers: int) -> float:
-    from fastpsl.pipelines.beton_convert import Target
-    from fastpsl.pipelines.beton_write import write_beton
+    from fastpsl.pipelines.beton.encode import Target
+    from fastpsl.pipelines.beton.write import write_beton
     from fastpsl.pipelines.sources import image_folder
 
     start = time.perf_counter()

@@ -28,14 +28,13 @@ from bench import peers
 from bench.peers import Peer, Work
 from bench.program import check_out, check_positive, counted, progress, run_program
 from bench.schema import RUNS, SCHEMA, command_line, data_record, environment, finish, spread, write_result
-from fastpsl.command_line import parse
-from fastpsl.distributed import choose_device
-from fastpsl.pipelines import libffcv
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.decoders import dali
+from fastpsl.engine.command_line import parse
+from fastpsl.engine.distributed import choose_device
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.decoders import dali, libffcv
 from fastpsl.pipelines.decoders.dali_graph import HW_DECODER_LOAD
-from fastpsl.pipelines.workers import default_num_threads
-from fastpsl.sample import sample_paths
+from fastpsl.pipelines.loader.workers import default_num_threads
+from fastpsl.pipelines.sample.betons import sample_paths
 
 WHOLE = "dali_whole"  # of peer_batches.OPEN
 TITLES = peers.TITLES | {WHOLE: "DALI's reader, whole pictures"}
@@ -197,7 +196,7 @@ def tabulate(
 def memory_by_epoch(work: Work, num_views: int) -> list[dict[str, int]]:
     """`Loader.device_memory()` after each of a few epochs."""
     from fastpsl.kernels.crops import RandomResizedCrop
-    from fastpsl.pipelines.loader import Loader
+    from fastpsl.pipelines.loader.loader import Loader
     from fastpsl.pipelines.views import ViewSpec
 
     views, found = [ViewSpec(RandomResizedCrop(work.size_px))] * num_views, []

@@ -35,12 +35,12 @@ from bench.detection_peers import (
 )
 from bench.program import check_out, check_positive, progress, run_program
 from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
-from fastpsl.command_line import parse
-from fastpsl.distributed import World, join_world
-from fastpsl.options import RunOptions
-from fastpsl.pipelines.whole_pictures import PictureBatch
-from fastpsl.timing import milliseconds, synchronise
-from fastpsl.transfer.detection_protocols import PROTOCOLS
+from fastpsl.engine.command_line import parse
+from fastpsl.engine.distributed import World, join_world
+from fastpsl.engine.options import RunOptions
+from fastpsl.engine.timing import milliseconds, synchronise
+from fastpsl.pipelines.loader.annotated import PictureBatch
+from fastpsl.transfer.detection.protocols import PROTOCOLS
 
 OURS, TORCHVISION, DETECTRON2 = "ours", "torchvision", "detectron2"
 GAIN = "{}'s ms / ours"

@@ -22,18 +22,18 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
-from fastpsl.backbones.choose import make_backbone
-from fastpsl.distributed import World
-from fastpsl.job import Job
-from fastpsl.learner import DTYPES, Learner
-from fastpsl.optimisers import sgd
-from fastpsl.options import RunOptions
+from fastpsl.engine.distributed import World
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.options import RunOptions
+from fastpsl.engine.train_step import DTYPES, Learner
+from fastpsl.engine.trainer import make_learner, place_backbone
+from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.whole_pictures import PictureBatch
-from fastpsl.trainer import make_learner, place_backbone
-from fastpsl.transfer.detection import Detection
-from fastpsl.transfer.detection_protocols import Protocol
-from fastpsl.transfer.detector import MIN_SCORE, RATIOS, Detector
+from fastpsl.pipelines.loader.annotated import PictureBatch
+from fastpsl.transfer.detection.detector import MIN_SCORE, RATIOS, Detector
+from fastpsl.transfer.detection.protocols import Protocol
+from fastpsl.transfer.detection.task import Detection
 
 NUM_CLASSES, NUM_OBJECTS = 20, 3
 LR = 1e-7  # what is timed stays what it is

@@ -7,9 +7,8 @@ from typing import Any
 
 from bench import peers
 from bench.schema import spread
-from fastpsl.pipelines import libffcv
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.decoders import dali
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.decoders import dali, libffcv
 
 
 def decoders_here(wanted: Sequence[str], device: Any) -> tuple[list[str], list[dict[str, str]]]:

@@ -25,9 +25,10 @@ from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused.choose import fused_modules, module_for
+from fastpsl.kernels.fused import fused_modules, module_for
 from fastpsl.kernels.grey import Grey
-from fastpsl.kernels.isotropic import DIAGONAL, crop_densely, isotropic_resize, margin_px
+from fastpsl.kernels.isotropic import DIAGONAL, isotropic_resize, margin_px
+from fastpsl.kernels.isotropic_batch import crop_densely
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.layout import joined
 from fastpsl.kernels.lightness import Lightness
@@ -39,10 +40,10 @@ from fastpsl.pipelines.augment import KORNIA, Augment
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.views import Op, ViewSpec
-from fastpsl.tasks.moco import MoCo
+from fastpsl.tasks.contrastive.moco import MoCo
+from fastpsl.tasks.contrastive.simclr import SimCLR
+from fastpsl.tasks.pseudo_labels.uic import uic_view
 from fastpsl.tasks.rotation import Rotation
-from fastpsl.tasks.simclr import SimCLR
-from fastpsl.tasks.uic import uic_view
 
 Work = Callable[[int], Tensor]  # the number of an input, counted on and on → the result
 
@@ -191,7 +192,7 @@ def crop_chains(setting: Setting) -> Iterator[Chain]:
     if setting.device.type == "cpu":
         paths = {"fused": partial(_cropped_by_numba, pictures, boxes, size), **paths}
     elif fused:
-        from fastpsl.kernels.fused import isotropic as fused_isotropic
+        from fastpsl.kernels.fused_cuda import isotropic as fused_isotropic
 
         paths = {"fused": partial(_cropped, fused_isotropic.crop, pictures, on_device, size), **paths}
     else:

@@ -28,9 +28,9 @@ from bench.kernel_chart import draw_kernels, show_kernels
 from bench.kernel_peers import PEERS
 from bench.program import check_out, progress, run_program
 from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
-from fastpsl.command_line import parse
-from fastpsl.distributed import choose_device
-from fastpsl.learner import DTYPES
+from fastpsl.engine.command_line import parse
+from fastpsl.engine.distributed import choose_device
+from fastpsl.engine.train_step import DTYPES
 
 CROPS = ("area crop", "isotropic crop")
 # A copy takes so much of the device's memory at most, twice. Beyond all caches, and long enough for the host to get ahead.

@@ -22,11 +22,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench.program import check_out, progress, run_program
 from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
-from fastpsl.evaluation.clusters import nmi
 from fastpsl.kernels.empty_classes import split_empty
-from fastpsl.label_store import LabelStore
-from fastpsl.pipelines.balanced_order import balanced_order
-from fastpsl.pipelines.order import num_steps, step_indices
+from fastpsl.pipelines.loader.balanced_order import balanced_order
+from fastpsl.pipelines.loader.order import num_steps, step_indices
+from fastpsl.tasks.pseudo_labels.scores import nmi
+from fastpsl.tasks.pseudo_labels.store import LabelStore
 
 TOGETHER = ("order", "split", "exchange")
 

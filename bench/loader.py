@@ -31,8 +31,8 @@ def epochs_of_ours(
 ) -> Iterator[int]:
     """Numbers of samples, batch by batch; a 0 ends an epoch."""
     from fastpsl.kernels.crops import RandomResizedCrop
-    from fastpsl.pipelines.beton import Beton
-    from fastpsl.pipelines.loader import Loader
+    from fastpsl.pipelines.beton.reader import Beton
+    from fastpsl.pipelines.loader.loader import Loader
     from fastpsl.pipelines.views import ViewSpec
 
     views = [ViewSpec(RandomResizedCrop(SIZE_PX))] * num_views
@@ -180,14 +180,14 @@ def main() -> None:
     parser.add_argument("--num-views", type=int, default=1, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.data:
-        from fastpsl.sample import sample_paths
+        from fastpsl.pipelines.sample.betons import sample_paths
 
         arguments.data = str(sample_paths().train)
     if arguments.serve:
         serve(arguments)
         return
     check_out(arguments.out)
-    from fastpsl.pipelines.beton import Beton
+    from fastpsl.pipelines.beton.reader import Beton
 
     machine = environment()
     missing = []

@@ -23,10 +23,10 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench.program import check_positive, run_program
-from fastpsl.backbones.choose import make_backbone
-from fastpsl.command_line import parse
-from fastpsl.fused_norms import FusedNorm, fused
-from fastpsl.plan import make_plan
+from fastpsl.engine.command_line import parse
+from fastpsl.engine.fused_norms import FusedNorm, fused
+from fastpsl.engine.plan import make_plan
+from fastpsl.models.factory import make_backbone
 
 COPY_TB_PER_S = 4.25  # one H200's, measured
 BIT = 1 / 16  # of a value of two bytes
@@ -64,7 +64,7 @@ class Group:
         return of_one if self.adds == "map" else Moved(5 + 4 + self.relu + 5 + self.fork, 5 + 3)
 
     def fused(self) -> Moved:
-        """As kernels/fused/batch_norm.py says, zeros and the copy of a sum counted as launches."""
+        """As kernels/fused_cuda/batch_norm.py says, zeros and the copy of a sum counted as launches."""
         if self.adds == "nothing":
             return Moved(3 + 5 + 2 * self.fork, 3 + 2)
         bits = 2 * BIT * self.relu

@@ -31,14 +31,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a fold
 from bench.program import check_out, progress, run_program
 from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.beton_convert import Stored
-from fastpsl.pipelines.beton_file import BetonFile
-from fastpsl.pipelines.beton_write import DEFAULT_PAGE_BYTES
-from fastpsl.pipelines.loader import Loader
-from fastpsl.pipelines.order import epoch_order, num_steps, step_indices
-from fastpsl.pipelines.quasi_random import GROUP_PAGES, QuasiRandom
-from fastpsl.pipelines.rows import MODE_RAW, Rows, read_bytes
+from fastpsl.pipelines.beton.encode import Stored
+from fastpsl.pipelines.beton.file import BetonFile
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.write import DEFAULT_PAGE_BYTES
+from fastpsl.pipelines.data.dataset import MODE_RAW, Rows, read_bytes
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.loader.order import epoch_order, num_steps, step_indices
+from fastpsl.pipelines.loader.quasi_random import GROUP_PAGES, QuasiRandom
 from fastpsl.pipelines.views import ViewSpec
 
 ORDERS = ("random", "quasi_random")

@@ -16,8 +16,8 @@ SHUFFLE = 1000  # samples in the buffers of DALI's reader and WebDataset; theirs
 
 def batches_of_ours(work: Work, num_views: int) -> Iterator[int]:
     from fastpsl.kernels.crops import RandomResizedCrop
-    from fastpsl.pipelines.beton import Beton
-    from fastpsl.pipelines.loader import Loader
+    from fastpsl.pipelines.beton.reader import Beton
+    from fastpsl.pipelines.loader.loader import Loader
     from fastpsl.pipelines.views import ViewSpec
 
     view = ViewSpec(RandomResizedCrop(work.size_px))
@@ -106,7 +106,7 @@ def batches_of_dataloader(work: Work, num_views: int) -> Iterator[int]:
     import torch
     from PIL import Image
 
-    from fastpsl.pipelines.beton import Beton
+    from fastpsl.pipelines.beton.reader import Beton
 
     data, crops = Beton(work.data), _Crops(work.size_px, num_views)
 

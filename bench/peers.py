@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is a program, too
-from fastpsl.timing import samples_per_s
+from fastpsl.engine.timing import samples_per_s
 
 TITLES = {
     "ffcv_loader": "ffcv Loader",
@@ -53,7 +53,7 @@ class Work:
 
 def why_missing(kind: str, data: str) -> str | None:
     """Why a peer cannot be measured on a beton, None where it can."""
-    from fastpsl.pipelines.beton import Beton
+    from fastpsl.pipelines.beton.reader import Beton
 
     if kind in _PACKAGES and not _is_installed(_PACKAGES[kind]):
         return "not installed"
@@ -79,7 +79,7 @@ def _copied(num_samples: int) -> np.ndarray:
 
 def copy_out(data: str, folder: Path, num_shards: int) -> int:
     """The JPEGs of a beton as files (images/LABEL/NUMBER.jpg) and as WebDataset's shards (shards/*.tar); how many."""
-    from fastpsl.pipelines.beton import Beton
+    from fastpsl.pipelines.beton.reader import Beton
 
     (folder / "shards").mkdir(parents=True)
     shards = [tarfile.open(folder / "shards" / f"{i:04}.tar", "w") for i in range(num_shards)]  # noqa: SIM115

@@ -28,12 +28,12 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench.program import counted, run_program
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.beton_convert import Target, store_array
-from fastpsl.pipelines.beton_write import write_beton
-from fastpsl.pipelines.rows import read_bytes
+from fastpsl.pipelines.beton.encode import Target, store_array
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.write import write_beton
+from fastpsl.pipelines.data.dataset import read_bytes
+from fastpsl.pipelines.loader.workers import map_in_order
 from fastpsl.pipelines.sources import Sample
-from fastpsl.pipelines.workers import map_in_order
 
 LONG_SIDE_PX, QUALITY, NUM_CLASSES = 500, 90, 100
 # Height, width, share. The two usual frames of cameras, upright and across, squares, and pictures that were small from the start:
@@ -168,7 +168,7 @@ def decode_ms(jpegs: Sequence[bytes], decoder: str, repeats: int = 5) -> float:
         tensors = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in jpegs]
         work = [lambda tensor=tensor: decode_jpeg(tensor) for tensor in tensors]  # type: ignore[misc]
     else:
-        from fastpsl.pipelines.libffcv import Codec
+        from fastpsl.pipelines.decoders.libffcv import Codec
 
         codec = Codec()
         sizes = [Image.open(io.BytesIO(jpeg)).size for jpeg in jpegs]

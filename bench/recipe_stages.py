@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import torch
 
-from fastpsl.distributed import World
-from fastpsl.job import Job
-from fastpsl.options import PretrainOptions
-from fastpsl.seed import torch_seed
-from fastpsl.trainer import place_backbone
+from fastpsl.engine.distributed import World
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.seed import torch_seed
+from fastpsl.engine.trainer import place_backbone
 
 Recipe = Literal[
     "jigsaw", "rotation", "simclr", "moco", "uic", "deepcluster",

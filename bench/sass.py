@@ -22,7 +22,7 @@ import triton
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from fastpsl.kernels.fused import photometric
+from fastpsl.kernels.fused_cuda import photometric
 from tests.kernels.cubins import Target, measured
 from tests.kernels.launches import T3, _launch
 

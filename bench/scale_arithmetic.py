@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bench.recipe_stages import recipe_options, stage_job
-from fastpsl.distributed import World
+from fastpsl.engine.distributed import World
 
 BATCH, BYTES_A_PICTURE = 256, 55_000  # a GPU's; of an ImageNet photo at 500 px, quality 90
 # Bus bandwidth as nccl-tests defines it (doc/PERFORMANCE.md there), of a GPU, in one direction. H200: NVLink 900 GB/s in both directions

@@ -31,11 +31,11 @@ from bench.order import drop_from_cache, write_noise
 from bench.program import check_out, check_positive, counted, progress, run_program
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_job
 from bench.schema import RUNS, SCHEMA, command_line, data_record, environment, finish, spread, write_result
-from fastpsl.command_line import parse
-from fastpsl.distributed import World, choose_device, join_world, leave_world, wait_for_all
-from fastpsl.pipelines.beton import Beton
-from fastpsl.sample import sample_paths
-from fastpsl.stage_bench import StageBench
+from fastpsl.engine.command_line import parse
+from fastpsl.engine.distributed import World, choose_device, join_world, leave_world, wait_for_all
+from fastpsl.engine.stage_bench import StageBench
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.sample.betons import sample_paths
 
 _READ_BYTES = 8 << 20  # a page of a beton
 

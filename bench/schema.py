@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastpsl.pipelines.rows import Data, read_bytes
+from fastpsl.pipelines.data.dataset import Data, read_bytes
 
 SCHEMA = 1
 MAX_COMPARED = 20_000  # samples whose bytes are compared

@@ -31,14 +31,14 @@ from bench.recipe_stages import recipe_module
 from bench.schema import RUNS, SCHEMA, command_line, data_record, environment, finish, spread, write_result
 from bench.show import show_throughput
 from bench.throughput import Setting, try_stage
-from fastpsl.command_line import parse
-from fastpsl.distributed import World, join_world
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.beton_convert import Stored
-from fastpsl.pipelines.beton_file import BetonFile
-from fastpsl.pipelines.beton_write import DEFAULT_PAGE_BYTES
-from fastpsl.pipelines.rows import MODE_RAW
-from fastpsl.pipelines.workers import default_num_threads
+from fastpsl.engine.command_line import parse
+from fastpsl.engine.distributed import World, join_world
+from fastpsl.pipelines.beton.encode import Stored
+from fastpsl.pipelines.beton.file import BetonFile
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.write import DEFAULT_PAGE_BYTES
+from fastpsl.pipelines.data.dataset import MODE_RAW
+from fastpsl.pipelines.loader.workers import default_num_threads
 
 SIDE_PX, NUM_CLASSES = 32, 10
 HEADS = ("conv_B2", "conv_B3", "conv_B4", "fc1_B4", "fc2_B4", "fc3_B4")

@@ -31,11 +31,11 @@ sys.path.insert(
 from bench.program import check_out, check_positive, progress, run_program
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_job
 from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
-from fastpsl.command_line import parse
-from fastpsl.distributed import World, join_world
+from fastpsl.engine.command_line import parse
+from fastpsl.engine.distributed import World, join_world
+from fastpsl.engine.stage_bench import StageBench
+from fastpsl.engine.timing import synchronise
 from fastpsl.pipelines.decoders.synthetic import Synthetic
-from fastpsl.stage_bench import StageBench
-from fastpsl.timing import synchronise
 
 Mode = Literal["eager", "fused", "compiled", "graphed", "eager+fold", "fused+fold", "compiled+fold"]
 COST = "PSL's cost per epoch / end to end's"

@@ -47,15 +47,15 @@ from bench.schema import (
     write_result,
 )
 from bench.show import show_throughput
-from fastpsl.command_line import parse
-from fastpsl.distributed import World, join_world
-from fastpsl.options import RunOptions
+from fastpsl.engine.command_line import parse
+from fastpsl.engine.distributed import World, join_world
+from fastpsl.engine.options import RunOptions
+from fastpsl.engine.stage_bench import StageBench
+from fastpsl.engine.timing import synchronise
 from fastpsl.pipelines.augment import AugmentName
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.workers import default_num_threads
-from fastpsl.sample import sample_paths
-from fastpsl.stage_bench import StageBench
-from fastpsl.timing import synchronise
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.loader.workers import default_num_threads
+from fastpsl.pipelines.sample.betons import sample_paths
 
 
 @dataclass(frozen=True, kw_only=True)

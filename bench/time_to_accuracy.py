@@ -34,14 +34,14 @@ from bench.program import check_out, counted, progress, run_program
 from bench.recipe_stages import MODULES, job_of, recipe_options
 from bench.schema import RUNS, SCHEMA, command_line, data_record, environment, finish, spread, write_result
 from bench.time_chart import draw_times
-from fastpsl.command_line import parse
-from fastpsl.distributed import World, join_world
-from fastpsl.pipelines.beton import Beton
-from fastpsl.run import Run
-from fastpsl.sample import sample_paths
-from fastpsl.seed import torch_seed
-from fastpsl.timing import synchronise
-from fastpsl.trainer import pretrain
+from fastpsl.engine.command_line import parse
+from fastpsl.engine.distributed import World, join_world
+from fastpsl.engine.run import Run
+from fastpsl.engine.seed import torch_seed
+from fastpsl.engine.timing import synchronise
+from fastpsl.engine.trainer import pretrain
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.sample.betons import sample_paths
 
 # For pictures of 32 px, enlarged twofold: ResNet-18's stem divides by four, and B5 of 32 px would be one pixel.
 VALUES: dict[str, dict[str, Any]] = {

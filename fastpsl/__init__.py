@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from fastpsl.address_space import say_low_limit
-from fastpsl.caches import choose_caches
+from fastpsl.engine.address_space import say_low_limit
+from fastpsl.pipelines.files.caches import choose_caches
 
 if TYPE_CHECKING:
-    from fastpsl.loading import loader as loader
+    from fastpsl.dataloader import loader as loader
 
 __version__ = "0.1.0"
 
@@ -17,7 +17,7 @@ say_low_limit()
 def __getattr__(name: str) -> Any:
     """`fastpsl.loader`, imported when it is asked for: `import fastpsl` shall not wait for torch."""
     if name == "loader":
-        from fastpsl.loading import loader
+        from fastpsl.dataloader import loader
 
         return loader
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,20 +12,19 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fastpsl import (
-    beton_command,
-    clusters_command,
-    features_command,
-    labels_command,
-    retrieve_command,
-    table_command,
-    tsne_command,
-)
-from fastpsl.address_space import require_address_space
-from fastpsl.command_line import parse
-from fastpsl.doctor import command as doctor_command
+from fastpsl.commands import beton as beton_command
+from fastpsl.commands import clusters as clusters_command
+from fastpsl.commands import doctor as doctor_command
+from fastpsl.commands import features as features_command
+from fastpsl.commands import labels as labels_command
+from fastpsl.commands import retrieve as retrieve_command
+from fastpsl.commands import table as table_command
+from fastpsl.commands import tsne as tsne_command
+from fastpsl.doctor.options import Doctor
+from fastpsl.engine.address_space import require_address_space
+from fastpsl.engine.command_line import parse
+from fastpsl.engine.terminal import people_read
 from fastpsl.pipelines.doing import doing
-from fastpsl.terminal import people_read
 
 # Each command imports what it needs: `fastpsl --help` shall not wait for torch or numba.
 
@@ -116,7 +115,7 @@ Command = (
     | Annotated[labels_command.MakeLabels, tyro.conf.subcommand("labels")]
     | Annotated[clusters_command.Clusters, tyro.conf.subcommand("clusters")]
     | Annotated[table_command.Table, tyro.conf.subcommand("table")]
-    | Annotated[doctor_command.Doctor, tyro.conf.subcommand("doctor")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
 
@@ -167,7 +166,7 @@ def _main(arguments: Sequence[str]) -> None:
                 clusters_command.run(command)
             elif isinstance(command, table_command.Table):
                 table_command.run(command)
-            elif isinstance(command, doctor_command.Doctor):
+            elif isinstance(command, Doctor):
                 exit_code = doctor_command.run(command, recipe_options)
             else:
                 beton_command.run(command.command)
@@ -206,14 +205,14 @@ def _one_line_warnings() -> Iterator[None]:
 
 
 def _show(command: Show) -> None:
-    from fastpsl.show import show
+    from fastpsl.commands.show import show
 
     print(show(**vars(command)))
 
 
 def _export(command: Export) -> None:
     from fastpsl.evaluation.options import told_input
-    from fastpsl.export import export
+    from fastpsl.models.export import export
 
     told = told_input(command.input_channels, command.input_mean, command.input_std, command.input_size_px)
     print(
@@ -232,7 +231,7 @@ def _permutations(command: Permutations) -> None:
     import numpy as np
 
     from fastpsl.kernels.permutations import hamming_bound, mean_hamming, minimum_hamming, permutation_set
-    from fastpsl.pipelines.beton_file import output_errors, publish_bytes
+    from fastpsl.pipelines.beton.file import output_errors, publish_bytes
 
     if any(one >= other for one, other in zip(command.counts, command.counts[1:], strict=False)):
         raise ValueError(

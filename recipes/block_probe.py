@@ -15,19 +15,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.launch import launch
+from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.run import Run
 from fastpsl.evaluation.block_probes import BlockProbes, FewLabelBlockProbes, read_heads
 from fastpsl.evaluation.held_out import require_held_out, scores, write_held_out
-from fastpsl.evaluation.linear_chart import draw_blocks
 from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
 from fastpsl.evaluation.result import result_line
-from fastpsl.evaluation.views import center_view, train_view
-from fastpsl.evaluation.weights import Pretrained
-from fastpsl.job import Job
-from fastpsl.launch import launch
-from fastpsl.optimisers import sgd
-from fastpsl.plan import Stage
-from fastpsl.run import Run
-from fastpsl.schedules import step_drops
+from fastpsl.models.weights import Pretrained
+from fastpsl.pipelines.standard_views import center_view, train_view
+from fastpsl.plots.linear import draw_blocks
 
 PAPER: dict[str, Any] = {
     "heads": ("conv_B2", "conv_B3", "conv_B4"), "epochs": 200, "intervals": (100, 50, 50), "batch_size": 128,

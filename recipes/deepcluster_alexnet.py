@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from fastpsl.backbones.choose import make_backbone
-from fastpsl.job import Job
-from fastpsl.launch import launch
-from fastpsl.options import PretrainOptions, parse_options
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.launch import launch
+from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.options import PretrainOptions, parse_options
+from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.input_record import Input
-from fastpsl.schedules import step_drops
-from fastpsl.tasks.deepcluster import DeepCluster, two_sgds
-from fastpsl.uic_job import finish
+from fastpsl.tasks.pseudo_labels.deepcluster import DeepCluster, two_sgds
+from fastpsl.tasks.pseudo_labels.uic_experiment import finish
 
 PAPER = {  # section 4; rate and decay are the code's
     "backbone": "alexnet",  # with its dropout of 0.5

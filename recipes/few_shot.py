@@ -18,17 +18,17 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
-from fastpsl.distributed import join_world
+from fastpsl.engine.distributed import join_world
+from fastpsl.engine.launch import EXIT_FINISHED, run_script
+from fastpsl.engine.resume import open_folder
 from fastpsl.evaluation.features import extract
 from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
 from fastpsl.evaluation.result import data_record, result_line, write_result
-from fastpsl.launch import EXIT_FINISHED, run_script
-from fastpsl.pipelines.data import open_data
-from fastpsl.pipelines.rows import require_labels
-from fastpsl.resume import open_folder
-from fastpsl.sample import sample_paths
-from fastpsl.transfer.few_shot import Accuracy, classes_of, draw_episodes, few_shot_works, num_right
-from fastpsl.transfer.few_shot_chart import draw_accuracies
+from fastpsl.pipelines.data.dataset import require_labels
+from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.plots.few_shot import draw_accuracies
+from fastpsl.transfer.few_shot import MAX_POOL, Accuracy, classes_of, draw_episodes, few_shot_works, num_right
 
 PAPER: dict[str, Any] = {"ways": 5, "shots": 5, "size_px": 224, "source_px": 84}
 SAMPLE: dict[str, Any] = {"episodes": 1000, "batch_size": 32, "size_px": 84}
@@ -104,7 +104,8 @@ def work() -> int:
             )  # fmt: skip
             print(result_line(path))
             title += f", {weights.record['path'] or 'random weights'}"
-            print(f"chart {draw_accuracies(accuracies, folder / 'result.png', title, 100 / options.ways)}")
+            bars = {name.replace(MAX_POOL, "\nmax-pool"): found for name, found in accuracies.items()}
+            print(f"chart {draw_accuracies(bars, folder / 'result.png', title, 100 / options.ways)}")
     return EXIT_FINISHED
 
 

@@ -9,14 +9,14 @@ Paper: 50.9 % ImageNet top-1 of a linear classifier on B4 (45.7 % end to end). H
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastpsl.backbones.choose import make_backbone
-from fastpsl.job import Job
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.launch import launch
+from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.options import MACHINE, PretrainOptions, parse_options
 from fastpsl.kernels.permutations import permutation_set
-from fastpsl.launch import launch
-from fastpsl.options import MACHINE, PretrainOptions, parse_options
-from fastpsl.permutations import permutations_digest, read_permutations
-from fastpsl.schedules import step_drops
+from fastpsl.models.factory import make_backbone
 from fastpsl.tasks.jigsaw import Jigsaw
+from fastpsl.tasks.permutation_files import permutations_digest, read_permutations
 
 PAPER = {
     "backbone": "resnet50",  # section 4.1

@@ -22,16 +22,16 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastpsl.distributed import join_world
+from fastpsl.engine.distributed import join_world
+from fastpsl.engine.launch import EXIT_FINISHED, run_script
+from fastpsl.engine.resume import open_folder
+from fastpsl.engine.run import open_both
 from fastpsl.evaluation.features import Extraction, extract
 from fastpsl.evaluation.held_out import require_held_out
 from fastpsl.evaluation.knn_score import require_neighbours, score, score_lines
-from fastpsl.evaluation.neighbour_sheet import draw_neighbours
 from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
 from fastpsl.evaluation.result import data_record, result_line, write_result
-from fastpsl.launch import EXIT_FINISHED, run_script
-from fastpsl.resume import open_folder
-from fastpsl.run import open_both
+from fastpsl.plots.neighbours import draw_neighbours
 
 PAPER: dict[str, Any] = {"k": (10, 20, 100, 200), "temperature": 0.07, "batch_size": 256, "size_px": 224}
 SAMPLE: dict[str, Any] = {"k": (1, 5, 10, 20), "temperature": 0.07, "batch_size": 32, "size_px": 96}

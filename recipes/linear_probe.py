@@ -20,18 +20,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.launch import launch
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.run import Run
 from fastpsl.evaluation.held_out import overridden, require_held_out, scores, write_held_out
 from fastpsl.evaluation.linear import LinearProbes, best_block_lines, probe_sgd
-from fastpsl.evaluation.linear_chart import draw_blocks
 from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
 from fastpsl.evaluation.protocols import PROTOCOLS, Protocol
 from fastpsl.evaluation.result import result_line
-from fastpsl.evaluation.views import center_view, ten_crop_views, train_view
-from fastpsl.evaluation.weights import Pretrained
-from fastpsl.job import Job
-from fastpsl.launch import launch
-from fastpsl.plan import Stage
-from fastpsl.run import Run
+from fastpsl.models.weights import Pretrained
+from fastpsl.pipelines.standard_views import center_view, ten_crop_views, train_view
+from fastpsl.plots.linear import draw_blocks
 
 PAPER: dict[str, Any] = {"protocol": "vissl", "batch_size": 256, "size_px": 224}
 SAMPLE: dict[str, Any] = {"protocol": "vissl", "batch_size": 32, "size_px": 96, "epochs": 8, "lr": 0.05}

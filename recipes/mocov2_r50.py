@@ -9,12 +9,12 @@ Paper: 68.1 % ImageNet top-1 of a linear classifier on the final features (67.5 
 from dataclasses import dataclass
 from functools import partial
 
-from fastpsl.backbones.choose import make_backbone
-from fastpsl.job import Job
-from fastpsl.launch import launch
-from fastpsl.options import PretrainOptions, parse_options
-from fastpsl.schedules import cosine
-from fastpsl.tasks.moco import MoCo
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.launch import launch
+from fastpsl.engine.optim.schedules import cosine
+from fastpsl.engine.options import PretrainOptions, parse_options
+from fastpsl.models.factory import make_backbone
+from fastpsl.tasks.contrastive.moco import MoCo
 
 PAPER = {  # PSL says "MoCov2" and 200 epochs; the values are MoCo v2's
     "backbone": "resnet50",

@@ -9,11 +9,11 @@ Paper: 53.3 % ImageNet top-1 of a linear classifier on B4 (48.6 % end to end). H
 from dataclasses import dataclass
 from typing import Literal
 
-from fastpsl.backbones.choose import make_backbone
-from fastpsl.job import Job
-from fastpsl.launch import launch
-from fastpsl.options import PretrainOptions, parse_options
-from fastpsl.schedules import step_drops
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.launch import launch
+from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.options import PretrainOptions, parse_options
+from fastpsl.models.factory import make_backbone
 from fastpsl.tasks.rotation import Rotation
 
 PAPER = {

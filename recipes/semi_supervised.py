@@ -14,20 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.launch import launch
+from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.options import MACHINE
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.run import Run
 from fastpsl.evaluation.held_out import overridden, require_held_out, write_held_out
 from fastpsl.evaluation.label_lists import labelled_part, write_label_list
 from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
 from fastpsl.evaluation.result import result_line
-from fastpsl.evaluation.views import center_view, train_view
-from fastpsl.evaluation.weights import Pretrained
-from fastpsl.job import Job
-from fastpsl.launch import launch
-from fastpsl.optimisers import sgd
-from fastpsl.options import MACHINE
-from fastpsl.pipelines.subset import Subset
-from fastpsl.plan import Stage
-from fastpsl.run import Run
-from fastpsl.schedules import step_drops
+from fastpsl.models.weights import Pretrained
+from fastpsl.pipelines.data.subset import Subset
+from fastpsl.pipelines.standard_views import center_view, train_view
 from fastpsl.tasks.classify import Classify
 
 PAPER: dict[str, Any] = {"protocol": "pirl", "percent": 1.0, "batch_size": 256, "size_px": 224}

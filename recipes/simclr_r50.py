@@ -12,13 +12,13 @@ by the statistics of their rank (arXiv 2002.05709, section 2.2); PSL says nothin
 from dataclasses import dataclass
 from functools import partial
 
-from fastpsl.backbones.choose import make_backbone
-from fastpsl.job import Job
-from fastpsl.lars import lars
-from fastpsl.launch import launch
-from fastpsl.options import PretrainOptions, parse_options
-from fastpsl.schedules import cosine
-from fastpsl.tasks.simclr import SimCLR
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.launch import launch
+from fastpsl.engine.optim.lars import lars
+from fastpsl.engine.optim.schedules import cosine
+from fastpsl.engine.options import PretrainOptions, parse_options
+from fastpsl.models.factory import make_backbone
+from fastpsl.tasks.contrastive.simclr import SimCLR
 
 PAPER = {
     "backbone": "resnet50",

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from fastpsl import sslpp_job
-from fastpsl.job import Job
-from fastpsl.launch import launch
-from fastpsl.options import parse_options
-from fastpsl.tasks.aet import AET
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.launch import launch
+from fastpsl.engine.options import parse_options
+from fastpsl.tasks.sslpp import experiment as sslpp_job
+from fastpsl.tasks.sslpp.aet import AET
 
 PAPER = {
     "backbone": "nin4",

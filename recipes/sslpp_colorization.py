@@ -15,14 +15,14 @@ and, but for epochs and rate, for sslpp_iic (docs/sslpp.md):
 
 from functools import partial
 
-from fastpsl import sslpp_job
-from fastpsl.backbones.choose import OF_VECTORS
-from fastpsl.job import Job
-from fastpsl.launch import launch
-from fastpsl.optimisers import adam
-from fastpsl.options import parse_options
-from fastpsl.sslpp_job import Options
-from fastpsl.tasks.colorization import Colorization
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.launch import launch
+from fastpsl.engine.optim.sgd_adam import adam
+from fastpsl.engine.options import parse_options
+from fastpsl.models.factory import OF_VECTORS
+from fastpsl.tasks.sslpp import experiment as sslpp_job
+from fastpsl.tasks.sslpp.colorization import Colorization
+from fastpsl.tasks.sslpp.experiment import Options
 
 PAPER = {
     "backbone": "nin4",

@@ -12,12 +12,12 @@ runs/iic is a run of sslpp_iic. Section V.A: SGD of momentum 0.9.
 from dataclasses import dataclass
 from functools import partial
 
-from fastpsl import sslpp_job
-from fastpsl.backbones.choose import OF_VECTORS
-from fastpsl.job import Job
-from fastpsl.launch import launch
-from fastpsl.options import parse_options
-from fastpsl.tasks.context import Context
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.launch import launch
+from fastpsl.engine.options import parse_options
+from fastpsl.models.factory import OF_VECTORS
+from fastpsl.tasks.sslpp import experiment as sslpp_job
+from fastpsl.tasks.sslpp.context import Context
 
 PAPER = {
     "backbone": "nin4",

@@ -16,9 +16,9 @@ It states 70 clusters for all data sets and nothing else: the rest is IIC's for 
     torchrun recipes/sslpp_iic.py             # the embedded sample, small values, a minute on two cores
 """
 
-from fastpsl.iic_job import Options, build, finish
-from fastpsl.launch import launch
-from fastpsl.options import parse_options
+from fastpsl.engine.launch import launch
+from fastpsl.engine.options import parse_options
+from fastpsl.tasks.pseudo_labels.iic_experiment import Options, build, finish
 
 PAPER = {
     "backbone": "resnet34_iic",

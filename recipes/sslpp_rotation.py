@@ -14,12 +14,12 @@ Section V.A: SGD of momentum 0.9, its rate divided by 10; RotNet's code has Nest
 
 from functools import partial
 
-from fastpsl import sslpp_job
-from fastpsl.job import Job
-from fastpsl.launch import launch
-from fastpsl.options import parse_options
-from fastpsl.sslpp_job import Options
-from fastpsl.tasks.rotnet import RotNet
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.launch import launch
+from fastpsl.engine.options import parse_options
+from fastpsl.tasks.sslpp import experiment as sslpp_job
+from fastpsl.tasks.sslpp.experiment import Options
+from fastpsl.tasks.sslpp.rotnet import RotNet
 
 PAPER = {
     "backbone": "nin4",

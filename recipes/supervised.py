@@ -16,18 +16,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from fastpsl.backbones.choose import make_backbone
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.launch import launch
+from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.options import MACHINE, PretrainOptions, parse_options
+from fastpsl.engine.run import Run
 from fastpsl.evaluation.few_labels import FewLabels
 from fastpsl.evaluation.held_out import write_held_out
 from fastpsl.evaluation.result import result_line
-from fastpsl.evaluation.views import center_view, train_view
-from fastpsl.evaluation.weights import load_pretrained
-from fastpsl.job import Job
-from fastpsl.launch import launch
-from fastpsl.options import MACHINE, PretrainOptions, parse_options
+from fastpsl.models.factory import make_backbone
+from fastpsl.models.weights import load_pretrained
 from fastpsl.pipelines.input_record import Input
-from fastpsl.run import Run
-from fastpsl.schedules import step_drops
+from fastpsl.pipelines.standard_views import center_view, train_view
 from fastpsl.tasks.classify import Classify
 
 PAPER = {  # our choice, see above

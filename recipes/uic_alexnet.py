@@ -11,9 +11,9 @@ Paper, ImageNet top-1 of linear classifiers on conv3, conv4, conv5, and NMI with
 The paper's one stage is plan end_to_end; the others of PSL work too.
 """
 
-from fastpsl.launch import launch
-from fastpsl.options import parse_options
-from fastpsl.uic_job import Options, build, fine_tuning, finish
+from fastpsl.engine.launch import launch
+from fastpsl.engine.options import parse_options
+from fastpsl.tasks.pseudo_labels.uic_experiment import Options, build, fine_tuning, finish
 
 PAPER = {  # section 4.2
     "backbone": "alexnet",  # with its dropout of 0.5

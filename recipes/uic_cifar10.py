@@ -8,9 +8,9 @@ Not in the paper, which has ImageNet alone: all values here are our choice. A Re
     torchrun recipes/uic_cifar10.py           # the embedded sample, small values, a minute or two on two cores
 """
 
-from fastpsl.launch import launch
-from fastpsl.options import parse_options
-from fastpsl.uic_job import Options, build, fine_tuning, finish
+from fastpsl.engine.launch import launch
+from fastpsl.engine.options import parse_options
+from fastpsl.tasks.pseudo_labels.uic_experiment import Options, build, fine_tuning, finish
 
 USUAL = {
     "backbone": "resnet18_cifar",

@@ -11,9 +11,9 @@ an MLP head that is kept 64.4, 53.3. All with strong augmentation; ResNet-50 for
 Paper: whether these networks see Sobel's gradients is not said. Here they see colour, as SimCLR's, whose augmentation the section takes.
 """
 
-from fastpsl.launch import launch
-from fastpsl.options import parse_options
-from fastpsl.uic_job import Options, build, fine_tuning, finish
+from fastpsl.engine.launch import launch
+from fastpsl.engine.options import parse_options
+from fastpsl.tasks.pseudo_labels.uic_experiment import Options, build, fine_tuning, finish
 
 PAPER = {
     "backbone": "resnet50",

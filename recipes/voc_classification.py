@@ -14,22 +14,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastpsl.drawn_voc import drawn_voc
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.launch import launch
+from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.options import RunOptions
+from fastpsl.engine.predictions import NAME, read_predictions
+from fastpsl.engine.run import Run
 from fastpsl.evaluation.held_out import refuse_val, write_run
 from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
-from fastpsl.evaluation.predictions import NAME, read_predictions
 from fastpsl.evaluation.result import result_line
-from fastpsl.evaluation.weights import Pretrained
-from fastpsl.job import Job
-from fastpsl.launch import launch
-from fastpsl.optimisers import sgd
-from fastpsl.options import RunOptions
-from fastpsl.pipelines.voc import VOC, learned_and_scored
-from fastpsl.run import Run
-from fastpsl.transfer.label_chart import draw_classes
-from fastpsl.transfer.label_scores import label_scores
-from fastpsl.transfer.multilabel import MultiLabel, begin_fc_anew, crop_view
-from fastpsl.transfer.multilabel_protocols import BATCH_SIZE, PROTOCOLS, Protocol, changed, constants_of
+from fastpsl.models.weights import Pretrained
+from fastpsl.pipelines.sample.voc import drawn_voc
+from fastpsl.pipelines.voc.dataset import VOC, learned_and_scored
+from fastpsl.plots.class_bars import draw_classes
+from fastpsl.transfer.classification.label_scores import label_scores
+from fastpsl.transfer.classification.protocols import BATCH_SIZE, PROTOCOLS, Protocol, changed, constants_of
+from fastpsl.transfer.classification.task import MultiLabel, begin_fc_anew, crop_view
 
 PAPER: dict[str, Any] = {"protocol": "deepcluster", "layers": "all", "batch_size": BATCH_SIZE, "size_px": 224}
 SAMPLE: dict[str, Any] = {"size_px": 48, "num_steps": 600, "lr": 0.01}

@@ -19,23 +19,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fastpsl.drawn_voc import drawn_voc
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.launch import launch
+from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.options import MACHINE
+from fastpsl.engine.predictions import NAME, read_predictions
+from fastpsl.engine.run import Run
 from fastpsl.evaluation.held_out import write_run
 from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
-from fastpsl.evaluation.predictions import NAME, read_predictions
 from fastpsl.evaluation.result import result_line
-from fastpsl.evaluation.weight_files import sha256_of_file
-from fastpsl.evaluation.weights import Pretrained
-from fastpsl.job import Job
-from fastpsl.launch import launch
-from fastpsl.optimisers import sgd
-from fastpsl.options import MACHINE
-from fastpsl.pipelines.voc import VOC
-from fastpsl.run import Run
-from fastpsl.transfer.box_scores import box_scores, require_pycocotools
-from fastpsl.transfer.detection import Detection
-from fastpsl.transfer.detection_protocols import PROTOCOLS, Protocol
-from fastpsl.transfer.detection_sheet import draw_detections
+from fastpsl.models.weight_files import sha256_of_file
+from fastpsl.models.weights import Pretrained
+from fastpsl.pipelines.sample.voc import drawn_voc
+from fastpsl.pipelines.voc.dataset import VOC
+from fastpsl.plots.detections import draw_detections
+from fastpsl.transfer.detection.box_scores import box_scores, require_pycocotools
+from fastpsl.transfer.detection.protocols import PROTOCOLS, Protocol
+from fastpsl.transfer.detection.task import Detection
 
 PAPER: dict[str, Any] = {"protocol": "pirl", "batch_size": 16}
 SAMPLE: dict[str, Any] = {"protocol": "small", "batch_size": 8}

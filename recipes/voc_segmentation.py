@@ -2,7 +2,7 @@
 
 Paper, mIoU on val: UIC 45.9 %; ImageNet labels 48.0, Random-RGB 30.1, Random-Sobel 32.0, DeepCluster 45.1 (AlexNet; their schedule is not
 stated, --protocol fcn_alexnet is that of the Table's peers). SSL++ draws its numbers. AlexNet and VGG16 become FCN-32s, others are
-dilated under torchvision's FCN head; each protocol's file, fastpsl/transfer/segmentation_protocols.py, says what it leaves open. Here: not
+dilated under torchvision's FCN head; each protocol's file, fastpsl/transfer/segmentation/protocols.py, says what it leaves open. Here: not
 yet run on VOC.
 
     torchrun recipes/voc_segmentation.py --protocol fcn_alexnet --checkpoint runs/uic_alexnet-001 --data VOCdevkit --sbd benchmark_RELEASE
@@ -18,24 +18,24 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fastpsl.drawn_voc import drawn_voc
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.launch import launch
+from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.options import MACHINE, RunOptions
+from fastpsl.engine.predictions import NAME, read_predictions
+from fastpsl.engine.run import Run
 from fastpsl.evaluation.held_out import write_run
 from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
-from fastpsl.evaluation.predictions import NAME, read_predictions
 from fastpsl.evaluation.result import result_line
-from fastpsl.evaluation.weights import Pretrained
-from fastpsl.job import Job
-from fastpsl.launch import launch
-from fastpsl.optimisers import sgd
-from fastpsl.options import MACHINE, RunOptions
-from fastpsl.pipelines.voc import VOC, learned_and_scored
-from fastpsl.run import Run
-from fastpsl.transfer.fcn import network_of
-from fastpsl.transfer.mask_crop import ScaledCrop
-from fastpsl.transfer.mask_scores import mask_scores, require_torchmetrics, with_background
-from fastpsl.transfer.mask_sheet import draw_found
-from fastpsl.transfer.segmentation import MASKS, Segmentation
-from fastpsl.transfer.segmentation_protocols import PROTOCOLS, Protocol, batch_of, changed, check_options
+from fastpsl.models.weights import Pretrained
+from fastpsl.pipelines.sample.voc import drawn_voc
+from fastpsl.pipelines.voc.dataset import VOC, learned_and_scored
+from fastpsl.plots.masks import draw_found
+from fastpsl.transfer.segmentation.fcn import network_of
+from fastpsl.transfer.segmentation.mask_crop import ScaledCrop
+from fastpsl.transfer.segmentation.mask_scores import mask_scores, require_torchmetrics, with_background
+from fastpsl.transfer.segmentation.protocols import PROTOCOLS, Protocol, batch_of, changed, check_options
+from fastpsl.transfer.segmentation.task import MASKS, Segmentation
 
 PAPER: dict[str, Any] = {"protocol": "sslpp", "batch_size": 2, "size_px": 512}
 SAMPLE: dict[str, Any] = {"batchnorm": "train", "batch_size": 4, "epochs": 5, "lr": 0.03}
@@ -105,7 +105,7 @@ def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
         settings=asdict(options.constants()),
         checkpoint=record,
     )
-    sheet = draw_found(run.folder / "masks.png", run.folder / MASKS, val)
+    sheet = draw_found(run.folder / "masks.png", run.folder / MASKS, val, with_background(val))
     each = [f"{name.replace('_', ' ', 1)} {value:.1f} %" for name, value in numbers.items()]
     return [*each, result_line(path), f"pictures {sheet}"]
 

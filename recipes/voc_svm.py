@@ -16,17 +16,18 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fastpsl.distributed import join_world
-from fastpsl.drawn_voc import drawn_voc
+from fastpsl.engine.distributed import join_world
+from fastpsl.engine.launch import EXIT_FINISHED, run_script
+from fastpsl.engine.options import MACHINE
+from fastpsl.engine.resume import open_folder
 from fastpsl.evaluation.features import extract
 from fastpsl.evaluation.held_out import refuse_val
 from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
 from fastpsl.evaluation.result import data_record, result_line, write_result
-from fastpsl.launch import EXIT_FINISHED, run_script
-from fastpsl.options import MACHINE
-from fastpsl.pipelines.voc import learned_and_scored
-from fastpsl.resume import open_folder
-from fastpsl.transfer.svm_blocks import (
+from fastpsl.pipelines.sample.voc import drawn_voc
+from fastpsl.pipelines.voc.dataset import learned_and_scored
+from fastpsl.plots.svm import draw
+from fastpsl.transfer.svm.blocks import (
     Classes,
     blocks_of,
     details_of,
@@ -35,9 +36,8 @@ from fastpsl.transfer.svm_blocks import (
     score_lines,
     solve,
 )
-from fastpsl.transfer.svm_chart import draw
-from fastpsl.transfer.svm_protocol import COSTS, VISSL, constants_of
-from fastpsl.transfer.svm_work import default_processes
+from fastpsl.transfer.svm.protocol import COSTS, VISSL, constants_of
+from fastpsl.transfer.svm.work import default_processes
 
 PAPER: dict[str, Any] = {"shots": (1, 2, 4, 8, 16, 32, 64, 96), "size_px": 224, "batch_size": 256}
 SAMPLE: dict[str, Any] = {"shots": (1, 2, 4, 8, 16), "size_px": 96, "batch_size": 32}
@@ -108,7 +108,9 @@ def work() -> int:
                 cut=bool(record.get("cut")),
             )
             title = f"{protocol}, {record['backbone']}, {record['path'] or 'random weights'}"
-            chart = draw(numbers, blocks, classes, shots, folder / "result.png", title)
+            chart = draw(
+                numbers, blocks, classes.names, classes.frequency, shots, folder / "result.png", title
+            )
             print(f"{result_line(path)}\nchart {chart}")
     return EXIT_FINISHED
 

@@ -15,9 +15,9 @@ import pytest
 from torch import nn
 from torchvision.models.resnet import ResNet
 
-from fastpsl.backbones.alexnet import AlexNet
-from fastpsl.backbones.resnet import VARIANTS
-from fastpsl.backbones.vgg import VGG
+from fastpsl.models.alexnet import AlexNet
+from fastpsl.models.resnet import VARIANTS
+from fastpsl.models.vgg import VGG
 
 # AlexNet's and VGG's fc6 and fc7 have 60 million weights as published.
 FC_WIDTH, PUBLISHED_FC_WIDTH = 32, 4096

@@ -23,8 +23,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-from fastpsl.kernels import isotropic
-from fastpsl.kernels.fused.choose import fused_modules
+from fastpsl.kernels import isotropic_batch
+from fastpsl.kernels.fused import fused_modules
 from tests.host_waits import Seen, Watch
 from tests.python_backward import python_backward
 
@@ -118,7 +118,7 @@ class FakeCuda:
 def fake_cuda() -> Iterator[FakeCuda]:
     """One H200, as far as torch and fastpsl ask; see above."""
     cuda = FakeCuda()
-    caches = (fused_modules, isotropic.fused_form)
+    caches = (fused_modules, isotropic_batch.fused_form)
     with (
         pytest.MonkeyPatch.context() as patch,
         python_backward(),

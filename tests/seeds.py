@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.drawn_voc import drawn_voc
-from fastpsl.sample import sample_paths
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.sample.voc import drawn_voc
 
 added = 0
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
 
-from fastpsl.fetch import Fetch
-from fastpsl.kernels.fused.choose import fused_modules
+from fastpsl.engine.fetch import Fetch
+from fastpsl.kernels.fused import fused_modules
 from tests.fake_cuda import DEVICE, fake_cuda
 from tests.host_waits import Seen
 from tests.python_backward import python_backward

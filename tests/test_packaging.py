@@ -1,13 +1,17 @@
-"""An sdist of the tree makes a wheel that holds every module under the name it is imported by."""
+"""The tree as a package: an sdist of it makes a wheel of every module, a bare checkout is imported as it is, links stand on top."""
 
+import os
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = "from setuptools.build_meta import *; import sys; sys.stdout.write(build_{kind}(sys.argv[1]))"
+LINKED = ("kernels", "pipelines")
 
 
 def build(kind: str, source: Path, out: Path) -> Path:
@@ -18,33 +22,48 @@ def build(kind: str, source: Path, out: Path) -> Path:
     return next(path for path in out.iterdir() if path.suffix in {".gz", ".whl"})
 
 
-def test_wheel_from_sdist_holds_every_module(tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
+def copied_tree(folder: Path) -> Path:
     leave = shutil.ignore_patterns(".*", "build", "dist", "runs", "__pycache__", "*.egg-info", "*.beton")
-    shutil.copytree(ROOT, tree, ignore=leave)
-    (tree / "kernels" / "new").mkdir()
-    (tree / "kernels" / "new" / "__init__.py").write_text("")  # a new subpackage ships without being listed
+    return Path(shutil.copytree(ROOT, folder, ignore=leave, symlinks=True))
+
+
+def test_wheel_from_sdist_holds_every_module(tmp_path: Path) -> None:
+    tree = copied_tree(tmp_path / "tree")
+    (tree / "fastpsl" / "kernels" / "new").mkdir()
+    (tree / "fastpsl" / "kernels" / "new" / "__init__.py").touch()  # ships without being listed
 
     source = tmp_path / "unpacked"
     source.mkdir()
-    unpack = [
-        "tar",
-        "xf",
-        str(build("sdist", tree, tmp_path / "sdist")),
-        "-C",
-        str(source),
-        "--strip-components=1",
-    ]
-    subprocess.run(unpack, check=True)
+    packed = str(build("sdist", tree, tmp_path / "sdist"))
+    subprocess.run(["tar", "xf", packed, "-C", str(source), "--strip-components=1"], check=True)
     assert (source / "toolchain/ffcv-shim/include/opencv2/opencv.hpp").exists()
     with zipfile.ZipFile(build("wheel", source, tmp_path / "wheel")) as archive:
         shipped = {name for name in archive.namelist() if name.endswith(".py")}
 
-    prefix = {"fastpsl": "", "pipelines": "fastpsl/", "kernels": "fastpsl/"}
-    expected = {
-        prefix[folder] + path.relative_to(tree).as_posix()
-        for folder in prefix
-        for path in (tree / folder).rglob("*.py")
-    }
+    expected = {path.relative_to(tree).as_posix() for path in (tree / "fastpsl").rglob("*.py")}
     assert "fastpsl/kernels/new/__init__.py" in expected
     assert shipped == expected
+
+
+def test_a_bare_checkout_is_imported_without_an_install(tmp_path: Path) -> None:
+    """Also one whose links are text files, as where nothing can make links."""
+    tree = copied_tree(tmp_path / "tree")
+    for name in LINKED:
+        (tree / name).unlink()
+        (tree / name).write_text(f"fastpsl/{name}")
+    code = "import fastpsl.kernels.draws, fastpsl.pipelines.views as views; print(views.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tree)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(tree / "fastpsl" / "pipelines" / "views.py"), done.stderr
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_links_on_top_are_tracked_and_relative(name: str) -> None:
+    assert os.readlink(ROOT / name) == f"fastpsl/{name}"
+    if (ROOT / ".git").exists():
+        listed = subprocess.run(
+            ["git", "-C", str(ROOT), "ls-files", "-s", name], capture_output=True, text=True, check=True
+        )
+        assert listed.stdout.startswith("120000 "), listed.stdout

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastpsl.cli import main
-from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton.reader import Beton
 from tests.pipelines import published_files as made
 from tests.pipelines.folders import photo_tree, tree
 from tests.pipelines.photos import jpeg, photo

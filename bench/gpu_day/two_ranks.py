@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fastpsl import distributed
+from fastpsl.engine import distributed
 
 
 def main() -> None:

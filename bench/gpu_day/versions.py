@@ -20,7 +20,7 @@ PACKAGES = (
     "torch", "torchvision", "triton", "numpy", "numba", "kornia", "kornia-rs", "tyro", "rich", "ffcv", "nvidia-dali-cuda130", "pycocotools",
     "pytest", "pytest-xdist", "pytest-timeout", "scikit-learn", "matplotlib", "tensorboard", "webdataset",
 )  # fmt: skip
-OURS = ("fastpsl.kernels.crops", "fastpsl.pipelines.loader")
+OURS = ("fastpsl.kernels.crops", "fastpsl.pipelines.loader.loader")
 OPTIONAL = ("ffcv.libffcv", "nvidia.dali.fn")
 
 

@@ -3,12 +3,12 @@
 import numpy as np
 
 from fastpsl.doctor.checks import Check
-from fastpsl.options import RunOptions
-from fastpsl.pipelines.beton import Beton
+from fastpsl.engine.options import RunOptions
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.data.dataset import Data
 from fastpsl.pipelines.decoders import reason_of
 from fastpsl.pipelines.decoders.codes import GOOD
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
-from fastpsl.pipelines.rows import Data
 
 _NUM_TRIED = 16
 

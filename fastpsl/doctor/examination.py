@@ -12,19 +12,19 @@ from rich.console import Console
 from rich.markup import escape
 
 from fastpsl.doctor.checks import Check
-from fastpsl.doctor.command import Doctor
 from fastpsl.doctor.cores import cores
 from fastpsl.doctor.data_check import check_data, num_open_files
 from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache
 from fastpsl.doctor.measure import measure
+from fastpsl.doctor.options import Doctor
 from fastpsl.doctor.recipe import DEFAULT
 from fastpsl.doctor.report import Report
 from fastpsl.doctor.screen import show
 from fastpsl.doctor.setting import Setting, find_recipe, open_setting
 from fastpsl.doctor.software import check_software
 from fastpsl.doctor.words import number_of
+from fastpsl.engine.terminal import plain
 from fastpsl.pipelines.doing import doing, speak_by
-from fastpsl.terminal import plain
 
 _SECONDS = {"sample": 0.3, "cpu": 1.0, "cuda": 3.0}
 

@@ -12,20 +12,19 @@ import torch
 from fastpsl.doctor.measurements import BETON_WRITE, Alternative
 from fastpsl.doctor.reading import FIRST_EPOCH
 from fastpsl.doctor.setting import Setting
+from fastpsl.engine.run import open_loader
+from fastpsl.engine.stage_bench import endless
+from fastpsl.engine.timing import milliseconds, samples_per_s
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
-from fastpsl.pipelines import libffcv
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.beton_convert import Target
-from fastpsl.pipelines.beton_write import write_beton
-from fastpsl.pipelines.cache_folder import cache_folder
-from fastpsl.pipelines.decoders import READS, dali, resident
-from fastpsl.pipelines.rows import MODE_RAW, Data, read_bytes
+from fastpsl.pipelines.beton.encode import Target
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.write import write_beton
+from fastpsl.pipelines.data.dataset import MODE_RAW, Data, read_bytes
+from fastpsl.pipelines.data.subset import Subset
+from fastpsl.pipelines.decoders import READS, dali, libffcv, resident
+from fastpsl.pipelines.files.cache_folder import cache_folder
 from fastpsl.pipelines.sources import Sample
-from fastpsl.pipelines.subset import Subset
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.run import open_loader
-from fastpsl.stage_bench import endless
-from fastpsl.timing import milliseconds, samples_per_s
 
 # Of ImageNet's usual recipe: pictures of 256 px for crops of 224.
 _SHORT_SIDE_OVER_CROP = 256 / 224

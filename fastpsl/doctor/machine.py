@@ -13,8 +13,8 @@ from fastpsl.doctor.checks import Check
 from fastpsl.doctor.cores import cores, cpu_quota
 from fastpsl.doctor.measurements import ReadRate, StageRates, gigabytes
 from fastpsl.doctor.words import number_of
-from fastpsl.job import Job
-from fastpsl.options import RunOptions
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.options import RunOptions
 
 _MIN_OPEN_FILES = 1024
 _BESIDE_SHARDS = 256  # libraries, sockets, TensorBoard

@@ -13,15 +13,15 @@ from fastpsl.doctor.feeding import Feed, copy_rate
 from fastpsl.doctor.measurements import BETON_WRITE, Measurements, StageRates
 from fastpsl.doctor.reading import measure_read
 from fastpsl.doctor.setting import Setting
-from fastpsl.gpu_memory import peak_memory, reset_peak_memory
+from fastpsl.engine.gpu_memory import peak_memory, reset_peak_memory
+from fastpsl.engine.stage_bench import StageBench
+from fastpsl.engine.trunk import images_per_sample
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.augment import AugmentName, choose_augment
+from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.decoders import choose_decoder
-from fastpsl.pipelines.rows import Data
-from fastpsl.pipelines.subset import Subset
 from fastpsl.pipelines.views import Crop, ViewSpec
-from fastpsl.stage import images_per_sample
-from fastpsl.stage_bench import StageBench
 
 REPEATS = 3
 # Beside the one that trains, on CUDA. Not graphed: each that is compiled takes a minute before its first step.

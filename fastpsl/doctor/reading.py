@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from fastpsl.doctor.measurements import CACHED, ReadRate
-from fastpsl.options import RunOptions
-from fastpsl.pipelines.order import epoch_order, num_steps, step_indices
-from fastpsl.pipelines.quasi_random import QuasiRandom
-from fastpsl.pipelines.rows import Data, Rows
-from fastpsl.pipelines.workers import map_in_order
+from fastpsl.engine.options import RunOptions
+from fastpsl.pipelines.data.dataset import Data, Rows
+from fastpsl.pipelines.loader.order import epoch_order, num_steps, step_indices
+from fastpsl.pipelines.loader.quasi_random import QuasiRandom
+from fastpsl.pipelines.loader.workers import map_in_order
 
 # Training never comes to these epochs: what has just been trained on is not more likely to be read.
 FIRST_EPOCH = 1 << 30

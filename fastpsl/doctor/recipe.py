@@ -11,8 +11,8 @@ from types import ModuleType
 from typing import Any
 
 import fastpsl
-from fastpsl.job import Job
-from fastpsl.options import RunOptions
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.options import RunOptions
 
 DEFAULT = "jigsaw_r50.py"
 # Two cores do all of it in less than a minute.

@@ -11,7 +11,7 @@ from fastpsl.doctor.checks import Check
 from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates
 from fastpsl.doctor.report import Report
 from fastpsl.doctor.words import number_of
-from fastpsl.terminal import escaped
+from fastpsl.engine.terminal import escaped
 
 _MAX_CHANGES = 4
 _COLOUR = {"ok": "green", "warning": "yellow", "broken": "red"}

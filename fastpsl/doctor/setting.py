@@ -8,16 +8,16 @@ from pathlib import Path
 
 import torch
 
-from fastpsl.distributed import World, join_world
 from fastpsl.doctor.recipe import DEFAULT_OPTIONS, Recipe, default_recipe, load_recipe
 from fastpsl.doctor.words import number_of
-from fastpsl.job import Job
-from fastpsl.options import RunOptions
-from fastpsl.pipelines.workers import default_num_threads
-from fastpsl.run import Run, open_both
-from fastpsl.seed import torch_seed
-from fastpsl.stage import images_per_sample
-from fastpsl.trainer import place_backbone
+from fastpsl.engine.distributed import World, join_world
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.options import RunOptions
+from fastpsl.engine.run import Run, open_both
+from fastpsl.engine.seed import torch_seed
+from fastpsl.engine.trainer import place_backbone
+from fastpsl.engine.trunk import images_per_sample
+from fastpsl.pipelines.loader.workers import default_num_threads
 
 
 class OpenData(Run):

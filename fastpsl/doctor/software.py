@@ -14,9 +14,8 @@ import torch
 import torch.distributed as dist
 
 from fastpsl.doctor.checks import Check, State
-from fastpsl.kernels.fused.choose import fused_modules
-from fastpsl.pipelines import libffcv
-from fastpsl.pipelines.decoders import dali
+from fastpsl.kernels.fused import fused_modules
+from fastpsl.pipelines.decoders import dali, libffcv
 
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastpsl.backbones.backbone import Backbone
-from fastpsl.backbones.layers import normal_weights
-from fastpsl.backbones.nin import WIDTH, convolutions
 from fastpsl.evaluation.few_labels import FewLabels
 from fastpsl.evaluation.probes import Probes
+from fastpsl.models.backbone import Backbone
+from fastpsl.models.layers import normal_weights
+from fastpsl.models.nin import WIDTH, convolutions
 from fastpsl.tasks.classify import average_and_linear, linear
 
 KINDS = ("conv", "fc1", "fc2", "fc3")

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from fastpsl.backbones.backbone import Backbone, check_size
 from fastpsl.kernels.draws import Keys
+from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.pipelines.views import ViewSpec
 
 

@@ -10,22 +10,22 @@ from pathlib import Path
 
 import numpy as np
 
-from fastpsl.evaluation.cluster_pictures import draw_contents, draw_sizes, shown_classes
-from fastpsl.evaluation.clusters import (
+from fastpsl.evaluation.result import data_record, result_line, write_result
+from fastpsl.models.weights import load_pretrained
+from fastpsl.pipelines.beton.file import output_errors
+from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.plots.clusters import draw_contents, draw_sizes, shown_classes
+from fastpsl.plots.filters import draw_filters
+from fastpsl.tasks.pseudo_labels.figures import collapse_warning, label_figures
+from fastpsl.tasks.pseudo_labels.file import NAME, Labels, read_labels
+from fastpsl.tasks.pseudo_labels.scores import (
     ABSENT,
     ari,
     class_entropies,
     hungarian_accuracy,
     many_to_one_accuracy,
 )
-from fastpsl.evaluation.filter_picture import draw_filters
-from fastpsl.evaluation.result import data_record, result_line, write_result
-from fastpsl.evaluation.weights import load_pretrained
-from fastpsl.label_file import NAME, Labels, read_labels
-from fastpsl.label_monitor import collapse_warning, label_figures
-from fastpsl.pipelines.beton_file import output_errors
-from fastpsl.pipelines.data import open_data
-from fastpsl.sample import sample_paths
 
 # Of result.json where a file alone is looked at: no weights.
 _NO_CHECKPOINT = {"path": None, "sha256": None, "kind": "labels", "backbone": None, "run_step": None, "science": None, "input": None}  # fmt: skip

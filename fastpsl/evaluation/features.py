@@ -17,8 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastpsl.distributed import World, sum_over_ranks, wait_for_all
-from fastpsl.environment import own_commit
+from fastpsl.engine.distributed import World, sum_over_ranks, wait_for_all
+from fastpsl.engine.environment import own_commit
+from fastpsl.engine.fetch import Fetch, one_behind
+from fastpsl.engine.progress import Progress
+from fastpsl.engine.train_step import DTYPES
 from fastpsl.evaluation.blocks import block_number, block_shapes
 from fastpsl.evaluation.feature_file import (
     FORMAT,
@@ -30,16 +33,13 @@ from fastpsl.evaluation.feature_file import (
 )
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import Pool, pooled, pooled_width
-from fastpsl.evaluation.views import center_view, squashed_view
-from fastpsl.evaluation.weights import Pretrained
-from fastpsl.fetch import Fetch, one_behind
-from fastpsl.learner import DTYPES
+from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.batch import BadSample
-from fastpsl.pipelines.beton_file import output_errors
-from fastpsl.pipelines.loader import Loader
-from fastpsl.pipelines.rows import Data
+from fastpsl.pipelines.beton.file import output_errors
+from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.standard_views import center_view, squashed_view
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.progress import Progress
 
 STORED = ("float16", "float32")
 SAVE_EVERY_S = 5.0

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fastpsl.evaluation.label_lists import first_of_each_class
-from fastpsl.pipelines.order import sort_keys
-from fastpsl.pipelines.rows import Data
+from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.loader.order import sort_keys
 from fastpsl.tasks.classify import Classify
 
 

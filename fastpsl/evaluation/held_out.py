@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.options import RunOptions
+from fastpsl.engine.run import Run
+from fastpsl.engine.trunk import held_out_views
 from fastpsl.evaluation.result import data_record, write_result
-from fastpsl.job import Job
-from fastpsl.options import RunOptions
-from fastpsl.pipelines.subset import Subset
-from fastpsl.run import Run
-from fastpsl.stage import held_out_views
+from fastpsl.pipelines.data.subset import Subset
 
 
 def require_held_out(options: RunOptions) -> None:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fastpsl.distributed import World, sum_over_ranks
+from fastpsl.engine.distributed import World, sum_over_ranks
 from fastpsl.evaluation.feature_file import FeatureFile
-from fastpsl.evaluation.knn import Neighbours, count_correct, nearest
-from fastpsl.evaluation.neighbour_sheet import NUM_NEIGHBOURS
-from fastpsl.pipelines.rows import Data, require_labels, require_same_classes
+from fastpsl.kernels.nearest import Neighbours, count_correct, nearest, num_million_pairs
+from fastpsl.pipelines.data.dataset import Data, require_labels, require_same_classes
+from fastpsl.pipelines.doing import doing
+from fastpsl.plots.neighbours import NUM_NEIGHBOURS
 
 NUM_SHOWN = 8
 
@@ -98,7 +99,9 @@ def score(
     mine = good[world.rank :: world.size]
     # More than the largest k where the picture shows more.
     k = min(max(*ks, NUM_NEIGHBOURS), num_bank)
-    found = nearest(val.features()[mine], train.features(), k, world.device)
+    queries, bank = val.features()[mine], train.features()
+    with doing("looking for neighbours", "million pairs", num_million_pairs(queries, bank)) as told:
+        found = nearest(queries, bank, k, world.device, on_million_pairs=told.update)
     num_classes = int(max(labels.max(), truth.max())) + 1
     own, of_bank = (torch.from_numpy(values.astype(np.int64)) for values in (truth[mine], labels))
     counts = count_correct(found, of_bank, own, num_classes, sorted(set(ks)), temperature)

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.evaluation.probes import Probes
 from fastpsl.evaluation.protocols import PROTOCOLS, WHOLE, Pool, pooled, pooled_width
-from fastpsl.optimisers import sgd
 from fastpsl.tasks.classify import linear
 
 FINAL = "final"

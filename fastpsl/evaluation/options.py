@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from fastpsl.distributed import own_rank
-from fastpsl.evaluation.weights import Pretrained, load_pretrained, random_weights
-from fastpsl.options import MACHINE, RunOptions, parse_options
+from fastpsl.engine.distributed import own_rank
+from fastpsl.engine.options import MACHINE, RunOptions, parse_options
+from fastpsl.models.weights import Pretrained, load_pretrained, random_weights
 from fastpsl.pipelines.input_record import Input
 
 

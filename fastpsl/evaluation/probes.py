@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastpsl.backbones.backbone import Backbone
+from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.evaluation.blocks import block_shapes
+from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.stage import Metrics, Trunk
 from fastpsl.tasks.classify import Classify, masked_cross_entropy, top_right
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastpsl.schedules import Schedule, inverse_root, step_drops
+from fastpsl.engine.optim.schedules import Schedule, inverse_root, step_drops
 
 
 @dataclass(frozen=True)

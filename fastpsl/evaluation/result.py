@@ -6,9 +6,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from fastpsl.checkpoint import write_atomically
-from fastpsl.environment import own_commit, package_versions
-from fastpsl.pipelines.rows import Data
+from fastpsl.engine.environment import own_commit, package_versions
+from fastpsl.models.checkpoint import write_atomically
+from fastpsl.pipelines.data.dataset import Data
 
 FORMAT = 1
 NAME = "result.json"

@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastpsl.distributed import World, sum_over_ranks
+from fastpsl.engine.distributed import World, sum_over_ranks
+from fastpsl.engine.run import open_both
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.features import Extraction
-from fastpsl.evaluation.knn import Neighbours, nearest
-from fastpsl.evaluation.neighbour_sheet import draw_neighbours
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import data_record, result_line, write_result
-from fastpsl.pipelines.beton_file import output_errors
-from fastpsl.pipelines.rows import Data, require_same_classes
-from fastpsl.run import open_both
+from fastpsl.kernels.nearest import Neighbours, nearest, num_million_pairs
+from fastpsl.pipelines.beton.file import output_errors
+from fastpsl.pipelines.data.dataset import Data, require_same_classes
+from fastpsl.pipelines.doing import doing
+from fastpsl.plots.neighbours import draw_neighbours
 
 MAX_SHOWN, MAX_COLUMNS = 100, 16
 
@@ -162,10 +163,12 @@ def unjudged(gallery: Data, queries: Data) -> str:
 def nearest_others(
     queries: np.ndarray, gallery: np.ndarray, k: int, own: np.ndarray | None, device: torch.device
 ) -> Neighbours:
-    """`knn.nearest`, but query i (of [Q, C]) does not find row own[i] (int64 [Q]) of the gallery [N, C], which is itself."""
+    """`nearest`, but query i (of [Q, C]) does not find row own[i] (int64 [Q]) of the gallery [N, C], which is itself."""
+    k_found = k if own is None else k + 1
+    with doing("looking for neighbours", "million pairs", num_million_pairs(queries, gallery)) as told:
+        found = nearest(queries, gallery, k_found, device, on_million_pairs=told.update)
     if own is None:
-        return nearest(queries, gallery, k, device)
-    found = nearest(queries, gallery, k + 1, device)
+        return found
     kept = found.rows != torch.from_numpy(own)[:, None]
     kept[kept.all(1), k] = False  # of more than k equal pictures, itself is not always among the first
     return Neighbours(found.similarities[kept].view(-1, k), found.rows[kept].view(-1, k))

@@ -9,16 +9,16 @@ from contextlib import closing
 
 import numpy as np
 
-from fastpsl.checkpoint import write_atomically
-from fastpsl.distributed import World
+from fastpsl.engine.distributed import World
 from fastpsl.evaluation.features import Extraction
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import data_record, result_line, write_result
-from fastpsl.evaluation.tsne_picture import draw_map
-from fastpsl.pipelines.beton_file import output_errors
-from fastpsl.pipelines.data import open_data
+from fastpsl.models.checkpoint import write_atomically
+from fastpsl.pipelines.beton.file import output_errors
+from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.subset import Subset
+from fastpsl.plots.tsne import draw_map
 
 MAX_SEED = 2**32 - 1
 

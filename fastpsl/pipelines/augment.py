@@ -1,7 +1,7 @@
 """How the operations of views are computed: one after the other (Kornia and torch), or fused into few kernels.
 
-Both have the same definition, that of the ops, and the same draws; they differ by rounding. The fused ones: kernels/fused/ by Triton,
-kernels/numba_*.py on the CPU.
+Both have the same definition, that of the ops, and the same draws; they differ by rounding. The fused ones: kernels/fused_cuda/ by Triton,
+kernels/fused_cpu/ on the CPU.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fastpsl.kernels.fused.choose import fused_modules, module_for
+from fastpsl.kernels.fused import fused_modules, module_for
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 
@@ -21,7 +21,7 @@ AugmentName = Literal["auto", "kornia", "fused"]
 
 @dataclass(frozen=True)
 class Augment:
-    """path: "kornia" or "fused"; reason: why, for people; modules: of kernels/fused, those that serve the fused path."""
+    """path: "kornia" or "fused"; reason: why, for people; modules: of kernels/fused_cpu or kernels/fused_cuda, those that serve the fused path."""
 
     path: str
     reason: str

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from fastpsl.pipelines.packing import pack, unpack
+from fastpsl.pipelines.loader.packing import pack, unpack
 from fastpsl.pipelines.views import ViewSpec
 
 

@@ -8,8 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from fastpsl.label_file import NAME as LABELS_NAME
-from fastpsl.options import PretrainOptions
+from fastpsl.engine.options import PretrainOptions
 from fastpsl.pipelines.input_record import Input
 from fastpsl.tables.found import Found, TrainingRun
 from fastpsl.tables.matching import Matches, needs_of, runs_for
@@ -17,6 +16,7 @@ from fastpsl.tables.needs import CLUSTERS, COUPLED, RETRIEVAL, Evaluation, Weigh
 from fastpsl.tables.other_data import inputs
 from fastpsl.tables.rows import Table
 from fastpsl.tables.scales import Scale
+from fastpsl.tasks.pseudo_labels.file import NAME as LABELS_NAME
 
 _ROOT = Path(__file__).resolve().parents[2]
 

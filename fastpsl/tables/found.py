@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastpsl.checkpoint import Checkpoints
 from fastpsl.evaluation.result import NAME, read_result
+from fastpsl.models.checkpoint import Checkpoints
 from fastpsl.tables.needs import FEW_SHOT, TSNE
 
 _NOT_ENTERED = {"checkpoints", "tensorboard", "wandb"}

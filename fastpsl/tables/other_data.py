@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastpsl.pipelines.data import open_data
-from fastpsl.pipelines.voc import VOC
+from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.tables.data_sets import of_other_data
 from fastpsl.tables.needs import Evaluation
 from fastpsl.tables.rows import Pictures, Table
-from fastpsl.transfer import detection_protocols, multilabel_protocols, segmentation_protocols
+from fastpsl.transfer.classification import protocols as multilabel_protocols
+from fastpsl.transfer.detection import protocols as detection_protocols
+from fastpsl.transfer.segmentation import protocols as segmentation_protocols
 
 
 @dataclass(frozen=True)

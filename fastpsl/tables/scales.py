@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
+from fastpsl.engine.options import PretrainOptions
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.kernels.permutations import permutation_set
-from fastpsl.options import PretrainOptions
-from fastpsl.permutations import permutations_digest
 from fastpsl.tables import psl_sizes, sslpp_sizes, uic_sizes
 from fastpsl.tables.needs import Evaluation, Weights
 from fastpsl.tables.sizes import Sizes
+from fastpsl.tasks.permutation_files import permutations_digest
 
 # May differ between results that are averaged: what a seed or a machine decides, and what changes no expected value.
 FREE = frozenset({"seed", "data_digest", "precision", "order", "lanes", "apex", "accumulate"})

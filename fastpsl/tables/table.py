@@ -5,9 +5,9 @@ import glob
 import warnings
 from pathlib import Path
 
-from fastpsl.checkpoint import write_atomically
-from fastpsl.pipelines.beton_file import output_errors
-from fastpsl.pipelines.data import open_data
+from fastpsl.models.checkpoint import write_atomically
+from fastpsl.pipelines.beton.file import output_errors
+from fastpsl.pipelines.data.open import open_data
 from fastpsl.tables.commands import Place
 from fastpsl.tables.data_sets import DataSet, flag_of
 from fastpsl.tables.found import find

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.rows import Data
+from fastpsl.pipelines.data.dataset import Data
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.stage import Metrics, Trunk
 
 TOP = 5
 
@@ -19,7 +19,7 @@ TOP = 5
 class Classify:
     """Cross-entropy of one linear classifier on the last block's average-pooled features, as ResNet has it.
 
-    train_view, held_out_view: what is learned from and what is scored (fastpsl.evaluation.views has the usual two). The number
+    train_view, held_out_view: what is learned from and what is scored (fastpsl.pipelines.standard_views has the usual two). The number
     of classes is that of the training data. `head_std`: initial weights are N(0, head_std) and biases 0; None is torch's own
     uniform initialisation.
     """

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.stage import Metrics, Trunk
 
 
 class Jigsaw:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.layout import joined
 from fastpsl.kernels.rotate45 import Rotate45
@@ -14,7 +15,6 @@ from fastpsl.kernels.rotate90 import AllTurns, Rotate90
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.stage import Metrics, Trunk
 
 NUM_ROTATIONS = (2, 4, 8)
 _GAP_PX = 4

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastpsl.distributed import World
+from fastpsl.engine.distributed import World
 from fastpsl.evaluation.blocks import block_shapes
 from fastpsl.evaluation.features import Extraction
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import Pool
-from fastpsl.evaluation.views import SHORTER_OF_SIZE, squashed_view
-from fastpsl.evaluation.weights import Pretrained
-from fastpsl.full_float32 import full_float32
 from fastpsl.kernels.draws import MAX_WORDS, Keys, Slot, words
 from fastpsl.kernels.enlarge import Enlarge
-from fastpsl.pipelines.rows import Data
+from fastpsl.kernels.tf32 import full_float32
+from fastpsl.models.weights import Pretrained
+from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.standard_views import SHORTER_OF_SIZE, squashed_view
 from fastpsl.pipelines.views import ViewSpec
 
 MAX_POOL = "_max_pool"

@@ -10,9 +10,8 @@ import torch
 from bench import decode, peers
 from bench.decode import WHOLE, Options, tabulate, variants
 from bench.schema import validate
-from fastpsl.pipelines import libffcv
-from fastpsl.pipelines.decoders import dali
-from tests.commands import ROOT, run
+from fastpsl.pipelines.decoders import dali, libffcv
+from tests.programs import ROOT, run
 
 SMALLEST = ["--views", "2", "--batch-size", "2", "--repeats", "1", "--seconds", "0.001", "--size-px", "16"]
 

@@ -21,10 +21,10 @@ from bench.detection_peers import (
     torchvisions_model,
 )
 from bench.schema import validate
-from fastpsl.distributed import World
-from fastpsl.options import RunOptions
-from fastpsl.transfer.detection_protocols import PROTOCOLS
-from tests.commands import ROOT, run
+from fastpsl.engine.distributed import World
+from fastpsl.engine.options import RunOptions
+from fastpsl.transfer.detection.protocols import PROTOCOLS
+from tests.programs import ROOT, run
 from tests.slow import slow
 
 CPU = torch.device("cpu")

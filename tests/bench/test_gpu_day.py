@@ -17,7 +17,7 @@ from bench.archive import read_archive
 from bench.pack_pictures import pack, unpack
 from bench.schema import REHEARSAL, validate
 from bench.step import Mode
-from fastpsl.command_line import parse
+from fastpsl.engine.command_line import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 PART_S, FINISH_S = 540, 20

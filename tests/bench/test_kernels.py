@@ -14,16 +14,16 @@ from bench.kernel_chains import Setting, crop_chains, view_chain, views_of_chain
 from bench.kernel_chart import not_measured, to_reach
 from bench.kernel_peers import PEERS
 from bench.schema import validate
-from fastpsl.kernels import numba_photometric
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.fused_cpu import photometric as numba_photometric
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.rotate90 import AllTurns
 from fastpsl.kernels.sobel import Sobel
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
 from fastpsl.pipelines.views import ViewSpec
-from tests.commands import ROOT, run
+from tests.programs import ROOT, run
 
 SETTING = Setting(torch.device("cpu"), torch.float32, batch_size=2, size_px=32, num_inputs=2)
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from bench.photos import BYTES_PER_PIXEL, SIDES, Fields, compare, photo, write_photos, written
-from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton.reader import Beton
 
 NUM = 24
 

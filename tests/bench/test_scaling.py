@@ -9,8 +9,8 @@ import torch
 from bench.recipe_stages import recipe_options, stage_job
 from bench.scaling import Options, efficiencies, numbers_of_ranks, rows_of_ranks, storage_rate
 from bench.schema import spread
-from fastpsl.backbones.choose import make_backbone
-from tests.fastpsl.tiny import one_process
+from fastpsl.models.factory import make_backbone
+from tests.engine.tiny import one_process
 
 
 @pytest.mark.usefixtures("published_widths")

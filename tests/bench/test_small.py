@@ -11,10 +11,10 @@ import pytest
 from bench.recipe_stages import Recipe, recipe_options, stage_job
 from bench.schema import validate
 from bench.small import HEADS, NUM_CLASSES, Bench, Options, SmallRecipe, write_noise
-from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.decoders import resident
-from tests.commands import ROOT, run
-from tests.fastpsl.tiny import one_process
+from tests.engine.tiny import one_process
+from tests.programs import ROOT, run
 
 
 @pytest.fixture(scope="module")

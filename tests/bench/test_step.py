@@ -8,7 +8,7 @@ import pytest
 
 from bench.schema import validate
 from bench.step import COST, FLOOR, GAIN, MEMORY, Key, Options, Timed, ratios_of
-from tests.commands import ROOT, run
+from tests.programs import ROOT, run
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:

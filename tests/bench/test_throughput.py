@@ -16,12 +16,12 @@ from bench.equal_crops import measure_loaders
 from bench.recipe_stages import recipe_options, stage_job
 from bench.schema import validate
 from bench.throughput import Options
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.beton_convert import Target
-from fastpsl.pipelines.beton_write import write_beton
+from fastpsl.pipelines.beton.encode import Target
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sources import Sample
-from tests.commands import ROOT, run
-from tests.fastpsl.tiny import one_process
+from tests.engine.tiny import one_process
+from tests.programs import ROOT, run
 
 SMALLEST = ["--recipe", "jigsaw", "simclr", "--decoders", "torchvision", "synthetic", "--stages", "S2", "--backbone", "resnet18", "--batch-size", "2", "--repeats", "1", "--seconds", "0.001"]  # fmt: skip
 

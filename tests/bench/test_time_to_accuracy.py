@@ -10,13 +10,13 @@ import pytest
 from bench.schema import SCHEMA, command_line, environment, finish, validate
 from bench.time_chart import draw_times
 from bench.time_to_accuracy import Clock, Options, Trained, read_line, seconds_to, tabulate
-from fastpsl.evaluation import online
-from fastpsl.job import Job
-from fastpsl.plan import make_plan
-from fastpsl.schedules import cosine
+from fastpsl.engine import online_probe as online
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.optim.schedules import cosine
+from fastpsl.engine.plan import make_plan
+from fastpsl.engine.trainer import pretrain
 from fastpsl.tasks.rotation import Rotation
-from fastpsl.trainer import pretrain
-from tests.fastpsl.tiny import TinyNet, tiny_run
+from tests.engine.tiny import TinyNet, tiny_run
 
 LOOK_S = 0.4
 

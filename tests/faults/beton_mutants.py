@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastpsl.pipelines.beton_shard import ALLOCATION, FIELD, HEADER, row_dtype
+from fastpsl.pipelines.beton.shard import ALLOCATION, FIELD, HEADER, row_dtype
 
 Bytes = bytearray
 Random = random.Random

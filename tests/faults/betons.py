@@ -7,9 +7,9 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastpsl.pipelines.beton_convert import Target
-from fastpsl.pipelines.beton_sidecar import sidecar_path
-from fastpsl.pipelines.beton_write import write_beton
+from fastpsl.pipelines.beton.encode import Target
+from fastpsl.pipelines.beton.sidecar import sidecar_path
+from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sources import Sample
 from tests.faults.beton_mutants import KINDS, Layout
 from tests.faults.child import Case, Limits, described, judged, refusal

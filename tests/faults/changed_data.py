@@ -5,9 +5,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from fastpsl.pipelines.beton_convert import Target
-from fastpsl.pipelines.beton_sidecar import sidecar_path
-from fastpsl.pipelines.beton_write import write_beton
+from fastpsl.pipelines.beton.encode import Target
+from fastpsl.pipelines.beton.sidecar import sidecar_path
+from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sources import Sample
 from tests.faults.disk import pictures
 from tests.faults.trials import Outcome, Trial, long_run, stopped

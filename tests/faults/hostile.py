@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fastpsl.terminal import escaped
+from fastpsl.engine.terminal import escaped
 from tests.faults import hostile_archives, hostile_arrays, hostile_texts
 from tests.faults.child import Case, Limits, judged, refusal
 from tests.faults.hostile_archives import PRIVATE_PICTURE

@@ -9,16 +9,16 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from fastpsl import cli
+from fastpsl.engine.metrics_file import MetricsFile
+from fastpsl.engine.resume import find_checkpoint
 from fastpsl.evaluation.label_lists import read_label_list
-from fastpsl.label_file import read_labels
-from fastpsl.metrics_file import MetricsFile
-from fastpsl.permutations import read_permutations
-from fastpsl.pictures import draw_curve
-from fastpsl.pipelines.data import open_data
-from fastpsl.pipelines.voc import VOC
-from fastpsl.resume import find_checkpoint
-from fastpsl.transfer.proposals import Proposals
-from tests.fastpsl.tiny import one_process
+from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.voc.dataset import VOC
+from fastpsl.plots.contact_sheet import draw_curve
+from fastpsl.tasks.permutation_files import read_permutations
+from fastpsl.tasks.pseudo_labels.file import read_labels
+from fastpsl.transfer.detection.proposals import Proposals
+from tests.engine.tiny import one_process
 from tests.faults.hostile_sound import (
     SCIENCE,
     make_checkpoint,

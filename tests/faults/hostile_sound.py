@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from fastpsl.evaluation.result import FORMAT as RESULT_FORMAT
-from fastpsl.label_file import write_labels
-from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.tasks.pseudo_labels.file import write_labels
 from tests.pipelines.photos import jpeg, photo, photo_samples, write
 from tests.pipelines.voc_folders import voc_2007
 

@@ -11,11 +11,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastpsl import beton_command
-from fastpsl.pipelines.beton_write import quarantine_path
-from fastpsl.pipelines.image_file import MAX_PIXELS
-from fastpsl.pipelines.large_pictures import BYTES_PER_PIXEL
-from fastpsl.pipelines.rows import MAX_FILE_BYTES
+from fastpsl.commands import beton as beton_command
+from fastpsl.pipelines.beton.large_images import BYTES_PER_PIXEL
+from fastpsl.pipelines.beton.write import quarantine_path
+from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES
+from fastpsl.pipelines.data.image_file import MAX_PIXELS
 from tests.faults import image_mutants, odd_files
 from tests.faults.child import Case, Limits, judged, refusal
 from tests.faults.readings import CONTROL, DECODERS, Said, command, read, verify

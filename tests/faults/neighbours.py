@@ -5,7 +5,7 @@ import signal
 import time
 from pathlib import Path
 
-from fastpsl.pipelines.beton_verify import verify
+from fastpsl.pipelines.beton.verify import verify
 from tests.faults.changed_data import beton
 from tests.faults.disk import pictures
 from tests.faults.forks import output_of, start

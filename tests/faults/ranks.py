@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from fastpsl.learner import Learner
+from fastpsl.engine.train_step import Learner
 from tests.faults.forks import Started
 from tests.faults.report import Finding
 from tests.faults.small_runs import RANKS, left_behind, start_ranks, verdict

@@ -11,15 +11,14 @@ from typing import NamedTuple
 
 import torch
 
-from fastpsl import beton_command
+from fastpsl.commands import beton as beton_command
+from fastpsl.engine.terminal import people_read
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
-from fastpsl.pipelines import libffcv
-from fastpsl.pipelines.data import open_data
-from fastpsl.pipelines.decoders import dali
-from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.decoders import dali, libffcv
+from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.terminal import people_read
 
 # What a terminal, a pager or a log viewer would act on: C0 without tab and newline, DEL, C1, and bytes that are no UTF-8.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\udc80-\udcff]")

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastpsl import beton_command
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.beton_sidecar import sidecar_path
+from fastpsl.commands import beton as beton_command
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.sidecar import sidecar_path
 from tests.faults.betons import judged_reading, sound_beton
 from tests.faults.child import Case, Limits, described, judged, refusal
 from tests.faults.readings import CONTROL, command, read

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 
-from fastpsl.sample import sample_paths
-from tests.commands import digests
+from fastpsl.pipelines.sample.betons import sample_paths
 from tests.faults.forks import ROOT, Ended, Started, start
+from tests.programs import digests
 from tests.warm import rank_variables
 
 _SHARED = (

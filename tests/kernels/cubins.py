@@ -27,7 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from fastpsl.kernels import fused
+from fastpsl.kernels import fused_cuda
 from tests.kernels.launches import Launch, launches
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -106,8 +106,8 @@ def used_by(function: JITFunction) -> Iterator[JITFunction]:
 
 def check_all_are_launched(kernels: set[JITFunction]) -> None:
     used = {function.fn for kernel in kernels for function in used_by(kernel)}
-    for found in pkgutil.iter_modules(fused.__path__):
-        module = importlib.import_module(f"{fused.__name__}.{found.name}")
+    for found in pkgutil.iter_modules(fused_cuda.__path__):
+        module = importlib.import_module(f"{fused_cuda.__name__}.{found.name}")
         for name, value in vars(module).items():
             if isinstance(value, JITFunction) and value.fn not in used:
                 raise SystemExit(f"{module.__name__}.{name}: nothing in launches.py launches or calls it")

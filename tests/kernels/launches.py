@@ -14,8 +14,8 @@ from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.enlarge import Enlarge
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused import geometric, isotropic, photometric, prepared, shifted, warped
-from fastpsl.kernels.fused.batch_norm import Norm, Operand, batch_norm
+from fastpsl.kernels.fused_cuda import geometric, isotropic, photometric, prepared, shifted, warped
+from fastpsl.kernels.fused_cuda.batch_norm import Norm, Operand, batch_norm
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.jigsaw import JigsawTiles

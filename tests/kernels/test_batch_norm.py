@@ -9,8 +9,8 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from fastpsl.kernels.fused import batch_norm as module
-from fastpsl.kernels.fused.batch_norm import Norm, Operand, batch_norm
+from fastpsl.kernels.fused_cuda import batch_norm as module
+from fastpsl.kernels.fused_cuda.batch_norm import Norm, Operand, batch_norm
 from tests.slow import slow
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

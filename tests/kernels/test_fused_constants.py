@@ -1,6 +1,6 @@
 """Every constant of a fused kernel matters: 2 % more, and the comparison with the plain path fails.
 
-The constants are the module-level tl.constexpr floats of kernels/fused/*.py, found here, so that none is left out; numbers in
+The constants are the module-level tl.constexpr floats of kernels/fused_cuda/*.py, found here, so that none is left out; numbers in
 the kernels themselves are 0 and 1 (and integers). A module's comparison is what its tests do, on few and small pictures.
 """
 
@@ -15,11 +15,11 @@ import torch
 
 tl = pytest.importorskip("triton.language", reason="triton is not installed")
 
-import fastpsl.kernels.fused as package
+import fastpsl.kernels.fused_cuda as package
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.fused import photometric
+from fastpsl.kernels.fused_cuda import photometric
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.lightness import Lightness
 from fastpsl.kernels.normalise import normalise

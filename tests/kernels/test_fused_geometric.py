@@ -10,7 +10,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused import geometric
+from fastpsl.kernels.fused_cuda import geometric
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.normalise import normalise

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.fused import isotropic as fused
-from fastpsl.kernels.fused import lattice, planes
+from fastpsl.kernels.fused_cuda import isotropic as fused
+from fastpsl.kernels.fused_cuda import lattice, planes
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, largest_side_px, margin_px
 from fastpsl.kernels.rotation_crops import RotationCrop
 from tests.kernels.windows import noise, plain, rounded, window

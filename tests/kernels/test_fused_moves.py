@@ -13,7 +13,7 @@ from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.enlarge import Enlarge
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused import geometric, prepared, shifted, warped
+from fastpsl.kernels.fused_cuda import geometric, prepared, shifted, warped
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.jigsaw import JigsawTiles

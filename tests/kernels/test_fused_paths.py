@@ -8,7 +8,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ORDERS, ColourDistortion
-from fastpsl.kernels.fused import photometric
+from fastpsl.kernels.fused_cuda import photometric
 from fastpsl.kernels.sobel import Sobel
 from tests.kernels.test_fused_photometric import DEVICE, SIMCLR, XY, drawn, fused, plain
 from tests.slow import slow

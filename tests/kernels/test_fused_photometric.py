@@ -12,7 +12,7 @@ from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ORDERS, ColourDistortion
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused import photometric
+from fastpsl.kernels.fused_cuda import photometric
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.lightness import Lightness

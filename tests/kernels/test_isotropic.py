@@ -9,16 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastpsl.kernels import isotropic
+from fastpsl.kernels import isotropic, isotropic_batch
 from fastpsl.kernels.isotropic import (
     DIAGONAL,
     ISOTROPIC,
-    crop_densely,
-    crop_isotropic,
     fits_isotropic,
     largest_side_px,
     margin_px,
 )
+from fastpsl.kernels.isotropic_batch import crop_densely, crop_isotropic
 from tests.fake_cuda import fake_cuda
 from tests.kernels.tf32 import RoundedProducts
 from tests.kernels.windows import noise, plain, window
@@ -57,7 +56,7 @@ def test_five_percent_are_seen(sigma: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_batch_of_both_bases_padded_and_in_parts() -> None:
     """Pictures of several sizes in one batch, more than are taken at a time, as one by one in the compiled form."""
     random = np.random.default_rng(1)
-    num, size = isotropic._CHUNK + 5, 11
+    num, size = isotropic_batch._CHUNK + 5, 11
     images = random.integers(0, 256, (num, 90, 95, 3), np.uint8)
     boxes, expected = [], []
     for i in range(num):
@@ -104,7 +103,7 @@ def test_the_device_agrees_with_the_cpu_and_never_waits() -> None:
     images = torch.from_numpy(noise(120, 130)).expand(40, -1, -1, -1).contiguous()
     boxes = torch.tensor([[35, 40, 40, 40, ISOTROPIC], [36, 44, 41, 41, DIAGONAL]] * 20, dtype=torch.int32)
     there = images.cuda(), boxes.cuda()
-    assert isotropic.fused_form(there[0].device) is not None
+    assert isotropic_batch.fused_form(there[0].device) is not None
     torch.cuda.set_sync_debug_mode("error")
     try:
         out = crop_isotropic(*there, 48)
@@ -123,13 +122,13 @@ def test_without_triton_the_reason_is_said_once(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch, "zeros", lambda *shape, device, **kinds: zeros(*shape, **kinds))
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *_, **__: self)
-    monkeypatch.setitem(sys.modules, "fastpsl.kernels.fused.isotropic", None)
+    monkeypatch.setitem(sys.modules, "fastpsl.kernels.fused_cuda.isotropic", None)
     with pytest.warns(UserWarning, match="dense matrix products, many times slower: Triton is missing"):
-        assert isotropic.fused_form(device) is None
+        assert isotropic_batch.fused_form(device) is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert isotropic.fused_form(device) is None
-    assert isotropic.fused_form(torch.device("cpu")) is None
+        assert isotropic_batch.fused_form(device) is None
+    assert isotropic_batch.fused_form(torch.device("cpu")) is None
 
 
 def test_forty_five_degrees_are_counter_clockwise() -> None:

@@ -137,8 +137,8 @@ def test_people_see_dark_lines_on_white():
 
 
 def test_a_network_of_two_channels_reads_them():
-    from fastpsl.evaluation.views import center_view, train_view
-    from fastpsl.evaluation.weights import random_weights
+    from fastpsl.models.weights import random_weights
+    from fastpsl.pipelines.standard_views import center_view, train_view
 
     told = Input("SobelXY", MEAN, STD, 48)
     assert [type(op) for op in train_view(told, 48).ops] == [Flip, SobelXY]

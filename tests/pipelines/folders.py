@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from fastpsl.pipelines.beton_write import WriteReport, write_beton
+from fastpsl.pipelines.beton.write import WriteReport, write_beton
 from fastpsl.pipelines.sources import image_folder
 from tests.pipelines.photos import jpeg, photo
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastpsl.pipelines import beton_file
-from fastpsl.pipelines.beton_convert import Stored
+from fastpsl.pipelines.beton import file as beton_file
+from fastpsl.pipelines.beton.encode import Stored
 from tests.pipelines.photos import RAW
 
 PAGE_BYTES = 4096

@@ -9,10 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fastpsl.pipelines import libffcv
-from fastpsl.pipelines.beton_convert import Stored
-from fastpsl.pipelines.beton_file import BetonFile
-from fastpsl.pipelines.decoders import dali
+from fastpsl.pipelines.beton.encode import Stored
+from fastpsl.pipelines.beton.file import BetonFile
+from fastpsl.pipelines.decoders import dali, libffcv
 
 # What can run here; ffcv and DALI are optional.
 DECODERS = ["torchvision"]

@@ -6,13 +6,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastpsl.kernels import numba_geometric, numba_photometric, numba_warped
+from fastpsl.kernels import fused as choose
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused import choose
-from fastpsl.kernels.fused.choose import module_for
+from fastpsl.kernels.fused import module_for
+from fastpsl.kernels.fused_cpu import geometric as numba_geometric
+from fastpsl.kernels.fused_cpu import photometric as numba_photometric
+from fastpsl.kernels.fused_cpu import warped as numba_warped
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.jigsaw import JigsawTiles
@@ -23,7 +25,7 @@ from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
 from fastpsl.kernels.warp import WarpPair
 from fastpsl.pipelines.augment import Augment, choose_augment
 from fastpsl.pipelines.decoders.synthetic import Synthetic
-from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 
 CPU = torch.device("cpu")
@@ -129,7 +131,7 @@ def test_gradients_are_fused(ops, device) -> None:  # type: ignore[no-untyped-de
         chosen = choose_augment(name, views, torch.device(device))  # type: ignore[arg-type]
         taken = [module.__name__ for module in chosen.modules if module.fits(ops)]
         assert chosen.path == "fused" and len(taken) == 1
-        assert taken[0].endswith("numba_photometric" if device == "cpu" else "fused.photometric")
+        assert taken[0].endswith("fused_cpu.photometric" if device == "cpu" else "fused_cuda.photometric")
         (ours,) = chosen.inputs(batch, views, torch.float32)
         assert ours.shape == (5, 2, 24, 24) and ours.is_contiguous(memory_format=torch.channels_last)
         assert torch.allclose(ours, expected, rtol=1e-5, atol=1e-3 if device == "cpu" else 5e-2)
@@ -138,7 +140,7 @@ def test_gradients_are_fused(ops, device) -> None:  # type: ignore[no-untyped-de
 def test_gradients_are_fused_by_triton_too() -> None:
     """Which module takes them on CUDA, by what it says itself; its values: tests/kernels/test_fused_photometric.py."""
     pytest.importorskip("triton", reason="triton is not installed")
-    from fastpsl.kernels.fused import geometric, photometric
+    from fastpsl.kernels.fused_cuda import geometric, photometric
 
     for ops in ((Flip(), SobelXY()), (Flip(), COLOUR, Grey(), GaussianBlur(5), SobelXY())):
         assert module_for((photometric, geometric), ops) is photometric
@@ -155,7 +157,7 @@ def test_every_module_is_tried_out(device: str, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
 
     def told(name: str) -> SimpleNamespace:
-        module = importlib.import_module(f"fastpsl.kernels.fused.{name}")
+        module = importlib.import_module(f"fastpsl.kernels.fused_cuda.{name}")
 
         def run(*arguments: object) -> None:
             tried.add(name)
@@ -163,5 +165,5 @@ def test_every_module_is_tried_out(device: str, monkeypatch: pytest.MonkeyPatch)
 
         return SimpleNamespace(fits=module.fits, out_shape=module.out_shape, run=run)
 
-    choose._try_out([told(name) for name in choose.TRITON_MODULES], torch.device(device))  # type: ignore[misc]
-    assert tried == set(choose.TRITON_MODULES)
+    choose._try_out([told(name) for name in choose.CUDA_MODULES], torch.device(device))  # type: ignore[misc]
+    assert tried == set(choose.CUDA_MODULES)

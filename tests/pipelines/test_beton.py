@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.beton_shard import ALLOCATION, FIELD, HEADER, Shard, row_dtype
-from fastpsl.pipelines.beton_verify import verify
-from fastpsl.pipelines.libffcv import why_missing
-from fastpsl.pipelines.pages import pages_of
+from fastpsl.pipelines.beton.pages import pages_of
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.shard import ALLOCATION, FIELD, HEADER, Shard, row_dtype
+from fastpsl.pipelines.beton.verify import verify
+from fastpsl.pipelines.decoders.libffcv import why_missing
 from tests.pipelines.beton_stock import picture
 from tests.pipelines.photos import JPG, RAW, needs_ffcv, photo_samples, pil_decode, write
 

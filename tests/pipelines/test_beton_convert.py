@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from fastpsl.pipelines import beton_convert, libffcv
-from fastpsl.pipelines.beton_convert import JPG, RAW, BrokenImage, Stored, Target, convert, store_array
+from fastpsl.pipelines.beton import encode as beton_convert
+from fastpsl.pipelines.beton.encode import JPG, RAW, BrokenImage, Stored, Target, convert, store_array
+from fastpsl.pipelines.decoders import libffcv
 from fastpsl.pipelines.decoders.area import shrink
-from fastpsl.pipelines.libffcv import HEADER_GOOD, jpeg_header
+from fastpsl.pipelines.decoders.libffcv import HEADER_GOOD, jpeg_header
 from tests.pipelines.photos import jpeg, needs_ffcv, photo, pil_decode
 
 PHOTO = photo(1, 90, 121)
@@ -208,7 +209,7 @@ def test_broken_images_say_why() -> None:
 
 @needs_ffcv("torchvision and Pillow keep libjpeg's warnings to themselves")
 def test_an_array_becomes_no_jpeg_that_readers_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastpsl.pipelines.image_file.MAX_PIXELS", 400)
+    monkeypatch.setattr("fastpsl.pipelines.data.image_file.MAX_PIXELS", 400)
     assert store_array(np.zeros((20, 20, 3), np.uint8), Target()).mode == JPG
     assert store_array(np.zeros((21, 20, 3), np.uint8), Target(mode="raw")).mode == RAW
     with pytest.raises(BrokenImage, match="20 x 21 px are more than 400 pixels"):
@@ -251,11 +252,11 @@ def test_150_mutated_jpegs() -> None:
 WITHOUT_FFCV = """
 import io, sys, warnings
 import numpy as np
-from fastpsl.pipelines import libffcv
-from fastpsl.pipelines.beton_convert import Target, BrokenImage, convert
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.beton_write import write_beton
-from fastpsl.pipelines.beton_verify import verify
+from fastpsl.pipelines.decoders import libffcv
+from fastpsl.pipelines.beton.encode import Target, BrokenImage, convert
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.write import write_beton
+from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.sources import Sample
 from pathlib import Path
 from tests.pipelines.photos import jpeg, photo, pil_decode

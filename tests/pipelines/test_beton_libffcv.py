@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastpsl.pipelines import libffcv
-from fastpsl.pipelines.libffcv import (
+from fastpsl.pipelines.decoders import libffcv
+from fastpsl.pipelines.decoders.libffcv import (
     HEADER_BROKEN,
     HEADER_GOOD,
     HEADER_NOT_JPEG,
@@ -24,7 +24,7 @@ CACHED = """
 import sys, os
 import numpy as np
 sys.path.insert(0, sys.argv[1])
-from fastpsl.pipelines import libffcv
+from fastpsl.pipelines.decoders import libffcv
 libffcv.library()
 import user_loop
 from pathlib import Path
@@ -36,7 +36,7 @@ print(out, sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), "ff
 """
 USER_LOOP = """
 from numba import njit
-from fastpsl.pipelines.libffcv import decode_into, jpeg_header, pread_into
+from fastpsl.pipelines.decoders.libffcv import decode_into, jpeg_header, pread_into
 
 @njit(cache=True, nogil=True)
 def load(fd, num_bytes, data, pixels):

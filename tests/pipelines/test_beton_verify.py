@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.beton_sidecar import PathPacker, Sidecar, read_sidecar
-from fastpsl.pipelines.beton_verify import verify
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.sidecar import PathPacker, Sidecar, read_sidecar
+from fastpsl.pipelines.beton.verify import verify
 from tests.pipelines.folders import photo_tree, write_folder
 from tests.pipelines.photos import needs_ffcv
 from tests.pipelines.test_beton import refused

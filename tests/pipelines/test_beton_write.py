@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.pipelines import beton_file
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.beton_checksums import has_checksums
-from fastpsl.pipelines.beton_convert import Stored, Target
-from fastpsl.pipelines.beton_file import BetonFile
-from fastpsl.pipelines.beton_shard import RAW
-from fastpsl.pipelines.beton_sidecar import read_sidecar
-from fastpsl.pipelines.beton_verify import verify
-from fastpsl.pipelines.beton_write import quarantine_path, write_beton
-from fastpsl.pipelines.libffcv import Codec
-from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.beton import file as beton_file
+from fastpsl.pipelines.beton.checksums import has_checksums
+from fastpsl.pipelines.beton.encode import Stored, Target
+from fastpsl.pipelines.beton.file import BetonFile
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.shard import RAW
+from fastpsl.pipelines.beton.sidecar import read_sidecar
+from fastpsl.pipelines.beton.verify import verify
+from fastpsl.pipelines.beton.write import quarantine_path, write_beton
+from fastpsl.pipelines.decoders.libffcv import Codec
+from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources import Sample
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.folders import photo_tree, write_folder
@@ -187,7 +187,7 @@ def test_shards_together_are_the_whole(photos: Path, tmp_path: Path) -> None:
 def test_writing_needs_no_torch() -> None:
     """Half a GB of memory and seconds of every start, where libffcv decodes."""
     code = (
-        "import sys, fastpsl.cli, fastpsl.pipelines.beton_write, fastpsl.pipelines.sources;"
+        "import sys, fastpsl.cli, fastpsl.pipelines.beton.write, fastpsl.pipelines.sources;"
         "print([name for name in ('torch', 'kornia', 'datasets') if name in sys.modules])"
     )
     done = subprocess.run(

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastpsl.pipelines import beton_file
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.beton_convert import Target
-from fastpsl.pipelines.beton_file import BetonFile, PartialFile, output_errors
-from fastpsl.pipelines.beton_sidecar import read_sidecar
-from fastpsl.pipelines.beton_verify import verify
-from fastpsl.pipelines.beton_write import max_bad_count, quarantine_path, small_path, write_beton
+from fastpsl.pipelines.beton import file as beton_file
+from fastpsl.pipelines.beton.encode import Target
+from fastpsl.pipelines.beton.file import BetonFile, PartialFile, output_errors
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.sidecar import read_sidecar
+from fastpsl.pipelines.beton.verify import verify
+from fastpsl.pipelines.beton.write import max_bad_count, quarantine_path, small_path, write_beton
 from fastpsl.pipelines.sources import Sample, image_folder
 from tests.pipelines.folders import photo_tree, tree, write_folder
 from tests.pipelines.photos import jpeg, photo

@@ -14,8 +14,8 @@ SIDE_PX = 160  # 77 kB an image
 SMALL, LARGE = 60, 1800  # 5 MB, 138 MB
 WRITE = """
 import sys
-from fastpsl.pipelines.beton_convert import Target
-from fastpsl.pipelines.beton_write import write_beton
+from fastpsl.pipelines.beton.encode import Target
+from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sources import open_source
 out, *sources = sys.argv[1:]
 for path in sources:
@@ -61,8 +61,8 @@ def test_memory_by_the_number_of_samples(tmp_path: Path) -> None:
     script = """
 import sys
 import numpy as np
-from fastpsl.pipelines.beton_convert import Target
-from fastpsl.pipelines.beton_write import write_beton
+from fastpsl.pipelines.beton.encode import Target
+from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sources import Sample
 image = np.zeros((2, 2, 3), np.uint8)
 for num in (5_000, 155_000):

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.pipelines import by_batches
-from fastpsl.pipelines.by_batches import ByBatches
+from fastpsl.pipelines.data.dataset import Rows
 from fastpsl.pipelines.decoders.codes import REASONS
 from fastpsl.pipelines.decoders.synthetic import Synthetic
-from fastpsl.pipelines.job import Job
-from fastpsl.pipelines.loader import Loader
-from fastpsl.pipelines.rows import Rows
+from fastpsl.pipelines.loader import by_batches
+from fastpsl.pipelines.loader.by_batches import ByBatches
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.loader.pending_batch import Job
 from fastpsl.pipelines.views import ViewSpec
 
 VIEWS = [ViewSpec(RandomResizedCrop(8)), ViewSpec(RandomResizedCrop(4))]

@@ -11,11 +11,11 @@ from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.data.folder import Folder
 from fastpsl.pipelines.decoders import dali, hardware_jpeg
-from fastpsl.pipelines.folder import Folder
-from fastpsl.pipelines.loader import Loader
-from fastpsl.pipelines.packing import ALIGNMENT
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.loader.packing import ALIGNMENT
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import DECODERS, JPG, RAW, jpeg, photo, photo_samples, write

@@ -20,16 +20,16 @@ from numba.core.caching import NullCache
 from PIL import Image
 
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, isotropic_resize
-from fastpsl.pipelines import decoders, libffcv
-from fastpsl.pipelines.decoders import BatchDecoder, Decoder, codes, open_decoder, reason_of
+from fastpsl.pipelines import decoders
+from fastpsl.pipelines.data.dataset import Rows
+from fastpsl.pipelines.data.plain_jpeg import by_pillow, plain_decoder
+from fastpsl.pipelines.decoders import BatchDecoder, Decoder, codes, libffcv, open_decoder, reason_of
 from fastpsl.pipelines.decoders import ffcv as ffcv_decoder
 from fastpsl.pipelines.decoders.area import area_resize
 from fastpsl.pipelines.decoders.dali import DaliDecoder
 from fastpsl.pipelines.decoders.ffcv import _denominator
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
-from fastpsl.pipelines.plain_jpeg import by_pillow, plain_decoder
-from fastpsl.pipelines.rows import Rows
 from tests.pipelines.photos import DECODERS, JPG, RAW, area_mean, jpeg, photo, pil_decode
 
 # pillow: the torchvision decoder where torchvision's own one has been removed.
@@ -458,13 +458,13 @@ import gc, sys, tempfile, numpy as np, numba, torch
 torch_threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from fastpsl.pipelines.plain_jpeg import by_pillow, plain_decoder
-from fastpsl.pipelines.rows import Rows
+from fastpsl.pipelines.data.plain_jpeg import by_pillow, plain_decoder
+from fastpsl.pipelines.data.dataset import Rows
 from tests.pipelines.photos import photo_samples, write
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 view = ViewSpec(RandomResizedCrop(32), (Flip(),))
 with tempfile.TemporaryDirectory() as folder, Beton(write(Path(folder) / "a.beton", photo_samples(4))) as data:

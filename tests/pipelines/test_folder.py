@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.pipelines import folder_index
 from fastpsl.pipelines.batch import BadSampleError, Batch
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.beton_write import write_beton
-from fastpsl.pipelines.data import open_data
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.write import write_beton
+from fastpsl.pipelines.data import header_index as folder_index
+from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG
+from fastpsl.pipelines.data.folder import Folder
+from fastpsl.pipelines.data.image_file import decode_any, upright_size
+from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.decoders import choose_decoder, dali
 from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.folder import Folder
-from fastpsl.pipelines.image_file import decode_any, upright_size
-from fastpsl.pipelines.loader import Loader
-from fastpsl.pipelines.rows import MODE_FILE, MODE_JPEG
+from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources import image_folder
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import DECODERS, area_mean, jpeg, photo

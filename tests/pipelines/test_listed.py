@@ -15,12 +15,12 @@ import torch
 
 from fastpsl.cli import main
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.pipelines import folder_index
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.data import open_data
-from fastpsl.pipelines.folder import Folder
-from fastpsl.pipelines.listed import Listed
-from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.data import header_index as folder_index
+from fastpsl.pipelines.data.folder import Folder
+from fastpsl.pipelines.data.listed import Listed
+from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources import open_source
 from fastpsl.pipelines.sources.listed import ImageList, image_list
 from fastpsl.pipelines.views import ViewSpec

@@ -15,14 +15,14 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import Grey
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.data import open_data
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.data.dataset import Data, Rows
+from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.decoders.synthetic import Synthetic
-from fastpsl.pipelines.loader import Loader
-from fastpsl.pipelines.order import epoch_order
-from fastpsl.pipelines.rows import Data, Rows
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.loader.order import epoch_order
+from fastpsl.pipelines.loader.workers import default_num_threads
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.pipelines.workers import default_num_threads
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import DECODERS, RAW, photo, photo_samples, write
 

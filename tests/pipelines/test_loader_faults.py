@@ -14,11 +14,11 @@ import pytest
 
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.batch import BadSampleError
-from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.data.dataset import Rows
 from fastpsl.pipelines.decoders.codes import REASONS
 from fastpsl.pipelines.decoders.synthetic import Synthetic
-from fastpsl.pipelines.loader import Loader
-from fastpsl.pipelines.rows import Rows
+from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import DECODERS, JPG, photo_samples, write
 
@@ -260,8 +260,8 @@ STUCK = """
 import sys, time
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.decoders.synthetic import Synthetic
-from fastpsl.pipelines.loader import Loader
-from fastpsl.pipelines.rows import Rows
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.data.dataset import Rows
 from fastpsl.pipelines.views import ViewSpec
 loader = Loader(Synthetic(64), [ViewSpec(RandomResizedCrop(8))], batch_size=4, timeout_s=0.3)
 class Stuck:

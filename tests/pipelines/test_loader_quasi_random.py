@@ -11,9 +11,9 @@ import torch
 
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.decoders.synthetic import Synthetic
-from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.paged import write_paged
 from tests.pipelines.photos import DECODERS

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fastpsl.pipelines import order as order_module
-from fastpsl.pipelines.order import PADDING, epoch_order, index_of, num_steps, numbered, step_indices
+from fastpsl.pipelines.loader import order as order_module
+from fastpsl.pipelines.loader.order import PADDING, epoch_order, index_of, num_steps, numbered, step_indices
 
 NUM, GLOBAL_BATCH = 103, 12
 GOLDEN = [[2, 8, 0, 5, 9, 7, 6, 3, 4, 1], [3, 9, 4, 1, 8, 2, 5, 6, 0, 7]]

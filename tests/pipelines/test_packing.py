@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.packing import ALIGNMENT, pack, unpack
+from fastpsl.pipelines.loader.packing import ALIGNMENT, pack, unpack
 
 GENERATOR = torch.Generator().manual_seed(0)
 TENSORS = [

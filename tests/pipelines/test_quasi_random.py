@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton.pages import pages_of
+from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.decoders.synthetic import Synthetic
-from fastpsl.pipelines.order import epoch_order, sort_keys, step_indices
-from fastpsl.pipelines.pages import pages_of
-from fastpsl.pipelines.quasi_random import (
+from fastpsl.pipelines.loader.order import epoch_order, sort_keys, step_indices
+from fastpsl.pipelines.loader.quasi_random import (
     GROUP_PAGES,
     Groups,
     QuasiRandom,

@@ -11,9 +11,9 @@ from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.kernels.shift import Shift
-from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.decoders import choose_decoder, open_decoder, resident
-from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import DECODERS, RAW, jpeg, photo, photo_samples, write
 

@@ -15,17 +15,17 @@ from torch import Tensor
 
 from fastpsl.kernels import isotropic
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, crop_isotropic, isotropic_resize, margin_px
+from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, isotropic_resize, margin_px
+from fastpsl.kernels.isotropic_batch import crop_isotropic
 from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotate90 import AllTurns
 from fastpsl.kernels.rotation_crops import RotationCrop
-from fastpsl.pipelines import libffcv
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.decoders import Decoder, codes
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.data.plain_jpeg import plain_decoder
+from fastpsl.pipelines.decoders import Decoder, codes, libffcv
 from fastpsl.pipelines.decoders.ffcv import FfcvDecoder
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
-from fastpsl.pipelines.loader import Loader
-from fastpsl.pipelines.plain_jpeg import plain_decoder
+from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.isotropy import bilinear, network_accuracy, probe_accuracy
 from tests.pipelines.photos import DECODERS, JPG, RAW, jpeg, photo, pil_decode, write

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.beton_convert import Target
-from fastpsl.pipelines.beton_verify import verify
-from fastpsl.pipelines.beton_write import write_beton
+from fastpsl.pipelines.beton.encode import Target
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.verify import verify
+from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sources import Sample, arrays, open_source
 
 RANDOM = np.random.default_rng(0)

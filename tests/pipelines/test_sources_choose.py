@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastpsl.cli import main
-from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sources import arrays, folder, listed, open_source, published, tar
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import jpeg, photo

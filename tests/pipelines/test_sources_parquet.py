@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.beton_write import write_beton
-from fastpsl.pipelines.image_file import BrokenImage
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.write import write_beton
+from fastpsl.pipelines.data.image_file import BrokenImage
 from fastpsl.pipelines.sources import Sample, open_source
 from tests.pipelines.memory import printed_by
 from tests.pipelines.photos import jpeg, photo

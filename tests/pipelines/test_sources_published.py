@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.beton_convert import Target
-from fastpsl.pipelines.beton_write import write_beton
+from fastpsl.pipelines.beton.encode import Target
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sources import editions, open_source, published
 from fastpsl.pipelines.sources.plain_pickle import load_plain
 from tests.pipelines import published_files as made

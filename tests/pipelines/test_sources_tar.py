@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.beton_verify import verify
-from fastpsl.pipelines.beton_write import write_beton
-from fastpsl.pipelines.image_file import BrokenImage
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.verify import verify
+from fastpsl.pipelines.beton.write import write_beton
+from fastpsl.pipelines.data.image_file import BrokenImage
 from fastpsl.pipelines.sources import Sample, open_source, tar_stream
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.tars import make_tar, tar_bytes

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastpsl.pipelines.beton_write import quarantine_path, write_beton
+from fastpsl.pipelines.beton.write import quarantine_path, write_beton
 from fastpsl.pipelines.sources import open_source
 from tests.pipelines.photos import jpeg
 from tests.pipelines.tars import make_tar, tar_bytes

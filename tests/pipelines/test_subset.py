@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from fastpsl.kernels.crops import ShorterSideCrop
-from fastpsl.pipelines.beton import Beton
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.folder import Folder
+from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.decoders.synthetic import Synthetic
-from fastpsl.pipelines.folder import Folder
-from fastpsl.pipelines.loader import Loader
-from fastpsl.pipelines.rows import Data
-from fastpsl.pipelines.subset import Subset
+from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.folders import photo_tree, write_folder
 from tests.pipelines.photos import DECODERS, RAW, photo, write

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from fastpsl.kernels.crops import ShorterSideCrop
-from fastpsl.pipelines.loader import Loader
-from fastpsl.pipelines.rows import Data
+from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.loader.annotated import read_picture
+from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.pipelines.voc import CLASSES, VOC, learned_and_scored
-from fastpsl.pipelines.voc_masks import palette, write_mask
-from fastpsl.pipelines.whole_pictures import read_picture
+from fastpsl.pipelines.voc.dataset import CLASSES, VOC, learned_and_scored
+from fastpsl.pipelines.voc.masks import palette, write_mask
 from tests.pipelines.photos import jpeg, photo, pil_decode
 from tests.pipelines.voc_folders import CAT, DOG, mask_of, save_mask, sbd, voc_2007, voc_2012, write_sbd_mask
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import pytest
 
-from fastpsl.launch import launch, run_script
-from tests.commands import ROOT
-from tests.fastpsl.tiny import runs_closed
+from fastpsl.engine.launch import launch, run_script
+from tests.engine.tiny import runs_closed
+from tests.programs import ROOT
 
 
 class Outcome(NamedTuple):

@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
+from fastpsl.engine.optim.schedules import Moment
 from fastpsl.evaluation.few_labels import FewLabels
 from fastpsl.evaluation.result import read_result
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.shift import Shift
-from fastpsl.pipelines.beton_write import write_beton
+from fastpsl.pipelines.beton.write import write_beton
+from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.sources import Sample
-from fastpsl.sample import sample_paths
-from fastpsl.schedules import Moment
-from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
+from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
 from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "block_probe.py"
@@ -124,7 +124,7 @@ def unlabelled(tmp_path: Path) -> Path:
     """A beton whose last picture has no label, as STL-10's unlabelled ones."""
     path = tmp_path / "some.beton"
     samples = [Sample(f"p{i}", np.zeros((32, 32, 3), np.uint8), i % 8 if i < 31 else -1) for i in range(32)]
-    names = runpy.run_path(str(ROOT / "fastpsl" / "sample_pictures.py"))["CLASS_NAMES"]
+    names = runpy.run_path(str(ROOT / "fastpsl" / "pipelines" / "sample" / "landscapes.py"))["CLASS_NAMES"]
     write_beton(samples, path, num_samples=32, class_names=names)
     return path
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from fastpsl.sample import sample_paths
-from tests.commands import ROOT, newest_checkpoint, run_fresh
+from fastpsl.pipelines.sample.betons import sample_paths
+from tests.programs import ROOT, newest_checkpoint, run_fresh
 
 RECIPES = ROOT / "recipes"
 # Those that compile take the longest, and begin first.
@@ -52,7 +52,7 @@ BOUND = 0.02
 
 
 def start(device: str, script: str, *flags: object, ranks: int = 0) -> str:
-    """What it prints. The GPU that tests.commands hides is seen."""
+    """What it prints. The GPU that tests.programs hides is seen."""
     environment = {"TORCHINDUCTOR_COMPILE_THREADS": "2"}
     if device == "cuda":
         environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.sample import sample_paths
-from tests.commands import ROOT, newest_checkpoint, run
+from fastpsl.pipelines.sample.betons import sample_paths
+from tests.programs import ROOT, newest_checkpoint, run
 from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "deepcluster_alexnet.py"
@@ -49,7 +49,7 @@ def test_the_sample_by_one_step(recipe: Start, tmp_path: Path) -> None:
 def test_two_ranks_cluster_as_one(recipe: Start, tmp_path: Path) -> None:
     """Before the first step the ranks' networks are one rank's: all labels are equal, but for rounding at a border."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in processes of tests.commands
+    torch.set_num_threads(1)  # as in processes of tests.programs
     assert recipe(*SMALL, "--out", tmp_path / "one").code == 0
     torch.set_num_threads(before)
     done = run(RECIPE, *SMALL, "--out", tmp_path / "two", ranks=2)

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 
 from fastpsl.evaluation.features import Extraction, extract
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.beton_convert import Target
-from fastpsl.pipelines.beton_write import write_beton
+from fastpsl.pipelines.beton.encode import Target
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.write import write_beton
+from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.sources import Sample
-from fastpsl.sample import sample_paths
 from fastpsl.transfer.few_shot import classes_of, draw_episodes, num_right
-from tests.commands import ROOT, run
 from tests.pipelines.photos import jpeg, photo
+from tests.programs import ROOT, run
 from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "few_shot.py"

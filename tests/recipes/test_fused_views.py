@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from fastpsl.engine.trunk import call_if_there, held_out_views
 from fastpsl.evaluation.features import Extraction
-from fastpsl.kernels.fused import choose
+from fastpsl.kernels import fused as choose
 from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.stage import call_if_there, held_out_views
 from fastpsl.transfer.few_shot import SmallPictures
-from tests.commands import ROOT
+from tests.programs import ROOT
 
 pytest.importorskip("triton", reason="triton is not installed: there are no kernels to ask")
 CUDA = torch.device("cuda")
@@ -59,8 +59,8 @@ WHOLE_PICTURES = {"voc_detection", "voc_segmentation"}  # no views
 @pytest.fixture(autouse=True)
 def modules(monkeypatch):
     if not torch.cuda.is_available():
-        names = choose.TRITON_MODULES
-        found = tuple(importlib.import_module(f"fastpsl.kernels.fused.{name}") for name in names)
+        names = choose.CUDA_MODULES
+        found = tuple(importlib.import_module(f"fastpsl.kernels.fused_cuda.{name}") for name in names)
         monkeypatch.setattr("fastpsl.pipelines.augment.fused_modules", lambda device: (found, "by hand"))
 
 
@@ -97,7 +97,7 @@ def test_what_is_trained_on_is_fused(recipe):
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_what_is_evaluated_is_fused(channels, monkeypatch):
     # The weights have no values that a digest could be of.
-    monkeypatch.setattr("fastpsl.evaluation.weights.sha256_of_tensors", lambda state: "")
+    monkeypatch.setattr("fastpsl.models.weights.sha256_of_tensors", lambda state: "")
     input = Input.usual(channels, 224)
     told = {"input_channels": channels, "input_mean": input.mean, "input_std": input.std}
     for recipe, asked in EVALUATED.items():

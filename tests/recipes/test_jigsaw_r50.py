@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.order import epoch_order
-from fastpsl.sample import NUM_TRAIN, sample_paths
-from tests.commands import ENVIRONMENT, ROOT, newest_checkpoint, run_fresh
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.loader.order import epoch_order
+from fastpsl.pipelines.sample.betons import NUM_TRAIN, sample_paths
+from tests.programs import ENVIRONMENT, ROOT, newest_checkpoint, run_fresh
 from tests.recipes.in_process import Outcome, Start, refused, starter
 from tests.slow import slow
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import ROOT, digests, newest_checkpoint, newest_step, run, run_until
+from tests.programs import ROOT, digests, newest_checkpoint, newest_step, run, run_until
 
 RECIPE = ROOT / "recipes" / "jigsaw_r50.py"
 SMALL = (

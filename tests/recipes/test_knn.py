@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastpsl.evaluation.neighbour_sheet import draw_neighbours
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.beton_write import write_beton
-from fastpsl.pipelines.loader import Loader
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.write import write_beton
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.sources import Sample
-from fastpsl.sample import sample_paths
-from tests.commands import ROOT
+from fastpsl.plots.neighbours import draw_neighbours
+from tests.programs import ROOT
 from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "knn.py"

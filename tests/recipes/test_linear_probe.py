@@ -13,16 +13,16 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from fastpsl.engine.launch import launch
+from fastpsl.engine.optim.schedules import Moment
+from fastpsl.engine.reporter import summary_line
+from fastpsl.engine.screen import Screen
 from fastpsl.evaluation.linear import best_block_lines
 from fastpsl.evaluation.result import read_result
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.flip import Flip
-from fastpsl.launch import launch
-from fastpsl.reporter import summary_line
-from fastpsl.sample import sample_paths
-from fastpsl.schedules import Moment
-from fastpsl.screen import Screen
-from tests.commands import ROOT, digests, newest_checkpoint, run
+from fastpsl.pipelines.sample.betons import sample_paths
+from tests.programs import ROOT, digests, newest_checkpoint, run
 from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "linear_probe.py"

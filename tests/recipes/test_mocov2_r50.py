@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastpsl.sample import sample_paths
-from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
+from fastpsl.pipelines.sample.betons import sample_paths
+from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
 from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "mocov2_r50.py"
@@ -34,7 +34,7 @@ def queue_of(out: Path, step: int) -> torch.Tensor:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """As in processes of tests.commands: sums of other numbers of threads differ in their last bits."""
+    """As in processes of tests.programs: sums of other numbers of threads differ in their last bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.commands import ROOT, newest_checkpoint
 from tests.pipelines.photos import RAW, photo, write
+from tests.programs import ROOT, newest_checkpoint
 from tests.recipes.in_process import Outcome, Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "rotation_rv50.py"

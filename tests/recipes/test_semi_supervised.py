@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from fastpsl.engine.optim.schedules import Moment
 from fastpsl.evaluation.label_lists import draw_label_list
 from fastpsl.evaluation.result import read_result
 from fastpsl.kernels.crops import ShorterSideCrop
-from fastpsl.pipelines.beton import Beton
-from fastpsl.pipelines.beton_write import write_beton
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.write import write_beton
+from fastpsl.pipelines.data.subset import Subset
+from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.sources import Sample
-from fastpsl.pipelines.subset import Subset
-from fastpsl.sample import sample_paths
-from fastpsl.schedules import Moment
-from tests.commands import ROOT, newest_checkpoint
+from tests.programs import ROOT, newest_checkpoint
 from tests.recipes.in_process import Start, refused, starter
 
 DATA = ("--data", sample_paths().train_32, "--val", sample_paths().test_32)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from fastpsl.launch import launch
-from fastpsl.sample import sample_paths
-from tests.commands import ROOT, digests, newest_checkpoint, run
+from fastpsl.engine.launch import launch
+from fastpsl.pipelines.sample.betons import sample_paths
+from tests.programs import ROOT, digests, newest_checkpoint, run
 from tests.slow import slow
 
 RECIPE = ROOT / "recipes" / "simclr_r50.py"

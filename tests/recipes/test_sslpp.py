@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.evaluation.views import center_view
-from fastpsl.label_file import labels_of, read_labels, write_labels
-from fastpsl.pipelines.data import open_data
-from fastpsl.sample import sample_paths
-from fastpsl.schedules import Moment
-from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
+from fastpsl.engine.optim.schedules import Moment
+from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.standard_views import center_view
+from fastpsl.tasks.pseudo_labels.file import labels_of, read_labels, write_labels
+from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
 from tests.recipes.in_process import refused, starter
 
 TASKS = ("colorization", "context", "rotation", "aet")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastpsl.label_file import labels_of, read_labels
-from fastpsl.options import RunOptions
-from fastpsl.pipelines.beton import Beton
-from fastpsl.sample import sample_paths
-from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
+from fastpsl.engine.options import RunOptions
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.tasks.pseudo_labels.file import labels_of, read_labels
+from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
 from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "sslpp_iic.py"

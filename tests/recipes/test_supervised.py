@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from fastpsl.engine.optim.schedules import Moment
 from fastpsl.evaluation.result import read_result
-from fastpsl.evaluation.weights import load_pretrained
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
-from fastpsl.sample import sample_paths
-from fastpsl.schedules import Moment
-from tests.commands import ROOT, newest_checkpoint
+from fastpsl.models.weights import load_pretrained
+from fastpsl.pipelines.sample.betons import sample_paths
+from tests.programs import ROOT, newest_checkpoint
 from tests.recipes.in_process import Start, refused, starter
 
 SMALL = (

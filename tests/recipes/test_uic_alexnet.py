@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastpsl.label_file import read_labels, write_labels
-from fastpsl.pipelines.beton import Beton
-from fastpsl.sample import sample_paths
-from tests.commands import ROOT, digests, newest_checkpoint, run, run_until, torchrun_until
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.tasks.pseudo_labels.file import read_labels, write_labels
+from tests.programs import ROOT, digests, newest_checkpoint, run, run_until, torchrun_until
 from tests.recipes.in_process import Outcome, Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "uic_alexnet.py"

@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fastpsl.drawn_voc import draw_voc
-from fastpsl.evaluation.predictions import NAME, read_predictions
+from fastpsl.engine.predictions import NAME, read_predictions
+from fastpsl.engine.trunk import Trunk
 from fastpsl.evaluation.result import read_result
-from fastpsl.pipelines.voc import VOC
-from fastpsl.stage import Trunk
-from fastpsl.transfer.label_scores import label_scores
-from fastpsl.transfer.multilabel_protocols import PROTOCOLS
-from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
+from fastpsl.pipelines.sample.voc import draw_voc
+from fastpsl.pipelines.voc.dataset import VOC
+from fastpsl.transfer.classification.label_scores import label_scores
+from fastpsl.transfer.classification.protocols import PROTOCOLS
+from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
 from tests.recipes.in_process import Start, refused, starter
 from tests.slow import slow
 

@@ -15,15 +15,15 @@ import pytest
 import torch
 from PIL import Image
 
-from fastpsl.drawn_voc import draw_voc, drawn_voc
-from fastpsl.evaluation.predictions import read_predictions
+from fastpsl.engine.optim.schedules import Moment
+from fastpsl.engine.predictions import read_predictions
 from fastpsl.evaluation.result import read_result
-from fastpsl.evaluation.weights import random_weights
-from fastpsl.pipelines.voc import VOC
-from fastpsl.schedules import Moment
-from fastpsl.transfer.box_scores import box_scores
-from fastpsl.transfer.detection_protocols import PROTOCOLS
-from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
+from fastpsl.models.weights import random_weights
+from fastpsl.pipelines.sample.voc import draw_voc, drawn_voc
+from fastpsl.pipelines.voc.dataset import VOC
+from fastpsl.transfer.detection.box_scores import box_scores
+from fastpsl.transfer.detection.protocols import PROTOCOLS
+from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
 from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "voc_detection.py"

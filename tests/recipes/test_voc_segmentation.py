@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastpsl.drawn_voc import draw_voc
-from fastpsl.evaluation.predictions import read_predictions
+from fastpsl.engine.predictions import read_predictions
 from fastpsl.evaluation.result import read_result
-from fastpsl.pipelines.voc import VOC
-from fastpsl.pipelines.voc_masks import write_mask
-from fastpsl.transfer.mask_scores import mask_scores, with_background
-from fastpsl.transfer.segmentation_protocols import PROTOCOLS
-from tests.commands import ROOT, digests, newest_checkpoint, run, run_until
+from fastpsl.pipelines.sample.voc import draw_voc
+from fastpsl.pipelines.voc.dataset import VOC
+from fastpsl.pipelines.voc.masks import write_mask
+from fastpsl.transfer.segmentation.mask_scores import mask_scores, with_background
+from fastpsl.transfer.segmentation.protocols import PROTOCOLS
 from tests.pipelines.voc_folders import sbd, voc_2012
+from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
 from tests.recipes.in_process import Outcome, Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "voc_segmentation.py"

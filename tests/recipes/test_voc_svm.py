@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from sklearn.svm import LinearSVC
 
-from fastpsl.drawn_voc import draw_voc
-from fastpsl.pipelines.voc import VOC
-from fastpsl.transfer.svm_blocks import Classes
-from fastpsl.transfer.svm_protocol import COSTS, VISSL, constants_of
-from tests.commands import ROOT, run
+from fastpsl.pipelines.sample.voc import draw_voc
+from fastpsl.pipelines.voc.dataset import VOC
+from fastpsl.transfer.svm.blocks import Classes
+from fastpsl.transfer.svm.protocol import COSTS, VISSL, constants_of
+from tests.programs import ROOT, run
 from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "voc_svm.py"

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from fastpsl.pipelines import libffcv
+from fastpsl.pipelines.data.dataset import Data, Rows, read_bytes
+from fastpsl.pipelines.decoders import libffcv
 from fastpsl.pipelines.decoders.codes import BAD_FILE, CHANGED, WRONG_COMPONENTS, WRONG_SIZE
 from fastpsl.pipelines.decoders.synthetic import SyntheticDecoder
-from fastpsl.pipelines.rows import Data, Rows, read_bytes
 
 if TYPE_CHECKING:  # writing a beton comes by here, and needs no torch: half a GB, and seconds
     import torch
@@ -170,7 +170,7 @@ def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: Rows, i: int) ->
 
 def _what_is_wrong(rows: Rows, i: int) -> str:
     """Of an image file, in words."""
-    from fastpsl.pipelines.image_file import BrokenImage, decode_any, read_image_file
+    from fastpsl.pipelines.data.image_file import BrokenImage, decode_any, read_image_file
 
     try:
         data = read_image_file(rows.path[i])

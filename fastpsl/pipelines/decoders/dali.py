@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_RAW, Rows
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.boxes import cannot, is_isotropic
@@ -22,8 +23,7 @@ from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline, put
 from fastpsl.pipelines.decoders.encoded import Encoded
 from fastpsl.pipelines.decoders.hardware_jpeg import why_slower
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
-from fastpsl.pipelines.rows import MODE_FILE, MODE_RAW, Rows
-from fastpsl.pipelines.workers import Workers
+from fastpsl.pipelines.loader.workers import Workers
 
 _CLOSE_LIMIT_S = 5.0
 

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastpsl.kernels.isotropic import DIAGONAL, crop_isotropic, isotropic_resize
+from fastpsl.kernels.isotropic import DIAGONAL, isotropic_resize
+from fastpsl.kernels.isotropic_batch import crop_isotropic
 from fastpsl.pipelines.decoders.boxes import windows
 from fastpsl.pipelines.decoders.dali_errors import named_sample, reason, user_error
 from fastpsl.pipelines.decoders.dali_graph import Graph, build, feeds, sample_feeds
-from fastpsl.pipelines.workers import Workers
+from fastpsl.pipelines.loader.workers import Workers
 
 _CHUNK = 8
 

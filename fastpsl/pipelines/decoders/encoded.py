@@ -9,8 +9,11 @@ from types import ModuleType
 import numpy as np
 from numba import njit
 
-from fastpsl.pipelines import image_file, libffcv, rows
-from fastpsl.pipelines.decoders import codes
+from fastpsl.pipelines.data import dataset as rows
+from fastpsl.pipelines.data import image_file
+from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, MODE_RAW, Rows
+from fastpsl.pipelines.data.image_file import TURNED
+from fastpsl.pipelines.decoders import codes, libffcv
 from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.codes import (
     BAD_MODE,
@@ -22,9 +25,7 @@ from fastpsl.pipelines.decoders.codes import (
     WRONG_COMPONENTS,
     WRONG_SIZE,
 )
-from fastpsl.pipelines.image_file import TURNED
-from fastpsl.pipelines.libffcv import HEADER_GOOD, jpeg_header, pread_into
-from fastpsl.pipelines.rows import MODE_FILE, MODE_JPEG, MODE_RAW, Rows
+from fastpsl.pipelines.decoders.libffcv import HEADER_GOOD, jpeg_header, pread_into
 
 
 @njit(nogil=True)  # cached as a part of the loops that call it, whose keys know of this file

@@ -12,13 +12,13 @@ from numba import njit
 
 from fastpsl.kernels import isotropic
 from fastpsl.kernels.isotropic import DIAGONAL, fits_isotropic, isotropic_resize
-from fastpsl.pipelines import libffcv, rows
-from fastpsl.pipelines.decoders import area, codes, encoded
+from fastpsl.pipelines.data import dataset as rows
+from fastpsl.pipelines.data.dataset import MODE_RAW, Rows
+from fastpsl.pipelines.decoders import area, codes, encoded, libffcv
 from fastpsl.pipelines.decoders.area import area_resize
 from fastpsl.pipelines.decoders.codes import AREA, BAD_BOX, CORRUPT, GOOD, REASONS, check_request
 from fastpsl.pipelines.decoders.encoded import read_checked, stamp
-from fastpsl.pipelines.libffcv import Handle, decode_into, library
-from fastpsl.pipelines.rows import MODE_RAW, Rows
+from fastpsl.pipelines.decoders.libffcv import Handle, decode_into, library
 
 # A JPEG is decoded at 1/d (2, 4, 8) where every crop is at least 1.5 d times its output. Measured on 40 photos, d = 2 / 4 / 8,
 # mean difference to a full decode in 1/255: from 1.0 d on 2.2 / 2.4 / 3.1, from 1.5 d on 1.5 / 1.6 / 2.0, from 2 d on 1.1 / 1.1 / 1.4.

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.area import crop_area
-from fastpsl.kernels.isotropic import crop_isotropic
+from fastpsl.kernels.isotropic_batch import crop_isotropic
+from fastpsl.pipelines.data.dataset import Data, Rows
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.boxes import cannot, is_isotropic
 from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.rows import Data, Rows
 
 if TYPE_CHECKING:
-    from fastpsl.pipelines.beton import Beton
+    from fastpsl.pipelines.beton.reader import Beton
 
 # Below it, `auto` chooses to keep a set resident: CIFAR (154 MB) and STL-10's labelled part (138 MB), not its whole (2.9 GB).
 SMALL_BYTES = 1 << 30

@@ -4,8 +4,8 @@ from typing import final
 
 import numpy as np
 
+from fastpsl.pipelines.data.dataset import Rows
 from fastpsl.pipelines.decoders.codes import GOOD, REASONS, check_request
-from fastpsl.pipelines.rows import Rows
 
 _NUM_PICTURES = 16
 

@@ -4,12 +4,12 @@ import numpy as np
 from PIL import Image
 
 from fastpsl.kernels.isotropic import DIAGONAL, isotropic_resize
+from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, MODE_RAW, Rows, read_bytes
+from fastpsl.pipelines.data.image_file import TURNED, BrokenImage, decode_any, turn
+from fastpsl.pipelines.data.plain_jpeg import Decode, plain_decoder
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.boxes import cannot
-from fastpsl.pipelines.image_file import TURNED, BrokenImage, decode_any, turn
-from fastpsl.pipelines.libffcv import HEADER_GOOD, jpeg_header
-from fastpsl.pipelines.plain_jpeg import Decode, plain_decoder
-from fastpsl.pipelines.rows import MODE_FILE, MODE_JPEG, MODE_RAW, Rows, read_bytes
+from fastpsl.pipelines.decoders.libffcv import HEADER_GOOD, jpeg_header
 
 # The filter nearest to an exact area mean and to ffcv's INTER_AREA, on 25 photos: mean difference to it in 1/255 for
 # random resized crops / halving / enlarging: HAMMING 0.6 / 0.5 / 0.2, BOX 1.7 / 0.8 / 1.2 (whole pixels only),

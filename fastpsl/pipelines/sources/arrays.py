@@ -17,7 +17,7 @@ from typing import IO
 
 import numpy as np
 
-from fastpsl.pipelines.beton_shard import MAX_LABEL
+from fastpsl.pipelines.beton.shard import MAX_LABEL
 from fastpsl.pipelines.sources.source import Sample, shard_range
 
 IMAGE_WORDS = ("images", "image", "imgs", "img", "data", "x")

@@ -19,8 +19,8 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from fastpsl.pipelines.doing import doing
+from fastpsl.pipelines.loader.workers import map_in_order
 from fastpsl.pipelines.sources.source import Sample, is_image, shard_range
-from fastpsl.pipelines.workers import map_in_order
 
 ENDINGS = (".json", ".csv", ".txt")
 # Beside a list, or beside its folder: as they lie in miniImageNet's usual archive, and in Places205's, which has its authors' folders.

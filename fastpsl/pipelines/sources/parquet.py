@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastpsl.pipelines.beton_shard import MAX_LABEL
+from fastpsl.pipelines.beton.shard import MAX_LABEL
+from fastpsl.pipelines.data.image_file import BrokenImage
 from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.image_file import BrokenImage
 from fastpsl.pipelines.sources.columns import Columns, choose_columns
 from fastpsl.pipelines.sources.source import Sample, changed, parts_of, shard_range
 

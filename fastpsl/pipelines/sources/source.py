@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fastpsl.pipelines.image_file import BrokenImage
+from fastpsl.pipelines.data.image_file import BrokenImage
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 

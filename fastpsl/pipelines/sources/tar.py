@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastpsl.pipelines.image_file import BrokenImage
+from fastpsl.pipelines.data.image_file import BrokenImage
 from fastpsl.pipelines.sources.source import EXTENSIONS, Sample, changed, parts_of, shard_range
 from fastpsl.pipelines.sources.tar_samples import Folders, Group, Grouper, label_of
 from fastpsl.pipelines.sources.tar_stream import Damage, open_tar, tar_members

@@ -5,9 +5,9 @@ import posixpath
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-from fastpsl.pipelines.beton_shard import MAX_LABEL
-from fastpsl.pipelines.image_file import BrokenImage
-from fastpsl.pipelines.rows import MAX_FILE_BYTES
+from fastpsl.pipelines.beton.shard import MAX_LABEL
+from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES
+from fastpsl.pipelines.data.image_file import BrokenImage
 from fastpsl.pipelines.sources.source import EXTENSIONS, is_image
 from fastpsl.pipelines.sources.tar_stream import Damage, Member
 

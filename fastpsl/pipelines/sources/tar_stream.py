@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
-from fastpsl.pipelines.beton_file import MAX_PAGE_BYTES
-from fastpsl.pipelines.image_file import BrokenImage
+from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
+from fastpsl.pipelines.data.image_file import BrokenImage
 
 # What reading a damaged tar raises. ValueError and OverflowError come from numbers and names of nonsense, RuntimeError
 # from bz2 that is asked again.

@@ -1,1 +1,0 @@
-"""Backbones as blocks B1 to B5."""

@@ -1,0 +1,237 @@
+"""`fastpsl beton write | verify | info`."""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+# Each command imports what it needs: `fastpsl --help` shall not wait for torch or numba.
+
+Pixels = Annotated[int | None, tyro.conf.arg(metavar="PX")]
+
+
+@dataclass(frozen=True)
+class Write:
+    """Write images as one beton: FFCV's format, which ffcv's own Reader and Loader read too.
+
+    JPEGs that need no change are taken over byte for byte; others (progressive, CMYK, grey, PNG, WebP,
+    16-bit, ...) become baseline JPEGs, upright by their EXIF orientation, alpha over white. Nothing is
+    enlarged. Broken images are listed in OUT.quarantine.csv, class names and origin in OUT.json. OUT appears
+    when it is whole.
+    """
+
+    src: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SRC")]]
+    """A folder with a folder per class (images at any depth), or a flat folder of images (label -1); a list of
+    image files (.txt, .csv, or iNaturalist's .json); a tar or a quoted glob of tars, also WebDataset's; an .npz of uint8 images; parquet files
+    or hf:NAME, a data set in Hugging Face's cache; CIFAR-10, CIFAR-100 or STL-10 as published. See
+    docs/sources.md."""
+    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
+    """The file to write, e.g. train.beton."""
+    format: Literal["auto", "folder", "list", "tar", "npz", "parquet", "cifar10", "cifar100", "stl10"] = (
+        "auto"
+    )
+    """What SRC is. [told from SRC]"""
+    split: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Which part of a SRC that holds several, e.g. train."""
+    image_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Of parquet and hf:, where several may hold images."""
+    label_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Of parquet and hf:, where several may hold labels; none for no labels."""
+    mode: Literal["auto", "jpg", "raw"] = "auto"
+    """How images are stored: jpg, or raw RGB. [raw for .npz, CIFAR and STL-10, else jpg]"""
+    short_side: Pixels = None
+    """Shrink images to this shorter side."""
+    max_side: Pixels = None
+    """Shrink images to this longer side; with --short-side, both hold."""
+    quality: Annotated[int, tyro.conf.arg(metavar="1..100")] = 90
+    """Quality of the JPEGs that are made."""
+    shard: Annotated[str, tyro.conf.arg(metavar="i/n")] = "0/1"
+    """Write only the i-th (from 0) of n runs of neighbouring images; read them together with a glob, e.g.
+    'train-*.beton'."""
+    workers: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
+    """Threads; the file does not depend on it. [one per core]"""
+    max_bad: Annotated[str, tyro.conf.arg(metavar="N|N%")] = "1%"
+    """How many broken images are left out and listed before writing stops with exit 2."""
+    min_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 0
+    """Leave out images whose shorter side, as stored, is less, and list them in OUT.small.csv; they count as
+    none of the broken."""
+    overwrite: bool = False
+    """Replace OUT, which is refused otherwise."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Check betons: header, tables, bounds, checksum, and that every sample decodes; of shards also that all are
+    there, whole, and of one run. Names what is bad and exits 2."""
+
+    betons: tyro.conf.Positional[Annotated[list[str], tyro.conf.arg(metavar="BETON...")]]
+    """Files or quoted globs; each glob is one data set."""
+    workers: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
+    """Threads. [one per core]"""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Show what is in a beton: counts, sizes, classes, how it was written."""
+
+    betons: tyro.conf.Positional[Annotated[list[str], tyro.conf.arg(metavar="BETON...")]]
+    """Files or globs; each is shown as one data set."""
+
+
+@dataclass(frozen=True)
+class Beton:
+    """Write, check and show data sets in FFCV's format."""
+
+    command: (
+        Annotated[Write, tyro.conf.subcommand("write")]
+        | Annotated[Verify, tyro.conf.subcommand("verify")]
+        | Annotated[Info, tyro.conf.subcommand("info")]
+    )
+
+
+def run(command: Write | Verify | Info) -> None:
+    """Do it; ValueError with one line where the user is wrong."""
+    if isinstance(command, Write):
+        _write(command)
+    elif isinstance(command, Verify):
+        _verify(command)
+    else:
+        _info(command)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ValueError(f"--shard {text}: not a shard; give i/n with i from 0 to n - 1, e.g. 0/8")
+    return int(index), int(count)
+
+
+@contextlib.contextmanager
+def _counting() -> Iterator[Callable[[int, int], None]]:
+    """A function that shows (MB done, MB in all) of a source being counted."""
+    from fastpsl.engine.progress import Progress
+
+    with contextlib.ExitStack() as stack:
+        bars: list[Progress] = []
+
+        def show(done: int, total: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(Progress("MB", total, "counting")))
+            bars[0].update(done, 0)
+
+        yield show
+
+
+def _write(command: Write) -> None:
+    from fastpsl.engine.progress import Progress
+    from fastpsl.pipelines.beton.encode import Target
+    from fastpsl.pipelines.beton.write import max_bad_count, quarantine_path, small_path, write_beton
+    from fastpsl.pipelines.sources import open_source
+
+    for name, value, low, high in (
+        ("--short-side", command.short_side, 1, 65535),
+        ("--max-side", command.max_side, 1, 65535),
+        ("--quality", command.quality, 1, 100),
+        ("--workers", command.workers, 1, 4096),
+        ("--min-px", command.min_px, 0, 65535),
+    ):
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{name} {value}: give a number from {low} to {high}")
+    shard = _shard(command.shard)
+    max_bad_count(command.max_bad, 0)  # before the source is counted
+    with _counting() as on_progress:
+        source = open_source(
+            command.src,
+            command.format,
+            split=command.split,
+            shard=shard,
+            image_column=command.image_column,
+            label_column=command.label_column,
+            on_progress=on_progress,
+        )
+    for line in source.notes:
+        print(f"{command.src}: {line}")
+    for line in source.warnings:
+        warnings.warn(f"{command.src}: {line}", stacklevel=1)
+    mode = source.mode if command.mode == "auto" else command.mode
+    with Progress("images", source.num_samples, f"{command.out}: writing") as progress:
+        report = write_beton(
+            source.samples(),
+            command.out,
+            num_samples=source.num_samples,
+            class_names=source.class_names,
+            target=Target(command.short_side, command.max_side, command.quality, mode, command.min_px),
+            num_workers=command.workers,
+            max_bad=command.max_bad,
+            overwrite=command.overwrite,
+            record={
+                "source": command.src if command.src.startswith("hf:") else os.path.abspath(command.src),
+                "split": command.split,
+                "shard": command.shard,
+                "num_total": source.num_total,
+            },
+            on_progress=progress.update,
+        )
+    print(
+        f"{command.out}: {report.num_samples:,} samples, {report.num_bytes / 1e6:,.1f} MB, {report.seconds:.1f} s "
+        f"({report.num_samples / max(report.seconds, 1e-9):,.0f} images/s): {report.num_passed:,} taken over, "
+        f"{report.num_encoded:,} encoded, {report.num_mended:,} encoded after a libjpeg warning"
+    )
+    if report.num_quarantined:
+        num, was = report.num_quarantined, "was" if report.num_quarantined == 1 else "were"
+        print(
+            f"{quarantine_path(command.out)}: {num:,} {was} left out as broken, the first is {report.first_broken}"
+        )
+    if report.num_small:
+        num, was = report.num_small, "was" if report.num_small == 1 else "were"
+        print(
+            f"{small_path(command.out)}: {num:,} {was} left out as smaller than {command.min_px} px, "
+            f"the first is {report.first_small}"
+        )
+
+
+def _verify(command: Verify) -> None:
+    from fastpsl.engine.progress import Progress
+    from fastpsl.pipelines.beton.reader import Beton as OpenBeton
+    from fastpsl.pipelines.beton.verify import betons_to_verify, unchecked, verify
+
+    if not command.betons:
+        raise ValueError("no beton given; name files or globs, see fastpsl beton verify --help")
+    paths, faults = betons_to_verify(command.betons)
+    for fault in faults:
+        print(fault)
+    num_bad = len(faults)
+    for path in paths:
+        num_samples, less = 0, ""
+        try:
+            with OpenBeton(path) as beton:
+                num_samples, less = beton.num_samples, unchecked(beton)
+        except ValueError:
+            pass  # verify tells why
+        with Progress("samples", num_samples, f"{path}: decoding") as progress:
+            problems = list(verify(path, command.workers, progress.update))
+        for problem in problems:
+            print(problem)
+        num_bad += len(problems)
+        if not problems:
+            print(f"{path}: {num_samples:,} samples, all sound" + (f" ({less})" if less else ""))
+    if num_bad:
+        raise ValueError(
+            f"{num_bad:,} {'fault' if num_bad == 1 else 'faults'}, listed on stdout with what to do"
+        )
+
+
+def _info(command: Info) -> None:
+    from fastpsl.pipelines.beton.reader import Beton as OpenBeton
+    from fastpsl.pipelines.beton.verify import info
+
+    if not command.betons:
+        raise ValueError("no beton given; name files or globs, see fastpsl beton info --help")
+    for given in command.betons:
+        with OpenBeton(given) as beton:
+            print(info(beton))

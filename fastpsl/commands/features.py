@@ -1,0 +1,57 @@
+"""`fastpsl features`: the features of one block, of every sample of a data set, as a file."""
+
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from fastpsl.commands.extraction_options import ExtractionOptions
+
+# What it does is imported when it does it: `fastpsl --help` shall not wait for torch.
+
+
+@dataclass(frozen=True)
+class Features:
+    """Write the average-pooled features of one block, of every sample, to a .npy file: float [N, C], row i is sample i.
+
+    Beside F.npy: F.json tells what they are, F-labels.npy holds the labels. An interrupted one goes on where it was. On several
+    GPUs: torchrun --no-python --nproc-per-node 8 fastpsl features ...
+    """
+
+    checkpoint: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="CKPT")]]
+    """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights."""
+    data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
+    """A beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md)."""
+    out: Annotated[Path, tyro.conf.arg(metavar="F.npy")]
+    """The file to write."""
+    block: Annotated[str, tyro.conf.arg(metavar="final|B1|B2..")] = "final"
+    """Whose output is averaged over all positions; final is the last. Names such as fc7 serve as well."""
+    dtype: Annotated[Literal["float16", "float32"], tyro.conf.arg(metavar="float16|float32")] = "float16"
+    """Of the file."""
+    overwrite: bool = False
+    """Replace F.npy, which is refused otherwise."""
+    extraction: ExtractionOptions = field(default_factory=ExtractionOptions)
+    """How they are computed."""
+
+
+def run(command: Features) -> None:
+    """Do it; under torchrun every rank does its share, and rank 0 speaks. ValueError where the request cannot be met."""
+    from fastpsl.engine.distributed import join_world, leave_world
+    from fastpsl.evaluation.features import Extraction
+    from fastpsl.pipelines.data.open import open_data
+
+    if command.out.suffix != ".npy":
+        raise ValueError(f"--out {command.out}: give a name that ends in .npy")
+    asked = command.extraction.asked(command.checkpoint)
+    world = join_world(asked.device, timeout_s=10 * asked.timeout_s)
+    try:
+        pretrained = asked.pretrained()
+        with closing(open_data(command.data)) as opened:
+            extraction = Extraction.of(asked, pretrained, opened, command.block, world, command.dtype)
+            written = extraction.to_file(command.out, world, overwrite=command.overwrite)
+            if world.rank == 0:
+                print(written)
+    finally:
+        leave_world()

@@ -1,0 +1,58 @@
+"""`fastpsl tsne`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from fastpsl.commands.extraction_options import ExtractionOptions
+
+# What it does is imported when it does it: `fastpsl --help` shall not wait for torch or matplotlib.
+
+
+@dataclass(frozen=True, kw_only=True)
+class TSNE:
+    """Draw images as points of the plane by t-SNE of their average-pooled features of one block, coloured by class.
+
+    OUT gets tsne.png, tsne.npy (float32 [NUM, 2]), tsne-indices.npy (int64 [NUM], which images they are), result.json and the
+    features, which serve again. See docs/knn.md.
+    """
+
+    checkpoint: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="CKPT")]] = None
+    """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights."""
+    data: Annotated[str, tyro.conf.arg(metavar="DATA")]
+    """A beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md)."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """The folder to write to."""
+    block: Annotated[str, tyro.conf.arg(metavar="final|B1|B2..")] = "final"
+    """Whose output is averaged over all positions; final is the last. Names such as fc7 serve as well."""
+    num: Annotated[int, tyro.conf.arg(metavar="NUM")] = 1000
+    """Images, drawn by --seed."""
+    perplexity: Annotated[float, tyro.conf.arg(metavar="NUM")] = 30.0
+    """About how many neighbours each point has; less than NUM."""
+    seed: int = 0
+    """Of the images that are drawn, of t-SNE, and of random weights."""
+    random_weights: bool = False
+    """Random weights of --backbone instead of CKPT."""
+    extraction: ExtractionOptions = field(default_factory=ExtractionOptions)
+    """How features are computed."""
+
+
+def run(command: TSNE) -> None:
+    """Do it; ValueError with one line where the user is wrong. Under torchrun every rank computes its share of the features."""
+    from fastpsl.engine.distributed import join_world, leave_world
+    from fastpsl.evaluation.tsne import make_map
+
+    options = command.extraction.asked(
+        command.checkpoint, data=command.data, out=command.out, seed=command.seed,
+        random_weights=command.random_weights,
+    )  # fmt: skip
+    world = join_world(options.device, timeout_s=10 * options.timeout_s)
+    try:
+        for line in make_map(
+            options, world, block=command.block, num=command.num, perplexity=command.perplexity
+        ):
+            print(line)
+    finally:
+        leave_world()

@@ -1,0 +1,202 @@
+"""The process group under torchrun, and what the ranks must agree on: when to stop and when to checkpoint."""
+
+import gc
+import os
+import signal
+import time
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from fastpsl.engine.gpu_faults import unused_gpu, why_no_cuda
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers: rank in [0, size), the rank on this machine, the device it computes on."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+
+def own_rank() -> int:
+    """This process's rank by torchrun's environment; 0 without it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def choose_device(name: str, local_rank: int) -> torch.device:
+    """`auto` (CUDA where there is one), `cpu` or `cuda`. ValueError where CUDA is asked for and absent."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"unknown device {name!r}: allowed are auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        why, remedy = why_no_cuda()
+        raise ValueError(
+            f"--device cuda, but torch sees no CUDA device ({why}): {remedy}, or give --device cpu"
+        )
+    if name == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        if unused_gpu():
+            why, remedy = why_no_cuda()
+            warnings.warn(
+                f"the CPU computes, though there is an NVIDIA driver: torch sees no CUDA device ({why}): {remedy}",
+                stacklevel=2,
+            )
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"local rank {local_rank}, but {torch.cuda.device_count()} CUDA devices: lower torchrun's --nproc-per-node"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def join_world(device_name: str, timeout_s: float) -> World:
+    """Read torchrun's environment, choose the device, start the process group (NCCL for CUDA, Gloo for the CPU)."""
+    rank, size, local_rank, local_size = (
+        int(os.environ.get(name, default))
+        for name, default in (
+            ("RANK", "0"),
+            ("WORLD_SIZE", "1"),
+            ("LOCAL_RANK", "0"),
+            ("LOCAL_WORLD_SIZE", "1"),
+        )
+    )
+    device = choose_device(device_name, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # shapes are fixed within a stage
+        torch.set_float32_matmul_precision("high")  # TF32 where float32 is left
+    if size > 1:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    return World(rank, size, local_rank, local_size, device)
+
+
+def leave_world() -> None:
+    """Destroy the process group. DDP's objects are collected first: Gloo's threads abort the process otherwise."""
+    if dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()
+
+
+def share(world: World, value: Any = None) -> Any:
+    """Rank 0's `value`, on every rank. Any picklable object."""
+    if world.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
+
+
+def on_any_rank(world: World, fact: bool) -> bool:
+    """Whether `fact` holds on at least one rank. Called by every rank; over Gloo, so that no GPU waits."""
+    if world.size == 1:
+        return fact
+    flag = torch.tensor(float(fact))
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag)
+
+
+def of_all_ranks(world: World, value: Any) -> list[Any]:
+    """Each rank's `value`, in the order of the ranks, on every rank. Any picklable object."""
+    values = [value] * world.size
+    if world.size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def wait_for_all(world: World) -> None:
+    """Return once every rank is here; over Gloo, so that no GPU waits."""
+    if world.size > 1:
+        dist.all_reduce(torch.zeros(()))
+
+
+def sum_over_ranks(world: World, tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` summed over all ranks, in place; a collective call on the tensor's own device."""
+    if world.size > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
+    """[B, ...] of all ranks, B alike on each, joined in the order of the ranks; without a gradient."""
+    tensor = tensor.detach()
+    if not dist.is_initialized():
+        return tensor
+    parts = [
+        torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())
+    ]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def place_among_ranks() -> tuple[int, int]:
+    """(rank, number of ranks) for code that is handed no `World`; (0, 1) without a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+class Decision(NamedTuple):
+    stop: bool
+    checkpoint: bool
+    seconds: float = 0.0  # a step, of the slowest rank; 0 where it was not asked
+
+
+class Agreement:
+    """All ranks decide, after the same step, whether to stop (SIGTERM or SIGINT reached any of them) or checkpoint.
+
+    The flags travel over Gloo about once a second: ranks agree on the next step at which to ask from the slowest rank's
+    time per step, so nothing depends on clocks being equal, the GPU is never waited for, and torchrun's 30 s suffice.
+    """
+
+    ask_every_s = 1.0
+    max_steps_between = 64
+
+    def __init__(self, world: World, checkpoint_minutes: float):
+        self.world = world
+        self.stop_requested = False
+        self._checkpoint_s = checkpoint_minutes * 60
+        self._last_checkpoint = self._last_asked = time.monotonic()
+        self._steps_since = 0
+        self._ask_after = 1
+        self._replaced = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in self._replaced:
+            signal.signal(number, self._request_stop)
+
+    def _request_stop(self, *_: object) -> None:
+        self.stop_requested = True  # Ctrl-C under torchrun arrives twice; once is enough
+
+    def after_step(self) -> Decision:
+        """To be called by every rank after every step."""
+        self._steps_since += 1
+        if self._steps_since < self._ask_after:
+            return Decision(False, False)
+        now = time.monotonic()
+        due = self._checkpoint_s > 0 and now - self._last_checkpoint >= self._checkpoint_s
+        flags = torch.tensor([self.stop_requested, due, (now - self._last_asked) / self._steps_since])
+        if self.world.size > 1:
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+            steps = int(self.ask_every_s / max(float(flags[2]), 1e-6))
+            self._ask_after = min(max(steps, 1), self.max_steps_between)
+        self._steps_since, self._last_asked = 0, now
+        return Decision(bool(flags[0]), bool(flags[1]), float(flags[2]))
+
+    def other_pace(self) -> None:
+        """What comes now takes another time per step: ask after the first of them. To be called by every rank, between the same two."""
+        self._steps_since, self._ask_after, self._last_asked = 0, 1, time.monotonic()
+
+    def checkpointed(self) -> None:
+        """Restart the clock of `checkpoint_minutes`; the time of writing is no step's. To be called as `other_pace`."""
+        self._last_checkpoint = time.monotonic()
+        self.other_pace()
+
+    def close(self) -> None:
+        """Put the former signal handlers back."""
+        for number, handler in self._replaced.items():
+            signal.signal(number, handler)

@@ -1,0 +1,232 @@
+"""The online monitor (`--probe-every`): what the features are worth while they are learned, and whether they collapse.
+
+At an epoch's end, between two steps: the trunk as it stands, in eval mode, shows average-pooled features of its last block of a
+fixed part of the training images and of the held-out ones, by centre crops. Nothing of the training is touched.
+"""
+
+import contextlib
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastpsl.engine.dataset_pass import undisturbed
+from fastpsl.engine.distributed import gathered, share
+from fastpsl.engine.metrics_file import MetricsFile
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.run import Run
+from fastpsl.engine.train_step import DTYPES
+from fastpsl.engine.trunk import Trunk
+from fastpsl.kernels.nearest import count_correct, nearest, num_million_pairs
+from fastpsl.pipelines.data.dataset import Data, require_same_classes
+from fastpsl.pipelines.data.subset import Subset
+from fastpsl.pipelines.doing import doing
+from fastpsl.pipelines.files.json_lines import read_lines
+from fastpsl.pipelines.standard_views import center_view
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.plots.online_probe import draw_probes
+
+MAX_TRAIN, MAX_HELD_OUT = 5_000, 10_000
+K, TEMPERATURE = 20, 0.07
+# Of the variance of a standardised feature. With ResNet-18's untrained 512 features, 480 to 3,068 images: accuracy is within
+# 4 points of the best from 0.1 to 1, and falls beyond 3.
+RIDGE = 0.1
+FIGURES = ("knn_accuracy", "linear_accuracy", "feature_std", "effective_rank")
+_TRAIN, _HELD_OUT = 1, 2  # parts of the seed
+
+
+class Seen(NamedTuple):
+    """Features of the samples that could be decoded, in the data's order, on the device."""
+
+    features: Tensor  # float32 [n, C]
+    labels: Tensor  # int64 [n], on the CPU; -1 = none
+
+
+class Monitor:
+    """The monitor of one stage; a line a look in probe.jsonl, kept in step with the checkpoints as metrics.jsonl is.
+
+    view: what steps see; None without looks. every: epochs, counted over all stages, from one look to the next (0: never); the end of each stage is looked at too.
+    ValueError, before anything is trained, where the held-out data has other classes or cannot be cropped so.
+    """
+
+    def __init__(self, run: Run, trunk: Trunk, stage: Stage, view: ViewSpec | None, every: int):
+        self.run, self.trunk, self.stage, self.every = run, trunk, stage, every
+        if not every:
+            return
+        assert view is not None
+        seen = view.input()
+        self.view = center_view(seen, seen.size_px)
+        self.train = _some(run.train_data, MAX_TRAIN, (run.options.seed, _TRAIN))
+        self.held_out: Subset | None = None
+        if run.val_data is not None and _all_labelled(run.train_data) and _all_labelled(run.val_data):
+            require_same_classes(run.train_data, run.val_data)
+            self.held_out = _some(run.val_data, MAX_HELD_OUT, (run.options.seed, _HELD_OUT))
+        for part in (self.train, self.held_out):
+            if part is not None:
+                self.view.crop.check(*part.image_sizes()[:2])
+        self._last_look = -1
+        if run.world.rank == 0:
+            self.file = MetricsFile(run.folder / "probe.jsonl", run.position.run_step)
+            self._last_look = max((line["run_step"] for line in read_probes(self.file)), default=-1)
+        self._last_look = share(run.world, self._last_look)
+        if self.held_out is None:
+            run.reporter.say("probe: no held-out data with labels; it shows signs of collapse alone")
+
+    def look(self, steps_per_epoch: int, last_step: int) -> bool:
+        """Look, if it is time to; every rank calls it between the same two steps. False when a signal stopped it."""
+        position = self.run.position
+        if not self.every or position.step == 0 or position.run_step <= self._last_look:
+            return True
+        epochs = position.first_epoch + position.step / steps_per_epoch
+        if position.step != last_step and epochs % self.every:
+            return True
+        with self.run.reporter.off_the_clock():
+            started = time.perf_counter()
+            self.run.agreement.other_pace()
+            with torch.no_grad(), undisturbed(self.trunk, self.run.world):
+                train = self._features(self.train)
+                held_out = self._features(self.held_out) if self.held_out and train else None
+            if train is None or (self.held_out and held_out is None):
+                return False
+            if self.run.world.rank == 0:
+                where = {"run_step": position.run_step, "stage": self.stage.name, "level": self.stage.level}
+                where |= {
+                    "step": position.step,
+                    "epoch": round(epochs, 3),
+                    "block": f"B{self.stage.last_block}",
+                }
+                with doing("probe: kNN, linear classifier and signs of collapse"):
+                    self._report(where | figures(train, held_out), time.perf_counter() - started)
+            self._last_look = position.run_step
+        return True
+
+    def _features(self, data: Subset) -> Seen | None:
+        """Of all ranks' shares together, on every rank; None when a signal stopped it."""
+        run, dtype = self.run, DTYPES[self.run.precision]
+        features, indices, of_all = [], [], self.run.loader_batch(1) * run.world.size
+        with (
+            doing("probe: features", "images", data.num_samples) as told,
+            run.loader(data, [self.view], train=False) as loader,
+            contextlib.closing(loader.epoch(0)) as batches,
+        ):
+            for batch in told.over(batches, of_all):
+                if run.agreement.after_step().stop:
+                    return None
+                (images,) = batch.inputs(loader.views, dtype)
+                with torch.autocast(run.world.device.type, dtype=dtype, enabled=dtype != torch.float32):
+                    features.append(self.trunk(images).float().mean((2, 3)))
+                indices.append(batch.indices)
+        places, values = gathered(torch.cat(indices)), gathered(torch.cat(features))
+        order = places.argsort()[int((places < 0).sum()) :]  # padding and broken samples come first
+        labels = torch.from_numpy(data.labels().astype(np.int64))[places[order].cpu()]
+        return Seen(values[order], labels)
+
+    def _report(self, line: dict[str, Any], seconds: float) -> None:
+        reporter, step = self.run.reporter, line["run_step"]
+        self.file.append([line])
+        self.file.sync()
+        draw_probes(read_probes(self.file), self.run.folder / "probe.png")
+        reporter.say(f"{probe_line(line)}; {seconds:.1f} s")
+        scalars = {f"probe/{name}": line[name] for name in FIGURES if line[name] is not None}
+        if reporter.board:
+            for name, value in scalars.items():
+                reporter.board.add_scalar(name, value, step)
+        if reporter.wandb:
+            reporter.wandb.log(scalars, step=step)
+
+
+def figures(train: Seen, held_out: Seen | None) -> dict[str, Any]:
+    """The numbers of a look: accuracies in [0, 1], None without labels; all None where features are not finite."""
+    found: dict[str, Any] = {"num_train": len(train.features), "channels": train.features.shape[1]}
+    found |= {"num_held_out": 0, "num_classes": 0} | dict.fromkeys(FIGURES)
+    if not all(seen.features.isfinite().all() for seen in (train, held_out) if seen is not None):
+        return found  # the loss says so too; the run is its own to stop
+    if held_out is not None:
+        num, k = len(held_out.labels), min(K, len(train.labels))
+        num_classes = int(max(train.labels.max(), held_out.labels.max())) + 1
+        num_pairs = num_million_pairs(held_out.features, train.features)
+        with doing("looking for neighbours", "million pairs", num_pairs) as told:
+            near = nearest(
+                held_out.features, train.features, k, train.features.device, on_million_pairs=told.update
+            )
+        counts = count_correct(near, train.labels, held_out.labels, num_classes, (k,), TEMPERATURE)
+        right = ridge_classes(train.features, train.labels, held_out.features, num_classes) == held_out.labels
+        found |= {"num_held_out": num, "num_classes": num_classes}
+        found |= {"knn_accuracy": counts[f"top1_k{k}"] / num, "linear_accuracy": float(right.float().mean())}
+    return found | {
+        "feature_std": feature_std(train.features),
+        "effective_rank": effective_rank(train.features),
+    }
+
+
+def feature_std(features: Tensor) -> float:
+    """Mean over the channels of the standard deviation of L2-normalised rows, times sqrt(C) (SimSiam, section 4.1).
+
+    1 where directions are spread evenly, 0 where all samples have the same features. After a ReLU, whose outputs share a
+    direction, healthy values are below 1.
+    """
+    rows = torch.nn.functional.normalize(features.double(), dim=1)
+    return float(rows.std(0, unbiased=False).mean() * features.shape[1] ** 0.5)
+
+
+def effective_rank(features: Tensor) -> float:
+    """exp of the entropy of the singular values of [n, C], as shares of their sum (RankMe, equation 2); 1 to min(n, C)."""
+    matrix = features.double()
+    if matrix.shape[0] < matrix.shape[1]:
+        matrix = matrix.T
+    shares = torch.linalg.eigvalsh(matrix.T @ matrix).clamp(min=0).sqrt()
+    shares = shares / shares.sum().clamp(min=torch.finfo(torch.float64).tiny)
+    return float(torch.special.entr(shares).sum().exp())
+
+
+def ridge_classes(features: Tensor, labels: Tensor, others: Tensor, num_classes: int) -> Tensor:
+    """int64 [m] on the CPU: classes of `others` [m, C] by the linear classifier of least squares on `features` [n, C].
+
+    In closed form: W = (X'X / n + RIDGE I)^-1 X'(Y - mean Y) / n with X standardised by its own mean and deviation, Y one-hot.
+    """
+    mean, deviation = features.double().mean(0), features.double().std(0, unbiased=False)
+    # A channel that (almost) never varies would be noise, blown up.
+    deviation = deviation.where(deviation > 1e-4 * deviation.max(), torch.inf)
+    inputs, asked = (features.double() - mean) / deviation, (others.double() - mean) / deviation
+    targets = torch.nn.functional.one_hot(labels, num_classes).to(inputs)
+    shares = targets.mean(0)
+    gram = inputs.T @ inputs / len(inputs)
+    gram.diagonal().add_(RIDGE)
+    weights = torch.linalg.solve(gram, inputs.T @ (targets - shares) / len(inputs))
+    return (asked @ weights + shares).argmax(1).cpu()
+
+
+def probe_line(line: dict[str, Any]) -> str:
+    """A look in one line, for people."""
+    text = f"probe after epoch {line['epoch']:g} ({line['stage']}, {line['block']}): "
+    if line["feature_std"] is None:
+        return text + "features are not finite"
+    if line["num_held_out"]:
+        text += (
+            f"kNN {100 * line['knn_accuracy']:.1f} %, linear {100 * line['linear_accuracy']:.1f} % of "
+            f"{line['num_held_out']:,} held-out images (chance {100 / line['num_classes']:.1f} %), "
+        )
+    return (
+        text + f"std {line['feature_std']:.3f} of 1, rank {line['effective_rank']:.1f} of {_full_rank(line)}"
+    )
+
+
+def _full_rank(line: dict[str, Any]) -> int:
+    return min(line["num_train"], line["channels"])
+
+
+def read_probes(file: MetricsFile) -> list[dict[str, Any]]:
+    return [line.row for line in read_lines(file.path)]
+
+
+def _some(data: Data, limit: int, seed: tuple[int, int]) -> Subset:
+    """At most `limit` samples, drawn by `seed`, in the data's order."""
+    if data.num_samples <= limit:
+        return Subset(data, np.arange(data.num_samples))
+    return Subset(data, np.sort(np.random.default_rng(seed).choice(data.num_samples, limit, replace=False)))
+
+
+def _all_labelled(data: Data) -> bool:
+    return bool((data.labels() >= 0).all())

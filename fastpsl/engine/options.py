@@ -1,0 +1,245 @@
+"""Options that all recipes share, and how a recipe's PAPER and SAMPLE values become its options."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from fastpsl.engine.command_line import parse
+from fastpsl.engine.distributed import choose_device, own_rank
+from fastpsl.engine.optim.apex import fused_sgd, require_apex
+from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.plan import Stage, make_plan
+from fastpsl.engine.trunk import Task
+from fastpsl.models.backbone import Backbone
+from fastpsl.pipelines.augment import AugmentName
+
+# A field with this may differ on resume; every other one is science and must be as it was.
+MACHINE = {"machine": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Fields marked MACHINE describe the machine and may change on resume; the others are the experiment."""
+
+    data: str | None = field(default=None, metadata=MACHINE)
+    """Training images: a beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md). Without it: the embedded sample."""
+    val: str | None = field(default=None, metadata=MACHINE)
+    """Held-out images, likewise, for the score at each stage's end (the sample brings its own)."""
+    out: Path | None = field(default=None, metadata=MACHINE)
+    """The run's folder; without it a new numbered one under runs/."""
+    resume: str = field(default="auto", metadata=MACHINE)
+    """auto: from the newest checkpoint in --out, if there is one; never: only into a fresh folder; or a checkpoint's PATH."""
+    batch_size: int = 256
+    """Images a step, over all ranks and accumulated batches."""
+    seed: int = 0
+    """Of weights, orders and draws."""
+    order: Literal["random", "quasi_random"] = "random"
+    """quasi_random reads whole pages: for betons larger than the page cache."""
+    lanes: int = 64
+    """Of the quasi-random order: each takes an equal share of every batch; the ranks share them."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: fp16 on CUDA, fp32 on the CPU."""
+    sync_batchnorm: bool = False
+    """BatchNorm statistics over all ranks (CUDA only)."""
+    max_steps_per_stage: int | None = field(default=None, metadata=MACHINE)
+    """Cut each stage short after so many steps; its schedule stays that of the whole stage."""
+    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=MACHINE)
+    """auto: CUDA where there is one."""
+    decoder: str = field(default="auto", metadata=MACHINE)
+    """ffcv, dali, torchvision, resident, synthetic, or auto."""
+    num_threads: int | None = field(default=None, metadata=MACHINE)
+    """Decoding threads of this rank; default: this machine's cores over its ranks."""
+    augment: AugmentName = field(default="auto", metadata=MACHINE)
+    """kornia: views' operations one after the other, by Kornia and torch; fused: in few kernels (on the CPU not of every recipe); auto: fused where it can be."""
+    step: Literal["auto", "eager", "fused", "compiled", "graphed"] = field(default="auto", metadata=MACHINE)
+    """How the learning blocks run: as they are, with fused BatchNorms, by torch.compile, in CUDA graphs, or as was measured to be fastest."""
+    fold_frozen: bool = field(default=False, metadata=MACHINE)
+    """Fold BatchNorm into the convolutions of blocks that do not learn."""
+    accumulate: int = field(default=1, metadata=MACHINE)
+    """Batches whose gradients make one step: the paper's batch on fewer GPUs."""
+    prefetch_batches: int = field(default=4, metadata=MACHINE)
+    """Batches that are read, decoded or ready while a step runs."""
+    timeout_s: float = field(default=120.0, metadata=MACHINE)
+    """Longest wait for a batch (and, ten times that, for another rank)."""
+    on_bad_sample: Literal["raise", "skip"] = field(default="raise", metadata=MACHINE)
+    """A sample that cannot be decoded: stop, or fill its place from the batch, count and name it."""
+    checkpoint_minutes: float = field(default=20.0, metadata=MACHINE)
+    """Checkpoint so often (0: not by the clock); also at each stage's end and on SIGTERM or SIGINT."""
+    checkpoint_steps: int = field(default=0, metadata=MACHINE)
+    """Checkpoint every so many steps (0: not by steps)."""
+    keep_checkpoints: int = field(default=3, metadata=MACHINE)
+    """The newest ones; older are removed."""
+    log_steps: int = field(default=10, metadata=MACHINE)
+    """Steps between looks at the numbers: the only times that the host waits for the device."""
+    tensorboard: bool = field(default=True, metadata=MACHINE)
+    """Curves for TensorBoard in the run's folder."""
+    wandb: bool = field(default=False, metadata=MACHINE)
+    """Curves for Weights & Biases."""
+
+    def __post_init__(self) -> None:
+        if self.val is not None and self.data is None:
+            raise ValueError(
+                f"--val {self.val} without --data: give both, or neither for the embedded sample"
+            )
+        positive = (
+            "batch_size",
+            "accumulate",
+            "prefetch_batches",
+            "timeout_s",
+            "keep_checkpoints",
+            "log_steps",
+            "lanes",
+        )
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: it must be above 0")
+        for name in ("checkpoint_minutes", "checkpoint_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: it must be 0 (never) or more"
+                )
+        for name in ("max_steps_per_stage", "num_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {value}: it must be 1 or more, or left out")
+
+    def science(self) -> dict[str, Any]:
+        """The fields that must be equal on resume, as plain values."""
+        chosen = (f.name for f in fields(self) if not f.metadata.get("machine"))
+        return {name: _plain(getattr(self, name)) for name in chosen}
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, as plain values."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+    def rank_batch(self, world_size: int) -> int:
+        """Images a rank decodes at a time. ValueError where ranks and accumulation do not divide the batch."""
+        share, rest = divmod(self.batch_size, world_size * self.accumulate)
+        if rest or not share:
+            raise ValueError(
+                f"--batch-size {self.batch_size} over {world_size} ranks with --accumulate {self.accumulate} does not "
+                f"divide: choose a batch that is a multiple of {world_size * self.accumulate}"
+            )
+        return share
+
+    def resolved_precision(self, device: torch.device) -> str:
+        if self.precision != "auto":
+            return self.precision
+        return "fp16" if device.type == "cuda" else "fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions(RunOptions):
+    """What the recipes that train a backbone through a plan share besides."""
+
+    plan: Literal["psl", "sl", "psl_f", "end_to_end"] = "psl"
+    """Which blocks learn what, and when (psl.txt, sections 3.2 and 4.5)."""
+    stage_epochs: tuple[int, ...] = (60, 60, 60)
+    """Epochs of each stage."""
+    partition: tuple[str, ...] = ()
+    """Blocks that learn in each stage, such as 1-3 2-4 3-5; by default n stages of all but n - 1 blocks each."""
+    levels: tuple[int, ...] = ()
+    """The task's level in each stage; by default from the easiest to the hardest."""
+    frozen_batchnorm: Literal["eval", "train"] = "eval"
+    """How blocks before the stage normalise."""
+    apex: bool = False
+    """SGD by NVIDIA apex's FusedSGD, where the recipe uses SGD."""
+    probe_every: int = field(default=0, metadata=MACHINE)
+    """Epochs between looks at the features by held-out labels (0: never)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.probe_every < 0:
+            raise ValueError(f"--probe-every {self.probe_every}: it must be 0 (never) or more epochs")
+
+    def stages(self, task: Task, backbone: Backbone) -> tuple[Stage, ...]:
+        """The plan's stages for this task and backbone."""
+        return make_plan(
+            self.plan,
+            self.stage_epochs,
+            num_levels=task.num_levels,
+            num_blocks=backbone.num_blocks,
+            partition=self.partition,
+            levels=self.levels,
+        )
+
+    def sgd(self) -> Callable[..., torch.optim.Optimizer]:
+        """`optimisers.sgd`, or its like by apex where --apex asks for it. ValueError where apex cannot run."""
+        if not self.apex:
+            return sgd
+        require_apex(choose_device(self.device, 0))
+        return fused_sgd
+
+    def refuse_apex(self, method: str, optimiser: str) -> None:
+        """ValueError for --apex where nothing learns by SGD."""
+        if self.apex:
+            raise ValueError(f"--apex: it has SGD, and {method} learns by {optimiser}; leave it out")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+Options = TypeVar("Options", bound=RunOptions)
+
+
+def parse_options(
+    kind: type[Options],
+    paper: Mapping[str, Any],
+    sample: Mapping[str, Any],
+    description: str,
+    whose: str = "paper",
+    variant: Callable[[Options], Mapping[str, Any]] = lambda options: {},
+) -> Options:
+    """Options from the command line; what it leaves open is `paper`'s with --data, and `sample`'s without.
+
+    variant: values in the place of `paper`'s that hold with what was asked for.
+
+    Rank 0 speaks for all: its first line says where the values differ from `paper`'s (see `describe_choice`). ValueError for what
+    cannot be parsed.
+    """
+    speaks = own_rank() == 0
+    small = " ".join(f"--{name.replace('_', '-')} {_words(value)}" for name, value in sample.items())
+    usual = "are the paper's" if whose == "paper" else "hold with --data"
+    description = f"{description.rstrip()}\n\nDefaults below {usual}; without --data they are\n{small}"
+
+    def parsed(values: Mapping[str, Any]) -> Options:
+        options: Options = parse(
+            kind, default=kind(**values), description=description, console_outputs=speaks
+        )
+        return options
+
+    options = parsed(paper)
+    paper = {**paper, **variant(options)}
+    options = parsed(paper if options.data is not None else {**paper, **sample})
+    if speaks:
+        print(describe_choice(options, paper, whose), flush=True)
+    return options
+
+
+def describe_choice(options: RunOptions, paper: Mapping[str, Any], whose: str = "paper") -> str:
+    """The first line of a script's output: in which values of the experiment it differs from `paper`, or from a default.
+
+    whose: what `paper` is called: "paper", or "default" where no paper states it.
+    """
+    ours = options.as_dict()
+    usual = {name: (value, whose) for name, value in paper.items()}
+    names = {*options.science(), "max_steps_per_stage"} - paper.keys()
+    usual |= {f.name: (f.default, "default") for f in fields(options) if f.name in names}
+    changed = [
+        f"{name} {ours[name]} ({where} {_plain(value)})"
+        for name, (value, where) in usual.items()
+        if ours[name] != _plain(value)
+    ]
+    data = options.data or "the embedded sample"
+    same = "all values as in the paper" if whose == "paper" else "all values are the defaults"
+    return f"{data}: " + (", ".join(changed) if changed else same)

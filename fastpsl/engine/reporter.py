@@ -1,0 +1,287 @@
+"""Numbers of a run: one JSON line a step, TensorBoard and W&B, the progress screen, a summary per stage."""
+
+import contextlib
+import csv
+import secrets
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from fastpsl.engine.distributed import World, sum_over_ranks
+from fastpsl.engine.fetch import Fetch
+from fastpsl.engine.gpu_memory import gibibytes
+from fastpsl.engine.metrics_file import MetricsFile
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.screen import Screen
+from fastpsl.engine.terminal import escaped
+from fastpsl.engine.trunk import Metrics
+from fastpsl.models.checkpoint import write_atomically
+from fastpsl.pipelines.batch import BadSample, Batch
+from fastpsl.pipelines.doing import clock
+
+SUMMARY_STEPS = (
+    10  # a stage's loss "at its start" and "at its end" are means over so many steps, or half of them
+)
+
+
+class Reporter:
+    """Collects each step's metrics on the device and looks at them once every `log_steps`.
+
+    On a GPU a look is finished after the next step was launched: the host waits for numbers of a step that is over or
+    nearly so, and writes them while the device computes. It never stands still for them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        world: World,
+        *,
+        batch_size: int,
+        log_steps: int,
+        resumed_run_step: int,
+        tensorboard: bool,
+        wandb: bool,
+        config: dict[str, Any],
+    ):
+        self.folder, self.world, self.batch_size, self.log_steps = folder, world, batch_size, log_steps
+        self._bad_names: set[str] = set()
+        self.screen = Screen() if world.rank == 0 else None
+        self.file = MetricsFile(folder / "metrics.jsonl", resumed_run_step) if world.rank == 0 else None
+        self.board = self.wandb = None
+        if world.rank == 0 and tensorboard:
+            self.board = SummaryWriter(folder / "tensorboard", purge_step=resumed_run_step + 1)
+        if world.rank == 0 and wandb:
+            self.wandb = start_wandb(folder, config)
+        self._pending: list[tuple[dict[str, Any], Tensor]] = []
+        self._names: list[str] = []
+        self._wait_s = 0.0
+        self._window_started = time.perf_counter()
+        self._skipped = 0.0
+        self._num_skipped: Tensor | None = None
+        self._look: tuple[list[dict[str, Any]], list[str], Fetch] | None = None
+
+    def say(self, text: str) -> None:
+        """A line for people, once."""
+        if self.screen:
+            self.screen.say(text)
+
+    def stage_begins(self, stage: Stage, step: int, num_steps: int, steps_per_epoch: int) -> None:
+        self._stage, self._num_steps, self._skipped = stage, num_steps, 0.0
+        self._window_started, self._wait_s = time.perf_counter(), 0.0
+        length = " of" if stage.num_steps is None else ", epochs of"
+        self.say(f"{stage}{length} {steps_per_epoch} steps; steps {step} to {num_steps}")
+
+    @contextlib.contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """Around what is no training, between two steps of all ranks: the next log line's speed does not know of it."""
+        self.flush()
+        yield
+        self._window_started, self._wait_s = time.perf_counter(), 0.0
+
+    def watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """`batches`; the time that the loop waits for them adds to data wait, their skipped samples are noted."""
+        while True:
+            started = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                self._wait_s += time.perf_counter() - started
+            self._note_bad(batch.bad)
+            yield batch
+
+    def _note_bad(self, bad: list[BadSample]) -> None:
+        """Each skipped sample once, on this rank's terminal and in bad-samples.csv (one line, one write: ranks may share)."""
+        new = [sample for sample in bad if sample.name not in self._bad_names]
+        for sample in new:
+            self._bad_names.add(sample.name)
+            print(escaped(f"skipped {' '.join(str(sample).split())}"), file=sys.stderr, flush=True)
+            with open(self.folder / "bad-samples.csv", "a", newline="", encoding="utf-8", errors="surrogateescape") as file:  # names may be any bytes  # fmt: skip
+                csv.writer(file).writerow([sample.index, sample.name, sample.reason])
+
+    def step(self, step: int, run_step: int, lr: float, metrics: Metrics, num_skipped: Tensor) -> None:
+        """Note one step. `num_skipped`: steps of this stage whose gradients were not finite, counted on the device."""
+        self._finish_look()
+        self._names = list(metrics)
+        row = {
+            "run_step": run_step,
+            "stage": self._stage.name,
+            "level": self._stage.level,
+            "step": step,
+            "lr": lr,
+        }
+        self._pending.append((row, torch.stack([torch.stack(pair).float() for pair in metrics.values()])))
+        self._num_skipped = num_skipped
+        if step == self._num_steps:
+            self.flush()
+        elif step % self.log_steps == 0:
+            self._begin_look()
+            if self.world.device.type == "cpu":
+                self._finish_look()
+
+    def flush(self, durably: bool = False) -> None:
+        """Sum the pending metrics over the ranks, fetch and write them. Every rank calls it at the same step."""
+        self._finish_look()
+        if self._pending:
+            self._begin_look()
+            self._finish_look()
+        if durably and self.file:
+            self.file.sync()
+
+    def _begin_look(self) -> None:
+        """Sum the pending metrics over the ranks, and send them to the host."""
+        sums = sum_over_ranks(self.world, torch.stack([values for _, values in self._pending]))
+        assert self._num_skipped is not None
+        numbers = Fetch(torch.cat([sums.flatten(), self._num_skipped.view(1)]))
+        self._look = [row for row, _ in self._pending], self._names, numbers
+        self._pending = []
+
+    def _finish_look(self) -> None:
+        """Wait for the numbers of the look under way, if there is one, and write them."""
+        if self._look is None:
+            return
+        (steps, names, numbers), self._look = self._look, None
+        *flat, skipped = numbers.numbers()
+        pairs = list(zip(flat[::2], flat[1::2], strict=True))
+        rows = [pairs[i : i + len(names)] for i in range(0, len(pairs), len(names))]
+        now = time.perf_counter()
+        elapsed = max(now - self._window_started, 1e-9)
+        lines = [
+            row
+            | {
+                name: total / count if count else None
+                for name, (total, count) in zip(names, values, strict=True)
+            }
+            for row, values in zip(steps, rows, strict=True)
+        ]
+        if self.file and self.screen:
+            self.file.append(lines)
+            self._show(lines, names, elapsed)
+            if skipped > self._skipped:
+                self.say(
+                    f"{skipped - self._skipped:.0f} of steps {lines[0]['step']} to {lines[-1]['step']} had gradients that "
+                    f"are not finite and changed nothing (usual while fp16 finds its scale)"
+                )
+        self._skipped = skipped
+        self._window_started, self._wait_s = time.perf_counter(), 0.0
+
+    def _show(self, lines: list[dict[str, Any]], names: list[str], elapsed: float) -> None:
+        assert self.screen
+        last = lines[-1]
+        means = {}
+        for name in names:
+            values = [line[name] for line in lines if line[name] is not None]
+            means[name] = sum(values) / max(len(values), 1)
+        record = {
+            "stage": self._stage.name,
+            "level": self._stage.level,
+            "step": last["step"],
+            "num_steps": self._num_steps,
+            "metrics": means,
+            "lr": last["lr"],
+            "images_per_s": self.batch_size * len(lines) / elapsed,
+            "data_wait_percent": 100 * self._wait_s / elapsed,
+            "eta_s": (self._num_steps - last["step"]) * elapsed / len(lines),
+        }
+        self.screen.show(record)
+        scalars = means | {k: record[k] for k in ("lr", "images_per_s", "data_wait_percent")}
+        if self.board:
+            for name, value in scalars.items():
+                self.board.add_scalar(name, value, last["run_step"])
+        if self.wandb:
+            self.wandb.log(scalars, step=last["run_step"])
+
+    def stage_summary(
+        self,
+        stage: Stage,
+        num_steps: tuple[int, int],
+        seconds: float,
+        held_out: dict[str, float],
+        chance: float | None,
+        memory: Mapping[str, int] | None = None,
+    ) -> dict[str, Any]:
+        """The stage in numbers: steps (made, planned), seconds, loss at its start and end, held-out metrics, and on a GPU `memory`
+        (`gpu_memory.peak_memory`); rank 0's is the true one.
+        """
+        losses = self.file.losses(stage.name) if self.file else []
+        num = min(SUMMARY_STEPS, max(1, len(losses) // 2))
+        head, tail = losses[:num], losses[-num:]
+        summary: dict[str, Any] = {
+            "stage": stage.name,
+            "level": stage.level,
+            "num_steps": num_steps[0],
+            "num_steps_planned": num_steps[1],
+            "seconds": round(seconds, 1),
+            "loss_start": sum(head) / len(head) if head else None,
+            "loss_end": sum(tail) / len(tail) if tail else None,
+            "held_out": held_out,
+            "chance": chance,
+        } | dict(memory or {})
+        self.say(summary_line(summary))
+        return summary
+
+    def close(self) -> None:
+        if self.screen:
+            self.screen.close()
+        if self.board:
+            self.board.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+def summary_line(summary: dict[str, Any]) -> str:
+    """One line for people of a stage's summary."""
+    cut = (
+        "" if summary["num_steps"] == summary["num_steps_planned"] else f" of {summary['num_steps_planned']}"
+    )
+    text = f"{summary['stage']} (level G{summary['level']}): {summary['num_steps']}{cut} steps in {clock(summary['seconds'])}"
+    if summary["loss_start"] is not None:
+        text += f", loss {summary['loss_start']:.3f} → {summary['loss_end']:.3f}"
+    chance = "" if summary["chance"] is None else f" (chance {100 * summary['chance']:.1f} %)"
+    if held_out := _held_out_words(summary["held_out"], chance):
+        text += f", held-out {held_out}"
+    if "peak_allocated_bytes" in summary:
+        text += f", GPU memory {gibibytes(summary['peak_allocated_bytes'])} at most ({gibibytes(summary['device_used_bytes'])} with all else)"
+    return text
+
+
+def _held_out_words(held_out: dict[str, float], chance: str) -> str:
+    """The accuracy, or top-1 and top-5, or the top-1 of each classifier ("top1_B4"), in one line; `chance` is that of the first.
+    And a loss, where a task says what a constant answer would cost ("loss_constant"), or where there is nothing else (IIC)."""
+    words = []
+    for name, said in (("accuracy", "accuracy"), ("top1", "top-1"), ("top5", "top-5")):
+        if name in held_out:
+            words.append(f"{said} {100 * held_out[name]:.1f} %")
+    parts = [f"{n[5:]} {100 * value:.1f}" for n, value in held_out.items() if n.startswith("top1_")]
+    words += [f"top-1 {', '.join(parts)} %"] if parts else []
+    words = [words[0] + chance, *words[1:]] if words else []
+    for constant in (name for name in held_out if name.endswith("_constant")):
+        loss = constant.removesuffix("_constant")
+        words.append(
+            f"{loss.replace('_', ' ')} {held_out[loss]:.3f} (a constant answer {held_out[constant]:.3f})"
+        )
+    if not words and "loss" in held_out:
+        words.append(f"loss {held_out['loss']:.3f}")
+    return ", ".join(words)
+
+
+def start_wandb(folder: Path, config: dict[str, Any]) -> Any:
+    """A W&B run that resumes under the id kept in the folder. ValueError where wandb is missing or refuses."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError('--wandb, but wandb is not installed: pip install "fastpsl[wandb]"') from error
+    id_file = folder / "wandb-id.txt"
+    if not id_file.exists():
+        write_atomically(id_file, secrets.token_hex(8).encode())
+    try:
+        return wandb.init(dir=folder, id=id_file.read_text(), name=folder.name, resume="allow", config=config)
+    except wandb.Error as error:
+        raise ValueError(f"--wandb: {error}; log in (wandb login), or set WANDB_MODE=offline") from error

@@ -1,0 +1,163 @@
+"""One stage's learning state: module, optimiser, scaler; one step of it, and its score on held-out data."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastpsl.engine.compile_modes import EAGER, StepChoice, begin_pass, make_runner
+from fastpsl.engine.distributed import World, sum_over_ranks
+from fastpsl.engine.trunk import Metrics, StageModule, Task, call_if_there
+from fastpsl.pipelines.augment import KORNIA, Augment
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.views import ViewSpec
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FP16_INITIAL_SCALE = 65536.0
+
+
+class Learner:
+    """Steps of `module` by `optimiser` in `precision`; the same code with one rank and with many.
+
+    step: how blocks run in a step; fold_frozen: frozen blocks run as folded copies (`Trunk.fold_frozen`); clip_norm: as in `Job`.
+
+    The scaler is used in every precision: with scale 1 outside fp16 it changes no value, but it hands found_inf to the
+    fused optimiser as a tensor, which then skips a step with non-finite gradients without the host looking.
+    """
+
+    def __init__(
+        self,
+        module: StageModule,
+        optimiser: torch.optim.Optimizer,
+        views: Sequence[ViewSpec],
+        precision: str,
+        world: World,
+        augment: Augment = KORNIA,
+        step: StepChoice = EAGER,
+        fold_frozen: bool = False,
+        clip_norm: float | None = None,
+    ):
+        self.module, self.optimiser, self.views, self.world = module, optimiser, views, world
+        self.augment, self.step_choice, self.fold_frozen = augment, step, fold_frozen
+        self.clip_norm = clip_norm
+        self.dtype = DTYPES[precision]
+        scale = FP16_INITIAL_SCALE if precision == "fp16" else 1.0
+        self.scaler = torch.amp.GradScaler(world.device.type, init_scale=scale)
+        self.num_skipped = torch.zeros((), device=world.device)
+        optimiser.register_step_pre_hook(self._count_skipped)
+        self.forward: nn.Module = module
+        if world.size > 1:
+            parallel = DistributedDataParallel(module, gradient_as_bucket_view=True)
+            # At its making it has given all ranks rank 0's buffers. Not in each forward pass, which would begin by waiting for rank 0:
+            # a training step reads running statistics of frozen blocks alone, which do not move, and rank 0's, which are
+            # saved, are its own either way. `evaluate` takes them. (An attribute, as torch 2.15 has renamed the argument.)
+            parallel.broadcast_buffers = False
+            self.forward = parallel
+        module.trunk.runner = make_runner(step.mode)
+        if step.mode == "graphed":
+            # What a CUDA graph writes lies in the graph's memory, which its next pass overwrites; a gradient that is there already is
+            # added to, and so never is that memory (see `step`).
+            for _, parameter in module.learning_parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        if fold_frozen:
+            module.trunk.fold_frozen(self.dtype)
+
+    def step(self, batches: Sequence[Batch] | Iterator[Batch], num_batches: int, lr: float) -> Metrics:
+        """One optimiser step on the mean gradient of the next `num_batches` batches; metrics summed, still on device."""
+        totals: Metrics = {}
+        batches = iter(batches)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        for number in range(num_batches):
+            batch = next(batches)
+            last = number == num_batches - 1
+            with contextlib.nullcontext() if last or self.world.size == 1 else self.forward.no_sync():  # type: ignore[operator]
+                loss, metrics = self._forward(batch, self.views)
+                self.scaler.scale(loss / num_batches).backward()
+            for name, (value, count) in metrics.items():
+                before = totals.get(name, (0.0, 0.0))
+                totals[name] = (before[0] + value, before[1] + count)
+        if self.clip_norm is not None:
+            # What is not finite stays so, and the scaler, which has looked already, skips the step.
+            self.scaler.unscale_(self.optimiser)
+            nn.utils.clip_grad_norm_((p for _, p in self.module.learning_parameters()), self.clip_norm)
+        self.scaler.step(self.optimiser)
+        if self.dtype == torch.float16:
+            self.scaler.update()
+        else:
+            self.scaler.update(new_scale=1.0)
+        self.optimiser.zero_grad(set_to_none=self.step_choice.mode != "graphed")
+        return totals
+
+    @torch.no_grad()
+    def evaluate(
+        self, batches: Iterable[Batch], views: Sequence[ViewSpec], stopped: Callable[[], bool]
+    ) -> dict[str, float] | None:
+        """Means of the metrics over `batches` of `views`, all ranks together; padded samples count for nothing, and what none counts for is left out.
+
+        `stopped` is asked after each batch, on every rank; None when it says so.
+        """
+        totals: dict[str, Tensor] = {}
+        self._take_buffers_of_rank_0()
+        self.module.eval()
+        for batch in batches:
+            if stopped():
+                return None
+            _, metrics = self._forward(batch, views)
+            for name, pair in metrics.items():
+                totals[name] = totals.get(name, 0) + torch.stack(pair).double()
+        self.module.train()
+        return {
+            name: float(value / count)
+            for name, (value, count) in (
+                (n, sum_over_ranks(self.world, t).tolist()) for n, t in totals.items()
+            )
+            if count
+        }
+
+    @torch.no_grad()
+    def warm_up(self, task: Task, batch: Batch) -> None:
+        """Let the task see a batch that is no step's."""
+        inputs = self.augment.inputs(batch, self.views, self.dtype)
+        begin_pass(self.step_choice.mode)
+        with self.autocast():
+            call_if_there(task, "warm_up", self.module.trunk, self.module.head, inputs, batch)
+
+    def _forward(self, batch: Batch, views: Sequence[ViewSpec]) -> tuple[Tensor, Metrics]:
+        inputs = self.augment.inputs(batch, views, self.dtype)
+        begin_pass(self.step_choice.mode)
+        with self.autocast():
+            output: tuple[Tensor, Metrics] = self.forward(inputs, batch)
+            return output
+
+    @torch.no_grad()
+    def _take_buffers_of_rank_0(self) -> None:
+        """Running statistics, which ranks have by their own batches. Called by every rank."""
+        if self.world.size > 1:
+            for buffer in self.module.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def autocast(self) -> torch.autocast:
+        """Of the precision, on the device."""
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self.world.device.type, dtype=self.dtype if enabled else None, enabled=enabled)
+
+    def _count_skipped(self, optimiser: torch.optim.Optimizer, *_: Any) -> None:
+        self.num_skipped += optimiser.found_inf  # type: ignore[attr-defined]  # set by the scaler for fused optimisers
+
+    def state_dict(self) -> dict[str, Any]:
+        """Head, optimiser and scaler; the backbone is saved by its owner."""
+        return {
+            "head": self.module.head.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.module.head.load_state_dict(state["head"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])

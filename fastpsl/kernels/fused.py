@@ -1,0 +1,90 @@
+"""Which fused kernels there are for a device (Triton's, or numba's on the CPU), and which of them does a view's operations.
+
+Each module has `fits(ops)`, `out_shape(ops, shape)` and `run(images, ops, draws, mean, std, out)`: uint8 [B, 3, H, W] and the draws of
+the ops → the normalised result, float16, bfloat16 or float32, channels-last, written into `out`.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastpsl.kernels.draws import Keys
+
+# Of those that do a view's operations the first is taken.
+CPU_MODULES = ("photometric", "geometric", "warped")
+CUDA_MODULES = ("photometric", "geometric", "shifted", "warped", "prepared")
+
+
+def module_for(modules: Sequence[ModuleType], ops: Sequence[object]) -> ModuleType | None:
+    """The first that does exactly these operations in this order."""
+    return next((module for module in modules if module.fits(ops)), None)
+
+
+@cache
+def fused_modules(device: torch.device) -> tuple[tuple[ModuleType, ...], str]:
+    """The modules for a device, and what they run by; without modules: why there are none."""
+    if device.type != "cuda":
+        return (
+            tuple(importlib.import_module(f"fastpsl.kernels.fused_cpu.{name}") for name in CPU_MODULES),
+            "numba, a picture at a time",
+        )
+    if importlib.util.find_spec("triton") is None:
+        return (), "Triton is not installed (pip install triton)"
+    version = "there"
+    try:
+        version = importlib.import_module("triton").__version__
+        modules = tuple(
+            importlib.import_module(f"fastpsl.kernels.fused_cuda.{name}") for name in CUDA_MODULES
+        )
+        _try_out(modules, device)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - of the driver, the compiler, the linker: many types
+        return (), f"Triton {version} does not work here ({' '.join(str(error).split())[:200]})"
+    return modules, f"Triton {version}"
+
+
+def _try_out(modules: Sequence[ModuleType], device: torch.device) -> None:
+    """Pictures through each, in half precision, by every kind of kernel: a driver too old, or no compiler, says so now."""
+    from fastpsl.kernels.blur import GaussianBlur
+    from fastpsl.kernels.colour import ColourDistortion
+    from fastpsl.kernels.enlarge import Enlarge
+    from fastpsl.kernels.flip import Flip
+    from fastpsl.kernels.hole import Hole
+    from fastpsl.kernels.jigsaw import JigsawTiles
+    from fastpsl.kernels.lightness import Lightness
+    from fastpsl.kernels.rotate90 import AllTurns
+    from fastpsl.kernels.shift import Shift
+    from fastpsl.kernels.sobel import Sobel
+    from fastpsl.kernels.sobel_xy import SobelXY
+    from fastpsl.kernels.warp import WarpPair
+
+    keys = Keys(0, 0, np.arange(2))
+    images = torch.zeros((2, 3, 16, 16), dtype=torch.uint8, device=device)
+    chains: tuple[tuple[Any, ...], ...] = (
+        (Flip(), ColourDistortion(0.4, 0.4, 0.4, 0.1, p=1.0), GaussianBlur(5, p=1.0), Sobel(0.5)),
+        (Flip(), SobelXY()),
+        (Flip(), JigsawTiles(1, 16, 16)),
+        (Shift(2), Flip(), AllTurns(4)),
+        (Shift(2), Flip(), Hole()),
+        (Shift(2), Flip(), Lightness()),
+        (Shift(2), Flip(), WarpPair(16)),
+        (Shift(2), Flip(), SobelXY()),
+        (Enlarge(20, 16), Flip(), SobelXY()),
+    )
+    for ops in chains:
+        module = module_for(modules, ops)
+        assert module, ops
+        draws = [
+            {key: torch.from_numpy(value).to(device) for key, value in op.draw(keys).items()} for op in ops
+        ]
+        shape = module.out_shape(ops, images.shape)
+        out = torch.empty(shape, dtype=torch.float16, device=device, memory_format=torch.channels_last)
+        module.run(images, ops, draws, (0.5,) * shape[1], (0.5,) * shape[1], out)
+    torch.cuda.synchronize(device)

@@ -1,0 +1,202 @@
+"""BatchNorm by the batch's statistics, with the sum and the ReLU behind it, forward and backward: what torch's batch_norm, add and relu do.
+
+Passes over maps of C channels, counted, and bytes a value of a half type; n is the normalisation, b a bit a value, kept for the backward pass:
+
+    result             forward                        bytes    backward                                          bytes
+    relu(n(x))         x; x to y                        6      dy, x; dy, x to dx                                 10
+    relu(n(x) + z)     x; x, z to y, b                  8 1/8  dy, x, b to dz; dz, x to dx                        12 1/8
+    relu(n(x) + n(z))  x; z; x, z to y, b              10 1/8  dy, x, z, b to g; g, x, z to dx, dz                18 1/8
+
+A second gradient of y, where two use it (`fork`), is 2 more, and the 6 of adding them before are none. What torch takes is counted beside it in
+bench/norm_bytes.py. Launches: a result without z has two forward and two backward, and a tensor of zeros; each n(z) has one more.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
+
+from fastpsl.kernels.fused_cuda.moments import moments_pass
+from fastpsl.kernels.fused_cuda.norm_passes import gradient_pass, normalise_pass, sums_pass
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# A tile; of rows as many as give a thread 32 values of one map, or 16 of several.
+CHANNELS = 64
+MOMENTS_ROWS, ROWS = 64, 32
+# Warps in all, 16 for each of an H200's 132 multiprocessors, which all run at once where they leave sums behind that one of them adds up.
+# What only writes maps has more, so that none waits long for the slowest.
+SUMS_WARPS = 16 * 132
+MAPS_WARPS = 4 * SUMS_WARPS
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b rounded up; triton.cdiv takes ten times as long on the host."""
+    return -(-a // b)
+
+
+class Norm(NamedTuple):
+    """What of a BatchNorm has no gradient. running_mean, running_var: float32 [C], num_batches: int64, all None where they shall not move;
+    group: the ranks that have statistics together, None for each its own.
+    """
+
+    eps: float
+    momentum: float = 0.0
+    running_mean: Tensor | None = None
+    running_var: Tensor | None = None
+    num_batches: Tensor | None = None
+    group: dist.ProcessGroup | None = None
+
+
+class Operand(NamedTuple):
+    """A map that is normalised, and by what: weight, bias: float32 [C]."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    norm: Norm
+
+
+def batch_norm(
+    of: Operand, z: Tensor | Operand | None = None, *, relu: bool = False, fork: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """relu(n(x) + z), z being there or not, or normalised too, [B, C, H, W], channels-last; without `relu` what the ReLU would get.
+
+    Maps: float16, bfloat16 or float32, of one shape and dtype, with more than one value a channel (of a group: with one at least). fork: the
+    result twice, for two who use it, so that their gradients are added where they are read. Deterministic; nothing waits for the device.
+    """
+    others: tuple[Any, ...] = (z, None, None, of.norm, None)
+    if isinstance(z, Operand):
+        others = (z.x, z.weight, z.bias, of.norm, z.norm)
+    result: Tensor | tuple[Tensor, Tensor] = _BatchNorm.apply(of.x, of.weight, of.bias, *others, relu, fork)
+    return result
+
+
+class _Division:
+    """How programs divide a map: num_rows, num_channels, and `stride` programs for each tile of columns."""
+
+    def __init__(self, x: Tensor, rows: int, leaves_sums: bool, num_maps: int = 1):
+        self.num_channels = x.shape[1]
+        self.num_rows = x.numel() // self.num_channels
+        self.num_tiles = ceil_div(self.num_channels, CHANNELS)
+        # Rows that begin anywhere are read value by value, by addresses that take registers, as do sums of two maps. Triton knows of an
+        # integer whether 16 divides it.
+        are_aligned = self.num_channels % 16 == 0
+        num_warps = 4 if are_aligned and num_maps == 1 else 8
+        num_programs = (SUMS_WARPS if leaves_sums else MAPS_WARPS) // num_warps
+        self.stride = min(ceil_div(self.num_rows, rows), ceil_div(num_programs, self.num_tiles))
+        self.grid = (self.stride * self.num_tiles,)
+        self.sizes = (self.num_rows, self.num_channels, self.stride)
+        self.constants = {"ROWS": rows, "CHANNELS": CHANNELS, "num_warps": num_warps}
+        if leaves_sums and are_aligned:
+            self.constants["maxnreg"] = 128  # so that 16 warps run at once
+        # A warp of halves has four rows side by side.
+        self.group = max(rows // (4 * num_warps), 1)
+
+    def parts(self, x: Tensor) -> Tensor:
+        """What each program leaves of three sums a channel."""
+        return torch.empty((self.stride, 3, self.num_channels), device=x.device)
+
+
+class _BatchNorm(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, z: Tensor | None, z_weight: Tensor | None, z_bias: Tensor | None,
+        norm: Norm, z_norm: Norm | None, relu: bool, fork: bool,
+    ) -> Any:  # fmt: skip
+        maps = [x] if z is None else [x, z]
+        assert all(each.dtype in DTYPES and each.dtype == x.dtype and each.shape == x.shape for each in maps)
+        assert all(
+            each.dtype == torch.float32 for each in (weight, bias, z_weight, z_bias) if each is not None
+        )
+        maps = [each.contiguous(memory_format=torch.channels_last) for each in maps]
+        x, z = maps[0], maps[1] if len(maps) == 2 else None
+        division = _Division(x, ROWS, leaves_sums=False)
+        assert division.num_rows > (norm.group is None), x.shape
+        arrived = torch.zeros(division.num_tiles, dtype=torch.int32, device=x.device)
+        y = torch.empty_like(x)
+        bits = None
+        if relu and z is not None and any(ctx.needs_input_grad):
+            size = (division.num_rows, ceil_div(division.num_channels, 8))
+            bits = torch.empty(size, dtype=torch.uint8, device=x.device)
+        with torch.cuda.device_of(x):
+            mean, var, total = _moments(x, norm, arrived)
+            z_mean = z_var = None
+            if z is not None and z_norm is not None:
+                z_mean, z_var, _ = _moments(z, z_norm, arrived)
+            normalise_pass[division.grid](
+                x, z, y, bits, mean, var, weight, bias, z_mean, z_var, z_weight, z_bias, *division.sizes,
+                norm.eps, z_norm.eps if z_norm else 0.0, RELU=relu, **division.constants,
+            )  # fmt: skip
+        z_again = z if z_norm else None
+        ctx.save_for_backward(
+            x, z_again, bits, weight, bias, z_weight, mean, var, z_mean, z_var, arrived, total
+        )
+        ctx.norm, ctx.z_norm, ctx.relu, ctx.adds = norm, z_norm, relu, z is not None
+        ctx.set_materialize_grads(False)
+        return (y, y.detach()) if fork else y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        there = [each.contiguous(memory_format=torch.channels_last) for each in gradients if each is not None]
+        if not there:
+            return (None,) * 10
+        dy, dy_2 = there if len(there) == 2 else (there[0], None)
+        x, z, bits, weight, bias, z_weight, mean, var, z_mean, z_var, arrived, total = ctx.saved_tensors
+        eps = (ctx.norm.eps, ctx.z_norm.eps if ctx.z_norm else 0.0)
+        # What is read again, or is z's gradient, and is not dy.
+        g = torch.empty_like(x) if dy_2 is not None or (ctx.relu and ctx.adds) else None
+        with torch.cuda.device_of(x):
+            division = _Division(x, ROWS, leaves_sums=True, num_maps=2 if ctx.z_norm else 1)
+            sums = mean.new_empty((3 if ctx.z_norm else 2, division.num_channels))
+            sums_pass[division.grid](
+                dy, dy_2, x, z, bits, g, division.parts(x), arrived, sums, mean, var, weight, bias, z_mean, z_var,
+                *division.sizes, *eps, RELU=ctx.relu, GROUP=division.group, **division.constants,
+            )  # fmt: skip
+            dz = g
+            if ctx.adds and g is None:
+                dz = torch.empty_like(x) if ctx.z_norm else dy
+            of_all, share = sums, 1 / division.num_rows
+            if ctx.norm.group is not None:
+                of_all, share = sums.clone(), 1.0
+                dist.all_reduce(of_all, group=ctx.norm.group)
+                of_all /= total
+            dx = torch.empty_like(x)
+            division = _Division(x, ROWS, leaves_sums=False)
+            gradient_pass[division.grid](
+                dy if g is None else g, x, z, dx, dz if ctx.z_norm else None, of_all, mean, var, weight, bias, z_mean, z_var, z_weight,
+                *division.sizes, share, *eps, RELU=ctx.relu and g is None, **division.constants,
+            )  # fmt: skip
+        # A parameter may keep the tensor that it gets: two must not get one.
+        of_z = (sums[2], sums[0].clone()) if ctx.z_norm else (None, None)
+        return dx, sums[1], sums[0], dz if ctx.adds else None, *of_z, None, None, None, None
+
+
+def _moments(x: Tensor, norm: Norm, arrived: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(mean, variance, of a group the number of all its rows), and the running statistics moved."""
+    division = _Division(x, MOMENTS_ROWS, leaves_sums=True)
+    mean, var = torch.empty((2, division.num_channels), device=x.device)
+    running = (norm.running_mean, norm.running_var, norm.num_batches) if norm.group is None else (None,) * 3
+    moments_pass[division.grid](
+        x, division.parts(x), arrived, mean, var, *running, *division.sizes, norm.momentum,
+        GROUP=division.group, **division.constants,
+    )  # fmt: skip
+    return (mean, var, None) if norm.group is None else _of_group(mean, var, division.num_rows, norm)
+
+
+def _of_group(mean: Tensor, var: Tensor, num_rows: int, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of all ranks' rows together."""
+    own = torch.cat((mean, var, mean.new_full((1,), num_rows)))
+    of_ranks = [torch.empty_like(own) for _ in range(dist.get_world_size(norm.group))]
+    dist.all_gather(of_ranks, own, group=norm.group)
+    means, variances, counts = torch.stack(of_ranks).split((len(mean), len(var), 1), dim=1)
+    total = counts.sum()
+    mean = (means * counts).sum(0) / total
+    var = ((variances + (means - mean).square()) * counts).sum(0) / total
+    if norm.running_mean is not None and norm.running_var is not None and norm.num_batches is not None:
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(var * (total / (total - 1)), norm.momentum)
+        norm.num_batches.add_(1)
+    return mean, var, total

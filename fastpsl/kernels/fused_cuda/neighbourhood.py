@@ -1,0 +1,216 @@
+"""Gaussian blur and Sobel as products with banded matrices: kernels/{blur,sobel,sobel_xy,normalise}.py on tensor cores.
+
+Both are separable, and linear up to Sobel's root. With G the Gaussian's matrix of one side (reflected at the border), S
+and D Sobel's sums (1 2 1) and differences (-1 0 1) of neighbours (the border repeated), y and x for the two sides,
+
+    blur   G_y X G_xᵀ
+    Sobel  gx = (S G)_y X (D G)_xᵀ / 8      gy = (D G)_y X (S G)_xᵀ / 8      sqrt(gx² + gy²), or both: SobelXY (XY below)
+
+where G is the identity for a sample that is not blurred. A tile of the result needs the pixels of the tile and of a margin
+around it, read in chunks, and TILE rows of these matrices.
+
+band_pass             those rows, for each sample and tile of a side
+neighbourhood_pass    planes → blurred, filtered, normalised, tile by tile; strips.py: the same for margins of half a tile
+"""
+
+import triton
+import triton.language as tl
+
+from fastpsl.kernels.fused_cuda.colour import is_filtered, tile_of_program
+from fastpsl.kernels.fused_cuda.gradient import store_pairs
+
+# mypy: disable-error-code="no-untyped-def"
+
+TAP_EXPONENT = tl.constexpr(-0.5)
+LOG2_E = tl.constexpr(1.4426950408889634)
+SOBEL_MIDDLE = tl.constexpr(2.0)
+SOBEL_SCALE = tl.constexpr(1 / 8)
+# exp(-0.5 * 1000^2) is 0: the taps of a sample that is not blurred are 1 in the middle.
+SHARP = tl.constexpr(1000)
+
+
+@triton.jit
+def tap(distance, slope, offset, HALF: tl.constexpr):
+    """2^(slope * distance² + offset), the Gaussian; 0 beyond HALF."""
+    squared = (distance * distance).to(tl.float32)
+    return tl.where(tl.abs(distance) <= HALF, tl.exp2(squared * slope + offset), 0.0)
+
+
+@triton.jit
+def weights(source, centre, size, slope, offset, middle, HALF: tl.constexpr):
+    """How much pixel `source` counts in the blurred pixel `centre`, on a side of `size` pixels; middle: the tap at 0."""
+    distance = source - centre
+    weight = tl.where(distance == 0, middle, tap(distance, slope, offset, HALF))
+    # Pixel s is seen again at -s and at 2 (size - 1) - s; the first and the last pixel are not mirrored. So the border
+    # needs no pixels that are not there.
+    weight += tl.where(source > 0, tap(source + centre, slope, offset, HALF), 0.0)
+    mirrored = 2 * (size - 1) - source
+    return weight + tl.where(source < size - 1, tap(mirrored - centre, slope, offset, HALF), 0.0)
+
+
+@triton.jit
+def band_pass(
+    bands, blur, sigma, sobel, height, width,
+    XY: tl.constexpr, SQUARE: tl.constexpr, HALF: tl.constexpr, NUM_TAPS: tl.constexpr,
+    NUM_CHUNKS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """[B, tiles in y + tiles in x, kinds, TILE, NUM_CHUNKS * CHUNK] of weights; a program each, of all its kinds.
+
+    SQUARE: height is width, and the tiles in x, which are those in y, are left out.
+    kinds: one without a Sobel, else two: G or, for a filtered sample, S G; then D G. A row is of a pixel of the tile, a
+    column of a pixel of the picture, from a margin before the tile on. NUM_TAPS: a power of two, at least 2 * HALF + 1.
+    """
+    tiles_y = tl.cdiv(height, TILE)
+    tiles = tiles_y if SQUARE else tiles_y + tl.cdiv(width, TILE)
+    program = tl.program_id(0)
+    sample = program // tiles
+    if not is_filtered(sample, blur, sobel, XY):
+        return
+    slope = 0.0
+    if blur is not None:
+        per_sigma = tl.where(tl.load(blur + sample), 1.0 / tl.load(sigma + sample), SHARP)
+        slope = per_sigma * per_sigma * TAP_EXPONENT * LOG2_E
+    distances = tl.arange(0, NUM_TAPS) - HALF
+    offset = -tl.log2(tl.sum(tap(distances, slope, 0.0, HALF)))
+    # What rounding takes from the taps is given to the middle one: the sum is 1, and flat parts keep their value.
+    kind = bands.dtype.element_ty
+    beside = tl.where(distances == 0, 0.0, tap(distances, slope, offset, HALF))
+    middle = 1.0 - tl.sum(beside.to(kind).to(tl.float32))
+
+    tile = program % tiles
+    size = tl.where(tile < tiles_y, height, width)
+    first = tl.where(tile < tiles_y, tile, tile - tiles_y) * TILE
+    pixel = tl.arange(0, TILE)[:, None]
+    margin: tl.constexpr = (NUM_CHUNKS * CHUNK - TILE) // 2
+    num_kinds: tl.constexpr = 1 if sobel is None and not XY else 2
+    bands += program.to(tl.int64) * num_kinds * TILE * NUM_CHUNKS * CHUNK
+    for chunk in range(NUM_CHUNKS):
+        column = chunk * CHUNK + tl.arange(0, CHUNK)[None, :]
+        source = first - margin + column
+        to = bands + pixel * (NUM_CHUNKS * CHUNK) + column
+        centre = first + pixel
+        weight = weights(source, centre, size, slope, offset, middle, HALF)
+        if XY or (sobel is not None and tl.load(sobel + sample)):
+            before = weights(source, tl.maximum(centre - 1, 0), size, slope, offset, middle, HALF)
+            after = weights(source, tl.minimum(centre + 1, size - 1), size, slope, offset, middle, HALF)
+            tl.store(to + TILE * NUM_CHUNKS * CHUNK, (after - before).to(kind))
+            weight = before + weight * SOBEL_MIDDLE + after
+        tl.store(to, weight.to(kind))
+
+
+@triton.jit
+def banded_product(
+    plane, band_y, band_x, source_y, source_x, height, width,
+    NUM_CHUNKS: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """[TILE, TILE] float32, one band times the plane times the other: nothing is read outside the plane."""
+    kind = plane.dtype.element_ty
+    TILE: tl.constexpr = band_y.shape[0]
+    product = tl.zeros([TILE, TILE], tl.float32)
+    for i in range(0, NUM_CHUNKS * CHUNK, CHUNK):
+        x = source_x + i
+        rows = tl.zeros([TILE, CHUNK], tl.float32)
+        for j in range(0, NUM_CHUNKS * CHUNK, CHUNK):
+            y = source_y + j
+            inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+            pixels = tl.load(plane + (y * width + x), mask=inside, other=0.0)
+            rows = tl.dot(tl.load(band_y + j), pixels, rows, input_precision=PRECISION)
+        product = tl.dot(rows.to(kind), tl.load(band_x + i), product, input_precision=PRECISION)
+    return product
+
+
+@triton.jit
+def banded_gradients(
+    plane, band_y, band_x, band, source_y, source_x, height, width,
+    NUM_CHUNKS: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """8 gx and 8 gy: sums along one side, whose rows come first, and differences along the other, `band` values further."""
+    gx = banded_product(
+        plane, band_y, band_x + band, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
+    )
+    gy = banded_product(
+        plane, band_y + band, band_x, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
+    )
+    return gx, gy
+
+
+@triton.jit
+def normalised(value, channel, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2):
+    scale = tl.where(channel == 0, scale_0, tl.where(channel == 1, scale_1, scale_2))
+    return value * scale + tl.where(channel == 0, shift_0, tl.where(channel == 1, shift_1, shift_2))
+
+
+@triton.jit
+def gradient_size(gx, gy):
+    """Of 8 gx and 8 gy."""
+    return tl.sqrt(gx * gx + gy * gy) * SOBEL_SCALE
+
+
+@triton.jit
+def store_gradients(to, gx, gy, scale_0, scale_1, shift_0, shift_1, inside):
+    """Both, normalised, from 8 gx and 8 gy."""
+    store_pairs(to, gx * SOBEL_SCALE * scale_0 + shift_0, gy * SOBEL_SCALE * scale_1 + shift_1, inside)
+
+
+@triton.jit
+def neighbourhood_pass(
+    planes, out, bands, blur, sobel, height, width, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
+    XY: tl.constexpr, SQUARE: tl.constexpr, CHANNELS: tl.constexpr, NUM_CHUNKS: tl.constexpr,
+    TILE: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A tile of TILE x TILE pixels a program, as in colour_pass, of samples that are blurred or filtered.
+
+    planes: [B, CHANNELS, H, W], half or float, in [0, 1]; out: [B, H, W, CHANNELS], of SobelXY (XY), whose plane is one, two;
+    PRECISION: tl.dot's input_precision.
+    """
+    sample, y_0, x_0 = tile_of_program(tl.program_id(0), height, width, TILE)
+    if not is_filtered(sample, blur, sobel, XY):
+        return
+    tiles_y = tl.cdiv(height, TILE)
+    tiles = tiles_y if SQUARE else tiles_y + tl.cdiv(width, TILE)
+    first_x = 0 if SQUARE else tiles_y
+    band: tl.constexpr = TILE * NUM_CHUNKS * CHUNK
+    num_kinds: tl.constexpr = 1 if sobel is None and not XY else 2
+    tile = tl.arange(0, TILE)
+    chunk = tl.arange(0, CHUNK)
+    row = tile * (NUM_CHUNKS * CHUNK)
+    # [TILE, CHUNK] from the left, [CHUNK, TILE] from the right. Here and below, what differs between threads is 32 bits.
+    band_y = bands + (sample * tiles + y_0 // TILE) * num_kinds * band
+    band_y += row[:, None] + chunk[None, :]
+    band_x = bands + (sample * tiles + first_x + x_0 // TILE) * num_kinds * band
+    band_x += row[None, :] + chunk[:, None]
+    # A multiple of 16 pixels, so that rows are read in 16 bytes where the width is one too.
+    margin: tl.constexpr = (NUM_CHUNKS * CHUNK - TILE) // 2
+    source_y = y_0 - margin + chunk[:, None]
+    source_x = x_0 - margin + chunk[None, :]
+    planes += sample * CHANNELS * height * width
+    y = y_0 + tile[:, None]
+    x = x_0 + tile[None, :]
+    values: tl.constexpr = 2 if XY else CHANNELS
+    out += sample * height * width * values
+    inside = (y < height) & (x < width)
+    to = (y * width + x) * values
+
+    # A loop each: the bands, equal for all channels, stay out of it, and the next channel is fetched meanwhile.
+    if XY:
+        gx, gy = banded_gradients(
+            planes, band_y, band_x, band, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
+        )
+        store_gradients(out + to, gx, gy, scale_0, scale_1, shift_0, shift_1, inside)
+    elif sobel is not None and tl.load(sobel + sample):
+        for channel in range(CHANNELS):
+            plane = planes + channel * height * width
+            gx, gy = banded_gradients(
+                plane, band_y, band_x, band, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
+            )
+            value = gradient_size(gx, gy)
+            value = normalised(value, channel, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2)
+            tl.store(out + channel + to, value.to(out.dtype.element_ty), mask=inside)
+    else:
+        for channel in range(CHANNELS):
+            plane = planes + channel * height * width
+            value = banded_product(
+                plane, band_y, band_x, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
+            )
+            value = normalised(value, channel, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2)
+            tl.store(out + channel + to, value.to(out.dtype.element_ty), mask=inside)

@@ -1,0 +1,113 @@
+"""The windows of isotropic.py for whole batches on their device: by Triton's kernels, or by dense matrix products."""
+
+import importlib
+import warnings
+from functools import cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from fastpsl.kernels.isotropic import (
+    BLUE,
+    COLOUR_SIGMA_PX,
+    DIAGONAL,
+    GREEN,
+    HALF,
+    LUMA_SIGMA_PX,
+    REACH_SIGMAS,
+    RED,
+    SHRINK_SIGMA,
+)
+
+# Samples that the dense form takes at a time: 10 MB each for views of 224 px of images of 500.
+_CHUNK = 32
+
+
+def crop_isotropic(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
+    """uint8 [B, H, W, 3] and integer boxes [B, 5] (top, left, side, side, ISOTROPIC or DIAGONAL; source px) → uint8
+    [B, size_px, size_px, 3], on the device of both.
+
+    `fits_isotropic` must hold of the boxes. So smaller pictures may stand at the top left of larger ones: what lies
+    around them is not seen. The values of `isotropic_resize` up to rounding; nothing waits for the device. On CUDA by Triton's
+    kernels (kernels/fused_cuda/isotropic.py), elsewhere, and where Triton does not work, by dense matrix products.
+    """
+    fused = fused_form(images.device)
+    return crop_densely(images, boxes, size_px) if fused is None else fused.crop(images, boxes, size_px)
+
+
+def crop_densely(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
+    """`crop_isotropic` by dense matrix products, on any device."""
+    parts = [
+        _crop_isotropic(images[i : i + _CHUNK], boxes[i : i + _CHUNK], size_px)
+        for i in range(0, len(images), _CHUNK)
+    ]
+    return torch.cat(parts) if parts else images.new_empty(0, size_px, size_px, 3)
+
+
+@cache
+def fused_form(device: torch.device) -> ModuleType | None:
+    """Triton's kernels for CUDA, tried out once; None elsewhere, and where they do not work, with a warning that says why."""
+    if device.type != "cuda":
+        return None
+    images = torch.zeros((1, 64, 64, 3), dtype=torch.uint8, device=device)
+    boxes = torch.tensor([[28, 28, 8, 8, DIAGONAL]], dtype=torch.int32).pin_memory()
+    try:
+        module = importlib.import_module("fastpsl.kernels.fused_cuda.isotropic")
+        module.crop(images, boxes.to(device, non_blocking=True), 8)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except ImportError as error:
+        reason = f"Triton is missing ({error}; pip install triton)"
+    except Exception as error:  # noqa: BLE001 - of the driver, the compiler, the linker: many types
+        reason = f"Triton does not work here ({' '.join(str(error).split())[:200]})"
+    else:
+        return module
+    warnings.warn(
+        f"windows turned by 45 degrees are made by dense matrix products, many times slower: {reason}",
+        stacklevel=3,
+    )
+    return None
+
+
+def _crop_isotropic(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    device = images.device
+    tops, lefts, sides = boxes[:, :3].to(torch.float64).unbind(1)
+    diagonal = boxes[:, 4] == DIAGONAL
+    step = sides / size
+    # As many points as a turned window needs; of an upright one the first `size` count.
+    i = torch.arange(2 * size - 1, device=device)
+    points = torch.where(
+        diagonal[:, None],
+        (i - (size - 1)) * (step * 0.5**0.5)[:, None],
+        (i - (size - 1) / 2) * step[:, None],
+    )
+    at = torch.arange(size, device=device)
+    upright = at[:, None] * (2 * size - 1) + at
+    turned = (at[:, None] + at) * (2 * size - 1) + (at - at[:, None] + size - 1)
+    pick = torch.where(diagonal[:, None, None], turned, upright).flatten(1)
+
+    def mixed(plane: Tensor, sigma_px: float) -> Tensor:
+        sigma = (SHRINK_SIGMA * step).clamp(min=sigma_px)
+        rows = _weights(points + (tops + sides / 2)[:, None], sigma, plane.shape[1])
+        columns = _weights(points + (lefts + sides / 2)[:, None], sigma, plane.shape[2])
+        return (rows @ plane @ columns.transpose(1, 2)).flatten(1).gather(1, pick)
+
+    # Float64 throughout: float32 products may be TF32's (training asks for that, for the whole process), and pixels would depend on
+    # when. On a GPU whose float64 is slow this form, which is there for want of Triton, is slower still.
+    red, green, blue = images.to(torch.float64).unbind(3)
+    luma = float(RED) * red + float(GREEN) * green + float(BLUE) * blue
+    y = mixed(luma, LUMA_SIGMA_PX)
+    b, r = mixed(blue - luma, COLOUR_SIGMA_PX), mixed(red - luma, COLOUR_SIGMA_PX)
+    g = (float(RED) * r + float(BLUE) * b) / -float(GREEN)
+    out = torch.stack([y + r, y + g, y + b], 2).add_(float(HALF)).clamp_(0, 255)
+    return out.to(torch.uint8).view(len(images), size, size, 3)
+
+
+def _weights(points: Tensor, sigma: Tensor, limit: int) -> Tensor:
+    """float64 [B, N, limit]: the weights of all source pixels of an axis at each point."""
+    pixels = torch.arange(limit, device=points.device) + 0.5
+    distance = (pixels - points[:, :, None]) / sigma[:, None, None]
+    weights = torch.exp(-0.5 * distance.square()) * (distance.abs() <= REACH_SIGMAS)
+    # Points that an upright window does not use may see no pixel at all.
+    return weights / weights.sum(2, keepdim=True).clamp(min=1e-9)

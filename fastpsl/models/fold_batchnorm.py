@@ -1,0 +1,169 @@
+"""Blocks that do not learn, with their BatchNorms folded into the convolutions before them (`--fold-frozen`)."""
+
+import copy
+import operator
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import fuse
+from torch.fx.proxy import TraceError
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastpsl.models.revnet import Group
+
+
+def check_foldable(blocks: Iterable[nn.Module], frozen_batchnorm: str) -> None:
+    """ValueError where `blocks`, frozen, cannot be folded."""
+    if frozen_batchnorm != "eval":
+        raise ValueError(
+            f"--fold-frozen with --frozen-batchnorm {frozen_batchnorm}: what normalises by each batch cannot be folded; leave out "
+            f"one of them"
+        )
+    for block in blocks:
+        folded(block, torch.float32)
+
+
+def folded(block: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of `block` in eval mode without BatchNorm, its convolutions and linears of `dtype`, in channels-last memory.
+
+    Of the block as it is now; it shares no tensor with it and learns nothing. Folded in the weights' own float32 and rounded once,
+    so that under autocast of `dtype` no weight is cast in a step: each output differs from the block's by the rounding of the
+    weights and of what stands between convolution and BatchNorm. ReLUs, and sums before them, are joined to their convolution too
+    (`ConvReLU`). ValueError where a BatchNorm follows no convolution.
+    """
+    own = copy.deepcopy(block).requires_grad_(False).eval()
+    if any(isinstance(part, Group) for part in own.modules()):
+        raise ValueError(
+            "--fold-frozen: RevNet's BatchNorms stand before its convolutions, behind a ReLU; leave it out"
+        )
+    try:
+        traced = fx.symbolic_trace(own)
+        _unsynchronise(traced)
+        repeated = _repeated(traced)
+        result: nn.Module = fuse(own, inplace=True)
+    except (TraceError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"--fold-frozen: torch.fx cannot follow a block of this backbone ({' '.join(str(error).split())[:120]}); leave it out"
+        ) from error
+    if repeated:
+        raise ValueError(
+            f"--fold-frozen: {repeated} is called twice in a block, and one convolution takes one BatchNorm; leave it out"
+        )
+    left = [name for name, part in result.named_modules() if isinstance(part, _BatchNorm)]
+    if left:
+        raise ValueError(
+            f"--fold-frozen: {len(left)} BatchNorms of a block follow no convolution alone, such as {left[0]}; leave it out"
+        )
+    for part in result.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            part.to(dtype).to(memory_format=torch.channels_last)
+    assert isinstance(result, fx.GraphModule)
+    _join_activations(result)
+    return result.requires_grad_(False)
+
+
+def _unsynchronise(module: fx.GraphModule) -> None:
+    """SyncBatchNorms, which in eval mode are no other than those they were made of, into these, which torch.fx knows."""
+    for node in module.graph.nodes:
+        if node.op == "call_module" and isinstance(
+            part := module.get_submodule(node.target), nn.SyncBatchNorm
+        ):
+            before = node.args[0]
+            of_linear = before.op == "call_module" and isinstance(
+                module.get_submodule(before.target), nn.Linear
+            )
+            part.__class__ = nn.BatchNorm1d if of_linear else nn.BatchNorm2d  # type: ignore[assignment]
+
+
+def _repeated(module: fx.GraphModule) -> str:
+    """The name of a convolution or BatchNorm that is called more than once; empty without one."""
+    seen: set[nn.Module] = set()
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            part = module.get_submodule(node.target)
+            if part in seen and isinstance(part, nn.Conv2d | _BatchNorm):
+                return str(node.target)
+            seen.add(part)
+    return ""
+
+
+class ConvReLU(nn.Module):
+    """relu(conv(x) + z), or without z. On a GPU in half precision by one of cuDNN's kernels, which writes the result once.
+
+    Without it a fold would save next to nothing: the bias is added in a pass over the result, as BatchNorm is in eval mode. What
+    torch.compile captures is the plain form: it joins these itself.
+    """
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.conv = conv
+        self.by_cudnn = conv.weight.is_cuda and conv.weight.dtype != torch.float32 and self._cudnn_can()
+
+    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        if self.by_cudnn and not torch.compiler.is_compiling():
+            return self._cudnn(x, z)
+        y: Tensor = self.conv(x)
+        return F.relu(y if z is None else y + z, inplace=True)
+
+    def _cudnn(self, x: Tensor, z: Tensor | None) -> Tensor:
+        conv = self.conv
+        x, where = x.to(conv.weight.dtype), (conv.stride, conv.padding, conv.dilation, conv.groups)
+        if z is None:
+            return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, *where)  # type: ignore[arg-type]
+        return torch.cudnn_convolution_add_relu(x, conv.weight, z, 1.0, conv.bias, *where)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def _cudnn_can(self) -> bool:
+        """Tried on a small picture: which convolutions it has such kernels for depends on its version and on the GPU."""
+        side = 4 * max(self.conv.kernel_size)
+        x = torch.zeros(1, self.conv.in_channels, side, side, device=self.conv.weight.device)
+        x = x.contiguous(memory_format=torch.channels_last)
+        try:
+            self._cudnn(x, self._cudnn(x, None))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:120]
+            warnings.warn(
+                f"--fold-frozen: cuDNN has no kernel that joins convolution and ReLU here ({reason}), and gains little without",
+                stacklevel=2,
+            )
+            return False
+        return True
+
+
+def _join_activations(module: fx.GraphModule) -> None:
+    """ReLUs of a convolution, or of one plus something else, into `ConvReLU`s, in place."""
+    graph, parts = module.graph, dict(module.named_modules())
+
+    def convolution(node: object) -> nn.Conv2d | None:
+        """What `node` calls, if only one other uses its result."""
+        if not isinstance(node, fx.Node) or node.op != "call_module" or len(node.users) != 1:
+            return None
+        part = parts[str(node.target)]
+        is_plain = isinstance(part, nn.Conv2d) and part.padding_mode == "zeros"
+        return part if is_plain and not isinstance(part.padding, str) else None  # type: ignore[return-value]
+
+    for number, node in enumerate(list(graph.nodes)):
+        if node.op != "call_module" or not isinstance(parts[node.target], nn.ReLU):
+            continue
+        others: list[Any] = []
+        source = total = node.args[0]
+        if source.op == "call_function" and source.target is operator.add and len(source.users) == 1:
+            source, *others = source.args
+        conv = convolution(source)
+        if conv is None or source in others or not all(isinstance(other, fx.Node) for other in others):
+            continue
+        module.add_submodule(f"joined_{number}", ConvReLU(conv))
+        with graph.inserting_before(node):
+            joined = graph.call_module(f"joined_{number}", (source.args[0], *others))
+        node.replace_all_uses_with(joined)
+        graph.erase_node(node)
+        if total is not source:
+            graph.erase_node(total)
+        graph.erase_node(source)
+    graph.lint()
+    module.recompile()
+    module.delete_all_unused_submodules()

@@ -1,0 +1,84 @@
+"""torchvision's ResNet-18, -34 and -50 as blocks B1…B5, without the classifier; for 32-px pictures; with an MLP as B6."""
+
+from typing import NamedTuple
+
+import torchvision
+from torch import nn
+
+from fastpsl.models.backbone import Backbone
+from fastpsl.models.layers import normal_weights, on_vectors
+
+
+class Variant(NamedTuple):
+    """source: torchvision's network. small: a first convolution for pictures of about 32 px, and no max-pool behind it but with `pool`.
+    mlp: a hidden layer behind it.
+    """
+
+    source: str
+    channels: tuple[int, ...]
+    small: bool = False
+    pool: bool = False
+    mlp: bool = False
+
+
+VARIANTS = {
+    "resnet18": Variant("resnet18", (64, 64, 128, 256, 512)),
+    "resnet50": Variant("resnet50", (64, 256, 512, 1024, 2048)),
+    "resnet18_cifar": Variant("resnet18", (64, 64, 128, 256, 512), small=True),
+    "resnet34": Variant("resnet34", (64, 64, 128, 256, 512)),
+    "resnet34_iic": Variant("resnet34", (64, 64, 128, 256, 512), small=True, pool=True),
+    "resnet50_mlp": Variant("resnet50", (64, 256, 512, 1024, 2048, 2048), mlp=True),
+}
+
+
+class ResNet(Backbone):
+    """Blocks of PSL's section 3.2: B1 = conv1, B2 = conv2_x (its max-pool included, as in ResNet's Table 1), … B5 = conv5_x.
+
+    resnet18_cifar: B1 is a 3x3 convolution of stride 1 and there is no max-pool, as SimCLR (its appendix B.9) and others have it for
+    pictures of 32 px.
+    resnet34_iic: the same convolution, and a max-pool of 2x2 and padding 1: IIC's ClusterNet5g (xu-ji/IIC), which leaves 3 x 3
+    positions of 32 px.
+    resnet50_mlp: B6 = average pool, Linear 2048, BatchNorm, ReLU, [B,2048,1,1]: the hidden layer of SimCLR's projection, which
+    stays when the classifier behind it is taken off (uic.txt, Table 8: "ResNet50+MLP").
+
+    Parameter names are torchvision's, so `state_dict()` loads into torchvision's model with `strict=False` (only `fc`
+    is missing; `mlp` is ours) and torchvision's loads here once `fc.*` is left out.
+    """
+
+    def __init__(self, name: str = "resnet50"):
+        super().__init__()
+        if name not in VARIANTS:
+            raise ValueError(f"unknown backbone {name!r}: allowed are {', '.join(VARIANTS)}")
+        variant = VARIANTS[name]
+        source = torchvision.models.get_model(variant.source, weights=None)
+        self.name, self.channels = name, variant.channels
+        self.block_names = ("conv1", "conv2_x", "conv3_x", "conv4_x", "conv5_x", "mlp")[: len(self.channels)]
+        self.conv1, self.bn1, self.relu, self.maxpool = source.conv1, source.bn1, source.relu, source.maxpool
+        if variant.small:
+            self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+            self.maxpool = nn.MaxPool2d(2, stride=2, padding=1) if variant.pool else nn.Identity()
+            normal_weights(self.conv1)
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            source.layer1,
+            source.layer2,
+            source.layer3,
+            source.layer4,
+        )
+        if variant.mlp:
+            width = self.channels[-1]
+            self.avgpool = source.avgpool
+            self.mlp = nn.Sequential(
+                nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)
+            )
+
+    def blocks(self) -> list[nn.Module]:
+        blocks: list[nn.Module] = [
+            nn.Sequential(self.conv1, self.bn1, self.relu),
+            nn.Sequential(self.maxpool, self.layer1),
+            self.layer2,
+            self.layer3,
+            self.layer4,
+        ]
+        if VARIANTS[self.name].mlp:
+            blocks.append(nn.Sequential(self.avgpool, *on_vectors(self.channels[-1], *self.mlp)))
+        return blocks

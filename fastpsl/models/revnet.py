@@ -1,0 +1,230 @@
+"""RevNet-50: a residual network whose activations are recomputed in the backward pass instead of stored.
+
+Gomez, Ren, Urtasun and Grosse, "The Reversible Residual Network", 2017; psl.txt, section 4.1 and Tables 4 and 6 ("Rv50", 24 M
+parameters) name it without its widths.
+"""
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import Function, once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastpsl.models.backbone import Backbone
+from fastpsl.models.layers import normal_weights
+
+CHANNELS = (64, 256, 512, 1024, 2048)
+UNITS = (3, 4, 6, 3)
+# 13/64 of the output width (0.203), rounded up to a multiple of 8 as half-precision matrix units want it:
+# 24,313,088 parameters without a classifier, which is also how ResNet-50's "24" in psl.txt, Table 4, is counted (23,508,032).
+WIDTHS = (56, 104, 208, 416)
+
+
+class RevNet(Backbone):
+    """Blocks as ResNet-50's: B1 = conv1; B2…B5 = groups of units (max-pool in B2) of 256, 512, 1024, 2048 channels.
+
+    A unit has two halves of the channels (equation 6): y1 = x1 + F(x2), y2 = x2 + G(y1). The first unit of a group
+    changes size and width and is not reversible: y1 = P1 x1 + F(x2), y2 = P2 x2 + G(y1), P1 and P2 being strided 1x1
+    convolutions as in the original; F's stride is in its 3x3 convolution, as in torchvision's ResNet-50. The
+    pre-activation of that unit (BatchNorm and ReLU) stands at the end of the block before it, so each block's output is
+    normalised and not negative, as ResNet's; the last one is the original's final BatchNorm and ReLU.
+
+    The two streams inside a group are float32 under autocast too.
+    `units`, `widths`: units of each group, and the width of their bottlenecks. No dropout: recomputing draws nothing.
+    """
+
+    block_names = ("conv1", "conv2_x", "conv3_x", "conv4_x", "conv5_x")
+
+    def __init__(
+        self,
+        channels: Sequence[int] = CHANNELS,
+        units: Sequence[int] = UNITS,
+        widths: Sequence[int] = WIDTHS,
+    ):
+        super().__init__()
+        self.name = "revnet50"
+        self.channels = tuple(channels)
+        self.conv1 = nn.Conv2d(3, channels[0], 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels[0])
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            Group(channels[i], channels[i + 1], widths[i], units[i], stride=1 if i == 0 else 2)
+            for i in range(4)
+        )
+        normal_weights(self)  # as torchvision's ResNet
+
+    def blocks(self) -> list[nn.Module]:
+        return [
+            nn.Sequential(self.conv1, self.bn1, self.relu),
+            nn.Sequential(self.maxpool, self.layer1),
+            self.layer2,
+            self.layer3,
+            self.layer4,
+        ]
+
+
+class Group(nn.Module):
+    """A first unit, reversible units, BatchNorm and ReLU: [B,inputs,H,W] to [B,outputs,H/stride,W/stride].
+
+    What autograd keeps for the backward pass does not depend on `num_units`: the first unit's activations and the output.
+    """
+
+    def __init__(self, inputs: int, outputs: int, width: int, num_units: int, stride: int):
+        super().__init__()
+        self.first = FirstUnit(inputs // 2, outputs // 2, width, stride)
+        self.units = ReversibleUnits(Unit(outputs // 2, width) for _ in range(num_units - 1))
+        self.bn = nn.BatchNorm2d(outputs)
+        self.relu = NarrowReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn(self.units(*self.first(x))))
+
+
+class FirstUnit(nn.Module):
+    """Changes the halves' width and size; plain autograd. `inputs`, `outputs`: channels of a half."""
+
+    def __init__(self, inputs: int, outputs: int, width: int, stride: int):
+        super().__init__()
+        self.skip1 = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+        self.skip2 = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+        self.f = bottleneck(inputs, width, outputs, stride, activated=True)
+        self.g = bottleneck(outputs, width, outputs)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x1, x2 = x.chunk(2, dim=1)
+        y1 = _wide(self.skip1(x1)) + self.f(x2)
+        y2 = _wide(self.skip2(x2)) + self.g(y1)
+        return y1, y2
+
+
+class Unit(nn.Module):
+    """F and G of one reversible unit, on halves of `channels`."""
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.f = bottleneck(channels, width, channels)
+        self.g = bottleneck(channels, width, channels)
+
+
+class ReversibleUnits(nn.ModuleList):
+    """`Unit`s one after another: halves x1, x2 to the output [B,C,H,W], of which y1 and y2 are the halves.
+
+    Where gradients are wanted, only the output is kept. Differentiable once. A hook on a parameter (`register_hook`) sees
+    its gradient twice, here and where it is accumulated; `register_post_accumulate_grad_hook` and DDP's see it once.
+    """
+
+    def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            output: Tensor = _Recomputed.apply(self, x1, x2, *self.parameters())
+            return output
+        return self.run(x1, x2)
+
+    def run(self, x1: Tensor, x2: Tensor) -> Tensor:
+        for unit in self:
+            assert isinstance(unit, Unit)
+            x1 = x1 + unit.f(x2)
+            x2 = x2 + unit.g(x1)
+        return torch.cat((x1, x2), dim=1)
+
+
+class _Recomputed(Function):
+    """ReversibleUnits.run with Gomez et al.'s Algorithm 1 as its backward pass.
+
+    Parameters are inputs, so that the units learn behind a frozen block, whose output has no gradient, and so that
+    their gradients go through autograd's accumulation, where DDP waits for them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, units: ReversibleUnits, x1: Tensor, x2: Tensor, *parameters: Tensor) -> Tensor:
+        output = units.run(x1, x2)
+        # Parameters are saved for autograd's check alone: one that was changed meanwhile is an error.
+        ctx.save_for_backward(output, *parameters)
+        ctx.units, ctx.training = units, [module.training for module in units.modules()]
+        device_type = output.device.type
+        ctx.autocast = {
+            "device_type": device_type,
+            "dtype": torch.get_autocast_dtype(device_type),
+            "enabled": torch.is_autocast_enabled(device_type),
+            # Weights that the forward pass has cast without a graph must not be met again.
+            "cache_enabled": False,
+        }
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        output, *_ = ctx.saved_tensors
+        if ctx.training != [module.training for module in ctx.units.modules()]:
+            raise RuntimeError("train() or eval() was called between RevNet's forward and backward pass")
+        y1, y2 = (half.clone() for half in output.chunk(2, dim=1))
+        dy1, dy2 = gradient.chunk(2, dim=1)
+        gradients: dict[Tensor, Tensor] = {}
+        with _kept_statistics(ctx.units):
+            for unit in reversed(ctx.units):
+                value, through_g = _pull_back(unit.g, y1, dy2, ctx.autocast, gradients)
+                y2, dy1 = y2 - value, dy1 + through_g
+                value, through_f = _pull_back(unit.f, y2, dy1, ctx.autocast, gradients)
+                y1, dy2 = y1 - value, dy2 + through_f
+        return None, dy1, dy2, *(gradients.get(parameter) for parameter in ctx.units.parameters())
+
+
+def _pull_back(
+    function: nn.Module, x: Tensor, dy: Tensor, autocast: dict[str, Any], gradients: dict[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """function(x), and the gradient of x from that of function(x); those of its parameters go into `gradients`."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad(), torch.autocast(**autocast):
+        value = function(x)
+    learning = [parameter for parameter in function.parameters() if parameter.requires_grad]
+    # Outside autocast, as backward passes are.
+    dx, *found = torch.autograd.grad(value, (x, *learning), dy.to(value.dtype))
+    gradients.update(zip(learning, found, strict=True))
+    return value.detach(), dx
+
+
+@contextlib.contextmanager
+def _kept_statistics(module: nn.Module) -> Iterator[None]:
+    """BatchNorms normalise as ever, but leave their running statistics alone: the forward pass has updated them."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def bottleneck(
+    inputs: int, width: int, outputs: int, stride: int = 1, activated: bool = False
+) -> nn.Sequential:
+    """F or G: three times BatchNorm, ReLU, convolution (1x1, 3x3, 1x1). `activated`: the first BatchNorm and ReLU are done."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    if not activated:
+        layers["bn1"], layers["relu1"] = nn.BatchNorm2d(inputs), NarrowReLU(inplace=True)
+    layers["conv1"] = nn.Conv2d(inputs, width, 1, bias=False)
+    layers["bn2"], layers["relu2"] = nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+    layers["conv2"] = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+    layers["bn3"], layers["relu3"] = nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+    layers["conv3"] = nn.Conv2d(width, outputs, 1, bias=False)
+    return nn.Sequential(layers)
+
+
+class NarrowReLU(nn.ReLU):
+    """Of a float32 stream, in autocast's type: the convolution would round it anyway, and so the float32 is not kept."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        device_type = x.device.type
+        if torch.is_autocast_enabled(device_type):
+            x = x.to(torch.get_autocast_dtype(device_type))
+        return super().forward(x)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """float32 under autocast: sums of bfloat16 could not be undone, and would forget what early units added."""
+    return x.float() if torch.is_autocast_enabled(x.device.type) else x

@@ -1,0 +1,122 @@
+"""Files of weights: torch's (zip and older) and safetensors, read without running anything in them; safetensors written."""
+
+import hashlib
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastpsl.pipelines.files.bounded import refuse_damaged_tensors
+
+_CHUNK = 1 << 22
+_NO_SAFETENSORS = 'safetensors is not installed: pip install "fastpsl[export]"'
+
+
+def sha256_of_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_of_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """What a file of weights holds, tensors on the CPU. ValueError where it is missing, damaged, or no dict of tensors."""
+    if not path.exists():
+        raise ValueError(f"no file {path}: give a checkpoint, a run's folder, or a file of weights")
+    if path.suffix == ".safetensors":
+        return dict(_read_safetensors(path)[0])
+    try:
+        if zipfile.is_zipfile(path):
+            refuse_damaged_tensors(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(_explain_unpickling(path, error)) from None
+    except Exception as error:  # noqa: BLE001  (zipfile, pickle, torch: each has its own for a damaged file)
+        # torch's own words are of its archive reader; a file that ends early is the usual cause.
+        reason = (
+            str(error).split("\n")[0]
+            if isinstance(error, zipfile.BadZipFile) or str(error).startswith("it would take")
+            else "cut short or damaged"
+        )
+        raise ValueError(
+            f"{path} is no readable file of weights ({reason}): fetch or copy it again"
+        ) from None
+    if isinstance(state, dict):
+        return state
+    raise ValueError(
+        f"{path} holds a {type(state).__name__}, not a dict of tensors: save a model's state_dict()"
+    )
+
+
+def told_beside(path: Path) -> dict[str, Any] | None:
+    """What `fastpsl export` wrote of this file, in it or in PATH.json; None where that is of another file, or none."""
+    if path.suffix == ".safetensors":
+        text = _read_safetensors(path)[1].get("fastpsl")
+        if text is None:
+            return None
+        try:
+            told = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} does not say what it holds ({_why(error)}): export it again") from None
+        if not isinstance(told, dict):
+            raise ValueError(
+                f"{path} does not say what it holds (a {type(told).__name__}, not a dict): export it again"
+            )
+        return told
+    beside = path.with_name(f"{path.name}.json")
+    try:
+        told = json.loads(beside.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{beside} cannot be read ({_why(error)}): export it again, or remove it") from None
+    if not isinstance(told, dict) or told.get("sha256") != sha256_of_file(path):
+        return None
+    return told
+
+
+def _why(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:120]
+
+
+def _explain_unpickling(path: Path, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    what = reason.partition("GLOBAL ")[2].split(" ")[0] or "something"
+    if "GLOBAL " not in reason:
+        return f"{path} is no readable file of weights: fetch or copy it again"
+    return (
+        f"{path} holds objects besides tensors ({what}), which could run code and are not read: with the project that wrote it, "
+        f"save its tensors alone, torch.save(model.state_dict(), 'weights.pt'), and give that file"
+    )
+
+
+def safetensors_bytes(tensors: dict[str, torch.Tensor], told: dict[str, Any]) -> bytes:
+    """A safetensors file of contiguous tensors on the CPU; `told` goes into its metadata, as JSON."""
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise ValueError(_NO_SAFETENSORS) from error
+    # timm and transformers look for "format".
+    return save(tensors, metadata={"format": "pt", "fastpsl": json.dumps(told)})
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise ValueError(f"{path}: {_NO_SAFETENSORS}") from error
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is no readable safetensors file ({error}): fetch or copy it again"
+        ) from None

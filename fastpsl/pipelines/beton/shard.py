@@ -1,0 +1,256 @@
+"""One beton file: FFCV's format, version 2, its tables opened and checked.
+
+The file: a header; field descriptors; a table of one row a sample (per field: image mode, width, height,
+pointer; label); pages of data, across which no sample reaches; of ours, checksums (beton_checksums.py); at the end the
+allocation table (sample, pointer, size) that knows each sample's length. Layout after ffcv/types.py and ffcv/writer.py of ffcv 1.0.2.
+"""
+
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fastpsl.pipelines.data.dataset import MAX_PIXELS
+
+VERSION = 2
+HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ],
+    align=True,
+)
+FIELD = np.dtype([("type_id", "u1"), ("name", "u1", (16,)), ("arguments", "u1", (1024,))], align=True)
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+LABEL = np.dtype("<i8")
+# ffcv's field types and what each keeps in a sample's row: float, int, image, bytes, array, JSON, tensor.
+_BYTES = np.dtype([("ptr", "<u8"), ("size", "<u8")])
+ROW_OF_TYPE = {
+    0: np.dtype("<f8"),
+    1: LABEL,
+    2: IMAGE,
+    3: _BYTES,
+    4: np.dtype("<u8"),
+    5: _BYTES,
+    6: np.dtype("<u8"),
+}
+INT_TYPE, IMAGE_TYPE = 1, 2
+JPG, RAW = 0, 1
+MAX_LABEL = 2**31 - 1
+CHUNK = 1 << 18  # samples checked at a time: the temporaries of a check stay near 20 MB
+
+REMEDY = "write it again with `fastpsl beton write`"
+_OVERWRITTEN = "put the old file back, or start anew; write new data under another name and rename it"
+
+
+def row_dtype(type_ids: Sequence[int]) -> np.dtype:
+    """The table row of one sample whose fields have these types; they are named f0, f1, ..."""
+    return np.dtype([(f"f{i}", ROW_OF_TYPE[type_id]) for i, type_id in enumerate(type_ids)], align=True)
+
+
+def chunks(num: int) -> Iterator[slice]:
+    return (slice(start, min(start + CHUNK, num)) for start in range(0, num, CHUNK))
+
+
+class Shard:
+    """One beton file, opened and checked; `Beton` is the interface."""
+
+    def __init__(self, path: Path, num_classes: int | None = None):
+        self.path = path
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ValueError(
+                f"{path}: cannot be opened ({error.strerror}); give a beton, or {REMEDY}"
+            ) from None
+        try:
+            self._open_tables()
+            self._check_tables(num_classes)
+            self._opened_crc = self._tables_crc()
+        except OSError as error:
+            self.close()
+            raise ValueError(
+                f"{path}: cannot be read ({error.strerror}); give a beton file or a glob of them"
+            ) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for name in ("_table", "_allocations", "_sizes"):  # the maps keep descriptors of their own
+            self.__dict__.pop(name, None)
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
+
+    def _refuse(self, what: str, remedy: str = REMEDY) -> ValueError:
+        return ValueError(f"{self.path}: {what}; {remedy}")
+
+    def _open_tables(self) -> None:
+        status = os.fstat(self.fd)
+        self.file_size, self._time_ns = status.st_size, status.st_mtime_ns
+        head = os.pread(self.fd, HEADER.itemsize, 0)
+        if not head:
+            raise self._refuse("is empty")
+        if len(head) < HEADER.itemsize:
+            raise self._refuse(f"is no beton ({len(head)} bytes, shorter than a header)")
+        header = np.frombuffer(head, HEADER)[0]
+        if header["version"] != VERSION or not 1 <= header["num_fields"] <= 256:
+            raise self._refuse("is no beton of FFCV's format 2, as its first bytes show")
+        self.num_samples, self.page_size = int(header["num_samples"]), int(header["page_size"])
+        num_fields, alloc = int(header["num_fields"]), int(header["alloc_table_ptr"])
+
+        raw = os.pread(self.fd, num_fields * FIELD.itemsize, HEADER.itemsize)
+        if len(raw) < num_fields * FIELD.itemsize:
+            raise self._refuse("is truncated within its field descriptors")
+        type_ids = [int(type_id) for type_id in np.frombuffer(raw, FIELD)["type_id"]]
+        for type_id in type_ids:
+            if type_id not in ROW_OF_TYPE:
+                raise self._refuse(f"has a field of type {type_id}, known are FFCV's own 0 to 6")
+        if IMAGE_TYPE not in type_ids or INT_TYPE not in type_ids:
+            raise self._refuse("lacks an RGBImageField or an IntField")
+        self._image, self._label = f"f{type_ids.index(IMAGE_TYPE)}", f"f{type_ids.index(INT_TYPE)}"
+
+        row = row_dtype(type_ids)
+        if self.num_samples == 0:
+            raise self._refuse("holds no samples")
+        if alloc == 0:
+            raise self._refuse("was never finished (its writer was stopped)")
+        # Counts are compared with the file's size before anything of their size is touched.
+        self.table_start = HEADER.itemsize + num_fields * FIELD.itemsize
+        self.table_end, self.alloc = self.table_start + self.num_samples * row.itemsize, alloc
+        num_allocations, rest = divmod(self.file_size - alloc, ALLOCATION.itemsize)
+        if self.table_end > alloc or num_allocations < self.num_samples or rest:
+            raise self._refuse(
+                f"is truncated or damaged ({self.file_size:,} bytes do not hold the tables of {self.num_samples:,} samples)"
+            )
+        with open(self.fd, "rb", closefd=False) as file:
+            self._table = np.memmap(file, row, "r", self.table_start, (self.num_samples,))
+            self._allocations = np.memmap(file, ALLOCATION, "r", alloc, (num_allocations,))
+        self._sizes = self._joined_sizes()
+
+    def _joined_sizes(self) -> np.ndarray | None:
+        """Sizes by sample (uint32); None when the allocation table is in sample order and serves as it is."""
+        pointers, allocated = self._table[self._image]["data_ptr"], self._allocations["ptr"]
+        if len(allocated) == self.num_samples and all(
+            np.array_equal(pointers[part], allocated[part]) for part in chunks(self.num_samples)
+        ):
+            return None
+        order = np.argsort(allocated, kind="stable")
+        ordered = np.asarray(allocated[order])
+        sizes = np.empty(self.num_samples, np.uint32)
+        for part in chunks(self.num_samples):
+            wanted = np.asarray(pointers[part])
+            at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+            lost = np.flatnonzero(ordered[at] != wanted)
+            if len(lost):
+                raise self._refuse(f"sample {part.start + lost[0]} has no entry in the allocation table")
+            found = self._allocations["size"][order[at]]
+            if found.max() > 0xFFFFFFFF:
+                raise self._refuse(f"sample {part.start + int(found.argmax())} is larger than a page can be")
+            sizes[part] = found
+        return sizes
+
+    def sizes(self, index: "slice | np.ndarray") -> np.ndarray:
+        """Bytes of samples, uint32 or uint64."""
+        return np.asarray((self._allocations["size"] if self._sizes is None else self._sizes)[index])
+
+    def table(self, index: "slice | np.ndarray") -> tuple[np.ndarray, np.ndarray]:
+        """The table's image parts (IMAGE) and labels (int64) of samples."""
+        rows = self._table[index]
+        return rows[self._image], rows[self._label]
+
+    def row_bytes(self, index: int) -> bytes:
+        """A sample's row of the table as it is on disk."""
+        return bytes(self._table[index : index + 1].tobytes())
+
+    def check_unchanged(self) -> None:
+        """ValueError where the file has been written to since it was opened. One that was put in its place by renaming
+        is not noticed, and does no harm: this one stays open."""
+        status = os.fstat(self.fd)
+        if status.st_size < self.file_size:  # the mapped tables would be a SIGBUS
+            raise self._refuse("was truncated while it was in use")
+        if status.st_mtime_ns != self._time_ns:
+            # `touch` and mended times change nothing; other samples have other tables, or other checksums.
+            if status.st_size != self.file_size or self._tables_crc() != self._opened_crc:
+                raise self._refuse("was overwritten while it was in use", _OVERWRITTEN)
+            self._time_ns = status.st_mtime_ns
+
+    def _tables_crc(self) -> int:
+        """CRC-32 of both tables and of what stands before the second: the samples' checksums, where there are such."""
+        start = max(self.alloc - 4 * (self.num_samples + 2), self.table_end)
+        crc = zlib.crc32(os.pread(self.fd, self.alloc - start, start))
+        for part in chunks(self.num_samples):
+            crc = zlib.crc32(self._allocations[part].tobytes(), zlib.crc32(self._table[part].tobytes(), crc))
+        return crc
+
+    def check_rows(self, images: np.ndarray, sizes: np.ndarray, labels: np.ndarray) -> None:
+        """ValueError for rows of the table beyond what was found in it on opening: the file is being overwritten."""
+        heights, widths = images["height"], images["width"]
+        is_known = (
+            (heights >= self.min_height) & (heights <= self.max_height)
+            & (widths >= self.min_width) & (widths <= self.max_width)
+            & (sizes <= self.max_bytes) & (labels >= -1) & (labels <= self.max_label)
+        )  # fmt: skip
+        if not is_known.all():
+            raise self._refuse("was overwritten while it was in use", _OVERWRITTEN)
+
+    def _check_tables(self, num_classes: int | None) -> None:
+        self.min_height, self.min_width, self.max_height, self.max_width = 65536, 65536, 0, 0
+        self.max_bytes, self.max_label, self.num_raw = 0, -1, 0
+        for part in chunks(self.num_samples):
+            images, labels = self.table(part)
+            pointers, sizes = images["data_ptr"].astype(np.uint64), self.sizes(part).astype(np.uint64)
+            heights, widths, modes = images["height"], images["width"], images["mode"]
+            room = np.uint64(self.alloc)
+            self._refuse_where(part, (heights == 0) | (widths == 0), "has a side of 0 px")
+            self._refuse_where(part, modes > RAW, "has an unknown image mode (known: 0 jpg, 1 raw)")
+            self._refuse_where(
+                part,
+                # in this order nothing overflows
+                (pointers < self.table_end)
+                | (pointers > room)
+                | (sizes > room)
+                | (sizes == 0)
+                | (pointers + sizes > room),
+                "lies outside of the file's data",
+            )
+            pixels = heights.astype(np.uint64) * widths
+            self._refuse_where(
+                part,
+                (modes == RAW) & (sizes != 3 * pixels),
+                "is raw, and its length is not height * width * 3",
+            )
+            self._refuse_where(
+                part, (modes == JPG) & (pixels > MAX_PIXELS), f"is a JPEG of more than {MAX_PIXELS:,} pixels"
+            )
+            self._refuse_where(part, labels < -1, "has a label below -1")
+            allowed = MAX_LABEL if num_classes is None else num_classes - 1
+            named = (
+                "a label beyond int32"
+                if num_classes is None
+                else f"a label above {allowed}, the last of its class names"
+            )
+            self._refuse_where(part, labels > allowed, f"has {named}")
+            self.min_height, self.max_height = (
+                min(self.min_height, int(heights.min())),
+                max(self.max_height, int(heights.max())),
+            )
+            self.min_width, self.max_width = (
+                min(self.min_width, int(widths.min())),
+                max(self.max_width, int(widths.max())),
+            )
+            self.max_bytes = max(self.max_bytes, int(sizes.max()))
+            self.num_raw += int((modes == RAW).sum())
+            self.max_label = max(self.max_label, int(labels.max()))
+
+    def _refuse_where(self, part: slice, bad: np.ndarray, what: str) -> None:
+        if bad.any():
+            first, others = part.start + int(bad.argmax()), int(bad.sum()) - 1
+            raise self._refuse(f"sample {first} {what}" + (f" (and {others:,} more)" if others else ""))

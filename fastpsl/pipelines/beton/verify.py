@@ -1,0 +1,278 @@
+"""What is in a beton, and whether all of it is sound: `fastpsl beton info` and `fastpsl beton verify`."""
+
+import glob
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastpsl.pipelines.beton.checksums import has_checksums, is_as_written, read_checksums
+from fastpsl.pipelines.beton.encode import clean_decode
+from fastpsl.pipelines.beton.file import MIN_PAGE_BYTES, is_locked
+from fastpsl.pipelines.beton.reader import Beton, Rows, shard_paths
+from fastpsl.pipelines.beton.shard import JPG, chunks
+from fastpsl.pipelines.beton.shard_set import Written, how_written, missing_shards, set_faults
+from fastpsl.pipelines.beton.sidecar import Sidecar, read_sidecar
+from fastpsl.pipelines.decoders.libffcv import HEADER_GOOD, HEADER_REASONS, jpeg_header
+from fastpsl.pipelines.doing import doing
+from fastpsl.pipelines.loader.workers import map_in_order
+
+_BLOCK_BYTES = 1 << 22
+_BARS = 30  # classes drawn one by one
+
+
+def betons_to_verify(names: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The files that `names` (files and globs) name, and what is wrong with them as data sets, a line each:
+    shards that were interrupted, that are missing, of different runs, or there twice. Each glob is one data set;
+    files that are named one by one are taken together by their sources. ValueError where nothing is there."""
+    paths, faults, singles = list[Path](), list[str](), dict[object, list[Written]]()
+    for name in names:
+        interrupted = _interrupted(name)
+        faults += interrupted
+        is_glob = glob.has_magic(name) and not os.path.lexists(name)
+        if interrupted and not (glob.glob(name) if is_glob else os.path.lexists(name)):
+            continue
+        found = shard_paths(name)
+        paths += found
+        told = [written for path in found if (written := _written(path))]
+        if is_glob:
+            faults += set_faults(told) + missing_shards(told)
+        for written in told if not is_glob else ():
+            singles.setdefault(written.source, []).append(written)
+    for told in singles.values():
+        if len(told) > 1:
+            faults += set_faults(told) + missing_shards(told)
+    return list(dict.fromkeys(paths)), faults
+
+
+def _written(path: Path) -> Written | None:
+    try:
+        sidecar = read_sidecar(path)
+    except ValueError:
+        return None  # `verify` tells why
+    return how_written(path, sidecar.written, sidecar.class_names) if sidecar else None
+
+
+def _interrupted(name: str) -> list[str]:
+    """The betons of a name or glob that are there under their partial names only."""
+    folder, base = os.path.split(name)
+    faults = []
+    for partial in sorted(glob.glob(os.path.join(folder, f".{base}.partial"))):
+        path = Path(partial).with_name(Path(partial).name[1 : -len(".partial")])
+        if not path.exists():
+            why = (
+                "is being written"
+                if is_locked(Path(partial))
+                else "its writing was interrupted; write it again"
+            )
+            faults.append(f"{path}: is only there as {os.path.basename(partial)}, {why}")
+    return faults
+
+
+def verify(
+    path: Path, num_workers: int | None = None, on_progress: Callable[[int, int], None] | None = None
+) -> Iterator[str]:
+    """All that is wrong with one beton, a line each, with path and sample: header, tables, bounds, pages,
+    checksums (its own and its JSON's, where there are such: `unchecked`), and that each sample decodes without a
+    libjpeg warning. Nothing for a sound one."""
+    try:
+        beton = Beton(path)
+    except ValueError as error:
+        yield str(error)
+        return
+    with beton:
+        sidecar = read_sidecar(path)
+        yield from _pages(beton)
+        sources: Iterator[str] = iter(())
+        try:
+            if sidecar:
+                deque(sidecar.source_paths(), 0)
+                sources = sidecar.source_paths()
+        except ValueError as error:
+            yield str(error)
+        num_bad = 0
+        num_workers = num_workers or len(os.sched_getaffinity(0))
+        checksums = None
+        try:
+            checksums = read_checksums(beton.shards[0]) if has_checksums(beton.shards[0]) else None
+        except ValueError as error:
+            yield str(error)
+
+        def check(sample: tuple[int, Rows, int]) -> str:
+            data, reason = _decoded(sample)
+            if reason or checksums is None:
+                return reason
+            index = sample[0]
+            is_sound = is_as_written(beton.shards[0], index, data, int(checksums[index]))
+            return "" if is_sound else "its bytes, size or label are not those that were written"
+
+        for (index, _, _), reason in map_in_order(check, _samples(beton), num_workers, "beton-verify"):
+            source = next(sources, "")
+            if reason:
+                num_bad += 1
+                yield f"{path} sample {index}{f' ({source})' if source else ''}: {reason}"
+            if on_progress:
+                on_progress(index + 1, num_bad)
+        if sidecar and _checksum(path, sidecar) != sidecar.sha256:
+            yield f"{path}: its bytes do not have the checksum in {path.name}.json; copy it again, or write it again"
+
+
+def _pages(beton: Beton) -> Iterator[str]:
+    """Samples across pages, samples that overlap; 24 bytes a sample for the moment."""
+    shard = beton.shards[0]
+    page = shard.page_size
+    if page < MIN_PAGE_BYTES or page & (page - 1):
+        yield f"{shard.path}: a page of {page:,} bytes; a power of two from 2 MiB is needed, write it again"
+        return
+    whole = slice(0, shard.num_samples)
+    first = shard.table(whole)[0]["data_ptr"].astype(np.int64)
+    last = first + shard.sizes(whole).astype(np.int64) - 1
+    across = np.flatnonzero(first // page != last // page)
+    if len(across):
+        yield f"{shard.path} sample {across[0]}: lies across two pages, ffcv cannot read it; write it again"
+    order = np.argsort(first)
+    shared = np.flatnonzero(last[order[:-1]] >= first[order[1:]])
+    if len(shared):
+        one, other = order[shared[0]], order[shared[0] + 1]
+        yield f"{shard.path} sample {one}: its bytes run into those of sample {other}; write it again"
+
+
+def _checksum(path: Path, sidecar: Sidecar) -> str:
+    """SHA-256 of the bytes from data_start on, then of those before it: the order of writing."""
+    digest, start = hashlib.sha256(), sidecar.data_start
+    num_mb = path.stat().st_size // 1_000_000
+    with open(path, "rb") as file, doing(f"{path}: reading it for its checksum", "MB", num_mb) as told:
+        file.seek(start)
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+            told.update((file.tell() - sidecar.data_start) // 1_000_000)
+        file.seek(0)
+        while start > 0 and (block := file.read(min(_BLOCK_BYTES, start))):
+            digest.update(block)
+            start -= len(block)
+    return digest.hexdigest()
+
+
+def _samples(beton: Beton) -> Iterator[tuple[int, Rows, int]]:
+    """(index, rows, i): each sample is row i of some rows."""
+    for part in chunks(beton.num_samples):
+        rows = beton.rows(np.arange(part.start, part.stop))
+        for i in range(part.stop - part.start):
+            yield part.start + i, rows, i
+
+
+def _decoded(sample: tuple[int, Rows, int]) -> tuple[bytes, str]:
+    """A sample's bytes, and what is wrong with them by themselves; "" = nothing."""
+    _, rows, i = sample
+    wanted = int(rows.num_bytes[i])
+    try:
+        data = os.pread(int(rows.fd[i]), wanted, int(rows.offset[i]))
+    except OSError as error:
+        return b"", f"cannot be read ({error.strerror})"
+    if len(data) != wanted:
+        return data, f"{len(data)} of {wanted} bytes are there"
+    if rows.mode[i] != JPG:
+        return data, ""  # a raw image's length was checked with the table
+    return data, _why_no_jpeg(data, int(rows.height[i]), int(rows.width[i]))
+
+
+def _why_no_jpeg(data: bytes, height: int, width: int) -> str:
+    status, found_height, found_width, components, _, precision = jpeg_header(
+        np.frombuffer(data, np.uint8), len(data)
+    )
+    if status != HEADER_GOOD:
+        return HEADER_REASONS[status]
+    if (found_height, found_width) != (height, width):
+        return f"a JPEG of {found_width} x {found_height} px, {width} x {height} by the table"
+    if components not in (1, 3) or precision != 8:
+        return f"a JPEG of {components} components and {precision} bits; readers take 1 or 3, and 8 bits"
+    return "" if clean_decode(data, height, width) else "does not decode without a libjpeg error or warning"
+
+
+def unchecked(beton: Beton) -> str:
+    """What `verify` could not see in this one beton, in words; "" where checksums tell of every change."""
+    if has_checksums(beton.shards[0]) or read_sidecar(beton.paths[0]):
+        return ""
+    return "no checksums in it and no JSON beside it, so pixels and labels that changed and can still be read were not noticed"
+
+
+@dataclass
+class _Spread:
+    """Minimum, median and maximum of values below 65536, from counts: nothing per sample is held."""
+
+    counts: np.ndarray
+
+    def __str__(self) -> str:
+        there, total = np.flatnonzero(self.counts), self.counts.sum()
+        median = int(np.searchsorted(np.cumsum(self.counts), (total + 1) // 2))
+        return f"{there[0]} / {median} / {there[-1]}"
+
+
+def info(beton: Beton) -> str:
+    """Counts, sizes, classes and origin of a beton (or shards), as text for people."""
+    heights, widths = np.zeros(65536, np.int64), np.zeros(65536, np.int64)
+    kilobytes, modes = np.zeros(65536, np.int64), np.zeros(2, np.int64)
+    num_bytes = 0
+    for shard in beton.shards:
+        for part in chunks(shard.num_samples):
+            images, sizes = shard.table(part)[0], shard.sizes(part)
+            heights += np.bincount(images["height"], minlength=65536)
+            widths += np.bincount(images["width"], minlength=65536)
+            kilobytes += np.bincount(np.minimum(sizes // 1000, 65535).astype(np.int64), minlength=65536)
+            modes += np.bincount(images["mode"], minlength=2)
+            num_bytes += int(sizes.sum())
+    file_bytes = sum(shard.file_size for shard in beton.shards)
+    lines = [
+        f"{_names(beton.paths)}: {beton.num_samples:,} samples, {file_bytes / 1e6:,.1f} MB",
+        f"  height min / median / max  {_Spread(heights)} px",
+        f"  width  min / median / max  {_Spread(widths)} px",
+        f"  bytes  min / median / max  {_Spread(kilobytes)} kB, mean {num_bytes / beton.num_samples / 1e3:.1f} kB",
+        f"  stored as                  {modes[0]:,} JPEG, {modes[1]:,} raw",
+        f"  page                       {beton.shards[0].page_size / 2**20:g} MiB",
+        f"  checksum of each sample    {'CRC-32' if all(map(has_checksums, beton.shards)) else 'none'}",
+    ]
+    return "\n".join(lines + _classes(beton) + _origin(beton))
+
+
+def _names(paths: list[Path]) -> str:
+    return str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+
+
+def _classes(beton: Beton) -> list[str]:
+    counts, num_unlabelled = np.zeros(0, np.int64), 0
+    for shard in beton.shards:
+        for part in chunks(shard.num_samples):
+            labels = shard.table(part)[1]
+            num_unlabelled += int((labels < 0).sum())
+            if shard.max_label > 10_000_000:
+                return [f"  labels up to               {shard.max_label:,}"]
+            some = np.bincount(labels[labels >= 0], minlength=max(beton.num_classes, len(counts)))
+            counts = some + np.pad(counts, (0, len(some) - len(counts)))
+    lines = [f"  classes                    {beton.num_classes}"] if len(counts) else []
+    if num_unlabelled:
+        lines.append(f"  without a label            {num_unlabelled:,}")
+    shown = np.argsort(-counts, kind="stable")[:_BARS] if len(counts) > _BARS else np.arange(len(counts))
+    if len(shown):
+        names = [beton.class_names[i] if beton.class_names else str(i) for i in shown]
+        room, most = min(40, max(len(name) for name in names)), max(1, counts.max())
+        lines += [
+            f"    {name:{room}.{room}}  {counts[i]:>9,}  {'#' * round(40 * counts[i] / most)}"
+            for name, i in zip(names, shown, strict=True)
+        ]
+    if len(shown) < len(counts):
+        lines.append(
+            f"    and {len(counts) - len(shown):,} classes with {counts.min():,} to {counts[shown[-1]]:,} samples each"
+        )
+    return lines
+
+
+def _origin(beton: Beton) -> list[str]:
+    sidecar = read_sidecar(beton.paths[0])
+    if sidecar is None:
+        return ["  how it was written         not known (no JSON beside it)"]
+    told = ", ".join(f"{name} {value}" for name, value in sidecar.written.items() if value is not None)
+    return [f"  how it was written         {told}", f"  checksum (sha256)          {sidecar.sha256}"]

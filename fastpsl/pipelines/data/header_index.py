@@ -1,0 +1,262 @@
+"""What a folder's or a list's image files are, kept in the cache: every header is read once, for as long as they stay as they are.
+
+An index is a folder of three files in the cache, memory-mapped when used: records, names, and what holds for all. It is made
+beside and renamed, by one process at a time.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol, final
+
+import numpy as np
+
+from fastpsl.pipelines.data.dataset import MAX_PIXELS, MODE_FILE, MODE_JPEG, UPRIGHT
+from fastpsl.pipelines.data.image_file import (
+    TURNED,
+    BrokenImage,
+    check_bytes,
+    jpeg_orientation,
+    upright_size,
+)
+from fastpsl.pipelines.decoders.libffcv import HEADER_GOOD, jpeg_header
+from fastpsl.pipelines.doing import doing
+from fastpsl.pipelines.files.cache_folder import cache_folder
+from fastpsl.pipelines.loader.workers import map_in_order
+from fastpsl.pipelines.sources.source import Sample
+
+_VERSION = "folder-v1"  # a new name whenever what is kept changes
+_THREADS = 16  # storage far away answers slowly, and to many at once
+_HEAD_BYTES, _LONG_HEAD_BYTES = (
+    1 << 16,
+    1 << 24,
+)  # of a JPEG whose frame header stands further back Pillow reads the size
+
+RECORD = np.dtype(
+    [
+        ("name_start", "<i8"),  # in the names
+        ("name_bytes", "<i4"),
+        ("label", "<i4"),  # -1 = none
+        ("num_bytes", "<i8"),
+        ("height", "<i4"),  # px, upright
+        ("width", "<i4"),
+        ("mode", "u1"),  # MODE_JPEG or MODE_FILE
+        ("orientation", "u1"),  # EXIF's, of JPEGs
+    ]
+)
+
+
+class Files(Protocol):
+    """Sources whose samples are files: folders and lists of images."""
+
+    @property
+    def class_names(self) -> list[str] | None: ...
+    @property
+    def num_total(self) -> int: ...
+
+    def samples(self) -> Iterator[Sample]: ...
+
+
+@dataclass
+class Summary:
+    """What holds for all files."""
+
+    num_samples: int
+    sizes: tuple[
+        int, int, int, int
+    ]  # min height, min width, max height, max width, px, of those that can be read
+    num_broken: int
+    first_broken: str  # name and reason
+    num_name_bytes: int
+
+
+@final
+@dataclass
+class FolderIndex:
+    summary: Summary
+    records: np.ndarray  # RECORD [num_samples], memory-mapped
+    names: np.ndarray  # uint8, memory-mapped: the paths as the source has them, one after another
+    digest: str  # of names and sizes in bytes
+
+
+@dataclass(frozen=True)
+class _File:
+    num_bytes: int
+    time_ns: int
+    reason: str = ""  # why it cannot be read
+
+
+def folder_index(files: Files, origin: Path) -> FolderIndex:
+    """The index of all samples of `files`, which have been counted. Reads the headers where a file has changed since the last time.
+
+    origin: the folder, or the list, whose index it is: another index of the same origin takes its place. ValueError when a file changes
+    meanwhile, or the cache cannot be written.
+    """
+    root = os.path.realpath(origin)
+    place = cache_folder() / "folders"
+    prefix = hashlib.blake2b(os.fsencode(root), digest_size=8).hexdigest()
+    key, digest = _listing_digests(files, origin)
+    path = place / f"{prefix}-{key}"
+    try:
+        found = _load(path, digest)
+        if found is None:
+            place.mkdir(parents=True, exist_ok=True)
+            with open(place / f"{prefix}.lock", "w") as lock:
+                _wait_for(lock.fileno(), root)
+                found = _load(path, digest)
+                if found is None:  # no other process has made it meanwhile
+                    _make(files, origin, path, key)
+                    found = _load(path, digest)
+    except OSError as error:
+        raise ValueError(
+            f"{place}: the index of {root} cannot be kept there ({error.strerror}); set XDG_CACHE_HOME to a folder that can be written"
+        ) from None
+    assert found is not None
+    return found
+
+
+def _wait_for(lock: int, root: str) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        waiting = f"{root}: another process reads the headers, waiting for it"
+        print(waiting, file=sys.stderr, flush=True)
+        with doing(waiting):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+class _Digests:
+    """Of a listing as it is, times and all, and of what it says of the pictures."""
+
+    def __init__(self) -> None:
+        self._key, self._contents = (hashlib.blake2b(_VERSION.encode(), digest_size=16) for _ in range(2))
+
+    def add(self, name: str, label: int, file: _File) -> None:
+        line = b"%s\0%d\0%d\0" % (os.fsencode(name), label, file.num_bytes)
+        self._contents.update(line)
+        self._key.update(line + b"%d\0" % file.time_ns)
+
+    def hex(self) -> tuple[str, str]:
+        return self._key.hexdigest(), self._contents.hexdigest()
+
+
+def _listing_digests(files: Files, origin: Path) -> tuple[str, str]:
+    digests = _Digests()
+    listed = map_in_order(lambda sample: _stat(sample.image), files.samples(), _THREADS, "list")
+    with doing(f"{origin}: looking at sizes and times", "files", files.num_total) as told:
+        for num, (sample, file) in enumerate(listed, start=1):
+            digests.add(sample.name, sample.label, file)
+            told.update(num)
+    return digests.hex()
+
+
+def _stat(path: object) -> _File:
+    try:
+        status = os.stat(path)  # type: ignore[arg-type]
+    except OSError as error:  # a link to nowhere
+        return _File(0, 0, str(error.strerror))
+    return _File(status.st_size, status.st_mtime_ns)
+
+
+def _scan(path: object) -> tuple[_File, int, int, int, int]:
+    """A file, and of its picture height, width, mode and orientation. What cannot be read counts as 1 x 1 px."""
+    file = _stat(path)
+    try:
+        check_bytes(file.num_bytes)
+        jpeg = _jpeg(str(path), file.num_bytes)
+        if jpeg:
+            return file, *jpeg
+        height, width = upright_size(str(path))
+        return file, height, width, MODE_FILE, UPRIGHT
+    except OSError as error:
+        reason = str(error.strerror)
+    except BrokenImage as error:
+        reason = str(error)
+    return _File(file.num_bytes, file.time_ns, file.reason or reason), 1, 1, MODE_FILE, UPRIGHT
+
+
+def _jpeg(path: str, num_bytes: int) -> tuple[int, int, int, int] | None:
+    """Height, width, mode and orientation of a JPEG that every decoder takes; None for anything else."""
+    with open(path, "rb") as file:
+        data = file.read(_HEAD_BYTES)
+        header = jpeg_header(np.frombuffer(data, np.uint8), len(data))
+        if data[:2] == b"\xff\xd8" and header[0] != HEADER_GOOD and num_bytes > len(data):
+            data += file.read(_LONG_HEAD_BYTES)
+            header = jpeg_header(np.frombuffer(data, np.uint8), len(data))
+    status, height, width, components, _, precision = header
+    if status != HEADER_GOOD or components not in (1, 3) or precision != 8 or height * width > MAX_PIXELS:
+        return None
+    orientation = jpeg_orientation(data)
+    size = (width, height) if orientation >= TURNED else (height, width)
+    return (*size, MODE_JPEG, orientation)
+
+
+def _make(files: Files, origin: Path, path: Path, key: str) -> None:
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    try:
+        summary, new_key = _write(files, origin, beside)
+        if new_key != key:
+            raise ValueError(f"{origin}: has changed while its headers were read; start again")
+        (beside / "summary.json").write_text(json.dumps(asdict(summary)))
+        shutil.rmtree(path, ignore_errors=True)  # what is not whole
+        os.rename(beside, path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    for other in path.parent.glob(f"{path.name.split('-')[0]}-*"):  # as it was before
+        if other != path:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _write(files: Files, origin: Path, path: Path) -> tuple[Summary, str]:
+    """Records and names of all files; their summary, and the key of the listing that was met."""
+    num = files.num_total
+    records = np.lib.format.open_memmap(path / "records.npy", mode="w+", dtype=RECORD, shape=(num,))
+    digests = _Digests()
+    summary = Summary(num, (1 << 30, 1 << 30, 0, 0), 0, "", 0)
+    scanned = map_in_order(lambda sample: _scan(sample.image), files.samples(), _THREADS, "headers")
+    with (
+        open(path / "names", "wb") as names,
+        doing(f"{origin}: reading headers", "files", num) as told,
+    ):
+        for i, (sample, (file, height, width, mode, orientation)) in enumerate(scanned):
+            digests.add(sample.name, sample.label, file)
+            name = os.fsencode(sample.name)
+            records[i] = (
+                summary.num_name_bytes, len(name), sample.label, file.num_bytes, height, width, mode, orientation,
+            )  # fmt: skip
+            summary.num_name_bytes += names.write(name)
+            if file.reason:
+                summary.num_broken += 1
+                summary.first_broken = summary.first_broken or f"{sample.name}: {file.reason}"
+            else:
+                low_height, low_width, most_height, most_width = summary.sizes
+                summary.sizes = (
+                    min(low_height, height), min(low_width, width), max(most_height, height), max(most_width, width),
+                )  # fmt: skip
+            told.update(i + 1, summary.num_broken)
+    records.flush()
+    return summary, digests.hex()[0]
+
+
+def _load(path: Path, digest: str) -> FolderIndex | None:
+    """None where there is no such index, or not the whole of it."""
+    try:
+        found = json.loads((path / "summary.json").read_text())
+        summary = Summary(**{**found, "sizes": tuple(found["sizes"])})
+        records = np.load(path / "records.npy", mmap_mode="r")
+        names = np.memmap(path / "names", np.uint8, "r", shape=(summary.num_name_bytes,))
+        if len(records) != summary.num_samples:
+            return None
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, EOFError):  # a machine that went down while it was written
+        return None
+    return FolderIndex(summary, records, names, digest)

@@ -1,0 +1,177 @@
+"""Image files of any kind to upright RGB, by Pillow; and which way up a JPEG is.
+
+- Alpha, also of palettes: over white; 16-bit: scaled by 255/65535 (of three channels: the high byte); palette, grey, CMYK:
+  Pillow's conversion;
+- colour profiles are not applied; of animations and multi-page files the first frame is taken.
+"""
+
+import io
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MAX_PIXELS, UPRIGHT
+
+# What Pillow may try: no format that starts another program (EPS) or that is no photo.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
+Image.init()  # all plugins now: Image.open(formats=...) knows only those that are loaded
+TURNED = 5  # EXIF orientations from here on swap height and width
+_ORIENTATION_TAG = 0x0112
+_START_OF_SCAN, _APP1 = 0xDA, 0xE1  # JPEG markers
+_WIDTH_TAG, _HEIGHT_TAG = 0x0100, 0x0101  # of TIFF
+_BLOCK_BYTES = 1 << 20
+_BAND_PIXELS = (
+    1 << 20
+)  # a picture is made RGB so much at a time: beside it and the result, nothing of its size is held
+
+
+class BrokenImage(Exception):
+    """The image cannot be used; the message is the reason, for the quarantine list."""
+
+
+def check_bytes(num_bytes: int) -> None:
+    """Raises BrokenImage for a file of so many bytes that it is not read."""
+    if num_bytes > MAX_FILE_BYTES:
+        raise BrokenImage(f"{num_bytes:,} bytes; at most {MAX_FILE_BYTES:,} are taken")
+
+
+def read_image_file(path: str | Path) -> bytes:
+    """A file's bytes. Raises BrokenImage for one that is too large, before it is read, and OSError."""
+    with open(path, "rb") as file:
+        num_bytes = os.fstat(file.fileno()).st_size
+        check_bytes(num_bytes)
+        return file.read(num_bytes)
+
+
+def jpeg_orientation(data: bytes) -> int:
+    """EXIF orientation of a JPEG, or of its beginning up to the frame header; 1 (upright) where there is none or it is nonsense.
+
+    As DALI reads it: the tag in the first directory, as a SHORT whatever type it says; XMP does not count.
+    """
+    at = 2
+    while data[at : at + 1] == b"\xff" and at + 4 <= len(data) and data[at + 1] != _START_OF_SCAN:
+        if data[at + 1] == 0xFF:  # fill byte
+            at += 1
+            continue
+        stop = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at + 1] == _APP1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            return _tiff_orientation(data[at + 10 : stop])
+        at = stop
+    return UPRIGHT
+
+
+def _tiff_orientation(tiff: bytes) -> int:
+    """Source: TIFF 6.0, section 2."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:
+        return UPRIGHT
+    try:
+        (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (num,) = struct.unpack_from(f"{order}H", tiff, directory)
+        for i in range(num):
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, directory + 2 + 12 * i)
+            if tag == _ORIENTATION_TAG:
+                return value if value in range(1, 9) else UPRIGHT
+    except struct.error:  # cut short
+        pass
+    return UPRIGHT
+
+
+def upright_size(path: str) -> tuple[int, int]:
+    """(height, width) of what `decode_any` makes of a file, from its header alone. Raises BrokenImage with the reason."""
+    with _reasons(), Image.open(path, formats=FORMATS) as image:
+        width, height = image.size
+        if image.format == "TIFF":  # some versions of Pillow give the upright size at once
+            width, height = int(image.tag_v2[_WIDTH_TAG]), int(image.tag_v2[_HEIGHT_TAG])  # type: ignore[attr-defined]
+        check_pixels(height, width)
+        # A PNG's orientation may stand behind its pixels, and Pillow would decode them to get there.
+        is_silent = image.format == "PNG" and not _mentions_orientation(path)
+        is_turned = not is_silent and image.getexif().get(_ORIENTATION_TAG) in range(TURNED, 9)
+    return (width, height) if is_turned else (height, width)
+
+
+def _mentions_orientation(path: str) -> bool:
+    end = b""
+    with open(path, "rb") as file:
+        while block := end + file.read(_BLOCK_BYTES):
+            if any(word in block for word in (b"eXIf", b"type exif", b"adobe.xmp")):
+                return True
+            if len(block) <= len(end):
+                break
+            end = block[-len(b"type exif") :]
+    return False
+
+
+def check_pixels(height: int, width: int) -> None:
+    """Raises BrokenImage for more pixels than are taken."""
+    if width * height > MAX_PIXELS:
+        raise BrokenImage(f"{width} x {height} px are more than {MAX_PIXELS:,} pixels")
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """What Pillow raises, as BrokenImage with the reason in one line."""
+    try:
+        yield
+    except BrokenImage:
+        raise
+    except Image.UnidentifiedImageError:
+        raise BrokenImage(f"no image of a known format ({', '.join(FORMATS)})") from None
+    except Exception as error:  # noqa: BLE001  Pillow's parsers raise nearly anything on nonsense
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BrokenImage(f"{type(error).__name__}: {' '.join(text.split())}") from None
+
+
+def num_pixels(data: bytes) -> int:
+    """Of an image in any known format, by its header. Raises BrokenImage with the reason, also where they are too many."""
+    with _reasons(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        check_pixels(image.height, image.width)
+        return image.height * image.width
+
+
+def decode_any(data: bytes) -> np.ndarray:
+    """Decode any known format by Pillow to upright RGB, uint8 [H, W, 3]."""
+    with _reasons(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        check_pixels(image.height, image.width)
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        rgb = np.empty((image.height, image.width, 3), np.uint8)
+        num_rows = max(1, _BAND_PIXELS // max(1, image.width))
+        for top in range(0, image.height, num_rows):
+            bottom = min(top + num_rows, image.height)
+            rgb[top:bottom] = np.asarray(_rgb(image.crop((0, top, image.width, bottom))))
+        return rgb
+
+
+def _rgb(image: Image.Image) -> "Image.Image | np.ndarray":
+    """To 8-bit RGB, or grey [H, W, 1]; see the module's text."""
+    if image.mode == "F":
+        raise BrokenImage("floating-point pixels have no known range")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.size and not (0 <= values.min() and values.max() <= 65535):
+            raise BrokenImage("32-bit integer pixels beyond 16 bits have no known range")
+        return ((values * 255 + 32767) // 65535).astype(np.uint8)[:, :, None]
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert(
+            "RGB"
+        )
+    return image.convert("RGB")
+
+
+def turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo an EXIF orientation: 2 to 8 = mirrored, 180, flipped, transposed, 90 right, transverse, 90
+    left."""
+    if orientation >= TURNED:
+        image = image.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return image

@@ -1,0 +1,94 @@
+"""Image files as a data set of their own, from the index of their headers: what folders and lists of images share."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from fastpsl.pipelines.data.dataset import Rows
+from fastpsl.pipelines.data.header_index import RECORD, Files, folder_index
+
+Opened = TypeVar("Opened", bound="ImageFiles")
+
+
+class ImageFiles:
+    """The files of `files`, whose names are below `root`. origin: the folder or the list that was opened, for messages.
+
+    Opening looks at every file, and reads the headers where one has changed since it was opened last (the index is kept in the cache
+    folder). Files that cannot be read are bad samples when their turn comes. ValueError (one line) where none can be read, or the
+    files change meanwhile.
+    """
+
+    kind = "folder"  # of files, each of which a decoder opens by its path
+    split = ""
+
+    def __init__(self, files: Files, origin: Path, root: Path) -> None:
+        self.root = Path(os.path.abspath(root))  # a process may change its folder while it trains
+        self._index = folder_index(files, origin)
+        summary = self._index.summary
+        if summary.num_broken == summary.num_samples:
+            self.close()
+            raise ValueError(
+                f"{origin}: none of {summary.num_samples:,} images can be read ({summary.first_broken})"
+            )
+        if summary.num_broken:
+            warnings.warn(
+                f"{origin}: {summary.num_broken:,} of {summary.num_samples:,} images cannot be read, the first is "
+                f"{summary.first_broken}; each is a bad sample",
+                stacklevel=3,
+            )
+        self.class_names = files.class_names
+        self.num_samples = summary.num_samples
+        self.num_classes = len(files.class_names or ()) or int(self.labels().max()) + 1
+
+    def image_sizes(self) -> tuple[int, int, int, int]:
+        """(min height, min width, max height, max width) over all images that can be read, upright, px."""
+        return self._index.summary.sizes
+
+    def rows(self, indices: np.ndarray) -> Rows:
+        """`indices`: int64 [B] in [0, num_samples)."""
+        rows = Rows.empty(indices)
+        num = len(rows.indices)
+        if num and not (0 <= rows.indices.min() and rows.indices.max() < self.num_samples):
+            raise IndexError(f"sample {rows.indices.min()} .. {rows.indices.max()} of {self.num_samples}")
+        records = self._index.records[rows.indices]
+        rows.fd[:], rows.offset[:] = -1, 0
+        for column in ("num_bytes", "height", "width", "mode", "label", "orientation"):
+            getattr(rows, column)[:] = records[column]
+        for i, record in enumerate(records):
+            rows.path[i] = os.path.join(self.root, self._name(record))
+        return rows
+
+    def _name(self, record: np.ndarray) -> str:
+        start = int(record["name_start"])
+        return os.fsdecode(self._index.names[start : start + int(record["name_bytes"])].tobytes())
+
+    def labels(self) -> np.ndarray:
+        """int32 [num_samples]; -1 = none."""
+        return np.ascontiguousarray(self._index.records["label"])
+
+    def name(self, index: int) -> str:
+        """The file's path."""
+        return os.path.join(self.root, self._name(self._index.records[index]))
+
+    def digest(self) -> str:
+        """Of all names, labels and sizes in bytes: equal for a copy of the files, whatever its place and its dates."""
+        return self._index.digest
+
+    def close(self) -> None:
+        """Gives the index back; rows given out before stay as they are."""
+        self._index.records, self._index.names = np.empty(0, RECORD), np.empty(0, np.uint8)
+
+    def __del__(self) -> None:
+        """Gives the index back where that was left out, and warns of it as Python's own files do."""
+        if "_index" in self.__dict__ and len(self._index.records):
+            warnings.warn(f"unclosed images of {self.root}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+    def __enter__(self: Opened) -> Opened:  # noqa: PYI019  (typing.Self needs Python 3.11)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

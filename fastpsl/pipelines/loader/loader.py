@@ -1,0 +1,224 @@
+"""Samples to batches of views: one decode a sample, uint8 on the device, the same for any number of ranks and threads.
+
+The consumer's own next() keeps a bounded number of batches under way in the loader's threads (by_chunks.py for decoders
+on the CPU, by_batches.py for those that have a device). There is no producer, and what goes wrong is raised in the consumer.
+"""
+
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Generator, Sequence
+from typing import cast, final
+
+import numpy as np
+import torch
+
+from fastpsl.pipelines.batch import Batch, checked_device
+from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.decoders import BatchDecoder, open_decoder
+from fastpsl.pipelines.loader.by_batches import ByBatches
+from fastpsl.pipelines.loader.by_chunks import ByChunks
+from fastpsl.pipelines.loader.order import epoch_order, num_steps, numbered, step_indices
+from fastpsl.pipelines.loader.pending_batch import Job
+from fastpsl.pipelines.loader.quasi_random import QuasiRandom
+from fastpsl.pipelines.loader.workers import default_num_threads
+from fastpsl.pipelines.views import ViewSpec
+
+ORDERS = ("random", "quasi_random")
+
+
+@final
+class Loader:
+    """Batches of views of `data`, in the order of (seed, epoch).
+
+    batch_size is per rank. Training (`train=True`) shuffles and drops the last partial global batch; evaluation goes
+    in dataset order and pads with index -1. `decoder`: see `decoders.open_decoder`. num_threads: by default this
+    process's share of the cores. order: random, or quasi_random over `lanes` (quasi_random.py) for training on betons larger
+    than the page cache. prefetch_batches: how many batches at most are read, decoded or ready, beside the one that the consumer has.
+    timeout_s bounds the wait for one batch. hw_decoder_load: the share of each batch that a GPU's hardware JPEG decoder is given
+    (decoder dali; 0 to 1, by default what measured best).
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        views: Sequence[ViewSpec],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        train: bool = True,
+        order: str = "random",
+        lanes: int = 64,
+        decoder: str = "auto",
+        num_threads: int | None = None,
+        device: str | torch.device = "cpu",
+        prefetch_batches: int = 4,
+        timeout_s: float = 120.0,
+        on_bad_sample: str = "raise",
+        hw_decoder_load: float | None = None,
+    ) -> None:
+        num_threads = default_num_threads() if num_threads is None else num_threads
+        for name, value in (
+            ("batch_size", batch_size),
+            ("world", world),
+            ("num_threads", num_threads),
+            ("prefetch_batches", prefetch_batches),
+        ):
+            if value < 1:
+                raise ValueError(f"Loader: {name} is {value}; it must be 1 or more")
+        if not 0 <= rank < world:
+            raise ValueError(f"Loader: rank is {rank}; it must be 0 to {world - 1} for a world of {world}")
+        if timeout_s <= 0:
+            raise ValueError(f"Loader: timeout_s is {timeout_s}; it must be above 0")
+        if on_bad_sample not in ("raise", "skip"):
+            raise ValueError(f"Loader: on_bad_sample is {on_bad_sample!r}; it must be 'raise' or 'skip'")
+        if order not in ORDERS:
+            raise ValueError(f"Loader: order is {order!r}; it must be {' or '.join(ORDERS)}")
+        if not views:
+            raise ValueError("Loader: no views were given; give at least one ViewSpec")
+        if train and data.num_samples < batch_size * world:
+            raise ValueError(
+                f"{data.num_samples} samples are fewer than one global batch of {batch_size * world} "
+                f"(world {world} x batch {batch_size}); lower the batch size or use more data"
+            )
+        self.device = checked_device(device)
+        min_height, min_width, _, _ = data.image_sizes()
+        for view in views:
+            view.crop.check(min_height, min_width)
+        self.data, self.views = data, tuple(views)
+        self.batch_size, self.seed, self.rank, self.world, self.train = batch_size, seed, rank, world, train
+        self.num_threads, self.prefetch_batches, self.timeout_s = num_threads, prefetch_batches, timeout_s
+        self.on_bad_sample = on_bad_sample
+        self.num_samples = data.num_samples
+        self.num_steps = num_steps(data.num_samples, batch_size * world, train)
+        self._quasi_random: QuasiRandom | None = None
+        if train and order == "quasi_random":
+            self._quasi_random = QuasiRandom(
+                data, lanes=lanes, batch_size=batch_size, seed=seed, rank=rank, world=world
+            )
+            self.num_steps = self._quasi_random.num_steps
+        self.copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.decoder, self.decoder_reason = open_decoder(
+            decoder,
+            data,
+            batch_size=batch_size,
+            num_threads=num_threads,
+            device=self.device,
+            hw_decoder_load=hw_decoder_load,
+        )
+        self.decoder_name = self.decoder.name
+        self._engine: ByChunks | ByBatches
+        if hasattr(self.decoder, "submit"):
+            self._engine = ByBatches(cast(BatchDecoder, self.decoder), num_threads)
+        else:
+            self._engine = ByChunks(num_threads)
+
+    def epoch(
+        self, epoch: int, first_step: int = 0, order: np.ndarray | None = None
+    ) -> Generator[Batch, None, None]:
+        """Batches of an epoch from `first_step` on; nothing before it is decoded. Leaving it early is free.
+
+        order: int64 [num_samples], dataset indices, the same on all ranks, instead of the loader's own order; an index may stand
+        there any number of times, and has other draws each time. Training only.
+
+        Raises BadSampleError (a sample cannot be decoded), TimeoutError (no batch within timeout_s) and OSError.
+        """
+        if epoch < 0 or not 0 <= first_step <= self.num_steps:
+            raise ValueError(f"epoch {epoch}, step {first_step}: an epoch has steps 0 to {self.num_steps}")
+        self._check_open()
+        return self._batches(epoch, first_step, None if order is None else self._checked(order))
+
+    def _checked(self, order: np.ndarray) -> np.ndarray:
+        """The keys of an order that was given (`order.numbered`)."""
+        assert self.train and order.dtype == np.int64 and order.shape == (self.num_samples,), order
+        assert order.min() >= 0 and order.max() < self.num_samples
+        if self._quasi_random is not None:
+            raise ValueError(
+                "an order of one's own and the quasi-random order exclude each other; give order random"
+            )
+        return numbered(order)
+
+    def _check_open(self) -> None:
+        if self._engine.closed:
+            raise ValueError("the loader is closed; make a new one")
+
+    def _batches(self, epoch: int, first_step: int, order: np.ndarray | None) -> Generator[Batch, None, None]:
+        readahead = None
+        if order is not None:
+            pass
+        elif self._quasi_random is not None:
+            order, readahead = self._quasi_random.epoch(epoch, first_step, self.prefetch_batches)
+            if self.decoder_name in ("resident", "synthetic"):  # nothing will be read
+                readahead.close()
+                readahead = None
+        elif self.train:
+            order = epoch_order(self.seed, epoch, self.num_samples)
+        else:
+            order = np.arange(self.num_samples)
+        # Names of its own: one that is still open when the interpreter ends finds the module's gone.
+        monotonic, is_finalizing = time.monotonic, sys.is_finalizing
+        under_way: deque[Job] = deque()
+        steps = iter(range(first_step, self.num_steps))
+
+        def start_jobs() -> None:
+            while len(under_way) < self.prefetch_batches and (step := next(steps, None)) is not None:
+                self._check_open()
+                numbers = step_indices(order, step, self.batch_size, self.rank, self.world)
+                if readahead is not None:
+                    readahead.advance(step)
+                job = Job(self, epoch, step, numbers)
+                self._engine.start(job)
+                under_way.append(job)
+
+        try:
+            start_jobs()
+            while under_way:
+                batch = under_way[0].result(self.timeout_s)
+                under_way.popleft()
+                start_jobs()  # before the consumer goes to work: the batch in its hands does not count
+                yield batch
+        except TimeoutError:
+            for job in under_way:
+                job.cancelled = True
+            self.close(limit_s=0.0)  # a thread that is stuck is left behind; it does not hold up the exit
+            under_way.clear()
+            raise
+        finally:
+            # Waiting for what runs lets the caller close the data the moment this is over.
+            for job in under_way:
+                job.cancelled = True
+            deadline = monotonic() + self.timeout_s
+            for job in () if self._engine.closed or is_finalizing() else under_way:
+                job.done.wait(max(0.0, deadline - monotonic()))
+            if readahead is not None:
+                readahead.close(0.0 if self._engine.closed else 5.0)
+
+    def device_memory(self) -> dict[str, int]:
+        """Bytes in use on the CUDA device now: of all ("used"), of torch's allocator ("torch"), and of everything else ("other":
+        DALI's pools, which DALI does not report, CUDA's contexts and libraries, other processes). Empty on the CPU."""
+        if self.device.type != "cuda":
+            return {}
+        free, total = torch.cuda.mem_get_info(self.device)
+        by_torch = torch.cuda.memory_reserved(self.device)
+        return {"used": total - free, "torch": by_torch, "other": total - free - by_torch}
+
+    def close(self, limit_s: float | None = None) -> None:
+        """Ends the threads. The data is the caller's to close."""
+        self._engine.close(self.timeout_s if limit_s is None else limit_s)
+
+    def __del__(self) -> None:
+        """Warns where `close` was left out; its threads end of themselves then."""
+        engine = getattr(self, "_engine", None)
+        if engine is not None and not engine.closed:
+            warnings.warn(
+                f"unclosed loader of {self.num_samples:,} samples", ResourceWarning, stacklevel=2, source=self
+            )
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,97 @@
+"""The embedded sample: 640 small pictures that the project draws itself, as betons in the user's cache
+folder.
+
+Every recipe without `--data` uses it. Train and test hold JPEGs of 128 to 200 px a side, the 32-px betons the
+same pictures as raw 32 x 32 (their middle squares). The first use draws them (seconds); processes that start
+at once wait for one another.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from fastpsl.pipelines.beton.encode import Target
+from fastpsl.pipelines.beton.write import write_beton
+from fastpsl.pipelines.files.cache_folder import cache_folder
+from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_picture
+from fastpsl.pipelines.sources import Sample
+
+VERSION = "sample-v1"  # a new name whenever the pictures change
+SEED = 20240
+NUM_TRAIN, NUM_TEST = 480, 160
+_PAGE_BYTES = 1 << 21
+
+
+class SamplePaths(NamedTuple):
+    """The sample's betons."""
+
+    train: Path
+    test: Path
+    train_32: Path
+    test_32: Path
+
+
+def sample_paths(cache: Path | None = None) -> SamplePaths:
+    """The sample's betons, made on first use in `cache` (default: $XDG_CACHE_HOME or ~/.cache, there
+    fastpsl/sample-v1).
+
+    Equal on every machine but for the JPEG encoder's version. ValueError when the folder cannot be written.
+    """
+    folder = (cache or cache_folder()) / VERSION
+    paths = SamplePaths(*(folder / f"{name}.beton" for name in SamplePaths._fields))
+    if all(path.exists() for path in paths):
+        return paths
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one rank draws, the others find the files
+            for part, small, first, num in (
+                (paths.train, paths.train_32, 0, NUM_TRAIN),
+                (paths.test, paths.test_32, NUM_TRAIN, NUM_TEST),
+            ):
+                if not (part.exists() and small.exists()):
+                    _make(part, small, first, num)
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: the sample cannot be made there ({error.strerror}); set XDG_CACHE_HOME to a folder that can be written"
+        ) from None
+    return paths
+
+
+def _make(part: Path, small: Path, first: int, num: int) -> None:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        pictures = list(pool.map(_picture, range(first, first + num)))
+    for path, images, target in (
+        (small, [_square(picture) for picture in pictures], Target(mode="raw")),
+        (part, pictures, Target(quality=92)),
+    ):
+        write_beton(
+            _samples(images, first), path, num_samples=num, class_names=CLASS_NAMES, target=target,
+            overwrite=True, page_bytes=_PAGE_BYTES, record={"source": f"{VERSION}, drawn from seed {SEED}"},
+        )  # fmt: skip
+
+
+def _picture(index: int) -> np.ndarray:
+    height, width = np.random.default_rng((SEED, index, 1)).integers((128, 144), (153, 201))
+    return draw_picture(SEED, index, int(height), int(width))
+
+
+def _square(picture: np.ndarray) -> np.ndarray:
+    """The middle square at 32 x 32."""
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    middle = Image.fromarray(picture[top : top + side, left : left + side])
+    return np.asarray(middle.resize((32, 32), Image.Resampling.BOX))
+
+
+def _samples(images: list[np.ndarray], first: int) -> Iterator[Sample]:
+    for position, image in enumerate(images):
+        label = (first + position) % len(CLASS_NAMES)
+        yield Sample(f"{CLASS_NAMES[label]}/{first + position:04}", image, label)

@@ -1,0 +1,209 @@
+"""PASCAL VOC as its archives lie on disk: pictures with boxes, or with class masks. Own data in its layout too (classes.txt).
+
+Opening reads every annotation of the sets, so that nothing wrong is met after hours of training. XML files are checked each time
+(16,551 take seconds), the pixels of masks once (checked_once.py).
+"""
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import final
+
+import numpy as np
+
+from fastpsl.pipelines.data.dataset import Rows
+from fastpsl.pipelines.data.folder import Folder
+from fastpsl.pipelines.data.image_file import BrokenImage, upright_size
+from fastpsl.pipelines.doing import doing
+from fastpsl.pipelines.files.checked_once import checked_once
+from fastpsl.pipelines.loader.workers import default_num_threads, map_in_order
+from fastpsl.pipelines.voc.annotations import Objects, read_objects
+from fastpsl.pipelines.voc.layout import (
+    CLASSES,
+    ImageSet,
+    Needs,
+    check_disjoint,
+    class_names,
+    devkit,
+    image_set,
+    sbd_set,
+)
+from fastpsl.pipelines.voc.masks import read_mask
+
+__all__ = ["CLASSES", "VOC", "Needs", "Objects"]
+
+_VERSION = "voc-v1"  # a new name whenever the digest's parts change
+_THREADS = 16  # storage far away answers slowly, and to many at once
+
+
+@final
+class VOC:
+    """The pictures of `sets`, one after another, such as ("2007_trainval", "2012_trainval").
+
+    root: VOCdevkit, or the folder that holds it. needs: "boxes" (lists of ImageSets/Main; every picture has an object) or "masks"
+    (ImageSets/Segmentation). sbd: SBD's folder, whose pictures follow those of 2012_train (voc_layout.sbd_set). ValueError (one line,
+    which names the file) where something is missing, broken or contradicts itself.
+    """
+
+    kind = "folder"
+
+    def __init__(
+        self, root: str | Path, sets: Sequence[str], needs: Needs, sbd: str | Path | None = None
+    ) -> None:
+        assert sets and needs in ("boxes", "masks"), (sets, needs)
+        folder = devkit(Path(root).absolute())  # a process may change its folder while it trains
+        parts = [image_set(folder, name, needs) for name in sets]
+        self.split = "+".join(sets)
+        if sbd is not None:
+            if needs != "masks" or "2012_train" not in sets:
+                raise ValueError(
+                    f"{sbd}: SBD adds masks to 2012_train, and the sets here are {self.split} with {needs}"
+                )
+            parts.append(sbd_set(Path(sbd).absolute(), folder))
+            self.split += "+sbd"
+        check_disjoint(parts)
+        self.class_names: list[str] | None = class_names(folder)
+        self.num_classes = len(self.class_names)
+        self._ids = [name for part in parts for name in part.ids]
+        self._files = [path for part in parts for path in part.annotation_files()]
+        self.num_samples = len(self._ids)
+        columns = zip(*(_rows(part) for part in parts), strict=True)
+        self._rows = Rows(*(np.concatenate(column) for column in columns))._replace(
+            indices=np.arange(self.num_samples)
+        )
+        self._objects: list[Objects] | None = [] if needs == "boxes" else None
+        self._digest = self._read()
+        if needs == "masks":
+            checked_once(self._digest, f"{self.num_samples:,} masks of {folder}", self._check_masks)
+
+    def _read(self) -> str:
+        """Reads all annotations, and takes in what those with boxes say; their digest."""
+        assert self.class_names is not None
+        numbers = {name: i for i, name in enumerate(self.class_names)}
+        digest = hashlib.blake2b(f"{_VERSION} {self.class_names}".encode(), digest_size=16)
+
+        def read(index: int) -> tuple[bytes, Objects | None]:
+            path = self._files[index]
+            data = _bytes(path)
+            has_boxes = self._objects is not None
+            return data, read_objects(path, data, numbers, self._size(index)) if has_boxes else None
+
+        found = map_in_order(read, range(self.num_samples), _THREADS, "voc")
+        with doing("VOC: reading annotations", "images", self.num_samples) as told:
+            for index, (data, objects) in told.over(found):
+                known = f"{self._ids[index]} {self._size(index)} {self._rows.num_bytes[index]} {len(data)} "
+                digest.update(known.encode() + data)
+                if self._objects is not None and objects is not None:
+                    self._objects.append(objects)
+        return digest.hexdigest()
+
+    def _check_masks(self) -> None:
+        masks = map_in_order(self.mask, range(self.num_samples), default_num_threads(), "masks")
+        with doing("VOC: checking masks", "images", self.num_samples) as told:
+            for _ in told.over(masks):
+                pass
+
+    def _size(self, index: int) -> tuple[int, int]:
+        return int(self._rows.height[index]), int(self._rows.width[index])
+
+    def objects(self, index: int) -> Objects:
+        """What is annotated on a picture."""
+        assert self._objects is not None, "opened for masks"
+        return self._objects[index]
+
+    def mask(self, index: int) -> np.ndarray:
+        """uint8 [h, w]: the classes' numbers from 1, 0 background, 255 void; of the upright picture's size."""
+        assert self._objects is None, "opened for boxes"
+        path = self._files[index]
+        return read_mask(path, _bytes(path), self.num_classes, self._size(index))
+
+    def targets(self) -> np.ndarray:
+        """int8 [num_samples, num_classes]: 1 = an object of the class is there, 0 = none, -1 = only difficult ones."""
+        targets = np.zeros((self.num_samples, self.num_classes), np.int8)
+        for index in range(self.num_samples):
+            objects = self.objects(index)
+            targets[index, objects.labels[objects.difficult]] = -1
+            targets[index, objects.labels[~objects.difficult]] = 1
+        return targets
+
+    def image_id(self, index: int) -> str:
+        """As the lists name it, such as 000005."""
+        return self._ids[index]
+
+    def image_sizes(self) -> tuple[int, int, int, int]:
+        """(min height, min width, max height, max width) over all pictures, upright, px."""
+        height, width = self._rows.height, self._rows.width
+        return int(height.min()), int(width.min()), int(height.max()), int(width.max())
+
+    def rows(self, indices: np.ndarray) -> Rows:
+        """`indices`: int64 [B] in [0, num_samples)."""
+        asked = np.asarray(indices, np.int64)
+        if len(asked) and not (0 <= asked.min() and asked.max() < self.num_samples):
+            raise IndexError(f"sample {asked.min()} .. {asked.max()} of {self.num_samples}")
+        return self._rows.part(asked)
+
+    def labels(self) -> np.ndarray:
+        """int32 [num_samples], all -1: a picture has several classes (`targets`)."""
+        return np.full(self.num_samples, -1, np.int32)
+
+    def name(self, index: int) -> str:
+        """The picture's path."""
+        return str(self._rows.path[index])
+
+    def digest(self) -> str:
+        """Of classes, ids, pictures (sizes in px and bytes) and annotations: equal for a copy, whatever its place and its dates."""
+        return self._digest
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+    def __enter__(self) -> "VOC":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def learned_and_scored(
+    root: str | Path,
+    train: Sequence[str],
+    test: Sequence[str],
+    needs: Needs,
+    sbd: Path | None = None,
+) -> tuple[VOC, VOC]:
+    """What is learned from, and what is scored on; sbd: of the first. ValueError where a picture is in both."""
+    both = VOC(root, train, needs, sbd), VOC(root, test, needs)
+    learned, scored = ({data.image_id(i) for i in range(data.num_samples)} for data in both)
+    if shared := sorted(learned & scored):
+        raise ValueError(
+            f"{root}: {len(shared):,} pictures are learned from ({' '.join(train)}) and scored ({' '.join(test)}), the first is {shared[0]}: "
+            "take them out of one of the lists in ImageSets"
+        )
+    return both
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); extract it again") from None
+
+
+def _rows(part: ImageSet) -> Rows:
+    """Where the pictures of a set lie. ValueError where one cannot be read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pictures that no list may name
+        pictures = Folder(part.pictures)
+    with pictures:
+        numbers = {Path(pictures.name(i)).name: i for i in range(pictures.num_samples)}
+        rows = pictures.rows(np.array([numbers[name] for name in part.picture_names()]))
+    for i in np.flatnonzero((rows.height == 1) & (rows.width == 1)):  # as the index has what cannot be read
+        try:
+            upright_size(rows.path[i])
+        except BrokenImage as error:
+            raise ValueError(
+                f"{rows.path[i]}: cannot be read as a picture ({error}); {part.remedy}"
+            ) from None
+    rows.label[:] = -1
+    return rows

@@ -1,0 +1,124 @@
+"""Pictures of pseudo-labels: how many images the classes have, and what is in some of them (uic.txt, figures 3 and 4)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.font_manager import findfont
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw, ImageFont
+
+from fastpsl.pipelines.data.dataset import Data
+from fastpsl.plots.neighbours import class_name, fitted, middles
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # after the choice of a backend that needs no screen
+
+NUM_ROWS, NUM_SHOWN = 10, 9
+_WIDE = 20  # a class with more times its even share than this needs axes in powers of ten
+_SIDE_PX, _FRAME_PX, _GAP_PX, _LINE_PX, _FONT_PX, _HEAD_PX = 112, 4, 6, 16, 12, 176
+_GREEN, _RED, _GREY, _WHITE, _BACK = (
+    (64, 190, 90),
+    (225, 70, 60),
+    (128, 128, 128),
+    (235, 235, 235),
+    (48, 48, 48),
+)
+
+
+def draw_sizes(sizes: np.ndarray, path: Path, title: str) -> Path:
+    """A PNG of `sizes` (integers [K], images of each class): how many classes have how many images, and the sizes in order."""
+    even, biggest = sizes.mean(), int(sizes.max())
+    wide = biggest > _WIDE * even
+    num_bins = int(np.clip(2 * len(sizes) ** 0.5, 10, 50))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    bins: np.ndarray
+    if wide:
+        bins = np.geomspace(1, biggest + 1, num_bins + 1)
+        left.set_xscale("log")
+        right.set_yscale("log")
+    else:
+        step = max(1, -(-biggest // num_bins))
+        bins = np.arange(0, biggest + step + 1, step) - 0.5
+    left.hist(sizes, bins, color="C0")  # bins of a log axis leave empty classes out: the title counts them
+    left.axvline(even, color="C1", linestyle="--", label=f"even share, {even:,.1f}")
+    left.set_xlabel("images in a class")
+    left.set_ylabel("classes")
+    ordered = np.sort(sizes)[::-1]
+    shown = ordered[ordered > 0] if wide else ordered
+    right.stairs(shown, np.arange(len(shown) + 1) + 0.5, baseline=None, color="C0", linewidth=1.5)
+    right.axhline(even, color="C1", linestyle="--")
+    right.set_xlabel("classes, the biggest first")
+    right.set_ylabel("images")
+    if not wide:
+        right.set_ylim(0)
+        for axis in (left.yaxis, right.xaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside lower center", fontsize=8)
+    num_empty = int((sizes == 0).sum())
+    figure.suptitle(
+        f"{title}: {sizes.sum():,} images, {len(sizes):,} classes, {num_empty:,} of them empty", fontsize=10
+    )
+    figure.savefig(path, dpi=120, format="png")
+    pyplot.close(figure)
+    return path
+
+
+def shown_classes(sizes: np.ndarray, entropies: np.ndarray | None) -> np.ndarray:
+    """int64, up to NUM_ROWS classes that are not empty: those with the lowest `entropies` ([K], NaN: not known), without them the biggest.
+
+    Paper: whether small classes count is not said; a single image always has entropy 0. Here: classes that fill a row come first.
+    """
+    if entropies is None:
+        order = np.argsort(-sizes, kind="stable")
+    else:
+        order = np.lexsort((-sizes, np.nan_to_num(entropies, nan=np.inf), sizes < NUM_SHOWN))
+    return order[sizes[order] > 0][:NUM_ROWS]
+
+
+def draw_contents(
+    path: Path,
+    data: Data,
+    labels: np.ndarray,
+    classes: Sequence[int],
+    entropies: np.ndarray | None,
+    seed: int,
+) -> Path:
+    """A PNG with a row for each of `classes`: up to NUM_SHOWN of its images, drawn by `seed`, and their true classes.
+
+    labels: int [N]. Green: the true class that most of the row's class have; red: another; grey: none is known.
+    """
+    true, random = data.labels(), np.random.default_rng(seed)
+    members = [np.flatnonzero(labels == number) for number in classes]
+    chosen = [np.sort(random.permutation(these)[:NUM_SHOWN]) for these in members]
+    pictures = iter(middles(data, np.concatenate(chosen), _SIDE_PX, {"on_bad_sample": "skip"}))
+    cell = _SIDE_PX + 2 * _FRAME_PX
+    step_x, step_y = cell + _GAP_PX, cell + _LINE_PX + _GAP_PX
+    sheet = Image.new("RGB", (_HEAD_PX + NUM_SHOWN * step_x, len(chosen) * step_y + _GAP_PX), _BACK)
+    font, draw = ImageFont.truetype(findfont("DejaVu Sans"), _FONT_PX), ImageDraw.Draw(sheet)
+
+    def write(left: int, top: int, text: str, width: int) -> None:
+        draw.text((left, top), fitted(text, width, font), fill=_WHITE, font=font)
+
+    for row, (number, these) in enumerate(zip(classes, members, strict=True)):
+        top, known = _GAP_PX + row * step_y, true[these][true[these] >= 0]
+        lines = [f"pseudo-class {number}", f"{len(these):,} image{'s' * (len(these) != 1)}"]
+        most = -1
+        if entropies is not None and len(known):
+            counts = np.bincount(known)
+            most = int(counts.argmax())
+            lines += [
+                f"entropy {entropies[number]:.2f} nats",
+                f"{100 * counts[most] / len(known):.0f} % {class_name(data.class_names, most)}",
+            ]
+        for place, line in enumerate(lines):
+            write(2 * _GAP_PX, top + _FRAME_PX + place * (_LINE_PX + 2), line, _HEAD_PX - 3 * _GAP_PX)
+        for place, sample in enumerate(chosen[row]):
+            left, label = _HEAD_PX + place * step_x, int(true[sample])
+            frame = _GREY if label < 0 else _GREEN if label == most else _RED
+            draw.rectangle((left, top, left + cell - 1, top + cell - 1), fill=frame)
+            sheet.paste(Image.fromarray(next(pictures)), (left + _FRAME_PX, top + _FRAME_PX))
+            write(left, top + cell, f"#{sample}" if label < 0 else class_name(data.class_names, label), cell)
+    sheet.save(path, format="PNG")
+    return path

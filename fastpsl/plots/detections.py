@@ -1,0 +1,91 @@
+"""A sheet of pictures with their objects and what a detector found in them."""
+
+import colorsys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.font_manager import findfont
+from PIL import Image, ImageDraw, ImageFont
+
+from fastpsl.pipelines.loader.annotated import read_picture
+from fastpsl.pipelines.voc.dataset import VOC
+
+NUM_PICTURES, NUM_COLUMNS, MIN_SCORE = 12, 4, 0.5
+_SIDE_PX, _GAP_PX, _LINE_PX, _FONT_PX = 300, 8, 16, 12
+_WHITE, _GREY, _BACK, _BLACK = (255, 255, 255), (150, 150, 150), (64, 64, 64), (0, 0, 0)
+Colour = tuple[int, int, int]
+
+
+def draw_detections(
+    path: Path,
+    data: VOC,
+    predictions: Mapping[str, np.ndarray],
+    num_pictures: int = NUM_PICTURES,
+    min_score: float = MIN_SCORE,
+) -> Path:
+    """A PNG of `num_pictures` of `data`, evenly spread over it: objects in thin white (difficult ones grey), detections of `min_score` and
+    more in their class's colour, with name and score.
+
+    predictions: image int64 [N], boxes float32 [N, 4] in px of the picture, scores float32 [N], labels int64 [N] from 0.
+    """
+    chosen = np.linspace(0, data.num_samples - 1, min(num_pictures, data.num_samples)).round().astype(int)
+    font = ImageFont.truetype(findfont("DejaVu Sans"), _FONT_PX)
+    tiles = [
+        _tile(data, index, predictions, predictions["image"] == index, min_score, font)
+        for index in chosen.tolist()
+    ]
+    num_rows, num_columns = -(-len(tiles) // NUM_COLUMNS), min(NUM_COLUMNS, len(tiles))
+    step_x, step_y = _SIDE_PX + _GAP_PX, _SIDE_PX + _LINE_PX + _GAP_PX
+    sheet = Image.new("RGB", (num_columns * step_x + _GAP_PX, num_rows * step_y + _GAP_PX), _BACK)
+    for i, tile in enumerate(tiles):
+        sheet.paste(tile, (_GAP_PX + i % NUM_COLUMNS * step_x, _GAP_PX + i // NUM_COLUMNS * step_y))
+    sheet.save(path, format="PNG")
+    return path
+
+
+def class_colours(num_classes: int) -> list[Colour]:
+    """A bright colour each, as far from each other in hue as can be."""
+    hues = [colorsys.hsv_to_rgb(label / num_classes, 0.6, 1.0) for label in range(num_classes)]
+    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in hues]
+
+
+def _tile(
+    data: VOC,
+    index: int,
+    predictions: Mapping[str, np.ndarray],
+    here: np.ndarray,
+    min_score: float,
+    font: ImageFont.FreeTypeFont,
+) -> Image.Image:
+    picture = Image.fromarray(read_picture(data, index).permute(1, 2, 0).numpy())
+    scale = _SIDE_PX / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    tile = Image.new("RGB", (_SIDE_PX, _SIDE_PX + _LINE_PX), _BACK)
+    tile.paste(picture.resize((width, height), Image.Resampling.BILINEAR))
+    draw = ImageDraw.Draw(tile)
+    objects = data.objects(index)
+    for box, is_difficult in zip(objects.boxes * scale, objects.difficult, strict=True):
+        draw.rectangle(_pixels(box), outline=_GREY if is_difficult else _WHITE)
+    shown = np.flatnonzero(here & (predictions["scores"] >= min_score))
+    colours = class_colours(data.num_classes)
+    for i in shown[np.argsort(predictions["scores"][shown], kind="stable")]:  # the surest on top
+        label, score = int(predictions["labels"][i]), float(predictions["scores"][i])
+        left, top, right, bottom = _pixels(predictions["boxes"][i] * scale)
+        draw.rectangle((left, top, right, bottom), outline=colours[label], width=2)
+        name = f"{(data.class_names or [])[label]} {score:.2f}"
+        at = (max(0, min(left, width - round(font.getlength(name)) - 4)), max(0, top - _LINE_PX))
+        draw.rectangle((*at, at[0] + font.getlength(name) + 3, at[1] + _LINE_PX - 1), fill=colours[label])
+        draw.text((at[0] + 2, at[1] + 1), name, fill=_BLACK, font=font)
+    said = (
+        f"{data.image_id(index)}: {len(objects.labels)} objects (white), {len(shown)} found (≥ {min_score:g})"
+    )
+    draw.rectangle((0, _SIDE_PX, _SIDE_PX, _SIDE_PX + _LINE_PX), fill=_BACK)
+    draw.text((0, _SIDE_PX + 1), said, fill=_WHITE, font=font)
+    return tile
+
+
+def _pixels(box: np.ndarray) -> tuple[int, int, int, int]:
+    """The first and the last pixel that a box covers, both ways, one at least."""
+    left, top, right, bottom = np.rint(box).astype(int).tolist()
+    return left, top, max(left, right - 1), max(top, bottom - 1)

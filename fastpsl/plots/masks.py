@@ -1,0 +1,94 @@
+"""A sheet of pictures, their true masks and those that a network found, in VOC's colours."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.font_manager import findfont
+from PIL import Image, ImageDraw, ImageFont
+
+from fastpsl.pipelines.loader.annotated import read_picture
+from fastpsl.pipelines.voc.dataset import VOC
+from fastpsl.pipelines.voc.masks import VOID, palette
+
+HEIGHT_PX, GAP_PX, LINE_PX, FONT_PX = 150, 8, 18, 13
+GROUND, INK = 64, (235, 235, 235)
+COLUMNS = "picture, truth, prediction:"
+
+
+def draw_found(path: Path, masks: Path, data: VOC, class_names: Sequence[str], num_pictures: int = 8) -> Path:
+    """`draw_masks` of some of `data`, evenly spread over it. masks: a folder of <id>.png, what was found. class_names: the background's first."""
+    num_pictures = min(num_pictures, data.num_samples)
+    rows = []
+    for index in np.linspace(0, data.num_samples - 1, num_pictures).round().astype(int).tolist():
+        truth, name = data.mask(index), data.image_id(index)
+        with Image.open(masks / f"{name}.png") as image:
+            found = np.array(image)
+        known = truth != VOID
+        right = 100 * float((found == truth)[known].mean()) if known.any() else 0.0
+        picture = read_picture(data, index).permute(1, 2, 0).numpy()
+        rows.append(Shown(picture, truth, found, f"{name}: {right:.0f} % of its pixels right"))
+    return draw_masks(path, rows, class_names)
+
+
+class Shown(NamedTuple):
+    """picture: uint8 [h, w, 3]; truth, found: class numbers, uint8 [h, w]; caption: a line."""
+
+    picture: np.ndarray
+    truth: np.ndarray
+    found: np.ndarray
+    caption: str
+
+
+def draw_masks(path: Path, rows: Sequence[Shown], class_names: Sequence[str]) -> Path:
+    """A row each: picture, truth, prediction, and the caption below; two rows beside each other. At the end the colours of all classes there.
+
+    class_names: the background's first.
+    """
+    font = ImageFont.truetype(findfont("DejaVu Sans"), FONT_PX)
+    tiles = [_tile(row, font) for row in rows]
+    there = np.unique(np.concatenate([np.append(row.truth, row.found) for row in rows]))
+    width = 2 * max(tile.width for tile in tiles) + 3 * GAP_PX
+    legend = _legend([(n, "void" if n == VOID else class_names[n]) for n in there.tolist()], width, font)
+    step = HEIGHT_PX + LINE_PX + GAP_PX
+    height = -(-len(tiles) // 2) * step + 2 * GAP_PX + legend.height
+    sheet = Image.new("RGB", (width, height), (GROUND,) * 3)
+    for i, tile in enumerate(tiles):
+        sheet.paste(tile, (GAP_PX + i % 2 * (width - GAP_PX) // 2, GAP_PX + i // 2 * step))
+    sheet.paste(legend, (0, height - legend.height))
+    sheet.save(path, format="PNG")
+    return path
+
+
+def _tile(row: Shown, font: ImageFont.FreeTypeFont) -> Image.Image:
+    height, width = row.truth.shape
+    size = (max(1, round(width * HEIGHT_PX / height)), HEIGHT_PX)
+    tile = Image.new("RGB", (3 * size[0] + GAP_PX, HEIGHT_PX + LINE_PX), (GROUND,) * 3)
+    colours = palette()
+    for i, image in enumerate((row.picture, colours[row.truth], colours[row.found])):
+        way = Image.Resampling.BILINEAR if i == 0 else Image.Resampling.NEAREST
+        tile.paste(Image.fromarray(image).resize(size, way), (i * (size[0] + GAP_PX // 2), 0))
+    ImageDraw.Draw(tile).text((0, HEIGHT_PX + 1), row.caption, fill=INK, font=font)
+    return tile
+
+
+def _legend(classes: Sequence[tuple[int, str]], width: int, font: ImageFont.FreeTypeFont) -> Image.Image:
+    """What the columns are; a square of its colour and the name of each class, in as many lines as they need."""
+    places, line = [], 0
+    left = 2 * GAP_PX + round(font.getlength(COLUMNS))
+    for number, name in classes:
+        taken = LINE_PX + round(font.getlength(name)) + 2 * GAP_PX
+        if left + taken > width and left > GAP_PX:
+            left, line = GAP_PX, line + 1
+        places.append((left, line * LINE_PX, number, name))
+        left += taken
+    legend = Image.new("RGB", (width, (line + 1) * LINE_PX + GAP_PX), (GROUND,) * 3)
+    draw, colours = ImageDraw.Draw(legend), palette()
+    draw.text((GAP_PX, 0), COLUMNS, fill=INK, font=font)
+    for x, y, number, name in places:
+        draw.rectangle(
+            (x, y + 2, x + LINE_PX - 5, y + LINE_PX - 3), fill=tuple(colours[number].tolist()), outline=INK
+        )
+        draw.text((x + LINE_PX, y), name, fill=INK, font=font)
+    return legend

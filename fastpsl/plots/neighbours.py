@@ -1,0 +1,99 @@
+"""The picture of nearest neighbours: a query a line, its neighbours beside it, framed by whether their class is the query's."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.font_manager import findfont
+from PIL import Image, ImageDraw, ImageFont
+
+from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.subset import Subset
+from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.standard_views import center_view
+
+NUM_NEIGHBOURS = 7
+_SIDE_PX, _FRAME_PX, _GAP_PX, _LINE_PX, _FONT_PX = 112, 4, 6, 16, 12
+_GREEN, _RED, _WHITE, _BACK = (64, 190, 90), (225, 70, 60), (235, 235, 235), (48, 48, 48)
+
+
+def draw_neighbours(
+    path: Path,
+    val: Data,
+    train: Data,
+    queries: np.ndarray,
+    rows: np.ndarray,
+    similarities: np.ndarray,
+    loader: Mapping[str, Any],
+    *,
+    called: str = "held out",
+    judged: bool = True,
+    whole: bool = False,
+) -> Path:
+    """A PNG of `queries` (int64 [n], samples of `val`) and their neighbours `rows` (int64 [n, k], of `train`).
+
+    similarities: float [n, k]. loader: options of `Loader`. called: what stands under a query, before its number. Green: the
+    neighbour's class is the query's; red: it is another; no frames where not `judged`. whole: see `center_view`.
+    """
+    shown = middles(val, queries, _SIDE_PX, loader, whole)
+    neighbours = middles(train, rows, _SIDE_PX, loader, whole)
+    labels, others = val.labels()[queries], train.labels()[rows]
+    num, k = rows.shape
+    num_lines = 2 if max(labels.max(), others.max()) >= 0 else 1
+    cell = _SIDE_PX + 2 * _FRAME_PX
+    step_x, step_y = cell + _GAP_PX, cell + num_lines * _LINE_PX + _GAP_PX
+    sheet = Image.new("RGB", ((k + 1) * step_x + 3 * _GAP_PX, num * step_y + _GAP_PX), _BACK)
+    font = ImageFont.truetype(findfont("DejaVu Sans"), _FONT_PX)
+    draw = ImageDraw.Draw(sheet)
+
+    def place(left: int, top: int, picture: np.ndarray, frame: tuple[int, int, int], *lines: str) -> None:
+        draw.rectangle((left, top, left + cell - 1, top + cell - 1), fill=frame)
+        sheet.paste(Image.fromarray(picture), (left + _FRAME_PX, top + _FRAME_PX))
+        for number, line in enumerate(line for line in lines if line):
+            at = (left, top + cell + number * _LINE_PX)
+            draw.text(at, fitted(line, cell, font), fill=_WHITE, font=font)
+
+    for i in range(num):
+        top = _GAP_PX + i * step_y
+        name = class_name(val.class_names, labels[i])
+        place(_GAP_PX, top, shown[i], _WHITE, name, f"{called} #{queries[i]}")
+        for j in range(k):
+            frame = _BACK if not judged else _GREEN if others[i, j] == labels[i] else _RED
+            name = class_name(train.class_names, others[i, j])
+            left = 3 * _GAP_PX + (j + 1) * step_x
+            place(left, top, neighbours[i, j], frame, name, f"#{rows[i, j]}  {similarities[i, j]:.3f}")
+    sheet.save(path, format="PNG")
+    return path
+
+
+def class_name(names: Sequence[str] | None, label: int) -> str:
+    """The class in words where it has a name; nothing where there is no label."""
+    if label < 0:
+        return ""
+    return names[label] if names is not None and label < len(names) else f"class {label}"
+
+
+def middles(
+    data: Data, indices: np.ndarray, size_px: int, loader: Mapping[str, Any], whole: bool = False
+) -> np.ndarray:
+    """uint8 [*indices.shape, size_px, size_px, 3]: the middles of samples, of which one may be wanted more than once."""
+    chosen, places = np.unique(indices, return_inverse=True)
+    view = center_view(Input(), size_px, whole)
+    with Loader(
+        Subset(data, chosen), [view], batch_size=len(chosen), train=False, **loader, device="cpu"
+    ) as opened:
+        batches = opened.epoch(0)
+        batch = next(batches)
+        images = batch.images[0].permute(0, 2, 3, 1).numpy()
+        batches.close()
+    images = np.where((batch.indices.numpy() < 0)[:, None, None, None], 0, images)  # could not be decoded
+    return images[places.reshape(indices.shape)]
+
+
+def fitted(line: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+    """The line, cut at its end where it is wider than `width`."""
+    while line and font.getlength(line) > width:
+        line = line[:-1]
+    return line

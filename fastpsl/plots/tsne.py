@@ -1,0 +1,68 @@
+"""The picture of a map: a point an image, coloured by its class."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from fastpsl.plots.neighbours import class_name
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # after the choice of a backend that needs no screen
+
+MAX_NAMED = 40  # classes beyond that many are coloured and not named
+_LONG_IN, _SHORT_IN = 7.0, 3.5  # the map's longer side, and the least of the other
+_NAME_WIDTH_IN, _NAME_HEIGHT_IN = 1.6, 0.2
+_GREY = (0.75, 0.75, 0.75)
+
+
+def draw_map(
+    path: Path, points: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None, title: str
+) -> Path:
+    """A PNG of `points` (float [n, 2]); labels: int [n], -1 (grey) = none. A legend names up to MAX_NAMED classes."""
+    present = np.unique(labels[labels >= 0])
+    colours = _colours(len(present))
+    colour_of = {int(label): colour for label, colour in zip(present, colours, strict=True)}
+    named = list(colour_of.items()) if len(present) <= MAX_NAMED else []
+    entries = [(class_name(class_names, label), colour) for label, colour in named]
+    if named and (labels < 0).any():
+        entries.append(("no label", _GREY))
+    extent = np.ptp(points, 0)
+    width, height = np.maximum(_LONG_IN * extent / max(extent.max(), 1e-12), _SHORT_IN)
+    num_columns = -(-len(entries) // int(height / _NAME_HEIGHT_IN))
+    figure, axis = pyplot.subplots(
+        figsize=(width + num_columns * _NAME_WIDTH_IN, height + 0.4), layout="constrained"
+    )
+    size = float(np.clip(16_000 / max(len(points), 1), 3, 30))
+    # In the order of the rows, so that no class lies above another.
+    axis.scatter(
+        points[:, 0], points[:, 1], s=size, c=[colour_of.get(int(label), _GREY) for label in labels],
+        alpha=0.85, linewidths=0,
+    )  # fmt: skip
+    if entries:
+        handles = [
+            pyplot.Line2D([], [], marker="o", linestyle="", color=colour, label=name)
+            for name, colour in entries
+        ]
+        figure.legend(
+            handles=handles, loc="outside right center", fontsize=9, ncols=num_columns, frameon=False
+        )
+    axis.set_aspect("equal", adjustable="datalim")
+    axis.margins(0.04)
+    axis.spines[:].set_color("0.75")
+    axis.set_xticks([])  # the map's distances have no unit
+    axis.set_yticks([])
+    axis.set_title(title, fontsize=11)
+    figure.savefig(path, dpi=120, format="png")
+    pyplot.close(figure)
+    return path
+
+
+def _colours(num: int) -> list[tuple[float, float, float]]:
+    """So many colours as unlike as can be."""
+    for name, most in (("tab10", 10), ("tab20", 20)):
+        if num <= most:
+            return list(matplotlib.colormaps[name].colors[:num])  # type: ignore[attr-defined]
+    shades = matplotlib.colormaps["turbo"](np.linspace(0.03, 0.97, num))
+    return [(float(red), float(green), float(blue)) for red, green, blue, _ in shades]

@@ -1,0 +1,150 @@
+"""Pseudo-labels that no network made, to compare learned ones with: k-means on the pixels, random ones, the true classes (sslpp.txt, Table IX)."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastpsl.engine.distributed import World
+from fastpsl.engine.progress import Progress
+from fastpsl.kernels.crops import ShorterSideCrop
+from fastpsl.kernels.draws import Keys, Slot, integers
+from fastpsl.pipelines.data.dataset import Data, require_labels
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.tasks.pseudo_labels.k_means import k_means
+from fastpsl.tasks.pseudo_labels.whitening import fit_whitening
+
+# The paper says neither how often nor from where k-means starts: 10 times from k-means++'s centroids, scikit-learn's old default.
+NUM_STARTS, NUM_ITERATIONS = 10, 100
+_ITERATIONS_AT_A_TIME = 10  # then it is seen whether labels still change
+_ROWS_AT_A_TIME = 4096
+_OWN_VIEW = 255  # no recipe has so many views: the labels are independent of its draws of the same seed
+
+
+def make_labels(
+    source: str, data: Data, *, num_classes: int | None, pca_width: int, size_px: int, seed: int
+) -> tuple[np.ndarray, int, dict[str, Any]]:
+    """Labels [N] of k-means, random or true, how many classes there are, and what they depend on (`Labels.configuration`).
+
+    num_classes: None for true ones, which have their own. ValueError where the data has no such labels.
+    """
+    made: dict[str, Any] = {"source": source}
+    if source == "true":
+        if num_classes is not None:
+            raise ValueError(
+                f"--num-classes {num_classes}: true labels have their own number of classes; leave it out"
+            )
+        require_labels(data, "`fastpsl labels true`")
+        labels, num_classes = data.labels(), data.num_classes
+    assert num_classes is not None
+    if num_classes > data.num_samples:
+        raise ValueError(
+            f"{num_classes:,} classes for {data.num_samples:,} images: there can be no more classes than images"
+        )
+    if source == "random":
+        labels = random_labels(data.num_samples, num_classes, seed)
+        made["seed"] = seed
+    elif source == "k-means":
+        labels = k_means_labels(data, num_classes, pca_width, size_px, seed)
+        made |= {
+            "pca_width": pca_width,
+            "size_px": size_px,
+            "num_starts": NUM_STARTS,
+            "num_iterations": NUM_ITERATIONS,
+            "seed": seed,
+        }
+    return labels, num_classes, made | {"num_classes": num_classes}
+
+
+def random_labels(num_samples: int, num_classes: int, seed: int) -> np.ndarray:
+    """int64 [num_samples], uniform in [0, num_classes): each a function of the seed and the sample's number alone."""
+    keys = Keys(seed, 0, np.arange(num_samples), view=_OWN_VIEW)
+    return integers(keys, Slot.TASK, 1, num_classes)[:, 0]
+
+
+def k_means_labels(data: Data, num_classes: int, pca_width: int, size_px: int, seed: int) -> np.ndarray:
+    """int64 [N]: the cluster of each picture's middle square, by k-means on the first `pca_width` principal components of its pixels.
+
+    Paper (section V.E): PCA, then k-means; nothing more is said. Here: components are not whitened, and of NUM_STARTS clusterings the one
+    with the smallest distances is taken. Memory: the pixels as bytes, 3,072 an image at 32 px (1.3 million images: 4 GB), 4 * pca_width
+    bytes of its components, and floats of 4,096 images at a time. ValueError for a picture that cannot be decoded, and for
+    a width that pictures so small, or so few, have not.
+    """
+    most = min(data.num_samples, 3 * size_px**2)
+    if not 1 <= pca_width <= most:
+        raise ValueError(
+            f"--pca-width {pca_width}: {data.num_samples:,} pictures of {size_px} px have 1 to {most:,} components"
+        )
+    rows = _components(_pixels(data, size_px), pca_width)
+    return _clusters(rows / rows.norm(dim=1).max().clamp(min=1e-12), num_classes, seed)
+
+
+def _pixels(data: Data, size_px: int) -> Tensor:
+    """uint8 [N, 3 * size_px**2]: the middle squares, resized."""
+    rows = torch.empty(data.num_samples, 3 * size_px**2, dtype=torch.uint8)
+    view = ViewSpec(ShorterSideCrop(size_px, size_px, "center"))
+    with (
+        Loader(data, [view], batch_size=min(512, data.num_samples), train=False) as loader,
+        Progress("images", data.num_samples) as progress,
+    ):
+        for batch in loader.epoch(0):
+            there = batch.indices >= 0
+            rows[batch.indices[there]] = batch.images[0][there].flatten(1)
+            progress.update(int(batch.indices.max()) + 1, 0)
+    return rows
+
+
+def _components(rows: Tensor, width: int) -> Tensor:
+    """float32 [N, width]: principal components of uint8 rows [N, D]; sklearn's PCA, up to signs."""
+    with Progress("images of PCA's two passes", 2 * len(rows)) as progress:
+        whitening = fit_whitening(_Parts(rows, progress), width, _alone())
+    lengths = whitening.matrix.norm(dim=0)  # one over the standard deviations; 0 where there is no variance
+    deviations = torch.where(lengths > 0, 1 / lengths, 0.0)
+    return torch.cat([whitening(part) * deviations for part in rows.split(_ROWS_AT_A_TIME)])
+
+
+class _Parts(Sequence[Tensor]):
+    """Rows, so many at a time, that say how many of them have been read."""
+
+    def __init__(self, rows: Tensor, progress: Progress) -> None:
+        self._parts, self._progress, self._num_read = rows.split(_ROWS_AT_A_TIME), progress, 0
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._parts[place]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for part in self._parts:
+            yield part
+            self._num_read += len(part)
+            self._progress.update(self._num_read, 0)
+
+
+def _clusters(rows: Tensor, num_clusters: int, seed: int) -> np.ndarray:
+    """int64 [N]: of float32 rows [N, d], none longer than 1."""
+    from sklearn.cluster import kmeans_plusplus
+
+    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))  # takes any seed
+    best, least = np.empty(0, np.int64), np.inf
+    with Progress("iterations", NUM_STARTS * NUM_ITERATIONS, "k-means") as progress:
+        for start in range(NUM_STARTS):
+            drawn, _ = kmeans_plusplus(rows.numpy(), num_clusters, random_state=random)
+            centroids, labels = torch.from_numpy(drawn), torch.empty(0)
+            for done in range(0, NUM_ITERATIONS, _ITERATIONS_AT_A_TIME):
+                before = labels
+                labels, centroids, distance = k_means(rows, centroids, _ITERATIONS_AT_A_TIME, _alone())
+                progress.update(start * NUM_ITERATIONS + done + _ITERATIONS_AT_A_TIME, 0)
+                if torch.equal(labels, before):
+                    break
+            if float(distance) < least:
+                best, least = labels.numpy(), float(distance)
+    return best
+
+
+def _alone() -> World:
+    return World(0, 1, 0, 1, torch.device("cpu"))

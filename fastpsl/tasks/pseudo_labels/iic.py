@@ -1,0 +1,233 @@
+"""Invariant information clustering (IIC) as SSL++ makes its semantic pseudo-labels (sslpp.txt, sections IV.B and V; xu-ji/IIC)."""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastpsl.engine.dataset_pass import Passes
+from fastpsl.engine.epoch_hooks import Figures
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.trunk import Metrics, Trunk
+from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.crops import ShorterSideCrop
+from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.layout import joined
+from fastpsl.kernels.sobel_xy import SobelXY
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.views import Op, ViewSpec
+from fastpsl.tasks.classify import linear
+from fastpsl.tasks.pseudo_labels.iic_epochs import ClusterEpochs
+from fastpsl.tasks.pseudo_labels.mutual_information import mutual_information_loss
+from fastpsl.tasks.pseudo_labels.pseudo_classify import gathered_labels
+
+Transforms = Literal["crop", "flip", "colour", "grey", "sobel"]
+# IIC's for CIFAR-10 and STL-10, applied always.
+JITTER = ColourDistortion(0.4, 0.4, 0.4, 0.125, p=1.0)
+# What Table XIV's five columns have behind the crop: of the weak view, of the strong one.
+_OPS: dict[str, tuple[tuple[Op, ...], tuple[Op, ...]]] = {
+    "crop": ((), ()),
+    "flip": ((), (Flip(),)),
+    "colour": ((), (Flip(), JITTER)),
+    "grey": ((Grey(1.0),), (Flip(), JITTER, Grey(1.0))),
+    "sobel": ((SobelXY(),), (Flip(), JITTER, SobelXY())),
+}
+HEAD_EPOCHS = (1, 2)  # IIC's: an epoch of head A, then two of head B
+_HEAD_STD = 0.01  # IIC's first weights, with biases of 0
+_GAP_PX = 4
+
+
+class IIC:
+    """Clusters that a picture shares with transformed copies of itself: their mutual information is as large as can be (equation 2).
+
+    A pair is a random crop ("weak") and a random crop that `transforms` changes further ("strong", Table XIV); of each image there
+    are `num_copies` pairs, which share the weak crop, of one decode.
+
+    num_clusters: of head A, which makes the labels. second_clusters: of head B, or None for no such head. IIC clusters by B and has A
+    to learn better features; SSL++ needs one set of labels, the 70 of A. Epochs alternate (`HEAD_EPOCHS`), counted from the stage's first.
+    A head has `num_sub_heads` classifiers; the loss is their mean. The best has the lowest loss in its head's last epoch: no label is asked.
+    seed: of the shuffled labels that NMI is compared with.
+
+    Paper: network, batch, heads and crops are not stated. Here IIC's; it learns from CIFAR-10's test images too, we from --data alone.
+    Paper: how grey is made. Here for Sobel by the mean of the colours, and IIC's by luma, as ours for "grey".
+    IIC normalises weak and strong crops by batch statistics of their own, and by the batch's in evaluation too. Here all go through the
+    network as one batch, and labels are made by running statistics: an image's label depends on no other image's.
+    IIC lets Adam's momentum move the head whose turn it is not; so do we.
+    """
+
+    num_levels = 1
+
+    def __init__(
+        self,
+        num_clusters: int,
+        *,
+        size_px: int = 32,
+        crop_share: float = 0.625,
+        transforms: Transforms = "sobel",
+        num_copies: int = 3,
+        num_sub_heads: int = 5,
+        second_clusters: int | None = None,
+        seed: int = 0,
+    ):
+        if not 0 < crop_share <= 1:
+            raise ValueError(
+                f"--crop-share {crop_share:g}: a share of the picture's side, above 0 and up to 1"
+            )
+        if num_copies < 1:
+            raise ValueError(
+                f"--num-copies {num_copies}: IIC compares a picture with transformed copies, so it needs 1 or more"
+            )
+        if num_sub_heads < 1:
+            raise ValueError(f"--num-sub-heads {num_sub_heads}: a head needs 1 or more")
+        self.sizes = {"--num-clusters": num_clusters}
+        if second_clusters is not None:
+            self.sizes["--second-clusters"] = second_clusters
+        for flag, size in self.sizes.items():
+            if size < 2:
+                raise ValueError(f"{flag} {size}: one cluster says nothing of a picture; give 2 or more")
+        self.num_clusters, self.num_copies, self.num_sub_heads = num_clusters, num_copies, num_sub_heads
+        self.seed = seed
+        input = input_of(transforms, size_px)
+        sides = (round(size_px / crop_share), size_px)
+        weak, strong = (
+            ViewSpec(ShorterSideCrop(*sides), ops, input.mean, input.std) for ops in _OPS[transforms]
+        )
+        self._views = (weak, *(strong,) * num_copies)
+        self.center = ViewSpec(ShorterSideCrop(*sides, "center"), weak.ops, input.mean, input.std)
+
+    def check_data(self, data: Data, batch_size: int) -> None:
+        """ValueError where there are more clusters than images. Takes the true labels, if there are any: to compare with, no more."""
+        for flag, size in self.sizes.items():
+            if size > data.num_samples:
+                raise ValueError(
+                    f"{flag} {size:,} for {data.num_samples:,} training images: give at most {data.num_samples:,}"
+                )
+        if batch_size < max(self.sizes.values()):
+            warnings.warn(
+                f"--batch-size {batch_size}: so few pairs a step say little of how {max(self.sizes.values())} clusters share "
+                f"the images; give several times as many, or fewer clusters",
+                stacklevel=2,
+            )
+        self.num_samples = data.num_samples
+        self.true_labels = data.labels()
+
+    def views(self, level: int) -> tuple[ViewSpec, ...]:
+        """The weak crop, then the strong ones, each with draws of its own."""
+        return self._views
+
+    def pass_views(self, level: int) -> tuple[ViewSpec, ...]:
+        return (self.center,)
+
+    def images_per_sample(self, level: int) -> int:
+        """Pairs of an image, which the batch size counts, as IIC's does."""
+        return self.num_copies
+
+    def head(self, level: int, channels: int) -> nn.Module:
+        return ClusterHeads(channels, tuple(self.sizes.values()), self.num_sub_heads)
+
+    def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
+        """No labels yet; nothing is known of the new sub-heads."""
+        device = next(head.parameters()).device
+        self.epochs = ClusterEpochs(len(self.sizes), self.num_sub_heads, self.num_samples, device)
+        self.first_epoch = 0
+        self.labels: Tensor | None = None
+        self.entropy: Tensor | None = None
+
+    def start_epoch(self, passes: Passes) -> None:
+        if passes.first:
+            self.first_epoch = passes.epoch
+
+    def head_of(self, epoch: int) -> int:
+        """The head that learns in `epoch`, which counts over all stages: 0 for A, 1 for B."""
+        in_turn = (epoch - self.first_epoch) % sum(HEAD_EPOCHS)
+        return 0 if len(self.sizes) == 1 or in_turn < HEAD_EPOCHS[0] else 1
+
+    def loss(
+        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+    ) -> tuple[Tensor, Metrics]:
+        """Minus the mutual information of the global batch's pairs, in nats, the mean over the sub-heads; held out, of head A."""
+        assert isinstance(head, ClusterHeads)
+        number = self.head_of(batch.epoch) if head.training else 0
+        logits = head(trunk(joined(inputs)), number).float().unflatten(0, (len(inputs), -1))
+        shares = logits.softmax(3)
+        valid = batch.indices >= 0
+        losses = mutual_information_loss(shares[0], shares[1:], valid)
+        if head.training:
+            self.epochs.see(number, batch.indices, losses.detach(), logits[0].detach())
+        loss, num = losses.mean() + head.nothing_of_others(number), valid.sum().float()
+        return loss, {"loss": (loss.detach() * num, num)}
+
+    def end_of_epoch(self) -> Figures:
+        """What the epoch's clusters were like; of head B the figures' names end in _b."""
+        number = self.epochs.number
+        found = self.epochs.end(list(self.sizes.values())[number], self.true_labels, self.seed)
+        return {f"{name}_b": value for name, value in found.items()} if number else found
+
+    def end_stage(self, passes: Passes) -> None:
+        """All training images' labels, by centre crops in eval mode: the arg max of head A's best sub-head; and how sure it was."""
+        best, num, world = self.epochs.best[0], self.num_samples, passes.world
+        entropy = torch.full((num + 1,), -1.0, device=world.device)
+
+        def logits_seen() -> Iterator[tuple[Tensor, Tensor]]:
+            assert isinstance(passes.head, ClusterHeads)
+            for indices, logits in passes.outputs(self.center, passes.head):
+                logs = logits[:, best].float().log_softmax(1)
+                entropy[torch.where(indices >= 0, indices, num)] = -(logs.exp() * logs).sum(1)
+                yield indices, logits[:, best]
+
+        labels = gathered_labels(passes, logits_seen()).cpu()
+        if world.size > 1:
+            dist.all_reduce(entropy, op=dist.ReduceOp.MAX)
+        entropy = entropy[:num].cpu()
+        self.labels, self.entropy = labels, torch.where(entropy < 0, math.nan, entropy)
+
+    def state_dict(self) -> dict[str, Any]:
+        made = {"labels": self.labels, "entropy": self.entropy, "best_sub_head": self.epochs.best[0]}
+        return {
+            "first_epoch": self.first_epoch,
+            "epochs": self.epochs.state_dict(),
+            **(made if self.labels is not None else {}),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.first_epoch = state["first_epoch"]
+        self.epochs.load_state_dict(state["epochs"])
+        self.labels, self.entropy = state.get("labels"), state.get("entropy")
+
+    def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        """The weak crop of each image and its copies, side by side, as the network sees them."""
+        pictures = [view.pictures(images) for view, images in zip(self._views, inputs, strict=True)]
+        padded = [F.pad(picture, (0, _GAP_PX), value=1.0) for picture in pictures]
+        return torch.cat(padded, 3)[..., :-_GAP_PX]
+
+
+def input_of(transforms: Transforms, size_px: int) -> Input:
+    """What the network sees: two gradients after "sobel", three channels otherwise (equal ones after "grey")."""
+    return Input.usual("SobelXY" if transforms == "sobel" else "RGB", size_px)
+
+
+class ClusterHeads(nn.Module):
+    """On average-pooled features, for each of `sizes` clusters as many linear classifiers as there are sub-heads, side by side in one product."""
+
+    def __init__(self, channels: int, sizes: tuple[int, ...], num_sub_heads: int):
+        super().__init__()
+        self.num_sub_heads = num_sub_heads
+        self.classify = nn.ModuleList(linear(channels, num_sub_heads * size, _HEAD_STD) for size in sizes)
+
+    def forward(self, features: Tensor, number: int = 0) -> Tensor:
+        """Features [B, C, h, w] to logits [B, num_sub_heads, clusters] of head `number`."""
+        logits: Tensor = self.classify[number](features.mean((2, 3)))
+        return logits.unflatten(1, (self.num_sub_heads, -1))
+
+    def nothing_of_others(self, number: int) -> Tensor | float:
+        """0, with a gradient of 0 to the heads other than `number`: DDP waits for every parameter's."""
+        others = [p for i, part in enumerate(self.classify) if i != number for p in part.parameters()]
+        return sum((0.0 * parameter.sum() for parameter in others), 0.0)

@@ -1,0 +1,101 @@
+"""IIC as a recipe runs it: options, the job that they make, and the labels that it leaves for SSL++."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.optim.sgd_adam import adam
+from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.run import Run
+from fastpsl.models.checkpoint import read_checkpoint
+from fastpsl.models.factory import make_backbone
+from fastpsl.models.weights import was_cut
+from fastpsl.tasks.pseudo_labels.figures import draw_label_curves
+from fastpsl.tasks.pseudo_labels.file import NAME, write_labels
+from fastpsl.tasks.pseudo_labels.iic import IIC, Transforms, input_of
+from fastpsl.tasks.pseudo_labels.scores import hungarian_accuracy, many_to_one_accuracy, nmi
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(PretrainOptions):
+    backbone: str = "resnet34_iic"
+    """Any of fastpsl's (docs/backbones.md)."""
+    num_clusters: int = 70
+    """Clusters of the head that makes the labels."""
+    heads: Literal["one", "two"] = "one"
+    """two: another head of --second-clusters learns beside it, for two epochs after each of the first."""
+    second_clusters: int = 10
+    """Clusters of the second head."""
+    num_sub_heads: int = 5
+    """Classifiers of a head; the one of lowest loss makes the labels."""
+    num_copies: int = 3
+    """Transformed copies that an image is paired with; --batch-size counts pairs."""
+    transforms: Transforms = "sobel"
+    """What the copies go through besides crops; each adds to the one before: crop, flip, colour, grey, sobel (Table XIV)."""
+    crop_share: float = 0.625
+    """Side of the crops, as a share of the picture's shorter side."""
+    size_px: int = 32
+    """Side to which the crops are resized."""
+    lr: float = 1e-4
+    """Adam's, constant."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.accumulate > 1:
+            raise ValueError(
+                f"--accumulate {self.accumulate}: each part would have the mutual information of its own pairs, which is another "
+                f"loss; use more ranks, or a smaller --batch-size"
+            )
+        self.refuse_apex("IIC", "Adam")
+
+
+def build(options: Options) -> Job:
+    task = IIC(
+        options.num_clusters,
+        size_px=options.size_px,
+        crop_share=options.crop_share,
+        transforms=options.transforms,
+        num_copies=options.num_copies,
+        num_sub_heads=options.num_sub_heads,
+        second_clusters=options.second_clusters if options.heads == "two" else None,
+        seed=options.seed,
+    )
+    channels = input_of(options.transforms, options.size_px).num_channels
+    backbone = make_backbone(options.backbone, num_channels=channels)
+    return Job(
+        task=task,
+        backbone=backbone,
+        stages=options.stages(task, backbone),
+        schedule=step_drops(options.lr, (1,)),
+        optimiser=partial(adam, weight_decay=0.0),
+        frozen_batchnorm=options.frozen_batchnorm,
+    )
+
+
+def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
+    """labels.npz and labels.png in the run's folder, of the last checkpoint's labels; lines for people."""
+    assert isinstance(job.task, IIC)
+    state = read_checkpoint(run.last_checkpoint())
+    made = state["task"]
+    labels, num_clusters = made["labels"].numpy(), job.task.num_clusters
+    path = write_labels(
+        run.folder / NAME, labels, num_clusters, run.train_data, str(run.science["recipe"]),
+        entropy=made["entropy"].numpy(), configuration={**run.science, "source": "iic", "cut": was_cut(state)},
+    )  # fmt: skip
+    curves = draw_label_curves(run.folder)
+    true = run.train_data.labels()
+    words = [
+        f"labels by sub-head {made['best_sub_head'] + 1} of {options.num_sub_heads}, which had the lowest loss",
+        f"{len(np.unique(labels))} of {num_clusters} clusters are not empty",
+    ]
+    if (true >= 0).any():
+        words.append(
+            f"with the true labels NMI {nmi(labels, true):.3f}, accuracy {hungarian_accuracy(labels, true):.1%} matched one to one, "
+            f"{many_to_one_accuracy(labels, true):.1%} each cluster as its commonest class"
+        )
+    return ["; ".join(words), f"labels {path}", *([f"label curves {curves}"] if curves else [])]

@@ -1,0 +1,148 @@
+"""Classes by pseudo-labels: what UIC (uic.txt, sections 3.2 and 4.2) and DeepCluster share."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fastpsl.engine.dataset_pass import Passes
+from fastpsl.engine.distributed import place_among_ranks
+from fastpsl.engine.epoch_hooks import Figures
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.trunk import Metrics, Trunk
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.tasks.classify import average_and_linear, masked_cross_entropy
+from fastpsl.tasks.pseudo_labels.figures import watched_figures
+from fastpsl.tasks.pseudo_labels.store import LabelStore
+
+_NOT_FINITE = 2**31 - 1
+
+
+class PseudoClassify:
+    """Cross-entropy of a linear classifier on labels that a `LabelStore` holds, in an order that balances their classes.
+
+    Paper: "Avoid empty classes", "Class balance sampling" (section 4.2). Where the images come from is up to who sets the labels.
+
+    Held-out images have no labels: there the first of two views is told by the arg max of the other; accuracy = views named alike.
+
+    view: what is learned from. center: what images are labelled by where a pass over all of them does it. seed: of orders and splits.
+    head_std: of the classifier's first weights (`classify.linear`).
+    """
+
+    num_levels = 1
+
+    def __init__(
+        self, num_classes: int, view: ViewSpec, center: ViewSpec, *, seed: int, head_std: float | None = None
+    ):
+        if num_classes < 2:
+            raise ValueError(f"--num-classes {num_classes}: a classifier needs 2 or more")
+        self.num_classes, self.view, self.center = num_classes, view, center
+        self.seed, self.head_std = seed, head_std
+        self.true_labels: np.ndarray | None = None
+
+    def check_data(self, data: Data, batch_size: int) -> None:
+        """ValueError where there are more classes than images. Takes the true labels, if there are any: to compare with, no more."""
+        if self.num_classes > data.num_samples:
+            raise ValueError(
+                f"--num-classes {self.num_classes:,} for {data.num_samples:,} training images, and none may be empty: give at most "
+                f"{data.num_samples:,}"
+            )
+        self.num_samples = data.num_samples
+        self.true_labels = data.labels()
+
+    def views(self, level: int) -> tuple[ViewSpec, ...]:
+        return (self.view,)
+
+    def pass_views(self, level: int) -> tuple[ViewSpec, ...]:
+        return (self.center,)
+
+    def held_out_views(self, level: int) -> tuple[ViewSpec, ...]:
+        return (self.view, self.view)
+
+    def head(self, level: int, channels: int) -> nn.Module:
+        """Features [B, channels, h, w] to logits [B, num_classes]."""
+        return average_and_linear(channels, self.num_classes, self.head_std)
+
+    def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
+        """No labels yet: those of another stage's head would mean nothing to this one."""
+        device = next(head.parameters()).device
+        self.store = LabelStore(self.num_samples, self.num_classes, device, self.seed)
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        self.epoch = epoch  # the one under way
+        return self.store.order(epoch)
+
+    def loss(
+        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+    ) -> tuple[Tensor, Metrics]:
+        """Cross-entropy; accuracy = images named as their label."""
+        logits = head(trunk(inputs[0])).float()
+        if head.training:
+            labels = self.store.labels_of(batch.indices)
+            self.see(batch.indices, logits.detach())
+        else:
+            labels = head(trunk(inputs[1])).float().argmax(1)
+        valid = (batch.indices >= 0).float()
+        num = valid.sum()
+        loss = masked_cross_entropy(logits, labels, valid)
+        right = ((logits.argmax(1) == labels) * valid).sum()
+        return loss, {"loss": (loss.detach() * num, num), "accuracy": (right, num)}
+
+    def see(self, indices: Tensor, logits: Tensor) -> None:
+        """What a training step's forward pass gave; nothing is made of it here."""
+
+    def relabel(self, labels: Tensor | np.ndarray, epoch: int) -> Figures:
+        """New labels int [N], the same on all ranks, for `epoch`; and what they are like."""
+        made = labels.cpu().numpy() if isinstance(labels, Tensor) else labels
+        previous = self.store.current.cpu().numpy()
+        self.store.set(made, epoch)
+        return {
+            **self.figures(made, previous if previous[0] >= 0 else None),
+            "num_split": float(self.store.num_split),
+        }
+
+    def figures(self, made: np.ndarray, previous: np.ndarray | None) -> Figures:
+        """Of labels int [N] as they were made, before empty classes are split; on rank 0, which alone says them."""
+        if place_among_ranks()[0] != 0:
+            return {}
+        return watched_figures(made, previous, self.true_labels, self.num_classes, self.seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"store": self.store.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.store.load_state_dict(state["store"])
+
+    def chance(self, level: int) -> float:
+        """Accuracy of guessing."""
+        return 1 / self.num_classes
+
+    def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        """The pictures as the network sees them."""
+        return self.view.pictures(inputs[0])
+
+
+def gathered_labels(passes: Passes, outputs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """(indices [B], logits [B, K]) of all ranks' batches to their arg max, int32 [N], on every rank; 0 for images that cannot be decoded.
+
+    ValueError where logits are not finite.
+    """
+    num, device = passes.data.num_samples, passes.world.device
+    labels = torch.full((num + 1,), -1, dtype=torch.int32, device=device)  # padding's goes to the last place
+    for indices, logits in outputs:
+        found = torch.where(logits.isfinite().all(1), logits.argmax(1), _NOT_FINITE)
+        labels[torch.where(indices >= 0, indices, num)] = found.to(torch.int32)
+    if passes.world.size > 1:
+        dist.all_reduce(labels, op=dist.ReduceOp.MAX)
+    num_bad = int((labels[:num] == _NOT_FINITE).sum())
+    if num_bad:
+        raise ValueError(
+            f"epoch {passes.epoch}: the network's outputs for {num_bad:,} of {num:,} images are not finite, so they have no label; "
+            f"lower --lr, give --precision bf16, or look at the weights"
+        )
+    return labels[:num].clamp(min=0)

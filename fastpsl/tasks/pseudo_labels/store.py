@@ -1,0 +1,167 @@
+"""Pseudo-labels of all images: those of this epoch, and those that its forward passes make for the next (uic.txt, section 3.2)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastpsl.engine.distributed import place_among_ranks
+from fastpsl.kernels.empty_classes import split_empty
+from fastpsl.pipelines.loader.balanced_order import balanced_order
+
+_NONE = -1
+
+
+@dataclass(frozen=True, eq=False)
+class EpochOfLabels:
+    """What an epoch made of its labels, over all ranks.
+
+    num_written: images with a new label. num_not_drawn: images that no step showed; they keep theirs. num_repeated: draws beyond
+    an image's first. num_not_finite: draws that made no label, as their logits were not finite. num_split: classes that were split
+    to fill empty ones. made: int32 [N], the labels before that. previous: int32 [N], the labels of the epoch that ended.
+    """
+
+    num_written: int
+    num_not_drawn: int
+    num_repeated: int
+    num_not_finite: int
+    num_split: int
+    made: np.ndarray
+    previous: np.ndarray
+
+
+class LabelStore:
+    """Labels of `num_samples` images in [0, num_classes), the same on every rank: two arrays of 4 bytes an image on the device.
+
+    current: int32 [N], read in this epoch; -1 before the first `set`. num_split: classes split to make them. What `write` makes stands
+    in the other array until `end_epoch`, which exchanges it between the ranks in one all-reduce of 4 bytes an image.
+
+    Of an image drawn several times the latest draw counts, in the order of the epoch's positions; where its logits were not finite,
+    the image keeps the label that it has. So labels do not depend on the number of ranks. The paper is silent on images that are not
+    drawn, or several times.
+    """
+
+    def __init__(self, num_samples: int, num_classes: int, device: torch.device, seed: int):
+        self.num_samples, self.num_classes, self.device, self.seed = num_samples, num_classes, device, seed
+        self.current = torch.full((num_samples,), _NONE, dtype=torch.int32, device=device)
+        self.num_split = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        # One place more, for what is no image's.
+        self._next = torch.full((self.num_samples + 1,), _NONE, dtype=torch.int32, device=self.device)
+        self._num_not_finite = torch.zeros((), dtype=torch.int64, device=self.device)  # of this rank
+        self._num_positions = self._batch_size = 0
+        self._order: np.ndarray | None = None
+
+    def set(self, labels: Tensor | np.ndarray, epoch: int) -> None:
+        """New labels, int [N], the same on every rank, for `epoch`; empty classes are filled (`split_empty`). What was written is forgotten.
+
+        ValueError where there are fewer images than classes.
+        """
+        array = labels.cpu().numpy() if isinstance(labels, Tensor) else labels
+        assert array.shape == (self.num_samples,), (array.shape, self.num_samples)
+        array, self.num_split = split_empty(array, self.num_classes, self.seed, epoch)
+        self.current = torch.from_numpy(array).to(self.device)
+        self._forget()
+
+    def order(self, epoch: int) -> np.ndarray:
+        """int64 [N], the order of `epoch`, in which all classes stand equally often (`balanced_order`). Batches are to follow it."""
+        self._order = balanced_order(self.current.cpu().numpy(), self.seed, epoch)
+        return self._order
+
+    def labels_of(self, indices: Tensor) -> Tensor:
+        """int64 [B], the labels of dataset indices int64 [B]; 0 for padding (-1)."""
+        labels = self.current[indices.clamp(min=0)].long()
+        return torch.where(indices >= 0, labels, 0)
+
+    @torch.no_grad()
+    def write(self, indices: Tensor, logits: Tensor) -> None:
+        """Labels for the next epoch: the arg max of logits [B, num_classes] of this rank's next batch, indices int64 [B] of the order.
+
+        Padding (-1) makes none. The host does not wait for the device.
+        """
+        assert logits.shape == (len(indices), self.num_classes), (logits.shape, self.num_classes)
+        assert self._batch_size in (0, len(indices)), "batches of an epoch are equally long"
+        self._batch_size = len(indices)
+        finite = logits.isfinite().all(1)
+        self._num_not_finite += (~finite & (indices >= 0)).sum()
+        labels = torch.where(finite, logits.argmax(1), _NONE).to(torch.int32)
+        # Rows of one index: the last is written alone, as a scatter on a GPU would take any of them.
+        again = (indices[:, None] == indices[None, :]).triu(1).any(1)
+        self._next[torch.where((indices >= 0) & ~again, indices, self.num_samples)] = labels
+        self._num_positions += len(indices) * place_among_ranks()[1]
+
+    def end_epoch(self, epoch: int) -> EpochOfLabels:
+        """What was written becomes `current`, for `epoch`, the one to come. Every rank calls it."""
+        self._exchange()
+        previous, new = self.current.cpu().numpy(), self._next[:-1].cpu().numpy()
+        num_shown, num_not_finite = len(self._shown()), self._sum_not_finite()
+        num_drawn = int((self._latest() >= 0).sum())
+        made = np.where(new >= 0, new, previous)
+        self.set(made, epoch)
+        return EpochOfLabels(
+            num_written=int((new >= 0).sum()),
+            num_not_drawn=self.num_samples - num_drawn,
+            num_repeated=num_shown - num_drawn,
+            num_not_finite=num_not_finite,
+            num_split=self.num_split,
+            made=made,
+            previous=previous,
+        )
+
+    def _exchange(self) -> None:
+        """To every rank, of each image, what the rank wrote that had its latest position.
+
+        Positions before a resume, perhaps of another number of ranks, are all ranks' alike.
+        """
+        rank, world_size = place_among_ranks()
+        if world_size == 1 or not self._num_positions or not self._batch_size:
+            return
+        latest = self._latest()
+        owner = np.where(latest >= 0, latest // self._batch_size % world_size, _NONE)
+        own = torch.from_numpy(owner == rank).to(self.device)
+        self._next[:-1][~own] = _NONE
+        dist.all_reduce(self._next, op=dist.ReduceOp.MAX)
+
+    def _shown(self) -> np.ndarray:
+        """Images that steps have shown, by position."""
+        assert self._order is not None or not self._num_positions
+        return np.zeros(0, np.int64) if self._order is None else self._order[: self._num_positions]
+
+    def _latest(self) -> np.ndarray:
+        """int64 [N]: the latest position of each image among those that steps have shown; -1 where there is none."""
+        latest, shown = np.full(self.num_samples, _NONE), self._shown()
+        np.maximum.at(latest, shown, np.arange(len(shown)))
+        return latest
+
+    def _sum_not_finite(self) -> int:
+        total = self._num_not_finite.clone()
+        if place_among_ranks()[1] > 1:
+            dist.all_reduce(total)
+        return int(total)
+
+    def state_dict(self) -> dict[str, Any]:
+        """On the CPU, the same on every rank; every rank calls it. Any number of ranks may go on."""
+        self._exchange()
+        return {
+            "current": self.current.cpu(),
+            "next": self._next[:-1].clone().cpu(),  # written on meanwhile
+            "num_split": self.num_split,
+            "num_positions": self._num_positions,
+            "num_not_finite": self._sum_not_finite(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """To go on in mid-epoch: with `order` of that epoch, then `write`."""
+        assert len(state["current"]) == self.num_samples, (len(state["current"]), self.num_samples)
+        self._forget()
+        self.current = state["current"].to(self.device)
+        self._next[:-1] = state["next"].to(self.device)
+        self.num_split, self._num_positions = state["num_split"], state["num_positions"]
+        if place_among_ranks()[0] == 0:
+            self._num_not_finite += state["num_not_finite"]

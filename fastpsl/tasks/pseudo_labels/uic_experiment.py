@@ -1,0 +1,145 @@
+"""What the recipes of UIC share: their options, the job that they make of them, and what they leave behind."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.optim.schedules import linear_decay
+from fastpsl.engine.options import MACHINE, PretrainOptions
+from fastpsl.engine.run import Run
+from fastpsl.models.checkpoint import read_checkpoint
+from fastpsl.models.factory import make_backbone
+from fastpsl.models.weight_files import sha256_of_file
+from fastpsl.models.weights import newest_checkpoint
+from fastpsl.pipelines.input_record import Input
+from fastpsl.tasks.pseudo_labels.figures import draw_label_curves
+from fastpsl.tasks.pseudo_labels.file import NAME, labels_of, write_labels
+from fastpsl.tasks.pseudo_labels.pseudo_classify import PseudoClassify
+from fastpsl.tasks.pseudo_labels.uic import UIC, Augmentation, LabelView
+
+# Section 4.3, "Further Fine-Tuning": 30 epochs. The rate is not said; a tenth of the first, as the network has learned already.
+FINE_TUNE = {"stage_epochs": (30,), "lr": 0.01}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(PretrainOptions):
+    backbone: str = "alexnet"
+    """Any of fastpsl's (docs/backbones.md)."""
+    num_classes: int = 3000
+    """Of the classifier; none is ever empty."""
+    channels: Literal["RGB", "SobelXY"] = "SobelXY"
+    """What the network sees: the picture, or its grey value's two gradients."""
+    augmentation: Augmentation = "standard"
+    """standard: crops and flip; strong: SimCLR's colour distortion and blur too."""
+    label_view: LabelView = "train"
+    """train: labels come from the training forward pass; center: from a pass over all images before each epoch."""
+    lr: float = 0.1
+    """Learning rate at the start; it falls to 0 in a straight line."""
+    weight_decay: float = 1e-4
+    """On weights, biases and BatchNorm."""
+    dropout: float | None = None
+    """Share of fc6's and fc7's inputs that are dropped; by default the backbone's own."""
+    size_px: int = 224
+    """Side of the crops."""
+    fine_tune: Path | None = field(default=None, metadata=MACHINE)  # its content is science, see build
+    """A finished run of this recipe, or a checkpoint: go on with its network, on the labels that it gives the centre crops."""
+    labels: Path | None = field(default=None, metadata=MACHINE)
+    """Learn from the labels in this file, and make none, also with --fine-tune (labels.npz of a run)."""
+
+
+def fine_tuning(asked: Options) -> Mapping[str, Any]:
+    """The paper's values that are others with --fine-tune: `parse_options`' variant."""
+    return FINE_TUNE if asked.fine_tune is not None else {}
+
+
+def build(options: Options) -> Job:
+    """The job. ValueError where a file that is asked for cannot serve."""
+    input, science = Input.usual(options.channels, options.size_px), dict[str, Any]()
+    backbone = make_backbone(options.backbone, num_channels=input.num_channels, dropout=options.dropout)
+    classifier: dict[str, Tensor] | None = None
+    given: np.ndarray | None = None
+    if options.fine_tune is not None:
+        path, state = _trained(options.fine_tune, options)
+        backbone.load_state_dict(state["backbone"])
+        classifier = state["learner"]["head"]
+        if (width := classifier["2.weight"].shape[1]) != backbone.channels[-1]:
+            raise ValueError(
+                f"--fine-tune {path}: its classifier reads {width} channels, and the last block of {options.backbone} has "
+                f"{backbone.channels[-1]}: it was saved in an earlier stage; give a run that came to its end"
+            )
+        science["fine_tune"] = sha256_of_file(path)
+        science["fine_tuned"] = state["science"]  # a table of results asks how the base was trained
+    if options.labels is not None:
+        given = _given(options)
+        science["labels"] = sha256_of_file(options.labels)
+    task = UIC(
+        options.num_classes,
+        input,
+        options.size_px,
+        seed=options.seed,
+        augmentation=options.augmentation,
+        label_view=options.label_view,
+        fixed=options.fine_tune is not None,
+        given=given,
+        classifier=classifier,
+    )
+    return Job(
+        task=task,
+        backbone=backbone,
+        stages=options.stages(task, backbone),
+        schedule=linear_decay(options.lr),
+        optimiser=partial(options.sgd(), weight_decay=options.weight_decay, decay_biases=True),
+        science=science,
+        frozen_batchnorm=options.frozen_batchnorm,
+    )
+
+
+def finish(options: PretrainOptions, job: Job, run: Run) -> Sequence[str]:
+    """labels.npz and labels.png in the run's folder, of the last checkpoint's labels; lines for people."""
+    assert isinstance(job.task, PseudoClassify)
+    state = read_checkpoint(run.last_checkpoint())
+    store, made_by = state["task"]["store"], str(run.science["recipe"])
+    path = write_labels(
+        run.folder / NAME, store["current"].numpy(), job.task.num_classes, run.train_data, made_by,
+        num_split=store["num_split"], configuration={**run.science, "source": made_by},
+    )  # fmt: skip
+    curves = draw_label_curves(run.folder)
+    return [f"labels {path}", *([f"label curves {curves}"] if curves else [])]
+
+
+def _trained(path: Path, options: Options) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint to go on from. ValueError where its classifier is not of this experiment's form."""
+    path, state = newest_checkpoint(path) if path.is_dir() else (path, read_checkpoint(path))
+    science = state["science"]
+    if "num_classes" not in science or "learner" not in state:
+        raise ValueError(
+            f"--fine-tune {path}: a checkpoint of {science.get('recipe')}, which has no pseudo-labels; give one of UIC's"
+        )
+    if options.plan != "end_to_end":
+        raise ValueError(
+            f"--fine-tune goes on with a classifier on the last block: give --plan end_to_end, not {options.plan}"
+        )
+    for name in ("backbone", "num_classes", "channels"):
+        if science[name] != getattr(options, name):
+            raise ValueError(
+                f"--fine-tune {path} has {name.replace('_', '-')} {science[name]}, not {getattr(options, name)}: give "
+                f"--{name.replace('_', '-')} {science[name]}"
+            )
+    return path, state
+
+
+def _given(options: Options) -> np.ndarray:
+    """The labels of --labels, which must be those of --data, in so many classes."""
+    assert options.labels is not None
+    found = labels_of(options.labels, options)
+    if found.num_classes != options.num_classes:
+        raise ValueError(
+            f"--labels {options.labels} has {found.num_classes:,} classes, not {options.num_classes:,}: give --num-classes {found.num_classes}"
+        )
+    return found.labels

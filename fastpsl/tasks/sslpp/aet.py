@@ -1,0 +1,88 @@
+"""The transformation between a picture and its copy, told from both: AET (Zhang et al., arXiv 1901.04596; sslpp.txt, section III.A)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastpsl.engine.trunk import Metrics
+from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.warp import NUM_TARGETS, Kind, WarpPair
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.standard_views import TrainCrop, train_view
+from fastpsl.pipelines.views import ViewSpec
+
+_NUM_FOR_MEAN = 10_000
+
+
+class AET:
+    """SSL++'s AET, a `Proxy`. Crop and flip come first, as in AET's code; then the pair of which `WarpPair` tells.
+
+    transform: SSL++ does not say which of AET's two it takes. Here "projective" by default, the more general.
+    A sample is one pair, which the batch size counts once, as AET's 512 does: the network sees two pictures of each.
+    """
+
+    images_per_sample = 1
+
+    def __init__(self, transform: Kind = "projective", size_px: int = 32, crop: TrainCrop = "padded"):
+        self.warp = WarpPair(size_px, transform)
+        plain = train_view(Input.usual("RGB", size_px), size_px, crop)
+        self._view = replace(plain, ops=(*plain.ops, self.warp))
+
+    def view(self) -> ViewSpec:
+        return self._view
+
+    def head(self, channels: int) -> nn.Module:
+        return AETHead(channels, self.warp)
+
+    def loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Mean squared error over the targets; features [2 * B, C, h, w]."""
+        assert isinstance(head, AETHead)
+        targets = batch.draws[0][-1]["target"]
+        valid = batch.indices >= 0
+        num = valid.sum().float()
+
+        def total(answers: Tensor) -> Tensor:
+            errors = (answers - targets).square().mean(1)
+            return torch.where(valid, errors, 0.0).sum()
+
+        loss = total(head(features).float())
+        metrics = {"loss": (loss.detach(), num)}
+        if not head.training:
+            metrics["loss_constant"] = (total(head.mean_target), num)
+        return loss / num.clamp(min=1), metrics
+
+    def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Each picture, and its copy on the right."""
+        pictures = F.pad(self._view.pictures(inputs[0]), (0, 1, 0, 0), value=1.0)
+        return pictures.unflatten(0, (-1, 2)).permute(0, 2, 3, 1, 4).flatten(3, 4)[..., :-1]
+
+    def captions(self, batch: Batch) -> list[str]:
+        """The targets, in two lines."""
+        every = batch.draws[0][-1]["target"].unflatten(1, (2, -1)).tolist()
+        return ["\n".join(" ".join(f"{value:+.1f}" for value in row) for row in rows) for rows in every]
+
+
+class AETHead(nn.Module):
+    """AET's: both pictures' features average-pooled, side by side; Linear to the targets, with tanh where these are in [-1, 1] (affine).
+
+    mean_target: [8 or 6], the best answer to a pair that was not looked at: the mean of 10,000 draws of seed 0.
+    """
+
+    mean_target: Tensor
+
+    def __init__(self, channels: int, warp: WarpPair):
+        super().__init__()
+        self.regress = nn.Linear(2 * channels, NUM_TARGETS[warp.kind])
+        self.bounded = warp.kind == "affine"
+        targets = warp.draw(Keys(0, 0, np.arange(_NUM_FOR_MEAN)))["target"]
+        self.register_buffer("mean_target", torch.from_numpy(targets.mean(0)), persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[2 * B, C, h, w], image-major → targets [B, 8 or 6]"""
+        told: Tensor = self.regress(features.mean((2, 3)).unflatten(0, (-1, 2)).flatten(1))
+        return told.tanh() if self.bounded else told

@@ -1,0 +1,105 @@
+"""What a hole hides, restored from its surroundings: Context-Encoder (Pathak et al., arXiv 1604.07379; sslpp.txt, section III.A)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastpsl.engine.trunk import Metrics
+from fastpsl.kernels.hole import Hole
+from fastpsl.kernels.layout import to_float32
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.standard_views import TrainCrop, train_view
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.tasks.sslpp.decoder import FromVectors
+
+_WIDTH = 64
+
+
+class Context:
+    """SSL++'s Context, a `Proxy`: "we just use the reconstruction loss", so none that is adversarial.
+
+    hole_share: the paper does not say how much is hidden. Here half of the side, as Context-Encoder's 64 of 128 px; its ring of 4 px that
+    overlaps the surroundings is left out.
+    """
+
+    images_per_sample = 1
+
+    def __init__(
+        self,
+        hole_share: float = 0.5,
+        size_px: int = 32,
+        crop: TrainCrop = "padded",
+        of_vectors: bool = False,
+    ):
+        """of_vectors: the backbone ends in fully-connected layers."""
+        input = Input.usual("RGB", size_px)
+        hole, self.size_px = Hole(hole_share, input.mean), size_px
+        self.hidden, self.of_vectors = hole.hidden(size_px), of_vectors
+        plain = train_view(input, size_px, crop)
+        self._view = replace(plain, ops=(*plain.ops, hole))
+
+    def view(self) -> ViewSpec:
+        return self._view
+
+    def head(self, channels: int) -> nn.Module:
+        if self.of_vectors:
+            return nn.Sequential(FromVectors(channels, 3, self.size_px), nn.Tanh())
+        return ContextHead(channels, self.size_px)
+
+    def loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Mean squared error of the hidden pixels, whose values are -1 to 1 as Context-Encoder has them; features [B, C, h, w].
+
+        loss_constant: of one colour for all, the mean of what this batch hides, which no other colour undercuts.
+        """
+        hidden = (..., self.hidden, self.hidden)
+        pictures = self._view.before_last_op(batch.images[0], batch.draws[0])
+        targets = 2 * to_float32(pictures[hidden]) - 1
+        valid = batch.indices >= 0
+        num = valid.sum().float()
+
+        def total(answers: Tensor) -> Tensor:
+            errors = (answers - targets).square().mean((1, 2, 3))
+            return torch.where(valid, errors, 0.0).sum()
+
+        loss = total(head(features).float()[hidden])
+        metrics = {"loss": (loss.detach(), num)}
+        if not head.training:
+            colours = torch.where(valid[:, None], targets.mean((2, 3)), 0.0)
+            mean = colours.sum(0) / num.clamp(min=1)
+            metrics["loss_constant"] = (total(mean[:, None, None]), num)
+        return loss / num.clamp(min=1), metrics
+
+    def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        """The pictures with their holes, and beside them what was hidden."""
+        seen = self._view.pictures(inputs[0])
+        whole = to_float32(self._view.before_last_op(batch.images[0], batch.draws[0])).cpu()
+        return torch.cat([seen, seen.new_ones(*seen.shape[:3], 1), whole], 3)
+
+
+class ContextHead(nn.Module):
+    """A decoder from the feature map to the whole picture, of which the hole is read. Paper: "the decoder", no more.
+
+    Two transposed convolutions, each doubling the sides, with 64 maps, BatchNorm and ReLU between them and tanh behind, as
+    Context-Encoder's decoder ends: 32 px of NIN's 8 x 8. From maps of other sizes the picture is interpolated.
+    """
+
+    def __init__(self, channels: int, size_px: int):
+        super().__init__()
+        self.size_px = size_px
+        self.decode = nn.Sequential(
+            nn.ConvTranspose2d(channels, _WIDTH, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(_WIDTH),
+            nn.ReLU(inplace=True),
+            nn.ConvTranspose2d(_WIDTH, 3, 4, stride=2, padding=1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, channels, h, w] → float32 [B, 3, size_px, size_px] in [-1, 1]"""
+        pictures = self.decode(features).float()
+        if pictures.shape[-1] != self.size_px:
+            pictures = F.interpolate(pictures, size=(self.size_px, self.size_px), mode="bilinear")
+        return pictures.tanh()

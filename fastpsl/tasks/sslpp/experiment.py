@@ -1,0 +1,105 @@
+"""What the four recipes of SSL++ share: their options, and the job that they make of them and of a proxy task."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from torch import nn
+
+from fastpsl.engine.distributed import own_rank
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.options import MACHINE, PretrainOptions
+from fastpsl.models.factory import make_backbone
+from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.standard_views import center_view, train_view
+from fastpsl.tasks.pseudo_labels.figures import collapse, label_figures
+from fastpsl.tasks.pseudo_labels.file import Labels, labels_of
+from fastpsl.tasks.sslpp.sslpp import Proxy, SSLPlusPlus
+
+NONE, COUPLED = "none", "coupled"
+Optimiser = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(PretrainOptions):
+    backbone: str = "nin4"
+    """Any of fastpsl's (docs/backbones.md)."""
+    pseudo_labels: str = field(default=NONE, metadata=MACHINE)  # what is in the file is science, see build
+    """none: the proxy task alone; a file (of sslpp_iic or fastpsl labels): a second target beside it; coupled: k-means' labels, anew before each epoch."""
+    semantic_weight: Annotated[float, tyro.conf.arg(aliases=("--lambda",))] = 1.0
+    """Of the pseudo-labels' loss beside the proxy's: the paper's lambda. Without effect where they are learned alone."""
+    proxy: bool = True
+    """Learn the proxy task; --no-proxy: the pseudo-labels alone."""
+    num_clusters: int = 70
+    """Of coupled labels; a file has its own."""
+    lr: float = 0.1
+    """Learning rate at the start."""
+    intervals: tuple[int, ...] = (100, 50, 50)
+    """Shares of the training; after each the rate drops."""
+    weight_decay: float = 5e-4
+    """On weights, biases and BatchNorm."""
+    size_px: int = 32
+    """Side of the pictures that the network sees."""
+    crop: Literal["padded", "random_resized"] = "padded"
+    """padded: the whole picture, moved by up to an eighth of its side (RotNet's and AET's on CIFAR); random_resized: as is usual for larger ones."""
+
+
+def build(options: Options, proxy: Proxy, optimiser: Optimiser, factor: float = 0.1) -> Job:
+    """The job; `factor`: of the rate at each drop. ValueError where the labels cannot serve."""
+    rgb = Input.usual("RGB", options.size_px)
+    seen = proxy.view().input() if options.proxy else rgb
+    labels, record = None, dict[str, Any](source=options.pseudo_labels)
+    if options.pseudo_labels == COUPLED:
+        record["num_classes"] = options.num_clusters
+    elif options.pseudo_labels != NONE:
+        found = _labels(Path(options.pseudo_labels), options)
+        labels = found.labels
+        # The digest too: equal values do not make equal labels, such as those of a run that was cut short.
+        record = dict(found.configuration) | {"num_classes": found.num_classes, "digest": found.digest()}
+    coupled = options.pseudo_labels == COUPLED
+    task = SSLPlusPlus(
+        proxy,
+        train_view(rgb, options.size_px, options.crop),
+        learn_proxy=options.proxy,
+        weight=options.semantic_weight,
+        num_classes=record.get("num_classes", 0),
+        labels=labels,
+        center=center_view(seen, options.size_px, whole=True) if coupled else None,
+        seed=options.seed,
+    )
+    backbone = make_backbone(options.backbone, num_channels=seen.num_channels)
+    return Job(
+        task=task,
+        backbone=backbone,
+        stages=options.stages(task, backbone),
+        schedule=step_drops(options.lr, options.intervals, factor),
+        optimiser=optimiser,
+        science={"pseudo_labels": record},
+        frozen_batchnorm=options.frozen_batchnorm,
+    )
+
+
+def _labels(path: Path, options: Options) -> Labels:
+    """The labels in the file; rank 0 says what they are like, and warns where they are of few classes or of a run that was cut short."""
+    if not path.exists():
+        raise ValueError(
+            f"--pseudo-labels {path}: there is no such file; allowed are {NONE}, {COUPLED}, and a file of labels"
+        )
+    found = labels_of(path, options)
+    if own_rank() == 0:
+        figures = label_figures(found.labels, None, None, found.num_classes, options.seed)
+        print(
+            f"pseudo-labels: {path}, by {found.made_by}: {figures['non_empty']:,.0f} of {found.num_classes:,} classes have images, the "
+            f"biggest {figures['biggest']:.1%} of them",
+            flush=True,
+        )
+        if found.configuration.get("cut"):
+            warnings.warn(f"{path} was made by a run that --max-steps-per-stage cut short", stacklevel=2)
+        if (crowded := collapse(figures, found.num_classes)) is not None:
+            warnings.warn(f"{path}: {crowded}", stacklevel=2)
+    return found

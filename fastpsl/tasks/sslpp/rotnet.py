@@ -1,0 +1,61 @@
+"""All four quarter turns of an image, named: RotNet (Gidaris et al., arXiv 1803.07728), as SSL++ trains it (sslpp.txt, section III.A)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastpsl.engine.trunk import Metrics
+from fastpsl.kernels.rotate90 import AllTurns
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.standard_views import TrainCrop, train_view
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.tasks.classify import masked_cross_entropy
+from fastpsl.tasks.rotation import RotationHead
+
+NUM_TURNS = 4
+
+
+class RotNet:
+    """SSL++'s Rotation, a `Proxy`. Crop and flip come first, as in RotNet's code; the turns are exact, pixel for pixel.
+
+    tasks/rotation.py has PSL's, in levels, which is without a flip.
+    """
+
+    images_per_sample = NUM_TURNS
+
+    def __init__(self, size_px: int = 32, crop: TrainCrop = "padded"):
+        plain = train_view(Input.usual("RGB", size_px), size_px, crop)
+        self._view = replace(plain, ops=(*plain.ops, AllTurns(NUM_TURNS)))
+
+    def view(self) -> ViewSpec:
+        return self._view
+
+    def head(self, channels: int) -> nn.Module:
+        return RotationHead(channels, NUM_TURNS)
+
+    def loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Cross-entropy over the four turns; features [4 * B, C, h, w]. accuracy = turns named right."""
+        logits = head(features).float()
+        labels = batch.draws[0][-1]["turns"].flatten()
+        valid = (batch.indices >= 0).float().repeat_interleave(NUM_TURNS)
+        num = valid.sum()
+        loss = masked_cross_entropy(logits, labels, valid)
+        right = ((logits.argmax(1) == labels) * valid).sum()
+        metrics = {"loss": (loss.detach() * num, num), "accuracy": (right, num)}
+        if not head.training:
+            metrics["loss_constant"] = (num * math.log(NUM_TURNS), num)
+        return loss, metrics
+
+    def chance(self) -> float:
+        """Accuracy of guessing."""
+        return 1 / NUM_TURNS
+
+    def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        """The four turns of each image in a row."""
+        pictures = functional.pad(self._view.pictures(inputs[0]), (0, 1, 0, 0), value=1.0)
+        rows = pictures.unflatten(0, (-1, NUM_TURNS)).permute(0, 2, 3, 1, 4).flatten(3, 4)
+        return rows[..., :-1]

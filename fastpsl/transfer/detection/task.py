@@ -1,0 +1,201 @@
+"""Detection on PASCAL VOC (psl.txt, section 4.4.1; uic.txt, section 4.4; sslpp.txt, Fig. 3): a backbone fine-tuned with a detector on top.
+
+A picture is decoded, mirrored and resized in the loader's threads; its flip and its size are draws of (seed, epoch, picture). After the last
+step the test pictures are looked at, one by one: predictions.npz.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.utils import draw_bounding_boxes
+
+from fastpsl.engine.dataset_pass import Passes
+from fastpsl.engine.options import RunOptions
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.predictions import Said
+from fastpsl.engine.run import Run
+from fastpsl.engine.trunk import Metrics, Trunk
+from fastpsl.kernels.draws import Keys, Slot, integers, uniforms
+from fastpsl.models.backbone import Backbone
+from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.loader.annotated import Annotated, PictureBatch, PictureLoader, read_picture
+from fastpsl.pipelines.voc.dataset import VOC, learned_and_scored
+from fastpsl.transfer.detection.detector import Detector, layout_of
+from fastpsl.transfer.detection.proposals import Proposals
+from fastpsl.transfer.detection.protocols import Protocol
+from fastpsl.transfer.image_input import check_options, normalised, padded, pictures, resized, resized_sides
+
+_SHEET_PX = 320
+
+
+@dataclass
+class Detection:
+    """Fine-tunes `backbone` by `protocol`, on pictures as `input` says. seed: of the draws. ValueError for a backbone that cannot.
+
+    proposals: files of each training set, then of each test set, where the protocol's are published ones.
+    """
+
+    protocol: Protocol
+    backbone: Backbone
+    input: Input
+    seed: int
+    proposals: Sequence[str] = ()
+    num_levels: int = field(default=1, init=False)
+    train: VOC = field(init=False)
+    test: VOC = field(init=False)
+    train_proposals: Proposals | None = field(default=None, init=False)
+    test_proposals: Proposals | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        layout_of(self.backbone)
+        protocol, num = self.protocol, len(self.proposals)
+        wanted = len(protocol.train_sets) + len(protocol.test_sets)
+        if protocol.boxes_from == "rpn" and num:
+            raise ValueError("--proposals: this protocol learns its own, by an RPN; leave it out")
+        if protocol.boxes_from == "published" and num != wanted:
+            sets = " ".join((*protocol.train_sets, *protocol.test_sets))
+            raise ValueError(
+                f"--proposals: {num or 'no'} files, and Fast R-CNN needs one of each set, in the order of {sets}: "
+                f"selective search's .mat, or Detectron's .pkl"
+            )
+        if missing := [path for path in self.proposals if path and not Path(path).is_file()]:
+            raise ValueError(f"--proposals {missing[0]}: no such file; give the published ones")
+
+    def stage(self) -> Stage:
+        """The one stage of this protocol."""
+        protocol, last = self.protocol, layout_of(self.backbone).last_block
+        return Stage(
+            "detection", 1, protocol.first_learning, last, 0 if protocol.num_steps else protocol.epochs, protocol.num_steps
+        )  # fmt: skip
+
+    def open(self, root: Path, options: RunOptions) -> tuple[Data, Data]:
+        """Training and test sets in VOC's layout at `root`: `Job.open`. ValueError where something is wrong with them."""
+        check_options(options)
+        protocol = self.protocol
+        self.train, self.test = learned_and_scored(root, protocol.train_sets, protocol.test_sets, "boxes")
+        if protocol.boxes_from == "published":
+            cut = len(protocol.train_sets)
+            self.train_proposals = Proposals(self.proposals[:cut], self.train)
+            self.test_proposals = Proposals(self.proposals[cut:], self.test)
+        return self.train, self.test
+
+    def views(self, level: int) -> tuple[()]:
+        return ()
+
+    def held_out_views(self, level: int) -> tuple[()]:
+        return ()
+
+    def input_record(self) -> dict[str, Any]:
+        return self.input.as_dict()
+
+    def train_loader(self, run: Run) -> PictureLoader:
+        """Batches of what `read` gives."""
+        return run.picture_loader(self.read)
+
+    def read(self, index: int, epoch: int) -> Annotated:
+        """A training picture, mirrored or not and of the size drawn for it; "boxes" float32 [n, 4] in its px, "labels" int64 [n] from 1,
+        "proposals" where they are published."""
+        protocol, keys = self.protocol, Keys(self.seed, epoch, np.array([index], np.int64))
+        picture, objects = read_picture(self.train, index), self.train.objects(index)
+        learned = ~objects.difficult | protocol.with_difficult
+        boxes = {"boxes": torch.from_numpy(objects.boxes[learned])}
+        if self.train_proposals is not None:
+            boxes["proposals"] = torch.from_numpy(self.train_proposals.boxes(index))
+        height, width = picture.shape[1:]
+        if uniforms(keys, Slot.FLIP, 1)[0, 0] < 0.5:
+            picture = picture.flip(-1)
+            boxes = {name: mirrored(these, width) for name, these in boxes.items()}
+        short_px = protocol.short_px[integers(keys, Slot.CROP, 1, len(protocol.short_px))[0, 0]]
+        sides = resized_sides(height, width, short_px, protocol.max_long_px)
+        boxes = {name: scaled(these, (height, width), sides) for name, these in boxes.items()}
+        return resized(picture, sides), boxes | {"labels": torch.from_numpy(objects.labels[learned] + 1)}
+
+    def head(self, level: int, channels: int) -> nn.Module:
+        return Detector(self.backbone, self.protocol, self.train.num_classes)
+
+    def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
+        assert isinstance(head, Detector)
+        head.bind(trunk)
+        # cuDNN would try all its ways anew for every size of picture.
+        torch.backends.cudnn.benchmark = False
+
+    def loss(
+        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: PictureBatch
+    ) -> tuple[Tensor, Metrics]:
+        """The sum of the detector's losses, and each of them. `head` is bound to `trunk`."""
+        assert isinstance(head, Detector)
+        images = [normalised(image, self.input) for image in batch.images]
+        proposals = None if head.rpn is not None else [target["proposals"] for target in batch.targets]
+        losses = head.losses(images, batch.targets, proposals)
+        loss = torch.stack(list(losses.values())).sum()
+        num = torch.full((), float(len(images)), device=loss.device)
+        told = {"loss": loss} | losses
+        return loss, {name: (value.detach() * num, num) for name, value in told.items()}
+
+    def end_stage(self, passes: Passes) -> None:
+        """predictions.npz in the run's folder: of each test picture's detections boxes (its own px), scores and labels (from 0)."""
+        detector = passes.head
+        assert isinstance(detector, Detector)
+
+        def say(indices: range) -> Iterator[Said]:
+            for index in indices:
+                with passes.learner.autocast():
+                    yield self.detected(detector, index, passes.world.device)
+
+        passes.predict(say, passes.held_out_science(science=passes.run.science))
+
+    def detected(self, detector: Detector, index: int, device: torch.device) -> Said:
+        """What `detector` finds in a test picture, which it sees at the protocol's largest size."""
+        picture = read_picture(self.test, index)
+        height, width = picture.shape[1:]
+        sides = resized_sides(height, width, max(self.protocol.short_px), self.protocol.max_long_px)
+        proposals = None
+        if self.test_proposals is not None:
+            own = torch.from_numpy(self.test_proposals.boxes(index))
+            proposals = scaled(own, (height, width), sides).to(device)
+        found = detector.detections(normalised(resized(picture, sides).to(device), self.input), proposals)
+        return {
+            "boxes": scaled(found["boxes"], sides, (height, width)).cpu().numpy(),
+            "scores": found["scores"].cpu().numpy(),
+            "labels": found["labels"].cpu().numpy() - 1,
+        }
+
+    def contact_sheet(self, inputs: Sequence[Tensor], batch: PictureBatch) -> Tensor:
+        """The training pictures as the network sees them, each with its boxes; in one size, the rest black."""
+        shown = []
+        for image, target in zip(batch.images, batch.targets, strict=True):
+            seen = pictures(normalised(image, self.input)[None], self.input)[0]
+            drawn = draw_bounding_boxes(
+                seen, target["boxes"].cpu(), colors="lime", width=max(1, min(seen.shape[1:]) // 100)
+            )
+            scale = min(1.0, _SHEET_PX / max(drawn.shape[1:]))
+            shown.append(
+                F.interpolate(drawn[None], scale_factor=scale, mode="area")[0] if scale < 1 else drawn
+            )
+        return padded(shown, multiple_px=1)
+
+    def captions(self, batch: PictureBatch) -> list[str]:
+        """The classes in each picture."""
+        names = self.train.class_names or []
+        labels = [target["labels"].unique().tolist() for target in batch.targets]
+        return [", ".join(names[label - 1] for label in these) or "none" for these in labels]
+
+
+def mirrored(boxes: Tensor, width: int) -> Tensor:
+    """Boxes [n, 4] in a picture of `width` px that is mirrored left and right."""
+    left, top, right, bottom = boxes.unbind(1)
+    return torch.stack((width - right, top, width - left, bottom), 1)
+
+
+def scaled(boxes: Tensor, before: tuple[int, int], after: tuple[int, int]) -> Tensor:
+    """Boxes [n, 4] in a picture of (height, width) `before` that is resized to `after`."""
+    y, x = (new / old for new, old in zip(after, before, strict=True))
+    left, top, right, bottom = boxes.unbind(1)
+    return torch.stack((left * x, top * y, right * x, bottom * y), 1)

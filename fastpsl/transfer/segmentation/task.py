@@ -1,0 +1,159 @@
+"""Segmentation as a task: which class each pixel is of, learned by fine-tuning (uic.txt, Table 5; sslpp.txt, Fig. 3)."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastpsl.engine.dataset_pass import Passes
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.predictions import Said, begin_folder
+from fastpsl.engine.run import Run
+from fastpsl.engine.train_step import Learner
+from fastpsl.engine.trunk import Metrics, Trunk
+from fastpsl.kernels.draws import Keys
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.loader.annotated import Annotated, PictureBatch, PictureLoader, read_picture
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.voc.dataset import VOC
+from fastpsl.pipelines.voc.masks import VOID, palette, write_mask
+from fastpsl.transfer.image_input import normalised, padded, pictures, resized, resized_sides
+from fastpsl.transfer.segmentation.fcn import Network
+from fastpsl.transfer.segmentation.mask_crop import LONG_OF_SHORT, ScaledCrop
+from fastpsl.transfer.segmentation.mask_scores import confusion
+
+MASKS = "masks"
+
+
+@dataclass
+class Segmentation:
+    """Cross-entropy of each picture's pixels that are not void; masks of the held-out pictures at the end.
+
+    crop: what is learned from; without it pictures as they are. Held-out ones are seen whole: with their shorter side at crop.size_px where
+    there is a crop, else as they are. auxiliary_weight: of the second head's loss.
+    """
+
+    network: Network
+    input: Input
+    crop: ScaledCrop | None = None
+    auxiliary_weight: float = 0.0
+    num_levels: int = field(default=1, init=False)
+    num_classes: int = field(default=0, init=False)
+
+    def check_data(self, data: Data, batch_size: int) -> None:
+        """Takes the number of classes; the background is one more."""
+        self.num_classes = data.num_classes + 1
+
+    def views(self, level: int) -> tuple[ViewSpec, ...]:
+        """None: pictures have sizes of their own."""
+        return ()
+
+    def input_record(self) -> dict[str, Any]:
+        return self.input.as_dict()
+
+    def head(self, level: int, channels: int) -> nn.Module:
+        return self.network.head(self.num_classes)
+
+    def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
+        if self.crop is None:  # cuDNN would try all its ways anew for every size of picture
+            torch.backends.cudnn.benchmark = False
+
+    def train_loader(self, run: Run) -> PictureLoader:
+        data, seed = run.train_data, run.options.seed
+        assert isinstance(data, VOC)
+
+        def read(index: int, epoch: int) -> Annotated:
+            image, mask = read_picture(data, index), torch.from_numpy(data.mask(index))
+            if self.crop is not None:
+                image, mask = self.crop(image, mask, Keys(seed, epoch, np.array([index], np.int64)))
+            return image, {"mask": mask}
+
+        return run.picture_loader(read)
+
+    def loss(
+        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+    ) -> tuple[Tensor, Metrics]:
+        """Mean over pictures of `mask_losses`; pixels_right: the share of a picture's pixels, void left out."""
+        images, masks = self._batch(batch)
+        scores, *auxiliary = self.network.scores(trunk, head, images)
+        losses = mask_losses(scores, masks)
+        loss = losses.mean() + sum(self.auxiliary_weight * mask_losses(a, masks).mean() for a in auxiliary)
+        num = torch.ones_like(losses).sum()
+        right = _mean_of_known((scores.argmax(1) == masks).float(), masks)
+        return loss, {"loss": (losses.detach().sum(), num), "pixels_right": (right.sum(), num)}
+
+    def _batch(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Pictures [B, C, H, W] and masks int64 [B, H, W]: zeros, which are the mean, and void to the right of smaller ones and below."""
+        assert isinstance(batch, PictureBatch)
+        side_px = 1 if self.crop is None else self.crop.size_px
+        images = padded([normalised(image, self.input) for image in batch.images], side_px)
+        masks = images.new_full((len(images), *images.shape[-2:]), VOID, dtype=torch.int64)
+        for place, target in zip(masks, batch.targets, strict=True):
+            height, width = target["mask"].shape
+            place[:height, :width] = target["mask"]
+        return images, masks
+
+    def contact_sheet(self, inputs: Sequence[Tensor], batch: Any) -> Tensor:
+        """The pictures as the network sees them, under their masks in VOC's colours."""
+        images, masks = self._batch(batch)
+        colours = torch.from_numpy(palette()).float()[masks.cpu()].permute(0, 3, 1, 2) / 255
+        shown = pictures(images, self.input)
+        return torch.where(masks.cpu()[:, None] > 0, 0.5 * shown + 0.5 * colours, shown)
+
+    def end_stage(self, passes: Passes) -> None:
+        """predictions.npz of the held-out pictures: "confusion", int64 [N, C, C] (truth, prediction); masks/<id>.png: what was found."""
+        learner, data, masks = passes.learner, passes.run.val_data, passes.run.folder / MASKS
+        assert isinstance(data, VOC)
+        science = passes.held_out_science(task=repr(self))
+        if passes.world.rank == 0:
+            begin_folder(masks, science)  # the others come to `predict`'s first wait
+        passes.predict(lambda images: self.say(images, data, learner, masks), science)
+
+    def say(self, images: range, data: VOC, learner: Learner, masks: Path) -> Iterator[Said]:
+        """{"confusion": int64 [1, C, C]} of each of these pictures, whose masks are written."""
+        for index in images:
+            truth = torch.from_numpy(data.mask(index)).to(learner.world.device)
+            found = self.found(read_picture(data, index).to(learner.world.device), learner)
+            path = masks / f"{data.image_id(index)}.png"
+            beside = path.with_suffix(".part")
+            write_mask(beside, found.cpu().numpy())
+            os.replace(beside, path)
+            yield {"confusion": confusion(found, truth, self.num_classes)[None].cpu().numpy()}
+
+    def found(self, image: Tensor, learner: Learner) -> Tensor:
+        """uint8 [3, h, w] to the class numbers of its pixels, uint8 [h, w]."""
+        height, width = image.shape[-2:]
+        shown, module = image, learner.module
+        if self.crop is not None:
+            short = self.crop.size_px
+            shown = resized(image, resized_sides(height, width, short, LONG_OF_SHORT * short))
+        with learner.autocast():
+            scores, *_ = self.network.scores(
+                module.trunk, module.head, padded([normalised(shown, self.input)], 1)
+            )
+        if scores.shape[-2:] != (height, width):
+            scores = F.interpolate(scores, (height, width), mode="bilinear", align_corners=False)
+        return scores.argmax(1)[0].to(torch.uint8)
+
+
+def mask_losses(scores: Tensor, masks: Tensor) -> Tensor:
+    """Of each picture the mean cross-entropy of its pixels that are not void, float32 [B]: so its loss depends on no other's size.
+
+    scores: float32 [B, C, H, W]; masks: int64 [B, H, W]. As FCN's normalised loss of one picture a pass. (The rate 1e-4 is that of a
+    normalised loss; torchvision and mmsegmentation divide by pixels of the whole batch.)
+    """
+    return _mean_of_known(F.cross_entropy(scores, masks, ignore_index=VOID, reduction="none"), masks)
+
+
+def _mean_of_known(values: Tensor, masks: Tensor) -> Tensor:
+    """Of each picture, over its pixels that are not void; 0 where all are."""
+    known = masks != VOID
+    return (values * known).sum((1, 2)) / known.sum((1, 2)).clamp(min=1)

@@ -1,0 +1,224 @@
+"""The `fastpsl` command as a user types it: what it prints, and one line with exit 2 where the user is
+wrong."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastpsl.cli import main
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.decoders.libffcv import why_missing
+from fastpsl.tasks.permutation_files import read_permutations
+from tests.pipelines.photos import jpeg, photo
+
+SHORT = {"cat/a.jpg": (60, 80), "cat/b.jpg": (90, 50), "dog/c.jpg": (70, 70)}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for i, (name, size) in enumerate(SHORT.items()):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(photo(i, *size)))
+    return tmp_path / "photos"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = 0
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        code = int(end.code or 0)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_out_of_memory_is_one_line(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> None:
+        raise MemoryError("Unable to allocate 384. KiB")
+
+    monkeypatch.setattr("fastpsl.commands.beton.run", fails)
+    code, _, errors = run(capsys, "beton", "write", photos, tmp_path / "a.beton")
+    assert code == 2 and errors.startswith("fastpsl: out of memory (Unable to allocate 384. KiB): free some")
+    assert errors.count("\n") == 1
+
+
+def test_write_verify_info(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "train.beton"
+    code, said, _ = run(
+        capsys, "beton", "write", photos, out, "--short-side", 40, "--quality", 80, "--workers", 2
+    )
+    assert code == 0 and "3 samples" in said and "0 taken over, 3 encoded" in said
+    code, said, errors = run(capsys, "beton", "verify", out)
+    assert (code, said, errors) == (0, f"{out}: 3 samples, all sound\n", "")
+    code, said, _ = run(capsys, "beton", "info", out)
+    assert code == 0
+    for word in (
+        "3 samples",
+        "height min / median / max  40 / 40 / 72 px",
+        "width  min / median / max  40 / 40 / 53 px",
+        "3 JPEG, 0 raw",
+        "cat          2  ########",
+        "dog          1  ####",
+        "short_side 40, quality 80",
+        f"source {photos}",
+    ):
+        assert word in said, (word, said)
+
+
+def test_small_images_are_left_out(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "train.beton"
+    code, said, _ = run(capsys, "beton", "write", photos, out, "--min-px", 60, "--max-bad", 0)
+    assert code == 0 and "2 samples" in said
+    assert said.splitlines()[-1] == (
+        f"{out}.small.csv: 1 was left out as smaller than 60 px, the first is cat/b.jpg: 50 x 90 px"
+    )
+    code, _, errors = run(capsys, "beton", "write", photos, tmp_path / "b.beton", "--min-px", -1)
+    assert code == 2 and errors.startswith("fastpsl: --min-px -1: give a number from 0")
+
+
+def test_names_of_any_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Spaces, line feeds, letters of any script, and bytes that are no text."""
+    for i, name in enumerate((b"caf\xc3\xa9 1/a b.jpg", "ζώα/\n.jpg".encode(), b"\xff\xfe/\xff.jpg")):
+        path = Path(os.fsdecode(bytes(tmp_path / "my photos") + b"/" + name))
+        path.parent.mkdir(parents=True)
+        path.write_bytes(jpeg(photo(i, 40, 40)))
+    (path.parent / "x y.jpg").write_bytes(b"broken")
+    out = tmp_path / "a b é.beton"
+    code, said, _ = run(capsys, "beton", "write", tmp_path / "my photos", out, "--max-bad", 1)
+    assert code == 0 and "3 samples" in said and "é.beton.quarantine.csv: 1 was left out as broken" in said
+    assert run(capsys, "beton", "verify", tmp_path / "a b *.beton")[0] == 0
+    code, said, _ = run(capsys, "beton", "info", out)
+    assert code == 0 and "café 1" in said and "ζώα" in said and "\\udcff\\udcfe" in said
+    with Beton(out) as beton:
+        names = [os.path.basename(beton.name(i).rpartition("(")[2]) for i in range(3)]
+        assert names == ["a b.jpg)", "\n.jpg)", "\udcff.jpg)"]
+
+
+def test_shards_and_globs(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(2):
+        assert run(capsys, "beton", "write", photos, tmp_path / f"t-{i}.beton", "--shard", f"{i}/2")[0] == 0
+    code, said, _ = run(capsys, "beton", "verify", tmp_path / "t-*.beton")
+    assert code == 0 and said.count("all sound") == 2
+    assert "3 samples" in run(capsys, "beton", "info", tmp_path / "t-*.beton")[1]
+
+
+def test_verify_names_and_exits_2(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "train.beton"
+    run(capsys, "beton", "write", photos, out)
+    (tmp_path / "cut.beton").write_bytes(out.read_bytes()[:-1])
+    data = bytearray(out.read_bytes())
+    data[data.find((photos / "cat/b.jpg").read_bytes())] = 0
+    out.write_bytes(data)
+    code, said, errors = run(capsys, "beton", "verify", out, tmp_path / "cut.beton")
+    assert code == 2 and errors.count("\n") == 1 and "3 faults" in errors
+    assert f"{out} sample 1 (cat/b.jpg): not a JPEG\n" in said and "checksum" in said
+    assert f"{tmp_path}/cut.beton: is truncated" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("beton write {photos} {tmp}/no/a.beton", "cannot be written (No such file or directory)"),
+        ("beton write {tmp}/none {tmp}/a.beton", "no such file or folder"),
+        ("beton write {tmp}/none-*.tar {tmp}/a.beton", "no file matches"),
+        ("beton write {photos}/cat/a.jpg {tmp}/a.beton", "no folder and no file of a known kind"),
+        ("beton write {photos}/cat/a.jpg {tmp}/a.beton --format tar", "is no tar"),
+        ("beton write {photos} {tmp}/a.beton --format zip", "zip"),
+        ("beton write {photos}/cat/a.jpg {tmp}/a.beton --format npz", "no sound .npz"),
+        ("beton write {photos} {tmp}/a.beton --split train", "a folder has no splits"),
+        ("beton write {photos} {tmp}/a.beton --shard 2/2", "--shard 2/2"),
+        ("beton write {photos} {tmp}/a.beton --shard x", "--shard x"),
+        ("beton write {photos} {tmp}/a.beton --max-bad many", "--max-bad many"),
+        ("beton write {photos} {tmp}/a.beton --quality 0", "--quality 0"),
+        ("beton write {photos} {tmp}/a.beton --short-side -5", "--short-side -5"),
+        ("beton write {photos} {tmp}/a.beton --workers 0", "--workers 0"),
+        ("beton write {photos} {tmp}/a.beton --short-sied 5", "short-sied"),
+        ("beton write {photos} {tmp}/a.beton --short-side five", "five"),
+        ("beton write {photos}", "Missing"),
+        ("beton verify", "no beton given"),
+        ("beton verify {tmp}/none.beton", "fault"),
+        ("beton verify {tmp}/none-*.beton", "no file matches"),
+        ("beton info {tmp}/none.beton", "No such file"),
+        ("beton info {photos}/cat/a.jpg", "is no beton"),
+        ("beton", "write"),
+        ("betn", "betn"),
+        ("permutations --out {tmp}/none/p.npy --counts 5", "cannot be written"),
+        ("permutations --out {tmp}/p.npy --num-pieces 3 --counts 7", "7"),
+        ("permutations --out {tmp}/p.npy --counts 0", "0"),
+        ("permutations --out {tmp}/p.npy --counts 50 20", "50 20: the sets are nested"),
+        ("permutations --out {tmp}/p.npy --counts 20 20", "20 20: the sets are nested"),
+        ("permutations --out {photos}/cat/a.jpg --counts 5", "exists already"),
+    ],
+)
+def test_user_errors_are_one_line_and_exit_2(
+    arguments: str, words: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, errors = run(capsys, *arguments.format(photos=photos, tmp=tmp_path).split())
+    assert code == 2 and errors.startswith("fastpsl: ") and errors.count("\n") == 1 and words in errors, (
+        errors
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_help_of_each_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, word in (
+        ((), "permutations"),
+        (("beton",), "verify"),
+        (("beton", "write"), "--max-bad N|N%"),
+        (("beton", "verify"), "BETON"),
+        (("beton", "info"), "BETON"),
+        (("permutations",), "--num-pieces"),
+    ):
+        code, said, _ = run(capsys, *arguments, "--help")
+        assert code == 0 and word in said
+
+
+def test_the_installed_command(photos: Path, tmp_path: Path) -> None:
+    """As a process: the exit code, no traceback, warnings in one line, progress lines without a terminal."""
+    (photos / "dog" / "notes.txt").write_text("x")
+    (photos / "empty").mkdir()
+    command = [
+        str(Path(sys.executable).with_name("fastpsl")),
+        "beton",
+        "write",
+        str(photos),
+        str(tmp_path / "a.beton"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    classes, written = done.stdout.splitlines()
+    assert done.returncode == 0 and written.startswith(f"{tmp_path}/a.beton: 3 samples")
+    assert classes == f"{photos}: 3 classes: cat, dog, empty"
+    said = done.stderr.splitlines()
+    assert said[:2] == [
+        f"fastpsl: warning: {photos}: class empty holds no image; it keeps its label",
+        f"fastpsl: warning: {photos}: 1 files are no images by their names; left out",
+    ]
+    slow = [f"fastpsl: warning: {reason}: torchvision and Pillow" for reason in [why_missing()] if reason]
+    assert [line.split(" check")[0] for line in said[2:]] == slow
+    again = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert (
+        again.returncode == 2
+        and again.stderr.count("exists already") == 1
+        and "Traceback" not in again.stderr
+    )
+
+
+def test_permutations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "p.npy"
+    code, said, _ = run(capsys, "permutations", "--out", out)
+    assert code == 0
+    table = [line.split() for line in said.splitlines()[2:]]
+    assert [row[:2] for row in table] == [["500", "7"], ["1,000", "6"], ["2,000", "4"]]
+    assert [row[2] for row in table] == ["8.0160", "8.0080", "8.0040"] == [row[3] for row in table]
+    found = np.load(out)
+    assert found.shape == (2000, 9) and found.dtype == np.int64 and found.min() == 0
+    assert (read_permutations(out) == found).all()
+    assert run(capsys, "permutations", "--out", out, "--counts", 5, "--overwrite")[0] == 0
+    assert len(read_permutations(out)) == 5

@@ -1,0 +1,410 @@
+"""`fastpsl clusters` as a user types it: numbers, pictures, and one line with exit 2 where something is wrong."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from fastpsl.cli import main
+from fastpsl.evaluation.result import read_result
+from fastpsl.models.checkpoint import Checkpoints
+from fastpsl.models.factory import make_backbone
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.plots.clusters import NUM_SHOWN, draw_contents, draw_sizes, shown_classes
+from fastpsl.plots.filters import draw_filters
+from fastpsl.tables.found import find
+from fastpsl.tasks.pseudo_labels.file import write_labels
+from fastpsl.tasks.pseudo_labels.scores import ari, hungarian_accuracy, many_to_one_accuracy, nmi
+from tests.pipelines.photos import jpeg, photo
+
+NUM_CLASSES = 20
+
+
+def drawn_labels() -> np.ndarray:
+    """Of the sample's 160 held-out pictures: half by their class of eight, two pseudo-classes each, half at random."""
+    random = np.random.default_rng(0)
+    with Beton(sample_paths().test_32) as data:
+        true = data.labels()
+    by_class = 2 * true + random.integers(0, 2, len(true))
+    return np.where(random.random(len(true)) < 0.5, by_class, random.integers(0, NUM_CLASSES, len(true)))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of checkpoints with one of a ResNet-18."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    torch.manual_seed(0)
+    state = {
+        "science": {"recipe": "uic_alexnet", "backbone": "resnet18", "num_classes": NUM_CLASSES, "seed": 3},
+        "position": {"run_step": 7, "summaries": [{"num_steps": 7, "num_steps_planned": 7}]},
+        "input": Input(size_px=32).as_dict(),
+        "backbone": make_backbone("resnet18").state_dict(),
+    }
+    Checkpoints(folder).save(7, state)
+    return folder
+
+
+@pytest.fixture
+def run_folder(checkpoint: Path, tmp_path: Path) -> Path:
+    """What a run that learned from the sample's held-out pictures would leave."""
+    folder = tmp_path / "uic-001"
+    shutil.copytree(checkpoint, folder / "checkpoints", copy_function=os.link)
+    source = str(sample_paths().test_32)
+    (folder / "config.json").write_text(json.dumps({"options": {"data": source}}))
+    with Beton(source) as data:
+        write_labels(folder / "labels.npz", drawn_labels(), NUM_CLASSES, data, "uic_alexnet")
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = 0
+    try:
+        main(["clusters", *map(str, arguments)])
+    except SystemExit as end:
+        code = int(end.code or 0)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    code, said, error = run(capsys, *arguments)
+    assert code == 2 and not said and error.startswith("fastpsl: ") and error.count("\n") == 1, error
+    return error
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def test_numbers_and_pictures(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, errors = run(capsys, run_folder)
+    assert (code, errors) == (0, "")
+    out = run_folder / "clusters"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "contents.png",
+        "filters.png",
+        "result.json",
+        "sizes.png",
+    ]
+    with Beton(sample_paths().test_32) as data:
+        labels, true, digest = drawn_labels(), data.labels(), data.digest()
+    record = read_result(out / "result.json")
+    numbers = record["numbers"]
+    assert list(numbers) == [
+        "entropy_share",
+        "biggest",
+        "nmi_true",
+        "nmi_true_shuffled",
+        "ari",
+        "hungarian_accuracy",
+        "many_to_one_accuracy",
+    ]
+    scores = {
+        "nmi_true": nmi,
+        "ari": ari,
+        "hungarian_accuracy": hungarian_accuracy,
+        "many_to_one_accuracy": many_to_one_accuracy,
+    }
+    for name, score in scores.items():
+        assert numbers[name] == pytest.approx(100 * score(labels, true), abs=1e-4)
+    assert numbers["biggest"] == pytest.approx(100 * np.bincount(labels).max() / 160, abs=1e-4)
+    assert 10 < numbers["nmi_true_shuffled"] < numbers["nmi_true"] - 10
+    assert (record["recipe"], record["protocol"], record["cut"]) == ("clusters", "clusters", False)
+    assert record["data"] == {"train": digest, "val": None, "num_train": 160, "num_val": None}
+    assert (
+        record["checkpoint"]["science"]["recipe"] == "uic_alexnet" and record["checkpoint"]["run_step"] == 7
+    )
+    assert (
+        record["settings"] | {"num_classes": 20, "num_labelled": 160, "nmi_average": "arithmetic"}
+        == record["settings"]
+    )
+    assert "160 images, 20 classes" in said
+    for words, name in (
+        ("NMI", "nmi_true"),
+        ("shuffled:", "nmi_true_shuffled"),
+        ("(one-to-one)", "hungarian_accuracy"),
+        ("many-to-one accuracy", "many_to_one_accuracy"),
+    ):
+        shown = re.findall(re.escape(words) + r" ([\d.]+) %", said)
+        assert float(shown[0]) == pytest.approx(numbers[name], abs=0.051)
+    assert said.splitlines()[-1] == f"result {out / 'result.json'}"
+    shapes = {path.name: pixels(path).shape for path in out.glob("*.png")}
+    assert shapes["contents.png"][1] == 176 + NUM_SHOWN * 126 and (shapes["contents.png"][0] - 6) % 142 == 0
+    assert shapes["sizes.png"] == (504, 1320, 3)
+    assert shapes["filters.png"] == (8 * (49 + 4) + 4, 8 * (49 + 4) + 4, 3)
+
+
+def test_a_table_finds_it(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, run_folder)
+    found = find(run_folder)
+    assert [result.record["protocol"] for result in found.results] == ["clusters"]
+    assert not [path for path in found.unreadable if path.name == "result.json"]
+
+
+def test_the_seed_shuffles_and_nothing_else(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = []
+    for number, seed in enumerate((0, 0, 1)):
+        assert run(capsys, run_folder, "--seed", seed, "--out", tmp_path / str(number))[0] == 0
+        numbers.append(read_result(tmp_path / str(number) / "result.json")["numbers"])
+    assert numbers[0] == numbers[1]
+    changed = {name for name in numbers[0] if numbers[0][name] != numbers[2][name]}
+    assert changed == {"nmi_true_shuffled"}
+    sheets = [(tmp_path / str(number) / "contents.png").read_bytes() for number in range(3)]
+    assert sheets[0] == sheets[1] != sheets[2]
+
+
+def test_other_labels_and_collapse(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Beton(sample_paths().test_32) as data:
+        labels = np.zeros(160, int)
+        labels[:10] = 1
+        path = write_labels(tmp_path / "other.npz", labels, 20, data, "by hand")
+    code, said, _ = run(capsys, run_folder, "--labels", path, "--out", tmp_path / "out")
+    assert code == 0 and "(by hand)" in said and "2 not empty" in said and "\ncollapse: " in said
+    assert "contents.png of the 2 classes" in said
+
+
+def test_a_file_of_labels_alone(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same numbers as of its run, and no filters; without --data it is of the embedded sample."""
+    path, source = run_folder / "labels.npz", sample_paths().test_32
+    run(capsys, run_folder)
+    code, said, error = run(capsys, path, "--data", source)
+    out = run_folder / "labels-clusters"
+    assert (code, error) == (0, "") and "weights:" not in said and "filters.png" not in said
+    assert sorted(path.name for path in out.iterdir()) == ["contents.png", "result.json", "sizes.png"]
+    record = read_result(out / "result.json")
+    assert record["numbers"] == read_result(run_folder / "clusters" / "result.json")["numbers"]
+    assert record["checkpoint"]["kind"] == "labels" and not record["cut"]
+    assert not find(out).unreadable
+    assert "another data set" in refused(capsys, path)
+    assert "give one of them" in refused(capsys, path, "--data", source, "--labels", path)
+    with Beton(sample_paths().train) as data:
+        ours = write_labels(run_folder / "ours.npz", np.arange(480) % 8, 8, data, "by hand")
+    code, said, _ = run(capsys, ours)
+    assert code == 0 and "NMI 100.0 %" in said and "of 60 to 60 images" in said
+
+
+def test_a_run_of_iic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its first filters see two gradients, and its labels say how sure each is."""
+    torch.manual_seed(0)
+    state = {
+        "science": {"recipe": "sslpp_iic", "backbone": "resnet34_iic", "num_clusters": 20},
+        "position": {"run_step": 7, "summaries": [{"num_steps": 7, "num_steps_planned": 9}]},
+        "input": Input("SobelXY", (0.0, 0.0), (1.0, 1.0), 32).as_dict(),
+        "backbone": make_backbone("resnet34_iic", num_channels=2).state_dict(),
+    }
+    (tmp_path / "checkpoints").mkdir()
+    Checkpoints(tmp_path / "checkpoints").save(7, state)
+    source = sample_paths().test_32
+    (tmp_path / "config.json").write_text(json.dumps({"options": {"data": str(source)}}))
+    entropy = np.linspace(0, np.log(20), 160)
+    made = {"source": "iic", "num_clusters": 20}
+    with Beton(source) as data:
+        write_labels(
+            tmp_path / "labels.npz",
+            drawn_labels(),
+            20,
+            data,
+            "sslpp_iic",
+            entropy=entropy,
+            configuration=made,
+        )
+    code, said, error = run(capsys, tmp_path)
+    assert (code, error) == (0, "")
+    record = read_result(tmp_path / "clusters" / "result.json")
+    assert record["numbers"]["label_entropy_share"] == pytest.approx(50, abs=1e-3) and record["cut"]
+    assert record["settings"]["configuration"] == made and record["settings"]["split"] == ""
+    assert f"{np.log(20) / 2:.3f} nats on average, 50.0 % of an even one's (median 1.498, 90 % of" in said
+    assert f"below {np.quantile(entropy, 0.9):.3f})" in said
+    filters = pixels(tmp_path / "clusters" / "filters.png")  # 64 of 3 x 3, both gradients side by side
+    assert filters.shape == (11 * (48 + 4) + 4, 6 * (2 * 48 + 4) + 4, 3)
+
+
+@pytest.fixture
+def unlabelled(run_folder: Path, tmp_path: Path) -> Path:
+    """The same run, as if of a flat folder of pictures."""
+    (tmp_path / "photos").mkdir()
+    for i in range(24):
+        (tmp_path / "photos" / f"{i:02d}.jpg").write_bytes(jpeg(photo(i, 40, 50)))
+    with open_data(tmp_path / "photos") as data:  # type: ignore[attr-defined]
+        assert (data.labels() < 0).all()
+        labels = np.minimum(np.arange(24) // 5, 3)
+        write_labels(run_folder / "labels.npz", labels, 5, data, "uic_alexnet")
+    return tmp_path / "photos"
+
+
+def test_without_true_labels(run_folder: Path, unlabelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, _ = run(capsys, run_folder, "--data", unlabelled)
+    assert code == 0
+    assert "true labels absent: NMI, ARI and accuracies are left out" in said
+    assert "contents.png of the 4 classes with the most images" in said
+    numbers = read_result(run_folder / "clusters" / "result.json")["numbers"]
+    assert list(numbers) == ["entropy_share", "biggest"] and numbers["biggest"] == 37.5
+    assert pixels(run_folder / "clusters" / "contents.png").shape[0] == 4 * 142 + 6
+    before = {path.name: path.read_bytes() for path in (run_folder / "clusters").iterdir()}
+    error = refused(capsys, run_folder, "--data", unlabelled, "--require-labels")
+    assert f"true labels absent in {unlabelled}" in error
+    assert before == {path.name: path.read_bytes() for path in (run_folder / "clusters").iterdir()}
+
+
+def test_what_is_refused(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = sample_paths().train_32
+    assert "no such folder; give the folder of a run" in refused(capsys, tmp_path / "none")
+    assert "labels 160 images of another data set" in refused(capsys, run_folder, "--data", other)
+    assert "none.npz" in refused(capsys, run_folder, "--labels", tmp_path / "none.npz")
+    assert "none.beton" in refused(capsys, run_folder, "--data", tmp_path / "none.beton")
+    arrays = dict(np.load(run_folder / "labels.npz"))
+    np.savez(tmp_path / "strange.npz", **arrays | {"data_digest": np.array("f" * 32)})
+    np.savez(tmp_path / "range.npz", **arrays | {"num_classes": np.array(3)})
+    assert "160 images of another data set (digest ffffffff" in refused(
+        capsys, run_folder, "--labels", tmp_path / "strange.npz"
+    )
+    assert "and there are classes 0 to 2" in refused(capsys, run_folder, "--labels", tmp_path / "range.npz")
+    (run_folder / "config.json").unlink()
+    assert "give --data" in refused(capsys, run_folder)
+    (run_folder / "labels.npz").unlink()
+    assert "has no labels.npz" in refused(capsys, run_folder)
+    (tmp_path / "file").touch()
+    assert "cannot be written" in refused(
+        capsys,
+        run_folder,
+        "--labels",
+        written(run_folder),
+        "--data",
+        sample_paths().test_32,
+        "--out",
+        tmp_path / "file" / "x",
+    )
+    for path in (run_folder / "checkpoints").iterdir():
+        path.unlink()
+    assert "holds no checkpoint" in refused(
+        capsys, run_folder, "--labels", run_folder / "again.npz", "--data", sample_paths().test_32
+    )
+    assert not (run_folder / "clusters").exists()
+
+
+def written(folder: Path) -> Path:
+    with Beton(sample_paths().test_32) as data:
+        return write_labels(folder / "again.npz", drawn_labels(), NUM_CLASSES, data, "by hand")
+
+
+def test_which_classes_are_shown() -> None:
+    """Classes that fill a row come first, then by entropy, of equal ones the bigger; empty ones never."""
+    sizes = np.array([50, 9, 8, 0, 30, 9, 1])
+    entropies = np.array([0.5, 0.2, 0.0, np.nan, 0.2, np.nan, 0.0])
+    assert shown_classes(sizes, entropies).tolist() == [4, 1, 0, 5, 2, 6]
+    assert shown_classes(sizes, None).tolist() == [0, 4, 1, 5, 2, 6]
+    assert shown_classes(np.full(3000, 400), np.linspace(1, 0, 3000)).tolist() == list(range(2999, 2989, -1))
+
+
+def test_a_row_shows_its_class(tmp_path: Path) -> None:
+    """Class 1 of plain red pictures, class 0 of blue ones, of which one has another true class than the others."""
+    colours = {"sea": (20, 30, 200), "fire": (200, 30, 20)}
+    for name, colour in colours.items():
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(4):
+            picture = np.full((40, 60, 3), colour, np.uint8)
+            (tmp_path / "data" / name / f"{i}.jpg").write_bytes(jpeg(picture))
+    data = open_data(tmp_path / "data")
+    assert data.class_names == ["fire", "sea"]
+    labels = np.array([1, 1, 1, 1, 0, 0, 0, 1])
+    entropies = np.array([0.0, 0.5])
+    found = pixels(draw_contents(tmp_path / "sheet.png", data, labels, [1, 0], entropies, seed=0))
+    data.close()
+    cell = 112 + 2 * 4
+    for row, expected in enumerate(([*["fire"] * 4, "sea"], ["sea"] * 3)):
+        for place, name in enumerate(expected):
+            left, top = 176 + place * 126, 6 + row * 142
+            middle = found[top + cell // 2, left + cell // 2]
+            assert np.abs(middle - colours[name]).max() < 6
+            green = found[top + 1, left + 1]
+            assert (green[1] > green[0]) == (name == expected[0])
+        assert (found[6 + row * 142 + 60, 176 + len(expected) * 126 + 60] == 48).all()  # no picture there
+
+
+def test_a_picture_that_cannot_be_decoded_is_black(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for i in range(3):
+        (tmp_path / "data" / f"{i}.jpg").write_bytes(jpeg(np.full((40, 60, 3), 200, np.uint8)))
+    data = open_data(tmp_path / "data")
+    size = (tmp_path / "data" / "1.jpg").stat().st_size
+    (tmp_path / "data" / "1.jpg").write_bytes(b"\0" * size)
+    found = pixels(draw_contents(tmp_path / "sheet.png", data, np.zeros(3, int), [0], None, seed=0))
+    data.close()
+    assert [int(found[66, 176 + place * 126 + 60].mean()) for place in range(3)] == pytest.approx(
+        [200, 0, 200], abs=5
+    )
+
+
+@pytest.mark.parametrize(
+    "sizes", [[3, 2], [5], [427] * 3000, [10_000, 3, 1, *[0] * 500], [0] * 9 + [7], [0] * 99 + [7]]
+)
+def test_sizes_of_any_kind_are_drawn(tmp_path: Path, sizes: list[int]) -> None:
+    found = pixels(draw_sizes(np.array(sizes), tmp_path / "sizes.png", "test"))
+    assert found.shape == (504, 1320, 3)
+    blue, orange = (np.abs(found - colour).sum(2) < 60 for colour in ((31, 119, 180), (255, 127, 14)))
+    for half in (slice(0, 660), slice(660, 1320)):
+        assert blue[:, half].sum() > 50 and orange[:, half].sum() > 50
+
+
+def tiles(path: Path, num: int, columns: int, height: int, width: int) -> list[np.ndarray]:
+    sheet = pixels(path)
+    assert sheet.shape[:2] == (-(-num // columns) * (height + 4) + 4, columns * (width + 4) + 4)
+    places = [(i // columns * (height + 4) + 4, i % columns * (width + 4) + 4) for i in range(num)]
+    return [sheet[top : top + height, left : left + width] for top, left in places]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_filters_are_the_weights(tmp_path: Path, channels: int) -> None:
+    torch.manual_seed(1)
+    first = nn.Conv2d(channels, 6, (4, 3))
+    network = nn.Sequential(nn.Sequential(nn.BatchNorm2d(channels), first), nn.Conv2d(6, 2, 1))
+    path = draw_filters(network, tmp_path / "filters.png")
+    weights: Any = first.weight.detach().numpy()
+    side_by_side = 1 if channels == 3 else channels
+    columns = max(1, round((6 * 52 / (36 * side_by_side + 4)) ** 0.5))
+    for number, tile in enumerate(tiles(path, 6, columns, 48, 36 * side_by_side)):
+        most = np.abs(weights[number]).max()
+        for c in range(channels):
+            for y in range(4):
+                for x in range(3):
+                    value = 127.5 * (1 + weights[number, c, y, x] / most)
+                    left = 12 * x if channels == 3 else 36 * c + 12 * x
+                    square = tile[12 * y : 12 * y + 12, left : left + 12]
+                    shown = square[..., c] if channels == 3 else square
+                    assert np.abs(shown - value).max() <= 0.51
+
+
+def test_filters_of_nothing(tmp_path: Path) -> None:
+    zero = nn.Conv2d(3, 4, 3)
+    nn.init.zeros_(zero.weight)
+    assert np.isin(pixels(draw_filters(zero, tmp_path / "zero.png")), (48, 128)).all()
+    with pytest.raises(ValueError, match="no convolution"):
+        draw_filters(nn.Linear(3, 4), tmp_path / "none.png")
+
+
+def test_classes_that_were_filled_are_told(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Or a network that names one class for everything would look well."""
+    _, said, _ = run(capsys, run_folder)
+    assert "halves of others" not in said
+    with Beton(sample_paths().test_32) as data:
+        write_labels(run_folder / "labels.npz", drawn_labels(), NUM_CLASSES, data, "uic_alexnet", num_split=3)
+    code, said, _ = run(capsys, run_folder)
+    assert code == 0 and "3 of them were empty and have halves of others" in said
+    assert json.loads((run_folder / "clusters" / "result.json").read_text())["settings"]["num_split"] == 3

@@ -1,0 +1,206 @@
+"""`fastpsl labels` as a user types it: k-means against scikit-learn's on the same pixels, random and true labels, what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+
+from fastpsl.cli import main
+from fastpsl.engine.options import RunOptions
+from fastpsl.kernels.draws import Keys, Slot, words
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.write import write_beton
+from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.sources import Sample
+from fastpsl.tasks.pseudo_labels.baselines import _components, k_means_labels, make_labels, random_labels
+from fastpsl.tasks.pseudo_labels.file import Labels, labels_of, read_labels
+from fastpsl.tasks.pseudo_labels.scores import ari
+from tests.pipelines.photos import jpeg, photo
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = 0
+    try:
+        main(["labels", *map(str, arguments)])
+    except SystemExit as end:
+        code = int(end.code or 0)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    code, said, error = run(capsys, *arguments)
+    assert code == 2 and not said and error.startswith("fastpsl: ") and error.count("\n") == 1, error
+    return error
+
+
+def written(path: Path, source: Path) -> Labels:
+    with open_data(source) as data:  # type: ignore[attr-defined]
+        return read_labels(path, data)
+
+
+def pixels(source: Path) -> np.ndarray:
+    """float64 [N, 3 * 32 * 32] of a beton of raw pictures of 32 px."""
+    with Beton(source) as data:
+        pictures = [np.frombuffer(data.read(i), np.uint8) for i in range(data.num_samples)]
+    return np.stack(pictures).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2).reshape(len(pictures), -1) / 1.0
+
+
+def plain(path: Path, colours: list[int], label: int = -1) -> Path:
+    """A raw beton of plain grey pictures."""
+    pictures = [
+        Sample(str(i), np.full((32, 32, 3), colour, np.uint8), label) for i, colour in enumerate(colours)
+    ]
+    write_beton(pictures, path, num_samples=len(colours))
+    return path
+
+
+def test_true_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "true.npz"
+    code, said, error = run(capsys, "true", "--out", out)
+    assert (code, error) == (0, "")
+    assert said.startswith(
+        f"labels {out} (fastpsl labels true): 480 images, 8 classes, 8 not empty, of 60 to 60"
+    )
+    assert "NMI 100.0 %" in said and "many-to-one accuracy 100.0 %" in said
+    found = labels_of(out, RunOptions())
+    with Beton(sample_paths().train) as data:
+        assert found.labels.tolist() == data.labels().tolist()
+    assert (found.num_classes, found.made_by, found.num_split) == (8, "fastpsl labels true", 0)
+    assert found.configuration == {"source": "true", "num_classes": 8} and np.isnan(found.entropy).all()
+
+
+def test_true_labels_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = plain(tmp_path / "some.beton", [10, 200, 30]), tmp_path / "true.npz"
+    error = refused(capsys, "true", "--data", source, "--out", out)
+    assert "`fastpsl labels true` needs labels, and 3 of 3 samples have none" in error and not out.exists()
+    error = refused(capsys, "true", "--num-classes", 8, "--out", out)
+    assert "true labels have their own number of classes" in error
+
+
+def test_random_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "random.npz"
+    code, said, error = run(capsys, "random", "--out", out, "--seed", 3)
+    assert (code, error) == (0, "") and "480 images, 70 classes" in said
+    found = written(out, sample_paths().train)
+    assert found.configuration == {"source": "random", "num_classes": 70, "seed": 3}
+    drawn = words(Keys(3, 0, np.arange(480), view=255), Slot.TASK, 1)
+    assert found.labels.tolist() == [int(word) * 70 >> 32 for word in drawn[:, 0].tolist()]
+
+
+def test_random_labels_are_uniform_and_keyed() -> None:
+    labels = random_labels(70_000, 70, 0)
+    sizes = np.bincount(labels, minlength=70)
+    assert (
+        len(sizes) == 70 and ((sizes - 1000) ** 2 / 1000).sum() < 120
+    )  # chi-squared, 69 degrees: 1 in 8,000
+    assert np.array_equal(random_labels(100, 70, 0), labels[:100])
+    assert (random_labels(70_000, 70, 1) == labels).mean() < 0.02
+    assert random_labels(0, 70, 0).shape == (0,)
+
+
+def test_components_are_those_of_scikit_learn() -> None:
+    import torch
+
+    rows = pixels(sample_paths().train_32)
+    ours = _components(torch.from_numpy(rows.astype(np.uint8)), 20).numpy()
+    theirs = PCA(20, svd_solver="full").fit_transform(rows)
+    assert ours.dtype == np.float32 and ours.shape == theirs.shape
+    for mine, other in zip(ours.T, theirs.T, strict=True):
+        assert np.abs(mine * np.sign(mine @ other) - other).max() < 2e-4 * np.abs(theirs).max()
+
+
+def test_k_means_is_as_good_as_scikit_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the same components: a fixed point of scikit-learn's iterations, and not farther from its centroids than the best of ten of its own."""
+    source, out = sample_paths().train_32, tmp_path / "k.npz"
+    code, said, error = run(
+        capsys, "k-means", "--data", source, "--num-classes", 12, "--pca-width", 16, "--out", out
+    )
+    assert (code, error) == (0, "") and "480 images, 12 classes, 12 not empty" in said
+    found = written(out, source)
+    assert found.made_by == "fastpsl labels k-means"
+    assert found.configuration["source"] == "k-means"
+    assert found.configuration["pca_width"] == 16 and found.configuration["num_classes"] == 12
+    components = PCA(16, svd_solver="full").fit_transform(pixels(source))
+    means = np.stack([components[found.labels == number].mean(0) for number in range(12)])
+    again = KMeans(12, init=means, n_init=1, tol=0).fit(components)
+    assert again.labels_.tolist() == found.labels.tolist()
+    ours = float(((components - means[found.labels]) ** 2).sum())
+    best = KMeans(12, n_init=10, random_state=0).fit(components).inertia_
+    assert ours < 1.01 * best
+    with Beton(source) as data:
+        assert ari(found.labels, data.labels()) > 0.05
+
+
+def test_the_same_again_and_another_by_another_seed() -> None:
+    with Beton(sample_paths().train_32) as data:
+        once, again, other = (k_means_labels(data, 20, 8, 32, seed) for seed in (0, 0, 2**40))
+    assert np.array_equal(once, again) and not np.array_equal(once, other)
+
+
+def test_clear_clusters_are_found(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    true = random.integers(0, 4, 101)
+    source = plain(tmp_path / "plain.beton", (20 + 60 * true + random.integers(0, 9, 101)).tolist())
+    with Beton(source) as data:
+        labels, num_classes, made = make_labels(
+            "k-means", data, num_classes=4, pca_width=1, size_px=32, seed=0
+        )
+    assert ari(labels, true) == 1 and num_classes == 4 and made["size_px"] == 32
+
+
+def test_fewer_pictures_than_clusters_would_need(tmp_path: Path) -> None:
+    """Two pictures, each its own cluster; equal ones, which leave clusters empty."""
+    with Beton(plain(tmp_path / "two.beton", [10, 90])) as data:
+        labels, *_ = make_labels("k-means", data, num_classes=2, pca_width=1, size_px=4, seed=0)
+    assert sorted(labels.tolist()) == [0, 1]
+    with Beton(plain(tmp_path / "equal.beton", [50] * 6)) as data:
+        labels, num_classes, _ = make_labels("k-means", data, num_classes=3, pca_width=2, size_px=8, seed=0)
+    assert num_classes == 3 and ((labels >= 0) & (labels < 3)).all()
+
+
+def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = plain(tmp_path / "some.beton", list(range(0, 240, 10))), tmp_path / "out.npz"
+    to = ("--data", source, "--out", out)
+    for kind in ("k-means", "random"):
+        error = refused(capsys, kind, *to)
+        assert "70 classes for 24 images: there can be no more classes than images" in error
+    few = (*to, "--num-classes", 4)
+    assert "--pca-width 64: 24 pictures of 32 px have 1 to 24 components" in refused(capsys, "k-means", *few)
+    assert "--pca-width 0" in refused(capsys, "k-means", *few, "--pca-width", 0)
+    assert "--num-classes 1: give a number from 2" in refused(capsys, "random", *to, "--num-classes", 1)
+    assert "--size-px 3: give a number from 4 to 64" in refused(capsys, "k-means", *few, "--size-px", 3)
+    assert "--seed -1" in refused(capsys, "random", *few, "--seed", -1)
+    assert "none.beton" in refused(capsys, "random", "--data", tmp_path / "none.beton", "--out", out)
+    assert "ends in .npz" in refused(capsys, "random", "--out", tmp_path / "labels")
+    assert f"there is no folder {tmp_path / 'none'}" in refused(
+        capsys, "random", "--out", tmp_path / "none" / "l.npz"
+    )
+    assert refused(capsys, "coupled", *to)
+    assert not out.exists()
+
+
+def test_a_file_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "labels.npz"
+    out.write_bytes(b"precious")
+    assert "exists already; remove it, give --overwrite" in refused(capsys, "random", "--out", out)
+    assert out.read_bytes() == b"precious"
+    assert run(capsys, "random", "--out", out, "--overwrite")[0] == 0
+    assert written(out, sample_paths().train).num_classes == 70
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for i in range(6):
+        (tmp_path / "photos" / f"{i}.jpg").write_bytes(jpeg(photo(i, 40, 50)))
+    arguments = ("k-means", "--num-classes", 2, "--pca-width", 2, "--data", tmp_path / "photos", "--out")
+    assert run(capsys, *arguments, tmp_path / "whole.npz")[0] == 0
+    path = tmp_path / "photos" / "3.jpg"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    assert "3.jpg" in refused(capsys, *arguments, tmp_path / "broken.npz")
+    assert not (tmp_path / "broken.npz").exists()

@@ -1,0 +1,181 @@
+"""`fastpsl show` as a user types it; its views are the recipe's."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastpsl.cli import main
+from fastpsl.commands import show
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.views import ViewSpec
+from recipes import (
+    jigsaw_r50,
+    mocov2_r50,
+    rotation_rv50,
+    simclr_r50,
+    sslpp_aet,
+    sslpp_colorization,
+    sslpp_context,
+    sslpp_iic,
+    sslpp_rotation,
+    uic_alexnet,
+)
+from tests.engine.tiny import TinyNet
+from tests.pipelines.photos import DECODERS, jpeg, photo, photo_samples, write
+
+
+def run(*arguments: object) -> int:
+    """Its exit code."""
+    try:
+        main(["show", *map(str, arguments)])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_the_jigsaw_shown_is_the_recipes() -> None:
+    task = jigsaw_r50.build(jigsaw_r50.Options(**jigsaw_r50.PAPER)).task  # type: ignore[arg-type]
+    shown = show.jigsaw(256)
+    assert [shown.views(level) for level in (1, 2, 3)] == [task.views(level) for level in (1, 2, 3)]
+    assert torch.equal(shown.permutations, task.permutations)  # type: ignore[attr-defined]
+    for shorter_px in range(16, 257, 15):  # whole pixels always fit
+        (view,) = show.jigsaw(shorter_px).views(3)
+        assert view.crop.size_px == 3 * round(75 * shorter_px / 256)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"), [("rotation", rotation_rv50), ("simclr", simclr_r50), ("moco", mocov2_r50)]
+)
+def test_other_tasks_shown_are_the_recipes(
+    name: str, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "make_backbone", lambda name: TinyNet())  # a large one takes a second to make
+    task, shown = recipe.build(recipe.Options(**recipe.PAPER)).task, show.TASKS[name](256)
+    assert [shown.views(level) for level in (1, 2, 3)] == [task.views(level) for level in (1, 2, 3)]
+    for shorter_px in (16, 41, 300):
+        for level in (1, 2, 3):
+            assert show.TASKS[name](shorter_px).views(level)[0].crop.size_px == round(224 * shorter_px / 256)
+    out = tmp_path / "sheet.png"
+    assert run("--task", name, "--level", 3, "--shorter-px", 32, "--num", 2, "--out", out) == 0
+    assert min(Image.open(out).size) > 150
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("uic", uic_alexnet),
+        ("iic", sslpp_iic),
+        ("colorization", sslpp_colorization),
+        ("context", sslpp_context),
+        ("rotnet", sslpp_rotation),
+        ("aet", sslpp_aet),
+    ],
+)
+def test_tasks_of_one_level_shown_are_the_recipes(name: str, recipe: Any, tmp_path: Path) -> None:
+    task = recipe.build(recipe.Options(**recipe.PAPER)).task
+    side = 256 if name == "uic" else 32
+    assert show.TASKS[name](side).views(1) == task.views(1)
+    out = tmp_path / "sheet.png"
+    assert run("--task", name, "--shorter-px", 32, "--num", 3, "--out", out) == 0
+    with Image.open(out) as sheet:
+        assert min(sheet.size) > 30
+
+
+@pytest.mark.parametrize("decoder", [*DECODERS, "synthetic"])
+def test_a_sheet_of_puzzles(
+    decoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiles drawn are the loader's, under the seed, in their order."""
+    monkeypatch.chdir(tmp_path)
+    path = sample_paths().train
+    options = ("--task", "jigsaw", "--level", 2, "--shorter-px", 64, "--num", 3, "--seed", 5)
+    assert run(path, *options, "--decoder", decoder) == 0
+    said = capsys.readouterr().out
+    assert (
+        said.startswith(f"jigsaw-G2.png: 3 samples of {path}, decoder {decoder} (") and said.count("\n") == 1
+    )
+    assert [left.name for left in tmp_path.iterdir()] == ["jigsaw-G2.png"]
+
+    task = show.jigsaw(64)
+    views = task.views(2)
+    with Beton(path) as data, Loader(data, views, batch_size=3, seed=5, decoder=decoder) as loader:
+        batch = next(loader.epoch(0))
+    expected = (task.contact_sheet(batch.inputs(views, torch.float32), batch) * 255).round().byte()
+    height, width = expected.shape[2:]
+    scale = -(-150 // width)
+    sheet = np.asarray(Image.open(tmp_path / "jigsaw-G2.png"))
+    assert sheet.shape[1] == 2 * (scale * width + 8) + 8
+    first = sheet[8 : 8 + scale * height : scale, 8 : 8 + scale * width : scale]
+    assert (first == expected[0].permute(1, 2, 0).numpy()).all()
+
+
+def test_crops_without_a_task_and_samples_that_are_bad(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = photo_samples(4)
+    samples[2] = (b"no JPEG", *samples[2][1:])
+    path, out = write(tmp_path / "poisoned.beton", samples), tmp_path / "sheet.png"
+    assert run(path, "--shorter-px", 32, "--out", out) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith(f"left out {path} sample 2: not a JPEG") and "3 samples of" in said.out
+    view = ViewSpec(RandomResizedCrop(28))
+    with Beton(path) as data, Loader(data, [view, view], batch_size=4, on_bad_sample="skip") as loader:
+        batch = next(loader.epoch(0))
+    good = (batch.indices >= 0).nonzero()[:, 0].tolist()
+    assert len(good) == 3
+    sheet = np.asarray(Image.open(out))
+    for place, i in enumerate(
+        good
+    ):  # two crops of 28, a gap of 4, three times as large; a caption of one line
+        top, left = place // 2 * (84 + 16 + 8) + 8, place % 2 * (180 + 8) + 8
+        for view_number, start in ((0, left), (1, left + 3 * 32)):
+            expected = batch.images[view_number][i].permute(1, 2, 0).numpy()
+            assert (sheet[top : top + 84 : 3, start : start + 84 : 3] == expected).all()
+
+
+def test_a_folder_of_images_with_names_of_all_kinds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for i, name in enumerate(("größe 1", "猫")):
+        (tmp_path / "my photos" / name).mkdir(parents=True)
+        (tmp_path / "my photos" / name / "a b.jpg").write_bytes(jpeg(photo(i, 60, 50)))
+    out = tmp_path / "sheet.png"
+    assert run(tmp_path / "my photos", "--shorter-px", 32, "--decoder", "torchvision", "--out", out) == 0
+    assert f"{out}: 2 samples of {tmp_path / 'my photos'}, decoder torchvision" in capsys.readouterr().out
+    assert Image.open(out).size == (1 * 188 + 8, 2 * (84 + 16 + 8) + 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--task", "puzzle"), "--task puzzle: there are crops, jigsaw, rotation, simclr, moco"),
+        (("--task", "jigsaw", "--level", 4), "--level 4: jigsaw has levels 1 to 3"),
+        (("--level", 0), "--level 0: crops has level 1 alone"),
+        (("--num", 0), "--num 0: give a number from 1 to 400"),
+        (("--shorter-px", 15), "--shorter-px 15: give a number from 16 to 4096"),
+        (("--decoder", "magic"), "decoder 'magic'"),
+        (("absent.beton",), "absent.beton"),
+        (("",), "the data's name is empty"),
+        (("--out", "nowhere/sheet.png", "--num", 1), "nowhere/sheet.png: cannot be written"),
+    ],
+)
+def test_what_cannot_be_shown_is_one_line(
+    arguments: tuple[object, ...],
+    says: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,335 @@
+"""`fastpsl doctor` as a user types it: what it measures and prints, and one line with exit 2 where the user is wrong."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from bench.order import drop_from_cache
+from fastpsl.cli import main
+from fastpsl.commands.doctor import split
+from fastpsl.doctor import setting as doctor_setting
+from fastpsl.doctor.feeding import Feed, short_side_px
+from fastpsl.doctor.reading import measure_read
+from fastpsl.doctor.recipe import default_recipe, load_recipe
+from fastpsl.doctor.setting import open_setting
+from fastpsl.engine.options import RunOptions
+from fastpsl.engine.stage_bench import StageBench
+from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
+from fastpsl.kernels.rotation_crops import RotationCrop
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.paged import write_paged
+from tests.programs import ROOT
+
+JIGSAW = str(ROOT / "recipes" / "jigsaw_r50.py")
+SMALL = (
+    *("--backbone", "resnet18", "--batch-size", "8", "--num-threads", "1", "--permutations-per-image", "1"),
+    *("--shorter-px", "60", "--cell-px", "18", "--tile-px", "16", "--counts", "4", "8", "16"),
+)
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs it in an empty folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def start(*arguments: object) -> Outcome:
+        code = 0
+        try:
+            main(["doctor", *map(str, arguments)])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        said = capsys.readouterr()
+        assert not list(folder.iterdir()), "it writes nothing"
+        return Outcome(code, said.out, said.err)
+
+    return start
+
+
+def one_line(screen: str) -> str:
+    return " ".join(screen.split())
+
+
+def besides_progress(err: str) -> list[str]:
+    """Where the measurements take long, each that ends is told."""
+    return [line for line in err.splitlines() if not line.startswith("measuring: ")]
+
+
+def refused(outcome: Outcome, *words: str) -> None:
+    assert outcome.code == 2 and not outcome.out, outcome
+    assert outcome.err.startswith("fastpsl: ") and outcome.err.count("\n") == 1, outcome.err
+    for word in words:
+        assert word in outcome.err, outcome.err
+
+
+def test_the_screen(doctor) -> None:
+    code, out, err = doctor(
+        "--seconds", 0.01, "--stages", "S1", "S3", "--nproc-per-node", 2, JIGSAW, *SMALL, "--fold-frozen"
+    )
+    assert code in (0, 1) and not besides_progress(err)
+    lines = out.splitlines()
+    assert (
+        lines[0].startswith(f"{JIGSAW} --backbone"[:78]) and "one of 2 ranks" in out and ": 4 images" in out
+    )
+    # The recipe's path may be long; the rest is one screen.
+    assert len(lines) <= 32 and max(map(len, lines)) <= 80
+    for row in ("images/s", "read", "decode", "augment", "step", "both", "both/synthetic"):
+        assert any(line.split()[0] == row for line in lines if line.strip()), row
+    header = next(line for line in lines if line.startswith("images/s"))
+    assert header.split()[-2:] == ["S1", "S3"]
+    assert any(line.startswith("bottleneck: ") for line in lines)
+    assert ", frozen blocks" in out and "beton write" not in out
+    if not torch.cuda.is_available():
+        assert "no GPU: the CPU does everything" in lines
+
+
+def test_json(doctor) -> None:
+    code, out, err = doctor(
+        "--json", "--seconds", 0.01, "--stages", "S2", JIGSAW, *SMALL, "--decoder", "torchvision"
+    )
+    assert not besides_progress(err)
+    found = json.loads(out)
+    assert list(found) == [
+        "format", "fastpsl", "setting", "checks", "measured", "bottleneck", "changes", "exit_code",
+    ]  # fmt: skip
+    measured = found["measured"]
+    (stage,) = measured["stages"]
+    noise = found["bottleneck"]["part"] == "noise"
+    assert found["exit_code"] == code == (0 if stage["ratio"] >= 0.95 and not noise else 1)
+    assert stage["name"] == "S2" and measured["decoder"] == "torchvision" and measured["num_threads"] == 1
+    assert stage["ratio"] == stage["both"] / stage["synthetic"]
+    assert stage["synthetic"] == stage["step_rates"][stage["step"]]
+    assert {"--decoder torchvision"}.isdisjoint(each["option"] for each in measured["alternatives"])
+    assert min(measured["decode"], measured["read"]["images_per_s"], stage["both"]) > 0
+    names = [check["name"] for check in found["checks"]]
+    assert {"python", "torch", "gpu", "ffcv", "dali", "compiler", "cores", "disk", "data"} <= set(names)
+    assert "broken" not in {check["state"] for check in found["checks"]}
+    assert found["setting"]["data"] == "the embedded sample" and found["setting"]["recipe"] == JIGSAW
+    text = (ROOT / "docs" / "doctor.md").read_text()
+    keys = [*found, *found["setting"], *measured, *measured["read"], *stage, *found["checks"][0], *names]
+    assert not [key for key in keys if f"`{key}`" not in text]
+
+
+def test_without_recipes_reading_and_decoding_are_timed(doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_setting, "default_recipe", lambda: None)
+    code, out, err = doctor("--seconds", 0.01)
+    assert (
+        code == 0
+        and not besides_progress(err)
+        and "no recipe" in out
+        and "fastpsl doctor PATH/NAME.py" in one_line(out)
+    )
+    assert "decode" in out and "both" not in out
+    refused(doctor("--stages", "S1"), "there is no recipe")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("none.py", "none.py: no such file; give a script"),
+        ("{root}/recipes", "recipes: is a folder, not a script"),
+        (".", "path is empty, or this folder"),
+        ("/dev/null", "/dev/null: is a device or a pipe, not a script"),
+        ("--stages", "--stages: names no stage"),
+        ("--stages {jigsaw}", "--stages: names no stage"),
+        ("{root}/README.md", "is no recipe"),
+        ("{root}/recipes/knn.py", "has no build()"),
+        ("{root}/fastpsl/engine/timing.py", "has no parse(), so it is no recipe"),
+        ("--bogus", "--bogus"),
+        ("--seconds 0", "--seconds 0: it must be above 0"),
+        ("--stages S9", "S9: the plan has S1, S2, S3"),
+        ("--nproc-per-node 0", "--nproc-per-node 0: it must be 1 or more"),
+        ("--nproc-per-node 3", "over 3 ranks"),
+        (
+            "--nproc-per-node 32 {root}/recipes/simclr_r50.py",
+            "one of 32 ranks, measured by itself with its 1 image of a step",
+        ),
+        ("{jigsaw} --bogus 3", "--bogus"),
+        ("{jigsaw} --batch-size 0", "--batch-size 0"),
+        ("{jigsaw} --batch-size 999", "fewer than one batch of 999"),
+        ("{jigsaw} --data /nowhere.beton", "/nowhere.beton: cannot be opened"),
+        ("{jigsaw} --decoder ffvc", "decoder 'ffvc'"),
+        ("{root}/recipes/linear_probe.py --data x.beton", "linear_probe.py: an evaluation"),
+    ],
+)
+def test_user_errors_are_one_line_and_exit_2(doctor, arguments: str, words: str) -> None:
+    refused(doctor(*arguments.format(root=ROOT, jigsaw=JIGSAW).split()), words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def parse(:", "loading it fails (SyntaxError"),
+        ("import nothing_of_that_name", "nothing_of_that_name"),
+        ("raise SystemExit(0)", '__name__ == "__main__"'),
+        ("def parse(): return 3\ndef build(options): pass", "its parse() gives int"),
+        ("{options}\ndef build(options): return 1 / 0", "build() fails (ZeroDivisionError"),
+        ("{options}\ndef build(options): raise ValueError('no such task')", "no such task"),
+        ("{options}\ndef build(options): return 3", "its build() gives int"),
+    ],
+)
+def test_a_recipe_that_cannot_be_used(doctor, tmp_path: Path, text: str, words: str) -> None:
+    options = (
+        "from fastpsl.engine.options import RunOptions\ndef parse(): print('words'); return RunOptions()"
+    )
+    path = tmp_path / "mine.py"
+    path.write_text(text.replace("{options}", options))
+    refused(doctor(path), f"fastpsl: {path}: ", words)
+
+
+def test_what_nobody_expected_is_one_line(doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_setting, "place_backbone", lambda *_: dict[str, int]()["nothing"])
+    refused(
+        doctor("--stages", "S1", JIGSAW, *SMALL),
+        "doctor itself fails (KeyError in test_doctor.py, line ",
+        "'nothing'",
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "extra"),
+    [("simclr_r50.py", ()), ("mocov2_r50.py", ("--queue-size", "32", "--key-group", "4"))],
+)
+def test_a_task_that_knows_its_batch_has_one_ranks_share(recipe: str, extra: tuple[str, ...]) -> None:
+    arguments = (
+        "--backbone",
+        "resnet18",
+        "--batch-size",
+        "16",
+        "--num-threads",
+        "1",
+        "--size-px",
+        "32",
+        *extra,
+    )
+    setting = open_setting(load_recipe(ROOT / "recipes" / recipe, arguments), 2, ("S3",))
+    try:
+        assert setting.job is not None and setting.opened.batch_size == 8
+        assert setting.job.task.batch_size == 8  # type: ignore[attr-defined]
+        data = setting.opened.train_data
+        bench = StageBench(setting.job, 2, setting.options, data, setting.world, seconds=0.01)
+        assert bench.batch_size == 8 and bench.step_alone() > 0
+        if recipe == "mocov2_r50.py":
+            assert setting.job.task.num_filled == 32  # type: ignore[attr-defined]
+    finally:
+        setting.opened.close()
+
+
+def test_interrupted(doctor, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from fastpsl.engine.options import RunOptions\ndef parse(): raise KeyboardInterrupt\ndef build(options): pass"
+    )
+    assert doctor(path) == (130, "", "fastpsl: interrupted; nothing was changed\n")
+
+
+def test_help_of_doctor_and_of_the_recipe(doctor) -> None:
+    assert "--nproc-per-node" in doctor("--help").out
+    code, out, _ = doctor(JIGSAW, "--help")
+    assert code == 0 and "--permutations-per-image" in out
+
+
+def test_what_stands_behind_the_path_is_the_recipes() -> None:
+    assert split(["doctor", "--stages", "S1", "a.py", "--json", "b.py"]) == (
+        ["doctor", "a.py", "--stages", "S1"],
+        ["--json", "b.py"],
+    )
+    assert split(["doctor", "--json"]) == (["doctor", "--json"], [])
+    assert split(["beton", "write", "a.py", "b"]) == (["beton", "write", "a.py", "b"], [])
+    assert default_recipe() is not None
+
+
+def test_torchrun_is_refused(doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused(doctor(), "start it without torchrun")
+
+
+def test_data_that_is_broken_is_said_and_not_measured(doctor, tmp_path: Path) -> None:
+    path = tmp_path / "bad.beton"
+    shutil.copy(sample_paths().train, path)
+    with Beton(path) as beton:
+        rows = beton.rows(np.array([0]))
+    with open(path, "r+b") as file:
+        file.seek(int(rows.offset[0]))
+        file.write(b"no JPEG")
+    code, out, err = doctor(JIGSAW, *SMALL, "--data", path)
+    assert code == 2 and not besides_progress(err) and "both/synthetic" not in out
+    said = f"broken: data: {path} sample 0: not a JPEG (1 bad of 16 tried): fastpsl beton verify"
+    assert "".join(said.split()) in "".join(out.split())  # a long path is broken over lines
+    code, out, _ = doctor(
+        "--seconds", 0.01, "--stages", "S1", JIGSAW, *SMALL, "--data", path, "--on-bad-sample", "skip"
+    )
+    assert code in (0, 1) and "warning: data: " in one_line(out) and "both/synthetic" in out
+
+
+def test_reading_from_storage_and_from_the_page_cache(tmp_path: Path) -> None:
+    path = tmp_path / "a.beton"
+    shutil.copy(sample_paths().train, path)
+    options = RunOptions(batch_size=32, num_threads=2)
+    with Beton(path) as data:
+        # Looking at what is cached would read ahead, which in so small a file is nearly all.
+        os.posix_fadvise(data.shards[0].fd, 0, 0, os.POSIX_FADV_RANDOM)
+        # A kernel that is busy may keep the pages the first time.
+        if all(drop_from_cache([path]) > 0.1 for _ in range(10)):
+            pytest.skip("this kernel keeps what it has read")
+        first, samples = measure_read(data, options, 32, 0.0)
+        if first.cached is None:
+            pytest.skip("this file system does not say what is in the page cache")
+        assert first.cached < 0.5 and first.from_storage and first.images_per_s > 0
+        assert len(samples) >= 64 and len(np.unique(samples)) == len(samples)
+        num_bytes = data.rows(np.arange(data.num_samples)).num_bytes.sum()
+        assert first.data_bytes == pytest.approx(num_bytes, rel=1e-6) and first.fits
+        measure_read(data, options, 32, 1.0)
+        again, _ = measure_read(data, options, 32, 0.0)
+        assert again.cached == 1.0 and not again.from_storage
+
+
+def test_reading_page_by_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = RunOptions(batch_size=16, num_threads=2, order="quasi_random", lanes=2)
+    with Beton(write_paged(monkeypatch, tmp_path / "a.beton", 500)) as data:
+        read, samples = measure_read(data, options, 16, 0.2)
+        assert read.images_per_s > 0 and len(samples) > 0.8 * data.num_samples
+
+
+def test_other_ways_to_load() -> None:
+    """Smaller pictures and more threads are tried, not reckoned."""
+    recipe = load_recipe(Path(JIGSAW), SMALL)
+    setting = open_setting(recipe, 1, ("S1",))
+    try:
+        assert setting.job is not None
+        views, data = setting.job.task.views(1), setting.opened.train_data
+        feed = Feed(setting, views, 8, data, 0.01)
+        (small,) = feed.written(views)
+        assert small.option == "fastpsl beton write SRC OUT --short-side 60" and small.part == "decode"
+        rows = data.rows(np.arange(data.num_samples))
+        pixels = rows.height.astype(float) * rows.width
+        share = (pixels * (60 / np.minimum(rows.height, rows.width)) ** 2).sum() / pixels.sum()
+        assert small.note == f"costs detail: {share:.0%} of the pixels stay; tried with 480 of the images"
+        assert small.factor > 0 and small.images_per_s != small.beside
+        (threads,) = feed.all_cores(2, 1000.0)
+        assert threads.option == "--num-threads 2" and threads.beside == 1000.0
+        assert not feed.all_cores(1, 1000.0)
+    finally:
+        setting.opened.close()
+
+
+def test_the_shorter_side_that_crops_need() -> None:
+    jigsaw, crop = ViewSpec(ShorterSideCrop(300, 225)), ViewSpec(RandomResizedCrop(224))
+    assert short_side_px([crop]) == 256 and short_side_px([crop, jigsaw]) == 300
+    assert short_side_px([crop, ViewSpec(RotationCrop(224))]) is None and short_side_px([]) is None

@@ -1,0 +1,153 @@
+"""What doctor looks at and does not time: right on this machine, and right where something is short."""
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastpsl.doctor import cores, software
+from fastpsl.doctor.checks import Check
+from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache
+from fastpsl.doctor.measurements import ReadRate
+from fastpsl.doctor.software import check_software, driver_version
+from fastpsl.doctor.words import number_of
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.optim.schedules import cosine
+from fastpsl.engine.options import PretrainOptions, RunOptions
+from fastpsl.engine.plan import make_plan
+from fastpsl.models.backbone import Backbone
+from fastpsl.tasks.rotation import Rotation
+from tests.doctor.test_doctor_advice import stage
+from tests.engine.tiny import TinyNet
+
+CPU = torch.device("cpu")
+
+
+def by_name(checks: list[Check]) -> dict[str, Check]:
+    assert len({check.name for check in checks}) == len(checks)
+    assert all(check.text and "\n" not in check.text + check.remedy for check in checks)
+    return {check.name: check for check in checks}
+
+
+def machine(
+    out: Path | None = None, num_threads: int = 1, num_ranks: int = 1, num_files: int = 1
+) -> dict[str, Check]:
+    options = PretrainOptions(out=out, num_threads=num_threads)
+    job = Job(Rotation(shorter_px=36, size_px=32), TinyNet(), make_plan("psl", (1, 1, 1)), cosine(0.1))
+    return by_name(check_machine(options, num_ranks, CPU, job, num_files))
+
+
+def test_what_is_installed() -> None:
+    found = by_name(check_software(CPU, 1))
+    assert found["torch"].text.startswith(torch.__version__)
+    assert {check.state for check in found.values()} <= {"ok", "warning"}
+    if not torch.cuda.is_available():
+        assert found["gpu"].state == "ok" and "nccl" not in found
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = by_name(check_software(CPU, 1))["compiler"]
+    assert "no C++ compiler" in found.text and found.remedy == "apt-get install g++"
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12\nGCC version: 12.2.0", "535.183.01"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build", "580.65.06"),
+        ("NVRM version: none", "of an unknown version"),
+    ],
+)  # fmt: skip
+def test_the_drivers_version(
+    text: str, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(software, "_DRIVER_FILE", tmp_path / "version")
+    assert driver_version() is None
+    (tmp_path / "version").write_text(text)
+    assert driver_version() == version
+
+
+def test_a_machine_where_all_is_well(tmp_path: Path) -> None:
+    found = machine(tmp_path / "runs" / "new")
+    assert found["disk"].state == found["cores"].state == "ok"
+    assert f"free in {tmp_path}," in found["disk"].text and not (tmp_path / "runs").exists()
+
+
+def test_too_many_threads() -> None:
+    usable = cores.cores()
+    found = machine(num_threads=usable, num_ranks=2)["cores"]
+    assert found.state == "warning" and found.remedy == f"give --num-threads {max(1, usable // 2)}"
+
+
+def test_torchs_own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        assert "OMP_WAIT_POLICY=PASSIVE" in machine()["openmp"].remedy
+        monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+        assert machine()["openmp"].state == "ok"
+        monkeypatch.setenv("OMP_NUM_THREADS", "9999")
+        assert machine(num_ranks=2)["openmp"].remedy.startswith("set OMP_NUM_THREADS=")
+        monkeypatch.setenv("OMP_NUM_THREADS", "9999,2")
+        assert machine(num_ranks=2)["openmp"].state == "warning"
+        monkeypatch.setenv("OMP_NUM_THREADS", "many")
+        assert machine(num_ranks=2)["openmp"].state == "ok"
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_too_few_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (900, hard))
+        found = machine()["open files"]
+        assert found.state == "warning" and found.remedy == "raise it by ulimit -n 1024"
+        assert machine(num_files=hard)["open files"].remedy.startswith("ask for more than")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_shared_memory_matters_to_several_ranks() -> None:
+    assert machine()["shared memory"].state == "ok"
+    assert machine(num_ranks=100_000)["shared memory"].remedy.startswith("docker run --shm-size")
+
+
+def test_no_room_for_checkpoints(tmp_path: Path) -> None:
+    """A backbone of 10^16 parameters, which take no memory."""
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    for num_states, state in ((0.5, "ok"), (2.5, "warning"), (40, "broken")):
+        num = int(free * num_states / 4 / 8)
+        job = Job(Rotation(shorter_px=36, size_px=32), Backbone(), (), cosine(0.1))
+        job.backbone.weight = torch.nn.Parameter(torch.empty(num, device="meta"))
+        found = by_name(check_machine(RunOptions(out=tmp_path), 1, CPU, job, 1))["disk"]
+        assert found.state == state, (num_states, found)
+
+
+def test_the_page_cache() -> None:
+    fits = check_page_cache(ReadRate(1.0, 1.0, 10**9, 2 * 10**9, 1.0))
+    assert fits.state == "ok" and fits.text == "the data's 1 GB fit into memory, 100% of it there now"
+    short = check_page_cache(ReadRate(1.0, 1.0, 4 * 10**9, 2 * 10**9, None))
+    assert (
+        short.state == "warning"
+        and "2 GB of the data's 4 GB" in short.text
+        and "quasi_random" in short.remedy
+    )
+
+
+def test_numbers_and_their_nouns() -> None:
+    assert [number_of(n, "core") for n in (1, 2, 1024, "1.0", "0.4")] == [
+        "1 core", "2 cores", "1,024 cores", "1 core", "0.4 cores",
+    ]  # fmt: skip
+    assert "the data has 1 file open" in machine()["open files"].text
+
+
+def test_noise() -> None:
+    assert not check_noise([stage(spread=0.1)]) and not check_noise([])
+    (found,) = check_noise([stage(spread=0.1), stage("S2", spread=0.4)])
+    assert found.state == "warning" and "differ by 40%" in found.text

@@ -1,0 +1,60 @@
+"""A recipe's step on fake CUDA: augmentation, loss, backward pass, scaler, optimiser, what comes after; and a held-out batch."""
+
+from typing import Any
+
+import torch
+
+from bench.recipe_stages import recipe_options, stage_job
+from fastpsl.engine.distributed import World
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.options import RunOptions
+from fastpsl.engine.train_step import Learner
+from fastpsl.engine.trainer import make_learner
+from fastpsl.engine.trunk import call_if_there, held_out_views, images_per_sample
+from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.decoders.synthetic import Synthetic
+from tests.engine.tiny import noise_batch
+from tests.fake_cuda import DEVICE, FakeCuda
+from tests.host_waits import Seen
+
+WORLD = World(0, 1, 0, 1, DEVICE)
+NUM_SAMPLES = 96
+
+
+def recipe_learner(recipe: str, stage: str, **values: Any) -> tuple[Job, int, RunOptions, Learner]:
+    """Stage `stage` of a recipe with its sample's values, and `values`. To be called in `fake_cuda`."""
+    values = {"batch_size": 32, "step": "eager", **values}
+    options = recipe_options(recipe, is_sample=True, device="cuda", **values)
+    job, number = stage_job(recipe, stage, options, WORLD)
+    return job, number, options, learner_of(job, number, options, Synthetic(NUM_SAMPLES))
+
+
+def learner_of(job: Job, number: int, options: RunOptions, data: Data) -> Learner:
+    call_if_there(job.task, "check_data", data, options.batch_size)
+    return make_learner(job, number, options, WORLD)
+
+
+def one_step(cuda: FakeCuda, job: Job, number: int, options: RunOptions, learner: Learner) -> Seen:
+    """What a stage's first step makes the host wait for and launches: the passes before it, itself, a held-out batch after it."""
+    task, stage = job.task, job.stages[number]
+    size = options.rank_batch(1) // images_per_sample(task, stage.level)
+    batches = [noise_batch(learner.views, size, seed).to(cuda.device) for seed in range(options.accumulate)]
+    held_out = held_out_views(task, stage.level)
+    shown = noise_batch(held_out, size).to(cuda.device)
+    with_gradient: list[bool] = []
+    learner.optimiser.register_step_pre_hook(
+        lambda *_: with_gradient.extend(
+            p.grad is not None for _, p in learner.module.learning_parameters() if p.requires_grad
+        )
+    )
+    with cuda.watched() as seen:
+        for _ in range(call_if_there(task, "warm_up_batches", stage) or 0):
+            learner.warm_up(task, batches[0])
+        learner.step(batches, options.accumulate, lr=0.1)
+        call_if_there(task, "after_step")
+        if held_out:
+            learner.module.eval()
+            with torch.no_grad():
+                learner._forward(shown, held_out)
+    assert with_gradient and all(with_gradient)
+    return seen

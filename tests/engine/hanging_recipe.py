@@ -1,0 +1,42 @@
+"""The recipe of nearest_key_recipe.py, whose rank 0 stops torchrun within step HANG_AT, and hangs in one call of C."""
+
+import ctypes
+import os
+import signal
+from dataclasses import replace
+
+from fastpsl.engine import last_step, trainer
+from fastpsl.engine.distributed import Agreement
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.launch import launch
+from fastpsl.pipelines.sample.betons import NUM_TRAIN
+from tests.tasks.nearest_key_recipe import NearestKey, Options, build, parse
+
+
+class Hanging(NearestKey):
+    num_steps = 0
+
+    def after_step(self) -> None:
+        super().after_step()  # type: ignore[no-untyped-call]
+        self.num_steps += 1
+        if os.environ["RANK"] == "0" and self.num_steps == int(os.environ.get("HANG_AT", "0")):
+            os.kill(os.getppid(), signal.SIGTERM)
+            hang()
+
+
+def hang() -> None:
+    """Python's own handlers of signals do not run meanwhile."""
+    library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
+    library.pthread_mutex_init(mutex, None)
+    for _ in range(2):
+        library.pthread_mutex_lock(mutex)
+
+
+def build_hanging(options: Options) -> Job:
+    return replace(build(options), task=Hanging(NUM_TRAIN))  # type: ignore[no-untyped-call]
+
+
+if __name__ == "__main__":
+    trainer.LONG_STEP_S = Agreement.ask_every_s = 0.0  # each counts as long
+    last_step.LEAVE_AFTER_S = 1.0
+    launch("nearest_key", parse, build_hanging)

@@ -1,0 +1,191 @@
+"""--apex at the border of its import, by packages that stand in for apex, and for real where apex and CUDA are."""
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastpsl.engine.distributed import World
+from fastpsl.engine.optim.apex import fused_sgd, require_apex
+from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.plan import make_plan
+from fastpsl.engine.train_step import Learner
+from fastpsl.engine.trunk import StageModule, Trunk
+from tests.engine.test_stage import VIEWS, Brightness
+from tests.engine.tiny import TinyNet, noise_batch
+from tests.programs import ROOT
+
+STANDS_IN = '''
+import torch
+
+
+class FusedSGD(torch.optim.Optimizer):
+    """apex's interface, its skip flag and its first step; the arithmetic is written out, on any device."""
+
+    def __init__(self, params, lr, momentum=0, dampening=0, weight_decay=0, nesterov=False, wd_after_momentum=False,
+                 materialize_master_grads=True, set_grad_none=False):
+        defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov}
+        super().__init__(params, defaults)
+        self._dummy_overflow_buf = torch.tensor([0], dtype=torch.int, device=self.param_groups[0]["params"][0].device)
+
+    def zero_grad(self):
+        super().zero_grad()
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                first = "momentum_buffer" not in self.state[p]
+                buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                if self._dummy_overflow_buf.item():
+                    continue
+                d = p.grad + group["weight_decay"] * p
+                if group["momentum"]:
+                    buffer.copy_(d if first else buffer * group["momentum"] + (1 - group["dampening"]) * d)
+                    d = d + group["momentum"] * buffer if group["nesterov"] else buffer
+                p -= group["lr"] * d
+'''  # fmt: skip
+
+
+def put_apex(folder: Path, monkeypatch: pytest.MonkeyPatch, optimizers: str | None) -> None:
+    """A package `apex` in `folder`, found before any other; without `optimizers` where that is None, as PyPI's."""
+    (folder / "apex").mkdir()
+    (folder / "apex" / "__init__.py").write_text("")
+    if optimizers is not None:
+        (folder / "apex" / "optimizers.py").write_text(optimizers)
+    for name in ("apex", "apex.optimizers"):
+        # With an undo: what the test imports is gone after it.
+        monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(folder)
+
+
+def real_apex() -> bool:
+    try:
+        return torch.cuda.is_available() and importlib.util.find_spec("apex.optimizers") is not None
+    except ImportError:
+        return False
+
+
+def learner(
+    optimiser_of: Callable[..., torch.optim.Optimizer], precision: str, device: str = "cpu", **settings: Any
+) -> Learner:
+    torch.manual_seed(0)
+    backbone, task, stage = TinyNet(), Brightness(), make_plan("psl", (1, 1, 1))[1]
+    module = StageModule(Trunk(backbone, stage), task.head(1, 16), task).to(device)
+    optimiser = optimiser_of(module.learning_parameters(), **settings)
+    made = Learner(module, optimiser, VIEWS, precision, World(0, 1, 0, 1, torch.device(device)))
+    if precision == "fp16":
+        made.scaler.load_state_dict(made.scaler.state_dict() | {"scale": 256.0})  # 65,536 overflows by itself
+    return made
+
+
+def train(one: Learner, num_steps: int, broken: tuple[int, ...]) -> torch.Tensor:
+    """Weights after `num_steps`, those of `broken` with gradients that are not finite."""
+    weight = one.module.trunk.learning[0][0].weight  # type: ignore[index]
+    for step in range(num_steps):
+        hook = weight.register_hook(lambda gradient: gradient * float("nan")) if step in broken else None  # type: ignore[operator, union-attr]
+        batch = noise_batch(VIEWS, 4, seed=step)
+        batch.images = [images.to(one.world.device) for images in batch.images]
+        one.step([batch], 1, lr=0.05)
+        if hook:
+            hook.remove()
+    return torch.cat([p.detach().flatten() for p in one.module.parameters()]).cpu()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"nesterov": True, "weight_decay": 0.1, "decay_biases": True}, {"momentum": 0.0}]
+)
+@pytest.mark.parametrize("broken", [(), (0,), (2,)])
+def test_it_learns_skips_and_counts_as_torchs_sgd(
+    precision: str,
+    settings: dict[str, Any],
+    broken: tuple[int, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also a skipped first step; fp16's scale is taken off; weight decay spares the biases."""
+    put_apex(tmp_path, monkeypatch, STANDS_IN)
+    ours, torchs = (
+        learner(make, precision, **({"weight_decay": 0.1} | settings)) for make in (fused_sgd, sgd)
+    )
+    assert type(ours.optimiser).__mro__[1].__module__ == "apex.optimizers"
+    one, other = train(ours, 4, broken), train(torchs, 4, broken)
+    # A float32 rounding may turn one of a half's over, and the next steps' gradients with it.
+    assert torch.allclose(one, other, rtol=1e-5, atol=1e-6 if precision == "fp32" else 1e-4)
+    assert float(ours.num_skipped) == float(torchs.num_skipped) == len(broken)
+    assert float(ours.scaler.get_scale()) == float(torchs.scaler.get_scale())
+
+
+def test_its_state_goes_through_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_apex(tmp_path, monkeypatch, STANDS_IN)
+    whole, stopped, resumed = (learner(fused_sgd, "fp32") for _ in range(3))
+    buffers = [whole.optimiser.state[p]["momentum_buffer"] for _, p in whole.module.learning_parameters()]
+    assert buffers and not any(buffer.any() for buffer in buffers)  # made before the first step
+    train(stopped, 2, ())
+    resumed.module.load_state_dict(stopped.module.state_dict())
+    resumed.load_state_dict(stopped.state_dict())
+    train(whole, 2, ())
+    assert torch.equal(train(whole, 2, ()), train(resumed, 2, ()))
+
+
+def test_on_the_cpu_it_is_refused() -> None:
+    with pytest.raises(ValueError, match="--apex on cpu: .* needs CUDA"):
+        PretrainOptions(apex=True, device="cpu").sgd()
+    assert PretrainOptions(device="cpu").sgd() is sgd
+
+
+@pytest.mark.parametrize("which", ["absent", "pypi", "no_fused_sgd", "not_built"])
+def test_what_is_missing_is_said_in_one_line(
+    which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyPI's apex, a web toolkit, has no `optimizers`; NVIDIA's without CUDA extensions raises RuntimeError."""
+    if which == "absent":
+        monkeypatch.setitem(sys.modules, "apex", None)
+    else:
+        not_built = 'class FusedSGD:\n    def __init__(self, *a, **k): raise RuntimeError("requires cuda extensions")\n'
+        contents = {"pypi": None, "no_fused_sgd": "class FusedAdam: pass\n", "not_built": not_built}
+        put_apex(tmp_path, monkeypatch, contents[which])
+    with pytest.raises(ValueError, match="github.com/NVIDIA/apex.*PyPI's apex is another project") as error:
+        require_apex(torch.device("cuda"))
+    assert "\n" not in str(error.value)
+
+
+def test_every_recipe_that_has_the_option_heeds_or_refuses_it() -> None:
+    """A recipe of PretrainOptions, its own or a job's that it shares, gets its SGD from them, or says why it has none."""
+    num_recipes = 0
+    for path in (ROOT / "recipes").glob("*.py"):
+        text = path.read_text()
+        shared = re.search(r"^from (fastpsl[\w.]*)(?:\.| import )(\w*experiment)\b", text, re.MULTILINE)
+        text += (ROOT / shared[1].replace(".", "/") / f"{shared[2]}.py").read_text() if shared else ""
+        if "(PretrainOptions)" in text:
+            num_recipes += 1
+            assert "options.sgd()" in text or "refuse_apex(" in text, path.name
+            assert "optimisers import sgd" not in text, path.name
+    assert num_recipes >= 14
+
+
+@pytest.mark.skipif(not real_apex(), reason="needs CUDA and NVIDIA's apex")
+def test_the_real_one_on_a_gpu_without_a_sync() -> None:
+    require_apex(torch.device("cuda"))
+    ours, torchs = (learner(make, "fp16", "cuda", weight_decay=0.1) for make in (fused_sgd, sgd))
+    one, other = train(ours, 6, (0, 3)), train(torchs, 6, (0, 3))
+    assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+    assert float(ours.num_skipped) == float(torchs.num_skipped) == 2.0
+    for parameter in ours.module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    ours.optimiser.found_inf = ours.optimiser.grad_scale = torch.ones((), device="cuda")  # type: ignore[attr-defined]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ours.optimiser.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

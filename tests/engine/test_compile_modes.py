@@ -1,0 +1,359 @@
+"""Modes of steps: what is captured, that they equal eager ones, where they are refused, and what a resumed stage keeps."""
+
+import copy
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._dynamo.backends.debugging import aot_eager
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from torch.nn.parallel import DistributedDataParallel
+
+import fastpsl.engine.train_step
+from fastpsl.engine import compile_modes as step_modes
+from fastpsl.engine.compile_modes import choose_step, make_runner
+from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.plan import Stage, make_plan
+from fastpsl.engine.train_step import Learner
+from fastpsl.engine.trainer import pretrain
+from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.kernels.jigsaw import JigsawTiles
+from fastpsl.models.backbone import Backbone
+from fastpsl.models.resnet import ResNet
+from fastpsl.models.revnet import RevNet
+from fastpsl.pipelines.augment import KORNIA
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.tasks.contrastive.momentum_encoder import KeyEncoder
+from tests.engine.test_stage import CPU, VIEWS, Brightness
+from tests.engine.test_trainer import fit, tiny_job
+from tests.engine.tiny import TinyNet, noise_batch, tiny_run
+from tests.programs import newest_checkpoint
+from tests.slow import slow
+
+CUDA = torch.device("cuda", 0)
+STAGES = make_plan("psl", (1, 1, 1))
+
+
+class Capture:
+    """A backend that notes each graph's inputs, and then runs it by autograd's graphs without generating code."""
+
+    def __init__(self) -> None:
+        self.inputs: list[list[Any]] = []
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        self.inputs.append(inputs)
+        compiled: Callable[..., Any] = aot_eager(graph, inputs)
+        return compiled
+
+
+def make_learner(
+    stage: Stage, backend: Any = None, precision: str = "fp32", network: Callable[[], nn.Module] = TinyNet
+) -> Learner:
+    torch.manual_seed(0)
+    net, task = network(), Brightness()
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = StageModule(Trunk(net, stage), task.head(1, net.channels[stage.last_block - 1]), task)  # type: ignore[index, arg-type]
+    learner = Learner(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
+    if backend is not None:
+        module.trunk.runner = make_runner("compiled", backend)
+    return learner
+
+
+def values(learner: Learner) -> Tensor:
+    """All weights and running statistics."""
+    state = learner.module.state_dict()
+    assert not any("_orig_mod" in name for name in state)
+    return torch.cat([value.flatten().double() for value in state.values()])
+
+
+@pytest.mark.parametrize("precision", ["fp32", slow("bf16")])
+def test_every_stage_has_concrete_sizes_and_the_values_of_eager(precision: str) -> None:
+    """S1 to S3 one after another in a process, held-out passes between: symbolic sizes made compiled S2 slower than eager."""
+    for stage in STAGES:
+        backend = Capture()
+        eager, compiled = make_learner(stage, None, precision), make_learner(stage, backend, precision)
+        for learner in (eager, compiled):
+            for seed in range(3):
+                learner.step([noise_batch(VIEWS, 4, seed)] * 2, 2, lr=0.1)
+            # Another size and mode: it is not compiled.
+            learner.evaluate([noise_batch(VIEWS, 3)], VIEWS, lambda: False)
+        # Frozen blocks and learning blocks, each once.
+        assert len(backend.inputs) == 1 + (stage.first_learning > 1)
+        for inputs in backend.inputs:
+            assert all(isinstance(value, Tensor) for value in inputs)
+            assert not any(isinstance(n, torch.SymInt) for value in inputs for n in value.shape)
+        assert torch.equal(values(eager), values(compiled))
+
+
+@pytest.mark.slow
+def test_other_sizes_are_compiled_anew_and_not_made_symbolic() -> None:
+    """As MoCo has it: groups of keys pass through the blocks that the queries pass through."""
+    backend = Capture()
+    runner, blocks = make_runner("compiled", backend), nn.ModuleList(TinyNet().blocks())
+    for size, side in ((4, 32), (2, 32), (4, 48)):
+        runner(blocks, torch.randn(size, 3, side, side))  # type: ignore[arg-type]
+    assert len(backend.inputs) == 3
+    assert all(isinstance(value, Tensor) for inputs in backend.inputs for value in inputs)
+
+
+def test_stages_do_not_share_torchs_limit_and_beyond_it_nothing_falls_back() -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    limit, block = torch._dynamo.config.recompile_limit, nn.ReLU()
+    for size in range(1, limit + 3):
+        make_runner("compiled", backend)([block], torch.ones(size, 1))
+    assert len(graphs) == limit + 2
+    one = make_runner("compiled", backend)
+    with pytest.raises(FailOnRecompileLimitHit):
+        for size in range(1, limit + 3):
+            one([block], torch.ones(size, 1))
+
+
+class HostLooks(nn.Module):
+    """A block that a graph cannot hold."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if float(x.sum()) > 0 else x
+
+
+def test_a_block_that_breaks_the_graph_raises() -> None:
+    with pytest.raises(TorchDynamoException):
+        make_runner("compiled", Capture())([HostLooks()], torch.ones(2, 2))
+
+
+def test_a_copy_of_a_compiled_trunk_runs_its_own_blocks() -> None:
+    trunk = make_learner(STAGES[1], Capture()).module.trunk
+    images = torch.randn(4, 3, 32, 32)
+    expected = trunk(images)
+    other = copy.deepcopy(trunk)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.5)
+    assert not torch.allclose(other(images), expected)
+    other.runner = step_modes.run_blocks
+    changed = other(images)
+    other.runner = trunk.runner
+    assert torch.equal(other(images), changed)
+
+
+def test_keys_are_compiled_with_the_trunk() -> None:
+    results = []
+    for backend in (None, capture := Capture()):
+        learner = make_learner(STAGES[1], backend)
+        encoder = KeyEncoder(learner.module.trunk, learner.module.head, 0.9)
+        results.append(encoder(torch.ones(4, 3, 32, 32).cumsum(3), 4))
+    assert torch.equal(*results) and len(capture.inputs) == 2
+
+
+class Wide(Backbone):
+    """Blocks of 1.3 MB: DDP puts their gradients in several buckets (the first holds 1 MiB)."""
+
+    name = "wide"
+    channels = (192,) * 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        inputs = (3, *self.channels)
+        self.parts = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(inputs[i], 192, 3, stride=4 if i == 0 else 1, padding=1), nn.ReLU())
+            for i in range(5)
+        )
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.parts)
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def test_inside_ddp_graphs_end_where_buckets_do(process_group: None) -> None:
+    """Or the gradients of all blocks would come at once, and nothing of them travel meanwhile."""
+    results = []
+    for backend in (None, capture := Capture()):
+        learner = make_learner(STAGES[2], backend, network=Wide)
+        learner.forward = DistributedDataParallel(learner.module, gradient_as_bucket_view=True)
+        for seed in range(2):
+            learner.step([noise_batch(VIEWS, 2, seed)], 1, lr=0.1)
+        results.append(values(learner))
+        del learner
+    # The frozen blocks, and two parts of the learning ones at least.
+    assert len(capture.inputs) >= 3
+    assert torch.equal(*results)
+
+
+@pytest.mark.slow
+def test_by_inductor_too() -> None:
+    """The real compiler. Its float32 sums are in another order: 1e-4 of the largest change of a weight in three steps."""
+    start = values(make_learner(STAGES[1]))
+    results = []
+    for backend in (None, "inductor"):
+        learner = make_learner(STAGES[1], backend)
+        for seed in range(3):
+            learner.step([noise_batch(VIEWS, 4, seed)], 1, lr=0.1)
+        results.append(values(learner))
+    changed = (results[0] - start).abs().max()
+    assert changed > 0.01 and (results[0] - results[1]).abs().max() < 1e-4 * changed
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as it is asked before a stage begins."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(step_modes.shutil, "which", lambda name: name)
+
+
+def test_auto_is_what_was_measured(a_gpu: None) -> None:
+    end_to_end = make_plan("end_to_end", (1, 1, 1))[0]
+    backbone = ResNet("resnet50")
+    modes = [choose_step("auto", backbone, s, CUDA, "fp16", 224).mode for s in (*STAGES, end_to_end)]
+    assert modes == ["compiled", "eager", "eager", "compiled"]
+    assert "1.18" in choose_step("auto", backbone, STAGES[0], CUDA, "fp16", 224).reason
+    others = (
+        choose_step("auto", backbone, STAGES[0], CUDA, "fp32", 224),
+        choose_step("auto", backbone, STAGES[0], CUDA, "fp16", 64),
+        choose_step("auto", backbone, STAGES[0], CUDA, "fp16", 224, sync_batchnorm=True),
+        choose_step("auto", backbone, STAGES[0], torch.device("cpu"), "fp32", 224),
+        choose_step("auto", backbone, Stage("linear", 1, 6, 5, 1), CUDA, "fp16", 224),
+        choose_step("auto", ResNet("resnet18"), STAGES[0], CUDA, "fp16", 224),
+        choose_step("auto", backbone, STAGES[0], CUDA, "fp16", 224, num_ranks=2),
+        choose_step("auto", RevNet(), STAGES[0], CUDA, "fp16", 224),
+    )
+    assert [choice.mode for choice in others] == ["eager"] * 8
+    assert all(choice.reason for choice in others) and "on 64 px" in others[1].reason
+    for mode in ("fused", "graphed"):
+        assert choose_step(mode, backbone, STAGES[1], CUDA, "fp16", 224).mode == mode  # type: ignore[arg-type]
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
+    assert (
+        choose_step(
+            "fused", synchronised, STAGES[1], CUDA, "fp16", 224, num_ranks=2, sync_batchnorm=True
+        ).mode
+        == "fused"
+    )
+
+
+def test_a_gain_is_of_its_mode_blocks_and_size(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_modes, "GAINS", {("resnet18", 1, 3, 64): ("fused", 1.25)})
+    backbone = ResNet("resnet18")
+    found = choose_step("auto", backbone, STAGES[0], CUDA, "bf16", 64, sync_batchnorm=True)
+    assert found.mode == "fused" and "1.25" in found.reason and "minute" not in found.reason
+    for stage, side_px in ((STAGES[0], 224), (STAGES[1], 64)):
+        assert choose_step("auto", backbone, stage, CUDA, "bf16", side_px).mode == "eager"
+
+
+def test_the_size_is_what_the_network_reads() -> None:
+    """Of jigsaw's pictures of 225 px its tiles."""
+    crop = RandomResizedCrop(225)
+    assert ViewSpec(crop).side_px == 225 and ViewSpec(crop, (JigsawTiles(3, 75, 64),)).side_px == 64
+
+
+class NoNorms(Backbone):
+    """Blocks that there is nothing to fuse in, or that cannot be followed."""
+
+    name, channels = "none", (3,)
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def blocks(self) -> list[nn.Module]:
+        return [self.block]
+
+
+@pytest.mark.parametrize(
+    ("asked", "backbone", "device", "more", "says"),
+    [
+        ("graphed", TinyNet, "cpu", {}, "--step graphed: CUDA graphs need CUDA"),
+        ("compiled", RevNet, "cpu", {}, "--step compiled: RevNet"),
+        ("compiled", TinyNet, "cpu", {"sync_batchnorm": True}, "SyncBatchNorm"),
+        ("graphed", TinyNet, "cuda", {"num_ranks": 2}, "with 2 ranks"),
+        ("fused", TinyNet, "cpu", {}, "--step fused: its kernels need CUDA"),
+        ("fused", RevNet, "cuda", {}, "--step fused: RevNet recomputes"),
+        ("fused", lambda: NoNorms(nn.Conv2d(3, 3, 1)), "cuda", {}, "have no BatchNorm of maps"),
+        ("fused", lambda: NoNorms(nn.Sequential(nn.BatchNorm2d(3), HostLooks())), "cuda", {}, r"torch\.fx cannot follow"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_in_one_line(
+    asked: Any, backbone: Any, device: str, more: dict[str, Any], says: str, a_gpu: None
+) -> None:
+    with pytest.raises(ValueError, match=says) as refused:
+        choose_step(asked, backbone(), STAGES[0], torch.device(device), "fp32", 224, **more)
+    assert "--step eager" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_what_is_missing_is_named(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_modes.importlib.util, "find_spec", lambda name: None)
+    for mode in ("compiled", "fused"):
+        with pytest.raises(ValueError, match="pip install triton"):
+            choose_step(mode, TinyNet(), STAGES[0], CUDA, "fp32", 224)  # type: ignore[arg-type]
+    monkeypatch.setattr(step_modes.shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match=r"C\+\+ compiler"):
+        choose_step("compiled", TinyNet(), STAGES[0], torch.device("cpu"), "fp32", 224)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    with pytest.raises(ValueError, match=r"compute capability 7\.0"):
+        choose_step("compiled", TinyNet(), STAGES[0], CUDA, "fp32", 224)
+
+
+def stopped_in_mid_stage(out: Path, **options: Any) -> None:
+    run = tiny_run(out, **options)
+    request = run.agreement.after_step
+
+    def stop_at_once() -> Any:
+        run.agreement.stop_requested = True
+        return request()
+
+    run.agreement.after_step = stop_at_once  # type: ignore[method-assign]
+    assert not pretrain(tiny_job(), run)
+    run.close()
+
+
+@pytest.mark.slow
+def test_a_resumed_stage_goes_on_as_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = []
+
+    def noted(mode: str) -> Any:
+        made.append(mode)
+        return make_runner(mode, Capture())
+
+    monkeypatch.setattr(fastpsl.engine.train_step, "make_runner", noted)
+    stopped_in_mid_stage(tmp_path, step="compiled", augment="kornia")
+    kept = newest_checkpoint(tmp_path)["choices"]
+    assert kept == {"step": "compiled", "augment": KORNIA.path, "fold_frozen": False}
+    made.clear()
+    # By itself a CPU has eager steps: so has the next stage, as it begins anew.
+    fit(tmp_path, max_steps_per_stage=2)
+    assert made == ["compiled", "eager", "eager"]
+    made.clear()
+    capsys.readouterr()
+    stopped_in_mid_stage(tmp_path / "other", step="compiled")
+    fit(tmp_path / "other", max_steps_per_stage=2, step="eager", fold_frozen=True)
+    assert made == ["compiled", "eager", "eager", "eager"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "began with step compiled and goes on with eager, as this command has it" in said
+    assert "began with fold_frozen False and goes on with True" in said
+
+
+def test_a_kept_choice_that_cannot_be_here_is_made_anew(tmp_path: Path) -> None:
+    stopped_in_mid_stage(tmp_path)
+    path = max((tmp_path / "checkpoints").iterdir())
+    state = torch.load(path, weights_only=True)
+    torch.save(state | {"choices": {"step": "graphed", "augment": "fused"}}, path)
+    finished, _ = fit(tmp_path, max_steps_per_stage=2)
+    assert finished
+    assert newest_checkpoint(tmp_path)["choices"]["step"] == "eager"

@@ -1,0 +1,238 @@
+"""What only a GPU can show."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.recipe_stages import recipe_options, stage_job
+from fastpsl.engine.compile_modes import StepChoice
+from fastpsl.engine.distributed import World
+from fastpsl.engine.gpu_failures import explained
+from fastpsl.engine.gpu_memory import peak_memory, reset_peak_memory
+from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.plan import Stage, make_plan
+from fastpsl.engine.reporter import Reporter
+from fastpsl.engine.stage_bench import StageBench
+from fastpsl.engine.train_step import Learner
+from fastpsl.engine.trainer import place_backbone
+from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.kernels.permutations import permutation_set
+from fastpsl.models.factory import make_backbone
+from fastpsl.models.fold_batchnorm import ConvReLU, folded
+from fastpsl.models.resnet import ResNet
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.tasks.jigsaw import Jigsaw
+from tests.engine.test_stage import VIEWS, Brightness
+from tests.engine.tiny import TinyNet, noise_batch
+
+pytestmark = pytest.mark.gpu
+
+DEVICE = torch.device("cuda", 0)
+WORLD = World(0, 1, 0, 1, DEVICE)
+STAGES = make_plan("psl", (60, 60, 60))
+# Half has 11 bits: after three steps weights that differ by a rounding of each gradient, 2^-11, and by sums in another order, differ by
+# 2 % of the largest change of a weight; a step that is left out, or a gradient that is added twice, makes 30 % and more.
+BOUNDS = {"fp32": 1e-3, "fp16": 0.02}
+
+
+@pytest.fixture(autouse=True)
+def plain_float32() -> Iterator[None]:
+    """Without TF32, which has half's bits."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+class NoSync:
+    """A host that waits for the device raises."""
+
+    def __enter__(self) -> None:
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+
+    def __exit__(self, *_: object) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
+    """With the loader."""
+    task = Jigsaw(permutation_set(9, [500, 1000, 2000]).permutations)
+    backbone = ResNet("resnet50").to(DEVICE).to(memory_format=torch.channels_last)
+    module = StageModule(Trunk(backbone, STAGES[1]), task.head(2, 1024).to(DEVICE), task)
+    learner = Learner(module, sgd(module.learning_parameters()), task.views(2), precision, WORLD)
+    with Loader(Synthetic(2000), task.views(2), batch_size=16, device=DEVICE) as loader:
+        batches = loader.epoch(0)
+        learner.step(batches, 1, 0.01)  # the first step makes buffers
+        with NoSync():
+            for _ in range(10):
+                learner.step(batches, 1, 0.01)
+        batches.close()
+
+
+def stage_bench(recipe: str, **values: Any) -> StageBench:
+    """S2 of a recipe at its sample's values, with five convolutions for a backbone."""
+    options = recipe_options(
+        recipe, is_sample=True, batch_size=16, backbone="resnet18", device="cuda", precision="fp16", **values
+    )
+    job, number = stage_job(recipe, "S2", options, WORLD)
+    job = replace(job, backbone=TinyNet())
+    place_backbone(job, options, WORLD)
+    return StageBench(job, number, options, Synthetic(1000), WORLD)
+
+
+@pytest.mark.parametrize("recipe", ["jigsaw", "rotation", "simclr", "moco"])
+@pytest.mark.parametrize("step", ["eager", "fused", "compiled", "graphed"])
+def test_no_task_and_no_mode_waits(recipe: str, step: str) -> None:
+    """Momentum copies and queues too; twelve steps, as CUDA graphs are recorded in the first ones."""
+    bench = stage_bench(recipe, step=step, fold_frozen=step == "compiled")
+    batches = itertools.repeat(bench.synthetic_batch())
+    for _ in range(4):
+        bench._step(batches)
+    with NoSync():
+        for _ in range(8):
+            bench._step(batches)
+    weights = torch.cat([p.detach().flatten() for p in bench.learner.module.parameters()])
+    assert weights.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "recipe", ["sslpp_colorization", "sslpp_context", "sslpp_rotation", "sslpp_aet", "sslpp_iic"]
+)
+def test_no_task_of_small_pictures_waits(recipe: str) -> None:
+    options = recipe_options(recipe, is_sample=True, batch_size=48, device=DEVICE.type, precision="fp16")
+    job, number = stage_job(recipe, "E", options, WORLD)
+    bench = StageBench(job, number, options, Synthetic(1000), WORLD)
+    batches = itertools.repeat(bench.synthetic_batch())
+    for _ in range(2):
+        bench._step(batches)
+    with NoSync():
+        for _ in range(10):
+            bench._step(batches)
+    weights = torch.cat([p.detach().flatten() for p in bench.learner.module.parameters()])
+    assert weights.isfinite().all()
+
+
+def test_the_log_waits_for_no_step_under_way(tmp_path: Path) -> None:
+    bench = stage_bench("jigsaw")
+    batches = itertools.repeat(bench.synthetic_batch())
+    report = Reporter(
+        tmp_path, WORLD, batch_size=16, log_steps=2, resumed_run_step=0, tensorboard=False, wandb=False, config={}
+    )  # fmt: skip
+    report.stage_begins(bench.stage, 0, 100, 10)
+    with NoSync():
+        for number in range(1, 10):
+            metrics = bench.learner.step(batches, 1, 0.01)
+            report.step(number, number, 0.01, metrics, bench.learner.num_skipped)
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 8
+    report.close()
+
+
+def on_device(size: int, seed: int) -> Batch:
+    return noise_batch(VIEWS, size, seed).to(DEVICE)
+
+
+def learned(
+    stage: Stage, mode: str, precision: str, accumulate: int = 1, steps: int = 3
+) -> tuple[Tensor, Learner]:
+    """Weights and running statistics after some steps."""
+    torch.manual_seed(0)
+    backbone, task = TinyNet(), Brightness()
+    backbone.to(DEVICE).to(memory_format=torch.channels_last)
+    head = task.head(1, backbone.channels[stage.last_block - 1]).to(DEVICE)
+    module = StageModule(Trunk(backbone, stage), head, task)
+    learner = Learner(
+        module, sgd(module.learning_parameters()), VIEWS, precision, WORLD, step=StepChoice(mode, "asked for")
+    )
+    learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 1024.0})
+    for seed in range(steps):
+        batches = [on_device(16, accumulate * seed + part) for part in range(accumulate)]
+        learner.step(batches, accumulate, lr=0.1)
+    return torch.cat([value.flatten().double() for value in module.state_dict().values()]), learner
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+@pytest.mark.parametrize("mode", ["fused", "compiled", "graphed"])
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_other_modes_equal_eager(stage: Stage, mode: str, precision: str) -> None:
+    accumulate = 2 if mode == "graphed" else 1
+    before, _ = learned(stage, "eager", precision, steps=0)
+    eager, _ = learned(stage, "eager", precision, accumulate)
+    other, learner = learned(stage, mode, precision, accumulate)
+    largest = (eager - before).abs().max()
+    assert (eager - other).abs().max() < BOUNDS[precision] * largest
+    # A held-out pass between steps of graphs: eager, and nothing of it stays.
+    held_out = learner.evaluate([on_device(5, 9)], VIEWS, lambda: False)
+    assert held_out is not None and held_out["loss"] > 0
+    learner.step([on_device(16, 10)] * accumulate, accumulate, lr=0.1)
+
+
+def test_half_steps_that_are_not_finite_change_nothing() -> None:
+    _, learner = learned(STAGES[0], "eager", "fp16")
+    before = [p.detach().clone() for p in learner.module.parameters()]
+    scale, skipped = learner.scaler.get_scale(), float(learner.num_skipped)
+    learner.module._loss.__self__.factor = float("nan")  # type: ignore[attr-defined]
+    batch = on_device(16, 7)
+    with NoSync():
+        learner.step([batch], 1, lr=0.1)
+    assert all(torch.equal(a, b) for a, b in zip(before, learner.module.parameters(), strict=True))
+    assert float(learner.num_skipped) == skipped + 1 and learner.scaler.get_scale() == scale / 2
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_folded_blocks_in_half(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = ResNet(name).to(DEVICE).to(memory_format=torch.channels_last).eval()
+    for part in backbone.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_var.uniform_(0.3, 2.0)  # type: ignore[union-attr]
+            part.running_mean.normal_(0.0, 0.3)  # type: ignore[union-attr]
+    images = torch.randn(8, 3, 64, 64, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), torch.autocast("cuda", torch.float16):
+        plain = ours = images
+        for block in backbone.blocks()[:2]:
+            copied = folded(block, torch.float16)
+            plain, ours = block(plain), copied(ours)
+            joined = [part.by_cudnn for part in copied.modules() if isinstance(part, ConvReLU)]
+            assert joined and all(joined)
+            assert ours.dtype == torch.float16 and ours.is_contiguous(memory_format=torch.channels_last)
+            assert float((plain.float() - ours.float()).norm() / plain.float().norm()) < 0.003
+
+
+def peak_of_a_step(name: str, stage: Stage) -> int:
+    torch.cuda.empty_cache()
+    backbone, task = make_backbone(name), Brightness()
+    backbone.to(DEVICE).to(memory_format=torch.channels_last)
+    head = task.head(1, backbone.channels[stage.last_block - 1]).to(DEVICE)  # type: ignore[index, arg-type]
+    module = StageModule(Trunk(backbone, stage), head, task)  # type: ignore[arg-type]
+    learner = Learner(module, sgd(module.learning_parameters()), VIEWS, "fp16", WORLD)
+    batch = on_device(1024, 0)
+    learner.step([batch], 1, 0.01)
+    reset_peak_memory(DEVICE)
+    learner.step([batch], 1, 0.01)
+    return peak_memory(DEVICE)["peak_allocated_bytes"]
+
+
+def test_revnet_takes_less_memory() -> None:
+    """It recomputes what ResNet-50 keeps: at 1,024 images of 32 px activations are most of it."""
+    (stage,) = make_plan("end_to_end", (1,))
+    resnet, revnet = peak_of_a_step("resnet50", stage), peak_of_a_step("revnet50", stage)
+    assert revnet < 0.8 * resnet
+
+
+def test_out_of_memory_is_one_line() -> None:
+    free, _ = torch.cuda.mem_get_info(DEVICE)
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        torch.empty(2 * free + 2**40, dtype=torch.uint8, device=DEVICE)
+    assert "out of GPU memory" in (explained(raised.value, []) or "")

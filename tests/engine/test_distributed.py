@@ -1,0 +1,66 @@
+import math
+import os
+import signal
+from itertools import pairwise
+
+import pytest
+import torch
+
+from fastpsl.engine.distributed import Agreement, World, choose_device
+from tests.engine.tiny import one_process
+
+
+def test_devices_are_chosen_or_refused() -> None:
+    assert choose_device("cpu", 0) == torch.device("cpu")
+    with pytest.raises(ValueError, match="auto, cpu, cuda"):
+        choose_device("tpu", 0)
+    if torch.cuda.is_available():
+        with pytest.raises(ValueError, match="nproc-per-node"):
+            choose_device("cuda", torch.cuda.device_count())
+    else:
+        assert choose_device("auto", 0) == torch.device("cpu")
+        with pytest.raises(ValueError, match="--device cpu"):
+            choose_device("cuda", 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_after_the_step_and_handlers_come_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    agreement = Agreement(one_process(), checkpoint_minutes=0)
+    assert agreement.after_step()[:2] == (False, False)
+    os.kill(os.getpid(), number)
+    os.kill(os.getpid(), number)  # Ctrl-C reaches a process twice under torchrun
+    decision = agreement.after_step()
+    assert decision.stop and not decision.checkpoint and 0 < decision.seconds < math.inf
+    agreement.close()
+    assert signal.getsignal(number) == before
+
+
+def test_the_checkpoint_clock() -> None:
+    agreement = Agreement(one_process(), checkpoint_minutes=1e-9)
+    try:
+        assert agreement.after_step().checkpoint
+        agreement.checkpointed()
+        agreement._checkpoint_s = 3600.0
+        assert not agreement.after_step().checkpoint
+    finally:
+        agreement.close()
+
+
+def test_ranks_ask_about_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With steps of 0.1 s, every tenth step asks; the others decide nothing."""
+    now, asked = [0.0], []
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda flags, op: asked.append(now[0]))
+    agreement = Agreement(World(0, 2, 0, 2, torch.device("cpu")), checkpoint_minutes=0)
+    for _ in range(100):
+        now[0] += 0.1
+        agreement.after_step()
+    now[0] += 60.0
+    agreement.other_pace()  # steps of a minute, after short ones: each of them asks
+    for _ in range(3):
+        now[0] += 60.0
+        assert agreement.after_step().seconds == 60.0 and asked.pop() == now[0]
+    agreement.close()
+    gaps = [b - a for a, b in pairwise(asked)]
+    assert 9 <= len(asked) <= 12 and all(0.85 < gap < 1.05 for gap in gaps)

@@ -1,0 +1,113 @@
+"""Passes over all images, and features of frozen networks, on fake CUDA: each batch is launched without a look at the one before."""
+
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException
+
+from bench.recipe_stages import recipe_options
+from fastpsl.engine.dataset_pass import Passes
+from fastpsl.engine.distributed import Decision, World
+from fastpsl.engine.fetch import Fetch
+from fastpsl.engine.run import Run
+from fastpsl.evaluation import features
+from fastpsl.evaluation.features import Extraction
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.tasks.pseudo_labels.deepcluster import before_last_relu
+from fastpsl.tasks.pseudo_labels.pseudo_classify import gathered_labels
+from tests.engine.fake_steps import WORLD, recipe_learner
+from tests.engine.tiny import noise_batch, tiny_run
+from tests.fake_cuda import DEVICE, fake_cuda
+
+NUM_BATCHES = 3
+
+
+class FakeBatches(AbstractContextManager):  # type: ignore[type-arg]
+    """In the place of a loader, whose threads know nothing of fake tensors."""
+
+    num_steps = NUM_BATCHES
+
+    def __init__(self, views: list[ViewSpec]):
+        self.views = views
+        self.batch = noise_batch(views, 8).to(DEVICE)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
+        yield from [self.batch] * NUM_BATCHES
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    run = tiny_run(tmp_path)
+    run.world = WORLD
+    monkeypatch.setattr(Run, "loader", lambda run, data, views, train: FakeBatches(views))
+    # Flags of the host, in a tensor that gloo moves.
+    monkeypatch.setattr(run.agreement, "after_step", lambda: Decision(stop=False, checkpoint=False))
+    yield run
+    run.close()
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("recipe", "values"),
+    [
+        ("uic", {"label_view": "center"}),
+        ("deepcluster", {}),
+        ("sslpp_rotation", {"pseudo_labels": "coupled"}),
+        ("sslpp_iic", {}),
+    ],
+)
+def test_a_pass_never_waits_but_to_end(recipe: str, values: dict[str, Any], training: bool, run: Run) -> None:
+    """What is made of features is on its way to the host while the next batch is launched."""
+    with fake_cuda() as cuda:
+        job, _, _, learner = recipe_learner(recipe, "E", precision="fp16", **values)
+        passes = Passes(run, learner, epoch=0, first=True, draws=7)
+        (view,) = job.task.pass_views(1)  # type: ignore[attr-defined]
+        with cuda.watched() as seen, before_last_relu(learner.module.trunk):
+            outputs = passes.outputs(view, lambda maps: maps.float().mean((2, 3)).half(), training=training)
+            for _ in range(NUM_BATCHES - training):  # in training the last one's padding is looked for
+                indices, rows = next(outputs)
+                assert Fetch(rows).values().shape == rows.shape
+                assert Fetch(indices).values().dtype == torch.int64
+            assert isinstance(outputs, Generator)
+            outputs.close()
+    assert not seen.waits, seen.waits
+
+
+def test_labels_of_a_pass_are_looked_at_once(run: Run) -> None:
+    """At its end, for outputs that are not finite."""
+    with fake_cuda() as cuda:
+        job, _, _, learner = recipe_learner("uic", "E", precision="fp16", label_view="center")
+        passes = Passes(run, learner, epoch=0, first=True, draws=7)
+        (view,) = job.task.pass_views(1)  # type: ignore[attr-defined]
+        with cuda.watched() as seen, pytest.raises(DataDependentOutputException):
+            gathered_labels(passes, passes.outputs(view, passes.head))
+    (wait,) = seen.waits
+    assert "num_bad = int(" in wait
+
+
+def test_features_never_wait_for_the_batch_under_way() -> None:
+    options = recipe_options("linear_probe", is_sample=True, batch_size=8, device="cuda", random_weights=True, backbone="resnet18")  # fmt: skip
+    weights = options.pretrained()  # type: ignore[attr-defined]
+    world = World(0, 1, 0, 1, torch.device("cpu"))  # of the features' precision
+    works = Extraction.of_each(options, weights, Synthetic(64), ("B2", "final"), world, "float16")  # type: ignore[arg-type]
+    with fake_cuda() as cuda:
+        loader: Any = FakeBatches([works[0].view])
+        with cuda.watched() as seen:
+            launched = features._launched(works, loader, 0, cuda.device)
+            next(launched)  # the network goes to the device
+            seen.waits.clear()
+            rest = list(launched)
+    assert not seen.waits, seen.waits
+    assert len(rest) == NUM_BATCHES - 1 and [each.values().shape for each in rest[0][0]] == [
+        (8, 64),
+        (8, 64),
+    ]

@@ -1,0 +1,189 @@
+"""Whole steps of all recipes on fake CUDA: no two devices in one operation, no look at a value, no copy that blocks.
+
+Not here: the steps that torch.compile makes, which test_cuda.py has, and detection, whose proposals torchvision makes with boolean indices.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from bench.recipe_stages import recipe_module
+from fastpsl.engine.trainer import place_backbone
+from fastpsl.kernels.ab_bins import ab_bins
+from fastpsl.models.fold_batchnorm import ConvReLU
+from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.loader.annotated import PictureBatch
+from fastpsl.tasks.pseudo_labels.iic import HEAD_EPOCHS
+from fastpsl.tasks.sslpp.colorization import NUM_BINS, Colorization
+from tests.engine.fake_steps import NUM_SAMPLES, WORLD, learner_of, one_step, recipe_learner
+from tests.fake_cuda import DEVICE, fake_cuda
+from tests.slow import slow
+
+Row = tuple[str, str, str, str, dict[str, Any]]
+"""Recipe, stage, precision, augment, options besides the sample's."""
+
+# Each recipe in each of its stages, in each precision and by each way of augmentation that it has, but not in all their products:
+# what precision changes, autocast and the scaler, knows no stage, and what augmentation changes ends with the network's input.
+SMALL = {"backbone": "resnet18"}
+PLANNED: list[Row] = [
+    (recipe, stage, precision, augment, SMALL)
+    for recipe in ("jigsaw", "rotation", "simclr", "moco")
+    for stage, precision, augment in (
+        ("S1", "fp16", "fused"),
+        ("S2", "bf16", "kornia"),
+        ("S3", "fp32", "fused"),
+        ("E", "fp16", "kornia"),
+    )
+]
+SSLPP = [f"sslpp_{proxy}" for proxy in ("rotation", "aet", "context", "colorization")]
+END_TO_END: list[Row] = [
+    (recipe, "E", precision, augment, {})
+    for recipe in ("uic", "deepcluster", "sslpp_iic", "supervised", *SSLPP)
+    for precision, augment in (("fp16", "fused"), ("bf16", "kornia"), ("fp32", "fused"))
+]
+# What else can be asked for, and the networks of the papers, once each.
+COUPLED = {"pseudo_labels": "coupled"}
+OTHERS: list[Row] = [
+    ("jigsaw", "S2", "fp16", "fused", {"accumulate": 2, "frozen_batchnorm": "train"}),
+    ("rotation", "S1", "fp16", "fused", SMALL | {"rotations_per_image": "one"}),
+    ("rotation", "S2", "fp16", "fused", {"rotations_per_image": "one"}),
+    ("rotation", "E", "fp16", "kornia", SMALL | {"rotations_per_image": "one", "accumulate": 2}),
+    ("simclr", "S2", "fp16", "fused", {"backbone": "resnet50", "frozen_batchnorm": "train"}),
+    ("simclr", "S3", "fp16", "kornia", SMALL | {"fold_frozen": True}),
+    ("moco", "S3", "fp16", "fused", SMALL | {"frozen_batchnorm": "train", "accumulate": 2}),
+    ("uic_r50", "E", "fp16", "fused", {}),
+    ("uic", "E", "fp16", "fused", {"backbone": "resnet18_cifar", "augmentation": "strong"}),
+    ("uic", "E", "fp16", "kornia", {"backbone": "vgg16", "label_view": "center", "augmentation": "strong"}),
+    ("deepcluster", "E", "fp16", "fused", {"channels": "RGB"}),
+    ("sslpp_iic", "E", "fp16", "kornia", {"heads": "two", "transforms": "grey"}),
+    ("sslpp_aet", "E", "fp16", "fused", COUPLED | {"transform": "affine"}),
+    ("sslpp_rotation", "E", "fp16", "kornia", COUPLED | {"proxy": False, "crop": "random_resized"}),
+    ("sslpp_context", "E", "fp16", "kornia", COUPLED | {"backbone": "alexnet", "size_px": 64}),
+    ("supervised", "E", "fp16", "fused", {"crop": "padded", "backbone": "alexnet_rotnet"}),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bins_of_colours() -> None:
+    """Counted once a process, of values."""
+    ab_bins()
+
+
+@pytest.fixture(autouse=True)
+def counted_colours() -> Iterator[None]:
+    """Once a stage, before its first step, Colorization looks at the colours that it has counted."""
+
+    def take_prior(task: Colorization) -> None:
+        task.weights = torch.empty(NUM_BINS, device=DEVICE)
+        task.log_constant = torch.empty(NUM_BINS, device=DEVICE)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Colorization, "_take_prior", take_prior)
+        yield
+
+
+def name_of(row: Row) -> str:
+    *words, options = row
+    return "-".join([*words, *map(str, options.values())])
+
+
+# In `make test` each recipe once, SimCLR with folded blocks.
+QUICK = (
+    [row for row in PLANNED if row[1] == "S2" and row[0] != "simclr"]
+    + END_TO_END[::3]
+    + [row for row in OTHERS if "fold_frozen" in row[4]]
+)
+ROWS = [
+    pytest.param(row, id=name_of(row), marks=() if row in QUICK else pytest.mark.slow)
+    for row in PLANNED + END_TO_END + OTHERS
+]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_step_never_waits_for_the_device(row: Row) -> None:
+    recipe, stage, precision, augment, values = row
+    with fake_cuda() as cuda:
+        made = recipe_learner(recipe, stage, precision=precision, augment=augment, **values)
+        seen = one_step(cuda, *made)
+    assert not seen.waits, seen.waits
+    learner = made[-1]
+    trunk = learner.module.trunk
+    folded = [
+        part.by_cudnn
+        for block in trunk.frozen_as_run
+        for part in block.modules()
+        if isinstance(part, ConvReLU)
+    ]
+    assert all(folded) and bool(folded) == values.get("fold_frozen", False)
+    assert learner.augment.path == augment and bool(seen.kernels) == (augment == "fused")
+    assert learner.dtype == {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+
+
+def test_nor_one_of_iics_second_head() -> None:
+    with fake_cuda() as cuda:
+        made = recipe_learner("sslpp_iic", "E", precision="fp16", augment="fused", heads="two")
+        made[0].task.first_epoch = -HEAD_EPOCHS[0]  # type: ignore[attr-defined]
+        assert made[0].task.head_of(0) == 1  # type: ignore[attr-defined]
+        seen = one_step(cuda, *made)
+    assert not seen.waits, seen.waits
+
+
+@pytest.mark.parametrize(
+    ("recipe", "values"),
+    [
+        ("linear_probe", {"augment": "fused"}),
+        pytest.param(
+            "linear_probe",
+            {"augment": "kornia", "protocol": "uic", "backbone": "alexnet"},
+            marks=pytest.mark.slow,
+        ),
+        ("block_probe", {"augment": "kornia", "backbone": "nin4"}),
+        ("semi_supervised", {"augment": "fused", "precision": "bf16"}),
+        slow("voc_classification", {"augment": "fused", "size_px": 64}),
+    ],
+)
+def test_nor_one_of_an_evaluation(recipe: str, values: dict[str, Any]) -> None:
+    """Of random weights."""
+    module = recipe_module(recipe)
+    usual = module.PAPER | module.SAMPLE | {"backbone": "resnet18", "batch_size": 16, "precision": "fp16"}
+    options = module.Options(**usual | values, random_weights=True, device="cuda")
+    job = module.build(options)
+    data = module.open_voc(options)[0] if recipe.startswith("voc") else Synthetic(NUM_SAMPLES, 10)
+    with fake_cuda() as cuda:
+        place_backbone(job, options, WORLD)
+        learner = learner_of(job, 0, options, data)
+        seen = one_step(cuda, job, 0, options, learner)
+    module.pretrained.cache_clear()  # its backbone has no values any more
+    assert not seen.waits, seen.waits
+    assert learner.augment.path == options.augment
+
+
+@pytest.mark.parametrize("protocol", ["sslpp", slow("mmseg")])
+def test_nor_one_of_segmentation(protocol: str) -> None:
+    """Of pictures as they are, and of crops with an auxiliary head."""
+    module = recipe_module("voc_segmentation")
+    options = module.Options(
+        protocol=protocol, batch_size=2, size_px=64, precision="fp16", backbone="resnet18", random_weights=True, device="cuda",
+        batchnorm="train",
+    )  # fmt: skip
+    job = module.build(options)
+    data, _ = module.open_voc(options)
+    with fake_cuda() as cuda:
+        place_backbone(job, options, WORLD)
+        learner = learner_of(job, 0, options, data)
+        sizes = [(64, 64)] * 2 if protocol == "mmseg" else [(70, 64), (64, 96)]
+        whole = torch.arange(2, device=cuda.device)
+        batch = PictureBatch(
+            images=[torch.empty(3, *size, dtype=torch.uint8, device=cuda.device) for size in sizes],
+            targets=[{"mask": torch.empty(size, dtype=torch.uint8, device=cuda.device)} for size in sizes],
+            indices=whole, labels=whole, epoch=0, step=0,
+        )  # fmt: skip
+        with cuda.watched() as seen:
+            learner.step([batch], 1, lr=0.1)  # type: ignore[list-item]
+            learner.module.eval()
+            with torch.no_grad():
+                learner._forward(batch, ())  # type: ignore[arg-type]
+    module.pretrained.cache_clear()
+    assert not seen.waits, seen.waits

@@ -1,0 +1,243 @@
+"""Blocks with fused BatchNorms learn what they learn without, share all that is kept, and leave to torch what is torch's."""
+
+import copy
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from fastpsl.engine import fused_norms
+from fastpsl.engine.compile_modes import run_blocks
+from fastpsl.engine.fused_norms import FusedNorm, fused, make_fused_runner
+from fastpsl.engine.plan import make_plan
+from fastpsl.kernels.fused_cuda import batch_norm as kernels
+from fastpsl.models.factory import make_backbone
+from fastpsl.tasks.contrastive.momentum_encoder import KeyEncoder
+from tests.engine.test_compile_modes import make_learner, values
+from tests.engine.test_stage import VIEWS
+from tests.engine.tiny import TinyNet, noise_batch
+from tests.models.test_fold_batchnorm import Branches
+from tests.tasks.test_momentum_encoder import query
+
+
+@pytest.fixture(autouse=True)
+def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter's time goes by programs."""
+    monkeypatch.setattr(kernels, "CHANNELS", 512)
+    monkeypatch.setattr(kernels, "ROWS", 256)
+    monkeypatch.setattr(kernels, "MOMENTS_ROWS", 256)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, bool]]:
+    """What is asked of the kernels: what is added, whether a ReLU follows, whether two use the result."""
+    made = []
+
+    def noted(of: Any, z: Any = None, *, relu: bool = False, fork: bool = False) -> Any:
+        kind = "nothing" if z is None else "a map" if isinstance(z, Tensor) else "both"
+        made.append((kind, relu, fork))
+        return kernels.batch_norm(of, z, relu=relu, fork=fork)
+
+    monkeypatch.setattr(fused_norms, "batch_norm", noted)
+    return made
+
+
+def network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return make_backbone(name).to(memory_format=torch.channels_last)
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(shape).contiguous(memory_format=torch.channels_last)
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    one, other = one.detach().double(), other.detach().double()
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.mark.slow
+def test_a_whole_resnet_18_is_the_eager_one(calls: list[tuple[str, bool, bool]]) -> None:
+    """float32 through 20 BatchNorms and back: 1e-4 of a gradient's norm; against float64 eager's own are as far off."""
+    ours = network("resnet18")
+    eager, exact = copy.deepcopy(ours), copy.deepcopy(ours).double()
+    images, keys = noise(4, 3, 64, 64), list(ours.state_dict())
+    results = []
+    for net, runner in ((ours, make_fused_runner()), (eager, run_blocks), (exact, run_blocks)):
+        outputs = runner(net.blocks(), images.to(next(net.parameters()).dtype), True)  # type: ignore[operator]
+        sum(each.square().mean() for each in outputs).backward()  # type: ignore[union-attr]
+        results.append(outputs)
+    assert list(ours.state_dict()) == keys and len(calls) == 17
+    assert [calls.count(kind) for kind in (("both", True, True), ("a map", True, True))] == [3, 1]
+    assert [calls.count(kind) for kind in (("a map", True, False), ("nothing", True, False))] == [4, 9]
+    for mine, right in zip(results[0], results[2], strict=True):
+        assert mine.is_contiguous(memory_format=torch.channels_last) and apart(mine, right) < 1e-5
+    for (name, mine), theirs, right in zip(
+        ours.named_parameters(), eager.parameters(), exact.parameters(), strict=True
+    ):
+        assert mine.grad is not None and theirs.grad is not None and right.grad is not None
+        assert apart(mine.grad, right.grad) < max(2e-5, 3 * apart(theirs.grad, right.grad)), name
+    for (name, mine), right in zip(ours.named_buffers(), exact.buffers(), strict=True):
+        assert torch.allclose(mine.double(), right.double(), atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "expected"),
+    [
+        # conv1; three bottlenecks: of the first the shortcut is normalised too, and two results are used twice.
+        ("resnet50", 0, {("nothing", True, False): 1}),
+        ("resnet50", 1, {("nothing", True, False): 6, ("both", True, True): 1, ("a map", True, True): 1, ("a map", True, False): 1}),
+        ("vgg16", 2, {("nothing", True, False): 3}),
+        ("nin4", 0, {("nothing", True, False): 3}),
+        ("alexnet", 1, {("nothing", True, False): 1}),
+    ],
+)  # fmt: skip
+def test_what_is_joined(
+    name: str, block: int, expected: dict[Any, int], calls: list[tuple[str, bool, bool]]
+) -> None:
+    part = network(name).blocks()[block]  # type: ignore[operator]
+    inputs = next(p.shape[1] for p in part.parameters() if p.dim() == 4)
+    view = fused(part)
+    view(noise(2, inputs, 8, 8))
+    assert {kind: calls.count(kind) for kind in calls} == expected
+    left = {type(module) for module in view.modules() if not isinstance(module, FusedNorm)}
+    assert nn.ReLU not in left
+
+
+class Awkward(nn.Module):
+    """What may not be joined: a result that two use before the ReLU, a BatchNorm without one, one added to itself, one without weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4, affine=i < 4) for i in range(5))
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.norms[0](x)
+        b = self.relu(a + 0.5) + a
+        c = self.norms[1](b)
+        d = self.norms[2](c)
+        return self.relu(d + d) + self.relu(self.norms[3](c) + 2 * x) + self.norms[4](x)  # type: ignore[no-any-return]
+
+
+def test_what_is_not_joined_stays_right(calls: list[tuple[str, bool, bool]]) -> None:
+    block = Awkward()
+    images = noise(3, 4, 5, 5)
+    expected = copy.deepcopy(block)(images)
+    assert apart(fused(block)(images), expected) < 1e-6
+    plain = ("nothing", False, False)
+    assert calls == [plain, ("nothing", False, True), plain, ("a map", True, False)]
+
+
+class Pooled(nn.Module):
+    """Adds one value a channel to all positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.pool, self.relu = nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.ReLU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        activated: Tensor = self.relu(self.norm(images) + self.pool(images))
+        return activated
+
+
+def test_a_sum_that_broadcasts_is_torchs(calls: list[tuple[str, bool, bool]]) -> None:
+    block, images = Pooled(), noise(3, 8, 5, 5)
+    expected = copy.deepcopy(block)(images)
+    assert torch.equal(fused(block)(images), expected) and not calls
+
+
+def test_no_block_outlives_its_last_user() -> None:
+    run, blocks = make_fused_runner(), [nn.Sequential(nn.ReLU()), nn.Sequential(nn.BatchNorm2d(8))]
+    run(blocks, noise(2, 8, 3, 3))
+    left = [weakref.ref(block) for block in blocks]
+    blocks.clear()
+    gc.collect()
+    assert [each() for each in left] == [None, None]
+
+
+def test_the_block_is_left_as_it_is_and_shared() -> None:
+    block = network("resnet18").blocks()[2]  # type: ignore[operator]
+    before, names = str(block), [name for name, _ in block.named_modules()]
+    view = fused(block)
+    assert str(block) == before and [name for name, _ in block.named_modules()] == names
+    assert {id(p) for p in view.parameters()} == {id(p) for p in block.parameters()}
+    assert {id(b) for b in view.buffers()} == {id(b) for b in block.buffers()}
+    plain = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())
+    assert fused(plain) is plain
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_steps_learn_what_eager_ones_do(accumulate: int, calls: list[tuple[str, bool, bool]]) -> None:
+    """S2 of a small network, with held-out passes between, which go by torch. Rounding: 1e-4 of the largest change."""
+    stage = make_plan("psl", (1, 1, 1))[1]
+    start, results = values(make_learner(stage)), []
+    for runner in (None, make_fused_runner()):
+        learner = make_learner(stage)
+        learner.module.trunk.runner = runner or learner.module.trunk.runner
+        for seed in range(2):
+            learner.step([noise_batch(VIEWS, 4, seed)] * accumulate, accumulate, lr=0.1)
+            num_calls = len(calls)
+            learner.evaluate([noise_batch(VIEWS, 3)], VIEWS, lambda: False)
+            assert len(calls) == num_calls
+        results.append(values(learner))
+    # Three blocks learn; the frozen one normalises by its running statistics.
+    assert calls == [("nothing", True, False)] * 3 * 2 * accumulate
+    changed = (results[0] - start).abs().max()
+    assert changed > 0.01 and (results[0] - results[1]).abs().max() < 1e-4 * changed
+
+
+def test_keys_are_the_same_and_move_nothing(calls: list[tuple[str, bool, bool]]) -> None:
+    _, trunk, head, images = query()
+    encoder = KeyEncoder(trunk, head, 0.9)
+    expected = encoder(images, len(images))
+    trunk.runner = make_fused_runner()
+    keys = encoder(images, len(images))
+    assert len(calls) == 3 and torch.allclose(keys, expected, atol=1e-5) and not keys.requires_grad
+    # A copy runs its own blocks.
+    other = copy.deepcopy(trunk)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.5)
+    assert not torch.allclose(other(images), trunk(images))
+
+
+def test_no_value_and_one_are_torchs() -> None:
+    block = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+    view, norm = fused(block), block[1]
+    result = view(noise(0, 3, 2, 2))
+    result.sum().backward()
+    assert result.shape == (0, 4, 2, 2) and not norm.weight.grad.any()  # type: ignore[union-attr, operator]
+    assert torch.equal(norm.running_mean, torch.zeros(4)) and int(norm.num_batches_tracked) == 1  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        view(noise(1, 3, 1, 1))
+
+
+def test_what_cannot_be_followed_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"torch\.fx cannot follow") as refused:
+        fused(nn.Sequential(nn.BatchNorm2d(3), Branches()))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_stage_by_autocast_is_as_near_as_eager() -> None:
+    """bfloat16 of a network of three blocks, against float32."""
+    net, images = TinyNet().to(memory_format=torch.channels_last), noise(4, 3, 32, 32)
+    results = []
+    for runner, dtype in (
+        (run_blocks, None),
+        (run_blocks, torch.bfloat16),
+        (make_fused_runner(), torch.bfloat16),
+    ):
+        own = copy.deepcopy(net)
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            result = runner(own.blocks()[:3], images)[-1]
+        result.float().square().sum().backward()
+        results.append(torch.cat([p.grad.flatten() for p in own.parameters() if p.grad is not None]))
+    exact, eager, ours = results
+    # The interpreter cuts bfloat16 off, which is twice a rounding's error and to one side.
+    assert apart(eager, exact) < 0.1 and apart(ours, exact) < 4 * apart(eager, exact)

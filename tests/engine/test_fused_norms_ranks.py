@@ -1,0 +1,65 @@
+"""Fused BatchNorms of two processes have statistics together where they are SyncBatchNorms. (A file of its own, as each process imports it.)"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from fastpsl.engine.fused_norms import fused
+from tests.warm import on_ranks
+
+
+def network() -> nn.Module:
+    """Two residual blocks, whose sums are of a normalised shortcut and of a plain one."""
+    torch.manual_seed(0)
+    shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16))
+    net = nn.Sequential(BasicBlock(8, 16, downsample=shortcut), BasicBlock(16, 16))
+    return net.to(memory_format=torch.channels_last)
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+def of_a_rank(shares: Sequence[slice], rank: int, images: Tensor) -> list[Tensor]:
+    """A network's result for a share of the images, its gradients and statistics; one rank alone has plain BatchNorms."""
+    net = network()
+    if len(shares) > 1:
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    mine = images[shares[rank]].contiguous(memory_format=torch.channels_last).requires_grad_()
+    result = fused(net)(mine)
+    result.square().sum().backward()
+    gradients = [parameter.grad for parameter in net.parameters()]
+    return [result.detach(), mine.grad, *gradients, *net.buffers()]  # type: ignore[list-item]
+
+
+SHARES = (slice(0, 2), slice(2, 5))
+
+
+def in_a_process(rank: int, folder: str, images: Tensor) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.save(of_a_rank(SHARES, rank, images), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_have_statistics_together(tmp_path: Path) -> None:
+    """Of 2 and of 3 images: what one process has of all 5; gradients add up."""
+    images = torch.randn(5, 8, 6, 6)
+    on_ranks(in_a_process, (str(tmp_path), images), 2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    alone = of_a_rank([slice(0, 5)], 0, images)
+    num_parameters = len(list(network().parameters()))
+    for number, (first, second, one) in enumerate(zip(*ranks, alone, strict=True)):
+        if number < 2:
+            assert apart(torch.cat([first, second]), one) < 1e-5
+        elif number < 2 + num_parameters:
+            assert apart(first + second, one) < 1e-4, number
+        else:
+            assert torch.equal(first, second) and torch.allclose(first.float(), one.float(), atol=1e-6)

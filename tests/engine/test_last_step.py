@@ -1,0 +1,228 @@
+"""A signal within a step that does not end: the process leaves with what the last step left, and goes on bit for bit."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastpsl.engine import last_step, trainer
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.plan import make_plan
+from fastpsl.engine.run import Run
+from fastpsl.engine.trainer import pretrain
+from fastpsl.engine.trunk import Metrics, Trunk
+from fastpsl.pipelines.batch import Batch
+from tests.engine.test_task_hooks import Asking
+from tests.engine.tiny import TinyNet, tiny_run
+from tests.programs import digests, newest_checkpoint, newest_step
+
+NUM_STEPS = 4  # of each of two stages
+left = threading.Event()
+
+
+class Left(BaseException):
+    """In the place of the process's end, as the test goes on."""
+
+
+class Hanging(Asking):
+    """Its step number `at` (of the run, from 1) gets a signal and does not end. A queue, which checkpoints have."""
+
+    def __init__(self, at: int | None = None, numbers: Sequence[signal.Signals] = (signal.SIGTERM,)) -> None:
+        super().__init__()
+        self.at, self.numbers, self.queue = at, numbers, torch.zeros(8)
+
+    def loss(
+        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+    ) -> tuple[Tensor, Metrics]:
+        if head.training and len(self.trained) + 1 == self.at:
+            for number in self.numbers:
+                os.kill(os.getpid(), number)
+            assert left.wait(120)
+            raise Left
+        return super().loss(trunk, head, inputs, batch)
+
+    def warm_up_batches(self, stage: Any) -> int:
+        return 0
+
+    def after_step(self) -> None:
+        self.queue = (self.queue.roll(1) + torch.arange(8)) / 2
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"queue": self.queue}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.queue = state["queue"]
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every step counts as long, and nothing is waited for; the exit codes with which the process would have ended."""
+    codes: list[int] = []
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        left.set()
+
+    left.clear()
+    monkeypatch.setattr(last_step.os, "_exit", leave)
+    monkeypatch.setattr(last_step, "LEAVE_AFTER_S", 0.01)
+    monkeypatch.setattr(trainer, "LONG_STEP_S", 0.0)
+    return codes
+
+
+def fit(out: Path, task: Hanging, **options: Any) -> Run:
+    run = tiny_run(out, stage_epochs=(1, 1), max_steps_per_stage=NUM_STEPS, **options)
+    torch.manual_seed(0)
+    try:
+        job = Job(task, TinyNet(), make_plan("psl", (1, 1), num_levels=3), step_drops(0.05, (1,)))
+        assert pretrain(job, run)
+    finally:
+        run.close()
+    return run
+
+
+def status(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "status.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole")
+    fit(out, Hanging())
+    return out
+
+
+@pytest.mark.parametrize(
+    ("at", "numbers"), [(3, (signal.SIGTERM,)), (NUM_STEPS + 2, (signal.SIGINT, signal.SIGINT))]
+)
+def test_the_last_step_is_saved_and_gone_on_from(
+    whole: Path, tmp_path: Path, at_once: list[int], capsys: pytest.CaptureFixture[str], at: int, numbers: Any
+) -> None:
+    with pytest.raises(Left):
+        fit(tmp_path, Hanging(at, numbers))
+    assert at_once == [75] and newest_step(tmp_path) == at - 1
+    stage, step = divmod(at - 1, NUM_STEPS)
+    expected = {"state": "preempted", "stage": stage + 1, "step": step, "reason": "stopped by a signal"}
+    assert status(tmp_path) == expected
+    said = capsys.readouterr().out
+    assert f"after {at - 1} steps" in said and f"--out {tmp_path} goes on from there" in said
+    fit(tmp_path, Hanging())
+    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
+    assert (tmp_path / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+
+
+def test_the_first_step_leaves_nothing_to_save(
+    tmp_path: Path, at_once: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Left):
+        fit(tmp_path, Hanging(1))
+    assert at_once == [75] and newest_step(tmp_path) == 0 and status(tmp_path)["state"] == "preempted"
+    assert "starts anew" in capsys.readouterr().out
+
+
+def test_a_first_step_after_a_resume_leaves_what_it_was_resumed_from(
+    tmp_path: Path, at_once: list[int]
+) -> None:
+    with pytest.raises(Left):
+        fit(tmp_path, Hanging(3))
+    before = (tmp_path / "checkpoints" / "step-00000002.pt").read_bytes()
+    left.clear()
+    with pytest.raises(Left):
+        fit(tmp_path, Hanging(1))
+    assert at_once == [75, 75]
+    assert [path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()] == [before]
+
+
+def test_where_steps_are_short_none_is_kept_and_none_is_lost(
+    tmp_path: Path, at_once: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that is long among short ones is waited for, as its forerunner is nowhere but in the network."""
+    monkeypatch.setattr(trainer, "LONG_STEP_S", 3600.0)
+
+    class Long(Hanging):
+        def loss(self, *arguments: Any) -> tuple[Tensor, Metrics]:
+            if arguments[1].training and len(self.trained) + 1 == self.at:
+                os.kill(os.getpid(), signal.SIGTERM)
+                watchers = [t for t in threading.enumerate() if t.name == "fastpsl-last-step"]
+                for thread in watchers:
+                    thread.join(120)
+                assert watchers and not any(thread.is_alive() for thread in watchers)
+            return Asking.loss(self, *arguments)
+
+    with pytest.raises(AssertionError):  # it stopped after that step
+        fit(tmp_path, Long(3))
+    assert not at_once and newest_step(tmp_path) == 3
+
+
+def test_before_an_epoch_that_clusters_first_the_last_step_is_kept(
+    tmp_path: Path, at_once: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "LONG_STEP_S", 3600.0)
+
+    class Clustering(Hanging):
+        def start_epoch(self, passes: Any) -> None:
+            if passes.epoch == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert left.wait(120)
+                raise Left
+
+    run = tiny_run(tmp_path, stage_epochs=(2,), batch_size=160)
+    job = Job(Clustering(), TinyNet(), make_plan("psl", (2,), num_levels=3)[:1], step_drops(0.05, (2,)))
+    with pytest.raises(Left):
+        pretrain(job, run)
+    run.close()
+    assert at_once == [75] and newest_step(tmp_path) == run.position.run_step > 0
+
+
+def test_an_error_too_leaves_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a rank that is lost, or data that fail, while a million images are clustered."""
+    monkeypatch.setattr(trainer, "LONG_STEP_S", 3600.0)
+
+    class Failing(Hanging):
+        def start_epoch(self, passes: Any) -> None:
+            if passes.epoch == 1:
+                raise RuntimeError("Connection reset by peer")
+
+    run = tiny_run(tmp_path, stage_epochs=(2,), batch_size=160)
+    job = Job(Failing(), TinyNet(), make_plan("psl", (2,), num_levels=3)[:1], step_drops(0.05, (2,)))
+    with pytest.raises(RuntimeError, match="reset by peer"):
+        pretrain(job, run)
+    run.close()
+    assert newest_step(tmp_path) == run.position.run_step > 0
+    assert newest_checkpoint(tmp_path)["position"]["step"] == run.position.step
+
+
+def test_a_disk_that_is_full_ends_nothing(
+    tmp_path: Path, at_once: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        left.set()
+        raise OSError(28, "No space left on device")
+
+    class Full(Hanging):
+        def loss(self, *arguments: Any) -> tuple[Tensor, Metrics]:
+            if arguments[1].training and len(self.trained) + 1 == self.at:
+                monkeypatch.setattr("fastpsl.models.checkpoint.Checkpoints.write", full)
+            return super().loss(*arguments)
+
+    with pytest.raises(Left):
+        fit(tmp_path, Full(3))
+    assert not at_once and newest_step(tmp_path) == 0
+    assert "cannot be saved: [Errno 28] No space left on device" in capsys.readouterr().err
+
+
+def test_signals_go_where_they_went_before(tmp_path: Path) -> None:
+    before = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(before)
+    fit(tmp_path, Hanging())
+    after = signal.set_wakeup_fd(before)
+    assert after == before

@@ -1,0 +1,64 @@
+"""What a recipe says on its way."""
+
+import errno
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+
+from fastpsl.engine.launch import EXIT_USER_ERROR, _say_warnings_in_one_line
+from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.resume import choose_folder, lock_folder
+from tests.engine.test_gpu_failures import launched
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_warnings_are_one_line_said_once_by_rank_0(rank: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        _say_warnings_in_one_line("jigsaw", rank)
+        for _ in range(2):
+            warnings.warn("decoding by torchvision,\nwhich is slower", stacklevel=1)
+    expected = "jigsaw: warning: decoding by torchvision, which is slower\n" if rank == 0 else ""
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_full_disk_is_named_with_what_to_do_and_where_it_goes_on(
+    named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "checkpoints" / "step-00000003.pt" if named else tmp_path
+    error = OSError(errno.ENOSPC, "No space left on device", *([str(path)] if named else []))
+    assert launched(tmp_path, error, monkeypatch, checkpoint_steps=1) == EXIT_USER_ERROR
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and said.splitlines()[-1] == (
+        f"tiny: {path}: cannot be written (No space left on device); free some space or choose another disk; "
+        f"the same command with --out {tmp_path} goes on from step-00000002.pt"
+    )
+
+
+def test_a_file_that_cannot_be_read_is_no_matter_of_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = PermissionError(errno.EACCES, "Permission denied", "/data/train.beton")
+    assert launched(tmp_path, error, monkeypatch) == EXIT_USER_ERROR
+    assert capsys.readouterr().err.endswith("tiny: [Errno 13] Permission denied: '/data/train.beton'\n")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "somewhere")
+
+    words = r"cannot be written \(Read-only file system\); choose a folder that can be written"
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=f"^{out}: {words}"):
+        patch.setattr(os, "mkdir", read_only)
+        choose_folder("tiny", PretrainOptions(out=out))
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=f"^{tmp_path}/runs: {words}"):
+        patch.setattr(os, "mkdir", read_only)
+        choose_folder("tiny", PretrainOptions())
+    monkeypatch.setattr("builtins.open", read_only)
+    with pytest.raises(ValueError, match=f"^{out}: {words}"):
+        lock_folder(out)

@@ -1,0 +1,277 @@
+"""The online monitor: its numbers, that it changes nothing, that it stops when asked to and is gone on with, on two ranks."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from fastpsl.engine import online_probe as online
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.online_probe import (
+    Monitor,
+    Seen,
+    effective_rank,
+    feature_std,
+    figures,
+    probe_line,
+    ridge_classes,
+)
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.run import Run
+from fastpsl.engine.trainer import pretrain
+from fastpsl.engine.trunk import Trunk
+from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.plots.online_probe import draw_probes
+from tests.engine.test_trainer import tiny_job
+from tests.engine.tiny import TinyNet, tiny_run
+from tests.programs import digests, newest_checkpoint
+from tests.slow import slow
+
+STEPS_PER_EPOCH = 5  # 480 pictures in batches of 96
+
+
+def noise(num: int, channels: int, seed: int = 0) -> Tensor:
+    return torch.randn(num, channels, generator=torch.Generator().manual_seed(seed))
+
+
+def test_std_is_1_for_even_directions_and_0_for_one() -> None:
+    assert feature_std(noise(4000, 64)) == pytest.approx(1, abs=0.02)
+    assert feature_std(noise(1, 64).expand(100, 64) * torch.rand(100, 1)) == pytest.approx(0, abs=1e-6)
+    rows = noise(50, 8).double().numpy()
+    rows /= np.sqrt((rows**2).sum(1, keepdims=True))
+    assert feature_std(noise(50, 8)) == pytest.approx(rows.std(0).mean() * 8**0.5)
+
+
+@pytest.mark.parametrize("shape", [(60, 16), (16, 60)])
+def test_the_rank_is_exp_of_the_entropy_of_singular_values(shape: tuple[int, int]) -> None:
+    features = noise(*shape) @ torch.diag(torch.linspace(0.1, 2, shape[1]))
+    values = np.linalg.svd(features.double().numpy(), compute_uv=False)
+    shares = values / values.sum()
+    assert effective_rank(features) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-5)
+
+
+def test_the_rank_counts_directions() -> None:
+    basis = torch.linalg.qr(noise(40, 40))[0]
+    assert effective_rank(basis[:, :7].repeat(1, 2)) == pytest.approx(7, rel=1e-4)
+    assert effective_rank(noise(1, 9).expand(30, 9)) == pytest.approx(1, rel=1e-3)
+    assert effective_rank(torch.zeros(30, 9)) == pytest.approx(1)
+
+
+def test_ridge_is_the_solution_of_its_normal_equations() -> None:
+    """By numpy's least squares on the stacked problem, dead channel and all."""
+    features, others = noise(80, 10) * 7 + 3, noise(40, 10, 1) * 7 + 3
+    labels = torch.randint(0, 4, (80,), generator=torch.Generator().manual_seed(2))
+    features[:, 4] = 5.0
+    others[:, 4] = 1e6  # says nothing: it never varied
+    x, asked = features.double().numpy(), others.double().numpy()
+    mean, deviation = x.mean(0), x.std(0)
+    deviation[4] = np.inf
+    x, asked = (x - mean) / deviation, (asked - mean) / deviation
+    y = np.eye(4)[labels.numpy()]
+    stacked = np.vstack([x, np.sqrt(online.RIDGE * 80) * np.eye(10)])
+    targets = np.vstack([y - y.mean(0), np.zeros((10, 4))])
+    scores = asked @ np.linalg.lstsq(stacked, targets, rcond=None)[0] + y.mean(0)
+    found = ridge_classes(features, labels, others, 4)
+    assert found.tolist() == scores.argmax(1).tolist() and len(set(found.tolist())) > 2
+
+
+def test_a_look_without_labels_or_with_features_that_are_not_finite() -> None:
+    labels = torch.arange(40) % 4
+    clear = nn.functional.one_hot(labels, 4).float() + 0.01 * noise(40, 4)
+    whole = figures(Seen(clear, labels), Seen(clear[:12], labels[:12]))
+    assert whole["knn_accuracy"] == whole["linear_accuracy"] == 1 and whole["num_held_out"] == 12
+    bare = figures(Seen(clear, torch.full((40,), -1)), None)
+    assert bare["knn_accuracy"] is None and bare["effective_rank"] == whole["effective_rank"]
+    clear[3, 1] = float("inf")
+    broken = figures(Seen(clear, labels), Seen(clear[:12], labels[:12]))
+    assert all(broken[name] is None for name in online.FIGURES)
+    assert "not finite" in probe_line(broken | {"epoch": 1.0, "stage": "S1", "block": "B3"})
+
+
+@pytest.fixture(autouse=True)
+def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than these runs; the whole one draws its own."""
+    monkeypatch.setattr(online, "draw_probes", lambda lines, path: path)
+
+
+def probed_run(out: Path, **options: Any) -> Run:
+    return tiny_run(out, **({"batch_size": 96, "probe_every": 1} | options))
+
+
+def fit(out: Path, job: Job | None = None, **options: Any) -> Run:
+    run = probed_run(out, **options)
+    try:
+        assert pretrain(job or tiny_job(), run)
+    finally:
+        run.close()
+    return run
+
+
+def probes(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "probe.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with looks after each epoch."""
+    out = tmp_path_factory.mktemp("probed")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            online, "draw_probes", lambda lines, path: len(lines) == 6 and draw_probes(lines, path)
+        )
+        fit(out)
+    return out
+
+
+def test_a_curve_of_all_looks(whole: Path, tmp_path: Path) -> None:
+    assert (whole / "probe.png").stat().st_size > 0
+    lines = probes(whole)
+    lines[3] |= dict.fromkeys(online.FIGURES)  # not finite
+    for name, some in (("all", lines), ("bare", [line | {"knn_accuracy": None} for line in lines[:1]])):
+        draw_probes(some, tmp_path / f"{name}.png")
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.size[0] == 960 and np.asarray(picture).std() > 10
+
+
+def test_training_is_what_it_would_have_been(whole: Path, tmp_path: Path) -> None:
+    fit(tmp_path, probe_every=0)
+    assert not (tmp_path / "probe.jsonl").exists()
+    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
+    assert (tmp_path / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+
+
+def test_every_epoch_of_every_stage_has_a_line(whole: Path) -> None:
+    lines = probes(whole)
+    assert [line["run_step"] for line in lines] == [STEPS_PER_EPOCH * epoch for epoch in range(1, 7)]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["block"] for line in lines] == ["B3", "B3", "B4", "B4", "B5", "B5"]
+    assert [line["channels"] for line in lines] == [12, 12, 16, 16, 16, 16]
+    for line in lines:
+        assert (line["num_train"], line["num_held_out"], line["num_classes"]) == (480, 160, 8)
+        assert 1 / 8 < line["knn_accuracy"] <= 1 and 1 / 8 < line["linear_accuracy"] <= 1
+        assert 0 < line["feature_std"] < 1 < line["effective_rank"] < 16
+
+
+def test_the_numbers_are_those_of_the_trunk_as_it_is_saved(whole: Path) -> None:
+    """The last look's features, made again from the checkpoint, picture by picture."""
+    net = TinyNet()
+    net.load_state_dict(newest_checkpoint(whole)["backbone"])
+    net.eval()
+    run = probed_run(whole)
+    seen = []
+    for data in (run.train_data, run.val_data):
+        assert data is not None
+        monitor = Monitor(run, Trunk(TinyNet(), Stage("S3", 3, 3, 5, 2)), Stage("S3", 3, 3, 5, 2), VIEW(), 1)
+        with (
+            Loader(data, [monitor.view], batch_size=1, train=False, num_threads=1) as loader,
+            torch.no_grad(),
+        ):
+            rows = []
+            for batch in loader.epoch(0):
+                (image,) = batch.inputs(loader.views, torch.float32)
+                rows.append(nn.Sequential(*net.blocks())(image).mean((2, 3))[0])
+        seen.append(Seen(torch.stack(rows), torch.from_numpy(data.labels().astype(np.int64))))
+    run.close()
+    expected, line = figures(*seen), probes(whole)[-1]
+    assert expected == {name: pytest.approx(line[name], rel=1e-3) for name in expected}
+
+
+def VIEW() -> Any:
+    return tiny_job().task.views(3)[0]
+
+
+def test_looks_by_count_of_all_epochs_and_at_each_stages_end(tmp_path: Path) -> None:
+    job = tiny_job()
+    stages = tuple(replace(stage, epochs=epochs) for stage, epochs in zip(job.stages, (1, 3, 1), strict=True))
+    fit(tmp_path / "second", replace(job, stages=stages), probe_every=2)
+    assert [line["epoch"] for line in probes(tmp_path / "second")] == [1, 2, 4, 5]
+    fit(tmp_path / "cut", probe_every=2, max_steps_per_stage=3)
+    assert [line["run_step"] for line in probes(tmp_path / "cut")] == [3, 6, 9]
+
+
+def stop_at(run: Run, when: Callable[[], bool]) -> None:
+    """The signal, at an exact place."""
+    request = run.agreement.after_step
+
+    def ask() -> Any:
+        run.agreement.stop_requested |= when()
+        return request()
+
+    run.agreement.after_step = ask  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("step", [STEPS_PER_EPOCH, slow(2 * STEPS_PER_EPOCH)])
+def test_a_signal_during_a_look_is_heard_and_the_look_made_up_for(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    run, looking = probed_run(tmp_path), []
+    features = Monitor._features
+
+    def note(monitor: Monitor, data: Any) -> Any:
+        looking.append(run.position.run_step)
+        return features(monitor, data)
+
+    monkeypatch.setattr(Monitor, "_features", note)
+    stop_at(run, lambda: step in looking)
+    assert not pretrain(tiny_job(), run)
+    run.close()
+    monkeypatch.undo()
+    assert newest_checkpoint(tmp_path)["position"]["run_step"] == step
+    assert [line["run_step"] for line in probes(tmp_path)] == list(
+        range(STEPS_PER_EPOCH, step, STEPS_PER_EPOCH)
+    )
+    fit(tmp_path)
+    assert probes(tmp_path) == probes(whole)
+    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
+
+
+def test_lines_past_the_checkpoint_are_cut_and_made_again(whole: Path, tmp_path: Path) -> None:
+    """Gone on with from step 5, whose look was made; the file then tells of a later one, as after a kill, and half a line."""
+    run = probed_run(tmp_path, checkpoint_steps=STEPS_PER_EPOCH)
+    stop_at(run, lambda: run.position.run_step >= 7)
+    assert not pretrain(tiny_job(), run)
+    run.close()
+    max((tmp_path / "checkpoints").iterdir()).unlink()
+    assert newest_checkpoint(tmp_path)["position"]["run_step"] == 5
+    assert [line["run_step"] for line in probes(tmp_path)] == [5]
+    with open(tmp_path / "probe.jsonl", "a") as file:
+        file.write(json.dumps(probes(whole)[1] | {"effective_rank": 99.0}) + "\n" + '{"run_st')
+    fit(tmp_path)
+    assert probes(tmp_path) == probes(whole)
+
+
+def test_data_without_labels_shows_the_signs_alone(tmp_path: Path) -> None:
+    run = fit(tmp_path, val=None, probe_every=2, max_steps_per_stage=2)
+    assert run.val_data is None
+    for line in probes(tmp_path):
+        assert line["knn_accuracy"] is None and 0 < line["feature_std"] < 1 < line["effective_rank"]
+        assert "kNN" not in probe_line(line)
+
+
+def test_held_out_data_of_other_classes_is_refused_before_training(tmp_path: Path) -> None:
+    run = probed_run(tmp_path)
+    assert run.val_data is not None
+    run.val_data.class_names = [*run.val_data.class_names[:-1], "tree house"]  # type: ignore[index]
+    with pytest.raises(ValueError, match="tree house"):
+        pretrain(tiny_job(), run)
+    run.close()
+    assert not (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_a_part_of_large_data_is_fixed_by_the_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = probed_run(tmp_path)
+
+    def chosen(seed: int, part: int = 1, data: Data = run.train_data) -> list[int]:
+        return online._some(data, 100, (seed, part)).indices.tolist()
+
+    assert chosen(0) == chosen(0) == sorted(set(chosen(0))) and len(chosen(0)) == 100
+    assert chosen(0) != chosen(1) != chosen(1, 2) and max(chosen(0)) > 400
+    run.close()

@@ -1,0 +1,180 @@
+import ast
+import re
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastpsl.engine.options import PretrainOptions, RunOptions, describe_choice, parse_options
+
+ROOT = Path(__file__).resolve().parents[2]
+PAPER = {"batch_size": 256, "lr": 0.01}
+SAMPLE = {"batch_size": 16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
+    lr: float = 0.5
+
+
+def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Options:
+    monkeypatch.setattr(sys, "argv", ["recipe", *arguments])
+    return parse_options(Options, PAPER, SAMPLE, "")
+
+
+def test_paper_values_with_data_and_sample_values_without(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = parse(monkeypatch)
+    assert (options.batch_size, options.lr) == (16, 0.01)
+    assert capsys.readouterr().out == "the embedded sample: batch_size 16 (paper 256)\n"
+    options = parse(monkeypatch, "--data", "x.beton")
+    assert (options.batch_size, options.lr) == (256, 0.01)
+    assert capsys.readouterr().out == "x.beton: all values as in the paper\n"
+    options = parse(monkeypatch, "--batch-size", "8", "--lr", "0.2")
+    assert (options.batch_size, options.lr) == (8, 0.2)
+
+
+def test_help_tells_both_sets_of_defaults(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        parse(monkeypatch, "--help")
+    said = capsys.readouterr().out
+    assert left.value.code == 0
+    assert "Defaults below are the paper's; without --data they are\n--batch-size 16\n" in said
+    assert "(default: 256)" in said and "(default: 0.01)" in said
+
+
+def source_of_options(recipe: Path) -> Path:
+    """The file in which a recipe's options stand: its own, or the one that it shares with others."""
+    shared = re.search(r"^from ([\w.]+) import Options\b", recipe.read_text(), re.MULTILINE)
+    return ROOT / f"{shared[1].replace('.', '/')}.py" if shared else recipe
+
+
+def bodies_of(path: Path) -> list[list[ast.stmt]]:
+    """Of a file's classes of options."""
+    classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    return [node.body for node in classes if node.name.endswith("Options")]
+
+
+def fields_of(path: Path) -> list[ast.AnnAssign]:
+    return [field for body in bodies_of(path) for field in body if isinstance(field, ast.AnnAssign)]
+
+
+SOURCES = {
+    ROOT / "fastpsl" / "engine" / "options.py",
+    *map(source_of_options, (ROOT / "recipes").glob("*.py")),
+}
+
+
+@pytest.mark.parametrize("path", sorted(SOURCES), ids=lambda p: p.stem)
+def test_every_option_has_a_help_text(path: Path) -> None:
+    """The string below a field is what --help shows."""
+    bodies = bodies_of(path)
+    assert bodies
+    bare = [
+        ast.unparse(field.target)
+        for body in bodies
+        for field, below in zip(body, [*body[1:], None], strict=True)
+        if isinstance(field, ast.AnnAssign)
+        and not (isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant))
+    ]
+    assert not bare
+
+
+@pytest.mark.parametrize("arguments", [("--no-such-flag", "1"), ("--batch-size", "many"), ("--plan", "ps")])
+def test_what_cannot_be_parsed_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    with pytest.raises(ValueError, match=arguments[0]) as caught:
+        parse(monkeypatch, *arguments)
+    assert "\n" not in str(caught.value) and str(caught.value).endswith("see --help")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"batch_size": 0},
+        {"accumulate": -1},
+        {"max_steps_per_stage": 0},
+        {"num_threads": 0},
+        {"timeout_s": 0.0},
+        {"checkpoint_minutes": -1.0},
+        {"keep_checkpoints": 0},
+        {"log_steps": 0},
+    ],
+)
+def test_impossible_values_name_their_flag(values: dict[str, Any]) -> None:
+    (name,) = values
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} "):
+        RunOptions(**values)
+
+
+def test_ranks_must_divide_the_batch() -> None:
+    assert RunOptions(batch_size=24, accumulate=2).rank_batch(3) == 4
+    with pytest.raises(ValueError, match="multiple of 10"):
+        RunOptions(batch_size=24, accumulate=2).rank_batch(5)
+    with pytest.raises(ValueError, match="divide"):
+        RunOptions(batch_size=2).rank_batch(4)
+
+
+def test_precision_follows_the_device() -> None:
+    assert RunOptions().resolved_precision(torch.device("cpu")) == "fp32"
+    assert RunOptions().resolved_precision(torch.device("cuda")) == "fp16"
+    assert RunOptions(precision="bf16").resolved_precision(torch.device("cuda")) == "bf16"
+
+
+def test_science_and_machine_are_told_apart() -> None:
+    """Frozen: what stands here decides whether old checkpoints can be resumed."""
+    assert sorted(PretrainOptions().science()) == [
+        "apex",
+        "batch_size",
+        "frozen_batchnorm",
+        "lanes",
+        "levels",
+        "order",
+        "partition",
+        "plan",
+        "precision",
+        "seed",
+        "stage_epochs",
+        "sync_batchnorm",
+    ]
+
+
+@pytest.mark.parametrize("recipe", sorted(p.name for p in (ROOT / "recipes").glob("*.py")))
+def test_every_field_is_read_somewhere(recipe: str) -> None:
+    """A flag that nothing reads is a lie."""
+    names = [f.name for f in fields(PretrainOptions)]
+    own = [ast.unparse(field.target) for field in fields_of(source_of_options(ROOT / "recipes" / recipe))]
+    sources = [p.read_text() for p in (ROOT / "fastpsl").rglob("*.py")] + [
+        (ROOT / "recipes" / recipe).read_text()
+    ]
+    text = "\n".join(sources)
+    assert own
+    assert [name for name in names + own if not re.search(rf"(options|self)\.{name}\b", text)] == []
+
+
+def test_first_line_tells_every_value_that_differs() -> None:
+    """Also those that no literal of the recipe holds."""
+    options = PretrainOptions(
+        data="d", plan="sl", levels=(1, 2, 2), batch_size=8, seed=3, max_steps_per_stage=5
+    )
+    assert describe_choice(options, {"batch_size": 256})[3:].rstrip(")").split("), ") == [
+        "batch_size 8 (paper 256",
+        "seed 3 (default 0",
+        "max_steps_per_stage 5 (default None",
+        "plan sl (default psl",
+        "levels [1, 2, 2] (default []",
+    ]
+    assert describe_choice(RunOptions(data="d"), {"seed": 0}, "default") == "d: all values are the defaults"
+
+
+def test_first_line_tells_tuples_like_lists() -> None:
+    assert describe_choice(
+        PretrainOptions(data="d", stage_epochs=(1, 2, 3)), {"stage_epochs": (1, 2, 3)}
+    ).endswith("paper")

@@ -1,0 +1,80 @@
+from typing import Any
+
+import pytest
+
+from fastpsl.engine.plan import make_plan
+
+
+def rows(
+    name: str, epochs: tuple[int, ...] = (60, 70, 80), **settings: Any
+) -> list[tuple[str, int, int, int, int]]:
+    stages = make_plan(name, epochs, **settings)
+    return [(s.name, s.level, s.first_learning, s.last_block, s.epochs) for s in stages]
+
+
+def test_plans_are_the_papers() -> None:
+    assert rows("psl") == [("S1", 1, 1, 3, 60), ("S2", 2, 2, 4, 70), ("S3", 3, 3, 5, 80)]
+    assert rows("sl") == [("S1", 3, 1, 3, 60), ("S2", 3, 2, 4, 70), ("S3", 3, 3, 5, 80)]
+    assert rows("psl_f") == [("S1", 1, 1, 3, 60), ("S2", 2, 1, 4, 70), ("S3", 3, 1, 5, 80)]
+    assert rows("end_to_end") == [("E", 3, 1, 5, 210)]
+
+
+def test_any_number_of_stages() -> None:
+    assert rows("psl", (5, 6)) == [("S1", 1, 1, 4, 5), ("S2", 3, 2, 5, 6)]
+    assert rows("psl", (9,)) == [("S1", 3, 1, 5, 9)]
+    assert rows("psl", (1, 1, 1, 1, 1)) == [
+        (f"S{i}", level, i, i, 1) for i, level in enumerate((1, 1, 2, 3, 3), 1)
+    ]
+    assert rows("psl", (1, 2, 3), num_blocks=3) == [
+        ("S1", 1, 1, 1, 1),
+        ("S2", 2, 2, 2, 2),
+        ("S3", 3, 3, 3, 3),
+    ]
+    assert rows("psl", (1, 2, 3), num_levels=1) == [
+        ("S1", 1, 1, 3, 1),
+        ("S2", 1, 2, 4, 2),
+        ("S3", 1, 3, 5, 3),
+    ]
+
+
+def test_partitions_and_levels_are_free() -> None:
+    assert rows("psl", (5, 6), partition=("1-2", "B3-B5")) == [("S1", 1, 1, 2, 5), ("S2", 3, 3, 5, 6)]
+    assert rows("psl", (5, 6), partition=("1-4", "5"), levels=(2, 2)) == [
+        ("S1", 2, 1, 4, 5),
+        ("S2", 2, 5, 5, 6),
+    ]
+    assert rows("sl", (5, 6, 7), levels=(1, 2, 2)) == [
+        ("S1", 2, 1, 3, 5),
+        ("S2", 2, 2, 4, 6),
+        ("S3", 2, 3, 5, 7),
+    ]
+    assert rows("psl", (1, 1, 1), levels=(3, 2, 1))[0] == ("S1", 3, 1, 3, 1)
+    assert rows("end_to_end", (5, 6), levels=(1, 1)) == [("E", 1, 1, 5, 11)]
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "settings", "message"),
+    [
+        ("psi", (1, 1, 1), {}, "allowed are psl"),
+        ("psl", (), {}, "one or more"),
+        ("psl", (1, 0, 1), {}, "at least 1 epoch"),
+        ("psl", (1,) * 6, {}, "at most 5"),
+        ("psl", (1, 1), {"partition": ("1-2", "4-5")}, "has a hole: B3 would never learn"),
+        ("psl", (1, 1), {"partition": ("1-2", "3-4")}, "has a hole: B5"),
+        ("psl", (1, 1), {"partition": ("2-3", "3-5")}, "has a hole: B1"),
+        ("psl", (1, 1), {"partition": ("1-5", "2-5")}, "begin and end above"),
+        ("psl", (1, 1), {"partition": ("1-3", "1-5")}, "begin and end above"),
+        ("psl", (1, 1), {"partition": ("1-3", "2-6")}, "2-6 is no range of blocks within 1 to 5"),
+        ("psl", (1, 1), {"partition": ("3-1", "2-5")}, "3-1 is no range"),
+        ("psl", (1, 1), {"partition": ("a", "2-5")}, "range of blocks for each stage"),
+        ("psl", (1, 1), {"partition": ("1-5",)}, "has 1 parts for 2"),
+        ("psl", (1, 1, 1), {"levels": (1, 2)}, "a level for each"),
+        ("psl", (1, 1, 1), {"levels": (1, 2, 4)}, "level 4 is not within the task's 1 to 3"),
+        ("end_to_end", (1, 1, 1), {"levels": (0, 2, 3)}, "level 0"),
+    ],
+)
+def test_impossible_plans_are_refused(
+    name: str, epochs: tuple[int, ...], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_plan(name, epochs, **settings)

@@ -1,0 +1,112 @@
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from fastpsl.engine.metrics_file import MetricsFile
+from fastpsl.engine.plan import make_plan
+from fastpsl.engine.reporter import Reporter, summary_line
+from fastpsl.plots.contact_sheet import draw_curve
+from tests.engine.tiny import one_process
+
+STAGE = make_plan("psl", (1, 1, 1))[0]
+
+
+def reporter(folder: Path, log_steps: int = 3, resumed: int = 0) -> Reporter:
+    return Reporter(
+        folder,
+        one_process(),
+        batch_size=4,
+        log_steps=log_steps,
+        resumed_run_step=resumed,
+        tensorboard=True,
+        wandb=False,
+        config={},
+    )
+
+
+def step(into: Reporter, number: int, loss: float, count: float = 2.0) -> None:
+    metrics = {"loss": (torch.tensor(loss * count), torch.tensor(count))}
+    into.step(number, number, 0.1, metrics, torch.zeros(()))
+
+
+def test_each_step_is_written_once_whatever_the_log_interval(tmp_path: Path) -> None:
+    report = reporter(tmp_path)
+    report.stage_begins(STAGE, 0, 7, 2)
+    for number in range(1, 8):
+        step(report, number, float(number))
+        written = (tmp_path / "metrics.jsonl").read_text().count("\n") if number >= 3 else 0
+        assert written == (7 if number == 7 else number - number % 3)
+    report.flush()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 8))
+    assert [row["loss"] for row in rows] == [float(n) for n in range(1, 8)]
+    summary = report.stage_summary(STAGE, (7, 7), 61.0, {"accuracy": 0.25}, 0.125)
+    report.close()
+    assert (summary["loss_start"], summary["loss_end"]) == (
+        2.0,
+        6.0,
+    )  # of 7 steps, the first and the last three
+    assert summary_line(summary) == (
+        "S1 (level G1): 7 steps in 0:01:01, loss 2.000 → 6.000, held-out accuracy 25.0 % (chance 12.5 %)"
+    )
+    assert summary_line(summary | {"held_out": {"loss": -1.25}, "chance": None}).endswith(
+        ", held-out loss -1.250"
+    )
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_on_a_gpu_numbers_are_written_after_the_next_step_was_launched(tmp_path: Path) -> None:
+    report = reporter(tmp_path)
+    report.world = replace(report.world, device=torch.device("cuda", 0))
+    report.stage_begins(STAGE, 0, 8, 2)
+    written = []
+    for number in range(1, 9):
+        step(report, number, float(number))
+        if number == 7:
+            report.flush()  # as before a checkpoint
+        written.append((tmp_path / "metrics.jsonl").read_text().count("\n"))
+    report.close()
+    assert written == [0, 0, 0, 3, 3, 3, 7, 8]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows] == [float(n) for n in range(1, 9)]
+
+
+def test_a_step_without_valid_samples_has_no_loss(tmp_path: Path) -> None:
+    report = reporter(tmp_path, log_steps=1)
+    report.stage_begins(STAGE, 0, 2, 2)
+    step(report, 1, 0.0, count=0.0)
+    step(report, 2, 1.5)
+    report.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows] == [None, 1.5]
+    assert draw_curve(tmp_path).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_lines_past_the_resumed_step_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"run_step": {n}, "stage": "S1"}}\n' for n in range(1, 6)) + '{"run_st')
+    MetricsFile(path, 3)
+    assert [json.loads(line)["run_step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    MetricsFile(path, 0)
+    assert path.read_text() == ""
+
+
+def test_the_screen_shows_what_a_person_looks_for(tmp_path: Path) -> None:
+    for terminal in (False, True):
+        folder = tmp_path / str(terminal)
+        folder.mkdir()
+        report = reporter(folder, log_steps=2)
+        assert report.screen
+        text = io.StringIO()
+        report.screen.console = Console(file=text, force_terminal=terminal, width=140)
+        report.stage_begins(STAGE, 0, 4, 2)
+        for number in range(1, 5):
+            step(report, number, 0.5)
+        report.close()
+        shown = text.getvalue()
+        for word in ("S1 level G1", "4/4", "loss", "0.5", "lr", "img/s", "data wait", "ETA"):
+            assert word in shown, (terminal, word)

@@ -1,0 +1,111 @@
+"""Checkpoints that are whole files and yet not whole: one line with the file and the key, and the one before serves."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastpsl.engine.resume import _POSITION, loading, refuse_incomplete
+from fastpsl.engine.run import Position
+from fastpsl.engine.trainer import pretrain
+from tests.engine.test_trainer import tiny_job
+from tests.engine.tiny import tiny_run
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "no science": ({"science": None}, "'science' is missing"),
+    "no learner": ({"learner": None}, "'learner' is missing"),
+    "a list as backbone": ({"backbone": [1, 2]}, "'backbone' is of type list"),
+    "a tensor as position": ({"position": torch.zeros(3)}, "'position' is of type Tensor"),
+    "choices": ({"choices": "eager"}, "'choices' is of type str"),
+    "no run_step": ({"position": {"run_step": None}}, "position: 'run_step' is missing"),
+    "a step in words": ({"position": {"step": "two"}}, "position: 'step' is of type str"),
+    "a step below 0": ({"position": {"step": -1}}, "position: 'step' is -1"),
+    "true stages": ({"position": {"stage": True}}, "position: 'stage' is of type bool"),
+    "no time": ({"position": {"seconds": float("nan")}}, "position: 'seconds' is nan"),
+    "what nobody knows": ({"position": {"extra": 1}}, "position: 'extra' is unknown"),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two checkpoints of one run, at steps 1 and 2."""
+    run = tiny_run(tmp_path_factory.mktemp("run"), max_steps_per_stage=1, checkpoint_steps=1)
+    pretrain(tiny_job(), run)
+    run.close()
+    return run.checkpoints.paths()[-2:]
+
+
+def changed(state: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """With other values; None takes a key out."""
+    state = dict(state)
+    for name, value in change.items():
+        if isinstance(value, dict):
+            state[name] = changed(state[name], value)
+        elif value is None:
+            del state[name]
+        else:
+            state[name] = value
+    return state
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_is_missing_or_of_another_type_is_named_and_the_one_before_serves(
+    kind: str, trained: list[Path], tmp_path: Path
+) -> None:
+    change, words = WRONG[kind]
+    (tmp_path / "checkpoints").mkdir()
+    older, newest = (tmp_path / "checkpoints" / path.name for path in trained)
+    older.write_bytes(trained[0].read_bytes())
+    state = torch.load(trained[1], weights_only=True)
+    refuse_incomplete(newest, state)
+    torch.save(changed(state, change), newest)
+    run = tiny_run(tmp_path, max_steps_per_stage=1)
+    assert run.resumed_from == str(older)
+    run.close()
+    older.unlink()
+    torch.save(changed(state, change), newest)  # it was renamed
+    with pytest.raises(ValueError) as refused:
+        tiny_run(tmp_path, max_steps_per_stage=1)
+    line = str(refused.value)
+    assert f"{newest} is no whole checkpoint ({words}): resume from an older one" in line
+    assert len(line.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backbone": {"parts.0.0.weight": None}},
+        {"learner": {"head": None}},
+        {"learner": {"optimiser": 7}},
+        {"task": {"queue": 7}},
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_inside_is_named(
+    change: dict[str, Any], trained: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    newest = tmp_path / "checkpoints" / trained[0].name
+    state = torch.load(trained[0], weights_only=True)
+    state["position"] |= {"step": 0, "summaries": []}  # in mid-stage
+    torch.save(changed(state, change), newest)
+    job = tiny_job()
+    if "task" in change:
+        monkeypatch.setattr(job.task, "load_state_dict", lambda state: state["labels"], raising=False)
+    run = tiny_run(tmp_path, max_steps_per_stage=1)
+    with pytest.raises(ValueError, match=f"^{newest} does not hold what this experiment needs") as refused:
+        pretrain(job, run)
+    assert len(str(refused.value).splitlines()) == 1
+    run.close()
+
+
+def test_the_position_is_the_runs_own() -> None:
+    assert list(_POSITION) == [field.name for field in dataclasses.fields(Position)]
+
+
+def test_errors_of_the_device_are_left_to_others() -> None:
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: unknown error")):
+        with pytest.raises(type(error)), loading("step-00000001.pt"):
+            raise error

@@ -1,0 +1,120 @@
+"""Exactly the blocks that should learn change; blocks outside the stage are not computed."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastpsl.engine.distributed import World
+from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.plan import make_plan
+from fastpsl.engine.train_step import Learner
+from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.views import ViewSpec
+from tests.engine.tiny import TinyNet, noise_batch, part_of
+
+CPU = World(0, 1, 0, 1, torch.device("cpu"))
+VIEWS = (ViewSpec(RandomResizedCrop(32)),)
+
+
+class Brightness:
+    """Regress the mean of an image: the smallest task that has a loss. `factor` may make it not finite."""
+
+    factor = 1.0
+
+    num_levels = 3
+
+    def views(self, level: int) -> tuple[ViewSpec, ...]:
+        return VIEWS
+
+    def head(self, level: int, channels: int) -> nn.Module:
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1))
+
+    def loss(
+        self, trunk: nn.Module, head: nn.Module, inputs: Any, batch: Batch
+    ) -> tuple[Tensor, dict[str, Any]]:
+        loss = (head(trunk(inputs[0]))[:, 0] - inputs[0].mean((1, 2, 3))).square().mean() * self.factor
+        return loss, {"loss": (loss.detach(), torch.ones(()))}
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("plan", ["psl", "sl", "psl_f", "end_to_end"])
+@pytest.mark.parametrize("frozen_batchnorm", ["eval", "train"])
+def test_exactly_the_learning_blocks_change(plan: str, frozen_batchnorm: str) -> None:
+    torch.manual_seed(0)
+    backbone, task = TinyNet(), Brightness()
+    calls: list[int] = []
+    for number, block in enumerate(backbone.blocks(), start=1):
+        block.register_forward_hook(lambda module, args, output, number=number: calls.append(number))
+    for stage in make_plan(plan, (1, 1, 1)):
+        module = StageModule(
+            Trunk(backbone, stage, frozen_batchnorm),
+            task.head(1, backbone.channels[stage.last_block - 1]),
+            task,
+        )
+        learner = Learner(module, sgd(module.learning_parameters()), VIEWS, "fp32", CPU)
+        before = [snapshot(block) for block in backbone.blocks()]
+        head_before = snapshot(module.head)
+        calls.clear()
+        for _ in range(2):
+            learner.step([noise_batch(VIEWS, 4)], 1, lr=0.1)
+        assert calls == 2 * list(range(1, stage.last_block + 1))
+        for number, block in enumerate(backbone.blocks(), start=1):
+            learns = stage.first_learning <= number <= stage.last_block
+            for name, value in block.state_dict().items():
+                statistic = any(part in name for part in ("running", "num_batches"))
+                should_change = learns or (
+                    statistic and frozen_batchnorm == "train" and number < stage.first_learning
+                )
+                assert torch.equal(before[number - 1][name], value) != should_change, (stage, number, name)
+        assert all(not torch.equal(head_before[n], v) for n, v in module.head.state_dict().items())
+
+
+def test_frozen_blocks_leave_no_graph() -> None:
+    backbone = TinyNet()
+    stage = make_plan("psl", (1, 1, 1))[2]
+    trunk = Trunk(backbone, stage)
+    outputs: dict[int, Tensor] = {}
+    for number, block in enumerate(backbone.blocks(), start=1):
+        block.register_forward_hook(lambda m, a, output, number=number: outputs.update({number: output}))
+    assert trunk(torch.randn(2, 3, 32, 32)).grad_fn is not None
+    assert [outputs[n].grad_fn is None for n in (1, 2, 3, 4, 5)] == [True, True, False, False, False]
+
+
+def test_accumulated_batches_give_the_mean_gradient() -> None:
+    batch = noise_batch(VIEWS, 8)
+    weights = []
+    for parts in (1, 2, 4):
+        torch.manual_seed(0)
+        backbone, task = TinyNet(), Brightness()
+        stage = make_plan("end_to_end", (1, 1, 1))[0]
+        module = StageModule(Trunk(backbone, stage), task.head(1, 16), task)
+        module.eval()  # BatchNorm's statistics would differ by batch
+        learner = Learner(module, sgd(module.learning_parameters()), VIEWS, "fp32", CPU)
+        learner.step([part_of(batch, number, parts) for number in range(parts)], parts, lr=0.5)
+        weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+    assert torch.allclose(weights[0], weights[1], atol=1e-6) and torch.allclose(
+        weights[0], weights[2], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_steps_with_non_finite_gradients_change_nothing_and_are_counted(precision: str) -> None:
+    torch.manual_seed(0)
+    backbone, task = TinyNet(), Brightness()
+    stage = make_plan("psl", (1, 1, 1))[0]
+    module = StageModule(Trunk(backbone, stage), task.head(1, 12), task)
+    learner = Learner(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
+    learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 1.0})
+    learner.step([noise_batch(VIEWS, 4)], 1, lr=0.1)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    task.factor = float("nan")
+    learner.step([noise_batch(VIEWS, 4)], 1, lr=0.1)
+    assert all(torch.equal(before[name], p) for name, p in module.named_parameters())
+    assert float(learner.num_skipped) == 1.0

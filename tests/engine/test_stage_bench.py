@@ -1,0 +1,38 @@
+"""A stage's rates are measured on the trainer's own learner and loader."""
+
+import torch
+
+from fastpsl.engine.distributed import World
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.optim.schedules import cosine
+from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.plan import make_plan
+from fastpsl.engine.stage_bench import StageBench
+from fastpsl.engine.trainer import place_backbone
+from fastpsl.models.factory import make_backbone
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.tasks.rotation import Rotation
+
+
+def test_rates_of_a_stage() -> None:
+    options = PretrainOptions(batch_size=16, accumulate=2, stage_epochs=(1, 1, 1), decoder="torchvision")
+    world = World(0, 1, 0, 1, torch.device("cpu"))
+    job = Job(
+        Rotation(shorter_px=36, size_px=32, rotations_per_image="all"),
+        make_backbone("resnet18"),
+        make_plan("psl", (1, 1, 1)),
+        cosine(0.1),
+    )
+    place_backbone(job, options, world)
+    with Beton(sample_paths().train) as data:
+        bench = StageBench(job, 1, options, data, world, seconds=0.01)
+        assert bench.batch_size == 16 // 2 // 4  # of 4 rotations each
+        assert bench.synthetic_batch() is bench.synthetic_batch()
+        seen = []
+        bench.learner.optimiser.register_step_post_hook(lambda *_: seen.append(1))
+        rates = [bench.loader_alone(), bench.step_alone(), bench.both(), bench.loader_alone("synthetic")]
+        assert min(rates) > 0 and len(seen) >= 2
+        before = len(seen)
+        assert len(bench.step_ms(3)) == 3 and len(seen) == before + 4
+        assert len(bench.augment_ms(2)) == 2 and len(seen) == before + 4

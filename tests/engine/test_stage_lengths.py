@@ -1,0 +1,274 @@
+"""Stages by steps; BatchNorm that stays as it is in blocks that learn; clipped gradients."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastpsl.engine.dataset_pass import Passes
+from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.run import Position
+from fastpsl.engine.train_step import Learner
+from fastpsl.engine.trainer import pretrain
+from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.models.backbone import Backbone
+from fastpsl.models.factory import make_backbone
+from fastpsl.models.weights import was_cut
+from fastpsl.pipelines.views import ViewSpec
+from tests.engine.test_stage import CPU, VIEWS, Brightness, snapshot
+from tests.engine.test_trainer import STEPS_PER_EPOCH, lines, tiny_job
+from tests.engine.tiny import TinyNet, noise_batch, part_of, tiny_run
+from tests.programs import digests, newest_checkpoint
+from tests.slow import slow
+
+NUM_STEPS = 2 * STEPS_PER_EPOCH + 7
+STAGES = (Stage("A", 3, 1, 3, 0, num_steps=NUM_STEPS), Stage("B", 3, 2, 5, 1))
+
+
+def fit(out: Path, stop: int = 10**6, **options: Any) -> tuple[bool, Position]:
+    """37 steps and then an epoch of 15; a signal comes after step `stop` of the run."""
+    run = tiny_run(out, **options)
+    request = run.agreement.after_step
+
+    def stop_at_step() -> Any:
+        run.agreement.stop_requested = run.position.run_step >= stop
+        return request()
+
+    run.agreement.after_step = stop_at_step  # type: ignore[method-assign]
+    job = replace(tiny_job(), stages=STAGES, schedule=step_drops(0.05, (10, 20, 7)))
+    try:
+        return pretrain(job, run), run.position
+    finally:
+        run.close()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole")
+    finished, _ = fit(out)
+    assert finished
+    return out
+
+
+def test_a_stage_has_so_many_steps(whole: Path) -> None:
+    rows = lines(whole)
+    assert [row["stage"] for row in rows] == ["A"] * NUM_STEPS + ["B"] * STEPS_PER_EPOCH
+    first = [row["lr"] for row in rows[:NUM_STEPS]]
+    assert first == pytest.approx([0.05] * 10 + [0.005] * 20 + [0.0005] * 7)
+    found = newest_checkpoint(whole)
+    summaries = found["position"]["summaries"]
+    assert [(s["num_steps"], s["num_steps_planned"]) for s in summaries] == [(37, 37), (15, 15)]
+    assert not was_cut(found)
+    # Draws and orders do not come again: no stage of 37 steps goes through more epochs than that.
+    assert found["position"]["first_epoch"] == NUM_STEPS
+    assert str(STAGES[0]) == "A: level G3, learns B1-B3, 37 steps"
+
+
+@pytest.mark.parametrize("step", [1, 15, slow(22), slow(36), 37, slow(38), slow(51)])
+def test_it_goes_on_in_mid_epoch(whole: Path, tmp_path: Path, step: int) -> None:
+    """37 is the end of the stage, in the middle of its third epoch."""
+    finished, position = fit(tmp_path, stop=step)
+    assert not finished and position.run_step == step
+    assert fit(tmp_path)[0]
+    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
+    assert lines(tmp_path) == lines(whole)
+
+
+def test_it_can_be_cut_short(whole: Path, tmp_path: Path) -> None:
+    assert fit(tmp_path, max_steps_per_stage=12)[0]
+    found = newest_checkpoint(tmp_path)
+    assert [s["num_steps"] for s in found["position"]["summaries"]] == [12, 12] and was_cut(found)
+    assert lines(tmp_path)[:12] == lines(whole)[:12], "the schedule is that of the whole stage"
+
+
+def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
+    """An epoch of fifteen batches of 32 is seven steps of 64 in two batches; the stage is as long as it was."""
+    finished, position = fit(tmp_path, batch_size=64, accumulate=2)
+    assert finished and [s["num_steps"] for s in position.summaries] == [NUM_STEPS, 7]
+
+
+@pytest.mark.parametrize(("epochs", "num_steps"), [(0, None), (2, 5)])
+def test_a_stage_has_one_length(epochs: int, num_steps: int | None) -> None:
+    with pytest.raises(AssertionError):
+        Stage("A", 1, 1, 5, epochs, num_steps)
+
+
+def test_passes_at_the_end_have_draws_of_their_own(tmp_path: Path) -> None:
+    """In a stage by steps too: not those of the pass before its first epoch."""
+    seen: dict[str, list[int]] = {"start": [], "end": []}
+    job = tiny_job()
+    for name, hook in (("start", "start_epoch"), ("end", "end_stage")):
+
+        def note(passes: Passes, name: str = name) -> None:
+            seen[name].append(passes.draws)
+
+        setattr(job.task, hook, note)
+    run = tiny_run(tmp_path)
+    assert pretrain(replace(job, stages=STAGES), run)
+    run.close()
+    assert len(seen["start"]) == 4 and len(seen["end"]) == 2
+    assert len({*seen["start"], *seen["end"]}) == 6
+
+
+# BatchNorm of blocks that learn
+
+Kind = Literal["train", "eval", "fixed"]
+SMALL = (ViewSpec(RandomResizedCrop(64)),)
+
+
+def learner_of(
+    backbone: Backbone,
+    stage: Stage,
+    batchnorm: Kind = "train",
+    views: tuple[ViewSpec, ...] = VIEWS,
+    precision: str = "fp32",
+    clip_norm: float | None = None,
+    momentum: float = 0.9,
+) -> tuple[Learner, Brightness]:
+    task = Brightness()
+    head = task.head(1, backbone.channels[stage.last_block - 1])
+    module = StageModule(Trunk(backbone, stage, batchnorm=batchnorm), head, task)
+    optimiser = sgd(module.learning_parameters(), momentum=momentum, weight_decay=1e-2, decay_biases=True)
+    return Learner(module, optimiser, views, precision, CPU, clip_norm=clip_norm), task
+
+
+@pytest.mark.parametrize("batchnorm", ["train", "eval", "fixed"])
+@pytest.mark.parametrize("name", ["tiny", "alexnet_rotnet"])
+def test_batchnorm_of_learning_blocks(name: str, batchnorm: Kind) -> None:
+    """Bit for bit: statistics, scales and shifts, of BatchNorm2d and (alexnet_rotnet's fc6 and fc7) BatchNorm1d."""
+    torch.manual_seed(0)
+    backbone, views = (TinyNet(), VIEWS) if name == "tiny" else (make_backbone("alexnet_rotnet"), SMALL)
+    first, last = (2, 4) if name == "tiny" else (5, 7)
+    learner, _ = learner_of(backbone, Stage("E", 1, first, last, 1), batchnorm, views)
+    blocks = backbone.blocks()
+    before = [snapshot(block) for block in blocks]
+    for mode in (True, False, True):  # a held-out pass in between changes nothing
+        learner.module.train(mode)
+    learner.step([noise_batch(views, 4)], 1, lr=0.1)
+    kinds = set()
+    for number, (block, was) in enumerate(zip(blocks, before, strict=True), start=1):
+        learns = first <= number <= last
+        norms = {path for path, part in block.named_modules() if isinstance(part, _BatchNorm)}
+        kinds |= {type(part) for part in block.modules() if isinstance(part, _BatchNorm)} if learns else set()
+        for key, value in block.state_dict().items():
+            owner, _, attribute = key.rpartition(".")
+            if owner in norms and attribute not in ("weight", "bias"):
+                changes = learns and batchnorm == "train"
+            else:
+                changes = learns and not (owner in norms and batchnorm == "fixed")
+            assert torch.equal(was[key], value) != changes, (number, key)
+    assert kinds == ({nn.BatchNorm2d} if name == "tiny" else {nn.BatchNorm2d, nn.BatchNorm1d})
+
+
+def test_blocks_normalise_by_their_running_statistics() -> None:
+    """One picture's features do not depend on its batch, in training mode."""
+    torch.manual_seed(0)
+    backbone = TinyNet()
+    for part in backbone.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_()  # type: ignore[union-attr]
+            part.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+    images = torch.randn(6, 3, 32, 32)
+    for kind, depends in (("train", True), ("eval", False), ("fixed", False)):
+        trunk = Trunk(backbone, Stage("E", 1, 1, 5, 1), batchnorm=kind)  # type: ignore[arg-type]
+        assert trunk.training
+        same = torch.allclose(trunk(images)[:2], trunk(images[:2]), atol=1e-5)
+        assert same != depends, kind
+
+
+def test_a_job_hands_its_batchnorm_and_its_norm_on(tmp_path: Path) -> None:
+    job = tiny_job("end_to_end")
+    initial = {name: value.clone() for name, value in job.backbone.state_dict().items()}
+    job = replace(job, stages=(Stage("E", 3, 1, 5, 0, 3),), batchnorm="fixed", clip_norm=1e-12)
+    run = tiny_run(tmp_path)
+    assert pretrain(job, run)
+    run.close()
+    for name, value in newest_checkpoint(tmp_path)["backbone"].items():
+        if name.split(".")[2] == "1":  # a BatchNorm's
+            assert torch.equal(value, initial[name]), name
+        else:
+            moved = float((value - initial[name]).abs().max())
+            assert 0 < moved < 2e-5, "the decay is left, of what is clipped to nothing"
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 3
+
+
+# Clipped gradients
+
+ALL = Stage("E", 1, 1, 5, 1)
+
+
+def step_of(clip_norm: float | None, parts: int = 1, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(weights before, weights after one step of rate 1 without momentum and decay)."""
+    torch.manual_seed(0)
+    learner, _ = learner_of(TinyNet(), ALL, "eval", clip_norm=clip_norm, momentum=0.0)
+    for group in learner.optimiser.param_groups:
+        group["weight_decay"] = 0.0
+    learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": scale})
+    flat = lambda: torch.cat([p.detach().flatten().clone() for p in learner.module.parameters()])
+    before, batch = flat(), noise_batch(VIEWS, 8)
+    learner.step([part_of(batch, number, parts) for number in range(parts)], parts, lr=1.0)
+    return before, flat()
+
+
+def gradient() -> Tensor:
+    """Of the same step, by torch alone."""
+    torch.manual_seed(0)
+    learner, _ = learner_of(TinyNet(), ALL, "eval")
+    batch = noise_batch(VIEWS, 8)
+    learner.module(batch.inputs(VIEWS, torch.float32), batch)[0].backward()
+    return torch.cat([p.grad.flatten() for p in learner.module.parameters()])  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_gradients_are_clipped_together(parts: int, scale: float) -> None:
+    """All of them, the accumulated mean, and not as the scaler has scaled them."""
+    expected = gradient()
+    norm = float(expected.norm())
+    for clip in (norm / 7, norm * 1.5):
+        before, after = step_of(clip, parts, scale)
+        factor = min(1.0, clip / (norm + 1e-6))  # torch.nn.utils.clip_grad_norm_
+        assert torch.allclose(before - after, expected * factor, atol=2e-6 * norm), clip
+    before, after = step_of(norm / 7, parts, scale)
+    assert float((before - after).norm()) == pytest.approx(norm / 7, rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_an_infinite_norm_clips_nothing(scale: float) -> None:
+    assert torch.equal(step_of(float("inf"), scale=scale)[1], step_of(None, scale=scale)[1])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("factor", [float("inf"), float("nan")])
+def test_a_step_with_gradients_that_are_not_finite_is_skipped_where_they_are_clipped(
+    precision: str, factor: float
+) -> None:
+    """Clipping makes NaN of what is infinite: nothing of it may reach weights, momenta or the scale but as the scaler's own."""
+    torch.manual_seed(0)
+    learner, task = learner_of(TinyNet(), ALL, "eval", precision=precision, clip_norm=10.0)
+    learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 8.0})
+    learner.step([noise_batch(VIEWS, 4)], 1, lr=0.01)
+    weights = snapshot(learner.module)
+    momenta = [state["momentum_buffer"].clone() for state in learner.optimiser.state.values()]
+    scale = learner.scaler.get_scale()
+    task.factor = factor
+    learner.step([noise_batch(VIEWS, 4)], 1, lr=0.01)
+    assert all(torch.equal(weights[name], value) for name, value in learner.module.state_dict().items())
+    states = learner.optimiser.state.values()
+    assert all(torch.equal(was, s["momentum_buffer"]) for was, s in zip(momenta, states, strict=True))
+    assert float(learner.num_skipped) == 1 and learner.scaler.get_scale() == (
+        scale / 2 if precision == "fp16" else 1.0
+    )
+    task.factor = 1.0
+    learner.step([noise_batch(VIEWS, 4)], 1, lr=0.01)
+    assert not all(torch.equal(weights[name], value) for name, value in learner.module.state_dict().items())
+    assert all(value.isfinite().all() for value in learner.module.state_dict().values())

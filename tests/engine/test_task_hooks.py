@@ -1,0 +1,230 @@
+"""What a task may ask of the trainer besides views, head and loss."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastpsl.engine.distributed import gathered
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.plan import Stage, make_plan
+from fastpsl.engine.trainer import pretrain
+from fastpsl.engine.trunk import Metrics, Trunk
+from fastpsl.kernels.crops import ShorterSideCrop
+from fastpsl.kernels.flip import Flip
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.data.dataset import Data, require_same_classes
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.plots.contact_sheet import NUM_PICTURES
+from tests.engine.tiny import TinyNet, tiny_run
+
+NUM_WARM_UP = 20  # more than the 15 batches of an epoch
+
+
+class Asking:
+    """Classify; each sample counts twice; sees 20 batches first; held-out pictures as they are."""
+
+    num_levels = 3
+    needs_labels = True
+
+    def __init__(self) -> None:
+        self.warmed: list[tuple[int, int, list[int]]] = []
+        self.trained: list[tuple[int, int]] = []
+        self.held_out_draws: list[int] = []
+        self.sizes: list[int] = []
+
+    def views(self, level: int) -> tuple[ViewSpec, ...]:
+        return (ViewSpec(ShorterSideCrop(32, 24), ops=(Flip(),)),)
+
+    def held_out_views(self, level: int) -> tuple[ViewSpec, ...]:
+        return (ViewSpec(ShorterSideCrop(32, 32, where="center")),)
+
+    def images_per_sample(self, level: int) -> int:
+        return 2
+
+    def check_data(self, data: Data, batch_size: int) -> None:
+        if batch_size == 64:
+            raise ValueError(f"batch {batch_size} of {data.num_samples} will not do")
+
+    def warm_up_batches(self, stage: Stage) -> int:
+        return NUM_WARM_UP
+
+    def warm_up(self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
+        assert not torch.is_grad_enabled() and head.training and inputs[0].shape[-1] == 24
+        self.warmed.append((batch.epoch, batch.step, batch.indices.tolist()))
+
+    def head(self, level: int, channels: int) -> nn.Module:
+        return nn.Linear(channels, 16)
+
+    def loss(
+        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+    ) -> tuple[Tensor, Metrics]:
+        if head.training:
+            self.trained.append((batch.epoch, batch.step))
+            self.sizes.append(len(batch.indices))
+        else:
+            self.held_out_draws.append(len(batch.draws[0]))
+            assert inputs[0].shape[-1] == 32
+        valid = (batch.indices >= 0).float()
+        losses = F.cross_entropy(
+            head(trunk(inputs[0]).mean((2, 3))), batch.labels.clamp(min=0), reduction="none"
+        )
+        return (losses * valid).sum() / valid.sum(), {"loss": ((losses.detach() * valid).sum(), valid.sum())}
+
+
+def job(task: Asking) -> Job:
+    return Job(task, TinyNet(), make_plan("psl", (1, 1), num_levels=3), step_drops(0.05, (1,)))
+
+
+def fit(out: Path, task: Asking, **options: Any) -> bool:
+    run = tiny_run(out, stage_epochs=(1, 1), **options)
+    try:
+        return pretrain(job(task), run)
+    finally:
+        run.close()
+
+
+def test_a_task_is_asked_for_all_it_wants(tmp_path: Path) -> None:
+    task = Asking()
+    assert fit(tmp_path, task)
+    assert set(task.sizes) == {16}  # 32 images, two a sample
+    assert task.trained == [(epoch, step) for epoch in (0, 1) for step in range(30)]
+    assert task.held_out_draws == [0] * 20  # 160 pictures, no flip, both stages
+    assert len(task.warmed) == 2 * NUM_WARM_UP
+    epochs = [epoch for epoch, _, _ in task.warmed]
+    assert len(set(epochs)) == 2 and min(epochs) > 1  # each stage's own, and none that is trained
+    first = [index for _, _, indices in task.warmed[:NUM_WARM_UP] for index in indices]
+    assert len(set(first)) == 16 * NUM_WARM_UP  # an order, not one batch over and over
+
+
+def test_warm_up_longer_than_an_epoch_goes_on_in_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Asking, "warm_up_batches", lambda self, stage: 35)
+    task = Asking()
+    assert fit(tmp_path, task, max_steps_per_stage=1)
+    assert [(step, epoch - task.warmed[0][0]) for epoch, step, _ in task.warmed[:35]] == [
+        *((step, 0) for step in range(30)),
+        *((step, 1) for step in range(5)),
+    ]
+
+
+def test_warm_up_is_not_done_again_on_resume(tmp_path: Path) -> None:
+    assert fit(tmp_path, Asking(), max_steps_per_stage=2)
+    run = tiny_run(tmp_path, stage_epochs=(1, 1))
+    run.position.summaries.pop()  # go on in the second stage, from its second step
+    task = Asking()
+    assert pretrain(job(task), run)
+    run.close()
+    assert task.warmed == [] and task.trained[0] == (1, 2)
+
+
+def test_a_signal_during_warm_up_is_heard(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, stage_epochs=(1, 1))
+    run.agreement.stop_requested = True
+    task = Asking()
+    assert not pretrain(job(task), run)
+    run.close()
+    assert len(task.warmed) == 1 and not task.trained
+    task = Asking()
+    assert fit(tmp_path, task)  # begins again
+    assert len(task.warmed) == 2 * NUM_WARM_UP
+
+
+def test_what_cannot_serve_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    task = Asking()
+    with pytest.raises(ValueError, match="batch 64 of 480 will not do"):
+        fit(tmp_path / "a", task, batch_size=64)
+    with pytest.raises(ValueError, match="multiple of 2"):
+        fit(tmp_path / "b", task, batch_size=31)
+    with pytest.raises(ValueError, match="multiple of 4"):
+        fit(tmp_path / "c", task, batch_size=30, accumulate=2)
+    assert not task.warmed and not task.trained
+
+
+class _Classes:
+    def __init__(self, names: list[str] | None, num: int):
+        self.class_names, self.num_classes = names, num
+
+    def labels(self) -> Tensor:
+        return torch.arange(self.num_classes)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "message"),
+    [
+        (["cat", "dog"], ["cat", "fox"], "'fox' is not in the training data"),
+        (["cat", "dog"], ["cat"], "'dog' is missing"),
+        (["cat", "dog"], ["dog", "cat"], "their order differs"),
+    ],
+)
+def test_held_out_classes_must_be_the_training_datas(train: list[str], val: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        require_same_classes(_Classes(train, 2), _Classes(val, len(val)))  # type: ignore[arg-type]
+    require_same_classes(_Classes(train, 2), _Classes(list(train), 2))  # type: ignore[arg-type]
+
+
+def test_held_out_labels_without_names_must_exist_in_training() -> None:
+    with pytest.raises(ValueError, match="labels up to 4, training data up to 2"):
+        require_same_classes(_Classes(None, 3), _Classes(None, 5))  # type: ignore[arg-type]
+    require_same_classes(_Classes(None, 5), _Classes(None, 3))  # type: ignore[arg-type]
+    with Beton(sample_paths().train) as one, Beton(sample_paths().test) as other:
+        require_same_classes(one, other)
+
+
+def test_every_blocks_features_of_a_frozen_trunk() -> None:
+    backbone = TinyNet().eval()
+    stage = Stage("probe", 1, 6, 5, 1)
+    trunk = Trunk(backbone, stage)
+    assert not any(p.requires_grad for p in trunk.parameters())
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    images = torch.randn(2, 3, 32, 32)
+    outputs = trunk.features(images)
+    assert [o.shape[1] for o in outputs] == list(backbone.channels)
+    for block, output in zip(backbone.blocks(), outputs, strict=True):
+        images = block(images)
+        assert torch.equal(images, output) and not output.requires_grad
+    assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
+    assert str(stage) == "probe: the head learns on B1-B5, frozen, 1 epochs"
+    assert str(replace(stage, first_learning=2)).startswith("probe: level G1, learns B2-B5")
+
+
+def test_one_process_gathers_its_own() -> None:
+    tensor = torch.randn(3, 2, requires_grad=True)
+    assert torch.equal(gathered(tensor), tensor) and not gathered(tensor).requires_grad
+
+
+class Shown(Asking):
+    """Also draws a contact sheet and its captions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[Batch] = []
+
+    def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
+        assert len(inputs[0]) == len(batch.indices)
+        self.drawn.append(batch)
+        return torch.zeros(len(inputs[0]), 3, 24, 24)
+
+    def captions(self, batch: Batch) -> list[str]:
+        self.drawn.append(batch)
+        return [""] * len(batch.indices)
+
+
+def test_only_what_is_shown_is_augmented_for_the_contact_sheet(tmp_path: Path) -> None:
+    run, task = tiny_run(tmp_path, max_steps_per_stage=1, batch_size=48), Shown()
+    job = Job(task, TinyNet(), make_plan("psl", (1, 1, 1)), step_drops(1e-3, (1,)))
+    assert pretrain(job, run)
+    run.close()
+    assert [len(batch.indices) for batch in task.drawn] == [
+        NUM_PICTURES
+    ] * 6  # 24 samples a batch, as each counts twice
+    assert all(tensor.device.type == "cpu" for batch in task.drawn for tensor in batch.tensors())

@@ -1,0 +1,195 @@
+"""What people read: strangers' control characters are shown, and a lost reader ends no run and no command with a traceback."""
+
+import errno
+import fcntl
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from fastpsl import cli
+from fastpsl.engine import launch
+from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.screen import Screen
+from fastpsl.engine.terminal import escaped, people_read, plain
+from fastpsl.pipelines.sample.betons import sample_paths
+from tests.engine.test_trainer import tiny_job
+from tests.pipelines.photos import jpeg, photo
+from tests.programs import ENVIRONMENT, ROOT
+
+
+def test_what_steers_is_shown_and_the_rest_stays() -> None:
+    assert escaped("\x1b]0;pwn\x07 \x9b2J \r\x08 \u202egnp.exe \u2066") == (
+        r"\x1b]0;pwn\x07 \x9b2J \r\x08 \u202egnp.exe \u2066"
+    )
+    kept = "Käse, 中文, עברית, 👩\u200d🚀, \\x1b, a\tb\n"
+    assert escaped(kept) == kept
+
+
+def test_print_escapes_and_what_draws_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+    lost: list[Any] = []
+    with people_read(lambda *told: lost.append(told)):
+        print("a\x1b[2Jb\udcff")
+        print("c\x1b[2Jd", file=sys.stderr)
+        plain(sys.stderr).write("\x1b[1mbold")
+        with people_read(lambda *told: None):  # once is enough
+            print("\x07")
+    assert capsys.readouterr() == ("a\\x1b[2Jb\\udcff\n\\x07\n", "c\\x1b[2Jd\n\x1b[1mbold") and not lost
+    said = io.StringIO()
+    Screen(Console(file=said, soft_wrap=True)).say("decoder \x1b]0;x\x07")
+    assert said.getvalue() == "decoder \\x1b]0;x\\x07\n"
+
+
+class Dead(io.StringIO):
+    """A pipe whose reader went after `lives` writes."""
+
+    def __init__(self, lives: int, number: int = errno.EPIPE):
+        super().__init__()
+        self.lives, self.number = lives, number
+
+    def write(self, text: str) -> int:
+        self.lives -= 1
+        if self.lives < 0:
+            raise OSError(self.number, os.strerror(self.number))
+        return super().write(text)
+
+
+def test_a_terminal_that_does_not_wait_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe of 4 kB in the terminal's place, as programs that do not wait for it leave one, and a reader that is late."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(writing, False)
+    lost: list[Any] = []
+    line = "x" * 99
+    with open(reading, "rb") as read, open(writing, "w", buffering=1) as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        got = [b""]
+        reader = threading.Timer(0.2, lambda: got.append(read.read(100 * 100)))
+        reader.start()
+        with people_read(lambda *told: lost.append(told)):
+            for _ in range(100):
+                print(line)
+        reader.join(60)
+    assert not lost and got[-1] == f"{line}\n".encode() * 100
+
+
+def trained(out: Path, **options: Any) -> int:
+    def parse() -> PretrainOptions:
+        values: dict[str, Any] = {"batch_size": 32, "stage_epochs": (1, 1, 1), "max_steps_per_stage": 1}
+        values |= {"num_threads": 1, "device": "cpu", "tensorboard": False, **options}
+        paths = sample_paths()
+        return PretrainOptions(data=str(paths.train_32), val=str(paths.test_32), out=out, **values)
+
+    with pytest.raises(SystemExit) as left:
+        launch.launch("tiny", parse, lambda _: tiny_job())
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_finished_run_stays_finished_when_its_readers_have_gone(
+    both: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Dead(0))
+    if both:
+        monkeypatch.setattr(sys, "stderr", Dead(2))
+    assert trained(tmp_path) == 0
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "finished"
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+    assert not (tmp_path / "error.txt").exists()
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    if not both:
+        assert said.count("tiny: stdout cannot be written (Broken pipe); the run goes on without it") == 1
+
+
+@pytest.mark.parametrize("state", ["finished", "preempted"])
+def test_an_error_after_the_end_does_not_change_how_it_ended(
+    state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def close(run: launch.Run) -> None:
+        run.write_status(state, "")
+        raise OSError("a file that cannot be closed")
+
+    monkeypatch.setattr(launch.Run, "close", close)
+    assert trained(tmp_path) == launch.EXIT_USER_ERROR
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == state
+
+
+def test_what_fails_in_a_recipes_own_end_has_not_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finish(*_: object) -> list[str]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(launch.launch, "__defaults__", (finish,))
+    assert trained(tmp_path) == launch.EXIT_USER_ERROR
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
+
+
+def test_a_command_whose_stdout_is_full_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beton = str(sample_paths().test_32)
+    monkeypatch.setattr(sys, "stdout", Dead(0, errno.ENOSPC))
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["beton", "verify", beton])
+    assert capsys.readouterr().err == "fastpsl: stdout cannot be written (No space left on device)\n"
+    monkeypatch.setattr(sys, "stdout", Dead(0))
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["beton", "verify", beton])
+    monkeypatch.setattr(sys, "stdout", None)
+    cli.main(["beton", "verify", beton])
+    assert capsys.readouterr().err == ""
+
+
+def test_names_of_classes_reach_the_terminal_escaped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos" / "\x1b]0;pwn\x07c"
+    folder.mkdir(parents=True)
+    (folder / "a\x1b[2J.jpg").write_bytes(jpeg(photo(1, 40, 50)))
+    (folder / "b\x1b[2J.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    out = tmp_path / "out\x9b.beton"
+    cli.main(["beton", "write", str(tmp_path / "photos"), str(out), "--max-bad", "100%"])
+    cli.main(["beton", "info", str(out)])
+    cli.main(["beton", "verify", str(out)])
+    said = "".join(capsys.readouterr())
+    assert r"\x1b]0;pwn\x07c" in said and r"out\x9b.beton" in said and not set(said) & set("\x1b\x07\x9b")
+
+
+def test_descriptors_closed_from_the_start_and_a_full_device(tmp_path: Path) -> None:
+    """`fastpsl >&-`, `> /dev/full`, `2>&-`: true descriptors, of one child for all, as a start costs a second."""
+    child = f"""
+import os, sys
+from fastpsl.cli import main
+for stdout, stderr in ((None, 2), ("/dev/full", 2), (1, None)):
+    if os.fork() == 0:
+        for number, to in ((1, stdout), (2, stderr)):
+            if to is None:
+                os.close(number)
+                setattr(sys, ("stdout", "stderr")[number - 1], None)
+            elif isinstance(to, str):
+                os.dup2(os.open(to, os.O_WRONLY), number)
+        main(["beton", "verify", {str(sample_paths().test_32)!r}])
+        os._exit(0 if os.stat(1) and os.stat(2) else 9)
+    print("code", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", child],
+        check=False,
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split("\n")[:2] == ["code 0", "code 2"] and done.stdout.endswith("code 0\n"), done
+    assert done.stderr == "fastpsl: stdout cannot be written (No space left on device)\n"

@@ -1,0 +1,271 @@
+"""The trainer over whole plans: which blocks move, where it stops and goes on, what it writes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.plan import make_plan
+from fastpsl.engine.reporter import summary_line
+from fastpsl.engine.resume import new_numbered_folder
+from fastpsl.engine.run import Position, Run
+from fastpsl.engine.seed import torch_seed
+from fastpsl.engine.trainer import pretrain
+from fastpsl.kernels.permutations import permutation_set
+from fastpsl.pipelines.beton.write import write_beton
+from fastpsl.pipelines.sources import Sample
+from fastpsl.tasks.jigsaw import Jigsaw
+from tests.engine.tiny import TinyNet, tiny_run
+from tests.pipelines.paged import write_paged
+from tests.programs import digests, newest_checkpoint
+from tests.slow import slow
+
+STEPS_PER_EPOCH = 15  # 480 pictures in batches of 32
+
+
+def tiny_job(plan: str = "psl") -> Job:
+    torch.manual_seed(torch_seed(0))
+    task = Jigsaw(
+        permutation_set(9, [4, 8, 16]).permutations,
+        (4, 8, 16),
+        shorter_px=32,
+        cell_px=10,
+        tile_px=8,
+        permutations_per_image=4,
+        embedding_width=8,
+    )
+    return Job(task, TinyNet(), make_plan(plan, (2, 2, 2)), step_drops(0.05, (20, 20, 10, 10)))
+
+
+def fit(out: Path, plan: str = "psl", **options: Any) -> tuple[bool, Run]:
+    run = tiny_run(out, plan=plan, **options)
+    try:
+        return pretrain(tiny_job(plan), run), run
+    finally:
+        run.close()
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run through all stages without a stop."""
+    out = tmp_path_factory.mktemp("whole")
+    finished, run = fit(out)
+    assert finished and len(run.position.summaries) == 3
+    return out
+
+
+def test_every_step_of_every_stage_is_on_record(whole: Path) -> None:
+    rows = lines(whole)
+    assert [row["run_step"] for row in rows] == list(range(1, 6 * STEPS_PER_EPOCH + 1))
+    assert [row["stage"] for row in rows[:: 2 * STEPS_PER_EPOCH]] == ["S1", "S2", "S3"]
+    assert rows[0]["lr"] == 0.05 and rows[9]["lr"] == 0.05 and rows[10]["lr"] == pytest.approx(0.005)
+    summaries = newest_checkpoint(whole)["position"]["summaries"]
+    assert [s["num_steps"] for s in summaries] == [30, 30, 30]
+    assert summaries[0]["loss_start"] == pytest.approx(sum(row["loss"] for row in rows[:10]) / 10)
+    assert summaries[0]["loss_end"] < summaries[0]["loss_start"]
+    assert 0 < summaries[0]["held_out"]["accuracy"] <= 1 and summaries[0]["chance"] == 0.25
+    for name in ("contact-sheet-G1.png", "contact-sheet-G3.png", "config.json", "environment.json"):
+        assert (whole / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    "step",
+    [15, 77, *map(slow, (1, 14, 16, 29, 30, 31, 59, 89))],
+)
+def test_resumed_from_any_step_equals_never_stopped(whole: Path, tmp_path: Path, step: int) -> None:
+    """Stopped right after a checkpoint of `step` (in mid-epoch, at an epoch's and a stage's end), then resumed."""
+    stage, within = divmod(step - 1, 2 * STEPS_PER_EPOCH)
+    run = tiny_run(tmp_path, keep_checkpoints=100)
+    request = run.agreement.after_step
+
+    def stop_at_step() -> Any:
+        run.agreement.stop_requested = run.position.run_step >= step
+        return request()
+
+    run.agreement.after_step = stop_at_step  # type: ignore[method-assign]  # the signal, at an exact step
+    finished = pretrain(tiny_job(), run)
+    run.close()
+    stopped = Position(**newest_checkpoint(tmp_path)["position"])
+    assert not finished
+    if within + 1 < 2 * STEPS_PER_EPOCH:
+        assert (stopped.stage, stopped.step, stopped.run_step) == (stage, within + 1, step)
+    finished, _ = fit(tmp_path)
+    assert finished
+    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
+    assert lines(tmp_path) == lines(whole)
+
+
+def test_the_scaler_is_resumed_too(tmp_path: Path) -> None:
+    for out, stops in ((tmp_path / "whole", ()), (tmp_path / "stopped", (4, 9))):
+        for steps in (*stops, 12):
+            fit(out, plan="end_to_end", precision="fp16", max_steps_per_stage=steps, checkpoint_steps=1)
+            if steps < 12:  # forget the end of the cut stage: go on from the step before
+                max((out / "checkpoints").iterdir()).unlink()
+    whole, stopped = newest_checkpoint(tmp_path / "whole"), newest_checkpoint(tmp_path / "stopped")
+    assert whole["learner"]["scaler"]["scale"] > 1 and digests(whole) == digests(stopped)
+
+
+def test_a_cut_stage_keeps_its_schedule_and_may_be_cut_otherwise_on_resume(
+    whole: Path, tmp_path: Path
+) -> None:
+    finished, run = fit(tmp_path, max_steps_per_stage=12)
+    assert finished and run.position.run_step == 36
+    assert "12 of 30 steps" in summary_line(run.position.summaries[0])
+    assert [row["loss"] for row in lines(tmp_path)[:12]] == [row["loss"] for row in lines(whole)[:12]]
+    rates = [row["lr"] for row in lines(tmp_path) if row["stage"] == "S2"]
+    assert rates == pytest.approx([0.05] * 10 + [0.005] * 2)
+
+
+def test_a_finished_run_is_not_run_again(whole: Path) -> None:
+    before = newest_checkpoint(whole)
+    finished, run = fit(whole)
+    assert finished and run.position.run_step == 90
+    assert digests(before) == digests(newest_checkpoint(whole))
+
+
+def test_another_experiment_is_refused_by_its_fields(whole: Path) -> None:
+    with pytest.raises(ValueError, match=r"batch_size \(32 there, 16 now\), seed \(0 there, 1 now\)"):
+        tiny_run(whole, batch_size=16, seed=1)
+    with pytest.raises(ValueError, match="holds checkpoints"):
+        tiny_run(whole, resume="never")
+
+
+def test_accumulation_sees_the_same_images(whole: Path, tmp_path: Path) -> None:
+    """A machine with less memory: other batches, the same steps (BatchNorm's statistics are the batch's, so near)."""
+    finished, _ = fit(tmp_path, accumulate=4, max_steps_per_stage=3)
+    assert finished
+    ours = [row["loss"] for row in lines(tmp_path)[:1]]
+    assert ours == pytest.approx([row["loss"] for row in lines(whole)[:1]], rel=0.1)
+
+
+@pytest.mark.parametrize("plan", ["sl", "psl_f", "end_to_end"])
+def test_other_plans_run(tmp_path: Path, plan: str) -> None:
+    finished, run = fit(tmp_path, plan=plan, max_steps_per_stage=2)
+    levels = {"sl": [3, 3, 3], "psl_f": [1, 2, 3], "end_to_end": [3]}[plan]
+    assert finished and [s["level"] for s in run.position.summaries] == levels
+
+
+def test_resume_from_a_path_starts_a_new_line_in_its_own_folder(whole: Path, tmp_path: Path) -> None:
+    """Later checkpoints stand aside: they would win over what is learned from here on."""
+    out = tmp_path / "a"
+    fit(out, max_steps_per_stage=4, keep_checkpoints=20, checkpoint_steps=1)
+    checkpoints = out / "checkpoints"
+    run = tiny_run(None, resume=str(checkpoints / "step-00000002.pt"), keep_checkpoints=2)  # type: ignore[arg-type]
+    assert run.folder == out and run.position.run_step == 2
+    assert (
+        not list(checkpoints.glob("step-0000000[3-9].pt"))
+        and (checkpoints / "abandoned-step-00000004.pt").exists()
+    )
+    pretrain(tiny_job(), run)
+    run.close()
+    assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(whole))
+    assert lines(out) == lines(whole)
+
+
+def test_resume_from_a_path_in_another_folder_takes_the_metrics_along(whole: Path, tmp_path: Path) -> None:
+    fit(tmp_path / "a", max_steps_per_stage=4, keep_checkpoints=10)
+    chosen = tmp_path / "a" / "checkpoints" / "step-00000004.pt"
+    run = tiny_run(tmp_path / "b", resume=str(chosen))
+    run.close()
+    assert lines(tmp_path / "b") == lines(tmp_path / "a")[:4]
+    stray = tmp_path / "stray.pt"
+    stray.write_bytes(chosen.read_bytes())
+    with pytest.raises(ValueError, match="give --out"):
+        tiny_run(None, resume=str(stray))  # type: ignore[arg-type]
+
+
+def test_a_signal_during_the_held_out_pass_is_heard(whole: Path, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    watched = run.reporter.watched
+    passes: list[int] = []
+
+    def stop_in_the_pass(batches: Any) -> Any:
+        if batches.gi_frame.f_locals["self"].train is False:
+            run.agreement.stop_requested = True
+            passes.append(run.position.run_step)
+        return watched(batches)
+
+    run.reporter.watched = stop_in_the_pass  # type: ignore[method-assign]
+    assert not pretrain(tiny_job(), run)
+    run.close()
+    assert passes == [30] and run.position.summaries == []
+    assert fit(tmp_path)[0]
+    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="fewer than one batch of 960"):
+        fit(tmp_path, batch_size=960, accumulate=2)
+
+
+def test_a_task_that_needs_labels_refuses_data_without(tmp_path: Path) -> None:
+    def fit_with_labels(data: Path) -> bool:
+        job = tiny_job()
+        job.task.needs_labels = True  # type: ignore[attr-defined]
+        run = tiny_run(tmp_path / "out", data=str(data), val=None, batch_size=4, max_steps_per_stage=1)
+        try:
+            return pretrain(job, run)
+        finally:
+            run.close()
+
+    labelled, without = tmp_path / "labelled.beton", tmp_path / "without.beton"
+    pictures = [np.full((40, 40, 3), 10 * i, np.uint8) for i in range(8)]
+    for path, labels in ((labelled, range(8)), (without, (0, 1, -1, 3, -1, 5, 6, 7))):
+        samples = [
+            Sample(f"p{i}", picture, label)
+            for i, (picture, label) in enumerate(zip(pictures, labels, strict=True))
+        ]
+        write_beton(samples, path, num_samples=8)
+    with pytest.raises(
+        ValueError, match=r"this recipe needs labels, and 2 of 8 samples have none .*sample 2 \(p2\)"
+    ):
+        fit_with_labels(without)
+    assert fit_with_labels(labelled)
+
+
+def test_quasi_random_order_is_resumed_in_mid_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_paged(monkeypatch, tmp_path / "paged.beton", 400, sides_px=(32,))
+    options: dict[str, Any] = {"data": str(data), "val": None, "order": "quasi_random", "lanes": 4}
+    options |= {"batch_size": 16, "plan": "end_to_end"}
+    assert fit(tmp_path / "whole", max_steps_per_stage=20, **options)[0]
+    for steps in (3, 11, 20):  # each stage cut short, its last checkpoint taken away: on from the step before
+        fit(tmp_path / "stopped", max_steps_per_stage=steps, checkpoint_steps=1, **options)
+        if steps < 20:
+            max((tmp_path / "stopped" / "checkpoints").iterdir()).unlink()
+    assert digests(newest_checkpoint(tmp_path / "whole")) == digests(newest_checkpoint(tmp_path / "stopped"))
+    with pytest.raises(ValueError, match=r"lanes \(4 there, 8 now\)"):
+        tiny_run(tmp_path / "whole", **(options | {"lanes": 8}))
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    with pytest.raises(ValueError, match="another process trains"):
+        tiny_run(tmp_path)
+    run.close()
+    tiny_run(tmp_path).close()
+
+
+def test_numbered_folders_never_collide(tmp_path: Path) -> None:
+    names = [new_numbered_folder(tmp_path, "jigsaw").name for _ in range(3)]
+    assert names == ["jigsaw-001", "jigsaw-002", "jigsaw-003"]
+    for name in ("jigsaw-1234", "jigsaw-9999-baseline", "jigsaw-2000.tar"):
+        (tmp_path / name).mkdir()
+    assert new_numbered_folder(tmp_path, "jigsaw").name == "jigsaw-1235"
+
+
+def test_half_a_line_and_lines_past_the_checkpoint_are_cut(whole: Path, tmp_path: Path) -> None:
+    fit(tmp_path, max_steps_per_stage=1)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"run_step": 4, "stage": "S3"}\n{"run_st')
+    run = tiny_run(tmp_path)
+    run.close()
+    assert [row["run_step"] for row in lines(tmp_path)] == [1, 2, 3]

@@ -1,0 +1,154 @@
+"""Gradients of two processes equal those of one on the union of their batches (BatchNorm by its running statistics).
+
+Tolerance: float32 sums in another order, 1e-5 of the largest gradient.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastpsl.engine.distributed import World, leave_world
+from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.plan import make_plan
+from fastpsl.engine.train_step import Learner
+from fastpsl.engine.trunk import StageModule, Task, Trunk, call_if_there
+from fastpsl.kernels.permutations import permutation_set
+from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.standard_views import train_view
+from fastpsl.tasks.contrastive.simclr import SimCLR
+from fastpsl.tasks.jigsaw import Jigsaw
+from fastpsl.tasks.rotation import Rotation
+from fastpsl.tasks.sslpp.aet import AET
+from fastpsl.tasks.sslpp.context import Context
+from fastpsl.tasks.sslpp.rotnet import RotNet
+from fastpsl.tasks.sslpp.sslpp import Proxy, SSLPlusPlus
+from tests.engine.tiny import TinyNet, noise_batch, part_of
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "docs"))
+from example_task import NearestKey
+
+from tests.warm import on_ranks
+
+TASKS = {
+    "jigsaw": 2,
+    "nearest_key": 2,
+    "rotation": 2,
+    "all_rotations": 3,
+    "simclr": 3,
+    "sslpp_rotation": 1,
+    "sslpp_aet": 1,
+    "sslpp_context": 1,
+}  # at which level
+PROXIES: dict[str, Callable[[], Proxy]] = {
+    "sslpp_rotation": RotNet,
+    "sslpp_aet": AET,
+    "sslpp_context": Context,
+}
+GLOBAL_BATCH = 8
+
+
+def make_task(name: str) -> Task:
+    if name == "jigsaw":
+        permutations = permutation_set(9, [6, 12, 24]).permutations
+        sizes = {"shorter_px": 60, "cell_px": 18, "tile_px": 16, "embedding_width": 4}
+        return Jigsaw(permutations, (6, 12, 24), permutations_per_image=2, **sizes)
+    if name == "rotation":
+        return Rotation(shorter_px=36, size_px=32)
+    if name == "all_rotations":
+        return Rotation(shorter_px=36, size_px=32, rotations_per_image="all")
+    if name == "simclr":
+        return SimCLR(GLOBAL_BATCH, size_px=32, embedding_width=4)
+    if name in PROXIES:
+        labels = np.arange(GLOBAL_BATCH) % 3
+        plain = train_view(Input(), 32, "padded")
+        return SSLPlusPlus(PROXIES[name](), plain, num_classes=3, labels=labels)
+    return NearestKey(num_samples=GLOBAL_BATCH)
+
+
+def weights_after_a_step(name: str, rank: int, world_size: int) -> dict[str, Tensor]:
+    """Weights after one step of rate 1 without decay or momentum: initial weights minus the gradient."""
+    torch.manual_seed(0)
+    backbone, task, level = TinyNet(), make_task(name), TASKS[name]
+    stage = make_plan("psl", (1, 1, 1))[1]
+    head = task.head(level, backbone.channels[stage.last_block - 1])
+    trunk = Trunk(backbone, stage)
+    module = StageModule(trunk, head, task)
+    module.eval()
+    head.training = (
+        name in PROXIES
+    )  # alone, without the BatchNorms in it: in eval mode it learns no pseudo-labels
+    call_if_there(task, "start_stage", stage, trunk, head)
+    optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
+    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
+    learner = Learner(module, optimiser, task.views(level), "fp32", world)
+    learner.step([part_of(noise_batch(task.views(level), GLOBAL_BATCH), rank, world_size)], 1, lr=1.0)
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def running_statistics(rank: int, world_size: int) -> dict[str, list[Tensor]]:
+    """Buffers of the trunk before two steps, after them, and after a held-out pass; the ranks begin with unlike ones."""
+    torch.manual_seed(0)
+    backbone, task = TinyNet(), make_task("rotation")
+    stage = make_plan("psl", (1, 1, 1))[1]
+    for buffer in backbone.buffers():
+        buffer += rank
+    trunk = Trunk(backbone, stage)
+    module = StageModule(trunk, task.head(2, backbone.channels[stage.last_block - 1]), task)
+    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
+    views = task.views(2)
+    learner = Learner(module, sgd(module.learning_parameters()), views, "fp32", world)
+    batch = part_of(noise_batch(views, GLOBAL_BATCH), rank, world_size)
+    found = {"before": [buffer.clone() for buffer in trunk.buffers()]}
+    for _ in range(2):
+        learner.step([batch], 1, lr=0.1)
+    found["stepped"] = [buffer.clone() for buffer in trunk.buffers()]
+    learner.evaluate([batch], views, lambda: False)
+    found["evaluated"] = list(trunk.buffers())
+    return found
+
+
+def in_a_process(rank: int, world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    for name in TASKS:
+        torch.save(weights_after_a_step(name, rank, world_size), f"{folder}/{name}-{rank}.pt")
+    torch.save(running_statistics(rank, world_size), f"{folder}/statistics-{rank}.pt")
+    leave_world()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes learned, task by task."""
+    path = tmp_path_factory.mktemp("world")
+    on_ranks(in_a_process, (2, str(path)), 2)
+    return path
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_two_ranks_learn_as_one(name: str, folder: Path) -> None:
+    first, second = (torch.load(folder / f"{name}-{rank}.pt") for rank in (0, 1))
+    alone = weights_after_a_step(name, 0, 1)
+    for key, value in alone.items():
+        assert torch.equal(first[key], second[key]), key
+        assert torch.allclose(first[key], value, atol=1e-5 * float(value.abs().max() + 1)), key
+
+
+def test_running_statistics_are_rank_0s_where_they_are_read(folder: Path) -> None:
+    """By frozen blocks and in held-out passes; no forward pass of a step waits for them."""
+    first, second = (torch.load(folder / f"statistics-{rank}.pt") for rank in (0, 1))
+    for part, is_equal in (("before", True), ("stepped", False), ("evaluated", True)):
+        pairs = list(zip(first[part], second[part], strict=True))
+        assert all(torch.equal(one, other) for one, other in pairs) == is_equal, part
+    assert all(
+        torch.equal(one, other) for one, other in zip(first["stepped"], first["evaluated"], strict=True)
+    )
+    # The frozen block's three, of which nothing has moved.
+    assert all(
+        torch.equal(one, other) for one, other in zip(first["before"][:3], second["stepped"][:3], strict=True)
+    )

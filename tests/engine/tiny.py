@@ -1,0 +1,117 @@
+"""A small learning problem for tests of the engine: five blocks of one convolution, the sample's 32-px pictures."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastpsl.engine import launch
+from fastpsl.engine.distributed import World
+from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.run import Run
+from fastpsl.kernels.draws import Keys
+from fastpsl.models.backbone import Backbone
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.views import ViewSpec
+
+
+class TinyNet(Backbone):
+    """Five blocks conv-BatchNorm-ReLU, each of stride 2 up to B4."""
+
+    name = "tiny"
+    channels = (8, 8, 12, 16, 16)
+    block_names = ("conv1", "conv2", "conv3", "conv4", "conv5")
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, *self.channels)
+        self.parts = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(widths[i], widths[i + 1], 3, stride=1 + (i < 4), padding=1, bias=False),
+                nn.BatchNorm2d(widths[i + 1]),
+                nn.ReLU(inplace=True),
+            )
+            for i in range(5)
+        )
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.parts)
+
+
+def one_process(device: str = "cpu") -> World:
+    return World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device(device))
+
+
+def tiny_run(out: Path, world: World | None = None, **options: Any) -> Run:
+    """A run over the 32-px sample, on the CPU, in `out`; of one process without a `world`."""
+    paths = sample_paths()
+    values: dict[str, Any] = {
+        "data": str(paths.train_32),
+        "val": str(paths.test_32),
+        "out": out,
+        "batch_size": 32,
+        "stage_epochs": (2, 2, 2),
+        "checkpoint_minutes": 0.0,
+        "tensorboard": False,
+        "num_threads": 1,
+    }
+    return Run("tiny", PretrainOptions(**{**values, **options}), world or one_process())
+
+
+@contextmanager
+def runs_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Closes the runs that `launch` opens within: a recipe that fails leaves that to the end of its process."""
+    opened: list[Run] = []
+
+    def kept(*arguments: Any, **options: Any) -> Run:
+        opened.append(Run(*arguments, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(launch, "Run", kept)
+    try:
+        yield
+    finally:
+        for run in opened:
+            run.close()
+
+
+def noise_batch(views: Sequence[ViewSpec], size: int, seed: int = 0) -> Batch:
+    """A batch as a loader would hand it out, of noise."""
+    random = torch.Generator().manual_seed(seed)
+    images, draws = [], []
+    for number, view in enumerate(views):
+        side = view.crop.size_px
+        pixels = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8, generator=random)
+        images.append(pixels.permute(0, 3, 1, 2))
+        drawn = view.draw(Keys(seed, 0, np.arange(size), number))
+        draws.append(tuple({k: torch.from_numpy(v) for k, v in draw.items()} for draw in drawn))
+    return Batch(
+        images=images,
+        draws=draws,
+        indices=torch.arange(size),
+        labels=torch.zeros(size, dtype=torch.long),
+        epoch=0,
+        step=0,
+    )
+
+
+def part_of(batch: Batch, number: int, num_parts: int) -> Batch:
+    """The `number`-th of `num_parts` equal parts of a batch."""
+
+    def cut(tensor: Tensor) -> Tensor:
+        return tensor.chunk(num_parts)[number]
+
+    return Batch(
+        images=[cut(images) for images in batch.images],
+        draws=[tuple({k: cut(v) for k, v in draw.items()} for draw in draws) for draws in batch.draws],
+        indices=cut(batch.indices),
+        labels=cut(batch.labels),
+        epoch=0,
+        step=0,
+    )

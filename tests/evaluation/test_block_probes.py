@@ -1,0 +1,353 @@
+"""Block probes: each classifier against sums by hand, features that are shared and stay as they are, orders of few labels."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastpsl.engine.distributed import World, leave_world
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.train_step import Learner
+from fastpsl.engine.trainer import pretrain
+from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.evaluation.block_probes import (
+    BlockProbes,
+    FewLabelBlockProbes,
+    classifier,
+    read_heads,
+)
+from fastpsl.evaluation.few_labels import repeated_order
+from fastpsl.evaluation.label_lists import first_of_each_class
+from fastpsl.models.factory import make_backbone
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.standard_views import center_view, train_view
+from tests.engine.tiny import TinyNet, noise_batch, part_of, tiny_run
+from tests.programs import digests, newest_checkpoint
+from tests.warm import on_ranks
+
+ALL = ("conv_B2", "fc1_B4", "fc2_B3", "fc3_B1")
+INPUT = Input(size_px=32)
+
+
+def probes(backbone: Any, names: tuple[str, ...], num_classes: int = 10, **more: Any) -> BlockProbes:
+    task = (FewLabelBlockProbes if more else BlockProbes)(
+        train_view=train_view(INPUT, 32, "padded"), held_out_view=center_view(INPUT, 32, whole=True),
+        backbone=backbone, heads=read_heads(names, backbone), **more,
+    )  # fmt: skip
+    task.check_data(Synthetic(num_classes * 6, num_classes), 2)
+    return task
+
+
+def batch_of(labels: Tensor) -> Batch:
+    return Batch([], [], torch.arange(len(labels)), labels, epoch=0, step=0)
+
+
+def test_sizes_on_a_nin_of_four_blocks() -> None:
+    """192 maps of 8 x 8 of a picture of 32 px are 12,288 features; a hidden layer has 20 units a class, and 2,048 at most."""
+    backbone = make_backbone("nin4")
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    head: Any = probes(backbone, ALL).head(1, 192)
+    layers = {
+        name: [tuple(p.shape) for p in module.parameters()] for name, module in head.classifiers.items()
+    }
+    norm = [(192,), (192,)]
+    assert layers["conv_B2"] == [(192, 192, 3, 3), *norm, (192, 192, 1, 1), *norm, (192, 192, 1, 1), *norm, (10, 192), (10,)]  # fmt: skip
+    assert layers["fc1_B4"] == [(10, 12_288), (10,)]
+    assert layers["fc2_B3"] == [(200, 12_288), (200,), (200,), (10, 200), (10,)]
+    assert layers["fc3_B1"] == [(200, 96 * 16 * 16), (200,), (200,), (200, 200), (200,), (200,), (10, 200), (10,)]  # fmt: skip
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    assert backbone.training
+    assert [m.out_features for m in classifier("fc2", (8, 1, 1), 300) if isinstance(m, nn.Linear)] == [2048, 300]  # fmt: skip
+
+
+def normalised(values: np.ndarray, norm: nn.Module, axis: int) -> np.ndarray:
+    """BatchNorm by running statistics, along `axis`."""
+    shape = [-1 if i == axis else 1 for i in range(values.ndim)]
+    mean, var = (getattr(norm, name).numpy().reshape(shape) for name in ("running_mean", "running_var"))
+    made: np.ndarray = (values - mean) / np.sqrt(var + 1e-5)
+    if norm.weight is not None:
+        made = made * norm.weight.detach().numpy().reshape(shape) + norm.bias.detach().numpy().reshape(shape)  # type: ignore[operator, union-attr]
+    return made
+
+
+def unlike(module: nn.Module) -> None:
+    """Running statistics, scales and shifts as training leaves them: none that changes nothing."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+            part.running_mean.normal_()  # type: ignore[union-attr]
+            part.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+            if part.affine:
+                nn.init.uniform_(part.weight, 0.5, 2)
+                nn.init.normal_(part.bias)
+
+
+def test_the_conv_head_is_a_nin_block_its_average_and_a_linear_layer() -> None:
+    """In plain loops over positions: 3x3 with a border of zeros, 1x1, 1x1, each normalised and cut at 0; the mean; one product."""
+    torch.manual_seed(0)
+    head: Any = classifier("conv", (5, 4, 3), 7).double().eval()
+    unlike(head)
+    maps = torch.randn(2, 5, 4, 3, dtype=torch.float64)
+    convs, norms = ([m for m in head.modules() if isinstance(m, kind)] for kind in (nn.Conv2d, nn.BatchNorm2d))  # fmt: skip
+    values = maps.numpy()
+    for conv, norm in zip(convs, norms, strict=True):
+        weight = conv.weight.detach().numpy()
+        border = weight.shape[-1] // 2
+        padded = np.pad(values, ((0, 0), (0, 0), (border, border), (border, border)))
+        out = np.zeros((2, 192, 4, 3))
+        for y, x in itertools.product(range(4), range(3)):
+            window = padded[:, :, y : y + 2 * border + 1, x : x + 2 * border + 1]
+            out[:, :, y, x] = np.tensordot(window, weight, ((1, 2, 3), (1, 2, 3)))
+        values = np.maximum(normalised(out, norm, 1), 0)
+    final = head[-1]
+    expected = values.mean((2, 3)) @ final.weight.detach().numpy().T + final.bias.detach().numpy()
+    np.testing.assert_allclose(head(maps).detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_fc_heads_read_every_feature(num_layers: int) -> None:
+    """fc1 normalises each map first; behind each hidden layer, which has no bias, each unit is normalised and cut at 0."""
+    torch.manual_seed(num_layers)
+    head: Any = classifier(f"fc{num_layers}", (5, 4, 3), 7).double().eval()
+    unlike(head)
+    maps = torch.randn(3, 5, 4, 3, dtype=torch.float64)
+    *hidden, final = [m for m in head if isinstance(m, nn.Linear)]
+    norms = [m for m in head if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    values = maps.numpy()
+    if num_layers == 1:
+        assert not norms[0].affine and not hidden
+        values = normalised(values, norms[0], 1)
+    values = values.reshape(3, 60)
+    for layer, norm in zip(hidden, norms, strict=False):
+        assert layer.bias is None and layer.out_features == 140
+        values = np.maximum(normalised(values @ layer.weight.detach().numpy().T, norm, 1), 0)
+    assert len(hidden) == num_layers - 1 and len(norms) == max(1, num_layers - 1)
+    expected = values @ final.weight.detach().numpy().T + final.bias.detach().numpy()
+    np.testing.assert_allclose(head(maps).detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["conv", "fc1", "fc2", "fc3"])
+def test_first_weights_are_rotnets(kind: str) -> None:
+    torch.manual_seed(0)
+    for part in classifier(kind, (64, 8, 8), 10).modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            weight = part.weight.detach()
+            outputs = weight.shape[0] * weight[0, 0].numel()
+            assert float(weight.std()) == pytest.approx((2 / outputs) ** 0.5, rel=0.05)
+            assert part.bias is None or not part.bias.any()
+
+
+@pytest.mark.parametrize("kind", ["conv", "fc1", "fc2", "fc3"])
+@pytest.mark.parametrize(("num", "shape"), [(1, (3, 1, 1)), (0, (3, 2, 2)), (2, (3, 5, 7))])
+def test_odd_maps_one_picture_and_none(kind: str, num: int, shape: tuple[int, ...]) -> None:
+    assert classifier(kind, shape, 4).eval()(torch.randn(num, *shape)).shape == (num, 4)
+
+
+def test_each_head_reads_its_block_and_counts_once() -> None:
+    """The loss is the sum of cross-entropies of heads called by hand; every block runs once, whatever reads it, in float32."""
+    torch.manual_seed(0)
+    backbone = TinyNet()
+    names = ("conv_B2", "fc1_B2", "fc2_B4", "conv_B4")
+    task = probes(backbone, names)
+    stage = Stage("blocks", 1, 5, 4, 1)
+    trunk = Trunk(backbone, stage)
+    module = StageModule(trunk, task.head(1, 16), task)
+    head: Any = module.head
+    calls: list[int] = []
+    for number, block in enumerate(backbone.blocks(), 1):
+        block.register_forward_hook(lambda m, args, out, number=number: calls.append(number))
+    images, labels = torch.randn(6, 3, 32, 32), torch.arange(6)
+    batch = batch_of(labels)
+    batch.indices[4:] = -1
+    loss, metrics = module([images], batch)
+    assert calls == [1, 2, 3, 4]
+    assert list(metrics) == ["loss", "top1_conv_B4"]
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in head.named_parameters()}
+    assert all(p.grad is None for p in backbone.parameters())
+    features = trunk.features(images)
+    total = 0.0
+    for name in names:
+        logits = head.classifiers[name](features[int(name[-1]) - 1])
+        own = F.cross_entropy(logits[:4], labels[:4])
+        head.zero_grad()
+        own.backward()
+        for key, parameter in head.classifiers[name].named_parameters():
+            torch.testing.assert_close(parameter.grad, found[f"classifiers.{name}.{key}"])
+        total += float(own.detach())
+    assert float(loss.detach()) == pytest.approx(total, rel=1e-5)
+    module.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = head(trunk.features(images))
+        loss, metrics = module([images], batch)
+    assert {value.dtype for value in logits.values()} == {loss.dtype} == {torch.float32}
+    assert list(metrics) == ["loss", *(f"top{k}_{name}" for name in names for k in (1, 5))]
+    for name, own in logits.items():
+        right = int((own[:4].argmax(1) == labels[:4]).sum())
+        assert [float(v) for v in metrics[f"top1_{name}"]] == [right, 4]
+
+
+def test_what_heads_cannot_be() -> None:
+    backbone = make_backbone("nin4")
+    for names, words in (
+        ((), "without any.*fc3_B<k>"),
+        (("conv_B7",), "conv_B7: nin4 has the blocks B1 to B4"),
+        (("conv_B0",), "B1 to B4"),
+        (("conv_B2", "fc4_B2"), "fc4_B2: there is no such one; allowed are conv_B<k>"),
+        (("conv_B22x",), "conv_B22x"),
+        (("fc1_B2", "conv_B2", "fc1_B2"), "fc1_B2 2 times"),
+    ):
+        with pytest.raises(ValueError, match=words) as caught:
+            read_heads(names, backbone)
+        assert "\n" not in str(caught.value)
+    assert [head.block for head in read_heads(("fc2_B1", "conv_B4"), backbone)] == [1, 4]
+
+
+def job(few: bool) -> Job:
+    torch.manual_seed(3)
+    backbone = TinyNet()
+    more: dict[str, Any] = {"labels_per_class": 5, "seed": 0} if few else {}
+    return Job(
+        probes(backbone, ("conv_B2", "fc2_B3"), **more),
+        backbone,
+        (Stage("blocks", 1, 4, 3, 2),),
+        step_drops(0.1, (2, 1)),
+        lambda named: sgd(named, 0.9, 5e-4, nesterov=True, decay_biases=True),
+    )
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_a_probe_leaves_the_backbone_and_goes_on_as_if_never_stopped(tmp_path: Path, few: bool) -> None:
+    """Bit for bit, running statistics too; with few labels an epoch has as many steps, and no other image is seen."""
+    seen: list[int] = []
+
+    def fit(out: Path, stop_at: int = 0) -> Any:
+        run = tiny_run(out, log_steps=1)
+        after_step = run.agreement.after_step
+
+        def stop() -> Any:
+            run.agreement.stop_requested = run.position.run_step == stop_at
+            return after_step()
+
+        run.agreement.after_step = stop  # type: ignore[method-assign]  # the signal, at an exact step
+        made = job(few)
+        loss = made.task.loss
+
+        def seeing(trunk: Trunk, head: nn.Module, inputs: Any, batch: Batch) -> Any:
+            seen.extend(batch.indices.tolist() if head.training else ())
+            return loss(trunk, head, inputs, batch)
+
+        made.task.loss = seeing  # type: ignore[method-assign]
+        before = {name: value.clone() for name, value in made.backbone.state_dict().items()}
+        finished = pretrain(made, run)
+        labels = run.train_data.labels()
+        run.close()
+        assert finished == (not stop_at)
+        after = made.backbone.state_dict()
+        assert all(torch.equal(value, after[name]) for name, value in before.items())
+        assert any("running_mean" in name for name in before)
+        return labels
+
+    labels = fit(tmp_path / "whole")
+    assert len(seen) == 2 * 480
+    counts = np.bincount(seen, minlength=480)
+    if few:
+        chosen = np.sort(np.concatenate([np.flatnonzero(labels == c)[:5] for c in range(8)]))
+        assert np.flatnonzero(counts).tolist() == chosen.tolist() and set(counts[chosen]) == {24}
+    else:
+        assert set(counts) == {2}
+    fit(tmp_path / "stopped", stop_at=17)
+    fit(tmp_path / "stopped")
+    assert digests(newest_checkpoint(tmp_path / "whole")) == digests(newest_checkpoint(tmp_path / "stopped"))
+
+
+@pytest.mark.parametrize(("num_chosen", "num"), [(7, 100), (100, 100), (3, 2), (1, 5), (80, 1000)])
+def test_orders_of_few_labels(num_chosen: int, num: int) -> None:
+    """Each image as often as any other, up to one, in every beginning of the order; another order in another epoch and seed."""
+    chosen = np.sort(np.random.default_rng(0).choice(5000, num_chosen, replace=False)).astype(np.int64)
+    orders = [repeated_order(chosen, num, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    for order in orders:
+        assert order.dtype == np.int64 and order.shape == (num,)
+        for stop in {num, num // 2, min(num, num_chosen + 1)}:
+            found = np.bincount(np.searchsorted(chosen, order[:stop]), minlength=num_chosen)
+            assert np.isin(order, chosen).all() and found.max() - found.min() <= 1
+    assert (orders[0] == orders[3]).all()
+    if num_chosen > 3:
+        assert (orders[0] != orders[1]).any() and (orders[0] != orders[2]).any()
+        passes = [tuple(orders[0][s : s + num_chosen]) for s in range(0, num - num_chosen, num_chosen)]
+        assert len(set(passes)) == len(passes)  # shuffled anew
+
+
+def test_a_task_of_few_labels_has_an_order_of_its_own_in_each_epoch() -> None:
+    task = probes(TinyNet(), ("conv_B2",), labels_per_class=2, seed=3)
+    assert isinstance(task, FewLabelBlockProbes) and len(task.chosen) == 20
+    for epoch in range(3):
+        assert task.epoch_order(epoch).tolist() == repeated_order(task.chosen, 60, 3, epoch).tolist()
+
+
+def test_the_first_of_each_class() -> None:
+    labels = np.array([2, 0, 1, 2, 1, 0, 2, 0, 1, 0], np.int32)
+    assert first_of_each_class(labels, 3, 1).tolist() == [0, 1, 2]
+    found = first_of_each_class(labels, 3, 3)
+    assert found.dtype == np.int64 and found.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    for num, classes, words in (
+        (4, ["a", "b", "c"], "4: b has 3 images; give 3 or fewer"),
+        (4, None, "class 1 has 3 images"),
+        (0, None, "--labels-per-class 0: it must be 1 or more"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            first_of_each_class(labels, 3, num, classes)
+    with pytest.raises(ValueError, match="class 3 has 0 images; give data without empty classes"):
+        first_of_each_class(labels, 4, 1)
+
+
+def weights_after_a_step(rank: int, world_size: int) -> dict[str, Tensor]:
+    """Of the heads after one step of rate 1, BatchNorm by its running statistics; what is left is the gradient."""
+    torch.manual_seed(0)
+    backbone = TinyNet()
+    task = probes(backbone, ("conv_B4", "fc1_B5", "fc3_B5"))
+    module = StageModule(Trunk(backbone, Stage("blocks", 1, 6, 5, 1)), task.head(1, 16), task).eval()
+    optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
+    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
+    learner = Learner(module, optimiser, task.views(1), "fp32", world)
+    batch = replace(noise_batch(task.views(1), 8), labels=torch.arange(8))
+    learner.step([part_of(batch, rank, world_size)], 1, lr=1.0)
+    return {name: p.detach().clone() for name, p in module.head.named_parameters()}
+
+
+def in_a_process(rank: int, world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    torch.save(weights_after_a_step(rank, world_size), f"{folder}/{rank}.pt")
+    leave_world()
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_as_one(tmp_path: Path) -> None:
+    on_ranks(in_a_process, (2, str(tmp_path)), 2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for key, value in weights_after_a_step(0, 1).items():
+        assert torch.equal(first[key], second[key]), key
+        assert torch.allclose(first[key], value, atol=1e-5 * float(value.abs().max() + 1)), key
+
+
+@pytest.mark.usefixtures("published_widths")
+def test_heads_on_blocks_that_end_in_one_position() -> None:
+    """ResNet-18's B5 of a picture of 32 px."""
+    backbone = make_backbone("resnet18")
+    head: Any = probes(backbone, ("conv_B5", "fc1_B5")).head(1, 512)
+    assert head.classifiers["fc1_B5"][-1].in_features == 512
+    features = Trunk(backbone, Stage("blocks", 1, 6, 5, 1)).features(torch.randn(2, 3, 32, 32))
+    assert features[-1].shape[-2:] == (1, 1)
+    assert {tuple(logits.shape) for logits in head(features).values()} == {(2, 10)}

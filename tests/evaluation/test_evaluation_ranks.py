@@ -1,0 +1,195 @@
+"""Features, nearest neighbours and the online monitor on two ranks, one pair of processes for all: as on one."""
+
+import json
+import os
+import runpy
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastpsl.engine import online_probe as online
+from fastpsl.engine.dataset_pass import undisturbed
+from fastpsl.engine.distributed import World, leave_world
+from fastpsl.engine.online_probe import Monitor, figures
+from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.run import Run
+from fastpsl.engine.trainer import pretrain
+from fastpsl.engine.trunk import Trunk
+from fastpsl.evaluation.feature_file import read_features
+from fastpsl.evaluation.features import extract
+from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.evaluation.result import read_result
+from fastpsl.evaluation.retrieval import retrieve
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.sample.betons import sample_paths
+from tests.engine.test_online_probe import probes, stop_at
+from tests.engine.test_trainer import tiny_job
+from tests.engine.tiny import TinyNet, one_process, tiny_run
+from tests.evaluation.test_features import extraction, leave_at
+from tests.programs import ROOT, digests, newest_checkpoint
+from tests.recipes.test_knn import numbers_by_hand
+from tests.warm import on_ranks
+
+STAGE = Stage("E", 3, 1, 5, 3)
+STEPS_PER_EPOCH = 5
+
+
+def in_a_process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": Path(folder, "port").read_text()}
+    world = World(rank, 2, rank, 2, torch.device("cpu"))
+    neighbours(Path(folder))  # the recipe joins the process group
+    features(Path(folder), world)
+    retrieval(Path(folder) / "retrieval", world)
+    statistics(world)
+    monitor(Path(folder), world)
+    leave_world()
+
+
+def neighbours(folder: Path) -> None:
+    sys.argv = ["knn.py", "--out", str(folder / "knn"), "--size-px", "32", "--num-threads", "1"]
+    assert runpy.run_path(str(ROOT / "recipes" / "knn.py"))["work"]() == 0
+
+
+def features(folder: Path, world: World) -> None:
+    with Beton(sample_paths().test_32) as data:
+        extraction(data, batch_size=20).to_file(folder / "whole.npy", world, save_every_s=0)
+        works = [extraction(data, block, batch_size=20) for block in (3, 5)]
+        works = [replace(work, pretrained=works[0].pretrained) for work in works]
+        extract(works, [folder / "B3.npy", folder / "B5.npy"], world, save_every_s=0)
+        # One process has left 100 rows; each of these steps is 60.
+        extraction(data, batch_size=30).to_file(folder / "left.npy", world)
+
+
+def retrieval(out: Path, world: World) -> None:
+    """Of 160 images among one another; rank 0 speaks."""
+    data = str(sample_paths().test_32)
+    options = EvaluationOptions(
+        data=data, val=data, out=out, size_px=32, random_weights=True, backbone="nin3",
+        num_threads=1, batch_size=40,
+    )  # fmt: skip
+    lines = retrieve(options, world, block="B2", k=8, num=2, indices=())
+    assert len(lines) == (3 if world.rank == 0 else 0)
+
+
+def statistics(world: World) -> None:
+    net = TinyNet()
+    for buffer in net.buffers():
+        buffer.fill_(world.rank + 1)
+    net.parts[2].eval()
+    with undisturbed(net, world):
+        assert all((buffer == 1).all() for buffer in net.buffers())
+        assert not any(module.training for module in net.modules())
+    assert all((buffer == world.rank + 1).all() for buffer in net.buffers())
+    assert [part.training for part in net.parts] == [True, True, False, True, True]
+
+
+def monitor(folder: Path, world: World) -> None:
+    """Seven steps, more than an epoch, with looks, without, and with a signal to one rank during the first look."""
+    online.draw_probes = lambda lines, path: path
+    paths = sample_paths()
+
+    @contextmanager
+    def opened(name: str, every: int) -> Any:
+        run = Run(
+            "tiny",
+            PretrainOptions(
+                data=str(paths.train_32), val=str(paths.test_32), batch_size=96, num_threads=1, tensorboard=False,
+                out=folder / name, max_steps_per_stage=7, probe_every=every,
+            ),
+            world,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        yield replace(tiny_job("end_to_end"), stages=(STAGE,)), run
+        run.close()
+
+    for name, every in (("probed", 1), ("plain", 0)):
+        with opened(name, every) as (job, run):
+            assert pretrain(job, run)
+    with opened("stopped", 1) as (job, run):
+        looks: list[Any] = []
+        seen: Callable[..., Any] = Monitor._features
+        Monitor._features = lambda *arguments: looks.append(arguments) or seen(*arguments)  # type: ignore
+        stop_at(run, lambda: world.rank == 1 and bool(looks))
+        run.agreement.ask_every_s = 0.0
+        assert not pretrain(job, run)
+        assert run.position.run_step == STEPS_PER_EPOCH and not (run.folder / "probe.jsonl").read_text()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the two processes left."""
+    path = tmp_path_factory.mktemp("ranks")
+    (path / "port").write_text(str(free_port()))
+    with Beton(sample_paths().test_32) as data, pytest.MonkeyPatch.context() as patched:
+        leave_at(100, path / "left.npy", patched, data, batch_size=20)
+    on_ranks(in_a_process, (str(path),), 2)
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize(("name", "block"), [("whole", 4), ("left", 4), ("B3", 3), ("B5", 5)])
+def test_features_are_those_of_one_process(folder: Path, tmp_path: Path, name: str, block: int) -> None:
+    """Also where padding is left over (160 rows in steps of 40 and of 60), where one process began, and of two blocks in one pass."""
+    found = read_features(folder / f"{name}.npy")
+    with Beton(sample_paths().test_32) as data:
+        alone = extraction(data, block).to_file(tmp_path / "alone.npy", one_process()).features()
+    assert found is not None and found.features() == pytest.approx(alone, rel=1e-4, abs=1e-6)
+    assert not list(folder.glob(".*.npy.*"))
+
+
+def test_scores_are_those_of_all_queries(folder: Path) -> None:
+    numbers = json.loads((folder / "knn" / "result.json").read_text())["numbers"]
+    assert numbers == pytest.approx(numbers_by_hand(folder / "knn", (1, 5, 10, 20), 0.07))
+
+
+def test_precision_is_that_of_all_queries(folder: Path, tmp_path: Path) -> None:
+    retrieval(tmp_path / "retrieval", one_process())
+    found, alone = (read_result(place / "retrieval" / "result.json") for place in (folder, tmp_path))
+    assert (
+        abs(found["numbers"]["precision_top8"] - alone["numbers"]["precision_top8"]) < 0.1
+    )  # float32 in other batches
+    for one, other in zip(found["settings"]["shown"], alone["settings"]["shown"], strict=True):
+        assert one["query"] == other["query"]
+        assert one["similarities"] == pytest.approx(other["similarities"], abs=1e-3)
+
+
+def test_looks_change_no_training(folder: Path) -> None:
+    probed, plain = newest_checkpoint(folder / "probed"), newest_checkpoint(folder / "plain")
+    assert probed["position"]["run_step"] == 7
+    for part in ("backbone", "learner"):
+        assert digests(probed[part]) == digests(plain[part])
+
+
+def test_a_look_sees_what_one_process_would(folder: Path, tmp_path: Path) -> None:
+    lines = probes(folder / "probed")
+    assert [line["run_step"] for line in lines] == [5, 7]
+    net = TinyNet()
+    net.load_state_dict(newest_checkpoint(folder / "probed")["backbone"])
+    run = tiny_run(tmp_path)
+    alone = Monitor(run, Trunk(net, STAGE), STAGE, tiny_job().task.views(3)[0], 1)
+    with torch.no_grad(), undisturbed(net, run.world):
+        train, held_out = (alone._features(data) for data in (alone.train, alone.held_out))  # type: ignore[arg-type]
+    run.close()
+    assert train is not None
+    expected = figures(train, held_out)
+    assert expected == {name: pytest.approx(lines[-1][name], rel=1e-3) for name in expected}
+    assert (expected["num_train"], expected["num_held_out"]) == (480, 160)
+
+
+def test_a_signal_to_one_rank_stops_the_look_of_both(folder: Path) -> None:
+    assert newest_checkpoint(folder / "stopped")["position"]["run_step"] == STEPS_PER_EPOCH

@@ -1,0 +1,420 @@
+"""Features of a data set as a file: values, any number of ranks, killed and gone on with, and what stands beside it."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fastpsl.cli import main
+from fastpsl.evaluation import feature_file
+from fastpsl.evaluation.blocks import block_number
+from fastpsl.evaluation.feature_file import read_features
+from fastpsl.evaluation.features import Extraction, extract
+from fastpsl.models.factory import make_backbone
+from fastpsl.models.weights import Pretrained
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.data.dataset import MODE_RAW, Data
+from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.standard_views import center_view
+from tests.engine.tiny import TinyNet, one_process
+from tests.slow import slow
+
+BATCH = 48
+INPUT = Input("RGB", (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), 32)
+
+
+def extraction(data: Data, block: int = 4, weights: int = 0, **options: Any) -> Extraction:
+    torch.manual_seed(weights)
+    net = TinyNet()
+    for block_of_net in net.blocks():
+        block_of_net[1].weight.data.fill_(4.0)  # type: ignore[index,union-attr]  # else an untrained net's outputs fade
+    pretrained = Pretrained(net, INPUT, {"sha256": f"tiny {weights}", "backbone": "tiny"})
+    values: dict[str, Any] = {"batch_size": BATCH, "dtype": "float32", "loader": {"num_threads": 1}}
+    return Extraction(pretrained, data, block, 32, **(values | options))
+
+
+@pytest.fixture
+def data() -> Iterator[Beton]:
+    """160 pictures of 32 px, of eight classes in turn."""
+    with Beton(sample_paths().test_32) as opened:
+        yield opened
+
+
+def by_hand(data: Data, block: int) -> np.ndarray:
+    """Picture by picture: the crop that the loader cuts, normalised, through the blocks, averaged."""
+    net = extraction(data).pretrained.backbone.eval()
+    rows = []
+    with Loader(data, [center_view(INPUT, 32)], batch_size=1, train=False, num_threads=1) as loader:
+        for batch in loader.epoch(0):
+            image = batch.images[0].double() / 255
+            for channel in range(3):
+                image[:, channel] = (image[:, channel] - INPUT.mean[channel]) / INPUT.std[channel]
+            image = image.float()
+            with torch.no_grad():
+                for number in range(block):
+                    image = net.blocks()[number](image)  # type: ignore[operator]
+            rows.append(image[0].flatten(1).sum(1) / image[0, 0].numel())
+    return torch.stack(rows).numpy()
+
+
+@pytest.mark.parametrize("block", [1, 4, 5])
+def test_rows_are_the_averaged_outputs_of_the_samples_in_order(
+    data: Beton, tmp_path: Path, block: int
+) -> None:
+    written = extraction(data, block).to_file(tmp_path / "F.npy", one_process())
+    found = np.load(tmp_path / "F.npy")
+    assert found.dtype == np.float32 and found.shape == (160, TinyNet.channels[block - 1])
+    assert np.allclose(found, by_hand(data, block), rtol=1e-4, atol=1e-5)
+    assert found.std(0).min() > 0.01  # of a constant, order would not show
+    assert np.array_equal(np.load(tmp_path / "F-labels.npy"), data.labels())
+    told = json.loads((tmp_path / "F.json").read_text())
+    assert told == written.record
+    assert (told["block"], told["size_px"], told["input"]) == (f"B{block}", 32, INPUT.as_dict())
+    assert told["data"] == data.digest() and told["class_names"] == data.class_names and told["bad"] == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["F-labels.npy", "F.json", "F.npy"]
+
+
+def test_the_backbone_stays_as_it_was_and_in_eval_mode(data: Beton, tmp_path: Path) -> None:
+    work = extraction(data)
+    work.pretrained.backbone.train()
+    before = {name: value.clone() for name, value in work.pretrained.backbone.state_dict().items()}
+    work.to_file(tmp_path / "F.npy", one_process())
+    after = work.pretrained.backbone.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_half_precision_and_what_it_cannot_hold(data: Beton, tmp_path: Path) -> None:
+    whole = extraction(data).to_file(tmp_path / "whole.npy", one_process()).features()
+    half = extraction(data, dtype="float16").to_file(tmp_path / "half.npy", one_process()).features()
+    assert half.dtype == np.float16 and np.array_equal(half, whole.astype(np.float16))
+    work = extraction(data, dtype="float16")
+    work.pretrained.backbone.blocks()[3][1].weight.data.fill_(1e6)  # type: ignore[index]
+    with pytest.raises(ValueError, match="float16 cannot hold: fastpsl features --dtype float32 can"):
+        work.to_file(tmp_path / "large.npy", one_process())
+    assert not (tmp_path / "large.npy").exists()
+
+
+class Killed(Exception):
+    """In place of a SIGKILL, where the test wants to live on."""
+
+
+def leave_at(rows: int, out: Path, monkeypatch: pytest.MonkeyPatch, data: Data, **options: Any) -> None:
+    """An extraction that ends right after it has noted `rows` rows."""
+    note = feature_file.PartialFeatures.save
+
+    def note_and_die(file: feature_file.PartialFeatures, num_rows: int) -> None:
+        note(file, num_rows)
+        if num_rows >= rows:
+            raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(feature_file.PartialFeatures, "save", note_and_die)
+        extraction(data, **options).to_file(out, one_process(), save_every_s=0)
+
+
+def count_batches(work: Extraction) -> list[int]:
+    """Grows by the size of each batch that the first block sees."""
+    sizes: list[int] = []
+    work.pretrained.backbone.blocks()[0].register_forward_hook(  # type: ignore[operator]
+        lambda _, inputs, __: sizes.append(len(inputs[0]))
+    )
+    return sizes
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(20, 3), (32, 2), (160, 1)])
+def test_what_was_left_is_gone_on_with(
+    data: Beton,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    batch: int,
+    expected: int,
+) -> None:
+    """100 rows are there: of batches of 20 three are left; batches of 32 and 160 begin at rows 96 and 0."""
+    whole = extraction(data).to_file(tmp_path / "whole.npy", one_process()).features()
+    leave_at(100, tmp_path / "F.npy", monkeypatch, data, batch_size=20)
+    assert not (tmp_path / "F.npy").exists()
+    work = extraction(data, batch_size=batch)
+    batches = count_batches(work)
+    found = work.to_file(tmp_path / "F.npy", one_process())
+    assert len(batches) == expected and np.allclose(found.features(), whole, rtol=1e-4, atol=1e-6)
+    assert ("goes on from row" in capsys.readouterr().err) == (batch < 160)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_was_left_of_other_features_is_not(
+    data: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others: tuple[dict[str, Any], ...] = ({"weights": 1}, {"block": 3}, {"dtype": "float16"})
+    for number, other in enumerate(others):
+        out = tmp_path / f"{number}.npy"
+        leave_at(96, out, monkeypatch, data, **other)
+        work = extraction(data)
+        batches = count_batches(work)
+        work.to_file(out, one_process())
+        assert len(batches) == 4
+    assert np.array_equal(np.load(tmp_path / "0.npy"), np.load(tmp_path / "1.npy"))
+
+
+def killed_child(out: Path) -> None:
+    note = feature_file.PartialFeatures.save
+
+    def note_and_die(file: feature_file.PartialFeatures, num_rows: int) -> None:
+        note(file, num_rows)
+        if num_rows == 96:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    feature_file.PartialFeatures.save = note_and_die  # type: ignore[method-assign,assignment]
+    torch.set_num_threads(1)
+    with Beton(sample_paths().test_32) as data:
+        extraction(data).to_file(out, one_process(), save_every_s=0)
+
+
+@pytest.mark.slow
+def test_a_killed_extraction_is_gone_on_with(data: Beton, tmp_path: Path) -> None:
+    whole = extraction(data).to_file(tmp_path / "whole.npy", one_process()).features()
+    child = multiprocessing.get_context("spawn").Process(target=killed_child, args=(tmp_path / "F.npy",))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL and not (tmp_path / "F.npy").exists()
+    work = extraction(data)
+    batches = count_batches(work)
+    found = work.to_file(tmp_path / "F.npy", one_process())
+    assert len(batches) == 2 and np.array_equal(found.features(), whole)
+
+
+def test_the_same_features_are_there_already_and_others_are_refused(data: Beton, tmp_path: Path) -> None:
+    out = tmp_path / "F.npy"
+    extraction(data).to_file(out, one_process())
+    work = extraction(data, batch_size=10)  # what changes no value is not asked about
+    batches = count_batches(work)
+    assert work.to_file(out, one_process()).record["weights"] == "tiny 0" and not batches
+    with pytest.raises(ValueError, match="holds other features; give --overwrite"):
+        extraction(data, weights=1).to_file(out, one_process())
+    changed = extraction(data, weights=1).to_file(out, one_process(), overwrite=True)
+    assert changed.record["weights"] == "tiny 1" and not np.allclose(changed.features(), by_hand(data, 4))
+    (tmp_path / "F.json").unlink()  # features that nothing is known of are nobody's
+    assert read_features(out) is None
+
+
+def test_an_extraction_under_way_is_not_disturbed(data: Beton, tmp_path: Path) -> None:
+    out = tmp_path / "F.npy"
+    held = feature_file.PartialFeatures(out, "digest", extraction(data).wanted(), one_process())
+    with pytest.raises(ValueError, match="another process is writing it"):
+        extraction(data).to_file(out, one_process())
+    held.close()
+    extraction(data).to_file(out, one_process())
+
+
+def test_a_broken_sample_is_a_row_of_nan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "broken.beton"
+    shutil.copy(sample_paths().test, path)
+    with Beton(path) as data:
+        rows = data.rows(np.array([17]))
+    with open(path, "r+b") as file:
+        file.seek(int(rows.offset[0]))
+        file.write(b"\0" * int(rows.num_bytes[0]))
+    with Beton(path) as data:
+        options: dict[str, Any] = {"batch_size": 20, "loader": {"num_threads": 1, "on_bad_sample": "skip"}}
+        leave_at(100, tmp_path / "F.npy", monkeypatch, data, **options)
+        found = extraction(data, **options).to_file(tmp_path / "F.npy", one_process())
+    assert found.record["bad"] == [17] and "1 broken" in str(found)
+    assert np.flatnonzero(np.isnan(found.features()).any(1)).tolist() == [17]
+    assert "sample 17" in capsys.readouterr().err
+
+
+def extract_all(data: Data, folder: Path, blocks: tuple[int, ...], **options: Any) -> list[np.ndarray]:
+    works = [extraction(data, block) for block in blocks]
+    works = [replace(work, pretrained=works[0].pretrained, **options) for work in works]
+    outs = [folder / f"B{block}.npy" for block in blocks]
+    return [file.features() for file in extract(works, outs, one_process(), save_every_s=0)]
+
+
+def test_several_blocks_of_one_pass_are_each_as_alone(data: Beton, tmp_path: Path) -> None:
+    """Bit for bit, whatever their order; also the records, but for when and how long."""
+    found = extract_all(data, tmp_path, (5, 2, 4))
+    for block, values in zip((5, 2, 4), found, strict=True):
+        alone = extraction(data, block).to_file(tmp_path / "alone.npy", one_process(), overwrite=True)
+        assert np.array_equal(values, alone.features())
+        told = json.loads((tmp_path / f"B{block}.json").read_text())
+        differ = ("date", "seconds", "labels")
+        assert {k: v for k, v in told.items() if k not in differ} == {
+            k: v for k, v in alone.record.items() if k not in differ
+        }
+
+
+def test_what_is_missing_of_several_blocks_is_made_and_gone_on_with(
+    data: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """B2 is there, B3 is at row 96, B4 at 48: the batches from row 48 on are seen once, and B2's file stays."""
+    whole = [by_hand(data, block) for block in (2, 3, 4)]
+    extraction(data, 2).to_file(tmp_path / "B2.npy", one_process())
+    leave_at(96, tmp_path / "B3.npy", monkeypatch, data, block=3)
+    leave_at(48, tmp_path / "B4.npy", monkeypatch, data, block=4)
+    before = (tmp_path / "B2.npy").stat().st_mtime_ns
+    starts: list[int] = []
+    opened = Loader.epoch
+
+    def noted(loader: Loader, epoch: int, first_step: int) -> Any:
+        starts.append(first_step)
+        return opened(loader, epoch, first_step)
+
+    monkeypatch.setattr(Loader, "epoch", noted)
+    found = extract_all(data, tmp_path, (2, 3, 4))
+    assert starts == [1] and (tmp_path / "B2.npy").stat().st_mtime_ns == before
+    assert f"{tmp_path / 'B3.npy'}, {tmp_path / 'B4.npy'}: goes on from row 48" in capsys.readouterr().err
+    for values, expected in zip(found, whole, strict=True):
+        np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
+    assert not list(tmp_path.glob(".*"))
+    extract_all(data, tmp_path, (4, 2))
+    assert starts == [1]
+
+
+def test_none_of_several_is_written_where_one_is_refused(data: Beton, tmp_path: Path) -> None:
+    extraction(data, 4, weights=1).to_file(tmp_path / "B4.npy", one_process())
+    with pytest.raises(ValueError, match="B4.npy exists and holds other features"):
+        extract_all(data, tmp_path, (3, 4))
+    assert not (tmp_path / "B3.npy").exists()
+
+
+def test_a_picture_seen_whole(data: Beton, tmp_path: Path) -> None:
+    """Of 32 px nothing is cut off at 32 px; without `whole` the middle 28 of 32 px are seen, and the digest is another."""
+    seen = []
+    for whole in (False, True):
+        work = extraction(data, 1, whole=whole)
+        assert ("whole" in work.wanted()) == whole
+        seen.append((work.digest(), work.to_file(tmp_path / f"{whole}.npy", one_process()).features()))
+    assert seen[0][0] != seen[1][0]
+    pixels = data.rows(np.arange(1))
+    assert int(pixels.mode[0]) == MODE_RAW
+    raw = np.frombuffer(os.pread(int(pixels.fd[0]), 32 * 32 * 3, int(pixels.offset[0])), np.uint8)
+    picture = torch.from_numpy(raw.reshape(1, 32, 32, 3).copy()).permute(0, 3, 1, 2).float() / 255
+    picture = (picture - torch.tensor(INPUT.mean)[:, None, None]) / torch.tensor(INPUT.std)[:, None, None]
+    with torch.no_grad():
+        first = extraction(data).pretrained.backbone.eval().blocks()[0](picture).mean((2, 3))  # type: ignore[operator]
+    np.testing.assert_allclose(seen[1][1][0], first[0].numpy(), rtol=1e-4, atol=1e-5)
+    assert not np.allclose(seen[0][1][0], first[0].numpy(), rtol=1e-2)
+
+
+def test_blocks_by_name() -> None:
+    assert [block_number(name, 5) for name in ("B1", "b4", "B5", "final")] == [1, 4, 5, 5]
+    for name in ("B0", "B6", "4", "B", "B²", "last", ""):
+        with pytest.raises(ValueError, match="B1 to B5"):
+            block_number(name, 5)
+    assert [block_number(name, 7) for name in ("B6", "B7", "final")] == [6, 7, 7]
+    with pytest.raises(ValueError, match="--block B8: this backbone has B1 to B7; final is the last"):
+        block_number("B8", 7)
+    names = make_backbone("alexnet").block_names
+    assert [block_number(name, 7, names) for name in ("conv1", "fc7", "B6", "final")] == [1, 7, 6, 7]
+    with pytest.raises(
+        ValueError, match="--block fc8: this backbone has B1 to B7, which are conv1, .* fc7; final"
+    ):
+        block_number("fc8", 7, names)
+
+
+@pytest.mark.usefixtures("published_widths")
+@pytest.mark.parametrize(("block", "width"), [(5, 256), slow(6, 4096), (7, 4096)])
+def test_convolutions_and_fully_connected_blocks_of_alexnet(
+    data: Beton, tmp_path: Path, block: int, width: int
+) -> None:
+    """Of a map the mean over its positions; fc6 and fc7 have one, and dropout none of them."""
+    torch.manual_seed(0)
+    net = make_backbone("alexnet")
+    pretrained = Pretrained(net, INPUT, {"sha256": "random", "backbone": "alexnet"})
+    options: dict[str, Any] = {"batch_size": 80, "dtype": "float32", "loader": {"num_threads": 1}}
+    written = Extraction(pretrained, data, block, 64, **options).to_file(tmp_path / "F.npy", one_process())
+    found = np.load(tmp_path / "F.npy")
+    assert found.shape == (160, width) and written.record["block"] == f"B{block}"
+    with Loader(data, [center_view(INPUT, 64)], batch_size=3, train=False, num_threads=1) as loader:
+        batch = next(batches := loader.epoch(0))
+        (images,) = batch.inputs(loader.views, torch.float32)
+        batches.close()
+    with torch.no_grad():
+        expected = nn.Sequential(*net.eval().blocks()[:block])(images)
+    if block > 5:
+        assert expected.shape == (3, 4096, 1, 1)
+    np.testing.assert_allclose(found[:3], expected.mean((2, 3)).numpy(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as a run leaves it."""
+    path = tmp_path_factory.mktemp("weights") / "step-00000001.pt"
+    state = {
+        "format": 1,
+        "science": {"recipe": "none", "backbone": "resnet18", "plan": "end_to_end"},
+        "num_stages": 1,
+        "position": {"run_step": 1, "summaries": []},
+        "backbone": make_backbone("resnet18").state_dict(),
+        "input": Input(size_px=32).as_dict(),
+    }
+    torch.save(state, path)
+    return path
+
+
+def command(*arguments: object) -> int:
+    try:
+        main(["features", *map(str, arguments)])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = sample_paths().test_32, tmp_path / "F.npy"
+    small = ("--size-px", "32", "--num-threads", "1")
+    assert command(checkpoint, data, "--block", "B3", "--out", out, *small) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"weights: {checkpoint}: resnet18 (fastpsl, 1 steps")
+    assert said[1:] == [f"{out}: float16 [160, 64], B3 of resnet18 at 32 px, labels in F-labels.npy"]
+    found = read_features(out)
+    assert found is not None and found.record["checkpoint"]["science"]["recipe"] == "none"
+    assert "whole" not in found.record
+    assert (
+        command(checkpoint, data, "--block", "conv3_x", "--whole", "--out", tmp_path / "W.npy", *small) == 0
+    )
+    whole = read_features(tmp_path / "W.npy")
+    assert whole is not None and whole.record["whole"] and whole.record["block"] == "B3"
+    assert not np.array_equal(whole.features(), found.features())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--block", "B6"), ("B6", "B1 to B5")),
+        (("--out", "F.npz"), ("F.npz", ".npy")),
+        (("--dtype", "int8"), ("int8", "float16", "float32")),
+        (("--precision", "tf32"), ("tf32", "bf16")),
+        (("--backbone", "resnet50"), ("resnet18", "resnet50")),
+        (("--out", "absent/F.npy"), ("absent", "cannot be written")),
+        (("--size-px", "0"), ("size-px",)),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    words: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = () if "--out" in arguments else ("--out", "F.npy")
+    assert command(checkpoint, sample_paths().test_32, *arguments, *out, "--num-threads", "1") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fastpsl: ") and all(word in line for word in words), line
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,232 @@
+"""Lists of labelled images: balanced as the published ones, a function of the seed, read from what others publish."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastpsl.evaluation.label_lists import draw_label_list, read_label_list, source_names, write_label_list
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.data.folder import Folder
+from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.sample.betons import sample_paths
+from tests.pipelines.folders import tree, write_folder
+from tests.pipelines.photos import jpeg, photo
+
+
+def labels_of(sizes: list[int], seed: int = 0) -> np.ndarray:
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    np.random.default_rng(seed).shuffle(labels)
+    return labels
+
+
+def test_counts_are_those_of_simclrs_published_lists() -> None:
+    """ImageNet has 1,281,167 images; SimCLR's files have 811 x 13 + 189 x 12 and 116 x 129 + 884 x 128 lines."""
+    sizes = [1300] * 895 + [732] * 2 + [1130] * 103
+    sizes[0] += 1_281_167 - sum(sizes)
+    labels = labels_of(sizes)
+    for percent, counts in ((1, {13: 811, 12: 189}), (10, {129: 116, 128: 884})):
+        chosen = draw_label_list(labels, 1000, percent, 0)
+        assert len(chosen) == 1_281_167 * percent // 100
+        assert Counter(Counter(labels[chosen].tolist()).values()) == counts
+        assert (np.diff(chosen) > 0).all() and chosen.dtype == np.int64
+
+
+def test_the_choice_is_the_seeds_and_even() -> None:
+    labels = labels_of([40] * 10)
+    first = draw_label_list(labels, 10, 10, 0)
+    assert np.array_equal(first, draw_label_list(labels, 10, 10, 0))
+    assert not np.array_equal(first, draw_label_list(labels, 10, 10, 1))
+    drawn = np.zeros(len(labels))
+    for seed in range(400):
+        drawn[draw_label_list(labels, 10, 10, seed)] += 1
+    # each image by chance 1 in 10: 40 ± 6 of 400
+    assert drawn.sum() == 400 * 40 and 15 < drawn.min() and drawn.max() < 70
+    # who gets the image that is left over is drawn too: 41 of 410 in ten classes
+    labels = labels_of([41] * 10)
+    extra = Counter(
+        Counter(labels[draw_label_list(labels, 10, 10, seed)].tolist()).most_common(1)[0][0]
+        for seed in range(100)
+    )
+    assert len(extra) == 10
+
+
+def test_a_list_stays_as_it_was_drawn_first() -> None:
+    """Frozen: a run that is resumed with a later version must find the images that it began with."""
+    assert draw_label_list(np.arange(60) % 3, 3, 10, 7).tolist() == [0, 1, 43, 45, 50, 59]
+
+
+def test_classes_with_too_few_are_named() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"--percent 1 of cat, which has 3 images, .* --percent 33.3 or more, or .* --label-list",
+    ):
+        draw_label_list(labels_of([500, 3, 500]), 3, 1, 0, ["ant", "cat", "dog"])
+    with pytest.raises(ValueError, match="class 2, which has 0 images, .* empty classes"):
+        draw_label_list(labels_of([50, 30]), 3, 10, 0)
+    with pytest.raises(ValueError, match="takes 101 images of each class, and dog has 20: lower --percent"):
+        draw_label_list(labels_of([1000, 1000, 20]), 3, 15, 0, ["ant", "cat", "dog"])
+    for percent in (0, -1, 101, float("nan")):
+        with pytest.raises(ValueError, match="above 0 and at most 100"):
+            draw_label_list(labels_of([50, 50]), 2, percent, 0)
+    assert np.array_equal(draw_label_list(labels_of([5, 5]), 2, 100, 0), np.arange(10))
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes called as ImageNet's, four files each; one file name is in two classes."""
+    root = tmp_path_factory.mktemp("data") / "train"
+    picture = jpeg(photo(0, 40, 40))
+    names = [f"n0{c}/n0{c}_{10 * i}.JPEG" for c in range(3) for i in range(4)] + [
+        "n01/same.JPEG",
+        "n02/same.JPEG",
+    ]
+    tree(root, dict.fromkeys(names, picture))
+    write_folder(root, root.parent / "train.beton")
+    return root
+
+
+@pytest.fixture(params=["beton", "folder"])
+def data(
+    request: pytest.FixtureRequest, imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Beton | Folder]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with Beton(imagenet.parent / "train.beton") if request.param == "beton" else Folder(imagenet) as data:
+        yield data
+
+
+def names_of(data: Beton | Folder, places: np.ndarray) -> list[str]:
+    names = list(source_names(data))
+    return ["/".join(names[i].split("/")[-2:]) for i in places]
+
+
+WANTED = ["n02/n02_30.JPEG", "n00/n00_0.JPEG", "n01/n01_20.JPEG"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "n02_30.JPEG\nn00_0.JPEG\nn01_20.JPEG\n",  # SimCLR's
+        "n02/n02_30.JPEG\n\nn00/n00_0.JPEG\r\n n01/n01_20.JPEG",
+        "/somewhere/train/n02/n02_30.JPEG\ntrain/n00/n00_0.JPEG\nn01_20\n",
+        "n02_30.jpg\nelsewhere/n00_0.png\nn01/n01_20.webp\n",
+    ],
+)
+def test_names_of_all_kinds_are_found(data: Beton | Folder, tmp_path: Path, text: str) -> None:
+    (tmp_path / "list.txt").write_text(text)
+    assert names_of(data, read_label_list(tmp_path / "list.txt", data)) == WANTED
+
+
+def test_arrays_of_paths_and_of_places_are_read(data: Beton | Folder, tmp_path: Path) -> None:
+    path = tmp_path / "train_images.npy"  # VISSL's: absolute paths of somebody's machine
+    for array in (np.array([f"/datasets/imagenet/train/{name}" for name in WANTED]), np.array(WANTED, "S")):
+        np.save(path, array)
+        assert names_of(data, read_label_list(path, data)) == WANTED
+    np.save(path, np.array([5, 0, 13]))
+    assert read_label_list(path, data).tolist() == [5, 0, 13]
+    for array, why in (
+        (np.array([0.5]), "no strings and no integers"),
+        (np.array(["a", 1], object), "cannot be read"),
+    ):
+        np.save(path, array, allow_pickle=True)
+        with pytest.raises(ValueError, match=why):
+            read_label_list(path, data)
+    path.write_bytes(b"no array")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_label_list(path, data)
+
+
+def test_what_is_written_is_read(data: Beton | Folder, tmp_path: Path) -> None:
+    chosen = np.array([3, 7, 11])
+    path = write_label_list(tmp_path / "label-list.txt", chosen)
+    assert path.read_text() == "3\n7\n11\n"
+    assert np.array_equal(read_label_list(path, data), chosen)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (
+            "n00_0.JPEG\nn09_1.JPEG\nn09_2.JPEG\n",
+            r"names n09_1.JPEG, which is not in the data \(2 of 3 names",
+        ),
+        ("same.JPEG\n", r"names same.JPEG, and 2 samples are called so .*class/name"),
+        ("n00_0.JPEG\nn00/n00_0.JPEG\n", r"names .*n00/n00_0.JPEG.* 2 times"),
+        ("3\n14\n", "names sample 14, and the data has 0 to 13"),
+        ("3\n3\n", "2 times"),
+        ("\n\n", "names no image"),
+    ],
+)
+def test_lists_that_do_not_fit_are_refused(data: Beton | Folder, tmp_path: Path, text: str, why: str) -> None:
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(ValueError, match=why):
+        read_label_list(tmp_path / "list.txt", data)
+
+
+def test_the_same_name_in_two_classes_is_told_by_its_folder(data: Beton | Folder, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("n02/same.JPEG\n")
+    assert names_of(data, read_label_list(tmp_path / "list.txt", data)) == ["n02/same.JPEG"]
+
+
+def test_a_beton_without_its_json_says_what_is_missing(imagenet: Path, tmp_path: Path) -> None:
+    (tmp_path / "bare.beton").write_bytes((imagenet.parent / "train.beton").read_bytes())
+    (tmp_path / "list.txt").write_text("n00_0.JPEG\n")
+    with Beton(tmp_path / "bare.beton") as bare:
+        with pytest.raises(ValueError, match=r"bare.beton does not know .*bare.beton.json"):
+            read_label_list(tmp_path / "list.txt", bare)
+        (tmp_path / "list.txt").write_text("1\n2\n")
+        assert read_label_list(tmp_path / "list.txt", bare).tolist() == [1, 2]
+
+
+def test_other_data_has_names_too(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("synthetic sample 3\n")
+    assert read_label_list(tmp_path / "list.txt", Synthetic(5)).tolist() == [3]
+
+
+def test_a_file_of_another_class_is_not_taken(tmp_path: Path) -> None:
+    """Numbered files: cat/1.jpg is absent, and dog/1.jpg is no cat."""
+    for name in ("cat/2.png", "dog/1.png", "dog/3.png"):
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    (tmp_path / "list.txt").write_text("cat/1.png\ncat/2.png\n")
+    with (
+        Folder(tmp_path / "pictures") as data,
+        pytest.raises(ValueError, match="cat/1.png, which is not in the data"),
+    ):
+        read_label_list(tmp_path / "list.txt", data)
+    (tmp_path / "list.txt").write_text("1.png\ncat/2.png\n")
+    with Folder(tmp_path / "pictures") as data:
+        assert read_label_list(tmp_path / "list.txt", data).tolist() == [1, 0]
+
+
+def test_a_number_of_any_length_is_a_place_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    with closing(open_data(str(sample_paths().test_32))) as data:
+        path.write_text("000\n0000000000000000000000000007\n")
+        assert read_label_list(path, data).tolist() == [0, 7]
+        for digits in ("9" * 5000, "9" * 30, str(data.num_samples)):
+            path.write_text(f"1\n{digits}\n")
+            with pytest.raises(ValueError, match=rf"list\.txt names sample {digits[:20]}") as refused:
+                read_label_list(path, data)
+            assert len(str(refused.value)) < 300
+
+
+def test_names_of_any_bytes_are_found_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "pictures" / "cat").mkdir(parents=True)
+    for name in (b"a.png", b"caf\xe9.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "cat" / os.fsdecode(name))
+    path = tmp_path / "list.txt"
+    with Folder(tmp_path / "pictures") as data:
+        path.write_bytes(b"caf\xe9.png\n")
+        assert read_label_list(path, data).tolist() == [1]
+        path.write_bytes(b"\xff\xfe\n")
+        with pytest.raises(ValueError, match=r"list\.txt names .*, which is not in the data"):
+            read_label_list(path, data)

@@ -1,0 +1,445 @@
+"""Linear probes: the widths of the protocols, each block's own classifier, frozen features, heads that know nothing of each other."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.trainer import pretrain
+from fastpsl.engine.trunk import Metrics, StageModule, Trunk
+from fastpsl.evaluation.linear import LinearProbes, ProbeHead, best_block_lines, probe_sgd
+from fastpsl.evaluation.probes import log_mean_softmax
+from fastpsl.evaluation.protocols import PROTOCOLS, WHOLE, Pool, pooled
+from fastpsl.models.backbone import Backbone
+from fastpsl.models.factory import make_backbone
+from fastpsl.models.resnet import ResNet
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.standard_views import center_view, ten_crop_views, train_view
+from tests.engine.tiny import TinyNet, tiny_run
+from tests.programs import digests, newest_checkpoint
+from tests.slow import slow
+
+PROBE = Stage("linear", 1, 6, 5, 1)
+BLOCKS = ("B1", "B2", "B3", "B4", "B5")
+WIDTHS = {"B1": 9216, "B2": 9216, "B3": 8192, "B4": 9216, "B5": 8192, "final": 2048}
+
+
+def probes(backbone: Backbone, num_classes: int, size_px: int = 32, **more: Any) -> LinearProbes:
+    input = Input(size_px=size_px)
+    task = LinearProbes(train_view(input, size_px), center_view(input, size_px), backbone=backbone, **more)
+    task.check_data(Synthetic(num_classes * 2, num_classes), 2)
+    return task
+
+
+def batch_of(labels: Tensor) -> Batch:
+    return Batch([], [], torch.arange(len(labels)), labels, epoch=0, step=0)
+
+
+@pytest.mark.usefixtures("published_widths")
+def test_widths_of_resnet50_are_the_protocols() -> None:
+    """PROTOCOL B1 of VISSL, block by block; by the sizes of a real forward at 224 px."""
+    backbone = ResNet("resnet50")
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    head: Any = probes(backbone, 4, 224).head(1, 2048)
+    assert head.widths == WIDTHS
+    assert {name: c.linear.in_features for name, c in head.classifiers.items()} == WIDTHS
+    assert [c.norm.num_features for c in head.classifiers.values()] == [64, 256, 512, 1024, 2048, 2048]
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    assert backbone.training
+
+
+# Features of each block of AlexNet at 224 px, as the protocols' sources print them; fc6 and fc7 are whole.
+FC = {"B6": 4096, "B7": 4096, "final": 4096}
+ALEXNETS = [
+    slow("uic", "alexnet", (9600, 9216, 9600, 9600, 9216), None),
+    ("deepcluster", "alexnet", (9600, 9216, 9600, 9600, 9216), None),
+    slow("rotnet", "alexnet_rotnet", (9216, 9408, 9600, 9216, 9216), False),
+    ("sslpp", "alexnet_rotnet", (9216, 9408, 9600, 9216, 9216), False),
+    slow("sslpp", "alexnet", (96 * 144, 256 * 49, 384 * 25, 384 * 36, 256 * 36), False),
+    ("vissl", "alexnet", (96 * 144, 256 * 36, 384 * 16, 384 * 9, 256 * 4), True),
+]
+
+
+@pytest.mark.usefixtures("published_widths")
+@pytest.mark.parametrize(("protocol", "name", "widths", "affine"), ALEXNETS)
+def test_widths_of_alexnet_are_the_protocols(
+    protocol: str, name: str, widths: tuple[int, ...], affine: bool | None
+) -> None:
+    """By the sizes of a real forward at 224 px; BatchNorm with, without scale and shift, or none."""
+    backbone, chosen = make_backbone(name), PROTOCOLS[protocol]
+    head: Any = probes(backbone, 4, 224, pools=chosen.pools, batchnorm=chosen.batchnorm).head(1, 4096)
+    expected = {f"B{i}": width for i, width in enumerate(widths, 1)} | FC
+    assert head.widths == expected
+    assert {name: c.linear.in_features for name, c in head.classifiers.items()} == expected
+    norms: list[Any] = [getattr(c, "norm", None) for c in head.classifiers.values()]
+    if affine is None:
+        assert norms == [None] * 8
+    else:
+        assert [norm.num_features for norm in norms] == [*backbone.channels, 4096]
+        assert {norm.affine for norm in norms} == {affine} and all(norm.track_running_stats for norm in norms)
+
+
+@pytest.mark.parametrize("name", ["resnet50_mlp", "vgg16"])
+def test_every_protocol_takes_backbones_of_six_and_seven_blocks(name: str) -> None:
+    backbone = make_backbone(name)
+    for chosen in PROTOCOLS.values():
+        head: Any = probes(backbone, 2, 64, pools=chosen.pools, batchnorm=chosen.batchnorm).head(1, 1)
+        expected = {"final": backbone.channels[-1]}
+        if chosen.pools:
+            assert tuple(head.widths)[:5] == BLOCKS
+            expected |= {f"B{i}": width for i, width in enumerate(backbone.channels, 1) if i > 5}
+        assert {name: width for name, width in head.widths.items() if name not in BLOCKS} == expected
+
+
+# VISSL's and DeepCluster's configurations, again: protocol, block, side of the map, kernel, stride, padding, grid.
+WINDOWS = [
+    ("vissl", 1, 112, 10, 10, 4, 12), ("vissl", 2, 56, 16, 8, 0, 6), ("vissl", 3, 28, 13, 5, 0, 4),
+    ("vissl", 4, 14, 8, 3, 0, 3), ("vissl", 5, 7, 6, 1, 0, 2),
+    ("deepcluster", 1, 55, 6, 6, 3, 10), ("deepcluster", 2, 27, 4, 4, 0, 6), ("deepcluster", 3, 13, 3, 3, 1, 5),
+    ("deepcluster", 4, 13, 3, 3, 1, 5), ("deepcluster", 5, 13, 2, 2, 0, 6),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("protocol", "block", "side", "kernel", "stride", "padding", "grid"), WINDOWS)
+def test_a_pool_is_the_mean_of_its_windows(
+    protocol: str, block: int, side: int, kernel: int, stride: int, padding: int, grid: int
+) -> None:
+    """Against sums by hand over the published windows; zeros of the padding count, as torch's AvgPool2d counts them."""
+    pool = PROTOCOLS[protocol].pools[block - 1]
+    assert pool.grid == grid
+    features = torch.randn(2, 3, side, side, dtype=torch.float64)
+    padded = F.pad(features, (padding,) * 4)
+    expected = torch.stack([torch.stack([
+        padded[:, :, y * stride : y * stride + kernel, x * stride : x * stride + kernel].sum((2, 3)) / kernel**2
+        for x in range(grid)], -1) for y in range(grid)], -2)  # fmt: skip
+    torch.testing.assert_close(pooled(features, pool), expected)
+
+
+@pytest.mark.parametrize("protocol", ["uic", "rotnet", "sslpp"])
+@pytest.mark.parametrize("side", [55, 27, 13, 112, 7])
+def test_a_max_pool_is_the_greatest_of_adaptive_windows(protocol: str, side: int) -> None:
+    """Cell i of n is rows floor(i s / n) to ceil((i + 1) s / n), so all of the map is read; in plain loops."""
+    features = torch.randn(2, 3, side, side)
+    grids = (10, 6, 5, 5, 6) if protocol == "uic" else (12, 7, 5, 6, 6)
+    for pool, grid in zip(PROTOCOLS[protocol].pools, grids, strict=True):
+        n = min(grid, side)
+        cells = [slice(i * side // n, -(-(i + 1) * side // n)) for i in range(n)]
+        expected = torch.stack(
+            [torch.stack([features[:, :, y, x].amax((2, 3)) for x in cells], -1) for y in cells], -2
+        )
+        assert torch.equal(pooled(features, pool), expected)
+
+
+def test_other_maps_are_pooled_to_the_same_grid_or_left() -> None:
+    features, vissl = torch.randn(2, 3, 48, 48), PROTOCOLS["vissl"].pools
+    torch.testing.assert_close(
+        pooled(features, vissl[0]), features.unflatten(3, (12, 4)).unflatten(2, (12, 4)).mean((3, 5))
+    )
+    small = torch.randn(2, 3, 3, 3)
+    for pool in (vissl[2], *PROTOCOLS["uic"].pools, *PROTOCOLS["deepcluster"].pools):
+        assert torch.equal(pooled(small, pool), small)
+    assert pooled(torch.randn(2, 3, 14, 14), vissl[4]).shape[-1] == 2  # not VISSL's B4, whose grid is 3
+    assert pooled(torch.randn(2, 3, 55, 48), PROTOCOLS["deepcluster"].pools[0]).shape[-2:] == (10, 10)
+    torch.testing.assert_close(pooled(features, WHOLE)[..., 0, 0], features.mean((2, 3)))
+
+
+class Planted(Backbone):
+    """Five blocks on pictures of four channels, one of which is ±1: B2 takes magnitudes, B3 forgets them.
+
+    The sign is random, so no classifier that is linear in B1 tells which channel it is; in B2 that is the channel's mean.
+    """
+
+    name = "planted"
+    channels = (4, 4, 4, 4, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def blocks(self) -> list[nn.Module]:
+        class Block(nn.Module):
+            def __init__(self, change: Any) -> None:
+                super().__init__()
+                self.change = change
+
+            def forward(self, images: Tensor) -> Tensor:
+                changed: Tensor = self.change(images)
+                return changed
+
+        same, forget = Block(lambda x: x), Block(lambda x: x.sum(1, keepdim=True).expand(-1, 4, -1, -1) * 1.0)
+        return [same, Block(torch.abs), forget, same, same]
+
+
+def planted(num: int, seed: int) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 4, (num,), generator=random)
+    signs = torch.randint(0, 2, (num,), generator=random) * 2.0 - 1
+    images = 0.1 * torch.randn(num, 4, 8, 8, generator=random)
+    images[torch.arange(num), labels] += signs[:, None, None]
+    return images, labels
+
+
+def test_protocols_for_other_data_are_vissls_but_for_their_epochs() -> None:
+    """VISSL's configurations for Places205 and iNaturalist 2018: 14 epochs, a tenth after 4, 8, 12; 84, after 24, 48, 72."""
+    for name, epochs, drops in (("vissl_places205", 14, (4, 8, 12)), ("vissl_inat18", 84, (24, 48, 72))):
+        found = PROTOCOLS[name]
+        assert (found.epochs, sum(found.intervals)) == (epochs, epochs)
+        assert tuple(np.cumsum(found.intervals)[:-1]) == drops
+        assert replace(found, epochs=28, intervals=(8, 8, 8, 4)) == PROTOCOLS["vissl"]
+
+
+def test_the_best_block_is_that_of_the_highest_top1() -> None:
+    numbers = {"top1_B1": 10.94, "top5_B1": 99.0, "top1_B2": 50.06, "top1_B3": 50.05, "top1_final": 80.0}
+    assert best_block_lines(numbers) == ["best of 3 blocks: B2, held-out top-1 50.1 %"]
+    assert best_block_lines({"top1_final": 80.0, "top5_final": 90.0}) == []
+
+
+def test_each_classifier_reads_its_own_block() -> None:
+    """Blocks of unlike constants, weights of 1: each logit is the constant times the number of features."""
+    head = ProbeHead([(2, 8, 8)] * 7, 3, batchnorm=None)
+    for parameter in head.parameters():
+        torch.nn.init.ones_(parameter) if parameter.ndim > 1 else torch.nn.init.zeros_(parameter)
+    constants = (1.0, 10.0, 100.0, 1000.0, 10000.0, 2.0, 3.0)
+    logits = head([torch.full((1, 2, 8, 8), constant) for constant in constants])
+    names = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "final")
+    assert tuple(logits) == names
+    # 8 x 8 by VISSL's grids 12, 6, 4, 3, 2; what it has no pool for is averaged whole
+    assert list(head.widths.values()) == [2 * 8**2, 2 * 6**2, 2 * 4**2, 2 * 3**2, 2 * 2**2, 2, 2, 2]
+    for name, constant in zip(names, (*constants, constants[-1]), strict=True):
+        assert torch.allclose(logits[name], torch.full((1, 3), constant * head.widths[name])), name
+
+
+def test_a_feature_planted_in_b2_is_found_by_b2s_head_alone() -> None:
+    torch.manual_seed(0)
+    backbone = Planted()
+    shapes = [(4, 8, 8)] * 5
+    module = StageModule(Trunk(backbone, PROBE), ProbeHead(shapes, 4), probes(backbone, 4))
+    optimiser = probe_sgd(module.learning_parameters(), momentum=0.9, weight_decay=0.0, nesterov=True)
+    optimiser.param_groups[0]["lr"] = optimiser.param_groups[1]["lr"] = 0.05
+    for step in range(60):
+        images, labels = planted(64, step)
+        loss, _ = module([images], batch_of(labels))
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    module.eval()
+    images, labels = planted(1000, 1000)
+    _, metrics = module([images], batch_of(labels))
+    scores = {name[5:]: float(total / num) for name, (total, num) in metrics.items() if "top1" in name}
+    assert scores.pop("B2") > 0.97
+    assert max(scores.values()) < 0.6, scores
+
+
+def head_outputs(head: nn.Module, features: list[Tensor]) -> dict[str, Tensor]:
+    outputs: dict[str, Tensor] = head(features)
+    return outputs
+
+
+def test_each_head_learns_as_if_it_were_alone() -> None:
+    """Its gradients are those of its own cross-entropy; of B2's loss the others get nothing."""
+    torch.manual_seed(0)
+    backbone = TinyNet()
+    module = StageModule(Trunk(backbone, PROBE), probes(backbone, 3).head(1, 16), probes(backbone, 3))
+    images, labels = torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 2, 2, 1, 0])
+    loss, _ = module([images], batch_of(labels))
+    loss.backward()
+    head = module.head
+    found = {name: parameter.grad.clone() for name, parameter in head.named_parameters()}  # type: ignore[union-attr]
+    logits = head_outputs(head, module.trunk.features(images))
+    for name, own in logits.items():
+        head.zero_grad()
+        F.cross_entropy(own, labels).backward(retain_graph=True)
+        for key, parameter in head.named_parameters():
+            if f".{name}." in key:
+                torch.testing.assert_close(parameter.grad, found[key])
+            else:
+                assert parameter.grad is None or not parameter.grad.any()
+    torch.testing.assert_close(
+        loss, torch.stack([F.cross_entropy(own, labels) for own in logits.values()]).sum()
+    )
+
+
+def test_heads_are_float32_under_autocast() -> None:
+    backbone = TinyNet()
+    task = probes(backbone, 7)
+    module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task)
+    seen: list[torch.dtype] = []
+    for classifier in module.head.classifiers.values():  # type: ignore[operator, union-attr]
+        classifier.linear.register_forward_hook(lambda m, args, out: seen.extend([args[0].dtype, out.dtype]))
+    features: list[torch.dtype] = []
+    backbone.parts[0].register_forward_hook(lambda m, args, out: features.append(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = module([torch.randn(4, 3, 32, 32)], batch_of(torch.tensor([0, 1, 2, 3])))
+    assert set(seen) == {torch.float32} and loss.dtype == torch.float32
+    assert features == [torch.bfloat16]
+
+
+def test_metrics_are_few_while_training_and_all_held_out() -> None:
+    backbone = TinyNet()
+    task = probes(backbone, 7)
+    module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task)
+    batch = batch_of(torch.arange(6))
+    batch.indices[4:] = -1  # padding: whatever its label, it counts for nothing
+    images = torch.randn(6, 3, 32, 32)
+    _, training = module([images], batch)
+    assert list(training) == ["loss", "top1_final"]
+    module.eval()
+    loss, held_out = module([images], batch)
+    names = [f"top{k}_{b}" for b in ("B1", "B2", "B3", "B4", "B5", "final") for k in (1, 5)]
+    assert list(held_out) == ["loss", *names]
+    logits = head_outputs(module.head, module.trunk.features(images))
+    for name, own in logits.items():
+        top5 = [
+            label in row.tolist()
+            for row, label in zip(own.argsort(1, descending=True)[:4, :5], range(4), strict=True)
+        ]
+        assert [float(v) for v in held_out[f"top5_{name}"]] == [sum(top5), 4]
+        assert float(held_out[f"top1_{name}"][0]) == (own[:4].argmax(1) == torch.arange(4)).sum()
+    shorter = batch_of(torch.arange(4))
+    torch.testing.assert_close(loss, module([images[:4]], shorter)[0])
+    few = probes(backbone, 5)
+    module = StageModule(Trunk(backbone, PROBE), few.head(1, 16), few).eval()
+    assert not [name for name in module([images], batch_of(torch.zeros(6).long()))[1] if "top5" in name]
+
+
+def test_mocos_protocol_is_one_linear_layer_on_the_final_features() -> None:
+    backbone = TinyNet()
+    task = probes(backbone, 50, pools=(), batchnorm=None, head_std=0.01)
+    head = task.head(1, 16)
+    assert isinstance(head, ProbeHead) and head.widths == {"final": 16}
+    weight, bias = head.parameters()
+    assert (
+        weight.shape == (50, 16)
+        and float(weight.detach().std()) == pytest.approx(0.01, rel=0.1)
+        and not bias.any()
+    )
+    features = Trunk(backbone, PROBE).eval().features(torch.randn(3, 3, 32, 32))
+    expected = features[-1].mean((2, 3)) @ weight.T
+    torch.testing.assert_close(head(features)["final"], expected)
+
+
+def test_decay_leaves_batchnorm_alone() -> None:
+    backbone = TinyNet()
+    task = probes(backbone, 3)
+    module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task)
+    names = {id(parameter): name for name, parameter in module.learning_parameters()}
+    decayed, rest = probe_sgd(
+        module.learning_parameters(), momentum=0.9, weight_decay=5e-4, nesterov=True
+    ).param_groups
+    assert decayed["weight_decay"] == 5e-4 and rest["weight_decay"] == 0 and decayed["nesterov"]
+    assert {names[id(p)].rsplit(".", 2)[1] for p in decayed["params"]} == {"linear"}
+    assert {names[id(p)].rsplit(".", 2)[1] for p in rest["params"]} == {"norm"}
+    assert len(decayed["params"]) == len(rest["params"]) == 12
+
+
+def job() -> Job:
+    torch.manual_seed(3)
+    backbone = TinyNet()
+    return Job(
+        probes(backbone, 16),
+        backbone,
+        (Stage("linear", 1, 6, 5, 3),),
+        step_drops(0.05, (2, 1)),
+        lambda named: probe_sgd(named, 0.9, 5e-4, True),
+    )
+
+
+def test_a_probe_leaves_the_backbone_and_learns_and_resumes(tmp_path: Path) -> None:
+    def fit(out: Path, stop_at: int = 0) -> dict[str, Any]:
+        run = tiny_run(out, log_steps=1)
+        after_step = run.agreement.after_step
+
+        def stop() -> Any:
+            run.agreement.stop_requested = run.position.run_step == stop_at
+            return after_step()
+
+        run.agreement.after_step = stop  # type: ignore[method-assign]  # the signal, at an exact step
+        made = job()
+        before = {name: value.clone() for name, value in made.backbone.state_dict().items()}
+        finished = pretrain(made, run)
+        run.close()
+        assert finished == (not stop_at)
+        after = made.backbone.state_dict()
+        assert all(torch.equal(value, after[name]) for name, value in before.items())
+        return run.position.summaries[0]["held_out"] if finished else {}
+
+    held_out = fit(tmp_path / "whole")
+    assert held_out["top1_B1"] > 3 / 16 and held_out["top5_B1"] > held_out["top1_B1"]
+    fit(tmp_path / "stopped", stop_at=19)
+    assert fit(tmp_path / "stopped") == held_out
+    whole, stopped = newest_checkpoint(tmp_path / "whole"), newest_checkpoint(tmp_path / "stopped")
+    assert digests(whole) == digests(stopped)
+
+
+def test_a_backbone_of_fewer_blocks_is_refused_where_there_are_pools() -> None:
+    shapes = [(4, 8, 8)] * 4
+    with pytest.raises(ValueError, match="4 blocks.*--protocol moco"):
+        ProbeHead(shapes, 3)
+    assert ProbeHead(shapes, 3, pools=()).widths == {"final": 4}
+    assert ProbeHead(shapes, 3, pools=[Pool(2)] * 4).widths == {f"B{i}": 16 for i in range(1, 5)} | {
+        "final": 4
+    }
+
+
+def test_pictures_too_small_for_the_backbone_are_refused_in_one_line() -> None:
+    with pytest.raises(ValueError, match="62 px: this backbone reads 63 px"):
+        probes(make_backbone("alexnet"), 3, 62).head(1, 4096)
+
+
+def test_crops_of_a_picture_are_one_answer_the_mean_of_their_softmaxes() -> None:
+    logits = [torch.randn(5, 7) * 3 for _ in range(10)]
+    expected = torch.stack([crop.softmax(1) for crop in logits]).mean(0)
+    torch.testing.assert_close(log_mean_softmax(logits).exp(), expected)
+    assert log_mean_softmax(logits[:1]) is logits[0]
+    huge = [torch.tensor([[1e4, 0.0]]), torch.tensor([[0.0, 1e4]])]
+    torch.testing.assert_close(log_mean_softmax(huge).exp(), torch.tensor([[0.5, 0.5]]))
+
+
+def test_held_out_scores_are_those_of_ten_crops() -> None:
+    """top-1 of the mean probability of each block, in plain numpy; the loss is that of the mean; training sees one crop."""
+    torch.manual_seed(1)
+    backbone, input = TinyNet(), Input(size_px=32)
+    middle, *more = ten_crop_views(input, 32)
+    task = LinearProbes(train_view(input, 32), middle, backbone=backbone, more_crops=tuple(more))
+    task.check_data(Synthetic(14, 7), 2)
+    assert task.held_out_views(1) == (middle, *more) and len(more) == 9 and len(task.views(1)) == 1
+    module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task).eval()
+    images, labels = [torch.randn(6, 3, 32, 32) for _ in range(10)], torch.arange(6)
+    batch = batch_of(labels)
+    batch.indices[5:] = -1
+    loss, metrics = module(images, batch)
+    crops = [head_outputs(module.head, module.trunk.features(crop)) for crop in images]
+    total = 0.0
+    for name in crops[0]:
+        mean = np.mean([crop[name].softmax(1).detach().numpy() for crop in crops], 0)[:5]
+        total += float(-np.log(mean[np.arange(5), np.arange(5)]).mean())
+        assert [float(v) for v in metrics[f"top1_{name}"]] == [int((mean.argmax(1) == np.arange(5)).sum()), 5]
+        right = sum(k in row.argsort()[-5:] for k, row in enumerate(mean))
+        assert [float(v) for v in metrics[f"top5_{name}"]] == [right, 5]
+    assert float(loss.detach()) == pytest.approx(total, rel=1e-5)
+    torch.testing.assert_close(
+        module(images[:1] * 10, batch)[0], module(images[:1], batch)[0]
+    )  # ten equal crops say what one says
+
+
+def test_one_class_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 class"):
+        probes(TinyNet(), 2).check_data(Synthetic(4, 1), 2)
+
+
+def test_the_metrics_type_is_sums_and_counts() -> None:
+    metrics: Metrics = probes(TinyNet(), 3).loss(
+        Trunk(TinyNet(), PROBE), ProbeHead([(8, 16, 16), (8, 8, 8), (12, 4, 4), (16, 2, 2), (16, 2, 2)], 3),
+        [torch.randn(4, 3, 32, 32)], batch_of(torch.tensor([0, 1, 2, 0])),
+    )[1]  # fmt: skip
+    assert all(float(num) == 4 and np.isfinite(float(total)) for total, num in metrics.values())

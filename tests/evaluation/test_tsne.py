@@ -1,0 +1,201 @@
+"""`fastpsl tsne`: the map against scikit-learn's of the same features, its picture, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from fastpsl.cli import main
+from fastpsl.evaluation.result import read_result
+from fastpsl.evaluation.tsne import same_class
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.plots.tsne import MAX_NAMED, draw_map
+from fastpsl.tables.found import find
+from tests.pipelines.photos import jpeg, photo
+
+RANDOM = ("--random-weights", "--backbone", "nin3")
+SMALL = ("--size-px", "32", "--whole", "--num-threads", "1", "--batch-size", "40")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = 0
+    try:
+        with threadpool_limits(1):  # sums in another order would lead elsewhere
+            main(["tsne", *map(str, arguments)])
+    except SystemExit as end:
+        code = int(end.code or 0)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def share_by_hand(points: np.ndarray, labels: np.ndarray) -> float:
+    """Point by point."""
+    right = 0
+    for i in range(len(points)):
+        distances = ((points.astype(np.float64) - points[i]) ** 2).sum(1)
+        distances[i] = np.inf
+        right += labels[distances.argmin()] == labels[i]
+    return right / len(points)
+
+
+def test_the_map_is_scikit_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = sample_paths().test_32, tmp_path / "out"
+    options = (
+        *RANDOM,
+        *SMALL,
+        "--data",
+        data,
+        "--num",
+        60,
+        "--perplexity",
+        7.5,
+        "--block",
+        "B2",
+        "--seed",
+        3,
+    )
+    code, said, _ = run(capsys, *options, "--out", out)
+    assert code == 0, said
+    indices, points, features = (
+        np.load(out / f"{name}.npy") for name in ("tsne-indices", "tsne", "features")
+    )
+    assert len(set(indices.tolist())) == 60 and indices.min() >= 0 and indices.max() < 160
+    assert features.dtype == np.float32 and features.shape == (60, 192)
+    with threadpool_limits(1):
+        made = TSNE(perplexity=7.5, init="pca", random_state=3)
+        expected = made.fit_transform(features)
+    assert points.dtype == np.float32 and np.array_equal(points, expected)
+    with Beton(data) as opened:
+        labels, digest = opened.labels()[indices], opened.digest()
+    assert np.array_equal(np.load(out / "features-labels.npy"), labels)
+    record = read_result(out / "result.json")
+    assert (record["recipe"], record["protocol"], record["cut"]) == ("tsne", "tsne", False)
+    share = 100 * share_by_hand(points, labels)
+    assert record["numbers"] == {"same_class_2d": pytest.approx(share, abs=1e-4)} and 15 < share < 100
+    settings = record["settings"]
+    assert settings | {"num": 60, "perplexity": 7.5, "init": "pca", "block": "B2", "seed": 3} == settings
+    assert settings["kl_divergence"] == pytest.approx(made.kl_divergence_, abs=1e-4)
+    assert record["data"]["train"] == digest
+    counts = np.bincount(labels)
+    chance = 100 * sum(count * (count - 1) for count in counts) / (60 * 59)
+    assert f"{share:.1f} % have a point of their class nearest in the map (chance {chance:.1f} %)" in said
+    assert said.splitlines()[-2:] == [f"map {out / 'tsne.png'}", f"result {out / 'result.json'}"]
+    assert [result.record["protocol"] for result in find(out).results] == ["tsne"]
+
+    before = (out / "features.npy").stat().st_mtime_ns
+    again = (*options[:-6], "--perplexity", 5, "--block", "B2", "--seed", 3)
+    assert run(capsys, *again, "--out", out)[0] == 0
+    assert (out / "features.npy").stat().st_mtime_ns == before
+    assert not np.array_equal(np.load(out / "tsne.npy"), points)
+
+
+def test_the_seed_draws_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = []
+    for name, seed, num in (("a", 0, 20), ("b", 1, 20), ("c", 0, 20), ("all", 0, 160)):
+        options = (*RANDOM, *SMALL, "--data", sample_paths().test_32, "--num", num, "--perplexity", 4)
+        assert run(capsys, *options, "--seed", seed, "--out", tmp_path / name)[0] == 0
+        drawn.append(np.load(tmp_path / name / "tsne-indices.npy").tolist())
+    assert drawn[0] == drawn[2] != drawn[1] and drawn[3] == list(range(160))
+    maps = [(tmp_path / name / "tsne.npy").read_bytes() for name in ("a", "b", "c")]
+    assert maps[0] == maps[2] != maps[1]
+
+
+def folder(path: Path, num: int) -> Path:
+    path.mkdir()
+    for i in range(num):
+        (path / f"{i:02d}.jpg").write_bytes(jpeg(photo(i, 40, 50)))
+    return path
+
+
+def test_without_labels_all_is_grey(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = folder(tmp_path / "data", 12), tmp_path / "out"
+    code, said, _ = run(capsys, *RANDOM, *SMALL, "--data", data, "--num", 12, "--perplexity", 3, "--out", out)
+    assert code == 0 and "not every image has a label, so nothing is counted" in said
+    assert read_result(out / "result.json")["numbers"] == {}
+    found = pixels(out / "tsne.png")
+    assert (found.max(2) - found.min(2)).max() == 0 and (found == 0).any()  # the title is black
+
+
+def test_a_broken_picture_is_no_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = folder(tmp_path / "data", 12), tmp_path / "out"
+    broken = data / "05.jpg"
+    broken.write_bytes(b"\0" * broken.stat().st_size)
+    options = (*RANDOM, *SMALL, "--data", data, "--num", 12, "--on-bad-sample", "skip", "--out", out)
+    code, said, _ = run(capsys, *options, "--perplexity", 3)
+    assert code == 0 and "11 images; " in said
+    assert np.load(out / "tsne.npy").shape == (11, 2)
+    assert np.load(out / "tsne-indices.npy").tolist() == [i for i in range(12) if i != 5]
+    code, _, errors = run(capsys, *options, "--perplexity", 11)
+    assert code == 2 and "11 images could be decoded" in errors.splitlines()[-1]
+
+
+def test_shares_by_hand_also_where_points_are_equal() -> None:
+    random = np.random.default_rng(0)
+    points, labels = random.normal(size=(80, 2)).astype(np.float32), random.integers(0, 3, 80)
+    assert same_class(points, labels) == pytest.approx(share_by_hand(points, labels))
+    twice = np.array([[0, 0], [0, 0], [5, 0], [5, 0]], np.float32)
+    assert same_class(twice, np.array([1, 1, 2, 2])) == 1
+    assert same_class(twice, np.array([1, 2, 1, 2])) == 0  # never itself
+
+
+def near(found: np.ndarray, colour: tuple[int, int, int]) -> int:
+    return int((np.abs(found - colour).max(2) < 40).sum())
+
+
+def test_colours_and_legend(tmp_path: Path) -> None:
+    """Two classes in blue and orange, with a legend beside; a point without label grey; no legend of too many classes."""
+    random = np.random.default_rng(0)
+    points = random.normal(size=(90, 2)).astype(np.float32)
+    labels = np.repeat([0, 4, -1], 30)
+    names = ["ant", "bee", "cat", "dog", "eel"]
+    found = pixels(draw_map(tmp_path / "named.png", points, labels, names, "title"))
+    plain = pixels(draw_map(tmp_path / "plain.png", points, np.full(90, -1), names, "title"))
+    assert near(found, (31, 119, 180)) > 300 and near(found, (255, 127, 14)) > 300
+    assert near(plain, (31, 119, 180)) == near(plain, (255, 127, 14)) == 0
+    assert found.shape[1] - plain.shape[1] == pytest.approx(1.6 * 120, abs=3)  # a column of names
+    for num, legend in ((MAX_NAMED, True), (MAX_NAMED + 1, False)):
+        labels = np.arange(90) % num
+        width = pixels(draw_map(tmp_path / "many.png", points, labels, None, "title")).shape[1]
+        assert (width > plain.shape[1] + 100) == legend
+
+
+@pytest.mark.parametrize("shape", [(1, 50), (50, 1), (0, 0)])
+def test_maps_of_any_shape_are_drawn(tmp_path: Path, shape: tuple[float, float]) -> None:
+    points = (np.random.default_rng(0).random((25, 2)) * shape).astype(np.float32)
+    found = pixels(draw_map(tmp_path / "map.png", points, np.arange(25), None, "title"))
+    assert min(found.shape[:2]) >= 3.5 * 120
+
+
+def test_what_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = sample_paths().test_32, tmp_path / "out"
+    cases: list[tuple[tuple[Any, ...], tuple[str, ...]]] = [
+        ((*RANDOM, "--num", 161), ("--num 161", "160 images")),
+        ((*RANDOM,), ("--num 1,000", "160 images")),
+        ((*RANDOM, "--num", 30), ("--perplexity 30", "--num 30")),
+        ((*RANDOM, "--num", 20), ("--perplexity 30", "--num 20")),
+        ((*RANDOM, "--num", 1, "--perplexity", 0.5), ("--num 1: ", "2 images or more")),
+        ((*RANDOM, "--num", 0), ("--num 0",)),
+        ((*RANDOM, "--num", 50, "--perplexity", 0), ("--perplexity 0",)),
+        ((*RANDOM, "--num", 50, "--perplexity", "nan"), ("--perplexity nan",)),
+        ((*RANDOM, "--num", 50, "--block", "B4"), ("--block B4", "B1 to B3")),
+        ((*RANDOM, "--num", 50, "--seed", -2), ("--seed -2",)),
+        ((*RANDOM, "--num", 50, "--seed", 2**32), ("--seed 4294967296",)),
+        (("--num", 50), ("CKPT", "--random-weights")),
+        ((tmp_path / "none.pt", "--num", 50), ("none.pt",)),
+    ]
+    for arguments, words in cases:
+        code, _, errors = run(capsys, *SMALL, *arguments, "--data", data, "--out", out)
+        assert code == 2 and errors.count("\n") == 1 and errors.startswith("fastpsl: "), (arguments, errors)
+        assert all(word in errors for word in words), errors
+    assert not out.exists()

@@ -1,0 +1,267 @@
+"""Every backbone by its name, in the stages of plans, folded, compiled, and under the tasks' own views."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastpsl.engine.compile_modes import make_runner
+from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.plan import Stage, make_plan
+from fastpsl.engine.train_step import DTYPES, Learner
+from fastpsl.engine.trunk import StageModule, Task, Trunk
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.kernels.permutations import permutation_set
+from fastpsl.models.alexnet import AlexNet
+from fastpsl.models.backbone import Backbone
+from fastpsl.models.factory import BACKBONES, make_backbone
+from fastpsl.models.fold_batchnorm import folded
+from fastpsl.models.nin import NIN
+from fastpsl.models.resnet import ResNet
+from fastpsl.models.vgg import VGG
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.tasks.contrastive.moco import MoCo
+from fastpsl.tasks.contrastive.simclr import SimCLR
+from fastpsl.tasks.jigsaw import Jigsaw
+from fastpsl.tasks.rotation import Rotation
+from tests.engine.test_compile_modes import Capture
+from tests.engine.test_stage import CPU, Brightness, snapshot
+from tests.engine.tiny import noise_batch
+from tests.models.test_fold_batchnorm import apart
+from tests.programs import ROOT
+from tests.slow import slow
+
+# Small where their size is not what is tested: fully-connected layers of 16 features.
+SMALL: dict[str, Callable[[], Backbone]] = {
+    "alexnet": lambda: AlexNet("alexnet", fc_width=16),
+    "alexnet_rotnet": lambda: AlexNet("alexnet_rotnet", fc_width=16),
+    "nin3": lambda: NIN("nin3"),
+    "nin4": lambda: NIN("nin4"),
+    "resnet18_cifar": lambda: ResNet("resnet18_cifar"),
+    "resnet34_iic": lambda: ResNet("resnet34_iic"),
+    "resnet50_mlp": lambda: ResNet("resnet50_mlp"),
+    "vgg16": lambda: VGG(fc_width=16),
+}
+LARGE = ("resnet34_iic", "resnet50_mlp", "vgg16")
+# As docs/backbones.md has it; of five blocks and fewer it suggests none for three stages.
+SUGGESTED = {6: ("1-3", "2-4", "3-6"), 7: ("1-3", "2-4", "3-7")}
+
+
+def small(name: str) -> Backbone:
+    """Statistics and affine values as training might have left them."""
+    torch.manual_seed(0)
+    made = SMALL[name]()
+    for part in made.modules():
+        if isinstance(part, _BatchNorm):
+            assert part.running_mean is not None and part.running_var is not None
+            part.running_mean.normal_(std=0.2)
+            part.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+            nn.init.normal_(part.bias, std=0.2)
+        elif isinstance(part, nn.Linear):
+            # DeepCluster's 0.01 is for inputs of 9,216 and 4,096 features: with 16 next to nothing would pass.
+            nn.init.kaiming_normal_(part.weight)
+    return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def views(backbone: Backbone) -> tuple[ViewSpec, ...]:
+    return (ViewSpec(RandomResizedCrop(max(backbone.min_px, 24))),)
+
+
+def learner(backbone: Backbone, stage: Stage, precision: str = "fp32", fold: bool = False) -> Learner:
+    task, width = Brightness(), backbone.channels[stage.last_block - 1]
+    module = StageModule(Trunk(backbone, stage), task.head(1, width), task)
+    return Learner(
+        module, sgd(module.learning_parameters()), views(backbone), precision, CPU, fold_frozen=fold
+    )
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_name_makes_its_backbone(name: str) -> None:
+    with torch.device("meta"):
+        three, two = make_backbone(name), make_backbone(name, num_channels=2)
+    assert three.name == two.name == name
+    assert len(three.blocks()) == three.num_blocks == len(three.block_names) == len(three.channels)
+    shapes = [{key: tensor.shape for key, tensor in made.state_dict().items()} for made in (three, two)]
+    assert shapes[0].keys() == shapes[1].keys()
+    ((first, (_, *kernel)),) = ((key, shape) for key, shape in shapes[0].items() if shape != shapes[1][key])
+    assert first == next(iter(shapes[0])) and kernel[0] == 3
+    assert shapes[1][first] == (shapes[0][first][0], 2, *kernel[1:])
+    used = {id(part) for block in three.blocks() for part in block.modules() if not list(part.children())}
+    assert {id(part) for part in three.modules() if list(part.parameters(recurse=False))} <= used
+
+
+def test_a_first_convolution_of_other_channels_begins_as_the_backbones_own() -> None:
+    torch.manual_seed(0)
+    for name in ("alexnet_rotnet", "resnet18"):
+        first = next(m for m in make_backbone(name, num_channels=2).modules() if isinstance(m, nn.Conv2d))
+        std = (2 / (first.kernel_size[0] ** 2 * first.out_channels)) ** 0.5
+        assert first.in_channels == 2 and first.weight.std().item() == pytest.approx(std, rel=0.04)
+        assert (first.bias is None) == (name == "resnet18")
+        assert first.bias is None or not first.bias.any()
+
+
+def test_dropout_is_refused_where_there_is_none() -> None:
+    with pytest.raises(ValueError, match="--dropout 0.5: alexnet_rotnet has no dropout; .* alexnet or vgg16"):
+        make_backbone("alexnet_rotnet", dropout=0.5)
+    for wrong in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="--dropout .*: it must be 0 or more and below 1"):
+            make_backbone("vgg16", dropout=wrong)
+    with torch.device("meta"):
+        for name, count in (("alexnet", 2), ("vgg16", 1)):
+            made = make_backbone(name, dropout=0.0)
+            assert [part.p for part in made.modules() if isinstance(part, nn.Dropout)] == [0.0] * count
+
+
+def test_who_names_some_names_all() -> None:
+    """The options' help, which tyro reads from the source."""
+    sentence = f"{', '.join(BACKBONES[:-1])} or {BACKBONES[-1]}"
+    told = 0
+    for path in [*ROOT.glob("recipes/*.py"), *ROOT.glob("fastpsl/**/*.py")]:
+        for text in re.findall(
+            r'"""[^"]*\bresnet18 or [^"]*"""|"""[^"]*\bresnet18,[^"]*"""', path.read_text()
+        ):
+            assert sentence in text, f"{path.name}: {text}"
+            told += 1
+    assert told >= 8
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [slow(name, "default") if name in LARGE else (name, "default") for name in SMALL]
+    + [
+        ("alexnet", "suggested"),
+        slow("alexnet_rotnet", "suggested"),
+        ("resnet50_mlp", "suggested"),
+        slow("vgg16", "suggested"),
+    ],
+)
+def test_exactly_the_learning_blocks_change(name: str, kind: str) -> None:
+    backbone = small(name)
+    partition = SUGGESTED.get(backbone.num_blocks, ()) if kind == "suggested" else ()
+    calls: list[int] = []
+    batch = noise_batch(views(backbone), 4)
+    for stage in make_plan("psl", (1, 1, 1), num_blocks=backbone.num_blocks, partition=partition):
+        own = learner(backbone, stage)
+        trunk = own.module.trunk
+        hooks = [
+            block.register_forward_hook(lambda m, args, output, number=number: calls.append(number))
+            for number, block in enumerate([*trunk.frozen, *trunk.learning], start=1)
+        ]
+        before = [snapshot(block) for block in backbone.blocks()]
+        calls.clear()
+        own.step([batch], 1, lr=0.001)
+        assert calls == list(range(1, stage.last_block + 1)) and not own.num_skipped
+        for hook in hooks:
+            hook.remove()
+        for number, block in enumerate(backbone.blocks(), start=1):
+            learns = stage.first_learning <= number <= stage.last_block
+            for key, value in block.state_dict().items():
+                # A bias before a BatchNorm has no gradient but rounding, and begins at 0 where weight decay does nothing.
+                if not key.endswith("bias") or not learns:
+                    assert torch.equal(before[number - 1][key], value) != learns, (stage, number, key)
+
+
+BOUNDS = {"fp32": 2e-5, "bf16": 0.03}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ["fp32", slow("bf16")])
+@pytest.mark.parametrize("name", [slow(name) if name in LARGE else name for name in SMALL])
+def test_all_blocks_frozen_and_folded_have_the_blocks_features(name: str, precision: str) -> None:
+    """Dropout is not at work in frozen blocks, folded or not."""
+    last = small(name).num_blocks
+    stage, dtype = Stage("linear", 1, last + 1, last, 1), DTYPES[precision]
+    side = views(small(name))[0].crop.size_px
+    images = torch.randn(2, 3, side, side).contiguous(memory_format=torch.channels_last)
+    features = []
+    for fold in (False, True):
+        own = learner(small(name), stage, precision, fold)
+        with torch.autocast("cpu", dtype=dtype, enabled=precision != "fp32"):
+            features.append(own.module.trunk.features(images))
+        for block in own.module.trunk.frozen_as_run if fold else ():
+            assert not any(isinstance(part, _BatchNorm) for part in block.modules())
+            kept = [part.weight.dtype for part in block.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+            assert set(kept) == {dtype}
+    for plain, ours in zip(*features, strict=True):
+        assert plain.std() > 0 and apart(plain, ours) < BOUNDS[precision]
+
+
+@torch.no_grad()
+def test_a_folded_blocks_dropout_is_not_at_work() -> None:
+    block, vectors = small("alexnet").train().blocks()[6], torch.randn(2, 16, 1, 1)
+    own = folded(block, torch.float32)
+    assert not torch.equal(block(vectors), block(vectors))
+    assert torch.equal(own(vectors), block.eval()(vectors))
+
+
+@torch.no_grad()
+def test_synchronised_batchnorms_behind_linears_fold_too() -> None:
+    block = small("alexnet_rotnet").eval().blocks()[6]
+    images = torch.randn(2, 16, 1, 1)
+    expected = block(images)
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(block)
+    assert any(isinstance(part, nn.SyncBatchNorm) for part in synchronised.modules())
+    assert apart(expected, folded(synchronised, torch.float32)(images)) < 1e-5
+
+
+@pytest.mark.slow
+def test_compiled_steps_with_dropout_learn_what_eager_ones_do() -> None:
+    backend, weights = Capture(), []
+    stage = make_plan("psl", (1, 1, 1), num_blocks=7, partition=SUGGESTED[7])[2]
+    for mode in ("eager", "compiled"):
+        backbone = small("alexnet")
+        own = learner(backbone, stage)
+        if mode == "compiled":
+            own.module.trunk.runner = make_runner(mode, backend)
+        for seed in range(2):
+            torch.manual_seed(seed)
+            own.step([noise_batch(views(backbone), 4, seed)], 1, lr=0.1)
+        weights.append(torch.cat([value.flatten() for value in own.module.state_dict().values()]))
+    # Frozen and learning blocks: a graph each, and no more for the second step.
+    assert len(backend.inputs) == 2
+    torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
+
+
+def test_a_trunk_refuses_pictures_that_end_before_the_network() -> None:
+    for name, side in (("alexnet", 62), ("vgg16", 31)):
+        backbone = small(name)
+        trunk = Trunk(backbone, make_plan("end_to_end", (1,), num_blocks=7)[0]).eval()
+        with pytest.raises(ValueError, match=f"this backbone reads {side + 1} px and more") as refused:
+            trunk(torch.zeros(1, 3, 224, side))
+        assert "\n" not in str(refused.value)
+        trunk(torch.zeros(1, 3, side + 1, side + 1))
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    # 64-px tiles: AlexNet reads 63 px and more.
+    "jigsaw": lambda: Jigsaw(permutation_set(9, (16,)).permutations, (16,), embedding_width=8),
+    "rotation": Rotation,
+    "simclr": lambda: SimCLR(2),
+    "moco": lambda: MoCo(seed=0, batch_size=2, queue_size=8, key_group=2),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_tasks_run_on_alexnet_with_their_own_views(name: str) -> None:
+    task, backbone = TASKS[name](), small("alexnet")
+    stage = make_plan("psl", (1,) * 3, num_levels=task.num_levels, num_blocks=7, partition=SUGGESTED[7])[2]
+    trunk = Trunk(backbone, stage)
+    head = task.head(stage.level, 16)
+    module = StageModule(trunk, head, task)
+    if hasattr(task, "start_stage"):
+        task.start_stage(stage, trunk, head)
+    specs = task.views(stage.level)
+    own = Learner(module, sgd(module.learning_parameters()), specs, "fp32", CPU)
+    for number in range(task.warm_up_batches(stage) if hasattr(task, "warm_up_batches") else 0):
+        own.warm_up(task, noise_batch(specs, 2, 100 + number))
+    before = snapshot(module)
+    own.step([noise_batch(specs, 2)], 1, lr=0.1)
+    assert not own.num_skipped
+    key = "trunk.learning.4.2.weight"
+    assert isinstance(module.get_parameter(key), Tensor) and not torch.equal(
+        before[key], module.state_dict()[key]
+    )

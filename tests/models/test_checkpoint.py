@@ -1,0 +1,153 @@
+import errno
+import io
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastpsl.models import checkpoint
+from fastpsl.models.checkpoint import Checkpoints, read_checkpoint, write_atomically
+
+
+def state(value: float) -> dict[str, object]:
+    return {"weights": torch.full((1000,), float(value)), "position": {"step": int(value)}}
+
+
+def test_the_last_few_are_kept_and_the_newest_is_found(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    assert checkpoints.newest() is None
+    for step in (5, 10, 100_000):
+        checkpoints.save(step, state(step))
+    assert [p.name for p in checkpoints.paths()] == ["step-00000010.pt", "step-00100000.pt"]
+    found = checkpoints.newest()
+    assert found and found[0].name == "step-00100000.pt" and found[1]["position"] == {"step": 100_000}
+    assert torch.equal(found[1]["weights"], torch.full((1000,), 100_000.0)) and not found[2]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
+def test_a_corrupt_newest_gives_way_to_the_one_before_and_is_named(tmp_path: Path, damage: str) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    checkpoints.save(1, state(1))
+    newest = checkpoints.save(2, state(2))
+    data = bytearray(newest.read_bytes())
+    if damage == "cut":
+        data = data[: len(data) // 2]
+    elif damage == "flip":
+        data[data.index(torch.full((8,), 2.0).numpy().tobytes()) + 9] ^= 1  # in the weights
+    newest.write_bytes({"empty": b"", "text": b"hello"}.get(damage, bytes(data)))
+    with pytest.raises(ValueError, match=newest.name):
+        read_checkpoint(newest)
+    found = checkpoints.newest()
+    assert found and found[0].name == "step-00000001.pt"
+    assert len(found[2]) == 1 and newest.name in found[2][0]
+    for path in checkpoints.paths():
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="can be read"):
+        checkpoints.newest()
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    foreign = tmp_path / "resnet50.pt"
+    torch.save({"conv1.weight": torch.zeros(3)}, foreign)
+    with pytest.raises(ValueError, match="not a fastpsl checkpoint"):
+        read_checkpoint(foreign)
+    with pytest.raises(ValueError, match="no checkpoint"):
+        read_checkpoint(tmp_path / "absent.pt")
+
+
+FULL_DISK = """
+import resource, sys, torch
+from pathlib import Path
+from fastpsl.models.checkpoint import Checkpoints
+folder = Path(sys.argv[1])
+Checkpoints(folder, keep=3).save(1, {"weights": torch.zeros(1000)})
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a disk with 100 kB left
+try:
+    Checkpoints(folder, keep=3).save(2, {"weights": torch.zeros(1_000_000)})
+except OSError as error:
+    print(error.errno, error.filename)
+"""
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n{FULL_DISK}",
+            str(tmp_path),
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.stdout.split() == [str(errno.EFBIG), str(tmp_path / "step-00000002.pt")]
+    assert os.listdir(tmp_path) == ["step-00000001.pt"]
+    found = Checkpoints(tmp_path).newest()
+    assert found and found[0].name == "step-00000001.pt"
+
+
+def test_replacing_a_file_shows_old_or_new(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    write_atomically(path, b"old")
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["status.json"]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_checkpoints_are_named_whatever_the_damage(tmp_path: Path, seed: int) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    checkpoints.save(1, state(1))
+    newest = checkpoints.save(2, state(2))
+    chance = random.Random(seed)
+    data = bytearray(newest.read_bytes())
+    for _ in range(chance.choice([1, 3, 200])):
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    newest.write_bytes(data)
+    found = checkpoints.newest()
+    assert found
+    if found[0] != newest:
+        assert newest.name in found[2][0] and "\n" not in found[2][0]
+
+
+def test_what_could_not_be_read_again_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="tensors, numbers"):
+        Checkpoints(tmp_path).save(1, {"task": {"labels": np.zeros(3)}})
+    assert not os.listdir(tmp_path)
+
+
+def test_no_room_for_a_checkpoint_is_said_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever write fails: of some torch says that the position is unexpected."""
+
+    class Full(io.BytesIO):
+        left = 0
+
+        def write(self, data: Any) -> int:
+            self.left -= 1
+            if self.left < 0:
+                raise MemoryError
+            return super().write(data)
+
+    monkeypatch.setattr(checkpoint.io, "BytesIO", Full)
+    checkpoints, state = Checkpoints(tmp_path), {"a": torch.zeros(500), "b": torch.ones(3000)}
+    for left in range(1000):
+        Full.left = left
+        try:
+            checkpoints.save(1, state)
+        except MemoryError:
+            continue
+        break
+    assert 20 < left < 999 and torch.equal(read_checkpoint(checkpoints.paths()[0])["b"], state["b"])
+
+
+def test_a_checkpoint_of_an_older_step_is_kept_beside_newer_ones(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(9, state(9))
+    assert checkpoints.save(3, state(3)).exists()

@@ -1,0 +1,237 @@
+"""Folded frozen blocks: the same features and gradients, nothing of them where state is kept, refused where they cannot be.
+
+Bounds, of the difference's norm over the features': float32 sums in another order, 1e-5 after a dozen convolutions. bfloat16
+keeps 8 bits, so a rounding is 2^-8 at most and its root mean square about 2^-10; features after n layers, which were rounded in other places,
+differ by about sqrt(2 n) of those: 2 % covers the 11 of ResNet-50's B1 and B2, and is 6 times less than a BatchNorm that is left out makes.
+"""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastpsl.engine.compile_modes import make_runner, run_blocks
+from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.plan import Stage, make_plan
+from fastpsl.engine.train_step import DTYPES, Learner
+from fastpsl.engine.trainer import pretrain
+from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.models.fold_batchnorm import folded
+from fastpsl.models.resnet import ResNet
+from fastpsl.models.revnet import RevNet
+from tests.engine.test_compile_modes import Capture
+from tests.engine.test_stage import CPU, VIEWS, Brightness, snapshot
+from tests.engine.test_trainer import tiny_job
+from tests.engine.tiny import TinyNet, noise_batch, tiny_run
+from tests.slow import slow
+
+BOUNDS = {"fp32": 1e-5, "bf16": 0.02}
+S3 = make_plan("psl", (1, 1, 1))[2]
+
+
+def trained(backbone: nn.Module) -> nn.Module:
+    """With running statistics and affine values as training might have left them, channels-last."""
+    random = torch.Generator().manual_seed(1)
+    for part in backbone.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            size = part.weight.shape
+            part.running_mean = 0.3 * torch.randn(size, generator=random)
+            part.running_var = 0.3 + 1.7 * torch.rand(size, generator=random)
+            part.weight.data = 0.4 + torch.rand(size, generator=random)
+            part.bias.data = 0.3 * torch.randn(size, generator=random)
+    return backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def learner(name: str, precision: str, fold: bool, stage: Stage = S3) -> Learner:
+    torch.manual_seed(0)
+    backbone, task = trained(ResNet(name)), Brightness()
+    module = StageModule(Trunk(backbone, stage), task.head(1, backbone.channels[-1]), task)  # type: ignore[arg-type, index]
+    return Learner(module, sgd(module.learning_parameters()), VIEWS, precision, CPU, fold_frozen=fold)
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    one, other = one.detach().double(), other.detach().double()
+    return float((one - other).norm() / one.norm())
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+@pytest.mark.parametrize("name", ["resnet18", slow("resnet50")])
+def test_features_and_gradients_are_those_of_the_blocks(name: str, precision: str) -> None:
+    batch, dtype = noise_batch(VIEWS, 4), DTYPES[precision]
+    (images,) = batch.inputs(VIEWS, dtype)
+    features, gradients = [], []
+    for fold in (False, True):
+        own = learner(name, precision, fold)
+        # Statistics of four images would blow up any difference.
+        own.module.eval()
+        with torch.autocast("cpu", dtype=dtype, enabled=precision != "fp32"):
+            trunk = own.module.trunk
+            features.append(trunk.features(images)[:2])
+            loss, _ = own.module([images], batch)
+        loss.backward()
+        assert all(p.grad is None for p in trunk.frozen.parameters())
+        gradients.append(torch.cat([p.grad.flatten() for p in trunk.learning.parameters()]))  # type: ignore[union-attr]
+    for plain, ours in zip(*features, strict=True):
+        assert ours.dtype == plain.dtype == dtype
+        assert ours.is_contiguous(memory_format=torch.channels_last)
+        assert apart(plain, ours) < BOUNDS[precision]
+    # Through three more blocks and back, where bfloat16 opens other ReLUs.
+    assert apart(*gradients) < (1e-4 if precision == "fp32" else 0.7)
+
+
+def test_a_batchnorm_left_out_is_beyond_the_bounds() -> None:
+    """What the bounds are worth."""
+    block = trained(ResNet("resnet18")).eval().blocks()[1]  # type: ignore[operator]
+    images = torch.randn(2, 64, 16, 16)
+    expected, wrong = block(images), copy.deepcopy(block)
+    wrong[1][0].bn2 = nn.Identity()
+    assert apart(expected, folded(block, torch.float32)(images)) < 1e-5
+    assert apart(expected, wrong(images)) > 0.12
+
+
+def test_activations_are_joined_to_their_convolutions() -> None:
+    """All of ResNet's are behind one, or behind its sum with the shortcut."""
+    for name, count in (("resnet18", 4), ("resnet50", 9)):
+        block = folded(trained(ResNet(name)).blocks()[1], torch.bfloat16)  # type: ignore[operator]
+        kinds = [type(part).__name__ for part in block.modules()]
+        assert kinds.count("ConvReLU") == count and "ReLU" not in kinds
+        assert isinstance(block, torch.fx.GraphModule) and " + " not in block.code
+
+
+def test_a_result_that_is_used_twice_is_not_joined() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.relu = nn.Conv2d(3, 3, 1), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return self.relu(y) + y
+
+    block, images = Twice(), torch.randn(2, 3, 4, 4)
+    assert apart(block(images), folded(block, torch.float32)(images)) < 1e-6
+
+
+def test_nothing_else_knows_of_the_copies() -> None:
+    plain, folding = learner("resnet18", "bf16", False), learner("resnet18", "bf16", True)
+    assert folding.module.state_dict().keys() == plain.module.state_dict().keys()
+    assert len(list(folding.module.modules())) == len(list(plain.module.modules()))
+    before = snapshot(folding.module.trunk.frozen)
+    for seed in range(2):
+        folding.step([noise_batch(VIEWS, 4, seed)], 1, lr=0.1)
+    assert all(torch.equal(before[n], value) for n, value in folding.module.trunk.frozen.state_dict().items())
+    weights = [m.weight for m in folding.module.trunk._folded[0].modules() if isinstance(m, nn.Conv2d)]
+    assert [w.dtype for w in weights] == [torch.bfloat16] and not weights[0].requires_grad
+
+
+@pytest.mark.slow
+def test_folded_and_compiled() -> None:
+    backend, values = Capture(), []
+    for runner in (run_blocks, make_runner("compiled", backend)):
+        torch.manual_seed(0)
+        own = learner("resnet18", "bf16", True)
+        own.module.trunk.runner = runner
+        own.step([noise_batch(VIEWS, 4)], 1, lr=0.1)
+        values.append(torch.cat([p.detach().flatten() for p in own.module.parameters()]))
+    assert len(backend.inputs) == 2 and torch.equal(*values)
+
+
+def test_a_head_that_learns_alone_has_every_blocks_features() -> None:
+    """Linear probes: all five blocks are frozen."""
+    linear = Stage("linear", 1, 6, 5, 1)
+    own = learner("resnet18", "fp32", True, linear)
+    images = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    ours = own.module.trunk.features(images)
+    expected = learner("resnet18", "fp32", False, linear).module.trunk.features(images)
+    assert len(ours) == 5 and all(apart(a, b) < 2e-5 for a, b in zip(expected, ours, strict=True))
+
+
+def test_synchronised_batchnorm_folds_too() -> None:
+    """In eval mode it is like any other."""
+    block = trained(TinyNet()).blocks()[0].eval()  # type: ignore[operator]
+    images = torch.randn(2, 3, 8, 8)
+    expected = block(images)
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(block)
+    assert apart(expected, folded(synchronised, torch.float32)(images)) < 1e-6
+    assert isinstance(synchronised[1], nn.SyncBatchNorm)  # type: ignore[index]
+
+
+class NormFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.norm(x))
+
+
+class Branches(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_what_cannot_be_folded_is_refused_in_one_line(tmp_path: Path) -> None:
+    reversible = RevNet(channels=(8, 8, 12, 16, 16), units=(1, 2, 2, 2), widths=(4, 4, 4, 4))
+    for block, says in (
+        (reversible.blocks()[1], "RevNet"),
+        (NormFirst(), "follow no convolution"),
+        (Branches(), "cannot follow"),
+    ):
+        with pytest.raises(ValueError, match=says) as refused:
+            folded(block, torch.float32)
+        assert "leave it out" in str(refused.value) and "\n" not in str(refused.value)
+    run = tiny_run(tmp_path, fold_frozen=True)
+    job = tiny_job()
+    object.__setattr__(job, "frozen_batchnorm", "train")
+    with pytest.raises(ValueError, match="--fold-frozen with --frozen-batchnorm train"):
+        job.check(run)
+    run.close()
+
+
+def test_a_plan_is_trained_with_folded_blocks(tmp_path: Path) -> None:
+    """S2 and S3 learn what they learn unfolded, but for rounding, and do not run the frozen blocks themselves."""
+    losses, calls = [], []
+    for fold in (False, True):
+        run, job = (
+            tiny_run(tmp_path / str(fold), max_steps_per_stage=3, val=None, fold_frozen=fold),
+            tiny_job(),
+        )
+        first: nn.Module = job.backbone.blocks()[0]  # type: ignore[operator]
+        seen: list[str] = []
+        first.register_forward_hook(lambda *_, run=run, seen=seen: seen.append(str(run.position.stage)))
+        assert pretrain(job, run)
+        run.close()
+        losses.append([summary["loss_end"] for summary in run.position.summaries])
+        calls.append("".join(seen))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert calls == ["000111222", "000"]
+
+
+class Again(nn.Module):
+    """A convolution and its BatchNorm, once or twice, and a sum with itself."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind, self.conv, self.relu = kind, nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
+        self.bn, self.other = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv(x))
+        if self.kind == "twice":
+            return self.relu(self.conv(y) + y)  # type: ignore[no-any-return]
+        if self.kind == "two norms":
+            return self.relu(y) + self.relu(self.other(self.conv(x)))  # type: ignore[no-any-return]
+        return self.relu(y + y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", ["twice", "two norms"])
+def test_a_convolution_with_two_tasks_is_refused(kind: str) -> None:
+    with pytest.raises(ValueError, match="--fold-frozen: conv is called twice in a block"):
+        folded(trained(Again(kind)), torch.float32)
+
+
+def test_a_sum_with_itself() -> None:
+    block, images = trained(Again("sum")).eval(), torch.rand(2, 4, 6, 6)
+    assert apart(block(images), folded(block, torch.float32)(images)) < BOUNDS["fp32"]

@@ -1,0 +1,132 @@
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from fastpsl.models.resnet import VARIANTS, ResNet
+from tests.slow import slow
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_blocks_compute_torchvisions_features_from_its_state_dict(name: str) -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model(name, weights=None).eval()
+    ours = ResNet(name).eval()
+    state = {k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")}
+    ours.load_state_dict(state)
+    missing, unexpected = torchvision.models.get_model(name, weights=None).load_state_dict(
+        ours.state_dict(), strict=False
+    )
+    assert sorted(missing) == ["fc.bias", "fc.weight"] and not unexpected
+    images = torch.randn(2, 3, 65, 47)
+    x = images
+    with torch.no_grad():
+        for block, channels in zip(ours.blocks(), ours.channels, strict=True):
+            x = block(x)
+            assert x.shape[1] == channels
+        expected = theirs.layer4(
+            theirs.layer3(
+                theirs.layer2(theirs.layer1(theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(images))))))
+            )
+        )
+        assert torch.equal(x, expected)
+        assert torch.equal(ours(images), expected)
+
+
+@torch.no_grad()
+def test_the_one_for_small_pictures_keeps_their_size_up_to_conv2() -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18().eval()
+    theirs.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+    theirs.maxpool = nn.Identity()
+    ours = ResNet("resnet18_cifar").eval()
+    state = theirs.state_dict()
+    ours.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith("fc.")})
+    theirs.fc = nn.Identity()
+    images, sides = torch.randn(2, 3, 32, 30), []
+    x = images
+    for block in ours.blocks():
+        x = block(x)
+        sides.append(tuple(x.shape[2:]))
+    assert sides == [(32, 30), (32, 30), (16, 15), (8, 8), (4, 4)]
+    assert torch.equal(x.mean((2, 3)), theirs(images))
+    # N(0, 2 / (9 · 64)): 1,728 values, whose standard deviation is within 2 % (one standard error is 1.7 %) twice over.
+    assert ResNet("resnet18_cifar").conv1.weight.std() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.07)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("size", "last"), [slow((32, 32), (3, 3)), slow((24, 24), (2, 2)), ((33, 29), (3, 2)), ((1, 1), (1, 1))]
+)
+@pytest.mark.usefixtures("published_widths")
+def test_iics_has_a_pool_of_two_behind_the_small_convolution(
+    size: tuple[int, int], last: tuple[int, int]
+) -> None:
+    """ClusterNet5g leaves 3 x 3 positions of 32 px, which it averages, and 2 x 2 of 24 px."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet34().eval()
+    theirs.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+    theirs.maxpool = nn.MaxPool2d(2, stride=2, padding=1)
+    ours = ResNet("resnet34_iic").eval()
+    state = theirs.state_dict()
+    ours.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith("fc.")})
+    theirs.fc = nn.Identity()
+    images = torch.randn(2, 3, *size)
+    first, second = ours.blocks()[:2]
+    half = tuple(side // 2 + 1 for side in size)
+    assert first(images).shape == (2, 64, *size) and second(first(images)).shape == (2, 64, *half)
+    assert ours(images).shape == (2, 512, *last) and ours(images[:0]).shape == (0, 512, *last)
+    assert torch.equal(ours(images).mean((2, 3)), theirs(images))
+    assert ResNet("resnet34_iic").conv1.weight.std() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.07)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("published_widths")
+def test_the_mlp_is_a_sixth_block_behind_resnet50s_average() -> None:
+    torch.manual_seed(0)
+    ours = ResNet("resnet50_mlp").eval()
+    plain = ResNet("resnet50").eval()
+    plain.load_state_dict({n: t for n, t in ours.state_dict().items() if not n.startswith("mlp.")})
+    linear, norm, _ = ours.mlp
+    assert isinstance(linear, nn.Linear) and isinstance(norm, nn.BatchNorm1d)
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None and variance is not None
+    mean.normal_()
+    variance.uniform_(0.5, 2.0)
+    norm.bias.normal_()
+    images = torch.randn(2, 3, 48, 33)
+    hidden = plain(images).mean((2, 3)) @ linear.weight.T
+    expected = ((hidden - mean) / (variance + 1e-5).sqrt() + norm.bias).clamp(min=0)
+    assert ours(images).shape == (2, 2048, 1, 1) and len(ours.blocks()) == ours.num_blocks == 6
+    torch.testing.assert_close(ours(images)[:, :, 0, 0], expected, rtol=1e-5, atol=1e-5)
+    assert set(ours.state_dict()) - set(plain.state_dict()) == {
+        f"mlp.{name}"
+        for name in (
+            "0.weight",
+            "1.weight",
+            "1.bias",
+            "1.running_mean",
+            "1.running_var",
+            "1.num_batches_tracked",
+        )
+    }
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+@pytest.mark.usefixtures("published_widths")
+def test_parameters(name: str) -> None:
+    with torch.device("meta"):
+        ours, theirs = ResNet(name), torchvision.models.get_model(VARIANTS[name].source)
+    expected = sum(p.numel() for n, p in theirs.named_parameters() if not n.startswith("fc."))
+    if VARIANTS[name].small:
+        expected -= 64 * 3 * (49 - 9)
+    if name == "resnet50_mlp":
+        expected += 2048 * 2048 + 2 * 2048
+    assert sum(p.numel() for p in ours.parameters()) == expected
+
+
+def test_unknown_backbone_names_the_known() -> None:
+    with pytest.raises(
+        ValueError, match="resnet18, resnet50, resnet18_cifar, resnet34, resnet34_iic, resnet50_mlp"
+    ):
+        ResNet("resnet51")

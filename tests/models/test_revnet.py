@@ -1,0 +1,352 @@
+"""RevNet against the same modules run as a plain graph, which stores everything.
+
+Their forward passes are the same operations, so outputs and running statistics are equal bit for bit. Gradients differ
+by the rounding of what is recomputed: float32 streams come back within about 1e-6 of their size (its own test below).
+Tolerance: 1e-4, the norm of the difference over the norm of the gradient. fp32: BatchNorm over few values multiplies
+the 1e-6; 6e-6 was seen. bf16, fp16: sums of few short numbers are nearly exact in float32, and what comes back 3e-8 off
+is rounded to the other side once in 1e5 (1e4) values, by 2^-8 (2^-11): 2^-8 sqrt(1e-5) = 1e-5; 3e-8 was seen.
+float64: 1e-11.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fastpsl.engine.distributed import World, leave_world
+from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.plan import make_plan
+from fastpsl.engine.train_step import Learner
+from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.models import revnet
+from fastpsl.models.factory import make_backbone
+from fastpsl.models.resnet import ResNet
+from fastpsl.models.revnet import UNITS, WIDTHS, Group, ReversibleUnits, RevNet, Unit
+from tests.engine.test_stage import VIEWS, Brightness
+from tests.engine.tiny import noise_batch, part_of
+from tests.warm import on_ranks
+
+TOLERANCE = 1e-4
+STAGES = make_plan("psl", (1, 1, 1))
+own_forward = ReversibleUnits.forward
+
+
+def by_hand(units: ReversibleUnits, x1: Tensor, x2: Tensor) -> Tensor:
+    """The reference: equation 6 of Gomez et al., by autograd as it is."""
+    for unit in units:
+        y1 = x1 + unit.f(x2)  # type: ignore[operator]
+        y2 = x2 + unit.g(y1)  # type: ignore[operator]
+        x1, x2 = y1, y2
+    return torch.cat([x1, x2], dim=1)
+
+
+@pytest.fixture(autouse=True)
+def own_forward_again() -> Iterator[None]:
+    yield
+    ReversibleUnits.forward = own_forward  # type: ignore[method-assign]
+
+
+def use(forward: Callable[..., Tensor]) -> None:
+    ReversibleUnits.forward = forward  # type: ignore[method-assign]
+
+
+def small() -> RevNet:
+    """As deep as the real one, but narrow."""
+    torch.manual_seed(0)
+    return RevNet(channels=(8, 16, 24, 32, 48), widths=(8, 8, 8, 16))
+
+
+def images(number: int = 4, side: int = 64) -> Tensor:
+    random = torch.Generator().manual_seed(0)
+    coarse = torch.randn(number, 3, 4, 4, generator=random)
+    return nn.functional.interpolate(coarse, size=side, mode="bilinear")
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    return float((one - other).double().norm() / other.double().norm())
+
+
+def after_a_step(
+    stage_number: int, precision: str, rank: int = 0, world_size: int = 1
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Gradients and buffers after one step of a stage, as the trainer makes it (channels-last, scaler, DDP)."""
+    backbone, task, stage = small().to(memory_format=torch.channels_last), Brightness(), STAGES[stage_number]
+    module = StageModule(Trunk(backbone, stage), task.head(1, backbone.channels[stage.last_block - 1]), task)
+    optimiser = sgd(module.learning_parameters(), weight_decay=0.0)
+    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
+    learner = Learner(module, optimiser, VIEWS, precision, world)
+    learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 64.0})
+    learner.step([part_of(noise_batch(VIEWS, 16), rank, world_size)], 1, lr=0.1)
+    # A first momentum is the unscaled gradient.
+    momenta = {name: optimiser.state[p]["momentum_buffer"] for name, p in module.learning_parameters()}
+    return momenta, {name: value.clone() for name, value in backbone.named_buffers()}
+
+
+def assert_alike(
+    ours: tuple[dict[str, Tensor], dict[str, Tensor]], plain: tuple[dict[str, Tensor], dict[str, Tensor]]
+) -> None:
+    worst = {name: apart(gradient, plain[0][name]) for name, gradient in ours[0].items()}
+    assert max(worst.values()) < TOLERANCE, max(worst.items(), key=lambda item: item[1])
+    assert all(torch.equal(value, plain[1][name]) for name, value in ours[1].items())
+
+
+@pytest.mark.usefixtures("published_widths")
+def test_24_million_parameters_as_resnet_50() -> None:
+    backbone = make_backbone("revnet50")
+    assert isinstance(backbone, RevNet) and backbone.name == "revnet50"
+    assert sum(p.numel() for p in backbone.parameters()) == 24_313_088
+    assert sum(p.numel() for p in ResNet("resnet50").parameters()) == 23_508_032  # the paper: 24 million both
+    assert all(
+        abs(width / outputs - 0.2) < 0.02
+        for width, outputs in zip(WIDTHS, backbone.channels[1:], strict=True)
+    )
+    assert [len(group.units) + 1 for group in backbone.modules() if isinstance(group, Group)] == list(UNITS)
+
+
+def test_first_weights_are_he_normal_as_torchvisions_resnet() -> None:
+    """Standard deviation sqrt(2 / (kernel area x outputs)), 4.6 % beyond twice it; of 426 thousand draws."""
+    torch.manual_seed(0)
+    weight = RevNet().layer4.units[0].f.conv1.weight.detach()  # type: ignore[union-attr, operator]
+    sigma = math.sqrt(2 / 416)
+    assert weight.shape == (416, 1024, 1, 1)
+    assert math.isclose(float(weight.std()), sigma, rel_tol=5e-3)
+    assert math.isclose(float((weight.abs() > 2 * sigma).float().mean()), 0.0455, abs_tol=2e-3)
+
+
+@pytest.mark.usefixtures("published_widths")
+def test_blocks_have_resnets_shapes() -> None:
+    """Also their sign: each block's output is rectified, and normalised over the batch."""
+    ours_net, resnet = RevNet(), ResNet("resnet50")
+    with torch.no_grad():
+        ours = theirs = images(side=64)
+        for block, other in zip(ours_net.blocks(), resnet.blocks(), strict=True):
+            ours, theirs = block(ours), other(theirs)
+            assert ours.shape == theirs.shape
+            assert (
+                float(ours.min()) == 0.0 and 0.3 < float(ours.mean()) < 0.5
+            )  # 0.4 for a normal distribution
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_step_is_the_plain_graphs(stage: int, precision: str) -> None:
+    ours = after_a_step(stage, precision)
+    use(by_hand)
+    plain = after_a_step(stage, precision)
+    assert_alike(ours, plain)
+    counts = {int(value) for name, value in ours[1].items() if name.endswith("num_batches_tracked")}
+    # S1: not B4 and B5, which do not run; S2, S3: not the frozen blocks either.
+    assert counts == {0, 1}
+
+
+def test_float64_gradients_of_all_parameters_and_the_images() -> None:
+    """Nothing but rounding is between the two: in float64 it is gone."""
+    found = []
+    for forward in (own_forward, by_hand):
+        use(forward)
+        backbone = small().double()
+        pictures = images().double().requires_grad_()
+        features = backbone(pictures)
+        weights = torch.linspace(-1, 1, features.numel(), dtype=torch.float64).view_as(features)
+        (features * weights).sum().backward()
+        found.append([pictures.grad, *(p.grad for p in backbone.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert one is not None and other is not None and apart(one, other) < 1e-11
+
+
+def in_a_process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    for name, forward in (("ours", own_forward), ("plain", by_hand)):
+        use(forward)
+        for stage, precision in ((0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16")):
+            found = after_a_step(stage, precision, rank, 2)
+            torch.save(found, f"{folder}/{name}-{stage}-{precision}-{rank}.pt")
+    leave_world()
+
+
+@pytest.mark.slow
+def test_two_ranks_see_every_gradient(tmp_path: Path) -> None:
+    """DDP's mean gradients, equal on both ranks, and each rank's own statistics are the plain graph's."""
+    on_ranks(in_a_process, (str(tmp_path),), 2)
+    for stage, precision in ((0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16")):
+        ours, plain = (
+            [torch.load(tmp_path / f"{name}-{stage}-{precision}-{rank}.pt") for rank in (0, 1)]
+            for name in ("ours", "plain")
+        )
+        for rank in (0, 1):
+            assert_alike(ours[rank], plain[rank])
+        assert all(torch.equal(value, ours[1][0][name]) for name, value in ours[0][0].items())
+        assert any(not torch.equal(value, ours[1][1][name]) for name, value in ours[0][1].items())
+
+
+def kept_by_autograd(module: nn.Module, *inputs: Tensor) -> list[Tensor]:
+    """What autograd keeps of a forward pass, each piece of memory once; not the parameters and inputs."""
+    own = {p.untyped_storage().data_ptr() for p in [*module.parameters(), *inputs]}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = (
+            tensor.detach()
+        )  # a view: keeps its memory from being reused
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = module(*inputs)
+        assert output.requires_grad
+    return [tensor for address, tensor in kept.items() if address not in own]
+
+
+def num_bytes(tensors: list[Tensor]) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_saved_memory_does_not_grow_with_depth(dtype: torch.dtype) -> None:
+    """Nor do casts: under autocast one sum of the first unit and the output are all that is kept in float32."""
+    sizes = {}
+    for forward in (own_forward, by_hand):
+        use(forward)
+        for num_units in (3, 12):
+            group = Group(16, 32, 8, num_units, stride=1).to(memory_format=torch.channels_last)
+            inputs = torch.randn(2, 16, 12, 12).to(memory_format=torch.channels_last)
+            with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False):
+                kept = kept_by_autograd(group, inputs)
+            sizes[forward, num_units] = num_bytes(kept)
+            if forward is own_forward and dtype != torch.float32:
+                shapes = [tuple(t.shape[:2]) for t in kept if t.dtype == torch.float32 and t.dim() == 4]
+                assert sorted(shapes) == [(2, 16), (2, 32)]
+    assert sizes[own_forward, 3] == sizes[own_forward, 12]
+    assert sizes[by_hand, 3] > 1.5 * sizes[own_forward, 3] and sizes[by_hand, 12] > 3 * sizes[by_hand, 3]
+
+
+def test_reversible_units_keep_their_output_and_nothing_else() -> None:
+    units = ReversibleUnits(Unit(16, 8) for _ in range(5))
+    x1, x2 = torch.randn(2, 2, 16, 12, 12)
+    assert num_bytes(kept_by_autograd(units, x1, x2)) == 2 * 32 * 12 * 12 * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_streams_come_back_in_float32(dtype: torch.dtype) -> None:
+    """What F and G of the real B4 (five reversible units) get in the backward pass, against what they got before.
+
+    Bound: 1e-5 of the largest value (float32 rounds at 6e-8). Streams of bfloat16 would be 4e-3 off at once.
+    """
+    torch.manual_seed(0)
+    group = RevNet().layer3
+    seen: dict[nn.Module, list[Tensor]] = {}
+    for unit in group.units:
+        assert isinstance(unit, Unit)
+        for function in (unit.f, unit.g):
+            function.register_forward_hook(
+                lambda module, args, output: seen.setdefault(module, []).append(args[0].detach().clone())
+            )
+    inputs = torch.randn(2, 512, 6, 6).relu()
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        output = group(inputs)
+    assert output.dtype == dtype
+    output.float().square().sum().backward()
+    assert len(seen) == 10
+    for before, after in seen.values():
+        assert before.dtype == after.dtype == torch.float32
+        assert float((after - before).abs().max()) < 1e-5 * float(before.abs().max())
+
+
+def test_units_behind_something_frozen_learn() -> None:
+    """Inputs without gradients: what learns gets its gradient, what is frozen inside gets none."""
+    found = []
+    for forward in (own_forward, by_hand):
+        use(forward)
+        torch.manual_seed(0)
+        units = ReversibleUnits(Unit(8, 4) for _ in range(3))
+        units[1].f.requires_grad_(False)  # type: ignore[union-attr]
+        x1, x2 = torch.randn(2, 4, 8, 6, 6)
+        units(x1, x2).square().sum().backward()
+        found.append([p.grad for p in units.parameters()])
+    assert [one is None for one in found[0]] == [other is None for other in found[1]]
+    assert sum(one is None for one in found[0]) == 9
+    pairs = [(one, other) for one, other in zip(*found, strict=True) if one is not None and other is not None]
+    assert max(apart(one, other) for one, other in pairs) < TOLERANCE
+
+
+def test_without_gradients_and_in_eval_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs, gradients = [], []
+    for forward in (own_forward, by_hand):
+        use(forward)
+        backbone = small()
+        for _ in range(3):
+            backbone(images())
+        backbone.eval()
+        with torch.no_grad(), monkeypatch.context() as patch:
+            patch.delattr(revnet, "_Recomputed")
+            output = backbone(images())
+        learned = backbone(images())
+        assert torch.equal(learned, output)
+        learned.square().mean().backward()
+        outputs.append(output)
+        gradients.append([p.grad for p in backbone.parameters()])
+        assert all(int(value) == 3 for name, value in backbone.named_buffers() if name.endswith("tracked"))
+    assert torch.equal(*outputs)
+    for one, other in zip(*gradients, strict=True):
+        assert one is not None and other is not None and apart(one, other) < TOLERANCE
+
+
+def test_backward_may_be_called_under_autocast() -> None:
+    """Autocast's cache then holds weights that were cast in the forward pass, which had no graph."""
+    torch.manual_seed(0)
+    units = ReversibleUnits(Unit(8, 4) for _ in range(2))
+    x1, x2 = torch.randn(2, 4, 8, 6, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = units(x1, x2).square().mean()
+        loss.backward()
+    assert all(p.grad is not None and p.grad.norm() > 0 for p in units.parameters())
+
+
+def test_what_would_make_gradients_wrong_is_an_error() -> None:
+    units = ReversibleUnits(Unit(8, 4) for _ in range(2))
+    x1, x2 = torch.randn(2, 4, 8, 6, 6)
+    output = units(x1, x2)
+    units.eval()
+    with pytest.raises(RuntimeError, match="between"):
+        output.sum().backward()
+    output = units.train()(x1, x2)
+    with torch.no_grad():
+        next(units.parameters()).add_(1.0)
+    with pytest.raises(RuntimeError, match="modified"):
+        output.sum().backward()
+    first = torch.autograd.grad(units(x1.requires_grad_(), x2).square().sum(), x1, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first[0].sum().backward()
+
+
+def test_state_dict_round_trip() -> None:
+    one, other = small(), RevNet(channels=(8, 16, 24, 32, 48), widths=(8, 8, 8, 16))
+    one(images())
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(one.eval()(images()), other.eval()(images()))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_memory_does_not_grow_with_depth_and_gradients_are_the_plain_graphs() -> None:
+    found, peaks = {}, {}
+    for forward in (own_forward, by_hand):
+        for num_units in (3, 12):
+            use(forward)
+            torch.manual_seed(0)
+            group = Group(64, 256, 56, num_units, stride=1).cuda().to(memory_format=torch.channels_last)
+            inputs = torch.randn(8, 64, 56, 56, device="cuda").to(memory_format=torch.channels_last)
+            before = torch.cuda.memory_allocated()
+            with torch.autocast("cuda", dtype=torch.float16):
+                loss = group(inputs).square().mean()
+            peaks[forward, num_units] = torch.cuda.memory_allocated() - before
+            loss.backward()
+            found[forward, num_units] = torch.cat([p.grad.flatten() for p in group.parameters()])  # type: ignore[union-attr]
+    activation = 8 * 256 * 56 * 56 * 4
+    assert abs(peaks[own_forward, 12] - peaks[own_forward, 3]) < 0.2 * activation  # copies of weights
+    assert peaks[by_hand, 12] - peaks[by_hand, 3] > 9 * activation
+    for num_units in (3, 12):
+        assert apart(found[own_forward, num_units], found[by_hand, num_units]) < 2.0**-11

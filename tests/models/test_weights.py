@@ -1,0 +1,347 @@
+"""Weights in: what a checkpoint, a run's folder, a foreign file or a seed gives, and what is said of each."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+
+from fastpsl.engine.command_line import parse
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.run import Run
+from fastpsl.engine.trainer import pretrain
+from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.kernels.crops import ShorterSideCrop
+from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.jigsaw import JigsawTiles
+from fastpsl.kernels.lightness import Lightness
+from fastpsl.kernels.normalise import normalise
+from fastpsl.kernels.sobel import Sobel, gradient_size
+from fastpsl.models.factory import make_backbone
+from fastpsl.models.weights import load_pretrained, random_weights, was_cut
+from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.standard_views import center_view, train_view
+from fastpsl.pipelines.views import ViewSpec
+from tests.engine.test_trainer import tiny_job
+from tests.engine.tiny import one_process
+from tests.programs import newest_checkpoint
+
+USUAL = Input()
+INPUT_FLAGS = [
+    "--input-channels",
+    "RGB",
+    "--input-mean",
+    "0.485",
+    "0.456",
+    "0.406",
+    "--input-std",
+    "0.229",
+    "0.224",
+    "0.225",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two stages with ResNet-18, each cut after one step."""
+    out = tmp_path_factory.mktemp("run")
+    options = PretrainOptions(
+        data=str(sample_paths().train_32),
+        out=out,
+        batch_size=8,
+        stage_epochs=(2, 2),
+        max_steps_per_stage=1,
+        tensorboard=False,
+        num_threads=1,
+    )
+    run = Run("jigsaw_tiny", options, one_process(), {"backbone": "resnet18"})
+    task, backbone = tiny_job().task, make_backbone("resnet18")
+    try:
+        assert pretrain(Job(task, backbone, options.stages(task, backbone), step_drops(0.05, (1,))), run)
+    finally:
+        run.close()
+    return out
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """torchvision's ResNet-18 as a file."""
+    path = tmp_path_factory.mktemp("theirs") / "resnet18.pth"
+    torch.manual_seed(2)
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    return path
+
+
+def refused(path: Path, *arguments: Any) -> str:
+    with pytest.raises(ValueError) as error:
+        load_pretrained(path, *arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_runs_folder_gives_its_newest_checkpoint(trained: Path) -> None:
+    found = load_pretrained(trained)
+    newest = max((trained / "checkpoints").glob("step-*.pt"))
+    saved = newest_checkpoint(trained)
+    for name, tensor in found.backbone.state_dict().items():
+        assert torch.equal(tensor, saved["backbone"][name]), name
+    record = found.record
+    assert record["path"] == str(newest)
+    assert record["sha256"] == hashlib.sha256(newest.read_bytes()).hexdigest()
+    assert (record["kind"], record["backbone"], record["run_step"]) == ("fastpsl", "resnet18", 2)
+    assert record["science"] == saved["science"] and record["science"]["recipe"] == "jigsaw_tiny"
+    assert record["cut"] is True
+    assert found.input == Input(size_px=30) and record["input"]["channels"] == "RGB"
+    assert json.loads(json.dumps(record)) == record
+    assert "resnet18 (fastpsl, 2 steps, its training was cut short); input RGB" in str(found)
+    assert load_pretrained(newest).record == load_pretrained(trained / "checkpoints").record == record
+
+
+def test_a_damaged_checkpoint_is_passed_over_in_a_folder_and_refused_alone(
+    trained: Path, tmp_path: Path
+) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    paths = sorted((trained / "checkpoints").glob("step-*.pt"))
+    (checkpoints / paths[0].name).symlink_to(paths[0])
+    damaged = checkpoints / paths[-1].name
+    damaged.write_bytes(paths[-1].read_bytes()[:-1000])
+    with pytest.warns(UserWarning, match="passed over, .* is no readable checkpoint"):
+        assert load_pretrained(tmp_path).record["run_step"] == 1
+    assert "is no readable file of weights" in refused(damaged)
+    damaged.write_bytes(b"")
+    assert "is no readable file of weights" in refused(damaged)
+
+
+def test_a_flipped_bit_is_found(theirs: Path, tmp_path: Path) -> None:
+    data = bytearray(theirs.read_bytes())
+    data[len(data) // 2] ^= 1
+    path = tmp_path / "flipped.pth"
+    path.write_bytes(data)
+    assert "checksum" in refused(path, "resnet18", USUAL)
+
+
+def test_a_checkpoint_keeps_to_what_it_says(trained: Path, tmp_path: Path) -> None:
+    assert "another backbone: resnet18, not resnet50" in refused(trained, "resnet50")
+    assert load_pretrained(trained, "resnet18", replace(USUAL, size_px=96)).input.size_px == 30
+    other = replace(USUAL, mean=(0.5, 0.5, 0.5))
+    assert "trained on input mean (0.485, 0.456, 0.406), not (0.5, 0.5, 0.5)" in refused(trained, None, other)
+    state = newest_checkpoint(trained)
+    for change, words in (
+        ({"backbone": {"conv1.weight": torch.zeros(1)}}, "lacks 119 of the 120 tensors of resnet18"),
+        ({"backbone": state["backbone"] | {"x": torch.zeros(1)}}, "1 tensors that resnet18 has not (x)"),
+        ({"science": {}}, "does not say which backbone it holds: give --backbone"),
+        ({"input": {"mean": [0.5]}}, "it needs channels, mean, std and size_px"),
+        ({"format": 99}, "is a checkpoint of format 99"),
+    ):
+        torch.save({**state, **change}, tmp_path / "changed.pt")
+        assert words in refused(tmp_path / "changed.pt")
+
+
+@pytest.mark.parametrize(
+    ("position", "num_stages", "cut"),
+    [
+        ([(15, 15), (15, 15)], 2, False),
+        ([(15, 15)], 2, True),
+        ([(15, 15), (3, 15)], 2, True),
+        ([(30, 30)], 1, False),
+        ([], 1, True),
+    ],
+)
+def test_was_cut(position: list[tuple[int, int]], num_stages: int, cut: bool) -> None:
+    summaries = [{"num_steps": made, "num_steps_planned": planned} for made, planned in position]
+    assert was_cut({"position": {"summaries": summaries}, "num_stages": num_stages}) is cut
+
+
+def test_foreign_weights_must_be_told(theirs: Path) -> None:
+    for arguments in ((), ("resnet18",), (None, USUAL)):
+        assert "give --backbone, --input-channels, --input-mean and --input-std" in refused(
+            theirs, *arguments
+        )
+    told = Input("Sobel", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 96)
+    found = load_pretrained(theirs, "resnet18", told)
+    assert found.input == told and found.record["left_out"] == ["fc.*"]
+    assert (found.record["kind"], found.record["science"]) == ("torchvision", None)
+    assert found.record["sha256"] == hashlib.sha256(theirs.read_bytes()).hexdigest()
+    assert torch.equal(found.backbone.state_dict()["conv1.weight"], torch.load(theirs)["conv1.weight"])
+
+
+def test_files_from_before_pytorch_1_6_are_read(theirs: Path, tmp_path: Path) -> None:
+    torch.save(torch.load(theirs), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert load_pretrained(tmp_path / "old.pth", "resnet18", USUAL).record["kind"] == "torchvision"
+
+
+def test_timms_safetensors_are_read(theirs: Path, tmp_path: Path) -> None:
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    path = tmp_path / "model.safetensors"
+    save_file(torch.load(theirs), path, metadata={"format": "pt"})
+    assert load_pretrained(path, "resnet18", USUAL).record["kind"] == "timm"
+    assert "must be told" in refused(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "is no readable safetensors file" in refused(path, "resnet18", USUAL)
+
+
+class Opens:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, ("should-not-be-there", "w")
+
+
+def test_what_is_no_file_of_weights_is_said_in_a_line(tmp_path: Path) -> None:
+    assert "no file" in refused(tmp_path / "absent.pt")
+    assert "holds no checkpoint" in refused(tmp_path)
+    path = tmp_path / "x.pt"
+    torch.save([torch.zeros(2)], path)
+    assert "holds a list, not a dict of tensors" in refused(path)
+    path.write_text("not at all")
+    assert "is no readable file of weights" in refused(path)
+    torch.save({"state_dict": {"conv1.weight": torch.zeros(2)}, "args": Opens()}, path)
+    said = refused(path)
+    assert "objects besides tensors" in said and "torch.save(model.state_dict(), 'weights.pt')" in said
+    assert not Path("should-not-be-there").exists()
+
+
+def test_random_weights_are_a_function_of_the_seed() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one, same, other = (random_weights("resnet18", seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert one.record["sha256"] == same.record["sha256"] != other.record["sha256"]
+    assert torch.equal(
+        one.backbone.state_dict()["layer4.1.conv2.weight"],
+        same.backbone.state_dict()["layer4.1.conv2.weight"],
+    )
+    assert (one.record["kind"], one.record["path"], one.record["cut"]) == ("random", None, False)
+    assert one.science() != other.science() and one.science()["backbone"] == "resnet18"
+    assert str(one).startswith("resnet18, random weights; input RGB")
+    with pytest.raises(ValueError, match="allowed are alexnet, .*, resnet50, "):
+        random_weights("resnet51", 0)
+
+
+@pytest.mark.usefixtures("published_widths")
+def test_lightness_has_one_channel_from_the_loader_to_the_network() -> None:
+    grey = Input("L", (0.5,), (0.25,), 32)
+    found = random_weights("resnet18", 0, grey)
+    assert found.backbone.get_submodule("conv1").weight.shape == (64, 1, 7, 7)
+    paths = sample_paths()
+    data = open_data(paths.test_32)
+    view = center_view(grey, 24)
+    try:
+        with Loader(data, [view], batch_size=4, train=False, num_threads=1) as loader:
+            batches = loader.epoch(0)
+            batch = next(batches)
+            (inputs,) = batch.inputs([view], torch.float32)
+            batches.close()
+    finally:
+        data.close()
+    assert inputs.shape == (4, 1, 24, 24)
+    assert torch.equal(inputs, normalise(Lightness()(batch.images[0], {}), (0.5,), (0.25,), torch.float32))
+    assert found.backbone(inputs).shape == (4, 512, 1, 1)
+
+
+def test_the_evaluations_views() -> None:
+    middle, crop = center_view(USUAL, 224), train_view(USUAL, 224)
+    assert (middle.crop, middle.ops) == (ShorterSideCrop(256, 224, where="center"), ())
+    assert crop.ops == (Flip(),) and crop.crop.size_px == 224
+    assert center_view(USUAL, 96).crop == ShorterSideCrop(110, 96, where="center")
+    sobel = Input("Sobel", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 96)
+    images = torch.randint(0, 256, (3, 3, 9, 9), dtype=torch.uint8)
+    view = center_view(sobel, 96)
+    expected = normalise(gradient_size(images / 255), sobel.mean, sobel.std, torch.float32)
+    draws = [{"apply": torch.ones(3, dtype=torch.bool)}]
+    assert torch.allclose(view.apply(images, draws, torch.float32), expected)
+    assert [type(op) for op in train_view(sobel, 96).ops] == [Flip, Sobel]
+    assert train_view(sobel, 96).input() == sobel == center_view(sobel, 96).input()
+
+
+def test_a_view_says_what_the_network_sees() -> None:
+    crop = ShorterSideCrop(64, 48)
+    record = ViewSpec(crop, (Flip(), JigsawTiles(3, 16, 8, 4))).input_record()
+    assert record == {
+        "channels": "RGB",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "size_px": 48,
+    }
+    assert Input.from_dict(record) == Input(size_px=48)
+    assert ViewSpec(crop, (Sobel(0.2),)).input().channels == "RGB"
+    assert ViewSpec(crop, (Sobel(1.0),)).input().channels == "Sobel"
+    assert ViewSpec(crop, (Lightness(),), (0.5,), (0.2,)).input() == Input("L", (0.5,), (0.2,), 48)
+    with pytest.raises(ValueError, match="give 1 value each"):
+        ViewSpec(crop, (Lightness(),))
+    with pytest.raises(ValueError, match="give 3 values each"):
+        ViewSpec(crop, (), (0.5,), (0.2,))
+    for wrong, words in (
+        ({"channels": "Lab"}, "allowed are RGB, L, Sobel"),
+        ({"std": (0.1, 0.0, 0.1)}, "std above 0"),
+        ({"size_px": 0}, "1 px or more"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Input(**wrong)  # type: ignore[arg-type]
+
+
+def options(*words: object) -> EvaluationOptions:
+    parsed: EvaluationOptions = parse(EvaluationOptions, [str(word) for word in words])
+    return parsed
+
+
+def test_options_find_the_weights(trained: Path, theirs: Path) -> None:
+    assert options("--checkpoint", trained).pretrained().record["kind"] == "fastpsl"
+    found = options(
+        "--checkpoint", theirs, "--backbone", "resnet18", *INPUT_FLAGS, "--size-px", 96
+    ).pretrained()
+    assert found.input == replace(USUAL, size_px=96)
+    assert options("--random-weights", "--backbone", "resnet18", "--seed", 3).pretrained().record == (
+        random_weights("resnet18", 3).record
+    )
+    # What finds the weights may change on resume; the weights themselves are in Pretrained.science().
+    assert {"size_px", "seed"} <= options().science().keys()
+    assert not {"checkpoint", "backbone", "input_mean"} & options().science().keys()
+
+
+def test_options_that_find_none_are_refused(theirs: Path) -> None:
+    for words, said in (
+        ((), "give either --checkpoint PATH or --random-weights"),
+        (("--checkpoint", theirs, "--random-weights"), "give either"),
+        (("--random-weights",), "--random-weights needs --backbone"),
+        (("--checkpoint", theirs, "--input-mean", "0.5"), "belong together"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            options(*words).pretrained()
+    with pytest.raises(ValueError, match="--size-px 0"):
+        options("--size-px", 0)
+
+
+def test_an_input_of_0_to_255_is_refused() -> None:
+    with pytest.raises(ValueError, match="divide both by 255"):
+        Input("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+    with pytest.raises(ValueError, match="divide both by 255"):
+        Input("RGB", (0.5, 0.5, 0.5), (58.395, 57.12, 57.375))
+
+
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", "{nonsense", "[" * 200_000, "{}", '{"input": 3, "backbone": "resnet18"}']
+)
+def test_what_is_told_nonsense_of_is_named(text: str, theirs: Path, tmp_path: Path) -> None:
+    save = pytest.importorskip("safetensors.torch").save
+    tensors = {name: tensor.contiguous() for name, tensor in torch.load(theirs).items()}
+    path = tmp_path / "theirs.safetensors"
+    path.write_bytes(save(tensors, metadata={"fastpsl": text}))
+    line = refused(path)
+    assert line.startswith(f"{path} does not say what it holds") and len(line) < 500
+
+
+def test_a_damaged_record_beside_weights_is_named(theirs: Path) -> None:
+    beside = theirs.with_name(f"{theirs.name}.json")
+    for text in ("[" * 200_000, "{nonsense"):
+        beside.write_text(text)
+        assert refused(theirs).startswith(f"{beside} cannot be read")
+    beside.unlink()

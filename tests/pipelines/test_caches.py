@@ -1,0 +1,124 @@
+"""Without a home that can be written, caches go to a private folder, once and for all processes; with one, nothing changes."""
+
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from fastpsl.pipelines.files import caches
+from tests.programs import ENVIRONMENT, ROOT
+
+NAMES = ("XDG_CACHE_HOME", "MPLCONFIGDIR", "TRITON_CACHE_DIR", "NUMBA_CACHE_DIR", "RANK")
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files; there is no home."""
+    for name in NAMES:
+        monkeypatch.setenv(name, "")  # put back in the end
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "/proc/nope")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_home_that_can_be_written_is_left_alone(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(temporary / "home"))
+    caches.choose_caches()
+    monkeypatch.setenv("HOME", "/proc/nope")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(temporary / "cache"))
+    caches.choose_caches()
+    assert os.environ["XDG_CACHE_HOME"] == str(temporary / "cache") and "MPLCONFIGDIR" not in os.environ
+    assert sorted(path.name for path in temporary.iterdir()) == ["cache", "home"]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_private_folder_takes_its_place_and_children_inherit_it(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/elsewhere")
+    caches.choose_caches()
+    private = temporary / f"fastpsl-{os.getuid()}"
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    assert os.environ["XDG_CACHE_HOME"] == str(private)
+    assert os.environ["MPLCONFIGDIR"] == str(private / "matplotlib")
+    assert os.environ["TRITON_CACHE_DIR"] == "/elsewhere"
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "/proc/nope/.cache cannot be written" in said and str(private) in said
+    caches.choose_caches()  # in a child, to which the environment says all
+    assert capsys.readouterr().err == ""
+    for variable, home in (("XDG_CACHE_HOME", "/proc/nope"), ("HOME", "nowhere/in/particular")):
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setenv("RANK", "1")
+        monkeypatch.setenv(variable, home)
+        caches.choose_caches()  # another rank of the machine
+        assert os.environ["XDG_CACHE_HOME"] == str(private) and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["open to others", "a link", "a file", "another's"])
+def test_code_is_never_run_from_a_folder_of_others(
+    kind: str, temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    private = temporary / f"fastpsl-{os.getuid()}"
+    if kind == "a link":
+        (temporary / "theirs").mkdir(mode=0o700)
+        private.symlink_to(temporary / "theirs")
+    elif kind == "a file":
+        private.touch()
+    elif kind == "another's":
+        mine, lstat = os.getuid(), os.lstat
+        private.mkdir(mode=0o700)
+        theirs = os.stat_result([*lstat(private)[:4], mine + 1, *lstat(private)[5:]])
+        monkeypatch.setattr(os, "lstat", lambda path: theirs if path == private else lstat(path))
+    else:
+        private.mkdir()
+        private.chmod(0o770)
+    caches.choose_caches()
+    chosen = Path(os.environ["XDG_CACHE_HOME"])
+    assert chosen.parent == temporary and chosen.resolve() not in (private, temporary / "theirs")
+    assert stat.S_IMODE(chosen.stat().st_mode) == 0o700 and str(chosen) in capsys.readouterr().err
+
+
+def test_without_any_folder_one_line_says_what_to_set(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    caches.choose_caches()  # beside the code there is room
+    monkeypatch.setattr(caches, "__file__", "/proc/nope/caches.py")
+    with pytest.raises(
+        SystemExit, match="^fastpsl: no folder for compiled code.*set NUMBA_CACHE_DIR and XDG"
+    ) as left:
+        caches.choose_caches()
+    assert len(str(left.value).splitlines()) == 1
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(temporary))
+    caches.choose_caches()
+
+
+def test_compiled_code_is_kept_though_the_tree_and_home_are_read_only(tmp_path: Path) -> None:
+    mounted = f"mount --bind {ROOT} {ROOT} && mount -o remount,ro,bind {ROOT}"
+    if subprocess.run(["unshare", "-m", "sh", "-c", mounted], check=False, capture_output=True).returncode:
+        pytest.skip("no mounts of one's own here")
+    code = (
+        "import os, fastpsl.pipelines.decoders.libffcv as module, matplotlib.pyplot\n"
+        "assert not os.access(module.__file__, os.W_OK)\n"
+        "from fastpsl.kernels.permutations import permutation_set\n"
+        "print(len(permutation_set(4, (3,)).permutations), os.environ['XDG_CACHE_HOME'])"
+    )
+    environment = {name: value for name, value in ENVIRONMENT.items() if name not in NAMES}
+    environment |= {"HOME": "/proc/nope", "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f'{mounted} && cd / && exec "$@"', "sh", sys.executable, "-c", code],
+        check=False, capture_output=True, text=True, env=environment, timeout=240,
+    )  # fmt: skip
+    private = tmp_path / f"fastpsl-{os.getuid()}"
+    assert done.stdout == f"3 {private}\n", done.stderr
+    assert list((private / "numba").rglob("*.nbi")) and len(done.stderr.splitlines()) == 1, done.stderr

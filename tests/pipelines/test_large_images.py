@@ -1,0 +1,156 @@
+"""Large files and pictures: refused by their size, or held a few at a time."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.pipelines.beton.encode import Target, convert
+from fastpsl.pipelines.beton.large_images import BYTES_PER_PIXEL, LARGE_PIXELS, LargePictures
+from fastpsl.pipelines.beton.write import quarantine_path
+from fastpsl.pipelines.data import image_file
+from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MODE_FILE, MODE_JPEG
+from fastpsl.pipelines.data.folder import Folder
+from fastpsl.pipelines.data.image_file import decode_any, upright_size
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.folders import write_folder
+from tests.pipelines.memory import own_memory
+from tests.pipelines.photos import DECODERS, jpeg, photo
+from tests.pipelines.test_beton_convert import KINDS, file_of
+
+
+@final
+class Peak:
+    """How far this process's memory grows within a block, MB."""
+
+    def __enter__(self) -> "Peak":
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+        self._start_bytes = own_memory("VmHWM")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.grown_mb = (own_memory("VmHWM") - self._start_bytes) / 1e6
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two photos and, between them, a file larger than is read."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = tmp_path / "photos"
+    root.mkdir()
+    for name in "ac":
+        (root / f"{name}.jpg").write_bytes(jpeg(photo(0, 40, 50)))
+    with open(root / "b.jpg", "wb") as file:
+        file.write(b"\xff\xd8\xff\xe0")
+        file.truncate(MAX_FILE_BYTES + 1)  # takes no disk
+    return root
+
+
+WHY = "268,435,457 bytes; at most 268,435,456 are taken"
+
+
+def test_a_huge_file_is_refused_unread_by_the_writer(folder: Path, tmp_path: Path) -> None:
+    with Peak() as peak:
+        report = write_folder(folder, tmp_path / "a.beton", max_bad="1")
+    assert report.num_samples == 2 and report.first_broken == f"b.jpg: {WHY}"
+    assert WHY in quarantine_path(tmp_path / "a.beton").read_text()
+    assert peak.grown_mb < 100
+
+
+@pytest.mark.parametrize("decoder", [decoder for decoder in DECODERS if decoder != "ffcv"])
+def test_a_huge_file_is_a_bad_sample_of_its_folder(folder: Path, decoder: str) -> None:
+    views = [ViewSpec(RandomResizedCrop(24))]
+    with pytest.warns(UserWarning, match=f"1 of 3 images cannot be read, the first is b.jpg: {WHY}"):
+        data = Folder(folder)
+    with (
+        data,
+        Loader(data, views, batch_size=3, train=False, decoder=decoder, on_bad_sample="skip") as loader,
+    ):
+        next(loader.epoch(0))  # what is compiled and loaded once
+        with Peak() as peak:
+            (batch,) = loader.epoch(0)
+    assert [str(sample.index) for sample in batch.bad] == ["1"] and WHY in batch.bad[0].reason
+    assert peak.grown_mb < 100
+
+
+def test_a_frame_header_far_back_is_found_without_reading_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind 200 kB, and behind more than is looked through, where Pillow tells the size."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    plain, segment = jpeg(photo(0, 40, 50)), b"\xff\xe3\xff\xff" + bytes(65533)
+    root = tmp_path / "photos"
+    root.mkdir()
+    for name, num in (("a", 3), ("b", 300)):
+        (root / f"{name}.jpg").write_bytes(plain[:2] + num * segment + plain[2:])
+    with Folder(root) as data:
+        rows = data.rows(np.arange(2))
+        assert rows.mode.tolist() == [MODE_JPEG, MODE_FILE]
+        assert (rows.height == 40).all() and (rows.width == 50).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_in_bands_are_those_in_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = KINDS[kind]()
+    whole = decode_any(data)
+    monkeypatch.setattr(image_file, "_BAND_PIXELS", 1000)
+    assert whole.shape == (90, 121, 3) and (decode_any(data) == whole).all()
+
+
+def test_an_orientation_behind_the_pixels_is_found_across_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "a.png"
+    path.write_bytes(file_of(Image.fromarray(photo(0, 30, 50)), "PNG", exif=exif))
+    for block_bytes in range(9, 40):
+        monkeypatch.setattr(image_file, "_BLOCK_BYTES", block_bytes)
+        assert upright_size(str(path)) == (50, 30)
+
+
+@pytest.mark.parametrize(("mode", "bytes_per_pixel"), [("I;16", 6), ("RGBA", 8), ("1", 5)])
+def test_memory_of_a_picture_beyond_its_file(mode: str, bytes_per_pixel: int) -> None:
+    """Decoded and RGB; 16-bit grey took 20 bytes a pixel in one piece."""
+    side = 4000
+    data = file_of(Image.new(mode, (side, side)), "PNG", compress_level=1)
+    convert(file_of(Image.new(mode, (50, 50)), "PNG"), Target(max_side=40))
+    with Peak() as peak:
+        assert convert(data, Target(max_side=200)).height == 200
+    assert peak.grown_mb < side * side * bytes_per_pixel / 1e6 + 30
+
+
+def test_large_pictures_wait_for_each_other_and_small_ones_do_not() -> None:
+    large = LARGE_PIXELS + 1
+    pictures = LargePictures(limit_bytes=2 * large * BYTES_PER_PIXEL)
+    go, inside, most, lock = threading.Event(), [0], [0], threading.Lock()
+    entered = threading.Semaphore(0)
+
+    def one(num_pixels: int) -> None:
+        with pictures.room_for(num_pixels):
+            with lock:
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+            entered.release()
+            assert go.wait(60)
+            with lock:
+                inside[0] -= 1
+
+    with ThreadPoolExecutor(6) as pool:
+        done = [pool.submit(one, large) for _ in range(5)]
+        assert entered.acquire(timeout=60)
+        assert entered.acquire(timeout=60)
+        with pictures.room_for(LARGE_PIXELS):  # at once
+            assert not entered.acquire(timeout=0.1)
+        go.set()
+        for future in done:
+            future.result(60)
+        assert most[0] == 2
+        with pictures.room_for(100 * large):  # alone it may take more than the limit
+            assert not pool.submit(one, 0).result(60)

@@ -1,0 +1,152 @@
+"""Ten crops are torchvision's, whatever decodes them and whatever the network sees; pictures smaller than a crop have them too."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.functional import normalize, resize, ten_crop
+
+from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
+from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.sobel_xy import SOBEL_XY_STD
+from fastpsl.pipelines.augment import AugmentName, choose_augment
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.standard_views import center_view, ten_crop_views, train_view
+from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.photos import DECODERS, RAW, photo, write
+
+SIZE = 56  # 64 at the shorter side, of which it is 224 / 256
+# Where ours stand in torchvision's order: corners and the middle, then those of the mirrored picture, whose left was right.
+PLACES = (4, 0, 1, 2, 3, 9, 6, 5, 8, 7)
+RGB = Input(size_px=SIZE)
+XY = Input("SobelXY", (0.0, 0.0), (SOBEL_XY_STD, SOBEL_XY_STD), SIZE)
+
+
+def beton(path: Path, pictures: Sequence[np.ndarray]) -> Path:
+    return write(path, [(picture.tobytes(), *picture.shape[:2], RAW) for picture in pictures])
+
+
+def inputs(
+    path: Path, decoder: str, views: Sequence[ViewSpec], augment: AugmentName = "kornia"
+) -> list[Tensor]:
+    """Of each view, what the network sees of all pictures."""
+    chosen = choose_augment(augment, tuple(views), torch.device("cpu"))
+    with Beton(path) as data:
+        options: dict[str, Any] = {
+            "batch_size": data.num_samples,
+            "train": False,
+            "num_threads": 1,
+            "decoder": decoder,
+        }
+        with Loader(data, views, **options) as loader:
+            (batch,) = loader.epoch(0)
+            return list(chosen.inputs(batch, views, torch.float32))
+
+
+def by_torchvision(picture: np.ndarray) -> list[Tensor]:
+    """The ten crops of a picture whose shorter side is 64, in our order: [3, 56, 56] in [0, 1]."""
+    crops = ten_crop(torch.from_numpy(picture).permute(2, 0, 1) / 255, [SIZE, SIZE])
+    return [crops[place] for place in PLACES]
+
+
+def gradients_by_hand(crop: Tensor) -> Tensor:
+    """[2, H, W]: the mean of the colours, its border repeated, along x and y."""
+    grey = F.pad(crop.double().mean(0)[None, None], (1, 1, 1, 1), mode="replicate")[0, 0].numpy()
+    out = np.zeros((2, *crop.shape[1:]))
+    for y, row in enumerate(((-1, 0, 1), (-2, 0, 2), (-1, 0, 1))):
+        for x, weight in enumerate(row):
+            height, width = crop.shape[1:]
+            out[0] += weight / 8 * grey[y : y + height, x : x + width]
+            out[1] += weight / 8 * grey[x : x + height, y : y + width]  # transposed
+    return torch.from_numpy(out).float()
+
+
+@pytest.mark.parametrize("decoder", [*DECODERS, "resident"])
+@pytest.mark.parametrize("shape", [(64, 80), (94, 64), (64, 64)])
+def test_ten_crops_are_torchvisions(tmp_path: Path, decoder: str, shape: tuple[int, int]) -> None:
+    """Where nothing is resized, to a rounding of the decoder's; the mirrored ones' horizontal gradients are the mirrored picture's."""
+    pictures = [photo(i, *shape) for i in range(3)]
+    path = beton(tmp_path / "raw.beton", pictures)
+    ways: list[tuple[Input, AugmentName]] = [(RGB, "kornia"), (XY, "kornia"), (RGB, "fused"), (XY, "auto")]
+    for input, augment in ways:
+        found = inputs(path, decoder, ten_crop_views(input, SIZE), augment)
+        assert len(found) == 10
+        for number, picture in enumerate(pictures):
+            for place, crop in enumerate(by_torchvision(picture)):
+                seen = (
+                    normalize(crop, list(RGB.mean), list(RGB.std))
+                    if input is RGB
+                    else gradients_by_hand(crop) / SOBEL_XY_STD
+                )
+                difference = (found[place][number] - seen).abs()
+                assert difference.max() < 0.1 and difference.mean() < 0.003, (input.channels, place)
+
+
+def test_a_mirrored_input_is_not_the_input_of_a_mirrored_picture(tmp_path: Path) -> None:
+    """What the ten views are for: along x the sign is another one, along y all is mirrored alone."""
+    path = beton(tmp_path / "raw.beton", [photo(0, 64, 80)])
+    found = inputs(path, "torchvision", ten_crop_views(XY, SIZE))
+    for plain, mirrored in zip(found[:5], found[5:], strict=True):
+        expected = plain.flip(-1) * torch.tensor([-1.0, 1.0]).view(2, 1, 1)
+        torch.testing.assert_close(mirrored, expected, atol=1e-4, rtol=0)
+        assert (mirrored - plain.flip(-1)).abs().max() > 1
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_ten_crops_of_larger_pictures(tmp_path: Path, decoder: str) -> None:
+    """Resizing and cropping at once is near to torchvision's one after the other: within a few grey values, and no place is mistaken."""
+    pictures = [photo(7, 200, 261), photo(8, 173, 150)]
+    found = inputs(beton(tmp_path / "raw.beton", pictures), decoder, ten_crop_views(RGB, SIZE))
+    for number, picture in enumerate(pictures):
+        resized = resize(torch.from_numpy(picture).permute(2, 0, 1), [64], antialias=True)
+        expected = [
+            normalize(crop, list(RGB.mean), list(RGB.std))
+            for crop in by_torchvision(resized.permute(1, 2, 0).numpy())
+        ]
+        away = torch.tensor(
+            [[float((ours[number] - theirs).abs().mean()) for theirs in expected] for ours in found]
+        )
+        assert away.argmin(1).tolist() == list(range(10))
+        assert (
+            away.diagonal().max() < 0.15
+        )  # of normalised values: 9 grey values at edges that moved by half a pixel
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_pictures_of_a_few_pixels_have_ten_crops(tmp_path: Path, decoder: str) -> None:
+    """A crop is 7 / 8 of the shorter side, one pixel at least, and enlarged: of a row of pixels the first, the middle and the last."""
+    row, column = photo(1, 1, 9), photo(2, 12, 1)
+    path = beton(tmp_path / "raw.beton", [row, column, photo(3, 1, 1)])
+    found = inputs(path, decoder, ten_crop_views(RGB, SIZE))
+    for number, (picture, places) in enumerate(
+        [
+            (row, [(0, 4), (0, 0), (0, 8), (0, 0), (0, 8)]),
+            (column, [(5, 0), (0, 0), (0, 0), (11, 0), (11, 0)]),
+            (photo(3, 1, 1), [(0, 0)] * 5),
+        ]
+    ):
+        for crop, place in zip(found, places * 2, strict=True):
+            pixel = torch.from_numpy(picture[place].copy()).view(3, 1, 1) / 255
+            expected = normalize(pixel, list(RGB.mean), list(RGB.std)).expand(3, 2, 2)
+            # Some decoders look beyond the box where they enlarge, so at its border; never so in its middle.
+            middle = crop[number, :, SIZE // 2 - 1 : SIZE // 2 + 1, SIZE // 2 - 1 : SIZE // 2 + 1]
+            torch.testing.assert_close(middle, expected, atol=0.04, rtol=0)
+
+
+def test_views_to_learn_from() -> None:
+    """RandomResizedCrop, or the shorter side's crop; flipped, and as the weights expect them."""
+    assert train_view(RGB, SIZE).crop == RandomResizedCrop(SIZE)
+    for where in ("random", "random_middle"):
+        view = train_view(XY, SIZE, where)
+        assert view.crop == ShorterSideCrop(64, SIZE, where) and view.input() == XY
+        assert [type(op).__name__ for op in view.ops] == ["Flip", "SobelXY"]
+    middle, *others = ten_crop_views(XY, SIZE)
+    assert middle == center_view(XY, SIZE) and len(set(others)) == 9
+    assert [view.ops[0] == Flip(p=1.0) for view in others] == [False] * 4 + [True] * 5

@@ -1,0 +1,128 @@
+"""What is drawn, by value: pixels of contact sheets, lines and points of curves."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot
+from PIL import Image
+
+from fastpsl.pipelines.batch import Batch
+from fastpsl.plots.contact_sheet import captions, curve, draw_curve, running_mean, save_contact_sheet
+
+BACKGROUND = 64
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_a_contact_sheet_holds_the_pictures_as_they_are(tmp_path: Path) -> None:
+    for num, columns, rows in ((1, 1, 1), (3, 2, 2), (40, 4, 4)):
+        given = torch.rand(num, 3, 20, 151)
+        save_contact_sheet(given, tmp_path / "s.png")
+        sheet = pixels(tmp_path / "s.png")
+        assert sheet.shape == (rows * 28 + 8, columns * 159 + 8, 3)  # 16 pictures at most, gaps of 8
+        expected = (given * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        for i in range(min(num, 16)):
+            top, left = i // columns * 28 + 8, i % columns * 159 + 8
+            assert (sheet[top : top + 20, left : left + 151] == expected[i]).all()
+        assert (sheet[:8] == BACKGROUND).all() and (sheet[28:36] == BACKGROUND).all()
+
+
+def test_small_pictures_are_enlarged_by_whole_pixels(tmp_path: Path) -> None:
+    given = torch.rand(1, 3, 32, 32)
+    save_contact_sheet(given, tmp_path / "s.png")
+    shown = pixels(tmp_path / "s.png")[8:-8, 8:-8]
+    assert shown.shape == (160, 160, 3)
+    expected = (given[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    assert (shown[2::5, 2::5] == expected).all() and (shown[:5, :5] == expected[0, 0]).all()
+
+
+def test_captions_stand_below_their_pictures_and_within_their_width(tmp_path: Path) -> None:
+    texts = ["#1 cat\npermutation 3", "#2 " + "long name " * 20, "#3 größe"]
+    save_contact_sheet(torch.zeros(3, 3, 20, 200), tmp_path / "s.png", texts)
+    sheet = pixels(tmp_path / "s.png")
+    assert sheet.shape == (2 * (20 + 32 + 8) + 8, 2 * 208 + 8, 3)  # two lines of 16 below each
+    for i, num_lines in enumerate((2, 1, 1)):
+        top, left = i // 2 * 60 + 28, i % 2 * 208 + 8
+        for line in range(2):
+            text = sheet[top + 16 * line : top + 16 * (line + 1), left : left + 200]
+            assert (text != BACKGROUND).any() == (line < num_lines)
+        assert (sheet[top : top + 32, left + 200 : left + 208] == BACKGROUND).all()  # cut, not overflowing
+
+
+def batch_of(indices: list[int], labels: list[int]) -> Batch:
+    return Batch([], [], torch.tensor(indices), torch.tensor(labels), 0, 0)
+
+
+def test_captions_name_sample_class_and_what_the_task_drew() -> None:
+    batch = batch_of([17, 4, 9], [1, -1, 5])
+    assert captions(batch, ["cat", "dog"]) == ["#17 dog", "#4", "#9 class 5"]
+    assert captions(batch) == ["#17 class 1", "#4", "#9 class 5"]
+    told = ["permutation 0", "permutation 8", "permutation 2"]
+    assert captions(batch, ["cat", "dog"], told) == [
+        "#17 dog\npermutation 0", "#4\npermutation 8", "#9 class 5\npermutation 2"
+    ]  # fmt: skip
+    assert captions(batch, None, ["", "grey", ""]) == [
+        "#17 class 1",
+        "#4\ngrey",
+        "#9 class 5",
+    ]  # no empty line
+
+
+def test_running_mean_is_the_mean_of_the_last_twentieth() -> None:
+    values = [float(i % 7) for i in range(60)]
+    expected = [sum(values[max(0, i - 2) : i + 1]) / len(values[max(0, i - 2) : i + 1]) for i in range(60)]
+    assert running_mean(values) == pytest.approx(expected, abs=1e-9)
+
+
+def a_run(folder: Path) -> tuple[list[float], list[float]]:
+    """metrics.jsonl of two stages of 60 steps; its learning rates and losses."""
+    rates = [0.1 if n % 60 < 30 else 0.01 for n in range(120)]
+    losses = [float(n % 7) for n in range(120)]
+    lines = [
+        {"run_step": n + 1, "stage": f"S{1 + n // 60}", "level": 1, "step": n % 60 + 1, "lr": rates[n], "loss": losses[n]}
+        for n in range(120)
+    ]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return rates, losses
+
+
+def test_the_curve_draws_means_held_out_points_and_the_rate_as_it_was(tmp_path: Path) -> None:
+    rates, losses = a_run(tmp_path)
+    summaries = [
+        {"stage": "S1", "num_steps": 60, "held_out": {"loss": 0.5, "other": 1.0}},
+        {"stage": "S2", "num_steps": 60, "held_out": {}},
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(summaries))
+    figure = curve(tmp_path)
+    loss, rate = figure.axes
+    assert [list(line.get_ydata()) for line in rate.lines] == [rates[:60], rates[60:]]  # type: ignore[arg-type]
+    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in loss.lines]  # type: ignore[arg-type]
+    steps = list(range(1, 121))
+    assert drawn == [
+        (steps[:60], losses[:60]), (steps[:60], running_mean(losses[:60])), ([60], [0.5]),
+        (steps[60:], losses[60:]), (steps[60:], running_mean(losses[60:])),
+    ]  # fmt: skip
+    legend = loss.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["S1", "S1, held out", "S2"]
+    pyplot.close(figure)
+
+
+def test_a_curve_of_a_run_with_an_odd_name(tmp_path: Path) -> None:
+    folder = tmp_path / "latin \udce4 $a^$"  # no UTF-8; no formula either
+    folder.mkdir()
+    a_run(folder)
+    assert draw_curve(folder).exists()
+
+
+def test_a_curve_of_a_run_that_has_not_ended(tmp_path: Path) -> None:
+    a_run(tmp_path)
+    assert draw_curve(tmp_path) == tmp_path / "curve.png"
+    assert pixels(tmp_path / "curve.png").shape[2] == 4
+    (tmp_path / "metrics.jsonl").write_text("")
+    draw_curve(tmp_path)

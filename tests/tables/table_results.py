@@ -1,0 +1,188 @@
+"""Results and runs as they lie in a folder, written by hand, for the tests of tables."""
+
+import dataclasses
+import json
+import runpy
+import shlex
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+
+from fastpsl.commands.clusters import Clusters
+from fastpsl.commands.labels import MakeLabels
+from fastpsl.commands.retrieve import Retrieve
+from fastpsl.commands.tsne import TSNE
+from fastpsl.engine.command_line import parse
+from fastpsl.evaluation.result import write_result
+from fastpsl.kernels.permutations import permutation_set
+from fastpsl.tables.commands import Missing, Place
+from fastpsl.tables.data_sets import DataSet
+from fastpsl.tables.found import find
+from fastpsl.tables.needs import CLUSTERS, COUPLED, VISSL, Evaluation, Weights
+from fastpsl.tables.needs import TSNE as OF_TSNE
+from fastpsl.tables.papers import TABLES
+from fastpsl.tables.report import Report, make_report
+from fastpsl.tables.scales import SCALES, Scale, plain
+from fastpsl.tasks.permutation_files import permutations_digest
+from fastpsl.transfer.classification import protocols as multilabel_protocols
+from tests.programs import ROOT
+
+PAPER, TINY = SCALES["paper"], SCALES["tiny"]
+PSL = Weights("resnet50", "jigsaw_r50", "psl")
+END_TO_END = Weights("resnet50", "jigsaw_r50", "end_to_end")
+DIGESTS = {"train": "a" * 32, "val": "b" * 32}
+BLOCKS = {"top1_B1": 10.0, "top1_B2": 20.0, "top1_B3": 30.0, "top1_B4": 40.0, "top1_B5": 35.0}
+
+
+def put(
+    runs: Path,
+    weights: Weights = PSL,
+    evaluation: Evaluation = VISSL,
+    numbers: dict[str, float] = BLOCKS,
+    *,
+    scale: Scale = TINY,
+    seed: int = 0,
+    name: str = "",
+    data: dict[str, str] = DIGESTS,
+    science: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Path:
+    """A result.json as an evaluation writes it, in a folder whose name tells nothing; `science` and `settings` replace values.
+
+    data: "pretrain" where its weights learned from other pictures, "own" where even those with labels did.
+    """
+    folder = runs / (name or f"run-{sum(1 for _ in runs.rglob('result.json'))}")
+    folder.mkdir(parents=True)
+    trained = None
+    if weights.recipe:
+        learned = data["train"] if weights.with_labels else data.get("pretrain", data["train"])
+        learned = data.get("own", learned)
+        trained = science_of(weights, scale, seed, learned) | (science or {})
+    checkpoint = {
+        "path": str(runs / "gone" / "checkpoints" / "step-00000001.pt"),
+        "sha256": "c" * 64,
+        "science": trained,
+        "input": {"channels": scale.channels(weights)},
+    }
+    checkpoint |= {"kind": "fastpsl" if weights.recipe else "random", "backbone": weights.backbone}
+    of_data: dict[str, Any] = {"num_train": 480, "num_val": 160, **data}
+    for learned_from in ("pretrain", "own"):
+        of_data.pop(learned_from, None)
+    given = scale.evaluation_settings(evaluation) | {"seed": seed}
+    if evaluation == CLUSTERS:
+        of_data |= {"num_val": None, "val": None}
+        given["labels"] = str(runs / "gone" / "labels.npz")
+    if evaluation == OF_TSNE or "mini_imagenet" in evaluation.reads:  # of held-out pictures alone
+        of_data |= {"train": of_data["val"], "num_train": 160, "val": None, "num_val": None}
+    record = {
+        "recipe": evaluation.recipe,
+        "protocol": evaluation.protocol,
+        "numbers": numbers,
+        "settings": given | (settings or {}),
+        "checkpoint": checkpoint | changes.pop("checkpoint", {}),
+        "data": of_data,
+        "seconds": 1.0,
+        "cut": False,
+    }
+    return write_result(folder, **{**record, **changes})
+
+
+def science_of(weights: Weights, scale: Scale, seed: int, digest: str) -> dict[str, Any]:
+    """Of the run that trains them."""
+    science = scale.training_science(weights) | {"seed": seed, "data_digest": digest, "precision": "fp32"}
+    if weights.recipe and weights.recipe.startswith("sslpp_") and weights.recipe != "sslpp_iic":
+        science["pseudo_labels"] = {"source": "none"}
+    if isinstance(weights.labels, Weights):
+        made = science_of(weights.labels, scale, seed, digest)
+        science["pseudo_labels"] = made | {"source": "iic", "num_classes": made["num_clusters"]}
+    elif weights.labels == COUPLED:
+        science["pseudo_labels"] = {"source": COUPLED, "num_classes": science["num_clusters"]}
+    elif weights.labels:
+        science["pseudo_labels"] = {"source": weights.labels, **scale.label_science(weights.labels)}
+        science["pseudo_labels"] |= {} if weights.labels == "true" else {"seed": seed}
+    if weights.base:
+        science |= {"fine_tune": "d" * 64, "fine_tuned": science_of(weights.base, scale, seed, digest)}
+    return science
+
+
+def report(runs: Path, table: str = "psl/5", scale: Scale = TINY, asked: DataSet = DataSet()) -> Report:  # noqa: B008
+    return make_report(
+        TABLES[table], scale, find(runs), asked, Place(runs, "T.beton", "V.beton", "P.beton", 1)
+    )
+
+
+def ours(made: Report, method: str) -> list[str]:
+    return [str(cell.ours) for cell in made.cells[method]]
+
+
+@cache
+def recipe(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "recipes" / f"{name}.py"))
+
+
+def parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
+    """(recipe, options) of a printed command, by the recipe's own parser."""
+    launcher, ranks, script, *flags = shlex.split(command)
+    assert launcher == "torchrun" and ranks.startswith("--nproc-per-node=")
+    assert Path(script) == Path("recipes") / Path(script).name
+    monkeypatch.setattr(sys, "argv", [script, *flags])
+    name = Path(script).stem
+    return name, recipe(name)["parse"]()
+
+
+COMMANDS = {"clusters": Clusters, "labels": MakeLabels, "retrieve": Retrieve, "tsne": TSNE}
+
+
+def parsed_command(command: str) -> Any:
+    """The options of a printed `fastpsl clusters`, labels, retrieve or tsne."""
+    program, name, *words = shlex.split(command)
+    assert program == "fastpsl"
+    return parse(COMMANDS[name], words, prog="fastpsl", config=(tyro.conf.OmitArgPrefixes,))
+
+
+def effective(options: Any) -> dict[str, Any]:
+    """Options with the values of the protocol that they name, as they come to stand in result.json."""
+    constants = options.constants() if hasattr(options, "constants") else {}
+    if isinstance(constants, multilabel_protocols.Protocol):
+        constants = multilabel_protocols.constants_of(constants, options.layers)
+    elif dataclasses.is_dataclass(constants):
+        constants = dataclasses.asdict(constants)  # type: ignore[arg-type]
+    values = options.as_dict() | constants | {"batch_size": options.batch_size}
+    return {name: plain(value) for name, value in values.items()}
+
+
+@cache
+def of_made_permutations(num_pieces: int, counts: tuple[int, ...]) -> str:
+    return permutations_digest(permutation_set(num_pieces, counts).permutations)
+
+
+def missing_of(runs: Path, weights: Weights, table: str = "psl/5", scale: Scale = TINY) -> list[Missing]:
+    return [one for one in report(runs, table, scale).missing if one.weights == weights]
+
+
+def put_run(
+    runs: Path,
+    name: str,
+    *,
+    state: str = "finished",
+    checkpoint: bool = True,
+    cut: bool = False,
+    **science: Any,
+) -> Path:
+    """A training run's folder as it is left behind."""
+    folder = runs / name
+    (folder / "checkpoints").mkdir(parents=True)
+    known = TINY.training_science(PSL) | {"seed": 0, "data_digest": DIGESTS["train"]} | science
+    (folder / "config.json").write_text(json.dumps({"options": {}, "science": known}))
+    (folder / "status.json").write_text(json.dumps({"state": state}))
+    steps = {"num_steps": 1 if cut else 5, "num_steps_planned": 5}
+    if state == "finished":
+        (folder / "results.json").write_text(json.dumps([steps]))
+    if checkpoint:
+        (folder / "checkpoints" / "step-00000005.pt").write_bytes(b"")
+    return folder

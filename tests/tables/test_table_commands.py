@@ -1,0 +1,262 @@
+"""The commands of what a table misses: each parses, and makes it."""
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fastpsl.pipelines.input_record import Input
+from fastpsl.tables.commands import _flags
+from fastpsl.tables.matching import needs_of
+from fastpsl.tables.needs import CLUSTERS, RETRIEVAL, TSNE, Evaluation, Weights
+from fastpsl.tables.other_data import inputs
+from fastpsl.tables.papers import TABLES
+from fastpsl.tables.scales import FREE, SCALES, Scale, plain
+from tests.programs import ROOT
+from tests.slow import slow
+from tests.tables.table_results import (
+    END_TO_END,
+    PAPER,
+    PSL,
+    TINY,
+    effective,
+    missing_of,
+    of_made_permutations,
+    parsed,
+    parsed_command,
+    put,
+    put_run,
+    recipe,
+    report,
+)
+
+
+def test_a_jigsaws_science_holds_its_permutations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["jigsaw_r50", "--backbone", "resnet18", "--counts", "16", "32", "64"])
+    parts = recipe("jigsaw_r50")
+    job = parts["build"](parts["parse"]())
+    assert job.science["permutations"] == TINY.training_science(PSL)["permutations"]
+    assert job.science["permutations"] != PAPER.training_science(PSL)["permutations"]
+
+
+EACH_SCALE = [
+    pytest.param(scale, id=name, marks=() if scale == PAPER else pytest.mark.slow)
+    for name, scale in SCALES.items()
+]
+
+
+# In `make test` a table of each paper, and one of each kind of evaluation.
+QUICK = ("psl/5", "psl/8", "uic/2", "uic/6", "sslpp/3", "sslpp/fig4", "sslpp/13")
+
+
+@pytest.mark.parametrize("table", [table if table in QUICK else slow(table) for table in TABLES])
+@pytest.mark.parametrize("scale", EACH_SCALE)
+def test_every_command_parses_and_makes_what_is_missing(
+    table: str, scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    scale = replace(scale, seeds=scale.seeds[:2][-1:])  # the commands of other seeds are the same
+    runs = tmp_path / "my runs"
+    runs.mkdir()
+    made = report(runs, table, scale)
+    assert made.num_needed == len(needs_of(TABLES[table])) * len(scale.seeds)
+    outs: list[Path] = []
+    folders: dict[tuple[Weights, int], Path] = {}
+    labels: dict[Path, tuple[str, int]] = {}
+    for missing in made.missing:
+        weights, folder = missing.weights, None
+        learned = "P.beton" if TABLES[table].pretrains_elsewhere and not weights.with_labels else "T.beton"
+        commands = [*missing.commands]
+        if commands[0].startswith("fastpsl labels"):
+            made_labels = parsed_command(commands.pop(0))
+            labels[made_labels.out] = made_labels.source, made_labels.seed
+            assert made_labels.data == learned and runs == made_labels.out.parent  # a folder that is there
+            wanted = scale.label_science(made_labels.source)
+            assert {key: getattr(made_labels, key) for key in wanted} == wanted
+        if weights.recipe:
+            name, options = parsed(commands.pop(0), monkeypatch)
+            wanted = scale.training_science(weights)
+            science = options.science() | {"recipe": name}
+            if name == "jigsaw_r50":
+                science["permutations"] = of_made_permutations(options.grid**2, options.counts)
+            if name == "supervised":
+                science["crop"] = options.crop
+            assert {key: science[key] for key in wanted} == wanted
+            assert options.seed == missing.seed and (options.data, options.val) == (learned, "V.beton")
+            base, given = getattr(options, "fine_tune", None), getattr(options, "pseudo_labels", "none")
+            # what it goes on with, whose command came before
+            assert base == (folders[weights.base, missing.seed] if weights.base else None)
+            if isinstance(weights.labels, Weights):
+                assert Path(given) == folders[weights.labels, missing.seed] / "labels.npz"
+            elif weights.label_file:
+                assert labels[Path(given)] == (weights.label_file, missing.seed)
+            else:
+                assert given == (weights.labels or "none")
+            folder = folders[weights, missing.seed] = options.out
+            outs.append(options.out)
+        for command, evaluation in zip(commands, missing.evaluations, strict=True):
+            outs.append(check_evaluation(command, evaluation, weights, folder, scale, monkeypatch))
+            assert f"--seed {missing.seed}" in command or evaluation == CLUSTERS
+    assert len(set(outs)) == len(outs) and all(runs in out.parents for out in outs)
+
+
+def check_evaluation(
+    command: str,
+    evaluation: Evaluation,
+    weights: Weights,
+    folder: Path | None,
+    scale: Scale,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """Where a command writes that must be this evaluation's."""
+    wanted = scale.evaluation_settings(evaluation)
+    options: Any
+    if not evaluation.command:
+        name, options = parsed(command, monkeypatch)
+        given = {"data": "T.beton", "val": "V.beton"} if not evaluation.reads else inputs(evaluation, {})
+        assert name == evaluation.recipe and (options.data, options.val) == (given["data"], given.get("val"))
+        for flag in ("proposals", "sbd"):
+            assert paths(getattr(options, flag, None)) == paths(given.get(flag))
+        values = effective(options)
+        assert {key: values[key] for key in wanted} == wanted
+        told = options.told_input()
+        assert told in (None, Input.usual(weights.channels, options.size_px))
+    else:
+        options = parsed_command(command)
+        assert command.startswith(f"fastpsl {evaluation.recipe} ")
+        if evaluation == CLUSTERS:
+            assert (options.run, options.data, options.labels) == (folder, "T.beton", None)
+            assert options.out
+            return Path(options.out)
+        values = vars(options) | vars(options.extraction)
+        assert {key: values[key] for key in wanted} == wanted
+        if evaluation == RETRIEVAL:
+            assert (options.gallery, options.queries) == ("T.beton", "V.beton")
+        else:
+            assert evaluation == TSNE and options.data == "V.beton"
+        told = None
+        options = SimpleNamespace(**values)
+    assert (options.checkpoint, options.random_weights) == (folder, folder is None)
+    if folder is None:
+        assert options.backbone == weights.backbone
+        assert (told.channels if told else "RGB") == weights.channels
+    return Path(options.out)
+
+
+def paths(given: Any) -> list[str]:
+    return [str(path) for path in (given if isinstance(given, tuple) else [given]) if path]
+
+
+RECIPES = (
+    "jigsaw_r50",
+    "rotation_rv50",
+    "simclr_r50",
+    "mocov2_r50",
+    "supervised",
+    "uic_alexnet",
+    "uic_r50",
+    "deepcluster_alexnet",
+    "sslpp_colorization",
+    "sslpp_context",
+    "sslpp_rotation",
+    "sslpp_aet",
+    "sslpp_iic",
+)
+
+
+def test_all_recipes_of_the_tables_are_tested() -> None:
+    needed = [need[0] for table in TABLES.values() for need in needs_of(table)]
+    recipes = {one.recipe for weights in needed for one in (weights, weights.before) if one}
+    assert recipes == {*RECIPES, None}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_value_that_a_recipe_knows_is_compared(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new option of a recipe must be given a value here, or results that differ in it would be averaged."""
+    monkeypatch.setattr(sys, "argv", [name, "--data", "x"])
+    science = recipe(name)["parse"]().science()
+    weights = Weights("resnet50", name, "psl")
+    for scale in SCALES.values():
+        known = set(science) | ({"crop"} if name == "supervised" else set())  # its job's science has it
+        assert known - FREE == set(scale.training_science(weights)) - {"recipe", "permutations"}
+    for option, value in recipe(name)["PAPER"].items():
+        if option not in ("backbone", "plan"):
+            assert plain(PAPER.values[name][option]) == plain(value), option
+
+
+EVALUATIONS = {need[1] for table in TABLES.values() for need in needs_of(table) if not need[1].command}
+
+
+@pytest.mark.parametrize("evaluation", sorted(EVALUATIONS, key=str), ids=lambda one: one.name)
+def test_every_value_that_an_evaluation_knows_is_compared(
+    evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = _flags(PAPER.spelled(evaluation.name))
+    monkeypatch.setattr(sys, "argv", [evaluation.recipe, "--data", "x", *chosen])
+    options = recipe(evaluation.recipe)["parse"]()
+    for scale in SCALES.values():
+        assert set(options.science()) - FREE == set(scale.evaluation_settings(evaluation))
+    values = effective(options)
+    for name, value in PAPER.evaluation_settings(evaluation).items():
+        assert values[name] == value, name
+
+
+def test_a_finished_pre_training_is_not_run_again(tmp_path: Path) -> None:
+    folder = put_run(tmp_path, "deep/my jigsaw")
+    first, second, third = missing_of(tmp_path, PSL)
+    assert first.seed == 0 and len(first.commands) == 1 and "recipes/linear_probe.py" in first.commands[0]
+    assert f"--checkpoint {shlex.quote(str(folder))}" in first.commands[0]
+    assert [len(one.commands) for one in (second, third)] == [2, 2]
+
+
+def test_a_run_of_another_seed_serves_where_one_is_wanted(tmp_path: Path) -> None:
+    put_run(tmp_path, "x", seed=7, **PAPER.training_science(PSL))
+    (only,) = missing_of(tmp_path, PSL, scale=PAPER)
+    assert (only.seed, len(only.commands)) == (7, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"plan": "sl"},
+        {"backbone": "resnet18"},
+        {"cut": True},
+        {"checkpoint": False},
+        {"lr": 0.5},
+        {"seed": 5},
+    ],
+)
+def test_an_unfit_run_is_not_used_and_not_overwritten(tmp_path: Path, change: dict[str, Any]) -> None:
+    put_run(tmp_path, "psl-tiny/jigsaw-psl-resnet50-s0", **change)
+    first = next(one for one in missing_of(tmp_path, PSL) if one.seed == 0)
+    assert len(first.commands) == 2
+    assert f"--out {tmp_path}/psl-tiny/jigsaw-psl-resnet50-s0-2" in first.commands[0]
+    assert f"--checkpoint {tmp_path}/psl-tiny/jigsaw-psl-resnet50-s0-2" in first.commands[1]
+
+
+def test_a_run_that_was_begun_goes_on(tmp_path: Path) -> None:
+    folder = put_run(tmp_path, "begun", state="preempted")
+    first = missing_of(tmp_path, PSL)[0]
+    assert len(first.commands) == 2 and first.commands[0].endswith(f"--out {folder}")
+
+
+def test_what_a_begun_run_has_chosen_is_repeated(tmp_path: Path) -> None:
+    """Free between results, but not within a run: it would be refused otherwise."""
+    put_run(tmp_path, "begun", state="preempted", precision="bf16", order="quasi_random", lanes=8)
+    (command, _) = missing_of(tmp_path, PSL)[0].commands
+    assert "--precision bf16 --order quasi_random --lanes 8 --out" in command and "--apex" not in command
+
+
+def test_a_deleted_result_is_missing_again(tmp_path: Path) -> None:
+    paths = [put(tmp_path, weights, seed=seed) for weights in (PSL, END_TO_END) for seed in TINY.seeds]
+    assert not missing_of(tmp_path, PSL) and not missing_of(tmp_path, END_TO_END)
+    paths[1].unlink()
+    (only,) = missing_of(tmp_path, PSL)
+    assert only.seed == 1 and not missing_of(tmp_path, END_TO_END)
+
+
+# --- rendering

@@ -1,0 +1,192 @@
+"""The papers' tables beside our results: which results count, and what is computed of them."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastpsl.cli import main
+from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.tables.data_sets import DataSet
+from fastpsl.tables.markdown import markdown
+from fastpsl.tables.needs import FEW_LABELS, MOCO, MORE_LABELS, Weights
+from fastpsl.tables.papers import TABLES
+from tests.tables.table_results import BLOCKS, DIGESTS, END_TO_END, PAPER, PSL, ours, put, report
+
+
+def test_numbers_as_printed() -> None:
+    four, five, six, seven = (TABLES[f"psl/{number}"] for number in (4, 5, 6, 7))
+    assert {row.method: row.numbers[0] for row in four.rows} == {
+        "Colorization [49]": 39.6, "BigBiGAN [15]": 56.6, "LA [51]": 58.8, "NPID++ [37]": 59.0, "MoCo [26]": 60.6,
+        "PIRL [37]": 63.6, "CPC v2 [28]": 63.8, "PCL [34]": 65.9, "SwAV [9]": 75.3, "Jigsaw [38]": 45.7,
+        "Jigsaw+PSL": 50.9, "Rotation [21]": 47.3, "Rotation*": 48.6, "Rotation+PSL": 53.3, "SimCLR [10]": 61.9,
+        "SimCLR+PSL": 64.3, "MoCov2 [11]": 67.5, "MoCov2+PSL": 68.1,
+    }  # fmt: skip
+    assert {row.method for row in four.rows if row.million_parameters == 86} == {"Rotation [21]"}
+    assert five.row("PSL").numbers == (10.9, 27.0, 43.2, 50.9, 38.5)
+    assert five.row("Supervised").numbers == (11.6, 33.3, 48.7, 67.9, 75.5)
+    assert six.row("PSL_f").numbers == (10.5, 31.1, 42.1, 52.9, 49.7) and six.row("PSL_f").arch == "R50"
+    assert six.row("Rotation").numbers == (10.9, 30.1, 40.2, 48.6, 46.5) and six.row("SL").arch == "Rv50"
+    assert seven.row("Rotation+PSL").numbers == (54.8, 83.7) and seven.row("Supervised").numbers == (
+        48.4,
+        80.4,
+    )
+    for table in TABLES.values():
+        assert all(len(row.numbers) == len(table.columns) for row in table.rows)
+        assert all(len(row.measures) in (0, len(table.columns)) for row in table.rows)
+
+
+def test_what_the_rows_are_measured_on() -> None:
+    by_row = {
+        (name, row.method): {
+            (m.weights.recipe, m.weights.plan, m.weights.backbone, m.evaluation.protocol)
+            for m in row.measures
+        }
+        for name, table in TABLES.items()
+        for row in table.rows
+    }
+    assert by_row["psl/4", "Rotation+PSL"] == {("rotation_rv50", "psl", "revnet50", "linear/vissl")}
+    assert by_row["psl/4", "SimCLR [10]"] == {("simclr_r50", "end_to_end", "resnet50", "linear/moco")}
+    assert by_row["psl/6", "SL"] == {("rotation_rv50", "sl", "revnet50", "linear/vissl")}
+    assert by_row["psl/6", "Supervised"] == {("supervised", "end_to_end", "revnet50", "linear/vissl")}
+    assert by_row["psl/7", "Rotation [21]"] == {
+        ("rotation_rv50", "end_to_end", "resnet50", "semi_supervised")
+    }
+    assert by_row["psl/7", "Supervised"] == {(None, None, "resnet50", "semi_supervised")}
+    assert not by_row["psl/4", "SwAV [9]"] and not by_row["psl/4", "Rotation [21]"]
+
+
+def test_mean_and_standard_deviation_over_the_seeds(tmp_path: Path) -> None:
+    for seed, b4 in enumerate((40.0, 41.0, 45.0)):
+        put(tmp_path, seed=seed, numbers=BLOCKS | {"top1_B4": b4})
+    put(tmp_path, END_TO_END, seed=1)
+    made = report(tmp_path)
+    # mean 42, squares 4 + 1 + 9 over two degrees of freedom
+    assert ours(made, "PSL")[3] == "42.0 ± 2.6 (3)" and ours(made, "PSL")[0] == "10.0 ± 0.0 (3)"
+    assert ours(made, "Jigsaw") == ["10.0", "20.0", "30.0", "40.0", "35.0"]
+    assert ours(made, "SL") == ["None"] * 5
+    gains = {gain.row.method: gain for gain in made.gains}
+    assert gains["PSL"].ours[3] == 2.0 and gains["PSL"].paper[3] == pytest.approx(5.2)
+    assert gains["SL"].ours == (None,) * 5
+
+
+def test_the_best_block_is_one_for_all_seeds(tmp_path: Path) -> None:
+    put(tmp_path, seed=0, numbers=BLOCKS | {"top1_B4": 50.0, "top1_B3": 10.0})
+    put(tmp_path, seed=1, numbers=BLOCKS | {"top1_B4": 20.0, "top1_B3": 48.0})
+    made = report(tmp_path, "psl/4").cells["Jigsaw+PSL"][0].ours
+    assert made and (made.number, made.mean, made.seeds) == (
+        "top1_B4",
+        35.0,
+        (0, 1),
+    )  # B5 has 35, too, and comes later
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"scale": PAPER}, "stage_epochs 60 60 60, here 6 6 6"),
+        ({"cut": True}, "cut short"),
+        ({"checkpoint": {"backbone": "resnet18"}}, "backbone resnet18, here resnet50"),
+        ({"science": {"plan": "other"}}, "plan other"),
+        ({"science": {"levels": [2, 1, 3]}}, "levels 2 1 3, here default"),
+        ({"science": {"partition": ["1-2", "3-5"]}}, "partition 1-2 3-5"),
+        ({"science": {"frozen_batchnorm": "train"}}, "frozen_batchnorm train"),
+        ({"science": {"data_digest": "f" * 32}}, "pre-trained on other pictures"),
+        ({"science": {"permutations": "of a file"}}, "pre-trained with permutations of a file"),
+        ({"settings": {"size_px": 64}}, "evaluated with size_px 64, here 56"),
+        ({"checkpoint": {"input": {"channels": "L"}}}, "sees L, here RGB"),
+        ({"data": {"train": "a" * 32, "val": "a" * 32}}, "scored on the pictures that it learned from"),
+        ({"numbers": {"top1_B1": 1.0}}, "it has no top1_B2, top1_B3"),
+    ],
+)
+def test_what_does_not_fit_is_listed_and_not_used(tmp_path: Path, change: dict[str, Any], why: str) -> None:
+    path = put(tmp_path, **change)
+    right = put(tmp_path, seed=1)
+    made = report(tmp_path)
+    assert [result.path for _, _, result in made.used] == [right]
+    assert why in made.matches.unused[path]
+
+
+def test_others_results_are_counted_and_broken_ones_named(tmp_path: Path) -> None:
+    put(tmp_path, Weights("resnet50", "simclr_r50", "psl"), MOCO, {"top1_final": 1.0})
+    put(tmp_path, PSL, checkpoint={"kind": "torchvision", "science": None})
+    broken = put(tmp_path)
+    broken.write_text(broken.read_text()[:100])
+    made = report(tmp_path)
+    assert made.matches.num_other == 2 and list(made.matches.unused) == [broken]
+    assert not made.used
+
+
+def test_fine_tuning_on_parts_is_of_one_data_set(tmp_path: Path) -> None:
+    """Each seed has labels of its own, so the record of what was learned from differs; the pictures are the same."""
+    for seed, weights in ((0, PSL), (1, PSL), (0, Weights("resnet50"))):
+        part = {"train": f"{seed}" * 32, "val": DIGESTS["val"]}
+        science = {"data_digest": DIGESTS["train"]}
+        put(tmp_path, weights, FEW_LABELS, {"top5": 50.0 + seed}, seed=seed, data=part, science=science)
+    made = report(tmp_path, "psl/7")
+    assert ours(made, "Jigsaw+PSL")[0] == "50.5 ± 0.7 (2)" and ours(made, "Supervised")[0] == "50.0"
+    put(tmp_path, PSL, MORE_LABELS, {"top5": 1.0}, data=DIGESTS | {"val": "9" * 32})
+    with pytest.raises(ValueError, match="2 data sets"):
+        report(tmp_path, "psl/7")
+
+
+def test_variants_are_rows_of_their_own(tmp_path: Path) -> None:
+    reversed_ = Weights("resnet50", "jigsaw_r50", "psl", "reversed")
+    put(tmp_path, reversed_), put(tmp_path, PSL, numbers=BLOCKS | {"top1_B4": 38.0})
+    made = report(tmp_path, "psl/ablations")
+    assert ours(made, "G3, G2, G1")[3] == "40.0" and made.cells["G3, G2, G1"][3].paper is None
+    gain = next(gain for gain in made.gains if gain.row.method == "G3, G2, G1")
+    assert gain.ours[3] == 2.0 and gain.paper == (None,) * 5
+    assert ours(report(tmp_path), "PSL")[3] == "38.0"
+    written = markdown(made)
+    assert (
+        "| **G3, G2, G1** (from the hardest level to the easiest; ours alone: not in the paper) | R50 | ours |"
+        in written
+    )
+    assert "| G3, G2, G1 − PSL | ours | +0.0 |" in written
+
+
+def test_the_newest_of_one_seed_counts(tmp_path: Path) -> None:
+    older, newer = put(tmp_path, numbers=BLOCKS), put(tmp_path, numbers=BLOCKS | {"top1_B4": 70.0})
+    record = json.loads(older.read_text())
+    older.write_text(json.dumps(record | {"date": "2020-01-01T00:00:00+00:00"}))
+    made = report(tmp_path)
+    assert ours(made, "PSL")[3] == "70.0" and "the same seed again" in made.matches.unused[older]
+    assert str(newer) in made.matches.unused[older]
+
+
+def test_data_sets_are_never_mixed(tmp_path: Path) -> None:
+    other = {"train": "e" * 32, "val": "b" * 32}
+    one, two = put(tmp_path), put(tmp_path, seed=1, data=other)
+    with pytest.raises(ValueError, match="results of 2 data sets must not be mixed"):
+        report(tmp_path)
+    made = report(tmp_path, asked=DataSet("e" * 32))
+    assert [result.path for _, _, result in made.used] == [two]
+    assert "of other pictures (aaaaaaaa/bbbbbbbb" in made.matches.unused[one]
+    assert not report(tmp_path, asked=DataSet("0" * 32)).used
+    assert not report(tmp_path, asked=DataSet("e" * 32, "0" * 32)).used
+
+
+def test_the_data_that_is_named_decides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = sample_paths()
+    with closing(open_data(paths.train_32)) as train, closing(open_data(paths.test_32)) as val:
+        mine = {"train": train.digest(), "val": val.digest()}
+    runs = tmp_path / "runs"
+    put(runs), put(runs, seed=1, data=mine, name="mine")
+    words = ("table", "psl/5", "--runs", runs, "--out", tmp_path / "out", "--scale", "tiny")
+    with pytest.raises(SystemExit) as caught:
+        main([*map(str, words)])
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and said.count("\n") == 1 and "--data" in said
+    main([*map(str, words), "--data", str(paths.train_32), "--val", str(paths.test_32)])
+    assert "1 of 15 results" in capsys.readouterr().out
+    main([*map(str, words), "--val", str(paths.test_32)])  # one of the two is enough
+    assert "1 of 15 results" in capsys.readouterr().out
+    main([*map(str, words), "--val", str(paths.train_32)])
+    assert "0 of 15 results" in capsys.readouterr().out
+
+
+# --- the commands of what is missing

@@ -1,0 +1,262 @@
+"""Tables as people see them: pages, pictures, the command's errors."""
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fastpsl.cli import main
+from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_picture
+from fastpsl.tables.papers import TABLES
+from fastpsl.tables.scales import SCALES
+from tests.programs import ENVIRONMENT, ROOT
+from tests.tables.table_results import BLOCKS, DIGESTS, END_TO_END, PAPER, put, put_run, report
+
+
+class Page(HTMLParser):
+    """Tags that are open, and what could reach out."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "data")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def rendered(
+    runs: Path, out: Path, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[str, str, Page]:
+    """What the command says, its Markdown and its page."""
+    main(["table", "psl/5", "--runs", str(runs), "--out", str(out), "--scale", "tiny", *arguments])
+    captured = capsys.readouterr()
+    said = captured.out
+    assert ("no such.beton" in captured.err) == (
+        "no such.beton" in arguments
+    )  # a warning where it is not there
+    page = Page()
+    page.feed((out / "psl-5.html").read_text())
+    page.close()
+    with Image.open(out / "psl-5.png") as image:
+        assert image.format == "PNG" and image.width > 600
+    return said, (out / "psl-5.md").read_text(), page
+
+
+def test_the_pages_hold_the_table_and_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    runs = tmp_path / "runs <1>"
+    folder = put_run(runs, "trained")
+    Image.new("RGB", (30, 20), "red").save(folder / "curve.png")
+    Image.new("RGB", (30, 20), "blue").save(folder / "contact-sheet-G3.png")
+    (folder / "contact-sheet-G1.png").write_bytes(b"broken")
+    for seed, b4 in enumerate((40.0, 41.0, 45.0)):
+        at = {"path": str(folder / "checkpoints" / "step-00000005.pt")} if seed == 0 else {}
+        put(runs, seed=seed, numbers=BLOCKS | {"top1_B4": b4}, checkpoint=at)
+    unused = put(runs, END_TO_END, cut=True)
+    said, markdown, page = rendered(
+        runs, tmp_path / "out", capsys, "--data", "no such.beton", "--val", "v.beton"
+    )
+    lines = markdown.splitlines()
+    row = next(i for i, line in enumerate(lines) if line.startswith("| **PSL** |"))
+    assert lines[row] == "| **PSL** | R50 | paper | 10.9 | 27.0 | 43.2 | 50.9 | 38.5 |"
+    assert lines[row + 1].endswith(
+        "| ours | 10.0 ± 0.0 (3) | 20.0 ± 0.0 (3) | 30.0 ± 0.0 (3) | 42.0 ± 2.6 (3) | 35.0 ± 0.0 (3) |"
+    )
+    assert "| ours | – | – | – | – | – |" in markdown  # the others: nothing is made up
+    assert "ours − paper" not in markdown  # tiny numbers and ImageNet's have no difference
+    assert "3 of 15 results" in said and f"not used {unused}: cut short" in said
+    commands = [line for line in said.splitlines() if line.startswith("torchrun")]
+    assert len(commands) == 4 * 3 * 2 and all("--data 'no such.beton'" in command for command in commands)
+    for command in commands:
+        assert command in markdown and command in page.text
+    for words in (
+        "42.0 ± 2.6 (3)",
+        "contact-sheet-G1.png cannot be read",
+        "50.9",
+        "cut short",
+        "aaaaaaaa/bbbbbbbb",
+        "c" * 12,
+        str(runs),
+    ):
+        assert words in page.text, words
+    assert not page.open and "script" not in page.tags and "link" not in page.tags
+    assert len(page.links) == 3  # the chart, the curve, the contact sheet
+    for link in page.links:
+        kind, data = re.fullmatch(r"data:image/(\w+);base64,(.*)", link).groups()  # type: ignore[union-attr]
+        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+            assert (image.format or "").lower() == kind
+    style = (tmp_path / "out" / "psl-5.html").read_text()
+    assert (
+        "prefers-color-scheme: dark" in style
+        and "http" not in style.replace("http-equiv", "")
+        and "url(" not in style
+    )
+
+
+def test_at_the_papers_scale_the_difference_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    put(runs, scale=PAPER, data={**DIGESTS, "num_train": 1_281_167, "num_val": 50_000})  # type: ignore[dict-item]
+    main(["table", "psl/5", "--runs", str(runs), "--out", str(tmp_path / "out")])
+    assert "1 of 5 results" in capsys.readouterr().out
+    markdown = (tmp_path / "out" / "psl-5.md").read_text()
+    assert "| ours | 10.0 | 20.0 | 30.0 | 40.0 | 35.0 |" in markdown
+    assert "1,281,167 training and 50,000 held-out pictures" in markdown and "ImageNet's numbers" in markdown
+    assert "| ours − paper | −0.9 | −7.0 | −13.2 | −10.9 | −3.5 |" in markdown
+
+
+def test_a_row_that_is_the_papers_alone_says_so(tmp_path: Path) -> None:
+    made = report(tmp_path, "psl/4")
+    assert "the paper's alone" in made.mark(TABLES["psl/4"].row("SwAV [9]"))
+    assert made.cells["SwAV [9]"][0].ours is None and made.cells["SwAV [9]"][0].paper == 75.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            "psl/3 --runs {tmp} --out {tmp}/o",
+            "unknown table 'psl/3': allowed are psl/4, psl/5, psl/6, psl/7, psl/ablations",
+        ),
+        ("psl/5 --runs {tmp}/none --out {tmp}/o", "none: no such folder"),
+        ("psl/5 --runs {tmp} --out {tmp}/o --scale big", "unknown scale 'big': allowed are paper, tiny"),
+        ("psl/5 --runs {tmp} --out {tmp}/o --nproc-per-node 0", "--nproc-per-node 0"),
+        ("psl/5 --runs {tmp}", "--out"),
+    ],
+)
+def test_user_errors_are_one_line_and_exit_2(
+    arguments: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["table", *arguments.format(tmp=tmp_path).split()])
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and said.count("\n") == 1 and words in said
+    assert not (tmp_path / "o").exists()
+
+
+def test_help_names_the_tables_and_scales(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["table", "--help"])
+    said = capsys.readouterr().out
+    assert caught.value.code == 0 and all(
+        word in said for word in (*TABLES, *SCALES, "--runs DIR", "--out DIR")
+    )
+
+
+def as_if_trained(runs: Path, seed: int) -> None:
+    """What another seed would have left: copies of seed 0's folders with the seed and the numbers changed."""
+    for folder in sorted(runs.glob("*/*-s0*")):
+        copy = shutil.copytree(folder, folder.with_name(folder.name.replace("-s0", f"-s{seed}")))
+        for path in copy.glob("*.json"):
+            path.write_text(
+                path.read_text().replace("-s0", f"-s{seed}").replace('"seed": 0', f'"seed": {seed}')
+            )
+        if (result := copy / "result.json").exists():
+            record = json.loads(result.read_text())
+            record["numbers"] = {name: number / (1 + seed) for name, number in record["numbers"].items()}
+            result.write_text(json.dumps(record))
+
+
+@pytest.mark.slow
+def test_a_row_of_the_tiny_scale_for_real(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The printed commands, pasted: a row of Table 5 on 64-px pictures. One of three seeds is trained; then its result is lost."""
+    for part, first, num in (("train", 0, 32), ("val", 32, 16)):
+        for index in range(first, first + num):
+            path = tmp_path / "my photos" / part / CLASS_NAMES[index % 8] / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw_picture(1, index, 64, 64 + index % 3)).save(path)
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    runs.mkdir()
+    words = ("--data", str(tmp_path / "my photos/train"), "--val", str(tmp_path / "my photos/val"))
+
+    def commands_of(*methods: str) -> list[str]:
+        said = rendered(runs, out, capsys, *words)[0]
+        blocks = re.split(r"^# ", said, flags=re.MULTILINE)
+        return [
+            line
+            for block in blocks
+            if block.startswith(methods)
+            for line in block.splitlines()
+            if line.startswith("torchrun")
+        ]
+
+    def paste(command: str) -> None:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = ENVIRONMENT | {
+            "PATH": path,
+            "OMP_NUM_THREADS": str(os.cpu_count()),
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+        done = subprocess.run(
+            command,
+            shell=True,
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=1800,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+    commands, others = commands_of("PSL, "), commands_of("Jigsaw, ")
+    assert len(commands) == len(others) == 6
+    of_seed_0 = commands[:2]
+    for seed in (0, 1, 2):
+        pair = [
+            command.replace("-s0", f"-s{seed}").replace("--seed 0", f"--seed {seed}") for command in of_seed_0
+        ]
+        assert commands[2 * seed : 2 * seed + 2] == pair
+    for command in of_seed_0:
+        paste(command)
+    for seed in (1, 2):
+        as_if_trained(runs, seed)
+    assert not commands_of("PSL, ") and commands_of("Jigsaw, ") == others
+    psl = {path: json.loads(path.read_text()) for path in runs.rglob("result.json")}
+    assert all(record["checkpoint"]["science"]["plan"] == "psl" for record in psl.values())
+    assert sorted(record["settings"]["seed"] for record in psl.values()) == [0, 1, 2]
+    values = [record["numbers"]["top1_B4"] for record in psl.values()]
+    told = f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} (3)"
+    _, page, html = rendered(runs, out, capsys, *words)
+    line = next(after for before, after in pairwise(page.splitlines()) if before.startswith("| **PSL** |"))
+    assert line.split("|")[7].strip() == told and told in html.text
+    assert len(html.links) == 1 + 3 + 3  # chart, curves, sheets of G1 to G3
+
+    lost = next(path for path, record in psl.items() if record["settings"]["seed"] == 0)
+    lost.unlink()
+    (command,) = commands_of("PSL, ")  # its pre-training is there, so the evaluation alone
+    assert "recipes/linear_probe.py" in command and "--seed 0" in command
+    left = [record["numbers"]["top1_B4"] for path, record in psl.items() if path != lost]
+    page = rendered(runs, out, capsys, *words)[1]
+    assert f"{statistics.mean(left):.1f} ± {statistics.stdev(left):.1f} (2)" in page
+    paste(command)
+    again = rendered(runs, out, capsys, *words)[1]
+    assert told in again and not commands_of("PSL, ")

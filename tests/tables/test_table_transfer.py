@@ -1,0 +1,436 @@
+"""Tables whose evaluations read other data: numbers as printed, which results count, what commands name."""
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastpsl.cli import main
+from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.sample.voc import draw_voc
+from fastpsl.pipelines.voc.dataset import VOC
+from fastpsl.tables.data_sets import DataSet
+from fastpsl.tables.markdown import markdown
+from fastpsl.tables.matching import needs_of
+from fastpsl.tables.needs import Evaluation, Weights
+from fastpsl.tables.other_data import OTHER_DATA, PAPERS_PICTURES, digests
+from fastpsl.tables.papers import TABLES
+from fastpsl.tables.psl_transfer import DETECTION, INAT18, PLACES205, SVM, WEIGHTS
+from fastpsl.tables.report import Report
+from fastpsl.tables.sslpp_transfer import IIC, LINEAR
+from fastpsl.tables.uic import DEEPCLUSTER, UIC
+from fastpsl.tables.uic_transfer import ALL, FC6_8, FEW_SHOTS, SEGMENTATION
+from tests.tables.table_results import (
+    DIGESTS,
+    PAPER,
+    TINY,
+    missing_of,
+    ours,
+    put,
+    put_run,
+    report,
+    science_of,
+)
+
+# Whole rows of the papers' tables as they stand there.
+PRINTED = {
+    "psl/8": """
+        Supervised 52.6 81.1 57.4 0.0
+        Jigsaw [38] 48.9 75.1 52.9 -4.5
+        Jigsaw+PSL 51.1 78.9 55.3 -2.1
+        Rotation [21] 46.3 72.5 49.3 -8.1
+        Rotation+PSL 47.6 74.6 51.1 -6.3""",
+    "psl/9": """
+        Supervised 87.5 51.5 45.4
+        Jigsaw [38] 64.5 41.2 21.3
+        Jigsaw+PSL 67.2 44.7 24.1
+        Rotation [21] 63.5 41.9 23.0
+        Rotation+PSL 65.9 43.0 25.9""",
+    "uic/5": """
+        ImageNet Labels 78.9 79.9 56.8 48.0
+        Random-RGB 33.2 57.0 44.5 30.1
+        Random-Sobel 29.0 61.9 47.9 32.0
+        DeepCluster [2] 72.0 73.7 55.4 45.1
+        SelfLabeling 3k × 10 [1] - 75.3 55.9 43.7
+        Ours 76.2 75.9 54.9 45.9
+        Inpainting [32] 34.6 56.5 44.5 29.7
+        BiGan [9] 52.5 60.3 46.9 35.2
+        Contenxt [8] 55.1 63.1 51.1 -
+        Colorization [41] 61.5 65.9 46.9 35.6
+        Split-brain [42] 63.0 67.1 46.7 36.0
+        Jigsaw puzzle [29] - 67.6 53.2 37.6
+        Counting [30] - 67.7 51.4 36.6
+        RotNet [14] 70.87 72.97 54.4 39.1
+        RotNet+retrieval [13] - 74.7 58.0 45.9""",
+    "uic/6": """
+        UIC 3k, 224 px 48.79 53.03 62.46 65.05
+        DeepCluster, 224 px 51.33 54.42 60.32 65.04
+        UIC 3k, 84 px 52.43 54.76 54.40 52.85
+        DeepCluster, 84 px 53.46 54.87 49.81 50.18""",
+    "sslpp/7": """
+        Supervised 63.6 74.4 81.3 83.4 83.7 84.2 78.4
+        Random 55.6 61.6 61.7 61.1 57.9 32.0 55.0
+        Color. [6] 55.3 67.2 68.6 62.9 59.6 52.4 61.0
+        Ours+Color. 59.6 70.0 74.1 71.1 67.3 62.4 67.4
+        Context [7] 61.7 66.4 69.1 65.9 61.7 49.2 62.3
+        Ours+Con. 62.9 72.8 75.4 73.5 70.2 62.9 69.6
+        Rotation [8] 64.2 74.2 77.9 77.7 76.0 71.2 73.5
+        Ours+Rot. 63.6 74.5 78.0 78.3 76.9 73.9 74.2
+        AET [9] 62.1 72.3 76.4 76.0 73.4 64.5 70.8
+        Ours+AET 62.0 74.3 77.4 77.2 75.2 69.2 72.6""",
+    "sslpp/10": """
+        Rotation: Boosting [12] 63.3 73.6 77.2 76.3 74.3 72.0 72.8
+        Rotation: DeeperCluster [19] 55.3 70.5 75.1 72.9 68.6 59.2 66.9
+        Rotation: Decouple [17] 64.2 74.9 78.2 78.0 76.7 73.4 74.2
+        Rotation: Ours 63.6 74.5 78.0 78.3 76.9 73.9 74.2
+        AET: Boosting [12] 61.5 72.2 76.0 75.2 70.9 67.0 70.5
+        AET: DeeperCluster [19] 58.8 70.8 75.2 73.7 69.9 67.7 69.4
+        AET: Ours 62.0 74.3 77.4 77.2 75.2 69.2 72.6""",
+    "sslpp/11-yfcc": """
+        AET 62.1 72.3 76.4 76.0 73.4 64.5 70.8
+        SPL 62.4 72.2 75.8 74.5 70.2 67.5 70.4
+        Ours 62.0 74.3 77.4 77.2 75.2 69.2 72.6""",
+}
+SUPERVISED, JIGSAW, PSL = (WEIGHTS[name] for name in ("Supervised", "Jigsaw [38]", "Jigsaw+PSL"))
+VOC_DIGESTS = {"train": "1" * 32, "val": "2" * 32, "own": DIGESTS["train"]}
+AP = {"AP": 30.0, "AP50": 60.0, "AP75": 25.0}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_numbers_as_printed(name: str) -> None:
+    table = TABLES[name]
+    lines = PRINTED[name].strip().splitlines()
+    for line in lines:
+        words, num = line.strip().split(" "), len(table.columns)
+        numbers = tuple(None if number == "-" else float(number) for number in words[-num:])
+        assert table.row(" ".join(words[:-num])).numbers == numbers, line
+    assert len(table.rows) == len(lines)
+
+
+def words(table: str, method: str) -> list[tuple[Any, ...]]:
+    return [
+        (one.weights.kind, one.weights.plan, one.evaluation.name, one.numbers, one.of)
+        for one in TABLES[table].row(method).measures
+    ]
+
+
+def test_what_the_rows_are_measured_on() -> None:
+    assert words("psl/8", "Jigsaw+PSL") == [
+        ("jigsaw", "psl", "detection/pirl", (number,), "best") for number in ("AP", "AP50", "AP75", "AP75")
+    ]
+    assert [one.minus for one in TABLES["psl/8"].row("Supervised").measures] == [None] * 3 + [SUPERVISED]
+    blocks = ("B1", "B2", "B3", "B4", "B5")
+    assert [one[2:4] for one in words("psl/9", "Rotation+PSL")] == [
+        ("svm/vissl", tuple(f"mAP_{block}" for block in blocks)),
+        ("linear/vissl_places205", tuple(f"top1_{block}" for block in blocks)),
+        ("linear/vissl_inat18", tuple(f"top1_{block}" for block in blocks)),
+    ]
+    assert [one[2:4] for one in words("uic/5", "Random-Sobel")] == [
+        ("classification/deepcluster_fc6_8", ("mAP",)), ("classification/deepcluster_all", ("mAP",)),
+        ("detection/fast_rcnn", ("AP50",)), ("segmentation/fcn_alexnet", ("mIoU",)),
+    ]  # fmt: skip
+    assert TABLES["uic/5"].row("Random-Sobel").measures[0].weights.channels == "SobelXY"
+    assert TABLES["uic/5"].row("Ours").measures[0].weights.variant == "tuned"
+    assert words("uic/6", "UIC 3k, 84 px")[3][2:4] == ("few_shot/84", ("accuracy_B5_max_pool",))
+    layers = tuple(f"top1_B{block}" for block in (1, 2, 3, 4, 5, 7))
+    assert words("sslpp/7", "Random")[5:] == [
+        ("random", None, "linear/sslpp", ("top1_B7",), "best"), ("random", None, "linear/sslpp", layers, "mean"),
+    ]  # fmt: skip
+    spl = TABLES["sslpp/11-yfcc"].row("SPL").measures[0].weights
+    assert (spl.recipe, spl.variant, spl.labels) == ("sslpp_aet", "yfcc_labels_alone", IIC)
+    assert PAPER.training_values(spl)["proxy"] is False
+    assert [len(TABLES[f"sslpp/{name}"].columns) for name in ("fig1", "fig3")] == [6, 4]
+    assert TABLES["sslpp/fig1"].row("Ours+AET").numbers == (62.0, 74.3, 77.4, 77.2, 75.2, 69.2)
+    assert not any(row.printed for row in TABLES["sslpp/fig3"].rows)
+
+
+def test_the_schedules_of_tiny_yfcc100m() -> None:
+    """Table II; the rates and batches are those of CIFAR-10."""
+    schedules = {
+        task: (values["stage_epochs"], values["intervals"], values["batch_size"], values["lr"])
+        for task in ("colorization", "context", "rotation", "aet")
+        for values in [
+            PAPER.training_values(Weights("alexnet_rotnet", f"sslpp_{task}", "end_to_end", "yfcc"))
+        ]
+    }
+    assert schedules == {
+        "colorization": ((120,), (120,), 128, 0.01),
+        "context": ((200,), (100, 50, 50), 512, 0.01),
+        "rotation": ((50,), (15, 20, 10, 5), 512, 0.1),
+        "aet": ((200,), (100, 50, 50), 512, 0.1),
+    }
+
+
+def test_data_that_evaluations_read_is_known() -> None:
+    evaluations = {need[1] for table in TABLES.values() for need in needs_of(table)}
+    reading = [one for one in evaluations if one.reads]
+    assert {one.protocol for one in reading} == set(PAPERS_PICTURES)
+    assert {name for one in reading for name in one.reads} == set(OTHER_DATA)
+    assert not any(one.reads for one in evaluations if one.protocol in ("linear/vissl", "linear/sslpp"))
+
+
+def put_detection(runs: Path, weights: Weights = PSL, ap75: float = 25.0, **changes: Any) -> Path:
+    return put(runs, weights, DETECTION, AP | {"AP75": ap75}, **{"data": VOC_DIGESTS, **changes})
+
+
+def test_the_distance_from_the_supervised_row(tmp_path: Path) -> None:
+    for seed, ap75 in enumerate((30.0, 34.0)):
+        put_detection(tmp_path, SUPERVISED, ap75, seed=seed)
+    assert ours(report(tmp_path, "psl/8"), "Jigsaw+PSL") == ["None"] * 4
+    for seed, ap75 in enumerate((25.0, 27.0, 32.0)):
+        put_detection(tmp_path, PSL, ap75, seed=seed)
+    put_detection(tmp_path, JIGSAW, 20.0)
+    made = report(tmp_path, "psl/8")
+    # 28 less the supervised mean of 32; squares 9 + 1 + 16 over two degrees of freedom
+    assert ours(made, "Jigsaw+PSL") == [
+        "30.0 ± 0.0 (3)",
+        "60.0 ± 0.0 (3)",
+        "28.0 ± 3.6 (3)",
+        "−4.0 ± 3.6 (3)",
+    ]
+    assert ours(made, "Supervised")[3] == "0.0 ± 2.8 (2)" and ours(made, "Jigsaw [38]")[3] == "−12.0"
+    gain = next(gain for gain in made.gains if gain.row.method == "Jigsaw+PSL")
+    assert gain.ours[2:] == (8.0, 8.0) and gain.paper[3] == pytest.approx(2.4)
+    page = markdown(made)
+    assert "| **Jigsaw \\[38\\]** | R50 | paper | 48.9 | 75.1 | 52.9 | −4.5 |" in page
+    assert "pre-trained on pictures of digest aaaaaaaa" in page
+    assert "detection/pirl: 480 training and 160 held-out pictures (digests 11111111/22222222)" in page
+    assert "The paper's numbers are of VOC07+12" in page
+
+
+def test_nothing_is_taken_off_where_the_supervised_row_is_missing(tmp_path: Path) -> None:
+    put_detection(tmp_path)
+    assert ours(report(tmp_path, "psl/8"), "Jigsaw+PSL") == ["30.0", "60.0", "25.0", "None"]
+
+
+def test_other_folders_of_voc_are_not_mixed(tmp_path: Path) -> None:
+    one = put_detection(tmp_path, SUPERVISED)
+    two = put_detection(tmp_path, data=VOC_DIGESTS | {"val": "9" * 32})
+    with pytest.raises(
+        ValueError, match="results of 2 data sets must not be mixed.*voc detection/pirl val.*: give --voc of"
+    ):
+        report(tmp_path, "psl/8")
+    made = report(tmp_path, "psl/8", asked=DataSet(others=(("voc detection/pirl val", "9" * 32),)))
+    assert [result.path for _, _, result in made.used] == [two]
+    assert "of other pictures" in made.matches.unused[one]
+    assert "detection/pirl val 22222222" in made.matches.unused[one]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"settings": {"num_steps": 7}}, "evaluated with num_steps 7, here 40"),
+        ({"science": {"plan": "other"}}, "plan other"),
+        ({"data": VOC_DIGESTS | {"own": "1" * 32}}, "pre-trained on the pictures that it was evaluated on"),
+        ({"data": VOC_DIGESTS | {"val": "1" * 32}}, "scored on the pictures that it learned from"),
+        ({"numbers": {"AP": 1.0}}, "it has no AP50, AP75"),
+        ({"cut": True}, "cut short"),
+    ],
+)
+def test_what_does_not_fit_is_not_used(tmp_path: Path, change: dict[str, Any], why: str) -> None:
+    path = put(tmp_path, PSL, DETECTION, **{"numbers": AP, "data": VOC_DIGESTS, **change})
+    made = report(tmp_path, "psl/8")
+    assert not made.used and why in made.matches.unused[path]
+
+
+def test_what_was_pre_trained_on_is_of_one_data_set(tmp_path: Path) -> None:
+    put_detection(tmp_path, SUPERVISED)
+    put_detection(tmp_path, data=VOC_DIGESTS | {"own": "f" * 32})
+    with pytest.raises(ValueError, match="2 data sets must not be mixed .digests of train.*--data"):
+        report(tmp_path, "psl/8")
+    (used,) = report(tmp_path, "psl/8", asked=DataSet("f" * 32)).used
+    assert used[0] == "Jigsaw+PSL"
+
+
+def test_three_data_sets_in_one_table(tmp_path: Path) -> None:
+    blocks = {f"B{block}": float(block) for block in (1, 2, 3, 5)} | {"B4": 50.0}
+    for digit, (evaluation, number) in enumerate(((SVM, "mAP"), (PLACES205, "top1"), (INAT18, "top1"))):
+        data = {"train": f"{digit}" * 32, "val": f"{digit + 4}" * 32, "own": DIGESTS["train"]}
+        numbers = {f"{number}_{block}": value + digit for block, value in blocks.items()}
+        put(tmp_path, PSL, evaluation, numbers, data=data)
+    made = report(tmp_path, "psl/9")
+    assert ours(made, "Jigsaw+PSL") == ["50.0", "51.0", "52.0"] and not made.matches.unused
+    page = markdown(made)
+    assert "| ours | 50.0 B4 | 51.0 B4 | 52.0 B4 |" in page
+    assert "svm/vissl: 480 training" in page and "(digests 22222222/66666666)" in page
+    assert report(tmp_path, "psl/5").matches.num_other == 3  # ImageNet's table has none of them
+
+
+def test_what_has_no_held_out_pictures_and_two_sizes(tmp_path: Path) -> None:
+    numbers = {f"accuracy_{block}": value for block, value in (("B3", 30.0), ("B4", 40.0), ("B5", 50.0), ("B5_max_pool", 55.0))}  # fmt: skip
+    for weights, size_px, more in ((UIC, 224, 2.0), (DEEPCLUSTER, 224, 1.0), (UIC, 84, 0.0)):
+        mine = {name: value + more for name, value in numbers.items()}
+        put(tmp_path, weights, FEW_SHOTS[size_px], mine, data=VOC_DIGESTS)
+    made = report(tmp_path, "uic/6")
+    assert ours(made, "UIC 3k, 224 px") == ["32.0", "42.0", "52.0", "57.0"] and not made.matches.unused
+    assert ours(made, "UIC 3k, 84 px")[3] == "55.0" and ours(made, "DeepCluster, 84 px") == ["None"] * 4
+    page = markdown(made)
+    assert "| paper | 48.79 | 53.03 | 62.46 | 65.05 |" in page  # the digits that the paper prints
+    assert "few_shot: 160 held-out pictures (digests 22222222)" in page
+
+
+def test_random_weights_tell_nothing_of_what_was_pre_trained_on(tmp_path: Path) -> None:
+    for weights in (Weights("alexnet"), Weights("alexnet", channels="SobelXY"), DEEPCLUSTER):
+        for evaluation in (FC6_8, ALL):
+            put(tmp_path, weights, evaluation, {"mAP": 40.0}, data=VOC_DIGESTS)
+    put(tmp_path, DEEPCLUSTER, SEGMENTATION, {"mIoU": 30.0}, data=VOC_DIGESTS | {"train": "7" * 32})
+    made = report(tmp_path, "uic/5")
+    assert ours(made, "Random-Sobel") == ours(made, "Random-RGB") == ["40.0", "40.0", "None", "None"]
+    assert ours(made, "DeepCluster [2]") == ["40.0", "40.0", "None", "30.0"] and not made.matches.unused
+
+
+def test_a_run_of_other_pictures_is_not_evaluated(tmp_path: Path) -> None:
+    put_detection(tmp_path, SUPERVISED)
+    put_run(tmp_path, "other", **science_of(PSL, TINY, 0, "f" * 32))
+    assert len(missing_of(tmp_path, PSL, "psl/8")[0].commands) == 2
+    put_run(tmp_path, "mine", **science_of(PSL, TINY, 0, DIGESTS["train"]))
+    (command,) = missing_of(tmp_path, PSL, "psl/8")[0].commands
+    assert f"--checkpoint {tmp_path}/mine" in command and "--data VOCdevkit --checkpoint" in command
+
+
+def commands_said(capsys: pytest.CaptureFixture[str], table: str, runs: Path, *words: str) -> tuple[str, str]:
+    main(["table", table, "--runs", str(runs), "--out", str(runs / "out"), *words])
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+def test_commands_name_the_data_that_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("--voc", "my VOC", "--proposals", "a.mat", "b.mat", "--data", "T", "--val", "V")
+    said, warned = commands_said(capsys, "uic/5", tmp_path, *given)
+    lines = [line for line in said.splitlines() if "recipes/voc_" in line]
+    assert len(lines) == 5 * 4 and all("--data 'my VOC'" in line and "--val" not in line for line in lines)
+    assert sum("--proposals a.mat b.mat" in line for line in lines) == 5
+    assert sum("--sbd SBD" in line for line in lines) == 5  # not given
+    assert "--voc my VOC" in warned and "not here, so results are not compared" in warned
+    ranks = {(name, word) for line in lines for name in ("class", "detec", "segm") if f"voc_{name}" in line for word in line.split() if "nproc" in word}  # fmt: skip
+    # batches of 16 and of 2; of 20 that are 20 times one
+    assert ranks == {("class", "--nproc-per-node=8"), ("detec", "--nproc-per-node=2"), ("segm", "--nproc-per-node=1")}  # fmt: skip
+    said, _ = commands_said(
+        capsys, "psl/9", tmp_path, "--places205", "p.csv", "q.csv", "--inat18", "i.json", "j.json"
+    )
+    assert said.count("--data p.csv --val q.csv") == said.count("--data i.json --val j.json") == 5
+    said, _ = commands_said(capsys, "uic/6", tmp_path, "--mini-imagenet", "test.csv")
+    assert said.count("recipes/few_shot.py --data test.csv --checkpoint") == 4
+
+
+@pytest.mark.parametrize(
+    ("table", "flag", "words"),
+    [
+        ("psl/5", "--voc", "--voc x: the evaluations of psl/5 do not read Pascal VOC"),
+        ("psl/8", "--sbd", "--sbd x: the evaluations of psl/8 do not read SBD"),
+        ("sslpp/7", "--mini-imagenet", "do not read miniImageNet; leave it out"),
+    ],
+)
+def test_data_that_a_table_does_not_read_is_refused(
+    table: str, flag: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["table", table, "--runs", str(tmp_path), "--out", str(tmp_path / "o"), flag, "x"])
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and said.count("\n") == 1 and words in said
+
+
+def test_the_voc_that_is_named_decides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its pictures are told by each protocol's own sets, as the recipes open them."""
+    draw_voc(tmp_path / "VOCdevkit", 6, 4, num_train_masks=5, num_test_masks=3)
+    root, runs = tmp_path / "VOCdevkit", tmp_path / "runs"
+
+    def of(train: tuple[str, ...], test: tuple[str, ...], needs: Any) -> dict[str, str]:
+        found = {"train": VOC(root, train, needs).digest(), "val": VOC(root, test, needs).digest()}
+        return found | {"pretrain": "e" * 32}
+
+    boxes = of(("2007_train",), ("2007_test",), "boxes")
+    masks = of(("2012_train",), ("2012_val",), "masks")
+    measures = TABLES["sslpp/fig3"].row("Rotation [8]").measures
+    for measure, data in zip(measures, (boxes, boxes, boxes, masks), strict=True):
+        number = {measure.numbers[0]: 40.0}
+        put(runs, measure.weights, measure.evaluation, number, data=data)
+        put(runs, measure.weights, measure.evaluation, number, data=data | {"val": "9" * 32}, seed=1)
+    words = ("--scale", "tiny", "--voc", str(root))
+    said, _ = commands_said(capsys, "sslpp/fig3", runs, *words)
+    assert "4 of 108 results" in said and said.count("of other pictures") == 4
+    broken = next((root / "VOC2012" / "SegmentationClass").glob("*.png"))
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(broken)
+    with pytest.raises(SystemExit) as caught:
+        commands_said(capsys, "sslpp/fig3", runs, *words)
+    assert caught.value.code == 2 and broken.name in capsys.readouterr().err
+
+
+def test_the_sets_of_each_protocol(tmp_path: Path) -> None:
+    root = tmp_path / "VOCdevkit"
+    draw_voc(root, 6, 4, num_train_masks=5, num_test_masks=3)
+    there = {"voc": (str(root),)}
+    train, both, test = (
+        VOC(root, sets, "boxes").digest()
+        for sets in (("2007_trainval",), ("2007_trainval", "2012_trainval"), ("2007_test",))
+    )
+    masks = VOC(root, ("2012_val",), "masks").digest()
+    of = {name: dict(digests(TABLES[name], there)) for name in ("psl/8", "psl/9", "uic/5", "uic/6")}
+    assert of["psl/8"] == {"voc detection/pirl train": both, "voc detection/pirl val": test}
+    assert of["psl/9"] == {"voc svm/vissl train": train, "voc svm/vissl val": test} and not of["uic/6"]
+    named = ("classification/deepcluster", "detection/fast_rcnn")
+    assert of["uic/5"] == {
+        **{
+            f"voc {name} {part}": digest
+            for name in named
+            for part, digest in (("train", train), ("val", test))
+        },
+        "voc segmentation/fcn_alexnet val": masks,  # what is learned has SBD's masks too
+    }
+    folder = tmp_path / "mini"
+    (folder / "class").mkdir(parents=True)
+    Image.fromarray(np.zeros((84, 84, 3), np.uint8)).save(folder / "class" / "a.png")
+    known = digests(TABLES["uic/6"], {"mini_imagenet": (str(folder),)})
+    with contextlib.closing(open_data(folder)) as data:
+        assert known == (("mini_imagenet few_shot val", data.digest()),)
+
+
+def test_layers_on_stl_10_after_tiny_yfcc100m(tmp_path: Path) -> None:
+    data = DIGESTS | {"pretrain": "e" * 32}
+    numbers = {f"top1_B{block}": 10.0 * block for block in (1, 2, 3, 4, 5, 6, 7)}
+    rotation = Weights("alexnet_rotnet", "sslpp_rotation", "end_to_end", "yfcc")
+    for weights in (rotation, replace(rotation, labels=IIC), Weights("alexnet_rotnet")):
+        put(tmp_path, weights, LINEAR, numbers, data=data)
+    for table, method in (
+        ("sslpp/7", "Rotation [8]"),
+        ("sslpp/7", "Ours+Rot."),
+        ("sslpp/10", "Rotation: Ours"),
+    ):
+        made = report(tmp_path, table)
+        # the mean of B1 to B5 and B7
+        assert ours(made, method) == ["10.0", "20.0", "30.0", "40.0", "50.0", "70.0", "36.7"], (
+            made.matches.unused
+        )
+    assert ours(report(tmp_path, "sslpp/fig1"), "Ours+Rot.")[-1] == "70.0"
+    assert "digests aaaaaaaa/bbbbbbbb/eeeeeeee" in made.data_words()
+
+
+def commands_of(made: Report, method: str) -> list[str]:
+    """Those of one seed."""
+    weights = TABLES[made.table.name].row(method).measures[0].weights
+    return [line for one in made.missing if one.weights == weights and one.seed == 0 for line in one.commands]
+
+
+def test_commands_of_tiny_yfcc100m(tmp_path: Path) -> None:
+    made = report(tmp_path, "sslpp/7", PAPER)
+    train, evaluate = commands_of(made, "Ours+Rot.")
+    assert "sslpp_rotation.py --data P.beton" in train and "--backbone alexnet_rotnet" in train
+    assert "--size-px 224 --crop random_resized --stage-epochs 50 --intervals 15 20 10 5" in train
+    assert "linear_probe.py --data T.beton --val V.beton" in evaluate
+    assert "--protocol sslpp --batch-size 64" in evaluate
+    (iic,) = (one for one in made.missing if one.weights == IIC)
+    assert "--data P.beton" in iic.commands[0] and "--backbone resnet34" in iic.commands[0]
+    assert "supervised.py --data T.beton" in commands_of(made, "Supervised")[0]
+
+
+def test_evaluations_of_one_protocol_have_one_data_set() -> None:
+    """Their digests are compared by the protocol's name."""
+    seen: dict[str, Evaluation] = {}
+    for table in TABLES.values():
+        for _, evaluation in needs_of(table):
+            other = seen.setdefault(evaluation.protocol, evaluation)
+            assert other.reads == evaluation.reads

@@ -1,0 +1,49 @@
+"""The task of docs/example_task.py as a recipe, for tests with two ranks, kills and resumes."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "docs"), str(ROOT)]
+
+from example_task import NearestKey
+
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.launch import launch
+from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.options import PretrainOptions, parse_options
+from fastpsl.pipelines.sample.betons import NUM_TRAIN, sample_paths
+from tests.engine.tiny import TinyNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(PretrainOptions):
+    lr: float = 0.05
+
+
+def build(options: Options) -> Job:
+    task, backbone = NearestKey(NUM_TRAIN), TinyNet()
+    return Job(
+        task=task,
+        backbone=backbone,
+        stages=options.stages(task, backbone),
+        schedule=step_drops(options.lr, (20, 20, 10, 10)),
+        optimiser=sgd,
+    )
+
+
+def parse() -> Options:
+    paths = sample_paths()
+    values = {
+        "data": str(paths.train_32),
+        "val": str(paths.test_32),
+        "batch_size": 64,
+        "stage_epochs": (2, 2, 2),
+    }
+    return parse_options(Options, values, {}, __doc__ or "")
+
+
+if __name__ == "__main__":
+    launch("nearest_key", parse, build)

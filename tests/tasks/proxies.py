@@ -1,0 +1,52 @@
+"""What tests of SSL++'s pretext tasks share: a small network that learns one from the sample's 32-px pictures."""
+
+import torch
+from torch import Tensor, nn
+
+from fastpsl.engine.plan import make_plan
+from fastpsl.engine.trunk import Metrics, Trunk
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.sample.betons import NUM_TEST, sample_paths
+from fastpsl.tasks.sslpp.sslpp import Proxy
+from tests.engine.tiny import TinyNet
+
+
+def small_modules(proxy: Proxy) -> tuple[Trunk, nn.Module]:
+    """A trunk of five small blocks, and the task's head on it."""
+    torch.manual_seed(0)
+    backbone = TinyNet()
+    return Trunk(backbone, make_plan("end_to_end", (1,))[0]), proxy.head(backbone.channels[-1])
+
+
+def learned(proxy: Proxy, num_epochs: int = 12) -> tuple[Trunk, nn.Module]:
+    """The same after `num_epochs` of the 480 pictures, by Adam; seconds on one core."""
+    trunk, head = small_modules(proxy)
+    optimiser = torch.optim.Adam([*trunk.parameters(), *head.parameters()], lr=3e-3)
+    view = proxy.view()
+    with Beton(sample_paths().train_32) as data, Loader(
+        data, [view], batch_size=48, decoder="torchvision", num_threads=1
+    ) as loader:  # fmt: skip
+        for epoch in range(num_epochs):
+            for batch in loader.epoch(epoch):
+                (inputs,) = batch.inputs([view], torch.float32)
+                optimiser.zero_grad()
+                proxy.loss(trunk(inputs), head, batch)[0].backward()
+                optimiser.step()
+    return trunk.eval(), head.eval()
+
+
+def held_out(proxy: Proxy) -> tuple[Tensor, Batch]:
+    """All 160 held-out pictures of the sample, as the network sees them."""
+    view = proxy.view()
+    with Beton(sample_paths().test_32) as data, Loader(
+        data, [view], batch_size=NUM_TEST, train=False, decoder="torchvision", num_threads=1
+    ) as loader:  # fmt: skip
+        (batch,) = loader.epoch(0)
+    (inputs,) = batch.inputs([view], torch.float32)
+    return inputs, batch
+
+
+def means(metrics: Metrics) -> dict[str, float]:
+    return {name: float(total / num) for name, (total, num) in metrics.items()}

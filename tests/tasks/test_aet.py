@@ -1,0 +1,165 @@
+"""AET's task against plain loops over pairs, and what it learns of pictures that it has not seen."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fastpsl.engine.trunk import Trunk
+from fastpsl.kernels.normalise import normalise
+from fastpsl.kernels.shift import Shift
+from fastpsl.kernels.warp import Kind, WarpPair
+from fastpsl.tasks.sslpp.aet import AET, AETHead
+from fastpsl.tasks.sslpp.sslpp import Proxy
+from tests.engine.tiny import noise_batch
+from tests.tasks.proxies import held_out, learned, means
+
+KINDS: tuple[Kind, ...] = ("projective", "affine")
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def small_modules(task: AET) -> tuple[nn.Module, AETHead]:
+    torch.manual_seed(0)
+    head = task.head(7)
+    assert isinstance(head, AETHead)
+    return nn.Sequential(nn.Conv2d(3, 7, 3, bias=False), nn.ReLU()), head
+
+
+@every_kind
+@pytest.mark.parametrize("indices", [[3, 0, 8, 5], [3, -1, 8, -1], [7]])
+def test_loss_and_gradients_are_those_of_a_plain_loop(kind: Kind, indices: list[int]) -> None:
+    """Each pair by itself; samples of index -1 are left out, even where they are not finite; a batch of one is a batch."""
+    task = AET(kind, size_px=17)
+    trunk, head = small_modules(task)
+    view = task.view()
+    batch = noise_batch([view], len(indices))
+    batch.indices = torch.tensor(indices)
+    (inputs,) = batch.inputs([view], torch.float32)
+    features = trunk(inputs)
+    features.retain_grad()
+    spoiled = features.clone()
+    spoiled[(batch.indices < 0).repeat_interleave(2)] = math.inf
+    head.eval()
+    loss, metrics = task.loss(spoiled, head, batch)
+    loss.backward()
+    gradient = head.regress.weight.grad
+    head.zero_grad()
+
+    losses, constants = [], []
+    for i, index in enumerate(indices):
+        if index >= 0:
+            target = batch.draws[0][-1]["target"][i]
+            first, second = (trunk(inputs[2 * i + k][None])[0].mean((1, 2)) for k in (0, 1))
+            told = head.regress(torch.cat([first, second]))
+            told = torch.tanh(told) if kind == "affine" else told
+            losses.append(sum((a - b) ** 2 for a, b in zip(told, target, strict=True)) / len(target))
+            of_mean = [float(a - b) ** 2 for a, b in zip(head.mean_target, target, strict=True)]
+            constants.append(sum(of_mean) / len(of_mean))
+    expected = sum(losses) / len(losses)
+    assert isinstance(expected, torch.Tensor)
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    if -1 not in indices:
+        torch.testing.assert_close(gradient, head.regress.weight.grad)
+    assert metrics["loss"][1] == metrics["loss_constant"][1] == len(losses)
+    torch.testing.assert_close(metrics["loss"][0], torch.stack(losses).sum().detach())
+    torch.testing.assert_close(metrics["loss_constant"][0], torch.tensor(sum(constants)))
+    head.train()
+    assert list(task.loss(trunk(inputs), head, batch)[1]) == ["loss"]
+
+
+@every_kind
+@pytest.mark.parametrize("num", [0, 2])
+def test_nothing_but_padding_is_a_loss_of_nought(kind: Kind, num: int) -> None:
+    task = AET(kind)
+    trunk, head = small_modules(task)
+    batch = noise_batch([task.view()], 2)
+    batch.images[0], batch.indices = batch.images[0][:num], torch.full((num,), -1)
+    batch.draws = [tuple({k: v[:num] for k, v in draw.items()} for draw in batch.draws[0])]
+    (inputs,) = batch.inputs([task.view()], torch.float32)
+    assert inputs.shape == (2 * num, 3, 32, 32)
+    loss, metrics = task.loss(trunk(inputs), head.eval(), batch)
+    assert loss == 0 and metrics["loss"] == metrics["loss_constant"] == (0, 0)
+    loss.backward()
+
+
+@every_kind
+def test_the_loss_is_in_float32(kind: Kind) -> None:
+    task = AET(kind)
+    trunk, head = small_modules(task)
+    batch = noise_batch([task.view()], 4)
+    (inputs,) = batch.inputs([task.view()], torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, metrics = task.loss(trunk(inputs), head.eval(), batch)
+    assert loss.dtype == torch.float32 and all(value.dtype == torch.float32 for value, _ in metrics.values())
+
+
+@pytest.mark.slow
+@every_kind
+def test_learned_it_beats_the_constant_on_held_out_pictures(kind: Kind) -> None:
+    """By half or more; and a copy that stands before its picture is told worse: the two are not mixed up."""
+    task = AET(kind)
+    trunk, head = learned(task)
+    inputs, batch = held_out(task)
+    with torch.no_grad():
+        found = means(task.loss(trunk(inputs), head, batch)[1])
+        swapped = inputs.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+        wrong = means(task.loss(trunk(swapped), head, batch)[1])
+    assert found["loss"] < 0.6 * found["loss_constant"] < 0.6 * wrong["loss"]
+    targets = batch.draws[0][-1]["target"]
+    # Of the held-out draws' own mean, which knows more: that of 160 draws is near that of 10,000.
+    assert float((targets - targets.mean(0)).square().mean()) == pytest.approx(
+        found["loss_constant"], rel=0.02
+    )
+
+
+def test_it_is_ssl_pluspluss_proxy_and_aets_task() -> None:
+    """One pair a sample, crop and flip before; eight numbers as they are or six in [-1, 1]."""
+    task: Proxy = AET()
+    assert task.images_per_sample == 1
+    view = task.view()
+    assert [type(op).__name__ for op in view.ops] == ["Shift", "Flip", "WarpPair"]
+    assert view.ops[0] == Shift(4) and view.ops[-1] == WarpPair(32, "projective")
+    assert AET(size_px=64, crop="random_resized").view().ops[-1] == WarpPair(64)
+    for kind, num in (("projective", 8), ("affine", 6)):
+        head = AET(kind).head(192)  # type: ignore[arg-type]
+        assert isinstance(head, AETHead) and head.regress.weight.shape == (num, 384)
+        told = head(1000 * torch.randn(8, 192, 2, 3))
+        assert told.shape == (4, num) and (told.abs().max() <= 1) == (kind == "affine")
+    with pytest.raises(ValueError, match="'similar' given; allowed are projective and affine"):
+        AET("similar")  # type: ignore[arg-type]
+
+
+@every_kind
+def test_the_contact_sheet_shows_pairs_and_the_captions_the_targets(kind: Kind) -> None:
+    task = AET(kind)
+    batch = noise_batch([task.view()], 2)
+    (inputs,) = batch.inputs([task.view()], torch.float32)
+    sheet, captions = task.contact_sheet([inputs], batch), task.captions(batch)
+    assert sheet.shape == (2, 3, 32, 65) and (sheet[..., 32] == 1).all()
+    view = task.view()
+    for i in range(2):
+        for k, left in enumerate((0, 33)):
+            shown = normalise(sheet[i, None, :, :, left : left + 32], view.mean, view.std, torch.float32)
+            torch.testing.assert_close(shown[0], inputs[2 * i + k], atol=1e-4, rtol=0)
+        told = [[float(value) for value in line.split()] for line in captions[i].split("\n")]
+        assert len(told) == 2
+        torch.testing.assert_close(
+            torch.tensor(told).flatten(), batch.draws[0][-1]["target"][i], atol=0.0501, rtol=0
+        )
+
+
+def test_one_trunk_pass_over_both_pictures_is_what_the_trainer_makes() -> None:
+    """Image-major, as the view hands them out: the picture, then its copy."""
+    task = AET()
+    trunk, head = small_modules(task)
+    assert not isinstance(trunk, Trunk)
+    batch = noise_batch([task.view()], 3)
+    (inputs,) = batch.inputs([task.view()], torch.float32)
+    before = task.view().before_last_op(batch.images[0], batch.draws[0])
+    view = task.view()
+    torch.testing.assert_close(inputs[::2], normalise(before, view.mean, view.std, torch.float32))
+    features = trunk(inputs)
+    pairs = torch.cat([features[::2].mean((2, 3)), features[1::2].mean((2, 3))], 1)
+    torch.testing.assert_close(head(features), head.regress(pairs))

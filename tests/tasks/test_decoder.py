@@ -1,0 +1,60 @@
+"""Tasks that speak of positions, behind backbones that end in fully-connected layers."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.trunk import Trunk
+from fastpsl.models.factory import BACKBONES, OF_VECTORS, make_backbone
+from fastpsl.tasks.sslpp.colorization import Colorization
+from fastpsl.tasks.sslpp.context import Context
+from fastpsl.tasks.sslpp.decoder import FromVectors
+
+
+@pytest.mark.parametrize("side", [7, 8, 15, 56, 64])
+def test_sides_and_gradients(side: int) -> None:
+    decoder = FromVectors(6, 3, side)
+    vectors = torch.randn(2, 6, 1, 1, requires_grad=True)
+    maps = decoder(vectors)
+    assert maps.shape == (2, 3, side, side)
+    maps.square().sum().backward()
+    assert vectors.grad is not None and (vectors.grad != 0).all()
+
+
+def test_of_224_px_there_are_six_doublings_and_halved_widths() -> None:
+    decoder = FromVectors(4096, 3, 224)
+    widths = [
+        (part.in_channels, part.out_channels)
+        for part in decoder.decode
+        if isinstance(part, nn.ConvTranspose2d)
+    ]
+    assert widths == [(4096, 512), (512, 256), (256, 128), (128, 64), (64, 64), (64, 64), (64, 3)]
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_which_backbones_end_in_vectors(name: str) -> None:
+    backbone = make_backbone(name).eval()
+    side = max(64, backbone.min_px)
+    shape = backbone(torch.zeros(1, 3, side, side)).shape
+    last_is_fc = backbone.block_names[-1] in ("fc7", "mlp")
+    assert (name in OF_VECTORS) == last_is_fc
+    assert not last_is_fc or shape[2:] == (1, 1)
+
+
+def test_colorization_names_the_colours_of_a_quarter_of_the_side() -> None:
+    task, backbone = (
+        Colorization(64, "random_resized", of_vectors=True),
+        make_backbone("alexnet_rotnet", num_channels=1),
+    )
+    stage = Stage("E", 1, 1, 7, 1)
+    head = task.head(4096)
+    task.start_stage(stage, Trunk(backbone, stage), head)
+    assert tuple(task.map_size) == (16, 16)
+    assert head(torch.zeros(2, 4096, 1, 1)).shape == (2, 313, 16, 16)
+
+
+def test_context_restores_pictures_in_their_own_size() -> None:
+    head = Context(0.5, 64, "random_resized", of_vectors=True).head(128)
+    pictures = head(100 * torch.randn(2, 128, 1, 1))
+    assert pictures.shape == (2, 3, 64, 64) and pictures.abs().max() <= 1

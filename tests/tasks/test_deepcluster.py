@@ -1,0 +1,242 @@
+"""DeepCluster against sklearn's PCA and k-means on features of plain loops; a new classifier each epoch; resumed, and refused."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from torch import Tensor, nn
+
+from fastpsl.engine.dataset_pass import Passes
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.plan import Stage, make_plan
+from fastpsl.engine.run import Run
+from fastpsl.engine.trainer import make_learner, place_backbone, pretrain
+from fastpsl.engine.trunk import Trunk
+from fastpsl.kernels.empty_classes import split_empty
+from fastpsl.models.resnet import ResNet
+from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.input_record import Input
+from fastpsl.tasks.pseudo_labels.deepcluster import (
+    DeepCluster,
+    before_last_relu,
+    features_of,
+    renew,
+    two_sgds,
+)
+from fastpsl.tasks.pseudo_labels.k_means import drawn_rows
+from tests.engine.tiny import TinyNet, one_process, tiny_run
+from tests.programs import digests, newest_checkpoint
+
+WHOLE = make_plan("end_to_end", (2,), num_levels=1)
+NUM = 480
+
+
+def task_of(num_classes: int = 12, **values: Any) -> DeepCluster:
+    small = {"pca_width": 6, "k_means_iterations": 5}
+    return DeepCluster(num_classes, Input(size_px=32), 32, seed=3, **{**small, **values})
+
+
+def job_of(task: DeepCluster, lr: float = 0.05) -> Job:
+    torch.manual_seed(0)
+    return Job(task, TinyNet(), WHOLE, step_drops(lr, (1,)), two_sgds)
+
+
+def passes_of(job: Job, run: Run, epoch: int = 0) -> Passes:
+    """As the trainer makes them."""
+    job.check(run)
+    place_backbone(job, run.options, run.world)
+    return Passes(run, make_learner(job, 0, run.options, run.world), epoch, epoch == 0, 1000 + epoch)
+
+
+def features_by_hand(job: Job, run: Run, task: DeepCluster) -> Tensor:
+    """[480, 16]: what goes into the last ReLU, at the mean of its positions, of each centre crop; in eval mode."""
+    *blocks, last = job.backbone.blocks()
+    network = nn.Sequential(*blocks, last[0], last[1]).eval()  # type: ignore[index]
+    found = torch.zeros(NUM, 16)
+    with torch.no_grad(), run.loader(run.train_data, [task.center], train=False) as loader:
+        for batch in loader.epoch(0):
+            rows = network(batch.inputs([task.center], torch.float32)[0]).mean((2, 3))
+            found[batch.indices[batch.indices >= 0]] = rows[batch.indices >= 0]
+    return found
+
+
+def test_labels_are_sklearns(tmp_path: Path) -> None:
+    task = task_of()
+    job, run = job_of(task), tiny_run(tmp_path, batch_size=50)  # the last batch has padding
+    passes = passes_of(job, run, epoch=4)
+    modes = [part.training for part in passes.learner.module.modules()]
+    before = {name: value.clone() for name, value in job.backbone.state_dict().items()}
+    classifier = [parameter.clone() for parameter in passes.head.parameters()]
+    figures = task.start_epoch(passes)
+    assert not any(map(torch.equal, classifier[:1], passes.head.parameters()))
+    assert all(torch.equal(value, before[name]) for name, value in job.backbone.state_dict().items())
+    assert [part.training for part in passes.learner.module.modules()] == modes and any(modes)
+    features = features_by_hand(job, run, task)
+    assert (features < 0).any()  # before the ReLU
+    rows = PCA(6, whiten=True, svd_solver="full").fit_transform(features.half().double().numpy())
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    initial = drawn_rows(torch.from_numpy(rows).float(), np.arange(NUM), 12, NUM, 3, 4, one_process())
+    theirs = KMeans(12, init=initial.numpy(), n_init=1, max_iter=5, tol=0, algorithm="lloyd").fit(rows)
+    expected, num_split = split_empty(theirs.labels_.astype(np.int32), 12, 3, 4)
+    ours = task.store.current.numpy()
+    # Rounding may move a row that lies between two centroids.
+    assert (ours != expected).sum() <= 2
+    assert figures["distance"] == pytest.approx(theirs.inertia_ / NUM, rel=1e-3)
+    assert figures["num_split"] == num_split and figures["non_empty"] == len(np.unique(theirs.labels_))
+    counts = np.bincount(ours[task.epoch_order(4)], minlength=12)
+    assert counts.tolist() == [40] * 12
+    run.close()
+
+
+def test_the_trunk_has_its_relu_again(tmp_path: Path) -> None:
+    trunk = Trunk(TinyNet(), WHOLE[0]).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        usual = trunk(images)
+        with before_last_relu(trunk):
+            before = trunk(images)
+        assert before.min() < 0 and torch.equal(before.relu(), usual)
+        with pytest.raises(KeyError), before_last_relu(trunk):
+            raise KeyError
+        assert torch.equal(trunk(images), usual)
+        resnet = Trunk(ResNet("resnet18"), Stage("E", 1, 1, 5, 1)).eval()
+        usual = resnet(images)
+        with before_last_relu(resnet):
+            assert torch.equal(resnet(images), usual)
+
+
+def test_the_classifier_is_new_each_epoch() -> None:
+    head = task_of(num_classes=100).head(1, 500)
+    optimiser = torch.optim.SGD(head.parameters(), lr=0.1, momentum=0.9)
+    head(torch.randn(2, 500, 1, 1)).square().sum().backward()
+    optimiser.step()
+    renew(head, optimiser, 1)
+    assert isinstance(head, nn.Sequential)
+    top = head[-1]
+    assert isinstance(top, nn.Linear)
+    first = top.weight.detach().clone()
+    assert float(first.std()) == pytest.approx(0.01, rel=0.02) and abs(float(first.mean())) < 1e-3
+    assert not top.bias.any()
+    assert not any(state["momentum_buffer"].any() for state in optimiser.state.values())
+    renew(head, optimiser, 2)
+    assert not torch.equal(top.weight, first)
+    renew(head, optimiser, 1)
+    assert torch.equal(top.weight, first)
+
+
+def test_the_classifier_has_no_momentum_and_everything_decays() -> None:
+    """Three steps of the two optimisers that the code has."""
+    torch.manual_seed(0)
+    ours, theirs = (nn.ModuleDict({"trunk": nn.Linear(3, 4), "head": nn.Linear(4, 2)}) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    both = two_sgds(ours.named_parameters(), weight_decay=0.1)
+    for group in both.param_groups:
+        group["lr"] = 0.5
+    backbone = torch.optim.SGD(theirs["trunk"].parameters(), lr=0.5, momentum=0.9, weight_decay=0.1)
+    top = torch.optim.SGD(theirs["head"].parameters(), lr=0.5, weight_decay=0.1)
+    for _ in range(3):
+        x = torch.randn(5, 3)
+        for model in (ours, theirs):
+            model.zero_grad()
+            model["head"](model["trunk"](x)).square().mean().backward()
+        for optimiser in (both, backbone, top):
+            optimiser.step()
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter, theirs.get_parameter(name))
+
+
+@pytest.mark.parametrize("scale", [float("nan"), 1e12])  # the second: more than float16 holds
+def test_features_that_are_no_float16_are_refused(tmp_path: Path, scale: float) -> None:
+    task = task_of()
+    job, run = job_of(task), tiny_run(tmp_path)
+    passes = passes_of(job, run, epoch=7)
+    with torch.no_grad():
+        job.backbone.blocks()[-1][1].weight *= scale  # type: ignore[index]
+    with pytest.raises(
+        ValueError, match="epoch 7: features of 480 of 480 images are no finite float16"
+    ) as caught:
+        task.start_epoch(passes)
+    assert "\n" not in str(caught.value) and (task.store.current == -1).all()
+    run.close()
+
+
+def test_padding_is_no_row(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, batch_size=100)
+    task = task_of()
+    features = features_of(passes_of(job_of(task), run), task.center)
+    assert features.num_rows == NUM and features.indices.tolist() == list(range(NUM))
+    assert [len(block) for block in features.blocks] == [100] * 4 + [80]
+    assert all(block.dtype == torch.float16 for block in features.blocks)
+    run.close()
+
+
+def test_fewer_directions_than_asked_for_are_said(tmp_path: Path) -> None:
+    task = task_of(pca_width=256)
+    run = tiny_run(tmp_path)
+    with pytest.warns(UserWarning, match="--pca-width 256: features have 16 numbers, so 16 are kept"):
+        passes = passes_of(job_of(task), run)
+    task.start_epoch(passes)
+    run.close()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"num_classes": 1}, "--num-classes 1"),
+        ({"pca_width": 0}, "--pca-width 0"),
+        ({"k_means_iterations": 0}, "--k-means-iterations 0"),
+    ],
+)
+def test_impossible_values_are_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        task_of(**values)
+
+
+def test_more_clusters_than_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="--num-classes 12 for 11 training images"):
+        task_of().check_data(Synthetic(11), 4)
+    task_of().check_data(Synthetic(12), 4)
+
+
+def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> None:
+    """An epoch asks after each of 5 batches of the pass and each of 5 steps whether to stop; there are two."""
+
+    def fit(out: Path, stop_at: int | None = None) -> bool:
+        run = tiny_run(out, batch_size=96, stage_epochs=(2,))
+        ask, asked = run.agreement.after_step, itertools.count(1)
+
+        def stop_here() -> Any:
+            run.agreement.stop_requested = next(asked) == stop_at
+            return ask()
+
+        run.agreement.after_step = stop_here  # type: ignore[method-assign]  # the signal, at an exact place
+        try:
+            return pretrain(job_of(task_of()), run)
+        finally:
+            run.close()
+
+    whole = tmp_path / "whole"
+    assert fit(whole)
+    lines = [json.loads(line) for line in (whole / "epochs.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 and lines[0]["nmi_previous"] is None and 0 < lines[1]["nmi_previous"] <= 1
+    assert all(line["distance"] > 0 and line["nmi_true"] is not None for line in lines)
+    for stop_at in (
+        2,
+        5,
+        7,
+        10,
+        12,
+        17,
+    ):  # in the first pass, at its end, in an epoch, at its end, in the second pass, after it
+        out = tmp_path / str(stop_at)
+        assert not fit(out, stop_at), stop_at
+        assert fit(out)
+        assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(whole)), stop_at
+        assert (out / "epochs.jsonl").read_text() == (whole / "epochs.jsonl").read_text(), stop_at

@@ -1,0 +1,361 @@
+"""MoCo v2 against plain loops and a plain deque; with two ranks as with one."""
+
+import io
+import itertools
+import math
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastpsl.engine.distributed import World, leave_world
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.optim.schedules import cosine
+from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.plan import make_plan
+from fastpsl.engine.train_step import Learner
+from fastpsl.engine.trainer import pretrain
+from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.models.resnet import ResNet
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.tasks.contrastive.moco import MoCo
+from fastpsl.tasks.contrastive.momentum_encoder import KeyEncoder
+from fastpsl.tasks.contrastive.shuffled_batchnorm import shuffled_order
+from tests.engine.tiny import TinyNet, noise_batch, one_process, part_of, tiny_run
+from tests.programs import digests, newest_checkpoint
+from tests.warm import on_ranks
+
+QUEUE, BATCH, GROUP = 24, 8, 2
+STAGES = make_plan("psl", (1, 1, 1))
+
+
+def make_task(batch_size: int = BATCH, **values: Any) -> MoCo:
+    small = {"queue_size": QUEUE, "momentum": 0.9, "key_group": GROUP, "width": 6, "size_px": 32}
+    return MoCo(seed=3, batch_size=batch_size, **{**small, **values})
+
+
+def make_learner(task: MoCo, stage: int = 1, world: World | None = None, precision: str = "fp32") -> Learner:
+    torch.manual_seed(0)
+    backbone = TinyNet()
+    head = task.head(3, backbone.channels[STAGES[stage].last_block - 1])
+    trunk = Trunk(backbone, STAGES[stage])
+    module = StageModule(trunk, head, task)
+    task.start_stage(STAGES[stage], trunk, head)
+    return Learner(
+        module, sgd(module.learning_parameters()), task.views(3), precision, world or one_process()
+    )
+
+
+def batch_of(task: MoCo, number: int, size: int = BATCH) -> Batch:
+    batch = noise_batch(task.views(3), size, seed=number)
+    batch.step = number
+    return batch
+
+
+def fill(task: MoCo, learner: Learner) -> None:
+    for number in range(task.warm_up_batches(STAGES[1])):
+        learner.warm_up(task, batch_of(task, 100 + number, task.batch_size))
+
+
+def keys_by_hand(
+    encoder: KeyEncoder, task: MoCo, batch: Batch, replaced: dict[int, int] | None = None
+) -> Tensor:
+    """Group by group of the keyed order; `replaced` places show another place's image."""
+    images = batch.inputs(task.views(3), torch.float32)[1]
+    for place, other in (replaced or {}).items():
+        images[place] = images[other]
+    keys = torch.zeros(len(images), task.width)
+    order = shuffled_order(task.seed, batch.epoch, batch.step, len(images)).tolist()
+    for start in range(0, len(order), GROUP):
+        group = order[start : start + GROUP]
+        for place, key in zip(group, encoder(images[group], GROUP), strict=True):
+            keys[place] = key
+    return keys
+
+
+def test_the_loss_is_that_of_plain_loops() -> None:
+    task = make_task()
+    learner = make_learner(task)
+    fill(task, learner)
+    module, batch = learner.module, batch_of(task, 0)
+    batch.indices[5] = -1
+    inputs = batch.inputs(task.views(3), torch.float32)
+    keys = keys_by_hand(task.key_encoder, task, batch, {5: 6})  # place 5 takes the valid place number 5
+    module.eval()
+    with torch.no_grad():
+        loss, metrics = module(inputs, batch)
+    queries = module.head(module.trunk(inputs[0])).tolist()
+    total, right = 0.0, 0
+    for i in range(BATCH):
+        if i == 5:
+            continue
+        length = math.sqrt(sum(x * x for x in queries[i]))
+        query = [x / length for x in queries[i]]
+        scores = [sum(a * b for a, b in zip(query, keys[i].tolist(), strict=True)) / 0.2]
+        scores += [sum(a * b for a, b in zip(query, key, strict=True)) / 0.2 for key in task.queue.tolist()]
+        total += math.log(sum(math.exp(s) for s in scores)) - scores[0]
+        right += max(scores) == scores[0]
+    assert float(loss) == pytest.approx(total / 7, rel=1e-5)
+    assert float(metrics["loss"][0]) == pytest.approx(total, rel=1e-5)
+    assert (float(metrics["accuracy"][0]), float(metrics["accuracy"][1])) == (right, 7)
+
+
+def test_the_queue_is_a_deque_of_all_accumulated_keys() -> None:
+    """Two batches of 4 make a step of 8; three steps go once round a queue of 24, then two more."""
+    task = make_task(batch_size=4)
+    learner = make_learner(task)
+    plain: deque[list[float]] = deque(maxlen=QUEUE)
+    assert task.warm_up_batches(STAGES[1]) == 6
+    for number in range(6):
+        batch = batch_of(task, 100 + number, 4)
+        plain.extend(keys_by_hand(task.key_encoder, task, batch).tolist())
+        learner.warm_up(task, batch)
+    for step in range(5):
+        batches = [batch_of(task, 2 * step + half, 4) for half in (0, 1)]
+        expected = [keys_by_hand(task.key_encoder, task, batch) for batch in batches]
+        before = task.queue.clone()
+        learner.step(batches, 2, lr=0.1)
+        assert torch.equal(task.queue, before)  # all of a step's batches meet the same negatives
+        task.after_step()
+        plain.extend(torch.cat(expected).tolist())
+        oldest_first = task.queue.roll(-task.next_slot, 0)
+        assert torch.allclose(oldest_first, torch.tensor(list(plain)), atol=1e-6)
+
+
+def test_the_momentum_copy_follows_once_a_step() -> None:
+    task = make_task(batch_size=4)
+    learner = make_learner(task)
+    fill(task, learner)
+    encoder = task.key_encoder
+    mine = [*encoder.learning.parameters(), *encoder.head.parameters()]
+    theirs = [*learner.module.trunk.learning.parameters(), *learner.module.head.parameters()]
+    for step in range(2):
+        before = [p.clone() for p in mine]
+        learner.step([batch_of(task, 2 * step + half, 4) for half in (0, 1)], 2, lr=0.1)
+        assert all(torch.equal(a, b) for a, b in zip(before, mine, strict=True))
+        task.after_step()
+        for old, now, query in zip(before, mine, theirs, strict=True):
+            assert torch.allclose(now, 0.9 * old + 0.1 * query, atol=1e-6)
+            assert not torch.equal(now, old)
+
+
+def test_held_out_passes_change_nothing() -> None:
+    task = make_task()
+    learner = make_learner(task)
+    fill(task, learner)
+    before = task.state_dict()
+    queue, weights = before["queue"].clone(), {n: v.clone() for n, v in before["key_encoder"]["head"].items()}
+    padded = batch_of(task, 1)
+    padded.indices[3:] = -1
+    padded.images[1][3:] = 0
+    scores = learner.evaluate([batch_of(task, 0), padded], task.views(3), lambda: False)
+    assert scores is not None and 0 <= scores["accuracy"] <= 1 and not task.new_keys
+    assert torch.equal(task.queue, queue) and task.next_slot == 0
+    assert all(torch.equal(weights[n], v) for n, v in task.key_encoder.head.state_dict().items())
+
+
+def test_a_skipped_sample_leaves_the_key_of_a_real_one() -> None:
+    task = make_task()
+    learner = make_learner(task)
+    fill(task, learner)
+    batch = batch_of(task, 0)
+    batch.indices[2] = -1
+    learner.step([batch], 1, lr=0.1)
+    expected = keys_by_hand(task.key_encoder, task, batch, {2: 3})  # the valid place number 2
+    assert torch.allclose(task.new_keys[0], expected, atol=1e-6)
+
+
+def test_half_precision_is_the_encoders_alone() -> None:
+    task = make_task(queue_size=BATCH)
+    learner = make_learner(task, precision="bf16")
+    fill(task, learner)
+    _, lengths = learner.step([batch_of(task, 0)], 1, lr=0.1), task.queue.norm(dim=1)
+    assert task.new_keys[0].dtype == torch.float32
+    assert torch.allclose(lengths, torch.ones(BATCH), atol=1e-6)  # no rounding to bfloat16
+
+
+def test_an_empty_queue_is_never_used() -> None:
+    task = make_task()
+    learner = make_learner(task)
+    learner.warm_up(task, batch_of(task, 0))
+    with pytest.raises(AssertionError, match="not filled"):
+        learner.step([batch_of(task, 1)], 1, lr=0.1)
+
+
+def test_a_stage_starts_with_equal_encoders_and_an_empty_queue() -> None:
+    task = make_task()
+    learner = make_learner(task, stage=0)
+    fill(task, learner)
+    learner.step([batch_of(task, 0)], 1, lr=0.5)
+    task.after_step()
+    trunk = Trunk(TinyNet(), STAGES[1])
+    head = task.head(2, 16)
+    task.start_stage(STAGES[1], trunk, head)
+    assert task.num_filled == 0 and not task.queue.any() and not task.new_keys
+    theirs = [*trunk.learning.parameters(), *head.parameters()]
+    mine = [*task.key_encoder.learning.parameters(), *task.key_encoder.head.parameters()]
+    assert all(torch.equal(a, b) and a is not b for a, b in zip(mine, theirs, strict=True))
+    assert [tuple(p.shape) for p in head.parameters()] == [(16, 16), (16,), (6, 16), (6,)]
+
+
+def test_state_goes_on_where_it_was() -> None:
+    """Two steps, saved, two more; the same two more from what was saved."""
+    task = make_task()
+    learner = make_learner(task)
+    fill(task, learner)
+
+    def two_steps(task: MoCo, learner: Learner, first: int) -> None:
+        for number in (first, first + 1):
+            learner.step([batch_of(task, number)], 1, lr=0.1)
+            task.after_step()
+
+    two_steps(task, learner, 0)
+    saved = [learner.module.trunk.state_dict(), learner.state_dict(), task.state_dict()]
+    torch.save(saved, buffer := io.BytesIO())
+    buffer.seek(0)
+    two_steps(task, learner, 2)
+    trunk, state, of_task = torch.load(buffer, weights_only=True)
+    again = make_task()
+    resumed = make_learner(again)
+    resumed.module.trunk.load_state_dict(trunk)
+    resumed.load_state_dict(state)
+    again.load_state_dict(of_task)
+    two_steps(again, resumed, 2)
+    assert torch.equal(again.queue, task.queue) and again.next_slot == task.next_slot == 8
+    assert task.queue.dtype == torch.float32
+    for ours, theirs in zip(
+        again.key_encoder.learning.parameters(), task.key_encoder.learning.parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> None:
+    """A stage asks after 2 batches of warm-up, 2 steps and 5 held-out batches whether to stop."""
+
+    def fit(out: Path, stop_at: int | None = None) -> bool:
+        torch.manual_seed(0)
+        task = MoCo(seed=0, batch_size=32, queue_size=64, momentum=0.9, key_group=8, width=4, size_px=16)
+        run = tiny_run(out, max_steps_per_stage=2)
+        ask, asked = run.agreement.after_step, itertools.count(1)
+
+        def stop_here() -> Any:
+            run.agreement.stop_requested = next(asked) == stop_at
+            return ask()
+
+        run.agreement.after_step = stop_here  # type: ignore[method-assign]  # the signal, at an exact place
+        try:
+            return pretrain(Job(task, TinyNet(), make_plan("psl", (2, 2, 2)), cosine(0.1)), run)
+        finally:
+            run.close()
+
+    assert fit(tmp_path / "whole")
+    whole = newest_checkpoint(tmp_path / "whole")
+    assert whole["task"]["num_filled"] == 64 and whole["task"]["next_slot"] == 0
+    for stop_at in (
+        1,
+        3,
+        11,
+        12,
+    ):  # in the first warm-up, after a step, at the end and after the second warm-up
+        out = tmp_path / str(stop_at)
+        assert not fit(out, stop_at), stop_at
+        assert fit(out)
+        assert digests(newest_checkpoint(out)) == digests(whole), stop_at
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"queue_size": 20}, "--queue-size 20 is no multiple of --batch-size 8.* give 16"),
+        ({"queue_size": 4}, "give 8"),
+        ({"queue_size": 104}, "--queue-size 104 for 100 training images.* at most 96"),
+        ({"key_group": 3}, "--key-group 3 does not divide the 8 images"),
+        ({"key_group": 4, "batch_size": 2}, "divide the 2 images"),
+    ],
+)
+def test_impossible_sizes_are_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make_task(**values).check_data(Synthetic(100), BATCH)
+    make_task().check_data(Synthetic(100), BATCH)
+
+
+def test_values_out_of_range_are_refused() -> None:
+    for values in ({"key_group": 1}, {"temperature": 0.0}, {"momentum": 1.5}):
+        with pytest.raises(ValueError, match=f"--{next(iter(values)).replace('_', '-')}"):
+            make_task(**values)
+
+
+def after_steps(rank: int, world_size: int) -> dict[str, Tensor]:
+    """Weights, queue and key encoder after two steps of rate 1 without momentum; the query's BatchNorm in eval."""
+    task = make_task()
+    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
+    torch.manual_seed(0)
+    backbone = TinyNet()
+    head, trunk = task.head(3, 16), Trunk(backbone, STAGES[1])
+    module = StageModule(trunk, head, task)
+    module.eval()
+    head.training = True  # keys are kept
+    task.start_stage(STAGES[1], trunk, head)
+    optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
+    learner = Learner(module, optimiser, task.views(3), "fp32", world)
+    for number in range(task.warm_up_batches(STAGES[1])):
+        learner.warm_up(task, part_of(batch_of(task, 100 + number), rank, world_size))
+    for number in range(2):
+        batch = part_of(batch_of(task, number), rank, world_size)
+        if number == 1 and rank == 0:
+            batch.indices[1] = -1  # ranks may skip unlike numbers of samples
+        learner.step([batch], 1, lr=1.0)
+        task.after_step()
+    state = {name: p.detach().clone() for name, p in module.named_parameters()}
+    keys = {f"key.{n}": p.clone() for n, p in task.key_encoder.learning.named_parameters()}
+    return state | keys | {"queue": task.queue}
+
+
+def in_a_process(rank: int, world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    torch.save(after_steps(rank, world_size), f"{folder}/{rank}.pt")
+    leave_world()
+
+
+def test_two_ranks_hold_equal_keys_and_learn_as_one(tmp_path: Path) -> None:
+    """Tolerance: float32 sums in another order, 1e-5 of the largest value."""
+    on_ranks(in_a_process, (2, str(tmp_path)), 2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for name, value in after_steps(0, 1).items():
+        assert torch.equal(first[name], second[name]), name
+        assert torch.allclose(first[name], value, atol=1e-5 * float(value.abs().max() + 1)), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
+    device = torch.device("cuda", 0)
+    task = MoCo(seed=0, batch_size=16, queue_size=64, key_group=4, size_px=64)
+    backbone = ResNet("resnet18").to(device).to(memory_format=torch.channels_last)
+    head, trunk = task.head(2, backbone.channels[3]).to(device), Trunk(backbone, STAGES[1])
+    module = StageModule(trunk, head, task)
+    task.start_stage(STAGES[1], trunk, head)
+    optimiser = sgd(module.learning_parameters(), decay_biases=True)
+    learner = Learner(module, optimiser, task.views(3), precision, one_process("cuda"))
+    with Loader(Synthetic(2000), task.views(3), batch_size=16, device=device) as loader:
+        batches = loader.epoch(0)
+        for _ in range(task.warm_up_batches(STAGES[1])):
+            learner.warm_up(task, next(batches))
+        learner.step(batches, 1, 0.01)  # the first step makes buffers
+        task.after_step()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(10):
+                learner.step(batches, 1, 0.01)
+                task.after_step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        batches.close()
+    assert task.queue.isfinite().all() and task.next_slot == 16 * 15 % 64

@@ -1,0 +1,244 @@
+"""The rotation task against plain turns of the pictures, and against a plain loop over them."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from fastpsl.kernels.crops import ShorterSideCrop
+from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.normalise import normalise
+from fastpsl.kernels.rotation_crops import RotationCrop
+from fastpsl.pipelines.augment import Augment
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.tasks.rotation import Rotation, RotationHead, degrees_seen, seen
+from tests.engine.tiny import noise_batch, part_of
+from tests.pipelines.photos import RAW, photo, write
+
+NUM, SIZE, SHORTER = 24, 40, 50
+ONE = Rotation(shorter_px=SHORTER, size_px=SIZE)
+ALL = Rotation(shorter_px=SHORTER, size_px=SIZE, rotations_per_image="all")
+LEVELS = {1: 2, 2: 4, 3: 8}
+every_way = pytest.mark.parametrize(
+    ("task", "level"), [(task, level) for task in (ONE, ALL) for level in LEVELS]
+)
+
+
+@cache
+def picture(number: int) -> np.ndarray:
+    return photo(number, 150 + 2 * number, 190 - number)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    samples = [(p.tobytes(), *p.shape[:2], RAW) for p in map(picture, range(NUM))]
+    return write(tmp_path_factory.mktemp("rotation") / "photos.beton", samples)
+
+
+def loaded(photos: Path, views: Sequence[ViewSpec]) -> tuple[list[Tensor], Batch]:
+    """All photos as one batch of epoch 0 under seed 0."""
+    with Beton(photos) as data, Loader(
+        data, views, batch_size=NUM, train=False, decoder="torchvision", num_threads=1
+    ) as loader:  # fmt: skip
+        (batch,) = loader.epoch(0)
+    return batch.inputs(views, torch.float32), batch
+
+
+def plain_turn(number: int, box: np.ndarray, degrees: int) -> np.ndarray:
+    """The window `box` of a photo that Pillow has turned about the window's middle: float [SIZE, SIZE, 3]."""
+    top, left, side = (int(value) for value in box[:3])
+    middle = (left + side / 2, top + side / 2)
+    turned = Image.fromarray(picture(number)).rotate(degrees, Image.Resampling.BICUBIC, center=middle)
+    window = turned.crop((left, top, left + side, top + side))
+    return np.asarray(window.resize((SIZE, SIZE), Image.Resampling.BOX), np.float64)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_label_is_the_angle_that_the_pixels_show(level: int, photos: Path) -> None:
+    """Pillow's turn by it is near: at most 1.5 of 255 in the mean, 6 at level 3, whose kernel blurs. Others are far away."""
+    (view,) = ONE.views(level)
+    inputs, batch = loaded(photos, [view])
+    degrees = degrees_seen(batch)
+    angles = range(0, 360, 360 // LEVELS[level])
+    assert degrees.shape == (1, NUM, 1) and degrees.unique().tolist() == list(
+        angles
+    )  # every angle is among them
+    mean, std = (np.array(v)[:, None, None] for v in (view.mean, view.std))
+    heights, widths = (np.array([picture(i).shape[k] for i in range(NUM)], np.int32) for k in (0, 1))
+    boxes = view.crop.boxes(Keys(0, 0, np.arange(NUM)), heights, widths)
+    for i in range(NUM):
+        shown = ((inputs[0][i].double().numpy() * std + mean) * 255).transpose(1, 2, 0)
+        away = {angle: np.abs(plain_turn(i, boxes[i], angle) - shown).mean() for angle in angles}
+        right = away.pop(int(degrees[0, i]))
+        assert right < (8 if level == 3 else 2) and min(away.values()) > 16, (i, right, away)
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_turns_of_the_square_angles_are_exact(level: int, photos: Path) -> None:
+    (view,) = ONE.views(level)
+    inputs, batch = loaded(photos, [view])
+    (upright,), _ = loaded(photos, [ViewSpec(view.crop)])
+    for i, angle in enumerate(degrees_seen(batch).flatten().tolist()):
+        assert torch.equal(inputs[0][i], torch.rot90(upright[i], angle // 90, (1, 2)))
+
+
+def by_sample(values: Tensor, num_views: int, num_samples: int) -> Tensor:
+    """What stands in the order of (view, sample, turn) → [sample, view * turn, ...]."""
+    return values.unflatten(0, (num_views, num_samples, -1)).transpose(0, 1).flatten(1, 2)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_all_rotations_hold_the_one_that_would_be_drawn(level: int, photos: Path) -> None:
+    """Of the same window."""
+    one, one_batch = loaded(photos, ONE.views(level))
+    every, every_batch = loaded(photos, ALL.views(level))
+    num = LEVELS[level]
+    assert ALL.images_per_sample(level) == num and ONE.images_per_sample(level) == 1
+    pictures = by_sample(seen(every), len(every), NUM)
+    degrees = by_sample(degrees_seen(every_batch).flatten(), len(every), NUM)
+    assert degrees.sort(1).values.tolist() == NUM * [list(range(0, 360, 360 // num))]
+    drawn = degrees == degrees_seen(one_batch)[0]
+    assert (drawn.sum(1) == 1).all()
+    torch.testing.assert_close(pictures[drawn], seen(one), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_all_rotations_are_turns_of_the_windows(level: int, photos: Path) -> None:
+    """Picture by picture: where a label says 45 * l degrees, base l % 2 is turned by l // 2 quarters."""
+    views = ALL.views(level)
+    inputs, batch = loaded(photos, views)
+    bases, _ = loaded(photos, [ViewSpec(view.crop) for view in views])
+    labels = (degrees_seen(batch).flatten() // 45).tolist()
+    samples = [i for _ in views for i in range(NUM) for _ in range(LEVELS[level] // len(views))]
+    for picture, label, sample in zip(seen(inputs), labels, samples, strict=True):
+        assert torch.equal(picture, torch.rot90(bases[label % 2][sample], label // 2, (1, 2)))
+
+
+def test_the_fused_path_writes_all_rotations_into_one_buffer() -> None:
+    """So that the network's input is not copied together; its order and values are those of the plain path."""
+    pytest.importorskip("triton")
+    from fastpsl.kernels.fused_cuda import geometric
+
+    views = ALL.views(3)
+    batch = noise_batch(views, 2)
+    if torch.cuda.is_available():
+        batch = batch.to(torch.device("cuda"))
+    inputs = Augment("fused", "", (geometric,)).inputs(batch, views, torch.float16)
+    whole = seen(inputs)
+    assert len(inputs) == 2 and len(whole) == 16
+    assert whole.data_ptr() == inputs[0].data_ptr() and torch.equal(whole[8:], inputs[1])
+    whole[8:] += 1
+    assert torch.equal(whole[8:], inputs[1])
+    whole[8:] -= 1
+    plain = seen(batch.inputs(views, torch.float16))
+    torch.testing.assert_close(whole, plain, rtol=2**-10, atol=2**-9)
+
+
+def small_modules(level: int) -> tuple[nn.Module, RotationHead]:
+    torch.manual_seed(0)
+    head = ONE.head(level, 7)
+    assert isinstance(head, RotationHead)
+    return nn.Sequential(nn.Conv2d(3, 7, 3, bias=False), nn.ReLU()), head
+
+
+@every_way
+@pytest.mark.parametrize("indices", [[3, 0, 8, 5], [3, -1, 8, -1], [7]])
+def test_loss_and_accuracy_are_those_of_a_plain_loop(task: Rotation, level: int, indices: list[int]) -> None:
+    """Each picture by itself; samples of index -1 are left out, a batch of one is a batch."""
+    views, (trunk, head) = task.views(level), small_modules(level)
+    batch = noise_batch(views, len(indices))
+    batch.indices = torch.tensor(indices)
+    inputs = batch.inputs(views, torch.float32)
+    loss, metrics = task.loss(trunk, head, inputs, batch)  # type: ignore[arg-type]
+
+    pictures = by_sample(seen(inputs), len(views), len(indices))
+    degrees = by_sample(degrees_seen(batch).flatten(), len(views), len(indices))
+    losses, right = [], 0
+    for i, index in enumerate(indices):
+        for shown, angle in zip(pictures[i], degrees[i].tolist(), strict=True):
+            if index >= 0:
+                label = list(range(0, 360, 360 // LEVELS[level])).index(angle)
+                logits = head.classify(trunk(shown[None])[0].mean((1, 2)))
+                losses.append(F.cross_entropy(logits, torch.tensor(label)))
+                right += int(logits.argmax() == label)
+    torch.testing.assert_close(loss, torch.stack(losses).mean())
+    assert metrics["accuracy"] == (right, len(losses)) and metrics["loss"][1] == len(losses)
+    torch.testing.assert_close(metrics["loss"][0], torch.stack(losses).sum().detach())
+
+
+def test_nothing_but_padding_is_a_loss_of_nought() -> None:
+    views, (trunk, head) = ONE.views(3), small_modules(3)
+    batch = noise_batch(views, 2)
+    batch.indices = torch.tensor([-1, -1])
+    loss, metrics = ONE.loss(trunk, head, batch.inputs(views, torch.float32), batch)  # type: ignore[arg-type]
+    assert loss == 0 and metrics["accuracy"] == metrics["loss"] == (0, 0)
+
+
+def test_levels_are_the_papers() -> None:
+    """Table 2: 2, 4 and 8 rotations; section 4.1: shorter side 256, windows of 224; no flip."""
+    task = Rotation()
+    for level, num in LEVELS.items():
+        (view,) = task.views(level)
+        window = RotationCrop(224, share=224 / 256) if num == 8 else ShorterSideCrop(256, 224)
+        assert view.crop == window
+        assert [type(op).__name__ for op in view.ops] == ["Rotate45" if num == 8 else "Rotate90"]
+        head = task.head(level, 512)
+        assert isinstance(head, RotationHead) and head.classify.weight.shape == (num, 512)
+        assert task.chance(level) == 1 / num
+        degrees = degrees_seen(noise_batch([view], 64))
+        assert degrees.unique().tolist() == list(range(0, 360, 360 // num))
+    assert task.num_levels == 3
+
+
+@every_way
+def test_the_contact_sheet_shows_every_angle_and_the_captions_name_it(task: Rotation, level: int) -> None:
+    views = task.views(level)
+    batch = noise_batch(views, 2)
+    inputs = batch.inputs(views, torch.float32)
+    sheet, captions = task.contact_sheet(inputs, batch), task.captions(batch)
+    num = task.images_per_sample(level)
+    rows, columns = -(-num // 4), min(num, 4)
+    step = SIZE + 4
+    assert sheet.shape == (2, 3, rows * step - 4, columns * step - 4)
+    words = [[word for line in caption.split("\n") for word in line.split()] for caption in captions]
+    degrees, order = by_sample(degrees_seen(batch).flatten(), len(views), 2).sort(1)
+    assert words == [[f"{angle}°" for angle in angles] for angles in degrees.tolist()]
+    assert all(caption.count("\n") == rows - 1 for caption in captions)
+    pictures = by_sample(seen(inputs), len(views), 2)
+    pictures = torch.stack([of_one[places] for of_one, places in zip(pictures, order, strict=True)])
+    for number in range(num):
+        top, left = number // columns * step, number % columns * step
+        shown = normalise(
+            sheet[:, :, top : top + SIZE, left : left + SIZE], views[0].mean, views[0].std, torch.float32
+        )
+        torch.testing.assert_close(shown, pictures[:, number], atol=1e-4, rtol=0)
+
+
+@every_way
+def test_halves_of_a_batch_are_its_parts(task: Rotation, level: int) -> None:
+    """Pictures stand beside their angles sample by sample: what one rank sees is a part of what all see."""
+    views = task.views(level)
+    whole = noise_batch(views, 4)
+    half = part_of(whole, 1, 2)
+    assert torch.equal(degrees_seen(half), degrees_seen(whole)[:, 2:])
+    pictures = by_sample(seen(whole.inputs(views, torch.float32)), len(views), 4)
+    assert torch.equal(by_sample(seen(half.inputs(views, torch.float32)), len(views), 2), pictures[2:])
+
+
+def test_impossible_tasks_are_one_line() -> None:
+    with pytest.raises(
+        ValueError, match="window of 60 px given for a shorter side of 50 px; allowed"
+    ) as error:
+        Rotation(shorter_px=50, size_px=60)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="rotations_per_image 'two' given; allowed are 'one' and 'all'"):
+        Rotation(rotations_per_image="two")  # type: ignore[arg-type]

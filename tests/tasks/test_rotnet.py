@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+import torch
+
+from fastpsl.tasks.rotation import RotationHead
+from fastpsl.tasks.sslpp.rotnet import RotNet
+from tests.engine.tiny import noise_batch
+from tests.tasks.proxies import held_out, learned, means, small_modules
+
+
+def test_all_four_turns_of_each_picture_and_their_labels() -> None:
+    task = RotNet(32)
+    _, head = small_modules(task)
+    batch = noise_batch([task.view()], 3)
+    (inputs,) = batch.inputs([task.view()], torch.float32)
+    assert task.images_per_sample == 4 and inputs.shape == (12, 3, 32, 32)
+    whole = inputs.unflatten(0, (3, 4))
+    for turn in range(4):
+        torch.testing.assert_close(whole[:, turn], torch.rot90(whole[:, 0], turn, (-2, -1)))
+    # A head that reads the turn from the features tells all of them.
+    features = torch.nn.functional.one_hot(torch.arange(12) % 4, 16).float()[..., None, None]
+    assert isinstance(head, RotationHead)
+    with torch.no_grad():
+        head.classify.weight.copy_(20 * torch.eye(4, 16))
+        head.classify.bias.zero_()
+    loss, metrics = task.loss(features, head.eval(), batch)
+    assert loss.item() < 1e-6 and means(metrics)["accuracy"] == 1
+    assert means(metrics)["loss_constant"] == pytest.approx(np.log(4)) and task.chance() == 0.25
+    assert task.contact_sheet([inputs], batch).shape == (3, 3, 32, 4 * 33 - 1)
+
+
+@pytest.mark.slow
+def test_learned_it_beats_the_constant_on_held_out_pictures() -> None:
+    """And that because it looks: told another turn's features it is worse."""
+    task = RotNet(32)
+    trunk, head = learned(task)
+    inputs, batch = held_out(task)
+    with torch.no_grad():
+        features = trunk(inputs)
+        found = means(task.loss(features, head, batch)[1])
+        other = means(task.loss(features.roll(1, 0), head, batch)[1])
+    assert found["loss"] < 0.6 * found["loss_constant"] < 0.6 * other["loss"] and found["accuracy"] > 0.75

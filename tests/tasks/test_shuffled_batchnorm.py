@@ -1,0 +1,81 @@
+"""The keyed shuffle of BatchNorm groups, against plain loops."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fastpsl.tasks.contrastive.shuffled_batchnorm import encode_shuffled, shuffled_order, substitutes
+
+
+def by_group_mean(images: Tensor, group_size: int) -> Tensor:
+    """An encoder of width 1 that needs its group: brightness less the group's."""
+    brightness = images.mean((1, 2, 3)).view(-1, group_size)
+    return (brightness - brightness.mean(1, keepdim=True)).view(-1, 1)
+
+
+def test_an_order_is_a_permutation_of_its_own_seed_epoch_and_step() -> None:
+    orders = [
+        shuffled_order(seed, epoch, step, 64) for seed in (0, 1) for epoch in (0, 1) for step in (0, 1, 2)
+    ]
+    for order in orders:
+        assert order.dtype == np.int64 and sorted(order) == list(range(64))
+    assert len({tuple(order) for order in orders}) == len(orders)
+    assert np.array_equal(orders[0], shuffled_order(0, 0, 0, 64))
+
+
+def test_groups_mix_all_ranks_and_change_each_step() -> None:
+    """512 images in groups of 32: of an image's 31 companions, 2 % are expected to be of any other given 32 images."""
+    places = np.empty((40, 512), np.int64)
+    for step in range(40):
+        places[step, shuffled_order(3, 5, step, 512)] = np.arange(512)
+    groups = places // 32
+    own_part = (
+        np.arange(512) // 32
+    )  # the rank that holds the image when 16 ranks have 32 each, and its query's group
+    assert 0.05 < np.mean(groups == own_part) < 0.075  # 1/16
+    for image in (0, 1, 511):
+        assert len(set(groups[:, image].tolist())) > 10
+    together = np.mean(groups[:, :31] == groups[:, 1:32])  # neighbours of one rank
+    assert 0.04 < together < 0.085
+
+
+def test_keys_are_those_of_a_plain_loop_over_groups() -> None:
+    images = torch.randn(12, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    order = shuffled_order(0, 2, 7, 12)
+    keys = encode_shuffled(by_group_mean, images, torch.ones(12, dtype=torch.bool), order, 4)
+    for start in (0, 4, 8):
+        group = order[start : start + 4].tolist()
+        mean = sum(images[i].mean() for i in group) / 4
+        for i in group:
+            assert keys[i, 0] == pytest.approx(float(images[i].mean() - mean), abs=1e-6)
+
+
+def test_what_is_not_valid_is_replaced_before_it_meets_others() -> None:
+    """Images of nan would make every key of their groups nan."""
+    images = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    valid = torch.tensor([True, False, True, True, False, False, True, True])
+    images[~valid] = float("nan")
+    order = shuffled_order(0, 0, 0, 8)
+    keys = encode_shuffled(by_group_mean, images, valid, order, 4)
+    filled = images.clone()
+    filled[[1, 4, 5]] = images[[2, 7, 0]]  # place p takes the valid place number p modulo 5 of 0, 2, 3, 6, 7
+    assert torch.equal(keys, encode_shuffled(by_group_mean, filled, valid | True, order, 4))
+    assert keys.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 9])
+def test_substitutes_are_valid_places(size: int) -> None:
+    for number in range(2**size):
+        valid = [bool(number >> i & 1) for i in range(size)]
+        places = [i for i in range(size) if valid[i]]
+        expected = [i if valid[i] or not places else places[i % len(places)] for i in range(size)]
+        if places:
+            assert substitutes(torch.tensor(valid)).tolist() == expected
+        else:
+            assert set(substitutes(torch.tensor(valid)).tolist()) <= set(range(size))
+
+
+def test_a_group_that_does_not_divide_the_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="--key-group 5 does not divide the 12 images"):
+        encode_shuffled(by_group_mean, torch.zeros(12, 3, 4, 4), torch.ones(12) > 0, np.arange(12), 5)

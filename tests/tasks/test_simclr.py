@@ -1,0 +1,202 @@
+"""SimCLR's levels, head, measures and pictures; what its loss is worth is in test_nt_xent.py."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastpsl.engine.optim.lars import lars
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.train_step import Learner
+from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.kernels.blur import GaussianBlur
+from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.pipelines.batch import Batch
+from fastpsl.tasks.contrastive.simclr import ProjectionHead, SimCLR
+from tests.engine.tiny import TinyNet, noise_batch, one_process
+
+BATCH = 6
+
+
+def small_task() -> SimCLR:
+    return SimCLR(BATCH, size_px=32, embedding_width=4)
+
+
+def stage(level: int) -> Stage:
+    return Stage("S", level, first_learning=1, last_block=3, epochs=1)
+
+
+class Given(nn.Module):
+    """A head whose embeddings are given."""
+
+    def __init__(self, embeddings: Tensor):
+        super().__init__()
+        self.embeddings = embeddings
+
+    def forward(self, features: Tensor) -> Tensor:
+        assert len(features) == len(self.embeddings)
+        return self.embeddings
+
+
+def measured(
+    task: SimCLR, embeddings: Tensor, batch: Batch
+) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    inputs = batch.inputs(task.views(1), torch.float32)
+    return task.loss(Trunk(TinyNet(), stage(1)), Given(embeddings), inputs, batch)
+
+
+def test_levels_add_colour_then_blur_and_sobel_with_simclrs_values() -> None:
+    task = SimCLR(256)
+    names = [[type(op).__name__ for op in task.views(level)[0].ops] for level in (1, 2, 3)]
+    assert names == [
+        ["Flip"],
+        ["Flip", "ColourDistortion", "Grey"],
+        ["Flip", "ColourDistortion", "Grey", "GaussianBlur", "Sobel"],
+    ]
+    view = task.views(3)[1]
+    assert view.crop.size_px == 224 and view.crop.scale == (0.08, 1.0)  # type: ignore[attr-defined]
+    assert view.ops[1] == ColourDistortion(0.8, 0.8, 0.8, 0.2, p=0.8)
+    assert view.ops[3] == GaussianBlur(23, sigma=(0.1, 2.0), p=0.5)
+    assert view.ops[2].p == 0.2  # type: ignore[attr-defined]
+
+
+def test_loss_and_accuracy_are_over_valid_pairs_of_both_views() -> None:
+    """Six pairs on the axes, the last two padding; one view of sample 1 is more like sample 2."""
+    first = torch.eye(BATCH)
+    second = first.clone()
+    second[1] = first[2] + 0.1 * first[1]
+    batch = noise_batch(small_task().views(1), BATCH)
+    batch.indices[4:] = -1
+    task = small_task()
+    loss, metrics = measured(task, torch.cat([first, second]), batch)
+    valid = [*range(4), *range(BATCH, BATCH + 4)]
+    z = F.normalize(torch.cat([first, second])[valid])
+    logits = (z @ z.T / 0.1).fill_diagonal_(-math.inf)
+    pairs = (torch.arange(8) + 4) % 8
+    expected = F.cross_entropy(logits, pairs)
+    right = int((logits.argmax(1) == pairs).sum())
+    assert torch.allclose(loss, expected) and right == 7
+    assert [float(v) for v in metrics["accuracy"]] == [right, 8]
+    assert metrics["loss"][1] == 8 and torch.allclose(metrics["loss"][0], 8 * expected)
+
+
+def test_chance_is_that_of_naming_one_of_all_others() -> None:
+    """Embeddings of noise are right as often: 300 batches, within four standard errors."""
+    task, batch = small_task(), noise_batch(small_task().views(1), BATCH)
+    assert task.chance(1) == 1 / 11
+    torch.manual_seed(0)
+    right = sum(float(measured(task, torch.randn(2 * BATCH, 8), batch)[1]["accuracy"][0]) for _ in range(300))
+    share, anchors = right / (300 * 12), 300 * 12
+    assert abs(share - 1 / 11) < 4 * math.sqrt((1 / 11) * (10 / 11) / (anchors / 2))
+
+
+def test_both_views_pass_the_network_as_one_batch() -> None:
+    """BatchNorm sees them together, and moves its statistics once."""
+    task, net = small_task(), TinyNet()
+    batch = noise_batch(task.views(1), BATCH)
+    trunk = Trunk(net, stage(1))
+    head = task.head(1, TinyNet.channels[2])
+    task.loss(trunk, head, batch.inputs(task.views(1), torch.float32), batch)
+    assert [int(part[1].num_batches_tracked) for part in net.parts] == [1, 1, 1, 0, 0]  # type: ignore[arg-type, index]
+
+
+def test_head_is_two_layers_of_its_input_s_width_with_batchnorm() -> None:
+    head = small_task().head(1, 12)
+    assert isinstance(head, ProjectionHead)
+    assert head(torch.randn(5, 12, 3, 3)).shape == (5, 4)
+    shapes = {name: (tuple(p.shape), p.requires_grad) for name, p in head.named_parameters()}
+    assert shapes == {
+        "layers.0.weight": ((12, 12), True),
+        "layers.1.weight": ((12,), True),
+        "layers.1.bias": ((12,), True),
+        "layers.3.weight": ((4, 12), True),
+        "layers.4.weight": ((4,), True),
+        "layers.4.bias": ((4,), False),
+    }
+    assert not head.state_dict()["layers.4.bias"].any()
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_contact_sheet_and_captions_show_what_the_network_gets(level: int) -> None:
+    task = small_task()
+    views = task.views(level)
+    batch = noise_batch(views, BATCH)
+    inputs = batch.inputs(views, torch.float32)
+    sheet = task.contact_sheet(inputs, batch)
+    assert sheet.shape == (BATCH, 3, 32, 32 + 4 + 32)
+    for left, number in ((0, 0), (36, 1)):
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (views[number].mean, views[number].std))
+        assert torch.allclose((sheet[..., left : left + 32] - mean) / std, inputs[number], atol=1e-5)
+    assert not torch.equal(inputs[0], inputs[1])
+    captions = task.captions(batch)
+    for number in (0, 1):
+        for sample, caption in enumerate(captions):
+            said = caption.split("\n")[number].split(", ")
+            draws = [{k: v[sample] for k, v in draw.items()} for draw in batch.draws[number]]
+            assert ("flip" in said) == bool(draws[0]["flip"])
+            if level >= 2:
+                assert ("colour" in said) == bool(draws[1]["apply"])
+                assert ("grey" in said) == bool(draws[2]["apply"])
+            if level == 3:
+                assert (f"blur {draws[3]['sigma']:.1f}" in said) == bool(draws[3]["apply"])
+                assert ("Sobel" in said) == bool(draws[4]["apply"])
+            assert said != [""]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"batch_size": 1}, "--batch-size 1"),
+        ({"temperature": 0.0}, "--temperature 0"),
+        ({"embedding_width": 0}, "--embedding-width 0"),
+    ],
+)
+def test_impossible_settings_are_refused(wrong: dict[str, float], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        SimCLR(**{"batch_size": 4, **wrong})  # type: ignore[arg-type]
+
+
+def test_a_part_of_the_batch_is_never_trained_on() -> None:
+    """As gradient accumulation would: negatives would be missing."""
+    task = small_task()
+    batch = noise_batch(task.views(1), BATCH // 2)
+    with pytest.raises(AssertionError, match="accumulation"):
+        measured(task, torch.randn(BATCH, 4), batch)
+
+
+def losses(precision: str, device: str, num_steps: int) -> Sequence[float]:
+    torch.manual_seed(0)
+    task, place = small_task(), one_process(device)
+    module = StageModule(Trunk(TinyNet().to(place.device), stage(2)), task.head(2, 12).to(place.device), task)
+    learner = Learner(module, lars(module.learning_parameters()), task.views(2), precision, place)
+    batch = noise_batch(task.views(2), BATCH)
+    if device == "cuda":
+        batch = batch.to(place.device)
+    measures = []
+    for step in range(num_steps):
+        if step == 1 and device == "cuda":  # the first step makes buffers
+            torch.cuda.set_sync_debug_mode("error")
+        measures.append(learner.step([batch], 1, lr=10.0)["loss"])
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("default")
+    assert learner.num_skipped == 0 or precision == "fp16"
+    return [float(total / count) for total, count in measures]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_loss_of_a_batch_falls_by_lars(precision: str) -> None:
+    seen = losses(precision, "cpu", 20)
+    assert seen[-1] < 0.7 * seen[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_ten_steps_on_a_gpu_without_a_hidden_sync(precision: str) -> None:
+    try:
+        seen = losses(precision, "cuda", 11)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(map(math.isfinite, seen)) and seen[-1] < seen[0]

@@ -1,0 +1,286 @@
+import itertools
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastpsl.engine.dataset_pass import Passes
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.optim.sgd_adam import adam, sgd
+from fastpsl.engine.plan import Stage, make_plan
+from fastpsl.engine.run import Run
+from fastpsl.engine.trainer import make_learner, place_backbone, pretrain
+from fastpsl.engine.trunk import Metrics, Trunk
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.standard_views import center_view, train_view
+from fastpsl.tasks.pseudo_labels.deepcluster import TOP_STD, clustered_features
+from fastpsl.tasks.sslpp.rotnet import RotNet
+from fastpsl.tasks.sslpp.sslpp import K_MEANS_ITERATIONS, PCA_WIDTH, SSLPlusPlus
+from tests.engine.tiny import TinyNet, noise_batch, tiny_run
+from tests.programs import digests, newest_checkpoint
+
+SIZE, NUM, CLUSTERS = 32, 480, 7
+INPUT = Input.usual("RGB", SIZE)
+PLAIN, CENTER = train_view(INPUT, SIZE, "padded"), center_view(INPUT, SIZE, whole=True)
+LABELS = np.random.default_rng(0).integers(CLUSTERS, size=NUM)
+STAGE = make_plan("end_to_end", (2,), num_levels=1)
+
+
+def task_of(**values: Any) -> SSLPlusPlus:
+    given = {"weight": 0.3, "num_classes": CLUSTERS, "labels": LABELS}
+    return SSLPlusPlus(RotNet(SIZE), PLAIN, **{**given, **values})
+
+
+def made(task: SSLPlusPlus) -> tuple[Trunk, nn.Module, list[Tensor], Batch]:
+    """Trunk, head, inputs and a batch of five with one that does not count."""
+    torch.manual_seed(0)
+    trunk = Trunk(TinyNet(), STAGE[0]).eval()
+    head = task.head(1, 16)
+    task.start_stage(STAGE[0], trunk, head)
+    batch = noise_batch(task.views(1), 5)
+    batch.indices = torch.tensor([7, 300, -1, 2, 479])
+    return trunk, head, batch.inputs(task.views(1), torch.float32), batch
+
+
+def cross_entropy(logits: Tensor, label: int) -> Tensor:
+    return -(logits[label] - logits.exp().sum().log())
+
+
+def test_the_loss_is_equation_5() -> None:
+    task = task_of()
+    trunk, head, inputs, batch = made(task)
+    loss, metrics = task.loss(trunk, head, inputs, batch)
+    turns, labels = torch.zeros(()), torch.zeros(())
+    view = task.views(1)[0]
+    pictures = view.before_last_op(batch.images[0], batch.draws[0])
+    right = 0
+    for sample, index in enumerate(batch.indices.tolist()):
+        for turn in range(4) if index >= 0 else ():
+            picture = torch.rot90(pictures[sample], turn, (-2, -1))[None].float() / 255
+            picture = (picture - torch.tensor(view.mean)[:, None, None]) / torch.tensor(view.std)[
+                :, None, None
+            ]
+            features = trunk(picture).mean((2, 3))
+            of_turn = head["proxy"].classify(features)[0]  # type: ignore[index]
+            of_label = head["labels"][2](features)[0]  # type: ignore[index]
+            turns += cross_entropy(of_turn, turn) / 16
+            labels += cross_entropy(of_label, int(LABELS[index])) / 16
+            right += int(of_label.argmax() == LABELS[index])
+    assert loss.item() == pytest.approx((turns + 0.3 * labels).item(), rel=1e-5)
+    means = {name: float(value / num) for name, (value, num) in metrics.items()}
+    assert means["loss_proxy"] == pytest.approx(turns.item(), rel=1e-5)
+    assert means["loss_labels"] == pytest.approx(labels.item(), rel=1e-5)
+    assert means["loss"] == pytest.approx(loss.item()) and means["accuracy_labels"] == right / 16
+
+
+def gradients(task: SSLPlusPlus) -> dict[str, Tensor]:
+    trunk, head, inputs, batch = made(task)
+    loss, _ = task.loss(trunk, head, inputs, batch)
+    loss.backward()
+    return {name: p.grad for name, p in trunk.named_parameters() if p.grad is not None}
+
+
+def test_gradients_add_up_by_the_weight() -> None:
+    alone, both = gradients(task_of(num_classes=0, labels=None)), gradients(task_of(weight=0.3))
+    zero, heavier = gradients(task_of(weight=0.0)), gradients(task_of(weight=0.6))
+    for name, value in alone.items():
+        assert torch.equal(zero[name], value), name
+        torch.testing.assert_close(heavier[name] - value, 2 * (both[name] - value), rtol=1e-3, atol=1e-6)
+    assert not torch.equal(both["learning.0.0.weight"], alone["learning.0.0.weight"])
+
+
+def test_held_out_pictures_have_no_pseudo_labels() -> None:
+    """Their indices are those of other pictures: whatever the labels, the score is the proxy's."""
+    found = []
+    for labels in (LABELS, (LABELS + 1) % CLUSTERS):
+        task = task_of(labels=labels)
+        trunk, head, inputs, batch = made(task)
+        loss, metrics = task.loss(trunk, head.eval(), inputs, batch)
+        assert set(metrics) == {"loss_proxy", "accuracy", "loss_proxy_constant"}
+        found.append(loss)
+    assert torch.equal(*found)
+    value, num = metrics["loss_proxy_constant"]
+    assert float(value / num) == pytest.approx(np.log(4))
+
+
+def test_pseudo_labels_alone() -> None:
+    task = task_of(learn_proxy=False, weight=2.0)
+    assert task.views(1) == (PLAIN,) and task.images_per_sample(1) == 1
+    trunk, head, inputs, batch = made(task)
+    assert list(head) == ["labels"]  # type: ignore[call-overload]
+    loss, metrics = task.loss(trunk, head, inputs, batch)
+    features = trunk(inputs[0]).mean((2, 3))
+    logits = head["labels"][2](features)  # type: ignore[index]
+    valid = [0, 1, 3, 4]
+    wanted = torch.stack([cross_entropy(logits[i], int(LABELS[batch.indices[i]])) for i in valid]).mean()
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)  # whatever the weight
+    assert set(metrics) == {"loss", "loss_labels", "accuracy_labels"}
+    loss, metrics = task.loss(trunk, head.eval(), inputs, batch)
+    assert float(loss) == 0 and not metrics
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_small_batches(size: int) -> None:
+    task = task_of()
+    trunk, head, _, _ = made(task)
+    batch = noise_batch(task.views(1), size)
+    loss, _ = task.loss(trunk, head, batch.inputs(task.views(1), torch.float32), batch)
+    assert bool(loss.isfinite()) and (size > 0 or float(loss) == 0)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_weights_that_cannot_be(weight: float) -> None:
+    with pytest.raises(ValueError, match="--lambda .*: it must be 0 or more"):
+        task_of(weight=weight)
+
+
+def test_nothing_to_learn_and_too_many_clusters() -> None:
+    with pytest.raises(ValueError, match="--no-proxy without pseudo-labels leaves nothing to learn"):
+        task_of(learn_proxy=False, num_classes=0, labels=None)
+    with pytest.raises(ValueError, match="9 clusters of 8 training images: give at most 8"):
+        task_of(labels=None, center=CENTER, num_classes=9).check_data(Synthetic(8, SIZE, 2), 4)
+
+
+class Noted(RotNet):
+    """A proxy with every hook."""
+
+    def __init__(self) -> None:
+        super().__init__(SIZE)
+        self.calls: list[str] = []
+        self.number = 0
+
+    def check_data(self, data: object, batch_size: int) -> None:
+        self.calls.append("check_data")
+
+    def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
+        self.calls.append("start_stage")
+
+    def warm_up_batches(self, stage: Stage) -> int:
+        return 2
+
+    def warm_up(self, trunk: Trunk, head: nn.Module, inputs: object, batch: Batch) -> None:
+        assert isinstance(head, nn.ModuleDict)
+        self.calls.append("warm_up")
+
+    def loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+        self.number += head.training
+        return super().loss(features, head, batch)
+
+    def end_of_epoch(self) -> Mapping[str, float]:
+        return {"seen": float(self.number)}
+
+    def state_dict(self) -> dict[str, int]:
+        return {"number": self.number}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.number = state["number"]
+
+
+def job_of(task: SSLPlusPlus, optimiser: Any = sgd) -> Job:
+    torch.manual_seed(0)
+    return Job(task, TinyNet(), STAGE, step_drops(0.05, (1,)), optimiser)
+
+
+def test_the_proxys_hooks_are_called(tmp_path: Path) -> None:
+    proxy = Noted()
+    task = SSLPlusPlus(proxy, PLAIN, weight=0.1, num_classes=CLUSTERS, labels=LABELS)
+    run = tiny_run(tmp_path, batch_size=64, max_steps_per_stage=3, stage_epochs=(2,))
+    assert pretrain(job_of(task), run)
+    run.close()
+    assert proxy.calls == ["check_data", "start_stage", "warm_up", "warm_up"]
+    assert newest_checkpoint(tmp_path)["task"] == {"proxy": {"number": 3}}
+    assert '"seen": 3.0' in (tmp_path / "epochs.jsonl").read_text()
+
+
+def coupled(seed: int = 3) -> SSLPlusPlus:
+    return task_of(labels=None, center=CENTER, seed=seed)
+
+
+def test_coupled_labels_are_clusters_of_the_features(tmp_path: Path) -> None:
+    task, run = coupled(), tiny_run(tmp_path, batch_size=128)
+    job = job_of(task, adam)
+    job.check(run)
+    place_backbone(job, run.options, run.world)
+    learner = make_learner(job, 0, run.options, run.world)
+    passes = Passes(run, learner, 0, True, 1000)
+    first = task.start_epoch(passes)
+    wanted, distance = clustered_features(passes, CENTER, CLUSTERS, PCA_WIDTH, K_MEANS_ITERATIONS, 3)
+    assert torch.equal(task.labels, wanted.long()) and len(wanted) == NUM
+    assert first is not None and first["distance"] == distance and first["nmi_previous"] is None
+    assert len(task.labels.unique()) == CLUSTERS == first["non_empty"]
+    classifier = learner.module.head["labels"][2]  # type: ignore[index]
+    assert float(classifier.weight.std()) == pytest.approx(TOP_STD, rel=0.3)
+    before, proxy = classifier.weight.detach().clone(), learner.module.head["proxy"].classify  # type: ignore[index]
+    batch = noise_batch(task.views(1), 8)
+    learner.step([batch], 1, 0.01)
+    optimiser, weights = learner.optimiser, proxy.weight.detach().clone()
+    assert all(s["exp_avg"].abs().sum() > 0 for s in (optimiser.state[p] for p in classifier.parameters()))
+    second = task.start_epoch(replace(passes, epoch=1, first=False, draws=1001))
+    assert second is not None and second["nmi_previous"] is not None
+    assert not torch.equal(classifier.weight, before) and not classifier.bias.any()
+    for parameter in classifier.parameters():  # as it began
+        assert not any(value.any() for value in optimiser.state[parameter].values())
+    assert torch.equal(proxy.weight, weights) and optimiser.state[proxy.weight]["exp_avg"].any()
+    run.close()
+
+
+def test_coupled_labels_that_collapse_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, run = coupled(), tiny_run(tmp_path, batch_size=128)
+    job = job_of(task, adam)
+    job.check(run)
+    place_backbone(job, run.options, run.world)
+    passes = Passes(run, make_learner(job, 0, run.options, run.world), 0, True, 1000)
+    one_class = torch.zeros(NUM, dtype=torch.int32), 0.5
+    monkeypatch.setattr("fastpsl.tasks.sslpp.sslpp.clustered_features", lambda *_: one_class)
+    with pytest.warns(UserWarning, match="collapse: the biggest"):
+        task.start_epoch(passes)
+    run.close()
+
+
+def test_a_step_can_be_timed_before_labels_are_made() -> None:
+    """As `fastpsl doctor` and the benches do it, without epochs."""
+    task = coupled()
+    with closing(Beton(sample_paths().train_32)) as data:
+        task.check_data(data, 128)
+    trunk, head, inputs, batch = made(task)
+    loss, _ = task.loss(trunk, head, inputs, batch)
+    assert bool(loss.isfinite()) and task.captions(batch) == [""] * 5
+    task.labels.fill_(3)
+    assert task.captions(batch) == ["cluster 3"] * 5
+
+
+@pytest.mark.slow
+def test_coupled_is_resumed_anywhere(tmp_path: Path) -> None:
+    """In the first pass, in an epoch, in the second pass, after it."""
+
+    def fit(out: Path, stop_at: int | None = None) -> bool:
+        run: Run = tiny_run(out, batch_size=128, stage_epochs=(2,))
+        ask, asked = run.agreement.after_step, itertools.count(1)
+
+        def stop_here() -> Any:
+            run.agreement.stop_requested = next(asked) == stop_at
+            return ask()
+
+        run.agreement.after_step = stop_here  # type: ignore[method-assign]  # the signal, at an exact place
+        finished = pretrain(job_of(coupled()), run)
+        run.close()
+        return finished
+
+    whole = tmp_path / "whole"
+    assert fit(whole)
+    for stop_at in (2, 9, 20, 30):
+        out = tmp_path / str(stop_at)
+        assert not fit(out, stop_at), stop_at
+        assert fit(out)
+        assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(whole)), stop_at

@@ -1,0 +1,424 @@
+"""UIC: labels are the arg max of the training forward pass before, by no other pass; resumed step by step; on any number of ranks."""
+
+import copy
+import json
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastpsl.engine.distributed import World, leave_world
+from fastpsl.engine.epoch_hooks import Epochs
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.optim.schedules import linear_decay
+from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.plan import make_plan
+from fastpsl.engine.run import Run
+from fastpsl.engine.seed import torch_seed
+from fastpsl.engine.train_step import Learner
+from fastpsl.engine.trainer import MAX_WARM_UP_EPOCHS, pretrain
+from fastpsl.engine.trunk import Trunk
+from fastpsl.kernels.empty_classes import split_empty
+from fastpsl.models.backbone import Backbone
+from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.loader.balanced_order import balanced_order
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.tasks.pseudo_labels.uic import UIC
+from tests.engine.tiny import TinyNet, tiny_run
+from tests.programs import digests, newest_checkpoint
+from tests.slow import slow
+from tests.warm import on_ranks
+
+SIZE, CLASSES, NUM, BATCH, STEPS = 32, 40, 480, 32, 15
+COLOUR, EDGES = Input.usual("RGB", SIZE), Input.usual("SobelXY", SIZE)
+
+
+class Watched(UIC):
+    """Keeps what the network said of each image: (indices, arg max) a batch, of training steps."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.said: list[tuple[list[int], list[int]]] = []
+        self.epochs: list[np.ndarray] = []  # labels of each epoch, as it begins or goes on
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        self.epochs.append(self.store.current.numpy().copy())
+        return super().epoch_order(epoch)
+
+    def see(self, indices: Tensor, logits: Tensor) -> None:
+        self.said.append((indices.tolist(), logits.argmax(1).tolist()))
+        super().see(indices, logits)
+
+
+class Dropping(TinyNet):
+    """With dropout before its last block, as AlexNet has."""
+
+    def blocks(self) -> list[nn.Module]:
+        *parts, last = super().blocks()
+        return [*parts, nn.Sequential(nn.Dropout(0.3), last)]
+
+
+def make_task(**options: Any) -> Watched:
+    values: dict[str, Any] = {"num_classes": CLASSES, "input": COLOUR, "size_px": SIZE, "seed": 0}
+    return Watched(**{**values, **options})
+
+
+def make_job(task: UIC, network: Backbone | None = None, epochs: int = 3, lr: float = 0.05) -> Job:
+    torch.manual_seed(0)
+    return Job(
+        task, network or Dropping(), make_plan("end_to_end", (epochs,), num_levels=1), linear_decay(lr)
+    )
+
+
+def fit(out: Path, task: UIC, stop_at: int | None = None, **options: Any) -> bool:
+    """The whole run, or up to step `stop_at`, as by a signal."""
+    run = tiny_run(out, stage_epochs=(3,), keep_checkpoints=100, **options)
+    request = run.agreement.after_step
+
+    def stop_at_step() -> Any:
+        run.agreement.stop_requested = stop_at is not None and run.position.run_step >= stop_at
+        return request()
+
+    run.agreement.after_step = stop_at_step  # type: ignore[method-assign]  # the signal, at an exact step
+    try:
+        return pretrain(make_job(task), run)
+    finally:
+        run.close()
+
+
+def figures(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "epochs.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Watched]:
+    out, task = tmp_path_factory.mktemp("uic"), make_task()
+    assert fit(out, task)
+    return out, task
+
+
+def test_labels_are_what_the_steps_before_said(whole: tuple[Path, Watched]) -> None:
+    """In plain loops: the latest of each image; not drawn, it keeps its label; no class stays empty."""
+    _, task = whole
+    assert len(task.said) == 3 * STEPS and len(task.epochs) == 3
+    for epoch in range(2):
+        expected = task.epochs[epoch].copy()
+        for indices, said in task.said[epoch * STEPS : (epoch + 1) * STEPS]:
+            for index, label in zip(indices, said, strict=True):
+                expected[index] = label
+        expected, _ = split_empty(expected, CLASSES, 0, epoch + 1)
+        assert task.epochs[epoch + 1].tolist() == expected.tolist()
+        assert (task.epochs[epoch + 1] != task.epochs[epoch]).any()
+
+
+def test_empty_classes_were_filled_and_held_out_views_differ(whole: tuple[Path, Watched]) -> None:
+    """Or the tests above would see neither."""
+    out, _ = whole
+    assert all(line["num_split"] > 0 for line in figures(out)[1:3])
+    (summary,) = newest_checkpoint(out)["position"]["summaries"]
+    assert 0 < summary["held_out"]["accuracy"] < 1
+
+
+def test_the_first_labels_are_of_batch_statistics_and_draws_of_their_own(tmp_path: Path) -> None:
+    task = make_task()
+    job, run = make_job(task, TinyNet()), tiny_run(tmp_path, stage_epochs=(3,), max_steps_per_stage=1)
+    network, expected = copy.deepcopy(job.backbone), torch.full((NUM,), -1)
+    torch.manual_seed(torch_seed(0, 0))
+    head = task.head(1, 16)
+    assert pretrain(job, run)
+    network.train()
+    with torch.no_grad(), run.loader(run.train_data, [task.view], train=False) as loader:
+        for batch in loader.epoch(3 + MAX_WARM_UP_EPOCHS // 2):
+            expected[batch.indices] = head(network(batch.inputs(loader.views, torch.float32)[0])).argmax(1)
+    run.close()
+    labels, _ = split_empty(expected.numpy(), CLASSES, 0, 0)
+    assert task.epochs[0].tolist() == labels.tolist()
+
+
+def test_steps_follow_the_order_that_balances_the_classes(whole: tuple[Path, Watched]) -> None:
+    _, task = whole
+    for epoch in range(3):
+        shown = [index for indices, _ in task.said[epoch * STEPS : (epoch + 1) * STEPS] for index in indices]
+        assert shown == balanced_order(task.epochs[epoch], 0, epoch)[: STEPS * BATCH].tolist()
+        counts = np.bincount(task.epochs[epoch][shown], minlength=CLASSES)
+        assert counts.min() == counts.max() == NUM // CLASSES
+        assert max(Counter(shown).values()) > 1  # or the labels were balanced already
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [({}, 1), ({"label_view": "center"}, 3), ({"fixed": True}, 1), ({"given": np.arange(NUM) % CLASSES}, 0)],
+)
+def test_no_image_is_looked_at_once_more_for_its_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], passes: int
+) -> None:
+    """Forward passes counted in images: a step's own, and a pass over all before the first epoch (centre: before each)."""
+    counts: Counter[str] = Counter()
+    forward = Trunk.forward
+
+    def counted(self: Trunk, images: Tensor) -> Tensor:
+        counts["with gradient" if torch.is_grad_enabled() else "without"] += len(images)
+        return forward(self, images)
+
+    monkeypatch.setattr(Trunk, "forward", counted)
+    run = tiny_run(tmp_path, stage_epochs=(3,))
+    run.val_data.close()  # type: ignore[union-attr]
+    run.val_data = None
+    assert pretrain(make_job(make_task(**options)), run)
+    run.close()
+    assert counts["with gradient"] == 3 * STEPS * BATCH and counts["without"] == passes * NUM
+
+
+@pytest.mark.parametrize("step", [1, slow(15), 16, slow(37)])
+def test_resumed_from_any_step_equals_never_stopped(
+    whole: tuple[Path, Watched], tmp_path: Path, step: int
+) -> None:
+    assert not fit(tmp_path, make_task(), stop_at=step)
+    assert newest_checkpoint(tmp_path)["position"]["run_step"] == step
+    task = make_task()
+    assert fit(tmp_path, task)
+    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole[0]))
+    assert figures(tmp_path) == figures(whole[0])
+
+
+def test_a_signal_in_the_first_pass_is_heard_and_it_begins_anew(
+    whole: tuple[Path, Watched], tmp_path: Path
+) -> None:
+    assert not fit(tmp_path, make_task(), stop_at=0)
+    assert fit(tmp_path, make_task())
+    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole[0]))
+
+
+@pytest.mark.parametrize("step", [slow(3), 15])
+def test_labels_by_passes_are_resumed_too(tmp_path: Path, step: int) -> None:
+    for out, stop_at in ((tmp_path / "whole", None), (tmp_path / "stopped", step)):
+        assert fit(out, make_task(label_view="center"), stop_at) == (stop_at is None)
+    assert fit(tmp_path / "stopped", make_task(label_view="center"))
+    ours, theirs = (newest_checkpoint(tmp_path / name) for name in ("stopped", "whole"))
+    assert digests(ours) == digests(theirs)
+    lines = figures(tmp_path / "stopped")
+    assert lines == figures(tmp_path / "whole")
+    assert [(line["run_step"], line["epoch"]) for line in lines] == [(1, 0), (16, 1), (31, 2)]
+
+
+def test_an_epoch_that_was_cut_makes_labels_too(tmp_path: Path) -> None:
+    task = make_task()
+    assert fit(tmp_path, task, max_steps_per_stage=20)
+    lines = figures(tmp_path)
+    assert [line["epoch"] for line in lines] == [0, 1, pytest.approx(4 / 3, abs=1e-3)]
+    drawn = {index for indices, _ in task.said[STEPS:] for index in indices}
+    assert lines[-1]["num_not_drawn"] == NUM - len(drawn)
+    assert lines[-1]["num_repeated"] == 5 * BATCH - len(drawn)
+    assert not np.array_equal(task.store.current.numpy(), task.epochs[1])
+
+
+@pytest.mark.parametrize(
+    ("place", "options"),
+    [
+        ((Learner, "evaluate"), {}),
+        ((Epochs, "end"), {"label_view": "center"}),
+        slow((Learner, "evaluate"), {"label_view": "center"}),
+        slow((Epochs, "end"), {}),
+    ],
+)
+def test_killed_where_a_stage_is_cut_it_comes_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[type, str], options: dict[str, Any]
+) -> None:
+    """No step is left, and labels of the cut epoch are to be made, or were made and told and not saved: they are told once."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert fit(whole, make_task(**options), max_steps_per_stage=20)
+    method, run = getattr(*place), tiny_run(killed, stage_epochs=(3,), max_steps_per_stage=20)
+
+    def kill(*arguments: Any) -> None:
+        method(*arguments)
+        if run.position.step == 20:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(*place, kill)
+        pretrain(make_job(make_task(**options)), run)
+    run.close()
+    position = newest_checkpoint(killed)["position"]
+    assert position["step"] == 20 and not position["summaries"]
+    assert fit(killed, make_task(**options), max_steps_per_stage=20)
+    assert digests(newest_checkpoint(killed)) == digests(newest_checkpoint(whole))
+    assert figures(killed) == figures(whole)
+
+
+def test_killed_after_an_epoch_that_no_checkpoint_has_it_tells_it_once(
+    whole: tuple[Path, Watched], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert not fit(out, make_task(), stop_at=20)
+    before = (out / "epochs.jsonl").read_text()
+    for path in (out / "checkpoints").iterdir():
+        path.unlink()
+    assert not fit(out, make_task(), stop_at=12)  # there is no line of epoch 1 in its checkpoint
+    (out / "epochs.jsonl").write_text(before)  # and there is one in the file
+    assert fit(out, make_task())
+    assert figures(out) == figures(whole[0])
+
+
+def test_figures_say_what_the_labels_are_like(whole: tuple[Path, Watched]) -> None:
+    out, _ = whole
+    lines = figures(out)
+    assert [(line["run_step"], line["epoch"]) for line in lines] == [(1, 0), (15, 1), (30, 2), (45, 3)]
+    assert lines[0]["nmi_previous"] is None and all(0 < line["nmi_previous"] < 1 for line in lines[1:])
+    assert all(line["nmi_true"] is not None and line["nmi_true_shuffled"] is not None for line in lines)
+
+
+def test_fixed_labels_are_those_of_centre_crops_in_eval_mode(tmp_path: Path) -> None:
+    """And the classifier that was given has made them."""
+    torch.manual_seed(1)
+    classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, CLASSES)).state_dict()
+    task = make_task(fixed=True, classifier=classifier)
+    job, run = make_job(task), tiny_run(tmp_path, stage_epochs=(3,), max_steps_per_stage=1)
+    network = job.backbone.eval()
+    expected = torch.full((NUM,), -1)
+    with torch.no_grad(), run.loader(run.train_data, [task.center], train=False) as loader:
+        for batch in loader.epoch(0):
+            features = network(batch.inputs(loader.views, torch.float32)[0]).mean((2, 3))
+            logits = features @ classifier["2.weight"].T + classifier["2.bias"]
+            expected[batch.indices] = logits.argmax(1)
+    labels, _ = split_empty(expected.numpy(), CLASSES, 0, 0)
+    network.train()
+    assert pretrain(job, run)
+    run.close()
+    assert task.epochs[0].tolist() == labels.tolist() == task.store.current.tolist()
+
+
+def test_given_labels_stay(tmp_path: Path) -> None:
+    task = make_task(given=np.arange(NUM) % CLASSES, label_view="center")
+    assert fit(tmp_path, task, max_steps_per_stage=18)
+    assert task.store.current.tolist() == (np.arange(NUM) % CLASSES).tolist()
+    assert [line["epoch"] for line in figures(tmp_path)] == [0]
+
+
+def test_all_images_in_one_class_go_on_by_splitting(tmp_path: Path) -> None:
+    task = make_task(given=np.zeros(NUM, np.int64))
+    with pytest.warns(UserWarning, match="collapse"):
+        assert fit(tmp_path, task, max_steps_per_stage=1)
+    counts = np.bincount(task.store.current.numpy())
+    assert len(counts) == CLASSES and counts.min() >= NUM // 64
+
+
+class Broken(TinyNet):
+    """Its outputs are not finite from call `healthy` on."""
+
+    healthy = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_calls = 0
+
+    def blocks(self) -> list[nn.Module]:
+        network = self
+
+        class Break(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                network.num_calls += 1
+                return x if network.num_calls <= network.healthy else x * float("nan")
+
+        *parts, last = super().blocks()
+        return [*parts, nn.Sequential(last, Break())]
+
+
+def test_outputs_that_are_not_finite_have_no_label(tmp_path: Path) -> None:
+    with (
+        pytest.raises(
+            ValueError, match="epoch 0: the network's outputs for 480 of 480 images are not finite"
+        ),
+        closing(tiny_run(tmp_path / "first", stage_epochs=(3,))) as run,
+    ):
+        pretrain(make_job(make_task(), Broken()), run)
+    network, task = Broken(), make_task()
+    network.healthy = STEPS + 10  # the first pass and ten steps
+    with (
+        closing(tiny_run(tmp_path / "later", stage_epochs=(3,), max_steps_per_stage=STEPS, val=None)) as run,
+        pytest.warns(UserWarning, match=r"epoch 0: outputs for 160 images were not finite"),
+    ):
+        pretrain(make_job(task, network), run)
+    assert not task.store.current.min() < 0
+
+
+@pytest.mark.parametrize(("num_classes", "message"), [(1, "2 or more"), (481, "481 for 480 training images")])
+def test_classes_that_cannot_be(tmp_path: Path, num_classes: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, make_task(num_classes=num_classes))
+    with pytest.raises(ValueError, match="--order quasi_random"):
+        fit(tmp_path, make_task(), order="quasi_random")
+
+
+def test_views_are_the_papers() -> None:
+    standard, strong = make_task(input=EDGES).view, make_task(input=EDGES, augmentation="strong").view
+    assert [type(op).__name__ for op in standard.ops] == ["Flip", "SobelXY"]
+    assert [type(op).__name__ for op in strong.ops] == [
+        "Flip",
+        "ColourDistortion",
+        "Grey",
+        "GaussianBlur",
+        "SobelXY",
+    ]
+    assert standard.crop == strong.crop and standard.input() == strong.input() == EDGES
+
+
+class Plain(TinyNet):
+    """Without BatchNorm, so that an image's output does not depend on its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for part in self.parts:
+            part[1] = nn.Identity()  # type: ignore[index, operator]
+
+
+def on_two_ranks(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    world = World(rank=rank, size=2, local_rank=rank, local_size=2, device=torch.device("cpu"))
+    labels_of_a_run(Path(folder) / "two", world)
+    leave_world()
+
+
+def labels_of_a_run(out: Path, world: World) -> None:
+    paths = sample_paths()
+    options = PretrainOptions(
+        data=str(paths.train_32),
+        out=out,
+        batch_size=BATCH,
+        stage_epochs=(3,),
+        tensorboard=False,
+        num_threads=1,
+        checkpoint_minutes=0.0,
+    )
+    run, task = Run("tiny", options, world), make_task()
+    torch.manual_seed(0)  # the same network in every process, whatever was drawn there before
+    assert pretrain(make_job(task, Plain(), lr=1e-9), run)
+    run.close()
+    torch.save([torch.from_numpy(labels) for labels in task.epochs], out / f"labels-{world.rank}.pt")
+
+
+def nearly_all_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Other parts of batches are rounded otherwise, which tips near ties; labels of other images agree far less."""
+    return one.shape == other.shape and float((one == other).float().mean()) > 0.97
+
+
+def test_two_ranks_make_the_labels_of_one(tmp_path: Path) -> None:
+    """The network hardly moves, so its outputs are equal, and so must be every epoch's labels and what the checkpoint holds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    labels_of_a_run(
+        tmp_path / "one", World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
+    )
+    torch.set_num_threads(threads)
+    on_ranks(on_two_ranks, (str(tmp_path),), 2)
+    expected = torch.load(tmp_path / "one" / "labels-0.pt")
+    for rank in range(2):
+        found = torch.load(tmp_path / "two" / f"labels-{rank}.pt")
+        assert all(nearly_all_equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    one, two = (newest_checkpoint(tmp_path / name)["task"]["store"]["current"] for name in ("one", "two"))
+    assert nearly_all_equal(one, two) and (expected[0] != expected[2]).any()

@@ -1,0 +1,217 @@
+"""`fastpsl.loader` beside the Loader that it stands on: values, epochs, ranks, the last batch, and what is refused."""
+
+import gc
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import fastpsl
+from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
+from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.jigsaw import JigsawTiles
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.photos import photo_samples, write
+
+NUM = 13
+
+
+@pytest.fixture(scope="module")
+def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """13 pictures; their labels are their places."""
+    return write(tmp_path_factory.mktemp("loading") / "a.beton", photo_samples(NUM))
+
+
+def test_importing_fastpsl_waits_for_nothing() -> None:
+    code = (
+        "import fastpsl, sys; heavy = {'torch', 'numpy', 'numba'} & set(sys.modules); assert not heavy, heavy\n"
+        "try: fastpsl.loadr\nexcept AttributeError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "module 'fastpsl' has no attribute 'loadr'\n"
+
+
+def test_training_gives_the_loaders_epochs_one_after_the_other(beton: Path) -> None:
+    views = [ViewSpec(RandomResizedCrop(24), (Flip(), ColourDistortion(0.4, 0.4, 0.4, 0.1, 0.8)))] * 2
+    with Beton(beton) as data, Loader(data, views, batch_size=4, seed=3) as plain:
+        expected = [
+            (batch.inputs(views, torch.float32), batch.labels, batch.indices)
+            for epoch in (0, 1, 5, 6)
+            for batch in plain.epoch(epoch)
+        ]
+    options = {"seed": 3, "with_indices": True, "device": "cpu", "augment": "kornia"}
+    with fastpsl.loader(beton, views, batch_size=4, **options) as batches:  # type: ignore[arg-type]
+        assert len(batches) == 3 and len(batches.dataset) == NUM  # type: ignore[arg-type]
+        found = [*batches, *batches]
+        batches.set_epoch(5)
+        found += list(batches)
+        batches.sampler.set_epoch(6)
+        found += list(batches)
+        assert batches.epoch == 7
+    assert len(found) == len(expected) == 12
+    for (inputs, labels, indices), (wanted, wanted_labels, wanted_indices) in zip(
+        found, expected, strict=True
+    ):
+        assert isinstance(inputs, list) and len(inputs) == 2
+        for one, other in zip(inputs, wanted, strict=True):
+            assert torch.equal(one, other) and one.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(labels, wanted_labels) and torch.equal(indices, wanted_indices)
+        assert torch.equal(labels, indices)
+
+
+def test_without_views_it_makes_the_usual_ones(beton: Path) -> None:
+    with fastpsl.loader(beton, batch_size=2, device="cpu") as batches:
+        assert batches.loader.views == (ViewSpec(RandomResizedCrop(224), (Flip(0.5),)),)
+        inputs, labels = next(iter(batches))
+        assert inputs.shape == (2, 3, 224, 224) and inputs.dtype == torch.float32 and labels.shape == (2,)
+        assert batches.mean == (0.485, 0.456, 0.406) and batches.std == (0.229, 0.224, 0.225)
+    with fastpsl.loader(beton, batch_size=2, train=False, size_px=32, num_views=2, device="cpu") as batches:
+        assert batches.loader.views == (ViewSpec(ShorterSideCrop(37, 32, where="center")),) * 2
+    with fastpsl.loader(beton, batch_size=2, size_px=16, dtype=torch.float16, device="cpu") as batches:
+        assert next(iter(batches))[0].dtype == torch.float16
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [2, 4, 13])
+def test_evaluation_sees_each_sample_once_and_no_padding(world: int, batch_size: int, beton: Path) -> None:
+    view = ViewSpec(ShorterSideCrop(32, 24, where="center"))
+    seen = []
+    for rank in range(world):
+        with fastpsl.loader(
+            beton, [view], batch_size=batch_size, train=False, rank=rank, world=world, device="cpu"
+        ) as batches:
+            found = list(batches)
+            assert len(found) == len(batches)
+            assert batches.epoch == 0
+        for inputs, labels in found:
+            assert 0 < len(inputs) == len(labels) <= batch_size and (labels >= 0).all()
+            assert inputs.is_contiguous(memory_format=torch.channels_last)
+            seen += [
+                (int(label), float(picture.sum())) for picture, label in zip(inputs, labels, strict=True)
+            ]
+    with Beton(beton) as data, Loader(data, [view], batch_size=NUM, train=False) as plain:
+        (inputs,) = next(plain.epoch(0)).inputs([view], torch.float32)
+    sums = [float(picture.sum()) for picture in inputs]
+    assert sorted(seen) == [(label, pytest.approx(sums[label], rel=1e-5, abs=1e-3)) for label in range(NUM)]
+
+
+def test_ops_of_several_pictures_a_sample_end_where_the_samples_do(beton: Path) -> None:
+    view = ViewSpec(RandomResizedCrop(24), (JigsawTiles(2, 12, 8),))
+    with fastpsl.loader(beton, [view], batch_size=8, train=False, device="cpu") as batches:
+        assert [(len(inputs), len(labels)) for inputs, labels in batches] == [(32, 8), (20, 5)]
+
+
+def test_rank_and_world_are_torchruns_or_torch_distributeds(
+    beton: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def place() -> tuple[int, int]:
+        with fastpsl.loader(beton, batch_size=2, device="cpu") as batches:
+            return batches.loader.rank, batches.loader.world
+
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert place() == (0, 1)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert place() == (2, 3)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert place() == (0, 1)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_bad_samples_are_told_and_do_not_count(tmp_path: Path) -> None:
+    samples = photo_samples(5)
+    samples[1] = (b"no JPEG", *samples[1][1:])
+    path = write(tmp_path / "poisoned.beton", samples)
+    with (
+        fastpsl.loader(path, batch_size=4, size_px=24, train=False, device="cpu") as batches,
+        pytest.raises(ValueError, match="poisoned.beton sample 1: not a JPEG"),
+    ):
+        list(batches)
+    options = {"batch_size": 4, "size_px": 24, "on_bad_sample": "skip", "with_indices": True, "device": "cpu"}
+    with fastpsl.loader(path, train=False, **options) as batches:  # type: ignore[arg-type]
+        with pytest.warns(UserWarning, match="skipped .*poisoned.beton sample 1: not a JPEG"):
+            found = list(batches)
+        assert [indices.tolist() for _, _, indices in found] == [[0, 2, 3], [4]]
+        assert [labels.tolist() for _, labels, _ in found] == [[0, 2, 3], [4]]
+        assert [len(inputs) for inputs, _, _ in found] == [3, 1]
+    with fastpsl.loader(path, **options | {"batch_size": 5}) as batches:  # type: ignore[arg-type]
+        with pytest.warns(UserWarning, match="sample 1"):
+            ((inputs, labels, indices),) = batches
+        assert len(inputs) == 5 and sorted(indices.tolist()) == [-1, 0, 2, 3, 4] and 1 not in labels.tolist()
+
+
+def test_an_open_data_set_stays_open_and_a_path_is_closed(beton: Path) -> None:
+    with Beton(beton) as data:
+        with fastpsl.loader(data, batch_size=4, size_px=24, device="cpu") as batches:
+            for _ in batches:
+                break
+        assert len(data.read(0)) > 0
+    batches = fastpsl.loader(beton, batch_size=4, size_px=24, device="cpu")
+    next(iter(batches))
+    batches.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(iter(batches))
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_one_that_nobody_closes_leaves_no_thread(beton: Path) -> None:
+    before = set(threading.enumerate())
+    batches = fastpsl.loader(beton, batch_size=4, size_px=24, device="cpu", num_threads=2)
+    for _ in batches:
+        break
+    # Besides the process's one that says what is being done: it may start here, and stays.
+    its_own = {thread for thread in set(threading.enumerate()) - before if thread.name != "fastpsl-voice"}
+    assert len(its_own) == 2
+    del batches, _
+    gc.collect()
+    for thread in its_own:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in its_own), its_own
+
+
+def test_the_sample_where_no_data_is_named() -> None:
+    with fastpsl.loader(batch_size=32, size_px=32, device="cpu") as batches:
+        assert len(batches) == 15 and batches.num_classes == len(batches.class_names or [])
+        with Beton(sample_paths().train) as data:
+            assert batches.dataset.digest() == data.digest()
+    with fastpsl.loader(batch_size=32, size_px=32, train=False, device="cpu") as batches:
+        assert len(batches) == 5
+
+
+def test_what_cannot_be_is_refused(beton: Path, tmp_path: Path) -> None:
+    view = ViewSpec(RandomResizedCrop(24))
+    for arguments, says in (
+        ({"views": [view], "num_views": 2}, "give either"),
+        ({"views": [view], "size_px": 24}, "give either"),
+        ({"num_views": 0}, "num_views is 0"),
+        ({"size_px": 0}, "crop size 0"),
+        ({"views": []}, "no views"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"device": "tpu"}, "device tpu"),
+        ({"data": tmp_path / "none.beton"}, "none.beton"),
+        ({"data": ""}, "empty"),
+        ({"rank": 2}, "rank is 2"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            fastpsl.loader(**{"data": beton, "batch_size": 2, "device": "cpu"} | arguments)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="shuffle"):
+        fastpsl.loader(beton, batch_size=2, shuffle=True)
+
+
+def test_operations_go_the_way_that_is_asked_for() -> None:
+    with fastpsl.loader(batch_size=4, size_px=16, augment="kornia") as plain:
+        assert plain.augment.path == "kornia"
+    with pytest.raises(ValueError, match="augment 'fusd': there are auto, kornia, fused"):
+        fastpsl.loader(batch_size=4, size_px=16, augment="fusd")  # type: ignore[arg-type]

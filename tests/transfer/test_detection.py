@@ -1,0 +1,334 @@
+"""The detection task: what it reads, draws and predicts; two ranks, and interruptions."""
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fastpsl.engine import predictions
+from fastpsl.engine.dataset_pass import Passes, PassStopped
+from fastpsl.engine.distributed import World, leave_world
+from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.options import RunOptions
+from fastpsl.engine.train_step import Learner
+from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.kernels.draws import Keys
+from fastpsl.pipelines.input_record import CHANNELS, Input
+from fastpsl.pipelines.loader.annotated import PictureBatch, read_picture
+from fastpsl.pipelines.sample.voc import draw_voc
+from fastpsl.pipelines.standard_views import center_view
+from fastpsl.pipelines.voc.dataset import VOC
+from fastpsl.transfer.detection.protocols import PROTOCOLS, Protocol
+from fastpsl.transfer.detection.task import Detection, mirrored, scaled
+from fastpsl.transfer.image_input import normalised, padded, resized, resized_sides
+from tests.engine.tiny import TinyNet, one_process
+from tests.warm import on_ranks
+
+SMALL = replace(PROTOCOLS["small"], short_px=(48, 64), num_rois=8)
+NUM_TEST = 7
+
+
+@pytest.fixture(scope="module")
+def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_voc(tmp_path_factory.mktemp("voc") / "VOCdevkit", 8, NUM_TEST, side_px=64)
+
+
+def opened(root: Path, protocol: Protocol = SMALL, seed: int = 3, **values: Any) -> Detection:
+    torch.manual_seed(0)
+    task = Detection(protocol, TinyNet(), Input(), seed, **values)
+    if "" not in values.get("proposals", ()):
+        task.open(root, RunOptions())
+    else:  # made by the test itself
+        task.train = task.test = VOC(root, ("2007_test",), "boxes")
+    return task
+
+
+def learner_of(task: Detection, world: World, lr: float = 0.0) -> Learner:
+    """As trainer.make_learner; the weights of everybody are the same."""
+    torch.manual_seed(1)
+    stage, head = task.stage(), task.head(1, 16)
+    trunk = Trunk(task.backbone, stage, batchnorm=task.protocol.batchnorm)
+    task.start_stage(stage, trunk, head)
+    module = StageModule(trunk, head, task)  # type: ignore[arg-type]
+    return Learner(
+        module, sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0), (), "fp32", world
+    )
+
+
+def batch_of(task: Detection, indices: list[int], epoch: int = 0) -> PictureBatch:
+    images, targets = zip(*(task.read(index, epoch) for index in indices), strict=True)
+    numbers = torch.tensor(indices)
+    return PictureBatch(list(images), list(targets), numbers, -torch.ones_like(numbers), epoch, 0)
+
+
+# What is read
+
+
+@pytest.mark.parametrize(
+    ("sides", "short", "longest", "wanted"),
+    [((375, 500), 800, 1333, (800, 1067)), ((500, 375), 480, 1333, (640, 480)), ((100, 400), 600, 1000, (250, 1000)), ((7, 3), 3, 9, (7, 3))],
+)  # fmt: skip
+def test_sides_are_detectron2s(
+    sides: tuple[int, int], short: int, longest: int, wanted: tuple[int, int]
+) -> None:
+    assert resized_sides(*sides, short, longest) == wanted
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_whole_pictures_are_seen_as_crops_are(channels: str) -> None:
+    """The same values as the evaluation's view of the same pixels, before anything is padded."""
+    input = Input.usual(channels, 32)
+    image = torch.randint(0, 256, (3, 21, 34), dtype=torch.uint8)
+    view = center_view(input, 32)
+    draws = [
+        {k: torch.from_numpy(v) for k, v in d.items()} for d in view.draw(Keys(0, 0, np.zeros(1, np.int64)))
+    ]
+    seen = normalised(image, input)
+    assert seen.shape == (input.num_channels, 21, 34) and seen.dtype == torch.float32
+    assert torch.equal(seen, view.apply(image[None], draws, torch.float32)[0])
+
+
+def test_padding_is_zeros_at_multiples_of_32() -> None:
+    images = [torch.ones(2, 30, 40), torch.ones(2, 33, 8)]
+    batch = padded(images)
+    assert batch.shape == (2, 2, 64, 64) and batch.is_contiguous(memory_format=torch.channels_last)
+    assert float(batch.sum()) == 2 * (30 * 40 + 33 * 8) and bool((batch[0, :, :30, :40] == 1).all())
+    batch = padded(images, margin_px=8)
+    assert batch.shape == (2, 2, 64, 64) and float(batch[0, :, 8:38, 8:48].sum()) == 2 * 30 * 40
+    assert padded([torch.ones(1, 50, 17)], margin_px=8).shape == (1, 1, 96, 64)
+
+
+def test_a_read_is_a_pure_function_of_seed_epoch_and_picture(devkit: Path) -> None:
+    task, again, other = opened(devkit), opened(devkit), opened(devkit, seed=4)
+    kinds, changed = set(), False
+    for index, epoch in itertools.product(range(8), range(4)):
+        image, target = task.read(index, epoch)
+        twice, twice_target = again.read(index, epoch)
+        assert torch.equal(image, twice) and torch.equal(target["boxes"], twice_target["boxes"])
+        changed |= not torch.equal(target["boxes"], other.read(index, epoch)[1]["boxes"])
+        original, objects = read_picture(task.train, index), task.train.objects(index)
+        sides = (image.shape[1], image.shape[2])
+        plain = scaled(torch.from_numpy(objects.boxes), (original.shape[1], original.shape[2]), sides)
+        is_flipped = not torch.allclose(target["boxes"], plain)
+        shown = resized(original.flip(-1) if is_flipped else original, sides)
+        assert torch.equal(image, shown)
+        assert torch.allclose(target["boxes"], mirrored(plain, sides[1]) if is_flipped else plain, atol=1e-3)
+        assert torch.equal(target["labels"], torch.from_numpy(objects.labels + 1))
+        kinds.add((is_flipped, min(sides)))
+    assert changed and kinds == {(flipped, px) for flipped in (False, True) for px in SMALL.short_px}
+
+
+def test_a_mirrored_box_holds_the_mirrored_pixels() -> None:
+    image = torch.zeros(5, 9)
+    image[1:3, 2:6] = 1
+    ((x1, y1, x2, y2),) = mirrored(torch.tensor([[2.0, 1, 6, 3]]), 9).int().tolist()
+    assert float(image.flip(-1)[y1:y2, x1:x2].sum()) == float(image.sum()) == (x2 - x1) * (y2 - y1)
+
+
+@pytest.mark.parametrize("with_difficult", [True, False])
+def test_difficult_objects_are_learned_where_the_protocol_has_them(
+    devkit: Path, with_difficult: bool
+) -> None:
+    task = opened(devkit, replace(SMALL, with_difficult=with_difficult))
+    difficult = task.train._objects[0].difficult  # type: ignore[index]
+    difficult[:] = [True] + [False] * (len(difficult) - 1)
+    boxes = task.read(0, 0)[1]["boxes"]
+    assert boxes.shape == (len(difficult) - (not with_difficult), 4)
+
+
+def test_published_proposals_move_with_the_picture(devkit: Path) -> None:
+    files = [str(devkit / "proposals" / f"voc_2007_{split}.mat") for split in ("trainval", "test")]
+    task = opened(devkit, replace(SMALL, boxes_from="published"), proposals=files)
+    assert task.train_proposals is not None
+    # As if they had been proposed, objects lie where their boxes do.
+    task.train_proposals.boxes = lambda index: task.train.objects(index).boxes  # type: ignore[method-assign]
+    for index, epoch in itertools.product(range(4), range(3)):
+        target = task.read(index, epoch)[1]
+        assert torch.equal(target["proposals"], target["boxes"])
+
+
+def test_a_contact_sheet_shows_boxes_and_classes(devkit: Path) -> None:
+    task = opened(devkit)
+    batch = batch_of(task, [0, 1, 2])
+    sheet, told = task.contact_sheet([], batch), task.captions(batch)
+    assert sheet.shape[:2] == (3, 3) and 0 <= float(sheet.min()) and float(sheet.max()) <= 1
+    x1, y1, x2, y2 = batch.targets[0]["boxes"][0].int().tolist()
+    edge = sheet[0, :, y1 + 1 : y2 - 1, min(x1, x2 - 1)]
+    assert bool((edge.mean(1) - torch.tensor([0, 1.0, 0])).abs().max() < 0.35), edge.mean(1)  # lime
+    names = np.array(task.train.class_names)
+    assert told[0] == ", ".join(names[np.unique(task.train.objects(0).labels)])
+
+
+# Errors
+
+
+def test_val_is_refused(devkit: Path) -> None:
+    task = Detection(SMALL, TinyNet(), Input(), 0)
+    with pytest.raises(ValueError, match="--val .* leave it out"):
+        task.open(devkit, RunOptions(data="a", val="b"))
+
+
+def test_proposals_belong_to_fast_r_cnn_alone() -> None:
+    with pytest.raises(ValueError, match="--proposals: this protocol learns its own"):
+        Detection(SMALL, TinyNet(), Input(), 0, ["a.mat"])
+    for given in ([], ["a.mat"]):
+        with pytest.raises(ValueError, match=r"--proposals: .* 2007_trainval 2007_test"):
+            Detection(PROTOCOLS["fast_rcnn"], TinyNet(), Input(), 0, given)
+
+
+# Predictions
+
+
+class FakeRun:
+    """What `end_stage` asks of a run; stops after `stop_after` pictures."""
+
+    def __init__(self, folder: Path, world: World, val_data: VOC, stop_after: int = 999):
+        self.world, self.val_data = world, val_data
+        self.folder, self.science, self.num, self.stop_after = folder, {"a": 1}, 0, stop_after
+        self.reporter = SimpleNamespace(off_the_clock=contextlib.nullcontext, screen=None)
+        self.agreement = self
+
+    def after_step(self) -> Any:
+        self.num += 1
+        return SimpleNamespace(stop=self.num >= self.stop_after)
+
+    def other_pace(self) -> None: ...
+
+
+def detect(root: Path, folder: Path, world: World, stop_after: int = 999) -> None:
+    """end_stage of a detector that finds a good deal: in parts of 2 pictures, so that two ranks both have some."""
+    predictions.PART = 2
+    folder.mkdir(exist_ok=True)
+    task = opened(root)
+    learner = learner_of(task, world)
+    torch.manual_seed(2)
+    nn.init.normal_(learner.module.head.roi_heads.box_predictor.cls_score.weight, std=3.0)  # type: ignore[union-attr, arg-type]
+    for norm in (part for part in learner.module.modules() if isinstance(part, nn.BatchNorm2d)):
+        # Each rank has its own running statistics, and rank 0's count.
+        norm.running_mean += 0.1 * world.rank  # type: ignore[assignment, operator]
+    run = FakeRun(folder, world, task.test, stop_after)
+    task.end_stage(Passes(run, learner, 0, False, 0))  # type: ignore[arg-type]
+
+
+def in_a_process(rank: int, size: int, root: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+    world = World(rank, size, rank, size, torch.device("cpu"))
+    detect(Path(root), Path(folder) / "two", world)
+    torch.save(learned(Path(root), world), f"{folder}/learned-{rank}.pt")
+    torch.save(learned_together(Path(root), world), f"{folder}/together-{rank}.pt")
+    leave_world()
+
+
+def learned(root: Path, world: World) -> dict[str, Tensor]:
+    """Weights after two steps on pictures of unequal sizes and numbers of objects, half of them each rank's."""
+    task = opened(root, replace(SMALL, batchnorm="fixed"))
+    learner = learner_of(task, world)
+    for step in range(2):
+        torch.manual_seed(step * 10 + world.rank)
+        indices = [0, 1, 2, 3][world.rank :: world.size]
+        learner.step([batch_of(task, indices, step)], 1, lr=0.01)  # type: ignore[list-item]
+    return {name: value.detach().clone() for name, value in learner.module.named_parameters()}
+
+
+def learned_together(root: Path, world: World) -> dict[str, Tensor]:
+    """After a step of Fast R-CNN in which every rank has as many boxes, all of them sampled, on canvases of one size: where the mean of
+    the ranks' losses is that of one process."""
+    task = opened(
+        root,
+        replace(SMALL, batchnorm="fixed", extra_norm=False, boxes_from="published", num_rois=99),
+        proposals=["", ""],
+    )
+    learner, random = learner_of(task, world), torch.Generator().manual_seed(0)
+    images, targets = [], []
+    for height, width in ((40, 64), (64, 37), (64, 64), (33, 50)):
+        images.append(torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=random))
+        corners = torch.rand(8, 2, generator=random) * 16
+        boxes = torch.cat([corners, corners + 4 + 12 * torch.rand(8, 2, generator=random)], 1)
+        labels = torch.randint(1, 4, (2,), generator=random)
+        targets.append({"boxes": boxes[:2], "labels": labels, "proposals": boxes[2:]})
+    own = slice(world.rank, None, world.size)
+    indices = torch.arange(4)[own]
+    batch = PictureBatch(images[own], targets[own], indices, -torch.ones_like(indices), 0, 0)
+    learner.step([batch], 1, lr=1.0)  # type: ignore[list-item]
+    return {name: value.detach().clone() for name, value in learner.module.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(devkit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    on_ranks(in_a_process, (2, str(devkit), str(folder)), 2)
+    return folder
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(predictions, "PART", 2)  # put back at the end
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_two_ranks_predict_byte_for_byte_as_one(
+    devkit: Path, two_ranks: Path, tmp_path: Path, one_thread: None
+) -> None:
+    detect(devkit, tmp_path / "one", one_process())
+    one, two = ((folder / predictions.NAME).read_bytes() for folder in (tmp_path / "one", two_ranks / "two"))
+    assert one == two
+    found = predictions.read_predictions(tmp_path / "one" / predictions.NAME)
+    assert {name: (value.dtype, value.shape[1:]) for name, value in found.items()} == {
+        "image": (np.int64, ()), "boxes": (np.float32, (4,)), "scores": (np.float32, ()), "labels": (np.int64, ()),
+    }  # fmt: skip
+    assert set(found["image"]) == set(range(NUM_TEST)) and (np.diff(found["image"]) >= 0).all()
+    assert len(found["image"]) > 3 * NUM_TEST and set(found["labels"]) <= {0, 1, 2}
+    data = VOC(devkit, ("2007_test",), "boxes")
+    for image, box in zip(found["image"], found["boxes"], strict=True):
+        height, width = read_picture(data, int(image)).shape[1:]
+        assert (box[:2] < box[2:]).all() and box.min() >= 0
+        assert box[2] <= width + 1e-3 and box[3] <= height + 1e-3
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 6])
+def test_an_interrupted_pass_goes_on_to_the_same_bytes(
+    devkit: Path, two_ranks: Path, tmp_path: Path, one_thread: None, stop_after: int
+) -> None:
+    with pytest.raises(PassStopped):
+        detect(devkit, tmp_path, one_process(), stop_after)
+    assert not (tmp_path / predictions.NAME).exists()
+    assert len(list((tmp_path / "predictions").glob("*.npz"))) == (stop_after - 1) // 2
+    detect(devkit, tmp_path, one_process())
+    assert (tmp_path / predictions.NAME).read_bytes() == (two_ranks / "two" / predictions.NAME).read_bytes()
+
+
+# Two ranks learn
+
+
+def test_two_ranks_learn_the_same_weights(two_ranks: Path, devkit: Path) -> None:
+    first, second = (torch.load(two_ranks / f"learned-{rank}.pt") for rank in (0, 1))
+    task = opened(devkit)
+    before = dict(learner_of(task, one_process()).module.named_parameters())
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+        if not ("parts" in name or "trunk" in name) or value.ndim > 1:  # fixed BatchNorms stay
+            assert not torch.equal(value, before[name]), name
+
+
+def test_two_ranks_learn_as_one_where_the_loss_is_a_mean_of_equals(two_ranks: Path, devkit: Path) -> None:
+    first, second = (torch.load(two_ranks / f"together-{rank}.pt") for rank in (0, 1))
+    alone = learned_together(devkit, one_process())
+    before = dict(learner_of(opened(devkit), one_process()).module.named_parameters())
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        assert torch.allclose(first[name], value, atol=1e-5 * float(value.abs().max() + 1)), name
+    moved = [name for name, value in alone.items() if value.ndim > 1 and not torch.equal(value, before[name])]
+    assert any(name.startswith("trunk.learning.0") for name in moved) and any("bbox_pred" in n for n in moved)

@@ -1,0 +1,367 @@
+"""The detector beside torchvision's FasterRCNN on the same weights, and beside Fast R-CNN's arithmetic in plain loops."""
+
+import copy
+import math
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import MultiScaleRoIAlign, box_iou, roi_align, roi_pool
+
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.models.alexnet import AlexNet
+from fastpsl.models.backbone import Backbone
+from fastpsl.models.factory import make_backbone
+from fastpsl.models.resnet import ResNet
+from fastpsl.models.vgg import VGG
+from fastpsl.transfer.detection.detector import Anchors, Detector, Maps, RoIPool, layout_of, stride_of
+from fastpsl.transfer.detection.protocols import PROTOCOLS, Protocol
+from fastpsl.transfer.image_input import padded
+from tests.engine.tiny import TinyNet
+
+SMALL = replace(PROTOCOLS["pirl"], anchor_px=(16, 32, 64), num_rois=12, roi_side=7)
+FAST = replace(PROTOCOLS["fast_rcnn"], num_rois=999)
+
+
+def bound(backbone: Backbone, protocol: Protocol, num_classes: int = 3) -> tuple[Trunk, Detector]:
+    last = layout_of(backbone).last_block
+    trunk = Trunk(backbone, Stage("d", 1, protocol.first_learning, last, 0, 1), batchnorm=protocol.batchnorm)
+    detector = Detector(backbone, protocol, num_classes)
+    detector.bind(trunk)
+    return trunk, detector
+
+
+def resnet18() -> Backbone:
+    """With running statistics and scales that are none's."""
+    torch.manual_seed(0)
+    made = ResNet("resnet18")
+    for part in made.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
+            nn.init.uniform_(part.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+            nn.init.uniform_(part.weight, 0.2, 0.6)
+    return made
+
+
+class AlignedPool(nn.Module):
+    def forward(
+        self, features: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]
+    ) -> Tensor:
+        return roi_align(features["0"], boxes, 7, 1 / 16, sampling_ratio=0, aligned=True)
+
+
+def torchvisions(backbone: Backbone, detector: Detector) -> FasterRCNN:
+    """torchvision's whole model on copies of the same weights."""
+    *below, last = copy.deepcopy(backbone).blocks()
+    maps = nn.Sequential(*below)
+    maps.out_channels = backbone.channels[3]  # type: ignore[assignment]
+    box_head = nn.Sequential(last, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = FasterRCNN(
+        maps,
+        rpn_anchor_generator=AnchorGenerator(((16, 32, 64),), ((0.5, 1.0, 2.0),)),
+        rpn_head=RPNHead(backbone.channels[3], 9),
+        box_roi_pool=MultiScaleRoIAlign(["0"], 7, 0),
+        box_head=box_head,
+        box_predictor=FastRCNNPredictor(backbone.channels[4], 4),
+        rpn_pre_nms_top_n_train=12_000,
+        rpn_post_nms_top_n_train=2000,
+        rpn_pre_nms_top_n_test=6000,
+        rpn_post_nms_top_n_test=1000,
+        box_batch_size_per_image=12,
+        _skip_resize=True,
+        min_size=112,
+        image_mean=[0.0] * 3,
+        image_std=[1.0] * 3,
+    )
+    model.roi_heads.box_roi_pool = AlignedPool()  # the other one's boxes are half a position off
+    assert detector.rpn is not None
+    model.rpn.head.load_state_dict(detector.rpn.head.state_dict())
+    model.roi_heads.box_predictor.load_state_dict(detector.roi_heads.box_predictor.state_dict())
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.eval()
+    return model
+
+
+def pictures() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    torch.manual_seed(5)
+    images = [torch.randn(3, 112, 128), torch.randn(3, 100, 90)]
+    targets = [
+        {"boxes": torch.tensor([[10.0, 12, 60, 70], [50, 40, 120, 100]]), "labels": torch.tensor([1, 3])},
+        {"boxes": torch.empty(0, 4), "labels": torch.empty(0, dtype=torch.int64)},
+    ]
+    return images, targets
+
+
+def test_c4_learns_as_torchvisions_model_on_the_same_weights() -> None:
+    backbone = resnet18()
+    _, ours = bound(backbone, SMALL)
+    theirs = torchvisions(backbone, ours)
+    images, targets = pictures()
+    torch.manual_seed(7)  # of the samplers
+    found = ours.losses(images, targets)
+    torch.manual_seed(7)
+    wanted = theirs([image.clone() for image in images], targets)
+    assert set(found) == set(wanted)
+    for name, value in wanted.items():
+        assert torch.allclose(found[name], value, rtol=1e-5), name
+        assert value > 0
+    sum(found.values()).backward()  # type: ignore[union-attr]
+    sum(wanted.values()).backward()
+    assert ours.rpn is not None
+    pairs = {
+        "B3": (backbone.layer2[0].conv1, theirs.backbone[2][0].conv1),  # type: ignore[index, union-attr]
+        "B4": (backbone.layer3[1].conv2, theirs.backbone[3][1].conv2),  # type: ignore[index, union-attr]
+        "B5": (backbone.layer4[1].conv2, theirs.roi_heads.box_head[0][1].conv2),  # type: ignore[index, union-attr]
+        "RPN": (ours.rpn.head.conv[0][0], theirs.rpn.head.conv[0][0]),
+        "classes": (ours.roi_heads.box_predictor.cls_score, theirs.roi_heads.box_predictor.cls_score),
+        "boxes": (ours.roi_heads.box_predictor.bbox_pred, theirs.roi_heads.box_predictor.bbox_pred),
+    }  # type: ignore[index, union-attr]
+    for name, (one, other) in pairs.items():
+        largest = other.weight.grad.abs().max()
+        assert largest > 0 and torch.allclose(
+            one.weight.grad, other.weight.grad, atol=1e-4 * float(largest)
+        ), name
+    assert backbone.conv1.weight.grad is None and backbone.layer1[0].conv1.weight.grad is None  # type: ignore[index, union-attr]
+
+
+def test_c4_detects_as_torchvisions_model_on_the_same_weights() -> None:
+    backbone = resnet18()
+    trunk, ours = bound(backbone, SMALL)
+    nn.init.normal_(ours.roi_heads.box_predictor.cls_score.weight, std=0.5)  # that something is found
+    theirs = torchvisions(backbone, ours).eval()
+    ours.eval()
+    trunk.eval()
+    (image, _), _ = pictures()
+    with torch.no_grad():
+        found = ours.detections(image)
+        (wanted,) = theirs([image])
+    assert len(wanted["boxes"]) > 5
+    one, other = (
+        torch.cat([all_of["boxes"], all_of["scores"][:, None], all_of["labels"][:, None].float()], 1)
+        for all_of in (found, wanted)
+    )
+    same = torch.cdist(one, other, p=torch.inf) < 1e-3  # detections of nearly equal scores may change places
+    assert len(one) == len(other) and same.any(0).all() and same.any(1).all()
+
+
+def test_nothing_of_the_trunk_is_the_detectors_too() -> None:
+    trunk, detector = bound(TinyNet(), PROTOCOLS["moco"])
+    module = StageModule(trunk, detector, SimpleNamespace(loss=None))  # type: ignore[arg-type]
+    own = {name for name, _ in detector.named_parameters()}
+    assert {name.split(".")[0] for name in own} == {"rpn", "norm", "roi_heads"}
+    assert not any("box_head" in name for name in own)
+    learned = [parameter for _, parameter in module.learning_parameters()]
+    assert len(learned) == len({id(parameter) for parameter in learned})
+    state = detector.state_dict()
+    detector.load_state_dict(state)
+
+
+def alexnet() -> Backbone:
+    torch.manual_seed(0)
+    return AlexNet(fc_width=32, dropout=0.0)
+
+
+def test_alexnet_learns_as_fast_r_cnn_in_plain_loops() -> None:
+    """All RoIs are sampled: objects and proposals of an overlap of .5 are foreground, of .1 background, the others nothing."""
+    backbone = alexnet()
+    _, detector = bound(backbone, FAST)
+    nn.init.normal_(detector.roi_heads.box_predictor.bbox_pred.weight, std=0.1)
+    images, targets = pictures()
+    image, target = images[0], targets[0]
+    proposals = torch.tensor(
+        [[12.0, 10, 62, 66], [0, 0, 40, 40], [90, 0, 128, 20], [60, 50, 118, 96], [30, 30, 90, 90]]
+    )
+    losses = detector.losses([image], [target], [proposals])
+    assert set(losses) == {"loss_classifier", "loss_box_reg"}
+
+    canvas = torch.zeros(1, 3, 128, 160)  # multiples of 32 that hold 8 px around 112 x 128
+    canvas[0, :, 8:120, 8:136] = image
+    *convolutions, fc6, fc7 = backbone.blocks()
+    maps = canvas
+    for block in convolutions:
+        maps = block(maps)
+    overlaps = box_iou(target["boxes"], torch.cat([proposals, target["boxes"]]))
+    boxes, classes, deltas = [], [], []
+    for place, box in enumerate(torch.cat([proposals, target["boxes"]])):
+        overlap, which = overlaps[:, place].max(0)
+        if overlap < 0.1:
+            continue
+        truth = target["boxes"][which]
+        size, true_size = box[2:] - box[:2], truth[2:] - truth[:2]
+        moved = 10 * ((truth[:2] + truth[2:]) / 2 - (box[:2] + box[2:]) / 2) / size
+        boxes.append(box)
+        deltas.append(torch.cat([moved, 5 * torch.log(true_size / size)]))
+        classes.append(int(target["labels"][which]) if overlap >= 0.5 else 0)
+    assert len(classes) == 6 and sorted(classes) == [0, 0, 1, 1, 3, 3]
+    rois = roi_pool(maps, [torch.stack(boxes)], 6, 1 / 16)
+    scores, moves = detector.roi_heads.box_predictor(fc7(nn.Sequential(*list(fc6)[2:])(rois)))  # type: ignore[call-overload]
+    total = torch.zeros(())
+    for i, label in enumerate(classes):
+        if label:
+            off = (moves[i].view(4, 4)[label] - deltas[i]).abs()
+            total = total + torch.where(off < 1 / 9, 0.5 * off**2 * 9, off - 1 / 18).sum()
+    assert torch.allclose(losses["loss_box_reg"], total / 6, rtol=1e-4)
+    wanted = -sum(F.log_softmax(scores[i], 0)[label] for i, label in enumerate(classes)) / 6
+    assert torch.allclose(losses["loss_classifier"], wanted, rtol=1e-5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("num", [0, 1])
+def test_hardly_any_proposals_are_no_error(num: int) -> None:
+    trunk, detector = bound(alexnet(), FAST)
+    images, targets = pictures()
+    losses = detector.losses(images[:1], targets[:1], [torch.tensor([[0.0, 0, 30, 30]])[:num]])
+    assert all(bool(torch.isfinite(value)) for value in losses.values())
+    trunk.eval()
+    detector.eval()
+    found = detector.detections(images[0], torch.tensor([[0.0, 0, 30, 30]])[:num])
+    assert found["boxes"].shape[1] == 4 and (num or not len(found["boxes"]))
+
+
+def test_pictures_without_objects_keep_all_proposals() -> None:
+    _, detector = bound(alexnet(), FAST)
+    proposals = torch.tensor([[0.0, 0, 30, 30], [5, 5, 9, 9]])
+    assert torch.equal(detector._near_objects(proposals, torch.empty(0, 4)), proposals)
+    assert len(detector._near_objects(proposals, torch.tensor([[0.0, 0, 30, 20]]))) == 1
+
+
+@pytest.mark.parametrize("name", ["alexnet", "alexnet_rotnet", "vgg16"])
+def test_first_position_lies_half_a_stride_from_the_pictures_edge(name: str) -> None:
+    """By the arithmetic of kernels, strides and paddings."""
+    backbone: Backbone = VGG(fc_width=8) if name == "vgg16" else AlexNet(name, fc_width=8)
+    layout = layout_of(backbone)
+    jump, first = 1, 0.5  # px, of pixels' middles
+    for block in backbone.blocks()[: layout.map_block]:
+        for part in block.modules():
+            if isinstance(part, nn.Conv2d | nn.MaxPool2d):
+                kernel, stride, padding = (
+                    value[0] if isinstance(value, tuple) else value
+                    for value in (part.kernel_size, part.stride, part.padding)
+                )
+                first += ((kernel - 1) / 2 - padding) * jump  # type: ignore[operator]
+                jump *= stride  # type: ignore[assignment]
+    assert jump == 16
+    assert abs(first - layout.margin_px - jump / 2) <= 0.5
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg16"])
+def test_rois_begin_at_the_position_that_lies_there(name: str) -> None:
+    """Position i is of px 16 i to 16 i + 16 of the picture: a box from 32 to 128 begins at 2, and ends at 8 by Fast R-CNN's rounding."""
+    backbone: Backbone = VGG(fc_width=8) if name == "vgg16" else AlexNet(name, fc_width=8)
+    numbers = torch.arange(12.0).expand(1, 1, 12, 12).contiguous()
+    box = torch.tensor([[32.0, 32, 128, 128]])
+    least = -RoIPool(layout_of(backbone))(Maps(-numbers, 16), [box], [(192, 192)])
+    most = RoIPool(layout_of(backbone))(Maps(numbers, 16), [box], [(192, 192)])
+    assert (float(least.min()), float(most.max())) == (2.0, 8.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "px"),
+    [("alexnet", (96, 128)), ("alexnet", (600, 1000)), ("vgg16", (64, 96)), ("resnet18", (64, 65))],
+)
+def test_stride_is_16(name: str, px: tuple[int, int]) -> None:
+    made = {
+        "alexnet": partial(AlexNet, fc_width=8),
+        "vgg16": partial(VGG, fc_width=8),
+        "resnet18": partial(ResNet, "resnet18"),
+    }
+    backbone: Backbone = made[name]().to("meta")  # type: ignore[operator]
+    layout = layout_of(backbone)
+    batch = padded([torch.zeros(3, *px)], margin_px=layout.margin_px).to("meta")
+    maps = batch
+    for block in backbone.blocks()[: layout.map_block]:
+        maps = block(maps)
+    assert stride_of(batch, maps) == 16
+    # Every px of the picture is within a stride of a position.
+    assert 16 * min(maps.shape[2] - px[0] / 16, maps.shape[3] - px[1] / 16) >= -8
+
+
+def test_anchors_are_float32_at_true_strides() -> None:
+    from torchvision.models.detection.image_list import ImageList
+
+    images = ImageList(torch.zeros(2, 3, 128, 160), [(128, 160), (100, 90)])
+    maps = torch.zeros(2, 8, 7, 9, dtype=torch.float16)  # AlexNet's are smaller than 8 x 10
+    for centred, start in ((False, 0.0), (True, 8.0)):
+        anchors = Anchors(((32, 64),), ((0.5, 1.0, 2.0),), centred)(images, [maps])
+        assert len(anchors) == 2 and anchors[0].dtype == torch.float32
+        boxes = anchors[0].view(7, 9, 6, 4)
+        middles = (boxes[..., :2] + boxes[..., 2:]) / 2
+        assert torch.equal(middles[2, 5, 1], torch.tensor([5 * 16 + start, 2 * 16 + start]))
+        sides = boxes[0, 0, :, 2:] - boxes[0, 0, :, :2]
+        for (width, height), (ratio, side) in zip(
+            sides.tolist(), [(r, s) for r in (0.5, 1.0, 2.0) for s in (32, 64)], strict=True
+        ):
+            assert abs(height / width - ratio) < 0.1 and abs(math.sqrt(width * height) - side) < 1.5
+
+
+def test_values_are_the_published_ones() -> None:
+    """Detectron2's Base-RCNN-C4 and defaults."""
+    _, detector = bound(TinyNet(), PROTOCOLS["pirl"], 20)
+    rpn, heads = detector.rpn, detector.roi_heads
+    assert rpn is not None and rpn.anchor_generator.sizes == ((32, 64, 128, 256, 512),)
+    assert rpn.anchor_generator.aspect_ratios == ((0.5, 1.0, 2.0),)
+    assert (rpn.pre_nms_top_n(), rpn.post_nms_top_n()) == (12_000, 2000)
+    detector.eval()
+    assert (rpn.pre_nms_top_n(), rpn.post_nms_top_n(), rpn.nms_thresh) == (6000, 1000, 0.7)
+    assert (rpn.fg_bg_sampler.batch_size_per_image, rpn.fg_bg_sampler.positive_fraction) == (256, 0.5)
+    assert (rpn.proposal_matcher.high_threshold, rpn.proposal_matcher.low_threshold) == (0.7, 0.3)
+    assert (heads.fg_bg_sampler.batch_size_per_image, heads.fg_bg_sampler.positive_fraction) == (512, 0.25)
+    assert (heads.proposal_matcher.high_threshold, heads.proposal_matcher.low_threshold) == (0.5, 0.5)
+    assert heads.box_coder.weights == (10, 10, 5, 5)
+    assert (heads.score_thresh, heads.nms_thresh, heads.detections_per_img) == (0.05, 0.5, 100)
+    assert (
+        heads.box_predictor.cls_score.out_features == 21 and heads.box_predictor.bbox_pred.out_features == 84
+    )
+    assert layout_of(TinyNet()).roi_side == 14 and layout_of(alexnet()).roi_side == 6
+    assert np.isclose(float(heads.box_predictor.bbox_pred.weight.detach().std()), 0.001, rtol=0.2)
+
+
+def test_fixed_batchnorm_and_frozen_blocks_stay_bit_for_bit() -> None:
+    backbone = resnet18()
+    before = copy.deepcopy(backbone.state_dict())
+    trunk, detector = bound(backbone, SMALL)
+    images, targets = pictures()
+    module = StageModule(trunk, detector, SimpleNamespace(loss=None))  # type: ignore[arg-type]
+    module.train()
+    optimiser = torch.optim.SGD(
+        [p for _, p in module.learning_parameters() if p.requires_grad], lr=0.1, weight_decay=1e-2
+    )
+    for _ in range(2):
+        sum(detector.losses(images, targets).values()).backward()  # type: ignore[union-attr]
+        optimiser.step()
+    norms = {name for name, part in backbone.named_modules() if isinstance(part, nn.BatchNorm2d)}
+    changed = {name for name, value in backbone.state_dict().items() if not torch.equal(value, before[name])}
+    convolutions = {
+        name for name in before if name.endswith("weight") and name.rpartition(".")[0] not in norms
+    }
+    assert changed == {name for name in convolutions if not name.startswith(("conv1", "layer1"))}
+
+
+def test_extra_norm_stands_behind_the_last_block_and_moves() -> None:
+    _, detector = bound(TinyNet(), replace(PROTOCOLS["moco"], num_rois=8))
+    images, targets = pictures()
+    detector.losses(images, targets)
+    assert detector.norm is not None and detector.norm.num_features == 16
+    assert int(detector.norm.num_batches_tracked) == 1 and bool((detector.norm.running_mean != 0).any())  # type: ignore[arg-type, union-attr]
+
+
+@pytest.mark.parametrize("name", ["nin3", "nin4"])
+def test_a_backbone_without_the_block_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"--backbone {name} has no B5"):
+        layout_of(make_backbone(name))
+
+
+@pytest.mark.parametrize("name", ["resnet50_mlp", "revnet50", "resnet18_cifar", "nin5"])
+def test_others_are_read_by_b5(name: str) -> None:
+    layout = layout_of(make_backbone(name))
+    assert (layout.map_block, layout.last_block, layout.roi_side, layout.margin_px) == (4, 5, 14, 0)

@@ -1,0 +1,384 @@
+"""Segmentation as a task: its loss by plain loops, its crops, two ranks, predictions that are interrupted."""
+
+import math
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from fastpsl.engine.dataset_pass import Passes, PassStopped
+from fastpsl.engine.distributed import World, join_world, leave_world
+from fastpsl.engine.experiment import Job
+from fastpsl.engine.last_step import LastStep
+from fastpsl.engine.options import RunOptions
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.predictions import NAME, PART, read_predictions
+from fastpsl.engine.run import Run
+from fastpsl.engine.train_step import Learner
+from fastpsl.engine.trainer import StageRun, make_learner, place_backbone, pretrain
+from fastpsl.kernels.draws import Keys
+from fastpsl.models.alexnet import AlexNet
+from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.loader.annotated import PictureBatch
+from fastpsl.pipelines.sample.voc import draw_voc
+from fastpsl.pipelines.voc.dataset import VOC
+from fastpsl.pipelines.voc.masks import VOID, palette
+from fastpsl.transfer.segmentation.fcn import FCN32s, network_of
+from fastpsl.transfer.segmentation.mask_crop import ScaledCrop
+from fastpsl.transfer.segmentation.mask_scores import confusion
+from fastpsl.transfer.segmentation.task import Segmentation, mask_losses
+from tests.engine.tiny import one_process
+from tests.warm import on_ranks
+
+LR = 0.5
+
+
+def keys(index: int, epoch: int = 0) -> Keys:
+    return Keys(3, epoch, np.array([index], np.int64))
+
+
+def test_a_pictures_loss_is_the_mean_over_its_pixels_that_are_known() -> None:
+    torch.manual_seed(0)
+    scores, masks = torch.randn(3, 4, 5, 3), torch.randint(0, 4, (3, 5, 3))
+    masks[0, :2], masks[1, 4, 2], masks[2] = VOID, VOID, VOID
+    found = mask_losses(scores, masks)
+    for i in range(2):
+        losses = []
+        for y in range(5):
+            for x in range(3):
+                if masks[i, y, x] != VOID:
+                    at = scores[i, :, y, x].double()
+                    losses.append(float(at.exp().sum().log() - at[masks[i, y, x]]))
+        assert float(found[i]) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert float(found[2]) == 0.0
+    assert mask_losses(scores[:0], masks[:0]).shape == (0,)
+
+
+def batch_of(*sizes: tuple[int, int], seed: int = 0) -> PictureBatch:
+    random = torch.Generator().manual_seed(seed)
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=random) for size in sizes]
+    masks = [torch.randint(0, 4, size, generator=random).to(torch.uint8) for size in sizes]
+    return PictureBatch(
+        images=images, targets=[{"mask": mask} for mask in masks], indices=torch.arange(len(sizes)),
+        labels=torch.full((len(sizes),), -1), epoch=0, step=0,
+    )  # fmt: skip
+
+
+def test_smaller_pictures_are_laid_at_the_left_top_with_void_beside_them() -> None:
+    task = Segmentation(FCN32s(98, 191, 13.0, 8), Input())
+    batch = batch_of((5, 9), (7, 4))
+    images, masks = task._batch(batch)
+    assert images.shape == (2, 3, 7, 9) and masks.shape == (2, 7, 9) and masks.dtype == torch.int64
+    for i, (height, width) in enumerate(((5, 9), (7, 4))):
+        expected = batch.images[i].float() / 255
+        for channel, (mean, std) in enumerate(zip(Input().mean, Input().std, strict=True)):
+            assert torch.allclose(
+                images[i, channel, :height, :width], (expected[channel] - mean) / std, atol=1e-5
+            )
+        assert torch.equal(masks[i, :height, :width], batch.targets[i]["mask"].long())
+        outside = torch.ones(7, 9, dtype=torch.bool)
+        outside[:height, :width] = False
+        assert (masks[i][outside] == VOID).all() and not images[i][:, outside].any()
+    crops = Segmentation(task.network, Input(), ScaledCrop(16, (1.0, 1.0), 1.0))
+    assert crops._batch(batch)[0].shape == (2, 3, 16, 16)
+
+
+def test_the_contact_sheet_has_the_masks_colours() -> None:
+    batch = batch_of((6, 8))
+    shown = Segmentation(FCN32s(98, 191, 13.0, 8), Input()).contact_sheet((), batch)
+    assert shown.shape == (1, 3, 6, 8) and 0 <= float(shown.min()) and float(shown.max()) <= 1
+    for y in range(6):
+        for x in range(8):
+            pixel, number = batch.images[0][:, y, x].float() / 255, int(batch.targets[0]["mask"][y, x])
+            colour = torch.tensor(palette()[number].tolist()) / 255
+            expected = 0.5 * (pixel + colour) if number else pixel
+            assert torch.allclose(shown[0, :, y, x], expected, atol=1e-3)
+
+
+@dataclass(frozen=True)
+class TwoHeads:
+    """Constant scores: the first head's, and those of a second one."""
+
+    last_block: int = 5
+
+    def head(self, num_classes: int) -> nn.Module:
+        return nn.ParameterList([torch.zeros(num_classes), torch.arange(float(num_classes))])
+
+    def scores(self, trunk: Any, head: nn.Module, images: Tensor) -> list[Tensor]:
+        assert isinstance(head, nn.ParameterList)
+        shape = (len(images), -1, *images.shape[-2:])
+        return [one[None, :, None, None].expand(shape) for one in head]
+
+
+def test_the_loss_adds_the_auxiliary_heads_share_and_counts_right_pixels() -> None:
+    task = Segmentation(TwoHeads(), Input(), None, 0.4)
+    task.num_classes = 4
+    batch = batch_of((5, 9), (7, 4))
+    head = task.head(1, 8)
+    loss, metrics = task.loss(None, head, (), batch)  # type: ignore[arg-type]
+    second = []
+    for target in batch.targets:
+        logs = torch.log_softmax(torch.arange(4.0), 0)
+        second.append(-logs[target["mask"].long()].mean())
+    assert float(loss) == pytest.approx(math.log(4) + 0.4 * float(sum(second)) / 2, rel=1e-5)
+    total, num = metrics["loss"]
+    assert float(total) == pytest.approx(2 * math.log(4)) and float(num) == 2
+    right = sum(float((target["mask"] == 0).float().mean()) for target in batch.targets)
+    assert float(metrics["pixels_right"][0]) == pytest.approx(right)
+    plain = Segmentation(TwoHeads(), Input())
+    assert float(plain.loss(None, head, (), batch)[0]) == pytest.approx(math.log(4), rel=1e-5)  # type: ignore[arg-type]
+
+
+def annotated(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """A picture whose red says the class of each pixel, 1 left and 2 right of the middle, and whose green grows downwards."""
+    mask = torch.ones(height, width, dtype=torch.uint8)
+    mask[:, width // 2 :] = 2
+    image = torch.stack(
+        [mask * 100, (torch.arange(height) * 255 // height)[:, None].repeat(1, width), mask * 0]
+    )
+    return image.to(torch.uint8), mask
+
+
+def test_crops_of_picture_and_mask_are_the_same_place() -> None:
+    crop = ScaledCrop(32, (0.5, 2.0), 0.75)
+    flips, heights, firsts = [], [], []
+    for index in range(200):
+        image, mask = crop(*annotated(40, 60), keys(index))
+        assert image.dtype == mask.dtype == torch.uint8 and image.shape[1:] == mask.shape
+        assert mask.shape[0] <= 32 and mask.shape[1] <= 32
+        near = (image[0].int() - mask.int() * 100).abs() < 30
+        assert near.float().mean() > 0.9  # bilinear and nearest differ along the middle
+        if (mask == 1).any() and (mask == 2).any():
+            flips.append(int(mask[0, 0]) == 2)
+        heights.append(mask.shape[0])
+        firsts.append(int(image[1, 0, 0]))
+        again = crop(*annotated(40, 60), keys(index))
+        assert torch.equal(again[0], image) and torch.equal(again[1], mask)
+    assert 0.35 < np.mean(flips) < 0.65 and len(flips) > 150
+    assert min(heights) in (16, 17) and max(heights) == 32  # half of the shorter side's 32; cut
+    assert min(firsts) < 10 and max(firsts) > 120
+    others = [crop(*annotated(40, 60), keys(index, epoch=1))[1].shape[0] for index in range(200)]
+    assert others != heights
+
+
+def test_a_crop_of_one_class_is_drawn_anew() -> None:
+    mask = torch.ones(64, 64, dtype=torch.uint8)
+    mask[40:, 40:], mask[:8] = 2, VOID
+    image = mask[None].repeat(3, 1, 1)
+    shares = {}
+    for most in (0.75, 1.0):
+        crop, rows = ScaledCrop(32, (2.0, 2.0), most), []
+        for index in range(60):
+            counts = torch.bincount(crop(image, mask, keys(index))[1].flatten(), minlength=3)
+            rows.append([int(counts[1]), int(counts[2])])
+        shares[most] = np.mean([max(row) / max(sum(row), 1) <= most and min(row) > 0 for row in rows])
+    # Of a random crop 16 px or more of either class: rarely more than 3/4 of neither at once, but often within ten times.
+    assert shares[0.75] > 0.6 and shares[1.0] > 0.9
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 500), (33, 31)])
+def test_odd_pictures_can_be_cropped(size: tuple[int, int]) -> None:
+    image, mask = ScaledCrop(16, (0.5, 2.0), 0.75)(*annotated(*size), keys(0))
+    assert image.shape[1:] == mask.shape and 1 <= min(mask.shape) and max(mask.shape) <= 16
+
+
+class Guessing(FCN32s):
+    """FCN-32s whose last layer does not begin with zeros."""
+
+    def head(self, num_classes: int) -> nn.Module:
+        head = super().head(num_classes)
+        nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(1))  # type: ignore[arg-type]
+        return head
+
+
+def job_of(root: Path, lr: float) -> Job:
+    torch.manual_seed(0)
+    backbone = AlexNet(fc_width=8, dropout=0.0)
+    found = network_of(backbone, auxiliary=False)
+    assert isinstance(found, FCN32s)
+    network = Guessing(found.border_px, found.side_px, found.first_px, found.width)
+
+    def opened(options: RunOptions) -> tuple[VOC, VOC]:
+        return VOC(root, ("2012_train",), "masks"), VOC(root, ("2012_val",), "masks")
+
+    return Job(
+        task=Segmentation(network, Input()),
+        backbone=backbone,
+        stages=(Stage("segmentation", 1, 1, 7, 1),),
+        schedule=lambda moment: lr,
+        open=opened,
+        batchnorm="eval",
+    )
+
+
+@contextmanager
+def run_of(root: Path, out: Path, world: World, lr: float = 0.0, **options: Any) -> Iterator[tuple[Job, Run]]:
+    job = job_of(root, lr)
+    values = {"batch_size": 2, "num_threads": 1, "tensorboard": False, "checkpoint_minutes": 0.0} | options
+    run = Run(
+        "voc", RunOptions(data=str(root), out=out, **values), world, job.science, None, job.check, job.open
+    )
+    yield job, run
+    run.close()
+
+
+def in_a_process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": Path(folder, "port").read_text()}
+    world = join_world("cpu", timeout_s=240)
+    root = Path(folder) / "VOCdevkit"
+    with run_of(root, Path(folder) / "two", world) as (job, run):
+        assert pretrain(job, run)
+    with run_of(root, Path(folder) / "two-step", world, LR, max_steps_per_stage=1, precision="fp32") as (
+        job,
+        run,
+    ):
+        assert pretrain(job, run)
+    leave_world()
+
+
+def found_in(folder: Path) -> dict[str, bytes]:
+    paths = [folder / NAME, *sorted((folder / "masks").glob("*"))]
+    return {path.name: path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same runs by two processes ("two", "two-step") and by one."""
+    path = tmp_path_factory.mktemp("segmentation")
+    root = draw_voc(path / "VOCdevkit", 2, 2, side_px=40, num_train_masks=4, num_test_masks=7)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        (path / "port").write_text(str(probe.getsockname()[1]))
+    on_ranks(in_a_process, (str(path),), 2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with run_of(root, path / "one", one_process()) as (job, run):
+        assert pretrain(job, run)
+    with run_of(root, path / "one-step", one_process(), LR, max_steps_per_stage=1) as (job, run):
+        assert pretrain(job, run)
+    torch.set_num_threads(threads)
+    return path
+
+
+@pytest.mark.slow
+def test_two_ranks_say_of_seven_pictures_what_one_says(folder: Path) -> None:
+    """Byte by byte: confusions and masks, each picture once."""
+    one, two = found_in(folder / "one"), found_in(folder / "two")
+    assert one == two and len(one) == 1 + 7 + 1
+    said = read_predictions(folder / "two" / NAME)
+    assert said["image"].tolist() == list(range(7))
+    assert said["confusion"].shape == (7, 4, 4) and said["confusion"].dtype == np.int64
+    assert not (folder / "two" / "predictions").exists()
+
+
+def test_masks_are_what_was_found_at_the_pictures_own_size(folder: Path) -> None:
+    said = read_predictions(folder / "one" / NAME)
+    with VOC(folder / "VOCdevkit", ("2012_val",), "masks") as data:
+        for index in range(7):
+            truth = data.mask(index)
+            with Image.open(folder / "one" / "masks" / f"{data.image_id(index)}.png") as image:
+                assert image.mode == "P" and image.getpalette() == palette().ravel().tolist()
+                found = np.array(image)
+            assert found.shape == truth.shape
+            expected = confusion(torch.from_numpy(found), torch.from_numpy(truth), 4)
+            assert (said["confusion"][index] == expected.numpy()).all()
+            assert said["confusion"][index].sum() == (truth != VOID).sum()
+
+
+def test_two_ranks_make_the_step_of_one(folder: Path) -> None:
+    """Weights after a step on the same two pictures, of sizes of their own: the loss is a picture's own."""
+    steps = []
+    for name in ("one-step", "two-step"):
+        (path,) = (folder / name / "checkpoints").glob("step-*.pt")
+        state = torch.load(path, weights_only=True)
+        steps.append(state["backbone"] | state["learner"]["head"])
+    torch.manual_seed(0)
+    before = AlexNet(fc_width=8, dropout=0.0).state_dict()
+    changed = 0
+    for name, one in steps[0].items():
+        other = steps[1][name]
+        if name in before and before[name].is_floating_point() and "running" not in name:
+            moved = (one - before[name]).abs().max()
+            changed += bool(moved > 0)
+            # Of the smaller picture zeros beyond its own border are seen where the batch has two of them: its pixels are not.
+            assert (one - other).abs().max() <= 0.05 * moved + 1e-6, name
+        elif "running" in name:
+            assert torch.equal(one, before[name]), name  # BatchNorm "eval"
+    assert changed > 20
+
+
+def stopped_after(monkeypatch: pytest.MonkeyPatch, run: Run, num: int) -> list[int]:
+    """A signal comes with the `num`-th picture; each asking is counted."""
+    asked: list[int] = []
+    real = run.agreement.after_step
+
+    def after_step() -> Any:
+        asked.append(1)
+        run.agreement.stop_requested = len(asked) == num
+        return real()
+
+    monkeypatch.setattr(run.agreement, "after_step", after_step)
+    return asked
+
+
+def test_predictions_go_on_where_they_were_and_old_masks_do_not_stay(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = draw_voc(tmp_path / "VOCdevkit", 2, 2, side_px=32, num_train_masks=2, num_test_masks=PART + 3)
+    with run_of(root, tmp_path / "run", one_process()) as (job, run):
+        job.check(run)
+        place_backbone(job, run.options, run.world)
+        learner = make_learner(job, 0, run.options, run.world)
+        passes, task = Passes(run, learner, 0, False, 1), job.task
+        assert isinstance(task, Segmentation)
+        seen: list[int] = []
+        real = task.found
+
+        def counted(image: Tensor, learner: Learner) -> Tensor:
+            seen.append(1)
+            return real(image, learner)
+
+        monkeypatch.setattr(task, "found", counted)
+        stopped_after(monkeypatch, run, PART + 2)
+        with pytest.raises(PassStopped):
+            task.end_stage(passes)
+        assert len(seen) == PART + 2 and not (run.folder / NAME).exists()
+        seen.clear()
+        monkeypatch.undo()
+        run.agreement.stop_requested = False
+        monkeypatch.setattr(task, "found", counted)
+        task.end_stage(passes)
+        assert len(seen) == 3
+        whole = found_in(run.folder)
+        assert len(whole) == 1 + 1 + PART + 3
+        (run.folder / "masks" / "2008_999999.png").write_bytes(b"of other weights")
+        with torch.no_grad():
+            for weights in learner.module.head.parameters():  # type: ignore[union-attr]
+                weights.neg_()  # what was the least likely class is the most likely one
+        task.end_stage(passes)
+        other = found_in(run.folder)
+        assert other.keys() == whole.keys()
+        assert other[NAME] != whole[NAME]
+
+
+def test_training_mode_is_as_it_was_after_the_predictions(folder: Path, tmp_path: Path) -> None:
+    with run_of(folder / "VOCdevkit", tmp_path, one_process()) as (job, run):
+        job.check(run)
+        place_backbone(job, run.options, run.world)
+        stage_run = StageRun(job, run, None, LastStep(run))
+        module = stage_run.learner.module.train()
+        modes = {name: part.training for name, part in module.named_modules()}
+        stage_run.epochs.end_stage()
+        assert modes == {name: part.training for name, part in module.named_modules()}
+        assert modes["trunk"] and not modes["trunk.learning.0.1"]

@@ -1,0 +1,309 @@
+"""SVMs on frozen features: average precision by hand, VISSL's protocol step by step, files that are made once by any number of processes."""
+
+import json
+import multiprocessing
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+from sklearn.model_selection import cross_val_score
+from sklearn.svm import LinearSVC
+
+from fastpsl.evaluation.feature_file import FeatureFile
+from fastpsl.transfer.svm.protocol import COSTS, VISSL
+from fastpsl.transfer.svm.scores import interpolated_ap, low_shot_scores
+from fastpsl.transfer.svm.solver import OneClass, few, in_own_span, l2_normalised
+from fastpsl.transfer.svm.work import work_through
+from tests.engine.tiny import one_process
+
+
+def devkit_ap(targets: Sequence[int], scores: Sequence[float]) -> float:
+    """In plain loops, for scores without ties: down the ranking, then the highest precision at each recall or a higher one."""
+    ranked = [t for _, t in sorted(zip(scores, targets, strict=True), reverse=True) if t >= 0]
+    points, right = [], 0
+    for rank, target in enumerate(ranked, start=1):
+        right += target
+        points.append((right / sum(ranked), right / rank))
+    area, before = 0.0, 0.0
+    for recall, _ in points:
+        area += (recall - before) * max(p for r, p in points if r >= recall)
+        before = recall
+    return area
+
+
+@pytest.mark.parametrize(
+    ("targets", "scores", "expected"),
+    [
+        ([1, 1, 0, 0], [4, 3, 2, 1], 1.0),
+        ([0, 0, 1], [3, 2, 1], 1 / 3),
+        # Precisions at the positives 1/1, 2/4, 3/5: at a recall of 2/3 that of a recall of 1 is higher.
+        ([1, 0, 0, 1, 1], [5, 4, 3, 2, 1], 1 / 3 + 2 / 3 * 3 / 5),
+        # A difficult one on top counts for nothing.
+        ([-1, 1, 0, 1], [9, 3, 2, 1], 1 / 2 + 1 / 2 * 2 / 3),
+        # Two tied on top, one of them right: both come in at once, with a precision of a half, then 2/3.
+        ([1, 0, 1], [2, 2, 1], 2 / 3),
+        ([0, 1, 1], [2, 2, 1], 2 / 3),
+        ([1, 0, 0, 0], [1, 1, 1, 1], 1 / 4),  # all tied: the frequency
+        ([1, 1], [1, 2], 1.0),
+    ],
+)
+def test_interpolated_ap_by_hand(targets: list[int], scores: list[float], expected: float) -> None:
+    assert interpolated_ap(np.array(targets, np.int8), np.array(scores, float)) == pytest.approx(expected)
+
+
+def test_interpolated_ap_of_random_rankings_and_of_a_class_without_positives() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        targets = random.integers(-1, 2, 60)
+        scores = random.permutation(60).astype(float)
+        found = interpolated_ap(targets.astype(np.int8), scores)
+        assert found == pytest.approx(devkit_ap(targets.tolist(), scores.tolist()))
+        counted = targets >= 0
+        assert found >= average_precision_score(targets[counted], scores[counted])
+    with pytest.raises(AssertionError, match="without positives"):
+        interpolated_ap(np.array([0, -1, 0], np.int8), np.zeros(3))
+
+
+def test_low_shot_scores_by_hand() -> None:
+    """Two classes, two samples, one number of shots, two costs: means over classes .3 and .5 at the first, .6 and .7 at the second."""
+    aps = np.array([[[[0.2, 0.7]], [[0.4, 0.8]]], [[[0.4, 0.5]], [[0.6, 0.6]]]])
+    assert low_shot_scores(aps, (4,)) == {4: (pytest.approx(65.0), pytest.approx(5.0))}
+    equal = np.repeat(aps[..., :1], 2, -1)
+    assert low_shot_scores(equal, (4,)) == {4: (pytest.approx(40.0), pytest.approx(10.0))}
+
+
+def test_l2_normalised_by_hand() -> None:
+    found = l2_normalised(np.array([[3, 4], [0, 0]], np.float16), 1e-5)
+    assert found.dtype == np.float64
+    assert found.tolist() == [[3 / (5 + 1e-5), 4 / (5 + 1e-5)], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("shape", [(7, 30), (30, 7), (1, 5), (9, 9)])
+def test_rows_in_their_own_span(shape: tuple[int, int]) -> None:
+    features = np.random.default_rng(0).normal(size=shape)
+    rows, basis = in_own_span(features.copy())
+    assert rows.shape == (shape[0], min(shape)) and basis.shape == (shape[1], min(shape))
+    np.testing.assert_allclose(rows @ basis.T, features, atol=1e-12)
+    np.testing.assert_allclose(rows @ rows.T, features @ features.T, atol=1e-12)
+    assert (np.triu(rows, 1) == 0).all()
+
+
+NUM_CLASSES = 3
+COSTS_TRIED = (0.1, 1.0, 10.0)
+
+
+def made(
+    folder: Path,
+    *,
+    margin: float,
+    bad: Sequence[int] = (),
+    shuffled: bool = False,
+    difficult: bool = True,
+    num: int = 120,
+    width: int = 200,
+) -> OneClass:
+    """Positive features of a class, 30 % of the pictures, that is `margin` away from the others; every seventh one is difficult."""
+    random = np.random.default_rng(0)
+    direction, files, targets = random.normal(size=width), [], []
+    for name in ("train", "test"):
+        there = (random.random(num) < 0.3).astype(np.int8)
+        rows = np.abs(random.normal(size=(num, width)) + margin * there[:, None] * direction + 3)
+        shown = np.random.default_rng(5).permutation(there) if shuffled else there
+        hard = difficult & (np.arange(num) % 7 == 3)
+        targets.append(np.where(hard, np.int8(-1), shown).astype(np.int8))
+        rows[list(bad)] = np.nan
+        np.save(folder / f"{name}.npy", rows.astype(np.float32))
+        files.append(FeatureFile(folder / f"{name}.npy", {"digest": f"{folder}", "bad": list(bad)}))
+    targets[1][list(bad)] = -1
+    return OneClass(*files, *targets, 1, NUM_CLASSES, COSTS_TRIED, VISSL, 0)  # type: ignore[arg-type, call-arg]
+
+
+def plain_svc(cost: float) -> LinearSVC:
+    return LinearSVC(
+        C=cost, class_weight={1: 2, -1: 1}, tol=1e-4, max_iter=2000, dual=True, loss="squared_hinge", penalty="l2", random_state=0,
+    )  # fmt: skip
+
+
+def normalised_by_hand(file: FeatureFile) -> np.ndarray:
+    rows = [row.astype(float) for row in np.load(file.path)]
+    return np.array([row / (sum(value * value for value in row) ** 0.5 + 1e-5) for row in rows])
+
+
+def test_cross_validation_is_vissls(tmp_path: Path) -> None:
+    """cross_val_score(cv=3, average_precision) of a plain LinearSVC on the features themselves, difficult ones as negatives."""
+    work = made(tmp_path, margin=0.1)
+    train, test = (normalised_by_hand(file) for file in (work.train, work.test))
+    signs = np.where(work.train_targets == 1, 1, -1)
+    assert (work.train_targets == -1).sum() > 5
+    means = [
+        cross_val_score(plain_svc(cost), train, signs, cv=3, scoring="average_precision").mean()
+        for cost in COSTS_TRIED
+    ]
+    found = work.outcome()
+    assert found["cross_validated"] == pytest.approx(means, abs=1e-9) and len(set(means)) > 1
+    assert found["cost"] == COSTS_TRIED[int(np.argmax(means))]
+    scores = plain_svc(found["cost"]).fit(train, signs).decision_function(test)
+    assert found["ap"] == pytest.approx(devkit_ap(work.test_targets.tolist(), scores.tolist()), abs=1e-9)
+    assert (found["fits"], found["not_converged"]) == (3 * 3 + 1, 0)
+
+
+def test_of_equally_good_costs_the_smallest(tmp_path: Path) -> None:
+    """Whatever their order: a class far from all others is found by each."""
+    for costs in ((1.0, 0.1, 10.0), (10.0, 1.0, 0.1)):
+        found = replace(made(tmp_path, margin=3.0, difficult=False), costs=costs).outcome()
+        assert found["cross_validated"] == [1.0] * 3
+        assert found["cost"] == 0.1 and found["ap"] == pytest.approx(1.0)
+
+
+def test_shuffled_targets_have_the_classes_frequency(tmp_path: Path) -> None:
+    work = made(tmp_path, margin=3.0, difficult=False, shuffled=True)
+    test = work.test_targets[work.test_targets >= 0]
+    assert work.outcome()["ap"] < (test == 1).mean() + 0.15
+
+
+def test_pictures_that_could_not_be_decoded_are_left_out(tmp_path: Path) -> None:
+    work = made(tmp_path, margin=0.1, bad=(2, 50))
+    rows, _, targets = work.train_rows()
+    assert len(rows) == len(targets) == 118 and np.isfinite(rows).all()
+    train = np.delete(normalised_by_hand(work.train), [2, 50], 0)
+    np.testing.assert_allclose(rows @ rows.T, train @ train.T, atol=1e-12)
+    assert targets.tolist() == np.delete(work.train_targets, [2, 50]).tolist()
+    assert 0.3 < work.outcome()["ap"] <= 1
+
+
+def test_machines_that_do_not_converge_are_counted_and_not_spoken_of(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    short = replace(VISSL, machine=replace(VISSL.machine, max_iterations=3))
+    found = replace(made(tmp_path, margin=0.1), costs=(0.001, 100.0), protocol=short).outcome()
+    assert found["fits"] == 7 and 3 <= found["not_converged"] <= 7
+    assert not list(recwarn)
+
+
+def test_a_few_of_each_are_vissls(tmp_path: Path) -> None:
+    """k positives and (classes - 1) * k negatives, no difficult one, each once; anew for each sample and number."""
+    targets = np.random.default_rng(1).integers(-1, 2, 300).astype(np.int8)
+    drawn = {}
+    for k in (1, 4, 8):
+        for sample in range(3):
+            rows, signs = few(targets, k, 20, (0, sample, 5)) if k < 4 else few(targets, k, 4, (0, sample, 5))
+            num = 19 * k if k < 4 else 3 * k
+            assert signs.tolist() == [1] * k + [-1] * num and len(set(rows.tolist())) == len(rows)
+            assert (targets[rows] == np.where(signs == 1, 1, 0)).all()
+            drawn[k, sample] = tuple(rows.tolist())
+    assert len(set(drawn.values())) == 9
+    again, _ = few(targets, 8, 4, (0, 2, 5))
+    assert tuple(again.tolist()) == drawn[8, 2]
+
+
+def test_low_shot_is_plain_svms_of_the_drawn(tmp_path: Path) -> None:
+    work = replace(made(tmp_path, margin=0.4), shots=(2, 5), costs=(0.1, 10.0))
+    found = work.outcome()
+    aps = np.array(found["aps"])
+    assert aps.shape == (5, 2, 2) and found["fits"] == 20
+    train, test = (normalised_by_hand(file) for file in (work.train, work.test))
+    for sample in range(5):
+        for i, k in enumerate((2, 5)):
+            rows, signs = few(work.train_targets, k, NUM_CLASSES, (0, sample, 1))
+            for j, cost in enumerate((0.1, 10.0)):
+                scores = plain_svc(cost).fit(train[rows], signs).decision_function(test)
+                expected = devkit_ap(work.test_targets.tolist(), scores.tolist())
+                assert aps[sample, i, j] == pytest.approx(expected, abs=1e-9)
+    assert aps[:, 1].mean() > aps[:, 0].mean()
+
+
+def wanted(folder: Path, work: OneClass) -> dict[Path, OneClass]:
+    return {folder / "svm" / f"{seed}.json": replace(work, seed=seed) for seed in range(4)}
+
+
+def test_outcomes_are_made_once_and_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pieces = wanted(tmp_path, made(tmp_path, margin=0.1))
+    fit, fitted = LinearSVC.fit, []
+
+    def counted(machine: LinearSVC, *arguments: Any) -> LinearSVC:
+        fitted.append(machine)
+        if len(fitted) == 25:  # amid the third
+            raise KeyboardInterrupt
+        return fit(machine, *arguments)
+
+    monkeypatch.setattr(LinearSVC, "fit", counted)
+    with pytest.raises(KeyboardInterrupt):
+        work_through(pieces, 1, one_process(), "classes")
+    assert sorted(path.name for path in (tmp_path / "svm").iterdir()) == ["0.json", "1.json"]
+    fitted.clear()
+    fitted.extend([None] * 100)  # past the one that is interrupted
+    found = work_through(pieces, 1, one_process(), "classes")
+    assert len(fitted) - 100 == 2 * 10
+    assert found == [json.loads(path.read_text()) for path in pieces]
+    assert work_through(pieces, 1, one_process(), "classes") == found and len(fitted) - 100 == 2 * 10
+
+
+@pytest.mark.slow
+def test_bytes_are_those_of_one_process(tmp_path: Path) -> None:
+    work, files = made(tmp_path, margin=0.1), []
+    for num in (1, 2):
+        pieces = wanted(tmp_path / str(num), work)
+        assert work_through(pieces, num, one_process(), "classes") is not None
+        files.append([path.read_bytes() for path in pieces])
+    assert files[0] == files[1] and len(set(files[0])) > 1
+    assert not multiprocessing.active_children()
+
+
+def test_ranks_share_all_of_it_whoever_comes_first(tmp_path: Path) -> None:
+    """Three ranks, one after another, the last of them rank 0, which waits for the others' files."""
+    work = made(tmp_path, margin=0.1)
+    pieces, alone = wanted(tmp_path / "ranks", work), wanted(tmp_path / "alone", work)
+    for rank in (2, 1):
+        world = replace(one_process(), rank=rank, size=3)
+        assert work_through(pieces, 1, world, "classes") is None
+    assert len(list((tmp_path / "ranks" / "svm").iterdir())) == 3
+    found = work_through(pieces, 1, replace(one_process(), size=3), "classes")
+    assert found == work_through(alone, 1, one_process(), "classes")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Work in a process that is ended from outside."""
+
+    def outcome(self) -> dict[str, Any]:
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+
+@dataclass(frozen=True)
+class Wrong:
+    def outcome(self) -> dict[str, Any]:
+        raise OSError("no such features")
+
+
+@pytest.mark.slow
+def test_a_process_that_is_ended_and_one_that_fails(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one of 2 processes was ended from outside.*fewer --num-processes"):
+        work_through({tmp_path / f"{i}.json": Ended() for i in range(3)}, 2, one_process(), "classes")
+    with pytest.raises(OSError, match="no such features"):
+        work_through({tmp_path / f"{i}.json": Wrong() for i in range(3)}, 2, one_process(), "classes")
+    assert not list(tmp_path.iterdir()) and not multiprocessing.active_children()
+
+
+def test_the_protocol_is_the_published_one() -> None:
+    """VISSL, eval_resnet_8gpu_transfer_voc07_svm and svm_trainer.py."""
+    assert COSTS["vissl"] == (0.01, 0.1, 1, 2, 5, 10, 15, 20, 50, 100, 1000)
+    assert COSTS["fsb"] == pytest.approx([10.0**power for power in range(-7, 3)])
+    machine = VISSL.machine
+    assert (machine.loss, machine.penalty, machine.dual, machine.positive_weight) == (
+        "squared_hinge", "l2", True, 2.0,
+    )  # fmt: skip
+    assert (machine.tolerance, machine.max_iterations, VISSL.folds, VISSL.num_samples) == (1e-4, 2000, 3, 5)
+    assert (VISSL.train, VISSL.test, VISSL.norm_epsilon) == (("2007_trainval",), ("2007_test",), 1e-5)
+    assert [pool.window for pool in VISSL.pools] == [
+        (112, 10, 10, 4), (56, 16, 8, 0), (28, 13, 5, 0), (14, 8, 3, 0), (7, 6, 1, 0),
+    ]  # fmt: skip
