@@ -23,11 +23,10 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from fastpsl.engine.distributed import World
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Job, make_learner, place_backbone
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.train_step import DTYPES, Learner
-from fastpsl.engine.trainer import make_learner, place_backbone
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.annotated import PictureBatch
@@ -103,7 +102,7 @@ def ours(learner: Learner, batches: Iterator[PictureBatch]) -> Peer:
     head = learner.module.head
     assert isinstance(head, Detector)
     pool = cast(nn.Module, head.roi_heads.box_roi_pool)
-    return Peer(lambda: learner.step(cast(Any, batches), 1, LR), _num_learning(learner.module), pool)
+    return Peer(lambda: learner.step(cast(Any, batches), LR), _num_learning(learner.module), pool)
 
 
 def torchvisions_model(protocol: Protocol, backbone_name: str, learner: Learner) -> FasterRCNN:

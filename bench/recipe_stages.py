@@ -8,10 +8,9 @@ from typing import Any, Literal
 import torch
 
 from fastpsl.engine.distributed import World
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Job, place_backbone
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.seed import torch_seed
-from fastpsl.engine.trainer import place_backbone
 
 Recipe = Literal[
     "jigsaw", "rotation", "simclr", "moco", "uic", "deepcluster",

@@ -142,7 +142,7 @@ def train(options: Options, seed: int, world: World, folder: Path) -> Trained | 
     started = time.perf_counter()
     torch.manual_seed(torch_seed(seed))
     job = job_of(options.recipe, recipe)
-    run = Run(MODULES[options.recipe], recipe, world, job.science, job.part, job.check, job.open)
+    run = Run(MODULES[options.recipe], job.open_data(recipe, world), job.science)
     try:
         clock = Clock(run)
         if not pretrain(job, run):

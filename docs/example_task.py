@@ -7,12 +7,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from fastpsl.engine.task import Task
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.pipelines.views import ViewSpec
 
 
-class NearestKey:
+class NearestKey(Task):
     """Tell the other view of an image from a queue of keys; remember for each image which queue entry was nearest."""
 
     num_levels = 3
@@ -66,7 +67,7 @@ class NearestKey:
             for mine, theirs in zip(self.key.parameters(), self.query.parameters(), strict=True):
                 mine.lerp_(theirs, 0.1)
 
-    def end_of_epoch(self):
+    def end_epoch(self):
         self.nearest = self._gathered(self.coming)
         self.coming = torch.full_like(self.coming, -1)
 

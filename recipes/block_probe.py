@@ -100,7 +100,7 @@ def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
     path = write_held_out(job, run, recipe=name, protocol=name, constants=CONSTANTS, checkpoint=record)
     numbers = scores(run)
     title = f"{name}, {record['backbone']}, {record['path'] or 'random weights'}"
-    chart = draw_blocks(numbers, run.folder / "result.png", title, 100 * job.task.chance(1))  # type: ignore[attr-defined]
+    chart = draw_blocks(numbers, run.folder / "result.png", title, 100 / run.data.train.num_classes)
     lines = [result_line(path), f"chart {chart}"]
     convs = [head for head in options.heads if head.startswith("conv_")]
     if len(convs) > 1:  # the tables' "Avg."

@@ -81,7 +81,7 @@ def build(options: Options) -> Job:
     return Job(
         task=task,
         backbone=backbone,
-        stages=options.stages(task, backbone),
+        stages=options.stages(task.num_levels, backbone.num_blocks),
         schedule=step_drops(options.lr, (1,)),
         optimiser=partial(two_sgds, make=options.sgd(), weight_decay=options.weight_decay),
         frozen_batchnorm=options.frozen_batchnorm,

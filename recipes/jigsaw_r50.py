@@ -90,7 +90,7 @@ def build(options: Options) -> Job:
     return Job(
         task=task,
         backbone=backbone,
-        stages=options.stages(task, backbone),
+        stages=options.stages(task.num_levels, backbone.num_blocks),
         schedule=step_drops(options.lr, options.intervals),
         optimiser=options.sgd(),
         science={"permutations": permutations_digest(permutations)},

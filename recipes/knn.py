@@ -25,7 +25,7 @@ from typing import Any, Literal
 from fastpsl.engine.distributed import join_world
 from fastpsl.engine.launch import EXIT_FINISHED, run_script
 from fastpsl.engine.resume import open_folder
-from fastpsl.engine.run import open_both
+from fastpsl.engine.run_data import open_both
 from fastpsl.evaluation.features import Extraction, extract
 from fastpsl.evaluation.held_out import require_held_out
 from fastpsl.evaluation.knn_score import require_neighbours, score, score_lines

@@ -99,7 +99,7 @@ def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
         job, run, recipe="linear_probe", protocol=protocol, constants=constants, checkpoint=record
     )
     title = f"{protocol}, {record['backbone']}, {record['path'] or 'random weights'}"
-    chart = draw_blocks(scores(run), run.folder / "result.png", title, 100 * job.task.chance(1))  # type: ignore[attr-defined]
+    chart = draw_blocks(scores(run), run.folder / "result.png", title, 100 / run.data.train.num_classes)
     return [*best_block_lines(scores(run)), result_line(path), f"chart {chart}"]
 
 

@@ -75,7 +75,7 @@ def build(options: Options) -> Job:
     return Job(
         task=task,
         backbone=backbone,
-        stages=options.stages(task, backbone),
+        stages=options.stages(task.num_levels, backbone.num_blocks),
         schedule=cosine(options.lr),
         optimiser=partial(
             options.sgd(), decay_biases=True

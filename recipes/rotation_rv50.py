@@ -62,7 +62,7 @@ def build(options: Options) -> Job:
     return Job(
         task=task,
         backbone=backbone,
-        stages=options.stages(task, backbone),
+        stages=options.stages(task.num_levels, backbone.num_blocks),
         schedule=step_drops(options.lr, options.intervals),
         # Momentum .9 and decay 1e-4, none on biases: what the paper says of the jigsaw. It is silent on the rotation.
         optimiser=options.sgd(),

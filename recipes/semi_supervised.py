@@ -91,8 +91,8 @@ def build(options: Options) -> Job:
 
 
 def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
-    assert isinstance(run.train_data, Subset)
-    labels = write_label_list(run.folder / "label-list.txt", run.train_data.indices)
+    assert isinstance(run.data.train, Subset)
+    labels = write_label_list(run.folder / "label-list.txt", run.data.train.indices)
     constants = options.constants() | ({"percent": None} if options.label_list else {})
     name, record = "semi_supervised", pretrained(options).record
     path = write_held_out(job, run, recipe=name, protocol=name, constants=constants, checkpoint=record)

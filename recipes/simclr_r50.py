@@ -84,7 +84,7 @@ def build(options: Options) -> Job:
     return Job(
         task=task,
         backbone=backbone,
-        stages=options.stages(task, backbone),
+        stages=options.stages(task.num_levels, backbone.num_blocks),
         schedule=cosine(options.lr, options.warmup_epochs),
         optimiser=partial(lars, weight_decay=options.weight_decay, eeta=options.trust),
         frozen_batchnorm=options.frozen_batchnorm,

@@ -79,7 +79,7 @@ def build(options: Options) -> Job:
     return Job(
         task=task,
         backbone=backbone,
-        stages=options.stages(task, backbone),
+        stages=options.stages(task.num_levels, backbone.num_blocks),
         schedule=step_drops(options.lr * options.batch_size / 256, options.intervals),
         optimiser=partial(options.sgd(), weight_decay=options.weight_decay, decay_biases=True),
         frozen_batchnorm=options.frozen_batchnorm,
@@ -88,7 +88,7 @@ def build(options: Options) -> Job:
 
 
 def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
-    if run.val_data is None:
+    if run.data.val is None:
         return ["no result: without --val nothing is scored"]
     record = load_pretrained(run.last_checkpoint()).record
     constants = {"momentum": 0.9, "nesterov": False}

@@ -88,7 +88,7 @@ def build(options: Options) -> Job:
 
 
 def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
-    test, protocol, record = run.val_data, options.constants(), pretrained(options).record
+    test, protocol, record = run.data.val, options.constants(), pretrained(options).record
     assert isinstance(test, VOC) and test.class_names is not None
     predictions = read_predictions(run.folder / NAME)
     numbers = label_scores(predictions, test.targets(), test.class_names)

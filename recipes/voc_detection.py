@@ -81,7 +81,7 @@ def build(options: Options) -> Job:
     weights, protocol = pretrained(options), options.constants()
     task = Detection(protocol, weights.backbone, weights.input, options.seed, options.proposals)
     return Job(
-        task=task,  # type: ignore[arg-type]  # its batches are whole pictures
+        task=task,
         backbone=weights.backbone,
         stages=(task.stage(),),
         schedule=protocol.schedule(options.batch_size),
@@ -95,7 +95,7 @@ def build(options: Options) -> Job:
 
 
 def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
-    data, found = run.val_data, read_predictions(run.folder / NAME)
+    data, found = run.data.val, read_predictions(run.folder / NAME)
     assert isinstance(data, VOC)
     numbers = box_scores(found, data)
     path = write_run(

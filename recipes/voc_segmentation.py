@@ -93,7 +93,7 @@ def build(options: Options) -> Job:
 
 
 def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
-    val, record = run.val_data, pretrained(options).record
+    val, record = run.data.val, pretrained(options).record
     assert isinstance(val, VOC)
     confusions = read_predictions(run.folder / NAME)["confusion"]
     numbers = mask_scores(confusions, with_background(val))

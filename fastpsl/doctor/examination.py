@@ -53,7 +53,7 @@ def examine(command: Doctor, recipe_options: Sequence[str]) -> int:
 
 
 def _look(setting: Setting, seconds: float | None, said: list[str], say: Callable[[str], None]) -> Report:
-    options, device, data = setting.options, setting.world.device, setting.opened.train_data
+    options, device, data = setting.options, setting.world.device, setting.opened.train
     say("what is installed")
     checks = check_software(device, setting.num_ranks)
     checks += check_machine(options, setting.num_ranks, device, setting.job, num_open_files(data))

@@ -12,7 +12,7 @@ import torch
 from fastpsl.doctor.measurements import BETON_WRITE, Alternative
 from fastpsl.doctor.reading import FIRST_EPOCH
 from fastpsl.doctor.setting import Setting
-from fastpsl.engine.run import open_loader
+from fastpsl.engine.run_data import open_loader
 from fastpsl.engine.stage_bench import endless
 from fastpsl.engine.timing import milliseconds, samples_per_s
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
@@ -45,7 +45,7 @@ class Feed:
     def rate(self, data: Data, seconds: float | None = None, **changes: object) -> float:
         """Images/s on the device, ready to be augmented; `changes` of the options."""
         options = self.setting.options
-        if data is not self.setting.opened.train_data:  # parts lie in no pages of their own
+        if data is not self.setting.opened.train:  # parts lie in no pages of their own
             options = replace(options, order="random")
         options = replace(options, **changes)  # type: ignore[arg-type]
         with open_loader(
@@ -68,13 +68,13 @@ class Feed:
 
     def as_it_lies(self) -> float:
         """From where the data is, in training order."""
-        return self.rate(self.setting.opened.train_data)
+        return self.rate(self.setting.opened.train)
 
     def other_decoders(
         self, chosen: str, decode: float, say: Callable[[str], None]
     ) -> tuple[list[Alternative], dict[str, str]]:
         """The others that can read this data, each shortly; and of the rest, by option, why they cannot."""
-        data, device = self.setting.opened.train_data, self.setting.world.device
+        data, device = self.setting.opened.train, self.setting.world.device
         found, untried = [], {}
         for name in READS[data.kind]:
             if name in (chosen, "synthetic"):
@@ -109,7 +109,7 @@ class Feed:
 
     def quasi_random(self, loader: float, note: str) -> Alternative:
         """Whole pages instead of single samples, from storage. ValueError where there are none, or lanes and batch do not go with them."""
-        rate = self.rate(self.setting.opened.train_data, order="quasi_random")
+        rate = self.rate(self.setting.opened.train, order="quasi_random")
         return Alternative("--order quasi_random", rate, loader, note, "read")
 
     def written(self, views: Sequence[ViewSpec]) -> list[Alternative]:

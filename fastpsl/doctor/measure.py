@@ -15,7 +15,6 @@ from fastpsl.doctor.reading import measure_read
 from fastpsl.doctor.setting import Setting
 from fastpsl.engine.gpu_memory import peak_memory, reset_peak_memory
 from fastpsl.engine.stage_bench import StageBench
-from fastpsl.engine.trunk import images_per_sample
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.augment import AugmentName, choose_augment
 from fastpsl.pipelines.data.dataset import Data
@@ -37,12 +36,12 @@ Say = Callable[[str], None]
 
 def measure(setting: Setting, num_cores: int, seconds: float, say: Say) -> Measurements:
     """ValueError, naming the part, where one does not run. say: told what is measured now."""
-    job, data, device = setting.job, setting.opened.train_data, setting.world.device
+    job, data, device = setting.job, setting.opened.train, setting.world.device
     views = {i: job.task.views(job.stages[i].level) for i in setting.stages} if job else {}
     first_views = next(iter(views.values()), _PLAIN_VIEWS)
     batch_size = setting.opened.batch_size
     if job:
-        batch_size //= images_per_sample(job.task, job.stages[setting.stages[0]].level)
+        batch_size //= job.task.images_per_sample(job.stages[setting.stages[0]].level)
 
     say("read")
     with named("reading", "give data that can be read"):
@@ -70,7 +69,7 @@ def measure(setting: Setting, num_cores: int, seconds: float, say: Say) -> Measu
     feed, (decode, loader) = feed_of(first_views, batch_size)
     others, untried = feed.other_decoders(decoder, decode, say)
     alternatives = others + feed.all_cores(num_cores, decode)
-    may_be_quasi_random = job is not None and job.part is None and not hasattr(job.task, "epoch_order")
+    may_be_quasi_random = job is not None and job.part is None and not job.task.has_own_order
     if from_storage and setting.options.order == "random" and may_be_quasi_random:
         say("decode in quasi-random order")
         with _tried("--order quasi_random", untried):
@@ -107,7 +106,7 @@ def _stage(
     say: Say,
 ) -> StageRates:
     assert setting.job is not None
-    job, options, world, data = setting.job, setting.options, setting.world, setting.opened.train_data
+    job, options, world, data = setting.job, setting.options, setting.world, setting.opened.train
     stage = job.stages[number]
     remedy = "lower --batch-size, or raise --accumulate"
     with named(f"stage {stage.name}'s step", remedy):
@@ -164,7 +163,7 @@ def _step_rate(setting: Setting, number: int, mode: str, seconds: float) -> floa
     """Images/s of the step in another mode."""
     assert setting.job is not None
     options = replace(setting.options, step=mode)  # type: ignore[arg-type]
-    data, world = setting.opened.train_data, setting.world
+    data, world = setting.opened.train, setting.world
     _give_back(world.device)
     bench = StageBench(setting.job, number, options, data, world, seconds=seconds)
     bench.step_ms(1)

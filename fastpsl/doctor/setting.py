@@ -11,29 +11,11 @@ import torch
 from fastpsl.doctor.recipe import DEFAULT_OPTIONS, Recipe, default_recipe, load_recipe
 from fastpsl.doctor.words import number_of
 from fastpsl.engine.distributed import World, join_world
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Job, place_backbone
 from fastpsl.engine.options import RunOptions
-from fastpsl.engine.run import Run, open_both
+from fastpsl.engine.run_data import RunData
 from fastpsl.engine.seed import torch_seed
-from fastpsl.engine.trainer import place_backbone
-from fastpsl.engine.trunk import images_per_sample
 from fastpsl.pipelines.loader.workers import default_num_threads
-
-
-class OpenData(Run):
-    """A run's data and its share of the batch, which can be checked and read; it has no folder."""
-
-    def __init__(self, job: Job | None, options: RunOptions, world: World):
-        self.options, self.world = options, world
-        self.batch_size = options.rank_batch(world.size)
-        self.train_data, self.val_data = open_both(options)
-        if job is not None and job.part is not None:
-            self.train_data = job.part(self.train_data)
-
-    def close(self) -> None:
-        self.train_data.close()
-        if self.val_data is not None:
-            self.val_data.close()
 
 
 @dataclass(frozen=True)
@@ -45,7 +27,7 @@ class Setting:
     num_ranks: int
     world: World
     job: Job | None
-    opened: OpenData
+    opened: RunData
     stages: tuple[int, ...]
 
     @property
@@ -75,14 +57,11 @@ def open_setting(recipe: Recipe | None, num_ranks: int | None, stages: Sequence[
     with _named_share(options, num_ranks):
         # A task knows its batch (NT-Xent's anchors, the passes that fill MoCo's queue): here it is the share.
         job = whole if num_ranks == 1 else _built(recipe, options)
-        opened = OpenData(job, options, world)
-        try:
-            if job is not None:
-                job.check(opened)
-                place_backbone(job, options, world)
-        except BaseException:
-            opened.close()
-            raise
+        if job is None:
+            opened = RunData(options, world)
+        else:
+            opened = job.open_data(options, world)
+            place_backbone(job, options, world)
     return Setting(recipe, options, num_ranks, world, job, opened, chosen)
 
 
@@ -124,7 +103,7 @@ def _num_ranks(
         options.rank_batch(asked)
         return asked
     num_gpus = torch.cuda.device_count() if world.device.type == "cuda" else 1
-    each = [images_per_sample(job.task, job.stages[i].level) for i in stages] if job else [1]
+    each = [job.task.images_per_sample(job.stages[i].level) for i in stages] if job else [1]
     parts = [number * options.accumulate for number in range(num_gpus, 1, -1)]
     fitting = [part for part in parts if all(options.batch_size % (part * images) == 0 for images in each)]
     return fitting[0] // options.accumulate if fitting else 1

@@ -1,4 +1,4 @@
-"""Passes over the training data that are no steps: what a task labels it by (`Task.start_epoch`)."""
+"""EpochContext over the training data that are no steps: what a task labels it by (`Task.start_epoch`)."""
 
 import contextlib
 import time
@@ -30,7 +30,7 @@ class PassStopped(Exception):
 
 
 @dataclass(frozen=True)
-class Passes:
+class EpochContext:
     """What a task may do before an epoch's first step. `start_epoch` is called again where a pass was stopped, so what it changes must
     be the same then.
 
@@ -46,7 +46,7 @@ class Passes:
 
     @property
     def data(self) -> Data:
-        return self.run.train_data
+        return self.run.data.train
 
     @property
     def world(self) -> World:
@@ -60,7 +60,7 @@ class Passes:
     def optimiser(self) -> torch.optim.Optimizer:
         return self.learner.optimiser
 
-    def outputs(
+    def forward_dataset(
         self, view: ViewSpec, function: Callable[[Tensor], Tensor], *, training: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Every training sample once, in the data's order, this rank's share: (indices int64 [B], function(features) [B, ...]) a batch.
@@ -76,7 +76,7 @@ class Passes:
             torch.no_grad(),
             undisturbed(learner.module, run.world, training),
             run_plainly(trunk),
-            run.loader(self.data, [view], train=False) as loader,
+            run.data.loader(self.data, [view], train=False) as loader,
             contextlib.closing(loader.epoch(self.draws)) as batches,
             self._progress("images", self.data.num_samples) as progress,
         ):
@@ -102,8 +102,8 @@ class Passes:
         must be. PassStopped where a signal came.
         """
         run, learner = self.run, self.learner
-        assert run.val_data is not None
-        num = run.val_data.num_samples
+        assert run.data.val is not None
+        num = run.data.val.num_samples
         with (
             run.reporter.off_the_clock(),
             torch.no_grad(),
@@ -123,9 +123,9 @@ class Passes:
 
     def held_out_science(self, **more: Any) -> dict[str, Any]:
         """What predictions depend on: the learned weights, the held-out data, and `more`. Rank 0's is the true one."""
-        assert self.run.val_data is not None
+        assert self.run.data.val is not None
         weights = sha256_of_tensors(self.learner.module.state_dict())
-        return {"weights": weights, "data": self.run.val_data.digest()} | more
+        return {"weights": weights, "data": self.run.data.val.digest()} | more
 
     @contextlib.contextmanager
     def _progress(self, what: str, num: int) -> Iterator[Progress | None]:

@@ -13,13 +13,15 @@ from fastpsl.engine.optim.schedules import Schedule
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.run import Run, open_both
-from fastpsl.engine.trunk import Task, call_if_there, held_out_views, images_per_sample
+from fastpsl.engine.run_data import OpenData, RunData, open_both
+from fastpsl.engine.seed import torch_seed
+from fastpsl.engine.task import Task
+from fastpsl.engine.train_step import Learner, StageModule
+from fastpsl.engine.trunk import Trunk
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.fold_batchnorm import check_foldable
 from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.data.dataset import Data, require_labels, require_same_classes
-from fastpsl.pipelines.views import ViewSpec
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Job:
     science: Mapping[str, Any] = field(default_factory=dict)
     frozen_batchnorm: str = "eval"
     part: Callable[[Data], Data] | None = None
-    open: Callable[[RunOptions], tuple[Data, Data | None]] = open_both
+    open: OpenData = open_both
     batchnorm: Literal["train", "eval", "fixed"] = "train"
     clip_norm: float | None = None
 
@@ -50,29 +52,39 @@ class Job:
             assert 1 <= stage.level <= self.task.num_levels, stage
             self.task.views(stage.level)
 
-    def check(self, run: Run) -> None:
-        """ValueError now, and not after two stages, where a stage cannot be trained on this run's data."""
-        task = self.task
-        if getattr(task, "needs_labels", False):
-            require_labels(run.train_data, "this recipe")
-            if run.val_data is not None:
-                require_labels(run.val_data, "this recipe")
-                require_same_classes(run.train_data, run.val_data)
-        call_if_there(task, "check_data", run.train_data, run.options.batch_size)
-        if hasattr(task, "epoch_order") and run.options.order != "random":
+    def open_data(self, options: RunOptions, world: World) -> RunData:
+        """Open and `check` the data. ValueError where it cannot serve."""
+        data = RunData(options, world, self.open, self.part)
+        try:
+            self.check(data)
+        except BaseException:
+            data.close()
+            raise
+        return data
+
+    def check(self, data: RunData) -> None:
+        """Raise ValueError now, and not after two stages, where a stage cannot be trained on this data."""
+        task, options, world = self.task, data.options, data.world
+        if task.needs_labels:
+            require_labels(data.train, "this recipe")
+            if data.val is not None:
+                require_labels(data.val, "this recipe")
+                require_same_classes(data.train, data.val)
+        task.check_data(data.train, options.batch_size)
+        if task.has_own_order and options.order != "random":
             raise ValueError(
-                f"--order {run.options.order}: this recipe's own order comes from its labels; leave it out"
+                f"--order {options.order}: this recipe's own order comes from its labels; leave it out"
             )
         for stage in self.stages:
-            run.loader_batch(images_per_sample(task, stage.level))
-            views, others = task.views(stage.level), held_out_views(task, stage.level)
-            of_passes: tuple[ViewSpec, ...] = call_if_there(task, "pass_views", stage.level) or ()
-            run.check_views((*views, *of_passes), others)
+            data.loader_batch(task.images_per_sample(stage.level))
+            views, others = task.views(stage.level), task.held_out_views(stage.level)
+            of_passes = task.pass_views(stage.level)
+            data.check_views((*views, *of_passes), others)
             sides = [view.crop.size_px for view in (*views, *of_passes, *others)]
             check_size(min(sides, default=self.backbone.min_px), self.backbone.min_px)
-            choose_augment(run.options.augment, (*views, *others, *of_passes), run.world.device)
-            self.choose_step(stage, run.options, run.world)
-            if run.options.fold_frozen:
+            choose_augment(options.augment, (*views, *others, *of_passes), world.device)
+            self.choose_step(stage, options, world)
+            if options.fold_frozen:
                 check_foldable(self.backbone.blocks()[: stage.first_learning - 1], self.frozen_batchnorm)
 
     def choose_step(self, stage: Stage, options: RunOptions, world: World) -> StepChoice:
@@ -89,3 +101,30 @@ class Job:
             options.step, self.backbone, stage, world.device, precision, side_px,
             num_ranks=world.size, sync_batchnorm=options.sync_batchnorm,
         )  # fmt: skip
+
+
+def place_backbone(job: Job, options: RunOptions, world: World) -> None:
+    """On the device, in its memory layout, with the BatchNorm that is asked for; before the first stage."""
+    if options.sync_batchnorm:
+        nn.SyncBatchNorm.convert_sync_batchnorm(job.backbone)
+    job.backbone.to(world.device).to(memory_format=torch.channels_last)
+
+
+def make_learner(job: Job, number: int, options: RunOptions, world: World) -> Learner:
+    """Of stage `number` (from 0): module, optimiser and augmentation as training has them; the head is of (seed, stage)."""
+    task, stage = job.task, job.stages[number]
+    torch.manual_seed(torch_seed(options.seed, number))
+    head = task.head(stage.level, job.backbone.channels[stage.last_block - 1])
+    if options.sync_batchnorm:
+        head = nn.SyncBatchNorm.convert_sync_batchnorm(head)
+    trunk = Trunk(job.backbone, stage, job.frozen_batchnorm, job.batchnorm)
+    module = StageModule(trunk, head.to(world.device), task.loss)
+    task.start_stage(stage, trunk, head)
+    optimiser = job.optimiser(module.learning_parameters())
+    views = task.views(stage.level)
+    augment = choose_augment(options.augment, (*views, *task.held_out_views(stage.level)), world.device)
+    precision = options.resolved_precision(world.device)
+    step = job.choose_step(stage, options, world)
+    return Learner(
+        module, optimiser, views, precision, world, augment, step, options.fold_frozen, job.clip_norm
+    )

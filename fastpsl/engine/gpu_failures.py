@@ -77,7 +77,7 @@ def _out_of_memory(run: Run | None) -> str:
         return "out of GPU memory: lower --batch-size"
     options, position, device = run.options, run.position, run.world.device
     line = (
-        f"out of GPU memory in stage {position.stage + 1}, step {position.step}, with {run.batch_size} images a pass of each GPU in "
+        f"out of GPU memory in stage {position.stage + 1}, step {position.step}, with {run.data.batch_size} images a pass of each GPU in "
         f"{run.precision}{_in_use(device)}; what takes less: "
     )
     return line + ", ".join(_less(options, run.precision, run.world.size))

@@ -154,7 +154,7 @@ def _run(
     world = join_world(options.device, timeout_s=10 * options.timeout_s)
     torch.manual_seed(torch_seed(options.seed))  # initial weights
     job = build(options)
-    run = Run(recipe, options, world, job.science, job.part, job.check, job.open)
+    run = Run(recipe, job.open_data(options, world), job.science)
     opened.append(run)
     finished = pretrain(job, run)
     if world.rank == 0:

@@ -58,11 +58,11 @@ class Monitor:
         assert view is not None
         seen = view.input()
         self.view = center_view(seen, seen.size_px)
-        self.train = _some(run.train_data, MAX_TRAIN, (run.options.seed, _TRAIN))
+        self.train = _some(run.data.train, MAX_TRAIN, (run.options.seed, _TRAIN))
         self.held_out: Subset | None = None
-        if run.val_data is not None and _all_labelled(run.train_data) and _all_labelled(run.val_data):
-            require_same_classes(run.train_data, run.val_data)
-            self.held_out = _some(run.val_data, MAX_HELD_OUT, (run.options.seed, _HELD_OUT))
+        if run.data.val is not None and _all_labelled(run.data.train) and _all_labelled(run.data.val):
+            require_same_classes(run.data.train, run.data.val)
+            self.held_out = _some(run.data.val, MAX_HELD_OUT, (run.options.seed, _HELD_OUT))
         for part in (self.train, self.held_out):
             if part is not None:
                 self.view.crop.check(*part.image_sizes()[:2])
@@ -105,10 +105,10 @@ class Monitor:
     def _features(self, data: Subset) -> Seen | None:
         """Of all ranks' shares together, on every rank; None when a signal stopped it."""
         run, dtype = self.run, DTYPES[self.run.precision]
-        features, indices, of_all = [], [], self.run.loader_batch(1) * run.world.size
+        features, indices, of_all = [], [], self.run.data.loader_batch(1) * run.world.size
         with (
             doing("probe: features", "images", data.num_samples) as told,
-            run.loader(data, [self.view], train=False) as loader,
+            run.data.loader(data, [self.view], train=False) as loader,
             contextlib.closing(loader.epoch(0)) as batches,
         ):
             for batch in told.over(batches, of_all):

@@ -12,8 +12,6 @@ from fastpsl.engine.distributed import choose_device, own_rank
 from fastpsl.engine.optim.apex import fused_sgd, require_apex
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage, make_plan
-from fastpsl.engine.trunk import Task
-from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.augment import AugmentName
 
 # A field with this may differ on resume; every other one is science and must be as it was.
@@ -155,13 +153,13 @@ class PretrainOptions(RunOptions):
         if self.probe_every < 0:
             raise ValueError(f"--probe-every {self.probe_every}: it must be 0 (never) or more epochs")
 
-    def stages(self, task: Task, backbone: Backbone) -> tuple[Stage, ...]:
-        """The plan's stages for this task and backbone."""
+    def stages(self, num_levels: int, num_blocks: int) -> tuple[Stage, ...]:
+        """Return the plan's stages for a task of so many levels and a backbone of so many blocks."""
         return make_plan(
             self.plan,
             self.stage_epochs,
-            num_levels=task.num_levels,
-            num_blocks=backbone.num_blocks,
+            num_levels=num_levels,
+            num_blocks=num_blocks,
             partition=self.partition,
             levels=self.levels,
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from fastpsl.engine.distributed import World, sum_over_ranks
+from fastpsl.engine.epoch_log import EpochLog
 from fastpsl.engine.fetch import Fetch
 from fastpsl.engine.gpu_memory import gibibytes
 from fastpsl.engine.metrics_file import MetricsFile
@@ -28,6 +29,10 @@ from fastpsl.pipelines.doing import clock
 SUMMARY_STEPS = (
     10  # a stage's loss "at its start" and "at its end" are means over so many steps, or half of them
 )
+
+
+Figures = Mapping[str, float | None]
+"""Numbers of an epoch by their names; None for one that is not known."""
 
 
 class Reporter:
@@ -53,6 +58,7 @@ class Reporter:
         self._bad_names: set[str] = set()
         self.screen = Screen() if world.rank == 0 else None
         self.file = MetricsFile(folder / "metrics.jsonl", resumed_run_step) if world.rank == 0 else None
+        self.epochs = EpochLog(folder / "epochs.jsonl", resumed_run_step) if world.rank == 0 else None
         self.board = self.wandb = None
         if world.rank == 0 and tensorboard:
             self.board = SummaryWriter(folder / "tensorboard", purge_step=resumed_run_step + 1)
@@ -76,6 +82,26 @@ class Reporter:
         self._window_started, self._wait_s = time.perf_counter(), 0.0
         length = " of" if stage.num_steps is None else ", epochs of"
         self.say(f"{stage}{length} {steps_per_epoch} steps; steps {step} to {num_steps}")
+
+    def epoch(self, figures: Figures | None, epochs: float, run_step: int) -> None:
+        """Log a task's figures of an epoch to epochs.jsonl, the screen and the boards.
+
+        Args:
+            figures: Of this rank; those of rank 0 are logged.
+            epochs: Done so far, over all stages.
+        """
+        if not figures or self.epochs is None:
+            return
+        line = {"run_step": run_step, "epoch": round(epochs, 3), "stage": self._stage.name}
+        self.epochs.add(line | dict(figures))
+        values = {name: value for name, value in figures.items() if value is not None}
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.say(f"after epoch {round(epochs, 2):g}: {numbers}")
+        if self.board:
+            for name, value in values.items():
+                self.board.add_scalar(f"epoch/{name}", value, run_step)
+        if self.wandb:
+            self.wandb.log({f"epoch/{name}": value for name, value in values.items()}, step=run_step)
 
     @contextlib.contextmanager
     def off_the_clock(self) -> Iterator[None]:

@@ -8,13 +8,11 @@ from dataclasses import replace
 import torch
 
 from fastpsl.engine.distributed import World
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Job, make_learner
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.engine.options import RunOptions
-from fastpsl.engine.run import open_loader
+from fastpsl.engine.run_data import open_loader
 from fastpsl.engine.timing import milliseconds, samples_per_s
-from fastpsl.engine.trainer import make_learner
-from fastpsl.engine.trunk import call_if_there, images_per_sample
 from fastpsl.pipelines.augment import Augment
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Data
@@ -61,11 +59,11 @@ class StageBench:
         self.cores_used = 0.0
         """Seconds of CPU time a second in the last timed region, of all threads of this process."""
         self.stage = job.stages[number]
-        call_if_there(job.task, "check_data", data, options.batch_size)
+        job.task.check_data(data, options.batch_size)
         self.learner = make_learner(job, number, options, world)
         self.views = tuple(self.learner.views if views is None else views)
         self.learner.views = self.views
-        each = images_per_sample(job.task, self.stage.level)
+        each = job.task.images_per_sample(self.stage.level)
         self.batch_size = options.rank_batch(world.size) // each
         self.lr = job.schedule(Moment(0, 1, 0, self.stage.epochs, self.stage.epochs))
         # More than the loader holds ready.
@@ -135,8 +133,10 @@ class StageBench:
     def _step(self, batches: Iterator[Batch]) -> int:
         self.warm_up()
         accumulate = self.options.accumulate
-        self.learner.step(batches, accumulate, self.lr)
-        call_if_there(self.job.task, "after_step")
+        for number in range(1, accumulate + 1):
+            self.learner.backward(next(batches), accumulate, is_last=number == accumulate)
+        self.learner.update(self.lr)
+        self.job.task.after_step()
         return self.batch_size * accumulate
 
     def warm_up(self) -> None:
@@ -144,8 +144,8 @@ class StageBench:
         if self._warmed_up:
             return
         self._warmed_up = True
-        for _ in range(call_if_there(self.job.task, "warm_up_batches", self.stage) or 0):
-            self.learner.warm_up(self.job.task, self.synthetic_batch())
+        for _ in range(self.job.task.num_warm_up_batches(self.stage) or 0):
+            self.learner.warm_up(self.job.task.warm_up, self.synthetic_batch())
 
     def _rate(self, work: Callable[[], int], min_calls: int = 1) -> float:
         cpu_s, started = time.process_time(), time.perf_counter()

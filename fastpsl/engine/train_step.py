@@ -11,13 +11,34 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastpsl.engine.compile_modes import EAGER, StepChoice, begin_pass, make_runner
 from fastpsl.engine.distributed import World, sum_over_ranks
-from fastpsl.engine.trunk import Metrics, StageModule, Task, call_if_there
+from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.pipelines.augment import KORNIA, Augment
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FP16_INITIAL_SCALE = 65536.0
+
+
+Loss = Callable[[Trunk, nn.Module, Sequence[Tensor], Batch], tuple[Tensor, Metrics]]
+"""`Task.loss`. The task itself is no submodule: its momentum copies are no business of DDP's."""
+
+
+class StageModule(nn.Module):
+    """Trunk, head and the task's loss in one forward, as DDP must see exactly one a step."""
+
+    def __init__(self, trunk: Trunk, head: nn.Module, loss: Loss):
+        super().__init__()
+        self.trunk, self.head = trunk, head
+        self._loss = loss
+
+    def forward(self, inputs: Sequence[Tensor], batch: Batch) -> tuple[Tensor, Metrics]:
+        return self._loss(self.trunk, self.head, inputs, batch)
+
+    def learning_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters that the stage's optimiser gets: learning blocks, then the head."""
+        yield from self.trunk.learning.named_parameters(prefix="trunk")
+        yield from self.head.named_parameters(prefix="head")
 
 
 class Learner:
@@ -48,6 +69,7 @@ class Learner:
         scale = FP16_INITIAL_SCALE if precision == "fp16" else 1.0
         self.scaler = torch.amp.GradScaler(world.device.type, init_scale=scale)
         self.num_skipped = torch.zeros((), device=world.device)
+        self._totals: Metrics = {}
         optimiser.register_step_pre_hook(self._count_skipped)
         self.forward: nn.Module = module
         if world.size > 1:
@@ -66,21 +88,29 @@ class Learner:
         if fold_frozen:
             module.trunk.fold_frozen(self.dtype)
 
-    def step(self, batches: Sequence[Batch] | Iterator[Batch], num_batches: int, lr: float) -> Metrics:
-        """One optimiser step on the mean gradient of the next `num_batches` batches; metrics summed, still on device."""
-        totals: Metrics = {}
-        batches = iter(batches)
+    def step(self, batches: Sequence[Batch], lr: float) -> Metrics:
+        """Make one optimiser step on the mean gradient of `batches`; the metrics are those of `update`."""
+        for number, batch in enumerate(batches, start=1):
+            self.backward(batch, len(batches), is_last=number == len(batches))
+        return self.update(lr)
+
+    def backward(self, batch: Batch, num_batches: int, is_last: bool) -> None:
+        """Add the gradient of one of the `num_batches` batches of a step; with the last, the ranks' gradients are averaged."""
+        with contextlib.nullcontext() if is_last or self.world.size == 1 else self.forward.no_sync():  # type: ignore[operator]
+            loss, metrics = self._forward(batch, self.views)
+            self.scaler.scale(loss / num_batches).backward()
+        for name, (value, count) in metrics.items():
+            before = self._totals.get(name, (0.0, 0.0))
+            self._totals[name] = (before[0] + value, before[1] + count)
+
+    def update(self, lr: float) -> Metrics:
+        """Make the optimiser's step.
+
+        Returns:
+            The metrics of the step's batches, summed, still on the device.
+        """
         for group in self.optimiser.param_groups:
             group["lr"] = lr
-        for number in range(num_batches):
-            batch = next(batches)
-            last = number == num_batches - 1
-            with contextlib.nullcontext() if last or self.world.size == 1 else self.forward.no_sync():  # type: ignore[operator]
-                loss, metrics = self._forward(batch, self.views)
-                self.scaler.scale(loss / num_batches).backward()
-            for name, (value, count) in metrics.items():
-                before = totals.get(name, (0.0, 0.0))
-                totals[name] = (before[0] + value, before[1] + count)
         if self.clip_norm is not None:
             # What is not finite stays so, and the scaler, which has looked already, skips the step.
             self.scaler.unscale_(self.optimiser)
@@ -91,6 +121,7 @@ class Learner:
         else:
             self.scaler.update(new_scale=1.0)
         self.optimiser.zero_grad(set_to_none=self.step_choice.mode != "graphed")
+        totals, self._totals = self._totals, {}
         return totals
 
     @torch.no_grad()
@@ -120,12 +151,14 @@ class Learner:
         }
 
     @torch.no_grad()
-    def warm_up(self, task: Task, batch: Batch) -> None:
-        """Let the task see a batch that is no step's."""
+    def warm_up(
+        self, take: Callable[[Trunk, nn.Module, Sequence[Tensor], Batch], None], batch: Batch
+    ) -> None:
+        """Let `take` (`Task.warm_up`) have a batch that is no step's, as a step would."""
         inputs = self.augment.inputs(batch, self.views, self.dtype)
         begin_pass(self.step_choice.mode)
         with self.autocast():
-            call_if_there(task, "warm_up", self.module.trunk, self.module.head, inputs, batch)
+            take(self.module.trunk, self.module.head, inputs, batch)
 
     def _forward(self, batch: Batch, views: Sequence[ViewSpec]) -> tuple[Tensor, Metrics]:
         inputs = self.augment.inputs(batch, views, self.dtype)

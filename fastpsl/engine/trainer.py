@@ -7,12 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import nn
 
 from fastpsl.engine.data_failures import next_on_all_ranks
-from fastpsl.engine.distributed import World
-from fastpsl.engine.epoch_hooks import Epochs
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.dataset_pass import EpochContext, PassStopped
+from fastpsl.engine.experiment import Job, make_learner, place_backbone
+from fastpsl.engine.first_batch import look_at_first_batch
 from fastpsl.engine.gpu_memory import peak_memory, reset_peak_memory
 from fastpsl.engine.kept_choices import AUTOMATIC, choices_of, with_kept_choices
 from fastpsl.engine.last_step import LONG_STEP_S, LastStep
@@ -21,53 +20,17 @@ from fastpsl.engine.optim.schedules import Moment
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.resume import loading
 from fastpsl.engine.run import Run
+from fastpsl.engine.run_data import BatchSource
 from fastpsl.engine.seed import torch_seed
-from fastpsl.engine.train_step import Learner
-from fastpsl.engine.trunk import (
-    StageModule,
-    Trunk,
-    call_if_there,
-    held_out_views,
-    images_per_sample,
-    task_state,
-)
 from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.loader.loader import Loader
 
 MAX_WARM_UP_EPOCHS = 1_000_000
 
 
-def place_backbone(job: Job, options: RunOptions, world: World) -> None:
-    """On the device, in its memory layout, with the BatchNorm that is asked for; before the first stage."""
-    if options.sync_batchnorm:
-        nn.SyncBatchNorm.convert_sync_batchnorm(job.backbone)
-    job.backbone.to(world.device).to(memory_format=torch.channels_last)
-
-
-def make_learner(job: Job, number: int, options: RunOptions, world: World) -> Learner:
-    """Of stage `number` (from 0): module, optimiser and augmentation as training has them; the head is of (seed, stage)."""
-    task, stage = job.task, job.stages[number]
-    torch.manual_seed(torch_seed(options.seed, number))
-    head = task.head(stage.level, job.backbone.channels[stage.last_block - 1])
-    if options.sync_batchnorm:
-        head = nn.SyncBatchNorm.convert_sync_batchnorm(head)
-    trunk = Trunk(job.backbone, stage, job.frozen_batchnorm, job.batchnorm)
-    module = StageModule(trunk, head.to(world.device), task)
-    call_if_there(task, "start_stage", stage, trunk, head)
-    optimiser = job.optimiser(module.learning_parameters())
-    views = task.views(stage.level)
-    augment = choose_augment(options.augment, (*views, *held_out_views(task, stage.level)), world.device)
-    precision = options.resolved_precision(world.device)
-    step = job.choose_step(stage, options, world)
-    return Learner(
-        module, optimiser, views, precision, world, augment, step, options.fold_frozen, job.clip_norm
-    )
-
-
 def pretrain(job: Job, run: Run) -> bool:
     """Train through the plan, from the run's checkpoint if it has one. False when a signal stopped it (after saving)."""
-    job.check(run)  # again, for runs that were opened without it
+    job.check(run.data)  # again, for runs that were opened without it
     (state, run.resume_state), position = (run.resume_state, None), run.position
     place_backbone(job, run.options, run.world)
     if state:
@@ -94,8 +57,8 @@ class StageRun:
         self.job, self.run, self.position, self.kept_step = job, run, run.position, last_step
         self.stage = stage = job.stages[run.position.stage]
         self.fresh = state is None
-        self.held_out_views = held_out_views(job.task, stage.level)
-        self.images_per_sample = images_per_sample(job.task, stage.level)
+        self.held_out_views = job.task.held_out_views(stage.level)
+        self.images_per_sample = job.task.images_per_sample(stage.level)
         options = run.options
         if state:  # in mid-stage: as the stage began
             options = with_kept_choices(options, state.get("choices", {}), self._possible, run.reporter.say)
@@ -104,15 +67,12 @@ class StageRun:
         reset_peak_memory(run.world.device)
         self.learner = make_learner(job, run.position.stage, options, run.world)
         self.views, trunk = self.learner.views, self.learner.module.trunk
-        self.epochs = Epochs(
-            run, job.task, stage, self.learner, self._first_unused_epoch + MAX_WARM_UP_EPOCHS // 2
-        )
         every = getattr(run.options, "probe_every", 0)
         self.monitor = Monitor(run, trunk, stage, self.views[0] if every else None, every)
         if state:
             with loading(run.resumed_from):
                 self.learner.load_state_dict(state["learner"])
-                call_if_there(job.task, "load_state_dict", state["task"])
+                job.task.load_state_dict(state["task"])
 
     def _say_choices(self) -> None:
         """How this stage is computed, and why so."""
@@ -137,22 +97,22 @@ class StageRun:
         with contextlib.ExitStack() as stack:
             told.turn_to(f"{self.stage.name}: opening its loaders")
             each = self.images_per_sample
-            own = call_if_there(self.job.task, "train_loader", run)
+            own = self.job.task.train_loader(run.data)
             loader = stack.enter_context(
-                own or run.loader(run.train_data, self.views, train=True, images_per_sample=each)
+                own or run.data.loader(run.data.train, self.views, train=True, images_per_sample=each)
             )
             val_loader = None
             # Opened now: what cannot be evaluated is refused before the epochs.
-            if run.val_data is not None and self.held_out_views:
+            if run.data.val is not None and self.held_out_views:
                 val_loader = stack.enter_context(
-                    run.loader(run.val_data, self.held_out_views, train=False, images_per_sample=each)
+                    run.data.loader(run.data.val, self.held_out_views, train=False, images_per_sample=each)
                 )
             self.steps_per_epoch = loader.num_steps // run.options.accumulate
             self.num_steps = self.stage.num_steps or self.stage.epochs * self.steps_per_epoch
             self.last_step = min(self.num_steps, run.options.max_steps_per_stage or self.num_steps)
             run.reporter.stage_begins(self.stage, position.step, self.last_step, self.steps_per_epoch)
             self._say_choices()
-            run.look_at_first_batch(self.job.task, self.stage, loader)
+            look_at_first_batch(run, self.job.task, self.stage, loader)
             # What was filled in part is not saved: it is filled anew.
             if self.fresh and not self._warm_up(loader):
                 return False
@@ -173,10 +133,10 @@ class StageRun:
                 told.turn_to(f"{self.stage.name}: ending the stage")
                 assert held_out is not None
                 if position.step % self.steps_per_epoch:
-                    self.epochs.end(self.steps_per_epoch)  # of an epoch that was cut short
-                if not self.epochs.end_stage():
+                    self._end_epoch()  # of an epoch that was cut short
+                if not self._end_stage():
                     return False
-                chance = call_if_there(self.job.task, "chance", self.stage.level)
+                chance = self.job.task.chance(self.stage.level)
                 position.summaries.append(
                     run.reporter.stage_summary(
                         self.stage,
@@ -190,10 +150,10 @@ class StageRun:
                 self.save()
         return finished
 
-    def _warm_up(self, loader: Loader) -> bool:
+    def _warm_up(self, loader: BatchSource) -> bool:
         """The passes that a task asks for before a new stage's first step. False when a signal stopped them."""
         run = self.run
-        num_batches = call_if_there(self.job.task, "warm_up_batches", self.stage) or 0
+        num_batches = self.job.task.num_warm_up_batches(self.stage)
         if num_batches:
             run.reporter.say(f"{self.stage.name}: {num_batches} batches pass first, which are no steps")
         epoch, done = self._first_unused_epoch, 0
@@ -202,7 +162,7 @@ class StageRun:
             while done < num_batches:
                 batches = loader.epoch(epoch)
                 for batch in itertools.islice(run.reporter.watched(batches), num_batches - done):
-                    self.learner.warm_up(self.job.task, batch)
+                    self.learner.warm_up(self.job.task.warm_up, batch)
                     done += 1
                     told.update(done)
                     if run.agreement.after_step().stop:
@@ -212,21 +172,21 @@ class StageRun:
                 epoch += 1
         return True
 
-    def _train(self, loader: Loader, told: doing) -> bool:
+    def _train(self, loader: BatchSource, told: doing) -> bool:
         name, first = self.stage.name, ", for which much is compiled"
         job, run, position, options = self.job, self.run, self.position, self.run.options
         steps_per_epoch, last_step = self.steps_per_epoch, self.last_step
         while position.step < last_step:
             epoch, step_in_epoch = divmod(position.step, steps_per_epoch)
             told.turn_to(f"{name}: before epoch {epoch + 1}")
-            may_take_long = hasattr(job.task, "start_epoch") or self.monitor.every
+            may_take_long = job.task.pass_views(self.stage.level) or self.monitor.every
             if position.step and may_take_long and not self.kept_step.is_safe():
                 self.keep()
             if not self.monitor.look(steps_per_epoch, last_step):
                 return False
-            if step_in_epoch == 0 and not self.epochs.start(epoch):
+            if step_in_epoch == 0 and not self._start_epoch(epoch):
                 return False
-            order = call_if_there(job.task, "epoch_order", position.first_epoch + epoch)
+            order = job.task.epoch_order(position.first_epoch + epoch)
             batches = loader.epoch(position.first_epoch + epoch, step_in_epoch * options.accumulate, order)
             watched = run.reporter.watched(batches)
             run.agreement.other_pace()  # than that of passes
@@ -236,14 +196,19 @@ class StageRun:
                 told.turn_to(f"{name}: step {position.step + 1:,} of {last_step:,}{first}")
                 first = ""
                 lr = job.schedule(self._moment())
-                first_batch = next_on_all_ranks(watched, run.world, self._save_last_step)
-                metrics = self.learner.step(itertools.chain((first_batch,), watched), options.accumulate, lr)
-                call_if_there(job.task, "after_step")
+                for number in range(1, options.accumulate + 1):
+                    if number == 1:
+                        batch = next_on_all_ranks(watched, run.world, self._save_last_step)
+                    else:
+                        batch = next(watched)
+                    self.learner.backward(batch, options.accumulate, is_last=number == options.accumulate)
+                metrics = self.learner.update(lr)
+                job.task.after_step()
                 position.step += 1
                 position.run_step += 1
                 if position.step % steps_per_epoch == 0:
                     told.turn_to(f"{name}: after epoch {epoch + 1}")
-                    self.epochs.end(steps_per_epoch)
+                    self._end_epoch()
                 run.reporter.step(position.step, position.run_step, lr, metrics, self.learner.num_skipped)
                 position.seconds += time.perf_counter() - started  # the reporter has waited for the device
                 decision = run.agreement.after_step()
@@ -261,6 +226,39 @@ class StageRun:
         if self.monitor.every and not self.kept_step.is_safe():
             self.keep()
         return self.monitor.look(steps_per_epoch, last_step)
+
+    def _start_epoch(self, epoch: int) -> bool:
+        """Call the task before the first step of epoch `epoch` of the stage. False when a signal stopped it."""
+        position = self.position
+        try:
+            figures = self.job.task.start_epoch(self._context(epoch))
+        except PassStopped:
+            return False
+        # With the step that comes: a resume at this one finds its epoch not begun.
+        self.run.reporter.epoch(figures, position.first_epoch + epoch, position.run_step + 1)
+        return True
+
+    def _end_epoch(self) -> None:
+        """Call the task after an epoch's last step, or where it is cut."""
+        position, task = self.position, self.job.task
+        whole, rest = divmod(position.step, self.steps_per_epoch)
+        if rest:  # it may have been resumed here, where no step is left that would ask for its order
+            task.epoch_order(position.first_epoch + whole)
+        epochs = position.first_epoch + position.step / self.steps_per_epoch
+        self.run.reporter.epoch(task.end_epoch(), epochs, position.run_step)
+
+    def _end_stage(self) -> bool:
+        """Call the task after the stage's last step. False when a signal stopped it."""
+        try:
+            self.job.task.end_stage(self._context(self.stage.max_epochs))
+        except PassStopped:
+            return False
+        return True
+
+    def _context(self, epoch: int) -> EpochContext:
+        """What the task's hooks are handed around epoch `epoch` of the stage."""
+        unused = self._first_unused_epoch + MAX_WARM_UP_EPOCHS // 2 + epoch
+        return EpochContext(self.run, self.learner, self.position.first_epoch + epoch, epoch == 0, unused)
 
     def _save_last_step(self) -> str | None:
         """Save the last whole step and say where the run goes on; None where no step was made, or it cannot be saved either."""
@@ -299,8 +297,7 @@ class StageRun:
         self.run.agreement.other_pace()  # the time of the copy is no step's
 
     def _state(self) -> dict[str, Any]:
-        task = dict(task_state(self.job.task))
-        seen = self.views[0].input_record() if self.views else call_if_there(self.job.task, "input_record")
+        task = dict(self.job.task.state_dict())
         return {
             "position": asdict(self.position),
             "num_stages": len(self.job.stages),
@@ -308,5 +305,5 @@ class StageRun:
             "learner": self.learner.state_dict(),
             "choices": choices_of(self.learner),
             "task": task,
-            "input": seen,
+            "input": self.job.task.input_record(self.stage.level),
         }

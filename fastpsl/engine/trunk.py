@@ -1,7 +1,7 @@
-"""The module that one stage trains: frozen blocks, learning blocks, head and loss in one forward."""
+"""A backbone's blocks as one stage runs them: frozen ones, then those that learn."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,60 +11,9 @@ from fastpsl.engine.compile_modes import Runner, run_blocks
 from fastpsl.engine.plan import Stage
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.fold_batchnorm import check_foldable, folded
-from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.views import ViewSpec
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
 """Metric name → (sum over the valid samples, number of them), both float32 scalars on the device."""
-
-
-class Task(Protocol):
-    """What the trainer asks of a pretext task. Nothing to inherit from: `docs/add_a_task.md` shows a short one.
-
-    A task may also have `needs_labels = True`, which refuses data without them and held-out data of other classes, and, which
-    the trainer then calls:
-      held_out_views(level)            views of the held-out pass, where they are not views(level); none where there is no such pass
-      train_loader(run)                batches of pictures that are no views, such as whole ones with boxes (pipelines/loader/annotated.py), by
-                                       what has the Loader's epoch(), num_steps and names; views(level) is empty then, and …
-      input_record()                   … this says what the network sees, for the checkpoint
-      images_per_sample(level)         network inputs that one sample makes, as `--batch-size` counts them; 1 without it
-      check_data(data, batch_size)     before anything is trained: ValueError where this data, or this global batch, cannot serve
-      warm_up_batches(stage)           how many batches pass before a new stage's first step, without being steps …
-      warm_up(trunk, head, inputs, batch)   … each of them, without gradients, in train mode; no epoch of training has their draws
-      start_stage(stage, trunk, head)  a new stage's modules are made: build momentum copies, empty queues
-      pass_views(level)                the views of its passes (below), to be checked before anything is trained
-      start_epoch(passes)              before an epoch's first step: `fastpsl.engine.dataset_pass.Passes` shows it all training samples. Not where an
-                                       epoch goes on after a resume. It may return figures, as end_of_epoch
-      epoch_order(epoch)               the order of an epoch that begins or goes on, int64 [num_samples], the same on all ranks:
-                                       dataset indices, each any number of times; it may depend on labels
-      after_step()                     after each optimiser step: momentum updates, queues
-      end_of_epoch()                   after an epoch's last step, also of one that --max-steps-per-stage cut short: new labels. It may
-                                       return figures (name → number or None), which rank 0 writes to epochs.jsonl
-      end_stage(passes)                after the stage's last step and held-out pass, also where it was cut short: what is made of the
-                                       data once a network has learned. Called again where a pass was stopped
-      state_dict(), load_state_dict()  everything it wants back on resume, in tensors, numbers, strings, lists and dicts.
-                                       `state_dict()` is called on every rank at the
-                                       same step and may communicate; rank 0's answer is the one that is saved
-      chance(level)                    accuracy of guessing, to stand beside the held-out accuracy
-      contact_sheet(inputs, batch)     float32 [n,3,h,w] in [0,1]: what the network sees, for people
-      captions(batch)                  n strings: what it drew for each of them
-    """
-
-    num_levels: int
-
-    def views(self, level: int) -> tuple[ViewSpec, ...]:
-        """The views that level `level` (from 1) needs of each sample."""
-        ...
-
-    def head(self, level: int, channels: int) -> nn.Module:
-        """A new head for the stage, on `channels` feature maps of the stage's last block."""
-        ...
-
-    def loss(
-        self, trunk: "Trunk", head: nn.Module, inputs: Sequence[Tensor], batch: Batch
-    ) -> tuple[Tensor, Metrics]:
-        """Mean loss over samples with `batch.indices >= 0`, and metrics; `inputs[k]` is view k, ready for the trunk."""
-        ...
 
 
 class Trunk(nn.Module):
@@ -149,41 +98,3 @@ class Trunk(nn.Module):
         """Held-out passes and looks at features are few, and of sizes of their own: those are not compiled."""
         runner = self.runner if self.training else run_blocks
         return runner(blocks, images, every) if len(blocks) else []
-
-
-class StageModule(nn.Module):
-    """Trunk, head and the task's loss in one forward, as DDP must see exactly one a step."""
-
-    def __init__(self, trunk: Trunk, head: nn.Module, task: Task):
-        super().__init__()
-        self.trunk, self.head = trunk, head
-        self._loss = task.loss  # the task is no submodule: its momentum copies are no business of DDP's
-
-    def forward(self, inputs: Sequence[Tensor], batch: Batch) -> tuple[Tensor, Metrics]:
-        return self._loss(self.trunk, self.head, inputs, batch)
-
-    def learning_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and parameters that the stage's optimiser gets: learning blocks, then the head."""
-        yield from self.trunk.learning.named_parameters(prefix="trunk")
-        yield from self.head.named_parameters(prefix="head")
-
-
-def call_if_there(task: Task, hook: str, *arguments: Any) -> Any:
-    """Call an optional hook of a task (see `Task`); None where it has no such hook."""
-    method = getattr(task, hook, None)
-    return None if method is None else method(*arguments)
-
-
-def held_out_views(task: Task, level: int) -> tuple[ViewSpec, ...]:
-    """The views of a held-out pass."""
-    views: tuple[ViewSpec, ...] | None = call_if_there(task, "held_out_views", level)
-    return task.views(level) if views is None else views
-
-
-def images_per_sample(task: Task, level: int) -> int:
-    """How many of --batch-size's images one sample makes."""
-    return call_if_there(task, "images_per_sample", level) or 1
-
-
-def task_state(task: Task) -> Mapping[str, Any]:
-    return call_if_there(task, "state_dict") or {}

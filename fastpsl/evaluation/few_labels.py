@@ -18,6 +18,8 @@ class FewLabels(Classify):
     class. There the whole epoch is shuffled; here every pass over them is (`repeated_order`). seed: of the orders.
     """
 
+    has_own_order = True
+
     labels_per_class: int
     seed: int
     chosen: np.ndarray = field(init=False)

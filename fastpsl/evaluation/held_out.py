@@ -7,7 +7,6 @@ from typing import Any
 from fastpsl.engine.experiment import Job
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.run import Run
-from fastpsl.engine.trunk import held_out_views
 from fastpsl.evaluation.result import data_record, write_result
 from fastpsl.pipelines.data.subset import Subset
 
@@ -51,7 +50,7 @@ def write_held_out(
 ) -> Path:
     """result.json of a finished run: its scores, options, views and `constants` of the protocol; `checkpoint` as in `Pretrained.record`."""
     level = job.stages[-1].level
-    views = {"train_view": job.task.views(level), "held_out_view": held_out_views(job.task, level)}
+    views = {"train_view": job.task.views(level), "held_out_view": job.task.held_out_views(level)}
     settings = {name: " and ".join(map(repr, specs)) for name, specs in views.items()} | dict(constants)
     return write_run(
         run, recipe=recipe, protocol=protocol, numbers=scores(run), settings=settings, checkpoint=checkpoint
@@ -72,7 +71,7 @@ def write_run(
     """
     summaries = run.position.summaries
     # Whoever compares results needs to know the data that a part was taken of.
-    whole = {"whole_train": run.train_data.data.digest()} if isinstance(run.train_data, Subset) else {}
+    whole = {"whole_train": run.data.train.data.digest()} if isinstance(run.data.train, Subset) else {}
     return write_result(
         run.folder,
         recipe=recipe,
@@ -80,7 +79,7 @@ def write_run(
         numbers=numbers,
         settings=run.options.as_dict() | dict(settings),
         checkpoint=checkpoint,
-        data=data_record(run.train_data, run.val_data) | whole,
+        data=data_record(run.data.train, run.data.val) | whole,
         seconds=sum(summary["seconds"] for summary in summaries),
         cut=bool(checkpoint.get("cut")) or any(s["num_steps"] < s["num_steps_planned"] for s in summaries),
     )

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastpsl.engine.task import Task
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Data
@@ -16,7 +17,7 @@ TOP = 5
 
 
 @dataclass
-class Classify:
+class Classify(Task):
     """Cross-entropy of one linear classifier on the last block's average-pooled features, as ResNet has it.
 
     train_view, held_out_view: what is learned from and what is scored (fastpsl.pipelines.standard_views has the usual two). The number

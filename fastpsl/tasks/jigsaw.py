@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastpsl.engine.task import Task
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.flip import Flip
@@ -15,7 +16,7 @@ from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 
 
-class Jigsaw:
+class Jigsaw(Task):
     """Predict which of `counts[level-1]` permutations shuffled the tiles of an image.
 
     Paper: the tiles "are stacked along the channels". Here: one shared trunk per tile, embeddings concatenated, as in

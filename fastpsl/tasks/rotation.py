@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastpsl.engine.task import Task
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.layout import joined
@@ -20,7 +21,7 @@ NUM_ROTATIONS = (2, 4, 8)
 _GAP_PX = 4
 
 
-class Rotation:
+class Rotation(Task):
     """Name the angle by which a picture was turned: one of 2, 4 or 8 that divide the circle, at levels 1, 2 and 3.
 
     Paper: shorter side to 256, rotate, "a center crop on the rotated image remaining the resolution", random 224. How

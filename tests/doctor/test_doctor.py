@@ -222,7 +222,7 @@ def test_a_task_that_knows_its_batch_has_one_ranks_share(recipe: str, extra: tup
     try:
         assert setting.job is not None and setting.opened.batch_size == 8
         assert setting.job.task.batch_size == 8  # type: ignore[attr-defined]
-        data = setting.opened.train_data
+        data = setting.opened.train
         bench = StageBench(setting.job, 2, setting.options, data, setting.world, seconds=0.01)
         assert bench.batch_size == 8 and bench.step_alone() > 0
         if recipe == "mocov2_r50.py":
@@ -313,7 +313,7 @@ def test_other_ways_to_load() -> None:
     setting = open_setting(recipe, 1, ("S1",))
     try:
         assert setting.job is not None
-        views, data = setting.job.task.views(1), setting.opened.train_data
+        views, data = setting.job.task.views(1), setting.opened.train
         feed = Feed(setting, views, 8, data, 0.01)
         (small,) = feed.written(views)
         assert small.option == "fastpsl beton write SRC OUT --short-side 60" and small.part == "decode"

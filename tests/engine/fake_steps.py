@@ -6,11 +6,9 @@ import torch
 
 from bench.recipe_stages import recipe_options, stage_job
 from fastpsl.engine.distributed import World
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Job, make_learner
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.train_step import Learner
-from fastpsl.engine.trainer import make_learner
-from fastpsl.engine.trunk import call_if_there, held_out_views, images_per_sample
 from fastpsl.pipelines.data.dataset import Data
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from tests.engine.tiny import noise_batch
@@ -30,16 +28,16 @@ def recipe_learner(recipe: str, stage: str, **values: Any) -> tuple[Job, int, Ru
 
 
 def learner_of(job: Job, number: int, options: RunOptions, data: Data) -> Learner:
-    call_if_there(job.task, "check_data", data, options.batch_size)
+    job.task.check_data(data, options.batch_size)
     return make_learner(job, number, options, WORLD)
 
 
 def one_step(cuda: FakeCuda, job: Job, number: int, options: RunOptions, learner: Learner) -> Seen:
     """What a stage's first step makes the host wait for and launches: the passes before it, itself, a held-out batch after it."""
     task, stage = job.task, job.stages[number]
-    size = options.rank_batch(1) // images_per_sample(task, stage.level)
+    size = options.rank_batch(1) // task.images_per_sample(stage.level)
     batches = [noise_batch(learner.views, size, seed).to(cuda.device) for seed in range(options.accumulate)]
-    held_out = held_out_views(task, stage.level)
+    held_out = task.held_out_views(stage.level)
     shown = noise_batch(held_out, size).to(cuda.device)
     with_gradient: list[bool] = []
     learner.optimiser.register_step_pre_hook(
@@ -48,10 +46,10 @@ def one_step(cuda: FakeCuda, job: Job, number: int, options: RunOptions, learner
         )
     )
     with cuda.watched() as seen:
-        for _ in range(call_if_there(task, "warm_up_batches", stage) or 0):
-            learner.warm_up(task, batches[0])
-        learner.step(batches, options.accumulate, lr=0.1)
-        call_if_there(task, "after_step")
+        for _ in range(task.num_warm_up_batches(stage) or 0):
+            learner.warm_up(task.warm_up, batches[0])
+        learner.step(batches, lr=0.1)
+        task.after_step()
         if held_out:
             learner.module.eval()
             with torch.no_grad():

@@ -15,8 +15,8 @@ from fastpsl.engine.optim.apex import fused_sgd, require_apex
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.train_step import Learner
-from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.engine.train_step import Learner, StageModule
+from fastpsl.engine.trunk import Trunk
 from tests.engine.test_stage import VIEWS, Brightness
 from tests.engine.tiny import TinyNet, noise_batch
 from tests.programs import ROOT
@@ -80,7 +80,7 @@ def learner(
 ) -> Learner:
     torch.manual_seed(0)
     backbone, task, stage = TinyNet(), Brightness(), make_plan("psl", (1, 1, 1))[1]
-    module = StageModule(Trunk(backbone, stage), task.head(1, 16), task).to(device)
+    module = StageModule(Trunk(backbone, stage), task.head(1, 16), task.loss).to(device)
     optimiser = optimiser_of(module.learning_parameters(), **settings)
     made = Learner(module, optimiser, VIEWS, precision, World(0, 1, 0, 1, torch.device(device)))
     if precision == "fp16":
@@ -95,7 +95,7 @@ def train(one: Learner, num_steps: int, broken: tuple[int, ...]) -> torch.Tensor
         hook = weight.register_hook(lambda gradient: gradient * float("nan")) if step in broken else None  # type: ignore[operator, union-attr]
         batch = noise_batch(VIEWS, 4, seed=step)
         batch.images = [images.to(one.world.device) for images in batch.images]
-        one.step([batch], 1, lr=0.05)
+        one.step([batch], lr=0.05)
         if hook:
             hook.remove()
     return torch.cat([p.detach().flatten() for p in one.module.parameters()]).cpu()

@@ -19,9 +19,9 @@ from fastpsl.engine import compile_modes as step_modes
 from fastpsl.engine.compile_modes import choose_step, make_runner
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage, make_plan
-from fastpsl.engine.train_step import Learner
+from fastpsl.engine.train_step import Learner, StageModule
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.models.backbone import Backbone
@@ -58,7 +58,7 @@ def make_learner(
     torch.manual_seed(0)
     net, task = network(), Brightness()
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    module = StageModule(Trunk(net, stage), task.head(1, net.channels[stage.last_block - 1]), task)  # type: ignore[index, arg-type]
+    module = StageModule(Trunk(net, stage), task.head(1, net.channels[stage.last_block - 1]), task.loss)  # type: ignore[index, arg-type]
     learner = Learner(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
     if backend is not None:
         module.trunk.runner = make_runner("compiled", backend)
@@ -80,7 +80,7 @@ def test_every_stage_has_concrete_sizes_and_the_values_of_eager(precision: str) 
         eager, compiled = make_learner(stage, None, precision), make_learner(stage, backend, precision)
         for learner in (eager, compiled):
             for seed in range(3):
-                learner.step([noise_batch(VIEWS, 4, seed)] * 2, 2, lr=0.1)
+                learner.step([noise_batch(VIEWS, 4, seed)] * 2, lr=0.1)
             # Another size and mode: it is not compiled.
             learner.evaluate([noise_batch(VIEWS, 3)], VIEWS, lambda: False)
         # Frozen blocks and learning blocks, each once.
@@ -188,7 +188,7 @@ def test_inside_ddp_graphs_end_where_buckets_do(process_group: None) -> None:
         learner = make_learner(STAGES[2], backend, network=Wide)
         learner.forward = DistributedDataParallel(learner.module, gradient_as_bucket_view=True)
         for seed in range(2):
-            learner.step([noise_batch(VIEWS, 2, seed)], 1, lr=0.1)
+            learner.step([noise_batch(VIEWS, 2, seed)], lr=0.1)
         results.append(values(learner))
         del learner
     # The frozen blocks, and two parts of the learning ones at least.
@@ -204,7 +204,7 @@ def test_by_inductor_too() -> None:
     for backend in (None, "inductor"):
         learner = make_learner(STAGES[1], backend)
         for seed in range(3):
-            learner.step([noise_batch(VIEWS, 4, seed)], 1, lr=0.1)
+            learner.step([noise_batch(VIEWS, 4, seed)], lr=0.1)
         results.append(values(learner))
     changed = (results[0] - start).abs().max()
     assert changed > 0.01 and (results[0] - results[1]).abs().max() < 1e-4 * changed

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from bench.recipe_stages import recipe_options, stage_job
 from fastpsl.engine.compile_modes import StepChoice
 from fastpsl.engine.distributed import World
+from fastpsl.engine.experiment import place_backbone
 from fastpsl.engine.gpu_failures import explained
 from fastpsl.engine.gpu_memory import peak_memory, reset_peak_memory
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.stage_bench import StageBench
-from fastpsl.engine.train_step import Learner
-from fastpsl.engine.trainer import place_backbone
-from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.engine.train_step import Learner, StageModule
+from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.fold_batchnorm import ConvReLU, folded
@@ -70,14 +70,14 @@ def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
     """With the loader."""
     task = Jigsaw(permutation_set(9, [500, 1000, 2000]).permutations)
     backbone = ResNet("resnet50").to(DEVICE).to(memory_format=torch.channels_last)
-    module = StageModule(Trunk(backbone, STAGES[1]), task.head(2, 1024).to(DEVICE), task)
+    module = StageModule(Trunk(backbone, STAGES[1]), task.head(2, 1024).to(DEVICE), task.loss)
     learner = Learner(module, sgd(module.learning_parameters()), task.views(2), precision, WORLD)
     with Loader(Synthetic(2000), task.views(2), batch_size=16, device=DEVICE) as loader:
         batches = loader.epoch(0)
-        learner.step(batches, 1, 0.01)  # the first step makes buffers
+        learner.step([next(batches)], 0.01)  # the first step makes buffers
         with NoSync():
             for _ in range(10):
-                learner.step(batches, 1, 0.01)
+                learner.step([next(batches)], 0.01)
         batches.close()
 
 
@@ -133,7 +133,7 @@ def test_the_log_waits_for_no_step_under_way(tmp_path: Path) -> None:
     report.stage_begins(bench.stage, 0, 100, 10)
     with NoSync():
         for number in range(1, 10):
-            metrics = bench.learner.step(batches, 1, 0.01)
+            metrics = bench.learner.step([next(batches)], 0.01)
             report.step(number, number, 0.01, metrics, bench.learner.num_skipped)
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 8
     report.close()
@@ -151,14 +151,14 @@ def learned(
     backbone, task = TinyNet(), Brightness()
     backbone.to(DEVICE).to(memory_format=torch.channels_last)
     head = task.head(1, backbone.channels[stage.last_block - 1]).to(DEVICE)
-    module = StageModule(Trunk(backbone, stage), head, task)
+    module = StageModule(Trunk(backbone, stage), head, task.loss)
     learner = Learner(
         module, sgd(module.learning_parameters()), VIEWS, precision, WORLD, step=StepChoice(mode, "asked for")
     )
     learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 1024.0})
     for seed in range(steps):
         batches = [on_device(16, accumulate * seed + part) for part in range(accumulate)]
-        learner.step(batches, accumulate, lr=0.1)
+        learner.step(batches, lr=0.1)
     return torch.cat([value.flatten().double() for value in module.state_dict().values()]), learner
 
 
@@ -175,7 +175,7 @@ def test_other_modes_equal_eager(stage: Stage, mode: str, precision: str) -> Non
     # A held-out pass between steps of graphs: eager, and nothing of it stays.
     held_out = learner.evaluate([on_device(5, 9)], VIEWS, lambda: False)
     assert held_out is not None and held_out["loss"] > 0
-    learner.step([on_device(16, 10)] * accumulate, accumulate, lr=0.1)
+    learner.step([on_device(16, 10)] * accumulate, lr=0.1)
 
 
 def test_half_steps_that_are_not_finite_change_nothing() -> None:
@@ -185,7 +185,7 @@ def test_half_steps_that_are_not_finite_change_nothing() -> None:
     learner.module._loss.__self__.factor = float("nan")  # type: ignore[attr-defined]
     batch = on_device(16, 7)
     with NoSync():
-        learner.step([batch], 1, lr=0.1)
+        learner.step([batch], lr=0.1)
     assert all(torch.equal(a, b) for a, b in zip(before, learner.module.parameters(), strict=True))
     assert float(learner.num_skipped) == skipped + 1 and learner.scaler.get_scale() == scale / 2
 
@@ -215,12 +215,12 @@ def peak_of_a_step(name: str, stage: Stage) -> int:
     backbone, task = make_backbone(name), Brightness()
     backbone.to(DEVICE).to(memory_format=torch.channels_last)
     head = task.head(1, backbone.channels[stage.last_block - 1]).to(DEVICE)  # type: ignore[index, arg-type]
-    module = StageModule(Trunk(backbone, stage), head, task)  # type: ignore[arg-type]
+    module = StageModule(Trunk(backbone, stage), head, task.loss)  # type: ignore[arg-type]
     learner = Learner(module, sgd(module.learning_parameters()), VIEWS, "fp16", WORLD)
     batch = on_device(1024, 0)
-    learner.step([batch], 1, 0.01)
+    learner.step([batch], 0.01)
     reset_peak_memory(DEVICE)
-    learner.step([batch], 1, 0.01)
+    learner.step([batch], 0.01)
     return peak_memory(DEVICE)["peak_allocated_bytes"]
 
 

@@ -1,4 +1,4 @@
-"""Passes show a task every training sample once, as it asks, and leave the network as it was."""
+"""EpochContext show a task every training sample once, as it asks, and leave the network as it was."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.engine.dataset_pass import Passes, PassStopped, _without_padding, undisturbed
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.dataset_pass import EpochContext, PassStopped, _without_padding, undisturbed
+from fastpsl.engine.experiment import Job, make_learner
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.run import Run
-from fastpsl.engine.trainer import make_learner
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.input_record import Input
@@ -30,28 +29,28 @@ RANDOM = ViewSpec(RandomResizedCrop(32))
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
     run = tiny_run(tmp_path)
-    run.train_data = Subset(run.train_data, np.arange(NUM))
+    run.data.train = Subset(run.data.train, np.arange(NUM))
     yield run
     run.close()
 
 
-def passes_of(run: Run, draws: int = 1000) -> Passes:
+def context_of(run: Run, draws: int = 1000) -> EpochContext:
     torch.manual_seed(0)
     job = Job(Rotation(shorter_px=36, size_px=32), TinyNet(), make_plan("psl", (1, 1, 1)), cosine(0.1))
     learner = make_learner(job, 0, run.options, run.world)
     for batch in range(3):  # so that running statistics hold something
         learner.module.trunk(torch.randn(8, 3, 32, 32) + batch)
-    return Passes(run, learner, epoch=0, first=True, draws=draws)
+    return EpochContext(run, learner, epoch=0, first=True, draws=draws)
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_every_sample_once_and_nothing_is_changed(run: Run, training: bool) -> None:
-    passes = passes_of(run)
-    module = passes.learner.module
+    context = context_of(run)
+    module = context.learner.module
     module.trunk.learning[1].eval()  # modes are anyone's
     before = digests(module.state_dict()), [part.training for part in module.modules()]
     seen: list[int] = []
-    for indices, features in passes.outputs(RANDOM, lambda maps: maps, training=training):
+    for indices, features in context.forward_dataset(RANDOM, lambda maps: maps, training=training):
         assert not features.requires_grad and features.shape == (32, 12, 4, 4)
         seen += indices.tolist()
     assert seen[:NUM] == list(range(NUM)) and seen[NUM:] == [-1] * 21
@@ -59,11 +58,11 @@ def test_every_sample_once_and_nothing_is_changed(run: Run, training: bool) -> N
 
 
 def test_in_eval_mode_an_image_does_not_depend_on_its_batch(run: Run) -> None:
-    passes = passes_of(run)
-    network = passes.learner.module.trunk
+    context = context_of(run)
+    network = context.learner.module.trunk
     (image,) = (view for view in [CENTER])
-    found = torch.cat([features for _, features in passes.outputs(CENTER, lambda maps: maps)])[:NUM]
-    with run.loader(run.train_data, [image], train=False) as loader:
+    found = torch.cat([features for _, features in context.forward_dataset(CENTER, lambda maps: maps)])[:NUM]
+    with run.data.loader(run.data.train, [image], train=False) as loader:
         inputs = torch.cat([batch.inputs([image], torch.float32)[0] for batch in loader.epoch(1000)])[:NUM]
     network.eval()
     with torch.no_grad():
@@ -71,10 +70,10 @@ def test_in_eval_mode_an_image_does_not_depend_on_its_batch(run: Run) -> None:
 
 
 def test_in_train_mode_statistics_are_the_batchs_without_its_padding(run: Run) -> None:
-    passes = passes_of(run)
-    network = passes.learner.module.trunk
-    batches = [features for _, features in passes.outputs(RANDOM, lambda maps: maps, training=True)]
-    with run.loader(run.train_data, [RANDOM], train=False) as loader:
+    context = context_of(run)
+    network = context.learner.module.trunk
+    batches = [features for _, features in context.forward_dataset(RANDOM, lambda maps: maps, training=True)]
+    with run.data.loader(run.data.train, [RANDOM], train=False) as loader:
         inputs = [batch.inputs([RANDOM], torch.float32)[0] for batch in loader.epoch(1000)]
     network.train()
     with torch.no_grad():
@@ -104,22 +103,22 @@ def test_padding_is_filled_with_the_batchs_own_images() -> None:
 def test_draws_are_those_that_were_asked_for(run: Run) -> None:
     def seen(draws: int) -> torch.Tensor:
         return torch.cat(
-            [features for _, features in passes_of(run, draws).outputs(RANDOM, lambda maps: maps)]
+            [features for _, features in context_of(run, draws).forward_dataset(RANDOM, lambda maps: maps)]
         )
 
     assert torch.equal(seen(7), seen(7)) and not torch.equal(seen(7), seen(8))
 
 
 def test_a_signal_ends_a_pass_and_what_fails_in_it_leaves_no_trace(run: Run) -> None:
-    passes = passes_of(run)
-    module = passes.learner.module
+    context = context_of(run)
+    module = context.learner.module
     before = digests(module.state_dict())
     with pytest.raises(ZeroDivisionError):
-        for _ in passes.outputs(RANDOM, lambda maps: maps, training=True):
+        for _ in context.forward_dataset(RANDOM, lambda maps: maps, training=True):
             _ = 1 / 0
     run.agreement.stop_requested = True
     with pytest.raises(PassStopped):
-        list(passes.outputs(RANDOM, lambda maps: maps, training=True))
+        list(context.forward_dataset(RANDOM, lambda maps: maps, training=True))
     assert digests(module.state_dict()) == before and module.training
 
 
@@ -137,25 +136,27 @@ def test_undisturbed_puts_modes_and_statistics_back() -> None:
 
 def test_dropout_in_a_pass_is_its_own(run: Run) -> None:
     """Of no random state that was there before, and another one in each batch."""
-    passes = passes_of(run)
-    passes.learner.module.trunk.learning[2] = torch.nn.Sequential(
-        passes.learner.module.trunk.learning[2], torch.nn.Dropout(0.5)
+    context = context_of(run)
+    context.learner.module.trunk.learning[2] = torch.nn.Sequential(
+        context.learner.module.trunk.learning[2], torch.nn.Dropout(0.5)
     )
     found = []
     for state in (1, 2):
         torch.manual_seed(state)
-        found.append([features for _, features in passes.outputs(CENTER, lambda maps: maps, training=True)])
+        found.append(
+            [features for _, features in context.forward_dataset(CENTER, lambda maps: maps, training=True)]
+        )
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
     assert not torch.equal(found[0][0] == 0, found[0][1] == 0)
 
 
 def test_a_pass_runs_nothing_that_was_compiled(run: Run) -> None:
-    passes = passes_of(run)
-    trunk = passes.learner.module.trunk
+    context = context_of(run)
+    trunk = context.learner.module.trunk
 
     def refuse(*arguments: object) -> list[torch.Tensor]:
         raise AssertionError("a step's runner")
 
     trunk.runner = refuse  # type: ignore[assignment]
-    list(passes.outputs(CENTER, lambda maps: maps, training=True))
+    list(context.forward_dataset(CENTER, lambda maps: maps, training=True))
     assert trunk.runner is refuse

@@ -1,4 +1,4 @@
-"""Passes over all images, and features of frozen networks, on fake CUDA: each batch is launched without a look at the one before."""
+"""EpochContext over all images, and features of frozen networks, on fake CUDA: each batch is launched without a look at the one before."""
 
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager
@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from bench.recipe_stages import recipe_options
-from fastpsl.engine.dataset_pass import Passes
+from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import Decision, World
 from fastpsl.engine.fetch import Fetch
 from fastpsl.engine.run import Run
@@ -69,10 +69,12 @@ def test_a_pass_never_waits_but_to_end(recipe: str, values: dict[str, Any], trai
     """What is made of features is on its way to the host while the next batch is launched."""
     with fake_cuda() as cuda:
         job, _, _, learner = recipe_learner(recipe, "E", precision="fp16", **values)
-        passes = Passes(run, learner, epoch=0, first=True, draws=7)
+        context = EpochContext(run, learner, epoch=0, first=True, draws=7)
         (view,) = job.task.pass_views(1)  # type: ignore[attr-defined]
         with cuda.watched() as seen, before_last_relu(learner.module.trunk):
-            outputs = passes.outputs(view, lambda maps: maps.float().mean((2, 3)).half(), training=training)
+            outputs = context.forward_dataset(
+                view, lambda maps: maps.float().mean((2, 3)).half(), training=training
+            )
             for _ in range(NUM_BATCHES - training):  # in training the last one's padding is looked for
                 indices, rows = next(outputs)
                 assert Fetch(rows).values().shape == rows.shape
@@ -86,10 +88,10 @@ def test_labels_of_a_pass_are_looked_at_once(run: Run) -> None:
     """At its end, for outputs that are not finite."""
     with fake_cuda() as cuda:
         job, _, _, learner = recipe_learner("uic", "E", precision="fp16", label_view="center")
-        passes = Passes(run, learner, epoch=0, first=True, draws=7)
+        context = EpochContext(run, learner, epoch=0, first=True, draws=7)
         (view,) = job.task.pass_views(1)  # type: ignore[attr-defined]
         with cuda.watched() as seen, pytest.raises(DataDependentOutputException):
-            gathered_labels(passes, passes.outputs(view, passes.head))
+            gathered_labels(context, context.forward_dataset(view, context.head))
     (wait,) = seen.waits
     assert "num_bad = int(" in wait
 

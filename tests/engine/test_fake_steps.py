@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.recipe_stages import recipe_module
-from fastpsl.engine.trainer import place_backbone
+from fastpsl.engine.experiment import place_backbone
 from fastpsl.kernels.ab_bins import ab_bins
 from fastpsl.models.fold_batchnorm import ConvReLU
 from fastpsl.pipelines.decoders.synthetic import Synthetic
@@ -181,7 +181,7 @@ def test_nor_one_of_segmentation(protocol: str) -> None:
             indices=whole, labels=whole, epoch=0, step=0,
         )  # fmt: skip
         with cuda.watched() as seen:
-            learner.step([batch], 1, lr=0.1)  # type: ignore[list-item]
+            learner.step([batch], lr=0.1)  # type: ignore[list-item]
             learner.module.eval()
             with torch.no_grad():
                 learner._forward(batch, ())  # type: ignore[arg-type]

@@ -181,7 +181,7 @@ def test_steps_learn_what_eager_ones_do(accumulate: int, calls: list[tuple[str, 
         learner = make_learner(stage)
         learner.module.trunk.runner = runner or learner.module.trunk.runner
         for seed in range(2):
-            learner.step([noise_batch(VIEWS, 4, seed)] * accumulate, accumulate, lr=0.1)
+            learner.step([noise_batch(VIEWS, 4, seed)] * accumulate, lr=0.1)
             num_calls = len(calls)
             learner.evaluate([noise_batch(VIEWS, 3)], VIEWS, lambda: False)
             assert len(calls) == num_calls

@@ -49,7 +49,7 @@ class Hanging(Asking):
             raise Left
         return super().loss(trunk, head, inputs, batch)
 
-    def warm_up_batches(self, stage: Any) -> int:
+    def num_warm_up_batches(self, stage: Any) -> int:
         return 0
 
     def after_step(self) -> None:

@@ -167,7 +167,7 @@ def test_the_numbers_are_those_of_the_trunk_as_it_is_saved(whole: Path) -> None:
     net.eval()
     run = probed_run(whole)
     seen = []
-    for data in (run.train_data, run.val_data):
+    for data in (run.data.train, run.data.val):
         assert data is not None
         monitor = Monitor(run, Trunk(TinyNet(), Stage("S3", 3, 3, 5, 2)), Stage("S3", 3, 3, 5, 2), VIEW(), 1)
         with (
@@ -250,7 +250,7 @@ def test_lines_past_the_checkpoint_are_cut_and_made_again(whole: Path, tmp_path:
 
 def test_data_without_labels_shows_the_signs_alone(tmp_path: Path) -> None:
     run = fit(tmp_path, val=None, probe_every=2, max_steps_per_stage=2)
-    assert run.val_data is None
+    assert run.data.val is None
     for line in probes(tmp_path):
         assert line["knn_accuracy"] is None and 0 < line["feature_std"] < 1 < line["effective_rank"]
         assert "kNN" not in probe_line(line)
@@ -258,8 +258,8 @@ def test_data_without_labels_shows_the_signs_alone(tmp_path: Path) -> None:
 
 def test_held_out_data_of_other_classes_is_refused_before_training(tmp_path: Path) -> None:
     run = probed_run(tmp_path)
-    assert run.val_data is not None
-    run.val_data.class_names = [*run.val_data.class_names[:-1], "tree house"]  # type: ignore[index]
+    assert run.data.val is not None
+    run.data.val.class_names = [*run.data.val.class_names[:-1], "tree house"]  # type: ignore[index]
     with pytest.raises(ValueError, match="tree house"):
         pretrain(tiny_job(), run)
     run.close()
@@ -269,7 +269,7 @@ def test_held_out_data_of_other_classes_is_refused_before_training(tmp_path: Pat
 def test_a_part_of_large_data_is_fixed_by_the_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run = probed_run(tmp_path)
 
-    def chosen(seed: int, part: int = 1, data: Data = run.train_data) -> list[int]:
+    def chosen(seed: int, part: int = 1, data: Data = run.data.train) -> list[int]:
         return online._some(data, 100, (seed, part)).indices.tolist()
 
     assert chosen(0) == chosen(0) == sorted(set(chosen(0))) and len(chosen(0)) == 100

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from fastpsl.engine.distributed import World
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.train_step import Learner
-from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.engine.task import Task
+from fastpsl.engine.train_step import Learner, StageModule
+from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
@@ -20,7 +21,7 @@ CPU = World(0, 1, 0, 1, torch.device("cpu"))
 VIEWS = (ViewSpec(RandomResizedCrop(32)),)
 
 
-class Brightness:
+class Brightness(Task):
     """Regress the mean of an image: the smallest task that has a loss. `factor` may make it not finite."""
 
     factor = 1.0
@@ -63,7 +64,7 @@ def test_exactly_the_learning_blocks_change(plan: str, frozen_batchnorm: str) ->
         head_before = snapshot(module.head)
         calls.clear()
         for _ in range(2):
-            learner.step([noise_batch(VIEWS, 4)], 1, lr=0.1)
+            learner.step([noise_batch(VIEWS, 4)], lr=0.1)
         assert calls == 2 * list(range(1, stage.last_block + 1))
         for number, block in enumerate(backbone.blocks(), start=1):
             learns = stage.first_learning <= number <= stage.last_block
@@ -94,10 +95,10 @@ def test_accumulated_batches_give_the_mean_gradient() -> None:
         torch.manual_seed(0)
         backbone, task = TinyNet(), Brightness()
         stage = make_plan("end_to_end", (1, 1, 1))[0]
-        module = StageModule(Trunk(backbone, stage), task.head(1, 16), task)
+        module = StageModule(Trunk(backbone, stage), task.head(1, 16), task.loss)
         module.eval()  # BatchNorm's statistics would differ by batch
         learner = Learner(module, sgd(module.learning_parameters()), VIEWS, "fp32", CPU)
-        learner.step([part_of(batch, number, parts) for number in range(parts)], parts, lr=0.5)
+        learner.step([part_of(batch, number, parts) for number in range(parts)], lr=0.5)
         weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
     assert torch.allclose(weights[0], weights[1], atol=1e-6) and torch.allclose(
         weights[0], weights[2], atol=1e-6
@@ -109,12 +110,12 @@ def test_steps_with_non_finite_gradients_change_nothing_and_are_counted(precisio
     torch.manual_seed(0)
     backbone, task = TinyNet(), Brightness()
     stage = make_plan("psl", (1, 1, 1))[0]
-    module = StageModule(Trunk(backbone, stage), task.head(1, 12), task)
+    module = StageModule(Trunk(backbone, stage), task.head(1, 12), task.loss)
     learner = Learner(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
     learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 1.0})
-    learner.step([noise_batch(VIEWS, 4)], 1, lr=0.1)
+    learner.step([noise_batch(VIEWS, 4)], lr=0.1)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     task.factor = float("nan")
-    learner.step([noise_batch(VIEWS, 4)], 1, lr=0.1)
+    learner.step([noise_batch(VIEWS, 4)], lr=0.1)
     assert all(torch.equal(before[name], p) for name, p in module.named_parameters())
     assert float(learner.num_skipped) == 1.0

@@ -3,12 +3,11 @@
 import torch
 
 from fastpsl.engine.distributed import World
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Job, place_backbone
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.stage_bench import StageBench
-from fastpsl.engine.trainer import place_backbone
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths

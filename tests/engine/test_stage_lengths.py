@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastpsl.engine.dataset_pass import Passes
+from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Position
-from fastpsl.engine.train_step import Learner
+from fastpsl.engine.train_step import Learner, StageModule
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
@@ -107,8 +107,8 @@ def test_passes_at_the_end_have_draws_of_their_own(tmp_path: Path) -> None:
     job = tiny_job()
     for name, hook in (("start", "start_epoch"), ("end", "end_stage")):
 
-        def note(passes: Passes, name: str = name) -> None:
-            seen[name].append(passes.draws)
+        def note(context: EpochContext, name: str = name) -> None:
+            seen[name].append(context.draws)
 
         setattr(job.task, hook, note)
     run = tiny_run(tmp_path)
@@ -135,7 +135,7 @@ def learner_of(
 ) -> tuple[Learner, Brightness]:
     task = Brightness()
     head = task.head(1, backbone.channels[stage.last_block - 1])
-    module = StageModule(Trunk(backbone, stage, batchnorm=batchnorm), head, task)
+    module = StageModule(Trunk(backbone, stage, batchnorm=batchnorm), head, task.loss)
     optimiser = sgd(module.learning_parameters(), momentum=momentum, weight_decay=1e-2, decay_biases=True)
     return Learner(module, optimiser, views, precision, CPU, clip_norm=clip_norm), task
 
@@ -152,7 +152,7 @@ def test_batchnorm_of_learning_blocks(name: str, batchnorm: Kind) -> None:
     before = [snapshot(block) for block in blocks]
     for mode in (True, False, True):  # a held-out pass in between changes nothing
         learner.module.train(mode)
-    learner.step([noise_batch(views, 4)], 1, lr=0.1)
+    learner.step([noise_batch(views, 4)], lr=0.1)
     kinds = set()
     for number, (block, was) in enumerate(zip(blocks, before, strict=True), start=1):
         learns = first <= number <= last
@@ -215,7 +215,7 @@ def step_of(clip_norm: float | None, parts: int = 1, scale: float = 1.0) -> tupl
     learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": scale})
     flat = lambda: torch.cat([p.detach().flatten().clone() for p in learner.module.parameters()])
     before, batch = flat(), noise_batch(VIEWS, 8)
-    learner.step([part_of(batch, number, parts) for number in range(parts)], parts, lr=1.0)
+    learner.step([part_of(batch, number, parts) for number in range(parts)], lr=1.0)
     return before, flat()
 
 
@@ -256,12 +256,12 @@ def test_a_step_with_gradients_that_are_not_finite_is_skipped_where_they_are_cli
     torch.manual_seed(0)
     learner, task = learner_of(TinyNet(), ALL, "eval", precision=precision, clip_norm=10.0)
     learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 8.0})
-    learner.step([noise_batch(VIEWS, 4)], 1, lr=0.01)
+    learner.step([noise_batch(VIEWS, 4)], lr=0.01)
     weights = snapshot(learner.module)
     momenta = [state["momentum_buffer"].clone() for state in learner.optimiser.state.values()]
     scale = learner.scaler.get_scale()
     task.factor = factor
-    learner.step([noise_batch(VIEWS, 4)], 1, lr=0.01)
+    learner.step([noise_batch(VIEWS, 4)], lr=0.01)
     assert all(torch.equal(weights[name], value) for name, value in learner.module.state_dict().items())
     states = learner.optimiser.state.values()
     assert all(torch.equal(was, s["momentum_buffer"]) for was, s in zip(momenta, states, strict=True))
@@ -269,6 +269,6 @@ def test_a_step_with_gradients_that_are_not_finite_is_skipped_where_they_are_cli
         scale / 2 if precision == "fp16" else 1.0
     )
     task.factor = 1.0
-    learner.step([noise_batch(VIEWS, 4)], 1, lr=0.01)
+    learner.step([noise_batch(VIEWS, 4)], lr=0.01)
     assert not all(torch.equal(weights[name], value) for name, value in learner.module.state_dict().items())
     assert all(value.isfinite().all() for value in learner.module.state_dict().values())

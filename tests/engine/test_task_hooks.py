@@ -14,6 +14,7 @@ from fastpsl.engine.distributed import gathered
 from fastpsl.engine.experiment import Job
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import Stage, make_plan
+from fastpsl.engine.task import Task
 from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.crops import ShorterSideCrop
@@ -29,7 +30,7 @@ from tests.engine.tiny import TinyNet, tiny_run
 NUM_WARM_UP = 20  # more than the 15 batches of an epoch
 
 
-class Asking:
+class Asking(Task):
     """Classify; each sample counts twice; sees 20 batches first; held-out pictures as they are."""
 
     num_levels = 3
@@ -54,7 +55,7 @@ class Asking:
         if batch_size == 64:
             raise ValueError(f"batch {batch_size} of {data.num_samples} will not do")
 
-    def warm_up_batches(self, stage: Stage) -> int:
+    def num_warm_up_batches(self, stage: Stage) -> int:
         return NUM_WARM_UP
 
     def warm_up(self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
@@ -108,7 +109,7 @@ def test_a_task_is_asked_for_all_it_wants(tmp_path: Path) -> None:
 def test_warm_up_longer_than_an_epoch_goes_on_in_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Asking, "warm_up_batches", lambda self, stage: 35)
+    monkeypatch.setattr(Asking, "num_warm_up_batches", lambda self, stage: 35)
     task = Asking()
     assert fit(tmp_path, task, max_steps_per_stage=1)
     assert [(step, epoch - task.warmed[0][0]) for epoch, step, _ in task.warmed[:35]] == [

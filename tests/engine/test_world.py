@@ -16,8 +16,9 @@ from torch import Tensor
 from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.train_step import Learner
-from fastpsl.engine.trunk import StageModule, Task, Trunk, call_if_there
+from fastpsl.engine.task import Task
+from fastpsl.engine.train_step import Learner, StageModule
+from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import train_view
@@ -78,16 +79,16 @@ def weights_after_a_step(name: str, rank: int, world_size: int) -> dict[str, Ten
     stage = make_plan("psl", (1, 1, 1))[1]
     head = task.head(level, backbone.channels[stage.last_block - 1])
     trunk = Trunk(backbone, stage)
-    module = StageModule(trunk, head, task)
+    module = StageModule(trunk, head, task.loss)
     module.eval()
     head.training = (
         name in PROXIES
     )  # alone, without the BatchNorms in it: in eval mode it learns no pseudo-labels
-    call_if_there(task, "start_stage", stage, trunk, head)
+    task.start_stage(stage, trunk, head)
     optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     learner = Learner(module, optimiser, task.views(level), "fp32", world)
-    learner.step([part_of(noise_batch(task.views(level), GLOBAL_BATCH), rank, world_size)], 1, lr=1.0)
+    learner.step([part_of(noise_batch(task.views(level), GLOBAL_BATCH), rank, world_size)], lr=1.0)
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
@@ -99,14 +100,14 @@ def running_statistics(rank: int, world_size: int) -> dict[str, list[Tensor]]:
     for buffer in backbone.buffers():
         buffer += rank
     trunk = Trunk(backbone, stage)
-    module = StageModule(trunk, task.head(2, backbone.channels[stage.last_block - 1]), task)
+    module = StageModule(trunk, task.head(2, backbone.channels[stage.last_block - 1]), task.loss)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     views = task.views(2)
     learner = Learner(module, sgd(module.learning_parameters()), views, "fp32", world)
     batch = part_of(noise_batch(views, GLOBAL_BATCH), rank, world_size)
     found = {"before": [buffer.clone() for buffer in trunk.buffers()]}
     for _ in range(2):
-        learner.step([batch], 1, lr=0.1)
+        learner.step([batch], lr=0.1)
     found["stepped"] = [buffer.clone() for buffer in trunk.buffers()]
     learner.evaluate([batch], views, lambda: False)
     found["evaluated"] = list(trunk.buffers())

@@ -14,6 +14,7 @@ from fastpsl.engine import launch
 from fastpsl.engine.distributed import World
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.run import Run
+from fastpsl.engine.run_data import RunData
 from fastpsl.kernels.draws import Keys
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.batch import Batch
@@ -61,7 +62,7 @@ def tiny_run(out: Path, world: World | None = None, **options: Any) -> Run:
         "tensorboard": False,
         "num_threads": 1,
     }
-    return Run("tiny", PretrainOptions(**{**values, **options}), world or one_process())
+    return Run("tiny", RunData(PretrainOptions(**{**values, **options}), world or one_process()))
 
 
 @contextmanager

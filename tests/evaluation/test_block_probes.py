@@ -17,9 +17,9 @@ from fastpsl.engine.experiment import Job
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.train_step import Learner
+from fastpsl.engine.train_step import Learner, StageModule
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.engine.trunk import Trunk
 from fastpsl.evaluation.block_probes import (
     BlockProbes,
     FewLabelBlockProbes,
@@ -162,7 +162,7 @@ def test_each_head_reads_its_block_and_counts_once() -> None:
     task = probes(backbone, names)
     stage = Stage("blocks", 1, 5, 4, 1)
     trunk = Trunk(backbone, stage)
-    module = StageModule(trunk, task.head(1, 16), task)
+    module = StageModule(trunk, task.head(1, 16), task.loss)
     head: Any = module.head
     calls: list[int] = []
     for number, block in enumerate(backbone.blocks(), 1):
@@ -251,7 +251,7 @@ def test_a_probe_leaves_the_backbone_and_goes_on_as_if_never_stopped(tmp_path: P
         made.task.loss = seeing  # type: ignore[method-assign]
         before = {name: value.clone() for name, value in made.backbone.state_dict().items()}
         finished = pretrain(made, run)
-        labels = run.train_data.labels()
+        labels = run.data.train.labels()
         run.close()
         assert finished == (not stop_at)
         after = made.backbone.state_dict()
@@ -317,12 +317,12 @@ def weights_after_a_step(rank: int, world_size: int) -> dict[str, Tensor]:
     torch.manual_seed(0)
     backbone = TinyNet()
     task = probes(backbone, ("conv_B4", "fc1_B5", "fc3_B5"))
-    module = StageModule(Trunk(backbone, Stage("blocks", 1, 6, 5, 1)), task.head(1, 16), task).eval()
+    module = StageModule(Trunk(backbone, Stage("blocks", 1, 6, 5, 1)), task.head(1, 16), task.loss).eval()
     optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     learner = Learner(module, optimiser, task.views(1), "fp32", world)
     batch = replace(noise_batch(task.views(1), 8), labels=torch.arange(8))
-    learner.step([part_of(batch, rank, world_size)], 1, lr=1.0)
+    learner.step([part_of(batch, rank, world_size)], lr=1.0)
     return {name: p.detach().clone() for name, p in module.head.named_parameters()}
 
 

@@ -21,6 +21,7 @@ from fastpsl.engine.online_probe import Monitor, figures
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run
+from fastpsl.engine.run_data import RunData
 from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.trunk import Trunk
 from fastpsl.evaluation.feature_file import read_features
@@ -100,14 +101,11 @@ def monitor(folder: Path, world: World) -> None:
 
     @contextmanager
     def opened(name: str, every: int) -> Any:
-        run = Run(
-            "tiny",
-            PretrainOptions(
-                data=str(paths.train_32), val=str(paths.test_32), batch_size=96, num_threads=1, tensorboard=False,
-                out=folder / name, max_steps_per_stage=7, probe_every=every,
-            ),
-            world,
+        options = PretrainOptions(
+            data=str(paths.train_32), val=str(paths.test_32), batch_size=96, num_threads=1, tensorboard=False,
+            out=folder / name, max_steps_per_stage=7, probe_every=every,
         )  # fmt: skip
+        run = Run("tiny", RunData(options, world))
         torch.manual_seed(0)
         yield replace(tiny_job("end_to_end"), stages=(STAGE,)), run
         run.close()

@@ -11,8 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastpsl.engine.compile_modes import make_runner
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage, make_plan
-from fastpsl.engine.train_step import DTYPES, Learner
-from fastpsl.engine.trunk import StageModule, Task, Trunk
+from fastpsl.engine.task import Task
+from fastpsl.engine.train_step import DTYPES, Learner, StageModule
+from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.models.alexnet import AlexNet
@@ -73,7 +74,7 @@ def views(backbone: Backbone) -> tuple[ViewSpec, ...]:
 
 def learner(backbone: Backbone, stage: Stage, precision: str = "fp32", fold: bool = False) -> Learner:
     task, width = Brightness(), backbone.channels[stage.last_block - 1]
-    module = StageModule(Trunk(backbone, stage), task.head(1, width), task)
+    module = StageModule(Trunk(backbone, stage), task.head(1, width), task.loss)
     return Learner(
         module, sgd(module.learning_parameters()), views(backbone), precision, CPU, fold_frozen=fold
     )
@@ -153,7 +154,7 @@ def test_exactly_the_learning_blocks_change(name: str, kind: str) -> None:
         ]
         before = [snapshot(block) for block in backbone.blocks()]
         calls.clear()
-        own.step([batch], 1, lr=0.001)
+        own.step([batch], lr=0.001)
         assert calls == list(range(1, stage.last_block + 1)) and not own.num_skipped
         for hook in hooks:
             hook.remove()
@@ -219,7 +220,7 @@ def test_compiled_steps_with_dropout_learn_what_eager_ones_do() -> None:
             own.module.trunk.runner = make_runner(mode, backend)
         for seed in range(2):
             torch.manual_seed(seed)
-            own.step([noise_batch(views(backbone), 4, seed)], 1, lr=0.1)
+            own.step([noise_batch(views(backbone), 4, seed)], lr=0.1)
         weights.append(torch.cat([value.flatten() for value in own.module.state_dict().values()]))
     # Frozen and learning blocks: a graph each, and no more for the second step.
     assert len(backend.inputs) == 2
@@ -251,15 +252,15 @@ def test_the_tasks_run_on_alexnet_with_their_own_views(name: str) -> None:
     stage = make_plan("psl", (1,) * 3, num_levels=task.num_levels, num_blocks=7, partition=SUGGESTED[7])[2]
     trunk = Trunk(backbone, stage)
     head = task.head(stage.level, 16)
-    module = StageModule(trunk, head, task)
+    module = StageModule(trunk, head, task.loss)
     if hasattr(task, "start_stage"):
         task.start_stage(stage, trunk, head)
     specs = task.views(stage.level)
     own = Learner(module, sgd(module.learning_parameters()), specs, "fp32", CPU)
-    for number in range(task.warm_up_batches(stage) if hasattr(task, "warm_up_batches") else 0):
-        own.warm_up(task, noise_batch(specs, 2, 100 + number))
+    for number in range(task.num_warm_up_batches(stage) if hasattr(task, "num_warm_up_batches") else 0):
+        own.warm_up(task.warm_up, noise_batch(specs, 2, 100 + number))
     before = snapshot(module)
-    own.step([noise_batch(specs, 2)], 1, lr=0.1)
+    own.step([noise_batch(specs, 2)], lr=0.1)
     assert not own.num_skipped
     key = "trunk.learning.4.2.weight"
     assert isinstance(module.get_parameter(key), Tensor) and not torch.equal(

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from fastpsl.engine.compile_modes import make_runner, run_blocks
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage, make_plan
-from fastpsl.engine.train_step import DTYPES, Learner
+from fastpsl.engine.train_step import DTYPES, Learner, StageModule
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.engine.trunk import Trunk
 from fastpsl.models.fold_batchnorm import folded
 from fastpsl.models.resnet import ResNet
 from fastpsl.models.revnet import RevNet
@@ -47,7 +47,7 @@ def trained(backbone: nn.Module) -> nn.Module:
 def learner(name: str, precision: str, fold: bool, stage: Stage = S3) -> Learner:
     torch.manual_seed(0)
     backbone, task = trained(ResNet(name)), Brightness()
-    module = StageModule(Trunk(backbone, stage), task.head(1, backbone.channels[-1]), task)  # type: ignore[arg-type, index]
+    module = StageModule(Trunk(backbone, stage), task.head(1, backbone.channels[-1]), task.loss)  # type: ignore[arg-type, index]
     return Learner(module, sgd(module.learning_parameters()), VIEWS, precision, CPU, fold_frozen=fold)
 
 
@@ -120,7 +120,7 @@ def test_nothing_else_knows_of_the_copies() -> None:
     assert len(list(folding.module.modules())) == len(list(plain.module.modules()))
     before = snapshot(folding.module.trunk.frozen)
     for seed in range(2):
-        folding.step([noise_batch(VIEWS, 4, seed)], 1, lr=0.1)
+        folding.step([noise_batch(VIEWS, 4, seed)], lr=0.1)
     assert all(torch.equal(before[n], value) for n, value in folding.module.trunk.frozen.state_dict().items())
     weights = [m.weight for m in folding.module.trunk._folded[0].modules() if isinstance(m, nn.Conv2d)]
     assert [w.dtype for w in weights] == [torch.bfloat16] and not weights[0].requires_grad
@@ -133,7 +133,7 @@ def test_folded_and_compiled() -> None:
         torch.manual_seed(0)
         own = learner("resnet18", "bf16", True)
         own.module.trunk.runner = runner
-        own.step([noise_batch(VIEWS, 4)], 1, lr=0.1)
+        own.step([noise_batch(VIEWS, 4)], lr=0.1)
         values.append(torch.cat([p.detach().flatten() for p in own.module.parameters()]))
     assert len(backend.inputs) == 2 and torch.equal(*values)
 
@@ -186,7 +186,7 @@ def test_what_cannot_be_folded_is_refused_in_one_line(tmp_path: Path) -> None:
     job = tiny_job()
     object.__setattr__(job, "frozen_batchnorm", "train")
     with pytest.raises(ValueError, match="--fold-frozen with --frozen-batchnorm train"):
-        job.check(run)
+        job.check(run.data)
     run.close()
 
 

@@ -158,7 +158,7 @@ def test_exactly_the_learning_blocks_change_in_every_plan(name: str, plan: str) 
     for stage in make_plan(plan, (1, 1, 1), num_blocks=backbone.num_blocks):
         own = learner(backbone, stage)
         before = [snapshot(block) for block in backbone.blocks()]
-        own.step([batch], 1, lr=0.01)
+        own.step([batch], lr=0.01)
         assert not own.num_skipped
         for number, block in enumerate(backbone.blocks(), start=1):
             learns = stage.first_learning <= number <= stage.last_block

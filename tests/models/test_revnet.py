@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.train_step import Learner
-from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.engine.train_step import Learner, StageModule
+from fastpsl.engine.trunk import Trunk
 from fastpsl.models import revnet
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.resnet import ResNet
@@ -75,12 +75,14 @@ def after_a_step(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Gradients and buffers after one step of a stage, as the trainer makes it (channels-last, scaler, DDP)."""
     backbone, task, stage = small().to(memory_format=torch.channels_last), Brightness(), STAGES[stage_number]
-    module = StageModule(Trunk(backbone, stage), task.head(1, backbone.channels[stage.last_block - 1]), task)
+    module = StageModule(
+        Trunk(backbone, stage), task.head(1, backbone.channels[stage.last_block - 1]), task.loss
+    )
     optimiser = sgd(module.learning_parameters(), weight_decay=0.0)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     learner = Learner(module, optimiser, VIEWS, precision, world)
     learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 64.0})
-    learner.step([part_of(noise_batch(VIEWS, 16), rank, world_size)], 1, lr=0.1)
+    learner.step([part_of(noise_batch(VIEWS, 16), rank, world_size)], lr=0.1)
     # A first momentum is the unscaled gradient.
     momenta = {name: optimiser.state[p]["momentum_buffer"] for name, p in module.learning_parameters()}
     return momenta, {name: value.clone() for name, value in backbone.named_buffers()}

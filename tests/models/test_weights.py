@@ -15,6 +15,7 @@ from fastpsl.engine.experiment import Job
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.run import Run
+from fastpsl.engine.run_data import RunData
 from fastpsl.engine.trainer import pretrain
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.kernels.crops import ShorterSideCrop
@@ -63,10 +64,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tensorboard=False,
         num_threads=1,
     )
-    run = Run("jigsaw_tiny", options, one_process(), {"backbone": "resnet18"})
+    run = Run("jigsaw_tiny", RunData(options, one_process()), {"backbone": "resnet18"})
     task, backbone = tiny_job().task, make_backbone("resnet18")
     try:
-        assert pretrain(Job(task, backbone, options.stages(task, backbone), step_drops(0.05, (1,))), run)
+        assert pretrain(
+            Job(task, backbone, options.stages(task.num_levels, backbone.num_blocks), step_drops(0.05, (1,))),
+            run,
+        )
     finally:
         run.close()
     return out

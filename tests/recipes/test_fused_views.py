@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from fastpsl.engine.trunk import call_if_there, held_out_views
 from fastpsl.evaluation.features import Extraction
 from fastpsl.kernels import fused as choose
 from fastpsl.pipelines.augment import choose_augment
@@ -76,10 +75,7 @@ def views_of(recipe: str, **asked: Any) -> tuple[ViewSpec, ...]:
     with torch.device("meta"):
         task = parts["build"](options).task
     levels = range(1, task.num_levels + 1)
-    found = [
-        (*task.views(n), *held_out_views(task, n), *(call_if_there(task, "pass_views", n) or ()))
-        for n in levels
-    ]
+    found = [(*task.views(n), *task.held_out_views(n), *(task.pass_views(n) or ())) for n in levels]
     return tuple(chain(*found))
 
 

@@ -28,7 +28,7 @@ def build(options: Options) -> Job:
     return Job(
         task=task,
         backbone=backbone,
-        stages=options.stages(task, backbone),
+        stages=options.stages(task.num_levels, backbone.num_blocks),
         schedule=step_drops(options.lr, (20, 20, 10, 10)),
         optimiser=sgd,
     )

@@ -17,7 +17,7 @@ def small_modules(proxy: Proxy) -> tuple[Trunk, nn.Module]:
     """A trunk of five small blocks, and the task's head on it."""
     torch.manual_seed(0)
     backbone = TinyNet()
-    return Trunk(backbone, make_plan("end_to_end", (1,))[0]), proxy.head(backbone.channels[-1])
+    return Trunk(backbone, make_plan("end_to_end", (1,))[0]), proxy.head(1, backbone.channels[-1])
 
 
 def learned(proxy: Proxy, num_epochs: int = 12) -> tuple[Trunk, nn.Module]:
@@ -32,7 +32,7 @@ def learned(proxy: Proxy, num_epochs: int = 12) -> tuple[Trunk, nn.Module]:
             for batch in loader.epoch(epoch):
                 (inputs,) = batch.inputs([view], torch.float32)
                 optimiser.zero_grad()
-                proxy.loss(trunk(inputs), head, batch)[0].backward()
+                proxy.features_loss(trunk(inputs), head, batch)[0].backward()
                 optimiser.step()
     return trunk.eval(), head.eval()
 

@@ -21,7 +21,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 def small_modules(task: AET) -> tuple[nn.Module, AETHead]:
     torch.manual_seed(0)
-    head = task.head(7)
+    head = task.head(1, 7)
     assert isinstance(head, AETHead)
     return nn.Sequential(nn.Conv2d(3, 7, 3, bias=False), nn.ReLU()), head
 
@@ -41,7 +41,7 @@ def test_loss_and_gradients_are_those_of_a_plain_loop(kind: Kind, indices: list[
     spoiled = features.clone()
     spoiled[(batch.indices < 0).repeat_interleave(2)] = math.inf
     head.eval()
-    loss, metrics = task.loss(spoiled, head, batch)
+    loss, metrics = task.features_loss(spoiled, head, batch)
     loss.backward()
     gradient = head.regress.weight.grad
     head.zero_grad()
@@ -66,7 +66,7 @@ def test_loss_and_gradients_are_those_of_a_plain_loop(kind: Kind, indices: list[
     torch.testing.assert_close(metrics["loss"][0], torch.stack(losses).sum().detach())
     torch.testing.assert_close(metrics["loss_constant"][0], torch.tensor(sum(constants)))
     head.train()
-    assert list(task.loss(trunk(inputs), head, batch)[1]) == ["loss"]
+    assert list(task.features_loss(trunk(inputs), head, batch)[1]) == ["loss"]
 
 
 @every_kind
@@ -79,7 +79,7 @@ def test_nothing_but_padding_is_a_loss_of_nought(kind: Kind, num: int) -> None:
     batch.draws = [tuple({k: v[:num] for k, v in draw.items()} for draw in batch.draws[0])]
     (inputs,) = batch.inputs([task.view()], torch.float32)
     assert inputs.shape == (2 * num, 3, 32, 32)
-    loss, metrics = task.loss(trunk(inputs), head.eval(), batch)
+    loss, metrics = task.features_loss(trunk(inputs), head.eval(), batch)
     assert loss == 0 and metrics["loss"] == metrics["loss_constant"] == (0, 0)
     loss.backward()
 
@@ -91,7 +91,7 @@ def test_the_loss_is_in_float32(kind: Kind) -> None:
     batch = noise_batch([task.view()], 4)
     (inputs,) = batch.inputs([task.view()], torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, metrics = task.loss(trunk(inputs), head.eval(), batch)
+        loss, metrics = task.features_loss(trunk(inputs), head.eval(), batch)
     assert loss.dtype == torch.float32 and all(value.dtype == torch.float32 for value, _ in metrics.values())
 
 
@@ -103,9 +103,9 @@ def test_learned_it_beats_the_constant_on_held_out_pictures(kind: Kind) -> None:
     trunk, head = learned(task)
     inputs, batch = held_out(task)
     with torch.no_grad():
-        found = means(task.loss(trunk(inputs), head, batch)[1])
+        found = means(task.features_loss(trunk(inputs), head, batch)[1])
         swapped = inputs.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
-        wrong = means(task.loss(trunk(swapped), head, batch)[1])
+        wrong = means(task.features_loss(trunk(swapped), head, batch)[1])
     assert found["loss"] < 0.6 * found["loss_constant"] < 0.6 * wrong["loss"]
     targets = batch.draws[0][-1]["target"]
     # Of the held-out draws' own mean, which knows more: that of 160 draws is near that of 10,000.
@@ -123,7 +123,7 @@ def test_it_is_ssl_pluspluss_proxy_and_aets_task() -> None:
     assert view.ops[0] == Shift(4) and view.ops[-1] == WarpPair(32, "projective")
     assert AET(size_px=64, crop="random_resized").view().ops[-1] == WarpPair(64)
     for kind, num in (("projective", 8), ("affine", 6)):
-        head = AET(kind).head(192)  # type: ignore[arg-type]
+        head = AET(kind).head(1, 192)  # type: ignore[arg-type]
         assert isinstance(head, AETHead) and head.regress.weight.shape == (num, 384)
         told = head(1000 * torch.randn(8, 192, 2, 3))
         assert told.shape == (4, num) and (told.abs().max() <= 1) == (kind == "affine")

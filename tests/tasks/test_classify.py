@@ -11,8 +11,9 @@ from torch import Tensor
 from fastpsl.engine.experiment import Job
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.train_step import StageModule
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.engine.trunk import Trunk
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.decoders.synthetic import Synthetic
@@ -36,7 +37,7 @@ def task_of(num_classes: int, **more: Any) -> Classify:
 
 def module_of(task: Classify) -> StageModule:
     torch.manual_seed(0)
-    return StageModule(Trunk(TinyNet(), WHOLE), task.head(1, 16), task)
+    return StageModule(Trunk(TinyNet(), WHOLE), task.head(1, 16), task.loss)
 
 
 def batch_of(labels: Tensor) -> Batch:

@@ -18,9 +18,9 @@ from fastpsl.engine.experiment import Job
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import adam, sgd
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.train_step import Learner
+from fastpsl.engine.train_step import Learner, StageModule
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.ab_bins import ab_bins
 from fastpsl.kernels.lightness import Lightness, lightness
 from fastpsl.models.backbone import Backbone
@@ -79,10 +79,10 @@ def ready(batches: Sequence[Batch]) -> tuple[Colorization, Trunk, nn.Module]:
     """A task that has looked at `batches`, which all ranks' make."""
     torch.manual_seed(0)
     task = Colorization(SIZE)
-    trunk, head = Trunk(SmallNIN(), STAGE), task.head(48)
+    trunk, head = Trunk(SmallNIN(), STAGE), task.head(1, 48)
     task.check_data(FakeData(), 40 // len(batches))  # type: ignore[arg-type]
     task.start_stage(STAGE, trunk, head)
-    assert task.warm_up_batches(STAGE) == len(batches)
+    assert task.num_warm_up_batches(STAGE) == len(batches)
     for batch in batches:
         task.warm_up(trunk, head, [], batch)
     return task, trunk, head
@@ -163,7 +163,7 @@ def test_weights_equal_the_loop_and_unseen_bins_have_one() -> None:
     assert np.allclose(task.weights, weights, rtol=2e-3)
     assert np.allclose(task.log_constant.exp(), constant, rtol=2e-3, atol=1e-5)
     assert task.weights.isfinite().all() and task.weights.max() / task.weights.min() > 5
-    assert task.chance() == pytest.approx(task.counts.max().item() / (40 * MAP**2))
+    assert task.chance(1) == pytest.approx(task.counts.max().item() / (40 * MAP**2))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -174,7 +174,7 @@ def test_the_loss_equals_the_loop(indices: list[int], training: bool) -> None:
     batch.indices = torch.tensor(indices)
     head.train(training)
     features = torch.randn(len(indices), 48, MAP, MAP)
-    loss, metrics = task.loss(features, head, batch)
+    loss, metrics = task.features_loss(features, head, batch)
 
     nearest, shares, coloured = task._target(batch)
     log_p = head(features).detach().log_softmax(1)
@@ -207,7 +207,7 @@ def test_a_fixed_example_keeps_its_value() -> None:
     nn.init.zeros_(head.weight)  # type: ignore[arg-type]
     nn.init.zeros_(head.bias)  # type: ignore[arg-type]
     batch = smooth_batch(task, 4, broad=broad[40:])
-    loss, _ = task.loss(torch.zeros(4, 48, MAP, MAP), head, batch)
+    loss, _ = task.features_loss(torch.zeros(4, 48, MAP, MAP), head, batch)
     found = float(loss.detach())
     assert found / math.log(313) == pytest.approx(
         task.weights[task._target(batch)[0][..., 0]].mean().item(), rel=1e-5
@@ -236,19 +236,19 @@ def test_grey_pictures_teach_nothing_and_are_counted() -> None:
     batch = smooth_batch(task, 5, seed=3, grey=range(5))
     batch.indices[4] = -1
     features = torch.randn(5, 48, MAP, MAP, requires_grad=True)
-    loss, metrics = task.loss(features, head, batch)
+    loss, metrics = task.features_loss(features, head, batch)
     loss.backward()
     assert float(loss.detach()) == 0 and features.grad is not None and not features.grad.any()
     assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
     assert [float(v) for v in metrics["accuracy"]] == [0, 0]
     assert task.captions(batch) == ["grey"] * 5
     head.eval()
-    task.loss(features, head, batch)  # held out, none is counted
+    task.features_loss(features, head, batch)  # held out, none is counted
     head.train()
     some = smooth_batch(task, 5, seed=3, grey=[1, 3])
-    task.loss(features, head, some)
+    task.features_loss(features, head, some)
     assert task.captions(some) == ["", "grey", "", "grey", ""]
-    assert task.end_of_epoch() == {"num_grey": 6.0} and task.end_of_epoch() == {"num_grey": 0.0}
+    assert task.end_epoch() == {"num_grey": 6.0} and task.end_epoch() == {"num_grey": 0.0}
 
 
 def test_one_coloured_pixel_makes_a_picture_coloured() -> None:
@@ -279,14 +279,14 @@ def test_how_many_batches_are_looked_at() -> None:
     for num, batch_size, wanted in ((40, 16, 3), (40, 40, 1), (10**6, 128, 391), (50_000, 128, 391)):
         data.num_samples = num
         task.check_data(data, batch_size)  # type: ignore[arg-type]
-        assert task.warm_up_batches(STAGE) == wanted
+        assert task.num_warm_up_batches(STAGE) == wanted
 
 
 def test_the_size_of_the_map_is_found_without_moving_statistics() -> None:
     torch.manual_seed(0)
     task, trunk = Colorization(36), Trunk(SmallNIN(), STAGE)
     before = {name: value.clone() for name, value in trunk.state_dict().items()}
-    task.start_stage(STAGE, trunk, task.head(48))
+    task.start_stage(STAGE, trunk, task.head(1, 48))
     assert tuple(task.map_size) == (9, 9) and trunk.training and trunk.learning.training
     assert all(torch.equal(before[name], value) for name, value in trunk.state_dict().items())
 
@@ -296,9 +296,9 @@ def test_half_precision_has_finite_gradients_and_nearly_the_same_loss(dtype: tor
     task, trunk, head = ready([smooth_batch(Colorization(SIZE), 40)])
     batch = smooth_batch(task, 6, seed=4, grey=[1])
     (inputs,) = batch.inputs([task.view()], torch.float32)
-    wanted, _ = task.loss(trunk(inputs), head, batch)
+    wanted, _ = task.features_loss(trunk(inputs), head, batch)
     with torch.autocast("cpu", dtype=dtype):
-        loss, _ = task.loss(trunk(inputs), head, batch)
+        loss, _ = task.features_loss(trunk(inputs), head, batch)
     assert loss.dtype == torch.float32 and float(loss.detach()) == pytest.approx(
         float(wanted.detach()), rel=0.02
     )
@@ -312,7 +312,7 @@ def test_an_empty_batch() -> None:
     empty = part_of(smooth_batch(task, 1), 0, 1)
     empty.images, empty.indices = [empty.images[0][:0]], empty.indices[:0]
     empty.draws = [tuple({k: v[:0] for k, v in draw.items()} for draw in empty.draws[0])]
-    loss, metrics = task.loss(torch.zeros(0, 48, MAP, MAP), head, empty)
+    loss, metrics = task.features_loss(torch.zeros(0, 48, MAP, MAP), head, empty)
     assert float(loss.detach()) == 0 and float(metrics["loss"][1]) == 0
 
 
@@ -331,13 +331,13 @@ def one_step(rank: int, world_size: int) -> dict[str, Any]:
     whole = smooth_batch(Colorization(SIZE), 40, grey=range(7))
     task, trunk, head = ready([part_of(whole, rank, world_size)])
     sslpp = SSLPlusPlus(task, train_view(Input(), SIZE, "padded"))
-    module = StageModule(trunk, nn.ModuleDict({"proxy": head}), sslpp)
+    module = StageModule(trunk, nn.ModuleDict({"proxy": head}), sslpp.loss)
     module.eval()
     module.head.train()
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
     learner = Learner(module, optimiser, [task.view()], "fp32", world)
-    learner.step([part_of(smooth_batch(task, 8, seed=5, grey=[0, 1, 5]), rank, world_size)], 1, lr=1.0)
+    learner.step([part_of(smooth_batch(task, 8, seed=5, grey=[0, 1, 5]), rank, world_size)], lr=1.0)
     state = task.state_dict()
     other, _, _ = ready([whole if world_size == 1 else part_of(whole, rank, world_size)])
     other.load_state_dict(state)
@@ -345,8 +345,8 @@ def one_step(rank: int, world_size: int) -> dict[str, Any]:
     return {
         "counts": state["counts"],
         "num_grey": torch.tensor(state["num_grey"]),
-        "of_the_epoch": torch.tensor(task.end_of_epoch()["num_grey"]),
-        "after_a_resume": torch.tensor(other.end_of_epoch()["num_grey"]),
+        "of_the_epoch": torch.tensor(task.end_epoch()["num_grey"]),
+        "after_a_resume": torch.tensor(other.end_epoch()["num_grey"]),
         **{name: p.detach() for name, p in module.named_parameters()},
     }
 

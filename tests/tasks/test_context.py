@@ -18,7 +18,7 @@ from tests.tasks.proxies import held_out, learned, means
 
 def small_modules(task: Context) -> tuple[nn.Module, ContextHead]:
     torch.manual_seed(0)
-    head = task.head(7)
+    head = task.head(1, 7)
     assert isinstance(head, ContextHead)
     return nn.Sequential(nn.Conv2d(3, 7, 3, 4, 1, bias=False), nn.ReLU()), head
 
@@ -54,7 +54,7 @@ def test_loss_and_gradients_are_those_of_a_plain_loop(size_px: int, share: float
     spoiled = features.clone()
     spoiled[batch.indices < 0] = math.inf
     head.eval()
-    loss, metrics = task.loss(spoiled, head, batch)
+    loss, metrics = task.features_loss(spoiled, head, batch)
     loss.backward()
     weight = head.decode[0].weight
     assert isinstance(weight, Tensor) and weight.grad is not None
@@ -75,7 +75,7 @@ def test_loss_and_gradients_are_those_of_a_plain_loop(size_px: int, share: float
     torch.testing.assert_close(metrics["loss"][0], losses.sum().detach())
     torch.testing.assert_close(metrics["loss_constant"][0], torch.tensor(sum(constants)))
     head.train()
-    assert list(task.loss(features, head, batch)[1]) == ["loss"]
+    assert list(task.features_loss(features, head, batch)[1]) == ["loss"]
 
 
 @pytest.mark.parametrize("num", [0, 2])
@@ -86,7 +86,7 @@ def test_nothing_but_padding_is_a_loss_of_nought(num: int) -> None:
     batch.images[0], batch.indices = batch.images[0][:num], torch.full((num,), -1)
     batch.draws = [tuple({k: v[:num] for k, v in draw.items()} for draw in batch.draws[0])]
     (inputs,) = batch.inputs([task.view()], torch.float32)
-    loss, metrics = task.loss(trunk(inputs), head.eval(), batch)
+    loss, metrics = task.features_loss(trunk(inputs), head.eval(), batch)
     assert loss == 0 and metrics["loss"] == metrics["loss_constant"] == (0, 0)
     loss.backward()
 
@@ -97,7 +97,7 @@ def test_the_loss_is_in_float32() -> None:
     batch = noise_batch([task.view()], 4)
     (inputs,) = batch.inputs([task.view()], torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, metrics = task.loss(trunk(inputs), head.eval(), batch)
+        loss, metrics = task.features_loss(trunk(inputs), head.eval(), batch)
     assert loss.dtype == torch.float32 and all(value.dtype == torch.float32 for value, _ in metrics.values())
 
 
@@ -121,8 +121,8 @@ def test_learned_it_beats_the_constant_on_held_out_pictures() -> None:
     inputs, batch = held_out(task)
     with torch.no_grad():
         features = trunk(inputs)
-        found = means(task.loss(features, head, batch)[1])
-        other = means(task.loss(features.roll(1, 0), head, batch)[1])
+        found = means(task.features_loss(features, head, batch)[1])
+        other = means(task.features_loss(features.roll(1, 0), head, batch)[1])
     assert found["loss"] < 0.75 * found["loss_constant"] < 0.75 * other["loss"]
 
 
@@ -133,10 +133,10 @@ def test_what_is_hidden_is_nowhere_in_the_input() -> None:
     batch = noise_batch([task.view()], 4)
     batch.draws[0][0]["shift"][:] = 4  # nowhere, so that the hole is the middle of the pictures too
     (inputs,) = batch.inputs([task.view()], torch.float32)
-    loss, _ = task.loss(trunk(inputs), head, batch)
+    loss, _ = task.features_loss(trunk(inputs), head, batch)
     batch.images[0][:, :, 8:24, 8:24] = 255 - batch.images[0][:, :, 8:24, 8:24]
     (same,) = batch.inputs([task.view()], torch.float32)
-    assert torch.equal(same, inputs) and task.loss(trunk(same), head, batch)[0] != loss
+    assert torch.equal(same, inputs) and task.features_loss(trunk(same), head, batch)[0] != loss
     batch.images[0][:, :, 7] = 255 - batch.images[0][:, :, 7]
     assert not torch.equal(batch.inputs([task.view()], torch.float32)[0], inputs)
 

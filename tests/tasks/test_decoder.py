@@ -48,13 +48,13 @@ def test_colorization_names_the_colours_of_a_quarter_of_the_side() -> None:
         make_backbone("alexnet_rotnet", num_channels=1),
     )
     stage = Stage("E", 1, 1, 7, 1)
-    head = task.head(4096)
+    head = task.head(1, 4096)
     task.start_stage(stage, Trunk(backbone, stage), head)
     assert tuple(task.map_size) == (16, 16)
     assert head(torch.zeros(2, 4096, 1, 1)).shape == (2, 313, 16, 16)
 
 
 def test_context_restores_pictures_in_their_own_size() -> None:
-    head = Context(0.5, 64, "random_resized", of_vectors=True).head(128)
+    head = Context(0.5, 64, "random_resized", of_vectors=True).head(1, 128)
     pictures = head(100 * torch.randn(2, 128, 1, 1))
     assert pictures.shape == (2, 3, 64, 64) and pictures.abs().max() <= 1

@@ -12,12 +12,12 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from fastpsl.engine.dataset_pass import Passes
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.dataset_pass import EpochContext
+from fastpsl.engine.experiment import Job, make_learner, place_backbone
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.run import Run
-from fastpsl.engine.trainer import make_learner, place_backbone, pretrain
+from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.empty_classes import split_empty
 from fastpsl.models.resnet import ResNet
@@ -48,11 +48,11 @@ def job_of(task: DeepCluster, lr: float = 0.05) -> Job:
     return Job(task, TinyNet(), WHOLE, step_drops(lr, (1,)), two_sgds)
 
 
-def passes_of(job: Job, run: Run, epoch: int = 0) -> Passes:
+def context_of(job: Job, run: Run, epoch: int = 0) -> EpochContext:
     """As the trainer makes them."""
-    job.check(run)
+    job.check(run.data)
     place_backbone(job, run.options, run.world)
-    return Passes(run, make_learner(job, 0, run.options, run.world), epoch, epoch == 0, 1000 + epoch)
+    return EpochContext(run, make_learner(job, 0, run.options, run.world), epoch, epoch == 0, 1000 + epoch)
 
 
 def features_by_hand(job: Job, run: Run, task: DeepCluster) -> Tensor:
@@ -60,7 +60,7 @@ def features_by_hand(job: Job, run: Run, task: DeepCluster) -> Tensor:
     *blocks, last = job.backbone.blocks()
     network = nn.Sequential(*blocks, last[0], last[1]).eval()  # type: ignore[index]
     found = torch.zeros(NUM, 16)
-    with torch.no_grad(), run.loader(run.train_data, [task.center], train=False) as loader:
+    with torch.no_grad(), run.data.loader(run.data.train, [task.center], train=False) as loader:
         for batch in loader.epoch(0):
             rows = network(batch.inputs([task.center], torch.float32)[0]).mean((2, 3))
             found[batch.indices[batch.indices >= 0]] = rows[batch.indices >= 0]
@@ -70,14 +70,14 @@ def features_by_hand(job: Job, run: Run, task: DeepCluster) -> Tensor:
 def test_labels_are_sklearns(tmp_path: Path) -> None:
     task = task_of()
     job, run = job_of(task), tiny_run(tmp_path, batch_size=50)  # the last batch has padding
-    passes = passes_of(job, run, epoch=4)
-    modes = [part.training for part in passes.learner.module.modules()]
+    context = context_of(job, run, epoch=4)
+    modes = [part.training for part in context.learner.module.modules()]
     before = {name: value.clone() for name, value in job.backbone.state_dict().items()}
-    classifier = [parameter.clone() for parameter in passes.head.parameters()]
-    figures = task.start_epoch(passes)
-    assert not any(map(torch.equal, classifier[:1], passes.head.parameters()))
+    classifier = [parameter.clone() for parameter in context.head.parameters()]
+    figures = task.start_epoch(context)
+    assert not any(map(torch.equal, classifier[:1], context.head.parameters()))
     assert all(torch.equal(value, before[name]) for name, value in job.backbone.state_dict().items())
-    assert [part.training for part in passes.learner.module.modules()] == modes and any(modes)
+    assert [part.training for part in context.learner.module.modules()] == modes and any(modes)
     features = features_by_hand(job, run, task)
     assert (features < 0).any()  # before the ReLU
     rows = PCA(6, whiten=True, svd_solver="full").fit_transform(features.half().double().numpy())
@@ -156,13 +156,13 @@ def test_the_classifier_has_no_momentum_and_everything_decays() -> None:
 def test_features_that_are_no_float16_are_refused(tmp_path: Path, scale: float) -> None:
     task = task_of()
     job, run = job_of(task), tiny_run(tmp_path)
-    passes = passes_of(job, run, epoch=7)
+    context = context_of(job, run, epoch=7)
     with torch.no_grad():
         job.backbone.blocks()[-1][1].weight *= scale  # type: ignore[index]
     with pytest.raises(
         ValueError, match="epoch 7: features of 480 of 480 images are no finite float16"
     ) as caught:
-        task.start_epoch(passes)
+        task.start_epoch(context)
     assert "\n" not in str(caught.value) and (task.store.current == -1).all()
     run.close()
 
@@ -170,7 +170,7 @@ def test_features_that_are_no_float16_are_refused(tmp_path: Path, scale: float) 
 def test_padding_is_no_row(tmp_path: Path) -> None:
     run = tiny_run(tmp_path, batch_size=100)
     task = task_of()
-    features = features_of(passes_of(job_of(task), run), task.center)
+    features = features_of(context_of(job_of(task), run), task.center)
     assert features.num_rows == NUM and features.indices.tolist() == list(range(NUM))
     assert [len(block) for block in features.blocks] == [100] * 4 + [80]
     assert all(block.dtype == torch.float16 for block in features.blocks)
@@ -181,8 +181,8 @@ def test_fewer_directions_than_asked_for_are_said(tmp_path: Path) -> None:
     task = task_of(pca_width=256)
     run = tiny_run(tmp_path)
     with pytest.warns(UserWarning, match="--pca-width 256: features have 16 numbers, so 16 are kept"):
-        passes = passes_of(job_of(task), run)
-    task.start_epoch(passes)
+        context = context_of(job_of(task), run)
+    task.start_epoch(context)
     run.close()
 
 

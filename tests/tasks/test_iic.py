@@ -17,9 +17,10 @@ from fastpsl.engine.optim.sgd_adam import adam
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.run import Run
-from fastpsl.engine.train_step import Learner
+from fastpsl.engine.run_data import RunData
+from fastpsl.engine.train_step import Learner, StageModule
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.flip import Flip
@@ -74,8 +75,8 @@ class Watched(IIC):
 
         self.epochs.see = watched  # type: ignore[method-assign]
 
-    def end_of_epoch(self) -> Any:
-        figures = super().end_of_epoch()
+    def end_epoch(self) -> Any:
+        figures = super().end_epoch()
         self.best_after.append(list(self.epochs.best))
         return figures
 
@@ -168,7 +169,7 @@ def learner_of(task: IIC) -> Learner:
         task.check_data(data, BATCH)
     trunk, head = Trunk(TinyNet(), STAGE), task.head(1, 16)
     task.start_stage(STAGE, trunk, head)
-    module = StageModule(trunk, head, task)
+    module = StageModule(trunk, head, task.loss)
     optimiser = adam(module.learning_parameters())
     return Learner(module, optimiser, task.views(1), "fp32", one_process())
 
@@ -283,7 +284,7 @@ def test_labels_are_what_the_best_sub_head_says_of_centre_crops(tmp_path: Path) 
     made = state["task"]
     labels, short, entropy = torch.full((NUM,), -1), torch.full((NUM,), math.inf), torch.zeros(NUM)
     network.eval()
-    with torch.no_grad(), run.loader(run.train_data, [task.center], train=False) as loader:
+    with torch.no_grad(), run.data.loader(run.data.train, [task.center], train=False) as loader:
         for batch in loader.epoch(0):
             features = network(batch.inputs(loader.views, torch.float32)[0]).mean((2, 3))
             for index, logits in zip(batch.indices.tolist(), features @ weight.T + bias, strict=True):
@@ -317,12 +318,12 @@ def test_held_out_pictures_have_no_labels_and_teach_nothing(tmp_path: Path) -> N
     network.load_state_dict(states[0]["backbone"])
     head.load_state_dict(states[0]["learner"]["head"])
     head.eval()
-    total, num, data = 0.0, 0, runs[0].val_data
+    total, num, data = 0.0, 0, runs[0].data.val
     assert data is not None
     views = task.views(1)
     with (
         torch.no_grad(),
-        runs[0].loader(data, views, train=False, images_per_sample=COPIES) as loader,
+        runs[0].data.loader(data, views, train=False, images_per_sample=COPIES) as loader,
     ):
         for batch in loader.epoch(0):
             loss, _ = task.loss(Trunk(network, STAGE), head, batch.inputs(views, torch.float32), batch)
@@ -447,7 +448,7 @@ def a_run(out: Path, world: World) -> None:
         data=str(sample_paths().train_32), out=out, batch_size=BATCH, stage_epochs=(2,), tensorboard=False,
         num_threads=1, checkpoint_minutes=0.0, checkpoint_steps=7, keep_checkpoints=100,
     )  # fmt: skip
-    run, task = Run("tiny", options, world), Watched(second_clusters=SECOND)
+    run, task = Run("tiny", RunData(options, world)), Watched(second_clusters=SECOND)
     torch.manual_seed(0)
     assert pretrain(make_job(task, Plain(), epochs=(2,), lr=1e-4), run)
     run.close()

@@ -17,9 +17,9 @@ from fastpsl.engine.experiment import Job
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.train_step import Learner
+from fastpsl.engine.train_step import Learner, StageModule
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.engine.trunk import Trunk
 from fastpsl.models.resnet import ResNet
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.decoders.synthetic import Synthetic
@@ -45,7 +45,7 @@ def make_learner(task: MoCo, stage: int = 1, world: World | None = None, precisi
     backbone = TinyNet()
     head = task.head(3, backbone.channels[STAGES[stage].last_block - 1])
     trunk = Trunk(backbone, STAGES[stage])
-    module = StageModule(trunk, head, task)
+    module = StageModule(trunk, head, task.loss)
     task.start_stage(STAGES[stage], trunk, head)
     return Learner(
         module, sgd(module.learning_parameters()), task.views(3), precision, world or one_process()
@@ -59,8 +59,8 @@ def batch_of(task: MoCo, number: int, size: int = BATCH) -> Batch:
 
 
 def fill(task: MoCo, learner: Learner) -> None:
-    for number in range(task.warm_up_batches(STAGES[1])):
-        learner.warm_up(task, batch_of(task, 100 + number, task.batch_size))
+    for number in range(task.num_warm_up_batches(STAGES[1])):
+        learner.warm_up(task.warm_up, batch_of(task, 100 + number, task.batch_size))
 
 
 def keys_by_hand(
@@ -111,16 +111,16 @@ def test_the_queue_is_a_deque_of_all_accumulated_keys() -> None:
     task = make_task(batch_size=4)
     learner = make_learner(task)
     plain: deque[list[float]] = deque(maxlen=QUEUE)
-    assert task.warm_up_batches(STAGES[1]) == 6
+    assert task.num_warm_up_batches(STAGES[1]) == 6
     for number in range(6):
         batch = batch_of(task, 100 + number, 4)
         plain.extend(keys_by_hand(task.key_encoder, task, batch).tolist())
-        learner.warm_up(task, batch)
+        learner.warm_up(task.warm_up, batch)
     for step in range(5):
         batches = [batch_of(task, 2 * step + half, 4) for half in (0, 1)]
         expected = [keys_by_hand(task.key_encoder, task, batch) for batch in batches]
         before = task.queue.clone()
-        learner.step(batches, 2, lr=0.1)
+        learner.step(batches, lr=0.1)
         assert torch.equal(task.queue, before)  # all of a step's batches meet the same negatives
         task.after_step()
         plain.extend(torch.cat(expected).tolist())
@@ -137,7 +137,7 @@ def test_the_momentum_copy_follows_once_a_step() -> None:
     theirs = [*learner.module.trunk.learning.parameters(), *learner.module.head.parameters()]
     for step in range(2):
         before = [p.clone() for p in mine]
-        learner.step([batch_of(task, 2 * step + half, 4) for half in (0, 1)], 2, lr=0.1)
+        learner.step([batch_of(task, 2 * step + half, 4) for half in (0, 1)], lr=0.1)
         assert all(torch.equal(a, b) for a, b in zip(before, mine, strict=True))
         task.after_step()
         for old, now, query in zip(before, mine, theirs, strict=True):
@@ -166,7 +166,7 @@ def test_a_skipped_sample_leaves_the_key_of_a_real_one() -> None:
     fill(task, learner)
     batch = batch_of(task, 0)
     batch.indices[2] = -1
-    learner.step([batch], 1, lr=0.1)
+    learner.step([batch], lr=0.1)
     expected = keys_by_hand(task.key_encoder, task, batch, {2: 3})  # the valid place number 2
     assert torch.allclose(task.new_keys[0], expected, atol=1e-6)
 
@@ -175,7 +175,7 @@ def test_half_precision_is_the_encoders_alone() -> None:
     task = make_task(queue_size=BATCH)
     learner = make_learner(task, precision="bf16")
     fill(task, learner)
-    _, lengths = learner.step([batch_of(task, 0)], 1, lr=0.1), task.queue.norm(dim=1)
+    _, lengths = learner.step([batch_of(task, 0)], lr=0.1), task.queue.norm(dim=1)
     assert task.new_keys[0].dtype == torch.float32
     assert torch.allclose(lengths, torch.ones(BATCH), atol=1e-6)  # no rounding to bfloat16
 
@@ -183,16 +183,16 @@ def test_half_precision_is_the_encoders_alone() -> None:
 def test_an_empty_queue_is_never_used() -> None:
     task = make_task()
     learner = make_learner(task)
-    learner.warm_up(task, batch_of(task, 0))
+    learner.warm_up(task.warm_up, batch_of(task, 0))
     with pytest.raises(AssertionError, match="not filled"):
-        learner.step([batch_of(task, 1)], 1, lr=0.1)
+        learner.step([batch_of(task, 1)], lr=0.1)
 
 
 def test_a_stage_starts_with_equal_encoders_and_an_empty_queue() -> None:
     task = make_task()
     learner = make_learner(task, stage=0)
     fill(task, learner)
-    learner.step([batch_of(task, 0)], 1, lr=0.5)
+    learner.step([batch_of(task, 0)], lr=0.5)
     task.after_step()
     trunk = Trunk(TinyNet(), STAGES[1])
     head = task.head(2, 16)
@@ -212,7 +212,7 @@ def test_state_goes_on_where_it_was() -> None:
 
     def two_steps(task: MoCo, learner: Learner, first: int) -> None:
         for number in (first, first + 1):
-            learner.step([batch_of(task, number)], 1, lr=0.1)
+            learner.step([batch_of(task, number)], lr=0.1)
             task.after_step()
 
     two_steps(task, learner, 0)
@@ -298,19 +298,19 @@ def after_steps(rank: int, world_size: int) -> dict[str, Tensor]:
     torch.manual_seed(0)
     backbone = TinyNet()
     head, trunk = task.head(3, 16), Trunk(backbone, STAGES[1])
-    module = StageModule(trunk, head, task)
+    module = StageModule(trunk, head, task.loss)
     module.eval()
     head.training = True  # keys are kept
     task.start_stage(STAGES[1], trunk, head)
     optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
     learner = Learner(module, optimiser, task.views(3), "fp32", world)
-    for number in range(task.warm_up_batches(STAGES[1])):
-        learner.warm_up(task, part_of(batch_of(task, 100 + number), rank, world_size))
+    for number in range(task.num_warm_up_batches(STAGES[1])):
+        learner.warm_up(task.warm_up, part_of(batch_of(task, 100 + number), rank, world_size))
     for number in range(2):
         batch = part_of(batch_of(task, number), rank, world_size)
         if number == 1 and rank == 0:
             batch.indices[1] = -1  # ranks may skip unlike numbers of samples
-        learner.step([batch], 1, lr=1.0)
+        learner.step([batch], lr=1.0)
         task.after_step()
     state = {name: p.detach().clone() for name, p in module.named_parameters()}
     keys = {f"key.{n}": p.clone() for n, p in task.key_encoder.learning.named_parameters()}
@@ -340,20 +340,20 @@ def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
     task = MoCo(seed=0, batch_size=16, queue_size=64, key_group=4, size_px=64)
     backbone = ResNet("resnet18").to(device).to(memory_format=torch.channels_last)
     head, trunk = task.head(2, backbone.channels[3]).to(device), Trunk(backbone, STAGES[1])
-    module = StageModule(trunk, head, task)
+    module = StageModule(trunk, head, task.loss)
     task.start_stage(STAGES[1], trunk, head)
     optimiser = sgd(module.learning_parameters(), decay_biases=True)
     learner = Learner(module, optimiser, task.views(3), precision, one_process("cuda"))
     with Loader(Synthetic(2000), task.views(3), batch_size=16, device=device) as loader:
         batches = loader.epoch(0)
-        for _ in range(task.warm_up_batches(STAGES[1])):
-            learner.warm_up(task, next(batches))
-        learner.step(batches, 1, 0.01)  # the first step makes buffers
+        for _ in range(task.num_warm_up_batches(STAGES[1])):
+            learner.warm_up(task.warm_up, next(batches))
+        learner.step([next(batches)], 0.01)  # the first step makes buffers
         task.after_step()
         torch.cuda.set_sync_debug_mode("error")
         try:
             for _ in range(10):
-                learner.step(batches, 1, 0.01)
+                learner.step([next(batches)], 0.01)
                 task.after_step()
         finally:
             torch.cuda.set_sync_debug_mode("default")

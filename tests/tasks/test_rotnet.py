@@ -23,9 +23,9 @@ def test_all_four_turns_of_each_picture_and_their_labels() -> None:
     with torch.no_grad():
         head.classify.weight.copy_(20 * torch.eye(4, 16))
         head.classify.bias.zero_()
-    loss, metrics = task.loss(features, head.eval(), batch)
+    loss, metrics = task.features_loss(features, head.eval(), batch)
     assert loss.item() < 1e-6 and means(metrics)["accuracy"] == 1
-    assert means(metrics)["loss_constant"] == pytest.approx(np.log(4)) and task.chance() == 0.25
+    assert means(metrics)["loss_constant"] == pytest.approx(np.log(4)) and task.chance(1) == 0.25
     assert task.contact_sheet([inputs], batch).shape == (3, 3, 32, 4 * 33 - 1)
 
 
@@ -37,6 +37,6 @@ def test_learned_it_beats_the_constant_on_held_out_pictures() -> None:
     inputs, batch = held_out(task)
     with torch.no_grad():
         features = trunk(inputs)
-        found = means(task.loss(features, head, batch)[1])
-        other = means(task.loss(features.roll(1, 0), head, batch)[1])
+        found = means(task.features_loss(features, head, batch)[1])
+        other = means(task.features_loss(features.roll(1, 0), head, batch)[1])
     assert found["loss"] < 0.6 * found["loss_constant"] < 0.6 * other["loss"] and found["accuracy"] > 0.75

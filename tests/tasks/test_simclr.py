@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fastpsl.engine.optim.lars import lars
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.train_step import Learner
-from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.engine.train_step import Learner, StageModule
+from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.pipelines.batch import Batch
@@ -170,7 +170,9 @@ def test_a_part_of_the_batch_is_never_trained_on() -> None:
 def losses(precision: str, device: str, num_steps: int) -> Sequence[float]:
     torch.manual_seed(0)
     task, place = small_task(), one_process(device)
-    module = StageModule(Trunk(TinyNet().to(place.device), stage(2)), task.head(2, 12).to(place.device), task)
+    module = StageModule(
+        Trunk(TinyNet().to(place.device), stage(2)), task.head(2, 12).to(place.device), task.loss
+    )
     learner = Learner(module, lars(module.learning_parameters()), task.views(2), precision, place)
     batch = noise_batch(task.views(2), BATCH)
     if device == "cuda":
@@ -179,7 +181,7 @@ def losses(precision: str, device: str, num_steps: int) -> Sequence[float]:
     for step in range(num_steps):
         if step == 1 and device == "cuda":  # the first step makes buffers
             torch.cuda.set_sync_debug_mode("error")
-        measures.append(learner.step([batch], 1, lr=10.0)["loss"])
+        measures.append(learner.step([batch], lr=10.0)["loss"])
     if device == "cuda":
         torch.cuda.set_sync_debug_mode("default")
     assert learner.num_skipped == 0 or precision == "fp16"

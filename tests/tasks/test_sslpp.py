@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastpsl.engine.dataset_pass import Passes
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.dataset_pass import EpochContext
+from fastpsl.engine.experiment import Job, make_learner, place_backbone
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import adam, sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.run import Run
-from fastpsl.engine.trainer import make_learner, place_backbone, pretrain
+from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton.reader import Beton
@@ -166,18 +166,18 @@ class Noted(RotNet):
     def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
         self.calls.append("start_stage")
 
-    def warm_up_batches(self, stage: Stage) -> int:
+    def num_warm_up_batches(self, stage: Stage) -> int:
         return 2
 
     def warm_up(self, trunk: Trunk, head: nn.Module, inputs: object, batch: Batch) -> None:
         assert isinstance(head, nn.ModuleDict)
         self.calls.append("warm_up")
 
-    def loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+    def features_loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         self.number += head.training
-        return super().loss(features, head, batch)
+        return super().features_loss(features, head, batch)
 
-    def end_of_epoch(self) -> Mapping[str, float]:
+    def end_epoch(self) -> Mapping[str, float]:
         return {"seen": float(self.number)}
 
     def state_dict(self) -> dict[str, int]:
@@ -210,12 +210,12 @@ def coupled(seed: int = 3) -> SSLPlusPlus:
 def test_coupled_labels_are_clusters_of_the_features(tmp_path: Path) -> None:
     task, run = coupled(), tiny_run(tmp_path, batch_size=128)
     job = job_of(task, adam)
-    job.check(run)
+    job.check(run.data)
     place_backbone(job, run.options, run.world)
     learner = make_learner(job, 0, run.options, run.world)
-    passes = Passes(run, learner, 0, True, 1000)
-    first = task.start_epoch(passes)
-    wanted, distance = clustered_features(passes, CENTER, CLUSTERS, PCA_WIDTH, K_MEANS_ITERATIONS, 3)
+    context = EpochContext(run, learner, 0, True, 1000)
+    first = task.start_epoch(context)
+    wanted, distance = clustered_features(context, CENTER, CLUSTERS, PCA_WIDTH, K_MEANS_ITERATIONS, 3)
     assert torch.equal(task.labels, wanted.long()) and len(wanted) == NUM
     assert first is not None and first["distance"] == distance and first["nmi_previous"] is None
     assert len(task.labels.unique()) == CLUSTERS == first["non_empty"]
@@ -223,10 +223,10 @@ def test_coupled_labels_are_clusters_of_the_features(tmp_path: Path) -> None:
     assert float(classifier.weight.std()) == pytest.approx(TOP_STD, rel=0.3)
     before, proxy = classifier.weight.detach().clone(), learner.module.head["proxy"].classify  # type: ignore[index]
     batch = noise_batch(task.views(1), 8)
-    learner.step([batch], 1, 0.01)
+    learner.step([batch], 0.01)
     optimiser, weights = learner.optimiser, proxy.weight.detach().clone()
     assert all(s["exp_avg"].abs().sum() > 0 for s in (optimiser.state[p] for p in classifier.parameters()))
-    second = task.start_epoch(replace(passes, epoch=1, first=False, draws=1001))
+    second = task.start_epoch(replace(context, epoch=1, first=False, draws=1001))
     assert second is not None and second["nmi_previous"] is not None
     assert not torch.equal(classifier.weight, before) and not classifier.bias.any()
     for parameter in classifier.parameters():  # as it began
@@ -238,13 +238,13 @@ def test_coupled_labels_are_clusters_of_the_features(tmp_path: Path) -> None:
 def test_coupled_labels_that_collapse_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task, run = coupled(), tiny_run(tmp_path, batch_size=128)
     job = job_of(task, adam)
-    job.check(run)
+    job.check(run.data)
     place_backbone(job, run.options, run.world)
-    passes = Passes(run, make_learner(job, 0, run.options, run.world), 0, True, 1000)
+    context = EpochContext(run, make_learner(job, 0, run.options, run.world), 0, True, 1000)
     one_class = torch.zeros(NUM, dtype=torch.int32), 0.5
     monkeypatch.setattr("fastpsl.tasks.sslpp.sslpp.clustered_features", lambda *_: one_class)
     with pytest.warns(UserWarning, match="collapse: the biggest"):
-        task.start_epoch(passes)
+        task.start_epoch(context)
     run.close()
 
 

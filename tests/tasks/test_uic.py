@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from fastpsl.engine.distributed import World, leave_world
-from fastpsl.engine.epoch_hooks import Epochs
 from fastpsl.engine.experiment import Job
 from fastpsl.engine.optim.schedules import linear_decay
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.run import Run
+from fastpsl.engine.run_data import RunData
 from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.train_step import Learner
-from fastpsl.engine.trainer import MAX_WARM_UP_EPOCHS, pretrain
+from fastpsl.engine.trainer import MAX_WARM_UP_EPOCHS, StageRun, pretrain
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.empty_classes import split_empty
 from fastpsl.models.backbone import Backbone
@@ -132,7 +132,7 @@ def test_the_first_labels_are_of_batch_statistics_and_draws_of_their_own(tmp_pat
     head = task.head(1, 16)
     assert pretrain(job, run)
     network.train()
-    with torch.no_grad(), run.loader(run.train_data, [task.view], train=False) as loader:
+    with torch.no_grad(), run.data.loader(run.data.train, [task.view], train=False) as loader:
         for batch in loader.epoch(3 + MAX_WARM_UP_EPOCHS // 2):
             expected[batch.indices] = head(network(batch.inputs(loader.views, torch.float32)[0])).argmax(1)
     run.close()
@@ -167,8 +167,8 @@ def test_no_image_is_looked_at_once_more_for_its_label(
 
     monkeypatch.setattr(Trunk, "forward", counted)
     run = tiny_run(tmp_path, stage_epochs=(3,))
-    run.val_data.close()  # type: ignore[union-attr]
-    run.val_data = None
+    run.data.val.close()  # type: ignore[union-attr]
+    run.data.val = None
     assert pretrain(make_job(make_task(**options)), run)
     run.close()
     assert counts["with gradient"] == 3 * STEPS * BATCH and counts["without"] == passes * NUM
@@ -221,9 +221,9 @@ def test_an_epoch_that_was_cut_makes_labels_too(tmp_path: Path) -> None:
     ("place", "options"),
     [
         ((Learner, "evaluate"), {}),
-        ((Epochs, "end"), {"label_view": "center"}),
+        ((StageRun, "_end_epoch"), {"label_view": "center"}),
         slow((Learner, "evaluate"), {"label_view": "center"}),
-        slow((Epochs, "end"), {}),
+        slow((StageRun, "_end_epoch"), {}),
     ],
 )
 def test_killed_where_a_stage_is_cut_it_comes_to_its_end(
@@ -280,7 +280,7 @@ def test_fixed_labels_are_those_of_centre_crops_in_eval_mode(tmp_path: Path) -> 
     job, run = make_job(task), tiny_run(tmp_path, stage_epochs=(3,), max_steps_per_stage=1)
     network = job.backbone.eval()
     expected = torch.full((NUM,), -1)
-    with torch.no_grad(), run.loader(run.train_data, [task.center], train=False) as loader:
+    with torch.no_grad(), run.data.loader(run.data.train, [task.center], train=False) as loader:
         for batch in loader.epoch(0):
             features = network(batch.inputs(loader.views, torch.float32)[0]).mean((2, 3))
             logits = features @ classifier["2.weight"].T + classifier["2.bias"]
@@ -395,7 +395,7 @@ def labels_of_a_run(out: Path, world: World) -> None:
         num_threads=1,
         checkpoint_minutes=0.0,
     )
-    run, task = Run("tiny", options, world), make_task()
+    run, task = Run("tiny", RunData(options, world)), make_task()
     torch.manual_seed(0)  # the same network in every process, whatever was drawn there before
     assert pretrain(make_job(task, Plain(), lr=1e-9), run)
     run.close()

@@ -13,17 +13,18 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from fastpsl.engine.dataset_pass import Passes, PassStopped
+from fastpsl.engine.dataset_pass import EpochContext, PassStopped
 from fastpsl.engine.distributed import World, leave_world
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Job, make_learner, place_backbone
 from fastpsl.engine.optim.schedules import Moment, step_drops
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.predictions import NAME, PART, read_predictions
 from fastpsl.engine.run import Run
+from fastpsl.engine.run_data import RunData
 from fastpsl.engine.train_step import Learner
-from fastpsl.engine.trainer import make_learner, place_backbone, pretrain
+from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.models.factory import make_backbone
@@ -231,17 +232,17 @@ def opened(
         "num_threads": 1,
         "decoder": "torchvision",
     } | options
-    run = Run("tiny", RunOptions(**values), world, open=both)  # type: ignore[arg-type]
+    run = Run("tiny", RunData(RunOptions(**values), world, both))  # type: ignore[arg-type]
     try:
-        job.check(run)
+        job.check(run.data)
         place_backbone(job, run.options, world)
         yield task, run, make_learner(job, 0, run.options, world)
     finally:
         run.close()
 
 
-def passes_of(run: Run, learner: Learner) -> Passes:
-    return Passes(run, learner, 3, False, 100 + run.world.rank)
+def passes_of(run: Run, learner: Learner) -> EpochContext:
+    return EpochContext(run, learner, 3, False, 100 + run.world.rank)
 
 
 def test_scores_are_the_sums_of_ten_crops(voc: Path, tmp_path: Path) -> None:
@@ -254,10 +255,10 @@ def test_scores_are_the_sums_of_ten_crops(voc: Path, tmp_path: Path) -> None:
         assert found["image"].tolist() == list(range(39)) and found["scores"].dtype == np.float32
         learner.module.eval()
         views = [task.view] * 10
-        assert run.val_data is not None
+        assert run.data.val is not None
         with (
             torch.no_grad(),
-            Loader(run.val_data, views, batch_size=39, train=False, decoder="torchvision") as loader,
+            Loader(run.data.val, views, batch_size=39, train=False, decoder="torchvision") as loader,
         ):
             (batch,) = loader.epoch(0)
             inputs = batch.inputs(views, torch.float32)
@@ -355,7 +356,7 @@ def learned(root: Path, out: Path, num_steps: int, shuffled: bool) -> float:
         partial(sgd, weight_decay=1e-6), open=both, batchnorm="eval", clip_norm=10.0,
     )  # fmt: skip
     options = RunOptions(out=out, batch_size=32, tensorboard=False, log_steps=100, decoder="torchvision")
-    run = Run("tiny", options, one_process(), open=both)
+    run = Run("tiny", RunData(options, one_process(), both))
     assert pretrain(job, run)
     run.close()
     with both(options)[1] as test:

@@ -15,12 +15,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastpsl.engine import predictions
-from fastpsl.engine.dataset_pass import Passes, PassStopped
+from fastpsl.engine.dataset_pass import EpochContext, PassStopped
 from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import RunOptions
-from fastpsl.engine.train_step import Learner
-from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.engine.train_step import Learner, StageModule
+from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.input_record import CHANNELS, Input
 from fastpsl.pipelines.loader.annotated import PictureBatch, read_picture
@@ -58,7 +58,7 @@ def learner_of(task: Detection, world: World, lr: float = 0.0) -> Learner:
     stage, head = task.stage(), task.head(1, 16)
     trunk = Trunk(task.backbone, stage, batchnorm=task.protocol.batchnorm)
     task.start_stage(stage, trunk, head)
-    module = StageModule(trunk, head, task)  # type: ignore[arg-type]
+    module = StageModule(trunk, head, task.loss)  # type: ignore[arg-type]
     return Learner(
         module, sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0), (), "fp32", world
     )
@@ -216,7 +216,7 @@ def detect(root: Path, folder: Path, world: World, stop_after: int = 999) -> Non
         # Each rank has its own running statistics, and rank 0's count.
         norm.running_mean += 0.1 * world.rank  # type: ignore[assignment, operator]
     run = FakeRun(folder, world, task.test, stop_after)
-    task.end_stage(Passes(run, learner, 0, False, 0))  # type: ignore[arg-type]
+    task.end_stage(EpochContext(run, learner, 0, False, 0))  # type: ignore[arg-type]
 
 
 def in_a_process(rank: int, size: int, root: str, folder: str) -> None:
@@ -236,7 +236,7 @@ def learned(root: Path, world: World) -> dict[str, Tensor]:
     for step in range(2):
         torch.manual_seed(step * 10 + world.rank)
         indices = [0, 1, 2, 3][world.rank :: world.size]
-        learner.step([batch_of(task, indices, step)], 1, lr=0.01)  # type: ignore[list-item]
+        learner.step([batch_of(task, indices, step)], lr=0.01)  # type: ignore[list-item]
     return {name: value.detach().clone() for name, value in learner.module.named_parameters()}
 
 
@@ -259,7 +259,7 @@ def learned_together(root: Path, world: World) -> dict[str, Tensor]:
     own = slice(world.rank, None, world.size)
     indices = torch.arange(4)[own]
     batch = PictureBatch(images[own], targets[own], indices, -torch.ones_like(indices), 0, 0)
-    learner.step([batch], 1, lr=1.0)  # type: ignore[list-item]
+    learner.step([batch], lr=1.0)  # type: ignore[list-item]
     return {name: value.detach().clone() for name, value in learner.module.named_parameters()}
 
 

@@ -4,7 +4,6 @@ import copy
 import math
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +17,8 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign, box_iou, roi_align, roi_pool
 
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.trunk import StageModule, Trunk
+from fastpsl.engine.train_step import StageModule
+from fastpsl.engine.trunk import Trunk
 from fastpsl.models.alexnet import AlexNet
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
@@ -157,7 +157,7 @@ def test_c4_detects_as_torchvisions_model_on_the_same_weights() -> None:
 
 def test_nothing_of_the_trunk_is_the_detectors_too() -> None:
     trunk, detector = bound(TinyNet(), PROTOCOLS["moco"])
-    module = StageModule(trunk, detector, SimpleNamespace(loss=None))  # type: ignore[arg-type]
+    module = StageModule(trunk, detector, None)  # type: ignore[arg-type]
     own = {name for name, _ in detector.named_parameters()}
     assert {name.split(".")[0] for name in own} == {"rpn", "norm", "roi_heads"}
     assert not any("box_head" in name for name in own)
@@ -331,7 +331,7 @@ def test_fixed_batchnorm_and_frozen_blocks_stay_bit_for_bit() -> None:
     before = copy.deepcopy(backbone.state_dict())
     trunk, detector = bound(backbone, SMALL)
     images, targets = pictures()
-    module = StageModule(trunk, detector, SimpleNamespace(loss=None))  # type: ignore[arg-type]
+    module = StageModule(trunk, detector, None)  # type: ignore[arg-type]
     module.train()
     optimiser = torch.optim.SGD(
         [p for _, p in module.learning_parameters() if p.requires_grad], lr=0.1, weight_decay=1e-2

@@ -15,16 +15,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fastpsl.engine.dataset_pass import Passes, PassStopped
+from fastpsl.engine.dataset_pass import EpochContext, PassStopped
 from fastpsl.engine.distributed import World, join_world, leave_world
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Job, make_learner, place_backbone
 from fastpsl.engine.last_step import LastStep
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.predictions import NAME, PART, read_predictions
 from fastpsl.engine.run import Run
 from fastpsl.engine.train_step import Learner
-from fastpsl.engine.trainer import StageRun, make_learner, place_backbone, pretrain
+from fastpsl.engine.trainer import StageRun, pretrain
 from fastpsl.kernels.draws import Keys
 from fastpsl.models.alexnet import AlexNet
 from fastpsl.pipelines.input_record import Input
@@ -224,9 +224,8 @@ def job_of(root: Path, lr: float) -> Job:
 def run_of(root: Path, out: Path, world: World, lr: float = 0.0, **options: Any) -> Iterator[tuple[Job, Run]]:
     job = job_of(root, lr)
     values = {"batch_size": 2, "num_threads": 1, "tensorboard": False, "checkpoint_minutes": 0.0} | options
-    run = Run(
-        "voc", RunOptions(data=str(root), out=out, **values), world, job.science, None, job.check, job.open
-    )
+    options = RunOptions(data=str(root), out=out, **values)
+    run = Run("voc", job.open_data(options, world), job.science)
     yield job, run
     run.close()
 
@@ -337,10 +336,10 @@ def test_predictions_go_on_where_they_were_and_old_masks_do_not_stay(
 ) -> None:
     root = draw_voc(tmp_path / "VOCdevkit", 2, 2, side_px=32, num_train_masks=2, num_test_masks=PART + 3)
     with run_of(root, tmp_path / "run", one_process()) as (job, run):
-        job.check(run)
+        job.check(run.data)
         place_backbone(job, run.options, run.world)
         learner = make_learner(job, 0, run.options, run.world)
-        passes, task = Passes(run, learner, 0, False, 1), job.task
+        context, task = EpochContext(run, learner, 0, False, 1), job.task
         assert isinstance(task, Segmentation)
         seen: list[int] = []
         real = task.found
@@ -352,13 +351,13 @@ def test_predictions_go_on_where_they_were_and_old_masks_do_not_stay(
         monkeypatch.setattr(task, "found", counted)
         stopped_after(monkeypatch, run, PART + 2)
         with pytest.raises(PassStopped):
-            task.end_stage(passes)
+            task.end_stage(context)
         assert len(seen) == PART + 2 and not (run.folder / NAME).exists()
         seen.clear()
         monkeypatch.undo()
         run.agreement.stop_requested = False
         monkeypatch.setattr(task, "found", counted)
-        task.end_stage(passes)
+        task.end_stage(context)
         assert len(seen) == 3
         whole = found_in(run.folder)
         assert len(whole) == 1 + 1 + PART + 3
@@ -366,7 +365,7 @@ def test_predictions_go_on_where_they_were_and_old_masks_do_not_stay(
         with torch.no_grad():
             for weights in learner.module.head.parameters():  # type: ignore[union-attr]
                 weights.neg_()  # what was the least likely class is the most likely one
-        task.end_stage(passes)
+        task.end_stage(context)
         other = found_in(run.folder)
         assert other.keys() == whole.keys()
         assert other[NAME] != whole[NAME]
@@ -374,11 +373,11 @@ def test_predictions_go_on_where_they_were_and_old_masks_do_not_stay(
 
 def test_training_mode_is_as_it_was_after_the_predictions(folder: Path, tmp_path: Path) -> None:
     with run_of(folder / "VOCdevkit", tmp_path, one_process()) as (job, run):
-        job.check(run)
+        job.check(run.data)
         place_backbone(job, run.options, run.world)
         stage_run = StageRun(job, run, None, LastStep(run))
         module = stage_run.learner.module.train()
         modes = {name: part.training for name, part in module.named_modules()}
-        stage_run.epochs.end_stage()
+        stage_run._end_stage()
         assert modes == {name: part.training for name, part in module.named_modules()}
         assert modes["trunk"] and not modes["trunk.learning.0.1"]

@@ -1,6 +1,6 @@
 """BatchNorm by the batch's statistics, with the sum and the ReLU behind it, forward and backward: what torch's batch_norm, add and relu do.
 
-Passes over maps of C channels, counted, and bytes a value of a half type; n is the normalisation, b a bit a value, kept for the backward pass:
+EpochContext over maps of C channels, counted, and bytes a value of a half type; n is the normalisation, b a bit a value, kept for the backward pass:
 
     result             forward                        bytes    backward                                          bytes
     relu(n(x))         x; x to y                        6      dy, x; dy, x to dx                                 10

@@ -1,7 +1,7 @@
 """One image file to what a beton stores: the JPEG itself where nothing has to change, else a new baseline
 JPEG, or raw RGB.
 
-Passes byte for byte: a baseline (or extended sequential) 8-bit JPEG of 3 components, upright, of the wanted
+EpochContext byte for byte: a baseline (or extended sequential) 8-bit JPEG of 3 components, upright, of the wanted
 size, that the readers' decode call takes without a libjpeg warning. Everything else is decoded, turned
 upright by its EXIF orientation, made 8-bit RGB (image_file.py), shrunk (never enlarged) and encoded again
 without metadata.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastpsl.engine.distributed import gathered, place_among_ranks
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.task import Task
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.pipelines.batch import Batch
@@ -23,7 +24,7 @@ from fastpsl.tasks.contrastive.shuffled_batchnorm import encode_shuffled, shuffl
 from fastpsl.tasks.contrastive.views import NUM_LEVELS, contrastive_view, drawn, side_by_side
 
 
-class MoCo:
+class MoCo(Task):
     """Tell the key of an image's other view from a queue of earlier images' keys.
 
     Values by default are MoCo v2's. Keys are made in shuffled groups of `key_group` images (shuffled_groups.py), also in
@@ -103,7 +104,7 @@ class MoCo:
         self.num_filled = self.next_slot = 0
         self.new_keys.clear()
 
-    def warm_up_batches(self, stage: Stage) -> int:
+    def num_warm_up_batches(self, stage: Stage) -> int:
         """Batches that fill the queue."""
         return self.queue_size // self.batch_size
 

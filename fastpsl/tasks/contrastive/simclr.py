@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fastpsl.engine.distributed import place_among_ranks
+from fastpsl.engine.task import Task
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.layout import joined
 from fastpsl.pipelines.batch import Batch
@@ -14,7 +15,7 @@ from fastpsl.tasks.contrastive.nt_xent import nt_xent
 from fastpsl.tasks.contrastive.views import NUM_LEVELS, SIMCLR_COLOUR, contrastive_view, drawn, side_by_side
 
 
-class SimCLR:
+class SimCLR(Task):
     """Tell which of all other crops of the global batch is of the same image, by NT-Xent (`fastpsl.tasks.contrastive.nt_xent`).
 
     Levels: T1 crops (with flip), T2 with colour distortion, T3 with blur and Sobel too (`contrastive_view`), for both views.

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastpsl.engine.dataset_pass import Passes
+from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import sum_over_ranks
-from fastpsl.engine.epoch_hooks import Figures
 from fastpsl.engine.fetch import Fetch, one_behind
 from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.reporter import Figures
 from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.trunk import Trunk
 from fastpsl.pipelines.doing import doing
@@ -67,35 +67,35 @@ class DeepCluster(PseudoClassify):
             )
         return super().head(level, channels)
 
-    def start_epoch(self, passes: Passes) -> Figures:
+    def start_epoch(self, context: EpochContext) -> Figures:
         """New labels and a new classifier. What was interrupted before its end has changed nothing."""
         labels, distance = clustered_features(
-            passes, self.center, self.num_classes, self.pca_width, self.k_means_iterations, self.seed
+            context, self.center, self.num_classes, self.pca_width, self.k_means_iterations, self.seed
         )
-        renew(passes.head, passes.optimiser, torch_seed(self.seed, passes.epoch))
-        return {**self.relabel(labels, passes.epoch), "distance": distance}
+        renew(context.head, context.optimiser, torch_seed(self.seed, context.epoch))
+        return {**self.relabel(labels, context.epoch), "distance": distance}
 
 
 def clustered_features(
-    passes: Passes, view: ViewSpec, num_clusters: int, pca_width: int, num_iterations: int, seed: int
+    context: EpochContext, view: ViewSpec, num_clusters: int, pca_width: int, num_iterations: int, seed: int
 ) -> tuple[Tensor, float]:
     """Labels int32 [N], the same on every rank (0 for images that cannot be decoded), and rows' mean squared distance to their centroid.
 
     Of all training images' features of `view` (`features_of`): PCA to `pca_width` at most, whitening, rows of length 1, k-means.
     """
-    features = features_of(passes, view)
+    features = features_of(context, view)
     started = time.perf_counter()
-    world, num = passes.world, passes.data.num_samples
-    with passes.run.reporter.off_the_clock(), doing(f"clustering {num:,} images, PCA first"):
+    world, num = context.world, context.data.num_samples
+    with context.run.reporter.off_the_clock(), doing(f"clustering {num:,} images, PCA first"):
         width = min(pca_width, features.blocks[0].shape[1], features.num_rows)
         whitening = fit_whitening(features.blocks, width, world)
         rows = torch.cat([F.normalize(whitening(block)) for block in features.blocks])
-        initial = drawn_rows(rows, features.indices, num_clusters, num, seed, passes.epoch, world)
+        initial = drawn_rows(rows, features.indices, num_clusters, num, seed, context.epoch, world)
         found, _, distance = k_means(rows, initial, num_iterations, world)
         labels = torch.zeros(num, dtype=torch.int32, device=world.device)
         labels[torch.from_numpy(features.indices).to(world.device)] = found.to(torch.int32)
         labels = sum_over_ranks(world, labels)
-    passes.run.reporter.say(f"clustering them took {time.perf_counter() - started:.1f} s")
+    context.run.reporter.say(f"clustering them took {time.perf_counter() - started:.1f} s")
     return labels, float(distance)
 
 
@@ -107,25 +107,25 @@ class Features(NamedTuple):
     num_rows: int
 
 
-def features_of(passes: Passes, view: ViewSpec) -> Features:
+def features_of(context: EpochContext, view: ViewSpec) -> Features:
     """Of every image of this rank's share that can be decoded. ValueError, on all ranks, where float16 cannot hold one: of 1.28 million
     images, 4,096 numbers each are 10.5 GB as they are.
     """
     blocks: list[Tensor] = []
     indices: list[np.ndarray] = []
     num_bad = 0
-    outputs = passes.outputs(view, lambda maps: maps.float().mean((2, 3)).half())
-    with before_last_relu(passes.learner.module.trunk):
+    outputs = context.forward_dataset(view, lambda maps: maps.float().mean((2, 3)).half())
+    with before_last_relu(context.learner.module.trunk):
         for numbers, rows in one_behind((Fetch(numbers), Fetch(rows)) for numbers, rows in outputs):
             there = numbers.values() >= 0
             blocks.append(rows.values()[there])
             indices.append(numbers.values()[there].numpy())
             num_bad += int((~blocks[-1].isfinite().all(1)).sum())
-    counts = torch.tensor([num_bad, sum(map(len, blocks))], device=passes.world.device)
-    bad, num_rows = sum_over_ranks(passes.world, counts).tolist()
+    counts = torch.tensor([num_bad, sum(map(len, blocks))], device=context.world.device)
+    bad, num_rows = sum_over_ranks(context.world, counts).tolist()
     if bad:
         raise ValueError(
-            f"epoch {passes.epoch}: features of {bad:,} of {num_rows:,} images are no finite float16 numbers, so they cannot be "
+            f"epoch {context.epoch}: features of {bad:,} of {num_rows:,} images are no finite float16 numbers, so they cannot be "
             f"clustered; lower --lr, give --precision bf16, or look at the weights"
         )
     return Features(blocks, np.concatenate(indices), num_rows)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastpsl.engine.options import RunOptions
-from fastpsl.engine.run import open_both
+from fastpsl.engine.run_data import open_both
 from fastpsl.models.checkpoint import write_atomically
 from fastpsl.pipelines.beton.file import output_errors
 from fastpsl.pipelines.data.dataset import Data

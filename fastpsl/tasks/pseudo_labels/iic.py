@@ -10,9 +10,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastpsl.engine.dataset_pass import Passes
-from fastpsl.engine.epoch_hooks import Figures
+from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.reporter import Figures
+from fastpsl.engine.task import Task
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.crops import ShorterSideCrop
@@ -45,7 +46,7 @@ _HEAD_STD = 0.01  # IIC's first weights, with biases of 0
 _GAP_PX = 4
 
 
-class IIC:
+class IIC(Task):
     """Clusters that a picture shares with transformed copies of itself: their mutual information is as large as can be (equation 2).
 
     A pair is a random crop ("weak") and a random crop that `transforms` changes further ("strong", Table XIV); of each image there
@@ -141,9 +142,9 @@ class IIC:
         self.labels: Tensor | None = None
         self.entropy: Tensor | None = None
 
-    def start_epoch(self, passes: Passes) -> None:
-        if passes.first:
-            self.first_epoch = passes.epoch
+    def start_epoch(self, context: EpochContext) -> None:
+        if context.first:
+            self.first_epoch = context.epoch
 
     def head_of(self, epoch: int) -> int:
         """The head that learns in `epoch`, which counts over all stages: 0 for A, 1 for B."""
@@ -165,25 +166,25 @@ class IIC:
         loss, num = losses.mean() + head.nothing_of_others(number), valid.sum().float()
         return loss, {"loss": (loss.detach() * num, num)}
 
-    def end_of_epoch(self) -> Figures:
+    def end_epoch(self) -> Figures:
         """What the epoch's clusters were like; of head B the figures' names end in _b."""
         number = self.epochs.number
         found = self.epochs.end(list(self.sizes.values())[number], self.true_labels, self.seed)
         return {f"{name}_b": value for name, value in found.items()} if number else found
 
-    def end_stage(self, passes: Passes) -> None:
+    def end_stage(self, context: EpochContext) -> None:
         """All training images' labels, by centre crops in eval mode: the arg max of head A's best sub-head; and how sure it was."""
-        best, num, world = self.epochs.best[0], self.num_samples, passes.world
+        best, num, world = self.epochs.best[0], self.num_samples, context.world
         entropy = torch.full((num + 1,), -1.0, device=world.device)
 
         def logits_seen() -> Iterator[tuple[Tensor, Tensor]]:
-            assert isinstance(passes.head, ClusterHeads)
-            for indices, logits in passes.outputs(self.center, passes.head):
+            assert isinstance(context.head, ClusterHeads)
+            for indices, logits in context.forward_dataset(self.center, context.head):
                 logs = logits[:, best].float().log_softmax(1)
                 entropy[torch.where(indices >= 0, indices, num)] = -(logs.exp() * logs).sum(1)
                 yield indices, logits[:, best]
 
-        labels = gathered_labels(passes, logits_seen()).cpu()
+        labels = gathered_labels(context, logits_seen()).cpu()
         if world.size > 1:
             dist.all_reduce(entropy, op=dist.ReduceOp.MAX)
         entropy = entropy[:num].cpu()

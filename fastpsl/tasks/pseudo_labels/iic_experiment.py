@@ -70,7 +70,7 @@ def build(options: Options) -> Job:
     return Job(
         task=task,
         backbone=backbone,
-        stages=options.stages(task, backbone),
+        stages=options.stages(task.num_levels, backbone.num_blocks),
         schedule=step_drops(options.lr, (1,)),
         optimiser=partial(adam, weight_decay=0.0),
         frozen_batchnorm=options.frozen_batchnorm,
@@ -84,11 +84,11 @@ def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
     made = state["task"]
     labels, num_clusters = made["labels"].numpy(), job.task.num_clusters
     path = write_labels(
-        run.folder / NAME, labels, num_clusters, run.train_data, str(run.science["recipe"]),
+        run.folder / NAME, labels, num_clusters, run.data.train, str(run.science["recipe"]),
         entropy=made["entropy"].numpy(), configuration={**run.science, "source": "iic", "cut": was_cut(state)},
     )  # fmt: skip
     curves = draw_label_curves(run.folder)
-    true = run.train_data.labels()
+    true = run.data.train.labels()
     words = [
         f"labels by sub-head {made['best_sub_head'] + 1} of {options.num_sub_heads}, which had the lowest loss",
         f"{len(np.unique(labels))} of {num_clusters} clusters are not empty",

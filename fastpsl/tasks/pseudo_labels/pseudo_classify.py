@@ -8,10 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastpsl.engine.dataset_pass import Passes
+from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import place_among_ranks
-from fastpsl.engine.epoch_hooks import Figures
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.reporter import Figures
+from fastpsl.engine.task import Task
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Data
@@ -23,7 +24,7 @@ from fastpsl.tasks.pseudo_labels.store import LabelStore
 _NOT_FINITE = 2**31 - 1
 
 
-class PseudoClassify:
+class PseudoClassify(Task):
     """Cross-entropy of a linear classifier on labels that a `LabelStore` holds, in an order that balances their classes.
 
     Paper: "Avoid empty classes", "Class balance sampling" (section 4.2). Where the images come from is up to who sets the labels.
@@ -34,7 +35,7 @@ class PseudoClassify:
     head_std: of the classifier's first weights (`classify.linear`).
     """
 
-    num_levels = 1
+    has_own_order = True
 
     def __init__(
         self, num_classes: int, view: ViewSpec, center: ViewSpec, *, seed: int, head_std: float | None = None
@@ -127,22 +128,22 @@ class PseudoClassify:
         return self.view.pictures(inputs[0])
 
 
-def gathered_labels(passes: Passes, outputs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+def gathered_labels(context: EpochContext, outputs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """(indices [B], logits [B, K]) of all ranks' batches to their arg max, int32 [N], on every rank; 0 for images that cannot be decoded.
 
     ValueError where logits are not finite.
     """
-    num, device = passes.data.num_samples, passes.world.device
+    num, device = context.data.num_samples, context.world.device
     labels = torch.full((num + 1,), -1, dtype=torch.int32, device=device)  # padding's goes to the last place
     for indices, logits in outputs:
         found = torch.where(logits.isfinite().all(1), logits.argmax(1), _NOT_FINITE)
         labels[torch.where(indices >= 0, indices, num)] = found.to(torch.int32)
-    if passes.world.size > 1:
+    if context.world.size > 1:
         dist.all_reduce(labels, op=dist.ReduceOp.MAX)
     num_bad = int((labels[:num] == _NOT_FINITE).sum())
     if num_bad:
         raise ValueError(
-            f"epoch {passes.epoch}: the network's outputs for {num_bad:,} of {num:,} images are not finite, so they have no label; "
+            f"epoch {context.epoch}: the network's outputs for {num_bad:,} of {num:,} images are not finite, so they have no label; "
             f"lower --lr, give --precision bf16, or look at the weights"
         )
     return labels[:num].clamp(min=0)

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 from torch import Tensor, nn
 
-from fastpsl.engine.dataset_pass import Passes
-from fastpsl.engine.epoch_hooks import Figures
+from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.reporter import Figures
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.grey import Grey
 from fastpsl.pipelines.data.dataset import Data
@@ -71,24 +71,24 @@ class UIC(PseudoClassify):
         if self.classifier is not None:
             head.load_state_dict(dict(self.classifier))
 
-    def start_epoch(self, passes: Passes) -> Figures | None:
+    def start_epoch(self, context: EpochContext) -> Figures | None:
         """Labels of the first epoch; of every epoch by centre crops."""
         if self.given is not None:
-            return self.relabel(self.given, 0) if passes.first else None  # split alike in each stage
-        if not passes.first and (self.label_view == "train" or self.fixed):
+            return self.relabel(self.given, 0) if context.first else None  # split alike in each stage
+        if not context.first and (self.label_view == "train" or self.fixed):
             return None
         view = self.center if self.fixed or self.label_view == "center" else self.view
         # Running statistics of a network that has not learned yet hold nothing.
-        untrained = passes.first and not self.fixed
-        labels = gathered_labels(passes, passes.outputs(view, passes.head, training=untrained))
-        return self.relabel(labels, passes.epoch)
+        untrained = context.first and not self.fixed
+        labels = gathered_labels(context, context.forward_dataset(view, context.head, training=untrained))
+        return self.relabel(labels, context.epoch)
 
     def see(self, indices: Tensor, logits: Tensor) -> None:
         """Labels of the next epoch."""
         if self.from_training:
             self.store.write(indices, logits)
 
-    def end_of_epoch(self) -> Figures | None:
+    def end_epoch(self) -> Figures | None:
         """All ranks' new labels become those of the next epoch."""
         if not self.from_training:
             return None

@@ -92,7 +92,7 @@ def build(options: Options) -> Job:
     return Job(
         task=task,
         backbone=backbone,
-        stages=options.stages(task, backbone),
+        stages=options.stages(task.num_levels, backbone.num_blocks),
         schedule=linear_decay(options.lr),
         optimiser=partial(options.sgd(), weight_decay=options.weight_decay, decay_biases=True),
         science=science,
@@ -106,7 +106,7 @@ def finish(options: PretrainOptions, job: Job, run: Run) -> Sequence[str]:
     state = read_checkpoint(run.last_checkpoint())
     store, made_by = state["task"]["store"], str(run.science["recipe"])
     path = write_labels(
-        run.folder / NAME, store["current"].numpy(), job.task.num_classes, run.train_data, made_by,
+        run.folder / NAME, store["current"].numpy(), job.task.num_classes, run.data.train, made_by,
         num_split=store["num_split"], configuration={**run.science, "source": made_by},
     )  # fmt: skip
     curves = draw_label_curves(run.folder)

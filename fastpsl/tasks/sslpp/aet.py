@@ -15,18 +15,17 @@ from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import TrainCrop, train_view
 from fastpsl.pipelines.views import ViewSpec
+from fastpsl.tasks.sslpp.proxy import Proxy
 
 _NUM_FOR_MEAN = 10_000
 
 
-class AET:
+class AET(Proxy):
     """SSL++'s AET, a `Proxy`. Crop and flip come first, as in AET's code; then the pair of which `WarpPair` tells.
 
     transform: SSL++ does not say which of AET's two it takes. Here "projective" by default, the more general.
     A sample is one pair, which the batch size counts once, as AET's 512 does: the network sees two pictures of each.
     """
-
-    images_per_sample = 1
 
     def __init__(self, transform: Kind = "projective", size_px: int = 32, crop: TrainCrop = "padded"):
         self.warp = WarpPair(size_px, transform)
@@ -36,10 +35,10 @@ class AET:
     def view(self) -> ViewSpec:
         return self._view
 
-    def head(self, channels: int) -> nn.Module:
+    def head(self, level: int, channels: int) -> nn.Module:
         return AETHead(channels, self.warp)
 
-    def loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+    def features_loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         """Mean squared error over the targets; features [2 * B, C, h, w]."""
         assert isinstance(head, AETHead)
         targets = batch.draws[0][-1]["target"]

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastpsl.engine.distributed import place_among_ranks
-from fastpsl.engine.epoch_hooks import Figures
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.reporter import Figures
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.ab_bins import NUM_BINS, ab_bins, soft_bins
 from fastpsl.kernels.lab import lab
@@ -21,6 +21,7 @@ from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import TrainCrop, train_view
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.sslpp.decoder import FromVectors
+from fastpsl.tasks.sslpp.proxy import Proxy
 
 NUM_LOOKED_AT = 50_000
 REBALANCING = 0.5
@@ -29,7 +30,7 @@ _GAP_PX = 4
 _MIN_SHARE = 1e-6  # of a bin that the training data, smoothed, do not have
 
 
-class Colorization:
+class Colorization(Proxy):
     """Tell a picture's colours by its lightness: at each position of the feature map, which of 313 bins of the ab plane.
 
     Zhang et al.: the target is soft, of the 10 nearest bins; rare colours weigh more, by (0.5 p + 0.5 / 313)^-1 of the target's nearest bin,
@@ -42,8 +43,6 @@ class Colorization:
     (of_vectors): `FromVectors`, to a quarter of the picture's side.
     """
 
-    images_per_sample = 1
-
     def __init__(self, size_px: int = 32, crop: TrainCrop = "padded", of_vectors: bool = False):
         self._view, self.of_vectors = train_view(Input.usual("L", size_px), size_px, crop), of_vectors
 
@@ -51,7 +50,7 @@ class Colorization:
         """Crop and flip, then the lightness alone."""
         return self._view
 
-    def head(self, channels: int) -> nn.Module:
+    def head(self, level: int, channels: int) -> nn.Module:
         """[B, channels, h, w] → logits [B, 313, h, w]."""
         if self.of_vectors:
             return FromVectors(channels, NUM_BINS, self._view.crop.size_px // 4)
@@ -74,7 +73,7 @@ class Colorization:
         if self.of_vectors:
             self.map_size = torch.Size((size // 4, size // 4))
 
-    def warm_up_batches(self, stage: Stage) -> int:
+    def num_warm_up_batches(self, stage: Stage) -> int:
         """Batches in which colours are counted."""
         self.num_to_come = self.num_to_look_at
         return self.num_to_look_at
@@ -107,7 +106,7 @@ class Colorization:
         self.weights = weights.float().to(self.bins.device)
         self.log_constant = constant.clamp(min=_MIN_SHARE).log().float().to(self.bins.device)
 
-    def loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+    def features_loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         """Rebalanced cross-entropy; accuracy = positions whose nearest bin is named."""
         logits = head(features).float().movedim(1, 3)
         assert logits.shape[1:3] == self.map_size, (logits.shape, self.map_size)
@@ -141,7 +140,7 @@ class Colorization:
         """float32 [B, 3, S, S] in [0, 1]: what the network sees, with its colours."""
         return to_float32(self._view.before_last_op(batch.images[0], batch.draws[0]))
 
-    def end_of_epoch(self) -> Figures:
+    def end_epoch(self) -> Figures:
         """num_grey: of the pictures that the epoch showed, those nothing was learned from."""
         num = int(_over_ranks(self.num_grey))
         self.num_grey.zero_()
@@ -156,7 +155,7 @@ class Colorization:
         self.num_grey.fill_(state["num_grey"] if place_among_ranks()[0] == 0 else 0)
         self._take_prior()
 
-    def chance(self) -> float:
+    def chance(self, level: int) -> float:
         """Accuracy of always naming the most frequent bin."""
         return float(self.counts.max() / self.counts.sum())
 

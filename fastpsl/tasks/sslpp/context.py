@@ -15,18 +15,17 @@ from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import TrainCrop, train_view
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.sslpp.decoder import FromVectors
+from fastpsl.tasks.sslpp.proxy import Proxy
 
 _WIDTH = 64
 
 
-class Context:
+class Context(Proxy):
     """SSL++'s Context, a `Proxy`: "we just use the reconstruction loss", so none that is adversarial.
 
     hole_share: the paper does not say how much is hidden. Here half of the side, as Context-Encoder's 64 of 128 px; its ring of 4 px that
     overlaps the surroundings is left out.
     """
-
-    images_per_sample = 1
 
     def __init__(
         self,
@@ -45,12 +44,12 @@ class Context:
     def view(self) -> ViewSpec:
         return self._view
 
-    def head(self, channels: int) -> nn.Module:
+    def head(self, level: int, channels: int) -> nn.Module:
         if self.of_vectors:
             return nn.Sequential(FromVectors(channels, 3, self.size_px), nn.Tanh())
         return ContextHead(channels, self.size_px)
 
-    def loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+    def features_loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         """Mean squared error of the hidden pixels, whose values are -1 to 1 as Context-Encoder has them; features [B, C, h, w].
 
         loss_constant: of one colour for all, the mean of what this batch hides, which no other colour undercuts.

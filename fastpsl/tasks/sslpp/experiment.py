@@ -76,7 +76,7 @@ def build(options: Options, proxy: Proxy, optimiser: Optimiser, factor: float = 
     return Job(
         task=task,
         backbone=backbone,
-        stages=options.stages(task, backbone),
+        stages=options.stages(task.num_levels, backbone.num_blocks),
         schedule=step_drops(options.lr, options.intervals, factor),
         optimiser=optimiser,
         science={"pseudo_labels": record},

@@ -15,17 +15,16 @@ from fastpsl.pipelines.standard_views import TrainCrop, train_view
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.classify import masked_cross_entropy
 from fastpsl.tasks.rotation import RotationHead
+from fastpsl.tasks.sslpp.proxy import Proxy
 
 NUM_TURNS = 4
 
 
-class RotNet:
+class RotNet(Proxy):
     """SSL++'s Rotation, a `Proxy`. Crop and flip come first, as in RotNet's code; the turns are exact, pixel for pixel.
 
     tasks/rotation.py has PSL's, in levels, which is without a flip.
     """
-
-    images_per_sample = NUM_TURNS
 
     def __init__(self, size_px: int = 32, crop: TrainCrop = "padded"):
         plain = train_view(Input.usual("RGB", size_px), size_px, crop)
@@ -34,10 +33,10 @@ class RotNet:
     def view(self) -> ViewSpec:
         return self._view
 
-    def head(self, channels: int) -> nn.Module:
+    def head(self, level: int, channels: int) -> nn.Module:
         return RotationHead(channels, NUM_TURNS)
 
-    def loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+    def features_loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         """Cross-entropy over the four turns; features [4 * B, C, h, w]. accuracy = turns named right."""
         logits = head(features).float()
         labels = batch.draws[0][-1]["turns"].flatten()
@@ -50,7 +49,10 @@ class RotNet:
             metrics["loss_constant"] = (num * math.log(NUM_TURNS), num)
         return loss, metrics
 
-    def chance(self) -> float:
+    def images_per_sample(self, level: int) -> int:
+        return NUM_TURNS
+
+    def chance(self, level: int) -> float:
         """Accuracy of guessing."""
         return 1 / NUM_TURNS
 

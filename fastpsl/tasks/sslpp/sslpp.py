@@ -2,56 +2,32 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastpsl.engine.dataset_pass import Passes
+from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import place_among_ranks
-from fastpsl.engine.epoch_hooks import Figures
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.reporter import Figures
 from fastpsl.engine.seed import torch_seed
-from fastpsl.engine.trunk import Metrics, Trunk, call_if_there
+from fastpsl.engine.task import Task
+from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Data
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.classify import average_and_linear, masked_cross_entropy
 from fastpsl.tasks.pseudo_labels.deepcluster import TOP_STD, clustered_features, renew
 from fastpsl.tasks.pseudo_labels.figures import watched_figures
+from fastpsl.tasks.sslpp.proxy import Proxy
 
 PCA_WIDTH, K_MEANS_ITERATIONS = 256, 20  # DeepCluster's
 _NONE_YET = -1  # coupled labels come with the first epoch
 
 
-class Proxy(Protocol):
-    """A pretext task of which SSL++ makes a `Task` (section IV.C): its head is the paper's V1.
-
-    It may also have, as a task may (`fastpsl.engine.trunk.Task`): check_data, start_stage, warm_up_batches, warm_up, end_of_epoch, state_dict
-    and load_state_dict, chance, contact_sheet, captions.
-    """
-
-    images_per_sample: int
-    """How many of --batch-size's images one sample makes."""
-
-    def view(self) -> ViewSpec:
-        """What the network sees of each sample; its last op is the task's own. It may make several pictures of one, image-major."""
-        ...
-
-    def head(self, channels: int) -> nn.Module:
-        """V1, on `channels` feature maps of the last block."""
-        ...
-
-    def loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Mean over samples with `batch.indices >= 0`; features [n * B, C, h, w] of all pictures that the view makes, image-major.
-
-        Held out (`head.training` is False), metrics hold `loss_constant` too: that of the best answer that looks at no picture.
-        """
-        ...
-
-
-class SSLPlusPlus:
+class SSLPlusPlus(Task):
     """L = Ls + weight * Lc (equation 5): the proxy's loss, and the cross-entropy of a linear classifier on pseudo-labels.
 
     learn_proxy: False for the pseudo-labels alone ("SPL", Table XI), on `plain` pictures, which no proxy has changed: L = Lc (equation 4),
@@ -64,8 +40,6 @@ class SSLPlusPlus:
     Paper: which pictures V2 sees is not said. Here: all that the network sees, each turn of an image, both of AET's, the masked one.
     Held-out images have no pseudo-labels; there the proxy alone is scored.
     """
-
-    num_levels = 1
 
     def __init__(
         self,
@@ -87,6 +61,7 @@ class SSLPlusPlus:
             raise ValueError(f"--num-clusters {num_classes}: coupled labels are of 2 or more")
         assert bool(num_classes) == (labels is not None or center is not None)
         self.proxy, self.plain, self.learn_proxy, self.weight = proxy, plain, learn_proxy, weight
+        self._learned: Task = proxy if learn_proxy else Task()  # whose hooks do nothing
         self.num_classes, self.center, self.seed = num_classes, center, seed
         self.given = labels
         self.true_labels: np.ndarray | None = None
@@ -98,7 +73,7 @@ class SSLPlusPlus:
         return (self.center,) if self.center else ()
 
     def images_per_sample(self, level: int) -> int:
-        return self.proxy.images_per_sample if self.learn_proxy else 1
+        return self._learned.images_per_sample(level)
 
     def check_data(self, data: Data, batch_size: int) -> None:
         """ValueError where there are more clusters than images, and what the proxy cannot learn from."""
@@ -109,11 +84,11 @@ class SSLPlusPlus:
         assert self.given is None or len(self.given) == data.num_samples
         self.num_samples = data.num_samples
         self.true_labels = data.labels()
-        self._of_proxy("check_data", data, batch_size)
+        self._learned.check_data(data, batch_size)
 
     def head(self, level: int, channels: int) -> nn.Module:
         """{"proxy": V1, "labels": V2}, or the one that learns."""
-        heads: dict[str, nn.Module] = {"proxy": self.proxy.head(channels)} if self.learn_proxy else {}
+        heads: dict[str, nn.Module] = {"proxy": self.proxy.head(level, channels)} if self.learn_proxy else {}
         if self.num_classes:
             heads["labels"] = average_and_linear(channels, self.num_classes, TOP_STD if self.center else None)
         return nn.ModuleDict(heads)
@@ -123,22 +98,22 @@ class SSLPlusPlus:
         if self.num_classes:
             labels = np.full(self.num_samples, _NONE_YET) if self.given is None else self.given
             self.labels = torch.from_numpy(labels.astype(np.int64)).to(device)
-        self._of_proxy("start_stage", stage, trunk, head)
+        self._learned.start_stage(stage, trunk, head)
 
-    def warm_up_batches(self, stage: Stage) -> int:
-        return self._of_proxy("warm_up_batches", stage) or 0
+    def num_warm_up_batches(self, stage: Stage) -> int:
+        return self._learned.num_warm_up_batches(stage)
 
     def warm_up(self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
-        self._of_proxy("warm_up", trunk, head, inputs, batch)
+        self._learned.warm_up(trunk, head, inputs, batch)
 
-    def start_epoch(self, passes: Passes) -> Figures | None:
+    def start_epoch(self, context: EpochContext) -> Figures | None:
         """Coupled: this epoch's labels, and a classifier that knows nothing of the last one's."""
         if self.center is None:
             return None
         labels, distance = clustered_features(
-            passes, self.center, self.num_classes, PCA_WIDTH, K_MEANS_ITERATIONS, self.seed
+            context, self.center, self.num_classes, PCA_WIDTH, K_MEANS_ITERATIONS, self.seed
         )
-        renew(passes.head["labels"], passes.optimiser, torch_seed(self.seed, passes.epoch))  # type: ignore[index]
+        renew(context.head["labels"], context.optimiser, torch_seed(self.seed, context.epoch))  # type: ignore[index]
         previous = self.labels.cpu().numpy()
         self.labels = labels.long()
         if place_among_ranks()[0] != 0:
@@ -156,7 +131,7 @@ class SSLPlusPlus:
         features = trunk(inputs[0])
         loss, metrics = features.new_zeros((), dtype=torch.float32), Metrics()
         if self.learn_proxy:
-            loss, metrics = self.proxy.loss(features, head["proxy"], batch)
+            loss, metrics = self.proxy.features_loss(features, head["proxy"], batch)
         if not self.num_classes:
             return loss, metrics
         # Beside the sum of both losses, the proxy's has a name of its own, held out too.
@@ -176,25 +151,21 @@ class SSLPlusPlus:
             "accuracy_labels": (right, num),
         }
 
-    def end_of_epoch(self) -> Figures | None:
-        figures: Figures | None = self._of_proxy("end_of_epoch")
-        return figures
+    def end_epoch(self) -> Figures | None:
+        return self._learned.end_epoch()
 
     def chance(self, level: int) -> float | None:
         """The proxy's accuracy of guessing, where it has one."""
-        found: float | None = self._of_proxy("chance")
-        return found
+        return self._learned.chance(level)
 
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """What the network sees."""
-        if self.learn_proxy and hasattr(self.proxy, "contact_sheet"):
-            sheet: Tensor = self.proxy.contact_sheet(inputs, batch)
-            return sheet
-        return self.views(1)[0].pictures(inputs[0])
+        sheet = self._learned.contact_sheet(inputs, batch)
+        return self.views(1)[0].pictures(inputs[0]) if sheet is None else sheet
 
     def captions(self, batch: Batch) -> list[str]:
         """What the proxy drew, and the pseudo-label."""
-        of_proxy = self._of_proxy("captions", batch) or [""] * len(batch.indices)
+        of_proxy = self._learned.captions(batch) or [""] * len(batch.indices)
         if not self.num_classes or self.labels[0] == _NONE_YET:
             return list(of_proxy)
         labels = self.labels[batch.indices.clamp(min=0)].tolist()
@@ -205,14 +176,10 @@ class SSLPlusPlus:
     def state_dict(self) -> dict[str, Any]:
         """Labels that came from the network, and the proxy's state; those that were given are in a file."""
         labels = {"labels": self.labels.cpu()} if self.center else {}
-        return {"proxy": self._of_proxy("state_dict") or {}} | labels
+        return {"proxy": self._learned.state_dict()} | labels
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if self.center:
             self.labels = state["labels"].to(self.labels.device)
         if state["proxy"]:
-            self._of_proxy("load_state_dict", state["proxy"])
-
-    def _of_proxy(self, hook: str, *arguments: Any) -> Any:
-        """A hook of the proxy's; None where it has none, or does not learn."""
-        return call_if_there(self.proxy, hook, *arguments) if self.learn_proxy else None  # type: ignore[arg-type]
+            self._learned.load_state_dict(state["proxy"])

@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastpsl.engine.dataset_pass import Passes
+from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.predictions import PART, Said
-from fastpsl.engine.run import Run, open_loader
+from fastpsl.engine.run import Run
+from fastpsl.engine.run_data import open_loader
+from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import Learner
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.crops import RandomResizedCrop
@@ -60,7 +62,7 @@ def begin_fc_anew(backbone: Backbone) -> None:
 
 
 @dataclass
-class MultiLabel:
+class MultiLabel(Task):
     """A linear classifier on the last block (averaged over its positions, of which fc7 has one), and a yes or no of each class.
 
     view: of training and of the test's crops, `num_crops` of which are one answer: the sum of their outputs before the sigmoid.
@@ -121,17 +123,17 @@ class MultiLabel:
             for row in rows
         ]
 
-    def end_stage(self, passes: Passes) -> None:
+    def end_stage(self, context: EpochContext) -> None:
         """The test pictures' outputs, predictions.npz: "scores", float32 [N, num_classes]."""
-        run, data = passes.run, passes.run.val_data
+        run, data = context.run, context.run.data.val
         assert data is not None
         views = (self.view,) * self.num_crops
-        science = passes.held_out_science(seed=run.options.seed, crops=self.num_crops, view=repr(self.view))
+        science = context.held_out_science(seed=run.options.seed, crops=self.num_crops, view=repr(self.view))
         with (
             open_loader(data, views, run.options, run.world, batch_size=PART, train=False) as loader,
-            contextlib.closing(Speaker(run, passes.learner, loader)) as speaker,
+            contextlib.closing(Speaker(run, context.learner, loader)) as speaker,
         ):
-            passes.predict(speaker.say, science)
+            context.predict(speaker.say, science)
 
 
 def masked_bce(outputs: Tensor, targets: Tensor, num: Tensor) -> Tensor:

@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.utils import draw_bounding_boxes
 
-from fastpsl.engine.dataset_pass import Passes
+from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.predictions import Said
-from fastpsl.engine.run import Run
+from fastpsl.engine.run_data import RunData
+from fastpsl.engine.task import Task
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.draws import Keys, Slot, integers, uniforms
 from fastpsl.models.backbone import Backbone
@@ -36,7 +37,7 @@ _SHEET_PX = 320
 
 
 @dataclass
-class Detection:
+class Detection(Task):
     """Fine-tunes `backbone` by `protocol`, on pictures as `input` says. seed: of the draws. ValueError for a backbone that cannot.
 
     proposals: files of each training set, then of each test set, where the protocol's are published ones.
@@ -92,12 +93,12 @@ class Detection:
     def held_out_views(self, level: int) -> tuple[()]:
         return ()
 
-    def input_record(self) -> dict[str, Any]:
+    def input_record(self, level: int) -> dict[str, Any]:
         return self.input.as_dict()
 
-    def train_loader(self, run: Run) -> PictureLoader:
+    def train_loader(self, data: RunData) -> PictureLoader:
         """Batches of what `read` gives."""
-        return run.picture_loader(self.read)
+        return data.picture_loader(self.read)
 
     def read(self, index: int, epoch: int) -> Annotated:
         """A training picture, mirrored or not and of the size drawn for it; "boxes" float32 [n, 4] in its px, "labels" int64 [n] from 1,
@@ -127,10 +128,10 @@ class Detection:
         torch.backends.cudnn.benchmark = False
 
     def loss(
-        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: PictureBatch
+        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Any
     ) -> tuple[Tensor, Metrics]:
         """The sum of the detector's losses, and each of them. `head` is bound to `trunk`."""
-        assert isinstance(head, Detector)
+        assert isinstance(head, Detector) and isinstance(batch, PictureBatch)
         images = [normalised(image, self.input) for image in batch.images]
         proposals = None if head.rpn is not None else [target["proposals"] for target in batch.targets]
         losses = head.losses(images, batch.targets, proposals)
@@ -139,17 +140,17 @@ class Detection:
         told = {"loss": loss} | losses
         return loss, {name: (value.detach() * num, num) for name, value in told.items()}
 
-    def end_stage(self, passes: Passes) -> None:
+    def end_stage(self, context: EpochContext) -> None:
         """predictions.npz in the run's folder: of each test picture's detections boxes (its own px), scores and labels (from 0)."""
-        detector = passes.head
+        detector = context.head
         assert isinstance(detector, Detector)
 
         def say(indices: range) -> Iterator[Said]:
             for index in indices:
-                with passes.learner.autocast():
-                    yield self.detected(detector, index, passes.world.device)
+                with context.learner.autocast():
+                    yield self.detected(detector, index, context.world.device)
 
-        passes.predict(say, passes.held_out_science(science=passes.run.science))
+        context.predict(say, context.held_out_science(science=context.run.science))
 
     def detected(self, detector: Detector, index: int, device: torch.device) -> Said:
         """What `detector` finds in a test picture, which it sees at the protocol's largest size."""
@@ -167,8 +168,9 @@ class Detection:
             "labels": found["labels"].cpu().numpy() - 1,
         }
 
-    def contact_sheet(self, inputs: Sequence[Tensor], batch: PictureBatch) -> Tensor:
+    def contact_sheet(self, inputs: Sequence[Tensor], batch: Any) -> Tensor:
         """The training pictures as the network sees them, each with its boxes; in one size, the rest black."""
+        assert isinstance(batch, PictureBatch)
         shown = []
         for image, target in zip(batch.images, batch.targets, strict=True):
             seen = pictures(normalised(image, self.input)[None], self.input)[0]
@@ -181,8 +183,9 @@ class Detection:
             )
         return padded(shown, multiple_px=1)
 
-    def captions(self, batch: PictureBatch) -> list[str]:
+    def captions(self, batch: Any) -> list[str]:
         """The classes in each picture."""
+        assert isinstance(batch, PictureBatch)
         names = self.train.class_names or []
         labels = [target["labels"].unique().tolist() for target in batch.targets]
         return [", ".join(names[label - 1] for label in these) or "none" for these in labels]

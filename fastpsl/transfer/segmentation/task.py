@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastpsl.engine.dataset_pass import Passes
+from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.predictions import Said, begin_folder
-from fastpsl.engine.run import Run
+from fastpsl.engine.run_data import RunData
+from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import Learner
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.draws import Keys
@@ -34,7 +35,7 @@ MASKS = "masks"
 
 
 @dataclass
-class Segmentation:
+class Segmentation(Task):
     """Cross-entropy of each picture's pixels that are not void; masks of the held-out pictures at the end.
 
     crop: what is learned from; without it pictures as they are. Held-out ones are seen whole: with their shorter side at crop.size_px where
@@ -56,7 +57,7 @@ class Segmentation:
         """None: pictures have sizes of their own."""
         return ()
 
-    def input_record(self) -> dict[str, Any]:
+    def input_record(self, level: int) -> dict[str, Any]:
         return self.input.as_dict()
 
     def head(self, level: int, channels: int) -> nn.Module:
@@ -66,17 +67,17 @@ class Segmentation:
         if self.crop is None:  # cuDNN would try all its ways anew for every size of picture
             torch.backends.cudnn.benchmark = False
 
-    def train_loader(self, run: Run) -> PictureLoader:
-        data, seed = run.train_data, run.options.seed
-        assert isinstance(data, VOC)
+    def train_loader(self, data: RunData) -> PictureLoader:
+        voc, seed = data.train, data.options.seed
+        assert isinstance(voc, VOC)
 
         def read(index: int, epoch: int) -> Annotated:
-            image, mask = read_picture(data, index), torch.from_numpy(data.mask(index))
+            image, mask = read_picture(voc, index), torch.from_numpy(voc.mask(index))
             if self.crop is not None:
                 image, mask = self.crop(image, mask, Keys(seed, epoch, np.array([index], np.int64)))
             return image, {"mask": mask}
 
-        return run.picture_loader(read)
+        return data.picture_loader(read)
 
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
@@ -108,14 +109,14 @@ class Segmentation:
         shown = pictures(images, self.input)
         return torch.where(masks.cpu()[:, None] > 0, 0.5 * shown + 0.5 * colours, shown)
 
-    def end_stage(self, passes: Passes) -> None:
+    def end_stage(self, context: EpochContext) -> None:
         """predictions.npz of the held-out pictures: "confusion", int64 [N, C, C] (truth, prediction); masks/<id>.png: what was found."""
-        learner, data, masks = passes.learner, passes.run.val_data, passes.run.folder / MASKS
+        learner, data, masks = context.learner, context.run.data.val, context.run.folder / MASKS
         assert isinstance(data, VOC)
-        science = passes.held_out_science(task=repr(self))
-        if passes.world.rank == 0:
+        science = context.held_out_science(task=repr(self))
+        if context.world.rank == 0:
             begin_folder(masks, science)  # the others come to `predict`'s first wait
-        passes.predict(lambda images: self.say(images, data, learner, masks), science)
+        context.predict(lambda images: self.say(images, data, learner, masks), science)
 
     def say(self, images: range, data: VOC, learner: Learner, masks: Path) -> Iterator[Said]:
         """{"confusion": int64 [1, C, C]} of each of these pictures, whose masks are written."""

@@ -1,0 +1,33 @@
+"""The first batch of a stage: loaded by one rank before the others, and drawn for people."""
+
+import torch
+
+from fastpsl.engine.distributed import wait_for_all
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.run import Run
+from fastpsl.engine.run_data import BatchSource
+from fastpsl.engine.task import Task
+from fastpsl.pipelines.doing import doing
+from fastpsl.plots.contact_sheet import NUM_PICTURES, captions, save_contact_sheet
+
+
+def look_at_first_batch(run: Run, task: Task, stage: Stage, loader: BatchSource) -> None:
+    """Let one rank a machine load a batch before the others start, so that numba compiles the loader once, not N times.
+
+    Rank 0 draws it, contact-sheet-G<level>.png: what the network sees at this level. Nothing where the task draws none.
+    """
+    run.reporter.say(f"decoder {loader.decoder_name}: {loader.decoder_reason}")
+    batch = None
+    with doing(f"{stage.name}: the first batch, whose decoder may have to be compiled"):
+        if run.world.local_rank == 0:
+            batches = loader.epoch(run.position.first_epoch)
+            batch = next(batches)
+            batches.close()
+        wait_for_all(run.world)
+    if batch is None or run.world.rank != 0 or run.position.step > 0:
+        return
+    batch = batch.first(NUM_PICTURES)
+    images = task.contact_sheet(batch.inputs(loader.views, torch.float32), batch)
+    if images is not None:
+        texts = captions(batch, run.data.train.class_names, task.captions(batch))
+        save_contact_sheet(images, run.folder / f"contact-sheet-G{stage.level}.png", texts)

@@ -1,0 +1,177 @@
+"""The data that a recipe trains on: opened, checked against views and batch, and given out by loaders."""
+
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+
+from fastpsl.engine.distributed import World
+from fastpsl.engine.options import RunOptions
+from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.loader.annotated import Annotated, PictureLoader
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.views import ViewSpec
+
+OpenData = Callable[[RunOptions], tuple[Data, Data | None]]
+"""Open training and held-out data."""
+
+
+class BatchSource(Protocol):
+    """What training takes its batches from: a `Loader`, or one of annotated images."""
+
+    decoder_name: str
+    decoder_reason: str
+    views: tuple[ViewSpec, ...]
+    batch_size: int
+    num_samples: int
+    num_steps: int
+
+    def epoch(
+        self, epoch: int, first_step: int = 0, order: np.ndarray | None = None
+    ) -> Generator[Any, None, None]:
+        """Make the batches of an epoch from `first_step` on."""
+        ...
+
+    def __enter__(self) -> "BatchSource": ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, place: TracebackType | None
+    ) -> None: ...
+
+
+class RunData:
+    """Training and held-out data of a recipe, and this rank's share of each batch.
+
+    Attributes:
+        train: The training data.
+        val: The held-out data, or None.
+        batch_size: Images that this rank takes at a time.
+    """
+
+    def __init__(
+        self,
+        options: RunOptions,
+        world: World,
+        open: OpenData | None = None,
+        part: Callable[[Data], Data] | None = None,
+    ):
+        """Open the data.
+
+        Args:
+            open: In the place of --data and --val as images; see `Job`.
+            part: Of the training data, what is trained on.
+
+        Raises:
+            ValueError: The data cannot be read, or the ranks do not divide the batch.
+        """
+        self.options, self.world = options, world
+        self.batch_size = options.rank_batch(world.size)
+        self.train, self.val = (open or open_both)(options)
+        if part is not None:
+            try:
+                self.train = part(self.train)
+            except BaseException:
+                self.close()
+                raise
+
+    def loader_batch(self, images_per_sample: int) -> int:
+        """Samples of a rank's batch, each of which makes so many images. ValueError where they do not divide it, or are too few."""
+        samples, rest = divmod(self.batch_size, images_per_sample)
+        if rest or not samples:
+            raise ValueError(
+                f"--batch-size {self.options.batch_size} gives each rank {self.batch_size} images a pass, and each sample makes "
+                f"{images_per_sample}: choose a batch that is a multiple of "
+                f"{images_per_sample * self.world.size * self.options.accumulate}"
+            )
+        needed = samples * self.world.size * self.options.accumulate
+        if self.train.num_samples < needed:
+            each = "" if images_per_sample == 1 else f", {images_per_sample} of each of {needed} samples"
+            raise ValueError(
+                f"{self.train.num_samples} training images are fewer than one batch of {self.options.batch_size}{each}: "
+                f"lower --batch-size, or give more data"
+            )
+        return samples
+
+    def check_views(self, views: Sequence[ViewSpec], held_out_views: Sequence[ViewSpec]) -> None:
+        """ValueError where the smallest picture of the training or the held-out data cannot be cropped so."""
+        for data, these in ((self.train, views), (self.val, held_out_views)):
+            if data is not None:
+                min_height, min_width, _, _ = data.image_sizes()
+                for view in these:
+                    view.crop.check(min_height, min_width)
+
+    def loader(
+        self, data: Data, views: Sequence[ViewSpec], *, train: bool, images_per_sample: int = 1
+    ) -> Loader:
+        """A loader of this rank's share of `data`: shuffled for training, in the data's order for evaluation."""
+        return open_loader(
+            data,
+            views,
+            self.options,
+            self.world,
+            batch_size=self.loader_batch(images_per_sample),
+            train=train,
+        )
+
+    def picture_loader(self, read: Callable[[int, int], Annotated]) -> PictureLoader:
+        """A loader of this rank's share of the training data as whole pictures; read: (index, epoch) → one of them."""
+        options, world = self.options, self.world
+        return PictureLoader(
+            read,
+            self.train.num_samples,
+            batch_size=self.loader_batch(1),
+            seed=options.seed,
+            rank=world.rank,
+            world=world.size,
+            num_threads=options.num_threads,
+            device=world.device,
+            prefetch_batches=options.prefetch_batches,
+            timeout_s=options.timeout_s,
+        )
+
+    def close(self) -> None:
+        """Close both data sets."""
+        self.train.close()
+        if self.val is not None:
+            self.val.close()
+
+
+def open_both(options: RunOptions) -> tuple[Data, Data | None]:
+    """Training and held-out data: --data and --val, or the embedded sample's."""
+    train: str | Path | None = options.data
+    val: str | Path | None = options.val
+    if train is None:
+        train, val = sample_paths()[:2]
+    opened = open_data(train)
+    try:
+        return opened, open_data(val) if val else None
+    except BaseException:
+        opened.close()
+        raise
+
+
+def open_loader(
+    data: Data, views: Sequence[ViewSpec], options: RunOptions, world: World, *, batch_size: int, train: bool
+) -> Loader:
+    """A loader as the options ask for it; batch_size: of a rank."""
+    return Loader(
+        data,
+        views,
+        batch_size=batch_size,
+        seed=options.seed,
+        rank=world.rank,
+        world=world.size,
+        train=train,
+        order=options.order,
+        lanes=options.lanes,
+        decoder=options.decoder,
+        num_threads=options.num_threads,
+        device=str(world.device),
+        prefetch_batches=options.prefetch_batches,
+        timeout_s=options.timeout_s,
+        on_bad_sample=options.on_bad_sample,
+    )

@@ -1,0 +1,44 @@
+"""A pretext task of which SSL++ makes one with pseudo-labels beside it (sslpp.txt, section IV.C)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from fastpsl.engine.task import Task
+from fastpsl.engine.trunk import Metrics, Trunk
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.views import ViewSpec
+
+
+class Proxy(Task):
+    """A task of one view whose loss is a function of the trunk's features, so that another head can share them.
+
+    Override `view`, `head` (the paper's V1) and `features_loss`.
+    """
+
+    def view(self) -> ViewSpec:
+        """Return what the network sees of each sample.
+
+        Its last op is the task's own. It may make several images of one, image-major.
+        """
+        raise NotImplementedError
+
+    def features_loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Compute the loss of a batch from the features of all its images.
+
+        Args:
+            features: [n * B, C, h, w] of the n images that the view makes of each sample, image-major.
+
+        Returns:
+            The mean over samples with `batch.indices >= 0`, and metrics. Held out (`head.training` is False) these hold
+            `loss_constant` too: that of the best answer that looks at no image.
+        """
+        raise NotImplementedError
+
+    def views(self, level: int) -> tuple[ViewSpec, ...]:
+        return (self.view(),)
+
+    def loss(
+        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+    ) -> tuple[Tensor, Metrics]:
+        return self.features_loss(trunk(inputs[0]), head, batch)
