@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
+from typing_extensions import Self
 
 from fastpsl.engine.distributed import World
 from fastpsl.engine.options import RunOptions
@@ -36,7 +37,7 @@ class BatchSource(Protocol):
         """Make the batches of an epoch from `first_step` on."""
         ...
 
-    def __enter__(self) -> "BatchSource": ...
+    def __enter__(self) -> Self: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, place: TracebackType | None

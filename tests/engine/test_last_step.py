@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from fastpsl.engine.run import Run
 from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.views import ViewSpec
 from tests.engine.test_task_hooks import Asking
 from tests.engine.tiny import TinyNet, tiny_run
 from tests.programs import digests, newest_checkpoint, newest_step
@@ -58,7 +59,7 @@ class Hanging(Asking):
     def state_dict(self) -> dict[str, Any]:
         return {"queue": self.queue}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.queue = state["queue"]
 
 
@@ -169,8 +170,11 @@ def test_before_an_epoch_that_clusters_first_the_last_step_is_kept(
     monkeypatch.setattr(trainer, "LONG_STEP_S", 3600.0)
 
     class Clustering(Hanging):
-        def start_epoch(self, passes: Any) -> None:
-            if passes.epoch == 1:
+        def pass_views(self, level: int) -> tuple[ViewSpec, ...]:
+            return self.views(level)
+
+        def start_epoch(self, context: Any) -> None:
+            if context.epoch == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
                 assert left.wait(120)
                 raise Left
@@ -188,8 +192,11 @@ def test_an_error_too_leaves_what_was_kept(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(trainer, "LONG_STEP_S", 3600.0)
 
     class Failing(Hanging):
-        def start_epoch(self, passes: Any) -> None:
-            if passes.epoch == 1:
+        def pass_views(self, level: int) -> tuple[ViewSpec, ...]:
+            return self.views(level)
+
+        def start_epoch(self, context: Any) -> None:
+            if context.epoch == 1:
                 raise RuntimeError("Connection reset by peer")
 
     run = tiny_run(tmp_path, stage_epochs=(2,), batch_size=160)

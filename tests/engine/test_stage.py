@@ -57,7 +57,7 @@ def test_exactly_the_learning_blocks_change(plan: str, frozen_batchnorm: str) ->
         module = StageModule(
             Trunk(backbone, stage, frozen_batchnorm),
             task.head(1, backbone.channels[stage.last_block - 1]),
-            task,
+            task.loss,
         )
         learner = Learner(module, sgd(module.learning_parameters()), VIEWS, "fp32", CPU)
         before = [snapshot(block) for block in backbone.blocks()]

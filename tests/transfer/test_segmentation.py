@@ -224,8 +224,7 @@ def job_of(root: Path, lr: float) -> Job:
 def run_of(root: Path, out: Path, world: World, lr: float = 0.0, **options: Any) -> Iterator[tuple[Job, Run]]:
     job = job_of(root, lr)
     values = {"batch_size": 2, "num_threads": 1, "tensorboard": False, "checkpoint_minutes": 0.0} | options
-    options = RunOptions(data=str(root), out=out, **values)
-    run = Run("voc", job.open_data(options, world), job.science)
+    run = Run("voc", job.open_data(RunOptions(data=str(root), out=out, **values), world), job.science)
     yield job, run
     run.close()
 
