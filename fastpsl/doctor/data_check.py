@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fastpsl.doctor.checks import Check
+from fastpsl.doctor.report import Check
 from fastpsl.engine.options import RunOptions
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import Data

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fastpsl.doctor.doctor_setup import DoctorSetup
 from fastpsl.doctor.measurements import BETON_WRITE, Alternative
 from fastpsl.doctor.reading import FIRST_EPOCH
-from fastpsl.doctor.setting import Setting
 from fastpsl.engine.run import open_loader
 from fastpsl.engine.stage_bench import endless
 from fastpsl.engine.timing import milliseconds, samples_per_s
@@ -36,20 +36,20 @@ class Feed:
     """Loaders of one view set. data: what was read just before, from memory; batch_size: samples of a rank's batch."""
 
     def __init__(
-        self, setting: Setting, views: Sequence[ViewSpec], batch_size: int, warm: Data, seconds: float
+        self, setup: DoctorSetup, views: Sequence[ViewSpec], batch_size: int, warm: Data, seconds: float
     ):
-        self.setting, self.views, self.batch_size = setting, tuple(views), batch_size
+        self.setup, self.views, self.batch_size = setup, tuple(views), batch_size
         self.warm, self.seconds = warm, seconds
         self._epochs: Iterator[int] = itertools.count(FIRST_EPOCH + 1_000_000)
 
     def rate(self, data: Data, seconds: float | None = None, **changes: object) -> float:
         """Images/s on the device, ready to be augmented; `changes` of the options."""
-        options = self.setting.options
-        if data is not self.setting.opened.train_data:  # parts lie in no pages of their own
+        options = self.setup.options
+        if data is not self.setup.opened.train_data:  # parts lie in no pages of their own
             options = replace(options, order="random")
         options = replace(options, **changes)  # type: ignore[arg-type]
         with open_loader(
-            data, self.views, options, self.setting.world, batch_size=self.batch_size, train=True
+            data, self.views, options, self.setup.world, batch_size=self.batch_size, train=True
         ) as loader:
             batches = endless(loader, self._epochs)
             next(batches)
@@ -68,13 +68,13 @@ class Feed:
 
     def as_it_lies(self) -> float:
         """From where the data is, in training order."""
-        return self.rate(self.setting.opened.train_data)
+        return self.rate(self.setup.opened.train_data)
 
     def other_decoders(
         self, chosen: str, decode: float, say: Callable[[str], None]
     ) -> tuple[list[Alternative], dict[str, str]]:
         """The others that can read this data, each shortly; and of the rest, by option, why they cannot."""
-        data, device = self.setting.opened.train_data, self.setting.world.device
+        data, device = self.setup.opened.train_data, self.setup.world.device
         found, untried = [], {}
         for name in READS[data.kind]:
             if name in (chosen, "synthetic"):
@@ -102,14 +102,14 @@ class Feed:
 
     def all_cores(self, num_cores: int, decode: float) -> list[Alternative]:
         """With a thread a core, where there are fewer."""
-        if num_cores <= self.setting.num_threads:
+        if num_cores <= self.setup.num_threads:
             return []
         rate = self.rate(self.warm, num_threads=num_cores)
         return [Alternative(f"--num-threads {num_cores}", rate, decode, num_threads=num_cores)]
 
     def quasi_random(self, loader: float, note: str) -> Alternative:
         """Whole pages instead of single samples, from storage. ValueError where there are none, or lanes and batch do not go with them."""
-        rate = self.rate(self.setting.opened.train_data, order="quasi_random")
+        rate = self.rate(self.setup.opened.train_data, order="quasi_random")
         return Alternative("--order quasi_random", rate, loader, note, "read")
 
     def written(self, views: Sequence[ViewSpec]) -> list[Alternative]:

@@ -9,10 +9,10 @@ from typing import get_args
 
 import torch
 
+from fastpsl.doctor.doctor_setup import DoctorSetup
 from fastpsl.doctor.feeding import Feed, copy_rate
 from fastpsl.doctor.measurements import BETON_WRITE, Measurements, StageRates
 from fastpsl.doctor.reading import measure_read
-from fastpsl.doctor.setting import Setting
 from fastpsl.engine.gpu_memory import peak_memory, reset_peak_memory
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.engine.trunk import images_per_sample
@@ -35,24 +35,24 @@ _PLAIN_VIEWS = (ViewSpec(RandomResizedCrop(96)),)
 Say = Callable[[str], None]
 
 
-def measure(setting: Setting, num_cores: int, seconds: float, say: Say) -> Measurements:
+def measure(setup: DoctorSetup, num_cores: int, seconds: float, say: Say) -> Measurements:
     """ValueError, naming the part, where one does not run. say: told what is measured now."""
-    job, data, device = setting.job, setting.opened.train_data, setting.world.device
-    views = {i: job.task.views(job.stages[i].level) for i in setting.stages} if job else {}
+    job, data, device = setup.job, setup.opened.train_data, setup.world.device
+    views = {i: job.task.views(job.stages[i].level) for i in setup.stages} if job else {}
     first_views = next(iter(views.values()), _PLAIN_VIEWS)
-    batch_size = setting.opened.batch_size
+    batch_size = setup.opened.batch_size
     if job:
-        batch_size //= images_per_sample(job.task, job.stages[setting.stages[0]].level)
+        batch_size //= images_per_sample(job.task, job.stages[setup.stages[0]].level)
 
     say("read")
     with named("reading", "give data that can be read"):
-        read, samples = measure_read(data, setting.options, batch_size, seconds)
+        read, samples = measure_read(data, setup.options, batch_size, seconds)
     # Nearly all of it: a training epoch leaves out the last part of a batch.
     has_all = len(samples) > data.num_samples - batch_size
     warm: Data = data if has_all else Subset(data, samples)
     from_storage = read.from_storage and not has_all
 
-    decoder, _ = choose_decoder(setting.options.decoder, data, device)
+    decoder, _ = choose_decoder(setup.options.decoder, data, device)
     feeds: dict[tuple[Crop, ...], Feed] = {}
     rates: dict[tuple[Crop, ...], tuple[float, float]] = {}
 
@@ -61,7 +61,7 @@ def measure(setting: Setting, num_cores: int, seconds: float, say: Say) -> Measu
         crops = tuple(view.crop for view in these)
         if crops not in rates:
             say(f"decode by {decoder}")
-            feeds[crops] = feed = Feed(setting, these, batch_size, warm, seconds)
+            feeds[crops] = feed = Feed(setup, these, batch_size, warm, seconds)
             with named("decoding", "lower --batch-size or --prefetch-batches"):
                 decode = feed.decode()
                 rates[crops] = (decode, feed.as_it_lies() if from_storage else decode)
@@ -71,22 +71,22 @@ def measure(setting: Setting, num_cores: int, seconds: float, say: Say) -> Measu
     others, untried = feed.other_decoders(decoder, decode, say)
     alternatives = others + feed.all_cores(num_cores, decode)
     may_be_quasi_random = job is not None and job.part is None and not hasattr(job.task, "epoch_order")
-    if from_storage and setting.options.order == "random" and may_be_quasi_random:
+    if from_storage and setup.options.order == "random" and may_be_quasi_random:
         say("decode in quasi-random order")
         with _tried("--order quasi_random", untried):
             alternatives.append(feed.quasi_random(loader, read.fitting))
     copied = device.type == "cuda" and decoder in ("ffcv", "torchvision", "synthetic")
-    stages = tuple(_stage(setting, i, feed_of, untried, seconds, say) for i in setting.stages)
+    stages = tuple(_stage(setup, i, feed_of, untried, seconds, say) for i in setup.stages)
     slow = any(stage.loader < _ENOUGH[device.type] * stage.synthetic for stage in stages)
     # The embedded sample is nobody's to write anew.
-    if slow and setting.options.data is not None:
+    if slow and setup.options.data is not None:
         say("decode what is written anew")
         with _tried(BETON_WRITE, untried):
             alternatives += feed.written([view for some in views.values() for view in some])
     return Measurements(
         is_cuda=device.type == "cuda",
         num_cores=num_cores,
-        num_threads=setting.num_threads,
+        num_threads=setup.num_threads,
         torch_threads=torch.get_num_threads(),
         decoder=decoder,
         read=read,
@@ -99,15 +99,15 @@ def measure(setting: Setting, num_cores: int, seconds: float, say: Say) -> Measu
 
 
 def _stage(
-    setting: Setting,
+    setup: DoctorSetup,
     number: int,
     feed_of: Callable[[Sequence[ViewSpec], int], tuple[Feed, tuple[float, float]]],
     untried: dict[str, str],
     seconds: float,
     say: Say,
 ) -> StageRates:
-    assert setting.job is not None
-    job, options, world, data = setting.job, setting.options, setting.world, setting.opened.train_data
+    assert setup.job is not None
+    job, options, world, data = setup.job, setup.options, setup.world, setup.opened.train_data
     stage = job.stages[number]
     remedy = "lower --batch-size, or raise --accumulate"
     with named(f"stage {stage.name}'s step", remedy):
@@ -155,18 +155,18 @@ def _stage(
             if mode not in rates.step_rates:
                 say(f"{stage.name}: step {mode}")
                 with _tried(f"--step {mode}", untried):
-                    rates.step_rates[mode] = _step_rate(setting, number, mode, seconds)
+                    rates.step_rates[mode] = _step_rate(setup, number, mode, seconds)
     _give_back(world.device)
     return rates
 
 
-def _step_rate(setting: Setting, number: int, mode: str, seconds: float) -> float:
+def _step_rate(setup: DoctorSetup, number: int, mode: str, seconds: float) -> float:
     """Images/s of the step in another mode."""
-    assert setting.job is not None
-    options = replace(setting.options, step=mode)  # type: ignore[arg-type]
-    data, world = setting.opened.train_data, setting.world
+    assert setup.job is not None
+    options = replace(setup.options, step=mode)  # type: ignore[arg-type]
+    data, world = setup.opened.train_data, setup.world
     _give_back(world.device)
-    bench = StageBench(setting.job, number, options, data, world, seconds=seconds)
+    bench = StageBench(setup.job, number, options, data, world, seconds=seconds)
     bench.step_ms(1)
     return bench.step_alone()
 

@@ -7,10 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fastpsl.doctor.advice import Change, is_good
-from fastpsl.doctor.checks import Check
-from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates
-from fastpsl.doctor.report import Report
-from fastpsl.doctor.words import number_of
+from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates, number_of
+from fastpsl.doctor.report import Check, Report
 from fastpsl.engine.terminal import escaped
 
 _MAX_CHANGES = 4
@@ -20,7 +18,7 @@ Cells = tuple[str, ...]
 
 
 def show(report: Report, console: Console) -> None:
-    """Setting, checks, rates, bottleneck and changes; about 24 lines of 80 columns where all is well."""
+    """DoctorSetup, checks, rates, bottleneck and changes; about 24 lines of 80 columns where all is well."""
     setting, say = report.setting, _sayer(console)
     say(" ".join([setting["recipe"] or "no recipe", *setting["arguments"]]), "bold")
     machine = f"{setting['device_name']}, {setting['precision']}"

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from fastpsl.doctor.checks import Check, State
+from fastpsl.doctor.report import Check, State
 from fastpsl.kernels.fused import fused_modules
 from fastpsl.pipelines.decoders import dali, libffcv
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from fastpsl.doctor.measurements import number_of
 from fastpsl.doctor.recipe import DEFAULT_OPTIONS, Recipe, default_recipe, load_recipe
-from fastpsl.doctor.words import number_of
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.experiment import Job
 from fastpsl.engine.options import RunOptions
@@ -37,7 +37,7 @@ class OpenData(Run):
 
 
 @dataclass(frozen=True)
-class Setting:
+class DoctorSetup:
     """recipe: None in an installed copy where none was named; options: of one rank of `num_ranks`, which runs alone here."""
 
     recipe: Recipe | None
@@ -62,7 +62,7 @@ def find_recipe(path: Path | None, arguments: Sequence[str]) -> Recipe | None:
     return None if default is None else load_recipe(default, DEFAULT_OPTIONS)
 
 
-def open_setting(recipe: Recipe | None, num_ranks: int | None, stages: Sequence[str]) -> Setting:
+def open_setup(recipe: Recipe | None, num_ranks: int | None, stages: Sequence[str]) -> DoctorSetup:
     """The job in place on its device, its data open and checked. ValueError, in one line, where it could not be trained."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("doctor measures one rank: start it without torchrun, and give --nproc-per-node NUM")
@@ -83,7 +83,7 @@ def open_setting(recipe: Recipe | None, num_ranks: int | None, stages: Sequence[
         except BaseException:
             opened.close()
             raise
-    return Setting(recipe, options, num_ranks, world, job, opened, chosen)
+    return DoctorSetup(recipe, options, num_ranks, world, job, opened, chosen)
 
 
 def _built(recipe: Recipe | None, options: RunOptions) -> Job | None:
