@@ -48,9 +48,10 @@ _DESCRIPTION = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command, and exit unless it is done: 1 if doctor finds a step that waits, 2 for a user error, 130 if interrupted.
+    """Run a command; return if it succeeds, else exit.
 
-    A user error is one line on stderr.
+    The exit code is 1 if doctor finds a step that waits, 2 for a user error, and 130 if interrupted. An error
+    is one line on stderr.
     """
     with people_read(_lose):
         _main(sys.argv[1:] if arguments is None else arguments)

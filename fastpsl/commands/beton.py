@@ -24,10 +24,10 @@ class Write:
     """
 
     src: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SRC")]]
-    """A folder with a folder per class (images at any depth), or a flat folder of images (label -1); a list of
-    image files (.txt, .csv, or iNaturalist's .json); a tar or a quoted glob of tars, also WebDataset's; an .npz of uint8 images; parquet files
-    or hf:NAME, a data set in Hugging Face's cache; CIFAR-10, CIFAR-100 or STL-10 as published. See
-    docs/sources.md."""
+    """A folder with a folder per class (images at any depth), or a flat folder of images (label -1); a list
+    of image files (.txt, .csv, or iNaturalist's .json); a tar or a quoted glob of tars, also WebDataset's; an
+    .npz of uint8 images; parquet files or hf:NAME, a data set in Hugging Face's cache; CIFAR-10, CIFAR-100 or
+    STL-10 as published. See docs/sources.md."""
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """The file to write, e.g. train.beton."""
     format: Literal["auto", "folder", "list", "tar", "npz", "parquet", "cifar10", "cifar100", "stl10"] = (
@@ -117,14 +117,16 @@ class Write:
                 on_progress=progress.update,
             )
         print(
-            f"{self.out}: {report.num_samples:,} samples, {report.num_bytes / 1e6:,.1f} MB, {report.seconds:.1f} s "
-            f"({report.num_samples / max(report.seconds, 1e-9):,.0f} images/s): {report.num_passed:,} taken over, "
+            f"{self.out}: {report.num_samples:,} samples, {report.num_bytes / 1e6:,.1f} MB, "
+            f"{report.seconds:.1f} s ({report.num_samples / max(report.seconds, 1e-9):,.0f} images/s): "
+            f"{report.num_passed:,} taken over, "
             f"{report.num_encoded:,} encoded, {report.num_mended:,} encoded after a libjpeg warning"
         )
         if report.num_quarantined:
             num, was = report.num_quarantined, "was" if report.num_quarantined == 1 else "were"
             print(
-                f"{quarantine_path(self.out)}: {num:,} {was} left out as broken, the first is {report.first_broken}"
+                f"{quarantine_path(self.out)}: {num:,} {was} left out as broken, "
+                f"the first is {report.first_broken}"
             )
         if report.num_small:
             num, was = report.num_small, "was" if report.num_small == 1 else "were"
@@ -136,8 +138,8 @@ class Write:
 
 @dataclass(frozen=True)
 class Verify:
-    """Check betons: header, tables, bounds, checksum, and that every sample decodes; of shards also that all are
-    there, whole, and of one run. Names what is bad and exits 2."""
+    """Check betons: header, tables, bounds, checksum, and that every sample decodes; of shards also that all
+    are there, whole, and of one run. Names what is bad and exits 2."""
 
     betons: tyro.conf.Positional[Annotated[list[str], tyro.conf.arg(metavar="BETON...")]]
     """Files or quoted globs; each glob is one data set."""

@@ -9,7 +9,8 @@ import tyro
 
 @dataclass(frozen=True)
 class Clusters:
-    """Say what pseudo-labels are worth: NMI with the true labels and others, sizes and contents of the classes, a run's first filters.
+    """Say what pseudo-labels are worth: NMI with the true labels and others, sizes and contents of the
+    classes, a run's first filters.
 
     OUT gets result.json (for `fastpsl table`), sizes.png, contents.png and filters.png. See docs/clusters.md.
     """
@@ -17,7 +18,8 @@ class Clusters:
     run_or_file: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(name="run", metavar="RUN|FILE.npz")]]
     """The folder of a run that made pseudo-labels (UIC, DeepCluster, IIC), or a file of labels."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
-    """What is labelled: a beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md). [the run's own --data; of FILE the embedded sample]"""
+    """What is labelled: a beton, a quoted glob of shards, a folder of images or a list of them
+    (docs/sources.md). [the run's own --data; of FILE the embedded sample]"""
     labels: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npz")] = None
     """Of a run: other labels of the same images. [RUN/labels.npz]"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -28,7 +30,8 @@ class Clusters:
     """Stop where the data has no true labels. Without, what needs them is left out."""
 
     def run(self) -> None:
-        """Write the report and print its lines. Raise ValueError for labels or data that cannot be read or do not fit."""
+        """Write the report and print its lines. Raise ValueError for labels or data that cannot be read or do
+        not fit."""
         from fastpsl.evaluation.cluster_report import report
 
         if self.seed < 0:

@@ -1,6 +1,7 @@
 """Options that the commands on frozen features share: the weights, the images' size, and the machine's part.
 
-They are a part of EvaluationOptions under helps of their own, because importing that one means waiting for torch.
+They are a part of EvaluationOptions under helps of their own, because importing that one means waiting for
+torch.
 """
 
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ class ExtractionOptions:
     whole: bool = False
     """The shorter side becomes PX, so that small pictures are seen whole."""
     backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """For others' and for random weights: alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
+    """For others' and for random weights: alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18,
+    resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
     input_channels: Annotated[
         Literal["RGB", "L", "Sobel", "SobelXY"] | None, tyro.conf.arg(metavar="RGB|L|Sobel|SobelXY")
     ] = None

@@ -12,14 +12,16 @@ from fastpsl.commands.extraction_options import ExtractionOptions
 
 @dataclass(frozen=True)
 class Features:
-    """Write the average-pooled features of one block, of every sample, to a .npy file: float [N, C], row i is sample i.
+    """Write the average-pooled features of one block, of every sample, to a .npy file: float [N, C], row i is
+    sample i.
 
-    Beside F.npy: F.json tells what they are, F-labels.npy holds the labels. An interrupted one goes on where it was. On several
-    GPUs: torchrun --no-python --nproc-per-node 8 fastpsl features ...
+    Beside F.npy: F.json tells what they are, F-labels.npy holds the labels. An interrupted one goes on where
+    it was. On several GPUs: torchrun --no-python --nproc-per-node 8 fastpsl features ...
     """
 
     checkpoint: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="CKPT")]]
-    """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights."""
+    """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others'
+    weights."""
     data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
     """A beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md)."""
     out: Annotated[Path, tyro.conf.arg(metavar="F.npy")]

@@ -12,10 +12,11 @@ NUM_CLASSES = 70  # the paper's for CIFAR-10 (sslpp.txt, section V.E)
 
 @dataclass(frozen=True)
 class MakeLabels:
-    """Write a file of pseudo-labels that no network made, for a recipe's --pseudo-labels or --labels: what learned ones are compared with.
+    """Write a file of pseudo-labels that no network made, for a recipe's --pseudo-labels or --labels: what
+    learned ones are compared with.
 
-    k-means: clusters of the pixels. random: drawn by --seed. true: the true classes, for an ablation only: what learns from them is
-    supervised. See docs/clusters.md.
+    k-means: clusters of the pixels. random: drawn by --seed. true: the true classes, for an ablation only:
+    what learns from them is supervised. See docs/clusters.md.
     """
 
     source: tyro.conf.Positional[
@@ -25,7 +26,8 @@ class MakeLabels:
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.npz")]
     """The file to write."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
-    """The training images: a beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md). [the embedded sample]"""
+    """The training images: a beton, a quoted glob of shards, a folder of images or a list of them
+    (docs/sources.md). [the embedded sample]"""
     num_classes: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
     """Clusters of k-means, classes of random labels; true ones have their own. [70]"""
     pca_width: Annotated[int, tyro.conf.arg(metavar="NUM")] = 64
@@ -38,7 +40,8 @@ class MakeLabels:
     """Replace FILE.npz, which is refused otherwise."""
 
     def run(self) -> None:
-        """Write the file and print its figures. Raise ValueError for a number out of range or a file that cannot be."""
+        """Write the file and print its figures. Raise ValueError for a number out of range or a file that
+        cannot be."""
         from fastpsl.evaluation.cluster_report import label_lines, measure
         from fastpsl.pipelines.data.open import open_data
         from fastpsl.pipelines.sample.betons import sample_paths

@@ -51,6 +51,5 @@ class Permutations:
         for count in self.counts:
             nested = permutations[:count]
             bound = hamming_bound(count, self.num_pieces)
-            print(
-                f"  {count:>12,}   {minimum_hamming(nested):>16}   {mean_hamming(nested):>13.4f}   {bound:>17.4f}"
-            )
+            minimum, mean = minimum_hamming(nested), mean_hamming(nested)
+            print(f"  {count:>12,}   {minimum:>16}   {mean:>13.4f}   {bound:>17.4f}")

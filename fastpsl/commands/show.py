@@ -13,18 +13,21 @@ MAX_IMAGES = 400
 
 @dataclass(frozen=True)
 class Show:
-    """Draw a contact sheet of what the network sees: a task's views at the paper's sizes, or the decoder's crops.
+    """Draw a contact sheet of what the network sees: a task's views at the paper's sizes, or the decoder's
+    crops.
 
     Each picture's caption tells the sample's number, its class, and what the task drew.
     """
 
     data: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="DATA")]] = None
-    """A beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md). [the embedded sample]"""
+    """A beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md). [the embedded
+    sample]"""
     task: Annotated[
         str,
         tyro.conf.arg(metavar="crops|jigsaw|rotation|simclr|moco|uic|iic|colorization|context|rotnet|aet"),
     ] = "crops"
-    """crops: two random resized crops of each sample, no task. From iic on: SSL++'s, whose pictures are of --shorter-px 32 in the paper."""
+    """crops: two random resized crops of each sample, no task. From iic on: SSL++'s, whose pictures are of
+    --shorter-px 32 in the paper."""
     level: Annotated[int, tyro.conf.arg(metavar="LEVEL")] = 1
     """The task's level, from 1."""
     num: Annotated[int, tyro.conf.arg(metavar="NUM")] = 16
@@ -32,7 +35,8 @@ class Show:
     seed: int = 0
     """Another seed shows other samples, other crops and other draws."""
     shorter_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 256
-    """Shorter side of the picture that is cut from; the task's other sizes keep the paper's proportion to it."""
+    """Shorter side of the picture that is cut from; the task's other sizes keep the paper's proportion to
+    it."""
     decoder: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """As in a recipe."""
     device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda")] = "auto"
@@ -43,7 +47,8 @@ class Show:
         """Draw the first samples of epoch 0, print what was drawn, and name undecodable samples on stderr.
 
         Raises:
-            ValueError: For an unknown task, level, device or decoder, a number out of range, or unreadable data.
+            ValueError: For an unknown task, level, device or decoder, a number out of range, or data that
+                cannot be read.
         """
         import torch
 

@@ -87,7 +87,8 @@ def iic(size_px: int) -> IIC:
 
 
 def sslpp(proxy: Callable[[int], Proxy]) -> Callable[[int], SSLPlusPlus]:
-    """Return the constructor of SSL++ with `proxy`; its view is the whole image, since the paper's have 32 px."""
+    """Return the constructor of SSL++ with `proxy`; its view is the whole image, since the paper's have 32
+    px."""
     return lambda size_px: SSLPlusPlus(proxy(size_px), train_view(Input(size_px=size_px), size_px, "padded"))
 
 

@@ -11,14 +11,16 @@ from fastpsl.commands.extraction_options import ExtractionOptions
 
 @dataclass(frozen=True, kw_only=True)
 class TSNE:
-    """Draw images as points of the plane by t-SNE of their average-pooled features of one block, coloured by class.
+    """Draw images as points of the plane by t-SNE of their average-pooled features of one block, coloured by
+    class.
 
-    OUT gets tsne.png, tsne.npy (float32 [NUM, 2]), tsne-indices.npy (int64 [NUM], which images they are), result.json and the
-    features, which serve again. See docs/knn.md.
+    OUT gets tsne.png, tsne.npy (float32 [NUM, 2]), tsne-indices.npy (int64 [NUM], which images they are),
+    result.json and the features, which serve again. See docs/knn.md.
     """
 
     checkpoint: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="CKPT")]] = None
-    """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights."""
+    """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others'
+    weights."""
     data: Annotated[str, tyro.conf.arg(metavar="DATA")]
     """A beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md)."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]

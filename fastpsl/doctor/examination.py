@@ -74,7 +74,7 @@ def examine(
 def _examine(
     setup: DoctorSetup, seconds: float | None, messages: list[str], say: Callable[[str], None]
 ) -> Report:
-    """Check and measure. messages: the warnings so far, to which those of the measurements are added meanwhile."""
+    """Check and measure. messages: the warnings so far, which grow meanwhile."""
     options, device, data = setup.options, setup.world.device, setup.opened.train_data
     num_cores = max(1, usable_cores() // setup.num_ranks)
     say("what is installed")
@@ -89,7 +89,8 @@ def _examine(
         checks += [check_page_cache(measured.read), *check_noise(measured.stages)]
     checks += [Check("warning", "warning", text) for text in dict.fromkeys(messages)]
     if setup.recipe is None:
-        text = f"none in this installed copy: only reading and decoding were timed, {DEFAULT} and others stand in the repository"
+        text = "none in this installed copy: only reading and decoding were timed, "
+        text += f"{DEFAULT} and others stand in the repository"
         checks.append(Check("recipe", "warning", text, "fastpsl doctor PATH/NAME.py"))
     return Report(_plain(setup, num_cores), tuple(checks), measured)
 

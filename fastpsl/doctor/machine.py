@@ -21,7 +21,7 @@ _STATE_BYTES = 4 * 2  # a parameter and its momentum, float32
 
 
 def usable_cores() -> int:
-    """Return the CPU cores that this process may use, by affinity and by its container's quota; at least 1."""
+    """Return how many CPU cores this process may use, by affinity and its container's quota; at least 1."""
     allowed = len(os.sched_getaffinity(0))
     quota = cpu_quota()
     return allowed if quota is None else max(1, min(allowed, int(quota)))
@@ -45,7 +45,8 @@ def cpu_quota() -> float | None:
 def check_machine(
     options: RunOptions, num_ranks: int, device: torch.device, job: Job | None, num_files: int
 ) -> list[Check]:
-    """Check everything but the page cache. options: of one rank, with its threads; num_files: that the data keeps open."""
+    """Check all but the page cache. options: one rank's, with its threads; num_files: the data's open
+    files."""
     checks = [
         _cores(options.num_threads or 1, num_ranks),
         _openmp(device, num_ranks),
@@ -87,7 +88,8 @@ def _cores(num_threads: int, num_ranks: int) -> Check:
 
 
 def _openmp(device: torch.device, num_ranks: int) -> Check:
-    """Check torch's own threads: on the CPU they share the cores with the decoder's, and libgomp's spin as they wait."""
+    """Check torch's threads: on the CPU they share cores with the decoder's, and libgomp's spin as they
+    wait."""
     threads, policy = os.environ.get("OMP_NUM_THREADS"), os.environ.get("OMP_WAIT_POLICY")
     text = f"{number_of(torch.get_num_threads(), 'thread')} in torch, OMP_NUM_THREADS {threads or 'unset'}"
     text += f", OMP_WAIT_POLICY {policy or 'unset'}"
@@ -104,7 +106,7 @@ def _openmp(device: torch.device, num_ranks: int) -> Check:
 
 
 def _first_number(threads: str | None) -> int:
-    """Return the 4 of "4" or, for nested regions, of "4,2"; 0 if unset or no number, which OpenMP ignores too."""
+    """Return the 4 of "4" or, for nested regions, of "4,2"; 0 if there is no number, as OpenMP does."""
     first = (threads or "").partition(",")[0].strip()
     return int(first) if first.isdecimal() else 0
 
@@ -125,7 +127,7 @@ def _open_files(num_files: int) -> Check:
 
 
 def _shared_memory(num_ranks: int) -> Check:
-    """Check /dev/shm for NCCL's use between ranks of a machine; the loader has threads and needs none of it."""
+    """Check /dev/shm, which NCCL uses between ranks of a machine; the loader needs none of it."""
     try:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:

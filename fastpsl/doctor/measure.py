@@ -1,4 +1,4 @@
-"""Everything that is timed, part after part, stage after stage."""
+"""Time every part of a recipe, stage after stage."""
 
 import contextlib
 import gc
@@ -24,19 +24,28 @@ from fastpsl.pipelines.decoders import choose_decoder
 from fastpsl.pipelines.views import Crop, ViewSpec
 
 REPEATS = 3
-# Beside the one that trains, on CUDA. Not graphed: each that is compiled takes a minute before its first step.
+# Timed besides the mode that trains, on CUDA. Graphed is not, since a compiled step takes a minute to begin.
 OTHER_MODES = ("eager", "fused", "compiled")
 _AUGMENT_REPEATS = 5
-# So many times as fast as a step the loader needs no smaller pictures; on the CPU it takes the step's cores.
+# A loader so many times as fast as the step needs no smaller images; on the CPU it takes the step's cores.
 _ENOUGH = {"cuda": 1.1, "cpu": 20.0}
-# Where there is no recipe.
-_PLAIN_VIEWS = (ViewSpec(RandomResizedCrop(96)),)
+_PLAIN_VIEWS = (ViewSpec(RandomResizedCrop(96)),)  # without a recipe
 
 Say = Callable[[str], None]
 
 
 def measure(setup: DoctorSetup, num_cores: int, seconds: float, say: Say) -> Measurements:
-    """ValueError, naming the part, where one does not run. say: told what is measured now."""
+    """Measure all stages of the setup.
+
+    Args:
+        setup: What is measured.
+        num_cores: This rank's share of the machine.
+        seconds: Length of a timed region.
+        say: Called with the part that is measured next.
+
+    Raises:
+        ValueError: With the part's name, if one does not run.
+    """
     job, data, device = setup.job, setup.opened.train_data, setup.world.device
     views = {i: job.task.views(job.stages[i].level) for i in setup.stages} if job else {}
     first_views = next(iter(views.values()), _PLAIN_VIEWS)
@@ -47,7 +56,7 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, say: Say) -> Mea
     say("read")
     with named("reading", "give data that can be read"):
         read, samples = measure_read(data, setup.options, batch_size, seconds)
-    # Nearly all of it: a training epoch leaves out the last part of a batch.
+    # All but a part of a batch, which a training epoch leaves out.
     has_all = len(samples) > data.num_samples - batch_size
     warm: Data = data if has_all else Subset(data, samples)
     from_storage = read.from_storage and not has_all
@@ -56,12 +65,12 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, say: Say) -> Mea
     feeds: dict[tuple[Crop, ...], Feed] = {}
     rates: dict[tuple[Crop, ...], tuple[float, float]] = {}
 
-    def feed_of(these: Sequence[ViewSpec], batch_size: int) -> tuple[Feed, tuple[float, float]]:
-        """Stages with the same crops have the same loader."""
-        crops = tuple(view.crop for view in these)
+    def feed_of(views: Sequence[ViewSpec], batch_size: int) -> tuple[Feed, tuple[float, float]]:
+        """Return the views' loader and its rates (decode, loader); stages with the same crops share them."""
+        crops = tuple(view.crop for view in views)
         if crops not in rates:
             say(f"decode by {decoder}")
-            feeds[crops] = feed = Feed(setup, these, batch_size, warm, seconds)
+            feeds[crops] = feed = Feed(setup, views, batch_size, warm, seconds)
             with named("decoding", "lower --batch-size or --prefetch-batches"):
                 decode = feed.decode()
                 rates[crops] = (decode, feed.as_it_lies() if from_storage else decode)
@@ -78,7 +87,7 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, say: Say) -> Mea
     copied = device.type == "cuda" and decoder in ("ffcv", "torchvision", "synthetic")
     stages = tuple(_stage(setup, i, feed_of, untried, seconds, say) for i in setup.stages)
     slow = any(stage.loader < _ENOUGH[device.type] * stage.synthetic for stage in stages)
-    # The embedded sample is nobody's to write anew.
+    # Nobody writes the embedded sample anew.
     if slow and setup.options.data is not None:
         say("decode what is written anew")
         with _tried(BETON_WRITE, untried):
@@ -106,6 +115,7 @@ def _stage(
     seconds: float,
     say: Say,
 ) -> StageRates:
+    """Measure stage `number`; the reasons for what cannot be tried are added to `untried`."""
     assert setup.job is not None
     job, options, world, data = setup.job, setup.options, setup.world, setup.opened.train_data
     stage = job.stages[number]
@@ -118,7 +128,7 @@ def _stage(
     _, (decode, loader) = feed_of(bench.views, bench.batch_size)
     synthetic, both, cores_used = [], [], []
     with named(f"stage {stage.name}", remedy):
-        # In turn: others' load on the machine comes in waves.
+        # In turn, because other load on the machine comes in waves.
         for repeat in range(REPEATS):
             say(f"{stage.name}: step, and all together ({repeat + 1} of {REPEATS})")
             synthetic.append(bench.step_alone())
@@ -129,7 +139,7 @@ def _stage(
         augment_ms: dict[str, float] = {}
         for path in (bench.learner.augment.path, *get_args(AugmentName)):
             if path not in (*augment_ms, "auto"):
-                with contextlib.suppress(ValueError):  # it cannot be here
+                with contextlib.suppress(ValueError):  # not available on this device or for these views
                     augment = choose_augment(path, bench.views, world.device)
                     augment_ms[path] = statistics.median(bench.augment_ms(_AUGMENT_REPEATS, augment))
     step = bench.learner.step_choice.mode
@@ -156,23 +166,23 @@ def _stage(
                 say(f"{stage.name}: step {mode}")
                 with _tried(f"--step {mode}", untried):
                     rates.step_rates[mode] = _step_rate(setup, number, mode, seconds)
-    _give_back(world.device)
+    _free_memory(world.device)
     return rates
 
 
 def _step_rate(setup: DoctorSetup, number: int, mode: str, seconds: float) -> float:
-    """Images/s of the step in another mode."""
+    """Return the step's images/s in another mode."""
     assert setup.job is not None
     options = replace(setup.options, step=mode)  # type: ignore[arg-type]
     data, world = setup.opened.train_data, setup.world
-    _give_back(world.device)
+    _free_memory(world.device)
     bench = StageBench(setup.job, number, options, data, world, seconds=seconds)
     bench.step_ms(1)
     return bench.step_alone()
 
 
-def _give_back(device: torch.device) -> None:
-    """GPU memory of a learner that is no more."""
+def _free_memory(device: torch.device) -> None:
+    """Free the GPU memory of a deleted train step."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -180,7 +190,7 @@ def _give_back(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def _tried(option: str, untried: dict[str, str]) -> Iterator[None]:
-    """What is tried beside and cannot be is noted, and the rest goes on."""
+    """Note an error of an alternative in `untried` and go on."""
     try:
         yield
     except (ValueError, RuntimeError, OSError) as error:
@@ -189,7 +199,7 @@ def _tried(option: str, untried: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def named(what: str, when_too_large: str) -> Iterator[None]:
-    """Errors of a part become one line that names it."""
+    """Raise any error of a part as a ValueError of one line that names it."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
@@ -205,4 +215,5 @@ def named(what: str, when_too_large: str) -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
+    """Return the message as one line."""
     return " ".join(str(error).split())

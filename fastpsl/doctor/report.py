@@ -35,8 +35,8 @@ class Report:
     """The result of an examination.
 
     Attributes:
-        setting: What was measured, as plain values: recipe, arguments, data, batch_size (of all ranks), num_ranks,
-            cores (of one rank), device, device_name, precision.
+        setting: What was measured, as plain values: recipe, arguments, data, batch_size (of all ranks),
+            num_ranks, cores (of one rank), device, device_name, precision.
         measured: None if the data is broken.
     """
 

@@ -1,4 +1,4 @@
-"""What a person sees on stderr of work that takes long: a live display on a terminal, else plain lines now and then.
+"""Show long work on stderr: live on a terminal, else by plain lines.
 
 The plain lines of `Progress` and `status` are those of `doing`, which speaks after ten seconds of silence.
 """
@@ -24,10 +24,10 @@ _BAR_EVERY_S = 0.1
 
 
 class Screen:
-    """The screen of a training, of rank 0: a table of the newest numbers, and lines that stay above it.
+    """The screen of a training: a table of the newest numbers, below lines that stay.
 
-    Without a terminal the numbers are a line, at most every nine seconds. On a terminal, what `doing` says stands
-    below the table until the next numbers or line.
+    What `doing` says stands below the table until the next numbers or line. Without a terminal the numbers
+    are a line, at most every nine seconds.
     """
 
     def __init__(self, console: Console | None = None):
@@ -37,12 +37,7 @@ class Screen:
         self._last_line = 0.0
 
     def show(self, record: dict[str, Any]) -> None:
-        """Show the numbers of a log step.
-
-        Args:
-            record: stage, level, step, num_steps, metrics, lr, images_per_s, data_wait_percent and eta_s, as
-                `reporter.Reporter` makes them.
-        """
+        """Show the numbers of a log step, as `reporter.Reporter` makes them."""
         cells = _cells(record)
         if not self.console.is_terminal:
             now = time.monotonic()
@@ -141,7 +136,7 @@ class Progress:
 
 @contextmanager
 def status(what: str) -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows `what: text`, as a line that changes; without a terminal only if it takes long."""
+    """Yield a function that shows `what: text` in a line that changes; without a terminal, as `doing`."""
     with doing(what) as current:
         if not plain(sys.stderr).isatty():
             yield lambda text: current.turn_to(f"{what}: {text}")
