@@ -24,10 +24,10 @@ class Write:
     """
 
     src: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SRC")]]
-    """A folder with a folder per class (images at any depth), or a flat folder of images (label -1); a list
-    of image files (.txt, .csv, or iNaturalist's .json); a tar or a quoted glob of tars, also WebDataset's; an
-    .npz of uint8 images; parquet files or hf:NAME, a data set in Hugging Face's cache; CIFAR-10, CIFAR-100 or
-    STL-10 as published. See docs/sources.md."""
+    """A folder with a folder per class (images at any depth), or a flat folder of images (label -1); a list of
+    image files (.txt, .csv, or iNaturalist's .json); a tar or a quoted glob of tars, also WebDataset's; an .npz of uint8 images; parquet files
+    or hf:NAME, a data set in Hugging Face's cache; CIFAR-10, CIFAR-100 or STL-10 as published. See
+    docs/sources.md."""
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """The file to write, e.g. train.beton."""
     format: Literal["auto", "folder", "list", "tar", "npz", "parquet", "cifar10", "cifar100", "stl10"] = (

@@ -18,8 +18,7 @@ class Clusters:
     run_or_file: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(name="run", metavar="RUN|FILE.npz")]]
     """The folder of a run that made pseudo-labels (UIC, DeepCluster, IIC), or a file of labels."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
-    """What is labelled: a beton, a quoted glob of shards, a folder of images or a list of them
-    (docs/sources.md). [the run's own --data; of FILE the embedded sample]"""
+    """What is labelled: a beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md). [the run's own --data; of FILE the embedded sample]"""
     labels: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npz")] = None
     """Of a run: other labels of the same images. [RUN/labels.npz]"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None

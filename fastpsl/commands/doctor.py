@@ -36,18 +36,15 @@ class Doctor:
     """
 
     recipe: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="RECIPE.py")]] = None
-    """The recipe's path; everything behind it is the recipe's. [recipes/jigsaw_r50.py of this checkout, with
-    a ResNet-18]"""
+    """The recipe's path; everything behind it is the recipe's. [recipes/jigsaw_r50.py of this checkout, with a ResNet-18]"""
     json: bool = False
     """One JSON object on stdout instead of the screen."""
     stages: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME...")] = None
     """Of the recipe's plan, such as S1 S3. [all]"""
     seconds: Annotated[float | None, tyro.conf.arg(metavar="NUM")] = None
-    """Length of a timed region, of which there are many; one step at least. [3 on CUDA, else 1; 0.3 without
-    --data]"""
+    """Length of a timed region, of which there are many; one step at least. [3 on CUDA, else 1; 0.3 without --data]"""
     nproc_per_node: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
-    """Ranks of this machine, as for torchrun: one rank is measured, with its share of batch and cores. [its
-    GPUs, or 1]"""
+    """Ranks of this machine, as for torchrun: one rank is measured, with its share of batch and cores. [its GPUs, or 1]"""
 
     def run(self, *recipe_options: str) -> int:
         """Measure and print the report.

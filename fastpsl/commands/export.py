@@ -15,8 +15,7 @@ class Export:
     """
 
     checkpoint: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="CHECKPOINT")]]
-    """A checkpoint, a run's folder (its newest), or others' weights, of which the flags below must tell; see
-    docs/weights.md."""
+    """A checkpoint, a run's folder (its newest), or others' weights, of which the flags below must tell; see docs/weights.md."""
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """The file to write: resnet50.pth, .pkl for Detectron2, .safetensors."""
     to: Literal["torchvision", "timm", "detectron2", "safetensors"]
@@ -24,8 +23,7 @@ class Export:
     overwrite: bool = False
     """Replace OUT, which is refused otherwise."""
     backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Of others' weights: alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34,
-    resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
+    """Of others' weights: alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
     input_channels: Annotated[
         Literal["RGB", "L", "Sobel", "SobelXY"] | None, tyro.conf.arg(metavar="RGB|L|Sobel|SobelXY")
     ] = None

@@ -26,8 +26,7 @@ class ExtractionOptions:
     whole: bool = False
     """The shorter side becomes PX, so that small pictures are seen whole."""
     backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """For others' and for random weights: alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18,
-    resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
+    """For others' and for random weights: alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
     input_channels: Annotated[
         Literal["RGB", "L", "Sobel", "SobelXY"] | None, tyro.conf.arg(metavar="RGB|L|Sobel|SobelXY")
     ] = None

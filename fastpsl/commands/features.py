@@ -20,8 +20,7 @@ class Features:
     """
 
     checkpoint: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="CKPT")]]
-    """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others'
-    weights."""
+    """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights."""
     data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
     """A beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md)."""
     out: Annotated[Path, tyro.conf.arg(metavar="F.npy")]

@@ -26,8 +26,7 @@ class MakeLabels:
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.npz")]
     """The file to write."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
-    """The training images: a beton, a quoted glob of shards, a folder of images or a list of them
-    (docs/sources.md). [the embedded sample]"""
+    """The training images: a beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md). [the embedded sample]"""
     num_classes: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
     """Clusters of k-means, classes of random labels; true ones have their own. [70]"""
     pca_width: Annotated[int, tyro.conf.arg(metavar="NUM")] = 64

@@ -19,11 +19,9 @@ class Retrieve:
     """
 
     checkpoint: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="CKPT")]] = None
-    """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others'
-    weights."""
+    """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights."""
     gallery: Annotated[str, tyro.conf.arg(metavar="DATA")]
-    """Where neighbours are looked for: a beton, a quoted glob of shards, a folder of images or a list of them
-    (docs/sources.md)."""
+    """Where neighbours are looked for: a beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md)."""
     queries: Annotated[str, tyro.conf.arg(metavar="DATA")]
     """Likewise. An image of the same data does not find itself."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
@@ -33,8 +31,7 @@ class Retrieve:
     k: Annotated[int, tyro.conf.arg(metavar="NUM")] = 8
     """Neighbours of each query."""
     num: Annotated[int, tyro.conf.arg(metavar="NUM")] = 16
-    """Queries in the picture, drawn by --seed; all where there are fewer. The precision is of all queries in
-    any case."""
+    """Queries in the picture, drawn by --seed; all where there are fewer. The precision is of all queries in any case."""
     query_indices: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INDEX...")] = ()
     """Queries in the picture, from 0, instead of drawn ones."""
     seed: int = 0

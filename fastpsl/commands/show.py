@@ -20,14 +20,12 @@ class Show:
     """
 
     data: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="DATA")]] = None
-    """A beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md). [the embedded
-    sample]"""
+    """A beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md). [the embedded sample]"""
     task: Annotated[
         str,
         tyro.conf.arg(metavar="crops|jigsaw|rotation|simclr|moco|uic|iic|colorization|context|rotnet|aet"),
     ] = "crops"
-    """crops: two random resized crops of each sample, no task. From iic on: SSL++'s, whose pictures are of
-    --shorter-px 32 in the paper."""
+    """crops: two random resized crops of each sample, no task. From iic on: SSL++'s, whose pictures are of --shorter-px 32 in the paper."""
     level: Annotated[int, tyro.conf.arg(metavar="LEVEL")] = 1
     """The task's level, from 1."""
     num: Annotated[int, tyro.conf.arg(metavar="NUM")] = 16
@@ -35,8 +33,7 @@ class Show:
     seed: int = 0
     """Another seed shows other samples, other crops and other draws."""
     shorter_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 256
-    """Shorter side of the picture that is cut from; the task's other sizes keep the paper's proportion to
-    it."""
+    """Shorter side of the picture that is cut from; the task's other sizes keep the paper's proportion to it."""
     decoder: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """As in a recipe."""
     device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda")] = "auto"

@@ -19,8 +19,7 @@ class TSNE:
     """
 
     checkpoint: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="CKPT")]] = None
-    """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others'
-    weights."""
+    """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights."""
     data: Annotated[str, tyro.conf.arg(metavar="DATA")]
     """A beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md)."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
