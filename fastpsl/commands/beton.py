@@ -10,8 +10,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-# Each command imports what it needs: `fastpsl --help` shall not wait for torch or numba.
-
 Pixels = Annotated[int | None, tyro.conf.arg(metavar="PX")]
 
 
@@ -63,16 +61,121 @@ class Write:
     overwrite: bool = False
     """Replace OUT, which is refused otherwise."""
 
+    def run(self) -> None:
+        """Write the beton and print what became of the images.
+
+        Raises:
+            ValueError: For a number out of range, a source that cannot be read, or too many broken images.
+        """
+        from fastpsl.engine.console import Progress
+        from fastpsl.pipelines.beton.encode import Target
+        from fastpsl.pipelines.beton.write import max_bad_count, quarantine_path, small_path, write_beton
+        from fastpsl.pipelines.sources import open_source
+
+        for name, value, low, high in (
+            ("--short-side", self.short_side, 1, 65535),
+            ("--max-side", self.max_side, 1, 65535),
+            ("--quality", self.quality, 1, 100),
+            ("--workers", self.workers, 1, 4096),
+            ("--min-px", self.min_px, 0, 65535),
+        ):
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name} {value}: give a number from {low} to {high}")
+        shard = _shard(self.shard)
+        max_bad_count(self.max_bad, 0)  # before the source is counted
+        with _counting() as on_progress:
+            source = open_source(
+                self.src,
+                self.format,
+                split=self.split,
+                shard=shard,
+                image_column=self.image_column,
+                label_column=self.label_column,
+                on_progress=on_progress,
+            )
+        for line in source.notes:
+            print(f"{self.src}: {line}")
+        for line in source.warnings:
+            warnings.warn(f"{self.src}: {line}", stacklevel=1)
+        mode = source.mode if self.mode == "auto" else self.mode
+        with Progress("images", source.num_samples, f"{self.out}: writing") as progress:
+            report = write_beton(
+                source.samples(),
+                self.out,
+                num_samples=source.num_samples,
+                class_names=source.class_names,
+                target=Target(self.short_side, self.max_side, self.quality, mode, self.min_px),
+                num_workers=self.workers,
+                max_bad=self.max_bad,
+                overwrite=self.overwrite,
+                record={
+                    "source": self.src if self.src.startswith("hf:") else os.path.abspath(self.src),
+                    "split": self.split,
+                    "shard": self.shard,
+                    "num_total": source.num_total,
+                },
+                on_progress=progress.update,
+            )
+        print(
+            f"{self.out}: {report.num_samples:,} samples, {report.num_bytes / 1e6:,.1f} MB, "
+            f"{report.seconds:.1f} s ({report.num_samples / max(report.seconds, 1e-9):,.0f} images/s): "
+            f"{report.num_passed:,} taken over, "
+            f"{report.num_encoded:,} encoded, {report.num_mended:,} encoded after a libjpeg warning"
+        )
+        if report.num_quarantined:
+            num, was = report.num_quarantined, "was" if report.num_quarantined == 1 else "were"
+            print(
+                f"{quarantine_path(self.out)}: {num:,} {was} left out as broken, "
+                f"the first is {report.first_broken}"
+            )
+        if report.num_small:
+            num, was = report.num_small, "was" if report.num_small == 1 else "were"
+            print(
+                f"{small_path(self.out)}: {num:,} {was} left out as smaller than {self.min_px} px, "
+                f"the first is {report.first_small}"
+            )
+
 
 @dataclass(frozen=True)
 class Verify:
-    """Check betons: header, tables, bounds, checksum, and that every sample decodes; of shards also that all are
-    there, whole, and of one run. Names what is bad and exits 2."""
+    """Check betons: header, tables, bounds, checksum, and that every sample decodes; of shards also that all
+    are there, whole, and of one run. Names what is bad and exits 2."""
 
     betons: tyro.conf.Positional[Annotated[list[str], tyro.conf.arg(metavar="BETON...")]]
     """Files or quoted globs; each glob is one data set."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
     """Threads. [one per core]"""
+
+    def run(self) -> None:
+        """Print each beton's faults, or that it is sound. Raise ValueError for any fault."""
+        from fastpsl.engine.console import Progress
+        from fastpsl.pipelines.beton.reader import Beton as OpenBeton
+        from fastpsl.pipelines.beton.verify import betons_to_verify, unchecked, verify
+
+        if not self.betons:
+            raise ValueError("no beton given; name files or globs, see fastpsl beton verify --help")
+        paths, faults = betons_to_verify(self.betons)
+        for fault in faults:
+            print(fault)
+        num_bad = len(faults)
+        for path in paths:
+            num_samples, less = 0, ""
+            try:
+                with OpenBeton(path) as beton:
+                    num_samples, less = beton.num_samples, unchecked(beton)
+            except ValueError:
+                pass  # verify tells why
+            with Progress("samples", num_samples, f"{path}: decoding") as progress:
+                problems = list(verify(path, self.workers, progress.update))
+            for problem in problems:
+                print(problem)
+            num_bad += len(problems)
+            if not problems:
+                print(f"{path}: {num_samples:,} samples, all sound" + (f" ({less})" if less else ""))
+        if num_bad:
+            raise ValueError(
+                f"{num_bad:,} {'fault' if num_bad == 1 else 'faults'}, listed on stdout with what to do"
+            )
 
 
 @dataclass(frozen=True)
@@ -81,6 +184,17 @@ class Info:
 
     betons: tyro.conf.Positional[Annotated[list[str], tyro.conf.arg(metavar="BETON...")]]
     """Files or globs; each is shown as one data set."""
+
+    def run(self) -> None:
+        """Print what each beton holds. Raise ValueError for one that cannot be opened."""
+        from fastpsl.pipelines.beton.reader import Beton as OpenBeton
+        from fastpsl.pipelines.beton.verify import info
+
+        if not self.betons:
+            raise ValueError("no beton given; name files or globs, see fastpsl beton info --help")
+        for given in self.betons:
+            with OpenBeton(given) as beton:
+                print(info(beton))
 
 
 @dataclass(frozen=True)
@@ -93,18 +207,13 @@ class Beton:
         | Annotated[Info, tyro.conf.subcommand("info")]
     )
 
-
-def run(command: Write | Verify | Info) -> None:
-    """Do it; ValueError with one line where the user is wrong."""
-    if isinstance(command, Write):
-        _write(command)
-    elif isinstance(command, Verify):
-        _verify(command)
-    else:
-        _info(command)
+    def run(self) -> None:
+        """Run the chosen one. Raise ValueError as it does."""
+        self.command.run()
 
 
 def _shard(text: str) -> tuple[int, int]:
+    """Return i and n of "i/n". Raise ValueError unless 0 <= i < n."""
     index, slash, count = text.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise ValueError(f"--shard {text}: not a shard; give i/n with i from 0 to n - 1, e.g. 0/8")
@@ -113,8 +222,8 @@ def _shard(text: str) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _counting() -> Iterator[Callable[[int, int], None]]:
-    """A function that shows (MB done, MB in all) of a source being counted."""
-    from fastpsl.engine.progress import Progress
+    """Yield a function that shows (MB done, MB in all) of a source being counted."""
+    from fastpsl.engine.console import Progress
 
     with contextlib.ExitStack() as stack:
         bars: list[Progress] = []
@@ -125,113 +234,3 @@ def _counting() -> Iterator[Callable[[int, int], None]]:
             bars[0].update(done, 0)
 
         yield show
-
-
-def _write(command: Write) -> None:
-    from fastpsl.engine.progress import Progress
-    from fastpsl.pipelines.beton.encode import Target
-    from fastpsl.pipelines.beton.write import max_bad_count, quarantine_path, small_path, write_beton
-    from fastpsl.pipelines.sources import open_source
-
-    for name, value, low, high in (
-        ("--short-side", command.short_side, 1, 65535),
-        ("--max-side", command.max_side, 1, 65535),
-        ("--quality", command.quality, 1, 100),
-        ("--workers", command.workers, 1, 4096),
-        ("--min-px", command.min_px, 0, 65535),
-    ):
-        if value is not None and not low <= value <= high:
-            raise ValueError(f"{name} {value}: give a number from {low} to {high}")
-    shard = _shard(command.shard)
-    max_bad_count(command.max_bad, 0)  # before the source is counted
-    with _counting() as on_progress:
-        source = open_source(
-            command.src,
-            command.format,
-            split=command.split,
-            shard=shard,
-            image_column=command.image_column,
-            label_column=command.label_column,
-            on_progress=on_progress,
-        )
-    for line in source.notes:
-        print(f"{command.src}: {line}")
-    for line in source.warnings:
-        warnings.warn(f"{command.src}: {line}", stacklevel=1)
-    mode = source.mode if command.mode == "auto" else command.mode
-    with Progress("images", source.num_samples, f"{command.out}: writing") as progress:
-        report = write_beton(
-            source.samples(),
-            command.out,
-            num_samples=source.num_samples,
-            class_names=source.class_names,
-            target=Target(command.short_side, command.max_side, command.quality, mode, command.min_px),
-            num_workers=command.workers,
-            max_bad=command.max_bad,
-            overwrite=command.overwrite,
-            record={
-                "source": command.src if command.src.startswith("hf:") else os.path.abspath(command.src),
-                "split": command.split,
-                "shard": command.shard,
-                "num_total": source.num_total,
-            },
-            on_progress=progress.update,
-        )
-    print(
-        f"{command.out}: {report.num_samples:,} samples, {report.num_bytes / 1e6:,.1f} MB, {report.seconds:.1f} s "
-        f"({report.num_samples / max(report.seconds, 1e-9):,.0f} images/s): {report.num_passed:,} taken over, "
-        f"{report.num_encoded:,} encoded, {report.num_mended:,} encoded after a libjpeg warning"
-    )
-    if report.num_quarantined:
-        num, was = report.num_quarantined, "was" if report.num_quarantined == 1 else "were"
-        print(
-            f"{quarantine_path(command.out)}: {num:,} {was} left out as broken, the first is {report.first_broken}"
-        )
-    if report.num_small:
-        num, was = report.num_small, "was" if report.num_small == 1 else "were"
-        print(
-            f"{small_path(command.out)}: {num:,} {was} left out as smaller than {command.min_px} px, "
-            f"the first is {report.first_small}"
-        )
-
-
-def _verify(command: Verify) -> None:
-    from fastpsl.engine.progress import Progress
-    from fastpsl.pipelines.beton.reader import Beton as OpenBeton
-    from fastpsl.pipelines.beton.verify import betons_to_verify, unchecked, verify
-
-    if not command.betons:
-        raise ValueError("no beton given; name files or globs, see fastpsl beton verify --help")
-    paths, faults = betons_to_verify(command.betons)
-    for fault in faults:
-        print(fault)
-    num_bad = len(faults)
-    for path in paths:
-        num_samples, less = 0, ""
-        try:
-            with OpenBeton(path) as beton:
-                num_samples, less = beton.num_samples, unchecked(beton)
-        except ValueError:
-            pass  # verify tells why
-        with Progress("samples", num_samples, f"{path}: decoding") as progress:
-            problems = list(verify(path, command.workers, progress.update))
-        for problem in problems:
-            print(problem)
-        num_bad += len(problems)
-        if not problems:
-            print(f"{path}: {num_samples:,} samples, all sound" + (f" ({less})" if less else ""))
-    if num_bad:
-        raise ValueError(
-            f"{num_bad:,} {'fault' if num_bad == 1 else 'faults'}, listed on stdout with what to do"
-        )
-
-
-def _info(command: Info) -> None:
-    from fastpsl.pipelines.beton.reader import Beton as OpenBeton
-    from fastpsl.pipelines.beton.verify import info
-
-    if not command.betons:
-        raise ValueError("no beton given; name files or globs, see fastpsl beton info --help")
-    for given in command.betons:
-        with OpenBeton(given) as beton:
-            print(info(beton))

@@ -1,4 +1,4 @@
-"""`fastpsl clusters`."""
+"""`fastpsl clusters`: what pseudo-labels are worth."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,17 +6,16 @@ from typing import Annotated
 
 import tyro
 
-# What it does is imported when it does it: `fastpsl --help` shall not wait for torch or matplotlib.
-
 
 @dataclass(frozen=True)
 class Clusters:
-    """Say what pseudo-labels are worth: NMI with the true labels and others, sizes and contents of the classes, a run's first filters.
+    """Say what pseudo-labels are worth: NMI with the true labels and others, sizes and contents of the
+    classes, a run's first filters.
 
     OUT gets result.json (for `fastpsl table`), sizes.png, contents.png and filters.png. See docs/clusters.md.
     """
 
-    run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN|FILE.npz")]]
+    run_or_file: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(name="run", metavar="RUN|FILE.npz")]]
     """The folder of a run that made pseudo-labels (UIC, DeepCluster, IIC), or a file of labels."""
     data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """What is labelled: a beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md). [the run's own --data; of FILE the embedded sample]"""
@@ -29,22 +28,19 @@ class Clusters:
     require_labels: bool = False
     """Stop where the data has no true labels. Without, what needs them is left out."""
 
+    def run(self) -> None:
+        """Write the report and print its lines. Raise ValueError for labels or data that cannot be read or do
+        not fit."""
+        from fastpsl.evaluation.cluster_report import report
 
-def run(command: Clusters) -> None:
-    """Do it; ValueError with one line where the user is wrong."""
-    from fastpsl.evaluation.cluster_report import report
-
-    if command.seed < 0:
-        raise ValueError(f"--seed {command.seed}: it must be 0 or more")
-    print(
-        "\n".join(
-            report(
-                command.run,
-                data=command.data,
-                labels=command.labels,
-                out=command.out,
-                seed=command.seed,
-                require_labels=command.require_labels,
-            )
+        if self.seed < 0:
+            raise ValueError(f"--seed {self.seed}: it must be 0 or more")
+        lines = report(
+            self.run_or_file,
+            data=self.data,
+            labels=self.labels,
+            out=self.out,
+            seed=self.seed,
+            require_labels=self.require_labels,
         )
-    )
+        print("\n".join(lines))

@@ -1,21 +1,21 @@
-"""`fastpsl doctor` on the command line."""
+"""`fastpsl doctor`: what holds a recipe up on this machine."""
 
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from fastpsl.doctor.options import Doctor
-
-# What it does is imported when it does it: `fastpsl --help` shall not wait for torch.
+import tyro
 
 EXIT_INTERRUPTED = 130
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """`fastpsl`'s arguments, and what stands behind a recipe's path in `doctor`: that is the recipe's.
+    """Return `fastpsl`'s own arguments, and those behind a recipe's path in `doctor`, which are the recipe's.
 
-    The path comes to stand first, where no option before it can take it for one of its values.
+    The path is moved to the front, because an option before it could take it for one of its values.
     """
     own = list(arguments)
     if own[:1] == ["doctor"]:
@@ -25,23 +25,60 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return own, []
 
 
-def run(command: Doctor, recipe_options: Sequence[str]) -> int:
-    """Do it; the exit code. ValueError with one line where the user is wrong."""
-    try:
-        from fastpsl.doctor.examination import examine
+@dataclass(frozen=True)
+class Doctor:
+    """Time a recipe's parts on this machine, name the bottleneck, and say what to change and what that gains.
 
-        return examine(command, recipe_options)
-    except KeyboardInterrupt:
-        print("fastpsl: interrupted; nothing was changed", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except (ValueError, BrokenPipeError):
-        raise
-    except Exception as error:
-        # Of our own, or of a task that stands in no recipe: a line, with the place that a report of it needs.
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        what = (
-            f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: {str(error)[:300]}"
-        )
-        raise ValueError(
-            f"doctor itself fails ({what}); start the recipe to see whether it trains"
-        ) from error
+    fastpsl doctor [its own options] [recipes/NAME.py OPTIONS]: OPTIONS are given as to the recipe itself.
+    Reads, decodes, copies, augments and steps, each alone and all together; looks at driver, libraries,
+    limits, disk and data. Trains nothing and makes no run. Exit 0: no stage waits (both/synthetic >= .95); 1:
+    one does, or noise hides it; 2: something is broken. See docs/doctor.md.
+    """
+
+    recipe: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="RECIPE.py")]] = None
+    """The recipe's path; everything behind it is the recipe's. [recipes/jigsaw_r50.py of this checkout, with a ResNet-18]"""
+    json: bool = False
+    """One JSON object on stdout instead of the screen."""
+    stages: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME...")] = None
+    """Of the recipe's plan, such as S1 S3. [all]"""
+    seconds: Annotated[float | None, tyro.conf.arg(metavar="NUM")] = None
+    """Length of a timed region, of which there are many; one step at least. [3 on CUDA, else 1; 0.3 without --data]"""
+    nproc_per_node: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
+    """Ranks of this machine, as for torchrun: one rank is measured, with its share of batch and cores. [its GPUs, or 1]"""
+
+    def run(self, *recipe_options: str) -> int:
+        """Measure and print the report.
+
+        Args:
+            recipe_options: The recipe's own arguments.
+
+        Returns:
+            The exit code: 0, 1 or 2 as above, 130 if interrupted.
+
+        Raises:
+            ValueError: For a recipe, options or data that cannot be measured, and for errors of doctor's own.
+        """
+        try:
+            from fastpsl.doctor.examination import examine
+
+            return examine(
+                self.recipe,
+                recipe_options,
+                as_json=self.json,
+                stages=self.stages,
+                seconds=self.seconds,
+                num_ranks=self.nproc_per_node,
+            )
+        except KeyboardInterrupt:
+            print("fastpsl: interrupted; nothing was changed", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        except (ValueError, BrokenPipeError):
+            raise
+        except Exception as error:
+            # A fault of doctor, or of a task outside recipes; whoever reports it needs its place.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(place.filename).name}, line {place.lineno}"
+            fault = f"{type(error).__name__} in {where}: {str(error)[:300]}"
+            raise ValueError(
+                f"doctor itself fails ({fault}); start the recipe to see whether it trains"
+            ) from error

@@ -1,5 +1,11 @@
-"""What the commands that look at frozen features share: what the weights are, how pictures are shown, how the machine goes about it."""
+"""Options that the commands on frozen features share: the weights, the images' size, and the machine's part.
 
+They are a part of EvaluationOptions under helps of their own, because importing that one means waiting for
+torch.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -7,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 if TYPE_CHECKING:
+    from fastpsl.engine.distributed import World
     from fastpsl.evaluation.options import EvaluationOptions
 
 
@@ -42,12 +49,27 @@ class ExtractionOptions:
     on_bad_sample: Annotated[Literal["raise", "skip"], tyro.conf.arg(metavar="raise|skip")] = "raise"
     """A sample that cannot be decoded: stop, or leave it out (its row is NaN) and name it."""
 
-    def asked(self, checkpoint: Path | None, **more: Any) -> "EvaluationOptions":
-        """As evaluations read them. more: further ones of theirs, such as seed. ValueError for what none can be."""
+    @contextmanager
+    def joined(self, checkpoint: Path | None, **more: Any) -> Iterator[tuple["EvaluationOptions", "World"]]:
+        """Join torchrun's ranks and yield the options as evaluations read them; leave the ranks at the end.
+
+        Args:
+            checkpoint: The weights, or None with `random_weights`.
+            more: Further fields of EvaluationOptions, such as seed.
+
+        Raises:
+            ValueError: If weights are given twice or not at all, or a value is out of range.
+        """
+        from fastpsl.engine.distributed import join_world, leave_world
         from fastpsl.evaluation.options import EvaluationOptions
 
         if (checkpoint is not None) == more.get("random_weights", False):
             raise ValueError("give either CKPT, or --random-weights and --backbone")
         if more.get("seed", 0) < 0:
             raise ValueError(f"--seed {more['seed']}: it must be 0 or more")
-        return EvaluationOptions(checkpoint=checkpoint, **vars(self), **more)
+        options = EvaluationOptions(checkpoint=checkpoint, **vars(self), **more)
+        world = join_world(options.device, timeout_s=10 * options.timeout_s)
+        try:
+            yield options, world
+        finally:
+            leave_world()

@@ -9,15 +9,14 @@ import tyro
 
 from fastpsl.commands.extraction_options import ExtractionOptions
 
-# What it does is imported when it does it: `fastpsl --help` shall not wait for torch.
-
 
 @dataclass(frozen=True)
 class Features:
-    """Write the average-pooled features of one block, of every sample, to a .npy file: float [N, C], row i is sample i.
+    """Write the average-pooled features of one block, of every sample, to a .npy file: float [N, C], row i is
+    sample i.
 
-    Beside F.npy: F.json tells what they are, F-labels.npy holds the labels. An interrupted one goes on where it was. On several
-    GPUs: torchrun --no-python --nproc-per-node 8 fastpsl features ...
+    Beside F.npy: F.json tells what they are, F-labels.npy holds the labels. An interrupted one goes on where
+    it was. On several GPUs: torchrun --no-python --nproc-per-node 8 fastpsl features ...
     """
 
     checkpoint: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="CKPT")]]
@@ -35,23 +34,21 @@ class Features:
     extraction: ExtractionOptions = field(default_factory=ExtractionOptions)
     """How they are computed."""
 
+    def run(self) -> None:
+        """Write the file and print what it holds; under torchrun every rank does its share.
 
-def run(command: Features) -> None:
-    """Do it; under torchrun every rank does its share, and rank 0 speaks. ValueError where the request cannot be met."""
-    from fastpsl.engine.distributed import join_world, leave_world
-    from fastpsl.evaluation.features import Extraction
-    from fastpsl.pipelines.data.open import open_data
+        Raises:
+            ValueError: For weights or data that cannot be read, an unknown block, or a file that exists.
+        """
+        from fastpsl.evaluation.features import Extraction
+        from fastpsl.pipelines.data.open import open_data
 
-    if command.out.suffix != ".npy":
-        raise ValueError(f"--out {command.out}: give a name that ends in .npy")
-    asked = command.extraction.asked(command.checkpoint)
-    world = join_world(asked.device, timeout_s=10 * asked.timeout_s)
-    try:
-        pretrained = asked.pretrained()
-        with closing(open_data(command.data)) as opened:
-            extraction = Extraction.of(asked, pretrained, opened, command.block, world, command.dtype)
-            written = extraction.to_file(command.out, world, overwrite=command.overwrite)
-            if world.rank == 0:
-                print(written)
-    finally:
-        leave_world()
+        if self.out.suffix != ".npy":
+            raise ValueError(f"--out {self.out}: give a name that ends in .npy")
+        with self.extraction.joined(self.checkpoint) as (options, world):
+            pretrained = options.pretrained()
+            with closing(open_data(self.data)) as data:
+                extraction = Extraction.of(options, pretrained, data, self.block, world, self.dtype)
+                written = extraction.to_file(self.out, world, overwrite=self.overwrite)
+                if world.rank == 0:
+                    print(written)

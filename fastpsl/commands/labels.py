@@ -1,22 +1,22 @@
-"""`fastpsl labels`."""
+"""`fastpsl labels`: pseudo-labels that no network made."""
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-# What it does is imported when it does it: `fastpsl --help` shall not wait for torch or matplotlib.
-
-NUM_CLASSES = 70  # of CIFAR-10, sslpp.txt, section V.E
+NUM_CLASSES = 70  # the paper's for CIFAR-10 (sslpp.txt, section V.E)
 
 
 @dataclass(frozen=True)
 class MakeLabels:
-    """Write a file of pseudo-labels that no network made, for a recipe's --pseudo-labels or --labels: what learned ones are compared with.
+    """Write a file of pseudo-labels that no network made, for a recipe's --pseudo-labels or --labels: what
+    learned ones are compared with.
 
-    k-means: clusters of the pixels. random: drawn by --seed. true: the true classes, for an ablation only: what learns from them is
-    supervised. See docs/clusters.md.
+    k-means: clusters of the pixels. random: drawn by --seed. true: the true classes, for an ablation only:
+    what learns from them is supervised. See docs/clusters.md.
     """
 
     source: tyro.conf.Positional[
@@ -38,43 +38,41 @@ class MakeLabels:
     overwrite: bool = False
     """Replace FILE.npz, which is refused otherwise."""
 
+    def run(self) -> None:
+        """Write the file and print its figures. Raise ValueError for a number out of range or a file that
+        cannot be."""
+        from fastpsl.evaluation.cluster_report import label_lines, measure
+        from fastpsl.pipelines.data.open import open_data
+        from fastpsl.pipelines.sample.betons import sample_paths
+        from fastpsl.tasks.pseudo_labels.baselines import make_labels
+        from fastpsl.tasks.pseudo_labels.file import read_labels, write_labels
 
-def run(command: MakeLabels) -> None:
-    """Do it; ValueError with one line where the user is wrong."""
-    from contextlib import closing
-
-    from fastpsl.evaluation.cluster_report import label_lines, measure
-    from fastpsl.pipelines.data.open import open_data
-    from fastpsl.pipelines.sample.betons import sample_paths
-    from fastpsl.tasks.pseudo_labels.baselines import make_labels
-    from fastpsl.tasks.pseudo_labels.file import read_labels, write_labels
-
-    out, num_classes = command.out, command.num_classes
-    if num_classes is None and command.source != "true":
-        num_classes = NUM_CLASSES
-    for name, value, low, high in (
-        ("--num-classes", num_classes, 2, 2**31 - 1),
-        ("--size-px", command.size_px, 4, 64),  # of 64 px the pixels' covariance takes 1.2 GB
-        ("--seed", command.seed, 0, 2**64 - 1),
-    ):
-        if value is not None and not low <= value <= high:
-            raise ValueError(f"{name} {value}: give a number from {low} to {high}")
-    if out.suffix != ".npz":
-        raise ValueError(f"--out {out}: give a name that ends in .npz")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}; make it, or choose another")
-    if out.exists() and not command.overwrite:
-        raise ValueError(f"{out}: exists already; remove it, give --overwrite, or choose another name")
-    with closing(open_data(command.data if command.data is not None else sample_paths().train)) as data:
-        labels, num_classes, configuration = make_labels(
-            command.source,
-            data,
-            num_classes=num_classes,
-            pca_width=command.pca_width,
-            size_px=command.size_px,
-            seed=command.seed,
-        )
-        made_by = f"fastpsl labels {command.source}"
-        write_labels(out, labels, num_classes, data, made_by, configuration=configuration)
-        measured = measure(read_labels(out, data), data.labels(), command.seed)
-    print("\n".join(label_lines(out, measured)))
+        out, num_classes = self.out, self.num_classes
+        if num_classes is None and self.source != "true":
+            num_classes = NUM_CLASSES
+        for name, value, low, high in (
+            ("--num-classes", num_classes, 2, 2**31 - 1),
+            ("--size-px", self.size_px, 4, 64),  # of 64 px the pixels' covariance takes 1.2 GB
+            ("--seed", self.seed, 0, 2**64 - 1),
+        ):
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name} {value}: give a number from {low} to {high}")
+        if out.suffix != ".npz":
+            raise ValueError(f"--out {out}: give a name that ends in .npz")
+        if not out.parent.is_dir():
+            raise ValueError(f"--out {out}: there is no folder {out.parent}; make it, or choose another")
+        if out.exists() and not self.overwrite:
+            raise ValueError(f"{out}: exists already; remove it, give --overwrite, or choose another name")
+        with closing(open_data(self.data if self.data is not None else sample_paths().train)) as data:
+            labels, num_classes, configuration = make_labels(
+                self.source,
+                data,
+                num_classes=num_classes,
+                pca_width=self.pca_width,
+                size_px=self.size_px,
+                seed=self.seed,
+            )
+            made_by = f"fastpsl labels {self.source}"
+            write_labels(out, labels, num_classes, data, made_by, configuration=configuration)
+            measured = measure(read_labels(out, data), data.labels(), self.seed)
+        print("\n".join(label_lines(out, measured)))

@@ -1,4 +1,4 @@
-"""`fastpsl retrieve`."""
+"""`fastpsl retrieve`: the nearest images of a gallery."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,15 +8,14 @@ import tyro
 
 from fastpsl.commands.extraction_options import ExtractionOptions
 
-# What it does is imported when it does it: `fastpsl --help` shall not wait for torch or matplotlib.
-
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieve:
-    """Find the images of a gallery that are nearest to queries, by the cosine of the average-pooled features of one block.
+    """Find the images of a gallery that are nearest to queries, by the cosine of the average-pooled features
+    of one block.
 
-    OUT gets retrieval.png (a query a line, its neighbours in falling similarity), result.json (for `fastpsl table`) and the
-    features, which serve again. See docs/knn.md.
+    OUT gets retrieval.png (a query a line, its neighbours in falling similarity), result.json (for `fastpsl
+    table`) and the features, which serve again. See docs/knn.md.
     """
 
     checkpoint: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="CKPT")]] = None
@@ -42,26 +41,19 @@ class Retrieve:
     extraction: ExtractionOptions = field(default_factory=ExtractionOptions)
     """How features are computed."""
 
+    def run(self) -> None:
+        """Write the neighbours and print the figures; under torchrun every rank does its share.
 
-def run(command: Retrieve) -> None:
-    """Do it; ValueError with one line where the user is wrong. Under torchrun every rank does its share."""
-    from fastpsl.engine.distributed import join_world, leave_world
-    from fastpsl.evaluation.retrieval import retrieve
+        Raises:
+            ValueError: For weights or data that cannot be read, an unknown block, or a number out of range.
+        """
+        from fastpsl.evaluation.retrieval import retrieve
 
-    options = command.extraction.asked(
-        command.checkpoint, data=command.gallery, val=command.queries, out=command.out, seed=command.seed,
-        random_weights=command.random_weights,
-    )  # fmt: skip
-    world = join_world(options.device, timeout_s=10 * options.timeout_s)
-    try:
-        for line in retrieve(
-            options,
-            world,
-            block=command.block,
-            k=command.k,
-            num=command.num,
-            indices=command.query_indices,
-        ):
-            print(line)
-    finally:
-        leave_world()
+        with self.extraction.joined(
+            self.checkpoint, data=self.gallery, val=self.queries, out=self.out, seed=self.seed,
+            random_weights=self.random_weights,
+        ) as (options, world):  # fmt: skip
+            for line in retrieve(
+                options, world, block=self.block, k=self.k, num=self.num, indices=self.query_indices
+            ):
+                print(line)

@@ -1,4 +1,4 @@
-"""`fastpsl table`."""
+"""`fastpsl table`: a table of a paper beside our own results."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,16 +6,15 @@ from typing import Annotated
 
 import tyro
 
-# What it does is imported when it does it: `fastpsl --help` shall not wait for torch or matplotlib.
-
 
 @dataclass(frozen=True)
 class Table:
-    """Render a table of PSL's, UIC's or SSL++'s paper beside our own results, and print the commands of the missing ones.
+    """Render a table of PSL's, UIC's or SSL++'s paper beside our own results, and print the commands of the
+    missing ones.
 
-    Of the result.json files under RUNS those count that were measured with the scale's very values, whole, on one data set;
-    the others are listed with the reason. OUT gets NAME.md, NAME.png and NAME.html. Something missing is no error. See
-    docs/tables.md.
+    Of the result.json files under RUNS those count that were measured with the scale's very values, whole, on
+    one data set; the others are listed with the reason. OUT gets NAME.md, NAME.png and NAME.html. Something
+    missing is no error. See docs/tables.md.
     """
 
     name: tyro.conf.Positional[
@@ -61,22 +60,21 @@ class Table:
     nproc_per_node: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
     """GPUs, for the commands. [8; tiny: 1]"""
 
+    def run(self) -> None:
+        """Write the table and print its lines. Raise ValueError for an unknown table or scale."""
+        from fastpsl.tables.other_data import OTHER_DATA
+        from fastpsl.tables.table import make_table
 
-def run(command: Table) -> None:
-    """Do it; ValueError with one line where the user is wrong."""
-    from fastpsl.tables.other_data import OTHER_DATA
-    from fastpsl.tables.table import make_table
-
-    given = {name: getattr(command, name) for name in OTHER_DATA}
-    lines = make_table(
-        command.name,
-        command.runs,
-        command.out,
-        scale=command.scale,
-        data=command.data,
-        val=command.val,
-        pretrain_data=command.pretrain_data,
-        others={n: (paths,) if isinstance(paths, str) else paths for n, paths in given.items() if paths},
-        num_processes=command.nproc_per_node,
-    )
-    print("\n".join(lines))
+        paths = {name: getattr(self, name) for name in OTHER_DATA}
+        lines = make_table(
+            self.name,
+            self.runs,
+            self.out,
+            scale=self.scale,
+            data=self.data,
+            val=self.val,
+            pretrain_data=self.pretrain_data,
+            others={name: (path,) if isinstance(path, str) else path for name, path in paths.items() if path},
+            num_processes=self.nproc_per_node,
+        )
+        print("\n".join(lines))

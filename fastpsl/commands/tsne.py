@@ -1,4 +1,4 @@
-"""`fastpsl tsne`."""
+"""`fastpsl tsne`: features as points of the plane."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,15 +8,14 @@ import tyro
 
 from fastpsl.commands.extraction_options import ExtractionOptions
 
-# What it does is imported when it does it: `fastpsl --help` shall not wait for torch or matplotlib.
-
 
 @dataclass(frozen=True, kw_only=True)
 class TSNE:
-    """Draw images as points of the plane by t-SNE of their average-pooled features of one block, coloured by class.
+    """Draw images as points of the plane by t-SNE of their average-pooled features of one block, coloured by
+    class.
 
-    OUT gets tsne.png, tsne.npy (float32 [NUM, 2]), tsne-indices.npy (int64 [NUM], which images they are), result.json and the
-    features, which serve again. See docs/knn.md.
+    OUT gets tsne.png, tsne.npy (float32 [NUM, 2]), tsne-indices.npy (int64 [NUM], which images they are),
+    result.json and the features, which serve again. See docs/knn.md.
     """
 
     checkpoint: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="CKPT")]] = None
@@ -38,21 +37,16 @@ class TSNE:
     extraction: ExtractionOptions = field(default_factory=ExtractionOptions)
     """How features are computed."""
 
+    def run(self) -> None:
+        """Write the map and print the figures; under torchrun every rank computes its share of the features.
 
-def run(command: TSNE) -> None:
-    """Do it; ValueError with one line where the user is wrong. Under torchrun every rank computes its share of the features."""
-    from fastpsl.engine.distributed import join_world, leave_world
-    from fastpsl.evaluation.tsne import make_map
+        Raises:
+            ValueError: For weights or data that cannot be read, an unknown block, or a number out of range.
+        """
+        from fastpsl.evaluation.tsne import make_map
 
-    options = command.extraction.asked(
-        command.checkpoint, data=command.data, out=command.out, seed=command.seed,
-        random_weights=command.random_weights,
-    )  # fmt: skip
-    world = join_world(options.device, timeout_s=10 * options.timeout_s)
-    try:
-        for line in make_map(
-            options, world, block=command.block, num=command.num, perplexity=command.perplexity
-        ):
-            print(line)
-    finally:
-        leave_world()
+        with self.extraction.joined(
+            self.checkpoint, data=self.data, out=self.out, seed=self.seed, random_weights=self.random_weights
+        ) as (options, world):
+            for line in make_map(options, world, block=self.block, num=self.num, perplexity=self.perplexity):
+                print(line)

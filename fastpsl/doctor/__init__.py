@@ -1,1 +1,1 @@
-"""`fastpsl doctor`: how fast each part of a recipe is on this machine, which one holds up the others, and what to change."""
+"""Measure how fast each part of a recipe is on this machine, name the slowest, and say what to change."""

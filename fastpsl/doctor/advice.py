@@ -1,27 +1,29 @@
-"""From measurements to the bottleneck's name and what to change, with the gain that the measurements give. Pure functions.
+"""Find the bottleneck and what to change, with the gain that the measurements promise; pure functions.
 
-The model: a step that needs 1/s seconds an image and a loader that needs 1/l run side by side, so that an image takes the longer of
-both; where they share the CPU's cores, no less than what both need of these together. A change gains the model's rate after it
-over the model's rate before; by how much all together is slower than the model is taken to stay as it was measured.
+The model: a step that needs 1/s seconds an image and a loader that needs 1/l run side by side, so an image
+takes the longer of the two. If both share the CPU's cores, it takes no less than their work divided by the
+cores. A change gains the model's rate after it over the model's rate before. The real rate is below the
+model's; that ratio is assumed to stay as it was measured.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates
-from fastpsl.doctor.words import number_of
+from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates, number_of
 
 GOOD_RATIO = 0.95
 MIN_GAIN = 0.02
-# Of repeats, (max - min) / median.
-MAX_SPREAD = 2 * (1 - GOOD_RATIO)
+MAX_SPREAD = 2 * (1 - GOOD_RATIO)  # (max - min) / median of the repeats
 _LARGE_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """part: read, decode, copy, augment, step, overlap or noise; stage: where it costs most."""
+    """The part that holds the others up, in the stage that loses most time.
+
+    part: read, decode, copy, augment, step, overlap or noise.
+    """
 
     part: str
     stage: str
@@ -30,7 +32,7 @@ class Bottleneck:
 
 @dataclass(frozen=True)
 class Change:
-    """gain: .35 is 35 % more images a second over all measured stages; None: not measured, nobody knows."""
+    """An option to change. gain: .35 is 35 % more images/s over all measured stages; None if not measured."""
 
     option: str
     text: str
@@ -38,9 +40,13 @@ class Change:
 
 
 class Parts(NamedTuple):
-    """Images/s of a stage's parts, each alone: the loader from memory, the loader on the data as it lies, the step.
+    """The rates of a stage's parts, each alone, in images/s.
 
-    num_threads: that decode; None: the present number.
+    Attributes:
+        step: The step on synthetic data.
+        decode: The loader on bytes in memory.
+        loader: The loader on the data as it is stored.
+        num_threads: Decoding threads; None for the present number.
     """
 
     step: float
@@ -50,16 +56,17 @@ class Parts(NamedTuple):
 
     @classmethod
     def of(cls, stage: StageRates) -> "Parts":
+        """Return the rates that were measured for `stage`."""
         return cls(stage.synthetic, stage.decode, stage.loader)
 
 
 def is_good(measured: Measurements) -> bool:
-    """Whether no measured stage waits, which noise leaves open too."""
+    """Return whether no measured stage waits for its data; False if noise leaves that open."""
     return all(stage.ratio >= GOOD_RATIO and not _is_noise(stage, measured) for stage in measured.stages)
 
 
 def modelled(part: Parts, measured: Measurements) -> float:
-    """Images/s of all together, from each alone."""
+    """Return the images/s of all parts together that the model expects from each alone."""
     seconds = max(1 / part.step, 1 / part.loader)
     if not measured.is_cuda:
         num_threads = part.num_threads or measured.num_threads
@@ -69,7 +76,7 @@ def modelled(part: Parts, measured: Measurements) -> float:
 
 
 def bottleneck(measured: Measurements) -> Bottleneck | None:
-    """Of the stage that loses most time; None without stages."""
+    """Return the bottleneck of the stage that loses most time; None without stages."""
     if not measured.stages:
         return None
     noisy = [stage for stage in measured.stages if _is_noise(stage, measured)]
@@ -85,7 +92,8 @@ def bottleneck(measured: Measurements) -> Bottleneck | None:
     if stage.ratio > min(other.ratio for other in waiting):
         waits = f"{stage.name} loses most: it waits {lost:.0%} of {number_of(stage.epochs, 'epoch')}"
     if not _is_explained(stage, measured):
-        text = f"{waits}, though loader and step are fast enough alone: the host's threads are in each other's way"
+        crowded = "loader and step are fast enough alone: the host's threads are in each other's way"
+        text = f"{waits}, though {crowded}"
         return Bottleneck("overlap", stage.name, text)
     if stage.loader < 0.8 * stage.decode:
         where = "storage: the data is not in the page cache"
@@ -104,16 +112,16 @@ def bottleneck(measured: Measurements) -> Bottleneck | None:
 
 
 def _is_explained(stage: StageRates, measured: Measurements) -> bool:
-    """Whether loader and step, each alone, are slow enough for half of what is lost together."""
+    """Return whether loader and step, each alone, are slow enough for half of what is lost together."""
     expected = 1 / modelled(Parts.of(stage), measured) - 1 / stage.synthetic
     return expected >= 0.5 * (1 / stage.both - 1 / stage.synthetic)
 
 
 def _is_noise(stage: StageRates, measured: Measurements) -> bool:
-    """Whether the repeats differ by too much to tell if the stage waits.
+    """Return whether the repeats differ by too much to tell if the stage waits.
 
-    Half the range of three repeats is about the standard deviation of the ratio of their medians. Above 1 is noise of another kind: a
-    step that also waits for its data is no faster.
+    Half the range of three repeats is about the standard deviation of the ratio of their medians. A ratio
+    above 1 is noise too, because a step with its data cannot be faster than without.
     """
     if stage.ratio < GOOD_RATIO:
         return stage.spread * (0.5 if _is_explained(stage, measured) else 1) >= 1 - stage.ratio
@@ -121,6 +129,7 @@ def _is_noise(stage: StageRates, measured: Measurements) -> bool:
 
 
 def _of_noise(stage: StageRates) -> Bottleneck:
+    """Return that noise hides whether `stage` waits."""
     reasons = []
     if stage.ratio < GOOD_RATIO or stage.spread > MAX_SPREAD:
         reasons.append(f"repeats of one measurement differ by {stage.spread:.0%}")
@@ -131,6 +140,7 @@ def _of_noise(stage: StageRates) -> Bottleneck:
 
 
 def _of_the_step(stage: StageRates, measured: Measurements) -> Bottleneck:
+    """Return that no stage waits, and what `stage`, the longest one, spends its time on."""
     share = stage.augment_share
     if len(measured.stages) > 1:
         never = f"no stage waits for its data; {stage.name} takes the longest"
@@ -143,28 +153,28 @@ def _of_the_step(stage: StageRates, measured: Measurements) -> Bottleneck:
 
 
 def changes(measured: Measurements) -> list[Change]:
-    """What to change, each by itself, the largest gain first; at the end what may help and was not tried."""
+    """Return changes, each by itself, the largest gain first, and last those that were not tried."""
     limit = bottleneck(measured)
-    # Gains are reckoned from what was lost: where that is noise, so are they.
+    # Gains are computed from what is lost: if that is noise, so are they.
     if limit is None or limit.part == "noise":
         return []
-    found = [_load_as(alternative, measured) for alternative in measured.alternatives]
-    found += _page_cache(measured)
+    options = [_load_as(alternative, measured) for alternative in measured.alternatives]
+    options += _page_cache(measured)
     modes = {mode for stage in measured.stages for mode in stage.step_rates}
-    found += [_step_as(mode, measured) for mode in sorted(modes)]
+    options += [_step_as(mode, measured) for mode in sorted(modes)]
     paths = {path for stage in measured.stages for path in stage.augment_ms}
-    found += [_augment_as(path, measured) for path in sorted(paths)]
-    tried = [change for change in found if change.gain is not None and change.gain >= MIN_GAIN]
-    return sorted(tried, key=lambda change: -(change.gain or 0)) + _untried(measured)
+    options += [_augment_as(path, measured) for path in sorted(paths)]
+    useful = [change for change in options if change.gain is not None and change.gain >= MIN_GAIN]
+    return sorted(useful, key=lambda change: -(change.gain or 0)) + _untried(measured)
 
 
 def _gain(measured: Measurements, after: Callable[[StageRates], Parts]) -> float:
-    """Of the plan, whose stages have their epochs. after: a stage's parts with the change."""
+    """Return a change's gain over the plan, weighted by epochs. after: stage → its changed parts."""
     seconds_before = seconds_after = 0.0
     for stage in measured.stages:
         parts = after(stage)
         rate = stage.both * modelled(parts, measured) / modelled(Parts.of(stage), measured)
-        # A faster part gains no more than what was seen to be lost, whatever the model says.
+        # A faster part gains no more than what was measured as lost, whatever the model says.
         rate = max(min(rate, parts.step), min(rate, stage.both))
         seconds_before += stage.epochs / stage.both
         seconds_after += stage.epochs / rate
@@ -172,6 +182,7 @@ def _gain(measured: Measurements, after: Callable[[StageRates], Parts]) -> float
 
 
 def _load_as(alternative: Alternative, measured: Measurements) -> Change:
+    """Return the change to another way to load."""
     factor = alternative.factor
 
     def after(stage: StageRates) -> Parts:
@@ -190,7 +201,7 @@ def _load_as(alternative: Alternative, measured: Measurements) -> Change:
 
 
 def _page_cache(measured: Measurements) -> list[Change]:
-    """What is in storage and fits into memory is read from there once."""
+    """Return the change of reading data that is in storage into memory, if it fits."""
     read = measured.read
     if not (read.from_storage and read.fits):
         return []
@@ -200,7 +211,7 @@ def _page_cache(measured: Measurements) -> list[Change]:
 
 
 def _step_as(mode: str, measured: Measurements) -> Change:
-    """A mode that some stages cannot have leaves those as they are."""
+    """Return the change to another --step; a stage that cannot have it stays as it is."""
 
     def after(stage: StageRates) -> Parts:
         return Parts.of(stage)._replace(step=stage.step_rates.get(mode, stage.synthetic))
@@ -210,12 +221,14 @@ def _step_as(mode: str, measured: Measurements) -> Change:
 
 
 def _augment_as(path: str, measured: Measurements) -> Change:
+    """Return the change to another --augment; a stage that cannot have it stays as it is."""
+
     def after(stage: StageRates) -> Parts:
         now_ms, then_ms = stage.augment_ms[stage.augment], stage.augment_ms.get(path)
         if then_ms is None:
             return Parts.of(stage)
         step_ms = 1e3 * stage.batch_size / stage.synthetic
-        # Never less than the augmentation itself.
+        # A step takes no less than its augmentation.
         step = 1e3 * stage.batch_size / max(step_ms - now_ms + then_ms, then_ms)
         return Parts.of(stage)._replace(step=step)
 
@@ -228,28 +241,26 @@ def _augment_as(path: str, measured: Measurements) -> Change:
 
 
 def _untried(measured: Measurements) -> list[Change]:
-    """Where a stage waits: what may help and cannot be measured here, or was not."""
-    found = bottleneck(measured)
-    if found is None or found.part in ("step", "augment", "noise"):
+    """Return changes that may help a stage that waits and cannot be measured here, or were not."""
+    limit = bottleneck(measured)
+    if limit is None or limit.part in ("step", "augment", "noise"):
         return []
-    if found.part == "overlap":
+    if limit.part == "overlap":
         fewer = max(1, measured.num_threads // 2)
         leaves = Change(f"--num-threads {fewer}", "leaves cores to the step", None)
         return [leaves] if fewer < measured.num_threads else []
-    of_reading = {option for option in measured.untried if "--order" in option}
-    if found.part == "decode":
+    reading_options = {option for option in measured.untried if "--order" in option}
+    if limit.part == "decode":
         return [
-            Change(o, why, None) for o, why in measured.untried.items() if _loads(o) and o not in of_reading
+            Change(option, reason, None)
+            for option, reason in measured.untried.items()
+            if not option.startswith("--step") and option not in reading_options
         ]
-    wanted = [Change(option, measured.untried[option], None) for option in of_reading]
-    if found.part == "read" and not measured.read.fits:
+    ideas = [Change(option, measured.untried[option], None) for option in reading_options]
+    if limit.part == "read" and not measured.read.fits:
         text = f"{measured.read.fitting}; smaller pictures are fewer bytes, and less detail"
-        wanted.append(Change(f"{BETON_WRITE} --short-side PX", text, None))
-    return wanted
-
-
-def _loads(option: str) -> bool:
-    return not option.startswith("--step")
+        ideas.append(Change(f"{BETON_WRITE} --short-side PX", text, None))
+    return ideas
 
 
 def _rate(value: float) -> str:

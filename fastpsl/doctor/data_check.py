@@ -1,8 +1,8 @@
-"""Whether the data is sound, by a few samples of it."""
+"""Check the data by a few of its samples."""
 
 import numpy as np
 
-from fastpsl.doctor.checks import Check
+from fastpsl.doctor.report import Check
 from fastpsl.engine.options import RunOptions
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import Data
@@ -10,25 +10,25 @@ from fastpsl.pipelines.decoders import reason_of
 from fastpsl.pipelines.decoders.codes import GOOD
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
 
-_NUM_TRIED = 16
+_NUM_SAMPLES = 16
 
 
 def check_data(data: Data, options: RunOptions) -> Check:
-    """Tables were checked when the data was opened; here samples from front to end are read and decoded."""
-    tried = np.unique(
-        np.linspace(0, data.num_samples - 1, min(_NUM_TRIED, data.num_samples)).astype(np.int64)
+    """Read and decode samples from front to end; the tables were checked when the data was opened."""
+    indices = np.unique(
+        np.linspace(0, data.num_samples - 1, min(_NUM_SAMPLES, data.num_samples)).astype(np.int64)
     )
-    rows = data.rows(tried)
+    rows = data.rows(indices)
     decoder = TorchvisionDecoder()
-    codes = np.array([decoder.picture(rows, i)[0] for i in range(len(tried))])
+    codes = np.array([decoder.picture(rows, i)[0] for i in range(len(indices))])
     bad = np.flatnonzero(codes != GOOD)
     size = f"{data.num_samples:,} {'pictures' if data.num_samples > 1 else 'picture'}"
     where = f"{size} in {options.data or 'the embedded sample'}"
     if not len(bad):
-        return Check("data", "ok", f"{where}, {len(tried)} of them decoded")
+        return Check("data", "ok", f"{where}, {len(indices)} of them decoded")
     first = int(bad[0])
-    text = f"{data.name(int(tried[first]))}: {reason_of(decoder, int(codes[first]), rows, first)}"
-    text += f" ({len(bad)} bad of {len(tried)} tried)"
+    text = f"{data.name(int(indices[first]))}: {reason_of(decoder, int(codes[first]), rows, first)}"
+    text += f" ({len(bad)} bad of {len(indices)} tried)"
     remedy = "fastpsl beton verify names all" if isinstance(data, Beton) else "remove it, or write a beton"
     if options.on_bad_sample == "skip":
         return Check("data", "warning", text, f"each is skipped; {remedy}")
@@ -36,5 +36,5 @@ def check_data(data: Data, options: RunOptions) -> Check:
 
 
 def num_open_files(data: Data) -> int:
-    """That the data holds open: a beton's shards; a folder's files are opened one by one."""
+    """Return how many files the data holds open: a beton's shards; a folder's files are opened one by one."""
     return len(data.shards) if isinstance(data, Beton) else 0

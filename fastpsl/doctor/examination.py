@@ -1,90 +1,115 @@
-"""From a command line to an exit code: checks, measurements, report."""
+"""From a recipe and its options to a report and an exit code: checks, then measurements."""
 
 import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 
-from fastpsl.doctor.checks import Check
-from fastpsl.doctor.cores import cores
 from fastpsl.doctor.data_check import check_data, num_open_files
-from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache
+from fastpsl.doctor.doctor_setup import DoctorSetup, find_recipe, open_setup
+from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache, usable_cores
 from fastpsl.doctor.measure import measure
-from fastpsl.doctor.options import Doctor
+from fastpsl.doctor.measurements import number_of
 from fastpsl.doctor.recipe import DEFAULT
-from fastpsl.doctor.report import Report
+from fastpsl.doctor.report import Check, Report
 from fastpsl.doctor.screen import show
-from fastpsl.doctor.setting import Setting, find_recipe, open_setting
 from fastpsl.doctor.software import check_software
-from fastpsl.doctor.words import number_of
+from fastpsl.engine.console import status
 from fastpsl.engine.terminal import plain
-from fastpsl.pipelines.doing import doing, speak_by
 
+# Of a timed region, by what is measured.
 _SECONDS = {"sample": 0.3, "cpu": 1.0, "cuda": 3.0}
 
 
-def examine(command: Doctor, recipe_options: Sequence[str]) -> int:
-    """Print the screen, or one JSON object; the exit code. ValueError, in one line, for what cannot be measured at all."""
-    if command.seconds is not None and command.seconds <= 0:
-        raise ValueError(f"--seconds {command.seconds:g}: it must be above 0")
-    if command.stages == ():
+def examine(
+    path: Path | None,
+    recipe_options: Sequence[str],
+    *,
+    as_json: bool,
+    stages: Sequence[str] | None,
+    seconds: float | None,
+    num_ranks: int | None,
+) -> int:
+    """Measure a recipe and print the screen, or one JSON object.
+
+    Args:
+        path: The recipe; None for this checkout's jigsaw.
+        recipe_options: The recipe's own arguments.
+        stages: Names of the plan's stages; None for all.
+        seconds: Length of a timed region; None for the usual one.
+        num_ranks: Ranks of this machine; None for one a GPU.
+
+    Returns:
+        The exit code, as `Report.exit_code`.
+
+    Raises:
+        ValueError: With one line, for what cannot be measured at all.
+    """
+    if seconds is not None and seconds <= 0:
+        raise ValueError(f"--seconds {seconds:g}: it must be above 0")
+    if stages == ():
         raise ValueError(
             "--stages: names no stage; give some, such as --stages S1 S2, or leave it out for all"
         )
-    with _warnings_as_checks() as said, _progress() as say:
+    with _warnings_as_checks() as messages, status("measuring") as say:
         say("the recipe and its data")
-        recipe = find_recipe(command.recipe, recipe_options)
-        setting = open_setting(recipe, command.nproc_per_node, command.stages or ())
+        setup = open_setup(find_recipe(path, recipe_options), num_ranks, stages or ())
         try:
-            report = _look(setting, command.seconds, said, say)
+            report = _examine(setup, seconds, messages, say)
         finally:
-            setting.opened.close()
-    if command.json:
+            setup.opened.close()
+    if as_json:
         print(json.dumps(report.as_dict(), indent=1))
     else:
         show(report, Console(file=plain(sys.stdout), highlight=False))
     return report.exit_code
 
 
-def _look(setting: Setting, seconds: float | None, said: list[str], say: Callable[[str], None]) -> Report:
-    options, device, data = setting.options, setting.world.device, setting.opened.train
+def _examine(
+    setup: DoctorSetup, seconds: float | None, messages: list[str], say: Callable[[str], None]
+) -> Report:
+    """Check and measure. messages: the warnings so far, which grow meanwhile."""
+    options, device, data = setup.options, setup.world.device, setup.opened.train
+    num_cores = max(1, usable_cores() // setup.num_ranks)
     say("what is installed")
-    checks = check_software(device, setting.num_ranks)
-    checks += check_machine(options, setting.num_ranks, device, setting.job, num_open_files(data))
+    checks = check_software(device, setup.num_ranks)
+    checks += check_machine(options, setup.num_ranks, device, setup.job, num_open_files(data))
     checks.append(check_data(data, options))
     measured = None
     if checks[-1].state != "broken":
         if seconds is None:
             seconds = _SECONDS["sample" if options.data is None else device.type]
-        measured = measure(setting, max(1, cores() // setting.num_ranks), seconds, say)
+        measured = measure(setup, num_cores, seconds, say)
         checks += [check_page_cache(measured.read), *check_noise(measured.stages)]
-    checks += [Check("warning", "warning", text) for text in dict.fromkeys(said)]
-    if setting.recipe is None:
-        text = f"none in this installed copy: only reading and decoding were timed, {DEFAULT} and others stand in the repository"
+    checks += [Check("warning", "warning", text) for text in dict.fromkeys(messages)]
+    if setup.recipe is None:
+        text = "none in this installed copy: only reading and decoding were timed, "
+        text += f"{DEFAULT} and others stand in the repository"
         checks.append(Check("recipe", "warning", text, "fastpsl doctor PATH/NAME.py"))
-    return Report(_plain(setting), tuple(checks), measured)
+    return Report(_plain(setup, num_cores), tuple(checks), measured)
 
 
-def _plain(setting: Setting) -> dict[str, Any]:
-    options, device, recipe = setting.options, setting.world.device, setting.recipe
+def _plain(setup: DoctorSetup, num_cores: int) -> dict[str, Any]:
+    """Return what was measured as plain values, for `Report.setting`."""
+    options, device, recipe = setup.options, setup.world.device, setup.recipe
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"CPU with {number_of(cores(), 'core')}"
+        else f"CPU with {number_of(usable_cores(), 'core')}"
     )
     return {
         "recipe": str(recipe.path) if recipe else None,
         "arguments": list(recipe.arguments) if recipe else [],
         "data": options.data or "the embedded sample",
-        "batch_size": options.batch_size * setting.num_ranks,
-        "num_ranks": setting.num_ranks,
-        "cores": max(1, cores() // setting.num_ranks),
+        "batch_size": options.batch_size * setup.num_ranks,
+        "num_ranks": setup.num_ranks,
+        "cores": num_cores,
         "device": device.type,
         "device_name": name,
         "precision": options.resolved_precision(device),
@@ -93,34 +118,13 @@ def _plain(setting: Setting) -> dict[str, Any]:
 
 @contextmanager
 def _warnings_as_checks() -> Iterator[list[str]]:
-    """What is warned of is collected: it stands among the checks, once."""
-    said: list[str] = []
+    """Yield a list to which the text of each UserWarning is added; nothing is printed."""
+    messages: list[str] = []
 
     def keep(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if category is UserWarning:
-            said.append(" ".join(str(message).split()))
+            messages.append(" ".join(str(message).split()))
 
     with warnings.catch_warnings():
         warnings.showwarning = keep
-        yield said
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """What is measured now: a line that changes, on a terminal; elsewhere lines of what takes long."""
-    console = Console(file=plain(sys.stderr))
-    with doing("measuring") as told:
-        if not plain(sys.stderr).isatty():
-            yield lambda text: told.turn_to(f"measuring: {text}")
-            return
-        with console.status("") as status:
-
-            def show(text: str) -> None:
-                told.turn_to(f"measuring: {text}")
-                status.update(escape(told.what))
-
-            speak_by(lambda line: status.update(escape(line)))
-            try:
-                yield show
-            finally:
-                speak_by(None)
+        yield messages

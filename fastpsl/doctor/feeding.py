@@ -1,4 +1,4 @@
-"""The loader alone: by the chosen decoder and by the others, with other threads, another order, smaller pictures."""
+"""Time the loader alone: with the chosen decoder and others, more threads, another order, smaller images."""
 
 import itertools
 import tempfile
@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fastpsl.doctor.doctor_setup import DoctorSetup
 from fastpsl.doctor.measurements import BETON_WRITE, Alternative
 from fastpsl.doctor.reading import FIRST_EPOCH
-from fastpsl.doctor.setting import Setting
 from fastpsl.engine.run_data import open_loader
 from fastpsl.engine.stage_bench import endless
 from fastpsl.engine.timing import milliseconds, samples_per_s
@@ -26,30 +26,30 @@ from fastpsl.pipelines.files.cache_folder import cache_folder
 from fastpsl.pipelines.sources import Sample
 from fastpsl.pipelines.views import ViewSpec
 
-# Of ImageNet's usual recipe: pictures of 256 px for crops of 224.
+# ImageNet's usual recipe: images of 256 px for crops of 224.
 _SHORT_SIDE_OVER_CROP = 256 / 224
-_WORTH_WRITING = 1.2
+_WORTH_WRITING = 1.2  # sides this much larger than needed
 _NUM_WRITTEN = 512
 
 
 class Feed:
-    """Loaders of one view set. data: what was read just before, from memory; batch_size: samples of a rank's batch."""
+    """The loaders of one set of views. warm: data that was read just before, so it is in memory."""
 
     def __init__(
-        self, setting: Setting, views: Sequence[ViewSpec], batch_size: int, warm: Data, seconds: float
+        self, setup: DoctorSetup, views: Sequence[ViewSpec], batch_size: int, warm: Data, seconds: float
     ):
-        self.setting, self.views, self.batch_size = setting, tuple(views), batch_size
+        self.setup, self.views, self.batch_size = setup, tuple(views), batch_size
         self.warm, self.seconds = warm, seconds
         self._epochs: Iterator[int] = itertools.count(FIRST_EPOCH + 1_000_000)
 
     def rate(self, data: Data, seconds: float | None = None, **changes: object) -> float:
-        """Images/s on the device, ready to be augmented; `changes` of the options."""
-        options = self.setting.options
-        if data is not self.setting.opened.train:  # parts lie in no pages of their own
+        """Return images/s on the device, ready to be augmented. changes: of the options."""
+        options = self.setup.options
+        if data is not self.setup.opened.train:  # a part of the data does not fill whole pages
             options = replace(options, order="random")
         options = replace(options, **changes)  # type: ignore[arg-type]
         with open_loader(
-            data, self.views, options, self.setting.world, batch_size=self.batch_size, train=True
+            data, self.views, options, self.setup.world, batch_size=self.batch_size, train=True
         ) as loader:
             batches = endless(loader, self._epochs)
             next(batches)
@@ -63,77 +63,91 @@ class Feed:
         return rate
 
     def decode(self) -> float:
-        """From memory."""
+        """Return images/s of data in memory."""
         return self.rate(self.warm)
 
     def as_it_lies(self) -> float:
-        """From where the data is, in training order."""
-        return self.rate(self.setting.opened.train)
+        """Return images/s of the data as it is stored, in training order."""
+        return self.rate(self.setup.opened.train)
 
     def other_decoders(
         self, chosen: str, decode: float, say: Callable[[str], None]
     ) -> tuple[list[Alternative], dict[str, str]]:
-        """The others that can read this data, each shortly; and of the rest, by option, why they cannot."""
-        data, device = self.setting.opened.train, self.setting.world.device
-        found, untried = [], {}
+        """Time the other decoders briefly. Return their rates, and option → reason for those that do not
+        run."""
+        data, device = self.setup.opened.train, self.setup.world.device
+        alternatives, untried = [], {}
         for name in READS[data.kind]:
             if name in (chosen, "synthetic"):
                 continue
-            why = ""
+            reason = ""
             if name == "ffcv":
-                why = libffcv.why_missing()
+                reason = libffcv.why_missing()
             elif name == "dali":
-                why = dali.why_missing(device)
+                reason = dali.why_missing(device)
             elif name == "resident" and not resident.is_small(data):
                 continue
-            if not why:
+            if not reason:
                 say(f"decode by {name}")
                 try:
-                    found.append(
+                    alternatives.append(
                         Alternative(
                             f"--decoder {name}", self.rate(self.warm, self.seconds / 2, decoder=name), decode
                         )
                     )
                     continue
                 except (ValueError, RuntimeError, OSError) as error:
-                    why = f"does not run here: {' '.join(str(error).split())[:300]}"
-            untried[f"--decoder {name}"] = why
-        return found, untried
+                    reason = f"does not run here: {' '.join(str(error).split())[:300]}"
+            untried[f"--decoder {name}"] = reason
+        return alternatives, untried
 
     def all_cores(self, num_cores: int, decode: float) -> list[Alternative]:
-        """With a thread a core, where there are fewer."""
-        if num_cores <= self.setting.num_threads:
+        """Time one thread per core, if there are fewer."""
+        if num_cores <= self.setup.num_threads:
             return []
         rate = self.rate(self.warm, num_threads=num_cores)
         return [Alternative(f"--num-threads {num_cores}", rate, decode, num_threads=num_cores)]
 
     def quasi_random(self, loader: float, note: str) -> Alternative:
-        """Whole pages instead of single samples, from storage. ValueError where there are none, or lanes and batch do not go with them."""
-        rate = self.rate(self.setting.opened.train, order="quasi_random")
+        """Time reading whole pages from storage. Raise ValueError if data, lanes or batch do not allow it."""
+        rate = self.rate(self.setup.opened.train, order="quasi_random")
         return Alternative("--order quasi_random", rate, loader, note, "read")
 
     def written(self, views: Sequence[ViewSpec]) -> list[Alternative]:
-        """Some of the pictures as a beton with smaller ones, and of a folder as a beton at all, beside the same ones as they are.
+        """Time some images written as a beton, beside the same images as they are.
 
-        views: of all stages, whose crops say what is needed. Written into the cache's folder, and removed. ValueError, OSError where
-        that cannot be.
+        They are made smaller if the crops allow it; a folder's images are tried at full size too. The beton is
+        written into the cache's folder and removed.
+
+        Args:
+            views: Of all stages; their crops tell the size that is needed.
+
+        Raises:
+            ValueError: If the images cannot be written as a beton.
+            OSError: If the cache's folder cannot be written.
         """
         rows = self.warm.rows(np.arange(self.warm.num_samples))
         sides = np.minimum(rows.height, rows.width)
-        wanted = short_side_px(views)
+        short_side = short_side_px(views)
         targets: list[int | None] = [None] if self.warm.kind == "folder" else []
-        if wanted and np.median(sides) >= _WORTH_WRITING * wanted and not (rows.mode == MODE_RAW).any():
-            targets.append(wanted)
+        if (
+            short_side
+            and np.median(sides) >= _WORTH_WRITING * short_side
+            and not (rows.mode == MODE_RAW).any()
+        ):
+            targets.append(short_side)
         if not targets:
             return []
         num = min(self.warm.num_samples, max(_NUM_WRITTEN, 4 * self.batch_size))
         part = Subset(self.warm, np.arange(num))
         beside = self.rate(part)
         pixels = rows.height[:num].astype(float) * rows.width[:num]
-        found = []
+        parent = cache_folder()
+        parent.mkdir(parents=True, exist_ok=True)
+        alternatives = []
         for target in targets:
             samples = (Sample(str(i), read_bytes(rows, i), int(rows.label[i])) for i in range(num))
-            with tempfile.TemporaryDirectory(dir=_made(cache_folder()), prefix="doctor-") as folder:
+            with tempfile.TemporaryDirectory(dir=parent, prefix="doctor-") as folder:
                 out = Path(folder) / "tried.beton"
                 write_beton(samples, out, num_samples=num, target=Target(short_side=target))
                 with Beton(out) as beton:
@@ -143,17 +157,12 @@ class Feed:
                 shrunk = pixels * np.minimum(1, target / sides[:num]) ** 2
                 option += f" --short-side {target}"
                 note = f"costs detail: {shrunk.sum() / pixels.sum():.0%} of the pixels stay; {note}"
-            found.append(Alternative(option, rate, beside, note))
-        return found
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+            alternatives.append(Alternative(option, rate, beside, note))
+        return alternatives
 
 
 def short_side_px(views: Sequence[ViewSpec]) -> int | None:
-    """The shorter side that all views can do with; None where a crop does not tell."""
+    """Return the shorter side, in px, that all views can be cut from; None if a crop does not tell."""
     needed = []
     for view in views:
         if isinstance(view.crop, ShorterSideCrop):
@@ -166,7 +175,7 @@ def short_side_px(views: Sequence[ViewSpec]) -> int | None:
 
 
 def copy_rate(views: Sequence[ViewSpec], batch_size: int, device: torch.device) -> float:
-    """Images/s of a batch's crops from pinned memory to the device."""
+    """Return images/s of copying a batch's crops from pinned memory to the device."""
     crops = [
         torch.zeros((batch_size, view.crop.size_px, view.crop.size_px, 3), dtype=torch.uint8).pin_memory()
         for view in views

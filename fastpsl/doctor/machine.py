@@ -9,10 +9,8 @@ from pathlib import Path
 import torch
 
 from fastpsl.doctor.advice import MAX_SPREAD
-from fastpsl.doctor.checks import Check
-from fastpsl.doctor.cores import cores, cpu_quota
-from fastpsl.doctor.measurements import ReadRate, StageRates, gigabytes
-from fastpsl.doctor.words import number_of
+from fastpsl.doctor.measurements import ReadRate, StageRates, gigabytes, number_of
+from fastpsl.doctor.report import Check
 from fastpsl.engine.experiment import Job
 from fastpsl.engine.options import RunOptions
 
@@ -22,10 +20,33 @@ _MIN_SHARED_BYTES = 256 << 20  # of a rank; Docker gives a container 64 MiB for 
 _STATE_BYTES = 4 * 2  # a parameter and its momentum, float32
 
 
+def usable_cores() -> int:
+    """Return how many CPU cores this process may use, by affinity and its container's quota; at least 1."""
+    allowed = len(os.sched_getaffinity(0))
+    quota = cpu_quota()
+    return allowed if quota is None else max(1, min(allowed, int(quota)))
+
+
+def cpu_quota() -> float | None:
+    """Return a container's share of the CPU, in cores; None without a limit."""
+    for path, read in (
+        ("/sys/fs/cgroup/cpu.max", lambda text: text.split()),
+        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", lambda text: (text.strip(), "100000")),
+    ):
+        try:
+            with open(path) as file:
+                quota, period = read(file.read())
+        except (OSError, ValueError):
+            continue
+        return None if quota in ("max", "-1") else float(quota) / float(period)
+    return None
+
+
 def check_machine(
     options: RunOptions, num_ranks: int, device: torch.device, job: Job | None, num_files: int
 ) -> list[Check]:
-    """options: of one rank, with its threads; num_files: that the data keeps open."""
+    """Check all but the page cache. options: one rank's, with its threads; num_files: the data's open
+    files."""
     checks = [
         _cores(options.num_threads or 1, num_ranks),
         _openmp(device, num_ranks),
@@ -38,16 +59,16 @@ def check_machine(
 
 
 def check_page_cache(read: ReadRate) -> Check:
-    """Whether the data, or what of it one may expect to stay there, fits."""
-    there = "unknown how much is there" if read.cached is None else f"{read.cached:.0%} of it there now"
-    text = f"{read.fitting}, {there}"
+    """Check whether the data fits into memory."""
+    cached = "unknown how much is there" if read.cached is None else f"{read.cached:.0%} of it there now"
+    text = f"{read.fitting}, {cached}"
     if read.fits:
         return Check("page cache", "ok", text)
     return Check("page cache", "warning", text, "--order quasi_random reads whole pages; or smaller pictures")
 
 
 def check_noise(stages: Sequence[StageRates]) -> list[Check]:
-    """Whether the repeats agree: other work on the machine shows so."""
+    """Check whether the repeats agree, because other work on the machine makes them differ."""
     worst = max((stage.spread for stage in stages), default=0.0)
     if worst <= MAX_SPREAD:
         return []
@@ -56,7 +77,8 @@ def check_noise(stages: Sequence[StageRates]) -> list[Check]:
 
 
 def _cores(num_threads: int, num_ranks: int) -> Check:
-    allowed, quota, usable = len(os.sched_getaffinity(0)), cpu_quota(), cores()
+    """Check that the decoders' threads have a core each."""
+    allowed, quota, usable = len(os.sched_getaffinity(0)), cpu_quota(), usable_cores()
     text = f"{usable} usable of {os.cpu_count()}, {num_ranks} x {number_of(num_threads, 'decoding thread')}"
     if quota is not None and usable < allowed:
         text += f", the container's quota is {quota:.1f}"
@@ -66,7 +88,8 @@ def _cores(num_threads: int, num_ranks: int) -> Check:
 
 
 def _openmp(device: torch.device, num_ranks: int) -> Check:
-    """torch's own threads: on the CPU they share the cores with the decoder's, and libgomp's spin while they wait."""
+    """Check torch's threads: on the CPU they share cores with the decoder's, and libgomp's spin as they
+    wait."""
     threads, policy = os.environ.get("OMP_NUM_THREADS"), os.environ.get("OMP_WAIT_POLICY")
     text = f"{number_of(torch.get_num_threads(), 'thread')} in torch, OMP_NUM_THREADS {threads or 'unset'}"
     text += f", OMP_WAIT_POLICY {policy or 'unset'}"
@@ -77,18 +100,19 @@ def _openmp(device: torch.device, num_ranks: int) -> Check:
             text,
             "set OMP_WAIT_POLICY=PASSIVE, which keeps idle threads off the decoder's cores",
         )
-    if num_ranks > 1 and _first_number(threads) * num_ranks > cores():
-        return Check("openmp", "warning", text, f"set OMP_NUM_THREADS={max(1, cores() // num_ranks)}")
+    if num_ranks > 1 and _first_number(threads) * num_ranks > usable_cores():
+        return Check("openmp", "warning", text, f"set OMP_NUM_THREADS={max(1, usable_cores() // num_ranks)}")
     return Check("openmp", "ok", text)
 
 
 def _first_number(threads: str | None) -> int:
-    """Of "4" or, for nested regions, "4,2"; 0 where it is unset or no number, which OpenMP passes over too."""
+    """Return the 4 of "4" or, for nested regions, of "4,2"; 0 if there is no number, as OpenMP does."""
     first = (threads or "").partition(",")[0].strip()
     return int(first) if first.isdecimal() else 0
 
 
 def _open_files(num_files: int) -> Check:
+    """Check that the process may open the data's files and some more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = max(_MIN_OPEN_FILES, num_files + _BESIDE_SHARDS)
     text = f"{soft:,} allowed (ulimit -n), the data has {number_of(num_files, 'file')} open"
@@ -103,7 +127,7 @@ def _open_files(num_files: int) -> Check:
 
 
 def _shared_memory(num_ranks: int) -> Check:
-    """The loader uses threads and none of it; NCCL does, between ranks of a machine."""
+    """Check /dev/shm, which NCCL uses between ranks of a machine; the loader needs none of it."""
     try:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:
@@ -115,7 +139,7 @@ def _shared_memory(num_ranks: int) -> Check:
 
 
 def _disk(options: RunOptions, job: Job) -> Check:
-    """Room for the checkpoints that are kept, and one that is being written."""
+    """Check the room for the checkpoints that are kept, and for one that is being written."""
     folder = (options.out or Path("runs")).absolute()
     while not folder.exists():
         folder = folder.parent

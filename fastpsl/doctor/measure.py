@@ -1,4 +1,4 @@
-"""Everything that is timed, part after part, stage after stage."""
+"""Time every part of a recipe, stage after stage."""
 
 import contextlib
 import gc
@@ -9,10 +9,10 @@ from typing import get_args
 
 import torch
 
+from fastpsl.doctor.doctor_setup import DoctorSetup
 from fastpsl.doctor.feeding import Feed, copy_rate
 from fastpsl.doctor.measurements import BETON_WRITE, Measurements, StageRates
 from fastpsl.doctor.reading import measure_read
-from fastpsl.doctor.setting import Setting
 from fastpsl.engine.gpu_memory import peak_memory, reset_peak_memory
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.kernels.crops import RandomResizedCrop
@@ -23,44 +23,53 @@ from fastpsl.pipelines.decoders import choose_decoder
 from fastpsl.pipelines.views import Crop, ViewSpec
 
 REPEATS = 3
-# Beside the one that trains, on CUDA. Not graphed: each that is compiled takes a minute before its first step.
+# Timed besides the mode that trains, on CUDA. Graphed is not, since a compiled step takes a minute to begin.
 OTHER_MODES = ("eager", "fused", "compiled")
 _AUGMENT_REPEATS = 5
-# So many times as fast as a step the loader needs no smaller pictures; on the CPU it takes the step's cores.
+# A loader so many times as fast as the step needs no smaller images; on the CPU it takes the step's cores.
 _ENOUGH = {"cuda": 1.1, "cpu": 20.0}
-# Where there is no recipe.
-_PLAIN_VIEWS = (ViewSpec(RandomResizedCrop(96)),)
+_PLAIN_VIEWS = (ViewSpec(RandomResizedCrop(96)),)  # without a recipe
 
 Say = Callable[[str], None]
 
 
-def measure(setting: Setting, num_cores: int, seconds: float, say: Say) -> Measurements:
-    """ValueError, naming the part, where one does not run. say: told what is measured now."""
-    job, data, device = setting.job, setting.opened.train, setting.world.device
-    views = {i: job.task.views(job.stages[i].level) for i in setting.stages} if job else {}
+def measure(setup: DoctorSetup, num_cores: int, seconds: float, say: Say) -> Measurements:
+    """Measure all stages of the setup.
+
+    Args:
+        setup: What is measured.
+        num_cores: This rank's share of the machine.
+        seconds: Length of a timed region.
+        say: Called with the part that is measured next.
+
+    Raises:
+        ValueError: With the part's name, if one does not run.
+    """
+    job, data, device = setup.job, setup.opened.train, setup.world.device
+    views = {i: job.task.views(job.stages[i].level) for i in setup.stages} if job else {}
     first_views = next(iter(views.values()), _PLAIN_VIEWS)
-    batch_size = setting.opened.batch_size
+    batch_size = setup.opened.batch_size
     if job:
-        batch_size //= job.task.images_per_sample(job.stages[setting.stages[0]].level)
+        batch_size //= job.task.images_per_sample(job.stages[setup.stages[0]].level)
 
     say("read")
     with named("reading", "give data that can be read"):
-        read, samples = measure_read(data, setting.options, batch_size, seconds)
-    # Nearly all of it: a training epoch leaves out the last part of a batch.
+        read, samples = measure_read(data, setup.options, batch_size, seconds)
+    # All but a part of a batch, which a training epoch leaves out.
     has_all = len(samples) > data.num_samples - batch_size
     warm: Data = data if has_all else Subset(data, samples)
     from_storage = read.from_storage and not has_all
 
-    decoder, _ = choose_decoder(setting.options.decoder, data, device)
+    decoder, _ = choose_decoder(setup.options.decoder, data, device)
     feeds: dict[tuple[Crop, ...], Feed] = {}
     rates: dict[tuple[Crop, ...], tuple[float, float]] = {}
 
-    def feed_of(these: Sequence[ViewSpec], batch_size: int) -> tuple[Feed, tuple[float, float]]:
-        """Stages with the same crops have the same loader."""
-        crops = tuple(view.crop for view in these)
+    def feed_of(views: Sequence[ViewSpec], batch_size: int) -> tuple[Feed, tuple[float, float]]:
+        """Return the views' loader and its rates (decode, loader); stages with the same crops share them."""
+        crops = tuple(view.crop for view in views)
         if crops not in rates:
             say(f"decode by {decoder}")
-            feeds[crops] = feed = Feed(setting, these, batch_size, warm, seconds)
+            feeds[crops] = feed = Feed(setup, views, batch_size, warm, seconds)
             with named("decoding", "lower --batch-size or --prefetch-batches"):
                 decode = feed.decode()
                 rates[crops] = (decode, feed.as_it_lies() if from_storage else decode)
@@ -70,22 +79,22 @@ def measure(setting: Setting, num_cores: int, seconds: float, say: Say) -> Measu
     others, untried = feed.other_decoders(decoder, decode, say)
     alternatives = others + feed.all_cores(num_cores, decode)
     may_be_quasi_random = job is not None and job.part is None and not job.task.has_own_order
-    if from_storage and setting.options.order == "random" and may_be_quasi_random:
+    if from_storage and setup.options.order == "random" and may_be_quasi_random:
         say("decode in quasi-random order")
         with _tried("--order quasi_random", untried):
             alternatives.append(feed.quasi_random(loader, read.fitting))
     copied = device.type == "cuda" and decoder in ("ffcv", "torchvision", "synthetic")
-    stages = tuple(_stage(setting, i, feed_of, untried, seconds, say) for i in setting.stages)
+    stages = tuple(_stage(setup, i, feed_of, untried, seconds, say) for i in setup.stages)
     slow = any(stage.loader < _ENOUGH[device.type] * stage.synthetic for stage in stages)
-    # The embedded sample is nobody's to write anew.
-    if slow and setting.options.data is not None:
+    # Nobody writes the embedded sample anew.
+    if slow and setup.options.data is not None:
         say("decode what is written anew")
         with _tried(BETON_WRITE, untried):
             alternatives += feed.written([view for some in views.values() for view in some])
     return Measurements(
         is_cuda=device.type == "cuda",
         num_cores=num_cores,
-        num_threads=setting.num_threads,
+        num_threads=setup.num_threads,
         torch_threads=torch.get_num_threads(),
         decoder=decoder,
         read=read,
@@ -98,15 +107,16 @@ def measure(setting: Setting, num_cores: int, seconds: float, say: Say) -> Measu
 
 
 def _stage(
-    setting: Setting,
+    setup: DoctorSetup,
     number: int,
     feed_of: Callable[[Sequence[ViewSpec], int], tuple[Feed, tuple[float, float]]],
     untried: dict[str, str],
     seconds: float,
     say: Say,
 ) -> StageRates:
-    assert setting.job is not None
-    job, options, world, data = setting.job, setting.options, setting.world, setting.opened.train
+    """Measure stage `number`; the reasons for what cannot be tried are added to `untried`."""
+    assert setup.job is not None
+    job, options, world, data = setup.job, setup.options, setup.world, setup.opened.train
     stage = job.stages[number]
     remedy = "lower --batch-size, or raise --accumulate"
     with named(f"stage {stage.name}'s step", remedy):
@@ -117,7 +127,7 @@ def _stage(
     _, (decode, loader) = feed_of(bench.views, bench.batch_size)
     synthetic, both, cores_used = [], [], []
     with named(f"stage {stage.name}", remedy):
-        # In turn: others' load on the machine comes in waves.
+        # In turn, because other load on the machine comes in waves.
         for repeat in range(REPEATS):
             say(f"{stage.name}: step, and all together ({repeat + 1} of {REPEATS})")
             synthetic.append(bench.step_alone())
@@ -128,7 +138,7 @@ def _stage(
         augment_ms: dict[str, float] = {}
         for path in (bench.learner.augment.path, *get_args(AugmentName)):
             if path not in (*augment_ms, "auto"):
-                with contextlib.suppress(ValueError):  # it cannot be here
+                with contextlib.suppress(ValueError):  # not available on this device or for these views
                     augment = choose_augment(path, bench.views, world.device)
                     augment_ms[path] = statistics.median(bench.augment_ms(_AUGMENT_REPEATS, augment))
     step = bench.learner.step_choice.mode
@@ -154,24 +164,24 @@ def _stage(
             if mode not in rates.step_rates:
                 say(f"{stage.name}: step {mode}")
                 with _tried(f"--step {mode}", untried):
-                    rates.step_rates[mode] = _step_rate(setting, number, mode, seconds)
-    _give_back(world.device)
+                    rates.step_rates[mode] = _step_rate(setup, number, mode, seconds)
+    _free_memory(world.device)
     return rates
 
 
-def _step_rate(setting: Setting, number: int, mode: str, seconds: float) -> float:
-    """Images/s of the step in another mode."""
-    assert setting.job is not None
-    options = replace(setting.options, step=mode)  # type: ignore[arg-type]
-    data, world = setting.opened.train, setting.world
-    _give_back(world.device)
-    bench = StageBench(setting.job, number, options, data, world, seconds=seconds)
+def _step_rate(setup: DoctorSetup, number: int, mode: str, seconds: float) -> float:
+    """Return the step's images/s in another mode."""
+    assert setup.job is not None
+    options = replace(setup.options, step=mode)  # type: ignore[arg-type]
+    data, world = setup.opened.train, setup.world
+    _free_memory(world.device)
+    bench = StageBench(setup.job, number, options, data, world, seconds=seconds)
     bench.step_ms(1)
     return bench.step_alone()
 
 
-def _give_back(device: torch.device) -> None:
-    """GPU memory of a learner that is no more."""
+def _free_memory(device: torch.device) -> None:
+    """Free the GPU memory of a deleted train step."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -179,7 +189,7 @@ def _give_back(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def _tried(option: str, untried: dict[str, str]) -> Iterator[None]:
-    """What is tried beside and cannot be is noted, and the rest goes on."""
+    """Note an error of an alternative in `untried` and go on."""
     try:
         yield
     except (ValueError, RuntimeError, OSError) as error:
@@ -188,7 +198,7 @@ def _tried(option: str, untried: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def named(what: str, when_too_large: str) -> Iterator[None]:
-    """Errors of a part become one line that names it."""
+    """Raise any error of a part as a ValueError of one line that names it."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
@@ -204,4 +214,5 @@ def named(what: str, when_too_large: str) -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
+    """Return the message as one line."""
     return " ".join(str(error).split())

@@ -1,19 +1,23 @@
-"""What was measured. Rates are images of the data set a second, of one rank."""
+"""The results of measuring. Rates are images of the data set a second, of one rank."""
 
 import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-# Of the data: from here on it counts as lying in the page cache.
-CACHED = 0.95
-# As it is typed; SRC: the images that the data was made of.
+CACHED = 0.95  # share from which the data counts as being in the page cache
+# As a user types it; SRC stands for the images that the data was made of.
 BETON_WRITE = "fastpsl beton write SRC OUT"
 
 
 @dataclass(frozen=True)
 class ReadRate:
-    """cached: share of the data in the page cache before anything was read, None where the file system does not tell;
-    memory_bytes: what the page cache can hold."""
+    """The rate of reading samples.
+
+    Attributes:
+        data_bytes: Size of the data.
+        memory_bytes: Size of what the page cache can hold.
+        cached: Share of the data in the page cache before anything was read; None if unknown.
+    """
 
     images_per_s: float
     bytes_per_image: float
@@ -23,16 +27,17 @@ class ReadRate:
 
     @property
     def from_storage(self) -> bool:
-        """Whether reading waits for storage; no where nobody knows."""
+        """Whether reading waits for storage; False if unknown."""
         return self.cached is not None and self.cached < CACHED
 
     @property
     def fits(self) -> bool:
+        """Whether the page cache can hold the data."""
         return self.data_bytes <= self.memory_bytes
 
     @property
     def fitting(self) -> str:
-        """In words."""
+        """How much of the data fits into memory, in words."""
         if self.fits:
             return f"the data's {gigabytes(self.data_bytes)} fit into memory"
         return f"{gigabytes(self.memory_bytes)} of the data's {gigabytes(self.data_bytes)} fit into memory"
@@ -40,9 +45,12 @@ class ReadRate:
 
 @dataclass(frozen=True)
 class Alternative:
-    """Another way to load: `option` gives `images_per_s` where the present way gives `beside`; note: for people.
+    """Another way to load: `option` gives `images_per_s`, and the present way `beside`.
 
-    part: what becomes faster, decoding from memory or reading from storage. num_threads: that decode, where not the present number.
+    Attributes:
+        note: A remark for people.
+        part: What becomes faster, decoding from memory or reading from storage.
+        num_threads: Decoding threads; None for the present number.
     """
 
     option: str
@@ -54,16 +62,27 @@ class Alternative:
 
     @property
     def factor(self) -> float:
+        """How many times as fast as the present way."""
         return self.images_per_s / self.beside
 
 
 @dataclass(frozen=True)
 class StageRates:
-    """One stage. decode: the loader on bytes in memory; loader: on the data as it lies; both: the step on what it loads.
+    """The rates of one stage.
 
-    step_rates: on synthetic data, by mode, `step` is the one that trains; augment_ms: of one batch, by path, likewise. batch_size:
-    samples of a batch. spread: of the repeats of step and both, the larger (max - min) / median. peak_bytes: of torch's GPU
-    memory, None on the CPU. folded: the blocks that do not learn ran as folded copies (--fold-frozen).
+    Attributes:
+        batch_size: Samples of a batch.
+        decode: The loader on bytes in memory.
+        loader: The loader on the data as it is stored.
+        step: The mode that trains.
+        step_rates: Mode → the step on synthetic data.
+        augment: The path that trains.
+        augment_ms: Path → milliseconds of augmenting one batch.
+        both: The step on the loader's batches.
+        spread: (max - min) / median of the repeats of step or of both, whichever is larger.
+        cores_used: CPU cores busy during both.
+        peak_bytes: Peak of torch's GPU memory; None on the CPU.
+        folded: Whether the blocks that do not learn ran as folded copies (--fold-frozen).
     """
 
     name: str
@@ -83,29 +102,37 @@ class StageRates:
 
     @property
     def synthetic(self) -> float:
-        """The step that trains, on synthetic data."""
+        """The rate of the step that trains, on synthetic data."""
         return self.step_rates[self.step]
 
     @property
     def ratio(self) -> float:
-        """both/synthetic: 1 where the step never waits."""
+        """both/synthetic; 1 if the step never waits."""
         return self.both / self.synthetic
 
     @property
     def shown_ratio(self) -> float:
-        """To two places, rounded down: .949 shall not read as the .95 that is asked for."""
+        """The ratio to two places, rounded down, because .949 must not read as .95, which is good."""
         return math.floor(100 * self.ratio + 1e-9) / 100
 
     @property
     def augment_share(self) -> float:
-        """Of the step's time."""
+        """The augmentation's share of the step's time."""
         return self.augment_ms[self.augment] / 1e3 * self.synthetic / self.batch_size
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """num_cores: this rank's share; torch_threads: of a step on the CPU; decode: of the first stage's views, from memory; copy: None
-    where nothing is copied to a device, or the decoder does it; untried: option → why it could not be measured."""
+    """All results of one examination.
+
+    Attributes:
+        num_cores: This rank's share of the machine.
+        num_threads: Decoding threads.
+        torch_threads: Threads of a step on the CPU.
+        decode: The loader on bytes in memory, of the first stage's views.
+        copy: Copies to the device; None if nothing is copied, or the decoder does it.
+        untried: Option → why it could not be measured.
+    """
 
     is_cuda: bool
     num_cores: int
@@ -121,4 +148,11 @@ class Measurements:
 
 
 def gigabytes(num_bytes: float) -> str:
+    """Return bytes as text in GB (10^9), to three digits."""
     return f"{num_bytes / 1e9:.3g} GB"
+
+
+def number_of(number: float | str, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: 1 core, 2 cores, 0.4 cores, 1,024 files; the string "1.0" is 1."""
+    text = f"{number:,}" if not isinstance(number, str) else number.removesuffix(".0")
+    return f"{text} {noun if text == '1' else plural or noun + 's'}"

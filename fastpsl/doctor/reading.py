@@ -1,4 +1,4 @@
-"""Samples' bytes in training order, nothing decoded: how fast they come, and whether from the page cache or from storage."""
+"""Time reading the samples' bytes in training order, without decoding."""
 
 import errno
 import os
@@ -17,35 +17,38 @@ from fastpsl.pipelines.loader.order import epoch_order, num_steps, step_indices
 from fastpsl.pipelines.loader.quasi_random import QuasiRandom
 from fastpsl.pipelines.loader.workers import map_in_order
 
-# Training never comes to these epochs: what has just been trained on is not more likely to be read.
+# Training never gets to these epochs, so what it has just read is not more likely to be read here.
 FIRST_EPOCH = 1 << 30
-_CHUNK = 16  # the loader's
+_CHUNK = 16  # as in the loader
 _NUM_PROBED = 512
 
 
 def measure_read(
     data: Data, options: RunOptions, batch_size: int, seconds: float
 ) -> tuple[ReadRate, np.ndarray]:
-    """Read for `seconds`, two batches at least, with the loader's threads; and the indices of what is in the page cache now.
+    """Read for `seconds`, at least two batches, with the loader's threads.
 
-    What cannot be read is no error here: the loader says why, and what --on-bad-sample makes of it.
+    Samples that cannot be read are no error here, because the loader treats them by --on-bad-sample.
+
+    Returns:
+        The rate, and the indices of the samples that are in the page cache now.
     """
     assert options.num_threads is not None
     probed = np.linspace(0, data.num_samples - 1, min(_NUM_PROBED, data.num_samples)).astype(np.int64)
     rows = data.rows(probed)
     cached = cached_share(rows)
     bytes_per_image = float(rows.num_bytes.mean())
-    reader, seen = _Reader(data), list[np.ndarray]()
+    reader, chunks_read = _Reader(data), list[np.ndarray]()
     num_read, start = 0, time.perf_counter()
     chunks = _chunks(data, options, batch_size)
     reads = map_in_order(reader.read, chunks, options.num_threads, "fastpsl-doctor-read")
     for indices, _ in reads:
         num_read += len(indices)
         if num_read - len(indices) < data.num_samples:
-            seen.append(indices)
+            chunks_read.append(indices)
         if time.perf_counter() - start >= seconds and num_read >= min(2 * batch_size, data.num_samples):
             break
-        # What comes from storage does so once.
+        # The second time it would come from the page cache.
         if cached is not None and cached < CACHED and num_read >= data.num_samples - batch_size:
             break
     rate = num_read / (time.perf_counter() - start)
@@ -53,16 +56,17 @@ def measure_read(
     chunks.close()
     data_bytes = round(bytes_per_image * data.num_samples)
     read = ReadRate(rate, bytes_per_image, data_bytes, page_cache_bytes(), cached)
-    return read, np.unique(np.concatenate(seen))
+    return read, np.unique(np.concatenate(chunks_read))
 
 
 class _Reader:
-    """Reads samples into memory that a thread uses again: fresh memory would cost more than the page cache's answer."""
+    """A reader into memory that each thread reuses, because fresh memory costs more than a cached read."""
 
     def __init__(self, data: Data):
         self._data, self._of_thread = data, threading.local()
 
     def read(self, indices: np.ndarray) -> None:
+        """Read the samples' bytes and drop them; errors are ignored."""
         rows = self._data.rows(indices)
         most = int(rows.num_bytes.max())
         if len(getattr(self._of_thread, "memory", b"")) < most:
@@ -78,7 +82,7 @@ class _Reader:
 
 
 def _chunks(data: Data, options: RunOptions, batch_size: int) -> Generator[np.ndarray, None, None]:
-    """Parts of batches in the order of training, epoch after epoch; quasi-random with its read-ahead."""
+    """Yield indices in training order, epoch after epoch; quasi-random with its read-ahead."""
     quasi_random = None
     if options.order == "quasi_random":
         quasi_random = QuasiRandom(data, lanes=options.lanes, batch_size=batch_size, seed=options.seed)
@@ -101,8 +105,8 @@ def _chunks(data: Data, options: RunOptions, batch_size: int) -> Generator[np.nd
 
 
 def cached_share(rows: Rows) -> float | None:
-    """Of the samples' bytes, the share that is in the page cache; None where the file system does not say."""
-    there = 0
+    """Return the share of the samples' bytes in the page cache; None if the file system does not tell."""
+    num_cached = 0
     for i, num_bytes in enumerate(rows.num_bytes.tolist()):
         fd = int(rows.fd[i])
         try:
@@ -110,18 +114,18 @@ def cached_share(rows: Rows) -> float | None:
         except OSError:
             continue
         try:
-            there += os.preadv(opened, [bytearray(num_bytes)], int(rows.offset[i]), os.RWF_NOWAIT)
+            num_cached += os.preadv(opened, [bytearray(num_bytes)], int(rows.offset[i]), os.RWF_NOWAIT)
         except OSError as error:
             if error.errno != errno.EAGAIN:
                 return None
         finally:
             if rows.path[i]:
                 os.close(opened)
-    return there / max(1, int(rows.num_bytes.sum()))
+    return num_cached / max(1, int(rows.num_bytes.sum()))
 
 
 def page_cache_bytes() -> int:
-    """Memory that the page cache can have: what is free or holds files already, within the container's limit."""
+    """Return the bytes that the page cache can have: free ones and its own, within the container's limit."""
     with open("/proc/meminfo") as file:
         table = dict(line.split(":", 1) for line in file)
     available = int(table["MemAvailable"].split()[0]) * 1024

@@ -1,4 +1,4 @@
-"""A recipe, loaded by its path and given its options as if it had been started."""
+"""Load a recipe by its path and give it its options as if it had been started."""
 
 import contextlib
 import importlib.util
@@ -15,14 +15,15 @@ from fastpsl.engine.experiment import Job
 from fastpsl.engine.options import RunOptions
 
 DEFAULT = "jigsaw_r50.py"
-# Two cores do all of it in less than a minute.
-DEFAULT_OPTIONS = ("--backbone", "resnet18")
+DEFAULT_OPTIONS = ("--backbone", "resnet18")  # two cores measure all of it in less than a minute
 _MODULE = "fastpsl_doctor_recipe"
+_REMEDY = f"give a script with parse() and build(), such as recipes/{DEFAULT}"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """path: as given; arguments: its own; build: options → job, with the recipe's words to people left out."""
+    """A loaded recipe: its path as given, arguments and options, and build: options → job, without its
+    prints."""
 
     path: Path
     arguments: tuple[str, ...]
@@ -31,7 +32,7 @@ class Recipe:
 
 
 def default_recipe() -> Path | None:
-    """The checkout's jigsaw, relative to this folder where it lies below; None for an installed copy, which has no recipes."""
+    """Return the path of this checkout's jigsaw, relative if it is below; None for an installed copy."""
     path = Path(str(fastpsl.__file__)).resolve().parents[1] / "recipes" / DEFAULT
     if not path.is_file():
         return None
@@ -40,27 +41,25 @@ def default_recipe() -> Path | None:
 
 
 def load_recipe(path: Path, arguments: Sequence[str]) -> Recipe:
-    """ValueError, in one line, where it cannot be loaded, is no recipe, or refuses its options.
+    """Load the script at `path` and parse its arguments.
 
-    Its --help is printed and leaves by SystemExit(0).
+    Raises:
+        ValueError: With one line, if it cannot be loaded, is no recipe, or refuses its arguments.
+        SystemExit: With code 0, after its --help is printed.
     """
-    if wrong := _no_file(path):
-        raise ValueError(f"{wrong}; give a script with parse() and build(), such as recipes/{DEFAULT}")
+    if reason := _no_file(path):
+        raise ValueError(f"{reason}; {_REMEDY}")
     if path.suffix != ".py":
-        raise ValueError(
-            f"{path}: is no recipe; give a script with parse() and build(), such as recipes/{DEFAULT}"
-        )
+        raise ValueError(f"{path}: is no recipe; {_REMEDY}")
     module = _load(path)
     for name in ("parse", "build"):
         if not callable(getattr(module, name, None)):
-            trained = (
+            so = (
                 "nothing of it is trained in stages"
                 if name == "build" and hasattr(module, "parse")
                 else "it is no recipe"
             )
-            raise ValueError(  # noqa: TRY004 - the user's, in one line
-                f"{path}: has no {name}(), so {trained}; give a script with parse() and build(), such as recipes/{DEFAULT}"
-            )
+            raise ValueError(f"{path}: has no {name}(), so {so}; {_REMEDY}")  # noqa: TRY004
     with _as_if_started(path, arguments), _its_faults(path, "parse()"):
         options = module.parse()
     if not isinstance(options, RunOptions):
@@ -78,7 +77,7 @@ def load_recipe(path: Path, arguments: Sequence[str]) -> Recipe:
 
 
 def _no_file(path: Path) -> str:
-    """Why it is none; empty where it is one."""
+    """Return why `path` is no file; empty if it is one."""
     if path == Path():
         return "the recipe's path is empty, or this folder"
     if path.is_dir():
@@ -89,6 +88,7 @@ def _no_file(path: Path) -> str:
 
 
 def _load(path: Path) -> ModuleType:
+    """Import the script. Raise ValueError for whatever goes wrong."""
     spec = importlib.util.spec_from_file_location(_MODULE, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -108,14 +108,14 @@ def _load(path: Path) -> ModuleType:
 
 @contextlib.contextmanager
 def _as_if_started(path: Path, arguments: Sequence[str]) -> Iterator[None]:
-    """With its command line. What it prints is for people who train; shown only where it ends the process (--help)."""
-    before, said = sys.argv, io.StringIO()
+    """Set sys.argv as for the script, and drop what it prints, unless it ends the process (--help)."""
+    before, output = sys.argv, io.StringIO()
     sys.argv = [str(path), *arguments]
     try:
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(output):
             yield
     except SystemExit:
-        sys.stdout.write(said.getvalue())
+        sys.stdout.write(output.getvalue())
         raise
     finally:
         sys.argv = before
@@ -123,7 +123,7 @@ def _as_if_started(path: Path, arguments: Sequence[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _its_faults(path: Path, what: str) -> Iterator[None]:
-    """Whatever goes wrong in a recipe's own code is one line; its traceback is had by starting it."""
+    """Raise an error of the recipe's own code as a ValueError; starting the recipe shows its traceback."""
     try:
         yield
     except (ValueError, OSError) as error:

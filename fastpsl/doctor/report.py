@@ -1,22 +1,44 @@
-"""What a doctor's look at a recipe gave: for the screen, for JSON, and as an exit code."""
+"""The result of an examination: for the screen, for JSON, and as an exit code."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fastpsl import __version__
 from fastpsl.doctor.advice import Bottleneck, Change, bottleneck, changes, is_good
-from fastpsl.doctor.checks import Check
 from fastpsl.doctor.measurements import Measurements, StageRates
 
 EXIT_GOOD, EXIT_WAITS, EXIT_BROKEN = 0, 1, 2
 FORMAT = 1
 
+State = Literal["ok", "warning", "broken"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A finding that is looked up and not timed.
+
+    Attributes:
+        name: One word or two, which stay the same between versions.
+        text: What there is.
+        remedy: What to do; empty if nothing need be done.
+    """
+
+    name: str
+    state: State
+    text: str
+    remedy: str = ""
+
 
 @dataclass(frozen=True)
 class Report:
-    """setting: what was measured, in plain values: recipe, arguments, data, batch_size (of all ranks), num_ranks, cores (of one),
-    device, device_name, precision. measured: None where the data is broken."""
+    """The result of an examination.
+
+    Attributes:
+        setting: What was measured, as plain values: recipe, arguments, data, batch_size (of all ranks),
+            num_ranks, cores (of one rank), device, device_name, precision.
+        measured: None if the data is broken.
+    """
 
     setting: Mapping[str, Any]
     checks: tuple[Check, ...]
@@ -24,27 +46,30 @@ class Report:
 
     @property
     def exit_code(self) -> int:
+        """0: no stage waits for its data; 1: one does, or noise hides it; 2: a check is broken."""
         if any(check.state == "broken" for check in self.checks):
             return EXIT_BROKEN
         assert self.measured is not None
         return EXIT_GOOD if is_good(self.measured) else EXIT_WAITS
 
     def bottleneck(self) -> Bottleneck | None:
+        """Return the part that holds the others up; None without stages."""
         return bottleneck(self.measured) if self.measured else None
 
     def changes(self) -> list[Change]:
+        """Return what to change, the largest gain first."""
         return changes(self.measured) if self.measured else []
 
     def as_dict(self) -> dict[str, Any]:
-        """Of plain values, as docs/doctor.md lists them."""
-        found = self.bottleneck()
+        """Return plain values, as docs/doctor.md lists them."""
+        limit = self.bottleneck()
         return {
             "format": FORMAT,
             "fastpsl": __version__,
             "setting": dict(self.setting),
             "checks": [asdict(check) for check in self.checks],
             "measured": _measured(self.measured) if self.measured else None,
-            "bottleneck": asdict(found) if found else None,
+            "bottleneck": asdict(limit) if limit else None,
             "changes": [asdict(change) for change in self.changes()],
             "exit_code": self.exit_code,
         }

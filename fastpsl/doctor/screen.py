@@ -1,4 +1,4 @@
-"""A report on one screen."""
+"""Print a report on one screen."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,10 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fastpsl.doctor.advice import Change, is_good
-from fastpsl.doctor.checks import Check
-from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates
-from fastpsl.doctor.report import Report
-from fastpsl.doctor.words import number_of
+from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates, number_of
+from fastpsl.doctor.report import Check, Report
 from fastpsl.engine.terminal import escaped
 
 _MAX_CHANGES = 4
@@ -20,7 +18,7 @@ Cells = tuple[str, ...]
 
 
 def show(report: Report, console: Console) -> None:
-    """Setting, checks, rates, bottleneck and changes; about 24 lines of 80 columns where all is well."""
+    """Print setting, checks, rates, bottleneck and changes; about 24 lines of 80 columns if all is well."""
     setting, say = report.setting, _sayer(console)
     say(" ".join([setting["recipe"] or "no recipe", *setting["arguments"]]), "bold")
     machine = f"{setting['device_name']}, {setting['precision']}"
@@ -34,18 +32,20 @@ def show(report: Report, console: Console) -> None:
     measured = report.measured
     if measured is not None:
         console.print(_table(measured))
-        found = report.bottleneck()
-        if found is None:
+        limit = report.bottleneck()
+        if limit is None:
             say("no step: give a recipe, as in fastpsl doctor recipes/NAME.py, to time its stages", "bold")
         else:
-            say(f"bottleneck: {found.part}. {found.text}", "bold")
+            say(f"bottleneck: {limit.part}. {limit.text}", "bold")
         for change in report.changes()[:_MAX_CHANGES]:
             say(_change(change))
 
 
 def _sayer(console: Console) -> Callable[..., None]:
+    """Return a function that prints a text in a style."""
+
     def say(text: str, style: str = "") -> None:
-        """Further lines of a text are indented."""
+        """Wrap the text; all lines but the first are indented."""
         for i, line in enumerate(Text(escaped(text), style=style).wrap(console, console.width - 2)):
             line.rstrip()
             console.print(Text("  ") + line if i else line)
@@ -54,13 +54,14 @@ def _sayer(console: Console) -> Callable[..., None]:
 
 
 def _show_checks(checks: tuple[Check, ...], without_gpu: bool, say: Callable[..., None]) -> None:
-    """What is well in one sentence, the rest a line each; a GPU that takes no part is not called well."""
+    """Print the names of good checks on one line, the others on a line each; an unused GPU is not called
+    good."""
     idle = [check for check in checks if check.state == "ok" and check.name == "gpu" and without_gpu]
     for check in idle:
         say(check.text)
-    fine = [check.name for check in checks if check.state == "ok" and check not in idle]
-    if fine:
-        say(f"ok: {', '.join(fine)}", _COLOUR["ok"])
+    good = [check.name for check in checks if check.state == "ok" and check not in idle]
+    if good:
+        say(f"ok: {', '.join(good)}", _COLOUR["ok"])
     for check in checks:
         if check.state != "ok":
             remedy = f": {check.remedy}" if check.remedy else ""
@@ -68,11 +69,13 @@ def _show_checks(checks: tuple[Check, ...], without_gpu: bool, say: Callable[...
 
 
 def _change(change: Change) -> str:
+    """Return a change as one line."""
     gain = "untried" if change.gain is None else f"about {change.gain:+.0%}"
     return f"{gain}: {change.option}: {change.text}"
 
 
 def _table(measured: Measurements) -> Table:
+    """Return the rates as a table with a column a stage."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("images/s")
     table.add_column("how")
@@ -86,7 +89,7 @@ def _table(measured: Measurements) -> Table:
 
 
 def _rows(measured: Measurements) -> Iterator[tuple[str, str, Cells, str]]:
-    """A cell a stage, or one for all."""
+    """Yield name, how, cells (one a stage, or one for all) and style of each row."""
     stages, read = measured.stages, measured.read
     if read.cached is None:
         where = "page cache or storage"
@@ -135,27 +138,31 @@ def _rows(measured: Measurements) -> Iterator[tuple[str, str, Cells, str]]:
 
 
 def _scaled(alternative: Alternative, stages: tuple[StageRates, ...]) -> Cells:
-    """It was measured with the first stage's crops; the others' rates are taken to change alike."""
+    """Return its rates by stage; measured with the first stage's crops, the others are assumed to change
+    alike."""
     if not stages:
         return (_rate(alternative.images_per_s),)
     reads, factor = alternative.part == "read", alternative.factor
     return _each(stages, lambda stage: (stage.loader if reads else stage.decode) * factor)
 
 
-def _ordered(of_stages: Iterator[dict[str, float]]) -> list[str]:
-    """Names in the order of their first appearance."""
-    return list(dict.fromkeys(name for names in of_stages for name in names))
+def _ordered(rates: Iterator[dict[str, float]]) -> list[str]:
+    """Return the names in the order of their first appearance."""
+    return list(dict.fromkeys(name for names in rates for name in names))
 
 
 def _each(stages: tuple[StageRates, ...], value: Callable[[StageRates], float | None]) -> Cells:
+    """Return a cell a stage."""
     return tuple(_rate(value(stage)) for stage in stages)
 
 
 def _per_s(stage: StageRates, milliseconds: float | None) -> float | None:
+    """Return images/s of a batch's milliseconds."""
     return None if milliseconds is None else stage.batch_size / (milliseconds / 1e3)
 
 
 def _rate(value: float | None) -> str:
+    """Return a rate to three digits or whole, or a dash."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""Checks of what is installed: Python, torch, driver, NCCL, decoders, Triton, compilers."""
+"""Check what is installed: Python, torch, driver, NCCL, decoders, Triton, compilers."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from fastpsl.doctor.checks import Check, State
+from fastpsl.doctor.report import Check, State
 from fastpsl.kernels.fused import fused_modules
 from fastpsl.pipelines.decoders import dali, libffcv
 
@@ -21,7 +21,7 @@ _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
 def check_software(device: torch.device, num_ranks: int) -> list[Check]:
-    """device: that will train. On the CPU what only a GPU needs is told and not asked for."""
+    """Check the libraries for training on `device`; the CPU needs nothing that only a GPU uses."""
     is_cuda = device.type == "cuda"
     checks = [_python(), _torch(), *_gpu(device)]
     if is_cuda:
@@ -34,26 +34,28 @@ def check_software(device: torch.device, num_ranks: int) -> list[Check]:
 
 
 def _python() -> Check:
+    """Return Python's version."""
     return Check("python", "ok", platform.python_version())
 
 
 def _torch() -> Check:
+    """Return the versions of torch, torchvision and numba."""
     built_for = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for the CPU"
     others = ", ".join(f"{name} {metadata.version(name)}" for name in ("torchvision", "numba"))
     return Check("torch", "ok", f"{torch.__version__} {built_for}, {others}")
 
 
 def driver_version() -> str | None:
-    """Of NVIDIA's driver, such as 580.65.06; None where there is none."""
+    """Return NVIDIA's driver version, such as 580.65.06; None without a driver."""
     try:
-        found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", _DRIVER_FILE.read_text())
+        version = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", _DRIVER_FILE.read_text())
     except OSError:
         return None
-    return found[0] if found else "of an unknown version"
+    return version[0] if version else "of an unknown version"
 
 
 def driver_cuda() -> str | None:
-    """The newest CUDA version that the driver serves; None without a driver."""
+    """Return the newest CUDA version that the driver serves; None without a driver."""
     try:
         library, version = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
         if library.cuDriverGetVersion(ctypes.byref(version)) != 0:
@@ -64,34 +66,37 @@ def driver_cuda() -> str | None:
 
 
 def _gpu(device: torch.device) -> list[Check]:
-    """GPU and driver. None at all is no fault; one that torch cannot use is."""
+    """Check driver and GPU; no GPU at all is no fault, one that torch cannot use is."""
     driver, driver_for = driver_version(), driver_cuda()
     if driver is None and driver_for is None:
         return [Check("gpu", "ok", "no GPU: the CPU does everything")]
-    told = Check("driver", "ok", f"{driver or 'unknown'}, for CUDA up to {driver_for or 'unknown'}")
+    driver_check = Check("driver", "ok", f"{driver or 'unknown'}, for CUDA up to {driver_for or 'unknown'}")
     if torch.version.cuda is None:
         remedy = "install torch with CUDA (pytorch.org), or let the CPU do everything"
-        return [told, Check("gpu", "warning", "torch is built for the CPU", remedy)]
+        return [driver_check, Check("gpu", "warning", "torch is built for the CPU", remedy)]
     try:
         torch.cuda.init()
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        (torch.zeros(1, device="cuda") + 1).item()  # a GPU that this torch has no code for says so here
+        (torch.zeros(1, device="cuda") + 1).item()  # raises if this torch has no code for the GPU
     except (RuntimeError, AssertionError) as error:
-        why = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
-            return [told, Check("gpu", "ok", "GPU hidden by CUDA_VISIBLE_DEVICES: the CPU does everything")]
+            return [
+                driver_check,
+                Check("gpu", "ok", "GPU hidden by CUDA_VISIBLE_DEVICES: the CPU does everything"),
+            ]
         remedy = f"install a driver for CUDA {torch.version.cuda}, or a torch for CUDA {driver_for}"
-        return [told, Check("gpu", "broken", f"torch cannot use it: {why[:300]}", remedy)]
+        return [driver_check, Check("gpu", "broken", f"torch cannot use it: {reason[:300]}", remedy)]
     gib = torch.cuda.get_device_properties(0).total_memory / 2**30
     number = f"{len(names)} x " if len(names) > 1 else ""
     text = f"{number}{names[0]}, {gib:.0f} GiB"
     if device.type != "cuda":
         text += "; --device cpu leaves it idle"
-    return [told, Check("gpu", "ok", text)]
+    return [driver_check, Check("gpu", "ok", text)]
 
 
 def _nccl(device: torch.device, num_ranks: int) -> Check:
-    """A group of one rank is made and asked for a sum; its absence matters only to several ranks."""
+    """Check NCCL by a sum in a group of one rank; only several ranks need it."""
     if not dist.is_available() or not dist.is_nccl_available():
         remedy = "several GPUs need a torch that has it" if num_ranks > 1 else ""
         return Check("nccl", "warning" if num_ranks > 1 else "ok", "this torch has no NCCL", remedy)
@@ -105,10 +110,10 @@ def _nccl(device: torch.device, num_ranks: int) -> Check:
         dist.all_reduce(torch.zeros(1, device=device))
         torch.cuda.synchronize(device)
     except (RuntimeError, ValueError) as error:
-        why = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300]
         state: State = "broken" if num_ranks > 1 else "warning"
         remedy = "start it with NCCL_DEBUG=INFO, which tells more"
-        return Check("nccl", state, f"{version} makes no group of one rank: {why}", remedy)
+        return Check("nccl", state, f"{version} makes no group of one rank: {reason}", remedy)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -116,33 +121,36 @@ def _nccl(device: torch.device, num_ranks: int) -> Check:
 
 
 def _ffcv(is_cuda: bool) -> Check:
-    why = libffcv.why_missing()
-    if not why:
+    """Check whether ffcv's library can be loaded."""
+    reason = libffcv.why_missing()
+    if not reason:
         return Check("ffcv", "ok", _version("ffcv"))
-    return Check("ffcv", "ok" if is_cuda else "warning", why, "" if is_cuda else libffcv.INSTALL)
+    return Check("ffcv", "ok" if is_cuda else "warning", reason, "" if is_cuda else libffcv.INSTALL)
 
 
 def _dali(device: torch.device) -> Check:
-    why = dali.why_missing(device)
-    if not why:
+    """Check whether DALI can decode on `device`."""
+    reason = dali.why_missing(device)
+    if not reason:
         return Check("dali", "ok", _version("nvidia-dali-cuda130", "nvidia-dali-cuda120"))
-    text, _, remedy = why.partition("; ")
+    text, _, remedy = reason.partition("; ")
     return Check("dali", "warning" if device.type == "cuda" else "ok", text, remedy)
 
 
 def _triton(device: torch.device) -> Check:
-    modules, told = fused_modules(device)
+    """Check whether Triton builds the fused kernels."""
+    modules, reason = fused_modules(device)
     if modules:
-        return Check("triton", "ok", f"{told}, the fused kernels run")
-    return Check("triton", "warning", told, "views are made by Kornia instead, slower (--augment kornia)")
+        return Check("triton", "ok", f"{reason}, the fused kernels run")
+    return Check("triton", "warning", reason, "views are made by Kornia instead, slower (--augment kornia)")
 
 
 def _compiler(is_cuda: bool) -> Check:
-    """For torch.compile: C++ on the CPU; on CUDA C and Python's headers, with which Triton builds its launchers."""
+    """Check torch.compile's compiler: C++ on the CPU, C and Python's headers on CUDA (Triton's launchers)."""
     variable, usual = ("CC", ("gcc", "clang")) if is_cuda else ("CXX", ("g++", "clang++"))
     names = (os.environ.get(variable, usual[0]), *usual)
-    found = next((path for name in names if (path := shutil.which(name))), None)
-    if found is None:
+    compiler = next((path for name in names if (path := shutil.which(name))), None)
+    if compiler is None:
         return Check(
             "compiler",
             "warning" if is_cuda else "ok",
@@ -151,11 +159,12 @@ def _compiler(is_cuda: bool) -> Check:
         )
     headers = Path(sysconfig.get_path("include")) / "Python.h"
     if is_cuda and not headers.is_file():
-        return Check("compiler", "warning", f"{found}, but no {headers}", "apt-get install python3-dev")
-    return Check("compiler", "ok", found)
+        return Check("compiler", "warning", f"{compiler}, but no {headers}", "apt-get install python3-dev")
+    return Check("compiler", "ok", compiler)
 
 
 def _version(*packages: str) -> str:
+    """Return the version of the first installed one of `packages`."""
     for name in packages:
         try:
             return metadata.version(name)

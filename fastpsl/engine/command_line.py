@@ -1,4 +1,4 @@
-"""Command lines by tyro, whose boxed messages become one line."""
+"""Parse command lines by tyro, whose boxed messages become one line."""
 
 import contextlib
 import io
@@ -11,35 +11,41 @@ import tyro
 from fastpsl.engine.terminal import plain
 
 _FRAME = "│|+╭╮╰╯─- "
+_OF_OPTIONS = "Error parsing Options: "
 
 
 def parse(kind: Any, arguments: Sequence[str] | None = None, **settings: Any) -> Any:
-    """`tyro.cli(kind, args=arguments, **settings)`; ValueError with one line for what it cannot parse.
+    """Return `tyro.cli(kind, args=arguments, **settings)`.
 
-    --help is printed and leaves by SystemExit(0), as ever.
+    Raises:
+        ValueError: With one line, for arguments that cannot be parsed.
+        SystemExit: With code 0, after --help is printed.
     """
-    said = io.StringIO()
+    box = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(plain(sys.stdout)):
+        with contextlib.redirect_stderr(box), contextlib.redirect_stdout(plain(sys.stdout)):
             return tyro.cli(kind, args=arguments, **settings)
     except SystemExit as end:
         if end.code in (0, None):
             raise
-        raise ValueError(one_line(said.getvalue())) from None
+        raise ValueError(one_line(box.getvalue())) from None
 
 
 def one_line(box: str) -> str:
-    """What is wrong, and the option that may have been meant, of a message in a box; its frame may be missing."""
-    lines = [
-        line.strip("│| ") if line.strip(_FRAME) else "" for line in box.splitlines()[1:]
-    ]  # below the title
+    """Return a boxed message's error and first suggestion as one line; the frame may be missing.
+
+    The box is taken apart because tyro 1.0 tells its suggestions nowhere else: the events of its experimental
+    `_errors.on_parse_error` lack them.
+    """
+    # Below the title; a rule becomes an empty line.
+    lines = [line.strip("│| ") if line.strip(_FRAME) else "" for line in box.splitlines()[1:]]
     while lines and not lines[0]:
         lines.pop(0)
-    told = lines[: lines.index("")] if "" in lines else lines
-    if told and told[0].startswith(
-        "Error parsing Options: "
-    ):  # a value of ours, whose message says what to do
-        return " ".join(" ".join(told).split()).removeprefix("Error parsing Options: ")
+    error = lines[: lines.index("")] if "" in lines else lines
+    message = " ".join(" ".join(error).split())
+    if message.startswith(_OF_OPTIONS):  # raised by a __post_init__ of ours, which says what to do
+        return message.removeprefix(_OF_OPTIONS)
     if "Perhaps you meant:" in lines:
-        told = [*told, ";", *lines[lines.index("Perhaps you meant:") :][:2]]
-    return " ".join(" ".join([*told, "; see --help"]).split()).replace(" ;", ";")
+        suggestion = lines[lines.index("Perhaps you meant:") :][:2]
+        message += f"; {' '.join(' '.join(suggestion).split())}"
+    return f"{message}; see --help"

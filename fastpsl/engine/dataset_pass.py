@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastpsl.engine.compile_modes import run_blocks
+from fastpsl.engine.console import Progress
 from fastpsl.engine.distributed import World
 from fastpsl.engine.predictions import Said, predict
-from fastpsl.engine.progress import Progress
 from fastpsl.engine.run import Run
 from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.train_step import Learner

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from fastpsl.engine.console import Screen
 from fastpsl.engine.distributed import World, sum_over_ranks
 from fastpsl.engine.epoch_log import EpochLog
 from fastpsl.engine.fetch import Fetch
 from fastpsl.engine.gpu_memory import gibibytes
 from fastpsl.engine.metrics_file import MetricsFile
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.screen import Screen
 from fastpsl.engine.terminal import escaped
 from fastpsl.engine.trunk import Metrics
 from fastpsl.models.checkpoint import write_atomically

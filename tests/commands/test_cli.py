@@ -43,7 +43,7 @@ def test_out_of_memory_is_one_line(
     def fails(*_: object) -> None:
         raise MemoryError("Unable to allocate 384. KiB")
 
-    monkeypatch.setattr("fastpsl.commands.beton.run", fails)
+    monkeypatch.setattr("fastpsl.commands.beton.Write.run", fails)
     code, _, errors = run(capsys, "beton", "write", photos, tmp_path / "a.beton")
     assert code == 2 and errors.startswith("fastpsl: out of memory (Unable to allocate 384. KiB): free some")
     assert errors.count("\n") == 1

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from fastpsl.cli import main
-from fastpsl.commands import show
+from fastpsl.commands import show_tasks
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.loader import Loader
@@ -42,11 +42,11 @@ def run(*arguments: object) -> int:
 
 def test_the_jigsaw_shown_is_the_recipes() -> None:
     task = jigsaw_r50.build(jigsaw_r50.Options(**jigsaw_r50.PAPER)).task  # type: ignore[arg-type]
-    shown = show.jigsaw(256)
+    shown = show_tasks.jigsaw(256)
     assert [shown.views(level) for level in (1, 2, 3)] == [task.views(level) for level in (1, 2, 3)]
     assert torch.equal(shown.permutations, task.permutations)  # type: ignore[attr-defined]
     for shorter_px in range(16, 257, 15):  # whole pixels always fit
-        (view,) = show.jigsaw(shorter_px).views(3)
+        (view,) = show_tasks.jigsaw(shorter_px).views(3)
         assert view.crop.size_px == 3 * round(75 * shorter_px / 256)
 
 
@@ -57,11 +57,13 @@ def test_other_tasks_shown_are_the_recipes(
     name: str, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recipe, "make_backbone", lambda name: TinyNet())  # a large one takes a second to make
-    task, shown = recipe.build(recipe.Options(**recipe.PAPER)).task, show.TASKS[name](256)
+    task, shown = recipe.build(recipe.Options(**recipe.PAPER)).task, show_tasks.TASKS[name](256)
     assert [shown.views(level) for level in (1, 2, 3)] == [task.views(level) for level in (1, 2, 3)]
     for shorter_px in (16, 41, 300):
         for level in (1, 2, 3):
-            assert show.TASKS[name](shorter_px).views(level)[0].crop.size_px == round(224 * shorter_px / 256)
+            assert show_tasks.TASKS[name](shorter_px).views(level)[0].crop.size_px == round(
+                224 * shorter_px / 256
+            )
     out = tmp_path / "sheet.png"
     assert run("--task", name, "--level", 3, "--shorter-px", 32, "--num", 2, "--out", out) == 0
     assert min(Image.open(out).size) > 150
@@ -81,7 +83,7 @@ def test_other_tasks_shown_are_the_recipes(
 def test_tasks_of_one_level_shown_are_the_recipes(name: str, recipe: Any, tmp_path: Path) -> None:
     task = recipe.build(recipe.Options(**recipe.PAPER)).task
     side = 256 if name == "uic" else 32
-    assert show.TASKS[name](side).views(1) == task.views(1)
+    assert show_tasks.TASKS[name](side).views(1) == task.views(1)
     out = tmp_path / "sheet.png"
     assert run("--task", name, "--shorter-px", 32, "--num", 3, "--out", out) == 0
     with Image.open(out) as sheet:
@@ -103,7 +105,7 @@ def test_a_sheet_of_puzzles(
     )
     assert [left.name for left in tmp_path.iterdir()] == ["jigsaw-G2.png"]
 
-    task = show.jigsaw(64)
+    task = show_tasks.jigsaw(64)
     views = task.views(2)
     with Beton(path) as data, Loader(data, views, batch_size=3, seed=5, decoder=decoder) as loader:
         batch = next(loader.epoch(0))

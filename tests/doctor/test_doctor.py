@@ -13,11 +13,11 @@ import torch
 from bench.order import drop_from_cache
 from fastpsl.cli import main
 from fastpsl.commands.doctor import split
-from fastpsl.doctor import setting as doctor_setting
+from fastpsl.doctor import doctor_setup
+from fastpsl.doctor.doctor_setup import open_setup
 from fastpsl.doctor.feeding import Feed, short_side_px
 from fastpsl.doctor.reading import measure_read
 from fastpsl.doctor.recipe import default_recipe, load_recipe
-from fastpsl.doctor.setting import open_setting
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
@@ -127,7 +127,7 @@ def test_json(doctor) -> None:
 
 
 def test_without_recipes_reading_and_decoding_are_timed(doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_setting, "default_recipe", lambda: None)
+    monkeypatch.setattr(doctor_setup, "default_recipe", lambda: None)
     code, out, err = doctor("--seconds", 0.01)
     assert (
         code == 0
@@ -194,7 +194,7 @@ def test_a_recipe_that_cannot_be_used(doctor, tmp_path: Path, text: str, words: 
 
 
 def test_what_nobody_expected_is_one_line(doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_setting, "place_backbone", lambda *_: dict[str, int]()["nothing"])
+    monkeypatch.setattr(doctor_setup, "place_backbone", lambda *_: dict[str, int]()["nothing"])
     refused(
         doctor("--stages", "S1", JIGSAW, *SMALL),
         "doctor itself fails (KeyError in test_doctor.py, line ",
@@ -218,17 +218,17 @@ def test_a_task_that_knows_its_batch_has_one_ranks_share(recipe: str, extra: tup
         "32",
         *extra,
     )
-    setting = open_setting(load_recipe(ROOT / "recipes" / recipe, arguments), 2, ("S3",))
+    setup = open_setup(load_recipe(ROOT / "recipes" / recipe, arguments), 2, ("S3",))
     try:
-        assert setting.job is not None and setting.opened.batch_size == 8
-        assert setting.job.task.batch_size == 8  # type: ignore[attr-defined]
-        data = setting.opened.train
-        bench = StageBench(setting.job, 2, setting.options, data, setting.world, seconds=0.01)
+        assert setup.job is not None and setup.opened.batch_size == 8
+        assert setup.job.task.batch_size == 8  # type: ignore[attr-defined]
+        data = setup.opened.train
+        bench = StageBench(setup.job, 2, setup.options, data, setup.world, seconds=0.01)
         assert bench.batch_size == 8 and bench.step_alone() > 0
         if recipe == "mocov2_r50.py":
-            assert setting.job.task.num_filled == 32  # type: ignore[attr-defined]
+            assert setup.job.task.num_filled == 32  # type: ignore[attr-defined]
     finally:
-        setting.opened.close()
+        setup.opened.close()
 
 
 def test_interrupted(doctor, tmp_path: Path) -> None:
@@ -310,11 +310,11 @@ def test_reading_page_by_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_other_ways_to_load() -> None:
     """Smaller pictures and more threads are tried, not reckoned."""
     recipe = load_recipe(Path(JIGSAW), SMALL)
-    setting = open_setting(recipe, 1, ("S1",))
+    setup = open_setup(recipe, 1, ("S1",))
     try:
-        assert setting.job is not None
-        views, data = setting.job.task.views(1), setting.opened.train
-        feed = Feed(setting, views, 8, data, 0.01)
+        assert setup.job is not None
+        views, data = setup.job.task.views(1), setup.opened.train
+        feed = Feed(setup, views, 8, data, 0.01)
         (small,) = feed.written(views)
         assert small.option == "fastpsl beton write SRC OUT --short-side 60" and small.part == "decode"
         rows = data.rows(np.arange(data.num_samples))
@@ -326,7 +326,7 @@ def test_other_ways_to_load() -> None:
         assert threads.option == "--num-threads 2" and threads.beside == 1000.0
         assert not feed.all_cores(1, 1000.0)
     finally:
-        setting.opened.close()
+        setup.opened.close()
 
 
 def test_the_shorter_side_that_crops_need() -> None:

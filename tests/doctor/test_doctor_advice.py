@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from fastpsl.doctor.advice import bottleneck, changes, is_good
-from fastpsl.doctor.checks import Check
 from fastpsl.doctor.measurements import Alternative, Measurements, ReadRate, StageRates
-from fastpsl.doctor.report import Report
+from fastpsl.doctor.report import Check, Report
 
 GB = 10**9
 IN_MEMORY = ReadRate(90_000, 50_000, 10 * GB, 100 * GB, 1.0)

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastpsl.doctor import cores, software
-from fastpsl.doctor.checks import Check
-from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache
-from fastpsl.doctor.measurements import ReadRate
+from fastpsl.doctor import software
+from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache, usable_cores
+from fastpsl.doctor.measurements import ReadRate, number_of
+from fastpsl.doctor.report import Check
 from fastpsl.doctor.software import check_software, driver_version
-from fastpsl.doctor.words import number_of
 from fastpsl.engine.experiment import Job
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.options import PretrainOptions, RunOptions
@@ -79,7 +78,7 @@ def test_a_machine_where_all_is_well(tmp_path: Path) -> None:
 
 
 def test_too_many_threads() -> None:
-    usable = cores.cores()
+    usable = usable_cores()
     found = machine(num_threads=usable, num_ranks=2)["cores"]
     assert found.state == "warning" and found.remedy == f"give --num-threads {max(1, usable // 2)}"
 

@@ -165,7 +165,9 @@ def test_every_recipe_that_has_the_option_heeds_or_refuses_it() -> None:
     num_recipes = 0
     for path in (ROOT / "recipes").glob("*.py"):
         text = path.read_text()
-        shared = re.search(r"^from (fastpsl\.tasks[\w.]*)(?:\.| import )(\w*experiment)\b", text, re.MULTILINE)
+        shared = re.search(
+            r"^from (fastpsl\.tasks[\w.]*)(?:\.| import )(\w*experiment)\b", text, re.MULTILINE
+        )
         text += (ROOT / shared[1].replace(".", "/") / f"{shared[2]}.py").read_text() if shared else ""
         if "(PretrainOptions)" in text:
             num_recipes += 1

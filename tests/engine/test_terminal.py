@@ -16,8 +16,8 @@ from rich.console import Console
 
 from fastpsl import cli
 from fastpsl.engine import launch
+from fastpsl.engine.console import Screen
 from fastpsl.engine.options import PretrainOptions
-from fastpsl.engine.screen import Screen
 from fastpsl.engine.terminal import escaped, people_read, plain
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.engine.test_trainer import tiny_job

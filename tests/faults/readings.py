@@ -92,7 +92,7 @@ def command(arguments: beton_command.Write | beton_command.Verify | beton_comman
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         try:
-            beton_command.run(arguments)
+            arguments.run()
         except ValueError as raised:
             error = raised
             print(f"fastpsl: {' '.join(str(error).split())}", file=sys.stderr)

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from fastpsl.engine.console import Screen
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.engine.reporter import summary_line
-from fastpsl.engine.screen import Screen
 from fastpsl.evaluation.linear import best_block_lines
 from fastpsl.evaluation.result import read_result
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop

@@ -129,7 +129,7 @@ def check_evaluation(
         options = parsed_command(command)
         assert command.startswith(f"fastpsl {evaluation.recipe} ")
         if evaluation == CLUSTERS:
-            assert (options.run, options.data, options.labels) == (folder, "T.beton", None)
+            assert (options.run_or_file, options.data, options.labels) == (folder, "T.beton", None)
             assert options.out
             return Path(options.out)
         values = vars(options) | vars(options.extraction)

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastpsl.engine.console import Progress
 from fastpsl.engine.distributed import World
-from fastpsl.engine.progress import Progress
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.draws import Keys, Slot, integers
 from fastpsl.pipelines.data.dataset import Data, require_labels

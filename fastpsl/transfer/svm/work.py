@@ -12,8 +12,8 @@ from multiprocessing.connection import wait as wait_for_sentinel
 from pathlib import Path
 from typing import Any, Protocol
 
+from fastpsl.engine.console import Progress
 from fastpsl.engine.distributed import World
-from fastpsl.engine.progress import Progress
 from fastpsl.models.checkpoint import write_atomically
 
 _LOOK_EVERY_S = 1.0

@@ -1,4 +1,4 @@
-"""What is measured: a recipe's job on its data, as one rank of those that will train has them."""
+"""Set up what is measured: a recipe's job on its data, as one of the ranks that will train."""
 
 import contextlib
 import os
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from fastpsl.doctor.measurements import number_of
 from fastpsl.doctor.recipe import DEFAULT_OPTIONS, Recipe, default_recipe, load_recipe
-from fastpsl.doctor.words import number_of
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.experiment import Job, place_backbone
 from fastpsl.engine.options import RunOptions
@@ -19,8 +19,15 @@ from fastpsl.pipelines.loader.workers import default_num_threads
 
 
 @dataclass(frozen=True)
-class Setting:
-    """recipe: None in an installed copy where none was named; options: of one rank of `num_ranks`, which runs alone here."""
+class DoctorSetup:
+    """A recipe in place to be measured.
+
+    Attributes:
+        recipe: None in an installed copy if none is named.
+        options: Of one rank of `num_ranks`, which runs alone here.
+        job: None without a recipe.
+        stages: Indices of the plan's stages that are measured.
+    """
 
     recipe: Recipe | None
     options: RunOptions
@@ -32,58 +39,71 @@ class Setting:
 
     @property
     def num_threads(self) -> int:
+        """Decoding threads."""
         assert self.options.num_threads is not None
         return self.options.num_threads
 
 
 def find_recipe(path: Path | None, arguments: Sequence[str]) -> Recipe | None:
-    """The one that was named, or this checkout's jigsaw on the sample. ValueError: see `load_recipe`."""
+    """Load the recipe at `path`, or this checkout's jigsaw on the sample. Raise ValueError as `load_recipe`
+    does."""
     if path is not None:
         return load_recipe(path, arguments)
     default = default_recipe()
     return None if default is None else load_recipe(default, DEFAULT_OPTIONS)
 
 
-def open_setting(recipe: Recipe | None, num_ranks: int | None, stages: Sequence[str]) -> Setting:
-    """The job in place on its device, its data open and checked. ValueError, in one line, where it could not be trained."""
+def open_setup(recipe: Recipe | None, num_ranks: int | None, stages: Sequence[str]) -> DoctorSetup:
+    """Open and check the data, and place the job on its device.
+
+    Args:
+        num_ranks: Ranks that will train; None for one a GPU.
+        stages: Names of the plan's stages to measure; none for all.
+
+    Raises:
+        ValueError: With one line, if it could not be trained.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("doctor measures one rank: start it without torchrun, and give --nproc-per-node NUM")
     options = RunOptions(batch_size=32) if recipe is None else recipe.options
     world = join_world(options.device, timeout_s=10 * options.timeout_s)
-    whole = _built(recipe, options)
-    chosen = _chosen(whole, stages)
+    whole = _build(recipe, options)
+    chosen = _stage_indices(whole, stages)
     num_ranks = _num_ranks(num_ranks, options, whole, chosen, world)
     options = _of_one_rank(options, num_ranks)
     with _named_share(options, num_ranks):
         # A task knows its batch (NT-Xent's anchors, the passes that fill MoCo's queue): here it is the share.
-        job = whole if num_ranks == 1 else _built(recipe, options)
+        job = whole if num_ranks == 1 else _build(recipe, options)
         if job is None:
             opened = RunData(options, world)
         else:
             opened = job.open_data(options, world)
             place_backbone(job, options, world)
-    return Setting(recipe, options, num_ranks, world, job, opened, chosen)
+    return DoctorSetup(recipe, options, num_ranks, world, job, opened, chosen)
 
 
-def _built(recipe: Recipe | None, options: RunOptions) -> Job | None:
+def _build(recipe: Recipe | None, options: RunOptions) -> Job | None:
+    """Build the recipe's job under the options' seed."""
     torch.manual_seed(torch_seed(options.seed))
     return None if recipe is None else recipe.build(options)
 
 
 @contextlib.contextmanager
 def _named_share(options: RunOptions, num_ranks: int) -> Iterator[None]:
-    """What is refused of a share may be right for the whole batch: it is said of what."""
+    """Add to a ValueError that it is about one rank's share, since the whole batch may be right."""
     try:
         yield
     except ValueError as error:
         if num_ranks == 1:
             raise
+        images = number_of(options.batch_size, "image")
         raise ValueError(
-            f"one of {num_ranks} ranks, measured by itself with its {number_of(options.batch_size, 'image')} of a step: {error}"
+            f"one of {num_ranks} ranks, measured by itself with its {images} of a step: {error}"
         ) from error
 
 
-def _chosen(job: Job | None, stages: Sequence[str]) -> tuple[int, ...]:
+def _stage_indices(job: Job | None, stages: Sequence[str]) -> tuple[int, ...]:
+    """Return the indices of the named stages; of all without names. Raise ValueError for an unknown name."""
     names = [] if job is None else [stage.name for stage in job.stages]
     for name in stages:
         if name not in names:
@@ -94,14 +114,15 @@ def _chosen(job: Job | None, stages: Sequence[str]) -> tuple[int, ...]:
 
 
 def _num_ranks(
-    asked: int | None, options: RunOptions, job: Job | None, stages: Sequence[int], world: World
+    given: int | None, options: RunOptions, job: Job | None, stages: Sequence[int], world: World
 ) -> int:
-    """As asked, else a rank a GPU, or fewer where the batch has no equal shares for so many."""
-    if asked is not None:
-        if asked < 1:
-            raise ValueError(f"--nproc-per-node {asked}: it must be 1 or more")
-        options.rank_batch(asked)
-        return asked
+    """Return the number of ranks: `given`, else one a GPU, or fewer if the batch has no equal shares for so
+    many."""
+    if given is not None:
+        if given < 1:
+            raise ValueError(f"--nproc-per-node {given}: it must be 1 or more")
+        options.rank_batch(given)
+        return given
     num_gpus = torch.cuda.device_count() if world.device.type == "cuda" else 1
     each = [job.task.images_per_sample(job.stages[i].level) for i in stages] if job else [1]
     parts = [number * options.accumulate for number in range(num_gpus, 1, -1)]
@@ -110,7 +131,8 @@ def _num_ranks(
 
 
 def _of_one_rank(options: RunOptions, num_ranks: int) -> RunOptions:
-    """One rank's share of the batch, the lanes and the cores, as torchrun with so many ranks would give it."""
+    """Return options with one rank's share of batch, lanes and cores, as torchrun with so many ranks gives
+    it."""
     num_threads = options.num_threads or max(1, default_num_threads() // num_ranks)
     batch_size = options.rank_batch(num_ranks) * options.accumulate
     lanes = max(1, options.lanes // num_ranks)

@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from fastpsl.engine import screen as module
-from fastpsl.engine.screen import Screen
+from fastpsl.engine import console as module
+from fastpsl.engine.console import Screen
 from fastpsl.pipelines import doing as voices
 
 RECORD = {
