@@ -24,10 +24,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench.kernel_chains import Chain, Setting, Work, crop_chains, view_chain, views_of_chains
-from bench.kernel_chart import draw_kernels, show_kernels
 from bench.kernel_peers import PEERS
 from bench.program import check_out, progress, run_program
 from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
+from bench.show_kernels import draw_kernels, show_kernels
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import choose_device
 from fastpsl.engine.train_step import DTYPES
@@ -234,9 +234,9 @@ def main() -> None:
         **parts, "notes": finish(machine),
     }  # fmt: skip
     write_result(options.out, result)
-    draw_kernels(result, options.out.with_suffix(".png"))
+    chart = draw_kernels(result, options.out.with_suffix(".png"))
     show_kernels(result, console)
-    console.print(f"{options.out}\n{options.out.with_suffix('.png')}")
+    console.print(f"{options.out}\n{chart}")
 
 
 if __name__ == "__main__":

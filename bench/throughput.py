@@ -32,7 +32,6 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, not installed
 from bench import peers
-from bench.chart import draw_chart
 from bench.equal_crops import decoders_here, measure_loaders
 from bench.program import check_out, check_positive, progress, run_program
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_job
@@ -46,7 +45,7 @@ from bench.schema import (
     spread,
     write_result,
 )
-from bench.show import show_throughput
+from bench.show import draw_throughput, show_throughput
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.options import RunOptions
@@ -323,9 +322,9 @@ def main() -> None:
     result["not_measured"] = missing + result["not_measured"]
     result["notes"] += finish(machine)
     write_result(options.out, result)
-    draw_chart(result, options.out.with_suffix(".png"))
+    chart = draw_throughput(result, options.out.with_suffix(".png"))
     show_throughput(result, console)
-    console.print(f"{options.out}\n{options.out.with_suffix('.png')}")
+    console.print(f"{options.out}\n{chart}")
 
 
 if __name__ == "__main__":
