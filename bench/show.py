@@ -1,6 +1,7 @@
 """A result of bench/throughput.py as tables on the terminal, and as bars: loaders on the left, steps and both together on the right."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def show_throughput(result: dict[str, Any], console: Console) -> None:
         console.print(table)
     alone = [row for row in result["rows"] if row["measured"] in ("loader", "peer") and row["stage"] is None]
     if alone:
-        console.print(loaders_alone(alone))
+        console.print(loaders_alone(alone, _title))
     for missing in result["not_measured"]:
         console.print(f"{missing['what']}: {missing['reason']}")
     for note in result["notes"]:
@@ -114,17 +115,19 @@ def show_throughput(result: dict[str, Any], console: Console) -> None:
             )
 
 
-def loaders_alone(rows: list[dict[str, Any]]) -> Table:
-    """A row each of our decoders and the peers, a column a number of views."""
+def loaders_alone(rows: list[dict[str, Any]], name: Callable[[dict[str, Any]], str]) -> Table:
+    """Return a table: a row each loader by its name, a column each number of views."""
     views = sorted({row["num_views"] for row in rows})
-    titles = [f"{num} view{'s' * (num > 1)}" for num in views]
+    titles = [counted(num, "view") for num in views]
     table = Table(
         "loader alone", *titles, "cores", "first batch after", title="samples/s (medians), equal crops"
     )
-    rates = {(row["decoder"], row["num_views"]): f"{row['median']:,.0f}" for row in rows}
-    for name in dict.fromkeys(row["decoder"] for row in rows):
-        first = next(row for row in rows if row["decoder"] == name)
-        cores = "" if first["cores_used"] is None else f"{first['cores_used']:.1f}"
-        title = TITLES.get(name, f"fastpsl, decoder {name}")
-        table.add_row(title, *(rates[name, num] for num in views), cores, f"{first['first_batch_s']:.1f} s")
+    loaders: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        loaders.setdefault(name(row), {})[row["num_views"]] = row
+    for text, by_views in loaders.items():
+        one = by_views[min(by_views)]
+        cores = "" if one["cores_used"] is None else f"{one['cores_used']:.1f}"
+        rates = (f"{by_views[num]['median']:,.0f}" for num in views)
+        table.add_row(text, *rates, cores, f"{one['first_batch_s']:.1f} s")
     return table

@@ -31,8 +31,7 @@ from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, not installed
-from bench import peers
-from bench.equal_crops import decoders_here, measure_loaders
+from bench import interleaved, peers
 from bench.program import check_out, check_positive, progress, run_program
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_job
 from bench.schema import (
@@ -128,7 +127,15 @@ def fill_in(options: Options, world: World) -> tuple[Setting, list[dict[str, str
     """And what of the decoders is not measured, and why."""
     is_sample = options.data is None
     path = options.data or str(sample_paths().train)
-    decoders, missing = decoders_here(options.decoders, world.device)
+    decoders: list[str] = []
+    missing: list[dict[str, str]] = []
+    for name in options.decoders:
+        if reason := peers.why_no_decoder(name, world.device):
+            missing.append({"what": f"decoder {name}", "reason": reason})
+        else:
+            decoders.append(name)
+    if not decoders:
+        raise ValueError(f"--decoders {' '.join(options.decoders)}: {missing[0]['reason']}")
     setting = Setting(
         options, world, Beton(path), path, decoders,
         batch_size=options.batch_size or (256 if world.device.type == "cuda" else 32),
@@ -264,22 +271,23 @@ def measure(setting: Setting, files: Path, say: Callable[[str], None]) -> dict[s
         deadline = time.perf_counter() + left_s / (num_parts - done)
         for part, found in try_stage(recipe, stage, setting, deadline, say).items():
             result[part] += found
-    others = []
-    for kind, title in peers.TITLES.items():
-        reason: str | None = (
-            peers.why_missing(kind, setting.path) if options.peers else "left out by --no-peers"
-        )
-        if reason:
+    works = {f"decoder {name}": _work(name, setting, files) for name in setting.decoders}
+    for kind in peers.PEERS:
+        title = peers.TITLES[kind]
+        if reason := peers.why_missing(kind, setting.path) if options.peers else "left out by --no-peers":
             result["not_measured"].append({"what": title, "reason": reason})
         else:
-            others.append(kind)
+            works[title] = _work(kind, setting, files)
     if options.peers:
-        rows, missing, notes = measure_loaders(
-            [*setting.decoders, *others],
-            lambda kind: _work(kind, setting, files),
-            files, views=options.views, repeats=setting.repeats, seconds=setting.seconds, deadline=start + limit_s, say=say,
-        )  # fmt: skip
-        result["rows"] += rows
+        rates, missing, notes = interleaved.measure(
+            works,
+            options.views,
+            repeats=setting.repeats,
+            seconds=setting.seconds,
+            deadline=start + limit_s,
+            say=say,
+        )
+        result["rows"] += map(_row, rates)
         result["not_measured"] += missing
         result["notes"] += notes
     if any(len(row["values"]) < setting.repeats for row in result["rows"]):
@@ -287,6 +295,11 @@ def measure(setting: Setting, files: Path, say: Callable[[str], None]) -> dict[s
             f"fewer than {setting.repeats} repeats where the machine was slow: --limit-s {limit_s:g} is kept"
         )
     return result
+
+
+def _row(rates: interleaved.Rates) -> dict[str, Any]:
+    measured = "peer" if rates.work.kind in peers.TITLES else "loader"
+    return rates.row(measured, stage=None, crop="RandomResizedCrop")
 
 
 def _work(kind: str, setting: Setting, files: Path) -> peers.Work:
