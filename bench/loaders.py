@@ -28,7 +28,7 @@ from bench import peers
 from bench.interleaved import Rates, measure
 from bench.peers import TITLES, Work
 from bench.program import check_out, check_positive, counted, progress, run_program
-from bench.schema import RUNS, SCHEMA, command_line, data_record, environment, finish, spread, write_result
+from bench.schema import RUNS, data_record, environment, save_result, spread
 from bench.show import loaders_alone
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import choose_device
@@ -260,16 +260,15 @@ def main() -> None:
     if not rates:
         raise ValueError(f"nothing could be measured; {missing[0]['what']}: {missing[0]['reason']}")
     rows, ratios = tabulate(rates, options.what)
-    result: dict[str, Any] = {
-        "schema": SCHEMA, "bench": options.what, "command": command_line(), "environment": machine, "data": record,
-        "settings": {
+    result = save_result(
+        options.out, options.what, machine, data=record,
+        settings={
             "repeats": len(rates[0].values), "seconds": seconds, "batch_size": batch_size, "num_threads": num_threads,
             "size_px": options.size_px, "device": device.type, "crop": "RandomResizedCrop", "epoch_a_repeat": is_loader,
             **{f"device_memory_{name}": [each[name] for each in memory] for name in (memory[0] if memory else ())},
         },
-        "rows": rows, "ratios": ratios, "not_measured": missing, "notes": notes + finish(machine),
-    }  # fmt: skip
-    write_result(options.out, result)
+        rows=rows, ratios=ratios, not_measured=missing, notes=notes,
+    )  # fmt: skip
     show(result, console)
     console.print(str(options.out))
 

@@ -199,6 +199,28 @@ def validate(result: Any) -> None:
         _check_three_rows(result)
 
 
+def save_result(
+    path: Path,
+    bench: str,
+    machine: dict[str, Any],
+    *,
+    data: dict[str, Any],
+    settings: dict[str, Any],
+    rows: list[dict[str, Any]],
+    ratios: Sequence[dict[str, Any]] = (),
+    not_measured: Sequence[dict[str, str]] = (),
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write what this program has measured, and return it; machine: of `environment`, before the work."""
+    result = {
+        "schema": SCHEMA, "bench": bench, "command": command_line(), "environment": machine, "data": data,
+        "settings": settings, "rows": rows, "ratios": list(ratios), "not_measured": list(not_measured),
+        "notes": [*notes, *finish(machine)],
+    }  # fmt: skip
+    write_result(path, result)
+    return result
+
+
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
     """Check a result and write it, whole or not at all."""
     validate(result)

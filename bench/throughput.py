@@ -27,23 +27,13 @@ from typing import Any, Literal
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, not installed
 from bench import interleaved, peers
-from bench.program import check_out, check_positive, progress, run_program
+from bench.program import check_out, check_positive, progress, run_program, wide_console
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_job
-from bench.schema import (
-    RUNS,
-    SCHEMA,
-    command_line,
-    data_record,
-    environment,
-    finish,
-    spread,
-    write_result,
-)
+from bench.schema import RUNS, data_record, environment, save_result, spread
 from bench.show import draw_throughput, show_throughput
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
@@ -313,28 +303,26 @@ def main() -> None:
     options: Options = parse(Options, description=__doc__)
     options.check()
     check_out(options.out)
-    console = Console(highlight=False, soft_wrap=True)
-    console.width = max(console.width, 100)  # a file is 80 wide otherwise
+    console = wide_console()
     world = join_world(options.device, timeout_s=600)
     machine = environment(world.device)
     setting, missing = fill_in(options, world)
-    result: dict[str, Any] = {
-        "schema": SCHEMA, "bench": "throughput", "command": command_line(), "environment": machine,
-        "data": data_record(setting.data, options.data),
-        "settings": {
+    with progress() as say, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as files:
+        parts = measure(setting, Path(files), say)
+    parts["not_measured"] = missing + parts["not_measured"]
+    result = save_result(
+        options.out, "throughput", machine,
+        data=data_record(setting.data, options.data),
+        settings={
             "repeats": setting.repeats, "seconds": setting.seconds, "epochs": options.epochs,
             "batch_size": setting.batch_size, "num_threads": setting.num_threads, "backbone": options.backbone,
             "precision": RunOptions(precision=options.precision).resolved_precision(world.device), "device": world.device.type, "augment": options.augment,
             "step": options.step, "fold_frozen": options.fold_frozen, "values": "SAMPLE" if setting.is_sample else "PAPER",
             "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"], "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         },
-    }  # fmt: skip
-    with progress() as say, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as files:
-        result |= measure(setting, Path(files), say)
+        **parts,
+    )  # fmt: skip
     setting.data.close()
-    result["not_measured"] = missing + result["not_measured"]
-    result["notes"] += finish(machine)
-    write_result(options.out, result)
     chart = draw_throughput(result, options.out.with_suffix(".png"))
     show_throughput(result, console)
     console.print(f"{options.out}\n{chart}")

@@ -33,7 +33,7 @@ sys.path.insert(
 from bench.chart import Bar, Panel, draw, grouped
 from bench.program import check_out, counted, progress, run_program
 from bench.recipe_stages import MODULES, job_of, recipe_options
-from bench.schema import RUNS, SCHEMA, command_line, data_record, environment, finish, spread, write_result
+from bench.schema import RUNS, data_record, environment, save_result, spread
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.run import Run
@@ -262,21 +262,21 @@ def main() -> None:
         about = data_record(data, options.data)
     with Beton(options.val or str(sample_paths().test_32)) as held_out:
         about["num_held_out"] = held_out.num_samples
-    result = {
-        "schema": SCHEMA, "bench": "time_to_accuracy", "command": command_line(), "environment": machine, "data": about,
-        "settings": {
+    notes = []
+    if len(runs) < len(options.seeds):
+        notes.append(
+            f"{len(runs)} of {counted(len(options.seeds), 'seed')}: stopped by --limit-s {options.limit_s:g} or a signal"
+        )
+    result = save_result(
+        options.out, "time_to_accuracy", machine, data=about,
+        settings={
             "repeats": len(runs), "seeds": list(options.seeds[: len(runs)]), "plan": options.plan, "target": options.accuracy,
             "device": world.device.type, "step": options.step, "decoder": options.decoder,
             "batch_size": options.batch_size or (32 if options.data is None else BATCH_SIZE[options.recipe]),
             "stage_epochs": list(options.stage_epochs or (SAMPLE if options.data is None else VALUES[options.recipe])["stage_epochs"]),
         },
-        **tabulate(runs, options), "notes": finish(machine),
-    }  # fmt: skip
-    if len(runs) < len(options.seeds):
-        result["notes"].append(
-            f"{len(runs)} of {counted(len(options.seeds), 'seed')}: stopped by --limit-s {options.limit_s:g} or a signal"
-        )
-    write_result(options.out, result)
+        **tabulate(runs, options), notes=notes,
+    )  # fmt: skip
     picture = draw_times(result, options.out.with_suffix(".png"))
     for row in result["rows"]:
         if row["measured"] == "seconds to accuracy":

@@ -20,7 +20,7 @@ WITH_POLICY = sorted(
 WITH_RESULTS = sorted(
     path.stem
     for path in (ROOT / "bench").glob("*.py")
-    if re.search(r"write_result\(\w+\.out, ", path.read_text())
+    if re.search(r"save_result\(\s*\w+\.out, ", path.read_text())
 )
 
 
