@@ -217,7 +217,7 @@ def draw_times(result: dict[str, Any], path: Path) -> Path:
         percent = {name: 100 * row[name] for name in ("median", "quartile_1", "quartile_3")}
         text = f"{percent['median']:.1f} %, {statistics.median(row['seconds']):,.1f} s"
         bars.append(
-            (row["stage"], Bar(f"epoch {row['epoch']}", percent, f"C{stages.index(row['stage'])}", text))
+            (row["stage"], Bar(f"epoch {row['epoch']:g}", percent, f"C{stages.index(row['stage'])}", text))
         )
     target = settings["target"]
     title = (
