@@ -24,7 +24,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench.program import check_out, progress, run_program
-from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
+from bench.schema import RUNS, environment, save_result, spread
 
 OURS = "fastpsl beton write"
 THEIRS = "ffcv DatasetWriter"
@@ -117,12 +117,11 @@ def main() -> None:
             size = f"first {first.width} x {first.height} px"
         num_bytes = sum(path.stat().st_size for path in files)
         data = {"num_samples": len(files), "mean_bytes": round(num_bytes / len(files)), "size": size}
-    result = {
-        "schema": SCHEMA, "bench": "beton_write", "command": command_line(), "environment": machine, "data": data,
-        "settings": {"repeats": options.repeats, "num_workers": options.workers},
-        "rows": rows, "ratios": ratios, "not_measured": [], "notes": finish(machine),
-    }  # fmt: skip
-    write_result(options.out, result)
+    save_result(
+        options.out, "beton_write", machine, data=data,
+        settings={"repeats": options.repeats, "num_workers": options.workers},
+        rows=rows, ratios=ratios,
+    )  # fmt: skip
     print(options.out)
 
 

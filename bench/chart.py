@@ -1,125 +1,117 @@
-"""The bar chart of bench/throughput.py's result: loaders alone on the left, steps and both together on the right."""
+"""Grouped horizontal bars from plain values: medians, with quartiles as whiskers."""
 
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from bench.peers import TITLES
-
-# Okabe and Ito's colours, told apart by everybody: ours dark, peers light; a name keeps its colour in both panels.
-COLOURS = {
-    "step": "#777777", "ffcv": "#0072B2", "dali": "#009E73", "torchvision": "#D55E00", "resident": "#000000",
-    "synthetic": "#999999", "ffcv_loader": "#7FB8D8", "dali_reader": "#7FCEB8", "dataloader": "#EAAE7F",
-    "webdataset": "#F0E442",
-}  # fmt: skip
-_CUT = 1.5  # times the longest bar of real data
-_BAR_INCHES, _TOP_INCHES, _BOTTOM_INCHES = 0.23, 0.8, 0.6
+# In inches. A panel is as high as it has lines, from the top down.
+_LINE, _NAMES, _WIDTH, _TEXTS, _BELOW = 0.22, 2.3, 4.8, 0.5, 0.6
+_HEADING = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # over a line across the bars
 
 
-def draw_chart(result: dict[str, Any], path: Path) -> None:
-    """Medians as bars, quartiles as whiskers; on both together: its ratio to the slower of its parts."""
-    rows = result["rows"]
-    loaders = _groups([row for row in rows if row["measured"] in ("loader", "peer")])
-    steps_by_stage = _groups([row for row in rows if row["measured"] in ("step", "both")])
-    # At least one, for an empty panel's axis.
-    lines = [max(1, sum(len(group) + 1 for group in panel.values())) for panel in (loaders, steps_by_stage)]
-    height = _TOP_INCHES + _BAR_INCHES * max(lines) + _BOTTOM_INCHES
-    figure = plt.figure(figsize=(13, height))
-    # Each panel as high as it has lines, from the top down; below the shorter one it stays empty.
-    left, right = (
-        figure.add_axes(
-            (x, 1 - (_TOP_INCHES + _BAR_INCHES * num) / height, 0.355, _BAR_INCHES * num / height)
+class Bar(NamedTuple):
+    """One bar.
+
+    Attributes:
+        name: written left of it.
+        row: has median, quartile_1 and quartile_3.
+        text: written beyond its end.
+        mark: where a black line crosses it.
+    """
+
+    name: str
+    row: Mapping[str, Any]
+    colour: str
+    text: str
+    mark: float | None = None
+
+
+class Panel(NamedTuple):
+    """Bars on one axis.
+
+    Attributes:
+        groups: heading → the bars below it.
+        line: where a black line crosses all of them.
+        edge: longer bars are cut there.
+    """
+
+    title: str
+    axis: str
+    groups: Mapping[str, Sequence[Bar]]
+    line: float | None = None
+    edge: float = math.inf
+    is_log: bool = False
+
+
+def grouped(pairs: Iterable[tuple[str, Bar]]) -> dict[str, list[Bar]]:
+    """Return heading → bars, both in the order in which they come."""
+    groups: dict[str, list[Bar]] = {}
+    for heading, bar in pairs:
+        groups.setdefault(heading, []).append(bar)
+    return groups
+
+
+def draw(path: Path, panels: Sequence[Panel], title: str = "") -> Path:
+    """Write a PNG of panels side by side, and return its path."""
+    # A panel without bars has an axis all the same.
+    heights = [_LINE * max(1, sum(len(bars) + 1 for bars in panel.groups.values())) for panel in panels]
+    width, height = (_NAMES + _WIDTH + _TEXTS) * len(panels), max(heights) + _BELOW
+    figure = Figure(figsize=(width, height), dpi=110)
+    for number, (panel, inches) in enumerate(zip(panels, heights, strict=True)):
+        left = _NAMES + number * (_NAMES + _WIDTH + _TEXTS)
+        _draw_panel(
+            figure.add_axes((left / width, 1 - inches / height, _WIDTH / width, inches / height)), panel
         )
-        for x, num in zip((0.125, 0.605), lines, strict=True)
-    )
-    shown = "both / min(loader, step)"
-    ratios = {_key(row): row["median"] for row in result["ratios"] if row["what"] == shown}
-    _draw(left, loaders, {})
-    _draw(right, steps_by_stage, ratios)
-    left.set_title("loader alone", loc="left")
-    right.set_title("step alone, and both together (× the slower of the two)", loc="left")
-    settings, machine = result["settings"], result["environment"]
-    backbone = settings["backbone"] or "the recipes' backbones"
-    figure.suptitle(
-        f"{backbone}, precision {settings['precision']}, batch {settings['batch_size']}, "
-        f"{result['data']['name']}\n{machine['gpu'] or machine['cpu']}, {machine['num_cores']} cores, "
-        f"load average {machine['load_average_before']} before",
-        fontsize=10,
-    )
+    figure.text(_NAMES / width, 1 + 0.38 / height, title, fontsize=10, va="bottom")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    figure.savefig(path, bbox_inches="tight")
+    return path
 
 
-def _group(row: dict[str, Any]) -> str:
-    """A heading: what is comparable stands below one."""
-    views = "1 view" if row["num_views"] == 1 else f"{row['num_views']} views"
-    if row["stage"] is None:
-        return f"{views}, random resized crops"
-    return f"{row.get('recipe', 'jigsaw')} {row['stage']}, {views}"
-
-
-def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row.get("recipe"), row["decoder"], row["num_views"], row["stage"]
-
-
-def _groups(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Rows by heading, in the colours' order."""
-    names = list(COLOURS)
-    ordered = sorted(rows, key=lambda row: names.index(_name(row)))
-    return {text: [row for row in ordered if _group(row) == text] for text in map(_group, rows)}
-
-
-def _draw(axes: Axes, groups: dict[str, list[dict[str, Any]]], ratios: dict[Any, float]) -> None:
-    """Horizontal bars from the top down, all of one thickness, each with its name; above each group its title."""
-    rows = [row for group in groups.values() for row in group]
-    highest = [row["quartile_3"] for row in rows if row["decoder"] != "synthetic"]
-    # A synthetic loader is beyond compare: its bar is cut.
-    edge = _CUT * max(highest) if highest else float("inf")
-    y, ticks, names = 0, [], []
-    for title, group in groups.items():
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    line, names = 0, dict[int, str]()
+    for heading, bars in panel.groups.items():
         axes.annotate(
-            title, (0, y), (4, 0), textcoords="offset points", va="center", fontsize=9, weight="bold"
-        )
-        for row in group:
-            y += 1
-            ticks.append(y)
-            names.append(_title(row))
-            _bar(axes, y, row, edge, ratios)
-        y += 1
-    axes.set_yticks(ticks, names, fontsize=8)
+            heading, (0, line), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+            va="center", fontsize=9, weight="bold", bbox=_HEADING, zorder=4,
+        )  # fmt: skip
+        for bar in bars:
+            line += 1
+            names[line] = bar.name
+            _draw_bar(axes, line, bar, panel.edge)
+        line += 1
+    if panel.line is not None:
+        axes.axvline(panel.line, color="black", linewidth=0.8, zorder=3)
+    axes.set_title(panel.title, loc="left", fontsize=11)
+    axes.set_yticks(list(names), list(names.values()), fontsize=8)
     axes.tick_params(axis="y", length=0)
-    axes.set_ylim(y - 0.4, -0.6)
-    axes.set_xlabel("samples/s (median, quartiles)")
+    axes.set_ylim(line - 0.4, -0.6)
+    axes.set_xlabel(panel.axis)
     axes.margins(x=0.2)
-    axes.set_xlim(left=0)
+    if panel.is_log:
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(left=0)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _bar(axes: Axes, y: int, row: dict[str, Any], edge: float, ratios: dict[Any, float]) -> None:
-    label = f"  {row['median']:,.0f}" if row["median"] >= 100 else f"  {row['median']:.1f}"
-    is_cut = row["median"] > edge
-    if row["measured"] == "both":
-        label += f"  (×{ratios[_key(row)]:.2f})"
-    axes.barh(y, min(row["median"], edge), 0.85, color=COLOURS[_name(row)])
+def _draw_bar(axes: Axes, line: int, bar: Bar, edge: float) -> None:
+    median, low, high = (bar.row[name] for name in ("median", "quartile_1", "quartile_3"))
+    is_cut, text = median > edge, bar.text
+    if is_cut:
+        median = high = edge
+        text += " →"
+    axes.barh(line, median, 0.85, color=bar.colour)
     if not is_cut:
-        whiskers = [[row["median"] - row["quartile_1"]], [row["quartile_3"] - row["median"]]]
-        axes.errorbar(row["median"], y, xerr=whiskers, ecolor="#444", elinewidth=1)
-    axes.text(edge if is_cut else row["quartile_3"], y, label + " →" * is_cut, va="center", fontsize=7.5)
-
-
-def _name(row: dict[str, Any]) -> str:
-    return "step" if row["measured"] == "step" else str(row["decoder"])
-
-
-def _title(row: dict[str, Any]) -> str:
-    if row["measured"] == "step":
-        return "step alone"
-    if row["measured"] == "both":
-        return f"with {row['decoder']}"
-    return TITLES.get(row["decoder"], f"fastpsl, {row['decoder']}")
+        axes.errorbar(median, line, xerr=[[median - low], [high - median]], ecolor="#444", elinewidth=1)
+    if bar.mark is not None:
+        axes.plot([bar.mark] * 2, [line - 0.5, line + 0.5], color="black", linewidth=1)
+    # The box lets the whisker's end be seen.
+    axes.annotate(
+        text, (max(high, bar.mark or high), line), (6, 0), textcoords="offset points", va="center", fontsize=7.5,
+        bbox=_HEADING, zorder=4,
+    )  # fmt: skip

@@ -33,8 +33,8 @@ from bench.detection_peers import (
     torchvisions,
     torchvisions_model,
 )
-from bench.program import check_out, check_positive, progress, run_program
-from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
+from bench.program import check_out, check_positive, progress, run_program, wide_console
+from bench.schema import RUNS, environment, save_result, spread
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.options import RunOptions
@@ -213,25 +213,23 @@ def main() -> None:
     options.check()
     check_out(options.out)
     world = join_world(options.device, timeout_s=600.0)
-    console = Console(highlight=False, soft_wrap=True)
-    console.width = max(console.width, 100)  # a file is 80 wide otherwise
+    console = wide_console()
     machine = environment(world.device)
     bench = Bench(options, world)
     with progress() as say:
         bench.measure(say)
-    result: dict[str, Any] = {
-        "schema": SCHEMA, "bench": "detection", "command": command_line(), "environment": machine,
-        "data": {"name": "noise on the device", "num_samples": _NUM_BATCHES * bench.batch_size},
-        "settings": {
+    result = save_result(
+        options.out, "detection", machine,
+        data={"name": "noise on the device", "num_samples": _NUM_BATCHES * bench.batch_size},
+        settings={
             "repeats": bench.repeats, "steps_per_repeat": bench.steps, "batch_size": bench.batch_size, "precision": bench.precision,
             "device": world.device.type, "backbone": bench.backbone, "short_px": bench.size_px, "protocol": PROTOCOL,
             "num_rois": bench.protocol.num_rois, "rpn_train": list(bench.protocol.rpn_train), "limit_s": bench.limit_s,
             "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
         },
-        "rows": rows_of(bench.timed, bench.backbone, bench.batch_size), "ratios": ratios_of(bench.timed, bench.backbone),
-        "not_measured": bench.missing, "notes": finish(machine),
-    }  # fmt: skip
-    write_result(options.out, result)
+        rows=rows_of(bench.timed, bench.backbone, bench.batch_size), ratios=ratios_of(bench.timed, bench.backbone),
+        not_measured=bench.missing,
+    )  # fmt: skip
     show(result, console)
     console.print(str(options.out))
 

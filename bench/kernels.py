@@ -19,15 +19,14 @@ from typing import Any, Literal
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench.kernel_chains import Chain, Setting, Work, crop_chains, view_chain, views_of_chains
-from bench.kernel_chart import draw_kernels, show_kernels
 from bench.kernel_peers import PEERS
-from bench.program import check_out, progress, run_program
-from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
+from bench.program import check_out, progress, run_program, wide_console
+from bench.schema import RUNS, environment, save_result, spread
+from bench.show_kernels import draw_kernels, show_kernels
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import choose_device
 from fastpsl.engine.train_step import DTYPES
@@ -219,24 +218,22 @@ def main() -> None:
     )  # fmt: skip
     repeats = options.repeats or (20 if is_cuda else 7)
     machine = environment(device)
-    console = Console(highlight=False, soft_wrap=True)
-    console.width = max(console.width, 100)  # a file is 80 wide otherwise
+    console = wide_console()
     with progress() as say, torch.inference_mode():
         parts = measure(options, setting, repeats, say)
-    result = {
-        "schema": SCHEMA, "bench": "kernels", "command": command_line(), "environment": machine,
-        "data": {"name": "smooth noise", "num_samples": setting.batch_size * _NUM_INPUTS},
-        "settings": {
+    result = save_result(
+        options.out, "kernels", machine,
+        data={"name": "smooth noise", "num_samples": setting.batch_size * _NUM_INPUTS},
+        settings={
             "repeats": repeats, "device": device.type, "precision": precision, "batch_size": setting.batch_size,
             "size_px": setting.size_px, "num_inputs": _NUM_INPUTS, "torch_threads": torch.get_num_threads(),
             "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
         },
-        **parts, "notes": finish(machine),
-    }  # fmt: skip
-    write_result(options.out, result)
-    draw_kernels(result, options.out.with_suffix(".png"))
+        **parts,
+    )  # fmt: skip
+    chart = draw_kernels(result, options.out.with_suffix(".png"))
     show_kernels(result, console)
-    console.print(f"{options.out}\n{options.out.with_suffix('.png')}")
+    console.print(f"{options.out}\n{chart}")
 
 
 if __name__ == "__main__":

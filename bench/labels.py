@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench.program import check_out, progress, run_program
-from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
+from bench.schema import RUNS, environment, save_result, spread
 from fastpsl.kernels.empty_classes import split_empty
 from fastpsl.pipelines.loader.balanced_order import balanced_order
 from fastpsl.pipelines.loader.order import num_steps, step_indices
@@ -88,13 +88,12 @@ def main() -> None:
     rows = [{"measured": name, "unit": "s", **spread(times)} for name, times in found.items()]
     for row in rows:
         print(f"{row['measured']:9} {row['median']:.3f} s", flush=True)
-    result = {
-        "schema": SCHEMA, "bench": "labels", "command": command_line(), "environment": machine,
-        "data": {"name": "random labels", "num_samples": num_samples, "num_classes": num_classes},
-        "settings": {"repeats": options.repeats, "batch_size": options.batch_size},
-        "rows": rows, "ratios": [], "not_measured": [], "notes": finish(machine),
-    }  # fmt: skip
-    write_result(options.out, result)
+    save_result(
+        options.out, "labels", machine,
+        data={"name": "random labels", "num_samples": num_samples, "num_classes": num_classes},
+        settings={"repeats": options.repeats, "batch_size": options.batch_size},
+        rows=rows,
+    )  # fmt: skip
     print(options.out)
 
 

@@ -29,7 +29,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench.program import check_out, progress, run_program
-from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
+from bench.schema import RUNS, environment, save_result, spread
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.encode import Stored
 from fastpsl.pipelines.beton.file import BetonFile
@@ -278,21 +278,19 @@ def main() -> None:
             rows, ratios = measure(data, options, say)
     for ratio in ratios:
         print(f"{ratio['measured']:7} {ratio['what']} {ratio['median']:.2f}")
-    result = {
-        "schema": SCHEMA, "bench": "order", "command": command_line(), "environment": machine, "data": about,
-        "settings": {
+    save_result(
+        options.out, "order", machine, data=about,
+        settings={
             "repeats": options.repeats, "batch_size": options.batch_size, "lanes": options.lanes,
             "num_threads": options.num_threads, "prefetch_batches": PREFETCH_BATCHES, "decoder": options.decoder,
             "crop_px": CROP_PX, "max_asked_ahead_gb": round(ahead / 1e9, 3),
         },
-        "rows": rows, "ratios": ratios, "not_measured": [],
-        "notes": [
-            *finish(machine),
+        rows=rows, ratios=ratios,
+        notes=[
             "the file was dropped from this machine's page cache before each epoch; whether a host below it caches is not known",
             f"fresh memory came at {np.median(memory):.1f} GB/s: rows that are near it say little of the storage",
         ],
-    }  # fmt: skip
-    write_result(options.out, result)
+    )  # fmt: skip
     print(options.out)
 
 

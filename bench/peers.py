@@ -1,58 +1,72 @@
-"""Loaders in processes of their own: the peers', and ours from an empty process to its first batch.
+"""The loaders that are measured: ours, and each peer as its users write it.
 
-ffcv sets thread counts where it is imported and DataLoader forks, so neither shares a process with what is measured
-beside it. What they load, and how: bench/peer_batches.py.
+All make the same: each sample decoded, `num_views` of torchvision's RandomResizedCrop (area 0.08 to 1, ratio 3/4 to
+4/3) to size_px, uint8 on the device. As a program, it serves one of them to bench/interleaved.py; imports stand in
+functions, as such a process imports no other's libraries.
 """
 
 import io
+import itertools
 import json
 import os
-import select
-import subprocess
 import sys
 import tarfile
-import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is a program, too
 from fastpsl.engine.timing import samples_per_s
 
+PEERS = ("ffcv_loader", "dali_reader", "dataloader", "webdataset")
 TITLES = {
     "ffcv_loader": "ffcv Loader",
     "dali_reader": "DALI's reader",
+    "dali_whole": "DALI's reader, whole pictures",
     "dataloader": "torchvision + DataLoader",
     "webdataset": "WebDataset",
 }
-AHEAD = 4  # batches thrown away before a timed region: more than our loaders hold ready
+NEED_FILES = ("dali_reader", "dali_whole", "webdataset")
 MAX_FILES = 10_000  # pictures that are copied out of a beton for peers that read none
-NEED_FILES = ("dali_reader", "webdataset")
+_PACKAGES = {
+    "ffcv_loader": "ffcv", "dali_reader": "nvidia.dali", "dali_whole": "nvidia.dali", "webdataset": "webdataset",
+}  # fmt: skip
 _WITH_PROCESSES = ("dataloader", "webdataset")
-_PACKAGES = {"ffcv_loader": "ffcv", "dali_reader": "nvidia.dali", "webdataset": "webdataset"}
-_TIMEOUT_S = 120.0  # compiling included; ffcv's Loader can hang for ever
+_AHEAD = 4  # batches thrown away before a timed region: more than our loaders hold ready
+_SHUFFLE = 1000  # samples in the buffers of DALI's reader and WebDataset; theirs in their examples
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be loaded, and how."""
+    """What is to be loaded, and how.
 
-    kind: str  # of TITLES, or one of our decoders
-    data: str  # a beton or a glob
-    files: str  # a folder made by `copy_out`, for those of NEED_FILES
+    Attributes:
+        kind: of TITLES, or one of our decoders.
+        data: a beton or a glob.
+        files: a folder made by `copy_out`, for those of NEED_FILES.
+        hw_decoder_load: of DALI on a GPU; None: the default.
+    """
+
+    kind: str
+    data: str
+    files: str
     batch_size: int
     num_threads: int
     size_px: int
     device: str
-    hw_decoder_load: float | None = None  # of DALI on a GPU; None: the default
+    hw_decoder_load: float | None = None
 
 
 def why_missing(kind: str, data: str) -> str | None:
-    """Why a peer cannot be measured on a beton, None where it can."""
+    """Return why a peer cannot be measured on a beton, None where it can."""
     from fastpsl.pipelines.beton.reader import Beton
 
     if kind in _PACKAGES and not _is_installed(_PACKAGES[kind]):
@@ -65,6 +79,15 @@ def why_missing(kind: str, data: str) -> str | None:
     return None
 
 
+def why_no_decoder(name: str, device: torch.device) -> str | None:
+    """Return why our Loader cannot run with a decoder, None where it can."""
+    from fastpsl.pipelines.decoders import dali, libffcv
+
+    if name == "ffcv":
+        return libffcv.why_missing() or None
+    return dali.why_missing(device) or None if name == "dali" else None
+
+
 def _is_installed(package: str) -> bool:
     try:
         return find_spec(package) is not None
@@ -73,18 +96,19 @@ def _is_installed(package: str) -> bool:
 
 
 def _copied(num_samples: int) -> np.ndarray:
-    """Which samples are copied out: all, or MAX_FILES of them in even steps."""
+    """Return which samples are copied out: all, or MAX_FILES of them in even steps."""
     return np.unique(np.linspace(0, num_samples - 1, min(num_samples, MAX_FILES)).round().astype(np.int64))
 
 
-def copy_out(data: str, folder: Path, num_shards: int) -> int:
-    """The JPEGs of a beton as files (images/LABEL/NUMBER.jpg) and as WebDataset's shards (shards/*.tar); how many."""
+def copy_out(data: str, folder: Path, num_shards: int) -> tuple[int, int]:
+    """Write the JPEGs of a beton as images/LABEL/NUMBER.jpg and into shards/*.tar; return how many, and of how many."""
     from fastpsl.pipelines.beton.reader import Beton
 
     (folder / "shards").mkdir(parents=True)
     shards = [tarfile.open(folder / "shards" / f"{i:04}.tar", "w") for i in range(num_shards)]  # noqa: SIM115
     with Beton(data) as opened:
-        indices = _copied(opened.num_samples)
+        num_samples = opened.num_samples
+        indices = _copied(num_samples)
         labels = opened.rows(indices).label
         for place, (index, label) in enumerate(zip(indices.tolist(), labels.tolist(), strict=True)):
             jpeg = opened.read(index)
@@ -97,83 +121,194 @@ def copy_out(data: str, folder: Path, num_shards: int) -> int:
                 shards[place % num_shards].addfile(member, io.BytesIO(content))
     for shard in shards:
         shard.close()
-    return len(indices)
+    return len(indices), num_samples
 
 
-class Peer:
-    """A loader in its own process. Raises RuntimeError with its last words where it ends or hangs."""
+@contextmanager
+def open_ours(work: Work, num_views: int) -> Iterator[Any]:
+    """Open our Loader."""
+    from fastpsl.kernels.crops import RandomResizedCrop
+    from fastpsl.pipelines.beton.reader import Beton
+    from fastpsl.pipelines.loader.loader import Loader
+    from fastpsl.pipelines.views import ViewSpec
 
-    def __init__(self, work: Work) -> None:
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
-        start = time.perf_counter()
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps(asdict(work))],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0,
-        )  # fmt: skip
-        self._has_processes = work.kind in _WITH_PROCESSES
-        self.cores_used: float | None = None
-        self._answer()
-        self.first_batch_s = time.perf_counter() - start
+    view = ViewSpec(RandomResizedCrop(work.size_px))
+    with (
+        Beton(work.data) as data,
+        Loader(
+            data, [view] * num_views, batch_size=work.batch_size, decoder=work.kind,
+            num_threads=work.num_threads, device=work.device, hw_decoder_load=work.hw_decoder_load,
+        ) as loader,
+    ):  # fmt: skip
+        yield loader
 
-    def samples_per_s(self, num_views: int, seconds: float) -> float:
-        """And sets `cores_used`: CPU seconds a second of its process; None where it has workers that are processes."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{num_views} {seconds}\n".encode())
-        rate, cores = map(float, self._answer().split())
-        self.cores_used = None if self._has_processes else cores
-        return rate
 
-    def _answer(self) -> bytes:
-        assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], _TIMEOUT_S)
-        line = self._process.stdout.readline() if ready else b""
-        if not line:
-            self._end()
-            self._errors.seek(0)
-            words = self._errors.read().decode(errors="replace").strip().splitlines()
-            self._errors.close()
-            raise RuntimeError(words[-1] if ready and words else f"no batch within {_TIMEOUT_S:g} s")
-        return line
+def _batches_of_ours(work: Work, num_views: int) -> Iterator[int]:
+    with open_ours(work, num_views) as loader:
+        for epoch in itertools.count():
+            for batch in loader.epoch(epoch):
+                yield len(batch.indices)
 
-    def close(self) -> None:
-        self._end()
-        self._errors.close()
 
-    def _end(self) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()  # the end of its commands
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+def _batches_of_ffcv(work: Work, num_views: int) -> Iterator[int]:
+    from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.pipeline.pipeline_spec import PipelineSpec
+    from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
+
+    to_device = [ToDevice(torch.device(work.device), non_blocking=True)] if work.device != "cpu" else []
+
+    def crop() -> list[Any]:
+        decoder = RandomResizedCropRGBImageDecoder((work.size_px, work.size_px))
+        return [decoder, ToTensor(), *to_device, ToTorchImage()]
+
+    pipelines: dict[str, Any] = {"image": crop(), "label": [IntDecoder(), ToTensor(), Squeeze(), *to_device]}
+    for view in range(1, num_views):  # it decodes again for each
+        pipelines[f"image_{view}"] = PipelineSpec("image", transforms=crop())
+    loader = Loader(
+        work.data, batch_size=work.batch_size, num_workers=work.num_threads, order=OrderOption.RANDOM,
+        os_cache=True, drop_last=True, pipelines=pipelines,
+    )  # fmt: skip
+    while True:
+        for images, *_ in loader:
+            yield len(images)
+
+
+def _batches_of_dali(work: Work, num_views: int, *, whole: bool = False) -> Iterator[int]:
+    """DALI's own reader. One view: it decodes only what the crop needs, unless `whole`; several: the picture once, then each crop."""
+    from nvidia.dali import fn, pipeline_def
+    from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
+
+    is_cuda = work.device != "cpu"
+    decoder: dict[str, Any] = {"device": "mixed" if is_cuda else "cpu"}
+    if is_cuda and work.hw_decoder_load is not None:
+        decoder["hw_decoder_load"] = work.hw_decoder_load
+    size = (work.size_px, work.size_px)
+
+    @pipeline_def
+    def pipeline() -> Any:
+        jpegs, labels = fn.readers.file(
+            file_root=str(Path(work.files) / "images"),
+            random_shuffle=True,
+            initial_fill=_SHUFFLE,
+            name="files",
+        )
+        if num_views == 1 and not whole:
+            views = [fn.resize(fn.decoders.image_random_crop(jpegs, **decoder), size=size)]
+        else:
+            pictures = fn.decoders.image(jpegs, **decoder)
+            views = [fn.random_resized_crop(pictures, size=size) for _ in range(num_views)]
+        return (*views, labels.gpu() if is_cuda else labels)
+
+    names = [f"view_{view}" for view in range(num_views)]
+    device_id = torch.device(work.device).index or 0 if is_cuda else None
+    built = pipeline(batch_size=work.batch_size, num_threads=work.num_threads, device_id=device_id)
+    loader = DALIGenericIterator(
+        built, [*names, "label"], reader_name="files", auto_reset=True, last_batch_policy=LastBatchPolicy.DROP
+    )
+    while True:
+        for (batch,) in loader:
+            yield len(batch["label"])
+
+
+def _batches_of_dataloader(work: Work, num_views: int) -> Iterator[int]:
+    """As ImageFolder's users do: PIL, torchvision's transforms, worker processes; the bytes come from the beton."""
+    from PIL import Image
+
+    from fastpsl.pipelines.beton.reader import Beton
+
+    data, crops = Beton(work.data), _Crops(work.size_px, num_views)
+
+    class Photos(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return data.num_samples
+
+        def __getitem__(self, index: int) -> Any:
+            row = data.rows(np.array([index]))
+            stored = data.read(index)
+            if row.mode[0]:
+                pixels = np.frombuffer(stored, np.uint8).reshape(row.height[0], row.width[0], 3)
+                picture = Image.fromarray(pixels)
+            else:
+                picture = Image.open(io.BytesIO(stored)).convert("RGB")
+            return *crops(picture), int(row.label[0])
+
+    loader = torch.utils.data.DataLoader(
+        Photos(), batch_size=work.batch_size, shuffle=True, drop_last=True, num_workers=work.num_threads,
+        pin_memory=work.device != "cpu", persistent_workers=True,
+    )  # fmt: skip
+    while True:
+        yield from _on_device(loader, work.device)
+
+
+def _batches_of_webdataset(work: Work, num_views: int) -> Iterator[int]:
+    """As its users train: shards drawn again and again, a shuffle buffer, PIL, torchvision's transforms, worker processes."""
+    import webdataset
+
+    crops = _Crops(work.size_px, num_views)
+    shards = sorted(str(path) for path in (Path(work.files) / "shards").glob("*.tar"))
+    samples = webdataset.WebDataset(shards, resampled=True, shardshuffle=False).shuffle(_SHUFFLE)
+    pairs = samples.decode("pilrgb").to_tuple("jpg", "cls").map(lambda pair: (*crops(pair[0]), pair[1]))
+    loader = webdataset.WebLoader(
+        pairs.batched(work.batch_size, partial=False), batch_size=None, num_workers=work.num_threads,
+        pin_memory=work.device != "cpu",
+    )  # fmt: skip
+    yield from _on_device(loader, work.device)
+
+
+class _Crops:
+    """PIL picture → `num_views` uint8 [3, S, S]."""
+
+    def __init__(self, size_px: int, num_views: int):
+        from torchvision import transforms
+
+        self.crop = transforms.Compose([transforms.RandomResizedCrop(size_px), transforms.PILToTensor()])
+        self.num_views = num_views
+
+    def __call__(self, picture: Any) -> list[Any]:
+        return [self.crop(picture) for _ in range(self.num_views)]
+
+
+def _on_device(loader: Any, device: str) -> Iterator[int]:
+    for batch in loader:
+        if device != "cpu":
+            batch = [tensor.to(device, non_blocking=True) for tensor in batch]
+        yield len(batch[-1])
+
+
+def open_batches(work: Work, num_views: int) -> Iterator[int]:
+    """Return an endless iterator over the numbers of samples of batches."""
+    functions: dict[str, Callable[[Work, int], Iterator[int]]] = {
+        "ffcv_loader": _batches_of_ffcv,
+        "dali_reader": _batches_of_dali,
+        "dali_whole": partial(_batches_of_dali, whole=True),
+        "dataloader": _batches_of_dataloader,
+        "webdataset": _batches_of_webdataset,
+    }
+    return functions.get(work.kind, _batches_of_ours)(work, num_views)
 
 
 def serve(work: Work) -> None:
-    """In the process: a line at the first batch; then, for each "num_views seconds" on stdin, samples/s."""
-    from bench.peer_batches import OPEN, batches_of_ours
-
+    """Print a line at the first batch; then, for each of `interleaved.Process.measure`'s questions on stdin, the answer."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the libraries print is no answer
-    open_batches = OPEN.get(work.kind, batches_of_ours)
-    ahead = max(AHEAD, 2 * work.num_threads + 1)  # each of DataLoader's processes has two under way
+    ahead = max(_AHEAD, 2 * work.num_threads + 1)  # each of DataLoader's processes has two under way
     running: dict[int, Iterator[int]] = {1: open_batches(work, 1)}
     next(running[1])
     print("first batch", file=answers, flush=True)
     for line in sys.stdin:
-        num_views, seconds = int(line.split()[0]), float(line.split()[1])
+        num_views, seconds, num_batches = json.loads(line)
         if num_views not in running:
             running[num_views] = open_batches(work, num_views)
         batches = running[num_views]
         for _ in range(ahead):
             next(batches)
         cpu_s, start = time.process_time(), time.perf_counter()
-        rate = samples_per_s(lambda: next(batches), seconds, work.device, min_calls=ahead)  # noqa: B023
+        rate = samples_per_s(partial(next, batches), seconds, work.device, max(ahead, num_batches))
         cores = (time.process_time() - cpu_s) / (time.perf_counter() - start)
         # What it reads ahead must not disturb others.
         time.sleep(min(2 * ahead * work.batch_size / rate, 2.0))
-        print(rate, cores, file=answers, flush=True)
+        print(json.dumps([rate, None if work.kind in _WITH_PROCESSES else cores]), file=answers, flush=True)
     answers.close()
     running.clear()  # ends DataLoader's processes
     os._exit(0)  # ffcv's threads are waited for by nobody

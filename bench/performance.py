@@ -17,19 +17,19 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ is a folder of programs, not installed
 from bench.archive import read_archives
-from bench.chart import draw_chart
 from bench.how_fast import how_fast_table
-from bench.kernel_chart import draw_kernels
 from bench.program import run_program
-from bench.ratio_chart import draw_ratios
+from bench.ratios import draw_ratios
 from bench.scale_arithmetic import scale_tables
 from bench.schema import REHEARSAL, validate, write_result
+from bench.show import draw_throughput
+from bench.show_kernels import draw_kernels
 from bench.targets import targets_table
-from bench.time_chart import draw_times
+from bench.time_to_accuracy import draw_times
 
 RESULTS, DOCS = ROOT / "bench" / "results", ROOT / "docs"
 OVERVIEW = DOCS / "images" / "performance.png"
-DRAWN = {"throughput": draw_chart, "kernels": draw_kernels, "time_to_accuracy": draw_times}
+DRAWN = {"throughput": draw_throughput, "kernels": draw_kernels, "time_to_accuracy": draw_times}
 _SPREAD = ("median", "quartile_1", "quartile_3", "values")
 
 

@@ -62,6 +62,13 @@ def progress() -> Iterator[Callable[[str], None]]:
     yield say
 
 
+def wide_console() -> Console:
+    """Return the console of stdout; a file is 80 wide otherwise, too narrow for a table."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, 100)
+    return console
+
+
 def counted(num: int, noun: str) -> str:
     """Such as "1 rank" and "2 ranks"."""
     return f"{num:,} {noun}{'' if num == 1 else 's'}"

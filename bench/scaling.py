@@ -30,7 +30,7 @@ sys.path.insert(
 from bench.order import drop_from_cache, write_noise
 from bench.program import check_out, check_positive, counted, progress, run_program
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_job
-from bench.schema import RUNS, SCHEMA, command_line, data_record, environment, finish, spread, write_result
+from bench.schema import RUNS, data_record, environment, save_result, spread
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, choose_device, join_world, leave_world, wait_for_all
 from fastpsl.engine.stage_bench import StageBench
@@ -259,15 +259,14 @@ def main() -> None:
         )
     with Beton(options.data or str(sample_paths().train)) as data:
         about = data_record(data, options.data)
-    result: dict[str, Any] = {
-        "schema": SCHEMA, "bench": "scaling", "command": command_line(), "environment": machine, "data": about,
-        "settings": {
+    result = save_result(
+        options.out, "scaling", machine, data=about,
+        settings={
             "repeats": options.repeats, "steps": options.steps, "batch_size": options.batch_size, "backbone": options.backbone,
             "decoder": options.decoder, "step": options.step, "storage_mb": options.storage_mb,
         },
-        "rows": rows, "ratios": efficiencies(rows), "not_measured": missing, "notes": finish(machine),
-    }  # fmt: skip
-    write_result(options.out, result)
+        rows=rows, ratios=efficiencies(rows), not_measured=missing,
+    )  # fmt: skip
     for row in rows:
         where = (
             f"{row['recipe']} {row['stage']}, {counted(row['num_ranks'], 'rank')}" if row["recipe"] else ""

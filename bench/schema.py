@@ -7,7 +7,7 @@ A result is a dict of
     environment   see `environment`; the load averages say whether the machine was shared
     data          what was measured on: num_samples and other plain values
     settings      repeats, and the options that decide the figures
-    rows          each: measured, unit, labels of plain values (LABELS: those that a bench's rows must have), and a `spread`
+    rows          each: measured, unit, labels of plain values, and a `spread`
     ratios        each: what (a formula over rows), labels of plain values, and a `spread` over the repeats
     not_measured  each: what, reason
     notes         sentences that belong to the figures
@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -48,64 +48,41 @@ PACKAGES = (
 # Where results go by default: git ignores it. What is to be committed is asked for by its name.
 RUNS = Path(__file__).resolve().parents[1] / "runs" / "bench"
 
-_NONE = type(None)
-_NUMBER = (float, int)
-_TEXT, _COUNT, _NAME = (str,), (int,), (str, _NONE)
-LABELS: dict[str, dict[str, tuple[type, ...]]] = {
+# Key → type of its value; an int is a float, too. The rest of a row, a ratio, the data and the settings are plain values.
+RESULT = {
+    "schema": int, "bench": str, "command": str, "environment": dict, "data": dict, "settings": dict, "rows": list,
+    "ratios": list, "not_measured": list, "notes": list,
+}  # fmt: skip
+ENVIRONMENT = {
+    "commit": str | None, "cpu": str, "num_cores": int, "gpu": str | None, "driver": str | None, "system": str, "python": str,
+    "versions": dict, "load_average_before": float, "load_average_after": float,
+}  # fmt: skip
+SPREAD = {"median": float, "quartile_1": float, "quartile_3": float, "values": list}
+ROW = {"measured": str, "unit": str, **SPREAD}
+RATIO = {"what": str, **SPREAD}
+MISSING = {"what": str, "reason": str}
+THROUGHPUT = {"decoder": str | None, "num_views": int, "stage": str | None}
+# bench → what its rows have besides ROW.
+LABELS: dict[str, dict[str, Any]] = {
     "beton_write": {},
-    "decode": {"decoder": _TEXT, "num_threads": _COUNT, "num_views": _COUNT, "cores_used": _NUMBER},
-    "detection": {
-        "variant": _TEXT,
-        "backbone": _TEXT,
-        "pictures_per_s": _NUMBER,
-        "peak_mib": (int, _NONE),
-    },
-    "gpu_day": {"exit": _COUNT, "said": _TEXT},
-    "kernels": {
-        "chain": _TEXT,
-        "path": _TEXT,
-        "num_bytes": _COUNT,
-        "gb_per_s": _NUMBER,
-        "percent_of_copy": _NUMBER,
-    },
+    "decode": {"decoder": str, "num_threads": int, "num_views": int, "cores_used": float},
+    "detection": {"variant": str, "backbone": str, "pictures_per_s": float, "peak_mib": int | None},
+    "gpu_day": {"exit": int, "said": str},
+    "kernels": {"chain": str, "path": str, "num_bytes": int, "gb_per_s": float, "percent_of_copy": float},
     "labels": {},
     "loader": {},
     "order": {},
-    "small": {"recipe": _TEXT, "decoder": _NAME, "num_views": _COUNT, "stage": _NAME},
-    "throughput": {"decoder": _NAME, "num_views": _COUNT, "stage": _NAME},
+    "scaling": {"num_ranks": int, "recipe": str | None, "stage": str | None},
+    "small": {"recipe": str, **THROUGHPUT},
     "step": {
-        "recipe": _TEXT,
-        "stage": _TEXT,
-        "backbone": _TEXT,
-        "mode": _TEXT,
-        "samples_per_s": _NUMBER,
-        "peak_mib": (int, _NONE),
+        "recipe": str, "stage": str, "backbone": str, "mode": str, "samples_per_s": float, "peak_mib": int | None,
     },
-    "scaling": {"num_ranks": _COUNT, "recipe": _NAME, "stage": _NAME},
+    "throughput": THROUGHPUT,
     "time_to_accuracy": {
-        "recipe": _TEXT,
-        "monitor": _TEXT,
-        "accuracy": _NUMBER,
-        "epoch": (*_NUMBER, _NONE),
-        "num_reached": _COUNT,
+        "recipe": str, "monitor": str, "accuracy": float, "epoch": float | None, "num_reached": int,
     },
-}
-_RESULT: dict[str, tuple[type, ...]] = {
-    "schema": (int,), "bench": (str,), "command": (str,), "environment": (dict,), "data": (dict,),
-    "settings": (dict,), "rows": (list,), "ratios": (list,), "not_measured": (list,), "notes": (list,),
 }  # fmt: skip
-_ENVIRONMENT: dict[str, tuple[type, ...]] = {
-    "commit": (str, _NONE), "cpu": (str,), "num_cores": (int,), "gpu": (str, _NONE), "driver": (str, _NONE),
-    "system": (str,), "python": (str,), "versions": (dict,), "load_average_before": (float, int),
-    "load_average_after": (float, int),
-}  # fmt: skip
-_SPREAD: dict[str, tuple[type, ...]] = {
-    "median": _NUMBER, "quartile_1": _NUMBER, "quartile_3": _NUMBER, "values": (list,)
-}  # fmt: skip
-_ROW: dict[str, tuple[type, ...]] = {"measured": (str,), "unit": (str,), **_SPREAD}
-_RATIO: dict[str, tuple[type, ...]] = {"what": (str,), **_SPREAD}
-_MISSING: dict[str, tuple[type, ...]] = {"what": (str,), "reason": (str,)}
-_PLAIN = (str, int, float, bool, list, _NONE)
+_PLAIN = str | int | float | bool | list | None
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -197,28 +174,51 @@ def data_record(data: Data, name: str | None) -> dict[str, Any]:
 
 
 def validate(result: Any) -> None:
-    """ValueError, one line, where `result` is not what this file's head describes."""
-    _check_keys(result, _RESULT, "result", exact=True)
+    """Raise ValueError, one line, where `result` is not what this file's head describes."""
+    _check(result, RESULT, "result", exact=True)
     if result["schema"] != SCHEMA:
         raise ValueError(f"result.schema: is {result['schema']}, this code reads {SCHEMA}")
     if result["bench"] not in LABELS:
         raise ValueError(f"result.bench: is {result['bench']!r}, this code knows {', '.join(sorted(LABELS))}")
-    _check_keys(result["environment"], _ENVIRONMENT, "environment", exact=True)
-    _check_keys(result["data"], {"num_samples": (int,)}, "data")
-    _check_keys(result["settings"], {"repeats": (int,)}, "settings")
+    _check(result["environment"], ENVIRONMENT, "environment", exact=True)
+    _check(result["data"], {"num_samples": int}, "data")
+    _check(result["settings"], {"repeats": int}, "settings")
+    for name, keys in (("rows", ROW | LABELS[result["bench"]]), ("ratios", RATIO), ("not_measured", MISSING)):
+        for number, part in enumerate(result[name]):
+            _check(part, keys, f"{name}[{number}]", exact=keys is MISSING)
     repeats = result["settings"]["repeats"]
     if repeats < 1 or not result["rows"]:
         raise ValueError(f"result: {repeats} repeats and {len(result['rows'])} rows; there must be some")
-    for part, keys in (("rows", _ROW | LABELS[result["bench"]]), ("ratios", _RATIO)):
-        for number, row in enumerate(result[part]):
-            _check_keys(row, keys, f"{part}[{number}]")
-            _check_spread(row, repeats, f"{part}[{number}]", may_be_fewer=result["bench"] in MAY_BE_FEWER)
-    for number, missing in enumerate(result["not_measured"]):
-        _check_keys(missing, _MISSING, f"not_measured[{number}]", exact=True)
+    least = 1 if result["bench"] in MAY_BE_FEWER else repeats
+    for name in ("rows", "ratios"):
+        for number, row in enumerate(result[name]):
+            _check_spread(row, least, repeats, f"{name}[{number}]")
     if not all(isinstance(note, str) for note in result["notes"]):
         raise ValueError("notes: must be strings")
     if result["bench"] in ("throughput", "small"):
         _check_three_rows(result)
+
+
+def save_result(
+    path: Path,
+    bench: str,
+    machine: dict[str, Any],
+    *,
+    data: dict[str, Any],
+    settings: dict[str, Any],
+    rows: list[dict[str, Any]],
+    ratios: Sequence[dict[str, Any]] = (),
+    not_measured: Sequence[dict[str, str]] = (),
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write what this program has measured, and return it; machine: of `environment`, before the work."""
+    result = {
+        "schema": SCHEMA, "bench": bench, "command": command_line(), "environment": machine, "data": data,
+        "settings": settings, "rows": rows, "ratios": list(ratios), "not_measured": list(not_measured),
+        "notes": [*notes, *finish(machine)],
+    }  # fmt: skip
+    write_result(path, result)
+    return result
 
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
@@ -230,24 +230,27 @@ def write_result(path: Path, result: Mapping[str, Any]) -> None:
     scratch.replace(path)
 
 
-def _check_keys(part: Any, keys: Mapping[str, tuple[type, ...]], where: str, *, exact: bool = False) -> None:
+def _check(part: Any, keys: Mapping[str, Any], where: str, *, exact: bool = False) -> None:
+    """Raise ValueError where `part` is no dict of these keys and types; `exact`: and of these alone."""
     part = part if isinstance(part, dict) else {}
     if missing := keys.keys() - part.keys():
         raise ValueError(f"{where}: lacks {', '.join(sorted(missing))}")
     if exact and (unknown := part.keys() - keys.keys()):
         raise ValueError(f"{where}: has {', '.join(sorted(unknown))}, which the schema does not know")
     for name, value in part.items():
-        allowed = keys.get(name, _PLAIN)
+        hint = keys.get(name, _PLAIN)
+        allowed = get_args(hint) or (hint,)
+        allowed += (int,) if float in allowed else ()
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-            names = " or ".join(kind.__name__ for kind in allowed)
+            names = " or ".join(kind.__name__ for kind in dict.fromkeys(allowed))
             raise ValueError(f"{where}.{name}: is {type(value).__name__}, must be {names}")
 
 
-def _check_spread(row: Mapping[str, Any], repeats: int, where: str, *, may_be_fewer: bool) -> None:
+def _check_spread(row: Mapping[str, Any], least: int, most: int, where: str) -> None:
     values = row["values"]
-    if not (1 if may_be_fewer else repeats) <= len(values) <= repeats:
-        raise ValueError(f"{where}.values: {len(values)} of them for {repeats} repeats")
-    if not all(isinstance(v, _NUMBER) and math.isfinite(v) and v > 0 for v in values):
+    if not least <= len(values) <= most:
+        raise ValueError(f"{where}.values: {len(values)} of them for {most} repeats")
+    if not all(isinstance(v, float | int) and math.isfinite(v) and v > 0 for v in values):
         raise ValueError(f"{where}.values: must be finite numbers above 0")
     for name, expected in spread(values).items():
         if name != "values" and not math.isclose(row[name], expected, rel_tol=1e-3):
@@ -255,38 +258,39 @@ def _check_spread(row: Mapping[str, Any], repeats: int, where: str, *, may_be_fe
 
 
 def _check_three_rows(result: Mapping[str, Any]) -> None:
-    """Throughput and small: each row of both together stands beside its loader alone, its step alone and its ratio, as often measured,
-    and the ratio is theirs. A loader without a stage is every stage's.
+    """Hold throughput and small to their three rows.
+
+    Each row of both together stands beside its loader alone, its step alone and its ratio, as often measured, and the
+    ratio is theirs. A loader without a stage is every stage's.
     """
-    names = ("recipe", "decoder", "num_views", "stage")
 
-    def found(part: str, measured: str | None, *names: str) -> dict[tuple[Any, ...], list[float]]:
+    def values(part: str, measured: str | None, *labels: str) -> dict[tuple[Any, ...], list[float]]:
         rows = [row for row in result[part] if measured is None or row["measured"] == measured]
-        values = {tuple(row.get(name) for name in names): row["values"] for row in rows}
-        if len(values) < len(rows):
+        by_key = {tuple(row.get(label) for label in labels): row["values"] for row in rows}
+        if len(by_key) < len(rows):
             raise ValueError(f"{part}: some stand there twice")
-        return values
+        return by_key
 
-    both = found("rows", "both", *names)
-    if not both and not found("rows", "peer") and not found("rows", "loader"):
+    labels = ("recipe", "decoder", "num_views", "stage")
+    both, loaders, steps = (values("rows", measured, *labels) for measured in ("both", "loader", "step"))
+    ratios = values("ratios", None, "what", *labels)
+    if not both and not loaders and not values("rows", "peer", *labels):
         raise ValueError("rows: none of loader and step together, nor of loaders alone")
-    loaders, steps = found("rows", "loader", *names), found("rows", "step", *names)
-    ratios = found("ratios", None, "what", *names)
     for key, rates in both.items():
         recipe, _, num_views, stage = key
-        here = (loaders.get(key, loaders.get((*key[:3], None))), steps.get((recipe, None, num_views, stage)))
-        ratio = ratios.get(("both / min(loader, step)", *key))
-        for what, other in zip(("loader", "step", "ratio"), (*here, ratio), strict=True):
-            if other is None or len(other) != len(rates):
-                told = (
-                    "is missing" if other is None else f"has {len(other)} values, both together {len(rates)}"
-                )
-                raise ValueError(f"rows: the {what} of {key} {told}")
-        assert here[0] and here[1] and ratio
-        for given, rate, loader, step in zip(ratio, rates, *here, strict=True):  # type: ignore[arg-type]
-            if not math.isclose(given, rate / min(loader, step), rel_tol=0.01):
+        beside = {
+            "loader": loaders.get(key, loaders.get((*key[:3], None), [])),
+            "step": steps.get((recipe, None, num_views, stage), []),
+            "ratio": ratios.get(("both / min(loader, step)", *key), []),
+        }
+        for what, others in beside.items():
+            if len(others) != len(rates):
+                why = f"has {len(others)} values, both together {len(rates)}" if others else "is missing"
+                raise ValueError(f"rows: the {what} of {key} {why}")
+        for rate, loader, step, ratio in zip(rates, *beside.values(), strict=True):
+            if not math.isclose(ratio, rate / min(loader, step), rel_tol=0.01):
                 raise ValueError(
-                    f"ratios: that of {key} is {given}, its rows say {rate / min(loader, step):.4f}"
+                    f"ratios: that of {key} is {ratio}, its rows say {rate / min(loader, step):.4f}"
                 )
 
 

@@ -1,11 +1,80 @@
-"""A result of bench/throughput.py as tables on the terminal."""
+"""A result of bench/throughput.py as tables on the terminal, and as bars: loaders on the left, steps and both together on the right."""
 
+import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from bench.chart import Bar, Panel, draw, grouped
 from bench.peers import TITLES
+from bench.program import counted
+
+# Okabe and Ito's colours, told apart by everybody: ours dark, peers light; a name keeps its colour in both panels.
+COLOURS = {
+    "step": "#777777", "ffcv": "#0072B2", "dali": "#009E73", "torchvision": "#D55E00", "resident": "#000000",
+    "synthetic": "#999999", "ffcv_loader": "#7FB8D8", "dali_reader": "#7FCEB8", "dataloader": "#EAAE7F",
+    "webdataset": "#F0E442",
+}  # fmt: skip
+_CUT = 1.5  # times the longest bar of real data: a synthetic loader is beyond compare
+_LOWER = "both / min(loader, step)"
+
+
+def draw_throughput(result: dict[str, Any], path: Path) -> Path:
+    """Write the bars; on both together: its ratio to the slower of its parts."""
+    settings, machine = result["settings"], result["environment"]
+    backbone = settings["backbone"] or "the recipes' backbones"
+    title = (
+        f"{backbone}, precision {settings['precision']}, batch {settings['batch_size']}, "
+        f"{result['data']['name']}\n{machine['gpu'] or machine['cpu']}, {machine['num_cores']} cores, "
+        f"load average {machine['load_average_before']} before"
+    )
+    panels = [
+        _panel(result, "loader alone", "loader", "peer"),
+        _panel(result, "step alone, and both together (× the slower of the two)", "step", "both"),
+    ]
+    return draw(path, panels, title)
+
+
+def _panel(result: dict[str, Any], title: str, *measured: str) -> Panel:
+    ratios = {_key(row): row["median"] for row in result["ratios"] if row["what"] == _LOWER}
+    rows = [row for row in result["rows"] if row["measured"] in measured]
+    longest = max((row["quartile_3"] for row in rows if row["decoder"] != "synthetic"), default=math.inf)
+    headings = {_heading(row): None for row in rows}  # in the rows' order
+    rows.sort(key=lambda row: ([*headings].index(_heading(row)), [*COLOURS].index(_name(row))))
+    bars = []
+    for row in rows:
+        text = f"{row['median']:,.0f}" if row["median"] >= 100 else f"{row['median']:.1f}"
+        if row["measured"] == "both":
+            text += f"  (×{ratios[_key(row)]:.2f})"
+        bars.append((_heading(row), Bar(_title(row), row, COLOURS[_name(row)], text)))
+    return Panel(title, "samples/s (median, quartiles)", grouped(bars), edge=_CUT * longest)
+
+
+def _heading(row: dict[str, Any]) -> str:
+    """Return what stands above the bars that can be compared."""
+    views = counted(row["num_views"], "view")
+    if row["stage"] is None:
+        return f"{views}, random resized crops"
+    return f"{row.get('recipe', 'jigsaw')} {row['stage']}, {views}"
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row.get("recipe"), row["decoder"], row["num_views"], row["stage"]
+
+
+def _name(row: dict[str, Any]) -> str:
+    return "step" if row["measured"] == "step" else str(row["decoder"])
+
+
+def _title(row: dict[str, Any]) -> str:
+    if row["measured"] == "step":
+        return "step alone"
+    if row["measured"] == "both":
+        return f"with {row['decoder']}"
+    return TITLES.get(row["decoder"], f"fastpsl, {row['decoder']}")
 
 
 def show_throughput(result: dict[str, Any], console: Console) -> None:
@@ -31,7 +100,7 @@ def show_throughput(result: dict[str, Any], console: Console) -> None:
         console.print(table)
     alone = [row for row in result["rows"] if row["measured"] in ("loader", "peer") and row["stage"] is None]
     if alone:
-        console.print(loaders_alone(alone))
+        console.print(loaders_alone(alone, _title))
     for missing in result["not_measured"]:
         console.print(f"{missing['what']}: {missing['reason']}")
     for note in result["notes"]:
@@ -46,17 +115,19 @@ def show_throughput(result: dict[str, Any], console: Console) -> None:
             )
 
 
-def loaders_alone(rows: list[dict[str, Any]]) -> Table:
-    """A row each of our decoders and the peers, a column a number of views."""
+def loaders_alone(rows: list[dict[str, Any]], name: Callable[[dict[str, Any]], str]) -> Table:
+    """Return a table: a row each loader by its name, a column each number of views."""
     views = sorted({row["num_views"] for row in rows})
-    titles = [f"{num} view{'s' * (num > 1)}" for num in views]
+    titles = [counted(num, "view") for num in views]
     table = Table(
         "loader alone", *titles, "cores", "first batch after", title="samples/s (medians), equal crops"
     )
-    rates = {(row["decoder"], row["num_views"]): f"{row['median']:,.0f}" for row in rows}
-    for name in dict.fromkeys(row["decoder"] for row in rows):
-        first = next(row for row in rows if row["decoder"] == name)
-        cores = "" if first["cores_used"] is None else f"{first['cores_used']:.1f}"
-        title = TITLES.get(name, f"fastpsl, decoder {name}")
-        table.add_row(title, *(rates[name, num] for num in views), cores, f"{first['first_batch_s']:.1f} s")
+    loaders: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        loaders.setdefault(name(row), {})[row["num_views"]] = row
+    for text, by_views in loaders.items():
+        one = by_views[min(by_views)]
+        cores = "" if one["cores_used"] is None else f"{one['cores_used']:.1f}"
+        rates = (f"{by_views[num]['median']:,.0f}" for num in views)
+        table.add_row(text, *rates, cores, f"{one['first_batch_s']:.1f} s")
     return table

@@ -26,9 +26,9 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, not installed
 from bench import throughput
-from bench.program import check_out, check_positive, progress, run_program
+from bench.program import check_out, check_positive, progress, run_program, wide_console
 from bench.recipe_stages import recipe_module
-from bench.schema import RUNS, SCHEMA, command_line, data_record, environment, finish, spread, write_result
+from bench.schema import RUNS, data_record, environment, save_result, spread
 from bench.show import show_throughput
 from bench.throughput import Setting, try_stage
 from fastpsl.engine.command_line import parse
@@ -184,8 +184,7 @@ def main() -> None:
     options: Options = parse(Options, description=__doc__)
     options.check()
     check_out(options.out)
-    console = Console(highlight=False, soft_wrap=True)
-    console.width = max(console.width, 100)  # a file is 80 wide otherwise
+    console = wide_console()
     world = join_world(options.device, timeout_s=600)
     machine = environment(world.device)
     with progress() as say, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
@@ -197,22 +196,21 @@ def main() -> None:
             for seed, path, num in ((0, data, 50_000), (1, val, 10_000)):
                 write_noise(path, num if world.device.type == "cuda" else num // 25, seed)
         bench = Bench(options, world, data, val)
-        result: dict[str, Any] = {
-            "schema": SCHEMA, "bench": "small", "command": command_line(), "environment": machine,
-            "data": data_record(bench.data, options.data or "noise"),
-            "settings": {
-                "repeats": bench.repeats, "seconds": bench.seconds, "device": world.device.type, "step": options.step,
-                "precision": options.precision, "batch_size": options.batch_size, "num_threads": bench.num_threads,
-                "limit_s": bench.limit_s, "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
-                "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
-            },
-        }  # fmt: skip
+        about = data_record(bench.data, options.data or "noise")
         with Beton(str(val)) as held_out:
-            result["data"]["num_held_out"] = held_out.num_samples
-        result |= bench.measure(folder, say)
+            about["num_held_out"] = held_out.num_samples
+        parts = bench.measure(folder, say)
         bench.data.close()
-    result["notes"] = finish(machine)
-    write_result(options.out, result)
+    result = save_result(
+        options.out, "small", machine, data=about,
+        settings={
+            "repeats": bench.repeats, "seconds": bench.seconds, "device": world.device.type, "step": options.step,
+            "precision": options.precision, "batch_size": options.batch_size, "num_threads": bench.num_threads,
+            "limit_s": bench.limit_s, "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+        },
+        **parts,
+    )  # fmt: skip
     show(result, console)
     console.print(str(options.out))
 

@@ -28,9 +28,9 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # bench/ and recipes/ are folders of programs, not installed
-from bench.program import check_out, check_positive, progress, run_program
+from bench.program import check_out, check_positive, progress, run_program, wide_console
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_job
-from bench.schema import RUNS, SCHEMA, command_line, environment, finish, spread, write_result
+from bench.schema import RUNS, environment, save_result, spread
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.stage_bench import StageBench
@@ -317,25 +317,22 @@ def main() -> None:
     options.check()
     check_out(options.out)
     world = join_world(options.device, timeout_s=600.0)
-    console = Console(highlight=False, soft_wrap=True)
-    console.width = max(console.width, 100)  # a file is 80 wide otherwise
+    console = wide_console()
     machine = environment(world.device)
     bench = Bench(options, world)
     with progress() as say:
         for keys in bench.groups():
             bench.measure(keys, say)
-    result: dict[str, Any] = {
-        "schema": SCHEMA, "bench": "step", "command": command_line(), "environment": machine,
-        "data": {"name": "noise on the device", "num_samples": bench.batch_size},
-        "settings": {
+    result = save_result(
+        options.out, "step", machine,
+        data={"name": "noise on the device", "num_samples": bench.batch_size},
+        settings={
             "repeats": bench.repeats, "steps_per_repeat": bench.steps, "batch_size": bench.batch_size, "precision": bench.precision,
             "device": world.device.type, "backbone": bench.backbone, "recipes": list(bench.recipes), "stages": list(options.stages),
             "limit_s": bench.limit_s, "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
         },
-        "rows": rows_of(bench.timed), "ratios": ratios_of(bench.timed), "not_measured": bench.missing,
-        "notes": finish(machine),
-    }  # fmt: skip
-    write_result(options.out, result)
+        rows=rows_of(bench.timed), ratios=ratios_of(bench.timed), not_measured=bench.missing,
+    )  # fmt: skip
     show(result, console)
     console.print(str(options.out))
 

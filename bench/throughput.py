@@ -27,26 +27,14 @@ from typing import Any, Literal
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, not installed
-from bench import peers
-from bench.chart import draw_chart
-from bench.equal_crops import decoders_here, measure_loaders
-from bench.program import check_out, check_positive, progress, run_program
+from bench import interleaved, peers
+from bench.program import check_out, check_positive, progress, run_program, wide_console
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_job
-from bench.schema import (
-    RUNS,
-    SCHEMA,
-    command_line,
-    data_record,
-    environment,
-    finish,
-    spread,
-    write_result,
-)
-from bench.show import show_throughput
+from bench.schema import RUNS, data_record, environment, save_result, spread
+from bench.show import draw_throughput, show_throughput
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.options import RunOptions
@@ -129,7 +117,15 @@ def fill_in(options: Options, world: World) -> tuple[Setting, list[dict[str, str
     """And what of the decoders is not measured, and why."""
     is_sample = options.data is None
     path = options.data or str(sample_paths().train)
-    decoders, missing = decoders_here(options.decoders, world.device)
+    decoders: list[str] = []
+    missing: list[dict[str, str]] = []
+    for name in options.decoders:
+        if reason := peers.why_no_decoder(name, world.device):
+            missing.append({"what": f"decoder {name}", "reason": reason})
+        else:
+            decoders.append(name)
+    if not decoders:
+        raise ValueError(f"--decoders {' '.join(options.decoders)}: {missing[0]['reason']}")
     setting = Setting(
         options, world, Beton(path), path, decoders,
         batch_size=options.batch_size or (256 if world.device.type == "cuda" else 32),
@@ -265,22 +261,23 @@ def measure(setting: Setting, files: Path, say: Callable[[str], None]) -> dict[s
         deadline = time.perf_counter() + left_s / (num_parts - done)
         for part, found in try_stage(recipe, stage, setting, deadline, say).items():
             result[part] += found
-    others = []
-    for kind, title in peers.TITLES.items():
-        reason: str | None = (
-            peers.why_missing(kind, setting.path) if options.peers else "left out by --no-peers"
-        )
-        if reason:
+    works = {f"decoder {name}": _work(name, setting, files) for name in setting.decoders}
+    for kind in peers.PEERS:
+        title = peers.TITLES[kind]
+        if reason := peers.why_missing(kind, setting.path) if options.peers else "left out by --no-peers":
             result["not_measured"].append({"what": title, "reason": reason})
         else:
-            others.append(kind)
+            works[title] = _work(kind, setting, files)
     if options.peers:
-        rows, missing, notes = measure_loaders(
-            [*setting.decoders, *others],
-            lambda kind: _work(kind, setting, files),
-            files, views=options.views, repeats=setting.repeats, seconds=setting.seconds, deadline=start + limit_s, say=say,
-        )  # fmt: skip
-        result["rows"] += rows
+        rates, missing, notes = interleaved.measure(
+            works,
+            options.views,
+            repeats=setting.repeats,
+            seconds=setting.seconds,
+            deadline=start + limit_s,
+            say=say,
+        )
+        result["rows"] += map(_row, rates)
         result["not_measured"] += missing
         result["notes"] += notes
     if any(len(row["values"]) < setting.repeats for row in result["rows"]):
@@ -288,6 +285,11 @@ def measure(setting: Setting, files: Path, say: Callable[[str], None]) -> dict[s
             f"fewer than {setting.repeats} repeats where the machine was slow: --limit-s {limit_s:g} is kept"
         )
     return result
+
+
+def _row(rates: interleaved.Rates) -> dict[str, Any]:
+    measured = "peer" if rates.work.kind in peers.TITLES else "loader"
+    return rates.row(measured, stage=None, crop="RandomResizedCrop")
 
 
 def _work(kind: str, setting: Setting, files: Path) -> peers.Work:
@@ -301,31 +303,29 @@ def main() -> None:
     options: Options = parse(Options, description=__doc__)
     options.check()
     check_out(options.out)
-    console = Console(highlight=False, soft_wrap=True)
-    console.width = max(console.width, 100)  # a file is 80 wide otherwise
+    console = wide_console()
     world = join_world(options.device, timeout_s=600)
     machine = environment(world.device)
     setting, missing = fill_in(options, world)
-    result: dict[str, Any] = {
-        "schema": SCHEMA, "bench": "throughput", "command": command_line(), "environment": machine,
-        "data": data_record(setting.data, options.data),
-        "settings": {
+    with progress() as say, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as files:
+        parts = measure(setting, Path(files), say)
+    parts["not_measured"] = missing + parts["not_measured"]
+    result = save_result(
+        options.out, "throughput", machine,
+        data=data_record(setting.data, options.data),
+        settings={
             "repeats": setting.repeats, "seconds": setting.seconds, "epochs": options.epochs,
             "batch_size": setting.batch_size, "num_threads": setting.num_threads, "backbone": options.backbone,
             "precision": RunOptions(precision=options.precision).resolved_precision(world.device), "device": world.device.type, "augment": options.augment,
             "step": options.step, "fold_frozen": options.fold_frozen, "values": "SAMPLE" if setting.is_sample else "PAPER",
             "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"], "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         },
-    }  # fmt: skip
-    with progress() as say, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as files:
-        result |= measure(setting, Path(files), say)
+        **parts,
+    )  # fmt: skip
     setting.data.close()
-    result["not_measured"] = missing + result["not_measured"]
-    result["notes"] += finish(machine)
-    write_result(options.out, result)
-    draw_chart(result, options.out.with_suffix(".png"))
+    chart = draw_throughput(result, options.out.with_suffix(".png"))
     show_throughput(result, console)
-    console.print(f"{options.out}\n{options.out.with_suffix('.png')}")
+    console.print(f"{options.out}\n{chart}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 A whole run of the recipe as `recipes/` trains it, with ResNet-18 on small pictures, cut to CIFAR's size and length (--stage-epochs, --batch-size); the
 online monitor looks after each epoch (docs/knn.md). The clock starts when the data is open and the weights are drawn: loaders,
 compiling, first batches, checkpoints, and the pretext task's own held-out pass at a stage's end are on it, the looks are not. A target counts from the end of the epoch after which the accuracy
-was first reached. Writes a JSON and a PNG of the curves.
+was first reached. Writes a JSON and a PNG of the accuracies.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ import torch
 sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # bench/ and recipes/ are folders of programs, not installed
+from bench.chart import Bar, Panel, draw, grouped
 from bench.program import check_out, counted, progress, run_program
 from bench.recipe_stages import MODULES, job_of, recipe_options
-from bench.schema import RUNS, SCHEMA, command_line, data_record, environment, finish, spread, write_result
-from bench.time_chart import draw_times
+from bench.schema import RUNS, data_record, environment, save_result, spread
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.run import Run
@@ -207,6 +207,37 @@ def tabulate(runs: list[Trained], options: Options) -> dict[str, Any]:
     return {"rows": rows, "ratios": [], "not_measured": missing}
 
 
+def draw_times(result: dict[str, Any], path: Path) -> Path:
+    """Write the accuracy at each look, below its stage, with its seconds of training; the target is a line."""
+    settings, machine, data = result["settings"], result["environment"], result["data"]
+    looks = [row for row in result["rows"] if row["measured"] == "accuracy"]
+    stages = list(dict.fromkeys(row["stage"] for row in looks))
+    bars = []
+    for row in looks:
+        percent = {name: 100 * row[name] for name in ("median", "quartile_1", "quartile_3")}
+        text = f"{percent['median']:.1f} %, {statistics.median(row['seconds']):,.1f} s"
+        bars.append(
+            (row["stage"], Bar(f"epoch {row['epoch']:g}", percent, f"C{stages.index(row['stage'])}", text))
+        )
+    target = settings["target"]
+    title = (
+        f"{looks[0]['recipe']}, {settings['plan']}, {data['name']} ({data['num_samples']:,} images), "
+        f"{machine['gpu'] or machine['cpu']}\ntarget {100 * target:g} %: "
+    )
+    reached = [
+        f"{row['median']:.1f} s, {row['num_reached']} of {counted(settings['repeats'], 'seed')}"
+        for row in result["rows"]
+        if row["measured"] == "seconds to accuracy" and row["accuracy"] == target
+    ]
+    panel = Panel(
+        "seconds of training, the looks left out",
+        f"held-out accuracy ({looks[0]['monitor']}), % (median, quartiles)",
+        grouped(bars),
+        line=100 * target,
+    )
+    return draw(path, [panel], title + "".join(reached or ["not reached"]))
+
+
 def main() -> None:
     options: Options = parse(Options, description=__doc__)
     options.check()
@@ -231,21 +262,21 @@ def main() -> None:
         about = data_record(data, options.data)
     with Beton(options.val or str(sample_paths().test_32)) as held_out:
         about["num_held_out"] = held_out.num_samples
-    result = {
-        "schema": SCHEMA, "bench": "time_to_accuracy", "command": command_line(), "environment": machine, "data": about,
-        "settings": {
+    notes = []
+    if len(runs) < len(options.seeds):
+        notes.append(
+            f"{len(runs)} of {counted(len(options.seeds), 'seed')}: stopped by --limit-s {options.limit_s:g} or a signal"
+        )
+    result = save_result(
+        options.out, "time_to_accuracy", machine, data=about,
+        settings={
             "repeats": len(runs), "seeds": list(options.seeds[: len(runs)]), "plan": options.plan, "target": options.accuracy,
             "device": world.device.type, "step": options.step, "decoder": options.decoder,
             "batch_size": options.batch_size or (32 if options.data is None else BATCH_SIZE[options.recipe]),
             "stage_epochs": list(options.stage_epochs or (SAMPLE if options.data is None else VALUES[options.recipe])["stage_epochs"]),
         },
-        **tabulate(runs, options), "notes": finish(machine),
-    }  # fmt: skip
-    if len(runs) < len(options.seeds):
-        result["notes"].append(
-            f"{len(runs)} of {counted(len(options.seeds), 'seed')}: stopped by --limit-s {options.limit_s:g} or a signal"
-        )
-    write_result(options.out, result)
+        **tabulate(runs, options), notes=notes,
+    )  # fmt: skip
     picture = draw_times(result, options.out.with_suffix(".png"))
     for row in result["rows"]:
         if row["measured"] == "seconds to accuracy":

@@ -33,11 +33,12 @@ else
     # Resumes and two ranks of one GPU among them.
     tests tests-recipes 480 60 -n 7 --dist worksteal -o timeout=300 tests/recipes &
     tests tests-kernels 330 25 -n 8 --dist worksteal -o timeout=150 -k 'not memory' tests/kernels
+    rooms=(tests/pipelines tests/models tests/engine tests/tasks tests/evaluation tests/transfer)
     # What DALI decodes is tested in part B, where it is at hand.
     without_dali=(--ignore tests/pipelines/test_cuda.py --ignore-glob '*/test_dali*')
-    tests tests-fastpsl 440 45 -n 8 --dist worksteal -o timeout=200 -k 'not memory' "${without_dali[@]}" tests/fastpsl tests/pipelines
+    tests tests-fastpsl 440 45 -n 8 --dist worksteal -o timeout=200 -k 'not memory' "${without_dali[@]}" "${rooms[@]}"
     wait
     # They read how much of the device is in use.
-    tests tests-memory 520 10 -o timeout=60 -k memory "${without_dali[@]}" tests/kernels tests/fastpsl tests/pipelines
+    tests tests-memory 520 10 -o timeout=60 -k memory "${without_dali[@]}" tests/kernels "${rooms[@]}"
 fi
 [ -n "$LIST" ] || find "$run" -maxdepth 1 \( -name '*.png' -o -name '*.json' -o -name '*.jsonl' \) -exec cp {} "$RESULTS/runs/" \;

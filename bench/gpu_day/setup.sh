@@ -84,8 +84,6 @@ if [ -z "$LIST" ]; then
             cat "$WORK"/dali.tar.xz.? | "$PYTHON" -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.stdin.buffer), sys.stdout.buffer, 1 << 22)' |
                 tar x -C "$SITE"
         fi
-        # fastpsl is not installed there: two of its folders stand beside it in the tree.
-        for folder in kernels pipelines; do [ -e "fastpsl/$folder" ] || ln -s "../$folder" "fastpsl/$folder"; done
         FASTPSL_COMMIT=$(sed -n '1s/^# //p' .gpu/whl/sources.sha256)
         sha256sum --check --status .gpu/whl/sources.sha256 2>/dev/null || FASTPSL_COMMIT="${FASTPSL_COMMIT% and changes} and changes"
         export FASTPSL_COMMIT

@@ -11,9 +11,9 @@ import torch
 
 from bench import kernels
 from bench.kernel_chains import Setting, crop_chains, view_chain, views_of_chains
-from bench.kernel_chart import not_measured, to_reach
 from bench.kernel_peers import PEERS
 from bench.schema import validate
+from bench.show_kernels import not_measured, to_reach
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip

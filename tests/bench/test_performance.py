@@ -8,7 +8,7 @@ import pytest
 
 from bench.how_fast import how_fast_table
 from bench.performance import DOCS, OVERVIEW, RESULTS, filled, pages, read_results, section
-from bench.ratio_chart import against_others, draw_ratios, waiting
+from bench.ratios import against_others, draw_ratios, waiting
 from bench.scale_arithmetic import all_reduce_ms, gradients, scale_tables
 from bench.schema import REHEARSAL, spread
 from bench.targets import NO_GPU, NOT_MEASURED, TARGETS, targets_table
@@ -214,11 +214,13 @@ def test_readmes_table_has_lines_of_gpus_when_there_are_files() -> None:
 
 def test_ratios_of_all_files_are_drawn(tmp_path: Path) -> None:
     results = read_results(RESULTS) | gpu_results()
-    ratios = {each.text: each.median for each in against_others(results) if each.file.endswith("-h200.json")}
+    ratios = {
+        each.text: each.row["median"] for each in against_others(results) if each.file.endswith("-h200.json")
+    }
     assert ratios["ours by dali / ffcv Loader, 2 views"] == 9  # loaders alone of throughput
     assert ratios["ours by dali, 8 threads / ffcv Loader, 2 views"] == 8.5
     assert ratios["SimCLR T3: kornia_modules / fused, ms"] == 106
-    assert {each.median for each in waiting(gpu_results())} == {0.99, 0.985, 0.97}
+    assert {each.row["median"] for each in waiting(gpu_results())} == {0.99, 0.985, 0.97}
     assert draw_ratios(results, tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import peers
-from bench.equal_crops import measure_loaders
+from bench import interleaved, peers
 from bench.recipe_stages import recipe_options, stage_job
 from bench.schema import validate
-from bench.throughput import Options
+from bench.throughput import Options, _row
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
@@ -96,7 +95,7 @@ def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures = [generator.integers(0, 256, (48, 56, 3), np.uint8) for _ in range(9)]
     samples = (Sample(str(i), picture, i % 2) for i, picture in enumerate(pictures))
     write_beton(samples, path, num_samples=9, class_names=["a", "b"])
-    assert peers.copy_out(str(path), path.parent / "files", num_shards=2) == 9
+    assert peers.copy_out(str(path), path.parent / "files", num_shards=2) == (9, 9)
     return path
 
 
@@ -119,19 +118,19 @@ def test_pictures_are_copied_out_as_they_are(beton: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", peers.TITLES)
+@pytest.mark.parametrize("kind", peers.PEERS)
 def test_peers_are_measured_or_named(kind: str, beton: Path) -> None:
     package = {"ffcv_loader": "ffcv", "dali_reader": "nvidia", "webdataset": "webdataset"}.get(kind, "torch")
     if find_spec(package) is None:
         assert peers.why_missing(kind, str(beton)) == "not installed"
         return
     assert peers.why_missing(kind, str(beton)) is None
-    peer = peers.Peer(work(kind, beton))
+    process = interleaved.Process(work(kind, beton))
     try:
-        assert peer.first_batch_s > 0
-        assert peer.samples_per_s(1, 0.0) > 0 and peer.samples_per_s(2, 0.0) > 0
+        assert process.first_batch_s > 0
+        assert process.measure(1, 0.0)[0] > 0 and process.measure(2, 0.0, num_batches=9)[0] > 0
     finally:
-        peer.close()
+        process.close()
 
 
 def test_raw_pictures_are_no_work_for_readers_of_files(tmp_path: Path) -> None:
@@ -144,12 +143,12 @@ def test_raw_pictures_are_no_work_for_readers_of_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_loaders_alone_are_rows_beside_each_other(beton: Path, tmp_path: Path) -> None:
-    kinds = ["torchvision", "dataloader", "nobody"]
-    rows, missing, notes = measure_loaders(
-        kinds, lambda kind: work(kind, beton), tmp_path, views=(1, 2), repeats=2, seconds=0.0, deadline=float("inf"),
-        say=lambda line: None,
-    )  # fmt: skip
+def test_loaders_alone_are_rows_beside_each_other(beton: Path) -> None:
+    works = {f"decoder {kind}": work(kind, beton) for kind in ("torchvision", "dataloader", "nobody")}
+    rates, missing, notes = interleaved.measure(
+        works, (1, 2), repeats=2, seconds=0.0, deadline=float("inf"), say=lambda line: None
+    )
+    rows = [_row(each) for each in rates]
     names = [(row["measured"], row["decoder"], row["num_views"], len(row["values"])) for row in rows]
     assert sorted(names) == [("loader", "torchvision", 1, 2), ("loader", "torchvision", 2, 2),
                              ("peer", "dataloader", 1, 2), ("peer", "dataloader", 2, 2)]  # fmt: skip
@@ -173,7 +172,7 @@ def test_every_recipe_has_its_stages(recipe: str) -> None:
 
 def test_a_peer_that_ends_says_why(beton: Path) -> None:
     with pytest.raises(RuntimeError, match="nowhere.beton"):
-        peers.Peer(work("dataloader", beton.with_name("nowhere.beton")))
+        interleaved.Process(work("dataloader", beton.with_name("nowhere.beton")))
 
 
 def test_shards_are_no_work_for_ffcvs_loader(beton: Path) -> None:

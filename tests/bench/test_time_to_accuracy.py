@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from bench.schema import SCHEMA, command_line, environment, finish, validate
-from bench.time_chart import draw_times
-from bench.time_to_accuracy import Clock, Options, Trained, read_line, seconds_to, tabulate
+from bench.time_to_accuracy import Clock, Options, Trained, draw_times, read_line, seconds_to, tabulate
 from fastpsl.engine import online_probe as online
 from fastpsl.engine.experiment import Job
 from fastpsl.engine.optim.schedules import cosine

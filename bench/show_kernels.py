@@ -1,16 +1,14 @@
-"""A result of bench/kernels.py as a bar chart and as a table on the terminal, beside what is to be reached."""
+"""A result of bench/kernels.py as bars and as a table on the terminal, beside what is to be reached."""
 
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
-# Okabe and Ito's colours, as in chart.py: ours dark, peers light.
+from bench.chart import Bar, Panel, draw, grouped
+
+# Okabe and Ito's colours, as in show.py: ours dark, peers light.
 COLOURS = {
     "fused": "#0072B2", "kornia": "#009E73", "kornia_modules": "#7FCEB8", "torchvision_batch": "#EAAE7F",
     "torchvision_images": "#F0E442",
@@ -21,69 +19,30 @@ TITLES = {
 }  # fmt: skip
 # 256 samples of 224 px to fp16 on one H200: milliseconds of the fused path, and Kornia's modules over it.
 TO_REACH = {"SimCLR T3": (0.17, 100.0), "jigsaw": (0.1, None), "rotation, all 8": (0.5, None)}
-_BAR_INCHES = 0.2
 
 
-def draw_kernels(result: dict[str, Any], path: Path) -> None:
-    """Milliseconds of each chain by path, on a logarithmic axis: medians as bars, quartiles as whiskers; a line for a copy."""
-    rows = [row for row in result["rows"] if row["measured"] == "kernel"]
-    (copy,) = (row for row in result["rows"] if row["measured"] == "copy")
-    chains = list(dict.fromkeys(row["chain"] for row in rows))
-    height = _BAR_INCHES * (len(rows) + len(chains)) + 1.6
-    figure, axes = plt.subplots(figsize=(10, height), layout="constrained")
-    y, ticks = 0.0, []
-    for chain in chains:
-        group = [row for row in rows if row["chain"] == chain]
-        ticks.append(y + (len(group) - 1) / 2)
-        floor = 1e-6 * group[0]["num_bytes"] / copy["gb_per_s"]
-        axes.plot(
-            [floor, floor],
-            [y - 0.5, y + len(group) - 0.5],
-            color="black",
-            linewidth=1,
-            label="at the speed of a copy",
-        )
-        for row in group:
-            axes.barh(y, row["median"], 0.85, color=COLOURS[row["path"]], label=TITLES[row["path"]])
-            whiskers = [[row["median"] - row["quartile_1"]], [row["quartile_3"] - row["median"]]]
-            axes.errorbar(row["median"], y, xerr=whiskers, ecolor="#444", elinewidth=1)
-            text = f"  {_digits(row['median'], 3)} ms, {_digits(row['percent_of_copy'], 2)} % of a copy"
-            # Beyond the line, where that is the longer one.
-            axes.text(max(row["quartile_3"], floor), y, text, va="center", fontsize=7)
-            y += 1
-        y += 1
-    axes.set_xscale("log")
-    axes.margins(x=0.25)
-    axes.set_yticks(ticks, chains, fontsize=9)
-    axes.tick_params(axis="y", length=0)
-    axes.set_ylim(y - 1, -1)
-    axes.set_xlabel("ms a batch (median, quartiles; logarithmic)")
-    axes.spines[["top", "right"]].set_visible(False)
-    # One entry a colour, in the paths' order.
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    axes.legend(
-        handles.values(),
-        handles,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.6 / height),
-        ncols=3,
-        fontsize=8,
-        frameon=False,
-    )
+def draw_kernels(result: dict[str, Any], path: Path) -> Path:
+    """Write milliseconds of each chain by path on a logarithmic axis, with a line where a copy would end."""
     settings, machine = result["settings"], result["environment"]
-    axes.set_title(
-        f"{settings['batch_size']} samples of {settings['size_px']} px to {settings['precision']}; copy {copy['gb_per_s']:,.0f} GB/s\n"
-        f"{machine['gpu'] or machine['cpu']}, {machine['num_cores']} cores, load average "
-        f"{machine['load_average_before']} before",
-        fontsize=10, loc="left",
-    )  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    (copy,) = (row for row in result["rows"] if row["measured"] == "copy")
+    bars = []
+    for row in result["rows"]:
+        if row["measured"] == "kernel":
+            text = f"{_digits(row['median'], 3)} ms, {_digits(row['percent_of_copy'], 2)} % of a copy"
+            floor_ms = 1e-6 * row["num_bytes"] / copy["gb_per_s"]
+            path_bar = Bar(TITLES[row["path"]], row, COLOURS[row["path"]], text, floor_ms)
+            bars.append((row["chain"], path_bar))
+    title = (
+        f"{settings['batch_size']} samples of {settings['size_px']} px to {settings['precision']}; "
+        f"copy {copy['gb_per_s']:,.0f} GB/s\n{machine['gpu'] or machine['cpu']}, {machine['num_cores']} cores, "
+        f"load average {machine['load_average_before']} before"
+    )
+    axis = "ms a batch (median, quartiles; logarithmic)"
+    return draw(path, [Panel("black line: at the speed of a copy", axis, grouped(bars), is_log=True)], title)
 
 
 def _digits(value: float, num: int) -> str:
-    """With `num` digits that count, or as a whole number."""
+    """Return a text with `num` digits that count, or of a whole number."""
     return f"{value:,.0f}" if value >= 10 ** (num - 1) else f"{value:.{num}g}"
 
 

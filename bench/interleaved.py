@@ -1,0 +1,156 @@
+"""Loaders alone, each in a process of its own, measured in turn.
+
+ffcv sets thread counts where it is imported and DataLoader forks, so neither shares a process with what is measured
+beside it. What they load, and how: bench/peers.py.
+"""
+
+import json
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import peers
+from bench.peers import NEED_FILES, Work, copy_out
+from bench.schema import spread
+
+_TIMEOUT_S = 120.0  # compiling included; ffcv's Loader can hang for ever
+
+
+@dataclass
+class Rates:
+    """What one loader did with one number of views.
+
+    Attributes:
+        values: samples/s, by repeat.
+        cores: CPU seconds a second, by repeat; none of a loader whose work is done by other processes.
+    """
+
+    name: str
+    work: Work
+    num_views: int
+    first_batch_s: float
+    values: list[float] = field(default_factory=list)
+    cores: list[float] = field(default_factory=list)
+
+    def row(self, measured: str, **labels: Any) -> dict[str, Any]:
+        """Return a row of a result."""
+        return {
+            "measured": measured, "decoder": self.work.kind, "num_views": self.num_views, **labels, "unit": "samples/s",
+            "first_batch_s": round(self.first_batch_s, 2),
+            "cores_used": round(spread(self.cores)["median"], 3) if self.cores else None,
+            **spread(self.values),
+        }  # fmt: skip
+
+
+def measure(
+    works: Mapping[str, Work],
+    views: Sequence[int],
+    *,
+    repeats: int,
+    seconds: float,
+    num_batches: int = 0,
+    deadline: float,
+    say: Callable[[str], None],
+) -> tuple[list[Rates], list[dict[str, str]], list[str]]:
+    """Measure all in turn, as many times as there are repeats, every other time backwards.
+
+    Args:
+        works: name → what to load; all of the same data, with the same empty folder for files.
+        seconds: of a timed region, which has `num_batches` at least.
+        deadline: of time.perf_counter(); one repeat is made at least.
+
+    Returns:
+        The rates; what failed, with the reason; notes.
+    """
+    missing, notes = [], []
+    readers = [name for name, work in works.items() if work.kind in NEED_FILES]
+    if readers:
+        say(f"the pictures as files, for {' and '.join(readers)}")
+        first = works[readers[0]]
+        num_files, num_samples = copy_out(first.data, Path(first.files), num_shards=4 * first.num_threads)
+        if num_files < num_samples:
+            notes.append(f"{' and '.join(readers)}: {num_files:,} of the pictures, taken in even steps")
+    running: dict[str, Process] = {}
+    rates: list[Rates] = []
+    try:
+        for name, work in works.items():
+            say(f"{name}: from an empty process to the first batch")
+            try:
+                running[name] = process = Process(work)
+                for num in views:
+                    process.measure(num, 0.0)
+            except RuntimeError as error:
+                missing.append({"what": name, "reason": f"failed: {error}"})
+            else:
+                rates += [Rates(name, work, num, process.first_batch_s) for num in views]
+        rates.sort(
+            key=lambda each: each.num_views
+        )  # what is compared stands side by side, as others' load comes in waves
+        for number in range(repeats):
+            if number and time.perf_counter() > deadline:
+                break
+            say(f"loaders alone, repeat {number + 1} of {repeats}")
+            for each in rates if number % 2 else rates[::-1]:
+                rate, cores = running[each.name].measure(each.num_views, seconds, num_batches)
+                each.values.append(rate)
+                each.cores += [] if cores is None else [cores]
+    finally:
+        for process in running.values():
+            process.close()
+    return rates, missing, notes
+
+
+class Process:
+    """A loader in its own process. Raises RuntimeError with its last words where it ends or hangs."""
+
+    def __init__(self, work: Work) -> None:
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        start = time.perf_counter()
+        self._process = subprocess.Popen(
+            [sys.executable, peers.__file__, json.dumps(asdict(work))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0,
+        )  # fmt: skip
+        self._answer()
+        self.first_batch_s = time.perf_counter() - start
+
+    def measure(self, num_views: int, seconds: float, num_batches: int = 0) -> tuple[float, float | None]:
+        """Return samples/s over `seconds` and `num_batches` at least, and the cores used.
+
+        These are CPU seconds a second of its process; None where it has workers that are processes.
+        """
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{json.dumps([num_views, seconds, num_batches])}\n".encode())
+        rate, cores = json.loads(self._answer())
+        return rate, cores
+
+    def _answer(self) -> bytes:
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], _TIMEOUT_S)
+        line = self._process.stdout.readline() if ready else b""
+        if not line:
+            self._end()
+            self._errors.seek(0)
+            words = self._errors.read().decode(errors="replace").strip().splitlines()
+            self._errors.close()
+            raise RuntimeError(words[-1] if ready and words else f"no batch within {_TIMEOUT_S:g} s")
+        return line
+
+    def close(self) -> None:
+        self._end()
+        self._errors.close()
+
+    def _end(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()  # the end of its commands
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()

@@ -1,0 +1,277 @@
+"""Our Loader beside others, nothing else running: the same beton, crops, batch and cores, interleaved in one run.
+
+    python bench/loaders.py --data photos.beton                  by decoder beside ffcv's Loader, whole epochs on the CPU
+    python bench/loaders.py --what decode --data photos.beton    `dali` by threads and by the hardware decoder's share
+
+One and two random resized crops of each sample (ffcv's Loader decodes for each), uint8 on the device, each loader in a process of its
+own; epochs' ends count. Without --data: the embedded sample, whose pictures are smaller than photos; bench/photos.py makes some.
+`decode` stands beside ffcv's Loader and DALI's own reader: as its users have it for one crop (it decodes only what the crop needs), and
+with whole pictures and its own random_resized_crop, which is what ours is held to. On a GPU it also tells the memory that is in use
+after each of three epochs. Writes a JSON; see bench/README.md.
+"""
+
+import math
+import multiprocessing
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
+from bench import peers
+from bench.interleaved import Rates, measure
+from bench.peers import TITLES, Work
+from bench.program import check_out, check_positive, counted, progress, run_program
+from bench.schema import RUNS, data_record, environment, save_result, spread
+from bench.show import loaders_alone
+from fastpsl.engine.command_line import parse
+from fastpsl.engine.distributed import choose_device
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.decoders.dali_graph import HW_DECODER_LOAD
+from fastpsl.pipelines.loader.workers import default_num_threads
+from fastpsl.pipelines.sample.betons import sample_paths
+
+NUM_EPOCHS = 3  # whose memory is asked for
+
+
+class Beside(NamedTuple):
+    """Which of our decoders stand beside which peers; and what a ratio to one of these is called."""
+
+    decoders: tuple[str, ...]
+    peers: tuple[str, ...]
+    ratios: dict[str, str]
+
+
+BESIDE = {
+    "loader": Beside(("ffcv", "torchvision"), ("ffcv_loader",), {"ffcv_loader": "samples/s / ffcv_loader's"}),
+    "decode": Beside(
+        ("dali", "ffcv"), ("ffcv_loader", "dali_reader", "dali_whole"),
+        {kind: f"samples/s / {TITLES[kind]}" for kind in ("ffcv_loader", "dali_whole")},
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    what: Literal["loader", "decode"] = "loader"
+    """loader: whole epochs. decode: timed regions, with the hardware decoder and DALI's readers."""
+    data: str | None = None
+    """A beton, or a quoted glob of shards. Without it: the embedded sample."""
+    decoders: tuple[Literal["dali", "ffcv", "torchvision"], ...] | None = None
+    """Ours. Default: ffcv and torchvision for loader, dali and ffcv for decode."""
+    views: tuple[int, ...] = (1, 2)
+    """Crops of each sample."""
+    shares: tuple[float, ...] = (0.65, 0.9, 1.0)
+    """Of `dali` on a GPU: the part of each batch that its hardware JPEG decoder gets, 0 to 1; CUDA kernels decode the rest."""
+    threads: tuple[int, ...] | None = None
+    """Decoding threads, at the default share. Default: 4, 8 and 16 on a GPU, as far as there are cores, else the cores."""
+    size_px: int = 224
+    batch_size: int | None = None
+    """Default: 128 for loader; for decode 256 on a GPU, else 32."""
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    """Default: cpu for loader, auto for decode."""
+    repeats: int | None = None
+    """Default: 9 for loader; 5 for decode, and 3 for the sample."""
+    seconds: float | None = None
+    """Length of a timed region of decode. Default: 2, and 0.3 for the sample. One of loader is an epoch."""
+    limit_s: float | None = None
+    """No further repeat begins after it. Default: none for loader; 420 for decode, and 45 for the sample."""
+    peers: bool = True
+    """ffcv's Loader and DALI's own reader."""
+    out: Path = RUNS / "loaders.json"
+
+    def check(self) -> None:
+        """ValueError where a value cannot be."""
+        check_positive(self, "size_px", "batch_size", "repeats", "seconds", "limit_s")
+        given = [self.views, *(each for each in (self.threads, self.decoders) if each is not None)]
+        if not all(given) or min((*self.views, *(self.threads or ()))) < 1:
+            raise ValueError("--views, --threads and --decoders: give at least one of each, numbers from 1")
+        if not all(0 <= share <= 1 for share in self.shares):
+            raise ValueError(f"--shares {' '.join(map(str, self.shares))}: each must be from 0 to 1")
+        if self.what == "loader" and self.seconds is not None:
+            raise ValueError(
+                f"--seconds {self.seconds:g}: a timed region is an epoch; it is for --what decode"
+            )
+
+
+def variants(options: Options, work: Work) -> tuple[list[Work], list[dict[str, str]]]:
+    """Return what is measured here, and what is not, with the reason. work: with the most threads."""
+    is_cuda, missing = work.device != "cpu", []
+    share = HW_DECODER_LOAD if is_cuda else None
+    works: list[Work] = []
+
+    def add(what: str, reason: str | None, *these: Work) -> None:
+        if reason:
+            missing.append({"what": what, "reason": reason})
+        else:
+            works.extend(these)
+
+    beside, threads = BESIDE[options.what], _threads(options, is_cuda)
+    for name in options.decoders or beside.decoders:
+        reason = peers.why_no_decoder(name, torch.device(work.device))
+        if name != "dali":
+            add(f"decoder {name}", reason, replace(work, kind=name))
+            continue
+        ours = replace(work, kind=name, hw_decoder_load=share)
+        add("decoder dali", reason, *(replace(ours, num_threads=num) for num in threads))
+        others = [replace(ours, hw_decoder_load=each) for each in options.shares if each != share]
+        # The fewest threads are the most in need of the hardware's help.
+        others += [replace(each, num_threads=min(threads)) for each in others if each.hw_decoder_load == 1]
+        add("decoder dali by the hardware decoder's share", reason if is_cuda else "no CUDA device", *others)
+    for kind in beside.peers:
+        reason = peers.why_missing(kind, work.data) if options.peers else "left out by --no-peers"
+        each = replace(work, kind=kind, hw_decoder_load=share if kind == "dali_whole" else None)
+        add(TITLES[kind], reason, each)
+        if kind == "dali_whole" and is_cuda:
+            add("DALI's reader on the CPU", reason, replace(work, kind="dali_reader", device="cpu"))
+    return list(dict.fromkeys(works)), missing
+
+
+def _threads(options: Options, is_cuda: bool) -> list[int]:
+    cores = default_num_threads()
+    wanted = options.threads or ((4, 8, 16) if is_cuda else (cores,))
+    return sorted({num if options.threads else min(num, cores) for num in wanted})
+
+
+def labels(work: Work) -> dict[str, Any]:
+    """Return what a row says of a loader besides its name."""
+    return {"device": work.device, "num_threads": work.num_threads, "hw_decoder_load": work.hw_decoder_load}
+
+
+def title(kind: str, device: str, num_threads: int, hw_decoder_load: float | None) -> str:
+    share = "" if hw_decoder_load is None else f", share {hw_decoder_load:g}"
+    on_cpu = ", on the CPU" if kind.startswith("dali") and device == "cpu" else ""
+    return f"{TITLES.get(kind, f'ours, {kind}')}{on_cpu}, {counted(num_threads, 'thread')}{share}"
+
+
+def tabulate(rates: list[Rates], what: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return rows, and ratios to the peers of BESIDE, repeat by repeat."""
+    rows, ratios = [], []
+    for ours in rates:
+        row = ours.row(what, **labels(ours.work))
+        rows.append(row | {"views_per_s": round(ours.num_views * row["median"], 1)})
+        if what == "loader":
+            # A busy machine bends it less than the rate.
+            cpu_ms = [1e3 * cores / rate for cores, rate in zip(ours.cores, ours.values, strict=True)]
+            unit = "ms of all cores a sample"
+            rows.append(
+                {
+                    "measured": "cpu",
+                    "decoder": ours.work.kind,
+                    "num_views": ours.num_views,
+                    "unit": unit,
+                    **spread(cpu_ms),
+                }
+            )
+        for theirs in rates if ours.work.kind not in TITLES else ():
+            name = BESIDE[what].ratios.get(theirs.work.kind)
+            if name and theirs.num_views == ours.num_views:
+                values = [mine / other for mine, other in zip(ours.values, theirs.values, strict=True)]
+                ratio = {
+                    "what": name,
+                    "decoder": ours.work.kind,
+                    **labels(ours.work),
+                    "num_views": ours.num_views,
+                }
+                ratios.append(ratio | spread(values))
+    return rows, ratios
+
+
+def memory_by_epoch(work: Work, num_views: int) -> list[dict[str, int]]:
+    """Return `Loader.device_memory()` after each of a few epochs."""
+    memory = []
+    with peers.open_ours(work, num_views) as loader:
+        for epoch in range(NUM_EPOCHS):
+            for _ in loader.epoch(epoch):
+                pass
+            memory.append(loader.device_memory())
+    return memory
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    def name(row: dict[str, Any]) -> str:
+        return title(row["decoder"], row["device"], row["num_threads"], row["hw_decoder_load"])
+
+    rates = [row for row in result["rows"] if row["measured"] != "cpu"]
+    console.print(loaders_alone(rates, name))
+    for row in result["rows"]:
+        if row["measured"] == "cpu":
+            views = counted(row["num_views"], "view")
+            console.print(f"{row['decoder']}, {views}: {row['median']:.2f} {row['unit']}")
+    for ratio in result["ratios"]:
+        other = ratio["what"].removeprefix("samples/s / ")
+        console.print(
+            f"{name(ratio)}, {counted(ratio['num_views'], 'view')}: {ratio['median']:.2f} times as fast as {other}"
+        )
+    for missing in result["not_measured"]:
+        console.print(f"{missing['what']}: {missing['reason']}")
+    for note in result["notes"]:
+        console.print(note)
+
+
+def main() -> None:
+    options: Options = parse(Options, description=__doc__)
+    options.check()
+    check_out(options.out)
+    console = Console(highlight=False, soft_wrap=True)
+    start, is_sample, is_loader = time.perf_counter(), options.data is None, options.what == "loader"
+    device = choose_device(options.device or ("cpu" if is_loader else "auto"), 0)
+    is_cuda, machine = device.type == "cuda", environment(device)
+    path = options.data or str(sample_paths().train)
+    repeats = options.repeats or (9 if is_loader else 3 if is_sample else 5)
+    seconds = 0.0 if is_loader else options.seconds or (0.3 if is_sample else 2.0)
+    batch_size = options.batch_size or (128 if is_loader else 256 if is_cuda else 32)
+    limit_s = options.limit_s or (math.inf if is_loader else 45.0 if is_sample else 420.0)
+    with Beton(path) as data:
+        record = data_record(data, options.data)
+        num_samples = data.num_samples
+    if batch_size > num_samples:
+        raise ValueError(
+            f"--batch-size {batch_size}: there are {num_samples} samples; lower it or give more data"
+        )
+    memory: list[dict[str, int]] = []
+    with progress() as say, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as files:
+        num_threads = max(_threads(options, is_cuda))
+        work = Work(
+            "", path, files, batch_size, num_threads, options.size_px, str(device) if is_cuda else "cpu"
+        )  # fmt: skip
+        works, missing = variants(options, work)
+        if not is_loader:
+            if is_cuda and works and works[0].kind == "dali":
+                say("device memory")
+                ours = replace(works[0], num_threads=num_threads)
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                    memory = pool.submit(memory_by_epoch, ours, max(options.views)).result()
+            else:
+                missing.append(
+                    {"what": "device memory by epoch", "reason": "no CUDA device, or no DALI for it"}
+                )
+        rates, failed, notes = measure(
+            {title(each.kind, **labels(each)): each for each in works}, options.views, repeats=repeats, seconds=seconds,
+            num_batches=num_samples // batch_size if is_loader else 0, deadline=start + limit_s, say=say,
+        )  # fmt: skip
+    missing += failed
+    if not rates:
+        raise ValueError(f"nothing could be measured; {missing[0]['what']}: {missing[0]['reason']}")
+    rows, ratios = tabulate(rates, options.what)
+    result = save_result(
+        options.out, options.what, machine, data=record,
+        settings={
+            "repeats": len(rates[0].values), "seconds": seconds, "batch_size": batch_size, "num_threads": num_threads,
+            "size_px": options.size_px, "device": device.type, "crop": "RandomResizedCrop", "epoch_a_repeat": is_loader,
+            **{f"device_memory_{name}": [each[name] for each in memory] for name in (memory[0] if memory else ())},
+        },
+        rows=rows, ratios=ratios, not_measured=missing, notes=notes,
+    )  # fmt: skip
+    show(result, console)
+    console.print(str(options.out))
+
+
+if __name__ == "__main__":
+    run_program(main)
