@@ -18,9 +18,6 @@ class Pictures:
     num_pretrain: int | None = None
 
 
-IMAGENET = Pictures("ImageNet", 1_281_167, 50_000)
-
-
 @dataclass(frozen=True)
 class Row:
     """One printed row. `measures`, one a column, are empty where the method is not implemented here.
@@ -56,11 +53,11 @@ class Table:
     number: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
-    gains: str = "What stages add"
-    unmeasured: str = "not implemented here"
-    unprinted: str = "ours alone: not in the paper"
-    pictures: Pictures = IMAGENET
+    notes: tuple[str, ...]
+    gains: str
+    unmeasured: str
+    unprinted: str
+    pictures: Pictures
     curves: bool = False
 
     @property
