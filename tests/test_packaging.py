@@ -42,7 +42,11 @@ def test_wheel_from_sdist_holds_every_file(tmp_path: Path) -> None:
 
     files = (path.relative_to(tree) for path in (tree / "fastpsl").rglob("*") if path.is_file())
     expected = {path.as_posix() for path in files if "__pycache__" not in path.parts}
-    assert {"fastpsl/kernels/new/__init__.py", "fastpsl/tables/psl.json"} <= expected
+    assert {
+        "fastpsl/kernels/new/__init__.py",
+        "fastpsl/tables/psl.json",
+        "fastpsl/tables/page.html.jinja",
+    } <= expected
     assert shipped == expected
 
 

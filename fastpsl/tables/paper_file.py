@@ -119,7 +119,7 @@ def _note(note: str | dict[str, Any], names: _Names, where: str) -> str:
     return str(_meaning(names.notes, note["shared"], f"{where}, notes"))
 
 
-def _meaning(names: Mapping[str, Any], name: str | None, where: str) -> Any:
+def _meaning(names: Mapping[Any, Any], name: str | None, where: str) -> Any:
     if name not in names:
         raise ValueError(f"{where}: unknown name {name!r}: allowed are {', '.join(names)}")
     return names[name]

@@ -7,12 +7,10 @@ from fastpsl.tables.commands import Missing, Place, missing_runs
 from fastpsl.tables.data_sets import DataSet
 from fastpsl.tables.found import Found, Result
 from fastpsl.tables.matching import Matches, match, needs_of
-from fastpsl.tables.needs import Evaluation, Measure, Weights
+from fastpsl.tables.needs import Evaluation, Weights
 from fastpsl.tables.other_data import PAPERS_PICTURES
 from fastpsl.tables.rows import Pictures, Row, Table
 from fastpsl.tables.scales import Scale
-
-NOTHING = "–"
 
 
 @dataclass(frozen=True)
@@ -34,11 +32,6 @@ class Report:
             for weights, evaluation in needs_of(self.table)
             for _, result in sorted(self.matches.used.get((weights, evaluation), {}).items())
         ]
-
-    @property
-    def about(self) -> str:
-        """What the scale says of the paper's sizes."""
-        return self.scale.sizes[self.table.paper].about
 
     def method_of(self, weights: Weights, evaluation: Evaluation | None = None) -> str:
         """The row that is measured on these weights (by this evaluation), on nothing else if there is one; or else that of what comes after them."""
@@ -106,66 +99,3 @@ def make_report(table: Table, scale: Scale, found: Found, asked: DataSet, place:
     missing = missing_runs(table, scale, matches, found, place)
     cells = {row.method: cells_of(row, matches) for row in table.rows}
     return Report(table, scale, matches, tuple(missing), cells, tuple(gains_of(table, cells)))
-
-
-def lines_of(report: Report, row: Row) -> list[tuple[str, list[str]]]:
-    """A row's lines in words, a column each: the paper's, ours, and where it means something the difference."""
-    cells = report.cells[row.method]
-    lines = [("paper", [_printed(cell.paper) for cell in cells])] if row.printed else []
-    if row.measures:
-        lines.append(("ours", [_words(m, cell) for m, cell in zip(row.measures, cells, strict=True)]))
-        if row.printed and report.scale.comparable:
-            lines.append(("ours − paper", [signed(cell.difference) for cell in cells]))
-    return lines
-
-
-def _printed(number: float | None) -> str:
-    """With one digit behind the point, or with two where the paper prints them."""
-    return NOTHING if number is None else f"{number:.2f}".removesuffix("0").replace("-", "−")
-
-
-def gain_lines(gain: Gain) -> list[tuple[str, list[str]]]:
-    """What the paper's row gains and what ours does."""
-    paper = [("paper", [signed(value) for value in gain.paper])] if gain.row.printed else []
-    return [*paper, ("ours", [signed(value) for value in gain.ours])]
-
-
-def _words(measure: Measure, cell: Cell) -> str:
-    """Ours; with the block's name where it is the best of several; a dash where nothing is measured."""
-    if cell.ours is None:
-        return NOTHING
-    return (
-        f"{cell.ours} {cell.ours.number.removeprefix('top1_').removeprefix('mAP_')}"
-        if len(measure.numbers) > 1 and measure.of == "best"
-        else str(cell.ours)
-    )
-
-
-def signed(value: float | None) -> str:
-    """+5.2, −1.5 or a dash."""
-    return NOTHING if value is None else f"{value:+.1f}".replace("-", "−")
-
-
-def sizes_of(report: Report) -> dict[str, str]:
-    """Recipe or evaluation of this table → its values in words."""
-    names: list[str] = []
-    for weights, evaluation in needs_of(report.table):
-        for one in (weights.before, weights):
-            if one and one.recipe:
-                names += [one.recipe, *([f"{one.recipe}/{one.variant}"] if one.variant else [])]
-                names += [f"labels/{one.label_file}"] if one.label_file else []
-        names.append(evaluation.name)
-    return {
-        name: ", ".join(
-            f"{key} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
-            for key, value in report.scale.values[name].items()
-            if value is not None
-        )
-        for name in dict.fromkeys(names)
-        if report.scale.values[name]
-    }
-
-
-def file_name(table: Table) -> str:
-    """psl/5 is written as psl-5.md and so on."""
-    return table.name.replace("/", "-")

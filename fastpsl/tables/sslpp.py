@@ -20,13 +20,21 @@ from fastpsl.tables.evaluations import (
     with_mean,
 )
 from fastpsl.tables.needs import COUPLED, Evaluation, Measure, Weights
-from fastpsl.tables.sslpp_sizes import CLUSTERS as CLUSTER_COUNTS
-from fastpsl.tables.sslpp_sizes import FEW, LAMBDAS, TASKS, TRANSFORMS
+
+TASKS = ("colorization", "context", "rotation", "aet")
+# Weights of the loss of figure 6; 0 is the task alone.
+LAMBDAS = (0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 100.0)
+# Labels a class (Table VIII).
+FEW = (20, 100, 400, 1000)
+# Clusters (Table XIII), but for the 70 of all other tables.
+NUMS_CLUSTERS = (10, 30, 50, 100)
+# Of Table XIV, each with those before it; the recipe's own is the last, "sobel".
+TRANSFORMS = ("crop", "flip", "colour", "grey")
 
 _IIC = Weights("resnet34_iic", "sslpp_iic", "end_to_end")
 _YFCC_IIC = Weights("resnet34", "sslpp_iic", "end_to_end", "yfcc")
 _IIC_VARIANTS = {
-    f"iic {name}": replace(_IIC, variant=str(name)) for name in ("stl", *CLUSTER_COUNTS, *TRANSFORMS)
+    f"iic {name}": replace(_IIC, variant=str(name)) for name in ("stl", *NUMS_CLUSTERS, *TRANSFORMS)
 }
 _LABELS: dict[str, Weights | str] = {"iic": _IIC, **_IIC_VARIANTS}
 _LABELS |= {source: source for source in ("true", "random", "k-means", COUPLED)}

@@ -38,7 +38,7 @@ PRINTED = {
     "sslpp/9": {"Rotation [8]: K-means": "89.7 86.0 63.7 79.8", "AET [9]: Labels": "92.6 91.9 91.4 92.0"},
     "sslpp/10": {"AET: DeeperCluster [19]": "58.8 70.8 75.2 73.7 69.9 67.7 69.4"},
     "sslpp/11": {"Re-training: SPL": "84.1 78.7 71.1 78.0", "KNN: SPL": "61.4 64.5 61.3 62.4"},
-    "sslpp/11-stl": {"Re-training: SPL": "79.3 73.6 66.2 72.9", "KNN: SPL": "45.7 44.3 45.4 45.1"},
+    "sslpp/11-stl": {"Re-training: Ours": "87.7 84.6 75.0 82.4", "KNN: SPL": "45.7 44.3 45.4 45.1"},
     "sslpp/11-yfcc": {"SPL": "62.4 72.2 75.8 74.5 70.2 67.5 70.4"},
     "sslpp/12": {"Coupled": "85.2 81.5 67.7 78.1"},
     "sslpp/13": {"50 clusters": "52.3 89.2 75.2", "100 clusters": "50.4 89.7 75.1"},

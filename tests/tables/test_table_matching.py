@@ -12,9 +12,9 @@ from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.tables.data_sets import DataSet
 from fastpsl.tables.evaluations import FEW_LABELS, MOCO, MORE_LABELS
-from fastpsl.tables.markdown import markdown
 from fastpsl.tables.needs import Weights
 from fastpsl.tables.papers import TABLES
+from fastpsl.tables.render import markdown
 from tests.tables.table_results import BLOCKS, DIGESTS, END_TO_END, PAPER, PSL, ours, put, report
 
 

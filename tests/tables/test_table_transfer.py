@@ -25,11 +25,11 @@ from fastpsl.tables.evaluations import (
     SVM,
     classification,
 )
-from fastpsl.tables.markdown import markdown
 from fastpsl.tables.matching import needs_of
 from fastpsl.tables.needs import Evaluation, Weights
 from fastpsl.tables.other_data import OTHER_DATA, PAPERS_PICTURES, digests
 from fastpsl.tables.papers import TABLES
+from fastpsl.tables.render import markdown
 from fastpsl.tables.report import Report
 from tests.tables.table_results import (
     DIGESTS,
