@@ -1,10 +1,11 @@
-"""What the page of a table says, in words: one structure for all forms of rendering."""
+"""What the page of a table says, in words, for both templates."""
 
 import contextlib
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastpsl.tables.cells import Cell
 from fastpsl.tables.data_sets import data_of
@@ -20,8 +21,8 @@ NOTHING = "–"
 class Group:
     """A row of a table: its lines of numbers, and what stands before them.
 
-    mark: What is said beside the name. head: The cells between the name and the lines. lines: Whose numbers ("paper", "ours",
-    "ours − paper") and the numbers, a column each.
+    mark: What is said beside the name. head: The cells between the name and the lines. lines: Whose numbers
+    they are ("paper", "ours", "ours − paper"), and the numbers, a column each.
     """
 
     name: str
@@ -30,47 +31,26 @@ class Group:
     lines: tuple[tuple[str, tuple[str, ...]], ...]
 
 
-@dataclass(frozen=True)
-class Page:
-    """All that a rendered table says.
+def words_of(report: Report) -> dict[str, Any]:
+    """Return all that a rendered table says, under the names that the templates use.
 
-    head: Titles of the columns before the numbers. used: Of each result that went in, a title → its word. missing: Lines of a
-    shell. unused: (path, reason). sizes: Recipe or evaluation → its values in words.
+    head: Titles of the columns before the numbers. rows, gains: Groups. used: Of each result that went in,
+    title → word. missing: Lines of a shell. unused: (path, reason). sizes: Recipe or evaluation → values in words.
     """
-
-    title: str
-    intro: str
-    head: tuple[str, ...]
-    columns: tuple[str, ...]
-    rows: tuple[Group, ...]
-    notes: tuple[str, ...]
-    gains_title: str
-    gains: tuple[Group, ...]
-    used: tuple[dict[str, str], ...]
-    missing: tuple[str, ...]
-    unused: tuple[tuple[str, str], ...]
-    sizes: dict[str, str]
-
-
-def page_of(report: Report) -> Page:
-    """Return the words of a report."""
     table = report.table
     about = report.scale.about(table.paper)
     with_size = any(row.million_parameters for row in table.rows)
-    return Page(
-        title=table.title,
-        intro=f"{table.number[0].upper()}{table.number[1:]}. {about} {report.data_words()}",
-        head=("Method", "Arch", *(["# Param (M)"] if with_size else []), ""),
-        columns=table.columns,
-        rows=tuple(_group(report, row, with_size) for row in table.rows),
-        notes=table.notes,
-        gains_title=table.gains,
-        gains=_gains(report),
-        used=_used(report),
-        missing=tuple(missing_lines(report)),
-        unused=tuple((str(path), reason) for path, reason in sorted(report.matches.unused.items())),
-        sizes=_sizes(report),
-    )
+    return {
+        "table": table,
+        "intro": f"{table.number[0].upper()}{table.number[1:]}. {about} {report.data_words()}",
+        "head": ("Method", "Arch", *(["# Param (M)"] if with_size else []), ""),
+        "rows": [_group(report, row, with_size) for row in table.rows],
+        "gains": _gains(report),
+        "used": _used(report),
+        "missing": missing_lines(report),
+        "unused": [(str(path), reason) for path, reason in sorted(report.matches.unused.items())],
+        "sizes": _sizes(report),
+    }
 
 
 def _group(report: Report, row: Row, with_size: bool) -> Group:
@@ -85,14 +65,14 @@ def _group(report: Report, row: Row, with_size: bool) -> Group:
     return Group(row.method, report.mark(row), head, tuple(lines))
 
 
-def _gains(report: Report) -> tuple[Group, ...]:
+def _gains(report: Report) -> list[Group]:
     """Return what the paper's rows gain and what ours do."""
     groups = []
     for gain in report.gains:
         paper = [("paper", tuple(map(_signed, gain.paper)))] if gain.row.printed else []
         lines = (*paper, ("ours", tuple(map(_signed, gain.ours))))
         groups.append(Group(f"{gain.row.method} − {gain.row.baseline}", "", (), lines))
-    return tuple(groups)
+    return groups
 
 
 def _printed(number: float | None) -> str:
@@ -114,8 +94,8 @@ def _signed(value: float | None) -> str:
     return NOTHING if value is None else f"{value:+.1f}".replace("-", "−")
 
 
-def _used(report: Report) -> tuple[dict[str, str], ...]:
-    return tuple(
+def _used(report: Report) -> list[dict[str, str]]:
+    return [
         {
             "Method": method,
             "Evaluation": evaluation.name,
@@ -127,7 +107,7 @@ def _used(report: Report) -> tuple[dict[str, str], ...]:
             "File": str(result.path),
         }
         for method, evaluation, result in report.used
-    )
+    ]
 
 
 def missing_lines(report: Report) -> list[str]:

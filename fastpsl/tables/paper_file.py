@@ -1,7 +1,7 @@
 """Read the file that holds what a paper prints: its tables, number by number.
 
-The file is JSON. Each row of a table is one line, to be read beside the paper. A row names the weights and the columns that it
-is measured with here; what these names mean is in the paper's module (psl, uic, sslpp).
+The file is JSON. Each row of a table is one line, to be read beside the paper. A row names the weights and
+the columns that it is measured with here. What these names mean is in the paper's module (psl, uic, sslpp).
 """
 
 import json
@@ -44,8 +44,8 @@ def read_paper(path: Path, weights: Mapping[str, Weights], columns: Mapping[str,
         columns: What the names behind "measured" mean.
 
     Raises:
-        ValueError: The file has an unknown or a missing field, one of a wrong type, a name that means nothing, a row
-            that does not fit its table, or a key twice. The error says where.
+        ValueError: The file has an unknown or a missing field, one of a wrong type, a name that means
+            nothing, a row that does not fit its table, or a key twice. The error says where.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
@@ -95,7 +95,7 @@ def _table(name: str, record: dict[str, Any], names: _Names, where: str) -> Tabl
 
 
 def _row(record: dict[str, Any], num: int, names: _Names, where: str) -> Row:
-    """Return a row of `num` columns. Without "numbers" the paper does not print it, without "weights" ours has none."""
+    """Return a row of `num` columns. Without "numbers" the paper lacks it, without "weights" we do."""
     _check(record, _ROW, ("method", "arch"), where)
     numbers = tuple(record.pop("numbers", [None] * num))
     if len(numbers) != num or any(number is not None and abs(number) > 100 for number in numbers):
@@ -109,7 +109,10 @@ def _row(record: dict[str, Any], num: int, names: _Names, where: str) -> Row:
         if len(cells) != num or any(len(cell) != num for cell in cells):
             raise ValueError(f"{where}: weights and measured columns are not {num}")
         measures = tuple(cell[place] for place, cell in enumerate(cells))
-    return Row(numbers=numbers, measures=measures, **record)
+    row = Row(numbers=numbers, measures=measures, **record)
+    if not row.printed and not row.measures:
+        raise ValueError(f"{where}: {row.method!r} is neither printed nor measured")
+    return row
 
 
 def _note(note: str | dict[str, Any], names: _Names, where: str) -> str:
@@ -155,7 +158,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def mean_note(rows: Iterable[Row], num: int) -> str:
-    """Return the note that names every printed mean that differs from the mean of its `num` cells by more than 0.1."""
+    """Return the note that names each printed mean that is more than 0.1 off the mean of its `num` cells."""
     wrong = []
     for row in rows:
         for start in range(0, len(row.numbers), num + 1):

@@ -1,4 +1,4 @@
-"""A table as Markdown, and as one HTML file that needs nothing else: no network, no scripts; light or dark as the reader's system is."""
+"""A table as Markdown, and as one HTML file without network and scripts, as light or dark as the system."""
 
 import base64
 import io
@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from PIL import Image
 
-from fastpsl.tables.page import page_of
+from fastpsl.tables.page import words_of
 from fastpsl.tables.report import Report
 
 MAX_WIDTH_PX = 1100
@@ -26,7 +26,7 @@ class Embedded:
 
 def markdown(report: Report) -> str:
     """Return the whole page: the table, what rows add, which results went in, what is missing, the sizes."""
-    return _TEMPLATES.get_template("page.md.jinja").render(page=page_of(report))
+    return _TEMPLATES.get_template("page.md.jinja").render(words_of(report))
 
 
 def html(report: Report, chart: Path) -> str:
@@ -36,11 +36,11 @@ def html(report: Report, chart: Path) -> str:
     caption = f"{paper}: the paper's numbers. Dots: ours, with the standard deviation over the seeds."
     embedded = _embedded(chart, caption, f"{table.title}: the numbers of the table as points")
     template = _TEMPLATES.get_template("page.html.jinja")
-    return template.render(page=page_of(report), chart=embedded, galleries=_galleries(report))
+    return template.render(words_of(report), chart=embedded, galleries=_galleries(report))
 
 
 def _galleries(report: Report) -> dict[str, list[Embedded]]:
-    """Return the training curves of every run that went in, and its contact sheets for one seed of each method."""
+    """Return each run's training curves, and for one seed of each method its contact sheets."""
     curves, sheets, seen, methods = [], [], set[Path](), set[str]()
     for method, _, result in report.used:
         folder = result.training_folder

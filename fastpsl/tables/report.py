@@ -1,4 +1,4 @@
-"""All that a rendered table says, for every form of rendering."""
+"""A table with what was measured of it: its results, its cells, what is missing."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from fastpsl.tables.scales import Scale
 
 @dataclass(frozen=True)
 class Report:
-    """cells: by method. used: the results that went in, with the method and evaluation, in the table's order."""
+    """A table and what is measured of it. cells: By method."""
 
     table: Table
     scale: Scale
@@ -26,7 +26,7 @@ class Report:
 
     @property
     def used(self) -> list[tuple[str, Evaluation, Result]]:
-        """(method, evaluation, result), in the table's order and by seed."""
+        """Return (method, evaluation, result) of what went in, in the table's order and by seed."""
         return [
             (self.method_of(weights, evaluation), evaluation, result)
             for weights, evaluation in needs_of(self.table)
@@ -34,7 +34,10 @@ class Report:
         ]
 
     def method_of(self, weights: Weights, evaluation: Evaluation | None = None) -> str:
-        """The row that is measured on these weights (by this evaluation), on nothing else if there is one; or else that of what comes after them."""
+        """Return the row that is measured on these weights (by this evaluation), best on nothing else.
+
+        Where no row is, return the one that is measured on what comes after them.
+        """
         seen = [
             [measure.weights for measure in row.measures if evaluation in (None, measure.evaluation)]
             for row in self.table.rows
@@ -48,17 +51,17 @@ class Report:
 
     @property
     def num_needed(self) -> int:
-        """Results that the whole table has."""
+        """Return how many results the whole table has."""
         return len(self.used) + sum(len(one.evaluations) for one in self.missing)
 
     def mark(self, row: Row) -> str:
-        """What is said beside a row's method."""
-        words = [] if row.measures else [f"the paper's alone: {self.table.unmeasured}"]
-        words += [row.note] * bool(row.note) + [self.table.unprinted] * (not row.printed)
-        return "; ".join(words)
+        """Return what is said beside a row's method."""
+        alone = "" if row.measures else f"the paper's alone: {self.table.unmeasured}"
+        unprinted = "" if row.printed else self.table.unprinted
+        return "; ".join(words for words in (alone, row.note, unprinted) if words)
 
     def data_words(self) -> str:
-        """Which pictures ours were measured on, and whether they are as many as the paper's."""
+        """Return which images ours were measured on, and whether they are as many as the paper's."""
         if not self.used:
             return "Nothing is measured yet."
         data, paper = self.matches.data, self.table.pictures
@@ -83,7 +86,7 @@ class Report:
 def _pictures_words(
     whose: str, digests: str, counts: tuple[int | None, int | None], paper: Pictures
 ) -> tuple[str, bool]:
-    """Of which pictures numbers are, and whether they are as many as the paper's."""
+    """Return of which images numbers are, and whether they are as many as the paper's."""
     of_paper = (paper.num_train, paper.num_val)
     parts = [part for part in zip(("training", "held-out"), counts, of_paper, strict=True) if part[1]]
     words = " and ".join(f"{num:,} {kind}" for kind, num, _ in parts)
@@ -94,7 +97,11 @@ def _pictures_words(
 
 
 def make_report(table: Table, scale: Scale, found: Found, asked: DataSet, place: Place) -> Report:
-    """Match, compute, and list what is missing. ValueError where results of several data sets would be mixed."""
+    """Match, compute, and list what is missing.
+
+    Raises:
+        ValueError: Results of several data sets would be mixed.
+    """
     matches = match(table, scale, found, asked)
     missing = missing_runs(table, scale, matches, found, place)
     cells = {row.method: cells_of(row, matches) for row in table.rows}
