@@ -1,4 +1,4 @@
-"""The tree as a package: an sdist of it makes a wheel of every module, a bare checkout is imported as it is, links stand on top."""
+"""The tree as a package: an sdist of it makes a wheel of every file, a bare checkout is imported as it is, links stand on top."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def copied_tree(folder: Path) -> Path:
     return Path(shutil.copytree(ROOT, folder, ignore=leave, symlinks=True))
 
 
-def test_wheel_from_sdist_holds_every_module(tmp_path: Path) -> None:
+def test_wheel_from_sdist_holds_every_file(tmp_path: Path) -> None:
     tree = copied_tree(tmp_path / "tree")
     (tree / "fastpsl" / "kernels" / "new").mkdir()
     (tree / "fastpsl" / "kernels" / "new" / "__init__.py").touch()  # ships without being listed
@@ -38,10 +38,15 @@ def test_wheel_from_sdist_holds_every_module(tmp_path: Path) -> None:
     subprocess.run(["tar", "xf", packed, "-C", str(source), "--strip-components=1"], check=True)
     assert (source / "toolchain/ffcv-shim/include/opencv2/opencv.hpp").exists()
     with zipfile.ZipFile(build("wheel", source, tmp_path / "wheel")) as archive:
-        shipped = {name for name in archive.namelist() if name.endswith(".py")}
+        shipped = {name for name in archive.namelist() if name.startswith("fastpsl/")}
 
-    expected = {path.relative_to(tree).as_posix() for path in (tree / "fastpsl").rglob("*.py")}
-    assert "fastpsl/kernels/new/__init__.py" in expected
+    files = (path.relative_to(tree) for path in (tree / "fastpsl").rglob("*") if path.is_file())
+    expected = {path.as_posix() for path in files if "__pycache__" not in path.parts}
+    assert {
+        "fastpsl/kernels/new/__init__.py",
+        "fastpsl/tables/psl.json",
+        "fastpsl/tables/page.html.jinja",
+    } <= expected
     assert shipped == expected
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.pipelines.input_record import Input
+from fastpsl.tables.evaluations import CLUSTERS, RETRIEVAL
 from fastpsl.tables.found import Found, TrainingRun
 from fastpsl.tables.matching import Matches, needs_of, runs_for
-from fastpsl.tables.needs import CLUSTERS, COUPLED, RETRIEVAL, Evaluation, Weights
+from fastpsl.tables.needs import COUPLED, Evaluation, Weights
 from fastpsl.tables.other_data import inputs
 from fastpsl.tables.rows import Table
 from fastpsl.tables.scales import Scale

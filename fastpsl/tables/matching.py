@@ -6,8 +6,9 @@ from pathlib import Path
 
 from fastpsl.tables.data_sets import DataSet, data_of, learned_from, one_data_set
 from fastpsl.tables.differences import UNSAID, differences, label_source, training_differences
+from fastpsl.tables.evaluations import CLUSTERS
 from fastpsl.tables.found import Found, Result, TrainingRun
-from fastpsl.tables.needs import CLUSTERS, Evaluation, Weights
+from fastpsl.tables.needs import Evaluation, Weights
 from fastpsl.tables.papers import TABLES
 from fastpsl.tables.rows import Table
 from fastpsl.tables.scales import Scale

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-BLOCKS = ("B1", "B2", "B3", "B4", "B5")
 SUPERVISED = "supervised"
 # Of pseudo-labels that no file holds.
 COUPLED, NO_LABELS = "coupled", "none"
@@ -98,53 +97,3 @@ class Measure:
     numbers: tuple[str, ...]
     of: Literal["best", "mean"] = "best"
     minus: Weights | None = None
-
-
-VISSL = Evaluation("linear/vissl", "linear_probe", "linear/vissl")
-MOCO = Evaluation("linear/moco", "linear_probe", "linear/moco")
-FEW_LABELS = Evaluation("semi_supervised/1", "semi_supervised", "semi_supervised")
-MORE_LABELS = Evaluation("semi_supervised/10", "semi_supervised", "semi_supervised")
-UIC = Evaluation("linear/uic", "linear_probe", "linear/uic")
-CLUSTERS = Evaluation("clusters", "clusters", "clusters", command=True)
-BLOCK_PROBE = Evaluation("blocks", "block_probe", "block_probe")
-KNN = Evaluation("knn/blocks", "knn", "knn/majority")
-RETRIEVAL = Evaluation("retrieval", "retrieve", "retrieval", command=True)
-TSNE = Evaluation("tsne", "tsne", "tsne", command=True)
-
-# The protocol of what learns nothing from the pictures that it reads.
-FEW_SHOT = "few_shot"
-
-
-def each_block(weights: Weights) -> tuple[Measure, ...]:
-    """Linear classifiers on B1 to B5, a column each."""
-    return tuple(Measure(weights, VISSL, (f"top1_{block}",)) for block in BLOCKS)
-
-
-def best_block(weights: Weights) -> tuple[Measure, ...]:
-    """The best of the linear classifiers on B1 to B5."""
-    return (Measure(weights, VISSL, tuple(f"top1_{block}" for block in BLOCKS)),)
-
-
-def final_features(weights: Weights) -> tuple[Measure, ...]:
-    """A linear classifier on the average-pooled output of B5."""
-    return (Measure(weights, MOCO, ("top1_final",)),)
-
-
-def fine_tuned(weights: Weights) -> tuple[Measure, ...]:
-    """Top-5 after fine-tuning all layers on 1 % and on 10 % of the labels."""
-    return tuple(Measure(weights, evaluation, ("top5",)) for evaluation in (FEW_LABELS, MORE_LABELS))
-
-
-def conv_layers(weights: Weights, first: int = 1) -> tuple[Measure, ...]:
-    """Linear classifiers on AlexNet's conv layers from `first` to conv5, a column each."""
-    return tuple(Measure(weights, UIC, (f"top1_B{layer}",)) for layer in range(first, 6))
-
-
-def last_features(weights: Weights) -> tuple[Measure, ...]:
-    """A linear classifier on the last block's output, averaged over all positions."""
-    return (Measure(weights, UIC, ("top1_final",)),)
-
-
-def nmi(weights: Weights) -> tuple[Measure, ...]:
-    """NMI t/labels: of the training's last pseudo-labels and the annotated ones, in percent."""
-    return (Measure(weights, CLUSTERS, ("nmi_true",)),)

@@ -1,6 +1,13 @@
 """All papers' tables by name."""
 
-from fastpsl.tables import psl, psl_transfer, sslpp, sslpp_ablations, sslpp_transfer, uic, uic_transfer
+from pathlib import Path
 
-_MODULES = (psl, psl_transfer, uic, uic_transfer, sslpp, sslpp_ablations, sslpp_transfer)
-TABLES = {table.name: table for module in _MODULES for table in module.TABLES}
+from fastpsl.tables import psl, sslpp, uic
+from fastpsl.tables.paper_file import read_paper
+
+_MODULES = {"psl": psl, "uic": uic, "sslpp": sslpp}
+TABLES = {
+    table.name: table
+    for paper, module in _MODULES.items()
+    for table in read_paper(Path(__file__).with_name(f"{paper}.json"), module.WEIGHTS, module.COLUMNS)
+}

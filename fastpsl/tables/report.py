@@ -1,4 +1,4 @@
-"""All that a rendered table says, for every form of rendering."""
+"""A table with what was measured of it: its results, its cells, what is missing."""
 
 from dataclasses import dataclass
 
@@ -7,17 +7,15 @@ from fastpsl.tables.commands import Missing, Place, missing_runs
 from fastpsl.tables.data_sets import DataSet
 from fastpsl.tables.found import Found, Result
 from fastpsl.tables.matching import Matches, match, needs_of
-from fastpsl.tables.needs import Evaluation, Measure, Weights
+from fastpsl.tables.needs import Evaluation, Weights
 from fastpsl.tables.other_data import PAPERS_PICTURES
 from fastpsl.tables.rows import Pictures, Row, Table
 from fastpsl.tables.scales import Scale
 
-NOTHING = "–"
-
 
 @dataclass(frozen=True)
 class Report:
-    """cells: by method. used: the results that went in, with the method and evaluation, in the table's order."""
+    """A table and what is measured of it. cells: By method."""
 
     table: Table
     scale: Scale
@@ -28,20 +26,18 @@ class Report:
 
     @property
     def used(self) -> list[tuple[str, Evaluation, Result]]:
-        """(method, evaluation, result), in the table's order and by seed."""
+        """Return (method, evaluation, result) of what went in, in the table's order and by seed."""
         return [
             (self.method_of(weights, evaluation), evaluation, result)
             for weights, evaluation in needs_of(self.table)
             for _, result in sorted(self.matches.used.get((weights, evaluation), {}).items())
         ]
 
-    @property
-    def about(self) -> str:
-        """What the scale says of the paper's sizes."""
-        return self.scale.sizes[self.table.paper].about
-
     def method_of(self, weights: Weights, evaluation: Evaluation | None = None) -> str:
-        """The row that is measured on these weights (by this evaluation), on nothing else if there is one; or else that of what comes after them."""
+        """Return the row that is measured on these weights (by this evaluation), best on nothing else.
+
+        Where no row is, return the one that is measured on what comes after them.
+        """
         seen = [
             [measure.weights for measure in row.measures if evaluation in (None, measure.evaluation)]
             for row in self.table.rows
@@ -55,17 +51,17 @@ class Report:
 
     @property
     def num_needed(self) -> int:
-        """Results that the whole table has."""
+        """Return how many results the whole table has."""
         return len(self.used) + sum(len(one.evaluations) for one in self.missing)
 
     def mark(self, row: Row) -> str:
-        """What is said beside a row's method."""
-        words = [] if row.measures else [f"the paper's alone: {self.table.unmeasured}"]
-        words += [row.note] * bool(row.note) + [self.table.unprinted] * (not row.printed)
-        return "; ".join(words)
+        """Return what is said beside a row's method."""
+        alone = "" if row.measures else f"the paper's alone: {self.table.unmeasured}"
+        unprinted = "" if row.printed else self.table.unprinted
+        return "; ".join(words for words in (alone, row.note, unprinted) if words)
 
     def data_words(self) -> str:
-        """Which pictures ours were measured on, and whether they are as many as the paper's."""
+        """Return which images ours were measured on, and whether they are as many as the paper's."""
         if not self.used:
             return "Nothing is measured yet."
         data, paper = self.matches.data, self.table.pictures
@@ -90,7 +86,7 @@ class Report:
 def _pictures_words(
     whose: str, digests: str, counts: tuple[int | None, int | None], paper: Pictures
 ) -> tuple[str, bool]:
-    """Of which pictures numbers are, and whether they are as many as the paper's."""
+    """Return of which images numbers are, and whether they are as many as the paper's."""
     of_paper = (paper.num_train, paper.num_val)
     parts = [part for part in zip(("training", "held-out"), counts, of_paper, strict=True) if part[1]]
     words = " and ".join(f"{num:,} {kind}" for kind, num, _ in parts)
@@ -101,71 +97,12 @@ def _pictures_words(
 
 
 def make_report(table: Table, scale: Scale, found: Found, asked: DataSet, place: Place) -> Report:
-    """Match, compute, and list what is missing. ValueError where results of several data sets would be mixed."""
+    """Match, compute, and list what is missing.
+
+    Raises:
+        ValueError: Results of several data sets would be mixed.
+    """
     matches = match(table, scale, found, asked)
     missing = missing_runs(table, scale, matches, found, place)
     cells = {row.method: cells_of(row, matches) for row in table.rows}
     return Report(table, scale, matches, tuple(missing), cells, tuple(gains_of(table, cells)))
-
-
-def lines_of(report: Report, row: Row) -> list[tuple[str, list[str]]]:
-    """A row's lines in words, a column each: the paper's, ours, and where it means something the difference."""
-    cells = report.cells[row.method]
-    lines = [("paper", [_printed(cell.paper) for cell in cells])] if row.printed else []
-    if row.measures:
-        lines.append(("ours", [_words(m, cell) for m, cell in zip(row.measures, cells, strict=True)]))
-        if row.printed and report.scale.comparable:
-            lines.append(("ours − paper", [signed(cell.difference) for cell in cells]))
-    return lines
-
-
-def _printed(number: float | None) -> str:
-    """With one digit behind the point, or with two where the paper prints them."""
-    return NOTHING if number is None else f"{number:.2f}".removesuffix("0").replace("-", "−")
-
-
-def gain_lines(gain: Gain) -> list[tuple[str, list[str]]]:
-    """What the paper's row gains and what ours does."""
-    paper = [("paper", [signed(value) for value in gain.paper])] if gain.row.printed else []
-    return [*paper, ("ours", [signed(value) for value in gain.ours])]
-
-
-def _words(measure: Measure, cell: Cell) -> str:
-    """Ours; with the block's name where it is the best of several; a dash where nothing is measured."""
-    if cell.ours is None:
-        return NOTHING
-    return (
-        f"{cell.ours} {cell.ours.number.removeprefix('top1_').removeprefix('mAP_')}"
-        if len(measure.numbers) > 1 and measure.of == "best"
-        else str(cell.ours)
-    )
-
-
-def signed(value: float | None) -> str:
-    """+5.2, −1.5 or a dash."""
-    return NOTHING if value is None else f"{value:+.1f}".replace("-", "−")
-
-
-def sizes_of(report: Report) -> dict[str, str]:
-    """Recipe or evaluation of this table → its values in words."""
-    names: list[str] = []
-    for weights, evaluation in needs_of(report.table):
-        for one in (weights.before, weights):
-            if one and one.recipe:
-                names += [one.recipe, *([f"{one.recipe}/{one.variant}"] if one.variant else [])]
-                names += [f"labels/{one.label_file}"] if one.label_file else []
-        names.append(evaluation.name)
-    return {
-        name: ", ".join(
-            f"{key} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
-            for key, value in report.scale.values[name].items()
-            if value is not None
-        )
-        for name in dict.fromkeys(names)
-        if report.scale.values[name]
-    }
-
-
-def file_name(table: Table) -> str:
-    """psl/5 is written as psl-5.md and so on."""
-    return table.name.replace("/", "-")

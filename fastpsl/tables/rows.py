@@ -7,9 +7,9 @@ from fastpsl.tables.needs import Measure
 
 @dataclass(frozen=True)
 class Pictures:
-    """What a paper's table is measured on: how many pictures to train, classifiers too, and how many held out.
+    """The numbers of images that a paper's table is measured on: to train, classifiers too, and held out.
 
-    num_pretrain: of those that trainings without labels learn from, where these are others than the training pictures.
+    num_pretrain: Of those that trainings without labels learn from, where these are not the training images.
     """
 
     name: str
@@ -18,15 +18,12 @@ class Pictures:
     num_pretrain: int | None = None
 
 
-IMAGENET = Pictures("ImageNet", 1_281_167, 50_000)
-
-
 @dataclass(frozen=True)
 class Row:
-    """One printed row. `measures`, one a column, are empty where the method is not implemented here.
+    """A printed row. `measures`, one a column, are empty where the method is not implemented here.
 
-    numbers: None where the paper prints a dash, and throughout in rows that it does not have. million_parameters: as printed; None
-    where the table has no such column. baseline: the row that this one is to improve.
+    numbers: None where the paper prints a dash, and throughout in rows that it does not have. million_parameters:
+    As printed; None where the table has no such column. baseline: The row that this one is to improve.
     """
 
     method: str
@@ -39,7 +36,7 @@ class Row:
 
     @property
     def printed(self) -> bool:
-        """Whether the paper has it."""
+        """Return whether the paper has it."""
         return any(number is not None for number in self.numbers)
 
 
@@ -47,8 +44,9 @@ class Row:
 class Table:
     """A printed table; every number is a percentage.
 
-    gains: the headline over what rows add to their baselines. unmeasured: why a row has the paper's numbers alone. unprinted: what is
-    said of rows of which the paper prints none. curves: drawn as lines over the columns, a panel for each row that has a baseline.
+    gains: The headline over what rows add to their baselines. unmeasured: Why a row has the paper's numbers alone.
+    unprinted: What is said of rows of which the paper prints none. curves: Whether it is drawn as lines over the
+    columns, a panel for each row that has a baseline.
     """
 
     name: str
@@ -56,34 +54,35 @@ class Table:
     number: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
-    gains: str = "What stages add"
-    unmeasured: str = "not implemented here"
-    unprinted: str = "ours alone: not in the paper"
-    pictures: Pictures = IMAGENET
+    notes: tuple[str, ...]
+    gains: str
+    unmeasured: str
+    unprinted: str
+    pictures: Pictures
     curves: bool = False
 
     @property
     def paper(self) -> str:
-        """The word before the slash."""
+        """Return the word before the slash."""
         return self.name.partition("/")[0]
 
     @property
     def folder(self) -> str:
-        """Of its runs: the paper, and behind a dash its data set where that is not the paper's first."""
+        """Return the folder of its runs: the paper, and behind a dash its data set, but for the first one."""
         paper, _, which = self.name.partition("/")
         return paper + "".join(which.partition("-")[1:])
 
     @property
     def pretrains_elsewhere(self) -> bool:
-        """Whether trainings without labels learn from other pictures than those that their features are evaluated with."""
+        """Return whether trainings without labels learn from other images than evaluations do."""
         return self.pictures.num_pretrain is not None
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Names of the data that evaluations read in the place of the table's own (`other_data`)."""
+        """Return names of the data that evaluations read in the place of the table's own (`other_data`)."""
         evaluations = (measure.evaluation for row in self.rows for measure in row.measures)
         return tuple(dict.fromkeys(name for evaluation in evaluations for name in evaluation.reads))
 
     def row(self, method: str) -> Row:
+        """Return the row of a method."""
         return next(row for row in self.rows if row.method == method)

@@ -1,6 +1,6 @@
-"""The sizes at which a table is measured: the paper's, and tiny ones for two cores. The values are each paper's (psl_sizes, ...).
+"""The sizes at which a table is measured: the paper's, and tiny ones for two cores.
 
-A result counts only where it was made with exactly these values; the commands of `tiny` spell all of them, those of `paper` only
+The values are each paper's (psl_sizes, uic_sizes, sslpp_sizes), which this file alone reads: all others ask a `Scale`. A result counts only where it was made with exactly these values; the commands of `tiny` spell all of them, those of `paper` only
 what a recipe does not do by itself.
 """
 
@@ -41,6 +41,14 @@ class Scale:
             assert not merged.keys() & sizes.values.keys()
             merged |= sizes.values
         return merged
+
+    def about(self, paper: str) -> str:
+        """Return the sizes of a paper's tables in words."""
+        return self.sizes[paper].about
+
+    def num_processes(self, paper: str) -> int:
+        """Return how many processes a paper's commands start where the user does not say it."""
+        return self.sizes[paper].num_processes
 
     def spelled(self, name: str) -> dict[str, Any]:
         """Option → value, as a command gives them for a recipe or an evaluation."""

@@ -7,17 +7,9 @@ learn (the schedule of Rotation), how many classes random and k-means labels hav
 from typing import Any
 
 from fastpsl.tables.sizes import Sizes
+from fastpsl.tables.sslpp import FEW, LAMBDAS, NUMS_CLUSTERS, TASKS, TRANSFORMS
 
-TASKS = ("colorization", "context", "rotation", "aet")
-# Of figure 6; 0 is the proxy task alone.
-LAMBDAS = (0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 100.0)
 HEADS = ("conv_B2", "conv_B3", "conv_B4", "fc1_B4", "fc2_B4", "fc3_B4")
-# Labels a class (Table VIII).
-FEW = (20, 100, 400, 1000)
-# Clusters (Table XIII), but for the 70 of all other tables.
-CLUSTERS = (10, 30, 50, 100)
-# Of Table XIV, each with those before it; the recipe's own is the last, "sobel".
-TRANSFORMS = ("crop", "flip", "colour", "grey")
 
 
 def _same(num_clusters: int) -> dict[str, Any]:
@@ -90,7 +82,7 @@ PAPER = Sizes(
         },
         "sslpp_iic/stl": {"num_copies": 5, "batch_size": 700},
         **_variants(
-            {number: number for number in CLUSTERS}, FEW,
+            {number: number for number in NUMS_CLUSTERS}, FEW,
             {"stage_epochs": (200,), "batch_size": 128, "lr": 0.2, "intervals": (60, 60, 40, 40)}, _PROBE,
         ),
         **_from_yfcc(

@@ -11,12 +11,12 @@ from fastpsl.pipelines.data.open import open_data
 from fastpsl.tables.commands import Place
 from fastpsl.tables.data_sets import DataSet, flag_of
 from fastpsl.tables.found import find
-from fastpsl.tables.html import html
-from fastpsl.tables.markdown import markdown, missing_lines
 from fastpsl.tables.other_data import OTHER_DATA, Paths, digests
+from fastpsl.tables.page import missing_lines
 from fastpsl.tables.papers import TABLES
 from fastpsl.tables.picture import save_picture
-from fastpsl.tables.report import Report, file_name, make_report
+from fastpsl.tables.render import html, markdown
+from fastpsl.tables.report import Report, make_report
 from fastpsl.tables.scales import SCALES
 
 TRAIN_PLACEHOLDER, VAL_PLACEHOLDER, PRETRAIN_PLACEHOLDER = "TRAIN.beton", "VAL.beton", "PRETRAIN.beton"
@@ -65,11 +65,11 @@ def make_table(
         data or TRAIN_PLACEHOLDER,
         val or VAL_PLACEHOLDER,
         pretrain_data or PRETRAIN_PLACEHOLDER,
-        num_processes or sizes.sizes[table.paper].num_processes,
+        num_processes or sizes.num_processes(table.paper),
         others,
     )
     report = make_report(table, sizes, found, asked, place)
-    stem = out / file_name(report.table)
+    stem = out / name.replace("/", "-")
     written = [stem.with_suffix(suffix) for suffix in (".md", ".png", ".html")]
     with output_errors(stem):
         out.mkdir(parents=True, exist_ok=True)

@@ -21,9 +21,10 @@ from fastpsl.evaluation.result import write_result
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.tables.commands import Missing, Place
 from fastpsl.tables.data_sets import DataSet
+from fastpsl.tables.evaluations import CLUSTERS, VISSL
+from fastpsl.tables.evaluations import TSNE as OF_TSNE
 from fastpsl.tables.found import find
-from fastpsl.tables.needs import CLUSTERS, COUPLED, VISSL, Evaluation, Weights
-from fastpsl.tables.needs import TSNE as OF_TSNE
+from fastpsl.tables.needs import COUPLED, Evaluation, Weights
 from fastpsl.tables.papers import TABLES
 from fastpsl.tables.report import Report, make_report
 from fastpsl.tables.scales import SCALES, Scale, plain

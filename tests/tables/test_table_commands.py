@@ -11,8 +11,9 @@ import pytest
 
 from fastpsl.pipelines.input_record import Input
 from fastpsl.tables.commands import _flags
+from fastpsl.tables.evaluations import CLUSTERS, RETRIEVAL, TSNE
 from fastpsl.tables.matching import needs_of
-from fastpsl.tables.needs import CLUSTERS, RETRIEVAL, TSNE, Evaluation, Weights
+from fastpsl.tables.needs import Evaluation, Weights
 from fastpsl.tables.other_data import inputs
 from fastpsl.tables.papers import TABLES
 from fastpsl.tables.scales import FREE, SCALES, Scale, plain

@@ -9,8 +9,9 @@ import pytest
 from fastpsl.cli import main
 from fastpsl.tables.data_sets import DataSet
 from fastpsl.tables.differences import training_differences
-from fastpsl.tables.markdown import markdown
-from fastpsl.tables.needs import BLOCK_PROBE, CLUSTERS, KNN, RETRIEVAL, TSNE, Evaluation, Weights
+from fastpsl.tables.evaluations import BLOCK_PROBE, CLUSTERS, KNN, RETRIEVAL, TSNE
+from fastpsl.tables.needs import Evaluation, Weights
+from fastpsl.tables.render import markdown
 from fastpsl.tables.report import Report
 from tests.tables.table_results import DIGESTS, PAPER, TINY, ours, put, put_run, report, science_of
 

@@ -1,4 +1,4 @@
-"""UIC's tables: the numbers as printed, what the rows are measured on, fine-tuned weights, NMI, networks that see gradients."""
+"""UIC's tables: what the rows are measured on, fine-tuned weights, NMI, networks that see gradients."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,92 +6,15 @@ from typing import Any
 
 import pytest
 
-from fastpsl.tables.markdown import markdown
-from fastpsl.tables.needs import CLUSTERS, UIC, Measure, Weights
+from fastpsl.tables.evaluations import CLUSTERS, UIC
+from fastpsl.tables.needs import Measure, Weights
 from fastpsl.tables.papers import TABLES
+from fastpsl.tables.render import markdown
 from tests.tables.table_results import DIGESTS, PAPER, TINY, ours, put, put_run, report, science_of
 
-# Lines of the paper's tables, a number or a dash a column; a method is what stands before them.
-PRINTED = {
-    "uic/1": """
-        UIC 3k 41.2 41.0 38.1 38.5
-        UIC 5k 40.6 40.9 38.2 40.8
-        UIC 10k 40.6 40.8 37.9 42.6""",
-    "uic/2": """
-        UIC 3k × 41.2 41.0 38.1
-        UIC 3k √ 41.6 41.5 39.0""",
-    "uic/3": """
-        UIC 3k × 39.5 39.9 37.9
-        UIC 3k √ 41.6 41.5 39.0""",
-    "uic/4": """
-        ImageNet labels 19.3 36.3 44.2 48.3 50.5
-        Random 11.6 17.1 16.9 16.3 14.1
-        DeepCluster [2] 13.4 32.3 41.0 39.6 38.2
-        SelfLabel 3k × 1 [1] - - 43.0 44.7 40.9
-        SelfLabel 3k × 10 [1] 22.5 37.4 44.7 47.1 44.1
-        Ours 12.8 34.3 41.6 41.5 39.0
-        Inpainting [32] 14.1 20.7 21.0 19.8 15.5
-        Contenxt [8] 16.2 23.3 30.2 31.7 29.6
-        BiGan [9] 17.7 24.5 31.0 29.9 28.0
-        Colorization [41] 12.5 24.5 30.4 31.5 30.3
-        Split-brain [42] 17.7 29.3 35.4 35.2 32.8
-        Jigsaw puzzle [29] 18.2 28.8 34.0 33.9 27.1
-        Counting [30] 18.0 30.6 34.3 32.5 25.7
-        RotNet [14] 18.8 31.7 38.7 38.2 36.5
-        AND [21] 15.6 27.0 35.9 39.7 37.9
-        AET [40] 19.3 35.4 44.0 43.6 42.4
-        RotNet+retrieval [13] 22.2 38.2 45.7 48.7 48.3""",
-    "uic/7": """
-        DeepCluster [2] | AlexNet 41.0 39.6 38.2 -
-        SelfLabel 3k × 1 [1] | AlexNet 43.0 44.7 40.9 -
-        SelfLabel 3k × 10 [1] | AlexNet+10heads 44.7 47.1 44.1 -
-        UIC (Ours) | AlexNet 41.6 41.5 39.0 38.5
-        UIC + strong aug (Ours) | AlexNet 43.5 45.6 44.3 40.0""",
-    "uic/8": """
-        Jigsaw [22] | Res50 38.4 -
-        Rotation [22] | Res50 43.8 -
-        InstDisc [37] | Res50 54.0 -
-        BigBiGAN [10] | Res50 56.6 -
-        Local Agg. [43] | Res50 60.2 -
-        Moco [16] | Res50 60.6 -
-        PIRL [28] | Res50 63.6 -
-        CPCv2 [18] | Res50 63.8 -
-        SimCLR [4] | Res50 + MLP-head 69.3 -
-        Mocov2 [6] | Res50 + MLP-head 71.1 -
-        SelfLabel 3k × 1 [1] | Res50 51.8 -
-        SelfLabel 3k × 10 [1] | Res50+10heads 55.7 -
-        UIC + strong aug (Ours), VGG16 | VGG16 57.7 46.9
-        UIC + strong aug (Ours), Res50 | Res50 62.7 50.6
-        UIC + strong aug (Ours), Res50 + MLP-head | Res50 + MLP-head 64.4 53.3""",
-}
-# Rows of ours between them, and where their numbers are printed.
-REPEATED = {
-    ("uic/3", "UIC 3k √, not tuned"): (41.2, 41.0, 38.1),  # Table 2
-    ("uic/4", "Random-Sobel"): (None,) * 5,
-    ("uic/7", "UIC, not tuned"): (41.2, 41.0, 38.1, 38.5),  # Table 1
-}
 RAW = Weights("alexnet", "uic_alexnet", "end_to_end")
 TUNED = replace(RAW, variant="tuned", base=RAW)
 CONV = {f"top1_B{number}": 10.0 * number for number in range(1, 8)}
-
-
-@pytest.mark.parametrize("name", PRINTED)
-def test_numbers_as_printed(name: str) -> None:
-    table = TABLES[name]
-    rows = [row for row in table.rows if (name, row.method) not in REPEATED]
-    for row, line in zip(rows, PRINTED[name].strip().splitlines(), strict=True):
-        words, num = line.split(" "), len(table.columns)
-        method, _, arch = " ".join(words[:-num]).strip().partition(" | ")
-        assert (row.method, row.arch) == (method, arch or "AlexNet")
-        assert row.numbers == tuple(None if number == "-" else float(number) for number in words[-num:]), (
-            method
-        )
-
-
-def test_repeated_numbers_are_those_of_the_other_table() -> None:
-    for (name, method), numbers in REPEATED.items():
-        assert TABLES[name].row(method).numbers == numbers
-    assert len(TABLES["uic/4"].rows) == 18 and not TABLES["uic/4"].row("Random-Sobel").printed
 
 
 def measured_on(table: str, method: str) -> list[tuple[Any, ...]]:

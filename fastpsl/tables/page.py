@@ -1,0 +1,155 @@
+"""What the page of a table says, in words, for both templates."""
+
+import contextlib
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastpsl.tables.cells import Cell
+from fastpsl.tables.data_sets import data_of
+from fastpsl.tables.matching import needs_of
+from fastpsl.tables.needs import Measure
+from fastpsl.tables.report import Report
+from fastpsl.tables.rows import Row
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A row of a table: its lines of numbers, and what stands before them.
+
+    mark: What is said beside the name. head: The cells between the name and the lines. lines: Whose numbers
+    they are ("paper", "ours", "ours − paper"), and the numbers, a column each.
+    """
+
+    name: str
+    mark: str
+    head: tuple[str, ...]
+    lines: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def words_of(report: Report) -> dict[str, Any]:
+    """Return all that a rendered table says, under the names that the templates use.
+
+    head: Titles of the columns before the numbers. rows, gains: Groups. used: Of each result that went in,
+    title → word. missing: Lines of a shell. unused: (path, reason). sizes: Recipe or evaluation → values in words.
+    """
+    table = report.table
+    about = report.scale.about(table.paper)
+    with_size = any(row.million_parameters for row in table.rows)
+    return {
+        "table": table,
+        "intro": f"{table.number[0].upper()}{table.number[1:]}. {about} {report.data_words()}",
+        "head": ("Method", "Arch", *(["# Param (M)"] if with_size else []), ""),
+        "rows": [_group(report, row, with_size) for row in table.rows],
+        "gains": _gains(report),
+        "used": _used(report),
+        "missing": missing_lines(report),
+        "unused": [(str(path), reason) for path, reason in sorted(report.matches.unused.items())],
+        "sizes": _sizes(report),
+    }
+
+
+def _group(report: Report, row: Row, with_size: bool) -> Group:
+    """Return a row: the paper's line, ours, and where it means something the difference."""
+    cells = report.cells[row.method]
+    lines = [("paper", tuple(_printed(cell.paper) for cell in cells))] if row.printed else []
+    if row.measures:
+        lines.append(("ours", tuple(_measured(m, cell) for m, cell in zip(row.measures, cells, strict=True))))
+        if row.printed and report.scale.comparable:
+            lines.append(("ours − paper", tuple(_signed(cell.difference) for cell in cells)))
+    head = (row.arch, str(row.million_parameters)) if with_size else (row.arch,)
+    return Group(row.method, report.mark(row), head, tuple(lines))
+
+
+def _gains(report: Report) -> list[Group]:
+    """Return what the paper's rows gain and what ours do."""
+    groups = []
+    for gain in report.gains:
+        paper = [("paper", tuple(map(_signed, gain.paper)))] if gain.row.printed else []
+        lines = (*paper, ("ours", tuple(map(_signed, gain.ours))))
+        groups.append(Group(f"{gain.row.method} − {gain.row.baseline}", "", (), lines))
+    return groups
+
+
+def _printed(number: float | None) -> str:
+    """Return a number with one digit behind the point, or with two where the paper prints them."""
+    return NOTHING if number is None else f"{number:.2f}".removesuffix("0").replace("-", "−")
+
+
+def _measured(measure: Measure, cell: Cell) -> str:
+    """Return our number, with the block's name where it is the best of several, or a dash."""
+    if cell.ours is None:
+        return NOTHING
+    if len(measure.numbers) == 1 or measure.of != "best":
+        return str(cell.ours)
+    return f"{cell.ours} {cell.ours.number.removeprefix('top1_').removeprefix('mAP_')}"
+
+
+def _signed(value: float | None) -> str:
+    """Return +5.2, −1.5 or a dash."""
+    return NOTHING if value is None else f"{value:+.1f}".replace("-", "−")
+
+
+def _used(report: Report) -> list[dict[str, str]]:
+    return [
+        {
+            "Method": method,
+            "Evaluation": evaluation.name,
+            "Seed": str(result.seed),
+            "Date": str(result.record.get("date") or NOTHING)[:10],
+            "Commit": str(result.record.get("commit") or NOTHING)[:10],
+            "Checkpoint (sha256)": str(result.record["checkpoint"].get("sha256") or NOTHING)[:12],
+            "Data (train / val)": str(data_of(result, report.table, evaluation)),
+            "File": str(result.path),
+        }
+        for method, evaluation, result in report.used
+    ]
+
+
+def missing_lines(report: Report) -> list[str]:
+    """Return a comment and the commands of each missing run, to be pasted into a shell."""
+    lines = _path_line() if report.missing else []
+    fine_tuned = {weights.base for weights, _ in needs_of(report.table)}
+    for one in report.missing:
+        there = ""
+        if one.run is not None:
+            there = "its pre-training is there" if one.run.can_be_evaluated else "its pre-training was begun"
+            there = f" ({there}: {one.run.folder})"
+        why = "to be fine-tuned" if one.weights in fine_tuned else "the pseudo-labels that it learns"
+        evaluations = ", ".join(evaluation.name for evaluation in one.evaluations) or why
+        lines.append(f"# {report.method_of(one.weights)}, seed {one.seed}: {evaluations}{there}")
+        lines += one.commands
+    return lines
+
+
+def _path_line() -> list[str]:
+    """Return what tells the shell where torchrun is, if it would find none, or another environment's."""
+    own, first = Path(sys.executable).parent, shutil.which("torchrun")
+    if first is not None and Path(first).parent == own:
+        return []
+    with contextlib.suppress(ValueError):
+        own = Path("$PWD") / own.relative_to(Path.cwd())
+    return [f'export PATH="{own}:$PATH"']
+
+
+def _sizes(report: Report) -> dict[str, str]:
+    names: list[str] = []
+    for weights, evaluation in needs_of(report.table):
+        for one in (weights.before, weights):
+            if one and one.recipe:
+                names += [one.recipe, *([f"{one.recipe}/{one.variant}"] if one.variant else [])]
+                names += [f"labels/{one.label_file}"] if one.label_file else []
+        names.append(evaluation.name)
+    return {
+        name: ", ".join(
+            f"{key} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+            for key, value in values.items()
+            if value is not None
+        )
+        for name in dict.fromkeys(names)
+        if (values := report.scale.values[name])
+    }

@@ -1,0 +1,174 @@
+"""Read the file that holds what a paper prints: its tables, number by number.
+
+The file is JSON. Each row of a table is one line, to be read beside the paper. A row names the weights and
+the columns that it is measured with here. What these names mean is in the paper's module (psl, uic, sslpp).
+"""
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from fastpsl.tables.evaluations import Columns
+from fastpsl.tables.needs import Measure, Weights
+from fastpsl.tables.rows import Pictures, Row, Table
+
+# Field → the types that it may have; a list holds values of its types.
+Fields = Mapping[str, tuple[Any, ...]]
+_PAPER: Fields = {"defaults": (dict,), "pictures": (dict,), "notes": (dict,), "tables": (dict,)}
+_PICTURES: Fields = {"name": (str,), "num_train": (int,), "num_val": (int,), "num_pretrain": (int,)}
+_ROW: Fields = {
+    "method": (str,), "arch": (str,), "numbers": ([float, NoneType],), "million_parameters": (int,),
+    "weights": (str, [str]), "measured": (str,), "baseline": (str,), "note": (str,),
+}  # fmt: skip
+_TABLE: Fields = {
+    "title": (str,), "number": (str,), "columns": ([str],), "rows": ([dict],), "notes": ([str, dict],),
+    "means": (int,), "arch": (str,), "measured": (str,), "million_parameters": (int,), "pictures": (str,),
+    "gains": (str,), "unmeasured": (str,), "unprinted": (str,), "curves": (bool,),
+}  # fmt: skip
+_OF_EACH_TABLE = ("title", "number", "columns", "rows", "pictures", "gains", "unmeasured", "unprinted")
+_SHARED_NOTE: Fields = {"shared": (str,)}
+# What a row has from its table where it does not say it.
+_OF_TABLE = ("arch", "measured", "million_parameters")
+
+
+def read_paper(path: Path, weights: Mapping[str, Weights], columns: Mapping[str, Columns]) -> list[Table]:
+    """Return the tables of a paper, in the order of the file.
+
+    Args:
+        path: The file. Its name without the suffix is the paper's, as in "psl/5".
+        weights: What the names of weights mean.
+        columns: What the names behind "measured" mean.
+
+    Raises:
+        ValueError: The file has an unknown or a missing field, one of a wrong type, a name that means
+            nothing, a row that does not fit its table, or a key twice. The error says where.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    _check(record, _PAPER, _PAPER, path.name)
+    names = _Names(weights, columns, record["pictures"], record["notes"])
+    tables = []
+    for name, table in record["tables"].items():
+        where = f"{path.name}, table {name}"
+        _check(table, _TABLE, (), where)
+        tables.append(_table(f"{path.stem}/{name}", record["defaults"] | table, names, where))
+    return tables
+
+
+@dataclass(frozen=True)
+class _Names:
+    """What the names in a file mean."""
+
+    weights: Mapping[str, Weights]
+    columns: Mapping[str, Columns]
+    pictures: Mapping[str, Any]
+    notes: Mapping[str, Any]
+
+
+def _table(name: str, record: dict[str, Any], names: _Names, where: str) -> Table:
+    _check(record, _TABLE, _OF_EACH_TABLE, where)
+    pictures = _meaning(names.pictures, record["pictures"], f"{where}, pictures")
+    _check(pictures, _PICTURES, ("name", "num_train", "num_val"), f"{where}, pictures")
+    of_table = {field: record.pop(field) for field in _OF_TABLE if field in record}
+    num = len(record["columns"])
+    rows = tuple(
+        _row({**of_table, **row}, num, names, f"{where}, row {place}")
+        for place, row in enumerate(record["rows"], 1)
+    )
+    methods = [row.method for row in rows]
+    for row in rows:
+        if methods.count(row.method) > 1:
+            raise ValueError(f"{where}: {row.method!r} is two rows")
+        if row.baseline is not None and row.baseline not in methods:
+            raise ValueError(f"{where}: {row.method!r} improves {row.baseline!r}, which is no row")
+    notes = [_note(note, names, where) for note in record.pop("notes", [])]
+    if means := record.pop("means", 0):
+        notes.insert(0, mean_note(rows, means))
+    texts = record | {"columns": tuple(record["columns"]), "rows": rows, "notes": tuple(notes)}
+    return Table(name=name, **(texts | {"pictures": Pictures(**pictures)}))
+
+
+def _row(record: dict[str, Any], num: int, names: _Names, where: str) -> Row:
+    """Return a row of `num` columns. Without "numbers" the paper lacks it, without "weights" we do."""
+    _check(record, _ROW, ("method", "arch"), where)
+    numbers = tuple(record.pop("numbers", [None] * num))
+    if len(numbers) != num or any(number is not None and abs(number) > 100 for number in numbers):
+        raise ValueError(f"{where}: {list(numbers)} are not {num} percentages")
+    weights, measured = record.pop("weights", None), record.pop("measured", None)
+    measures: tuple[Measure, ...] = ()
+    if weights is not None:
+        columns = _meaning(names.columns, measured, f"{where}, measured")
+        each = [weights] * num if isinstance(weights, str) else weights
+        cells = [columns(_meaning(names.weights, one, f"{where}, weights")) for one in each]
+        if len(cells) != num or any(len(cell) != num for cell in cells):
+            raise ValueError(f"{where}: weights and measured columns are not {num}")
+        measures = tuple(cell[place] for place, cell in enumerate(cells))
+    row = Row(numbers=numbers, measures=measures, **record)
+    if not row.printed and not row.measures:
+        raise ValueError(f"{where}: {row.method!r} is neither printed nor measured")
+    return row
+
+
+def _note(note: str | dict[str, Any], names: _Names, where: str) -> str:
+    if isinstance(note, str):
+        return note
+    _check(note, _SHARED_NOTE, _SHARED_NOTE, f"{where}, notes")
+    return str(_meaning(names.notes, note["shared"], f"{where}, notes"))
+
+
+def _meaning(names: Mapping[Any, Any], name: str | None, where: str) -> Any:
+    if name not in names:
+        raise ValueError(f"{where}: unknown name {name!r}: allowed are {', '.join(names)}")
+    return names[name]
+
+
+def _check(record: Any, fields: Fields, needed: Iterable[str], where: str) -> None:
+    """Raise ValueError where `record` has not all of the needed fields, others, or values of other types."""
+    if not _fits(record, (dict,)):
+        raise ValueError(f"{where}: {record!r} is no object")
+    for field, value in record.items():
+        if field not in fields:
+            raise ValueError(f"{where}: unknown field {field!r}: allowed are {', '.join(fields)}")
+        if not _fits(value, fields[field]):
+            raise ValueError(f"{where}: {field} cannot be {value!r}")
+    if missing := [field for field in needed if field not in record]:
+        raise ValueError(f"{where}: {', '.join(missing)} is missing")
+
+
+def _fits(value: Any, kinds: Iterable[Any]) -> bool:
+    return any(
+        isinstance(value, list) and all(_fits(one, kind) for one in value)
+        if isinstance(kind, list)
+        else type(value) is kind
+        for kind in kinds
+    )
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError(f"a key stands twice among {', '.join(key for key, _ in pairs)}")
+    return record
+
+
+def mean_note(rows: Iterable[Row], num: int) -> str:
+    """Return the note that names each printed mean that is more than 0.1 off the mean of its `num` cells."""
+    wrong = []
+    for row in rows:
+        for start in range(0, len(row.numbers), num + 1):
+            *cells, printed = row.numbers[start : start + num + 1]
+            if printed is None:
+                continue
+            mean = statistics.fmean(cell for cell in cells if cell is not None)
+            if abs(mean - printed) > 0.1 + 1e-9:
+                wrong.append(f"{row.method} {printed:.1f}, its cells' mean is {mean:.1f}")
+    note = "Avg.: the paper's as it prints it, ours of our cells."
+    if wrong:
+        note += f" Printed means that differ from their cells' mean by more than 0.1: {'; '.join(wrong)}."
+    return note

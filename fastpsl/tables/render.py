@@ -1,0 +1,94 @@
+"""A table as Markdown, and as one HTML file without network and scripts, as light or dark as the system."""
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from PIL import Image
+
+from fastpsl.tables.page import words_of
+from fastpsl.tables.report import Report
+
+MAX_WIDTH_PX = 1100
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """An image within the page. uri: None where the file cannot be read."""
+
+    path: Path
+    caption: str
+    alt: str
+    uri: str | None
+
+
+def markdown(report: Report) -> str:
+    """Return the whole page: the table, what rows add, which results went in, what is missing, the sizes."""
+    return _TEMPLATES.get_template("page.md.jinja").render(words_of(report))
+
+
+def html(report: Report, chart: Path) -> str:
+    """Return the same page with the chart, the PNG of the same table, and with images of the trainings."""
+    table = report.table
+    paper = "Dashed lines" if table.curves else "Open diamonds"
+    caption = f"{paper}: the paper's numbers. Dots: ours, with the standard deviation over the seeds."
+    embedded = _embedded(chart, caption, f"{table.title}: the numbers of the table as points")
+    template = _TEMPLATES.get_template("page.html.jinja")
+    return template.render(words_of(report), chart=embedded, galleries=_galleries(report))
+
+
+def _galleries(report: Report) -> dict[str, list[Embedded]]:
+    """Return each run's training curves, and for one seed of each method its contact sheets."""
+    curves, sheets, seen, methods = [], [], set[Path](), set[str]()
+    for method, _, result in report.used:
+        folder = result.training_folder
+        if folder is None or folder in seen:
+            continue
+        seen.add(folder)
+        whose = f"{method}, seed {result.seed}"
+        if (folder / "curve.png").exists():
+            curves.append(_embedded(folder / "curve.png", f"{whose}: {folder}"))
+        if method not in methods:
+            paths = sorted(folder.glob("contact-sheet-*.png"))
+            sheets += [_embedded(path, f"{whose}: {path.stem}") for path in paths]
+        methods.add(method)
+    return {"Training curves": curves, "What the networks saw": sheets}
+
+
+def _embedded(path: Path, caption: str, alt: str = "") -> Embedded:
+    try:
+        return Embedded(path, caption, alt or caption, _data_uri(path))
+    except OSError:
+        return Embedded(path, caption, alt or caption, None)
+
+
+def _data_uri(path: Path) -> str:
+    """Return an image, at most 1,100 px wide, in 256 colours where that is smaller than a JPEG."""
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    if image.width > MAX_WIDTH_PX:
+        size = (MAX_WIDTH_PX, round(image.height * MAX_WIDTH_PX / image.width))
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    flat, photo = io.BytesIO(), io.BytesIO()
+    image.quantize(256, Image.Quantize.MAXCOVERAGE).save(flat, "PNG", optimize=True)
+    image.save(photo, "JPEG", quality=85)
+    kind, data = min((("png", flat.getvalue()), ("jpeg", photo.getvalue())), key=lambda pair: len(pair[1]))
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _plain(text: str) -> str:
+    """Return the text without Markdown's meaning: a method's star, an underscore, a citation's brackets."""
+    return "".join(f"\\{letter}" if letter in "*_[]" else letter for letter in text)
+
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=select_autoescape(["html.jinja"]),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_TEMPLATES.filters["plain"] = _plain
