@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fastpsl.pipelines.loader.annotated import read_picture
 from fastpsl.pipelines.voc.dataset import VOC
+from fastpsl.plots.png import write_png
 
 NUM_PICTURES, NUM_COLUMNS, MIN_SCORE = 12, 4, 0.5
 _SIDE_PX, _GAP_PX, _LINE_PX, _FONT_PX = 300, 8, 16, 12
@@ -40,8 +41,7 @@ def draw_detections(
     sheet = Image.new("RGB", (num_columns * step_x + _GAP_PX, num_rows * step_y + _GAP_PX), _BACK)
     for i, tile in enumerate(tiles):
         sheet.paste(tile, (_GAP_PX + i % NUM_COLUMNS * step_x, _GAP_PX + i // NUM_COLUMNS * step_y))
-    sheet.save(path, format="PNG")
-    return path
+    return write_png(sheet, path)
 
 
 def class_colours(num_classes: int) -> list[Colour]:

@@ -6,6 +6,8 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from fastpsl.plots.png import write_png
+
 _FILTER_PX, _GAP_PX, _BACK = 48, 4, 48
 
 
@@ -34,5 +36,4 @@ def draw_filters(network: nn.Module, path: Path) -> Path:
     for i, tile in enumerate(tiles):
         top, left = i // columns * step_y + _GAP_PX, i % columns * step_x + _GAP_PX
         sheet[top : top + len(tile), left : left + tile.shape[1]] = tile
-    Image.fromarray(sheet).save(path, format="PNG")
-    return path
+    return write_png(Image.fromarray(sheet), path)

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fastpsl.pipelines.loader.annotated import read_picture
 from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.pipelines.voc.masks import VOID, palette
+from fastpsl.plots.png import write_png
 
 HEIGHT_PX, GAP_PX, LINE_PX, FONT_PX = 150, 8, 18, 13
 GROUND, INK = 64, (235, 235, 235)
@@ -57,8 +58,7 @@ def draw_masks(path: Path, rows: Sequence[Shown], class_names: Sequence[str]) ->
     for i, tile in enumerate(tiles):
         sheet.paste(tile, (GAP_PX + i % 2 * (width - GAP_PX) // 2, GAP_PX + i // 2 * step))
     sheet.paste(legend, (0, height - legend.height))
-    sheet.save(path, format="PNG")
-    return path
+    return write_png(sheet, path)
 
 
 def _tile(row: Shown, font: ImageFont.FreeTypeFont) -> Image.Image:

@@ -13,6 +13,7 @@ from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.standard_views import center_view
+from fastpsl.plots.png import write_png
 
 NUM_NEIGHBOURS = 7
 _SIDE_PX, _FRAME_PX, _GAP_PX, _LINE_PX, _FONT_PX = 112, 4, 6, 16, 12
@@ -64,8 +65,7 @@ def draw_neighbours(
             name = class_name(train.class_names, others[i, j])
             left = 3 * _GAP_PX + (j + 1) * step_x
             place(left, top, neighbours[i, j], frame, name, f"#{rows[i, j]}  {similarities[i, j]:.3f}")
-    sheet.save(path, format="PNG")
-    return path
+    return write_png(sheet, path)
 
 
 def class_name(names: Sequence[str] | None, label: int) -> str:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from fastpsl.plots.neighbours import class_name
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # after the choice of a backend that needs no screen
+from fastpsl.plots.png import write_png
 
 MAX_NAMED = 40  # classes beyond that many are coloured and not named
 _LONG_IN, _SHORT_IN = 7.0, 3.5  # the map's longer side, and the least of the other
@@ -31,9 +31,8 @@ def draw_map(
     extent = np.ptp(points, 0)
     width, height = np.maximum(_LONG_IN * extent / max(extent.max(), 1e-12), _SHORT_IN)
     num_columns = -(-len(entries) // int(height / _NAME_HEIGHT_IN))
-    figure, axis = pyplot.subplots(
-        figsize=(width + num_columns * _NAME_WIDTH_IN, height + 0.4), layout="constrained"
-    )
+    figure = Figure(figsize=(width + num_columns * _NAME_WIDTH_IN, height + 0.4), layout="constrained")
+    axis = figure.subplots()
     size = float(np.clip(16_000 / max(len(points), 1), 3, 30))
     # In the order of the rows, so that no class lies above another.
     axis.scatter(
@@ -42,8 +41,7 @@ def draw_map(
     )  # fmt: skip
     if entries:
         handles = [
-            pyplot.Line2D([], [], marker="o", linestyle="", color=colour, label=name)
-            for name, colour in entries
+            Line2D([], [], marker="o", linestyle="", color=colour, label=name) for name, colour in entries
         ]
         figure.legend(
             handles=handles, loc="outside right center", fontsize=9, ncols=num_columns, frameon=False
@@ -54,9 +52,7 @@ def draw_map(
     axis.set_xticks([])  # the map's distances have no unit
     axis.set_yticks([])
     axis.set_title(title, fontsize=11)
-    figure.savefig(path, dpi=120, format="png")
-    pyplot.close(figure)
-    return path
+    return write_png(figure, path)
 
 
 def _colours(num: int) -> list[tuple[float, float, float]]:
