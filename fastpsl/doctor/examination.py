@@ -23,6 +23,7 @@ from fastpsl.doctor.screen import show
 from fastpsl.doctor.setting import Setting, find_recipe, open_setting
 from fastpsl.doctor.software import check_software
 from fastpsl.doctor.words import number_of
+from fastpsl.engine.distributed import leave_world
 from fastpsl.engine.terminal import plain
 from fastpsl.pipelines.doing import doing, speak_by
 
@@ -40,11 +41,14 @@ def examine(command: Doctor, recipe_options: Sequence[str]) -> int:
     with _warnings_as_checks() as said, _progress() as say:
         say("the recipe and its data")
         recipe = find_recipe(command.recipe, recipe_options)
-        setting = open_setting(recipe, command.nproc_per_node, command.stages or ())
         try:
-            report = _look(setting, command.seconds, said, say)
+            setting = open_setting(recipe, command.nproc_per_node, command.stages or ())
+            try:
+                report = _look(setting, command.seconds, said, say)
+            finally:
+                setting.opened.close()
         finally:
-            setting.opened.close()
+            leave_world()
     if command.json:
         print(json.dumps(report.as_dict(), indent=1))
     else:

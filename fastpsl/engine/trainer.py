@@ -13,6 +13,7 @@ from fastpsl.engine.data_failures import next_on_all_ranks
 from fastpsl.engine.distributed import World
 from fastpsl.engine.epoch_hooks import Epochs
 from fastpsl.engine.experiment import Job
+from fastpsl.engine.gpu_flags import set_cudnn_benchmark
 from fastpsl.engine.gpu_memory import peak_memory, reset_peak_memory
 from fastpsl.engine.kept_choices import AUTOMATIC, choices_of, with_kept_choices
 from fastpsl.engine.last_step import LONG_STEP_S, LastStep
@@ -55,6 +56,8 @@ def make_learner(job: Job, number: int, options: RunOptions, world: World) -> Le
     trunk = Trunk(job.backbone, stage, job.frozen_batchnorm, job.batchnorm)
     module = StageModule(trunk, head.to(world.device), task)
     call_if_there(task, "start_stage", stage, trunk, head)
+    if not getattr(task, "fixed_sizes", True):
+        set_cudnn_benchmark(False)
     optimiser = job.optimiser(module.learning_parameters())
     views = task.views(stage.level)
     augment = choose_augment(options.augment, (*views, *held_out_views(task, stage.level)), world.device)

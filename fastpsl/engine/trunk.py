@@ -21,8 +21,9 @@ Metrics = dict[str, tuple[Tensor, Tensor]]
 class Task(Protocol):
     """What the trainer asks of a pretext task. Nothing to inherit from: `docs/add_a_task.md` shows a short one.
 
-    A task may also have `needs_labels = True`, which refuses data without them and held-out data of other classes, and, which
-    the trainer then calls:
+    A task may also have `needs_labels = True`, which refuses data without them and held-out data of other classes,
+    `fixed_sizes = False`, which says that its images have many sizes, for each of which cuDNN would time its algorithms
+    anew, and, which the trainer then calls:
       held_out_views(level)            views of the held-out pass, where they are not views(level); none where there is no such pass
       train_loader(run)                batches of pictures that are no views, such as whole ones with boxes (pipelines/loader/annotated.py), by
                                        what has the Loader's epoch(), num_steps and names; views(level) is empty then, and …

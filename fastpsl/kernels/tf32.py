@@ -1,4 +1,4 @@
-"""Matrix products in whole float32, where a run's steps are allowed TF32 (`engine.gpu_switches`)."""
+"""Matrix products in whole float32, where a run's steps are allowed TF32 (`engine.gpu_flags`)."""
 
 import contextlib
 from collections.abc import Iterator

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastpsl.engine.dataset_pass import Passes
-from fastpsl.engine.plan import Stage
 from fastpsl.engine.predictions import Said, begin_folder
 from fastpsl.engine.run import Run
 from fastpsl.engine.train_step import Learner
@@ -48,6 +47,10 @@ class Segmentation:
     num_levels: int = field(default=1, init=False)
     num_classes: int = field(default=0, init=False)
 
+    @property
+    def fixed_sizes(self) -> bool:
+        return self.crop is not None
+
     def check_data(self, data: Data, batch_size: int) -> None:
         """Takes the number of classes; the background is one more."""
         self.num_classes = data.num_classes + 1
@@ -61,10 +64,6 @@ class Segmentation:
 
     def head(self, level: int, channels: int) -> nn.Module:
         return self.network.head(self.num_classes)
-
-    def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
-        if self.crop is None:  # cuDNN would try all its ways anew for every size of picture
-            torch.backends.cudnn.benchmark = False
 
     def train_loader(self, run: Run) -> PictureLoader:
         data, seed = run.train_data, run.options.seed
