@@ -19,12 +19,12 @@ from torch.backends import cuda, cudnn
 
 
 def state():
-    loggers = [logging.getLogger(name) for name in (None, "fastpsl", "torch", "matplotlib", "numba", "PIL")]
+    logs = [logging.getLogger(name) for name in (None, "fastpsl", "torch", "matplotlib", "numba", "PIL")]
     return {
         # By dict's own method, because rcParams["backend"] would choose one.
         "matplotlib": {name: dict.__getitem__(matplotlib.rcParams, name) for name in matplotlib.rcParams},
         "pyplot": "matplotlib.pyplot" in sys.modules,
-        "cuDNN": [cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit, cudnn.deterministic, cudnn.allow_tf32],
+        "cuDNN": [cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32],
         "matrix products": [torch.get_float32_matmul_precision(), cuda.matmul.allow_tf32,
                             cuda.matmul.allow_bf16_reduced_precision_reduction],
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
@@ -36,8 +36,8 @@ def state():
         "hooks": [sys.excepthook, sys.unraisablehook, threading.excepthook, sys.displayhook],
         "signals": [signal.getsignal(number) for number in signal.valid_signals()],
         "environment": dict(os.environ),
-        "random states": [hash(random.getstate()), numpy.random.get_state(), hash(bytes(torch.get_rng_state()))],
-        "logging": [logging.root.manager.disable] + [[one.level, one.handlers, one.disabled] for one in loggers],
+        "random": [hash(random.getstate()), numpy.random.get_state(), hash(bytes(torch.get_rng_state()))],
+        "logging": [logging.root.manager.disable] + [[log.level, log.handlers, log.disabled] for log in logs],
         "sys.path": [sys.path, sys.meta_path],
         "working directory": os.getcwd(),
         "threads": [thread.name for thread in threading.enumerate()],
@@ -64,7 +64,7 @@ print(json.dumps({"changed": changed, "missing": sorted(missing)}))
 
 
 def test_importing_every_module_changes_nothing_of_the_process() -> None:
-    """In a home that can be written: where it cannot, `pipelines.files.caches` sets folders for compiled code."""
+    """In a home that can be written; else `pipelines.files.caches` sets folders for compiled code."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(ROOT)],
         check=True,

@@ -1,4 +1,7 @@
-"""torch's flags for speed on a GPU. They are the process's: a run sets them here, and its own values come back at its end."""
+"""torch's flags for speed on a GPU.
+
+They belong to the process, so a run sets them here, and the process's own values come back when it ends.
+"""
 
 from contextlib import ExitStack
 
@@ -8,7 +11,7 @@ _restore = ExitStack()  # of this process, as the flags are
 
 
 def set_cudnn_benchmark(enabled: bool) -> None:
-    """Let cuDNN time its algorithms for each new shape and keep the fastest, or not: it pays where shapes are few."""
+    """Let cuDNN time its algorithms for each new shape, or not. It pays where shapes are few."""
     cudnn = torch.backends.cudnn
     _restore.callback(setattr, cudnn, "benchmark", cudnn.benchmark)
     cudnn.benchmark = enabled

@@ -8,9 +8,9 @@ import torch
 
 @contextlib.contextmanager
 def no_tf32() -> Iterator[None]:
-    """Compute matrix products of float32 in float32, because TF32's 10 bits would move differences of large numbers.
+    """Compute matrix products of float32 in float32 within the context.
 
-    Distances and covariances are such: TF32 would move them by 1e-3 of these numbers.
+    Distances and covariances are differences of large numbers: TF32 would move them by 1e-3 of these.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

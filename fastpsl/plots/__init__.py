@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name):
-        """Import a public name with its module when it is asked for: the room alone waits for no matplotlib."""
+        """Import a name's module when the name is asked for: the room alone waits for no matplotlib."""
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

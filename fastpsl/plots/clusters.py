@@ -1,4 +1,4 @@
-"""Charts of pseudo-labels: how many images the classes have, and sheets of some of them (uic.txt, figures 3 and 4)."""
+"""The sizes of pseudo-classes as a chart, and some of their images as a sheet (uic.txt, figures 3 and 4)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +26,11 @@ _GREEN, _RED, _GREY, _WHITE, _BACK = (
 
 
 def draw_sizes(sizes: np.ndarray, path: Path, title: str) -> Path:
-    """Draw `sizes` (integers [K], images of each class): how many classes have how many images, and the sizes in order."""
+    """Draw how many classes have how many images, and the sizes in order.
+
+    Args:
+        sizes: Images of each class, integers [K].
+    """
     even, biggest = sizes.mean(), int(sizes.max())
     wide = biggest > _WIDE * even
     num_bins = int(np.clip(2 * len(sizes) ** 0.5, 10, 50))
@@ -63,10 +67,10 @@ def draw_sizes(sizes: np.ndarray, path: Path, title: str) -> Path:
 
 
 def shown_classes(sizes: np.ndarray, entropies: np.ndarray | None) -> np.ndarray:
-    """Return up to NUM_ROWS classes that are not empty, int64: those with the lowest entropies, without these the biggest.
+    """Return up to NUM_ROWS classes that are not empty, int64.
 
-    Paper: whether small classes count is not said; a single image always has entropy 0. Here: classes that fill a
-    row come first.
+    They are those with the lowest entropies, without these the biggest. Paper: whether small classes count is
+    not said; a single image always has entropy 0. Here: classes that fill a row come first.
 
     Args:
         entropies: [K]; NaN where it is not known.
@@ -86,9 +90,9 @@ def draw_contents(
     entropies: np.ndarray | None,
     seed: int,
 ) -> Path:
-    """Draw a row for each of `classes`: up to NUM_SHOWN of its images, drawn by `seed`, and their true classes.
+    """Draw a row for each of `classes`: up to NUM_SHOWN of its images by `seed`, and their true classes.
 
-    A frame is green around the true class that most of the row's class have, red around another, grey around none.
+    A frame is green for the true class that most of the row's class have, red for another, grey for none.
 
     Args:
         labels: The pseudo-classes, int [N].

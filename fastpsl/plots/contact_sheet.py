@@ -20,7 +20,7 @@ _GAP_PX, _LINE_PX, _FONT_PX = 8, 16, 12
 def captions(
     batch: Batch, class_names: Sequence[str] | None = None, of_task: Sequence[str] = ()
 ) -> list[str]:
-    """Return a caption for each sample: its number in the data set and its label, in words where there are names.
+    """Return a caption for each sample: its number in the data set, and its label, in words where there are.
 
     Args:
         of_task: The task's own captions, each below its sample's; an empty one adds no line.

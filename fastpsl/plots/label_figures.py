@@ -19,8 +19,8 @@ def draw_label_figures(
     """Draw five panels of figures over the epochs; a figure that is None leaves a gap.
 
     Args:
-        rows: One for each epoch, at least one: epoch, non_empty, entropy_share, biggest (of 1), nmi_previous, nmi_true,
-            nmi_true_shuffled.
+        rows: One for each epoch, at least one: epoch, non_empty, entropy_share, biggest (of 1), nmi_previous,
+            nmi_true, nmi_true_shuffled.
         min_entropy_share: Below it labels have collapsed; a dotted line.
     """
     figure = Figure(figsize=(8, 10.5), layout="constrained")

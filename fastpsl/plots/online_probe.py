@@ -1,4 +1,4 @@
-"""The picture of the online monitor: scores of held-out labels, and the signs of collapse, over a run."""
+"""The chart of the online probe: scores of held-out labels, and the signs of collapse, over a run."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -11,7 +11,11 @@ from fastpsl.plots.png import write_png
 
 
 def draw_probes(lines: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Lines of probe.jsonl as a PNG. A stage begins another line: its features are another block's. What was not finite is left out."""
+    """Draw the lines of probe.jsonl. A stage begins another curve, because its features are another block's.
+
+    Args:
+        lines: Those whose feature_std is None were not finite and are left out.
+    """
     scored = any(line["knn_accuracy"] is not None for line in lines)
     names = ["accuracy, %"] * scored + ["std", "effective rank"]
     figure = Figure(figsize=(8, 2.4 * len(names)), layout="constrained")

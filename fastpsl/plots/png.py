@@ -1,6 +1,6 @@
 """One way to a PNG for all charts and sheets.
 
-Figures are made by matplotlib's object API: pyplot would choose a backend for the whole process and keep each figure.
+Figures are made by matplotlib's object API, because pyplot would choose a backend for the whole process.
 """
 
 import io

@@ -19,10 +19,10 @@ def draw_curve(folder: Path) -> Path:
 
 
 def curve(folder: Path) -> Figure:
-    """Draw each metric of a run's metrics.jsonl against steps: a colour for each stage, pale steps under their mean.
+    """Draw each metric of a run's metrics.jsonl against steps: a colour a stage, steps pale under their mean.
 
-    A diamond is the held-out value at a stage's end, from results.json where there is one. The learning rate has no
-    mean. Of long runs every n-th step is drawn, at most MAX_POINTS.
+    A diamond is the held-out value at a stage's end, from results.json where there is one. The learning rate
+    has no mean. Of long runs every n-th step is drawn, at most MAX_POINTS.
     """
     with open(folder / "metrics.jsonl") as file:
         stride = 1 + sum(1 for _ in file) // MAX_POINTS

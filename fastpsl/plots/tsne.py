@@ -1,4 +1,4 @@
-"""The picture of a map: a point an image, coloured by its class."""
+"""The chart of a t-SNE map: a point for each image, coloured by its class."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,12 @@ _GREY = (0.75, 0.75, 0.75)
 def draw_map(
     path: Path, points: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None, title: str
 ) -> Path:
-    """A PNG of `points` (float [n, 2]); labels: int [n], -1 (grey) = none. A legend names up to MAX_NAMED classes."""
+    """Draw `points`, with a legend of up to MAX_NAMED classes.
+
+    Args:
+        points: float [n, 2].
+        labels: int [n]; -1 is no label, and grey.
+    """
     present = np.unique(labels[labels >= 0])
     colours = _colours(len(present))
     colour_of = {int(label): colour for label, colour in zip(present, colours, strict=True)}
@@ -56,7 +61,7 @@ def draw_map(
 
 
 def _colours(num: int) -> list[tuple[float, float, float]]:
-    """So many colours as unlike as can be."""
+    """Return `num` RGB colours in [0, 1], as unlike as can be."""
     for name, most in (("tab10", 10), ("tab20", 20)):
         if num <= most:
             return list(matplotlib.colormaps[name].colors[:num])  # type: ignore[attr-defined]

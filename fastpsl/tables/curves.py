@@ -1,4 +1,4 @@
-"""A table as curves over its columns: a panel for each row that is to improve another, with that one and what has none."""
+"""A table as curves over its columns: a panel for each row that is to improve another."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,8 +11,9 @@ _COLOURS = ("#6b7280", "#1d4ed8", "#c2410c")
 
 
 def curves(report: Report) -> Figure:
-    """Draw a panel for each improved row. Dashed lines are the paper's numbers, dots with lines ours, whiskers our
-    standard deviation over the seeds.
+    """Draw a panel for each improved row, with the row it improves and those that none improves.
+
+    Dashed lines are the paper's numbers, dots with lines ours, whiskers our deviation over the seeds.
     """
     table = report.table
     improved = [row for row in table.rows if row.baseline is not None]

@@ -16,7 +16,10 @@ PAPER_COLOUR, OUR_COLOUR = "#6b7280", "#c2410c"
 
 
 def picture(report: Report) -> Figure:
-    """Draw the panels. Open diamonds are the paper's numbers, dots ours, whiskers our standard deviation over the seeds."""
+    """Draw the panels.
+
+    Open diamonds are the paper's numbers, dots ours, whiskers our standard deviation over the seeds.
+    """
     rows, columns = report.table.rows, report.table.columns
     across = len(columns) if len(columns) <= MOST_PANELS else FEWER_PANELS
     lines = -(-len(columns) // across)

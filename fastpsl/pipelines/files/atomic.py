@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to `path` so that at any moment `path` is absent, old or whole: temporary file, fsync, rename.
+    """Write `data` to `path`, which is absent, old or whole at any moment: temporary file, fsync, rename.
 
     Raises:
         OSError: The disk is full or read-only. The temporary file is removed, and the error names `path`.
