@@ -27,7 +27,7 @@ from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
 from fastpsl.evaluation.result import result_line
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.standard_views import center_view, train_view
-from fastpsl.plots.linear import draw_blocks
+from fastpsl.plots.block_bars import draw_blocks
 
 PAPER: dict[str, Any] = {
     "heads": ("conv_B2", "conv_B3", "conv_B4"), "epochs": 200, "intervals": (100, 50, 50), "batch_size": 128,

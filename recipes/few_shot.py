@@ -27,7 +27,7 @@ from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.pipelines.data.dataset import require_labels
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.plots.few_shot import draw_accuracies
+from fastpsl.plots.block_bars import draw_accuracies
 from fastpsl.transfer.few_shot import MAX_POOL, Accuracy, classes_of, draw_episodes, few_shot_works, num_right
 
 PAPER: dict[str, Any] = {"ways": 5, "shots": 5, "size_px": 224, "source_px": 84}

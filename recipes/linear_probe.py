@@ -31,7 +31,7 @@ from fastpsl.evaluation.protocols import PROTOCOLS, Protocol
 from fastpsl.evaluation.result import result_line
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.standard_views import center_view, ten_crop_views, train_view
-from fastpsl.plots.linear import draw_blocks
+from fastpsl.plots.block_bars import draw_blocks
 
 PAPER: dict[str, Any] = {"protocol": "vissl", "batch_size": 256, "size_px": 224}
 SAMPLE: dict[str, Any] = {"protocol": "vissl", "batch_size": 32, "size_px": 96, "epochs": 8, "lr": 0.05}

@@ -26,7 +26,7 @@ from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
 from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.pipelines.sample.voc import drawn_voc
 from fastpsl.pipelines.voc.dataset import learned_and_scored
-from fastpsl.plots.svm import draw
+from fastpsl.plots import draw_precisions, draw_shots
 from fastpsl.transfer.svm.blocks import (
     Classes,
     blocks_of,
@@ -108,9 +108,9 @@ def work() -> int:
                 cut=bool(record.get("cut")),
             )
             title = f"{protocol}, {record['backbone']}, {record['path'] or 'random weights'}"
-            chart = draw(
-                numbers, blocks, classes.names, classes.frequency, shots, folder / "result.png", title
-            )
+            rest = classes.frequency, folder / "result.png", title
+            chart = (draw_shots(numbers, blocks, shots, *rest) if shots else
+                     draw_precisions(numbers, blocks, classes.names, *rest))  # fmt: skip
             print(f"{result_line(path)}\nchart {chart}")
     return EXIT_FINISHED
 

@@ -4,6 +4,7 @@ import ast
 import functools
 import re
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,23 @@ def test_every_file_stands_in_a_room() -> None:
     others = {path.stem for path in (ROOT / "fastpsl").glob("*.py")}
     rooms = {path.parent.name for path in (ROOT / "fastpsl").glob("*/__init__.py")}
     assert (others, rooms) == (FLAT, set(ROOMS))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_rooms_public_names_are_what_editors_see(room: str) -> None:
+    """They are imported when they are asked for; editors read the imports under TYPE_CHECKING."""
+    package = import_module(f"fastpsl.{room}")
+    tree = ast.parse((ROOT / "fastpsl" / room / "__init__.py").read_text())
+    homes = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("fastpsl.")
+        for alias in node.names
+    }
+    assert sorted(homes) == sorted(getattr(package, "__all__", []))
+    for name, module in homes.items():
+        assert name in dir(package) and getattr(package, name) is getattr(import_module(module), name)
+    assert not hasattr(package, "no_such_name")
 
 
 def test_what_is_installed_imports_nothing_that_is_not() -> None:

@@ -5,7 +5,8 @@ import gc
 from importlib import import_module
 
 for name in (
-    "matplotlib.pyplot",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
     "pytest",
     "scipy.sparse",
     "sklearn.metrics",

@@ -21,6 +21,7 @@ from fastpsl.doctor.report import Check, Report
 from fastpsl.doctor.screen import show
 from fastpsl.doctor.software import check_software
 from fastpsl.engine.console import status
+from fastpsl.engine.distributed import leave_world
 from fastpsl.engine.terminal import plain
 
 # Of a timed region, by what is measured.
@@ -59,11 +60,15 @@ def examine(
         )
     with _warnings_as_checks() as messages, status("measuring") as say:
         say("the recipe and its data")
-        setup = open_setup(find_recipe(path, recipe_options), num_ranks, stages or ())
+        recipe = find_recipe(path, recipe_options)
         try:
-            report = _examine(setup, seconds, messages, say)
+            setup = open_setup(recipe, num_ranks, stages or ())
+            try:
+                report = _examine(setup, seconds, messages, say)
+            finally:
+                setup.opened.close()
         finally:
-            setup.opened.close()
+            leave_world()
     if as_json:
         print(json.dumps(report.as_dict(), indent=1))
     else:

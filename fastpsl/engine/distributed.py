@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from fastpsl.engine.gpu_faults import unused_gpu, why_no_cuda
+from fastpsl.engine.gpu_flags import allow_tf32, restore_flags, set_cudnn_benchmark
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,21 @@ def join_world(device_name: str, timeout_s: float) -> World:
     device = choose_device(device_name, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True  # shapes are fixed within a stage
-        torch.set_float32_matmul_precision("high")  # TF32 where float32 is left
     if size > 1:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    if device.type == "cuda":
+        set_cudnn_benchmark(True)  # shapes are fixed within a stage
+        allow_tf32()
     return World(rank, size, local_rank, local_size, device)
 
 
 def leave_world() -> None:
-    """Destroy the process group. DDP's objects are collected first: Gloo's threads abort the process otherwise."""
+    """Destroy the process group and restore torch's flags.
+
+    DDP's objects are collected first, because Gloo's threads abort the process otherwise.
+    """
+    restore_flags()
     if dist.is_initialized():
         gc.collect()
         dist.destroy_process_group()

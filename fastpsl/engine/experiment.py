@@ -9,6 +9,7 @@ from torch import nn
 
 from fastpsl.engine.compile_modes import StepChoice, choose_step
 from fastpsl.engine.distributed import World
+from fastpsl.engine.gpu_flags import set_cudnn_benchmark
 from fastpsl.engine.optim.schedules import Schedule
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import RunOptions
@@ -120,6 +121,8 @@ def make_learner(job: Job, number: int, options: RunOptions, world: World) -> Le
     trunk = Trunk(job.backbone, stage, job.frozen_batchnorm, job.batchnorm)
     module = StageModule(trunk, head.to(world.device), task.loss)
     task.start_stage(stage, trunk, head)
+    if not task.fixed_sizes:
+        set_cudnn_benchmark(False)
     optimiser = job.optimiser(module.learning_parameters())
     views = task.views(stage.level)
     augment = choose_augment(options.augment, (*views, *task.held_out_views(stage.level)), world.device)

@@ -27,7 +27,7 @@ from fastpsl.engine.trainer import pretrain
 from fastpsl.models.checkpoint import write_atomically
 from fastpsl.pipelines.beton.file import output_errors
 from fastpsl.pipelines.doing import doing
-from fastpsl.plots.contact_sheet import draw_curve
+from fastpsl.plots.training_curve import draw_curve
 
 EXIT_FINISHED, EXIT_CRASHED, EXIT_USER_ERROR = 0, 1, 2
 _AGAIN = "the same command starts again, or goes on where it had come to"

@@ -29,6 +29,11 @@ class Task:
     has_own_order: bool = False
     """`epoch_order` gives the order of every epoch, so --order cannot be chosen."""
 
+    @property
+    def fixed_sizes(self) -> bool:
+        """Whether all images have one size. For each of many, cuDNN would time its algorithms anew."""
+        return True
+
     # What is learned
 
     def views(self, level: int) -> tuple[ViewSpec, ...]:

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fastpsl.kernels.tf32 import no_tf32
+
 QUERY_PART, QUERY_CHUNK, BANK_CHUNK = 65_536, 1_024, 16_384
 _VOTE_CHUNK = 4_096  # queries whose scores of all classes are held at once
 _INDEX_BITS = 32
@@ -54,17 +56,13 @@ def nearest(
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"k {k}: there are {len(bank):,} features to be neighbours; give a k from 1 to that")
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
+    with no_tf32():
         parts = [
             _best_keys(
                 queries, part, bank, k, torch.device(device), query_chunk, bank_chunk, on_million_pairs
             ).cpu()
             for part in _slices(len(queries), query_part)
         ]
-    finally:
-        torch.set_float32_matmul_precision(precision)
     keys = torch.cat(parts) if parts else torch.empty(0, k, dtype=torch.int64)
     return Neighbours(_similarity_of(keys), _MAX_INDEX - (keys & _MAX_INDEX))
 

@@ -1,19 +1,17 @@
-"""Pictures of pseudo-labels: how many images the classes have, and what is in some of them (uic.txt, figures 3 and 4)."""
+"""The sizes of pseudo-classes as a chart, and some of their images as a sheet (uic.txt, figures 3 and 4)."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from fastpsl.pipelines.data.dataset import Data
 from fastpsl.plots.neighbours import class_name, fitted, middles
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # after the choice of a backend that needs no screen
+from fastpsl.plots.png import write_png
 
 NUM_ROWS, NUM_SHOWN = 10, 9
 _WIDE = 20  # a class with more times its even share than this needs axes in powers of ten
@@ -28,11 +26,16 @@ _GREEN, _RED, _GREY, _WHITE, _BACK = (
 
 
 def draw_sizes(sizes: np.ndarray, path: Path, title: str) -> Path:
-    """A PNG of `sizes` (integers [K], images of each class): how many classes have how many images, and the sizes in order."""
+    """Draw how many classes have how many images, and the sizes in order.
+
+    Args:
+        sizes: Images of each class, integers [K].
+    """
     even, biggest = sizes.mean(), int(sizes.max())
     wide = biggest > _WIDE * even
     num_bins = int(np.clip(2 * len(sizes) ** 0.5, 10, 50))
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
     bins: np.ndarray
     if wide:
         bins = np.geomspace(1, biggest + 1, num_bins + 1)
@@ -60,15 +63,17 @@ def draw_sizes(sizes: np.ndarray, path: Path, title: str) -> Path:
     figure.suptitle(
         f"{title}: {sizes.sum():,} images, {len(sizes):,} classes, {num_empty:,} of them empty", fontsize=10
     )
-    figure.savefig(path, dpi=120, format="png")
-    pyplot.close(figure)
-    return path
+    return write_png(figure, path)
 
 
 def shown_classes(sizes: np.ndarray, entropies: np.ndarray | None) -> np.ndarray:
-    """int64, up to NUM_ROWS classes that are not empty: those with the lowest `entropies` ([K], NaN: not known), without them the biggest.
+    """Return up to NUM_ROWS classes that are not empty, int64.
 
-    Paper: whether small classes count is not said; a single image always has entropy 0. Here: classes that fill a row come first.
+    They are those with the lowest entropies, without these the biggest. Paper: whether small classes count is
+    not said; a single image always has entropy 0. Here: classes that fill a row come first.
+
+    Args:
+        entropies: [K]; NaN where it is not known.
     """
     if entropies is None:
         order = np.argsort(-sizes, kind="stable")
@@ -85,9 +90,13 @@ def draw_contents(
     entropies: np.ndarray | None,
     seed: int,
 ) -> Path:
-    """A PNG with a row for each of `classes`: up to NUM_SHOWN of its images, drawn by `seed`, and their true classes.
+    """Draw a row for each of `classes`: up to NUM_SHOWN of its images by `seed`, and their true classes.
 
-    labels: int [N]. Green: the true class that most of the row's class have; red: another; grey: none is known.
+    A frame is green for the true class that most of the row's class have, red for another, grey for none.
+
+    Args:
+        labels: The pseudo-classes, int [N].
+        entropies: [K], in nats; None writes neither them nor the most frequent true class.
     """
     true, random = data.labels(), np.random.default_rng(seed)
     members = [np.flatnonzero(labels == number) for number in classes]
@@ -120,5 +129,4 @@ def draw_contents(
             draw.rectangle((left, top, left + cell - 1, top + cell - 1), fill=frame)
             sheet.paste(Image.fromarray(next(pictures)), (left + _FRAME_PX, top + _FRAME_PX))
             write(left, top + cell, f"#{sample}" if label < 0 else class_name(data.class_names, label), cell)
-    sheet.save(path, format="PNG")
-    return path
+    return write_png(sheet, path)

@@ -1,4 +1,4 @@
-"""A sheet of pictures with their objects and what a detector found in them."""
+"""A sheet of images with their objects and a detector's detections."""
 
 import colorsys
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fastpsl.pipelines.loader.annotated import read_picture
 from fastpsl.pipelines.voc.dataset import VOC
+from fastpsl.plots.png import write_png
 
 NUM_PICTURES, NUM_COLUMNS, MIN_SCORE = 12, 4, 0.5
 _SIDE_PX, _GAP_PX, _LINE_PX, _FONT_PX = 300, 8, 16, 12
@@ -24,10 +25,14 @@ def draw_detections(
     num_pictures: int = NUM_PICTURES,
     min_score: float = MIN_SCORE,
 ) -> Path:
-    """A PNG of `num_pictures` of `data`, evenly spread over it: objects in thin white (difficult ones grey), detections of `min_score` and
-    more in their class's colour, with name and score.
+    """Draw `num_pictures` images of `data`, evenly spread over it.
 
-    predictions: image int64 [N], boxes float32 [N, 4] in px of the picture, scores float32 [N], labels int64 [N] from 0.
+    Objects are in thin white, difficult ones in grey, detections in their class's colour, with its name.
+
+    Args:
+        predictions: "image" int64 [N], "boxes" float32 [N, 4] in px of the image, "scores" float32 [N],
+            "labels" int64 [N] from 0.
+        min_score: Detections below it are left out.
     """
     chosen = np.linspace(0, data.num_samples - 1, min(num_pictures, data.num_samples)).round().astype(int)
     font = ImageFont.truetype(findfont("DejaVu Sans"), _FONT_PX)
@@ -40,12 +45,11 @@ def draw_detections(
     sheet = Image.new("RGB", (num_columns * step_x + _GAP_PX, num_rows * step_y + _GAP_PX), _BACK)
     for i, tile in enumerate(tiles):
         sheet.paste(tile, (_GAP_PX + i % NUM_COLUMNS * step_x, _GAP_PX + i // NUM_COLUMNS * step_y))
-    sheet.save(path, format="PNG")
-    return path
+    return write_png(sheet, path)
 
 
 def class_colours(num_classes: int) -> list[Colour]:
-    """A bright colour each, as far from each other in hue as can be."""
+    """Return a bright RGB colour for each class, evenly spread in hue."""
     hues = [colorsys.hsv_to_rgb(label / num_classes, 0.6, 1.0) for label in range(num_classes)]
     return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in hues]
 
@@ -58,11 +62,11 @@ def _tile(
     min_score: float,
     font: ImageFont.FreeTypeFont,
 ) -> Image.Image:
-    picture = Image.fromarray(read_picture(data, index).permute(1, 2, 0).numpy())
-    scale = _SIDE_PX / max(picture.size)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
+    image = Image.fromarray(read_picture(data, index).permute(1, 2, 0).numpy())
+    scale = _SIDE_PX / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
     tile = Image.new("RGB", (_SIDE_PX, _SIDE_PX + _LINE_PX), _BACK)
-    tile.paste(picture.resize((width, height), Image.Resampling.BILINEAR))
+    tile.paste(image.resize((width, height), Image.Resampling.BILINEAR))
     draw = ImageDraw.Draw(tile)
     objects = data.objects(index)
     for box, is_difficult in zip(objects.boxes * scale, objects.difficult, strict=True):
@@ -77,15 +81,15 @@ def _tile(
         at = (max(0, min(left, width - round(font.getlength(name)) - 4)), max(0, top - _LINE_PX))
         draw.rectangle((*at, at[0] + font.getlength(name) + 3, at[1] + _LINE_PX - 1), fill=colours[label])
         draw.text((at[0] + 2, at[1] + 1), name, fill=_BLACK, font=font)
-    said = (
+    caption = (
         f"{data.image_id(index)}: {len(objects.labels)} objects (white), {len(shown)} found (≥ {min_score:g})"
     )
     draw.rectangle((0, _SIDE_PX, _SIDE_PX, _SIDE_PX + _LINE_PX), fill=_BACK)
-    draw.text((0, _SIDE_PX + 1), said, fill=_WHITE, font=font)
+    draw.text((0, _SIDE_PX + 1), caption, fill=_WHITE, font=font)
     return tile
 
 
 def _pixels(box: np.ndarray) -> tuple[int, int, int, int]:
-    """The first and the last pixel that a box covers, both ways, one at least."""
+    """Return left, top, right and bottom of the pixels that a box covers, at least one each way."""
     left, top, right, bottom = np.rint(box).astype(int).tolist()
     return left, top, max(left, right - 1), max(top, bottom - 1)

@@ -1,4 +1,4 @@
-"""The picture of a network's first filters."""
+"""A sheet of a network's first filters."""
 
 from pathlib import Path
 
@@ -6,14 +6,20 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from fastpsl.plots.png import write_png
+
 _FILTER_PX, _GAP_PX, _BACK = 48, 4, 48
 
 
 def draw_filters(network: nn.Module, path: Path) -> Path:
-    """A PNG of the first convolution's weights [out, in, k, k], a filter a tile. ValueError where there is no convolution.
+    """Draw the first convolution's weights [out, in, k, k], a tile for each filter.
 
-    Three input channels in colour; others in grey, side by side (two: gradients along x and y). Each filter by its own largest
-    weight: grey is 0, full brightness and black are that weight and its negative.
+    Three input channels are in colour, others in grey, side by side (two: gradients along x and y). Each
+    filter is scaled by its own largest weight: grey is 0, full brightness and black are that weight and its
+    negative.
+
+    Raises:
+        ValueError: The network has no convolution.
     """
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None:
@@ -34,5 +40,4 @@ def draw_filters(network: nn.Module, path: Path) -> Path:
     for i, tile in enumerate(tiles):
         top, left = i // columns * step_y + _GAP_PX, i % columns * step_x + _GAP_PX
         sheet[top : top + len(tile), left : left + tile.shape[1]] = tile
-    Image.fromarray(sheet).save(path, format="PNG")
-    return path
+    return write_png(Image.fromarray(sheet), path)

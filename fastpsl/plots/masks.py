@@ -1,4 +1,4 @@
-"""A sheet of pictures, their true masks and those that a network found, in VOC's colours."""
+"""A sheet of images, their true and their predicted masks, in VOC's colours."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fastpsl.pipelines.loader.annotated import read_picture
 from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.pipelines.voc.masks import VOID, palette
+from fastpsl.plots.png import write_png
 
 HEIGHT_PX, GAP_PX, LINE_PX, FONT_PX = 150, 8, 18, 13
 GROUND, INK = 64, (235, 235, 235)
@@ -18,7 +19,12 @@ COLUMNS = "picture, truth, prediction:"
 
 
 def draw_found(path: Path, masks: Path, data: VOC, class_names: Sequence[str], num_pictures: int = 8) -> Path:
-    """`draw_masks` of some of `data`, evenly spread over it. masks: a folder of <id>.png, what was found. class_names: the background's first."""
+    """Draw `draw_masks` of `num_pictures` images of `data`, evenly spread over it.
+
+    Args:
+        masks: A folder of <id>.png, the predicted masks.
+        class_names: The background's first.
+    """
     num_pictures = min(num_pictures, data.num_samples)
     rows = []
     for index in np.linspace(0, data.num_samples - 1, num_pictures).round().astype(int).tolist():
@@ -33,7 +39,7 @@ def draw_found(path: Path, masks: Path, data: VOC, class_names: Sequence[str], n
 
 
 class Shown(NamedTuple):
-    """picture: uint8 [h, w, 3]; truth, found: class numbers, uint8 [h, w]; caption: a line."""
+    """An image (uint8 [h, w, 3]), its true and predicted class numbers (uint8 [h, w]), a line of caption."""
 
     picture: np.ndarray
     truth: np.ndarray
@@ -42,9 +48,10 @@ class Shown(NamedTuple):
 
 
 def draw_masks(path: Path, rows: Sequence[Shown], class_names: Sequence[str]) -> Path:
-    """A row each: picture, truth, prediction, and the caption below; two rows beside each other. At the end the colours of all classes there.
+    """Draw image, truth and prediction of each row above its caption, two rows a line, and a legend.
 
-    class_names: the background's first.
+    Args:
+        class_names: The background's first.
     """
     font = ImageFont.truetype(findfont("DejaVu Sans"), FONT_PX)
     tiles = [_tile(row, font) for row in rows]
@@ -57,8 +64,7 @@ def draw_masks(path: Path, rows: Sequence[Shown], class_names: Sequence[str]) ->
     for i, tile in enumerate(tiles):
         sheet.paste(tile, (GAP_PX + i % 2 * (width - GAP_PX) // 2, GAP_PX + i // 2 * step))
     sheet.paste(legend, (0, height - legend.height))
-    sheet.save(path, format="PNG")
-    return path
+    return write_png(sheet, path)
 
 
 def _tile(row: Shown, font: ImageFont.FreeTypeFont) -> Image.Image:
@@ -74,7 +80,7 @@ def _tile(row: Shown, font: ImageFont.FreeTypeFont) -> Image.Image:
 
 
 def _legend(classes: Sequence[tuple[int, str]], width: int, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """What the columns are; a square of its colour and the name of each class, in as many lines as they need."""
+    """Return the columns' names and the colour and name of each class, in as many lines as they need."""
     places, line = [], 0
     left = 2 * GAP_PX + round(font.getlength(COLUMNS))
     for number, name in classes:

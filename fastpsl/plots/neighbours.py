@@ -1,4 +1,4 @@
-"""The picture of nearest neighbours: a query a line, its neighbours beside it, framed by whether their class is the query's."""
+"""A sheet of nearest neighbours: a query on each line, and beside it its neighbours."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +13,7 @@ from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.standard_views import center_view
+from fastpsl.plots.png import write_png
 
 NUM_NEIGHBOURS = 7
 _SIDE_PX, _FRAME_PX, _GAP_PX, _LINE_PX, _FONT_PX = 112, 4, 6, 16, 12
@@ -32,10 +33,16 @@ def draw_neighbours(
     judged: bool = True,
     whole: bool = False,
 ) -> Path:
-    """A PNG of `queries` (int64 [n], samples of `val`) and their neighbours `rows` (int64 [n, k], of `train`).
+    """Draw queries and their neighbours, in green where the class is the query's, in red where it is another.
 
-    similarities: float [n, k]. loader: options of `Loader`. called: what stands under a query, before its number. Green: the
-    neighbour's class is the query's; red: it is another; no frames where not `judged`. whole: see `center_view`.
+    Args:
+        queries: int64 [n], samples of `val`.
+        rows: int64 [n, k], samples of `train`.
+        similarities: float [n, k].
+        loader: Options of `Loader`.
+        called: What stands under a query, before its number.
+        judged: Whether neighbours have frames.
+        whole: See `center_view`.
     """
     shown = middles(val, queries, _SIDE_PX, loader, whole)
     neighbours = middles(train, rows, _SIDE_PX, loader, whole)
@@ -64,12 +71,11 @@ def draw_neighbours(
             name = class_name(train.class_names, others[i, j])
             left = 3 * _GAP_PX + (j + 1) * step_x
             place(left, top, neighbours[i, j], frame, name, f"#{rows[i, j]}  {similarities[i, j]:.3f}")
-    sheet.save(path, format="PNG")
-    return path
+    return write_png(sheet, path)
 
 
 def class_name(names: Sequence[str] | None, label: int) -> str:
-    """The class in words where it has a name; nothing where there is no label."""
+    """Return the class in words where it has a name, "" where there is no label (-1)."""
     if label < 0:
         return ""
     return names[label] if names is not None and label < len(names) else f"class {label}"
@@ -78,7 +84,10 @@ def class_name(names: Sequence[str] | None, label: int) -> str:
 def middles(
     data: Data, indices: np.ndarray, size_px: int, loader: Mapping[str, Any], whole: bool = False
 ) -> np.ndarray:
-    """uint8 [*indices.shape, size_px, size_px, 3]: the middles of samples, of which one may be wanted more than once."""
+    """Return the middles of samples, uint8 [*indices.shape, size_px, size_px, 3].
+
+    A sample may be wanted more than once. One that could not be decoded is black.
+    """
     chosen, places = np.unique(indices, return_inverse=True)
     view = center_view(Input(), size_px, whole)
     with Loader(
@@ -88,12 +97,12 @@ def middles(
         batch = next(batches)
         images = batch.images[0].permute(0, 2, 3, 1).numpy()
         batches.close()
-    images = np.where((batch.indices.numpy() < 0)[:, None, None, None], 0, images)  # could not be decoded
+    images = np.where((batch.indices.numpy() < 0)[:, None, None, None], 0, images)
     return images[places.reshape(indices.shape)]
 
 
 def fitted(line: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    """The line, cut at its end where it is wider than `width`."""
+    """Return the line, cut at its end where it is wider than `width` pixels."""
     while line and font.getlength(line) > width:
         line = line[:-1]
     return line

@@ -1,23 +1,25 @@
-"""The picture of the online monitor: scores of held-out labels, and the signs of collapse, over a run."""
+"""The chart of the online probe: scores of held-out labels, and the signs of collapse, over a run."""
 
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-from matplotlib import pyplot  # after the choice of a backend that needs no screen
+from fastpsl.plots.png import write_png
 
 
 def draw_probes(lines: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Lines of probe.jsonl as a PNG. A stage begins another line: its features are another block's. What was not finite is left out."""
+    """Draw the lines of probe.jsonl. A stage begins another curve, because its features are another block's.
+
+    Args:
+        lines: Those whose feature_std is None were not finite and are left out.
+    """
     scored = any(line["knn_accuracy"] is not None for line in lines)
     names = ["accuracy, %"] * scored + ["std", "effective rank"]
-    figure, axes = pyplot.subplots(
-        len(names), 1, sharex=True, squeeze=False, figsize=(8, 2.4 * len(names)), layout="constrained"
-    )
+    figure = Figure(figsize=(8, 2.4 * len(names)), layout="constrained")
+    axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)
     for number, (stage, group) in enumerate(groupby(lines, key=lambda line: line["stage"])):
         rows = [row for row in group if row["feature_std"] is not None]
         if not rows:
@@ -43,6 +45,4 @@ def draw_probes(lines: Sequence[dict[str, Any]], path: Path) -> Path:
         axis.set_ylabel(name)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.savefig(path, dpi=120, format="png")
-    pyplot.close(figure)
-    return path
+    return write_png(figure, path)

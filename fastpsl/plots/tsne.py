@@ -1,15 +1,15 @@
-"""The picture of a map: a point an image, coloured by its class."""
+"""The chart of a t-SNE map: a point for each image, coloured by its class."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from fastpsl.plots.neighbours import class_name
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # after the choice of a backend that needs no screen
+from fastpsl.plots.png import write_png
 
 MAX_NAMED = 40  # classes beyond that many are coloured and not named
 _LONG_IN, _SHORT_IN = 7.0, 3.5  # the map's longer side, and the least of the other
@@ -20,7 +20,12 @@ _GREY = (0.75, 0.75, 0.75)
 def draw_map(
     path: Path, points: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None, title: str
 ) -> Path:
-    """A PNG of `points` (float [n, 2]); labels: int [n], -1 (grey) = none. A legend names up to MAX_NAMED classes."""
+    """Draw `points`, with a legend of up to MAX_NAMED classes.
+
+    Args:
+        points: float [n, 2].
+        labels: int [n]; -1 is no label, and grey.
+    """
     present = np.unique(labels[labels >= 0])
     colours = _colours(len(present))
     colour_of = {int(label): colour for label, colour in zip(present, colours, strict=True)}
@@ -31,9 +36,8 @@ def draw_map(
     extent = np.ptp(points, 0)
     width, height = np.maximum(_LONG_IN * extent / max(extent.max(), 1e-12), _SHORT_IN)
     num_columns = -(-len(entries) // int(height / _NAME_HEIGHT_IN))
-    figure, axis = pyplot.subplots(
-        figsize=(width + num_columns * _NAME_WIDTH_IN, height + 0.4), layout="constrained"
-    )
+    figure = Figure(figsize=(width + num_columns * _NAME_WIDTH_IN, height + 0.4), layout="constrained")
+    axis = figure.subplots()
     size = float(np.clip(16_000 / max(len(points), 1), 3, 30))
     # In the order of the rows, so that no class lies above another.
     axis.scatter(
@@ -42,8 +46,7 @@ def draw_map(
     )  # fmt: skip
     if entries:
         handles = [
-            pyplot.Line2D([], [], marker="o", linestyle="", color=colour, label=name)
-            for name, colour in entries
+            Line2D([], [], marker="o", linestyle="", color=colour, label=name) for name, colour in entries
         ]
         figure.legend(
             handles=handles, loc="outside right center", fontsize=9, ncols=num_columns, frameon=False
@@ -54,13 +57,11 @@ def draw_map(
     axis.set_xticks([])  # the map's distances have no unit
     axis.set_yticks([])
     axis.set_title(title, fontsize=11)
-    figure.savefig(path, dpi=120, format="png")
-    pyplot.close(figure)
-    return path
+    return write_png(figure, path)
 
 
 def _colours(num: int) -> list[tuple[float, float, float]]:
-    """So many colours as unlike as can be."""
+    """Return `num` RGB colours in [0, 1], as unlike as can be."""
     for name, most in (("tab10", 10), ("tab20", 20)):
         if num <= most:
             return list(matplotlib.colormaps[name].colors[:num])  # type: ignore[attr-defined]

@@ -1,8 +1,8 @@
-"""A table whose columns are layers as curves: a panel for each row that is to improve another, with that one and what has none."""
+"""A table as curves over its columns: a panel for each row that is to improve another."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.pyplot import Line2D, subplots
+from matplotlib.lines import Line2D
 
 from fastpsl.tables.report import Report
 from fastpsl.tables.rows import Row
@@ -11,7 +11,10 @@ _COLOURS = ("#6b7280", "#1d4ed8", "#c2410c")
 
 
 def curves(report: Report) -> Figure:
-    """Dashed lines are the paper's numbers, dots with lines ours; with whiskers, our standard deviation over the seeds."""
+    """Draw a panel for each improved row, with the row it improves and those that none improves.
+
+    Dashed lines are the paper's numbers, dots with lines ours, whiskers our deviation over the seeds.
+    """
     table = report.table
     improved = [row for row in table.rows if row.baseline is not None]
     others = [
@@ -19,14 +22,8 @@ def curves(report: Report) -> Figure:
         for row in table.rows
         if row not in improved and row.method not in {one.baseline for one in improved}
     ]
-    figure, axes = subplots(
-        1,
-        len(improved),
-        sharey=True,
-        squeeze=False,
-        figsize=(3.2 * len(improved) + 0.6, 4.2),
-        layout="constrained",
-    )
+    figure = Figure(figsize=(3.2 * len(improved) + 0.6, 4.2), layout="constrained")
+    axes = figure.subplots(1, len(improved), sharey=True, squeeze=False)
     for axis, row in zip(axes.flat, improved, strict=True):
         assert row.baseline
         for colour, one in zip(_COLOURS, (*others, table.row(row.baseline), row), strict=True):

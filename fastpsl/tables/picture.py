@@ -1,19 +1,14 @@
-"""A table as one PNG: a panel a column, a line a method, the paper's number and ours on it."""
+"""A table as one PNG: a panel for each column, a line for each method, the paper's number and ours on it."""
 
-import io
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from fastpsl.models.checkpoint import write_atomically
-from fastpsl.tables.report import Report
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # after the choice of a backend that needs no screen
-
+from fastpsl.plots.png import write_png
 from fastpsl.tables.curves import curves
+from fastpsl.tables.report import Report
 
 # Panels beside each other: all, or of more than six, four.
 MOST_PANELS, FEWER_PANELS = 6, 4
@@ -21,18 +16,16 @@ PAPER_COLOUR, OUR_COLOUR = "#6b7280", "#c2410c"
 
 
 def picture(report: Report) -> Figure:
-    """Open diamonds are the paper's numbers, dots ours, whiskers our standard deviation over the seeds."""
+    """Draw the panels.
+
+    Open diamonds are the paper's numbers, dots ours, whiskers our standard deviation over the seeds.
+    """
     rows, columns = report.table.rows, report.table.columns
     across = len(columns) if len(columns) <= MOST_PANELS else FEWER_PANELS
     lines = -(-len(columns) // across)
-    figure, axes = pyplot.subplots(
-        lines,
-        across,
-        sharey=True,
-        squeeze=False,
-        figsize=(max(7.5, 2.2 + 2.3 * across), 1.5 + lines * (0.4 + 0.42 * len(rows))),
-        layout="constrained",
-    )
+    size = (max(7.5, 2.2 + 2.3 * across), 1.5 + lines * (0.4 + 0.42 * len(rows)))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(lines, across, sharey=True, squeeze=False)
     for number, column in enumerate(columns):
         axis = axes.flat[number]
         _panel(axis, report, number)
@@ -43,7 +36,7 @@ def picture(report: Report) -> Figure:
     axes[0][0].set_yticks(range(len(rows)), names)
     axes[0][0].set_ylim(len(rows) - 0.4, -0.6)
     handles = [
-        pyplot.Line2D(
+        Line2D(
             [],
             [],
             marker="D",
@@ -52,7 +45,7 @@ def picture(report: Report) -> Figure:
             color=PAPER_COLOUR,
             label="paper" if report.table.reads else f"paper, {report.table.pictures.name}",
         ),
-        pyplot.Line2D([], [], marker="o", linestyle="", color=OUR_COLOUR, label=_our_label(report)),
+        Line2D([], [], marker="o", linestyle="", color=OUR_COLOUR, label=_our_label(report)),
     ]
     if not any(row.printed for row in rows):
         del handles[0]
@@ -102,8 +95,5 @@ def _our_label(report: Report) -> str:
 
 
 def save_picture(report: Report, path: Path) -> None:
-    """The PNG at `path`, whole or not at all."""
-    figure, data = curves(report) if report.table.curves else picture(report), io.BytesIO()
-    figure.savefig(data, dpi=150, format="png")
-    pyplot.close(figure)
-    write_atomically(path, data.getvalue())
+    """Write the table's curves, or else its panels, to `path` as a PNG."""
+    write_png(curves(report) if report.table.curves else picture(report), path, dpi=150)

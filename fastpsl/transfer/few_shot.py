@@ -19,7 +19,7 @@ from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import Pool
 from fastpsl.kernels.draws import MAX_WORDS, Keys, Slot, words
 from fastpsl.kernels.enlarge import Enlarge
-from fastpsl.kernels.tf32 import full_float32
+from fastpsl.kernels.tf32 import no_tf32
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.dataset import Data
 from fastpsl.pipelines.standard_views import SHORTER_OF_SIZE, squashed_view
@@ -177,7 +177,7 @@ def num_right(features: np.ndarray, episodes: Episodes, device: torch.device) ->
     support, queries = (torch.from_numpy(rows).to(device) for rows in episodes)
     step = max(1, min(_COLUMNS, _ALL_VALUES // len(features)))
     at_once = max(1, _EPISODE_VALUES // (step * ways * (support.shape[2] + per_class)))
-    with full_float32():
+    with no_tf32():
         for start in range(0, features.shape[1], step):
             columns = torch.from_numpy(np.array(features[:, start : start + step])).to(device).float()
             columns -= columns.nanmean(0)  # NaN: pictures that could not be decoded, and are in no episode

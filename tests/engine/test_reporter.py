@@ -9,7 +9,7 @@ from rich.console import Console
 from fastpsl.engine.metrics_file import MetricsFile
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.reporter import Reporter, summary_line
-from fastpsl.plots.contact_sheet import draw_curve
+from fastpsl.plots.training_curve import draw_curve
 from tests.engine.tiny import one_process
 
 STAGE = make_plan("psl", (1, 1, 1))[0]

@@ -14,7 +14,7 @@ from fastpsl.engine.resume import find_checkpoint
 from fastpsl.evaluation.label_lists import read_label_list
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.voc.dataset import VOC
-from fastpsl.plots.contact_sheet import draw_curve
+from fastpsl.plots.training_curve import draw_curve
 from fastpsl.tasks.permutation_files import read_permutations
 from fastpsl.tasks.pseudo_labels.file import read_labels
 from fastpsl.transfer.detection.proposals import Proposals

@@ -1,16 +1,13 @@
-"""What is drawn, by value: pixels of contact sheets, lines and points of curves."""
+"""Contact sheets by the value of their pixels, and their captions."""
 
-import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
-from matplotlib import pyplot
 from PIL import Image
 
 from fastpsl.pipelines.batch import Batch
-from fastpsl.plots.contact_sheet import captions, curve, draw_curve, running_mean, save_contact_sheet
+from fastpsl.plots.contact_sheet import captions, save_contact_sheet
 
 BACKGROUND = 64
 
@@ -71,58 +68,3 @@ def test_captions_name_sample_class_and_what_the_task_drew() -> None:
         "#4\ngrey",
         "#9 class 5",
     ]  # no empty line
-
-
-def test_running_mean_is_the_mean_of_the_last_twentieth() -> None:
-    values = [float(i % 7) for i in range(60)]
-    expected = [sum(values[max(0, i - 2) : i + 1]) / len(values[max(0, i - 2) : i + 1]) for i in range(60)]
-    assert running_mean(values) == pytest.approx(expected, abs=1e-9)
-
-
-def a_run(folder: Path) -> tuple[list[float], list[float]]:
-    """metrics.jsonl of two stages of 60 steps; its learning rates and losses."""
-    rates = [0.1 if n % 60 < 30 else 0.01 for n in range(120)]
-    losses = [float(n % 7) for n in range(120)]
-    lines = [
-        {"run_step": n + 1, "stage": f"S{1 + n // 60}", "level": 1, "step": n % 60 + 1, "lr": rates[n], "loss": losses[n]}
-        for n in range(120)
-    ]  # fmt: skip
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return rates, losses
-
-
-def test_the_curve_draws_means_held_out_points_and_the_rate_as_it_was(tmp_path: Path) -> None:
-    rates, losses = a_run(tmp_path)
-    summaries = [
-        {"stage": "S1", "num_steps": 60, "held_out": {"loss": 0.5, "other": 1.0}},
-        {"stage": "S2", "num_steps": 60, "held_out": {}},
-    ]
-    (tmp_path / "results.json").write_text(json.dumps(summaries))
-    figure = curve(tmp_path)
-    loss, rate = figure.axes
-    assert [list(line.get_ydata()) for line in rate.lines] == [rates[:60], rates[60:]]  # type: ignore[arg-type]
-    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in loss.lines]  # type: ignore[arg-type]
-    steps = list(range(1, 121))
-    assert drawn == [
-        (steps[:60], losses[:60]), (steps[:60], running_mean(losses[:60])), ([60], [0.5]),
-        (steps[60:], losses[60:]), (steps[60:], running_mean(losses[60:])),
-    ]  # fmt: skip
-    legend = loss.get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["S1", "S1, held out", "S2"]
-    pyplot.close(figure)
-
-
-def test_a_curve_of_a_run_with_an_odd_name(tmp_path: Path) -> None:
-    folder = tmp_path / "latin \udce4 $a^$"  # no UTF-8; no formula either
-    folder.mkdir()
-    a_run(folder)
-    assert draw_curve(folder).exists()
-
-
-def test_a_curve_of_a_run_that_has_not_ended(tmp_path: Path) -> None:
-    a_run(tmp_path)
-    assert draw_curve(tmp_path) == tmp_path / "curve.png"
-    assert pixels(tmp_path / "curve.png").shape[2] == 4
-    (tmp_path / "metrics.jsonl").write_text("")
-    draw_curve(tmp_path)

@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from fastpsl.engine.distributed import World, leave_world
-from fastpsl.kernels.tf32 import full_float32
+from fastpsl.kernels.tf32 import no_tf32
 from fastpsl.tasks.pseudo_labels.whitening import fit_whitening
 from tests.engine.tiny import one_process
 from tests.warm import on_ranks
@@ -90,7 +90,7 @@ def test_tf32_is_allowed_again_afterwards() -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        with pytest.raises(KeyError), full_float32():
+        with pytest.raises(KeyError), no_tf32():
             assert torch.get_float32_matmul_precision() == "highest"
             raise KeyError
         assert torch.get_float32_matmul_precision() == "high"

@@ -1,7 +1,5 @@
 """NT-Xent, SimCLR's contrastive loss, over the global batch, in blocks of rows."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastpsl.engine.distributed import gathered, place_among_ranks
+from fastpsl.kernels.tf32 import no_tf32
 
 # Similarities of a block: 64 MiB of float32. At most three such tensors live at once (224 MiB in all at 16,384 embeddings of 128).
 BLOCK_ELEMENTS = 2**24
@@ -49,7 +48,7 @@ def nt_xent(
     """
     if temperature <= 0:
         raise ValueError(f"temperature {temperature}: it must be above 0")
-    with _full_float32(first.device):
+    with no_tf32(), torch.autocast(first.device.type, enabled=False):
         # What is not valid may hold anything; 0 times what is not finite would be in every sum.
         views = torch.stack([first, second], 1).float().masked_fill(~valid[:, None, None], 0.0)
         views = F.normalize(views, dim=2)
@@ -103,7 +102,7 @@ class _NTXent(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         columns, counts, log_sums, at_positive, factor = ctx.saved_tensors
         parts = []
-        with _full_float32(columns.device):
+        with no_tf32(), torch.autocast(columns.device.type, enabled=False):
             for block in ctx.blocks:
                 similarities, positive = _similarities(columns, counts, block, ctx.temperature)
                 weights = (similarities - log_sums).exp_()
@@ -123,15 +122,3 @@ def _similarities(columns: Tensor, counts: Tensor, rows: slice, temperature: flo
     similarities = torch.addmm(masked, columns[rows], columns.T, alpha=1 / temperature)
     itself = torch.arange(rows.start, rows.stop, device=columns.device)[:, None]
     return similarities.scatter_(1, itself, -torch.inf), itself ^ 1
-
-
-@contextmanager
-def _full_float32(device: torch.device) -> Iterator[None]:
-    """Matrix products in float32 proper: neither in TF32, which keeps three digits, nor in autocast's half."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)

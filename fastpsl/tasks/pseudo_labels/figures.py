@@ -4,16 +4,12 @@ import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
 
 from fastpsl.pipelines.files.json_lines import read_lines
+from fastpsl.plots.label_figures import draw_label_figures
 from fastpsl.tasks.pseudo_labels.scores import nmi
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # after the choice of a backend that needs no screen
 
 LINES, PICTURE = "epochs.jsonl", "labels.png"
 # Even classes have an entropy share of 1, classes of sizes 1, 1/2, 1/3, … still more than 0.7; 0.5 is that of √K even classes, such
@@ -21,7 +17,6 @@ LINES, PICTURE = "epochs.jsonl", "labels.png"
 MIN_ENTROPY_SHARE = 0.5
 # Of few classes each holds a tenth, of many one of 20 times its share may be a class like others: only both together tell.
 MAX_BIGGEST, MAX_TIMES_EVEN = 0.1, 20
-_MANY_POINTS = 40  # more than these are drawn without markers
 
 
 def label_figures(
@@ -80,54 +75,10 @@ def collapse(figures: Mapping[str, float | None], num_classes: int) -> str | Non
 
 
 def draw_label_curves(folder: Path) -> Path | None:
-    """labels.png in a run's folder, from the label figures in its epochs.jsonl; None where there are none."""
+    """Draw labels.png in a run's folder from the label figures in its epochs.jsonl; None where there are none."""
     every = (line.row for line in read_lines(folder / LINES))
-    lines = [row for row in every if row.get("entropy_share") is not None]
-    if not lines:
+    rows = [row for row in every if row.get("entropy_share") is not None]
+    if not rows:
         return None
-    figure, axes = pyplot.subplots(5, 1, sharex=True, figsize=(8, 10.5), layout="constrained")
-    _draw(axes[0], lines, "non_empty")
-    _draw(axes[1], lines, "entropy_share")
-    _draw(axes[2], lines, "biggest", 100)
-    _draw(axes[3], lines, "nmi_previous")
-    _draw(axes[4], lines, "nmi_true", label="as they are")
-    _draw(axes[4], lines, "nmi_true_shuffled", label="shuffled", color="C1")
-    titles = (
-        "non-empty classes",
-        "entropy share",
-        "biggest class, % of images",
-        "NMI with the epoch before",
-        "NMI with true labels",
-    )
-    for axis, title in zip(axes, titles, strict=True):
-        axis.set_title(title, fontsize=10, loc="left")
-        axis.grid(alpha=0.3)
-        axis.set_ylim(bottom=0)
-    axes[1].axhline(MIN_ENTROPY_SHARE, color="grey", linestyle=":", label="below: collapse")
-    axes[2].set_yscale("log")
-    shares = [100 * line["biggest"] for line in lines]
-    axes[2].set_ylim(
-        10 ** math.floor(math.log10(min(shares))), 10 ** math.ceil(math.log10(max(shares))) * 1.1
-    )
-    axes[2].yaxis.set_major_formatter("{x:g}")
-    axes[2].yaxis.set_minor_formatter("")
-    for axis in (axes[1], axes[3]):
-        axis.set_ylim(0, 1.05)
-    for axis in (axes[1], axes[4]):
-        axis.legend(fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
-    axes[4].set_xlabel("epoch")
-    axes[4].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    figure.suptitle(f"{folder.name}: pseudo-labels")
-    out = folder / PICTURE
-    figure.savefig(out, dpi=120, format="png")
-    pyplot.close(figure)
-    return out
-
-
-def _draw(axis: Any, lines: list[dict[str, Any]], name: str, times: float = 1, **options: Any) -> None:
-    """A figure over the epochs; a gap where it is None."""
-    values = [math.nan if line.get(name) is None else times * line[name] for line in lines]
-    marker = "o" if len(lines) <= _MANY_POINTS else None
-    axis.plot(
-        [line["epoch"] for line in lines], values, marker=marker, markersize=4, clip_on=False, **options
-    )
+    title = f"{folder.name}: pseudo-labels"
+    return draw_label_figures(rows, folder / PICTURE, title, MIN_ENTROPY_SHARE)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastpsl.engine.distributed import World, sum_over_ranks
 from fastpsl.kernels.draws import Keys, Slot, words
-from fastpsl.kernels.tf32 import full_float32
+from fastpsl.kernels.tf32 import no_tf32
 from fastpsl.pipelines.doing import doing
 
 # Rows are added up as integers of this part of 1: the sum is the same in any order, so on any number of ranks and by a GPU's atomic
@@ -112,6 +112,6 @@ def _assigned(rows: Tensor, centroids: Tensor) -> Iterator[tuple[slice, Tensor, 
     size = max(1, _BLOCK_DISTANCES // len(centroids))
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
-        with full_float32():  # half of the squared distance, less half of the row's own squared length
+        with no_tf32():  # half of the squared distance, less half of the row's own squared length
             nearest = torch.addmm(halves, rows[part], centroids.T, alpha=-1).min(1)
         yield part, nearest.indices, 2 * nearest.values + rows[part].square().sum(1)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastpsl.engine.distributed import place_among_ranks
-from fastpsl.kernels.tf32 import full_float32
+from fastpsl.kernels.tf32 import no_tf32
 
 # IIC's code (xu-ji/IIC): 2.2e-16. In half precision it would be 0, and the logarithm not finite.
 EPS = sys.float_info.epsilon
@@ -27,7 +27,7 @@ def mutual_information_loss(first: Tensor, others: Tensor, valid: Tensor) -> Ten
     The loss is that of all ranks' pairs, on every rank. The gradient of this rank's inputs is times the number of ranks, so that the
     mean over ranks that DDP takes is that of the loss. Where no sample is valid it is within C^2 * 1e-14 of 0.
     """
-    with full_float32(), torch.autocast(first.device.type, enabled=False):
+    with no_tf32(), torch.autocast(first.device.type, enabled=False):
         ignored = ~valid[:, None, None]
         z = first.float().masked_fill(ignored, 0.0)
         # P is linear in z', so the mean of the other views is all that it needs of them.

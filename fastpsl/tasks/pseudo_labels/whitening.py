@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastpsl.engine.distributed import World, sum_over_ranks
-from fastpsl.kernels.tf32 import full_float32
+from fastpsl.kernels.tf32 import no_tf32
 
 # Of the largest variance: what float32 sums cannot tell from nothing, such as units that are never on.
 _NO_VARIANCE = 1e-7
@@ -27,7 +27,7 @@ class Whitening:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[n, D] of any floating type to float32 [n, d] on the device: of variance 1 each and uncorrelated, over all rows."""
-        with full_float32():
+        with no_tf32():
             return (rows.to(self.mean.device).float() - self.mean) @ self.matrix
 
 
@@ -47,7 +47,7 @@ def fit_whitening(blocks: Sequence[Tensor], width: int, world: World) -> Whiteni
     assert 1 <= width <= min(size, int(num_rows)), (width, size, num_rows)
     mean = (sums[:size] / num_rows).float()
     covariance = torch.zeros(size, size, dtype=torch.float64, device=device)
-    with full_float32():
+    with no_tf32():
         for block in blocks:
             centred = block.to(device).float() - mean
             covariance += centred.T @ centred

@@ -7,7 +7,7 @@ step the test pictures are looked at, one by one: predictions.npz.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ class Detection(Task):
     seed: int
     proposals: Sequence[str] = ()
     num_levels: int = field(default=1, init=False)
+    fixed_sizes: ClassVar[bool] = False
     train: VOC = field(init=False)
     test: VOC = field(init=False)
     train_proposals: Proposals | None = field(default=None, init=False)
@@ -124,8 +125,6 @@ class Detection(Task):
     def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
         assert isinstance(head, Detector)
         head.bind(trunk)
-        # cuDNN would try all its ways anew for every size of picture.
-        torch.backends.cudnn.benchmark = False
 
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Any

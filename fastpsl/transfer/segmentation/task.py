@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastpsl.engine.dataset_pass import EpochContext
-from fastpsl.engine.plan import Stage
 from fastpsl.engine.predictions import Said, begin_folder
 from fastpsl.engine.run_data import RunData
 from fastpsl.engine.task import Task
@@ -49,6 +48,10 @@ class Segmentation(Task):
     num_levels: int = field(default=1, init=False)
     num_classes: int = field(default=0, init=False)
 
+    @property
+    def fixed_sizes(self) -> bool:
+        return self.crop is not None
+
     def check_data(self, data: Data, batch_size: int) -> None:
         """Takes the number of classes; the background is one more."""
         self.num_classes = data.num_classes + 1
@@ -62,10 +65,6 @@ class Segmentation(Task):
 
     def head(self, level: int, channels: int) -> nn.Module:
         return self.network.head(self.num_classes)
-
-    def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
-        if self.crop is None:  # cuDNN would try all its ways anew for every size of picture
-            torch.backends.cudnn.benchmark = False
 
     def train_loader(self, data: RunData) -> PictureLoader:
         voc, seed = data.train, data.options.seed
