@@ -19,7 +19,7 @@ from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.transfer.svm.protocol import Protocol
 from fastpsl.transfer.svm.scores import low_shot_scores
 from fastpsl.transfer.svm.solver import OneClass
-from fastpsl.transfer.svm.work import work_through
+from fastpsl.transfer.svm.work import run_resumable
 
 Outcomes = dict[str, dict[str, dict[str, Any]]]
 """Of each block, of each class, what `OneClass.outcome` is."""
@@ -111,7 +111,7 @@ def solve(
     num_processes: int,
     world: World,
 ) -> Outcomes | None:
-    """Of each block's features (train, test) the outcome for each class, of rank 0; None on the others (`work_through`).
+    """Of each block's features (train, test) the outcome for each class, of rank 0; None on the others (`run_resumable`).
 
     Files folder/svm/<block>-<digest>/<class number>.json: what is there of the same features and settings is not made again.
     """
@@ -132,7 +132,7 @@ def solve(
                 train, test, classes.train[:, number], in_test[:, number], number, classes.train.shape[1],
                 costs, protocol, seed, shots,
             )  # fmt: skip
-    found = work_through(wanted, num_processes, world, "classes")
+    found = run_resumable(wanted, num_processes, world, "classes")
     if found is None:
         return None
     each = iter(found)
