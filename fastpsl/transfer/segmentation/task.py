@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastpsl.engine.dataset_pass import Passes
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.predictions import Said, begin_folder
+from fastpsl.engine.predictions import Predictions, begin_folder
 from fastpsl.engine.run import Run
 from fastpsl.engine.train_step import Learner
 from fastpsl.engine.trunk import Metrics, Trunk
@@ -115,9 +115,11 @@ class Segmentation:
         science = passes.held_out_science(task=repr(self))
         if passes.world.rank == 0:
             begin_folder(masks, science)  # the others come to `predict`'s first wait
-        passes.predict(lambda images: self.say(images, data, learner, masks), science)
+        passes.predict(lambda images: self.predict_images(images, data, learner, masks), science)
 
-    def say(self, images: range, data: VOC, learner: Learner, masks: Path) -> Iterator[Said]:
+    def predict_images(
+        self, images: range, data: VOC, learner: Learner, masks: Path
+    ) -> Iterator[Predictions]:
         """{"confusion": int64 [1, C, C]} of each of these pictures, whose masks are written."""
         for index in images:
             truth = torch.from_numpy(data.mask(index)).to(learner.world.device)

@@ -1,4 +1,4 @@
-"""Many tasks of one process each: shared by processes and ranks, each outcome a small file that is not made twice."""
+"""Tasks of one process each, shared by processes and ranks: each outcome is a small file that is not made twice."""
 
 import json
 import os
@@ -29,13 +29,13 @@ class SvmTask(Protocol):
 def run_resumable(
     wanted: Mapping[Path, SvmTask], num_processes: int, world: World, unit: str
 ) -> list[dict[str, Any]] | None:
-    """Return the outcomes, in the order of `wanted`, on rank 0; None on the others, which leave when their share is done.
+    """Return the outcomes in the order of `wanted` on rank 0; None on the others, which leave at the end of their share.
 
-    Ranks take equal shares, each in `num_processes` processes. Numerical libraries have one thread each, so that files
-    are the same bytes for any number of processes and ranks.
+    Ranks take equal shares, each in `num_processes` processes. Numerical libraries have one thread each, so that
+    files are the same bytes for any number of processes and ranks.
 
     Args:
-        wanted: each file (JSON) and the task whose outcome it is to hold; those that are there are not made again.
+        wanted: each file (JSON) and the task whose outcome it is to hold. Those that are there are not made again.
         unit: of the progress line.
 
     Raises:
@@ -98,8 +98,8 @@ def _run(wanted: Mapping[Path, SvmTask], num_processes: int) -> Iterator[None]:
         yield from run(delayed(_make)(path, task) for path, task in wanted.items())
     except TerminatedWorkerError as error:
         raise ValueError(
-            f"one of {num_processes} processes was ended from outside, most likely for want of memory: give fewer "
-            f"--num-processes; what is done is kept"
+            f"one of {num_processes} processes was ended from outside, most likely for want of memory: "
+            f"give fewer --num-processes; what is done is kept"
         ) from error
     finally:
         # joblib would keep them for five minutes, and what they hold.
