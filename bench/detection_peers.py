@@ -31,7 +31,7 @@ from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.annotated import PictureBatch
 from fastpsl.transfer.detection.detector import MIN_SCORE, RATIOS, Detector
-from fastpsl.transfer.detection.protocols import Protocol
+from fastpsl.transfer.detection.protocols import DetectionProtocol
 from fastpsl.transfer.detection.task import Detection
 
 NUM_CLASSES, NUM_OBJECTS = 20, 3
@@ -80,7 +80,9 @@ def drawn_batches(num: int, batch_size: int, short_px: int, device: torch.device
     return batches
 
 
-def our_learner(protocol: Protocol, backbone_name: str, options: RunOptions, world: World) -> Learner:
+def our_learner(
+    protocol: DetectionProtocol, backbone_name: str, options: RunOptions, world: World
+) -> Learner:
     """As the recipe has it, with random weights that do not grow from block to block."""
     torch.manual_seed(0)
     backbone = make_backbone(backbone_name)
@@ -105,7 +107,7 @@ def ours(learner: Learner, batches: Iterator[PictureBatch]) -> Peer:
     return Peer(lambda: learner.step(cast(Any, batches), LR), _num_learning(learner.module), pool)
 
 
-def torchvisions_model(protocol: Protocol, backbone_name: str, learner: Learner) -> FasterRCNN:
+def torchvisions_model(protocol: DetectionProtocol, backbone_name: str, learner: Learner) -> FasterRCNN:
     """With the weights of `learner`, on its device."""
     trunk, head = learner.module.trunk, learner.module.head
     assert isinstance(head, Detector) and head.rpn is not None
@@ -149,7 +151,7 @@ def _by_torchvisions_names(blocks: Sequence[nn.Module], named: nn.Module) -> dic
     return wanted | dict(zip(names, values, strict=True))
 
 
-def torchvisions(model: FasterRCNN, batches: Iterator[PictureBatch], protocol: Protocol, precision: str) -> Peer:  # fmt: skip
+def torchvisions(model: FasterRCNN, batches: Iterator[PictureBatch], protocol: DetectionProtocol, precision: str) -> Peer:  # fmt: skip
     """Its reference's loop: pictures in [0, 1], losses' sum, SGD."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.SGD(learning, LR, momentum=0.9, weight_decay=protocol.weight_decay)
@@ -164,7 +166,7 @@ def torchvisions(model: FasterRCNN, batches: Iterator[PictureBatch], protocol: P
     return Peer(step, _num_learning(model), cast(nn.Module, model.roi_heads.box_roi_pool))
 
 
-def detectron2s(batches: Iterator[PictureBatch], protocol: Protocol, backbone_name: str, precision: str, device: torch.device) -> Peer:  # fmt: skip
+def detectron2s(batches: Iterator[PictureBatch], protocol: DetectionProtocol, backbone_name: str, precision: str, device: torch.device) -> Peer:  # fmt: skip
     """Random weights of its own. ValueError where it is not installed. Written by its documentation, and not run yet."""
     try:
         from detectron2.config import get_cfg

@@ -72,7 +72,7 @@ def work() -> int:
             stack.enter_context(closing(data))
         require_neighbours(train, val, options.k)
         works = {
-            name: Extraction.of_each(options, weights, data, options.block, world, "float16")
+            name: Extraction.for_blocks(options, weights, data, options.block, world, "float16")
             for name, data in (("train", train), ("val", val))
         }
         blocks = [f"B{work.block}" for work in works["train"]]

@@ -27,7 +27,7 @@ from fastpsl.engine.run import Run
 from fastpsl.evaluation.held_out import overridden, require_held_out, scores, write_held_out
 from fastpsl.evaluation.linear import LinearProbes, best_block_lines, probe_sgd
 from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
-from fastpsl.evaluation.protocols import PROTOCOLS, Protocol
+from fastpsl.evaluation.protocols import PROTOCOLS, LinearProtocol
 from fastpsl.evaluation.result import result_line
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.standard_views import center_view, ten_crop_views, train_view
@@ -49,7 +49,7 @@ class Options(EvaluationOptions):
     lr: float | None = None
     """First learning rate for a batch of 256 (rotnet: 192, sslpp: 64), in proportion for others; by default the protocol's."""
 
-    def constants(self) -> Protocol:
+    def constants(self) -> LinearProtocol:
         """The protocol, with what the command line puts in the place of its values."""
         return replace(PROTOCOLS[self.protocol], **overridden({}, self.epochs, self.lr))
 

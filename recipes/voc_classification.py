@@ -28,8 +28,14 @@ from fastpsl.pipelines.sample.voc import drawn_voc
 from fastpsl.pipelines.voc.dataset import VOC, learned_and_scored
 from fastpsl.plots.class_bars import draw_classes
 from fastpsl.transfer.classification.label_scores import label_scores
-from fastpsl.transfer.classification.protocols import BATCH_SIZE, PROTOCOLS, Protocol, changed, constants_of
-from fastpsl.transfer.classification.task import MultiLabel, begin_fc_anew, crop_view
+from fastpsl.transfer.classification.protocols import (
+    BATCH_SIZE,
+    PROTOCOLS,
+    MultiLabelProtocol,
+    changed,
+    constants_of,
+)
+from fastpsl.transfer.classification.task import MultiLabel, crop_view, reinitialise_fc
 
 PAPER: dict[str, Any] = {"protocol": "deepcluster", "layers": "all", "batch_size": BATCH_SIZE, "size_px": 224}
 SAMPLE: dict[str, Any] = {"size_px": 48, "num_steps": 600, "lr": 0.01}
@@ -46,7 +52,7 @@ class Options(EvaluationOptions):
     lr: float | None = None
     """First learning rate for a batch of 16, in proportion for others; by default the protocol's."""
 
-    def constants(self) -> Protocol:
+    def constants(self) -> MultiLabelProtocol:
         """The protocol, with what the command line puts in the place of its values."""
         return changed(PROTOCOLS[self.protocol], self.layers, self.num_steps, self.lr)
 
@@ -71,7 +77,7 @@ def build(options: Options) -> Job:
     stage = protocol.stage(options.layers, weights.backbone)
     view = crop_view(weights.input, options.size_px, protocol.area, protocol.ratio)
     if protocol.new_fc:
-        begin_fc_anew(weights.backbone)
+        reinitialise_fc(weights.backbone)
     return Job(
         task=MultiLabel(view, protocol.num_crops),
         backbone=weights.backbone,

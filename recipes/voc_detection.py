@@ -34,7 +34,7 @@ from fastpsl.pipelines.sample.voc import drawn_voc
 from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.plots.detections import draw_detections
 from fastpsl.transfer.detection.box_scores import box_scores, require_pycocotools
-from fastpsl.transfer.detection.protocols import PROTOCOLS, Protocol
+from fastpsl.transfer.detection.protocols import PROTOCOLS, DetectionProtocol
 from fastpsl.transfer.detection.task import Detection
 
 PAPER: dict[str, Any] = {"protocol": "pirl", "batch_size": 16}
@@ -63,7 +63,7 @@ class Options(EvaluationOptions):
                 "--whole and --size-px are for square views; detection sees whole pictures: give --short-px"
             )
 
-    def constants(self) -> Protocol:
+    def constants(self) -> DetectionProtocol:
         """The protocol, with what the command line puts in the place of its values."""
         return PROTOCOLS[self.protocol].changed(
             num_steps=self.num_steps, lr=self.lr, short_px=self.short_px, anchor_px=self.anchor_px

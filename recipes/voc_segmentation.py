@@ -34,7 +34,13 @@ from fastpsl.plots.masks import draw_found
 from fastpsl.transfer.segmentation.fcn import network_of
 from fastpsl.transfer.segmentation.mask_crop import ScaledCrop
 from fastpsl.transfer.segmentation.mask_scores import mask_scores, require_torchmetrics, with_background
-from fastpsl.transfer.segmentation.protocols import PROTOCOLS, Protocol, batch_of, changed, check_options
+from fastpsl.transfer.segmentation.protocols import (
+    PROTOCOLS,
+    SegmentationProtocol,
+    batch_of,
+    changed,
+    check_options,
+)
 from fastpsl.transfer.segmentation.task import MASKS, Segmentation
 
 PAPER: dict[str, Any] = {"protocol": "sslpp", "batch_size": 2, "size_px": 512}
@@ -56,7 +62,7 @@ class Options(EvaluationOptions):
     batchnorm: Literal["train", "eval", "fixed"] | None = None
     """Of the backbone: by the batch (random weights need it), by running statistics, or so and not learning; by default the protocol's."""
 
-    def constants(self) -> Protocol:
+    def constants(self) -> SegmentationProtocol:
         """The protocol, with what the command line puts in the place of its values."""
         protocol = changed(PROTOCOLS[self.protocol], self.epochs, self.lr, self.batchnorm)
         return replace(protocol, batch_size=self.batch_size, accumulate=self.accumulate)
@@ -98,13 +104,9 @@ def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
     confusions = read_predictions(run.folder / NAME)["confusion"]
     numbers = mask_scores(confusions, with_background(val))
     path = write_run(
-        run,
-        recipe="voc_segmentation",
-        protocol=f"segmentation/{options.protocol}",
-        numbers=numbers,
-        settings=asdict(options.constants()),
-        checkpoint=record,
-    )
+        run, recipe="voc_segmentation", protocol=f"segmentation/{options.protocol}", numbers=numbers,
+        settings=asdict(options.constants()), checkpoint=record,
+    )  # fmt: skip
     sheet = draw_found(run.folder / "masks.png", run.folder / MASKS, val, with_background(val))
     each = [f"{name.replace('_', ' ', 1)} {value:.1f} %" for name, value in numbers.items()]
     return [*each, result_line(path), f"pictures {sheet}"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastpsl.engine.compile_modes import run_blocks
 from fastpsl.engine.console import Progress
 from fastpsl.engine.distributed import World
-from fastpsl.engine.predictions import Said, predict
+from fastpsl.engine.predictions import Predictions, predict
 from fastpsl.engine.run import Run
 from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.train_step import Learner
@@ -95,8 +95,10 @@ class EpochContext:
                 if run.agreement.after_step().stop:
                     raise PassStopped
 
-    def predict(self, say: Callable[[range], Iterator[Said]], science: Mapping[str, Any]) -> None:
-        """predictions.npz in the run's folder: what `say` says of every held-out image (see `predictions.predict`), this rank's share.
+    def predict(
+        self, predict_images: Callable[[range], Iterator[Predictions]], science: Mapping[str, Any]
+    ) -> None:
+        """predictions.npz in the run's folder: `predict_images` of every held-out image (see `predictions.predict`), this rank's share.
 
         Without gradients, in eval mode, by rank 0's running statistics. science: `held_out_science`, of which parts of an interrupted pass
         must be. PassStopped where a signal came.
@@ -117,7 +119,7 @@ class EpochContext:
                     progress.update(min(done * run.world.size, num), 0)
                 return run.agreement.after_step().stop
 
-            made = predict(run.folder, num, say, run.world, science, after_image)
+            made = predict(run.folder, num, predict_images, run.world, science, after_image)
         if made is None:
             raise PassStopped
 

@@ -1,6 +1,6 @@
 """What a network says of every image of a data set, in files that an interrupted pass goes on with, equal for any number of ranks.
 
-An image is seen alone, so that what is said of it depends on no other. Images are taken in parts of `PART`; a part is one file, of one
+An image is seen alone, so that its predictions depend on no other. Images are taken in parts of `PART`; a part is one file, of one
 rank. Where all parts are there they become PREDICTIONS.npz, in the order of the images. Bytes are equal for equal weights, decoder and threads
 on the CPU, whatever the number of ranks.
 """
@@ -20,24 +20,28 @@ from fastpsl.models.checkpoint import write_atomically
 
 PART = 16
 NAME, RECORD = "predictions.npz", "predictions.json"
-Said = dict[str, np.ndarray]
+Predictions = dict[str, np.ndarray]
 """Name → array [n, ...] of one image: n boxes, or one row of scores. The same names and trailing shapes for every image."""
 
 
 def predict(
     folder: Path,
     num_images: int,
-    say: Callable[[range], Iterator[Said]],
+    predict_images: Callable[[range], Iterator[Predictions]],
     world: World,
     science: Mapping[str, Any],
     after_image: Callable[[int], bool] = lambda done: False,
 ) -> Path | None:
     """Write folder/predictions.npz: of all images' arrays, one behind the other, and "image", int64 [N]: whose each row is.
 
-    say: what the network says of each of some consecutive images. science: what that depends on, as JSON; parts of another science are thrown away, and where
-    predictions.npz is of this one (predictions.json) nothing is done again.
-    after_image: called after each image of this rank with their number so far, on every rank equally often; True stops, and None is
-    returned (parts that are whole stay). On rank 0 the path is there when it returns; every rank must call it.
+    Returns the path, which is there on rank 0, or None where `after_image` stopped it (parts that are whole stay). Every rank
+    must call it.
+
+    Args:
+        predict_images: yields the predictions of each of some consecutive images.
+        science: what predictions depend on, as JSON. Parts of another science are thrown away, and where predictions.npz is of
+            this one (predictions.json) nothing is done again.
+        after_image: called after each image of this rank with their number so far, on every rank equally often; True stops.
     """
     assert num_images > 0
     parts, whole = folder / "predictions", folder / NAME
@@ -50,10 +54,10 @@ def predict(
         part = number * world.size + world.rank
         images = range(starts[part], min(starts[part] + PART, num_images)) if part < len(starts) else range(0)
         path = parts / f"{part:06d}.npz"
-        rows: list[Said] = []
-        said = iter(()) if path.exists() or not images else say(images)
+        rows: list[Predictions] = []
+        predicted = iter(()) if path.exists() or not images else predict_images(images)
         for _ in range(PART):
-            rows += itertools.islice(said, 1)
+            rows += itertools.islice(predicted, 1)
             if after_image(done + len(rows)):
                 return None
         if rows:
@@ -70,7 +74,7 @@ def predict(
     return whole
 
 
-def read_predictions(path: Path) -> Said:
+def read_predictions(path: Path) -> Predictions:
     """The arrays of a file that `predict` wrote. ValueError where it is not there."""
     try:
         with np.load(path) as file:
@@ -105,15 +109,15 @@ def begin_folder(parts: Path, science: Mapping[str, Any]) -> None:
         write_atomically(record, told.encode())
 
 
-def _joined(rows: list[Said], first: int) -> Said:
+def _joined(rows: list[Predictions], first: int) -> Predictions:
     """The rows of consecutive images from `first` on, and whose they are."""
     image = np.repeat(
-        np.arange(first, first + len(rows)), [len(next(iter(said.values()))) for said in rows]
+        np.arange(first, first + len(rows)), [len(next(iter(row.values()))) for row in rows]
     ).astype(np.int64)
-    return {"image": image} | {name: np.concatenate([said[name] for said in rows]) for name in rows[0]}
+    return {"image": image} | {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
-def _save(path: Path, arrays: Said) -> None:
+def _save(path: Path, arrays: Predictions) -> None:
     data = io.BytesIO()
     np.savez(data, **arrays)  # type: ignore[arg-type]
     write_atomically(path, data.getbuffer())

@@ -93,7 +93,7 @@ class Extraction:
         )  # fmt: skip
 
     @classmethod
-    def of_each(
+    def for_blocks(
         cls,
         options: EvaluationOptions,
         pretrained: Pretrained,

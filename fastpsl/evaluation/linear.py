@@ -20,7 +20,7 @@ FINAL = "final"
 class LinearProbes(Probes):
     """A classifier on each block of a frozen backbone, and one on the last block's average ("final").
 
-    pools, batchnorm, head_std: see `protocols.Protocol`.
+    pools, batchnorm, head_std: see `protocols.LinearProtocol`.
     """
 
     pools: tuple[Pool, ...] = PROTOCOLS["vissl"].pools

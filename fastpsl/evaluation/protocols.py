@@ -53,7 +53,7 @@ def pooled_width(shape: Sequence[int], pool: Pool) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class LinearProtocol:
     """pools: of B1, B2, …; without any the final features alone are probed.
 
     batchnorm: BatchNorm2d between pool and classifier, with scale and shift ("affine") or without ("plain"). head_std: initial weights
@@ -85,7 +85,7 @@ class Protocol:
 
 
 # VISSL, eval_resnet_8gpu_transfer_in1k_linear.
-_VISSL = Protocol(
+_VISSL = LinearProtocol(
     pools=(
         Pool(12, window=(112, 10, 10, 4)), Pool(6, window=(56, 16, 8, 0)), Pool(4, window=(28, 13, 5, 0)),
         Pool(3, window=(14, 8, 3, 0)), Pool(2, window=(7, 6, 1, 0)),
@@ -93,24 +93,24 @@ _VISSL = Protocol(
     batchnorm="affine", train_crop="random_resized",
     epochs=28, lr=0.01, intervals=(8, 8, 8, 4), nesterov=True, weight_decay=5e-4,
 )  # fmt: skip
-PROTOCOLS: dict[str, Protocol] = {
+PROTOCOLS: dict[str, LinearProtocol] = {
     "vissl": _VISSL,
     # VISSL's for other data, else as for ImageNet. MMSelfSup trains 28 epochs on Places205: `--epochs 28`.
     "vissl_places205": replace(_VISSL, epochs=14, intervals=(4, 4, 4, 2)),
     "vissl_inat18": replace(_VISSL, epochs=84, intervals=(24, 24, 24, 12)),
     # MoCo, main_lincls.
-    "moco": Protocol(
+    "moco": LinearProtocol(
         pools=(), head_std=0.01, train_crop="random_resized", epochs=100, lr=30.0, intervals=(60, 20, 20),
     ),
     # UIC, section 4.3: "max-pooling to separately reduce the activation dimensions to 9600, 9216, 9600, 9600 and 9216". Silent, and
     # our choice: where the max-pool's windows lie (adaptive), momentum, the batch, no BatchNorm, how ten crops become one answer.
-    "uic": Protocol(
+    "uic": LinearProtocol(
         pools=tuple(Pool(grid, "max") for grid in (10, 6, 5, 5, 6)), train_crop="random", num_crops=10,
         epochs=32, lr=0.1, intervals=(10, 10, 10, 2),
     ),
     # RotNet, ImageNet_LinearClassifiers_ImageNet_RotNet_AlexNet_Features. Its table of rates begins with 0.01, though it says 0.1;
     # its initial weights have a variance of 2 / classes, of which ImageNet has 1000.
-    "rotnet": Protocol(
+    "rotnet": LinearProtocol(
         pools=tuple(Pool(grid, "max") for grid in (12, 7, 5, 6, 6)), batchnorm="plain", head_std=(2 / 1000) ** 0.5,
         train_crop="random", epochs=35, lr=0.01, lr_batch=192, intervals=(5, 10, 10, 10), factor=0.2,
         nesterov=True, weight_decay=5e-4,
@@ -118,12 +118,12 @@ PROTOCOLS: dict[str, Protocol] = {
     # SSL++, section V.A and Tables I, II and VII: "adaptive max pooling" to "about 9,000 elements" of conv1 to conv5, and fc7, which is B7.
     # Silent, and our choice: RotNet's grids, which give alexnet_rotnet so many, its BatchNorm, Nesterov and crops ("following" it);
     # first weights are torch's, as RotNet's variance of 2 / classes would be 100 times as large for STL-10's ten as for ImageNet's.
-    "sslpp": Protocol(
+    "sslpp": LinearProtocol(
         pools=tuple(Pool(grid, "max") for grid in (12, 7, 5, 6, 6)), batchnorm="plain", train_crop="random",
         epochs=200, lr=0.1, lr_batch=64, intervals=(100, 50, 50), nesterov=True, weight_decay=5e-4,
     ),
     # DeepCluster, eval_linear.py as eval_linear.sh starts it: a weight decay of 1e-7.
-    "deepcluster": Protocol(
+    "deepcluster": LinearProtocol(
         pools=(
             Pool(10, window=(55, 6, 6, 3)), Pool(6, window=(27, 4, 4, 0)), Pool(5, window=(13, 3, 3, 1)),
             Pool(5, window=(13, 3, 3, 1)), Pool(6, window=(13, 2, 2, 0)),

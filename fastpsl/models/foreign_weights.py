@@ -91,7 +91,7 @@ HEADS = re.compile(
 
 
 @dataclass(frozen=True)
-class Found:
+class RecognisedWeights:
     """kind: whose naming. tensors: the backbone's, under our names. left_out: what was left out, as "fc.*"."""
 
     kind: str
@@ -99,7 +99,7 @@ class Found:
     left_out: list[str]
 
 
-def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> Found:
+def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> RecognisedWeights:
     """Whose file this is, and in it the tensors that `wanted` (a backbone's state dict) asks for.
 
     ValueError where no tensors are found, or what is left over is no head. That all tensors are there is for the caller
@@ -133,7 +133,7 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
     if naming.kind == "deepcluster" and FIRST in backbone and backbone[FIRST].shape[1] == 2:
         _check_sobel(path, tensors.get(SOBEL))
         backbone[FIRST] = -backbone[FIRST]
-    return Found(naming.kind, backbone, sorted({_group(name, wanted) for name in rest}))
+    return RecognisedWeights(naming.kind, backbone, sorted({_group(name, wanted) for name in rest}))
 
 
 def _tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ def few_shot_works(
         )
     plain = [block.removesuffix(MAX_POOL) for block in blocks]
     pools = [_POOLS[block[len(name) :]] for block, name in zip(blocks, plain, strict=True)]
-    found = SmallPictures.of_each(options, weights, data, plain, world, "float16", pools)
+    found = SmallPictures.for_blocks(options, weights, data, plain, world, "float16", pools)
     works = []
     for block, each in zip(blocks, found, strict=True):
         assert isinstance(each, SmallPictures)

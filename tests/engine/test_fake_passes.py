@@ -100,7 +100,7 @@ def test_features_never_wait_for_the_batch_under_way() -> None:
     options = recipe_options("linear_probe", is_sample=True, batch_size=8, device="cuda", random_weights=True, backbone="resnet18")  # fmt: skip
     weights = options.pretrained()  # type: ignore[attr-defined]
     world = World(0, 1, 0, 1, torch.device("cpu"))  # of the features' precision
-    works = Extraction.of_each(options, weights, Synthetic(64), ("B2", "final"), world, "float16")  # type: ignore[arg-type]
+    works = Extraction.for_blocks(options, weights, Synthetic(64), ("B2", "final"), world, "float16")  # type: ignore[arg-type]
     with fake_cuda() as cuda:
         loader: Any = FakeBatches([works[0].view])
         with cuda.watched() as seen:

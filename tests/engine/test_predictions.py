@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from fastpsl.engine import predictions
 from fastpsl.engine.distributed import World, leave_world
-from fastpsl.engine.predictions import NAME, PART, RECORD, Said, predict, read_predictions
+from fastpsl.engine.predictions import NAME, PART, RECORD, Predictions, predict, read_predictions
 from tests.engine.tiny import one_process
 from tests.slow import slow
 from tests.warm import on_ranks
@@ -26,33 +26,33 @@ def rows_of(image: int) -> int:
     return image % 3
 
 
-def said_of(image: int) -> Said:
+def predictions_of(image: int) -> Predictions:
     num = rows_of(image)
     boxes = np.random.default_rng(image).random((num, 4)).astype(np.float32)
     return {"boxes": boxes, "labels": np.full(num, image * 10, np.int64)}
 
 
-class Speaker:
-    """Says `said_of`, and keeps in mind what it was asked."""
+class Predictor:
+    """Predicts `predictions_of`, and keeps in mind what it was asked."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def say(self, images: range) -> Iterator[Said]:
+    def predict_images(self, images: range) -> Iterator[Predictions]:
         for image in images:
             self.asked.append(image)
-            yield said_of(image)
+            yield predictions_of(image)
 
 
-def expected(num: int) -> Said:
-    all_said = [said_of(image) for image in range(num)]
+def expected(num: int) -> Predictions:
+    each = [predictions_of(image) for image in range(num)]
     image = [image for image in range(num) for _ in range(rows_of(image))]
     return {"image": np.array(image, np.int64)} | {
-        name: np.concatenate([said[name] for said in all_said]) for name in ("boxes", "labels")
+        name: np.concatenate([one[name] for one in each]) for name in ("boxes", "labels")
     }
 
 
-def same(one: Said, other: Said) -> bool:
+def same(one: Predictions, other: Predictions) -> bool:
     return one.keys() == other.keys() and all(
         one[name].dtype == other[name].dtype and np.array_equal(one[name], other[name]) for name in one
     )
@@ -60,10 +60,10 @@ def same(one: Said, other: Said) -> bool:
 
 @pytest.mark.parametrize("num", COUNTS)
 def test_all_images_in_their_order(tmp_path: Path, num: int) -> None:
-    speaker = Speaker()
-    path = predict(tmp_path, num, speaker.say, one_process(), SCIENCE)
+    predictor = Predictor()
+    path = predict(tmp_path, num, predictor.predict_images, one_process(), SCIENCE)
     assert path == tmp_path / NAME and same(read_predictions(path), expected(num))
-    assert speaker.asked == list(range(num))
+    assert predictor.asked == list(range(num))
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([NAME, RECORD])
     assert json.loads((tmp_path / RECORD).read_text()) == SCIENCE
 
@@ -81,37 +81,40 @@ def test_images_without_any_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop", [1, PART - 1, PART + 1, 2 * PART + 5])
 def test_an_interrupted_pass_goes_on(tmp_path: Path, stop: int) -> None:
     num = 3 * PART + 4
-    first, second = Speaker(), Speaker()
-    assert predict(tmp_path, num, first.say, one_process(), SCIENCE, lambda done: done >= stop) is None
+    first, second = Predictor(), Predictor()
+    assert (
+        predict(tmp_path, num, first.predict_images, one_process(), SCIENCE, lambda done: done >= stop)
+        is None
+    )
     assert not (tmp_path / NAME).exists() and len(first.asked) == stop
-    path = predict(tmp_path, num, second.say, one_process(), SCIENCE)
+    path = predict(tmp_path, num, second.predict_images, one_process(), SCIENCE)
     whole = stop // PART * PART  # in parts that were finished
     assert second.asked == list(range(whole, num))
     assert path is not None and same(read_predictions(path), expected(num))
 
 
 def test_an_error_in_the_middle_leaves_the_parts(tmp_path: Path) -> None:
-    def broken(images: range) -> Iterator[Said]:
+    def broken(images: range) -> Iterator[Predictions]:
         for image in images:
             if image == PART + 3:
                 raise OSError("a picture that is gone")
-            yield said_of(image)
+            yield predictions_of(image)
 
     with pytest.raises(OSError, match="gone"):
         predict(tmp_path, 2 * PART, broken, one_process(), SCIENCE)
-    speaker = Speaker()
-    predict(tmp_path, 2 * PART, speaker.say, one_process(), SCIENCE)
-    assert speaker.asked == list(range(PART, 2 * PART))
+    predictor = Predictor()
+    predict(tmp_path, 2 * PART, predictor.predict_images, one_process(), SCIENCE)
+    assert predictor.asked == list(range(PART, 2 * PART))
 
 
 def test_what_is_whole_is_not_made_again(tmp_path: Path) -> None:
-    path = predict(tmp_path, 20, Speaker().say, one_process(), SCIENCE)
+    path = predict(tmp_path, 20, Predictor().predict_images, one_process(), SCIENCE)
     assert path is not None
-    before, again = path.read_bytes(), Speaker()
+    before, again = path.read_bytes(), Predictor()
     # Killed as it cleared the parts away.
     (tmp_path / "predictions").mkdir()
     (tmp_path / "predictions" / "000001.npz").write_bytes(b"")
-    assert predict(tmp_path, 20, again.say, one_process(), SCIENCE) == path
+    assert predict(tmp_path, 20, again.predict_images, one_process(), SCIENCE) == path
     assert not again.asked and path.read_bytes() == before and not (tmp_path / "predictions").exists()
 
 
@@ -119,27 +122,27 @@ def test_what_is_whole_is_not_made_again(tmp_path: Path) -> None:
 def test_another_science_begins_anew(tmp_path: Path, whole: bool) -> None:
     """Parts of other weights are thrown away, and so is what was made of them."""
     stop = (lambda done: False) if whole else (lambda done: done > PART)
-    old = lambda images: ({name: value * 0 for name, value in said_of(i).items()} for i in images)
+    old = lambda images: ({name: value * 0 for name, value in predictions_of(i).items()} for i in images)
     assert (predict(tmp_path, 40, old, one_process(), SCIENCE, stop) is not None) == whole
-    speaker = Speaker()
-    path = predict(tmp_path, 40, speaker.say, one_process(), SCIENCE | {"weights": "abd"})
-    assert path is not None and speaker.asked == list(range(40))
+    predictor = Predictor()
+    path = predict(tmp_path, 40, predictor.predict_images, one_process(), SCIENCE | {"weights": "abd"})
+    assert path is not None and predictor.asked == list(range(40))
     assert same(read_predictions(path), expected(40))
 
 
 def test_predictions_of_another_science_are_gone_before_the_new_are_there(tmp_path: Path) -> None:
     """Or an interrupted second evaluation would find the first one's file and its own record."""
-    predict(tmp_path, 40, Speaker().say, one_process(), SCIENCE)
+    predict(tmp_path, 40, Predictor().predict_images, one_process(), SCIENCE)
     other = SCIENCE | {"weights": "abd"}
-    predict(tmp_path, 40, Speaker().say, one_process(), other, lambda done: done > 20)
-    again = Speaker()
-    predict(tmp_path, 40, again.say, one_process(), other)
+    predict(tmp_path, 40, Predictor().predict_images, one_process(), other, lambda done: done > 20)
+    again = Predictor()
+    predict(tmp_path, 40, again.predict_images, one_process(), other)
     assert again.asked == list(range(PART, 40))
 
 
 def test_killed_between_the_file_and_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictions of one science never stand beside the record of another."""
-    predict(tmp_path, 5, Speaker().say, one_process(), SCIENCE)
+    predict(tmp_path, 5, Predictor().predict_images, one_process(), SCIENCE)
     write = predictions.write_atomically
 
     def killed(path: Path, data: bytes) -> None:
@@ -150,10 +153,10 @@ def test_killed_between_the_file_and_its_record(tmp_path: Path, monkeypatch: pyt
     with monkeypatch.context() as patched:
         patched.setattr(predictions, "write_atomically", killed)
         with pytest.raises(KeyboardInterrupt):
-            predict(tmp_path, 5, Speaker().say, one_process(), SCIENCE | {"weights": "abd"})
+            predict(tmp_path, 5, Predictor().predict_images, one_process(), SCIENCE | {"weights": "abd"})
     assert (tmp_path / NAME).exists()
-    again = Speaker()
-    predict(tmp_path, 5, again.say, one_process(), SCIENCE)
+    again = Predictor()
+    predict(tmp_path, 5, again.predict_images, one_process(), SCIENCE)
     assert again.asked == list(range(5))
 
 
@@ -163,25 +166,24 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     out = Path(folder)
     for num in COUNTS:
-        place, speaker, calls = out / str(num), Speaker(), []  # type: ignore[var-annotated]
+        place, predictor, calls = out / str(num), Predictor(), []  # type: ignore[var-annotated]
         if rank == 0:
             place.mkdir()
         dist.barrier()
-        path = predict(place, num, speaker.say, world, SCIENCE, lambda done, calls=calls: calls.append(done))  # type: ignore[misc]
+        note = lambda done, calls=calls: calls.append(done)  # type: ignore[misc]
+        path = predict(place, num, predictor.predict_images, world, SCIENCE, note)
         assert path is not None and path.exists()
-        np.savez(out / f"{num}-{rank}.npz", asked=speaker.asked, calls=calls)
-    place, speaker = out / "stopped", Speaker()
+        np.savez(out / f"{num}-{rank}.npz", asked=predictor.asked, calls=calls)
+    place, predictor = out / "stopped", Predictor()
     if rank == 0:
         place.mkdir()
     dist.barrier()
     # After each rank's 20th image: one part of each is whole.
     calls = []
-    assert (
-        predict(place, COUNTS[-1], speaker.say, world, SCIENCE, lambda _: calls.append(0) or len(calls) == 20)  # type: ignore[func-returns-value]
-        is None
-    )
-    assert predict(place, COUNTS[-1], speaker.say, world, SCIENCE)
-    np.savez(out / f"stopped-{rank}.npz", asked=speaker.asked)
+    stop = lambda _: calls.append(0) or len(calls) == 20  # type: ignore[func-returns-value]
+    assert predict(place, COUNTS[-1], predictor.predict_images, world, SCIENCE, stop) is None
+    assert predict(place, COUNTS[-1], predictor.predict_images, world, SCIENCE)
+    np.savez(out / f"stopped-{rank}.npz", asked=predictor.asked)
     leave_world()
 
 
@@ -196,7 +198,7 @@ def test_ranks_write_the_same_bytes_as_one(tmp_path: Path, world_size: int) -> N
     for num in COUNTS:
         alone = tmp_path / f"alone-{num}"
         alone.mkdir()
-        path = predict(alone, num, Speaker().say, one_process(), SCIENCE)
+        path = predict(alone, num, Predictor().predict_images, one_process(), SCIENCE)
         assert path is not None and path.read_bytes() == (tmp_path / str(num) / NAME).read_bytes(), num
         ranks = [np.load(tmp_path / f"{num}-{rank}.npz") for rank in range(world_size)]
         assert sorted(np.concatenate([found["asked"] for found in ranks]).tolist()) == list(range(num))

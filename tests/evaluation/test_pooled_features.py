@@ -176,10 +176,12 @@ def test_of_each_takes_one_block_with_several_pools(data: Beton) -> None:
     options = EvaluationOptions(random_weights=True, backbone="alexnet", size_px=64, device="cpu")
     weights = options.pretrained()
     blocks, pools = ("conv5", "conv5", "B3"), (AS_IT_IS, MAX_3_2, None)
-    works = Extraction.of_each(options, weights, data, blocks, one_process(), "float32", pools)
+    works = Extraction.for_blocks(options, weights, data, blocks, one_process(), "float32", pools)
     assert [(work.block, work.pool) for work in works] == [(5, AS_IT_IS), (5, MAX_3_2), (3, None)]
     with pytest.raises(ValueError, match="--block B5 B5: give one block or several, each once"):
-        Extraction.of_each(options, weights, data, ("B5", "B5"), one_process(), "float32", (MAX_3_2, MAX_3_2))
+        Extraction.for_blocks(
+            options, weights, data, ("B5", "B5"), one_process(), "float32", (MAX_3_2, MAX_3_2)
+        )
 
 
 def test_a_picture_squashed(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
 from fastpsl.models.alexnet import AlexNet
 from fastpsl.models.backbone import Backbone
-from fastpsl.models.foreign_weights import Found, recognise
+from fastpsl.models.foreign_weights import RecognisedWeights, recognise
 from fastpsl.models.resnet import ResNet
 from fastpsl.models.vgg import VGG
 from fastpsl.models.weights import fill
@@ -188,7 +188,7 @@ def test_counts_of_batches_may_be_absent_as_in_old_files(theirs: Tensors) -> Non
     assert ours.bn1.num_batches_tracked == 0 and torch.equal(ours.bn1.weight, theirs["bn1.weight"])
 
 
-def filled(network: Backbone, state: dict[str, Any]) -> Found:
+def filled(network: Backbone, state: dict[str, Any]) -> RecognisedWeights:
     found = recognise(PATH, state, network.state_dict())
     fill(network, found.tensors, network.name, "theirs")
     return found

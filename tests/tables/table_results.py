@@ -149,7 +149,7 @@ def parsed_command(command: str) -> Any:
 def effective(options: Any) -> dict[str, Any]:
     """Options with the values of the protocol that they name, as they come to stand in result.json."""
     constants = options.constants() if hasattr(options, "constants") else {}
-    if isinstance(constants, multilabel_protocols.Protocol):
+    if isinstance(constants, multilabel_protocols.MultiLabelProtocol):
         constants = multilabel_protocols.constants_of(constants, options.layers)
     elif dataclasses.is_dataclass(constants):
         constants = dataclasses.asdict(constants)  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.transfer.classification.label_scores import label_scores
 from fastpsl.transfer.classification.protocols import PROTOCOLS, changed, constants_of, fc6
-from fastpsl.transfer.classification.task import MultiLabel, begin_fc_anew, crop_view, masked_bce
+from fastpsl.transfer.classification.task import MultiLabel, crop_view, masked_bce, reinitialise_fc
 from tests.engine.tiny import TinyNet, noise_batch, one_process
 from tests.warm import on_ranks
 
@@ -96,7 +96,7 @@ def test_fc6_and_fc7_begin_anew(name: str) -> None:
             for values in (part.running_mean, part.running_var, part.weight, part.bias):
                 values.data.uniform_(1, 2)  # type: ignore[union-attr]
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
-    begin_fc_anew(backbone)
+    reinitialise_fc(backbone)
     after = backbone.state_dict()
     assert fc6(backbone) == 6
     for key, value in after.items():

@@ -27,7 +27,7 @@ from fastpsl.pipelines.loader.annotated import PictureBatch, read_picture
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.pipelines.standard_views import center_view
 from fastpsl.pipelines.voc.dataset import VOC
-from fastpsl.transfer.detection.protocols import PROTOCOLS, Protocol
+from fastpsl.transfer.detection.protocols import PROTOCOLS, DetectionProtocol
 from fastpsl.transfer.detection.task import Detection, mirrored, scaled
 from fastpsl.transfer.image_input import normalised, padded, resized, resized_sides
 from tests.engine.tiny import TinyNet, one_process
@@ -42,7 +42,7 @@ def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_voc(tmp_path_factory.mktemp("voc") / "VOCdevkit", 8, NUM_TEST, side_px=64)
 
 
-def opened(root: Path, protocol: Protocol = SMALL, seed: int = 3, **values: Any) -> Detection:
+def opened(root: Path, protocol: DetectionProtocol = SMALL, seed: int = 3, **values: Any) -> Detection:
     torch.manual_seed(0)
     task = Detection(protocol, TinyNet(), Input(), seed, **values)
     if "" not in values.get("proposals", ()):

@@ -25,7 +25,7 @@ from fastpsl.models.factory import make_backbone
 from fastpsl.models.resnet import ResNet
 from fastpsl.models.vgg import VGG
 from fastpsl.transfer.detection.detector import Anchors, Detector, Maps, RoIPool, layout_of, stride_of
-from fastpsl.transfer.detection.protocols import PROTOCOLS, Protocol
+from fastpsl.transfer.detection.protocols import PROTOCOLS, DetectionProtocol
 from fastpsl.transfer.image_input import padded
 from tests.engine.tiny import TinyNet
 
@@ -33,7 +33,7 @@ SMALL = replace(PROTOCOLS["pirl"], anchor_px=(16, 32, 64), num_rois=12, roi_side
 FAST = replace(PROTOCOLS["fast_rcnn"], num_rois=999)
 
 
-def bound(backbone: Backbone, protocol: Protocol, num_classes: int = 3) -> tuple[Trunk, Detector]:
+def bound(backbone: Backbone, protocol: DetectionProtocol, num_classes: int = 3) -> tuple[Trunk, Detector]:
     last = layout_of(backbone).last_block
     trunk = Trunk(backbone, Stage("d", 1, protocol.first_learning, last, 0, 1), batchnorm=protocol.batchnorm)
     detector = Detector(backbone, protocol, num_classes)

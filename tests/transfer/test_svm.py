@@ -17,7 +17,7 @@ from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.transfer.svm.protocol import COSTS, VISSL
 from fastpsl.transfer.svm.scores import interpolated_ap, low_shot_scores
 from fastpsl.transfer.svm.solver import OneClass, few, in_own_span, l2_normalised
-from fastpsl.transfer.svm.work import work_through
+from fastpsl.transfer.svm.work import run_resumable
 from tests.engine.tiny import one_process
 
 
@@ -234,14 +234,14 @@ def test_outcomes_are_made_once_and_gone_on_with(
 
     monkeypatch.setattr(LinearSVC, "fit", counted)
     with pytest.raises(KeyboardInterrupt):
-        work_through(pieces, 1, one_process(), "classes")
+        run_resumable(pieces, 1, one_process(), "classes")
     assert sorted(path.name for path in (tmp_path / "svm").iterdir()) == ["0.json", "1.json"]
     fitted.clear()
     fitted.extend([None] * 100)  # past the one that is interrupted
-    found = work_through(pieces, 1, one_process(), "classes")
+    found = run_resumable(pieces, 1, one_process(), "classes")
     assert len(fitted) - 100 == 2 * 10
     assert found == [json.loads(path.read_text()) for path in pieces]
-    assert work_through(pieces, 1, one_process(), "classes") == found and len(fitted) - 100 == 2 * 10
+    assert run_resumable(pieces, 1, one_process(), "classes") == found and len(fitted) - 100 == 2 * 10
 
 
 @pytest.mark.slow
@@ -249,7 +249,7 @@ def test_bytes_are_those_of_one_process(tmp_path: Path) -> None:
     work, files = made(tmp_path, margin=0.1), []
     for num in (1, 2):
         pieces = wanted(tmp_path / str(num), work)
-        assert work_through(pieces, num, one_process(), "classes") is not None
+        assert run_resumable(pieces, num, one_process(), "classes") is not None
         files.append([path.read_bytes() for path in pieces])
     assert files[0] == files[1] and len(set(files[0])) > 1
     assert not multiprocessing.active_children()
@@ -261,10 +261,10 @@ def test_ranks_share_all_of_it_whoever_comes_first(tmp_path: Path) -> None:
     pieces, alone = wanted(tmp_path / "ranks", work), wanted(tmp_path / "alone", work)
     for rank in (2, 1):
         world = replace(one_process(), rank=rank, size=3)
-        assert work_through(pieces, 1, world, "classes") is None
+        assert run_resumable(pieces, 1, world, "classes") is None
     assert len(list((tmp_path / "ranks" / "svm").iterdir())) == 3
-    found = work_through(pieces, 1, replace(one_process(), size=3), "classes")
-    assert found == work_through(alone, 1, one_process(), "classes")
+    found = run_resumable(pieces, 1, replace(one_process(), size=3), "classes")
+    assert found == run_resumable(alone, 1, one_process(), "classes")
 
 
 @dataclass(frozen=True)
@@ -288,9 +288,9 @@ class Wrong:
 @pytest.mark.slow
 def test_a_process_that_is_ended_and_one_that_fails(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one of 2 processes was ended from outside.*fewer --num-processes"):
-        work_through({tmp_path / f"{i}.json": Ended() for i in range(3)}, 2, one_process(), "classes")
+        run_resumable({tmp_path / f"{i}.json": Ended() for i in range(3)}, 2, one_process(), "classes")
     with pytest.raises(OSError, match="no such features"):
-        work_through({tmp_path / f"{i}.json": Wrong() for i in range(3)}, 2, one_process(), "classes")
+        run_resumable({tmp_path / f"{i}.json": Wrong() for i in range(3)}, 2, one_process(), "classes")
     assert not list(tmp_path.iterdir()) and not multiprocessing.active_children()
 
 

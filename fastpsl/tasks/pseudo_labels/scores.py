@@ -1,8 +1,11 @@
 """What pseudo-labels are worth, measured with true labels: NMI, adjusted Rand index, accuracy under the best one-to-one or many-to-one matching.
 
 Counts of (true label, pseudo-label) are sparse everywhere: at most one a sample, whatever the numbers of classes. 1.3 million labels of
-10,000 × 1,000 classes: NMI 0.2 to 0.6 s, the others 0.1 s each (2 cores).
+10,000 × 1,000 classes: NMI 0.2 to 0.6 s, the others 0.1 s each (2 cores). Of 10,000 × 21,841 classes the matching takes 3.4 s and
+0.3 GB; scipy's linear_sum_assignment of the dense table 16 s and 3.5 GB.
 """
+
+from typing import Any
 
 import numpy as np
 
@@ -34,17 +37,17 @@ def hungarian_accuracy(labels: np.ndarray, true: np.ndarray | None) -> float:
     A true class has one pseudo-class at most: where there are more of these, the members of the rest count as wrong, so K
     even pseudo-classes of C < K true ones reach about C / K at most. labels, true: integers [N]; left out and refused as in `nmi`.
     """
-    from scipy.sparse import coo_array, eye_array, hstack
+    from scipy.sparse import eye_array, hstack
     from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-    rows, columns = (np.unique(values, return_inverse=True)[1] for values in labelled(true, labels))
-    counts = coo_array((np.ones(len(rows)), (rows, columns))).tocsr()
+    counts = _contingency(true, labels)
+    num_samples = float(counts.sum())
     # A matching of all true classes must exist: each may also take a pseudo-class of its own without members. Its edge has
     # weight 1, as an edge of weight 0 is none; the others weigh their count and 1, which adds the same to every matching.
     counts.data += 1
     weights = hstack([counts, eye_array(counts.shape[0])], format="csr")
     matched = min_weight_full_bipartite_matching(weights, maximize=True)
-    return float(weights[matched].sum() - counts.shape[0]) / len(rows)
+    return float(weights[matched].sum() - counts.shape[0]) / num_samples
 
 
 def many_to_one_accuracy(labels: np.ndarray, true: np.ndarray | None) -> float:
@@ -54,11 +57,15 @@ def many_to_one_accuracy(labels: np.ndarray, true: np.ndarray | None) -> float:
     It never falls where pseudo-classes are split, and is 1 where each has one sample. sslpp.txt, section V.E, names the
     one-to-one matching, by which 70 even clusters of 10 classes reach 14.3 % at most, and not its 54.4 %. As `nmi` otherwise.
     """
-    from scipy.sparse import coo_array
+    counts = _contingency(labels, true)
+    return float(counts.max(axis=1).sum() / counts.sum())
 
-    rows, columns = (np.unique(values, return_inverse=True)[1] for values in labelled(labels, true))
-    counts = coo_array((np.ones(len(rows)), (rows, columns))).tocsr()
-    return float(counts.max(axis=1).sum()) / len(rows)
+
+def _contingency(rows: np.ndarray | None, columns: np.ndarray | None) -> Any:
+    """Return sparse counts, float64 [classes of rows, classes of columns], of the samples that both label."""
+    from sklearn.metrics.cluster import contingency_matrix
+
+    return contingency_matrix(*labelled(rows, columns), sparse=True, dtype=np.float64)
 
 
 def labelled(labels: np.ndarray | None, others: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

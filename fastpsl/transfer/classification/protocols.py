@@ -26,7 +26,7 @@ class Rate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class MultiLabelProtocol:
     """train, test: image sets (`pipelines.voc.VOC`). fc6_8, all: the rate by what learns. epochs or num_steps: the length, as in `Stage`.
 
     new_fc: whether fc6 and fc7 begin anew, as the classifier does, or as they were learned. area, ratio: of the crops, in training and
@@ -62,14 +62,16 @@ class Protocol:
         return Stage("voc", 1, first, backbone.num_blocks, self.epochs, self.num_steps)
 
 
-def constants_of(protocol: Protocol, layers: Layers) -> dict[str, Any]:
+def constants_of(protocol: MultiLabelProtocol, layers: Layers) -> dict[str, Any]:
     """The protocol's values as plain ones, the rate of `layers` among them: for the settings of result.json."""
     values = asdict(protocol)
     del values["fc6_8"], values["all"]
     return values | asdict(protocol.rate(layers)) | {"lr_batch": BATCH_SIZE}
 
 
-def changed(protocol: Protocol, layers: Layers, num_steps: int | None, lr: float | None) -> Protocol:
+def changed(
+    protocol: MultiLabelProtocol, layers: Layers, num_steps: int | None, lr: float | None
+) -> MultiLabelProtocol:
     """The protocol in another number of steps, or with another first rate, where they are given. ValueError for no steps at all."""
     if num_steps is not None and num_steps < 1:
         raise ValueError(f"--num-steps {num_steps}: it must be 1 or more")
@@ -91,17 +93,17 @@ def fc6(backbone: Backbone) -> int:
     return backbone.block_names.index("fc6") + 1
 
 
-PROTOCOLS: dict[str, Protocol] = {
+PROTOCOLS: dict[str, MultiLabelProtocol] = {
     # DeepCluster, eval_voc_classif.py and its .sh (80,000 steps; the older scripts for Caffe, of 150,000, have the rate for all layers). Its
     # README's erratum: 72.0 mAP (fc6_8) was with scales and shifts of BatchNorm learning in frozen blocks too; without, as here, 70.4.
-    "deepcluster": Protocol(
+    "deepcluster": MultiLabelProtocol(
         train=("2007_trainval",), test=("2007_test",),
         fc6_8=Rate(0.003, (5_000,) * 16), all=Rate(0.001, (20_000,) * 4), num_steps=80_000,
         weight_decay=1e-6, new_fc=True,
     ),
     # SSL++, Tables I and II. Without the "magic init", as it says: nothing is rescaled. It does not say whether fc6 and fc7 begin anew:
     # here they go on, as philkr/voc-classification has it unless told otherwise.
-    "sslpp": Protocol(
+    "sslpp": MultiLabelProtocol(
         train=("2007_train",), test=("2007_test",),
         fc6_8=Rate(0.003), all=Rate(0.001), epochs=200,
         weight_decay=5e-4, new_fc=False,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.predictions import PART, Said
+from fastpsl.engine.predictions import PART, Predictions
 from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import open_loader
 from fastpsl.engine.task import Task
@@ -39,7 +39,7 @@ def crop_view(input: Input, size_px: int, area: tuple[float, float], ratio: tupl
     return replace(train_view(input, size_px), crop=RandomResizedCrop(size_px, area, ratio))
 
 
-def begin_anew(block: nn.Module) -> None:
+def reinitialise(block: nn.Module) -> None:
     """Fully-connected layers as the classifier begins: weights N(0, .01), biases .1.
 
     A BatchNorm between them (alexnet_rotnet's, whose layers have no bias) begins with mean 0, variance 1, scale 1 and shift .1: its
@@ -54,11 +54,11 @@ def begin_anew(block: nn.Module) -> None:
             nn.init.constant_(part.bias, BIAS)
 
 
-def begin_fc_anew(backbone: Backbone) -> None:
-    """`begin_anew` of fc6 and all behind it; nothing where there is no fc6."""
+def reinitialise_fc(backbone: Backbone) -> None:
+    """`reinitialise` of fc6 and all behind it; nothing where there is no fc6."""
     if "fc6" in backbone.block_names:
         for block in backbone.blocks()[fc6(backbone) - 1 :]:
-            begin_anew(block)
+            reinitialise(block)
 
 
 @dataclass
@@ -89,7 +89,7 @@ class MultiLabel(Task):
     def head(self, level: int, channels: int) -> nn.Module:
         """Features [B, channels, h, w] to outputs [B, num_classes]."""
         head = average_and_linear(channels, len(self.class_names), STD)
-        begin_anew(head)
+        reinitialise(head)
         return head
 
     def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
@@ -131,9 +131,9 @@ class MultiLabel(Task):
         science = context.held_out_science(seed=run.options.seed, crops=self.num_crops, view=repr(self.view))
         with (
             open_loader(data, views, run.options, run.world, batch_size=PART, train=False) as loader,
-            contextlib.closing(Speaker(run, context.learner, loader)) as speaker,
+            contextlib.closing(MultiCropPredictor(run, context.learner, loader)) as predictor,
         ):
-            context.predict(speaker.say, science)
+            context.predict(predictor.predict_images, science)
 
 
 def masked_bce(outputs: Tensor, targets: Tensor, num: Tensor) -> Tensor:
@@ -146,8 +146,8 @@ def masked_bce(outputs: Tensor, targets: Tensor, num: Tensor) -> Tensor:
     return torch.where(targets >= 0, losses, 0.0).sum() / num.clamp(min=1)
 
 
-class Speaker:
-    """What a network says of consecutive test pictures, for `predict`: crops of a picture are a batch of their own.
+class MultiCropPredictor:
+    """A network's predictions of consecutive test images, for `predict`: crops of a picture are a batch of their own.
 
     Parts that follow one another are read on in one epoch of the loader, which stays a few batches ahead.
     """
@@ -159,7 +159,7 @@ class Speaker:
         self._next_step = 0
 
     @torch.no_grad()
-    def say(self, images: range) -> Iterator[Said]:
+    def predict_images(self, images: range) -> Iterator[Predictions]:
         """{"scores": float32 [1, num_classes]} of each of one part of this rank; [0, num_classes] of a picture that was skipped."""
         batch = self._batch(images.start // (PART * self.run.world.size))
         inputs = self.augment.inputs(batch, self.loader.views, self.learner.dtype)

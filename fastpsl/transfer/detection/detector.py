@@ -21,7 +21,7 @@ from torchvision.ops import box_iou, roi_align, roi_pool
 from fastpsl.engine.trunk import Trunk
 from fastpsl.models import alexnet, vgg
 from fastpsl.models.backbone import Backbone, check_size
-from fastpsl.transfer.detection.protocols import Protocol
+from fastpsl.transfer.detection.protocols import DetectionProtocol
 from fastpsl.transfer.image_input import padded
 
 RATIOS = (0.5, 1.0, 2.0)
@@ -73,7 +73,7 @@ class Detector(nn.Module):
     Boxes are float32 [n, 4] = x1 y1 x2 y2 in px of the pictures handed in, labels int64 from 1 (0 is background).
     """
 
-    def __init__(self, backbone: Backbone, protocol: Protocol, num_classes: int):
+    def __init__(self, backbone: Backbone, protocol: DetectionProtocol, num_classes: int):
         super().__init__()
         self.layout = layout_of(backbone, protocol.roi_side)
         self.min_background_iou = protocol.min_background_iou

@@ -9,7 +9,7 @@ TRAINVAL_0712 = ("2007_trainval", "2012_trainval")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class DetectionProtocol:
     """The length is `epochs` or `num_steps`; after each of `intervals`, shares of it, the rate is a tenth. lr: for a batch of `lr_batch`.
 
     boxes_from: "rpn", learned with the rest (Faster R-CNN), or "published" (Fast R-CNN). first_learning: the first block that learns.
@@ -57,7 +57,7 @@ class Protocol:
         lr: float | None,
         short_px: tuple[int, ...],
         anchor_px: tuple[int, ...],
-    ) -> "Protocol":
+    ) -> "DetectionProtocol":
         """With these values in the place of its own, where they were given; another length warms up for the same share. ValueError for
         sizes and lengths below 1."""
         asked: dict[str, Any] = {"lr": lr, "short_px": short_px, "anchor_px": anchor_px}
@@ -76,21 +76,21 @@ class Protocol:
         return made
 
 
-PROTOCOLS: dict[str, Protocol] = {
+PROTOCOLS: dict[str, DetectionProtocol] = {
     # PIRL's models in VISSL, object_detection/voc0712/pirl_npid: PSL's [37]. Detectron2's values where the file has none: a frozen
     # BatchNorm, and FREEZE_AT 2, conv1 and conv2_x.
-    "pirl": Protocol(lr=0.002, num_steps=25_000, intervals=(17, 8), warmup_steps=1000),
+    "pirl": DetectionProtocol(lr=0.002, num_steps=25_000, intervals=(17, 8), warmup_steps=1000),
     # VISSL, object_detection/voc0712/iccv19: that of PSL's [23].
-    "vissl": Protocol(lr=0.02, num_steps=25_000, intervals=(17, 8), warmup_steps=100),
+    "vissl": DetectionProtocol(lr=0.02, num_steps=25_000, intervals=(17, 8), warmup_steps=100),
     # MoCo, detection/configs/pascal_voc_R_50_C4_24k: everything learns, with BatchNorm over all ranks (--sync-batchnorm). Differs: scales
     # and shifts of BatchNorm decay, too, of which Detectron2 has none (WEIGHT_DECAY_NORM 0).
-    "moco": Protocol(
+    "moco": DetectionProtocol(
         first_learning=1, batchnorm="train", extra_norm=True,
         lr=0.02, num_steps=24_000, intervals=(18, 4, 2), warmup_steps=100,
     ),
     # UIC, section 4.4: "using fast-rcnn [15] framework", "ALL". Its schedule is not stated; this is [15]'s, for pictures of 600 px and
     # without its doubled rate of biases. The self-supervised AlexNets that it is compared with had 150,000 steps of many sizes.
-    "fast_rcnn": Protocol(
+    "fast_rcnn": DetectionProtocol(
         train_sets=("2007_trainval",), boxes_from="published", first_learning=1, with_difficult=False,
         short_px=(600,), max_long_px=1000, lr_batch=2, lr=0.001, num_steps=40_000, intervals=(3, 1),
         weight_decay=5e-4, decay_biases=False, num_rois=64, min_background_iou=0.1, nms=0.3,
@@ -98,13 +98,13 @@ PROTOCOLS: dict[str, Protocol] = {
     # SSL++, Table II and section V.E: train → test, 12 epochs of batches of 2, a rate of .001 throughout, the whole model. What it leaves
     # to Ren et al. ("the publicly available testing protocol") is theirs: sizes, anchors, numbers of boxes. BatchNorm: silent; batches
     # of 2 have no statistics.
-    "sslpp": Protocol(
+    "sslpp": DetectionProtocol(
         train_sets=("2007_train",), first_learning=1, with_difficult=False,
         short_px=(600,), max_long_px=1000, lr_batch=2, lr=0.001, epochs=12, intervals=(1,),
         weight_decay=5e-4, decay_biases=False, anchor_px=(128, 256, 512), rpn_test=(6000, 300), num_rois=128, nms=0.3,
     ),
     # Ours, for drawn pictures of about 128 px and a CPU: it learns from random weights.
-    "small": Protocol(
+    "small": DetectionProtocol(
         train_sets=("2007_trainval",), first_learning=1, batchnorm="train", extra_norm=True,
         short_px=(112, 128), max_long_px=192, lr_batch=8, lr=0.02, num_steps=250, intervals=(4, 1), warmup_steps=20,
         anchor_px=(16, 32, 64), rpn_train=(200, 50), rpn_test=(200, 30), num_rois=16, roi_side=4,

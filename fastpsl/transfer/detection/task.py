@@ -18,7 +18,7 @@ from torchvision.utils import draw_bounding_boxes
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.predictions import Said
+from fastpsl.engine.predictions import Predictions
 from fastpsl.engine.run_data import RunData
 from fastpsl.engine.task import Task
 from fastpsl.engine.trunk import Metrics, Trunk
@@ -30,7 +30,7 @@ from fastpsl.pipelines.loader.annotated import Annotated, PictureBatch, PictureL
 from fastpsl.pipelines.voc.dataset import VOC, learned_and_scored
 from fastpsl.transfer.detection.detector import Detector, layout_of
 from fastpsl.transfer.detection.proposals import Proposals
-from fastpsl.transfer.detection.protocols import Protocol
+from fastpsl.transfer.detection.protocols import DetectionProtocol
 from fastpsl.transfer.image_input import check_options, normalised, padded, pictures, resized, resized_sides
 
 _SHEET_PX = 320
@@ -43,7 +43,7 @@ class Detection(Task):
     proposals: files of each training set, then of each test set, where the protocol's are published ones.
     """
 
-    protocol: Protocol
+    protocol: DetectionProtocol
     backbone: Backbone
     input: Input
     seed: int
@@ -144,14 +144,14 @@ class Detection(Task):
         detector = context.head
         assert isinstance(detector, Detector)
 
-        def say(indices: range) -> Iterator[Said]:
+        def predict_images(indices: range) -> Iterator[Predictions]:
             for index in indices:
                 with context.learner.autocast():
                     yield self.detected(detector, index, context.world.device)
 
-        context.predict(say, context.held_out_science(science=context.run.science))
+        context.predict(predict_images, context.held_out_science(science=context.run.science))
 
-    def detected(self, detector: Detector, index: int, device: torch.device) -> Said:
+    def detected(self, detector: Detector, index: int, device: torch.device) -> Predictions:
         """What `detector` finds in a test picture, which it sees at the protocol's largest size."""
         picture = read_picture(self.test, index)
         height, width = picture.shape[1:]

@@ -11,7 +11,7 @@ BatchNorm = Literal["train", "eval", "fixed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class SegmentationProtocol:
     """train, test: image sets (`pipelines.voc.VOC`). needs_sbd: whether SBD's pictures belong to what is learned from. epochs or num_steps: the length,
     as in `Stage`.
 
@@ -57,8 +57,8 @@ class Protocol:
 
 
 def changed(
-    protocol: Protocol, epochs: int | None, lr: float | None, batchnorm: BatchNorm | None
-) -> Protocol:
+    protocol: SegmentationProtocol, epochs: int | None, lr: float | None, batchnorm: BatchNorm | None
+) -> SegmentationProtocol:
     """The protocol with other values, where they are given. ValueError for no epoch at all."""
     if epochs is not None and epochs < 1:
         raise ValueError(f"--epochs {epochs}: it must be 1 or more")
@@ -87,23 +87,23 @@ def check_options(options: Any) -> None:
         )
 
 
-PROTOCOLS: dict[str, Protocol] = {
+PROTOCOLS: dict[str, SegmentationProtocol] = {
     # SSL++, Table II (SGD, batch 2, momentum 0.9, decay 5e-4, rate .001, 50 epochs, no schedule) and Table I (VOC12 train → val); "we use the
     # publicly available testing protocol … of Long et al. [70] for segmentation". Silent, and our choice, as in that one: no SBD, whole
     # pictures, neither scaled nor mirrored; biases do not decay; BatchNorm by its running statistics, of which batches of 2 have none to
     # speak of, with scales and shifts that learn (Caffe's nets have them in their convolutions).
-    "sslpp": Protocol(needs_sbd=False, epochs=50, batch_size=2, lr=1e-3, decay_biases=False, batchnorm="eval"),
+    "sslpp": SegmentationProtocol(needs_sbd=False, epochs=50, batch_size=2, lr=1e-3, decay_biases=False, batchnorm="eval"),
     # Zhang et al., "Colorful image colorization", with voc-fcn-alexnet of shelhamer/fcn.berkeleyvision.org: 50,000 steps at each rate, a
     # picture 20 times (iter_size). UIC does not state its schedule; this is that of its Table's peers. Differs: a bias has twice the rate
     # there.
-    "fcn_alexnet": Protocol(
+    "fcn_alexnet": SegmentationProtocol(
         needs_sbd=True, num_steps=150_000, batch_size=20, accumulate=20, lr=1e-4, intervals=(1, 1, 1), decay_biases=False,
         batchnorm="eval",
     ),
     # MMSelfSup, benchmarks/mmsegmentation/voc12aug/fcn_r50-d8_512x512_20k_voc12aug: 4 GPUs of 4 pictures with SyncBN. Differs: its
     # photometric distortion is left out; its decoding head has two 3x3 convolutions of 512 channels and reads B5 again behind them, its
     # auxiliary head one of 256: torchvision's have one, of 512 and 256; void pixels count in the number that its loss is divided by.
-    "mmseg": Protocol(
+    "mmseg": SegmentationProtocol(
         needs_sbd=True, num_steps=20_000, batch_size=16, lr=0.01, power=0.9, end_lr=1e-4, decay_biases=True,
         scales=(0.5, 2.0), max_share=0.75, auxiliary_weight=0.4, batchnorm="train",
     ),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastpsl.engine.dataset_pass import EpochContext
-from fastpsl.engine.predictions import Said, begin_folder
+from fastpsl.engine.predictions import Predictions, begin_folder
 from fastpsl.engine.run_data import RunData
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import Learner
@@ -115,9 +115,11 @@ class Segmentation(Task):
         science = context.held_out_science(task=repr(self))
         if context.world.rank == 0:
             begin_folder(masks, science)  # the others come to `predict`'s first wait
-        context.predict(lambda images: self.say(images, data, learner, masks), science)
+        context.predict(lambda images: self.predict_images(images, data, learner, masks), science)
 
-    def say(self, images: range, data: VOC, learner: Learner, masks: Path) -> Iterator[Said]:
+    def predict_images(
+        self, images: range, data: VOC, learner: Learner, masks: Path
+    ) -> Iterator[Predictions]:
         """{"confusion": int64 [1, C, C]} of each of these pictures, whose masks are written."""
         for index in images:
             truth = torch.from_numpy(data.mask(index)).to(learner.world.device)

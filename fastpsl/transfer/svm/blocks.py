@@ -16,16 +16,16 @@ from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.voc.dataset import VOC
-from fastpsl.transfer.svm.protocol import Protocol
+from fastpsl.transfer.svm.protocol import SvmProtocol
 from fastpsl.transfer.svm.scores import low_shot_scores
 from fastpsl.transfer.svm.solver import OneClass
-from fastpsl.transfer.svm.work import work_through
+from fastpsl.transfer.svm.work import run_resumable
 
 Outcomes = dict[str, dict[str, dict[str, Any]]]
 """Of each block, of each class, what `OneClass.outcome` is."""
 
 
-def blocks_of(backbone: Backbone, protocol: Protocol) -> tuple[str, ...]:
+def blocks_of(backbone: Backbone, protocol: SvmProtocol) -> tuple[str, ...]:
     """B1, B2, …: those that the protocol has pools for. ValueError where the backbone lacks some."""
     num = len(protocol.pools)
     if backbone.num_blocks < num:
@@ -37,12 +37,12 @@ def blocks_of(backbone: Backbone, protocol: Protocol) -> tuple[str, ...]:
 
 
 def extractions(
-    options: EvaluationOptions, weights: Pretrained, data: VOC, protocol: Protocol, world: World
+    options: EvaluationOptions, weights: Pretrained, data: VOC, protocol: SvmProtocol, world: World
 ) -> list[Extraction]:
     """Of each of `blocks_of` the pooled features, float32."""
     assert protocol.crop == "squashed"
     blocks = blocks_of(weights.backbone, protocol)
-    works = Extraction.of_each(options, weights, data, blocks, world, "float32", protocol.pools)
+    works = Extraction.for_blocks(options, weights, data, blocks, world, "float32", protocol.pools)
     return [replace(work, squashed=True) for work in works]
 
 
@@ -60,7 +60,7 @@ class Classes:
     test: np.ndarray
 
     @classmethod
-    def of(cls, train: VOC, test: VOC, protocol: Protocol, shots: Sequence[int]) -> "Classes":
+    def of(cls, train: VOC, test: VOC, protocol: SvmProtocol, shots: Sequence[int]) -> "Classes":
         """ValueError where a class has too few pictures to learn from, or none is shown in test."""
         assert train.class_names is not None and train.class_names == test.class_names
         of_train, of_test = train.targets(), test.targets()
@@ -84,7 +84,7 @@ class Classes:
 
 
 def _require_enough(
-    targets: np.ndarray, name: str, split: str, protocol: Protocol, shots: Sequence[int], num_classes: int
+    targets: np.ndarray, name: str, split: str, protocol: SvmProtocol, shots: Sequence[int], num_classes: int
 ) -> None:
     num, num_without = int((targets == 1).sum()), int((targets == 0).sum())
     if shots and (max(shots) > num or max(shots) * (num_classes - 1) > num_without):
@@ -104,14 +104,14 @@ def solve(
     folder: Path,
     blocks: Mapping[str, tuple[FeatureFile, FeatureFile]],
     classes: Classes,
-    protocol: Protocol,
+    protocol: SvmProtocol,
     costs: tuple[float, ...],
     shots: tuple[int, ...],
     seed: int,
     num_processes: int,
     world: World,
 ) -> Outcomes | None:
-    """Of each block's features (train, test) the outcome for each class, of rank 0; None on the others (`work_through`).
+    """Of each block's features (train, test) the outcome for each class, of rank 0; None on the others (`run_resumable`).
 
     Files folder/svm/<block>-<digest>/<class number>.json: what is there of the same features and settings is not made again.
     """
@@ -132,7 +132,7 @@ def solve(
                 train, test, classes.train[:, number], in_test[:, number], number, classes.train.shape[1],
                 costs, protocol, seed, shots,
             )  # fmt: skip
-    found = work_through(wanted, num_processes, world, "classes")
+    found = run_resumable(wanted, num_processes, world, "classes")
     if found is None:
         return None
     each = iter(found)

@@ -29,7 +29,7 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class SvmProtocol:
     """train, test: image sets (`pipelines.voc.VOC`). crop: "squashed", the whole picture to a square, as VISSL and its predecessor
     have it. pools: of B1, B2, …. norm_epsilon: added to a sample's L2 norm, by which its features are divided. folds: of the
     cross-validation that chooses the cost. num_samples: of low-shot learning, for each number of shots.
@@ -46,9 +46,9 @@ class Protocol:
     average_precision: str = "area under the interpolated precision-recall curve"
 
 
-VISSL = Protocol()
+VISSL = SvmProtocol()
 
 
-def constants_of(protocol: Protocol, costs: Costs) -> dict[str, Any]:
+def constants_of(protocol: SvmProtocol, costs: Costs) -> dict[str, Any]:
     """The protocol's values as plain ones, for the settings of result.json."""
     return asdict(protocol) | {"cost_values": list(COSTS[costs])}

@@ -1,6 +1,6 @@
 """Linear SVMs of one class on frozen features: the cost chosen by cross-validation, or of few shots (VISSL's; Goyal et al., section 6.1).
 
-One class of one block is one piece of work, whose outcome is a small file; `svm_work.py` has many of them done.
+One class of one block is one task, whose outcome is a small file; `work.py` runs many of them.
 
 The solver sees nothing of features but their inner products, so it is given samples in a basis of their own span (`in_own_span`): the same
 iterations, and the same SVM but for rounding, in a fraction of the time. Measured on 240 samples of 9,216 features: 0.01 s, not 0.7.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastpsl.evaluation.feature_file import FeatureFile
-from fastpsl.transfer.svm.protocol import Protocol
+from fastpsl.transfer.svm.protocol import SvmProtocol
 from fastpsl.transfer.svm.scores import interpolated_ap
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class OneClass:
     number: int
     num_classes: int
     costs: tuple[float, ...]
-    protocol: Protocol
+    protocol: SvmProtocol
     seed: int
     shots: tuple[int, ...] = ()
 
@@ -59,7 +59,7 @@ class OneClass:
         return low_shot(self) if self.shots else cross_validated(self)
 
 
-def cross_validated(work: OneClass) -> dict[str, Any]:
+def cross_validated(task: OneClass) -> dict[str, Any]:
     """The cost with the highest mean AP over the folds (of equal ones the smallest), and what an SVM of it, learned from all of train, has on test.
 
     Folds are stratified and not shuffled, their AP is scikit-learn's (by steps, not interpolated): `cross_val_score(cv=3,
@@ -68,21 +68,21 @@ def cross_validated(work: OneClass) -> dict[str, Any]:
     from sklearn.metrics import average_precision_score
     from sklearn.model_selection import StratifiedKFold
 
-    features, basis, targets = work.train_rows()
+    features, basis, targets = task.train_rows()
     signs = np.where(targets == 1, 1, -1)
-    aps = np.empty((len(work.costs), work.protocol.folds))
-    fits = _Fits(work)
-    for fold, (rows, held_out) in enumerate(StratifiedKFold(work.protocol.folds).split(signs, signs)):
+    aps = np.empty((len(task.costs), task.protocol.folds))
+    fits = _Fits(task)
+    for fold, (rows, held_out) in enumerate(StratifiedKFold(task.protocol.folds).split(signs, signs)):
         part, truth = features[rows], signs[held_out] == 1
-        for number, cost in enumerate(work.costs):
+        for number, cost in enumerate(task.costs):
             machine = fits(part, signs[rows], cost)
             aps[number, fold] = average_precision_score(truth, machine.decision_function(features[held_out]))
     means = aps.mean(1)
-    best = min(cost for cost, mean in zip(work.costs, means, strict=True) if mean == means.max())
+    best = min(cost for cost, mean in zip(task.costs, means, strict=True) if mean == means.max())
     machine = fits(features, signs, best)
-    scores = _decisions(basis @ machine.coef_.T, machine.intercept_, work)[:, 0]
+    scores = _decisions(basis @ machine.coef_.T, machine.intercept_, task)[:, 0]
     return {
-        "ap": interpolated_ap(work.test_targets, scores),
+        "ap": interpolated_ap(task.test_targets, scores),
         "cost": best,
         "cross_validated": means.tolist(),
         "fits": fits.num,
@@ -90,20 +90,20 @@ def cross_validated(work: OneClass) -> dict[str, Any]:
     }
 
 
-def low_shot(work: OneClass) -> dict[str, Any]:
+def low_shot(task: OneClass) -> dict[str, Any]:
     """ "aps": of each sample, number of shots and cost, the AP in [0, 1] on test, where difficult ones are left out."""
-    features, basis, targets = work.train_rows()
-    fits, weights, intercepts = _Fits(work), [], []
-    for sample in range(work.protocol.num_samples):
-        for k in work.shots:
-            rows, signs = few(targets, k, work.num_classes, (work.seed, sample, work.number))
+    features, basis, targets = task.train_rows()
+    fits, weights, intercepts = _Fits(task), [], []
+    for sample in range(task.protocol.num_samples):
+        for k in task.shots:
+            rows, signs = few(targets, k, task.num_classes, (task.seed, sample, task.number))
             part, part_basis = in_own_span(features[rows])
-            machines = [fits(part, signs, cost) for cost in work.costs]
+            machines = [fits(part, signs, cost) for cost in task.costs]
             weights += [part_basis @ machine.coef_[0] for machine in machines]
             intercepts += [machine.intercept_[0] for machine in machines]
-    scores = _decisions(basis @ np.stack(weights, 1), np.array(intercepts), work)
-    aps = np.array([interpolated_ap(work.test_targets, column) for column in scores.T])
-    shape = (work.protocol.num_samples, len(work.shots), len(work.costs))
+    scores = _decisions(basis @ np.stack(weights, 1), np.array(intercepts), task)
+    aps = np.array([interpolated_ap(task.test_targets, column) for column in scores.T])
+    shape = (task.protocol.num_samples, len(task.shots), len(task.costs))
     return {
         "aps": aps.reshape(shape).tolist(),
         "fits": fits.num,
@@ -127,8 +127,8 @@ def few(targets: np.ndarray, k: int, num_classes: int, seed: Sequence[int]) -> t
 class _Fits:
     """`fits(features, signs, cost)` is a fitted machine; counts those, and which of them came to the end of their iterations."""
 
-    def __init__(self, work: OneClass):
-        self._machine, self._seed = work.protocol.machine, work.seed
+    def __init__(self, task: OneClass):
+        self._machine, self._seed = task.protocol.machine, task.seed
         self.num = self.num_not_converged = 0
 
     def __call__(self, features: np.ndarray, signs: np.ndarray, cost: float) -> "LinearSVC":
@@ -177,9 +177,9 @@ def _train_rows(
     return in_own_span(l2_normalised(np.delete(features, bad, 0) if bad else features, epsilon))
 
 
-def _decisions(weights: np.ndarray, intercepts: np.ndarray, work: OneClass) -> np.ndarray:
+def _decisions(weights: np.ndarray, intercepts: np.ndarray, task: OneClass) -> np.ndarray:
     """Float64 [N, m]: signed distances of all samples of test from m SVMs, weights [D, m]."""
-    features, epsilon = work.test.features(), work.protocol.norm_epsilon
+    features, epsilon = task.test.features(), task.protocol.norm_epsilon
     parts = (
         l2_normalised(features[start : start + _ROWS], epsilon) for start in range(0, len(features), _ROWS)
     )
