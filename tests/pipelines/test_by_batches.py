@@ -18,18 +18,19 @@ from torch import Tensor
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.data.dataset import Rows
 from fastpsl.pipelines.decoders.codes import REASONS
+from fastpsl.pipelines.decoders.decoder import BatchDecoder
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.loader import by_batches
 from fastpsl.pipelines.loader.by_batches import ByBatches
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.loader.pending_batch import Job
+from fastpsl.pipelines.loader.pending_batch import PendingBatch
 from fastpsl.pipelines.views import ViewSpec
 
 VIEWS = [ViewSpec(RandomResizedCrop(8)), ViewSpec(RandomResizedCrop(4))]
 NUM, BATCH = 60, 4
 
 
-class Numbered:
+class Numbered(BatchDecoder):
     """Pictures of a sample's index; `act` is called with what is done and the indices."""
 
     name, reasons, depth = "numbered", REASONS, 3
@@ -112,9 +113,9 @@ def test_the_decoder_has_all_it_can_hold_while_a_batch_is_collected(monkeypatch:
     with loader(act) as made:
         start = made._engine.start
 
-        def counted(job: Job) -> None:
-            start(job)
-            if job.step >= made.prefetch_batches - 1:
+        def counted(pending: PendingBatch) -> None:
+            start(pending)
+            if pending.step >= made.prefetch_batches - 1:
                 started.release()
 
         made._engine.start = counted  # type: ignore[method-assign]

@@ -20,6 +20,7 @@ from fastpsl.pipelines.decoders.boxes import cannot, is_isotropic
 from fastpsl.pipelines.decoders.codes import BAD_BOX, GOOD
 from fastpsl.pipelines.decoders.dali_graph import HW_DECODER_LOAD, Graph, why_missing
 from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline, put
+from fastpsl.pipelines.decoders.decoder import BatchDecoder
 from fastpsl.pipelines.decoders.encoded import Encoded
 from fastpsl.pipelines.decoders.hardware_jpeg import why_slower
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
@@ -37,7 +38,7 @@ class _Batch:
     runs: list[tuple[DaliPipeline, np.ndarray]]  # a pipeline and the samples that it was given
 
 
-class DaliDecoder:
+class DaliDecoder(BatchDecoder):
     """`kind`: of the data; files of folders are turned upright by EXIF. hw_decoder_load: the share of a batch, 0 to 1, that a
     GPU's hardware decoder is given, where it has one. ValueError where DALI cannot be used.
 

@@ -17,6 +17,7 @@ from fastpsl.pipelines.data.dataset import MODE_RAW, Rows
 from fastpsl.pipelines.decoders import area, codes, encoded, libffcv
 from fastpsl.pipelines.decoders.area import area_resize
 from fastpsl.pipelines.decoders.codes import AREA, BAD_BOX, CORRUPT, GOOD, REASONS, check_request
+from fastpsl.pipelines.decoders.decoder import Decoder
 from fastpsl.pipelines.decoders.encoded import read_checked, stamp
 from fastpsl.pipelines.decoders.libffcv import Handle, decode_into, library
 
@@ -130,7 +131,7 @@ def _compiled(stamp: int) -> Callable[..., None]:
 _decode_chunk = _compiled(stamp(area, codes, encoded, isotropic, libffcv, rows))
 
 
-class FfcvDecoder:
+class FfcvDecoder(Decoder):
     """Raises ValueError where libffcv is not installed."""
 
     name = "ffcv"

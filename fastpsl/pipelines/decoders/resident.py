@@ -13,6 +13,7 @@ from fastpsl.kernels.isotropic_batch import crop_isotropic
 from fastpsl.pipelines.data.dataset import Data, Rows
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.boxes import cannot, is_isotropic
+from fastpsl.pipelines.decoders.decoder import BatchDecoder
 from fastpsl.pipelines.doing import doing
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def free_bytes(device: torch.device) -> int:
     return int(table["MemAvailable"].split()[0]) * 1024
 
 
-class ResidentDecoder:
+class ResidentDecoder(BatchDecoder):
     """`data`: a beton of raw pictures of one size. ValueError where it is not, or does not fit the device."""
 
     name = "resident"

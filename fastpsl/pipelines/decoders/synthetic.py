@@ -6,6 +6,7 @@ import numpy as np
 
 from fastpsl.pipelines.data.dataset import Rows
 from fastpsl.pipelines.decoders.codes import GOOD, REASONS, check_request
+from fastpsl.pipelines.decoders.decoder import Decoder
 
 _NUM_PICTURES = 16
 
@@ -60,7 +61,7 @@ class Synthetic:
         self.close()
 
 
-class SyntheticDecoder:
+class SyntheticDecoder(Decoder):
     """Copies one of a few pictures of noise, chosen by the sample's index; reads nothing, crops nothing."""
 
     name = "synthetic"
