@@ -231,7 +231,7 @@ def _permutations(command: Permutations) -> None:
     import numpy as np
 
     from fastpsl.kernels.permutations import hamming_bound, mean_hamming, minimum_hamming, permutation_set
-    from fastpsl.pipelines.beton.file import output_errors, publish_bytes
+    from fastpsl.pipelines.files.atomic import output_errors, write_atomically
 
     if any(one >= other for one, other in zip(command.counts, command.counts[1:], strict=False)):
         raise ValueError(
@@ -245,7 +245,7 @@ def _permutations(command: Permutations) -> None:
     data = io.BytesIO()
     np.save(data, found.permutations.astype(np.int64))
     with output_errors(command.out):
-        publish_bytes(command.out, data.getvalue())
+        write_atomically(command.out, data.getvalue())
     print(f"{command.out}: {len(found.permutations):,} permutations of {command.num_pieces} pieces")
     print("  permutations   minimum distance   mean distance   bound of the mean")
     for count in found.counts:

@@ -116,6 +116,7 @@ def _without_padding(batch: Batch, num: int) -> Batch:
         labels=batch.labels[keep],
         epoch=batch.epoch,
         step=batch.step,
+        ops=batch.ops,
     )  # fmt: skip
 
 

@@ -17,8 +17,8 @@ from fastpsl.engine.distributed import choose_device
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.beton.file import output_errors, partial_path
 from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.files.atomic import output_errors, partial_path
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths

@@ -9,7 +9,7 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run
 from fastpsl.engine.train_step import Learner
 from fastpsl.engine.trunk import Task, call_if_there
-from fastpsl.models.checkpoint import write_atomically
+from fastpsl.pipelines.files.atomic import write_atomically
 from fastpsl.pipelines.files.json_lines import read_lines
 
 NAME = "epochs.jsonl"

@@ -111,7 +111,7 @@ class LastStep:
         try:
             self._write()
             run.write_status("preempted", "stopped by a signal")
-        except OSError as error:  # the loop may come to its end yet
+        except (OSError, ValueError) as error:  # the loop may come to its end yet
             print(f"stopped by a signal, but what was learned cannot be saved: {error}", file=sys.stderr)
             return
         assert run.reporter.screen is not None

@@ -16,11 +16,11 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.resume import choose_folder, find_checkpoint, lock_folder
 from fastpsl.engine.trunk import Task, call_if_there
-from fastpsl.models.checkpoint import Checkpoints, write_atomically
-from fastpsl.pipelines.beton.file import output_errors
+from fastpsl.models.checkpoint import Checkpoints
 from fastpsl.pipelines.data.dataset import Data
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.doing import doing
+from fastpsl.pipelines.files.atomic import output_errors, write_atomically
 from fastpsl.pipelines.loader.annotated import Annotated, PictureLoader
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths

@@ -35,8 +35,8 @@ from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import Pool, pooled, pooled_width
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.batch import BadSample
-from fastpsl.pipelines.beton.file import output_errors
 from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.files.atomic import output_errors
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.standard_views import center_view, squashed_view
 from fastpsl.pipelines.views import ViewSpec

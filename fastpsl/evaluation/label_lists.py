@@ -7,11 +7,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from fastpsl.kernels.draws import Keys, Slot, words
-from fastpsl.models.checkpoint import write_atomically
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.data.dataset import Data, require_labels
 from fastpsl.pipelines.data.subset import Subset
+from fastpsl.pipelines.files.atomic import write_atomically
 from fastpsl.pipelines.files.bounded import read_npy
 
 # Draws of no epoch of training and no view: the choice of images, and that of classes which get one image more.

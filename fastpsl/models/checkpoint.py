@@ -1,7 +1,6 @@
 """Checkpoints: written beside and renamed, the last few kept, read with weights_only; a corrupt one is passed over."""
 
 import io
-import os
 import pickle
 import re
 from collections.abc import Callable
@@ -11,38 +10,17 @@ from typing import Any
 import torch
 
 from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.files.bounded import refuse_damaged_tensors
+from fastpsl.pipelines.files.atomic import write_atomically
+from fastpsl.pipelines.files.bounded import check_zip
 
 FORMAT = 1
-
-
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to `path` so that at any moment `path` is absent, old or whole: temporary file, fsync, rename.
-
-    Raises OSError (disk full, read-only) after removing the temporary file.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error  # writing names no file
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The state in a checkpoint file, on the CPU. ValueError where it is missing, corrupt (a flipped bit, too) or of another kind."""
     try:
         with doing(f"{path}: reading it"):
-            refuse_damaged_tensors(path)
+            check_zip(path, path.stat().st_size)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"no checkpoint {path}: give an existing file, or --resume auto") from None

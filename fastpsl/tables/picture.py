@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fastpsl.models.checkpoint import write_atomically
+from fastpsl.pipelines.files.atomic import write_atomically
 from fastpsl.tables.report import Report
 
 matplotlib.use("Agg")

@@ -17,7 +17,7 @@ from fastpsl.pipelines.loader.annotated import read_picture
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.pipelines.voc.dataset import CLASSES, VOC, learned_and_scored
-from fastpsl.pipelines.voc.masks import palette, write_mask
+from fastpsl.pipelines.voc.masks import mask_png, palette
 from tests.pipelines.photos import jpeg, photo, pil_decode
 from tests.pipelines.voc_folders import CAT, DOG, mask_of, save_mask, sbd, voc_2007, voc_2012, write_sbd_mask
 
@@ -75,7 +75,7 @@ def test_masks_are_written_in_vocs_palette(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert colours[20].tolist() == [0, 64, 128] and colours[255].tolist() == [224, 224, 192]
     mask = mask_of(0, 50, 70)
-    write_mask(tmp_path / "mask.png", mask)
+    (tmp_path / "mask.png").write_bytes(mask_png(mask))
     with Image.open(tmp_path / "mask.png") as image:
         assert image.mode == "P" and (np.array(image) == mask).all()
         assert (np.array(image.convert("RGB")) == colours[mask]).all()

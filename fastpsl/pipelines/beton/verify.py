@@ -12,13 +12,14 @@ import numpy as np
 
 from fastpsl.pipelines.beton.checksums import has_checksums, is_as_written, read_checksums
 from fastpsl.pipelines.beton.encode import clean_decode
-from fastpsl.pipelines.beton.file import MIN_PAGE_BYTES, is_locked
+from fastpsl.pipelines.beton.file import MIN_PAGE_BYTES
 from fastpsl.pipelines.beton.reader import Beton, Rows, shard_paths
 from fastpsl.pipelines.beton.shard import JPG, chunks
 from fastpsl.pipelines.beton.shard_set import Written, how_written, missing_shards, set_faults
 from fastpsl.pipelines.beton.sidecar import Sidecar, read_sidecar
 from fastpsl.pipelines.decoders.libffcv import HEADER_GOOD, HEADER_REASONS, jpeg_header
 from fastpsl.pipelines.doing import doing
+from fastpsl.pipelines.files.atomic import is_locked
 from fastpsl.pipelines.loader.workers import map_in_order
 
 _BLOCK_BYTES = 1 << 22

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.image_folder import Folder, Listed
 from fastpsl.pipelines.sources.listed import ENDINGS
 
 
@@ -14,11 +15,7 @@ def open_data(source: str | Path) -> Data:
             "the data's name is empty; give a beton, a glob of shards, a folder of images or a list of them"
         )
     if Path(source).is_dir():
-        from fastpsl.pipelines.data.folder import Folder
-
         return Folder(source)
     if str(source).lower().endswith(ENDINGS):
-        from fastpsl.pipelines.data.listed import Listed
-
         return Listed(source)
     return Beton(source)

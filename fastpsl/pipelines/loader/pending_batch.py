@@ -137,6 +137,7 @@ class PendingBatch:
                 epoch=self.epoch,
                 step=self.step,
                 bad=bad,
+                ops=[view.ops for view in self.spec.views],
             )
             if self.spec.copy_stream is not None:
                 batch = batch.to(self.spec.device)

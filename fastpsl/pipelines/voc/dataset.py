@@ -13,8 +13,8 @@ from typing import final
 import numpy as np
 
 from fastpsl.pipelines.data.dataset import Rows
-from fastpsl.pipelines.data.folder import Folder
 from fastpsl.pipelines.data.image_file import BrokenImage, upright_size
+from fastpsl.pipelines.data.image_folder import Folder
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.checked_once import checked_once
 from fastpsl.pipelines.loader.workers import default_num_threads, map_in_order

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -15,10 +14,9 @@ import numpy as np
 
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.run import open_both
-from fastpsl.models.checkpoint import write_atomically
-from fastpsl.pipelines.beton.file import output_errors
 from fastpsl.pipelines.data.dataset import Data
-from fastpsl.pipelines.files.bounded import refuse_larger
+from fastpsl.pipelines.files.atomic import output_errors, write_atomically
+from fastpsl.pipelines.files.bounded import check_zip
 
 NAME = "labels.npz"
 FORMAT = 2
@@ -170,11 +168,8 @@ def _read(path: Path, num_samples: int) -> _File:
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give a file of labels, such as the {NAME} in a run's folder")
     try:
-        with zipfile.ZipFile(path) as archive:  # numpy alone believes a damaged header's length
-            refuse_larger(archive, _MAX_OTHER_BYTES + _BYTES_PER_LABEL * num_samples)
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"{damaged} fails its checksum")
+        # numpy alone believes a damaged header's length.
+        check_zip(path, _MAX_OTHER_BYTES + _BYTES_PER_LABEL * num_samples)
         with np.load(path, allow_pickle=False) as arrays:
             version = int(arrays["format"])
             if version == FORMAT:

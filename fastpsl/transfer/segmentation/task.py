@@ -1,6 +1,5 @@
 """Segmentation as a task: which class each pixel is of, learned by fine-tuning (uic.txt, Table 5; sslpp.txt, Fig. 3)."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +19,12 @@ from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.files.atomic import write_atomically
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.annotated import Annotated, PictureBatch, PictureLoader, read_picture
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.pipelines.voc.dataset import VOC
-from fastpsl.pipelines.voc.masks import VOID, palette, write_mask
+from fastpsl.pipelines.voc.masks import VOID, mask_png, palette
 from fastpsl.transfer.image_input import normalised, padded, pictures, resized, resized_sides
 from fastpsl.transfer.segmentation.fcn import Network
 from fastpsl.transfer.segmentation.mask_crop import LONG_OF_SHORT, ScaledCrop
@@ -123,9 +123,7 @@ class Segmentation:
             truth = torch.from_numpy(data.mask(index)).to(learner.world.device)
             found = self.found(read_picture(data, index).to(learner.world.device), learner)
             path = masks / f"{data.image_id(index)}.png"
-            beside = path.with_suffix(".part")
-            write_mask(beside, found.cpu().numpy())
-            os.replace(beside, path)
+            write_atomically(path, mask_png(found.cpu().numpy()))
             yield {"confusion": confusion(found, truth, self.num_classes)[None].cpu().numpy()}
 
     def found(self, image: Tensor, learner: Learner) -> Tensor:

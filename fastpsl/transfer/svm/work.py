@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from fastpsl.engine.distributed import World
 from fastpsl.engine.progress import Progress
-from fastpsl.models.checkpoint import write_atomically
+from fastpsl.pipelines.files.atomic import write_atomically
 
 _LOOK_EVERY_S = 1.0
 _END = object()
