@@ -19,7 +19,7 @@ from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.dataset import MODE_RAW, Data, read_bytes
+from fastpsl.pipelines.data.dataset import MODE_RAW, Dataset, read_bytes
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.decoders import READS, dali, libffcv, resident
 from fastpsl.pipelines.files.cache_folder import cache_folder
@@ -36,13 +36,13 @@ class Feed:
     """Loaders of one view set. data: what was read just before, from memory; batch_size: samples of a rank's batch."""
 
     def __init__(
-        self, setting: Setting, views: Sequence[ViewSpec], batch_size: int, warm: Data, seconds: float
+        self, setting: Setting, views: Sequence[ViewSpec], batch_size: int, warm: Dataset, seconds: float
     ):
         self.setting, self.views, self.batch_size = setting, tuple(views), batch_size
         self.warm, self.seconds = warm, seconds
         self._epochs: Iterator[int] = itertools.count(FIRST_EPOCH + 1_000_000)
 
-    def rate(self, data: Data, seconds: float | None = None, **changes: object) -> float:
+    def rate(self, data: Dataset, seconds: float | None = None, **changes: object) -> float:
         """Images/s on the device, ready to be augmented; `changes` of the options."""
         options = self.setting.options
         if data is not self.setting.opened.train_data:  # parts lie in no pages of their own

@@ -18,7 +18,7 @@ from fastpsl.engine.stage_bench import StageBench
 from fastpsl.engine.trunk import images_per_sample
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.augment import AugmentName, choose_augment
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.decoders import choose_decoder
 from fastpsl.pipelines.views import Crop, ViewSpec
@@ -49,7 +49,7 @@ def measure(setting: Setting, num_cores: int, seconds: float, say: Say) -> Measu
         read, samples = measure_read(data, setting.options, batch_size, seconds)
     # Nearly all of it: a training epoch leaves out the last part of a batch.
     has_all = len(samples) > data.num_samples - batch_size
-    warm: Data = data if has_all else Subset(data, samples)
+    warm: Dataset = data if has_all else Subset(data, samples)
     from_storage = read.from_storage and not has_all
 
     decoder, _ = choose_decoder(setting.options.decoder, data, device)

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastpsl.doctor.measurements import CACHED, ReadRate
 from fastpsl.engine.options import RunOptions
-from fastpsl.pipelines.data.dataset import Data, Rows
+from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.loader.order import epoch_order, num_steps, step_indices
 from fastpsl.pipelines.loader.quasi_random import QuasiRandom
 from fastpsl.pipelines.loader.workers import map_in_order
@@ -24,7 +24,7 @@ _NUM_PROBED = 512
 
 
 def measure_read(
-    data: Data, options: RunOptions, batch_size: int, seconds: float
+    data: Dataset, options: RunOptions, batch_size: int, seconds: float
 ) -> tuple[ReadRate, np.ndarray]:
     """Read for `seconds`, two batches at least, with the loader's threads; and the indices of what is in the page cache now.
 
@@ -59,7 +59,7 @@ def measure_read(
 class _Reader:
     """Reads samples into memory that a thread uses again: fresh memory would cost more than the page cache's answer."""
 
-    def __init__(self, data: Data):
+    def __init__(self, data: Dataset):
         self._data, self._of_thread = data, threading.local()
 
     def read(self, indices: np.ndarray) -> None:
@@ -77,7 +77,7 @@ class _Reader:
                     os.preadv(int(rows.fd[i]), [memory[:num_bytes]], int(rows.offset[i]))
 
 
-def _chunks(data: Data, options: RunOptions, batch_size: int) -> Generator[np.ndarray, None, None]:
+def _chunks(data: Dataset, options: RunOptions, batch_size: int) -> Generator[np.ndarray, None, None]:
     """Parts of batches in the order of training, epoch after epoch; quasi-random with its read-ahead."""
     quasi_random = None
     if options.order == "quasi_random":
@@ -100,7 +100,7 @@ def _chunks(data: Data, options: RunOptions, batch_size: int) -> Generator[np.nd
                 readahead.close()
 
 
-def cached_share(rows: Rows) -> float | None:
+def cached_share(rows: SampleTable) -> float | None:
     """Of the samples' bytes, the share that is in the page cache; None where the file system does not say."""
     there = 0
     for i, num_bytes in enumerate(rows.num_bytes.tolist()):

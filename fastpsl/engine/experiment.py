@@ -18,7 +18,7 @@ from fastpsl.engine.trunk import Task, call_if_there, held_out_views, images_per
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.fold_batchnorm import check_foldable
 from fastpsl.pipelines.augment import choose_augment
-from fastpsl.pipelines.data.dataset import Data, require_labels, require_same_classes
+from fastpsl.pipelines.data.dataset import Dataset, require_labels, require_same_classes
 from fastpsl.pipelines.views import ViewSpec
 
 
@@ -39,8 +39,8 @@ class Job:
     optimiser: Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer] = sgd
     science: Mapping[str, Any] = field(default_factory=dict)
     frozen_batchnorm: str = "eval"
-    part: Callable[[Data], Data] | None = None
-    open: Callable[[RunOptions], tuple[Data, Data | None]] = open_both
+    part: Callable[[Dataset], Dataset] | None = None
+    open: Callable[[RunOptions], tuple[Dataset, Dataset | None]] = open_both
     batchnorm: Literal["train", "eval", "fixed"] = "train"
     clip_norm: float | None = None
 

@@ -17,11 +17,11 @@ from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.resume import choose_folder, find_checkpoint, lock_folder
 from fastpsl.engine.trunk import Task, call_if_there
 from fastpsl.models.checkpoint import Checkpoints
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.atomic import output_errors, write_atomically
-from fastpsl.pipelines.loader.annotated import Annotated, PictureLoader
+from fastpsl.pipelines.loader.annotated import AnnotatedImage, AnnotatedLoader
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
@@ -57,9 +57,9 @@ class Run:
         options: RunOptions,
         world: World,
         science: Mapping[str, Any] | None = None,
-        part: Callable[[Data], Data] | None = None,
+        part: Callable[[Dataset], Dataset] | None = None,
         check: Callable[["Run"], None] | None = None,
-        open: Callable[[RunOptions], tuple[Data, Data | None]] | None = None,
+        open: Callable[[RunOptions], tuple[Dataset, Dataset | None]] | None = None,
     ):
         """science: what else must not change on resume, besides the options' science and the data. part, open: see `Job`. check: called
         when the data is open and nothing is written yet.
@@ -81,7 +81,7 @@ class Run:
         self,
         recipe: str,
         science: Mapping[str, Any] | None,
-        part: Callable[[Data], Data] | None,
+        part: Callable[[Dataset], Dataset] | None,
         check: Callable[["Run"], None] | None,
     ) -> None:
         options, world = self.options, self.world
@@ -166,7 +166,7 @@ class Run:
                     view.crop.check(min_height, min_width)
 
     def loader(
-        self, data: Data, views: Sequence[ViewSpec], *, train: bool, images_per_sample: int = 1
+        self, data: Dataset, views: Sequence[ViewSpec], *, train: bool, images_per_sample: int = 1
     ) -> Loader:
         """A loader of this rank's share of `data`: shuffled for training, in the data's order for evaluation."""
         return open_loader(
@@ -178,10 +178,10 @@ class Run:
             train=train,
         )
 
-    def picture_loader(self, read: Callable[[int, int], Annotated]) -> PictureLoader:
+    def picture_loader(self, read: Callable[[int, int], AnnotatedImage]) -> AnnotatedLoader:
         """A loader of this rank's share of the training data as whole pictures; read: (index, epoch) → one of them."""
         options, world = self.options, self.world
-        return PictureLoader(
+        return AnnotatedLoader(
             read,
             self.train_data.num_samples,
             batch_size=self.loader_batch(1),
@@ -249,7 +249,7 @@ class Run:
             self.val_data.close()
 
 
-def open_both(options: RunOptions) -> tuple[Data, Data | None]:
+def open_both(options: RunOptions) -> tuple[Dataset, Dataset | None]:
     """Training and held-out data: --data and --val, or the embedded sample's."""
     train: str | Path | None = options.data
     val: str | Path | None = options.val
@@ -264,7 +264,13 @@ def open_both(options: RunOptions) -> tuple[Data, Data | None]:
 
 
 def open_loader(
-    data: Data, views: Sequence[ViewSpec], options: RunOptions, world: World, *, batch_size: int, train: bool
+    data: Dataset,
+    views: Sequence[ViewSpec],
+    options: RunOptions,
+    world: World,
+    *,
+    batch_size: int,
+    train: bool,
 ) -> Loader:
     """A loader as the options ask for it; batch_size: of a rank."""
     return Loader(

@@ -56,7 +56,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     )
 
 
-def told_beside(path: Path) -> dict[str, Any] | None:
+def read_weights_sidecar(path: Path) -> dict[str, Any] | None:
     """What `fastpsl export` wrote of this file, in it or in PATH.json; None where that is of another file, or none."""
     if path.suffix == ".safetensors":
         text = _read_safetensors(path)[1].get("fastpsl")

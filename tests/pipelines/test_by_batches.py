@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.pipelines.data.dataset import Rows
+from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.decoders.codes import REASONS
 from fastpsl.pipelines.decoders.decoder import BatchDecoder
 from fastpsl.pipelines.decoders.synthetic import Synthetic
@@ -39,14 +39,16 @@ class Numbered(BatchDecoder):
         self.act = act
         self.submitted: deque[tuple[np.ndarray, list[int]]] = deque()
 
-    def begin(self, rows: Rows) -> list[Any]:
+    def begin(self, rows: SampleTable) -> list[Any]:
         return [None] * len(rows.indices)
 
-    def encode(self, rows: Rows, encoded: list[Any], part: slice) -> None:
+    def encode(self, rows: SampleTable, encoded: list[Any], part: slice) -> None:
         self.act("encode", rows.indices[part].tolist())
         encoded[part] = rows.indices[part].tolist()
 
-    def submit(self, rows: Rows, encoded: list[Any], boxes: list[np.ndarray], sizes_px: list[int]) -> None:
+    def submit(
+        self, rows: SampleTable, encoded: list[Any], boxes: list[np.ndarray], sizes_px: list[int]
+    ) -> None:
         assert encoded == rows.indices.tolist()
         self.act("submit", encoded)
         self.submitted.append((rows.indices, sizes_px))

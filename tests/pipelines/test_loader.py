@@ -16,7 +16,7 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import Grey
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import Data, Rows
+from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
@@ -63,7 +63,7 @@ def opened(sources: dict[str, Path], source: str) -> Any:
     return Synthetic(NUM, num_classes=NUM) if source == "synthetic" else open_data(sources[source])
 
 
-def batches(data: Data, epoch: int = 0, first_step: int = 0, **options: object) -> list[Batch]:
+def batches(data: Dataset, epoch: int = 0, first_step: int = 0, **options: object) -> list[Batch]:
     with Loader(data, VIEWS, **{"batch_size": GLOBAL_BATCH, "num_threads": 2, **options}) as loader:  # type: ignore[arg-type]
         return list(loader.epoch(epoch, first_step))
 
@@ -194,11 +194,11 @@ def count_decoded(loader: Loader) -> list[int]:
     encode: Any = getattr(decoder, "encode", None)
     decoded: list[int] = []
 
-    def counted_decode(rows: Rows, *arguments: Any) -> Any:
+    def counted_decode(rows: SampleTable, *arguments: Any) -> Any:
         decoded.append(len(rows.fd))
         return decode(rows, *arguments)
 
-    def counted_encode(rows: Rows, encoded: Any, part: slice) -> None:
+    def counted_encode(rows: SampleTable, encoded: Any, part: slice) -> None:
         decoded.append(part.stop - part.start)
         encode(rows, encoded, part)
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fastpsl.kernels.crops import ShorterSideCrop
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.annotated import read_picture
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
@@ -107,7 +107,7 @@ def test_own_classes(root: Path) -> None:
 
 
 def test_the_loader_reads_it(root: Path) -> None:
-    data: Data = VOC(root, TRAINVAL, "boxes")
+    data: Dataset = VOC(root, TRAINVAL, "boxes")
     views = [ViewSpec(ShorterSideCrop(40, 40, where="center"))]
     with Loader(data, views, batch_size=2, train=False, decoder="torchvision", num_threads=1) as loader:
         (batch,) = loader.epoch(0)

@@ -7,7 +7,7 @@ from typing import TypeVar, final
 
 import numpy as np
 
-from fastpsl.pipelines.data.dataset import Rows
+from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.data.header_index import RECORD, Files, folder_index
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.sources.listed import image_list
@@ -51,9 +51,9 @@ class ImageFiles:
         """(min height, min width, max height, max width) over all images that can be read, upright, px."""
         return self._index.summary.sizes
 
-    def rows(self, indices: np.ndarray) -> Rows:
+    def rows(self, indices: np.ndarray) -> SampleTable:
         """`indices`: int64 [B] in [0, num_samples)."""
-        rows = Rows.empty(indices)
+        rows = SampleTable.empty(indices)
         num = len(rows.indices)
         if num and not (0 <= rows.indices.min() and rows.indices.max() < self.num_samples):
             raise IndexError(f"sample {rows.indices.min()} .. {rows.indices.max()} of {self.num_samples}")

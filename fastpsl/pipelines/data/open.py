@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.image_folder import Folder, Listed
 from fastpsl.pipelines.sources.listed import ENDINGS
 
 
-def open_data(source: str | Path) -> Data:
+def open_data(source: str | Path) -> Dataset:
     """A folder of images, or those that a list names, as they are; else a beton or a glob of shards. ValueError where there is none such."""
     if not str(source):
         raise ValueError(

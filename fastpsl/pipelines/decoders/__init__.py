@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastpsl.pipelines.data.dataset import Data, Rows, read_bytes
+from fastpsl.pipelines.data.dataset import Dataset, SampleTable, read_bytes
 from fastpsl.pipelines.decoders import libffcv
 from fastpsl.pipelines.decoders.codes import BAD_FILE, CHANGED, WRONG_COMPONENTS, WRONG_SIZE
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
@@ -26,7 +26,7 @@ INSTALL = 'pip install "fastpsl[ffcv]"'
 
 def open_decoder(
     name: str,
-    data: Data,
+    data: Dataset,
     *,
     batch_size: int = 1,
     num_threads: int = 1,
@@ -60,7 +60,7 @@ def open_decoder(
     return FfcvDecoder(), why
 
 
-def choose_decoder(name: str, data: Data, device: "torch.device") -> tuple[str, str]:
+def choose_decoder(name: str, data: Dataset, device: "torch.device") -> tuple[str, str]:
     """A decoder's name and why. `auto`: on a GPU resident for a small set of raw pictures of one size, else dali; on a CPU
     ffcv, and dali for folders; what is slower than that only with one warning. ValueError for what cannot be."""
     if name not in ("auto", *NAMES):
@@ -83,7 +83,7 @@ def choose_decoder(name: str, data: Data, device: "torch.device") -> tuple[str, 
     return name, "asked for"
 
 
-def _automatic(data: Data, device: "torch.device") -> tuple[str, str]:
+def _automatic(data: Dataset, device: "torch.device") -> tuple[str, str]:
     from fastpsl.pipelines.decoders import dali, resident
 
     if data.kind == "synthetic":
@@ -106,7 +106,7 @@ def _automatic(data: Data, device: "torch.device") -> tuple[str, str]:
     return name, "; ".join(slower) or "its library is installed"
 
 
-def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: Rows, i: int) -> str:
+def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: SampleTable, i: int) -> str:
     """The reason for a code of row i in words, with the sizes where sizes are the matter."""
     text = decoder.reasons[code]
     if code in (CHANGED, BAD_FILE):
@@ -120,7 +120,7 @@ def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: Rows, i: int) ->
     return text
 
 
-def _what_is_wrong(rows: Rows, i: int) -> str:
+def _what_is_wrong(rows: SampleTable, i: int) -> str:
     """Of an image file, in words."""
     from fastpsl.pipelines.data.image_file import BrokenImage, decode_any, read_image_file
 

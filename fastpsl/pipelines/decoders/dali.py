@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_RAW, Rows
+from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_RAW, SampleTable
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.boxes import cannot, is_isotropic
@@ -31,7 +31,7 @@ _CLOSE_LIMIT_S = 5.0
 
 @dataclass
 class _Batch:
-    rows: Rows
+    rows: SampleTable
     boxes: list[np.ndarray]
     sizes_px: list[int]
     codes: np.ndarray
@@ -76,10 +76,10 @@ class DaliDecoder(BatchDecoder):
         self._lock = threading.Lock()
         self.num_fallbacks = 0
 
-    def begin(self, rows: Rows) -> Encoded:
+    def begin(self, rows: SampleTable) -> Encoded:
         return Encoded(rows, self._arenas)
 
-    def encode(self, rows: Rows, encoded: Encoded, part: slice) -> None:
+    def encode(self, rows: SampleTable, encoded: Encoded, part: slice) -> None:
         """JPEGs and raw pictures are read and checked; what DALI is not to decode is decoded here."""
         if not encoded.read(part):
             return
@@ -93,13 +93,13 @@ class DaliDecoder(BatchDecoder):
                 # that is no more), and takes JPEGs whose end is missing.
                 self._decode_plainly(rows, encoded, i, "its markers are out of place, or its end is missing")
 
-    def _decode_plainly(self, rows: Rows, encoded: Encoded, i: int, reason: str) -> None:
+    def _decode_plainly(self, rows: SampleTable, encoded: Encoded, i: int, reason: str) -> None:
         encoded.codes[i], picture = self._plain.picture(rows, i)
         if picture is not None:
             self._count(rows, [i], reason)
             encoded.pictures[i] = np.ascontiguousarray(picture)
 
-    def _count(self, rows: Rows, which: list[int], reason: str) -> None:
+    def _count(self, rows: SampleTable, which: list[int], reason: str) -> None:
         with self._lock:
             is_first = not self.num_fallbacks
             self.num_fallbacks += len(which)
@@ -110,7 +110,9 @@ class DaliDecoder(BatchDecoder):
                 stacklevel=2,
             )
 
-    def submit(self, rows: Rows, encoded: Encoded, boxes: list[np.ndarray], sizes_px: list[int]) -> None:
+    def submit(
+        self, rows: SampleTable, encoded: Encoded, boxes: list[np.ndarray], sizes_px: list[int]
+    ) -> None:
         status = encoded.codes
         for box, size in zip(boxes, sizes_px, strict=True):
             status[(status == GOOD) & cannot(box, size, rows.height, rows.width)] = BAD_BOX

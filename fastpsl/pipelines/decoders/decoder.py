@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastpsl.pipelines.data.dataset import Rows
+from fastpsl.pipelines.data.dataset import SampleTable
 
 if TYPE_CHECKING:  # writing a beton comes by here, and needs no torch: half a GB, and seconds
     from torch import Tensor
@@ -22,7 +22,7 @@ class Decoder(ABC):
     reasons: dict[int, str]
 
     @abstractmethod
-    def decode(self, rows: Rows, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
+    def decode(self, rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
         """Decode n samples, on any number of threads at once.
 
         Args:
@@ -46,15 +46,15 @@ class BatchDecoder(ABC):
     depth: int
 
     @abstractmethod
-    def begin(self, rows: Rows) -> Any:
+    def begin(self, rows: SampleTable) -> Any:
         """Return room for what `submit` needs of samples that can be had before. Any thread may call it."""
 
     @abstractmethod
-    def encode(self, rows: Rows, encoded: Any, part: slice) -> None:
+    def encode(self, rows: SampleTable, encoded: Any, part: slice) -> None:
         """Fill in a slice of what `begin` returned. Any number of threads may call it, a slice of the batch each."""
 
     @abstractmethod
-    def submit(self, rows: Rows, encoded: Any, boxes: list[np.ndarray], sizes_px: list[int]) -> None:
+    def submit(self, rows: SampleTable, encoded: Any, boxes: list[np.ndarray], sizes_px: list[int]) -> None:
         """Begin one batch. One thread alone submits and collects.
 
         Args:

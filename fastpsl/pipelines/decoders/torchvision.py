@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from fastpsl.kernels.isotropic import DIAGONAL, isotropic_resize
-from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, MODE_RAW, Rows, read_bytes
+from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, MODE_RAW, SampleTable, read_bytes
 from fastpsl.pipelines.data.image_file import TURNED, BrokenImage, decode_any, turn
 from fastpsl.pipelines.data.plain_jpeg import Decode, plain_decoder
 from fastpsl.pipelines.decoders import codes
@@ -25,7 +25,7 @@ class TorchvisionDecoder(Decoder):
     def __init__(self) -> None:
         self._decode_jpeg = plain_decoder()
 
-    def decode(self, rows: Rows, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
+    def decode(self, rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
         num = len(rows.offset)
         codes.check_request(boxes, outs, num)
         status = np.zeros(num, np.int8)
@@ -42,12 +42,12 @@ class TorchvisionDecoder(Decoder):
                 _crop(picture, box[i], out[i])
         return status
 
-    def picture(self, rows: Rows, i: int) -> tuple[int, np.ndarray | None]:
+    def picture(self, rows: SampleTable, i: int) -> tuple[int, np.ndarray | None]:
         """(code, the whole picture of row i, upright, uint8 [H, W, 3], or None)."""
         return _decode_one(rows, i, self._decode_jpeg)
 
 
-def _decode_one(rows: Rows, i: int, decode_jpeg: Decode) -> tuple[int, np.ndarray | None]:
+def _decode_one(rows: SampleTable, i: int, decode_jpeg: Decode) -> tuple[int, np.ndarray | None]:
     """(code, uint8 [H, W, 3] or None)."""
     size = int(rows.height[i]), int(rows.width[i])
     data = read_bytes(rows, i)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from fastpsl.pipelines.batch import Batch, checked_device
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders import open_decoder
 from fastpsl.pipelines.decoders.decoder import Decoder
 from fastpsl.pipelines.loader.by_batches import ByBatches
@@ -43,7 +43,7 @@ class Loader:
 
     def __init__(
         self,
-        data: Data,
+        data: Dataset,
         views: Sequence[ViewSpec],
         *,
         batch_size: int,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.batch import BadSample, BadSampleError, Batch
-from fastpsl.pipelines.data.dataset import Data, Rows
+from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.decoders import reason_of
 from fastpsl.pipelines.decoders.codes import AREA, GOOD
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
@@ -32,7 +32,7 @@ class LoaderSpec:
     on_bad_sample: "raise" or "skip". copy_stream: that on which batches are copied to a CUDA device; None on the CPU.
     """
 
-    data: Data
+    data: Dataset
     views: tuple[ViewSpec, ...]
     seed: int
     decoder: Decoder | BatchDecoder
@@ -56,7 +56,7 @@ class PendingBatch:
     """
 
     # What `plan` finds: of the samples that are no padding, and the draws of all.
-    rows: Rows
+    rows: SampleTable
     boxes: list[np.ndarray]  # a view each, int32 [num_valid, 5]
     draws: list[tuple[dict[str, np.ndarray], ...]]  # a view each, aligned with its ops
     # What decoding gives.
@@ -215,7 +215,7 @@ class PendingBatch:
         return ", ".join(self.spec.data.name(int(index)) for index in indices[:_NAMED]) + more
 
 
-def _boxes(crop: Crop, keys: Keys, rows: Rows) -> np.ndarray:
+def _boxes(crop: Crop, keys: Keys, rows: SampleTable) -> np.ndarray:
     """Return int32 [n, 5]: the crop's boxes, and how each becomes an image (AREA, ISOTROPIC, DIAGONAL)."""
     resampling = getattr(crop, "resampling", None)
     how = np.full(len(keys.indices), AREA, np.int32) if resampling is None else resampling(keys)

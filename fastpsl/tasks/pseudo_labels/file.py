@@ -14,7 +14,7 @@ import numpy as np
 
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.run import open_both
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.files.atomic import output_errors, write_atomically
 from fastpsl.pipelines.files.bounded import check_zip
 
@@ -51,7 +51,7 @@ def write_labels(
     path: Path,
     labels: np.ndarray,
     num_classes: int,
-    data: Data,
+    data: Dataset,
     made_by: str,
     *,
     num_split: int = 0,
@@ -85,7 +85,7 @@ def write_labels(
     return path
 
 
-def read_labels(path: Path, data: Data) -> Labels:
+def read_labels(path: Path, data: Dataset) -> Labels:
     """The labels in `path`, which must be `data`'s. ValueError where they are not, where one is out of range, or where `path` is no such file."""
     return _checked(path, _read(path, data.num_samples), data)
 
@@ -126,7 +126,7 @@ def _is_held_out(split: str) -> bool:
     return not _HELD_OUT.isdisjoint(re.split("[^a-z]+", split.lower()))
 
 
-def _checked(path: Path, file: _File, data: Data) -> Labels:
+def _checked(path: Path, file: _File, data: Dataset) -> Labels:
     """The labels in the data's order. ValueError where they are another data set's, lack a sample, or are out of range."""
     found, indices = file.labels, file.indices
     labels, num_classes = found.labels, found.num_classes

@@ -14,7 +14,7 @@ from fastpsl.engine.epoch_hooks import Figures
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.classify import average_and_linear, masked_cross_entropy
 from fastpsl.tasks.pseudo_labels.figures import watched_figures
@@ -45,7 +45,7 @@ class PseudoClassify:
         self.seed, self.head_std = seed, head_std
         self.true_labels: np.ndarray | None = None
 
-    def check_data(self, data: Data, batch_size: int) -> None:
+    def check_data(self, data: Dataset, batch_size: int) -> None:
         """ValueError where there are more classes than images. Takes the true labels, if there are any: to compare with, no more."""
         if self.num_classes > data.num_samples:
             raise ValueError(

@@ -15,7 +15,7 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.trunk import Metrics, Trunk, call_if_there
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.classify import average_and_linear, masked_cross_entropy
 from fastpsl.tasks.pseudo_labels.deepcluster import TOP_STD, clustered_features, renew
@@ -100,7 +100,7 @@ class SSLPlusPlus:
     def images_per_sample(self, level: int) -> int:
         return self.proxy.images_per_sample if self.learn_proxy else 1
 
-    def check_data(self, data: Data, batch_size: int) -> None:
+    def check_data(self, data: Dataset, batch_size: int) -> None:
         """ValueError where there are more clusters than images, and what the proxy cannot learn from."""
         if self.num_classes > data.num_samples:
             raise ValueError(

@@ -23,9 +23,9 @@ from fastpsl.engine.run import Run
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.draws import Keys, Slot, integers, uniforms
 from fastpsl.models.backbone import Backbone
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.loader.annotated import Annotated, PictureBatch, PictureLoader, read_picture
+from fastpsl.pipelines.loader.annotated import AnnotatedBatch, AnnotatedImage, AnnotatedLoader, read_picture
 from fastpsl.pipelines.voc.dataset import VOC, learned_and_scored
 from fastpsl.transfer.detection.detector import Detector, layout_of
 from fastpsl.transfer.detection.proposals import Proposals
@@ -75,7 +75,7 @@ class Detection:
             "detection", 1, protocol.first_learning, last, 0 if protocol.num_steps else protocol.epochs, protocol.num_steps
         )  # fmt: skip
 
-    def open(self, root: Path, options: RunOptions) -> tuple[Data, Data]:
+    def open(self, root: Path, options: RunOptions) -> tuple[Dataset, Dataset]:
         """Training and test sets in VOC's layout at `root`: `Job.open`. ValueError where something is wrong with them."""
         check_options(options)
         protocol = self.protocol
@@ -95,11 +95,11 @@ class Detection:
     def input_record(self) -> dict[str, Any]:
         return self.input.as_dict()
 
-    def train_loader(self, run: Run) -> PictureLoader:
+    def train_loader(self, run: Run) -> AnnotatedLoader:
         """Batches of what `read` gives."""
         return run.picture_loader(self.read)
 
-    def read(self, index: int, epoch: int) -> Annotated:
+    def read(self, index: int, epoch: int) -> AnnotatedImage:
         """A training picture, mirrored or not and of the size drawn for it; "boxes" float32 [n, 4] in its px, "labels" int64 [n] from 1,
         "proposals" where they are published."""
         protocol, keys = self.protocol, Keys(self.seed, epoch, np.array([index], np.int64))
@@ -127,7 +127,7 @@ class Detection:
         torch.backends.cudnn.benchmark = False
 
     def loss(
-        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: PictureBatch
+        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: AnnotatedBatch
     ) -> tuple[Tensor, Metrics]:
         """The sum of the detector's losses, and each of them. `head` is bound to `trunk`."""
         assert isinstance(head, Detector)
@@ -167,7 +167,7 @@ class Detection:
             "labels": found["labels"].cpu().numpy() - 1,
         }
 
-    def contact_sheet(self, inputs: Sequence[Tensor], batch: PictureBatch) -> Tensor:
+    def contact_sheet(self, inputs: Sequence[Tensor], batch: AnnotatedBatch) -> Tensor:
         """The training pictures as the network sees them, each with its boxes; in one size, the rest black."""
         shown = []
         for image, target in zip(batch.images, batch.targets, strict=True):
@@ -181,7 +181,7 @@ class Detection:
             )
         return padded(shown, multiple_px=1)
 
-    def captions(self, batch: PictureBatch) -> list[str]:
+    def captions(self, batch: AnnotatedBatch) -> list[str]:
         """The classes in each picture."""
         names = self.train.class_names or []
         labels = [target["labels"].unique().tolist() for target in batch.targets]

@@ -18,10 +18,10 @@ from fastpsl.engine.train_step import Learner
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.files.atomic import write_atomically
 from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.loader.annotated import Annotated, PictureBatch, PictureLoader, read_picture
+from fastpsl.pipelines.loader.annotated import AnnotatedBatch, AnnotatedImage, AnnotatedLoader, read_picture
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.pipelines.voc.masks import VOID, mask_png, palette
@@ -48,7 +48,7 @@ class Segmentation:
     num_levels: int = field(default=1, init=False)
     num_classes: int = field(default=0, init=False)
 
-    def check_data(self, data: Data, batch_size: int) -> None:
+    def check_data(self, data: Dataset, batch_size: int) -> None:
         """Takes the number of classes; the background is one more."""
         self.num_classes = data.num_classes + 1
 
@@ -66,11 +66,11 @@ class Segmentation:
         if self.crop is None:  # cuDNN would try all its ways anew for every size of picture
             torch.backends.cudnn.benchmark = False
 
-    def train_loader(self, run: Run) -> PictureLoader:
+    def train_loader(self, run: Run) -> AnnotatedLoader:
         data, seed = run.train_data, run.options.seed
         assert isinstance(data, VOC)
 
-        def read(index: int, epoch: int) -> Annotated:
+        def read(index: int, epoch: int) -> AnnotatedImage:
             image, mask = read_picture(data, index), torch.from_numpy(data.mask(index))
             if self.crop is not None:
                 image, mask = self.crop(image, mask, Keys(seed, epoch, np.array([index], np.int64)))
@@ -92,7 +92,7 @@ class Segmentation:
 
     def _batch(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Pictures [B, C, H, W] and masks int64 [B, H, W]: zeros, which are the mean, and void to the right of smaller ones and below."""
-        assert isinstance(batch, PictureBatch)
+        assert isinstance(batch, AnnotatedBatch)
         side_px = 1 if self.crop is None else self.crop.size_px
         images = padded([normalised(image, self.input) for image in batch.images], side_px)
         masks = images.new_full((len(images), *images.shape[-2:]), VOID, dtype=torch.int64)
