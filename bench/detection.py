@@ -39,7 +39,7 @@ from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.timing import milliseconds, synchronise
-from fastpsl.pipelines.loader.annotated import PictureBatch
+from fastpsl.pipelines.loader.annotated import AnnotatedBatch
 from fastpsl.transfer.detection.protocols import PROTOCOLS
 
 OURS, TORCHVISION, DETECTRON2 = "ours", "torchvision", "detectron2"
@@ -129,7 +129,7 @@ class Bench:
         protocol, name, precision = self.protocol, self.backbone, self.precision
         pictures = drawn_batches(_NUM_BATCHES, self.batch_size, self.size_px, self.world.device)
 
-        def turns() -> Iterator[PictureBatch]:
+        def turns() -> Iterator[AnnotatedBatch]:
             return itertools.cycle(pictures)
 
         learner = our_learner(protocol, name, self.run_options, self.world)

@@ -29,7 +29,7 @@ from fastpsl.engine.options import RunOptions
 from fastpsl.engine.train_step import DTYPES, Learner
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.loader.annotated import PictureBatch
+from fastpsl.pipelines.loader.annotated import AnnotatedBatch
 from fastpsl.transfer.detection.detector import MIN_SCORE, RATIOS, Detector
 from fastpsl.transfer.detection.protocols import DetectionProtocol
 from fastpsl.transfer.detection.task import Detection
@@ -58,7 +58,7 @@ class Peer:
         return sum(seen)
 
 
-def drawn_batches(num: int, batch_size: int, short_px: int, device: torch.device) -> list[PictureBatch]:
+def drawn_batches(num: int, batch_size: int, short_px: int, device: torch.device) -> list[AnnotatedBatch]:
     """Pictures of noise, 3 : 4 or 4 : 3 by chance, with three objects each, on the device."""
     random = np.random.default_rng(0)
     batches = []
@@ -76,7 +76,9 @@ def drawn_batches(num: int, batch_size: int, short_px: int, device: torch.device
                 "boxes": torch.from_numpy(boxes.astype(np.float32)).to(device), "labels": torch.from_numpy(labels).to(device)
             })  # fmt: skip
         nowhere = torch.full((batch_size,), -1, device=device)
-        batches.append(PictureBatch(images, targets, torch.arange(batch_size, device=device), nowhere, 0, 0))
+        batches.append(
+            AnnotatedBatch(images, targets, torch.arange(batch_size, device=device), nowhere, 0, 0)
+        )
     return batches
 
 
@@ -100,7 +102,7 @@ def our_learner(
     return make_learner(job, 0, options, world)
 
 
-def ours(learner: Learner, batches: Iterator[PictureBatch]) -> Peer:
+def ours(learner: Learner, batches: Iterator[AnnotatedBatch]) -> Peer:
     head = learner.module.head
     assert isinstance(head, Detector)
     pool = cast(nn.Module, head.roi_heads.box_roi_pool)
@@ -151,14 +153,14 @@ def _by_torchvisions_names(blocks: Sequence[nn.Module], named: nn.Module) -> dic
     return wanted | dict(zip(names, values, strict=True))
 
 
-def torchvisions(model: FasterRCNN, batches: Iterator[PictureBatch], protocol: DetectionProtocol, precision: str) -> Peer:  # fmt: skip
+def torchvisions(model: FasterRCNN, batches: Iterator[AnnotatedBatch], protocol: DetectionProtocol, precision: str) -> Peer:  # fmt: skip
     """Its reference's loop: pictures in [0, 1], losses' sum, SGD."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.SGD(learning, LR, momentum=0.9, weight_decay=protocol.weight_decay)
     device = learning[0].device
     model.train()
 
-    def losses(batch: PictureBatch) -> dict[str, Tensor]:
+    def losses(batch: AnnotatedBatch) -> dict[str, Tensor]:
         told: dict[str, Tensor] = model([image / 255 for image in batch.images], batch.targets)
         return told
 
@@ -166,7 +168,7 @@ def torchvisions(model: FasterRCNN, batches: Iterator[PictureBatch], protocol: D
     return Peer(step, _num_learning(model), cast(nn.Module, model.roi_heads.box_roi_pool))
 
 
-def detectron2s(batches: Iterator[PictureBatch], protocol: DetectionProtocol, backbone_name: str, precision: str, device: torch.device) -> Peer:  # fmt: skip
+def detectron2s(batches: Iterator[AnnotatedBatch], protocol: DetectionProtocol, backbone_name: str, precision: str, device: torch.device) -> Peer:  # fmt: skip
     """Random weights of its own. ValueError where it is not installed. Written by its documentation, and not run yet."""
     try:
         from detectron2.config import get_cfg
@@ -192,7 +194,7 @@ def detectron2s(batches: Iterator[PictureBatch], protocol: DetectionProtocol, ba
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.SGD(learning, LR, momentum=0.9, weight_decay=protocol.weight_decay)
 
-    def losses(batch: PictureBatch) -> dict[str, Tensor]:
+    def losses(batch: AnnotatedBatch) -> dict[str, Tensor]:
         given = []
         for image, target in zip(batch.images, batch.targets, strict=True):
             objects = Instances(tuple(image.shape[1:]))
@@ -206,9 +208,9 @@ def detectron2s(batches: Iterator[PictureBatch], protocol: DetectionProtocol, ba
 
 
 def _amp_step(
-    losses: Callable[[PictureBatch], dict[str, Tensor]],
+    losses: Callable[[AnnotatedBatch], dict[str, Tensor]],
     optimiser: torch.optim.Optimizer,
-    batches: Iterator[PictureBatch],
+    batches: Iterator[AnnotatedBatch],
     precision: str,
     device: torch.device,
 ) -> Callable[[], None]:

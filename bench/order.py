@@ -35,7 +35,7 @@ from fastpsl.pipelines.beton.encode import Stored
 from fastpsl.pipelines.beton.file import BetonFile
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import DEFAULT_PAGE_BYTES
-from fastpsl.pipelines.data.dataset import MODE_RAW, Rows, read_bytes
+from fastpsl.pipelines.data.dataset import MODE_RAW, SampleTable, read_bytes
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.order import epoch_order, num_steps, step_indices
 from fastpsl.pipelines.loader.quasi_random import GROUP_PAGES, QuasiRandom
@@ -121,7 +121,7 @@ class Storage(NamedTuple):
         return Storage(*(now - then for now, then in zip(self, before, strict=True)))
 
 
-def read_part(rows: Rows, part: slice) -> int:
+def read_part(rows: SampleTable, part: slice) -> int:
     """Reads samples; how many of them were not in the page cache (all where the file system does not say)."""
     mine, num_waits = rows.part(part), 0
     for i, num_bytes in enumerate(mine.num_bytes.tolist()):

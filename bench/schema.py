@@ -32,7 +32,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from fastpsl.pipelines.data.dataset import Data, read_bytes
+from fastpsl.pipelines.data.dataset import Dataset, read_bytes
 
 SCHEMA = 1
 MAX_COMPARED = 20_000  # samples whose bytes are compared
@@ -154,7 +154,7 @@ def short_name(machine: Mapping[str, Any]) -> str:
     return "-".join(kept)
 
 
-def data_record(data: Data, name: str | None) -> dict[str, Any]:
+def data_record(data: Dataset, name: str | None) -> dict[str, Any]:
     """Of what was measured on; num_distinct: samples whose bytes no other one has (None: too many to compare)."""
     min_height, min_width, max_height, max_width = data.image_sizes()
     num = min(data.num_samples, MAX_COMPARED)

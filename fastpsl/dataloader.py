@@ -15,7 +15,7 @@ from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.pipelines.augment import Augment, AugmentName, choose_augment
 from fastpsl.pipelines.batch import Batch, checked_device
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -116,11 +116,12 @@ def _without_padding(batch: Batch, num: int) -> Batch:
         labels=batch.labels[keep],
         epoch=batch.epoch,
         step=batch.step,
+        ops=batch.ops,
     )  # fmt: skip
 
 
 def loader(
-    data: str | Path | Data | None = None,
+    data: str | Path | Dataset | None = None,
     views: Sequence[ViewSpec] | None = None,
     *,
     batch_size: int,

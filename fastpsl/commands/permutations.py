@@ -31,7 +31,7 @@ class Permutations:
         import numpy as np
 
         from fastpsl.kernels.permutations import hamming_bound, mean_hamming, minimum_hamming, permutation_set
-        from fastpsl.pipelines.beton.file import output_errors, publish_bytes
+        from fastpsl.pipelines.files.atomic import output_errors, write_atomically
 
         if any(one >= other for one, other in zip(self.counts, self.counts[1:], strict=False)):
             raise ValueError(
@@ -45,7 +45,7 @@ class Permutations:
         data = io.BytesIO()
         np.save(data, permutations.astype(np.int64))
         with output_errors(self.out):
-            publish_bytes(self.out, data.getvalue())
+            write_atomically(self.out, data.getvalue())
         print(f"{self.out}: {len(permutations):,} permutations of {self.num_pieces} pieces")
         print("  permutations   minimum distance   mean distance   bound of the mean")
         for count in self.counts:

@@ -51,8 +51,8 @@ class Show:
 
         from fastpsl.commands.show_tasks import TASKS
         from fastpsl.engine.distributed import choose_device
-        from fastpsl.pipelines.beton.file import output_errors, partial_path
         from fastpsl.pipelines.data.open import open_data
+        from fastpsl.pipelines.files.atomic import output_errors, partial_path
         from fastpsl.pipelines.loader.loader import Loader
         from fastpsl.pipelines.sample.betons import sample_paths
         from fastpsl.plots.contact_sheet import captions, save_contact_sheet

@@ -5,7 +5,7 @@ import numpy as np
 from fastpsl.doctor.report import Check
 from fastpsl.engine.options import RunOptions
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders import reason_of
 from fastpsl.pipelines.decoders.codes import GOOD
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
@@ -13,7 +13,7 @@ from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
 _NUM_SAMPLES = 16
 
 
-def check_data(data: Data, options: RunOptions) -> Check:
+def check_data(data: Dataset, options: RunOptions) -> Check:
     """Read and decode samples from front to end; the tables were checked when the data was opened."""
     indices = np.unique(
         np.linspace(0, data.num_samples - 1, min(_NUM_SAMPLES, data.num_samples)).astype(np.int64)
@@ -35,6 +35,6 @@ def check_data(data: Data, options: RunOptions) -> Check:
     return Check("data", "broken", text, f"{remedy}; --on-bad-sample skip leaves them out")
 
 
-def num_open_files(data: Data) -> int:
+def num_open_files(data: Dataset) -> int:
     """Return how many files the data holds open: a beton's shards; a folder's files are opened one by one."""
     return len(data.shards) if isinstance(data, Beton) else 0

@@ -19,7 +19,7 @@ from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.dataset import MODE_RAW, Data, read_bytes
+from fastpsl.pipelines.data.dataset import MODE_RAW, Dataset, read_bytes
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.decoders import READS, dali, libffcv, resident
 from fastpsl.pipelines.files.cache_folder import cache_folder
@@ -36,13 +36,13 @@ class Feed:
     """The loaders of one set of views. warm: data that was read just before, so it is in memory."""
 
     def __init__(
-        self, setup: DoctorSetup, views: Sequence[ViewSpec], batch_size: int, warm: Data, seconds: float
+        self, setup: DoctorSetup, views: Sequence[ViewSpec], batch_size: int, warm: Dataset, seconds: float
     ):
         self.setup, self.views, self.batch_size = setup, tuple(views), batch_size
         self.warm, self.seconds = warm, seconds
         self._epochs: Iterator[int] = itertools.count(FIRST_EPOCH + 1_000_000)
 
-    def rate(self, data: Data, seconds: float | None = None, **changes: object) -> float:
+    def rate(self, data: Dataset, seconds: float | None = None, **changes: object) -> float:
         """Return images/s on the device, ready to be augmented. changes: of the options."""
         options = self.setup.options
         if data is not self.setup.opened.train:  # a part of the data does not fill whole pages

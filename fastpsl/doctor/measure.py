@@ -17,7 +17,7 @@ from fastpsl.engine.gpu_memory import peak_memory, reset_peak_memory
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.augment import AugmentName, choose_augment
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.decoders import choose_decoder
 from fastpsl.pipelines.views import Crop, ViewSpec
@@ -57,7 +57,7 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, say: Say) -> Mea
         read, samples = measure_read(data, setup.options, batch_size, seconds)
     # All but a part of a batch, which a training epoch leaves out.
     has_all = len(samples) > data.num_samples - batch_size
-    warm: Data = data if has_all else Subset(data, samples)
+    warm: Dataset = data if has_all else Subset(data, samples)
     from_storage = read.from_storage and not has_all
 
     decoder, _ = choose_decoder(setup.options.decoder, data, device)

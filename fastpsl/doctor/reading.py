@@ -12,7 +12,7 @@ import numpy as np
 
 from fastpsl.doctor.measurements import CACHED, ReadRate
 from fastpsl.engine.options import RunOptions
-from fastpsl.pipelines.data.dataset import Data, Rows
+from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.loader.order import epoch_order, num_steps, step_indices
 from fastpsl.pipelines.loader.quasi_random import QuasiRandom
 from fastpsl.pipelines.loader.workers import map_in_order
@@ -24,7 +24,7 @@ _NUM_PROBED = 512
 
 
 def measure_read(
-    data: Data, options: RunOptions, batch_size: int, seconds: float
+    data: Dataset, options: RunOptions, batch_size: int, seconds: float
 ) -> tuple[ReadRate, np.ndarray]:
     """Read for `seconds`, at least two batches, with the loader's threads.
 
@@ -62,7 +62,7 @@ def measure_read(
 class _Reader:
     """A reader into memory that each thread reuses, because fresh memory costs more than a cached read."""
 
-    def __init__(self, data: Data):
+    def __init__(self, data: Dataset):
         self._data, self._of_thread = data, threading.local()
 
     def read(self, indices: np.ndarray) -> None:
@@ -81,7 +81,7 @@ class _Reader:
                     os.preadv(int(rows.fd[i]), [memory[:num_bytes]], int(rows.offset[i]))
 
 
-def _chunks(data: Data, options: RunOptions, batch_size: int) -> Generator[np.ndarray, None, None]:
+def _chunks(data: Dataset, options: RunOptions, batch_size: int) -> Generator[np.ndarray, None, None]:
     """Yield indices in training order, epoch after epoch; quasi-random with its read-ahead."""
     quasi_random = None
     if options.order == "quasi_random":
@@ -104,7 +104,7 @@ def _chunks(data: Data, options: RunOptions, batch_size: int) -> Generator[np.nd
                 readahead.close()
 
 
-def cached_share(rows: Rows) -> float | None:
+def cached_share(rows: SampleTable) -> float | None:
     """Return the share of the samples' bytes in the page cache; None if the file system does not tell."""
     num_cached = 0
     for i, num_bytes in enumerate(rows.num_bytes.tolist()):

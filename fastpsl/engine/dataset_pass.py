@@ -21,7 +21,7 @@ from fastpsl.engine.trunk import Trunk
 from fastpsl.models.weights import sha256_of_tensors
 from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.views import ViewSpec
 
 
@@ -45,7 +45,7 @@ class EpochContext:
     draws: int
 
     @property
-    def data(self) -> Data:
+    def data(self) -> Dataset:
         return self.run.data.train
 
     @property

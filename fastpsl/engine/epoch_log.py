@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.engine.metrics_file import MetricsFile
-from fastpsl.models.checkpoint import write_atomically
+from fastpsl.pipelines.files.atomic import write_atomically
 from fastpsl.pipelines.files.json_lines import read_lines
 
 

@@ -22,7 +22,7 @@ from fastpsl.engine.trunk import Trunk
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.fold_batchnorm import check_foldable
 from fastpsl.pipelines.augment import choose_augment
-from fastpsl.pipelines.data.dataset import Data, require_labels, require_same_classes
+from fastpsl.pipelines.data.dataset import Dataset, require_labels, require_same_classes
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Job:
     optimiser: Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer] = sgd
     science: Mapping[str, Any] = field(default_factory=dict)
     frozen_batchnorm: str = "eval"
-    part: Callable[[Data], Data] | None = None
+    part: Callable[[Dataset], Dataset] | None = None
     open: OpenData = open_both
     batchnorm: Literal["train", "eval", "fixed"] = "train"
     clip_norm: float | None = None

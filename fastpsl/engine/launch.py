@@ -24,9 +24,8 @@ from fastpsl.engine.run import Run
 from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.terminal import escaped, people_read, plain
 from fastpsl.engine.trainer import pretrain
-from fastpsl.models.checkpoint import write_atomically
-from fastpsl.pipelines.beton.file import output_errors
 from fastpsl.pipelines.doing import doing
+from fastpsl.pipelines.files.atomic import output_errors, write_atomically
 from fastpsl.plots.training_curve import draw_curve
 
 EXIT_FINISHED, EXIT_CRASHED, EXIT_USER_ERROR = 0, 1, 2

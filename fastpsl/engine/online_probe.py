@@ -20,7 +20,7 @@ from fastpsl.engine.run import Run
 from fastpsl.engine.train_step import DTYPES
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.nearest import count_correct, nearest, num_million_pairs
-from fastpsl.pipelines.data.dataset import Data, require_same_classes
+from fastpsl.pipelines.data.dataset import Dataset, require_same_classes
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.json_lines import read_lines
@@ -221,12 +221,12 @@ def read_probes(file: MetricsFile) -> list[dict[str, Any]]:
     return [line.row for line in read_lines(file.path)]
 
 
-def _some(data: Data, limit: int, seed: tuple[int, int]) -> Subset:
+def _some(data: Dataset, limit: int, seed: tuple[int, int]) -> Subset:
     """At most `limit` samples, drawn by `seed`, in the data's order."""
     if data.num_samples <= limit:
         return Subset(data, np.arange(data.num_samples))
     return Subset(data, np.sort(np.random.default_rng(seed).choice(data.num_samples, limit, replace=False)))
 
 
-def _all_labelled(data: Data) -> bool:
+def _all_labelled(data: Dataset) -> bool:
     return bool((data.labels() >= 0).all())

@@ -22,9 +22,9 @@ from fastpsl.engine.metrics_file import MetricsFile
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.terminal import escaped
 from fastpsl.engine.trunk import Metrics
-from fastpsl.models.checkpoint import write_atomically
 from fastpsl.pipelines.batch import BadSample, Batch
 from fastpsl.pipelines.doing import clock
+from fastpsl.pipelines.files.atomic import write_atomically
 
 SUMMARY_STEPS = (
     10  # a stage's loss "at its start" and "at its end" are means over so many steps, or half of them

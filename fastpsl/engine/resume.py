@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from fastpsl.engine.distributed import World, share, wait_for_all
 from fastpsl.engine.options import RunOptions
 from fastpsl.models.checkpoint import Checkpoints, read_checkpoint
-from fastpsl.pipelines.beton.file import output_errors
+from fastpsl.pipelines.files.atomic import output_errors
 
 # What a checkpoint holds besides what is only looked at where it is there.
 _KEYS: dict[str, type] = {

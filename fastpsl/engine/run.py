@@ -12,8 +12,8 @@ from fastpsl.engine.environment import environment
 from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.resume import choose_folder, find_checkpoint, lock_folder
 from fastpsl.engine.run_data import RunData
-from fastpsl.models.checkpoint import Checkpoints, write_atomically
-from fastpsl.pipelines.beton.file import output_errors
+from fastpsl.models.checkpoint import Checkpoints
+from fastpsl.pipelines.files.atomic import output_errors, write_atomically
 
 
 @dataclass

@@ -10,14 +10,14 @@ from typing_extensions import Self
 
 from fastpsl.engine.distributed import World
 from fastpsl.engine.options import RunOptions
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.loader.annotated import Annotated, PictureLoader
+from fastpsl.pipelines.loader.annotated import AnnotatedImage, AnnotatedLoader
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
 
-OpenData = Callable[[RunOptions], tuple[Data, Data | None]]
+OpenData = Callable[[RunOptions], tuple[Dataset, Dataset | None]]
 """Open training and held-out data."""
 
 
@@ -58,7 +58,7 @@ class RunData:
         options: RunOptions,
         world: World,
         open: OpenData | None = None,
-        part: Callable[[Data], Data] | None = None,
+        part: Callable[[Dataset], Dataset] | None = None,
     ):
         """Open the data.
 
@@ -106,7 +106,7 @@ class RunData:
                     view.crop.check(min_height, min_width)
 
     def loader(
-        self, data: Data, views: Sequence[ViewSpec], *, train: bool, images_per_sample: int = 1
+        self, data: Dataset, views: Sequence[ViewSpec], *, train: bool, images_per_sample: int = 1
     ) -> Loader:
         """A loader of this rank's share of `data`: shuffled for training, in the data's order for evaluation."""
         return open_loader(
@@ -118,10 +118,10 @@ class RunData:
             train=train,
         )
 
-    def picture_loader(self, read: Callable[[int, int], Annotated]) -> PictureLoader:
+    def picture_loader(self, read: Callable[[int, int], AnnotatedImage]) -> AnnotatedLoader:
         """A loader of this rank's share of the training data as whole pictures; read: (index, epoch) → one of them."""
         options, world = self.options, self.world
-        return PictureLoader(
+        return AnnotatedLoader(
             read,
             self.train.num_samples,
             batch_size=self.loader_batch(1),
@@ -141,7 +141,7 @@ class RunData:
             self.val.close()
 
 
-def open_both(options: RunOptions) -> tuple[Data, Data | None]:
+def open_both(options: RunOptions) -> tuple[Dataset, Dataset | None]:
     """Training and held-out data: --data and --val, or the embedded sample's."""
     train: str | Path | None = options.data
     val: str | Path | None = options.val
@@ -156,7 +156,13 @@ def open_both(options: RunOptions) -> tuple[Data, Data | None]:
 
 
 def open_loader(
-    data: Data, views: Sequence[ViewSpec], options: RunOptions, world: World, *, batch_size: int, train: bool
+    data: Dataset,
+    views: Sequence[ViewSpec],
+    options: RunOptions,
+    world: World,
+    *,
+    batch_size: int,
+    train: bool,
 ) -> Loader:
     """A loader as the options ask for it; batch_size: of a rank."""
     return Loader(

@@ -15,7 +15,7 @@ from fastpsl.engine.run_data import open_loader
 from fastpsl.engine.timing import milliseconds, samples_per_s
 from fastpsl.pipelines.augment import Augment
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
@@ -47,7 +47,7 @@ class StageBench:
         job: Job,
         number: int,
         options: RunOptions,
-        data: Data,
+        data: Dataset,
         world: World,
         *,
         seconds: float = 3.0,
@@ -72,7 +72,7 @@ class StageBench:
         self._synthetic: Batch | None = None
         self._warmed_up = False
 
-    def loader(self, decoder: str | None = None, data: Data | None = None) -> Loader:
+    def loader(self, decoder: str | None = None, data: Dataset | None = None) -> Loader:
         """As training has it; `decoder` in place of the options' one."""
         options = replace(self.options, decoder=decoder or self.options.decoder)
         if data is not None:  # it has no pages

@@ -12,7 +12,7 @@ from fastpsl.engine.reporter import Figures
 from fastpsl.engine.run_data import BatchSource, RunData
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.views import ViewSpec
 
 
@@ -67,7 +67,7 @@ class Task:
 
     # The data
 
-    def check_data(self, data: Data, batch_size: int) -> None:
+    def check_data(self, data: Dataset, batch_size: int) -> None:
         """Take from the data what the task must know of it, before anything is trained.
 
         Args:

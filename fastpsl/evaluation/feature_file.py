@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastpsl.engine.distributed import World, of_all_ranks, share
-from fastpsl.models.checkpoint import write_atomically
-from fastpsl.pipelines.beton.file import output_errors, partial_path, write_all
+from fastpsl.pipelines.files.atomic import output_errors, partial_path, write_all, write_atomically
 from fastpsl.pipelines.files.bounded import read_npy
 
 FORMAT = 1

@@ -35,8 +35,8 @@ from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import Pool, pooled, pooled_width
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.batch import BadSample
-from fastpsl.pipelines.beton.file import output_errors
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.files.atomic import output_errors
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.standard_views import center_view, squashed_view
 from fastpsl.pipelines.views import ViewSpec
@@ -56,7 +56,7 @@ class Extraction:
     """
 
     pretrained: Pretrained
-    data: Data
+    data: Dataset
     block: int
     size_px: int
     batch_size: int = 256
@@ -72,7 +72,7 @@ class Extraction:
         cls,
         options: EvaluationOptions,
         pretrained: Pretrained,
-        data: Data,
+        data: Dataset,
         block: str,
         world: World,
         dtype: str,
@@ -97,7 +97,7 @@ class Extraction:
         cls,
         options: EvaluationOptions,
         pretrained: Pretrained,
-        data: Data,
+        data: Dataset,
         blocks: Sequence[str],
         world: World,
         dtype: str,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fastpsl.evaluation.label_lists import first_of_each_class
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.order import sort_keys
 from fastpsl.tasks.classify import Classify
 
@@ -25,7 +25,7 @@ class FewLabels(Classify):
     chosen: np.ndarray = field(init=False)
     num_samples: int = field(init=False)
 
-    def check_data(self, data: Data, batch_size: int) -> None:
+    def check_data(self, data: Dataset, batch_size: int) -> None:
         super().check_data(data, batch_size)
         self.num_samples = data.num_samples
         self.chosen = first_of_each_class(

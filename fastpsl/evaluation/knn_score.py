@@ -9,7 +9,7 @@ import torch
 from fastpsl.engine.distributed import World, sum_over_ranks
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.kernels.nearest import Neighbours, count_correct, nearest, num_million_pairs
-from fastpsl.pipelines.data.dataset import Data, require_labels, require_same_classes
+from fastpsl.pipelines.data.dataset import Dataset, require_labels, require_same_classes
 from fastpsl.pipelines.doing import doing
 from fastpsl.plots.neighbours import NUM_NEIGHBOURS
 
@@ -75,7 +75,7 @@ def score_lines(scores: Sequence[Scores], blocks: Sequence[str], vote: str, back
     return lines
 
 
-def require_neighbours(train: Data, val: Data, ks: Sequence[int]) -> None:
+def require_neighbours(train: Dataset, val: Dataset, ks: Sequence[int]) -> None:
     """ValueError where these data cannot be scored so."""
     for data in (train, val):
         require_labels(data, "kNN")

@@ -7,11 +7,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from fastpsl.kernels.draws import Keys, Slot, words
-from fastpsl.models.checkpoint import write_atomically
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import read_sidecar
-from fastpsl.pipelines.data.dataset import Data, require_labels
+from fastpsl.pipelines.data.dataset import Dataset, require_labels
 from fastpsl.pipelines.data.subset import Subset
+from fastpsl.pipelines.files.atomic import write_atomically
 from fastpsl.pipelines.files.bounded import read_npy
 
 # Draws of no epoch of training and no view: the choice of images, and that of classes which get one image more.
@@ -19,7 +19,7 @@ _IMAGES, _CLASSES = 0, 1
 _MAX_BYTES = 1 << 32  # of a list: 14 million paths of 75 characters
 
 
-def labelled_part(data: Data, percent: float, seed: int, path: Path | None = None) -> Subset:
+def labelled_part(data: Dataset, percent: float, seed: int, path: Path | None = None) -> Subset:
     """The samples of `data` that keep their labels: those of the list at `path`, else `percent` % drawn by `seed`."""
     if path is not None:
         return Subset(data, read_label_list(path, data))
@@ -93,7 +93,7 @@ def _first_of_shuffled(values: np.ndarray, seed: int, what: int) -> np.ndarray:
     return np.argsort(drawn[:, 0] << np.uint64(32) | drawn[:, 1], kind="stable")
 
 
-def read_label_list(path: Path, data: Data) -> np.ndarray:
+def read_label_list(path: Path, data: Dataset) -> np.ndarray:
     """int64: the samples of `data` that a list names, in the list's order.
 
     A text file with one sample a line: its place in the data, a file name (n01440764_10026.JPEG, as SimCLR's lists have
@@ -139,7 +139,7 @@ def _read_npy(path: Path) -> list[str]:
     return [str(entry) for entry in array.ravel().tolist()]
 
 
-def _find(entries: list[str], path: Path, data: Data) -> np.ndarray:
+def _find(entries: list[str], path: Path, data: Dataset) -> np.ndarray:
     """Places of named samples; only the list's own names are kept in memory, not those of millions of samples."""
     by_path: dict[str, list[int]] = {_last_two(entry): [] for entry in entries}
     by_name: dict[str, list[int]] = {_stem(entry): [] for entry in entries}
@@ -181,7 +181,7 @@ def _stem(name: str) -> str:
     return PurePosixPath(name).stem
 
 
-def source_names(data: Data) -> Iterator[str]:
+def source_names(data: Dataset) -> Iterator[str]:
     """Each sample's path in the folder or the archive that it came from, in the order of the data. ValueError where it is not known."""
     if not isinstance(data, Beton):
         yield from (data.name(i) for i in range(data.num_samples))

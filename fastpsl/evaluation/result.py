@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.engine.environment import own_commit, package_versions
-from fastpsl.models.checkpoint import write_atomically
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.files.atomic import write_atomically
 
 FORMAT = 1
 NAME = "result.json"
@@ -52,7 +52,7 @@ def write_result(
     return path
 
 
-def data_record(train: Data, val: Data | None) -> dict[str, Any]:
+def data_record(train: Dataset, val: Dataset | None) -> dict[str, Any]:
     """Which data was learned from and scored on: the "data" of result.json."""
     return {
         "train": train.digest(),

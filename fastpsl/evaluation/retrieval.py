@@ -18,9 +18,9 @@ from fastpsl.evaluation.features import Extraction
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.kernels.nearest import Neighbours, nearest, num_million_pairs
-from fastpsl.pipelines.beton.file import output_errors
-from fastpsl.pipelines.data.dataset import Data, require_same_classes
+from fastpsl.pipelines.data.dataset import Dataset, require_same_classes
 from fastpsl.pipelines.doing import doing
+from fastpsl.pipelines.files.atomic import output_errors
 from fastpsl.plots.neighbours import draw_neighbours
 
 MAX_SHOWN, MAX_COLUMNS = 100, 16
@@ -148,7 +148,7 @@ def _require_enough(k: int, num: int) -> None:
         )
 
 
-def unjudged(gallery: Data, queries: Data) -> str:
+def unjudged(gallery: Dataset, queries: Dataset) -> str:
     """Why a neighbour's class cannot be compared with the query's; nothing where it can."""
     for name, data in (("gallery", gallery), ("queries", queries)):
         if (data.labels() < 0).any():

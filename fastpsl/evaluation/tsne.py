@@ -13,11 +13,10 @@ from fastpsl.engine.distributed import World
 from fastpsl.evaluation.features import Extraction
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import data_record, result_line, write_result
-from fastpsl.models.checkpoint import write_atomically
-from fastpsl.pipelines.beton.file import output_errors
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.doing import doing
+from fastpsl.pipelines.files.atomic import output_errors, write_atomically
 from fastpsl.plots.tsne import draw_map
 
 MAX_SEED = 2**32 - 1

@@ -11,7 +11,7 @@ import torch
 
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.atomic import write_atomically
-from fastpsl.pipelines.files.bounded import refuse_damaged_tensors
+from fastpsl.pipelines.files.bounded import check_zip
 
 FORMAT = 1
 
@@ -20,7 +20,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """The state in a checkpoint file, on the CPU. ValueError where it is missing, corrupt (a flipped bit, too) or of another kind."""
     try:
         with doing(f"{path}: reading it"):
-            refuse_damaged_tensors(path)
+            check_zip(path, path.stat().st_size)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"no checkpoint {path}: give an existing file, or --resume auto") from None

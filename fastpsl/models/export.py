@@ -15,7 +15,7 @@ from torch import Tensor
 from fastpsl.models.vgg import SIDE as VGG_SIDE
 from fastpsl.models.weight_files import safetensors_bytes, sha256_of_bytes
 from fastpsl.models.weights import Pretrained, load_pretrained
-from fastpsl.pipelines.beton.file import output_errors, publish_bytes
+from fastpsl.pipelines.files.atomic import output_errors, write_atomically
 from fastpsl.pipelines.input_record import Input
 
 FORMAT = 1
@@ -63,8 +63,8 @@ def export(
     with output_errors(out):
         if to != "safetensors":
             told["sha256"] = sha256_of_bytes(data)
-            publish_bytes(beside, (json.dumps(told, indent=1) + "\n").encode())
-        publish_bytes(out, data)
+            write_atomically(beside, (json.dumps(told, indent=1) + "\n").encode())
+        write_atomically(out, data)
     where = "its metadata" if to == "safetensors" else str(beside)
     written = [
         f"{out}: {len(tensors)} tensors, {len(data) / 1e6:,.1f} MB, for {to}; the input record is in {where}"

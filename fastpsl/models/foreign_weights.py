@@ -107,7 +107,9 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
     """
     tensors = _tensors_of(state)
     if not tensors:
-        raise ValueError(f"{path} holds no tensors by name (its keys: {few(list(state))}): give a state dict")
+        raise ValueError(
+            f"{path} holds no tensors by name (its keys: {first_three(list(state))}): give a state dict"
+        )
     naming = next(naming for naming in NAMINGS if _matches(naming, tensors))
     backbone: dict[str, Tensor] = {}
     if not any(name.endswith(_COUNT) for name in tensors):
@@ -128,7 +130,7 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
     if strange and len(rest) < len(tensors):
         raise ValueError(
             f"{path}, read as {naming.kind}'s, holds {len(strange)} tensors that are neither of the backbone nor of a head "
-            f"({few(strange)}): give the --backbone that it holds"
+            f"({first_three(strange)}): give the --backbone that it holds"
         )
     if naming.kind == "deepcluster" and FIRST in backbone and backbone[FIRST].shape[1] == 2:
         _check_sobel(path, tensors.get(SOBEL))
@@ -181,6 +183,6 @@ def _group(name: str, wanted: Mapping[str, Tensor]) -> str:
     return f"{name.rpartition('.')[0] if shared else stem}.*"
 
 
-def few(names: Sequence[Any]) -> str:
+def first_three(names: Sequence[Any]) -> str:
     """The first three, for messages."""
     return ", ".join(map(str, names[:3])) + (", …" if len(names) > 3 else "")

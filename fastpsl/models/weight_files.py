@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastpsl.pipelines.files.bounded import refuse_damaged_tensors
+from fastpsl.pipelines.files.bounded import check_zip
 
 _CHUNK = 1 << 22
 _NO_SAFETENSORS = 'safetensors is not installed: pip install "fastpsl[export]"'
@@ -35,7 +35,7 @@ def read_weights(path: Path) -> dict[str, Any]:
         return dict(_read_safetensors(path)[0])
     try:
         if zipfile.is_zipfile(path):
-            refuse_damaged_tensors(path)
+            check_zip(path, path.stat().st_size)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(_explain_unpickling(path, error)) from None
@@ -56,7 +56,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     )
 
 
-def told_beside(path: Path) -> dict[str, Any] | None:
+def read_weights_sidecar(path: Path) -> dict[str, Any] | None:
     """What `fastpsl export` wrote of this file, in it or in PATH.json; None where that is of another file, or none."""
     if path.suffix == ".safetensors":
         text = _read_safetensors(path)[1].get("fastpsl")

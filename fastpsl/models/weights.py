@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.checkpoint import FORMAT, Checkpoints
 from fastpsl.models.factory import make_backbone
-from fastpsl.models.foreign_weights import few, recognise
-from fastpsl.models.weight_files import read_weights, sha256_of_file, told_beside
+from fastpsl.models.foreign_weights import first_three, recognise
+from fastpsl.models.weight_files import read_weights, read_weights_sidecar, sha256_of_file
 from fastpsl.pipelines.input_record import Input
 
 
@@ -62,7 +62,7 @@ def load_pretrained(path: Path, backbone: str | None = None, input: Input | None
     try:
         if isinstance(state.get("backbone"), dict) and "science" in state:
             return _ours(path, state, backbone, input)
-        told = told_beside(path)
+        told = read_weights_sidecar(path)
         if told is not None:
             return _exported(path, state, told, backbone, input)
     except (KeyError, TypeError, AttributeError) as error:  # _input's, too
@@ -184,7 +184,7 @@ def fill(backbone: nn.Module, tensors: Mapping[str, Any], name: str, source: str
     missing = [key for key in wanted if key not in tensors]
     if missing:
         raise ValueError(
-            f"{source} lacks {len(missing)} of the {len(wanted)} tensors of {name} ({few(missing)}): "
+            f"{source} lacks {len(missing)} of the {len(wanted)} tensors of {name} ({first_three(missing)}): "
             f"give the --backbone that it holds, or another file"
         )
     wrong = [key for key in wanted if tuple(tensors[key].shape) != tuple(wanted[key].shape)]
@@ -196,7 +196,7 @@ def fill(backbone: nn.Module, tensors: Mapping[str, Any], name: str, source: str
     extra = [key for key in tensors if key not in wanted]
     if extra:
         raise ValueError(
-            f"{source} holds {len(extra)} tensors that {name} has not ({few(extra)}): give the --backbone"
+            f"{source} holds {len(extra)} tensors that {name} has not ({first_three(extra)}): give the --backbone"
         )
     backbone.load_state_dict(dict(tensors))
 

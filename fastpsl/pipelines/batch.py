@@ -7,8 +7,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from fastpsl.pipelines.loader.packing import pack, unpack
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.views import Op, ViewSpec
+
+ALIGNMENT = 16  # bytes: what vectorised loads want, and more than any dtype asks
 
 
 class BadSampleError(ValueError):
@@ -35,6 +36,7 @@ class Batch:
     indices: int64 [B], the dataset index; -1 for padding and for skipped samples: no metric and no store may read those.
     labels: int64 [B]; -1 for padding, that of the sample which fills it for a skipped one.
     bad: the samples skipped in this batch (`on_bad_sample="skip"`).
+    ops: a view each: its ops, by which `draw` finds theirs.
     """
 
     images: list[Tensor]
@@ -44,6 +46,21 @@ class Batch:
     epoch: int
     step: int
     bad: list[BadSample] = field(default_factory=list)
+    ops: Sequence[tuple[Op, ...]] = ()
+
+    def draw(self, kind: type[Op]) -> dict[str, Tensor]:
+        """Return what was drawn for the one op of type `kind` that the views have: tensors [B, ...], on the device."""
+        draws = [
+            draw
+            for ops, of_view in zip(self.ops, self.draws, strict=False)
+            for op, draw in zip(ops, of_view, strict=True)
+            if isinstance(op, kind)
+        ]
+        names = [[type(op).__name__ for op in ops] for ops in self.ops]
+        assert len(draws) == 1, (
+            f"{kind.__name__} stands {len(draws)} times, not once, in the views' ops {names}"
+        )
+        return draws[0]
 
     def inputs(self, views: Sequence[ViewSpec], dtype: torch.dtype) -> list[Tensor]:
         """Every view with its ops applied one after the other, normalised, of `dtype`; `views` are those of the loader."""
@@ -101,6 +118,7 @@ class Batch:
             epoch=self.epoch,
             step=self.step,
             bad=self.bad,
+            ops=self.ops,
         )
 
     def _small(self) -> Iterator[Tensor]:
@@ -114,6 +132,30 @@ class Batch:
         """Every tensor of the batch."""
         yield from self.images
         yield from self._small()
+
+
+def pack(tensors: Sequence[Tensor], *, pin_memory: bool = False) -> tuple[Tensor, list[int]]:
+    """Copy small tensors into one buffer, so that one copy takes all of them to a device.
+
+    Returns:
+        uint8 [N] on the host, with the tensors' values, contiguous, one after the other; and where each begins, in bytes.
+    """
+    starts, end = [], 0
+    for tensor in tensors:
+        starts.append(end)
+        end += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+    buffer = torch.empty(end, dtype=torch.uint8, pin_memory=pin_memory)
+    for tensor, view in zip(tensors, unpack(buffer, starts, tensors), strict=True):
+        view.copy_(tensor)
+    return buffer, starts
+
+
+def unpack(buffer: Tensor, starts: Sequence[int], like: Sequence[Tensor]) -> list[Tensor]:
+    """Return views of the buffer, or of its copy on a device, with the shapes and dtypes of `like`."""
+    return [
+        buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        for start, tensor in zip(starts, like, strict=True)
+    ]
 
 
 def checked_device(device: str | torch.device) -> torch.device:

@@ -9,7 +9,7 @@ from matplotlib.font_manager import findfont
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.plots.neighbours import class_name, fitted, middles
 from fastpsl.plots.png import write_png
 
@@ -84,7 +84,7 @@ def shown_classes(sizes: np.ndarray, entropies: np.ndarray | None) -> np.ndarray
 
 def draw_contents(
     path: Path,
-    data: Data,
+    data: Dataset,
     labels: np.ndarray,
     classes: Sequence[int],
     entropies: np.ndarray | None,

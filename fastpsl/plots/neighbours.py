@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.loader import Loader
@@ -22,8 +22,8 @@ _GREEN, _RED, _WHITE, _BACK = (64, 190, 90), (225, 70, 60), (235, 235, 235), (48
 
 def draw_neighbours(
     path: Path,
-    val: Data,
-    train: Data,
+    val: Dataset,
+    train: Dataset,
     queries: np.ndarray,
     rows: np.ndarray,
     similarities: np.ndarray,
@@ -82,7 +82,7 @@ def class_name(names: Sequence[str] | None, label: int) -> str:
 
 
 def middles(
-    data: Data, indices: np.ndarray, size_px: int, loader: Mapping[str, Any], whole: bool = False
+    data: Dataset, indices: np.ndarray, size_px: int, loader: Mapping[str, Any], whole: bool = False
 ) -> np.ndarray:
     """Return the middles of samples, uint8 [*indices.shape, size_px, size_px, 3].
 

@@ -5,9 +5,8 @@ import glob
 import warnings
 from pathlib import Path
 
-from fastpsl.models.checkpoint import write_atomically
-from fastpsl.pipelines.beton.file import output_errors
 from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.files.atomic import output_errors, write_atomically
 from fastpsl.tables.commands import Place
 from fastpsl.tables.data_sets import DataSet, flag_of
 from fastpsl.tables.found import find

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastpsl.engine.task import Task
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.views import ViewSpec
 
 TOP = 5
@@ -32,7 +32,7 @@ class Classify(Task):
     num_classes: int = field(default=0, init=False)
     needs_labels = True
 
-    def check_data(self, data: Data, batch_size: int) -> None:
+    def check_data(self, data: Dataset, batch_size: int) -> None:
         """Takes the number of classes; ValueError where there is nothing to tell apart."""
         self.num_classes = checked_num_classes(data)
 
@@ -65,7 +65,7 @@ class Classify(Task):
         return self.train_view.pictures(inputs[0])
 
 
-def checked_num_classes(data: Data) -> int:
+def checked_num_classes(data: Dataset) -> int:
     """The data's number of classes; ValueError unless there are two at least."""
     if data.num_classes < 2:
         raise ValueError(f"{data.num_classes} class in the training data: a classifier needs two or more")

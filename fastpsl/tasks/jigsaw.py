@@ -72,7 +72,7 @@ class Jigsaw(Task):
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
         """Cross-entropy over permutations; accuracy = puzzles named right."""
-        labels = batch.draws[0][-1]["permutation"]  # [B, k], drawn with the tiles
+        labels = batch.draw(JigsawTiles)["permutation"]  # [B, k], drawn with the tiles
         logits = head(trunk(inputs[0]), labels).float()  # [B, k, N]
         valid = (batch.indices >= 0).float()[:, None].expand_as(labels)
         num_valid = valid.sum()
@@ -89,7 +89,7 @@ class Jigsaw(Task):
         """Each window as cut, and beside it the puzzle that the network is asked about, gaps between the tiles."""
         tiles = self.views(1)[0].pictures(inputs[0])
         tiles = F.pad(tiles, (1, 1, 1, 1), value=1.0).unflatten(0, (-1, self.grid**2))
-        chosen = self.permutations[batch.draws[0][-1]["permutation"][:, 0].cpu()]
+        chosen = self.permutations[batch.draw(JigsawTiles)["permutation"][:, 0].cpu()]
         shuffled = tiles.gather(1, chosen.view(*chosen.shape, 1, 1, 1).expand_as(tiles))
         # [B, tiles, 3, h, w] → [B, 3, rows*h, columns*w]
         whole, puzzle = (
@@ -100,7 +100,7 @@ class Jigsaw(Task):
 
     def captions(self, batch: Batch) -> list[str]:
         """Which permutation made each puzzle of the contact sheet."""
-        return [f"permutation {label}" for label in batch.draws[0][-1]["permutation"][:, 0].tolist()]
+        return [f"permutation {label}" for label in batch.draw(JigsawTiles)["permutation"][:, 0].tolist()]
 
 
 class JigsawHead(nn.Module):

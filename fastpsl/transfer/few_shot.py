@@ -21,7 +21,7 @@ from fastpsl.kernels.draws import MAX_WORDS, Keys, Slot, words
 from fastpsl.kernels.enlarge import Enlarge
 from fastpsl.kernels.tf32 import no_tf32
 from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.standard_views import SHORTER_OF_SIZE, squashed_view
 from fastpsl.pipelines.views import ViewSpec
 
@@ -63,7 +63,7 @@ class SmallPictures(Extraction):
 def few_shot_works(
     options: EvaluationOptions,
     weights: Pretrained,
-    data: Data,
+    data: Dataset,
     blocks: Sequence[str],
     source_px: int,
     world: World,
@@ -97,7 +97,7 @@ def few_shot_works(
     return works
 
 
-def classes_of(data: Data, ways: int, num_each: int, bad: Sequence[int] = ()) -> list[np.ndarray]:
+def classes_of(data: Dataset, ways: int, num_each: int, bad: Sequence[int] = ()) -> list[np.ndarray]:
     """The samples (int64) of each class that has any, but for the `bad` ones. ValueError where there are fewer classes than `ways`, or a class
     has fewer than `num_each`."""
     labels = data.labels().copy()

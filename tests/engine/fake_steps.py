@@ -9,7 +9,7 @@ from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Job, make_learner
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.train_step import Learner
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from tests.engine.tiny import noise_batch
 from tests.fake_cuda import DEVICE, FakeCuda
@@ -27,7 +27,7 @@ def recipe_learner(recipe: str, stage: str, **values: Any) -> tuple[Job, int, Ru
     return job, number, options, learner_of(job, number, options, Synthetic(NUM_SAMPLES))
 
 
-def learner_of(job: Job, number: int, options: RunOptions, data: Data) -> Learner:
+def learner_of(job: Job, number: int, options: RunOptions, data: Dataset) -> Learner:
     job.task.check_data(data, options.batch_size)
     return make_learner(job, number, options, WORLD)
 

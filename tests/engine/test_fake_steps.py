@@ -14,7 +14,7 @@ from fastpsl.engine.experiment import place_backbone
 from fastpsl.kernels.ab_bins import ab_bins
 from fastpsl.models.fold_batchnorm import ConvReLU
 from fastpsl.pipelines.decoders.synthetic import Synthetic
-from fastpsl.pipelines.loader.annotated import PictureBatch
+from fastpsl.pipelines.loader.annotated import AnnotatedBatch
 from fastpsl.tasks.pseudo_labels.iic import HEAD_EPOCHS
 from fastpsl.tasks.sslpp.colorization import NUM_BINS, Colorization
 from tests.engine.fake_steps import NUM_SAMPLES, WORLD, learner_of, one_step, recipe_learner
@@ -175,7 +175,7 @@ def test_nor_one_of_segmentation(protocol: str) -> None:
         learner = learner_of(job, 0, options, data)
         sizes = [(64, 64)] * 2 if protocol == "mmseg" else [(70, 64), (64, 96)]
         whole = torch.arange(2, device=cuda.device)
-        batch = PictureBatch(
+        batch = AnnotatedBatch(
             images=[torch.empty(3, *size, dtype=torch.uint8, device=cuda.device) for size in sizes],
             targets=[{"mask": torch.empty(size, dtype=torch.uint8, device=cuda.device)} for size in sizes],
             indices=whole, labels=whole, epoch=0, step=0,

@@ -27,7 +27,7 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run
 from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.trunk import Trunk
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.plots.online_probe import draw_probes
 from tests.engine.test_trainer import tiny_job
@@ -269,7 +269,7 @@ def test_held_out_data_of_other_classes_is_refused_before_training(tmp_path: Pat
 def test_a_part_of_large_data_is_fixed_by_the_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run = probed_run(tmp_path)
 
-    def chosen(seed: int, part: int = 1, data: Data = run.data.train) -> list[int]:
+    def chosen(seed: int, part: int = 1, data: Dataset = run.data.train) -> list[int]:
         return online._some(data, 100, (seed, part)).indices.tolist()
 
     assert chosen(0) == chosen(0) == sorted(set(chosen(0))) and len(chosen(0)) == 100

@@ -21,7 +21,7 @@ from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import Data, require_same_classes
+from fastpsl.pipelines.data.dataset import Dataset, require_same_classes
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plots.contact_sheet import NUM_PICTURES
@@ -51,7 +51,7 @@ class Asking(Task):
     def images_per_sample(self, level: int) -> int:
         return 2
 
-    def check_data(self, data: Data, batch_size: int) -> None:
+    def check_data(self, data: Dataset, batch_size: int) -> None:
         if batch_size == 64:
             raise ValueError(f"batch {batch_size} of {data.num_samples} will not do")
 

@@ -99,6 +99,7 @@ def noise_batch(views: Sequence[ViewSpec], size: int, seed: int = 0) -> Batch:
         labels=torch.zeros(size, dtype=torch.long),
         epoch=0,
         step=0,
+        ops=[view.ops for view in views],
     )
 
 
@@ -115,4 +116,5 @@ def part_of(batch: Batch, number: int, num_parts: int) -> Batch:
         labels=cut(batch.labels),
         epoch=0,
         step=0,
+        ops=batch.ops,
     )

@@ -23,7 +23,7 @@ from fastpsl.evaluation.features import Extraction, extract
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import MODE_RAW, Data
+from fastpsl.pipelines.data.dataset import MODE_RAW, Dataset
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -35,7 +35,7 @@ BATCH = 48
 INPUT = Input("RGB", (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), 32)
 
 
-def extraction(data: Data, block: int = 4, weights: int = 0, **options: Any) -> Extraction:
+def extraction(data: Dataset, block: int = 4, weights: int = 0, **options: Any) -> Extraction:
     torch.manual_seed(weights)
     net = TinyNet()
     for block_of_net in net.blocks():
@@ -52,7 +52,7 @@ def data() -> Iterator[Beton]:
         yield opened
 
 
-def by_hand(data: Data, block: int) -> np.ndarray:
+def by_hand(data: Dataset, block: int) -> np.ndarray:
     """Picture by picture: the crop that the loader cuts, normalised, through the blocks, averaged."""
     net = extraction(data).pretrained.backbone.eval()
     rows = []
@@ -110,7 +110,7 @@ class Killed(Exception):
     """In place of a SIGKILL, where the test wants to live on."""
 
 
-def leave_at(rows: int, out: Path, monkeypatch: pytest.MonkeyPatch, data: Data, **options: Any) -> None:
+def leave_at(rows: int, out: Path, monkeypatch: pytest.MonkeyPatch, data: Dataset, **options: Any) -> None:
     """An extraction that ends right after it has noted `rows` rows."""
     note = feature_file.PartialFeatures.save
 
@@ -237,7 +237,7 @@ def test_a_broken_sample_is_a_row_of_nan(
     assert "sample 17" in capsys.readouterr().err
 
 
-def extract_all(data: Data, folder: Path, blocks: tuple[int, ...], **options: Any) -> list[np.ndarray]:
+def extract_all(data: Dataset, folder: Path, blocks: tuple[int, ...], **options: Any) -> list[np.ndarray]:
     works = [extraction(data, block) for block in blocks]
     works = [replace(work, pretrained=works[0].pretrained, **options) for work in works]
     outs = [folder / f"B{block}.npy" for block in blocks]

@@ -21,8 +21,8 @@ from fastpsl.evaluation.protocols import PROTOCOLS, Pool, pooled, pooled_width
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import Data
-from fastpsl.pipelines.data.folder import Folder
+from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.data.image_folder import Folder
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -34,7 +34,7 @@ AS_IT_IS = Pool(None)
 MAX_3_2 = Pool(None, "max", (None, 3, 2, 0))
 
 
-def extraction(data: Data, name: str, block: int, pool: Pool | None, **options: Any) -> Extraction:
+def extraction(data: Dataset, name: str, block: int, pool: Pool | None, **options: Any) -> Extraction:
     torch.manual_seed(0)
     pretrained = Pretrained(make_backbone(name), INPUT, {"sha256": "random", "backbone": name})
     values: dict[str, Any] = {

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fastpsl.models import checkpoint
-from fastpsl.models.checkpoint import Checkpoints, read_checkpoint, write_atomically
+from fastpsl.models.checkpoint import Checkpoints, read_checkpoint
+from fastpsl.pipelines.files.atomic import write_atomically
 
 
 def state(value: float) -> dict[str, object]:

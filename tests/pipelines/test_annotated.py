@@ -10,29 +10,29 @@ import torch
 from PIL import Image
 
 from fastpsl.pipelines.batch import BadSampleError
-from fastpsl.pipelines.data.folder import Folder
-from fastpsl.pipelines.loader.annotated import Annotated, PictureLoader, read_picture
+from fastpsl.pipelines.data.image_folder import Folder
+from fastpsl.pipelines.loader.annotated import AnnotatedImage, AnnotatedLoader, read_picture
 from fastpsl.pipelines.loader.order import epoch_order
 
 NUM = 23
 
 
-def read(index: int, epoch: int) -> Annotated:
+def read(index: int, epoch: int) -> AnnotatedImage:
     """A picture of its own size and value, and what is known of it."""
     picture = torch.full((3, 4 + index, 5 + epoch), index, dtype=torch.uint8)
     return picture, {"twice": torch.tensor([2 * index]), "boxes": torch.zeros(index % 3, 4)}
 
 
-def loader(**options: object) -> PictureLoader:
+def loader(**options: object) -> AnnotatedLoader:
     values = {"batch_size": 3, "seed": 5, "num_threads": 3, "timeout_s": 240.0} | options
-    return PictureLoader(values.pop("read", read), NUM, **values)  # type: ignore[arg-type]
+    return AnnotatedLoader(values.pop("read", read), NUM, **values)  # type: ignore[arg-type]
 
 
 def threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("pictures")]
 
 
-def indices_of(made: PictureLoader, epoch: int, first_step: int = 0) -> list[list[int]]:
+def indices_of(made: AnnotatedLoader, epoch: int, first_step: int = 0) -> list[list[int]]:
     return [batch.indices.tolist() for batch in made.epoch(epoch, first_step)]
 
 
@@ -76,7 +76,7 @@ def test_ranks_share_the_batches_of_one(world: int, batch_size: int) -> None:
 def test_an_epoch_goes_on_from_any_step(first_step: int) -> None:
     asked: list[int] = []
 
-    def noted(index: int, epoch: int) -> Annotated:
+    def noted(index: int, epoch: int) -> AnnotatedImage:
         asked.append(index)
         return read(index, epoch)
 
@@ -90,7 +90,7 @@ def test_an_epoch_goes_on_from_any_step(first_step: int) -> None:
 def test_what_read_raises_is_raised_here() -> None:
     bad = int(epoch_order(5, 0, NUM)[10])  # of step 3
 
-    def broken(index: int, epoch: int) -> Annotated:
+    def broken(index: int, epoch: int) -> AnnotatedImage:
         if index == bad and epoch == 0:
             raise BadSampleError(f"picture {index}: no JPEG")
         return read(index, epoch)
@@ -108,7 +108,7 @@ def test_a_stuck_read_is_a_timeout() -> None:
     free = threading.Event()
     let_go: list[bool] = []
 
-    def stuck(index: int, epoch: int) -> Annotated:
+    def stuck(index: int, epoch: int) -> AnnotatedImage:
         let_go.append(free.wait(240))
         return read(index, epoch)
 
@@ -127,7 +127,7 @@ def test_leaving_early_cancels_and_leaves_no_threads() -> None:
     asked: list[int] = []
     slow = threading.Event()
 
-    def slowly(index: int, epoch: int) -> Annotated:
+    def slowly(index: int, epoch: int) -> AnnotatedImage:
         asked.append(index)
         if len(asked) > 3:
             slow.wait(240)

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastpsl.pipelines.beton import file as beton_file
 from fastpsl.pipelines.beton.encode import Target
-from fastpsl.pipelines.beton.file import BetonFile, PartialFile, output_errors
+from fastpsl.pipelines.beton.file import BetonFile
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.beton.write import max_bad_count, quarantine_path, small_path, write_beton
+from fastpsl.pipelines.files.atomic import PartialFile, output_errors, partial_path
 from fastpsl.pipelines.sources import Sample, image_folder
 from tests.pipelines.folders import photo_tree, tree, write_folder
 from tests.pipelines.photos import jpeg, photo
@@ -254,7 +254,7 @@ def test_killed_at_any_byte_nothing_stands_under_the_final_name(tmp_path: Path) 
         command = [sys.executable, "-c", KILLED, str(photos), str(out), str(limit)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == -signal.SIGXFSZ, done.stderr
-        assert beton_file.partial_path(out).exists() and not out.exists()
+        assert partial_path(out).exists() and not out.exists()
     done = subprocess.run(
         [*CLI, "beton", "write", photos, out], capture_output=True, text=True, timeout=240, check=False
     )
@@ -269,7 +269,7 @@ def test_two_writers_of_one_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="another process is writing it"):
         PartialFile(out)
     first.file.discard()
-    stale = beton_file.partial_path(out)
+    stale = partial_path(out)
     stale.write_bytes(b"left by a killed run")
     second = PartialFile(out)
     assert stale.stat().st_size == 0  # taken over, emptied

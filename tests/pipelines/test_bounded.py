@@ -17,7 +17,7 @@ from fastpsl.evaluation.label_lists import read_label_list
 from fastpsl.models.checkpoint import read_checkpoint
 from fastpsl.models.weight_files import read_weights
 from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.files.bounded import read_npy, refuse_larger
+from fastpsl.pipelines.files.bounded import check_zip, read_npy
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.tasks.permutation_files import read_permutations
 from fastpsl.tasks.pseudo_labels.file import read_labels
@@ -130,8 +130,8 @@ def test_what_is_read_owns_its_memory_and_is_as_it_was(tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", a=array)
     with pytest.raises(ValueError, match="an archive"):
         read_npy(tmp_path / "b.npz", 1 << 10)
-    with zipfile.ZipFile(tmp_path / "b.npz") as archive, pytest.raises(ValueError, match="at most 5 "):
-        refuse_larger(archive, 5)
+    with pytest.raises(ValueError, match="at most 5 "):
+        check_zip(tmp_path / "b.npz", 5)
 
 
 @pytest.mark.parametrize("shape", ["(2, 9", "(99999999999999999999, 9)", "((((", "(1e999, 9)"])

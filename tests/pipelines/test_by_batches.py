@@ -16,20 +16,21 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.pipelines.data.dataset import Rows
+from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.decoders.codes import REASONS
+from fastpsl.pipelines.decoders.decoder import BatchDecoder
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.loader import by_batches
 from fastpsl.pipelines.loader.by_batches import ByBatches
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.loader.pending_batch import Job
+from fastpsl.pipelines.loader.pending_batch import PendingBatch
 from fastpsl.pipelines.views import ViewSpec
 
 VIEWS = [ViewSpec(RandomResizedCrop(8)), ViewSpec(RandomResizedCrop(4))]
 NUM, BATCH = 60, 4
 
 
-class Numbered:
+class Numbered(BatchDecoder):
     """Pictures of a sample's index; `act` is called with what is done and the indices."""
 
     name, reasons, depth = "numbered", REASONS, 3
@@ -38,14 +39,16 @@ class Numbered:
         self.act = act
         self.submitted: deque[tuple[np.ndarray, list[int]]] = deque()
 
-    def begin(self, rows: Rows) -> list[Any]:
+    def begin(self, rows: SampleTable) -> list[Any]:
         return [None] * len(rows.indices)
 
-    def encode(self, rows: Rows, encoded: list[Any], part: slice) -> None:
+    def encode(self, rows: SampleTable, encoded: list[Any], part: slice) -> None:
         self.act("encode", rows.indices[part].tolist())
         encoded[part] = rows.indices[part].tolist()
 
-    def submit(self, rows: Rows, encoded: list[Any], boxes: list[np.ndarray], sizes_px: list[int]) -> None:
+    def submit(
+        self, rows: SampleTable, encoded: list[Any], boxes: list[np.ndarray], sizes_px: list[int]
+    ) -> None:
         assert encoded == rows.indices.tolist()
         self.act("submit", encoded)
         self.submitted.append((rows.indices, sizes_px))
@@ -112,9 +115,9 @@ def test_the_decoder_has_all_it_can_hold_while_a_batch_is_collected(monkeypatch:
     with loader(act) as made:
         start = made._engine.start
 
-        def counted(job: Job) -> None:
-            start(job)
-            if job.step >= made.prefetch_batches - 1:
+        def counted(pending: PendingBatch) -> None:
+            start(pending)
+            if pending.step >= made.prefetch_batches - 1:
                 started.release()
 
         made._engine.start = counted  # type: ignore[method-assign]

@@ -10,12 +10,11 @@ import torch
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.rotation_crops import RotationCrop
-from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.batch import ALIGNMENT, Batch
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.folder import Folder
+from fastpsl.pipelines.data.image_folder import Folder
 from fastpsl.pipelines.decoders import dali, hardware_jpeg
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.loader.packing import ALIGNMENT
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import DECODERS, JPG, RAW, jpeg, photo, photo_samples, write

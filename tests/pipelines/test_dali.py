@@ -16,7 +16,7 @@ import torch
 
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import Rows
+from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.decoders import codes, dali, dali_graph, dali_pipeline, open_decoder
 from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.dali import DaliDecoder
@@ -206,9 +206,9 @@ def test_an_odd_jpeg_is_decoded_on_the_cpu_counted_and_named_once(tmp_path: Path
             assert ((images.int() - others.int()).abs().float().mean((1, 2, 3)) < 2).all()
 
 
-def rows_of(path: Path, samples: list[tuple[bytes, int, int, int]]) -> Rows:
+def rows_of(path: Path, samples: list[tuple[bytes, int, int, int]]) -> SampleTable:
     path.write_bytes(b"".join(data for data, *_ in samples))
-    rows = Rows.empty(np.arange(len(samples)))
+    rows = SampleTable.empty(np.arange(len(samples)))
     sizes = np.array([len(data) for data, *_ in samples])
     rows.fd[:], rows.label[:] = os.open(path, os.O_RDONLY), 0
     rows.num_bytes[:], rows.offset[:] = sizes, np.cumsum(sizes) - sizes
@@ -216,7 +216,7 @@ def rows_of(path: Path, samples: list[tuple[bytes, int, int, int]]) -> Rows:
     return rows
 
 
-def decode(decoder: DaliDecoder, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+def decode(decoder: DaliDecoder, rows: SampleTable) -> tuple[np.ndarray, np.ndarray]:
     boxes = np.array([[3, 5, 40, 41, 0]] * len(rows.indices), np.int32)
     encoded = decoder.begin(rows)
     decoder.encode(rows, encoded, slice(0, len(rows.indices)))

@@ -21,7 +21,7 @@ from PIL import Image
 
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, isotropic_resize
 from fastpsl.pipelines import decoders
-from fastpsl.pipelines.data.dataset import Rows
+from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.data.plain_jpeg import by_pillow, plain_decoder
 from fastpsl.pipelines.decoders import BatchDecoder, Decoder, codes, libffcv, open_decoder, reason_of
 from fastpsl.pipelines.decoders import ffcv as ffcv_decoder
@@ -65,7 +65,7 @@ class Samples:
         self.fd = os.open(path, os.O_RDONLY)
         self.opened.append(self.fd)
         sizes = np.array([len(data) for data, *_ in samples], np.int64)
-        self.rows = Rows.empty(np.arange(len(samples)))
+        self.rows = SampleTable.empty(np.arange(len(samples)))
         self.rows.fd[:], self.rows.label[:] = self.fd, 0
         self.rows.offset[:], self.rows.num_bytes[:] = 6 + np.cumsum(sizes) - sizes, sizes
         for i, (_, height, width, mode) in enumerate(samples):
@@ -80,7 +80,7 @@ def samples_are_closed() -> Iterator[None]:
 
 
 def decode(
-    decoder: Decoder | BatchDecoder, rows: Rows, boxes: list[np.ndarray], sizes: list[int]
+    decoder: Decoder | BatchDecoder, rows: SampleTable, boxes: list[np.ndarray], sizes: list[int]
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     boxes = [with_resampling(box) for box in boxes]
     if isinstance(decoder, DaliDecoder):
@@ -100,7 +100,7 @@ def with_resampling(boxes: np.ndarray, how: int = codes.AREA) -> np.ndarray:
     return np.asarray(five).astype(np.int32)
 
 
-def whole(rows: Rows) -> np.ndarray:
+def whole(rows: SampleTable) -> np.ndarray:
     zero = np.zeros(len(rows.fd), np.int32)
     return np.stack([zero, zero, rows.height, rows.width], axis=1)
 
@@ -459,7 +459,7 @@ torch_threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from fastpsl.pipelines.data.plain_jpeg import by_pillow, plain_decoder
-from fastpsl.pipelines.data.dataset import Rows
+from fastpsl.pipelines.data.dataset import SampleTable
 from tests.pipelines.photos import photo_samples, write
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip

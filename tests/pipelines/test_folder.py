@@ -18,8 +18,8 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data import header_index as folder_index
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG
-from fastpsl.pipelines.data.folder import Folder
 from fastpsl.pipelines.data.image_file import decode_any, upright_size
+from fastpsl.pipelines.data.image_folder import Folder
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.decoders import choose_decoder, dali
 from fastpsl.pipelines.doing import doing

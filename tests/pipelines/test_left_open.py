@@ -12,8 +12,8 @@ import pytest
 
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import Data
-from fastpsl.pipelines.data.folder import Folder
+from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.data.image_folder import Folder
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import jpeg, photo, photo_samples, write
@@ -38,13 +38,13 @@ def unclosed() -> Iterator[list[warnings.WarningMessage]]:
         yield said
 
 
-def beton(tmp_path: Path) -> Data:
+def beton(tmp_path: Path) -> Dataset:
     for i in range(2):
         write(tmp_path / f"{i}.beton", photo_samples(3, i))
     return Beton(tmp_path / "*.beton")
 
 
-def folder(tmp_path: Path) -> Data:
+def folder(tmp_path: Path) -> Dataset:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.jpg").write_bytes(jpeg(photo(0, 30, 40)))
     return Folder(tmp_path / "images")
@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Data:
 
 @pytest.mark.parametrize("opened", [beton, folder])
 def test_data_left_open_is_released_with_a_warning(
-    opened: Callable[[Path], Data], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Callable[[Path], Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     held = [opened(tmp_path)]
@@ -64,7 +64,7 @@ def test_data_left_open_is_released_with_a_warning(
 
 @pytest.mark.parametrize("opened", [beton, folder])
 def test_data_that_is_closed_warns_of_nothing(
-    opened: Callable[[Path], Data], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Callable[[Path], Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = opened(tmp_path)

@@ -16,7 +16,7 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import Grey
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import Data, Rows
+from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
@@ -63,7 +63,7 @@ def opened(sources: dict[str, Path], source: str) -> Any:
     return Synthetic(NUM, num_classes=NUM) if source == "synthetic" else open_data(sources[source])
 
 
-def batches(data: Data, epoch: int = 0, first_step: int = 0, **options: object) -> list[Batch]:
+def batches(data: Dataset, epoch: int = 0, first_step: int = 0, **options: object) -> list[Batch]:
     with Loader(data, VIEWS, **{"batch_size": GLOBAL_BATCH, "num_threads": 2, **options}) as loader:  # type: ignore[arg-type]
         return list(loader.epoch(epoch, first_step))
 
@@ -189,21 +189,20 @@ def test_an_epoch_can_be_entered_anywhere_without_decoding_what_came_before(
 
 def count_decoded(loader: Loader) -> list[int]:
     """Numbers of samples given to the loader's decoder from now on; it decodes as before."""
-    decoder, decoded = loader.decoder, []
+    decoder: Any = loader.decoder
+    decode: Any = getattr(decoder, "decode", None)
+    encode: Any = getattr(decoder, "encode", None)
+    decoded: list[int] = []
 
-    class Counting:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(decoder, name)
+    def counted_decode(rows: SampleTable, *arguments: Any) -> Any:
+        decoded.append(len(rows.fd))
+        return decode(rows, *arguments)
 
-        def decode(self, rows: Rows, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
-            decoded.append(len(rows.fd))
-            return decoder.decode(rows, boxes, outs)  # type: ignore[union-attr]
+    def counted_encode(rows: SampleTable, encoded: Any, part: slice) -> None:
+        decoded.append(part.stop - part.start)
+        encode(rows, encoded, part)
 
-        def encode(self, rows: Rows, encoded: Any, part: slice) -> None:
-            decoded.append(part.stop - part.start)
-            decoder.encode(rows, encoded, part)  # type: ignore[union-attr]
-
-    loader.decoder = Counting()  # type: ignore[assignment]
+    decoder.decode, decoder.encode = counted_decode, counted_encode
     return decoded
 
 

@@ -15,7 +15,7 @@ import pytest
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.batch import BadSampleError
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import Rows
+from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.decoders.codes import REASONS
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
@@ -107,7 +107,7 @@ def test_a_file_cut_short_while_it_is_read_is_an_error(
     ):
         rows = data.rows
 
-        def of_the_cut_file(indices: np.ndarray) -> Rows:
+        def of_the_cut_file(indices: np.ndarray) -> SampleTable:
             assert indices[0] < 4 or is_cut.wait(240)  # the second batch is begun as the first is handed out
             return rows(indices)
 
@@ -121,29 +121,26 @@ def test_a_file_cut_short_while_it_is_read_is_an_error(
         assert "\n" not in str(error.value)
 
 
-class Broken:
-    """A decoder that does as the test says; everything else is real."""
+def break_decoder(loader: Loader, act: Callable[[SampleTable], None]) -> None:
+    """From now on the loader's decoder does as the test says; everything else is real."""
 
-    name, reasons = "broken", REASONS
-
-    def __init__(self, act: Callable[[Rows], None]) -> None:
-        self.act = act
-
-    def decode(self, rows: Rows, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
-        self.act(rows)
+    def decode(rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
+        act(rows)
         return np.zeros(len(rows.fd), np.int8)
+
+    loader.decoder.decode = decode  # type: ignore[union-attr, method-assign]
 
 
 def test_a_stuck_thread_is_raised_within_the_timeout() -> None:
     release = threading.Event()
     let_go: list[bool] = []
 
-    def act(rows: Rows) -> None:
+    def act(rows: SampleTable) -> None:
         if 5 in rows.indices:
             let_go.append(release.wait(240))
 
     with Loader(Synthetic(64), VIEWS, batch_size=4, train=False, num_threads=2) as loader:
-        loader.decoder = Broken(act)
+        break_decoder(loader, act)
         epoch = loader.epoch(0)
         next(epoch)
         loader.timeout_s = 0.5
@@ -164,12 +161,12 @@ def test_a_stuck_thread_is_raised_within_the_timeout() -> None:
 
 @pytest.mark.parametrize("error", [SystemExit(3), MemoryError("none left"), OSError(5, "Input/output error")])
 def test_a_thread_that_dies_is_raised_and_the_others_live(error: BaseException) -> None:
-    def act(rows: Rows) -> None:
+    def act(rows: SampleTable) -> None:
         if 9 in rows.indices:
             raise error
 
     with Loader(Synthetic(64), VIEWS, batch_size=4, train=False, num_threads=2) as loader:
-        loader.decoder = Broken(act)
+        break_decoder(loader, act)
         epoch = loader.epoch(0)
         assert [next(epoch).step for _ in range(2)] == [0, 1]
         with pytest.raises(type(error)):
@@ -202,13 +199,13 @@ def test_leaving_an_epoch_early_leaves_nothing(good: Path, decoder: str) -> None
 def test_nothing_runs_on_after_an_epoch_is_left() -> None:
     running = []
 
-    def act(rows: Rows) -> None:
+    def act(rows: SampleTable) -> None:
         running.append(1)
         time.sleep(0.05)
         running.pop()
 
     with Loader(Synthetic(640), VIEWS, batch_size=64, num_threads=2) as loader:
-        loader.decoder = Broken(act)
+        break_decoder(loader, act)
         epoch = loader.epoch(0)
         next(epoch)
         epoch.close()  # type: ignore[attr-defined]
@@ -226,7 +223,7 @@ def test_a_loader_closed_amid_an_epoch_ends_what_it_has_begun(
         epoch = loader.epoch(0)
         rows = data.rows
 
-        def slowly(indices: np.ndarray) -> Rows:
+        def slowly(indices: np.ndarray) -> SampleTable:
             time.sleep(0.2)  # its chunks are queued behind the threads' ends
             return rows(indices)
 
@@ -261,14 +258,10 @@ import sys, time
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.data.dataset import Rows
+from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.views import ViewSpec
 loader = Loader(Synthetic(64), [ViewSpec(RandomResizedCrop(8))], batch_size=4, timeout_s=0.3)
-class Stuck:
-    name, reasons = "stuck", {}
-    def decode(self, rows, boxes, outs):
-        time.sleep(1000)
-loader.decoder = Stuck()
+loader.decoder.decode = lambda rows, boxes, outs: time.sleep(1000)
 next(loader.epoch(0))
 """
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.loader.packing import ALIGNMENT, pack, unpack
+from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.jigsaw import JigsawTiles
+from fastpsl.kernels.rotate90 import Rotate90
+from fastpsl.pipelines.batch import ALIGNMENT, Batch, pack, unpack
 
 GENERATOR = torch.Generator().manual_seed(0)
 TENSORS = [
@@ -64,3 +66,16 @@ def test_a_batch_moves_with_everything_it_has(num: int, monkeypatch: pytest.Monk
         assert num == 0 or mine.data_ptr() != theirs.data_ptr()
     assert [[list(draw) for draw in view] for view in moved.draws] == [[["flip"], [], ["order", "grey"]], []]
     assert len({tensor.untyped_storage().data_ptr() for tensor in moved._small()}) == 1
+
+
+def test_a_batch_finds_an_ops_draw_by_its_type() -> None:
+    flips, turns = torch.tensor([True, False]), torch.tensor([3, 1])
+    draws = [({"flip": flips}, {"turns": turns}), ({"flip": ~flips},)]
+    ops = [(Flip(), Rotate90()), (Flip(),)]
+    batch = Batch([], draws, torch.arange(2), torch.arange(2), 0, 0, ops=ops)  # type: ignore[arg-type]
+    for same in (batch, batch.first(2)):
+        assert torch.equal(same.draw(Rotate90)["turns"], turns)
+    with pytest.raises(AssertionError, match=r"Flip stands 2 times, not once, in .*'Flip', 'Rotate90'"):
+        batch.draw(Flip)
+    with pytest.raises(AssertionError, match="JigsawTiles stands 0 times"):
+        batch.draw(JigsawTiles)

@@ -8,8 +8,8 @@ import torch
 
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import Data
-from fastpsl.pipelines.data.folder import Folder
+from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.data.image_folder import Folder
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
@@ -37,7 +37,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def pictures(data: Data, decoder: str) -> tuple[torch.Tensor, list[int], list[int]]:
+def pictures(data: Dataset, decoder: str) -> tuple[torch.Tensor, list[int], list[int]]:
     """Of an evaluation's pass in batches of 4: pictures, labels, indices, without padding."""
     with Loader(data, VIEW, batch_size=4, train=False, decoder=decoder, num_threads=1) as loader:
         batches = list(loader.epoch(0))

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from fastpsl.kernels.crops import ShorterSideCrop
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.annotated import read_picture
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.pipelines.voc.dataset import CLASSES, VOC, learned_and_scored
-from fastpsl.pipelines.voc.masks import palette, write_mask
+from fastpsl.pipelines.voc.masks import mask_png, palette
 from tests.pipelines.photos import jpeg, photo, pil_decode
 from tests.pipelines.voc_folders import CAT, DOG, mask_of, save_mask, sbd, voc_2007, voc_2012, write_sbd_mask
 
@@ -75,7 +75,7 @@ def test_masks_are_written_in_vocs_palette(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert colours[20].tolist() == [0, 64, 128] and colours[255].tolist() == [224, 224, 192]
     mask = mask_of(0, 50, 70)
-    write_mask(tmp_path / "mask.png", mask)
+    (tmp_path / "mask.png").write_bytes(mask_png(mask))
     with Image.open(tmp_path / "mask.png") as image:
         assert image.mode == "P" and (np.array(image) == mask).all()
         assert (np.array(image.convert("RGB")) == colours[mask]).all()
@@ -107,7 +107,7 @@ def test_own_classes(root: Path) -> None:
 
 
 def test_the_loader_reads_it(root: Path) -> None:
-    data: Data = VOC(root, TRAINVAL, "boxes")
+    data: Dataset = VOC(root, TRAINVAL, "boxes")
     views = [ViewSpec(ShorterSideCrop(40, 40, where="center"))]
     with Loader(data, views, batch_size=2, train=False, decoder="torchvision", num_threads=1) as loader:
         (batch,) = loader.epoch(0)

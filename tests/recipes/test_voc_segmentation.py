@@ -17,7 +17,7 @@ from fastpsl.engine.predictions import read_predictions
 from fastpsl.evaluation.result import read_result
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.pipelines.voc.dataset import VOC
-from fastpsl.pipelines.voc.masks import write_mask
+from fastpsl.pipelines.voc.masks import mask_png
 from fastpsl.transfer.segmentation.mask_scores import mask_scores, with_background
 from fastpsl.transfer.segmentation.protocols import PROTOCOLS
 from tests.pipelines.voc_folders import sbd, voc_2012
@@ -160,7 +160,7 @@ def shuffled(root: Path, to: Path) -> Path:
     masks = [Image.open(root / "VOC2012" / "SegmentationClass" / f"{name}.png") for name in names]
     for name, mask, size in zip(names, masks[1:] + masks[:1], [m.size for m in masks], strict=True):
         stretched = np.asarray(mask.resize(size, Image.Resampling.NEAREST))
-        write_mask(place / "SegmentationClass" / f"{name}.png", stretched)
+        (place / "SegmentationClass" / f"{name}.png").write_bytes(mask_png(stretched))
     return to
 
 

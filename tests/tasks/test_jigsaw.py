@@ -34,7 +34,8 @@ def batch_of(labels: Tensor, indices: list[int] | None = None) -> Batch:
     size = len(labels)
     draws: tuple[dict[str, Tensor], ...] = ({}, {"permutation": labels})
     chosen = torch.tensor(indices if indices is not None else range(size))
-    return Batch(images=[], draws=[draws], indices=chosen, labels=torch.zeros(size), epoch=0, step=0)
+    ops = [view.ops for view in small_task(1).views(1)]
+    return Batch(images=[], draws=[draws], indices=chosen, labels=torch.zeros(size), epoch=0, step=0, ops=ops)
 
 
 def loss_of_permuted_pixels(

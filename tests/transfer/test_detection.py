@@ -23,7 +23,7 @@ from fastpsl.engine.train_step import Learner, StageModule
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.input_record import CHANNELS, Input
-from fastpsl.pipelines.loader.annotated import PictureBatch, read_picture
+from fastpsl.pipelines.loader.annotated import AnnotatedBatch, read_picture
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.pipelines.standard_views import center_view
 from fastpsl.pipelines.voc.dataset import VOC
@@ -64,10 +64,10 @@ def learner_of(task: Detection, world: World, lr: float = 0.0) -> Learner:
     )
 
 
-def batch_of(task: Detection, indices: list[int], epoch: int = 0) -> PictureBatch:
+def batch_of(task: Detection, indices: list[int], epoch: int = 0) -> AnnotatedBatch:
     images, targets = zip(*(task.read(index, epoch) for index in indices), strict=True)
     numbers = torch.tensor(indices)
-    return PictureBatch(list(images), list(targets), numbers, -torch.ones_like(numbers), epoch, 0)
+    return AnnotatedBatch(list(images), list(targets), numbers, -torch.ones_like(numbers), epoch, 0)
 
 
 # What is read
@@ -258,7 +258,7 @@ def learned_together(root: Path, world: World) -> dict[str, Tensor]:
         targets.append({"boxes": boxes[:2], "labels": labels, "proposals": boxes[2:]})
     own = slice(world.rank, None, world.size)
     indices = torch.arange(4)[own]
-    batch = PictureBatch(images[own], targets[own], indices, -torch.ones_like(indices), 0, 0)
+    batch = AnnotatedBatch(images[own], targets[own], indices, -torch.ones_like(indices), 0, 0)
     learner.step([batch], lr=1.0)  # type: ignore[list-item]
     return {name: value.detach().clone() for name, value in learner.module.named_parameters()}
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from fastpsl.pipelines.data.dataset import Rows
+from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.transfer.detection.proposals import Proposals
@@ -31,8 +31,8 @@ class Pictures:
     def image_id(self, index: int) -> str:
         return self.ids[index]
 
-    def rows(self, indices: np.ndarray) -> Rows:
-        rows = Rows.empty(indices)
+    def rows(self, indices: np.ndarray) -> SampleTable:
+        rows = SampleTable.empty(indices)
         rows.height[:], rows.width[:] = HEIGHT, WIDTH
         return rows
 

@@ -28,7 +28,7 @@ from fastpsl.engine.trainer import StageRun, pretrain
 from fastpsl.kernels.draws import Keys
 from fastpsl.models.alexnet import AlexNet
 from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.loader.annotated import PictureBatch
+from fastpsl.pipelines.loader.annotated import AnnotatedBatch
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.pipelines.voc.masks import VOID, palette
@@ -63,11 +63,11 @@ def test_a_pictures_loss_is_the_mean_over_its_pixels_that_are_known() -> None:
     assert mask_losses(scores[:0], masks[:0]).shape == (0,)
 
 
-def batch_of(*sizes: tuple[int, int], seed: int = 0) -> PictureBatch:
+def batch_of(*sizes: tuple[int, int], seed: int = 0) -> AnnotatedBatch:
     random = torch.Generator().manual_seed(seed)
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=random) for size in sizes]
     masks = [torch.randint(0, 4, size, generator=random).to(torch.uint8) for size in sizes]
-    return PictureBatch(
+    return AnnotatedBatch(
         images=images, targets=[{"mask": mask} for mask in masks], indices=torch.arange(len(sizes)),
         labels=torch.full((len(sizes),), -1), epoch=0, step=0,
     )  # fmt: skip

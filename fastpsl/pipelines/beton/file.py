@@ -1,17 +1,8 @@
-"""The file side of writing a beton: pages, tables, checksum; under another name until it is whole.
+"""The file side of writing a beton: pages, tables, checksum. The allocation table is in sample order."""
 
-`train.beton` is written as `.train.beton.partial` in the same folder, fsynced, renamed. A file left there by
-a killed run is taken over by the next one; a lock keeps two writers apart. The allocation table is in sample
-order.
-"""
-
-import contextlib
-import errno
-import fcntl
 import hashlib
 import os
 from array import array
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,119 +10,13 @@ import numpy as np
 from fastpsl.pipelines.beton.checksums import MARK, Checksums
 from fastpsl.pipelines.beton.encode import Stored
 from fastpsl.pipelines.beton.shard import ALLOCATION, FIELD, HEADER, IMAGE_TYPE, INT_TYPE, VERSION, row_dtype
+from fastpsl.pipelines.files.atomic import PartialFile, write_all
 
 MIN_PAGE_BYTES, MAX_PAGE_BYTES = 1 << 21, 1 << 31  # ffcv/writer.py
 _BUFFER_BYTES = 1 << 22
 _ROWS_BUFFERED = 1 << 14
 _ROW = row_dtype((IMAGE_TYPE, INT_TYPE))
 _TABLE_START = HEADER.itemsize + 2 * FIELD.itemsize
-_SPACE = "free some space or choose another disk"
-_REMEDIES = {
-    errno.ENOSPC: _SPACE,
-    errno.EDQUOT: _SPACE,
-    errno.EFBIG: "raise the limit of a file's size (ulimit -f) or choose another disk",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-}
-
-
-@contextlib.contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """What goes wrong in writing `path`, or a file in that folder, as one line."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error.filename, str) and Path(error.filename).is_relative_to(path):
-            path = Path(error.filename)
-        remedy = _REMEDIES.get(error.errno or 0, "choose a folder that can be written")
-        raise ValueError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from None
-
-
-def partial_path(path: Path) -> Path:
-    """The name under which `path` is being written."""
-    return path.with_name(f".{path.name}.partial")
-
-
-class PartialFile:
-    """A file under its partial name, locked: `publish` renames it, `discard` removes it, being killed leaves
-    it to the next run."""
-
-    def __init__(self, path: Path):
-        self.path, self.partial = path, partial_path(path)
-        while True:
-            self.fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(self.fd)
-                raise ValueError(
-                    f"{path}: another process is writing it; wait for it, or choose another name"
-                ) from None
-            except OSError:
-                pass  # a file system without locks
-            if self._is_in_place():
-                break
-            # Renamed by another writer between open and lock: it is no partial file any more.
-            os.close(self.fd)
-        os.ftruncate(self.fd, 0)
-
-    def _is_in_place(self) -> bool:
-        try:
-            return os.path.samestat(os.fstat(self.fd), os.stat(self.partial))
-        except FileNotFoundError:
-            return False
-
-    def publish(self) -> None:
-        os.fsync(self.fd)
-        os.replace(self.partial, self.path)
-        self.close()
-
-    def discard(self) -> None:
-        if self.fd >= 0:
-            with contextlib.suppress(OSError):
-                os.unlink(self.partial)
-        self.close()
-
-    def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-        self.fd = -1
-
-
-def is_locked(partial: Path) -> bool:
-    """Whether another process is writing this partial file, as far as locks tell."""
-    with contextlib.suppress(OSError), open(partial, "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
-def write_all(fd: int, data: "bytes | memoryview", offset: int) -> None:
-    """pwrite until everything is there."""
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(fd, view, offset)
-        view, offset = view[done:], offset + done
-
-
-def publish_bytes(path: Path, data: bytes) -> None:
-    """Write a small file whole or not at all."""
-    file = PartialFile(path)
-    try:
-        write_all(file.fd, data, 0)
-        file.publish()
-    finally:
-        file.discard()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder last."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class BetonFile:

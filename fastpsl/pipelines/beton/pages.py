@@ -10,7 +10,7 @@ import numpy as np
 
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import REMEDY, chunks
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 
 _MIN_PAGE_BYTES = 4096  # below it a header is nonsense; ffcv's own minimum is 2 MiB
 
@@ -33,7 +33,7 @@ class Pages(NamedTuple):
     extents: Extents  # [num_pages]
 
 
-def pages_of(data: Data) -> Pages:
+def pages_of(data: Dataset) -> Pages:
     """The pages of a beton: 4 bytes a sample, made from the tables, kept by nobody. ValueError for data of another
     kind, and where a file has been written to since opening."""
     if data.kind != "beton":

@@ -19,7 +19,7 @@ import numpy as np
 from fastpsl.pipelines.beton.shard import HEADER, REMEDY, Shard, chunks
 from fastpsl.pipelines.beton.shard_set import Written, how_written, missing_shards, set_faults
 from fastpsl.pipelines.beton.sidecar import read_sidecar
-from fastpsl.pipelines.data.dataset import Rows
+from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.doing import doing
 
 
@@ -115,13 +115,13 @@ class Beton:
             max(shard.max_height for shard in shards), max(shard.max_width for shard in shards),
         )  # fmt: skip
 
-    def rows(self, indices: np.ndarray) -> Rows:
+    def rows(self, indices: np.ndarray) -> SampleTable:
         """Where the samples `indices` (int64 [B], in [0, num_samples)) lie. ValueError when a file has been
         written to since opening."""
         indices = np.asarray(indices, np.int64)
         if len(indices) and not (0 <= indices.min() and indices.max() < self.num_samples):
             raise IndexError(f"sample {indices.min()} .. {indices.max()} of {self.num_samples}")
-        rows = Rows.empty(indices)
+        rows = SampleTable.empty(indices)
         owners = np.searchsorted(self._starts, indices, "right") - 1
         for owner in np.unique(owners):
             shard, here = self.shards[owner], np.flatnonzero(owners == owner)

@@ -12,13 +12,14 @@ import numpy as np
 
 from fastpsl.pipelines.beton.checksums import has_checksums, is_as_written, read_checksums
 from fastpsl.pipelines.beton.encode import clean_decode
-from fastpsl.pipelines.beton.file import MIN_PAGE_BYTES, is_locked
-from fastpsl.pipelines.beton.reader import Beton, Rows, shard_paths
+from fastpsl.pipelines.beton.file import MIN_PAGE_BYTES
+from fastpsl.pipelines.beton.reader import Beton, SampleTable, shard_paths
 from fastpsl.pipelines.beton.shard import JPG, chunks
 from fastpsl.pipelines.beton.shard_set import Written, how_written, missing_shards, set_faults
 from fastpsl.pipelines.beton.sidecar import Sidecar, read_sidecar
 from fastpsl.pipelines.decoders.libffcv import HEADER_GOOD, HEADER_REASONS, jpeg_header
 from fastpsl.pipelines.doing import doing
+from fastpsl.pipelines.files.atomic import is_locked
 from fastpsl.pipelines.loader.workers import map_in_order
 
 _BLOCK_BYTES = 1 << 22
@@ -102,7 +103,7 @@ def verify(
         except ValueError as error:
             yield str(error)
 
-        def check(sample: tuple[int, Rows, int]) -> str:
+        def check(sample: tuple[int, SampleTable, int]) -> str:
             data, reason = _decoded(sample)
             if reason or checksums is None:
                 return reason
@@ -157,7 +158,7 @@ def _checksum(path: Path, sidecar: Sidecar) -> str:
     return digest.hexdigest()
 
 
-def _samples(beton: Beton) -> Iterator[tuple[int, Rows, int]]:
+def _samples(beton: Beton) -> Iterator[tuple[int, SampleTable, int]]:
     """(index, rows, i): each sample is row i of some rows."""
     for part in chunks(beton.num_samples):
         rows = beton.rows(np.arange(part.start, part.stop))
@@ -165,7 +166,7 @@ def _samples(beton: Beton) -> Iterator[tuple[int, Rows, int]]:
             yield part.start + i, rows, i
 
 
-def _decoded(sample: tuple[int, Rows, int]) -> tuple[bytes, str]:
+def _decoded(sample: tuple[int, SampleTable, int]) -> tuple[bytes, str]:
     """A sample's bytes, and what is wrong with them by themselves; "" = nothing."""
     _, rows, i = sample
     wanted = int(rows.num_bytes[i])

@@ -18,19 +18,18 @@ from pathlib import Path
 import numpy as np
 
 from fastpsl.pipelines.beton.encode import BrokenImage, Stored, Target, convert, store_array
-from fastpsl.pipelines.beton.file import (
-    MAX_PAGE_BYTES,
-    BetonFile,
-    PartialFile,
-    output_errors,
-    publish_bytes,
-    sync_folder,
-    write_all,
-)
+from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES, BetonFile
 from fastpsl.pipelines.beton.sidecar import PathPacker, Sidecar, dump_sidecar, sidecar_path
 from fastpsl.pipelines.data.image_file import read_image_file
 from fastpsl.pipelines.decoders.libffcv import INSTALL, why_missing
 from fastpsl.pipelines.doing import doing
+from fastpsl.pipelines.files.atomic import (
+    PartialFile,
+    output_errors,
+    sync_folder,
+    write_all,
+    write_atomically,
+)
 from fastpsl.pipelines.loader.workers import map_in_order
 from fastpsl.pipelines.sources import Sample
 
@@ -236,7 +235,7 @@ def write_beton(
             os.fsync(file.file.fd)  # the long one, before the first rename
             quarantine.publish()
             small.publish()
-            publish_bytes(sidecar_path(out), dump_sidecar(sidecar))
+            write_atomically(sidecar_path(out), dump_sidecar(sidecar))
             file.file.publish()
             sync_folder(out.parent)
     finally:

@@ -11,7 +11,7 @@ MODE_JPEG, MODE_RAW, MODE_FILE = 0, 1, 2
 UPRIGHT = 1
 
 
-class Rows(NamedTuple):
+class SampleTable(NamedTuple):
     """Numpy arrays of one length, a sample each; slice all of them alike with `part`."""
 
     indices: np.ndarray  # int64, in the data set
@@ -26,7 +26,7 @@ class Rows(NamedTuple):
     path: np.ndarray  # object: str, the file that holds the sample alone; "" where `fd` serves
 
     @classmethod
-    def empty(cls, indices: np.ndarray) -> "Rows":
+    def empty(cls, indices: np.ndarray) -> "SampleTable":
         """Upright samples that are read from `fd`; everything else is still to be filled in."""
         num = len(indices)
         return cls(
@@ -42,11 +42,11 @@ class Rows(NamedTuple):
             path=np.full(num, "", object),
         )
 
-    def part(self, which: "slice | np.ndarray") -> "Rows":
-        return Rows(*(column[which] for column in self))
+    def part(self, which: "slice | np.ndarray") -> "SampleTable":
+        return SampleTable(*(column[which] for column in self))
 
 
-def read_bytes(rows: Rows, i: int) -> bytes:
+def read_bytes(rows: SampleTable, i: int) -> bytes:
     """The sample's bytes, as many as there are; none where the file cannot be read, or is larger than MAX_FILE_BYTES."""
     try:
         if rows.path[i]:
@@ -58,7 +58,7 @@ def read_bytes(rows: Rows, i: int) -> bytes:
         return b""
 
 
-class Data(Protocol):
+class Dataset(Protocol):
     """A data set: what the Loader needs of betons, folders and synthetic data."""
 
     kind: str  # "beton", "folder" or "synthetic"
@@ -71,7 +71,7 @@ class Data(Protocol):
         """(min height, min width, max height, max width) over all samples, px."""
         ...
 
-    def rows(self, indices: np.ndarray) -> Rows:
+    def rows(self, indices: np.ndarray) -> SampleTable:
         """`indices`: int64 [B] in [0, num_samples). ValueError where a file has changed under our hands."""
         ...
 
@@ -90,7 +90,7 @@ class Data(Protocol):
     def close(self) -> None: ...
 
 
-def require_labels(data: Data, what: str) -> None:
+def require_labels(data: Dataset, what: str) -> None:
     """ValueError unless every sample has a label; `what` needs them."""
     num_without = int((data.labels() < 0).sum())
     if num_without:
@@ -101,7 +101,7 @@ def require_labels(data: Data, what: str) -> None:
         )
 
 
-def require_same_classes(train: Data, val: Data) -> None:
+def require_same_classes(train: Dataset, val: Dataset) -> None:
     """ValueError where the held-out data has other classes than the training data, or gives them other numbers."""
     if train.class_names and val.class_names:
         if train.class_names != val.class_names:

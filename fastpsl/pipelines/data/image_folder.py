@@ -1,20 +1,24 @@
-"""Image files as a data set of their own, from the index of their headers: what folders and lists of images share."""
+"""Image files as a data set: a folder of them or a list, in the order and with the labels of the beton written of it."""
 
 import os
 import warnings
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, final
 
 import numpy as np
 
-from fastpsl.pipelines.data.dataset import Rows
+from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.data.header_index import RECORD, Files, folder_index
+from fastpsl.pipelines.sources.folder import image_folder
+from fastpsl.pipelines.sources.listed import image_list
 
 Opened = TypeVar("Opened", bound="ImageFiles")
 
 
 class ImageFiles:
-    """The files of `files`, whose names are below `root`. origin: the folder or the list that was opened, for messages.
+    """Image files, known by the index of their headers: what folders and lists share.
+
+    files: what they are called, below `root`. origin: the folder or the list that was opened, for messages.
 
     Opening looks at every file, and reads the headers where one has changed since it was opened last (the index is kept in the cache
     folder). Files that cannot be read are bad samples when their turn comes. ValueError (one line) where none can be read, or the
@@ -47,9 +51,9 @@ class ImageFiles:
         """(min height, min width, max height, max width) over all images that can be read, upright, px."""
         return self._index.summary.sizes
 
-    def rows(self, indices: np.ndarray) -> Rows:
+    def rows(self, indices: np.ndarray) -> SampleTable:
         """`indices`: int64 [B] in [0, num_samples)."""
-        rows = Rows.empty(indices)
+        rows = SampleTable.empty(indices)
         num = len(rows.indices)
         if num and not (0 <= rows.indices.min() and rows.indices.max() < self.num_samples):
             raise IndexError(f"sample {rows.indices.min()} .. {rows.indices.max()} of {self.num_samples}")
@@ -92,3 +96,20 @@ class ImageFiles:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+@final
+class Folder(ImageFiles):
+    """The images below `root`: an ImageFolder tree (a class per folder) or a flat folder without labels. ValueError where there is no image."""
+
+    def __init__(self, root: str | Path) -> None:
+        super().__init__(image_folder(root), Path(root), Path(root))
+
+
+@final
+class Listed(ImageFiles):
+    """The images that the file `path` names (`sources.listed.image_list`), with its labels. ValueError where one is absent."""
+
+    def __init__(self, path: str | Path) -> None:
+        files = image_list(path)
+        super().__init__(files, Path(path), files.root)

@@ -3,22 +3,19 @@
 from pathlib import Path
 
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.data.image_folder import Folder, Listed
 from fastpsl.pipelines.sources.listed import ENDINGS
 
 
-def open_data(source: str | Path) -> Data:
+def open_data(source: str | Path) -> Dataset:
     """A folder of images, or those that a list names, as they are; else a beton or a glob of shards. ValueError where there is none such."""
     if not str(source):
         raise ValueError(
             "the data's name is empty; give a beton, a glob of shards, a folder of images or a list of them"
         )
     if Path(source).is_dir():
-        from fastpsl.pipelines.data.folder import Folder
-
         return Folder(source)
     if str(source).lower().endswith(ENDINGS):
-        from fastpsl.pipelines.data.listed import Listed
-
         return Listed(source)
     return Beton(source)

@@ -5,7 +5,7 @@ from typing import Any, final
 
 import numpy as np
 
-from fastpsl.pipelines.data.dataset import Data, Rows
+from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 
 _CHUNK = 65_536  # rows looked at in one go
 
@@ -19,7 +19,7 @@ class Subset:
     no indices, or one of them is out of range or there twice.
     """
 
-    def __init__(self, data: Data, indices: np.ndarray) -> None:
+    def __init__(self, data: Dataset, indices: np.ndarray) -> None:
         chosen = np.asarray(indices, np.int64)
         if chosen.ndim != 1 or not len(chosen):
             raise ValueError(f"a subset of {data.num_samples:,} samples without any: give one index or more")
@@ -56,7 +56,7 @@ class Subset:
             self._sizes = (least[0], least[1], most[0], most[1])
         return self._sizes
 
-    def rows(self, indices: np.ndarray) -> Rows:
+    def rows(self, indices: np.ndarray) -> SampleTable:
         """Where samples lie; `indices` of the rows are positions here, as those that were asked for."""
         asked = np.asarray(indices, np.int64)
         if len(asked) and not (0 <= asked.min() and asked.max() < self.num_samples):

@@ -1,35 +1,18 @@
-"""Decoders: the same samples and the same crops, from whatever is installed.
-
-All have a name, for error messages and logs, and `reasons`: code → text. A box is int32 (top, left, height, width,
-resampling): source pixels of the upright picture, and AREA, ISOTROPIC or DIAGONAL. A code is int8, 0 = good; the
-picture of a sample with another code is undefined. Those by chunks (ffcv, torchvision, synthetic):
-
-    decode(rows, boxes, outs) → codes [n]     any number of threads at once. Per view: boxes [n, 5]; outs uint8 [n, S, S, 3] RGB,
-                                              written in place
-
-Those by batches (dali, resident), whose pictures come on the loader's device:
-
-    begin(rows) → encoded                     any thread: room for what `submit` needs of samples that can be had before
-    encode(rows, encoded, part)               any number of threads, a slice of the batch each: fills it in
-    submit(rows, encoded, boxes, sizes_px)    one batch, in one thread, at most `depth` before the first is collected
-    collect() → codes [n], pictures           of the oldest batch submitted: per view uint8 [n, S, S, 3]. Never out of order, never
-                                              one less: also after an error
-    close()                                   gives back device memory and threads
-"""
+"""Decoders: the same samples and the same crops, from whatever is installed (decoder.py says what a decoder is)."""
 
 import warnings
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastpsl.pipelines.data.dataset import Data, Rows, read_bytes
+from fastpsl.pipelines.data.dataset import Dataset, SampleTable, read_bytes
 from fastpsl.pipelines.decoders import libffcv
 from fastpsl.pipelines.decoders.codes import BAD_FILE, CHANGED, WRONG_COMPONENTS, WRONG_SIZE
+from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.decoders.synthetic import SyntheticDecoder
 
 if TYPE_CHECKING:  # writing a beton comes by here, and needs no torch: half a GB, and seconds
     import torch
-    from torch import Tensor
 
 # By kind of data.
 READS = {
@@ -41,40 +24,9 @@ NAMES = READS["beton"]
 INSTALL = 'pip install "fastpsl[ffcv]"'
 
 
-class Decoder(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def reasons(self) -> dict[int, str]: ...
-
-    def decode(self, rows: Rows, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray: ...
-
-
-class BatchDecoder(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def reasons(self) -> dict[int, str]: ...
-
-    @property
-    def depth(self) -> int: ...
-
-    def begin(self, rows: Rows) -> Any: ...
-
-    def encode(self, rows: Rows, encoded: Any, part: slice) -> None: ...
-
-    def submit(self, rows: Rows, encoded: Any, boxes: list[np.ndarray], sizes_px: list[int]) -> None: ...
-
-    def collect(self) -> "tuple[np.ndarray, list[Tensor]]": ...
-
-    def close(self) -> None: ...
-
-
 def open_decoder(
     name: str,
-    data: Data,
+    data: Dataset,
     *,
     batch_size: int = 1,
     num_threads: int = 1,
@@ -108,7 +60,7 @@ def open_decoder(
     return FfcvDecoder(), why
 
 
-def choose_decoder(name: str, data: Data, device: "torch.device") -> tuple[str, str]:
+def choose_decoder(name: str, data: Dataset, device: "torch.device") -> tuple[str, str]:
     """A decoder's name and why. `auto`: on a GPU resident for a small set of raw pictures of one size, else dali; on a CPU
     ffcv, and dali for folders; what is slower than that only with one warning. ValueError for what cannot be."""
     if name not in ("auto", *NAMES):
@@ -131,7 +83,7 @@ def choose_decoder(name: str, data: Data, device: "torch.device") -> tuple[str, 
     return name, "asked for"
 
 
-def _automatic(data: Data, device: "torch.device") -> tuple[str, str]:
+def _automatic(data: Dataset, device: "torch.device") -> tuple[str, str]:
     from fastpsl.pipelines.decoders import dali, resident
 
     if data.kind == "synthetic":
@@ -154,7 +106,7 @@ def _automatic(data: Data, device: "torch.device") -> tuple[str, str]:
     return name, "; ".join(slower) or "its library is installed"
 
 
-def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: Rows, i: int) -> str:
+def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: SampleTable, i: int) -> str:
     """The reason for a code of row i in words, with the sizes where sizes are the matter."""
     text = decoder.reasons[code]
     if code in (CHANGED, BAD_FILE):
@@ -168,7 +120,7 @@ def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: Rows, i: int) ->
     return text
 
 
-def _what_is_wrong(rows: Rows, i: int) -> str:
+def _what_is_wrong(rows: SampleTable, i: int) -> str:
     """Of an image file, in words."""
     from fastpsl.pipelines.data.image_file import BrokenImage, decode_any, read_image_file
 

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_RAW, Rows
+from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_RAW, SampleTable
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.boxes import cannot, is_isotropic
 from fastpsl.pipelines.decoders.codes import BAD_BOX, GOOD
 from fastpsl.pipelines.decoders.dali_graph import HW_DECODER_LOAD, Graph, why_missing
 from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline, put
+from fastpsl.pipelines.decoders.decoder import BatchDecoder
 from fastpsl.pipelines.decoders.encoded import Encoded
 from fastpsl.pipelines.decoders.hardware_jpeg import why_slower
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
@@ -30,14 +31,14 @@ _CLOSE_LIMIT_S = 5.0
 
 @dataclass
 class _Batch:
-    rows: Rows
+    rows: SampleTable
     boxes: list[np.ndarray]
     sizes_px: list[int]
     codes: np.ndarray
     runs: list[tuple[DaliPipeline, np.ndarray]]  # a pipeline and the samples that it was given
 
 
-class DaliDecoder:
+class DaliDecoder(BatchDecoder):
     """`kind`: of the data; files of folders are turned upright by EXIF. hw_decoder_load: the share of a batch, 0 to 1, that a
     GPU's hardware decoder is given, where it has one. ValueError where DALI cannot be used.
 
@@ -75,10 +76,10 @@ class DaliDecoder:
         self._lock = threading.Lock()
         self.num_fallbacks = 0
 
-    def begin(self, rows: Rows) -> Encoded:
+    def begin(self, rows: SampleTable) -> Encoded:
         return Encoded(rows, self._arenas)
 
-    def encode(self, rows: Rows, encoded: Encoded, part: slice) -> None:
+    def encode(self, rows: SampleTable, encoded: Encoded, part: slice) -> None:
         """JPEGs and raw pictures are read and checked; what DALI is not to decode is decoded here."""
         if not encoded.read(part):
             return
@@ -92,13 +93,13 @@ class DaliDecoder:
                 # that is no more), and takes JPEGs whose end is missing.
                 self._decode_plainly(rows, encoded, i, "its markers are out of place, or its end is missing")
 
-    def _decode_plainly(self, rows: Rows, encoded: Encoded, i: int, reason: str) -> None:
+    def _decode_plainly(self, rows: SampleTable, encoded: Encoded, i: int, reason: str) -> None:
         encoded.codes[i], picture = self._plain.picture(rows, i)
         if picture is not None:
             self._count(rows, [i], reason)
             encoded.pictures[i] = np.ascontiguousarray(picture)
 
-    def _count(self, rows: Rows, which: list[int], reason: str) -> None:
+    def _count(self, rows: SampleTable, which: list[int], reason: str) -> None:
         with self._lock:
             is_first = not self.num_fallbacks
             self.num_fallbacks += len(which)
@@ -109,7 +110,9 @@ class DaliDecoder:
                 stacklevel=2,
             )
 
-    def submit(self, rows: Rows, encoded: Encoded, boxes: list[np.ndarray], sizes_px: list[int]) -> None:
+    def submit(
+        self, rows: SampleTable, encoded: Encoded, boxes: list[np.ndarray], sizes_px: list[int]
+    ) -> None:
         status = encoded.codes
         for box, size in zip(boxes, sizes_px, strict=True):
             status[(status == GOOD) & cannot(box, size, rows.height, rows.width)] = BAD_BOX

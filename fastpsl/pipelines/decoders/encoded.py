@@ -11,7 +11,7 @@ from numba import njit
 
 from fastpsl.pipelines.data import dataset as rows
 from fastpsl.pipelines.data import image_file
-from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, MODE_RAW, Rows
+from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, MODE_RAW, SampleTable
 from fastpsl.pipelines.data.image_file import TURNED
 from fastpsl.pipelines.decoders import codes, libffcv
 from fastpsl.pipelines.decoders.arenas import Arenas
@@ -140,7 +140,7 @@ class Encoded:
     end-of-image marker. Files that are no JPEGs (MODE_FILE) are not read. `pictures`: what has been decoded already, by position.
     """
 
-    def __init__(self, rows: Rows, arenas: Arenas) -> None:
+    def __init__(self, rows: SampleTable, arenas: Arenas) -> None:
         num = len(rows.indices)
         self.codes, self.is_sound = np.zeros(num, np.int8), np.ones(num, np.bool_)
         self.pictures: dict[int, np.ndarray] = {}
@@ -203,7 +203,7 @@ class Encoded:
         return samples
 
 
-def _open(rows: Rows, i: int) -> int:
+def _open(rows: SampleTable, i: int) -> int:
     """An open file, or -1 where it is gone or has another size than it had."""
     try:
         fd = os.open(rows.path[i], os.O_RDONLY | os.O_CLOEXEC)

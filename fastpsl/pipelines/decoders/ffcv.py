@@ -13,10 +13,11 @@ from numba import njit
 from fastpsl.kernels import isotropic
 from fastpsl.kernels.isotropic import DIAGONAL, fits_isotropic, isotropic_resize
 from fastpsl.pipelines.data import dataset as rows
-from fastpsl.pipelines.data.dataset import MODE_RAW, Rows
+from fastpsl.pipelines.data.dataset import MODE_RAW, SampleTable
 from fastpsl.pipelines.decoders import area, codes, encoded, libffcv
 from fastpsl.pipelines.decoders.area import area_resize
 from fastpsl.pipelines.decoders.codes import AREA, BAD_BOX, CORRUPT, GOOD, REASONS, check_request
+from fastpsl.pipelines.decoders.decoder import Decoder
 from fastpsl.pipelines.decoders.encoded import read_checked, stamp
 from fastpsl.pipelines.decoders.libffcv import Handle, decode_into, library
 
@@ -130,7 +131,7 @@ def _compiled(stamp: int) -> Callable[..., None]:
 _decode_chunk = _compiled(stamp(area, codes, encoded, isotropic, libffcv, rows))
 
 
-class FfcvDecoder:
+class FfcvDecoder(Decoder):
     """Raises ValueError where libffcv is not installed."""
 
     name = "ffcv"
@@ -140,7 +141,7 @@ class FfcvDecoder:
         library()
         self._scratch = threading.local()
 
-    def decode(self, rows: Rows, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
+    def decode(self, rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
         num = len(rows.offset)
         check_request(boxes, outs, num)
         status = np.zeros(num, np.int8)

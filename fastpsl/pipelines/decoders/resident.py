@@ -10,9 +10,10 @@ from torch import Tensor
 
 from fastpsl.kernels.area import crop_area
 from fastpsl.kernels.isotropic_batch import crop_isotropic
-from fastpsl.pipelines.data.dataset import Data, Rows
+from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.boxes import cannot, is_isotropic
+from fastpsl.pipelines.decoders.decoder import BatchDecoder
 from fastpsl.pipelines.doing import doing
 
 if TYPE_CHECKING:
@@ -28,11 +29,11 @@ def num_bytes(data: "Beton") -> int:
     return data.num_samples * height * width * 3
 
 
-def megabytes(data: Data) -> float:
+def megabytes(data: Dataset) -> float:
     return num_bytes(cast("Beton", data)) / 1e6
 
 
-def is_small(data: Data) -> bool:
+def is_small(data: Dataset) -> bool:
     """Whether a beton can be kept on any device without asking."""
     beton = cast("Beton", data)
     return not _why_not(beton) and num_bytes(beton) <= SMALL_BYTES
@@ -56,14 +57,14 @@ def free_bytes(device: torch.device) -> int:
     return int(table["MemAvailable"].split()[0]) * 1024
 
 
-class ResidentDecoder:
+class ResidentDecoder(BatchDecoder):
     """`data`: a beton of raw pictures of one size. ValueError where it is not, or does not fit the device."""
 
     name = "resident"
     reasons = codes.REASONS
     depth = 1  # submitting is free
 
-    def __init__(self, data: Data, device: torch.device) -> None:
+    def __init__(self, data: Dataset, device: torch.device) -> None:
         beton = cast("Beton", data)
         why_not = _why_not(beton)
         if why_not:
@@ -85,13 +86,13 @@ class ResidentDecoder:
         self._images = _load(beton, device)
         self._waiting: deque[tuple[np.ndarray, list[np.ndarray], list[int]]] = deque()
 
-    def begin(self, rows: Rows) -> None:
+    def begin(self, rows: SampleTable) -> None:
         pass
 
-    def encode(self, rows: Rows, encoded: None, part: slice) -> None:
+    def encode(self, rows: SampleTable, encoded: None, part: slice) -> None:
         """Nothing: they are there."""
 
-    def submit(self, rows: Rows, encoded: None, boxes: list[np.ndarray], sizes_px: list[int]) -> None:
+    def submit(self, rows: SampleTable, encoded: None, boxes: list[np.ndarray], sizes_px: list[int]) -> None:
         self._waiting.append((rows.indices, boxes, sizes_px))
 
     def collect(self) -> tuple[np.ndarray, list[Tensor]]:

@@ -4,8 +4,9 @@ from typing import final
 
 import numpy as np
 
-from fastpsl.pipelines.data.dataset import Rows
+from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.decoders.codes import GOOD, REASONS, check_request
+from fastpsl.pipelines.decoders.decoder import Decoder
 
 _NUM_PICTURES = 16
 
@@ -33,9 +34,9 @@ class Synthetic:
     def image_sizes(self) -> tuple[int, int, int, int]:
         return self._size + self._size
 
-    def rows(self, indices: np.ndarray) -> Rows:
+    def rows(self, indices: np.ndarray) -> SampleTable:
         """Nothing to read: the picture is chosen by the dataset index."""
-        rows = Rows.empty(indices)
+        rows = SampleTable.empty(indices)
         rows.fd[:], rows.offset[:], rows.num_bytes[:], rows.mode[:] = -1, 0, 0, 0
         rows.height[:], rows.width[:] = self._size
         rows.label[:] = rows.indices % self.num_classes
@@ -60,7 +61,7 @@ class Synthetic:
         self.close()
 
 
-class SyntheticDecoder:
+class SyntheticDecoder(Decoder):
     """Copies one of a few pictures of noise, chosen by the sample's index; reads nothing, crops nothing."""
 
     name = "synthetic"
@@ -69,7 +70,7 @@ class SyntheticDecoder:
     def __init__(self) -> None:
         self._pictures: dict[int, np.ndarray] = {}
 
-    def decode(self, rows: Rows, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
+    def decode(self, rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
         check_request(boxes, outs, len(rows.indices))
         for out in outs:
             size = out.shape[1]

@@ -1,27 +1,134 @@
-"""Files that are whole or not there."""
+"""Files that are at any moment absent, old or whole: written under another name, fsynced, renamed.
 
+`train.beton` is written as `.train.beton.partial` in the same folder. A file left there by a killed run is taken over by the
+next one; a lock keeps two writers apart.
+"""
+
+import contextlib
+import errno
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+_SPACE = "free some space or choose another disk"
+_REMEDIES = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f) or choose another disk",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
 
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to `path`, which is absent, old or whole at any moment: temporary file, fsync, rename.
+
+@contextlib.contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Raise what goes wrong in writing `path`, or a file in that folder, as a ValueError of one line."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error.filename, str) and Path(error.filename).is_relative_to(path):
+            path = Path(error.filename)
+        remedy = _REMEDIES.get(error.errno or 0, "choose a folder that can be written")
+        raise ValueError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from None
+
+
+def partial_path(path: Path) -> Path:
+    """Return the name under which `path` is being written."""
+    return path.with_name(f".{path.name}.partial")
+
+
+class PartialFile:
+    """A file under its partial name, locked: `publish` renames it, `discard` removes it, being killed leaves
+    it to the next run."""
+
+    def __init__(self, path: Path):
+        self.path, self.partial = path, partial_path(path)
+        while True:
+            self.fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(self.fd)
+                raise ValueError(
+                    f"{path}: another process is writing it; wait for it, or choose another name"
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+            if self._is_in_place():
+                break
+            # Renamed by another writer between open and lock: it is no partial file any more.
+            os.close(self.fd)
+        os.ftruncate(self.fd, 0)
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self.fd), os.stat(self.partial))
+        except FileNotFoundError:
+            return False
+
+    def publish(self) -> None:
+        os.fsync(self.fd)
+        os.replace(self.partial, self.path)
+        self.close()
+
+    def discard(self) -> None:
+        if self.fd >= 0:
+            with contextlib.suppress(OSError):
+                os.unlink(self.partial)
+        self.close()
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
+
+
+def is_locked(partial: Path) -> bool:
+    """Whether another process is writing this partial file, as far as locks tell."""
+    with contextlib.suppress(OSError), open(partial, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """pwrite until everything is there."""
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomically(path: Path, data: bytes | memoryview, *, durable: bool = True) -> None:
+    """Write a file so that at any moment it is absent, old or whole.
+
+    Args:
+        durable: Wait until it is on the disk. A crash of the machine may lose it otherwise.
 
     Raises:
-        OSError: The disk is full or read-only. The temporary file is removed, and the error names `path`.
+        OSError: The disk is full or read-only, for example; the error names `path`, and nothing is left behind.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error  # writing names no file
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    if durable:
+        sync_folder(path.parent)

@@ -22,23 +22,25 @@ def read_npy(path: Path, max_bytes: int) -> np.ndarray:
     return np.array(mapped)
 
 
-def refuse_larger(archive: zipfile.ZipFile, max_bytes: int) -> None:
-    """ValueError where the members of a zip take more than `max_bytes` when they are inflated.
+def check_zip(path: Path, max_bytes: int) -> None:
+    """Check a zip before another reader opens it: those of torch and numpy compare no checksums.
 
-    zipfile inflates no member beyond the size that the archive states.
-    """
-    num_bytes = sum(member.file_size for member in archive.infolist())
-    if num_bytes > max_bytes:
-        raise ValueError(f"it would take {num_bytes:,} bytes of memory, and at most {max_bytes:,} are read")
+    Args:
+        path: The zip.
+        max_bytes: What its members may take when they are inflated. Of torch's files, which are stored and not compressed,
+            it is the size of the file.
 
-
-def refuse_damaged_tensors(path: Path) -> None:
-    """zipfile.BadZipFile or ValueError where torch's zip at `path` fails a checksum or holds more than the file's own size.
-
-    torch stores and does not compress, and its reader compares no checksums; Python's zipfile does.
+    Raises:
+        ValueError: They take more.
+        zipfile.BadZipFile: It is no zip, or a member fails its checksum.
     """
     with zipfile.ZipFile(path) as archive:
-        refuse_larger(archive, path.stat().st_size)
+        # zipfile inflates no member beyond the size that the archive states.
+        num_bytes = sum(member.file_size for member in archive.infolist())
+        if num_bytes > max_bytes:
+            raise ValueError(
+                f"it would take {num_bytes:,} bytes of memory, and at most {max_bytes:,} are read"
+            )
         damaged = archive.testzip()
     if damaged is not None:
         raise zipfile.BadZipFile(f"{damaged} fails its checksum")

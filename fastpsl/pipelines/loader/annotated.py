@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 
 from fastpsl.pipelines.batch import BadSample, BadSampleError
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
 from fastpsl.pipelines.loader.order import epoch_order, num_steps, step_indices
 from fastpsl.pipelines.loader.workers import Workers, default_num_threads
 from fastpsl.pipelines.views import ViewSpec
 
-Annotated = tuple[Tensor, dict[str, Tensor]]
+AnnotatedImage = tuple[Tensor, dict[str, Tensor]]
 """A picture, uint8 [3, h, w], and what is known of it."""
 
 
 @final
 @dataclass
-class PictureBatch:
+class AnnotatedBatch:
     """One rank's part of a step, on the device.
 
     images: uint8 [3, h, w] each. targets: of each image, as `read` gives them. indices: int64 [B], in the data set. labels: -1 [B].
@@ -47,9 +47,9 @@ class PictureBatch:
         assert not views
         return []
 
-    def first(self, num: int) -> "PictureBatch":
+    def first(self, num: int) -> "AnnotatedBatch":
         """Copy the first `num` pictures (all, where there are fewer) with their targets to the host, to be shown to people."""
-        return PictureBatch(
+        return AnnotatedBatch(
             [image.cpu() for image in self.images[:num]],
             [{key: value.cpu() for key, value in target.items()} for target in self.targets[:num]],
             self.indices[:num].cpu(),
@@ -61,7 +61,7 @@ class PictureBatch:
 
 
 @final
-class PictureLoader:
+class AnnotatedLoader:
     """Batches of `batch_size` (of a rank) in the order of (seed, epoch), the last partial global batch of an epoch dropped.
 
     read: (index, epoch) → the picture and its annotations, in threads; a pure function, so that any position can be reached at once.
@@ -74,7 +74,7 @@ class PictureLoader:
 
     def __init__(
         self,
-        read: Callable[[int, int], Annotated],
+        read: Callable[[int, int], AnnotatedImage],
         num_samples: int,
         *,
         batch_size: int,
@@ -98,22 +98,22 @@ class PictureLoader:
 
     def epoch(
         self, epoch: int, first_step: int = 0, order: np.ndarray | None = None
-    ) -> Generator[PictureBatch, None, None]:
+    ) -> Generator[AnnotatedBatch, None, None]:
         """Batches of an epoch from `first_step` on; nothing before it is read. Leaving it early cancels what has not begun."""
         assert order is None and 0 <= first_step <= self.num_steps, first_step
         if self._workers.closed:
             raise ValueError("the loader is closed; make a new one")
         return self._batches(epoch, first_step)
 
-    def _batches(self, epoch: int, first_step: int) -> Generator[PictureBatch, None, None]:
+    def _batches(self, epoch: int, first_step: int) -> Generator[AnnotatedBatch, None, None]:
         places = epoch_order(self.seed, epoch, self.num_samples)
-        under_way: deque[tuple[int, np.ndarray, list[Future[Annotated]]]] = deque()
+        under_way: deque[tuple[int, np.ndarray, list[Future[AnnotatedImage]]]] = deque()
         steps = iter(range(first_step, self.num_steps))
 
         def start_readings() -> None:
             while len(under_way) < self.prefetch_batches and (step := next(steps, None)) is not None:
                 indices = step_indices(places, step, self.batch_size, self.rank, self.world)
-                readings = [Future[Annotated]() for _ in indices]
+                readings = [Future[AnnotatedImage]() for _ in indices]
                 for index, reading in zip(indices.tolist(), readings, strict=True):
                     self._workers.submit(self._read, index, epoch, reading)
                 under_way.append((step, indices, readings))
@@ -131,7 +131,7 @@ class PictureLoader:
                 for reading in readings:
                     reading.cancel()
 
-    def _read(self, index: int, epoch: int, reading: Future[Annotated]) -> None:
+    def _read(self, index: int, epoch: int, reading: Future[AnnotatedImage]) -> None:
         if not reading.set_running_or_notify_cancel():
             return
         try:
@@ -139,7 +139,7 @@ class PictureLoader:
         except BaseException as error:  # noqa: BLE001  (raised in the consumer)
             reading.set_exception(error)
 
-    def _wait(self, reading: Future[Annotated]) -> Annotated:
+    def _wait(self, reading: Future[AnnotatedImage]) -> AnnotatedImage:
         done, _ = wait([reading], self.timeout_s)
         if not done:
             self.close(0.0)
@@ -148,13 +148,15 @@ class PictureLoader:
             )
         return reading.result()
 
-    def _batch(self, epoch: int, step: int, indices: np.ndarray, read: list[Annotated]) -> PictureBatch:
+    def _batch(
+        self, epoch: int, step: int, indices: np.ndarray, read: list[AnnotatedImage]
+    ) -> AnnotatedBatch:
         def move(tensor: Tensor) -> Tensor:
             if self.device.type != "cuda":
                 return tensor
             return tensor.pin_memory().to(self.device, non_blocking=True)
 
-        return PictureBatch(
+        return AnnotatedBatch(
             images=[move(image) for image, _ in read],
             targets=[{name: move(value) for name, value in target.items()} for _, target in read],
             indices=move(torch.from_numpy(indices)),
@@ -166,7 +168,7 @@ class PictureLoader:
     def close(self, limit_s: float | None = None) -> None:
         self._workers.close(self.timeout_s if limit_s is None else limit_s)
 
-    def __enter__(self) -> "PictureLoader":
+    def __enter__(self) -> "AnnotatedLoader":
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -176,7 +178,7 @@ class PictureLoader:
 _decoder = functools.cache(TorchvisionDecoder)
 
 
-def read_picture(data: Data, index: int) -> Tensor:
+def read_picture(data: Dataset, index: int) -> Tensor:
     """Sample `index` whole and upright, uint8 [3, h, w]. BadSampleError, which names it, where it cannot be decoded."""
     code, picture = _decoder().picture(data.rows(np.array([index])), 0)
     if picture is None:

@@ -4,13 +4,12 @@ import threading
 import weakref
 from collections import deque
 from queue import Empty, SimpleQueue
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from fastpsl.pipelines.decoders import BatchDecoder
-from fastpsl.pipelines.loader.pending_batch import Job, on_copy_stream
+from fastpsl.pipelines.decoders.decoder import BatchDecoder
+from fastpsl.pipelines.loader.pending_batch import PendingBatch
 from fastpsl.pipelines.loader.workers import Workers
 
 # A batch that is being read is waited for so long before an older one is collected. Collecting waits for the decoder, which would then have
@@ -20,27 +19,25 @@ _READ_WAIT_S = 0.005
 
 
 class _Encoded:
-    """A job, and its samples as the decoder wants to be given them; `ready` when all of them are there."""
+    """A pending batch, and its samples as the decoder wants to be given them; `ready` when all of them are there."""
 
-    def __init__(self, job: Job) -> None:
-        self.job, self.ready = job, threading.Event()
+    def __init__(self, pending: PendingBatch, decoder: BatchDecoder) -> None:
+        self.pending, self._decoder = pending, decoder
+        self.ready = threading.Event()
         self.samples: Any = None
 
     def begin(self) -> None:
-        self.samples = self._decoder.begin(self.job.rows)
+        self.samples = self._decoder.begin(self.pending.rows)
 
     def encode(self, part: slice) -> None:
-        self._decoder.encode(self.job.rows, self.samples, part)
-
-    @property
-    def _decoder(self) -> BatchDecoder:
-        return cast(BatchDecoder, self.job.loader.decoder)
+        self._decoder.encode(self.pending.rows, self.samples, part)
 
 
 class ByBatches:
     """Threads read, a further one drives the decoder: it alone submits and collects, in the order of `start`."""
 
     def __init__(self, decoder: BatchDecoder, num_threads: int) -> None:
+        self._decoder = decoder
         self._workers = Workers(num_threads, "fastpsl-loader")
         self._driver = Workers(1, "fastpsl-loader-driver")
         self._queue: SimpleQueue[_Encoded | None] = SimpleQueue()
@@ -48,16 +45,16 @@ class ByBatches:
         self._end = weakref.finalize(self, self._queue.put, None)
         self._driver.submit(_drive, self._queue, decoder)
 
-    def start(self, job: Job) -> None:
-        encoded = _Encoded(job)
+    def start(self, pending: PendingBatch) -> None:
+        encoded = _Encoded(pending, self._decoder)
         self._queue.put(encoded)
-        self._workers.submit(self._prepare, encoded)
+        self._workers.submit(self._run, encoded)
 
-    def _prepare(self, encoded: _Encoded) -> None:
-        job = encoded.job
-        job.guard(job.plan)
-        job.guard(encoded.begin)
-        job.in_chunks(self._workers, encoded.encode, encoded.ready.set)
+    def _run(self, encoded: _Encoded) -> None:
+        pending = encoded.pending
+        pending.guard(pending.plan)
+        pending.guard(encoded.begin)
+        pending.decode_in_chunks(self._workers, encoded.encode, encoded.ready.set)
 
     @property
     def closed(self) -> bool:
@@ -70,7 +67,7 @@ class ByBatches:
 
 
 def _drive(queue: "SimpleQueue[_Encoded | None]", decoder: BatchDecoder) -> None:
-    submitted: deque[Job] = deque()
+    submitted: deque[PendingBatch] = deque()
     upcoming: deque[_Encoded] = deque(maxlen=1)
     is_open = True
     while is_open or submitted:
@@ -93,46 +90,44 @@ def _drive(queue: "SimpleQueue[_Encoded | None]", decoder: BatchDecoder) -> None
     decoder.close()
 
 
-def _submit(encoded: _Encoded, decoder: BatchDecoder, submitted: deque[Job]) -> None:
-    job = encoded.job
-    if job.num_valid and not job.is_over:
-        sizes_px = [view.crop.size_px for view in job.loader.views]
+def _submit(encoded: _Encoded, decoder: BatchDecoder, submitted: deque[PendingBatch]) -> None:
+    pending = encoded.pending
+    if pending.num_valid and not pending.is_over:
+        sizes_px = [view.crop.size_px for view in pending.spec.views]
         try:
-            with on_copy_stream(job.loader):
-                decoder.submit(job.rows, encoded.samples, job.boxes, sizes_px)
+            with pending.spec.on_copy_stream():
+                decoder.submit(pending.rows, encoded.samples, pending.boxes, sizes_px)
         except BaseException as error:  # noqa: BLE001 - the consumer's to handle
-            job.fail(error)
+            pending.fail(error)
         else:  # also where the consumer has left meanwhile: the batch stands in the decoder's queue
-            submitted.append(job)
+            submitted.append(pending)
             return
-    _finish(job, [])
+    _finish(pending)
 
 
-def _collect(job: Job, decoder: BatchDecoder) -> None:
-    pictures: list[Tensor] = []
+def _collect(pending: PendingBatch, decoder: BatchDecoder) -> None:
     try:
-        with on_copy_stream(job.loader):
-            job.codes[:], pictures = decoder.collect()
+        with pending.spec.on_copy_stream():
+            pending.codes[:], pending.images = decoder.collect()
     except BaseException as error:  # noqa: BLE001 - the consumer's to handle
-        job.fail(error)
-    _finish(job, pictures)
+        pending.fail(error)
+    _finish(pending)
 
 
-def _finish(job: Job, pictures: list[Tensor]) -> None:
-    padded: list[Tensor] = []
-    job.guard(lambda: padded.extend(_padded(pictures, job)))
-    job.finish(padded)
+def _finish(pending: PendingBatch) -> None:
+    pending.guard(_pad, pending)
+    pending.finish()
 
 
-def _padded(pictures: list[Tensor], job: Job) -> list[Tensor]:
-    """With zeros for the padding at the batch's end."""
-    num_missing = len(job.indices) - job.num_valid
+def _pad(pending: PendingBatch) -> None:
+    """Append zeros for the padding at the batch's end."""
+    num_missing = len(pending.indices) - pending.num_valid
     if not num_missing:
-        return pictures
+        return
     padded = []
-    with on_copy_stream(job.loader):
-        for number, view in enumerate(job.loader.views):
+    with pending.spec.on_copy_stream():
+        for number, view in enumerate(pending.spec.views):
             size = view.crop.size_px
-            zeros = torch.zeros((num_missing, size, size, 3), dtype=torch.uint8, device=job.loader.device)
-            padded.append(torch.cat([pictures[number], zeros]) if pictures else zeros)
-    return padded
+            zeros = torch.zeros((num_missing, size, size, 3), dtype=torch.uint8, device=pending.spec.device)
+            padded.append(torch.cat([pending.images[number], zeros]) if pending.images else zeros)
+    pending.images = padded

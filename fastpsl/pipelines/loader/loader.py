@@ -9,18 +9,19 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Generator, Sequence
-from typing import cast, final
+from typing import final
 
 import numpy as np
 import torch
 
 from fastpsl.pipelines.batch import Batch, checked_device
-from fastpsl.pipelines.data.dataset import Data
-from fastpsl.pipelines.decoders import BatchDecoder, open_decoder
+from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.decoders import open_decoder
+from fastpsl.pipelines.decoders.decoder import Decoder
 from fastpsl.pipelines.loader.by_batches import ByBatches
 from fastpsl.pipelines.loader.by_chunks import ByChunks
 from fastpsl.pipelines.loader.order import epoch_order, num_steps, numbered, step_indices
-from fastpsl.pipelines.loader.pending_batch import Job
+from fastpsl.pipelines.loader.pending_batch import LoaderSpec, PendingBatch
 from fastpsl.pipelines.loader.quasi_random import QuasiRandom
 from fastpsl.pipelines.loader.workers import default_num_threads
 from fastpsl.pipelines.views import ViewSpec
@@ -42,7 +43,7 @@ class Loader:
 
     def __init__(
         self,
-        data: Data,
+        data: Dataset,
         views: Sequence[ViewSpec],
         *,
         batch_size: int,
@@ -91,7 +92,6 @@ class Loader:
         self.data, self.views = data, tuple(views)
         self.batch_size, self.seed, self.rank, self.world, self.train = batch_size, seed, rank, world, train
         self.num_threads, self.prefetch_batches, self.timeout_s = num_threads, prefetch_batches, timeout_s
-        self.on_bad_sample = on_bad_sample
         self.num_samples = data.num_samples
         self.num_steps = num_steps(data.num_samples, batch_size * world, train)
         self._quasi_random: QuasiRandom | None = None
@@ -100,7 +100,7 @@ class Loader:
                 data, lanes=lanes, batch_size=batch_size, seed=seed, rank=rank, world=world
             )
             self.num_steps = self._quasi_random.num_steps
-        self.copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.decoder, self.decoder_reason = open_decoder(
             decoder,
             data,
@@ -110,11 +110,12 @@ class Loader:
             hw_decoder_load=hw_decoder_load,
         )
         self.decoder_name = self.decoder.name
+        self._spec = LoaderSpec(data, self.views, seed, self.decoder, on_bad_sample, self.device, copy_stream)
         self._engine: ByChunks | ByBatches
-        if hasattr(self.decoder, "submit"):
-            self._engine = ByBatches(cast(BatchDecoder, self.decoder), num_threads)
+        if isinstance(self.decoder, Decoder):
+            self._engine = ByChunks(self.decoder, num_threads)
         else:
-            self._engine = ByChunks(num_threads)
+            self._engine = ByBatches(self.decoder, num_threads)
 
     def epoch(
         self, epoch: int, first_step: int = 0, order: np.ndarray | None = None
@@ -160,39 +161,39 @@ class Loader:
             order = np.arange(self.num_samples)
         # Names of its own: one that is still open when the interpreter ends finds the module's gone.
         monotonic, is_finalizing = time.monotonic, sys.is_finalizing
-        under_way: deque[Job] = deque()
+        under_way: deque[PendingBatch] = deque()
         steps = iter(range(first_step, self.num_steps))
 
-        def start_jobs() -> None:
+        def start_batches() -> None:
             while len(under_way) < self.prefetch_batches and (step := next(steps, None)) is not None:
                 self._check_open()
                 numbers = step_indices(order, step, self.batch_size, self.rank, self.world)
                 if readahead is not None:
                     readahead.advance(step)
-                job = Job(self, epoch, step, numbers)
-                self._engine.start(job)
-                under_way.append(job)
+                pending = PendingBatch(self._spec, epoch, step, numbers)
+                self._engine.start(pending)
+                under_way.append(pending)
 
         try:
-            start_jobs()
+            start_batches()
             while under_way:
                 batch = under_way[0].result(self.timeout_s)
                 under_way.popleft()
-                start_jobs()  # before the consumer goes to work: the batch in its hands does not count
+                start_batches()  # before the consumer goes to work: the batch in its hands does not count
                 yield batch
         except TimeoutError:
-            for job in under_way:
-                job.cancelled = True
+            for pending in under_way:
+                pending.cancelled = True
             self.close(limit_s=0.0)  # a thread that is stuck is left behind; it does not hold up the exit
             under_way.clear()
             raise
         finally:
             # Waiting for what runs lets the caller close the data the moment this is over.
-            for job in under_way:
-                job.cancelled = True
+            for pending in under_way:
+                pending.cancelled = True
             deadline = monotonic() + self.timeout_s
-            for job in () if self._engine.closed or is_finalizing() else under_way:
-                job.done.wait(max(0.0, deadline - monotonic()))
+            for pending in () if self._engine.closed or is_finalizing() else under_way:
+                pending.done.wait(max(0.0, deadline - monotonic()))
             if readahead is not None:
                 readahead.close(0.0 if self._engine.closed else 5.0)
 

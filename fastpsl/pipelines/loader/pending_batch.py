@@ -1,9 +1,10 @@
-"""One batch on its way: its rows, boxes and draws; then, from pictures and codes, what the consumer takes."""
+"""One batch on its way, in three steps: plan (rows, boxes, draws), decode (by_chunks.py or by_batches.py), assemble."""
 
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -11,28 +12,62 @@ from torch import Tensor
 
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.batch import BadSample, BadSampleError, Batch
-from fastpsl.pipelines.data.dataset import Rows
+from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.decoders import reason_of
 from fastpsl.pipelines.decoders.codes import AREA, GOOD
+from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.loader.order import PADDING, index_of
 from fastpsl.pipelines.loader.workers import Workers
-from fastpsl.pipelines.views import Crop
-
-if TYPE_CHECKING:
-    from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.views import Crop, ViewSpec
 
 _CHUNK_SAMPLES = 16  # 8 to 64 are equal on 2 cores; larger ones spare the interpreter lock on many
 _NAMED = 3  # samples named in one line of an error
 
 
-class Job:
-    """Made in the consumer's thread, filled in others; `finish` or `fail` is called once, then `result` is there."""
+@final
+@dataclass(frozen=True)
+class LoaderSpec:
+    """What all batches of a loader have in common.
 
-    def __init__(self, loader: "Loader", epoch: int, step: int, numbers: np.ndarray) -> None:
-        """numbers: int64 [B], dataset indices, or such of an order in which some stand more than once (`order.numbered`)."""
-        self.loader, self.epoch, self.step, self.numbers = loader, epoch, step, numbers
+    on_bad_sample: "raise" or "skip". copy_stream: that on which batches are copied to a CUDA device; None on the CPU.
+    """
+
+    data: Dataset
+    views: tuple[ViewSpec, ...]
+    seed: int
+    decoder: Decoder | BatchDecoder
+    on_bad_sample: str
+    device: torch.device
+    copy_stream: torch.cuda.Stream | None
+
+    def on_copy_stream(self) -> AbstractContextManager[object]:
+        """Put what is done in this thread meanwhile on the loader's own stream, on a CUDA device."""
+        if self.copy_stream is None:
+            return nullcontext()
+        # A thread begins on device 0, and leaving the stream would make a context there.
+        torch.cuda.set_device(self.device)
+        return torch.cuda.stream(self.copy_stream)
+
+
+class PendingBatch:
+    """A batch that is made in the consumer's thread and filled in others; `finish` is called once, then `result` is there.
+
+    numbers: int64 [B], dataset indices, or such of an order in which some stand more than once (`order.numbered`).
+    """
+
+    # What `plan` finds: of the samples that are no padding, and the draws of all.
+    rows: SampleTable
+    boxes: list[np.ndarray]  # a view each, int32 [num_valid, 5]
+    draws: list[tuple[dict[str, np.ndarray], ...]]  # a view each, aligned with its ops
+    # What decoding gives.
+    codes: np.ndarray  # int8 [num_valid]
+    images: list[Tensor]  # a view each, uint8 [B, S, S, 3], padding included
+
+    def __init__(self, spec: LoaderSpec, epoch: int, step: int, numbers: np.ndarray) -> None:
+        self.spec, self.epoch, self.step, self.numbers = spec, epoch, step, numbers
         self.indices = indices = index_of(numbers)
         self.num_valid = int((indices != PADDING).sum())  # padding stands at the end
+        self.images = []
         self.done = threading.Event()
         self.cancelled = False
         self._error: BaseException | None = None
@@ -41,69 +76,27 @@ class Job:
         self._lock = threading.Lock()
         self._waiting: dict[int, int] = {}  # chunks not finished: start → stop
 
-    @property
-    def is_over(self) -> bool:
-        """Nothing more need be done for it: the consumer has left, or it has failed."""
-        return self.cancelled or self._error is not None
-
-    def result(self, timeout_s: float) -> Batch:
-        """In the consumer's thread: the batch, or what went wrong."""
-        if not self.done.wait(timeout_s):
-            with self._lock:
-                left = [i for start, stop in self._waiting.items() for i in range(start, stop)]
-            names = self._names(self.indices[left or range(self.num_valid)])
-            raise TimeoutError(
-                f"epoch {self.epoch}, step {self.step}: no batch within {timeout_s:g} s, waiting for {names}; "
-                "a thread is stuck or storage is slow (timeout_s sets the limit)"
-            )
-        if self._error is not None:
-            raise self._error
-        assert self._batch is not None
-        if self._copied is not None:
-            stream = torch.cuda.current_stream(self.loader.device)
-            stream.wait_event(self._copied)
-            # Once for each piece of memory: all that is small lies in one.
-            owners = {tensor.untyped_storage().data_ptr(): tensor for tensor in self._batch.tensors()}
-            for tensor in owners.values():
-                tensor.record_stream(stream)
-        return self._batch
-
-    def _names(self, indices: np.ndarray) -> str:
-        more = f" and {len(indices) - _NAMED} more" if len(indices) > _NAMED else ""
-        return ", ".join(self.loader.data.name(int(index)) for index in indices[:_NAMED]) + more
-
-    def guard(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Calls it unless the job is over; whatever it raises, the consumer raises again."""
-        if self.is_over:
-            return
-        try:
-            function(*arguments)
-        except BaseException as error:  # noqa: BLE001 - the consumer's to handle
-            self.fail(error)
-
-    def fail(self, error: BaseException) -> None:
-        self._error = error
+    # The three steps
 
     def plan(self) -> None:
-        """Everything that needs no pixels: rows, boxes and draws."""
-        loader, num = self.loader, self.num_valid
+        """Find everything that needs no pixels: rows, boxes and draws."""
+        spec, num = self.spec, self.num_valid
         try:
-            self.rows = loader.data.rows(self.indices[:num])
+            self.rows = spec.data.rows(self.indices[:num])
         except ValueError as error:  # a file was cut short: it says which; here is for whom
             raise ValueError(f"{error} (wanted: {self._names(self.indices[:num])})") from None
-        self.boxes: list[np.ndarray] = []
-        self.draws: list[tuple[dict[str, np.ndarray], ...]] = []
-        for number, view in enumerate(loader.views):
-            keys = Keys(loader.seed, self.epoch, self.numbers[:num], number)
+        self.boxes, self.draws = [], []
+        for number, view in enumerate(spec.views):
+            keys = Keys(spec.seed, self.epoch, self.numbers[:num], number)
             self.boxes.append(_boxes(view.crop, keys, self.rows))
             # Padding has draws too (those of index -1): ops are applied to whole batches.
-            self.draws.append(view.draw(Keys(loader.seed, self.epoch, self.numbers, number)))
+            self.draws.append(view.draw(Keys(spec.seed, self.epoch, self.numbers, number)))
         self.codes = np.zeros(num, np.int8)
 
-    def in_chunks(
+    def decode_in_chunks(
         self, workers: Workers, function: Callable[[slice], None], then: Callable[[], None]
     ) -> None:
-        """`function` for a few samples at a time in the workers' threads, and `then` once after the last of them."""
+        """Run `function` for a few samples at a time in the workers' threads, and `then` once after the last of them."""
         num = 0 if self.is_over else self.num_valid
         self._waiting = {i: min(i + _CHUNK_SAMPLES, num) for i in range(0, num, _CHUNK_SAMPLES)}
         chunks = list(self._waiting.items())
@@ -121,19 +114,20 @@ class Job:
         if not chunks:
             then()
 
-    def finish(self, pictures: list[Tensor]) -> None:
-        """A view each, uint8 [B, S, S, 3], with `codes` for the first `num_valid`; whatever they are, if the job is over."""
-        self.guard(self._assemble, pictures)
+    def finish(self) -> None:
+        """Assemble the batch from `images` and `codes`, and let the consumer have it, or what went wrong."""
+        self.guard(self._assemble)
+        self.images = []  # pinned memory goes back to torch as soon as its copies have ended
         self.done.set()
 
-    def _assemble(self, pictures: list[Tensor]) -> None:
-        with on_copy_stream(self.loader):
+    def _assemble(self) -> None:
+        with self.spec.on_copy_stream():
             indices = self.indices.astype(np.int64)
             labels = np.full(len(indices), PADDING, np.int64)
             labels[: self.num_valid] = self.rows.label
-            bad = self._fill_bad(pictures, indices, labels)
+            bad = self._fill_bad(indices, labels)
             batch = Batch(
-                images=[images.permute(0, 3, 1, 2) for images in pictures],
+                images=[images.permute(0, 3, 1, 2) for images in self.images],
                 draws=[
                     tuple({key: torch.from_numpy(value) for key, value in draw.items()} for draw in draws)
                     for draws in self.draws
@@ -143,23 +137,24 @@ class Job:
                 epoch=self.epoch,
                 step=self.step,
                 bad=bad,
+                ops=[view.ops for view in self.spec.views],
             )
-            if self.loader.copy_stream is not None:
-                batch = batch.to(self.loader.device)
+            if self.spec.copy_stream is not None:
+                batch = batch.to(self.spec.device)
                 self._copied = torch.cuda.Event()
                 self._copied.record()
             self._batch = batch
 
-    def _fill_bad(self, pictures: list[Tensor], indices: np.ndarray, labels: np.ndarray) -> list[BadSample]:
-        """Bad slots are filled with the picture and label of the batch's next good one; their index becomes -1."""
+    def _fill_bad(self, indices: np.ndarray, labels: np.ndarray) -> list[BadSample]:
+        """Fill bad places with the image and label of the batch's next good one; their index becomes -1."""
         if not self.codes.any():
             return []
-        loader = self.loader
+        spec = self.spec
         bad = []
         for i in np.flatnonzero(self.codes != GOOD).tolist():
-            reason = reason_of(loader.decoder, int(self.codes[i]), self.rows, i)
-            bad.append(BadSample(int(indices[i]), loader.data.name(int(indices[i])), reason))
-            if loader.on_bad_sample == "raise":
+            reason = reason_of(spec.decoder, int(self.codes[i]), self.rows, i)
+            bad.append(BadSample(int(indices[i]), spec.data.name(int(indices[i])), reason))
+            if spec.on_bad_sample == "raise":
                 raise BadSampleError(str(bad[-1]))
         good = np.flatnonzero(self.codes == GOOD)
         if not len(good):
@@ -168,24 +163,60 @@ class Job:
             )
         for i in np.flatnonzero(self.codes != GOOD).tolist():
             source = int(good[np.searchsorted(good, i) % len(good)])
-            for images in pictures:
+            for images in self.images:
                 images[i] = images[source]
             labels[i] = labels[source]
             indices[i] = PADDING
         return bad
 
+    # What can go wrong, and the consumer
 
-def _boxes(crop: Crop, keys: Keys, rows: Rows) -> np.ndarray:
-    """int32 [n, 5]: the crop's boxes, and how each becomes a picture (AREA, ISOTROPIC, DIAGONAL)."""
+    @property
+    def is_over(self) -> bool:
+        """Nothing more need be done for it: the consumer has left, or it has failed."""
+        return self.cancelled or self._error is not None
+
+    def guard(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call `function` unless the batch is over; whatever it raises, the consumer raises again."""
+        if self.is_over:
+            return
+        try:
+            function(*arguments)
+        except BaseException as error:  # noqa: BLE001 - the consumer's to handle
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        self._error = error
+
+    def result(self, timeout_s: float) -> Batch:
+        """Return the batch, or raise what went wrong, in the consumer's thread."""
+        if not self.done.wait(timeout_s):
+            with self._lock:
+                left = [i for start, stop in self._waiting.items() for i in range(start, stop)]
+            names = self._names(self.indices[left or range(self.num_valid)])
+            raise TimeoutError(
+                f"epoch {self.epoch}, step {self.step}: no batch within {timeout_s:g} s, waiting for {names}; "
+                "a thread is stuck or storage is slow (timeout_s sets the limit)"
+            )
+        if self._error is not None:
+            raise self._error
+        assert self._batch is not None
+        if self._copied is not None:
+            stream = torch.cuda.current_stream(self.spec.device)
+            stream.wait_event(self._copied)
+            # Once for each piece of memory: all that is small lies in one.
+            owners = {tensor.untyped_storage().data_ptr(): tensor for tensor in self._batch.tensors()}
+            for tensor in owners.values():
+                tensor.record_stream(stream)
+        return self._batch
+
+    def _names(self, indices: np.ndarray) -> str:
+        more = f" and {len(indices) - _NAMED} more" if len(indices) > _NAMED else ""
+        return ", ".join(self.spec.data.name(int(index)) for index in indices[:_NAMED]) + more
+
+
+def _boxes(crop: Crop, keys: Keys, rows: SampleTable) -> np.ndarray:
+    """Return int32 [n, 5]: the crop's boxes, and how each becomes an image (AREA, ISOTROPIC, DIAGONAL)."""
     resampling = getattr(crop, "resampling", None)
     how = np.full(len(keys.indices), AREA, np.int32) if resampling is None else resampling(keys)
     return np.column_stack([crop.boxes(keys, rows.height, rows.width), how]).astype(np.int32, copy=False)
-
-
-def on_copy_stream(loader: "Loader") -> AbstractContextManager[object]:
-    """On a CUDA device: what is done in this thread meanwhile stands on the loader's own stream."""
-    if loader.copy_stream is None:
-        return nullcontext()
-    # A thread begins on device 0, and leaving the stream would make a context there.
-    torch.cuda.set_device(loader.device)
-    return torch.cuda.stream(loader.copy_stream)

@@ -15,7 +15,7 @@ import numpy as np
 
 from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.pipelines.beton.pages import pages_of
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.order import sort_keys
 from fastpsl.pipelines.loader.readahead import Readahead
 
@@ -115,7 +115,7 @@ class QuasiRandom:
     """
 
     def __init__(
-        self, data: Data, *, lanes: int, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1
+        self, data: Dataset, *, lanes: int, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1
     ) -> None:
         pages = pages_of(data)
         self._data, self._extents = data, pages.extents

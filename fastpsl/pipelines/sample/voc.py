@@ -18,7 +18,7 @@ from fastpsl.pipelines.files.cache_folder import cache_folder
 from fastpsl.pipelines.sample.shapes import CLASS_NAMES, Shape, draw_scene
 from fastpsl.pipelines.sample.subjects import Random
 from fastpsl.pipelines.voc.layout import CLASSES_FILE
-from fastpsl.pipelines.voc.masks import VOID, write_mask
+from fastpsl.pipelines.voc.masks import VOID, mask_png
 
 VERSION = "drawn-voc-v1"  # a new name whenever the pictures change
 SEED = 20241
@@ -119,7 +119,8 @@ def _draw_year(
             _xml(year.name, name, (height, width), shapes, boxes)
         )
         if with_masks:
-            write_mask(year / "SegmentationClass" / f"{name}.png", _mask(shapes, height, width))
+            mask = mask_png(_mask(shapes, height, width))
+            (year / "SegmentationClass" / f"{name}.png").write_bytes(mask)
         return _Drawn(name, (height, width), boxes)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

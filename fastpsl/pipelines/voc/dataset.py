@@ -12,9 +12,9 @@ from typing import final
 
 import numpy as np
 
-from fastpsl.pipelines.data.dataset import Rows
-from fastpsl.pipelines.data.folder import Folder
+from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.data.image_file import BrokenImage, upright_size
+from fastpsl.pipelines.data.image_folder import Folder
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.checked_once import checked_once
 from fastpsl.pipelines.loader.workers import default_num_threads, map_in_order
@@ -69,7 +69,7 @@ class VOC:
         self._files = [path for part in parts for path in part.annotation_files()]
         self.num_samples = len(self._ids)
         columns = zip(*(_rows(part) for part in parts), strict=True)
-        self._rows = Rows(*(np.concatenate(column) for column in columns))._replace(
+        self._rows = SampleTable(*(np.concatenate(column) for column in columns))._replace(
             indices=np.arange(self.num_samples)
         )
         self._objects: list[Objects] | None = [] if needs == "boxes" else None
@@ -136,7 +136,7 @@ class VOC:
         height, width = self._rows.height, self._rows.width
         return int(height.min()), int(width.min()), int(height.max()), int(width.max())
 
-    def rows(self, indices: np.ndarray) -> Rows:
+    def rows(self, indices: np.ndarray) -> SampleTable:
         """`indices`: int64 [B] in [0, num_samples)."""
         asked = np.asarray(indices, np.int64)
         if len(asked) and not (0 <= asked.min() and asked.max() < self.num_samples):
@@ -190,7 +190,7 @@ def _bytes(path: Path) -> bytes:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); extract it again") from None
 
 
-def _rows(part: ImageSet) -> Rows:
+def _rows(part: ImageSet) -> SampleTable:
     """Where the pictures of a set lie. ValueError where one cannot be read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pictures that no list may name

@@ -24,11 +24,12 @@ def palette() -> np.ndarray:
     return colours
 
 
-def write_mask(path: Path, mask: np.ndarray) -> None:
-    """mask: uint8 [h, w], as a PNG in VOC's palette."""
-    image = Image.fromarray(mask, "P")
+def mask_png(mask: np.ndarray) -> bytes:
+    """Return a mask, uint8 [h, w], as a PNG in VOC's palette."""
+    image, data = Image.fromarray(mask, "P"), io.BytesIO()
     image.putpalette(palette().tobytes())
-    image.save(path, format="PNG")
+    image.save(data, format="PNG")
+    return data.getvalue()
 
 
 def read_mask(path: Path, data: bytes, num_classes: int, size: tuple[int, int]) -> np.ndarray:

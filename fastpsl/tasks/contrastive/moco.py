@@ -17,7 +17,7 @@ from fastpsl.engine.task import Task
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.contrastive.momentum_encoder import KeyEncoder
 from fastpsl.tasks.contrastive.shuffled_batchnorm import encode_shuffled, shuffled_order
@@ -77,7 +77,7 @@ class MoCo(Task):
         last = nn.Linear(channels, self.width)
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), hidden, nn.ReLU(inplace=True), last)
 
-    def check_data(self, data: Data, batch_size: int) -> None:
+    def check_data(self, data: Dataset, batch_size: int) -> None:
         """ValueError where queue, batch and set do not suit each other. batch_size: images of a step."""
         size, most = self.queue_size, data.num_samples // batch_size * batch_size
         if size < 1 or size % batch_size:

@@ -9,7 +9,7 @@ from fastpsl.engine.task import Task
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.layout import joined
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.contrastive.nt_xent import nt_xent
 from fastpsl.tasks.contrastive.views import NUM_LEVELS, SIMCLR_COLOUR, contrastive_view, drawn, side_by_side
@@ -59,7 +59,7 @@ class SimCLR(Task):
         )
         return (view, view)
 
-    def check_data(self, data: Data, batch_size: int) -> None:
+    def check_data(self, data: Dataset, batch_size: int) -> None:
         """The trainer's batch must be the one that chance is told for."""
         assert batch_size == self.batch_size, (batch_size, self.batch_size)
 

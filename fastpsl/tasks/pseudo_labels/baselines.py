@@ -11,7 +11,7 @@ from fastpsl.engine.console import Progress
 from fastpsl.engine.distributed import World
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.draws import Keys, Slot, integers
-from fastpsl.pipelines.data.dataset import Data, require_labels
+from fastpsl.pipelines.data.dataset import Dataset, require_labels
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.pseudo_labels.whitening import fit_whitening
@@ -23,7 +23,7 @@ _OWN_VIEW = 255  # no recipe has so many views: the labels are independent of it
 
 
 def make_labels(
-    source: str, data: Data, *, num_classes: int | None, pca_width: int, size_px: int, seed: int
+    source: str, data: Dataset, *, num_classes: int | None, pca_width: int, size_px: int, seed: int
 ) -> tuple[np.ndarray, int, dict[str, Any]]:
     """Labels [N] of k-means, random or true, how many classes there are, and what they depend on (`Labels.configuration`).
 
@@ -63,7 +63,7 @@ def random_labels(num_samples: int, num_classes: int, seed: int) -> np.ndarray:
     return integers(keys, Slot.TASK, 1, num_classes)[:, 0]
 
 
-def k_means_labels(data: Data, num_classes: int, pca_width: int, size_px: int, seed: int) -> np.ndarray:
+def k_means_labels(data: Dataset, num_classes: int, pca_width: int, size_px: int, seed: int) -> np.ndarray:
     """Return int64 [N]: the cluster of each image's middle square, by k-means on the first `pca_width` principal components of its pixels.
 
     Paper (section V.E): PCA, then k-means; nothing more is said. Here: components are not whitened, and of NUM_STARTS clusterings the one
@@ -80,7 +80,7 @@ def k_means_labels(data: Data, num_classes: int, pca_width: int, size_px: int, s
     return _clusters(rows, num_classes, seed)
 
 
-def _pixels(data: Data, size_px: int) -> Tensor:
+def _pixels(data: Dataset, size_px: int) -> Tensor:
     """uint8 [N, 3 * size_px**2]: the middle squares, resized."""
     rows = torch.empty(data.num_samples, 3 * size_px**2, dtype=torch.uint8)
     view = ViewSpec(ShorterSideCrop(size_px, size_px, "center"))
@@ -105,7 +105,7 @@ def _components(rows: Tensor, width: int) -> Tensor:
 
 
 class _Parts(Sequence[Tensor]):
-    """Rows, so many at a time, that say how many of them have been read."""
+    """SampleTable, so many at a time, that say how many of them have been read."""
 
     def __init__(self, rows: Tensor, progress: Progress) -> None:
         self._parts, self._progress, self._num_read = rows.split(_ROWS_AT_A_TIME), progress, 0

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -15,10 +14,9 @@ import numpy as np
 
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.run_data import open_both
-from fastpsl.models.checkpoint import write_atomically
-from fastpsl.pipelines.beton.file import output_errors
-from fastpsl.pipelines.data.dataset import Data
-from fastpsl.pipelines.files.bounded import refuse_larger
+from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.files.atomic import output_errors, write_atomically
+from fastpsl.pipelines.files.bounded import check_zip
 
 NAME = "labels.npz"
 FORMAT = 2
@@ -53,7 +51,7 @@ def write_labels(
     path: Path,
     labels: np.ndarray,
     num_classes: int,
-    data: Data,
+    data: Dataset,
     made_by: str,
     *,
     num_split: int = 0,
@@ -87,7 +85,7 @@ def write_labels(
     return path
 
 
-def read_labels(path: Path, data: Data) -> Labels:
+def read_labels(path: Path, data: Dataset) -> Labels:
     """The labels in `path`, which must be `data`'s. ValueError where they are not, where one is out of range, or where `path` is no such file."""
     return _checked(path, _read(path, data.num_samples), data)
 
@@ -128,7 +126,7 @@ def _is_held_out(split: str) -> bool:
     return not _HELD_OUT.isdisjoint(re.split("[^a-z]+", split.lower()))
 
 
-def _checked(path: Path, file: _File, data: Data) -> Labels:
+def _checked(path: Path, file: _File, data: Dataset) -> Labels:
     """The labels in the data's order. ValueError where they are another data set's, lack a sample, or are out of range."""
     found, indices = file.labels, file.indices
     labels, num_classes = found.labels, found.num_classes
@@ -170,11 +168,8 @@ def _read(path: Path, num_samples: int) -> _File:
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give a file of labels, such as the {NAME} in a run's folder")
     try:
-        with zipfile.ZipFile(path) as archive:  # numpy alone believes a damaged header's length
-            refuse_larger(archive, _MAX_OTHER_BYTES + _BYTES_PER_LABEL * num_samples)
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"{damaged} fails its checksum")
+        # numpy alone believes a damaged header's length.
+        check_zip(path, _MAX_OTHER_BYTES + _BYTES_PER_LABEL * num_samples)
         with np.load(path, allow_pickle=False) as arrays:
             version = int(arrays["format"])
             if version == FORMAT:

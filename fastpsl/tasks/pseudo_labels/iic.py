@@ -22,7 +22,7 @@ from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.layout import joined
 from fastpsl.kernels.sobel_xy import SobelXY
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.views import Op, ViewSpec
 from fastpsl.tasks.classify import linear
@@ -104,7 +104,7 @@ class IIC(Task):
         self._views = (weak, *(strong,) * num_copies)
         self.center = ViewSpec(ShorterSideCrop(*sides, "center"), weak.ops, input.mean, input.std)
 
-    def check_data(self, data: Data, batch_size: int) -> None:
+    def check_data(self, data: Dataset, batch_size: int) -> None:
         """ValueError where there are more clusters than images. Takes the true labels, if there are any: to compare with, no more."""
         for flag, size in self.sizes.items():
             if size > data.num_samples:

@@ -15,7 +15,7 @@ from fastpsl.engine.reporter import Figures
 from fastpsl.engine.task import Task
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.classify import average_and_linear, masked_cross_entropy
 from fastpsl.tasks.pseudo_labels.figures import watched_figures
@@ -46,7 +46,7 @@ class PseudoClassify(Task):
         self.seed, self.head_std = seed, head_std
         self.true_labels: np.ndarray | None = None
 
-    def check_data(self, data: Data, batch_size: int) -> None:
+    def check_data(self, data: Dataset, batch_size: int) -> None:
         """ValueError where there are more classes than images. Takes the true labels, if there are any: to compare with, no more."""
         if self.num_classes > data.num_samples:
             raise ValueError(

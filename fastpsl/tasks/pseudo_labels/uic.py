@@ -13,7 +13,7 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import Figures
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.grey import Grey
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import center_view, train_view
 from fastpsl.pipelines.views import ViewSpec
@@ -62,7 +62,7 @@ class UIC(PseudoClassify):
         """Whether labels come from the training forward pass."""
         return self.label_view == "train" and not self.fixed and self.given is None
 
-    def check_data(self, data: Data, batch_size: int) -> None:
+    def check_data(self, data: Dataset, batch_size: int) -> None:
         super().check_data(data, batch_size)
         assert self.given is None or len(self.given) == data.num_samples
 

@@ -41,7 +41,7 @@ class AET(Proxy):
     def features_loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         """Mean squared error over the targets; features [2 * B, C, h, w]."""
         assert isinstance(head, AETHead)
-        targets = batch.draws[0][-1]["target"]
+        targets = batch.draw(WarpPair)["target"]
         valid = batch.indices >= 0
         num = valid.sum().float()
 
@@ -62,7 +62,7 @@ class AET(Proxy):
 
     def captions(self, batch: Batch) -> list[str]:
         """The targets, in two lines."""
-        every = batch.draws[0][-1]["target"].unflatten(1, (2, -1)).tolist()
+        every = batch.draw(WarpPair)["target"].unflatten(1, (2, -1)).tolist()
         return ["\n".join(" ".join(f"{value:+.1f}" for value in row) for row in rows) for rows in every]
 
 

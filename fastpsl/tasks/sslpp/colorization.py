@@ -16,7 +16,7 @@ from fastpsl.kernels.ab_bins import NUM_BINS, ab_bins, soft_bins
 from fastpsl.kernels.lab import lab
 from fastpsl.kernels.layout import to_float32
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import TrainCrop, train_view
 from fastpsl.pipelines.views import ViewSpec
@@ -56,7 +56,7 @@ class Colorization(Proxy):
             return FromVectors(channels, NUM_BINS, self._view.crop.size_px // 4)
         return nn.Conv2d(channels, NUM_BINS, 1)
 
-    def check_data(self, data: Data, batch_size: int) -> None:
+    def check_data(self, data: Dataset, batch_size: int) -> None:
         """Takes how many batches make the pictures that p is estimated of. Where batches are accumulated, it is of fewer pictures."""
         self.num_to_look_at = -(-min(data.num_samples, NUM_LOOKED_AT) // batch_size)
 

@@ -39,7 +39,7 @@ class RotNet(Proxy):
     def features_loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         """Cross-entropy over the four turns; features [4 * B, C, h, w]. accuracy = turns named right."""
         logits = head(features).float()
-        labels = batch.draws[0][-1]["turns"].flatten()
+        labels = batch.draw(AllTurns)["turns"].flatten()
         valid = (batch.indices >= 0).float().repeat_interleave(NUM_TURNS)
         num = valid.sum()
         loss = masked_cross_entropy(logits, labels, valid)

@@ -16,7 +16,7 @@ from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.task import Task
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.classify import average_and_linear, masked_cross_entropy
 from fastpsl.tasks.pseudo_labels.deepcluster import TOP_STD, clustered_features, renew
@@ -75,7 +75,7 @@ class SSLPlusPlus(Task):
     def images_per_sample(self, level: int) -> int:
         return self._learned.images_per_sample(level)
 
-    def check_data(self, data: Data, batch_size: int) -> None:
+    def check_data(self, data: Dataset, batch_size: int) -> None:
         """ValueError where there are more clusters than images, and what the proxy cannot learn from."""
         if self.num_classes > data.num_samples:
             raise ValueError(

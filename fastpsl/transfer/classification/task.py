@@ -20,7 +20,7 @@ from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.standard_views import train_view
@@ -74,7 +74,7 @@ class MultiLabel(Task):
     targets: Tensor = field(init=False)
     class_names: list[str] = field(init=False)
 
-    def check_data(self, data: Data, batch_size: int) -> None:
+    def check_data(self, data: Dataset, batch_size: int) -> None:
         """Takes the labels."""
         assert isinstance(data, VOC) and data.class_names is not None
         self.targets, self.class_names = torch.from_numpy(data.targets()), data.class_names

@@ -24,9 +24,9 @@ from fastpsl.engine.task import Task
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.draws import Keys, Slot, integers, uniforms
 from fastpsl.models.backbone import Backbone
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.loader.annotated import Annotated, PictureBatch, PictureLoader, read_picture
+from fastpsl.pipelines.loader.annotated import AnnotatedBatch, AnnotatedImage, AnnotatedLoader, read_picture
 from fastpsl.pipelines.voc.dataset import VOC, learned_and_scored
 from fastpsl.transfer.detection.detector import Detector, layout_of
 from fastpsl.transfer.detection.proposals import Proposals
@@ -77,7 +77,7 @@ class Detection(Task):
             "detection", 1, protocol.first_learning, last, 0 if protocol.num_steps else protocol.epochs, protocol.num_steps
         )  # fmt: skip
 
-    def open(self, root: Path, options: RunOptions) -> tuple[Data, Data]:
+    def open(self, root: Path, options: RunOptions) -> tuple[Dataset, Dataset]:
         """Training and test sets in VOC's layout at `root`: `Job.open`. ValueError where something is wrong with them."""
         check_options(options)
         protocol = self.protocol
@@ -97,11 +97,11 @@ class Detection(Task):
     def input_record(self, level: int) -> dict[str, Any]:
         return self.input.as_dict()
 
-    def train_loader(self, data: RunData) -> PictureLoader:
+    def train_loader(self, data: RunData) -> AnnotatedLoader:
         """Batches of what `read` gives."""
         return data.picture_loader(self.read)
 
-    def read(self, index: int, epoch: int) -> Annotated:
+    def read(self, index: int, epoch: int) -> AnnotatedImage:
         """A training picture, mirrored or not and of the size drawn for it; "boxes" float32 [n, 4] in its px, "labels" int64 [n] from 1,
         "proposals" where they are published."""
         protocol, keys = self.protocol, Keys(self.seed, epoch, np.array([index], np.int64))
@@ -130,7 +130,7 @@ class Detection(Task):
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Any
     ) -> tuple[Tensor, Metrics]:
         """The sum of the detector's losses, and each of them. `head` is bound to `trunk`."""
-        assert isinstance(head, Detector) and isinstance(batch, PictureBatch)
+        assert isinstance(head, Detector) and isinstance(batch, AnnotatedBatch)
         images = [normalised(image, self.input) for image in batch.images]
         proposals = None if head.rpn is not None else [target["proposals"] for target in batch.targets]
         losses = head.losses(images, batch.targets, proposals)
@@ -169,7 +169,7 @@ class Detection(Task):
 
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Any) -> Tensor:
         """The training pictures as the network sees them, each with its boxes; in one size, the rest black."""
-        assert isinstance(batch, PictureBatch)
+        assert isinstance(batch, AnnotatedBatch)
         shown = []
         for image, target in zip(batch.images, batch.targets, strict=True):
             seen = pictures(normalised(image, self.input)[None], self.input)[0]
@@ -184,7 +184,7 @@ class Detection(Task):
 
     def captions(self, batch: Any) -> list[str]:
         """The classes in each picture."""
-        assert isinstance(batch, PictureBatch)
+        assert isinstance(batch, AnnotatedBatch)
         names = self.train.class_names or []
         labels = [target["labels"].unique().tolist() for target in batch.targets]
         return [", ".join(names[label - 1] for label in these) or "none" for these in labels]

@@ -1,6 +1,5 @@
 """Segmentation as a task: which class each pixel is of, learned by fine-tuning (uic.txt, Table 5; sslpp.txt, Fig. 3)."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +18,13 @@ from fastpsl.engine.train_step import Learner
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.dataset import Data
+from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.files.atomic import write_atomically
 from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.loader.annotated import Annotated, PictureBatch, PictureLoader, read_picture
+from fastpsl.pipelines.loader.annotated import AnnotatedBatch, AnnotatedImage, AnnotatedLoader, read_picture
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.pipelines.voc.dataset import VOC
-from fastpsl.pipelines.voc.masks import VOID, palette, write_mask
+from fastpsl.pipelines.voc.masks import VOID, mask_png, palette
 from fastpsl.transfer.image_input import normalised, padded, pictures, resized, resized_sides
 from fastpsl.transfer.segmentation.fcn import Network
 from fastpsl.transfer.segmentation.mask_crop import LONG_OF_SHORT, ScaledCrop
@@ -52,7 +52,7 @@ class Segmentation(Task):
     def fixed_sizes(self) -> bool:
         return self.crop is not None
 
-    def check_data(self, data: Data, batch_size: int) -> None:
+    def check_data(self, data: Dataset, batch_size: int) -> None:
         """Takes the number of classes; the background is one more."""
         self.num_classes = data.num_classes + 1
 
@@ -66,11 +66,11 @@ class Segmentation(Task):
     def head(self, level: int, channels: int) -> nn.Module:
         return self.network.head(self.num_classes)
 
-    def train_loader(self, data: RunData) -> PictureLoader:
+    def train_loader(self, data: RunData) -> AnnotatedLoader:
         voc, seed = data.train, data.options.seed
         assert isinstance(voc, VOC)
 
-        def read(index: int, epoch: int) -> Annotated:
+        def read(index: int, epoch: int) -> AnnotatedImage:
             image, mask = read_picture(voc, index), torch.from_numpy(voc.mask(index))
             if self.crop is not None:
                 image, mask = self.crop(image, mask, Keys(seed, epoch, np.array([index], np.int64)))
@@ -92,7 +92,7 @@ class Segmentation(Task):
 
     def _batch(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Pictures [B, C, H, W] and masks int64 [B, H, W]: zeros, which are the mean, and void to the right of smaller ones and below."""
-        assert isinstance(batch, PictureBatch)
+        assert isinstance(batch, AnnotatedBatch)
         side_px = 1 if self.crop is None else self.crop.size_px
         images = padded([normalised(image, self.input) for image in batch.images], side_px)
         masks = images.new_full((len(images), *images.shape[-2:]), VOID, dtype=torch.int64)
@@ -125,9 +125,7 @@ class Segmentation(Task):
             truth = torch.from_numpy(data.mask(index)).to(learner.world.device)
             found = self.found(read_picture(data, index).to(learner.world.device), learner)
             path = masks / f"{data.image_id(index)}.png"
-            beside = path.with_suffix(".part")
-            write_mask(beside, found.cpu().numpy())
-            os.replace(beside, path)
+            write_atomically(path, mask_png(found.cpu().numpy()), durable=False)
             yield {"confusion": confusion(found, truth, self.num_classes)[None].cpu().numpy()}
 
     def found(self, image: Tensor, learner: Learner) -> Tensor:

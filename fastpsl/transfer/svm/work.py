@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from fastpsl.engine.console import Progress
 from fastpsl.engine.distributed import World
-from fastpsl.models.checkpoint import write_atomically
+from fastpsl.pipelines.files.atomic import write_atomically
 
 # joblib is imported where it is used: that takes half a second.
 
