@@ -28,7 +28,7 @@ from bench.detection_peers import (
     Peer,
     detectron2s,
     drawn_batches,
-    our_learner,
+    our_train_step,
     ours,
     torchvisions,
     torchvisions_model,
@@ -132,11 +132,13 @@ class Bench:
         def turns() -> Iterator[AnnotatedBatch]:
             return itertools.cycle(pictures)
 
-        learner = our_learner(protocol, name, self.run_options, self.world)
-        yield OURS, lambda: ours(learner, turns())
+        train_step = our_train_step(protocol, name, self.run_options, self.world)
+        yield OURS, lambda: ours(train_step, turns())
         yield (
             TORCHVISION,
-            lambda: torchvisions(torchvisions_model(protocol, name, learner), turns(), protocol, precision),
+            lambda: torchvisions(
+                torchvisions_model(protocol, name, train_step), turns(), protocol, precision
+            ),
         )
         yield DETECTRON2, lambda: detectron2s(turns(), protocol, name, precision, self.world.device)
 

@@ -23,10 +23,10 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from fastpsl.engine.distributed import World
-from fastpsl.engine.experiment import Job, make_learner, place_backbone
+from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import RunOptions
-from fastpsl.engine.train_step import DTYPES, Learner
+from fastpsl.engine.train_step import DTYPES, TrainStep
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch
@@ -82,9 +82,9 @@ def drawn_batches(num: int, batch_size: int, short_px: int, device: torch.device
     return batches
 
 
-def our_learner(
+def our_train_step(
     protocol: DetectionProtocol, backbone_name: str, options: RunOptions, world: World
-) -> Learner:
+) -> TrainStep:
     """As the recipe has it, with random weights that do not grow from block to block."""
     torch.manual_seed(0)
     backbone = make_backbone(backbone_name)
@@ -93,25 +93,25 @@ def our_learner(
             nn.init.constant_(part.weight, 0.5)
     task = Detection(protocol, backbone, Input(), options.seed)
     task.train = cast(Any, SimpleNamespace(num_classes=NUM_CLASSES))
-    job = Job(
+    experiment = Experiment(
         task=cast(Any, task), backbone=backbone, stages=(task.stage(),), schedule=protocol.schedule(options.batch_size),
         optimiser=partial(sgd, weight_decay=protocol.weight_decay, decay_biases=protocol.decay_biases),
         batchnorm=protocol.batchnorm,
     )  # fmt: skip
-    place_backbone(job, options, world)
-    return make_learner(job, 0, options, world)
+    place_backbone(experiment, options, world)
+    return make_train_step(experiment, 0, options, world)
 
 
-def ours(learner: Learner, batches: Iterator[AnnotatedBatch]) -> Peer:
-    head = learner.module.head
+def ours(train_step: TrainStep, batches: Iterator[AnnotatedBatch]) -> Peer:
+    head = train_step.module.head
     assert isinstance(head, Detector)
     pool = cast(nn.Module, head.roi_heads.box_roi_pool)
-    return Peer(lambda: learner.step(cast(Any, batches), LR), _num_learning(learner.module), pool)
+    return Peer(lambda: train_step.step(cast(Any, batches), LR), _num_learning(train_step.module), pool)
 
 
-def torchvisions_model(protocol: DetectionProtocol, backbone_name: str, learner: Learner) -> FasterRCNN:
-    """With the weights of `learner`, on its device."""
-    trunk, head = learner.module.trunk, learner.module.head
+def torchvisions_model(protocol: DetectionProtocol, backbone_name: str, train_step: TrainStep) -> FasterRCNN:
+    """With the weights of `train_step`, on its device."""
+    trunk, head = train_step.module.trunk, train_step.module.head
     assert isinstance(head, Detector) and head.rpn is not None
     named = torchvision.models.get_model(backbone_name, weights=None, norm_layer=FrozenBatchNorm2d)
     weights = _by_torchvisions_names([*trunk.frozen, *trunk.learning], named)
@@ -139,7 +139,7 @@ def torchvisions_model(protocol: DetectionProtocol, backbone_name: str, learner:
     )  # fmt: skip
     model.rpn.head.load_state_dict(head.rpn.head.state_dict())
     model.roi_heads.box_predictor.load_state_dict(head.roi_heads.box_predictor.state_dict())
-    return model.to(learner.world.device)
+    return model.to(train_step.world.device)
 
 
 def _by_torchvisions_names(blocks: Sequence[nn.Module], named: nn.Module) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from fastpsl.engine.distributed import World
-from fastpsl.engine.experiment import Job, place_backbone
+from fastpsl.engine.experiment import Experiment, place_backbone
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.seed import torch_seed
 
@@ -52,20 +52,22 @@ def stage_names(options: PretrainOptions) -> Sequence[str]:
     return [*(f"S{number + 1}" for number in range(len(options.stage_epochs))), "E"]
 
 
-def job_of(recipe: str, options: PretrainOptions) -> Job:
+def experiment_of(recipe: str, options: PretrainOptions) -> Experiment:
     """As `recipes/` builds it."""
-    job: Job = recipe_module(recipe).build(options)
-    return job
+    experiment: Experiment = recipe_module(recipe).build(options)
+    return experiment
 
 
-def stage_job(recipe: str, stage: str, options: PretrainOptions, world: World) -> tuple[Job, int]:
+def stage_experiment(
+    recipe: str, stage: str, options: PretrainOptions, world: World
+) -> tuple[Experiment, int]:
     """A job of its own with fresh weights, on the device, and the number of `stage` in it."""
     if stage == "E":
         options = replace(options, plan="end_to_end")
     torch.manual_seed(torch_seed(options.seed))
-    job = job_of(recipe, options)
-    names = [each.name for each in job.stages]
+    experiment = experiment_of(recipe, options)
+    names = [each.name for each in experiment.stages]
     if stage not in names:
         raise ValueError(f"--stages {stage}: {recipe} has {', '.join(stage_names(options))}")
-    place_backbone(job, options, world)
-    return job, names.index(stage)
+    place_backbone(experiment, options, world)
+    return experiment, names.index(stage)

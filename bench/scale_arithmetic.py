@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench.recipe_stages import recipe_options, stage_job
+from bench.recipe_stages import recipe_options, stage_experiment
 from fastpsl.engine.distributed import World
 
 BATCH, BYTES_A_PICTURE = 256, 55_000  # a GPU's; of an ImageNet photo at 500 px, quality 90
@@ -37,11 +37,11 @@ def gradients(recipe: str = "jigsaw") -> dict[str, int]:
     options = recipe_options(recipe, is_sample=False, batch_size=BATCH, device="cpu")
     found = {}
     for name in STAGES:
-        job, number = stage_job(recipe, name, options, world)
-        stage = job.stages[number]
-        backbone: Any = job.backbone
+        experiment, number = stage_experiment(recipe, name, options, world)
+        stage = experiment.stages[number]
+        backbone: Any = experiment.backbone
         learning = backbone.blocks()[stage.first_learning - 1 : stage.last_block]
-        learning.append(job.task.head(stage.level, backbone.channels[stage.last_block - 1]))
+        learning.append(experiment.task.head(stage.level, backbone.channels[stage.last_block - 1]))
         found[name] = 4 * sum(weights.numel() for module in learning for weights in module.parameters())
     return found
 

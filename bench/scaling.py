@@ -29,7 +29,7 @@ sys.path.insert(
 )  # bench/ and recipes/ are folders of programs, not installed
 from bench.order import drop_from_cache, write_noise
 from bench.program import check_out, check_positive, counted, progress, run_program
-from bench.recipe_stages import Recipe, StageName, recipe_options, stage_job
+from bench.recipe_stages import Recipe, StageName, recipe_options, stage_experiment
 from bench.schema import RUNS, data_record, environment, save_result, spread
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, choose_device, join_world, leave_world, wait_for_all
@@ -88,7 +88,8 @@ def numbers_of_ranks(options: Options) -> list[int]:
 def gradient_bytes(bench: StageBench) -> int:
     """What DDP sums over the ranks in a step: one gradient for each number that learns, head included."""
     return sum(
-        weights.numel() * weights.element_size() for _, weights in bench.learner.module.learning_parameters()
+        weights.numel() * weights.element_size()
+        for _, weights in bench.train_step.module.learning_parameters()
     )
 
 
@@ -103,8 +104,8 @@ def rows_of_ranks(options: Options, world: World) -> list[dict[str, Any]]:
                     recipe, is_sample=options.data is None, batch_size=batch_size * world.size, backbone=options.backbone,
                     device=options.device, decoder=options.decoder, step=options.step,
                 )  # fmt: skip
-                job, number = stage_job(recipe, stage, settings, world)
-                bench = StageBench(job, number, settings, data, world, seconds=0.0, min_steps=3)
+                experiment, number = stage_experiment(recipe, stage, settings, world)
+                bench = StageBench(experiment, number, settings, data, world, seconds=0.0, min_steps=3)
                 bench.step_alone()  # warm-up
                 bench.min_steps = options.steps or (60 if world.device.type == "cuda" else 3)
                 labels = {"recipe": recipe, "stage": stage, "num_ranks": world.size}

@@ -29,7 +29,7 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # bench/ and recipes/ are folders of programs, not installed
 from bench.program import check_out, check_positive, progress, run_program, wide_console
-from bench.recipe_stages import Recipe, StageName, recipe_options, stage_job
+from bench.recipe_stages import Recipe, StageName, recipe_options, stage_experiment
 from bench.schema import RUNS, environment, save_result, spread
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
@@ -190,12 +190,12 @@ class Bench:
             fold_frozen=bool(fold), device=self.world.device.type, precision=self.options.precision,
         )  # fmt: skip
         self.precision = options.resolved_precision(self.world.device)
-        job, number = stage_job(key.recipe, key.stage, options, self.world)
-        stage = job.stages[number]
+        experiment, number = stage_experiment(key.recipe, key.stage, options, self.world)
+        stage = experiment.stages[number]
         if fold and stage.first_learning == 1:
             return None
         before = self._memory(step)
-        bench = StageBench(job, number, options, Synthetic(100_000), self.world)
+        bench = StageBench(experiment, number, options, Synthetic(100_000), self.world)
         timed = Timed(bench, bench.batch_size * options.accumulate, stage.epochs)
         bench.warm_up()
         bench.synthetic_batch()

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, not installed
 from bench import interleaved, peers
 from bench.program import check_out, check_positive, progress, run_program, wide_console
-from bench.recipe_stages import Recipe, StageName, recipe_options, stage_job
+from bench.recipe_stages import Recipe, StageName, recipe_options, stage_experiment
 from bench.schema import RUNS, data_record, environment, save_result, spread
 from bench.show import draw_throughput, show_throughput
 from fastpsl.engine.command_line import parse
@@ -166,8 +166,8 @@ def measure_stage(
         device=asked.device, precision=asked.precision, augment=asked.augment, step=asked.step,
         fold_frozen=asked.fold_frozen, num_threads=setting.num_threads, **more,
     )  # fmt: skip
-    job, number = stage_job(recipe, stage, options, setting.world)
-    bench = StageBench(job, number, options, setting.data, setting.world, seconds=setting.seconds)
+    experiment, number = stage_experiment(recipe, stage, options, setting.world)
+    bench = StageBench(experiment, number, options, setting.data, setting.world, seconds=setting.seconds)
     bench.min_steps = max(1, math.ceil(asked.epochs * setting.data.num_samples / bench.batch_size))
     work: dict[tuple[str, str | None], Callable[[], float]] = {("step", None): bench.step_alone}
     for decoder in setting.decoders:
@@ -202,7 +202,7 @@ def measure_stage(
         if measured == "loader":
             row["first_batch_s"] = round(first_batch_s[decoder], 3)
         else:
-            row["augment"], row["step"] = bench.learner.augment.path, bench.learner.step_choice.mode
+            row["augment"], row["step"] = bench.train_step.augment.path, bench.train_step.step_choice.mode
             row["samples_per_step"], row["epochs"] = bench.batch_size, bench.stage.epochs
             row["images_per_sample"] = options.batch_size // bench.batch_size
         if measured == "both":

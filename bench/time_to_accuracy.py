@@ -32,7 +32,7 @@ sys.path.insert(
 )  # bench/ and recipes/ are folders of programs, not installed
 from bench.chart import Bar, Panel, draw, grouped
 from bench.program import check_out, counted, progress, run_program
-from bench.recipe_stages import MODULES, job_of, recipe_options
+from bench.recipe_stages import MODULES, experiment_of, recipe_options
 from bench.schema import RUNS, data_record, environment, save_result, spread
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
@@ -141,11 +141,11 @@ def train(options: Options, seed: int, world: World, folder: Path) -> Trained | 
     )  # fmt: skip
     started = time.perf_counter()
     torch.manual_seed(torch_seed(seed))
-    job = job_of(options.recipe, recipe)
-    run = Run(MODULES[options.recipe], job.open_data(recipe, world), job.science)
+    experiment = experiment_of(options.recipe, recipe)
+    run = Run(MODULES[options.recipe], experiment.open_data(recipe, world), experiment.science)
     try:
         clock = Clock(run)
-        if not pretrain(job, run):
+        if not pretrain(experiment, run):
             return None
         num_steps = run.position.run_step
     finally:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import sgd
@@ -70,7 +70,7 @@ def pretrained(options: Options) -> Pretrained:
     return options.pretrained()
 
 
-def build(options: Options) -> Job:
+def build(options: Options) -> Experiment:
     require_held_out(options)
     weights, size_px = pretrained(options), options.size_px
     heads = read_heads(options.heads, weights.backbone)
@@ -80,7 +80,7 @@ def build(options: Options) -> Job:
             FewLabelBlockProbes, labels_per_class=options.labels_per_class, seed=options.seed
         )
     last = max(head.block for head in heads)
-    return Job(
+    return Experiment(
         task=make(
             train_view=train_view(weights.input, size_px, "padded"),
             held_out_view=center_view(weights.input, size_px, options.whole),
@@ -95,9 +95,9 @@ def build(options: Options) -> Job:
     )
 
 
-def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
+def finish(options: Options, experiment: Experiment, run: Run) -> Sequence[str]:
     name, record = "block_probe", pretrained(options).record
-    path = write_held_out(job, run, recipe=name, protocol=name, constants=CONSTANTS, checkpoint=record)
+    path = write_held_out(experiment, run, recipe=name, protocol=name, constants=CONSTANTS, checkpoint=record)
     numbers = scores(run)
     title = f"{name}, {record['backbone']}, {record['path'] or 'random weights'}"
     chart = draw_blocks(numbers, run.folder / "result.png", title, 100 / run.data.train.num_classes)

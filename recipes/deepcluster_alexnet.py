@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.options import PretrainOptions, parse_options
@@ -67,7 +67,7 @@ class Options(PretrainOptions):
     """Side of the crops."""
 
 
-def build(options: Options) -> Job:
+def build(options: Options) -> Experiment:
     input = Input.usual(options.channels, options.size_px)
     backbone = make_backbone(options.backbone, num_channels=input.num_channels, dropout=options.dropout)
     task = DeepCluster(
@@ -78,7 +78,7 @@ def build(options: Options) -> Job:
         pca_width=options.pca_width,
         k_means_iterations=options.k_means_iterations,
     )
-    return Job(
+    return Experiment(
         task=task,
         backbone=backbone,
         stages=options.stages(task.num_levels, backbone.num_blocks),

@@ -9,7 +9,7 @@ Paper: 50.9 % ImageNet top-1 of a linear classifier on B4 (45.7 % end to end). H
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.options import MACHINE, PretrainOptions, parse_options
@@ -71,7 +71,7 @@ class Options(PretrainOptions):
     """Features of a tile in the head."""
 
 
-def build(options: Options) -> Job:
+def build(options: Options) -> Experiment:
     if options.permutations:
         permutations = read_permutations(options.permutations)
     else:
@@ -87,7 +87,7 @@ def build(options: Options) -> Job:
         embedding_width=options.embedding_width,
     )
     backbone = make_backbone(options.backbone)
-    return Job(
+    return Experiment(
         task=task,
         backbone=backbone,
         stages=options.stages(task.num_levels, backbone.num_blocks),

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run
@@ -60,7 +60,7 @@ def pretrained(options: Options) -> Pretrained:
     return options.pretrained()
 
 
-def build(options: Options) -> Job:
+def build(options: Options) -> Experiment:
     require_held_out(options)
     weights, protocol = pretrained(options), options.constants()
     num_blocks = weights.backbone.num_blocks
@@ -69,7 +69,7 @@ def build(options: Options) -> Job:
             f"--whole: --protocol {options.protocol} is scored on ten crops; leave it out, or choose another one"
         )
     _, *more_crops = ten_crop_views(weights.input, options.size_px)
-    return Job(
+    return Experiment(
         task=LinearProbes(
             train_view(weights.input, options.size_px, protocol.train_crop),
             center_view(weights.input, options.size_px, options.whole),
@@ -92,11 +92,11 @@ def build(options: Options) -> Job:
     )
 
 
-def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
+def finish(options: Options, experiment: Experiment, run: Run) -> Sequence[str]:
     record, protocol = pretrained(options).record, f"linear/{options.protocol}"
     constants = asdict(options.constants())
     path = write_held_out(
-        job, run, recipe="linear_probe", protocol=protocol, constants=constants, checkpoint=record
+        experiment, run, recipe="linear_probe", protocol=protocol, constants=constants, checkpoint=record
     )
     title = f"{protocol}, {record['backbone']}, {record['path'] or 'random weights'}"
     chart = draw_blocks(scores(run), run.folder / "result.png", title, 100 / run.data.train.num_classes)

@@ -9,7 +9,7 @@ Paper: 68.1 % ImageNet top-1 of a linear classifier on the final features (67.5 
 from dataclasses import dataclass
 from functools import partial
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.options import PretrainOptions, parse_options
@@ -60,7 +60,7 @@ class Options(PretrainOptions):
     """Numbers of a key."""
 
 
-def build(options: Options) -> Job:
+def build(options: Options) -> Experiment:
     task = MoCo(
         seed=options.seed,
         batch_size=options.batch_size // options.accumulate,
@@ -72,7 +72,7 @@ def build(options: Options) -> Job:
         size_px=options.size_px,
     )
     backbone = make_backbone(options.backbone)
-    return Job(
+    return Experiment(
         task=task,
         backbone=backbone,
         stages=options.stages(task.num_levels, backbone.num_blocks),

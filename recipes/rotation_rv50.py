@@ -9,7 +9,7 @@ Paper: 53.3 % ImageNet top-1 of a linear classifier on B4 (48.6 % end to end). H
 from dataclasses import dataclass
 from typing import Literal
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.options import PretrainOptions, parse_options
@@ -52,14 +52,14 @@ class Options(PretrainOptions):
     """Side of the random window that the network sees."""
 
 
-def build(options: Options) -> Job:
+def build(options: Options) -> Experiment:
     task = Rotation(
         shorter_px=options.shorter_px,
         size_px=options.size_px,
         rotations_per_image=options.rotations_per_image,
     )
     backbone = make_backbone(options.backbone)
-    return Job(
+    return Experiment(
         task=task,
         backbone=backbone,
         stages=options.stages(task.num_levels, backbone.num_blocks),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import sgd
@@ -68,7 +68,7 @@ def pretrained(options: Options) -> Pretrained:
     return options.pretrained()
 
 
-def build(options: Options) -> Job:
+def build(options: Options) -> Experiment:
     require_held_out(options)
     if options.order != "random":
         raise ValueError(
@@ -76,7 +76,7 @@ def build(options: Options) -> Job:
         )
     weights, values = pretrained(options), options.constants()
     num_blocks = weights.backbone.num_blocks
-    return Job(
+    return Experiment(
         task=Classify(
             train_view(weights.input, options.size_px),
             center_view(weights.input, options.size_px, options.whole),
@@ -90,12 +90,12 @@ def build(options: Options) -> Job:
     )
 
 
-def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
+def finish(options: Options, experiment: Experiment, run: Run) -> Sequence[str]:
     assert isinstance(run.data.train, Subset)
     labels = write_label_list(run.folder / "label-list.txt", run.data.train.indices)
     constants = options.constants() | ({"percent": None} if options.label_list else {})
     name, record = "semi_supervised", pretrained(options).record
-    path = write_held_out(job, run, recipe=name, protocol=name, constants=constants, checkpoint=record)
+    path = write_held_out(experiment, run, recipe=name, protocol=name, constants=constants, checkpoint=record)
     return [f"labelled images {labels}", result_line(path)]
 
 

@@ -12,7 +12,7 @@ by the statistics of their rank (arXiv 2002.05709, section 2.2); PSL says nothin
 from dataclasses import dataclass
 from functools import partial
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.lars import lars
 from fastpsl.engine.optim.schedules import cosine
@@ -73,7 +73,7 @@ class Options(PretrainOptions):
         self.refuse_apex("SimCLR", "LARS")
 
 
-def build(options: Options) -> Job:
+def build(options: Options) -> Experiment:
     backbone = make_backbone(options.backbone)
     task = SimCLR(
         options.batch_size,
@@ -81,7 +81,7 @@ def build(options: Options) -> Job:
         temperature=options.temperature,
         embedding_width=options.embedding_width,
     )
-    return Job(
+    return Experiment(
         task=task,
         backbone=backbone,
         stages=options.stages(task.num_levels, backbone.num_blocks),

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.options import parse_options
-from fastpsl.tasks.sslpp import experiment as sslpp_job
+from fastpsl.tasks.sslpp import experiment as sslpp_experiment
 from fastpsl.tasks.sslpp.aet import AET
 
 PAPER = {
@@ -38,14 +38,16 @@ FACTOR = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(sslpp_job.Options):
+class Options(sslpp_experiment.Options):
     transform: Literal["projective", "affine"] = "projective"
     """Which transformations: the paper does not say; projective ones are the more general."""
 
 
-def build(options: Options) -> Job:
+def build(options: Options) -> Experiment:
     optimiser = partial(options.sgd(), weight_decay=options.weight_decay, nesterov=True, decay_biases=True)
-    return sslpp_job.build(options, AET(options.transform, options.size_px, options.crop), optimiser, FACTOR)
+    return sslpp_experiment.build(
+        options, AET(options.transform, options.size_px, options.crop), optimiser, FACTOR
+    )
 
 
 def parse() -> Options:

@@ -15,12 +15,12 @@ and, but for epochs and rate, for sslpp_iic (docs/sslpp.md):
 
 from functools import partial
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.sgd_adam import adam
 from fastpsl.engine.options import parse_options
 from fastpsl.models.factory import OF_VECTORS
-from fastpsl.tasks.sslpp import experiment as sslpp_job
+from fastpsl.tasks.sslpp import experiment as sslpp_experiment
 from fastpsl.tasks.sslpp.colorization import Colorization
 from fastpsl.tasks.sslpp.experiment import Options
 
@@ -38,10 +38,10 @@ PAPER = {
 SAMPLE = {"stage_epochs": (4,), "batch_size": 32, "lr": 0.001}
 
 
-def build(options: Options) -> Job:
+def build(options: Options) -> Experiment:
     options.refuse_apex("Colorization", "Adam")
     proxy = Colorization(options.size_px, options.crop, options.backbone in OF_VECTORS)
-    return sslpp_job.build(options, proxy, partial(adam, weight_decay=options.weight_decay))
+    return sslpp_experiment.build(options, proxy, partial(adam, weight_decay=options.weight_decay))
 
 
 def parse() -> Options:

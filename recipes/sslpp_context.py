@@ -12,11 +12,11 @@ runs/iic is a run of sslpp_iic. Section V.A: SGD of momentum 0.9.
 from dataclasses import dataclass
 from functools import partial
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.options import parse_options
 from fastpsl.models.factory import OF_VECTORS
-from fastpsl.tasks.sslpp import experiment as sslpp_job
+from fastpsl.tasks.sslpp import experiment as sslpp_experiment
 from fastpsl.tasks.sslpp.context import Context
 
 PAPER = {
@@ -35,16 +35,16 @@ SAMPLE = {"stage_epochs": (4,), "batch_size": 32, "lr": 0.05}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(sslpp_job.Options):
+class Options(sslpp_experiment.Options):
     hole_share: float = 0.5
     """Side of the hidden middle, as a share of the picture's: the paper does not say it, Context-Encoder has a half."""
 
 
-def build(options: Options) -> Job:
+def build(options: Options) -> Experiment:
     optimiser = partial(options.sgd(), weight_decay=options.weight_decay, decay_biases=True)
     of_vectors = options.backbone in OF_VECTORS
     proxy = Context(options.hole_share, options.size_px, options.crop, of_vectors)
-    return sslpp_job.build(options, proxy, optimiser)
+    return sslpp_experiment.build(options, proxy, optimiser)
 
 
 def parse() -> Options:

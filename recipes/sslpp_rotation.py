@@ -14,10 +14,10 @@ Section V.A: SGD of momentum 0.9, its rate divided by 10; RotNet's code has Nest
 
 from functools import partial
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.options import parse_options
-from fastpsl.tasks.sslpp import experiment as sslpp_job
+from fastpsl.tasks.sslpp import experiment as sslpp_experiment
 from fastpsl.tasks.sslpp.experiment import Options
 from fastpsl.tasks.sslpp.rotnet import RotNet
 
@@ -35,9 +35,9 @@ PAPER = {
 SAMPLE = {"stage_epochs": (4,), "batch_size": 128, "lr": 0.05}
 
 
-def build(options: Options) -> Job:
+def build(options: Options) -> Experiment:
     optimiser = partial(options.sgd(), weight_decay=options.weight_decay, nesterov=True, decay_biases=True)
-    return sslpp_job.build(options, RotNet(options.size_px, options.crop), optimiser)
+    return sslpp_experiment.build(options, RotNet(options.size_px, options.crop), optimiser)
 
 
 def parse() -> Options:

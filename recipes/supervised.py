@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.options import MACHINE, PretrainOptions, parse_options
@@ -69,14 +69,14 @@ class Options(PretrainOptions):
     """Learn from the first so many images of each class alone, in as many steps (sslpp.txt, Table VIII)."""
 
 
-def build(options: Options) -> Job:
+def build(options: Options) -> Experiment:
     input, padded = Input(size_px=options.size_px), options.crop == "padded"
     views = train_view(input, options.size_px, options.crop), center_view(input, options.size_px, padded)
     task = Classify(*views)
     if options.labels_per_class is not None:
         task = FewLabels(*views, labels_per_class=options.labels_per_class, seed=options.seed)
     backbone = make_backbone(options.backbone)
-    return Job(
+    return Experiment(
         task=task,
         backbone=backbone,
         stages=options.stages(task.num_levels, backbone.num_blocks),
@@ -87,13 +87,13 @@ def build(options: Options) -> Job:
     )
 
 
-def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
+def finish(options: Options, experiment: Experiment, run: Run) -> Sequence[str]:
     if run.data.val is None:
         return ["no result: without --val nothing is scored"]
     record = load_pretrained(run.last_checkpoint()).record
     constants = {"momentum": 0.9, "nesterov": False}
     path = write_held_out(
-        job, run, recipe="supervised", protocol="supervised", constants=constants, checkpoint=record
+        experiment, run, recipe="supervised", protocol="supervised", constants=constants, checkpoint=record
     )
     return [result_line(path)]
 

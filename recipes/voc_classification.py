@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import RunOptions
@@ -69,7 +69,7 @@ def open_voc(options: RunOptions) -> tuple[VOC, VOC]:
     return learned_and_scored(root, protocol.train, protocol.test, "boxes")
 
 
-def build(options: Options) -> Job:
+def build(options: Options) -> Experiment:
     refuse_val(options)
     if options.whole:
         raise ValueError("--whole: the protocols are scored on random crops; leave it out")
@@ -78,7 +78,7 @@ def build(options: Options) -> Job:
     view = crop_view(weights.input, options.size_px, protocol.area, protocol.ratio)
     if protocol.new_fc:
         reinitialise_fc(weights.backbone)
-    return Job(
+    return Experiment(
         task=MultiLabel(view, protocol.num_crops),
         backbone=weights.backbone,
         stages=(stage,),
@@ -93,7 +93,7 @@ def build(options: Options) -> Job:
     )
 
 
-def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
+def finish(options: Options, experiment: Experiment, run: Run) -> Sequence[str]:
     test, protocol, record = run.data.val, options.constants(), pretrained(options).record
     assert isinstance(test, VOC) and test.class_names is not None
     predictions = read_predictions(run.folder / NAME)

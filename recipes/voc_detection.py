@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import MACHINE
@@ -76,11 +76,11 @@ def pretrained(options: Options) -> Pretrained:
     return options.pretrained()
 
 
-def build(options: Options) -> Job:
+def build(options: Options) -> Experiment:
     require_pycocotools()
     weights, protocol = pretrained(options), options.constants()
     task = Detection(protocol, weights.backbone, weights.input, options.seed, options.proposals)
-    return Job(
+    return Experiment(
         task=task,
         backbone=weights.backbone,
         stages=(task.stage(),),
@@ -94,7 +94,7 @@ def build(options: Options) -> Job:
     )
 
 
-def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
+def finish(options: Options, experiment: Experiment, run: Run) -> Sequence[str]:
     data, found = run.data.val, read_predictions(run.folder / NAME)
     assert isinstance(data, VOC)
     numbers = box_scores(found, data)

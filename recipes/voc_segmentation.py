@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import MACHINE, RunOptions
@@ -80,13 +80,13 @@ def open_voc(options: RunOptions) -> tuple[VOC, VOC]:
     return learned_and_scored(root, protocol.train, protocol.test, "masks", options.sbd)
 
 
-def build(options: Options) -> Job:
+def build(options: Options) -> Experiment:
     check_options(options)
     require_torchmetrics()
     weights, protocol = pretrained(options), options.constants()
     network = network_of(weights.backbone, protocol.auxiliary_weight > 0)
     crop = ScaledCrop(options.size_px, protocol.scales, protocol.max_share) if protocol.scales else None
-    return Job(
+    return Experiment(
         task=Segmentation(network, weights.input, crop, protocol.auxiliary_weight),
         backbone=weights.backbone,
         stages=(protocol.stage(network.last_block),),
@@ -98,7 +98,7 @@ def build(options: Options) -> Job:
     )
 
 
-def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
+def finish(options: Options, experiment: Experiment, run: Run) -> Sequence[str]:
     val, record = run.data.val, pretrained(options).record
     assert isinstance(val, VOC)
     confusions = read_predictions(run.folder / NAME)["confusion"]

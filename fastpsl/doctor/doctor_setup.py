@@ -11,7 +11,7 @@ import torch
 from fastpsl.doctor.measurements import number_of
 from fastpsl.doctor.recipe import DEFAULT_OPTIONS, Recipe, default_recipe, load_recipe
 from fastpsl.engine.distributed import World, join_world
-from fastpsl.engine.experiment import Job, place_backbone
+from fastpsl.engine.experiment import Experiment, place_backbone
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.run_data import RunData
 from fastpsl.engine.seed import torch_seed
@@ -33,7 +33,7 @@ class DoctorSetup:
     options: RunOptions
     num_ranks: int
     world: World
-    job: Job | None
+    experiment: Experiment | None
     opened: RunData
     stages: tuple[int, ...]
 
@@ -73,16 +73,16 @@ def open_setup(recipe: Recipe | None, num_ranks: int | None, stages: Sequence[st
     options = _of_one_rank(options, num_ranks)
     with _named_share(options, num_ranks):
         # A task knows its batch (NT-Xent's anchors, the passes that fill MoCo's queue): here it is the share.
-        job = whole if num_ranks == 1 else _build(recipe, options)
-        if job is None:
+        experiment = whole if num_ranks == 1 else _build(recipe, options)
+        if experiment is None:
             opened = RunData(options, world)
         else:
-            opened = job.open_data(options, world)
-            place_backbone(job, options, world)
-    return DoctorSetup(recipe, options, num_ranks, world, job, opened, chosen)
+            opened = experiment.open_data(options, world)
+            place_backbone(experiment, options, world)
+    return DoctorSetup(recipe, options, num_ranks, world, experiment, opened, chosen)
 
 
-def _build(recipe: Recipe | None, options: RunOptions) -> Job | None:
+def _build(recipe: Recipe | None, options: RunOptions) -> Experiment | None:
     """Build the recipe's job under the options' seed."""
     torch.manual_seed(torch_seed(options.seed))
     return None if recipe is None else recipe.build(options)
@@ -102,9 +102,9 @@ def _named_share(options: RunOptions, num_ranks: int) -> Iterator[None]:
         ) from error
 
 
-def _stage_indices(job: Job | None, stages: Sequence[str]) -> tuple[int, ...]:
+def _stage_indices(experiment: Experiment | None, stages: Sequence[str]) -> tuple[int, ...]:
     """Return the indices of the named stages; of all without names. Raise ValueError for an unknown name."""
-    names = [] if job is None else [stage.name for stage in job.stages]
+    names = [] if experiment is None else [stage.name for stage in experiment.stages]
     for name in stages:
         if name not in names:
             raise ValueError(
@@ -114,7 +114,7 @@ def _stage_indices(job: Job | None, stages: Sequence[str]) -> tuple[int, ...]:
 
 
 def _num_ranks(
-    given: int | None, options: RunOptions, job: Job | None, stages: Sequence[int], world: World
+    given: int | None, options: RunOptions, experiment: Experiment | None, stages: Sequence[int], world: World
 ) -> int:
     """Return the number of ranks: `given`, else one a GPU, or fewer if the batch has no equal shares for so
     many."""
@@ -124,7 +124,9 @@ def _num_ranks(
         options.rank_batch(given)
         return given
     num_gpus = torch.cuda.device_count() if world.device.type == "cuda" else 1
-    each = [job.task.images_per_sample(job.stages[i].level) for i in stages] if job else [1]
+    each = (
+        [experiment.task.images_per_sample(experiment.stages[i].level) for i in stages] if experiment else [1]
+    )
     parts = [number * options.accumulate for number in range(num_gpus, 1, -1)]
     fitting = [part for part in parts if all(options.batch_size % (part * images) == 0 for images in each)]
     return fitting[0] // options.accumulate if fitting else 1

@@ -84,7 +84,7 @@ def _examine(
     num_cores = max(1, usable_cores() // setup.num_ranks)
     say("what is installed")
     checks = check_software(device, setup.num_ranks)
-    checks += check_machine(options, setup.num_ranks, device, setup.job, num_open_files(data))
+    checks += check_machine(options, setup.num_ranks, device, setup.experiment, num_open_files(data))
     checks.append(check_data(data, options))
     measured = None
     if checks[-1].state != "broken":

@@ -11,7 +11,7 @@ import torch
 from fastpsl.doctor.advice import MAX_SPREAD
 from fastpsl.doctor.measurements import ReadRate, StageRates, gigabytes, number_of
 from fastpsl.doctor.report import Check
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import RunOptions
 
 _MIN_OPEN_FILES = 1024
@@ -43,7 +43,7 @@ def cpu_quota() -> float | None:
 
 
 def check_machine(
-    options: RunOptions, num_ranks: int, device: torch.device, job: Job | None, num_files: int
+    options: RunOptions, num_ranks: int, device: torch.device, experiment: Experiment | None, num_files: int
 ) -> list[Check]:
     """Check all but the page cache. options: one rank's, with its threads; num_files: the data's open
     files."""
@@ -53,8 +53,8 @@ def check_machine(
         _open_files(num_files),
         _shared_memory(num_ranks),
     ]
-    if job is not None:
-        checks.append(_disk(options, job))
+    if experiment is not None:
+        checks.append(_disk(options, experiment))
     return checks
 
 
@@ -138,12 +138,12 @@ def _shared_memory(num_ranks: int) -> Check:
     return Check("shared memory", "ok", text)
 
 
-def _disk(options: RunOptions, job: Job) -> Check:
+def _disk(options: RunOptions, experiment: Experiment) -> Check:
     """Check the room for the checkpoints that are kept, and for one that is being written."""
     folder = (options.out or Path("runs")).absolute()
     while not folder.exists():
         folder = folder.parent
-    each = _STATE_BYTES * sum(parameter.numel() for parameter in job.backbone.parameters())
+    each = _STATE_BYTES * sum(parameter.numel() for parameter in experiment.backbone.parameters())
     needed = each * (options.keep_checkpoints + 1)
     free = shutil.disk_usage(folder).free
     text = f"{gigabytes(free)} free in {folder}, checkpoints need about {gigabytes(needed)}"

@@ -45,12 +45,12 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, say: Say) -> Mea
     Raises:
         ValueError: With the part's name, if one does not run.
     """
-    job, data, device = setup.job, setup.opened.train, setup.world.device
-    views = {i: job.task.views(job.stages[i].level) for i in setup.stages} if job else {}
+    experiment, data, device = setup.experiment, setup.opened.train, setup.world.device
+    views = {i: experiment.task.views(experiment.stages[i].level) for i in setup.stages} if experiment else {}
     first_views = next(iter(views.values()), _PLAIN_VIEWS)
     batch_size = setup.opened.batch_size
-    if job:
-        batch_size //= job.task.images_per_sample(job.stages[setup.stages[0]].level)
+    if experiment:
+        batch_size //= experiment.task.images_per_sample(experiment.stages[setup.stages[0]].level)
 
     say("read")
     with named("reading", "give data that can be read"):
@@ -78,7 +78,9 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, say: Say) -> Mea
     feed, (decode, loader) = feed_of(first_views, batch_size)
     others, untried = feed.other_decoders(decoder, decode, say)
     alternatives = others + feed.all_cores(num_cores, decode)
-    may_be_quasi_random = job is not None and job.part is None and not job.task.has_own_order
+    may_be_quasi_random = (
+        experiment is not None and experiment.part is None and not experiment.task.has_own_order
+    )
     if from_storage and setup.options.order == "random" and may_be_quasi_random:
         say("decode in quasi-random order")
         with _tried("--order quasi_random", untried):
@@ -115,13 +117,13 @@ def _stage(
     say: Say,
 ) -> StageRates:
     """Measure stage `number`; the reasons for what cannot be tried are added to `untried`."""
-    assert setup.job is not None
-    job, options, world, data = setup.job, setup.options, setup.world, setup.opened.train
-    stage = job.stages[number]
+    assert setup.experiment is not None
+    experiment, options, world, data = setup.experiment, setup.options, setup.world, setup.opened.train
+    stage = experiment.stages[number]
     remedy = "lower --batch-size, or raise --accumulate"
     with named(f"stage {stage.name}'s step", remedy):
         reset_peak_memory(world.device)
-        bench = StageBench(job, number, options, data, world, seconds=seconds)
+        bench = StageBench(experiment, number, options, data, world, seconds=seconds)
         say(f"{stage.name}: step")
         bench.step_ms(1)  # cuDNN tries its kernels, torch.compile compiles
     _, (decode, loader) = feed_of(bench.views, bench.batch_size)
@@ -136,12 +138,12 @@ def _stage(
         peak = peak_memory(world.device).get("peak_allocated_bytes")
         say(f"{stage.name}: augment")
         augment_ms: dict[str, float] = {}
-        for path in (bench.learner.augment.path, *get_args(AugmentName)):
+        for path in (bench.train_step.augment.path, *get_args(AugmentName)):
             if path not in (*augment_ms, "auto"):
                 with contextlib.suppress(ValueError):  # not available on this device or for these views
                     augment = choose_augment(path, bench.views, world.device)
                     augment_ms[path] = statistics.median(bench.augment_ms(_AUGMENT_REPEATS, augment))
-    step = bench.learner.step_choice.mode
+    step = bench.train_step.step_choice.mode
     rates = StageRates(
         name=stage.name,
         epochs=stage.epochs,
@@ -150,13 +152,13 @@ def _stage(
         loader=loader,
         step=step,
         step_rates={step: statistics.median(synthetic)},
-        augment=bench.learner.augment.path,
+        augment=bench.train_step.augment.path,
         augment_ms=augment_ms,
         both=statistics.median(both),
         spread=max((max(rates) - min(rates)) / statistics.median(rates) for rates in (synthetic, both)),
         cores_used=statistics.median(cores_used),
         peak_bytes=peak,
-        folded=bench.learner.fold_frozen and len(bench.learner.module.trunk.frozen) > 0,
+        folded=bench.train_step.fold_frozen and len(bench.train_step.module.trunk.frozen) > 0,
     )
     del bench
     if world.device.type == "cuda":
@@ -171,11 +173,11 @@ def _stage(
 
 def _step_rate(setup: DoctorSetup, number: int, mode: str, seconds: float) -> float:
     """Return the step's images/s in another mode."""
-    assert setup.job is not None
+    assert setup.experiment is not None
     options = replace(setup.options, step=mode)  # type: ignore[arg-type]
     data, world = setup.opened.train, setup.world
     _free_memory(world.device)
-    bench = StageBench(setup.job, number, options, data, world, seconds=seconds)
+    bench = StageBench(setup.experiment, number, options, data, world, seconds=seconds)
     bench.step_ms(1)
     return bench.step_alone()
 

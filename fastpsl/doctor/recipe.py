@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import fastpsl
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import RunOptions
 
 DEFAULT = "jigsaw_r50.py"
@@ -28,7 +28,7 @@ class Recipe:
     path: Path
     arguments: tuple[str, ...]
     options: RunOptions
-    build: Callable[[RunOptions], Job]
+    build: Callable[[RunOptions], Experiment]
 
 
 def default_recipe() -> Path | None:
@@ -66,12 +66,12 @@ def load_recipe(path: Path, arguments: Sequence[str]) -> Recipe:
         kind = type(options).__name__
         raise ValueError(f"{path}: its parse() gives {kind}, which is no RunOptions")  # noqa: TRY004
 
-    def build(options: RunOptions) -> Job:
+    def build(options: RunOptions) -> Experiment:
         with _as_if_started(path, arguments), _its_faults(path, "build()"):
-            job: Any = module.build(options)
-        if not isinstance(job, Job):
-            raise ValueError(f"{path}: its build() gives {type(job).__name__}, no Job")  # noqa: TRY004
-        return job
+            experiment: Any = module.build(options)
+        if not isinstance(experiment, Experiment):
+            raise ValueError(f"{path}: its build() gives {type(experiment).__name__}, no Job")  # noqa: TRY004
+        return experiment
 
     return Recipe(path, tuple(arguments), options, build)
 

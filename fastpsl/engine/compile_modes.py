@@ -71,7 +71,7 @@ def make_runner(mode: str, backend: str | Callable[..., Callable[..., object]] =
     graphed: by torch.compile's CUDA graph trees and not by torch.cuda.make_graphed_callables, which runs the blocks three
     times before it captures (BatchNorm's running statistics would move, and torch leaves it to the caller to undo that),
     copies each input into a fixed place and fuses nothing. The caller marks each pass (`begin_pass`) and keeps
-    gradients in place, see `Learner`.
+    gradients in place, see `TrainStep`.
     """
     if mode == "eager":
         return run_blocks

@@ -16,7 +16,7 @@ from fastpsl.engine.distributed import World
 from fastpsl.engine.predictions import Predictions, predict
 from fastpsl.engine.run import Run
 from fastpsl.engine.seed import torch_seed
-from fastpsl.engine.train_step import Learner
+from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trunk import Trunk
 from fastpsl.models.weights import sha256_of_tensors
 from fastpsl.pipelines.augment import choose_augment
@@ -39,7 +39,7 @@ class EpochContext:
     """
 
     run: Run
-    learner: Learner
+    train_step: TrainStep
     epoch: int
     first: bool
     draws: int
@@ -54,11 +54,11 @@ class EpochContext:
 
     @property
     def head(self) -> nn.Module:
-        return self.learner.module.head
+        return self.train_step.module.head
 
     @property
     def optimiser(self) -> torch.optim.Optimizer:
-        return self.learner.optimiser
+        return self.train_step.optimiser
 
     def forward_dataset(
         self, view: ViewSpec, function: Callable[[Tensor], Tensor], *, training: bool = False
@@ -69,30 +69,30 @@ class EpochContext:
         gradients; weights, running statistics and modes stay as they are. training=False: in eval mode, by rank 0's running
         statistics; True: with the dropout and the batch statistics of a training step.
         """
-        run, learner, trunk = self.run, self.learner, self.learner.module.trunk
+        run, train_step, trunk = self.run, self.train_step, self.train_step.module.trunk
         augment = choose_augment(run.options.augment, (view,), run.world.device)
         with (
             run.reporter.off_the_clock(),
             torch.no_grad(),
-            undisturbed(learner.module, run.world, training),
+            undisturbed(train_step.module, run.world, training),
             run_plainly(trunk),
             run.data.loader(self.data, [view], train=False) as loader,
             contextlib.closing(loader.epoch(self.draws)) as batches,
             self._progress("images", self.data.num_samples) as progress,
         ):
             for number, batch in enumerate(run.reporter.watched(batches), start=1):
-                (images,) = augment.inputs(batch, [view], learner.dtype)
+                (images,) = augment.inputs(batch, [view], train_step.dtype)
                 if training and number == loader.num_steps:
                     images = _without_padding(images, batch)
                 torch.manual_seed(torch_seed(run.options.seed, self.draws, number, run.world.rank))  # dropout
-                with learner.autocast():
+                with train_step.autocast():
                     outputs = function(trunk(images))
                 yield batch.indices, outputs
                 if progress:
                     progress.update(
                         min(number * len(batch.indices) * run.world.size, self.data.num_samples), 0
                     )
-                if run.agreement.after_step().stop:
+                if run.stop_signal.after_step().stop:
                     raise PassStopped
 
     def predict(
@@ -103,21 +103,21 @@ class EpochContext:
         Without gradients, in eval mode, by rank 0's running statistics. science: `held_out_science`, of which parts of an interrupted pass
         must be. PassStopped where a signal came.
         """
-        run, learner = self.run, self.learner
+        run, train_step = self.run, self.train_step
         assert run.data.val is not None
         num = run.data.val.num_samples
         with (
             run.reporter.off_the_clock(),
             torch.no_grad(),
-            undisturbed(learner.module, run.world),
-            run_plainly(learner.module.trunk),
+            undisturbed(train_step.module, run.world),
+            run_plainly(train_step.module.trunk),
             self._progress("held-out images", num) as progress,
         ):
 
             def after_image(done: int) -> bool:
                 if progress:
                     progress.update(min(done * run.world.size, num), 0)
-                return run.agreement.after_step().stop
+                return run.stop_signal.after_step().stop
 
             made = predict(run.folder, num, predict_images, run.world, science, after_image)
         if made is None:
@@ -126,12 +126,12 @@ class EpochContext:
     def held_out_science(self, **more: Any) -> dict[str, Any]:
         """What predictions depend on: the learned weights, the held-out data, and `more`. Rank 0's is the true one."""
         assert self.run.data.val is not None
-        weights = sha256_of_tensors(self.learner.module.state_dict())
+        weights = sha256_of_tensors(self.train_step.module.state_dict())
         return {"weights": weights, "data": self.run.data.val.digest()} | more
 
     @contextlib.contextmanager
     def _progress(self, what: str, num: int) -> Iterator[Progress | None]:
-        self.run.agreement.other_pace()
+        self.run.stop_signal.other_pace()
         screen, started = self.run.reporter.screen, time.perf_counter()
         if screen is None:
             yield None

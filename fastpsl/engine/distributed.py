@@ -148,13 +148,13 @@ def place_among_ranks() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-class Decision(NamedTuple):
+class Signals(NamedTuple):
     stop: bool
     checkpoint: bool
     seconds: float = 0.0  # a step, of the slowest rank; 0 where it was not asked
 
 
-class Agreement:
+class StopSignal:
     """All ranks decide, after the same step, whether to stop (SIGTERM or SIGINT reached any of them) or checkpoint.
 
     The flags travel over Gloo about once a second: ranks agree on the next step at which to ask from the slowest rank's
@@ -178,11 +178,11 @@ class Agreement:
     def _request_stop(self, *_: object) -> None:
         self.stop_requested = True  # Ctrl-C under torchrun arrives twice; once is enough
 
-    def after_step(self) -> Decision:
+    def after_step(self) -> Signals:
         """To be called by every rank after every step."""
         self._steps_since += 1
         if self._steps_since < self._ask_after:
-            return Decision(False, False)
+            return Signals(False, False)
         now = time.monotonic()
         due = self._checkpoint_s > 0 and now - self._last_checkpoint >= self._checkpoint_s
         flags = torch.tensor([self.stop_requested, due, (now - self._last_asked) / self._steps_since])
@@ -191,7 +191,7 @@ class Agreement:
             steps = int(self.ask_every_s / max(float(flags[2]), 1e-6))
             self._ask_after = min(max(steps, 1), self.max_steps_between)
         self._steps_since, self._last_asked = 0, now
-        return Decision(bool(flags[0]), bool(flags[1]), float(flags[2]))
+        return Signals(bool(flags[0]), bool(flags[1]), float(flags[2]))
 
     def other_pace(self) -> None:
         """What comes now takes another time per step: ask after the first of them. To be called by every rank, between the same two."""

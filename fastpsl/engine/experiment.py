@@ -17,7 +17,7 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.run_data import OpenData, RunData, open_both
 from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.task import Task
-from fastpsl.engine.train_step import Learner, StageModule
+from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trunk import Trunk
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.fold_batchnorm import check_foldable
@@ -26,7 +26,7 @@ from fastpsl.pipelines.data.dataset import Dataset, require_labels, require_same
 
 
 @dataclass(frozen=True)
-class Job:
+class Experiment:
     """What a recipe hands over: the learning problem. The machine's part is in `Run`.
 
     science: what must not change on resume besides the options that say so, such as digests of files.
@@ -104,30 +104,30 @@ class Job:
         )  # fmt: skip
 
 
-def place_backbone(job: Job, options: RunOptions, world: World) -> None:
+def place_backbone(experiment: Experiment, options: RunOptions, world: World) -> None:
     """On the device, in its memory layout, with the BatchNorm that is asked for; before the first stage."""
     if options.sync_batchnorm:
-        nn.SyncBatchNorm.convert_sync_batchnorm(job.backbone)
-    job.backbone.to(world.device).to(memory_format=torch.channels_last)
+        nn.SyncBatchNorm.convert_sync_batchnorm(experiment.backbone)
+    experiment.backbone.to(world.device).to(memory_format=torch.channels_last)
 
 
-def make_learner(job: Job, number: int, options: RunOptions, world: World) -> Learner:
+def make_train_step(experiment: Experiment, number: int, options: RunOptions, world: World) -> TrainStep:
     """Of stage `number` (from 0): module, optimiser and augmentation as training has them; the head is of (seed, stage)."""
-    task, stage = job.task, job.stages[number]
+    task, stage = experiment.task, experiment.stages[number]
     torch.manual_seed(torch_seed(options.seed, number))
-    head = task.head(stage.level, job.backbone.channels[stage.last_block - 1])
+    head = task.head(stage.level, experiment.backbone.channels[stage.last_block - 1])
     if options.sync_batchnorm:
         head = nn.SyncBatchNorm.convert_sync_batchnorm(head)
-    trunk = Trunk(job.backbone, stage, job.frozen_batchnorm, job.batchnorm)
+    trunk = Trunk(experiment.backbone, stage, experiment.frozen_batchnorm, experiment.batchnorm)
     module = StageModule(trunk, head.to(world.device), task.loss)
     task.start_stage(stage, trunk, head)
     if not task.fixed_sizes:
         set_cudnn_benchmark(False)
-    optimiser = job.optimiser(module.learning_parameters())
+    optimiser = experiment.optimiser(module.learning_parameters())
     views = task.views(stage.level)
     augment = choose_augment(options.augment, (*views, *task.held_out_views(stage.level)), world.device)
     precision = options.resolved_precision(world.device)
-    step = job.choose_step(stage, options, world)
-    return Learner(
-        module, optimiser, views, precision, world, augment, step, options.fold_frozen, job.clip_norm
+    step = experiment.choose_step(stage, options, world)
+    return TrainStep(
+        module, optimiser, views, precision, world, augment, step, options.fold_frozen, experiment.clip_norm
     )

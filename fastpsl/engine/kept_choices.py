@@ -9,18 +9,18 @@ from dataclasses import replace
 from typing import Any
 
 from fastpsl.engine.options import RunOptions
-from fastpsl.engine.train_step import Learner
+from fastpsl.engine.train_step import TrainStep
 
 # What "auto" may choose.
 AUTOMATIC = ("step", "augment")
 
 
-def choices_of(learner: Learner) -> dict[str, Any]:
+def choices_of(train_step: TrainStep) -> dict[str, Any]:
     """By the option's name; for checkpoints."""
     return {
-        "step": learner.step_choice.mode,
-        "augment": learner.augment.path,
-        "fold_frozen": learner.fold_frozen,
+        "step": train_step.step_choice.mode,
+        "augment": train_step.augment.path,
+        "fold_frozen": train_step.fold_frozen,
     }
 
 

@@ -15,7 +15,7 @@ import torch
 
 from fastpsl.engine.address_space import require_address_space
 from fastpsl.engine.distributed import join_world, leave_world, own_rank
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.gpu_failures import compiler_failed, explained, goes_on, of_another_rank
 from fastpsl.engine.last_step import EXIT_PREEMPTED
 from fastpsl.engine.options import RunOptions
@@ -36,8 +36,8 @@ Options = TypeVar("Options", bound=RunOptions)
 def launch(
     recipe: str,
     parse: Callable[[], Options],
-    build: Callable[[Options], Job],
-    finish: Callable[[Options, Job, Run], Sequence[str]] | None = None,
+    build: Callable[[Options], Experiment],
+    finish: Callable[[Options, Experiment, Run], Sequence[str]] | None = None,
 ) -> NoReturn:
     """Run a recipe and leave the process: 0 finished, 2 user error, 75 preempted (resume it), 1 crashed.
 
@@ -80,7 +80,7 @@ def _run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run]) -> 
         code = EXIT_PREEMPTED
         _report_failure(opened, rank, f"{recipe}: interrupted; {_AGAIN}", "interrupted")
     except Exception as error:  # noqa: BLE001  (reported in full; the process ends here)
-        if compiler_failed(error) and any(run.agreement.stop_requested for run in opened):
+        if compiler_failed(error) and any(run.stop_signal.stop_requested for run in opened):
             # A terminal's Ctrl-C goes to the compiler that torch.compile calls, too.
             _report_failure(
                 opened, rank, f"{recipe}: interrupted; {_AGAIN}", "stopped by a signal", "preempted"
@@ -146,19 +146,19 @@ def _say_warnings_in_one_line(recipe: str, rank: int) -> None:
 def _run(
     recipe: str,
     options: Options,
-    build: Callable[[Options], Job],
-    finish: Callable[[Options, Job, Run], Sequence[str]] | None,
+    build: Callable[[Options], Experiment],
+    finish: Callable[[Options, Experiment, Run], Sequence[str]] | None,
     opened: list[Run],
 ) -> int:
     world = join_world(options.device, timeout_s=10 * options.timeout_s)
     torch.manual_seed(torch_seed(options.seed))  # initial weights
-    job = build(options)
-    run = Run(recipe, job.open_data(options, world), job.science)
+    experiment = build(options)
+    run = Run(recipe, experiment.open_data(options, world), experiment.science)
     opened.append(run)
-    finished = pretrain(job, run)
+    finished = pretrain(experiment, run)
     if world.rank == 0:
         _say_the_end(run, finished)
-        lines = finish(options, job, run) if finish and finished else ()
+        lines = finish(options, experiment, run) if finish and finished else ()
         if finished:
             run.write_status("finished", "")
         for line in lines:
@@ -199,7 +199,7 @@ def _report_failure(opened: Sequence[Run], rank: int, error: str, reason: str, s
     ranks fail alike, the others wait a moment, rank 0 says it, and torchrun ends them.
     """
     for run in opened:
-        run.agreement.close()
+        run.stop_signal.close()
         if run.reporter.screen:
             run.reporter.screen.close()
     if rank != 0:

@@ -44,7 +44,7 @@ class Seen(NamedTuple):
     labels: Tensor  # int64 [n], on the CPU; -1 = none
 
 
-class Monitor:
+class OnlineProbe:
     """The monitor of one stage; a line a look in probe.jsonl, kept in step with the checkpoints as metrics.jsonl is.
 
     view: what steps see; None without looks. every: epochs, counted over all stages, from one look to the next (0: never); the end of each stage is looked at too.
@@ -84,7 +84,7 @@ class Monitor:
             return True
         with self.run.reporter.off_the_clock():
             started = time.perf_counter()
-            self.run.agreement.other_pace()
+            self.run.stop_signal.other_pace()
             with torch.no_grad(), undisturbed(self.trunk, self.run.world):
                 train = self._features(self.train)
                 held_out = self._features(self.held_out) if self.held_out and train else None
@@ -112,7 +112,7 @@ class Monitor:
             contextlib.closing(loader.epoch(0)) as batches,
         ):
             for batch in told.over(batches, of_all):
-                if run.agreement.after_step().stop:
+                if run.stop_signal.after_step().stop:
                     return None
                 (images,) = batch.inputs(loader.views, dtype)
                 with torch.autocast(run.world.device.type, dtype=dtype, enabled=dtype != torch.float32):

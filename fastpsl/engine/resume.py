@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from fastpsl.engine.distributed import World, share, wait_for_all
 from fastpsl.engine.options import RunOptions
-from fastpsl.models.checkpoint import Checkpoints, read_checkpoint
+from fastpsl.models.checkpoint import CheckpointManager, read_checkpoint
 from fastpsl.pipelines.files.atomic import output_errors
 
 # What a checkpoint holds besides what is only looked at where it is there.
@@ -101,7 +101,7 @@ def find_checkpoint(
 
     ValueError where it cannot be read or belongs to another experiment.
     """
-    checkpoints, notes = Checkpoints(folder / "checkpoints"), list[str]()
+    checkpoints, notes = CheckpointManager(folder / "checkpoints"), list[str]()
     chosen: str | None = None
     state: dict[str, Any] | None = None
     if options.resume == "never":
@@ -137,7 +137,7 @@ def find_checkpoint(
     return chosen, state, notes
 
 
-def _leave_other_lines_behind(checkpoints: Checkpoints, chosen: Path, run_step: int) -> list[str]:
+def _leave_other_lines_behind(checkpoints: CheckpointManager, chosen: Path, run_step: int) -> list[str]:
     """Make `chosen` the newest of its folder: later ones are renamed, or they would win over what is learned now.
 
     A run that goes on in another folder takes the metrics up to there along.

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from fastpsl.engine.distributed import Agreement, share
+from fastpsl.engine.distributed import StopSignal, share
 from fastpsl.engine.environment import environment
 from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.resume import choose_folder, find_checkpoint, lock_folder
 from fastpsl.engine.run_data import RunData
-from fastpsl.models.checkpoint import Checkpoints
+from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.pipelines.files.atomic import output_errors, write_atomically
 
 
@@ -73,7 +73,7 @@ class Run:
         self.folder = Path(share(world, str(choose_folder(recipe, options)) if world.rank == 0 else None))
         if world.rank == 0:
             self._lock = lock_folder(self.folder)
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", options.keep_checkpoints)
+        self.checkpoints = CheckpointManager(self.folder / "checkpoints", options.keep_checkpoints)
         self.resumed_from, self.resume_state, notes = find_checkpoint(
             options, world, self.folder, self.science, self._machine()
         )
@@ -93,7 +93,7 @@ class Run:
             )
             if world.rank == 0:
                 self._write_records()
-        self.agreement = Agreement(world, options.checkpoint_minutes)
+        self.stop_signal = StopSignal(world, options.checkpoint_minutes)
         for note in notes:
             self.reporter.say(note)
 
@@ -133,7 +133,7 @@ class Run:
 
     def close(self) -> None:
         self.reporter.close()
-        self.agreement.close()
+        self.stop_signal.close()
         self._close_files()
 
     def _close_files(self) -> None:

@@ -63,7 +63,7 @@ class RunData:
         """Open the data.
 
         Args:
-            open: In the place of --data and --val as images; see `Job`.
+            open: In the place of --data and --val as images; see `Experiment`.
             part: Of the training data, what is trained on.
 
         Raises:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from fastpsl.engine.distributed import World
-from fastpsl.engine.experiment import Job, make_learner
+from fastpsl.engine.experiment import Experiment, make_train_step
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.run_data import open_loader
@@ -36,7 +36,7 @@ def endless(loader: Loader, epochs: Iterator[int]) -> Generator[Batch, None, Non
 
 
 class StageBench:
-    """Stage `number` (from 0) of `job`, after `trainer.place_backbone`, on this rank's share of the batch.
+    """Stage `number` (from 0) of `experiment`, after `trainer.place_backbone`, on this rank's share of the batch.
 
     Rates are samples of the data set a second, of all of a timed region of `seconds` and of `min_steps` (with several ranks give
     seconds=0: all must make as many). views: what the loader makes, where it is not the task's own (as many, of the same sizes).
@@ -44,7 +44,7 @@ class StageBench:
 
     def __init__(
         self,
-        job: Job,
+        experiment: Experiment,
         number: int,
         options: RunOptions,
         data: Dataset,
@@ -54,18 +54,18 @@ class StageBench:
         min_steps: int = 1,
         views: Sequence[ViewSpec] | None = None,
     ):
-        self.job, self.options, self.data, self.world = job, options, data, world
+        self.experiment, self.options, self.data, self.world = experiment, options, data, world
         self.seconds, self.min_steps = seconds, min_steps
         self.cores_used = 0.0
         """Seconds of CPU time a second in the last timed region, of all threads of this process."""
-        self.stage = job.stages[number]
-        job.task.check_data(data, options.batch_size)
-        self.learner = make_learner(job, number, options, world)
-        self.views = tuple(self.learner.views if views is None else views)
-        self.learner.views = self.views
-        each = job.task.images_per_sample(self.stage.level)
+        self.stage = experiment.stages[number]
+        experiment.task.check_data(data, options.batch_size)
+        self.train_step = make_train_step(experiment, number, options, world)
+        self.views = tuple(self.train_step.views if views is None else views)
+        self.train_step.views = self.views
+        each = experiment.task.images_per_sample(self.stage.level)
         self.batch_size = options.rank_batch(world.size) // each
-        self.lr = job.schedule(Moment(0, 1, 0, self.stage.epochs, self.stage.epochs))
+        self.lr = experiment.schedule(Moment(0, 1, 0, self.stage.epochs, self.stage.epochs))
         # More than the loader holds ready.
         self.ahead = options.prefetch_batches + 1
         self._epochs = itertools.count()
@@ -106,8 +106,8 @@ class StageBench:
 
     def augment_ms(self, repeats: int = 10, augment: Augment | None = None) -> list[float]:
         """Milliseconds of a batch's augmentation alone; `augment` in place of the stage's one."""
-        batch, dtype = self.synthetic_batch(), self.learner.dtype
-        augment = augment or self.learner.augment
+        batch, dtype = self.synthetic_batch(), self.train_step.dtype
+        augment = augment or self.train_step.augment
         with torch.no_grad():
             return milliseconds(lambda: augment.inputs(batch, self.views, dtype), self.world.device, repeats)
 
@@ -134,9 +134,9 @@ class StageBench:
         self.warm_up()
         accumulate = self.options.accumulate
         for number in range(1, accumulate + 1):
-            self.learner.backward(next(batches), accumulate, is_last=number == accumulate)
-        self.learner.update(self.lr)
-        self.job.task.after_step()
+            self.train_step.backward(next(batches), accumulate, is_last=number == accumulate)
+        self.train_step.update(self.lr)
+        self.experiment.task.after_step()
         return self.batch_size * accumulate
 
     def warm_up(self) -> None:
@@ -144,8 +144,8 @@ class StageBench:
         if self._warmed_up:
             return
         self._warmed_up = True
-        for _ in range(self.job.task.num_warm_up_batches(self.stage) or 0):
-            self.learner.warm_up(self.job.task.warm_up, self.synthetic_batch())
+        for _ in range(self.experiment.task.num_warm_up_batches(self.stage) or 0):
+            self.train_step.warm_up(self.experiment.task.warm_up, self.synthetic_batch())
 
     def _rate(self, work: Callable[[], int], min_calls: int = 1) -> float:
         cpu_s, started = time.process_time(), time.perf_counter()

@@ -41,10 +41,10 @@ class StageModule(nn.Module):
         yield from self.head.named_parameters(prefix="head")
 
 
-class Learner:
+class TrainStep:
     """Steps of `module` by `optimiser` in `precision`; the same code with one rank and with many.
 
-    step: how blocks run in a step; fold_frozen: frozen blocks run as folded copies (`Trunk.fold_frozen`); clip_norm: as in `Job`.
+    step: how blocks run in a step; fold_frozen: frozen blocks run as folded copies (`Trunk.fold_frozen`); clip_norm: as in `Experiment`.
 
     The scaler is used in every precision: with scale 1 outside fp16 it changes no value, but it hands found_inf to the
     fused optimiser as a tensor, which then skips a step with non-finite gradients without the host looking.

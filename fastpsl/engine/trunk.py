@@ -31,7 +31,7 @@ class Trunk(nn.Module):
         frozen_batchnorm: str = "eval",
         batchnorm: Literal["train", "eval", "fixed"] = "train",
     ):
-        """batchnorm: of the blocks that learn, see `Job`."""
+        """batchnorm: of the blocks that learn, see `Experiment`."""
         super().__init__()
         blocks, self.min_px = backbone.blocks(), backbone.min_px
         backbone.requires_grad_(False)

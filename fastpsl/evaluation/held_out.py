@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.run import Run
 from fastpsl.evaluation.result import data_record, write_result
@@ -40,7 +40,7 @@ def scores(run: Run) -> dict[str, float]:
 
 
 def write_held_out(
-    job: Job,
+    experiment: Experiment,
     run: Run,
     *,
     recipe: str,
@@ -49,8 +49,11 @@ def write_held_out(
     checkpoint: Mapping[str, Any],
 ) -> Path:
     """result.json of a finished run: its scores, options, views and `constants` of the protocol; `checkpoint` as in `Pretrained.record`."""
-    level = job.stages[-1].level
-    views = {"train_view": job.task.views(level), "held_out_view": job.task.held_out_views(level)}
+    level = experiment.stages[-1].level
+    views = {
+        "train_view": experiment.task.views(level),
+        "held_out_view": experiment.task.held_out_views(level),
+    }
     settings = {name: " and ".join(map(repr, specs)) for name, specs in views.items()} | dict(constants)
     return write_run(
         run, recipe=recipe, protocol=protocol, numbers=scores(run), settings=settings, checkpoint=checkpoint

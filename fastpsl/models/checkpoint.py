@@ -34,7 +34,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-class Checkpoints:
+class CheckpointManager:
     """The folder OUT/checkpoints with files step-00000120.pt, the number being steps since the run began."""
 
     def __init__(self, folder: Path, keep: int = 3):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastpsl.models.backbone import Backbone
-from fastpsl.models.checkpoint import FORMAT, Checkpoints
+from fastpsl.models.checkpoint import FORMAT, CheckpointManager
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.foreign_weights import first_three, recognise
 from fastpsl.models.weight_files import read_weights, read_weights_sidecar, sha256_of_file
@@ -87,7 +87,7 @@ def random_weights(backbone: str, seed: int, input: Input | None = None) -> Pret
 def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The newest readable checkpoint of a run's folder (or of its folder of checkpoints), and what it holds."""
     for place in (folder / "checkpoints", folder):
-        found = Checkpoints(place).newest()
+        found = CheckpointManager(place).newest()
         if found is not None:
             path, state, problems = found
             for problem in problems:

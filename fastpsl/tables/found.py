@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.evaluation.result import NAME, read_result
-from fastpsl.models.checkpoint import Checkpoints
+from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.tables.evaluations import FEW_SHOT, TSNE
 
 _NOT_ENTERED = {"checkpoints", "tensorboard", "wandb"}
@@ -84,7 +84,7 @@ class TrainingRun:
     @property
     def can_be_evaluated(self) -> bool:
         """Whether it went to its end and its last checkpoint is still there."""
-        return self.state == "finished" and bool(Checkpoints(self.folder / "checkpoints").paths())
+        return self.state == "finished" and bool(CheckpointManager(self.folder / "checkpoints").paths())
 
 
 @dataclass

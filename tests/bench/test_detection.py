@@ -15,7 +15,7 @@ from bench.detection_peers import (
     Peer,
     detectron2s,
     drawn_batches,
-    our_learner,
+    our_train_step,
     ours,
     torchvisions,
     torchvisions_model,
@@ -79,9 +79,9 @@ def test_ratios_by_arithmetic() -> None:
 def test_torchvisions_model_is_ours(backbone: str) -> None:
     """Maps and the RPN's answers on the same picture; what learns; a step that moves all of that and nothing else."""
     world = World(0, 1, 0, 1, CPU)
-    learner = our_learner(TINY, backbone, RunOptions(batch_size=1, device="cpu"), world)
-    model = torchvisions_model(TINY, backbone, learner)
-    trunk, head = learner.module.trunk, learner.module.head
+    train_step = our_train_step(TINY, backbone, RunOptions(batch_size=1, device="cpu"), world)
+    model = torchvisions_model(TINY, backbone, train_step)
+    trunk, head = train_step.module.trunk, train_step.module.head
     picture = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         maps = trunk.run([*trunk.frozen, *trunk.learning][:4], picture)
@@ -96,7 +96,7 @@ def test_torchvisions_model_is_ours(backbone: str) -> None:
     batches = drawn_batches(1, 1, 64, CPU)
     before = {name: value.clone() for name, value in model.named_parameters()}
     peers = (
-        ours(learner, itertools.cycle(batches)),
+        ours(train_step, itertools.cycle(batches)),
         torchvisions(model, itertools.cycle(batches), TINY, "fp32"),
     )
     assert peers[0].num_learning == peers[1].num_learning

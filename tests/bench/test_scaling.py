@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.recipe_stages import recipe_options, stage_job
+from bench.recipe_stages import recipe_options, stage_experiment
 from bench.scaling import Options, efficiencies, numbers_of_ranks, rows_of_ranks, storage_rate
 from bench.schema import spread
 from fastpsl.models.factory import make_backbone
@@ -23,9 +23,9 @@ def test_rows_of_a_rank_and_what_it_would_sum() -> None:
     assert all(
         (row["recipe"], row["stage"], row["num_ranks"]) == ("jigsaw", "S3", 1) for row in rows.values()
     )
-    task = stage_job("jigsaw", "S3", recipe_options("jigsaw", is_sample=True, batch_size=2), one_process())[
-        0
-    ].task
+    task = stage_experiment(
+        "jigsaw", "S3", recipe_options("jigsaw", is_sample=True, batch_size=2), one_process()
+    )[0].task
     learning = [*make_backbone("resnet18").blocks()[2:], task.head(3, 512)]  # type: ignore[operator]
     num = sum(weights.numel() for module in learning for weights in module.parameters())
     assert rows["gradients"]["num_bytes"] == 4 * num

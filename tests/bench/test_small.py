@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from bench.recipe_stages import Recipe, recipe_options, stage_job
+from bench.recipe_stages import Recipe, recipe_options, stage_experiment
 from bench.schema import validate
 from bench.small import HEADS, NUM_CLASSES, Bench, Options, SmallRecipe, write_noise
 from fastpsl.pipelines.beton.reader import Beton
@@ -73,16 +73,16 @@ def test_a_run_writes_three_rows_of_tasks_and_probe_and_knn_as_a_whole(
 def test_every_recipe_is_known_to_the_other_benches_at_its_papers_values(recipe: str) -> None:
     assert recipe in get_args(Recipe)
     options = recipe_options(recipe, is_sample=False, batch_size=24, device="cpu")
-    job, number = stage_job(recipe, "E", options, one_process())
-    assert job.backbone.name == ("resnet34_iic" if recipe == "sslpp_iic" else "nin4")
-    assert job.stages[number].epochs == options.stage_epochs[0] >= 200
+    experiment, number = stage_experiment(recipe, "E", options, one_process())
+    assert experiment.backbone.name == ("resnet34_iic" if recipe == "sslpp_iic" else "nin4")
+    assert experiment.stages[number].epochs == options.stage_epochs[0] >= 200
 
 
 def test_the_probe_has_six_classifiers() -> None:
     more = {"random_weights": True, "backbone": "nin4", "heads": HEADS}
     options = recipe_options("block_probe", is_sample=False, batch_size=8, device="cpu", **more)
-    job, _ = stage_job("block_probe", "blocks", options, one_process())
-    assert [head.name for head in job.task.heads] == list(HEADS)  # type: ignore[attr-defined]
+    experiment, _ = stage_experiment("block_probe", "blocks", options, one_process())
+    assert [head.name for head in experiment.task.heads] == list(HEADS)  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bench import interleaved, peers
-from bench.recipe_stages import recipe_options, stage_job
+from bench.recipe_stages import recipe_options, stage_experiment
 from bench.schema import validate
 from bench.throughput import Options, _row
 from fastpsl.pipelines.beton.encode import Target
@@ -164,10 +164,10 @@ def test_every_recipe_has_its_stages(recipe: str) -> None:
     options = recipe_options(recipe, is_sample=False, batch_size=16, backbone="resnet18", device=None)
     assert options.batch_size == 16 and options.device == "auto"
     for name, last in (("S2", 4), ("E", 5)):
-        job, number = stage_job(recipe, name, options, one_process())
-        assert (job.stages[number].name, job.stages[number].last_block) == (name, last)
+        experiment, number = stage_experiment(recipe, name, options, one_process())
+        assert (experiment.stages[number].name, experiment.stages[number].last_block) == (name, last)
     with pytest.raises(ValueError, match="S1, S2, S3, E"):
-        stage_job(recipe, "S4", options, one_process())
+        stage_experiment(recipe, "S4", options, one_process())
 
 
 def test_a_peer_that_ends_says_why(beton: Path) -> None:

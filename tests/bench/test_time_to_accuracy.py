@@ -10,7 +10,7 @@ import pytest
 from bench.schema import SCHEMA, command_line, environment, finish, validate
 from bench.time_to_accuracy import Clock, Options, Trained, draw_times, read_line, seconds_to, tabulate
 from fastpsl.engine import online_probe as online
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.trainer import pretrain
@@ -26,11 +26,11 @@ def test_the_clock_stands_still_while_the_monitor_looks(
     monkeypatch.setattr(online, "draw_probes", lambda lines, path: time.sleep(LOOK_S))
     run = tiny_run(tmp_path / "run", batch_size=96, probe_every=1, stage_epochs=(1, 1, 1))
     task = Rotation(shorter_px=32, size_px=32)
-    job = Job(task, TinyNet(), make_plan("psl", (1, 1, 1), levels=(1, 2, 2)), cosine(0.1))
+    experiment = Experiment(task, TinyNet(), make_plan("psl", (1, 1, 1), levels=(1, 2, 2)), cosine(0.1))
     started = time.perf_counter()
     try:
         clock = Clock(run)
-        assert pretrain(job, run)
+        assert pretrain(experiment, run)
     finally:
         run.close()
     whole_s = time.perf_counter() - started

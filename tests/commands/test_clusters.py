@@ -15,7 +15,7 @@ from torch import nn
 
 from fastpsl.cli import main
 from fastpsl.evaluation.result import read_result
-from fastpsl.models.checkpoint import Checkpoints
+from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.open import open_data
@@ -51,7 +51,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "input": Input(size_px=32).as_dict(),
         "backbone": make_backbone("resnet18").state_dict(),
     }
-    Checkpoints(folder).save(7, state)
+    CheckpointManager(folder).save(7, state)
     return folder
 
 
@@ -210,7 +210,7 @@ def test_a_run_of_iic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         "backbone": make_backbone("resnet34_iic", num_channels=2).state_dict(),
     }
     (tmp_path / "checkpoints").mkdir()
-    Checkpoints(tmp_path / "checkpoints").save(7, state)
+    CheckpointManager(tmp_path / "checkpoints").save(7, state)
     source = sample_paths().test_32
     (tmp_path / "config.json").write_text(json.dumps({"options": {"data": str(source)}}))
     entropy = np.linspace(0, np.log(20), 160)

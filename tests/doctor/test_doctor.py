@@ -220,13 +220,13 @@ def test_a_task_that_knows_its_batch_has_one_ranks_share(recipe: str, extra: tup
     )
     setup = open_setup(load_recipe(ROOT / "recipes" / recipe, arguments), 2, ("S3",))
     try:
-        assert setup.job is not None and setup.opened.batch_size == 8
-        assert setup.job.task.batch_size == 8  # type: ignore[attr-defined]
+        assert setup.experiment is not None and setup.opened.batch_size == 8
+        assert setup.experiment.task.batch_size == 8  # type: ignore[attr-defined]
         data = setup.opened.train
-        bench = StageBench(setup.job, 2, setup.options, data, setup.world, seconds=0.01)
+        bench = StageBench(setup.experiment, 2, setup.options, data, setup.world, seconds=0.01)
         assert bench.batch_size == 8 and bench.step_alone() > 0
         if recipe == "mocov2_r50.py":
-            assert setup.job.task.num_filled == 32  # type: ignore[attr-defined]
+            assert setup.experiment.task.num_filled == 32  # type: ignore[attr-defined]
     finally:
         setup.opened.close()
 
@@ -312,8 +312,8 @@ def test_other_ways_to_load() -> None:
     recipe = load_recipe(Path(JIGSAW), SMALL)
     setup = open_setup(recipe, 1, ("S1",))
     try:
-        assert setup.job is not None
-        views, data = setup.job.task.views(1), setup.opened.train
+        assert setup.experiment is not None
+        views, data = setup.experiment.task.views(1), setup.opened.train
         feed = Feed(setup, views, 8, data, 0.01)
         (small,) = feed.written(views)
         assert small.option == "fastpsl beton write SRC OUT --short-side 60" and small.part == "decode"

@@ -12,7 +12,7 @@ from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache,
 from fastpsl.doctor.measurements import ReadRate, number_of
 from fastpsl.doctor.report import Check
 from fastpsl.doctor.software import check_software, driver_version
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.options import PretrainOptions, RunOptions
 from fastpsl.engine.plan import make_plan
@@ -34,8 +34,10 @@ def machine(
     out: Path | None = None, num_threads: int = 1, num_ranks: int = 1, num_files: int = 1
 ) -> dict[str, Check]:
     options = PretrainOptions(out=out, num_threads=num_threads)
-    job = Job(Rotation(shorter_px=36, size_px=32), TinyNet(), make_plan("psl", (1, 1, 1)), cosine(0.1))
-    return by_name(check_machine(options, num_ranks, CPU, job, num_files))
+    experiment = Experiment(
+        Rotation(shorter_px=36, size_px=32), TinyNet(), make_plan("psl", (1, 1, 1)), cosine(0.1)
+    )
+    return by_name(check_machine(options, num_ranks, CPU, experiment, num_files))
 
 
 def test_what_is_installed() -> None:
@@ -122,9 +124,9 @@ def test_no_room_for_checkpoints(tmp_path: Path) -> None:
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     for num_states, state in ((0.5, "ok"), (2.5, "warning"), (40, "broken")):
         num = int(free * num_states / 4 / 8)
-        job = Job(Rotation(shorter_px=36, size_px=32), Backbone(), (), cosine(0.1))
-        job.backbone.weight = torch.nn.Parameter(torch.empty(num, device="meta"))
-        found = by_name(check_machine(RunOptions(out=tmp_path), 1, CPU, job, 1))["disk"]
+        experiment = Experiment(Rotation(shorter_px=36, size_px=32), Backbone(), (), cosine(0.1))
+        experiment.backbone.weight = torch.nn.Parameter(torch.empty(num, device="meta"))
+        found = by_name(check_machine(RunOptions(out=tmp_path), 1, CPU, experiment, 1))["disk"]
         assert found.state == state, (num_states, found)
 
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 
-from bench.recipe_stages import recipe_options, stage_job
+from bench.recipe_stages import recipe_options, stage_experiment
 from fastpsl.engine.distributed import World
-from fastpsl.engine.experiment import Job, make_learner
+from fastpsl.engine.experiment import Experiment, make_train_step
 from fastpsl.engine.options import RunOptions
-from fastpsl.engine.train_step import Learner
+from fastpsl.engine.train_step import TrainStep
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from tests.engine.tiny import noise_batch
@@ -19,40 +19,46 @@ WORLD = World(0, 1, 0, 1, DEVICE)
 NUM_SAMPLES = 96
 
 
-def recipe_learner(recipe: str, stage: str, **values: Any) -> tuple[Job, int, RunOptions, Learner]:
+def recipe_train_step(
+    recipe: str, stage: str, **values: Any
+) -> tuple[Experiment, int, RunOptions, TrainStep]:
     """Stage `stage` of a recipe with its sample's values, and `values`. To be called in `fake_cuda`."""
     values = {"batch_size": 32, "step": "eager", **values}
     options = recipe_options(recipe, is_sample=True, device="cuda", **values)
-    job, number = stage_job(recipe, stage, options, WORLD)
-    return job, number, options, learner_of(job, number, options, Synthetic(NUM_SAMPLES))
+    experiment, number = stage_experiment(recipe, stage, options, WORLD)
+    return experiment, number, options, train_step_of(experiment, number, options, Synthetic(NUM_SAMPLES))
 
 
-def learner_of(job: Job, number: int, options: RunOptions, data: Dataset) -> Learner:
-    job.task.check_data(data, options.batch_size)
-    return make_learner(job, number, options, WORLD)
+def train_step_of(experiment: Experiment, number: int, options: RunOptions, data: Dataset) -> TrainStep:
+    experiment.task.check_data(data, options.batch_size)
+    return make_train_step(experiment, number, options, WORLD)
 
 
-def one_step(cuda: FakeCuda, job: Job, number: int, options: RunOptions, learner: Learner) -> Seen:
+def one_step(
+    cuda: FakeCuda, experiment: Experiment, number: int, options: RunOptions, train_step: TrainStep
+) -> Seen:
     """What a stage's first step makes the host wait for and launches: the passes before it, itself, a held-out batch after it."""
-    task, stage = job.task, job.stages[number]
+    task, stage = experiment.task, experiment.stages[number]
     size = options.rank_batch(1) // task.images_per_sample(stage.level)
-    batches = [noise_batch(learner.views, size, seed).to(cuda.device) for seed in range(options.accumulate)]
+    batches = [
+        noise_batch(train_step.views, size, seed).to(cuda.device) for seed in range(options.accumulate)
+    ]
     held_out = task.held_out_views(stage.level)
     shown = noise_batch(held_out, size).to(cuda.device)
     with_gradient: list[bool] = []
-    learner.optimiser.register_step_pre_hook(
+    train_step.optimiser.register_step_pre_hook(
         lambda *_: with_gradient.extend(
-            p.grad is not None for _, p in learner.module.learning_parameters() if p.requires_grad
+            p.grad is not None for _, p in train_step.module.learning_parameters() if p.requires_grad
         )
     )
     with cuda.watched() as seen:
         for _ in range(task.num_warm_up_batches(stage) or 0):
-            learner.warm_up(task.warm_up, batches[0])
-        learner.step(batches, lr=0.1)
+            train_step.warm_up(task.warm_up, batches[0])
+        train_step.step(batches, lr=0.1)
         task.after_step()
         if held_out:
-            learner.module.eval()
+            train_step.module.eval()
             with torch.no_grad():
-                learner._forward(shown, held_out)
+                train_step._forward(shown, held_out)
     assert with_gradient and all(with_gradient)
     return seen

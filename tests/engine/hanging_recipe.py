@@ -6,8 +6,8 @@ import signal
 from dataclasses import replace
 
 from fastpsl.engine import last_step, trainer
-from fastpsl.engine.distributed import Agreement
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.distributed import StopSignal
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.pipelines.sample.betons import NUM_TRAIN
 from tests.tasks.nearest_key_recipe import NearestKey, Options, build, parse
@@ -32,11 +32,11 @@ def hang() -> None:
         library.pthread_mutex_lock(mutex)
 
 
-def build_hanging(options: Options) -> Job:
+def build_hanging(options: Options) -> Experiment:
     return replace(build(options), task=Hanging(NUM_TRAIN))  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":
-    trainer.LONG_STEP_S = Agreement.ask_every_s = 0.0  # each counts as long
+    trainer.LONG_STEP_S = StopSignal.ask_every_s = 0.0  # each counts as long
     last_step.LEAVE_AFTER_S = 1.0
     launch("nearest_key", parse, build_hanging)

@@ -15,7 +15,7 @@ from fastpsl.engine.optim.apex import fused_sgd, require_apex
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.train_step import Learner, StageModule
+from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trunk import Trunk
 from tests.engine.test_stage import VIEWS, Brightness
 from tests.engine.tiny import TinyNet, noise_batch
@@ -75,20 +75,20 @@ def real_apex() -> bool:
         return False
 
 
-def learner(
+def train_step(
     optimiser_of: Callable[..., torch.optim.Optimizer], precision: str, device: str = "cpu", **settings: Any
-) -> Learner:
+) -> TrainStep:
     torch.manual_seed(0)
     backbone, task, stage = TinyNet(), Brightness(), make_plan("psl", (1, 1, 1))[1]
     module = StageModule(Trunk(backbone, stage), task.head(1, 16), task.loss).to(device)
     optimiser = optimiser_of(module.learning_parameters(), **settings)
-    made = Learner(module, optimiser, VIEWS, precision, World(0, 1, 0, 1, torch.device(device)))
+    made = TrainStep(module, optimiser, VIEWS, precision, World(0, 1, 0, 1, torch.device(device)))
     if precision == "fp16":
         made.scaler.load_state_dict(made.scaler.state_dict() | {"scale": 256.0})  # 65,536 overflows by itself
     return made
 
 
-def train(one: Learner, num_steps: int, broken: tuple[int, ...]) -> torch.Tensor:
+def train(one: TrainStep, num_steps: int, broken: tuple[int, ...]) -> torch.Tensor:
     """Weights after `num_steps`, those of `broken` with gradients that are not finite."""
     weight = one.module.trunk.learning[0][0].weight  # type: ignore[index]
     for step in range(num_steps):
@@ -116,7 +116,7 @@ def test_it_learns_skips_and_counts_as_torchs_sgd(
     """Also a skipped first step; fp16's scale is taken off; weight decay spares the biases."""
     put_apex(tmp_path, monkeypatch, STANDS_IN)
     ours, torchs = (
-        learner(make, precision, **({"weight_decay": 0.1} | settings)) for make in (fused_sgd, sgd)
+        train_step(make, precision, **({"weight_decay": 0.1} | settings)) for make in (fused_sgd, sgd)
     )
     assert type(ours.optimiser).__mro__[1].__module__ == "apex.optimizers"
     one, other = train(ours, 4, broken), train(torchs, 4, broken)
@@ -128,7 +128,7 @@ def test_it_learns_skips_and_counts_as_torchs_sgd(
 
 def test_its_state_goes_through_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_apex(tmp_path, monkeypatch, STANDS_IN)
-    whole, stopped, resumed = (learner(fused_sgd, "fp32") for _ in range(3))
+    whole, stopped, resumed = (train_step(fused_sgd, "fp32") for _ in range(3))
     buffers = [whole.optimiser.state[p]["momentum_buffer"] for _, p in whole.module.learning_parameters()]
     assert buffers and not any(buffer.any() for buffer in buffers)  # made before the first step
     train(stopped, 2, ())
@@ -179,7 +179,7 @@ def test_every_recipe_that_has_the_option_heeds_or_refuses_it() -> None:
 @pytest.mark.skipif(not real_apex(), reason="needs CUDA and NVIDIA's apex")
 def test_the_real_one_on_a_gpu_without_a_sync() -> None:
     require_apex(torch.device("cuda"))
-    ours, torchs = (learner(make, "fp16", "cuda", weight_decay=0.1) for make in (fused_sgd, sgd))
+    ours, torchs = (train_step(make, "fp16", "cuda", weight_decay=0.1) for make in (fused_sgd, sgd))
     one, other = train(ours, 6, (0, 3)), train(torchs, 6, (0, 3))
     assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
     assert float(ours.num_skipped) == float(torchs.num_skipped) == 2.0

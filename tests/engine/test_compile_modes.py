@@ -19,7 +19,7 @@ from fastpsl.engine import compile_modes as step_modes
 from fastpsl.engine.compile_modes import choose_step, make_runner
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage, make_plan
-from fastpsl.engine.train_step import Learner, StageModule
+from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.crops import RandomResizedCrop
@@ -31,7 +31,7 @@ from fastpsl.pipelines.augment import KORNIA
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.contrastive.momentum_encoder import KeyEncoder
 from tests.engine.test_stage import CPU, VIEWS, Brightness
-from tests.engine.test_trainer import fit, tiny_job
+from tests.engine.test_trainer import fit, tiny_experiment
 from tests.engine.tiny import TinyNet, noise_batch, tiny_run
 from tests.programs import newest_checkpoint
 from tests.slow import slow
@@ -52,22 +52,22 @@ class Capture:
         return compiled
 
 
-def make_learner(
+def make_train_step(
     stage: Stage, backend: Any = None, precision: str = "fp32", network: Callable[[], nn.Module] = TinyNet
-) -> Learner:
+) -> TrainStep:
     torch.manual_seed(0)
     net, task = network(), Brightness()
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     module = StageModule(Trunk(net, stage), task.head(1, net.channels[stage.last_block - 1]), task.loss)  # type: ignore[index, arg-type]
-    learner = Learner(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
+    train_step = TrainStep(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
     if backend is not None:
         module.trunk.runner = make_runner("compiled", backend)
-    return learner
+    return train_step
 
 
-def values(learner: Learner) -> Tensor:
+def values(train_step: TrainStep) -> Tensor:
     """All weights and running statistics."""
-    state = learner.module.state_dict()
+    state = train_step.module.state_dict()
     assert not any("_orig_mod" in name for name in state)
     return torch.cat([value.flatten().double() for value in state.values()])
 
@@ -77,12 +77,12 @@ def test_every_stage_has_concrete_sizes_and_the_values_of_eager(precision: str) 
     """S1 to S3 one after another in a process, held-out passes between: symbolic sizes made compiled S2 slower than eager."""
     for stage in STAGES:
         backend = Capture()
-        eager, compiled = make_learner(stage, None, precision), make_learner(stage, backend, precision)
-        for learner in (eager, compiled):
+        eager, compiled = make_train_step(stage, None, precision), make_train_step(stage, backend, precision)
+        for train_step in (eager, compiled):
             for seed in range(3):
-                learner.step([noise_batch(VIEWS, 4, seed)] * 2, lr=0.1)
+                train_step.step([noise_batch(VIEWS, 4, seed)] * 2, lr=0.1)
             # Another size and mode: it is not compiled.
-            learner.evaluate([noise_batch(VIEWS, 3)], VIEWS, lambda: False)
+            train_step.evaluate([noise_batch(VIEWS, 3)], VIEWS, lambda: False)
         # Frozen blocks and learning blocks, each once.
         assert len(backend.inputs) == 1 + (stage.first_learning > 1)
         for inputs in backend.inputs:
@@ -132,7 +132,7 @@ def test_a_block_that_breaks_the_graph_raises() -> None:
 
 
 def test_a_copy_of_a_compiled_trunk_runs_its_own_blocks() -> None:
-    trunk = make_learner(STAGES[1], Capture()).module.trunk
+    trunk = make_train_step(STAGES[1], Capture()).module.trunk
     images = torch.randn(4, 3, 32, 32)
     expected = trunk(images)
     other = copy.deepcopy(trunk)
@@ -149,8 +149,8 @@ def test_a_copy_of_a_compiled_trunk_runs_its_own_blocks() -> None:
 def test_keys_are_compiled_with_the_trunk() -> None:
     results = []
     for backend in (None, capture := Capture()):
-        learner = make_learner(STAGES[1], backend)
-        encoder = KeyEncoder(learner.module.trunk, learner.module.head, 0.9)
+        train_step = make_train_step(STAGES[1], backend)
+        encoder = KeyEncoder(train_step.module.trunk, train_step.module.head, 0.9)
         results.append(encoder(torch.ones(4, 3, 32, 32).cumsum(3), 4))
     assert torch.equal(*results) and len(capture.inputs) == 2
 
@@ -185,12 +185,12 @@ def test_inside_ddp_graphs_end_where_buckets_do(process_group: None) -> None:
     """Or the gradients of all blocks would come at once, and nothing of them travel meanwhile."""
     results = []
     for backend in (None, capture := Capture()):
-        learner = make_learner(STAGES[2], backend, network=Wide)
-        learner.forward = DistributedDataParallel(learner.module, gradient_as_bucket_view=True)
+        train_step = make_train_step(STAGES[2], backend, network=Wide)
+        train_step.forward = DistributedDataParallel(train_step.module, gradient_as_bucket_view=True)
         for seed in range(2):
-            learner.step([noise_batch(VIEWS, 2, seed)], lr=0.1)
-        results.append(values(learner))
-        del learner
+            train_step.step([noise_batch(VIEWS, 2, seed)], lr=0.1)
+        results.append(values(train_step))
+        del train_step
     # The frozen blocks, and two parts of the learning ones at least.
     assert len(capture.inputs) >= 3
     assert torch.equal(*results)
@@ -199,13 +199,13 @@ def test_inside_ddp_graphs_end_where_buckets_do(process_group: None) -> None:
 @pytest.mark.slow
 def test_by_inductor_too() -> None:
     """The real compiler. Its float32 sums are in another order: 1e-4 of the largest change of a weight in three steps."""
-    start = values(make_learner(STAGES[1]))
+    start = values(make_train_step(STAGES[1]))
     results = []
     for backend in (None, "inductor"):
-        learner = make_learner(STAGES[1], backend)
+        train_step = make_train_step(STAGES[1], backend)
         for seed in range(3):
-            learner.step([noise_batch(VIEWS, 4, seed)], lr=0.1)
-        results.append(values(learner))
+            train_step.step([noise_batch(VIEWS, 4, seed)], lr=0.1)
+        results.append(values(train_step))
     changed = (results[0] - start).abs().max()
     assert changed > 0.01 and (results[0] - results[1]).abs().max() < 1e-4 * changed
 
@@ -310,14 +310,14 @@ def test_what_is_missing_is_named(a_gpu: None, monkeypatch: pytest.MonkeyPatch) 
 
 def stopped_in_mid_stage(out: Path, **options: Any) -> None:
     run = tiny_run(out, **options)
-    request = run.agreement.after_step
+    request = run.stop_signal.after_step
 
     def stop_at_once() -> Any:
-        run.agreement.stop_requested = True
+        run.stop_signal.stop_requested = True
         return request()
 
-    run.agreement.after_step = stop_at_once  # type: ignore[method-assign]
-    assert not pretrain(tiny_job(), run)
+    run.stop_signal.after_step = stop_at_once  # type: ignore[method-assign]
+    assert not pretrain(tiny_experiment(), run)
     run.close()
 
 

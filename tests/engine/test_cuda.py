@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.recipe_stages import recipe_options, stage_job
+from bench.recipe_stages import recipe_options, stage_experiment
 from fastpsl.engine.compile_modes import StepChoice
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import place_backbone
@@ -20,7 +20,7 @@ from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.stage_bench import StageBench
-from fastpsl.engine.train_step import Learner, StageModule
+from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.models.factory import make_backbone
@@ -71,13 +71,13 @@ def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
     task = Jigsaw(permutation_set(9, [500, 1000, 2000]).permutations)
     backbone = ResNet("resnet50").to(DEVICE).to(memory_format=torch.channels_last)
     module = StageModule(Trunk(backbone, STAGES[1]), task.head(2, 1024).to(DEVICE), task.loss)
-    learner = Learner(module, sgd(module.learning_parameters()), task.views(2), precision, WORLD)
+    train_step = TrainStep(module, sgd(module.learning_parameters()), task.views(2), precision, WORLD)
     with Loader(Synthetic(2000), task.views(2), batch_size=16, device=DEVICE) as loader:
         batches = loader.epoch(0)
-        learner.step([next(batches)], 0.01)  # the first step makes buffers
+        train_step.step([next(batches)], 0.01)  # the first step makes buffers
         with NoSync():
             for _ in range(10):
-                learner.step([next(batches)], 0.01)
+                train_step.step([next(batches)], 0.01)
         batches.close()
 
 
@@ -86,10 +86,10 @@ def stage_bench(recipe: str, **values: Any) -> StageBench:
     options = recipe_options(
         recipe, is_sample=True, batch_size=16, backbone="resnet18", device="cuda", precision="fp16", **values
     )
-    job, number = stage_job(recipe, "S2", options, WORLD)
-    job = replace(job, backbone=TinyNet())
-    place_backbone(job, options, WORLD)
-    return StageBench(job, number, options, Synthetic(1000), WORLD)
+    experiment, number = stage_experiment(recipe, "S2", options, WORLD)
+    experiment = replace(experiment, backbone=TinyNet())
+    place_backbone(experiment, options, WORLD)
+    return StageBench(experiment, number, options, Synthetic(1000), WORLD)
 
 
 @pytest.mark.parametrize("recipe", ["jigsaw", "rotation", "simclr", "moco"])
@@ -103,7 +103,7 @@ def test_no_task_and_no_mode_waits(recipe: str, step: str) -> None:
     with NoSync():
         for _ in range(8):
             bench._step(batches)
-    weights = torch.cat([p.detach().flatten() for p in bench.learner.module.parameters()])
+    weights = torch.cat([p.detach().flatten() for p in bench.train_step.module.parameters()])
     assert weights.isfinite().all()
 
 
@@ -112,15 +112,15 @@ def test_no_task_and_no_mode_waits(recipe: str, step: str) -> None:
 )
 def test_no_task_of_small_pictures_waits(recipe: str) -> None:
     options = recipe_options(recipe, is_sample=True, batch_size=48, device=DEVICE.type, precision="fp16")
-    job, number = stage_job(recipe, "E", options, WORLD)
-    bench = StageBench(job, number, options, Synthetic(1000), WORLD)
+    experiment, number = stage_experiment(recipe, "E", options, WORLD)
+    bench = StageBench(experiment, number, options, Synthetic(1000), WORLD)
     batches = itertools.repeat(bench.synthetic_batch())
     for _ in range(2):
         bench._step(batches)
     with NoSync():
         for _ in range(10):
             bench._step(batches)
-    weights = torch.cat([p.detach().flatten() for p in bench.learner.module.parameters()])
+    weights = torch.cat([p.detach().flatten() for p in bench.train_step.module.parameters()])
     assert weights.isfinite().all()
 
 
@@ -133,8 +133,8 @@ def test_the_log_waits_for_no_step_under_way(tmp_path: Path) -> None:
     report.stage_begins(bench.stage, 0, 100, 10)
     with NoSync():
         for number in range(1, 10):
-            metrics = bench.learner.step([next(batches)], 0.01)
-            report.step(number, number, 0.01, metrics, bench.learner.num_skipped)
+            metrics = bench.train_step.step([next(batches)], 0.01)
+            report.step(number, number, 0.01, metrics, bench.train_step.num_skipped)
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 8
     report.close()
 
@@ -145,21 +145,21 @@ def on_device(size: int, seed: int) -> Batch:
 
 def learned(
     stage: Stage, mode: str, precision: str, accumulate: int = 1, steps: int = 3
-) -> tuple[Tensor, Learner]:
+) -> tuple[Tensor, TrainStep]:
     """Weights and running statistics after some steps."""
     torch.manual_seed(0)
     backbone, task = TinyNet(), Brightness()
     backbone.to(DEVICE).to(memory_format=torch.channels_last)
     head = task.head(1, backbone.channels[stage.last_block - 1]).to(DEVICE)
     module = StageModule(Trunk(backbone, stage), head, task.loss)
-    learner = Learner(
+    train_step = TrainStep(
         module, sgd(module.learning_parameters()), VIEWS, precision, WORLD, step=StepChoice(mode, "asked for")
     )
-    learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 1024.0})
+    train_step.scaler.load_state_dict(train_step.scaler.state_dict() | {"scale": 1024.0})
     for seed in range(steps):
         batches = [on_device(16, accumulate * seed + part) for part in range(accumulate)]
-        learner.step(batches, lr=0.1)
-    return torch.cat([value.flatten().double() for value in module.state_dict().values()]), learner
+        train_step.step(batches, lr=0.1)
+    return torch.cat([value.flatten().double() for value in module.state_dict().values()]), train_step
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
@@ -169,25 +169,25 @@ def test_other_modes_equal_eager(stage: Stage, mode: str, precision: str) -> Non
     accumulate = 2 if mode == "graphed" else 1
     before, _ = learned(stage, "eager", precision, steps=0)
     eager, _ = learned(stage, "eager", precision, accumulate)
-    other, learner = learned(stage, mode, precision, accumulate)
+    other, train_step = learned(stage, mode, precision, accumulate)
     largest = (eager - before).abs().max()
     assert (eager - other).abs().max() < BOUNDS[precision] * largest
     # A held-out pass between steps of graphs: eager, and nothing of it stays.
-    held_out = learner.evaluate([on_device(5, 9)], VIEWS, lambda: False)
+    held_out = train_step.evaluate([on_device(5, 9)], VIEWS, lambda: False)
     assert held_out is not None and held_out["loss"] > 0
-    learner.step([on_device(16, 10)] * accumulate, lr=0.1)
+    train_step.step([on_device(16, 10)] * accumulate, lr=0.1)
 
 
 def test_half_steps_that_are_not_finite_change_nothing() -> None:
-    _, learner = learned(STAGES[0], "eager", "fp16")
-    before = [p.detach().clone() for p in learner.module.parameters()]
-    scale, skipped = learner.scaler.get_scale(), float(learner.num_skipped)
-    learner.module._loss.__self__.factor = float("nan")  # type: ignore[attr-defined]
+    _, train_step = learned(STAGES[0], "eager", "fp16")
+    before = [p.detach().clone() for p in train_step.module.parameters()]
+    scale, skipped = train_step.scaler.get_scale(), float(train_step.num_skipped)
+    train_step.module._loss.__self__.factor = float("nan")  # type: ignore[attr-defined]
     batch = on_device(16, 7)
     with NoSync():
-        learner.step([batch], lr=0.1)
-    assert all(torch.equal(a, b) for a, b in zip(before, learner.module.parameters(), strict=True))
-    assert float(learner.num_skipped) == skipped + 1 and learner.scaler.get_scale() == scale / 2
+        train_step.step([batch], lr=0.1)
+    assert all(torch.equal(a, b) for a, b in zip(before, train_step.module.parameters(), strict=True))
+    assert float(train_step.num_skipped) == skipped + 1 and train_step.scaler.get_scale() == scale / 2
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -216,11 +216,11 @@ def peak_of_a_step(name: str, stage: Stage) -> int:
     backbone.to(DEVICE).to(memory_format=torch.channels_last)
     head = task.head(1, backbone.channels[stage.last_block - 1]).to(DEVICE)  # type: ignore[index, arg-type]
     module = StageModule(Trunk(backbone, stage), head, task.loss)  # type: ignore[arg-type]
-    learner = Learner(module, sgd(module.learning_parameters()), VIEWS, "fp16", WORLD)
+    train_step = TrainStep(module, sgd(module.learning_parameters()), VIEWS, "fp16", WORLD)
     batch = on_device(1024, 0)
-    learner.step([batch], 0.01)
+    train_step.step([batch], 0.01)
     reset_peak_memory(DEVICE)
-    learner.step([batch], 0.01)
+    train_step.step([batch], 0.01)
     return peak_memory(DEVICE)["peak_allocated_bytes"]
 
 

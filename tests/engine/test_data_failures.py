@@ -11,9 +11,9 @@ import torch.distributed as dist
 from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.trainer import pretrain
-from fastpsl.models.checkpoint import Checkpoints
+from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.pipelines.batch import Batch
-from tests.engine.test_trainer import tiny_job
+from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import tiny_run
 from tests.programs import digests, newest_checkpoint
 from tests.warm import on_ranks
@@ -25,7 +25,7 @@ def fit(out: Path, world: World | None = None, **options: Any) -> bool:
     """Epochs of three batches, the last steps of each stage in its second epoch."""
     run = tiny_run(out, world, max_steps_per_stage=5, val=None, **{"batch_size": 160, **options})
     try:
-        return pretrain(tiny_job(), run)
+        return pretrain(tiny_experiment(), run)
     finally:
         run.close()
 
@@ -114,7 +114,7 @@ def test_a_disk_that_fails_too_does_not_hide_the_data(
         raise OSError(28, "No space left on device")
 
     error = OSError(5, "Input/output error")
-    monkeypatch.setattr(Checkpoints, "write", full)
+    monkeypatch.setattr(CheckpointManager, "write", full)
     fail_at(3, error, monkeypatch)
     with pytest.raises(OSError) as told:
         fit(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastpsl.engine.dataset_pass import EpochContext, PassStopped, _without_padding, undisturbed
-from fastpsl.engine.experiment import Job, make_learner
+from fastpsl.engine.experiment import Experiment, make_train_step
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.run import Run
@@ -36,17 +36,19 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 def context_of(run: Run, draws: int = 1000) -> EpochContext:
     torch.manual_seed(0)
-    job = Job(Rotation(shorter_px=36, size_px=32), TinyNet(), make_plan("psl", (1, 1, 1)), cosine(0.1))
-    learner = make_learner(job, 0, run.options, run.world)
+    experiment = Experiment(
+        Rotation(shorter_px=36, size_px=32), TinyNet(), make_plan("psl", (1, 1, 1)), cosine(0.1)
+    )
+    train_step = make_train_step(experiment, 0, run.options, run.world)
     for batch in range(3):  # so that running statistics hold something
-        learner.module.trunk(torch.randn(8, 3, 32, 32) + batch)
-    return EpochContext(run, learner, epoch=0, first=True, draws=draws)
+        train_step.module.trunk(torch.randn(8, 3, 32, 32) + batch)
+    return EpochContext(run, train_step, epoch=0, first=True, draws=draws)
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_every_sample_once_and_nothing_is_changed(run: Run, training: bool) -> None:
     context = context_of(run)
-    module = context.learner.module
+    module = context.train_step.module
     module.trunk.learning[1].eval()  # modes are anyone's
     before = digests(module.state_dict()), [part.training for part in module.modules()]
     seen: list[int] = []
@@ -59,7 +61,7 @@ def test_every_sample_once_and_nothing_is_changed(run: Run, training: bool) -> N
 
 def test_in_eval_mode_an_image_does_not_depend_on_its_batch(run: Run) -> None:
     context = context_of(run)
-    network = context.learner.module.trunk
+    network = context.train_step.module.trunk
     (image,) = (view for view in [CENTER])
     found = torch.cat([features for _, features in context.forward_dataset(CENTER, lambda maps: maps)])[:NUM]
     with run.data.loader(run.data.train, [image], train=False) as loader:
@@ -71,7 +73,7 @@ def test_in_eval_mode_an_image_does_not_depend_on_its_batch(run: Run) -> None:
 
 def test_in_train_mode_statistics_are_the_batchs_without_its_padding(run: Run) -> None:
     context = context_of(run)
-    network = context.learner.module.trunk
+    network = context.train_step.module.trunk
     batches = [features for _, features in context.forward_dataset(RANDOM, lambda maps: maps, training=True)]
     with run.data.loader(run.data.train, [RANDOM], train=False) as loader:
         inputs = [batch.inputs([RANDOM], torch.float32)[0] for batch in loader.epoch(1000)]
@@ -111,12 +113,12 @@ def test_draws_are_those_that_were_asked_for(run: Run) -> None:
 
 def test_a_signal_ends_a_pass_and_what_fails_in_it_leaves_no_trace(run: Run) -> None:
     context = context_of(run)
-    module = context.learner.module
+    module = context.train_step.module
     before = digests(module.state_dict())
     with pytest.raises(ZeroDivisionError):
         for _ in context.forward_dataset(RANDOM, lambda maps: maps, training=True):
             _ = 1 / 0
-    run.agreement.stop_requested = True
+    run.stop_signal.stop_requested = True
     with pytest.raises(PassStopped):
         list(context.forward_dataset(RANDOM, lambda maps: maps, training=True))
     assert digests(module.state_dict()) == before and module.training
@@ -137,8 +139,8 @@ def test_undisturbed_puts_modes_and_statistics_back() -> None:
 def test_dropout_in_a_pass_is_its_own(run: Run) -> None:
     """Of no random state that was there before, and another one in each batch."""
     context = context_of(run)
-    context.learner.module.trunk.learning[2] = torch.nn.Sequential(
-        context.learner.module.trunk.learning[2], torch.nn.Dropout(0.5)
+    context.train_step.module.trunk.learning[2] = torch.nn.Sequential(
+        context.train_step.module.trunk.learning[2], torch.nn.Dropout(0.5)
     )
     found = []
     for state in (1, 2):
@@ -152,7 +154,7 @@ def test_dropout_in_a_pass_is_its_own(run: Run) -> None:
 
 def test_a_pass_runs_nothing_that_was_compiled(run: Run) -> None:
     context = context_of(run)
-    trunk = context.learner.module.trunk
+    trunk = context.train_step.module.trunk
 
     def refuse(*arguments: object) -> list[torch.Tensor]:
         raise AssertionError("a step's runner")

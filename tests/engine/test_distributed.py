@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fastpsl.engine.distributed import Agreement, World, choose_device
+from fastpsl.engine.distributed import StopSignal, World, choose_device
 from tests.engine.tiny import one_process
 
 
@@ -26,25 +26,25 @@ def test_devices_are_chosen_or_refused() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_after_the_step_and_handlers_come_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    agreement = Agreement(one_process(), checkpoint_minutes=0)
-    assert agreement.after_step()[:2] == (False, False)
+    stop_signal = StopSignal(one_process(), checkpoint_minutes=0)
+    assert stop_signal.after_step()[:2] == (False, False)
     os.kill(os.getpid(), number)
     os.kill(os.getpid(), number)  # Ctrl-C reaches a process twice under torchrun
-    decision = agreement.after_step()
+    decision = stop_signal.after_step()
     assert decision.stop and not decision.checkpoint and 0 < decision.seconds < math.inf
-    agreement.close()
+    stop_signal.close()
     assert signal.getsignal(number) == before
 
 
 def test_the_checkpoint_clock() -> None:
-    agreement = Agreement(one_process(), checkpoint_minutes=1e-9)
+    stop_signal = StopSignal(one_process(), checkpoint_minutes=1e-9)
     try:
-        assert agreement.after_step().checkpoint
-        agreement.checkpointed()
-        agreement._checkpoint_s = 3600.0
-        assert not agreement.after_step().checkpoint
+        assert stop_signal.after_step().checkpoint
+        stop_signal.checkpointed()
+        stop_signal._checkpoint_s = 3600.0
+        assert not stop_signal.after_step().checkpoint
     finally:
-        agreement.close()
+        stop_signal.close()
 
 
 def test_ranks_ask_about_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,15 +52,15 @@ def test_ranks_ask_about_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     now, asked = [0.0], []
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     monkeypatch.setattr("torch.distributed.all_reduce", lambda flags, op: asked.append(now[0]))
-    agreement = Agreement(World(0, 2, 0, 2, torch.device("cpu")), checkpoint_minutes=0)
+    stop_signal = StopSignal(World(0, 2, 0, 2, torch.device("cpu")), checkpoint_minutes=0)
     for _ in range(100):
         now[0] += 0.1
-        agreement.after_step()
+        stop_signal.after_step()
     now[0] += 60.0
-    agreement.other_pace()  # steps of a minute, after short ones: each of them asks
+    stop_signal.other_pace()  # steps of a minute, after short ones: each of them asks
     for _ in range(3):
         now[0] += 60.0
-        assert agreement.after_step().seconds == 60.0 and asked.pop() == now[0]
-    agreement.close()
+        assert stop_signal.after_step().seconds == 60.0 and asked.pop() == now[0]
+    stop_signal.close()
     gaps = [b - a for a, b in pairwise(asked)]
     assert 9 <= len(asked) <= 12 and all(0.85 < gap < 1.05 for gap in gaps)

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from bench.recipe_stages import recipe_options
 from fastpsl.engine.dataset_pass import EpochContext
-from fastpsl.engine.distributed import Decision, World
+from fastpsl.engine.distributed import Signals, World
 from fastpsl.engine.fetch import Fetch
 from fastpsl.engine.run import Run
 from fastpsl.evaluation import features
@@ -21,7 +21,7 @@ from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.pseudo_labels.deepcluster import before_last_relu
 from fastpsl.tasks.pseudo_labels.pseudo_classify import gathered_labels
-from tests.engine.fake_steps import WORLD, recipe_learner
+from tests.engine.fake_steps import WORLD, recipe_train_step
 from tests.engine.tiny import noise_batch, tiny_run
 from tests.fake_cuda import DEVICE, fake_cuda
 
@@ -50,7 +50,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     run.world = WORLD
     monkeypatch.setattr(Run, "loader", lambda run, data, views, train: FakeBatches(views))
     # Flags of the host, in a tensor that gloo moves.
-    monkeypatch.setattr(run.agreement, "after_step", lambda: Decision(stop=False, checkpoint=False))
+    monkeypatch.setattr(run.stop_signal, "after_step", lambda: Signals(stop=False, checkpoint=False))
     yield run
     run.close()
 
@@ -68,10 +68,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
 def test_a_pass_never_waits_but_to_end(recipe: str, values: dict[str, Any], training: bool, run: Run) -> None:
     """What is made of features is on its way to the host while the next batch is launched."""
     with fake_cuda() as cuda:
-        job, _, _, learner = recipe_learner(recipe, "E", precision="fp16", **values)
-        context = EpochContext(run, learner, epoch=0, first=True, draws=7)
-        (view,) = job.task.pass_views(1)  # type: ignore[attr-defined]
-        with cuda.watched() as seen, before_last_relu(learner.module.trunk):
+        experiment, _, _, train_step = recipe_train_step(recipe, "E", precision="fp16", **values)
+        context = EpochContext(run, train_step, epoch=0, first=True, draws=7)
+        (view,) = experiment.task.pass_views(1)  # type: ignore[attr-defined]
+        with cuda.watched() as seen, before_last_relu(train_step.module.trunk):
             outputs = context.forward_dataset(
                 view, lambda maps: maps.float().mean((2, 3)).half(), training=training
             )
@@ -87,9 +87,9 @@ def test_a_pass_never_waits_but_to_end(recipe: str, values: dict[str, Any], trai
 def test_labels_of_a_pass_are_looked_at_once(run: Run) -> None:
     """At its end, for outputs that are not finite."""
     with fake_cuda() as cuda:
-        job, _, _, learner = recipe_learner("uic", "E", precision="fp16", label_view="center")
-        context = EpochContext(run, learner, epoch=0, first=True, draws=7)
-        (view,) = job.task.pass_views(1)  # type: ignore[attr-defined]
+        experiment, _, _, train_step = recipe_train_step("uic", "E", precision="fp16", label_view="center")
+        context = EpochContext(run, train_step, epoch=0, first=True, draws=7)
+        (view,) = experiment.task.pass_views(1)  # type: ignore[attr-defined]
         with cuda.watched() as seen, pytest.raises(DataDependentOutputException):
             gathered_labels(context, context.forward_dataset(view, context.head))
     (wait,) = seen.waits

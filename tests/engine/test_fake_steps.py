@@ -17,7 +17,7 @@ from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch
 from fastpsl.tasks.pseudo_labels.iic import HEAD_EPOCHS
 from fastpsl.tasks.sslpp.colorization import NUM_BINS, Colorization
-from tests.engine.fake_steps import NUM_SAMPLES, WORLD, learner_of, one_step, recipe_learner
+from tests.engine.fake_steps import NUM_SAMPLES, WORLD, one_step, recipe_train_step, train_step_of
 from tests.fake_cuda import DEVICE, fake_cuda
 from tests.slow import slow
 
@@ -105,11 +105,11 @@ ROWS = [
 def test_a_step_never_waits_for_the_device(row: Row) -> None:
     recipe, stage, precision, augment, values = row
     with fake_cuda() as cuda:
-        made = recipe_learner(recipe, stage, precision=precision, augment=augment, **values)
+        made = recipe_train_step(recipe, stage, precision=precision, augment=augment, **values)
         seen = one_step(cuda, *made)
     assert not seen.waits, seen.waits
-    learner = made[-1]
-    trunk = learner.module.trunk
+    train_step = made[-1]
+    trunk = train_step.module.trunk
     folded = [
         part.by_cudnn
         for block in trunk.frozen_as_run
@@ -117,13 +117,15 @@ def test_a_step_never_waits_for_the_device(row: Row) -> None:
         if isinstance(part, ConvReLU)
     ]
     assert all(folded) and bool(folded) == values.get("fold_frozen", False)
-    assert learner.augment.path == augment and bool(seen.kernels) == (augment == "fused")
-    assert learner.dtype == {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    assert train_step.augment.path == augment and bool(seen.kernels) == (augment == "fused")
+    assert (
+        train_step.dtype == {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    )
 
 
 def test_nor_one_of_iics_second_head() -> None:
     with fake_cuda() as cuda:
-        made = recipe_learner("sslpp_iic", "E", precision="fp16", augment="fused", heads="two")
+        made = recipe_train_step("sslpp_iic", "E", precision="fp16", augment="fused", heads="two")
         made[0].task.first_epoch = -HEAD_EPOCHS[0]  # type: ignore[attr-defined]
         assert made[0].task.head_of(0) == 1  # type: ignore[attr-defined]
         seen = one_step(cuda, *made)
@@ -149,15 +151,15 @@ def test_nor_one_of_an_evaluation(recipe: str, values: dict[str, Any]) -> None:
     module = recipe_module(recipe)
     usual = module.PAPER | module.SAMPLE | {"backbone": "resnet18", "batch_size": 16, "precision": "fp16"}
     options = module.Options(**usual | values, random_weights=True, device="cuda")
-    job = module.build(options)
+    experiment = module.build(options)
     data = module.open_voc(options)[0] if recipe.startswith("voc") else Synthetic(NUM_SAMPLES, 10)
     with fake_cuda() as cuda:
-        place_backbone(job, options, WORLD)
-        learner = learner_of(job, 0, options, data)
-        seen = one_step(cuda, job, 0, options, learner)
+        place_backbone(experiment, options, WORLD)
+        train_step = train_step_of(experiment, 0, options, data)
+        seen = one_step(cuda, experiment, 0, options, train_step)
     module.pretrained.cache_clear()  # its backbone has no values any more
     assert not seen.waits, seen.waits
-    assert learner.augment.path == options.augment
+    assert train_step.augment.path == options.augment
 
 
 @pytest.mark.parametrize("protocol", ["sslpp", slow("mmseg")])
@@ -168,11 +170,11 @@ def test_nor_one_of_segmentation(protocol: str) -> None:
         protocol=protocol, batch_size=2, size_px=64, precision="fp16", backbone="resnet18", random_weights=True, device="cuda",
         batchnorm="train",
     )  # fmt: skip
-    job = module.build(options)
+    experiment = module.build(options)
     data, _ = module.open_voc(options)
     with fake_cuda() as cuda:
-        place_backbone(job, options, WORLD)
-        learner = learner_of(job, 0, options, data)
+        place_backbone(experiment, options, WORLD)
+        train_step = train_step_of(experiment, 0, options, data)
         sizes = [(64, 64)] * 2 if protocol == "mmseg" else [(70, 64), (64, 96)]
         whole = torch.arange(2, device=cuda.device)
         batch = AnnotatedBatch(
@@ -181,9 +183,9 @@ def test_nor_one_of_segmentation(protocol: str) -> None:
             indices=whole, labels=whole, epoch=0, step=0,
         )  # fmt: skip
         with cuda.watched() as seen:
-            learner.step([batch], lr=0.1)  # type: ignore[list-item]
-            learner.module.eval()
+            train_step.step([batch], lr=0.1)  # type: ignore[list-item]
+            train_step.module.eval()
             with torch.no_grad():
-                learner._forward(batch, ())  # type: ignore[arg-type]
+                train_step._forward(batch, ())  # type: ignore[arg-type]
     module.pretrained.cache_clear()
     assert not seen.waits, seen.waits

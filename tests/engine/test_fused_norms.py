@@ -18,7 +18,7 @@ from fastpsl.engine.plan import make_plan
 from fastpsl.kernels.fused_cuda import batch_norm as kernels
 from fastpsl.models.factory import make_backbone
 from fastpsl.tasks.contrastive.momentum_encoder import KeyEncoder
-from tests.engine.test_compile_modes import make_learner, values
+from tests.engine.test_compile_modes import make_train_step, values
 from tests.engine.test_stage import VIEWS
 from tests.engine.tiny import TinyNet, noise_batch
 from tests.models.test_fold_batchnorm import Branches
@@ -176,16 +176,16 @@ def test_the_block_is_left_as_it_is_and_shared() -> None:
 def test_steps_learn_what_eager_ones_do(accumulate: int, calls: list[tuple[str, bool, bool]]) -> None:
     """S2 of a small network, with held-out passes between, which go by torch. Rounding: 1e-4 of the largest change."""
     stage = make_plan("psl", (1, 1, 1))[1]
-    start, results = values(make_learner(stage)), []
+    start, results = values(make_train_step(stage)), []
     for runner in (None, make_fused_runner()):
-        learner = make_learner(stage)
-        learner.module.trunk.runner = runner or learner.module.trunk.runner
+        train_step = make_train_step(stage)
+        train_step.module.trunk.runner = runner or train_step.module.trunk.runner
         for seed in range(2):
-            learner.step([noise_batch(VIEWS, 4, seed)] * accumulate, lr=0.1)
+            train_step.step([noise_batch(VIEWS, 4, seed)] * accumulate, lr=0.1)
             num_calls = len(calls)
-            learner.evaluate([noise_batch(VIEWS, 3)], VIEWS, lambda: False)
+            train_step.evaluate([noise_batch(VIEWS, 3)], VIEWS, lambda: False)
             assert len(calls) == num_calls
-        results.append(values(learner))
+        results.append(values(train_step))
     # Three blocks learn; the frozen one normalises by its running statistics.
     assert calls == [("nothing", True, False)] * 3 * 2 * accumulate
     changed = (results[0] - start).abs().max()

@@ -11,9 +11,9 @@ from fastpsl.engine import gpu_failures, gpu_faults, launch
 from fastpsl.engine.distributed import choose_device
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.reporter import summary_line
-from fastpsl.engine.train_step import Learner
+from fastpsl.engine.train_step import TrainStep
 from fastpsl.pipelines.sample.betons import sample_paths
-from tests.engine.test_trainer import tiny_job
+from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import runs_closed
 from tests.slow import slow
 
@@ -22,9 +22,9 @@ def launched(
     out: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, fails_at: int | None = 3, **options: Any
 ) -> int:
     """The exit code of a recipe whose third step raises `error`."""
-    paths, step, steps = sample_paths(), Learner.step, list[int]()
+    paths, step, steps = sample_paths(), TrainStep.step, list[int]()
 
-    def failing(self: Learner, *arguments: Any) -> Any:
+    def failing(self: TrainStep, *arguments: Any) -> Any:
         steps.append(1)
         made = step(self, *arguments)  # its batch has been read: the data are not to blame
         if len(steps) == fails_at:
@@ -41,9 +41,9 @@ def launched(
         }
         return PretrainOptions(data=str(paths.train_32), val=str(paths.test_32), out=out, **values)
 
-    monkeypatch.setattr(Learner, "step", failing)
+    monkeypatch.setattr(TrainStep, "step", failing)
     with runs_closed(monkeypatch), pytest.raises(SystemExit) as left:
-        launch.launch("tiny", parse, lambda options: tiny_job())
+        launch.launch("tiny", parse, lambda options: tiny_experiment())
     assert isinstance(left.value.code, int)
     return left.value.code
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastpsl.engine import last_step, trainer
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.run import Run
@@ -83,8 +83,10 @@ def fit(out: Path, task: Hanging, **options: Any) -> Run:
     run = tiny_run(out, stage_epochs=(1, 1), max_steps_per_stage=NUM_STEPS, **options)
     torch.manual_seed(0)
     try:
-        job = Job(task, TinyNet(), make_plan("psl", (1, 1), num_levels=3), step_drops(0.05, (1,)))
-        assert pretrain(job, run)
+        experiment = Experiment(
+            task, TinyNet(), make_plan("psl", (1, 1), num_levels=3), step_drops(0.05, (1,))
+        )
+        assert pretrain(experiment, run)
     finally:
         run.close()
     return run
@@ -180,9 +182,11 @@ def test_before_an_epoch_that_clusters_first_the_last_step_is_kept(
                 raise Left
 
     run = tiny_run(tmp_path, stage_epochs=(2,), batch_size=160)
-    job = Job(Clustering(), TinyNet(), make_plan("psl", (2,), num_levels=3)[:1], step_drops(0.05, (2,)))
+    experiment = Experiment(
+        Clustering(), TinyNet(), make_plan("psl", (2,), num_levels=3)[:1], step_drops(0.05, (2,))
+    )
     with pytest.raises(Left):
-        pretrain(job, run)
+        pretrain(experiment, run)
     run.close()
     assert at_once == [75] and newest_step(tmp_path) == run.position.run_step > 0
 
@@ -200,9 +204,11 @@ def test_an_error_too_leaves_what_was_kept(tmp_path: Path, monkeypatch: pytest.M
                 raise RuntimeError("Connection reset by peer")
 
     run = tiny_run(tmp_path, stage_epochs=(2,), batch_size=160)
-    job = Job(Failing(), TinyNet(), make_plan("psl", (2,), num_levels=3)[:1], step_drops(0.05, (2,)))
+    experiment = Experiment(
+        Failing(), TinyNet(), make_plan("psl", (2,), num_levels=3)[:1], step_drops(0.05, (2,))
+    )
     with pytest.raises(RuntimeError, match="reset by peer"):
-        pretrain(job, run)
+        pretrain(experiment, run)
     run.close()
     assert newest_step(tmp_path) == run.position.run_step > 0
     assert newest_checkpoint(tmp_path)["position"]["step"] == run.position.step

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastpsl.engine import online_probe as online
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.online_probe import (
-    Monitor,
+    OnlineProbe,
     Seen,
     effective_rank,
     feature_std,
@@ -30,7 +30,7 @@ from fastpsl.engine.trunk import Trunk
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.plots.online_probe import draw_probes
-from tests.engine.test_trainer import tiny_job
+from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import TinyNet, tiny_run
 from tests.programs import digests, newest_checkpoint
 from tests.slow import slow
@@ -106,10 +106,10 @@ def probed_run(out: Path, **options: Any) -> Run:
     return tiny_run(out, **({"batch_size": 96, "probe_every": 1} | options))
 
 
-def fit(out: Path, job: Job | None = None, **options: Any) -> Run:
+def fit(out: Path, experiment: Experiment | None = None, **options: Any) -> Run:
     run = probed_run(out, **options)
     try:
-        assert pretrain(job or tiny_job(), run)
+        assert pretrain(experiment or tiny_experiment(), run)
     finally:
         run.close()
     return run
@@ -169,7 +169,9 @@ def test_the_numbers_are_those_of_the_trunk_as_it_is_saved(whole: Path) -> None:
     seen = []
     for data in (run.data.train, run.data.val):
         assert data is not None
-        monitor = Monitor(run, Trunk(TinyNet(), Stage("S3", 3, 3, 5, 2)), Stage("S3", 3, 3, 5, 2), VIEW(), 1)
+        monitor = OnlineProbe(
+            run, Trunk(TinyNet(), Stage("S3", 3, 3, 5, 2)), Stage("S3", 3, 3, 5, 2), VIEW(), 1
+        )
         with (
             Loader(data, [monitor.view], batch_size=1, train=False, num_threads=1) as loader,
             torch.no_grad(),
@@ -185,13 +187,15 @@ def test_the_numbers_are_those_of_the_trunk_as_it_is_saved(whole: Path) -> None:
 
 
 def VIEW() -> Any:
-    return tiny_job().task.views(3)[0]
+    return tiny_experiment().task.views(3)[0]
 
 
 def test_looks_by_count_of_all_epochs_and_at_each_stages_end(tmp_path: Path) -> None:
-    job = tiny_job()
-    stages = tuple(replace(stage, epochs=epochs) for stage, epochs in zip(job.stages, (1, 3, 1), strict=True))
-    fit(tmp_path / "second", replace(job, stages=stages), probe_every=2)
+    experiment = tiny_experiment()
+    stages = tuple(
+        replace(stage, epochs=epochs) for stage, epochs in zip(experiment.stages, (1, 3, 1), strict=True)
+    )
+    fit(tmp_path / "second", replace(experiment, stages=stages), probe_every=2)
     assert [line["epoch"] for line in probes(tmp_path / "second")] == [1, 2, 4, 5]
     fit(tmp_path / "cut", probe_every=2, max_steps_per_stage=3)
     assert [line["run_step"] for line in probes(tmp_path / "cut")] == [3, 6, 9]
@@ -199,13 +203,13 @@ def test_looks_by_count_of_all_epochs_and_at_each_stages_end(tmp_path: Path) -> 
 
 def stop_at(run: Run, when: Callable[[], bool]) -> None:
     """The signal, at an exact place."""
-    request = run.agreement.after_step
+    request = run.stop_signal.after_step
 
     def ask() -> Any:
-        run.agreement.stop_requested |= when()
+        run.stop_signal.stop_requested |= when()
         return request()
 
-    run.agreement.after_step = ask  # type: ignore[method-assign]
+    run.stop_signal.after_step = ask  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("step", [STEPS_PER_EPOCH, slow(2 * STEPS_PER_EPOCH)])
@@ -213,15 +217,15 @@ def test_a_signal_during_a_look_is_heard_and_the_look_made_up_for(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     run, looking = probed_run(tmp_path), []
-    features = Monitor._features
+    features = OnlineProbe._features
 
-    def note(monitor: Monitor, data: Any) -> Any:
+    def note(monitor: OnlineProbe, data: Any) -> Any:
         looking.append(run.position.run_step)
         return features(monitor, data)
 
-    monkeypatch.setattr(Monitor, "_features", note)
+    monkeypatch.setattr(OnlineProbe, "_features", note)
     stop_at(run, lambda: step in looking)
-    assert not pretrain(tiny_job(), run)
+    assert not pretrain(tiny_experiment(), run)
     run.close()
     monkeypatch.undo()
     assert newest_checkpoint(tmp_path)["position"]["run_step"] == step
@@ -237,7 +241,7 @@ def test_lines_past_the_checkpoint_are_cut_and_made_again(whole: Path, tmp_path:
     """Gone on with from step 5, whose look was made; the file then tells of a later one, as after a kill, and half a line."""
     run = probed_run(tmp_path, checkpoint_steps=STEPS_PER_EPOCH)
     stop_at(run, lambda: run.position.run_step >= 7)
-    assert not pretrain(tiny_job(), run)
+    assert not pretrain(tiny_experiment(), run)
     run.close()
     max((tmp_path / "checkpoints").iterdir()).unlink()
     assert newest_checkpoint(tmp_path)["position"]["run_step"] == 5
@@ -261,7 +265,7 @@ def test_held_out_data_of_other_classes_is_refused_before_training(tmp_path: Pat
     assert run.data.val is not None
     run.data.val.class_names = [*run.data.val.class_names[:-1], "tree house"]  # type: ignore[index]
     with pytest.raises(ValueError, match="tree house"):
-        pretrain(tiny_job(), run)
+        pretrain(tiny_experiment(), run)
     run.close()
     assert not (tmp_path / "metrics.jsonl").read_text()
 

@@ -10,7 +10,7 @@ import torch
 from fastpsl.engine.resume import _POSITION, loading, refuse_incomplete
 from fastpsl.engine.run import Position
 from fastpsl.engine.trainer import pretrain
-from tests.engine.test_trainer import tiny_job
+from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import tiny_run
 
 WRONG: dict[str, tuple[Any, str]] = {
@@ -32,7 +32,7 @@ WRONG: dict[str, tuple[Any, str]] = {
 def trained(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two checkpoints of one run, at steps 1 and 2."""
     run = tiny_run(tmp_path_factory.mktemp("run"), max_steps_per_stage=1, checkpoint_steps=1)
-    pretrain(tiny_job(), run)
+    pretrain(tiny_experiment(), run)
     run.close()
     return run.checkpoints.paths()[-2:]
 
@@ -91,12 +91,12 @@ def test_what_does_not_fit_inside_is_named(
     state = torch.load(trained[0], weights_only=True)
     state["position"] |= {"step": 0, "summaries": []}  # in mid-stage
     torch.save(changed(state, change), newest)
-    job = tiny_job()
+    experiment = tiny_experiment()
     if "task" in change:
-        monkeypatch.setattr(job.task, "load_state_dict", lambda state: state["labels"], raising=False)
+        monkeypatch.setattr(experiment.task, "load_state_dict", lambda state: state["labels"], raising=False)
     run = tiny_run(tmp_path, max_steps_per_stage=1)
     with pytest.raises(ValueError, match=f"^{newest} does not hold what this experiment needs") as refused:
-        pretrain(job, run)
+        pretrain(experiment, run)
     assert len(str(refused.value).splitlines()) == 1
     run.close()
 

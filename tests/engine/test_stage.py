@@ -10,7 +10,7 @@ from fastpsl.engine.distributed import World
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.task import Task
-from fastpsl.engine.train_step import Learner, StageModule
+from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.batch import Batch
@@ -59,12 +59,12 @@ def test_exactly_the_learning_blocks_change(plan: str, frozen_batchnorm: str) ->
             task.head(1, backbone.channels[stage.last_block - 1]),
             task.loss,
         )
-        learner = Learner(module, sgd(module.learning_parameters()), VIEWS, "fp32", CPU)
+        train_step = TrainStep(module, sgd(module.learning_parameters()), VIEWS, "fp32", CPU)
         before = [snapshot(block) for block in backbone.blocks()]
         head_before = snapshot(module.head)
         calls.clear()
         for _ in range(2):
-            learner.step([noise_batch(VIEWS, 4)], lr=0.1)
+            train_step.step([noise_batch(VIEWS, 4)], lr=0.1)
         assert calls == 2 * list(range(1, stage.last_block + 1))
         for number, block in enumerate(backbone.blocks(), start=1):
             learns = stage.first_learning <= number <= stage.last_block
@@ -97,8 +97,8 @@ def test_accumulated_batches_give_the_mean_gradient() -> None:
         stage = make_plan("end_to_end", (1, 1, 1))[0]
         module = StageModule(Trunk(backbone, stage), task.head(1, 16), task.loss)
         module.eval()  # BatchNorm's statistics would differ by batch
-        learner = Learner(module, sgd(module.learning_parameters()), VIEWS, "fp32", CPU)
-        learner.step([part_of(batch, number, parts) for number in range(parts)], lr=0.5)
+        train_step = TrainStep(module, sgd(module.learning_parameters()), VIEWS, "fp32", CPU)
+        train_step.step([part_of(batch, number, parts) for number in range(parts)], lr=0.5)
         weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
     assert torch.allclose(weights[0], weights[1], atol=1e-6) and torch.allclose(
         weights[0], weights[2], atol=1e-6
@@ -111,11 +111,11 @@ def test_steps_with_non_finite_gradients_change_nothing_and_are_counted(precisio
     backbone, task = TinyNet(), Brightness()
     stage = make_plan("psl", (1, 1, 1))[0]
     module = StageModule(Trunk(backbone, stage), task.head(1, 12), task.loss)
-    learner = Learner(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
-    learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 1.0})
-    learner.step([noise_batch(VIEWS, 4)], lr=0.1)
+    train_step = TrainStep(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
+    train_step.scaler.load_state_dict(train_step.scaler.state_dict() | {"scale": 1.0})
+    train_step.step([noise_batch(VIEWS, 4)], lr=0.1)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     task.factor = float("nan")
-    learner.step([noise_batch(VIEWS, 4)], lr=0.1)
+    train_step.step([noise_batch(VIEWS, 4)], lr=0.1)
     assert all(torch.equal(before[name], p) for name, p in module.named_parameters())
-    assert float(learner.num_skipped) == 1.0
+    assert float(train_step.num_skipped) == 1.0

@@ -3,7 +3,7 @@
 import torch
 
 from fastpsl.engine.distributed import World
-from fastpsl.engine.experiment import Job, place_backbone
+from fastpsl.engine.experiment import Experiment, place_backbone
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import make_plan
@@ -17,19 +17,19 @@ from fastpsl.tasks.rotation import Rotation
 def test_rates_of_a_stage() -> None:
     options = PretrainOptions(batch_size=16, accumulate=2, stage_epochs=(1, 1, 1), decoder="torchvision")
     world = World(0, 1, 0, 1, torch.device("cpu"))
-    job = Job(
+    experiment = Experiment(
         Rotation(shorter_px=36, size_px=32, rotations_per_image="all"),
         make_backbone("resnet18"),
         make_plan("psl", (1, 1, 1)),
         cosine(0.1),
     )
-    place_backbone(job, options, world)
+    place_backbone(experiment, options, world)
     with Beton(sample_paths().train) as data:
-        bench = StageBench(job, 1, options, data, world, seconds=0.01)
+        bench = StageBench(experiment, 1, options, data, world, seconds=0.01)
         assert bench.batch_size == 16 // 2 // 4  # of 4 rotations each
         assert bench.synthetic_batch() is bench.synthetic_batch()
         seen = []
-        bench.learner.optimiser.register_step_post_hook(lambda *_: seen.append(1))
+        bench.train_step.optimiser.register_step_post_hook(lambda *_: seen.append(1))
         rates = [bench.loader_alone(), bench.step_alone(), bench.both(), bench.loader_alone("synthetic")]
         assert min(rates) > 0 and len(seen) >= 2
         before = len(seen)

@@ -15,7 +15,7 @@ from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Position
-from fastpsl.engine.train_step import Learner, StageModule
+from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.crops import RandomResizedCrop
@@ -24,7 +24,7 @@ from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import was_cut
 from fastpsl.pipelines.views import ViewSpec
 from tests.engine.test_stage import CPU, VIEWS, Brightness, snapshot
-from tests.engine.test_trainer import STEPS_PER_EPOCH, lines, tiny_job
+from tests.engine.test_trainer import STEPS_PER_EPOCH, lines, tiny_experiment
 from tests.engine.tiny import TinyNet, noise_batch, part_of, tiny_run
 from tests.programs import digests, newest_checkpoint
 from tests.slow import slow
@@ -36,16 +36,16 @@ STAGES = (Stage("A", 3, 1, 3, 0, num_steps=NUM_STEPS), Stage("B", 3, 2, 5, 1))
 def fit(out: Path, stop: int = 10**6, **options: Any) -> tuple[bool, Position]:
     """37 steps and then an epoch of 15; a signal comes after step `stop` of the run."""
     run = tiny_run(out, **options)
-    request = run.agreement.after_step
+    request = run.stop_signal.after_step
 
     def stop_at_step() -> Any:
-        run.agreement.stop_requested = run.position.run_step >= stop
+        run.stop_signal.stop_requested = run.position.run_step >= stop
         return request()
 
-    run.agreement.after_step = stop_at_step  # type: ignore[method-assign]
-    job = replace(tiny_job(), stages=STAGES, schedule=step_drops(0.05, (10, 20, 7)))
+    run.stop_signal.after_step = stop_at_step  # type: ignore[method-assign]
+    experiment = replace(tiny_experiment(), stages=STAGES, schedule=step_drops(0.05, (10, 20, 7)))
     try:
-        return pretrain(job, run), run.position
+        return pretrain(experiment, run), run.position
     finally:
         run.close()
 
@@ -104,15 +104,15 @@ def test_a_stage_has_one_length(epochs: int, num_steps: int | None) -> None:
 def test_passes_at_the_end_have_draws_of_their_own(tmp_path: Path) -> None:
     """In a stage by steps too: not those of the pass before its first epoch."""
     seen: dict[str, list[int]] = {"start": [], "end": []}
-    job = tiny_job()
+    experiment = tiny_experiment()
     for name, hook in (("start", "start_epoch"), ("end", "end_stage")):
 
         def note(context: EpochContext, name: str = name) -> None:
             seen[name].append(context.draws)
 
-        setattr(job.task, hook, note)
+        setattr(experiment.task, hook, note)
     run = tiny_run(tmp_path)
-    assert pretrain(replace(job, stages=STAGES), run)
+    assert pretrain(replace(experiment, stages=STAGES), run)
     run.close()
     assert len(seen["start"]) == 4 and len(seen["end"]) == 2
     assert len({*seen["start"], *seen["end"]}) == 6
@@ -124,7 +124,7 @@ Kind = Literal["train", "eval", "fixed"]
 SMALL = (ViewSpec(RandomResizedCrop(64)),)
 
 
-def learner_of(
+def train_step_of(
     backbone: Backbone,
     stage: Stage,
     batchnorm: Kind = "train",
@@ -132,12 +132,12 @@ def learner_of(
     precision: str = "fp32",
     clip_norm: float | None = None,
     momentum: float = 0.9,
-) -> tuple[Learner, Brightness]:
+) -> tuple[TrainStep, Brightness]:
     task = Brightness()
     head = task.head(1, backbone.channels[stage.last_block - 1])
     module = StageModule(Trunk(backbone, stage, batchnorm=batchnorm), head, task.loss)
     optimiser = sgd(module.learning_parameters(), momentum=momentum, weight_decay=1e-2, decay_biases=True)
-    return Learner(module, optimiser, views, precision, CPU, clip_norm=clip_norm), task
+    return TrainStep(module, optimiser, views, precision, CPU, clip_norm=clip_norm), task
 
 
 @pytest.mark.parametrize("batchnorm", ["train", "eval", "fixed"])
@@ -147,12 +147,12 @@ def test_batchnorm_of_learning_blocks(name: str, batchnorm: Kind) -> None:
     torch.manual_seed(0)
     backbone, views = (TinyNet(), VIEWS) if name == "tiny" else (make_backbone("alexnet_rotnet"), SMALL)
     first, last = (2, 4) if name == "tiny" else (5, 7)
-    learner, _ = learner_of(backbone, Stage("E", 1, first, last, 1), batchnorm, views)
+    train_step, _ = train_step_of(backbone, Stage("E", 1, first, last, 1), batchnorm, views)
     blocks = backbone.blocks()
     before = [snapshot(block) for block in blocks]
     for mode in (True, False, True):  # a held-out pass in between changes nothing
-        learner.module.train(mode)
-    learner.step([noise_batch(views, 4)], lr=0.1)
+        train_step.module.train(mode)
+    train_step.step([noise_batch(views, 4)], lr=0.1)
     kinds = set()
     for number, (block, was) in enumerate(zip(blocks, before, strict=True), start=1):
         learns = first <= number <= last
@@ -184,12 +184,12 @@ def test_blocks_normalise_by_their_running_statistics() -> None:
         assert same != depends, kind
 
 
-def test_a_job_hands_its_batchnorm_and_its_norm_on(tmp_path: Path) -> None:
-    job = tiny_job("end_to_end")
-    initial = {name: value.clone() for name, value in job.backbone.state_dict().items()}
-    job = replace(job, stages=(Stage("E", 3, 1, 5, 0, 3),), batchnorm="fixed", clip_norm=1e-12)
+def test_a_experiment_hands_its_batchnorm_and_its_norm_on(tmp_path: Path) -> None:
+    experiment = tiny_experiment("end_to_end")
+    initial = {name: value.clone() for name, value in experiment.backbone.state_dict().items()}
+    experiment = replace(experiment, stages=(Stage("E", 3, 1, 5, 0, 3),), batchnorm="fixed", clip_norm=1e-12)
     run = tiny_run(tmp_path)
-    assert pretrain(job, run)
+    assert pretrain(experiment, run)
     run.close()
     for name, value in newest_checkpoint(tmp_path)["backbone"].items():
         if name.split(".")[2] == "1":  # a BatchNorm's
@@ -209,23 +209,23 @@ ALL = Stage("E", 1, 1, 5, 1)
 def step_of(clip_norm: float | None, parts: int = 1, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """(weights before, weights after one step of rate 1 without momentum and decay)."""
     torch.manual_seed(0)
-    learner, _ = learner_of(TinyNet(), ALL, "eval", clip_norm=clip_norm, momentum=0.0)
-    for group in learner.optimiser.param_groups:
+    train_step, _ = train_step_of(TinyNet(), ALL, "eval", clip_norm=clip_norm, momentum=0.0)
+    for group in train_step.optimiser.param_groups:
         group["weight_decay"] = 0.0
-    learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": scale})
-    flat = lambda: torch.cat([p.detach().flatten().clone() for p in learner.module.parameters()])
+    train_step.scaler.load_state_dict(train_step.scaler.state_dict() | {"scale": scale})
+    flat = lambda: torch.cat([p.detach().flatten().clone() for p in train_step.module.parameters()])
     before, batch = flat(), noise_batch(VIEWS, 8)
-    learner.step([part_of(batch, number, parts) for number in range(parts)], lr=1.0)
+    train_step.step([part_of(batch, number, parts) for number in range(parts)], lr=1.0)
     return before, flat()
 
 
 def gradient() -> Tensor:
     """Of the same step, by torch alone."""
     torch.manual_seed(0)
-    learner, _ = learner_of(TinyNet(), ALL, "eval")
+    train_step, _ = train_step_of(TinyNet(), ALL, "eval")
     batch = noise_batch(VIEWS, 8)
-    learner.module(batch.inputs(VIEWS, torch.float32), batch)[0].backward()
-    return torch.cat([p.grad.flatten() for p in learner.module.parameters()])  # type: ignore[union-attr]
+    train_step.module(batch.inputs(VIEWS, torch.float32), batch)[0].backward()
+    return torch.cat([p.grad.flatten() for p in train_step.module.parameters()])  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
@@ -254,21 +254,23 @@ def test_a_step_with_gradients_that_are_not_finite_is_skipped_where_they_are_cli
 ) -> None:
     """Clipping makes NaN of what is infinite: nothing of it may reach weights, momenta or the scale but as the scaler's own."""
     torch.manual_seed(0)
-    learner, task = learner_of(TinyNet(), ALL, "eval", precision=precision, clip_norm=10.0)
-    learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 8.0})
-    learner.step([noise_batch(VIEWS, 4)], lr=0.01)
-    weights = snapshot(learner.module)
-    momenta = [state["momentum_buffer"].clone() for state in learner.optimiser.state.values()]
-    scale = learner.scaler.get_scale()
+    train_step, task = train_step_of(TinyNet(), ALL, "eval", precision=precision, clip_norm=10.0)
+    train_step.scaler.load_state_dict(train_step.scaler.state_dict() | {"scale": 8.0})
+    train_step.step([noise_batch(VIEWS, 4)], lr=0.01)
+    weights = snapshot(train_step.module)
+    momenta = [state["momentum_buffer"].clone() for state in train_step.optimiser.state.values()]
+    scale = train_step.scaler.get_scale()
     task.factor = factor
-    learner.step([noise_batch(VIEWS, 4)], lr=0.01)
-    assert all(torch.equal(weights[name], value) for name, value in learner.module.state_dict().items())
-    states = learner.optimiser.state.values()
+    train_step.step([noise_batch(VIEWS, 4)], lr=0.01)
+    assert all(torch.equal(weights[name], value) for name, value in train_step.module.state_dict().items())
+    states = train_step.optimiser.state.values()
     assert all(torch.equal(was, s["momentum_buffer"]) for was, s in zip(momenta, states, strict=True))
-    assert float(learner.num_skipped) == 1 and learner.scaler.get_scale() == (
+    assert float(train_step.num_skipped) == 1 and train_step.scaler.get_scale() == (
         scale / 2 if precision == "fp16" else 1.0
     )
     task.factor = 1.0
-    learner.step([noise_batch(VIEWS, 4)], lr=0.01)
-    assert not all(torch.equal(weights[name], value) for name, value in learner.module.state_dict().items())
-    assert all(value.isfinite().all() for value in learner.module.state_dict().values())
+    train_step.step([noise_batch(VIEWS, 4)], lr=0.01)
+    assert not all(
+        torch.equal(weights[name], value) for name, value in train_step.module.state_dict().items()
+    )
+    assert all(value.isfinite().all() for value in train_step.module.state_dict().values())

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastpsl.engine.distributed import gathered
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.task import Task
@@ -81,14 +81,14 @@ class Asking(Task):
         return (losses * valid).sum() / valid.sum(), {"loss": ((losses.detach() * valid).sum(), valid.sum())}
 
 
-def job(task: Asking) -> Job:
-    return Job(task, TinyNet(), make_plan("psl", (1, 1), num_levels=3), step_drops(0.05, (1,)))
+def experiment(task: Asking) -> Experiment:
+    return Experiment(task, TinyNet(), make_plan("psl", (1, 1), num_levels=3), step_drops(0.05, (1,)))
 
 
 def fit(out: Path, task: Asking, **options: Any) -> bool:
     run = tiny_run(out, stage_epochs=(1, 1), **options)
     try:
-        return pretrain(job(task), run)
+        return pretrain(experiment(task), run)
     finally:
         run.close()
 
@@ -123,16 +123,16 @@ def test_warm_up_is_not_done_again_on_resume(tmp_path: Path) -> None:
     run = tiny_run(tmp_path, stage_epochs=(1, 1))
     run.position.summaries.pop()  # go on in the second stage, from its second step
     task = Asking()
-    assert pretrain(job(task), run)
+    assert pretrain(experiment(task), run)
     run.close()
     assert task.warmed == [] and task.trained[0] == (1, 2)
 
 
 def test_a_signal_during_warm_up_is_heard(tmp_path: Path) -> None:
     run = tiny_run(tmp_path, stage_epochs=(1, 1))
-    run.agreement.stop_requested = True
+    run.stop_signal.stop_requested = True
     task = Asking()
-    assert not pretrain(job(task), run)
+    assert not pretrain(experiment(task), run)
     run.close()
     assert len(task.warmed) == 1 and not task.trained
     task = Asking()
@@ -222,8 +222,8 @@ class Shown(Asking):
 
 def test_only_what_is_shown_is_augmented_for_the_contact_sheet(tmp_path: Path) -> None:
     run, task = tiny_run(tmp_path, max_steps_per_stage=1, batch_size=48), Shown()
-    job = Job(task, TinyNet(), make_plan("psl", (1, 1, 1)), step_drops(1e-3, (1,)))
-    assert pretrain(job, run)
+    experiment = Experiment(task, TinyNet(), make_plan("psl", (1, 1, 1)), step_drops(1e-3, (1,)))
+    assert pretrain(experiment, run)
     run.close()
     assert [len(batch.indices) for batch in task.drawn] == [
         NUM_PICTURES

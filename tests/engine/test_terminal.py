@@ -20,7 +20,7 @@ from fastpsl.engine.console import Screen
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.terminal import escaped, people_read, plain
 from fastpsl.pipelines.sample.betons import sample_paths
-from tests.engine.test_trainer import tiny_job
+from tests.engine.test_trainer import tiny_experiment
 from tests.pipelines.photos import jpeg, photo
 from tests.programs import ENVIRONMENT, ROOT
 
@@ -88,7 +88,7 @@ def trained(out: Path, **options: Any) -> int:
         return PretrainOptions(data=str(paths.train_32), val=str(paths.test_32), out=out, **values)
 
     with pytest.raises(SystemExit) as left:
-        launch.launch("tiny", parse, lambda _: tiny_job())
+        launch.launch("tiny", parse, lambda _: tiny_experiment())
     assert isinstance(left.value.code, int)
     return left.value.code
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.reporter import summary_line
@@ -28,7 +28,7 @@ from tests.slow import slow
 STEPS_PER_EPOCH = 15  # 480 pictures in batches of 32
 
 
-def tiny_job(plan: str = "psl") -> Job:
+def tiny_experiment(plan: str = "psl") -> Experiment:
     torch.manual_seed(torch_seed(0))
     task = Jigsaw(
         permutation_set(9, [4, 8, 16]).permutations,
@@ -39,13 +39,13 @@ def tiny_job(plan: str = "psl") -> Job:
         permutations_per_image=4,
         embedding_width=8,
     )
-    return Job(task, TinyNet(), make_plan(plan, (2, 2, 2)), step_drops(0.05, (20, 20, 10, 10)))
+    return Experiment(task, TinyNet(), make_plan(plan, (2, 2, 2)), step_drops(0.05, (20, 20, 10, 10)))
 
 
 def fit(out: Path, plan: str = "psl", **options: Any) -> tuple[bool, Run]:
     run = tiny_run(out, plan=plan, **options)
     try:
-        return pretrain(tiny_job(plan), run), run
+        return pretrain(tiny_experiment(plan), run), run
     finally:
         run.close()
 
@@ -85,14 +85,14 @@ def test_resumed_from_any_step_equals_never_stopped(whole: Path, tmp_path: Path,
     """Stopped right after a checkpoint of `step` (in mid-epoch, at an epoch's and a stage's end), then resumed."""
     stage, within = divmod(step - 1, 2 * STEPS_PER_EPOCH)
     run = tiny_run(tmp_path, keep_checkpoints=100)
-    request = run.agreement.after_step
+    request = run.stop_signal.after_step
 
     def stop_at_step() -> Any:
-        run.agreement.stop_requested = run.position.run_step >= step
+        run.stop_signal.stop_requested = run.position.run_step >= step
         return request()
 
-    run.agreement.after_step = stop_at_step  # type: ignore[method-assign]  # the signal, at an exact step
-    finished = pretrain(tiny_job(), run)
+    run.stop_signal.after_step = stop_at_step  # type: ignore[method-assign]  # the signal, at an exact step
+    finished = pretrain(tiny_experiment(), run)
     run.close()
     stopped = Position(**newest_checkpoint(tmp_path)["position"])
     assert not finished
@@ -165,7 +165,7 @@ def test_resume_from_a_path_starts_a_new_line_in_its_own_folder(whole: Path, tmp
         not list(checkpoints.glob("step-0000000[3-9].pt"))
         and (checkpoints / "abandoned-step-00000004.pt").exists()
     )
-    pretrain(tiny_job(), run)
+    pretrain(tiny_experiment(), run)
     run.close()
     assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(whole))
     assert lines(out) == lines(whole)
@@ -190,12 +190,12 @@ def test_a_signal_during_the_held_out_pass_is_heard(whole: Path, tmp_path: Path)
 
     def stop_in_the_pass(batches: Any) -> Any:
         if batches.gi_frame.f_locals["self"].train is False:
-            run.agreement.stop_requested = True
+            run.stop_signal.stop_requested = True
             passes.append(run.position.run_step)
         return watched(batches)
 
     run.reporter.watched = stop_in_the_pass  # type: ignore[method-assign]
-    assert not pretrain(tiny_job(), run)
+    assert not pretrain(tiny_experiment(), run)
     run.close()
     assert passes == [30] and run.position.summaries == []
     assert fit(tmp_path)[0]
@@ -209,11 +209,11 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
 
 def test_a_task_that_needs_labels_refuses_data_without(tmp_path: Path) -> None:
     def fit_with_labels(data: Path) -> bool:
-        job = tiny_job()
-        job.task.needs_labels = True  # type: ignore[attr-defined]
+        experiment = tiny_experiment()
+        experiment.task.needs_labels = True  # type: ignore[attr-defined]
         run = tiny_run(tmp_path / "out", data=str(data), val=None, batch_size=4, max_steps_per_stage=1)
         try:
-            return pretrain(job, run)
+            return pretrain(experiment, run)
         finally:
             run.close()
 

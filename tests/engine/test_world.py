@@ -17,7 +17,7 @@ from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.task import Task
-from fastpsl.engine.train_step import Learner, StageModule
+from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.pipelines.input_record import Input
@@ -87,8 +87,8 @@ def weights_after_a_step(name: str, rank: int, world_size: int) -> dict[str, Ten
     task.start_stage(stage, trunk, head)
     optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
-    learner = Learner(module, optimiser, task.views(level), "fp32", world)
-    learner.step([part_of(noise_batch(task.views(level), GLOBAL_BATCH), rank, world_size)], lr=1.0)
+    train_step = TrainStep(module, optimiser, task.views(level), "fp32", world)
+    train_step.step([part_of(noise_batch(task.views(level), GLOBAL_BATCH), rank, world_size)], lr=1.0)
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
@@ -103,13 +103,13 @@ def running_statistics(rank: int, world_size: int) -> dict[str, list[Tensor]]:
     module = StageModule(trunk, task.head(2, backbone.channels[stage.last_block - 1]), task.loss)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     views = task.views(2)
-    learner = Learner(module, sgd(module.learning_parameters()), views, "fp32", world)
+    train_step = TrainStep(module, sgd(module.learning_parameters()), views, "fp32", world)
     batch = part_of(noise_batch(views, GLOBAL_BATCH), rank, world_size)
     found = {"before": [buffer.clone() for buffer in trunk.buffers()]}
     for _ in range(2):
-        learner.step([batch], lr=0.1)
+        train_step.step([batch], lr=0.1)
     found["stepped"] = [buffer.clone() for buffer in trunk.buffers()]
-    learner.evaluate([batch], views, lambda: False)
+    train_step.evaluate([batch], views, lambda: False)
     found["evaluated"] = list(trunk.buffers())
     return found
 

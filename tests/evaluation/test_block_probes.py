@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastpsl.engine.distributed import World, leave_world
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.train_step import Learner, StageModule
+from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.trunk import Trunk
 from fastpsl.evaluation.block_probes import (
@@ -214,11 +214,11 @@ def test_what_heads_cannot_be() -> None:
     assert [head.block for head in read_heads(("fc2_B1", "conv_B4"), backbone)] == [1, 4]
 
 
-def job(few: bool) -> Job:
+def experiment(few: bool) -> Experiment:
     torch.manual_seed(3)
     backbone = TinyNet()
     more: dict[str, Any] = {"labels_per_class": 5, "seed": 0} if few else {}
-    return Job(
+    return Experiment(
         probes(backbone, ("conv_B2", "fc2_B3"), **more),
         backbone,
         (Stage("blocks", 1, 4, 3, 2),),
@@ -234,14 +234,14 @@ def test_a_probe_leaves_the_backbone_and_goes_on_as_if_never_stopped(tmp_path: P
 
     def fit(out: Path, stop_at: int = 0) -> Any:
         run = tiny_run(out, log_steps=1)
-        after_step = run.agreement.after_step
+        after_step = run.stop_signal.after_step
 
         def stop() -> Any:
-            run.agreement.stop_requested = run.position.run_step == stop_at
+            run.stop_signal.stop_requested = run.position.run_step == stop_at
             return after_step()
 
-        run.agreement.after_step = stop  # type: ignore[method-assign]  # the signal, at an exact step
-        made = job(few)
+        run.stop_signal.after_step = stop  # type: ignore[method-assign]  # the signal, at an exact step
+        made = experiment(few)
         loss = made.task.loss
 
         def seeing(trunk: Trunk, head: nn.Module, inputs: Any, batch: Batch) -> Any:
@@ -320,9 +320,9 @@ def weights_after_a_step(rank: int, world_size: int) -> dict[str, Tensor]:
     module = StageModule(Trunk(backbone, Stage("blocks", 1, 6, 5, 1)), task.head(1, 16), task.loss).eval()
     optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
-    learner = Learner(module, optimiser, task.views(1), "fp32", world)
+    train_step = TrainStep(module, optimiser, task.views(1), "fp32", world)
     batch = replace(noise_batch(task.views(1), 8), labels=torch.arange(8))
-    learner.step([part_of(batch, rank, world_size)], lr=1.0)
+    train_step.step([part_of(batch, rank, world_size)], lr=1.0)
     return {name: p.detach().clone() for name, p in module.head.named_parameters()}
 
 

@@ -17,7 +17,7 @@ import torch
 from fastpsl.engine import online_probe as online
 from fastpsl.engine.dataset_pass import undisturbed
 from fastpsl.engine.distributed import World, leave_world
-from fastpsl.engine.online_probe import Monitor, figures
+from fastpsl.engine.online_probe import OnlineProbe, figures
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run
@@ -32,7 +32,7 @@ from fastpsl.evaluation.retrieval import retrieve
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.engine.test_online_probe import probes, stop_at
-from tests.engine.test_trainer import tiny_job
+from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import TinyNet, one_process, tiny_run
 from tests.evaluation.test_features import extraction, leave_at
 from tests.programs import ROOT, digests, newest_checkpoint
@@ -107,19 +107,19 @@ def monitor(folder: Path, world: World) -> None:
         )  # fmt: skip
         run = Run("tiny", RunData(options, world))
         torch.manual_seed(0)
-        yield replace(tiny_job("end_to_end"), stages=(STAGE,)), run
+        yield replace(tiny_experiment("end_to_end"), stages=(STAGE,)), run
         run.close()
 
     for name, every in (("probed", 1), ("plain", 0)):
-        with opened(name, every) as (job, run):
-            assert pretrain(job, run)
-    with opened("stopped", 1) as (job, run):
+        with opened(name, every) as (experiment, run):
+            assert pretrain(experiment, run)
+    with opened("stopped", 1) as (experiment, run):
         looks: list[Any] = []
-        seen: Callable[..., Any] = Monitor._features
-        Monitor._features = lambda *arguments: looks.append(arguments) or seen(*arguments)  # type: ignore
+        seen: Callable[..., Any] = OnlineProbe._features
+        OnlineProbe._features = lambda *arguments: looks.append(arguments) or seen(*arguments)  # type: ignore
         stop_at(run, lambda: world.rank == 1 and bool(looks))
-        run.agreement.ask_every_s = 0.0
-        assert not pretrain(job, run)
+        run.stop_signal.ask_every_s = 0.0
+        assert not pretrain(experiment, run)
         assert run.position.run_step == STEPS_PER_EPOCH and not (run.folder / "probe.jsonl").read_text()
 
 
@@ -179,7 +179,7 @@ def test_a_look_sees_what_one_process_would(folder: Path, tmp_path: Path) -> Non
     net = TinyNet()
     net.load_state_dict(newest_checkpoint(folder / "probed")["backbone"])
     run = tiny_run(tmp_path)
-    alone = Monitor(run, Trunk(net, STAGE), STAGE, tiny_job().task.views(3)[0], 1)
+    alone = OnlineProbe(run, Trunk(net, STAGE), STAGE, tiny_experiment().task.views(3)[0], 1)
     with torch.no_grad(), undisturbed(net, run.world):
         train, held_out = (alone._features(data) for data in (alone.train, alone.held_out))  # type: ignore[arg-type]
     run.close()

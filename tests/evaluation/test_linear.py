@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.train_step import StageModule
@@ -343,10 +343,10 @@ def test_decay_leaves_batchnorm_alone() -> None:
     assert len(decayed["params"]) == len(rest["params"]) == 12
 
 
-def job() -> Job:
+def experiment() -> Experiment:
     torch.manual_seed(3)
     backbone = TinyNet()
-    return Job(
+    return Experiment(
         probes(backbone, 16),
         backbone,
         (Stage("linear", 1, 6, 5, 3),),
@@ -358,14 +358,14 @@ def job() -> Job:
 def test_a_probe_leaves_the_backbone_and_learns_and_resumes(tmp_path: Path) -> None:
     def fit(out: Path, stop_at: int = 0) -> dict[str, Any]:
         run = tiny_run(out, log_steps=1)
-        after_step = run.agreement.after_step
+        after_step = run.stop_signal.after_step
 
         def stop() -> Any:
-            run.agreement.stop_requested = run.position.run_step == stop_at
+            run.stop_signal.stop_requested = run.position.run_step == stop_at
             return after_step()
 
-        run.agreement.after_step = stop  # type: ignore[method-assign]  # the signal, at an exact step
-        made = job()
+        run.stop_signal.after_step = stop  # type: ignore[method-assign]  # the signal, at an exact step
+        made = experiment()
         before = {name: value.clone() for name, value in made.backbone.state_dict().items()}
         finished = pretrain(made, run)
         run.close()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from fastpsl.engine.train_step import Learner
+from fastpsl.engine.train_step import TrainStep
 from tests.faults.forks import Started
 from tests.faults.report import Finding
 from tests.faults.small_runs import RANKS, left_behind, start_ranks, verdict
@@ -58,7 +58,7 @@ def _take_memory_away(rank: Started) -> None:
 
 def _out_of_memory() -> None:
     """Step 7 of this rank runs out of memory, as Python and numpy say it."""
-    step, count = Learner.step, iter(range(1, 1 << 30))
+    step, count = TrainStep.step, iter(range(1, 1 << 30))
 
     @functools.wraps(step)
     def failing(*arguments: object, **more: object) -> object:
@@ -66,7 +66,7 @@ def _out_of_memory() -> None:
             raise MemoryError("Unable to allocate 3.00 GiB for an array")
         return step(*arguments, **more)  # type: ignore[arg-type]
 
-    Learner.step = failing  # type: ignore[method-assign, assignment]
+    TrainStep.step = failing  # type: ignore[method-assign, assignment]
 
 
 FAULTS = tuple(

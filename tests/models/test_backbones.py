@@ -12,7 +12,7 @@ from fastpsl.engine.compile_modes import make_runner
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.task import Task
-from fastpsl.engine.train_step import DTYPES, Learner, StageModule
+from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.permutations import permutation_set
@@ -72,10 +72,10 @@ def views(backbone: Backbone) -> tuple[ViewSpec, ...]:
     return (ViewSpec(RandomResizedCrop(max(backbone.min_px, 24))),)
 
 
-def learner(backbone: Backbone, stage: Stage, precision: str = "fp32", fold: bool = False) -> Learner:
+def train_step(backbone: Backbone, stage: Stage, precision: str = "fp32", fold: bool = False) -> TrainStep:
     task, width = Brightness(), backbone.channels[stage.last_block - 1]
     module = StageModule(Trunk(backbone, stage), task.head(1, width), task.loss)
-    return Learner(
+    return TrainStep(
         module, sgd(module.learning_parameters()), views(backbone), precision, CPU, fold_frozen=fold
     )
 
@@ -146,7 +146,7 @@ def test_exactly_the_learning_blocks_change(name: str, kind: str) -> None:
     calls: list[int] = []
     batch = noise_batch(views(backbone), 4)
     for stage in make_plan("psl", (1, 1, 1), num_blocks=backbone.num_blocks, partition=partition):
-        own = learner(backbone, stage)
+        own = train_step(backbone, stage)
         trunk = own.module.trunk
         hooks = [
             block.register_forward_hook(lambda m, args, output, number=number: calls.append(number))
@@ -180,7 +180,7 @@ def test_all_blocks_frozen_and_folded_have_the_blocks_features(name: str, precis
     images = torch.randn(2, 3, side, side).contiguous(memory_format=torch.channels_last)
     features = []
     for fold in (False, True):
-        own = learner(small(name), stage, precision, fold)
+        own = train_step(small(name), stage, precision, fold)
         with torch.autocast("cpu", dtype=dtype, enabled=precision != "fp32"):
             features.append(own.module.trunk.features(images))
         for block in own.module.trunk.frozen_as_run if fold else ():
@@ -215,7 +215,7 @@ def test_compiled_steps_with_dropout_learn_what_eager_ones_do() -> None:
     stage = make_plan("psl", (1, 1, 1), num_blocks=7, partition=SUGGESTED[7])[2]
     for mode in ("eager", "compiled"):
         backbone = small("alexnet")
-        own = learner(backbone, stage)
+        own = train_step(backbone, stage)
         if mode == "compiled":
             own.module.trunk.runner = make_runner(mode, backend)
         for seed in range(2):
@@ -256,7 +256,7 @@ def test_the_tasks_run_on_alexnet_with_their_own_views(name: str) -> None:
     if hasattr(task, "start_stage"):
         task.start_stage(stage, trunk, head)
     specs = task.views(stage.level)
-    own = Learner(module, sgd(module.learning_parameters()), specs, "fp32", CPU)
+    own = TrainStep(module, sgd(module.learning_parameters()), specs, "fp32", CPU)
     for number in range(task.num_warm_up_batches(stage) if hasattr(task, "num_warm_up_batches") else 0):
         own.warm_up(task.warm_up, noise_batch(specs, 2, 100 + number))
     before = snapshot(module)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastpsl.models import checkpoint
-from fastpsl.models.checkpoint import Checkpoints, read_checkpoint
+from fastpsl.models.checkpoint import CheckpointManager, read_checkpoint
 from fastpsl.pipelines.files.atomic import write_atomically
 
 
@@ -21,7 +21,7 @@ def state(value: float) -> dict[str, object]:
 
 
 def test_the_last_few_are_kept_and_the_newest_is_found(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    checkpoints = CheckpointManager(tmp_path / "checkpoints", keep=2)
     assert checkpoints.newest() is None
     for step in (5, 10, 100_000):
         checkpoints.save(step, state(step))
@@ -33,7 +33,7 @@ def test_the_last_few_are_kept_and_the_newest_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
 def test_a_corrupt_newest_gives_way_to_the_one_before_and_is_named(tmp_path: Path, damage: str) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=3)
+    checkpoints = CheckpointManager(tmp_path, keep=3)
     checkpoints.save(1, state(1))
     newest = checkpoints.save(2, state(2))
     data = bytearray(newest.read_bytes())
@@ -91,7 +91,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     )
     assert done.stdout.split() == [str(errno.EFBIG), str(tmp_path / "step-00000002.pt")]
     assert os.listdir(tmp_path) == ["step-00000001.pt"]
-    found = Checkpoints(tmp_path).newest()
+    found = CheckpointManager(tmp_path).newest()
     assert found and found[0].name == "step-00000001.pt"
 
 
@@ -104,7 +104,7 @@ def test_replacing_a_file_shows_old_or_new(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_damaged_checkpoints_are_named_whatever_the_damage(tmp_path: Path, seed: int) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=3)
+    checkpoints = CheckpointManager(tmp_path, keep=3)
     checkpoints.save(1, state(1))
     newest = checkpoints.save(2, state(2))
     chance = random.Random(seed)
@@ -120,7 +120,7 @@ def test_damaged_checkpoints_are_named_whatever_the_damage(tmp_path: Path, seed:
 
 def test_what_could_not_be_read_again_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="tensors, numbers"):
-        Checkpoints(tmp_path).save(1, {"task": {"labels": np.zeros(3)}})
+        CheckpointManager(tmp_path).save(1, {"task": {"labels": np.zeros(3)}})
     assert not os.listdir(tmp_path)
 
 
@@ -137,7 +137,7 @@ def test_no_room_for_a_checkpoint_is_said_as_such(tmp_path: Path, monkeypatch: p
             return super().write(data)
 
     monkeypatch.setattr(checkpoint.io, "BytesIO", Full)
-    checkpoints, state = Checkpoints(tmp_path), {"a": torch.zeros(500), "b": torch.ones(3000)}
+    checkpoints, state = CheckpointManager(tmp_path), {"a": torch.zeros(500), "b": torch.ones(3000)}
     for left in range(1000):
         Full.left = left
         try:
@@ -149,6 +149,6 @@ def test_no_room_for_a_checkpoint_is_said_as_such(tmp_path: Path, monkeypatch: p
 
 
 def test_a_checkpoint_of_an_older_step_is_kept_beside_newer_ones(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = CheckpointManager(tmp_path, keep=1)
     checkpoints.save(9, state(9))
     assert checkpoints.save(3, state(3)).exists()

@@ -15,7 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 from fastpsl.cli import main
-from fastpsl.models.checkpoint import Checkpoints
+from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.models.export import export, key_table
 from fastpsl.models.weights import load_pretrained, random_weights
 from fastpsl.pipelines.input_record import Input
@@ -46,7 +46,7 @@ def checkpoint(folder: Path, backbone: str, seen: Input = SEEN) -> nn.Module:
         "position": {"run_step": 5, "summaries": [summary]},
         "learner": {"optimiser": torch.zeros(3)},
     }
-    Checkpoints(folder / "checkpoints").save(5, state)
+    CheckpointManager(folder / "checkpoints").save(5, state)
     return made.eval()
 
 

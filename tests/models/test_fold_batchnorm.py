@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastpsl.engine.compile_modes import make_runner, run_blocks
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage, make_plan
-from fastpsl.engine.train_step import DTYPES, Learner, StageModule
+from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.trunk import Trunk
 from fastpsl.models.fold_batchnorm import folded
@@ -23,7 +23,7 @@ from fastpsl.models.resnet import ResNet
 from fastpsl.models.revnet import RevNet
 from tests.engine.test_compile_modes import Capture
 from tests.engine.test_stage import CPU, VIEWS, Brightness, snapshot
-from tests.engine.test_trainer import tiny_job
+from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import TinyNet, noise_batch, tiny_run
 from tests.slow import slow
 
@@ -44,11 +44,11 @@ def trained(backbone: nn.Module) -> nn.Module:
     return backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def learner(name: str, precision: str, fold: bool, stage: Stage = S3) -> Learner:
+def train_step(name: str, precision: str, fold: bool, stage: Stage = S3) -> TrainStep:
     torch.manual_seed(0)
     backbone, task = trained(ResNet(name)), Brightness()
     module = StageModule(Trunk(backbone, stage), task.head(1, backbone.channels[-1]), task.loss)  # type: ignore[arg-type, index]
-    return Learner(module, sgd(module.learning_parameters()), VIEWS, precision, CPU, fold_frozen=fold)
+    return TrainStep(module, sgd(module.learning_parameters()), VIEWS, precision, CPU, fold_frozen=fold)
 
 
 def apart(one: Tensor, other: Tensor) -> float:
@@ -63,7 +63,7 @@ def test_features_and_gradients_are_those_of_the_blocks(name: str, precision: st
     (images,) = batch.inputs(VIEWS, dtype)
     features, gradients = [], []
     for fold in (False, True):
-        own = learner(name, precision, fold)
+        own = train_step(name, precision, fold)
         # Statistics of four images would blow up any difference.
         own.module.eval()
         with torch.autocast("cpu", dtype=dtype, enabled=precision != "fp32"):
@@ -115,7 +115,7 @@ def test_a_result_that_is_used_twice_is_not_joined() -> None:
 
 
 def test_nothing_else_knows_of_the_copies() -> None:
-    plain, folding = learner("resnet18", "bf16", False), learner("resnet18", "bf16", True)
+    plain, folding = train_step("resnet18", "bf16", False), train_step("resnet18", "bf16", True)
     assert folding.module.state_dict().keys() == plain.module.state_dict().keys()
     assert len(list(folding.module.modules())) == len(list(plain.module.modules()))
     before = snapshot(folding.module.trunk.frozen)
@@ -131,7 +131,7 @@ def test_folded_and_compiled() -> None:
     backend, values = Capture(), []
     for runner in (run_blocks, make_runner("compiled", backend)):
         torch.manual_seed(0)
-        own = learner("resnet18", "bf16", True)
+        own = train_step("resnet18", "bf16", True)
         own.module.trunk.runner = runner
         own.step([noise_batch(VIEWS, 4)], lr=0.1)
         values.append(torch.cat([p.detach().flatten() for p in own.module.parameters()]))
@@ -141,10 +141,10 @@ def test_folded_and_compiled() -> None:
 def test_a_head_that_learns_alone_has_every_blocks_features() -> None:
     """Linear probes: all five blocks are frozen."""
     linear = Stage("linear", 1, 6, 5, 1)
-    own = learner("resnet18", "fp32", True, linear)
+    own = train_step("resnet18", "fp32", True, linear)
     images = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     ours = own.module.trunk.features(images)
-    expected = learner("resnet18", "fp32", False, linear).module.trunk.features(images)
+    expected = train_step("resnet18", "fp32", False, linear).module.trunk.features(images)
     assert len(ours) == 5 and all(apart(a, b) < 2e-5 for a, b in zip(expected, ours, strict=True))
 
 
@@ -183,10 +183,10 @@ def test_what_cannot_be_folded_is_refused_in_one_line(tmp_path: Path) -> None:
             folded(block, torch.float32)
         assert "leave it out" in str(refused.value) and "\n" not in str(refused.value)
     run = tiny_run(tmp_path, fold_frozen=True)
-    job = tiny_job()
-    object.__setattr__(job, "frozen_batchnorm", "train")
+    experiment = tiny_experiment()
+    object.__setattr__(experiment, "frozen_batchnorm", "train")
     with pytest.raises(ValueError, match="--fold-frozen with --frozen-batchnorm train"):
-        job.check(run.data)
+        experiment.check(run.data)
     run.close()
 
 
@@ -194,14 +194,14 @@ def test_a_plan_is_trained_with_folded_blocks(tmp_path: Path) -> None:
     """S2 and S3 learn what they learn unfolded, but for rounding, and do not run the frozen blocks themselves."""
     losses, calls = [], []
     for fold in (False, True):
-        run, job = (
+        run, experiment = (
             tiny_run(tmp_path / str(fold), max_steps_per_stage=3, val=None, fold_frozen=fold),
-            tiny_job(),
+            tiny_experiment(),
         )
-        first: nn.Module = job.backbone.blocks()[0]  # type: ignore[operator]
+        first: nn.Module = experiment.backbone.blocks()[0]  # type: ignore[operator]
         seen: list[str] = []
         first.register_forward_hook(lambda *_, run=run, seen=seen: seen.append(str(run.position.stage)))
-        assert pretrain(job, run)
+        assert pretrain(experiment, run)
         run.close()
         losses.append([summary["loss_end"] for summary in run.position.summaries])
         calls.append("".join(seen))

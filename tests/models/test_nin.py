@@ -16,7 +16,7 @@ from fastpsl.models.factory import make_backbone
 from fastpsl.models.nin import NIN, NUM_BLOCKS, convolutions
 from tests.engine.test_stage import snapshot
 from tests.engine.tiny import noise_batch
-from tests.models.test_backbones import learner, views
+from tests.models.test_backbones import train_step, views
 from tests.slow import slow
 
 # sslpp.txt, section V.A, with the kernels of RotNet's code: (kernel, outputs) of each convolution, and the pool that ends the block.
@@ -156,7 +156,7 @@ def test_exactly_the_learning_blocks_change_in_every_plan(name: str, plan: str) 
     backbone = make_backbone(name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batch = noise_batch(views(backbone), 4)
     for stage in make_plan(plan, (1, 1, 1), num_blocks=backbone.num_blocks):
-        own = learner(backbone, stage)
+        own = train_step(backbone, stage)
         before = [snapshot(block) for block in backbone.blocks()]
         own.step([batch], lr=0.01)
         assert not own.num_skipped

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.train_step import Learner, StageModule
+from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trunk import Trunk
 from fastpsl.models import revnet
 from fastpsl.models.factory import make_backbone
@@ -80,9 +80,9 @@ def after_a_step(
     )
     optimiser = sgd(module.learning_parameters(), weight_decay=0.0)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
-    learner = Learner(module, optimiser, VIEWS, precision, world)
-    learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 64.0})
-    learner.step([part_of(noise_batch(VIEWS, 16), rank, world_size)], lr=0.1)
+    train_step = TrainStep(module, optimiser, VIEWS, precision, world)
+    train_step.scaler.load_state_dict(train_step.scaler.state_dict() | {"scale": 64.0})
+    train_step.step([part_of(noise_batch(VIEWS, 16), rank, world_size)], lr=0.1)
     # A first momentum is the unscaled gradient.
     momenta = {name: optimiser.state[p]["momentum_buffer"] for name, p in module.learning_parameters()}
     return momenta, {name: value.clone() for name, value in backbone.named_buffers()}

@@ -11,7 +11,7 @@ import torch
 import torchvision
 
 from fastpsl.engine.command_line import parse
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.run import Run
@@ -32,7 +32,7 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.standard_views import center_view, train_view
 from fastpsl.pipelines.views import ViewSpec
-from tests.engine.test_trainer import tiny_job
+from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import one_process
 from tests.programs import newest_checkpoint
 
@@ -65,10 +65,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_threads=1,
     )
     run = Run("jigsaw_tiny", RunData(options, one_process()), {"backbone": "resnet18"})
-    task, backbone = tiny_job().task, make_backbone("resnet18")
+    task, backbone = tiny_experiment().task, make_backbone("resnet18")
     try:
         assert pretrain(
-            Job(task, backbone, options.stages(task.num_levels, backbone.num_blocks), step_drops(0.05, (1,))),
+            Experiment(
+                task, backbone, options.stages(task.num_levels, backbone.num_blocks), step_drops(0.05, (1,))
+            ),
             run,
         )
     finally:

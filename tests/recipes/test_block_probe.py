@@ -99,25 +99,30 @@ def test_values_are_the_papers_and_rotnets() -> None:
     options = recipe["Options"](random_weights=True, backbone="nin4")
     assert {name: getattr(options, name) for name in recipe["PAPER"]} == recipe["PAPER"]
     assert options.batch_size == 128
-    job = recipe["build"](options)
-    (stage,) = job.stages
+    experiment = recipe["build"](options)
+    (stage,) = experiment.stages
     assert (stage.first_learning, stage.last_block, stage.epochs) == (5, 4, 200)
     for epoch in range(200):
-        rate = job.schedule(Moment(epoch * 390, 200 * 390, 0, 200, 200))
+        rate = experiment.schedule(Moment(epoch * 390, 200 * 390, 0, 200, 200))
         assert rate == pytest.approx(0.1 * 0.1 ** ((epoch >= 100) + (epoch >= 150)))
     named = [(f"head.{name}", torch.nn.Parameter(torch.zeros(3))) for name in ("0.weight", "1.bias")]
-    decayed, rest = job.optimiser(iter(named)).param_groups
+    decayed, rest = experiment.optimiser(iter(named)).param_groups
     assert len(decayed["params"]) == 2 and not rest["params"]
     found = {name: decayed[name] for name in ("momentum", "nesterov", "weight_decay")}
     assert found == {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
-    (train,), (held_out,) = job.task.views(1), job.task.held_out_views(1)
+    (train,), (held_out,) = experiment.task.views(1), experiment.task.held_out_views(1)
     whole = ShorterSideCrop(32, 32, "center")
     assert (train.crop, train.ops, held_out.crop, held_out.ops) == (whole, (Shift(4), Flip()), whole, ())
-    assert not isinstance(job.task, FewLabels) and not hasattr(job.task, "epoch_order")
+    assert not isinstance(experiment.task, FewLabels) and not hasattr(experiment.task, "epoch_order")
     values = {"heads": ("fc1_B2",), "whole": False, "labels_per_class": 20, "seed": 7}
-    job = recipe["build"](recipe["Options"](random_weights=True, backbone="nin4", **values))
-    assert job.stages[0].last_block == 2 and job.task.held_out_view.crop == ShorterSideCrop(37, 32, "center")
-    assert isinstance(job.task, FewLabels) and (job.task.labels_per_class, job.task.seed) == (20, 7)
+    experiment = recipe["build"](recipe["Options"](random_weights=True, backbone="nin4", **values))
+    assert experiment.stages[0].last_block == 2 and experiment.task.held_out_view.crop == ShorterSideCrop(
+        37, 32, "center"
+    )
+    assert isinstance(experiment.task, FewLabels) and (
+        experiment.task.labels_per_class,
+        experiment.task.seed,
+    ) == (20, 7)
 
 
 def unlabelled(tmp_path: Path) -> Path:

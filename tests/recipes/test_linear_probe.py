@@ -157,25 +157,25 @@ def test_protocols_are_the_published_ones(protocol: str) -> None:
     options = recipe["Options"](
         protocol=protocol, random_weights=True, backbone="resnet18", batch_size=2 * lr_batch
     )
-    job = recipe["build"](options)
-    (stage,) = job.stages
+    experiment = recipe["build"](options)
+    (stage,) = experiment.stages
     assert (stage.first_learning, stage.last_block, stage.epochs) == (6, 5, epochs)
     for epoch in range(epochs):
         moment = Moment(epoch * 5004, epochs * 5004, 0, epochs, epochs)
         expected = 2 * lr * factor ** sum(epoch >= drop for drop in drops)
         if protocol == "deepcluster":
             expected = 2 * lr / (1 + 2 * lr * decay * epoch * 5004) ** 0.5
-        assert job.schedule(moment) == pytest.approx(expected, rel=1e-9)
+        assert experiment.schedule(moment) == pytest.approx(expected, rel=1e-9)
     named = [("head.classifiers.final.linear.bias", torch.nn.Parameter(torch.zeros(3)))]
-    group = job.optimiser(iter(named)).param_groups[0]
+    group = experiment.optimiser(iter(named)).param_groups[0]
     found = {name: group[name] for name in ("momentum", "nesterov", "weight_decay")}
     assert found == {"momentum": 0.9, "nesterov": nesterov, "weight_decay": decay}
-    (train,), held_out = job.task.views(1), job.task.held_out_views(1)
-    assert (job.task.batchnorm, train.crop, train.ops) == (batchnorm, crop, (Flip(),))
+    (train,), held_out = experiment.task.views(1), experiment.task.held_out_views(1)
+    assert (experiment.task.batchnorm, train.crop, train.ops) == (batchnorm, crop, (Flip(),))
     assert held_out[0].crop == ShorterSideCrop(256, 224, "center") and held_out[0].ops == ()
     assert len(held_out) == num_crops == len(set(held_out))
     if protocol == "rotnet":  # its table: up to epochs 5, 15, 25 and 35
-        rates = [job.schedule(Moment(e, 35, 0, 35, 35)) / 2 for e in (0, 4, 5, 14, 15, 24, 25, 34)]
+        rates = [experiment.schedule(Moment(e, 35, 0, 35, 35)) / 2 for e in (0, 4, 5, 14, 15, 24, 25, 34)]
         assert rates == pytest.approx([0.01] * 2 + [0.002] * 2 + [4e-4] * 2 + [8e-5] * 2)
 
 

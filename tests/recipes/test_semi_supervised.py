@@ -82,13 +82,15 @@ def test_protocols_are_pirls_and_simclrs() -> None:
         options = parts["Options"](
             protocol=protocol, random_weights=True, backbone="resnet18", batch_size=128
         )
-        job = parts["build"](options)
-        (stage,) = job.stages
+        experiment = parts["build"](options)
+        (stage,) = experiment.stages
         assert (stage.first_learning, stage.last_block, stage.epochs) == (1, 5, 70)
         for epoch in range(70):
-            rate = job.schedule(Moment(epoch * 10, 700, 0, 70, 70))
+            rate = experiment.schedule(Moment(epoch * 10, 700, 0, 70, 70))
             assert rate == pytest.approx(lr / 2 * (0.1 if epoch >= 30 else 1))
-        groups = job.optimiser(iter([("trunk.0.weight", torch.nn.Parameter(torch.zeros(3)))])).param_groups
+        groups = experiment.optimiser(
+            iter([("trunk.0.weight", torch.nn.Parameter(torch.zeros(3)))])
+        ).param_groups
         assert (
             [g["weight_decay"] for g in groups] == [0, 0]
             and groups[0]["nesterov"]

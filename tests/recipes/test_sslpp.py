@@ -50,21 +50,29 @@ def test_the_papers_values(task: str) -> None:
     epochs, batch_size, rates, nesterov, weight = TABLE_II[task]
     parts = runpy.run_path(str(ROOT / "recipes" / f"sslpp_{task}.py"))
     options = parts["Options"](**parts["PAPER"], data="T.beton", pseudo_labels="coupled")
-    job = parts["build"](options)
-    assert options.batch_size == batch_size and [stage.epochs for stage in job.stages] == [epochs]
+    experiment = parts["build"](options)
+    assert options.batch_size == batch_size and [stage.epochs for stage in experiment.stages] == [epochs]
     for epoch, rate in rates.items():
-        assert job.schedule(Moment(epoch * 10, epochs * 10, 0, epochs, epochs)) == pytest.approx(rate), epoch
-    optimiser = job.optimiser(job.backbone.named_parameters())
+        assert experiment.schedule(Moment(epoch * 10, epochs * 10, 0, epochs, epochs)) == pytest.approx(
+            rate
+        ), epoch
+    optimiser = experiment.optimiser(experiment.backbone.named_parameters())
     groups = [group for group in optimiser.param_groups if group["params"]]
     assert all(group["weight_decay"] == 5e-4 for group in groups)
     if nesterov is None:
         assert type(optimiser) is torch.optim.Adam and optimiser.defaults["betas"] == (0.9, 0.999)
     else:
         assert all((group["momentum"], group["nesterov"]) == (0.9, nesterov) for group in groups)
-    assert job.backbone.name == "nin4" and job.task.weight == weight and job.task.num_classes == 70
-    assert job.task.images_per_sample(1) == (4 if task == "rotation" else 1)
+    assert (
+        experiment.backbone.name == "nin4"
+        and experiment.task.weight == weight
+        and experiment.task.num_classes == 70
+    )
+    assert experiment.task.images_per_sample(1) == (4 if task == "rotation" else 1)
     # What labels are made of is the whole picture, as the network sees it.
-    assert job.task.pass_views(1) == (center_view(job.task.views(1)[0].input(), 32, whole=True),)
+    assert experiment.task.pass_views(1) == (
+        center_view(experiment.task.views(1)[0].input(), 32, whole=True),
+    )
 
 
 # Each task and each kind of labels once, and in `make test-all` all pairs.

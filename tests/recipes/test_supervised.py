@@ -50,14 +50,16 @@ def test_without_held_out_images_it_trains_and_says_so(recipe: Start, tmp_path: 
 
 def test_the_schedule_is_the_usual_one() -> None:
     parts: dict[str, Any] = runpy.run_path(str(ROOT / "recipes" / "supervised.py"))
-    job = parts["build"](parts["Options"](**parts["PAPER"] | {"backbone": "resnet18", "batch_size": 512}))
-    (stage,) = job.stages
+    experiment = parts["build"](
+        parts["Options"](**parts["PAPER"] | {"backbone": "resnet18", "batch_size": 512})
+    )
+    (stage,) = experiment.stages
     assert (stage.level, stage.first_learning, stage.last_block, stage.epochs) == (1, 1, 5, 90)
     for epoch in range(90):
-        rate = job.schedule(Moment(epoch * 10, 900, 0, 90, 90))
+        rate = experiment.schedule(Moment(epoch * 10, 900, 0, 90, 90))
         assert rate == pytest.approx(0.2 * 0.1 ** ((epoch >= 30) + (epoch >= 60) + (epoch >= 80)))
     named = [(name, torch.nn.Parameter(torch.zeros(3))) for name in ("a.weight", "a.bias")]
-    decayed, rest = job.optimiser(iter(named)).param_groups
+    decayed, rest = experiment.optimiser(iter(named)).param_groups
     assert len(decayed["params"]) == 2 and not rest["params"]
     assert (decayed["weight_decay"], decayed["momentum"], decayed["nesterov"]) == (1e-4, 0.9, False)
 
@@ -77,11 +79,13 @@ def test_small_pictures_are_padded_and_scored_whole() -> None:
         options = parts["Options"](
             backbone="nin4", size_px=32, crop=crop, plan="end_to_end", stage_epochs=(1,)
         )
-        job = parts["build"](options)
-        assert (job.task.train_view.crop, job.task.held_out_view.crop) == (train, held_out)
-        assert [type(op).__name__ for op in job.task.train_view.ops] == ["Shift"] * bool(science) + ["Flip"]
-        assert job.science == science and "crop" not in options.science()
-        assert options.science()["labels_per_class"] is None and not hasattr(job.task, "epoch_order")
+        experiment = parts["build"](options)
+        assert (experiment.task.train_view.crop, experiment.task.held_out_view.crop) == (train, held_out)
+        assert [type(op).__name__ for op in experiment.task.train_view.ops] == ["Shift"] * bool(science) + [
+            "Flip"
+        ]
+        assert experiment.science == science and "crop" not in options.science()
+        assert options.science()["labels_per_class"] is None and not hasattr(experiment.task, "epoch_order")
 
 
 def test_a_nin_learns_from_few_labels_and_goes_on_as_it_began(recipe: Start, tmp_path: Path) -> None:

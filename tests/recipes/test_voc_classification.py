@@ -144,17 +144,17 @@ def test_alexnets_fc6_to_fc8_learn_alone(protocol: str, is_new: bool) -> None:
     )
     given = {name: value.clone() for name, value in options.pretrained().backbone.state_dict().items()}
     torch.manual_seed(1)
-    job = parts["build"](options)
-    for name, value in job.backbone.state_dict().items():
+    experiment = parts["build"](options)
+    for name, value in experiment.backbone.state_dict().items():
         assert torch.equal(value, given[name]) == (name.startswith("features") or not is_new), name
-    (stage,) = job.stages
-    trunk = Trunk(job.backbone, stage, job.frozen_batchnorm, job.batchnorm)
-    learning = {name for name, parameter in job.backbone.named_parameters() if parameter.requires_grad}
+    (stage,) = experiment.stages
+    trunk = Trunk(experiment.backbone, stage, experiment.frozen_batchnorm, experiment.batchnorm)
+    learning = {name for name, parameter in experiment.backbone.named_parameters() if parameter.requires_grad}
     assert learning == {f"classifier.{n}.{kind}" for n in (1, 4) for kind in ("weight", "bias")}
-    assert (len(trunk.frozen), len(trunk.learning), job.clip_norm) == (5, 2, 10.0)
+    assert (len(trunk.frozen), len(trunk.learning), experiment.clip_norm) == (5, 2, 10.0)
     dropouts = [part for part in trunk.modules() if isinstance(part, torch.nn.Dropout)]
     assert len(dropouts) == 2 and all(part.training for part in dropouts)
-    group = job.optimiser([("head.2.bias", torch.nn.Parameter(torch.zeros(3)))]).param_groups[0]
+    group = experiment.optimiser([("head.2.bias", torch.nn.Parameter(torch.zeros(3)))]).param_groups[0]
     decay = PROTOCOLS[protocol].weight_decay
     assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, decay, False)
 

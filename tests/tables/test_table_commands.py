@@ -39,9 +39,9 @@ from tests.tables.table_results import (
 def test_a_jigsaws_science_holds_its_permutations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["jigsaw_r50", "--backbone", "resnet18", "--counts", "16", "32", "64"])
     parts = recipe("jigsaw_r50")
-    job = parts["build"](parts["parse"]())
-    assert job.science["permutations"] == TINY.training_science(PSL)["permutations"]
-    assert job.science["permutations"] != PAPER.training_science(PSL)["permutations"]
+    experiment = parts["build"](parts["parse"]())
+    assert experiment.science["permutations"] == TINY.training_science(PSL)["permutations"]
+    assert experiment.science["permutations"] != PAPER.training_science(PSL)["permutations"]
 
 
 EACH_SCALE = [

@@ -9,7 +9,7 @@ sys.path[:0] = [str(ROOT / "docs"), str(ROOT)]
 
 from example_task import NearestKey
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import sgd
@@ -23,9 +23,9 @@ class Options(PretrainOptions):
     lr: float = 0.05
 
 
-def build(options: Options) -> Job:
+def build(options: Options) -> Experiment:
     task, backbone = NearestKey(NUM_TRAIN), TinyNet()
-    return Job(
+    return Experiment(
         task=task,
         backbone=backbone,
         stages=options.stages(task.num_levels, backbone.num_blocks),

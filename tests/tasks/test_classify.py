@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.train_step import StageModule
@@ -122,7 +122,7 @@ def fit(out: Path, steps: int | None = None, **options: Any) -> dict[str, Any]:
     torch.manual_seed(0)
     task = Classify(train_view(Input(size_px=32), 32), center_view(Input(size_px=32), 32))
     try:
-        assert pretrain(Job(task, TinyNet(), (WHOLE,), step_drops(0.1, (3, 1))), run)
+        assert pretrain(Experiment(task, TinyNet(), (WHOLE,), step_drops(0.1, (3, 1))), run)
         return run.position.summaries[0]
     finally:
         run.close()

@@ -14,11 +14,11 @@ from skimage.color import rgb2lab
 from torch import Tensor, nn
 
 from fastpsl.engine.distributed import World, leave_world
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import adam, sgd
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.train_step import Learner, StageModule
+from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.ab_bins import ab_bins
@@ -336,8 +336,8 @@ def one_step(rank: int, world_size: int) -> dict[str, Any]:
     module.head.train()
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
-    learner = Learner(module, optimiser, [task.view()], "fp32", world)
-    learner.step([part_of(smooth_batch(task, 8, seed=5, grey=[0, 1, 5]), rank, world_size)], lr=1.0)
+    train_step = TrainStep(module, optimiser, [task.view()], "fp32", world)
+    train_step.step([part_of(smooth_batch(task, 8, seed=5, grey=[0, 1, 5]), rank, world_size)], lr=1.0)
     state = task.state_dict()
     other, _, _ = ready([whole if world_size == 1 else part_of(whole, rank, world_size)])
     other.load_state_dict(state)
@@ -392,12 +392,12 @@ def fit(out: Path, stop_at: int = 0, size_px: int = 32, lr: float = 0.01, **opti
 
         def step(*arguments: Any) -> None:
             reported(*arguments)
-            run.agreement.stop_requested = run.position.run_step >= stop_at
+            run.stop_signal.stop_requested = run.position.run_step >= stop_at
 
         run.reporter.step = step  # type: ignore[assignment, method-assign]
     stages = make_plan("end_to_end", (epochs,), num_levels=1, num_blocks=2)
     try:
-        return pretrain(Job(task, SmallNIN(), stages, step_drops(lr, (epochs,)), adam), run)
+        return pretrain(Experiment(task, SmallNIN(), stages, step_drops(lr, (epochs,)), adam), run)
     finally:
         run.close()
 

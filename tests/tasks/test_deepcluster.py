@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from fastpsl.engine.dataset_pass import EpochContext
-from fastpsl.engine.experiment import Job, make_learner, place_backbone
+from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.run import Run
@@ -43,21 +43,23 @@ def task_of(num_classes: int = 12, **values: Any) -> DeepCluster:
     return DeepCluster(num_classes, Input(size_px=32), 32, seed=3, **{**small, **values})
 
 
-def job_of(task: DeepCluster, lr: float = 0.05) -> Job:
+def experiment_of(task: DeepCluster, lr: float = 0.05) -> Experiment:
     torch.manual_seed(0)
-    return Job(task, TinyNet(), WHOLE, step_drops(lr, (1,)), two_sgds)
+    return Experiment(task, TinyNet(), WHOLE, step_drops(lr, (1,)), two_sgds)
 
 
-def context_of(job: Job, run: Run, epoch: int = 0) -> EpochContext:
+def context_of(experiment: Experiment, run: Run, epoch: int = 0) -> EpochContext:
     """As the trainer makes them."""
-    job.check(run.data)
-    place_backbone(job, run.options, run.world)
-    return EpochContext(run, make_learner(job, 0, run.options, run.world), epoch, epoch == 0, 1000 + epoch)
+    experiment.check(run.data)
+    place_backbone(experiment, run.options, run.world)
+    return EpochContext(
+        run, make_train_step(experiment, 0, run.options, run.world), epoch, epoch == 0, 1000 + epoch
+    )
 
 
-def features_by_hand(job: Job, run: Run, task: DeepCluster) -> Tensor:
+def features_by_hand(experiment: Experiment, run: Run, task: DeepCluster) -> Tensor:
     """[480, 16]: what goes into the last ReLU, at the mean of its positions, of each centre crop; in eval mode."""
-    *blocks, last = job.backbone.blocks()
+    *blocks, last = experiment.backbone.blocks()
     network = nn.Sequential(*blocks, last[0], last[1]).eval()  # type: ignore[index]
     found = torch.zeros(NUM, 16)
     with torch.no_grad(), run.data.loader(run.data.train, [task.center], train=False) as loader:
@@ -69,16 +71,16 @@ def features_by_hand(job: Job, run: Run, task: DeepCluster) -> Tensor:
 
 def test_labels_are_sklearns(tmp_path: Path) -> None:
     task = task_of()
-    job, run = job_of(task), tiny_run(tmp_path, batch_size=50)  # the last batch has padding
-    context = context_of(job, run, epoch=4)
-    modes = [part.training for part in context.learner.module.modules()]
-    before = {name: value.clone() for name, value in job.backbone.state_dict().items()}
+    experiment, run = experiment_of(task), tiny_run(tmp_path, batch_size=50)  # the last batch has padding
+    context = context_of(experiment, run, epoch=4)
+    modes = [part.training for part in context.train_step.module.modules()]
+    before = {name: value.clone() for name, value in experiment.backbone.state_dict().items()}
     classifier = [parameter.clone() for parameter in context.head.parameters()]
     figures = task.start_epoch(context)
     assert not any(map(torch.equal, classifier[:1], context.head.parameters()))
-    assert all(torch.equal(value, before[name]) for name, value in job.backbone.state_dict().items())
-    assert [part.training for part in context.learner.module.modules()] == modes and any(modes)
-    features = features_by_hand(job, run, task)
+    assert all(torch.equal(value, before[name]) for name, value in experiment.backbone.state_dict().items())
+    assert [part.training for part in context.train_step.module.modules()] == modes and any(modes)
+    features = features_by_hand(experiment, run, task)
     assert (features < 0).any()  # before the ReLU
     rows = PCA(6, whiten=True, svd_solver="full").fit_transform(features.half().double().numpy())
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -155,10 +157,10 @@ def test_the_classifier_has_no_momentum_and_everything_decays() -> None:
 @pytest.mark.parametrize("scale", [float("nan"), 1e12])  # the second: more than float16 holds
 def test_features_that_are_no_float16_are_refused(tmp_path: Path, scale: float) -> None:
     task = task_of()
-    job, run = job_of(task), tiny_run(tmp_path)
-    context = context_of(job, run, epoch=7)
+    experiment, run = experiment_of(task), tiny_run(tmp_path)
+    context = context_of(experiment, run, epoch=7)
     with torch.no_grad():
-        job.backbone.blocks()[-1][1].weight *= scale  # type: ignore[index]
+        experiment.backbone.blocks()[-1][1].weight *= scale  # type: ignore[index]
     with pytest.raises(
         ValueError, match="epoch 7: features of 480 of 480 images are no finite float16"
     ) as caught:
@@ -170,7 +172,7 @@ def test_features_that_are_no_float16_are_refused(tmp_path: Path, scale: float) 
 def test_padding_is_no_row(tmp_path: Path) -> None:
     run = tiny_run(tmp_path, batch_size=100)
     task = task_of()
-    features = features_of(context_of(job_of(task), run), task.center)
+    features = features_of(context_of(experiment_of(task), run), task.center)
     assert features.num_rows == NUM and features.indices.tolist() == list(range(NUM))
     assert [len(block) for block in features.blocks] == [100] * 4 + [80]
     assert all(block.dtype == torch.float16 for block in features.blocks)
@@ -181,7 +183,7 @@ def test_fewer_directions_than_asked_for_are_said(tmp_path: Path) -> None:
     task = task_of(pca_width=256)
     run = tiny_run(tmp_path)
     with pytest.warns(UserWarning, match="--pca-width 256: features have 16 numbers, so 16 are kept"):
-        context = context_of(job_of(task), run)
+        context = context_of(experiment_of(task), run)
     task.start_epoch(context)
     run.close()
 
@@ -210,15 +212,15 @@ def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> No
 
     def fit(out: Path, stop_at: int | None = None) -> bool:
         run = tiny_run(out, batch_size=96, stage_epochs=(2,))
-        ask, asked = run.agreement.after_step, itertools.count(1)
+        ask, asked = run.stop_signal.after_step, itertools.count(1)
 
         def stop_here() -> Any:
-            run.agreement.stop_requested = next(asked) == stop_at
+            run.stop_signal.stop_requested = next(asked) == stop_at
             return ask()
 
-        run.agreement.after_step = stop_here  # type: ignore[method-assign]  # the signal, at an exact place
+        run.stop_signal.after_step = stop_here  # type: ignore[method-assign]  # the signal, at an exact place
         try:
-            return pretrain(job_of(task_of()), run)
+            return pretrain(experiment_of(task_of()), run)
         finally:
             run.close()
 

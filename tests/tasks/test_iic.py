@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from fastpsl.engine.distributed import World, leave_world
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import adam
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import RunData
-from fastpsl.engine.train_step import Learner, StageModule
+from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.colour import ColourDistortion
@@ -81,26 +81,26 @@ class Watched(IIC):
         return figures
 
 
-def make_job(
+def make_experiment(
     task: IIC, network: Backbone | None = None, epochs: tuple[int, ...] = (3,), lr: float = 1e-3
-) -> Job:
+) -> Experiment:
     torch.manual_seed(0)
     stages = make_plan("end_to_end", epochs, num_levels=1)
-    return Job(task, network or TinyNet(), stages, step_drops(lr, (1,)), adam)
+    return Experiment(task, network or TinyNet(), stages, step_drops(lr, (1,)), adam)
 
 
 def fit(out: Path, task: IIC, stop_at: int | None = None, **options: Any) -> bool:
     """The whole run, or up to step `stop_at`, as by a signal."""
     run = tiny_run(out, stage_epochs=(3,), keep_checkpoints=100, **options)
-    request = run.agreement.after_step
+    request = run.stop_signal.after_step
 
     def stop_at_step() -> Any:
-        run.agreement.stop_requested = stop_at is not None and run.position.run_step >= stop_at
+        run.stop_signal.stop_requested = stop_at is not None and run.position.run_step >= stop_at
         return request()
 
-    run.agreement.after_step = stop_at_step  # type: ignore[method-assign]  # the signal, at an exact step
+    run.stop_signal.after_step = stop_at_step  # type: ignore[method-assign]  # the signal, at an exact step
     try:
-        return pretrain(make_job(task), run)
+        return pretrain(make_experiment(task), run)
     finally:
         run.close()
 
@@ -163,7 +163,7 @@ def test_grey_pictures_have_equal_channels() -> None:
         assert torch.allclose(colours[:, :1].expand_as(colours), colours, atol=1e-6)
 
 
-def learner_of(task: IIC) -> Learner:
+def train_step_of(task: IIC) -> TrainStep:
     torch.manual_seed(0)
     with Beton(sample_paths().train_32) as data:
         task.check_data(data, BATCH)
@@ -171,19 +171,21 @@ def learner_of(task: IIC) -> Learner:
     task.start_stage(STAGE, trunk, head)
     module = StageModule(trunk, head, task.loss)
     optimiser = adam(module.learning_parameters())
-    return Learner(module, optimiser, task.views(1), "fp32", one_process())
+    return TrainStep(module, optimiser, task.views(1), "fp32", one_process())
 
 
 def test_loss_is_of_every_pair_and_the_mean_over_sub_heads() -> None:
     task = Watched()
-    learner = learner_of(task)
+    train_step = train_step_of(task)
     batch = noise_batch(task.views(1), 8)
     batch.indices[5:] = -1
     inputs = batch.inputs(task.views(1), torch.float32)
-    loss, metrics = learner.module(inputs, batch)
-    head = learner.module.head
+    loss, metrics = train_step.module(inputs, batch)
+    head = train_step.module.head
     assert isinstance(head, ClusterHeads) and task.images_per_sample(1) == COPIES
-    shares = head(learner.module.trunk(torch.cat(inputs))).softmax(2).view(1 + COPIES, 8, SUB_HEADS, CLUSTERS)
+    shares = (
+        head(train_step.module.trunk(torch.cat(inputs))).softmax(2).view(1 + COPIES, 8, SUB_HEADS, CLUSTERS)
+    )
     pairs = [torch.cat([shares[0, :5]] * COPIES), shares[1:, :5].flatten(0, 1)]
     valid = torch.ones(5 * COPIES, dtype=torch.bool)
     expected = mutual_information_loss(pairs[0], pairs[1][None], valid).mean()
@@ -210,24 +212,24 @@ def test_heads_take_turns_and_the_other_one_has_zero_gradients(whole: tuple[Path
     assert [task.head_of(epoch) for epoch in range(4, 11)] == [0, 1, 1, 0, 1, 1, 0]
     task.first_epoch = 0
     task = Watched(second_clusters=SECOND)
-    learner = learner_of(task)
+    train_step = train_step_of(task)
     batch = noise_batch(task.views(1), 8)
     for epoch, other in ((0, 1), (1, 0)):
         batch.epoch = epoch
-        learner.module.zero_grad(set_to_none=True)
-        loss, _ = learner.module(batch.inputs(task.views(1), torch.float32), batch)
+        train_step.module.zero_grad(set_to_none=True)
+        loss, _ = train_step.module(batch.inputs(task.views(1), torch.float32), batch)
         loss.backward()
-        parts = learner.module.head.classify  # type: ignore[union-attr]
+        parts = train_step.module.head.classify  # type: ignore[union-attr]
         gradients = [[p.grad for p in part.parameters()] for part in parts]  # type: ignore[union-attr]
         assert all(g is not None and not g.any() for g in gradients[other])
         assert all(g is not None and g.any() for g in gradients[1 - other])
-    learner.module.eval()  # held out, head A is scored whoever's turn it is
+    train_step.module.eval()  # held out, head A is scored whoever's turn it is
     losses = []
     for batch.epoch in (0, 1):
-        losses.append(learner.module(batch.inputs(task.views(1), torch.float32), batch)[0].item())
+        losses.append(train_step.module(batch.inputs(task.views(1), torch.float32), batch)[0].item())
     assert losses[0] == losses[1]
     task = Watched()
-    learner_of(task)
+    train_step_of(task)
     assert [task.head_of(epoch) for epoch in range(4)] == [0] * 4
 
 
@@ -236,7 +238,7 @@ def test_a_stage_begins_with_head_a(tmp_path: Path) -> None:
     run, task = tiny_run(tmp_path, stage_epochs=(2, 1)), Watched(second_clusters=SECOND)
     torch.manual_seed(0)
     stages = make_plan("sl", (2, 1), num_levels=1, num_blocks=5)
-    assert pretrain(Job(task, TinyNet(), stages, step_drops(1e-3, (1,)), adam), run)
+    assert pretrain(Experiment(task, TinyNet(), stages, step_drops(1e-3, (1,)), adam), run)
     run.close()
     assert [number for number, *_ in task.steps[::STEPS]] == [0, 1, 0]
 
@@ -272,8 +274,8 @@ def test_figures_are_of_the_clusters_that_the_steps_saw(whole: tuple[Path, Watch
 def test_labels_are_what_the_best_sub_head_says_of_centre_crops(tmp_path: Path) -> None:
     """In plain loops, in eval mode; the entropy in nats."""
     task = Watched()
-    job, run = make_job(task), tiny_run(tmp_path, stage_epochs=(3,))
-    assert pretrain(job, run)
+    experiment, run = make_experiment(task), tiny_run(tmp_path, stage_epochs=(3,))
+    assert pretrain(experiment, run)
     state, best = newest_checkpoint(tmp_path), task.epochs.best[0]
     network = TinyNet()
     network.load_state_dict(state["backbone"])
@@ -302,18 +304,18 @@ def test_labels_are_what_the_best_sub_head_says_of_centre_crops(tmp_path: Path) 
 
 def test_held_out_pictures_have_no_labels_and_teach_nothing(tmp_path: Path) -> None:
     """Without them everything is the same; they are scored by head A as it is after the last step."""
-    jobs = []
+    experiments = []
     for _ in range(2):
         torch.manual_seed(0)
-        jobs.append(make_job(Watched(second_clusters=SECOND), Plain(), epochs=(2,)))
+        experiments.append(make_experiment(Watched(second_clusters=SECOND), Plain(), epochs=(2,)))
     runs = [
         tiny_run(tmp_path / "with", stage_epochs=(2,)),
         tiny_run(tmp_path / "without", stage_epochs=(2,), val=None),
     ]
-    for job, run in zip(jobs, runs, strict=True):
-        assert pretrain(job, run)
+    for experiment, run in zip(experiments, runs, strict=True):
+        assert pretrain(experiment, run)
     states = [newest_checkpoint(tmp_path / name) for name in ("with", "without")]
-    task = jobs[0].task
+    task = experiments[0].task
     network, head = Plain(), task.head(1, 16)
     network.load_state_dict(states[0]["backbone"])
     head.load_state_dict(states[0]["learner"]["head"])
@@ -450,7 +452,7 @@ def a_run(out: Path, world: World) -> None:
     )  # fmt: skip
     run, task = Run("tiny", RunData(options, world)), Watched(second_clusters=SECOND)
     torch.manual_seed(0)
-    assert pretrain(make_job(task, Plain(), epochs=(2,), lr=1e-4), run)
+    assert pretrain(make_experiment(task, Plain(), epochs=(2,), lr=1e-4), run)
     run.close()
     held = {"labels": task.labels, "best": task.epochs.best, "losses": [step[1] for step in task.steps]}
     torch.save(held, out / f"held-{world.rank}.pt")

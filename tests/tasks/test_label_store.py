@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastpsl.engine.distributed import gathered, leave_world
 from fastpsl.kernels.empty_classes import split_empty
-from fastpsl.models.checkpoint import Checkpoints, read_checkpoint
+from fastpsl.models.checkpoint import CheckpointManager, read_checkpoint
 from fastpsl.pipelines.loader.balanced_order import balanced_order
 from fastpsl.pipelines.loader.order import step_indices
 from fastpsl.tasks.pseudo_labels.store import EpochOfLabels, LabelStore
@@ -229,7 +229,7 @@ def test_a_state_fits_into_a_checkpoint_and_is_a_copy(tmp_path: Path) -> None:
     order = torch.from_numpy(store.order(0))
     store.write(order[:5], torch.eye(7)[:5])
     state = store.state_dict()
-    path = Checkpoints(tmp_path).save(1, {"task": state})
+    path = CheckpointManager(tmp_path).save(1, {"task": state})
     store.write(order[5:10], torch.eye(7)[2:])
     store.end_epoch(1)
     again = new_store()

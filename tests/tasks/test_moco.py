@@ -13,11 +13,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastpsl.engine.distributed import World, leave_world
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.train_step import Learner, StageModule
+from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.trunk import Trunk
 from fastpsl.models.resnet import ResNet
@@ -40,14 +40,16 @@ def make_task(batch_size: int = BATCH, **values: Any) -> MoCo:
     return MoCo(seed=3, batch_size=batch_size, **{**small, **values})
 
 
-def make_learner(task: MoCo, stage: int = 1, world: World | None = None, precision: str = "fp32") -> Learner:
+def make_train_step(
+    task: MoCo, stage: int = 1, world: World | None = None, precision: str = "fp32"
+) -> TrainStep:
     torch.manual_seed(0)
     backbone = TinyNet()
     head = task.head(3, backbone.channels[STAGES[stage].last_block - 1])
     trunk = Trunk(backbone, STAGES[stage])
     module = StageModule(trunk, head, task.loss)
     task.start_stage(STAGES[stage], trunk, head)
-    return Learner(
+    return TrainStep(
         module, sgd(module.learning_parameters()), task.views(3), precision, world or one_process()
     )
 
@@ -58,9 +60,9 @@ def batch_of(task: MoCo, number: int, size: int = BATCH) -> Batch:
     return batch
 
 
-def fill(task: MoCo, learner: Learner) -> None:
+def fill(task: MoCo, train_step: TrainStep) -> None:
     for number in range(task.num_warm_up_batches(STAGES[1])):
-        learner.warm_up(task.warm_up, batch_of(task, 100 + number, task.batch_size))
+        train_step.warm_up(task.warm_up, batch_of(task, 100 + number, task.batch_size))
 
 
 def keys_by_hand(
@@ -81,9 +83,9 @@ def keys_by_hand(
 
 def test_the_loss_is_that_of_plain_loops() -> None:
     task = make_task()
-    learner = make_learner(task)
-    fill(task, learner)
-    module, batch = learner.module, batch_of(task, 0)
+    train_step = make_train_step(task)
+    fill(task, train_step)
+    module, batch = train_step.module, batch_of(task, 0)
     batch.indices[5] = -1
     inputs = batch.inputs(task.views(3), torch.float32)
     keys = keys_by_hand(task.key_encoder, task, batch, {5: 6})  # place 5 takes the valid place number 5
@@ -109,18 +111,18 @@ def test_the_loss_is_that_of_plain_loops() -> None:
 def test_the_queue_is_a_deque_of_all_accumulated_keys() -> None:
     """Two batches of 4 make a step of 8; three steps go once round a queue of 24, then two more."""
     task = make_task(batch_size=4)
-    learner = make_learner(task)
+    train_step = make_train_step(task)
     plain: deque[list[float]] = deque(maxlen=QUEUE)
     assert task.num_warm_up_batches(STAGES[1]) == 6
     for number in range(6):
         batch = batch_of(task, 100 + number, 4)
         plain.extend(keys_by_hand(task.key_encoder, task, batch).tolist())
-        learner.warm_up(task.warm_up, batch)
+        train_step.warm_up(task.warm_up, batch)
     for step in range(5):
         batches = [batch_of(task, 2 * step + half, 4) for half in (0, 1)]
         expected = [keys_by_hand(task.key_encoder, task, batch) for batch in batches]
         before = task.queue.clone()
-        learner.step(batches, lr=0.1)
+        train_step.step(batches, lr=0.1)
         assert torch.equal(task.queue, before)  # all of a step's batches meet the same negatives
         task.after_step()
         plain.extend(torch.cat(expected).tolist())
@@ -130,14 +132,14 @@ def test_the_queue_is_a_deque_of_all_accumulated_keys() -> None:
 
 def test_the_momentum_copy_follows_once_a_step() -> None:
     task = make_task(batch_size=4)
-    learner = make_learner(task)
-    fill(task, learner)
+    train_step = make_train_step(task)
+    fill(task, train_step)
     encoder = task.key_encoder
     mine = [*encoder.learning.parameters(), *encoder.head.parameters()]
-    theirs = [*learner.module.trunk.learning.parameters(), *learner.module.head.parameters()]
+    theirs = [*train_step.module.trunk.learning.parameters(), *train_step.module.head.parameters()]
     for step in range(2):
         before = [p.clone() for p in mine]
-        learner.step([batch_of(task, 2 * step + half, 4) for half in (0, 1)], lr=0.1)
+        train_step.step([batch_of(task, 2 * step + half, 4) for half in (0, 1)], lr=0.1)
         assert all(torch.equal(a, b) for a, b in zip(before, mine, strict=True))
         task.after_step()
         for old, now, query in zip(before, mine, theirs, strict=True):
@@ -147,14 +149,14 @@ def test_the_momentum_copy_follows_once_a_step() -> None:
 
 def test_held_out_passes_change_nothing() -> None:
     task = make_task()
-    learner = make_learner(task)
-    fill(task, learner)
+    train_step = make_train_step(task)
+    fill(task, train_step)
     before = task.state_dict()
     queue, weights = before["queue"].clone(), {n: v.clone() for n, v in before["key_encoder"]["head"].items()}
     padded = batch_of(task, 1)
     padded.indices[3:] = -1
     padded.images[1][3:] = 0
-    scores = learner.evaluate([batch_of(task, 0), padded], task.views(3), lambda: False)
+    scores = train_step.evaluate([batch_of(task, 0), padded], task.views(3), lambda: False)
     assert scores is not None and 0 <= scores["accuracy"] <= 1 and not task.new_keys
     assert torch.equal(task.queue, queue) and task.next_slot == 0
     assert all(torch.equal(weights[n], v) for n, v in task.key_encoder.head.state_dict().items())
@@ -162,37 +164,37 @@ def test_held_out_passes_change_nothing() -> None:
 
 def test_a_skipped_sample_leaves_the_key_of_a_real_one() -> None:
     task = make_task()
-    learner = make_learner(task)
-    fill(task, learner)
+    train_step = make_train_step(task)
+    fill(task, train_step)
     batch = batch_of(task, 0)
     batch.indices[2] = -1
-    learner.step([batch], lr=0.1)
+    train_step.step([batch], lr=0.1)
     expected = keys_by_hand(task.key_encoder, task, batch, {2: 3})  # the valid place number 2
     assert torch.allclose(task.new_keys[0], expected, atol=1e-6)
 
 
 def test_half_precision_is_the_encoders_alone() -> None:
     task = make_task(queue_size=BATCH)
-    learner = make_learner(task, precision="bf16")
-    fill(task, learner)
-    _, lengths = learner.step([batch_of(task, 0)], lr=0.1), task.queue.norm(dim=1)
+    train_step = make_train_step(task, precision="bf16")
+    fill(task, train_step)
+    _, lengths = train_step.step([batch_of(task, 0)], lr=0.1), task.queue.norm(dim=1)
     assert task.new_keys[0].dtype == torch.float32
     assert torch.allclose(lengths, torch.ones(BATCH), atol=1e-6)  # no rounding to bfloat16
 
 
 def test_an_empty_queue_is_never_used() -> None:
     task = make_task()
-    learner = make_learner(task)
-    learner.warm_up(task.warm_up, batch_of(task, 0))
+    train_step = make_train_step(task)
+    train_step.warm_up(task.warm_up, batch_of(task, 0))
     with pytest.raises(AssertionError, match="not filled"):
-        learner.step([batch_of(task, 1)], lr=0.1)
+        train_step.step([batch_of(task, 1)], lr=0.1)
 
 
 def test_a_stage_starts_with_equal_encoders_and_an_empty_queue() -> None:
     task = make_task()
-    learner = make_learner(task, stage=0)
-    fill(task, learner)
-    learner.step([batch_of(task, 0)], lr=0.5)
+    train_step = make_train_step(task, stage=0)
+    fill(task, train_step)
+    train_step.step([batch_of(task, 0)], lr=0.5)
     task.after_step()
     trunk = Trunk(TinyNet(), STAGES[1])
     head = task.head(2, 16)
@@ -207,22 +209,22 @@ def test_a_stage_starts_with_equal_encoders_and_an_empty_queue() -> None:
 def test_state_goes_on_where_it_was() -> None:
     """Two steps, saved, two more; the same two more from what was saved."""
     task = make_task()
-    learner = make_learner(task)
-    fill(task, learner)
+    train_step = make_train_step(task)
+    fill(task, train_step)
 
-    def two_steps(task: MoCo, learner: Learner, first: int) -> None:
+    def two_steps(task: MoCo, train_step: TrainStep, first: int) -> None:
         for number in (first, first + 1):
-            learner.step([batch_of(task, number)], lr=0.1)
+            train_step.step([batch_of(task, number)], lr=0.1)
             task.after_step()
 
-    two_steps(task, learner, 0)
-    saved = [learner.module.trunk.state_dict(), learner.state_dict(), task.state_dict()]
+    two_steps(task, train_step, 0)
+    saved = [train_step.module.trunk.state_dict(), train_step.state_dict(), task.state_dict()]
     torch.save(saved, buffer := io.BytesIO())
     buffer.seek(0)
-    two_steps(task, learner, 2)
+    two_steps(task, train_step, 2)
     trunk, state, of_task = torch.load(buffer, weights_only=True)
     again = make_task()
-    resumed = make_learner(again)
+    resumed = make_train_step(again)
     resumed.module.trunk.load_state_dict(trunk)
     resumed.load_state_dict(state)
     again.load_state_dict(of_task)
@@ -242,15 +244,15 @@ def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> No
         torch.manual_seed(0)
         task = MoCo(seed=0, batch_size=32, queue_size=64, momentum=0.9, key_group=8, width=4, size_px=16)
         run = tiny_run(out, max_steps_per_stage=2)
-        ask, asked = run.agreement.after_step, itertools.count(1)
+        ask, asked = run.stop_signal.after_step, itertools.count(1)
 
         def stop_here() -> Any:
-            run.agreement.stop_requested = next(asked) == stop_at
+            run.stop_signal.stop_requested = next(asked) == stop_at
             return ask()
 
-        run.agreement.after_step = stop_here  # type: ignore[method-assign]  # the signal, at an exact place
+        run.stop_signal.after_step = stop_here  # type: ignore[method-assign]  # the signal, at an exact place
         try:
-            return pretrain(Job(task, TinyNet(), make_plan("psl", (2, 2, 2)), cosine(0.1)), run)
+            return pretrain(Experiment(task, TinyNet(), make_plan("psl", (2, 2, 2)), cosine(0.1)), run)
         finally:
             run.close()
 
@@ -303,14 +305,14 @@ def after_steps(rank: int, world_size: int) -> dict[str, Tensor]:
     head.training = True  # keys are kept
     task.start_stage(STAGES[1], trunk, head)
     optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
-    learner = Learner(module, optimiser, task.views(3), "fp32", world)
+    train_step = TrainStep(module, optimiser, task.views(3), "fp32", world)
     for number in range(task.num_warm_up_batches(STAGES[1])):
-        learner.warm_up(task.warm_up, part_of(batch_of(task, 100 + number), rank, world_size))
+        train_step.warm_up(task.warm_up, part_of(batch_of(task, 100 + number), rank, world_size))
     for number in range(2):
         batch = part_of(batch_of(task, number), rank, world_size)
         if number == 1 and rank == 0:
             batch.indices[1] = -1  # ranks may skip unlike numbers of samples
-        learner.step([batch], lr=1.0)
+        train_step.step([batch], lr=1.0)
         task.after_step()
     state = {name: p.detach().clone() for name, p in module.named_parameters()}
     keys = {f"key.{n}": p.clone() for n, p in task.key_encoder.learning.named_parameters()}
@@ -343,17 +345,17 @@ def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
     module = StageModule(trunk, head, task.loss)
     task.start_stage(STAGES[1], trunk, head)
     optimiser = sgd(module.learning_parameters(), decay_biases=True)
-    learner = Learner(module, optimiser, task.views(3), precision, one_process("cuda"))
+    train_step = TrainStep(module, optimiser, task.views(3), precision, one_process("cuda"))
     with Loader(Synthetic(2000), task.views(3), batch_size=16, device=device) as loader:
         batches = loader.epoch(0)
         for _ in range(task.num_warm_up_batches(STAGES[1])):
-            learner.warm_up(task.warm_up, next(batches))
-        learner.step([next(batches)], 0.01)  # the first step makes buffers
+            train_step.warm_up(task.warm_up, next(batches))
+        train_step.step([next(batches)], 0.01)  # the first step makes buffers
         task.after_step()
         torch.cuda.set_sync_debug_mode("error")
         try:
             for _ in range(10):
-                learner.step([next(batches)], 0.01)
+                train_step.step([next(batches)], 0.01)
                 task.after_step()
         finally:
             torch.cuda.set_sync_debug_mode("default")

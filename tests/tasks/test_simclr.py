@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastpsl.engine.optim.lars import lars
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.train_step import Learner, StageModule
+from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
@@ -173,7 +173,7 @@ def losses(precision: str, device: str, num_steps: int) -> Sequence[float]:
     module = StageModule(
         Trunk(TinyNet().to(place.device), stage(2)), task.head(2, 12).to(place.device), task.loss
     )
-    learner = Learner(module, lars(module.learning_parameters()), task.views(2), precision, place)
+    train_step = TrainStep(module, lars(module.learning_parameters()), task.views(2), precision, place)
     batch = noise_batch(task.views(2), BATCH)
     if device == "cuda":
         batch = batch.to(place.device)
@@ -181,10 +181,10 @@ def losses(precision: str, device: str, num_steps: int) -> Sequence[float]:
     for step in range(num_steps):
         if step == 1 and device == "cuda":  # the first step makes buffers
             torch.cuda.set_sync_debug_mode("error")
-        measures.append(learner.step([batch], lr=10.0)["loss"])
+        measures.append(train_step.step([batch], lr=10.0)["loss"])
     if device == "cuda":
         torch.cuda.set_sync_debug_mode("default")
-    assert learner.num_skipped == 0 or precision == "fp16"
+    assert train_step.num_skipped == 0 or precision == "fp16"
     return [float(total / count) for total, count in measures]
 
 

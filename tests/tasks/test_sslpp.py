@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastpsl.engine.dataset_pass import EpochContext
-from fastpsl.engine.experiment import Job, make_learner, place_backbone
+from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import adam, sgd
 from fastpsl.engine.plan import Stage, make_plan
@@ -187,16 +187,16 @@ class Noted(RotNet):
         self.number = state["number"]
 
 
-def job_of(task: SSLPlusPlus, optimiser: Any = sgd) -> Job:
+def experiment_of(task: SSLPlusPlus, optimiser: Any = sgd) -> Experiment:
     torch.manual_seed(0)
-    return Job(task, TinyNet(), STAGE, step_drops(0.05, (1,)), optimiser)
+    return Experiment(task, TinyNet(), STAGE, step_drops(0.05, (1,)), optimiser)
 
 
 def test_the_proxys_hooks_are_called(tmp_path: Path) -> None:
     proxy = Noted()
     task = SSLPlusPlus(proxy, PLAIN, weight=0.1, num_classes=CLUSTERS, labels=LABELS)
     run = tiny_run(tmp_path, batch_size=64, max_steps_per_stage=3, stage_epochs=(2,))
-    assert pretrain(job_of(task), run)
+    assert pretrain(experiment_of(task), run)
     run.close()
     assert proxy.calls == ["check_data", "start_stage", "warm_up", "warm_up"]
     assert newest_checkpoint(tmp_path)["task"] == {"proxy": {"number": 3}}
@@ -209,22 +209,22 @@ def coupled(seed: int = 3) -> SSLPlusPlus:
 
 def test_coupled_labels_are_clusters_of_the_features(tmp_path: Path) -> None:
     task, run = coupled(), tiny_run(tmp_path, batch_size=128)
-    job = job_of(task, adam)
-    job.check(run.data)
-    place_backbone(job, run.options, run.world)
-    learner = make_learner(job, 0, run.options, run.world)
-    context = EpochContext(run, learner, 0, True, 1000)
+    experiment = experiment_of(task, adam)
+    experiment.check(run.data)
+    place_backbone(experiment, run.options, run.world)
+    train_step = make_train_step(experiment, 0, run.options, run.world)
+    context = EpochContext(run, train_step, 0, True, 1000)
     first = task.start_epoch(context)
     wanted, distance = clustered_features(context, CENTER, CLUSTERS, PCA_WIDTH, K_MEANS_ITERATIONS, 3)
     assert torch.equal(task.labels, wanted.long()) and len(wanted) == NUM
     assert first is not None and first["distance"] == distance and first["nmi_previous"] is None
     assert len(task.labels.unique()) == CLUSTERS == first["non_empty"]
-    classifier = learner.module.head["labels"][2]  # type: ignore[index]
+    classifier = train_step.module.head["labels"][2]  # type: ignore[index]
     assert float(classifier.weight.std()) == pytest.approx(TOP_STD, rel=0.3)
-    before, proxy = classifier.weight.detach().clone(), learner.module.head["proxy"].classify  # type: ignore[index]
+    before, proxy = classifier.weight.detach().clone(), train_step.module.head["proxy"].classify  # type: ignore[index]
     batch = noise_batch(task.views(1), 8)
-    learner.step([batch], 0.01)
-    optimiser, weights = learner.optimiser, proxy.weight.detach().clone()
+    train_step.step([batch], 0.01)
+    optimiser, weights = train_step.optimiser, proxy.weight.detach().clone()
     assert all(s["exp_avg"].abs().sum() > 0 for s in (optimiser.state[p] for p in classifier.parameters()))
     second = task.start_epoch(replace(context, epoch=1, first=False, draws=1001))
     assert second is not None and second["nmi_previous"] is not None
@@ -237,10 +237,10 @@ def test_coupled_labels_are_clusters_of_the_features(tmp_path: Path) -> None:
 
 def test_coupled_labels_that_collapse_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task, run = coupled(), tiny_run(tmp_path, batch_size=128)
-    job = job_of(task, adam)
-    job.check(run.data)
-    place_backbone(job, run.options, run.world)
-    context = EpochContext(run, make_learner(job, 0, run.options, run.world), 0, True, 1000)
+    experiment = experiment_of(task, adam)
+    experiment.check(run.data)
+    place_backbone(experiment, run.options, run.world)
+    context = EpochContext(run, make_train_step(experiment, 0, run.options, run.world), 0, True, 1000)
     one_class = torch.zeros(NUM, dtype=torch.int32), 0.5
     monkeypatch.setattr("fastpsl.tasks.sslpp.sslpp.clustered_features", lambda *_: one_class)
     with pytest.warns(UserWarning, match="collapse: the biggest"):
@@ -266,14 +266,14 @@ def test_coupled_is_resumed_anywhere(tmp_path: Path) -> None:
 
     def fit(out: Path, stop_at: int | None = None) -> bool:
         run: Run = tiny_run(out, batch_size=128, stage_epochs=(2,))
-        ask, asked = run.agreement.after_step, itertools.count(1)
+        ask, asked = run.stop_signal.after_step, itertools.count(1)
 
         def stop_here() -> Any:
-            run.agreement.stop_requested = next(asked) == stop_at
+            run.stop_signal.stop_requested = next(asked) == stop_at
             return ask()
 
-        run.agreement.after_step = stop_here  # type: ignore[method-assign]  # the signal, at an exact place
-        finished = pretrain(job_of(coupled()), run)
+        run.stop_signal.after_step = stop_here  # type: ignore[method-assign]  # the signal, at an exact place
+        finished = pretrain(experiment_of(coupled()), run)
         run.close()
         return finished
 

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from fastpsl.engine.distributed import World, leave_world
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import linear_decay
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import RunData
 from fastpsl.engine.seed import torch_seed
-from fastpsl.engine.train_step import Learner
-from fastpsl.engine.trainer import MAX_WARM_UP_EPOCHS, StageRun, pretrain
+from fastpsl.engine.train_step import TrainStep
+from fastpsl.engine.trainer import MAX_WARM_UP_EPOCHS, StageTrainer, pretrain
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.empty_classes import split_empty
 from fastpsl.models.backbone import Backbone
@@ -68,9 +68,11 @@ def make_task(**options: Any) -> Watched:
     return Watched(**{**values, **options})
 
 
-def make_job(task: UIC, network: Backbone | None = None, epochs: int = 3, lr: float = 0.05) -> Job:
+def make_experiment(
+    task: UIC, network: Backbone | None = None, epochs: int = 3, lr: float = 0.05
+) -> Experiment:
     torch.manual_seed(0)
-    return Job(
+    return Experiment(
         task, network or Dropping(), make_plan("end_to_end", (epochs,), num_levels=1), linear_decay(lr)
     )
 
@@ -78,15 +80,15 @@ def make_job(task: UIC, network: Backbone | None = None, epochs: int = 3, lr: fl
 def fit(out: Path, task: UIC, stop_at: int | None = None, **options: Any) -> bool:
     """The whole run, or up to step `stop_at`, as by a signal."""
     run = tiny_run(out, stage_epochs=(3,), keep_checkpoints=100, **options)
-    request = run.agreement.after_step
+    request = run.stop_signal.after_step
 
     def stop_at_step() -> Any:
-        run.agreement.stop_requested = stop_at is not None and run.position.run_step >= stop_at
+        run.stop_signal.stop_requested = stop_at is not None and run.position.run_step >= stop_at
         return request()
 
-    run.agreement.after_step = stop_at_step  # type: ignore[method-assign]  # the signal, at an exact step
+    run.stop_signal.after_step = stop_at_step  # type: ignore[method-assign]  # the signal, at an exact step
     try:
-        return pretrain(make_job(task), run)
+        return pretrain(make_experiment(task), run)
     finally:
         run.close()
 
@@ -126,11 +128,14 @@ def test_empty_classes_were_filled_and_held_out_views_differ(whole: tuple[Path, 
 
 def test_the_first_labels_are_of_batch_statistics_and_draws_of_their_own(tmp_path: Path) -> None:
     task = make_task()
-    job, run = make_job(task, TinyNet()), tiny_run(tmp_path, stage_epochs=(3,), max_steps_per_stage=1)
-    network, expected = copy.deepcopy(job.backbone), torch.full((NUM,), -1)
+    experiment, run = (
+        make_experiment(task, TinyNet()),
+        tiny_run(tmp_path, stage_epochs=(3,), max_steps_per_stage=1),
+    )
+    network, expected = copy.deepcopy(experiment.backbone), torch.full((NUM,), -1)
     torch.manual_seed(torch_seed(0, 0))
     head = task.head(1, 16)
-    assert pretrain(job, run)
+    assert pretrain(experiment, run)
     network.train()
     with torch.no_grad(), run.data.loader(run.data.train, [task.view], train=False) as loader:
         for batch in loader.epoch(3 + MAX_WARM_UP_EPOCHS // 2):
@@ -169,7 +174,7 @@ def test_no_image_is_looked_at_once_more_for_its_label(
     run = tiny_run(tmp_path, stage_epochs=(3,))
     run.data.val.close()  # type: ignore[union-attr]
     run.data.val = None
-    assert pretrain(make_job(make_task(**options)), run)
+    assert pretrain(make_experiment(make_task(**options)), run)
     run.close()
     assert counts["with gradient"] == 3 * STEPS * BATCH and counts["without"] == passes * NUM
 
@@ -220,10 +225,10 @@ def test_an_epoch_that_was_cut_makes_labels_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "options"),
     [
-        ((Learner, "evaluate"), {}),
-        ((StageRun, "_end_epoch"), {"label_view": "center"}),
-        slow((Learner, "evaluate"), {"label_view": "center"}),
-        slow((StageRun, "_end_epoch"), {}),
+        ((TrainStep, "evaluate"), {}),
+        ((StageTrainer, "_end_epoch"), {"label_view": "center"}),
+        slow((TrainStep, "evaluate"), {"label_view": "center"}),
+        slow((StageTrainer, "_end_epoch"), {}),
     ],
 )
 def test_killed_where_a_stage_is_cut_it_comes_to_its_end(
@@ -241,7 +246,7 @@ def test_killed_where_a_stage_is_cut_it_comes_to_its_end(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(*place, kill)
-        pretrain(make_job(make_task(**options)), run)
+        pretrain(make_experiment(make_task(**options)), run)
     run.close()
     position = newest_checkpoint(killed)["position"]
     assert position["step"] == 20 and not position["summaries"]
@@ -277,8 +282,8 @@ def test_fixed_labels_are_those_of_centre_crops_in_eval_mode(tmp_path: Path) -> 
     torch.manual_seed(1)
     classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, CLASSES)).state_dict()
     task = make_task(fixed=True, classifier=classifier)
-    job, run = make_job(task), tiny_run(tmp_path, stage_epochs=(3,), max_steps_per_stage=1)
-    network = job.backbone.eval()
+    experiment, run = make_experiment(task), tiny_run(tmp_path, stage_epochs=(3,), max_steps_per_stage=1)
+    network = experiment.backbone.eval()
     expected = torch.full((NUM,), -1)
     with torch.no_grad(), run.data.loader(run.data.train, [task.center], train=False) as loader:
         for batch in loader.epoch(0):
@@ -287,7 +292,7 @@ def test_fixed_labels_are_those_of_centre_crops_in_eval_mode(tmp_path: Path) -> 
             expected[batch.indices] = logits.argmax(1)
     labels, _ = split_empty(expected.numpy(), CLASSES, 0, 0)
     network.train()
-    assert pretrain(job, run)
+    assert pretrain(experiment, run)
     run.close()
     assert task.epochs[0].tolist() == labels.tolist() == task.store.current.tolist()
 
@@ -335,14 +340,14 @@ def test_outputs_that_are_not_finite_have_no_label(tmp_path: Path) -> None:
         ),
         closing(tiny_run(tmp_path / "first", stage_epochs=(3,))) as run,
     ):
-        pretrain(make_job(make_task(), Broken()), run)
+        pretrain(make_experiment(make_task(), Broken()), run)
     network, task = Broken(), make_task()
     network.healthy = STEPS + 10  # the first pass and ten steps
     with (
         closing(tiny_run(tmp_path / "later", stage_epochs=(3,), max_steps_per_stage=STEPS, val=None)) as run,
         pytest.warns(UserWarning, match=r"epoch 0: outputs for 160 images were not finite"),
     ):
-        pretrain(make_job(task, network), run)
+        pretrain(make_experiment(task, network), run)
     assert not task.store.current.min() < 0
 
 
@@ -397,7 +402,7 @@ def labels_of_a_run(out: Path, world: World) -> None:
     )
     run, task = Run("tiny", RunData(options, world)), make_task()
     torch.manual_seed(0)  # the same network in every process, whatever was drawn there before
-    assert pretrain(make_job(task, Plain(), lr=1e-9), run)
+    assert pretrain(make_experiment(task, Plain(), lr=1e-9), run)
     run.close()
     torch.save([torch.from_numpy(labels) for labels in task.epochs], out / f"labels-{world.rank}.pt")
 

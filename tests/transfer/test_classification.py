@@ -15,7 +15,7 @@ from torch import nn
 
 from fastpsl.engine.dataset_pass import EpochContext, PassStopped
 from fastpsl.engine.distributed import World, leave_world
-from fastpsl.engine.experiment import Job, make_learner, place_backbone
+from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.optim.schedules import Moment, step_drops
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import RunOptions
@@ -23,7 +23,7 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.predictions import NAME, PART, read_predictions
 from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import RunData
-from fastpsl.engine.train_step import Learner
+from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
@@ -209,7 +209,7 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextlib.contextmanager
 def opened(
     root: Path, out: Path, world: World, num_test: int = 39, **options: Any
-) -> Iterator[tuple[MultiLabel, Run, Learner]]:
+) -> Iterator[tuple[MultiLabel, Run, TrainStep]]:
     """A task as it stands at its stage's end, with weights that are nobody's."""
 
     def both(_: RunOptions) -> tuple[VOC, VOC]:
@@ -224,7 +224,9 @@ def opened(
         if isinstance(part, nn.BatchNorm2d):
             part.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
     stage = Stage("voc", 1, 1, 5, 0, 3)
-    job = Job(task, backbone, (stage,), step_drops(0.1, (1,)), open=both, batchnorm="eval", clip_norm=10.0)
+    experiment = Experiment(
+        task, backbone, (stage,), step_drops(0.1, (1,)), open=both, batchnorm="eval", clip_norm=10.0
+    )
     values = {
         "out": out,
         "batch_size": 4,
@@ -234,26 +236,26 @@ def opened(
     } | options
     run = Run("tiny", RunData(RunOptions(**values), world, both))  # type: ignore[arg-type]
     try:
-        job.check(run.data)
-        place_backbone(job, run.options, world)
-        yield task, run, make_learner(job, 0, run.options, world)
+        experiment.check(run.data)
+        place_backbone(experiment, run.options, world)
+        yield task, run, make_train_step(experiment, 0, run.options, world)
     finally:
         run.close()
 
 
-def passes_of(run: Run, learner: Learner) -> EpochContext:
-    return EpochContext(run, learner, 3, False, 100 + run.world.rank)
+def passes_of(run: Run, train_step: TrainStep) -> EpochContext:
+    return EpochContext(run, train_step, 3, False, 100 + run.world.rank)
 
 
 def test_scores_are_the_sums_of_ten_crops(voc: Path, tmp_path: Path) -> None:
     """Of the outputs before the sigmoid, each crop alone through the network; not of what dropout leaves."""
-    with opened(voc, tmp_path, one_process()) as (task, run, learner):
-        modes = [part.training for part in learner.module.modules()]
-        task.end_stage(passes_of(run, learner))
-        assert modes == [part.training for part in learner.module.modules()] and any(modes)
+    with opened(voc, tmp_path, one_process()) as (task, run, train_step):
+        modes = [part.training for part in train_step.module.modules()]
+        task.end_stage(passes_of(run, train_step))
+        assert modes == [part.training for part in train_step.module.modules()] and any(modes)
         found = read_predictions(tmp_path / NAME)
         assert found["image"].tolist() == list(range(39)) and found["scores"].dtype == np.float32
-        learner.module.eval()
+        train_step.module.eval()
         views = [task.view] * 10
         assert run.data.val is not None
         with (
@@ -265,7 +267,8 @@ def test_scores_are_the_sums_of_ten_crops(voc: Path, tmp_path: Path) -> None:
             assert not torch.equal(inputs[0], inputs[1]), "crops of their own"
             for index in (0, 15, 16, 38):
                 outputs = [
-                    learner.module.head(learner.module.trunk(crop[index : index + 1])) for crop in inputs
+                    train_step.module.head(train_step.module.trunk(crop[index : index + 1]))
+                    for crop in inputs
                 ]
                 expected = sum(outputs)[0].numpy()  # type: ignore[index]
                 assert found["scores"][index] == pytest.approx(expected, rel=1e-4, abs=1e-5)
@@ -276,10 +279,10 @@ def in_a_process(rank: int, root: str, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     world = World(rank, 2, rank, 2, torch.device("cpu"))
     for num in (7, 39):
-        with opened(Path(root), Path(folder, str(num)), world, num) as (task, run, learner):
-            for buffer in learner.module.buffers() if rank else ():
+        with opened(Path(root), Path(folder, str(num)), world, num) as (task, run, train_step):
+            for buffer in train_step.module.buffers() if rank else ():
                 buffer.add_(1)  # each rank has statistics of its own: rank 0's count
-            task.end_stage(passes_of(run, learner))
+            task.end_stage(passes_of(run, train_step))
     leave_world()
 
 
@@ -289,8 +292,8 @@ def test_two_ranks_say_what_one_says(voc: Path, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for num in (7, 39):
-        with opened(voc, tmp_path / f"alone-{num}", one_process(), num) as (task, run, learner):
-            task.end_stage(passes_of(run, learner))
+        with opened(voc, tmp_path / f"alone-{num}", one_process(), num) as (task, run, train_step):
+            task.end_stage(passes_of(run, train_step))
         alone, together = (tmp_path / name / NAME for name in (f"alone-{num}", str(num)))
         assert alone.read_bytes() == together.read_bytes()
         assert read_predictions(alone)["image"].tolist() == list(range(num))
@@ -299,28 +302,28 @@ def test_two_ranks_say_what_one_says(voc: Path, tmp_path: Path) -> None:
 
 def test_a_pass_that_was_stopped_goes_on(voc: Path, tmp_path: Path) -> None:
     seen: list[int] = []
-    with opened(voc, tmp_path, one_process()) as (task, run, learner):
-        learner.module.trunk.register_forward_hook(lambda *_: seen.append(1))
-        ask = run.agreement.after_step
+    with opened(voc, tmp_path, one_process()) as (task, run, train_step):
+        train_step.module.trunk.register_forward_hook(lambda *_: seen.append(1))
+        ask = run.stop_signal.after_step
 
         def stop() -> Any:
-            run.agreement.stop_requested = len(seen) == PART + 4
+            run.stop_signal.stop_requested = len(seen) == PART + 4
             return ask()
 
-        run.agreement.after_step = stop  # type: ignore[method-assign]
+        run.stop_signal.after_step = stop  # type: ignore[method-assign]
         with pytest.raises(PassStopped):
-            task.end_stage(passes_of(run, learner))
+            task.end_stage(passes_of(run, train_step))
         assert len(seen) == PART + 4 and not (tmp_path / NAME).exists()
         seen.clear()
-        run.agreement.after_step = ask  # type: ignore[method-assign]
-        run.agreement.stop_requested = False
-        task.end_stage(passes_of(run, learner))
+        run.stop_signal.after_step = ask  # type: ignore[method-assign]
+        run.stop_signal.stop_requested = False
+        task.end_stage(passes_of(run, train_step))
         assert len(seen) == 39 - PART, "the first part was there"
         seen.clear()
-        task.end_stage(passes_of(run, learner))
+        task.end_stage(passes_of(run, train_step))
         assert not seen, "all of it was there"
-        next(learner.module.parameters()).data.mul_(1.01)
-        task.end_stage(passes_of(run, learner))
+        next(train_step.module.parameters()).data.mul_(1.01)
+        task.end_stage(passes_of(run, train_step))
         assert len(seen) == 39, "other weights"
 
 
@@ -330,8 +333,8 @@ def test_a_picture_that_cannot_be_decoded_has_no_row(tmp_path: Path) -> None:
     with VOC(root, ("2007_test",), "boxes") as data:
         path = Path(data.name(3))
     path.write_bytes(path.read_bytes()[:700])
-    with opened(root, tmp_path / "out", one_process(), 9, on_bad_sample="skip") as (task, run, learner):
-        task.end_stage(passes_of(run, learner))
+    with opened(root, tmp_path / "out", one_process(), 9, on_bad_sample="skip") as (task, run, train_step):
+        task.end_stage(passes_of(run, train_step))
         found = read_predictions(tmp_path / "out" / NAME)
         assert found["image"].tolist() == [0, 1, 2, 4, 5, 6, 7, 8] and found["scores"].shape == (8, 3)
         assert path.name in (tmp_path / "out" / "bad-samples.csv").read_text()
@@ -351,13 +354,13 @@ def learned(root: Path, out: Path, num_steps: int, shuffled: bool) -> float:
         return train, VOC(root, ("2007_test",), "boxes")
 
     torch.manual_seed(0)
-    job = Job(
+    experiment = Experiment(
         MultiLabel(VIEW, 10), TinyNet(), (Stage("voc", 1, 1, 5, 0, num_steps),), step_drops(0.05, (2, 1, 1), 0.5),
         partial(sgd, weight_decay=1e-6), open=both, batchnorm="eval", clip_norm=10.0,
     )  # fmt: skip
     options = RunOptions(out=out, batch_size=32, tensorboard=False, log_steps=100, decoder="torchvision")
     run = Run("tiny", RunData(options, one_process(), both))
-    assert pretrain(job, run)
+    assert pretrain(experiment, run)
     run.close()
     with both(options)[1] as test:
         assert test.class_names is not None

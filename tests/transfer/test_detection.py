@@ -19,7 +19,7 @@ from fastpsl.engine.dataset_pass import EpochContext, PassStopped
 from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import RunOptions
-from fastpsl.engine.train_step import Learner, StageModule
+from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.input_record import CHANNELS, Input
@@ -52,14 +52,14 @@ def opened(root: Path, protocol: DetectionProtocol = SMALL, seed: int = 3, **val
     return task
 
 
-def learner_of(task: Detection, world: World, lr: float = 0.0) -> Learner:
+def train_step_of(task: Detection, world: World, lr: float = 0.0) -> TrainStep:
     """As trainer.make_learner; the weights of everybody are the same."""
     torch.manual_seed(1)
     stage, head = task.stage(), task.head(1, 16)
     trunk = Trunk(task.backbone, stage, batchnorm=task.protocol.batchnorm)
     task.start_stage(stage, trunk, head)
     module = StageModule(trunk, head, task.loss)  # type: ignore[arg-type]
-    return Learner(
+    return TrainStep(
         module, sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0), (), "fp32", world
     )
 
@@ -195,7 +195,7 @@ class FakeRun:
         self.world, self.val_data = world, val_data
         self.folder, self.science, self.num, self.stop_after = folder, {"a": 1}, 0, stop_after
         self.reporter = SimpleNamespace(off_the_clock=contextlib.nullcontext, screen=None)
-        self.agreement = self
+        self.stop_signal = self
 
     def after_step(self) -> Any:
         self.num += 1
@@ -209,14 +209,14 @@ def detect(root: Path, folder: Path, world: World, stop_after: int = 999) -> Non
     predictions.PART = 2
     folder.mkdir(exist_ok=True)
     task = opened(root)
-    learner = learner_of(task, world)
+    train_step = train_step_of(task, world)
     torch.manual_seed(2)
-    nn.init.normal_(learner.module.head.roi_heads.box_predictor.cls_score.weight, std=3.0)  # type: ignore[union-attr, arg-type]
-    for norm in (part for part in learner.module.modules() if isinstance(part, nn.BatchNorm2d)):
+    nn.init.normal_(train_step.module.head.roi_heads.box_predictor.cls_score.weight, std=3.0)  # type: ignore[union-attr, arg-type]
+    for norm in (part for part in train_step.module.modules() if isinstance(part, nn.BatchNorm2d)):
         # Each rank has its own running statistics, and rank 0's count.
         norm.running_mean += 0.1 * world.rank  # type: ignore[assignment, operator]
     run = FakeRun(folder, world, task.test, stop_after)
-    task.end_stage(EpochContext(run, learner, 0, False, 0))  # type: ignore[arg-type]
+    task.end_stage(EpochContext(run, train_step, 0, False, 0))  # type: ignore[arg-type]
 
 
 def in_a_process(rank: int, size: int, root: str, folder: str) -> None:
@@ -232,12 +232,12 @@ def in_a_process(rank: int, size: int, root: str, folder: str) -> None:
 def learned(root: Path, world: World) -> dict[str, Tensor]:
     """Weights after two steps on pictures of unequal sizes and numbers of objects, half of them each rank's."""
     task = opened(root, replace(SMALL, batchnorm="fixed"))
-    learner = learner_of(task, world)
+    train_step = train_step_of(task, world)
     for step in range(2):
         torch.manual_seed(step * 10 + world.rank)
         indices = [0, 1, 2, 3][world.rank :: world.size]
-        learner.step([batch_of(task, indices, step)], lr=0.01)  # type: ignore[list-item]
-    return {name: value.detach().clone() for name, value in learner.module.named_parameters()}
+        train_step.step([batch_of(task, indices, step)], lr=0.01)  # type: ignore[list-item]
+    return {name: value.detach().clone() for name, value in train_step.module.named_parameters()}
 
 
 def learned_together(root: Path, world: World) -> dict[str, Tensor]:
@@ -248,7 +248,7 @@ def learned_together(root: Path, world: World) -> dict[str, Tensor]:
         replace(SMALL, batchnorm="fixed", extra_norm=False, boxes_from="published", num_rois=99),
         proposals=["", ""],
     )
-    learner, random = learner_of(task, world), torch.Generator().manual_seed(0)
+    train_step, random = train_step_of(task, world), torch.Generator().manual_seed(0)
     images, targets = [], []
     for height, width in ((40, 64), (64, 37), (64, 64), (33, 50)):
         images.append(torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=random))
@@ -259,8 +259,8 @@ def learned_together(root: Path, world: World) -> dict[str, Tensor]:
     own = slice(world.rank, None, world.size)
     indices = torch.arange(4)[own]
     batch = AnnotatedBatch(images[own], targets[own], indices, -torch.ones_like(indices), 0, 0)
-    learner.step([batch], lr=1.0)  # type: ignore[list-item]
-    return {name: value.detach().clone() for name, value in learner.module.named_parameters()}
+    train_step.step([batch], lr=1.0)  # type: ignore[list-item]
+    return {name: value.detach().clone() for name, value in train_step.module.named_parameters()}
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +316,7 @@ def test_an_interrupted_pass_goes_on_to_the_same_bytes(
 def test_two_ranks_learn_the_same_weights(two_ranks: Path, devkit: Path) -> None:
     first, second = (torch.load(two_ranks / f"learned-{rank}.pt") for rank in (0, 1))
     task = opened(devkit)
-    before = dict(learner_of(task, one_process()).module.named_parameters())
+    before = dict(train_step_of(task, one_process()).module.named_parameters())
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
         if not ("parts" in name or "trunk" in name) or value.ndim > 1:  # fixed BatchNorms stay
@@ -326,7 +326,7 @@ def test_two_ranks_learn_the_same_weights(two_ranks: Path, devkit: Path) -> None
 def test_two_ranks_learn_as_one_where_the_loss_is_a_mean_of_equals(two_ranks: Path, devkit: Path) -> None:
     first, second = (torch.load(two_ranks / f"together-{rank}.pt") for rank in (0, 1))
     alone = learned_together(devkit, one_process())
-    before = dict(learner_of(opened(devkit), one_process()).module.named_parameters())
+    before = dict(train_step_of(opened(devkit), one_process()).module.named_parameters())
     for name, value in alone.items():
         assert torch.equal(first[name], second[name]), name
         assert torch.allclose(first[name], value, atol=1e-5 * float(value.abs().max() + 1)), name

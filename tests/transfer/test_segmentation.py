@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from fastpsl.engine.dataset_pass import EpochContext, PassStopped
 from fastpsl.engine.distributed import World, join_world, leave_world
-from fastpsl.engine.experiment import Job, make_learner, place_backbone
+from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.last_step import LastStep
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.predictions import NAME, PART, read_predictions
 from fastpsl.engine.run import Run
-from fastpsl.engine.train_step import Learner
-from fastpsl.engine.trainer import StageRun, pretrain
+from fastpsl.engine.train_step import TrainStep
+from fastpsl.engine.trainer import StageTrainer, pretrain
 from fastpsl.kernels.draws import Keys
 from fastpsl.models.alexnet import AlexNet
 from fastpsl.pipelines.input_record import Input
@@ -200,7 +200,7 @@ class Guessing(FCN32s):
         return head
 
 
-def job_of(root: Path, lr: float) -> Job:
+def experiment_of(root: Path, lr: float) -> Experiment:
     torch.manual_seed(0)
     backbone = AlexNet(fc_width=8, dropout=0.0)
     found = network_of(backbone, auxiliary=False)
@@ -210,7 +210,7 @@ def job_of(root: Path, lr: float) -> Job:
     def opened(options: RunOptions) -> tuple[VOC, VOC]:
         return VOC(root, ("2012_train",), "masks"), VOC(root, ("2012_val",), "masks")
 
-    return Job(
+    return Experiment(
         task=Segmentation(network, Input()),
         backbone=backbone,
         stages=(Stage("segmentation", 1, 1, 7, 1),),
@@ -221,11 +221,15 @@ def job_of(root: Path, lr: float) -> Job:
 
 
 @contextmanager
-def run_of(root: Path, out: Path, world: World, lr: float = 0.0, **options: Any) -> Iterator[tuple[Job, Run]]:
-    job = job_of(root, lr)
+def run_of(
+    root: Path, out: Path, world: World, lr: float = 0.0, **options: Any
+) -> Iterator[tuple[Experiment, Run]]:
+    experiment = experiment_of(root, lr)
     values = {"batch_size": 2, "num_threads": 1, "tensorboard": False, "checkpoint_minutes": 0.0} | options
-    run = Run("voc", job.open_data(RunOptions(data=str(root), out=out, **values), world), job.science)
-    yield job, run
+    run = Run(
+        "voc", experiment.open_data(RunOptions(data=str(root), out=out, **values), world), experiment.science
+    )
+    yield experiment, run
     run.close()
 
 
@@ -235,13 +239,13 @@ def in_a_process(rank: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": Path(folder, "port").read_text()}
     world = join_world("cpu", timeout_s=240)
     root = Path(folder) / "VOCdevkit"
-    with run_of(root, Path(folder) / "two", world) as (job, run):
-        assert pretrain(job, run)
+    with run_of(root, Path(folder) / "two", world) as (experiment, run):
+        assert pretrain(experiment, run)
     with run_of(root, Path(folder) / "two-step", world, LR, max_steps_per_stage=1, precision="fp32") as (
-        job,
+        experiment,
         run,
     ):
-        assert pretrain(job, run)
+        assert pretrain(experiment, run)
     leave_world()
 
 
@@ -261,10 +265,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     on_ranks(in_a_process, (str(path),), 2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with run_of(root, path / "one", one_process()) as (job, run):
-        assert pretrain(job, run)
-    with run_of(root, path / "one-step", one_process(), LR, max_steps_per_stage=1) as (job, run):
-        assert pretrain(job, run)
+    with run_of(root, path / "one", one_process()) as (experiment, run):
+        assert pretrain(experiment, run)
+    with run_of(root, path / "one-step", one_process(), LR, max_steps_per_stage=1) as (experiment, run):
+        assert pretrain(experiment, run)
     torch.set_num_threads(threads)
     return path
 
@@ -319,14 +323,14 @@ def test_two_ranks_make_the_step_of_one(folder: Path) -> None:
 def stopped_after(monkeypatch: pytest.MonkeyPatch, run: Run, num: int) -> list[int]:
     """A signal comes with the `num`-th picture; each asking is counted."""
     asked: list[int] = []
-    real = run.agreement.after_step
+    real = run.stop_signal.after_step
 
     def after_step() -> Any:
         asked.append(1)
-        run.agreement.stop_requested = len(asked) == num
+        run.stop_signal.stop_requested = len(asked) == num
         return real()
 
-    monkeypatch.setattr(run.agreement, "after_step", after_step)
+    monkeypatch.setattr(run.stop_signal, "after_step", after_step)
     return asked
 
 
@@ -334,18 +338,18 @@ def test_predictions_go_on_where_they_were_and_old_masks_do_not_stay(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = draw_voc(tmp_path / "VOCdevkit", 2, 2, side_px=32, num_train_masks=2, num_test_masks=PART + 3)
-    with run_of(root, tmp_path / "run", one_process()) as (job, run):
-        job.check(run.data)
-        place_backbone(job, run.options, run.world)
-        learner = make_learner(job, 0, run.options, run.world)
-        context, task = EpochContext(run, learner, 0, False, 1), job.task
+    with run_of(root, tmp_path / "run", one_process()) as (experiment, run):
+        experiment.check(run.data)
+        place_backbone(experiment, run.options, run.world)
+        train_step = make_train_step(experiment, 0, run.options, run.world)
+        context, task = EpochContext(run, train_step, 0, False, 1), experiment.task
         assert isinstance(task, Segmentation)
         seen: list[int] = []
         real = task.found
 
-        def counted(image: Tensor, learner: Learner) -> Tensor:
+        def counted(image: Tensor, train_step: TrainStep) -> Tensor:
             seen.append(1)
-            return real(image, learner)
+            return real(image, train_step)
 
         monkeypatch.setattr(task, "found", counted)
         stopped_after(monkeypatch, run, PART + 2)
@@ -354,7 +358,7 @@ def test_predictions_go_on_where_they_were_and_old_masks_do_not_stay(
         assert len(seen) == PART + 2 and not (run.folder / NAME).exists()
         seen.clear()
         monkeypatch.undo()
-        run.agreement.stop_requested = False
+        run.stop_signal.stop_requested = False
         monkeypatch.setattr(task, "found", counted)
         task.end_stage(context)
         assert len(seen) == 3
@@ -362,7 +366,7 @@ def test_predictions_go_on_where_they_were_and_old_masks_do_not_stay(
         assert len(whole) == 1 + 1 + PART + 3
         (run.folder / "masks" / "2008_999999.png").write_bytes(b"of other weights")
         with torch.no_grad():
-            for weights in learner.module.head.parameters():  # type: ignore[union-attr]
+            for weights in train_step.module.head.parameters():  # type: ignore[union-attr]
                 weights.neg_()  # what was the least likely class is the most likely one
         task.end_stage(context)
         other = found_in(run.folder)
@@ -371,12 +375,12 @@ def test_predictions_go_on_where_they_were_and_old_masks_do_not_stay(
 
 
 def test_training_mode_is_as_it_was_after_the_predictions(folder: Path, tmp_path: Path) -> None:
-    with run_of(folder / "VOCdevkit", tmp_path, one_process()) as (job, run):
-        job.check(run.data)
-        place_backbone(job, run.options, run.world)
-        stage_run = StageRun(job, run, None, LastStep(run))
-        module = stage_run.learner.module.train()
+    with run_of(folder / "VOCdevkit", tmp_path, one_process()) as (experiment, run):
+        experiment.check(run.data)
+        place_backbone(experiment, run.options, run.world)
+        stage_trainer = StageTrainer(experiment, run, None, LastStep(run))
+        module = stage_trainer.train_step.module.train()
         modes = {name: part.training for name, part in module.named_modules()}
-        stage_run._end_stage()
+        stage_trainer._end_stage()
         assert modes == {name: part.training for name, part in module.named_modules()}
         assert modes["trunk"] and not modes["trunk.learning.0.1"]

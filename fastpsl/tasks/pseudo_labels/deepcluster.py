@@ -115,7 +115,7 @@ def features_of(context: EpochContext, view: ViewSpec) -> Features:
     indices: list[np.ndarray] = []
     num_bad = 0
     outputs = context.forward_dataset(view, lambda maps: maps.float().mean((2, 3)).half())
-    with before_last_relu(context.learner.module.trunk):
+    with before_last_relu(context.train_step.module.trunk):
         for numbers, rows in one_behind((Fetch(numbers), Fetch(rows)) for numbers, rows in outputs):
             there = numbers.values() >= 0
             blocks.append(rows.values()[there])

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import adam
 from fastpsl.engine.options import PretrainOptions
@@ -54,7 +54,7 @@ class Options(PretrainOptions):
         self.refuse_apex("IIC", "Adam")
 
 
-def build(options: Options) -> Job:
+def build(options: Options) -> Experiment:
     task = IIC(
         options.num_clusters,
         size_px=options.size_px,
@@ -67,7 +67,7 @@ def build(options: Options) -> Job:
     )
     channels = input_of(options.transforms, options.size_px).num_channels
     backbone = make_backbone(options.backbone, num_channels=channels)
-    return Job(
+    return Experiment(
         task=task,
         backbone=backbone,
         stages=options.stages(task.num_levels, backbone.num_blocks),
@@ -77,12 +77,12 @@ def build(options: Options) -> Job:
     )
 
 
-def finish(options: Options, job: Job, run: Run) -> Sequence[str]:
+def finish(options: Options, experiment: Experiment, run: Run) -> Sequence[str]:
     """labels.npz and labels.png in the run's folder, of the last checkpoint's labels; lines for people."""
-    assert isinstance(job.task, IIC)
+    assert isinstance(experiment.task, IIC)
     state = read_checkpoint(run.last_checkpoint())
     made = state["task"]
-    labels, num_clusters = made["labels"].numpy(), job.task.num_clusters
+    labels, num_clusters = made["labels"].numpy(), experiment.task.num_clusters
     path = write_labels(
         run.folder / NAME, labels, num_clusters, run.data.train, str(run.science["recipe"]),
         entropy=made["entropy"].numpy(), configuration={**run.science, "source": "iic", "cut": was_cut(state)},

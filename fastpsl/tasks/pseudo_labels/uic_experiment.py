@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import linear_decay
 from fastpsl.engine.options import MACHINE, PretrainOptions
 from fastpsl.engine.run import Run
@@ -58,7 +58,7 @@ def fine_tuning(asked: Options) -> Mapping[str, Any]:
     return FINE_TUNE if asked.fine_tune is not None else {}
 
 
-def build(options: Options) -> Job:
+def build(options: Options) -> Experiment:
     """The job. ValueError where a file that is asked for cannot serve."""
     input, science = Input.usual(options.channels, options.size_px), dict[str, Any]()
     backbone = make_backbone(options.backbone, num_channels=input.num_channels, dropout=options.dropout)
@@ -89,7 +89,7 @@ def build(options: Options) -> Job:
         given=given,
         classifier=classifier,
     )
-    return Job(
+    return Experiment(
         task=task,
         backbone=backbone,
         stages=options.stages(task.num_levels, backbone.num_blocks),
@@ -100,13 +100,13 @@ def build(options: Options) -> Job:
     )
 
 
-def finish(options: PretrainOptions, job: Job, run: Run) -> Sequence[str]:
+def finish(options: PretrainOptions, experiment: Experiment, run: Run) -> Sequence[str]:
     """labels.npz and labels.png in the run's folder, of the last checkpoint's labels; lines for people."""
-    assert isinstance(job.task, PseudoClassify)
+    assert isinstance(experiment.task, PseudoClassify)
     state = read_checkpoint(run.last_checkpoint())
     store, made_by = state["task"]["store"], str(run.science["recipe"])
     path = write_labels(
-        run.folder / NAME, store["current"].numpy(), job.task.num_classes, run.data.train, made_by,
+        run.folder / NAME, store["current"].numpy(), experiment.task.num_classes, run.data.train, made_by,
         num_split=store["num_split"], configuration={**run.science, "source": made_by},
     )  # fmt: skip
     curves = draw_label_curves(run.folder)

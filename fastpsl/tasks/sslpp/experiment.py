@@ -11,7 +11,7 @@ import tyro
 from torch import nn
 
 from fastpsl.engine.distributed import own_rank
-from fastpsl.engine.experiment import Job
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.options import MACHINE, PretrainOptions
 from fastpsl.models.factory import make_backbone
@@ -49,7 +49,7 @@ class Options(PretrainOptions):
     """padded: the whole picture, moved by up to an eighth of its side (RotNet's and AET's on CIFAR); random_resized: as is usual for larger ones."""
 
 
-def build(options: Options, proxy: Proxy, optimiser: Optimiser, factor: float = 0.1) -> Job:
+def build(options: Options, proxy: Proxy, optimiser: Optimiser, factor: float = 0.1) -> Experiment:
     """The job; `factor`: of the rate at each drop. ValueError where the labels cannot serve."""
     rgb = Input.usual("RGB", options.size_px)
     seen = proxy.view().input() if options.proxy else rgb
@@ -73,7 +73,7 @@ def build(options: Options, proxy: Proxy, optimiser: Optimiser, factor: float = 
         seed=options.seed,
     )
     backbone = make_backbone(options.backbone, num_channels=seen.num_channels)
-    return Job(
+    return Experiment(
         task=task,
         backbone=backbone,
         stages=options.stages(task.num_levels, backbone.num_blocks),

@@ -30,7 +30,7 @@ class MultiLabelProtocol:
     """train, test: image sets (`pipelines.voc.VOC`). fc6_8, all: the rate by what learns. epochs or num_steps: the length, as in `Stage`.
 
     new_fc: whether fc6 and fc7 begin anew, as the classifier does, or as they were learned. area, ratio: of the crops, in training and
-    test. clip_norm, batchnorm: see `Job`.
+    test. clip_norm, batchnorm: see `Experiment`.
     """
 
     train: tuple[str, ...]

@@ -14,7 +14,7 @@ from fastpsl.engine.predictions import PART, Predictions
 from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import open_loader
 from fastpsl.engine.task import Task
-from fastpsl.engine.train_step import Learner
+from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.models.backbone import Backbone
@@ -131,7 +131,7 @@ class MultiLabel(Task):
         science = context.held_out_science(seed=run.options.seed, crops=self.num_crops, view=repr(self.view))
         with (
             open_loader(data, views, run.options, run.world, batch_size=PART, train=False) as loader,
-            contextlib.closing(MultiCropPredictor(run, context.learner, loader)) as predictor,
+            contextlib.closing(MultiCropPredictor(run, context.train_step, loader)) as predictor,
         ):
             context.predict(predictor.predict_images, science)
 
@@ -152,8 +152,8 @@ class MultiCropPredictor:
     Parts that follow one another are read on in one epoch of the loader, which stays a few batches ahead.
     """
 
-    def __init__(self, run: Run, learner: Learner, loader: Loader):
-        self.run, self.learner, self.loader = run, learner, loader
+    def __init__(self, run: Run, train_step: TrainStep, loader: Loader):
+        self.run, self.train_step, self.loader = run, train_step, loader
         self.augment = choose_augment(run.options.augment, loader.views, run.world.device)
         self._batches: Generator[Batch, None, None] | None = None
         self._next_step = 0
@@ -162,11 +162,11 @@ class MultiCropPredictor:
     def predict_images(self, images: range) -> Iterator[Predictions]:
         """{"scores": float32 [1, num_classes]} of each of one part of this rank; [0, num_classes] of a picture that was skipped."""
         batch = self._batch(images.start // (PART * self.run.world.size))
-        inputs = self.augment.inputs(batch, self.loader.views, self.learner.dtype)
-        module = self.learner.module
+        inputs = self.augment.inputs(batch, self.loader.views, self.train_step.dtype)
+        module = self.train_step.module
         for row, index in enumerate(batch.indices.tolist()[: len(images)]):
             crops = torch.cat([view[row : row + 1] for view in inputs])
-            with self.learner.autocast():
+            with self.train_step.autocast():
                 outputs: Tensor = module.head(module.trunk(crops))
             scores = outputs.float().sum(0, keepdim=True).cpu().numpy()
             yield {"scores": scores if index >= 0 else scores[:0]}

@@ -13,7 +13,7 @@ class DetectionProtocol:
     """The length is `epochs` or `num_steps`; after each of `intervals`, shares of it, the rate is a tenth. lr: for a batch of `lr_batch`.
 
     boxes_from: "rpn", learned with the rest (Faster R-CNN), or "published" (Fast R-CNN). first_learning: the first block that learns.
-    batchnorm: of those blocks, see `Job`. extra_norm: a BatchNorm behind the last block. with_difficult: whether what is annotated as
+    batchnorm: of those blocks, see `Experiment`. extra_norm: a BatchNorm behind the last block. with_difficult: whether what is annotated as
     difficult is learned. short_px: sides that a training picture's shorter side is drawn from; tests have the largest.
 
     anchor_px: roots of the anchors' areas. rpn_train, rpn_test: the RPN's boxes before and after non-maximum suppression. num_rois:

@@ -78,7 +78,7 @@ class Detection(Task):
         )  # fmt: skip
 
     def open(self, root: Path, options: RunOptions) -> tuple[Dataset, Dataset]:
-        """Training and test sets in VOC's layout at `root`: `Job.open`. ValueError where something is wrong with them."""
+        """Training and test sets in VOC's layout at `root`: `Experiment.open`. ValueError where something is wrong with them."""
         check_options(options)
         protocol = self.protocol
         self.train, self.test = learned_and_scored(root, protocol.train_sets, protocol.test_sets, "boxes")
@@ -146,7 +146,7 @@ class Detection(Task):
 
         def predict_images(indices: range) -> Iterator[Predictions]:
             for index in indices:
-                with context.learner.autocast():
+                with context.train_step.autocast():
                     yield self.detected(detector, index, context.world.device)
 
         context.predict(predict_images, context.held_out_science(science=context.run.science))

@@ -18,7 +18,7 @@ class SegmentationProtocol:
     accumulate: pictures of a batch one after another, where memory is short. lr: falls tenfold between `intervals`, which are shares of the
     training; or, with `power`, as a polynomial to `end_lr`. scales: of random crops (`mask_crop.ScaledCrop`); without them pictures are whole
     and as large as they are, in training and in test. auxiliary_weight: of the loss of a second head on B4, where the network
-    has one. batchnorm: see `Job`.
+    has one. batchnorm: see `Experiment`.
     """
 
     train: tuple[str, ...] = ("2012_train",)

@@ -14,7 +14,7 @@ from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.predictions import Predictions, begin_folder
 from fastpsl.engine.run_data import RunData
 from fastpsl.engine.task import Task
-from fastpsl.engine.train_step import Learner
+from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.batch import Batch
@@ -110,32 +110,32 @@ class Segmentation(Task):
 
     def end_stage(self, context: EpochContext) -> None:
         """predictions.npz of the held-out pictures: "confusion", int64 [N, C, C] (truth, prediction); masks/<id>.png: what was found."""
-        learner, data, masks = context.learner, context.run.data.val, context.run.folder / MASKS
+        train_step, data, masks = context.train_step, context.run.data.val, context.run.folder / MASKS
         assert isinstance(data, VOC)
         science = context.held_out_science(task=repr(self))
         if context.world.rank == 0:
             begin_folder(masks, science)  # the others come to `predict`'s first wait
-        context.predict(lambda images: self.predict_images(images, data, learner, masks), science)
+        context.predict(lambda images: self.predict_images(images, data, train_step, masks), science)
 
     def predict_images(
-        self, images: range, data: VOC, learner: Learner, masks: Path
+        self, images: range, data: VOC, train_step: TrainStep, masks: Path
     ) -> Iterator[Predictions]:
         """{"confusion": int64 [1, C, C]} of each of these pictures, whose masks are written."""
         for index in images:
-            truth = torch.from_numpy(data.mask(index)).to(learner.world.device)
-            found = self.found(read_picture(data, index).to(learner.world.device), learner)
+            truth = torch.from_numpy(data.mask(index)).to(train_step.world.device)
+            found = self.found(read_picture(data, index).to(train_step.world.device), train_step)
             path = masks / f"{data.image_id(index)}.png"
             write_atomically(path, mask_png(found.cpu().numpy()), durable=False)
             yield {"confusion": confusion(found, truth, self.num_classes)[None].cpu().numpy()}
 
-    def found(self, image: Tensor, learner: Learner) -> Tensor:
+    def found(self, image: Tensor, train_step: TrainStep) -> Tensor:
         """uint8 [3, h, w] to the class numbers of its pixels, uint8 [h, w]."""
         height, width = image.shape[-2:]
-        shown, module = image, learner.module
+        shown, module = image, train_step.module
         if self.crop is not None:
             short = self.crop.size_px
             shown = resized(image, resized_sides(height, width, short, LONG_OF_SHORT * short))
-        with learner.autocast():
+        with train_step.autocast():
             scores, *_ = self.network.scores(
                 module.trunk, module.head, padded([normalised(shown, self.input)], 1)
             )
