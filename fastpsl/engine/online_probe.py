@@ -37,7 +37,7 @@ FIGURES = ("knn_accuracy", "linear_accuracy", "feature_std", "effective_rank")
 _TRAIN, _HELD_OUT = 1, 2  # parts of the seed
 
 
-class Seen(NamedTuple):
+class Features(NamedTuple):
     """Features of the samples that could be decoded, in the data's order, on the device."""
 
     features: Tensor  # float32 [n, C]
@@ -74,7 +74,7 @@ class OnlineProbe:
         if self.held_out is None:
             run.reporter.say("probe: no held-out data with labels; it shows signs of collapse alone")
 
-    def look(self, steps_per_epoch: int, last_step: int) -> bool:
+    def probe(self, steps_per_epoch: int, last_step: int) -> bool:
         """Look, if it is time to; every rank calls it between the same two steps. False when a signal stopped it."""
         position = self.run.position
         if not self.every or position.step == 0 or position.run_step <= self._last_look:
@@ -102,7 +102,7 @@ class OnlineProbe:
             self._last_look = position.run_step
         return True
 
-    def _features(self, data: Subset) -> Seen | None:
+    def _features(self, data: Subset) -> Features | None:
         """Of all ranks' shares together, on every rank; None when a signal stopped it."""
         run, dtype = self.run, DTYPES[self.run.precision]
         features, indices, of_all = [], [], self.run.data.loader_batch(1) * run.world.size
@@ -121,7 +121,7 @@ class OnlineProbe:
         places, values = gathered(torch.cat(indices)), gathered(torch.cat(features))
         order = places.argsort()[int((places < 0).sum()) :]  # padding and broken samples come first
         labels = torch.from_numpy(data.labels().astype(np.int64))[places[order].cpu()]
-        return Seen(values[order], labels)
+        return Features(values[order], labels)
 
     def _report(self, line: dict[str, Any], seconds: float) -> None:
         reporter, step = self.run.reporter, line["run_step"]
@@ -137,7 +137,7 @@ class OnlineProbe:
             reporter.wandb.log(scalars, step=step)
 
 
-def figures(train: Seen, held_out: Seen | None) -> dict[str, Any]:
+def figures(train: Features, held_out: Features | None) -> dict[str, Any]:
     """The numbers of a look: accuracies in [0, 1], None without labels; all None where features are not finite."""
     found: dict[str, Any] = {"num_train": len(train.features), "channels": train.features.shape[1]}
     found |= {"num_held_out": 0, "num_classes": 0} | dict.fromkeys(FIGURES)

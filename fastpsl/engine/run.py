@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from fastpsl.engine.distributed import StopSignal, share
+from fastpsl.engine.distributed import share
 from fastpsl.engine.environment import environment
 from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.resume import choose_folder, find_checkpoint, lock_folder
 from fastpsl.engine.run_data import RunData
+from fastpsl.engine.signals import StopSignal
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.pipelines.files.atomic import output_errors, write_atomically
 

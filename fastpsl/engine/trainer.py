@@ -186,7 +186,7 @@ class StageTrainer:
             may_take_long = experiment.task.pass_views(self.stage.level) or self.online_probe.every
             if position.step and may_take_long and not self.kept_step.is_safe():
                 self.keep()
-            if not self.online_probe.look(steps_per_epoch, last_step):
+            if not self.online_probe.probe(steps_per_epoch, last_step):
                 return False
             if step_in_epoch == 0 and not self._start_epoch(epoch):
                 return False
@@ -229,7 +229,7 @@ class StageTrainer:
             batches.close()
         if self.online_probe.every and not self.kept_step.is_safe():
             self.keep()
-        return self.online_probe.look(steps_per_epoch, last_step)
+        return self.online_probe.probe(steps_per_epoch, last_step)
 
     def _start_epoch(self, epoch: int) -> bool:
         """Call the task before the first step of epoch `epoch` of the stage. False when a signal stopped it."""

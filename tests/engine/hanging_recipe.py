@@ -6,9 +6,9 @@ import signal
 from dataclasses import replace
 
 from fastpsl.engine import last_step, trainer
-from fastpsl.engine.distributed import StopSignal
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
+from fastpsl.engine.signals import StopSignal
 from fastpsl.pipelines.sample.betons import NUM_TRAIN
 from tests.tasks.nearest_key_recipe import NearestKey, Options, build, parse
 

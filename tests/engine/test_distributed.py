@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fastpsl.engine.distributed import StopSignal, World, choose_device
+from fastpsl.engine.distributed import World, choose_device
+from fastpsl.engine.signals import StopSignal
 from tests.engine.tiny import one_process
 
 

@@ -11,9 +11,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from bench.recipe_stages import recipe_options
 from fastpsl.engine.dataset_pass import EpochContext
-from fastpsl.engine.distributed import Signals, World
+from fastpsl.engine.distributed import World
 from fastpsl.engine.fetch import Fetch
 from fastpsl.engine.run import Run
+from fastpsl.engine.signals import Signals
 from fastpsl.evaluation import features
 from fastpsl.evaluation.features import Extraction
 from fastpsl.pipelines.batch import Batch

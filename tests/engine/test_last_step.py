@@ -224,7 +224,7 @@ def test_a_disk_that_is_full_ends_nothing(
     class Full(Hanging):
         def loss(self, *arguments: Any) -> tuple[Tensor, Metrics]:
             if arguments[1].training and len(self.trained) + 1 == self.at:
-                monkeypatch.setattr("fastpsl.models.checkpoint.Checkpoints.write", full)
+                monkeypatch.setattr("fastpsl.models.checkpoint.CheckpointManager.write", full)
             return super().loss(*arguments)
 
     with pytest.raises(Left):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from fastpsl.engine import online_probe as online
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.online_probe import (
+    Features,
     OnlineProbe,
-    Seen,
     effective_rank,
     feature_std,
     figures,
@@ -86,12 +86,12 @@ def test_ridge_is_the_solution_of_its_normal_equations() -> None:
 def test_a_look_without_labels_or_with_features_that_are_not_finite() -> None:
     labels = torch.arange(40) % 4
     clear = nn.functional.one_hot(labels, 4).float() + 0.01 * noise(40, 4)
-    whole = figures(Seen(clear, labels), Seen(clear[:12], labels[:12]))
+    whole = figures(Features(clear, labels), Features(clear[:12], labels[:12]))
     assert whole["knn_accuracy"] == whole["linear_accuracy"] == 1 and whole["num_held_out"] == 12
-    bare = figures(Seen(clear, torch.full((40,), -1)), None)
+    bare = figures(Features(clear, torch.full((40,), -1)), None)
     assert bare["knn_accuracy"] is None and bare["effective_rank"] == whole["effective_rank"]
     clear[3, 1] = float("inf")
-    broken = figures(Seen(clear, labels), Seen(clear[:12], labels[:12]))
+    broken = figures(Features(clear, labels), Features(clear[:12], labels[:12]))
     assert all(broken[name] is None for name in online.FIGURES)
     assert "not finite" in probe_line(broken | {"epoch": 1.0, "stage": "S1", "block": "B3"})
 
@@ -180,7 +180,7 @@ def test_the_numbers_are_those_of_the_trunk_as_it_is_saved(whole: Path) -> None:
             for batch in loader.epoch(0):
                 (image,) = batch.inputs(loader.views, torch.float32)
                 rows.append(nn.Sequential(*net.blocks())(image).mean((2, 3))[0])
-        seen.append(Seen(torch.stack(rows), torch.from_numpy(data.labels().astype(np.int64))))
+        seen.append(Features(torch.stack(rows), torch.from_numpy(data.labels().astype(np.int64))))
     run.close()
     expected, line = figures(*seen), probes(whole)[-1]
     assert expected == {name: pytest.approx(line[name], rel=1e-3) for name in expected}
