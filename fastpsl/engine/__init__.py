@@ -1,1 +1,1 @@
-"""engine."""
+"""How it is trained: task, plan, train step, trainer, run, resume, reporter."""

@@ -1,1 +1,1 @@
-"""What learned features are worth."""
+"""What frozen features are worth: probes, kNN, retrieval, t-SNE."""

@@ -1,1 +1,1 @@
-"""Arithmetic on batches and numba code: draws, crops, colour, blur, permutations. No files."""
+"""Arithmetic on arrays: draws, crops, ops, permutations. No files."""

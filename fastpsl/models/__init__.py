@@ -1,1 +1,1 @@
-"""models."""
+"""Backbones as blocks, and files of weights in and out."""

@@ -1,1 +1,1 @@
-"""Pretext tasks, one file each."""
+"""What is learned: pretext tasks, a file each."""

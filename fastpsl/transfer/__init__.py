@@ -1,1 +1,1 @@
-"""What a learned backbone is worth elsewhere: detection, segmentation, multi-label, support vector machines, few-shot."""
+"""What a learned backbone is worth elsewhere: VOC detection, segmentation, classification, SVMs; few-shot."""

@@ -1,5 +1,6 @@
 """What a task may ask of the trainer besides views, head and loss."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plots.contact_sheet import NUM_PICTURES
 from tests.engine.tiny import TinyNet, tiny_run
+from tests.programs import ROOT
 
 NUM_WARM_UP = 20  # more than the 15 batches of an epoch
 
@@ -229,3 +231,10 @@ def test_only_what_is_shown_is_augmented_for_the_contact_sheet(tmp_path: Path) -
         NUM_PICTURES
     ] * 6  # 24 samples a batch, as each counts twice
     assert all(tensor.device.type == "cpu" for batch in task.drawn for tensor in batch.tensors())
+
+
+def test_the_page_names_every_hook_and_nothing_else() -> None:
+    page = (ROOT / "docs" / "add_a_task.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)[`(]", row.split("|")[1])}
+    assert named == {name for name in vars(Task) if not name.startswith("_")}

@@ -1,1 +1,1 @@
-"""optim."""
+"""Optimisers and learning-rate schedules."""

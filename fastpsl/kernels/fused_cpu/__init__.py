@@ -1,1 +1,1 @@
-"""fused_cpu."""
+"""Whole views in one pass over memory by numba, an image at a time."""

@@ -1,1 +1,1 @@
-"""Whole views in few passes over memory: Triton kernels, the only folder that imports triton."""
+"""Whole views in few passes over memory by Triton; the only folder that imports triton."""

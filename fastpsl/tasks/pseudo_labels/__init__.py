@@ -1,1 +1,1 @@
-"""pseudo_labels."""
+"""UIC, DeepCluster and IIC: classes that the network itself gives the images."""

@@ -1,1 +1,1 @@
-"""sslpp."""
+"""SSL++: a pretext task with pseudo-labels as a second target."""

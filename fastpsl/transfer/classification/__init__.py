@@ -1,1 +1,1 @@
-"""classification."""
+"""Multi-label classification on PASCAL VOC."""

@@ -1,1 +1,1 @@
-"""detection."""
+"""Detection on PASCAL VOC."""

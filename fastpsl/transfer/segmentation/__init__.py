@@ -1,1 +1,1 @@
-"""segmentation."""
+"""Segmentation on PASCAL VOC."""

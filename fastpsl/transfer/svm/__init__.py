@@ -1,1 +1,1 @@
-"""svm."""
+"""Linear SVMs on frozen features."""
