@@ -3,7 +3,7 @@
     python bench/throughput.py                                    the embedded sample, under two minutes on a CPU
     python bench/throughput.py --data 'imagenet/train-*.beton' --recipe jigsaw simclr
 
-For each recipe and stage: its own loader by decoder, its own step (the trainer's Learner), and both. The headline is
+For each recipe and stage: its own loader by decoder, its own step (the trainer's TrainStep), and both. The headline is
 both / step: 1 means that the step never waits; and both / min(loader, step), where the loader is the slower. Then loaders alone
 on equal footing, with one random resized crop and two: ours, ffcv's own, DALI's reader, torchvision with DataLoader and
 WebDataset. Writes a JSON and a bar chart; see bench/README.md.

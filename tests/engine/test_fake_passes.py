@@ -14,6 +14,7 @@ from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import World
 from fastpsl.engine.fetch import Fetch
 from fastpsl.engine.run import Run
+from fastpsl.engine.run_data import RunData
 from fastpsl.engine.signals import Signals
 from fastpsl.evaluation import features
 from fastpsl.evaluation.features import Extraction
@@ -49,7 +50,7 @@ class FakeBatches(AbstractContextManager):  # type: ignore[type-arg]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     run = tiny_run(tmp_path)
     run.world = WORLD
-    monkeypatch.setattr(Run, "loader", lambda run, data, views, train: FakeBatches(views))
+    monkeypatch.setattr(RunData, "loader", lambda run_data, data, views, train: FakeBatches(views))
     # Flags of the host, in a tensor that gloo moves.
     monkeypatch.setattr(run.stop_signal, "after_step", lambda: Signals(stop=False, checkpoint=False))
     yield run

@@ -22,7 +22,7 @@ def launched(
     out: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, fails_at: int | None = 3, **options: Any
 ) -> int:
     """The exit code of a recipe whose third step raises `error`."""
-    paths, step, steps = sample_paths(), TrainStep.step, list[int]()
+    paths, step, steps = sample_paths(), TrainStep.update, list[int]()
 
     def failing(self: TrainStep, *arguments: Any) -> Any:
         steps.append(1)
@@ -41,7 +41,7 @@ def launched(
         }
         return PretrainOptions(data=str(paths.train_32), val=str(paths.test_32), out=out, **values)
 
-    monkeypatch.setattr(TrainStep, "step", failing)
+    monkeypatch.setattr(TrainStep, "update", failing)
     with runs_closed(monkeypatch), pytest.raises(SystemExit) as left:
         launch.launch("tiny", parse, lambda options: tiny_experiment())
     assert isinstance(left.value.code, int)

@@ -65,12 +65,12 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, sys, torch
 from pathlib import Path
-from fastpsl.models.checkpoint import Checkpoints
+from fastpsl.models.checkpoint import CheckpointManager
 folder = Path(sys.argv[1])
-Checkpoints(folder, keep=3).save(1, {"weights": torch.zeros(1000)})
+CheckpointManager(folder, keep=3).save(1, {"weights": torch.zeros(1000)})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a disk with 100 kB left
 try:
-    Checkpoints(folder, keep=3).save(2, {"weights": torch.zeros(1_000_000)})
+    CheckpointManager(folder, keep=3).save(2, {"weights": torch.zeros(1_000_000)})
 except OSError as error:
     print(error.errno, error.filename)
 """

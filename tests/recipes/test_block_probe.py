@@ -113,7 +113,7 @@ def test_values_are_the_papers_and_rotnets() -> None:
     (train,), (held_out,) = experiment.task.views(1), experiment.task.held_out_views(1)
     whole = ShorterSideCrop(32, 32, "center")
     assert (train.crop, train.ops, held_out.crop, held_out.ops) == (whole, (Shift(4), Flip()), whole, ())
-    assert not isinstance(experiment.task, FewLabels) and not hasattr(experiment.task, "epoch_order")
+    assert not isinstance(experiment.task, FewLabels) and not experiment.task.has_own_order
     values = {"heads": ("fc1_B2",), "whole": False, "labels_per_class": 20, "seed": 7}
     experiment = recipe["build"](recipe["Options"](random_weights=True, backbone="nin4", **values))
     assert experiment.stages[0].last_block == 2 and experiment.task.held_out_view.crop == ShorterSideCrop(

@@ -85,7 +85,7 @@ def test_small_pictures_are_padded_and_scored_whole() -> None:
             "Flip"
         ]
         assert experiment.science == science and "crop" not in options.science()
-        assert options.science()["labels_per_class"] is None and not hasattr(experiment.task, "epoch_order")
+        assert options.science()["labels_per_class"] is None and not experiment.task.has_own_order
 
 
 def test_a_nin_learns_from_few_labels_and_goes_on_as_it_began(recipe: Start, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_what_is_hidden_is_nowhere_in_the_input() -> None:
 def test_it_is_ssl_pluspluss_proxy() -> None:
     """Half of the side, in the network's mean colour, so 0 once normalised; 8 x 8 maps become 32 px."""
     task: Proxy = Context()
-    assert task.images_per_sample == 1
+    assert task.images_per_sample(1) == 1
     view = task.view()
     assert [type(op).__name__ for op in view.ops] == ["Shift", "Flip", "Hole"]
     assert view.ops[-1] == Hole(0.5, view.mean)

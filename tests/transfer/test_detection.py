@@ -53,7 +53,7 @@ def opened(root: Path, protocol: DetectionProtocol = SMALL, seed: int = 3, **val
 
 
 def train_step_of(task: Detection, world: World, lr: float = 0.0) -> TrainStep:
-    """As trainer.make_learner; the weights of everybody are the same."""
+    """As experiment.make_train_step; the weights of everybody are the same."""
     torch.manual_seed(1)
     stage, head = task.stage(), task.head(1, 16)
     trunk = Trunk(task.backbone, stage, batchnorm=task.protocol.batchnorm)
@@ -192,7 +192,7 @@ class FakeRun:
     """What `end_stage` asks of a run; stops after `stop_after` pictures."""
 
     def __init__(self, folder: Path, world: World, val_data: VOC, stop_after: int = 999):
-        self.world, self.val_data = world, val_data
+        self.world, self.data = world, SimpleNamespace(val=val_data)
         self.folder, self.science, self.num, self.stop_after = folder, {"a": 1}, 0, stop_after
         self.reporter = SimpleNamespace(off_the_clock=contextlib.nullcontext, screen=None)
         self.stop_signal = self
