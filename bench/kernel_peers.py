@@ -12,6 +12,7 @@ import torch
 from kornia import augmentation
 from torch import Tensor, nn
 from torchvision.transforms import v2
+from typing_extensions import override
 
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
@@ -34,6 +35,7 @@ class RandomSobel(nn.Module):
         super().__init__()
         self.p = p
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
         due = torch.rand(len(images), 1, 1, 1, device=images.device) < self.p
         return torch.where(due, kornia.filters.sobel(images), images)
@@ -42,6 +44,7 @@ class RandomSobel(nn.Module):
 class Gradients(nn.Module):
     """Kornia's filter of the grey picture."""
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
         return kornia.filters.spatial_gradient(images.mean(1, keepdim=True))[:, 0]
 
@@ -53,6 +56,7 @@ class Turns(nn.Module):
         super().__init__()
         self.num, self.first = num, first
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
         angles = self.first + 360 / self.num * torch.arange(self.num, device=images.device)
         angles = angles.to(images.dtype).repeat(len(images))

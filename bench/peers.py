@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is a program, too
 from fastpsl.engine.timing import samples_per_s
@@ -223,6 +224,7 @@ def _batches_of_dataloader(work: Work, num_views: int) -> Iterator[int]:
         def __len__(self) -> int:
             return data.num_samples
 
+        @override
         def __getitem__(self, index: int) -> Any:
             row = data.rows(np.array([index]))
             stored = data.read(index)

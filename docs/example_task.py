@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from typing_extensions import override
 
 from fastpsl.engine.task import Task
 from fastpsl.kernels.crops import RandomResizedCrop
@@ -26,12 +27,15 @@ class NearestKey(Task):
         self.coming = self.nearest.clone()  # of this epoch; each rank writes its own images
         self.new_keys: list[torch.Tensor] = []
 
+    @override
     def views(self, level):  # harder levels crop smaller parts
         return (ViewSpec(RandomResizedCrop(self.size_px, scale=(1 / (1 + level), 1.0)), ops=(Flip(),)),) * 2
 
+    @override
     def head(self, level, channels):
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, self.width))
 
+    @override
     def start_stage(self, stage, trunk, head):
         self.query = nn.Sequential(trunk, head)
         self.key = copy.deepcopy(self.query).requires_grad_(False)
@@ -39,6 +43,7 @@ class NearestKey(Task):
         self.queue = F.normalize(torch.randn(self.queue_size, self.width)).to(device)
         self.nearest, self.coming = self.nearest.to(device), self.coming.to(device)
 
+    @override
     def loss(self, trunk, head, inputs, batch):
         valid = (batch.indices >= 0).float()
         query = F.normalize(head(trunk(inputs[0])).float())
@@ -55,6 +60,7 @@ class NearestKey(Task):
         right = ((logits.argmax(1) == 0) * valid).sum()
         return loss, {"loss": (loss.detach() * valid.sum(), valid.sum()), "accuracy": (right, valid.sum())}
 
+    @override
     def after_step(self):
         new = torch.cat(self.new_keys)  # of all accumulated batches
         self.new_keys.clear()
@@ -67,14 +73,17 @@ class NearestKey(Task):
             for mine, theirs in zip(self.key.parameters(), self.query.parameters(), strict=True):
                 mine.lerp_(theirs, 0.1)
 
+    @override
     def end_epoch(self):
         self.nearest = self._gathered(self.coming)
         self.coming = torch.full_like(self.coming, -1)
 
+    @override
     def state_dict(self):
         labels = {"nearest": self.nearest, "coming": self._gathered(self.coming)}
         return labels | {"queue": self.queue, "key": self.key.state_dict()}
 
+    @override
     def load_state_dict(self, state):
         for name in ("nearest", "coming", "queue"):
             setattr(self, name, state[name].to(self.queue.device))

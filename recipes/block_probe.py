@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from typing_extensions import override
+
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.schedules import step_drops
@@ -58,6 +60,7 @@ class Options(EvaluationOptions):
     whole: bool = True
     """Score on a picture's whole middle square, not on the 224/256 of it that are usual for large ones."""
 
+    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.epochs < 1:

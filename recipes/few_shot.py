@@ -18,6 +18,8 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
+from typing_extensions import override
+
 from fastpsl.engine.distributed import join_world
 from fastpsl.engine.launch import EXIT_FINISHED, run_script
 from fastpsl.engine.resume import open_folder
@@ -49,6 +51,7 @@ class Options(EvaluationOptions):
     source_px: int = 84
     """Side to which pictures are shrunk first; --size-px above it enlarges them again."""
 
+    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, least in (("ways", 2), ("shots", 1), ("queries", 1), ("episodes", 2), ("source_px", 1)):

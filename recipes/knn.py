@@ -22,6 +22,8 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from typing_extensions import override
+
 from fastpsl.engine.distributed import join_world
 from fastpsl.engine.launch import EXIT_FINISHED, run_script
 from fastpsl.engine.resume import open_folder
@@ -48,6 +50,7 @@ class Options(EvaluationOptions):
     vote: Literal["weighted", "majority", "both"] = "both"
     """Whose scores are reported."""
 
+    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.k or min(self.k) < 1:

@@ -12,6 +12,8 @@ by the statistics of their rank (arXiv 2002.05709, section 2.2); PSL says nothin
 from dataclasses import dataclass
 from functools import partial
 
+from typing_extensions import override
+
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.lars import lars
@@ -63,6 +65,7 @@ class Options(PretrainOptions):
     embedding_width: int = 128
     """Numbers that the head gives for a view."""
 
+    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.accumulate > 1:

@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from typing_extensions import override
+
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.sgd_adam import sgd
@@ -56,6 +58,7 @@ class Options(EvaluationOptions):
     proposals: tuple[str, ...] = field(default=(), metadata=MACHINE)  # science by its digests
     """Of fast_rcnn: published proposals, a file for each training set, then one for the test set."""
 
+    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.whole or self.size_px != EvaluationOptions.size_px:

@@ -16,6 +16,8 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from typing_extensions import override
+
 from fastpsl.engine.distributed import join_world
 from fastpsl.engine.launch import EXIT_FINISHED, run_script
 from fastpsl.engine.options import MACHINE
@@ -54,6 +56,7 @@ class Options(EvaluationOptions):
     num_processes: int | None = field(default=None, metadata=MACHINE)
     """Of this rank, for the SVMs; default: this machine's cores over its ranks."""
 
+    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.shots or min(self.shots) < 1 or len(set(self.shots)) < len(self.shots):

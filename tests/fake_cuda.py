@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
+from typing_extensions import override
 
 from fastpsl.kernels import isotropic_batch
 from fastpsl.kernels.fused import fused_modules
@@ -48,6 +49,7 @@ class FakeTensors(FakeTensorMode):
     """`torch.tensor(…, device="cuda")` copies from the host, on every machine: where torch finds a GPU it would else make a real tensor."""
 
     @property
+    @override
     def avoid_device_init(self) -> bool:
         return True
 
@@ -55,6 +57,7 @@ class FakeTensors(FakeTensorMode):
         """A copied tensor has the same mode: a copy of the mode would free torch's weak references a second time."""
         return self
 
+    @override
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._schema.name in IN_PLACE_WITHOUT_META:
             return None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from typing_extensions import override
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = [ROOT / "tests" / f"{name}.py" for name in ("host_waits", "fake_cuda", "python_backward")]
@@ -49,6 +50,7 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.seen = seen
 
+    @override
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typing_extensions import override
 
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.sample.voc import drawn_voc
@@ -38,6 +39,7 @@ def add_to_seeds(more: int) -> None:
         return seed_numpy([*seed, more] if isinstance(seed, Sequence) else seed)
 
     class Generator(torch.Generator):
+        @override
         def manual_seed(self, seed: int) -> torch.Generator:
             return super().manual_seed(int(seed) + more)
 

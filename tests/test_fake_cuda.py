@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
+from typing_extensions import override
 
 from fastpsl.engine.fetch import Fetch
 from fastpsl.kernels.fused import fused_modules
@@ -137,11 +138,13 @@ class Scaled(Function):
     """x times a number plus a part of y; what it gives besides takes part in no loss."""
 
     @staticmethod
+    @override
     def forward(ctx, x, factor, y):
         ctx.factor = factor
         return x * factor + y[:2], y + 1
 
     @staticmethod
+    @override
     def backward(ctx, of_sum, of_rest):
         of_y = of_rest.clone()
         of_y[:2] += of_sum

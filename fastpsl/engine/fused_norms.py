@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
 
 from fastpsl.engine.compile_modes import Runner, run_blocks
 from fastpsl.kernels.fused_cuda.batch_norm import Norm, Operand, batch_norm
@@ -27,6 +28,7 @@ class FusedNorm(nn.Module):
         super().__init__()
         self.norm, self.z_norm, self.relu, self.fork = norm, z_norm, relu, False
 
+    @override
     def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         norms = [self.norm] if self.z_norm is None else [self.norm, self.z_norm]
         if all(_fits(norm, x) for norm in norms) and (z is None or z.shape == x.shape):

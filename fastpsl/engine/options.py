@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+from typing_extensions import override
 
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import choose_device, own_rank
@@ -148,6 +149,7 @@ class PretrainOptions(RunOptions):
     probe_every: int = field(default=0, metadata=MACHINE)
     """Epochs between looks at the features by held-out labels (0: never)."""
 
+    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.probe_every < 0:

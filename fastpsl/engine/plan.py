@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from typing_extensions import override
+
 PLANS = ("psl", "sl", "psl_f", "end_to_end")
 
 
@@ -31,6 +33,7 @@ class Stage:
         """No stage goes through more of them, however few steps an epoch has."""
         return self.num_steps or self.epochs
 
+    @override
     def __str__(self) -> str:
         length = f"{self.epochs} epochs" if self.num_steps is None else f"{self.num_steps:,} steps"
         if self.first_learning > self.last_block:

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from typing_extensions import override
 
 from fastpsl.engine.compile_modes import EAGER, StepChoice, begin_pass, make_runner
 from fastpsl.engine.distributed import World, sum_over_ranks
@@ -32,6 +33,7 @@ class StageModule(nn.Module):
         self.trunk, self.head = trunk, head
         self._loss = loss
 
+    @override
     def forward(self, inputs: Sequence[Tensor], batch: Batch) -> tuple[Tensor, Metrics]:
         return self._loss(self.trunk, self.head, inputs, batch)
 

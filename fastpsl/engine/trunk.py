@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
 
 from fastpsl.engine.compile_modes import Runner, run_blocks
 from fastpsl.engine.plan import Stage
@@ -63,6 +64,7 @@ class Trunk(nn.Module):
         """The frozen blocks, or their folded copies."""
         return self._folded or self.frozen  # type: ignore[return-value]  # a ModuleList is a sequence of modules
 
+    @override
     def train(self, mode: bool = True) -> "Trunk":
         super().train(mode)
         self.frozen.train(mode and self.frozen_batchnorm == "train")
@@ -74,6 +76,7 @@ class Trunk(nn.Module):
     def _learning_norms(self) -> Iterator[nn.Module]:
         return (part for part in self.learning.modules() if isinstance(part, _BatchNorm))
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
         """Features of the stage's last block."""
         check_size(min(images.shape[-2:]), self.min_px)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.evaluation.few_labels import FewLabels
 from fastpsl.evaluation.probes import Probes
@@ -56,6 +57,7 @@ class BlockProbes(Probes):
 
     heads: tuple[BlockHead, ...]
 
+    @override
     def head(self, level: int, channels: int) -> nn.Module:
         return BlockHeads(self.heads, self.block_shapes(), self.num_classes)
 
@@ -78,6 +80,7 @@ class BlockHeads(nn.Module):
             {head.name: classifier(head.kind, shapes[head.block - 1], num_classes) for head in heads}
         )
 
+    @override
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
         """Features of all blocks, B1 first, up to the last that is read."""
         with torch.autocast(features[0].device.type, enabled=False):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from fastpsl.engine.distributed import World, of_all_ranks, share
 from fastpsl.pipelines.files.atomic import output_errors, partial_path, write_all, write_atomically
@@ -28,6 +29,7 @@ class FeatureFile:
     path: Path
     record: dict[str, Any]
 
+    @override
     def __str__(self) -> str:
         num, channels = self.record["shape"]
         labels = f", labels in {self.record['labels']}" if self.record["labels"] else ""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+from typing_extensions import override
 
 from fastpsl.evaluation.label_lists import first_of_each_class
 from fastpsl.pipelines.data.dataset import Dataset
@@ -25,6 +26,7 @@ class FewLabels(Classify):
     chosen: np.ndarray = field(init=False)
     num_samples: int = field(init=False)
 
+    @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
         super().check_data(data, batch_size)
         self.num_samples = data.num_samples
@@ -32,6 +34,7 @@ class FewLabels(Classify):
             data.labels(), data.num_classes, self.labels_per_class, data.class_names
         )
 
+    @override
     def epoch_order(self, epoch: int) -> np.ndarray:
         return repeated_order(self.chosen, self.num_samples, self.seed, epoch)
 

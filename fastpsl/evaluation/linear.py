@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.evaluation.probes import Probes
@@ -26,6 +27,7 @@ class LinearProbes(Probes):
     pools: tuple[Pool, ...] = PROTOCOLS["vissl"].pools
     batchnorm: Literal["affine", "plain"] | None = "affine"
 
+    @override
     def head(self, level: int, channels: int) -> nn.Module:
         return ProbeHead(self.block_shapes(), self.num_classes, self.pools, self.batchnorm, self.head_std)
 
@@ -65,6 +67,7 @@ class ProbeHead(nn.Module):
             layers |= {"flatten": nn.Flatten(), "linear": linear(self.widths[name], num_classes, std)}
             self.classifiers[name] = nn.Sequential(OrderedDict(layers))
 
+    @override
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
         """Features of all blocks, B1 first."""
         outputs = {}

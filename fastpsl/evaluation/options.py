@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from typing_extensions import override
+
 from fastpsl.engine.distributed import own_rank
 from fastpsl.engine.options import MACHINE, RunOptions, parse_options
 from fastpsl.models.weights import Pretrained, load_pretrained, random_weights
@@ -33,6 +35,7 @@ class EvaluationOptions(RunOptions):
     whole: bool = False
     """Show a picture's whole middle square, and not the 224/256 of it that are usual: for small pictures, such as CIFAR's."""
 
+    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.size_px < 1:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.evaluation.blocks import block_shapes
@@ -27,6 +28,7 @@ class Probes(Classify):
     backbone: Backbone
     more_crops: tuple[ViewSpec, ...] = ()
 
+    @override
     def held_out_views(self, level: int) -> tuple[ViewSpec, ...]:
         return (self.held_out_view, *self.more_crops)
 
@@ -34,6 +36,7 @@ class Probes(Classify):
         """(channels, height, width) of every block, in held-out pictures."""
         return block_shapes(self.backbone, self.held_out_view)
 
+    @override
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:

@@ -5,6 +5,7 @@ facebookresearch/deepcluster, `models/alexnet.py`, which the paper compares with
 """
 
 from torch import nn
+from typing_extensions import override
 
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.layers import normal_weights, on_vectors
@@ -58,6 +59,7 @@ class AlexNet(Backbone):
         self.classifier = nn.Sequential(*layers)
         normal_weights(self)
 
+    @override
     def blocks(self) -> list[nn.Module]:
         convolutions, fc = self.features, self.classifier
         fc_width = self.channels[-1]

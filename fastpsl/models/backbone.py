@@ -1,6 +1,7 @@
 """What a backbone is: blocks one after another."""
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 
 def check_size(side_px: int, min_px: int) -> None:
@@ -31,6 +32,7 @@ class Backbone(nn.Module):
     def num_blocks(self) -> int:
         return len(self.channels)
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
         """Images [B,C,H,W] to the output of the last block."""
         for block in self.blocks():

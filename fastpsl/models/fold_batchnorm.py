@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 from torch.fx.proxy import TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
 
 from fastpsl.models.revnet import Group
 
@@ -103,6 +104,7 @@ class ConvReLU(nn.Module):
         self.conv = conv
         self.by_cudnn = conv.weight.is_cuda and conv.weight.dtype != torch.float32 and self._cudnn_can()
 
+    @override
     def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
         if self.by_cudnn and not torch.compiler.is_compiling():
             return self._cudnn(x, z)

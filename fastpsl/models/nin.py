@@ -5,6 +5,7 @@ fourth block give 192 maps of 8 x 8 positions.
 """
 
 from torch import nn
+from typing_extensions import override
 
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.layers import normal_weights
@@ -39,6 +40,7 @@ class NIN(Backbone):
         self.layers = nn.ModuleList(blocks)
         normal_weights(self)
 
+    @override
     def blocks(self) -> list[nn.Module]:
         return list(self.layers)
 

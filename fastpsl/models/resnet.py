@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torchvision
 from torch import nn
+from typing_extensions import override
 
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.layers import normal_weights, on_vectors
@@ -71,6 +72,7 @@ class ResNet(Backbone):
                 nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)
             )
 
+    @override
     def blocks(self) -> list[nn.Module]:
         blocks: list[nn.Module] = [
             nn.Sequential(self.conv1, self.bn1, self.relu),

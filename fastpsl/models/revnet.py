@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
 
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.layers import normal_weights
@@ -58,6 +59,7 @@ class RevNet(Backbone):
         )
         normal_weights(self)  # as torchvision's ResNet
 
+    @override
     def blocks(self) -> list[nn.Module]:
         return [
             nn.Sequential(self.conv1, self.bn1, self.relu),
@@ -81,6 +83,7 @@ class Group(nn.Module):
         self.bn = nn.BatchNorm2d(outputs)
         self.relu = NarrowReLU(inplace=True)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return self.relu(self.bn(self.units(*self.first(x))))
 
@@ -95,6 +98,7 @@ class FirstUnit(nn.Module):
         self.f = bottleneck(inputs, width, outputs, stride, activated=True)
         self.g = bottleneck(outputs, width, outputs)
 
+    @override
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x1, x2 = x.chunk(2, dim=1)
         y1 = _wide(self.skip1(x1)) + self.f(x2)
@@ -118,6 +122,7 @@ class ReversibleUnits(nn.ModuleList):
     its gradient twice, here and where it is accumulated; `register_post_accumulate_grad_hook` and DDP's see it once.
     """
 
+    @override
     def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             output: Tensor = _Recomputed.apply(self, x1, x2, *self.parameters())
@@ -140,6 +145,7 @@ class _Recomputed(Function):
     """
 
     @staticmethod
+    @override
     def forward(ctx: Any, units: ReversibleUnits, x1: Tensor, x2: Tensor, *parameters: Tensor) -> Tensor:
         output = units.run(x1, x2)
         # Parameters are saved for autograd's check alone: one that was changed meanwhile is an error.
@@ -157,6 +163,7 @@ class _Recomputed(Function):
 
     @staticmethod
     @once_differentiable
+    @override
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         output, *_ = ctx.saved_tensors
         if ctx.training != [module.training for module in ctx.units.modules()]:
@@ -218,6 +225,7 @@ def bottleneck(
 class NarrowReLU(nn.ReLU):
     """Of a float32 stream, in autocast's type: the convolution would round it anyway, and so the float32 is not kept."""
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         device_type = x.device.type
         if torch.is_autocast_enabled(device_type):

@@ -1,6 +1,7 @@
 """VGG16 with BatchNorm (uic.txt, section 4.3): thirteen convolutions and two fully-connected layers, B1…B7."""
 
 from torch import nn
+from typing_extensions import override
 
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.layers import normal_weights, on_vectors
@@ -55,6 +56,7 @@ class VGG(Backbone):
         )
         normal_weights(self)
 
+    @override
     def blocks(self) -> list[nn.Module]:
         convolutions, fc = self.features, self.classifier
         ends = (*self._starts[1:], len(convolutions) - 1)

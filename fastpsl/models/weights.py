@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.checkpoint import FORMAT, CheckpointManager
@@ -37,6 +38,7 @@ class Pretrained:
             "input": self.record["input"],
         }
 
+    @override
     def __str__(self) -> str:
         record = self.record
         seen = f"{self.input.channels}, mean {_numbers(self.input.mean)}, std {_numbers(self.input.std)}"

@@ -6,6 +6,7 @@ from typing import final
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fastpsl.pipelines.views import Op, ViewSpec
 
@@ -22,6 +23,7 @@ class BadSample:
     name: str
     reason: str
 
+    @override
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
 

@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from typing_extensions import override
+
 from fastpsl.tables.matching import Matches
 from fastpsl.tables.needs import Measure
 from fastpsl.tables.rows import Row, Table
@@ -18,6 +20,7 @@ class Measured:
     sd: float | None
     seeds: tuple[int, ...]
 
+    @override
     def __str__(self) -> str:
         """50.9, or 50.9 ± 0.3 (3): mean, standard deviation, seeds."""
         mean = f"{self.mean:.1f}".replace("-", "−")

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from typing_extensions import override
+
 from fastpsl.tables.found import Result
 from fastpsl.tables.needs import SUPERVISED, Evaluation, Weights
 from fastpsl.tables.rows import Table
@@ -42,6 +44,7 @@ class DataSet:
         mine, its = self.known, other.known
         return all(mine[what] == its[what] for what in mine.keys() & its.keys())
 
+    @override
     def __str__(self) -> str:
         parts = [self.train, self.val] + [self.pretrain] * (self.pretrain is not None)
         own = "/".join((digest or "unknown")[:8] for digest in parts)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.task import Task
 from fastpsl.engine.trunk import Metrics, Trunk
@@ -32,20 +33,25 @@ class Classify(Task):
     num_classes: int = field(default=0, init=False)
     needs_labels = True
 
+    @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
         """Takes the number of classes; ValueError where there is nothing to tell apart."""
         self.num_classes = checked_num_classes(data)
 
+    @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
         return (self.train_view,)
 
+    @override
     def held_out_views(self, level: int) -> tuple[ViewSpec, ...]:
         return (self.held_out_view,)
 
+    @override
     def head(self, level: int, channels: int) -> nn.Module:
         """Features [B, channels, h, w] to logits [B, num_classes]."""
         return average_and_linear(channels, self.num_classes, self.head_std)
 
+    @override
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
@@ -56,10 +62,12 @@ class Classify(Task):
         num = valid.sum()
         return loss, {"loss": (loss.detach() * num, num)} | top_right(logits, batch.labels, valid)
 
+    @override
     def chance(self, level: int) -> float:
         """Top-1 accuracy of guessing."""
         return 1 / self.num_classes
 
+    @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """The pictures as the network sees them."""
         return self.train_view.pictures(inputs[0])

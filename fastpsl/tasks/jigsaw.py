@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.task import Task
 from fastpsl.engine.trunk import Metrics, Trunk
@@ -57,6 +58,7 @@ class Jigsaw(Task):
         self.permutations_per_image = permutations_per_image
         self.embedding_width = embedding_width
 
+    @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
         """Shorter side to 256, a random window of 225, flip, nine cells of 75 with a random 64-px tile in each."""
         tiles = JigsawTiles(
@@ -65,9 +67,11 @@ class Jigsaw(Task):
         window = ShorterSideCrop(self.shorter_px, self.grid * self.cell_px)
         return (ViewSpec(window, ops=(Flip(0.5), tiles)),)
 
+    @override
     def head(self, level: int, channels: int) -> nn.Module:
         return JigsawHead(channels, self.embedding_width, self.permutations[: self.counts[level - 1]])
 
+    @override
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
@@ -81,10 +85,12 @@ class Jigsaw(Task):
         right = ((logits.argmax(-1) == labels) * valid).sum()
         return loss, {"loss": (loss.detach() * num_valid, num_valid), "accuracy": (right, num_valid)}
 
+    @override
     def chance(self, level: int) -> float:
         """Accuracy of guessing."""
         return 1 / self.counts[level - 1]
 
+    @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """Each window as cut, and beside it the puzzle that the network is asked about, gaps between the tiles."""
         tiles = self.views(1)[0].pictures(inputs[0])
@@ -98,6 +104,7 @@ class Jigsaw(Task):
         )
         return torch.cat([whole, whole.new_ones(*whole.shape[:3], 4), puzzle], 3)
 
+    @override
     def captions(self, batch: Batch) -> list[str]:
         """Which permutation made each puzzle of the contact sheet."""
         return [f"permutation {label}" for label in batch.draw(JigsawTiles)["permutation"][:, 0].tolist()]
@@ -119,6 +126,7 @@ class JigsawHead(nn.Module):
         self.classify = nn.Linear(self.num_tiles * width, len(permutations))
         self.register_buffer("permutations", permutations, persistent=False)
 
+    @override
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Features [B*tiles, C, h, w] and labels [B, k] to logits [B, k, N] of the tiles permuted by each label."""
         embeddings = self.embed(features.mean((2, 3))).unflatten(0, (-1, self.num_tiles))  # [B, tiles, width]

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.task import Task
 from fastpsl.engine.trunk import Metrics, Trunk
@@ -56,6 +57,7 @@ class Rotation(Task):
         self.shorter_px, self.size_px = shorter_px, size_px
         self.rotations_per_image = rotations_per_image
 
+    @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
         """One view; of all eight rotations two, the upright window and the one turned by 45 degrees, with four turns each."""
         num, every = NUM_ROTATIONS[level - 1], self.rotations_per_image == "all"
@@ -68,13 +70,16 @@ class Rotation(Task):
             return tuple(ViewSpec(crop, (AllTurns(4),)) for crop in crops)
         return (ViewSpec(RotationCrop(self.size_px, share), (Rotate45(),)),)
 
+    @override
     def images_per_sample(self, level: int) -> int:
         """Rotations that the network sees of one sample, and that the batch size counts."""
         return NUM_ROTATIONS[level - 1] if self.rotations_per_image == "all" else 1
 
+    @override
     def head(self, level: int, channels: int) -> nn.Module:
         return RotationHead(channels, NUM_ROTATIONS[level - 1])
 
+    @override
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
@@ -89,10 +94,12 @@ class Rotation(Task):
         right = ((logits.argmax(1) == labels) * valid).sum()
         return loss, {"loss": (loss.detach() * num_valid, num_valid), "accuracy": (right, num_valid)}
 
+    @override
     def chance(self, level: int) -> float:
         """Accuracy of guessing."""
         return 1 / NUM_ROTATIONS[level - 1]
 
+    @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """What the network sees of each sample: one picture, or all of its rotations in one or two rows."""
         pictures = self.views(1)[0].pictures(seen(inputs))
@@ -102,6 +109,7 @@ class Rotation(Task):
         pictures = pictures.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
         return pictures[..., :-_GAP_PX, :-_GAP_PX]
 
+    @override
     def captions(self, batch: Batch) -> list[str]:
         """The angles of the contact sheet's pictures, counter-clockwise."""
         every = _in_rows(degrees_seen(batch)).tolist()
@@ -136,6 +144,7 @@ class RotationHead(nn.Module):
         self.num_rotations = num_rotations
         self.classify = nn.Linear(channels, num_rotations)
 
+    @override
     def forward(self, features: Tensor) -> Tensor:
         """[B, C, h, w] → logits [B, num_rotations]: class l is a turn by l * 360 / num_rotations degrees."""
         return self.classify(features.mean((2, 3)))

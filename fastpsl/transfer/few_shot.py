@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fastpsl.engine.distributed import World
 from fastpsl.evaluation.blocks import block_shapes
@@ -44,6 +45,7 @@ class SmallPictures(Extraction):
     source_px: int = 84
 
     @property
+    @override
     def view(self) -> ViewSpec:
         source = squashed_view(self.pretrained.input, self.source_px)
         if self.size_px == self.source_px:
@@ -51,6 +53,7 @@ class SmallPictures(Extraction):
         enlarge = Enlarge(round(self.size_px * SHORTER_OF_SIZE), self.size_px)
         return replace(source, ops=(enlarge, *source.ops))
 
+    @override
     def wanted(self) -> dict[str, Any]:
         return super().wanted() | {"source_px": self.source_px}
 

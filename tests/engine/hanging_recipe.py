@@ -5,6 +5,8 @@ import os
 import signal
 from dataclasses import replace
 
+from typing_extensions import override
+
 from fastpsl.engine import last_step, trainer
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
@@ -16,6 +18,7 @@ from tests.tasks.nearest_key_recipe import NearestKey, Options, build, parse
 class Hanging(NearestKey):
     num_steps = 0
 
+    @override
     def after_step(self) -> None:
         super().after_step()  # type: ignore[no-untyped-call]
         self.num_steps += 1

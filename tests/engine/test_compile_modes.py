@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._dynamo.backends.debugging import aot_eager
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.nn.parallel import DistributedDataParallel
+from typing_extensions import override
 
 import fastpsl.engine.train_step
 from fastpsl.engine import compile_modes as step_modes
@@ -122,6 +123,7 @@ def test_stages_do_not_share_torchs_limit_and_beyond_it_nothing_falls_back() -> 
 class HostLooks(nn.Module):
     """A block that a graph cannot hold."""
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return x * 2 if float(x.sum()) > 0 else x
 
@@ -169,6 +171,7 @@ class Wide(Backbone):
             for i in range(5)
         )
 
+    @override
     def blocks(self) -> list[nn.Module]:
         return list(self.parts)
 
@@ -270,6 +273,7 @@ class NoNorms(Backbone):
         super().__init__()
         self.block = block
 
+    @override
     def blocks(self) -> list[nn.Module]:
         return [self.block]
 

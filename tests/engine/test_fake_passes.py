@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
+from typing_extensions import override
 
 from bench.recipe_stages import recipe_options
 from fastpsl.engine.dataset_pass import EpochContext
@@ -39,6 +40,7 @@ class FakeBatches(AbstractContextManager):  # type: ignore[type-arg]
         self.views = views
         self.batch = noise_batch(views, 8).to(DEVICE)
 
+    @override
     def __exit__(self, *_: object) -> None:
         pass
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -117,6 +118,7 @@ class Awkward(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(4, affine=i < 4) for i in range(5))
         self.relu = nn.ReLU(inplace=True)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         a = self.norms[0](x)
         b = self.relu(a + 0.5) + a
@@ -141,6 +143,7 @@ class Pooled(nn.Module):
         super().__init__()
         self.norm, self.pool, self.relu = nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.ReLU()
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
         activated: Tensor = self.relu(self.norm(images) + self.pool(images))
         return activated

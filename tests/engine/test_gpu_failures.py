@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from typing_extensions import override
 
 from fastpsl.engine import gpu_failures, gpu_faults, launch
 from fastpsl.engine.distributed import choose_device
@@ -98,6 +99,7 @@ def test_an_error_of_ours_keeps_its_traceback(
 
 def test_what_cannot_be_given_is_not_offered() -> None:
     class Whole(PretrainOptions):
+        @override
         def __post_init__(self) -> None:
             if self.accumulate > 1:
                 raise ValueError("another loss")

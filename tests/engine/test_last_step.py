@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine import last_step, trainer
 from fastpsl.engine.experiment import Experiment
@@ -40,6 +41,7 @@ class Hanging(Asking):
         super().__init__()
         self.at, self.numbers, self.queue = at, numbers, torch.zeros(8)
 
+    @override
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
@@ -50,15 +52,19 @@ class Hanging(Asking):
             raise Left
         return super().loss(trunk, head, inputs, batch)
 
+    @override
     def num_warm_up_batches(self, stage: Any) -> int:
         return 0
 
+    @override
     def after_step(self) -> None:
         self.queue = (self.queue.roll(1) + torch.arange(8)) / 2
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {"queue": self.queue}
 
+    @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.queue = state["queue"]
 
@@ -152,6 +158,7 @@ def test_where_steps_are_short_none_is_kept_and_none_is_lost(
     monkeypatch.setattr(trainer, "LONG_STEP_S", 3600.0)
 
     class Long(Hanging):
+        @override
         def loss(self, *arguments: Any) -> tuple[Tensor, Metrics]:
             if arguments[1].training and len(self.trained) + 1 == self.at:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -172,9 +179,11 @@ def test_before_an_epoch_that_clusters_first_the_last_step_is_kept(
     monkeypatch.setattr(trainer, "LONG_STEP_S", 3600.0)
 
     class Clustering(Hanging):
+        @override
         def pass_views(self, level: int) -> tuple[ViewSpec, ...]:
             return self.views(level)
 
+        @override
         def start_epoch(self, context: Any) -> None:
             if context.epoch == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -196,9 +205,11 @@ def test_an_error_too_leaves_what_was_kept(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(trainer, "LONG_STEP_S", 3600.0)
 
     class Failing(Hanging):
+        @override
         def pass_views(self, level: int) -> tuple[ViewSpec, ...]:
             return self.views(level)
 
+        @override
         def start_epoch(self, context: Any) -> None:
             if context.epoch == 1:
                 raise RuntimeError("Connection reset by peer")
@@ -222,6 +233,7 @@ def test_a_disk_that_is_full_ends_nothing(
         raise OSError(28, "No space left on device")
 
     class Full(Hanging):
+        @override
         def loss(self, *arguments: Any) -> tuple[Tensor, Metrics]:
             if arguments[1].training and len(self.trained) + 1 == self.at:
                 monkeypatch.setattr("fastpsl.models.checkpoint.CheckpointManager.write", full)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.distributed import World
 from fastpsl.engine.optim.sgd_adam import sgd
@@ -28,12 +29,15 @@ class Brightness(Task):
 
     num_levels = 3
 
+    @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
         return VIEWS
 
+    @override
     def head(self, level: int, channels: int) -> nn.Module:
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1))
 
+    @override
     def loss(
         self, trunk: nn.Module, head: nn.Module, inputs: Any, batch: Batch
     ) -> tuple[Tensor, dict[str, Any]]:

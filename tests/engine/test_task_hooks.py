@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.distributed import gathered
 from fastpsl.engine.experiment import Experiment
@@ -44,29 +45,37 @@ class Asking(Task):
         self.held_out_draws: list[int] = []
         self.sizes: list[int] = []
 
+    @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
         return (ViewSpec(ShorterSideCrop(32, 24), ops=(Flip(),)),)
 
+    @override
     def held_out_views(self, level: int) -> tuple[ViewSpec, ...]:
         return (ViewSpec(ShorterSideCrop(32, 32, where="center")),)
 
+    @override
     def images_per_sample(self, level: int) -> int:
         return 2
 
+    @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
         if batch_size == 64:
             raise ValueError(f"batch {batch_size} of {data.num_samples} will not do")
 
+    @override
     def num_warm_up_batches(self, stage: Stage) -> int:
         return NUM_WARM_UP
 
+    @override
     def warm_up(self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
         assert not torch.is_grad_enabled() and head.training and inputs[0].shape[-1] == 24
         self.warmed.append((batch.epoch, batch.step, batch.indices.tolist()))
 
+    @override
     def head(self, level: int, channels: int) -> nn.Module:
         return nn.Linear(channels, 16)
 
+    @override
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
@@ -212,11 +221,13 @@ class Shown(Asking):
         super().__init__()
         self.drawn: list[Batch] = []
 
+    @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         assert len(inputs[0]) == len(batch.indices)
         self.drawn.append(batch)
         return torch.zeros(len(inputs[0]), 3, 24, 24)
 
+    @override
     def captions(self, batch: Batch) -> list[str]:
         self.drawn.append(batch)
         return [""] * len(batch.indices)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typing_extensions import override
 
 from fastpsl import cli
 from fastpsl.engine import launch
@@ -54,6 +55,7 @@ class Dead(io.StringIO):
         super().__init__()
         self.lives, self.number = lives, number
 
+    @override
     def write(self, text: str) -> int:
         self.lives -= 1
         if self.lives < 0:

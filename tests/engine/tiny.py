@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine import launch
 from fastpsl.engine.distributed import World
@@ -41,6 +42,7 @@ class TinyNet(Backbone):
             for i in range(5)
         )
 
+    @override
     def blocks(self) -> list[nn.Module]:
         return list(self.parts)
 

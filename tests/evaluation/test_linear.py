@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
@@ -167,12 +168,14 @@ class Planted(Backbone):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
 
+    @override
     def blocks(self) -> list[nn.Module]:
         class Block(nn.Module):
             def __init__(self, change: Any) -> None:
                 super().__init__()
                 self.change = change
 
+            @override
             def forward(self, images: Tensor) -> Tensor:
                 changed: Tensor = self.change(images)
                 return changed

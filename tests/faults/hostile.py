@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from typing_extensions import override
+
 from fastpsl.engine.terminal import escaped
 from tests.faults import hostile_archives, hostile_arrays, hostile_texts
 from tests.faults.child import Case, Limits, judged, refusal
@@ -167,6 +169,7 @@ def _strange_markup(page: str) -> str:
     found: list[str] = []
 
     class Parser(html.parser.HTMLParser):
+        @override
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
             if tag in ("script", "iframe", "object", "embed", "link", "form", "base"):
                 found.append(f"<{tag}>")

@@ -7,6 +7,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from tests.faults.hostile_common import BOMB_BYTES, DEEP, DIGITS, ESCAPES, MARKUP, Attack, Payload, text
 from tests.faults.hostile_sound import write_tar
 from tests.pipelines.photos import jpeg, photo
@@ -76,6 +78,7 @@ def _tar_nested(path: Path) -> None:
 class _Zeros(io.RawIOBase):
     """As many zeros as are asked for."""
 
+    @override
     def read(self, size: int = -1) -> bytes:
         return bytes(size)
 

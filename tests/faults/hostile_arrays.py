@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from tests.faults.hostile_common import BOMB_BYTES, DEEP, ESCAPES, Attack, Payload, text
 
@@ -21,6 +22,7 @@ class _Runs:
     def __init__(self, path: Path):
         self._canary = path.parent / "canary"
 
+    @override
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, (f"touch {self._canary}",)
 
@@ -39,6 +41,7 @@ def _torch_old(path: Path) -> None:
 
 def _torch_script(path: Path) -> None:
     class Module(torch.nn.Module):
+        @override
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from typing_extensions import override
 
 
 class Held(NamedTuple):
@@ -33,6 +34,7 @@ class Slope(NamedTuple):
         """Whether it is above `bound` beyond doubt: by three standard errors."""
         return self.value - 3 * self.error > bound
 
+    @override
     def __str__(self) -> str:
         return f"{self.value:.3g} ± {self.error:.2g}"
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from typing_extensions import override
 
 
 def rounded(values: Tensor) -> Tensor:
@@ -15,6 +16,7 @@ def rounded(values: Tensor) -> Tensor:
 class RoundedProducts(TorchDispatchMode):
     """Within it, all factors of float32 matrix products are TF32's."""
 
+    @override
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function._schema.name in ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm"):
             args = [

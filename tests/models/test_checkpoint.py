@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typing_extensions import override
 
 from fastpsl.models import checkpoint
 from fastpsl.models.checkpoint import CheckpointManager, read_checkpoint
@@ -130,6 +131,7 @@ def test_no_room_for_a_checkpoint_is_said_as_such(tmp_path: Path, monkeypatch: p
     class Full(io.BytesIO):
         left = 0
 
+        @override
         def write(self, data: Any) -> int:
             self.left -= 1
             if self.left < 0:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.compile_modes import make_runner, run_blocks
 from fastpsl.engine.optim.sgd_adam import sgd
@@ -106,6 +107,7 @@ def test_a_result_that_is_used_twice_is_not_joined() -> None:
             super().__init__()
             self.conv, self.relu = nn.Conv2d(3, 3, 1), nn.ReLU()
 
+        @override
         def forward(self, x: Tensor) -> Tensor:
             y = self.conv(x)
             return self.relu(y) + y
@@ -163,11 +165,13 @@ class NormFirst(nn.Module):
         super().__init__()
         self.norm, self.conv = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(self.norm(x))
 
 
 class Branches(nn.Module):
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x
 
@@ -217,6 +221,7 @@ class Again(nn.Module):
         self.kind, self.conv, self.relu = kind, nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
         self.bn, self.other = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn(self.conv(x))
         if self.kind == "twice":

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from typing_extensions import override
 
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.experiment import Experiment
@@ -197,6 +198,7 @@ def test_timms_safetensors_are_read(theirs: Path, tmp_path: Path) -> None:
 
 
 class Opens:
+    @override
     def __reduce__(self) -> tuple[Any, ...]:
         return open, ("should-not-be-there", "w")
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.data.dataset import SampleTable
@@ -39,13 +40,16 @@ class Numbered(BatchDecoder):
         self.act = act
         self.submitted: deque[tuple[np.ndarray, list[int]]] = deque()
 
+    @override
     def begin(self, rows: SampleTable) -> list[Any]:
         return [None] * len(rows.indices)
 
+    @override
     def encode(self, rows: SampleTable, encoded: list[Any], part: slice) -> None:
         self.act("encode", rows.indices[part].tolist())
         encoded[part] = rows.indices[part].tolist()
 
+    @override
     def submit(
         self, rows: SampleTable, encoded: list[Any], boxes: list[np.ndarray], sizes_px: list[int]
     ) -> None:
@@ -53,12 +57,14 @@ class Numbered(BatchDecoder):
         self.act("submit", encoded)
         self.submitted.append((rows.indices, sizes_px))
 
+    @override
     def collect(self) -> tuple[np.ndarray, list[Tensor]]:
         indices, sizes_px = self.submitted.popleft()
         self.act("collect", indices.tolist())
         numbers = torch.from_numpy(indices.astype(np.uint8))[:, None, None, None]
         return np.zeros(len(indices), np.int8), [numbers.repeat(1, size, size, 3) for size in sizes_px]
 
+    @override
     def close(self) -> None:
         self.act("close", [])
 

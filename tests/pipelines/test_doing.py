@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from typing_extensions import override
 
 from fastpsl.pipelines import doing as module
 from fastpsl.pipelines.doing import SILENCE_S, Voice, doing, heard, speak_by
@@ -110,6 +111,7 @@ def test_a_thread_says_it_on_rank_0_alone(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 class Closed(io.StringIO):
+    @override
     def flush(self) -> None:
         raise BrokenPipeError
 

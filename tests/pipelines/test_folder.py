@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typing_extensions import override
 
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.batch import BadSampleError, Batch
@@ -280,6 +281,7 @@ def test_of_many_that_open_a_folder_one_reads_the_headers(
     made, make, told = [], folder_index._make, threading.Event()
 
     class Heard(io.StringIO):
+        @override
         def write(self, text: str) -> int:
             told.set()
             return super().write(text)
@@ -324,6 +326,7 @@ def test_long_work_is_said(
     told: list[str] = []
 
     class Told(doing):
+        @override
         def update(self, num_done: int, num_bad: int = 0) -> None:
             super().update(num_done, num_bad)
             told.append(self.line(self.started + 2).split(",")[0])

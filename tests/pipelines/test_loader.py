@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typing_extensions import override
 
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.draws import Keys
@@ -303,6 +304,7 @@ def test_wrong_options_are_one_line(
 
 def test_a_crop_that_can_never_be_made_is_refused_at_once(beton: Path) -> None:
     class TooLarge(ShorterSideCrop):
+        @override
         def check(self, min_height: int, min_width: int) -> None:
             assert (min_height, min_width) == data.image_sizes()[:2]
             raise ValueError(f"a crop of 300 px from pictures of {min_height} px")

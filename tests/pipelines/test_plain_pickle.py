@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typing_extensions import override
 
 from fastpsl.pipelines.sources.plain_pickle import load_plain
 
@@ -55,6 +56,7 @@ class Evil:
     def __init__(self, *made: Any):
         self.made = made
 
+    @override
     def __reduce__(self) -> Any:
         return self.made
 

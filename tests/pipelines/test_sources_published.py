@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typing_extensions import override
 
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
@@ -150,6 +151,7 @@ class _Evil:
     def __init__(self, function: Callable[..., Any], *arguments: Any):
         self._made = function, arguments
 
+    @override
     def __reduce__(self) -> Any:
         return self._made
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typing_extensions import override
 
 from fastpsl.cli import main
 from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_picture
@@ -36,15 +37,18 @@ class Page(HTMLParser):
         self.links: list[str] = []
         self.text = ""
 
+    @override
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.links += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "data")]
         if tag not in self.VOID:
             self.open.append(tag)
 
+    @override
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
+    @override
     def handle_data(self, data: str) -> None:
         self.text += data
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from skimage.color import rgb2lab
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.experiment import Experiment
@@ -50,6 +51,7 @@ class SmallNIN(Backbone):
         second = convolutions(24, ((5, 48), (1, 48)), nn.AvgPool2d(3, stride=2, padding=1))
         self.layers = nn.ModuleList([first, second])
 
+    @override
     def blocks(self) -> list[nn.Module]:
         return list(self.layers)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.experiment import Experiment
@@ -57,6 +58,7 @@ class Watched(IIC):
         self.steps: list[tuple[int, list[float], list[int], Tensor]] = []
         self.best_after: list[list[int]] = []
 
+    @override
     def head(self, level: int, channels: int) -> nn.Module:
         """With first weights so large that the few channels of a tiny network tell pictures apart."""
         head = super().head(level, channels)
@@ -65,6 +67,7 @@ class Watched(IIC):
                 parameter.mul_(100)
         return head
 
+    @override
     def start_stage(self, *arguments: Any) -> None:
         super().start_stage(*arguments)
         see = self.epochs.see
@@ -75,6 +78,7 @@ class Watched(IIC):
 
         self.epochs.see = watched  # type: ignore[method-assign]
 
+    @override
     def end_epoch(self) -> Any:
         figures = super().end_epoch()
         self.best_after.append(list(self.epochs.best))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from typing_extensions import override
 
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.trunk import Trunk
@@ -70,6 +71,7 @@ class Casts(TorchDispatchMode):
 
     num = 0
 
+    @override
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         is_cast = function._schema.name == "aten::_to_copy" and (kwargs or {}).get("dtype") == torch.bfloat16
         self.num += is_cast and isinstance(args[0], nn.Parameter)

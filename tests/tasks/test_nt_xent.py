@@ -17,6 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from typing_extensions import override
 
 from fastpsl.engine.distributed import leave_world
 from fastpsl.tasks.contrastive.nt_xent import nt_xent
@@ -150,6 +151,7 @@ class Memory(TorchDispatchMode):
         self.storages: dict[StorageWeakRef, int] = {}
         self.peak = 0
 
+    @override
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):

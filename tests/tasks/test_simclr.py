@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.optim.lars import lars
 from fastpsl.engine.plan import Stage
@@ -36,6 +37,7 @@ class Given(nn.Module):
         super().__init__()
         self.embeddings = embeddings
 
+    @override
     def forward(self, features: Tensor) -> Tensor:
         assert len(features) == len(self.embeddings)
         return self.embeddings

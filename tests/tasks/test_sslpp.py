@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
@@ -160,29 +161,37 @@ class Noted(RotNet):
         self.calls: list[str] = []
         self.number = 0
 
+    @override
     def check_data(self, data: object, batch_size: int) -> None:
         self.calls.append("check_data")
 
+    @override
     def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
         self.calls.append("start_stage")
 
+    @override
     def num_warm_up_batches(self, stage: Stage) -> int:
         return 2
 
+    @override
     def warm_up(self, trunk: Trunk, head: nn.Module, inputs: object, batch: Batch) -> None:
         assert isinstance(head, nn.ModuleDict)
         self.calls.append("warm_up")
 
+    @override
     def features_loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         self.number += head.training
         return super().features_loss(features, head, batch)
 
+    @override
     def end_epoch(self) -> Mapping[str, float]:
         return {"seen": float(self.number)}
 
+    @override
     def state_dict(self) -> dict[str, int]:
         return {"number": self.number}
 
+    @override
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         self.number = state["number"]
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.experiment import Experiment
@@ -46,10 +47,12 @@ class Watched(UIC):
         self.said: list[tuple[list[int], list[int]]] = []
         self.epochs: list[np.ndarray] = []  # labels of each epoch, as it begins or goes on
 
+    @override
     def epoch_order(self, epoch: int) -> np.ndarray:
         self.epochs.append(self.store.current.numpy().copy())
         return super().epoch_order(epoch)
 
+    @override
     def see(self, indices: Tensor, logits: Tensor) -> None:
         self.said.append((indices.tolist(), logits.argmax(1).tolist()))
         super().see(indices, logits)
@@ -58,6 +61,7 @@ class Watched(UIC):
 class Dropping(TinyNet):
     """With dropout before its last block, as AlexNet has."""
 
+    @override
     def blocks(self) -> list[nn.Module]:
         *parts, last = super().blocks()
         return [*parts, nn.Sequential(nn.Dropout(0.3), last)]
@@ -321,10 +325,12 @@ class Broken(TinyNet):
         super().__init__()
         self.num_calls = 0
 
+    @override
     def blocks(self) -> list[nn.Module]:
         network = self
 
         class Break(nn.Module):
+            @override
             def forward(self, x: Tensor) -> Tensor:
                 network.num_calls += 1
                 return x if network.num_calls <= network.healthy else x * float("nan")

@@ -15,6 +15,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign, box_iou, roi_align, roi_pool
+from typing_extensions import override
 
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.train_step import StageModule
@@ -54,6 +55,7 @@ def resnet18() -> Backbone:
 
 
 class AlignedPool(nn.Module):
+    @override
     def forward(
         self, features: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]
     ) -> Tensor:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.dataset_pass import EpochContext, PassStopped
 from fastpsl.engine.distributed import World, join_world, leave_world
@@ -194,6 +195,7 @@ def test_odd_pictures_can_be_cropped(size: tuple[int, int]) -> None:
 class Guessing(FCN32s):
     """FCN-32s whose last layer does not begin with zeros."""
 
+    @override
     def head(self, num_classes: int) -> nn.Module:
         head = super().head(num_classes)
         nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(1))  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 
 class LARS(torch.optim.Optimizer):
@@ -36,6 +37,7 @@ class LARS(torch.optim.Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eeta": eeta}
         super().__init__(groups, {**defaults, "adapt": adapt})
 
+    @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; momentum buffers are made here and not at the first step: that one may be skipped."""
         super().add_param_group(param_group)
@@ -50,6 +52,7 @@ class LARS(torch.optim.Optimizer):
             self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     @torch.no_grad()
+    @override
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step on the parameters' gradients; all groups' rates are read now."""
         assert closure is None, "a closure would have to be scaled and checked too"

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
+from typing_extensions import override
 
 from fastpsl.kernels.fused_cuda.moments import moments_pass
 from fastpsl.kernels.fused_cuda.norm_passes import gradient_pass, normalise_pass, sums_pass
@@ -101,6 +102,7 @@ class _Division:
 
 class _BatchNorm(Function):
     @staticmethod
+    @override
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, z: Tensor | None, z_weight: Tensor | None, z_bias: Tensor | None,
         norm: Norm, z_norm: Norm | None, relu: bool, fork: bool,
@@ -139,6 +141,7 @@ class _BatchNorm(Function):
 
     @staticmethod
     @once_differentiable
+    @override
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         there = [each.contiguous(memory_format=torch.channels_last) for each in gradients if each is not None]
         if not there:

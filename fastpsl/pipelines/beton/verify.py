@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from typing_extensions import override
 
 from fastpsl.pipelines.beton.checksums import has_checksums, is_as_written, read_checksums
 from fastpsl.pipelines.beton.encode import clean_decode
@@ -207,6 +208,7 @@ class _Spread:
 
     counts: np.ndarray
 
+    @override
     def __str__(self) -> str:
         there, total = np.flatnonzero(self.counts), self.counts.sum()
         median = int(np.searchsorted(np.cumsum(self.counts), (total + 1) // 2))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_RAW, SampleTable
 from fastpsl.pipelines.decoders import codes
@@ -76,9 +77,11 @@ class DaliDecoder(BatchDecoder):
         self._lock = threading.Lock()
         self.num_fallbacks = 0
 
+    @override
     def begin(self, rows: SampleTable) -> Encoded:
         return Encoded(rows, self._arenas)
 
+    @override
     def encode(self, rows: SampleTable, encoded: Encoded, part: slice) -> None:
         """JPEGs and raw pictures are read and checked; what DALI is not to decode is decoded here."""
         if not encoded.read(part):
@@ -110,6 +113,7 @@ class DaliDecoder(BatchDecoder):
                 stacklevel=2,
             )
 
+    @override
     def submit(
         self, rows: SampleTable, encoded: Encoded, boxes: list[np.ndarray], sizes_px: list[int]
     ) -> None:
@@ -140,6 +144,7 @@ class DaliDecoder(BatchDecoder):
             )
         return self._pipelines[graph]
 
+    @override
     def collect(self) -> tuple[np.ndarray, list[Tensor]]:
         batch = self._waiting.popleft()
         results, errors = [], []
@@ -177,6 +182,7 @@ class DaliDecoder(BatchDecoder):
     def _moved(self, crops: Tensor) -> Tensor:
         return crops if self._device.type == "cpu" else crops.pin_memory().to(self._device, non_blocking=True)
 
+    @override
     def close(self) -> None:
         self._waiting.clear()
         for pipeline in self._pipelines.values():

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numba import njit
+from typing_extensions import override
 
 from fastpsl.kernels import isotropic
 from fastpsl.kernels.isotropic import DIAGONAL, fits_isotropic, isotropic_resize
@@ -141,6 +142,7 @@ class FfcvDecoder(Decoder):
         library()
         self._scratch = threading.local()
 
+    @override
     def decode(self, rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
         num = len(rows.offset)
         check_request(boxes, outs, num)

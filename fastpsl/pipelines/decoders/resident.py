@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fastpsl.kernels.area import crop_area
 from fastpsl.kernels.isotropic_batch import crop_isotropic
@@ -86,15 +87,19 @@ class ResidentDecoder(BatchDecoder):
         self._images = _load(beton, device)
         self._waiting: deque[tuple[np.ndarray, list[np.ndarray], list[int]]] = deque()
 
+    @override
     def begin(self, rows: SampleTable) -> None:
         pass
 
+    @override
     def encode(self, rows: SampleTable, encoded: None, part: slice) -> None:
         """Nothing: they are there."""
 
+    @override
     def submit(self, rows: SampleTable, encoded: None, boxes: list[np.ndarray], sizes_px: list[int]) -> None:
         self._waiting.append((rows.indices, boxes, sizes_px))
 
+    @override
     def collect(self) -> tuple[np.ndarray, list[Tensor]]:
         indices, boxes, sizes_px = self._waiting.popleft()
         sources = self._images[self._moved(indices)]
@@ -119,6 +124,7 @@ class ResidentDecoder(BatchDecoder):
             tensor if self._device.type == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
         )
 
+    @override
     def close(self) -> None:
         self._images = self._images[:0].clone()
 

@@ -3,6 +3,7 @@
 from typing import final
 
 import numpy as np
+from typing_extensions import override
 
 from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.decoders.codes import GOOD, REASONS, check_request
@@ -70,6 +71,7 @@ class SyntheticDecoder(Decoder):
     def __init__(self) -> None:
         self._pictures: dict[int, np.ndarray] = {}
 
+    @override
     def decode(self, rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
         check_request(boxes, outs, len(rows.indices))
         for out in outs:

@@ -2,6 +2,7 @@
 
 import numpy as np
 from PIL import Image
+from typing_extensions import override
 
 from fastpsl.kernels.isotropic import DIAGONAL, isotropic_resize
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, MODE_RAW, SampleTable, read_bytes
@@ -25,6 +26,7 @@ class TorchvisionDecoder(Decoder):
     def __init__(self) -> None:
         self._decode_jpeg = plain_decoder()
 
+    @override
     def decode(self, rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
         num = len(rows.offset)
         codes.check_request(boxes, outs, num)

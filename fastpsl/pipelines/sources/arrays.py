@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+from typing_extensions import override
 
 from fastpsl.pipelines.beton.shard import MAX_LABEL
 from fastpsl.pipelines.sources.source import Sample, shard_range
@@ -37,6 +38,7 @@ class Member:
     is_fortran: bool
     start: int  # of its values in the member, bytes
 
+    @override
     def __str__(self) -> str:
         return f"{self.key} {self.dtype} {list(self.shape)}"
 

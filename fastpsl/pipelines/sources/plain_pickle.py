@@ -7,6 +7,7 @@ import pickle
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 _NDARRAY = "numpy.ndarray"
 _NUMBERS = ("u1", "u2", "i4", "i8", "f4", "f8")
@@ -51,6 +52,7 @@ def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
 
 
 class _Unpickler(pickle.Unpickler):
+    @override
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy._core.", "numpy.core.")  # numpy 2's
         known = {

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.distributed import gathered, place_among_ranks
 from fastpsl.engine.plan import Stage
@@ -63,11 +64,13 @@ class MoCo(Task):
         self.num_filled = self.next_slot = 0
         self.new_keys: list[Tensor] = []  # of the step under way
 
+    @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
         """Two views of one kind, for the query and the key: MoCo v2's crop, jitter, grey, blur and flip, and PSL's Sobel."""
         colour = ColourDistortion(0.4, 0.4, 0.4, 0.1)
         return (contrastive_view(level, self.size_px, scale=(0.2, 1.0), colour=colour),) * 2
 
+    @override
     def head(self, level: int, channels: int) -> nn.Module:
         """Average pool, Linear C→C, ReLU, Linear C→128, without BatchNorm.
 
@@ -77,6 +80,7 @@ class MoCo(Task):
         last = nn.Linear(channels, self.width)
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), hidden, nn.ReLU(inplace=True), last)
 
+    @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
         """ValueError where queue, batch and set do not suit each other. batch_size: images of a step."""
         size, most = self.queue_size, data.num_samples // batch_size * batch_size
@@ -97,6 +101,7 @@ class MoCo(Task):
                 f"{share}, or another --batch-size, --accumulate or number of ranks"
             )
 
+    @override
     def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
         """Key encoder := query encoder; an empty queue."""
         self.key_encoder = KeyEncoder(trunk, head, self.momentum)
@@ -104,14 +109,17 @@ class MoCo(Task):
         self.num_filled = self.next_slot = 0
         self.new_keys.clear()
 
+    @override
     def num_warm_up_batches(self, stage: Stage) -> int:
         """Batches that fill the queue."""
         return self.queue_size // self.batch_size
 
+    @override
     def warm_up(self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
         """Fill the queue on; no step."""
         self._enqueue(self._keys(inputs[1], batch, gathered(batch.indices) >= 0))
 
+    @override
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
@@ -135,29 +143,35 @@ class MoCo(Task):
         # DDP takes the mean over the ranks, which may have skipped unlike numbers of samples.
         return total * world / all_valid.sum().clamp(min=1), metrics
 
+    @override
     def after_step(self) -> None:
         """One momentum update and one enqueue a step, of all accumulated batches' keys together."""
         self.key_encoder.follow()
         self._enqueue(torch.cat(self.new_keys))
         self.new_keys.clear()
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         slots = {"num_filled": self.num_filled, "next_slot": self.next_slot}
         return {"queue": self.queue, "key_encoder": self.key_encoder.state_dict(), **slots}
 
+    @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.queue.copy_(state["queue"])
         self.key_encoder.load_state_dict(state["key_encoder"])
         self.num_filled, self.next_slot = state["num_filled"], state["next_slot"]
 
+    @override
     def chance(self, level: int) -> float:
         """Accuracy of guessing."""
         return 1 / (self.queue_size + 1)
 
+    @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """The query's and the key's view of each image, side by side."""
         return side_by_side(inputs, self.views(1))
 
+    @override
     def captions(self, batch: Batch) -> list[str]:
         """What was drawn for both views."""
         return drawn(batch, self.views(self.num_levels)[0])

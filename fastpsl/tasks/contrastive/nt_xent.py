@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from typing_extensions import override
 
 from fastpsl.engine.distributed import gathered, place_among_ranks
 from fastpsl.kernels.tf32 import no_tf32
@@ -63,6 +64,7 @@ class _NTXent(torch.autograd.Function):
     """
 
     @staticmethod
+    @override
     def forward(
         ctx: Any, views: Tensor, valid: Tensor, temperature: float, block_rows: int | None
     ) -> tuple[Tensor, ...]:
@@ -99,6 +101,7 @@ class _NTXent(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
+    @override
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         columns, counts, log_sums, at_positive, factor = ctx.saved_tensors
         parts = []

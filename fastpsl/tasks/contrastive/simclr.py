@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.distributed import place_among_ranks
 from fastpsl.engine.task import Task
@@ -48,6 +49,7 @@ class SimCLR(Task):
         self.batch_size, self.size_px, self.temperature = batch_size, size_px, temperature
         self.embedding_width, self.sobel_p = embedding_width, sobel_p
 
+    @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
         """Two crops of one decode, each with draws of its own."""
         view = contrastive_view(
@@ -59,13 +61,16 @@ class SimCLR(Task):
         )
         return (view, view)
 
+    @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
         """The trainer's batch must be the one that chance is told for."""
         assert batch_size == self.batch_size, (batch_size, self.batch_size)
 
+    @override
     def head(self, level: int, channels: int) -> nn.Module:
         return ProjectionHead(channels, self.embedding_width)
 
+    @override
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
@@ -84,14 +89,17 @@ class SimCLR(Task):
             "accuracy": (result.num_right, result.num_anchors),
         }
 
+    @override
     def chance(self, level: int) -> float:
         """Accuracy of guessing among the 2N - 1 other embeddings of a full batch."""
         return 1 / (2 * self.batch_size - 1)
 
+    @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """Both views of each sample side by side, as the network sees them."""
         return side_by_side(inputs, self.views(1))
 
+    @override
     def captions(self, batch: Batch) -> list[str]:
         """What was drawn for both views."""
         return drawn(batch, self.views(self.num_levels)[0])
@@ -117,6 +125,7 @@ class ProjectionHead(nn.Module):
             last,
         )
 
+    @override
     def forward(self, features: Tensor) -> Tensor:
         """Features [B, C, h, w] to embeddings [B, width], of any length."""
         embeddings: Tensor = self.layers(features.mean((2, 3)))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fastpsl.engine.console import Progress
 from fastpsl.engine.distributed import World
@@ -110,12 +111,15 @@ class _Parts(Sequence[Tensor]):
     def __init__(self, rows: Tensor, progress: Progress) -> None:
         self._parts, self._progress, self._num_read = rows.split(_ROWS_AT_A_TIME), progress, 0
 
+    @override
     def __len__(self) -> int:
         return len(self._parts)
 
+    @override
     def __getitem__(self, place: Any) -> Any:
         return self._parts[place]
 
+    @override
     def __iter__(self) -> Iterator[Tensor]:
         for part in self._parts:
             yield part

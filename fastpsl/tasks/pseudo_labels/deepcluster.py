@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import sum_over_ranks
@@ -59,6 +60,7 @@ class DeepCluster(PseudoClassify):
         super().__init__(num_classes, *views, seed=seed, head_std=TOP_STD)
         self.pca_width, self.k_means_iterations = pca_width, k_means_iterations
 
+    @override
     def head(self, level: int, channels: int) -> nn.Module:
         if channels < self.pca_width:
             warnings.warn(
@@ -67,6 +69,7 @@ class DeepCluster(PseudoClassify):
             )
         return super().head(level, channels)
 
+    @override
     def start_epoch(self, context: EpochContext) -> Figures:
         """New labels and a new classifier. What was interrupted before its end has changed nothing."""
         labels, distance = clustered_features(

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.plan import Stage
@@ -104,6 +105,7 @@ class IIC(Task):
         self._views = (weak, *(strong,) * num_copies)
         self.center = ViewSpec(ShorterSideCrop(*sides, "center"), weak.ops, input.mean, input.std)
 
+    @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
         """ValueError where there are more clusters than images. Takes the true labels, if there are any: to compare with, no more."""
         for flag, size in self.sizes.items():
@@ -120,20 +122,25 @@ class IIC(Task):
         self.num_samples = data.num_samples
         self.true_labels = data.labels()
 
+    @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
         """The weak crop, then the strong ones, each with draws of its own."""
         return self._views
 
+    @override
     def pass_views(self, level: int) -> tuple[ViewSpec, ...]:
         return (self.center,)
 
+    @override
     def images_per_sample(self, level: int) -> int:
         """Pairs of an image, which the batch size counts, as IIC's does."""
         return self.num_copies
 
+    @override
     def head(self, level: int, channels: int) -> nn.Module:
         return ClusterHeads(channels, tuple(self.sizes.values()), self.num_sub_heads)
 
+    @override
     def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
         """No labels yet; nothing is known of the new sub-heads."""
         device = next(head.parameters()).device
@@ -142,6 +149,7 @@ class IIC(Task):
         self.labels: Tensor | None = None
         self.entropy: Tensor | None = None
 
+    @override
     def start_epoch(self, context: EpochContext) -> None:
         if context.first:
             self.first_epoch = context.epoch
@@ -151,6 +159,7 @@ class IIC(Task):
         in_turn = (epoch - self.first_epoch) % sum(HEAD_EPOCHS)
         return 0 if len(self.sizes) == 1 or in_turn < HEAD_EPOCHS[0] else 1
 
+    @override
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
@@ -166,12 +175,14 @@ class IIC(Task):
         loss, num = losses.mean() + head.nothing_of_others(number), valid.sum().float()
         return loss, {"loss": (loss.detach() * num, num)}
 
+    @override
     def end_epoch(self) -> Figures:
         """What the epoch's clusters were like; of head B the figures' names end in _b."""
         number = self.epochs.number
         found = self.epochs.end(list(self.sizes.values())[number], self.true_labels, self.seed)
         return {f"{name}_b": value for name, value in found.items()} if number else found
 
+    @override
     def end_stage(self, context: EpochContext) -> None:
         """All training images' labels, by centre crops in eval mode: the arg max of head A's best sub-head; and how sure it was."""
         best, num, world = self.epochs.best[0], self.num_samples, context.world
@@ -190,6 +201,7 @@ class IIC(Task):
         entropy = entropy[:num].cpu()
         self.labels, self.entropy = labels, torch.where(entropy < 0, math.nan, entropy)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         made = {"labels": self.labels, "entropy": self.entropy, "best_sub_head": self.epochs.best[0]}
         return {
@@ -198,11 +210,13 @@ class IIC(Task):
             **(made if self.labels is not None else {}),
         }
 
+    @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.first_epoch = state["first_epoch"]
         self.epochs.load_state_dict(state["epochs"])
         self.labels, self.entropy = state.get("labels"), state.get("entropy")
 
+    @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """The weak crop of each image and its copies, side by side, as the network sees them."""
         pictures = [view.pictures(images) for view, images in zip(self._views, inputs, strict=True)]
@@ -223,6 +237,7 @@ class ClusterHeads(nn.Module):
         self.num_sub_heads = num_sub_heads
         self.classify = nn.ModuleList(linear(channels, num_sub_heads * size, _HEAD_STD) for size in sizes)
 
+    @override
     def forward(self, features: Tensor, number: int = 0) -> Tensor:
         """Features [B, C, h, w] to logits [B, num_sub_heads, clusters] of head `number`."""
         logits: Tensor = self.classify[number](features.mean((2, 3)))

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
+from typing_extensions import override
 
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
@@ -44,6 +45,7 @@ class Options(PretrainOptions):
     lr: float = 1e-4
     """Adam's, constant."""
 
+    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.accumulate > 1:

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from typing_extensions import override
 
 from fastpsl.engine.distributed import place_among_ranks
 from fastpsl.kernels.tf32 import no_tf32
@@ -45,6 +46,7 @@ class _SumOverRanks(torch.autograd.Function):
     """The sum of all ranks' tensors, which each rank then makes the same of: so its gradient is at hand everywhere, and none travels."""
 
     @staticmethod
+    @override
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         _, ctx.world_size = place_among_ranks()
         total = tensor.clone(memory_format=torch.contiguous_format)
@@ -54,5 +56,6 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
+    @override
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient * ctx.world_size

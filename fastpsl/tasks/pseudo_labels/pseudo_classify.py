@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import place_among_ranks
@@ -46,6 +47,7 @@ class PseudoClassify(Task):
         self.seed, self.head_std = seed, head_std
         self.true_labels: np.ndarray | None = None
 
+    @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
         """ValueError where there are more classes than images. Takes the true labels, if there are any: to compare with, no more."""
         if self.num_classes > data.num_samples:
@@ -56,28 +58,35 @@ class PseudoClassify(Task):
         self.num_samples = data.num_samples
         self.true_labels = data.labels()
 
+    @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
         return (self.view,)
 
+    @override
     def pass_views(self, level: int) -> tuple[ViewSpec, ...]:
         return (self.center,)
 
+    @override
     def held_out_views(self, level: int) -> tuple[ViewSpec, ...]:
         return (self.view, self.view)
 
+    @override
     def head(self, level: int, channels: int) -> nn.Module:
         """Features [B, channels, h, w] to logits [B, num_classes]."""
         return average_and_linear(channels, self.num_classes, self.head_std)
 
+    @override
     def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
         """No labels yet: those of another stage's head would mean nothing to this one."""
         device = next(head.parameters()).device
         self.store = LabelStore(self.num_samples, self.num_classes, device, self.seed)
 
+    @override
     def epoch_order(self, epoch: int) -> np.ndarray:
         self.epoch = epoch  # the one under way
         return self.store.order(epoch)
 
+    @override
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
@@ -113,16 +122,20 @@ class PseudoClassify(Task):
             return {}
         return watched_figures(made, previous, self.true_labels, self.num_classes, self.seed)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {"store": self.store.state_dict()}
 
+    @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.store.load_state_dict(state["store"])
 
+    @override
     def chance(self, level: int) -> float:
         """Accuracy of guessing."""
         return 1 / self.num_classes
 
+    @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """The pictures as the network sees them."""
         return self.view.pictures(inputs[0])

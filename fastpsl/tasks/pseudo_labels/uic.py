@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.plan import Stage
@@ -62,15 +63,18 @@ class UIC(PseudoClassify):
         """Whether labels come from the training forward pass."""
         return self.label_view == "train" and not self.fixed and self.given is None
 
+    @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
         super().check_data(data, batch_size)
         assert self.given is None or len(self.given) == data.num_samples
 
+    @override
     def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
         super().start_stage(stage, trunk, head)
         if self.classifier is not None:
             head.load_state_dict(dict(self.classifier))
 
+    @override
     def start_epoch(self, context: EpochContext) -> Figures | None:
         """Labels of the first epoch; of every epoch by centre crops."""
         if self.given is not None:
@@ -83,11 +87,13 @@ class UIC(PseudoClassify):
         labels = gathered_labels(context, context.forward_dataset(view, context.head, training=untrained))
         return self.relabel(labels, context.epoch)
 
+    @override
     def see(self, indices: Tensor, logits: Tensor) -> None:
         """Labels of the next epoch."""
         if self.from_training:
             self.store.write(indices, logits)
 
+    @override
     def end_epoch(self) -> Figures | None:
         """All ranks' new labels become those of the next epoch."""
         if not self.from_training:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.trunk import Metrics
 from fastpsl.kernels.draws import Keys
@@ -32,12 +33,15 @@ class AET(Proxy):
         plain = train_view(Input.usual("RGB", size_px), size_px, crop)
         self._view = replace(plain, ops=(*plain.ops, self.warp))
 
+    @override
     def view(self) -> ViewSpec:
         return self._view
 
+    @override
     def head(self, level: int, channels: int) -> nn.Module:
         return AETHead(channels, self.warp)
 
+    @override
     def features_loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         """Mean squared error over the targets; features [2 * B, C, h, w]."""
         assert isinstance(head, AETHead)
@@ -55,11 +59,13 @@ class AET(Proxy):
             metrics["loss_constant"] = (total(head.mean_target), num)
         return loss / num.clamp(min=1), metrics
 
+    @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """Each picture, and its copy on the right."""
         pictures = F.pad(self._view.pictures(inputs[0]), (0, 1, 0, 0), value=1.0)
         return pictures.unflatten(0, (-1, 2)).permute(0, 2, 3, 1, 4).flatten(3, 4)[..., :-1]
 
+    @override
     def captions(self, batch: Batch) -> list[str]:
         """The targets, in two lines."""
         every = batch.draw(WarpPair)["target"].unflatten(1, (2, -1)).tolist()
@@ -81,6 +87,7 @@ class AETHead(nn.Module):
         targets = warp.draw(Keys(0, 0, np.arange(_NUM_FOR_MEAN)))["target"]
         self.register_buffer("mean_target", torch.from_numpy(targets.mean(0)), persistent=False)
 
+    @override
     def forward(self, features: Tensor) -> Tensor:
         """[2 * B, C, h, w], image-major → targets [B, 8 or 6]"""
         told: Tensor = self.regress(features.mean((2, 3)).unflatten(0, (-1, 2)).flatten(1))

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
+from typing_extensions import override
 
 from fastpsl.engine.distributed import place_among_ranks
 from fastpsl.engine.plan import Stage
@@ -46,20 +47,24 @@ class Colorization(Proxy):
     def __init__(self, size_px: int = 32, crop: TrainCrop = "padded", of_vectors: bool = False):
         self._view, self.of_vectors = train_view(Input.usual("L", size_px), size_px, crop), of_vectors
 
+    @override
     def view(self) -> ViewSpec:
         """Crop and flip, then the lightness alone."""
         return self._view
 
+    @override
     def head(self, level: int, channels: int) -> nn.Module:
         """[B, channels, h, w] → logits [B, 313, h, w]."""
         if self.of_vectors:
             return FromVectors(channels, NUM_BINS, self._view.crop.size_px // 4)
         return nn.Conv2d(channels, NUM_BINS, 1)
 
+    @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
         """Takes how many batches make the pictures that p is estimated of. Where batches are accumulated, it is of fewer pictures."""
         self.num_to_look_at = -(-min(data.num_samples, NUM_LOOKED_AT) // batch_size)
 
+    @override
     def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
         """Nothing seen yet; takes the size of the feature map, by a forward pass that moves no running statistics."""
         device, size = next(head.parameters()).device, self._view.crop.size_px
@@ -73,11 +78,13 @@ class Colorization(Proxy):
         if self.of_vectors:
             self.map_size = torch.Size((size // 4, size // 4))
 
+    @override
     def num_warm_up_batches(self, stage: Stage) -> int:
         """Batches in which colours are counted."""
         self.num_to_come = self.num_to_look_at
         return self.num_to_look_at
 
+    @override
     def warm_up(self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
         """Count the colours of all ranks' pictures. ValueError after the last batch where all were grey."""
         indices, _, coloured = self._target(batch)
@@ -106,6 +113,7 @@ class Colorization(Proxy):
         self.weights = weights.float().to(self.bins.device)
         self.log_constant = constant.clamp(min=_MIN_SHARE).log().float().to(self.bins.device)
 
+    @override
     def features_loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         """Rebalanced cross-entropy; accuracy = positions whose nearest bin is named."""
         logits = head(features).float().movedim(1, 3)
@@ -140,30 +148,36 @@ class Colorization(Proxy):
         """float32 [B, 3, S, S] in [0, 1]: what the network sees, with its colours."""
         return to_float32(self._view.before_last_op(batch.images[0], batch.draws[0]))
 
+    @override
     def end_epoch(self) -> Figures:
         """num_grey: of the pictures that the epoch showed, those nothing was learned from."""
         num = int(_over_ranks(self.num_grey))
         self.num_grey.zero_()
         return {"num_grey": float(num)}
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """The same on every rank; every rank calls it. Any number of ranks may go on."""
         return {"counts": self.counts.cpu(), "num_grey": int(_over_ranks(self.num_grey))}
 
+    @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.counts.copy_(state["counts"])
         self.num_grey.fill_(state["num_grey"] if place_among_ranks()[0] == 0 else 0)
         self._take_prior()
 
+    @override
     def chance(self, level: int) -> float:
         """Accuracy of always naming the most frequent bin."""
         return float(self.counts.max() / self.counts.sum())
 
+    @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """What the network sees, and beside it the colours that are asked for."""
         seen, asked = self._view.pictures(inputs[0]), self._pictures(batch).cpu()
         return torch.cat([seen, seen.new_ones(*seen.shape[:3], _GAP_PX), asked], 3)
 
+    @override
     def captions(self, batch: Batch) -> list[str]:
         """Which pictures are grey."""
         coloured = _has_colours(lab(self._pictures(batch))[:, 1:])

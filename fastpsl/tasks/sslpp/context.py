@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.trunk import Metrics
 from fastpsl.kernels.hole import Hole
@@ -41,14 +42,17 @@ class Context(Proxy):
         plain = train_view(input, size_px, crop)
         self._view = replace(plain, ops=(*plain.ops, hole))
 
+    @override
     def view(self) -> ViewSpec:
         return self._view
 
+    @override
     def head(self, level: int, channels: int) -> nn.Module:
         if self.of_vectors:
             return nn.Sequential(FromVectors(channels, 3, self.size_px), nn.Tanh())
         return ContextHead(channels, self.size_px)
 
+    @override
     def features_loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         """Mean squared error of the hidden pixels, whose values are -1 to 1 as Context-Encoder has them; features [B, C, h, w].
 
@@ -72,6 +76,7 @@ class Context(Proxy):
             metrics["loss_constant"] = (total(mean[:, None, None]), num)
         return loss / num.clamp(min=1), metrics
 
+    @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """The pictures with their holes, and beside them what was hidden."""
         seen = self._view.pictures(inputs[0])
@@ -96,6 +101,7 @@ class ContextHead(nn.Module):
             nn.ConvTranspose2d(_WIDTH, 3, 4, stride=2, padding=1),
         )
 
+    @override
     def forward(self, features: Tensor) -> Tensor:
         """[B, channels, h, w] → float32 [B, 3, size_px, size_px] in [-1, 1]"""
         pictures = self.decode(features).float()

@@ -4,6 +4,7 @@ import math
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 FIRST_SIDE, FIRST_WIDTH, LEAST_WIDTH = 4, 512, 64
 
@@ -26,6 +27,7 @@ class FromVectors(nn.Module):
             layers.append(nn.ConvTranspose2d(before, after, 4, stride=2, padding=1))
         self.side, self.decode = side, nn.Sequential(*layers)
 
+    @override
     def forward(self, vectors: Tensor) -> Tensor:
         maps: Tensor = self.decode(vectors)
         if maps.shape[-1] != self.side:

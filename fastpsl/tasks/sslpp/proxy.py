@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.task import Task
 from fastpsl.engine.trunk import Metrics, Trunk
@@ -35,9 +36,11 @@ class Proxy(Task):
         """
         raise NotImplementedError
 
+    @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
         return (self.view(),)
 
+    @override
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 from torch.nn import functional
+from typing_extensions import override
 
 from fastpsl.engine.trunk import Metrics
 from fastpsl.kernels.rotate90 import AllTurns
@@ -30,12 +31,15 @@ class RotNet(Proxy):
         plain = train_view(Input.usual("RGB", size_px), size_px, crop)
         self._view = replace(plain, ops=(*plain.ops, AllTurns(NUM_TURNS)))
 
+    @override
     def view(self) -> ViewSpec:
         return self._view
 
+    @override
     def head(self, level: int, channels: int) -> nn.Module:
         return RotationHead(channels, NUM_TURNS)
 
+    @override
     def features_loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         """Cross-entropy over the four turns; features [4 * B, C, h, w]. accuracy = turns named right."""
         logits = head(features).float()
@@ -49,13 +53,16 @@ class RotNet(Proxy):
             metrics["loss_constant"] = (num * math.log(NUM_TURNS), num)
         return loss, metrics
 
+    @override
     def images_per_sample(self, level: int) -> int:
         return NUM_TURNS
 
+    @override
     def chance(self, level: int) -> float:
         """Accuracy of guessing."""
         return 1 / NUM_TURNS
 
+    @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """The four turns of each image in a row."""
         pictures = functional.pad(self._view.pictures(inputs[0]), (0, 1, 0, 0), value=1.0)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import place_among_ranks
@@ -66,15 +67,19 @@ class SSLPlusPlus(Task):
         self.given = labels
         self.true_labels: np.ndarray | None = None
 
+    @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
         return (self.proxy.view() if self.learn_proxy else self.plain,)
 
+    @override
     def pass_views(self, level: int) -> tuple[ViewSpec, ...]:
         return (self.center,) if self.center else ()
 
+    @override
     def images_per_sample(self, level: int) -> int:
         return self._learned.images_per_sample(level)
 
+    @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
         """ValueError where there are more clusters than images, and what the proxy cannot learn from."""
         if self.num_classes > data.num_samples:
@@ -86,6 +91,7 @@ class SSLPlusPlus(Task):
         self.true_labels = data.labels()
         self._learned.check_data(data, batch_size)
 
+    @override
     def head(self, level: int, channels: int) -> nn.Module:
         """{"proxy": V1, "labels": V2}, or the one that learns."""
         heads: dict[str, nn.Module] = {"proxy": self.proxy.head(level, channels)} if self.learn_proxy else {}
@@ -93,6 +99,7 @@ class SSLPlusPlus(Task):
             heads["labels"] = average_and_linear(channels, self.num_classes, TOP_STD if self.center else None)
         return nn.ModuleDict(heads)
 
+    @override
     def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
         device = next(head.parameters()).device
         if self.num_classes:
@@ -100,12 +107,15 @@ class SSLPlusPlus(Task):
             self.labels = torch.from_numpy(labels.astype(np.int64)).to(device)
         self._learned.start_stage(stage, trunk, head)
 
+    @override
     def num_warm_up_batches(self, stage: Stage) -> int:
         return self._learned.num_warm_up_batches(stage)
 
+    @override
     def warm_up(self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
         self._learned.warm_up(trunk, head, inputs, batch)
 
+    @override
     def start_epoch(self, context: EpochContext) -> Figures | None:
         """Coupled: this epoch's labels, and a classifier that knows nothing of the last one's."""
         if self.center is None:
@@ -123,6 +133,7 @@ class SSLPlusPlus(Task):
         figures = watched_figures(made, before, self.true_labels, self.num_classes, self.seed)
         return {**figures, "distance": distance}
 
+    @override
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
@@ -151,18 +162,22 @@ class SSLPlusPlus(Task):
             "accuracy_labels": (right, num),
         }
 
+    @override
     def end_epoch(self) -> Figures | None:
         return self._learned.end_epoch()
 
+    @override
     def chance(self, level: int) -> float | None:
         """The proxy's accuracy of guessing, where it has one."""
         return self._learned.chance(level)
 
+    @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """What the network sees."""
         sheet = self._learned.contact_sheet(inputs, batch)
         return self.views(1)[0].pictures(inputs[0]) if sheet is None else sheet
 
+    @override
     def captions(self, batch: Batch) -> list[str]:
         """What the proxy drew, and the pseudo-label."""
         of_proxy = self._learned.captions(batch) or [""] * len(batch.indices)
@@ -173,11 +188,13 @@ class SSLPlusPlus(Task):
             "\n".join(filter(None, (text, f"cluster {n}"))) for text, n in zip(of_proxy, labels, strict=True)
         ]
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """Labels that came from the network, and the proxy's state; those that were given are in a file."""
         labels = {"labels": self.labels.cpu()} if self.center else {}
         return {"proxy": self._learned.state_dict()} | labels
 
+    @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if self.center:
             self.labels = state["labels"].to(self.labels.device)

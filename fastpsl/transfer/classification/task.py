@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.plan import Stage
@@ -74,27 +75,33 @@ class MultiLabel(Task):
     targets: Tensor = field(init=False)
     class_names: list[str] = field(init=False)
 
+    @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
         """Takes the labels."""
         assert isinstance(data, VOC) and data.class_names is not None
         self.targets, self.class_names = torch.from_numpy(data.targets()), data.class_names
 
+    @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
         return (self.view,)
 
+    @override
     def held_out_views(self, level: int) -> tuple[ViewSpec, ...]:
         """None: the test pictures are scored in `end_stage`, each alone."""
         return ()
 
+    @override
     def head(self, level: int, channels: int) -> nn.Module:
         """Features [B, channels, h, w] to outputs [B, num_classes]."""
         head = average_and_linear(channels, len(self.class_names), STD)
         reinitialise(head)
         return head
 
+    @override
     def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
         self.targets = self.targets.to(next(head.parameters()).device)
 
+    @override
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
@@ -106,10 +113,12 @@ class MultiLabel(Task):
         loss = masked_bce(head(trunk(inputs[0])).float(), targets, num)
         return loss, {"loss": (loss.detach() * num, num)}
 
+    @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """The pictures as the network sees them."""
         return self.view.pictures(inputs[0])
 
+    @override
     def captions(self, batch: Batch) -> list[str]:
         """The classes that are in each picture; in brackets those that do not count. Nothing of a skipped one."""
         rows = self.targets.cpu()[batch.indices.clamp(min=0).cpu()].tolist()
@@ -123,6 +132,7 @@ class MultiLabel(Task):
             for row in rows
         ]
 
+    @override
     def end_stage(self, context: EpochContext) -> None:
         """The test pictures' outputs, predictions.npz: "scores", float32 [N, num_classes]."""
         run, data = context.run, context.run.data.val

@@ -17,6 +17,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import box_iou, roi_align, roi_pool
+from typing_extensions import override
 
 from fastpsl.engine.trunk import Trunk
 from fastpsl.models import alexnet, vgg
@@ -209,6 +210,7 @@ class RoIPool(nn.Module):
         super().__init__()
         self.layout = layout
 
+    @override
     def forward(self, maps: Maps, boxes: list[Tensor], sizes: Sequence[tuple[int, int]]) -> Tensor:
         """[B, C, h, w] and n boxes in all to [n, C, side, side]."""
         values, side, scale = maps.values.float(), self.layout.roi_side, 1 / maps.stride

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.utils import draw_bounding_boxes
+from typing_extensions import override
 
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.options import RunOptions
@@ -88,15 +89,19 @@ class Detection(Task):
             self.test_proposals = Proposals(self.proposals[cut:], self.test)
         return self.train, self.test
 
+    @override
     def views(self, level: int) -> tuple[()]:
         return ()
 
+    @override
     def held_out_views(self, level: int) -> tuple[()]:
         return ()
 
+    @override
     def input_record(self, level: int) -> dict[str, Any]:
         return self.input.as_dict()
 
+    @override
     def train_loader(self, data: RunData) -> AnnotatedLoader:
         """Batches of what `read` gives."""
         return data.picture_loader(self.read)
@@ -119,13 +124,16 @@ class Detection(Task):
         boxes = {name: scaled(these, (height, width), sides) for name, these in boxes.items()}
         return resized(picture, sides), boxes | {"labels": torch.from_numpy(objects.labels[learned] + 1)}
 
+    @override
     def head(self, level: int, channels: int) -> nn.Module:
         return Detector(self.backbone, self.protocol, self.train.num_classes)
 
+    @override
     def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
         assert isinstance(head, Detector)
         head.bind(trunk)
 
+    @override
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Any
     ) -> tuple[Tensor, Metrics]:
@@ -139,6 +147,7 @@ class Detection(Task):
         told = {"loss": loss} | losses
         return loss, {name: (value.detach() * num, num) for name, value in told.items()}
 
+    @override
     def end_stage(self, context: EpochContext) -> None:
         """predictions.npz in the run's folder: of each test picture's detections boxes (its own px), scores and labels (from 0)."""
         detector = context.head
@@ -167,6 +176,7 @@ class Detection(Task):
             "labels": found["labels"].cpu().numpy() - 1,
         }
 
+    @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Any) -> Tensor:
         """The training pictures as the network sees them, each with its boxes; in one size, the rest black."""
         assert isinstance(batch, AnnotatedBatch)
@@ -182,6 +192,7 @@ class Detection(Task):
             )
         return padded(shown, multiple_px=1)
 
+    @override
     def captions(self, batch: Any) -> list[str]:
         """The classes in each picture."""
         assert isinstance(batch, AnnotatedBatch)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.predictions import Predictions, begin_folder
@@ -49,23 +50,29 @@ class Segmentation(Task):
     num_classes: int = field(default=0, init=False)
 
     @property
+    @override
     def fixed_sizes(self) -> bool:
         return self.crop is not None
 
+    @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
         """Takes the number of classes; the background is one more."""
         self.num_classes = data.num_classes + 1
 
+    @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
         """None: pictures have sizes of their own."""
         return ()
 
+    @override
     def input_record(self, level: int) -> dict[str, Any]:
         return self.input.as_dict()
 
+    @override
     def head(self, level: int, channels: int) -> nn.Module:
         return self.network.head(self.num_classes)
 
+    @override
     def train_loader(self, data: RunData) -> AnnotatedLoader:
         voc, seed = data.train, data.options.seed
         assert isinstance(voc, VOC)
@@ -78,6 +85,7 @@ class Segmentation(Task):
 
         return data.picture_loader(read)
 
+    @override
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
@@ -101,6 +109,7 @@ class Segmentation(Task):
             place[:height, :width] = target["mask"]
         return images, masks
 
+    @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Any) -> Tensor:
         """The pictures as the network sees them, under their masks in VOC's colours."""
         images, masks = self._batch(batch)
@@ -108,6 +117,7 @@ class Segmentation(Task):
         shown = pictures(images, self.input)
         return torch.where(masks.cpu()[:, None] > 0, 0.5 * shown + 0.5 * colours, shown)
 
+    @override
     def end_stage(self, context: EpochContext) -> None:
         """predictions.npz of the held-out pictures: "confusion", int64 [N, C, C] (truth, prediction); masks/<id>.png: what was found."""
         train_step, data, masks = context.train_step, context.run.data.val, context.run.folder / MASKS
