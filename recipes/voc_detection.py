@@ -102,16 +102,12 @@ def finish(options: Options, experiment: Experiment, run: Run) -> Sequence[str]:
     assert isinstance(data, VOC)
     numbers = box_scores(found, data)
     path = write_run(
-        run,
-        recipe="voc_detection",
-        protocol=f"detection/{options.protocol}",
-        numbers=numbers,
-        settings=asdict(options.constants()),
-        checkpoint=pretrained(options).record,
-    )
+        run, recipe="voc_detection", protocol=f"detection/{options.protocol}", numbers=numbers,
+        settings=asdict(options.constants()), checkpoint=pretrained(options).record,
+    )  # fmt: skip
     sheet = draw_detections(run.folder / "detections.png", data, found)
-    told = [f"{name} {numbers[name]:.1f} %" for name in ("AP", "AP50", "AP75")]
-    return [*told, result_line(path), f"detections {sheet}"]
+    lines = [f"{name} {numbers[name]:.1f} %" for name in ("AP", "AP50", "AP75")]
+    return [*lines, result_line(path), f"detections {sheet}"]
 
 
 def parse() -> Options:

@@ -100,16 +100,13 @@ def work() -> int:
             print("\n".join(score_lines(numbers, classes, outcomes, shots)))
             protocol = "svm/low_shot" if shots else "svm/vissl"
             path = write_result(
-                folder,
-                recipe="voc_svm",
-                protocol=protocol,
-                numbers=numbers,
+                folder, recipe="voc_svm", protocol=protocol, numbers=numbers,
                 settings=options.as_dict() | constants_of(VISSL, options.costs) | details_of(outcomes),
                 checkpoint=record,
                 data=data_record(train, test),
                 seconds=time.monotonic() - started,
                 cut=bool(record.get("cut")),
-            )
+            )  # fmt: skip
             title = f"{protocol}, {record['backbone']}, {record['path'] or 'random weights'}"
             rest = classes.frequency, folder / "result.png", title
             chart = (draw_shots(numbers, blocks, shots, *rest) if shots else
