@@ -94,7 +94,7 @@ def our_train_step(
     task = Detection(protocol, backbone, Input(), options.seed)
     task.train = cast(Any, SimpleNamespace(num_classes=NUM_CLASSES))
     experiment = Experiment(
-        task=cast(Any, task), backbone=backbone, stages=(task.stage(),), schedule=protocol.schedule(options.batch_size),
+        task=task, backbone=backbone, stages=(task.stage(),), schedule=protocol.schedule(options.batch_size),
         optimiser=partial(sgd, weight_decay=protocol.weight_decay, decay_biases=protocol.decay_biases),
         batchnorm=protocol.batchnorm,
     )  # fmt: skip
@@ -106,7 +106,9 @@ def ours(train_step: TrainStep, batches: Iterator[AnnotatedBatch]) -> Peer:
     head = train_step.module.head
     assert isinstance(head, Detector)
     pool = cast(nn.Module, head.roi_heads.box_roi_pool)
-    return Peer(lambda: train_step.step(cast(Any, batches), LR), _num_learning(train_step.module), pool)
+    return Peer(
+        lambda: train_step.step([cast(Any, next(batches))], LR), _num_learning(train_step.module), pool
+    )
 
 
 def torchvisions_model(protocol: DetectionProtocol, backbone_name: str, train_step: TrainStep) -> FasterRCNN:

@@ -4,13 +4,13 @@ import importlib.util
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FunctionType
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
 
+from fastpsl.engine.block_runner import Runner, run_blocks
 from fastpsl.engine.plan import Stage
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.revnet import RevNet
@@ -34,22 +34,6 @@ class StepChoice(NamedTuple):
 
 
 EAGER = StepChoice("eager", "asked for")
-
-
-class Runner(Protocol):
-    """Runs blocks one after another: images to the output of the last, or to each one's."""
-
-    def __call__(self, blocks: Sequence[nn.Module], images: Tensor, every: bool = False) -> list[Tensor]: ...
-
-
-def run_blocks(blocks: Sequence[nn.Module], images: Tensor, every: bool = False) -> list[Tensor]:
-    """[B, C, H, W] to the outputs of `every` block, or to that of the last alone; blocks: one or more."""
-    outputs = []
-    for block in blocks:
-        images = block(images)
-        if every:
-            outputs.append(images)
-    return outputs or [images]
 
 
 _numbers = itertools.count()

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastpsl.engine.compile_modes import run_blocks
+from fastpsl.engine.block_runner import run_blocks
 from fastpsl.engine.console import Progress
 from fastpsl.engine.distributed import World
 from fastpsl.engine.predictions import Predictions, predict

@@ -12,7 +12,7 @@ from torch.fx.proxy import TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
-from fastpsl.engine.compile_modes import Runner, run_blocks
+from fastpsl.engine.block_runner import Runner, run_blocks
 from fastpsl.kernels.fused_cuda.batch_norm import Norm, Operand, batch_norm
 
 

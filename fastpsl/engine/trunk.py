@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
-from fastpsl.engine.compile_modes import Runner, run_blocks
+from fastpsl.engine.block_runner import Runner, run_blocks
 from fastpsl.engine.plan import Stage
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.fold_batchnorm import check_foldable, folded
@@ -44,7 +44,7 @@ class Trunk(nn.Module):
         if batchnorm == "fixed":
             for norm in self._learning_norms():
                 norm.requires_grad_(False)
-        # How blocks run in training: `step_modes.make_runner`.
+        # How blocks run in training: `compile_modes.make_runner`.
         self.runner: Runner = run_blocks
         # A list, so that it is no submodule: neither state_dict nor DDP nor the optimiser know it.
         self._folded: list[nn.Module] = []

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 import fastpsl.engine.train_step
-from fastpsl.engine import compile_modes as step_modes
+from fastpsl.engine import compile_modes
 from fastpsl.engine.compile_modes import choose_step, make_runner
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage, make_plan
@@ -142,7 +142,7 @@ def test_a_copy_of_a_compiled_trunk_runs_its_own_blocks() -> None:
         for parameter in other.parameters():
             parameter.mul_(0.5)
     assert not torch.allclose(other(images), expected)
-    other.runner = step_modes.run_blocks
+    other.runner = compile_modes.run_blocks
     changed = other(images)
     other.runner = trunk.runner
     assert torch.equal(other(images), changed)
@@ -217,7 +217,7 @@ def test_by_inductor_too() -> None:
 def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as it is asked before a stage begins."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(step_modes.shutil, "which", lambda name: name)
+    monkeypatch.setattr(compile_modes.shutil, "which", lambda name: name)
 
 
 def test_auto_is_what_was_measured(a_gpu: None) -> None:
@@ -250,7 +250,7 @@ def test_auto_is_what_was_measured(a_gpu: None) -> None:
 
 
 def test_a_gain_is_of_its_mode_blocks_and_size(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_modes, "GAINS", {("resnet18", 1, 3, 64): ("fused", 1.25)})
+    monkeypatch.setattr(compile_modes, "GAINS", {("resnet18", 1, 3, 64): ("fused", 1.25)})
     backbone = ResNet("resnet18")
     found = choose_step("auto", backbone, STAGES[0], CUDA, "bf16", 64, sync_batchnorm=True)
     assert found.mode == "fused" and "1.25" in found.reason and "minute" not in found.reason
@@ -300,11 +300,11 @@ def test_what_cannot_be_is_refused_in_one_line(
 
 
 def test_what_is_missing_is_named(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_modes.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(compile_modes.importlib.util, "find_spec", lambda name: None)
     for mode in ("compiled", "fused"):
         with pytest.raises(ValueError, match="pip install triton"):
             choose_step(mode, TinyNet(), STAGES[0], CUDA, "fp32", 224)  # type: ignore[arg-type]
-    monkeypatch.setattr(step_modes.shutil, "which", lambda name: None)
+    monkeypatch.setattr(compile_modes.shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match=r"C\+\+ compiler"):
         choose_step("compiled", TinyNet(), STAGES[0], torch.device("cpu"), "fp32", 224)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))

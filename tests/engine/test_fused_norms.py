@@ -13,7 +13,7 @@ from typing_extensions import override
 pytest.importorskip("triton", reason="triton is not installed")
 
 from fastpsl.engine import fused_norms
-from fastpsl.engine.compile_modes import run_blocks
+from fastpsl.engine.block_runner import run_blocks
 from fastpsl.engine.fused_norms import FusedNorm, fused, make_fused_runner
 from fastpsl.engine.plan import make_plan
 from fastpsl.kernels.fused_cuda import batch_norm as kernels

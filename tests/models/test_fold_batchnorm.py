@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine.compile_modes import make_runner, run_blocks
+from fastpsl.engine.block_runner import run_blocks
+from fastpsl.engine.compile_modes import make_runner
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
