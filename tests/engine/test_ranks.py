@@ -65,7 +65,7 @@ def test_a_rank_that_hangs_in_a_step_leaves_the_step_before(tmp_path: Path) -> N
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     short = (*ARGUMENTS, "--max-steps-per-stage", "8")
     assert run(RECIPE, *short, "--out", whole, ranks=2).returncode == 0
-    hanging = RECIPE.with_name("hanging_recipe.py")
+    hanging = ROOT / "tests" / "engine" / "hanging_recipe.py"
     environment = {"HANG_AT": "5", "PYTHONPATH": str(ROOT)}  # it imports from `tests`
     done = run_fresh(hanging, *short, "--out", stopped, ranks=2, environment=environment)
     status = json.loads((stopped / "status.json").read_text())
