@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastpsl.kernels import isotropic
+from fastpsl.kernels import isotropic, isotropic_batch
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, isotropic_resize, margin_px
 from fastpsl.kernels.isotropic_batch import crop_isotropic
@@ -158,7 +158,8 @@ def test_a_lesser_kernel_is_found(
     noise: tuple[str, list[Sample]], constant: str, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of the kernel's numbers is there for something, and the probe sees what a small network would need long for."""
-    monkeypatch.setattr(isotropic, constant, value)
+    for module in (isotropic, isotropic_batch):
+        monkeypatch.setattr(module, constant, value)
     samples = noise[1][:800]
     boxes, labels = windows(samples)
     images = torch.from_numpy(np.stack([pixels_of(sample) for sample in samples]))
