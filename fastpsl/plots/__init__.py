@@ -1,7 +1,8 @@
 """Charts of numbers and sheets of images, as PNG files."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from fastpsl.pipelines.exports import lazy_names
 
 if TYPE_CHECKING:
     from fastpsl.plots.block_bars import draw_accuracies, draw_blocks, draw_precisions
@@ -17,37 +18,29 @@ if TYPE_CHECKING:
     from fastpsl.plots.shot_curve import draw_shots
     from fastpsl.plots.training_curve import draw_curve
     from fastpsl.plots.tsne import draw_map
-else:
 
-    def __getattr__(name):
-        """Import a name's module when the name is asked for: the room alone waits for no matplotlib."""
-        if name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-    def __dir__():
-        return [*globals(), *__all__]
-
-
-_MODULES = {
-    "draw_accuracies": "block_bars",
-    "draw_blocks": "block_bars",
-    "draw_classes": "class_bars",
-    "draw_contents": "clusters",
-    "draw_curve": "training_curve",
-    "draw_detections": "detections",
-    "draw_filters": "filters",
-    "draw_found": "masks",
-    "draw_label_figures": "label_figures",
-    "draw_map": "tsne",
-    "draw_masks": "masks",
-    "draw_neighbours": "neighbours",
-    "draw_precisions": "block_bars",
-    "draw_probes": "online_probe",
-    "draw_shots": "shot_curve",
-    "draw_sizes": "clusters",
-    "save_contact_sheet": "contact_sheet",
-}
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "draw_accuracies": "block_bars",
+        "draw_blocks": "block_bars",
+        "draw_classes": "class_bars",
+        "draw_contents": "clusters",
+        "draw_curve": "training_curve",
+        "draw_detections": "detections",
+        "draw_filters": "filters",
+        "draw_found": "masks",
+        "draw_label_figures": "label_figures",
+        "draw_map": "tsne",
+        "draw_masks": "masks",
+        "draw_neighbours": "neighbours",
+        "draw_precisions": "block_bars",
+        "draw_probes": "online_probe",
+        "draw_shots": "shot_curve",
+        "draw_sizes": "clusters",
+        "save_contact_sheet": "contact_sheet",
+    },
+)
 __all__ = [
     "draw_accuracies",
     "draw_blocks",

@@ -1,7 +1,8 @@
 """Files as such: written whole or not at all, read within bounds, kept in caches."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fastpsl.pipelines.exports import lazy_names
 
 if TYPE_CHECKING:
     from fastpsl.pipelines.files.atomic import output_errors, write_atomically
@@ -10,22 +11,13 @@ if TYPE_CHECKING:
 
 __all__ = ["check_zip", "output_errors", "read_lines", "read_npy", "write_atomically"]
 
-_FILES = {
-    "check_zip": "bounded",
-    "output_errors": "atomic",
-    "read_lines": "json_lines",
-    "read_npy": "bounded",
-    "write_atomically": "atomic",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is asked for: no file of this package waits for what others import."""
-    if name in _FILES:
-        return getattr(import_module(f"{__name__}.{_FILES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    """List the public names."""
-    return __all__
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "check_zip": "bounded",
+        "output_errors": "atomic",
+        "read_lines": "json_lines",
+        "read_npy": "bounded",
+        "write_atomically": "atomic",
+    },
+)
