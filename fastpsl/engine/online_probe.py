@@ -15,11 +15,12 @@ from torch import Tensor
 from fastpsl.engine.dataset_pass import undisturbed
 from fastpsl.engine.distributed import gathered, share
 from fastpsl.engine.metrics_file import MetricsFile
+from fastpsl.engine.neighbours import find_neighbours
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run
 from fastpsl.engine.train_step import DTYPES
 from fastpsl.engine.trunk import Trunk
-from fastpsl.kernels.nearest import count_correct, nearest, num_million_pairs
+from fastpsl.kernels.nearest import count_correct
 from fastpsl.pipelines.data.dataset import Dataset, require_same_classes
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.doing import doing
@@ -146,11 +147,7 @@ def figures(train: Features, held_out: Features | None) -> dict[str, Any]:
     if held_out is not None:
         num, k = len(held_out.labels), min(K, len(train.labels))
         num_classes = int(max(train.labels.max(), held_out.labels.max())) + 1
-        num_pairs = num_million_pairs(held_out.features, train.features)
-        with doing("looking for neighbours", "million pairs", num_pairs) as told:
-            near = nearest(
-                held_out.features, train.features, k, train.features.device, on_million_pairs=told.update
-            )
+        near = find_neighbours(held_out.features, train.features, k, train.features.device)
         counts = count_correct(near, train.labels, held_out.labels, num_classes, (k,), TEMPERATURE)
         right = ridge_classes(train.features, train.labels, held_out.features, num_classes) == held_out.labels
         found |= {"num_held_out": num, "num_classes": num_classes}

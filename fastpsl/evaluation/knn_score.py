@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from fastpsl.engine.distributed import World, sum_over_ranks
+from fastpsl.engine.neighbours import find_neighbours
 from fastpsl.evaluation.feature_file import FeatureFile
-from fastpsl.kernels.nearest import Neighbours, count_correct, nearest, num_million_pairs
+from fastpsl.kernels.nearest import Neighbours, count_correct
 from fastpsl.pipelines.data.dataset import Dataset, require_labels, require_same_classes
-from fastpsl.pipelines.doing import doing
 from fastpsl.plots.neighbours import NUM_NEIGHBOURS
 
 NUM_SHOWN = 8
@@ -99,9 +99,7 @@ def score(
     mine = good[world.rank :: world.size]
     # More than the largest k where the picture shows more.
     k = min(max(*ks, NUM_NEIGHBOURS), num_bank)
-    queries, bank = val.features()[mine], train.features()
-    with doing("looking for neighbours", "million pairs", num_million_pairs(queries, bank)) as told:
-        found = nearest(queries, bank, k, world.device, on_million_pairs=told.update)
+    found = find_neighbours(val.features()[mine], train.features(), k, world.device)
     num_classes = int(max(labels.max(), truth.max())) + 1
     own, of_bank = (torch.from_numpy(values.astype(np.int64)) for values in (truth[mine], labels))
     counts = count_correct(found, of_bank, own, num_classes, sorted(set(ks)), temperature)

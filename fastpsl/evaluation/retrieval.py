@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from fastpsl.engine.distributed import World, sum_over_ranks
+from fastpsl.engine.neighbours import find_neighbours
 from fastpsl.engine.run_data import open_both
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.features import Extraction
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import data_record, result_line, write_result
-from fastpsl.kernels.nearest import Neighbours, nearest, num_million_pairs
+from fastpsl.kernels.nearest import Neighbours
 from fastpsl.pipelines.data.dataset import Dataset, require_same_classes
-from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.atomic import output_errors
 from fastpsl.plots.neighbours import draw_neighbours
 
@@ -164,11 +164,9 @@ def nearest_others(
     queries: np.ndarray, gallery: np.ndarray, k: int, own: np.ndarray | None, device: torch.device
 ) -> Neighbours:
     """`nearest`, but query i (of [Q, C]) does not find row own[i] (int64 [Q]) of the gallery [N, C], which is itself."""
-    k_found = k if own is None else k + 1
-    with doing("looking for neighbours", "million pairs", num_million_pairs(queries, gallery)) as told:
-        found = nearest(queries, gallery, k_found, device, on_million_pairs=told.update)
     if own is None:
-        return found
+        return find_neighbours(queries, gallery, k, device)
+    found = find_neighbours(queries, gallery, k + 1, device)
     kept = found.rows != torch.from_numpy(own)[:, None]
     kept[kept.all(1), k] = False  # of more than k equal pictures, itself is not always among the first
     return Neighbours(found.similarities[kept].view(-1, k), found.rows[kept].view(-1, k))
