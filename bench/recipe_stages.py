@@ -10,6 +10,7 @@ import torch
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, place_backbone
 from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.recipe import Recipe as TrainingRecipe
 from fastpsl.engine.seed import torch_seed
 
 Recipe = Literal[
@@ -28,34 +29,32 @@ MODULES = {
 }
 
 
-def recipe_module(recipe: str) -> Any:
-    """The file under `recipes/`."""
-    return importlib.import_module(f"recipes.{MODULES.get(recipe, recipe)}")
+def recipe_of(name: str) -> TrainingRecipe[Any]:
+    """Return the RECIPE of a file under `recipes/`."""
+    recipe: TrainingRecipe[Any] = importlib.import_module(f"recipes.{MODULES.get(name, name)}").RECIPE
+    return recipe
 
 
 def recipe_options(recipe: str, *, is_sample: bool, batch_size: int, **values: Any) -> PretrainOptions:
-    """A recipe's options: its PAPER values, for the embedded sample its SAMPLE values, and `values` that are not None.
+    """Return a recipe's options: its PAPER values, for the embedded sample its SAMPLE values, and `values` that are not None.
 
-    ValueError where they cannot be.
+    Raises:
+        ValueError: They cannot be.
     """
-    module = recipe_module(recipe)
-    chosen: dict[str, Any] = module.PAPER | (module.SAMPLE if is_sample else {}) | {"batch_size": batch_size}
-    chosen |= {name: value for name, value in values.items() if value is not None}
-    if chosen.get("key_group", 0) >= batch_size:  # MoCo's; a group must be smaller than the batch
-        chosen["key_group"] = max(1, batch_size // 2)
-    options: PretrainOptions = module.Options(**chosen)
+    chosen = recipe_of(recipe)
+    given = (dict(chosen.sample) if is_sample else {}) | {"batch_size": batch_size}
+    given |= {name: value for name, value in values.items() if value is not None}
+    if {**chosen.paper, **given}.get(
+        "key_group", 0
+    ) >= batch_size:  # MoCo's; a group must be smaller than the batch
+        given["key_group"] = max(1, batch_size // 2)
+    options: PretrainOptions = chosen.with_paper(**given)
     return options
 
 
 def stage_names(options: PretrainOptions) -> Sequence[str]:
     """Of PSL's plan with these options, and E: end to end."""
     return [*(f"S{number + 1}" for number in range(len(options.stage_epochs))), "E"]
-
-
-def experiment_of(recipe: str, options: PretrainOptions) -> Experiment:
-    """As `recipes/` builds it."""
-    experiment: Experiment = recipe_module(recipe).build(options)
-    return experiment
 
 
 def stage_experiment(
@@ -65,7 +64,7 @@ def stage_experiment(
     if stage == "E":
         options = replace(options, plan="end_to_end")
     torch.manual_seed(torch_seed(options.seed))
-    experiment = experiment_of(recipe, options)
+    experiment = recipe_of(recipe).build(options)
     names = [each.name for each in experiment.stages]
     if stage not in names:
         raise ValueError(f"--stages {stage}: {recipe} has {', '.join(stage_names(options))}")

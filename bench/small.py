@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, not installed
 from bench import throughput
 from bench.program import check_out, check_positive, progress, run_program, wide_console
-from bench.recipe_stages import recipe_module
+from bench.recipe_stages import recipe_of
 from bench.schema import RUNS, data_record, environment, save_result, spread
 from bench.show import show_throughput
 from bench.throughput import Setting, try_stage
@@ -106,7 +106,7 @@ class Bench:
         self.num_threads = options.num_threads or default_num_threads()
 
     def batch_size(self, recipe: str) -> int:
-        paper: int = recipe_module(recipe).PAPER["batch_size"]
+        paper: int = recipe_of(recipe).paper["batch_size"]
         return self.options.batch_size or (paper if self.is_cuda else 24)
 
     def setting(self, recipe: str) -> Setting:

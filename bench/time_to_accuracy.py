@@ -32,7 +32,7 @@ sys.path.insert(
 )  # bench/ and recipes/ are folders of programs, not installed
 from bench.chart import Bar, Panel, draw, grouped
 from bench.program import check_out, counted, progress, run_program
-from bench.recipe_stages import MODULES, experiment_of, recipe_options
+from bench.recipe_stages import MODULES, recipe_of, recipe_options
 from bench.schema import RUNS, data_record, environment, save_result, spread
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
@@ -141,7 +141,7 @@ def train(options: Options, seed: int, world: World, folder: Path) -> Trained | 
     )  # fmt: skip
     started = time.perf_counter()
     torch.manual_seed(torch_seed(seed))
-    experiment = experiment_of(options.recipe, recipe)
+    experiment = recipe_of(options.recipe).build(recipe)
     run = Run(MODULES[options.recipe], experiment.open_data(recipe, world), experiment.science)
     try:
         clock = Clock(run)

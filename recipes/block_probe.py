@@ -22,10 +22,11 @@ from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.recipe import Recipe
 from fastpsl.engine.run import Run
 from fastpsl.evaluation.block_probes import BlockProbes, FewLabelBlockProbes, read_heads
 from fastpsl.evaluation.held_out import require_held_out, scores, write_held_out
-from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
+from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import result_line
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.standard_views import center_view, train_view
@@ -41,23 +42,25 @@ CONSTANTS: dict[str, Any] = {"momentum": 0.9, "nesterov": True, "decay_biases": 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(EvaluationOptions):
-    heads: tuple[str, ...] = ("conv_B2", "conv_B3", "conv_B4")
+    sample_backbone = "nin4"
+
+    heads: tuple[str, ...]
     """On a block Bk: conv_Bk, a NIN block and a linear layer; fc1_Bk, fc2_Bk, fc3_Bk, so many fully-connected layers."""
     labels_per_class: int | None = None
     """Learn from the first so many images of each class alone, in as many steps (Table VIII: 20, 100, 400, 1000)."""
-    epochs: int = 200
+    epochs: int
     """Epochs."""
-    intervals: tuple[int, ...] = (100, 50, 50)
+    intervals: tuple[int, ...]
     """Shares of the training between tenfold drops of the rate."""
-    lr: float = 0.1
+    lr: float
     """First learning rate, whatever the batch."""
-    weight_decay: float = 5e-4
+    weight_decay: float
     """On weights, biases and BatchNorm."""
-    batch_size: int = 128
+    batch_size: int
     """Images a step, over all ranks and accumulated batches (STL-10: 64)."""
-    size_px: int = 32
+    size_px: int
     """Side of the pictures; those to learn from are moved by up to an eighth of it."""
-    whole: bool = True
+    whole: bool
     """Score on a picture's whole middle square, not on the 224/256 of it that are usual for large ones."""
 
     @override
@@ -67,15 +70,9 @@ class Options(EvaluationOptions):
             raise ValueError(f"--epochs {self.epochs}: it must be 1 or more")
 
 
-@functools.cache
-def pretrained(options: Options) -> Pretrained:
-    """The weights, read once."""
-    return options.pretrained()
-
-
 def build(options: Options) -> Experiment:
     require_held_out(options)
-    weights, size_px = pretrained(options), options.size_px
+    weights, size_px = options.pretrained(), options.size_px
     heads = read_heads(options.heads, weights.backbone)
     make: Any = BlockProbes
     if options.labels_per_class is not None:
@@ -83,24 +80,26 @@ def build(options: Options) -> Experiment:
             FewLabelBlockProbes, labels_per_class=options.labels_per_class, seed=options.seed
         )
     last = max(head.block for head in heads)
+    task = make(
+        train_view=train_view(weights.input, size_px, "padded"),
+        held_out_view=center_view(weights.input, size_px, options.whole),
+        backbone=weights.backbone,
+        heads=heads,
+    )
     return Experiment(
-        task=make(
-            train_view=train_view(weights.input, size_px, "padded"),
-            held_out_view=center_view(weights.input, size_px, options.whole),
-            backbone=weights.backbone,
-            heads=heads,
-        ),
+        task=task,
         backbone=weights.backbone,
         stages=(Stage("blocks", 1, last + 1, last, options.epochs),),
         schedule=step_drops(options.lr, options.intervals),
         optimiser=functools.partial(sgd, **CONSTANTS, weight_decay=options.weight_decay),
         science=weights.science(),
+        finish=functools.partial(finish, options, weights, task),
     )
 
 
-def finish(options: Options, experiment: Experiment, run: Run) -> Sequence[str]:
-    name, record = "block_probe", pretrained(options).record
-    path = write_held_out(experiment, run, recipe=name, protocol=name, constants=CONSTANTS, checkpoint=record)
+def finish(options: Options, weights: Pretrained, task: BlockProbes, run: Run) -> Sequence[str]:
+    name, record = "block_probe", weights.record
+    path = write_held_out(task, run, recipe=name, protocol=name, constants=CONSTANTS, checkpoint=record)
     numbers = scores(run)
     title = f"{name}, {record['backbone']}, {record['path'] or 'random weights'}"
     chart = draw_blocks(numbers, run.folder / "result.png", title, 100 / run.data.train.num_classes)
@@ -112,9 +111,7 @@ def finish(options: Options, experiment: Experiment, run: Run) -> Sequence[str]:
     return lines
 
 
-def parse() -> Options:
-    return parse_evaluation(Options, PAPER, SAMPLE, __doc__ or "", backbone="nin4")
-
+RECIPE = Recipe("block_probe", __doc__, Options, PAPER, SAMPLE, build, whose="default")
 
 if __name__ == "__main__":
-    launch("block_probe", parse, build, finish)
+    launch(RECIPE)

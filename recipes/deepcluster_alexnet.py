@@ -16,11 +16,12 @@ from typing import Literal
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.options import PretrainOptions, parse_options
+from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.recipe import Recipe
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.input_record import Input
 from fastpsl.tasks.pseudo_labels.deepcluster import DeepCluster, two_sgds
-from fastpsl.tasks.pseudo_labels.uic_experiment import finish
+from fastpsl.tasks.pseudo_labels.uic_experiment import leave_labels
 
 PAPER = {  # section 4; rate and decay are the code's
     "backbone": "alexnet",  # with its dropout of 0.5
@@ -47,23 +48,23 @@ SAMPLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PretrainOptions):
-    backbone: str = "alexnet"
+    backbone: str
     """Any of fastpsl's (docs/backbones.md)."""
-    num_classes: int = 10_000
+    num_classes: int
     """Clusters, and classes of the classifier; none is ever empty."""
-    pca_width: int = 256
+    pca_width: int
     """Principal directions of the features that are clustered."""
-    k_means_iterations: int = 20
+    k_means_iterations: int
     """Before each epoch."""
-    channels: Literal["RGB", "SobelXY"] = "SobelXY"
+    channels: Literal["RGB", "SobelXY"]
     """What the network sees: the picture, or its grey value's two gradients."""
-    lr: float = 0.05
+    lr: float
     """Learning rate, the same throughout."""
-    weight_decay: float = 1e-5
+    weight_decay: float
     """On weights, biases and BatchNorm."""
     dropout: float | None = None
     """Share of fc6's and fc7's inputs that are dropped; by default the backbone's own."""
-    size_px: int = 224
+    size_px: int
     """Side of the crops."""
 
 
@@ -85,12 +86,11 @@ def build(options: Options) -> Experiment:
         schedule=step_drops(options.lr, (1,)),
         optimiser=partial(two_sgds, make=options.sgd(), weight_decay=options.weight_decay),
         frozen_batchnorm=options.frozen_batchnorm,
+        finish=partial(leave_labels, task),
     )
 
 
-def parse() -> Options:
-    return parse_options(Options, PAPER, SAMPLE, __doc__ or "")
-
+RECIPE = Recipe("deepcluster_alexnet", __doc__, Options, PAPER, SAMPLE, build)
 
 if __name__ == "__main__":
-    launch("deepcluster_alexnet", parse, build, finish)
+    launch(RECIPE)

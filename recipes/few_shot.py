@@ -21,10 +21,11 @@ from typing import Any
 from typing_extensions import override
 
 from fastpsl.engine.distributed import join_world
-from fastpsl.engine.launch import EXIT_FINISHED, run_script
+from fastpsl.engine.launch import EXIT_FINISHED, launch
+from fastpsl.engine.recipe import Evaluation
 from fastpsl.engine.resume import open_folder
 from fastpsl.evaluation.features import extract
-from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
+from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.pipelines.data.dataset import require_labels
 from fastpsl.pipelines.data.open import open_data
@@ -38,17 +39,19 @@ SAMPLE: dict[str, Any] = {"episodes": 1000, "batch_size": 32, "size_px": 84}
 
 @dataclass(frozen=True, kw_only=True)
 class Options(EvaluationOptions):
+    sample_backbone = "alexnet"
+
     block: tuple[str, ...] = ("B3", "B4", "B5", "B5_max_pool")
     """Blocks whose flattened maps the features are, each scored by itself: B1, B2, … or conv1, conv2, …; _max_pool behind it: after a pool of 3, stride 2."""
-    ways: int = 5
+    ways: int
     """Classes of an episode."""
-    shots: int = 5
+    shots: int
     """Pictures of each class whose mean stands for it."""
     queries: int = 15
     """Further pictures of each class, which are classified."""
     episodes: int = 10_000
     """Episodes, drawn from --seed."""
-    source_px: int = 84
+    source_px: int
     """Side to which pictures are shrunk first; --size-px above it enlarges them again."""
 
     @override
@@ -65,12 +68,8 @@ class Options(EvaluationOptions):
             raise ValueError("--whole: pictures are always seen as --source-px has them; leave it out")
 
 
-def parse() -> Options:
-    return parse_evaluation(Options, PAPER, SAMPLE, __doc__ or "", backbone="alexnet")
-
-
-def work() -> int:
-    options, started = parse(), time.monotonic()
+def run(options: Options) -> int:
+    started = time.monotonic()
     world = join_world(options.device, timeout_s=10 * options.timeout_s)
     weights = options.pretrained()
     with ExitStack() as stack:
@@ -112,5 +111,7 @@ def work() -> int:
     return EXIT_FINISHED
 
 
+RECIPE = Evaluation("few_shot", __doc__, Options, PAPER, SAMPLE, run, whose="default")
+
 if __name__ == "__main__":
-    run_script("few_shot", work)
+    launch(RECIPE)

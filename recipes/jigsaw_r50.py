@@ -12,7 +12,8 @@ from pathlib import Path
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.options import MACHINE, PretrainOptions, parse_options
+from fastpsl.engine.options import MACHINE, PretrainOptions
+from fastpsl.engine.recipe import Recipe
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.models.factory import make_backbone
 from fastpsl.tasks.jigsaw import Jigsaw
@@ -47,27 +48,27 @@ SAMPLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PretrainOptions):
-    backbone: str = "resnet50"
+    backbone: str
     """alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
-    lr: float = 0.01
+    lr: float
     """Learning rate at each stage's start."""
-    intervals: tuple[int, ...] = (20, 20, 10, 10)
+    intervals: tuple[int, ...]
     """Shares of a stage between tenfold drops of the rate."""
-    counts: tuple[int, ...] = (500, 1000, 2000)
+    counts: tuple[int, ...]
     """Permutations of levels G1, G2, G3, each set within the next."""
     permutations: Path | None = field(default=None, metadata=MACHINE)  # its content is science, see build
     """A file of permutations (fastpsl permutations, VISSL's or bbrattoli's .npy, Noroozi's .bin); default: made by the same code."""
-    permutations_per_image: int = 1
+    permutations_per_image: int
     """Puzzles of each image, by permuting embeddings after one pass of the trunk."""
     grid: int = 3
     """Cells a side of a puzzle."""
-    shorter_px: int = 256
+    shorter_px: int
     """The image's shorter side, before the window of grid x cell_px is cut."""
-    cell_px: int = 75
+    cell_px: int
     """Side of a cell."""
-    tile_px: int = 64
+    tile_px: int
     """Side of the tile that is cut at random in each cell: what the network sees."""
-    embedding_width: int = 1000
+    embedding_width: int
     """Features of a tile in the head."""
 
 
@@ -98,9 +99,7 @@ def build(options: Options) -> Experiment:
     )
 
 
-def parse() -> Options:
-    return parse_options(Options, PAPER, SAMPLE, __doc__ or "")
-
+RECIPE = Recipe("jigsaw_r50", __doc__, Options, PAPER, SAMPLE, build)
 
 if __name__ == "__main__":
-    launch("jigsaw_r50", parse, build)
+    launch(RECIPE)

@@ -25,13 +25,14 @@ from typing import Any, Literal
 from typing_extensions import override
 
 from fastpsl.engine.distributed import join_world
-from fastpsl.engine.launch import EXIT_FINISHED, run_script
+from fastpsl.engine.launch import EXIT_FINISHED, launch
+from fastpsl.engine.recipe import Evaluation
 from fastpsl.engine.resume import open_folder
 from fastpsl.engine.run_data import open_both
 from fastpsl.evaluation.features import Extraction, extract
 from fastpsl.evaluation.held_out import require_held_out
 from fastpsl.evaluation.knn_score import require_neighbours, score, score_lines
-from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
+from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.plots.neighbours import draw_neighbours
 
@@ -43,9 +44,9 @@ SAMPLE: dict[str, Any] = {"k": (1, 5, 10, 20), "temperature": 0.07, "batch_size"
 class Options(EvaluationOptions):
     block: tuple[str, ...] = ("final",)
     """Whose average-pooled outputs the features are, each block scored by itself: B1, B2, …, or final, the last."""
-    k: tuple[int, ...] = (10, 20, 100, 200)
+    k: tuple[int, ...]
     """Numbers of neighbours, each scored by itself; one search serves all."""
-    temperature: float = 0.07
+    temperature: float
     """Of the weighted vote."""
     vote: Literal["weighted", "majority", "both"] = "both"
     """Whose scores are reported."""
@@ -59,12 +60,8 @@ class Options(EvaluationOptions):
             raise ValueError(f"--temperature {self.temperature}: it must be above 0")
 
 
-def parse() -> Options:
-    return parse_evaluation(Options, PAPER, SAMPLE, __doc__ or "")
-
-
-def work() -> int:
-    options, started = parse(), time.monotonic()
+def run(options: Options) -> int:
+    started = time.monotonic()
     require_held_out(options)
     world = join_world(options.device, timeout_s=10 * options.timeout_s)
     weights = options.pretrained()
@@ -116,5 +113,7 @@ def work() -> int:
     return EXIT_FINISHED
 
 
+RECIPE = Evaluation("knn", __doc__, Options, PAPER, SAMPLE, run, whose="default")
+
 if __name__ == "__main__":
-    run_script("knn", work)
+    launch(RECIPE)

@@ -23,10 +23,11 @@ from typing import Any, Literal
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.recipe import Recipe
 from fastpsl.engine.run import Run
 from fastpsl.evaluation.held_out import overridden, require_held_out, scores, write_held_out
 from fastpsl.evaluation.linear import LinearProbes, best_block_lines, probe_sgd
-from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
+from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import PROTOCOLS, LinearProtocol
 from fastpsl.evaluation.result import result_line
 from fastpsl.models.weights import Pretrained
@@ -41,7 +42,7 @@ SAMPLE: dict[str, Any] = {"protocol": "vissl", "batch_size": 32, "size_px": 96, 
 class Options(EvaluationOptions):
     protocol: Literal[
         "vissl", "vissl_places205", "vissl_inat18", "moco", "uic", "rotnet", "deepcluster", "sslpp"
-    ] = "vissl"
+    ]
     """vissl: every block and final, 28 epochs; vissl_places205, 14, and vissl_inat18, 84: the same for other data; moco: final alone, 100.
     AlexNet's: uic, 32 epochs, rotnet, 35, deepcluster, 90, sslpp, 200."""
     epochs: int | None = None
@@ -54,31 +55,26 @@ class Options(EvaluationOptions):
         return replace(PROTOCOLS[self.protocol], **overridden({}, self.epochs, self.lr))
 
 
-@functools.cache
-def pretrained(options: Options) -> Pretrained:
-    """The weights, read once."""
-    return options.pretrained()
-
-
 def build(options: Options) -> Experiment:
     require_held_out(options)
-    weights, protocol = pretrained(options), options.constants()
+    weights, protocol = options.pretrained(), options.constants()
     num_blocks = weights.backbone.num_blocks
     if options.whole and protocol.num_crops == 10:
         raise ValueError(
             f"--whole: --protocol {options.protocol} is scored on ten crops; leave it out, or choose another one"
         )
     _, *more_crops = ten_crop_views(weights.input, options.size_px)
+    task = LinearProbes(
+        train_view(weights.input, options.size_px, protocol.train_crop),
+        center_view(weights.input, options.size_px, options.whole),
+        protocol.head_std,
+        backbone=weights.backbone,
+        pools=protocol.pools,
+        batchnorm=protocol.batchnorm,
+        more_crops=tuple(more_crops) if protocol.num_crops == 10 else (),
+    )
     return Experiment(
-        task=LinearProbes(
-            train_view(weights.input, options.size_px, protocol.train_crop),
-            center_view(weights.input, options.size_px, options.whole),
-            protocol.head_std,
-            backbone=weights.backbone,
-            pools=protocol.pools,
-            batchnorm=protocol.batchnorm,
-            more_crops=tuple(more_crops) if protocol.num_crops == 10 else (),
-        ),
+        task=task,
         backbone=weights.backbone,
         stages=(Stage("linear", 1, num_blocks + 1, num_blocks, protocol.epochs),),
         schedule=protocol.schedule(options.batch_size),
@@ -89,23 +85,22 @@ def build(options: Options) -> Experiment:
             nesterov=protocol.nesterov,
         ),
         science=weights.science(),
+        finish=functools.partial(finish, options, weights, task),
     )
 
 
-def finish(options: Options, experiment: Experiment, run: Run) -> Sequence[str]:
-    record, protocol = pretrained(options).record, f"linear/{options.protocol}"
+def finish(options: Options, weights: Pretrained, task: LinearProbes, run: Run) -> Sequence[str]:
+    record, protocol = weights.record, f"linear/{options.protocol}"
     constants = asdict(options.constants())
     path = write_held_out(
-        experiment, run, recipe="linear_probe", protocol=protocol, constants=constants, checkpoint=record
+        task, run, recipe="linear_probe", protocol=protocol, constants=constants, checkpoint=record
     )
     title = f"{protocol}, {record['backbone']}, {record['path'] or 'random weights'}"
-    chart = draw_blocks(scores(run), run.folder / "result.png", title, 100 / run.data.train.num_classes)
+    chart = draw_blocks(scores(run), run.folder / "result.png", title, 100 * task.chance(1))
     return [*best_block_lines(scores(run)), result_line(path), f"chart {chart}"]
 
 
-def parse() -> Options:
-    return parse_evaluation(Options, PAPER, SAMPLE, __doc__ or "")
-
+RECIPE = Recipe("linear_probe", __doc__, Options, PAPER, SAMPLE, build, whose="default")
 
 if __name__ == "__main__":
-    launch("linear_probe", parse, build, finish)
+    launch(RECIPE)

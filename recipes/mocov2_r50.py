@@ -12,7 +12,8 @@ from functools import partial
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.schedules import cosine
-from fastpsl.engine.options import PretrainOptions, parse_options
+from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.recipe import Recipe
 from fastpsl.models.factory import make_backbone
 from fastpsl.tasks.contrastive.moco import MoCo
 
@@ -42,21 +43,21 @@ SAMPLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PretrainOptions):
-    backbone: str = "resnet50"
+    backbone: str
     """alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
-    lr: float = 0.03
+    lr: float
     """SGD's learning rate at the start; it falls to 0 over all stages."""
-    queue_size: int = 65_536
+    queue_size: int
     """Keys of earlier images to tell a key from; a multiple of --batch-size."""
-    momentum: float = 0.999
+    momentum: float
     """Of the key encoder, not of SGD (0.9)."""
-    temperature: float = 0.2
+    temperature: float
     """Similarities are divided by it."""
-    key_group: int = 32
+    key_group: int
     """Images whose statistics normalise a key; a divisor of a rank's batch, and smaller than --batch-size."""
-    size_px: int = 224
+    size_px: int
     """Side of the crops."""
-    embedding_width: int = 128
+    embedding_width: int
     """Numbers of a key."""
 
 
@@ -84,9 +85,7 @@ def build(options: Options) -> Experiment:
     )
 
 
-def parse() -> Options:
-    return parse_options(Options, PAPER, SAMPLE, __doc__ or "")
-
+RECIPE = Recipe("mocov2_r50", __doc__, Options, PAPER, SAMPLE, build)
 
 if __name__ == "__main__":
-    launch("mocov2_r50", parse, build)
+    launch(RECIPE)

@@ -12,7 +12,8 @@ from typing import Literal
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.options import PretrainOptions, parse_options
+from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.recipe import Recipe
 from fastpsl.models.factory import make_backbone
 from fastpsl.tasks.rotation import Rotation
 
@@ -38,17 +39,17 @@ SAMPLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PretrainOptions):
-    backbone: str = "revnet50"
+    backbone: str
     """alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
-    lr: float = 0.01
+    lr: float
     """Learning rate at each stage's start."""
-    intervals: tuple[int, ...] = (20, 20, 10, 10)
+    intervals: tuple[int, ...]
     """Shares of a stage between tenfold drops of the rate."""
     rotations_per_image: Literal["one", "all"] = "one"
     """one, drawn for each image, or all of the level's 2, 4 or 8 of one decode; --batch-size counts images after rotation."""
-    shorter_px: int = 256
+    shorter_px: int
     """The image's shorter side, before the window is cut."""
-    size_px: int = 224
+    size_px: int
     """Side of the random window that the network sees."""
 
 
@@ -70,9 +71,7 @@ def build(options: Options) -> Experiment:
     )
 
 
-def parse() -> Options:
-    return parse_options(Options, PAPER, SAMPLE, __doc__ or "")
-
+RECIPE = Recipe("rotation_rv50", __doc__, Options, PAPER, SAMPLE, build)
 
 if __name__ == "__main__":
-    launch("rotation_rv50", parse, build)
+    launch(RECIPE)

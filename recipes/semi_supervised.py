@@ -20,10 +20,11 @@ from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import MACHINE
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.recipe import Recipe
 from fastpsl.engine.run import Run
 from fastpsl.evaluation.held_out import overridden, require_held_out, write_held_out
 from fastpsl.evaluation.label_lists import labelled_part, write_label_list
-from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
+from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import result_line
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.subset import Subset
@@ -44,9 +45,9 @@ PROTOCOLS = {"pirl": COMMON | {"lr": 0.01}, "simclr": COMMON | {"lr": 0.05}}
 
 @dataclass(frozen=True, kw_only=True)
 class Options(EvaluationOptions):
-    protocol: Literal["pirl", "simclr"] = "pirl"
+    protocol: Literal["pirl", "simclr"]
     """The rate that VISSL uses with PIRL's lists (0.01) or SimCLR's (0.05)."""
-    percent: float = 1.0
+    percent: float
     """Of the training images that keep their labels, equally many of each class, drawn by --seed."""
     label_list: Path | None = field(
         default=None, metadata=MACHINE
@@ -62,46 +63,41 @@ class Options(EvaluationOptions):
         return overridden(PROTOCOLS[self.protocol], self.epochs, self.lr)
 
 
-@functools.cache
-def pretrained(options: Options) -> Pretrained:
-    """The weights, read once."""
-    return options.pretrained()
-
-
 def build(options: Options) -> Experiment:
     require_held_out(options)
     if options.order != "random":
         raise ValueError(
             "--order quasi_random reads whole pages, and few of their images are used: leave it out"
         )
-    weights, values = pretrained(options), options.constants()
+    weights, values = options.pretrained(), options.constants()
     num_blocks = weights.backbone.num_blocks
+    views = (
+        train_view(weights.input, options.size_px),
+        center_view(weights.input, options.size_px, options.whole),
+    )
+    task = Classify(*views)
     return Experiment(
-        task=Classify(
-            train_view(weights.input, options.size_px),
-            center_view(weights.input, options.size_px, options.whole),
-        ),
+        task=task,
         backbone=weights.backbone,
         stages=(Stage("tune", 1, 1, num_blocks, values["epochs"]),),
         schedule=step_drops(values["lr"] * options.batch_size / 256, values["intervals"]),
         optimiser=functools.partial(sgd, **{name: values[name] for name in SGD}),
         science=weights.science(),
         part=lambda data: labelled_part(data, options.percent, options.seed, options.label_list),
+        finish=functools.partial(finish, options, weights, task),
     )
 
 
-def finish(options: Options, experiment: Experiment, run: Run) -> Sequence[str]:
+def finish(options: Options, weights: Pretrained, task: Classify, run: Run) -> Sequence[str]:
     assert isinstance(run.data.train, Subset)
     labels = write_label_list(run.folder / "label-list.txt", run.data.train.indices)
     constants = options.constants() | ({"percent": None} if options.label_list else {})
-    name, record = "semi_supervised", pretrained(options).record
-    path = write_held_out(experiment, run, recipe=name, protocol=name, constants=constants, checkpoint=record)
+    name, record = "semi_supervised", weights.record
+    path = write_held_out(task, run, recipe=name, protocol=name, constants=constants, checkpoint=record)
     return [f"labelled images {labels}", result_line(path)]
 
 
-def parse() -> Options:
-    return parse_evaluation(Options, PAPER, SAMPLE, __doc__ or "")
-
+RECIPE = Recipe("semi_supervised", __doc__, Options, PAPER, SAMPLE, build, whose="default")
 
 if __name__ == "__main__":
-    launch("semi_supervised", parse, build, finish)
+    launch(RECIPE)

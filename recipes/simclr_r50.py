@@ -18,7 +18,8 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.lars import lars
 from fastpsl.engine.optim.schedules import cosine
-from fastpsl.engine.options import PretrainOptions, parse_options
+from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.recipe import Recipe
 from fastpsl.models.factory import make_backbone
 from fastpsl.tasks.contrastive.simclr import SimCLR
 
@@ -48,21 +49,21 @@ SAMPLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PretrainOptions):
-    backbone: str = "resnet50"
+    backbone: str
     """alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
-    lr: float = 0.3
+    lr: float
     """LARS's learning rate at the end of the warm-up."""
-    warmup_epochs: float = 10.0
+    warmup_epochs: float
     """Epochs in which the rate rises from 0, once, in the first stage."""
-    trust: float = 0.001
+    trust: float
     """LARS's eeta: the share of a layer's norm by which a step of rate 1 changes it."""
-    weight_decay: float = 1e-6
+    weight_decay: float
     """Of all weights but biases and BatchNorm's."""
-    temperature: float = 0.1
+    temperature: float
     """NT-Xent's: similarities are divided by it."""
-    size_px: int = 224
+    size_px: int
     """Side of the crops."""
-    embedding_width: int = 128
+    embedding_width: int
     """Numbers that the head gives for a view."""
 
     @override
@@ -94,9 +95,7 @@ def build(options: Options) -> Experiment:
     )
 
 
-def parse() -> Options:
-    return parse_options(Options, PAPER, SAMPLE, __doc__ or "")
-
+RECIPE = Recipe("simclr_r50", __doc__, Options, PAPER, SAMPLE, build)
 
 if __name__ == "__main__":
-    launch("simclr_r50", parse, build)
+    launch(RECIPE)

@@ -17,7 +17,7 @@ from typing import Literal
 
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
-from fastpsl.engine.options import parse_options
+from fastpsl.engine.recipe import Recipe
 from fastpsl.tasks.sslpp import experiment as sslpp_experiment
 from fastpsl.tasks.sslpp.aet import AET
 
@@ -39,7 +39,7 @@ FACTOR = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Options(sslpp_experiment.Options):
-    transform: Literal["projective", "affine"] = "projective"
+    transform: Literal["projective", "affine"]
     """Which transformations: the paper does not say; projective ones are the more general."""
 
 
@@ -50,9 +50,7 @@ def build(options: Options) -> Experiment:
     )
 
 
-def parse() -> Options:
-    return parse_options(Options, PAPER, SAMPLE, __doc__ or "")
-
+RECIPE = Recipe("sslpp_aet", __doc__, Options, PAPER, SAMPLE, build)
 
 if __name__ == "__main__":
-    launch("sslpp_aet", parse, build)
+    launch(RECIPE)

@@ -18,7 +18,7 @@ from functools import partial
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.sgd_adam import adam
-from fastpsl.engine.options import parse_options
+from fastpsl.engine.recipe import Recipe
 from fastpsl.models.factory import OF_VECTORS
 from fastpsl.tasks.sslpp import experiment as sslpp_experiment
 from fastpsl.tasks.sslpp.colorization import Colorization
@@ -44,9 +44,7 @@ def build(options: Options) -> Experiment:
     return sslpp_experiment.build(options, proxy, partial(adam, weight_decay=options.weight_decay))
 
 
-def parse() -> Options:
-    return parse_options(Options, PAPER, SAMPLE, __doc__ or "")
-
+RECIPE = Recipe("sslpp_colorization", __doc__, Options, PAPER, SAMPLE, build)
 
 if __name__ == "__main__":
-    launch("sslpp_colorization", parse, build)
+    launch(RECIPE)

@@ -14,7 +14,7 @@ from functools import partial
 
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
-from fastpsl.engine.options import parse_options
+from fastpsl.engine.recipe import Recipe
 from fastpsl.models.factory import OF_VECTORS
 from fastpsl.tasks.sslpp import experiment as sslpp_experiment
 from fastpsl.tasks.sslpp.context import Context
@@ -36,7 +36,7 @@ SAMPLE = {"stage_epochs": (4,), "batch_size": 32, "lr": 0.05}
 
 @dataclass(frozen=True, kw_only=True)
 class Options(sslpp_experiment.Options):
-    hole_share: float = 0.5
+    hole_share: float
     """Side of the hidden middle, as a share of the picture's: the paper does not say it, Context-Encoder has a half."""
 
 
@@ -47,9 +47,7 @@ def build(options: Options) -> Experiment:
     return sslpp_experiment.build(options, proxy, optimiser)
 
 
-def parse() -> Options:
-    return parse_options(Options, PAPER, SAMPLE, __doc__ or "")
-
+RECIPE = Recipe("sslpp_context", __doc__, Options, PAPER, SAMPLE, build)
 
 if __name__ == "__main__":
-    launch("sslpp_context", parse, build)
+    launch(RECIPE)

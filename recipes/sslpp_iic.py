@@ -17,8 +17,8 @@ It states 70 clusters for all data sets and nothing else: the rest is IIC's for 
 """
 
 from fastpsl.engine.launch import launch
-from fastpsl.engine.options import parse_options
-from fastpsl.tasks.pseudo_labels.iic_experiment import Options, build, finish
+from fastpsl.engine.recipe import Recipe
+from fastpsl.tasks.pseudo_labels.iic_experiment import Options, build
 
 PAPER = {
     "backbone": "resnet34_iic",
@@ -43,9 +43,7 @@ SAMPLE = {
 }
 
 
-def parse() -> Options:
-    return parse_options(Options, PAPER, SAMPLE, __doc__ or "")
-
+RECIPE = Recipe("sslpp_iic", __doc__, Options, PAPER, SAMPLE, build)
 
 if __name__ == "__main__":
-    launch("sslpp_iic", parse, build, finish)
+    launch(RECIPE)

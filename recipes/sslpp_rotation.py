@@ -16,7 +16,7 @@ from functools import partial
 
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
-from fastpsl.engine.options import parse_options
+from fastpsl.engine.recipe import Recipe
 from fastpsl.tasks.sslpp import experiment as sslpp_experiment
 from fastpsl.tasks.sslpp.experiment import Options
 from fastpsl.tasks.sslpp.rotnet import RotNet
@@ -40,9 +40,7 @@ def build(options: Options) -> Experiment:
     return sslpp_experiment.build(options, RotNet(options.size_px, options.crop), optimiser)
 
 
-def parse() -> Options:
-    return parse_options(Options, PAPER, SAMPLE, __doc__ or "")
-
+RECIPE = Recipe("sslpp_rotation", __doc__, Options, PAPER, SAMPLE, build)
 
 if __name__ == "__main__":
-    launch("sslpp_rotation", parse, build)
+    launch(RECIPE)

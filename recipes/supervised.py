@@ -19,7 +19,8 @@ from typing import Literal
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.options import MACHINE, PretrainOptions, parse_options
+from fastpsl.engine.options import MACHINE, PretrainOptions
+from fastpsl.engine.recipe import Recipe
 from fastpsl.engine.run import Run
 from fastpsl.evaluation.few_labels import FewLabels
 from fastpsl.evaluation.held_out import write_held_out
@@ -52,15 +53,15 @@ SAMPLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PretrainOptions):
-    backbone: str = "resnet50"
+    backbone: str
     """alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
-    lr: float = 0.1
+    lr: float
     """First learning rate for a batch of 256, in proportion for others."""
-    intervals: tuple[int, ...] = (30, 30, 20, 10)
+    intervals: tuple[int, ...]
     """Shares of the training between tenfold drops of the rate."""
-    weight_decay: float = 1e-4
+    weight_decay: float
     """On weights, biases and BatchNorm."""
-    size_px: int = 224
+    size_px: int
     """Side of the pictures."""
     # Of the experiment's science by `build`, where it is not the usual one: checkpoints from before there was a choice go on.
     crop: Literal["random_resized", "padded"] = field(default="random_resized", metadata=MACHINE)
@@ -84,23 +85,22 @@ def build(options: Options) -> Experiment:
         optimiser=partial(options.sgd(), weight_decay=options.weight_decay, decay_biases=True),
         frozen_batchnorm=options.frozen_batchnorm,
         science={"crop": options.crop} if padded else {},
+        finish=partial(finish, task),
     )
 
 
-def finish(options: Options, experiment: Experiment, run: Run) -> Sequence[str]:
+def finish(task: Classify, run: Run) -> Sequence[str]:
     if run.data.val is None:
         return ["no result: without --val nothing is scored"]
     record = load_pretrained(run.last_checkpoint()).record
     constants = {"momentum": 0.9, "nesterov": False}
     path = write_held_out(
-        experiment, run, recipe="supervised", protocol="supervised", constants=constants, checkpoint=record
+        task, run, recipe="supervised", protocol="supervised", constants=constants, checkpoint=record
     )
     return [result_line(path)]
 
 
-def parse() -> Options:
-    return parse_options(Options, PAPER, SAMPLE, __doc__ or "", whose="default")
-
+RECIPE = Recipe("supervised", __doc__, Options, PAPER, SAMPLE, build, whose="default")
 
 if __name__ == "__main__":
-    launch("supervised", parse, build, finish)
+    launch(RECIPE)

@@ -12,8 +12,8 @@ The paper's one stage is plan end_to_end; the others of PSL work too.
 """
 
 from fastpsl.engine.launch import launch
-from fastpsl.engine.options import parse_options
-from fastpsl.tasks.pseudo_labels.uic_experiment import Options, build, fine_tuning, finish
+from fastpsl.engine.recipe import Recipe
+from fastpsl.tasks.pseudo_labels.uic_experiment import Options, build, fine_tuning
 
 PAPER = {  # section 4.2
     "backbone": "alexnet",  # with its dropout of 0.5
@@ -31,9 +31,7 @@ PAPER = {  # section 4.2
 SAMPLE = {"stage_epochs": (12,), "batch_size": 32, "lr": 0.02, "num_classes": 16, "size_px": 64}
 
 
-def parse() -> Options:
-    return parse_options(Options, PAPER, SAMPLE, __doc__ or "", variant=fine_tuning)
-
+RECIPE = Recipe("uic_alexnet", __doc__, Options, PAPER, SAMPLE, build, variant=fine_tuning)
 
 if __name__ == "__main__":
-    launch("uic_alexnet", parse, build, finish)
+    launch(RECIPE)

@@ -9,8 +9,8 @@ Not in the paper, which has ImageNet alone: all values here are our choice. A Re
 """
 
 from fastpsl.engine.launch import launch
-from fastpsl.engine.options import parse_options
-from fastpsl.tasks.pseudo_labels.uic_experiment import Options, build, fine_tuning, finish
+from fastpsl.engine.recipe import Recipe
+from fastpsl.tasks.pseudo_labels.uic_experiment import Options, build, fine_tuning
 
 USUAL = {
     "backbone": "resnet18_cifar",
@@ -28,9 +28,7 @@ USUAL = {
 SAMPLE = {"stage_epochs": (6,), "batch_size": 32, "lr": 0.03, "num_classes": 16}
 
 
-def parse() -> Options:
-    return parse_options(Options, USUAL, SAMPLE, __doc__ or "", whose="default", variant=fine_tuning)
-
+RECIPE = Recipe("uic_cifar10", __doc__, Options, USUAL, SAMPLE, build, whose="default", variant=fine_tuning)
 
 if __name__ == "__main__":
-    launch("uic_cifar10", parse, build, finish)
+    launch(RECIPE)

@@ -12,8 +12,8 @@ Paper: whether these networks see Sobel's gradients is not said. Here they see c
 """
 
 from fastpsl.engine.launch import launch
-from fastpsl.engine.options import parse_options
-from fastpsl.tasks.pseudo_labels.uic_experiment import Options, build, fine_tuning, finish
+from fastpsl.engine.recipe import Recipe
+from fastpsl.tasks.pseudo_labels.uic_experiment import Options, build, fine_tuning
 
 PAPER = {
     "backbone": "resnet50",
@@ -38,9 +38,7 @@ SAMPLE = {
 }
 
 
-def parse() -> Options:
-    return parse_options(Options, PAPER, SAMPLE, __doc__ or "", variant=fine_tuning)
-
+RECIPE = Recipe("uic_r50", __doc__, Options, PAPER, SAMPLE, build, variant=fine_tuning)
 
 if __name__ == "__main__":
-    launch("uic_r50", parse, build, finish)
+    launch(RECIPE)

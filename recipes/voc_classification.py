@@ -19,9 +19,10 @@ from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.predictions import NAME, read_predictions
+from fastpsl.engine.recipe import Recipe
 from fastpsl.engine.run import Run
 from fastpsl.evaluation.held_out import refuse_val, write_run
-from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
+from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import result_line
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.sample.voc import drawn_voc
@@ -43,9 +44,9 @@ SAMPLE: dict[str, Any] = {"size_px": 48, "num_steps": 600, "lr": 0.01}
 
 @dataclass(frozen=True, kw_only=True)
 class Options(EvaluationOptions):
-    protocol: Literal["deepcluster", "sslpp"] = "deepcluster"
+    protocol: Literal["deepcluster", "sslpp"]
     """deepcluster: VOC2007's trainval, 80,000 steps; sslpp: its train, 200 epochs. Scored on its test set."""
-    layers: Literal["fc6_8", "all"] = "all"
+    layers: Literal["fc6_8", "all"]
     """fc6_8: conv1 to conv5 stay as they are (AlexNet, VGG16); all: every layer learns."""
     num_steps: int | None = None
     """Steps; by default the protocol's. The rate drops after the same shares of them."""
@@ -55,12 +56,6 @@ class Options(EvaluationOptions):
     def constants(self) -> MultiLabelProtocol:
         """The protocol, with what the command line puts in the place of its values."""
         return changed(PROTOCOLS[self.protocol], self.layers, self.num_steps, self.lr)
-
-
-@functools.cache
-def pretrained(options: Options) -> Pretrained:
-    """The weights, read once."""
-    return options.pretrained()
 
 
 def open_voc(options: RunOptions) -> tuple[VOC, VOC]:
@@ -73,7 +68,7 @@ def build(options: Options) -> Experiment:
     refuse_val(options)
     if options.whole:
         raise ValueError("--whole: the protocols are scored on random crops; leave it out")
-    weights, protocol = pretrained(options), options.constants()
+    weights, protocol = options.pretrained(), options.constants()
     stage = protocol.stage(options.layers, weights.backbone)
     view = crop_view(weights.input, options.size_px, protocol.area, protocol.ratio)
     if protocol.new_fc:
@@ -90,11 +85,12 @@ def build(options: Options) -> Experiment:
         open=open_voc,
         batchnorm=protocol.batchnorm,
         clip_norm=protocol.clip_norm,
+        finish=functools.partial(finish, options, weights),
     )
 
 
-def finish(options: Options, experiment: Experiment, run: Run) -> Sequence[str]:
-    test, protocol, record = run.data.val, options.constants(), pretrained(options).record
+def finish(options: Options, weights: Pretrained, run: Run) -> Sequence[str]:
+    test, protocol, record = run.data.val, options.constants(), weights.record
     assert isinstance(test, VOC) and test.class_names is not None
     predictions = read_predictions(run.folder / NAME)
     numbers = label_scores(predictions, test.targets(), test.class_names)
@@ -112,9 +108,7 @@ def finish(options: Options, experiment: Experiment, run: Run) -> Sequence[str]:
     return [f"mAP {numbers['mAP']:.1f} %", result_line(path), f"chart {chart}"]
 
 
-def parse() -> Options:
-    return parse_evaluation(Options, PAPER, SAMPLE, __doc__ or "")
-
+RECIPE = Recipe("voc_classification", __doc__, Options, PAPER, SAMPLE, build, whose="default")
 
 if __name__ == "__main__":
-    launch("voc_classification", parse, build, finish)
+    launch(RECIPE)

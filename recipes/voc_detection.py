@@ -26,9 +26,10 @@ from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import MACHINE
 from fastpsl.engine.predictions import NAME, read_predictions
+from fastpsl.engine.recipe import Recipe
 from fastpsl.engine.run import Run
 from fastpsl.evaluation.held_out import write_run
-from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
+from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import result_line
 from fastpsl.models.weight_files import sha256_of_file
 from fastpsl.models.weights import Pretrained
@@ -45,7 +46,7 @@ SAMPLE: dict[str, Any] = {"protocol": "small", "batch_size": 8}
 
 @dataclass(frozen=True, kw_only=True)
 class Options(EvaluationOptions):
-    protocol: Literal["pirl", "vissl", "moco", "fast_rcnn", "sslpp", "small"] = "pirl"
+    protocol: Literal["pirl", "vissl", "moco", "fast_rcnn", "sslpp", "small"]
     """ResNets: pirl, vissl (VISSL's), moco (its own); AlexNet: fast_rcnn (UIC), sslpp; small: for drawn pictures of 128 px."""
     num_steps: int | None = None
     """Steps; by default the protocol's. Drops of the rate and warm-up keep their shares."""
@@ -73,15 +74,9 @@ class Options(EvaluationOptions):
         )
 
 
-@functools.cache
-def pretrained(options: Options) -> Pretrained:
-    """The weights, read once."""
-    return options.pretrained()
-
-
 def build(options: Options) -> Experiment:
     require_pycocotools()
-    weights, protocol = pretrained(options), options.constants()
+    weights, protocol = options.pretrained(), options.constants()
     task = Detection(protocol, weights.backbone, weights.input, options.seed, options.proposals)
     return Experiment(
         task=task,
@@ -94,26 +89,33 @@ def build(options: Options) -> Experiment:
         science=weights.science() | {"proposals": [sha256_of_file(Path(path)) for path in options.proposals]},
         open=lambda asked: task.open(Path(asked.data) if asked.data else drawn_voc(), asked),
         batchnorm=protocol.batchnorm,
+        finish=functools.partial(finish, options, weights),
     )
 
 
-def finish(options: Options, experiment: Experiment, run: Run) -> Sequence[str]:
+def finish(options: Options, weights: Pretrained, run: Run) -> Sequence[str]:
     data, found = run.data.val, read_predictions(run.folder / NAME)
     assert isinstance(data, VOC)
     numbers = box_scores(found, data)
     path = write_run(
         run, recipe="voc_detection", protocol=f"detection/{options.protocol}", numbers=numbers,
-        settings=asdict(options.constants()), checkpoint=pretrained(options).record,
+        settings=asdict(options.constants()), checkpoint=weights.record,
     )  # fmt: skip
     sheet = draw_detections(run.folder / "detections.png", data, found)
     lines = [f"{name} {numbers[name]:.1f} %" for name in ("AP", "AP50", "AP75")]
     return [*lines, result_line(path), f"detections {sheet}"]
 
 
-def parse() -> Options:
-    variant = lambda options: {"batch_size": PROTOCOLS[options.protocol].lr_batch}
-    return parse_evaluation(Options, PAPER, SAMPLE, __doc__ or "", variant=variant)
-
+RECIPE = Recipe(
+    "voc_detection",
+    __doc__,
+    Options,
+    PAPER,
+    SAMPLE,
+    build,
+    whose="default",
+    variant=lambda options: {"batch_size": PROTOCOLS[options.protocol].lr_batch},
+)
 
 if __name__ == "__main__":
-    launch("voc_detection", parse, build, finish)
+    launch(RECIPE)

@@ -23,9 +23,10 @@ from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import MACHINE, RunOptions
 from fastpsl.engine.predictions import NAME, read_predictions
+from fastpsl.engine.recipe import Recipe
 from fastpsl.engine.run import Run
 from fastpsl.evaluation.held_out import write_run
-from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
+from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import result_line
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.sample.voc import drawn_voc
@@ -49,11 +50,11 @@ SAMPLE: dict[str, Any] = {"batchnorm": "train", "batch_size": 4, "epochs": 5, "l
 
 @dataclass(frozen=True, kw_only=True)
 class Options(EvaluationOptions):
-    protocol: Literal["sslpp", "fcn_alexnet", "mmseg"] = "sslpp"
+    protocol: Literal["sslpp", "fcn_alexnet", "mmseg"]
     """sslpp: 50 epochs of batches of 2; with SBD's masks, fcn_alexnet: 150,000 steps of 20, and mmseg: 20,000 of 16 crops."""
     sbd: Path | None = field(default=None, metadata=MACHINE)
     """SBD's folder (benchmark_RELEASE), whose masks are learned from too."""
-    size_px: int = 512
+    size_px: int
     """Side of mmseg's crops, and shorter side of what it is scored on; the other protocols see pictures as they are."""
     epochs: int | None = None
     """Epochs; by default the protocol's epochs or steps."""
@@ -68,12 +69,6 @@ class Options(EvaluationOptions):
         return replace(protocol, batch_size=self.batch_size, accumulate=self.accumulate)
 
 
-@functools.cache
-def pretrained(options: Options) -> Pretrained:
-    """The weights, read once."""
-    return options.pretrained()
-
-
 def open_voc(options: RunOptions) -> tuple[VOC, VOC]:
     assert isinstance(options, Options)
     protocol, root = options.constants(), options.data or drawn_voc()
@@ -83,7 +78,7 @@ def open_voc(options: RunOptions) -> tuple[VOC, VOC]:
 def build(options: Options) -> Experiment:
     check_options(options)
     require_torchmetrics()
-    weights, protocol = pretrained(options), options.constants()
+    weights, protocol = options.pretrained(), options.constants()
     network = network_of(weights.backbone, protocol.auxiliary_weight > 0)
     crop = ScaledCrop(options.size_px, protocol.scales, protocol.max_share) if protocol.scales else None
     return Experiment(
@@ -95,11 +90,12 @@ def build(options: Options) -> Experiment:
         science=weights.science(),
         open=open_voc,
         batchnorm=protocol.batchnorm,
+        finish=functools.partial(finish, options, weights),
     )
 
 
-def finish(options: Options, experiment: Experiment, run: Run) -> Sequence[str]:
-    val, record = run.data.val, pretrained(options).record
+def finish(options: Options, weights: Pretrained, run: Run) -> Sequence[str]:
+    val, record = run.data.val, weights.record
     assert isinstance(val, VOC)
     confusions = read_predictions(run.folder / NAME)["confusion"]
     numbers = mask_scores(confusions, with_background(val))
@@ -112,9 +108,7 @@ def finish(options: Options, experiment: Experiment, run: Run) -> Sequence[str]:
     return [*each, result_line(path), f"pictures {sheet}"]
 
 
-def parse() -> Options:
-    return parse_evaluation(Options, PAPER, SAMPLE, __doc__ or "", variant=batch_of)
-
+RECIPE = Recipe("voc_segmentation", __doc__, Options, PAPER, SAMPLE, build, whose="default", variant=batch_of)
 
 if __name__ == "__main__":
-    launch("voc_segmentation", parse, build, finish)
+    launch(RECIPE)

@@ -19,12 +19,13 @@ from typing import Any, Literal
 from typing_extensions import override
 
 from fastpsl.engine.distributed import join_world
-from fastpsl.engine.launch import EXIT_FINISHED, run_script
+from fastpsl.engine.launch import EXIT_FINISHED, launch
 from fastpsl.engine.options import MACHINE
+from fastpsl.engine.recipe import Evaluation
 from fastpsl.engine.resume import open_folder
 from fastpsl.evaluation.features import extract
 from fastpsl.evaluation.held_out import refuse_val
-from fastpsl.evaluation.options import EvaluationOptions, parse_evaluation
+from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.pipelines.sample.voc import drawn_voc
 from fastpsl.pipelines.voc.dataset import learned_and_scored
@@ -51,7 +52,7 @@ class Options(EvaluationOptions):
     """Of which one is chosen: vissl, eleven from 0.01 to 1000; fsb, ten, the powers of ten from 1e-7 to 100."""
     low_shot: bool = False
     """Learn from a few pictures of each class instead, five times over."""
-    shots: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 96)
+    shots: tuple[int, ...]
     """With --low-shot: numbers of positives of a class, each scored by itself."""
     num_processes: int | None = field(default=None, metadata=MACHINE)
     """Of this rank, for the SVMs; default: this machine's cores over its ranks."""
@@ -68,12 +69,8 @@ class Options(EvaluationOptions):
             raise ValueError("--whole: the protocol squashes whole pictures to squares; leave it out")
 
 
-def parse() -> Options:
-    return parse_evaluation(Options, PAPER, SAMPLE, __doc__ or "")
-
-
-def work() -> int:
-    options, started = parse(), time.monotonic()
+def run(options: Options) -> int:
+    started = time.monotonic()
     world, weights = join_world(options.device, timeout_s=10 * options.timeout_s), options.pretrained()
     blocks, shots = blocks_of(weights.backbone, VISSL), options.shots * options.low_shot
     with ExitStack() as stack:
@@ -115,5 +112,7 @@ def work() -> int:
     return EXIT_FINISHED
 
 
+RECIPE = Evaluation("voc_svm", __doc__, Options, PAPER, SAMPLE, run, whose="default")
+
 if __name__ == "__main__":
-    run_script("voc_svm", work)
+    launch(RECIPE)

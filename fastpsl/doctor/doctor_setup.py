@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from fastpsl.doctor.measurements import number_of
-from fastpsl.doctor.recipe import DEFAULT_OPTIONS, Recipe, default_recipe, load_recipe
+from fastpsl.doctor.recipe import DEFAULT_OPTIONS, LoadedRecipe, default_recipe, load_recipe
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.experiment import Experiment, place_backbone
 from fastpsl.engine.options import RunOptions
@@ -29,7 +29,7 @@ class DoctorSetup:
         stages: Indices of the plan's stages that are measured.
     """
 
-    recipe: Recipe | None
+    recipe: LoadedRecipe | None
     options: RunOptions
     num_ranks: int
     world: World
@@ -44,7 +44,7 @@ class DoctorSetup:
         return self.options.num_threads
 
 
-def find_recipe(path: Path | None, arguments: Sequence[str]) -> Recipe | None:
+def find_recipe(path: Path | None, arguments: Sequence[str]) -> LoadedRecipe | None:
     """Load the recipe at `path`, or this checkout's jigsaw on the sample. Raise ValueError as `load_recipe`
     does."""
     if path is not None:
@@ -53,7 +53,7 @@ def find_recipe(path: Path | None, arguments: Sequence[str]) -> Recipe | None:
     return None if default is None else load_recipe(default, DEFAULT_OPTIONS)
 
 
-def open_setup(recipe: Recipe | None, num_ranks: int | None, stages: Sequence[str]) -> DoctorSetup:
+def open_setup(recipe: LoadedRecipe | None, num_ranks: int | None, stages: Sequence[str]) -> DoctorSetup:
     """Open and check the data, and place the job on its device.
 
     Args:
@@ -82,7 +82,7 @@ def open_setup(recipe: Recipe | None, num_ranks: int | None, stages: Sequence[st
     return DoctorSetup(recipe, options, num_ranks, world, experiment, opened, chosen)
 
 
-def _build(recipe: Recipe | None, options: RunOptions) -> Experiment | None:
+def _build(recipe: LoadedRecipe | None, options: RunOptions) -> Experiment | None:
     """Build the recipe's job under the options' seed."""
     torch.manual_seed(torch_seed(options.seed))
     return None if recipe is None else recipe.build(options)

@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import io
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -13,22 +13,32 @@ from typing import Any
 import fastpsl
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import RunOptions
+from fastpsl.engine.recipe import Evaluation, Recipe
 
 DEFAULT = "jigsaw_r50.py"
 DEFAULT_OPTIONS = ("--backbone", "resnet18")  # two cores measure all of it in less than a minute
 _MODULE = "fastpsl_doctor_recipe"
-_REMEDY = f"give a script with parse() and build(), such as recipes/{DEFAULT}"
+_REMEDY = f"give a script with a RECIPE, such as recipes/{DEFAULT}"
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A loaded recipe: its path as given, arguments and options, and build: options → job, without its
-    prints."""
+class LoadedRecipe:
+    """A recipe with its options: its path as given, its arguments, and what they make."""
 
     path: Path
     arguments: tuple[str, ...]
     options: RunOptions
-    build: Callable[[RunOptions], Experiment]
+    recipe: Recipe[Any]
+
+    def build(self, options: RunOptions) -> Experiment:
+        """Build the experiment, without the recipe's prints. ValueError, in one line, where that fails."""
+        with _unheard(), _its_faults(self.path, "build()"):
+            experiment: Any = self.recipe.build(options)
+        if not isinstance(experiment, Experiment):
+            raise ValueError(  # noqa: TRY004 - the user's, in one line
+                f"{self.path}: its build() gives {type(experiment).__name__}, no Experiment"
+            )
+        return experiment
 
 
 def default_recipe() -> Path | None:
@@ -40,7 +50,7 @@ def default_recipe() -> Path | None:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def load_recipe(path: Path, arguments: Sequence[str]) -> Recipe:
+def load_recipe(path: Path, arguments: Sequence[str]) -> LoadedRecipe:
     """Load the script at `path` and parse its arguments.
 
     Raises:
@@ -51,29 +61,14 @@ def load_recipe(path: Path, arguments: Sequence[str]) -> Recipe:
         raise ValueError(f"{reason}; {_REMEDY}")
     if path.suffix != ".py":
         raise ValueError(f"{path}: is no recipe; {_REMEDY}")
-    module = _load(path)
-    for name in ("parse", "build"):
-        if not callable(getattr(module, name, None)):
-            so = (
-                "nothing of it is trained in stages"
-                if name == "build" and hasattr(module, "parse")
-                else "it is no recipe"
-            )
-            raise ValueError(f"{path}: has no {name}(), so {so}; {_REMEDY}")  # noqa: TRY004
-    with _as_if_started(path, arguments), _its_faults(path, "parse()"):
-        options = module.parse()
-    if not isinstance(options, RunOptions):
-        kind = type(options).__name__
-        raise ValueError(f"{path}: its parse() gives {kind}, which is no RunOptions")  # noqa: TRY004
-
-    def build(options: RunOptions) -> Experiment:
-        with _as_if_started(path, arguments), _its_faults(path, "build()"):
-            experiment: Any = module.build(options)
-        if not isinstance(experiment, Experiment):
-            raise ValueError(f"{path}: its build() gives {type(experiment).__name__}, no Job")  # noqa: TRY004
-        return experiment
-
-    return Recipe(path, tuple(arguments), options, build)
+    recipe = getattr(_load(path), "RECIPE", None)
+    if isinstance(recipe, Evaluation):
+        raise ValueError(f"{path}: nothing of it is trained in stages; {_REMEDY}")  # noqa: TRY004 - the user's
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"{path}: has no RECIPE, so it is no recipe; {_REMEDY}")  # noqa: TRY004
+    with _its_faults(path, "parsing its options"):
+        options = recipe.parse(arguments, prog=str(path), log=lambda line: None)
+    return LoadedRecipe(path, tuple(arguments), options, recipe)
 
 
 def _no_file(path: Path) -> str:
@@ -94,7 +89,7 @@ def _load(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[_MODULE] = module  # dataclasses look themselves up there
     sys.path.insert(0, str(path.resolve().parent))  # as python does for a script
-    with _as_if_started(path, ()), _its_faults(path, "loading it"):
+    with _unheard(), _its_faults(path, "loading it"):
         try:
             spec.loader.exec_module(module)
         except SystemExit:
@@ -106,19 +101,9 @@ def _load(path: Path) -> ModuleType:
     return module
 
 
-@contextlib.contextmanager
-def _as_if_started(path: Path, arguments: Sequence[str]) -> Iterator[None]:
-    """Set sys.argv as for the script, and drop what it prints, unless it ends the process (--help)."""
-    before, output = sys.argv, io.StringIO()
-    sys.argv = [str(path), *arguments]
-    try:
-        with contextlib.redirect_stdout(output):
-            yield
-    except SystemExit:
-        sys.stdout.write(output.getvalue())
-        raise
-    finally:
-        sys.argv = before
+def _unheard() -> contextlib.AbstractContextManager[object]:
+    """Drop what is printed meanwhile: it is for people who train."""
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """A learning problem, as a recipe hands it over."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from fastpsl.engine.optim.schedules import Schedule
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import OpenData, RunData, open_both
 from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.task import Task
@@ -33,6 +34,7 @@ class Experiment:
     part: of --data, what is trained on (such as `Subset`); the whole without it. open: training and held-out data, where --data and
     --val are not opened as pictures of a folder or a beton. batchnorm: of blocks that learn: "train"; "eval" by running statistics,
     which stay as they are; "fixed" the same, and scales and shifts do not learn either. clip_norm: of all gradients together, at most.
+    finish: called on rank 0 after a whole run; returns lines for people.
     """
 
     task: Task
@@ -46,6 +48,7 @@ class Experiment:
     open: OpenData = open_both
     batchnorm: Literal["train", "eval", "fixed"] = "train"
     clip_norm: float | None = None
+    finish: Callable[[Run], Sequence[str]] = lambda run: ()
 
     def __post_init__(self) -> None:
         """ValueError before anything is opened where a level's views cannot be."""

@@ -9,16 +9,15 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import torch
 
 from fastpsl.engine.address_space import require_address_space
 from fastpsl.engine.distributed import join_world, leave_world, own_rank
-from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.gpu_failures import compiler_failed, explained, goes_on, of_another_rank
 from fastpsl.engine.last_step import EXIT_PREEMPTED
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.recipe import Evaluation, Options, Recipe
 from fastpsl.engine.reporter import summary_line
 from fastpsl.engine.run import Run
 from fastpsl.engine.seed import torch_seed
@@ -30,21 +29,23 @@ from fastpsl.plots.training_curve import draw_curve
 
 EXIT_FINISHED, EXIT_CRASHED, EXIT_USER_ERROR = 0, 1, 2
 _AGAIN = "the same command starts again, or goes on where it had come to"
-Options = TypeVar("Options", bound=RunOptions)
 
 
-def launch(
-    recipe: str,
-    parse: Callable[[], Options],
-    build: Callable[[Options], Experiment],
-    finish: Callable[[Options, Experiment, Run], Sequence[str]] | None = None,
-) -> NoReturn:
-    """Run a recipe and leave the process: 0 finished, 2 user error, 75 preempted (resume it), 1 crashed.
+def launch(script: Recipe[Any] | Evaluation[Any], arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a script and leave the process: 0 finished, 2 user error, 75 preempted (resume it), 1 crashed.
 
-    finish: called on rank 0 after a whole run; its lines are printed. Errors as in `run_script`.
+    Errors are as in `run_script`.
+
+    Args:
+        arguments: Of the script; None for those of this process.
     """
     opened: list[Run] = []
-    run_script(recipe, lambda: _run(recipe, parse(), build, finish, opened), opened)
+
+    def work() -> int:
+        options = script.parse(arguments)
+        return _train(script, options, opened) if isinstance(script, Recipe) else script.run(options)
+
+    run_script(script.name, work, opened)
 
 
 def run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run] = ()) -> NoReturn:
@@ -143,22 +144,17 @@ def _say_warnings_in_one_line(recipe: str, rank: int) -> None:
     warnings.showwarning = show_once
 
 
-def _run(
-    recipe: str,
-    options: Options,
-    build: Callable[[Options], Experiment],
-    finish: Callable[[Options, Experiment, Run], Sequence[str]] | None,
-    opened: list[Run],
-) -> int:
+def _train(recipe: Recipe[Options], options: Options, opened: list[Run]) -> int:
+    """Train, and return the exit code. The run is added to `opened`."""
     world = join_world(options.device, timeout_s=10 * options.timeout_s)
     torch.manual_seed(torch_seed(options.seed))  # initial weights
-    experiment = build(options)
-    run = Run(recipe, experiment.open_data(options, world), experiment.science)
+    experiment = recipe.build(options)
+    run = Run(recipe.name, experiment.open_data(options, world), experiment.science)
     opened.append(run)
     finished = pretrain(experiment, run)
     if world.rank == 0:
         _say_the_end(run, finished)
-        lines = finish(options, experiment, run) if finish and finished else ()
+        lines = experiment.finish(run) if finished else ()
         if finished:
             run.write_status("finished", "")
         for line in lines:

@@ -1,15 +1,14 @@
-"""Options that all recipes share, and how a recipe's PAPER and SAMPLE values become its options."""
+"""Options that all recipes share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
-from typing_extensions import override
+from typing_extensions import Self, override
 
-from fastpsl.engine.command_line import parse
-from fastpsl.engine.distributed import choose_device, own_rank
+from fastpsl.engine.distributed import choose_device
 from fastpsl.engine.optim.apex import fused_sgd, require_apex
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage, make_plan
@@ -108,11 +107,15 @@ class RunOptions:
     def science(self) -> dict[str, Any]:
         """The fields that must be equal on resume, as plain values."""
         chosen = (f.name for f in fields(self) if not f.metadata.get("machine"))
-        return {name: _plain(getattr(self, name)) for name in chosen}
+        return {name: plain_value(getattr(self, name)) for name in chosen}
+
+    def completed(self) -> Self:
+        """Return these options with what follows from them filled in."""
+        return self
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, as plain values."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        return {f.name: plain_value(getattr(self, f.name)) for f in fields(self)}
 
     def rank_batch(self, world_size: int) -> int:
         """Images a rank decodes at a time. ValueError where ranks and accumulation do not divide the batch."""
@@ -179,67 +182,8 @@ class PretrainOptions(RunOptions):
             raise ValueError(f"--apex: it has SGD, and {method} learns by {optimiser}; leave it out")
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """Return a path as text and a tuple as a list, as JSON has them."""
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
-
-
-def _words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-Options = TypeVar("Options", bound=RunOptions)
-
-
-def parse_options(
-    kind: type[Options],
-    paper: Mapping[str, Any],
-    sample: Mapping[str, Any],
-    description: str,
-    whose: str = "paper",
-    variant: Callable[[Options], Mapping[str, Any]] = lambda options: {},
-) -> Options:
-    """Options from the command line; what it leaves open is `paper`'s with --data, and `sample`'s without.
-
-    variant: values in the place of `paper`'s that hold with what was asked for.
-
-    Rank 0 speaks for all: its first line says where the values differ from `paper`'s (see `describe_choice`). ValueError for what
-    cannot be parsed.
-    """
-    speaks = own_rank() == 0
-    small = " ".join(f"--{name.replace('_', '-')} {_words(value)}" for name, value in sample.items())
-    usual = "are the paper's" if whose == "paper" else "hold with --data"
-    description = f"{description.rstrip()}\n\nDefaults below {usual}; without --data they are\n{small}"
-
-    def parsed(values: Mapping[str, Any]) -> Options:
-        options: Options = parse(
-            kind, default=kind(**values), description=description, console_outputs=speaks
-        )
-        return options
-
-    options = parsed(paper)
-    paper = {**paper, **variant(options)}
-    options = parsed(paper if options.data is not None else {**paper, **sample})
-    if speaks:
-        print(describe_choice(options, paper, whose), flush=True)
-    return options
-
-
-def describe_choice(options: RunOptions, paper: Mapping[str, Any], whose: str = "paper") -> str:
-    """The first line of a script's output: in which values of the experiment it differs from `paper`, or from a default.
-
-    whose: what `paper` is called: "paper", or "default" where no paper states it.
-    """
-    ours = options.as_dict()
-    usual = {name: (value, whose) for name, value in paper.items()}
-    names = {*options.science(), "max_steps_per_stage"} - paper.keys()
-    usual |= {f.name: (f.default, "default") for f in fields(options) if f.name in names}
-    changed = [
-        f"{name} {ours[name]} ({where} {_plain(value)})"
-        for name, (value, where) in usual.items()
-        if ours[name] != _plain(value)
-    ]
-    data = options.data or "the embedded sample"
-    same = "all values as in the paper" if whose == "paper" else "all values are the defaults"
-    return f"{data}: " + (", ".join(changed) if changed else same)

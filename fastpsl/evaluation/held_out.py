@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.run import Run
+from fastpsl.engine.task import Task
 from fastpsl.evaluation.result import data_record, write_result
 from fastpsl.pipelines.data.subset import Subset
 
@@ -40,7 +40,7 @@ def scores(run: Run) -> dict[str, float]:
 
 
 def write_held_out(
-    experiment: Experiment,
+    task: Task,
     run: Run,
     *,
     recipe: str,
@@ -49,10 +49,10 @@ def write_held_out(
     checkpoint: Mapping[str, Any],
 ) -> Path:
     """result.json of a finished run: its scores, options, views and `constants` of the protocol; `checkpoint` as in `Pretrained.record`."""
-    level = experiment.stages[-1].level
+    level = run.position.summaries[-1]["level"]
     views = {
-        "train_view": experiment.task.views(level),
-        "held_out_view": experiment.task.held_out_views(level),
+        "train_view": task.views(level),
+        "held_out_view": task.held_out_views(level),
     }
     settings = {name: " and ".join(map(repr, specs)) for name, specs in views.items()} | dict(constants)
     return write_run(

@@ -1,14 +1,13 @@
 """Options that every evaluation shares: whose weights, what they expect to see, how large the pictures are."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import ClassVar, Literal
 
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from fastpsl.engine.distributed import own_rank
-from fastpsl.engine.options import MACHINE, RunOptions, parse_options
+from fastpsl.engine.options import MACHINE, RunOptions
 from fastpsl.models.weights import Pretrained, load_pretrained, random_weights
 from fastpsl.pipelines.input_record import Input
 
@@ -16,6 +15,8 @@ from fastpsl.pipelines.input_record import Input
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions(RunOptions):
     """Which weights they are is science by their digest (Pretrained.science); the options that find them may change."""
+
+    sample_backbone: ClassVar[str] = "resnet18"
 
     checkpoint: Path | None = field(default=None, metadata=MACHINE)
     """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights (docs/weights.md)."""
@@ -40,6 +41,13 @@ class EvaluationOptions(RunOptions):
         super().__post_init__()
         if self.size_px < 1:
             raise ValueError(f"--size-px {self.size_px}: it must be above 0")
+
+    @override
+    def completed(self) -> Self:
+        """Choose random weights of `sample_backbone` where neither --data nor --checkpoint was given."""
+        if self.data is not None or self.checkpoint is not None:
+            return self
+        return replace(self, random_weights=True, backbone=self.backbone or self.sample_backbone)
 
     def pretrained(self) -> Pretrained:
         """The weights that were asked for; rank 0 says which they are, and whether their training was cut short. ValueError for neither or both, or where they cannot be read."""
@@ -71,21 +79,3 @@ def told_input(
             "--input-channels, --input-mean and --input-std belong together: give all three or none"
         )
     return Input(channels, mean, std, size_px)
-
-
-Options = TypeVar("Options", bound=EvaluationOptions)
-
-
-def parse_evaluation(
-    kind: type[Options],
-    usual: Mapping[str, Any],
-    sample: Mapping[str, Any],
-    description: str,
-    backbone: str = "resnet18",
-    variant: Callable[[Options], Mapping[str, Any]] = lambda options: {},
-) -> Options:
-    """`parse_options`; with neither --data nor --checkpoint, random weights of `backbone` are evaluated on the sample."""
-    options = parse_options(kind, usual, sample, description, whose="default", variant=variant)
-    if options.data is None and options.checkpoint is None:
-        options = replace(options, random_weights=True, backbone=options.backbone or backbone)
-    return options

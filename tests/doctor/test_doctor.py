@@ -149,8 +149,8 @@ def test_without_recipes_reading_and_decoding_are_timed(doctor, monkeypatch: pyt
         ("--stages", "--stages: names no stage"),
         ("--stages {jigsaw}", "--stages: names no stage"),
         ("{root}/README.md", "is no recipe"),
-        ("{root}/recipes/knn.py", "has no build()"),
-        ("{root}/fastpsl/engine/timing.py", "has no parse(), so it is no recipe"),
+        ("{root}/recipes/knn.py", "nothing of it is trained in stages"),
+        ("{root}/fastpsl/engine/timing.py", "has no RECIPE, so it is no recipe"),
         ("--bogus", "--bogus"),
         ("--seconds 0", "--seconds 0: it must be above 0"),
         ("--stages S9", "S9: the plan has S1, S2, S3"),
@@ -172,24 +172,28 @@ def test_user_errors_are_one_line_and_exit_2(doctor, arguments: str, words: str)
     refused(doctor(*arguments.format(root=ROOT, jigsaw=JIGSAW).split()), words)
 
 
+MADE = """
+from fastpsl.engine.options import RunOptions
+from fastpsl.engine.recipe import Recipe
+RECIPE = Recipe("mine", "Words.", RunOptions, {}, {}, build)
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("def parse(:", "loading it fails (SyntaxError"),
         ("import nothing_of_that_name", "nothing_of_that_name"),
         ("raise SystemExit(0)", '__name__ == "__main__"'),
-        ("def parse(): return 3\ndef build(options): pass", "its parse() gives int"),
+        ("RECIPE = 3", "has no RECIPE, so it is no recipe"),
         ("{options}\ndef build(options): return 1 / 0", "build() fails (ZeroDivisionError"),
         ("{options}\ndef build(options): raise ValueError('no such task')", "no such task"),
         ("{options}\ndef build(options): return 3", "its build() gives int"),
     ],
 )
 def test_a_recipe_that_cannot_be_used(doctor, tmp_path: Path, text: str, words: str) -> None:
-    options = (
-        "from fastpsl.engine.options import RunOptions\ndef parse(): print('words'); return RunOptions()"
-    )
     path = tmp_path / "mine.py"
-    path.write_text(text.replace("{options}", options))
+    path.write_text(text.replace("{options}", "print('words')") + MADE * ("{options}" in text))
     refused(doctor(path), f"fastpsl: {path}: ", words)
 
 
@@ -233,9 +237,7 @@ def test_a_task_that_knows_its_batch_has_one_ranks_share(recipe: str, extra: tup
 
 def test_interrupted(doctor, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
-    path.write_text(
-        "from fastpsl.engine.options import RunOptions\ndef parse(): raise KeyboardInterrupt\ndef build(options): pass"
-    )
+    path.write_text("raise KeyboardInterrupt")
     assert doctor(path) == (130, "", "fastpsl: interrupted; nothing was changed\n")
 
 

@@ -12,7 +12,8 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.signals import StopSignal
 from fastpsl.pipelines.sample.betons import NUM_TRAIN
-from tests.tasks.nearest_key_recipe import NearestKey, Options, build, parse
+from tests.tasks.nearest_key_recipe import RECIPE as NEAREST_KEY
+from tests.tasks.nearest_key_recipe import NearestKey, Options, build
 
 
 class Hanging(NearestKey):
@@ -39,7 +40,10 @@ def build_hanging(options: Options) -> Experiment:
     return replace(build(options), task=Hanging(NUM_TRAIN))  # type: ignore[no-untyped-call]
 
 
+RECIPE = replace(NEAREST_KEY, build=build_hanging)
+
+
 if __name__ == "__main__":
     trainer.LONG_STEP_S = StopSignal.ask_every_s = 0.0  # each counts as long
     last_step.LEAVE_AFTER_S = 1.0
-    launch("nearest_key", parse, build_hanging)
+    launch(RECIPE)

@@ -4,12 +4,12 @@ Not here: the steps that torch.compile makes, which test_cuda.py has, and detect
 """
 
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
 
-from bench.recipe_stages import recipe_module
 from fastpsl.engine.experiment import place_backbone
 from fastpsl.kernels.ab_bins import ab_bins
 from fastpsl.models.fold_batchnorm import ConvReLU
@@ -148,16 +148,15 @@ def test_nor_one_of_iics_second_head() -> None:
 )
 def test_nor_one_of_an_evaluation(recipe: str, values: dict[str, Any]) -> None:
     """Of random weights."""
-    module = recipe_module(recipe)
-    usual = module.PAPER | module.SAMPLE | {"backbone": "resnet18", "batch_size": 16, "precision": "fp16"}
-    options = module.Options(**usual | values, random_weights=True, device="cuda")
+    module = import_module(f"recipes.{recipe}")
+    usual = module.SAMPLE | {"backbone": "resnet18", "batch_size": 16, "precision": "fp16"}
+    options = module.RECIPE.with_paper(**usual | values, random_weights=True, device="cuda")
     experiment = module.build(options)
     data = module.open_voc(options)[0] if recipe.startswith("voc") else Synthetic(NUM_SAMPLES, 10)
     with fake_cuda() as cuda:
         place_backbone(experiment, options, WORLD)
         train_step = train_step_of(experiment, 0, options, data)
         seen = one_step(cuda, experiment, 0, options, train_step)
-    module.pretrained.cache_clear()  # its backbone has no values any more
     assert not seen.waits, seen.waits
     assert train_step.augment.path == options.augment
 
@@ -165,8 +164,8 @@ def test_nor_one_of_an_evaluation(recipe: str, values: dict[str, Any]) -> None:
 @pytest.mark.parametrize("protocol", ["sslpp", slow("mmseg")])
 def test_nor_one_of_segmentation(protocol: str) -> None:
     """Of pictures as they are, and of crops with an auxiliary head."""
-    module = recipe_module("voc_segmentation")
-    options = module.Options(
+    module: Any = import_module("recipes.voc_segmentation")
+    options = module.RECIPE.with_paper(
         protocol=protocol, batch_size=2, size_px=64, precision="fp16", backbone="resnet18", random_weights=True, device="cuda",
         batchnorm="train",
     )  # fmt: skip

@@ -15,7 +15,7 @@ from fastpsl.engine.reporter import summary_line
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.engine.test_trainer import tiny_experiment
-from tests.engine.tiny import runs_closed
+from tests.engine.tiny import runs_closed, tiny_recipe
 from tests.slow import slow
 
 
@@ -44,7 +44,7 @@ def launched(
 
     monkeypatch.setattr(TrainStep, "update", failing)
     with runs_closed(monkeypatch), pytest.raises(SystemExit) as left:
-        launch.launch("tiny", parse, lambda options: tiny_experiment())
+        launch.launch(tiny_recipe(parse, lambda options: tiny_experiment()))
     assert isinstance(left.value.code, int)
     return left.value.code
 

@@ -1,6 +1,5 @@
 import ast
 import re
-import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastpsl.engine.options import PretrainOptions, RunOptions, describe_choice, parse_options
+from fastpsl.engine.options import PretrainOptions, RunOptions
+from fastpsl.engine.recipe import Recipe, describe_choice
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = {"batch_size": 256, "lr": 0.01}
@@ -21,8 +21,7 @@ class Options(RunOptions):
 
 
 def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Options:
-    monkeypatch.setattr(sys, "argv", ["recipe", *arguments])
-    return parse_options(Options, PAPER, SAMPLE, "")
+    return Recipe("recipe", "", Options, PAPER, SAMPLE, lambda options: pytest.fail("built")).parse(arguments)
 
 
 def test_paper_values_with_data_and_sample_values_without(

@@ -22,6 +22,7 @@ from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.terminal import escaped, people_read, plain
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.engine.test_trainer import tiny_experiment
+from tests.engine.tiny import tiny_recipe
 from tests.pipelines.photos import jpeg, photo
 from tests.programs import ENVIRONMENT, ROOT
 
@@ -90,7 +91,7 @@ def trained(out: Path, **options: Any) -> int:
         return PretrainOptions(data=str(paths.train_32), val=str(paths.test_32), out=out, **values)
 
     with pytest.raises(SystemExit) as left:
-        launch.launch("tiny", parse, lambda _: tiny_experiment())
+        launch.launch(tiny_recipe(parse, lambda _: tiny_experiment()))
     assert isinstance(left.value.code, int)
     return left.value.code
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from typing_extensions import override
 from fastpsl.engine import launch
 from fastpsl.engine.distributed import World
 from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.recipe import Recipe
 from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import RunData
 from fastpsl.kernels.draws import Keys
@@ -65,6 +67,19 @@ def tiny_run(out: Path, world: World | None = None, **options: Any) -> Run:
         "num_threads": 1,
     }
     return Run("tiny", RunData(PretrainOptions(**{**values, **options}), world or one_process()))
+
+
+@dataclass(frozen=True)
+class TinyRecipe(Recipe[PretrainOptions]):
+    """A recipe whose options are made by `options`, whatever the command line has."""
+
+    @override
+    def parse(self, *arguments: Any, **more: Any) -> PretrainOptions:
+        return self.options()  # type: ignore[call-arg]
+
+
+def tiny_recipe(make_options: Any, build: Any) -> TinyRecipe:
+    return TinyRecipe("tiny", None, make_options, {}, {}, build)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ import json
 import os
 import runpy
 import socket
-import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
@@ -57,8 +56,9 @@ def in_a_process(rank: int, folder: str) -> None:
 
 
 def neighbours(folder: Path) -> None:
-    sys.argv = ["knn.py", "--out", str(folder / "knn"), "--size-px", "32", "--num-threads", "1"]
-    assert runpy.run_path(str(ROOT / "recipes" / "knn.py"))["work"]() == 0
+    recipe = runpy.run_path(str(ROOT / "recipes" / "knn.py"))["RECIPE"]
+    options = recipe.parse(["--out", str(folder / "knn"), "--size-px", "32", "--num-threads", "1"])
+    assert recipe.run(options) == 0
 
 
 def features(folder: Path, world: World) -> None:

@@ -3,11 +3,11 @@
 import runpy
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
-from fastpsl.engine.launch import launch, run_script
+from fastpsl.engine.launch import launch
 from tests.engine.tiny import runs_closed
 from tests.programs import ROOT
 
@@ -21,18 +21,21 @@ class Outcome(NamedTuple):
 Start = Callable[..., Outcome]
 
 
+def recipe_of(name: str) -> Any:
+    """The RECIPE of recipes/NAME.py."""
+    return runpy.run_path(str(ROOT / "recipes" / f"{name}.py"))["RECIPE"]
+
+
 def starter(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
     """`starter("linear_probe", …)("--flag", …)` runs recipes/linear_probe.py."""
-    path = ROOT / "recipes" / f"{name}.py"
-    parts = runpy.run_path(str(path))
+    recipe = recipe_of(name)
 
     def start(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        texts = [*map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "recipes" / f"{name}.py"), *texts])
         capsys.readouterr()
         with runs_closed(monkeypatch), pytest.raises(SystemExit) as caught:
-            if "work" in parts:  # no training
-                run_script(name, parts["work"])
-            launch(name, parts["parse"], parts["build"], parts.get("finish"))
+            launch(recipe, texts)
         captured = capsys.readouterr()
         return Outcome(int(caught.value.code or 0), captured.out, captured.err)
 

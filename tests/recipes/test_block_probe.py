@@ -59,7 +59,12 @@ def test_a_run_puts_every_head_on_record(recipe: Start, tmp_path: Path) -> None:
     with Image.open(tmp_path / "result.png") as chart:
         assert chart.size[0] > 600
     # Weights of B1 and on are the random ones still.
-    fresh = runpy.run_path(str(RECIPE))["Options"](random_weights=True, backbone="nin4").pretrained().backbone
+    fresh = (
+        runpy.run_path(str(RECIPE))["RECIPE"]
+        .with_paper(random_weights=True, backbone="nin4")
+        .pretrained()
+        .backbone
+    )
     assert all(torch.equal(value, checkpoint["backbone"][k]) for k, value in fresh.state_dict().items())
 
 
@@ -96,7 +101,7 @@ def test_two_ranks(tmp_path: Path) -> None:
 def test_values_are_the_papers_and_rotnets() -> None:
     """Rates at each epoch, the optimiser's settings and the views; only blocks that are read run."""
     recipe: dict[str, Any] = runpy.run_path(str(RECIPE))
-    options = recipe["Options"](random_weights=True, backbone="nin4")
+    options = recipe["RECIPE"].with_paper(random_weights=True, backbone="nin4")
     assert {name: getattr(options, name) for name in recipe["PAPER"]} == recipe["PAPER"]
     assert options.batch_size == 128
     experiment = recipe["build"](options)
@@ -115,7 +120,7 @@ def test_values_are_the_papers_and_rotnets() -> None:
     assert (train.crop, train.ops, held_out.crop, held_out.ops) == (whole, (Shift(4), Flip()), whole, ())
     assert not isinstance(experiment.task, FewLabels) and not experiment.task.has_own_order
     values = {"heads": ("fc1_B2",), "whole": False, "labels_per_class": 20, "seed": 7}
-    experiment = recipe["build"](recipe["Options"](random_weights=True, backbone="nin4", **values))
+    experiment = recipe["build"](recipe["RECIPE"].with_paper(random_weights=True, backbone="nin4", **values))
     assert experiment.stages[0].last_block == 2 and experiment.task.held_out_view.crop == ShorterSideCrop(
         37, 32, "center"
     )

@@ -70,8 +70,7 @@ def check(views: tuple[ViewSpec, ...]) -> None:
 def views_of(recipe: str, **asked: Any) -> tuple[ViewSpec, ...]:
     """Of all levels: what is learned from, scored, and passed over; the backbone has no weights."""
     parts = runpy.run_path(str(ROOT / "recipes" / f"{recipe}.py"))
-    usual: dict[str, Any] = parts["PAPER"] if "PAPER" in parts else parts["USUAL"]
-    options = parts["Options"](**usual | {"data": "data.beton"} | asked)
+    options = parts["RECIPE"].with_paper(data="data.beton", **asked)
     with torch.device("meta"):
         task = parts["build"](options).task
     levels = range(1, task.num_levels + 1)

@@ -23,7 +23,7 @@ from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.programs import ROOT, digests, newest_checkpoint, run
-from tests.recipes.in_process import Start, refused, starter
+from tests.recipes.in_process import Start, recipe_of, refused, starter
 
 RECIPE = ROOT / "recipes" / "linear_probe.py"
 BLOCKS = ("B1", "B2", "B3", "B4", "B5", "final")
@@ -44,13 +44,12 @@ def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 def supervised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of recipes/supervised.py, cut short."""
     out = tmp_path_factory.mktemp("supervised")
-    parts = runpy.run_path(str(ROOT / "recipes" / "supervised.py"))
-    options = parts["Options"](
-        backbone="resnet18", stage_epochs=(1,), batch_size=32, size_px=32, max_steps_per_stage=2, plan="end_to_end",
-        data=str(DATA[1]), val=str(DATA[3]), out=out, tensorboard=False, num_threads=1,
-    )  # fmt: skip
+    small = "--backbone resnet18 --stage-epochs 1 --batch-size 32 --size-px 32 --max-steps-per-stage 2 --plan end_to_end"
     with pytest.raises(SystemExit) as caught:
-        launch("supervised", lambda: options, parts["build"], parts["finish"])
+        launch(
+            recipe_of("supervised"),
+            [*small.split(), *map(str, DATA), "--out", str(out), "--no-tensorboard", "--num-threads", "1"],
+        )
     assert not caught.value.code
     return out
 
@@ -154,7 +153,7 @@ def test_protocols_are_the_published_ones(protocol: str) -> None:
     """Rates at each epoch, the optimiser's settings, BatchNorm and views, as their sources have them."""
     epochs, lr, lr_batch, factor, drops, decay, nesterov, batchnorm, crop, num_crops = PROTOCOLS[protocol]
     recipe = parts()
-    options = recipe["Options"](
+    options = recipe["RECIPE"].with_paper(
         protocol=protocol, random_weights=True, backbone="resnet18", batch_size=2 * lr_batch
     )
     experiment = recipe["build"](options)

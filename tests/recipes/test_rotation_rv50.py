@@ -115,7 +115,7 @@ def test_pictures_too_small_for_45_degrees_are_refused_before_the_first_stage(
 def test_the_papers_values_are_the_defaults(recipe: Start) -> None:
     """Section 4.1; and all of the paper's values are this recipe's with --data."""
     parts = runpy.run_path(str(RECIPE))
-    options, paper = parts["Options"](), parts["PAPER"]
+    options, paper = parts["RECIPE"].with_paper(), parts["PAPER"]
     assert {name: getattr(options, name) for name in paper} == paper
     assert (options.backbone, options.stage_epochs, options.batch_size, options.lr) == (
         "revnet50",

@@ -79,7 +79,7 @@ def test_a_drawn_list_is_on_record_and_can_be_given_again(recipe: Start, tmp_pat
 def test_protocols_are_pirls_and_simclrs() -> None:
     parts: dict[str, Any] = runpy.run_path(str(ROOT / "recipes" / "semi_supervised.py"))
     for protocol, lr in (("pirl", 0.01), ("simclr", 0.05)):
-        options = parts["Options"](
+        options = parts["RECIPE"].with_paper(
             protocol=protocol, random_weights=True, backbone="resnet18", batch_size=128
         )
         experiment = parts["build"](options)
@@ -101,7 +101,9 @@ def test_protocols_are_pirls_and_simclrs() -> None:
 def test_small_pictures_are_scored_whole() -> None:
     parts: dict[str, Any] = runpy.run_path(str(ROOT / "recipes" / "semi_supervised.py"))
     for whole, shorter_px in ((False, 37), (True, 32)):
-        options = parts["Options"](random_weights=True, backbone="resnet18", size_px=32, whole=whole)
+        options = parts["RECIPE"].with_paper(
+            random_weights=True, backbone="resnet18", size_px=32, whole=whole
+        )
         (view,) = parts["build"](options).task.held_out_views(1)
         assert view.crop == ShorterSideCrop(shorter_px, 32, "center")
 

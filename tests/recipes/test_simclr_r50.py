@@ -1,7 +1,6 @@
 """The SimCLR recipe as a user meets it: faults give one line and exit 2; a run, on one rank and on two, ends; it resumes."""
 
 import json
-import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from fastpsl.engine.launch import launch
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.programs import ROOT, digests, newest_checkpoint, run
+from tests.recipes.in_process import recipe_of
 from tests.slow import slow
 
 RECIPE = ROOT / "recipes" / "simclr_r50.py"
@@ -27,12 +27,12 @@ def pictures_of_32_px() -> tuple[object, ...]:
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """Runs the recipe's main in this process (starting one takes seconds): `recipe("--flag", …) → (code, out, err)`."""
-    parts = runpy.run_path(str(RECIPE))
+    made = recipe_of("simclr_r50")
 
     def start(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
-            launch("simclr_r50", parts["parse"], parts["build"])
+            launch(made, [*map(str, arguments)])
         captured = capsys.readouterr()
         return int(caught.value.code or 0), captured.out, captured.err
 

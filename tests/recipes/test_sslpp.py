@@ -49,7 +49,7 @@ TABLE_II = {
 def test_the_papers_values(task: str) -> None:
     epochs, batch_size, rates, nesterov, weight = TABLE_II[task]
     parts = runpy.run_path(str(ROOT / "recipes" / f"sslpp_{task}.py"))
-    options = parts["Options"](**parts["PAPER"], data="T.beton", pseudo_labels="coupled")
+    options = parts["RECIPE"].with_paper(data="T.beton", pseudo_labels="coupled")
     experiment = parts["build"](options)
     assert options.batch_size == batch_size and [stage.epochs for stage in experiment.stages] == [epochs]
     for epoch, rate in rates.items():

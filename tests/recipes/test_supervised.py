@@ -50,9 +50,7 @@ def test_without_held_out_images_it_trains_and_says_so(recipe: Start, tmp_path: 
 
 def test_the_schedule_is_the_usual_one() -> None:
     parts: dict[str, Any] = runpy.run_path(str(ROOT / "recipes" / "supervised.py"))
-    experiment = parts["build"](
-        parts["Options"](**parts["PAPER"] | {"backbone": "resnet18", "batch_size": 512})
-    )
+    experiment = parts["build"](parts["RECIPE"].with_paper(backbone="resnet18", batch_size=512))
     (stage,) = experiment.stages
     assert (stage.level, stage.first_learning, stage.last_block, stage.epochs) == (1, 1, 5, 90)
     for epoch in range(90):
@@ -76,7 +74,7 @@ def test_small_pictures_are_padded_and_scored_whole() -> None:
             {"crop": "padded"},
         ),
     ):
-        options = parts["Options"](
+        options = parts["RECIPE"].with_paper(
             backbone="nin4", size_px=32, crop=crop, plan="end_to_end", stage_epochs=(1,)
         )
         experiment = parts["build"](options)

@@ -134,7 +134,7 @@ def test_two_ranks(voc: Path, tmp_path: Path) -> None:
 def test_alexnets_fc6_to_fc8_learn_alone(protocol: str, is_new: bool) -> None:
     """conv1 to conv5 are those of the weights; fc6 and fc7 are too, unless the protocol has them begin anew."""
     parts = runpy.run_path(str(RECIPE))
-    options: Any = parts["Options"](
+    options: Any = parts["RECIPE"].with_paper(
         protocol=protocol,
         layers="fc6_8",
         random_weights=True,

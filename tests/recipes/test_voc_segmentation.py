@@ -1,7 +1,6 @@
 """Segmentation as a user meets it: every protocol on record as published, killed and resumed, what it learns, what it refuses."""
 
 import json
-import runpy
 import shutil
 import signal
 import sys
@@ -22,7 +21,7 @@ from fastpsl.transfer.segmentation.mask_scores import mask_scores, with_backgrou
 from fastpsl.transfer.segmentation.protocols import PROTOCOLS
 from tests.pipelines.voc_folders import sbd, voc_2012
 from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
-from tests.recipes.in_process import Outcome, Start, refused, starter
+from tests.recipes.in_process import Outcome, Start, recipe_of, refused, starter
 
 RECIPE = ROOT / "recipes" / "voc_segmentation.py"
 RANDOM = ("--random-weights", "--backbone", "resnet18")
@@ -112,9 +111,8 @@ def test_a_protocols_values_are_on_record(recipe: Start, tmp_path: Path, protoco
 def test_without_more_words_the_values_are_the_protocols(
     monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:
-    parse = runpy.run_path(str(RECIPE))["parse"]
-    monkeypatch.setattr(sys, "argv", ["recipe", "--data", "x", "--sbd", "y", "--protocol", protocol, *RANDOM])
-    options = parse()
+    arguments = ["--data", "x", "--sbd", "y", "--protocol", protocol, *RANDOM]
+    options = recipe_of("voc_segmentation").parse(arguments)
     assert options.constants() == PROTOCOLS[protocol]
     chosen = json.loads(json.dumps(asdict(options.constants()) | {"size_px": options.size_px}))
     assert {name: chosen[name] for name in ROWS[protocol]} == ROWS[protocol]

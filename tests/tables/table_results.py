@@ -4,7 +4,6 @@ import dataclasses
 import json
 import runpy
 import shlex
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -131,9 +130,8 @@ def parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
     launcher, ranks, script, *flags = shlex.split(command)
     assert launcher == "torchrun" and ranks.startswith("--nproc-per-node=")
     assert Path(script) == Path("recipes") / Path(script).name
-    monkeypatch.setattr(sys, "argv", [script, *flags])
     name = Path(script).stem
-    return name, recipe(name)["parse"]()
+    return name, recipe(name)["RECIPE"].parse(flags)
 
 
 COMMANDS = {"clusters": Clusters, "labels": MakeLabels, "retrieve": Retrieve, "tsne": TSNE}

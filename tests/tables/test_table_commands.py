@@ -38,8 +38,8 @@ from tests.tables.table_results import (
 
 def test_a_jigsaws_science_holds_its_permutations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["jigsaw_r50", "--backbone", "resnet18", "--counts", "16", "32", "64"])
-    parts = recipe("jigsaw_r50")
-    experiment = parts["build"](parts["parse"]())
+    made = recipe("jigsaw_r50")["RECIPE"]
+    experiment = made.build(made.parse())
     assert experiment.science["permutations"] == TINY.training_science(PSL)["permutations"]
     assert experiment.science["permutations"] != PAPER.training_science(PSL)["permutations"]
 
@@ -179,7 +179,7 @@ def test_all_recipes_of_the_tables_are_tested() -> None:
 def test_every_value_that_a_recipe_knows_is_compared(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new option of a recipe must be given a value here, or results that differ in it would be averaged."""
     monkeypatch.setattr(sys, "argv", [name, "--data", "x"])
-    science = recipe(name)["parse"]().science()
+    science = recipe(name)["RECIPE"].parse().science()
     weights = Weights("resnet50", name, "psl")
     for scale in SCALES.values():
         known = set(science) | ({"crop"} if name == "supervised" else set())  # its job's science has it
@@ -198,7 +198,7 @@ def test_every_value_that_an_evaluation_knows_is_compared(
 ) -> None:
     chosen = _flags(PAPER.spelled(evaluation.name))
     monkeypatch.setattr(sys, "argv", [evaluation.recipe, "--data", "x", *chosen])
-    options = recipe(evaluation.recipe)["parse"]()
+    options = recipe(evaluation.recipe)["RECIPE"].parse()
     for scale in SCALES.values():
         assert set(options.science()) - FREE == set(scale.evaluation_settings(evaluation))
     values = effective(options)

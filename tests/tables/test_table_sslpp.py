@@ -135,6 +135,6 @@ def test_what_the_networks_see(monkeypatch: pytest.MonkeyPatch) -> None:
         assert TINY.channels(weights) == input_of(name or "sobel", 32).channels  # type: ignore[arg-type]
     for task in ("colorization", "context", "rotation", "aet"):
         monkeypatch.setattr(sys, "argv", [f"sslpp_{task}", "--backbone", "nin3"])
-        parts = recipe(f"sslpp_{task}")
-        (view,) = parts["build"](parts["parse"]()).task.views(1)
+        made = recipe(f"sslpp_{task}")["RECIPE"]
+        (view,) = made.build(made.parse()).task.views(1)
         assert PAPER.channels(replace(ROTATION, recipe=f"sslpp_{task}")) == view.input().channels

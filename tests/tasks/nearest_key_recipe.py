@@ -13,7 +13,8 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import sgd
-from fastpsl.engine.options import PretrainOptions, parse_options
+from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.recipe import Recipe
 from fastpsl.pipelines.sample.betons import NUM_TRAIN, sample_paths
 from tests.engine.tiny import TinyNet
 
@@ -34,16 +35,14 @@ def build(options: Options) -> Experiment:
     )
 
 
-def parse() -> Options:
-    paths = sample_paths()
-    values = {
-        "data": str(paths.train_32),
-        "val": str(paths.test_32),
-        "batch_size": 64,
-        "stage_epochs": (2, 2, 2),
-    }
-    return parse_options(Options, values, {}, __doc__ or "")
-
+paths = sample_paths()
+PAPER = {
+    "data": str(paths.train_32),
+    "val": str(paths.test_32),
+    "batch_size": 64,
+    "stage_epochs": (2, 2, 2),
+}
+RECIPE = Recipe("nearest_key", __doc__, Options, PAPER, {}, build)
 
 if __name__ == "__main__":
-    launch("nearest_key", parse, build)
+    launch(RECIPE)

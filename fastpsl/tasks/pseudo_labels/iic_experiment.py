@@ -24,25 +24,25 @@ from fastpsl.tasks.pseudo_labels.scores import hungarian_accuracy, many_to_one_a
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PretrainOptions):
-    backbone: str = "resnet34_iic"
+    backbone: str
     """Any of fastpsl's (docs/backbones.md)."""
-    num_clusters: int = 70
+    num_clusters: int
     """Clusters of the head that makes the labels."""
-    heads: Literal["one", "two"] = "one"
+    heads: Literal["one", "two"]
     """two: another head of --second-clusters learns beside it, for two epochs after each of the first."""
     second_clusters: int = 10
     """Clusters of the second head."""
-    num_sub_heads: int = 5
+    num_sub_heads: int
     """Classifiers of a head; the one of lowest loss makes the labels."""
-    num_copies: int = 3
+    num_copies: int
     """Transformed copies that an image is paired with; --batch-size counts pairs."""
-    transforms: Transforms = "sobel"
+    transforms: Transforms
     """What the copies go through besides crops; each adds to the one before: crop, flip, colour, grey, sobel (Table XIV)."""
-    crop_share: float = 0.625
+    crop_share: float
     """Side of the crops, as a share of the picture's shorter side."""
-    size_px: int = 32
+    size_px: int
     """Side to which the crops are resized."""
-    lr: float = 1e-4
+    lr: float
     """Adam's, constant."""
 
     @override
@@ -76,15 +76,15 @@ def build(options: Options) -> Experiment:
         schedule=step_drops(options.lr, (1,)),
         optimiser=partial(adam, weight_decay=0.0),
         frozen_batchnorm=options.frozen_batchnorm,
+        finish=partial(leave_labels, task),
     )
 
 
-def finish(options: Options, experiment: Experiment, run: Run) -> Sequence[str]:
-    """labels.npz and labels.png in the run's folder, of the last checkpoint's labels; lines for people."""
-    assert isinstance(experiment.task, IIC)
+def leave_labels(task: IIC, run: Run) -> Sequence[str]:
+    """Write labels.npz and labels.png of the last checkpoint's labels into the run's folder; return lines for people."""
     state = read_checkpoint(run.last_checkpoint())
     made = state["task"]
-    labels, num_clusters = made["labels"].numpy(), experiment.task.num_clusters
+    labels, num_clusters = made["labels"].numpy(), task.num_clusters
     path = write_labels(
         run.folder / NAME, labels, num_clusters, run.data.train, str(run.science["recipe"]),
         entropy=made["entropy"].numpy(), configuration={**run.science, "source": "iic", "cut": was_cut(state)},
@@ -92,7 +92,7 @@ def finish(options: Options, experiment: Experiment, run: Run) -> Sequence[str]:
     curves = draw_label_curves(run.folder)
     true = run.data.train.labels()
     words = [
-        f"labels by sub-head {made['best_sub_head'] + 1} of {options.num_sub_heads}, which had the lowest loss",
+        f"labels by sub-head {made['best_sub_head'] + 1} of {task.num_sub_heads}, which had the lowest loss",
         f"{len(np.unique(labels))} of {num_clusters} clusters are not empty",
     ]
     if (true >= 0).any():

@@ -29,23 +29,23 @@ FINE_TUNE = {"stage_epochs": (30,), "lr": 0.01}
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PretrainOptions):
-    backbone: str = "alexnet"
+    backbone: str
     """Any of fastpsl's (docs/backbones.md)."""
-    num_classes: int = 3000
+    num_classes: int
     """Of the classifier; none is ever empty."""
-    channels: Literal["RGB", "SobelXY"] = "SobelXY"
+    channels: Literal["RGB", "SobelXY"]
     """What the network sees: the picture, or its grey value's two gradients."""
-    augmentation: Augmentation = "standard"
+    augmentation: Augmentation
     """standard: crops and flip; strong: SimCLR's colour distortion and blur too."""
-    label_view: LabelView = "train"
+    label_view: LabelView
     """train: labels come from the training forward pass; center: from a pass over all images before each epoch."""
-    lr: float = 0.1
+    lr: float
     """Learning rate at the start; it falls to 0 in a straight line."""
-    weight_decay: float = 1e-4
+    weight_decay: float
     """On weights, biases and BatchNorm."""
     dropout: float | None = None
     """Share of fc6's and fc7's inputs that are dropped; by default the backbone's own."""
-    size_px: int = 224
+    size_px: int
     """Side of the crops."""
     fine_tune: Path | None = field(default=None, metadata=MACHINE)  # its content is science, see build
     """A finished run of this recipe, or a checkpoint: go on with its network, on the labels that it gives the centre crops."""
@@ -97,16 +97,16 @@ def build(options: Options) -> Experiment:
         optimiser=partial(options.sgd(), weight_decay=options.weight_decay, decay_biases=True),
         science=science,
         frozen_batchnorm=options.frozen_batchnorm,
+        finish=partial(leave_labels, task),
     )
 
 
-def finish(options: PretrainOptions, experiment: Experiment, run: Run) -> Sequence[str]:
-    """labels.npz and labels.png in the run's folder, of the last checkpoint's labels; lines for people."""
-    assert isinstance(experiment.task, PseudoClassify)
+def leave_labels(task: PseudoClassify, run: Run) -> Sequence[str]:
+    """Write labels.npz and labels.png of the last checkpoint's labels into the run's folder; return lines for people."""
     state = read_checkpoint(run.last_checkpoint())
     store, made_by = state["task"]["store"], str(run.science["recipe"])
     path = write_labels(
-        run.folder / NAME, store["current"].numpy(), experiment.task.num_classes, run.data.train, made_by,
+        run.folder / NAME, store["current"].numpy(), task.num_classes, run.data.train, made_by,
         num_split=store["num_split"], configuration={**run.science, "source": made_by},
     )  # fmt: skip
     curves = draw_label_curves(run.folder)

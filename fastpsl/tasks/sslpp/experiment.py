@@ -27,7 +27,7 @@ Optimiser = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PretrainOptions):
-    backbone: str = "nin4"
+    backbone: str
     """Any of fastpsl's (docs/backbones.md)."""
     pseudo_labels: str = field(default=NONE, metadata=MACHINE)  # what is in the file is science, see build
     """none: the proxy task alone; a file (of sslpp_iic or fastpsl labels): a second target beside it; coupled: k-means' labels, anew before each epoch."""
@@ -37,13 +37,13 @@ class Options(PretrainOptions):
     """Learn the proxy task; --no-proxy: the pseudo-labels alone."""
     num_clusters: int = 70
     """Of coupled labels; a file has its own."""
-    lr: float = 0.1
+    lr: float
     """Learning rate at the start."""
-    intervals: tuple[int, ...] = (100, 50, 50)
+    intervals: tuple[int, ...]
     """Shares of the training; after each the rate drops."""
-    weight_decay: float = 5e-4
+    weight_decay: float
     """On weights, biases and BatchNorm."""
-    size_px: int = 32
+    size_px: int
     """Side of the pictures that the network sees."""
     crop: Literal["padded", "random_resized"] = "padded"
     """padded: the whole picture, moved by up to an eighth of its side (RotNet's and AET's on CIFAR); random_resized: as is usual for larger ones."""
