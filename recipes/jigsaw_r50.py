@@ -8,6 +8,9 @@ Paper: 50.9 % ImageNet top-1 of a linear classifier on B4 (45.7 % end to end). H
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
 
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
@@ -16,6 +19,7 @@ from fastpsl.engine.options import MACHINE, PretrainOptions
 from fastpsl.engine.recipe import Recipe
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.models.factory import make_backbone
+from fastpsl.models.names import ANY_BACKBONE
 from fastpsl.tasks.jigsaw import Jigsaw
 from fastpsl.tasks.permutation_files import permutations_digest, read_permutations
 
@@ -48,8 +52,7 @@ SAMPLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PretrainOptions):
-    backbone: str
-    """alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
+    backbone: Annotated[str, arg(help=f"{ANY_BACKBONE}.")]
     lr: float
     """Learning rate at each stage's start."""
     intervals: tuple[int, ...]

@@ -8,6 +8,9 @@ Paper: 68.1 % ImageNet top-1 of a linear classifier on the final features (67.5 
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
+
+from tyro.conf import arg
 
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
@@ -15,6 +18,7 @@ from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.recipe import Recipe
 from fastpsl.models.factory import make_backbone
+from fastpsl.models.names import ANY_BACKBONE
 from fastpsl.tasks.contrastive.moco import MoCo
 
 PAPER = {  # PSL says "MoCov2" and 200 epochs; the values are MoCo v2's
@@ -43,8 +47,7 @@ SAMPLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PretrainOptions):
-    backbone: str
-    """alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
+    backbone: Annotated[str, arg(help=f"{ANY_BACKBONE}.")]
     lr: float
     """SGD's learning rate at the start; it falls to 0 over all stages."""
     queue_size: int

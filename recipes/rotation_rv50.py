@@ -7,7 +7,9 @@ Paper: 53.3 % ImageNet top-1 of a linear classifier on B4 (48.6 % end to end). H
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
@@ -15,6 +17,7 @@ from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.recipe import Recipe
 from fastpsl.models.factory import make_backbone
+from fastpsl.models.names import ANY_BACKBONE
 from fastpsl.tasks.rotation import Rotation
 
 PAPER = {
@@ -39,8 +42,7 @@ SAMPLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PretrainOptions):
-    backbone: str
-    """alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
+    backbone: Annotated[str, arg(help=f"{ANY_BACKBONE}.")]
     lr: float
     """Learning rate at each stage's start."""
     intervals: tuple[int, ...]

@@ -11,8 +11,10 @@ by the statistics of their rank (arXiv 2002.05709, section 2.2); PSL says nothin
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 from typing_extensions import override
+from tyro.conf import arg
 
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
@@ -21,6 +23,7 @@ from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.recipe import Recipe
 from fastpsl.models.factory import make_backbone
+from fastpsl.models.names import ANY_BACKBONE
 from fastpsl.tasks.contrastive.simclr import SimCLR
 
 PAPER = {
@@ -49,8 +52,7 @@ SAMPLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PretrainOptions):
-    backbone: str
-    """alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
+    backbone: Annotated[str, arg(help=f"{ANY_BACKBONE}.")]
     lr: float
     """LARS's learning rate at the end of the warm-up."""
     warmup_epochs: float

@@ -14,7 +14,9 @@ for Nesterov and its factor of 5. Paper: a NIN block on B4 has 91.7 % on CIFAR-1
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
@@ -26,6 +28,7 @@ from fastpsl.evaluation.few_labels import FewLabels
 from fastpsl.evaluation.held_out import write_held_out
 from fastpsl.evaluation.result import result_line
 from fastpsl.models.factory import make_backbone
+from fastpsl.models.names import ANY_BACKBONE
 from fastpsl.models.weights import load_pretrained
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import center_view, train_view
@@ -53,8 +56,7 @@ SAMPLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PretrainOptions):
-    backbone: str
-    """alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
+    backbone: Annotated[str, arg(help=f"{ANY_BACKBONE}.")]
     lr: float
     """First learning rate for a batch of 256, in proportion for others."""
     intervals: tuple[int, ...]

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from fastpsl.models.names import ANY_BACKBONE
+
 
 @dataclass(frozen=True)
 class Export:
@@ -22,8 +24,9 @@ class Export:
     """Who shall read it."""
     overwrite: bool = False
     """Replace OUT, which is refused otherwise."""
-    backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Of others' weights: alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
+    backbone: Annotated[
+        str | None, tyro.conf.arg(metavar="NAME", help=f"Of others' weights: {ANY_BACKBONE}.")
+    ] = None
     input_channels: Annotated[
         Literal["RGB", "L", "Sobel", "SobelXY"] | None, tyro.conf.arg(metavar="RGB|L|Sobel|SobelXY")
     ] = None

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from fastpsl.models.names import ANY_BACKBONE
+
 if TYPE_CHECKING:
     from fastpsl.engine.distributed import World
     from fastpsl.evaluation.options import EvaluationOptions
@@ -25,8 +27,10 @@ class ExtractionOptions:
     """Side of the middle that is cut from each picture, whose shorter side becomes PX * 256 / 224."""
     whole: bool = False
     """The shorter side becomes PX, so that small pictures are seen whole."""
-    backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """For others' and for random weights: alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16."""
+    backbone: Annotated[
+        str | None,
+        tyro.conf.arg(metavar="NAME", help=f"For others' and for random weights: {ANY_BACKBONE}."),
+    ] = None
     input_channels: Annotated[
         Literal["RGB", "L", "Sobel", "SobelXY"] | None, tyro.conf.arg(metavar="RGB|L|Sobel|SobelXY")
     ] = None

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from typing_extensions import Self, override
+from tyro.conf import arg
 
 from fastpsl.engine.distributed import own_rank
 from fastpsl.engine.options import MACHINE, RunOptions
+from fastpsl.models.names import ANY_BACKBONE
 from fastpsl.models.weights import Pretrained, load_pretrained, random_weights
 from fastpsl.pipelines.input_record import Input
 
@@ -22,9 +24,12 @@ class EvaluationOptions(RunOptions):
     """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights (docs/weights.md)."""
     random_weights: bool = field(default=False, metadata=MACHINE)
     """Random weights, of --seed, instead of a --checkpoint: what the features are worth before any learning."""
-    backbone: str | None = field(default=None, metadata=MACHINE)
-    """alexnet, alexnet_rotnet, nin3, nin4, nin5, resnet18, resnet18_cifar, resnet34, resnet34_iic, resnet50, resnet50_mlp, revnet50 or vgg16:
-    for others' and for random weights; fastpsl's checkpoints say it themselves."""
+    backbone: Annotated[
+        str | None,
+        arg(
+            help=f"{ANY_BACKBONE}:\nfor others' and for random weights; fastpsl's checkpoints say it themselves."
+        ),
+    ] = field(default=None, metadata=MACHINE)
     input_channels: Literal["RGB", "L", "Sobel", "SobelXY"] | None = field(default=None, metadata=MACHINE)
     """What others' weights were trained on: RGB, L (lightness alone), Sobel or SobelXY (docs/weights.md)."""
     input_mean: tuple[float, ...] | None = field(default=None, metadata=MACHINE)

@@ -4,22 +4,8 @@ from torch import nn
 
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.layers import normal_weights
+from fastpsl.models.names import BACKBONES
 
-BACKBONES = (
-    "alexnet",
-    "alexnet_rotnet",
-    "nin3",
-    "nin4",
-    "nin5",
-    "resnet18",
-    "resnet18_cifar",
-    "resnet34",
-    "resnet34_iic",
-    "resnet50",
-    "resnet50_mlp",
-    "revnet50",
-    "vgg16",
-)
 WITH_DROPOUT = ("alexnet", "vgg16")
 # Their last blocks are fully-connected: vectors come out, no maps.
 OF_VECTORS = ("alexnet", "alexnet_rotnet", "resnet50_mlp", "vgg16")

@@ -1,0 +1,18 @@
+"""The backbones' names, without torch: for help texts."""
+
+BACKBONES = (
+    "alexnet",
+    "alexnet_rotnet",
+    "nin3",
+    "nin4",
+    "nin5",
+    "resnet18",
+    "resnet18_cifar",
+    "resnet34",
+    "resnet34_iic",
+    "resnet50",
+    "resnet50_mlp",
+    "revnet50",
+    "vgg16",
+)
+ANY_BACKBONE = f"{', '.join(BACKBONES[:-1])} or {BACKBONES[-1]}"
