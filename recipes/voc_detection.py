@@ -63,9 +63,10 @@ class Options(EvaluationOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.whole or self.size_px != EvaluationOptions.size_px:
-            raise ValueError(
+            reason = (
                 "--whole and --size-px are for square views; detection sees whole pictures: give --short-px"
             )
+            raise ValueError(reason)
 
     def constants(self) -> DetectionProtocol:
         """The protocol, with what the command line puts in the place of its values."""
@@ -107,15 +108,9 @@ def finish(options: Options, weights: Pretrained, run: Run) -> Sequence[str]:
 
 
 RECIPE = Recipe(
-    "voc_detection",
-    __doc__,
-    Options,
-    PAPER,
-    SAMPLE,
-    build,
-    whose="default",
-    variant=lambda options: {"batch_size": PROTOCOLS[options.protocol].lr_batch},
-)
+    "voc_detection", __doc__, Options, PAPER, SAMPLE, build,
+    whose="default", variant=lambda options: {"batch_size": PROTOCOLS[options.protocol].lr_batch},
+)  # fmt: skip
 
 if __name__ == "__main__":
     launch(RECIPE)

@@ -186,5 +186,4 @@ def test_nor_one_of_segmentation(protocol: str) -> None:
             train_step.module.eval()
             with torch.no_grad():
                 train_step._forward(batch, ())  # type: ignore[arg-type]
-    module.pretrained.cache_clear()
     assert not seen.waits, seen.waits

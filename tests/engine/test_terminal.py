@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from typing_extensions import override
 from fastpsl import cli
 from fastpsl.engine import launch
 from fastpsl.engine.console import Screen
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.run import Run
 from fastpsl.engine.terminal import escaped, people_read, plain
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.engine.test_trainer import tiny_experiment
@@ -83,15 +87,19 @@ def test_a_terminal_that_does_not_wait_loses_nothing(monkeypatch: pytest.MonkeyP
     assert not lost and got[-1] == f"{line}\n".encode() * 100
 
 
-def trained(out: Path, **options: Any) -> int:
+def trained(out: Path, finish: Callable[[Run], Sequence[str]] | None = None, **options: Any) -> int:
     def parse() -> PretrainOptions:
         values: dict[str, Any] = {"batch_size": 32, "stage_epochs": (1, 1, 1), "max_steps_per_stage": 1}
         values |= {"num_threads": 1, "device": "cpu", "tensorboard": False, **options}
         paths = sample_paths()
         return PretrainOptions(data=str(paths.train_32), val=str(paths.test_32), out=out, **values)
 
+    def build(options: PretrainOptions) -> Experiment:
+        experiment = tiny_experiment()
+        return replace(experiment, finish=finish) if finish else experiment
+
     with pytest.raises(SystemExit) as left:
-        launch.launch(tiny_recipe(parse, lambda _: tiny_experiment()))
+        launch.launch(tiny_recipe(parse, build))
     assert isinstance(left.value.code, int)
     return left.value.code
 
@@ -126,14 +134,11 @@ def test_an_error_after_the_end_does_not_change_how_it_ended(
     assert json.loads((tmp_path / "status.json").read_text())["state"] == state
 
 
-def test_what_fails_in_a_recipes_own_end_has_not_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def finish(*_: object) -> list[str]:
+def test_what_fails_in_a_recipes_own_end_has_not_finished(tmp_path: Path) -> None:
+    def finish(run: Run) -> list[str]:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(launch.launch, "__defaults__", (finish,))
-    assert trained(tmp_path) == launch.EXIT_USER_ERROR
+    assert trained(tmp_path, finish) == launch.EXIT_USER_ERROR
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
 
 
