@@ -1,0 +1,180 @@
+"""The first words of docstrings: a function's is a verb, a class's an article. Lengths of lines are ruff's, E501."""
+
+import ast
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NO_VERBS = frozenset(
+    [
+        "A",
+        "About",
+        "Above",
+        "After",
+        "Against",
+        "All",
+        "Along",
+        "Also",
+        "Always",
+        "An",
+        "And",
+        "Another",
+        "Any",
+        "Around",
+        "As",
+        "At",
+        "Average",
+        "Because",
+        "Before",
+        "Both",
+        "But",
+        "By",
+        "Cross",
+        "Each",
+        "Either",
+        "Equal",
+        "Every",
+        "Everything",
+        "Five",
+        "Four",
+        "For",
+        "From",
+        "Half",
+        "Here",
+        "How",
+        "If",
+        "In",
+        "Into",
+        "It",
+        "Its",
+        "Itself",
+        "Like",
+        "More",
+        "Most",
+        "Neither",
+        "Never",
+        "New",
+        "No",
+        "None",
+        "Not",
+        "Nothing",
+        "Of",
+        "On",
+        "Once",
+        "One",
+        "Only",
+        "Or",
+        "Other",
+        "Plain",
+        "Random",
+        "Same",
+        "Several",
+        "Since",
+        "So",
+        "Some",
+        "Something",
+        "Such",
+        "Than",
+        "That",
+        "The",
+        "Their",
+        "Them",
+        "Then",
+        "There",
+        "These",
+        "They",
+        "This",
+        "Those",
+        "Three",
+        "To",
+        "Together",
+        "Two",
+        "Under",
+        "Until",
+        "Up",
+        "Upon",
+        "What",
+        "Whatever",
+        "When",
+        "Where",
+        "Whether",
+        "Which",
+        "While",
+        "Who",
+        "Whoever",
+        "Whole",
+        "Whose",
+        "Why",
+        "With",
+        "Within",
+        "Without",
+        "Yes",
+        "You",
+    ]
+)
+VERBS_IN_S = frozenset(
+    {"Access", "Address", "Compress", "Cross", "Discuss", "Express", "Miss", "Pass", "Process"}
+)
+ARTICLES = ("A", "An", "The", "One")
+
+
+def faults(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            if not (is_property(node) or node.name.startswith("test")):
+                first = first_word(node)
+                if first and not is_verb(first):
+                    yield f"{node.lineno}: {node.name}: a function's docstring begins with a verb, not {first!r}"
+        elif isinstance(node, ast.ClassDef):
+            first = first_word(node)
+            if first and first not in ARTICLES and not is_command(node):
+                yield f"{node.lineno}: {node.name}: a class's docstring begins with A, An, The or One, not {first!r}"
+
+
+def first_word(node: ast.FunctionDef | ast.ClassDef) -> str:
+    return next(iter((ast.get_docstring(node) or "").split()), "").strip(".,:;")
+
+
+def is_verb(word: str) -> bool:
+    ends_well = (
+        not word.endswith(("s", "ed", "ing", "ly")) or word in VERBS_IN_S or word in ("Bring", "Feed", "Need")
+    )
+    return word.isascii() and word.isalpha() and word.istitle() and word not in NO_VERBS and ends_well
+
+
+def is_property(node: ast.FunctionDef) -> bool:
+    names = [
+        name.id if isinstance(name, ast.Name) else getattr(name, "attr", "") for name in node.decorator_list
+    ]
+    return any(name.endswith("property") for name in names)
+
+
+def is_command(node: ast.ClassDef) -> bool:
+    """Return whether the docstring is a command's text for --help: a class of options with a run()."""
+    return any(isinstance(part, ast.FunctionDef) and part.name == "run" for part in node.body)
+
+
+def sources(folder: str) -> list[str]:
+    listed = subprocess.run(
+        ["git", "ls-files", f"{folder}*.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    paths = [ROOT / line for line in listed.stdout.splitlines()]
+    return [str(path.relative_to(ROOT)) for path in paths if path.is_file() and not path.is_symlink()]
+
+
+@pytest.mark.parametrize("folder", ["bench/", "docs/", "fastpsl/", "recipes/", "tests/"])
+def test_the_first_words_of_docstrings(folder: str) -> None:
+    wrong = [f"{path}:{fault}" for path in sources(folder) for fault in faults((ROOT / path).read_text())]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_what_is_a_fault() -> None:
+    assert not list(
+        faults('def f():\n "Return 1."\nclass A:\n "A list."\n @property\n def g(self):\n  "Of it."')
+    )
+    for text in ("Of it.", "Features of it.", "[B] it.", "The sum."):
+        assert len(list(faults(f'def f():\n "{text}"'))) == 1
+    assert len(list(faults('class A:\n "What it is."'))) == 1
