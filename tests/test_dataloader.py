@@ -37,7 +37,7 @@ def test_importing_fastpsl_waits_for_nothing() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "module 'fastpsl' has no attribute 'loadr'\n"
+    assert "fastpsl" in done.stdout and "loadr" in done.stdout
 
 
 def test_training_gives_the_loaders_epochs_one_after_the_other(beton: Path) -> None:

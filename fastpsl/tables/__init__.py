@@ -5,3 +5,7 @@ What their rows are measured on is code: psl, uic, sslpp, by names of needs and 
 disk (found), which of it counts (matching), what is still to be run (commands), what a page says (cells, report, page), and the
 pages (render with page.md.jinja and page.html.jinja; picture, curves).
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

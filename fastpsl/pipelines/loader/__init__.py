@@ -1,16 +1,5 @@
 """Samples of a data set in an order, as batches, by threads."""
 
-from typing import TYPE_CHECKING
+import lazy_loader
 
-from fastpsl.pipelines.exports import lazy_names
-
-if TYPE_CHECKING:
-    from fastpsl.pipelines.loader.annotated import AnnotatedBatch, AnnotatedLoader
-    from fastpsl.pipelines.loader.loader import Loader
-
-__all__ = ["AnnotatedBatch", "AnnotatedLoader", "Loader"]
-
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {"AnnotatedBatch": "annotated", "AnnotatedLoader": "annotated", "Loader": "loader"},
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,3 @@
+from .dataloader import loader as loader
+
+__version__: str

@@ -1,0 +1,11 @@
+from .beton import Beton as Beton
+from .clusters import Clusters as Clusters
+from .doctor import Doctor as Doctor
+from .export import Export as Export
+from .features import Features as Features
+from .labels import MakeLabels as MakeLabels
+from .permutations import Permutations as Permutations
+from .retrieve import Retrieve as Retrieve
+from .show import Show as Show
+from .table import Table as Table
+from .tsne import TSNE as TSNE

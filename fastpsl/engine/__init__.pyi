@@ -1,0 +1,16 @@
+from .dataset_pass import EpochContext as EpochContext
+from .distributed import World as World
+from .distributed import join_world as join_world
+from .experiment import Experiment as Experiment
+from .options import PretrainOptions as PretrainOptions
+from .options import RunOptions as RunOptions
+from .plan import Stage as Stage
+from .plan import make_plan as make_plan
+from .recipe import Evaluation as Evaluation
+from .recipe import Recipe as Recipe
+from .run import Run as Run
+from .run_data import RunData as RunData
+from .task import Task as Task
+from .train_step import TrainStep as TrainStep
+from .trainer import StageTrainer as StageTrainer
+from .trainer import pretrain as pretrain

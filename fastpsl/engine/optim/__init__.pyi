@@ -1,0 +1,11 @@
+from .lars import LARS as LARS
+from .lars import lars as lars
+from .schedules import Moment as Moment
+from .schedules import cosine as cosine
+from .schedules import inverse_root as inverse_root
+from .schedules import linear_decay as linear_decay
+from .schedules import polynomial as polynomial
+from .schedules import step_drops as step_drops
+from .schedules import warmed_up as warmed_up
+from .sgd_adam import adam as adam
+from .sgd_adam import sgd as sgd

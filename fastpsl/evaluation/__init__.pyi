@@ -1,0 +1,12 @@
+from .block_probes import BlockProbes as BlockProbes
+from .block_probes import FewLabelBlockProbes as FewLabelBlockProbes
+from .feature_file import read_features as read_features
+from .features import Extraction as Extraction
+from .features import extract as extract
+from .linear import LinearProbes as LinearProbes
+from .options import EvaluationOptions as EvaluationOptions
+from .protocols import LinearProtocol as LinearProtocol
+from .result import read_result as read_result
+from .result import write_result as write_result
+from .retrieval import retrieve as retrieve
+from .tsne import make_map as make_map

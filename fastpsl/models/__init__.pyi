@@ -1,0 +1,10 @@
+from .alexnet import AlexNet as AlexNet
+from .backbone import Backbone as Backbone
+from .checkpoint import CheckpointManager as CheckpointManager
+from .factory import make_backbone as make_backbone
+from .nin import NIN as NIN
+from .resnet import ResNet as ResNet
+from .revnet import RevNet as RevNet
+from .vgg import VGG as VGG
+from .weights import Pretrained as Pretrained
+from .weights import load_pretrained as load_pretrained

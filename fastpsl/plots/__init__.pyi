@@ -1,0 +1,17 @@
+from .block_bars import draw_accuracies as draw_accuracies
+from .block_bars import draw_blocks as draw_blocks
+from .block_bars import draw_precisions as draw_precisions
+from .class_bars import draw_classes as draw_classes
+from .clusters import draw_contents as draw_contents
+from .clusters import draw_sizes as draw_sizes
+from .contact_sheet import save_contact_sheet as save_contact_sheet
+from .detections import draw_detections as draw_detections
+from .filters import draw_filters as draw_filters
+from .label_figures import draw_label_figures as draw_label_figures
+from .masks import draw_found as draw_found
+from .masks import draw_masks as draw_masks
+from .neighbours import draw_neighbours as draw_neighbours
+from .online_probe import draw_probes as draw_probes
+from .shot_curve import draw_shots as draw_shots
+from .training_curve import draw_curve as draw_curve
+from .tsne import draw_map as draw_map

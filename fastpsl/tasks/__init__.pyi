@@ -1,0 +1,17 @@
+from .classify import Classify as Classify
+from .contrastive.moco import MoCo as MoCo
+from .contrastive.nt_xent import NTXent as NTXent
+from .contrastive.simclr import SimCLR as SimCLR
+from .jigsaw import Jigsaw as Jigsaw
+from .pseudo_labels.deepcluster import DeepCluster as DeepCluster
+from .pseudo_labels.file import Labels as Labels
+from .pseudo_labels.file import read_labels as read_labels
+from .pseudo_labels.file import write_labels as write_labels
+from .pseudo_labels.iic import IIC as IIC
+from .pseudo_labels.uic import UIC as UIC
+from .rotation import Rotation as Rotation
+from .sslpp.aet import AET as AET
+from .sslpp.colorization import Colorization as Colorization
+from .sslpp.context import Context as Context
+from .sslpp.rotnet import RotNet as RotNet
+from .sslpp.sslpp import SSLPlusPlus as SSLPlusPlus
