@@ -54,8 +54,8 @@ class JigsawTiles:
         """Draw the tiles' positions in their cells, and the permutations.
 
         Returns:
-            "offsets": int64 [B, grid², 2], y and x from 0 to cell_px - tile_px; "permutation": int64 [B,
-                permutations_per_image].
+            "offsets": int64 [B, grid², 2], y and x from 0 to cell_px - tile_px; "permutation": int64
+                [B, permutations_per_image].
         """
         num_tiles = self.grid**2
         offsets = integers(keys, Slot.TILES, 2 * num_tiles, self.cell_px - self.tile_px + 1)

@@ -8,8 +8,8 @@ buffer for the neighbourhood pass, and for SobelXY the mean of the three channel
 
 A program works on one sample, so each choice that depends on the sample's draws is a branch for the whole
 program. It works on units of PIXELS pixels. A unit of four is three words of the image, eight bytes of a
-plane of halves and 24 bytes of the result. Units are of one pixel if rows are not whole words. Clamps to [0,
-1] are free: they are the .SAT of the preceding multiply-add.
+plane of halves and 24 bytes of the result. Units are of one pixel if rows are not whole words. Clamps to
+[0, 1] are free: they are the .SAT of the preceding multiply-add.
 """
 
 import triton
@@ -98,11 +98,7 @@ def shift_hue(r, g, b, turns):
 
 @triton.jit
 def load_draw(order, factors):
-    """Load a sample's draw: its four operations and its four factors.
-
-    An operation takes two bits, the first operation the lowest. The factors are brightness, contrast,
-    saturation, hue.
-    """
+    """Load a sample's four operations, two bits each, the first lowest, and the factors by operation."""
     first, second = tl.load(order).to(tl.int32), tl.load(order + 1).to(tl.int32)
     third, last = tl.load(order + 2).to(tl.int32), tl.load(order + 3).to(tl.int32)
     ops = first | (second << 2) | (third << 4) | (last << 6)
@@ -173,10 +169,7 @@ def in_turn(a, b, c, d):
 
 @triton.jit
 def level(word):
-    """Return the third byte as float32 in [0, 1].
-
-    A float32 with bits below 2^24 is exactly 2^-149 times their integer.
-    """
+    """Return the third byte as float32 in [0, 1]; bits below 2^24 are exactly 2^-149 times their integer."""
     return (word & BYTE).to(tl.float32, bitcast=True) * BYTE_UNIT
 
 
@@ -191,10 +184,7 @@ def tile_of_program(program, height, width, TILE: tl.constexpr):
 
 @triton.jit
 def is_filtered(sample, blur, sobel, XY: tl.constexpr):
-    """Return whether a sample is blurred or filtered.
-
-    SobelXY filters all samples. Otherwise the draws decide; one of `blur` and `sobel` may be None.
-    """
+    """Return whether XY, or the draws `blur` and `sobel` (one may be None), blur or filter a sample."""
     if XY:
         return True
     elif blur is None:

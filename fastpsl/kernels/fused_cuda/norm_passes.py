@@ -64,8 +64,8 @@ def normalise_pass(
 ):  # fmt: skip
     """Compute y, [num_rows, C], from x and z.
 
-    `z` is None or a map to add, which is normalised if z_mean is not None. `bits` is None or uint8 [num_rows,
-    C / 8 rounded up], and gets a bit for each value that the ReLU cuts.
+    `z` is None or a map to add, which is normalised if z_mean is not None. `bits` is None or uint8
+    [num_rows, C / 8 rounded up], and gets a bit for each value that the ReLU cuts.
     """
     channel, is_channel, tile, number = part_of_program(num_channels, CHANNELS)
     num_tiles = tl.cdiv(tl.cdiv(num_rows, ROWS) - number, stride)
