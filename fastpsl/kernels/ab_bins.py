@@ -59,7 +59,7 @@ def soft_bins(ab: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         ab: float32 [N, 2].
-        bins: float32 [313, 2], from `ab_bins`.
+        bins: float32 [313, 2], those of `ab_bins`.
 
     Returns:
         The bins' indices, int64 [N, 10], nearest first, and their weights, float32 [N, 10].

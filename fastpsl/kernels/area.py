@@ -29,8 +29,8 @@ def crop_area(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
     if not num:
         return images.new_empty(0, size_px, size_px, channels)
     tops, lefts, heights, widths = boxes[:, :4].to(torch.float64).unbind(1)
-    whole = torch.int32 if 255 * height * width < 2**31 else torch.int64
-    sums = images.new_zeros((num, height + 1, width + 1, channels), dtype=whole)
+    sum_dtype = torch.int32 if 255 * height * width < 2**31 else torch.int64
+    sums = images.new_zeros((num, height + 1, width + 1, channels), dtype=sum_dtype)
     sums[:, 1:, 1:] = images
     # Both sums run along axis 1 because along axis 2 the device's scan would give each thread one channel.
     sums = sums.cumsum_(1).transpose(1, 2).contiguous().cumsum_(1)  # [B, W + 1, H + 1, C]
@@ -44,9 +44,9 @@ def crop_area(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
 def _at(sums: Tensor, starts: Tensor, lengths: Tensor, size: int) -> Tensor:
     """Return float64 [B, size + 1, ...]: `sums` [B, N + 1, ...] interpolated at output pixels' edges."""
     edges = torch.arange(size + 1, device=sums.device)
-    at = starts[:, None] + edges * (lengths / size)[:, None]
-    below = at.floor().clamp_(max=sums.shape[1] - 2)
-    share = (at - below).view(-1, 1)
+    positions = starts[:, None] + edges * (lengths / size)[:, None]
+    below = positions.floor().clamp_(max=sums.shape[1] - 2)
+    share = (positions - below).view(-1, 1)
     # An edge that falls on a pixel's edge takes nothing of the next pixel.
     first = torch.arange(len(sums), device=sums.device)[:, None] * sums.shape[1]
     rows, low = sums.flatten(2).flatten(0, 1), (first + below.to(torch.int64)).view(-1)

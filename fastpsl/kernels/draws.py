@@ -127,7 +127,7 @@ def words(keys: Keys, slot: int, num: int) -> np.ndarray:
         uint32 [B, num].
 
     Raises:
-        ValueError: If `num` exceeds 1,024.
+        ValueError: If `num` is not from 0 to 1,024.
     """
     if not 0 <= num <= MAX_WORDS:
         raise ValueError(

@@ -11,7 +11,7 @@ below the rounding to 8 bits:
     cut        at 4.25 sigma along both axes, with weights normalised to sum to 1. The square shape of a
                cut is visible: at 3 sigma (100 %), 3.5 (66 %) and, for enlarged windows, 4 (54 %)
 
-All percentages are accuracies for the base, 0 or 45 degrees, where chance is 50 %. The detector is a ridge
+These percentages are accuracies for the base, 0 or 45 degrees; chance is 50 %. The detector is a ridge
 regression on spectra of luma, of colour and of their local power, trained on 400 to 3,000 views of 96 to 224
 px. White noise gives 49 to 51 %. Stored as JPEG 4:2:0 of quality 90 it gives at most 52 % (standard error
 1.3); with sigma 1 for colour that is 100 %, with 1.5 96 %, with 2 57 %. Quality 75 gives 61 %. What remains

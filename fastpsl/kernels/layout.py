@@ -43,8 +43,8 @@ def joined(tensors: Sequence[Tensor]) -> Tensor:
     """
     if len(tensors) == 1:
         return tensors[0]
-    whole = _whole(tensors)
-    return torch.cat(list(tensors)) if whole is None else whole
+    joint = _whole(tensors)
+    return torch.cat(list(tensors)) if joint is None else joint
 
 
 def _whole(tensors: Sequence[Tensor]) -> Tensor | None:
@@ -57,6 +57,6 @@ def _whole(tensors: Sequence[Tensor]) -> Tensor | None:
     last = sum((size - 1) * stride for size, stride in zip(shape, first.stride(), strict=True))
     if (first.storage_offset() + last + 1) * first.element_size() > first.untyped_storage().nbytes():
         return None
-    whole = first.as_strided(shape, first.stride(), first.storage_offset())
-    parts = whole.split([len(t) for t in tensors])
-    return whole if all(t.is_set_to(part) for t, part in zip(tensors, parts, strict=True)) else None
+    joint = first.as_strided(shape, first.stride(), first.storage_offset())
+    parts = joint.split([len(t) for t in tensors])
+    return joint if all(t.is_set_to(part) for t, part in zip(tensors, parts, strict=True)) else None

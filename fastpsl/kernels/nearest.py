@@ -108,16 +108,16 @@ def _best_keys(
     normalised = functional.normalize(_read(queries, part, device), dim=1)
     best: list[Tensor | None] = [None] * len(list(_slices(len(normalised), query_chunk)))
     for rows in _slices(len(bank), bank_chunk):
-        others = _read(bank, rows, device)
-        absent = ~others.isfinite().all(1)
-        others = functional.normalize(others, dim=1).T
+        bank_rows = _read(bank, rows, device)
+        absent = ~bank_rows.isfinite().all(1)
+        bank_rows = functional.normalize(bank_rows, dim=1).T
         indices = torch.arange(rows.start, rows.stop, device=device)
         for number, chunk in enumerate(_slices(len(normalised), query_chunk)):
-            similarities = (normalised[chunk] @ others).masked_fill_(absent, _ABSENT)
+            similarities = (normalised[chunk] @ bank_rows).masked_fill_(absent, _ABSENT)
             keys = _keys(similarities, indices).topk(min(k, len(indices)), dim=1).values
-            before = best[number]
-            if before is not None:
-                keys = torch.cat([before, keys], 1)
+            previous = best[number]
+            if previous is not None:
+                keys = torch.cat([previous, keys], 1)
                 keys = keys.topk(min(k, keys.shape[1]), dim=1).values
             best[number] = keys
         on_million_pairs((part.start * len(bank) + rows.stop * len(normalised)) // 1_000_000)
@@ -237,7 +237,7 @@ def count_correct(
         temperature: The temperature of the weighted votes.
 
     Returns:
-        For each k, top1_k20 and top5_k20 (weighted) and top1_k20_majority, here for k = 20.
+        The counts by name: for k = 20, top1_k20 and top5_k20 (weighted votes) and top1_k20_majority.
     """
     totals = {name: 0 for k in ks for name in (f"top1_k{k}", f"top5_k{k}", f"top1_k{k}_majority")}
     for chunk in _slices(len(truth), _VOTE_CHUNK):

@@ -103,15 +103,15 @@ def _walks(ops: Sequence[object], draws: Sequence[Mapping[str, Tensor]], shape: 
     y, x = np.tile([[0], [1], [0]], num), np.tile([[0], [0], [1]], num)
     for op, draw in zip(reversed(ops), reversed(draws), strict=True):
         if isinstance(op, JigsawTiles):
-            cells, each = np.arange(op.grid**2), op.grid**2
-            source, y, x = (values.repeat(each, -1) for values in (source, y, x))
+            cells, repeats = np.arange(op.grid**2), op.grid**2
+            source, y, x = (values.repeat(repeats, -1) for values in (source, y, x))
             corners = np.stack([cells // op.grid, cells % op.grid], 1) * op.cell_px + draw["offsets"].numpy()
             y[0] += corners[..., 0].reshape(-1)
             x[0] += corners[..., 1].reshape(-1)
         elif isinstance(op, Rotate90 | Rotate45 | AllTurns):
             turns = draw["turns"].numpy()
-            each = op.num if isinstance(op, AllTurns) else 1
-            source, y, x = (values.repeat(each, -1) for values in (source, y, x))
+            repeats = op.num if isinstance(op, AllTurns) else 1
+            source, y, x = (values.repeat(repeats, -1) for values in (source, y, x))
             # After a counter-clockwise turn, row i and column j show the former row j and column last - i.
             y, x = (
                 np.choose(turns.reshape(-1), [y, x, bottom - y, bottom - x]),

@@ -24,7 +24,7 @@ def in_threads(loop: Callable[..., None], arguments: Sequence[Any], num: int, at
     """
     num_threads = max(1, min(torch.get_num_threads(), num, at_most))
     with ThreadPoolExecutor(num_threads) as pool:
-        others = [pool.submit(loop, *arguments, part, num_threads) for part in range(1, num_threads)]
+        futures = [pool.submit(loop, *arguments, part, num_threads) for part in range(1, num_threads)]
         loop(*arguments, 0, num_threads)
-        for other in others:
-            other.result()
+        for future in futures:
+            future.result()

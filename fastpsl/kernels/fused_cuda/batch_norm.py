@@ -1,8 +1,8 @@
 """BatchNorm with batch statistics, fused with the sum and the ReLU behind it, forward and backward.
 
 It computes what torch's batch_norm, add and relu do. The table counts the passes over a map and their bytes
-per value of a half type. n is the normalisation, b one bit per value that is kept for the backward pass. "x
-to y" reads x and writes y:
+per value of a half type. A pass is written as "read to written", passes are separated by semicolons. n is the
+normalisation, b one bit per value that is kept for the backward pass:
 
     result             forward                    bytes    backward                              bytes
     relu(n(x))         x; x to y                    6      dy, x; dy, x to dx                     10
@@ -95,10 +95,12 @@ def batch_norm(
     Returns:
         [B, C, H, W], or a pair of them.
     """
-    others: tuple[Any, ...] = (z, None, None, of.norm, None)
+    z_arguments: tuple[Any, ...] = (z, None, None, of.norm, None)
     if isinstance(z, Operand):
-        others = (z.x, z.weight, z.bias, of.norm, z.norm)
-    result: Tensor | tuple[Tensor, Tensor] = _BatchNorm.apply(of.x, of.weight, of.bias, *others, relu, fork)
+        z_arguments = (z.x, z.weight, z.bias, of.norm, z.norm)
+    result: Tensor | tuple[Tensor, Tensor] = _BatchNorm.apply(
+        of.x, of.weight, of.bias, *z_arguments, relu, fork
+    )
     return result
 
 
@@ -205,8 +207,8 @@ class _BatchNorm(Function):
                 *division.sizes, share, *eps, RELU=ctx.relu and g is None, **division.constants,
             )  # fmt: skip
         # A parameter may keep its gradient tensor, so two parameters must not share one.
-        of_z = (sums[2], sums[0].clone()) if ctx.z_norm else (None, None)
-        return dx, sums[1], sums[0], dz if ctx.adds else None, *of_z, None, None, None, None
+        z_gradients = (sums[2], sums[0].clone()) if ctx.z_norm else (None, None)
+        return dx, sums[1], sums[0], dz if ctx.adds else None, *z_gradients, None, None, None, None
 
 
 def _moments(x: Tensor, norm: Norm, arrived: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -224,9 +226,9 @@ def _moments(x: Tensor, norm: Norm, arrived: Tensor) -> tuple[Tensor, Tensor, Te
 def _of_group(mean: Tensor, var: Tensor, num_rows: int, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
     """Combine the ranks' moments, as `_moments`."""
     moments = torch.cat((mean, var, mean.new_full((1,), num_rows)))
-    of_ranks = [torch.empty_like(moments) for _ in range(dist.get_world_size(norm.group))]
-    dist.all_gather(of_ranks, moments, group=norm.group)
-    means, variances, counts = torch.stack(of_ranks).split((len(mean), len(var), 1), dim=1)
+    moments_of_ranks = [torch.empty_like(moments) for _ in range(dist.get_world_size(norm.group))]
+    dist.all_gather(moments_of_ranks, moments, group=norm.group)
+    means, variances, counts = torch.stack(moments_of_ranks).split((len(mean), len(var), 1), dim=1)
     total = counts.sum()
     mean = (means * counts).sum(0) / total
     var = ((variances + (means - mean).square()) * counts).sum(0) / total

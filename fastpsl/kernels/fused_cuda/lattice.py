@@ -93,12 +93,13 @@ def share(weights, AXIS: tl.constexpr):
 
 @triton.jit
 def diamond(n, line, column, size, TILE: tl.constexpr):
-    """Return the pixel numbers, rows and columns of the n-th pixels of a diamond of the window.
+    """Return the numbers, rows and columns of a diamond's pixels in the n-th pair of its rows.
 
-    The diamond consists of 2 * TILE lines from `line` on and as many columns. Any two of its rows that are
-    TILE apart have 2 * TILE pixels together. Line i shows one of the n-th two in column i - length,
-    cyclically, with the shorter row's length. Numbers count the pixels [TILE, TILE, 2] of even and odd lines.
-    Rows and columns are those of the window.
+    The diamond is the part of the window in 2 * TILE lines from `line` on and as many columns. Its rows are
+    taken in pairs that are TILE apart, because two such rows have 2 * TILE pixels together. Each line i has
+    one pixel of a pair, in column i - length modulo 2 * TILE, where length is that of the shorter row. Pixel
+    numbers are places in [TILE, TILE, 2], the points of even and odd lines. Rows and columns are the
+    window's.
     """
     i = tl.arange(0, 2 * TILE)[None, :]
     j = (i - 2 * n - (size - 1) % 2) & (2 * TILE - 1)

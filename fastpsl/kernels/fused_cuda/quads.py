@@ -42,9 +42,10 @@ def _pixels(images, at, inside, factors, dtype: tl.constexpr):
 
 @triton.jit
 def side_by_side(quads, BACKWARDS: tl.constexpr):
-    """Arrange four pixels [R, Q] as [R, Q, 2, 2, 2, 2], with their values at the binary digits of 0 to 11.
+    """Arrange the 12 values of four pixels [R, Q] as [R, Q, 2, 2, 2, 2].
 
-    12 to 15 are unused. BACKWARDS puts the fourth pixel first.
+    The four binary digits of a value's number are its last four indices; 12 to 15 are unused. BACKWARDS puts
+    the fourth pixel first.
     """
     a, b, c, d = quads
     if BACKWARDS:
