@@ -17,7 +17,7 @@ from fastpsl.kernels.layout import finish
 
 @dataclass(frozen=True)
 class JigsawTiles:
-    """A cut of each image into randomly placed tiles, with a draw of permutations for them.
+    """A grid of randomly placed tiles per image, with a draw of permutations for them.
 
     Attributes:
         grid: The number of cells per side.

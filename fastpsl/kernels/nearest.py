@@ -179,8 +179,8 @@ def weighted_scores(
 def majority_scores(neighbours: Neighbours, labels: Tensor, num_classes: int, k: int) -> Tensor:
     """Return the classes' scores as their counts among each query's neighbours.
 
-    Ties go to the class with the nearer member: each count has 1 / (1 + rank) added to it, with the rank of
-    the class's nearest neighbour from 1, which is less than 1.
+    Ties go to the class with the nearer member, because each count has 1 / (1 + rank) added to it. The rank
+    is that of the class's nearest neighbour, from 1, so at most a half is added.
 
     Args:
         neighbours: The queries' neighbours.
@@ -203,7 +203,7 @@ def places(scores: Tensor, truth: Tensor) -> Tensor:
     """Return the rank of each true class among the scores, from 0.
 
     Rank 0 is a correct answer, below 5 is among the top 5. Equal scores are ranked in the order of the
-    classes. A class without a vote gets the rank num_classes.
+    classes. A true class without a vote gets the rank num_classes.
 
     Args:
         scores: float64 [Q, num_classes].

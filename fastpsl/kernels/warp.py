@@ -141,7 +141,7 @@ def homographies(points: np.ndarray, onto: np.ndarray) -> np.ndarray:
 
     Args:
         points: float64 [B, 4, 2] of (x, y); no three points of a row may be collinear.
-        onto: float64 [4, 2], the images of the points.
+        onto: float64 [4, 2], the fixed points.
 
     Returns:
         float64 [B, 8]: a, b, ..., h of (a x + b y + c, d x + e y + f) / (g x + h y + 1).

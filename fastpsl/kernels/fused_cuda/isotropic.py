@@ -106,7 +106,7 @@ def crop(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
 
 @triton.jit(do_not_specialize=["first_image", "height", "width", "size", "blocks", "lines"])
 def vertical_kernel(images, boxes, between, first_image, height, width, size, blocks, lines):
-    """Weight LINES lines of COLUMNS source columns per program, among those that the lines' group sees."""
+    """Compute LINES lines of COLUMNS source columns per program, among those that the lines' group sees."""
     block, line, number = tl.program_id(0), tl.program_id(1) * LINES, tl.program_id(2)
     image = (first_image + number).to(tl.int64)
     lattice = lattice_of(boxes + image * 5, size)
@@ -146,7 +146,7 @@ def vertical_kernel(images, boxes, between, first_image, height, width, size, bl
 
 @triton.jit(do_not_specialize=["first_image", "size", "blocks", "lines"])
 def horizontal_kernel(between, boxes, out, first_image, size, blocks, lines):
-    """Weight GROUP rows of TILE columns of an upright window per program.
+    """Compute GROUP rows of TILE columns of an upright window per program.
 
     Of a turned window a program makes TILE even and TILE odd lines with TILE points each.
     """

@@ -56,9 +56,7 @@ def span(first, last, middle, lattice):
 
 @triton.jit
 def half_width(group, size, LINES: tl.constexpr):
-    """Return how many columns a turned window has beside its middle, on the widest of the group's LINES
-    lines.
-    """
+    """Return how far a turned window reaches from its middle column, at most, on the group's LINES lines."""
     first = group * LINES
     return size - 1 - tl.maximum(tl.maximum(first - size + 1, size - first - LINES), 0)
 
