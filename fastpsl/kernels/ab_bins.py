@@ -1,8 +1,10 @@
-"""Colours in 313 classes: the bins of the ab plane, and the nearest of them to a colour (Zhang et al., "Colorful image colorization", 2016).
+"""The 313 colour classes of Zhang et al., "Colorful image colorization" (2016), and a colour's nearest ones.
 
-The plane has a grid of 10. Zhang et al. keep the 313 points "which are in-gamut", without saying more. Here a point is a bin where one of the
-four cells that it is a corner of meets the convex hull of all sRGB colours' ab: so the four points around any colour are bins. These are 313,
-with a from -90 to 100 and b from -110 to 100, and they are the points that Zhang et al. publish with their network.
+A class is a bin of the ab plane, a point of a grid with a spacing of 10. Zhang et al. keep the 313 points
+"which are in-gamut" and do not define that further. Here a point is kept if one of the four grid cells at it
+meets the convex hull of the ab values of all sRGB colours, so that the four grid points around any colour are
+bins. This gives 313 bins, with a from -90 to 100 and b from -110 to 100. They are the points that Zhang et
+al. publish with their network.
 """
 
 from functools import cache
@@ -24,11 +26,12 @@ _CHUNK = 2**16
 
 @cache
 def ab_bins() -> np.ndarray:
-    """float32 [313, 2]: the bins' a and b, by a and then by b. Not to be written to."""
+    """Return the bins' a and b as float32 [313, 2], sorted by a and then by b. The array is read-only."""
     corners = _outermost_colours()
     angles = np.arange(_NUM_DIRECTIONS) * (2 * np.pi / _NUM_DIRECTIONS)
     directions = np.stack([np.cos(angles), np.sin(angles)])
-    # A point's cells are the square of twice the grid's side about it. In no direction is it farther out than hull and square together.
+    # A point's cells form a square around it whose side is twice the grid's spacing. The point is kept if in
+    # no direction it lies farther out than the hull and that square together.
     reach = (corners @ directions).max(0) + GRID * np.abs(directions).sum(0)
     line = np.arange(-13, 14) * GRID
     points = np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
@@ -39,18 +42,29 @@ def ab_bins() -> np.ndarray:
 
 
 def _outermost_colours() -> np.ndarray:
-    """float64 [n, 2]: ab of the colours with one of R, G, B at 0 and one at 1: the convex hull of these is that of all."""
+    """Return ab, float64 [n, 2], of the colours with one of R, G, B at 0 and one at 1.
+
+    Their convex hull is that of all colours.
+    """
     channels = (torch.zeros(256), torch.ones(256), torch.arange(256) / 255)
     colours = torch.cat([torch.stack(order) for order in permutations(channels)], 1)
     return lab(colours[None, :, :, None])[0, 1:, :, 0].T.double().numpy()
 
 
 def soft_bins(ab: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
-    """The 10 nearest of `bins` float32 [313, 2] to each of `ab` float32 [N, 2], the nearest first: int64 [N, 10]; and their weights, float32 [N, 10].
+    """Return the 10 bins nearest to each colour and their weights.
 
-    Weights are a Gaussian's of sigma 5 at the distances, and sum to 1. Of bins that are equally far, the tenth may be any.
+    The weights are those of a Gaussian with sigma 5 at the distances, normalised to a sum of 1. If bins are
+    equally far, any of them may be the tenth.
+
+    Args:
+        ab: float32 [N, 2].
+        bins: float32 [313, 2], those of `ab_bins`.
+
+    Returns:
+        The bins' indices, int64 [N, 10], nearest first, and their weights, float32 [N, 10].
     """
-    if len(ab) > _CHUNK:  # distances to all bins are 313 numbers a colour
+    if len(ab) > _CHUNK:  # because each colour takes 313 distances
         parts = [soft_bins(part, bins) for part in ab.split(_CHUNK)]
         return torch.cat([indices for indices, _ in parts]), torch.cat([weights for _, weights in parts])
     squares = (ab[:, :1] - bins[:, 0]).square() + (ab[:, 1:] - bins[:, 1]).square()

@@ -1,7 +1,7 @@
-"""Gaussian blur, each sample with its own sigma: torchvision's gaussian_blur, reflected at the border.
+"""Gaussian blur with a sigma per sample: torchvision's gaussian_blur, reflected at the border.
 
-Kornia's separable filter, with taps that are made on the device. Its gaussian_blur2d has the same values, but asks the host for one of
-them (a wait on a GPU).
+The filter is Kornia's separable one, with taps computed on the device. Kornia's gaussian_blur2d gives the
+same values, but copies one of them to the host, which makes the host wait for a GPU.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,13 @@ from fastpsl.kernels.layout import check_probability, finish, per_sample, result
 
 @dataclass(frozen=True)
 class GaussianBlur:
-    """With probability `p`, a blur of `kernel_px` (odd) taps a side and sigma_px uniform in `sigma`."""
+    """A Gaussian blur.
+
+    Attributes:
+        kernel_px: The number of taps per axis, odd.
+        sigma: The range of the blur's sigma in pixels, drawn uniformly.
+        p: The probability that a sample is blurred.
+    """
 
     kernel_px: int
     sigma: tuple[float, float] = (0.1, 2.0)
@@ -32,13 +38,13 @@ class GaussianBlur:
             raise ValueError(f"blur sigma {self.sigma} given; allowed is 0 < low <= high, in px")
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
-        """{"apply": bool [B], "sigma": float32 [B] in px}"""
+        """Draw "apply", bool [B], and "sigma", float32 [B] in pixels."""
         numbers = uniforms(keys, Slot.BLUR, 2)
         low, high = np.float32(self.sigma[0]), np.float32(self.sigma[1])
         return {"apply": numbers[:, 0] < self.p, "sigma": low + (high - low) * numbers[:, 1]}
 
     def check_size(self, height: int, width: int) -> None:
-        """ValueError unless both are above kernel_px // 2: or there is nothing to reflect."""
+        """Raise ValueError unless both sides exceed kernel_px // 2 pixels, which the reflection needs."""
         half = self.kernel_px // 2
         if min(height, width) <= half:
             raise ValueError(
@@ -47,9 +53,9 @@ class GaussianBlur:
             )
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """[B, C, H, W] uint8 or floating → float32 for uint8, else the same dtype; channels-last.
+        """Return the blurred images [B, C, H, W], channels-last.
 
-        ValueError as `check_size` says.
+        Floating images keep their dtype, uint8 images become float32. Raises ValueError as `check_size` does.
         """
         num_images, _, height, width = images.shape
         self.check_size(height, width)
@@ -59,6 +65,6 @@ class GaussianBlur:
             return finish(x, result_dtype(images))
         taps = torch.arange(-half, half + 1, device=x.device, dtype=torch.float32)
         weights = torch.softmax(-0.5 * (taps / draw["sigma"][:, None]) ** 2, dim=1)  # [B, kernel_px]
-        with torch.autocast(x.device.type, enabled=False):  # or the convolutions are rounded to half
+        with torch.autocast(x.device.type, enabled=False):  # because it would round the convolutions to half
             y = filter2d_separable(x.contiguous(), weights, weights, border_type="reflect")
         return finish(torch.where(per_sample(draw["apply"]), y, x), result_dtype(images))

@@ -1,7 +1,8 @@
-"""Colour distortion: brightness, contrast, saturation and hue, in an order of its own for each sample.
+"""Colour distortion: brightness, contrast, saturation and hue, in a random order per sample.
 
-The definition is torchvision.transforms.v2.functional's adjust_brightness, adjust_contrast, adjust_saturation
-and adjust_hue on float images, one after the other, clamped to [0, 1] after each of the first three.
+The definition is adjust_brightness, adjust_contrast, adjust_saturation and adjust_hue of
+torchvision.transforms.v2.functional on float images, applied one after the other. Each of the first three is
+followed by a clamp to [0, 1].
 """
 
 from collections.abc import Mapping
@@ -22,8 +23,14 @@ ORDERS = np.array(list(permutations(range(4))), np.int64)
 
 @dataclass(frozen=True)
 class ColourDistortion:
-    """With probability `p`: factors from [max(0, 1 - x), 1 + x] for x = brightness, contrast, saturation, and
-    a hue shift from [-hue, hue] turns, hue <= 0.5. All 24 orders are equally likely.
+    """A random change of brightness, contrast, saturation and hue, in one of 24 equally likely orders.
+
+    Attributes:
+        brightness: The factor is drawn from [max(0, 1 - brightness), 1 + brightness].
+        contrast: Likewise.
+        saturation: Likewise.
+        hue: The hue is moved by -hue to hue turns, at most 0.5.
+        p: The probability that a sample is distorted.
     """
 
     brightness: float
@@ -43,8 +50,13 @@ class ColourDistortion:
             raise ValueError(f"hue {self.hue} turns given; allowed are 0 to 0.5: 0 leaves it alone")
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
-        """{"apply": bool [B], "order": int64 [B, 4] of op numbers, "factors": float32 [B, 4] by op number}"""
-        # Word 0 decides, word 1 orders, words 2 to 5 are the factors.
+        """Draw which samples to distort, in what order and how far.
+
+        Returns:
+            "apply": bool [B]; "order": int64 [B, 4], operation numbers; "factors": float32 [B, 4], by
+                operation number.
+        """
+        # Word 0 decides whether to distort, word 1 gives the order, words 2 to 5 the factors.
         numbers = uniforms(keys, Slot.COLOUR, 6)
         order = ORDERS[scaled(words(keys, Slot.COLOUR, 2)[:, 1], len(ORDERS))]
         low, high = self._ranges()
@@ -61,12 +73,16 @@ class ColourDistortion:
         return low.astype(np.float32), high.astype(np.float32)
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """[B, 3, H, W] uint8 or floating → float32 for uint8, else as it came; [0, 1], channels-last."""
+        """Return the distorted images [B, 3, H, W] in [0, 1], channels-last.
+
+        Floating images keep their dtype, uint8 images become float32.
+        """
         x = finish(to_float32(images), torch.float32)
         apply, order, factors = draw["apply"], draw["order"], draw["factors"]
         hue_at = (order.eq(HUE) * torch.arange(4, device=x.device)).sum(1)
-        # Hue is dear and comes once a sample: the blends before it, hue, the blends after it. A blend that is
-        # not due has the factor 1, which changes nothing (x * 1 + y * 0, exactly).
+        # Hue is expensive and occurs once per sample, so it is computed once for the batch, between the
+        # blends before it and those after it. A blend that does not apply has the factor 1, which changes
+        # nothing: x * 1 + y * 0 is exact.
         for position in (0, 1, 2):
             x = _blend(x, order[:, position], factors, apply & (hue_at > position))
         if self.hue > 0:
@@ -77,8 +93,8 @@ class ColourDistortion:
 
 
 def _blend(x: Tensor, op: Tensor, factors: Tensor, due: Tensor) -> Tensor:
-    # Brightness, contrast and saturation are one form, x * f + y * (1 - f): y is black, the
-    # mean grey, the pixel's grey.
+    # All three have the form x * f + y * (1 - f). Here y is black for brightness, the image's mean grey for
+    # contrast and the pixel's grey for saturation.
     factor = per_sample(torch.where(due, factors.gather(1, op[:, None])[:, 0], 1.0))
     grey = luma(x)
     other = torch.where(per_sample(op == CONTRAST), grey.mean((1, 2, 3), keepdim=True), grey)
@@ -87,14 +103,22 @@ def _blend(x: Tensor, op: Tensor, factors: Tensor, due: Tensor) -> Tensor:
 
 
 def shift_hue(x: Tensor, turns: Tensor) -> Tensor:
-    """[B, 3, H, W] float in [0, 1], hue moved by turns [B], 1 a full circle; value and saturation stay."""
+    """Return the images with their hue moved; value and saturation stay.
+
+    Args:
+        x: [B, 3, H, W], floating, in [0, 1].
+        turns: [B]; 1 is the full circle.
+
+    Returns:
+        Images of the shape and dtype of `x`.
+    """
     red, green, blue = x.unbind(1)
     value = torch.maximum(torch.maximum(red, green), blue)
     chroma = value - torch.minimum(torch.minimum(red, green), blue)
-    divisor = torch.where(chroma == 0, 1.0, chroma)  # a grey pixel has no hue: any will do
+    divisor = torch.where(chroma == 0, 1.0, chroma)  # a grey pixel has no hue, so any divisor will do
     of_green_blue = torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor)
     sixths = torch.where(value == red, (green - blue) / divisor, of_green_blue) + 6 * turns[:, None, None]
-    # HSV → RGB without cases: V - C * clamp(min(k, 4 - k), 0, 1), k = (n + hue) mod 6, n = 5, 3, 1.
+    # HSV to RGB without cases: V - C * clamp(min(k, 4 - k), 0, 1) with k = (n + hue) mod 6, n = 5, 3, 1.
     channels = []
     for offset in (5, 3, 1):
         k = (sixths + offset).remainder(6)

@@ -1,6 +1,6 @@
-"""Which source pixels a view shows: integer boxes from draws, before anything is decoded.
+"""The source pixels that a view shows, as integer boxes from draws, before any decoding.
 
-A box is (top, left, height, width) in source pixels; the decoder resizes it to `size_px` x `size_px`.
+A box is (top, left, height, width) in source pixels. The decoder resizes it to `size_px` x `size_px`.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,11 @@ import numpy as np
 
 from fastpsl.kernels.draws import Keys, Slot, words
 
-# The compiled functions call none of another file, whose edits numba's cache would not notice: they get words.
-_TRIES = 10  # torchvision's
+# The compiled functions get random words and call no function of another file, because numba's cache would
+# not notice an edit of that file.
+_TRIES = 10  # as in torchvision
 Where = Literal["random", "random_middle", "center", "top_left", "top_right", "bottom_left", "bottom_right"]
-# Of the room above and left of a box that is not random: how many halves of it.
+# The position of a box that is not random: its top and left in halves of the room that it leaves.
 _HALVES = {
     "center": (1, 1),
     "top_left": (0, 0),
@@ -43,7 +44,7 @@ def _random_resized(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> None:
-    # torchvision.transforms.RandomResizedCrop.get_params. A try is four words: area, ratio, top, left.
+    # torchvision.transforms.RandomResizedCrop.get_params. A try takes four words: area, ratio, top, left.
     log_low, log_high = np.log(ratio[0]), np.log(ratio[1])
     for row in range(out.shape[0]):
         height, width = int(heights[row]), int(widths[row])
@@ -109,10 +110,14 @@ def _check_size(size_px: int) -> None:
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """torchvision's RandomResizedCrop: `scale` is the range of the area, `ratio` of width / height
-    (log-uniform).
+    """A torchvision RandomResizedCrop: ten tries, then the central fallback.
 
-    Ten tries, then its central fallback. Any image of at least one pixel can be cropped.
+    Any image of at least one pixel can be cropped.
+
+    Attributes:
+        size_px: The side of the view.
+        scale: The range of the crop's share of the area.
+        ratio: The range of width / height, log-uniform.
     """
 
     size_px: int
@@ -129,11 +134,11 @@ class RandomResizedCrop:
             raise ValueError(f"crop ratio {self.ratio} given; allowed is 0 < low <= high, width / height")
 
     def check(self, min_height: int, min_width: int) -> None:
-        """ValueError unless the smallest image of a data set (in px) can be cropped."""
+        """Raise ValueError unless a data set whose smallest image has this size (px) can be cropped."""
         _check_image(min_height, min_width)
 
     def boxes(self, keys: Keys, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-        """int32 [B, 4] = (top, left, height, width), inside images of heights x widths (int32 [B], >= 1)."""
+        """Return int32 [B, 4]: top, left, height, width, in images of `heights` x `widths` (int32 [B])."""
         out = np.empty((len(keys.indices), 4), np.int32)
         inputs = _inputs(keys, heights, widths, 4 * _TRIES)
         scale = (float(self.scale[0]), float(self.scale[1]))
@@ -144,10 +149,16 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class ShorterSideCrop:
-    """Resize the shorter side to `shorter_px`, then a square of `size_px`, as one source box.
+    """A square of `size_px` from an image whose shorter side is resized to `shorter_px`, as one source box.
 
-    The box has side round(size_px * short / shorter_px): both steps in one resize, rounded to a source pixel.
-    where: "random", in the whole picture; "random_middle", in its middle square; "center"; or a corner, "top_left" ….
+    The box has the side round(size_px * short / shorter_px), in source pixels, so that one resize does both
+    steps.
+
+    Attributes:
+        shorter_px: The shorter side after the resize.
+        size_px: The side of the view.
+        where: "random" is anywhere in the image, "random_middle" anywhere in its central square. The other
+            values name the centre or a corner.
     """
 
     shorter_px: int = 256
@@ -165,7 +176,7 @@ class ShorterSideCrop:
             )
 
     def check(self, min_height: int, min_width: int) -> None:
-        """ValueError unless the smallest image of a data set (in px) can be cropped."""
+        """Raise ValueError unless a data set whose smallest image has this size (px) can be cropped."""
         _check_image(min_height, min_width)
         least = -(-self.shorter_px // (2 * self.size_px))
         if min(min_height, min_width) < least:
@@ -176,7 +187,7 @@ class ShorterSideCrop:
             )
 
     def boxes(self, keys: Keys, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-        """int32 [B, 4] = (top, left, height, width), inside images of heights x widths (int32 [B], >= 1)."""
+        """Return int32 [B, 4]: top, left, height, width, in images of `heights` x `widths` (int32 [B])."""
         out = np.empty((len(keys.indices), 4), np.int32)
         inputs = _inputs(keys, heights, widths, 2)
         random, middle = self.where.startswith("random"), self.where == "random_middle"
@@ -187,7 +198,7 @@ class ShorterSideCrop:
 
 @dataclass(frozen=True)
 class Squashed:
-    """The whole picture, made square whatever its shape."""
+    """The whole image, resized to a square without regard to its aspect ratio."""
 
     size_px: int
 
@@ -195,11 +206,11 @@ class Squashed:
         _check_size(self.size_px)
 
     def check(self, min_height: int, min_width: int) -> None:
-        """ValueError unless the smallest image of a data set (in px) can be cropped."""
+        """Raise ValueError unless a data set whose smallest image has this size (px) can be cropped."""
         _check_image(min_height, min_width)
 
     def boxes(self, keys: Keys, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-        """int32 [B, 4] = (0, 0, height, width) of images of heights x widths (int32 [B], >= 1)."""
+        """Return int32 [B, 4]: top, left, height, width, in images of `heights` x `widths` (int32 [B])."""
         assert len(heights) == len(widths) == len(keys.indices)
         return np.stack([np.zeros_like(heights), np.zeros_like(widths), heights, widths], 1).astype(np.int32)
 
@@ -207,7 +218,7 @@ class Squashed:
 def _inputs(
     keys: Keys, heights: np.ndarray, widths: np.ndarray, num_words: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    # One dtype and memory layout only: another would be compiled anew.
+    # A single dtype and memory layout, because numba compiles anew for any other.
     assert len(heights) == len(widths) == len(keys.indices)
     sizes = [np.ascontiguousarray(sizes, np.int32) for sizes in (heights, widths)]
     return words(keys, Slot.CROP, num_words), sizes[0], sizes[1]

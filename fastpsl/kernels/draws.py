@@ -1,13 +1,13 @@
-"""Every random number is a pure function of (seed, epoch, sample index, view, slot): Philox4x32-10.
+"""Counter-based random numbers: each is a pure function of (seed, epoch, sample index, view, slot).
 
-Philox is a counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11;
-Random123): ten rounds turn a counter of four 32-bit words and a key of two into four random words. Here
+The generator is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11;
+Random123). Ten rounds turn a counter of four 32-bit words and a key of two into four random words. Here
 
     counter = (index low 32, index high 32, epoch, view << 24 | slot << 8 | block)
     key     = (seed low 32, seed high 32)
 
-so a draw never depends on the worker, the batch slot, the rank, the world or the device. Not covered: what is
-done with the numbers; a change of an op's use of its words changes that op's draws, and of no other op.
+so a draw never depends on the worker, the place in the batch, the rank, the world size or the device. How an
+op uses its words is its own matter: a change there changes the draws of that op and of no other.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ MAX_WORDS = 4 * 256  # the block number has 8 bits of the counter's last word
 
 
 class Slot(IntEnum):
-    """What a draw is for. The values are frozen for ever: a resumed run must see the draws it began with."""
+    """The purpose of a draw. The values are frozen: a resumed run must see the draws that it began with."""
 
     ORDER = 0
     CROP = 1
@@ -48,7 +48,14 @@ class Slot(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class Keys:
-    """Whose draws: one seed, epoch and view, and the dataset indices (int64 [B], -1 for padding)."""
+    """The keys of a batch's draws.
+
+    Attributes:
+        seed: The run's seed, below 2**64.
+        epoch: The epoch, from 0.
+        indices: int64 [B]: the samples' indices in the data set, -1 for padding.
+        view: The view's number, below 256.
+    """
 
     seed: int
     epoch: int
@@ -72,7 +79,7 @@ class Keys:
 def philox(
     c0: np.uint64, c1: np.uint64, c2: np.uint64, c3: np.uint64, k0: np.uint64, k1: np.uint64
 ) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
-    """Philox4x32-10 of one counter and key; all in and out are uint64 that hold 32-bit words."""
+    """Return the Philox4x32-10 output for one counter and key, all uint64 that hold 32-bit words."""
     for _ in range(10):
         product_0 = _MULTIPLIER_0 * c0
         product_1 = _MULTIPLIER_1 * c2
@@ -99,7 +106,7 @@ def _fill(
 
 
 def _counter_words(keys: Keys, slot: int) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
-    """(epoch, view << 24 | slot << 8, seed low, seed high): what numba needs beside an index and a block."""
+    """Return epoch, view << 24 | slot << 8, seed low and seed high."""
     return (
         np.uint64(keys.epoch),
         np.uint64(keys.view << 24 | int(slot) << 8),
@@ -109,30 +116,46 @@ def _counter_words(keys: Keys, slot: int) -> tuple[np.uint64, np.uint64, np.uint
 
 
 def words(keys: Keys, slot: int, num: int) -> np.ndarray:
-    """uint32 [B, num]: the first `num` (at most 1,024) random words of each sample in this slot."""
+    """Return each sample's first random words in a slot.
+
+    Args:
+        keys: The samples.
+        slot: The purpose of the words, a `Slot` or another number below 2**16.
+        num: The number of words per sample.
+
+    Returns:
+        uint32 [B, num].
+
+    Raises:
+        ValueError: If `num` is not from 0 to 1,024.
+    """
     if not 0 <= num <= MAX_WORDS:
         raise ValueError(
             f"{num} words asked of one slot; allowed are 0 to {MAX_WORDS}: ask for fewer numbers"
         )
     assert 0 <= slot < 2**16, slot
     out = np.empty((len(keys.indices), num), np.uint32)
-    # One memory layout only: another would be compiled anew.
+    # A single memory layout, because numba compiles anew for any other.
     _fill(out, np.ascontiguousarray(keys.indices), *_counter_words(keys, slot))
     return out
 
 
 def uniforms(keys: Keys, slot: int, num: int) -> np.ndarray:
-    """float32 [B, num] in [0, 1): the top 24 bits of each word times 2**-24; 1 is never reached."""
+    """Return float32 [B, num] in [0, 1): the top 24 bits of each word times 2**-24."""
     return (words(keys, slot, num) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
 
 
 def scaled(random_words: np.ndarray, high: int) -> np.ndarray:
-    """int64 in [0, high) from uint32 words of any shape: (word * high) >> 32; 1 <= high <= 2**31."""
+    """Return int64 in [0, high), (word * high) >> 32, from uint32 words of any shape.
+
+    Raises:
+        ValueError: If `high` is not from 1 to 2**31.
+    """
     if not 1 <= high <= 2**31:
         raise ValueError(f"a random integer below {high} asked for; allowed are bounds of 1 to 2**31")
     return (random_words.astype(np.int64) * high) >> 32
 
 
 def integers(keys: Keys, slot: int, num: int, high: int) -> np.ndarray:
-    """int64 [B, num] in [0, high); 1 <= high <= 2**31."""
+    """Return int64 [B, num] in [0, high), with `high` from 1 to 2**31."""
     return scaled(words(keys, slot, num), high)

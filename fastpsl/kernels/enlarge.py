@@ -1,6 +1,7 @@
-"""Enlarge: small pictures bilinearly to a larger side, then their middle: a network for 224 px sees pictures of 84 (uic.txt, Table 6).
+"""Bilinear enlargement, so that a network for 224 px can take images of 84 px (uic.txt, Table 6).
 
-On the device and not by the decoder, whose resize is an exact mean of areas: of what is enlarged that makes blocks.
+This runs on the device because the decoder resizes by exact means over areas, which turns enlarged pixels
+into blocks.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from fastpsl.kernels.layout import finish
 
 @dataclass(frozen=True)
 class Enlarge:
-    """To `side_px` x `side_px`, whatever the shape was, then the middle `size_px` x `size_px`."""
+    """A resize of any shape to a square of `side_px`, then a centre crop of `size_px` x `size_px`."""
 
     side_px: int
     size_px: int
@@ -25,15 +26,19 @@ class Enlarge:
     def __post_init__(self) -> None:
         if not 1 <= self.size_px <= self.side_px:
             raise ValueError(
-                f"a middle of {self.size_px} px of {self.side_px} px given; allowed are 1 px to the whole side"
+                f"a middle of {self.size_px} px of {self.side_px} px given; "
+                f"allowed are 1 px to the whole side"
             )
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
-        """{}: nothing is random."""
+        """Draw nothing: the op is deterministic."""
         return {}
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """[B, C, H, W] → [B, C, size_px, size_px] of the same dtype, channels-last; uint8 is rounded."""
+        """Return the enlarged images [B, C, size_px, size_px], channels-last, in the dtype of `images`.
+
+        uint8 values are rounded to the nearest.
+        """
         large = functional.interpolate(images.float(), (self.side_px, self.side_px), mode="bilinear")
         start = (self.side_px - self.size_px) // 2
         middle = large[..., start : start + self.size_px, start : start + self.size_px]

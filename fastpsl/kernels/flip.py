@@ -1,4 +1,4 @@
-"""Horizontal flip with probability p."""
+"""Horizontal flip with a given probability."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from fastpsl.kernels.layout import check_probability, finish, per_sample
 
 @dataclass(frozen=True)
 class Flip:
-    """Mirrors left and right of each sample with probability `p`; any dtype, kept."""
+    """A horizontal flip of each sample with probability `p`, for any dtype."""
 
     p: float = 0.5
 
@@ -21,9 +21,9 @@ class Flip:
         check_probability(self.p)
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
-        """{"flip": bool [B]}"""
+        """Draw "flip", bool [B]: whether to flip each sample."""
         return {"flip": uniforms(keys, Slot.FLIP, 1)[:, 0] < self.p}
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """[B, C, H, W] → the same shape and dtype, channels-last."""
+        """Return the flipped images [B, C, H, W], channels-last, in the dtype of `images`."""
         return finish(torch.where(per_sample(draw["flip"]), images.flip(-1), images), images.dtype)

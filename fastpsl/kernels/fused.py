@@ -1,7 +1,16 @@
-"""Which fused kernels there are for a device (Triton's, or numba's on the CPU), and which of them does a view's operations.
+"""The fused kernels of a device, and the choice of the one that does a view's operations.
 
-Each module has `fits(ops)`, `out_shape(ops, shape)` and `run(images, ops, draws, mean, std, out)`: uint8 [B, 3, H, W] and the draws of
-the ops → the normalised result, float16, bfloat16 or float32, channels-last, written into `out`.
+A fused kernel does a chain of operations and the normalisation in one or a few passes over memory. Numba
+compiles those for the CPU, Triton those for CUDA. Each kernel is a module with three functions:
+
+    fits(ops)                                  whether it does exactly these operations in this order
+    out_shape(ops, shape)                      the result's shape for images of `shape` [B, 3, H, W]
+    run(images, ops, draws, mean, std, out)    computes the result into `out`
+
+`out_shape` raises ValueError for images that an operation refuses. `run` takes images as uint8 [B, 3, H, W]
+of any strides, the draws of the operations as tensors on the images' device, and one mean and std per channel
+in units of [0, 1]. `out` is float16, bfloat16 or float32, of `out_shape`, in channels-last memory. The
+operations one after the other, then `normalise`, define the result.
 """
 
 import importlib
@@ -16,19 +25,22 @@ import torch
 
 from fastpsl.kernels.draws import Keys
 
-# Of those that do a view's operations the first is taken.
+# In the order in which they are tried.
 CPU_MODULES = ("photometric", "geometric", "warped")
 CUDA_MODULES = ("photometric", "geometric", "shifted", "warped", "prepared")
 
 
 def module_for(modules: Sequence[ModuleType], ops: Sequence[object]) -> ModuleType | None:
-    """The first that does exactly these operations in this order."""
+    """Return the first module that does exactly these operations in this order, or None."""
     return next((module for module in modules if module.fits(ops)), None)
 
 
 @cache
 def fused_modules(device: torch.device) -> tuple[tuple[ModuleType, ...], str]:
-    """The modules for a device, and what they run by; without modules: why there are none."""
+    """Return the device's modules and a description of what runs them.
+
+    Without modules, the description says why there are none.
+    """
     if device.type != "cuda":
         return (
             tuple(importlib.import_module(f"fastpsl.kernels.fused_cpu.{name}") for name in CPU_MODULES),
@@ -51,7 +63,7 @@ def fused_modules(device: torch.device) -> tuple[tuple[ModuleType, ...], str]:
 
 
 def _try_out(modules: Sequence[ModuleType], device: torch.device) -> None:
-    """Pictures through each, in half precision, by every kind of kernel: a driver too old, or no compiler, says so now."""
+    """Run images through every kind of kernel, so that an old driver or a missing compiler fails here."""
     from fastpsl.kernels.blur import GaussianBlur
     from fastpsl.kernels.colour import ColourDistortion
     from fastpsl.kernels.enlarge import Enlarge

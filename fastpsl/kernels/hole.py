@@ -1,4 +1,4 @@
-"""A hole in the middle of each picture: what Context-Encoder hides and has restored (Pathak et al., arXiv 1604.07379)."""
+"""A hole in each image's middle, which Context-Encoder learns to fill (Pathak et al., arXiv 1604.07379)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +12,14 @@ from fastpsl.kernels.layout import finish
 
 @dataclass(frozen=True)
 class Hole:
-    """The middle `share` of the side, along x and y, is `fill`: a value a channel, in [0, 1]; by default ImageNet's mean colour.
+    """A filled square in the middle of each image.
 
-    Context-Encoder hides 64 of 128 px, with the mean colour. It leaves a ring of 4 px inside to be seen, which is not done here.
+    Context-Encoder hides 64 of 128 px. It leaves a ring of 4 px inside the hole visible, which is not done
+    here.
+
+    Attributes:
+        share: The hole's side as a share of the image's, along x and y.
+        fill: The value of each channel in [0, 1], by default ImageNet's mean colour.
     """
 
     share: float = 0.5
@@ -25,29 +30,34 @@ class Hole:
             raise ValueError(f"a hole of {self.share} of the side given; allowed is 0 < share < 1")
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
-        """Nothing is drawn."""
+        """Draw nothing: the op is deterministic."""
         return {}
 
     def hidden(self, side_px: int) -> slice:
-        """Which of `side_px` rows or columns the hole takes. ValueError where these are none or all."""
+        """Return the hole's rows or columns on a side of `side_px`; raise ValueError if it is none or all."""
         length = round(self.share * side_px)
         if not 0 < length < side_px:
             raise ValueError(
-                f"a hole of {self.share} of {side_px} px is {length} px; allowed are 1 to {side_px - 1} px: change the share"
+                f"a hole of {self.share} of {side_px} px is {length} px; allowed are 1 to {side_px - 1} px: "
+                f"change the share"
             )
         first = (side_px - length) // 2
         return slice(first, first + length)
 
     def box(self, num_channels: int, height: int, width: int) -> tuple[slice, slice]:
-        """Rows and columns of the hole in such pictures; ValueError where it cannot be."""
+        """Return the hole's rows and columns in images of this shape; raise ValueError if it does not fit."""
         if len(self.fill) != num_channels:
             raise ValueError(
-                f"a hole's colour {self.fill} given for {num_channels} channels; allowed is one value a channel"
+                f"a hole's colour {self.fill} given for {num_channels} channels; "
+                f"allowed is one value a channel"
             )
         return self.hidden(height), self.hidden(width)
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """[B, C, H, W] uint8 or floating in [0, 1] → the same shape and dtype, channels-last; a uint8 fill is rounded."""
+        """Return the images [B, C, H, W] with their holes, in the same dtype, channels-last.
+
+        Floating images are in [0, 1]. For uint8 the fill is rounded.
+        """
         rows, columns = self.box(*images.shape[1:])
         out = finish(images, images.dtype).clone()
         for channel, value in enumerate(self.fill):

@@ -1,26 +1,30 @@
-"""Windows upright or turned by 45 degrees, sampled so that nothing but their content tells which.
+"""Windows upright or turned by 45 degrees, resampled so that only their content tells the two apart.
 
-A network that is to name eight angles must not read them off the resampling. Pixels lie on a square lattice, so whatever
-a kernel lets through at the lattice's own frequencies shows the angle to it. Here both windows go through Gaussians
-on the decoded source, which are isotropic, and so wide that the lattice sinks below what rounding to 8 bits leaves:
+A network that classifies eight angles must not be able to read them off the resampling. Pixels lie on a
+square lattice, so a kernel that passes the lattice's own frequencies reveals the angle. Here both windows are
+filtered with Gaussians on the decoded source. These are isotropic, and wide enough that the lattice falls
+below the rounding to 8 bits:
 
-    luma        sigma = 1 source pixel: from 0.9 on, white noise tells a detector nothing (0.8 does: 84 % right)
-    colour      sigma = 3 source pixels, 1.5 of the half-resolution lattice on which JPEG's 4:2:0 stores colour
-    shrinking   sigma >= 0.5 output pixels, against aliasing; leaks ask for source pixels only
-    cut         at 4.25 sigma along both axes, weights made to sum to 1. A cut shows by its own square shape: at 3 (100 %),
-                3.5 (66 %) and, enlarged, at 4 (54 %)
+    luma       sigma = 1 source pixel: from 0.9 on, white noise tells a detector nothing (at 0.8: 84 % right)
+    colour     sigma = 3 source pixels, 1.5 of the half-size lattice on which JPEG's 4:2:0 stores colour
+    shrinking  sigma >= 0.5 output pixels, against aliasing; leaks depend on source pixels only
+    cut        at 4.25 sigma along both axes, with weights normalised to sum to 1. The square shape of a
+               cut is visible: at 3 sigma (100 %), 3.5 (66 %) and, for enlarged windows, 4 (54 %)
 
-All figures: base 0 or 45, chance 50 %, by ridge regression on spectra of luma and colour and of their local power, trained on
-400 to 3,000 views of 96 to 224 px. White noise: 49 to 51 %; stored as JPEG 4:2:0 of quality 90: 52 % at most (standard error 1.3),
-with colour at sigma 1: 100 %, 1.5: 96 %, 2: 57 %; of quality 75: 61 %. What remains is in the file, not in the resampling: of
-photos turned by random angles, then stored with quality 90 (75), 128-px views tell 60 % (77 %) by the blocks of their
-colour; with colour at sigma 1: 99 % (100 %). tests/pipelines/test_rotation_leak.py holds what is claimed.
+These percentages are accuracies for the base, 0 or 45 degrees; chance is 50 %. The detector is a ridge
+regression on spectra of luma, of colour and of their local power, trained on 400 to 3,000 views of 96 to 224
+px. White noise gives 49 to 51 %. Stored as JPEG 4:2:0 of quality 90 it gives at most 52 % (standard error
+1.3); with sigma 1 for colour that is 100 %, with 1.5 96 %, with 2 57 %. Quality 75 gives 61 %. What remains
+is in the file and not in the resampling: photos that were turned by random angles and then stored with
+quality 90 (75) give 60 % (77 %) for views of 128 px, by the blocks of their colour, and 99 % (100 %) with
+sigma 1 for colour. tests/pipelines/test_rotation_leak.py checks these claims.
 
-It costs sharpness: of photos with shorter side 375 (500), a default view keeps 64 % (74 %) of the mean gradient that an
-area resize has. And time: 0.9 ms upright, 1.15 ms turned for 375 x 500 to 224 on one EPYC core.
+The price is sharpness: for photos with a shorter side of 375 (500), a default view keeps 64 % (74 %) of the
+mean gradient of an area resize. It takes 0.9 ms upright and 1.15 ms turned, for 375 x 500 to 224 on one EPYC
+core.
 
-Grid points of a lattice turned by 45 degrees lie on another, finer upright lattice: point (r, c) on its line r + c and
-column c - r. So both windows are separable, and come from the same two passes of 1-D weights.
+The points of a lattice turned by 45 degrees lie on a finer upright lattice: point (r, c) is on its line r + c
+and column c - r. So both windows are separable and take the same two passes of 1-D weights.
 """
 
 from typing import Any
@@ -28,7 +32,7 @@ from typing import Any
 import numba
 import numpy as np
 
-# The fifth number of a box (pipelines/decoders/codes.py): an upright window, or one turned by 45 degrees.
+# The fifth number of a box (pipelines/decoders/codes.py): upright, or turned by 45 degrees.
 ISOTROPIC = 1
 DIAGONAL = 2
 
@@ -36,15 +40,22 @@ LUMA_SIGMA_PX = 1.0
 COLOUR_SIGMA_PX = 3.0
 SHRINK_SIGMA = 0.5
 REACH_SIGMAS = 4.25
-# JPEG's luma (ITU-R BT.601); colour is kept as blue - luma and red - luma.
+# JPEG's luma (ITU-R BT.601). Colour is stored as blue - luma and red - luma.
 RED, GREEN, BLUE = np.float32(0.299), np.float32(0.587), np.float32(0.114)
-# Halves go up for sure: the sums behind them depend on the order of addition.
+# Rounds halves up although the sums depend on the order of addition.
 HALF = np.float32(0.5 + 2**-13)
 
 
 def margin_px(side: Any, size_px: int) -> Any:
-    """How many source pixels around an upright square of `side` (integer, or an array of them) both windows need, the
-    kernel's reach included: whole numbers as float64."""
+    """Return the source pixels that both windows need around an upright square, the kernel's reach included.
+
+    Args:
+        side: The square's side in source pixels, an integer or an array of integers.
+        size_px: The side of the view.
+
+    Returns:
+        Whole numbers as float64.
+    """
     sigma = np.maximum(COLOUR_SIGMA_PX, SHRINK_SIGMA * side / size_px)
     return np.ceil(side * (np.sqrt(0.5) - 0.5) + REACH_SIGMAS * sigma)
 
@@ -53,7 +64,10 @@ _margin_px = numba.njit(margin_px)
 
 
 def largest_side_px(shorter_px: np.ndarray, size_px: int) -> np.ndarray:
-    """float64: the largest side with side + 2 * margin_px(side) <= shorter_px, up to a pixel or two; may be negative."""
+    """Return the largest float64 side with side + 2 * margin_px(side) <= shorter_px, within two pixels.
+
+    It may be negative.
+    """
     room = np.asarray(shorter_px, np.float64) - 2
     enlarged = (room - 2 * REACH_SIGMAS * COLOUR_SIGMA_PX) / np.sqrt(2)
     shrunk = room / (np.sqrt(2) + 2 * REACH_SIGMAS * SHRINK_SIGMA / size_px)
@@ -64,14 +78,14 @@ def largest_side_px(shorter_px: np.ndarray, size_px: int) -> np.ndarray:
 def _taps(
     centre: float, pitch: float, sigma: float, limit: int, first: np.ndarray, weights: np.ndarray
 ) -> None:
-    """Per point of a line of them: the first source pixel that it sees, and the weights from there on."""
+    """Compute each point's first source pixel and its weights from there on, for a line of points."""
     num, num_taps = weights.shape
     between = 1 / sigma
     ratio_of_ratios = np.exp(-between * between)
     for i in range(num):
         point = centre + (i - (num - 1) / 2) * pitch - 0.5  # pixel k lies at k + 0.5
         first[i] = min(max(int(np.ceil(point - REACH_SIGMAS * sigma)), 0), limit - num_taps)
-        # exp(-d²/2) at equal distances, by its recurrence: a crop has 30,000 of them.
+        # exp(-d²/2) at equal distances by its recurrence, because a crop has 30,000 of them.
         distance = (first[i] - point) / sigma
         weight = np.exp(-0.5 * distance * distance)
         ratio = np.exp(-distance * between - 0.5 * between * between)
@@ -88,7 +102,10 @@ def _taps(
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
 def _convert(row: np.ndarray, luma: np.ndarray, blue: np.ndarray, red: np.ndarray) -> None:
-    """Bytes of RGB → luma, blue - luma, red - luma; unsigned indices spare numba's test for negative ones."""
+    """Convert bytes of RGB to luma, blue - luma and red - luma.
+
+    Indices are unsigned because numba would test signed ones for being negative.
+    """
     for j in range(np.uint64(len(luma))):
         p = np.uint64(3) * j
         r, g, b = np.float32(row[p]), np.float32(row[p + np.uint64(1)]), np.float32(row[p + np.uint64(2)])
@@ -98,7 +115,10 @@ def _convert(row: np.ndarray, luma: np.ndarray, blue: np.ndarray, red: np.ndarra
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
 def _mix_rows(ring: np.ndarray, first: int, weights: np.ndarray, start: int, line: np.ndarray) -> None:
-    """line = the weighted sum of as many rows from row `first` on; rows stand in the ring by their number's remainder."""
+    """Write the weighted sum of consecutive rows, from row `first` on, into `line`.
+
+    Row i stands at i modulo the ring's length.
+    """
     num_rows, num_taps, num = len(ring), len(weights), len(line)
     stop = start + num
     line[:] = 0
@@ -141,10 +161,19 @@ def isotropic_resize(
     diagonal: bool,
     out: np.ndarray,
 ) -> None:
-    """`pixels` (uint8, at least rows * columns * 3, RGB) → `out` (uint8 [S, S, 3]).
+    """Resample one window.
 
-    The window's centre is that of the upright square (top, left, side; source px); `diagonal` shows the picture turned by
-    45 degrees counter-clockwise. `fits_isotropic` must hold of it, which nobody checks here.
+    `fits_isotropic` must hold for the box; it is not checked here.
+
+    Args:
+        pixels: uint8, RGB, at least rows * columns * 3 values.
+        rows: The image's height.
+        columns: The image's width.
+        top: The upright square's top in source pixels. The window has the same centre.
+        left: The square's left.
+        side: The square's side.
+        diagonal: Whether to turn the image by 45 degrees counter-clockwise.
+        out: uint8 [S, S, 3], where the window is written.
     """
     size = len(out)
     step = side / size
@@ -163,7 +192,8 @@ def isotropic_resize(
     _taps(x, pitch, sigma, columns, first_column, column_weights)
     _taps(y, pitch, colour_sigma, rows, first_colour_row, colour_row_weights)
     _taps(x, pitch, colour_sigma, columns, first_colour_column, colour_column_weights)
-    # The last rows of the source that are still needed, in planes; columns count from the first that is seen.
+    # The ring holds the last source rows that are still needed, as planes. Its columns count from the first
+    # one needed.
     start = first_colour_column[0]
     first_column -= start
     first_colour_column -= start
@@ -180,7 +210,7 @@ def isotropic_resize(
             p, at = 3 * (next_row * columns + start), next_row % colour_taps
             _convert(pixels[p : p + 3 * width], ring[0, at], ring[1, at], ring[2, at])
             next_row += 1
-        # An upright window needs all points of the line; a turned one every second of them, inside of its diamond.
+        # An upright window needs all points of the line, a turned one every second point inside its diamond.
         low = abs(line - size + 1) if diagonal else 0
         high = num - 1 - low
         a, b = first_column[low], first_column[high] + taps
@@ -203,7 +233,7 @@ def isotropic_resize(
 def fits_isotropic(
     rows: int, columns: int, top: int, left: int, height: int, width: int, size_px: int
 ) -> bool:
-    """Whether a box is a square around which both windows lie in the picture, the kernel's reach included."""
+    """Return whether a box is a square around which both windows lie in the image with the kernel's reach."""
     if height != width or height < 1:
         return False
     margin = int(_margin_px(height, size_px))

@@ -1,4 +1,4 @@
-"""The windows of isotropic.py for whole batches on their device: by Triton's kernels, or by dense matrix products."""
+"""The windows of isotropic.py for whole batches on their device, by Triton or by dense matrix products."""
 
 import importlib
 import warnings
@@ -20,24 +20,33 @@ from fastpsl.kernels.isotropic import (
     SHRINK_SIGMA,
 )
 
-# Samples that the dense form takes at a time: 10 MB each for views of 224 px of images of 500.
+# Samples per step of the dense form: 10 MB each for views of 224 px from images of 500 px.
 _CHUNK = 32
 
 
 def crop_isotropic(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
-    """uint8 [B, H, W, 3] and integer boxes [B, 5] (top, left, side, side, ISOTROPIC or DIAGONAL; source px) → uint8
-    [B, size_px, size_px, 3], on the device of both.
+    """Return the windows of a batch.
 
-    `fits_isotropic` must hold of the boxes. So smaller pictures may stand at the top left of larger ones: what lies
-    around them is not seen. The values of `isotropic_resize` up to rounding; nothing waits for the device. On CUDA by Triton's
-    kernels (kernels/fused_cuda/isotropic.py), elsewhere, and where Triton does not work, by dense matrix products.
+    The values are those of `isotropic_resize` up to rounding. CUDA tensors go through Triton's kernels
+    (kernels/fused_cuda/isotropic.py). Other devices, and CUDA where Triton does not work, use dense matrix
+    products. The host never waits for the device.
+
+    Args:
+        images: uint8 [B, H, W, 3]. A smaller image may stand at the top left, because a window never sees
+            what lies around it.
+        boxes: Integers [B, 5]: top, left, side, side, in source pixels, and ISOTROPIC or DIAGONAL.
+            `fits_isotropic` must hold for them.
+        size_px: The side of the windows.
+
+    Returns:
+        uint8 [B, size_px, size_px, 3].
     """
     fused = fused_form(images.device)
     return crop_densely(images, boxes, size_px) if fused is None else fused.crop(images, boxes, size_px)
 
 
 def crop_densely(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
-    """`crop_isotropic` by dense matrix products, on any device."""
+    """Compute `crop_isotropic` by dense matrix products, on any device."""
     parts = [
         _crop_isotropic(images[i : i + _CHUNK], boxes[i : i + _CHUNK], size_px)
         for i in range(0, len(images), _CHUNK)
@@ -47,7 +56,11 @@ def crop_densely(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
 
 @cache
 def fused_form(device: torch.device) -> ModuleType | None:
-    """Triton's kernels for CUDA, tried out once; None elsewhere, and where they do not work, with a warning that says why."""
+    """Return the module of Triton's kernels for a CUDA device, after one trial run.
+
+    For other devices this is None. If Triton does not work it is None as well, with a warning that gives the
+    reason.
+    """
     if device.type != "cuda":
         return None
     images = torch.zeros((1, 64, 64, 3), dtype=torch.uint8, device=device)
@@ -75,7 +88,7 @@ def _crop_isotropic(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     tops, lefts, sides = boxes[:, :3].to(torch.float64).unbind(1)
     diagonal = boxes[:, 4] == DIAGONAL
     step = sides / size
-    # As many points as a turned window needs; of an upright one the first `size` count.
+    # A turned window needs all these points; an upright one uses the first `size`.
     i = torch.arange(2 * size - 1, device=device)
     points = torch.where(
         diagonal[:, None],
@@ -93,8 +106,8 @@ def _crop_isotropic(images: Tensor, boxes: Tensor, size: int) -> Tensor:
         columns = _weights(points + (lefts + sides / 2)[:, None], sigma, plane.shape[2])
         return (rows @ plane @ columns.transpose(1, 2)).flatten(1).gather(1, pick)
 
-    # Float64 throughout: float32 products may be TF32's (training asks for that, for the whole process), and pixels would depend on
-    # when. On a GPU whose float64 is slow this form, which is there for want of Triton, is slower still.
+    # Everything is float64. float32 products may run in TF32, which training enables for the whole process,
+    # and pixels would then depend on that. On a GPU with slow float64 this fallback is slower still.
     red, green, blue = images.to(torch.float64).unbind(3)
     luma = float(RED) * red + float(GREEN) * green + float(BLUE) * blue
     y = mixed(luma, LUMA_SIGMA_PX)
@@ -105,7 +118,7 @@ def _crop_isotropic(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def _weights(points: Tensor, sigma: Tensor, limit: int) -> Tensor:
-    """float64 [B, N, limit]: the weights of all source pixels of an axis at each point."""
+    """Return float64 [B, N, limit]: the weights of all source pixels of an axis at each point."""
     pixels = torch.arange(limit, device=points.device) + 0.5
     distance = (pixels - points[:, :, None]) / sigma[:, None, None]
     weights = torch.exp(-0.5 * distance.square()) * (distance.abs() <= REACH_SIGMAS)

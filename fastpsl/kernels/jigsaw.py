@@ -1,7 +1,7 @@
-"""Jigsaw tiles: a picture's grid of cells, and in each cell a random square (PSL section 3.3.1).
+"""Jigsaw tiles: a grid of cells on each image, and a random square in each cell (PSL section 3.3.1).
 
-The permutation of the tiles is drawn here and applied by the task to the tiles' embeddings: a trunk that all
-tiles share commutes with it, so one trunk pass can serve several permutations of one image.
+The permutation of the tiles is drawn here. The task applies it to the tiles' embeddings: the trunk treats all
+tiles alike, so one pass of it serves several permutations of an image.
 """
 
 from collections.abc import Mapping
@@ -17,10 +17,14 @@ from fastpsl.kernels.layout import finish
 
 @dataclass(frozen=True)
 class JigsawTiles:
-    """`grid` x `grid` cells of `cell_px`, a random tile of `tile_px` in each, and k =
-    `permutations_per_image` puzzles an image.
+    """A grid of randomly placed tiles per image, with a draw of permutations for them.
 
-    Permutations are drawn with replacement from 0..num_permutations-1.
+    Attributes:
+        grid: The number of cells per side.
+        cell_px: The side of a cell.
+        tile_px: The side of a tile.
+        num_permutations: The size of the permutation set.
+        permutations_per_image: The number of permutations drawn for each image, with replacement.
     """
 
     grid: int = 3
@@ -47,14 +51,19 @@ class JigsawTiles:
             )
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
-        """{"offsets": int64 [B, grid², 2] (y, x in 0..cell-tile), "permutation": int64 [B, k]}"""
+        """Draw the tiles' positions in their cells, and the permutations.
+
+        Returns:
+            "offsets": int64 [B, grid², 2], y and x from 0 to cell_px - tile_px; "permutation": int64
+                [B, permutations_per_image].
+        """
         num_tiles = self.grid**2
         offsets = integers(keys, Slot.TILES, 2 * num_tiles, self.cell_px - self.tile_px + 1)
         permutation = integers(keys, Slot.PERMUTATION, self.permutations_per_image, self.num_permutations)
         return {"offsets": offsets.reshape(-1, num_tiles, 2), "permutation": permutation}
 
     def check(self, height: int, width: int) -> None:
-        """ValueError for images that the cells do not fit into."""
+        """Raise ValueError if the cells do not fit into images of this size."""
         window_px = self.grid * self.cell_px
         if min(height, width) < window_px:
             raise ValueError(
@@ -64,16 +73,21 @@ class JigsawTiles:
             )
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """[B, C, H, W], H and W >= grid * cell_px (the top left is used) → [B * grid², C, tile_px, tile_px].
+        """Cut the tiles of images [B, C, H, W], of any dtype, from cells at the top left.
 
-        Any dtype, kept; channels-last, image-major (b * grid² + t), tiles row-major.
+        Returns:
+            [B * grid², C, tile_px, tile_px] in the same dtype, channels-last. Tile t of image b is at b *
+                grid² + t; tiles are row-major.
+
+        Raises:
+            ValueError: If the cells do not fit into the images.
         """
         num_images, num_channels, height, width = images.shape
         self.check(height, width)
         device, num_tiles = images.device, self.grid**2
         cells = torch.arange(num_tiles, device=device)
         within = torch.arange(self.tile_px, device=device)
-        # [B, T] tops and lefts, then one flat pixel number a tile pixel: channels are gathered
+        # Tops and lefts are [B, T]. Each tile pixel becomes one flat pixel number, which gathers all channels
         # together.
         tops = cells // self.grid * self.cell_px + draw["offsets"][:, :, 0]
         lefts = cells % self.grid * self.cell_px + draw["offsets"][:, :, 1]

@@ -1,16 +1,18 @@
-"""The exact k nearest neighbours of features by cosine, and what they vote for.
+"""The exact k nearest neighbours of features by cosine similarity, and their votes.
 
-The matrix of all similarities is never made: 50,000 queries times 1.28 million would be 256 GB. Queries are kept on the device,
-normalised, in float32; the bank passes by once, chunk by chunk, from memory or a memory map, and each query keeps its best k.
-For C = 2048, k = 200 and the chunks below, on the device:
+The matrix of all similarities is never stored: for 50,000 queries and 1.28 million features it would take 256
+GB. The queries stay on the device, normalised, in float32. The bank streams past once, chunk by chunk, from
+memory or a memory map, and each query keeps its best k. For C = 2048, k = 200 and the chunks below this
+takes, on the device:
 
     queries         50,000 x 2,048 x 4 B                            410 MB
-    bank's chunk    16,384 x 2,048 x (4 + 4) B                      268 MB   as read, and normalised
-    similarities    1,024 x 16,384 x (4 + 4 + 8) B                  268 MB   their ordered bits, and keys
+    bank's chunk    16,384 x 2,048 x (4 + 4) B                      268 MB   raw, and normalised
+    similarities    1,024 x 16,384 x (4 + 4 + 8) B                  268 MB   with their ordered bits and keys
     best k          50,000 x 200 x 8 B                               80 MB
 
-and on the host one chunk of the bank (67 MB in half precision) beside the pages of the memory map, which the system may drop.
-More than 65,536 queries are taken in parts of so many, and the bank passes once for each.
+The host holds one chunk of the bank (67 MB in half precision), besides the pages of the memory map, which the
+system may drop. More than 65,536 queries are split into parts of that size, and the bank streams once for
+each part.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
@@ -24,17 +26,22 @@ from torch.nn import functional
 from fastpsl.kernels.tf32 import no_tf32
 
 QUERY_PART, QUERY_CHUNK, BANK_CHUNK = 65_536, 1_024, 16_384
-_VOTE_CHUNK = 4_096  # queries whose scores of all classes are held at once
+_VOTE_CHUNK = 4_096  # queries that have their scores of all classes in memory at once
 _INDEX_BITS = 32
 _MAX_INDEX = 2**_INDEX_BITS - 1
 _ABSENT = -2.0  # below every cosine
 
 
 class Neighbours(NamedTuple):
-    """Of Q queries, best first; equal similarities in the order of their rows."""
+    """The neighbours of Q queries, best first; equal similarities are in the order of their rows.
 
-    similarities: Tensor  # float32 [Q, k], cosines
-    rows: Tensor  # int64 [Q, k], in the bank
+    Attributes:
+        similarities: float32 [Q, k], cosines.
+        rows: int64 [Q, k], rows of the bank.
+    """
+
+    similarities: Tensor
+    rows: Tensor
 
 
 @torch.no_grad()
@@ -49,10 +56,25 @@ def nearest(
     bank_chunk: int = BANK_CHUNK,
     on_million_pairs: Callable[[int], object] = lambda num_pairs: None,
 ) -> Neighbours:
-    """The `k` rows of `bank` [M, C] with the highest cosine to each of `queries` [Q, C]; on the CPU.
+    """Find the rows of a bank with the highest cosine similarity to each query.
 
-    Any float dtype, on any device or in a memory map; computed in float32, TF32 off. Rows of the bank that are not finite are
-    nobody's neighbours. on_million_pairs: is told how many millions of `num_million_pairs` are done. ValueError where k is not from 1 to M.
+    Everything is computed in float32 with TF32 off.
+
+    Args:
+        queries: [Q, C], of any floating dtype, on any device or in a memory map.
+        bank: [M, C], likewise. Rows that are not finite are never neighbours.
+        k: The number of neighbours, from 1 to M.
+        device: Where to compute.
+        query_part: The number of queries for which the bank streams once.
+        query_chunk: The number of queries per matrix product.
+        bank_chunk: The number of rows of the bank per matrix product.
+        on_million_pairs: Called with the number of millions of pairs done so far, of `num_million_pairs`.
+
+    Returns:
+        The neighbours, on the CPU.
+
+    Raises:
+        ValueError: If `k` is not from 1 to M.
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"k {k}: there are {len(bank):,} features to be neighbours; give a k from 1 to that")
@@ -82,24 +104,24 @@ def _best_keys(
     bank_chunk: int,
     on_million_pairs: Callable[[int], object],
 ) -> Tensor:
-    """int64 [part, k]: the keys of each query's best k, falling."""
+    """Return int64 [part, k]: the keys of each query's best k, descending."""
     normalised = functional.normalize(_read(queries, part, device), dim=1)
     best: list[Tensor | None] = [None] * len(list(_slices(len(normalised), query_chunk)))
     for rows in _slices(len(bank), bank_chunk):
-        others = _read(bank, rows, device)
-        absent = ~others.isfinite().all(1)
-        others = functional.normalize(others, dim=1).T
+        bank_rows = _read(bank, rows, device)
+        absent = ~bank_rows.isfinite().all(1)
+        bank_rows = functional.normalize(bank_rows, dim=1).T
         indices = torch.arange(rows.start, rows.stop, device=device)
         for number, chunk in enumerate(_slices(len(normalised), query_chunk)):
-            similarities = (normalised[chunk] @ others).masked_fill_(absent, _ABSENT)
-            found = _keys(similarities, indices).topk(min(k, len(indices)), dim=1).values
-            before = best[number]
-            if before is not None:
-                found = torch.cat([before, found], 1)
-                found = found.topk(min(k, found.shape[1]), dim=1).values
-            best[number] = found
+            similarities = (normalised[chunk] @ bank_rows).masked_fill_(absent, _ABSENT)
+            keys = _keys(similarities, indices).topk(min(k, len(indices)), dim=1).values
+            previous = best[number]
+            if previous is not None:
+                keys = torch.cat([previous, keys], 1)
+                keys = keys.topk(min(k, keys.shape[1]), dim=1).values
+            best[number] = keys
         on_million_pairs((part.start * len(bank) + rows.stop * len(normalised)) // 1_000_000)
-    return torch.cat([found for found in best if found is not None])
+    return torch.cat([keys for keys in best if keys is not None])
 
 
 def _slices(length: int, step: int) -> Iterator[slice]:
@@ -108,7 +130,7 @@ def _slices(length: int, step: int) -> Iterator[slice]:
 
 
 def _read(features: Tensor | np.ndarray, rows: slice, device: torch.device) -> Tensor:
-    """Some rows in float32 on the device; of a memory map these alone are read."""
+    """Return some rows as float32 on the device; of a memory map only these are read."""
     chunk = features[rows]
     if isinstance(chunk, np.ndarray):
         chunk = torch.from_numpy(np.array(chunk))
@@ -116,9 +138,10 @@ def _read(features: Tensor | np.ndarray, rows: slice, device: torch.device) -> T
 
 
 def _keys(similarities: Tensor, indices: Tensor) -> Tensor:
-    """int64 whose order is that of the similarities and, where they are equal, the reverse of the indices'.
+    """Return int64 keys in the order of the similarities, with ties in the reverse order of the indices.
 
-    topk alone may choose among equals as it likes. The bits of a float32 rise with it, once those of negative ones are flipped.
+    Without them topk may choose any of equal values. The bits of a float32, read as an integer, are in its
+    order once those of negative numbers are flipped.
     """
     bits = similarities.add_(0.0).view(torch.int32)  # -0.0 becomes 0.0
     ordered = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)
@@ -133,9 +156,19 @@ def _similarity_of(keys: Tensor) -> Tensor:
 def weighted_scores(
     neighbours: Neighbours, labels: Tensor, num_classes: int, k: int, temperature: float
 ) -> Tensor:
-    """float64 [Q, num_classes]: each of the first k neighbours adds exp(similarity / temperature) to its class.
+    """Return the classes' scores as sums of exp(similarity / temperature) over each query's neighbours.
 
-    labels: int64 [M], of the bank. A query's weights are divided by that of its nearest, so that none overflows.
+    A query's weights are divided by that of its nearest neighbour, so that none overflows.
+
+    Args:
+        neighbours: The queries' neighbours.
+        labels: int64 [M], the bank's labels.
+        num_classes: The number of classes.
+        k: The number of neighbours that vote.
+        temperature: The temperature of the weights.
+
+    Returns:
+        float64 [Q, num_classes].
     """
     similarities = neighbours.similarities[:, :k].double()
     weights = ((similarities - similarities[:, :1]) / temperature).exp()
@@ -144,27 +177,45 @@ def weighted_scores(
 
 
 def majority_scores(neighbours: Neighbours, labels: Tensor, num_classes: int, k: int) -> Tensor:
-    """float64 [Q, num_classes]: each class's number among the first k neighbours; of equal ones the nearer class is ahead.
+    """Return the classes' scores as their counts among each query's neighbours.
 
-    "Ahead" is by less than 1: the score is the number plus 1 / (1 + place of the class's nearest neighbour, from 1).
+    Ties go to the class with the nearer member, because each count has 1 / (1 + rank) added to it. The rank
+    is that of the class's nearest neighbour, from 1, so at most a half is added.
+
+    Args:
+        neighbours: The queries' neighbours.
+        labels: int64 [M], the bank's labels.
+        num_classes: The number of classes.
+        k: The number of neighbours that vote.
+
+    Returns:
+        float64 [Q, num_classes].
     """
     votes = labels[neighbours.rows[:, :k]]
     scores = torch.zeros(len(votes), num_classes, dtype=torch.float64)
     scores.scatter_add_(1, votes, torch.ones(votes.shape, dtype=torch.float64))
-    places = torch.arange(1, k + 1, dtype=torch.float64).expand(votes.shape)
-    nearer = torch.zeros_like(scores).scatter_reduce_(1, votes, 1 / (1 + places), "amax")
+    ranks = torch.arange(1, k + 1, dtype=torch.float64).expand(votes.shape)
+    nearer = torch.zeros_like(scores).scatter_reduce_(1, votes, 1 / (1 + ranks), "amax")
     return scores + nearer
 
 
 def places(scores: Tensor, truth: Tensor) -> Tensor:
-    """int64 [Q]: before how many classes' scores the true class's does not come; 0 is right, below 5 is among the top 5.
+    """Return the rank of each true class among the scores, from 0.
 
-    Equal scores stand in the order of the classes. A class without a vote is behind all of them.
+    Rank 0 is a correct answer, below 5 is among the top 5. Equal scores are ranked in the order of the
+    classes. A true class without a vote gets the rank num_classes.
+
+    Args:
+        scores: float64 [Q, num_classes].
+        truth: int64 [Q], the true classes.
+
+    Returns:
+        int64 [Q].
     """
-    own = scores.gather(1, truth[:, None])
+    true_score = scores.gather(1, truth[:, None])
     smaller = torch.arange(scores.shape[1]) < truth[:, None]
-    ahead = (scores > own) | ((scores == own) & smaller)
-    return ahead.sum(1).where(own[:, 0] > 0, scores.shape[1])
+    ahead = (scores > true_score) | ((scores == true_score) & smaller)
+    return ahead.sum(1).where(true_score[:, 0] > 0, scores.shape[1])
 
 
 def count_correct(
@@ -175,17 +226,26 @@ def count_correct(
     ks: Sequence[int],
     temperature: float,
 ) -> Mapping[str, int]:
-    """How many queries each k and vote gets right: top1_k20, top5_k20 (weighted) and top1_k20_majority.
+    """Count the queries that each k and vote gets right.
 
-    labels: int64 [M] of the bank; truth: int64 [Q] of the queries.
+    Args:
+        neighbours: The queries' neighbours.
+        labels: int64 [M], the bank's labels.
+        truth: int64 [Q], the queries' labels.
+        num_classes: The number of classes.
+        ks: The numbers of neighbours.
+        temperature: The temperature of the weighted votes.
+
+    Returns:
+        The counts by name: for k = 20, top1_k20 and top5_k20 (weighted votes) and top1_k20_majority.
     """
     totals = {name: 0 for k in ks for name in (f"top1_k{k}", f"top5_k{k}", f"top1_k{k}_majority")}
     for chunk in _slices(len(truth), _VOTE_CHUNK):
-        found = Neighbours(*(column[chunk] for column in neighbours))
-        own = truth[chunk]
+        part = Neighbours(*(column[chunk] for column in neighbours))
+        true_classes = truth[chunk]
         for k in ks:
-            weighted = places(weighted_scores(found, labels, num_classes, k, temperature), own)
-            majority = places(majority_scores(found, labels, num_classes, k), own)
+            weighted = places(weighted_scores(part, labels, num_classes, k, temperature), true_classes)
+            majority = places(majority_scores(part, labels, num_classes, k), true_classes)
             for name, right in (
                 (f"top1_k{k}", weighted < 1),
                 (f"top5_k{k}", weighted < 5),

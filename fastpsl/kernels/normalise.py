@@ -1,4 +1,4 @@
-"""(x - mean) / std per channel, to the dtype that the network reads, channels-last."""
+"""Normalisation: (x - mean) / std per channel, in the network's dtype, channels-last."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,24 @@ from torch import Tensor
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """[B, C, H, W] uint8 in [0, 255] or floating in [0, 1] → (x - mean) / std as `dtype`, channels-last.
+    """Normalise images; computed in float32 and rounded once.
 
-    mean and std: C values each, in units of [0, 1]. Computed in float32, rounded once.
+    Args:
+        images: [B, C, H, W], uint8 in [0, 255] or floating in [0, 1].
+        mean: One value per channel, in units of [0, 1].
+        std: Likewise.
+        dtype: The dtype of the result.
+
+    Returns:
+        [B, C, H, W], channels-last.
+
+    Raises:
+        ValueError: As `check_mean_and_std`.
     """
     check_mean_and_std(mean, std, images.shape[1])
     unit = 255.0 if images.dtype == torch.uint8 else 1.0
-    # (x - m) / s = x * (1 / s) + (-m / s): one pass. Made by fills, since a tensor from a list would wait for
-    # the GPU.
+    # (x - m) / s = x * (1 / s) + (-m / s) takes one pass. The factors are made by fills because a tensor made
+    # from a list would wait for the GPU.
     scale = _per_channel([1 / (unit * s) for s in std], images.device)
     shift = _per_channel([-m / s for m, s in zip(mean, std, strict=True)], images.device)
     return (
@@ -25,7 +35,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype
 
 
 def check_mean_and_std(mean: Sequence[float], std: Sequence[float], num_channels: int) -> None:
-    """ValueError unless there is one value a channel each, and every std is above 0."""
+    """Raise ValueError unless `mean` and `std` have one value per channel and every std is above 0."""
     if len(mean) != num_channels or len(std) != num_channels or min(std) <= 0:
         raise ValueError(
             f"mean {tuple(mean)} and std {tuple(std)} given for {num_channels} channels; "
@@ -36,13 +46,14 @@ def check_mean_and_std(mean: Sequence[float], std: Sequence[float], num_channels
 def check_fused(
     images: Tensor, shape: Sequence[int], mean: Sequence[float], std: Sequence[float], out: Tensor
 ) -> None:
-    """Check what a fused form of a view's operations is given.
+    """Check the arguments of a fused kernel.
 
     Args:
         images: uint8 [B, 3, H, W].
-        shape: That of the result.
-        mean, std: As in `normalise`.
-        out: Of `shape`, in channels-last memory.
+        shape: The result's shape.
+        mean: As in `normalise`.
+        std: As in `normalise`.
+        out: A tensor of `shape` in channels-last memory.
 
     Raises:
         ValueError: As `check_mean_and_std`.

@@ -1,17 +1,19 @@
-"""Permutation sets for jigsaw puzzles: far apart in Hamming distance, and nested.
+"""Permutation sets for jigsaw puzzles: nested, and far apart in Hamming distance.
 
-What makes a puzzle hard is the smallest distance in its set; the mean is close to n - 1 for any set (two
-random permutations of n agree in one place on average) and at most (n - 1) N / (N - 1) for N permutations.
+The smallest distance in a set decides how hard its puzzles are. The mean is close to n - 1 for any set,
+because two random permutations of n agree in one place on average. For N permutations it is at most (n - 1) N
+/ (N - 1).
 
-Nine pieces are the points of the projective line over GF(8). PGL(2,8), x → (ax + b) / (cx + d), has 504
-elements that agree pairwise in at most 2 places; with the Frobenius map x → x² it grows to PΓL(2,8), 1,512
-that agree in at most 3; its cosets, each chosen to be the farthest from those before, give a minimum distance
-of 4 up to 16,632 permutations and 3 or 2 up to all 9!. So sets of 500, 1,000 and 2,000 have minima of 7, 6
-and 4 (greedily 5, 5 and 4); 7 and 6 are the best possible, since at most 9! / 6! = 504 can differ in 7
-places. Every prefix has the best mean that its size allows.
+For nine pieces the set comes from group theory. The pieces are the points of the projective line over GF(8).
+PGL(2,8), x → (ax + b) / (cx + d), has 504 elements that agree pairwise in at most 2 places. With the
+Frobenius map x → x² it grows to PΓL(2,8), 1,512 elements that agree in at most 3. Its cosets, each chosen to
+be the farthest from those before, give a minimum distance of 4 up to 16,632 permutations, and of 3 or 2 up to
+all 9!. So sets of 500, 1,000 and 2,000 have minima of 7, 6 and 4 (greedily 5, 5 and 4). 7 and 6 are the best
+possible, because at most 9! / 6! = 504 permutations can differ in 7 places. Every prefix has the best mean
+for its size.
 
-Any other number of pieces: greedy by the minimum distance, then by the mean, over all permutations where
-there are few, else over a seeded pool of random ones.
+For any other number of pieces the search is greedy, by the minimum distance and then by the mean. It covers
+all permutations if there are few, else a seeded pool of random ones.
 """
 
 import math
@@ -24,22 +26,32 @@ import numpy as np
 
 from fastpsl.kernels.draws import Keys, Slot, words
 
-_POOL = 2**17  # candidates of the greedy search where n! is more: 2,000 of 16 or 25 pieces take a second
+_POOL = 2**17  # candidates of the greedy search if n! is more: 2,000 of 16 or 25 pieces take a second
 _POINT_AT_INFINITY = 8
 
 
 @dataclass(frozen=True, eq=False)
 class PermutationSet:
-    """permutations: int64 [max(counts), num_pieces], 0-based; the first c rows are the set of c in counts."""
+    """A nested family of permutation sets.
+
+    Attributes:
+        permutations: int64 [max(counts), num_pieces], from 0. The first c rows are the set for a count c.
+        counts: The sizes of the sets.
+    """
 
     permutations: np.ndarray
     counts: tuple[int, ...]
 
 
 def permutation_set(num_pieces: int, counts: Sequence[int]) -> PermutationSet:
-    """Nested sets of `counts` permutations of `num_pieces` (2 to 255), the same on every call and machine.
+    """Return nested sets of permutations, the same on every call and machine.
 
-    ValueError for a count below 2 or above num_pieces!.
+    Args:
+        num_pieces: The number of pieces, 2 to 255.
+        counts: The sizes of the sets.
+
+    Raises:
+        ValueError: If a count is below 2 or above num_pieces!.
     """
     if not 2 <= num_pieces <= 255:
         raise ValueError(f"{num_pieces} pieces given; allowed are 2 to 255: choose another number")
@@ -57,7 +69,7 @@ def permutation_set(num_pieces: int, counts: Sequence[int]) -> PermutationSet:
 
 
 def projective_permutations(count: int) -> np.ndarray:
-    """int64 [count, 9], count <= 9!: PGL(2,8), then PΓL(2,8), then its cosets, as the module says."""
+    """Return int64 [count, 9], with count <= 9!: PGL(2,8), then PΓL(2,8), then its cosets."""
     assert 1 <= count <= math.factorial(9), count
     times = [[_times(a, b) for b in range(8)] for a in range(8)]
     inverse = [0] + [row.index(1) for row in times[1:]]
@@ -71,30 +83,30 @@ def projective_permutations(count: int) -> np.ndarray:
             image.append(_POINT_AT_INFINITY if bottom == 0 else times[top][inverse[bottom]])
         elements.add(tuple(image))
     # The cosets g, g s, ..., g s^8 of a nine-cycle s are Latin squares, in which each piece stands once in
-    # each place. In this order every prefix is balanced to one, which is what makes its mean the best.
+    # each place. In this order every prefix is balanced to within one, which gives it the best mean.
     cycle = np.array(next(g for g in sorted(elements) if _is_nine_cycle(g)))
     powers = [np.arange(9)]
     for _ in range(8):
         powers.append(cycle[powers[-1]])
-    group, seen = [], set()
+    group, members = [], set()
     for g in sorted(elements):
-        if g not in seen:
+        if g not in members:
             coset = [tuple(np.array(g)[power].tolist()) for power in powers]
-            seen.update(coset)
+            members.update(coset)
             group.extend(coset)
     frobenius = np.array([times[x][x] for x in range(8)] + [_POINT_AT_INFINITY])
     pgl = np.array(group)
-    whole = np.concatenate([pgl, pgl[:, frobenius], pgl[:, frobenius[frobenius]]])
-    assert len(pgl) == 504 and len(whole) == 1512
-    cosets = [whole]
-    if count > len(whole):
-        representatives = _farthest_cosets(whole, frobenius, -(-count // len(whole)))
-        cosets = [representative[whole] for representative in representatives]
+    full_group = np.concatenate([pgl, pgl[:, frobenius], pgl[:, frobenius[frobenius]]])
+    assert len(pgl) == 504 and len(full_group) == 1512
+    cosets = [full_group]
+    if count > len(full_group):
+        representatives = _farthest_cosets(full_group, frobenius, -(-count // len(full_group)))
+        cosets = [representative[full_group] for representative in representatives]
     return np.ascontiguousarray(np.concatenate(cosets)[:count], dtype=np.int64)
 
 
 def _times(a: int, b: int) -> int:
-    # GF(8) = GF(2)[t] / (t³ + t + 1), an element's bits being its coefficients
+    # GF(8) = GF(2)[t] / (t³ + t + 1); the bits of an element are its coefficients.
     product = 0
     for bit in range(3):
         if b >> bit & 1:
@@ -113,8 +125,9 @@ def _is_nine_cycle(g: Sequence[int]) -> bool:
 
 
 def _farthest_cosets(group: np.ndarray, frobenius: np.ndarray, num_cosets: int) -> list[np.ndarray]:
-    # The group is sharply 3-transitive but for Frobenius, so each coset r·group has 3 members that fix 0, 1
-    # and infinity: r, r·frobenius, r·frobenius². The first of them stands for it; there are 6! / 3 = 240.
+    # The group is sharply 3-transitive up to Frobenius, so each coset r·group has 3 members that fix 0, 1 and
+    # infinity: r, r·frobenius and r·frobenius². The first of them represents it. There are 6! / 3 = 240
+    # cosets.
     fixing = [np.array([0, 1, *order, _POINT_AT_INFINITY]) for order in all_orders(range(2, 8))]
     cosets = np.array(
         [r for r in fixing if r.tolist() <= min(r[frobenius].tolist(), r[frobenius[frobenius]].tolist())]
@@ -123,8 +136,8 @@ def _farthest_cosets(group: np.ndarray, frobenius: np.ndarray, num_cosets: int) 
     chosen = [cosets[0]]
     distances = np.full(len(cosets), 9)
     while len(chosen) < num_cosets:
-        # Distances do not change under multiplication from either side, so that of two cosets r and q is the
-        # smallest of the identity to the members of r⁻¹q·group.
+        # Multiplication from either side keeps distances, so the distance of two cosets r and q is the
+        # smallest one between the identity and the members of r⁻¹q·group.
         between = np.argsort(chosen[-1])[cosets]
         agreements = np.zeros((len(cosets), len(group)), np.int64)
         for place in range(9):
@@ -135,20 +148,27 @@ def _farthest_cosets(group: np.ndarray, frobenius: np.ndarray, num_cosets: int) 
 
 
 def greedy_permutations(num_pieces: int, count: int) -> np.ndarray:
-    """int64 [count, num_pieces]: the identity, then always the candidate whose smallest distance to those
-    chosen is the greatest; of equals the one with the greatest mean distance, of equals the first in
-    lexicographic order.
+    """Return permutations that are far apart, by greedy search.
 
-    Candidates are all orders where there are at most max(2**17, 8 * count, 9!), else that many random ones
-    from a fixed Philox key (each the argsort of its words), so that what it finds is good and not the best.
+    The first is the identity. Each next one is the candidate with the greatest minimum distance to those
+    chosen. Ties go to the greatest mean distance, then to the lexicographic order. Candidates are all
+    permutations if there are at most max(2**17, 8 * count, 9!). Otherwise they are max(2**17, 8 * count)
+    random ones from a fixed Philox key, each the argsort of its words, so the result is good but not optimal.
+
+    Args:
+        num_pieces: The number of pieces.
+        count: The number of permutations.
+
+    Returns:
+        int64 [count, num_pieces].
     """
     pool_size = max(_POOL, 8 * count)
     if math.factorial(num_pieces) <= max(pool_size, math.factorial(9)):
         pool = np.array(list(all_orders(range(num_pieces))), np.uint8)
     else:
         keys = Keys(seed=0, epoch=0, indices=np.arange(pool_size, dtype=np.int64))
-        drawn = np.argsort(words(keys, Slot.PERMUTATION, num_pieces), axis=1, kind="stable")
-        pool = np.unique(np.concatenate([[np.arange(num_pieces)], drawn]).astype(np.uint8), axis=0)
+        random_orders = np.argsort(words(keys, Slot.PERMUTATION, num_pieces), axis=1, kind="stable")
+        pool = np.unique(np.concatenate([[np.arange(num_pieces)], random_orders]).astype(np.uint8), axis=0)
     assert count <= len(pool), (count, len(pool))
     return pool[_greedy(np.ascontiguousarray(pool.T), count)].astype(np.int64)
 
@@ -159,7 +179,7 @@ def _greedy(columns: np.ndarray, count: int) -> np.ndarray:
     nearest = np.full(num_candidates, 255, np.uint8)
     total = np.zeros(num_candidates, np.int64)
     chosen = np.zeros(count, np.int64)
-    block = 4096  # stays in the first cache while the places are gone through
+    block = 4096  # stays in the L1 cache during the loop over places
     distance = np.empty(block, np.uint8)
     for step in range(1, count):
         last = chosen[step - 1]
@@ -196,13 +216,13 @@ def _minimum(rows: np.ndarray) -> int:
 
 
 def minimum_hamming(permutations: np.ndarray) -> int:
-    """The smallest number of places in which two of the rows [N >= 2, n] differ; N² n steps."""
+    """Return the smallest number of places in which two of the rows [N >= 2, n] differ, in N² n steps."""
     assert permutations.ndim == 2 and len(permutations) >= 2, permutations.shape
     return int(_minimum(np.ascontiguousarray(permutations, dtype=np.int64)))
 
 
 def mean_hamming(permutations: np.ndarray) -> float:
-    """The mean number of places in which two different rows of [N >= 2, n] differ."""
+    """Return the mean number of places in which two different rows of [N >= 2, n] differ."""
     assert permutations.ndim == 2 and len(permutations) >= 2, permutations.shape
     num = len(permutations)
     agreements = sum(int((np.unique(column, return_counts=True)[1] ** 2).sum()) for column in permutations.T)
@@ -210,6 +230,6 @@ def mean_hamming(permutations: np.ndarray) -> float:
 
 
 def hamming_bound(num_permutations: int, num_pieces: int) -> float:
-    """The greatest mean that N >= 2 permutations of n can have: (n - 1) N / (N - 1), and at most n."""
+    """Return the largest possible mean of N >= 2 permutations of n: (n - 1) N / (N - 1), and at most n."""
     assert num_permutations >= 2, num_permutations
     return min(float(num_pieces), (num_pieces - 1) * num_permutations / (num_permutations - 1))

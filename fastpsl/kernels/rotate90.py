@@ -1,4 +1,4 @@
-"""Exact quarter turns, pixel for pixel: torch.rot90, counter-clockwise; each sample its own, or all of them."""
+"""Exact quarter turns: torch.rot90, counter-clockwise, with a turn per sample or all turns of each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from fastpsl.kernels.layout import finish, per_sample
 
 @dataclass(frozen=True)
 class Rotate90:
-    """`num` = 4: 0, 90, 180 or 270 degrees; `num` = 2: 0 or 180 degrees. All are equally likely."""
+    """A random turn: by 0, 90, 180 or 270 degrees (`num` = 4) or by 0 or 180 (`num` = 2), equally likely."""
 
     num: int = 4
 
@@ -21,11 +21,15 @@ class Rotate90:
         _check_num(self.num)
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
-        """{"turns": int64 [B], quarter turns counter-clockwise: 0..3, or 0 and 2 for num = 2}"""
+        """Draw "turns", int64 [B] in quarter turns counter-clockwise: 0 to 3, or 0 and 2 if `num` is 2."""
         return {"turns": integers(keys, Slot.ROTATION, 1, self.num)[:, 0] * (4 // self.num)}
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """[B, C, H, W] → the same shape and dtype, channels-last. Quarter turns need H = W: ValueError."""
+        """Return the turned images [B, C, H, W], channels-last, in the same dtype.
+
+        Raises:
+            ValueError: If `num` is 4 and the images are not square.
+        """
         check_square(images.shape[-2], images.shape[-1], self.num)
         turns = draw["turns"]
         x = torch.where(per_sample(turns >= 2), images.flip(-1, -2), images)
@@ -36,7 +40,7 @@ class Rotate90:
 
 @dataclass(frozen=True)
 class AllTurns:
-    """Every turn that `Rotate90(num)` may draw, of each image: nothing is drawn."""
+    """A stack of all turns that `Rotate90(num)` may draw, for each image."""
 
     num: int = 4
 
@@ -44,15 +48,19 @@ class AllTurns:
         _check_num(self.num)
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
-        """{"turns": int64 [B, num], quarter turns counter-clockwise: 0, 1, 2, 3, or 0, 2, in each row}"""
+        """Return the fixed "turns", int64 [B, num] in quarter turns: 0, 1, 2, 3 or 0, 2 in each row."""
         turns = np.arange(0, 4, 4 // self.num)
         return {"turns": np.tile(turns, (len(keys.indices), 1))}
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """[B, C, H, W] → [num * B, C, H, W], image-major, same dtype, channels-last. Quarter turns need H = W."""
+        """Return all turns, [num * B, C, H, W], image by image, channels-last, in the same dtype.
+
+        Raises:
+            ValueError: If `num` is 4 and the images are not square.
+        """
         check_square(images.shape[-2], images.shape[-1], self.num)
-        turned = [torch.rot90(images, turns, (-2, -1)) for turns in range(0, 4, 4 // self.num)]
-        return finish(torch.stack(turned, 1).flatten(0, 1), images.dtype)
+        rotations = [torch.rot90(images, turns, (-2, -1)) for turns in range(0, 4, 4 // self.num)]
+        return finish(torch.stack(rotations, 1).flatten(0, 1), images.dtype)
 
 
 def _check_num(num: int) -> None:
@@ -61,7 +69,7 @@ def _check_num(num: int) -> None:
 
 
 def check_square(height: int, width: int, num: int) -> None:
-    """ValueError for images that are not square where `num` is 4."""
+    """Raise ValueError if `num` is 4 and the images are not square."""
     if num == 4 and height != width:
         raise ValueError(
             f"images of {height} x {width} px given to quarter turns; "

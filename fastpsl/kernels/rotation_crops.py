@@ -1,4 +1,4 @@
-"""The window of a rotation in steps of 45 degrees: one that fits upright and turned, so that no border tells which."""
+"""The crop for rotations by 45 degrees: a window that fits upright and turned, so no border tells which."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -9,22 +9,28 @@ from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, largest_side_px, margin_px
 from fastpsl.kernels.rotate45 import rotation_labels
 
-# Less of a picture shows nothing that has an upright.
+# because less of an image shows nothing that has an upright
 _LEAST_SIDE_PX = 16
 
 
 @dataclass(frozen=True)
 class RotationCrop:
-    """A random or the central window of `share` of the largest side that lies in the picture at any angle.
+    """A random or central window of `share` of the largest side that lies in the image at any angle.
 
-    Of a picture with shorter side 375 the largest is 245 px, and the default window 215. Size and place of a window have one
-    distribution for all angles: the square turned by 45 degrees and all that the kernel reaches lie inside for each.
-    PSL (section 4.1, "Image rotation"): shorter side to 256, rotate, centre crop "remaining the resolution", random 224 of
-    it; how the corners are filled is not said. Here the largest window stands for its centre crop, 224/256 is its share,
-    and places are drawn over the whole picture.
+    For an image with the shorter side 375 the largest window is 245 px, and the default one 215. The size and
+    place of a window have one distribution for all angles: the square turned by 45 degrees and the kernel's
+    reach lie inside the image for each. PSL (section 4.1, "Image rotation") resizes the shorter side to 256,
+    rotates, takes the centre crop "remaining the resolution" and a random 224 px of it. It does not say how
+    the corners are filled. Here the largest window replaces its centre crop, 224/256 is its share, and places
+    are drawn over the whole image.
 
-    base "drawn": upright or turned, from the draw that gives Rotate45 its label. base 0 or 45: always this one, with view
-    0's window whatever the view, so two views, one of each base, show the same window.
+    Attributes:
+        size_px: The side of the view.
+        share: The window's share of the largest side.
+        random: Whether the place is random; else it is the centre.
+        base: "drawn" is upright or turned, by the draw that gives `Rotate45` its label. 0 or 45 is always
+            this base, with the window of view 0 in every view, so that two views, one per base, show the same
+            window.
     """
 
     size_px: int = 224
@@ -41,16 +47,17 @@ class RotationCrop:
             raise ValueError(f"base {self.base!r} given; allowed are 'drawn', 0 and 45")
 
     def check(self, min_height: int, min_width: int) -> None:
-        """ValueError where the window of the smallest picture of a data set (in px) would be less than 16 px wide."""
+        """Raise ValueError if the window of a data set's smallest image (px) would be below 16 px."""
         if self._sides(np.array([min(min_height, min_width)]))[0] < _LEAST_SIDE_PX:
             least = int(np.argmax(self._sides(np.arange(10_000)) >= _LEAST_SIDE_PX))
             raise ValueError(
-                f"an image of {min_height} x {min_width} px given to a crop for steps of 45 degrees; allowed are sides of "
-                f"{least} px and more: leave such images out (fastpsl beton write --min-px {least}), or use quarter turns"
+                f"an image of {min_height} x {min_width} px given to a crop for steps of 45 degrees; "
+                f"allowed are sides of {least} px and more: leave such images out "
+                f"(fastpsl beton write --min-px {least}), or use quarter turns"
             )
 
     def boxes(self, keys: Keys, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-        """int32 [B, 4] = (top, left, side, side): the upright square, inside images of heights x widths (int32 [B])."""
+        """Return int32 [B, 4]: top, left, side, side: upright squares in images of `heights` x `widths`."""
         assert len(heights) == len(widths) == len(keys.indices)
         if self.base != "drawn":
             keys = replace(keys, view=0)
@@ -66,7 +73,7 @@ class RotationCrop:
         return out
 
     def resampling(self, keys: Keys) -> np.ndarray:
-        """int32 [B]: ISOTROPIC (upright) or DIAGONAL (turned by 45 degrees), of kernels/isotropic.py."""
+        """Return int32 [B]: ISOTROPIC for upright, DIAGONAL for turned windows (kernels/isotropic.py)."""
         if self.base == "drawn":
             turned = rotation_labels(keys) % 2 == 1
         else:

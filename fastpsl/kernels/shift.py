@@ -1,4 +1,4 @@
-"""Shift: each picture moved by whole pixels, black where it was not, as torchvision's RandomCrop(side, padding=max_px)."""
+"""Random shifts by whole pixels, padded with black: torchvision's RandomCrop(side, padding=max_px)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +14,10 @@ from fastpsl.kernels.layout import finish
 
 @dataclass(frozen=True)
 class Shift:
-    """Up to `max_px` pixels up, down, left and right, each distance as likely; any dtype, kept.
+    """A shift by up to `max_px` pixels up, down, left and right, each distance equally likely, for any dtype.
 
-    RotNet's and AET's crop of small pictures: padded with 4 black px on each side, then 32 x 32 of the 40 x 40.
+    RotNet and AET crop small images in this way: they pad each side with 4 black px and take 32 x 32 of the
+    40 x 40.
     """
 
     max_px: int = 4
@@ -26,11 +27,11 @@ class Shift:
             raise ValueError(f"a shift of {self.max_px} px given; allowed are 0 px and more")
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
-        """{"shift": int64 [B, 2], the window's top and left in the padded picture, 0..2 * max_px}"""
+        """Draw "shift", int64 [B, 2] from 0 to 2 * max_px: the window's top and left in the padded image."""
         return {"shift": integers(keys, Slot.SHIFT, 2, 2 * self.max_px + 1)}
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """[B, C, H, W] → the same shape and dtype, channels-last."""
+        """Return the shifted images [B, C, H, W], channels-last, in the same dtype."""
         height, width = images.shape[-2:]
         padded = functional.pad(images, (self.max_px,) * 4).permute(0, 2, 3, 1)
         tops, lefts = draw["shift"][:, 0, None], draw["shift"][:, 1, None]

@@ -1,11 +1,12 @@
-"""Sobel with probability p: each channel becomes the size of its gradient.
+"""Sobel with a given probability: each channel becomes its gradient's magnitude.
 
     gx = [1 2 1]ᵀ [-1 0 1] / 8      gy = [-1 0 1]ᵀ [1 2 1] / 8      out = sqrt(gx² + gy²)
 
-with the border repeated, channel by channel, so three channels go in and out. The kernels' absolute values
-add up to 1, so images in [0, 1] give values in [0, 0.71]. The gradients are those of Kornia's `spatial_gradient(normalized=True)` within
-6e-8. It is not called: it makes its kernel anew from host memory in every call, and on a GPU the host waits for that copy. Kornia's `sobel`
-adds 1e-6 under the root, for gradients that an augmentation does not need.
+The border is repeated. Three channels go in and three come out. The absolute values of a kernel add up to 1,
+so images in [0, 1] give values in [0, 0.71]. The gradients equal those of Kornia's
+`spatial_gradient(normalized=True)` within 6e-8. Kornia's function is not used because it copies its kernel
+from host memory in every call, and on a GPU the host waits for that copy. Kornia's `sobel` adds 1e-6 under
+the root for the sake of gradients, which an augmentation does not need.
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from fastpsl.kernels.layout import check_probability, finish, per_sample, result
 
 @dataclass(frozen=True)
 class Sobel:
-    """Replaces each sample by its channels' gradient sizes with probability `p`."""
+    """A replacement of each sample by its channels' gradient magnitudes with probability `p`."""
 
     p: float = 0.2
 
@@ -30,30 +31,26 @@ class Sobel:
         check_probability(self.p)
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
-        """{"apply": bool [B]}"""
+        """Draw "apply", bool [B]: whether to filter each sample."""
         return {"apply": uniforms(keys, Slot.SOBEL, 1)[:, 0] < self.p}
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """[B, C, H, W] uint8 or floating → float32 for uint8, else as it came; [0, 1], channels-last."""
+        """Return the images [B, C, H, W] in [0, 1], channels-last.
+
+        Floating images keep their dtype, uint8 images become float32.
+        """
         x = finish(to_float32(images), torch.float32)
         return finish(torch.where(per_sample(draw["apply"]), gradient_size(x), x), result_dtype(images))
 
 
 def gradient_size(x: Tensor) -> Tensor:
-    """Return the size of each channel's gradient.
-
-    Args:
-        x: [B, C, H, W] float32.
-
-    Returns:
-        [B, C, H, W] float32: sqrt(gx² + gy²) of the definition above.
-    """
+    """Return sqrt(gx² + gy²), float32 [B, C, H, W], of `x`, float32 [B, C, H, W]."""
     gx, gy = spatial_gradients(x)
     return torch.sqrt(gx * gx + gy * gy)
 
 
 def spatial_gradients(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each channel's gradients along x and y, by sums of shifted pictures.
+    """Return each channel's gradients along x and y, by sums of shifted images.
 
     Args:
         x: [B, C, H, W] float32; B may be 0.

@@ -1,10 +1,10 @@
-"""SobelXY: two channels out, the grey picture's gradients along x and y, which DeepCluster and UIC show the network.
+"""The grey image's gradients along x and y as two channels, the network's input in DeepCluster and UIC.
 
     grey = (R + G + B) / 3      gx = [1 2 1]ᵀ [-1 0 1] / 8      gy = [-1 0 1]ᵀ [1 2 1] / 8
 
-with the border repeated, so that black pictures and white ones have no gradients, and no frame either.
-DeepCluster has -8 gx and -8 gy of normalised pixels, padded with zeros, which draws a frame: SOBEL_XY_STD brings ours to its
-scale, and its published weights read ours with the first convolution's sign turned.
+The border is repeated, so that black images and white ones have no gradients and no frame. DeepCluster
+computes -8 gx and -8 gy of normalised pixels, padded with zeros, which draws a frame. SOBEL_XY_STD brings the
+values here to its scale. Its published weights take them if the sign of the first convolution is changed.
 """
 
 from collections.abc import Mapping
@@ -18,31 +18,27 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.layout import finish, result_dtype, to_float32
 from fastpsl.kernels.sobel import spatial_gradients
 
-# Of both channels, whose mean is 0: ImageNet's usual std, a mean over colours, over the kernels' divisor.
+# The std of both channels, which have mean 0: ImageNet's usual std, averaged over colours, divided by the
+# kernels' divisor.
 SOBEL_XY_STD = 0.226 / 8
 
 
 @dataclass(frozen=True)
 class SobelXY:
-    """Every sample's gradients alone: the last op of a view."""
+    """A replacement of each sample by its gradients, the last op of a view."""
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
-        """{}: nothing is random."""
+        """Draw nothing: the op is deterministic."""
         return {}
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """[B, 3, H, W] uint8 or floating in [0, 1] → [B, 2, H, W] = (gx, gy) in [-0.5, 0.5], float32 for uint8, else as it
-        came, channels-last."""
+        """Return gx and gy in [-0.5, 0.5], [B, 2, H, W], channels-last, of images [B, 3, H, W].
+
+        Floating images are in [0, 1] and keep their dtype; uint8 images become float32.
+        """
         return finish(gradients(to_float32(images).mean(1, keepdim=True)), result_dtype(images))
 
 
 def gradients(grey: Tensor) -> Tensor:
-    """Return both gradients of grey pictures as two channels.
-
-    Args:
-        grey: [B, 1, H, W] float32.
-
-    Returns:
-        [B, 2, H, W] float32: gx and gy of the definition above.
-    """
+    """Return gx and gy of the definition above, float32 [B, 2, H, W], of float32 [B, 1, H, W]."""
     return torch.cat(spatial_gradients(grey), 1)

@@ -1,6 +1,7 @@
-"""Pictures warped by 3x3 matrices, and AET's pair of them: a picture, and a copy that a drawn transformation has changed.
+"""Images warped by 3x3 matrices, and AET's pairs of an image and a randomly transformed copy.
 
-AET: Zhang et al., "AET vs. AED", arXiv 1901.04596; the ranges of what is drawn are those of its code for CIFAR-10.
+AET is Zhang et al., "AET vs. AED", arXiv 1901.04596. The ranges of the draws are those of its code for
+CIFAR-10.
 """
 
 from collections.abc import Mapping
@@ -22,37 +23,50 @@ _GREY = 128
 
 
 def warp(images: Tensor, matrices: Tensor, fill: float) -> Tensor:
-    """[B, C, H, W], uint8 or floating → the same shape and dtype, channels-last. uint8 is rounded to the nearest (PIL cuts off).
+    """Warp each image by a matrix, with bilinear interpolation.
 
-    matrices: float32 [B, 3, 3]; (x, y, 1) of the result to where it comes from in the source, up to a factor. Both are measured in px
-    from the top left corner of the picture, so a pixel's middle is at k + 0.5: PIL's Image.transform has the same coefficients.
-    Bilinear. As in PIL, what comes from outside [0, W) x [0, H) is `fill`, in the images' units; inside, half a pixel from an edge
-    and nearer, the pixels at the edge are repeated.
+    Positions are in pixels from the image's top left corner, so the middle of pixel k is at k + 0.5. PIL's
+    Image.transform has the same coefficients. As in PIL, positions outside [0, W) x [0, H) give `fill`, and
+    within half a pixel of an edge the edge's pixels are repeated. uint8 is rounded to the nearest, whereas
+    PIL truncates.
+
+    Args:
+        images: [B, C, H, W], uint8 or floating.
+        matrices: float32 [B, 3, 3], from (x, y, 1) of the result to the source, up to a factor.
+        fill: The value outside the source, in the images' units.
+
+    Returns:
+        Images of the same shape and dtype, channels-last.
     """
     height, width = images.shape[-2:]
     x = torch.arange(width, device=images.device) + 0.5
     y = torch.arange(height, device=images.device)[:, None] + 0.5
-    # Written out, as a matrix product may run in TF32, which is off by 0.1 px at 224 px.
+    # Written out because a matrix product may run in TF32, which is off by 0.1 px at 224 px.
     m = matrices[:, :, :, None, None]
     u, v, w = (m[:, row, 0] * x + m[:, row, 1] * y + m[:, row, 2] for row in range(3))
     u, v = u / w, v / w
     inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
-    # On the horizon there is no position; grid_sample then takes one of the picture, and `inside` is False.
+    # On the horizon there is no position. grid_sample then takes any position in the image, and `inside` is
+    # False.
     grid = torch.stack([u * (2 / width) - 1, v * (2 / height) - 1], -1)
-    found = F.grid_sample(images.to(torch.float32), grid, "bilinear", "border", align_corners=False)
-    out = torch.where(inside[:, None], found, fill)
+    values = F.grid_sample(images.to(torch.float32), grid, "bilinear", "border", align_corners=False)
+    out = torch.where(inside[:, None], values, fill)
     return finish(out.round() if images.dtype == torch.uint8 else out, images.dtype)
 
 
 @dataclass(frozen=True)
 class WarpPair:
-    """Each picture, and a copy changed by a transformation of its own, on grey (128 of 255).
+    """A pair of each image and a copy under a random transformation, on grey (128 of 255).
 
-    projective: the four corners scaled about the middle by 0.8 to 1.2, turned by 0, 90, 180 or 270 degrees, and each then moved by up to
-    an eighth of the side, in whole pixels, along x and along y. affine: turned by up to 180 degrees, moved by up to a fifth of the side
-    along x and y in whole pixels, scaled by 0.7 to 1.3, sheared by up to 30 degrees. All are uniform in their ranges.
+    "projective" scales the four corners about the middle by 0.8 to 1.2, turns them by 0, 90, 180 or 270
+    degrees and moves each by up to an eighth of the side, in whole pixels, along x and y. "affine" turns by
+    up to 180 degrees, moves by up to a fifth of the side along x and y in whole pixels, scales by 0.7 to 1.3
+    and shears by up to 30 degrees. All are uniform in their ranges. The middle is half a pixel right of and
+    below the image's, as in AET's code and the torchvision of its time.
 
-    The middle is half a pixel right of and below that of the picture, as in AET's code (and the torchvision of its time).
+    Attributes:
+        size_px: The side of the images.
+        kind: "projective" or "affine".
     """
 
     size_px: int = 32
@@ -67,27 +81,36 @@ class WarpPair:
             )
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
-        """{"matrix": float32 [B, 3, 3], of the copies, as `warp` takes it; "target": float32 [B, 8 or 6], what is to be told}
+        """Draw the transformations.
 
-        projective: the matrix's first eight numbers, where the ninth is 1, less their mean and over their deviation: AET's constants
-        (0, 0, 16, 0, 0, 16, 0, 0) and (1, 1, 20, 1, 1, 20, 0.015, 0.015) are for 32 px. They follow the side: what is in px grows with
-        it (the third and sixth), what is per px shrinks (the last two).
-        affine: cosine and sine of the turn, then the moves along x and y, scale and shear, each over its range, so in [-1, 1].
+        For "projective", the targets are the matrix's first eight numbers, scaled so that the ninth is 1,
+        minus a mean, over a deviation. AET's constants, (0, 0, 16, 0, 0, 16, 0, 0) and (1, 1, 20, 1, 1, 20,
+        0.015, 0.015), are for 32 px. They follow the side: numbers in px (the third and sixth) grow with it,
+        numbers per px (the last two) shrink. For "affine", the targets are the cosine and sine of the turn,
+        then the moves along x and y, the scale and the shear, each relative to its range, so in [-1, 1].
+
+        Returns:
+            "matrix": float32 [B, 3, 3], of the copies, for `warp`; "target": float32 [B, 8 or 6], for the
+                network to predict.
         """
-        drawn = _projective if self.kind == "projective" else _affine
-        matrix, target = drawn(keys, self.size_px)
+        draw_transforms = _projective if self.kind == "projective" else _affine
+        matrix, target = draw_transforms(keys, self.size_px)
         return {"matrix": matrix.astype(np.float32), "target": target.astype(np.float32)}
 
     def check(self, height: int, width: int) -> None:
-        """ValueError for pictures that are no squares of `size_px`."""
+        """Raise ValueError unless the images are squares of `size_px`."""
         if (height, width) != (self.size_px, self.size_px):
             raise ValueError(
-                f"pictures of {height} x {width} px given to WarpPair({self.size_px}); allowed are squares of "
-                f"{self.size_px} px: give the crop and WarpPair the same size_px"
+                f"pictures of {height} x {width} px given to WarpPair({self.size_px}); "
+                f"allowed are squares of {self.size_px} px: give the crop and WarpPair the same size_px"
             )
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """[B, C, S, S] → [2 * B, C, S, S], image-major, same dtype, channels-last. ValueError where S is not `size_px`."""
+        """Return the pairs [2 * B, C, S, S], pair by pair, channels-last, in the images' dtype.
+
+        Raises:
+            ValueError: If S is not `size_px`.
+        """
         self.check(*images.shape[-2:])
         grey = _GREY if images.dtype == torch.uint8 else _GREY / 255
         copies = warp(images, draw["matrix"], grey)
@@ -95,7 +118,7 @@ class WarpPair:
 
 
 def _projective(keys: Keys, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """float64 [B, 3, 3] and [B, 8]"""
+    """Return the matrices, float64 [B, 3, 3], and the targets, float64 [B, 8]."""
     most = side // 8
     moves = integers(keys, Slot.WARP, 8, 2 * most + 1).reshape(-1, 4, 2) - most
     scale = 0.8 + 0.4 * uniforms(keys, Slot.WARP, 9)[:, 8].astype(np.float64)
@@ -104,7 +127,8 @@ def _projective(keys: Keys, side: int) -> tuple[np.ndarray, np.ndarray]:
     scaled = middle + scale[:, None, None] * (corners - middle)
     turned = np.take_along_axis(scaled, ((np.arange(4) + turns[:, None]) % 4)[:, :, None], 1)
     numbers = homographies(turned + moves, corners)
-    # No horizon crosses the picture: at the worst of these draws this is 0.017 of what it is in the middle.
+    # No horizon crosses the image: in the worst case of these draws the divisor is 0.017 of its value in the
+    # middle.
     assert (numbers[:, 6:] @ corners.T + 1 > 0).all()
     mean = side / 2 * np.array([0, 0, 1, 0, 0, 1, 0, 0])
     deviation = np.array([1, 1, 20 / 32 * side, 1, 1, 20 / 32 * side, 0.015 * 32 / side, 0.015 * 32 / side])
@@ -113,28 +137,34 @@ def _projective(keys: Keys, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def homographies(points: np.ndarray, onto: np.ndarray) -> np.ndarray:
-    """float64 [B, 8]: a, b, c, d, e, f, g, h of (a x + b y + c, d x + e y + f) / (g x + h y + 1), for which points[b, i] → onto[i].
+    """Solve for the homographies that map four points each onto four fixed ones.
 
-    points: float64 [B, 4, 2], onto: [4, 2], of (x, y); no three of a row's points may be in a line.
+    Args:
+        points: float64 [B, 4, 2] of (x, y); no three points of a row may be collinear.
+        onto: float64 [4, 2], the fixed points.
+
+    Returns:
+        float64 [B, 8]: a, b, ..., h of (a x + b y + c, d x + e y + f) / (g x + h y + 1).
     """
     equations = np.zeros((len(points), 4, 2, 8))
     equations[:, :, 0, :2] = equations[:, :, 1, 3:5] = points
     equations[:, :, 0, 2] = equations[:, :, 1, 5] = 1
     equations[..., 6:] = -onto[:, :, None] * points[:, :, None, :]
-    solved: np.ndarray = np.linalg.solve(equations.reshape(-1, 8, 8), onto.reshape(8, 1))[..., 0]
-    return solved
+    coefficients: np.ndarray = np.linalg.solve(equations.reshape(-1, 8, 8), onto.reshape(8, 1))[..., 0]
+    return coefficients
 
 
 def _affine(keys: Keys, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """float64 [B, 3, 3] and [B, 6]"""
+    """Return the matrices, float64 [B, 3, 3], and the targets, float64 [B, 6]."""
     random = 2 * uniforms(keys, Slot.WARP, 5).astype(np.float64) - 1  # [-1, 1)
     turn, shear = np.pi * random[:, 0], np.deg2rad(30) * random[:, 4]
     moves = np.round(0.2 * side * random[:, 1:3])
     scale = 1 + 0.3 * random[:, 3]
-    # A point p of the source is shown at middle + move + scale * [[cos t, -sin(t + s)], [sin t, cos(t + s)]] (p - middle), as in
-    # torchvision 0.2: a shear turns the picture's columns and leaves their length. Here is the inverse.
-    both = turn + shear
-    inverse = np.stack([np.cos(both), np.sin(both), -np.sin(turn), np.cos(turn)], 1).reshape(-1, 2, 2)
+    # A point p of the source is shown at middle + move + scale * [[cos t, -sin(t + s)], [sin t, cos(t + s)]]
+    # (p - middle), as in torchvision 0.2: a shear turns the image's columns and keeps their length. Here is
+    # the inverse.
+    angle = turn + shear
+    inverse = np.stack([np.cos(angle), np.sin(angle), -np.sin(turn), np.cos(turn)], 1).reshape(-1, 2, 2)
     inverse /= (scale * np.cos(shear))[:, None, None]
     middle = side / 2 + 0.5
     matrix = np.tile(np.eye(3), (len(random), 1, 1))

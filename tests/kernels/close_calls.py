@@ -1,4 +1,4 @@
-"""Operations one after the other, and which of the values that they give hang on float32's last bits."""
+"""Operations one after the other, and the results that depend on the last bits of float32."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,19 +13,20 @@ from fastpsl.kernels.warp import WarpPair
 
 
 def one_by_one(images: Tensor, ops: Sequence[Any], draws: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """Run the operations one after the other."""
     for op, draw in zip(ops, draws, strict=True):
         images = op(images, draw)
     return images
 
 
 def close_calls(images: Tensor, ops: Sequence[Any], draws: Sequence[Mapping[str, Tensor]]) -> Tensor:
-    """bool, of the result's shape: where what is rounded to a byte is near a half before. Floating pictures are not rounded."""
-    found = torch.zeros(one_by_one(images, ops, draws).shape, dtype=torch.bool)
+    """Return a mask of the result, bool: values that an operation rounds to a byte from near a half."""
+    is_close = torch.zeros(one_by_one(images, ops, draws).shape, dtype=torch.bool)
     for i, op in enumerate(ops):
         if isinstance(op, WarpPair | Enlarge):
-            before = one_by_one(images, ops[:i], draws[:i]).float() / 255
-            exact = 255 * op(before, draws[i])
-            found = (exact - exact.floor() - 0.5).abs() < 1e-3
+            inputs = one_by_one(images, ops[:i], draws[:i]).float() / 255
+            exact = 255 * op(inputs, draws[i])
+            is_close = (exact - exact.floor() - 0.5).abs() < 1e-3
     if any(isinstance(op, SobelXY) for op in ops):
-        found = max_pool2d(found.float(), 3, 1, 1).amax(1, keepdim=True).expand(-1, 2, -1, -1) > 0
-    return found
+        is_close = max_pool2d(is_close.float(), 3, 1, 1).amax(1, keepdim=True).expand(-1, 2, -1, -1) > 0
+    return is_close

@@ -1,4 +1,4 @@
-"""What the kernels' tests share: pictures, tensors from draws, and the one table of tolerances."""
+"""Fixtures of the kernels' tests: images, tensors from draws, and the table of tolerances."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import torch
 
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD
 
-# By the result's dtype: (relative, absolute). Half is one rounding of a float32 result; uint8 results are
-# only moved.
+# (relative, absolute) by the result's dtype. Half is one rounding of a float32 result. uint8 results are
+# exact, because ops only move them.
 TOLERANCES = {
     torch.uint8: (0.0, 0.0),
     torch.float32: (1e-5, 1e-5),
@@ -15,12 +15,15 @@ TOLERANCES = {
     torch.bfloat16: (8e-3, 4e-3),
 }
 
-# The fused path against the plain one, on the normalised output (x - mean) / std, by its dtype: (relative, absolute), the
-# latter of values in [0, 1], which 1 / std turns into errors of the output: at most 4.5 (ImageNet's), of SobelXY 35.4.
+# (relative, absolute) of the fused path against the plain one, for the normalised output (x - mean) / std, by
+# its dtype. The absolute tolerance is for values in [0, 1]. 1 / std turns it into one of the output, at most
+# 4.5 times as large for ImageNet's std and 35.4 times for SobelXY's.
 # float32: some ten roundings of 2^-24 on each path, in another order; sums over pixels are in blocks.
-# float16: one rounding of the result is 2^-11 of it. What is blurred or filtered is rounded before: the picture (2^-12),
-#   the taps (2^-11 of each, added up at worst) and the product of one side (2^-12), together 2^-10 of 1.
-# bfloat16: the same halves inside, and one rounding of the result: 2^-8 of it, but Triton's interpreter cuts off, 2^-7.
+# float16: one rounding of the result is 2^-11 of it. The input of a blur or filter is rounded before: the
+#   image (2^-12), the taps (2^-11 of each, added up at worst) and the product along one axis (2^-12),
+#   together 2^-10 of 1.
+# bfloat16: the same halves inside, and one rounding of the result: 2^-8 of it, but Triton's interpreter
+#   truncates: 2^-7.
 FUSED_TOLERANCES = {
     torch.float32: (1e-5, 1.1e-5),
     torch.float16: (2**-11, 2**-10),
@@ -30,14 +33,14 @@ FUSED_TOLERANCES = {
 
 @pytest.fixture
 def make_images():
-    """make_images(batch, height, width, dtype) → [B, 3, H, W] channels-last: noise on a slope, some grey."""
+    """Return a function that makes images [B, 3, H, W], channels-last: noise on a slope, partly grey."""
 
     def make(batch: int, height: int, width: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
         generator = np.random.default_rng(seed)
         slope = np.linspace(0, 1, height * width).reshape(1, 1, height, width)
         x = 0.5 * slope + 0.5 * generator.random((batch, 3, height, width))
         x[:, :, ::5, ::3] = x[:, :1, ::5, ::3]
-        x[:, :, 1::7] = np.round(x[:, :, 1::7])  # black, white and pure colours: hue's corner cases
+        x[:, :, 1::7] = np.round(x[:, :, 1::7])  # black, white and pure colours, hue's corner cases
         images = torch.from_numpy(x * 255).round().to(torch.uint8)
         if dtype != torch.uint8:
             images = (images.to(torch.float32) / 255).to(dtype)
@@ -48,7 +51,7 @@ def make_images():
 
 @pytest.fixture
 def as_tensors():
-    """A draw of numpy arrays as tensors."""
+    """Return a function that converts a draw of numpy arrays to tensors."""
 
     def convert(draw: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in draw.items()}
@@ -58,7 +61,7 @@ def as_tensors():
 
 @pytest.fixture
 def assert_close():
-    """assert_close(actual, expected): same shape, values within the tolerance of actual's dtype."""
+    """Return a check that two tensors agree in shape and, within the first one's tolerance, in values."""
 
     def compare(actual: torch.Tensor, expected: torch.Tensor) -> None:
         relative, absolute = TOLERANCES[actual.dtype]
@@ -72,9 +75,9 @@ def assert_close():
 
 @pytest.fixture
 def assert_fused_close():
-    """assert_fused_close(actual, expected): as assert_close, with the tolerances of the fused path; no NaN is left.
+    """Return a check like `assert_close` with the tolerances of the fused path; NaN fails it.
 
-    Two channels are SobelXY's, with its std.
+    Two channels are those of SobelXY, with its std.
     """
 
     def compare(actual: torch.Tensor, expected: torch.Tensor) -> None:

@@ -1,12 +1,13 @@
-"""Compiles what the fused modules launch, without a GPU: `python -m tests.kernels.cubins 90 80 100`;
-launches of training for all of these architectures, the others for the first.
+"""The compilation of the fused modules' launches without a GPU: `python -m tests.kernels.cubins 90 80 100`.
 
-The modules' own code runs, on CPU tensors, and Triton itself derives from each launch what to compile: types, alignments,
+The launches of training are compiled for all of these architectures, the others for the first. The modules'
+own code runs on CPU tensors. Triton itself derives from each launch what to compile: types, alignments,
 constants. Only the launch is left out.
 
-Prints one JSON list: {"arch", "name", "registers", "shared", "spills", "error"} for each kernel that differs and architecture;
-shared memory and spills in bytes, null where triton's ptxas does not know the architecture; registers and spills are null too
-where triton ships no cuobjdump. Fails where a module has a kernel that nothing launches.
+The program prints one JSON list with {"arch", "name", "registers", "shared", "spills", "error"} for each
+distinct kernel and architecture. Shared memory and spills are in bytes. They are null if triton's ptxas does
+not know the architecture. Registers and spills are also null if triton ships no cuobjdump. The program fails
+if nothing launches one of the kernels.
 """
 
 import ast
@@ -34,13 +35,13 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
 class Target:
-    """As much of a driver as Triton asks for before it launches."""
+    """The part of a driver that Triton queries before a launch."""
 
     def __init__(self, arch: int):
         self.arch = arch
 
     def get_current_device(self) -> int:
-        """Triton keeps what it has compiled by device."""
+        """Return the architecture, because Triton caches compiled kernels by device."""
         return self.arch
 
     def get_current_stream(self, device: int) -> int:
@@ -51,7 +52,7 @@ class Target:
 
 
 class Compiler:
-    """Takes the place of launching: compiles, and keeps the first row of what differs."""
+    """A replacement for launches that compiles and collects one row per distinct kernel."""
 
     def __init__(self) -> None:
         self.launch = JITFunction.run
@@ -67,7 +68,7 @@ class Compiler:
             try:
                 binary = self.launch(kernel, *args, grid=grid, warmup=True, **constants)
             except Exception as error:  # noqa: BLE001 - of the compiler and of ptxas: many types
-                # Of ptxas: an architecture that it is too old for.
+                # ptxas names the GPU if it is too old for the architecture.
                 row["error"] = None if "gpu-name" in str(error) else str(error)[-300:]
                 self.rows[arch, name] = row
                 return
@@ -81,7 +82,7 @@ class Compiler:
 
 
 def measured(cubin: bytes) -> dict[str, int]:
-    """Registers, and the bytes of stack, to which registers are spilled: no kernel here has another use for it."""
+    """Return the registers and the bytes of stack, which kernels here use for spilled registers only."""
     if not CUOBJDUMP.exists():
         return {}
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -89,27 +90,27 @@ def measured(cubin: bytes) -> dict[str, int]:
         file.flush()
         command = [str(CUOBJDUMP), "-res-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage)
-    assert found, usage
-    registers, stack, local = map(int, found.groups())
+    match = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage)
+    assert match, usage
+    registers, stack, local = map(int, match.groups())
     return {"registers": registers, "spills": stack + local}
 
 
 def used_by(function: JITFunction) -> Iterator[JITFunction]:
-    """The function and all jitted ones that it names."""
+    """Yield the function and all jitted functions that it calls."""
     yield function
     for node in ast.walk(ast.parse(textwrap.dedent(function.src))):
-        named = function.fn.__globals__.get(node.id) if isinstance(node, ast.Name) else None
-        if isinstance(named, JITFunction) and named is not function:
-            yield from used_by(named)
+        callee = function.fn.__globals__.get(node.id) if isinstance(node, ast.Name) else None
+        if isinstance(callee, JITFunction) and callee is not function:
+            yield from used_by(callee)
 
 
 def check_all_are_launched(kernels: set[JITFunction]) -> None:
-    used = {function.fn for kernel in kernels for function in used_by(kernel)}
-    for found in pkgutil.iter_modules(fused_cuda.__path__):
-        module = importlib.import_module(f"{fused_cuda.__name__}.{found.name}")
+    reachable = {function.fn for kernel in kernels for function in used_by(kernel)}
+    for submodule in pkgutil.iter_modules(fused_cuda.__path__):
+        module = importlib.import_module(f"{fused_cuda.__name__}.{submodule.name}")
         for name, value in vars(module).items():
-            if isinstance(value, JITFunction) and value.fn not in used:
+            if isinstance(value, JITFunction) and value.fn not in reachable:
                 raise SystemExit(f"{module.__name__}.{name}: nothing in launches.py launches or calls it")
 
 

@@ -1,4 +1,4 @@
-"""What the fused modules are asked for where their kernels are compiled: chains of operations, BatchNorms, dtypes, sizes, alignments."""
+"""The launches that are compiled as a test: chains of operations, BatchNorms, dtypes, sizes, alignments."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -33,7 +33,7 @@ FLIP, COLOUR, GREY, LIGHTNESS = Flip(), ColourDistortion(0.8, 0.8, 0.8, 0.2), Gr
 BLUR, WIDE_BLUR, SOBEL = GaussianBlur(23, p=0.5), GaussianBlur(51, p=0.5), Sobel(0.2)
 T3 = (FLIP, COLOUR, GREY, BLUR, SOBEL)
 XY, SHIFT = SobelXY(), Shift(4)
-# What training launches.
+# The launches of training.
 MAIN: dict[str, tuple[ModuleType, Ops, int]] = {
     "T1": (photometric, (FLIP,), 224),
     "SimCLR T3": (photometric, T3, 224),
@@ -47,7 +47,7 @@ MAIN: dict[str, tuple[ModuleType, Ops, int]] = {
     "SSL++, rotation": (geometric, (SHIFT, FLIP, AllTurns(4)), 32),
     "SSL++, AET": (warped, (SHIFT, FLIP, WarpPair(32)), 32),
 }
-# An operation that a view has not is None to a kernel, or a constant: each alone, all, and all but one.
+# A missing operation is None or a constant to a kernel, so each is here alone, all together, and all but one.
 PHOTOMETRIC: dict[str, Ops] = {
     "none": (),
     "flip": (FLIP,),
@@ -98,7 +98,13 @@ OTHERS: dict[str, tuple[ModuleType, Ops]] = {
 
 
 class Launch(NamedTuple):
-    """A call that launches kernels; on_all: compiled for all architectures and not for one alone."""
+    """A call that launches kernels.
+
+    Attributes:
+        name: Its name in reports.
+        call: The call.
+        on_all: Whether to compile it for all architectures and not for one alone.
+    """
 
     name: str
     call: Callable[[], object]
@@ -111,7 +117,7 @@ def launches() -> Iterator[Launch]:
             yield _launch(chain, module, ops, dtype, (side, side), dtype != torch.float32)
     for module, chains in ((photometric, PHOTOMETRIC), (geometric, GEOMETRIC)):
         for chain, ops in chains.items():
-            # Sizes that 16 divides, odd ones, and, for what takes it, one that is no square.
+            # Sizes that 16 divides, odd ones and, where allowed, one that is not square.
             odd, other = ((97, 97), (64, 97)) if module is photometric else ((225, 225), (225, 225))
             yield _launch(chain, module, ops, torch.float16, (240, 240))
             yield _launch(chain, module, ops, torch.bfloat16, odd)
@@ -120,7 +126,7 @@ def launches() -> Iterator[Launch]:
         yield _launch(chain, module, ops, torch.bfloat16, (225, 225))
     for missing, ops in T3_WITHOUT.items():
         yield _launch(f"T3 without {missing}", photometric, ops, torch.bfloat16, (97, 97))
-    # A single block of a mean, and a size of 1: Triton takes the number 1 as a constant.
+    # A single block of a mean, and a size of 1, because Triton takes the number 1 as a constant.
     yield _launch("T2", photometric, T3[:3], torch.float16, (8, 8))
     yield _launch("Sobel", photometric, (SOBEL,), torch.float16, (1, 33))
     yield _launch("SobelXY", photometric, (XY,), torch.float16, (1, 33))
@@ -133,13 +139,13 @@ def launches() -> Iterator[Launch]:
     # Widths that 8 divides, and others.
     widths = {torch.float16: (64, 72, 70, 1), torch.bfloat16: (64,), torch.float32: (64, 70)}
     for dtype, width, fork in ((d, w, f) for d in widths for w in widths[d] for f in (False, True)):
-        name = f"BatchNorms, {width} channels, {dtype}{', used twice' * fork}".replace("torch.", "")
+        name = f"BatchNorms, {width} channels, {dtype}{', used twice' if fork else ''}".replace("torch.", "")
         on_all = width == 64 and dtype != torch.float32
         yield Launch(name, partial(_batch_norms, width, dtype, fork), on_all)
 
 
 def _batch_norms(width: int, dtype: torch.dtype, fork: bool) -> None:
-    """Alone, with a sum and with two, forward and backward."""
+    """Run a BatchNorm alone, with a sum and with two norms, forward and backward."""
     channels_last = torch.channels_last
     x, z, dy = (
         torch.zeros(4, width, 9, 9, dtype=dtype).contiguous(memory_format=channels_last) for _ in range(3)
@@ -156,7 +162,10 @@ def _batch_norms(width: int, dtype: torch.dtype, fork: bool) -> None:
 def _launch(
     chain: str, module: ModuleType, ops: Ops, dtype: torch.dtype, size: tuple[int, int], on_all: bool = False
 ) -> Launch:
-    """Of an odd size: the later samples of larger tensors, which no number of bytes divides."""
+    """Return the launch of a chain.
+
+    For an odd size it takes the later samples of larger tensors, whose addresses have no alignment.
+    """
     skipped = size[1] % 2
     channels_last = torch.channels_last
     images = torch.empty((2 + skipped, 3, *size), dtype=torch.uint8).contiguous(memory_format=channels_last)

@@ -1,4 +1,4 @@
-"""The 313 bins by their definition in plain loops, and soft targets by a loop over sorted distances."""
+"""The 313 bins against their definition in plain loops, and soft targets against a loop over distances."""
 
 import math
 
@@ -14,14 +14,14 @@ from fastpsl.kernels.lab import lab
 
 
 def colours_of_the_cube():
-    """float64 [n, 2]: ab of every 15th level of red, green and blue, the whole cube."""
+    """Return ab, float64 [n, 2], of every 15th level of red, green and blue, over the whole cube."""
     levels = torch.arange(0, 256, 15) / 255
     cube = torch.stack(torch.meshgrid(levels, levels, levels, indexing="ij")).reshape(1, 3, -1, 1)
     return lab(cube)[0, 1:, :, 0].T.double().numpy()
 
 
 def test_they_are_313():
-    """Zhang et al. publish their points; these are what is known of them: their number, their ranges, and rows of one a."""
+    """The points that Zhang et al. publish have this number, these ranges and these rows of one a."""
     bins = ab_bins()
     assert bins.shape == (313, 2) and bins.dtype == np.float32
     assert bins.min(0).tolist() == [-90, -110] and bins.max(0).tolist() == [100, 100]
@@ -35,16 +35,16 @@ def test_they_are_313():
 
 
 def test_a_bin_is_a_corner_of_a_cell_that_the_hull_meets():
-    """A linear program for each point of the grid: has the square of its four cells a point in common with the hull?"""
+    """A linear program per grid point finds whether the square of its four cells meets the hull."""
     hull = ConvexHull(colours_of_the_cube())
     sides, offsets = hull.equations[:, :2], -hull.equations[:, 2]
-    known, found = {*map(tuple, ab_bins().tolist())}, set()
+    bins, points_that_meet = {*map(tuple, ab_bins().tolist())}, set()
     for a in range(-110, 121, 10):
         for b in range(-130, 121, 10):
             bounds = [(a - 10, a + 10), (b - 10, b + 10)]
             if linprog([0, 0], sides, offsets, bounds=bounds).status == 0:
-                found.add((a, b))
-    assert found == known
+                points_that_meet.add((a, b))
+    assert points_that_meet == bins
 
 
 def test_all_colours_lie_in_the_hull_of_the_outermost():
@@ -54,9 +54,9 @@ def test_all_colours_lie_in_the_hull_of_the_outermost():
 
 
 def test_the_four_points_about_a_colour_are_bins():
-    known = {*map(tuple, ab_bins().tolist())}
+    bins = {*map(tuple, ab_bins().tolist())}
     lowest = np.unique(np.floor(colours_of_the_cube() / 10) * 10, axis=0)
-    assert all((a + i, b + j) in known for a, b in lowest for i in (0, 10) for j in (0, 10))
+    assert all((a + i, b + j) in bins for a, b in lowest for i in (0, 10) for j in (0, 10))
 
 
 def test_nobody_can_write_to_them():
@@ -65,7 +65,7 @@ def test_nobody_can_write_to_them():
 
 
 def target_by_loops(ab, bins):
-    """float64 [N, 313]"""
+    """Return dense soft targets, float64 [N, 313]."""
     out = np.zeros((len(ab), len(bins)))
     for row, (a, b) in enumerate(ab.tolist()):
         squares = [(a - x) ** 2 + (b - y) ** 2 for x, y in bins.tolist()]
@@ -89,7 +89,7 @@ def test_soft_targets_equal_the_loop(num):
 
 
 def test_a_colour_on_a_bin_and_colours_far_from_all():
-    """A fixed example: e^-2 for each of the four bins at 10, e^-4 at 14, e^-8 for the tenth, at 20."""
+    """The weights are e^-2 for each of the four bins at 10, e^-4 at 14 and e^-8 for the tenth, at 20."""
     bins = torch.from_numpy(ab_bins().copy())
     indices, shares = soft_bins(torch.tensor([[0.0, 0.0], [400.0, -300.0]]), bins)
     total = 1 + 4 * math.exp(-2) + 4 * math.exp(-4) + math.exp(-8)

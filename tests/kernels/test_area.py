@@ -1,4 +1,4 @@
-"""The device's area resize against running sums, and against the CPU decoders' compiled one."""
+"""The device's area resize against running sums and against the CPU decoders' compiled one."""
 
 import numpy as np
 import pytest
@@ -57,11 +57,11 @@ def test_nothing_depends_on_how_float32_products_are_made() -> None:
     with RoundedProducts():
         assert torch.equal(crop_area(images, boxes, 16), expected)
         factor = torch.tensor([[1 + 2**-12]])
-        assert (factor @ factor).item() == 1  # it would be seen
+        assert (factor @ factor).item() == 1  # so rounded products would be noticed
 
 
 def test_large_pictures_keep_their_sums() -> None:
-    """255 times 2,944 x 2,944 px is more than 31 bits hold."""
+    """255 times 2,944 x 2,944 px does not fit into 31 bits."""
     images = torch.full((1, 2944, 2944, 1), 255, dtype=torch.uint8)
     boxes = torch.tensor([[1, 2, 2943, 2942]])
     assert (crop_area(images, boxes, 3) == 255).all()

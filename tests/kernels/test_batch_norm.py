@@ -1,4 +1,4 @@
-"""Fused BatchNorm, sum and ReLU equal torch's in float64: values, gradients and running statistics."""
+"""Fused BatchNorm, sum and ReLU against torch's in float64: values, gradients and running statistics."""
 
 from typing import NamedTuple
 
@@ -16,14 +16,21 @@ from tests.slow import slow
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 EPS, Z_EPS, MOMENTUM = 1e-5, 1e-3, 0.1
-# By dtype, of the largest value: float32's are of some ten operations and of sums in another order. Of halves one rounding of the
-# result, 2^-11 or 2^-8, and one of what is added up before it; Triton's interpreter cuts bfloat16 off, 2^-7.
+# Bounds relative to the largest value. float32 has some ten operations and sums in another order. Halves have
+# one rounding of the result, 2^-11 or 2^-8, and one of the sum before it. Triton's interpreter truncates
+# bfloat16, 2^-7.
 BOUNDS = {torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-6}
 KINDS = ("alone", "sum", "both")
 
 
 class Case(NamedTuple):
-    """Leaves x, z and their weights and biases; running statistics of x's."""
+    """A case of x and z.
+
+    Attributes:
+        leaves: x, its weight and bias, and the same of z.
+        running: x's running statistics.
+        gradients: Two gradients of the result.
+    """
 
     leaves: list[Tensor]
     running: tuple[Tensor, Tensor, Tensor]
@@ -32,7 +39,7 @@ class Case(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As few that each has several tiles, and one tile is the last's alone."""
+    """Use so few programs that each has several tiles, and the last one has a tile of its own."""
     monkeypatch.setattr(module, "SUMS_WARPS", 16)
     monkeypatch.setattr(module, "MAPS_WARPS", 24)
 
@@ -44,7 +51,7 @@ def noise(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Ten
     return values.to(DEVICE)
 
 
-def case(shape: tuple[int, ...], dtype: torch.dtype) -> Case:
+def make_case(shape: tuple[int, ...], dtype: torch.dtype) -> Case:
     maps = [noise(*shape, dtype=dtype, seed=seed) for seed in range(4)]
     maps[0] = (3 * maps[0] + 1).to(dtype)
     affine = [noise(shape[1], seed=seed) for seed in range(4, 8)]
@@ -55,19 +62,19 @@ def case(shape: tuple[int, ...], dtype: torch.dtype) -> Case:
     return Case(leaves, running, maps[2:])
 
 
-def by_kernels(of: Case, kind: str, relu: bool, fork: bool) -> tuple[Tensor, ...]:
-    x, weight, bias, z, z_weight, z_bias = of.leaves
+def by_kernels(case: Case, kind: str, relu: bool, fork: bool) -> tuple[Tensor, ...]:
+    x, weight, bias, z, z_weight, z_bias = case.leaves
     other = {"alone": None, "sum": z, "both": Operand(z, z_weight, z_bias, Norm(Z_EPS))}[kind]
-    running_mean, running_var, num_batches = of.running
+    running_mean, running_var, num_batches = case.running
     norm = Norm(EPS, MOMENTUM, running_mean, running_var, num_batches)
     result = batch_norm(Operand(x, weight, bias, norm), other, relu=relu, fork=fork)
     return result if isinstance(result, tuple) else (result,)
 
 
-def by_torch(of: Case, kind: str, relu: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The result, its leaves and running mean and variance, float64."""
-    leaves = [leaf.detach().double().requires_grad_() for leaf in of.leaves]
-    running = [each.double() for each in of.running[:2]]
+def by_torch(case: Case, kind: str, relu: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Return the result, its leaves and the running mean and variance, in float64."""
+    leaves = [leaf.detach().double().requires_grad_() for leaf in case.leaves]
+    running = [each.double() for each in case.running[:2]]
     x, weight, bias, z, z_weight, z_bias = leaves
     y = F.batch_norm(x, running[0], running[1], weight, bias, True, MOMENTUM, EPS)
     if kind != "alone":
@@ -85,23 +92,23 @@ def assert_near(actual: Tensor | None, expected: Tensor | None, bound: float) ->
 
 
 def check(shape: tuple[int, ...], dtype: torch.dtype, kind: str, relu: bool, fork: bool) -> None:
-    of = case(shape, dtype)
-    expected, leaves, running = by_torch(of, kind, relu)
-    results = by_kernels(of, kind, relu, fork)
-    gradients = of.gradients[: len(results)]
-    # Ours reads what one who adds both would have rounded.
+    case = make_case(shape, dtype)
+    expected, leaves, running = by_torch(case, kind, relu)
+    results = by_kernels(case, kind, relu, fork)
+    gradients = case.gradients[: len(results)]
+    # The kernel reads the sum as another op that adds both would have rounded it.
     expected.backward(torch.stack(gradients).sum(0).double())
     torch.autograd.backward(results, gradients)
-    assert len(results) == 1 + fork and all(result.dtype == dtype for result in results)
+    assert len(results) == (2 if fork else 1) and all(result.dtype == dtype for result in results)
     assert all(result.is_contiguous(memory_format=torch.channels_last) for result in results)
     for result in results:
         assert_near(result.detach(), expected.detach(), BOUNDS[dtype])
-    for ours, theirs in zip(of.leaves, leaves, strict=True):
-        # Sums of some hundred roundings that do not know of each other.
-        assert_near(ours.grad, theirs.grad, (10 if ours.dim() == 1 else 2) * BOUNDS[dtype])
-    assert_near(of.running[0], running[0], 1e-6)
-    assert_near(of.running[1], running[1], 1e-6)
-    assert int(of.running[2]) == 1
+    for leaf, wanted in zip(case.leaves, leaves, strict=True):
+        # These are sums of some hundred independent roundings.
+        assert_near(leaf.grad, wanted.grad, (10 if leaf.dim() == 1 else 2) * BOUNDS[dtype])
+    assert_near(case.running[0], running[0], 1e-6)
+    assert_near(case.running[1], running[1], 1e-6)
+    assert int(case.running[2]) == 1
 
 
 @pytest.mark.parametrize(
@@ -122,82 +129,84 @@ def test_in_halves(kind: str, dtype: torch.dtype) -> None:
     "shape", [(1, 3, 2, 1), (1, 1, 3, 1), (2, 1, 1, 1), (5, 8, 1, 1), (1, 130, 3, 3), (2, 64, 16, 16)]
 )
 def test_of_any_size(shape: tuple[int, ...]) -> None:
-    """Two values a channel come out as 1 and -1, with a gradient that is a difference of equals."""
+    """Two values per channel become 1 and -1, with a gradient that is a difference of equal numbers."""
     check(shape, torch.float32, "both", True, True)
 
 
 def test_a_large_mean_and_a_channel_without_variance(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mean 1,000 and deviation 1, of 3,000 positions and more programs than are added up at once. float32 has 2^-14 there, a mean of them is exact to two of these; the
-    difference of mean squares would be off by a hundredth. Without the ReLU, which may cut what is as near to 0 as that.
+    """Mean 1,000 and deviation 1, over 3,000 positions, with more programs than are added up at once.
+
+    float32 has a spacing of 2^-14 there, and a mean is exact to two of these. A difference of mean squares
+    would be off by a hundredth. There is no ReLU, because it may cut values this near to 0.
     """
     monkeypatch.setattr(module, "SUMS_WARPS", 320)
-    of = case((4, 4, 27, 29), torch.float32)
+    case = make_case((4, 4, 27, 29), torch.float32)
     with torch.no_grad():
-        x = of.leaves[0]
+        x = case.leaves[0]
         x.copy_((x - 1) / 3 + 1000)
         x[:, 1] = 7.25
-    expected, leaves, running = by_torch(of, "alone", False)
-    (result,) = by_kernels(of, "alone", False, False)
-    result.backward(of.gradients[0])
-    expected.backward(of.gradients[0].double())
-    assert_near(of.running[0], running[0], 2**-22)
-    assert_near(of.running[1], running[1], 1e-6)
+    expected, leaves, running = by_torch(case, "alone", False)
+    (result,) = by_kernels(case, "alone", False, False)
+    result.backward(case.gradients[0])
+    expected.backward(case.gradients[0].double())
+    assert_near(case.running[0], running[0], 2**-22)
+    assert_near(case.running[1], running[1], 1e-6)
     assert_near(result.detach(), expected.detach(), 2**-13)
-    # Of the channel without variance dx is 1 / sqrt(eps), 300 times, what a mean is off by.
-    assert_near(of.leaves[0].grad, leaves[0].grad, 1e-4)
+    # In the channel without variance dx is off by 1 / sqrt(eps), 300 times the error of a mean.
+    assert_near(case.leaves[0].grad, leaves[0].grad, 1e-4)
 
 
 def test_equal_bits_each_time_and_backward_twice() -> None:
     results = []
     for _ in range(2):
-        of = case((2, 66, 11, 9), torch.float32)
-        (result,) = by_kernels(of, "both", True, False)
+        case = make_case((2, 66, 11, 9), torch.float32)
+        (result,) = by_kernels(case, "both", True, False)
         for _ in range(2):
-            result.backward(of.gradients[0], retain_graph=True)
-        results.append([result.detach(), *of.running, *(leaf.grad for leaf in of.leaves)])
-        # The second adds what the first has made, and to tensors that no two parameters share.
-        of.leaves[2].grad.zero_()  # type: ignore[union-attr]
-        assert of.leaves[5].grad.abs().sum() > 0  # type: ignore[union-attr]
+            result.backward(case.gradients[0], retain_graph=True)
+        results.append([result.detach(), *case.running, *(leaf.grad for leaf in case.leaves)])
+        # The second call adds to the first one's gradients, and no two parameters share a tensor.
+        case.leaves[2].grad.zero_()  # type: ignore[union-attr]
+        assert case.leaves[5].grad.abs().sum() > 0  # type: ignore[union-attr]
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))  # type: ignore[arg-type]
 
 
 def test_backward_twice_is_twice_the_gradient() -> None:
     gradients = []
     for times in (1, 2):
-        of = case((2, 8, 5, 5), torch.float32)
-        (result,) = by_kernels(of, "sum", True, False)
+        case = make_case((2, 8, 5, 5), torch.float32)
+        (result,) = by_kernels(case, "sum", True, False)
         for _ in range(times):
-            result.backward(of.gradients[0], retain_graph=True)
-        gradients.append([leaf.grad for leaf in of.leaves[:4]])
+            result.backward(case.gradients[0], retain_graph=True)
+        gradients.append([leaf.grad for leaf in case.leaves[:4]])
     assert all(torch.equal(2 * a, b) for a, b in zip(*gradients, strict=True))  # type: ignore[operator, arg-type]
 
 
 def test_other_layouts_and_one_gradient_of_two() -> None:
-    of = case((2, 8, 5, 7), torch.float32)
-    expected, leaves, _ = by_torch(of, "both", True)
-    of.leaves[3] = of.leaves[3].detach().contiguous().requires_grad_()
-    first, second = by_kernels(of, "both", True, True)
+    case = make_case((2, 8, 5, 7), torch.float32)
+    expected, leaves, _ = by_torch(case, "both", True)
+    case.leaves[3] = case.leaves[3].detach().contiguous().requires_grad_()
+    first, second = by_kernels(case, "both", True, True)
     assert torch.equal(first, second)
-    # What a mean over positions gives: one value in the place of all.
+    # A mean over positions gives an expanded gradient, with one value for all positions.
     second.mean((2, 3)).square().sum().backward()
     expected.mean((2, 3)).square().sum().backward()
-    for ours, theirs in zip(of.leaves, leaves, strict=True):
-        assert_near(ours.grad, theirs.grad, 4e-6)
+    for leaf, wanted in zip(case.leaves, leaves, strict=True):
+        assert_near(leaf.grad, wanted.grad, 4e-6)
 
 
 def test_what_is_no_number_stays_so() -> None:
-    of = case((2, 8, 5, 7), torch.float32)
+    case = make_case((2, 8, 5, 7), torch.float32)
     with torch.no_grad():
-        of.leaves[0][0, 3, 2, 2] = torch.nan
-    (result,) = by_kernels(of, "sum", True, False)
+        case.leaves[0][0, 3, 2, 2] = torch.nan
+    (result,) = by_kernels(case, "sum", True, False)
     assert result[:, 3].isnan().all() and result[:, :3].isfinite().all()
 
 
 def test_without_gradients_no_bits_are_kept_and_nothing_moves() -> None:
-    of = case((2, 8, 5, 7), torch.float32)
-    before = [each.clone() for each in of.running]
+    case = make_case((2, 8, 5, 7), torch.float32)
+    before = [each.clone() for each in case.running]
     with torch.no_grad():
-        x, weight, bias, *_ = of.leaves
+        x, weight, bias, *_ = case.leaves
         result = batch_norm(Operand(x, weight, bias, Norm(EPS)), relu=True)
     assert isinstance(result, Tensor) and not result.requires_grad
     assert_near(
@@ -205,7 +214,7 @@ def test_without_gradients_no_bits_are_kept_and_nothing_moves() -> None:
         F.relu(F.batch_norm(x.double(), None, None, weight.double(), bias.double(), True)).detach(),
         2e-6,
     )
-    assert all(torch.equal(a, b) for a, b in zip(before, of.running, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, case.running, strict=True))
 
 
 def as_rows(maps: Tensor) -> Tensor:
@@ -217,7 +226,7 @@ def as_rows(maps: Tensor) -> Tensor:
 def test_as_many_programs_as_in_training_and_more_than_2_to_the_31_values(
     side_px: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever comes last adds up what all have left, each time; positions beyond 2^31 values are where they should be."""
+    """The last program always adds up all sums, and positions beyond 2^31 values are right."""
     monkeypatch.undo()
     shape, channels_last = (1, 64, side_px, side_px), torch.channels_last
     x, dy = (

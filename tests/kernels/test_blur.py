@@ -1,4 +1,4 @@
-"""Gaussian blur equals torchvision's, image by image, each with its own sigma."""
+"""Gaussian blur against torchvision's, image by image, each with its own sigma."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def reference(images, draw, kernel_px):
     return x
 
 
-def drawn(op, num, as_tensors):
+def make_draw(op, num, as_tensors):
     return as_tensors(op.draw(Keys(5, 1, np.arange(num, dtype=np.int64))))
 
 
@@ -29,7 +29,7 @@ def drawn(op, num, as_tensors):
 def test_equals_torchvision(kernel_px, dtype, shape, make_images, as_tensors, assert_close):
     op = GaussianBlur(kernel_px)
     images = make_images(*shape, dtype)
-    draw = drawn(op, shape[0], as_tensors)
+    draw = make_draw(op, shape[0], as_tensors)
     assert_close(op(images, draw), reference(images, draw, kernel_px))
 
 
@@ -38,7 +38,7 @@ def test_equals_torchvision(kernel_px, dtype, shape, make_images, as_tensors, as
 def test_two_percent_of_sigma_are_seen(factor, dtype, make_images, as_tensors, assert_close):
     op = GaussianBlur(23, p=1)
     images = make_images(12, 33, 47, dtype)
-    draw = drawn(op, 12, as_tensors)
+    draw = make_draw(op, 12, as_tensors)
     with pytest.raises(AssertionError):
         assert_close(op(images, draw | {"sigma": draw["sigma"] * factor}), reference(images, draw, 23))
 
@@ -46,7 +46,7 @@ def test_two_percent_of_sigma_are_seen(factor, dtype, make_images, as_tensors, a
 def test_autocast_does_not_round(make_images, as_tensors, assert_close):
     op = GaussianBlur(9, p=1)
     images = make_images(4, 20, 20, torch.float32)
-    draw = drawn(op, 4, as_tensors)
+    draw = make_draw(op, 4, as_tensors)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         blurred = op(images, draw)
     assert_close(blurred, reference(images, draw, 9))
@@ -71,4 +71,4 @@ def test_bad_values(arguments, message):
 def test_too_small_an_image(make_images, as_tensors):
     op = GaussianBlur(23)
     with pytest.raises(ValueError, match="11 x 40 px given to a blur of 23 px; allowed are sides of 12 px"):
-        op(make_images(2, 11, 40, torch.uint8), drawn(op, 2, as_tensors))
+        op(make_images(2, 11, 40, torch.uint8), make_draw(op, 2, as_tensors))

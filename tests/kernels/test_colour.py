@@ -1,4 +1,4 @@
-"""Colour distortion equals torchvision's functions applied image by image, in each image's own order."""
+"""Colour distortion against torchvision's functions, image by image, in each image's own order."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ SIMCLR = ColourDistortion(0.8, 0.8, 0.8, 0.2, p=0.8)
 
 
 def reference(images, draw):
-    """float32, one image and one op after the other."""
+    """Run torchvision's functions in float32, one image and one op after the other."""
     x = images.to(torch.float32) / (255 if images.dtype == torch.uint8 else 1)
     x = x.clone()
     for row in range(len(x)):
@@ -28,7 +28,7 @@ def reference(images, draw):
     return x
 
 
-def drawn(op, num, as_tensors):
+def make_draw(op, num, as_tensors):
     return as_tensors(op.draw(Keys(5, 1, np.arange(num, dtype=np.int64))))
 
 
@@ -36,7 +36,7 @@ def drawn(op, num, as_tensors):
 @pytest.mark.parametrize("shape", [(64, 17, 23), (1, 32, 32), (2, 1, 1)])
 def test_equals_torchvision(dtype, shape, make_images, as_tensors, assert_close):
     images = make_images(*shape, dtype)
-    draw = drawn(SIMCLR, shape[0], as_tensors)
+    draw = make_draw(SIMCLR, shape[0], as_tensors)
     assert_close(SIMCLR(images, draw), reference(images, draw))
 
 
@@ -44,7 +44,7 @@ def test_equals_torchvision(dtype, shape, make_images, as_tensors, assert_close)
 def test_each_order(order, make_images, as_tensors, assert_close):
     op = ColourDistortion(0.8, 0.8, 0.8, 0.5, p=1)
     images = make_images(6, 9, 9, torch.float32)
-    draw = drawn(op, 6, as_tensors)
+    draw = make_draw(op, 6, as_tensors)
     draw["order"] = torch.tensor(order).repeat(6, 1)
     assert_close(op(images, draw), reference(images, draw))
 
@@ -52,23 +52,23 @@ def test_each_order(order, make_images, as_tensors, assert_close):
 def test_without_hue_and_without_anything(make_images, as_tensors, assert_close):
     images = make_images(20, 9, 9, torch.float32)
     for op in (ColourDistortion(0.4, 0.4, 0.4, 0, p=1), ColourDistortion(0, 0, 0, 0.1, p=1)):
-        draw = drawn(op, 20, as_tensors)
+        draw = make_draw(op, 20, as_tensors)
         assert_close(op(images, draw), reference(images, draw))
     nothing = ColourDistortion(0, 0, 0, 0, p=1)
-    torch.testing.assert_close(nothing(images, drawn(nothing, 20, as_tensors)), images, rtol=0, atol=0)
+    torch.testing.assert_close(nothing(images, make_draw(nothing, 20, as_tensors)), images, rtol=0, atol=0)
 
 
 def test_not_applied_is_untouched(make_images, as_tensors):
     images = make_images(8, 11, 7, torch.float16)
     op = ColourDistortion(0.8, 0.8, 0.8, 0.2, p=0)
-    assert torch.equal(op(images, drawn(op, 8, as_tensors)), images)
+    assert torch.equal(op(images, make_draw(op, 8, as_tensors)), images)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("op_number", range(4))
 def test_two_percent_of_a_factor_are_seen(op_number, dtype, make_images, as_tensors, assert_close):
     images = make_images(16, 17, 23, dtype)
-    draw = drawn(SIMCLR, 16, as_tensors)
+    draw = make_draw(SIMCLR, 16, as_tensors)
     moved = draw | {"factors": draw["factors"].clone()}
     moved["factors"][:, op_number] *= 1.02
     with pytest.raises(AssertionError):
@@ -78,7 +78,7 @@ def test_two_percent_of_a_factor_are_seen(op_number, dtype, make_images, as_tens
 @pytest.mark.parametrize("channel", range(3))
 def test_two_percent_of_a_grey_weight_are_seen(channel, monkeypatch, make_images, as_tensors, assert_close):
     images = make_images(16, 17, 23, torch.float32)
-    draw = drawn(SIMCLR, 16, as_tensors)
+    draw = make_draw(SIMCLR, 16, as_tensors)
     weights = list(grey.WEIGHTS)
     weights[channel] *= 1.02
     monkeypatch.setattr(grey, "WEIGHTS", tuple(weights))

@@ -1,4 +1,4 @@
-"""Boxes equal torchvision's algorithm on equal uniforms, lie inside the image, and follow their draws."""
+"""Boxes against torchvision's algorithm on equal uniforms; they lie inside and follow their draws."""
 
 import math
 from typing import get_args
@@ -68,11 +68,11 @@ def test_two_percent_are_seen_in_random_resized_crop(constant):
     moved = {"scale": (0.08 * 1.02, 1.0), "ratio": (3 / 4 * 1.02, 4 / 3)}[constant]
     boxes = RandomResizedCrop(224, **{constant: moved}).boxes(keys, heights, widths)
     expected = random_resized_reference(keys, heights, widths, (0.08, 1.0), (3 / 4, 4 / 3))
-    assert (boxes != expected).any(1).mean() > 0.1  # the most extreme shapes fall back either way
+    assert (boxes != expected).any(1).mean() > 0.1  # because the most extreme shapes fall back either way
 
 
 class Feed:
-    """One sample's words in torchvision's order: two uniforms a try, two integers for the try that fits."""
+    """A sample's words in torchvision's order: two uniforms per try, two integers for the try that fits."""
 
     def __init__(self, row):
         self.blocks, self.num_uniforms, self.num_integers = np.reshape(row, (10, 4)).tolist(), 0, 0
@@ -89,7 +89,7 @@ class Feed:
 
 
 def test_random_resized_crop_equals_torchvision_on_equal_uniforms(monkeypatch):
-    """torchvision's own code, fed with our words where it asks torch for random numbers."""
+    """torchvision's own code gets our words as torch's random numbers."""
     keys, heights, widths = images(1500, seed=1)
     expected = []
     for row, height, width in zip(words(keys, Slot.CROP, 40), heights.tolist(), widths.tolist(), strict=True):
@@ -112,7 +112,7 @@ def test_random_resized_crop_equals_torchvision_on_equal_uniforms(monkeypatch):
 
 
 def box_by_hand(where, a, b, height, width, side):
-    """(top, left) from the words a, b."""
+    """Return top and left from the words a, b."""
     down, right = height - side, width - side
     if where == "random":
         return a * (down + 1) >> 32, b * (right + 1) >> 32
@@ -123,7 +123,7 @@ def box_by_hand(where, a, b, height, width, side):
     if where == "center":
         return down // 2, right // 2
     vertical, horizontal = where.split("_")
-    return down * (vertical == "bottom"), right * (horizontal == "right")
+    return down if vertical == "bottom" else 0, right if horizontal == "right" else 0
 
 
 @pytest.mark.parametrize("shorter_px, size_px", [(256, 225), (256, 224), (32, 32), (40, 3)])
@@ -145,10 +145,11 @@ def test_shorter_side_crop_equals_the_loop(shorter_px, size_px, where):
     "height, width, side", [(1, 1, 1), (1, 9, 1), (500, 1, 1), (3, 5, 3), (100, 150, 88)]
 )
 def test_corners_of_pictures_smaller_than_the_crop(height, width, side):
-    """The box is smaller in proportion, and enlarged: 224 of a shorter side of 256, in whole source pixels."""
+    """The box is smaller in proportion and enlarged: 224 of a shorter side of 256, in whole source pixels."""
     keys, sizes = Keys(0, 0, np.zeros(1, np.int64)), (np.array([height]), np.array([width]))
     places = {"top_left": (0, 0), "top_right": (0, width - side), "bottom_left": (height - side, 0),
-              "bottom_right": (height - side, width - side), "center": ((height - side) // 2, (width - side) // 2)}  # fmt: skip
+              "bottom_right": (height - side, width - side),
+              "center": ((height - side) // 2, (width - side) // 2)}  # fmt: skip
     for where, place in places.items():
         assert ShorterSideCrop(256, 224, where).boxes(  # type: ignore[arg-type]
             keys, *sizes
@@ -156,7 +157,7 @@ def test_corners_of_pictures_smaller_than_the_crop(height, width, side):
 
 
 def test_central_box_is_that_of_resize_and_centre_crop():
-    """Within a source pixel, for ordinary photos."""
+    """They agree within a source pixel for ordinary photos."""
     for height, width in [(375, 500), (500, 333), (256, 256), (1200, 1600)]:
         keys = Keys(0, 0, np.zeros(1, np.int64))
         box = ShorterSideCrop(256, 224, where="center").boxes(
@@ -204,7 +205,10 @@ def test_views_epochs_and_batches(crop):
         (lambda: RandomResizedCrop(8, scale=(0.5, 1.5)), "crop scale"),
         (lambda: RandomResizedCrop(8, scale=(0.5, 0.2)), "crop scale"),
         (lambda: RandomResizedCrop(8, ratio=(0.0, 1.0)), "crop ratio"),
-        (lambda: ShorterSideCrop(256, 224, "middle"), "where='middle' given; allowed are random, .*center"),  # type: ignore[arg-type]
+        (
+            lambda: ShorterSideCrop(256, 224, "middle"),  # type: ignore[arg-type]
+            "where='middle' given; allowed are random, .*center",
+        ),
         (lambda: ShorterSideCrop(224, 225), "225 px given for a shorter side of 224"),
         (lambda: RandomResizedCrop(8).check(0, 5), "0 x 5 px"),
         (lambda: ShorterSideCrop(256, 2).check(63, 500), "63 x 500 px .* 64 px and more"),

@@ -1,4 +1,4 @@
-"""Whatever the fused modules launch compiles for the GPUs that it is for, on a machine without one, and spills no register."""
+"""All launches of the fused modules compile for their GPUs without one, and spill no register."""
 
 import json
 import os
@@ -10,37 +10,41 @@ from typing import Any
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed: nothing to compile")
-pytestmark = pytest.mark.slow  # compiling takes minutes
+pytestmark = pytest.mark.slow  # because compiling takes minutes
 
-# H100 and H200, for which everything is compiled; A100, B200.
+# H100 and H200, for which everything is compiled; A100; B200.
 ARCHITECTURES = (90, 80, 100)
-# No task has this chain. ptxas takes 128 registers and 8 bytes of stack, where its like of 97 x 97 px takes 138 and none.
+# No task has this chain. ptxas takes 128 registers and 8 bytes of stack for it, and 138 and none for the same
+# chain at 97 x 97 px.
 SPILLED = {"neighbourhood_pass, T3, lightness, 51 taps, float32, 64 x 97 px"}
 
 
 def compiled(cache: Path) -> list[dict[str, Any]]:
-    """What `tests.kernels.cubins` prints, of a process of its own: this one may run kernels by the interpreter, which cannot compile them."""
+    """Return the rows that `tests.kernels.cubins` prints in its own process.
+
+    This process may run kernels by the interpreter, which cannot compile them.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(cache)
     command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.cubins", *map(str, ARCHITECTURES)]
     root = Path(__file__).parents[2]
-    done = subprocess.run(
+    process = subprocess.run(
         command, check=False, cwd=root, capture_output=True, text=True, env=environment, timeout=7900
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    assert process.returncode == 0, process.stderr[-3000:]
+    rows: list[dict[str, Any]] = json.loads(process.stdout)
     return rows
 
 
 def test_each_compiles_and_spills_no_register(tmp_path: Path) -> None:
-    """One test, as workers that share a file's tests would each compile."""
+    """This is one test because workers that share a file's tests would each compile."""
     rows = compiled(tmp_path)
     print("\n| kernel | registers | shared memory, bytes |\n|---|---|---|")
     for row in rows:
         print(f"| sm_{row['arch']}: {row['name']} | {row['registers']} | {row['shared']} |")
     failed = [f"sm_{row['arch']}, {row['name']}: {row['error']}" for row in rows if row["error"]]
     assert not failed, "\n".join(failed)
-    # Above, null is of an architecture that is too new for Triton's ptxas.
+    # Newer architectures may have null, if Triton's ptxas does not know them.
     assert all(row["shared"] is not None for row in rows if row["arch"] < 100)
     assert not [row for row in rows if row["spills"] and row["name"] not in SPILLED]
 

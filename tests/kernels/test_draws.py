@@ -1,4 +1,4 @@
-"""Draws are Philox4x32-10 to the bit, laid out as the module says, uniform and independent."""
+"""Draws are Philox4x32-10 to the bit in the documented layout, uniform and independent."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ SLOTS = (
 
 
 def philox_in_integers(counter, key):
-    """Philox4x32-10 in Python's integers, after the paper's figure."""
+    """Compute Philox4x32-10 in Python's integers, after the paper's figure."""
     c, k = list(counter), list(key)
     for _ in range(10):
         p0, p1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
@@ -50,14 +50,14 @@ def test_words_of_known_answer_through_the_front_door():
 )
 def test_counter_layout(seed, epoch, view, slot):
     indices = np.array([0, 1, -1, 2**32, 2**32 + 1, 2**40 + 3, 2**62], np.int64)
-    got = words(Keys(seed, epoch, indices, view), slot, 11)
+    result = words(Keys(seed, epoch, indices, view), slot, 11)
     for row, index in enumerate(indices.tolist()):
         expected = []
         for block in range(3):
             counter = (index % 2**32, (index % 2**64) >> 32, epoch, view << 24 | slot << 8 | block)
             expected += philox_in_integers(counter, (seed % 2**32, seed >> 32))
-        assert got[row].tolist() == expected[:11]
-    assert got.dtype == np.uint32
+        assert result[row].tolist() == expected[:11]
+    assert result.dtype == np.uint32
 
 
 def test_slots_are_frozen():
@@ -66,32 +66,34 @@ def test_slots_are_frozen():
 
 def test_uniforms_are_the_top_24_bits():
     keys = Keys(1, 2, np.arange(5, dtype=np.int64))
-    got = uniforms(keys, Slot.TASK, 9)
-    assert got.dtype == np.float32 and got.shape == (5, 9)
-    for word, uniform in zip(words(keys, Slot.TASK, 9).ravel().tolist(), got.ravel().tolist(), strict=True):
+    result = uniforms(keys, Slot.TASK, 9)
+    assert result.dtype == np.float32 and result.shape == (5, 9)
+    for word, uniform in zip(
+        words(keys, Slot.TASK, 9).ravel().tolist(), result.ravel().tolist(), strict=True
+    ):
         assert uniform == (word >> 8) / 2**24
 
 
 def test_uniforms_range_mean_and_spread():
-    got = uniforms(Keys(11, 3, np.arange(250_000, dtype=np.int64)), Slot.FLIP, 4).astype(np.float64)
-    assert 0 <= got.min() < 1e-5 and 1 - 1e-5 < got.max() < 1
-    assert abs(got.mean() - 0.5) < 5 * (1 / 12 / got.size) ** 0.5
-    assert abs(got.var() - 1 / 12) < 1e-3
-    counts = np.bincount((got.ravel() * 256).astype(int), minlength=256)
-    chi_square = ((counts - got.size / 256) ** 2 / (got.size / 256)).sum()
+    result = uniforms(Keys(11, 3, np.arange(250_000, dtype=np.int64)), Slot.FLIP, 4).astype(np.float64)
+    assert 0 <= result.min() < 1e-5 and 1 - 1e-5 < result.max() < 1
+    assert abs(result.mean() - 0.5) < 5 * (1 / 12 / result.size) ** 0.5
+    assert abs(result.var() - 1 / 12) < 1e-3
+    counts = np.bincount((result.ravel() * 256).astype(int), minlength=256)
+    chi_square = ((counts - result.size / 256) ** 2 / (result.size / 256)).sum()
     assert 150 < chi_square < 370  # 255 degrees of freedom, five sigma either side
-    assert np.abs(np.corrcoef(got.T) - np.eye(4)).max() < 0.01
+    assert np.abs(np.corrcoef(result.T) - np.eye(4)).max() < 0.01
 
 
 @pytest.mark.parametrize("high", [1, 2, 3, 12, 1000, 2**31])
 def test_integers(high):
     keys = Keys(1, 2, np.arange(3000, dtype=np.int64))
-    got = integers(keys, Slot.TILES, 3, high)
+    result = integers(keys, Slot.TILES, 3, high)
     expected = [(word * high) >> 32 for word in words(keys, Slot.TILES, 3).ravel().tolist()]
-    assert got.dtype == np.int64 and got.ravel().tolist() == expected
+    assert result.dtype == np.int64 and result.ravel().tolist() == expected
     if high <= 12:
-        assert np.bincount(got.ravel(), minlength=high).min() > 0.85 * got.size / high
-        assert got.max() == high - 1 and got.min() == 0
+        assert np.bincount(result.ravel(), minlength=high).min() > 0.85 * result.size / high
+        assert result.max() == high - 1 and result.min() == 0
 
 
 def test_a_draw_knows_nothing_of_its_batch():
@@ -99,7 +101,7 @@ def test_a_draw_knows_nothing_of_its_batch():
     shuffled = np.random.default_rng(0).permutation(100)
     np.testing.assert_array_equal(words(Keys(1, 2, shuffled), Slot.CROP, 6), whole[shuffled])
     np.testing.assert_array_equal(words(Keys(1, 2, shuffled[7:8]), Slot.CROP, 6), whole[shuffled[7:8]])
-    # asking for more words does not change the first ones
+    # because asking for more words does not change the first ones
     np.testing.assert_array_equal(
         words(Keys(1, 2, np.arange(100, dtype=np.int64)), Slot.CROP, 41)[:, :6], whole
     )

@@ -1,3 +1,5 @@
+"""Enlarge against torchvision's resize and centre crop."""
+
 import pytest
 import torch
 from torchvision.transforms.v2 import functional
@@ -18,11 +20,11 @@ def test_equals_torchvisions_resize_and_center_crop(height, width, side, size, b
         exact = functional.resize(images.double(), [side, side], antialias=False)
         top = (side - size) // 2
         middle = exact[..., top : top + size, top : top + size]
-        assert (out.double() - middle).abs().max() < 0.501  # rounded, and not cut off
+        assert (out.double() - middle).abs().max() < 0.501  # rounded, not truncated
 
 
 def test_a_pixel_by_hand():
-    """Two pixels to four: places -1/4, 1/4, 3/4, 5/4 between them; the middle two."""
+    """Two pixels become four, at -1/4, 1/4, 3/4 and 5/4 between them; then the middle two."""
     row = torch.tensor([[[[0, 100], [0, 100]]]], dtype=torch.uint8)
     assert Enlarge(4, 4)(row, {})[0, 0, 0].tolist() == [0, 25, 75, 100]
     assert Enlarge(4, 2)(row, {})[0, 0, 0].tolist() == [25, 75]

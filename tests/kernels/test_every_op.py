@@ -1,4 +1,4 @@
-"""What all ops promise: dtypes, channels-last, batch 0, no look at another sample, no wait for the device."""
+"""The contract of all ops: dtypes, channels-last, batch 0, independent samples, no wait for the device."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def num_channels(op):
     return 2 if isinstance(op, SobelXY) else 3
 
 
-def num_pictures(op):
+def num_images(op):
     if isinstance(op, AllTurns):
         return op.num
     return {JigsawTiles: 9, WarpPair: 2}.get(type(op), 1)
@@ -57,11 +57,11 @@ def test_dtype_layout_and_range(op, dtype, batch, layout, make_images, as_tensor
     images = make_images(batch, 33, 33, dtype).contiguous(memory_format=layout)
     before = images.clone()
     out = op(images, as_tensors(op.draw(keys(batch))))
-    assert torch.equal(images, before)  # the input is not written to
+    assert torch.equal(images, before)
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert out.dtype == (torch.float32 if op in CHANGES and dtype == torch.uint8 else dtype)
     side = 8 if isinstance(op, JigsawTiles) else 33
-    assert out.shape == (batch * num_pictures(op), num_channels(op), side, side)
+    assert out.shape == (batch * num_images(op), num_channels(op), side, side)
     if batch and out.dtype != torch.uint8:
         low, high = (-0.5, 0.5) if isinstance(op, SobelXY) else (0, 1)
         assert low <= out.min() and out.max() <= high
@@ -78,11 +78,9 @@ def test_a_sample_alone_is_as_in_its_batch(op, make_images, as_tensors, assert_c
         np.testing.assert_array_equal(values, op.draw(keys(12))[name][[7, 2]])
 
 
-@pytest.mark.parametrize(
-    "op", [op for op in RANDOM if num_pictures(op) == 1], ids=lambda op: type(op).__name__
-)
+@pytest.mark.parametrize("op", [op for op in RANDOM if num_images(op) == 1], ids=lambda op: type(op).__name__)
 def test_something_happens(op, make_images, as_tensors):
-    """Both kinds of samples are in the batch of these tests: changed and left alone."""
+    """The batch of these tests has samples of both kinds, changed and unchanged."""
     images = make_images(24, 33, 33, torch.float32)
     changed = (op(images, as_tensors(op.draw(keys(24)))) != images).flatten(1).any(1)
     assert 0 < changed.sum() < 24
@@ -93,11 +91,11 @@ def test_something_happens(op, make_images, as_tensors):
 def test_the_host_never_waits_for_the_device(op, dtype, make_images, as_tensors):
     images, draw = make_images(3, 33, 33, dtype), as_tensors(op.draw(keys(3)))
     with fake_cuda() as cuda:
-        there = {name: values.to(cuda.device) for name, values in draw.items()}
+        draw_on_device = {name: values.to(cuda.device) for name, values in draw.items()}
         on_device = images.to(cuda.device)
-        with cuda.watched() as seen:
-            out = normalised(op, op(on_device, there))
-    assert not seen.waits, seen.waits
+        with cuda.watched() as record:
+            out = normalised(op, op(on_device, draw_on_device))
+    assert not record.waits, record.waits
     assert out.is_cuda and out.shape[1] == num_channels(op) and out.dtype == torch.float16
 
 
@@ -107,12 +105,12 @@ def test_the_device_agrees_with_the_cpu_and_never_waits(op, device, make_images,
     images = make_images(5, 33, 33, torch.float32)
     draw = as_tensors(op.draw(keys(5)))
     expected = normalised(op, op(images, draw))
-    there = {name: values.to(device) for name, values in draw.items()}
+    draw_on_device = {name: values.to(device) for name, values in draw.items()}
     on_device = images.to(device)
     if device == "cuda":
         torch.cuda.set_sync_debug_mode("error")
     try:
-        out = normalised(op, op(on_device, there))
+        out = normalised(op, op(on_device, draw_on_device))
     finally:
         if device == "cuda":
             torch.cuda.set_sync_debug_mode("default")

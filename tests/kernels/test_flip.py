@@ -1,3 +1,5 @@
+"""Flip against reversed columns, and the frequency of its draws."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,8 @@
-"""Every constant of a fused kernel matters: 2 % more, and the comparison with the plain path fails.
+"""Every constant of a fused kernel matters: with 2 % more the comparison with the plain path fails.
 
-The constants are the module-level tl.constexpr floats of kernels/fused_cuda/*.py, found here, so that none is left out; numbers in
-the kernels themselves are 0 and 1 (and integers). A module's comparison is what its tests do, on few and small pictures.
+The constants are the module-level tl.constexpr floats of kernels/fused_cuda/*.py. They are collected here, so
+that none is left out. Literals in the kernels are 0, 1 and integers. A module's comparison is that of its
+tests, with few and small images.
 """
 
 import ast
@@ -29,17 +30,19 @@ from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="compiled kernels keep their constants: moved under the interpreter"
 )
-# A module's comparison: a fixture whose value is called without arguments and raises AssertionError ("off by ...").
+# A module's comparison is a fixture. Its value is called without arguments and raises AssertionError ("off by
+# ...").
 COMPARISONS = {
     "colour": "compare_colour",
     "gradient": "compare_gradient",
     "neighbourhood": "compare_neighbourhood",
 }
-# Those of test_fused_isotropic.py, which compares what bytes do not hide, and of test_fused_moves.py.
+# Modules with constants that test_fused_isotropic.py tests, which compares what bytes hide, and
+# test_fused_moves.py.
 ELSEWHERE = {"lattice", "planes", "prepared", "shifted", "warped"}
-NAMES = [found.name for found in pkgutil.iter_modules(package.__path__)]
-# Where two curves meet a little more changes nothing, nor does a bound that no picture comes near, nor the level from which
-# differences are taken, until it takes their digits: these move further.
+NAMES = [info.name for info in pkgutil.iter_modules(package.__path__)]
+# Some constants must move further. A little more changes nothing where two curves meet, nor for a bound that
+# no image comes near, nor for the level that is subtracted, until it takes the differences' digits.
 FACTORS = {"LINEAR_BELOW": 4, "CUBE_ABOVE": 8, "TINY": 1e33, "LEVEL": 1e4}
 COLOUR, BLUR = ColourDistortion(0.8, 0.8, 0.8, 0.5, p=1.0), GaussianBlur(9, p=1.0)
 STATISTICS = {
@@ -62,8 +65,10 @@ def constants(name):
 
 @pytest.fixture
 def compare(make_images, as_tensors, assert_fused_close):
-    """compare(chain, argument): fails where the fused chain differs; argument: (op, draw's name or "mean", "std",
-    column), of which the kernels get 2 % more."""
+    """Return a check that a fused chain equals the plain one.
+
+    Its `argument` is an op and draw's name, or "mean" or "std", and a column. The kernels get 2 % more of it.
+    """
 
     def run(ops, argument=(), width=13):
         images = make_images(4, 12, width, torch.uint8)
@@ -74,17 +79,19 @@ def compare(make_images, as_tensors, assert_fused_close):
         for op, draw in zip(ops, draws, strict=True):
             expected = op(expected, draw)
         expected = normalise(expected, mean, std, torch.float32)
-        given = {"mean": torch.tensor(mean), "std": torch.tensor(std)}
-        given |= {
+        arguments = {"mean": torch.tensor(mean), "std": torch.tensor(std)}
+        arguments |= {
             f"{type(op).__name__} {k}": v for op, d in zip(ops, draws, strict=True) for k, v in d.items()
         }
         if argument:
             name, column = argument
-            given[name] = given[name].clone()
-            given[name][..., column] *= 1.02
-        there = [{k: given[f"{type(op).__name__} {k}"] for k in d} for op, d in zip(ops, draws, strict=True)]
+            arguments[name] = arguments[name].clone()
+            arguments[name][..., column] *= 1.02
+        fused_draws = [
+            {k: arguments[f"{type(op).__name__} {k}"] for k in d} for op, d in zip(ops, draws, strict=True)
+        ]
         out = torch.empty(batch, *shape).contiguous(memory_format=torch.channels_last)
-        photometric.run(images, ops, there, given["mean"].tolist(), given["std"].tolist(), out)
+        photometric.run(images, ops, fused_draws, arguments["mean"].tolist(), arguments["std"].tolist(), out)
         assert_fused_close(out, expected)
 
     return run
@@ -92,7 +99,7 @@ def compare(make_images, as_tensors, assert_fused_close):
 
 @pytest.fixture
 def compare_colour(compare):
-    """Of rows that are read by bytes, and by words."""
+    """Return the comparison of rows that are read by bytes and of rows read by words."""
     chains = (
         ((COLOUR,), 13),
         ((COLOUR,), 12),
@@ -147,7 +154,7 @@ def test_no_module_is_left_out():
 
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_numbers_have_names(name):
-    """In a jitted function stand 0.0, 1.0 and integers; what else is a constant stands at the module's top."""
+    """A jitted function has the literals 0.0, 1.0 and integers; other constants are at the module's top."""
     tree = ast.parse(inspect.getsource(module(name)))
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list]
     numbers = {

@@ -1,4 +1,4 @@
-"""The CPU's fused moves, tiles, turns, holes and pairs against the operations one after the other, on equal draws."""
+"""The CPU's fused moves, tiles, turns, holes and pairs against the operations one by one, on equal draws."""
 
 import threading
 
@@ -49,8 +49,8 @@ SQUARE = {"one of four turns", "turns by 45", "all turns", "rotation", "AET", "f
 every_chain = pytest.mark.parametrize("name", CHAINS)
 
 
-def drawn(ops, num, as_tensors):
-    """What the operations draw; but every other picture is flipped, and turns take turns."""
+def make_draws(ops, num, as_tensors):
+    """Return the operations' draws, with every other image flipped and all turns in rotation."""
     keys = Keys(5, 1, np.arange(num, dtype=np.int64))
     draws = [as_tensors(op.draw(keys)) for op in ops]
     for op, draw in zip(ops, draws, strict=True):
@@ -62,7 +62,7 @@ def drawn(ops, num, as_tensors):
 
 
 def fused(images, ops, draws, dtype=torch.float32, mean=MEAN, std=STD):
-    """What is written, between pictures that must stay as they are."""
+    """Run the fused kernel, with the result between images that must not change."""
     module = module_for(MODULES, ops)
     assert module is not None
     shape = module.out_shape(ops, images.shape)
@@ -76,7 +76,10 @@ def fused(images, ops, draws, dtype=torch.float32, mean=MEAN, std=STD):
 
 @pytest.fixture
 def check(assert_fused_close):
-    """check(out, images, ops, draws): as the operations one after the other; a level off at most where rounding is a close call."""
+    """Return a check that `out` equals the operations one after the other.
+
+    Values that are rounded from near a half may be off by a level.
+    """
 
     def compare(out, images, ops, draws):
         expected = normalise(one_by_one(images, ops, draws), MEAN, STD, out.dtype)
@@ -93,8 +96,8 @@ def check(assert_fused_close):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("num", [0, 1, 9])
 def test_values_are_the_plain_path_s(name, dtype, num, make_images, as_tensors, check):
-    ops, images = CHAINS[name], make_images(num, SIDE, SIDE + 4 * (name not in SQUARE), torch.uint8)
-    before, draws = images.clone(), drawn(ops, num, as_tensors)
+    ops, images = CHAINS[name], make_images(num, SIDE, SIDE if name in SQUARE else SIDE + 4, torch.uint8)
+    before, draws = images.clone(), make_draws(ops, num, as_tensors)
     out = fused(images, ops, draws, dtype)
     assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
     assert bool(len(out)) == bool(num) and torch.equal(images, before)
@@ -102,20 +105,20 @@ def test_values_are_the_plain_path_s(name, dtype, num, make_images, as_tensors, 
 
 
 def test_every_shift(make_images, as_tensors, check):
-    """All that max_px allows, of pictures smaller than it, so that some are black; flipped and not, turned and not."""
+    """All shifts that max_px allows, of images so small that some become black; also flipped and turned."""
     moves = torch.cartesian_prod(torch.arange(7), torch.arange(7)).repeat_interleave(2, 0)
     images = make_images(len(moves), 2, 2, torch.uint8)
     for ops in ((SHIFT, FLIP), (SHIFT, FLIP, AllTurns(4)), (SHIFT, FLIP, WarpPair(2))):
-        draws = drawn(ops, len(moves), as_tensors)
+        draws = make_draws(ops, len(moves), as_tensors)
         draws[0]["shift"] = moves
         check(fused(images, ops, draws), images, ops, draws)
     assert (one_by_one(images, (SHIFT,), draws[:1])[::2].flatten(1).amax(1) == 0).any()
 
 
 def test_where_a_copy_comes_from_nowhere(make_images, as_tensors, check):
-    """Grey outside of the source, on the horizon and behind it; at the edges, half a pixel inside, the edge's pixels."""
+    """Grey lies outside the source, on the horizon and behind it; half a pixel inside, the edge's pixels."""
     ops, images = (WarpPair(8),), make_images(4, 8, 8, torch.uint8)
-    draws = drawn(ops, 4, as_tensors)
+    draws = make_draws(ops, 4, as_tensors)
     draws[0]["matrix"] = torch.tensor(
         [
             [[1, 0, 20], [0, 1, 0], [0, 0, 1]],  # all outside
@@ -132,20 +135,20 @@ def test_where_a_copy_comes_from_nowhere(make_images, as_tensors, check):
 
 @every_chain
 def test_any_strides(name, make_images, as_tensors):
-    """Of pictures and of draws."""
+    """The images and the draws have any strides."""
     ops, large = CHAINS[name], make_images(4, SIDE, SIDE + 3, torch.uint8)
-    draws, images = drawn(ops, 2, as_tensors), large[::2, :, :, 3:]
+    draws, images = make_draws(ops, 2, as_tensors), large[::2, :, :, 3:]
     apart = [{k: torch.stack([v, v.flip(0)], -1)[..., 0] for k, v in draw.items()} for draw in draws]
     assert torch.equal(fused(images, ops, apart), fused(images.contiguous(), ops, draws))
 
 
 @pytest.mark.parametrize("name", ["flip, tiles", "rotation", "AET"])
 def test_threads_change_nothing(name, make_images, as_tensors, monkeypatch):
-    """Neither torch's number of threads, nor callers at once: bit for bit."""
+    """Neither torch's number of threads nor concurrent callers change a bit."""
     monkeypatch.setattr(numba_geometric, "_VALUES_PER_THREAD", 1)
     monkeypatch.setattr(numba_warped, "_PIXELS_PER_THREAD", 1)
     ops, images = CHAINS[name], make_images(40, SIDE, SIDE, torch.uint8)
-    draws, threads_before = drawn(ops, 40, as_tensors), torch.get_num_threads()
+    draws, threads_before = make_draws(ops, 40, as_tensors), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         expected = fused(images, ops, draws)
@@ -166,8 +169,9 @@ def test_threads_change_nothing(name, make_images, as_tensors, monkeypatch):
 def test_which_operations_fit():
     assert all(module_for(MODULES, ops) for ops in CHAINS.values())
     for others in [
-        (), (FLIP,), (FLIP, SHIFT), (Grey(),), (TILES, FLIP), (AllTurns(4), FLIP), (Hole(), FLIP), (FLIP, Grey(), TILES),
-        (SHIFT, Grey()), (Hole(), AllTurns(4)), (WarpPair(8), FLIP), (WarpPair(8), Hole()),
+        (), (FLIP,), (FLIP, SHIFT), (Grey(),), (TILES, FLIP), (AllTurns(4), FLIP), (Hole(), FLIP),
+        (FLIP, Grey(), TILES), (SHIFT, Grey()), (Hole(), AllTurns(4)), (WarpPair(8), FLIP),
+        (WarpPair(8), Hole()),
     ]:  # fmt: skip
         assert not module_for(MODULES, others)
 
@@ -186,13 +190,13 @@ def test_which_operations_fit():
 )
 def test_what_the_operation_refuses_is_refused_in_its_words(ops, size, make_images, as_tensors):
     images = make_images(2, *size, torch.uint8)
-    with pytest.raises(ValueError) as by_the_op:
-        one_by_one(images, ops, drawn(ops, 2, as_tensors))
+    with pytest.raises(ValueError) as op_error:
+        one_by_one(images, ops, make_draws(ops, 2, as_tensors))
     module = module_for(MODULES, ops)
     assert module is not None
-    with pytest.raises(ValueError) as here:
+    with pytest.raises(ValueError) as module_error:
         module.out_shape(ops, images.shape)
-    assert str(here.value) == str(by_the_op.value)
+    assert str(module_error.value) == str(op_error.value)
 
 
 @pytest.mark.parametrize("channel", range(3))
@@ -202,7 +206,7 @@ def test_two_percent_of_a_constant_are_seen(which, channel, make_images, as_tens
     moved = {"mean": list(MEAN), "std": list(STD)}
     moved[which][channel] *= 1.02
     for name in ("plain", "pair"):
-        draws = drawn(CHAINS[name], 2, as_tensors)
+        draws = make_draws(CHAINS[name], 2, as_tensors)
         with pytest.raises(AssertionError):
             check(fused(images, CHAINS[name], draws, **moved), images, CHAINS[name], draws)
 
@@ -210,5 +214,5 @@ def test_two_percent_of_a_constant_are_seen(which, channel, make_images, as_tens
 def test_it_is_compiled_once_for_all_operations(make_images, as_tensors):
     for ops in CHAINS.values():
         for num in (1, 2):
-            fused(make_images(num, SIDE, SIDE, torch.uint8), ops, drawn(ops, num, as_tensors))
+            fused(make_images(num, SIDE, SIDE, torch.uint8), ops, make_draws(ops, num, as_tensors))
     assert len(numba_walks.walks.signatures) == len(numba_pairs.pairs.signatures) == 1

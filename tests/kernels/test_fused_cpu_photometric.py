@@ -1,4 +1,4 @@
-"""The CPU's fused colour, grey, blur and Sobel against the operations one after the other, on equal draws."""
+"""The CPU's fused colour, grey, blur and Sobel against the operations one by one, on equal draws."""
 
 import importlib.util
 import threading
@@ -12,7 +12,7 @@ from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ORDERS, ColourDistortion
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused_cpu import images as numba_pictures
+from fastpsl.kernels.fused_cpu import images as numba_images
 from fastpsl.kernels.fused_cpu import photometric as numba_photometric
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.jigsaw import JigsawTiles
@@ -44,7 +44,7 @@ CHAINS = {
 }
 
 
-def drawn(ops, num, as_tensors):
+def make_draws(ops, num, as_tensors):
     keys = Keys(3, 1, np.arange(num, dtype=np.int64))
     return [as_tensors(op.draw(keys)) for op in ops]
 
@@ -70,7 +70,7 @@ def test_values_are_the_plain_path_s(
     name, dtype, num, height, width, make_images, as_tensors, assert_fused_close
 ):
     ops, images = CHAINS[name], make_images(num, height, width, torch.uint8)
-    draws = drawn(ops, num, as_tensors)
+    draws = make_draws(ops, num, as_tensors)
     before = images.clone()
     if any(isinstance(op, GaussianBlur) and op.kernel_px // 2 >= min(height, width) for op in ops):
         with pytest.raises(ValueError, match=f"{height} x {width} px given to a blur of"):
@@ -83,25 +83,25 @@ def test_values_are_the_plain_path_s(
 
 def test_every_order_of_a_distortion(make_images, as_tensors, assert_fused_close):
     ops, images = (ColourDistortion(0.8, 0.8, 0.8, 0.5, p=1),), make_images(24, 17, 11, torch.uint8)
-    (draw,) = drawn(ops, 24, as_tensors)
+    (draw,) = make_draws(ops, 24, as_tensors)
     draw["order"] = torch.from_numpy(ORDERS)
     assert_fused_close(fused(images, ops, [draw]), plain(images, ops, [draw]))
 
 
 @pytest.mark.parametrize("turns", [-0.5, -1 / 3, -0.25, -1 / 6, 0.0, 1 / 6, 0.25, 1 / 3, 0.5])
 def test_hue_at_the_corners_of_its_circle(turns, as_tensors, assert_fused_close):
-    """All colours of seven levels a channel: pure ones, ties, greys; turned by whole sixths and between."""
+    """All colours of seven levels per channel (pure, ties, greys), turned by whole sixths and others."""
     levels = torch.tensor([0, 1, 64, 127, 128, 254, 255], dtype=torch.uint8)
     images = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 7, 49)
     ops = (ColourDistortion(0, 0, 0, 0.5, p=1),)
-    (draw,) = drawn(ops, 1, as_tensors)
+    (draw,) = make_draws(ops, 1, as_tensors)
     draw["factors"] = torch.tensor([[1, 1, 1, turns]], dtype=torch.float32)
     assert_fused_close(fused(images, ops, [draw]), plain(images, ops, [draw]))
 
 
 def test_any_strides_and_a_slice_of_a_larger_buffer(make_images, as_tensors, assert_fused_close):
     ops, large = CHAINS["T3"], make_images(6, 20, 24, torch.uint8)
-    draws = drawn(ops, 3, as_tensors)
+    draws = make_draws(ops, 3, as_tensors)
     for images in (large[::2, :, 2:15, 5:21], large[::2].contiguous(), large[1::2].flip(2).transpose(2, 3)):
         out = torch.full((5, 3, *images.shape[2:]), 7.0).contiguous(memory_format=torch.channels_last)
         numba_photometric.run(images, ops, draws, MEAN, STD, out[1:4])
@@ -110,9 +110,9 @@ def test_any_strides_and_a_slice_of_a_larger_buffer(make_images, as_tensors, ass
 
 
 def test_what_is_mirrored_rises_where_it_fell(make_images, as_tensors, assert_fused_close):
-    """Gradients of mirrored pictures, blurred and not, within a larger buffer."""
+    """Gradients of mirrored images, blurred and not, within a larger buffer."""
     ops, images = CHAINS["UIC, strong"], make_images(4, 12, 15, torch.uint8)
-    draws = drawn(ops, 4, as_tensors)
+    draws = make_draws(ops, 4, as_tensors)
     draws[0]["flip"] = torch.tensor([False, True, False, True])
     draws[3]["apply"] = torch.tensor([False, False, True, True])
     out = torch.full((6, 2, 12, 15), 7.0).contiguous(memory_format=torch.channels_last)
@@ -122,10 +122,10 @@ def test_what_is_mirrored_rises_where_it_fell(make_images, as_tensors, assert_fu
 
 
 def test_threads_change_nothing(make_images, as_tensors, monkeypatch):
-    """Neither torch's number of threads, nor callers at once: bit for bit."""
+    """Neither torch's number of threads nor concurrent callers change a bit."""
     ops, images = CHAINS["T3"], make_images(40, 48, 48, torch.uint8)
     monkeypatch.setattr(numba_photometric, "_BYTES_PER_THREAD", images.nbytes // 3)
-    draws, threads_before = drawn(ops, 40, as_tensors), torch.get_num_threads()
+    draws, threads_before = make_draws(ops, 40, as_tensors), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         expected = fused(images, ops, draws)
@@ -161,7 +161,7 @@ def test_statistics_of_other_channels_are_refused(make_images, as_tensors):
     images, ops = make_images(1, 8, 8, torch.uint8), CHAINS["T2"]
     out = torch.empty((1, 3, 8, 8)).contiguous(memory_format=torch.channels_last)
     with pytest.raises(ValueError, match="given for 3 channels"):
-        numba_photometric.run(images, ops, drawn(ops, 1, as_tensors), (0.5,), (0.2,), out)
+        numba_photometric.run(images, ops, make_draws(ops, 1, as_tensors), (0.5,), (0.2,), out)
     with pytest.raises(ValueError, match="given for 2 channels"):
         numba_photometric.run(
             images, (SobelXY(),), [{}], MEAN, STD, out[:, :2].contiguous(memory_format=torch.channels_last)
@@ -170,23 +170,23 @@ def test_statistics_of_other_channels_are_refused(make_images, as_tensors):
 
 def test_it_is_compiled_once_for_all_operations(make_images, as_tensors):
     for ops in CHAINS.values():
-        fused(make_images(2, 9, 9, torch.uint8), ops, drawn(ops, 2, as_tensors))
-    assert len(numba_pictures.pictures.signatures) == 1
+        fused(make_images(2, 9, 9, torch.uint8), ops, make_draws(ops, 2, as_tensors))
+    assert len(numba_images.pictures.signatures) == 1
 
 
 @pytest.fixture
 def uncompiled(monkeypatch):
-    """What is compiled once more as plain Python, so that its constants can be moved."""
+    """Load the compiled functions again as plain Python, so that their constants can be moved."""
     monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
-    spec = importlib.util.spec_from_file_location("uncompiled", numba_pictures.__file__)
+    spec = importlib.util.spec_from_file_location("uncompiled", numba_images.__file__)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(numba_photometric, "numba_pictures", module)
+    monkeypatch.setattr(numba_photometric, "numba_images", module)
     return module
 
 
-# _SIXTH chooses a multiple and changes no value; of _REACH_SIGMAS 2 % change none (see the last test).
+# _SIXTH chooses a multiple and changes no value, nor do 2 % of _REACH_SIGMAS (see the last test).
 CONSTANTS = ("_RED", "_GREEN", "_BLUE", "_UNIT", "_ONE", "_TWO", "_FOUR", "_SIX", "_EIGHTH")
 ARGUMENTS = ("mean", "std", "factors", "sigma")
 STRONG = (ColourDistortion(0.8, 0.8, 0.8, 0.5, p=1), Grey(0.3), GaussianBlur(5))
@@ -203,7 +203,7 @@ def test_every_constant_matters(
 ):
     """Moved by 2 %, each fails the comparison; unmoved, the same code passes it."""
     ops, images = (*STRONG, last), make_images(8, 9, 6, torch.uint8)
-    draws = drawn(ops, len(images), as_tensors)
+    draws = make_draws(ops, len(images), as_tensors)
     expected = plain(images, ops, draws)
     mean, std = (
         tuple((1.02 if part == name else 1) * value for value in values)
@@ -223,9 +223,9 @@ def test_every_constant_matters(
 
 
 def test_taps_are_left_out_where_they_weigh_nothing(as_tensors, assert_fused_close):
-    """Of edges from black to white, for sigmas of which the kernel holds all, some or none of the reach."""
+    """Edges from black to white, with sigmas for which the kernel holds all, some or none of the reach."""
     num, ops = 40, (GaussianBlur(9, p=1.0),)
     images = (torch.arange(23) // 3 % 2 * 255).to(torch.uint8).expand(num, 3, 21, 23)
-    draws = drawn(ops, num, as_tensors)
+    draws = make_draws(ops, num, as_tensors)
     draws[0]["sigma"] = torch.linspace(0.1, 2, num)
     assert_fused_close(fused(images, ops, draws), plain(images, ops, draws))

@@ -1,4 +1,4 @@
-"""Fused tiles and turns against plain slices and numpy.rot90 of each picture, normalised in float64."""
+"""Fused tiles and turns against plain slices and numpy.rot90 of each image, normalised in float64."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,7 +20,7 @@ from tests.slow import slow
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# By the interpreter without a GPU; with one, what it compiles.
+# Without a GPU the interpreter runs the kernels.
 pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 Ops = tuple[object, ...]
 Draws = Sequence[dict[str, Tensor]]
@@ -28,8 +28,8 @@ Compare = Callable[[Tensor, Tensor], None]
 Make = Callable[..., Tensor]
 
 
-def drawn(ops: Ops, num: int) -> Draws:
-    """What the operations draw; but every other picture is flipped, and turns take turns."""
+def make_draws(ops: Ops, num: int) -> Draws:
+    """Return the operations' draws, with every other image flipped and all turns in rotation."""
     keys = Keys(5, 1, np.arange(num, dtype=np.int64))
     draws = [op.draw(keys) for op in ops]  # type: ignore[attr-defined]
     for draw in draws:
@@ -41,7 +41,7 @@ def drawn(ops: Ops, num: int) -> Draws:
 
 
 def plain(images: Tensor, ops: Ops, draws: Draws) -> Tensor:
-    """float64 [N, 3, h, w], picture by picture."""
+    """Return float64 [N, 3, h, w], computed image by image."""
     out: list[np.ndarray] = []
     for i, image in enumerate(images.numpy()):
         op, draw = ops[-1], draws[-1]
@@ -65,12 +65,12 @@ def fused(
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
 ) -> Tensor:
-    """What is written, between pictures that must stay as they are."""
+    """Run the fused kernel, with the result between images that must not change."""
     shape = geometric.out_shape(ops, images.shape)
     whole = torch.full((shape[0] + 2, *shape[1:]), torch.nan, dtype=dtype, device=DEVICE)
     whole = whole.contiguous(memory_format=torch.channels_last)
-    there = [{k: v.to(DEVICE) for k, v in draw.items()} for draw in draws]
-    geometric.run(images.to(DEVICE), ops, there, mean, std, whole[1:-1])
+    device_draws = [{k: v.to(DEVICE) for k, v in draw.items()} for draw in draws]
+    geometric.run(images.to(DEVICE), ops, device_draws, mean, std, whole[1:-1])
     assert whole[0].isnan().all() and whole[-1].isnan().all()
     assert not whole[1:-1].isnan().any()
     return whole[1:-1].cpu()
@@ -81,7 +81,7 @@ JIGSAWS = [
     (JigsawTiles(3, 11, 8), (2, 33, 34)),
     (JigsawTiles(2, 7, 7), (3, 15, 14)),
     (JigsawTiles(1, 5, 2), (2, 5, 9)),
-    (JigsawTiles(1, 71, 66), (2, 71, 73)),  # more than a program's share in both directions
+    (JigsawTiles(1, 71, 66), (2, 71, 73)),  # more than a program handles, in both directions
     (JigsawTiles(5, 3, 1), (1, 15, 15)),
 ]
 
@@ -93,7 +93,7 @@ def test_tiles_are_slices(
 ) -> None:
     images = make_images(*shape, torch.uint8)
     ops = (*flip, op)
-    draws = drawn(ops, shape[0])
+    draws = make_draws(ops, shape[0])
     assert_fused_close(fused(images, ops, draws), plain(images, ops, draws))
 
 
@@ -103,10 +103,10 @@ TURNS = [Rotate90(4), Rotate90(2), Rotate45(), AllTurns(4), AllTurns(2)]
 @pytest.mark.parametrize("op", TURNS, ids=repr)
 @pytest.mark.parametrize("side", [1, *map(slow, (7, 32)), 33, slow(36)])
 def test_turns_are_numpys(op: object, side: int, make_images: Make, assert_fused_close: Compare) -> None:
-    """Squares of one program's share and of more, of sides that are and are not multiples of four."""
+    """Squares of one program's size and more, with sides that are and are not multiples of four."""
     num = 2 if isinstance(op, AllTurns) else 4
     images = make_images(num, side, side, torch.uint8)
-    draws = drawn((op,), num)
+    draws = make_draws((op,), num)
     assert_fused_close(fused(images, (op,), draws), plain(images, (op,), draws))
 
 
@@ -116,7 +116,7 @@ def test_half_turns_of_other_shapes(
     op: object, size: tuple[int, int], make_images: Make, assert_fused_close: Compare
 ) -> None:
     images = make_images(3, *size, torch.uint8)
-    draws = drawn((op,), 3)
+    draws = make_draws((op,), 3)
     assert_fused_close(fused(images, (op,), draws), plain(images, (op,), draws))
 
 
@@ -136,7 +136,7 @@ def test_equals_the_operations_themselves(
     ops: Ops, dtype: torch.dtype, make_images: Make, assert_fused_close: Compare
 ) -> None:
     images = make_images(2, 33, 33, torch.uint8)
-    draws = drawn(ops, 2)
+    draws = make_draws(ops, 2)
     expected = images
     for op, draw in zip(ops, draws, strict=True):
         expected = op(expected, draw)  # type: ignore[operator]
@@ -144,7 +144,7 @@ def test_equals_the_operations_themselves(
     assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
     wanted = normalise(expected, MEAN, STD, torch.float32)
     if dtype == torch.bfloat16 and DEVICE.type == "cpu":
-        # Triton's interpreter cuts off where a GPU rounds.
+        # Triton's interpreter truncates where a GPU rounds.
         wanted = (wanted.view(torch.int32) & -(2**16)).view(torch.float32)
     assert_fused_close(out, wanted.to(dtype))
 
@@ -153,7 +153,7 @@ def test_equals_the_operations_themselves(
 @pytest.mark.parametrize("batch", [0, 1])
 def test_few_images(ops: Ops, batch: int, make_images: Make, assert_fused_close: Compare) -> None:
     images = make_images(batch, 33, 33, torch.uint8)
-    draws = drawn(ops, batch)
+    draws = make_draws(ops, batch)
     out = fused(images, ops, draws)
     if batch:
         assert_fused_close(out, plain(images, ops, draws))
@@ -176,14 +176,14 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 )
 def test_any_strides(ops: Ops, layout: str, make_images: Make, assert_fused_close: Compare) -> None:
     images = LAYOUTS[layout](make_images(2, 33, 33, torch.uint8))
-    before, draws = images.clone(), drawn(ops, 2)
+    before, draws = images.clone(), make_draws(ops, 2)
     assert_fused_close(fused(images, ops, draws), plain(images, ops, draws))
     assert torch.equal(images, before)
 
 
 @pytest.mark.parametrize("ops", [slow(EVERY[0]), *EVERY[1:4], *map(slow, EVERY[4:])], ids=repr)
 def test_draws_of_any_strides(ops: Ops, make_images: Make, assert_fused_close: Compare) -> None:
-    images, draws = make_images(3, 33, 33, torch.uint8), drawn(ops, 3)
+    images, draws = make_images(3, 33, 33, torch.uint8), make_draws(ops, 3)
     apart = [{k: torch.stack([v, v.flip(0)], -1)[..., 0] for k, v in draw.items()} for draw in draws]
     assert_fused_close(fused(images, ops, apart), plain(images, ops, draws))
 
@@ -199,11 +199,11 @@ def test_what_fits() -> None:
 @pytest.mark.parametrize("op", [Rotate90(4), Rotate45(), AllTurns(4), JigsawTiles(2, 8, 4)], ids=repr)
 def test_what_the_operation_refuses_is_refused_in_its_words(op: object, make_images: Make) -> None:
     images = make_images(2, 15, 20, torch.uint8)
-    with pytest.raises(ValueError) as by_the_op:
-        op(images, drawn((op,), 2)[0])  # type: ignore[operator]
-    with pytest.raises(ValueError) as here:
+    with pytest.raises(ValueError) as op_error:
+        op(images, make_draws((op,), 2)[0])  # type: ignore[operator]
+    with pytest.raises(ValueError) as module_error:
         geometric.out_shape((op,), images.shape)
-    assert str(here.value) == str(by_the_op.value) and "15 x 20 px given" in str(here.value)
+    assert str(module_error.value) == str(op_error.value) and "15 x 20 px given" in str(module_error.value)
 
 
 @pytest.mark.parametrize("channel", range(3))
@@ -212,7 +212,7 @@ def test_two_percent_of_a_constant_are_seen(
     which: str, channel: int, make_images: Make, assert_fused_close: Compare
 ) -> None:
     images, ops = make_images(2, 9, 9, torch.uint8), (AllTurns(2),)
-    draws = drawn(ops, 2)
+    draws = make_draws(ops, 2)
     moved = {"mean": list(MEAN), "std": list(STD)}
     moved[which][channel] *= 1.02
     out = fused(images, ops, draws, torch.float16, **moved)
@@ -224,7 +224,7 @@ def test_two_percent_of_a_constant_are_seen(
 @every_op
 def test_the_host_never_waits(ops: Ops, make_images: Make) -> None:
     images = make_images(3, 33, 33, torch.uint8).to(DEVICE)
-    draws = [{k: v.to(DEVICE) for k, v in draw.items()} for draw in drawn(ops, 3)]
+    draws = [{k: v.to(DEVICE) for k, v in draw.items()} for draw in make_draws(ops, 3)]
     out = torch.empty(geometric.out_shape(ops, images.shape), device=DEVICE)
     out = out.contiguous(memory_format=torch.channels_last)
     torch.cuda.set_sync_debug_mode("error")

@@ -1,4 +1,7 @@
-"""The GPU's windows against the compiled form, a plain sum, and dense products with the same roundings; what those let through."""
+"""The GPU's windows against the compiled form, a plain sum, and dense products with the same roundings.
+
+Another test measures what their rounding reveals.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,17 +25,18 @@ from tests.pipelines.isotropy import probe_accuracy
 from tests.slow import slow
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# By the interpreter without a GPU; with one, what it compiles.
+# Without a GPU the interpreter runs the kernels.
 pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
-# Of values of noise, rounding to half precision is 0.005 (luma 2^-5 a pixel, less what the sums average, and weights 2^-12), so
-# 0.4 % of the bytes fall on the other side of a half. At worst it is ten times that, beside what lies beyond 4.25 sigma.
+# For noise, rounding to half precision is 0.005 (luma 2^-5 per pixel, less by the averaging of the sums, and
+# weights 2^-12), so 0.4 % of the bytes are on the other side of a half. The worst case is ten times that,
+# besides the part beyond 4.25 sigma.
 MOST_DIFFER, WORST = 0.01, 0.56
 both_bases = pytest.mark.parametrize(("base", "degrees"), [(ISOTROPIC, 0), (DIAGONAL, 45)])
 
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not written shows, and what is read without having been written too."""
+    """Fill new memory, so that missing writes and reads of unwritten memory show."""
     new_empty = Tensor.new_empty
 
     def fill(self: Tensor, *shape: Any, **kinds: Any) -> Tensor:
@@ -54,8 +58,8 @@ def assert_same(out: np.ndarray, expected: np.ndarray) -> None:
     assert difference.max() <= 1 and (difference > 0).sum() <= 4 + MOST_DIFFER * out.size
 
 
-# Side of the window and of the output: enlarging, nearly 1, shrinking where luma's kernel widens, and where both do, in more
-# than one program's columns; one pixel, and more than one program's lines.
+# The sides of the window and of the output: enlarging, nearly 1, shrinking where luma's kernel widens, and
+# where both do, with more columns than one program has; one pixel; more lines than one program has.
 SIZES = [
     (37, 12),
     (20, 1),
@@ -65,12 +69,16 @@ SIZES = [
 
 @pytest.mark.parametrize(("side", "size"), SIZES)
 def test_equals_the_compiled_form(side: int, size: int) -> None:
-    """Of several pictures: where they leave a window no place but one, and at the top left of larger ones."""
+    """Several images, some of which leave a window one place only, some at the top left of larger ones."""
     margin = int(margin_px(side, size))
     length = side + 2 * margin
     images = np.stack([noise(length + 5, length + 3, seed) for seed in range(4)])
-    boxes = [[margin, margin, side, side, ISOTROPIC], [margin + 5, margin + 3, side, side, DIAGONAL],
-             [margin + 5, margin + 3, side, side, ISOTROPIC], [margin, margin, side, side, DIAGONAL]]  # fmt: skip
+    boxes = [
+        [margin, margin, side, side, ISOTROPIC],
+        [margin + 5, margin + 3, side, side, DIAGONAL],
+        [margin + 5, margin + 3, side, side, ISOTROPIC],
+        [margin, margin, side, side, DIAGONAL],
+    ]
     out = crop(images, boxes, size)
     assert_same(
         out,
@@ -79,7 +87,7 @@ def test_equals_the_compiled_form(side: int, size: int) -> None:
         ),
     )
     if DEVICE.type == "cpu":
-        # Sums in another order, and the compiler's float32 for the weights, differ less than halves do.
+        # Sums in another order, and the compiler's float32 for the weights, differ by less than halves do.
         wanted = rounded(torch.from_numpy(images), torch.tensor(boxes), size, torch.float16).numpy()
         assert (out != wanted).mean() < 1e-3
 
@@ -140,15 +148,15 @@ def test_constant_pictures_stay_what_they_are(size: int) -> None:
 
 
 def farthest(base: int, degrees: int) -> float:
-    """How far the values are from the exact ones: of windows that show all sigmas and halves of their pixels."""
+    """Return the largest error, for windows that show all sigmas and halves of their pixels."""
     worst = []
     for side, size in [(41, 40), (97, 12)]:
         margin = int(margin_px(side, size))
-        picture = noise(side + 2 * margin, side + 2 * margin)
-        # Saturated colours, which are where luma's and colour's weights show.
-        picture[:, ::3], picture[::5] = [255, 0, 0], [0, 0, 255]
-        exact = plain(picture, margin, margin, side, degrees, size)
-        out = crop(picture[None], [[margin, margin, side, side, base]], size)[0]
+        image = noise(side + 2 * margin, side + 2 * margin)
+        # Saturated colours show the weights of luma and colour.
+        image[:, ::3], image[::5] = [255, 0, 0], [0, 0, 255]
+        exact = plain(image, margin, margin, side, degrees, size)
+        out = crop(image[None], [[margin, margin, side, side, base]], size)[0]
         worst.append(np.abs(out - exact).max())
     return max(worst)
 
@@ -182,7 +190,7 @@ def weights_kernel(box, luma, colour):
 
 
 def test_where_the_kernels_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At exactly 4.25 sigma; 2 % are seen here, which no byte shows."""
+    """They are cut at 4.25 sigma, to within 2 %, which no byte shows."""
     box = torch.tensor([20, 28, 9, 9, ISOTROPIC], dtype=torch.int32, device=DEVICE)
 
     def weights() -> list[np.ndarray]:
@@ -197,13 +205,13 @@ def test_where_the_kernels_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     if DEVICE.type == "cpu":
         for factor in (0.98, 1.02):
             monkeypatch.setattr(lattice, "REACH", tl.constexpr(4.25 * factor))
-            seen = [(values > 0).sum() for values in weights()]
-            assert seen != [(exact > 0).sum() for exact in expected]
+            num_positive = [(values > 0).sum() for values in weights()]
+            assert num_positive != [(exact > 0).sum() for exact in expected]
 
 
 @pytest.mark.slow
 def test_half_precision_is_enough() -> None:
-    """Enlarged white noise, where it shows most: its angle is not told through halves, but is through bfloat16."""
+    """Enlarged white noise shows the angle most: a probe finds it through bfloat16 but not through halves."""
     num, size, height, width = 6000, 64, 88, 85
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -212,14 +220,14 @@ def test_half_precision_is_enough() -> None:
         op = RotationCrop(size)
         bases = op.resampling(keys)
         boxes = np.concatenate([op.boxes(keys, height * shape, width * shape), bases[:, None]], 1)
-        pictures = np.random.default_rng(7).integers(0, 256, (num, height, width, 3), np.uint8)
-        given = torch.from_numpy(pictures), torch.from_numpy(boxes), size
+        images = np.random.default_rng(7).integers(0, 256, (num, height, width, 3), np.uint8)
+        arguments = torch.from_numpy(images), torch.from_numpy(boxes), size
         labels = torch.from_numpy((bases == DIAGONAL).astype(np.int64))
         chance = 0.5 + 4.5 * (0.25 / (num // 2)) ** 0.5
-        told = {
-            dtype: probe_accuracy(rounded(*given, dtype).permute(0, 3, 1, 2), labels)
+        accuracy = {
+            dtype: probe_accuracy(rounded(*arguments, dtype).permute(0, 3, 1, 2), labels)
             for dtype in (torch.float16, torch.bfloat16)
         }
-        assert told[torch.float16] < chance < told[torch.bfloat16]
+        assert accuracy[torch.float16] < chance < accuracy[torch.bfloat16]
     finally:
         torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-"""What begins with Shift and Flip, and AET's pairs and enlarged pictures, by Triton against the operations one after the other."""
+"""Shift and Flip with other operations, AET's pairs and enlarged images, by Triton against one by one."""
 
 from types import ModuleType
 
@@ -27,7 +27,7 @@ from fastpsl.kernels.warp import WarpPair
 from tests.kernels.close_calls import close_calls, one_by_one
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# By the interpreter without a GPU; with one, what it compiles.
+# Without a GPU the interpreter runs the kernels.
 pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STATISTICS = {1: (MEAN[:1], STD[:1]), 2: ((0.1, -0.2), (SOBEL_XY_STD,) * 2), 3: (MEAN, STD)}
@@ -55,8 +55,8 @@ SQUARE = ("rotation", "shift, one turn", "AET", "flip, affine", "pair")
 every_chain = pytest.mark.parametrize("name", CHAINS)
 
 
-def drawn(ops, num, as_tensors):
-    """What the operations draw, but every other picture is flipped, from the first on."""
+def make_draws(ops, num, as_tensors):
+    """Return the operations' draws, with every other image flipped, from the first on."""
     draws = [as_tensors(op.draw(Keys(2, 0, np.arange(num, dtype=np.int64)))) for op in ops]
     for draw in draws:
         if "flip" in draw:
@@ -67,18 +67,18 @@ def drawn(ops, num, as_tensors):
 def normalised(images, dtype):
     out = normalise(images, *STATISTICS[images.shape[1]], torch.float32)
     if dtype == torch.bfloat16 and DEVICE.type == "cpu":
-        # Triton's interpreter cuts off where a GPU rounds.
+        # Triton's interpreter truncates where a GPU rounds.
         out = (out.view(torch.int32) & -(2**16)).view(torch.float32)
     return out.to(dtype)
 
 
 def fused(module, images, ops, draws, dtype=torch.float32):
-    """What is written, between pictures that must stay as they are."""
+    """Run the fused kernel, with the result between images that must not change."""
     shape = module.out_shape(ops, images.shape)
     whole = torch.full((shape[0] + 2, *shape[1:]), torch.nan, dtype=dtype, device=DEVICE)
     whole = whole.contiguous(memory_format=torch.channels_last)
-    there = [{k: v.to(DEVICE) for k, v in draw.items()} for draw in draws]
-    module.run(images.to(DEVICE), ops, there, *STATISTICS[shape[1]], whole[1:-1])
+    device_draws = [{k: v.to(DEVICE) for k, v in draw.items()} for draw in draws]
+    module.run(images.to(DEVICE), ops, device_draws, *STATISTICS[shape[1]], whole[1:-1])
     assert whole[0].isnan().all() and whole[-1].isnan().all()
     assert not whole[1:-1].isnan().any()
     return whole[1:-1].cpu()
@@ -86,13 +86,16 @@ def fused(module, images, ops, draws, dtype=torch.float32):
 
 @pytest.fixture
 def check(assert_fused_close):
-    """check(out, images, ops, draws): as the operations one after the other; a level off at most where rounding is a close call."""
+    """Return a check that `out` equals the operations one after the other.
+
+    Values that are rounded from near a half may be off by a level.
+    """
 
     def compare(out, images, ops, draws):
         expected = normalised(one_by_one(images, ops, draws), out.dtype)
         close = close_calls(images, ops, draws)
         assert close.sum() <= 0.5 * close.numel()
-        level = 1 if out.shape[1] == 3 else 0.5  # a gradient weighs a byte by a sixth at most
+        level = 1 if out.shape[1] == 3 else 0.5  # because a gradient has at most a sixth of a byte
         level *= 1.2 / (255 * min(STATISTICS[out.shape[1]][1]))
         assert torch.allclose(out[close].float(), expected[close].float(), rtol=2**-7, atol=level)
         assert_fused_close(torch.where(close, expected, out), expected)
@@ -109,10 +112,10 @@ def check(assert_fused_close):
     ],
 )
 def test_equals_the_operations(name, dtype, make_images, as_tensors, check):
-    """Of an odd size, no square where it need not be one."""
+    """The size is odd, and not square if the chain allows it."""
     module, ops = CHAINS[name]
     images = make_images(3, SIDE if name in SQUARE else SIDE - 2, SIDE, torch.uint8)
-    before, draws = images.clone(), drawn(ops, 3, as_tensors)
+    before, draws = images.clone(), make_draws(ops, 3, as_tensors)
     out = fused(module, images, ops, draws, dtype)
     assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(images, before)
@@ -122,10 +125,10 @@ def test_equals_the_operations(name, dtype, make_images, as_tensors, check):
 @every_chain
 @pytest.mark.parametrize("num", [0, 1])
 def test_few_pictures(name, num, make_images, as_tensors, check):
-    """None, and one, larger than a program's share."""
+    """No image, and one that is larger than a program handles."""
     module, ops = CHAINS[name]
     side = SIDE if module is warped else 34
-    images, draws = make_images(num, side, side, torch.uint8), drawn(ops, num, as_tensors)
+    images, draws = make_images(num, side, side, torch.uint8), make_draws(ops, num, as_tensors)
     out = fused(module, images, ops, draws)
     assert out.shape == module.out_shape(ops, images.shape) and bool(len(out)) == bool(num)
     if num:
@@ -134,25 +137,25 @@ def test_few_pictures(name, num, make_images, as_tensors, check):
 
 def test_pairs_of_more_than_a_programs_share(make_images, as_tensors, check):
     ops, images = (SHIFT, FLIP, WarpPair(35)), make_images(1, 35, 35, torch.uint8)
-    draws = drawn(ops, 1, as_tensors)
+    draws = make_draws(ops, 1, as_tensors)
     check(fused(warped, images, ops, draws), images, ops, draws)
 
 
 def test_every_shift(make_images, as_tensors, check):
-    """All that max_px allows, of pictures smaller than it, so that some are black; flipped and not."""
+    """All shifts that max_px allows, of images so small that some become black; flipped and not."""
     num, ops = 49, (SHIFT, FLIP)
     images = make_images(2 * num, 2, 3, torch.uint8)
-    draws = drawn(ops, 2 * num, as_tensors)
+    draws = make_draws(ops, 2 * num, as_tensors)
     draws[0]["shift"] = torch.cartesian_prod(torch.arange(7), torch.arange(7)).repeat_interleave(2, 0)
     check(fused(shifted, images, ops, draws), images, ops, draws)
     assert (one_by_one(images, ops, draws)[::2].flatten(1).amax(1) == 0).any()
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero")  # numpy's, of Triton's interpreter
+@pytest.mark.filterwarnings("ignore:divide by zero")  # from numpy in Triton's interpreter
 def test_where_a_copy_comes_from_nowhere(make_images, as_tensors, check):
-    """Grey outside of the source, on the horizon and behind it; at the edges, half a pixel inside, the edge's pixels."""
+    """Grey lies outside the source, on the horizon and behind it; half a pixel inside, the edge's pixels."""
     ops, images = (WarpPair(8),), make_images(4, 8, 8, torch.uint8)
-    draws = drawn(ops, 4, as_tensors)
+    draws = make_draws(ops, 4, as_tensors)
     draws[0]["matrix"] = torch.tensor(
         [
             [[1, 0, 20], [0, 1, 0], [0, 0, 1]],  # all outside
@@ -169,10 +172,10 @@ def test_where_a_copy_comes_from_nowhere(make_images, as_tensors, check):
 
 @pytest.mark.parametrize("name", ["context", "colorization", "rotation", "AET", "gradients", "enlarged"])
 def test_any_strides(name, make_images, as_tensors):
-    """Of pictures and of draws."""
+    """The images and the draws have any strides."""
     module, ops = CHAINS[name]
     large = make_images(4, SIDE, SIDE + 3, torch.uint8)
-    draws = drawn(ops, 2, as_tensors)
+    draws = make_draws(ops, 2, as_tensors)
     apart = [{k: torch.stack([v, v.flip(0)], -1)[..., 0] for k, v in draw.items()} for draw in draws]
     images = large[::2, :, :, 3:]
     expected = fused(module, images.contiguous(), ops, draws)
@@ -203,11 +206,11 @@ def test_what_fits():
 )
 def test_what_the_operation_refuses_is_refused_in_its_words(module, ops, size, make_images, as_tensors):
     images = make_images(2, *size, torch.uint8)
-    with pytest.raises(ValueError) as by_the_op:
-        one_by_one(images, ops, drawn(ops, 2, as_tensors))
-    with pytest.raises(ValueError) as here:
+    with pytest.raises(ValueError) as op_error:
+        one_by_one(images, ops, make_draws(ops, 2, as_tensors))
+    with pytest.raises(ValueError) as module_error:
         module.out_shape(ops, images.shape)
-    assert str(here.value) == str(by_the_op.value)
+    assert str(module_error.value) == str(op_error.value)
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="needs CUDA")
@@ -215,7 +218,7 @@ def test_what_the_operation_refuses_is_refused_in_its_words(module, ops, size, m
 def test_the_host_never_waits(name, make_images, as_tensors):
     module, ops = CHAINS[name]
     images = make_images(2, SIDE, SIDE, torch.uint8).to(DEVICE)
-    draws = [{k: v.to(DEVICE) for k, v in draw.items()} for draw in drawn(ops, 2, as_tensors)]
+    draws = [{k: v.to(DEVICE) for k, v in draw.items()} for draw in make_draws(ops, 2, as_tensors)]
     shape = module.out_shape(ops, images.shape)
     out = torch.empty(shape, device=DEVICE).contiguous(memory_format=torch.channels_last)
     torch.cuda.set_sync_debug_mode("error")
@@ -225,7 +228,7 @@ def test_the_host_never_waits(name, make_images, as_tensors):
         torch.cuda.set_sync_debug_mode("default")
 
 
-# Two percent more of a number that rounds by being added changes nothing: the next that rounds to fours does.
+# INTEGERS rounds by being added, and 2 % more changes nothing. Four times as much rounds to fours.
 MOVED = {"UNIT": 1.02, "GREY": 1.02, "INTEGERS": 4.0}
 
 
@@ -238,7 +241,7 @@ def test_a_constant_that_moves_is_seen(name, constant, monkeypatch, make_images,
     module, ops = CHAINS[name]
     value = getattr(module, constant).value * MOVED[constant]
     monkeypatch.setattr(module, constant, tl.constexpr(value))
-    images, draws = make_images(3, SIDE, SIDE, torch.uint8), drawn(ops, 3, as_tensors)
+    images, draws = make_images(3, SIDE, SIDE, torch.uint8), make_draws(ops, 3, as_tensors)
     out = fused(module, images, ops, draws)
     with pytest.raises(AssertionError):
         check(out, images, ops, draws)

@@ -1,5 +1,7 @@
-"""The ways that the fused colour, blur and Sobel chain takes, and that each equals the operations: rows by words or by bytes, blur and
-Sobel by strips or by tiles."""
+"""The paths of the fused colour, blur and Sobel chain, each of which equals the operations.
+
+Rows are read by words or by bytes. Blur and Sobel run by strips or by tiles.
+"""
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ORDERS, ColourDistortion
 from fastpsl.kernels.fused_cuda import photometric
 from fastpsl.kernels.sobel import Sobel
-from tests.kernels.test_fused_photometric import DEVICE, SIMCLR, XY, drawn, fused, plain
+from tests.kernels.test_fused_photometric import DEVICE, SIMCLR, XY, fused, make_draws, plain
 from tests.slow import slow
 
 pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
@@ -18,7 +20,7 @@ pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 
 @pytest.fixture
 def launched(monkeypatch):
-    """{kernel's name: the constants of its last launch}"""
+    """Return a dictionary of kernel names and the constants of their last launches."""
     constants = {}
 
     class Kernel:
@@ -41,11 +43,14 @@ def launched(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("factors", [(0.2, 0.2, 0.2, -0.41), (1.8, 1.8, 1.8, 0.5)], ids=["down", "up"])
 def test_each_order_of_hard_colours(factors, dtype, launched, as_tensors, assert_fused_close):
-    """Greys, pure colours, ties, one level beside; all that is clamped, and hue across its ends. Rows are read by words."""
+    """Greys, pure colours, ties and their neighbours, with clamps and hues across the ends.
+
+    Rows are read by words.
+    """
     levels = torch.tensor([0, 1, 128, 254, 255], dtype=torch.uint8)
     images = torch.cartesian_prod(levels, levels, levels)[:124].T.reshape(1, 3, 31, 4).repeat(24, 1, 1, 1)
     ops = (ColourDistortion(0.8, 0.8, 0.8, 0.5, p=1.0),)
-    draws = drawn(ops, 24, as_tensors)
+    draws = make_draws(ops, 24, as_tensors)
     draws[0]["order"] = torch.from_numpy(ORDERS)
     draws[0]["factors"] = torch.tensor([factors]).repeat(24, 1)
     assert_fused_close(fused(images, ops, draws, dtype), plain(images, ops, draws))
@@ -60,11 +65,11 @@ def test_each_order_of_hard_colours(factors, dtype, launched, as_tensors, assert
 def test_rows_by_words_and_by_bytes(
     width, start, pixels, last, launched, make_images, as_tensors, assert_fused_close
 ):
-    """Four pixels at a time where rows and the picture begin at words; mirrored and not."""
+    """Four pixels at a time if rows and the image are aligned to words; mirrored and not."""
     images, ops = make_images(4, 34, width, torch.uint8), (*SIMCLR[:3], *last)
     apart = torch.empty(start + images.numel(), dtype=torch.uint8, device=DEVICE)[start:]
     apart = apart.view(4, 34, width, 3).copy_(images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    draws = drawn(ops, 4, as_tensors)
+    draws = make_draws(ops, 4, as_tensors)
     draws[0]["flip"] = torch.tensor([True, False, True, False])
     draws[1]["apply"] = torch.tensor([True, True, False, False])
     assert_fused_close(fused(apart, ops, draws, torch.float16), plain(images, ops, draws))
@@ -85,10 +90,10 @@ def test_rows_by_words_and_by_bytes(
 def test_tiles_side_by_side(
     kernel_px, shape, dtype, path, launched, make_images, as_tensors, assert_fused_close
 ):
-    """What two tiles share is seen by both, to the last tap that half a tile holds; each border mirrors."""
+    """Two tiles both see what they share, up to the last tap that half a tile holds; each border mirrors."""
     images = make_images(2, *shape, torch.uint8)
     ops = (GaussianBlur(kernel_px, sigma=(6.0, 9.0), p=1.0), Sobel(0.5))
-    draws = drawn(ops, 2, as_tensors)
+    draws = make_draws(ops, 2, as_tensors)
     draws[1]["apply"] = torch.tensor([False, True])
     assert_fused_close(fused(images, ops, draws, dtype), plain(images, ops, draws))
     assert set(launched) == {"colour_pass", path}

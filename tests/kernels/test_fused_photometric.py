@@ -1,4 +1,4 @@
-"""The fused colour, blur and Sobel chain equals the operations one after the other, on the same draws."""
+"""The fused colour, blur and Sobel chain against the operations one by one, on the same draws."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
 from tests.slow import slow
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# By the interpreter without a GPU; with one, what it compiles.
+# Without a GPU the interpreter runs the kernels.
 pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 HALVES = (torch.float16, torch.bfloat16)
 FLIP, COLOUR, GREY = Flip(0.5), ColourDistortion(0.8, 0.8, 0.8, 0.2, p=0.7), Grey(0.3)
@@ -50,7 +50,8 @@ CHAINS = [
     (GREY, GaussianBlur(1, p=1.0), XY),
     UIC,
 ]
-# In `make test` each operation and each way to end: as bytes, blurred, as one channel, as gradients of either kind.
+# `make test` runs each operation and each end: as bytes, blurred, as one channel, as gradients of either
+# kind.
 QUICK = (
     (),
     (FLIP, ColourDistortion(0.4, 0, 0.4, 0, p=0.7), BLUR),
@@ -62,30 +63,30 @@ QUICK = (
 
 
 def statistics(ops: Sequence[object]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of the result's channels."""
+    """Return the mean and std of the result's channels."""
     if XY in ops:
         return (0.0, 0.0), (SOBEL_XY_STD, SOBEL_XY_STD)
     return ((0.449,), (0.226,)) if LIGHTNESS in ops else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def drawn(ops, batch, as_tensors):
+def make_draws(ops, batch, as_tensors):
     return [as_tensors(op.draw(Keys(7, 2, np.arange(batch, dtype=np.int64)))) for op in ops]
 
 
 def plain(images, ops, draws):
-    """float32, on the CPU: what each operation defines."""
+    """Run the operations one after the other on the CPU, in float32."""
     for op, draw in zip(ops, draws, strict=True):
         images = op(images, draw)
     return normalise(images, *statistics(ops), torch.float32)
 
 
 def fused(images, ops, draws, dtype):
-    """Written between guards that nothing may touch, over NaN that nothing may leave."""
+    """Run the fused kernel over NaN, with the result between images that must not change."""
     batch, *shape = photometric.out_shape(ops, images.shape)
     whole = torch.full((batch + 2, *shape), torch.nan, dtype=dtype, device=DEVICE)
     whole = whole.contiguous(memory_format=torch.channels_last)
-    there = [{name: values.to(DEVICE) for name, values in draw.items()} for draw in draws]
-    photometric.run(images.to(DEVICE), ops, there, *statistics(ops), whole[1:-1])
+    device_draws = [{name: values.to(DEVICE) for name, values in draw.items()} for draw in draws]
+    photometric.run(images.to(DEVICE), ops, device_draws, *statistics(ops), whole[1:-1])
     assert whole[0].isnan().all() and whole[-1].isnan().all()
     return whole[1:-1].cpu()
 
@@ -100,7 +101,7 @@ def test_equals_the_operations(ops, dtype, make_images, as_tensors, assert_fused
     if dtype == torch.bfloat16 and (ops and ops[-1] not in (BLUR, COLOUR) and ops not in ((FLIP, XY), UIC)):
         pytest.skip("bfloat16 differs from float16 in the last store alone")
     assert photometric.fits(ops)
-    images, draws = make_images(4, 19, 21, torch.uint8), drawn(ops, 4, as_tensors)
+    images, draws = make_images(4, 19, 21, torch.uint8), make_draws(ops, 4, as_tensors)
     assert_fused_close(fused(images, ops, draws, dtype), plain(images, ops, draws))
 
 
@@ -117,8 +118,8 @@ mixes = pytest.mark.parametrize(
 
 @mixes
 def test_every_mix_of_choices(dtype, shape, make_images, as_tensors, assert_fused_close):
-    """Samples with and without colour, blur and Sobel: all eight, over more than one tile in both directions."""
-    images, draws = make_images(8, *shape, torch.uint8), drawn(SIMCLR, 8, as_tensors)
+    """All eight combinations of colour, blur and Sobel, over more than one tile in both directions."""
+    images, draws = make_images(8, *shape, torch.uint8), make_draws(SIMCLR, 8, as_tensors)
     bits = torch.arange(8)
     for place, op in ((0, 1), (1, 3), (2, 4)):
         draws[op]["apply"] = (bits >> place) % 2 == 1
@@ -127,8 +128,8 @@ def test_every_mix_of_choices(dtype, shape, make_images, as_tensors, assert_fuse
 
 @mixes
 def test_gradients_of_every_mix_of_choices(dtype, shape, make_images, as_tensors, assert_fused_close):
-    """Mirrored, distorted, blurred and not: all eight; what is mirrored rises where it fell."""
-    images, draws = make_images(8, *shape, torch.uint8), drawn(UIC, 8, as_tensors)
+    """All eight combinations of flip, colour and blur; a mirror changes the sign of a gradient."""
+    images, draws = make_images(8, *shape, torch.uint8), make_draws(UIC, 8, as_tensors)
     bits = torch.arange(8)
     for place, (op, name) in enumerate(((0, "flip"), (1, "apply"), (3, "apply"))):
         draws[op][name] = (bits >> place) % 2 == 1
@@ -140,15 +141,16 @@ def test_gradients_of_every_mix_of_choices(dtype, shape, make_images, as_tensors
     "shape", [(2, 1, 1), (2, 1, 40), (2, 33, 1), (1, 2, 2), slow((3, 35, 66)), (0, 9, 9)], ids=str
 )
 def test_gradients_of_bytes(dtype, shape, make_images, as_tensors, assert_fused_close):
-    """Straight from them nothing is rounded before the result: of bytes the sums are exact."""
+    """Directly from bytes nothing is rounded before the result, because sums of bytes are exact."""
     ops = (FLIP, XY)
-    images, draws = make_images(*shape, torch.uint8), drawn(ops, shape[0], as_tensors)
+    images, draws = make_images(*shape, torch.uint8), make_draws(ops, shape[0], as_tensors)
     draws[0]["flip"] = torch.arange(shape[0]) % 2 == 1
     out, expected = fused(images, ops, draws, dtype), plain(images, ops, draws)
     assert_fused_close(out, expected)
     if shape[0] and dtype != torch.bfloat16:
-        off = (out.double() - expected.double()).abs() - 2**-11 * expected.abs() * (dtype == torch.float16)
-        assert off.max() < 1e-4
+        relative = 2**-11 if dtype == torch.float16 else 0.0
+        error = (out.double() - expected.double()).abs() - relative * expected.abs()
+        assert error.max() < 1e-4
 
 
 @pytest.mark.parametrize("dtype", [slow(torch.float32), torch.float16], ids=str)
@@ -158,15 +160,15 @@ def test_gradients_of_bytes(dtype, shape, make_images, as_tensors, assert_fused_
     ids=["bytes", "sharp", "blurred"],
 )
 def test_flat_pictures_have_no_gradients(ops, dtype, as_tensors):
-    """Not even of a quarter of a level of 255, at the border least of all."""
+    """Gradients are below a quarter of a level of 255, also at the border."""
     images = torch.tensor([0, 77, 200, 255], dtype=torch.uint8).view(4, 1, 1, 1).repeat(1, 3, 21, 34)
-    assert (fused(images, ops, drawn(ops, 4, as_tensors), dtype) * SOBEL_XY_STD).abs().max() < 0.25 / 255
+    assert (fused(images, ops, make_draws(ops, 4, as_tensors), dtype) * SOBEL_XY_STD).abs().max() < 0.25 / 255
 
 
 def test_each_order(make_images, as_tensors, assert_fused_close):
-    """All 24, with hue shifts up to half a turn."""
+    """All 24 orders, with hue shifts of up to half a turn."""
     ops = (ColourDistortion(0.8, 0.8, 0.8, 0.5, p=1.0),)
-    images, draws = make_images(24, 11, 10, torch.uint8), drawn(ops, 24, as_tensors)
+    images, draws = make_images(24, 11, 10, torch.uint8), make_draws(ops, 24, as_tensors)
     draws[0]["order"] = torch.from_numpy(ORDERS)
     assert_fused_close(fused(images, ops, draws, torch.float32), plain(images, ops, draws))
 
@@ -177,7 +179,7 @@ def test_hue_where_channels_tie(turns, as_tensors, assert_fused_close):
     levels = torch.tensor([0, 1, 128, 255], dtype=torch.uint8)
     images = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 8, 8)
     ops = (ColourDistortion(0, 0, 0, 0.5, p=1.0),)
-    draws = drawn(ops, 1, as_tensors)
+    draws = make_draws(ops, 1, as_tensors)
     draws[0]["factors"] = torch.tensor([[1.0, 1.0, 1.0, turns]])
     assert_fused_close(fused(images, ops, draws, torch.float32), plain(images, ops, draws))
 
@@ -185,7 +187,7 @@ def test_hue_where_channels_tie(turns, as_tensors, assert_fused_close):
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 40), (1, 33, 2)])
 def test_small_and_thin(shape, make_images, as_tensors, assert_fused_close):
     ops = (FLIP, COLOUR, Sobel(1.0))
-    images, draws = make_images(*shape, torch.uint8), drawn(ops, shape[0], as_tensors)
+    images, draws = make_images(*shape, torch.uint8), make_draws(ops, shape[0], as_tensors)
     assert_fused_close(fused(images, ops, draws, torch.float16), plain(images, ops, draws))
 
 
@@ -195,16 +197,16 @@ def test_kernels_up_to_the_largest_that_is_allowed(
     kernel_px, shape, dtype, make_images, as_tensors, assert_fused_close
 ):
     ops = (GaussianBlur(kernel_px, sigma=(2.0, 8.0), p=1.0), Sobel(0.5))
-    images, draws = make_images(2, *shape, torch.uint8), drawn(ops, 2, as_tensors)
+    images, draws = make_images(2, *shape, torch.uint8), make_draws(ops, 2, as_tensors)
     draws[1]["apply"] = torch.tensor([False, True])
     assert_fused_close(fused(images, ops, draws, dtype), plain(images, ops, draws))
 
 
 def test_flat_pictures_stay_flat(as_tensors):
-    """Taps are rounded to halves; their sum is not let off 1. 200 / 255 is off its half by 2^-13."""
+    """Taps are rounded to halves, but their sum stays 1. 200 / 255 is off its half by 2^-13."""
     ops = (GaussianBlur(23, p=1.0),)
     images = torch.full((6, 3, 24, 24), 200, dtype=torch.uint8)
-    draws = drawn(ops, 6, as_tensors)
+    draws = make_draws(ops, 6, as_tensors)
     error = fused(images, ops, draws, torch.float16) - plain(images, ops, draws)
     assert error.abs().max() < 4.5 * 2**-12 + 2 * 2**-11
 
@@ -217,19 +219,19 @@ def test_flat_pictures_stay_flat(as_tensors):
 def test_any_strides(take, make_images, as_tensors, assert_fused_close):
     images = take(make_images(4, 20, 23, torch.uint8))
     before, ops = images.clone(), SIMCLR[:3]
-    draws = drawn(ops, len(images), as_tensors)
+    draws = make_draws(ops, len(images), as_tensors)
     assert_fused_close(fused(images, ops, draws, torch.float16), plain(images, ops, draws))
     assert torch.equal(images, before)
 
 
 def test_no_samples(make_images, as_tensors):
-    images, draws = make_images(0, 12, 12, torch.uint8), drawn(SIMCLR, 0, as_tensors)
+    images, draws = make_images(0, 12, 12, torch.uint8), make_draws(SIMCLR, 0, as_tensors)
     assert fused(images, SIMCLR, draws, torch.float16).shape == (0, 3, 12, 12)
 
 
 def test_equal_twice(make_images, as_tensors, assert_fused_close):
-    """And right; bit for bit: no sum depends on the order in which programs end."""
-    images, draws = make_images(3, 20, 33, torch.uint8), drawn(SIMCLR, 3, as_tensors)
+    """The result is right and always has the same bits: no sum depends on the order of the programs."""
+    images, draws = make_images(3, 20, 33, torch.uint8), make_draws(SIMCLR, 3, as_tensors)
     once = fused(images, SIMCLR, draws, torch.float16)
     assert torch.equal(once, fused(images, SIMCLR, draws, torch.float16))
     assert_fused_close(once, plain(images, SIMCLR, draws))
@@ -249,11 +251,11 @@ def test_shapes_and_what_is_refused(make_images):
     assert photometric.out_shape((LIGHTNESS, BLUR), (5, 3, 30, 20)) == (5, 1, 30, 20)
     assert photometric.out_shape(UIC, (5, 3, 30, 20)) == (5, 2, 30, 20)
     images = make_images(1, 4, 30, torch.uint8)
-    with pytest.raises(ValueError, match="images of 4 x 30 px given to a blur of 9 px; allowed are") as told:
+    with pytest.raises(ValueError, match="images of 4 x 30 px given to a blur of 9 px; allowed are") as error:
         photometric.out_shape((BLUR,), images.shape)
-    with pytest.raises(ValueError) as by_the_op:
+    with pytest.raises(ValueError) as op_error:
         BLUR(images, {})
-    assert str(told.value) == str(by_the_op.value)
+    assert str(error.value) == str(op_error.value)
     out = torch.empty(1, 1, 4, 30).contiguous(memory_format=torch.channels_last)
     with pytest.raises(ValueError, match="given for 1 channels; allowed is one value a channel"):
         photometric.run(images, (LIGHTNESS,), ({},), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), out)
@@ -262,21 +264,23 @@ def test_shapes_and_what_is_refused(make_images):
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="waiting needs a device to wait for")
 def test_nothing_waits(make_images, as_tensors):
     images = make_images(2, 24, 24, torch.uint8).to(DEVICE)
-    there = [{name: values.to(DEVICE) for name, values in d.items()} for d in drawn(SIMCLR, 2, as_tensors)]
+    device_draws = [
+        {name: values.to(DEVICE) for name, values in d.items()} for d in make_draws(SIMCLR, 2, as_tensors)
+    ]
     out = torch.empty(2, 3, 24, 24, device=DEVICE).contiguous(memory_format=torch.channels_last)
-    photometric.run(images, SIMCLR, there, *statistics(SIMCLR), out)
+    photometric.run(images, SIMCLR, device_draws, *statistics(SIMCLR), out)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        photometric.run(images, SIMCLR, there, *statistics(SIMCLR), out)
+        photometric.run(images, SIMCLR, device_draws, *statistics(SIMCLR), out)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("height, width", [(70, 71), (90, 130)], ids=["two blocks", "three"])
 def test_contrast_sees_all_of_a_picture(height, width, as_tensors, assert_fused_close):
-    """Its mean is added up in blocks of 4,096 pixels: rows are bright above and dark below, so that none stands for another."""
+    """The mean is added up in blocks of 4,096 pixels. Rows go from bright to dark, so all blocks differ."""
     rows = torch.linspace(250, 5, height)[:, None] * torch.linspace(1, 0.6, width)
     images = torch.stack([rows, rows.flip(0)])[:, None].expand(-1, 3, -1, -1).to(torch.uint8)
     ops = (ColourDistortion(0.0, 0.9, 0.0, 0.0, p=1.0),)
-    draws = drawn(ops, 2, as_tensors)
+    draws = make_draws(ops, 2, as_tensors)
     assert_fused_close(fused(images, ops, draws, torch.float32), plain(images, ops, draws))

@@ -1,3 +1,5 @@
+"""Grey against torchvision's rgb_to_grayscale, and the frequency of its draws."""
+
 import numpy as np
 import pytest
 import torch

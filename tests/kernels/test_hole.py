@@ -1,3 +1,5 @@
+"""Hole against a plain loop."""
+
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ def test_equals_a_plain_loop(dtype, height, width, share, make_images):
                 expected[:, channel, row, column] = colour[channel]
     out = Hole(share)(images, {})
     assert torch.equal(out, expected) and out.dtype == dtype
-    assert torch.equal(images, before)  # which the target is cut from
+    assert torch.equal(images, before)  # because the target is cut from them
     assert out.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -34,19 +36,19 @@ def test_few_pictures(batch, make_images):
 
 
 def test_bad_input_is_one_line():
-    pictures = torch.zeros(1, 3, 8, 8)
-    for make, told in (
+    images = torch.zeros(1, 3, 8, 8)
+    for make, message in (
         (lambda: Hole(0), "hole of 0 of the side given; allowed is 0 < share < 1"),
         (lambda: Hole(1.0), "hole of 1.0 of the side given"),
         (lambda: Hole(-0.5), "hole of -0.5 of the side given"),
         (lambda: Hole(float("nan")), "hole of nan of the side given"),
-        (lambda: Hole(0.05)(pictures, {}), "hole of 0.05 of 8 px is 0 px; allowed are 1 to 7 px"),
-        (lambda: Hole(0.97)(pictures, {}), "hole of 0.97 of 8 px is 8 px; allowed are 1 to 7 px"),
+        (lambda: Hole(0.05)(images, {}), "hole of 0.05 of 8 px is 0 px; allowed are 1 to 7 px"),
+        (lambda: Hole(0.97)(images, {}), "hole of 0.97 of 8 px is 8 px; allowed are 1 to 7 px"),
         (
-            lambda: Hole(0.5, (0.5,))(pictures, {}),
+            lambda: Hole(0.5, (0.5,))(images, {}),
             "0.5,. given for 3 channels; allowed is one value a channel",
         ),
     ):
-        with pytest.raises(ValueError, match=told) as error:
+        with pytest.raises(ValueError, match=message) as error:
             make()
         assert "\n" not in str(error.value)

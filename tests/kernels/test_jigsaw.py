@@ -1,4 +1,4 @@
-"""Tiles equal plain slices, for the paper's sizes and others."""
+"""Tiles against plain slices, for the paper's sizes and others."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def reference(images, offsets, grid, cell_px, tile_px):
     return torch.stack(tiles) if tiles else torch.empty(0, 3, tile_px, tile_px)
 
 
-def drawn(op, num, as_tensors):
+def make_draw(op, num, as_tensors):
     return as_tensors(op.draw(Keys(5, 1, np.arange(num, dtype=np.int64))))
 
 
@@ -38,7 +38,7 @@ def drawn(op, num, as_tensors):
 )
 def test_equals_slices(op, shape, dtype, make_images, as_tensors, assert_close):
     images = make_images(*shape, dtype)
-    draw = drawn(op, shape[0], as_tensors)
+    draw = make_draw(op, shape[0], as_tensors)
     tiles = op(images, draw)
     assert tiles.dtype == dtype and tiles.is_contiguous(memory_format=torch.channels_last)
     assert_close(tiles, reference(images, draw["offsets"], op.grid, op.cell_px, op.tile_px))
@@ -47,7 +47,7 @@ def test_equals_slices(op, shape, dtype, make_images, as_tensors, assert_close):
 @pytest.mark.parametrize("moved", [{"cell_px": 76}, {"cell_px": 77}, {"tile_px": 65}])
 def test_two_percent_are_seen(moved, make_images, as_tensors, assert_close):
     images = make_images(2, 232, 232, torch.uint8)
-    draw = drawn(JigsawTiles(), 2, as_tensors)
+    draw = make_draw(JigsawTiles(), 2, as_tensors)
     expected = reference(images, draw["offsets"], 3, 75, 64)
     assert_close(JigsawTiles()(images, draw), expected)
     with pytest.raises(AssertionError):
@@ -59,7 +59,7 @@ def test_draw_of_the_paper():
     offsets, permutation = draw["offsets"], draw["permutation"]
     assert offsets.shape == (20_000, 9, 2) and permutation.shape == (20_000, 1)
     assert offsets.dtype == permutation.dtype == np.int64
-    assert np.unique(offsets).tolist() == list(range(12))  # 75 - 64, both ends in
+    assert np.unique(offsets).tolist() == list(range(12))  # 0 to 75 - 64, both included
     counts = np.stack([np.bincount(column, minlength=12) for column in offsets.reshape(-1, 18).T])
     assert np.abs(counts / 20_000 - 1 / 12).max() < 0.012
     assert np.abs(np.corrcoef(offsets.reshape(-1, 18).T) - np.eye(18)).max() < 0.035
@@ -94,4 +94,4 @@ def test_bad_values(arguments, message):
 
 def test_too_small_a_window(make_images, as_tensors):
     with pytest.raises(ValueError, match="224 x 300 px .* allowed are 225 px and more"):
-        JigsawTiles()(make_images(1, 224, 300, torch.uint8), drawn(JigsawTiles(), 1, as_tensors))
+        JigsawTiles()(make_images(1, 224, 300, torch.uint8), make_draw(JigsawTiles(), 1, as_tensors))

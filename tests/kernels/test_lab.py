@@ -1,4 +1,4 @@
-"""Lab equals CIE's formula in plain loops, and scikit-image's and kornia's but for the digits of their matrix."""
+"""Lab against CIE's formula in plain loops, and against scikit-image's and kornia's rounded matrices."""
 
 import kornia
 import numpy as np
@@ -11,7 +11,7 @@ from fastpsl.kernels.lab import lab
 from fastpsl.kernels.lightness import lightness
 from tests.fake_cuda import fake_cuda
 
-# L of [0, 100] and ab of [-108, 98], whose differences of cube roots are times 500 and 200.
+# For L in [0, 100] and ab in [-108, 98], whose differences of cube roots are multiplied by 500 and 200.
 TOLERANCE = 5e-4
 
 
@@ -33,7 +33,7 @@ def reference(images):
 
 
 def cube(step):
-    """Colours of the whole cube: [1, 3, n, 1]."""
+    """Return colours of the whole cube, [1, 3, n, 1]."""
     levels = torch.arange(0, 256, step) / 255
     return torch.stack(torch.meshgrid(levels, levels, levels, indexing="ij")).reshape(1, 3, -1, 1)
 
@@ -55,10 +55,10 @@ def test_dark_pixels_take_the_straight_branches():
 
 def test_equals_scikit_image_and_kornia():
     colours = cube(17)
-    ours = lab(colours)
-    theirs = torch.from_numpy(rgb2lab(colours[0, :, :, 0].T.double().numpy())).T[None, :, :, None]
-    for other in (theirs, kornia.color.rgb_to_lab(colours)):
-        assert ((ours - other).abs().amax((0, 2, 3)) < torch.tensor([0.01, 0.02, 0.03])).all()
+    result = lab(colours)
+    expected = torch.from_numpy(rgb2lab(colours[0, :, :, 0].T.double().numpy())).T[None, :, :, None]
+    for other in (expected, kornia.color.rgb_to_lab(colours)):
+        assert ((result - other).abs().amax((0, 2, 3)) < torch.tensor([0.01, 0.02, 0.03])).all()
 
 
 @pytest.mark.parametrize("row", range(3))
@@ -71,7 +71,7 @@ def test_two_percent_of_a_weight_are_seen(row, monkeypatch, make_images):
 
 
 def test_known_colours():
-    """Greys have no colour; the primaries' values are in every table of sRGB's."""
+    """Greys have no colour, and the primaries have the values of every table of sRGB."""
     greys = (torch.arange(256) / 255).view(1, 1, 256, 1).expand(1, 3, 256, 1)
     out = lab(greys)
     assert out[:, 1:].abs().max() < 1e-4
@@ -100,7 +100,7 @@ def test_input_unchanged_autocast_does_not_round_and_the_host_never_waits(make_i
         assert torch.equal(lab(images), plain)
     assert torch.equal(images, before)
     with fake_cuda() as cuda:
-        there = images.to(cuda.device)
-        with cuda.watched() as seen:
-            assert lab(there).shape == images.shape
-    assert not seen.waits, seen.waits
+        on_device = images.to(cuda.device)
+        with cuda.watched() as record:
+            assert lab(on_device).shape == images.shape
+    assert not record.waits, record.waits

@@ -1,4 +1,4 @@
-"""`joined`: torch.cat's values always, and its memory where the parts lie one behind the other."""
+"""`joined` has torch.cat's values, and the parts' own memory if they are adjacent."""
 
 from collections.abc import Callable
 
@@ -53,7 +53,7 @@ def test_one_is_itself() -> None:
         lambda x: [x[:4].clone(), x[4:]],
         lambda x: [x[:3], x[:3], x[:3]],
         lambda x: [x[0::2], x[1::2]],  # interleaved
-        lambda x: [x[5:], buffer(2)],  # nothing behind the first
+        lambda x: [x[5:], buffer(2)],  # no memory behind the first
         lambda x: [x[:4], x[4:].double()],
         lambda x: [x[:4].requires_grad_(), x[4:]],
         lambda x: list(x.clone().requires_grad_().split([4, 3])),
@@ -75,7 +75,7 @@ def test_gradients_flow_through_both() -> None:
 
 
 def test_tensors_without_values_are_concatenated() -> None:
-    """The shape is right, and nothing is asked for on the host."""
+    """The shape is right, and nothing is computed on the host."""
     with FakeTensorMode() as mode:
         whole = mode.from_tensor(buffer())
         assert joined([whole[:4], whole[4:]]).shape == whole.shape

@@ -1,4 +1,4 @@
-"""Lightness equals CIE's formula in plain loops, and kornia's L* but for the digits of its matrix."""
+"""Lightness against CIE's formula in plain loops, and against kornia's L* up to the digits of its matrix."""
 
 import kornia
 import numpy as np
@@ -41,8 +41,8 @@ def test_dark_pixels_take_the_straight_branches(assert_close):
 
 def test_equals_kornia(make_images):
     images = make_images(4, 17, 31, torch.float32)
-    theirs = kornia.color.rgb_to_lab(images)[:, :1] / 100
-    assert (Lightness()(images, {}) - theirs).abs().max() < 2e-4
+    expected = kornia.color.rgb_to_lab(images)[:, :1] / 100
+    assert (Lightness()(images, {}) - expected).abs().max() < 2e-4
 
 
 @pytest.mark.parametrize("channel", range(3))
@@ -74,7 +74,7 @@ def test_layout_and_input_unchanged(batch, layout, make_images):
 def test_nothing_is_drawn_and_the_host_never_waits(make_images):
     assert Lightness().draw(Keys(1, 2, np.arange(4, dtype=np.int64))) == {}
     with fake_cuda() as cuda:
-        there = make_images(2, 5, 5, torch.float16).to(cuda.device)
-        with cuda.watched() as seen:
-            assert Lightness()(there, {}).shape == (2, 1, 5, 5)
-    assert not seen.waits, seen.waits
+        on_device = make_images(2, 5, 5, torch.float16).to(cuda.device)
+        with cuda.watched() as record:
+            assert Lightness()(on_device, {}).shape == (2, 1, 5, 5)
+    assert not record.waits, record.waits

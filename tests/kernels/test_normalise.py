@@ -1,3 +1,5 @@
+"""normalise against torchvision's."""
+
 import pytest
 import torch
 from torchvision.transforms.v2 import functional

@@ -1,4 +1,4 @@
-"""Permutation sets: the distances that are claimed, nested and the same every time."""
+"""Permutation sets have the distances that are documented, are nested and are the same every time."""
 
 import hashlib
 import itertools
@@ -24,7 +24,7 @@ def distances(rows):
 
 
 def best_mean(num, num_pieces):
-    """The greatest mean there is: pieces stand as equally often in each place as whole numbers can."""
+    """Return the largest possible mean: all pieces are in each place equally often, give or take one."""
     low, more = divmod(num, num_pieces)
     agreements = num_pieces * (more * (low + 1) ** 2 + (num_pieces - more) * low**2)
     return (num * num * num_pieces - agreements) / (num * (num - 1))
@@ -45,9 +45,9 @@ def test_measures_equal_plain_loops():
 
 @pytest.mark.parametrize("count, minimum, mean", [(500, 7, 8.016), (1000, 6, 8.008), (2000, 4, 8.004)])
 def test_nine_pieces_of_the_paper(count, minimum, mean):
-    made = permutation_set(9, (500, 1000, 2000))
-    assert made.counts == (500, 1000, 2000) and made.permutations.shape == (2000, 9)
-    rows = made.permutations[:count]
+    sets = permutation_set(9, (500, 1000, 2000))
+    assert sets.counts == (500, 1000, 2000) and sets.permutations.shape == (2000, 9)
+    rows = sets.permutations[:count]
     assert_permutations(rows, 9)
     assert min(distances(rows[:300])) >= minimum
     assert minimum_hamming(rows) == minimum
@@ -81,7 +81,7 @@ def test_nested_and_repeatable():
 
 
 def test_the_rows_are_frozen():
-    """A label is a row number: a checkpoint means these rows in this order."""
+    """A label is a row's number, so a checkpoint depends on these rows in this order."""
     rows = permutation_set(9, [2000]).permutations
     assert rows[:3].tolist() == [
         [0, 1, 2, 3, 4, 5, 6, 7, 8],

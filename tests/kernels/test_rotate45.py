@@ -1,4 +1,4 @@
-"""Eight rotations: label, base and turns belong together; windows fit at any angle and do not depend on it."""
+"""Eight rotations: label, base and turns agree; windows fit at any angle and do not depend on it."""
 
 import numpy as np
 import pytest
@@ -18,12 +18,15 @@ def keys(num: int = NUM, view: int = 0) -> Keys:
 
 
 def sizes(num: int = NUM) -> tuple[np.ndarray, np.ndarray]:
-    both = np.random.default_rng(0).integers(50, 900, (2, num)).astype(np.int32)
-    return both[0], both[1]
+    sides = np.random.default_rng(0).integers(50, 900, (2, num)).astype(np.int32)
+    return sides[0], sides[1]
 
 
 def broad(y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """A picture without any symmetry, so broad that the kernel changes it little; y, x from its centre."""
+    """Return an image without any symmetry, so smooth that the kernel changes it little.
+
+    y and x are distances from its centre.
+    """
     values = [
         128 + 40 * np.sin(y / 17 + k) + 50 * np.cos(x / 23 - y / 31 + 2 * k) + 0.3 * x for k in range(3)
     ]
@@ -31,7 +34,7 @@ def broad(y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def views(crop: RotationCrop, num: int, height: int, width: int) -> tuple[torch.Tensor, np.ndarray]:
-    """uint8 [num, 3, S, S] of the broad picture as a decoder crops it, and the boxes."""
+    """Return the smooth image as a decoder crops it, uint8 [num, 3, S, S], and the boxes."""
     y, x = np.mgrid[:height, :width] + 0.5
     pixels = np.rint(broad(y - height / 2, x - width / 2)).astype(np.uint8).reshape(-1)
     boxes = crop.boxes(keys(num), np.full(num, height, np.int32), np.full(num, width, np.int32))
@@ -43,7 +46,7 @@ def views(crop: RotationCrop, num: int, height: int, width: int) -> tuple[torch.
 
 
 def expected(boxes: np.ndarray, labels: np.ndarray, size: int, height: int, width: int) -> np.ndarray:
-    """The broad picture itself, turned by 45 degrees a label, counter-clockwise (rows go down)."""
+    """Return the smooth image turned counter-clockwise by 45 degrees times the label; rows go down."""
     out = []
     for (top, left, side, _), label in zip(boxes.tolist(), labels.tolist(), strict=True):
         y, x = (np.mgrid[:size, :size] - (size - 1) / 2) * (side / size)
@@ -71,7 +74,10 @@ def test_every_label_shows_its_angle(as_tensors) -> None:
 
 
 def test_all_rotations_of_one_decode() -> None:
-    """Two bases of one window, whatever the view's number, and four turns of each: by 90 degrees, and by 45 more."""
+    """Two views have two bases of one window, whatever their numbers.
+
+    Four turns of each give all rotations, by 90 degrees and by 45 more.
+    """
     bases = [RotationCrop(size_px=33, base=0), RotationCrop(size_px=33, base=45)]
     (upright, boxes), (diagonal, same) = (views(crop, 3, 131, 157) for crop in bases)
     np.testing.assert_array_equal(boxes, same)
@@ -80,9 +86,9 @@ def test_all_rotations_of_one_decode() -> None:
         bases[0].boxes(keys(), heights, widths), bases[1].boxes(keys(view=1), heights, widths)
     )
     for base, images in enumerate((upright, diagonal)):
-        turned = AllTurns(4)(images, {})
+        rotations = AllTurns(4)(images, {})
         exact = expected(boxes.repeat(4, 0), np.tile([base, base + 2, base + 4, base + 6], 3), 33, 131, 157)
-        assert np.abs(turned.numpy() - exact).mean((1, 2, 3)).max() < 1.5
+        assert np.abs(rotations.numpy() - exact).mean((1, 2, 3)).max() < 1.5
 
 
 def test_one_draw_gives_label_turns_and_base() -> None:
@@ -111,7 +117,7 @@ def test_windows_lie_inside_at_any_angle(size_px: int, share: float) -> None:
         for height, width, box in zip(heights.tolist(), widths.tolist(), boxes.tolist(), strict=True):
             top, left, side, _ = box
             assert fits_isotropic(height, width, top, left, side, side, size_px)
-    # The central one is in the middle, to a pixel.
+    # The central window is in the middle, to within a pixel.
     centre = boxes[:, :2] + boxes[:, 2:] / 2
     assert np.abs(centre - np.stack([heights, widths], 1) / 2).max() <= 0.5
 

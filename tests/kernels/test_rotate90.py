@@ -1,3 +1,5 @@
+"""Quarter turns against numpy.rot90."""
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ def test_equals_numpy(dtype, side, make_images, assert_close):
 
 def test_a_quarter_turn_is_counter_clockwise():
     images = torch.zeros(1, 3, 4, 4)
-    images[:, :, 0, 3] = 1  # the top right corner goes to the top left
+    images[:, :, 0, 3] = 1  # the top right corner moves to the top left
     assert Rotate90()(images, {"turns": torch.tensor([1])})[0, :, 0, 0].tolist() == [1, 1, 1]
 
 
@@ -43,7 +45,7 @@ def test_draw(num, allowed):
 
 @pytest.mark.parametrize("num", [2, 4])
 def test_all_turns_are_those_that_may_be_drawn(num, make_images, assert_close):
-    """Image-major, and beside each its label: what Rotate90 makes of the image with that draw."""
+    """The turns are image by image, and equal Rotate90's with each turn as its draw."""
     images = make_images(3, 7, 7, torch.uint8)
     turns = torch.from_numpy(AllTurns(num).draw(Keys(1, 2, np.arange(3)))["turns"])
     assert turns.tolist() == 3 * [[0, 2] if num == 2 else [0, 1, 2, 3]] and turns.dtype == torch.int64

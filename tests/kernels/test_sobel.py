@@ -1,4 +1,4 @@
-"""Sobel equals its definition in plain loops, and Kornia's but for Kornia's epsilon."""
+"""Sobel against its definition in plain loops, and against Kornia's without an epsilon."""
 
 import kornia
 import numpy as np

@@ -1,4 +1,4 @@
-"""SobelXY equals its definition in plain loops; its views say so, are shown to people, and refuse what cannot be."""
+"""SobelXY against its definition in plain loops, and the views and networks that use it."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ CROP = RandomResizedCrop(48)
 
 
 def reference(images: torch.Tensor) -> torch.Tensor:
-    """Double loops over pixels, in float64."""
+    """Compute the gradients by double loops over pixels, in float64."""
     x = images.double().numpy() / (255 if images.dtype == torch.uint8 else 1)
     num, _, height, width = x.shape
     out = np.empty((num, 2, height, width))
@@ -53,15 +53,15 @@ def test_equals_the_loop(dtype, shape, make_images, assert_close):
 
 @pytest.mark.parametrize("channel", [0, 1])
 def test_two_percent_are_seen(channel, monkeypatch, make_images, assert_close):
-    images, whole = make_images(2, 9, 13, torch.float32), sobel_xy.gradients
+    images, gradients = make_images(2, 9, 13, torch.float32), sobel_xy.gradients
     factors = torch.tensor([1.02, 1.0] if channel == 0 else [1.0, 1.02]).view(2, 1, 1)
-    monkeypatch.setattr(sobel_xy, "gradients", lambda grey: factors * whole(grey))
+    monkeypatch.setattr(sobel_xy, "gradients", lambda grey: factors * gradients(grey))
     with pytest.raises(AssertionError, match="off by"):
         assert_close(SobelXY()(images, {}), reference(images))
 
 
 def test_signs_and_the_largest_values():
-    """From dark to bright is positive, to the right and down; a step of 1 is half, and reaches no further than a pixel."""
+    """A rise to the right or down is positive. A step of 1 gives a half, and reaches one pixel."""
     images = torch.zeros(1, 3, 6, 6)
     images[:, :, :, 3:] = 1
     for turned, (along, across) in ((images, (0, 1)), (images.mT, (1, 0))):
@@ -86,16 +86,16 @@ def test_autocast_does_not_round(make_images, assert_close):
 
 
 def test_deepcluster_s_scale(make_images):
-    """Its two convolutions with zeros around, of pixels normalised as ImageNet's are: minus ours, inside of the frame."""
+    """DeepCluster's convolutions of normalised pixels, padded with zeros, are minus ours in the frame."""
     images = make_images(2, 12, 11, torch.float32)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     down = torch.tensor([[1.0, 2, 1], [0, 0, 0], [-1, -2, -1]])
     grey = ((images - mean) / std).mean(1, keepdim=True)
-    theirs = functional.conv2d(grey, torch.stack([down.mT, down])[:, None], padding=1)
-    ours = ViewSpec(CROP, (SobelXY(),), MEAN, STD).apply(images, ({},), torch.float32)
+    convolved = functional.conv2d(grey, torch.stack([down.mT, down])[:, None], padding=1)
+    result = ViewSpec(CROP, (SobelXY(),), MEAN, STD).apply(images, ({},), torch.float32)
     inner = (..., slice(1, -1), slice(1, -1))
-    difference = (theirs + ours)[inner].abs().max() / theirs[inner].abs().max()
-    assert difference < 0.02  # one std for three colours
+    difference = (convolved + result)[inner].abs().max() / convolved[inner].abs().max()
+    assert difference < 0.02  # because one std serves three colours
 
 
 def test_a_view_of_gradients_says_so():
@@ -121,9 +121,9 @@ def test_a_view_of_gradients_says_so():
     ids=lambda ops: "-".join(type(op).__name__ for op in ops),
 )
 def test_what_cannot_be_is_refused_in_one_line(ops):
-    with pytest.raises(ValueError, match="put it last, without Sobel and Lightness") as told:
+    with pytest.raises(ValueError, match="put it last, without Sobel and Lightness") as error:
         ViewSpec(CROP, ops, MEAN, STD)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 def test_people_see_dark_lines_on_white():
@@ -140,11 +140,11 @@ def test_a_network_of_two_channels_reads_them():
     from fastpsl.models.weights import random_weights
     from fastpsl.pipelines.standard_views import center_view, train_view
 
-    told = Input("SobelXY", MEAN, STD, 48)
-    assert [type(op) for op in train_view(told, 48).ops] == [Flip, SobelXY]
-    view = center_view(told, 48)
-    assert view.ops == (SobelXY(),) and view.input() == told
-    backbone = random_weights("resnet18", 0, told).backbone
+    input_record = Input("SobelXY", MEAN, STD, 48)
+    assert [type(op) for op in train_view(input_record, 48).ops] == [Flip, SobelXY]
+    view = center_view(input_record, 48)
+    assert view.ops == (SobelXY(),) and view.input() == input_record
+    backbone = random_weights("resnet18", 0, input_record).backbone
     first = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
     assert first.in_channels == 2
     inputs = view.apply(torch.zeros(2, 3, 48, 48, dtype=torch.uint8), ({},), torch.float32)

@@ -1,4 +1,4 @@
-"""Warps against scipy and PIL, value by value; what is drawn against plain loops over its definition."""
+"""Warps against scipy and PIL, value by value, and draws against plain loops over their definition."""
 
 import itertools
 import math
@@ -13,7 +13,8 @@ from fastpsl.kernels.draws import Keys, Slot, integers, uniforms
 from fastpsl.kernels.warp import Kind, WarpPair, homographies, warp
 
 KINDS: tuple[Kind, ...] = ("projective", "affine")
-EDGE_PX = 1e-3  # nearer to the edge than this, float32 may take a position to lie on the other side
+# Nearer to the edge than this, float32 may put a position on the other side.
+EDGE_PX = 1e-3
 
 
 def keys(num, seed=9):
@@ -21,18 +22,21 @@ def keys(num, seed=9):
 
 
 def some_matrices(num, side):
-    """Of both kinds, and some of noise, whose horizon may cross the picture."""
-    drawn = [WarpPair(side, kind).draw(keys(num))["matrix"] for kind in KINDS]
+    """Return matrices of both kinds, and random ones whose horizon may cross the image."""
+    matrices = [WarpPair(side, kind).draw(keys(num))["matrix"] for kind in KINDS]
     noise = np.random.default_rng(0).normal(size=(num, 3, 3)) * [
         [1, 1, side / 2],
         [1, 1, side / 2],
         [0.05, 0.05, 1],
     ]
-    return torch.from_numpy(np.concatenate([*drawn, noise.astype(np.float32)]))
+    return torch.from_numpy(np.concatenate([*matrices, noise.astype(np.float32)]))
 
 
 def positions(matrix, height, width):
-    """float64 [H, W] x and y in the source, in px from its corner, pixel by pixel; not finite on the horizon."""
+    """Return x and y in the source, float64 [H, W], in px from its corner, pixel by pixel.
+
+    They are not finite on the horizon.
+    """
     x, y = np.full((height, width), np.nan), np.full((height, width), np.nan)
     for row in range(height):
         for column in range(width):
@@ -44,7 +48,10 @@ def positions(matrix, height, width):
 
 @pytest.mark.parametrize("height, width", [(1, 1), (2, 3), (9, 5), (32, 32), (17, 33)])
 def test_equals_scipy(height, width, make_images):
-    """Bilinear with the edges repeated, and fill outside. Off by what 3e-5 px makes, as positions are in float32."""
+    """Bilinear with repeated edges, and the fill outside.
+
+    Positions are float32, so values are off by the effect of 3e-5 px.
+    """
     matrices = some_matrices(8, max(height, width))
     images = make_images(len(matrices), height, width, torch.float32)
     out = warp(images, matrices, 0.25)
@@ -56,9 +63,9 @@ def test_equals_scipy(height, width, make_images):
         at = np.nan_to_num([y - 0.5, x - 0.5], posinf=0, neginf=0)
         clear = from_edge > EDGE_PX
         for channel in range(3):
-            found = map_coordinates(images[i, channel].double().numpy(), at, order=1, mode="nearest")
-            off = np.abs(out[i, channel].numpy() - np.where(inside, found, 0.25))
-            assert off[clear].max(initial=0) < 1e-4
+            exact = map_coordinates(images[i, channel].double().numpy(), at, order=1, mode="nearest")
+            error = np.abs(out[i, channel].numpy() - np.where(inside, exact, 0.25))
+            assert error[clear].max(initial=0) < 1e-4
         num_inside += (inside & clear).sum()
         num_outside += (~inside & clear).sum()
     num = len(matrices) * height * width
@@ -67,28 +74,28 @@ def test_equals_scipy(height, width, make_images):
 
 @pytest.mark.parametrize("height, width", [(1, 1), (9, 5), (32, 32)])
 def test_equals_pillow(height, width, make_images):
-    """In float; of uint8, Pillow cuts the fraction off where ours is rounded."""
-    pictures = make_images(24, height, width, torch.uint8)
+    """They agree in float. For uint8, Pillow truncates and ours is rounded."""
+    images = make_images(24, height, width, torch.uint8)
     matrices = some_matrices(8, max(height, width))
-    as_float, as_uint8 = warp(pictures.float(), matrices, 77.0), warp(pictures, matrices, 77)
+    as_float, as_uint8 = warp(images.float(), matrices, 77.0), warp(images, matrices, 77)
     assert torch.equal(as_uint8, as_float.round().to(torch.uint8)) and as_uint8.dtype == torch.uint8
     for i, matrix in enumerate(matrices):
         x, y = positions(matrix, height, width)
         clear = np.minimum(np.minimum(abs(x), abs(x - width)), np.minimum(abs(y), abs(y - height))) > EDGE_PX
         numbers = (matrix.double() / matrix[2, 2].double()).flatten().tolist()
-        ways = [(Image.Transform.PERSPECTIVE, numbers[:8])]
+        transforms = [(Image.Transform.PERSPECTIVE, numbers[:8])]
         if numbers[6] == numbers[7] == 0:
-            ways.append((Image.Transform.AFFINE, numbers[:6]))
-        for way, data in ways:
-            arguments = ((width, height), way, data, Image.Resampling.BILINEAR)
+            transforms.append((Image.Transform.AFFINE, numbers[:6]))
+        for transform, data in transforms:
+            arguments = ((width, height), transform, data, Image.Resampling.BILINEAR)
             for channel in range(3):
-                source = pictures[i, channel].numpy()
-                found = Image.fromarray(source.astype(np.float32)).transform(*arguments, fillcolor=77)
-                off = np.abs(as_float[i, channel].numpy() - np.asarray(found))
-                assert off[clear].max(initial=0) < 0.02
-                cut = np.asarray(Image.fromarray(source).transform(*arguments, fillcolor=77))
-                more = as_float[i, channel].numpy() - cut
-                assert -0.02 < more[clear].min(initial=0) and more[clear].max(initial=0) < 1.02
+                source = images[i, channel].numpy()
+                exact = Image.fromarray(source.astype(np.float32)).transform(*arguments, fillcolor=77)
+                error = np.abs(as_float[i, channel].numpy() - np.asarray(exact))
+                assert error[clear].max(initial=0) < 0.02
+                truncated = np.asarray(Image.fromarray(source).transform(*arguments, fillcolor=77))
+                difference = as_float[i, channel].numpy() - truncated
+                assert -0.02 < difference[clear].min(initial=0) and difference[clear].max(initial=0) < 1.02
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -100,7 +107,10 @@ def test_half_is_float32_rounded_once(dtype, make_images):
 
 @pytest.mark.parametrize("side", [1, 4, 7, 32])
 def test_quarter_turns_and_whole_pixels_are_exact(side, make_images):
-    """Corners in another order turn the picture clockwise, as `WarpPair` has them; moved by a pixel, one line is fill."""
+    """Corners in another order turn the image clockwise, as in `WarpPair`.
+
+    Moved by a pixel, one line is the fill.
+    """
     images = make_images(4, side, side, torch.uint8)
     corners = side * np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float64)
     points = np.stack([np.roll(corners, -turns, 0) for turns in range(4)])
@@ -113,7 +123,7 @@ def test_quarter_turns_and_whole_pixels_are_exact(side, make_images):
 
 
 def test_the_first_edge_belongs_to_the_picture_and_the_last_does_not(make_images):
-    """Positions exactly at 0 and at W or H, moved there by half a pixel, as Pillow has it."""
+    """Positions exactly at 0 and at W or H, by a move of half a pixel, are as in Pillow."""
     image = make_images(1, 4, 6, torch.float32)
     half = torch.tensor([[[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1.0]], [[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]]])
     before, after = warp(image.expand(2, -1, -1, -1), half, 9.0)
@@ -123,12 +133,14 @@ def test_the_first_edge_belongs_to_the_picture_and_the_last_does_not(make_images
     for out, matrix in zip((before, after), half, strict=True):
         plane = Image.fromarray(image[0, 1].numpy())
         data = matrix.flatten().tolist()[:6]
-        found = plane.transform((6, 4), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=9)
-        torch.testing.assert_close(out[1], torch.from_numpy(np.array(found)))
+        expected = plane.transform(
+            (6, 4), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=9
+        )
+        torch.testing.assert_close(out[1], torch.from_numpy(np.array(expected)))
 
 
 def test_without_a_position_there_is_fill(make_images):
-    """0 / 0 and 1 / 0, as on the horizon of a projection."""
+    """0 / 0 and 1 / 0 occur on the horizon of a projection."""
     matrices = torch.zeros(3, 3, 3)
     matrices[1, 0, 2], matrices[2, 1, 2] = 1, -1
     assert (warp(make_images(3, 9, 5, torch.float32), matrices, 0.25) == 0.25).all()
@@ -140,11 +152,11 @@ def test_factors_of_a_matrix_do_not_matter(make_images):
 
 
 def shown_corners(side, number, num):
-    """Where sample `number` of `keys(num)` has the four corners of its picture, in plain steps."""
-    drawn = keys(num)
-    moves = integers(drawn, Slot.WARP, 8, 2 * (side // 8) + 1)[number].tolist()
-    scale = 0.8 + 0.4 * float(uniforms(drawn, Slot.WARP, 9)[number, 8])
-    turns = int(integers(drawn, Slot.WARP, 10, 4)[number, 9])
+    """Return where sample `number` of `keys(num)` has the four corners of its image, in plain steps."""
+    sample_keys = keys(num)
+    moves = integers(sample_keys, Slot.WARP, 8, 2 * (side // 8) + 1)[number].tolist()
+    scale = 0.8 + 0.4 * float(uniforms(sample_keys, Slot.WARP, 9)[number, 8])
+    turns = int(integers(sample_keys, Slot.WARP, 10, 4)[number, 9])
     middle = 0.5 * side + 0.5
     scaled = [
         ((x - middle) * scale + middle, (y - middle) * scale + middle)
@@ -158,30 +170,30 @@ def shown_corners(side, number, num):
 
 @pytest.mark.parametrize("side", [7, 32, 33, 224])
 def test_a_projective_draw_is_the_homography_of_its_corners(side):
-    """Eight equations of one sample, solved by themselves."""
+    """Eight equations of one sample are solved on their own."""
     num = 64
-    drawn = WarpPair(side).draw(keys(num))
-    assert drawn["matrix"].dtype == drawn["target"].dtype == np.float32
+    draw = WarpPair(side).draw(keys(num))
+    assert draw["matrix"].dtype == draw["target"].dtype == np.float32
     for number in range(num):
         points = shown_corners(side, number, num)
         rows, right = [], []
         for (x, y), (u, v) in zip(points, ((0, 0), (side, 0), (side, side), (0, side)), strict=True):
             rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
             right += [u, v]
-        solved = np.linalg.solve(np.array(rows), np.array(right))
-        matrix = np.append(solved, 1).reshape(3, 3)
-        np.testing.assert_allclose(drawn["matrix"][number], matrix, rtol=1e-6, atol=1e-7 * side)
-        grown = side / 32
-        mean = [0, 0, 16 * grown, 0, 0, 16 * grown, 0, 0]
-        deviation = [1, 1, 20 * grown, 1, 1, 20 * grown, 0.015 / grown, 0.015 / grown]
-        target = [(s - m) / d for s, m, d in zip(solved, mean, deviation, strict=True)]
-        np.testing.assert_allclose(drawn["target"][number], target, rtol=1e-5, atol=1e-6)
+        numbers = np.linalg.solve(np.array(rows), np.array(right))
+        matrix = np.append(numbers, 1).reshape(3, 3)
+        np.testing.assert_allclose(draw["matrix"][number], matrix, rtol=1e-6, atol=1e-7 * side)
+        ratio = side / 32
+        mean = [0, 0, 16 * ratio, 0, 0, 16 * ratio, 0, 0]
+        deviation = [1, 1, 20 * ratio, 1, 1, 20 * ratio, 0.015 / ratio, 0.015 / ratio]
+        target = [(s - m) / d for s, m, d in zip(numbers, mean, deviation, strict=True)]
+        np.testing.assert_allclose(draw["target"][number], target, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("side", [7, 32, 33, 224])
 def test_an_affine_draw_is_its_steps_one_after_the_other(side):
     num = 64
-    drawn = WarpPair(side, "affine").draw(keys(num))
+    draw = WarpPair(side, "affine").draw(keys(num))
     random = uniforms(keys(num), Slot.WARP, 5).astype(np.float64)
     for number, (turn, right, down, size, slant) in enumerate(random.tolist()):
         degrees, shear = -180 + 360 * turn, -30 + 60 * slant
@@ -190,12 +202,14 @@ def test_an_affine_draw_is_its_steps_one_after_the_other(side):
         a, s = math.radians(degrees), math.radians(shear)
         middle = side / 2 + 0.5
         to_middle = np.array([[1, 0, middle], [0, 1, middle], [0, 0, 1]])
-        moved = np.array([[1, 0, tx], [0, 1, ty], [0, 0, 1]])
-        turned = np.array([[math.cos(a), -math.sin(a + s), 0], [math.sin(a), math.cos(a + s), 0], [0, 0, 1]])
-        scaled = np.diag([scale, scale, 1])
-        forward = moved @ to_middle @ turned @ scaled @ np.linalg.inv(to_middle)
+        move = np.array([[1, 0, tx], [0, 1, ty], [0, 0, 1]])
+        rotation = np.array(
+            [[math.cos(a), -math.sin(a + s), 0], [math.sin(a), math.cos(a + s), 0], [0, 0, 1]]
+        )
+        scaling = np.diag([scale, scale, 1])
+        forward = move @ to_middle @ rotation @ scaling @ np.linalg.inv(to_middle)
         np.testing.assert_allclose(
-            drawn["matrix"][number], np.linalg.inv(forward), rtol=1e-6, atol=1e-7 * side
+            draw["matrix"][number], np.linalg.inv(forward), rtol=1e-6, atol=1e-7 * side
         )
         target = [
             math.cos(a),
@@ -205,11 +219,14 @@ def test_an_affine_draw_is_its_steps_one_after_the_other(side):
             (scale - 1) / 0.3,
             shear / 30,
         ]
-        np.testing.assert_allclose(drawn["target"][number], target, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(draw["target"][number], target, rtol=1e-5, atol=1e-6)
 
 
 def test_draws_spread_as_said():
-    """Affine targets fill [-1, 1] evenly; projective ones have about AET's mean and deviation at any side, as they are over them."""
+    """Affine targets fill [-1, 1] evenly.
+
+    Projective ones have about AET's mean and deviation at any side, because they are relative to them.
+    """
     target = WarpPair(32, "affine").draw(keys(20_000))["target"]
     assert -1 <= target.min() and target.max() < 1.0001 and np.abs(target.mean(0)).max() < 0.02
     np.testing.assert_allclose((target**2).mean(0), [1 / 2, 1 / 2, *[1 / 3] * 4], rtol=0.05)
@@ -223,7 +240,10 @@ def test_draws_spread_as_said():
 
 
 def test_no_draw_is_degenerate():
-    """The worst: the smallest scale, and each corner as far out as it goes. No horizon comes to the picture."""
+    """In the worst case the scale is smallest and each corner is as far out as possible.
+
+    No horizon reaches the image.
+    """
     for side in (8, 16, 17, 32, 64, 224):
         most, middle = side // 8, side / 2 + 0.5
         corners = side * np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float64)
@@ -251,7 +271,7 @@ FROZEN = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_draws_are_frozen(kind):
-    """Of seed 9, epoch 4, samples 0 to 2: a resumed run must see the draws that it began with."""
+    """Seed 9, epoch 4, samples 0 to 2: a resumed run must see the draws that it began with."""
     target = WarpPair(32, kind).draw(keys(3))["target"]
     np.testing.assert_allclose(target, np.array(FROZEN[kind]), atol=1e-5)
 
@@ -272,11 +292,14 @@ def test_the_pair_is_the_picture_and_its_warp(kind, dtype, batch, make_images, a
 
 
 def test_bad_input_is_one_line():
-    for make, told in (
+    for make, message in (
         (lambda: WarpPair(0), "0 px given to WarpPair; allowed are 1 px and more"),
         (lambda: WarpPair(32, "similar"), "'similar' given; allowed are projective and affine"),  # type: ignore[arg-type]
-        (lambda: WarpPair(32)(torch.zeros(1, 3, 32, 30), {}), "32 x 30 px given to WarpPair.32.; allowed are squares of 32 px"),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=told) as error:
+        (
+            lambda: WarpPair(32)(torch.zeros(1, 3, 32, 30), {}),
+            "32 x 30 px given to WarpPair.32.; allowed are squares of 32 px",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
             make()
         assert "\n" not in str(error.value)

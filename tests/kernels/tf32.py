@@ -1,4 +1,4 @@
-"""Float32 products as a GPU makes them where TF32 is allowed: of factors rounded to eleven bits."""
+"""float32 products as a GPU computes them with TF32: the factors are rounded to eleven bits."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from typing_extensions import override
 
 
 def rounded(values: Tensor) -> Tensor:
-    """float32 to TF32's 10 stored bits of the mantissa, to nearest."""
+    """Round float32 to TF32's 10 stored bits of the mantissa, to nearest."""
     return ((values.contiguous().view(torch.int32) + (1 << 12)) & -(1 << 13)).view(torch.float32)
 
 
 class RoundedProducts(TorchDispatchMode):
-    """Within it, all factors of float32 matrix products are TF32's."""
+    """A mode in which all factors of float32 matrix products are rounded to TF32."""
 
     @override
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""What the tests of isotropic windows share: both forms that run on a CPU, a plain sum, and the arithmetic of the GPU's."""
+"""Isotropic windows for tests: the compiled form, a plain sum, and the arithmetic of the GPU's kernels."""
 
 import numpy as np
 import torch
@@ -13,35 +13,37 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def window(picture: np.ndarray, top: int, left: int, side: int, resampling: int, size: int) -> np.ndarray:
+def window(image: np.ndarray, top: int, left: int, side: int, resampling: int, size: int) -> np.ndarray:
     out = np.zeros((size, size, 3), np.uint8)
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     assert fits_isotropic(height, width, top, left, side, side, size)
-    isotropic_resize(picture.reshape(-1), height, width, top, left, side, resampling == DIAGONAL, out)
+    isotropic_resize(image.reshape(-1), height, width, top, left, side, resampling == DIAGONAL, out)
     return out
 
 
-def plain(picture: np.ndarray, top: int, left: int, side: int, degrees: float, size: int) -> np.ndarray:
-    """float64 [size, size, 3]: whole Gaussians over the whole picture at points turned by a rotation matrix."""
+def plain(image: np.ndarray, top: int, left: int, side: int, degrees: float, size: int) -> np.ndarray:
+    """Return float64 [size, size, 3]: full Gaussians over the image at points that a rotation turns."""
     step, turn = side / size, np.deg2rad(degrees)
     y, x = (np.mgrid[:size, :size] - (size - 1) / 2) * step
-    # A picture turned counter-clockwise, rows going down, shows at (y, x) what was at the point turned back.
+    # An image turned counter-clockwise, with rows going down, shows at (y, x) the point turned back.
     points_y = top + side / 2 + np.sin(turn) * x + np.cos(turn) * y
     points_x = left + side / 2 + np.cos(turn) * x - np.sin(turn) * y
-    rows, columns = np.arange(picture.shape[0]) + 0.5, np.arange(picture.shape[1]) + 0.5
+    rows, columns = np.arange(image.shape[0]) + 0.5, np.arange(image.shape[1]) + 0.5
     means = []
     for sigma in (max(1.0, 0.5 * step), max(3.0, 0.5 * step)):
         by_row = np.exp(-((points_y[..., None] - rows) ** 2) / (2 * sigma**2))
         by_column = np.exp(-((points_x[..., None] - columns) ** 2) / (2 * sigma**2))
-        sums = np.einsum("rcy,rcx,yxk->rck", by_row, by_column, picture.astype(np.float64), optimize=True)
+        sums = np.einsum("rcy,rcx,yxk->rck", by_row, by_column, image.astype(np.float64), optimize=True)
         means.append(sums / (by_row.sum(2) * by_column.sum(2))[..., None])
     fine, broad = means
     return (broad + ((fine - broad) @ LUMA)[..., None]).clip(0, 255)
 
 
 def rounded(images: Tensor, boxes: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """uint8 [B, size, size, 3] by dense products in float32 with everything rounded to `dtype` that the GPU's kernels round to
-    half precision: planes (luma less 128), weights, and what lies between the passes."""
+    """Return uint8 [B, size, size, 3] by dense float32 products, with the roundings of the GPU's kernels.
+
+    `dtype` replaces half precision for planes (luma minus 128), weights and the values between the passes.
+    """
     return torch.cat(
         [_rounded(images[i : i + 32], boxes[i : i + 32], size, dtype) for i in range(0, len(images), 32)]
     )
@@ -64,8 +66,8 @@ def _rounded(images: Tensor, boxes: Tensor, size: int, dtype: torch.dtype) -> Te
     def weights(middle: Tensor, sigma: Tensor, limit: int) -> tuple[Tensor, Tensor]:
         distance = torch.arange(limit) + 0.5 - (points + middle[:, None])[:, :, None]
         distance = (distance / sigma[:, None, None]).to(torch.float32)
-        seen = cut(torch.exp(-0.5 * distance.square()) * (distance.abs() <= REACH_SIGMAS))
-        return seen, 1 / seen.sum(2, keepdim=True).clamp(min=1e-6)
+        values = cut(torch.exp(-0.5 * distance.square()) * (distance.abs() <= REACH_SIGMAS))
+        return values, 1 / values.sum(2, keepdim=True).clamp(min=1e-6)
 
     def mixed(plane: Tensor, sigma_px: float) -> Tensor:
         sigma = (0.5 * step).clamp(min=sigma_px)

@@ -1,10 +1,10 @@
-"""Shift and Flip, and then jigsaw tiles, turns or a Hole, normalised, in one go on the CPU: each picture is copied along a walk over its
-source.
+"""Shift and Flip, then jigsaw tiles, turns or a Hole, normalised, in one pass on the CPU.
 
-The definition is the operations one after the other; this computes the same from the same draws in float32, rounded once, by
-numba_walks.py.
+Each image is copied along a walk over its source (walks.py). The operations one after the other define the
+result. This computes the same from the same draws in float32, rounded once.
 
-Measured on one core of a shared machine, to float32: processor time of the operations one by one and of this, in turns, medians.
+Medians of processor time on one core of a shared machine, to float32, for the operations one by one and for
+this:
 
     Flip, JigsawTiles, 32 of 225 px                 20.2 ms    8.2 ms
     Flip, JigsawTiles, 32 of 48 px                  0.77       0.28
@@ -32,12 +32,16 @@ from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotate90 import AllTurns, Rotate90, check_square
 from fastpsl.kernels.shift import Shift
 
-# About 1 ms of work: starting a thread takes 0.1 ms, and several where others are at work.
+# About 1 ms of work, because starting a thread takes 0.1 ms, and several ms on a busy machine.
 _VALUES_PER_THREAD = 1 << 20
 
 
 def fits(ops: Sequence[object]) -> bool:
-    """Shift and Flip in this order, or one of them, or none; then jigsaw tiles, turns or a Hole, or, after Shift, nothing."""
+    """Return whether `ops` are optional moves, then one other operation.
+
+    The moves are Shift and Flip, in this order. The operation is jigsaw tiles, turns or a Hole, and may be
+    missing after a Shift.
+    """
     kinds = [type(op) for op in ops]
     moves = [kind for kind in (Shift, Flip) if kind in kinds]
     last = kinds[len(moves) :]
@@ -47,7 +51,7 @@ def fits(ops: Sequence[object]) -> bool:
 
 
 def out_shape(ops: Sequence[object], shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """Of the result for images of `shape` [B, 3, H, W]; ValueError for those that the operation refuses."""
+    """Return the result's shape for `shape` [B, 3, H, W]; raise ValueError for images that an op refuses."""
     op, (num_images, channels, height, width) = ops[-1], shape
     if isinstance(op, JigsawTiles):
         op.check(height, width)
@@ -63,10 +67,7 @@ def run(
     images: Tensor, ops: Sequence[object], draws: Sequence[Mapping[str, Tensor]], mean: Sequence[float],
     std: Sequence[float], out: Tensor,
 ) -> None:  # fmt: skip
-    """uint8 [B, 3, H, W], any strides, and the draws of `ops` → `out` of `out_shape`, floating, channels-last memory.
-
-    ops: such that `fits`. mean, std: a value a channel, for values in [0, 1]. In as many threads as torch uses.
-    """
+    """Compute the result of `ops` into `out` in as many threads as torch uses; see kernels/fused.py."""
     assert fits(ops), ops
     check_fused(images, out_shape(ops, images.shape), mean, std, out)
     if not out.numel():
@@ -77,7 +78,8 @@ def run(
     scale = np.tile(np.array([1 / (255 * value) for value in std], np.float32), width)
     shift = np.tile(np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32), width)
     arguments = (
-        pixels, _walks(ops, draws, pixels.shape), scale, shift, result.permute(0, 2, 3, 1).numpy().reshape(num, height, -1)
+        pixels, _walks(ops, draws, pixels.shape), scale, shift,
+        result.permute(0, 2, 3, 1).numpy().reshape(num, height, -1),
     )  # fmt: skip
     in_threads(numba_walks.walks, arguments, num, result.numel() // _VALUES_PER_THREAD)
     if result is not out:
@@ -89,27 +91,28 @@ def run(
 
 
 def _walks(ops: Sequence[object], draws: Sequence[Mapping[str, Tensor]], shape: Sequence[int]) -> np.ndarray:
-    """int64 [N, 7], as numba_walks.py has them; shape: [B, H, W, 3] of the source.
+    """Return the walks, int64 [N, 7], as `walks` takes them, for a source of `shape` [B, H, W, 3].
 
-    From the last operation to the first: what a picture's first pixel and its steps are in the picture before.
+    The loop goes from the last operation to the first and maps each walk's first pixel and steps to the image
+    before.
     """
     num, height, width, _ = shape
     source = np.arange(num)
-    # Rows and columns of (first pixel, step down, step along).
+    # Rows and columns of the first pixel, the step down and the step along.
     bottom, right = np.array([[[height - 1], [0], [0]], [[width - 1], [0], [0]]])
     y, x = np.tile([[0], [1], [0]], num), np.tile([[0], [0], [1]], num)
     for op, draw in zip(reversed(ops), reversed(draws), strict=True):
         if isinstance(op, JigsawTiles):
-            cells, each = np.arange(op.grid**2), op.grid**2
-            source, y, x = (values.repeat(each, -1) for values in (source, y, x))
+            cells, repeats = np.arange(op.grid**2), op.grid**2
+            source, y, x = (values.repeat(repeats, -1) for values in (source, y, x))
             corners = np.stack([cells // op.grid, cells % op.grid], 1) * op.cell_px + draw["offsets"].numpy()
             y[0] += corners[..., 0].reshape(-1)
             x[0] += corners[..., 1].reshape(-1)
         elif isinstance(op, Rotate90 | Rotate45 | AllTurns):
             turns = draw["turns"].numpy()
-            each = op.num if isinstance(op, AllTurns) else 1
-            source, y, x = (values.repeat(each, -1) for values in (source, y, x))
-            # Counter-clockwise, row i and column j show what lay in row j and column last - i.
+            repeats = op.num if isinstance(op, AllTurns) else 1
+            source, y, x = (values.repeat(repeats, -1) for values in (source, y, x))
+            # After a counter-clockwise turn, row i and column j show the former row j and column last - i.
             y, x = (
                 np.choose(turns.reshape(-1), [y, x, bottom - y, bottom - x]),
                 np.choose(turns.reshape(-1), [x, right - y, right - x, y]),

@@ -1,13 +1,14 @@
-"""What numba compiles for numba_photometric.py: pictures one after the other, each distorted, blurred and filtered in a core's cache.
+"""The compiled loops of photometric.py: each image is distorted, blurred and filtered in a core's cache.
 
-Each picture is held row by row, the three channels of a row side by side, so that every loop runs along memory. Numba's cache
-does not notice an edit of another file: so all that is compiled is here, and holds no value of one.
+An image is stored row by row, with the three channels of a row side by side, so that every loop runs along
+memory. Numba's cache does not notice an edit of another file, so everything compiled is here and uses no
+value of another file.
 """
 
 import numba
 import numpy as np
 
-# Numbers and weights of kernels/{colour,grey}.py.
+# The operation numbers and the weights of kernels/{colour,grey}.py.
 _CONTRAST, _SATURATION, _HUE = 1, 2, 3
 _RED, _GREEN, _BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
 _UNIT = np.float32(1 / 255)
@@ -17,7 +18,7 @@ _THIRD, _SIXTH, _EIGHTH = np.float32(1 / 3), np.float32(1 / 6), np.float32(1 / 8
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
 def _load(pixels: np.ndarray, row: np.ndarray) -> None:
-    """A row's bytes [3 W], R G B R G B, as float32 [3, W] in [0, 1]."""
+    """Convert a row's bytes [3 W], R G B R G B, to float32 [3, W] in [0, 1]."""
     red, green, blue = row[0], row[1], row[2]
     for j in range(np.uint64(len(red))):
         p = np.uint64(3) * j
@@ -28,7 +29,7 @@ def _load(pixels: np.ndarray, row: np.ndarray) -> None:
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
 def _mirror(row: np.ndarray, out: np.ndarray) -> None:
-    """[3, W] the other way round, to [3, W or more]."""
+    """Copy a row [3, W], reversed, to [3, W or more]."""
     for channel in range(3):
         line, mirrored, width = row[channel], out[channel], row.shape[1]
         for j in range(width):
@@ -37,7 +38,7 @@ def _mirror(row: np.ndarray, out: np.ndarray) -> None:
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
 def _store(row: np.ndarray, scale: np.ndarray, shift: np.ndarray, out: np.ndarray) -> None:
-    """[3, W or more], normalised, to [W, 3]."""
+    """Normalise a row [3, W or more] into [W, 3]."""
     red, green, blue, line = row[0], row[1], row[2], out.reshape(-1)
     s0, s1, s2, t0, t1, t2 = scale[0], scale[1], scale[2], shift[0], shift[1], shift[2]
     for j in range(np.uint64(len(out))):
@@ -58,7 +59,7 @@ def _grey_sum(row: np.ndarray) -> np.float32:
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
 def _blend(row: np.ndarray, factor: np.float32, other: np.float32) -> None:
-    """Brightness (other: black) and contrast (other: the mean grey)."""
+    """Blend a row with black (brightness) or with the mean grey (contrast)."""
     line, addend = row.reshape(-1), other * (_ONE - factor)
     for j in range(len(line)):
         line[j] = min(max(line[j] * factor + addend, _ZERO), _ONE)
@@ -66,7 +67,7 @@ def _blend(row: np.ndarray, factor: np.float32, other: np.float32) -> None:
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
 def _saturate(row: np.ndarray, factor: np.float32) -> None:
-    """Saturation: the pixel's grey is the other side; factor 0 makes grey."""
+    """Blend each pixel of a row with its grey (saturation); factor 0 makes the row grey."""
     red, green, blue = row[0], row[1], row[2]
     rest = _ONE - factor
     for j in range(len(red)):
@@ -78,14 +79,14 @@ def _saturate(row: np.ndarray, factor: np.float32) -> None:
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
 def _less(sixths: np.float32) -> np.float32:
-    """The share of the chroma that a channel lacks: 1 around a multiple of a turn, 0 from two sixths on."""
+    """Return the share of the chroma that a channel lacks: 1 at whole turns, 0 from two sixths away on."""
     distance = abs(sixths - _SIX * np.floor(sixths * _SIXTH + np.float32(0.5)))
     return min(max(_TWO - distance, _ZERO), _ONE)
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
 def _shift_hue(row: np.ndarray, turns: np.float32) -> None:
-    """colour.shift_hue; its offsets 5, 3, 1 are here less by 2, for `_less`."""
+    """Move the hue of a row as colour.shift_hue. Its offsets 5, 3, 1 are less by 2 here, for `_less`."""
     red, green, blue = row[0], row[1], row[2]
     by = _SIX * turns
     for j in range(len(red)):
@@ -94,7 +95,7 @@ def _shift_hue(row: np.ndarray, turns: np.float32) -> None:
         chroma = value - min(min(r, g), b)
         difference = g - b if value == r else (b - r if value == g else r - g)
         start = _ZERO if value == r else (_TWO if value == g else _FOUR)
-        # A grey pixel has a difference and a chroma of 0: any divisor will do.
+        # A grey pixel has a difference and a chroma of 0, so any divisor will do.
         sixths = start + by + difference / max(chroma, np.float32(1e-30))
         red[j] = value - chroma * _less(sixths + np.float32(3))
         green[j] = value - chroma * _less(sixths + _ONE)
@@ -103,7 +104,10 @@ def _shift_hue(row: np.ndarray, turns: np.float32) -> None:
 
 @numba.njit(cache=True, nogil=True)
 def _distort(image: np.ndarray, order: np.ndarray, factors: np.ndarray) -> None:
-    """[H, 3, W] in place: the four steps in their order. Contrast's mean is that of the whole picture as it is by then."""
+    """Distort an image [H, 3, W] in place by the four operations in the given order.
+
+    Contrast takes the mean of the whole image as it is at that point.
+    """
     height, _, width = image.shape
     for op in order:
         mean = _ZERO
@@ -123,7 +127,7 @@ def _distort(image: np.ndarray, order: np.ndarray, factors: np.ndarray) -> None:
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
 def _weighted(weights: np.ndarray, lines: np.ndarray, at: np.ndarray, width: int, out: np.ndarray) -> None:
-    """out = the sum over k of weights[k] * (the parts of `lines` that begin at the middle's start plus and minus k)."""
+    """Write the sum over k of weights[k] times the parts of `lines` that start at at[k, 0] and at[k, 1]."""
     middle, w0 = lines[at[0, 0] : at[0, 0] + width], weights[0]
     for j in range(width):
         out[j] = w0 * middle[j]
@@ -136,7 +140,7 @@ def _weighted(weights: np.ndarray, lines: np.ndarray, at: np.ndarray, width: int
 
 @numba.njit(cache=True, nogil=True)
 def _blur(image: np.ndarray, between: np.ndarray, weights: np.ndarray) -> None:
-    """[H, C, W] in place, reflected at the border; `between` is memory of the same shape."""
+    """Blur an image [H, C, W] in place, reflected at the border; `between` is memory of the same shape."""
     height, channels, width = image.shape
     reach = len(weights) - 1
     padded = np.empty(width + 2 * reach, np.float32)
@@ -160,12 +164,12 @@ def _blur(image: np.ndarray, between: np.ndarray, weights: np.ndarray) -> None:
         _weighted(weights, rows, at, channels * width, lines[i])
 
 
-# As a call it makes _sobel half as slow again.
+# Inlined because a call makes _sobel take half as long again.
 @numba.njit(cache=True, nogil=True, fastmath=True, inline="always")
 def _down(
     above: np.ndarray, middle: np.ndarray, below: np.ndarray, smooth: np.ndarray, steep: np.ndarray
 ) -> None:
-    """Of three rows [W] sums and differences down each column, the border repeated, to [W + 2]."""
+    """Compute sums and differences down the columns of three rows [W], into [W + 2], the border repeated."""
     width = len(middle)
     for j in range(width):
         smooth[j + 1] = above[j] + _TWO * middle[j] + below[j]
@@ -178,7 +182,7 @@ def _down(
 def _sobel(
     above: np.ndarray, middle: np.ndarray, below: np.ndarray, spare: np.ndarray, out: np.ndarray
 ) -> None:
-    """Three rows [W] → one; the border is repeated. spare: memory of [2 or more, W + 2]."""
+    """Compute a row of gradient magnitudes from three rows [W]; `spare` is memory of [2 or more, W + 2]."""
     width, smooth, steep = len(out), spare[0], spare[1]
     _down(above, middle, below, smooth, steep)
     a, c = smooth[:width], smooth[2 : width + 2]
@@ -190,7 +194,7 @@ def _sobel(
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
 def _mean(row: np.ndarray, mirrored: bool, out: np.ndarray) -> None:
-    """[3, W] → the mean of its channels [W], the other way round if `mirrored`."""
+    """Compute the mean of a row's channels, [3, W] to [W], reversed if `mirrored`."""
     red, green, blue, width = row[0], row[1], row[2], len(out)
     for j in range(width):
         out[j] = (red[j] + green[j] + blue[j]) * _THIRD
@@ -204,7 +208,7 @@ def _sobel_xy(
     above: np.ndarray, middle: np.ndarray, below: np.ndarray, spare: np.ndarray, scale: np.ndarray,
     shift: np.ndarray, out: np.ndarray,
 ) -> None:  # fmt: skip
-    """As `_sobel`, to gradients along x and y, normalised: [W, 2]."""
+    """Compute a row of gradients along x and y, normalised, [W, 2]; the arguments are those of `_sobel`."""
     width, smooth, steep, line = len(middle), spare[0], spare[1], out.reshape(-1)
     _down(above, middle, below, smooth, steep)
     s0, s1, t0, t1 = scale[0] * _EIGHTH, scale[1] * _EIGHTH, shift[0], shift[1]
@@ -220,7 +224,10 @@ def _gradients(
     image: np.ndarray, mirrored: bool, weights: np.ndarray, memory: np.ndarray, spare: np.ndarray,
     scale: np.ndarray, shift: np.ndarray, out: np.ndarray,
 ) -> None:  # fmt: skip
-    """[H, 3, W] → [H, W, 2]; of the mean of the three channels, blurred if there are weights. memory: of [H, 3, W]."""
+    """Compute the gradients [H, W, 2] of the mean of an image's channels, blurred if there are weights.
+
+    `image` and `memory` are [H, 3, W].
+    """
     height, _, width = image.shape
     flat, size = memory.reshape(-1), height * width
     grey, between = flat[:size].reshape(height, 1, width), flat[size : 2 * size].reshape(height, 1, width)
@@ -239,7 +246,10 @@ def pictures(
     grey: np.ndarray, taps: np.ndarray, num_taps: np.ndarray, sobel: np.ndarray, scale: np.ndarray,
     shift: np.ndarray, out: np.ndarray, first: int, step: int,
 ) -> None:  # fmt: skip
-    """Pictures first, first + step, ... of pixels uint8 [B, H, 3 W] → out float32 [B, H, W, 3], or, for SobelXY, [B, H, W, 2]."""
+    """Process the images first, first + step, ... of a batch.
+
+    `pixels` is uint8 [B, H, 3 W]. `out` is float32 [B, H, W, 3], or [B, H, W, 2] for SobelXY.
+    """
     num, height, width, channels = out.shape
     image, other = np.empty((height, 3, width), np.float32), np.empty((height, 3, width), np.float32)
     spare = np.empty((3, width + 2), np.float32)

@@ -1,12 +1,13 @@
-"""What numba compiles for numba_warped.py: pictures and their warped copies, in a core's cache.
+"""The compiled loops of warped.py: images and their warped copies, in a core's cache.
 
-Numba's cache does not notice an edit of another file: so all that is compiled is here, and holds no value of one.
+Numba's cache does not notice an edit of another file, so everything compiled is here and uses no value of
+another file.
 """
 
 import numba
 import numpy as np
 
-# Of kernels/warp.py.
+# The grey of kernels/warp.py.
 _GREY = np.float32(128)
 _ZERO, _HALF = np.float32(0), np.float32(0.5)
 
@@ -16,10 +17,11 @@ def pairs(
     pixels: np.ndarray, flip: np.ndarray, moves: np.ndarray, matrices: np.ndarray, scale: np.ndarray,
     shift: np.ndarray, out: np.ndarray, first: int, step: int,
 ) -> None:  # fmt: skip
-    """Pictures first, first + step, ... of pixels uint8 [B, S, S, 3] → out float32 [2 * B, S, S, 3], normalised by scale and shift [3].
+    """Process the images first, first + step, ... of `pixels`, uint8 [B, S, S, 3].
 
-    moves: int64 [B, 2], by how much the moved picture's rows and columns are shown further up and left; then it is flipped, if flip is
-    set. matrices: float32 [B, 9].
+    `out` is float32 [2 * B, S, S, 3], normalised by `scale` and `shift` [3]. `moves`, int64 [B, 2], moves an
+    image's content up and left by that many rows and columns. Then it is flipped if `flip` is set. `matrices`
+    is float32 [B, 9].
     """
     num, side = pixels.shape[0], pixels.shape[1]
     moved = np.empty((side, side, 3), np.float32)
@@ -38,7 +40,7 @@ def pairs(
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _warp(moved: np.ndarray, m: np.ndarray, scale: np.ndarray, shift: np.ndarray, out: np.ndarray) -> None:
-    """[S, S, 3], bytes as float32, to its copy, bilinear, rounded to integers, then normalised."""
+    """Write the warped copy of an image [S, S, 3], bilinear, rounded to integers, then normalised."""
     side = len(moved)
     length, last = np.float32(side), side - 1
     for i in range(side):

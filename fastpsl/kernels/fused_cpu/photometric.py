@@ -1,7 +1,8 @@
-"""Flip, colour, grey, blur, Sobel or SobelXY and normalise in one go on the CPU: a picture at a time, in the cache of its core.
+"""Flip, colour, grey, blur, Sobel or SobelXY and normalisation in one pass on the CPU, image by image.
 
-The definition is the operations one after the other; this computes the same from the same draws in float32, rounded once, by
-numba_pictures.py. A step of SimCLR or MoCo v2 on two cores spent 5 to 15 % on the operations one by one, at levels 2 and 3.
+Each image stays in its core's cache (images.py). The operations one after the other define the result. This
+computes the same from the same draws in float32, rounded once. With the operations one by one, they took 5 to
+15 % of a step of SimCLR or MoCo v2 on two cores, at levels 2 and 3.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from fastpsl.kernels import colour
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused_cpu import images as numba_pictures
+from fastpsl.kernels.fused_cpu import images as numba_images
 from fastpsl.kernels.fused_cpu.threads import in_threads
 from fastpsl.kernels.grey import WEIGHTS, Grey
 from fastpsl.kernels.normalise import check_fused
@@ -25,27 +26,28 @@ _ORDERS = (
     (Flip, ColourDistortion, Grey, GaussianBlur, Sobel),
     (Flip, ColourDistortion, Grey, GaussianBlur, SobelXY),
 )
-# numba_pictures.py holds no value of another file.
+# images.py uses no value of another file, so its copies are compared here.
 assert (colour.CONTRAST, colour.SATURATION, colour.HUE) == (
-    numba_pictures._CONTRAST, numba_pictures._SATURATION, numba_pictures._HUE,
+    numba_images._CONTRAST, numba_images._SATURATION, numba_images._HUE,
 )  # fmt: skip
 assert [np.float32(weight) for weight in WEIGHTS] == [
-    numba_pictures._RED, numba_pictures._GREEN, numba_pictures._BLUE,
+    numba_images._RED, numba_images._GREEN, numba_images._BLUE,
 ]  # fmt: skip
-# Taps beyond so many sigmas weigh less than 2e-8 of the middle one: nothing in float32.
+# Taps beyond this many sigmas weigh less than 2e-8 of the middle one, nothing in float32.
 _REACH_SIGMAS = 6.0
-# Bytes of input a thread, about 1 ms of work: starting a thread takes 0.1 ms, and several where others are at work.
+# Bytes of input per thread: about 1 ms of work, because starting a thread takes 0.1 ms, and several ms on a
+# busy machine.
 _BYTES_PER_THREAD = 1 << 19
 
 
 def fits(ops: Sequence[object]) -> bool:
-    """Whether `ops` are some of Flip, ColourDistortion, Grey, GaussianBlur and Sobel or SobelXY in this order; none is fine, too."""
+    """Return whether `ops` are some or none of the operations of one of `_ORDERS`, in its order."""
     kinds = [type(op) for op in ops]
     return any(kinds == [kind for kind in order if kind in kinds] for order in _ORDERS)
 
 
 def out_shape(ops: Sequence[object], shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """That of the images, [B, 3, H, W], or of two channels. ValueError where a blur's kernel is larger than they are."""
+    """Return the result's shape for `shape` [B, 3, H, W]; raise ValueError for images that an op refuses."""
     num, channels, height, width = shape
     for op in ops:
         if isinstance(op, GaussianBlur):
@@ -59,10 +61,7 @@ def run(
     images: Tensor, ops: Sequence[object], draws: Sequence[Mapping[str, Tensor]], mean: Sequence[float],
     std: Sequence[float], out: Tensor,
 ) -> None:  # fmt: skip
-    """uint8 [B, 3, H, W], any strides, and the draws of `ops` → `out` of `out_shape`, floating, channels-last memory.
-
-    ops: such that `fits`. mean, std: a value a channel, for values in [0, 1]. In as many threads as torch uses.
-    """
+    """Compute the result of `ops` into `out` in as many threads as torch uses; see kernels/fused.py."""
     assert fits(ops), ops
     check_fused(images, out_shape(ops, images.shape), mean, std, out)
     num = len(images)
@@ -71,14 +70,14 @@ def run(
     scale = torch.tensor([1 / value for value in std])
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
     if {type(op) for op in ops} <= {Flip}:
-        # Torch is as quick, and nothing is compiled for a view of a probe.
+        # Torch is as fast, and a probe's view then compiles nothing.
         for op, draw in zip(ops, draws, strict=True):
             images = op(images, draw)  # type: ignore[operator]
         torch.addcmul(shift.view(1, 3, 1, 1), images.to(torch.float32), scale.view(1, 3, 1, 1) / 255, out=out)
         return
     never = np.zeros(num, np.bool_)
-    # What is not asked for is never due: one signature for every set of operations, so one compilation.
-    drawn = {
+    # Missing operations are never due, so there is one signature and one compilation for all sets.
+    draw_of = {
         (Flip, "flip"): never,
         (ColourDistortion, "apply"): never,
         (ColourDistortion, "order"): np.zeros((num, 4), np.int64),
@@ -90,24 +89,26 @@ def run(
     }
     kernel_px = 1
     for op, draw in zip(ops, draws, strict=True):
-        drawn |= {(type(op), name): np.ascontiguousarray(value.numpy()) for name, value in draw.items()}
+        draw_of |= {(type(op), name): np.ascontiguousarray(value.numpy()) for name, value in draw.items()}
         kernel_px = op.kernel_px if isinstance(op, GaussianBlur) else kernel_px
-    flip, coloured, orders, factors, grey, blurred, sigma, sobel = drawn.values()
+    flip, coloured, orders, factors, grey, blurred, sigma, sobel = draw_of.values()
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
     result = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
     arguments = (
         pixels.reshape(num, pixels.shape[1], -1), flip, coloured, orders, factors, grey,
-        *_taps(sigma, blurred, kernel_px), sobel, scale.numpy(), shift.numpy(), result.permute(0, 2, 3, 1).numpy(),
+        *_taps(sigma, blurred, kernel_px), sobel, scale.numpy(), shift.numpy(),
+        result.permute(0, 2, 3, 1).numpy(),
     )  # fmt: skip
-    in_threads(numba_pictures.pictures, arguments, num, pixels.nbytes // _BYTES_PER_THREAD)
+    in_threads(numba_images.pictures, arguments, num, pixels.nbytes // _BYTES_PER_THREAD)
     if result is not out:
         out.copy_(result)
 
 
 def _taps(sigma: np.ndarray, due: np.ndarray, kernel_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """sigma, due [B] → a blur's weights from the middle outwards, float32 [B, kernel_px // 2 + 1]; how many count, int64 [B].
+    """Return a blur's weights, float32 [B, kernel_px // 2 + 1], and how many of them count, int64 [B].
 
-    Over both sides they sum to 1. None count where no blur is due.
+    The weights go from the middle outwards and sum to 1 over both sides. None count if `due` is False.
+    `sigma` and `due` are [B].
     """
     half = kernel_px // 2
     weights = np.exp(-0.5 * (np.arange(half + 1) / sigma[:, None].astype(np.float64)) ** 2)

@@ -1,6 +1,6 @@
-"""Compiled loops over pictures in several threads of this call alone.
+"""Compiled loops over images in threads that last for one call.
 
-Numba's own crash when two threads of a process call at once, and a pool that is kept hangs after a fork.
+Numba's own threads crash if two threads of a process call at once, and a lasting pool hangs after a fork.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,13 +11,20 @@ import torch
 
 
 def in_threads(loop: Callable[..., None], arguments: Sequence[Any], num: int, at_most: int) -> None:
-    """loop(*arguments, first, step), for pictures first, first + step, ... of `num`: in as many threads as torch uses, and `at_most`.
+    """Run a compiled loop in as many threads as torch uses.
 
-    Every n-th picture each, as the dear ones may stand together. One thread is the caller's.
+    Thread i of n takes every n-th image from i on, because expensive images may be adjacent. The caller's
+    thread is one of them.
+
+    Args:
+        loop: Called with the arguments, `first` and `step`, to process images first, first + step, ....
+        arguments: The arguments of the loop.
+        num: The number of images.
+        at_most: The largest number of threads.
     """
     num_threads = max(1, min(torch.get_num_threads(), num, at_most))
     with ThreadPoolExecutor(num_threads) as pool:
-        others = [pool.submit(loop, *arguments, part, num_threads) for part in range(1, num_threads)]
+        futures = [pool.submit(loop, *arguments, part, num_threads) for part in range(1, num_threads)]
         loop(*arguments, 0, num_threads)
-        for other in others:
-            other.result()
+        for future in futures:
+            future.result()

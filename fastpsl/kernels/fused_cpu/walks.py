@@ -1,6 +1,7 @@
-"""What numba compiles for numba_geometric.py: pictures copied from others along a walk, normalised.
+"""The compiled loops of geometric.py: images copied from others along a walk, and normalised.
 
-Numba's cache does not notice an edit of another file: so all that is compiled is here, and holds no value of one.
+Numba's cache does not notice an edit of another file, so everything compiled is here and uses no value of
+another file.
 """
 
 import numba
@@ -9,12 +10,14 @@ import numpy as np
 
 @numba.njit(cache=True, nogil=True)
 def walks(
-    pixels: np.ndarray, steps: np.ndarray, scale: np.ndarray, shift: np.ndarray, out: np.ndarray, first: int, step: int
+    pixels: np.ndarray, steps: np.ndarray, scale: np.ndarray, shift: np.ndarray, out: np.ndarray,
+    first: int, step: int,
 ) -> None:  # fmt: skip
-    """Pictures first, first + step, ... of `out` float32 [N, h, 3 w], of pixels uint8 [B, H, W, 3]; scale, shift: float32 [3 w].
+    """Process the images first, first + step, ... of `out`, float32 [N, h, 3 w].
 
-    steps int64 [N, 7], a walk each: the source; row and column of the first pixel in it; what a pixel further down adds to both, and
-    what one further along. What lies outside of the source is black.
+    `pixels` is uint8 [B, H, W, 3]; `scale` and `shift` are float32 [3 w]. `steps`, int64 [N, 7], has a walk
+    per image: the source's index, the first pixel's row and column there, what one pixel down adds to both,
+    and what one pixel along adds. Pixels outside the source are black.
     """
     num, height, values = out.shape
     width = values // 3
@@ -42,7 +45,7 @@ def walks(
 
 @numba.njit(cache=True, nogil=True)
 def _copy(image: np.ndarray, at: int, along: int, row: np.ndarray) -> None:
-    """Pixels of three bytes, `along` bytes from one to the next."""
+    """Copy pixels of three bytes that are `along` bytes apart."""
     if along == 3:
         row[:] = image[at : at + len(row)]
         return
@@ -55,7 +58,10 @@ def _copy(image: np.ndarray, at: int, along: int, row: np.ndarray) -> None:
 
 @numba.njit(cache=True, nogil=True)
 def _inside(start: int, step: int, length: int, num: int) -> tuple[int, int]:
-    """The first and the one behind the last j of 0 to num - 1 for which start + j * step lies in 0 to length - 1; step: -1, 0 or 1."""
+    """Return the range of j in 0 to num - 1 for which start + j * step lies in 0 to length - 1.
+
+    The range is half-open; `step` is -1, 0 or 1.
+    """
     if step == 0:
         return (0, num) if 0 <= start < length else (0, 0)
     if step == 1:

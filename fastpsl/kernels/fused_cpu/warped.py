@@ -1,9 +1,8 @@
-"""Shift and Flip, and then AET's pair of pictures, normalised, in one go on the CPU: a picture at a time, in the cache of its core.
+"""Shift and Flip, then AET's pairs, normalised, in one pass on the CPU.
 
-The definition is the operations one after the other; this computes the same from the same draws in float32, rounded once, by
-numba_pairs.py.
-
-Measured as in numba_geometric.py: Shift, Flip and WarpPair, 512 of 32 px, 37.4 and 7.9 ms; Flip and WarpPair, 32 of 96 px, 13.8 and 4.5.
+Each image stays in its core's cache (pairs.py). The operations one after the other define the result. This
+computes the same from the same draws in float32, rounded once. Measured as in geometric.py: Shift, Flip and
+WarpPair, 512 of 32 px, 37.4 and 7.9 ms; Flip and WarpPair, 32 of 96 px, 13.8 and 4.5 ms.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,20 +19,20 @@ from fastpsl.kernels.normalise import check_fused
 from fastpsl.kernels.shift import Shift
 from fastpsl.kernels.warp import WarpPair
 
-# numba_pairs.py holds no value of another file.
+# pairs.py uses no value of another file, so its copy is compared here.
 assert numba_pairs._GREY == warp._GREY
-# About 1 ms of work: starting a thread takes 0.1 ms, and several where others are at work.
+# About 1 ms of work, because starting a thread takes 0.1 ms, and several ms on a busy machine.
 _PIXELS_PER_THREAD = 1 << 17
 
 
 def fits(ops: Sequence[object]) -> bool:
-    """Shift and Flip in this order, or one of them, or none; then WarpPair."""
+    """Return whether `ops` are an optional Shift, an optional Flip, then WarpPair."""
     kinds = [type(op) for op in ops]
     return WarpPair in kinds and kinds == [kind for kind in (Shift, Flip, WarpPair) if kind in kinds]
 
 
 def out_shape(ops: Sequence[object], shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """Of the result for images of `shape` [B, 3, S, S]; ValueError where S is not the operation's."""
+    """Return the result's shape for `shape` [B, 3, H, W]; raise ValueError for images that an op refuses."""
     op, (num_images, channels, height, width) = ops[-1], shape
     assert isinstance(op, WarpPair)
     op.check(height, width)
@@ -44,10 +43,7 @@ def run(
     images: Tensor, ops: Sequence[object], draws: Sequence[Mapping[str, Tensor]], mean: Sequence[float],
     std: Sequence[float], out: Tensor,
 ) -> None:  # fmt: skip
-    """uint8 [B, 3, S, S], any strides, and the draws of `ops` → `out` of `out_shape`, floating, channels-last memory.
-
-    ops: such that `fits`. mean, std: a value a channel, for values in [0, 1]. In as many threads as torch uses.
-    """
+    """Compute the result of `ops` into `out` in as many threads as torch uses; see kernels/fused.py."""
     assert fits(ops), ops
     check_fused(images, out_shape(ops, images.shape), mean, std, out)
     num = len(images)

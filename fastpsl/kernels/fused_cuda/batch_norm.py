@@ -1,14 +1,17 @@
-"""BatchNorm by the batch's statistics, with the sum and the ReLU behind it, forward and backward: what torch's batch_norm, add and relu do.
+"""BatchNorm with batch statistics, fused with the sum and the ReLU behind it, forward and backward.
 
-EpochContext over maps of C channels, counted, and bytes a value of a half type; n is the normalisation, b a bit a value, kept for the backward pass:
+It computes what torch's batch_norm, add and relu do. The table counts the passes over a map and their bytes
+per value of a half type. A pass is written as "read to written", passes are separated by semicolons. n is the
+normalisation, b one bit per value that is kept for the backward pass:
 
-    result             forward                        bytes    backward                                          bytes
-    relu(n(x))         x; x to y                        6      dy, x; dy, x to dx                                 10
-    relu(n(x) + z)     x; x, z to y, b                  8 1/8  dy, x, b to dz; dz, x to dx                        12 1/8
-    relu(n(x) + n(z))  x; z; x, z to y, b              10 1/8  dy, x, z, b to g; g, x, z to dx, dz                18 1/8
+    result             forward                    bytes    backward                              bytes
+    relu(n(x))         x; x to y                    6      dy, x; dy, x to dx                     10
+    relu(n(x) + z)     x; x, z to y, b              8 1/8  dy, x, b to dz; dz, x to dx            12 1/8
+    relu(n(x) + n(z))  x; z; x, z to y, b          10 1/8  dy, x, z, b to g; g, x, z to dx, dz    18 1/8
 
-A second gradient of y, where two use it (`fork`), is 2 more, and the 6 of adding them before are none. What torch takes is counted beside it in
-bench/norm_bytes.py. Launches: a result without z has two forward and two backward, and a tensor of zeros; each n(z) has one more.
+A second gradient of y, if two users share it (`fork`), costs 2 more and saves the 6 of adding the two before.
+bench/norm_bytes.py counts torch's passes beside these. A result without z takes two launches forward, two
+backward and a tensor of zeros. Each n(z) takes one launch more.
 """
 
 from typing import Any, NamedTuple
@@ -23,23 +26,31 @@ from fastpsl.kernels.fused_cuda.moments import moments_pass
 from fastpsl.kernels.fused_cuda.norm_passes import gradient_pass, normalise_pass, sums_pass
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-# A tile; of rows as many as give a thread 32 values of one map, or 16 of several.
+# The size of a tile. Its rows give a thread 32 values of one map, or 16 of several.
 CHANNELS = 64
 MOMENTS_ROWS, ROWS = 64, 32
-# Warps in all, 16 for each of an H200's 132 multiprocessors, which all run at once where they leave sums behind that one of them adds up.
-# What only writes maps has more, so that none waits long for the slowest.
+# The total number of warps: 16 per multiprocessor of an H200 (132). In passes that leave sums all of them run
+# at once, and the last one adds the sums up. Passes that only write maps have more, so that none waits long
+# for the slowest.
 SUMS_WARPS = 16 * 132
 MAPS_WARPS = 4 * SUMS_WARPS
 
 
 def ceil_div(a: int, b: int) -> int:
-    """a / b rounded up; triton.cdiv takes ten times as long on the host."""
+    """Return a / b rounded up, ten times as fast on the host as triton.cdiv."""
     return -(-a // b)
 
 
 class Norm(NamedTuple):
-    """What of a BatchNorm has no gradient. running_mean, running_var: float32 [C], num_batches: int64, all None where they shall not move;
-    group: the ranks that have statistics together, None for each its own.
+    """The parts of a BatchNorm without a gradient.
+
+    Attributes:
+        eps: Added to the variance.
+        momentum: The step of the running statistics.
+        running_mean: float32 [C], or None if the running statistics stay.
+        running_var: Likewise.
+        num_batches: int64, or None likewise.
+        group: The ranks that share statistics, or None for each rank its own.
     """
 
     eps: float
@@ -51,7 +62,14 @@ class Norm(NamedTuple):
 
 
 class Operand(NamedTuple):
-    """A map that is normalised, and by what: weight, bias: float32 [C]."""
+    """A map to normalise.
+
+    Attributes:
+        x: The map.
+        weight: float32 [C].
+        bias: float32 [C].
+        norm: The rest of its BatchNorm.
+    """
 
     x: Tensor
     weight: Tensor
@@ -62,27 +80,39 @@ class Operand(NamedTuple):
 def batch_norm(
     of: Operand, z: Tensor | Operand | None = None, *, relu: bool = False, fork: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """relu(n(x) + z), z being there or not, or normalised too, [B, C, H, W], channels-last; without `relu` what the ReLU would get.
+    """Return relu(n(x) + z), relu(n(x) + n(z)) or relu(n(x)), or these without the ReLU.
 
-    Maps: float16, bfloat16 or float32, of one shape and dtype, with more than one value a channel (of a group: with one at least). fork: the
-    result twice, for two who use it, so that their gradients are added where they are read. Deterministic; nothing waits for the device.
+    The result is deterministic, and nothing waits for the device.
+
+    Args:
+        of: The map x, [B, C, H, W], channels-last, float16, bfloat16 or float32. It must have more than one
+            value per channel, or with a group at least one on each rank.
+        z: A map of the same shape and dtype to add, or an operand to normalise and add, or None.
+        relu: Whether to apply the ReLU.
+        fork: Whether to return the result twice, for two users, so that their gradients are added where they
+            are read.
+
+    Returns:
+        [B, C, H, W], or a pair of them.
     """
-    others: tuple[Any, ...] = (z, None, None, of.norm, None)
+    z_arguments: tuple[Any, ...] = (z, None, None, of.norm, None)
     if isinstance(z, Operand):
-        others = (z.x, z.weight, z.bias, of.norm, z.norm)
-    result: Tensor | tuple[Tensor, Tensor] = _BatchNorm.apply(of.x, of.weight, of.bias, *others, relu, fork)
+        z_arguments = (z.x, z.weight, z.bias, of.norm, z.norm)
+    result: Tensor | tuple[Tensor, Tensor] = _BatchNorm.apply(
+        of.x, of.weight, of.bias, *z_arguments, relu, fork
+    )
     return result
 
 
 class _Division:
-    """How programs divide a map: num_rows, num_channels, and `stride` programs for each tile of columns."""
+    """A division of a map among programs, with `stride` programs per tile of columns."""
 
     def __init__(self, x: Tensor, rows: int, leaves_sums: bool, num_maps: int = 1):
         self.num_channels = x.shape[1]
         self.num_rows = x.numel() // self.num_channels
         self.num_tiles = ceil_div(self.num_channels, CHANNELS)
-        # Rows that begin anywhere are read value by value, by addresses that take registers, as do sums of two maps. Triton knows of an
-        # integer whether 16 divides it.
+        # Unaligned rows are read value by value, and their addresses take registers, as do the sums of two
+        # maps. Triton knows whether 16 divides an integer.
         are_aligned = self.num_channels % 16 == 0
         num_warps = 4 if are_aligned and num_maps == 1 else 8
         num_programs = (SUMS_WARPS if leaves_sums else MAPS_WARPS) // num_warps
@@ -91,12 +121,12 @@ class _Division:
         self.sizes = (self.num_rows, self.num_channels, self.stride)
         self.constants = {"ROWS": rows, "CHANNELS": CHANNELS, "num_warps": num_warps}
         if leaves_sums and are_aligned:
-            self.constants["maxnreg"] = 128  # so that 16 warps run at once
-        # A warp of halves has four rows side by side.
+            self.constants["maxnreg"] = 128  # lets 16 warps run at once
+        # With halves, a warp has four rows side by side.
         self.group = max(rows // (4 * num_warps), 1)
 
     def parts(self, x: Tensor) -> Tensor:
-        """What each program leaves of three sums a channel."""
+        """Allocate memory for three sums per channel from each program."""
         return torch.empty((self.stride, 3, self.num_channels), device=x.device)
 
 
@@ -104,8 +134,8 @@ class _BatchNorm(Function):
     @staticmethod
     @override
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, z: Tensor | None, z_weight: Tensor | None, z_bias: Tensor | None,
-        norm: Norm, z_norm: Norm | None, relu: bool, fork: bool,
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, z: Tensor | None, z_weight: Tensor | None,
+        z_bias: Tensor | None, norm: Norm, z_norm: Norm | None, relu: bool, fork: bool,
     ) -> Any:  # fmt: skip
         maps = [x] if z is None else [x, z]
         assert all(each.dtype in DTYPES and each.dtype == x.dtype and each.shape == x.shape for each in maps)
@@ -115,7 +145,7 @@ class _BatchNorm(Function):
         maps = [each.contiguous(memory_format=torch.channels_last) for each in maps]
         x, z = maps[0], maps[1] if len(maps) == 2 else None
         division = _Division(x, ROWS, leaves_sums=False)
-        assert division.num_rows > (norm.group is None), x.shape
+        assert division.num_rows >= (2 if norm.group is None else 1), x.shape
         arrived = torch.zeros(division.num_tiles, dtype=torch.int32, device=x.device)
         y = torch.empty_like(x)
         bits = None
@@ -143,42 +173,46 @@ class _BatchNorm(Function):
     @once_differentiable
     @override
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        there = [each.contiguous(memory_format=torch.channels_last) for each in gradients if each is not None]
-        if not there:
+        incoming = [
+            each.contiguous(memory_format=torch.channels_last) for each in gradients if each is not None
+        ]
+        if not incoming:
             return (None,) * 10
-        dy, dy_2 = there if len(there) == 2 else (there[0], None)
+        dy, dy_2 = incoming if len(incoming) == 2 else (incoming[0], None)
         x, z, bits, weight, bias, z_weight, mean, var, z_mean, z_var, arrived, total = ctx.saved_tensors
         eps = (ctx.norm.eps, ctx.z_norm.eps if ctx.z_norm else 0.0)
-        # What is read again, or is z's gradient, and is not dy.
+        # g is read again or is z's gradient, and differs from dy.
         g = torch.empty_like(x) if dy_2 is not None or (ctx.relu and ctx.adds) else None
         with torch.cuda.device_of(x):
             division = _Division(x, ROWS, leaves_sums=True, num_maps=2 if ctx.z_norm else 1)
             sums = mean.new_empty((3 if ctx.z_norm else 2, division.num_channels))
             sums_pass[division.grid](
-                dy, dy_2, x, z, bits, g, division.parts(x), arrived, sums, mean, var, weight, bias, z_mean, z_var,
+                dy, dy_2, x, z, bits, g, division.parts(x), arrived, sums,
+                mean, var, weight, bias, z_mean, z_var,
                 *division.sizes, *eps, RELU=ctx.relu, GROUP=division.group, **division.constants,
             )  # fmt: skip
             dz = g
             if ctx.adds and g is None:
                 dz = torch.empty_like(x) if ctx.z_norm else dy
-            of_all, share = sums, 1 / division.num_rows
+            global_sums, share = sums, 1 / division.num_rows
             if ctx.norm.group is not None:
-                of_all, share = sums.clone(), 1.0
-                dist.all_reduce(of_all, group=ctx.norm.group)
-                of_all /= total
+                global_sums, share = sums.clone(), 1.0
+                dist.all_reduce(global_sums, group=ctx.norm.group)
+                global_sums /= total
             dx = torch.empty_like(x)
             division = _Division(x, ROWS, leaves_sums=False)
             gradient_pass[division.grid](
-                dy if g is None else g, x, z, dx, dz if ctx.z_norm else None, of_all, mean, var, weight, bias, z_mean, z_var, z_weight,
+                dy if g is None else g, x, z, dx, dz if ctx.z_norm else None, global_sums,
+                mean, var, weight, bias, z_mean, z_var, z_weight,
                 *division.sizes, share, *eps, RELU=ctx.relu and g is None, **division.constants,
             )  # fmt: skip
-        # A parameter may keep the tensor that it gets: two must not get one.
-        of_z = (sums[2], sums[0].clone()) if ctx.z_norm else (None, None)
-        return dx, sums[1], sums[0], dz if ctx.adds else None, *of_z, None, None, None, None
+        # A parameter may keep its gradient tensor, so two parameters must not share one.
+        z_gradients = (sums[2], sums[0].clone()) if ctx.z_norm else (None, None)
+        return dx, sums[1], sums[0], dz if ctx.adds else None, *z_gradients, None, None, None, None
 
 
 def _moments(x: Tensor, norm: Norm, arrived: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(mean, variance, of a group the number of all its rows), and the running statistics moved."""
+    """Return the mean, the variance and, for a group, its number of rows; update the running statistics."""
     division = _Division(x, MOMENTS_ROWS, leaves_sums=True)
     mean, var = torch.empty((2, division.num_channels), device=x.device)
     running = (norm.running_mean, norm.running_var, norm.num_batches) if norm.group is None else (None,) * 3
@@ -190,11 +224,11 @@ def _moments(x: Tensor, norm: Norm, arrived: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _of_group(mean: Tensor, var: Tensor, num_rows: int, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
-    """The same of all ranks' rows together."""
-    own = torch.cat((mean, var, mean.new_full((1,), num_rows)))
-    of_ranks = [torch.empty_like(own) for _ in range(dist.get_world_size(norm.group))]
-    dist.all_gather(of_ranks, own, group=norm.group)
-    means, variances, counts = torch.stack(of_ranks).split((len(mean), len(var), 1), dim=1)
+    """Combine the ranks' moments, as `_moments`."""
+    moments = torch.cat((mean, var, mean.new_full((1,), num_rows)))
+    moments_of_ranks = [torch.empty_like(moments) for _ in range(dist.get_world_size(norm.group))]
+    dist.all_gather(moments_of_ranks, moments, group=norm.group)
+    means, variances, counts = torch.stack(moments_of_ranks).split((len(mean), len(var), 1), dim=1)
     total = counts.sum()
     mean = (means * counts).sum(0) / total
     var = ((variances + (means - mean).square()) * counts).sum(0) / total

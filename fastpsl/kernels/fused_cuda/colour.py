@@ -1,12 +1,15 @@
-"""Colour on the GPU: the arithmetic of kernels/{colour,grey,lightness}.py on registers, and the two passes that use it.
+"""Colour on the GPU: kernels/{colour,grey,lightness}.py in registers, and the two passes that use it.
 
 mean_pass     the grey mean that each sample's contrast needs, as sums of blocks
-colour_pass   uint8 → flip, colour distortion, grey, lightness → normalised, or, where a blur or Sobel follows, values
-              in [0, 1] in a planar buffer for the neighbourhood pass; where SobelXY follows, the mean of the three, less 0.5
+colour_pass   flip, colour distortion, grey and lightness of uint8 images
 
-A program works on one sample, so that every choice that a sample's draws make is one branch for the whole program. It works on
-units of PIXELS pixels: four, which are three words of the picture, eight bytes of a plane of halves and 24 of the result; or
-one, where rows are no whole words. Clamps to [0, 1] cost nothing: .SAT of the product and sum before them.
+colour_pass writes normalised values. For samples with a blur or Sobel it writes values in [0, 1] to a planar
+buffer for the neighbourhood pass, and for SobelXY the mean of the three channels minus 0.5.
+
+A program works on one sample, so each choice that depends on the sample's draws is a branch for the whole
+program. It works on units of PIXELS pixels. A unit of four is three words of the image, eight bytes of a
+plane of halves and 24 bytes of the result. Units are of one pixel if rows are not whole words. Clamps to
+[0, 1] are free: they are the .SAT of the preceding multiply-add.
 """
 
 import triton
@@ -14,7 +17,7 @@ import triton.language as tl
 
 # mypy: disable-error-code="no-untyped-def"
 
-# Numbers of the blends in the draws' order: kernels/colour.py.
+# The numbers of the blends in the draws' order (kernels/colour.py).
 BRIGHTNESS = tl.constexpr(0)
 CONTRAST = tl.constexpr(1)
 SATURATION = tl.constexpr(2)
@@ -26,11 +29,11 @@ BYTE_UNIT = tl.constexpr(2.0**133 / 255)
 LUMA_RED = tl.constexpr(0.2989)
 LUMA_GREEN = tl.constexpr(0.587)
 LUMA_BLUE = tl.constexpr(0.114)
-# Below any difference of two channels that are not equal.
+# Less than any difference of two unequal channels.
 TINY = tl.constexpr(1e-30)
-# Hue in sixths of a turn.
+# Hues are in sixths of a turn.
 TURN = tl.constexpr(6.0)
-RED_HUE = tl.constexpr(3.0)  # where red is least: cyan
+RED_HUE = tl.constexpr(3.0)  # cyan, where red is smallest
 GREEN_HUE = tl.constexpr(2.0)
 BLUE_HUE = tl.constexpr(4.0)
 # kernels/lightness.py: sRGB's curve, its weights of Y, CIE 1976 L*.
@@ -48,7 +51,7 @@ DARK_SLOPE = tl.constexpr(1 / (3 * (6 / 29) ** 2))
 DARK_OFFSET = tl.constexpr(4 / 29)
 L_SLOPE = tl.constexpr(1.16)
 L_OFFSET = tl.constexpr(0.16)
-# kernels/sobel_xy.py: grey is the mean. Halves are finest around 0, and gradients know no level.
+# kernels/sobel_xy.py: grey is the mean. Halves are finest around 0, and gradients do not depend on the level.
 THIRD = tl.constexpr(1 / 3)
 LEVEL = tl.constexpr(0.5)
 
@@ -65,22 +68,23 @@ def luma(r, g, b):
 
 @triton.jit
 def blend(r, g, b, other, factor):
-    """x * factor + other * (1 - factor), clamped to [0, 1]."""
+    """Return x * factor + other * (1 - factor), clamped to [0, 1]."""
     rest = other * (1.0 - factor)
     return clamp01(r * factor + rest), clamp01(g * factor + rest), clamp01(b * factor + rest)
 
 
 @triton.jit
 def shift_hue(r, g, b, turns):
-    """Hue moved by `turns` (-0.5 to 0.5), value and saturation kept; ties as in kernels/colour.py."""
+    """Return the pixels with hue moved by `turns`, -0.5 to 0.5; ties are as in kernels/colour.py."""
     value = tl.maximum(tl.maximum(r, g), b)
     low = tl.minimum(tl.minimum(r, g), b)
     chroma = value - low
-    # 1 / chroma as one instruction and a product, where a division takes seven. A grey pixel has no hue: any will do.
+    # 1 / chroma takes one instruction and a product, where a division takes seven. A grey pixel has no hue,
+    # so any value will do.
     root = tl.rsqrt(chroma + TINY)
     is_red, is_green = value == r, value == g
     difference = tl.where(is_red, g - b, tl.where(is_green, b - r, r - g))
-    # Hue, in sixths of a turn, is -1 to 5; moved by 1 to 7 it is 0 to 12, and one comparison brings it to 0 to 6.
+    # The hue is in -1 to 5. Moved by 1 to 7 it is in 0 to 12, and one comparison brings it to 0 to 6.
     move = turns * TURN
     move = tl.where(move < 1.0, move + TURN, move)
     start = tl.where(is_red, move, tl.where(is_green, move + GREEN_HUE, move + BLUE_HUE))
@@ -94,7 +98,7 @@ def shift_hue(r, g, b, turns):
 
 @triton.jit
 def load_draw(order, factors):
-    """A sample's four operations, two bits each, the first of them lowest; brightness, contrast, saturation, hue."""
+    """Load a sample's four operations, two bits each, the first lowest, and the factors by operation."""
     first, second = tl.load(order).to(tl.int32), tl.load(order + 1).to(tl.int32)
     third, last = tl.load(order + 2).to(tl.int32), tl.load(order + 3).to(tl.int32)
     ops = first | (second << 2) | (third << 4) | (last << 6)
@@ -103,7 +107,7 @@ def load_draw(order, factors):
 
 @triton.jit
 def distort(r, g, b, draw, num_ops, mean, HUE: tl.constexpr):
-    """The first `num_ops` of a sample's four operations, in its order; mean: of the grey picture, for contrast."""
+    """Run a sample's first `num_ops` operations in its order; `mean` is the grey image's, for contrast."""
     ops, brightness, contrast, saturation, turns = draw
     for _ in range(num_ops):
         op = ops & 3
@@ -134,9 +138,9 @@ def lightness(r, g, b):
 
 @triton.jit
 def load_rgb(images, at, mirrored, PIXELS: tl.constexpr):
-    """Three float32 channels in [0, 1], [..., PIXELS], of the units `at` [...]: a pixel, or four, which are three words.
+    """Load three channels, float32 [..., PIXELS] in [0, 1], of the units `at` [...].
 
-    mirrored: whether a unit's pixels stand in the other order. No mask, which would cost a move for each value.
+    `mirrored` reverses the pixels of a unit. There is no mask because one would cost a move per value.
     """
     if PIXELS == 4:
         words = images.to(tl.pointer_type(tl.uint32)) + at * 3
@@ -165,13 +169,13 @@ def in_turn(a, b, c, d):
 
 @triton.jit
 def level(word):
-    """The third byte as float32 in [0, 1]: a float32 whose bits are below 2^24 is 2^-149 times as many, and exact."""
+    """Return the third byte as float32 in [0, 1]; bits below 2^24 are exactly 2^-149 times their integer."""
     return (word & BYTE).to(tl.float32, bitcast=True) * BYTE_UNIT
 
 
 @triton.jit
 def tile_of_program(program, height, width, TILE: tl.constexpr):
-    """(sample, as int64; first row; first column): tiles of a sample follow one another, row by row."""
+    """Return the sample (int64), first row and first column; a sample's tiles are consecutive, row-major."""
     tiles_x = tl.cdiv(width, TILE)
     tiles = tl.cdiv(height, TILE) * tiles_x
     tile = program % tiles
@@ -180,7 +184,7 @@ def tile_of_program(program, height, width, TILE: tl.constexpr):
 
 @triton.jit
 def is_filtered(sample, blur, sobel, XY: tl.constexpr):
-    """Whether a sample is blurred or filtered: drawn so (one of blur and sobel may be None), or all are, by SobelXY."""
+    """Return whether XY, or the draws `blur` and `sobel` (one may be None), blur or filter a sample."""
     if XY:
         return True
     elif blur is None:
@@ -196,7 +200,10 @@ def mean_pass(
     images, apply, order, factors, sums, num_units, num_blocks,
     HUE: tl.constexpr, PIXELS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """Luma, as contrast will see it, added up over STEPS * BLOCK units of pixels → sums [B, num_blocks]; a program each."""
+    """Add up the luma that contrast will see, into sums [B, num_blocks].
+
+    A program adds STEPS * BLOCK units of pixels to one sum.
+    """
     sample = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     if not tl.load(apply + sample):
@@ -217,15 +224,15 @@ def mean_pass(
 
 @triton.jit
 def colour_pass(
-    images, out, planes, flip, apply, order, factors, sums, grey, blur, sobel, height, units, num_sums, pixel_share,
-    scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
-    HUE: tl.constexpr, LIGHTNESS: tl.constexpr, XY: tl.constexpr, PIXELS: tl.constexpr, MAX_SUMS: tl.constexpr,
-    TILE: tl.constexpr, STEPS: tl.constexpr,
+    images, out, planes, flip, apply, order, factors, sums, grey, blur, sobel,
+    height, units, num_sums, pixel_share, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
+    HUE: tl.constexpr, LIGHTNESS: tl.constexpr, XY: tl.constexpr, PIXELS: tl.constexpr,
+    MAX_SUMS: tl.constexpr, TILE: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """STEPS tiles of TILE x TILE pixels a program, one below the other.
+    """Distort and write STEPS tiles of TILE x TILE pixels per program, one below the other.
 
-    images: uint8 [B, H, W, 3]; out: [B, H, W, C]; planes: [B, C, H, W], or, for SobelXY (XY), [B, 1, H, W]. A draw that is
-    None is of an op that the view has not; planes are None where it has neither blur nor Sobel.
+    `images` is uint8 [B, H, W, 3], `out` [B, H, W, C]. `planes` is [B, C, H, W], or [B, 1, H, W] for SobelXY
+    (XY), or None if the view has neither blur nor Sobel. A draw is None if the view lacks its op.
     """
     sample = tl.program_id(0).to(tl.int64)
     first_y = tl.program_id(1) * (TILE * STEPS)
@@ -271,7 +278,8 @@ def colour_pass(
         elif XY:
             r = (r + g + b) * THIRD - LEVEL
         at = (y * units + x)[:, :, None]
-        # A name for each pointer: they may differ in type, and a name has one type on both branches.
+        # Each pointer has its own name because a name has one type on both branches, and the pointers may
+        # differ in type.
         if planes is not None and near:
             to_plane = planes + (at * PIXELS + pixel)
             tl.store(to_plane, r.to(planes.dtype.element_ty), mask=inside)

@@ -1,8 +1,8 @@
-"""Jigsaw tiles and turns, of flipped and moved pictures too, normalised, in one kernel: uint8 pixels are read from memory once, and
-written where they belong.
+"""Jigsaw tiles and turns, also of flipped and shifted images, normalised, in one kernel.
 
-All turns of a picture are written by the program that has read the square, so the reads cost a seventh of the writes. Counted as in
-shifted.py, of 128 samples of 32 px, 512 pictures (SSL++ on CIFAR-10):
+uint8 pixels are read once and written to their places. The program that has read a square writes all turns of
+it, so the reads cost a seventh of the writes. Counted as in shifted.py, for 128 samples of 32 px, 512 images
+(SSL++ on CIFAR-10):
 
     chain                                one by one              fused
     Shift, Flip, AllTurns         26 launches, 43.4 MB     1 launch, 3.5 MB
@@ -26,18 +26,22 @@ from fastpsl.kernels.rotate90 import AllTurns, Rotate90, check_square
 
 # mypy: disable-error-code="no-untyped-def"
 
-# A program's share: squares of 32 px of a turned picture, 16 rows of 64 px of a tile: 1,024 pixels, 8 a thread.
+# A program handles a square of 32 px of a turned image, or 16 rows of 64 px of a tile: 1,024 pixels, 8 per
+# thread.
 _SIDE, _ROWS, _QUADS, _NUM_WARPS = 32, 16, 16, 4
 
 
 def fits(ops: Sequence[object]) -> bool:
-    """Jigsaw tiles, flipped before or not; or turns, before which there may be Shift and Flip, in this order."""
+    """Return whether `ops` are jigsaw tiles after an optional Flip, or turns after optional moves.
+
+    The moves are Shift and Flip, in this order.
+    """
     kinds, rest = [type(op) for op in ops], [type(op) for op in without_moves(ops)]
     return kinds in ([Flip, JigsawTiles], [JigsawTiles]) or rest in ([Rotate90], [Rotate45], [AllTurns])
 
 
 def out_shape(ops: Sequence[object], shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """Of the result for images of `shape` [B, 3, H, W]; ValueError for those that the operation refuses."""
+    """Return the result's shape for `shape` [B, 3, H, W]; raise ValueError for images that an op refuses."""
     op, (num_images, _, height, width) = ops[-1], shape
     if isinstance(op, JigsawTiles):
         op.check(height, width)
@@ -54,7 +58,7 @@ def run(
     std: Sequence[float],
     out: Tensor,
 ) -> None:
-    """uint8 [B, 3, H, W] → `out`, of `out_shape` in channels-last memory, as the operations and `normalise` make it."""
+    """Compute the result of `ops` into `out`, without waiting for the device; see kernels/fused.py."""
     assert fits(ops), ops
     check_fused(images, out_shape(ops, images.shape), mean, std, out)
     if not len(out):
@@ -82,7 +86,8 @@ def _run_jigsaw(
 
 
 def _run_turns(
-    images: Tensor, ops: Sequence[object], draws: Sequence[Mapping[str, Tensor]], factors: list[float], out: Tensor
+    images: Tensor, ops: Sequence[object], draws: Sequence[Mapping[str, Tensor]],
+    factors: list[float], out: Tensor,
 ) -> None:  # fmt: skip
     op, (num_images, _, height, width) = ops[-1], images.shape
     flip, shift, max_px = drawn_moves(ops, draws)
@@ -101,7 +106,10 @@ def jigsaw_kernel(
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, GRID: tl.constexpr, CELL: tl.constexpr, TILE: tl.constexpr,
     FLIPPED: tl.constexpr, ROWS: tl.constexpr, QUADS: tl.constexpr,
 ):  # fmt: skip
-    """A program: ROWS x 4 * QUADS pixels of one tile; where flip[image] is set they are read from right to left."""
+    """Cut ROWS x 4 * QUADS pixels of one tile per program.
+
+    If flip[image] is set they are read from right to left.
+    """
     factors = (r_scale, g_scale, b_scale, r_shift, g_shift, b_shift)
     across: tl.constexpr = (TILE + 4 * QUADS - 1) // (4 * QUADS)
     parts: tl.constexpr = across * ((TILE + ROWS - 1) // ROWS)
@@ -130,7 +138,7 @@ def all_turns_kernel(
     images, flip, shift, out, r_scale, g_scale, b_scale, r_shift, g_shift, b_shift,
     NUM: tl.constexpr, MAX_PX: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, SIDE: tl.constexpr,
 ):  # fmt: skip
-    """NUM turns of each image. A program: one square of one image, to its NUM places."""
+    """Write the NUM turns of each image; a program handles one square of one image."""
     factors = (r_scale, g_scale, b_scale, r_shift, g_shift, b_shift)
     dtype: tl.constexpr = out.dtype.element_ty
     size: tl.constexpr = 3 * HEIGHT * WIDTH
@@ -150,9 +158,10 @@ def all_turns_kernel(
 @triton.jit
 def turns_kernel(
     images, flip, shift, turns, out, r_scale, g_scale, b_scale, r_shift, g_shift, b_shift,
-    QUARTERS: tl.constexpr, MAX_PX: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, SIDE: tl.constexpr,
+    QUARTERS: tl.constexpr, MAX_PX: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    SIDE: tl.constexpr,
 ):  # fmt: skip
-    """The turn drawn for each image, in quarters counter-clockwise. A program: one square of one image."""
+    """Turn each image by its drawn quarters, counter-clockwise; a program handles one square of one image."""
     factors = (r_scale, g_scale, b_scale, r_shift, g_shift, b_shift)
     dtype: tl.constexpr = out.dtype.element_ty
     size: tl.constexpr = 3 * HEIGHT * WIDTH
@@ -177,7 +186,7 @@ def turns_kernel(
 
 @triton.jit
 def _square(HEIGHT: tl.constexpr, WIDTH: tl.constexpr, SIDE: tl.constexpr):
-    """Which square is this program's: the image's number, and the square's top and left in it."""
+    """Return this program's image number, and its square's top and left."""
     across: tl.constexpr = (WIDTH + SIDE - 1) // SIDE
     squares: tl.constexpr = across * ((HEIGHT + SIDE - 1) // SIDE)
     program = tl.program_id(0)
@@ -189,7 +198,7 @@ def _square(HEIGHT: tl.constexpr, WIDTH: tl.constexpr, SIDE: tl.constexpr):
 def _across(
     images, y, x, place, factors, dtype: tl.constexpr, H: tl.constexpr, W: tl.constexpr, SIDE: tl.constexpr
 ):
-    """The square from (y, x) on, as quads [SIDE, SIDE / 4] of pixels beside each other."""
+    """Load the square from (y, x) on, as quads [SIDE, SIDE / 4] of pixels side by side."""
     top, left, step = place
     ys = top + y + tl.arange(0, SIDE)[:, None]
     xs = left + step * (x + 4 * tl.arange(0, SIDE // 4)[None, :])
@@ -200,7 +209,10 @@ def _across(
 def _down(
     images, y, x, place, factors, dtype: tl.constexpr, H: tl.constexpr, W: tl.constexpr, SIDE: tl.constexpr
 ):
-    """The square from (y, x) on, as quads [SIDE / 4, SIDE] of pixels below each other; a warp reads along rows all the same."""
+    """Load the square from (y, x) on, as quads [SIDE / 4, SIDE] of pixels below each other.
+
+    A warp still reads along rows.
+    """
     top, left, step = place
     ys = top + y + 4 * tl.arange(0, SIDE // 4)[:, None]
     xs = left + step * (x + tl.arange(0, SIDE)[None, :])
@@ -211,7 +223,7 @@ def _down(
 def _turn_by_halves(
     out, quads, y, x, TURNED: tl.constexpr, H: tl.constexpr, W: tl.constexpr, SIDE: tl.constexpr
 ):
-    """`_across`'s square into `out`, upright or TURNED by 180 degrees: both rows and columns backwards."""
+    """Store the square of `_across` upright, or TURNED by 180 degrees: rows and columns reversed."""
     values = side_by_side(quads, TURNED)
     if TURNED:
         store_quads(out, values, H - 1 - y, -1, W - 4 - x, -4, H, W, SIDE, SIDE // 4)
@@ -223,7 +235,10 @@ def _turn_by_halves(
 def _turn_by_quarters(
     out, quads, y, x, TURNED: tl.constexpr, H: tl.constexpr, W: tl.constexpr, SIDE: tl.constexpr
 ):
-    """`_down`'s square into `out` (W x H), by 90 degrees, or TURNED by 180 more: columns are rows now, the last one on top."""
+    """Store the square of `_down` into `out` (W x H), turned by 90 degrees, or TURNED by 180 more.
+
+    Columns become rows, with the last one on top.
+    """
     values = tl.permute(side_by_side(quads, TURNED), [1, 0, 2, 3, 4, 5])
     if TURNED:
         store_quads(out, values, x, 1, H - 4 - y, -4, W, H, SIDE, SIDE // 4)

@@ -1,24 +1,29 @@
-"""The windows of kernels/isotropic.py on a GPU: two banded matrix products a picture, on tensor cores.
+"""The windows of kernels/isotropic.py on a GPU: two banded matrix products per image, on tensor cores.
 
-vertical_kernel     bytes → luma and colour, weighted along columns: half precision, [3 planes, lines, source columns]
-horizontal_kernel   those, weighted along rows → bytes of the window
+vertical_kernel     bytes to luma and colour, weighted along columns: half [3 planes, lines, source columns]
+horizontal_kernel   these, weighted along rows, to the bytes of the window
 
-Both windows are separable on an upright lattice, so a tile of points takes a tile of weights, made where it is used, of as
-many source pixels as it sees. Of the lattice of a turned window every second point is needed: even lines take columns of
-one parity, odd lines those of the other, each a lattice of its own. A tile of both is a diamond of the window.
+Both windows are separable on an upright lattice. So a tile of points takes a tile of weights, computed where
+it is used, for the source pixels that it sees. A turned window needs every second point of its lattice: even
+lines take columns of one parity, odd lines those of the other, and each is a lattice of its own. A tile of
+both is a diamond of the window.
 
-Weights, luma, colour and what lies between the passes are rounded to half precision; sums are not, and weights are made to
-sum to 1 as they were rounded, so a flat picture stays what it is. Of white noise 0.4 % of the bytes differ, by one level,
-from `isotropic_resize`. The probe of tests/pipelines/test_rotation_leak.py does not tell the angle (6,000 views of noise: 50
-and 51 %, isotropic_resize's 51 and 52 %); with bfloat16, which has an eighth of the precision, it does (57 and 66 %).
+Weights, luma, colour and the values between the passes are rounded to half precision, sums are not. The
+rounded weights are normalised to sum to 1, so a flat image stays flat. For white noise 0.4 % of the bytes
+differ from `isotropic_resize`, by one level. The probe of tests/pipelines/test_rotation_leak.py cannot tell
+the angle (6,000 views of noise: 50 and 51 %, against 51 and 52 % for isotropic_resize). With bfloat16, which
+has an eighth of the precision, it can (57 and 66 %).
 
-Not measured. For 256 windows of 224 px, of pictures of 375 x 500 (331 px of them are seen), upright and turned, on an H200:
-    bytes      source 84 MB, written 39 MB; between the passes 88 and 189 MB, of which _BETWEEN_BYTES at a time, which stay
-               in a large L2 cache: 0.03 ms at 4.25 TB/s. Through that cache go 0.4 and 0.6 GB: 0.07 and 0.11 ms at 5.5 TB/s
-    products   5.6e9 and 8.4e9 multiply-adds, zeros in the tiles among them: 0.03 and 0.04 ms at 4e14 operations a second.
-               crop_isotropic's dense form has 8.8e10, in float32: 2.9 ms at 6e13 for either
-    issue      sm_90's code has 1.0e8 and 2.0e8 instructions of a warp: 0.11 and 0.21 ms if each of the 528 schedulers always
-               had one. This is what limits it, and it will take more: a third or half again as much would be usual
+Not measured. Estimates on an H200 for 256 windows of 224 px, upright and turned, from images of 375 x 500, of
+which they see 331 px:
+
+    bytes      84 MB of source, 39 MB written. Between the passes 88 and 189 MB, in parts of _BETWEEN_BYTES,
+               which stay in a large L2 cache: 0.03 ms at 4.25 TB/s. Through that cache go 0.4 and 0.6 GB:
+               0.07 and 0.11 ms at 5.5 TB/s
+    products   5.6e9 and 8.4e9 multiply-adds, including the tiles' zeros: 0.03 and 0.04 ms at 4e14 operations
+               a second. crop_isotropic's dense form has 8.8e10, in float32: 2.9 ms at 6e13 for either
+    issue      the code for sm_90 has 1.0e8 and 2.0e8 instructions of a warp: 0.11 and 0.21 ms if each of the
+               528 schedulers always had one. This is the limit. A third or half again as much would be usual
 """
 
 import torch
@@ -39,19 +44,29 @@ from fastpsl.kernels.fused_cuda.planes import load_planes, store_pixels, to_pixe
 
 # mypy: disable-error-code="no-untyped-def"
 
-# A program of the first pass makes LINES lines of COLUMNS source columns; both passes add up PART source pixels at a time.
+# In the first pass a program makes LINES lines of COLUMNS source columns. Both passes add up PART source
+# pixels at a time.
 LINES, COLUMNS, PART = tl.constexpr(32), tl.constexpr(128), tl.constexpr(16)
-# A program of the second pass makes TILE points of each of 2 * TILE lines: GROUP, a group of them; STORED of TILE rows at a time.
+# In the second pass a program makes TILE points of each of a group of GROUP = 2 * TILE lines, and stores
+# STORED of TILE rows at a time.
 TILE, GROUP, STORED = tl.constexpr(32), tl.constexpr(64), tl.constexpr(8)
 _VERTICAL_WARPS, _HORIZONTAL_WARPS = 8, 4
-# What lies between the passes for as many pictures as are taken at a time.
+# The memory between the passes limits the number of images per launch.
 _BETWEEN_BYTES = 64 << 20
 
 
 def crop(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
-    """`crop_isotropic` on CUDA: uint8 [B, H, W, 3] and integer boxes [B, 5] → uint8 [B, size_px, size_px, 3].
+    """Compute `crop_isotropic` on CUDA.
 
-    Windows of boxes that do not fit are undefined; no memory but that of the arguments is read for them.
+    Windows of boxes that do not fit are undefined, but no memory outside the arguments is read for them.
+
+    Args:
+        images: uint8 [B, H, W, 3].
+        boxes: Integers [B, 5].
+        size_px: The side of the windows.
+
+    Returns:
+        uint8 [B, size_px, size_px, 3].
     """
     num, height, width, channels = images.shape
     assert images.dtype == torch.uint8 and channels == 3 and boxes.shape == (num, 5), (
@@ -62,13 +77,13 @@ def crop(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
     if not out.numel():
         return out
     images, boxes = images.contiguous(), boxes.to(torch.int32).contiguous()
-    if images.data_ptr() % 4:  # words are read
+    if images.data_ptr() % 4:  # because the kernel reads words
         images = images.clone()
     groups, blocks = triton.cdiv(size_px, TILE.value), triton.cdiv(width, COLUMNS.value)
     lines, row = groups * GROUP.value, blocks * COLUMNS.value
     at_a_time = triton.cdiv(num, triton.cdiv(num, max(1, _BETWEEN_BYTES // (6 * lines * row))))
     between = images.new_empty(at_a_time, 3, lines, row, dtype=torch.float16)
-    with torch.cuda.device_of(images):  # threads do not inherit it
+    with torch.cuda.device_of(images):  # because threads do not inherit the device
         for first in range(0, num, at_a_time):
             num_here = min(at_a_time, num - first)
             vertical_kernel[(blocks, lines // LINES.value, num_here)](
@@ -91,7 +106,7 @@ def crop(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
 
 @triton.jit(do_not_specialize=["first_image", "height", "width", "size", "blocks", "lines"])
 def vertical_kernel(images, boxes, between, first_image, height, width, size, blocks, lines):
-    """A program: LINES lines of COLUMNS source columns, of those that the points of the lines' group see."""
+    """Compute LINES lines of COLUMNS source columns per program, among those that the lines' group sees."""
     block, line, number = tl.program_id(0), tl.program_id(1) * LINES, tl.program_id(2)
     image = (first_image + number).to(tl.int64)
     lattice = lattice_of(boxes + image * 5, size)
@@ -131,8 +146,10 @@ def vertical_kernel(images, boxes, between, first_image, height, width, size, bl
 
 @triton.jit(do_not_specialize=["first_image", "size", "blocks", "lines"])
 def horizontal_kernel(between, boxes, out, first_image, size, blocks, lines):
-    """A program: GROUP rows of TILE columns of an upright window; of a turned one TILE even and TILE odd lines, TILE points of
-    each."""
+    """Compute GROUP rows of TILE columns of an upright window per program.
+
+    Of a turned window a program makes TILE even and TILE odd lines with TILE points each.
+    """
     tile, group, number = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     image = (first_image + number).to(tl.int64)
     lattice = lattice_of(boxes + image * 5, size)
@@ -140,13 +157,13 @@ def horizontal_kernel(between, boxes, out, first_image, size, blocks, lines):
     source = (between + number.to(tl.int64) * (3 * plane), plane, blocks, group, size)
     out += image * (size * size * 3)
     turned, line, points = lattice[0], group * GROUP, tl.arange(0, TILE)
-    # The first column in which the group's lines have points of a turned window; even, as lines are.
+    # The first column in which the group's lines have points of a turned window; it is even, as lines are.
     half = half_width(group, size, GROUP)
     column = tl.where(turned, (size - 1 - half) // 2 * 2 + tile * GROUP, tile * TILE)
     if tl.where(turned, column >= size + half, line >= size):
         return
     if turned:
-        # Where a line and a column cross there is a point if their sum is as even as size - 1.
+        # A line and a column cross in a point if their sum has the parity of size - 1.
         odd = (size - 1) % 2
         even_lines = _mixed(line + 2 * points, column + odd + 2 * points, column, GROUP, source, lattice)
         odd_lines = _mixed(
@@ -156,7 +173,7 @@ def horizontal_kernel(between, boxes, out, first_image, size, blocks, lines):
     else:
         pixels = _mixed(line + tl.arange(0, GROUP), column + points, column, TILE, source, lattice)
         pixels = tl.reshape(pixels, [GROUP * TILE])
-    # In the order in which they lie beside each other in memory, a few at a time.
+    # Pixels are stored in the order of their addresses, a few at a time.
     for first in range(0, TILE, STORED):
         n = first + tl.arange(0, STORED)[:, None]
         if turned:
@@ -170,13 +187,13 @@ def horizontal_kernel(between, boxes, out, first_image, size, blocks, lines):
 
 @triton.jit
 def _mixed(rows, points, first, NUM: tl.constexpr, source, lattice):
-    """Pixels of the group's lines `rows` at `points`, which are among the NUM from `first` on: int32 [rows, points]."""
+    """Return int32 [rows, points]: pixels of the lines `rows` at `points`, among the NUM from `first` on."""
     between, plane, blocks, group, size = source
     num, left = lattice[1], lattice[4]
     start, written = columns_seen(group, size, lattice, GROUP)
     written = tl.minimum((written - start + COLUMNS - 1) // COLUMNS, blocks) * COLUMNS
     begin, end = span(first, tl.minimum(first + NUM, num) - 1, left, lattice)
-    # Sixteen bytes are read at a time.
+    # Aligned because sixteen bytes are read at a time.
     begin = tl.multiple_of(tl.maximum(begin - start, 0) // 8 * 8, 8)
     between += rows[:, None] * (blocks * COLUMNS)
     y = tl.zeros((rows.shape[0], points.shape[0]), tl.float32)

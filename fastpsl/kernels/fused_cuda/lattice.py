@@ -1,6 +1,7 @@
-"""Where the points of an isotropic window lie on its source, and what they see of it (kernels/isotropic.py): parts of kernels.
+"""The points of an isotropic window on its source, and their weights (kernels/isotropic.py).
 
-Of a turned window lines and columns count from 0 to 2 * size - 2, and every second place where they cross is a point.
+The functions are parts of kernels. Lines and columns of a turned window count from 0 to 2 * size - 2, and
+every second crossing of them is a point.
 """
 
 import math
@@ -24,8 +25,12 @@ FALL = tl.constexpr(-0.5 * math.log2(math.e))
 
 @triton.jit
 def lattice_of(box, size):
-    """Of a box: whether it is turned; how many points there are along each axis, and half their distance in source pixels;
-    twice the centre's row and column; of luma and colour how far the kernels reach, and FALL / sigma²."""
+    """Return the lattice of a box, as a tuple.
+
+    It has whether the window is turned, the number of points along each axis, half their distance in source
+    pixels, twice the centre's row and column, the reach of the luma and colour kernels, and FALL / sigma² of
+    both.
+    """
     side = tl.load(box + 2)
     step = side.to(tl.float32) / size
     turned = tl.load(box + 4) == DIAGONAL
@@ -39,8 +44,10 @@ def lattice_of(box, size):
 
 @triton.jit
 def span(first, last, middle, lattice):
-    """Of the source pixels that the points `first` to `last` see: the first, and the one behind the last, or a pixel more at both
-    ends. middle: twice the centre's row or column."""
+    """Return the half-open range of source pixels that the points `first` to `last` see.
+
+    It may have a pixel more at both ends. `middle` is twice the centre's row or column.
+    """
     num, half_pitch, reach = lattice[1], lattice[2], tl.maximum(lattice[5], lattice[6])
     low = middle * 0.5 - 0.5 + (2 * first - num + 1) * half_pitch - reach
     high = middle * 0.5 - 0.5 + (2 * last - num + 1) * half_pitch + reach
@@ -49,14 +56,14 @@ def span(first, last, middle, lattice):
 
 @triton.jit
 def half_width(group, size, LINES: tl.constexpr):
-    """How many columns of a turned window lie on either side of its middle one, on the widest of the group's LINES lines."""
+    """Return how far a turned window reaches from its middle column, at most, on the group's LINES lines."""
     first = group * LINES
     return size - 1 - tl.maximum(tl.maximum(first - size + 1, size - first - LINES), 0)
 
 
 @triton.jit
 def columns_seen(group, size, lattice, LINES: tl.constexpr):
-    """Of the source columns that the points of the group's LINES lines see: the first, and the one behind the last."""
+    """Return the half-open range of source columns that the points of the group's LINES lines see."""
     half = half_width(group, size, LINES)
     first = tl.where(lattice[0], size - 1 - half, 0)
     last = tl.where(lattice[0], size - 1 + half, size - 1)
@@ -66,9 +73,9 @@ def columns_seen(group, size, lattice, LINES: tl.constexpr):
 
 @triton.jit
 def weights(pixels, points, middle, lattice):
-    """float16: what points, which count from 0 to num - 1, see of pixels of luma and of colour; 1 at most."""
+    """Return the weights, float16 up to 1, of points (from 0 to num - 1) for pixels of luma and of colour."""
     num, half_pitch = lattice[1], lattice[2]
-    # The integer part is exact; pixel k lies at k + 0.5.
+    # The integer part is exact. Pixel k lies at k + 0.5.
     distance = (2 * pixels + 1 - middle) * 0.5 - (2 * points - num + 1) * half_pitch
     square, far = distance * distance, tl.abs(distance)
     luma = tl.where(far <= lattice[5], tl.exp2(square * lattice[7]), 0.0)
@@ -78,15 +85,20 @@ def weights(pixels, points, middle, lattice):
 
 @triton.jit
 def share(weights, AXIS: tl.constexpr):
-    """1 / their sum along an axis, which is kept; lines that no window has may see nothing at all."""
+    """Return 1 / sum along an axis, which is kept; lines outside the window may have a sum of 0."""
     return 1.0 / tl.maximum(tl.sum(weights, AXIS, keep_dims=True), 1e-6)
 
 
 @triton.jit
 def diamond(n, line, column, size, TILE: tl.constexpr):
-    """2 * TILE lines from `line` on and as many columns hold a diamond of the window. Any two rows of it that are TILE apart have
-    2 * TILE pixels together: line i shows one of the n-th two in column i - length, cyclically, where length is the shorter
-    row's. Of those: number among the pixels [TILE, TILE, 2] of even and odd lines, and row and column in the window."""
+    """Return the numbers, rows and columns of a diamond's pixels in the n-th pair of its rows.
+
+    The diamond is the part of the window in 2 * TILE lines from `line` on and as many columns. Its rows are
+    taken in pairs that are TILE apart, because two such rows have 2 * TILE pixels together. Each line i has
+    one pixel of a pair, in column i - length modulo 2 * TILE, where length is that of the shorter row. Pixel
+    numbers are places in [TILE, TILE, 2], the points of even and odd lines. Rows and columns are the
+    window's.
+    """
     i = tl.arange(0, 2 * TILE)[None, :]
     j = (i - 2 * n - (size - 1) % 2) & (2 * TILE - 1)
     which = (i // 2 * TILE + j // 2) * 2 + i % 2

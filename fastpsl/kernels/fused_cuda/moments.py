@@ -1,12 +1,14 @@
-"""A channel's mean and variance over all positions of a batch, and what all kernels of BatchNorm share: how programs divide a map.
+"""A channel's mean and variance over a batch, and the division of a map that BatchNorm's kernels share.
 
-A map [B, C, H, W] in channels-last memory is a matrix of B * H * W rows and C columns, cut into tiles of ROWS x CHANNELS. A program has the
-columns of one tile, and of its rows every `stride`-th tile: so all programs together go through the map from one end to the other, and
-the next pass, which goes the other way, finds in the L2 cache what this one has read last. Columns side by side are a thread's: 16 bytes a load of halves.
+A map [B, C, H, W] in channels-last memory is a matrix of B * H * W rows and C columns, cut into tiles of ROWS
+x CHANNELS. A program has the columns of one tile and every `stride`-th tile of rows. So all programs together
+go through the map from end to end, and the next pass, in the other direction, finds the last part in the L2
+cache. A thread has columns side by side: 16 bytes per load of halves.
 
-Means and squared deviations are combined by Chan's formula: of GROUP rows that a thread has at once with those that it had before, then of threads,
-then of programs. So nothing is the difference of two large sums, and errors are those of some hundreds of additions and not of
-three million. Programs are combined in their order by the one that comes last, which an integer counts: one launch, and the same bits each time.
+Means and squared deviations are combined by Chan's formula: first GROUP rows of a thread with its rows
+before, then threads, then programs. So nothing is the difference of two large sums, and the errors are those
+of some hundreds of additions instead of three million. The last program to arrive, which an integer counts,
+combines the programs in their order. This takes one launch and always gives the same bits.
 """
 
 import triton
@@ -17,7 +19,7 @@ import triton.language as tl
 
 @triton.jit
 def part_of_program(num_channels, CHANNELS: tl.constexpr):
-    """(the columns of this program, which of them there are, their tile's number, the number of the first tile of rows)"""
+    """Return this program's columns, which of them exist, its tile of columns and its first tile of rows."""
     num_tiles = tl.cdiv(num_channels, CHANNELS)
     tile = tl.program_id(0) % num_tiles
     channel = tile * CHANNELS + tl.arange(0, CHANNELS)
@@ -26,8 +28,10 @@ def part_of_program(num_channels, CHANNELS: tl.constexpr):
 
 @triton.jit
 def is_last(arrived, num_programs):
-    """Whether this program is the last of `num_programs` that comes here, and so sees what the others have stored before. `arrived`
-    points to a zero, and does so again when the last has come.
+    """Return whether this program is the last of `num_programs` to arrive.
+
+    The last one sees what the others have stored. `arrived` points to a zero, and again after the last has
+    arrived.
     """
     tl.debug_barrier()
     last = tl.atomic_add(arrived, 1, sem="acq_rel") == num_programs - 1
@@ -38,13 +42,13 @@ def is_last(arrived, num_programs):
 
 @triton.jit
 def groups(values, GROUP: tl.constexpr):
-    """[ROWS, CHANNELS] → [GROUP, ROWS / GROUP, CHANNELS]: what lies along the first dimension is one thread's."""
+    """Reshape [ROWS, CHANNELS] to [GROUP, ROWS / GROUP, CHANNELS]; a thread has the first axis."""
     return tl.reshape(values, (GROUP, values.shape[0] // GROUP, values.shape[1]))
 
 
 @triton.jit
 def combined(means, squares, counts):
-    """(mean, squared deviations from it, count) of [N, CHANNELS] parts together, which have these; each [CHANNELS]."""
+    """Combine parts [N, CHANNELS] into their mean, squared deviations from it and count, each [CHANNELS]."""
     count = tl.sum(counts, 0)
     mean = tl.sum(means * counts, 0) / tl.maximum(count, 1.0)
     difference = means - mean[None, :]
@@ -53,7 +57,7 @@ def combined(means, squares, counts):
 
 @triton.jit
 def combined_programs(parts, channel, is_channel, num_channels, stride, LANES: tl.constexpr):
-    """The same of all programs' `parts`, LANES programs at a time: each lane adds up first what it has."""
+    """Combine all programs' `parts` likewise, LANES programs at a time; each lane first adds up its own."""
     lane = tl.arange(0, LANES)[:, None]
     means = tl.zeros([LANES, channel.shape[0]], tl.float32)
     squares = tl.zeros([LANES, channel.shape[0]], tl.float32)
@@ -73,20 +77,21 @@ def combined_programs(parts, channel, is_channel, num_channels, stride, LANES: t
 
 @triton.jit
 def move(there, value, momentum, mask):
-    """What lies at `there` towards `value`."""
+    """Move the values at `there` towards `value`."""
     tl.store(there, tl.load(there, mask=mask) * (1.0 - momentum) + value * momentum, mask=mask)
 
 
 @triton.jit(do_not_specialize=["num_rows", "stride"])
 def moments_pass(
-    x, parts, arrived, mean, var, running_mean, running_var, num_batches, num_rows, num_channels, stride, momentum,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, parts, arrived, mean, var, running_mean, running_var, num_batches,
+    num_rows, num_channels, stride, momentum, GROUP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """x: [num_rows, C], float16, bfloat16 or float32 → mean, var: float32 [C], var divided by num_rows.
+    """Compute mean and var, float32 [C], of x, [num_rows, C], float16, bfloat16 or float32.
 
-    running_mean, running_var: float32 [C] or None, moved towards mean and the unbiased variance by `momentum`; num_batches:
-    int64, one more. stride: programs for a tile of columns. parts: float32 [stride, 3, C], of no meaning to others; arrived: int32 zeros, one a
-    tile of columns.
+    `var` is divided by num_rows. `running_mean` and `running_var`, float32 [C] or None, move towards the mean
+    and the unbiased variance by `momentum`; `num_batches`, int64, grows by one. `stride` is the number of
+    programs per tile of columns. `parts` is scratch memory, float32 [stride, 3, C]. `arrived` has an int32
+    zero per tile of columns.
     """
     channel, is_channel, tile, number = part_of_program(num_channels, CHANNELS)
     LANES: tl.constexpr = ROWS // GROUP

@@ -1,16 +1,18 @@
-"""Gaussian blur and Sobel as products with banded matrices: kernels/{blur,sobel,sobel_xy,normalise}.py on tensor cores.
+"""Gaussian blur and Sobel as products with banded matrices: kernels/{blur,sobel,sobel_xy}.py on tensor cores.
 
-Both are separable, and linear up to Sobel's root. With G the Gaussian's matrix of one side (reflected at the border), S
-and D Sobel's sums (1 2 1) and differences (-1 0 1) of neighbours (the border repeated), y and x for the two sides,
+Both are separable, and linear up to Sobel's root. Let G be the Gaussian's matrix along one axis (reflected at
+the border), S and D Sobel's sums (1 2 1) and differences (-1 0 1) of neighbours (with the border repeated),
+and y and x the two axes. Then
 
     blur   G_y X G_xᵀ
-    Sobel  gx = (S G)_y X (D G)_xᵀ / 8      gy = (D G)_y X (S G)_xᵀ / 8      sqrt(gx² + gy²), or both: SobelXY (XY below)
+    Sobel  gx = (S G)_y X (D G)_xᵀ / 8,  gy = (D G)_y X (S G)_xᵀ / 8,  sqrt(gx² + gy²) or, for SobelXY, both
 
-where G is the identity for a sample that is not blurred. A tile of the result needs the pixels of the tile and of a margin
-around it, read in chunks, and TILE rows of these matrices.
+where G is the identity for a sample that is not blurred. A tile of the result needs the pixels of the tile
+and of a margin around it, read in chunks, and TILE rows of these matrices.
 
-band_pass             those rows, for each sample and tile of a side
-neighbourhood_pass    planes → blurred, filtered, normalised, tile by tile; strips.py: the same for margins of half a tile
+band_pass             computes these rows, for each sample and tile of an axis
+neighbourhood_pass    blurs, filters and normalises the planes tile by tile; strips.py does it for margins of
+                      at most half a tile
 """
 
 import triton
@@ -25,24 +27,24 @@ TAP_EXPONENT = tl.constexpr(-0.5)
 LOG2_E = tl.constexpr(1.4426950408889634)
 SOBEL_MIDDLE = tl.constexpr(2.0)
 SOBEL_SCALE = tl.constexpr(1 / 8)
-# exp(-0.5 * 1000^2) is 0: the taps of a sample that is not blurred are 1 in the middle.
+# exp(-0.5 * 1000^2) is 0, so the taps of a sample that is not blurred are 1 in the middle and 0 elsewhere.
 SHARP = tl.constexpr(1000)
 
 
 @triton.jit
 def tap(distance, slope, offset, HALF: tl.constexpr):
-    """2^(slope * distance² + offset), the Gaussian; 0 beyond HALF."""
+    """Return the Gaussian 2^(slope * distance² + offset), and 0 beyond HALF."""
     squared = (distance * distance).to(tl.float32)
     return tl.where(tl.abs(distance) <= HALF, tl.exp2(squared * slope + offset), 0.0)
 
 
 @triton.jit
 def weights(source, centre, size, slope, offset, middle, HALF: tl.constexpr):
-    """How much pixel `source` counts in the blurred pixel `centre`, on a side of `size` pixels; middle: the tap at 0."""
+    """Return the weight of pixel `source` in the blurred pixel `centre`; `middle` is the tap at 0."""
     distance = source - centre
     weight = tl.where(distance == 0, middle, tap(distance, slope, offset, HALF))
-    # Pixel s is seen again at -s and at 2 (size - 1) - s; the first and the last pixel are not mirrored. So the border
-    # needs no pixels that are not there.
+    # Pixel s is reflected to -s and to 2 (size - 1) - s; the first and the last pixel are not. So no pixels
+    # beyond the border are needed.
     weight += tl.where(source > 0, tap(source + centre, slope, offset, HALF), 0.0)
     mirrored = 2 * (size - 1) - source
     return weight + tl.where(source < size - 1, tap(mirrored - centre, slope, offset, HALF), 0.0)
@@ -54,11 +56,12 @@ def band_pass(
     XY: tl.constexpr, SQUARE: tl.constexpr, HALF: tl.constexpr, NUM_TAPS: tl.constexpr,
     NUM_CHUNKS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """[B, tiles in y + tiles in x, kinds, TILE, NUM_CHUNKS * CHUNK] of weights; a program each, of all its kinds.
+    """Compute weights [B, tiles in y + tiles in x, kinds, TILE, NUM_CHUNKS * CHUNK], all kinds per program.
 
-    SQUARE: height is width, and the tiles in x, which are those in y, are left out.
-    kinds: one without a Sobel, else two: G or, for a filtered sample, S G; then D G. A row is of a pixel of the tile, a
-    column of a pixel of the picture, from a margin before the tile on. NUM_TAPS: a power of two, at least 2 * HALF + 1.
+    SQUARE means that the height is the width, and leaves out the tiles in x, which equal those in y. The
+    kinds are G, or, with a Sobel, S G (G for samples without a filter) and D G. A row belongs to a pixel of
+    the tile, a column to a pixel of the image, from a margin before the tile on. NUM_TAPS is a power of two,
+    at least 2 * HALF + 1.
     """
     tiles_y = tl.cdiv(height, TILE)
     tiles = tiles_y if SQUARE else tiles_y + tl.cdiv(width, TILE)
@@ -72,7 +75,8 @@ def band_pass(
         slope = per_sigma * per_sigma * TAP_EXPONENT * LOG2_E
     distances = tl.arange(0, NUM_TAPS) - HALF
     offset = -tl.log2(tl.sum(tap(distances, slope, 0.0, HALF)))
-    # What rounding takes from the taps is given to the middle one: the sum is 1, and flat parts keep their value.
+    # The middle tap gets what rounding takes from the others, so that the sum is 1 and flat parts keep their
+    # value.
     kind = bands.dtype.element_ty
     beside = tl.where(distances == 0, 0.0, tap(distances, slope, offset, HALF))
     middle = 1.0 - tl.sum(beside.to(kind).to(tl.float32))
@@ -103,7 +107,7 @@ def banded_product(
     plane, band_y, band_x, source_y, source_x, height, width,
     NUM_CHUNKS: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """[TILE, TILE] float32, one band times the plane times the other: nothing is read outside the plane."""
+    """Return one band times the plane times the other, float32 [TILE, TILE], within the plane's bounds."""
     kind = plane.dtype.element_ty
     TILE: tl.constexpr = band_y.shape[0]
     product = tl.zeros([TILE, TILE], tl.float32)
@@ -124,7 +128,10 @@ def banded_gradients(
     plane, band_y, band_x, band, source_y, source_x, height, width,
     NUM_CHUNKS: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """8 gx and 8 gy: sums along one side, whose rows come first, and differences along the other, `band` values further."""
+    """Return 8 gx and 8 gy: sums along one axis and differences along the other.
+
+    The rows of the sums come first, those of the differences `band` values later.
+    """
     gx = banded_product(
         plane, band_y, band_x + band, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
     )
@@ -142,13 +149,13 @@ def normalised(value, channel, scale_0, scale_1, scale_2, shift_0, shift_1, shif
 
 @triton.jit
 def gradient_size(gx, gy):
-    """Of 8 gx and 8 gy."""
+    """Return the gradient's magnitude from 8 gx and 8 gy."""
     return tl.sqrt(gx * gx + gy * gy) * SOBEL_SCALE
 
 
 @triton.jit
 def store_gradients(to, gx, gy, scale_0, scale_1, shift_0, shift_1, inside):
-    """Both, normalised, from 8 gx and 8 gy."""
+    """Normalise and store gx and gy, from 8 gx and 8 gy."""
     store_pairs(to, gx * SOBEL_SCALE * scale_0 + shift_0, gy * SOBEL_SCALE * scale_1 + shift_1, inside)
 
 
@@ -158,10 +165,10 @@ def neighbourhood_pass(
     XY: tl.constexpr, SQUARE: tl.constexpr, CHANNELS: tl.constexpr, NUM_CHUNKS: tl.constexpr,
     TILE: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of TILE x TILE pixels a program, as in colour_pass, of samples that are blurred or filtered.
+    """Compute a tile of TILE x TILE pixels per program, of the samples that are blurred or filtered.
 
-    planes: [B, CHANNELS, H, W], half or float, in [0, 1]; out: [B, H, W, CHANNELS], of SobelXY (XY), whose plane is one, two;
-    PRECISION: tl.dot's input_precision.
+    `planes` is [B, CHANNELS, H, W] in [0, 1], half or float. `out` is [B, H, W, CHANNELS]; SobelXY (XY) has
+    one plane and two channels. PRECISION is tl.dot's input_precision.
     """
     sample, y_0, x_0 = tile_of_program(tl.program_id(0), height, width, TILE)
     if not is_filtered(sample, blur, sobel, XY):
@@ -174,12 +181,13 @@ def neighbourhood_pass(
     tile = tl.arange(0, TILE)
     chunk = tl.arange(0, CHUNK)
     row = tile * (NUM_CHUNKS * CHUNK)
-    # [TILE, CHUNK] from the left, [CHUNK, TILE] from the right. Here and below, what differs between threads is 32 bits.
+    # The left matrix is [TILE, CHUNK], the right one [CHUNK, TILE]. Here and below, offsets that differ
+    # between threads have 32 bits.
     band_y = bands + (sample * tiles + y_0 // TILE) * num_kinds * band
     band_y += row[:, None] + chunk[None, :]
     band_x = bands + (sample * tiles + first_x + x_0 // TILE) * num_kinds * band
     band_x += row[None, :] + chunk[:, None]
-    # A multiple of 16 pixels, so that rows are read in 16 bytes where the width is one too.
+    # A multiple of 16 pixels, so that rows are read in 16 bytes if the width is one too.
     margin: tl.constexpr = (NUM_CHUNKS * CHUNK - TILE) // 2
     source_y = y_0 - margin + chunk[:, None]
     source_x = x_0 - margin + chunk[None, :]
@@ -191,7 +199,8 @@ def neighbourhood_pass(
     inside = (y < height) & (x < width)
     to = (y * width + x) * values
 
-    # A loop each: the bands, equal for all channels, stay out of it, and the next channel is fetched meanwhile.
+    # Each case has its own loop, which keeps the bands, equal for all channels, out of it and prefetches the
+    # next channel.
     if XY:
         gx, gy = banded_gradients(
             planes, band_y, band_x, band, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION

@@ -1,12 +1,14 @@
-"""What BatchNorm does with a channel's mean and variance: forward one pass, backward two, with the ReLU and the sum before it.
+"""BatchNorm's passes after the moments, one forward and two backward, with the sum and the ReLU.
 
-y = relu(n(x) + n(z)), relu(n(x) + z) or relu(n(x)), and all of these without the ReLU; n(x) = (x - mean) / sqrt(var + eps) * weight + bias. Maps are matrices as
-in moments.py, of one dtype; arithmetic is float32, and y and z's gradient are rounded once.
+They compute y = relu(n(x) + n(z)), relu(n(x) + z) or relu(n(x)), or these without the ReLU, with n(x) = (x -
+mean) / sqrt(var + eps) * weight + bias. Maps are matrices as in moments.py, of one dtype. Arithmetic is
+float32; y and z's gradient are rounded once.
 
-Where the ReLU has cut: of one map that is known from x, by the arithmetic of the forward pass. With a sum, a bit for each value says it, 1/16 of
-what reading y, or z, would cost.
+The backward pass must know where the ReLU was 0. For a single map this follows from x, by the arithmetic of
+the forward pass. With a sum, one bit per value stores it, which costs 1/16 of reading y or z.
 
-Forward, `moments_pass` goes from a map's beginning to its end, and `normalise_pass` back; backward, `sums_pass` begins where dy was written last.
+Forward, `moments_pass` goes from a map's beginning to its end, and `normalise_pass` back. Backward,
+`sums_pass` begins where dy was written last.
 """
 
 import triton
@@ -19,7 +21,7 @@ from fastpsl.kernels.fused_cuda.moments import groups, is_last, part_of_program
 
 @triton.jit
 def affine(mean, var, weight, bias, eps, channel, mask):
-    """Of channels: mean, 1 / deviation, weight and bias, float32 [1, CHANNELS]."""
+    """Load the channels' mean, 1 / deviation, weight and bias, float32 [1, CHANNELS]."""
     centre = tl.load(mean + channel, mask=mask, other=0)[None, :]
     inverse = tl.rsqrt(tl.load(var + channel, mask=mask, other=0) + eps)[None, :]
     slope = tl.load(weight + channel, mask=mask, other=0)[None, :]
@@ -28,27 +30,27 @@ def affine(mean, var, weight, bias, eps, channel, mask):
 
 @triton.jit
 def is_cut(value, pointer):
-    """Whether the ReLU cuts what `value`, float32, is where it is stored. What is no number is not cut, as with torch."""
+    """Return whether the ReLU cuts `value`, float32, as it is stored; NaN is not cut, as in torch."""
     return value.to(pointer.dtype.element_ty).to(tl.float32) <= 0
 
 
 @triton.jit
 def pack(flags, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """bool [ROWS, CHANNELS] → uint8 [ROWS, CHANNELS / 8], the first in the lowest bit."""
+    """Pack bool [ROWS, CHANNELS] into uint8 [ROWS, CHANNELS / 8], the first in the lowest bit."""
     eights = tl.reshape(flags.to(tl.int32), (ROWS, CHANNELS // 8, 8))
     return tl.sum(eights << tl.arange(0, 8)[None, None, :], 2).to(tl.uint8)
 
 
 @triton.jit
 def unpack(packed, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """The inverse of `pack`."""
+    """Undo `pack`."""
     eights = (packed.to(tl.int32)[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
     return tl.reshape(eights, (ROWS, CHANNELS)) != 0
 
 
 @triton.jit
 def bytes_of_row(num_channels, tile, CHANNELS: tl.constexpr):
-    """(bytes of bits a row has, the columns of bytes of this tile, which of them there are)"""
+    """Return a row's bytes of bits, the byte columns of this tile and a mask of the valid ones."""
     width = tl.cdiv(num_channels, 8)
     column = tile * (CHANNELS // 8) + tl.arange(0, CHANNELS // 8)
     return width, column[None, :], column[None, :] < width
@@ -56,11 +58,14 @@ def bytes_of_row(num_channels, tile, CHANNELS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_rows", "stride"])
 def normalise_pass(
-    x, z, y, bits, mean, var, weight, bias, z_mean, z_var, z_weight, z_bias, num_rows, num_channels, stride, eps, z_eps,
+    x, z, y, bits, mean, var, weight, bias, z_mean, z_var, z_weight, z_bias,
+    num_rows, num_channels, stride, eps, z_eps,
     RELU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """x, z → y, [num_rows, C]. z: None, or what is added; it is normalised where z_mean is not None. bits: uint8
-    [num_rows, C / 8 rounded up] or None, a bit for each value that the ReLU cuts.
+    """Compute y, [num_rows, C], from x and z.
+
+    `z` is None or a map to add, which is normalised if z_mean is not None. `bits` is None or uint8
+    [num_rows, C / 8 rounded up], and gets a bit for each value that the ReLU cuts.
     """
     channel, is_channel, tile, number = part_of_program(num_channels, CHANNELS)
     num_tiles = tl.cdiv(tl.cdiv(num_rows, ROWS) - number, stride)
@@ -98,13 +103,15 @@ def normalise_pass(
 
 @triton.jit(do_not_specialize=["num_rows", "stride"])
 def sums_pass(
-    dy, dy_2, x, z, bits, dz, parts, arrived, sums, mean, var, weight, bias, z_mean, z_var, num_rows, num_channels, stride,
-    eps, z_eps, RELU: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    dy, dy_2, x, z, bits, dz, parts, arrived, sums, mean, var, weight, bias, z_mean, z_var,
+    num_rows, num_channels, stride, eps, z_eps,
+    RELU: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """g = dy (+ dy_2) where the ReLU has not cut → sums: float32 [3, C], of g, of g * n(x) and of g * n(z), n before weight and bias.
+    """Compute sums, float32 [3, C]: of g, of g * n(x) and, if z_mean is not None, of g * n(z).
 
-    dz: g, or None; bits: of `normalise_pass`, or None. parts: float32 [stride, 3, C]; arrived: as in `moments_pass`.
-    The third sums are there where z_mean is not None.
+    g is dy (+ dy_2) where the ReLU did not cut, and n is taken before weight and bias. `dz` is None or gets
+    g. `bits` is that of `normalise_pass` or None. `parts` is scratch memory, float32 [stride, 3, C].
+    `arrived` is as in `moments_pass`.
     """
     channel, is_channel, tile, number = part_of_program(num_channels, CHANNELS)
     num_tiles = tl.cdiv(tl.cdiv(num_rows, ROWS) - number, stride)
@@ -162,12 +169,14 @@ def sums_pass(
 
 @triton.jit(do_not_specialize=["num_rows", "stride"])
 def gradient_pass(
-    g, x, z, dx, dz, sums, mean, var, weight, bias, z_mean, z_var, z_weight, num_rows, num_channels, stride, share, eps, z_eps,
+    g, x, z, dx, dz, sums, mean, var, weight, bias, z_mean, z_var, z_weight,
+    num_rows, num_channels, stride, share, eps, z_eps,
     RELU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """g → dx = weight / deviation * (g - mean of g - n(x) * mean of g * n(x)), [num_rows, C]; means are `sums` * `share`.
+    """Compute dx = weight / deviation * (g - mean of g - n(x) * mean of g * n(x)), [num_rows, C].
 
-    RELU: g is not cut yet; where is known from x. dz: of z where z_mean is not None, in the same way.
+    The means are `sums` * `share`. RELU means that g is not cut yet; the cut follows from x. `dz` is z's
+    gradient, likewise, if z_mean is not None.
     """
     channel, is_channel, _, number = part_of_program(num_channels, CHANNELS)
     row = tl.arange(0, ROWS)[:, None]

@@ -1,22 +1,24 @@
-"""Views of flip, colour distortion, grey, lightness, blur and Sobel or SobelXY, normalised, in at most four launches.
+"""Views of flip, colour distortion, grey, lightness, blur and Sobel or SobelXY in at most four launches.
 
-What they cost of 256 samples of 224 px (12.8 Mpx) with the draws of SimCLR's T3, counted, not measured: 80 % distorted, 60 %
-blurred or filtered, which go through a planar buffer of halves. By bytes at 4.25 TB/s; by the warps' instructions of the compiled
-code (bench/sass.py: sm_90, Triton 3.9) at one a cycle and scheduler, 132 SMs of 1.755 GHz; by products at 400 Tflop/s.
+The cost for 256 samples of 224 px (12.8 Mpx) with the draws of SimCLR's T3 is counted, not measured: 80 % of
+the samples are distorted, and 60 % are blurred or filtered and go through a planar buffer of halves. Times
+are by bytes at 4.25 TB/s, by the instructions of warps in the compiled code (bench/sass.py: sm_90, Triton
+3.9) at one per cycle and scheduler on 132 SMs of 1.755 GHz, and by products at 400 Tflop/s.
 
-    launch   reads and writes                               bytes      ms     instructions    ms     products    ms
-    mean     uint8, of the distorted                        31 MB   0.007           14.4 M   0.016
-    colour   uint8; the result or planes                   116 MB   0.027           28.6 M   0.031
-    band     weights of the blurred and filtered             6 MB   0.002            5.0 M   0.005
-    strip    planes, weights (0.23 GB from L2); the result  92 MB   0.022           19.7 M   0.021     9.0 G    0.023
+    launch   reads and writes                               bytes     ms    instructions   ms   products   ms
+    mean     uint8, of the distorted                        31 MB  0.007          14.4 M  0.016
+    colour   uint8; the result or planes                   116 MB  0.027          28.6 M  0.031
+    band     weights of the blurred and filtered             6 MB  0.002           5.0 M  0.005
+    strip    planes, weights (0.23 GB from L2); the result  92 MB  0.022          19.7 M  0.021   9.0 G  0.023
 
-The floor, uint8 once and halves once, is 0.027 ms. Of colour's instructions a third are hue's and a sixth the three blends'. Two
-pixels an instruction, as halves, would spare half of the blends', and be off by two to three times what the tests allow, hue left
-out: simulated with T3's draws. A list of the samples that a launch has to do would spare the programs of all others, which return after
-some eleven instructions: 0.1 M of the 67.7 M.
+The floor, uint8 once and halves once, is 0.027 ms. A third of colour's instructions are hue's, a sixth those
+of the three blends. Two pixels per instruction, as halves, would save half of the blends', but in a
+simulation with T3's draws (without hue) the error was two to three times the tests' limit. A list of the
+samples that a launch handles would spare the programs of all others, which return after some eleven
+instructions: 0.1 M of the 67.7 M.
 
-With SobelXY all samples go through the buffer, which then has one plane, and two channels come out; flip and SobelXY alone are
-one launch: gradient.py.
+With SobelXY all samples go through the buffer, which then has one plane, and the result has two channels.
+Flip and SobelXY alone take one launch (gradient.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,28 +44,29 @@ ORDERS = (
     (Flip, ColourDistortion, Grey, Lightness, GaussianBlur, Sobel),
     (Flip, ColourDistortion, Grey, GaussianBlur, SobelXY),
 )
-# A thread has 8 pixels at a time, and what a program finds out about its sample serves two tiles, or four blocks of the mean pass:
-# more of them would leave too few programs to end together.
+# A thread has 8 pixels at a time. What a program learns about its sample serves two tiles, or four blocks of
+# the mean pass. With more of them too few programs would be left to end together.
 COLOUR_TILE = 32
 COLOUR_STEPS = 2
 GRADIENT_ROWS = 8
 BLOCK = 1024
 STEPS = 4
-# Pixels of a side that a product takes at a time.
+# Pixels along an axis that a product takes at a time.
 CHUNK = 32
 NUM_WARPS = 4
-# Of float32 products: three of tensor cores' own, which together are as good as float32. Halves ignore it.
+# float32 products take three of the tensor cores' own, which together are as exact as float32. Halves ignore
+# this.
 PRECISION = "tf32x3"
 
 
 def fits(ops: Sequence[object]) -> bool:
-    """Whether `ops` are some of one of ORDERS, in this order; none at all is normalisation alone."""
+    """Return whether `ops` are some or none of the operations of one of ORDERS, in its order."""
     kinds = [type(op) for op in ops]
     return any(kinds == [kind for kind in order if kind in kinds] for order in ORDERS)
 
 
 def out_shape(ops: Sequence[object], shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """The result's shape for images [B, 3, H, W]; ValueError where they are too small for the blur."""
+    """Return the result's shape for `shape` [B, 3, H, W]; raise ValueError for images that an op refuses."""
     assert fits(ops), ops
     batch, channels, height, width = shape
     for op in ops:
@@ -84,10 +87,10 @@ def run(
     std: Sequence[float],
     out: Tensor,
 ) -> None:
-    """uint8 [B, 3, H, W] → `out`, float16, bfloat16 or float32 of `out_shape`, channels-last: what ViewSpec.apply gives.
+    """Compute the result of `ops` into `out`, without waiting for the device; see kernels/fused.py.
 
-    draws: aligned with ops, on the device. Computed in float32; what a blur or Sobel reads is rounded to half where
-    the result is a half type. Nothing waits for the device.
+    The arithmetic is float32. If the result is of a half type, the input of a blur or Sobel is rounded to
+    half.
     """
     shape = out_shape(ops, images.shape)
     batch, channels, height, width = shape
@@ -96,7 +99,7 @@ def run(
         return
     images = images.contiguous(memory_format=torch.channels_last)
     op_of = {type(op): op for op in ops}
-    drawn = {
+    draw_of = {
         (type(op), name): values.contiguous()
         for op, draw in zip(ops, draws, strict=True)
         for name, values in draw.items()
@@ -104,11 +107,11 @@ def run(
     colour = op_of.get(ColourDistortion)
     xy = SobelXY in op_of
     hue = isinstance(colour, ColourDistortion) and colour.hue > 0
-    apply = drawn.get((ColourDistortion, "apply"))
-    order = drawn.get((ColourDistortion, "order"))
-    factors = drawn.get((ColourDistortion, "factors"))
-    blur = drawn.get((GaussianBlur, "apply"))
-    sobel = drawn.get((Sobel, "apply"))
+    apply = draw_of.get((ColourDistortion, "apply"))
+    order = draw_of.get((ColourDistortion, "order"))
+    factors = draw_of.get((ColourDistortion, "factors"))
+    blur = draw_of.get((GaussianBlur, "apply"))
+    sobel = draw_of.get((Sobel, "apply"))
     scale = [1 / s for s in std] + [0.0] * (3 - channels)
     shift = [-m / s for m, s in zip(mean, std, strict=True)] + [0.0] * (3 - channels)
     factor_and_shift = (*scale, *shift)
@@ -119,7 +122,7 @@ def run(
     with torch.cuda.device_of(images):
         if xy and set(op_of) <= {Flip, SobelXY}:
             gradient_pass[(num_tiles,)](
-                images, out, drawn.get((Flip, "flip")), height, width, *scale[:2], *shift[:2],
+                images, out, draw_of.get((Flip, "flip")), height, width, *scale[:2], *shift[:2],
                 TILE=COLOUR_TILE, ROWS=GRADIENT_ROWS, num_warps=NUM_WARPS,
             )  # fmt: skip
             return
@@ -136,11 +139,14 @@ def run(
         if blur is not None or sobel is not None or xy:
             kind = torch.float32 if out.dtype == torch.float32 else torch.float16
             planes = torch.empty((batch, num_planes, height, width), dtype=kind, device=images.device)
-        colour_pass[(batch, triton.cdiv(height, COLOUR_TILE * COLOUR_STEPS), triton.cdiv(width, COLOUR_TILE))](
-            images, out, planes, drawn.get((Flip, "flip")), apply, order, factors, sums, drawn.get((Grey, "apply")),
-            blur, sobel, height, units, num_sums, 1 / (height * width), *factor_and_shift,
+        rows, columns = triton.cdiv(height, COLOUR_TILE * COLOUR_STEPS), triton.cdiv(width, COLOUR_TILE)
+        colour_pass[(batch, rows, columns)](
+            images, out, planes, draw_of.get((Flip, "flip")), apply, order, factors, sums,
+            draw_of.get((Grey, "apply")), blur, sobel,
+            height, units, num_sums, 1 / (height * width), *factor_and_shift,
             HUE=hue, LIGHTNESS=channels == 1, XY=xy, PIXELS=pixels,
-            MAX_SUMS=triton.next_power_of_2(num_sums), TILE=COLOUR_TILE, STEPS=COLOUR_STEPS, num_warps=NUM_WARPS,
+            MAX_SUMS=triton.next_power_of_2(num_sums), TILE=COLOUR_TILE, STEPS=COLOUR_STEPS,
+            num_warps=NUM_WARPS,
         )  # fmt: skip
         if planes is None:
             return
@@ -151,11 +157,12 @@ def run(
         num_bands = (tiles_y if square else tiles_y + tiles_x) * batch
         bands = planes.new_empty((num_bands, 2 if sobel is not None or xy else 1, tile, num_chunks * CHUNK))
         band_pass[(num_bands,)](
-            bands, blur, drawn.get((GaussianBlur, "sigma")), sobel, height, width, XY=xy, SQUARE=square, HALF=half,
-            NUM_TAPS=triton.next_power_of_2(2 * half + 1), NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=CHUNK, num_warps=NUM_WARPS,
+            bands, blur, draw_of.get((GaussianBlur, "sigma")), sobel, height, width, XY=xy, SQUARE=square,
+            HALF=half, NUM_TAPS=triton.next_power_of_2(2 * half + 1), NUM_CHUNKS=num_chunks, TILE=tile,
+            CHUNK=CHUNK, num_warps=NUM_WARPS,
         )  # fmt: skip
         if num_chunks * CHUNK == 2 * tile:
-            # 16 rows a warp: more warps would do the same rows again.
+            # Each warp has 16 rows, because more warps would repeat the same rows.
             strip_pass[(batch, tiles_y, num_planes)](
                 planes, out, bands, blur, sobel, height, width, *factor_and_shift,
                 XY=xy, SQUARE=square, CHANNELS=num_planes, REACH=half + 1, TILE=tile, PRECISION=PRECISION,
@@ -164,15 +171,19 @@ def run(
             return
         neighbourhood_pass[(tiles_y * tiles_x * batch,)](
             planes, out, bands, blur, sobel, height, width, *factor_and_shift,
-            XY=xy, SQUARE=square, CHANNELS=num_planes, NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=CHUNK, PRECISION=PRECISION,
-            num_warps=NUM_WARPS, num_stages=2,
+            XY=xy, SQUARE=square, CHANNELS=num_planes, NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=CHUNK,
+            PRECISION=PRECISION, num_warps=NUM_WARPS, num_stages=2,
         )  # fmt: skip
 
 
 def tiling(half: int, full: bool) -> tuple[int, int]:
-    """(TILE, NUM_CHUNKS) for a blur of 2 * half + 1 taps and Sobel, on floats (full) or halves: the largest that spill no register.
+    """Return TILE and NUM_CHUNKS, the largest that spill no register.
 
-    The chunks cover a tile, a margin of `half` pixels for the blur and one for Sobel on either side.
+    The chunks cover a tile and, on either side, a margin of `half` pixels for the blur and one for Sobel.
+
+    Args:
+        half: The blur has 2 * half + 1 taps.
+        full: Whether the planes are floats and not halves.
     """
     tile = 16 if full else 32
     return tile, -(-(tile + 2 * (half + 1)) // CHUNK)

@@ -1,4 +1,4 @@
-"""Shift and Flip as numbers: where the pixels of a moved and mirrored picture lie in its source. Part of kernels."""
+"""Shift and Flip as numbers: the source positions of the pixels of a moved image."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ from fastpsl.kernels.shift import Shift
 
 
 def without_moves(ops: Sequence[object]) -> tuple[object, ...]:
-    """`ops` behind the Shift, the Flip or both, in this order, that they may begin with."""
+    """Return `ops` without the Shift and the Flip, in this order, that they may begin with."""
     rest = tuple(ops)
     for kind in (Shift, Flip):
         rest = rest[1:] if rest and type(rest[0]) is kind else rest
@@ -23,7 +23,11 @@ def without_moves(ops: Sequence[object]) -> tuple[object, ...]:
 def drawn_moves(
     ops: Sequence[object], draws: Sequence[Mapping[str, Tensor]]
 ) -> tuple[Tensor | None, Tensor | None, int]:
-    """(flip bool [B], shift int64 [B, 2], the shift's max_px), as `placement` takes them; None for an op that is not there."""
+    """Return the draws of Shift and Flip for `placement`.
+
+    Returns:
+        flip, bool [B], or None; shift, int64 [B, 2], or None; the shift's max_px.
+    """
     flip = shift = None
     max_px = 0
     for op, draw in zip(ops, draws, strict=True):
@@ -36,7 +40,10 @@ def drawn_moves(
 
 @triton.jit
 def placement(sample, flip, shift, MAX_PX: tl.constexpr, WIDTH: tl.constexpr):
-    """(top, left, step): pixel (y, x) of the moved picture is (top + y, left + step * x) of the source, black where there is none such."""
+    """Return top, left and step of a moved image.
+
+    Its pixel (y, x) is the source's (top + y, left + step * x), or black outside the source.
+    """
     top = 0
     left = 0
     step = 1

@@ -1,6 +1,7 @@
-"""RGB bytes to luma and colour in half precision and back (kernels/isotropic.py): parts of kernels.
+"""Conversions of RGB bytes to luma and colour in half precision and back (kernels/isotropic.py).
 
-Luma is kept less 128, and colour as blue - luma and red - luma: halves are finest around 0.
+The functions are parts of kernels. Luma is stored minus 128, colour as blue - luma and red - luma, because
+halves are finest around 0.
 """
 
 import triton
@@ -11,19 +12,22 @@ from fastpsl.kernels import isotropic
 # mypy: disable-error-code="no-untyped-def"
 
 RED, GREEN, BLUE = (tl.constexpr(float(x)) for x in (isotropic.RED, isotropic.GREEN, isotropic.BLUE))
-# Added before rounding to the nearest: halves go up for sure.
+# Added before rounding to the nearest, so that halves go up.
 NUDGE = tl.constexpr(float(isotropic.HALF) - 0.5)
 GREY = tl.constexpr(128.0)
-# From here on float32 are integers, and a byte above it stands in the lowest bits: a conversion would take eight times as long.
+# From here on float32 numbers are integers, and a byte above it is in the lowest bits. A conversion would
+# take eight times as long.
 INTEGERS = tl.constexpr(2.0**23)
 INTEGERS_BITS = tl.constexpr(0x4B000000)
 
 
 @triton.jit
 def load_planes(words, at, num_words):
-    """float16 [R, 4 * Q] of luma, blue and red: four pixels from each of the bytes `at` [R, Q] on, which are twelve bytes, loaded as
-    the four words in which they lie. Zero bytes stand for what is outside of the picture, and for its last pixels, which no
-    window sees."""
+    """Load luma, blue and red, float16 [R, 4 * Q]: four pixels from each of the bytes `at` [R, Q] on.
+
+    Four pixels are twelve bytes, loaded as the four words that contain them. Bytes outside the image read as
+    zero, and so do its last pixels, which no window sees.
+    """
     first = at >> 2
     here = first + 3 < num_words
     words += first
@@ -42,7 +46,7 @@ def load_planes(words, at, num_words):
 
 @triton.jit
 def _joined(low, high, shift):
-    """Four bytes from bit `shift` of `low` on; shift: 0, 8, 16 or 24."""
+    """Return the four bytes from bit `shift` of `low` on, with `shift` 0, 8, 16 or 24."""
     return (low >> shift) | ((high << 1) << (shift ^ 31))
 
 
@@ -55,20 +59,23 @@ def _planes(red, green, blue):
 
 @triton.jit
 def _level(word):
-    """The lowest byte less 128, float32."""
+    """Return the lowest byte minus 128 as float32."""
     return ((word & 255) | INTEGERS_BITS).to(tl.float32, bitcast=True) - (INTEGERS + GREY)
 
 
 @triton.jit
 def _in_turn(a, b, c, d):
-    """[R, Q] four times → [R, 4 * Q]: the first of each, the second of each, and so on."""
+    """Interleave four [R, Q] into [R, 4 * Q]: the first of each, the second of each, and so on."""
     values = tl.join(tl.join(a, c), tl.join(b, d))
     return tl.reshape(values, [a.shape[0], 4 * a.shape[1]])
 
 
 @triton.jit
 def to_pixels(y, b, r, luma_share, colour_share):
-    """int32 whose lowest bytes are red, green and blue, from sums of weighted luma, blue and red, and 1 / the sums of weights."""
+    """Return int32 with red, green and blue in the lowest bytes.
+
+    The arguments are the weighted sums of luma, blue and red, and 1 / the sums of the weights.
+    """
     y = y * luma_share + (GREY + NUDGE)
     green = y - r * (colour_share * (RED / GREEN)) - b * (colour_share * (BLUE / GREEN))
     return _byte(y + r * colour_share) | (_byte(green) << 8) | (_byte(y + b * colour_share) << 16)
@@ -76,13 +83,13 @@ def to_pixels(y, b, r, luma_share, colour_share):
 
 @triton.jit
 def _byte(value):
-    """The nearest integer from 0 to 255; of the bits above the lowest eight only the highest eight are not 0."""
+    """Return the nearest integer from 0 to 255; above its eight bits only the highest eight are nonzero."""
     return (tl.minimum(tl.maximum(value, 0.0), 255.0) + INTEGERS).to(tl.int32, bitcast=True)
 
 
 @triton.jit
 def store_pixels(out, pixels, rows, columns, size):
-    """Into a picture uint8 [size, size, 3]; what lies outside is left out."""
+    """Store pixels in an image, uint8 [size, size, 3], except those outside it."""
     inside = (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size)
     out += (rows * size + columns) * 3
     tl.store(out, pixels.to(tl.uint8), mask=inside)

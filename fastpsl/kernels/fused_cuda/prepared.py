@@ -1,7 +1,8 @@
-"""A Shift or an Enlarge, in bytes, and then what photometric.py does: a launch before its own.
+"""A launch for Shift or Enlarge, in bytes, before the launches of photometric.py.
 
-For probes of networks that see Sobel's pictures, and for few-shot classification's small ones. What it costs of 512 samples of 32 px, and of
-256 of 84 px enlarged to 256 and cut to 224, to float16, counted as in shifted.py:
+This serves probes of networks with Sobel's input, and the small images of few-shot classification. The cost
+for 512 samples of 32 px, and for 256 of 84 px enlarged to 256 and cut to 224, to float16, counted as in
+shifted.py:
 
     chain                                one by one              fused
     Shift, Flip, SobelXY          33 launches,   137 MB    2 launches, 6.8 MB
@@ -25,17 +26,17 @@ from fastpsl.kernels.shift import Shift
 
 # mypy: disable-error-code="no-untyped-def"
 
-# Bytes of a program, 8 a thread.
+# Bytes per program, 8 per thread.
 _BLOCK, _NUM_WARPS = 1024, 4
 
 
 def fits(ops: Sequence[object]) -> bool:
-    """Shift or Enlarge, then what photometric.py fits."""
+    """Return whether `ops` are a Shift or an Enlarge, then operations that photometric.py fits."""
     return bool(ops) and isinstance(ops[0], Shift | Enlarge) and photometric.fits(ops[1:])
 
 
 def out_shape(ops: Sequence[object], shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """The result's shape for images [B, 3, H, W]; ValueError where they are too small for the blur."""
+    """Return the result's shape for `shape` [B, 3, H, W]; raise ValueError for images that an op refuses."""
     return photometric.out_shape(ops[1:], _prepared_shape(ops[0], shape))
 
 
@@ -47,7 +48,7 @@ def run(
     images: Tensor, ops: Sequence[object], draws: Sequence[Mapping[str, Tensor]], mean: Sequence[float],
     std: Sequence[float], out: Tensor,
 ) -> None:  # fmt: skip
-    """uint8 [B, 3, H, W] → `out`, of `out_shape` in channels-last memory, as the operations and `normalise` make it."""
+    """Compute the result of `ops` into `out`, without waiting for the device; see kernels/fused.py."""
     assert fits(ops) and images.dtype == torch.uint8 and images.shape[1] == 3, (ops, images.dtype)
     op, (num_images, _, height, width) = ops[0], images.shape
     images = images.contiguous(memory_format=torch.channels_last)
@@ -76,7 +77,7 @@ def run(
 def shift_kernel(
     images, out, shift, MAX_PX: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """uint8 [B, H, W, 3] → the same shape."""
+    """Shift images, uint8 [B, H, W, 3]."""
     size: tl.constexpr = 3 * HEIGHT * WIDTH
     sample, value = part_of_sample(size, BLOCK)
     source, there = source_of(sample, value // 3, None, shift, MAX_PX, HEIGHT, WIDTH)
@@ -89,7 +90,10 @@ def enlarge_kernel(
     images, out, step_y, step_x,
     START: tl.constexpr, SIZE: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """uint8 [B, H, W, 3] → [B, SIZE, SIZE, 3]: kernels/enlarge.py. step_y, step_x: between the result's pixels, in the source's."""
+    """Resize images, uint8 [B, H, W, 3], to [B, SIZE, SIZE, 3] as kernels/enlarge.py.
+
+    step_y and step_x are the distances of the result's pixels in source pixels.
+    """
     size: tl.constexpr = 3 * SIZE * SIZE
     sample, value = part_of_sample(size, BLOCK)
     pixel, channel = value // 3, value % 3
@@ -106,7 +110,7 @@ def enlarge_kernel(
 
 @triton.jit
 def _between(number, step, length: tl.constexpr):
-    """(first pixel, the next or the same at the edge, the next's share) along an axis, for pixels of the result."""
+    """Return the two source pixels around a result's pixel along an axis, and the second one's weight."""
     at = tl.maximum((number.to(tl.float32) + 0.5) * step - 0.5, 0.0)
     first = tl.minimum(at.to(tl.int32), length - 1)
     return first, tl.minimum(first + 1, length - 1), at - first.to(tl.float32)

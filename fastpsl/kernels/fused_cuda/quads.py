@@ -1,8 +1,8 @@
-"""Moving pixels in fours: parts of kernels that put pixels of uint8 pictures, normalised, at other places.
+"""Moves of pixels in fours: parts of kernels that put normalised pixels of uint8 images at other places.
 
-Four pixels that are neighbours in the result are 12 values. They are loaded with any step between them, so mirrored and
-turned pictures are read as they lie, and written side by side: a warp so writes 8 quads of float16, 192 bytes without a
-gap, where a store for each channel would send every sector of 32 bytes to the cache three times.
+Four neighbouring pixels of the result are 12 values. They are loaded with any step between them, so mirrored
+and turned images are read directly, and written side by side. So a warp writes 8 quads of float16, 192 bytes
+without a gap. A store per channel would send every sector of 32 bytes to the cache three times.
 """
 
 import triton
@@ -13,10 +13,10 @@ import triton.language as tl
 
 @triton.jit
 def load_quads(images, at, step, along, by, length, inside, factors, dtype: tl.constexpr):
-    """Four pixels, `step` apart, from the pixels number `at` on: (red, green, blue) each, x * factors[c] + factors[3 + c].
+    """Load four pixels, `step` apart, from the pixels `at` on: red, green, blue of each.
 
-    Loaded are those inside whose number in the row or column that the quads go along, `along`, `along + by` and on, is 0 to
-    `length` - 1; the others are black.
+    A value is x * factors[c] + factors[3 + c]. The pixels' numbers along the quads are `along`, `along + by`
+    and so on. Pixels are black if the number is not in 0 to `length` - 1, or if `inside` is False.
     """
     first = _pixels(images, at, inside & _below(along, length), factors, dtype)
     second = _pixels(images, at + step, inside & _below(along + by, length), factors, dtype)
@@ -27,7 +27,7 @@ def load_quads(images, at, step, along, by, length, inside, factors, dtype: tl.c
 
 @triton.jit
 def _below(number, length: tl.constexpr):
-    """0 <= number < length by one comparison: a negative number is a large one without a sign."""
+    """Return 0 <= number < length by one comparison: as unsigned, a negative number is large."""
     return number.to(tl.uint32) < length
 
 
@@ -42,9 +42,10 @@ def _pixels(images, at, inside, factors, dtype: tl.constexpr):
 
 @triton.jit
 def side_by_side(quads, BACKWARDS: tl.constexpr):
-    """Four pixels [R, Q] → [R, Q, 2, 2, 2, 2]: their values at the binary digits of 0 to 11; 12 to 15 are idle.
+    """Arrange the 12 values of four pixels [R, Q] as [R, Q, 2, 2, 2, 2].
 
-    BACKWARDS: the fourth pixel first.
+    The four binary digits of a value's number are its last four indices; 12 to 15 are unused. BACKWARDS puts
+    the fourth pixel first.
     """
     a, b, c, d = quads
     if BACKWARDS:
@@ -64,7 +65,10 @@ def store_quads(
     out, values, row, row_step, column, quad_step,
     H: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr, QUADS: tl.constexpr,
 ):  # fmt: skip
-    """Values [ROWS, QUADS, 2, 2, 2, 2] into a picture of H x W, from `row` and `column` on; what lies outside is left out."""
+    """Store values [ROWS, QUADS, 2, 2, 2, 2] in an image of H x W, from `row` and `column` on.
+
+    Values outside the image are left out.
+    """
     rows = (row + row_step * tl.arange(0, ROWS))[:, None]
     number = tl.arange(0, QUADS * 16)
     within = (number % 16)[None, :]

@@ -1,7 +1,7 @@
-"""Shift and Flip, and then nothing, a Hole or Lightness, normalised: one launch from bytes to the network's input.
+"""Shift and Flip, then nothing, a Hole or Lightness, normalised, in one launch.
 
-What they cost of 512 samples of 32 px (SSL++ on CIFAR-10) to float16, counted, not measured; one by one under FakeTensorMode, where
-what is no view is a launch that reads and writes its tensors once:
+The cost for 512 samples of 32 px (SSL++ on CIFAR-10) to float16, counted and not measured. One by one, the
+count is under FakeTensorMode, where everything but a view is a launch that reads and writes its tensors once:
 
     chain                                one by one              fused
     Shift, Flip                   20 launches,  46.4 MB    1 launch, 4.7 MB
@@ -9,7 +9,8 @@ what is no view is a launch that reads and writes its tensors once:
     Shift, Flip, Lightness        37 launches, 186.9 MB    1 launch, 2.6 MB
     Flip, Hole                    17 launches,  41.3 MB    1 launch, 4.7 MB
 
-A lane makes a value, so that stores are of 16 bytes and neighbouring lanes read neighbouring bytes, mirrored or not.
+A lane computes one value, so stores are of 16 bytes, and neighbouring lanes read neighbouring bytes even if
+mirrored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,17 +29,17 @@ from fastpsl.kernels.normalise import check_fused
 # mypy: disable-error-code="no-untyped-def"
 
 UNIT = tl.constexpr(1 / 255)
-# Values of a program, 8 a thread.
+# Values per program, 8 per thread.
 _BLOCK, _NUM_WARPS = 1024, 4
 
 
 def fits(ops: Sequence[object]) -> bool:
-    """Shift and Flip in this order, or one of them, or none; then nothing, a Hole or Lightness."""
+    """Return whether `ops` are an optional Shift, an optional Flip, then nothing, a Hole or Lightness."""
     return [type(op) for op in without_moves(ops)] in ([], [Hole], [Lightness])
 
 
 def out_shape(ops: Sequence[object], shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """Of the result for images of `shape` [B, 3, H, W]; ValueError where a hole would be nothing or all."""
+    """Return the result's shape for `shape` [B, 3, H, W]; raise ValueError for images that an op refuses."""
     num_images, channels, height, width = shape
     last = ops[-1] if ops else None
     if isinstance(last, Hole):
@@ -50,7 +51,7 @@ def run(
     images: Tensor, ops: Sequence[object], draws: Sequence[Mapping[str, Tensor]], mean: Sequence[float],
     std: Sequence[float], out: Tensor,
 ) -> None:  # fmt: skip
-    """uint8 [B, 3, H, W] → `out`, of `out_shape` in channels-last memory, as the operations and `normalise` make it."""
+    """Compute the result of `ops` into `out`, without waiting for the device; see kernels/fused.py."""
     assert fits(ops), ops
     check_fused(images, out_shape(ops, images.shape), mean, std, out)
     channels, height, width = out.shape[1:]
@@ -70,20 +71,24 @@ def run(
             rows, columns = ops[-1].box(channels, height, width)
             fill = tuple(float(round(255 * value)) for value in ops[-1].fill)
         shifted_colours[grid](
-            images, out, flip, shift, *(1 / (255 * s) for s in std), *(-m / s for m, s in zip(mean, std, strict=True)),
-            *fill, TOP=rows.start, BOTTOM=rows.stop, LEFT=columns.start, RIGHT=columns.stop, **sizes,
+            images, out, flip, shift, *(1 / (255 * s) for s in std),
+            *(-m / s for m, s in zip(mean, std, strict=True)), *fill,
+            TOP=rows.start, BOTTOM=rows.stop, LEFT=columns.start, RIGHT=columns.stop, **sizes,
         )  # fmt: skip
 
 
 @triton.jit
 def of_channel(channel, red, green, blue):
-    """Which of three numbers is a channel's, 0 to 2."""
+    """Return the one of three numbers that belongs to a channel, 0 to 2."""
     return tl.where(channel == 0, red, tl.where(channel == 1, green, blue))
 
 
 @triton.jit
 def part_of_sample(size: tl.constexpr, BLOCK: tl.constexpr):
-    """(sample, as int64; numbers [BLOCK] of values in it): programs of a sample, of `size` values, follow one another."""
+    """Return this program's sample, int64, and the numbers [BLOCK] of its values in it.
+
+    The programs of a sample of `size` values are consecutive.
+    """
     blocks: tl.constexpr = (size + BLOCK - 1) // BLOCK
     program = tl.program_id(0)
     return (program // blocks).to(tl.int64), program % blocks * BLOCK + tl.arange(0, BLOCK)
@@ -91,7 +96,7 @@ def part_of_sample(size: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def source_of(sample, pixel, flip, shift, MAX_PX: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
-    """(its number in the source, whether it has this pixel) for pixels of the moved picture."""
+    """Return the source's pixel numbers for pixels of the moved image, and whether the source has them."""
     top, left, step = placement(sample, flip, shift, MAX_PX, WIDTH)
     row, column = top + pixel // WIDTH, left + step * (pixel % WIDTH)
     there = (row >= 0) & (row < HEIGHT) & (column >= 0) & (column < WIDTH)
@@ -104,7 +109,10 @@ def shifted_colours(
     TOP: tl.constexpr, BOTTOM: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
     MAX_PX: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """images: uint8 [B, H, W, 3]; out: [B, H, W, 3]; the hole is rows TOP to BOTTOM - 1, columns LEFT to RIGHT - 1."""
+    """Compute [B, H, W, 3] from images, uint8 [B, H, W, 3].
+
+    The hole has the rows TOP to BOTTOM - 1 and the columns LEFT to RIGHT - 1.
+    """
     size: tl.constexpr = 3 * HEIGHT * WIDTH
     sample, value = part_of_sample(size, BLOCK)
     pixel, channel = value // 3, value % 3
@@ -125,7 +133,7 @@ def shifted_lightness(
     images, out, flip, shift, scale, offset,
     MAX_PX: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """images: uint8 [B, H, W, 3]; out: [B, H, W, 1]."""
+    """Compute [B, H, W, 1] from images, uint8 [B, H, W, 3]."""
     size: tl.constexpr = HEIGHT * WIDTH
     sample, pixel = part_of_sample(size, BLOCK)
     source, there = source_of(sample, pixel, flip, shift, MAX_PX, HEIGHT, WIDTH)

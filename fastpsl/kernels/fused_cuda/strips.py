@@ -1,7 +1,8 @@
-"""Blur and Sobel as in neighbourhood.py, where a margin is at most half a tile on either side: a strip of tiles a program.
+"""Blur and Sobel as in neighbourhood.py, by strips of tiles, for margins of at most half a tile.
 
-A tile needs the columns from half a tile before it to half a tile behind it. Of these the left half is the right half of the
-tile before, and so is what the band along the other side makes of it: it stays in registers, and a strip reads its columns once.
+A tile needs the columns from half a tile before it to half a tile behind it. The left half of these is the
+right half of the previous tile's, and so is its product with the band along the other axis. It stays in
+registers, so a strip reads its columns once.
 """
 
 import triton
@@ -15,7 +16,10 @@ from fastpsl.kernels.fused_cuda.neighbourhood import gradient_size, normalised, 
 
 @triton.jit
 def load_beyond(source, x_0, needed, width):
-    """[2 * TILE, TILE] pixels: columns from half a tile behind x_0 on; 0 for what is not needed or outside the plane."""
+    """Load [2 * TILE, TILE] pixels: the columns from half a tile behind x_0 on.
+
+    Pixels that are not needed or lie outside the plane read as 0.
+    """
     TILE: tl.constexpr = source.shape[1]
     x = x_0 + (tl.arange(0, TILE)[None, :] + TILE // 2)
     return tl.load(source + x_0, mask=needed & (x >= 0) & (x < width), other=0.0)
@@ -27,10 +31,11 @@ def strip_pass(
     XY: tl.constexpr, SQUARE: tl.constexpr, CHANNELS: tl.constexpr, REACH: tl.constexpr,
     TILE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """TILE rows of a channel a program, of samples that are blurred or filtered; a grid of samples, strips, channels.
+    """Compute TILE rows of a channel per program, for samples that are blurred or filtered.
 
-    planes, out, bands, PRECISION: as in neighbourhood_pass, with bands of 2 * TILE pixels. REACH: as far from a pixel as its
-    neighbours' weights are not 0, at most TILE / 2; rows that are further away are not read.
+    The grid is samples, strips, channels. `planes`, `out` and PRECISION are as in neighbourhood_pass, and so
+    is `bands`, with 2 * TILE pixels. REACH is the largest distance with nonzero weights, at most TILE / 2.
+    Rows beyond it are not read.
     """
     sample = tl.program_id(0).to(tl.int64)
     if not is_filtered(sample, blur, sobel, XY):
@@ -42,7 +47,7 @@ def strip_pass(
     num_kinds: tl.constexpr = 1 if sobel is None and not XY else 2
     band: tl.constexpr = TILE * 2 * TILE
     tile, both = tl.arange(0, TILE), tl.arange(0, 2 * TILE)
-    # [TILE, 2 * TILE] from the left; from the right two of [TILE, TILE], TILE values apart.
+    # The left matrix is [TILE, 2 * TILE]. On the right there are two of [TILE, TILE], TILE values apart.
     band_y = bands + (sample * tiles + strip) * num_kinds * band
     band_y += tile[:, None] * (2 * TILE) + both[None, :]
     bands += (sample * tiles + first_x) * num_kinds * band
@@ -57,7 +62,7 @@ def strip_pass(
     values: tl.constexpr = 2 if XY else CHANNELS
     out += sample * height * width * values + channel
 
-    # The first step, before the first tile, has only columns to its right, and stores nothing.
+    # The first step, before the first tile, only has columns to its right and stores nothing.
     if XY or (sobel is not None and tl.load(sobel + sample)):
         sums_y, differences_y = tl.load(band_y), tl.load(band_y + band)
         sums, differences = tl.zeros([TILE, TILE], kind), tl.zeros([TILE, TILE], kind)

@@ -1,12 +1,12 @@
-"""Shift and Flip, and then AET's pair of pictures, normalised: one launch, in which each picture is read where its copy needs it.
+"""Shift and Flip, then AET's pairs, normalised, in one launch that reads each image where its copy needs it.
 
-What it costs of 512 samples of 32 px, 1,024 pictures (SSL++ on CIFAR-10), to float16, counted as in shifted.py:
+The cost for 512 samples of 32 px, 1,024 images (SSL++ on CIFAR-10), to float16, counted as in shifted.py:
 
     chain                                one by one              fused
     Shift, Flip, WarpPair         60 launches, 229.1 MB    1 launch, 7.9 MB
     Flip, WarpPair                53 launches, 220.5 MB    1 launch, 7.9 MB
 
-A program writes a part of both pictures of a pair; the source's 3 KB stay in its multiprocessor's cache.
+A program writes a part of both images of a pair. The source's 3 KB stay in the multiprocessor's cache.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,19 +25,19 @@ from fastpsl.kernels.warp import WarpPair
 # mypy: disable-error-code="no-untyped-def"
 
 GREY = tl.constexpr(float(warp._GREY))
-# Added and taken away, it rounds to the nearest integer, of two the even one, as torch.round does.
+# Adding and subtracting it rounds to the nearest integer, ties to even, as torch.round does.
 INTEGERS = tl.constexpr(2.0**23)
-# A program's share: 16 rows of 32 px, a quad a thread.
+# A program handles 16 rows of 32 px, a quad per thread.
 _ROWS, _QUADS, _NUM_WARPS = 16, 8, 4
 
 
 def fits(ops: Sequence[object]) -> bool:
-    """Shift and Flip in this order, or one of them, or none; then WarpPair."""
+    """Return whether `ops` are an optional Shift, an optional Flip, then WarpPair."""
     return [type(op) for op in without_moves(ops)] == [WarpPair]
 
 
 def out_shape(ops: Sequence[object], shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """Of the result for images of `shape` [B, 3, S, S]; ValueError where S is not the operation's."""
+    """Return the result's shape for `shape` [B, 3, H, W]; raise ValueError for images that an op refuses."""
     op, (num_images, channels, height, width) = ops[-1], shape
     assert isinstance(op, WarpPair)
     op.check(height, width)
@@ -48,7 +48,7 @@ def run(
     images: Tensor, ops: Sequence[object], draws: Sequence[Mapping[str, Tensor]], mean: Sequence[float],
     std: Sequence[float], out: Tensor,
 ) -> None:  # fmt: skip
-    """uint8 [B, 3, S, S] → `out`, [2 * B, 3, S, S] in channels-last memory, as the operations and `normalise` make it."""
+    """Compute the result of `ops` into `out`, without waiting for the device; see kernels/fused.py."""
     assert fits(ops), ops
     check_fused(images, out_shape(ops, images.shape), mean, std, out)
     if not len(out):
@@ -69,7 +69,7 @@ def warp_pair_kernel(
     images, flip, shift, matrices, out, r_scale, g_scale, b_scale, r_shift, g_shift, b_shift,
     MAX_PX: tl.constexpr, SIDE: tl.constexpr, ROWS: tl.constexpr, QUADS: tl.constexpr,
 ):  # fmt: skip
-    """A program: ROWS x 4 * QUADS pixels of a picture and of its copy."""
+    """Write ROWS x 4 * QUADS pixels of an image and of its copy per program."""
     factors = (r_scale, g_scale, b_scale, r_shift, g_shift, b_shift)
     dtype: tl.constexpr = out.dtype.element_ty
     size: tl.constexpr = 3 * SIDE * SIDE
@@ -99,14 +99,17 @@ def warp_pair_kernel(
 
 @triton.jit
 def _warped(images, m, rows, columns, place, factors, dtype: tl.constexpr, SIDE: tl.constexpr):
-    """(red, green, blue), normalised, of pixels of the copy: kernels/warp.py, of the moved picture. m: a matrix's nine numbers."""
+    """Return red, green and blue, normalised, of pixels of the moved image's copy, as kernels/warp.py.
+
+    `m` points to the nine numbers of a matrix.
+    """
     y, x = rows.to(tl.float32) + 0.5, columns.to(tl.float32) + 0.5
     u = tl.load(m) * x + tl.load(m + 1) * y + tl.load(m + 2)
     v = tl.load(m + 3) * x + tl.load(m + 4) * y + tl.load(m + 5)
     w = tl.load(m + 6) * x + tl.load(m + 7) * y + tl.load(m + 8)
     u, v = u / w, v / w
     inside = (u >= 0) & (u < SIDE) & (v >= 0) & (v < SIDE)
-    # On the horizon, and outside, there is no position to read at.
+    # On the horizon and outside there is no position to read at.
     u = tl.minimum(tl.maximum(tl.where(inside, u, 0.5) - 0.5, 0.0), SIDE - 1.0)
     v = tl.minimum(tl.maximum(tl.where(inside, v, 0.5) - 0.5, 0.0), SIDE - 1.0)
     x_0, y_0 = u.to(tl.int32), v.to(tl.int32)
@@ -127,7 +130,7 @@ def _warped(images, m, rows, columns, place, factors, dtype: tl.constexpr, SIDE:
 
 @triton.jit
 def _place_in(y, x, place, SIDE: tl.constexpr):
-    """Where a pixel's bytes begin in the source, or -1 where it is black."""
+    """Return the position of a pixel's bytes in the source, or -1 if the pixel is black."""
     top, left, step = place
     row, column = top + y, left + step * x
     there = (row >= 0) & (row < SIDE) & (column >= 0) & (column < SIDE)
@@ -136,7 +139,7 @@ def _place_in(y, x, place, SIDE: tl.constexpr):
 
 @triton.jit
 def _between(images, at, right, below):
-    """Bilinear, of four bytes, rounded to an integer."""
+    """Interpolate four bytes bilinearly, rounded to an integer."""
     a, b = _byte(images, at[0]), _byte(images, at[1])
     c, d = _byte(images, at[2]), _byte(images, at[3])
     high, low = a + (b - a) * right, c + (d - c) * right
