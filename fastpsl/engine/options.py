@@ -122,7 +122,8 @@ class RunOptions:
         share, rest = divmod(self.batch_size, world_size * self.accumulate)
         if rest or not share:
             raise ValueError(
-                f"--batch-size {self.batch_size} over {world_size} ranks with --accumulate {self.accumulate} does not "
+                f"--batch-size {self.batch_size} over {world_size} ranks with --accumulate "
+                f"{self.accumulate} does not "
                 f"divide: choose a batch that is a multiple of {world_size * self.accumulate}"
             )
         return share

@@ -71,7 +71,8 @@ def make_plan(
         raise ValueError(f"stage lengths {tuple(stage_epochs)}: give one or more, each of at least 1 epoch")
     if not partition and num_stages > num_blocks:
         raise ValueError(
-            f"{num_stages} stage lengths {tuple(stage_epochs)} for {num_blocks} blocks: give at most {num_blocks}, or the --partition"
+            f"{num_stages} stage lengths {tuple(stage_epochs)} for {num_blocks} blocks: give at most "
+            f"{num_blocks}, or the --partition"
         )
     parts = _parts(partition or _overlapping(num_stages, num_blocks), num_stages, num_blocks)
     if not levels:
@@ -127,7 +128,8 @@ def _parts(partition: Sequence[str], num_stages: int, num_blocks: int) -> list[t
     }
     if holes:
         raise ValueError(
-            f"{asked} has a hole: B{min(holes)} would never learn; let each of B1 to B{num_blocks} be in a stage"
+            f"{asked} has a hole: B{min(holes)} would never learn; let each of B1 to B{num_blocks} be in a "
+            "stage"
         )
     return parts
 

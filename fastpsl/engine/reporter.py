@@ -192,7 +192,8 @@ class Reporter:
             self._show(lines, names, elapsed)
             if skipped > self._skipped:
                 self.say(
-                    f"{skipped - self._skipped:.0f} of steps {lines[0]['step']} to {lines[-1]['step']} had gradients that "
+                    f"{skipped - self._skipped:.0f} of steps {lines[0]['step']} to {lines[-1]['step']} had "
+                    "gradients that "
                     f"are not finite and changed nothing (usual while fp16 finds its scale)"
                 )
         self._skipped = skipped

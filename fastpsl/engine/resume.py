@@ -107,7 +107,8 @@ def find_checkpoint(
     if options.resume == "never":
         if checkpoints.paths():
             raise ValueError(
-                f"--resume never, but {checkpoints.folder} holds checkpoints: give another --out, or --resume auto"
+                f"--resume never, but {checkpoints.folder} holds checkpoints: give another --out, or "
+                "--resume auto"
             )
     elif options.resume != "auto":
         chosen = options.resume
@@ -193,15 +194,18 @@ def loading(path: str | None) -> Iterator[None]:
 def refuse_other_science(saved: dict[str, Any], asked: dict[str, Any], path: str) -> None:
     """ValueError naming every field in which a checkpoint's experiment differs from the one asked for."""
     different = [
-        f"{'the data: its digest' if name == 'data_digest' else name} ({saved.get(name)} there, {asked.get(name)} now)"
+        f"{'the data: its digest' if name == 'data_digest' else name} ({saved.get(name)} there, "
+        f"{asked.get(name)} now)"
         for name in sorted(saved.keys() | asked.keys())
         if saved.get(name) != asked.get(name)
     ]
     if saved.get("recipe") != asked.get("recipe"):
         raise ValueError(
-            f"{path} is a checkpoint of {saved.get('recipe')}, and this is {asked.get('recipe')}: give another --out"
+            f"{path} is a checkpoint of {saved.get('recipe')}, and this is {asked.get('recipe')}: give "
+            "another --out"
         )
     if different:
         raise ValueError(
-            f"{path} belongs to another experiment: {', '.join(different)}; give the same values, or another --out"
+            f"{path} belongs to another experiment: {', '.join(different)}; give the same values, or "
+            "another --out"
         )

@@ -21,7 +21,8 @@ def require_apex(device: torch.device) -> None:
     except (ImportError, RuntimeError) as error:
         raise ValueError(
             f"--apex needs apex.optimizers.FusedSGD, and there is none ({error}): build NVIDIA's apex from "
-            f"https://github.com/NVIDIA/apex with APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install --no-build-isolation . "
+            "https://github.com/NVIDIA/apex with APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install "
+            "--no-build-isolation . "
             f"(PyPI's apex is another project: pip uninstall apex), or leave --apex out"
         ) from error
 

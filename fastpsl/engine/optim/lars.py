@@ -47,7 +47,8 @@ class LARS(torch.optim.Optimizer):
         for parameter in self.param_groups[-1]["params"]:
             if parameter.dtype != torch.float32:
                 raise ValueError(
-                    f"LARS got a parameter of {parameter.dtype}: keep weights in torch.float32, autocast does the rest"
+                    f"LARS got a parameter of {parameter.dtype}: keep weights in torch.float32, autocast "
+                    "does the rest"
                 )
             self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 

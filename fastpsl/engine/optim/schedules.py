@@ -50,7 +50,8 @@ def warmed_up(schedule: Schedule, num_steps: int, factor: float = 1 / 1000) -> S
     """
     if num_steps < 0 or not 0 <= factor <= 1:
         raise ValueError(
-            f"a warm-up of {num_steps} steps from {factor}: the steps must be 0 or more, the factor within 0 and 1"
+            f"a warm-up of {num_steps} steps from {factor}: the steps must be 0 or more, the factor within "
+            "0 and 1"
         )
 
     def rate(moment: Moment) -> float:
@@ -100,6 +101,7 @@ def polynomial(lr: float, power: float, end_lr: float = 0.0) -> Schedule:
     """From `lr` to `end_lr` by (1 - step / num_steps) ** power of the stage's steps: mmsegmentation's poly, without restart in a stage."""
     if lr <= end_lr or end_lr < 0 or power <= 0:
         raise ValueError(
-            f"lr {lr} to {end_lr} by a power of {power}: the rate must end below its first, at 0 or more, and the power be above 0"
+            f"lr {lr} to {end_lr} by a power of {power}: the rate must end below its first, at 0 or more, "
+            "and the power be above 0"
         )
     return lambda moment: end_lr + (lr - end_lr) * (1 - moment.step / moment.num_steps) ** power
