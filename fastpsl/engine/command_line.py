@@ -15,12 +15,7 @@ _OF_OPTIONS = "Error parsing Options: "
 
 
 def parse(kind: Any, arguments: Sequence[str] | None = None, **settings: Any) -> Any:
-    """Return `tyro.cli(kind, args=arguments, **settings)`.
-
-    Args:
-        kind: The type to parse.
-        arguments: The arguments, or None for those of the process.
-        **settings: Further arguments of `tyro.cli`.
+    """Return `tyro.cli(kind, args=arguments, **settings)`; without arguments, for those of the process.
 
     Raises:
         ValueError: The arguments cannot be parsed. The message is one line.
@@ -37,13 +32,10 @@ def parse(kind: Any, arguments: Sequence[str] | None = None, **settings: Any) ->
 
 
 def one_line(box: str) -> str:
-    """Return a boxed message's error and first suggestion as one line.
+    """Return a boxed message's error and first suggestion as one line. The frame may be missing.
 
     The box is parsed because tyro 1.0 provides its suggestions nowhere else: the events of its experimental
     `_errors.on_parse_error` lack them.
-
-    Args:
-        box: The message, with or without its frame.
     """
     # The first line is the title. A horizontal rule becomes an empty line.
     lines = [line.strip("│| ") if line.strip(_FRAME) else "" for line in box.splitlines()[1:]]

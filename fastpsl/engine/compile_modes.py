@@ -64,10 +64,6 @@ def make_runner(mode: str, backend: str | Callable[..., Callable[..., object]] =
     the blocks three times before it captures, which changes BatchNorm's running statistics, copies each input
     to a fixed address and fuses nothing. The caller marks each pass (`begin_pass`) and keeps gradients in
     place (see `TrainStep`).
-
-    Args:
-        mode: "eager", "fused", "compiled" or "graphed".
-        backend: The backend of torch.compile.
     """
     if mode == "eager":
         return run_blocks
@@ -90,9 +86,6 @@ def begin_pass(mode: str) -> None:
     From here on, graphs may overwrite the outputs of the last pass. Without the mark, torch guesses where an
     iteration begins. It takes the frozen blocks, which no backward pass follows, for a whole iteration, and
     would overwrite their output before the learning blocks have read it.
-
-    Args:
-        mode: The mode of the step. Only "graphed" needs the mark.
     """
     if mode == "graphed":
         torch.compiler.cudagraph_mark_step_begin()

@@ -37,11 +37,7 @@ class Screen:
         self._last_line = 0.0
 
     def show(self, record: dict[str, Any]) -> None:
-        """Show the numbers of a log step.
-
-        Args:
-            record: The record of the step, as `reporter.Reporter` builds it.
-        """
+        """Show the numbers of a log step."""
         cells = _cells(record)
         if not self.console.is_terminal:
             now = time.monotonic()

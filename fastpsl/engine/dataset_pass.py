@@ -181,15 +181,10 @@ def _without_padding(images: Tensor, batch: Batch) -> Tensor:
 
 @contextlib.contextmanager
 def undisturbed(module: nn.Module, world: World, training: bool = False) -> Iterator[None]:
-    """Set train or eval mode within the context, and restore modes and buffers at its end.
+    """Set eval mode (or train mode) within the context, and restore modes and buffers at its end.
 
     Within the context, all ranks have rank 0's running statistics, because each rank's own differ since the
     last step.
-
-    Args:
-        module: The module.
-        world: The ranks.
-        training: Whether to set train mode instead of eval mode.
     """
     modes = [(part, part.training) for part in module.modules()]
     buffers: Sequence[tuple[Tensor, Tensor]] = [(buffer, buffer.clone()) for buffer in module.buffers()]

@@ -76,12 +76,7 @@ def choose_device(name: str, local_rank: int) -> torch.device:
 
 
 def join_world(device_name: str, timeout_s: float) -> World:
-    """Start the process group described by torchrun's environment: NCCL for CUDA, Gloo for the CPU.
-
-    Args:
-        device_name: The device, as `choose_device` reads it.
-        timeout_s: The timeout of collective operations, in seconds.
-    """
+    """Start the process group of torchrun's environment: NCCL for CUDA, Gloo for the CPU."""
     rank, size, local_rank, local_size = (
         int(os.environ.get(name, default))
         for name, default in (
@@ -157,11 +152,7 @@ def sum_over_ranks(world: World, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gathered(tensor: torch.Tensor) -> torch.Tensor:
-    """Concatenate the tensors of all ranks, in the order of the ranks and without gradients.
-
-    Args:
-        tensor: [B, ...], with the same B on every rank.
-    """
+    """Concatenate all ranks' tensors [B, ...], of equal B, in the order of ranks and without gradients."""
     tensor = tensor.detach()
     if not dist.is_initialized():
         return tensor

@@ -68,10 +68,6 @@ class Experiment:
     def open_data(self, options: RunOptions, world: World) -> RunData:
         """Open the data and `check` it.
 
-        Args:
-            options: The options of the run.
-            world: The ranks.
-
         Raises:
             ValueError: The data cannot be opened or does not fit.
         """
@@ -85,9 +81,6 @@ class Experiment:
 
     def check(self, data: RunData) -> None:
         """Check before the first stage that every stage can be trained on this data.
-
-        Args:
-            data: The opened data.
 
         Raises:
             ValueError: A stage cannot be trained on it.
@@ -118,11 +111,6 @@ class Experiment:
     def choose_step(self, stage: Stage, options: RunOptions, world: World) -> StepChoice:
         """Choose the mode of the stage's steps.
 
-        Args:
-            stage: The stage.
-            options: The options of the run.
-            world: The ranks.
-
         Raises:
             ValueError: The steps cannot run as the options require.
         """
@@ -152,12 +140,6 @@ def make_train_step(experiment: Experiment, number: int, options: RunOptions, wo
     """Build a stage's module, optimiser and augmentation for training.
 
     The head's initial weights depend on the seed and the stage alone.
-
-    Args:
-        experiment: The learning problem, with the backbone on the device.
-        number: The stage's index, from 0.
-        options: The options of the run.
-        world: The ranks.
     """
     task, stage = experiment.task, experiment.stages[number]
     torch.manual_seed(torch_seed(options.seed, number))

@@ -15,12 +15,6 @@ def look_at_first_batch(run: Run, task: Task, stage: Stage, loader: BatchSource)
     """Load a batch on one rank per machine, so that numba compiles the loader once instead of on every rank.
 
     Rank 0 draws the batch as contact-sheet-G<level>.png, unless the task draws none.
-
-    Args:
-        run: The run.
-        task: The task, which chooses the images and captions.
-        stage: The stage.
-        loader: The stage's loader.
     """
     run.reporter.say(f"decoder {loader.decoder_name}: {loader.decoder_reason}")
     batch = None

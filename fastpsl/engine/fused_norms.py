@@ -78,9 +78,6 @@ def fused(block: nn.Module) -> nn.Module:
     The view shares the block's layers, including their parameters, buffers and modes. A block without
     BatchNorm is its own view.
 
-    Args:
-        block: A block of a backbone.
-
     Raises:
         ValueError: torch.fx cannot trace the block.
     """
@@ -101,7 +98,7 @@ def fused(block: nn.Module) -> nn.Module:
 
 
 def _is_fusable(part: nn.Module | None) -> bool:
-    """Return whether the kernels may support this BatchNorm. `FusedNorm` runs SyncBatchNorms of vectors by torch."""
+    """Return whether the kernels may support this BatchNorm. SyncBatchNorms of vectors run by torch."""
     kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)
     return isinstance(part, kinds) and part.affine and part.momentum is not None
 

@@ -27,14 +27,11 @@ _LONGEST = 200
 
 
 def explained(error: Exception, runs: Sequence[Run]) -> str | None:
-    """Explain an error in one line for people.
+    """Explain an error in one line for people, or return None for an error of another kind.
 
     Args:
         error: The error.
-        runs: The runs in progress. The last one counts.
-
-    Returns:
-        The line, or None for an error of another kind.
+        runs: The runs in progress, of which the last one counts.
     """
     text = " ".join(str(error).split())
     if isinstance(error, torch.OutOfMemoryError) or any(words in text for words in _OUT_OF_MEMORY):

@@ -109,7 +109,7 @@ def _run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run]) -> 
 
 
 def _error_line(error: ValueError | OSError, opened: Sequence[Run]) -> str:
-    """Return an error as one line. If a file could not be written, it names the file, a remedy and the checkpoint."""
+    """Return an error as one line, with a remedy and the checkpoint if a file could not be written."""
     folders = [run.folder for run in opened]
     if isinstance(error, OSError) and _is_output_error(error, folders):
         path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else None
@@ -140,7 +140,7 @@ def _exit_now(code: int) -> NoReturn:
 
 
 def _print_warnings_once(recipe: str, rank: int) -> None:
-    """Print each warning once, on rank 0, as one line, because all stages and ranks give the same warnings."""
+    """Print each warning in one line and once, on rank 0, because all stages and ranks give the same ones."""
     messages, show = set[str](), warnings.showwarning
 
     def show_once(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:

@@ -10,7 +10,7 @@ from fastpsl.pipelines.files.json_lines import read_lines
 
 
 class MetricsFile:
-    """A file with one line per step. Opening it cuts off damaged lines and those after a resumed checkpoint."""
+    """A file with a line per step. Opening it cuts off damaged lines and those after a resumed checkpoint."""
 
     def __init__(self, path: Path, resumed_run_step: int):
         self.path = path

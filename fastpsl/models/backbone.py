@@ -5,15 +5,7 @@ from typing_extensions import override
 
 
 def check_size(side_px: int, min_px: int) -> None:
-    """Check that the network can read images of this size.
-
-    Args:
-        side_px: The side of the images, in pixels.
-        min_px: The smallest side that the network accepts (`Backbone.min_px`).
-
-    Raises:
-        ValueError: The images are too small: some layer's map would vanish.
-    """
+    """Raise ValueError if images of `side_px` are smaller than the network's `min_px`."""
     if side_px < min_px:
         raise ValueError(
             f"pictures of {side_px} px: this backbone reads {min_px} px and more; give larger views, or "

@@ -18,15 +18,7 @@ from fastpsl.models.revnet import Group
 
 
 def check_foldable(blocks: Iterable[nn.Module], frozen_batchnorm: str) -> None:
-    """Check that frozen blocks can be folded.
-
-    Args:
-        blocks: The frozen blocks.
-        frozen_batchnorm: How their BatchNorms normalise; only "eval" can be folded.
-
-    Raises:
-        ValueError: The blocks cannot be folded.
-    """
+    """Raise ValueError if frozen `blocks` cannot be folded, which needs `frozen_batchnorm` "eval"."""
     if frozen_batchnorm != "eval":
         raise ValueError(
             f"--fold-frozen with --frozen-batchnorm {frozen_batchnorm}: what normalises by each batch "
@@ -87,7 +79,7 @@ def folded(block: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _unsynchronise(module: fx.GraphModule) -> None:
-    """Turn SyncBatchNorms, which torch.fx cannot fold, into BatchNorms, which compute the same in eval mode."""
+    """Turn SyncBatchNorms, which torch.fx cannot fold, into BatchNorms, which are equal in eval mode."""
     for node in module.graph.nodes:
         if node.op == "call_module" and isinstance(
             part := module.get_submodule(node.target), nn.SyncBatchNorm

@@ -96,11 +96,6 @@ def random_weights(backbone: str, seed: int, input: Input | None = None) -> Pret
     """Build a backbone with weights that depend on `seed` alone.
 
     torch's random state does not change.
-
-    Args:
-        backbone: The backbone's name.
-        seed: The seed of the weights.
-        input: The input for which the backbone is built; None for the default `Input`.
     """
     input = input or Input()
     with torch.random.fork_rng(devices=[]):
@@ -114,9 +109,6 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
     """Read the newest readable checkpoint of a run's folder, or of its folder of checkpoints.
 
     Warns about each newer checkpoint that cannot be read.
-
-    Args:
-        folder: The folder.
 
     Returns:
         The checkpoint's path and state.
