@@ -24,11 +24,11 @@ def python_backward() -> Iterator[None]:
 
     def grad(outputs: Any, inputs: Any, grad_outputs: Any = None, allow_unused: bool = False) -> Any:
         outputs, inputs = as_list(outputs), as_list(inputs)
-        found = gradients(
+        result = gradients(
             outputs, as_list(grad_outputs) if grad_outputs is not None else [None] * len(outputs), inputs
         )
-        assert allow_unused or all(gradient is not None for gradient in found)
-        return tuple(found)
+        assert allow_unused or all(gradient is not None for gradient in result)
+        return tuple(result)
 
     def apply(kind: type[Function], *args: Any) -> Any:
         """Its backward pass gives a gradient of every argument; those that are no tensors have no place in the graph."""

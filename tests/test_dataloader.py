@@ -35,9 +35,9 @@ def test_importing_fastpsl_waits_for_nothing() -> None:
         "import fastpsl, sys; heavy = {'torch', 'numpy', 'numba'} & set(sys.modules); assert not heavy, heavy\n"
         "try: fastpsl.loadr\nexcept AttributeError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "module 'fastpsl' has no attribute 'loadr'\n"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == "module 'fastpsl' has no attribute 'loadr'\n"
 
 
 def test_training_gives_the_loaders_epochs_one_after_the_other(beton: Path) -> None:
@@ -51,15 +51,15 @@ def test_training_gives_the_loaders_epochs_one_after_the_other(beton: Path) -> N
     options = {"seed": 3, "with_indices": True, "device": "cpu", "augment": "kornia"}
     with fastpsl.loader(beton, views, batch_size=4, **options) as batches:  # type: ignore[arg-type]
         assert len(batches) == 3 and len(batches.dataset) == NUM  # type: ignore[arg-type]
-        found = [*batches, *batches]
+        results = [*batches, *batches]
         batches.set_epoch(5)
-        found += list(batches)
+        results += list(batches)
         batches.sampler.set_epoch(6)
-        found += list(batches)
+        results += list(batches)
         assert batches.epoch == 7
-    assert len(found) == len(expected) == 12
+    assert len(results) == len(expected) == 12
     for (inputs, labels, indices), (wanted, wanted_labels, wanted_indices) in zip(
-        found, expected, strict=True
+        results, expected, strict=True
     ):
         assert isinstance(inputs, list) and len(inputs) == 2
         for one, other in zip(inputs, wanted, strict=True):
@@ -89,10 +89,10 @@ def test_evaluation_sees_each_sample_once_and_no_padding(world: int, batch_size:
         with fastpsl.loader(
             beton, [view], batch_size=batch_size, train=False, rank=rank, world=world, device="cpu"
         ) as batches:
-            found = list(batches)
-            assert len(found) == len(batches)
+            result = list(batches)
+            assert len(result) == len(batches)
             assert batches.epoch == 0
-        for inputs, labels in found:
+        for inputs, labels in result:
             assert 0 < len(inputs) == len(labels) <= batch_size and (labels >= 0).all()
             assert inputs.is_contiguous(memory_format=torch.channels_last)
             seen += [
@@ -142,10 +142,10 @@ def test_bad_samples_are_told_and_do_not_count(tmp_path: Path) -> None:
     options = {"batch_size": 4, "size_px": 24, "on_bad_sample": "skip", "with_indices": True, "device": "cpu"}
     with fastpsl.loader(path, train=False, **options) as batches:  # type: ignore[arg-type]
         with pytest.warns(UserWarning, match="skipped .*poisoned.beton sample 1: not a JPEG"):
-            found = list(batches)
-        assert [indices.tolist() for _, _, indices in found] == [[0, 2, 3], [4]]
-        assert [labels.tolist() for _, labels, _ in found] == [[0, 2, 3], [4]]
-        assert [len(inputs) for inputs, _, _ in found] == [3, 1]
+            result = list(batches)
+        assert [indices.tolist() for _, _, indices in result] == [[0, 2, 3], [4]]
+        assert [labels.tolist() for _, labels, _ in result] == [[0, 2, 3], [4]]
+        assert [len(inputs) for inputs, _, _ in result] == [3, 1]
     with fastpsl.loader(path, **options | {"batch_size": 5}) as batches:  # type: ignore[arg-type]
         with pytest.warns(UserWarning, match="sample 1"):
             ((inputs, labels, indices),) = batches

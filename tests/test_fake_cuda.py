@@ -22,9 +22,9 @@ from tests.python_backward import python_backward
 def seen_of(work: Callable[[Tensor], object]) -> Seen:
     with fake_cuda() as cuda:
         x = torch.rand(4, 3, device=cuda.device)
-        with cuda.watched() as seen:
+        with cuda.watched() as record:
             work(x)
-    return seen
+    return record
 
 
 @pytest.mark.parametrize(
@@ -168,9 +168,9 @@ def test_the_backward_pass_in_python_is_that_of_autograd() -> None:
 
     expected = learned()
     with python_backward():
-        found = learned()
-    assert len(found) == len(leaves)
-    for ours, theirs in zip(found, expected, strict=True):
+        result = learned()
+    assert len(result) == len(leaves)
+    for ours, theirs in zip(result, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -180,6 +180,6 @@ def test_gradients_of_given_tensors_are_those_of_autograd() -> None:
     outputs, given = [(y * x).sum(), y], [torch.tensor(2.0), torch.ones(3)]
     expected = torch.autograd.grad(outputs, [x, y], given, retain_graph=True)
     with python_backward():
-        found = torch.autograd.grad(outputs, [x, y], given)
-    torch.testing.assert_close(found, expected)
+        result = torch.autograd.grad(outputs, [x, y], given)
+    torch.testing.assert_close(result, expected)
     assert x.grad is None

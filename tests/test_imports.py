@@ -65,7 +65,7 @@ print(json.dumps({"changed": changed, "missing": sorted(missing)}))
 
 def test_importing_every_module_changes_nothing_of_the_process() -> None:
     """In a home that can be written; else `pipelines.files.caches` sets folders for compiled code."""
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(ROOT)],
         check=True,
         cwd=ROOT,
@@ -73,5 +73,5 @@ def test_importing_every_module_changes_nothing_of_the_process() -> None:
         text=True,
         timeout=240,
     )
-    result = json.loads(done.stdout)
+    result = json.loads(process.stdout)
     assert not result["changed"] and set(result["missing"]) <= {*OPTIONAL, "triton"}

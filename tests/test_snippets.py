@@ -35,11 +35,11 @@ def test_a_snippet_runs(code: str, tmp_path: Path) -> None:
     for peer in peers_of(code):
         if find_spec(peer) is None:
             pytest.skip(f"{peer} is not installed")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=240, cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
 
 
 def test_what_is_promised_is_shown_and_every_mark_is_a_block() -> None:

@@ -98,5 +98,5 @@ def test_each_command_runs(
         if arguments[1] == "write":
             with Beton(arguments[3]) as beton:
                 assert len(beton) > 0, command
-    said = capsys.readouterr()
-    assert "2 samples" in said.out and "all sound" in said.out and "Traceback" not in said.err
+    output = capsys.readouterr()
+    assert "2 samples" in output.out and "all sound" in output.out and "Traceback" not in output.err

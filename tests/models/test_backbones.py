@@ -231,9 +231,9 @@ def test_a_trunk_refuses_pictures_that_end_before_the_network() -> None:
     for name, side in (("alexnet", 62), ("vgg16", 31)):
         backbone = small(name)
         trunk = Trunk(backbone, make_plan("end_to_end", (1,), num_blocks=7)[0]).eval()
-        with pytest.raises(ValueError, match=f"this backbone reads {side + 1} px and more") as refused:
+        with pytest.raises(ValueError, match=f"this backbone reads {side + 1} px and more") as excinfo:
             trunk(torch.zeros(1, 3, 224, side))
-        assert "\n" not in str(refused.value)
+        assert "\n" not in str(excinfo.value)
         trunk(torch.zeros(1, 3, side + 1, side + 1))
 
 

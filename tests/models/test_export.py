@@ -192,12 +192,12 @@ def test_the_input_record_goes_along_and_comes_back(run: tuple[Path, nn.Module],
     first = load_pretrained(folder)
     for to, name in (("torchvision", "a.pth"), ("safetensors", "a.safetensors")):
         export(folder, to, tmp_path / name)
-        found = load_pretrained(tmp_path / name)
-        assert found.input == SEEN and found.record["kind"] == "export"
+        result = load_pretrained(tmp_path / name)
+        assert result.input == SEEN and result.record["kind"] == "export"
         for key in ("backbone", "run_step", "science", "cut"):
-            assert found.record[key] == first.record[key], key
+            assert result.record[key] == first.record[key], key
         for key, tensor in ours.state_dict().items():
-            assert torch.equal(found.backbone.state_dict()[key], tensor)
+            assert torch.equal(result.backbone.state_dict()[key], tensor)
     told = json.loads((tmp_path / "a.pth.json").read_text())
     assert told["source"] == {
         "name": "step-00000005.pt",
@@ -227,10 +227,10 @@ def test_revnet_goes_as_safetensors_alone(tmp_path: Path) -> None:
     said = export(tmp_path, "safetensors", tmp_path / "r.safetensors")
     loaded = safetensors_torch.load_file(tmp_path / "r.safetensors")
     assert loaded.keys() == ours.state_dict().keys() and f"{len(loaded)} tensors" in said
-    found = load_pretrained(tmp_path / "r.safetensors").backbone.eval()
+    result = load_pretrained(tmp_path / "r.safetensors").backbone.eval()
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(found(images), ours(images))
+        assert torch.equal(result(images), ours(images))
 
 
 @pytest.mark.slow
@@ -244,12 +244,12 @@ def test_the_mlp_stays_here_and_libraries_get_the_resnet(tmp_path: Path) -> None
     for to, name in (("torchvision", "m.pth"), ("detectron2", "m.pkl")):
         said = export(tmp_path, to, tmp_path / name)
         assert f"left out: mlp.*, which {to} has not" in said
-    theirs = torchvisions("resnet50", tmp_path / "m.pth").eval()
-    torch.testing.assert_close(theirs(images), expected.mean((2, 3)), rtol=1e-5, atol=1e-6)
+    reference = torchvisions("resnet50", tmp_path / "m.pth").eval()
+    torch.testing.assert_close(reference(images), expected.mean((2, 3)), rtol=1e-5, atol=1e-6)
     assert_detectron2s(tmp_path / "m.pkl", ours, num_convs=3, units=(3, 4, 6, 3))
-    found = load_pretrained(tmp_path / "m.pth")
-    assert found.record["backbone"] == "resnet50" and found.record["left_out"] == ["mlp.*"]
-    torch.testing.assert_close(found.backbone.eval()(images), expected)
+    result = load_pretrained(tmp_path / "m.pth")
+    assert result.record["backbone"] == "resnet50" and result.record["left_out"] == ["mlp.*"]
+    torch.testing.assert_close(result.backbone.eval()(images), expected)
     said = export(tmp_path, "safetensors", tmp_path / "m.safetensors")
     assert "left out" not in said
     whole = load_pretrained(tmp_path / "m.safetensors")
@@ -301,9 +301,9 @@ def test_vgg16_in_torchvision_and_timm(tmp_path: Path, timm: Any) -> None:
     assert_same_features(ours, timms)
     images = torch.randn(1, 3, 64, 64)
     for to in ("torchvision", "timm"):
-        found = load_pretrained(tmp_path / f"{to}.pth")
-        assert found.record["backbone"] == "vgg16" and torch.equal(
-            found.backbone.eval()(images), ours(images)
+        result = load_pretrained(tmp_path / f"{to}.pth")
+        assert result.record["backbone"] == "vgg16" and torch.equal(
+            result.backbone.eval()(images), ours(images)
         )
     with pytest.raises(ValueError, match="detectron2 has no vgg16: --to safetensors writes it"):
         export(tmp_path, "detectron2", tmp_path / "v.pkl")
@@ -314,15 +314,15 @@ def test_alexnets_go_as_safetensors_alone(tmp_path: Path, name: str) -> None:
     seen = Input("SobelXY", (0.0, 0.0), (0.03, 0.03), 48)
     ours = checkpoint(tmp_path, name, seen)
     for to, ending in (("torchvision", "pth"), ("timm", "pth"), ("detectron2", "pkl")):
-        with pytest.raises(ValueError, match=f"{to} has no {name}: --to safetensors writes it") as refused:
+        with pytest.raises(ValueError, match=f"{to} has no {name}: --to safetensors writes it") as excinfo:
             export(tmp_path, to, tmp_path / f"a.{ending}")
-        assert "\n" not in str(refused.value)
+        assert "\n" not in str(excinfo.value)
     export(tmp_path, "safetensors", tmp_path / "a.safetensors")
-    found = load_pretrained(tmp_path / "a.safetensors")
-    assert found.input == seen and found.record["backbone"] == name
+    result = load_pretrained(tmp_path / "a.safetensors")
+    assert result.input == seen and result.record["backbone"] == name
     images = torch.randn(1, 2, 64, 64)
     with torch.no_grad():
-        assert torch.equal(found.backbone.eval()(images), ours(images))
+        assert torch.equal(result.backbone.eval()(images), ours(images))
 
 
 @torch.no_grad()
@@ -333,14 +333,14 @@ def test_alexnets_go_as_safetensors_alone(tmp_path: Path, name: str) -> None:
 def test_nins_and_iics_resnet_go_as_safetensors_alone(name: str, tmp_path: Path) -> None:
     ours = checkpoint(tmp_path, name)
     for to, ending in (("torchvision", "pth"), ("timm", "pth"), ("detectron2", "pkl")):
-        with pytest.raises(ValueError, match=f"{to} has no {name}: --to safetensors writes it") as refused:
+        with pytest.raises(ValueError, match=f"{to} has no {name}: --to safetensors writes it") as excinfo:
             export(tmp_path, to, tmp_path / f"n.{ending}")
-        assert "\n" not in str(refused.value)
+        assert "\n" not in str(excinfo.value)
     export(tmp_path, "safetensors", tmp_path / "n.safetensors")
-    found = load_pretrained(tmp_path / "n.safetensors")
+    result = load_pretrained(tmp_path / "n.safetensors")
     images = torch.randn(2, 3, 32, 32)
-    assert found.record["backbone"] == name
-    assert torch.equal(found.backbone.eval()(images), ours(images))
+    assert result.record["backbone"] == name
+    assert torch.equal(result.backbone.eval()(images), ours(images))
 
 
 def test_the_command(run: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -352,11 +352,13 @@ def test_the_command(run: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest
             main(["export", *words])
         except SystemExit as end:
             code = end.code or 0
-        said = capsys.readouterr()
-        return code, said.out, said.err
+        output = capsys.readouterr()
+        return code, output.out, output.err
 
-    code, said, _ = command(folder, "--to", "timm", out)
-    assert code == 0 and "resnet18 (fastpsl, 5 steps); input RGB, mean 0.4 0.5 0.6, std 0.2 0.25 0.3" in said
+    code, output, _ = command(folder, "--to", "timm", out)
+    assert (
+        code == 0 and "resnet18 (fastpsl, 5 steps); input RGB, mean 0.4 0.5 0.6, std 0.2 0.25 0.3" in output
+    )
     for words, error in (
         ((folder, "--to", "timm", out), f"{out}: exists already"),
         ((folder, "--to", "detectron2", str(tmp_path / "x.pth2")), "call it *.pkl"),
@@ -376,8 +378,8 @@ def test_the_command(run: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest
 def test_others_weights_go_out_once_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """MoCo's checkpoint to Detectron2 in one command, as for its detection results."""
     torch.manual_seed(1)
-    theirs = torchvision.models.resnet18()
-    state = {f"module.encoder_q.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    reference = torchvision.models.resnet18()
+    state = {f"module.encoder_q.{name}": tensor for name, tensor in reference.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "moco.pth.tar")
     numbers = ["0.485", "0.456", "0.406"]
     main(
@@ -385,7 +387,7 @@ def test_others_weights_go_out_once_told(tmp_path: Path, capsys: pytest.CaptureF
          "--backbone", "resnet18", "--input-channels", "RGB", "--input-mean", *numbers, "--input-std", *numbers]
     )  # fmt: skip
     assert "resnet18 (moco)" in capsys.readouterr().out
-    assert_detectron2s(tmp_path / "moco.pkl", theirs, num_convs=2, units=(2, 2, 2, 2))
+    assert_detectron2s(tmp_path / "moco.pkl", reference, num_convs=2, units=(2, 2, 2, 2))
 
 
 def test_the_table_counts_every_tensor() -> None:

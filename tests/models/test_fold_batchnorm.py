@@ -184,9 +184,9 @@ def test_what_cannot_be_folded_is_refused_in_one_line(tmp_path: Path) -> None:
         (NormFirst(), "follow no convolution"),
         (Branches(), "cannot follow"),
     ):
-        with pytest.raises(ValueError, match=says) as refused:
+        with pytest.raises(ValueError, match=says) as excinfo:
             folded(block, torch.float32)
-        assert "leave it out" in str(refused.value) and "\n" not in str(refused.value)
+        assert "leave it out" in str(excinfo.value) and "\n" not in str(excinfo.value)
     run = tiny_run(tmp_path, fold_frozen=True)
     experiment = tiny_experiment()
     object.__setattr__(experiment, "frozen_batchnorm", "train")

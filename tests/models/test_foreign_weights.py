@@ -155,26 +155,26 @@ PEERS: dict[str, tuple[str, Callable[[Tensors], dict[str, Any]], list[str]]] = {
 @pytest.mark.parametrize("peer", PEERS)
 def test_a_peers_file_gives_its_backbone(peer: str, theirs: Tensors) -> None:
     kind, make, left_out = PEERS[peer]
-    ours = ResNet("resnet18")
-    found = recognise(PATH, make(theirs), ours.state_dict())
-    fill(ours, found.tensors, "resnet18", "theirs")
-    assert found.kind == kind
-    assert found.left_out == left_out
-    for name, tensor in ours.state_dict().items():
+    network = ResNet("resnet18")
+    result = recognise(PATH, make(theirs), network.state_dict())
+    fill(network, result.tensors, "resnet18", "theirs")
+    assert result.kind == kind
+    assert result.left_out == left_out
+    for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, theirs[name]), name
 
 
 def test_its_features_are_torchvisions() -> None:
     """ResNet-50 through the numbered names: the tensors stand where they stood."""
     torch.manual_seed(1)
-    theirs = torchvision.models.resnet50().eval()
-    ours = ResNet("resnet50").eval()
-    state = prefixed(nn_sequential(theirs), "backbone.")
-    fill(ours, recognise(PATH, state, ours.state_dict()).tensors, "resnet50", "theirs")
-    theirs.fc = torch.nn.Identity()
+    reference = torchvision.models.resnet50().eval()
+    network = ResNet("resnet50").eval()
+    state = prefixed(nn_sequential(reference), "backbone.")
+    fill(network, recognise(PATH, state, network.state_dict()).tensors, "resnet50", "theirs")
+    reference.fc = torch.nn.Identity()
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(ours(images).mean((2, 3)), theirs(images))
+        assert torch.equal(network(images).mean((2, 3)), reference(images))
 
 
 def nn_sequential(model: torch.nn.Module) -> Tensors:
@@ -183,15 +183,15 @@ def nn_sequential(model: torch.nn.Module) -> Tensors:
 
 def test_counts_of_batches_may_be_absent_as_in_old_files(theirs: Tensors) -> None:
     old = {name: t for name, t in theirs.items() if not name.endswith("num_batches_tracked")}
-    ours = ResNet("resnet18")
-    fill(ours, recognise(PATH, old, ours.state_dict()).tensors, "resnet18", "theirs")
-    assert ours.bn1.num_batches_tracked == 0 and torch.equal(ours.bn1.weight, theirs["bn1.weight"])
+    network = ResNet("resnet18")
+    fill(network, recognise(PATH, old, network.state_dict()).tensors, "resnet18", "theirs")
+    assert network.bn1.num_batches_tracked == 0 and torch.equal(network.bn1.weight, theirs["bn1.weight"])
 
 
 def filled(network: Backbone, state: dict[str, Any]) -> RecognisedWeights:
-    found = recognise(PATH, state, network.state_dict())
-    fill(network, found.tensors, network.name, "theirs")
-    return found
+    result = recognise(PATH, state, network.state_dict())
+    fill(network, result.tensors, network.name, "theirs")
+    return result
 
 
 def random_state(network: Backbone) -> Tensors:
@@ -222,12 +222,12 @@ def deepclusters(own: Tensors) -> dict[str, Any]:
 
 @torch.no_grad()
 def test_deepclusters_alexnet_reads_our_gradients_as_its_own() -> None:
-    ours = AlexNet("alexnet", fc_width=8)
-    ours.features[0] = torch.nn.Conv2d(2, 96, 11, stride=4, padding=2)
-    own = random_state(ours)
-    found = filled(ours, deepclusters(own))
-    assert found.kind == "deepcluster" and found.left_out == ["sobel.*", "top_layer.*"]
-    for name, tensor in ours.state_dict().items():
+    network = AlexNet("alexnet", fc_width=8)
+    network.features[0] = torch.nn.Conv2d(2, 96, 11, stride=4, padding=2)
+    own = random_state(network)
+    result = filled(network, deepclusters(own))
+    assert result.kind == "deepcluster" and result.left_out == ["sobel.*", "top_layer.*"]
+    for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, -own[name] if name == "features.0.weight" else own[name]), name
     # With one std for all colours the two inputs are equal, but for theirs having a frame, which conv1's first and last positions see.
     images = torch.rand(2, 3, 67, 67)
@@ -238,22 +238,22 @@ def test_deepclusters_alexnet_reads_our_gradients_as_its_own() -> None:
     seen = SobelXY()(images, {}) / SOBEL_XY_STD
     inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))
     assert expected[inner].std() > 0.5
-    torch.testing.assert_close(ours.features[0](seen)[inner], expected[inner], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(network.features[0](seen)[inner], expected[inner], rtol=1e-4, atol=1e-4)
 
 
 def test_deepclusters_without_sobel_or_with_another() -> None:
-    ours = AlexNet("alexnet", fc_width=8)
-    own = random_state(ours)
+    network = AlexNet("alexnet", fc_width=8)
+    own = random_state(network)
     state = deepclusters(own)
     for part in ("sobel.0.weight", "sobel.0.bias", "sobel.1.weight", "sobel.1.bias"):
         del state["state_dict"][part]
-    assert filled(ours, state).left_out == ["top_layer.*"]
-    assert torch.equal(ours.state_dict()["features.0.weight"], own["features.0.weight"])
-    ours.features[0] = torch.nn.Conv2d(2, 96, 11, stride=4, padding=2)
-    state = deepclusters(random_state(ours))
+    assert filled(network, state).left_out == ["top_layer.*"]
+    assert torch.equal(network.state_dict()["features.0.weight"], own["features.0.weight"])
+    network.features[0] = torch.nn.Conv2d(2, 96, 11, stride=4, padding=2)
+    state = deepclusters(random_state(network))
     state["state_dict"]["sobel.1.weight"] *= -1
     with pytest.raises(ValueError, match="sobel.1.weight is not DeepCluster's"):
-        recognise(PATH, state, ours.state_dict())
+        recognise(PATH, state, network.state_dict())
 
 
 @torch.no_grad()
@@ -284,18 +284,18 @@ def test_rotnets_alexnet_computes_ours() -> None:
             part.running_mean.normal_(std=0.1)
             part.running_var.uniform_(0.5, 1.5)
     state = {name: t for name, t in blocks.state_dict().items() if not name.endswith("num_batches_tracked")}
-    ours = AlexNet("alexnet_rotnet", fc_width=8).eval()
-    found = filled(ours, {"epoch": 50, "network": prefixed(state, "_feature_blocks.")})
-    assert found.kind == "rotnet" and found.left_out == ["_feature_blocks.9.*"]
+    network = AlexNet("alexnet_rotnet", fc_width=8).eval()
+    result = filled(network, {"epoch": 50, "network": prefixed(state, "_feature_blocks.")})
+    assert result.kind == "rotnet" and result.left_out == ["_feature_blocks.9.*"]
     expected = images = torch.randn(1, 3, 224, 224)
     for block_of_theirs in list(blocks)[:-1]:
         expected = block_of_theirs(expected)
-    assert expected.std() > 0 and torch.equal(ours(images).flatten(1), expected)
+    assert expected.std() > 0 and torch.equal(network(images).flatten(1), expected)
 
 
 def test_vgg16_of_torchvision_deepcluster_and_timm() -> None:
-    ours = VGG(fc_width=8)
-    own = random_state(ours)
+    network = VGG(fc_width=8)
+    own = random_state(network)
     last = {"classifier.6.weight": torch.zeros(5, 8), "classifier.6.bias": torch.zeros(5)}
     timms = {
         "pre_logits.fc1.weight": own["classifier.0.weight"].view(8, 512, 7, 7),
@@ -308,29 +308,29 @@ def test_vgg16_of_torchvision_deepcluster_and_timm() -> None:
         ("deepcluster", deepclusters(own), ["sobel.*", "top_layer.*"]),
         ("timm", timms | {"head.fc.weight": torch.zeros(5, 8)}, ["head.*"]),
     ):
-        ours.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in own.items()})
-        found = filled(ours, state)
-        assert (found.kind, found.left_out) == (kind, left_out)
-        assert all(torch.equal(tensor, own[name]) for name, tensor in ours.state_dict().items())
+        network.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in own.items()})
+        result = filled(network, state)
+        assert (result.kind, result.left_out) == (kind, left_out)
+        assert all(torch.equal(tensor, own[name]) for name, tensor in network.state_dict().items())
 
 
 def test_the_small_resnet_and_the_mlp_by_torchvisions_names(theirs: Tensors) -> None:
     """A network for CIFAR with its first convolution replaced, as solo-learn has it; SimCLR's without its hidden layer is no B6."""
     small = theirs | {"conv1.weight": torch.rand(64, 3, 3, 3)}
-    ours = ResNet("resnet18_cifar")
-    assert filled(ours, solo(small)).kind == "solo-learn"
-    assert torch.equal(ours.conv1.weight, small["conv1.weight"])
+    network = ResNet("resnet18_cifar")
+    assert filled(network, solo(small)).kind == "solo-learn"
+    assert torch.equal(network.conv1.weight, small["conv1.weight"])
     assert "lacks 6 of the 324 tensors of resnet50_mlp (mlp.0.weight" in refusal(
         torchvision.models.resnet50().state_dict(), "resnet50_mlp"
     )
 
 
 def refusal(state: dict[str, Any], name: str = "resnet18") -> str:
-    ours = ResNet(name)
-    with pytest.raises(ValueError) as error:
-        fill(ours, recognise(PATH, state, ours.state_dict()).tensors, name, f"{PATH}, read")
-    assert "\n" not in str(error.value)
-    return str(error.value)
+    network = ResNet(name)
+    with pytest.raises(ValueError) as excinfo:
+        fill(network, recognise(PATH, state, network.state_dict()).tensors, name, f"{PATH}, read")
+    assert "\n" not in str(excinfo.value)
+    return str(excinfo.value)
 
 
 def test_what_does_not_fit_is_named(theirs: Tensors) -> None:

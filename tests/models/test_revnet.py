@@ -147,7 +147,7 @@ def test_a_step_is_the_plain_graphs(stage: int, precision: str) -> None:
 
 def test_float64_gradients_of_all_parameters_and_the_images() -> None:
     """Nothing but rounding is between the two: in float64 it is gone."""
-    found = []
+    results = []
     for forward in (own_forward, by_hand):
         use(forward)
         backbone = small().double()
@@ -155,8 +155,8 @@ def test_float64_gradients_of_all_parameters_and_the_images() -> None:
         features = backbone(pictures)
         weights = torch.linspace(-1, 1, features.numel(), dtype=torch.float64).view_as(features)
         (features * weights).sum().backward()
-        found.append([pictures.grad, *(p.grad for p in backbone.parameters())])
-    for one, other in zip(*found, strict=True):
+        results.append([pictures.grad, *(p.grad for p in backbone.parameters())])
+    for one, other in zip(*results, strict=True):
         assert one is not None and other is not None and apart(one, other) < 1e-11
 
 
@@ -166,8 +166,8 @@ def in_a_process(rank: int, folder: str) -> None:
     for name, forward in (("ours", own_forward), ("plain", by_hand)):
         use(forward)
         for stage, precision in ((0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16")):
-            found = after_a_step(stage, precision, rank, 2)
-            torch.save(found, f"{folder}/{name}-{stage}-{precision}-{rank}.pt")
+            result = after_a_step(stage, precision, rank, 2)
+            torch.save(result, f"{folder}/{name}-{stage}-{precision}-{rank}.pt")
     leave_world()
 
 
@@ -260,7 +260,7 @@ def test_streams_come_back_in_float32(dtype: torch.dtype) -> None:
 
 def test_units_behind_something_frozen_learn() -> None:
     """Inputs without gradients: what learns gets its gradient, what is frozen inside gets none."""
-    found = []
+    results = []
     for forward in (own_forward, by_hand):
         use(forward)
         torch.manual_seed(0)
@@ -268,10 +268,12 @@ def test_units_behind_something_frozen_learn() -> None:
         units[1].f.requires_grad_(False)  # type: ignore[union-attr]
         x1, x2 = torch.randn(2, 4, 8, 6, 6)
         units(x1, x2).square().sum().backward()
-        found.append([p.grad for p in units.parameters()])
-    assert [one is None for one in found[0]] == [other is None for other in found[1]]
-    assert sum(one is None for one in found[0]) == 9
-    pairs = [(one, other) for one, other in zip(*found, strict=True) if one is not None and other is not None]
+        results.append([p.grad for p in units.parameters()])
+    assert [one is None for one in results[0]] == [other is None for other in results[1]]
+    assert sum(one is None for one in results[0]) == 9
+    pairs = [
+        (one, other) for one, other in zip(*results, strict=True) if one is not None and other is not None
+    ]
     assert max(apart(one, other) for one, other in pairs) < TOLERANCE
 
 

@@ -89,27 +89,27 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refused(path: Path, *arguments: Any) -> str:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError) as excinfo:
         load_pretrained(path, *arguments)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+    assert "\n" not in str(excinfo.value)
+    return str(excinfo.value)
 
 
 def test_a_runs_folder_gives_its_newest_checkpoint(trained: Path) -> None:
-    found = load_pretrained(trained)
+    result = load_pretrained(trained)
     newest = max((trained / "checkpoints").glob("step-*.pt"))
     saved = newest_checkpoint(trained)
-    for name, tensor in found.backbone.state_dict().items():
+    for name, tensor in result.backbone.state_dict().items():
         assert torch.equal(tensor, saved["backbone"][name]), name
-    record = found.record
+    record = result.record
     assert record["path"] == str(newest)
     assert record["sha256"] == hashlib.sha256(newest.read_bytes()).hexdigest()
     assert (record["kind"], record["backbone"], record["run_step"]) == ("fastpsl", "resnet18", 2)
     assert record["science"] == saved["science"] and record["science"]["recipe"] == "jigsaw_tiny"
     assert record["cut"] is True
-    assert found.input == Input(size_px=30) and record["input"]["channels"] == "RGB"
+    assert result.input == Input(size_px=30) and record["input"]["channels"] == "RGB"
     assert json.loads(json.dumps(record)) == record
-    assert "resnet18 (fastpsl, 2 steps, its training was cut short); input RGB" in str(found)
+    assert "resnet18 (fastpsl, 2 steps, its training was cut short); input RGB" in str(result)
     assert load_pretrained(newest).record == load_pretrained(trained / "checkpoints").record == record
 
 
@@ -175,11 +175,11 @@ def test_foreign_weights_must_be_told(theirs: Path) -> None:
             theirs, *arguments
         )
     told = Input("Sobel", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 96)
-    found = load_pretrained(theirs, "resnet18", told)
-    assert found.input == told and found.record["left_out"] == ["fc.*"]
-    assert (found.record["kind"], found.record["science"]) == ("torchvision", None)
-    assert found.record["sha256"] == hashlib.sha256(theirs.read_bytes()).hexdigest()
-    assert torch.equal(found.backbone.state_dict()["conv1.weight"], torch.load(theirs)["conv1.weight"])
+    result = load_pretrained(theirs, "resnet18", told)
+    assert result.input == told and result.record["left_out"] == ["fc.*"]
+    assert (result.record["kind"], result.record["science"]) == ("torchvision", None)
+    assert result.record["sha256"] == hashlib.sha256(theirs.read_bytes()).hexdigest()
+    assert torch.equal(result.backbone.state_dict()["conv1.weight"], torch.load(theirs)["conv1.weight"])
 
 
 def test_files_from_before_pytorch_1_6_are_read(theirs: Path, tmp_path: Path) -> None:
@@ -237,8 +237,8 @@ def test_random_weights_are_a_function_of_the_seed() -> None:
 @pytest.mark.usefixtures("published_widths")
 def test_lightness_has_one_channel_from_the_loader_to_the_network() -> None:
     grey = Input("L", (0.5,), (0.25,), 32)
-    found = random_weights("resnet18", 0, grey)
-    assert found.backbone.get_submodule("conv1").weight.shape == (64, 1, 7, 7)
+    result = random_weights("resnet18", 0, grey)
+    assert result.backbone.get_submodule("conv1").weight.shape == (64, 1, 7, 7)
     paths = sample_paths()
     data = open_data(paths.test_32)
     view = center_view(grey, 24)
@@ -252,7 +252,7 @@ def test_lightness_has_one_channel_from_the_loader_to_the_network() -> None:
         data.close()
     assert inputs.shape == (4, 1, 24, 24)
     assert torch.equal(inputs, normalise(Lightness()(batch.images[0], {}), (0.5,), (0.25,), torch.float32))
-    assert found.backbone(inputs).shape == (4, 512, 1, 1)
+    assert result.backbone(inputs).shape == (4, 512, 1, 1)
 
 
 def test_the_evaluations_views() -> None:
@@ -303,10 +303,10 @@ def options(*words: object) -> EvaluationOptions:
 
 def test_options_find_the_weights(trained: Path, theirs: Path) -> None:
     assert options("--checkpoint", trained).pretrained().record["kind"] == "fastpsl"
-    found = options(
+    result = options(
         "--checkpoint", theirs, "--backbone", "resnet18", *INPUT_FLAGS, "--size-px", 96
     ).pretrained()
-    assert found.input == replace(USUAL, size_px=96)
+    assert result.input == replace(USUAL, size_px=96)
     assert options("--random-weights", "--backbone", "resnet18", "--seed", 3).pretrained().record == (
         random_weights("resnet18", 3).record
     )
