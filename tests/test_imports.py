@@ -1,4 +1,4 @@
-"""Importing fastpsl changes nothing that belongs to the whole process, such as matplotlib's backend."""
+"""Importing fastpsl changes no state of the process, such as matplotlib's backend."""
 
 import json
 import subprocess
@@ -64,7 +64,7 @@ print(json.dumps({"changed": changed, "missing": sorted(missing)}))
 
 
 def test_importing_every_module_changes_nothing_of_the_process() -> None:
-    """In a home that can be written; else `pipelines.files.caches` sets folders for compiled code."""
+    """The home folder must be writable; otherwise `pipelines.files.caches` sets folders for compiled code."""
     process = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(ROOT)],
         check=True,

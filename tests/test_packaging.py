@@ -1,4 +1,4 @@
-"""The tree as a package: an sdist of it makes a wheel of every file, a bare checkout is imported as it is, links stand on top."""
+"""Packaging: a wheel from an sdist has every file, a bare checkout can be imported, and links are on top."""
 
 import os
 import shutil
@@ -51,7 +51,7 @@ def test_wheel_from_sdist_holds_every_file(tmp_path: Path) -> None:
 
 
 def test_a_bare_checkout_is_imported_without_an_install(tmp_path: Path) -> None:
-    """Also one whose links are text files, as where nothing can make links."""
+    """Covers a checkout with text files as links, as on file systems without links."""
     tree = copied_tree(tmp_path / "tree")
     for name in LINKED:
         (tree / name).unlink()

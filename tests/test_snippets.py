@@ -1,4 +1,4 @@
-"""Pages keep their word: code under `<!-- test -->` runs as it stands there, and relative links lead somewhere."""
+"""Code under `<!-- test -->` in the documentation runs, and relative links have targets."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^<!-- test -->\n+```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").glob("*.md")])
-PEERS = ("timm", "lightly")  # whose training loops are shown; optional packages
+PEERS = ("timm", "lightly")  # optional packages with training loops in the documentation
 
 
 def peers_of(code: str) -> set[str]:
@@ -43,16 +43,16 @@ def test_a_snippet_runs(code: str, tmp_path: Path) -> None:
 
 
 def test_what_is_promised_is_shown_and_every_mark_is_a_block() -> None:
-    shown = "\n".join(str(snippet.values[0]) for snippet in SNIPPETS)
+    code = "\n".join(str(snippet.values[0]) for snippet in SNIPPETS)
     for words in ("Loader(", "fastpsl.loader(", "import timm", "from lightly"):
-        assert words in shown, words
+        assert words in code, words
     for page in PAGES:
         text = page.read_text()
         assert text.count("<!-- test -->") == len(BLOCK.findall(text)), page
 
 
 def anchors(page: Path) -> set[str]:
-    """The fragments of a page's headings, as GitHub makes them."""
+    """Return the fragments of a page's headings, as GitHub builds them."""
     headings = re.findall(
         r"^#+ +(.*)$", FENCED.sub(lambda m: m[0].strip("`"), page.read_text()), re.MULTILINE
     )

@@ -69,7 +69,7 @@ class Dead(io.StringIO):
 
 
 def test_a_terminal_that_does_not_wait_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A non-blocking pipe of 4 kB with a late reader, like a terminal that another program left non-blocking."""
+    """Another program may leave the terminal non-blocking, like this pipe of 4 kB with a late reader."""
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     os.set_blocking(writing, False)

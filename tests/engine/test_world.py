@@ -73,7 +73,7 @@ def make_task(name: str) -> Task:
 
 
 def weights_after_a_step(name: str, rank: int, world_size: int) -> dict[str, Tensor]:
-    """Return the weights after a step of rate 1, without decay and momentum: the initial ones minus the gradient."""
+    """Return the weights after a step of rate 1, which are the initial ones minus the gradient."""
     torch.manual_seed(0)
     backbone, task, level = TinyNet(), make_task(name), TASKS[name]
     stage = make_plan("psl", (1, 1, 1))[1]

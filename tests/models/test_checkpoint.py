@@ -69,7 +69,7 @@ from pathlib import Path
 from fastpsl.models.checkpoint import CheckpointManager
 folder = Path(sys.argv[1])
 CheckpointManager(folder, keep=3).save(1, {"weights": torch.zeros(1000)})
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a disk with 100 kB left
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # like a disk with 100 kB left
 try:
     CheckpointManager(folder, keep=3).save(2, {"weights": torch.zeros(1_000_000)})
 except OSError as error:
@@ -126,7 +126,7 @@ def test_what_could_not_be_read_again_is_refused_at_once(tmp_path: Path) -> None
 
 
 def test_no_room_for_a_checkpoint_is_said_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever write fails: of some torch says that the position is unexpected."""
+    """Any write may fail. For some of them, torch reports an unexpected position."""
 
     class Full(io.BytesIO):
         left = 0

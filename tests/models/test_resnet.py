@@ -54,7 +54,7 @@ def test_the_one_for_small_pictures_keeps_their_size_up_to_conv2() -> None:
         sides.append(tuple(x.shape[2:]))
     assert sides == [(32, 30), (32, 30), (16, 15), (8, 8), (4, 4)]
     assert torch.equal(x.mean((2, 3)), reference(images))
-    # N(0, 2 / (9 · 64)): 1,728 values, whose standard deviation is within 2 % (one standard error is 1.7 %) twice over.
+    # N(0, 2 / (9 · 64)): the standard error of the standard deviation of 1,728 values is 1.7 %.
     assert ResNet("resnet18_cifar").conv1.weight.std() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.07)
 
 
@@ -66,7 +66,7 @@ def test_the_one_for_small_pictures_keeps_their_size_up_to_conv2() -> None:
 def test_iics_has_a_pool_of_two_behind_the_small_convolution(
     size: tuple[int, int], last: tuple[int, int]
 ) -> None:
-    """ClusterNet5g leaves 3 x 3 positions of 32 px, which it averages, and 2 x 2 of 24 px."""
+    """ClusterNet5g returns 3 x 3 positions for 32 px, which it averages, and 2 x 2 for 24 px."""
     torch.manual_seed(0)
     reference = torchvision.models.resnet34().eval()
     reference.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
@@ -120,13 +120,13 @@ def test_the_mlp_is_a_sixth_block_behind_resnet50s_average() -> None:
 @pytest.mark.usefixtures("published_widths")
 def test_parameters(name: str) -> None:
     with torch.device("meta"):
-        ours, theirs = ResNet(name), torchvision.models.get_model(VARIANTS[name].source)
-    expected = sum(p.numel() for n, p in theirs.named_parameters() if not n.startswith("fc."))
+        network, reference = ResNet(name), torchvision.models.get_model(VARIANTS[name].source)
+    expected = sum(p.numel() for n, p in reference.named_parameters() if not n.startswith("fc."))
     if VARIANTS[name].small:
         expected -= 64 * 3 * (49 - 9)
     if name == "resnet50_mlp":
         expected += 2048 * 2048 + 2 * 2048
-    assert sum(p.numel() for p in ours.parameters()) == expected
+    assert sum(p.numel() for p in network.parameters()) == expected
 
 
 def test_unknown_backbone_names_the_known() -> None:
