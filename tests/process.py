@@ -60,7 +60,7 @@ def looked() -> dict[str, int]:
 
 @pytest.fixture(autouse=True, scope="module")
 def memory_is_given_back(looked: dict[str, int]) -> Iterator[None]:
-    """Collect garbage after a file that leaves much, such as networks in exceptions' frames or malloc's pages."""
+    """Collect garbage after a file that leaves much, such as networks in exceptions' frames."""
     yield
     if own_memory("VmRSS") - looked["bytes"] > KEPT_BYTES:
         gc.collect()

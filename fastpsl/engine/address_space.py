@@ -38,6 +38,6 @@ def require_address_space() -> None:
     if left < _NEEDED:
         raise ValueError(
             f"memory is limited to {limit / 1e9:.1f} GB of addresses (`ulimit -v`), of which "
-            f"{max(left, 0) / 1e9:.1f} GB are left, and at "
-            f"least {_NEEDED / 1e9:.1f} GB are needed: {_REMEDY}"
+            f"{max(left, 0) / 1e9:.1f} GB are left, and at least {_NEEDED / 1e9:.1f} GB are needed: "
+            f"{_REMEDY}"
         )

@@ -189,8 +189,8 @@ def _why_no_triton(device: torch.device) -> str:
 def _why_not_compiled(backbone: Backbone, device: torch.device, sync_batchnorm: bool) -> str:
     if isinstance(backbone, RevNet):
         return (
-            "RevNet's backward pass, which recomputes its inputs, is a function that torch.compile "
-            "does not take"
+            "RevNet's backward pass, which recomputes its inputs, is a function that torch.compile does "
+            "not take"
         )
     if sync_batchnorm:
         return "torch.compile does not take SyncBatchNorm, which talks to other ranks in its forward pass"

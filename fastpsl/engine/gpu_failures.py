@@ -39,8 +39,7 @@ def explained(error: Exception, runs: Sequence[Run]) -> str | None:
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
         return (
             f"out of this machine's memory ({text[:_LONGEST] or 'no more is known'}): lower "
-            "--prefetch-batches, --num-threads or "
-            f"--batch-size{goes_on(runs)}"
+            f"--prefetch-batches, --num-threads or --batch-size{goes_on(runs)}"
         )
     if (lost := lost_rank(text)) is not None:
         return f"a rank other than {own_rank()} {lost}{goes_on(runs)}"
@@ -49,8 +48,7 @@ def explained(error: Exception, runs: Sequence[Run]) -> str | None:
     if "Triton Error [CUDA]" in text:
         return (
             f"Triton's kernels do not run here ({text[:_LONGEST]}): its CUDA may be newer than the "
-            "driver's; update the driver, or "
-            f"give --step eager --augment kornia"
+            "driver's; update the driver, or give --step eager --augment kornia"
         )
     if "no kernel image is available" in text:
         return (
@@ -87,9 +85,9 @@ def _out_of_memory(run: Run | None) -> str:
         return "out of GPU memory: lower --batch-size"
     options, position, device = run.options, run.position, run.world.device
     line = (
-        f"out of GPU memory in stage {position.stage + 1}, step {position.step}, with {run.data.batch_size} "
-        "images a pass of each GPU in "
-        f"{run.precision}{_in_use(device)}; what takes less: "
+        f"out of GPU memory in stage {position.stage + 1}, step {position.step}, with "
+        f"{run.data.batch_size} images a pass of each GPU in {run.precision}{_in_use(device)}; what takes "
+        "less: "
     )
     return line + ", ".join(_less(options, run.precision, run.world.size))
 
@@ -104,8 +102,8 @@ def _in_use(device: torch.device) -> str:
         return ""
     others = total - free - reserved
     return (
-        f" ({gibibytes(total)} on the device, {gibibytes(reserved)} held by torch, "
-        f"{gibibytes(others)} by all else)"
+        f" ({gibibytes(total)} on the device, {gibibytes(reserved)} held by torch, {gibibytes(others)} by "
+        "all else)"
     )
 
 

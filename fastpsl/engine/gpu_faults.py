@@ -65,9 +65,8 @@ _IN_A_RUN = (
             "_STATUS_EXECUTION_FAILED",
         ),
         "a kernel failed on the GPU",
-        "CUDA_LAUNCH_BLOCKING=1 before the command names it in error.txt, and --augment kornia --step eager "
-        "does without ours; where it "
-        "comes and goes, look at the GPU (nvidia-smi -q -d ECC)",
+        "CUDA_LAUNCH_BLOCKING=1 before the command names it in error.txt, and --augment kornia --step "
+        "eager does without ours; where it comes and goes, look at the GPU (nvidia-smi -q -d ECC)",
     ),
     Fault(
         ("ECC error", "NVLink error", "nvlink or a hardware error", "hardware stack error"),
@@ -103,8 +102,8 @@ _IN_A_RUN = (
     Fault(
         ("NCCL", "nccl", "/gloo/"),
         "the ranks cannot talk: another one has gone or hangs, or the network does not let them",
-        "look at the first rank's error; NCCL_DEBUG=INFO before the command tells more, NCCL_SOCKET_IFNAME "
-        "and GLOO_SOCKET_IFNAME choose the network",
+        "look at the first rank's error; NCCL_DEBUG=INFO before the command tells more, "
+        "NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME choose the network",
     ),
 )  # fmt: skip
 # Only errors that name one of these count, because other libraries may use the same words.

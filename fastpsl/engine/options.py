@@ -148,8 +148,8 @@ class RunOptions:
         if rest or not share:
             raise ValueError(
                 f"--batch-size {self.batch_size} over {world_size} ranks with --accumulate "
-                f"{self.accumulate} does not "
-                f"divide: choose a batch that is a multiple of {world_size * self.accumulate}"
+                f"{self.accumulate} does not divide: choose a batch that is a multiple of "
+                f"{world_size * self.accumulate}"
             )
         return share
 

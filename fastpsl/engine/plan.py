@@ -149,8 +149,8 @@ def _parts(partition: Sequence[str], num_stages: int, num_blocks: int) -> list[t
     }
     if holes:
         raise ValueError(
-            f"{option} has a hole: B{min(holes)} would never learn; let each of B1 to B{num_blocks} be in a "
-            "stage"
+            f"{option} has a hole: B{min(holes)} would never learn; let each of B1 to B{num_blocks} be in "
+            "a stage"
         )
     return parts
 

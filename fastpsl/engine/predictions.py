@@ -97,8 +97,8 @@ def read_predictions(path: Path) -> Predictions:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise ValueError(
-            f"{path} is not there: a finished run's predictions stay in its own folder; give that as --out, "
-            "or evaluate anew"
+            f"{path} is not there: a finished run's predictions stay in its own folder; give that as "
+            "--out, or evaluate anew"
         ) from None
 
 

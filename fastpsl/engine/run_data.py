@@ -91,8 +91,7 @@ class RunData:
         if rest or not samples:
             raise ValueError(
                 f"--batch-size {self.options.batch_size} gives each rank {self.batch_size} images a pass, "
-                "and each sample makes "
-                f"{images_per_sample}: choose a batch that is a multiple of "
+                f"and each sample makes {images_per_sample}: choose a batch that is a multiple of "
                 f"{images_per_sample * self.world.size * self.options.accumulate}"
             )
         needed = samples * self.world.size * self.options.accumulate
@@ -100,8 +99,7 @@ class RunData:
             each = "" if images_per_sample == 1 else f", {images_per_sample} of each of {needed} samples"
             raise ValueError(
                 f"{self.train.num_samples} training images are fewer than one batch of "
-                f"{self.options.batch_size}{each}: "
-                f"lower --batch-size, or give more data"
+                f"{self.options.batch_size}{each}: lower --batch-size, or give more data"
             )
         return samples
 

@@ -29,7 +29,7 @@ MAX_WARM_UP_EPOCHS = 1_000_000
 
 
 def pretrain(experiment: Experiment, run: Run) -> bool:
-    """Train through the plan, from the run's checkpoint if it has one. Return False after a signal."""
+    """Train through the plan, from the run's checkpoint if there is one. Return False after a signal."""
     experiment.check(run.data)  # the run may have been opened without `open_data`
     (state, run.resume_state), position = (run.resume_state, None), run.position
     place_backbone(experiment, run.options, run.world)

@@ -217,9 +217,8 @@ def _record(pretrained: Pretrained, to: str) -> dict[str, Any]:
     }
     if to == "torchvision" and record["backbone"] == "resnet18_cifar":
         details["model"] = (
-            "torchvision.models.resnet18() with "
-            f"conv1 = torch.nn.Conv2d({pretrained.input.num_channels}, 64, 3, padding=1, bias=False) "
-            "and maxpool = torch.nn.Identity()"
+            f"torchvision.models.resnet18() with conv1 = torch.nn.Conv2d({pretrained.input.num_channels}, "
+            "64, 3, padding=1, bias=False) and maxpool = torch.nn.Identity()"
         )
     if to == "detectron2":
         details["detectron2"] = _detectron2_config(record["backbone"], pretrained.input)

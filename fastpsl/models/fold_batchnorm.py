@@ -22,8 +22,7 @@ def check_foldable(blocks: Iterable[nn.Module], frozen_batchnorm: str) -> None:
     if frozen_batchnorm != "eval":
         raise ValueError(
             f"--fold-frozen with --frozen-batchnorm {frozen_batchnorm}: what normalises by each batch "
-            "cannot be folded; leave out "
-            f"one of them"
+            "cannot be folded; leave out one of them"
         )
     for block in blocks:
         folded(block, torch.float32)

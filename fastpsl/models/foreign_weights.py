@@ -149,8 +149,7 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
     if unknown and len(rest) < len(tensors):
         raise ValueError(
             f"{path}, read as {naming.kind}'s, holds {len(unknown)} tensors that are neither of the "
-            "backbone nor of a head "
-            f"({first_three(unknown)}): give the --backbone that it holds"
+            f"backbone nor of a head ({first_three(unknown)}): give the --backbone that it holds"
         )
     if naming.kind == "deepcluster" and FIRST in backbone and backbone[FIRST].shape[1] == 2:
         _check_sobel(path, tensors.get(SOBEL))

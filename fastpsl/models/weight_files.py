@@ -107,8 +107,8 @@ def _explain_unpickling(path: Path, error: Exception) -> str:
         return f"{path} is no readable file of weights: fetch or copy it again"
     return (
         f"{path} holds objects besides tensors ({what}), which could run code and are not read: with the "
-        "project that wrote it, "
-        f"save its tensors alone, torch.save(model.state_dict(), 'weights.pt'), and give that file"
+        "project that wrote it, save its tensors alone, torch.save(model.state_dict(), 'weights.pt'), and "
+        "give that file"
     )
 
 

@@ -35,7 +35,7 @@ class Pretrained:
     record: dict[str, Any]
 
     def science(self) -> dict[str, Any]:
-        """Return what must not change on resume, for Job.science: the weights, but not their file's path."""
+        """Return what must not change on resume, for Experiment.science: the weights, but not their file's path."""
         return {
             "weights": self.record["sha256"],
             "backbone": self.record["backbone"],
@@ -85,9 +85,8 @@ def load_pretrained(path: Path, backbone: str | None = None, input: Input | None
     except (KeyError, TypeError, AttributeError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(
-            f"{path} does not say what it holds ({' '.join(reason.split())[:200]}): make it again (a recipe, "
-            "fastpsl export), or give its "
-            f"tensors alone, with --backbone and the --input flags"
+            f"{path} does not say what it holds ({' '.join(reason.split())[:200]}): make it again (a "
+            "recipe, fastpsl export), or give its tensors alone, with --backbone and the --input flags"
         ) from error
     return _from_other_project(path, state, backbone, input)
 
@@ -173,8 +172,8 @@ def _from_other_project(
     if backbone is None or input is None:
         raise ValueError(
             f"{path} is no checkpoint of fastpsl, so what it is must be told: give --backbone, "
-            "--input-channels, "
-            f"--input-mean and --input-std (for ImageNet's usual: RGB, 0.485 0.456 0.406, 0.229 0.224 0.225)"
+            "--input-channels, --input-mean and --input-std (for ImageNet's usual: RGB, 0.485 0.456 "
+            "0.406, 0.229 0.224 0.225)"
         )
     network = make_backbone(backbone, num_channels=input.num_channels)
     recognised = recognise(path, state, network.state_dict())
@@ -208,8 +207,8 @@ def _checked_name(
             expected, value = getattr(file_input, field), getattr(argument_input, field)
             if value != expected:
                 raise ValueError(
-                    f"{path} was trained on input {field} {expected}, not {value}: "
-                    f"leave out --input-{field}, the checkpoint brings its own"
+                    f"{path} was trained on input {field} {expected}, not {value}: leave out "
+                    f"--input-{field}, the checkpoint brings its own"
                 )
     chosen = name if name is not None else argument
     assert chosen is not None
@@ -238,9 +237,9 @@ def fill(backbone: nn.Module, tensors: Mapping[str, Any], name: str, source: str
     mismatches = [key for key in wanted if tuple(tensors[key].shape) != tuple(wanted[key].shape)]
     if mismatches:
         raise ValueError(
-            f"{source} has {mismatches[0]} of shape {tuple(tensors[mismatches[0]].shape)}, and {name} needs "
-            f"{tuple(wanted[mismatches[0]].shape)} ({len(mismatches)} differ): give the --backbone and "
-            "--input-channels that it holds"
+            f"{source} has {mismatches[0]} of shape {tuple(tensors[mismatches[0]].shape)}, and {name} "
+            f"needs {tuple(wanted[mismatches[0]].shape)} ({len(mismatches)} differ): give the --backbone "
+            "and --input-channels that it holds"
         )
     extra = [key for key in tensors if key not in wanted]
     if extra:

@@ -54,8 +54,8 @@ def launched(
     [
         MemoryError("Unable to allocate 3.00 GiB for an array"),
         RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: "
-            "you tried to allocate 9 bytes."
+            "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried "
+            "to allocate 9 bytes."
         ),
     ],
 )  # fmt: skip
@@ -179,12 +179,12 @@ def test_a_device_that_fails_is_one_line_with_a_remedy(error: Exception, remedy:
 # Errors of one of two ranks on a machine, after the other was killed, was stopped, or never started.
 LOST = [
     (
-        "[/__w/gloo/gloo/transport/tcp/pair.cc:545] Read error [::1]:2701: reset by peer. "
-        "This is typically caused by bugs in the application"
+        "[/__w/gloo/gloo/transport/tcp/pair.cc:545] Read error [::1]:2701: reset by peer. This is "
+        "typically caused by bugs in the application"
     ),
     (
-        "[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 40000ms "
-        "for recv operation to complete"
+        "[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 40000ms for recv "
+        "operation to complete"
     ),
     "[../third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection closed by peer [::1]:1234",
     "NCCL error in: ProcessGroupNCCL.cpp, remote process exited or there was a network error",

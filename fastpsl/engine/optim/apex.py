@@ -26,8 +26,8 @@ def require_apex(device: torch.device) -> None:
         raise ValueError(
             f"--apex needs apex.optimizers.FusedSGD, and there is none ({error}): build NVIDIA's apex from "
             "https://github.com/NVIDIA/apex with APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install "
-            "--no-build-isolation . "
-            f"(PyPI's apex is another project: pip uninstall apex), or leave --apex out"
+            "--no-build-isolation . (PyPI's apex is another project: pip uninstall apex), or leave --apex "
+            "out"
         ) from error
 
 
