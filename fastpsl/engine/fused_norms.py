@@ -145,7 +145,7 @@ def _replace(view: fx.GraphModule, behind: list[fx.Node], terms: list[fx.Node], 
 
 
 def _fork(view: fx.GraphModule) -> None:
-    """Return a result twice if two convolutions, or a convolution and a shortcut, use it (`batch_norm`)."""
+    """Make `FusedNorm`s return their result twice for two convolutions, or a convolution and a shortcut."""
     for node in list(view.graph.nodes):
         part, users = _called_module(view, node), list(node.users)
         if not isinstance(part, FusedNorm) or len(users) != 2:

@@ -161,7 +161,7 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainOptions(RunOptions):
-    """The options that recipes share which train a backbone by a plan."""
+    """The options of recipes that train a backbone by a plan."""
 
     plan: Literal["psl", "sl", "psl_f", "end_to_end"] = "psl"
     """Which blocks learn what, and when (psl.txt, sections 3.2 and 4.5)."""

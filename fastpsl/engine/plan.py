@@ -77,8 +77,8 @@ def make_plan(
         num_levels: The number of the task's levels.
         num_blocks: The number of the backbone's blocks.
         partition: The blocks that learn in each stage, such as "1-3". By default, each of n stages learns
-            num_blocks - n + 1 blocks and starts one block after the last. For three stages, these are the
-            paper's S1 = B1-B3, S2 = B2-B4 and S3 = B3-B5.
+            num_blocks - n + 1 blocks and starts one block later than the last. For three stages, these are
+            the paper's S1 = B1-B3, S2 = B2-B4 and S3 = B3-B5.
         levels: The level of each stage. By default, they rise in even steps from the easiest to the hardest.
             The paper has one partition and one choice of levels.
 

@@ -61,7 +61,9 @@ class StageTrainer:
         self.images_per_sample = experiment.task.images_per_sample(stage.level)
         options = run.options
         if state:  # within a stage, the choices of its start apply
-            options = with_kept_choices(options, state.get("choices", {}), self._possible, run.reporter.say)
+            options = with_kept_choices(
+                options, state.get("choices", {}), self._check_options, run.reporter.say
+            )
         # The options for which the checkpoint replaces "auto".
         self.kept = {name for name in AUTOMATIC if getattr(options, name) != getattr(run.options, name)}
         reset_peak_memory(run.world.device)
@@ -74,7 +76,7 @@ class StageTrainer:
                 self.train_step.load_state_dict(state["learner"])
                 experiment.task.load_state_dict(state["task"])
 
-    def _say_choices(self) -> None:
+    def _report_choices(self) -> None:
         """Report how this stage is computed, and why."""
         augment, step, frozen = (
             self.train_step.augment,
@@ -91,7 +93,7 @@ class StageTrainer:
                 f"folded: {'B1 to ' if frozen > 1 else ''}{f'B{frozen}' if frozen else 'no block is frozen'}"
             )
 
-    def _possible(self, options: RunOptions) -> None:
+    def _check_options(self, options: RunOptions) -> None:
         """Raise ValueError if this machine cannot compute the stage as `options` require."""
         views = (*self.experiment.task.views(self.stage.level), *self.held_out_views)
         choose_augment(options.augment, views, self.run.world.device)
@@ -117,7 +119,7 @@ class StageTrainer:
             self.num_steps = self.stage.num_steps or self.stage.epochs * self.steps_per_epoch
             self.last_step = min(self.num_steps, run.options.max_steps_per_stage or self.num_steps)
             run.reporter.stage_begins(self.stage, position.step, self.last_step, self.steps_per_epoch)
-            self._say_choices()
+            self._report_choices()
             look_at_first_batch(run, self.experiment.task, self.stage, loader)
             # An interrupted warm-up is not saved. A resumed run repeats it.
             if self.fresh and not self._warm_up(loader):
