@@ -61,9 +61,7 @@ class StageTrainer:
         self.images_per_sample = experiment.task.images_per_sample(stage.level)
         options = run.options
         if state:  # within a stage, the choices of its start apply
-            options = with_kept_choices(
-                options, state.get("choices", {}), self._check_options, run.reporter.say
-            )
+            options = with_kept_choices(options, state.get("choices", {}), self._check, run.reporter.say)
         # The options for which the checkpoint replaces "auto".
         self.kept = {name for name in AUTOMATIC if getattr(options, name) != getattr(run.options, name)}
         reset_peak_memory(run.world.device)
@@ -93,7 +91,7 @@ class StageTrainer:
                 f"folded: {'B1 to ' if frozen > 1 else ''}{f'B{frozen}' if frozen else 'no block is frozen'}"
             )
 
-    def _check_options(self, options: RunOptions) -> None:
+    def _check(self, options: RunOptions) -> None:
         """Raise ValueError if this machine cannot compute the stage as `options` require."""
         views = (*self.experiment.task.views(self.stage.level), *self.held_out_views)
         choose_augment(options.augment, views, self.run.world.device)
