@@ -35,7 +35,7 @@ class Pretrained:
     record: dict[str, Any]
 
     def science(self) -> dict[str, Any]:
-        """Return what must not change on resume, for Experiment.science: the weights, but not their file's path."""
+        """Return what must not change on resume, for Experiment.science: the weights, but not their path."""
         return {
             "weights": self.record["sha256"],
             "backbone": self.record["backbone"],
