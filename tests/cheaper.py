@@ -1,6 +1,6 @@
-"""What costs the tests much and few of them are about, made cheap for the others: wide networks, Triton's interpreter.
+"""Cheaper networks and a cheaper Triton interpreter for all tests that do not depend on them.
 
-It holds in the tests' process and in the ranks that it starts. Recipes in processes of their own have what users have.
+They apply to the tests' process and to ranks that it starts, but not to recipes in processes of their own.
 """
 
 import functools
@@ -19,9 +19,9 @@ from fastpsl.models.alexnet import AlexNet
 from fastpsl.models.resnet import VARIANTS
 from fastpsl.models.vgg import VGG
 
-# AlexNet's and VGG's fc6 and fc7 have 60 million weights as published.
+# As published, fc6 and fc7 of AlexNet and VGG have 60 million weights.
 FC_WIDTH, PUBLISHED_FC_WIDTH = 32, 4096
-PLANES = 64  # of all four parts of a ResNet; the last has 512 as published, and most of the weights
+PLANES = 64  # for all four layers of a ResNet; the last one has 512 as published, and most of the weights
 PUBLISHED = {name: variant.channels for name, variant in VARIANTS.items()}
 _make_resnet, _make_layer = ResNet.__init__, ResNet._make_layer
 
@@ -46,7 +46,7 @@ def cheaper() -> Iterator[None]:
 
 @pytest.fixture
 def published_widths(cheaper: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks as wide as they are published, within a test."""
+    """Restore the published widths of networks within a test."""
     _set_fc_width(monkeypatch, PUBLISHED_FC_WIDTH)
     publish_resnets(monkeypatch)
 
@@ -75,7 +75,7 @@ def _narrow_layer(self: ResNet, block: Any, planes: int, *arguments: Any, **opti
 
 
 def remember_tritons_builtins(patch: pytest.MonkeyPatch) -> None:
-    """Triton's interpreter looks through its modules for what it has to replace, at each launch, and finds the same each time."""
+    """Cache the result of Triton's interpreter's search for builtins, which is equal at each launch."""
     from triton.language.core import is_builtin
     from triton.runtime import interpreter
 

@@ -1,10 +1,10 @@
-"""Options of the tests, and what pytest-xdist's controller knows of them: it runs none, and spends no seconds on torch's import."""
+"""Options of the tests. pytest-xdist's controller imports nothing else, because torch takes seconds."""
 
 from collections.abc import Sequence
 
 import pytest
 
-SLOW_TEST_S = 8000  # of one marked `slow`: the longest takes 390 s on calm cores
+SLOW_TEST_S = 8000  # the timeout of a slow test; the longest one takes 390 s on idle cores
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

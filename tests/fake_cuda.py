@@ -1,13 +1,13 @@
-"""CUDA without a GPU: tensors that have no values lie on device cuda, and what would make the host wait for the device is written down.
-
+"""CUDA without a GPU: tensors without values on device cuda, and a record of the host's waits.
     with fake_cuda() as cuda:
         learner = ...                   # as with a GPU; nothing is computed
         with cuda.watched() as seen:
             learner.step(...)
         assert not seen.waits and seen.kernels["jigsaw_kernel"] == 1
 
-Tensors on two devices raise. Shapes, dtypes, devices and layouts are true; kernels of Triton are not run, and what they write is
-taken as written. On a machine with a GPU nothing touches it, and all is as it was afterwards.
+Operations on tensors of two devices raise errors. Shapes, dtypes, devices and layouts are correct. Triton's
+kernels do not run, and their outputs count as written. An existing GPU is not used, and the context restores
+everything.
 """
 
 import functools
@@ -39,14 +39,17 @@ H200 = SimpleNamespace(
     max_threads_per_multi_processor=2048,
     warp_size=32,
 )
-# Torch's fused optimisers, which have no form for tensors without values, and change none of their shapes.
+# torch's fused optimisers do not support tensors without values. They change no shapes, so they are skipped.
 IN_PLACE_WITHOUT_META = ("aten::_fused_sgd_", "aten::_fused_adam_")
-# Likewise: their results have the shapes of plain convolutions.
+# Nor do these. Their results have the shapes of plain convolutions.
 CUDNN_JOINED = ("aten::cudnn_convolution_relu", "aten::cudnn_convolution_add_relu")
 
 
 class FakeTensors(FakeTensorMode):
-    """`torch.tensor(…, device="cuda")` copies from the host, on every machine: where torch finds a GPU it would else make a real tensor."""
+    """A mode of fake tensors in which `torch.tensor(…, device="cuda")` copies from the host on every machine.
+
+    Otherwise torch would make a real tensor if there is a GPU.
+    """
 
     @property
     @override
@@ -54,7 +57,7 @@ class FakeTensors(FakeTensorMode):
         return True
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FakeTensors":
-        """A copied tensor has the same mode: a copy of the mode would free torch's weak references a second time."""
+        """Return this mode, because freeing a copy would free torch's weak references a second time."""
         return self
 
     @override
@@ -69,13 +72,13 @@ class FakeTensors(FakeTensorMode):
 
 
 def _plain_convolution(x: Tensor, weight: Tensor, *more: Any) -> tuple[Any, ...]:
-    """What torch's convolution is given in the place of cuDNN's, which adds something (z, alpha) and clamps at 0."""
+    """Return a plain convolution's arguments for cuDNN's fused one. Its z, alpha and ReLU change no shape."""
     bias, stride, padding, dilation, groups = more[-5:]
     return x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups
 
 
 def _is_set_to(one: Tensor, other: Tensor) -> bool:
-    """`Tensor.is_set_to`, of which torch has no form for tensors without values."""
+    """Compute `Tensor.is_set_to`, which torch lacks for tensors without values."""
     places = [
         (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride())
         for tensor in (one, other)
@@ -84,7 +87,7 @@ def _is_set_to(one: Tensor, other: Tensor) -> bool:
 
 
 class FakeCuda:
-    """device: cuda:0."""
+    """A fake GPU, cuda:0."""
 
     device = DEVICE
 
@@ -93,7 +96,7 @@ class FakeCuda:
 
     @contextmanager
     def watched(self) -> Iterator[Seen]:
-        """What happens inside is written down."""
+        """Record the host's waits and kernels within the context."""
         seen = Seen()
         self._watching.append(seen)
         try:
@@ -107,7 +110,7 @@ class FakeCuda:
             seen.waits_for("synchronize")
 
     def launched(self, kernel: Any, *args: Any, grid: Any, warmup: bool, **more: Any) -> None:
-        """In the place of a launch by Triton."""
+        """Check and record a launch, instead of Triton's `run`."""
         name = kernel.fn.__name__
         for place, value in [*enumerate(args), *more.items()]:
             assert not isinstance(value, Tensor) or value.is_cuda, (
@@ -119,14 +122,14 @@ class FakeCuda:
 
 @contextmanager
 def fake_cuda() -> Iterator[FakeCuda]:
-    """One H200, as far as torch and fastpsl ask; see above."""
+    """Pretend that there is one H200, as far as torch and fastpsl need; see the module's docstring."""
     cuda = FakeCuda()
     caches = (fused_modules, isotropic_batch.fused_form)
     with (
         pytest.MonkeyPatch.context() as patch,
         python_backward(),
         FakeTensors(allow_fallback_kernels=False, allow_non_fake_inputs=True),
-        _forgotten(caches),
+        _cleared(caches),
     ):
         for name, value in _driver(cuda).items():
             patch.setattr(torch.cuda, name, value)
@@ -140,7 +143,7 @@ def fake_cuda() -> Iterator[FakeCuda]:
 
 
 def _apply(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """`nn.Module.to`: new parameters in the place of the old ones, as `param.data = …` wants tensors of one kind."""
+    """Replace parameters in `nn.Module.to`, because assignment to `param.data` needs tensors of one kind."""
     for child in module.children() if recurse else ():
         child._apply(change)
     for name, parameter in module._parameters.items():
@@ -154,8 +157,8 @@ def _apply(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool 
 
 
 @contextmanager
-def _forgotten(caches: Sequence[Any]) -> Iterator[None]:
-    """What functools.cache keeps of the device is of this device alone."""
+def _cleared(caches: Sequence[Any]) -> Iterator[None]:
+    """Clear functions' caches before and after, because they hold results for another device."""
     for cache in caches:
         cache.cache_clear()
     try:
@@ -166,7 +169,7 @@ def _forgotten(caches: Sequence[Any]) -> Iterator[None]:
 
 
 def _driver(cuda: FakeCuda) -> dict[str, Any]:
-    """Of torch.cuda."""
+    """Return replacements for attributes of torch.cuda."""
 
     class Stream:
         cuda_stream = 1
@@ -191,13 +194,13 @@ def _driver(cuda: FakeCuda) -> dict[str, Any]:
         def nothing(self, *_: object) -> None:
             pass
 
-        # What an event stands behind was launched long before: waiting for it is not waiting for all.
+        # Waiting for an event is no wait for the device, because its work was launched long before.
         record = synchronize = wait = nothing
 
         def query(self) -> bool:
             return True
 
-    def given(value: object) -> Any:
+    def constant(value: object) -> Any:
         return lambda *_, **__: value
 
     answers = {
@@ -225,26 +228,26 @@ def _driver(cuda: FakeCuda) -> dict[str, Any]:
     )
     scopes = ("stream", "device", "device_of")
     return (
-        {name: given(value) for name, value in answers.items()}
-        | dict.fromkeys(silent, given(None))
+        {name: constant(value) for name, value in answers.items()}
+        | dict.fromkeys(silent, constant(None))
         | {name: lambda *_: nullcontext() for name in scopes}
         | {"Stream": Stream, "Event": Event, "synchronize": cuda.synchronized}
     )
 
 
 def _patch_pinned_memory(patch: pytest.MonkeyPatch) -> None:
-    """An attribute of its storage says that a tensor is pinned."""
+    """Mark pinned tensors by an attribute."""
     empty = torch.empty
 
     @functools.wraps(empty)
-    def making(*args: Any, pin_memory: bool = False, **more: Any) -> Tensor:
-        made = empty(*args, **more)
-        return _pinned(made) if pin_memory else made
+    def make_empty(*args: Any, pin_memory: bool = False, **more: Any) -> Tensor:
+        tensor_made = empty(*args, **more)
+        return _pinned(tensor_made) if pin_memory else tensor_made
 
     def is_pinned(tensor: Tensor, *_: object) -> bool:
         return getattr(tensor._base if tensor._base is not None else tensor, "stands_pinned", False)
 
-    patch.setattr(torch, "empty", making)
+    patch.setattr(torch, "empty", make_empty)
     patch.setattr(Tensor, "pin_memory", lambda tensor, *_: _pinned(tensor.clone()))
     patch.setattr(Tensor, "is_pinned", is_pinned)
 

@@ -1,4 +1,4 @@
-"""What makes the host wait for the device, found in torch's operations before they are done: looks at values, copies that block."""
+"""Detection of torch operations for which the host would wait: reads of values and blocking copies."""
 
 import traceback
 from collections import Counter
@@ -15,17 +15,22 @@ from typing_extensions import override
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = [ROOT / "tests" / f"{name}.py" for name in ("host_waits", "fake_cuda", "python_backward")]
-# What gives the host a number, or a tensor whose size depends on values.
+# Operations that return a number to the host, or a tensor with a size that depends on values.
 LOOKS = (
-    "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "bincount", "histc", "unique_dim",
-    "unique_consecutive", "unique_dim_consecutive", "_unique", "_unique2",
+    "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "bincount", "histc",
+    "unique_dim", "unique_consecutive", "unique_dim_consecutive", "_unique", "_unique2",
 )  # fmt: skip
 INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put")
 
 
 @dataclass
 class Seen:
-    """waits: what the host would wait for, each with the line that asks for it. kernels: launches of Triton's by name."""
+    """A record of waits and launches.
+
+    Attributes:
+        waits: The operations for which the host would wait, each with the line that calls it.
+        kernels: The number of launches of each Triton kernel.
+    """
 
     waits: list[str] = field(default_factory=list)
     kernels: Counter[str] = field(default_factory=Counter)
@@ -35,7 +40,7 @@ class Seen:
 
 
 def _own_line() -> str:
-    """The innermost line of this repository that is under way."""
+    """Return the innermost line of this repository on the stack."""
     for frame in reversed(traceback.extract_stack()):
         path = Path(frame.filename)
         if path.is_relative_to(ROOT) and ".venv" not in path.parts and path not in OWN:
@@ -44,7 +49,7 @@ def _own_line() -> str:
 
 
 class Watch(TorchDispatchMode):
-    """Looks at each of torch's operations before it is done."""
+    """A dispatch mode that checks each torch operation before it runs."""
 
     def __init__(self, seen: Seen):
         super().__init__()
@@ -81,7 +86,7 @@ class Watch(TorchDispatchMode):
     def _copy(self, source: Tensor, device: torch.device, non_blocking: bool, to: Tensor | None) -> None:
         if source.device.type == device.type:
             return
-        # A copy to the host that makes its own tensor pins it, if it need not block.
+        # A non-blocking copy to the host that allocates its tensor pins it.
         host = source if device.type == "cuda" else to
         if not non_blocking or (host is not None and not host.is_pinned()):
             why = "blocks" if not non_blocking else "is of memory that is not pinned"

@@ -1,7 +1,8 @@
-"""A process that runs tests: without a GPU, those marked `gpu` are skipped, and Triton's kernels run under its interpreter.
+"""Set-up of a process that runs tests. Without a GPU, it skips `gpu` tests, and Triton uses its interpreter.
 
-Triton reads TRITON_INTERPRET when it is imported, and torchvision imports it: so it is set here, before any test is. Where pytest-xdist
-runs a worker for each core, a worker computes with one thread: its neighbours have the other cores.
+Triton reads TRITON_INTERPRET on import, and torchvision imports it, so the variable is set here, before any
+test is imported. With several workers of pytest-xdist, each computes with one thread, because the others use
+the other cores.
 """
 
 import ctypes
@@ -24,9 +25,8 @@ if not torch.cuda.is_available():
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
     torch.set_num_threads(1)
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # pytest-xdist's workers; what they start would ignore Ctrl-C, too
+# pytest-xdist's workers ignore Ctrl-C, and so would the processes that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -39,28 +39,28 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported stays: looking through it again and again for garbage takes seconds."""
+    """Exclude imported objects from garbage collection, which would take seconds."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_sessionfinish() -> None:
-    """Libraries count at the interpreter's end what was never freed."""
+    """Undo the freeze, because libraries report unfreed objects at the interpreter's end."""
     gc.unfreeze()
 
 
-KEPT_BYTES = 1 << 29  # what files may leave before it is looked for: a look takes an eighth of a second
+KEPT_BYTES = 1 << 29  # the growth that triggers a garbage collection, which takes an eighth of a second
 
 
 @pytest.fixture(scope="session")
 def looked() -> dict[str, int]:
-    """Resident memory after the last look for what is not needed any more."""
+    """Return the resident memory after the last garbage collection."""
     return {"bytes": own_memory("VmRSS")}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def memory_is_given_back(looked: dict[str, int]) -> Iterator[None]:
-    """After a file, where much is kept: what an exception's frames hold in cycles, networks and open data among it, and malloc's pages."""
+    """Collect garbage after a file that leaves much, such as networks in exceptions' frames."""
     yield
     if own_memory("VmRSS") - looked["bytes"] > KEPT_BYTES:
         gc.collect()

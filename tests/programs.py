@@ -1,4 +1,4 @@
-"""Recipes as a user starts them, in processes of their own, and the checkpoints that they leave."""
+"""Recipes started as by a user, in processes of their own, and the checkpoints that they leave."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def command(script: Path, *arguments: object, ranks: int = 0) -> list[str]:
-    """Plain python for ranks=0, else torchrun with so many."""
+    """Return the command line: plain python for ranks=0, else torchrun with that many ranks."""
     launcher = [sys.executable]
     if ranks:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
@@ -34,11 +34,15 @@ def run(
     environment: dict[str, str] | None = None,
     timeout: float = 1200,
 ) -> subprocess.CompletedProcess[str]:
-    """Run to the end, output captured.
+    """Run a script to its end and capture its output.
 
     Args:
-        ranks: that many processes, without torchrun's agent (see `warm.Running`).
-        environment: variables that no import reads.
+        script: The script.
+        *arguments: Its arguments.
+        ranks: The number of processes, without torchrun's agent (see `warm.Running`); 0 for one plain
+            process.
+        environment: Variables that no import reads.
+        timeout: The timeout in seconds.
     """
     words = [str(script), *map(str, arguments)]
     code, out, err = Running(words, ENVIRONMENT | (environment or {}), ROOT, ranks).wait(timeout)
@@ -52,7 +56,10 @@ def run_fresh(
     environment: dict[str, str] | None = None,
     timeout: float = 1200,
 ) -> subprocess.CompletedProcess[str]:
-    """The same in fresh interpreters, under torchrun itself where there are ranks. environment: what imports read, too."""
+    """Run a script as `run` does, but in fresh interpreters, and under torchrun itself if there are ranks.
+
+    `environment` may have variables that imports read.
+    """
     return subprocess.run(
         command(script, *arguments, ranks=ranks),
         check=False,
@@ -65,14 +72,14 @@ def run_fresh(
 
 
 def said_at_once(code: str, environment: dict[str, str], num: int = 3, timeout: float = 280) -> set[str]:
-    """What fresh interpreters print that start at once, as ranks do."""
-    started = [
+    """Return the outputs of fresh interpreters that start at the same time, as ranks do."""
+    processes = [
         subprocess.Popen(
             [sys.executable, "-c", code], env=os.environ | environment, stdout=subprocess.PIPE, text=True
         )
         for _ in range(num)
     ]
-    return {process.communicate(timeout=timeout)[0] for process in started}
+    return {process.communicate(timeout=timeout)[0] for process in processes}
 
 
 def run_until(
@@ -84,11 +91,21 @@ def run_until(
     delay_s: float = 0.0,
     timeout: float = 1200,
 ) -> tuple[int, str]:
-    """Send signal `number` once `folder` holds a checkpoint of `step` or later, and `delay_s` after that. Returns (exit code, output)."""
+    """Send a signal to a script once it has written a checkpoint, and return its exit code and output.
+
+    Args:
+        script: The script.
+        *arguments: Its arguments.
+        folder: The run's folder.
+        step: The step of the awaited checkpoint, or an earlier one.
+        number: The signal.
+        delay_s: The delay after the checkpoint, in seconds.
+        timeout: The timeout in seconds.
+    """
     running = Running([str(script), *map(str, arguments)], ENVIRONMENT, ROOT, together=True)
     _wait_for_step(folder, step, lambda: running.code, timeout)
     time.sleep(delay_s)
-    with contextlib.suppress(ProcessLookupError):  # it has ended already
+    with contextlib.suppress(ProcessLookupError):  # it has already ended
         os.kill(running.pid, number)
     code, output, _ = running.wait(timeout)
     return code, output
@@ -103,7 +120,7 @@ def torchrun_until(
     ranks: int,
     timeout: float = 1200,
 ) -> tuple[int, str]:
-    """The same with torchrun itself, which gets the signal: all of its session for SIGKILL."""
+    """Do the same with torchrun, which gets the signal; SIGKILL goes to all of its session."""
     process = subprocess.Popen(
         command(script, *arguments, ranks=ranks),
         env=ENVIRONMENT,
@@ -134,7 +151,7 @@ def _wait_for_step(folder: Path, step: int, code: Callable[[], int | None], time
 
 
 def newest_step(folder: Path) -> int:
-    """The step of the newest checkpoint in a run's folder; 0 where there is none."""
+    """Return the step of the newest checkpoint in a run's folder, or 0 if there is none."""
     return max(
         (int(path.stem.split("-")[1]) for path in (folder / "checkpoints").glob("step-*.pt")), default=0
     )
@@ -147,7 +164,7 @@ def newest_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def digests(state: Any, prefix: str = "") -> dict[str, str]:
-    """A digest of each leaf of a checkpoint that training determines: not the clock's seconds, not the machine's part."""
+    """Return digests of a checkpoint's leaves, except those that depend on the clock or machine."""
     leaves: dict[str, str] = {}
     items: Iterable[tuple[Any, Any]]
     if isinstance(state, dict):

@@ -1,4 +1,4 @@
-"""A backward pass in Python: autograd's engine runs what lies on a GPU in a thread of that GPU, which tensors without values have none of."""
+"""A backward pass in Python, because autograd's engine needs a thread per GPU, which fake CUDA lacks."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,32 +12,32 @@ from torch.autograd import Function
 from torch.autograd.graph import get_gradient_edge
 
 Slot = tuple[Any, int]
-"""A node of the graph, and which of its inputs."""
+"""A node of the graph, and the index of one of its inputs."""
 
 
 @contextmanager
 def python_backward() -> Iterator[None]:
-    """`Tensor.backward` and `torch.autograd.grad` by `gradients`: no hooks, no second derivatives."""
+    """Replace `Tensor.backward` and `torch.autograd.grad` by `gradients`; no hooks or second derivatives."""
 
     def backward(output: Tensor, gradient: Tensor | None = None) -> None:
         gradients([output], [gradient], None)
 
     def grad(outputs: Any, inputs: Any, grad_outputs: Any = None, allow_unused: bool = False) -> Any:
         outputs, inputs = as_list(outputs), as_list(inputs)
-        found = gradients(
+        result = gradients(
             outputs, as_list(grad_outputs) if grad_outputs is not None else [None] * len(outputs), inputs
         )
-        assert allow_unused or all(gradient is not None for gradient in found)
-        return tuple(found)
+        assert allow_unused or all(gradient is not None for gradient in result)
+        return tuple(result)
 
     def apply(kind: type[Function], *args: Any) -> Any:
-        """Its backward pass gives a gradient of every argument; those that are no tensors have no place in the graph."""
-        made = super(Function, kind).apply(*args)  # type: ignore[misc]
-        for output in as_list(made):
+        """Call the function, and note which arguments are tensors, because only these are in the graph."""
+        outputs = super(Function, kind).apply(*args)  # type: ignore[misc]
+        for output in as_list(outputs):
             if isinstance(output, Tensor) and output.grad_fn is not None:
                 node: Any = output.grad_fn
                 node.places = [i for i, value in enumerate(args) if isinstance(value, Tensor)]
-        return made
+        return outputs
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Function, "apply", classmethod(apply))
@@ -54,27 +54,32 @@ def as_list(tensors: Any) -> list[Any]:
 def gradients(
     outputs: Sequence[Tensor], given: Sequence[Tensor | None], inputs: Sequence[Tensor] | None
 ) -> list[Tensor | None]:
-    """Of `inputs`, or, where those are None, added to `.grad` of all leaves; given: of the outputs, ones where None."""
-    wanted = [get_gradient_edge(tensor)[:2] for tensor in inputs or ()]
+    """Return the gradients of `inputs`, or add those of all leaves to `.grad` if `inputs` is None.
+
+    `given` has the gradients of the outputs, where None stands for ones.
+    """
+    slots = [get_gradient_edge(tensor)[:2] for tensor in inputs or ()]
     coming: dict[Any, dict[int, Tensor]] = {}
     for output, gradient in zip(outputs, given, strict=True):
         _add(coming, get_gradient_edge(output)[:2], torch.ones_like(output) if gradient is None else gradient)
-    found: dict[Slot, Tensor] = {}
+    results: dict[Slot, Tensor] = {}
     to_come = _num_users(coming)
     ready = [node for node in coming if not to_come[node]]
     while ready:
         node = ready.pop()
-        arrived = coming.pop(node, {})
-        found |= {
-            (node, place): arrived[place] for which, place in wanted if which is node and place in arrived
+        node_gradients = coming.pop(node, {})
+        results |= {
+            (node, place): node_gradients[place]
+            for which, place in slots
+            if which is node and place in node_gradients
         }
-        made: Sequence[Tensor | None] = [None] * len(node.next_functions)
-        if arrived and not node.next_functions:
+        gradients_of_inputs: Sequence[Tensor | None] = [None] * len(node.next_functions)
+        if node_gradients and not node.next_functions:
             if inputs is None:
-                _accumulate(node.variable, arrived[0])
-        elif arrived:
-            made = as_list(_call(node, arrived))
-        for (following, place), gradient in zip(node.next_functions, made, strict=False):
+                _accumulate(node.variable, node_gradients[0])
+        elif node_gradients:
+            gradients_of_inputs = as_list(_call(node, node_gradients))
+        for (following, place), gradient in zip(node.next_functions, gradients_of_inputs, strict=False):
             if following is None:
                 continue
             if gradient is not None:
@@ -82,25 +87,25 @@ def gradients(
             to_come[following] -= 1
             if not to_come[following]:
                 ready.append(following)
-    return [found.get(slot) for slot in wanted]
+    return [results.get(slot) for slot in slots]
 
 
 def _num_users(roots: Sequence[Any] | dict[Any, Any]) -> Counter[Any]:
-    """How often the nodes below `roots` are used."""
+    """Count the uses of each node below `roots`."""
     num_users: Counter[Any] = Counter()
-    seen, left = set(roots), list(roots)
-    while left:
-        for following, _ in left.pop().next_functions:
+    visited, pending = set(roots), list(roots)
+    while pending:
+        for following, _ in pending.pop().next_functions:
             if following is not None:
                 num_users[following] += 1
-                if following not in seen:
-                    seen.add(following)
-                    left.append(following)
+                if following not in visited:
+                    visited.add(following)
+                    pending.append(following)
     return num_users
 
 
 def _add(coming: dict[Any, dict[int, Tensor]], slot: Slot, gradient: Tensor) -> None:
-    """As the engine hands a gradient on: of the input's own shape and dtype, and on its device."""
+    """Add a gradient to a slot as the engine does: in the input's shape and dtype, and on its device."""
     node, place = slot
     like = node._input_metadata[place]
     if gradient.shape != like.shape:
@@ -115,14 +120,14 @@ def _call(node: Any, arrived: dict[int, Tensor]) -> Any:
     inputs = [arrived.get(place) for place in range(len(node._input_metadata))]
     if not hasattr(node, "apply"):
         return node(*inputs)
-    # A torch.autograd.Function is given zeros for None.
+    # A torch.autograd.Function gets zeros instead of None.
     like = node._input_metadata
-    given = [
+    node_gradients = [
         torch.zeros(like[i].shape, dtype=like[i].dtype, device=like[i].device) if x is None else x
         for i, x in enumerate(inputs)
     ]
-    made = as_list(node.apply(*given))
-    return [made[place] for place in node.places]
+    results = as_list(node.apply(*node_gradients))
+    return [results[place] for place in node.places]
 
 
 def _accumulate(leaf: Tensor, gradient: Tensor) -> None:

@@ -1,6 +1,6 @@
-"""Other seeds for a whole run of the tests: `pytest --add-to-seeds 3` adds 3 to each that a test gives to torch or numpy.
+"""Other seeds for a whole run of the tests: `pytest --add-to-seeds 3` adds 3 to each seed for torch or numpy.
 
-What passes by the luck of one seed fails with another. Recipes in processes of their own keep their seeds.
+Tests that pass only by luck fail with other seeds. Recipes in processes of their own keep their seeds.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def add_to_seeds(more: int) -> None:
-    """From here on, in this process and in the ranks that it starts."""
+    """Change seeds from here on, in this process and in the ranks that it starts."""
     global added
     added = more
     if not more:
         return
-    sample_paths(), drawn_voc()  # which stay in the cache, are drawn from their own seeds
+    sample_paths(), drawn_voc()  # they stay in the cache and must be drawn from their own seeds
     seed_torch, seed_numpy = torch.manual_seed, np.random.default_rng
 
     def manual_seed(seed: int) -> torch.Generator:
@@ -49,8 +49,9 @@ def add_to_seeds(more: int) -> None:
 
 @pytest.fixture(autouse=True)
 def seed_of_its_own() -> None:
-    """A test has the numbers that it would have alone, whichever came before it."""
-    # torch.manual_seed takes 4 ms without a GPU: it notes for three kinds of device who called it.
+    """Set each test's seed, so that its random numbers do not depend on earlier tests."""
+    # torch.manual_seed takes 4 ms without a GPU, because it stores the caller's stack for three kinds of
+    # device.
     torch.default_generator.manual_seed(added)
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(added)
@@ -58,6 +59,6 @@ def seed_of_its_own() -> None:
 
 @pytest.fixture
 def own_seeds() -> None:
-    """For tests of what published seeds draw."""
+    """Skip tests of images drawn from published seeds if seeds are changed."""
     if added:
         pytest.skip("other seeds draw other pictures")

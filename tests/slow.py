@@ -1,8 +1,8 @@
-"""Marks of tests that `make test-all` runs and `make test` does not."""
+"""A mark for tests that `make test-all` runs and `make test` does not."""
 
 from functools import partial
 
 import pytest
 
-# One set of a test's parameters: `[1, 15, *map(slow, (22, 36))]`.
+# It marks a set of parameters, as in `[1, 15, *map(slow, (22, 36))]`.
 slow = partial(pytest.param, marks=pytest.mark.slow)

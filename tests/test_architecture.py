@@ -1,4 +1,4 @@
-"""The house's rules: which room may import which, who touches files, how long a file may be."""
+"""Rules of the tree: imports between rooms, access to files, and lengths of files."""
 
 import ast
 import functools
@@ -27,7 +27,7 @@ ROOMS = (
     "doctor",
     "commands",
 )
-FLAT = {"__init__", "cli", "dataloader"}  # what stands in fastpsl/ besides
+FLAT = {"__init__", "cli", "dataloader"}  # the modules of fastpsl/ outside the rooms
 MAX_LINES = {"recipes": 120, "fastpsl": 320}
 OPTIONAL = (
     "datasets",
@@ -50,7 +50,7 @@ def python_files(folder: str) -> list[Path]:
 
 @functools.cache
 def imports(path: Path) -> frozenset[str]:
-    """Full dotted names that a file imports: in functions, under TYPE_CHECKING and by import_module, too."""
+    """Return the full dotted names that a file imports, also in functions and by import_module."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -78,7 +78,7 @@ def modules() -> dict[str, Path]:
 
 
 def imported_modules(path: Path) -> frozenset[str]:
-    """Modules of fastpsl that a file imports; a name that is imported from one counts as that one."""
+    """Return the modules of fastpsl that a file imports. An imported name counts as its module."""
     names = imports(path) | {name.rpartition(".")[0] for name in imports(path) if name not in modules()}
     return (names & modules().keys()) - {"fastpsl", module_of(path)}
 
@@ -136,13 +136,14 @@ def test_what_is_installed_imports_nothing_that_is_not() -> None:
         for folder in ("fastpsl", "recipes")
         for path in python_files(folder)
         for name in imports(path)
-        if name.split(".")[0] in {"bench", "tests", "docs", "kernels", "pipelines", *({"recipes"} if folder == "fastpsl" else ())}
+        if name.split(".")[0] in {"bench", "tests", "docs", "kernels", "pipelines",
+                                  *({"recipes"} if folder == "fastpsl" else ())}
     ]  # fmt: skip
     assert not wrong
 
 
 def test_files_import_each_other_one_way() -> None:
-    """No circle of files: each can be read, and imported, after those that it imports."""
+    """Imports between files have no cycle."""
     TopologicalSorter({name: imported_modules(path) for name, path in modules().items()}).prepare()
 
 
@@ -170,7 +171,7 @@ def test_an_optional_package_has_one_door(package: str) -> None:
 
 
 def test_tritons_door_is_the_folder_of_its_kernels() -> None:
-    """And the file that asks whether they work here."""
+    """The file that checks whether Triton works imports it, too."""
     users = {
         path.relative_to(ROOT / "fastpsl" / "kernels").parts[0]
         for folder in ("fastpsl", "recipes")
@@ -198,7 +199,7 @@ def test_nothing_is_called_utils() -> None:
 
 
 def test_no_path_of_anybodys_machine() -> None:
-    """Code, documents and results name no home or work folder."""
+    """Code, documents and results contain no paths of home or work folders."""
     folders = (*MAX_LINES, "bench", "tests", "docs", "toolchain")
     texts = [path for folder in folders for path in (ROOT / folder).rglob("*.*") if path.suffix in
              {".py", ".md", ".sh", ".txt", ".json", ".toml"}]  # fmt: skip

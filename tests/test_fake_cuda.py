@@ -1,4 +1,4 @@
-"""The tests' own fake CUDA: what it must find is found, what is allowed is not, and nothing of it stays behind."""
+"""The tests' fake CUDA: it finds waits, accepts everything else, and leaves no trace."""
 
 from collections.abc import Callable
 
@@ -22,9 +22,9 @@ from tests.python_backward import python_backward
 def seen_of(work: Callable[[Tensor], object]) -> Seen:
     with fake_cuda() as cuda:
         x = torch.rand(4, 3, device=cuda.device)
-        with cuda.watched() as seen:
+        with cuda.watched() as record:
             work(x)
-    return seen
+    return record
 
 
 @pytest.mark.parametrize(
@@ -59,15 +59,15 @@ def seen_of(work: Callable[[Tensor], object]) -> Seen:
 def test_what_the_host_would_wait_for_is_told_with_its_line(
     work: Callable[[Tensor], object], told: str
 ) -> None:
-    seen: list[str] = []
+    errors: list[str] = []
 
-    def watched(x: Tensor) -> None:
+    def work_and_catch(x: Tensor) -> None:
         try:
             work(x)
-        except Exception as error:  # noqa: BLE001 - of many types: there is no value to go on with
-            seen.append(str(error))
+        except Exception as error:  # noqa: BLE001 - many types of errors, because fake tensors have no value
+            errors.append(str(error))
 
-    (wait, *_) = seen_of(watched).waits
+    (wait, *_) = seen_of(work_and_catch).waits
     assert told in wait and "tests/test_fake_cuda.py:" in wait
 
 
@@ -111,8 +111,8 @@ def copy_kernel(source, to, NUM: tl.constexpr):
 
 
 def test_a_launch_is_counted_and_a_tensor_of_the_host_in_it_raises() -> None:
-    seen = seen_of(lambda x: copy_kernel[(1,)](x, torch.empty_like(x), NUM=4))
-    assert seen.kernels == {"copy_kernel": 1}
+    record = seen_of(lambda x: copy_kernel[(1,)](x, torch.empty_like(x), NUM=4))
+    assert record.kernels == {"copy_kernel": 1}
     with pytest.raises(AssertionError, match="copy_kernel: argument 1 lies on cpu"):
         seen_of(lambda x: copy_kernel[(1,)](x, torch.empty(4, 3), NUM=4))
 
@@ -135,7 +135,7 @@ def test_nothing_stays_behind() -> None:
 
 
 class Scaled(Function):
-    """x times a number plus a part of y; what it gives besides takes part in no loss."""
+    """A function x times a number plus a part of y, with a second output that no loss uses."""
 
     @staticmethod
     @override
@@ -152,34 +152,34 @@ class Scaled(Function):
 
 
 def test_the_backward_pass_in_python_is_that_of_autograd() -> None:
-    """On values: branches that meet, broadcasts, a Function whose backward pass is its own, gradients that are there already."""
+    """Covers branches that meet, broadcasts, a Function with its own backward, and existing gradients."""
     torch.manual_seed(0)
     body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 4))
     scale, moved = nn.Parameter(torch.ones(())), nn.Parameter(torch.rand(3, 4))
     images = torch.rand(2, 3, 4, 4)
     leaves = [*body.parameters(), scale, moved]
 
-    def learned() -> list[Tensor]:
+    def train_leaves() -> list[Tensor]:
         for leaf in leaves:
             leaf.grad = torch.ones_like(leaf)
         outputs, _ = Scaled.apply(body(images), 3, moved)  # type: ignore[no-untyped-call]
         (outputs.square().mean() * scale + outputs.sum() / scale + scale).backward()
         return [leaf.grad.clone() for leaf in leaves if leaf.grad is not None]
 
-    expected = learned()
+    expected = train_leaves()
     with python_backward():
-        found = learned()
-    assert len(found) == len(leaves)
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs)
+        result = train_leaves()
+    assert len(result) == len(leaves)
+    for gradient, expected_gradient in zip(result, expected, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient)
 
 
 def test_gradients_of_given_tensors_are_those_of_autograd() -> None:
     x = torch.rand(3, requires_grad=True)
     y = x.exp()
-    outputs, given = [(y * x).sum(), y], [torch.tensor(2.0), torch.ones(3)]
-    expected = torch.autograd.grad(outputs, [x, y], given, retain_graph=True)
+    outputs, grad_outputs = [(y * x).sum(), y], [torch.tensor(2.0), torch.ones(3)]
+    expected = torch.autograd.grad(outputs, [x, y], grad_outputs, retain_graph=True)
     with python_backward():
-        found = torch.autograd.grad(outputs, [x, y], given)
-    torch.testing.assert_close(found, expected)
+        result = torch.autograd.grad(outputs, [x, y], grad_outputs)
+    torch.testing.assert_close(result, expected)
     assert x.grad is None

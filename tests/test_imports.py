@@ -1,4 +1,4 @@
-"""Importing fastpsl changes nothing that belongs to the whole process, such as matplotlib's backend."""
+"""Importing fastpsl changes no state of the process, such as matplotlib's backend."""
 
 import json
 import subprocess
@@ -64,8 +64,8 @@ print(json.dumps({"changed": changed, "missing": sorted(missing)}))
 
 
 def test_importing_every_module_changes_nothing_of_the_process() -> None:
-    """In a home that can be written; else `pipelines.files.caches` sets folders for compiled code."""
-    done = subprocess.run(
+    """The home folder must be writable; otherwise `pipelines.files.caches` sets folders for compiled code."""
+    process = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(ROOT)],
         check=True,
         cwd=ROOT,
@@ -73,5 +73,5 @@ def test_importing_every_module_changes_nothing_of_the_process() -> None:
         text=True,
         timeout=240,
     )
-    result = json.loads(done.stdout)
+    result = json.loads(process.stdout)
     assert not result["changed"] and set(result["missing"]) <= {*OPTIONAL, "triton"}

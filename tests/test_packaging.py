@@ -1,4 +1,4 @@
-"""The tree as a package: an sdist of it makes a wheel of every file, a bare checkout is imported as it is, links stand on top."""
+"""Packaging: a wheel from an sdist has every file, a bare checkout can be imported, and links are on top."""
 
 import os
 import shutil
@@ -17,8 +17,8 @@ LINKED = ("kernels", "pipelines")
 def build(kind: str, source: Path, out: Path) -> Path:
     out.mkdir(exist_ok=True)
     command = [sys.executable, "-c", BUILD.format(kind=kind), str(out)]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
     return next(path for path in out.iterdir() if path.suffix in {".gz", ".whl"})
 
 
@@ -51,17 +51,17 @@ def test_wheel_from_sdist_holds_every_file(tmp_path: Path) -> None:
 
 
 def test_a_bare_checkout_is_imported_without_an_install(tmp_path: Path) -> None:
-    """Also one whose links are text files, as where nothing can make links."""
+    """Covers a checkout with text files as links, as on file systems without links."""
     tree = copied_tree(tmp_path / "tree")
     for name in LINKED:
         (tree / name).unlink()
         (tree / name).write_text(f"fastpsl/{name}")
     code = "import fastpsl.kernels.draws, fastpsl.pipelines.views as views; print(views.__file__)"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tree)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.stdout.strip() == str(tree / "fastpsl" / "pipelines" / "views.py"), done.stderr
+    assert process.stdout.strip() == str(tree / "fastpsl" / "pipelines" / "views.py"), process.stderr
 
 
 @pytest.mark.parametrize("name", LINKED)

@@ -1,4 +1,4 @@
-"""Pages keep their word: code under `<!-- test -->` runs as it stands there, and relative links lead somewhere."""
+"""Code under `<!-- test -->` in the documentation runs, and relative links have targets."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^<!-- test -->\n+```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").glob("*.md")])
-PEERS = ("timm", "lightly")  # whose training loops are shown; optional packages
+PEERS = ("timm", "lightly")  # optional packages with training loops in the documentation
 
 
 def peers_of(code: str) -> set[str]:
@@ -35,24 +35,24 @@ def test_a_snippet_runs(code: str, tmp_path: Path) -> None:
     for peer in peers_of(code):
         if find_spec(peer) is None:
             pytest.skip(f"{peer} is not installed")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=240, cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
 
 
 def test_what_is_promised_is_shown_and_every_mark_is_a_block() -> None:
-    shown = "\n".join(str(snippet.values[0]) for snippet in SNIPPETS)
+    code = "\n".join(str(snippet.values[0]) for snippet in SNIPPETS)
     for words in ("Loader(", "fastpsl.loader(", "import timm", "from lightly"):
-        assert words in shown, words
+        assert words in code, words
     for page in PAGES:
         text = page.read_text()
         assert text.count("<!-- test -->") == len(BLOCK.findall(text)), page
 
 
 def anchors(page: Path) -> set[str]:
-    """The fragments of a page's headings, as GitHub makes them."""
+    """Return the fragments of a page's headings, as GitHub builds them."""
     headings = re.findall(
         r"^#+ +(.*)$", FENCED.sub(lambda m: m[0].strip("`"), page.read_text()), re.MULTILINE
     )

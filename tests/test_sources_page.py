@@ -1,4 +1,4 @@
-"""docs/sources.md: each command runs as it stands there, on small sources of those names."""
+"""Each command of docs/sources.md runs as printed, on small sources with the same names."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import pytest
 
 from fastpsl.cli import main
 from fastpsl.pipelines.beton.reader import Beton
-from tests.pipelines import published_files as made
+from tests.pipelines import published_files as published
 from tests.pipelines.folders import photo_tree, tree
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.tars import make_tar, tar_bytes
@@ -25,31 +25,31 @@ COMMANDS = re.findall(
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with every source that the page names, but for the parquet ones."""
+    """Create a folder with every source that the page names, except parquet files."""
     photos = [jpeg(photo(i, 40, 50)) for i in range(6)]
     photo_tree(tmp_path / "photos" / "train")
     for i in range(2):
         make_tar(tmp_path / "shards" / f"train-{i}.tar", {f"{i}.jpg": photos[i], f"{i}.cls": b"1"})
     inner = {f"n{i}.tar": tar_bytes({f"n{i}_1.JPEG": photos[i]}) for i in range(2)}
     make_tar(tmp_path / "ILSVRC2012_img_train.tar", inner)
-    images, labels = made.pictures(12), np.arange(12) % 10
+    images, labels = published.pictures(12), np.arange(12) % 10
     np.savez(tmp_path / "digits.npz", images=images, labels=labels)
     np.savez(tmp_path / "pathmnist.npz", train_images=images, train_labels=labels[:, None], val_images=images)
     names = [f"class {i}" for i in range(100)]
-    python = made.cifar10(images, labels, names[:10], is_python=True)
-    made.publish(tmp_path, "cifar-10-python.tar.gz", "cifar-10-batches-py", python, monkeypatch)
-    binary = made.cifar100(images, labels, names, is_python=False)
-    made.publish(tmp_path, "cifar-100-binary.tar.gz", "cifar-100-binary", binary, monkeypatch)
+    python = published.cifar10(images, labels, names[:10], is_python=True)
+    published.publish(tmp_path, "cifar-10-python.tar.gz", "cifar-10-batches-py", python, monkeypatch)
+    binary = published.cifar100(images, labels, names, is_python=False)
+    published.publish(tmp_path, "cifar-100-binary.tar.gz", "cifar-100-binary", binary, monkeypatch)
     (tmp_path / "torchvision_root").mkdir()
-    stl = made.stl10(made.pictures(12, 96), labels, names[:10])
-    made.publish(tmp_path / "torchvision_root", "stl10_binary.tar.gz", "stl10_binary", stl, monkeypatch)
+    stl = published.stl10(published.pictures(12, 96), labels, names[:10])
+    published.publish(tmp_path / "torchvision_root", "stl10_binary.tar.gz", "stl10_binary", stl, monkeypatch)
     lists(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def lists(root: Path) -> None:
-    """Of two pictures each."""
+    """Write lists of two images each, with their images."""
     files = {"0": jpeg(photo(0, 40, 50)), "1": jpeg(photo(1, 40, 50))}
     for folder in ("inat18/train_val2018/Aves", "miniImageNet/images", "yfcc/a"):
         tree(root / folder, {f"{name}.jpg": data for name, data in files.items()})
@@ -72,7 +72,7 @@ def lists(root: Path) -> None:
 
 
 def data_sets(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """pets/, saved/ and hf:me/pets; the latter as a folder, since the cache is tested beside."""
+    """Write pets/, saved/ and hf:me/pets, the last one as a folder because the cache has its own tests."""
     datasets = pytest.importorskip("datasets")
     images = [{"bytes": jpeg(photo(i, 40, 50)), "path": None} for i in range(4)]
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["cat", "dog"]))
@@ -98,5 +98,5 @@ def test_each_command_runs(
         if arguments[1] == "write":
             with Beton(arguments[3]) as beton:
                 assert len(beton) > 0, command
-    said = capsys.readouterr()
-    assert "2 samples" in said.out and "all sound" in said.out and "Traceback" not in said.err
+    output = capsys.readouterr()
+    assert "2 samples" in output.out and "all sound" in output.out and "Traceback" not in output.err

@@ -1,8 +1,4 @@
-"""Processes forked from a server that has imported torch, numba and fastpsl: a fresh interpreter spends 5 s of a core on that.
-
-The server imports `tests.warm_imports` and starts no thread. Its children are fresh interpreters in all but one thing: what an import
-reads from the environment is the server's. A test of that starts `sys.executable`.
-"""
+"""Processes forked from a server that has imported torch, numba and fastpsl, which takes 5 s of a core."""
 
 import atexit
 import ctypes
@@ -39,14 +35,17 @@ def spawn(
     errors: Path,
     prepare: Callable[[], object] | None = None,
 ) -> ForkServerProcess:
-    """Run a script, or the command line, in a fork of the server: the leader of a new session, which dies with the server.
+    """Run a script, or the command line, in a fork of the server.
 
+    The process leads a new session and dies with the server.
     Args:
-        command: the script's file and its arguments, as in `sys.argv`; "fastpsl" and its arguments for the command line.
-        environment: the process's variables, all of them; OMP_NUM_THREADS is one.
-        output: the file to which standard output is appended.
-        errors: the same for standard error.
-        prepare: called in the fork before the command (limits, mounts); picklable, such as a function of a module.
+        command: The script's file and arguments, as in `sys.argv`; or "fastpsl" and the command line's
+            arguments.
+        environment: All variables of the process, including OMP_NUM_THREADS.
+        cwd: The working directory.
+        output: The file to which standard output is appended.
+        errors: The file to which standard error is appended.
+        prepare: Called in the fork before the command, to set limits or mounts; picklable.
     """
     arguments = (list(command), dict(environment), cwd, (output, errors), prepare)
     process = CONTEXT.Process(target=_become, args=arguments, daemon=True)
@@ -55,15 +54,16 @@ def spawn(
 
 
 class Running:
-    """A script that runs in processes of its own, each the leader of a new session.
+    """A script that runs in processes of its own, each of which leads a new session.
 
     Args:
-        command: the script and its arguments, as in `sys.argv`.
-        environment: the processes' variables, all of them.
-        cwd: their working directory.
-        ranks: 0 for one process, as `python` starts it; else so many that find each other as torchrun's do. No agent watches over
-            them: what it does with signals and with a rank that fails is tested with torchrun itself.
-        together: whether errors go where the output goes.
+        command: The script and its arguments, as in `sys.argv`.
+        environment: All variables of the processes.
+        cwd: The working directory.
+        ranks: 0 for one process, as `python` starts it; else the number of processes, which find each other
+            as under torchrun. There is no agent. Tests of its handling of signals and failed ranks use
+            torchrun itself.
+        together: Whether errors go to the output.
     """
 
     def __init__(
@@ -78,28 +78,31 @@ class Running:
         output = Path(self._folder.name, "out")
         self._texts = output, output if together else output.with_name("err")
         self._processes = [
-            spawn(command, {**environment, **own}, cwd, *self._texts)
-            for own in (rank_variables(ranks) if ranks else [{}])
+            spawn(command, {**environment, **variables}, cwd, *self._texts)
+            for variables in (rank_variables(ranks) if ranks else [{}])
         ]
 
     @property
     def pid(self) -> int:
-        """Of the only process."""
+        """The id of the only process."""
         (process,) = self._processes
         assert process.pid
         return process.pid
 
     @property
     def code(self) -> int | None:
-        """The first exit code that is not 0, minus the signal's number where one ended the process; None while any runs."""
+        """The first exit code that is not 0, or minus the signal's number; None while any process runs."""
         codes = [process.exitcode for process in self._processes]
         return None if None in codes else next((code for code in codes if code), 0)
 
     def wait(self, timeout_s: float) -> tuple[int, str, str]:
-        """Wait for the end. Returns (exit code, output, errors).
+        """Wait for the end, and return the exit code, the output and the errors.
+
+        Args:
+            timeout_s: The timeout in seconds.
 
         Raises:
-            subprocess.TimeoutExpired: it ran longer, and was killed.
+            subprocess.TimeoutExpired: The processes ran longer, and were killed.
         """
         deadline = time.monotonic() + timeout_s
         for process in self._processes:
@@ -116,25 +119,30 @@ class Running:
 
 
 def on_ranks(function: Callable[..., None], arguments: tuple[Any, ...], num_ranks: int) -> None:
-    """Call `function(rank, *arguments)` in so many processes at once.
+    """Call `function(rank, *arguments)` in `num_ranks` processes at once.
+
+    Args:
+        function: The function.
+        arguments: Its arguments after the rank.
+        num_ranks: The number of processes.
 
     Raises:
-        torch.multiprocessing.ProcessException: one of them raised or died.
+        torch.multiprocessing.ProcessException: A process raised an error or died.
     """
     torch.multiprocessing.start_processes(
-        _as_a_test, (function, arguments, seeds.added), num_ranks, start_method="forkserver"
+        _call_as_test, (function, arguments, seeds.added), num_ranks, start_method="forkserver"
     )
 
 
-def _as_a_test(rank: int, function: Callable[..., None], arguments: tuple[Any, ...], added: int) -> None:
-    """With the networks and the seeds of the process that compares them with its own."""
+def _call_as_test(rank: int, function: Callable[..., None], arguments: tuple[Any, ...], added: int) -> None:
+    """Call the function with the test process's cheaper networks and seeds."""
     cheaper.make_cheaper(pytest.MonkeyPatch())
     seeds.add_to_seeds(added)
     function(rank, *arguments)
 
 
 def rank_variables(ranks: int) -> list[dict[str, str]]:
-    """What torchrun tells each rank. The port is free now, and rank 0 listens on it a second later."""
+    """Return torchrun's variables for each rank. The port is free now, and rank 0 uses it a second later."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -150,10 +158,10 @@ def _become(
     texts: Sequence[Path],
     prepare: Callable[[], object] | None,
 ) -> NoReturn:
-    """Run the command as the only thing that this process ever did, and end as an interpreter does."""
+    """Run the command as if it were all that this process ever did, and exit as an interpreter does."""
     os.setsid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.closerange(3, 1024)  # the server's: it would live on for their sake
+    os.closerange(3, 1024)  # the server's descriptors, which would keep it alive
     for number, path in enumerate(texts, 1):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(file, number)
@@ -162,9 +170,9 @@ def _become(
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(environment)
-    tempfile.tempdir = None  # of the server's TMPDIR
+    tempfile.tempdir = None  # forget the server's TMPDIR
     os.chdir(cwd)
-    # A pytest worker ignores it, and so does its server.
+    # A pytest worker ignores the signal, and so does its server.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code = 1
     try:
@@ -185,7 +193,7 @@ def _become(
     except KeyboardInterrupt:
         traceback.print_exc()
         code = 130
-    except BaseException:  # noqa: BLE001  (as the interpreter would)
+    except BaseException:  # noqa: BLE001  (the interpreter does the same)
         traceback.print_exc()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

@@ -1,4 +1,4 @@
-"""What the server of `tests.warm` has imported before it forks: nothing here may start a thread or choose a device."""
+"""The imports of `tests.warm`'s server before it forks. They must not start a thread or choose a device."""
 
 import contextlib
 import gc
@@ -34,4 +34,4 @@ for name in (
 with contextlib.suppress(ImportError):
     import_module("nvidia.dali.fn")
 gc.collect()
-gc.freeze()  # what is imported stays: the children do not look through it for garbage
+gc.freeze()  # the children's garbage collection skips imported objects

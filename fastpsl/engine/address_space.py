@@ -1,4 +1,4 @@
-"""A limit on the addresses of a process (`ulimit -v`): its remedy is said before a library aborts on it, or hangs."""
+"""Checks of the limit on a process's addresses (`ulimit -v`), on which libraries otherwise abort or hang."""
 
 import os
 import resource
@@ -11,7 +11,7 @@ _REMEDY = "raise it, or give `ulimit -v unlimited`"
 
 
 def say_low_limit() -> None:
-    """Say in a line on stderr, on rank 0, that torch will hardly load: what it says itself names no limit."""
+    """Print a line to stderr, on rank 0, if torch will hardly load, because its own error names no limit."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY or limit >= _NEEDED_BY_TORCH or "torch" in sys.modules:
         return
@@ -24,11 +24,11 @@ def say_low_limit() -> None:
 
 
 def require_address_space() -> None:
-    """Return where enough addresses are left for the libraries that a command loads after its start.
+    """Check that there are enough addresses for the libraries that a command loads after its start.
 
     Raises:
-        ValueError: less than 1 GB is left. OpenBLAS, which numba loads with the first compiled function, would try for ever to get
-            its memory, deaf to signals.
+        ValueError: Less than 1 GB is left. OpenBLAS, which numba loads with the first compiled function,
+            would try forever to allocate its memory and ignore signals.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
@@ -37,6 +37,7 @@ def require_address_space() -> None:
     left = limit - num_pages * resource.getpagesize()
     if left < _NEEDED:
         raise ValueError(
-            f"memory is limited to {limit / 1e9:.1f} GB of addresses (`ulimit -v`), of which {max(left, 0) / 1e9:.1f} GB are left, and at "
-            f"least {_NEEDED / 1e9:.1f} GB are needed: {_REMEDY}"
+            f"memory is limited to {limit / 1e9:.1f} GB of addresses (`ulimit -v`), of which "
+            f"{max(left, 0) / 1e9:.1f} GB are left, and at least {_NEEDED / 1e9:.1f} GB are needed: "
+            f"{_REMEDY}"
         )

@@ -1,4 +1,4 @@
-"""Parse command lines by tyro, whose boxed messages become one line."""
+"""Parsing of command lines by tyro, with its boxed error messages turned into one line."""
 
 import contextlib
 import io
@@ -15,10 +15,10 @@ _OF_OPTIONS = "Error parsing Options: "
 
 
 def parse(kind: Any, arguments: Sequence[str] | None = None, **settings: Any) -> Any:
-    """Return `tyro.cli(kind, args=arguments, **settings)`.
+    """Return `tyro.cli(kind, args=arguments, **settings)`; without arguments, for those of the process.
 
     Raises:
-        ValueError: With one line, for arguments that cannot be parsed.
+        ValueError: The arguments cannot be parsed. The message is one line.
         SystemExit: With code 0, after --help is printed.
     """
     box = io.StringIO()
@@ -32,18 +32,18 @@ def parse(kind: Any, arguments: Sequence[str] | None = None, **settings: Any) ->
 
 
 def one_line(box: str) -> str:
-    """Return a boxed message's error and first suggestion as one line; the frame may be missing.
+    """Return a boxed message's error and first suggestion as one line. The frame may be missing.
 
-    The box is taken apart because tyro 1.0 tells its suggestions nowhere else: the events of its experimental
+    The box is parsed because tyro 1.0 provides its suggestions nowhere else: the events of its experimental
     `_errors.on_parse_error` lack them.
     """
-    # Below the title; a rule becomes an empty line.
+    # The first line is the title. A horizontal rule becomes an empty line.
     lines = [line.strip("│| ") if line.strip(_FRAME) else "" for line in box.splitlines()[1:]]
     while lines and not lines[0]:
         lines.pop(0)
     error = lines[: lines.index("")] if "" in lines else lines
     message = " ".join(" ".join(error).split())
-    if message.startswith(_OF_OPTIONS):  # raised by a __post_init__ of ours, which says what to do
+    if message.startswith(_OF_OPTIONS):  # errors of our own __post_init__ already name the remedy
         return message.removeprefix(_OF_OPTIONS)
     if "Perhaps you meant:" in lines:
         suggestion = lines[lines.index("Perhaps you meant:") :][:2]

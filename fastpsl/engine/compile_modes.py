@@ -1,4 +1,4 @@
-"""How the blocks of a training step run: as they are, with fused BatchNorms, by torch.compile, or compiled and replayed as CUDA graphs (`--step`)."""
+"""The modes of a training step's blocks (`--step`): eager, fused BatchNorms, compiled and CUDA graphs."""
 
 import importlib.util
 import itertools
@@ -17,17 +17,23 @@ from fastpsl.models.revnet import RevNet
 
 StepName = Literal["auto", "eager", "fused", "compiled", "graphed"]
 
-# (backbone, first and last learning block, side of what it reads in px) → the fastest mode, and how much faster than eager it was: ResNet-50 in
-# fp16, batch 256, on one H200 with torch 2.11: S1 9,900 against 8,400 images/s, end to end 6,700 against 5,800. What is not here was not measured;
-# `fused` was not yet.
+# (backbone, first and last learning block, side of the images in px) → the fastest mode, and its speed
+# relative to eager. Measured with ResNet-50 in fp16, batch 256, on one H200 with torch 2.11: S1 ran at 9,900
+# images/s against 8,400, and end to end at 6,700 against 5,800. Other cases, and the mode `fused`, have not
+# been measured.
 GAINS = {("resnet50", 1, 3, 224): ("compiled", 1.18), ("resnet50", 1, 5, 224): ("compiled", 1.16)}
 MEASURED_PRECISIONS = ("fp16", "bf16")  # bf16 by analogy: it has fp16's kernels and its layout
-# torch.compile's GPU backend asks for it: Triton.
+# Triton, torch.compile's GPU backend, requires it.
 MIN_CAPABILITY = (7, 0)
 
 
 class StepChoice(NamedTuple):
-    """mode: "eager", "fused", "compiled" or "graphed"; reason: why, for people."""
+    """A mode with the reason for it.
+
+    Attributes:
+        mode: "eager", "fused", "compiled" or "graphed".
+        reason: A text for people.
+    """
 
     mode: str
     reason: str
@@ -40,41 +46,46 @@ _numbers = itertools.count()
 
 
 def make_runner(mode: str, backend: str | Callable[..., Callable[..., object]] = "inductor") -> Runner:
-    """`run_blocks` as a stage has it in `mode`; what is compiled is compiled when it is first called.
+    """Return a stage's version of `run_blocks`. Compilation happens at its first call.
 
-    Blocks are arguments: nothing of a stage is held here, and a copy of a trunk runs its own blocks.
+    The blocks are arguments, so the runner holds nothing of a stage, and a copy of a trunk runs its own
+    blocks.
 
-    dynamic=False, and a code object for each runner: torch keeps its caches, and what it saw of sizes, by code object. When a
-    second stage runs through the same one, its other height and width make torch compile it for symbolic sizes (S2's
-    learning blocks had two SymInt inputs), and inductor leaves channels-last for convolutions of symbolic size. So compiled
-    S2 was slower than eager: 5,000 against 7,000 images/s. Sizes are the same in all steps of a stage.
+    torch.compile is called with dynamic=False, and each runner has its own code object, because torch stores
+    its caches and the sizes it has seen per code object. If a second stage shared one, its other height and
+    width would make torch compile for symbolic sizes (S2's learning blocks had two SymInt inputs), and
+    inductor does not use channels-last for convolutions of symbolic size. S2 was then slower compiled than
+    eager: 5,000 against 7,000 images/s. Within a stage, all steps have the same sizes.
 
-    fullgraph: a graph break, or more variants than torch keeps of one code object (8), raises instead of running
-    eagerly from there on without a word.
+    With fullgraph=True, a graph break, or more variants than torch keeps per code object (8), raises an
+    error. Otherwise torch would silently run eagerly from then on.
 
-    graphed: by torch.compile's CUDA graph trees and not by torch.cuda.make_graphed_callables, which runs the blocks three
-    times before it captures (BatchNorm's running statistics would move, and torch leaves it to the caller to undo that),
-    copies each input into a fixed place and fuses nothing. The caller marks each pass (`begin_pass`) and keeps
-    gradients in place, see `TrainStep`.
+    "graphed" uses torch.compile's CUDA graph trees and not torch.cuda.make_graphed_callables. The latter runs
+    the blocks three times before it captures, which changes BatchNorm's running statistics, copies each input
+    to a fixed address and fuses nothing. The caller marks each pass (`begin_pass`) and keeps gradients in
+    place (see `TrainStep`).
     """
     if mode == "eager":
         return run_blocks
     if mode == "fused":
-        # It imports Triton, which is not everywhere.
-        made: Runner = importlib.import_module("fastpsl.engine.fused_norms").make_fused_runner()
-        return made
+        # fused_norms imports Triton, which is not installed everywhere.
+        fused_runner: Runner = importlib.import_module("fastpsl.engine.fused_norms").make_fused_runner()
+        return fused_runner
     code = run_blocks.__code__.replace(co_name=f"run_blocks_{next(_numbers)}")
-    own = FunctionType(code, run_blocks.__globals__, argdefs=run_blocks.__defaults__)
+    function = FunctionType(code, run_blocks.__globals__, argdefs=run_blocks.__defaults__)
     inductor_mode = "reduce-overhead" if mode == "graphed" else None
-    runner: Runner = torch.compile(own, backend=backend, dynamic=False, fullgraph=True, mode=inductor_mode)
+    runner: Runner = torch.compile(
+        function, backend=backend, dynamic=False, fullgraph=True, mode=inductor_mode
+    )
     return runner
 
 
 def begin_pass(mode: str) -> None:
-    """Before each forward pass in training: outputs of the last one's graphs may be overwritten from here on.
+    """Mark the start of a forward pass in training.
 
-    Without it torch guesses where an iteration begins, and takes the frozen blocks, after which no backward pass comes, for a whole
-    one: their output would be gone before the learning blocks have read it.
+    From here on, graphs may overwrite the outputs of the last pass. Without the mark, torch guesses where an
+    iteration begins. It takes the frozen blocks, which no backward pass follows, for a whole iteration, and
+    would overwrite their output before the learning blocks have read it.
     """
     if mode == "graphed":
         torch.compiler.cudagraph_mark_step_begin()
@@ -91,9 +102,20 @@ def choose_step(
     num_ranks: int = 1,
     sync_batchnorm: bool = False,
 ) -> StepChoice:
-    """The mode of a stage's steps; auto: what was measured to be faster, else eager. ValueError for what cannot be.
+    """Choose the mode of a stage's steps.
 
-    side_px: of the pictures that the backbone reads.
+    Args:
+        asked: The option --step. "auto" takes the mode that was measured to be fastest, or else eager.
+        backbone: The backbone.
+        stage: The stage.
+        device: The device of the training.
+        precision: The resolved precision, such as "fp16".
+        side_px: The side of the images that the backbone reads.
+        num_ranks: The number of ranks.
+        sync_batchnorm: Whether BatchNorm is synchronised over the ranks.
+
+    Raises:
+        ValueError: The mode `asked` cannot run here.
     """
     if asked == "eager":
         return EAGER
@@ -128,10 +150,10 @@ def _measured(
     blocks = f"{backbone.name} B{stage.first_learning}-B{stage.last_block}"
     if stage.first_learning > stage.last_block:
         return StepChoice("eager", "no block learns")
-    found = GAINS.get((backbone.name, stage.first_learning, stage.last_block, side_px))
-    if found is None or precision not in MEASURED_PRECISIONS:
+    measurement = GAINS.get((backbone.name, stage.first_learning, stage.last_block, side_px))
+    if measurement is None or precision not in MEASURED_PRECISIONS:
         return StepChoice("eager", f"nothing faster was measured for {blocks} on {side_px} px in {precision}")
-    mode, gain = found
+    mode, gain = measurement
     return StepChoice(mode, f"{gain:.2f} times eager's speed was measured for {blocks} on {side_px} px")
 
 
@@ -154,7 +176,7 @@ def _why_not_fused(backbone: Backbone, stage: Stage, device: torch.device) -> st
 
 
 def _why_no_triton(device: torch.device) -> str:
-    """Of torch.compile on CUDA, and of our kernels."""
+    """Return why torch.compile on CUDA and our own kernels cannot use Triton, or an empty string."""
     if torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
         return f"Triton needs a GPU of compute capability {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]}"
     if importlib.util.find_spec("triton") is None:
@@ -166,7 +188,10 @@ def _why_no_triton(device: torch.device) -> str:
 
 def _why_not_compiled(backbone: Backbone, device: torch.device, sync_batchnorm: bool) -> str:
     if isinstance(backbone, RevNet):
-        return "RevNet's backward pass, which recomputes its inputs, is a function that torch.compile does not take"
+        return (
+            "RevNet's backward pass, which recomputes its inputs, is a function that torch.compile does "
+            "not take"
+        )
     if sync_batchnorm:
         return "torch.compile does not take SyncBatchNorm, which talks to other ranks in its forward pass"
     if device.type == "cuda":

@@ -1,6 +1,6 @@
-"""Show long work on stderr: live on a terminal, else by plain lines.
+"""Display of long work on stderr: live on a terminal, otherwise as plain lines.
 
-The plain lines of `Progress` and `status` are those of `doing`, which speaks after ten seconds of silence.
+The plain lines of `Progress` and `status` come from `doing`, which prints after ten seconds of silence.
 """
 
 import sys
@@ -19,15 +19,15 @@ from rich.table import Table
 from fastpsl.engine.terminal import escaped, plain
 from fastpsl.pipelines.doing import clock, doing, heard, speak_by
 
-PLAIN_LINE_EVERY_S = 9.0  # before `doing` would speak
+PLAIN_LINE_EVERY_S = 9.0  # less than the ten seconds after which `doing` prints
 _BAR_EVERY_S = 0.1
 
 
 class Screen:
-    """The screen of a training: a table of the newest numbers, below lines that stay.
+    """The screen of a training: lines that stay, and below them a table of the newest numbers.
 
-    What `doing` says stands below the table until the next numbers or line. Without a terminal the numbers
-    are a line, at most every nine seconds.
+    The lines of `doing` appear below the table until the next numbers or line. Without a terminal, the
+    numbers are printed as a line, at most every nine seconds.
     """
 
     def __init__(self, console: Console | None = None):
@@ -37,7 +37,7 @@ class Screen:
         self._last_line = 0.0
 
     def show(self, record: dict[str, Any]) -> None:
-        """Show the numbers of a log step, as `reporter.Reporter` makes them."""
+        """Show the numbers of a log step."""
         cells = _cells(record)
         if not self.console.is_terminal:
             now = time.monotonic()
@@ -58,7 +58,7 @@ class Screen:
         heard()
 
     def _caption(self, line: str) -> None:
-        """Show `line` below the table; called from `doing`'s thread, since rich's displays have locks."""
+        """Show `line` below the table. `doing` calls this from its thread, but rich's displays have locks."""
         live, table = self._live, self._table
         if live is not None:
             table.caption, table.caption_justify = escape(line), "left"
@@ -66,12 +66,12 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self._table.caption = None  # what it was about is over
+        self._table.caption = None  # the work that it reported is over
         self.console.print(escaped(text), markup=False)
         heard()
 
     def close(self) -> None:
-        """End the live display; its last numbers stay."""
+        """End the live display. Its last numbers stay on the screen."""
         if self._live is not None:
             speak_by(None)
             live, self._live = self._live, None
@@ -80,7 +80,7 @@ class Screen:
 
 
 def _cells(record: dict[str, Any]) -> dict[str, str]:
-    """Return column → text of a record of `Screen.show`."""
+    """Return column titles and texts for a record of `Screen.show`."""
     return {
         "stage": f"{record['stage']} level G{record['level']}",
         "step": f"{record['step']}/{record['num_steps']}",
@@ -93,9 +93,10 @@ def _cells(record: dict[str, Any]) -> dict[str, str]:
 
 
 class Progress:
-    """A bar of what is counted: done, broken, per second, time left.
+    """A progress bar with counts of done and broken items, the speed and the time left.
 
-    `with Progress("images", total, "training on features") as progress: progress.update(num_done, num_bad)`
+    Example: `with Progress("images", total, "training on features") as progress: progress.update(num_done,
+    num_bad)`
     """
 
     def __init__(self, unit: str, total: int, what: str = ""):
@@ -105,7 +106,7 @@ class Progress:
         self._bar = Bar(
             BarColumn(),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),  # goes on while nothing else does
+            TimeElapsedColumn(),  # changes even while no item is finished
             TextColumn("{task.description}"),
             console=Console(file=plain(sys.stderr)),
             transient=True,
@@ -124,19 +125,19 @@ class Progress:
         self._doing.__exit__()
 
     def update(self, num_done: int, num_bad: int = 0) -> None:
-        """Set how many are done, and how many of these are broken."""
+        """Set how many items are done, and how many of these are broken."""
         self._doing.update(num_done, num_bad)
         now = time.monotonic()
         if self._on_terminal and now - self._last_shown >= _BAR_EVERY_S:
             self._last_shown = now
-            what = f"{self._doing.what}: " if self._doing.what else ""
+            prefix = f"{self._doing.what}: " if self._doing.what else ""
             pace = self._doing.pace(now - self._doing.started)
-            self._bar.update(self._task, completed=num_done, description=what + pace)
+            self._bar.update(self._task, completed=num_done, description=prefix + pace)
 
 
 @contextmanager
 def status(what: str) -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows `what: text` in a line that changes; without a terminal, as `doing`."""
+    """Yield a function that shows `what: text` in a changing line; without a terminal, as `doing` does."""
     with doing(what) as current:
         if not plain(sys.stderr).isatty():
             yield lambda text: current.turn_to(f"{what}: {text}")

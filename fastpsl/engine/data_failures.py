@@ -1,4 +1,4 @@
-"""Data that fail amid training, on one rank or on all: no rank begins the step that has none, and what the last one left is saved."""
+"""Failures of the data during training: if one rank has no batch, all ranks save their last step and stop."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,14 +7,18 @@ from fastpsl.pipelines.batch import Batch
 
 
 def next_on_all_ranks(batches: Iterator[Batch], world: World, save: Callable[[], str | None]) -> Batch:
-    """The next batch. Called by every rank before a step.
+    """Return the next batch, or stop on all ranks if the data failed on one.
 
+    Every rank calls it before a step.
     Args:
-        save: called by every rank where the data failed on one: saves what the last step left, and says where a resume begins; None
-            where nothing was saved.
+        batches: The batches of this rank.
+        world: The ranks.
+        save: Called by every rank after a failure. It saves the state after the last step and returns where a
+            resumed run begins, or None if nothing was saved.
 
     Raises:
-        ValueError, OSError: the data failed, on this rank or on another.
+        ValueError: The data failed on this rank or another.
+        OSError: The data failed on this rank, and nothing was saved.
     """
     failure: ValueError | OSError | None = None
     try:
@@ -25,10 +29,10 @@ def next_on_all_ranks(batches: Iterator[Batch], world: World, save: Callable[[],
         return batch
     texts = of_all_ranks(world, None if failure is None else str(failure))
     others = (f"{text} (rank {rank})" for rank, text in enumerate(texts) if text is not None)
-    told = next(others) if failure is None else str(failure)
+    message = next(others) if failure is None else str(failure)
     where = save()
     if where is not None:
-        told += f"; a checkpoint was written, and the same command goes on from {where}"
+        message += f"; a checkpoint was written, and the same command goes on from {where}"
     elif failure is not None:
         raise failure
-    raise ValueError(told) from failure
+    raise ValueError(message) from failure

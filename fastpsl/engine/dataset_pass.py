@@ -1,4 +1,4 @@
-"""EpochContext over the training data that are no steps: what a task labels it by (`Task.start_epoch`)."""
+"""Passes over the training data outside the steps, by which tasks label the data (`Task.start_epoch`)."""
 
 import contextlib
 import time
@@ -26,16 +26,21 @@ from fastpsl.pipelines.views import ViewSpec
 
 
 class PassStopped(Exception):
-    """A signal came in mid-pass. The trainer's to catch: it saves the run as it was before the pass."""
+    """An interruption of a pass by a signal; the trainer then saves the run as it was before the pass."""
 
 
 @dataclass(frozen=True)
 class EpochContext:
-    """What a task may do before an epoch's first step. `start_epoch` is called again where a pass was stopped, so what it changes must
-    be the same then.
+    """The operations that a task may use before an epoch's first step.
 
-    epoch: counted over all stages. first: whether it is the stage's first. draws: the number of the epoch whose draws passes
-    have, which no epoch of training has.
+    If a signal stops a pass, `start_epoch` is called again on resume, so it must repeat its changes exactly.
+
+    Attributes:
+        run: The run.
+        train_step: The stage's training step.
+        epoch: The number of the epoch, counted over all stages.
+        first: Whether it is the stage's first epoch.
+        draws: The epoch number that seeds the random draws of passes. No epoch of training has it.
     """
 
     run: Run
@@ -63,11 +68,23 @@ class EpochContext:
     def forward_dataset(
         self, view: ViewSpec, function: Callable[[Tensor], Tensor], *, training: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every training sample once, in the data's order, this rank's share: (indices int64 [B], function(features) [B, ...]) a batch.
+        """Iterate over this rank's share of the training samples, each once and in the data's order.
 
-        features: of the stage's last block, for `view`. Padding and samples that cannot be decoded have index -1. Without
-        gradients; weights, running statistics and modes stay as they are. training=False: in eval mode, by rank 0's running
-        statistics; True: with the dropout and the batch statistics of a training step.
+        Gradients are off. Weights, running statistics and modes are unchanged afterwards.
+
+        Args:
+            view: The view of each sample that the trunk reads.
+            function: Maps features of the stage's last block to [B, ...].
+            training: Whether to use the dropout and batch statistics of a training step. Otherwise the pass
+                runs in eval mode with rank 0's running statistics.
+
+        Yields:
+            For each batch: indices int64 [B] and function(features) [B, ...]. Padding and samples that cannot
+                be decoded
+            have index -1.
+
+        Raises:
+            PassStopped: A signal arrived.
         """
         run, train_step, trunk = self.run, self.train_step, self.train_step.module.trunk
         augment = choose_augment(run.options.augment, (view,), run.world.device)
@@ -98,10 +115,18 @@ class EpochContext:
     def predict(
         self, predict_images: Callable[[range], Iterator[Predictions]], science: Mapping[str, Any]
     ) -> None:
-        """predictions.npz in the run's folder: `predict_images` of every held-out image (see `predictions.predict`), this rank's share.
+        """Write predictions.npz in the run's folder, with the predictions for every held-out image.
 
-        Without gradients, in eval mode, by rank 0's running statistics. science: `held_out_science`, of which parts of an interrupted pass
-        must be. PassStopped where a signal came.
+        `predictions.predict` describes the file. Gradients are off, and modules run in eval mode with rank
+        0's running statistics.
+
+        Args:
+            predict_images: Predicts the held-out images of a range, this rank's share.
+            science: The result of `held_out_science`. Parts of an interrupted pass are reused if they have
+                the same.
+
+        Raises:
+            PassStopped: A signal arrived.
         """
         run, train_step = self.run, self.train_step
         assert run.data.val is not None
@@ -119,12 +144,12 @@ class EpochContext:
                     progress.update(min(done * run.world.size, num), 0)
                 return run.stop_signal.after_step().stop
 
-            made = predict(run.folder, num, predict_images, run.world, science, after_image)
-        if made is None:
+            path = predict(run.folder, num, predict_images, run.world, science, after_image)
+        if path is None:
             raise PassStopped
 
     def held_out_science(self, **more: Any) -> dict[str, Any]:
-        """What predictions depend on: the learned weights, the held-out data, and `more`. Rank 0's is the true one."""
+        """Return what predictions depend on: weights, held-out data and `more`. Only rank 0's is used."""
         assert self.run.data.val is not None
         weights = sha256_of_tensors(self.train_step.module.state_dict())
         return {"weights": weights, "data": self.run.data.val.digest()} | more
@@ -144,7 +169,7 @@ class EpochContext:
 
 
 def _without_padding(images: Tensor, batch: Batch) -> Tensor:
-    """The batch's own images again in the place of its padding, which must not count in its statistics."""
+    """Replace padding by copies of the batch's images, so that it does not affect the batch statistics."""
     num_valid = int((batch.indices >= 0).sum())
     if num_valid in (0, len(images)):
         return images
@@ -156,17 +181,21 @@ def _without_padding(images: Tensor, batch: Batch) -> Tensor:
 
 @contextlib.contextmanager
 def undisturbed(module: nn.Module, world: World, training: bool = False) -> Iterator[None]:
-    """In train mode, or in eval mode with rank 0's running statistics (each rank has its own since the last step); then all as it was."""
+    """Set eval mode (or train mode) within the context, and restore modes and buffers at its end.
+
+    Within the context, all ranks have rank 0's running statistics, because each rank's own differ since the
+    last step.
+    """
     modes = [(part, part.training) for part in module.modules()]
-    own: Sequence[tuple[Tensor, Tensor]] = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    buffers: Sequence[tuple[Tensor, Tensor]] = [(buffer, buffer.clone()) for buffer in module.buffers()]
     module.train(training)
     try:
         if world.size > 1:
-            for buffer, _ in own:
+            for buffer, _ in buffers:
                 dist.broadcast(buffer, src=0)
         yield
     finally:
-        for buffer, value in own:
+        for buffer, value in buffers:
             buffer.copy_(value)
         for part, mode in modes:
             part.training = mode
@@ -174,7 +203,7 @@ def undisturbed(module: nn.Module, world: World, training: bool = False) -> Iter
 
 @contextlib.contextmanager
 def run_plainly(trunk: Trunk) -> Iterator[None]:
-    """Not by what was compiled for steps, which would be compiled once more for a pass without gradients."""
+    """Run the trunk eagerly, because a pass without gradients would compile compiled blocks once more."""
     runner, trunk.runner = trunk.runner, run_blocks
     try:
         yield

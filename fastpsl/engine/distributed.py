@@ -1,4 +1,4 @@
-"""The process group under torchrun, and what the ranks must agree on: when to stop and when to checkpoint."""
+"""The process group under torchrun, and collective operations by which ranks agree."""
 
 import gc
 import os
@@ -16,7 +16,15 @@ from fastpsl.engine.gpu_flags import allow_tf32, restore_flags, set_cudnn_benchm
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers: rank in [0, size), the rank on this machine, the device it computes on."""
+    """One process of a training and its position among the others.
+
+    Attributes:
+        rank: The rank, in [0, size).
+        size: The number of processes.
+        local_rank: The rank on this machine.
+        local_size: The number of processes on this machine.
+        device: The device of this process.
+    """
 
     rank: int
     size: int
@@ -26,12 +34,21 @@ class World:
 
 
 def own_rank() -> int:
-    """This process's rank by torchrun's environment; 0 without it."""
+    """Return this process's rank from torchrun's environment, or 0 without it."""
     return int(os.environ.get("RANK", "0"))
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:
-    """`auto` (CUDA where there is one), `cpu` or `cuda`. ValueError where CUDA is asked for and absent."""
+    """Choose the device of a process.
+
+    Args:
+        name: "auto" (CUDA if it is available), "cpu" or "cuda".
+        local_rank: The rank on this machine, which numbers the CUDA devices.
+
+    Raises:
+        ValueError: The name is unknown, CUDA was requested but is missing, or there are fewer devices than
+            ranks.
+    """
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"unknown device {name!r}: allowed are auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
@@ -45,19 +62,21 @@ def choose_device(name: str, local_rank: int) -> torch.device:
         if unused_gpu():
             why, remedy = why_no_cuda()
             warnings.warn(
-                f"the CPU computes, though there is an NVIDIA driver: torch sees no CUDA device ({why}): {remedy}",
+                f"the CPU computes, though there is an NVIDIA driver: torch sees no CUDA device ({why}): "
+                f"{remedy}",
                 stacklevel=2,
             )
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise ValueError(
-            f"local rank {local_rank}, but {torch.cuda.device_count()} CUDA devices: lower torchrun's --nproc-per-node"
+            f"local rank {local_rank}, but {torch.cuda.device_count()} CUDA devices: lower torchrun's "
+            "--nproc-per-node"
         )
     return torch.device("cuda", local_rank)
 
 
 def join_world(device_name: str, timeout_s: float) -> World:
-    """Read torchrun's environment, choose the device, start the process group (NCCL for CUDA, Gloo for the CPU)."""
+    """Start the process group of torchrun's environment: NCCL for CUDA, Gloo for the CPU."""
     rank, size, local_rank, local_size = (
         int(os.environ.get(name, default))
         for name, default in (
@@ -82,7 +101,7 @@ def join_world(device_name: str, timeout_s: float) -> World:
 def leave_world() -> None:
     """Destroy the process group and restore torch's flags.
 
-    DDP's objects are collected first, because Gloo's threads abort the process otherwise.
+    DDP's objects are collected first, because otherwise Gloo's threads abort the process.
     """
     restore_flags()
     if dist.is_initialized():
@@ -91,7 +110,7 @@ def leave_world() -> None:
 
 
 def share(world: World, value: Any = None) -> Any:
-    """Rank 0's `value`, on every rank. Any picklable object."""
+    """Return rank 0's `value`, any picklable object, on every rank."""
     if world.size == 1:
         return value
     box = [value]
@@ -100,7 +119,10 @@ def share(world: World, value: Any = None) -> Any:
 
 
 def on_any_rank(world: World, fact: bool) -> bool:
-    """Whether `fact` holds on at least one rank. Called by every rank; over Gloo, so that no GPU waits."""
+    """Return whether `fact` holds on at least one rank.
+
+    Every rank calls it. Gloo is used, so that no GPU waits.
+    """
     if world.size == 1:
         return fact
     flag = torch.tensor(float(fact))
@@ -109,7 +131,7 @@ def on_any_rank(world: World, fact: bool) -> bool:
 
 
 def of_all_ranks(world: World, value: Any) -> list[Any]:
-    """Each rank's `value`, in the order of the ranks, on every rank. Any picklable object."""
+    """Return every rank's `value`, any picklable object, in the order of the ranks."""
     values = [value] * world.size
     if world.size > 1:
         dist.all_gather_object(values, value)
@@ -117,20 +139,20 @@ def of_all_ranks(world: World, value: Any) -> list[Any]:
 
 
 def wait_for_all(world: World) -> None:
-    """Return once every rank is here; over Gloo, so that no GPU waits."""
+    """Return once every rank has called this. Gloo is used, so no GPU waits."""
     if world.size > 1:
         dist.all_reduce(torch.zeros(()))
 
 
 def sum_over_ranks(world: World, tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` summed over all ranks, in place; a collective call on the tensor's own device."""
+    """Sum `tensor` over all ranks in place, by a collective call on its own device."""
     if world.size > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def gathered(tensor: torch.Tensor) -> torch.Tensor:
-    """[B, ...] of all ranks, B alike on each, joined in the order of the ranks; without a gradient."""
+    """Concatenate all ranks' tensors [B, ...], of equal B, in the order of ranks and without gradients."""
     tensor = tensor.detach()
     if not dist.is_initialized():
         return tensor
@@ -142,5 +164,5 @@ def gathered(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def place_among_ranks() -> tuple[int, int]:
-    """(rank, number of ranks) for code that is handed no `World`; (0, 1) without a process group."""
+    """Return the rank and the number of ranks for code without a `World`; (0, 1) without a process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -1,4 +1,4 @@
-"""What a result depends on besides its options: machine, versions of packages, commit."""
+"""The environment that results depend on besides options: the machine, package versions and the commit."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "torchvision", "numba", "numpy", "kornia", "ffcv", "triton"
 
 
 def environment(world: World) -> dict[str, Any]:
-    """Machine, versions and commit, for the run's record."""
+    """Return the machine, package versions and commit, for the run's record."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -30,7 +30,7 @@ def environment(world: World) -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str]:
-    """Of the packages that results depend on."""
+    """Return the versions of the packages that results depend on."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -41,7 +41,7 @@ def package_versions() -> dict[str, str]:
 
 
 def own_commit() -> str | None:
-    """The commit that fastpsl runs from; None for an installed copy, or without git."""
+    """Return the commit of fastpsl's source, or None for an installed copy or without git."""
     if shutil.which("git") is None:
         return None
     command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]

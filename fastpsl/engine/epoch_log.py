@@ -1,4 +1,4 @@
-"""epochs.jsonl of a run: figures that tasks give of epochs, a line an epoch, each once whatever was resumed."""
+"""The file epochs.jsonl of a run: a task's figures, one line per epoch, also if the run was resumed."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from fastpsl.pipelines.files.json_lines import read_lines
 
 
 class EpochLog:
-    """The file, cut off behind the step from which a run goes on."""
+    """A log of epochs. Opening it removes the lines after the step from which a run resumes."""
 
     def __init__(self, path: Path, resumed_run_step: int):
         self.path = path
@@ -19,10 +19,10 @@ class EpochLog:
             MetricsFile(path, resumed_run_step)
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Add a line; lines of the same "run_step" and "epoch", or of later ones, are replaced."""
+        """Add a line. It replaces lines of the same or a later "run_step" and "epoch"."""
         place = (line["run_step"], line["epoch"])
         lines = [each.row for each in read_lines(self.path) if "epoch" in each.row]
-        # What a run that was killed had logged already is logged again.
+        # A killed run may have logged epochs after its last checkpoint, which the resumed run logs again.
         lines = [each for each in lines if (each["run_step"], each["epoch"]) < place]
         text = "".join(json.dumps(each) + "\n" for each in (*lines, line))
         write_atomically(self.path, text.encode())

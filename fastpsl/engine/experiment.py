@@ -1,4 +1,4 @@
-"""A learning problem, as a recipe hands it over."""
+"""The learning problem that a recipe defines, and the training step of each of its stages."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,13 +28,22 @@ from fastpsl.pipelines.data.dataset import Dataset, require_labels, require_same
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a recipe hands over: the learning problem. The machine's part is in `Run`.
+    """A learning problem, as a recipe defines it. `Run` holds what depends on the machine.
 
-    science: what must not change on resume besides the options that say so, such as digests of files.
-    part: of --data, what is trained on (such as `Subset`); the whole without it. open: training and held-out data, where --data and
-    --val are not opened as pictures of a folder or a beton. batchnorm: of blocks that learn: "train"; "eval" by running statistics,
-    which stay as they are; "fixed" the same, and scales and shifts do not learn either. clip_norm: of all gradients together, at most.
-    finish: called on rank 0 after a whole run; returns lines for people.
+    Attributes:
+        task: The task.
+        backbone: The backbone to train.
+        stages: The stages, in order.
+        schedule: The learning rate over the steps.
+        optimiser: Builds the optimiser from named parameters.
+        science: What must not change on resume besides options, such as digests of files.
+        frozen_batchnorm: How BatchNorms of frozen blocks normalise.
+        part: Selects the part of --data to train on (such as `Subset`); None for all of it.
+        open: Opens the training and held-out data, if --data and --val are not folders of images or betons.
+        batchnorm: The BatchNorms of learning blocks: "train"; "eval", which normalises by fixed running
+            statistics; or "fixed", which is "eval" with scales and shifts that do not learn.
+        clip_norm: The largest norm of all gradients together, or None.
+        finish: Called on rank 0 after a complete run; returns lines for people.
     """
 
     task: Task
@@ -51,13 +60,17 @@ class Experiment:
     finish: Callable[[Run], Sequence[str]] = lambda run: ()
 
     def __post_init__(self) -> None:
-        """ValueError before anything is opened where a level's views cannot be."""
+        """Raise ValueError for views that cannot be built, before any data is opened."""
         for stage in self.stages:
             assert 1 <= stage.level <= self.task.num_levels, stage
             self.task.views(stage.level)
 
     def open_data(self, options: RunOptions, world: World) -> RunData:
-        """Open and `check` the data. ValueError where it cannot serve."""
+        """Open the data and `check` it.
+
+        Raises:
+            ValueError: The data cannot be opened or does not fit.
+        """
         data = RunData(options, world, self.open, self.part)
         try:
             self.check(data)
@@ -67,7 +80,11 @@ class Experiment:
         return data
 
     def check(self, data: RunData) -> None:
-        """Raise ValueError now, and not after two stages, where a stage cannot be trained on this data."""
+        """Check before the first stage that every stage can be trained on this data.
+
+        Raises:
+            ValueError: A stage cannot be trained on it.
+        """
         task, options, world = self.task, data.options, data.world
         if task.needs_labels:
             require_labels(data.train, "this recipe")
@@ -82,21 +99,26 @@ class Experiment:
         for stage in self.stages:
             data.loader_batch(task.images_per_sample(stage.level))
             views, others = task.views(stage.level), task.held_out_views(stage.level)
-            of_passes = task.pass_views(stage.level)
-            data.check_views((*views, *of_passes), others)
-            sides = [view.crop.size_px for view in (*views, *of_passes, *others)]
+            pass_views = task.pass_views(stage.level)
+            data.check_views((*views, *pass_views), others)
+            sides = [view.crop.size_px for view in (*views, *pass_views, *others)]
             check_size(min(sides, default=self.backbone.min_px), self.backbone.min_px)
-            choose_augment(options.augment, (*views, *others, *of_passes), world.device)
+            choose_augment(options.augment, (*views, *others, *pass_views), world.device)
             self.choose_step(stage, options, world)
             if options.fold_frozen:
                 check_foldable(self.backbone.blocks()[: stage.first_learning - 1], self.frozen_batchnorm)
 
     def choose_step(self, stage: Stage, options: RunOptions, world: World) -> StepChoice:
-        """How the stage's steps run. ValueError where they cannot run as the options ask."""
+        """Choose the mode of the stage's steps.
+
+        Raises:
+            ValueError: The steps cannot run as the options require.
+        """
         if not self.task.views(stage.level):
             if options.step not in ("auto", "eager"):
                 raise ValueError(
-                    f"--step {options.step}: it needs pictures of one size, and this recipe's have many; leave it out"
+                    f"--step {options.step}: it needs pictures of one size, and this recipe's have many; "
+                    "leave it out"
                 )
             return StepChoice("eager", "pictures of many sizes")
         precision = options.resolved_precision(world.device)
@@ -108,14 +130,17 @@ class Experiment:
 
 
 def place_backbone(experiment: Experiment, options: RunOptions, world: World) -> None:
-    """On the device, in its memory layout, with the BatchNorm that is asked for; before the first stage."""
+    """Move the backbone to the device, in channels-last memory and with SyncBatchNorm if requested."""
     if options.sync_batchnorm:
         nn.SyncBatchNorm.convert_sync_batchnorm(experiment.backbone)
     experiment.backbone.to(world.device).to(memory_format=torch.channels_last)
 
 
 def make_train_step(experiment: Experiment, number: int, options: RunOptions, world: World) -> TrainStep:
-    """Of stage `number` (from 0): module, optimiser and augmentation as training has them; the head is of (seed, stage)."""
+    """Build a stage's module, optimiser and augmentation for training.
+
+    The head's initial weights depend on the seed and the stage alone.
+    """
     task, stage = experiment.task, experiment.stages[number]
     torch.manual_seed(torch_seed(options.seed, number))
     head = task.head(stage.level, experiment.backbone.channels[stage.last_block - 1])

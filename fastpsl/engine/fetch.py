@@ -1,4 +1,4 @@
-"""Values from the device, without that the device stands still."""
+"""Transfer of values from the device to the host without stopping the device."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -10,9 +10,9 @@ Item = TypeVar("Item")
 
 
 class Fetch:
-    """Sends a tensor to the host, behind what the device has been given to do; `values` waits for it.
+    """A transfer of a tensor to the host, queued behind the device's work. `values` waits for it.
 
-    Who asks for the values after the next step was launched has them while the device computes that one.
+    If `values` is called after the next step was launched, the device computes that step during the wait.
     """
 
     def __init__(self, values: Tensor):
@@ -21,27 +21,27 @@ class Fetch:
         if values.is_cuda:
             on_host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._values = on_host.copy_(values, non_blocking=True)
-            # Waiting sleeps; torch's default would spin on a core.
+            # With blocking=True the wait sleeps. torch's default would occupy a core.
             self._arrived = torch.cuda.Event(blocking=True)
             self._arrived.record()
 
     def values(self) -> Tensor:
-        """Return the tensor on the host: in pinned memory where it comes from a GPU, so copy what is kept for long."""
+        """Return the tensor on the host. From a GPU it is in pinned memory, so copy it to keep it long."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._values
 
     def numbers(self) -> list[float]:
-        """Return the values, flat."""
+        """Return the values as a flat list."""
         numbers: list[float] = self.values().flatten().tolist()
         return numbers
 
 
 def one_behind(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield each item after the next one was made, so that the device computes that one while the host looks at this one."""
-    held: list[Item] = []
+    """Yield each item after the next one was drawn, so that the device works on that one meanwhile."""
+    items_held: list[Item] = []
     for item in items:
-        held.append(item)
-        if len(held) > 1:
-            yield held.pop(0)
-    yield from held
+        items_held.append(item)
+        if len(items_held) > 1:
+            yield items_held.pop(0)
+    yield from items_held

@@ -1,4 +1,4 @@
-"""The first batch of a stage: loaded by one rank before the others, and drawn for people."""
+"""The first batch of a stage: loaded by one rank before the others, and drawn as a contact sheet."""
 
 import torch
 
@@ -12,9 +12,9 @@ from fastpsl.plots.contact_sheet import NUM_PICTURES, captions, save_contact_she
 
 
 def look_at_first_batch(run: Run, task: Task, stage: Stage, loader: BatchSource) -> None:
-    """Let one rank a machine load a batch before the others start, so that numba compiles the loader once, not N times.
+    """Load a batch on one rank per machine, so that numba compiles the loader once instead of on every rank.
 
-    Rank 0 draws it, contact-sheet-G<level>.png: what the network sees at this level. Nothing where the task draws none.
+    Rank 0 draws the batch as contact-sheet-G<level>.png, unless the task draws none.
     """
     run.reporter.say(f"decoder {loader.decoder_name}: {loader.decoder_reason}")
     batch = None

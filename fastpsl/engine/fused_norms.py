@@ -1,4 +1,4 @@
-"""Views of blocks whose BatchNorms, in training, run with the sum and the ReLU behind them (`--step fused`)."""
+"""Views of blocks in which each BatchNorm is fused with the sum and ReLU after it (`--step fused`)."""
 
 import operator
 from collections.abc import Sequence
@@ -17,11 +17,17 @@ from fastpsl.kernels.fused_cuda.batch_norm import Norm, Operand, batch_norm
 
 
 class FusedNorm(nn.Module):
-    """relu(norm(x) + z), or with z_norm(z) for z, or without z, or without the ReLU. Holds the block's own BatchNorms.
+    """A BatchNorm fused with its successors: relu(norm(x) + z), with z_norm(z) for z, or without z or ReLU.
 
-    By the kernels where these normalise by the batch's statistics, as in training; elsewhere by torch, one after the other, and so
-    with what torch refuses or takes as a special case: one value a channel, or none, or a z of another shape. fork: the result twice, see
-    `batch_norm`.
+    It holds the block's own BatchNorms. The kernels run if these normalise by batch statistics, as in
+    training. Otherwise torch runs one operation after the other. torch also handles what it rejects or treats
+    as a special case: one value or none per channel, and a z of another shape.
+
+    Attributes:
+        norm: The BatchNorm of x.
+        z_norm: The BatchNorm of z, or None.
+        relu: Whether a ReLU follows.
+        fork: Whether to return the result twice (see `batch_norm`).
     """
 
     def __init__(self, norm: _BatchNorm, z_norm: _BatchNorm | None = None, relu: bool = False):
@@ -50,7 +56,7 @@ def _fits(norm: _BatchNorm, x: Tensor) -> bool:
 
 
 def _group(norm: _BatchNorm) -> Any:
-    """The ranks that a SyncBatchNorm in training shares statistics with."""
+    """Return the process group with which a SyncBatchNorm shares statistics in training, or None."""
     if not (isinstance(norm, nn.SyncBatchNorm) and norm.training and dist.is_initialized()):
         return None
     group = norm.process_group or dist.group.WORLD
@@ -67,11 +73,15 @@ def _operand(x: Tensor, norm: _BatchNorm) -> Operand:
 
 
 def fused(block: nn.Module) -> nn.Module:
-    """A view of `block` with `FusedNorm`s: it shares the block's layers, and so parameters, buffers and modes. The block is left as it is.
+    """Return a view of `block` with `FusedNorm`s. `block` itself does not change.
 
-    A block without BatchNorm is its own view. ValueError where torch.fx cannot follow the block.
+    The view shares the block's layers, including their parameters, buffers and modes. A block without
+    BatchNorm is its own view.
+
+    Raises:
+        ValueError: torch.fx cannot trace the block.
     """
-    if not any(_can(part) for part in block.modules()):
+    if not any(_is_fusable(part) for part in block.modules()):
         return block
     try:
         view = fx.symbolic_trace(block)
@@ -87,26 +97,26 @@ def fused(block: nn.Module) -> nn.Module:
     return view
 
 
-def _can(part: nn.Module | None) -> bool:
-    """BatchNorms of maps, with what the kernels need; a SyncBatchNorm may be of vectors, which `FusedNorm` leaves to it."""
+def _is_fusable(part: nn.Module | None) -> bool:
+    """Return whether the kernels may support this BatchNorm. SyncBatchNorms of vectors run by torch."""
     kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)
     return isinstance(part, kinds) and part.affine and part.momentum is not None
 
 
-def _part(view: fx.GraphModule, node: object) -> nn.Module | None:
-    """What `node` calls."""
+def _called_module(view: fx.GraphModule, node: object) -> nn.Module | None:
+    """Return the module that `node` calls, or None."""
     is_call = isinstance(node, fx.Node) and node.op == "call_module"
     return view.get_submodule(str(node.target)) if is_call else None  # type: ignore[attr-defined]
 
 
 def _join(view: fx.GraphModule) -> None:
-    """BatchNorms, and what of sums and ReLUs uses them alone, into `FusedNorm`s, in place."""
+    """Replace BatchNorms, and sums and ReLUs that alone use them, by `FusedNorm`s, in place."""
 
     def is_free(node: object) -> bool:
-        return _can(_part(view, node)) and len(node.users) == 1  # type: ignore[attr-defined]
+        return _is_fusable(_called_module(view, node)) and len(node.users) == 1  # type: ignore[attr-defined]
 
     for node in list(view.graph.nodes):
-        if type(_part(view, node)) is not nn.ReLU:
+        if type(_called_module(view, node)) is not nn.ReLU:
             continue
         total = node.args[0]
         if is_free(total):
@@ -116,14 +126,14 @@ def _join(view: fx.GraphModule) -> None:
             if is_free(x) and isinstance(z, fx.Node) and z is not x:
                 _replace(view, [node, total], [x, z], is_free(z) and z.target != x.target)
     for node in list(view.graph.nodes):
-        if _can(_part(view, node)):
+        if _is_fusable(_called_module(view, node)):
             _replace(view, [], [node])
 
 
 def _replace(view: fx.GraphModule, behind: list[fx.Node], terms: list[fx.Node], both: bool = False) -> None:
-    """The ReLU and the sum `behind` the normalised terms[0], and terms[1] if it is normalised too (`both`), by one node."""
+    """Replace terms[0]'s BatchNorm, terms[1]'s (if `both`), and their sum and ReLU (`behind`) by one node."""
     norms = terms if both else terms[:1]
-    norm, z_norm = _part(view, terms[0]), _part(view, terms[1]) if both else None
+    norm, z_norm = _called_module(view, terms[0]), _called_module(view, terms[1]) if both else None
     last = (behind or terms)[0]
     name = f"fused_{last.name}"
     view.add_submodule(name, FusedNorm(norm, z_norm, bool(behind)))  # type: ignore[arg-type]
@@ -135,24 +145,30 @@ def _replace(view: fx.GraphModule, behind: list[fx.Node], terms: list[fx.Node], 
 
 
 def _fork(view: fx.GraphModule) -> None:
-    """Results that a convolution and a shortcut use, or two convolutions, are given to each of them (`batch_norm`)."""
+    """Make `FusedNorm`s return their result twice for two convolutions, or a convolution and a shortcut."""
     for node in list(view.graph.nodes):
-        part, users = _part(view, node), list(node.users)
+        part, users = _called_module(view, node), list(node.users)
         if not isinstance(part, FusedNorm) or len(users) != 2:
             continue
-        kinds = [_part(view, user) for user in users]
-        # Neither writes into it.
+        kinds = [_called_module(view, user) for user in users]
+        # Neither kind writes into its input.
         if all(isinstance(kind, nn.Conv2d | FusedNorm) for kind in kinds):
             part.fork = True
             with view.graph.inserting_after(node):
-                ways = [view.graph.call_function(operator.getitem, (node, way)) for way in (1, 0)][::-1]
-            for user, way in zip(users, ways, strict=True):
-                user.replace_input_with(node, way)
+                outputs = [view.graph.call_function(operator.getitem, (node, output)) for output in (1, 0)][
+                    ::-1
+                ]
+            for user, output in zip(users, outputs, strict=True):
+                user.replace_input_with(node, output)
 
 
 def make_fused_runner() -> Runner:
-    """`run_blocks` through `fused` views, each made when its block is first met, and no longer than that lives."""
-    # None for a block that is its own view: a dictionary that holds its key keeps it.
+    """Return a version of `run_blocks` that builds the `fused` view of each block at its first call.
+
+    A view lives no longer than its block.
+    """
+    # A block that is its own view is stored as None, because a value that is its key would keep the key
+    # alive.
     views: WeakKeyDictionary[nn.Module, nn.Module | None] = WeakKeyDictionary()
 
     def run(blocks: Sequence[nn.Module], images: Tensor, every: bool = False) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What a GPU, its driver, its compiler or another rank refused, in one line with what to change; the rest is ours, with its traceback."""
+"""Failures of the GPU, driver, compiler or another rank, explained in one line with a remedy."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,8 +12,8 @@ from fastpsl.engine.gpu_memory import gibibytes
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.run import Run
 
-# Of an allocation that did not pass through torch's allocator: the driver's, cuBLAS's, cuDNN's, DALI's and Triton's words. cuBLAS and cuDNN
-# say no more than that they could not begin where a few MiB are missing.
+# Errors of allocations outside torch's allocator: by the driver, cuBLAS, cuDNN, DALI and Triton. If a few MiB
+# are missing, cuBLAS and cuDNN only report that they could not be initialised.
 _OUT_OF_MEMORY = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -27,14 +27,19 @@ _LONGEST = 200
 
 
 def explained(error: Exception, runs: Sequence[Run]) -> str | None:
-    """One line for people, or None where `error` is of another kind. runs: those under way, the last counts."""
+    """Explain an error in one line for people, or return None for an error of another kind.
+
+    Args:
+        error: The error.
+        runs: The runs in progress, of which the last one counts.
+    """
     text = " ".join(str(error).split())
     if isinstance(error, torch.OutOfMemoryError) or any(words in text for words in _OUT_OF_MEMORY):
         return _out_of_memory(runs[-1] if runs else None)
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
         return (
-            f"out of this machine's memory ({text[:_LONGEST] or 'no more is known'}): lower --prefetch-batches, --num-threads or "
-            f"--batch-size{goes_on(runs)}"
+            f"out of this machine's memory ({text[:_LONGEST] or 'no more is known'}): lower "
+            f"--prefetch-batches, --num-threads or --batch-size{goes_on(runs)}"
         )
     if (lost := lost_rank(text)) is not None:
         return f"a rank other than {own_rank()} {lost}{goes_on(runs)}"
@@ -42,23 +47,26 @@ def explained(error: Exception, runs: Sequence[Run]) -> str | None:
         return fault + goes_on(runs)
     if "Triton Error [CUDA]" in text:
         return (
-            f"Triton's kernels do not run here ({text[:_LONGEST]}): its CUDA may be newer than the driver's; update the driver, or "
-            f"give --step eager --augment kornia"
+            f"Triton's kernels do not run here ({text[:_LONGEST]}): its CUDA may be newer than the "
+            "driver's; update the driver, or give --step eager --augment kornia"
         )
     if "no kernel image is available" in text:
-        return f"this torch {torch.__version__} was built without kernels for this GPU: install one that was, or give --device cpu"
+        return (
+            f"this torch {torch.__version__} was built without kernels for this GPU: install one that was, "
+            "or give --device cpu"
+        )
     if compiler_failed(error):
         return f"torch.compile failed on this stage's blocks ({text[:_LONGEST]}): give --step eager"
     return None
 
 
 def of_another_rank(error: Exception) -> bool:
-    """Whether this rank fails because another one has."""
+    """Return whether this rank failed because another one did."""
     return lost_rank(" ".join(str(error).split())) is not None
 
 
 def goes_on(runs: Sequence[Run]) -> str:
-    """Where the same command begins."""
+    """Return a text with the checkpoint from which the same command resumes."""
     if not runs:
         return ""
     paths = runs[-1].checkpoints.paths()
@@ -67,7 +75,7 @@ def goes_on(runs: Sequence[Run]) -> str:
 
 
 def compiler_failed(error: Exception) -> bool:
-    """Whether torch.compile, or a compiler that it calls, gave up."""
+    """Return whether torch.compile, or a compiler that it calls, failed."""
     dynamo = sys.modules.get("torch._dynamo.exc")
     return dynamo is not None and isinstance(error, dynamo.TorchDynamoException)
 
@@ -77,8 +85,9 @@ def _out_of_memory(run: Run | None) -> str:
         return "out of GPU memory: lower --batch-size"
     options, position, device = run.options, run.position, run.world.device
     line = (
-        f"out of GPU memory in stage {position.stage + 1}, step {position.step}, with {run.data.batch_size} images a pass of each GPU in "
-        f"{run.precision}{_in_use(device)}; what takes less: "
+        f"out of GPU memory in stage {position.stage + 1}, step {position.step}, with "
+        f"{run.data.batch_size} images a pass of each GPU in {run.precision}{_in_use(device)}; what takes "
+        "less: "
     )
     return line + ", ".join(_less(options, run.precision, run.world.size))
 
@@ -88,21 +97,25 @@ def _in_use(device: torch.device) -> str:
         return ""
     try:
         free, total = torch.cuda.mem_get_info(device)
-        own = torch.cuda.memory_reserved(device)
-    except RuntimeError:  # a device that answers no more
+        reserved = torch.cuda.memory_reserved(device)
+    except RuntimeError:  # the device no longer responds
         return ""
-    return f" ({gibibytes(total)} on the device, {gibibytes(own)} held by torch, {gibibytes(total - free - own)} by all else)"
+    others = total - free - reserved
+    return (
+        f" ({gibibytes(total)} on the device, {gibibytes(reserved)} held by torch, {gibibytes(others)} by "
+        "all else)"
+    )
 
 
 def _less(options: RunOptions, precision: str, num_ranks: int) -> Iterator[str]:
-    """What to give instead, the experiment's own values first."""
+    """Yield options that need less memory, first those that do not change the experiment."""
     if options.step == "graphed":
         yield "--step eager"
     try:
         parts = replace(options, accumulate=2 * options.accumulate)
         yield f"--accumulate {parts.accumulate} (the same batch, {parts.rank_batch(num_ranks)} images a pass)"
     except ValueError:
-        pass  # a task that needs the batch whole, or a batch that does not divide
+        pass  # the task needs the whole batch, or the batch is not divisible
     if precision == "fp32":
         yield "--precision fp16"
     if getattr(options, "backbone", None) == "resnet50":

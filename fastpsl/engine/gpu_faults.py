@@ -1,4 +1,4 @@
-"""Faults of a GPU, its driver and the talk of ranks by the words that tell of them, each with what to do; and why there is no CUDA."""
+"""Faults of a GPU, its driver and the communication of ranks, recognised by error texts, with remedies."""
 
 import os
 import re
@@ -11,17 +11,27 @@ _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
 class Fault(NamedTuple):
-    """words: any of them tells of it, in CUDA's, Triton's, DALI's, NCCL's and gloo's errors. what: for people; remedy: what to do."""
+    """A fault with its remedy.
+
+    Attributes:
+        words: Any of them in an error of CUDA, Triton, DALI, NCCL or Gloo indicates the fault.
+        what: The fault, for people.
+        remedy: What to do.
+    """
 
     words: tuple[str, ...]
     what: str
     remedy: str
 
 
-# What keeps torch from a GPU that is there.
+# Faults that keep torch from using an existing GPU.
 _OF_DRIVERS = (
     Fault(
-        ("driver on your system is too old", "driver version is insufficient", "forward compatibility was attempted"),
+        (
+            "driver on your system is too old",
+            "driver version is insufficient",
+            "forward compatibility was attempted",
+        ),
         "the driver is older than torch's CUDA",
         "update it, or install a torch for the CUDA that it serves (nvidia-smi tells; pytorch.org)",
     ),
@@ -38,7 +48,8 @@ _OF_DRIVERS = (
     Fault(
         ("busy or unavailable", "cudaErrorDevicesUnavailable", "exclusive-"),
         "the GPU is taken",
-        "nvidia-smi names the processes on it; take another one (CUDA_VISIBLE_DEVICES), or let several share it (nvidia-smi -c DEFAULT)",
+        "nvidia-smi names the processes on it; take another one (CUDA_VISIBLE_DEVICES), or let several "
+        "share it (nvidia-smi -c DEFAULT)",
     ),
 )  # fmt: skip
 _IN_A_RUN = (
@@ -54,13 +65,14 @@ _IN_A_RUN = (
             "_STATUS_EXECUTION_FAILED",
         ),
         "a kernel failed on the GPU",
-        "CUDA_LAUNCH_BLOCKING=1 before the command names it in error.txt, and --augment kornia --step eager does without ours; where it "
-        "comes and goes, look at the GPU (nvidia-smi -q -d ECC)",
+        "CUDA_LAUNCH_BLOCKING=1 before the command names it in error.txt, and --augment kornia --step "
+        "eager does without ours; where it comes and goes, look at the GPU (nvidia-smi -q -d ECC)",
     ),
     Fault(
         ("ECC error", "NVLink error", "nvlink or a hardware error", "hardware stack error"),
         "the GPU's memory or its links fail",
-        "nvidia-smi -q -d ECC,ROW_REMAPPER tells more; reset it (nvidia-smi --gpu-reset), or take another one (CUDA_VISIBLE_DEVICES)",
+        "nvidia-smi -q -d ECC,ROW_REMAPPER tells more; reset it (nvidia-smi --gpu-reset), or take another "
+        "one (CUDA_VISIBLE_DEVICES)",
     ),
     Fault(
         ("launch timed out",),
@@ -79,7 +91,8 @@ _IN_A_RUN = (
             "CUDA error: unknown error",
         ),
         "the GPU has gone",
-        "nvidia-smi says whether it is there, and dmesg | grep Xid why not; restart the machine, or take another one (CUDA_VISIBLE_DEVICES)",
+        "nvidia-smi says whether it is there, and dmesg | grep Xid why not; restart the machine, or take "
+        "another one (CUDA_VISIBLE_DEVICES)",
     ),
     Fault(
         ("Duplicate GPU detected",),
@@ -89,13 +102,14 @@ _IN_A_RUN = (
     Fault(
         ("NCCL", "nccl", "/gloo/"),
         "the ranks cannot talk: another one has gone or hangs, or the network does not let them",
-        "look at the first rank's error; NCCL_DEBUG=INFO before the command tells more, NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME choose the network",
+        "look at the first rank's error; NCCL_DEBUG=INFO before the command tells more, "
+        "NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME choose the network",
     ),
 )  # fmt: skip
-# Whose errors these are; others may say such words of their own business.
+# Only errors that name one of these count, because other libraries may use the same words.
 _SPEAKERS = ("cuda", "cublas", "cudnn", "nccl", "nvml", "/gloo/")
-# Of a rank that found no other at the end of the line, or waited for it in vain: gloo's, which names its file, NCCL's, and those of the
-# ranks' store.
+# Errors of a rank that lost its connection to another one or waited in vain: those of Gloo, which names its
+# file, of NCCL, and of the ranks' store.
 _GLOOS_LOST_RANK = (
     "Connection closed by peer",
     "reset by peer",
@@ -111,7 +125,7 @@ _LOST_RANK = (
     "wait timeout after",
     "Failed to recv, got 0 bytes",
 )
-# CUDA's advice to developers follows in the same breath.
+# The beginnings of CUDA's advice to developers, which follows the error in the same text.
 _ADVICE = (
     " Search for `",
     " CUDA kernel errors might",
@@ -125,7 +139,7 @@ _LONGEST = 200
 
 
 def device_fault(text: str) -> str | None:
-    """One line of what an error's text tells of, None where it is no such fault. text: without line breaks."""
+    """Return one line for a fault in an error's text without line breaks, or None for other texts."""
     if any(word in text.lower() for word in _SPEAKERS):
         for fault in (*_OF_DRIVERS, *_IN_A_RUN):
             if any(words in text for words in fault.words):
@@ -134,16 +148,16 @@ def device_fault(text: str) -> str | None:
 
 
 def lost_rank(text: str) -> str | None:
-    """What an error's text tells of another rank ("has gone ..."), else None. text: without line breaks."""
+    """Return a text about a lost rank ("has gone ..."), or None if the error has another cause."""
     known = _GLOOS_LOST_RANK if "/gloo/" in text else _LOST_RANK
     if not any(words in text for words in known):
         return None
-    said = re.sub(r"^\[[^ ]*\] ", "", _first_words(text))  # the file of gloo's that says it
-    return f"has gone or hangs ({said}): look for its error in the log, or at its machine"
+    message = re.sub(r"^\[[^ ]*\] ", "", _first_words(text))  # without Gloo's source file
+    return f"has gone or hangs ({message}): look for its error in the log, or at its machine"
 
 
 def why_no_cuda() -> tuple[str, str]:
-    """Why torch sees no CUDA device, in torch's own words or ours; and what to do about it, besides --device cpu."""
+    """Return why torch finds no CUDA device, and a remedy besides --device cpu."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built for the CPU", "install one with CUDA (pytorch.org)"
     text = "there is none"
@@ -158,7 +172,7 @@ def why_no_cuda() -> tuple[str, str]:
 
 
 def unused_gpu() -> bool:
-    """Whether the machine has NVIDIA's driver, and no wish of the user's hides its GPUs."""
+    """Return whether NVIDIA's driver is installed and CUDA_VISIBLE_DEVICES does not hide all GPUs."""
     return _DRIVER_FILE.exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1")
 
 

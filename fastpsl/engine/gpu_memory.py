@@ -1,17 +1,19 @@
-"""GPU memory: what a stage took at most, and what to lower when there was too little."""
+"""Measurement of GPU memory."""
 
 import torch
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Count the peak anew from here; nothing on the CPU."""
+    """Reset the peak of `peak_memory`. It does nothing on the CPU."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """Since the last reset: bytes that torch's tensors took at most, and bytes in use on the whole device now: torch's cache, which does
-    not shrink, decoder, libraries and other processes. Nothing on the CPU.
+    """Return the peak of torch's tensors since the last reset, and the bytes in use on the device now.
+
+    The latter include torch's cache, which does not shrink, the decoder, libraries and other processes. On
+    the CPU, the dict is empty.
     """
     if device.type != "cuda":
         return {}

@@ -1,7 +1,8 @@
-"""How a stage is computed is chosen at its start and kept in its checkpoints.
+"""The choices of how a stage is computed, made at its start and stored in its checkpoints.
 
-Compiled and eager, fused and one after the other, folded and not round differently: a stage that was begun in one way and resumed
-by `auto` goes on in it, also where a later version, or another GPU, would choose another. A flag that asks for another wins.
+Compiled, fused and folded computations round differently. A stage that resumes with `auto` therefore keeps
+the choice of its start, even if a later version or another GPU would choose differently. An explicit flag
+overrides it.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,12 +12,12 @@ from typing import Any
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.train_step import TrainStep
 
-# What "auto" may choose.
+# The options for which "auto" makes a choice.
 AUTOMATIC = ("step", "augment")
 
 
 def choices_of(train_step: TrainStep) -> dict[str, Any]:
-    """By the option's name; for checkpoints."""
+    """Return the choices under their options' names, for checkpoints."""
     return {
         "step": train_step.step_choice.mode,
         "augment": train_step.augment.path,
@@ -30,13 +31,17 @@ def with_kept_choices(
     check: Callable[[RunOptions], None],
     say: Callable[[str], None],
 ) -> RunOptions:
-    """`options` for a stage that goes on from a checkpoint with the choices `kept`: what is "auto" is as it was.
+    """Return the options for a stage that resumes from a checkpoint: "auto" becomes the stored choice.
 
-    check: ValueError where options cannot be had on this machine; such a choice is made anew. say: told what differs.
+    Args:
+        options: The options of this command.
+        kept: The stored choices.
+        check: Raises ValueError for options that this machine cannot run. Such a choice stays "auto".
+        say: Reports differences from the start of the stage.
     """
     for name, value in kept.items():
-        asked = getattr(options, name)
-        if name in AUTOMATIC and asked == "auto":
+        option = getattr(options, name)
+        if name in AUTOMATIC and option == "auto":
             as_begun = replace(options, **{name: value})
             try:
                 check(as_begun)
@@ -45,6 +50,6 @@ def with_kept_choices(
                 say(
                     f"the stage began with {name} {value}, which cannot be here, and goes on by auto: {error}"
                 )
-        elif asked != value:
-            say(f"the stage began with {name} {value} and goes on with {asked}, as this command has it")
+        elif option != value:
+            say(f"the stage began with {name} {value} and goes on with {option}, as this command has it")
     return options

@@ -1,9 +1,10 @@
-"""A stop request within a step that does not end in time: what the last step left is saved without it, and the process leaves.
+"""Saving of the last step if a stop request arrives during a step that takes too long to finish.
 
-torchrun kills its ranks 30 s after it has passed a signal on, as Slurm and Kubernetes do, and the loop asks between steps: one that
-compiles, or clusters a million images first, takes minutes. So before what may take long rank 0 keeps what a checkpoint would hold, as
-the file's bytes. On a request a thread waits for the loop, and where it does not come, writes them, whatever the main thread is in. They
-are written, too, where an error ends the run.
+torchrun kills its ranks 30 s after it forwards a signal, as do Slurm and Kubernetes. The loop checks for
+requests between steps, but a step that compiles, or first clusters a million images, takes minutes. Before
+such a step, rank 0 therefore keeps the bytes of a checkpoint in memory. After a request, a thread waits for
+the loop. If the loop does not stop in time, the thread writes the bytes and exits, whatever the main thread
+is doing. The bytes are also written if an error ends the run.
 """
 
 import contextlib
@@ -17,19 +18,21 @@ from typing import Any
 from fastpsl.engine.run import Run
 
 EXIT_PREEMPTED = 75
-LEAVE_AFTER_S = 15.0  # half of torchrun's limit: the rest is for writing
-LONG_STEP_S = LEAVE_AFTER_S / 3  # copies are kept of steps that take longer; a copy is a fraction of a second
+LEAVE_AFTER_S = 15.0  # half of torchrun's limit; the other half is for writing
+LONG_STEP_S = LEAVE_AFTER_S / 3  # longer steps are copied to memory, which takes a fraction of a second
 
 
 class LastStep:
-    """`with LastStep(run) as last_step:` around training, in the main thread; rank 0 alone writes and leaves.
+    """A keeper of the last step: `with LastStep(run) as last_step:` around training, in the main thread.
 
-    It leaves only where nothing is lost but the step under way: where the last step is kept, or saved, or was resumed from.
+    Only rank 0 writes and exits. It exits only if nothing but the current step is lost: if the last step is
+    in memory, was saved, or is the one from which the run resumed.
     """
 
     def __init__(self, run: Run):
         self._run = run
-        # Steps of the run that are safe, and the checkpoint's bytes where they are not on the disk. At the start: those resumed from, or none.
+        # The number of steps that are safe, and the checkpoint's bytes if they are not on the disk. At the
+        # start, the steps before the resume are safe.
         self._safe: int | None = run.position.run_step
         self._data: memoryview | None = None
         self._lock = threading.Lock()
@@ -37,10 +40,11 @@ class LastStep:
 
     def __enter__(self) -> "LastStep":  # noqa: PYI034  (typing.Self is 3.11's)
         if self._run.world.rank == 0:
-            # Python's own handlers wait for the main thread, which may be in one long call; what is written here is not kept waiting.
+            # Python's signal handlers wait for the main thread, which may be in one long call. A byte in this
+            # socket arrives at once.
             self._reader, self._writer = socket.socketpair()
             self._writer.setblocking(False)
-            self._replaced = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+            self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
             self._thread = threading.Thread(target=self._watch, name="fastpsl-last-step", daemon=True)
             self._thread.start()
         return self
@@ -48,9 +52,9 @@ class LastStep:
     def __exit__(self, *error: object) -> None:
         if self._run.world.rank == 0:
             if error[0] is not None:
-                with contextlib.suppress(ValueError, OSError):  # the error that ends the run came first
+                with contextlib.suppress(ValueError, OSError):  # the error that ended the run matters more
                     self.write()
-            signal.set_wakeup_fd(self._replaced)
+            signal.set_wakeup_fd(self._previous_fd)
             self._over.set()
             self._writer.send(b"\0")
             self._thread.join(LEAVE_AFTER_S)  # it may be writing
@@ -58,22 +62,22 @@ class LastStep:
             self._reader.close()
 
     def save(self, state: dict[str, Any]) -> None:
-        """A checkpoint of where the run stands; every rank calls it."""
+        """Write a checkpoint of the run's present step. Every rank calls it."""
         run = self._run
-        with self._lock:  # what is being written is written to its end
+        with self._lock:  # a write in progress must finish
             if run.world.rank == 0:
                 run.checkpoints.write(run.position.run_step, run.packed(state))
             self._safe, self._data = run.position.run_step, None
 
     def keep(self, state: dict[str, Any]) -> None:
-        """The same in memory, in the place of what was kept before."""
+        """Keep a checkpoint of the present step in memory, instead of the one before. Every rank calls it."""
         run = self._run
         data = run.packed(state) if run.world.rank == 0 else None
         with self._lock:
             self._safe, self._data = run.position.run_step, data
 
     def write(self) -> None:
-        """What is kept, to the disk; nothing where nothing is kept, or where it is there already."""
+        """Write the kept checkpoint, if it is not on the disk yet."""
         with self._lock:
             self._write()
 
@@ -85,12 +89,12 @@ class LastStep:
             self._data = None
 
     def let_go(self) -> None:
-        """A step was made, and is not kept: steps are short."""
+        """Drop the kept checkpoint, after a step that is not kept because steps are short."""
         with self._lock:
             self._safe = self._data = None
 
     def is_safe(self) -> bool:
-        """Whether the step at which the run stands is kept or saved."""
+        """Return whether the run's present step is kept or saved."""
         return self._safe == self._run.position.run_step
 
     def _watch(self) -> None:
@@ -100,7 +104,7 @@ class LastStep:
         if self._over.wait(LEAVE_AFTER_S):
             return
         with self._lock:
-            # A step that is over, and waits for other ranks' word, is not the last yet.
+            # The loop may have finished one more step, which waits for the other ranks and is not kept.
             if not self._over.is_set() and self._safe in range(
                 self._run.position.run_step - 1, self._run.position.run_step + 1
             ):
@@ -111,7 +115,7 @@ class LastStep:
         try:
             self._write()
             run.write_status("preempted", "stopped by a signal")
-        except OSError as error:  # the loop may come to its end yet
+        except OSError as error:  # do not exit, because the loop may still finish
             print(f"stopped by a signal, but what was learned cannot be saved: {error}", file=sys.stderr)
             return
         assert run.reporter.screen is not None
@@ -125,5 +129,5 @@ class LastStep:
                 flush=True,
             )
         except OSError:
-            pass  # nobody reads it
+            pass  # stdout is closed
         os._exit(EXIT_PREEMPTED)

@@ -1,4 +1,4 @@
-"""From a recipe's options to a finished, preempted or failed run: exit codes, status.json, the one line for people."""
+"""The life of a recipe's process: parsing, training, exit codes, status.json and one-line errors."""
 
 import errno
 import json
@@ -32,12 +32,13 @@ _AGAIN = "the same command starts again, or goes on where it had come to"
 
 
 def launch(script: Recipe[Any] | Evaluation[Any], arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a script and leave the process: 0 finished, 2 user error, 75 preempted (resume it), 1 crashed.
+    """Run a script and exit: 0 finished, 2 user error, 75 preempted (resume it), 1 crashed.
 
-    Errors are as in `run_script`.
+    `run_script` describes the handling of errors.
 
     Args:
-        arguments: Of the script; None for those of this process.
+        script: The recipe or evaluation.
+        arguments: Its arguments, or None for those of this process.
     """
     opened: list[Run] = []
 
@@ -49,10 +50,16 @@ def launch(script: Recipe[Any] | Evaluation[Any], arguments: Sequence[str] | Non
 
 
 def run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run] = ()) -> NoReturn:
-    """Leave the process with `work`'s exit code, or with that of its error.
+    """Exit with `work`'s exit code, or with that of its error.
 
-    ValueError, OSError and what a GPU refused (`gpu_failures`) are the user's (one line, no traceback). A rank that lost another
-    one says so in a line, and has crashed. Whatever else is ours, with its traceback. `opened`: the runs that `work` opens, whose status says how they ended.
+    ValueError, OSError and failures of the GPU (`gpu_failures`) are the user's: they are printed in one line
+    without a traceback. A rank that lost another one prints a line and exits as crashed. All other errors are
+    bugs and are printed with their traceback.
+
+    Args:
+        recipe: The script's name, for messages.
+        work: Runs the script and returns the exit code.
+        opened: The runs that `work` opens. Their status records how they ended.
     """
 
     def lose(name: str, error: OSError) -> None:
@@ -68,60 +75,62 @@ def run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run] = ())
 
 def _run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run]) -> NoReturn:
     rank = own_rank()
-    _say_warnings_in_one_line(recipe, rank)
+    _print_warnings_once(recipe, rank)
     try:
         require_address_space()
         with doing(recipe):
             code = work()
     except (ValueError, OSError) as error:
         code = EXIT_USER_ERROR
-        reason = _in_one_line(error, opened)
+        reason = _error_line(error, opened)
         _report_failure(opened, rank, f"{recipe}: {reason}", reason)
-    except KeyboardInterrupt:  # before the run has its own handler
+    except KeyboardInterrupt:  # only before the run installs its own handler
         code = EXIT_PREEMPTED
         _report_failure(opened, rank, f"{recipe}: interrupted; {_AGAIN}", "interrupted")
     except Exception as error:  # noqa: BLE001  (reported in full; the process ends here)
         if compiler_failed(error) and any(run.stop_signal.stop_requested for run in opened):
-            # A terminal's Ctrl-C goes to the compiler that torch.compile calls, too.
+            # Ctrl-C in a terminal also interrupts the compiler that torch.compile calls.
             _report_failure(
                 opened, rank, f"{recipe}: interrupted; {_AGAIN}", "stopped by a signal", "preempted"
             )
-            _leave_at_once(EXIT_PREEMPTED)
-        told = explained(error, opened)
-        code = EXIT_USER_ERROR if told and not of_another_rank(error) else EXIT_CRASHED
-        reason = told or f"{type(error).__name__}: {error}"
-        _report_failure(opened, rank, f"{recipe}: {told}" if told else traceback.format_exc(), reason)
+            _exit_now(EXIT_PREEMPTED)
+        explanation = explained(error, opened)
+        code = EXIT_USER_ERROR if explanation and not of_another_rank(error) else EXIT_CRASHED
+        reason = explanation or f"{type(error).__name__}: {error}"
+        _report_failure(
+            opened, rank, f"{recipe}: {explanation}" if explanation else traceback.format_exc(), reason
+        )
     sys.stdout.flush()
     sys.stderr.flush()
     if code in (EXIT_USER_ERROR, EXIT_CRASHED):
-        _leave_at_once(code)
+        _exit_now(code)
     leave_world()
     sys.exit(code)
 
 
-def _in_one_line(error: ValueError | OSError, opened: Sequence[Run]) -> str:
-    """What was wrong; of a file that could not be written, which one, what to do, and where the same command goes on."""
+def _error_line(error: ValueError | OSError, opened: Sequence[Run]) -> str:
+    """Return an error as one line, with a remedy and the checkpoint if a file could not be written."""
     folders = [run.folder for run in opened]
-    if isinstance(error, OSError) and _is_of_output(error, folders):
+    if isinstance(error, OSError) and _is_output_error(error, folders):
         path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else None
         try:
             with output_errors(path or (folders or [Path("a file")])[-1]):
                 raise error
-        except ValueError as told:
-            return f"{told}{goes_on(opened)}"
+        except ValueError as output_error:
+            return f"{output_error}{goes_on(opened)}"
     return " ".join(str(error).split())
 
 
-def _is_of_output(error: OSError, folders: Sequence[Path]) -> bool:
-    """Whether it came of writing: full and read-only disks, and whatever befell a file in one of the `folders`."""
+def _is_output_error(error: OSError, folders: Sequence[Path]) -> bool:
+    """Return whether writing failed: a full or read-only disk, or any error of a file in one of `folders`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
         return True
-    named = isinstance(error.filename, str) and not isinstance(error, FileNotFoundError)
-    return named and any(Path(error.filename).is_relative_to(folder) for folder in folders)
+    has_path = isinstance(error.filename, str) and not isinstance(error, FileNotFoundError)
+    return has_path and any(Path(error.filename).is_relative_to(folder) for folder in folders)
 
 
-def _leave_at_once(code: int) -> NoReturn:
-    """Peers may be gone: a process group that waits for them must not keep us."""
+def _exit_now(code: int) -> NoReturn:
+    """Exit without waiting in the process group, because other ranks may be gone."""
     sys.stdout.flush()
     sys.stderr.flush()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -130,22 +139,22 @@ def _leave_at_once(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _say_warnings_in_one_line(recipe: str, rank: int) -> None:
-    """Each once, by rank 0: the loaders of all stages and ranks would say the same."""
-    said, show = set[str](), warnings.showwarning
+def _print_warnings_once(recipe: str, rank: int) -> None:
+    """Print each warning in one line and once, on rank 0, because all stages and ranks give the same ones."""
+    messages, show = set[str](), warnings.showwarning
 
     def show_once(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
         if category is not UserWarning:
             show(message, category, *rest, **more)
-        elif rank == 0 and str(message) not in said:
-            said.add(str(message))
+        elif rank == 0 and str(message) not in messages:
+            messages.add(str(message))
             print(escaped(f"{recipe}: warning: {' '.join(str(message).split())}"), file=sys.stderr)
 
     warnings.showwarning = show_once
 
 
 def _train(recipe: Recipe[Options], options: Options, opened: list[Run]) -> int:
-    """Train, and return the exit code. The run is added to `opened`."""
+    """Train, add the run to `opened`, and return the exit code."""
     world = join_world(options.device, timeout_s=10 * options.timeout_s)
     torch.manual_seed(torch_seed(options.seed))  # initial weights
     experiment = recipe.build(options)
@@ -153,7 +162,7 @@ def _train(recipe: Recipe[Options], options: Options, opened: list[Run]) -> int:
     opened.append(run)
     finished = pretrain(experiment, run)
     if world.rank == 0:
-        _say_the_end(run, finished)
+        _print_results(run, finished)
         lines = experiment.finish(run) if finished else ()
         if finished:
             run.write_status("finished", "")
@@ -163,7 +172,7 @@ def _train(recipe: Recipe[Options], options: Options, opened: list[Run]) -> int:
     return EXIT_FINISHED if finished else EXIT_PREEMPTED
 
 
-def _say_the_end(run: Run, finished: bool) -> None:
+def _print_results(run: Run, finished: bool) -> None:
     assert run.reporter.screen
     run.reporter.screen.close()
     if not finished:
@@ -173,12 +182,11 @@ def _say_the_end(run: Run, finished: bool) -> None:
         where = f"stage {run.position.stage + 1}, step {run.position.step}"
         goes_on = "goes on from there" if run.checkpoints.paths() else "starts anew"
         print(f"stopped by a signal in {where}; the same command with --out {run.folder} {goes_on}")
-    # A terminal has shown those of this process as they came, on stderr; a file of stdout gets them all.
+    # A terminal has already shown this process's summaries, on stderr. A file gets all of them.
     for summary in run.position.summaries[: run.num_stages_before if plain(sys.stdout).isatty() else None]:
         print(summary_line(summary))
-    paths = (
-        run.checkpoints.paths()
-    )  # none where a finished checkpoint was "resumed" in another folder, or none was made
+    # Empty if a finished checkpoint was "resumed" in another folder, or none was written.
+    paths = run.checkpoints.paths()
     if paths or run.resumed:
         print(f"checkpoint {paths[-1] if paths else run.options.resume}")
     print(f"training curve {draw_curve(run.folder)}")
@@ -189,10 +197,10 @@ def _say_the_end(run: Run, finished: bool) -> None:
 
 
 def _report_failure(opened: Sequence[Run], rank: int, error: str, reason: str, state: str = "failed") -> None:
-    """Say why, once, in status.json and on the terminal.
+    """Report the reason once, in status.json and on the terminal.
 
-    A rank that fails breaks the others' collective calls: those find `failed` in status.json and keep quiet. Where all
-    ranks fail alike, the others wait a moment, rank 0 says it, and torchrun ends them.
+    A failing rank breaks the others' collective calls. They find `failed` in status.json and print nothing.
+    If all ranks fail alike, the others wait a moment while rank 0 prints the error, and torchrun ends them.
     """
     for run in opened:
         run.stop_signal.close()
@@ -203,10 +211,10 @@ def _report_failure(opened: Sequence[Run], rank: int, error: str, reason: str, s
         error = f"rank {rank}: {error}"
     for run in opened:
         before = run.status()
-        if before == "failed" or (before == "preempted" and rank != 0):  # rank 0 has said why
+        if before == "failed" or (before == "preempted" and rank != 0):  # rank 0 has reported it
             return
         try:
-            if before not in ("finished", "preempted"):  # what came to its end stays so
+            if before not in ("finished", "preempted"):  # these states are final
                 run.write_status(state, reason if run.world.size == 1 else f"rank {rank}: {reason}")
             (run.folder / "error.txt").write_text(traceback.format_exc())  # for the developer of a task
         except OSError as problem:

@@ -1,4 +1,4 @@
-"""metrics.jsonl of a run: what each step measured."""
+"""The file metrics.jsonl of a run: the measurements of each step."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from fastpsl.pipelines.files.json_lines import read_lines
 
 
 class MetricsFile:
-    """metrics.jsonl: a line for each step, each step once. Lines past a resumed checkpoint, or damaged, are cut off first."""
+    """A file with a line per step. Opening it cuts off damaged lines and those after a resumed checkpoint."""
 
     def __init__(self, path: Path, resumed_run_step: int):
         self.path = path
@@ -33,11 +33,11 @@ class MetricsFile:
             file.write("".join(json.dumps(line) + "\n" for line in lines))
 
     def sync(self) -> None:
-        """Return when the lines are on the disk."""
+        """Wait until the lines are on the disk."""
         with open(self.path, "a") as file:
             os.fsync(file.fileno())
 
     def losses(self, stage: str) -> list[float]:
-        """The loss of each step of a stage that had valid samples."""
+        """Return the losses of a stage's steps that had valid samples."""
         rows = (line.row for line in read_lines(self.path))
         return [row["loss"] for row in rows if row["stage"] == stage and row.get("loss") is not None]

@@ -1,4 +1,4 @@
-"""The search for nearest neighbours, heard of while it lasts."""
+"""The search for nearest neighbours with a progress report."""
 
 import numpy as np
 import torch
@@ -11,6 +11,6 @@ from fastpsl.pipelines.doing import doing
 def find_neighbours(
     queries: Tensor | np.ndarray, bank: Tensor | np.ndarray, k: int, device: torch.device
 ) -> Neighbours:
-    """Return `nearest`, whose progress is said every ten seconds."""
-    with doing("looking for neighbours", "million pairs", num_million_pairs(queries, bank)) as told:
-        return nearest(queries, bank, k, device, on_million_pairs=told.update)
+    """Return `nearest` of the arguments, and report its progress every ten seconds."""
+    with doing("looking for neighbours", "million pairs", num_million_pairs(queries, bank)) as progress:
+        return nearest(queries, bank, k, device, on_million_pairs=progress.update)

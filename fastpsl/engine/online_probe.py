@@ -1,7 +1,8 @@
-"""The online monitor (`--probe-every`): what the features are worth while they are learned, and whether they collapse.
+"""The online monitor (`--probe-every`), which measures the quality and collapse of features during training.
 
-At an epoch's end, between two steps: the trunk as it stands, in eval mode, shows average-pooled features of its last block of a
-fixed part of the training images and of the held-out ones, by centre crops. Nothing of the training is touched.
+At the end of an epoch, it takes average-pooled features of the trunk's last block, in eval mode and from
+center crops, for a fixed part of the training images and of the held-out images. The training is not
+affected.
 """
 
 import contextlib
@@ -31,25 +32,34 @@ from fastpsl.plots.online_probe import draw_probes
 
 MAX_TRAIN, MAX_HELD_OUT = 5_000, 10_000
 K, TEMPERATURE = 20, 0.07
-# Of the variance of a standardised feature. With ResNet-18's untrained 512 features, 480 to 3,068 images: accuracy is within
-# 4 points of the best from 0.1 to 1, and falls beyond 3.
+# A share of a standardised feature's variance. With 512 features of an untrained ResNet-18 and 480 to 3,068
+# images, accuracy is within 4 points of the best from 0.1 to 1, and falls beyond 3.
 RIDGE = 0.1
 FIGURES = ("knn_accuracy", "linear_accuracy", "feature_std", "effective_rank")
 _TRAIN, _HELD_OUT = 1, 2  # parts of the seed
 
 
 class Features(NamedTuple):
-    """Features of the samples that could be decoded, in the data's order, on the device."""
+    """The features of all samples that could be decoded, in the data's order and on the device."""
 
     features: Tensor  # float32 [n, C]
     labels: Tensor  # int64 [n], on the CPU; -1 = none
 
 
 class OnlineProbe:
-    """The monitor of one stage; a line a look in probe.jsonl, kept in step with the checkpoints as metrics.jsonl is.
+    """The monitor of one stage, which writes a line per probe to probe.jsonl.
 
-    view: what steps see; None without looks. every: epochs, counted over all stages, from one look to the next (0: never); the end of each stage is looked at too.
-    ValueError, before anything is trained, where the held-out data has other classes or cannot be cropped so.
+    Like metrics.jsonl, the file is cut back to the checkpoint on resume. The end of each stage is probed too.
+
+    Args:
+        run: The run.
+        trunk: The stage's trunk.
+        stage: The stage.
+        view: A view of the training steps; None without probes.
+        every: The number of epochs between probes, counted over all stages; 0 for no probes.
+
+    Raises:
+        ValueError: The held-out data has other classes, or some images are too small for the crop.
     """
 
     def __init__(self, run: Run, trunk: Trunk, stage: Stage, view: ViewSpec | None, every: int):
@@ -57,8 +67,8 @@ class OnlineProbe:
         if not every:
             return
         assert view is not None
-        seen = view.input()
-        self.view = center_view(seen, seen.size_px)
+        input_spec = view.input()
+        self.view = center_view(input_spec, input_spec.size_px)
         self.train = _some(run.data.train, MAX_TRAIN, (run.options.seed, _TRAIN))
         self.held_out: Subset | None = None
         if run.data.val is not None and _all_labelled(run.data.train) and _all_labelled(run.data.val):
@@ -76,7 +86,11 @@ class OnlineProbe:
             run.reporter.say("probe: no held-out data with labels; it shows signs of collapse alone")
 
     def probe(self, steps_per_epoch: int, last_step: int) -> bool:
-        """Look, if it is time to; every rank calls it between the same two steps. False when a signal stopped it."""
+        """Probe the features if it is time to. Every rank calls this between the same two steps.
+
+        Returns:
+            False if a signal stopped the probe.
+        """
         position = self.run.position
         if not self.every or position.step == 0 or position.run_step <= self._last_look:
             return True
@@ -104,15 +118,15 @@ class OnlineProbe:
         return True
 
     def _features(self, data: Subset) -> Features | None:
-        """Of all ranks' shares together, on every rank; None when a signal stopped it."""
+        """Return the features from all ranks, on every rank; None if a signal stopped the pass."""
         run, dtype = self.run, DTYPES[self.run.precision]
-        features, indices, of_all = [], [], self.run.data.loader_batch(1) * run.world.size
+        features, indices, num_of_all_ranks = [], [], self.run.data.loader_batch(1) * run.world.size
         with (
-            doing("probe: features", "images", data.num_samples) as told,
+            doing("probe: features", "images", data.num_samples) as progress,
             run.data.loader(data, [self.view], train=False) as loader,
             contextlib.closing(loader.epoch(0)) as batches,
         ):
-            for batch in told.over(batches, of_all):
+            for batch in progress.over(batches, num_of_all_ranks):
                 if run.stop_signal.after_step().stop:
                     return None
                 (images,) = batch.inputs(loader.views, dtype)
@@ -139,37 +153,54 @@ class OnlineProbe:
 
 
 def figures(train: Features, held_out: Features | None) -> dict[str, Any]:
-    """The numbers of a look: accuracies in [0, 1], None without labels; all None where features are not finite."""
-    found: dict[str, Any] = {"num_train": len(train.features), "channels": train.features.shape[1]}
-    found |= {"num_held_out": 0, "num_classes": 0} | dict.fromkeys(FIGURES)
-    if not all(seen.features.isfinite().all() for seen in (train, held_out) if seen is not None):
-        return found  # the loss says so too; the run is its own to stop
+    """Compute the figures of a probe.
+
+    Args:
+        train: The features of training images.
+        held_out: The features of held-out images, or None.
+
+    Returns:
+        The figures of probe.jsonl. Accuracies are in [0, 1], and None without labels. If some feature is not
+        finite, all `FIGURES` are None.
+    """
+    record: dict[str, Any] = {"num_train": len(train.features), "channels": train.features.shape[1]}
+    record |= {"num_held_out": 0, "num_classes": 0} | dict.fromkeys(FIGURES)
+    if not all(part.features.isfinite().all() for part in (train, held_out) if part is not None):
+        return record  # do not raise, because the loss shows it as well
     if held_out is not None:
         num, k = len(held_out.labels), min(K, len(train.labels))
         num_classes = int(max(train.labels.max(), held_out.labels.max())) + 1
-        near = find_neighbours(held_out.features, train.features, k, train.features.device)
-        counts = count_correct(near, train.labels, held_out.labels, num_classes, (k,), TEMPERATURE)
-        right = ridge_classes(train.features, train.labels, held_out.features, num_classes) == held_out.labels
-        found |= {"num_held_out": num, "num_classes": num_classes}
-        found |= {"knn_accuracy": counts[f"top1_k{k}"] / num, "linear_accuracy": float(right.float().mean())}
-    return found | {
+        neighbours = find_neighbours(held_out.features, train.features, k, train.features.device)
+        counts = count_correct(neighbours, train.labels, held_out.labels, num_classes, (k,), TEMPERATURE)
+        is_correct = (
+            ridge_classes(train.features, train.labels, held_out.features, num_classes) == held_out.labels
+        )
+        record |= {"num_held_out": num, "num_classes": num_classes}
+        record |= {
+            "knn_accuracy": counts[f"top1_k{k}"] / num,
+            "linear_accuracy": float(is_correct.float().mean()),
+        }
+    return record | {
         "feature_std": feature_std(train.features),
         "effective_rank": effective_rank(train.features),
     }
 
 
 def feature_std(features: Tensor) -> float:
-    """Mean over the channels of the standard deviation of L2-normalised rows, times sqrt(C) (SimSiam, section 4.1).
+    """Return the standard deviation of L2-normalised rows, averaged over channels, times sqrt(C).
 
-    1 where directions are spread evenly, 0 where all samples have the same features. After a ReLU, whose outputs share a
-    direction, healthy values are below 1.
+    This is SimSiam's measure (section 4.1): 1 for evenly spread directions, and 0 if all samples have equal
+    features. After a ReLU, outputs share a direction and healthy values are below 1.
     """
     rows = torch.nn.functional.normalize(features.double(), dim=1)
     return float(rows.std(0, unbiased=False).mean() * features.shape[1] ** 0.5)
 
 
 def effective_rank(features: Tensor) -> float:
-    """exp of the entropy of the singular values of [n, C], as shares of their sum (RankMe, equation 2); 1 to min(n, C)."""
+    """Return the effective rank of [n, C] in 1 … min(n, C), as defined by RankMe (equation 2).
+
+    It is exp of the entropy of the singular values as shares of their sum.
+    """
     matrix = features.double()
     if matrix.shape[0] < matrix.shape[1]:
         matrix = matrix.T
@@ -179,24 +210,34 @@ def effective_rank(features: Tensor) -> float:
 
 
 def ridge_classes(features: Tensor, labels: Tensor, others: Tensor, num_classes: int) -> Tensor:
-    """int64 [m] on the CPU: classes of `others` [m, C] by the linear classifier of least squares on `features` [n, C].
+    """Classify `others` by least squares on `features`, in closed form.
 
-    In closed form: W = (X'X / n + RIDGE I)^-1 X'(Y - mean Y) / n with X standardised by its own mean and deviation, Y one-hot.
+    W = (X'X / n + RIDGE I)^-1 X'(Y - mean Y) / n, with X standardised by its own mean and deviation, and Y
+    one-hot.
+
+    Args:
+        features: The training features, [n, C].
+        labels: Their classes, int64 [n].
+        others: The features to classify, [m, C].
+        num_classes: The number of classes.
+
+    Returns:
+        Classes, int64 [m] on the CPU.
     """
     mean, deviation = features.double().mean(0), features.double().std(0, unbiased=False)
-    # A channel that (almost) never varies would be noise, blown up.
+    # Standardisation would amplify the noise of a channel that hardly varies.
     deviation = deviation.where(deviation > 1e-4 * deviation.max(), torch.inf)
-    inputs, asked = (features.double() - mean) / deviation, (others.double() - mean) / deviation
+    inputs, queries = (features.double() - mean) / deviation, (others.double() - mean) / deviation
     targets = torch.nn.functional.one_hot(labels, num_classes).to(inputs)
     shares = targets.mean(0)
     gram = inputs.T @ inputs / len(inputs)
     gram.diagonal().add_(RIDGE)
     weights = torch.linalg.solve(gram, inputs.T @ (targets - shares) / len(inputs))
-    return (asked @ weights + shares).argmax(1).cpu()
+    return (queries @ weights + shares).argmax(1).cpu()
 
 
 def probe_line(line: dict[str, Any]) -> str:
-    """A look in one line, for people."""
+    """Return a probe's figures as one line for people."""
     text = f"probe after epoch {line['epoch']:g} ({line['stage']}, {line['block']}): "
     if line["feature_std"] is None:
         return text + "features are not finite"
@@ -219,7 +260,7 @@ def read_probes(file: MetricsFile) -> list[dict[str, Any]]:
 
 
 def _some(data: Dataset, limit: int, seed: tuple[int, int]) -> Subset:
-    """At most `limit` samples, drawn by `seed`, in the data's order."""
+    """Return at most `limit` samples, drawn by `seed`, in the data's order."""
     if data.num_samples <= limit:
         return Subset(data, np.arange(data.num_samples))
     return Subset(data, np.sort(np.random.default_rng(seed).choice(data.num_samples, limit, replace=False)))

@@ -1,12 +1,13 @@
-"""Options that all recipes share."""
+"""The options that all recipes share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from typing_extensions import Self, override
+from tyro.conf import arg
 
 from fastpsl.engine.distributed import choose_device
 from fastpsl.engine.optim.apex import fused_sgd, require_apex
@@ -14,22 +15,32 @@ from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.pipelines.augment import AugmentName
 
-# A field with this may differ on resume; every other one is science and must be as it was.
+# Fields with this metadata may change on resume. All others are science and must stay equal.
 MACHINE = {"machine": True}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Fields marked MACHINE describe the machine and may change on resume; the others are the experiment."""
+    """The options of a run. Fields marked MACHINE may change on resume; the others define the experiment."""
 
-    data: str | None = field(default=None, metadata=MACHINE)
-    """Training images: a beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md). Without it: the embedded sample."""
+    data: Annotated[
+        str | None,
+        arg(
+            help="Training images: a beton, a quoted glob of shards, a folder of images or a list of them "
+            "(docs/sources.md). Without it: the embedded sample."
+        ),
+    ] = field(default=None, metadata=MACHINE)
     val: str | None = field(default=None, metadata=MACHINE)
     """Held-out images, likewise, for the score at each stage's end (the sample brings its own)."""
     out: Path | None = field(default=None, metadata=MACHINE)
     """The run's folder; without it a new numbered one under runs/."""
-    resume: str = field(default="auto", metadata=MACHINE)
-    """auto: from the newest checkpoint in --out, if there is one; never: only into a fresh folder; or a checkpoint's PATH."""
+    resume: Annotated[
+        str,
+        arg(
+            help="auto: from the newest checkpoint in --out, if there is one; never: only into a fresh "
+            "folder; or a checkpoint's PATH."
+        ),
+    ] = field(default="auto", metadata=MACHINE)
     batch_size: int = 256
     """Images a step, over all ranks and accumulated batches."""
     seed: int = 0
@@ -50,10 +61,20 @@ class RunOptions:
     """ffcv, dali, torchvision, resident, synthetic, or auto."""
     num_threads: int | None = field(default=None, metadata=MACHINE)
     """Decoding threads of this rank; default: this machine's cores over its ranks."""
-    augment: AugmentName = field(default="auto", metadata=MACHINE)
-    """kornia: views' operations one after the other, by Kornia and torch; fused: in few kernels (on the CPU not of every recipe); auto: fused where it can be."""
-    step: Literal["auto", "eager", "fused", "compiled", "graphed"] = field(default="auto", metadata=MACHINE)
-    """How the learning blocks run: as they are, with fused BatchNorms, by torch.compile, in CUDA graphs, or as was measured to be fastest."""
+    augment: Annotated[
+        AugmentName,
+        arg(
+            help="kornia: views' operations one after the other, by Kornia and torch; fused: in few kernels "
+            "(on the CPU not of every recipe); auto: fused where it can be."
+        ),
+    ] = field(default="auto", metadata=MACHINE)
+    step: Annotated[
+        Literal["auto", "eager", "fused", "compiled", "graphed"],
+        arg(
+            help="How the learning blocks run: as they are, with fused BatchNorms, by torch.compile, in CUDA "
+            "graphs, or as was measured to be fastest."
+        ),
+    ] = field(default="auto", metadata=MACHINE)
     fold_frozen: bool = field(default=False, metadata=MACHINE)
     """Fold BatchNorm into the convolutions of blocks that do not learn."""
     accumulate: int = field(default=1, metadata=MACHINE)
@@ -105,25 +126,30 @@ class RunOptions:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: it must be 1 or more, or left out")
 
     def science(self) -> dict[str, Any]:
-        """The fields that must be equal on resume, as plain values."""
+        """Return the fields that must be equal on resume, as plain values."""
         chosen = (f.name for f in fields(self) if not f.metadata.get("machine"))
         return {name: plain_value(getattr(self, name)) for name in chosen}
 
     def completed(self) -> Self:
-        """Return these options with what follows from them filled in."""
+        """Return these options with derived values filled in. Subclasses override it."""
         return self
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, as plain values."""
+        """Return all fields as plain values."""
         return {f.name: plain_value(getattr(self, f.name)) for f in fields(self)}
 
     def rank_batch(self, world_size: int) -> int:
-        """Images a rank decodes at a time. ValueError where ranks and accumulation do not divide the batch."""
+        """Return the number of images that a rank decodes at a time.
+
+        Raises:
+            ValueError: The batch is not divisible by the ranks and --accumulate.
+        """
         share, rest = divmod(self.batch_size, world_size * self.accumulate)
         if rest or not share:
             raise ValueError(
-                f"--batch-size {self.batch_size} over {world_size} ranks with --accumulate {self.accumulate} does not "
-                f"divide: choose a batch that is a multiple of {world_size * self.accumulate}"
+                f"--batch-size {self.batch_size} over {world_size} ranks with --accumulate "
+                f"{self.accumulate} does not divide: choose a batch that is a multiple of "
+                f"{world_size * self.accumulate}"
             )
         return share
 
@@ -135,14 +161,19 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainOptions(RunOptions):
-    """What the recipes that train a backbone through a plan share besides."""
+    """The options of recipes that train a backbone by a plan."""
 
     plan: Literal["psl", "sl", "psl_f", "end_to_end"] = "psl"
     """Which blocks learn what, and when (psl.txt, sections 3.2 and 4.5)."""
     stage_epochs: tuple[int, ...] = (60, 60, 60)
     """Epochs of each stage."""
-    partition: tuple[str, ...] = ()
-    """Blocks that learn in each stage, such as 1-3 2-4 3-5; by default n stages of all but n - 1 blocks each."""
+    partition: Annotated[
+        tuple[str, ...],
+        arg(
+            help="Blocks that learn in each stage, such as 1-3 2-4 3-5; by default n stages of all but n - 1 "
+            "blocks each."
+        ),
+    ] = ()
     levels: tuple[int, ...] = ()
     """The task's level in each stage; by default from the easiest to the hardest."""
     frozen_batchnorm: Literal["eval", "train"] = "eval"
@@ -159,7 +190,7 @@ class PretrainOptions(RunOptions):
             raise ValueError(f"--probe-every {self.probe_every}: it must be 0 (never) or more epochs")
 
     def stages(self, num_levels: int, num_blocks: int) -> tuple[Stage, ...]:
-        """Return the plan's stages for a task of so many levels and a backbone of so many blocks."""
+        """Return the plan's stages for a task and backbone with these numbers of levels and blocks."""
         return make_plan(
             self.plan,
             self.stage_epochs,
@@ -170,20 +201,24 @@ class PretrainOptions(RunOptions):
         )
 
     def sgd(self) -> Callable[..., torch.optim.Optimizer]:
-        """`optimisers.sgd`, or its like by apex where --apex asks for it. ValueError where apex cannot run."""
+        """Return the SGD optimiser, or apex's fused one for --apex.
+
+        Raises:
+            ValueError: apex cannot run.
+        """
         if not self.apex:
             return sgd
         require_apex(choose_device(self.device, 0))
         return fused_sgd
 
     def refuse_apex(self, method: str, optimiser: str) -> None:
-        """ValueError for --apex where nothing learns by SGD."""
+        """Raise ValueError for --apex, because `method` learns by `optimiser` and not by SGD."""
         if self.apex:
             raise ValueError(f"--apex: it has SGD, and {method} learns by {optimiser}; leave it out")
 
 
 def plain_value(value: Any) -> Any:
-    """Return a path as text and a tuple as a list, as JSON has them."""
+    """Return paths as text, tuples as lists and other values unchanged, as in JSON."""
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value

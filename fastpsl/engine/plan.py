@@ -1,4 +1,7 @@
-"""Plans: which blocks run, which learn, at which level, for how long. PSL (psl.txt, section 3.2 and Algorithm 1) is such a plan."""
+"""Plans: which blocks run and learn in each stage, at which level and for how long.
+
+PSL (psl.txt, section 3.2 and Algorithm 1) is one of them.
+"""
 
 import re
 from collections.abc import Sequence
@@ -12,10 +15,18 @@ PLANS = ("psl", "sl", "psl_f", "end_to_end")
 
 @dataclass(frozen=True)
 class Stage:
-    """One learning stage. Blocks count from 1 (B1); images enter at B1, so blocks 1 to `last_block` run.
+    """A stage of training. Blocks are counted from 1 (B1).
 
-    Blocks before `first_learning` run without a graph; blocks after `last_block` do not run at all. Where `first_learning`
-    is `last_block` + 1, the head learns alone. num_steps: the stage's length, instead of `epochs` (which are 0 then).
+    Blocks 1 to `last_block` run, those before `first_learning` without gradients. If `first_learning` is
+    `last_block` + 1, only the head learns.
+
+    Attributes:
+        name: The stage's name, such as "S1".
+        level: The task's level, from 1.
+        first_learning: The first block that learns.
+        last_block: The last block that runs.
+        epochs: The length in epochs; 0 if `num_steps` is given.
+        num_steps: The length in steps instead, or None.
     """
 
     name: str
@@ -30,7 +41,7 @@ class Stage:
 
     @property
     def max_epochs(self) -> int:
-        """No stage goes through more of them, however few steps an epoch has."""
+        """The largest number of epochs of the stage, however few steps an epoch has."""
         return self.num_steps or self.epochs
 
     @override
@@ -52,17 +63,27 @@ def make_plan(
     partition: Sequence[str] = (),
     levels: Sequence[int] = (),
 ) -> tuple[Stage, ...]:
-    """The stages of plan `name` for a task of `num_levels` levels over a backbone of `num_blocks` blocks.
+    """Return the stages of a plan.
 
-    psl: stage i learns the blocks of its part of the `partition` at level i.
-    sl: the same stages, all at the hardest level (section 4.5, "SL").
-    psl_f: as psl, but every block that runs learns ("full gradient", section 4.5).
-    end_to_end: one stage over all blocks at the hardest level. The paper does not say how long its end-to-end
-    baselines ran; here as many epochs as the stages together.
+    - psl: Stage i learns the blocks of its part of the `partition`, at level i.
+    - sl: The same stages, all at the hardest level (section 4.5, "SL").
+    - psl_f: As psl, but all blocks that run learn ("full gradient", section 4.5).
+    - end_to_end: One stage over all blocks at the hardest level. The paper does not state the length of its
+      end-to-end baselines; here it is the sum of all stages.
 
-    partition: parts such as "1-3", a stage each. By default n stages learn num_blocks - n + 1 blocks each, every one a block
-    further up: the paper's S1 = B1-B3, S2 = B2-B4, S3 = B3-B5 for three. levels: a level a stage; by default from the easiest to
-    the hardest in even steps. Both are ours to choose freely; the paper has one of each.
+    Args:
+        name: One of `PLANS`.
+        stage_epochs: The number of epochs of each stage.
+        num_levels: The number of the task's levels.
+        num_blocks: The number of the backbone's blocks.
+        partition: The blocks that learn in each stage, such as "1-3". By default, each of n stages learns
+            num_blocks - n + 1 blocks and starts one block later than the last. For three stages, these are
+            the paper's S1 = B1-B3, S2 = B2-B4 and S3 = B3-B5.
+        levels: The level of each stage. By default, they rise in even steps from the easiest to the hardest.
+            The paper has one partition and one choice of levels.
+
+    Raises:
+        ValueError: The name is unknown, or lengths, parts or levels do not fit.
     """
     if name not in PLANS:
         raise ValueError(f"unknown plan {name!r}: allowed are {', '.join(PLANS)}")
@@ -71,21 +92,22 @@ def make_plan(
         raise ValueError(f"stage lengths {tuple(stage_epochs)}: give one or more, each of at least 1 epoch")
     if not partition and num_stages > num_blocks:
         raise ValueError(
-            f"{num_stages} stage lengths {tuple(stage_epochs)} for {num_blocks} blocks: give at most {num_blocks}, or the --partition"
+            f"{num_stages} stage lengths {tuple(stage_epochs)} for {num_blocks} blocks: give at most "
+            f"{num_blocks}, or the --partition"
         )
     parts = _parts(partition or _overlapping(num_stages, num_blocks), num_stages, num_blocks)
     if not levels:
-        # The last one by name: where there is one stage only, it is the hardest.
+        # The last level is set apart, so that a single stage has the hardest.
         rising = (1 + round(i * (num_levels - 1) / (num_stages - 1)) for i in range(num_stages - 1))
         levels = (*rising, num_levels)
     if len(levels) != num_stages:
         raise ValueError(
             f"--levels {_words(levels)} for {num_stages} stages: give a level for each of --stage-epochs"
         )
-    wrong = [level for level in levels if not 1 <= level <= num_levels]
-    if wrong:
+    unknown = [level for level in levels if not 1 <= level <= num_levels]
+    if unknown:
         raise ValueError(
-            f"--levels {_words(levels)}: level {wrong[0]} is not within the task's 1 to {num_levels}"
+            f"--levels {_words(levels)}: level {unknown[0]} is not within the task's 1 to {num_levels}"
         )
     if name == "end_to_end":
         return (Stage("E", max(levels), 1, num_blocks, sum(stage_epochs)),)
@@ -108,26 +130,27 @@ def _overlapping(num_stages: int, num_blocks: int) -> list[str]:
 
 
 def _parts(partition: Sequence[str], num_stages: int, num_blocks: int) -> list[tuple[int, int]]:
-    """(first, last) block of each stage; ValueError unless they rise and every block learns in one of them."""
-    asked = f"--partition {_words(partition)}"
-    found = [re.fullmatch(r"B?(\d+)(?:-B?(\d+))?", part) for part in partition]
-    if None in found:
-        raise ValueError(f"{asked}: give a range of blocks for each stage, such as 1-3 2-4 3-5")
-    parts = [(int(match[1]), int(match[2] or match[1])) for match in found if match]
+    """Return the first and last block of each stage, or raise ValueError unless they rise without holes."""
+    option = f"--partition {_words(partition)}"
+    matches = [re.fullmatch(r"B?(\d+)(?:-B?(\d+))?", part) for part in partition]
+    if None in matches:
+        raise ValueError(f"{option}: give a range of blocks for each stage, such as 1-3 2-4 3-5")
+    parts = [(int(match[1]), int(match[2] or match[1])) for match in matches if match]
     if len(parts) != num_stages:
-        raise ValueError(f"{asked} has {len(parts)} parts for {num_stages} stage lengths: give one for each")
+        raise ValueError(f"{option} has {len(parts)} parts for {num_stages} stage lengths: give one for each")
     for (first, last), part in zip(parts, partition, strict=True):
         if not 1 <= first <= last <= num_blocks:
-            raise ValueError(f"{asked}: {part} is no range of blocks within 1 to {num_blocks}")
-    for one, other in pairwise(parts):
-        if not (one[0] < other[0] and one[1] < other[1]):
-            raise ValueError(f"{asked}: each stage must begin and end above the one before it")
+            raise ValueError(f"{option}: {part} is no range of blocks within 1 to {num_blocks}")
+    for part_before, part_after in pairwise(parts):
+        if not (part_before[0] < part_after[0] and part_before[1] < part_after[1]):
+            raise ValueError(f"{option}: each stage must begin and end above the one before it")
     holes = set(range(1, num_blocks + 1)) - {
         block for first, last in parts for block in range(first, last + 1)
     }
     if holes:
         raise ValueError(
-            f"{asked} has a hole: B{min(holes)} would never learn; let each of B1 to B{num_blocks} be in a stage"
+            f"{option} has a hole: B{min(holes)} would never learn; let each of B1 to B{num_blocks} be in "
+            "a stage"
         )
     return parts
 

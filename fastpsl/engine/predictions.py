@@ -1,8 +1,8 @@
-"""What a network says of every image of a data set, in files that an interrupted pass goes on with, equal for any number of ranks.
+"""Predictions of a network for all images of a data set, in files that an interrupted pass can resume from.
 
-An image is seen alone, so that its predictions depend on no other. Images are taken in parts of `PART`; a part is one file, of one
-rank. Where all parts are there they become PREDICTIONS.npz, in the order of the images. Bytes are equal for equal weights, decoder and threads
-on the CPU, whatever the number of ranks.
+Each image is predicted alone, so that its predictions depend on no other. Images are divided into parts of
+`PART`, and a part is one file of one rank. Complete parts are joined to predictions.npz, in the order of the
+images. On the CPU, the bytes are equal for equal weights, decoder and threads, for any number of ranks.
 """
 
 import io
@@ -21,7 +21,10 @@ from fastpsl.pipelines.files.atomic import write_atomically
 PART = 16
 NAME, RECORD = "predictions.npz", "predictions.json"
 Predictions = dict[str, np.ndarray]
-"""Name → array [n, ...] of one image: n boxes, or one row of scores. The same names and trailing shapes for every image."""
+"""Name → array [n, ...] of an image, such as n boxes or one row of scores.
+
+Names and trailing shapes are the same for all images.
+"""
 
 
 def predict(
@@ -32,23 +35,30 @@ def predict(
     science: Mapping[str, Any],
     after_image: Callable[[int], bool] = lambda done: False,
 ) -> Path | None:
-    """Write folder/predictions.npz: of all images' arrays, one behind the other, and "image", int64 [N]: whose each row is.
+    """Write folder/predictions.npz with the concatenated arrays of all images.
 
-    Returns the path, which is there on rank 0, or None where `after_image` stopped it (parts that are whole stay). Every rank
-    must call it.
+    An array "image", int64 [N], holds the image of each row. Every rank must call it.
 
     Args:
-        predict_images: yields the predictions of each of some consecutive images.
-        science: what predictions depend on, as JSON. Parts of another science are thrown away, and where predictions.npz is of
-            this one (predictions.json) nothing is done again.
-        after_image: called after each image of this rank with their number so far, on every rank equally often; True stops.
+        folder: The run's folder.
+        num_images: The number of images.
+        predict_images: Yields the predictions of each image of a range.
+        world: The ranks.
+        science: What predictions depend on, as JSON values. Parts with another science are deleted. If
+            predictions.npz has the same (predictions.json), nothing is computed.
+        after_image: Called after each image with the number of this rank's images so far, on every rank
+            equally often. It stops the pass by returning True.
+
+    Returns:
+        The path, where rank 0 has written the file; None if `after_image` stopped the pass. Complete parts
+        are kept then.
     """
     assert num_images > 0
     parts, whole = folder / "predictions", folder / NAME
     if share(world, _begin(folder, parts, science) if world.rank == 0 else None):
         return whole
     starts = range(0, num_images, PART)
-    # Every rank comes to as many images, as `after_image` may communicate.
+    # All ranks take the same number of parts, because `after_image` may communicate.
     rounds, done = -(-len(starts) // world.size), 0
     for number in range(rounds):
         part = number * world.size + world.rank
@@ -66,51 +76,58 @@ def predict(
         done += len(rows)
     wait_for_all(world)
     if world.rank == 0:
-        found = [read_predictions(parts / f"{part:06d}.npz") for part in range(len(starts))]
-        _save(whole, {name: np.concatenate([one[name] for one in found]) for name in found[0]})
-        write_atomically(folder / RECORD, _told(science).encode())
+        arrays = [read_predictions(parts / f"{part:06d}.npz") for part in range(len(starts))]
+        _save(
+            whole, {name: np.concatenate([part_arrays[name] for part_arrays in arrays]) for name in arrays[0]}
+        )
+        write_atomically(folder / RECORD, _science_text(science).encode())
         shutil.rmtree(parts)
     wait_for_all(world)
     return whole
 
 
 def read_predictions(path: Path) -> Predictions:
-    """The arrays of a file that `predict` wrote. ValueError where it is not there."""
+    """Read the arrays of a file that `predict` wrote.
+
+    Raises:
+        ValueError: The file does not exist.
+    """
     try:
         with np.load(path) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise ValueError(
-            f"{path} is not there: a finished run's predictions stay in its own folder; give that as --out, or evaluate anew"
+            f"{path} is not there: a finished run's predictions stay in its own folder; give that as "
+            "--out, or evaluate anew"
         ) from None
 
 
 def _begin(folder: Path, parts: Path, science: Mapping[str, Any]) -> bool:
-    """Whether the predictions of this science are there; else its parts can be written."""
+    """Return whether the predictions of this science exist; otherwise prepare the folder of parts."""
     record = folder / RECORD
-    if record.exists() and record.read_text() == _told(science) and (folder / NAME).exists():
-        shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed as it cleared them away
+    if record.exists() and record.read_text() == _science_text(science) and (folder / NAME).exists():
+        shutil.rmtree(parts, ignore_errors=True)  # a run may have been killed while it removed them
         return True
     record.unlink(missing_ok=True)
     begin_folder(parts, science)
     return False
 
 
-def _told(science: Mapping[str, Any]) -> str:
+def _science_text(science: Mapping[str, Any]) -> str:
     return json.dumps(dict(science), sort_keys=True)
 
 
 def begin_folder(parts: Path, science: Mapping[str, Any]) -> None:
-    """An empty folder, or one of parts of this very science."""
-    told, record = _told(science), parts / "science.json"
-    if not (record.exists() and record.read_text() == told):
+    """Create an empty folder of parts, or keep one with parts of the same science."""
+    text, record = _science_text(science), parts / "science.json"
+    if not (record.exists() and record.read_text() == text):
         shutil.rmtree(parts, ignore_errors=True)
         parts.mkdir(parents=True)
-        write_atomically(record, told.encode())
+        write_atomically(record, text.encode())
 
 
 def _joined(rows: list[Predictions], first: int) -> Predictions:
-    """The rows of consecutive images from `first` on, and whose they are."""
+    """Concatenate the rows of consecutive images, starting with image `first`, and add "image"."""
     image = np.repeat(
         np.arange(first, first + len(rows)), [len(next(iter(row.values()))) for row in rows]
     ).astype(np.int64)

@@ -1,4 +1,4 @@
-"""What a recipe is: its options, its PAPER and SAMPLE values, and what it builds of them."""
+"""Recipes: options with defaults from the paper and for the sample, and the experiment built from them."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -16,16 +16,16 @@ print_now = functools.partial(print, flush=True)
 
 @dataclass(frozen=True)
 class Script(Generic[Options]):
-    """A script with options, whose values with data are others than on the embedded sample.
+    """A script with options. Their defaults depend on whether --data is given or the embedded sample is used.
 
     Attributes:
-        name: The file's name without .py; runs are called by it.
+        name: The file's name without .py, which also names runs.
         description: The file's docstring, for --help.
         options: The class of its options.
-        paper: Values that the command line leaves open, with --data.
-        sample: Those without --data, in the place of `paper`'s.
-        whose: What `paper` is called: "paper", or "default" where no paper states it.
-        variant: Makes values in the place of `paper`'s that hold with the options that were given.
+        paper: The defaults with --data.
+        sample: The defaults without --data, on top of `paper`.
+        whose: The source of `paper`: "paper", or "default" if no paper states it.
+        variant: Returns defaults that depend on the given options, on top of `paper`.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Script(Generic[Options]):
     variant: Callable[[Options], Mapping[str, Any]] = field(default=lambda options: {}, kw_only=True)
 
     def with_paper(self, **values: Any) -> Options:
-        """Return the options with `paper`'s values, and `values` in their place."""
+        """Return options with `paper`'s values, overridden by `values`."""
         return self.options(**{**self.paper, **values})
 
     def parse(
@@ -50,15 +50,15 @@ class Script(Generic[Options]):
         """Parse the command line.
 
         Args:
-            arguments: Of the script; None for those of this process.
-            prog: What --help calls the script; None for the name it was started by.
-            log: Called on rank 0 with a line that says in which values the options differ from `paper` or from a default.
+            arguments: The script's arguments; None for those of this process.
+            prog: The script's name in --help; None for the name by which it was started.
+            log: Called on rank 0 with a line that lists the values that differ from `paper` or from defaults.
 
         Raises:
-            ValueError: With one line, for what cannot be parsed.
+            ValueError: The arguments cannot be parsed. The message is one line.
             SystemExit: With code 0, after --help is printed.
         """
-        speaks = own_rank() == 0
+        is_rank_0 = own_rank() == 0
         small = " ".join(f"--{name.replace('_', '-')} {_words(value)}" for name, value in self.sample.items())
         usual = "are the paper's" if self.whose == "paper" else "hold with --data"
         description = (self.description or "").rstrip()
@@ -67,42 +67,48 @@ class Script(Generic[Options]):
         def parsed(values: Mapping[str, Any]) -> Options:
             options: Options = parse(
                 self.options, arguments, default=self.options(**values), description=description,
-                console_outputs=speaks, prog=prog,
+                console_outputs=is_rank_0, prog=prog,
             )  # fmt: skip
             return options
 
         options = parsed(self.paper)
         paper = {**self.paper, **self.variant(options)}
         options = parsed(paper if options.data is not None else {**paper, **self.sample})
-        if speaks:
+        if is_rank_0:
             log(describe_choice(options, paper, self.whose))
         return options.completed()
 
 
 @dataclass(frozen=True)
 class Recipe(Script[Options]):
-    """A script that trains: `build` makes an experiment of its options."""
+    """A script that trains. `build` makes an experiment from the options."""
 
     build: Callable[[Options], Experiment]
 
 
 @dataclass(frozen=True)
 class Evaluation(Script[Options]):
-    """A script that trains nothing: `run` does its work and returns the exit code."""
+    """A script without training. `run` does its work and returns the exit code."""
 
     run: Callable[[Options], int]
 
 
 def describe_choice(options: RunOptions, paper: Mapping[str, Any], whose: str = "paper") -> str:
-    """Return in which values of the experiment `options` differ from `paper`, or from a default, in one line."""
-    ours = options.as_dict()
+    """Return a line with the values in which `options` differ from the usual ones.
+
+    Args:
+        options: The options.
+        paper: The usual values. For other fields, the usual values are the defaults.
+        whose: The source of `paper`, as in `Script`.
+    """
+    values = options.as_dict()
     usual = {name: (value, whose) for name, value in paper.items()}
     names = {*options.science(), "max_steps_per_stage"} - paper.keys()
     usual |= {f.name: (f.default, "default") for f in fields(options) if f.name in names}
     changed = [
-        f"{name} {ours[name]} ({where} {plain_value(value)})"
+        f"{name} {values[name]} ({where} {plain_value(value)})"
         for name, (value, where) in usual.items()
-        if ours[name] != plain_value(value)
+        if values[name] != plain_value(value)
     ]
     data = options.data or "the embedded sample"
     same = "all values as in the paper" if whose == "paper" else "all values are the defaults"

@@ -1,4 +1,4 @@
-"""Numbers of a run: one JSON line a step, TensorBoard and W&B, the progress screen, a summary per stage."""
+"""Logging of a run: metrics.jsonl, TensorBoard and W&B, the progress screen and a summary per stage."""
 
 import contextlib
 import csv
@@ -26,20 +26,19 @@ from fastpsl.pipelines.batch import BadSample, Batch
 from fastpsl.pipelines.doing import clock
 from fastpsl.pipelines.files.atomic import write_atomically
 
-SUMMARY_STEPS = (
-    10  # a stage's loss "at its start" and "at its end" are means over so many steps, or half of them
-)
-
+# A stage's loss "at its start" and "at its end" is a mean over this many steps, or over half of a shorter
+# stage.
+SUMMARY_STEPS = 10
 
 Figures = Mapping[str, float | None]
-"""Numbers of an epoch by their names; None for one that is not known."""
+"""A task's figures of an epoch; None for an unknown value."""
 
 
 class Reporter:
-    """Collects each step's metrics on the device and looks at them once every `log_steps`.
+    """A reporter that collects each step's metrics on the device and fetches them every `log_steps` steps.
 
-    On a GPU a look is finished after the next step was launched: the host waits for numbers of a step that is over or
-    nearly so, and writes them while the device computes. It never stands still for them.
+    On a GPU, a fetch is finished after the next step was launched. The host then waits only for a step that
+    is over or nearly so, and writes the numbers while the device computes the next one.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class Reporter:
         self._look: tuple[list[dict[str, Any]], list[str], Fetch] | None = None
 
     def say(self, text: str) -> None:
-        """A line for people, once."""
+        """Print a line for people, on rank 0."""
         if self.screen:
             self.screen.say(text)
 
@@ -84,12 +83,7 @@ class Reporter:
         self.say(f"{stage}{length} {steps_per_epoch} steps; steps {step} to {num_steps}")
 
     def epoch(self, figures: Figures | None, epochs: float, run_step: int) -> None:
-        """Log a task's figures of an epoch to epochs.jsonl, the screen and the boards.
-
-        Args:
-            figures: Of this rank; those of rank 0 are logged.
-            epochs: Done so far, over all stages.
-        """
+        """Log rank 0's figures of the epoch that ended at `epochs`, counted over all stages."""
         if not figures or self.epochs is None:
             return
         line = {"run_step": run_step, "epoch": round(epochs, 3), "stage": self._stage.name}
@@ -105,13 +99,13 @@ class Reporter:
 
     @contextlib.contextmanager
     def off_the_clock(self) -> Iterator[None]:
-        """Around what is no training, between two steps of all ranks: the next log line's speed does not know of it."""
+        """Exclude work between two steps from the logged speed. All ranks call it at the same step."""
         self.flush()
         yield
         self._window_started, self._wait_s = time.perf_counter(), 0.0
 
     def watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """`batches`; the time that the loop waits for them adds to data wait, their skipped samples are noted."""
+        """Yield `batches`, add the time of waiting for them to "data wait", and note skipped samples."""
         while True:
             started = time.perf_counter()
             try:
@@ -124,16 +118,18 @@ class Reporter:
             yield batch
 
     def _note_bad(self, bad: list[BadSample]) -> None:
-        """Each skipped sample once, on this rank's terminal and in bad-samples.csv (one line, one write: ranks may share)."""
+        """Report each skipped sample once, on this rank's terminal and in bad-samples.csv."""
         new = [sample for sample in bad if sample.name not in self._bad_names]
         for sample in new:
             self._bad_names.add(sample.name)
             print(escaped(f"skipped {' '.join(str(sample).split())}"), file=sys.stderr, flush=True)
-            with open(self.folder / "bad-samples.csv", "a", newline="", encoding="utf-8", errors="surrogateescape") as file:  # names may be any bytes  # fmt: skip
+            # Names may hold any bytes. Ranks may share the file, so each line is one write.
+            path = self.folder / "bad-samples.csv"
+            with open(path, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
                 csv.writer(file).writerow([sample.index, sample.name, sample.reason])
 
     def step(self, step: int, run_step: int, lr: float, metrics: Metrics, num_skipped: Tensor) -> None:
-        """Note one step. `num_skipped`: steps of this stage whose gradients were not finite, counted on the device."""
+        """Note one step. `num_skipped` counts the stage's steps with non-finite gradients, on the device."""
         self._finish_look()
         self._names = list(metrics)
         row = {
@@ -153,7 +149,7 @@ class Reporter:
                 self._finish_look()
 
     def flush(self, durably: bool = False) -> None:
-        """Sum the pending metrics over the ranks, fetch and write them. Every rank calls it at the same step."""
+        """Fetch and write the pending metrics, summed over ranks. Every rank calls it at the same step."""
         self._finish_look()
         if self._pending:
             self._begin_look()
@@ -162,7 +158,7 @@ class Reporter:
             self.file.sync()
 
     def _begin_look(self) -> None:
-        """Sum the pending metrics over the ranks, and send them to the host."""
+        """Sum the pending metrics over the ranks, and start their transfer to the host."""
         sums = sum_over_ranks(self.world, torch.stack([values for _, values in self._pending]))
         assert self._num_skipped is not None
         numbers = Fetch(torch.cat([sums.flatten(), self._num_skipped.view(1)]))
@@ -170,7 +166,7 @@ class Reporter:
         self._pending = []
 
     def _finish_look(self) -> None:
-        """Wait for the numbers of the look under way, if there is one, and write them."""
+        """Wait for the transfer in progress, if there is one, and write the numbers."""
         if self._look is None:
             return
         (steps, names, numbers), self._look = self._look, None
@@ -192,8 +188,8 @@ class Reporter:
             self._show(lines, names, elapsed)
             if skipped > self._skipped:
                 self.say(
-                    f"{skipped - self._skipped:.0f} of steps {lines[0]['step']} to {lines[-1]['step']} had gradients that "
-                    f"are not finite and changed nothing (usual while fp16 finds its scale)"
+                    f"{skipped - self._skipped:.0f} of steps {lines[0]['step']} to {lines[-1]['step']} had "
+                    "gradients that are not finite and changed nothing (usual while fp16 finds its scale)"
                 )
         self._skipped = skipped
         self._window_started, self._wait_s = time.perf_counter(), 0.0
@@ -233,8 +229,10 @@ class Reporter:
         chance: float | None,
         memory: Mapping[str, int] | None = None,
     ) -> dict[str, Any]:
-        """The stage in numbers: steps (made, planned), seconds, loss at its start and end, held-out metrics, and on a GPU `memory`
-        (`gpu_memory.peak_memory`); rank 0's is the true one.
+        """Return and print a stage's summary, which is complete on rank 0 only.
+
+        `num_steps` are the numbers of steps made and planned, and `memory` is the result of
+        `gpu_memory.peak_memory`.
         """
         losses = self.file.losses(stage.name) if self.file else []
         num = min(SUMMARY_STEPS, max(1, len(losses) // 2))
@@ -263,28 +261,33 @@ class Reporter:
 
 
 def summary_line(summary: dict[str, Any]) -> str:
-    """One line for people of a stage's summary."""
+    """Return a stage's summary as one line for people."""
     cut = (
         "" if summary["num_steps"] == summary["num_steps_planned"] else f" of {summary['num_steps_planned']}"
     )
-    text = f"{summary['stage']} (level G{summary['level']}): {summary['num_steps']}{cut} steps in {clock(summary['seconds'])}"
+    steps = f"{summary['num_steps']}{cut} steps in {clock(summary['seconds'])}"
+    text = f"{summary['stage']} (level G{summary['level']}): {steps}"
     if summary["loss_start"] is not None:
         text += f", loss {summary['loss_start']:.3f} → {summary['loss_end']:.3f}"
     chance = "" if summary["chance"] is None else f" (chance {100 * summary['chance']:.1f} %)"
     if held_out := _held_out_words(summary["held_out"], chance):
         text += f", held-out {held_out}"
     if "peak_allocated_bytes" in summary:
-        text += f", GPU memory {gibibytes(summary['peak_allocated_bytes'])} at most ({gibibytes(summary['device_used_bytes'])} with all else)"
+        peak, used = gibibytes(summary["peak_allocated_bytes"]), gibibytes(summary["device_used_bytes"])
+        text += f", GPU memory {peak} at most ({used} with all else)"
     return text
 
 
 def _held_out_words(held_out: dict[str, float], chance: str) -> str:
-    """The accuracy, or top-1 and top-5, or the top-1 of each classifier ("top1_B4"), in one line; `chance` is that of the first.
-    And a loss, where a task says what a constant answer would cost ("loss_constant"), or where there is nothing else (IIC)."""
+    """Return the held-out metrics as one line; `chance` follows the first accuracy.
+
+    Accuracies are the plain one, top-1 and top-5, or the top-1 of several classifiers ("top1_B4"). A loss is
+    added if there is its value for a constant answer ("loss_constant"), or if there is no accuracy (IIC).
+    """
     words = []
-    for name, said in (("accuracy", "accuracy"), ("top1", "top-1"), ("top5", "top-5")):
+    for name, label in (("accuracy", "accuracy"), ("top1", "top-1"), ("top5", "top-5")):
         if name in held_out:
-            words.append(f"{said} {100 * held_out[name]:.1f} %")
+            words.append(f"{label} {100 * held_out[name]:.1f} %")
     parts = [f"{n[5:]} {100 * value:.1f}" for n, value in held_out.items() if n.startswith("top1_")]
     words += [f"top-1 {', '.join(parts)} %"] if parts else []
     words = [words[0] + chance, *words[1:]] if words else []
@@ -299,7 +302,11 @@ def _held_out_words(held_out: dict[str, float], chance: str) -> str:
 
 
 def start_wandb(folder: Path, config: dict[str, Any]) -> Any:
-    """A W&B run that resumes under the id kept in the folder. ValueError where wandb is missing or refuses."""
+    """Start a W&B run, or resume the one with the id stored in the folder.
+
+    Raises:
+        ValueError: wandb is missing or raises an error.
+    """
     try:
         import wandb
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Where a run lives and where it goes on from: its folder, the checkpoint to resume, what may not have changed."""
+"""The folder of a run, the checkpoint that it resumes from, and the check that both belong together."""
 
 import contextlib
 import fcntl
@@ -13,7 +13,7 @@ from fastpsl.engine.options import RunOptions
 from fastpsl.models.checkpoint import CheckpointManager, read_checkpoint
 from fastpsl.pipelines.files.atomic import output_errors
 
-# What a checkpoint holds besides what is only looked at where it is there.
+# The required keys of a checkpoint. Other keys are optional.
 _KEYS: dict[str, type] = {
     "science": dict,
     "machine": dict,
@@ -34,7 +34,13 @@ _OLDER = "resume from an older one, or give another --out"
 
 
 def choose_folder(recipe: str, options: RunOptions) -> Path:
-    """--out; or the folder of the checkpoint named by --resume; or a new numbered one. Made where it is not there."""
+    """Return the run's folder, and create it if necessary.
+
+    It is --out, or the folder of --resume's checkpoint, or a new numbered one.
+
+    Raises:
+        ValueError: --resume is in no run's folder, or --out is a file.
+    """
     if options.out is not None:
         folder = options.out
     elif options.resume not in ("auto", "never"):
@@ -58,7 +64,11 @@ def choose_folder(recipe: str, options: RunOptions) -> Path:
 
 
 def lock_folder(folder: Path) -> TextIO:
-    """Hold a run's folder until the file that is returned is closed or the process ends; ValueError where it is held."""
+    """Lock a run's folder until the returned file is closed or the process ends.
+
+    Raises:
+        ValueError: Another process holds the lock.
+    """
     with output_errors(folder):
         file = open(folder / ".lock", "w")  # noqa: SIM115  (held open by the caller)
     try:
@@ -67,13 +77,13 @@ def lock_folder(folder: Path) -> TextIO:
         file.close()
         raise ValueError(f"another process trains in {folder}: wait for it, or give another --out") from None
     except OSError:
-        pass  # a file system without locks
+        pass  # the file system has no locks
     return file
 
 
 @contextlib.contextmanager
 def open_folder(recipe: str, options: RunOptions, world: World) -> Iterator[Path]:
-    """The run's folder on every rank, held by rank 0 until the end."""
+    """Yield the run's folder on every rank, locked by rank 0 until the end."""
     folder = Path(share(world, str(choose_folder(recipe, options)) if world.rank == 0 else None))
     lock = lock_folder(folder) if world.rank == 0 else contextlib.nullcontext()
     with lock:
@@ -81,7 +91,7 @@ def open_folder(recipe: str, options: RunOptions, world: World) -> Iterator[Path
 
 
 def new_numbered_folder(parent: Path, name: str) -> Path:
-    """parent/name-001, -002, …: the first number after the last, made here (several runs may ask at once)."""
+    """Create and return the next of parent/name-001, -002, …; several runs may do so at once."""
     parent.mkdir(parents=True, exist_ok=True)
     taken = (re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name) for path in parent.iterdir())
     number = 1 + max((int(match[1]) for match in taken if match), default=0)
@@ -97,9 +107,14 @@ def new_numbered_folder(parent: Path, name: str) -> Path:
 def find_checkpoint(
     options: RunOptions, world: World, folder: Path, science: dict[str, Any], machine: dict[str, Any]
 ) -> tuple[str | None, dict[str, Any] | None, list[str]]:
-    """The checkpoint to go on from and its state (None: from the start), and notes for people; every rank reads the same file.
+    """Find the checkpoint to resume from. All ranks read the same file.
 
-    ValueError where it cannot be read or belongs to another experiment.
+    Returns:
+        The checkpoint's path and state (None to start anew), and notes for people, which also list
+        differences to its `machine`.
+
+    Raises:
+        ValueError: The checkpoint cannot be read, or its `science` is another.
     """
     checkpoints, notes = CheckpointManager(folder / "checkpoints"), list[str]()
     chosen: str | None = None
@@ -107,18 +122,19 @@ def find_checkpoint(
     if options.resume == "never":
         if checkpoints.paths():
             raise ValueError(
-                f"--resume never, but {checkpoints.folder} holds checkpoints: give another --out, or --resume auto"
+                f"--resume never, but {checkpoints.folder} holds checkpoints: give another --out, or "
+                "--resume auto"
             )
     elif options.resume != "auto":
         chosen = options.resume
-    elif world.rank == 0 and (found := checkpoints.newest(refuse_incomplete)):
-        path, state, problems = found
+    elif world.rank == 0 and (newest := checkpoints.newest(refuse_incomplete)):
+        path, state, problems = newest
         chosen = str(path)
         notes += [f"passed over: {problem}" for problem in problems]
     chosen = share(world, chosen)
     if chosen is None:
         return None, None, notes
-    if state is None:  # rank 0 has read the newest while it looked for it
+    if state is None:  # rank 0 has already read the newest one
         state = read_checkpoint(Path(chosen))
         refuse_incomplete(Path(chosen), state)
     refuse_other_science(state["science"], science, chosen)
@@ -131,21 +147,21 @@ def find_checkpoint(
     ]
     if changed:
         notes.append(f"changed since then (allowed): {', '.join(changed)}")
-    wait_for_all(world)  # until every rank has read it
+    wait_for_all(world)  # every rank must have read it before files are renamed
     if world.rank == 0:
-        notes += _leave_other_lines_behind(checkpoints, Path(chosen), where["run_step"])
+        notes += _abandon_later_checkpoints(checkpoints, Path(chosen), where["run_step"])
     return chosen, state, notes
 
 
-def _leave_other_lines_behind(checkpoints: CheckpointManager, chosen: Path, run_step: int) -> list[str]:
-    """Make `chosen` the newest of its folder: later ones are renamed, or they would win over what is learned now.
+def _abandon_later_checkpoints(checkpoints: CheckpointManager, chosen: Path, run_step: int) -> list[str]:
+    """Make `chosen` the newest of its folder by renaming later ones, which a resume would otherwise prefer.
 
-    A run that goes on in another folder takes the metrics up to there along.
+    If the run continues in another folder, the metrics up to that point are copied.
     """
     for name in ("metrics.jsonl", "probe.jsonl", "epochs.jsonl"):
-        theirs, ours = chosen.resolve().parent.parent / name, checkpoints.folder.parent / name
-        if theirs.exists() and not ours.exists():
-            shutil.copyfile(theirs, ours)
+        source, target = chosen.resolve().parent.parent / name, checkpoints.folder.parent / name
+        if source.exists() and not target.exists():
+            shutil.copyfile(source, target)
     notes = []
     for path in checkpoints.paths():
         if int(path.stem.split("-")[1]) > run_step:
@@ -155,7 +171,11 @@ def _leave_other_lines_behind(checkpoints: CheckpointManager, chosen: Path, run_
 
 
 def refuse_incomplete(path: Path, state: dict[str, Any]) -> None:
-    """ValueError naming the first key that a run could not go on without, or whose value is of another type."""
+    """Check that a checkpoint has all keys that a run needs, with values of the right types.
+
+    Raises:
+        ValueError: The message names the first key that is missing or wrong.
+    """
     optional: dict[str, type] = {"choices": dict} if "choices" in state else {}
     parts: tuple[tuple[dict[str, Any], Mapping[str, Any]], ...] = (
         (state, _KEYS | optional),
@@ -178,30 +198,33 @@ def refuse_incomplete(path: Path, state: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def loading(path: str | None) -> Iterator[None]:
-    """Around what takes its state from the checkpoint `path`: what does not fit is one line that names it."""
+    """Turn errors of loading a state from the checkpoint `path` into a one-line ValueError that names it."""
     try:
         yield
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "state_dict" not in str(error):
-            raise  # of the device
-        what = f"{type(error).__name__}: {error}"
+            raise  # an error of the device
+        text = f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"{path} does not hold what this experiment needs ({' '.join(what.split())[:200]}): {_OLDER}"
+            f"{path} does not hold what this experiment needs ({' '.join(text.split())[:200]}): {_OLDER}"
         ) from error
 
 
 def refuse_other_science(saved: dict[str, Any], asked: dict[str, Any], path: str) -> None:
-    """ValueError naming every field in which a checkpoint's experiment differs from the one asked for."""
+    """Raise ValueError with all differences if a checkpoint's experiment (`saved`) is not the `asked` one."""
     different = [
-        f"{'the data: its digest' if name == 'data_digest' else name} ({saved.get(name)} there, {asked.get(name)} now)"
+        f"{'the data: its digest' if name == 'data_digest' else name} ({saved.get(name)} there, "
+        f"{asked.get(name)} now)"
         for name in sorted(saved.keys() | asked.keys())
         if saved.get(name) != asked.get(name)
     ]
     if saved.get("recipe") != asked.get("recipe"):
         raise ValueError(
-            f"{path} is a checkpoint of {saved.get('recipe')}, and this is {asked.get('recipe')}: give another --out"
+            f"{path} is a checkpoint of {saved.get('recipe')}, and this is {asked.get('recipe')}: give "
+            "another --out"
         )
     if different:
         raise ValueError(
-            f"{path} belongs to another experiment: {', '.join(different)}; give the same values, or another --out"
+            f"{path} belongs to another experiment: {', '.join(different)}; give the same values, or "
+            "another --out"
         )

@@ -1,4 +1,4 @@
-"""One run on one machine: its folder, checkpoints and reporting. What is learned is the job's, not this file's."""
+"""A run on one machine: its folder, checkpoints and reporting. `Experiment` defines what is learned."""
 
 import json
 import sys
@@ -19,35 +19,43 @@ from fastpsl.pipelines.files.atomic import output_errors, write_atomically
 
 @dataclass
 class Position:
-    """Where training stands: step `step` of stage `stage` comes next, `run_step` steps were made in all stages.
+    """The position of a training: `step` of stage `stage` comes next.
 
-    `first_epoch` is the stage's first epoch counted over all stages: draws and orders never repeat between stages.
+    Attributes:
+        stage: The stage's index, from 0.
+        step: The number of steps made in the stage.
+        run_step: The number of steps made in all stages.
+        first_epoch: The stage's first epoch, counted over all stages so that draws and orders never repeat.
+        seconds: The time spent in the stage's steps.
+        summaries: The summaries of finished stages.
     """
 
     stage: int = 0
     step: int = 0
     run_step: int = 0
     first_epoch: int = 0
-    seconds: float = 0.0  # spent in the steps of this stage
-    summaries: list[dict[str, Any]] = field(default_factory=list)  # of the stages that ended
+    seconds: float = 0.0
+    summaries: list[dict[str, Any]] = field(default_factory=list)
 
     def next_stage(self, epochs: int) -> None:
-        """Go to the start of the next stage; the one that ended was planned for `epochs`."""
+        """Move to the start of the next stage, after one that was planned for `epochs` epochs."""
         self.stage, self.step, self.seconds = self.stage + 1, 0, 0.0
         self.first_epoch += epochs
 
 
 class Run:
-    """A run's folder, checkpoints and reporting; nothing is written where the request cannot be served."""
+    """A run's folder, checkpoints and reporting. Nothing is written if the options turn out to be invalid."""
 
     def __init__(self, recipe: str, data: RunData, science: Mapping[str, Any] | None = None):
-        """Take the data, which `close` closes.
+        """Open the run. It owns `data` from here on.
 
         Args:
+            recipe: The recipe's name.
+            data: The data, which `close` closes.
             science: What else must not change on resume, besides the options' science and the data.
 
         Raises:
-            ValueError: The request cannot be served. The data is closed then.
+            ValueError: The options are invalid. The data is closed then.
         """
         self.data, self.options, self.world = data, data.options, data.world
         self.precision = self.options.resolved_precision(self.world.device)
@@ -104,7 +112,7 @@ class Run:
         return values | {"world_size": self.world.size, "device": self.world.device.type}
 
     def _write_records(self) -> None:
-        (self.folder / "error.txt").unlink(missing_ok=True)  # of an attempt before
+        (self.folder / "error.txt").unlink(missing_ok=True)  # an earlier attempt may have written it
         self.write_status("running", "")
         config = {"options": self.options.as_dict(), "science": self.science, "command": sys.argv}
         write_atomically(self.folder / "config.json", json.dumps(config, indent=1).encode())
@@ -113,22 +121,29 @@ class Run:
         )
 
     def packed(self, state: dict[str, Any]) -> memoryview:
-        """A checkpoint's file, of a job's state."""
+        """Return the bytes of a checkpoint file, given the training's state."""
         return self.checkpoints.packed({"science": self.science, "machine": self._machine(), **state})
 
     def last_checkpoint(self) -> Path:
-        """Of a run that came to its end: its newest, or that of --resume, which left nothing to do."""
+        """Return a finished run's newest checkpoint, or that of --resume if nothing was left to train."""
         paths = self.checkpoints.paths()
         return paths[-1] if paths else Path(self.options.resume)
 
     def write_status(self, state: str, reason: str) -> None:
-        """status.json: running, finished, preempted or failed; under torchrun, whose exit codes differ, it is the truth."""
+        """Write status.json.
+
+        Under torchrun, which has exit codes of its own, this file shows how the run ended.
+
+        Args:
+            state: "running", "finished", "preempted" or "failed".
+            reason: The reason, for people.
+        """
         where = {"stage": self.position.stage + 1, "step": self.position.step}
         text = json.dumps({"state": state, **where, "reason": reason}) + "\n"
         write_atomically(self.folder / "status.json", text.encode())
 
     def status(self) -> str | None:
-        """The state in status.json, of whichever rank; None where this start has not come to it yet."""
+        """Return the state in status.json, written by any rank; None if this start has not written it yet."""
         path = self.folder / "status.json"
         return str(json.loads(path.read_text())["state"]) if path.exists() else None
 

@@ -1,4 +1,4 @@
-"""The data that a recipe trains on: opened, checked against views and batch, and given out by loaders."""
+"""The data of a recipe: opened, checked against views and batch size, and served by loaders."""
 
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -18,11 +18,11 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
 
 OpenData = Callable[[RunOptions], tuple[Dataset, Dataset | None]]
-"""Open training and held-out data."""
+"""A function that opens the training and held-out data."""
 
 
 class BatchSource(Protocol):
-    """What training takes its batches from: a `Loader`, or one of annotated images."""
+    """A source of training batches: a `Loader`, or a loader of annotated images."""
 
     decoder_name: str
     decoder_reason: str
@@ -34,7 +34,7 @@ class BatchSource(Protocol):
     def epoch(
         self, epoch: int, first_step: int = 0, order: np.ndarray | None = None
     ) -> Generator[Any, None, None]:
-        """Make the batches of an epoch from `first_step` on."""
+        """Yield the batches of an epoch, starting with `first_step`."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -45,12 +45,12 @@ class BatchSource(Protocol):
 
 
 class RunData:
-    """Training and held-out data of a recipe, and this rank's share of each batch.
+    """The training and held-out data of a recipe, and this rank's share of each batch.
 
     Attributes:
         train: The training data.
         val: The held-out data, or None.
-        batch_size: Images that this rank takes at a time.
+        batch_size: The number of images that this rank takes at a time.
     """
 
     def __init__(
@@ -63,11 +63,13 @@ class RunData:
         """Open the data.
 
         Args:
-            open: In the place of --data and --val as images; see `Experiment`.
-            part: Of the training data, what is trained on.
+            options: The options of the run.
+            world: The ranks.
+            open: Replaces the opening of --data and --val as images; see `Experiment`.
+            part: Selects the part of the training data to train on.
 
         Raises:
-            ValueError: The data cannot be read, or the ranks do not divide the batch.
+            ValueError: The data cannot be read, or the batch is not divisible by the ranks.
         """
         self.options, self.world = options, world
         self.batch_size = options.rank_batch(world.size)
@@ -80,35 +82,43 @@ class RunData:
                 raise
 
     def loader_batch(self, images_per_sample: int) -> int:
-        """Samples of a rank's batch, each of which makes so many images. ValueError where they do not divide it, or are too few."""
+        """Return the number of samples of a rank's batch.
+
+        Raises:
+            ValueError: The batch is not divisible by it, or there are fewer samples than one batch.
+        """
         samples, rest = divmod(self.batch_size, images_per_sample)
         if rest or not samples:
             raise ValueError(
-                f"--batch-size {self.options.batch_size} gives each rank {self.batch_size} images a pass, and each sample makes "
-                f"{images_per_sample}: choose a batch that is a multiple of "
+                f"--batch-size {self.options.batch_size} gives each rank {self.batch_size} images a pass, "
+                f"and each sample makes {images_per_sample}: choose a batch that is a multiple of "
                 f"{images_per_sample * self.world.size * self.options.accumulate}"
             )
         needed = samples * self.world.size * self.options.accumulate
         if self.train.num_samples < needed:
             each = "" if images_per_sample == 1 else f", {images_per_sample} of each of {needed} samples"
             raise ValueError(
-                f"{self.train.num_samples} training images are fewer than one batch of {self.options.batch_size}{each}: "
-                f"lower --batch-size, or give more data"
+                f"{self.train.num_samples} training images are fewer than one batch of "
+                f"{self.options.batch_size}{each}: lower --batch-size, or give more data"
             )
         return samples
 
     def check_views(self, views: Sequence[ViewSpec], held_out_views: Sequence[ViewSpec]) -> None:
-        """ValueError where the smallest picture of the training or the held-out data cannot be cropped so."""
-        for data, these in ((self.train, views), (self.val, held_out_views)):
+        """Check that the smallest images can be cropped.
+
+        Raises:
+            ValueError: An image is too small for a crop.
+        """
+        for data, data_views in ((self.train, views), (self.val, held_out_views)):
             if data is not None:
                 min_height, min_width, _, _ = data.image_sizes()
-                for view in these:
+                for view in data_views:
                     view.crop.check(min_height, min_width)
 
     def loader(
         self, data: Dataset, views: Sequence[ViewSpec], *, train: bool, images_per_sample: int = 1
     ) -> Loader:
-        """A loader of this rank's share of `data`: shuffled for training, in the data's order for evaluation."""
+        """Return a loader of this rank's share, shuffled for training, else in the data's order."""
         return open_loader(
             data,
             views,
@@ -119,7 +129,11 @@ class RunData:
         )
 
     def picture_loader(self, read: Callable[[int, int], AnnotatedImage]) -> AnnotatedLoader:
-        """A loader of this rank's share of the training data as whole pictures; read: (index, epoch) → one of them."""
+        """Return a loader of this rank's share of the training data as whole images.
+
+        Args:
+            read: Returns an image, given its index and the epoch.
+        """
         options, world = self.options, self.world
         return AnnotatedLoader(
             read,
@@ -142,7 +156,7 @@ class RunData:
 
 
 def open_both(options: RunOptions) -> tuple[Dataset, Dataset | None]:
-    """Training and held-out data: --data and --val, or the embedded sample's."""
+    """Open training and held-out data: --data and --val, or the embedded sample."""
     train: str | Path | None = options.data
     val: str | Path | None = options.val
     if train is None:
@@ -164,7 +178,7 @@ def open_loader(
     batch_size: int,
     train: bool,
 ) -> Loader:
-    """A loader as the options ask for it; batch_size: of a rank."""
+    """Build a loader as the options define it; `batch_size` is that of a rank."""
     return Loader(
         data,
         views,

@@ -1,4 +1,4 @@
-"""Stopping and checkpointing after the same step on every rank: signals and the clock."""
+"""Decisions to stop or to write a checkpoint, by signals and the clock, after the same step on every rank."""
 
 import signal
 import time
@@ -13,14 +13,15 @@ from fastpsl.engine.distributed import World
 class Signals(NamedTuple):
     stop: bool
     checkpoint: bool
-    seconds: float = 0.0  # a step, of the slowest rank; 0 where it was not asked
+    seconds: float = 0.0  # per step, of the slowest rank; 0 if the ranks did not communicate
 
 
 class StopSignal:
-    """All ranks decide, after the same step, whether to stop (SIGTERM or SIGINT reached any of them) or checkpoint.
+    """A decision of all ranks, after the same step, to stop or to write a checkpoint.
 
-    The flags travel over Gloo about once a second: ranks agree on the next step at which to ask from the slowest rank's
-    time per step, so nothing depends on clocks being equal, the GPU is never waited for, and torchrun's 30 s suffice.
+    They stop if any rank has received SIGTERM or SIGINT. Flags are exchanged over Gloo about once per second.
+    From the slowest rank's time per step, all ranks compute the next step at which to exchange them. So the
+    clocks need not agree, the GPU is never waited for, and torchrun's 30 s suffice.
     """
 
     ask_every_s = 1.0
@@ -33,15 +34,15 @@ class StopSignal:
         self._last_checkpoint = self._last_asked = time.monotonic()
         self._steps_since = 0
         self._ask_after = 1
-        self._replaced = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        for number in self._replaced:
+        self._handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in self._handlers:
             signal.signal(number, self._request_stop)
 
     def _request_stop(self, *_: object) -> None:
-        self.stop_requested = True  # Ctrl-C under torchrun arrives twice; once is enough
+        self.stop_requested = True  # under torchrun, Ctrl-C arrives twice
 
     def after_step(self) -> Signals:
-        """To be called by every rank after every step."""
+        """Return the decision after a step. Every rank calls it after every step."""
         self._steps_since += 1
         if self._steps_since < self._ask_after:
             return Signals(False, False)
@@ -56,15 +57,15 @@ class StopSignal:
         return Signals(bool(flags[0]), bool(flags[1]), float(flags[2]))
 
     def other_pace(self) -> None:
-        """What comes now takes another time per step: ask after the first of them. To be called by every rank, between the same two."""
+        """Prepare for steps of another duration: exchange flags after the first one. Every rank calls it."""
         self._steps_since, self._ask_after, self._last_asked = 0, 1, time.monotonic()
 
     def checkpointed(self) -> None:
-        """Restart the clock of `checkpoint_minutes`; the time of writing is no step's. To be called as `other_pace`."""
+        """Restart the clock of `checkpoint_minutes` after writing. Every rank calls it."""
         self._last_checkpoint = time.monotonic()
         self.other_pace()
 
     def close(self) -> None:
-        """Put the former signal handlers back."""
-        for number, handler in self._replaced.items():
+        """Restore the former signal handlers."""
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""One stage of a recipe, measured: its loader alone, its step on synthetic data, both together. The learner is the trainer's."""
+"""Speed of a recipe's stage: of its loader alone, of its step on synthetic data, and of both together."""
 
 import itertools
 import time
@@ -22,9 +22,9 @@ from fastpsl.pipelines.views import ViewSpec
 
 
 def endless(loader: Loader, epochs: Iterator[int]) -> Generator[Batch, None, None]:
-    """Batches of these epochs, without as many of the first as the loader may hold ready.
+    """Yield the batches of these epochs, without the first ones that the loader may have prefetched.
 
-    The loader starts when the first is asked for: ask for one before a timed region.
+    The loader starts at the first request, so request a batch before a timed region.
     """
     to_skip = loader.prefetch_batches + 1
     for epoch in epochs:
@@ -36,10 +36,20 @@ def endless(loader: Loader, epochs: Iterator[int]) -> Generator[Batch, None, Non
 
 
 class StageBench:
-    """Stage `number` (from 0) of `experiment`, after `trainer.place_backbone`, on this rank's share of the batch.
+    """A benchmark of stage `number` (from 0) on this rank's share of the batch, after `place_backbone`.
 
-    Rates are samples of the data set a second, of all of a timed region of `seconds` and of `min_steps` (with several ranks give
-    seconds=0: all must make as many). views: what the loader makes, where it is not the task's own (as many, of the same sizes).
+    Rates are samples of the data set per second. A timed region lasts at least `seconds` and `min_steps`.
+    With several ranks, use seconds=0, because all ranks must make the same number of steps.
+
+    Args:
+        experiment: The experiment.
+        number: The stage's index.
+        options: The options of the run.
+        data: The training data.
+        world: The ranks.
+        seconds: The shortest time of a timed region.
+        min_steps: The smallest number of steps of a timed region.
+        views: Views for the loader instead of the task's own; equally many and of the same sizes.
     """
 
     def __init__(
@@ -57,7 +67,7 @@ class StageBench:
         self.experiment, self.options, self.data, self.world = experiment, options, data, world
         self.seconds, self.min_steps = seconds, min_steps
         self.cores_used = 0.0
-        """Seconds of CPU time a second in the last timed region, of all threads of this process."""
+        """CPU seconds per second in the last timed region, over all threads of this process."""
         self.stage = experiment.stages[number]
         experiment.task.check_data(data, options.batch_size)
         self.train_step = make_train_step(experiment, number, options, world)
@@ -66,23 +76,23 @@ class StageBench:
         each = experiment.task.images_per_sample(self.stage.level)
         self.batch_size = options.rank_batch(world.size) // each
         self.lr = experiment.schedule(Moment(0, 1, 0, self.stage.epochs, self.stage.epochs))
-        # More than the loader holds ready.
+        # One batch more than the loader prefetches.
         self.ahead = options.prefetch_batches + 1
         self._epochs = itertools.count()
         self._synthetic: Batch | None = None
         self._warmed_up = False
 
     def loader(self, decoder: str | None = None, data: Dataset | None = None) -> Loader:
-        """As training has it; `decoder` in place of the options' one."""
+        """Return the training's loader, with another `decoder` or other `data` if given."""
         options = replace(self.options, decoder=decoder or self.options.decoder)
-        if data is not None:  # it has no pages
+        if data is not None:  # synthetic data has no pages, which the quasi-random order needs
             options = replace(options, order="random")
         return open_loader(
             data or self.data, self.views, options, self.world, batch_size=self.batch_size, train=True
         )
 
     def loader_alone(self, decoder: str | None = None) -> float:
-        """Samples/s of batches on the device, ready to be augmented."""
+        """Return the samples per second that arrive on the device, before augmentation."""
         with self.loader(decoder) as loader:
             batches = self.batches(loader)
             next(batches)
@@ -91,12 +101,12 @@ class StageBench:
         return rate
 
     def step_alone(self) -> float:
-        """Samples/s of the step, augmentation included, on one batch of noise that lies on the device."""
+        """Return the samples per second of the step with its augmentation, on one batch of noise."""
         batches = itertools.repeat(self.synthetic_batch())
         return self._rate(lambda: self._step(batches))
 
     def both(self, decoder: str | None = None) -> float:
-        """Samples/s of the step on what the loader makes meanwhile."""
+        """Return the samples per second of the step on batches that the loader prepares meanwhile."""
         with self.loader(decoder) as loader:
             batches = self.batches(loader)
             self._step(batches)
@@ -105,19 +115,19 @@ class StageBench:
         return rate
 
     def augment_ms(self, repeats: int = 10, augment: Augment | None = None) -> list[float]:
-        """Milliseconds of a batch's augmentation alone; `augment` in place of the stage's one."""
+        """Return the milliseconds of augmenting a batch, by `augment` if given or else by the stage's one."""
         batch, dtype = self.synthetic_batch(), self.train_step.dtype
         augment = augment or self.train_step.augment
         with torch.no_grad():
             return milliseconds(lambda: augment.inputs(batch, self.views, dtype), self.world.device, repeats)
 
     def step_ms(self, repeats: int = 10) -> list[float]:
-        """Milliseconds of a step on noise, augmentation included."""
+        """Return the milliseconds of a step on noise, including its augmentation."""
         batches = itertools.repeat(self.synthetic_batch())
         return milliseconds(lambda: self._step(batches), self.world.device, repeats)
 
     def synthetic_batch(self) -> Batch:
-        """The same batch of noise each time, on the device."""
+        """Return a batch of noise on the device, the same at each call."""
         if self._synthetic is None:
             data = Synthetic(self.data.num_samples, max(1, self.data.num_classes))
             with self.loader("synthetic", data) as loader:
@@ -127,7 +137,7 @@ class StageBench:
         return self._synthetic
 
     def batches(self, loader: Loader) -> Generator[Batch, None, None]:
-        """`endless`, in other epochs for every loader: what an earlier one has read is no help."""
+        """Return `endless` batches of other epochs for every loader, so none profits from earlier reads."""
         return endless(loader, self._epochs)
 
     def _step(self, batches: Iterator[Batch]) -> int:
@@ -140,7 +150,7 @@ class StageBench:
         return self.batch_size * accumulate
 
     def warm_up(self) -> None:
-        """Once, the passes that a task asks for before a stage's first step, such as those that fill MoCo's queue."""
+        """Run, once, the task's passes before a stage's first step, such as those that fill MoCo's queue."""
         if self._warmed_up:
             return
         self._warmed_up = True

@@ -1,4 +1,4 @@
-"""The contract between the trainer and a pretext task."""
+"""The interface between the trainer and a pretext task."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,40 +17,43 @@ from fastpsl.pipelines.views import ViewSpec
 
 
 class Task:
-    """A pretext task. Override `views`, `head` and `loss`; every other method is a hook whose default does nothing.
+    """A pretext task. Subclasses override `views`, `head` and `loss`; all other methods have defaults.
 
-    docs/add_a_task.md shows a short one. The methods stand in the order in which the trainer calls them.
+    docs/add_a_task.md shows a short example. The methods are in the order in which the trainer calls them.
     """
 
     num_levels: int = 1
-    """Number of difficulties; levels count from 1."""
+    """The number of difficulties. Levels are counted from 1."""
     needs_labels: bool = False
-    """Refuse data without labels, and held-out data of other classes."""
+    """Whether data without labels, and held-out data with other classes, are rejected."""
     has_own_order: bool = False
-    """`epoch_order` gives the order of every epoch, so --order cannot be chosen."""
+    """Whether `epoch_order` defines the order of every epoch, so that --order cannot be chosen."""
 
     @property
     def fixed_sizes(self) -> bool:
-        """Whether all images have one size. For each of many, cuDNN would time its algorithms anew."""
+        """Whether all images have one size. If not, cuDNN's benchmark, which runs per size, is off."""
         return True
 
     # What is learned
 
     def views(self, level: int) -> tuple[ViewSpec, ...]:
-        """Return the views of each sample at a level; none where `train_loader` makes batches of its own."""
+        """Return the views of each sample at a level; none if `train_loader` makes its own batches."""
         raise NotImplementedError
 
     def head(self, level: int, channels: int) -> nn.Module:
-        """Return a new head for a stage, on `channels` feature maps of the stage's last block."""
+        """Build the head of a stage, for `channels` feature maps of the stage's last block."""
         raise NotImplementedError
 
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
-        """Compute the loss of a batch, in training and (with `head.training` false) held out.
+        """Compute the loss of a batch, in training or, if `head.training` is false, on held-out data.
 
         Args:
-            inputs: View k of the batch at k, [B, C, H, W], ready for the trunk.
+            trunk: The trunk.
+            head: The stage's head.
+            inputs: The batch's views, each [B, C, H, W] and ready for the trunk.
+            batch: The batch.
 
         Returns:
             The mean over samples with `batch.indices >= 0`, and metrics.
@@ -58,70 +61,73 @@ class Task:
         raise NotImplementedError
 
     def held_out_views(self, level: int) -> tuple[ViewSpec, ...]:
-        """Return the views of the held-out pass; none where there is no such pass."""
+        """Return the views of the held-out pass; none to skip the pass."""
         return self.views(level)
 
     def images_per_sample(self, level: int) -> int:
-        """Return how many images of --batch-size one sample makes."""
+        """Return the number of images of --batch-size that one sample makes."""
         return 1
 
     # The data
 
     def check_data(self, data: Dataset, batch_size: int) -> None:
-        """Take from the data what the task must know of it, before anything is trained.
+        """Check the data before the training, and store what the task needs to know about it.
 
         Args:
-            batch_size: Images a step, over all ranks.
+            data: The training data.
+            batch_size: The number of images per step, over all ranks.
 
         Raises:
-            ValueError: This data, or this batch, cannot serve.
+            ValueError: The data or the batch size does not fit.
         """
 
     def pass_views(self, level: int) -> tuple[ViewSpec, ...]:
-        """Return the views of the passes that `start_epoch` makes over the data, to be checked before anything is trained.
+        """Return the views of `start_epoch`'s passes over the data, which are checked before the training.
 
-        A task that makes long passes must name them here: a copy of the last step is kept for a stop in the midst of one.
+        A task with long passes must return them here, because the last step is then kept in case a pass is
+        stopped.
         """
         return ()
 
     def train_loader(self, data: RunData) -> BatchSource | None:
-        """Return a loader of batches that are no views, such as annotated images; None for the loader of `views`."""
+        """Return a loader of batches other than views, such as annotated images; None for the usual one."""
         return None
 
     def input_record(self, level: int) -> dict[str, Any]:
-        """Return what the network sees, for the checkpoint. Override it where `views` gives none."""
+        """Return the input record for the checkpoint. Override it if `views` returns none."""
         return self.views(level)[0].input_record()
 
-    # A stage, from its start to its end
+    # A stage
 
     def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
-        """Prepare for a stage whose modules are made: build momentum copies, empty queues."""
+        """Prepare for a stage with its new modules, such as building momentum copies and emptying queues."""
 
     def num_warm_up_batches(self, stage: Stage) -> int:
-        """Return how many batches pass before a new stage's first step, without being steps."""
+        """Return the number of batches for `warm_up` before a new stage's first step."""
         return 0
 
     def warm_up(self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
-        """Take one of the warm-up batches, without gradients, in train mode. No epoch of training has their draws."""
+        """Process a warm-up batch, without gradients and in train mode. No epoch has the same draws."""
 
     def start_epoch(self, context: EpochContext) -> Figures | None:
-        """Prepare for an epoch before its first step, by passes over all training samples where it needs them.
+        """Prepare for an epoch before its first step, for example by passes over all training samples.
 
-        It is not called where an epoch goes on after a resume. It is called again where a signal stopped it.
+        It is not called if training resumes within the epoch. It is called again if a signal stopped it.
 
         Returns:
-            Figures for epochs.jsonl, those of rank 0; None for none.
+            Figures for epochs.jsonl, of which rank 0's are logged; None for none.
         """
         return None
 
     def epoch_order(self, epoch: int) -> np.ndarray | None:
-        """Return the order of an epoch that begins or goes on, the same on all ranks; None for the loader's own.
+        """Return the order of an epoch that begins or resumes, the same on all ranks; None for the loader's.
 
         Args:
-            epoch: Counted over all stages.
+            epoch: The epoch, counted over all stages.
 
         Returns:
-            Dataset indices, int64 [num_samples], each any number of times. A task that gives one says so by `has_own_order`.
+            Indices of samples, int64 [num_samples], where each may occur any number of times. A task that
+            returns one sets `has_own_order`.
         """
         return None
 
@@ -129,41 +135,41 @@ class Task:
         """Update momentum copies and queues after an optimiser step."""
 
     def end_epoch(self) -> Figures | None:
-        """Make new labels after an epoch's last step, also of an epoch that --max-steps-per-stage cut short.
+        """Finish an epoch after its last step, also if --max-steps-per-stage cut it short.
 
         Returns:
-            Figures for epochs.jsonl, those of rank 0; None for none.
+            Figures for epochs.jsonl, of which rank 0's are logged; None for none.
         """
         return None
 
     def end_stage(self, context: EpochContext) -> None:
-        """Make what is made of the data once a network has learned, after the stage's last step and held-out pass.
+        """Finish a stage after its last step and held-out pass, for example by predictions for the data.
 
-        It is called again where a pass was stopped.
+        It is called again if a signal stopped one of its passes.
         """
 
     # Resume
 
     def state_dict(self) -> Mapping[str, Any]:
-        """Return everything that a resume needs, in tensors, numbers, strings, lists and dicts.
+        """Return everything that a resume needs, as tensors, numbers, strings, lists and dicts.
 
-        It is called on every rank at the same step and may communicate; what rank 0 returns is saved.
+        It is called on every rank at the same step and may communicate. Rank 0's result is saved.
         """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back, on every rank, what `state_dict` returned on rank 0."""
+        """Restore, on every rank, the result of rank 0's `state_dict`."""
 
     # For people
 
     def chance(self, level: int) -> float | None:
-        """Return the accuracy of guessing, to stand beside the held-out accuracy; None where there is none."""
+        """Return the accuracy of guessing, to be shown with the held-out accuracy; None if there is none."""
         return None
 
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor | None:
-        """Return what the network sees, float32 [n, 3, h, w] in [0, 1]; None for no sheet."""
+        """Return the network's input as images, float32 [n, 3, h, w] in [0, 1]; None for no sheet."""
         return None
 
     def captions(self, batch: Batch) -> list[str]:
-        """Return what was drawn for each sample, a text each; none for no captions."""
+        """Return a caption with the random draws for each sample; none for no captions."""
         return []

@@ -1,4 +1,4 @@
-"""Timed regions: samples a second of a loop, milliseconds of a piece of work; the device is waited for inside."""
+"""Timing of loops and functions, with the device synchronised."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,14 @@ import torch
 def samples_per_s(
     work: Callable[[], int], seconds: float, device: torch.device | str, min_calls: int = 1
 ) -> float:
-    """Call `work` (its answer: samples done) for `seconds`, `min_calls` times at least; the device is waited for inside."""
+    """Measure the samples per second of repeated calls.
+
+    Args:
+        work: The function, which returns the number of samples that it processed.
+        seconds: The shortest duration of the measurement.
+        device: The device, whose work is included.
+        min_calls: The smallest number of calls.
+    """
     synchronise(device)
     start, num_samples, num_calls = time.perf_counter(), 0, 0
     while num_calls < min_calls or time.perf_counter() - start < seconds:
@@ -25,7 +32,7 @@ def synchronise(device: torch.device | str) -> None:
 
 
 def milliseconds(work: Callable[[], object], device: torch.device | str, repeats: int = 10) -> list[float]:
-    """Of each of `repeats` calls, by the device's own clock; one call before them is not counted."""
+    """Return the milliseconds of each of `repeats` calls, by the device's clock, after one untimed call."""
     work()
     if torch.device(device).type != "cuda":
         times = []

@@ -1,4 +1,4 @@
-"""One stage's learning state: module, optimiser, scaler; one step of it, and its score on held-out data."""
+"""The training step of a stage: module, optimiser and scaler, and the evaluation on held-out data."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,11 +22,11 @@ FP16_INITIAL_SCALE = 65536.0
 
 
 Loss = Callable[[Trunk, nn.Module, Sequence[Tensor], Batch], tuple[Tensor, Metrics]]
-"""`Task.loss`. The task itself is no submodule: its momentum copies are no business of DDP's."""
+"""The type of `Task.loss`. The task is no submodule, because DDP must not handle its momentum copies."""
 
 
 class StageModule(nn.Module):
-    """Trunk, head and the task's loss in one forward, as DDP must see exactly one a step."""
+    """A module with trunk, head and loss in one forward, because DDP needs exactly one forward per step."""
 
     def __init__(self, trunk: Trunk, head: nn.Module, loss: Loss):
         super().__init__()
@@ -38,18 +38,28 @@ class StageModule(nn.Module):
         return self._loss(self.trunk, self.head, inputs, batch)
 
     def learning_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and parameters that the stage's optimiser gets: learning blocks, then the head."""
+        """Yield names and parameters for the stage's optimiser: learning blocks first, then the head."""
         yield from self.trunk.learning.named_parameters(prefix="trunk")
         yield from self.head.named_parameters(prefix="head")
 
 
 class TrainStep:
-    """Steps of `module` by `optimiser` in `precision`; the same code with one rank and with many.
+    """A training step, with the same code for one rank and many.
 
-    step: how blocks run in a step; fold_frozen: frozen blocks run as folded copies (`Trunk.fold_frozen`); clip_norm: as in `Experiment`.
+    The scaler is used in every precision. Outside fp16 its scale is 1 and changes no value, but it passes
+    found_inf to the fused optimiser as a tensor. The optimiser then skips steps with non-finite gradients
+    without a transfer to the host.
 
-    The scaler is used in every precision: with scale 1 outside fp16 it changes no value, but it hands found_inf to the
-    fused optimiser as a tensor, which then skips a step with non-finite gradients without the host looking.
+    Args:
+        module: Trunk, head and loss.
+        optimiser: The optimiser of the module's learning parameters.
+        views: The views of each sample.
+        precision: "fp32", "bf16" or "fp16".
+        world: The ranks.
+        augment: The augmentation.
+        step: The mode in which blocks run.
+        fold_frozen: Whether frozen blocks run as folded copies (`Trunk.fold_frozen`).
+        clip_norm: As in `Experiment`.
     """
 
     def __init__(
@@ -76,28 +86,30 @@ class TrainStep:
         self.forward: nn.Module = module
         if world.size > 1:
             parallel = DistributedDataParallel(module, gradient_as_bucket_view=True)
-            # At its making it has given all ranks rank 0's buffers. Not in each forward pass, which would begin by waiting for rank 0:
-            # a training step reads running statistics of frozen blocks alone, which do not move, and rank 0's, which are
-            # saved, are its own either way. `evaluate` takes them. (An attribute, as torch 2.15 has renamed the argument.)
+            # DDP has copied rank 0's buffers to all ranks on construction. Copying them at each forward pass
+            # would make the other ranks wait. It is not needed: a training step only reads the running
+            # statistics of frozen blocks, which do not change, and rank 0's, which are saved, are its own
+            # either way. `evaluate` copies them. (It is set as an attribute, because torch 2.15 renamed the
+            # argument.)
             parallel.broadcast_buffers = False
             self.forward = parallel
         module.trunk.runner = make_runner(step.mode)
         if step.mode == "graphed":
-            # What a CUDA graph writes lies in the graph's memory, which its next pass overwrites; a gradient that is there already is
-            # added to, and so never is that memory (see `step`).
+            # A CUDA graph's outputs are in its own memory, which its next pass overwrites. Gradients that
+            # already exist are added to in place, so they stay outside that memory.
             for _, parameter in module.learning_parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         if fold_frozen:
             module.trunk.fold_frozen(self.dtype)
 
     def step(self, batches: Sequence[Batch], lr: float) -> Metrics:
-        """Make one optimiser step on the mean gradient of `batches`; the metrics are those of `update`."""
+        """Make one optimiser step on the mean gradient of `batches`, and return the metrics of `update`."""
         for number, batch in enumerate(batches, start=1):
             self.backward(batch, len(batches), is_last=number == len(batches))
         return self.update(lr)
 
     def backward(self, batch: Batch, num_batches: int, is_last: bool) -> None:
-        """Add the gradient of one of the `num_batches` batches of a step; with the last, the ranks' gradients are averaged."""
+        """Add the gradient of one of a step's `num_batches` batches. The last one averages over the ranks."""
         with contextlib.nullcontext() if is_last or self.world.size == 1 else self.forward.no_sync():  # type: ignore[operator]
             loss, metrics = self._forward(batch, self.views)
             self.scaler.scale(loss / num_batches).backward()
@@ -106,7 +118,7 @@ class TrainStep:
             self._totals[name] = (before[0] + value, before[1] + count)
 
     def update(self, lr: float) -> Metrics:
-        """Make the optimiser's step.
+        """Make the optimiser's step with the learning rate `lr`.
 
         Returns:
             The metrics of the step's batches, summed, still on the device.
@@ -114,7 +126,7 @@ class TrainStep:
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         if self.clip_norm is not None:
-            # What is not finite stays so, and the scaler, which has looked already, skips the step.
+            # Clipping keeps non-finite gradients non-finite. The scaler has seen them and skips the step.
             self.scaler.unscale_(self.optimiser)
             nn.utils.clip_grad_norm_((p for _, p in self.module.learning_parameters()), self.clip_norm)
         self.scaler.step(self.optimiser)
@@ -130,9 +142,18 @@ class TrainStep:
     def evaluate(
         self, batches: Iterable[Batch], views: Sequence[ViewSpec], stopped: Callable[[], bool]
     ) -> dict[str, float] | None:
-        """Means of the metrics over `batches` of `views`, all ranks together; padded samples count for nothing, and what none counts for is left out.
+        """Evaluate batches in eval mode with rank 0's running statistics.
 
-        `stopped` is asked after each batch, on every rank; None when it says so.
+        Padded samples do not count.
+
+        Args:
+            batches: This rank's batches.
+            views: Their views.
+            stopped: Called before each batch on every rank; returns True to stop.
+
+        Returns:
+            The means of the metrics over all ranks, without metrics that no sample counts for; None if it was
+            stopped.
         """
         totals: dict[str, Tensor] = {}
         self._take_buffers_of_rank_0()
@@ -156,7 +177,7 @@ class TrainStep:
     def warm_up(
         self, take: Callable[[Trunk, nn.Module, Sequence[Tensor], Batch], None], batch: Batch
     ) -> None:
-        """Let `take` (`Task.warm_up`) have a batch that is no step's, as a step would."""
+        """Pass a batch outside the steps to `take` (`Task.warm_up`), augmented and under autocast."""
         inputs = self.augment.inputs(batch, self.views, self.dtype)
         begin_pass(self.step_choice.mode)
         with self.autocast():
@@ -171,13 +192,13 @@ class TrainStep:
 
     @torch.no_grad()
     def _take_buffers_of_rank_0(self) -> None:
-        """Running statistics, which ranks have by their own batches. Called by every rank."""
+        """Copy rank 0's running statistics to all ranks, which have different ones. Every rank calls it."""
         if self.world.size > 1:
             for buffer in self.module.buffers():
                 dist.broadcast(buffer, src=0)
 
     def autocast(self) -> torch.autocast:
-        """Of the precision, on the device."""
+        """Return the autocast context of the step's precision and device."""
         enabled = self.dtype != torch.float32
         return torch.autocast(self.world.device.type, dtype=self.dtype if enabled else None, enabled=enabled)
 
@@ -185,7 +206,7 @@ class TrainStep:
         self.num_skipped += optimiser.found_inf  # type: ignore[attr-defined]  # set by the scaler for fused optimisers
 
     def state_dict(self) -> dict[str, Any]:
-        """Head, optimiser and scaler; the backbone is saved by its owner."""
+        """Return the state of head, optimiser and scaler. The backbone is saved by its owner."""
         return {
             "head": self.module.head.state_dict(),
             "optimiser": self.optimiser.state_dict(),

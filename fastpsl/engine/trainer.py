@@ -1,4 +1,4 @@
-"""The training loop. It knows stages, steps and batches, never a task's name."""
+"""The training loop over stages, steps and batches, independent of the task."""
 
 import contextlib
 import itertools
@@ -29,8 +29,8 @@ MAX_WARM_UP_EPOCHS = 1_000_000
 
 
 def pretrain(experiment: Experiment, run: Run) -> bool:
-    """Train through the plan, from the run's checkpoint if it has one. False when a signal stopped it (after saving)."""
-    experiment.check(run.data)  # again, for runs that were opened without it
+    """Train through the plan, from the run's checkpoint if there is one. Return False after a signal."""
+    experiment.check(run.data)  # the run may have been opened without `open_data`
     (state, run.resume_state), position = (run.resume_state, None), run.position
     place_backbone(experiment, run.options, run.world)
     if state:
@@ -44,14 +44,14 @@ def pretrain(experiment: Experiment, run: Run) -> bool:
             name = experiment.stages[position.stage].name
             with doing(f"{name}: building the network"):
                 stage_trainer = StageTrainer(experiment, run, state, last_step)
-            with doing(name) as told:
-                if not stage_trainer.to_its_end(told):
+            with doing(name) as progress:
+                if not stage_trainer.to_its_end(progress):
                     return False
     return True
 
 
 class StageTrainer:
-    """The stage at which the run stands, from there (and the checkpoint `state` of there) to the stage's end."""
+    """The training of the run's present stage, from its position and its checkpoint `state`, to the end."""
 
     def __init__(self, experiment: Experiment, run: Run, state: dict[str, Any] | None, last_step: LastStep):
         self.experiment, self.run, self.position, self.kept_step = experiment, run, run.position, last_step
@@ -60,9 +60,9 @@ class StageTrainer:
         self.held_out_views = experiment.task.held_out_views(stage.level)
         self.images_per_sample = experiment.task.images_per_sample(stage.level)
         options = run.options
-        if state:  # in mid-stage: as the stage began
-            options = with_kept_choices(options, state.get("choices", {}), self._possible, run.reporter.say)
-        # By `auto` in one way, and by the checkpoint in another.
+        if state:  # within a stage, the choices of its start apply
+            options = with_kept_choices(options, state.get("choices", {}), self._check, run.reporter.say)
+        # The options for which the checkpoint replaces "auto".
         self.kept = {name for name in AUTOMATIC if getattr(options, name) != getattr(run.options, name)}
         reset_peak_memory(run.world.device)
         self.train_step = make_train_step(experiment, run.position.stage, options, run.world)
@@ -74,39 +74,41 @@ class StageTrainer:
                 self.train_step.load_state_dict(state["learner"])
                 experiment.task.load_state_dict(state["task"])
 
-    def _say_choices(self) -> None:
-        """How this stage is computed, and why so."""
+    def _report_choices(self) -> None:
+        """Report how this stage is computed, and why."""
         augment, step, frozen = (
             self.train_step.augment,
             self.train_step.step_choice,
             self.stage.first_learning - 1,
         )
-        ways = [("augment", augment.path, augment.reason), ("step", step.mode, step.reason)]
-        for name, way, reason in ways[not self.views :]:
-            self.run.reporter.say(f"{name} {way}: {'as the stage began' if name in self.kept else reason}")
+        choices = [("step", step.mode, step.reason)]
+        if self.views:
+            choices.insert(0, ("augment", augment.path, augment.reason))
+        for name, mode, reason in choices:
+            self.run.reporter.say(f"{name} {mode}: {'as the stage began' if name in self.kept else reason}")
         if self.train_step.fold_frozen:
             self.run.reporter.say(
                 f"folded: {'B1 to ' if frozen > 1 else ''}{f'B{frozen}' if frozen else 'no block is frozen'}"
             )
 
-    def _possible(self, options: RunOptions) -> None:
-        """ValueError where this stage cannot be computed here as `options` ask."""
+    def _check(self, options: RunOptions) -> None:
+        """Raise ValueError if this machine cannot compute the stage as `options` require."""
         views = (*self.experiment.task.views(self.stage.level), *self.held_out_views)
         choose_augment(options.augment, views, self.run.world.device)
         self.experiment.choose_step(self.stage, options, self.run.world)
 
-    def to_its_end(self, told: doing) -> bool:
-        """Train, save, evaluate. False when a signal stopped it; what was learned is saved then too. told: what is being done."""
+    def to_its_end(self, progress: doing) -> bool:
+        """Train, evaluate and save. Return False if a signal stopped it; the training is saved then too."""
         run, position = self.run, self.position
         with contextlib.ExitStack() as stack:
-            told.turn_to(f"{self.stage.name}: opening its loaders")
+            progress.turn_to(f"{self.stage.name}: opening its loaders")
             each = self.images_per_sample
-            own = self.experiment.task.train_loader(run.data)
+            task_loader = self.experiment.task.train_loader(run.data)
             loader = stack.enter_context(
-                own or run.data.loader(run.data.train, self.views, train=True, images_per_sample=each)
+                task_loader or run.data.loader(run.data.train, self.views, train=True, images_per_sample=each)
             )
             val_loader = None
-            # Opened now: what cannot be evaluated is refused before the epochs.
+            # It is opened now, so that data that cannot be evaluated are rejected before the training.
             if run.data.val is not None and self.held_out_views:
                 val_loader = stack.enter_context(
                     run.data.loader(run.data.val, self.held_out_views, train=False, images_per_sample=each)
@@ -115,29 +117,29 @@ class StageTrainer:
             self.num_steps = self.stage.num_steps or self.stage.epochs * self.steps_per_epoch
             self.last_step = min(self.num_steps, run.options.max_steps_per_stage or self.num_steps)
             run.reporter.stage_begins(self.stage, position.step, self.last_step, self.steps_per_epoch)
-            self._say_choices()
+            self._report_choices()
             look_at_first_batch(run, self.experiment.task, self.stage, loader)
-            # What was filled in part is not saved: it is filled anew.
+            # An interrupted warm-up is not saved. A resumed run repeats it.
             if self.fresh and not self._warm_up(loader):
                 return False
-            finished = self._train(loader, told)
+            finished = self._train(loader, progress)
             self.save()
             held_out: dict[str, float] | None = {}
             if finished and val_loader:
                 batches = run.reporter.watched(val_loader.epoch(0))
                 stopped = lambda: run.stop_signal.after_step().stop
                 run.stop_signal.other_pace()
-                of_all, num = val_loader.batch_size * run.world.size, val_loader.num_samples
-                with doing(f"{self.stage.name}: held-out pass", "images", num) as passed:
+                num_of_all_ranks, num = val_loader.batch_size * run.world.size, val_loader.num_samples
+                with doing(f"{self.stage.name}: held-out pass", "images", num) as evaluation:
                     held_out = self.train_step.evaluate(
-                        passed.over(batches, of_all), self.held_out_views, stopped
+                        evaluation.over(batches, num_of_all_ranks), self.held_out_views, stopped
                     )
                 finished = held_out is not None
             if finished:
-                told.turn_to(f"{self.stage.name}: ending the stage")
+                progress.turn_to(f"{self.stage.name}: ending the stage")
                 assert held_out is not None
                 if position.step % self.steps_per_epoch:
-                    self._end_epoch()  # of an epoch that was cut short
+                    self._end_epoch()  # the last epoch was cut short
                 if not self._end_stage():
                     return False
                 chance = self.experiment.task.chance(self.stage.level)
@@ -155,20 +157,20 @@ class StageTrainer:
         return finished
 
     def _warm_up(self, loader: BatchSource) -> bool:
-        """The passes that a task asks for before a new stage's first step. False when a signal stopped them."""
+        """Run the task's warm-up before a new stage's first step. Return False if a signal stopped it."""
         run = self.run
         num_batches = self.experiment.task.num_warm_up_batches(self.stage)
         if num_batches:
             run.reporter.say(f"{self.stage.name}: {num_batches} batches pass first, which are no steps")
         epoch, done = self._first_unused_epoch, 0
-        with doing(f"{self.stage.name}: before its first step", "batches", num_batches) as told:
+        with doing(f"{self.stage.name}: before its first step", "batches", num_batches) as progress:
             run.stop_signal.other_pace()
             while done < num_batches:
                 batches = loader.epoch(epoch)
                 for batch in itertools.islice(run.reporter.watched(batches), num_batches - done):
                     self.train_step.warm_up(self.experiment.task.warm_up, batch)
                     done += 1
-                    told.update(done)
+                    progress.update(done)
                     if run.stop_signal.after_step().stop:
                         batches.close()
                         return False
@@ -176,13 +178,13 @@ class StageTrainer:
                 epoch += 1
         return True
 
-    def _train(self, loader: BatchSource, told: doing) -> bool:
+    def _train(self, loader: BatchSource, progress: doing) -> bool:
         name, first = self.stage.name, ", for which much is compiled"
         experiment, run, position, options = self.experiment, self.run, self.position, self.run.options
         steps_per_epoch, last_step = self.steps_per_epoch, self.last_step
         while position.step < last_step:
             epoch, step_in_epoch = divmod(position.step, steps_per_epoch)
-            told.turn_to(f"{name}: before epoch {epoch + 1}")
+            progress.turn_to(f"{name}: before epoch {epoch + 1}")
             may_take_long = experiment.task.pass_views(self.stage.level) or self.online_probe.every
             if position.step and may_take_long and not self.kept_step.is_safe():
                 self.keep()
@@ -193,11 +195,11 @@ class StageTrainer:
             order = experiment.task.epoch_order(position.first_epoch + epoch)
             batches = loader.epoch(position.first_epoch + epoch, step_in_epoch * options.accumulate, order)
             watched = run.reporter.watched(batches)
-            run.stop_signal.other_pace()  # than that of passes
+            run.stop_signal.other_pace()  # passes had another duration per step
             for _ in range(step_in_epoch, min(steps_per_epoch, last_step - position.step + step_in_epoch)):
                 torch.manual_seed(torch_seed(options.seed, position.stage, position.step, run.world.rank))
                 started = time.perf_counter()
-                told.turn_to(f"{name}: step {position.step + 1:,} of {last_step:,}{first}")
+                progress.turn_to(f"{name}: step {position.step + 1:,} of {last_step:,}{first}")
                 first = ""
                 lr = experiment.schedule(self._moment())
                 for number in range(1, options.accumulate + 1):
@@ -211,7 +213,7 @@ class StageTrainer:
                 position.step += 1
                 position.run_step += 1
                 if position.step % steps_per_epoch == 0:
-                    told.turn_to(f"{name}: after epoch {epoch + 1}")
+                    progress.turn_to(f"{name}: after epoch {epoch + 1}")
                     self._end_epoch()
                 run.reporter.step(position.step, position.run_step, lr, metrics, self.train_step.num_skipped)
                 position.seconds += time.perf_counter() - started  # the reporter has waited for the device
@@ -232,27 +234,27 @@ class StageTrainer:
         return self.online_probe.probe(steps_per_epoch, last_step)
 
     def _start_epoch(self, epoch: int) -> bool:
-        """Call the task before the first step of epoch `epoch` of the stage. False when a signal stopped it."""
+        """Call the task before the stage's epoch `epoch`. Return False if a signal stopped it."""
         position = self.position
         try:
             figures = self.experiment.task.start_epoch(self._context(epoch))
         except PassStopped:
             return False
-        # With the step that comes: a resume at this one finds its epoch not begun.
+        # Logged with the next step's number, because a resume at the present step starts the epoch again.
         self.run.reporter.epoch(figures, position.first_epoch + epoch, position.run_step + 1)
         return True
 
     def _end_epoch(self) -> None:
-        """Call the task after an epoch's last step, or where it is cut."""
+        """Call the task after an epoch's last step, or where the epoch is cut short."""
         position, task = self.position, self.experiment.task
         whole, rest = divmod(position.step, self.steps_per_epoch)
-        if rest:  # it may have been resumed here, where no step is left that would ask for its order
+        if rest:  # a run that resumed here has made no step, before which it would have called this
             task.epoch_order(position.first_epoch + whole)
         epochs = position.first_epoch + position.step / self.steps_per_epoch
         self.run.reporter.epoch(task.end_epoch(), epochs, position.run_step)
 
     def _end_stage(self) -> bool:
-        """Call the task after the stage's last step. False when a signal stopped it."""
+        """Call the task after the stage's last step. Return False if a signal stopped it."""
         try:
             self.experiment.task.end_stage(self._context(self.stage.max_epochs))
         except PassStopped:
@@ -260,17 +262,17 @@ class StageTrainer:
         return True
 
     def _context(self, epoch: int) -> EpochContext:
-        """What the task's hooks are handed around epoch `epoch` of the stage."""
+        """Return the argument of the task's hooks around the stage's epoch `epoch`."""
         unused = self._first_unused_epoch + MAX_WARM_UP_EPOCHS // 2 + epoch
         return EpochContext(self.run, self.train_step, self.position.first_epoch + epoch, epoch == 0, unused)
 
     def _save_last_step(self) -> str | None:
-        """Save the last whole step and say where the run goes on; None where no step was made, or it cannot be saved either."""
+        """Save the last complete step and return its place; None if there is none or it cannot be saved."""
         if not self.position.step:
-            return None  # the stage before has saved what it left
+            return None  # the stage before has been saved
         try:
             if self.kept_step.is_safe():
-                self.kept_step.write()  # without what this epoch did before its first step, which is done again
+                self.kept_step.write()  # without this epoch's `start_epoch`, which is called again
             else:
                 self.save()
         except (ValueError, OSError):
@@ -279,7 +281,7 @@ class StageTrainer:
 
     @property
     def _first_unused_epoch(self) -> int:
-        """Training never comes to epochs of this number and above: their orders and draws are nobody else's."""
+        """The first epoch number that no training has, so that its orders and draws are free for passes."""
         return (
             sum(stage.max_epochs for stage in self.experiment.stages)
             + self.position.stage * MAX_WARM_UP_EPOCHS
@@ -290,18 +292,19 @@ class StageTrainer:
         return Moment(position.step, self.num_steps, position.first_epoch, self.stage.max_epochs, all_epochs)
 
     def save(self) -> None:
-        """Checkpoint on rank 0; called by every rank at the same step, as a task's state may have to be gathered."""
-        # Metrics first: lines past a checkpoint are cut off on resume, but lines that are missing stay missing.
+        """Write a checkpoint on rank 0. Every rank calls it, because tasks may gather their state."""
+        # Metrics are written first: a resume cuts off lines after the checkpoint but cannot restore missing
+        # ones.
         self.run.reporter.flush(durably=True)
         with doing("writing a checkpoint"):
             self.kept_step.save(self._state())
         self.run.stop_signal.checkpointed()
 
     def keep(self) -> None:
-        """What a checkpoint would hold, for a stop in what comes now (`LastStep`); called as `save` is."""
+        """Keep a checkpoint in memory, in case the next work is stopped (`LastStep`). Every rank calls it."""
         self.run.reporter.flush()
         self.kept_step.keep(self._state())
-        self.run.stop_signal.other_pace()  # the time of the copy is no step's
+        self.run.stop_signal.other_pace()  # the copy's time is not part of a step
 
     def _state(self) -> dict[str, Any]:
         task = dict(self.experiment.task.state_dict())

@@ -1,4 +1,4 @@
-"""A backbone's blocks as one stage runs them: frozen ones, then those that learn."""
+"""A backbone's blocks as a stage runs them: frozen blocks, then learning blocks."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -14,15 +14,16 @@ from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.fold_batchnorm import check_foldable, folded
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
-"""Metric name → (sum over the valid samples, number of them), both float32 scalars on the device."""
+"""Metric name → (sum over valid samples, number of valid samples), both float32 scalars on the device."""
 
 
 class Trunk(nn.Module):
-    """Blocks 1 to `stage.last_block` of a backbone: images [B,C,H,W] to that block's features. Sets requires_grad.
+    """The blocks 1 to `stage.last_block` of a backbone. It sets requires_grad of all parameters.
 
-    Only blocks of the stage learn (psl.txt, section 3.4). Blocks before them run under no_grad; with
-    `frozen_batchnorm="eval"` they also normalise by their running statistics and do not move them. The paper does not
-    say which it used: "eval" is our choice, so that a finished block stays as it is; "train" is the other reading.
+    Only the stage's own blocks learn (psl.txt, section 3.4). The blocks before them run under no_grad. With
+    `frozen_batchnorm="eval"` they normalise by their running statistics, which do not change. The paper does
+    not say which mode it used. "eval" is our choice, so that a finished block stays unchanged; "train" is the
+    other reading.
     """
 
     def __init__(
@@ -32,7 +33,14 @@ class Trunk(nn.Module):
         frozen_batchnorm: str = "eval",
         batchnorm: Literal["train", "eval", "fixed"] = "train",
     ):
-        """batchnorm: of the blocks that learn, see `Experiment`."""
+        """Select the stage's blocks of the backbone.
+
+        Args:
+            backbone: The backbone.
+            stage: The stage.
+            frozen_batchnorm: The mode of frozen blocks' BatchNorms, "eval" or "train".
+            batchnorm: The mode of learning blocks' BatchNorms; see `Experiment`.
+        """
         super().__init__()
         blocks, self.min_px = backbone.blocks(), backbone.min_px
         backbone.requires_grad_(False)
@@ -44,17 +52,23 @@ class Trunk(nn.Module):
         if batchnorm == "fixed":
             for norm in self._learning_norms():
                 norm.requires_grad_(False)
-        # How blocks run in training: `compile_modes.make_runner`.
+        # `compile_modes.make_runner` sets how blocks run in training.
         self.runner: Runner = run_blocks
-        # A list, so that it is no submodule: neither state_dict nor DDP nor the optimiser know it.
+        # A list, not a submodule, so that state_dict, DDP and the optimiser ignore the copies.
         self._folded: list[nn.Module] = []
         self.train()
 
     def fold_frozen(self, dtype: torch.dtype) -> None:
-        """Run copies of the frozen blocks from now on whose BatchNorms are in their convolutions (`fastpsl.models.fold_batchnorm`).
+        """Run frozen blocks from now on as copies with folded BatchNorms (`fastpsl.models.fold_batchnorm`).
 
-        As the blocks are now, so neither their weights nor their running statistics may change afterwards. dtype: that of autocast, or
-        float32. ValueError where blocks cannot be folded.
+        The copies have the blocks' present values, so weights and running statistics must not change
+        afterwards.
+
+        Args:
+            dtype: The type of autocast, or float32.
+
+        Raises:
+            ValueError: The blocks cannot be folded.
         """
         check_foldable(self.frozen, self.frozen_batchnorm)
         self._folded = [folded(block, dtype) for block in self.frozen]
@@ -78,14 +92,14 @@ class Trunk(nn.Module):
 
     @override
     def forward(self, images: Tensor) -> Tensor:
-        """Features of the stage's last block."""
+        """Return the features of the stage's last block, for images [B,C,H,W]."""
         check_size(min(images.shape[-2:]), self.min_px)
         with torch.no_grad():
             images = self.run(self.frozen_as_run, images)
         return self.run(self.learning, images)  # type: ignore[arg-type]
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Features of every block that runs, B1 first."""
+        """Return the features of every block that runs, B1 first."""
         check_size(min(images.shape[-2:]), self.min_px)
         outputs: list[Tensor] = []
         with torch.no_grad():
@@ -94,10 +108,10 @@ class Trunk(nn.Module):
         return outputs + self._outputs(self.learning, last, every=True)  # type: ignore[arg-type]
 
     def run(self, blocks: Sequence[nn.Module], images: Tensor) -> Tensor:
-        """`images` through `blocks`, which may be none, as this stage's steps have them run."""
+        """Run `blocks`, of which there may be none, as in this stage's steps."""
         return self._outputs(blocks, images)[-1] if len(blocks) else images
 
     def _outputs(self, blocks: Sequence[nn.Module], images: Tensor, every: bool = False) -> list[Tensor]:
-        """Held-out passes and looks at features are few, and of sizes of their own: those are not compiled."""
+        """Run blocks, compiled only in training, because evaluation has few batches, and of other sizes."""
         runner = self.runner if self.training else run_blocks
         return runner(blocks, images, every) if len(blocks) else []

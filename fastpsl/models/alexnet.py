@@ -1,7 +1,8 @@
-"""AlexNet with BatchNorm, as DeepCluster and RotNet have it: five convolutions and two fully-connected layers, B1…B7.
+"""AlexNet with BatchNorm as in DeepCluster and RotNet: five convolutions and two linear layers, B1…B7.
 
-facebookresearch/deepcluster, `models/alexnet.py`, which the paper compares with (uic.txt, section 4); gidariss/FeatureLearningRotNet,
-`architectures/AlexNet.py`. Neither has AlexNet's local response normalisation and groups.
+Sources: facebookresearch/deepcluster, `models/alexnet.py`, to which the paper compares (uic.txt, section 4);
+gidariss/FeatureLearningRotNet, `architectures/AlexNet.py`. Neither has AlexNet's local response normalisation
+and groups.
 """
 
 from torch import nn
@@ -12,24 +13,29 @@ from fastpsl.models.layers import normal_weights, on_vectors
 
 WIDTHS = {"alexnet": (96, 256, 384, 384, 256), "alexnet_rotnet": (64, 192, 384, 256, 256)}
 DROPOUT = 0.5
-# Positions a side that fc6 reads: what 224 px leave.
+# The side of the map that fc6 reads. Images of 224 px lead to a map of this size.
 SIDE = 6
 
 
 class AlexNet(Backbone):
-    """B1…B5 = conv1…conv5, each up to its ReLU: a max-pool begins the block behind it. B6, B7 = fc6, fc7, [B,4096,1,1].
+    """An AlexNet: B1…B5 are conv1…conv5, and B6 and B7 are fc6 and fc7 with outputs [B,4096,1,1].
 
-    alexnet: a dropout before fc6 and fc7. alexnet_rotnet: none, but a BatchNorm behind each of the two, which have no bias.
-    RotNet's code leaves torch's own first weights; here both have DeepCluster's.
+    Each block of B1…B5 ends with its ReLU, so a max-pool belongs to the block after it. `alexnet` has dropout
+    before fc6 and fc7. `alexnet_rotnet` has no dropout. Its fc6 and fc7 have no bias and are followed by
+    BatchNorm. RotNet's code keeps torch's default initial weights, but here both variants use DeepCluster's.
 
-    Where the last pool leaves other than 6 x 6 positions, they are averaged to as many, so that fc6 reads pictures of any size; the
-    originals read 224 px alone, where this does nothing. Parameter names are those of DeepCluster's code.
+    A last map of another size than 6 x 6 is average-pooled to 6 x 6, so that fc6 accepts images of any size.
+    The originals accept 224 px only, and there the pooling changes nothing. Parameter names are those of
+    DeepCluster's code.
 
-    dropout: its probability, None for 0.5; alexnet_rotnet takes None alone. fc_width: of fc6 and fc7.
+    Args:
+        name: "alexnet" or "alexnet_rotnet".
+        dropout: The probability of dropout, or None for 0.5. It must be None for "alexnet_rotnet".
+        fc_width: The width of fc6 and fc7.
     """
 
     block_names = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
-    # conv1 leaves 15 positions a side, the pools 7, 3 and 1.
+    # At 63 px, conv1 returns maps of 15 x 15, and the three pools 7 x 7, 3 x 3 and 1 x 1.
     min_px = 63
 
     def __init__(self, name: str = "alexnet", *, dropout: float | None = None, fc_width: int = 4096):

@@ -1,22 +1,28 @@
-"""What a backbone is: blocks one after another."""
+"""The base class of backbones, which are sequences of blocks."""
 
 from torch import Tensor, nn
 from typing_extensions import override
 
 
 def check_size(side_px: int, min_px: int) -> None:
-    """ValueError where the network would come to an end of the picture before it comes to its own."""
+    """Raise ValueError if images of `side_px` are smaller than the network's `min_px`."""
     if side_px < min_px:
         raise ValueError(
-            f"pictures of {side_px} px: this backbone reads {min_px} px and more; give larger views, or another --backbone"
+            f"pictures of {side_px} px: this backbone reads {min_px} px and more; give larger views, or "
+            "another --backbone"
         )
 
 
 class Backbone(nn.Module):
-    """Blocks B1, B2, …: the output of each, [B,C,h,w], is the next one's input. Plans, probes and exports speak of blocks alone.
+    """A sequence of blocks B1, B2, …: each block's output [B,C,h,w] is the input of the next one.
 
-    name: as `make_backbone` has it. channels: the output width of each block. block_names: what the network's paper calls them.
-    min_px: the smallest side of a picture that all blocks can read.
+    Plans, probes and exports refer to blocks alone.
+
+    Attributes:
+        name: The name that `make_backbone` takes.
+        channels: The output width of each block.
+        block_names: The names of the blocks in the network's paper.
+        min_px: The smallest side of an image that all blocks can read.
     """
 
     name: str
@@ -25,7 +31,7 @@ class Backbone(nn.Module):
     min_px: int = 1
 
     def blocks(self) -> list[nn.Module]:
-        """B1, B2, … in order, sharing this module's parameters."""
+        """Return B1, B2, … in order. They share this module's parameters."""
         raise NotImplementedError
 
     @property
@@ -34,7 +40,7 @@ class Backbone(nn.Module):
 
     @override
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B,C,H,W] to the output of the last block."""
+        """Return the output of the last block for `images` [B,C,H,W]."""
         for block in self.blocks():
             images = block(images)
         return images

@@ -1,4 +1,4 @@
-"""Checkpoints: written beside and renamed, the last few kept, read with weights_only; a corrupt one is passed over."""
+"""Checkpoints of a run: atomic writes, removal of old files, and fallback to older files."""
 
 import io
 import pickle
@@ -17,7 +17,11 @@ FORMAT = 1
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint file, on the CPU. ValueError where it is missing, corrupt (a flipped bit, too) or of another kind."""
+    """Read a checkpoint file onto the CPU, with weights_only.
+
+    Raises:
+        ValueError: The file is missing, corrupt (even by one flipped bit), or no checkpoint of this format.
+    """
     try:
         with doing(f"{path}: reading it"):
             check_zip(path, path.stat().st_size)
@@ -35,7 +39,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 class CheckpointManager:
-    """The folder OUT/checkpoints with files step-00000120.pt, the number being steps since the run began."""
+    """A folder of checkpoints (OUT/checkpoints) that keeps the newest `keep` files.
+
+    Files are named step-00000120.pt, where the number counts the steps since the run began.
+    """
 
     def __init__(self, folder: Path, keep: int = 3):
         self.folder = folder
@@ -43,20 +50,29 @@ class CheckpointManager:
         self._tried = False
 
     def paths(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
+        """Return the complete checkpoints, oldest first."""
         return sorted(p for p in self.folder.glob("step-*.pt") if re.fullmatch(r"step-\d{8}\.pt", p.name))
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write `state` for `step`, then delete all but the last `keep`. OSError leaves the older ones as they were."""
+        """Write `state` as the checkpoint of `step`, then delete all but the last `keep`.
+
+        Raises:
+            OSError: The file cannot be written. The older checkpoints are unchanged.
+        """
         return self.write(step, self.packed(state))
 
     def packed(self, state: dict[str, Any]) -> memoryview:
-        """The file that holds `state`. MemoryError where there is no room for it."""
+        """Serialise `state` into the bytes of a checkpoint file.
+
+        Raises:
+            MemoryError: There is not enough memory for the bytes.
+            TypeError: The state holds an object that weights_only would refuse to read.
+        """
         buffer = io.BytesIO()
         try:
             torch.save({"format": FORMAT, **state}, buffer)
         except RuntimeError as error:
-            # What torch's writer says is that bytes are missing; why is behind it.
+            # torch's writer only reports missing bytes. The cause is the error's context.
             if isinstance(error.__context__, MemoryError):
                 raise error.__context__ from None
             raise
@@ -65,7 +81,7 @@ class CheckpointManager:
         return buffer.getbuffer()
 
     def write(self, step: int, data: memoryview) -> Path:
-        """`save` of what is packed."""
+        """Write the bytes from `packed` as the checkpoint of `step`, then delete all but the last `keep`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:08d}.pt"
         write_atomically(path, data)
@@ -75,7 +91,7 @@ class CheckpointManager:
         return path
 
     def _try_to_read(self, buffer: io.BytesIO) -> None:
-        """Refuse, at the first save and not at the first resume, a state that weights_only would not read."""
+        """Raise TypeError now, instead of at a resume, for a state that weights_only cannot read."""
         buffer.seek(0)
         try:
             torch.load(buffer, map_location="cpu", weights_only=True)
@@ -88,9 +104,17 @@ class CheckpointManager:
     def newest(
         self, check: Callable[[Path, dict[str, Any]], None] | None = None
     ) -> tuple[Path, dict[str, Any], list[str]] | None:
-        """The newest readable checkpoint with its state, and what was wrong with the ones that were passed over.
+        """Find the newest readable checkpoint.
 
-        check: raises ValueError for a state that does not serve. None where there is no checkpoint; ValueError where there are some and none can be read.
+        Args:
+            check: Called with the path and state of a candidate; raises ValueError to reject it.
+
+        Returns:
+            The path, the state, and the error messages of newer checkpoints that were skipped; None if the
+            folder has no checkpoint.
+
+        Raises:
+            ValueError: There are checkpoints, but none can be read.
         """
         problems: list[str] = []
         for path in reversed(self.paths()):

@@ -1,4 +1,4 @@
-"""Backbones by name."""
+"""Construction of backbones by name."""
 
 from torch import nn
 
@@ -7,20 +7,27 @@ from fastpsl.models.layers import normal_weights
 from fastpsl.models.names import BACKBONES
 
 WITH_DROPOUT = ("alexnet", "vgg16")
-# Their last blocks are fully-connected: vectors come out, no maps.
+# The last blocks of these backbones are fully-connected and return vectors, not maps.
 OF_VECTORS = ("alexnet", "alexnet_rotnet", "resnet50_mlp", "vgg16")
 
 
 def make_backbone(name: str, *, num_channels: int = 3, dropout: float | None = None) -> Backbone:
-    """A new backbone with random weights, for pictures of `num_channels`.
+    """Build a backbone with random weights.
 
-    dropout: a probability, or None for the network's own; ValueError for a backbone that has none.
+    Args:
+        name: One of `BACKBONES`.
+        num_channels: The number of channels of the images.
+        dropout: The probability of dropout, or None for the network's default.
+
+    Raises:
+        ValueError: The name is unknown, the backbone has no dropout, or `dropout` is outside [0, 1).
     """
     if name not in BACKBONES:
         raise ValueError(f"--backbone {name}: allowed are {', '.join(BACKBONES)}")
     if dropout is not None and name not in WITH_DROPOUT:
         raise ValueError(
-            f"--dropout {dropout:g}: {name} has no dropout; leave it out, or choose --backbone {' or '.join(WITH_DROPOUT)}"
+            f"--dropout {dropout:g}: {name} has no dropout; leave it out, or choose --backbone "
+            f"{' or '.join(WITH_DROPOUT)}"
         )
     if dropout is not None and not 0 <= dropout < 1:
         raise ValueError(f"--dropout {dropout:g}: it must be 0 or more and below 1")
@@ -53,7 +60,7 @@ def _make(name: str, dropout: float | None) -> Backbone:
 
 
 def _read_channels(backbone: Backbone, num_channels: int) -> None:
-    """Replace the first convolution by one of `num_channels` inputs; each backbone begins with such weights."""
+    """Replace the first convolution by a newly initialised one that reads `num_channels` channels."""
     place, first = next((n, m) for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d))
     new = nn.Conv2d(
         num_channels, first.out_channels, first.kernel_size, first.stride, first.padding,  # type: ignore[arg-type]

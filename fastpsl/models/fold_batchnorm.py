@@ -1,4 +1,4 @@
-"""Blocks that do not learn, with their BatchNorms folded into the convolutions before them (`--fold-frozen`)."""
+"""Folding of frozen blocks' BatchNorms into the preceding convolutions (`--fold-frozen`)."""
 
 import copy
 import operator
@@ -18,46 +18,56 @@ from fastpsl.models.revnet import Group
 
 
 def check_foldable(blocks: Iterable[nn.Module], frozen_batchnorm: str) -> None:
-    """ValueError where `blocks`, frozen, cannot be folded."""
+    """Raise ValueError if frozen `blocks` cannot be folded, which needs `frozen_batchnorm` "eval"."""
     if frozen_batchnorm != "eval":
         raise ValueError(
-            f"--fold-frozen with --frozen-batchnorm {frozen_batchnorm}: what normalises by each batch cannot be folded; leave out "
-            f"one of them"
+            f"--fold-frozen with --frozen-batchnorm {frozen_batchnorm}: what normalises by each batch "
+            "cannot be folded; leave out one of them"
         )
     for block in blocks:
         folded(block, torch.float32)
 
 
 def folded(block: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of `block` in eval mode without BatchNorm, its convolutions and linears of `dtype`, in channels-last memory.
+    """Return a copy of `block` in eval mode, with each BatchNorm folded into the convolution before it.
 
-    Of the block as it is now; it shares no tensor with it and learns nothing. Folded in the weights' own float32 and rounded once,
-    so that under autocast of `dtype` no weight is cast in a step: each output differs from the block's by the rounding of the
-    weights and of what stands between convolution and BatchNorm. ReLUs, and sums before them, are joined to their convolution too
-    (`ConvReLU`). ValueError where a BatchNorm follows no convolution.
+    The copy has the block's present weights, shares no tensor with it and is not trained. Weights are folded
+    in float32 and rounded once to `dtype`, so that autocast to `dtype` casts no weight at each step. The
+    outputs differ from the block's by the rounding of the weights and of the values between convolution and
+    BatchNorm. ReLUs, and the sums before them, are fused with their convolution (`ConvReLU`).
+
+    Args:
+        block: A block of a backbone.
+        dtype: The type of the copy's convolutions and linear layers, which are in channels-last memory.
+
+    Raises:
+        ValueError: A BatchNorm follows no convolution, or torch.fx cannot trace the block.
     """
-    own = copy.deepcopy(block).requires_grad_(False).eval()
-    if any(isinstance(part, Group) for part in own.modules()):
+    clone = copy.deepcopy(block).requires_grad_(False).eval()
+    if any(isinstance(part, Group) for part in clone.modules()):
         raise ValueError(
             "--fold-frozen: RevNet's BatchNorms stand before its convolutions, behind a ReLU; leave it out"
         )
     try:
-        traced = fx.symbolic_trace(own)
+        traced = fx.symbolic_trace(clone)
         _unsynchronise(traced)
         repeated = _repeated(traced)
-        result: nn.Module = fuse(own, inplace=True)
+        result: nn.Module = fuse(clone, inplace=True)
     except (TraceError, TypeError, RuntimeError) as error:
         raise ValueError(
-            f"--fold-frozen: torch.fx cannot follow a block of this backbone ({' '.join(str(error).split())[:120]}); leave it out"
+            "--fold-frozen: torch.fx cannot follow a block of this backbone "
+            f"({' '.join(str(error).split())[:120]}); leave it out"
         ) from error
     if repeated:
         raise ValueError(
-            f"--fold-frozen: {repeated} is called twice in a block, and one convolution takes one BatchNorm; leave it out"
+            f"--fold-frozen: {repeated} is called twice in a block, and one convolution takes one "
+            "BatchNorm; leave it out"
         )
-    left = [name for name, part in result.named_modules() if isinstance(part, _BatchNorm)]
-    if left:
+    unfolded = [name for name, part in result.named_modules() if isinstance(part, _BatchNorm)]
+    if unfolded:
         raise ValueError(
-            f"--fold-frozen: {len(left)} BatchNorms of a block follow no convolution alone, such as {left[0]}; leave it out"
+            f"--fold-frozen: {len(unfolded)} BatchNorms of a block follow no convolution alone, such as "
+            f"{unfolded[0]}; leave it out"
         )
     for part in result.modules():
         if isinstance(part, nn.Conv2d | nn.Linear):
@@ -68,7 +78,7 @@ def folded(block: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _unsynchronise(module: fx.GraphModule) -> None:
-    """SyncBatchNorms, which in eval mode are no other than those they were made of, into these, which torch.fx knows."""
+    """Turn SyncBatchNorms, which torch.fx cannot fold, into BatchNorms, which are equal in eval mode."""
     for node in module.graph.nodes:
         if node.op == "call_module" and isinstance(
             part := module.get_submodule(node.target), nn.SyncBatchNorm
@@ -81,7 +91,7 @@ def _unsynchronise(module: fx.GraphModule) -> None:
 
 
 def _repeated(module: fx.GraphModule) -> str:
-    """The name of a convolution or BatchNorm that is called more than once; empty without one."""
+    """Return the name of a convolution or BatchNorm that is called more than once, or an empty string."""
     seen: set[nn.Module] = set()
     for node in module.graph.nodes:
         if node.op == "call_module":
@@ -93,10 +103,11 @@ def _repeated(module: fx.GraphModule) -> str:
 
 
 class ConvReLU(nn.Module):
-    """relu(conv(x) + z), or without z. On a GPU in half precision by one of cuDNN's kernels, which writes the result once.
+    """A convolution with a ReLU behind it: relu(conv(x) + z), or relu(conv(x)) without z.
 
-    Without it a fold would save next to nothing: the bias is added in a pass over the result, as BatchNorm is in eval mode. What
-    torch.compile captures is the plain form: it joins these itself.
+    On a GPU in half precision, one cuDNN kernel computes it and writes the result once. Without this kernel,
+    folding would save next to nothing, because adding the bias is one more pass over the result, as BatchNorm
+    is in eval mode. torch.compile gets the plain operations, because it fuses them itself.
     """
 
     def __init__(self, conv: nn.Conv2d):
@@ -120,7 +131,7 @@ class ConvReLU(nn.Module):
 
     @torch.no_grad()
     def _cudnn_can(self) -> bool:
-        """Tried on a small picture: which convolutions it has such kernels for depends on its version and on the GPU."""
+        """Return whether cuDNN runs the kernel on a small image, which depends on its version and the GPU."""
         side = 4 * max(self.conv.kernel_size)
         x = torch.zeros(1, self.conv.in_channels, side, side, device=self.conv.weight.device)
         x = x.contiguous(memory_format=torch.channels_last)
@@ -129,7 +140,8 @@ class ConvReLU(nn.Module):
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:120]
             warnings.warn(
-                f"--fold-frozen: cuDNN has no kernel that joins convolution and ReLU here ({reason}), and gains little without",
+                f"--fold-frozen: cuDNN has no kernel that joins convolution and ReLU here ({reason}), and "
+                "gains little without",
                 stacklevel=2,
             )
             return False
@@ -137,11 +149,11 @@ class ConvReLU(nn.Module):
 
 
 def _join_activations(module: fx.GraphModule) -> None:
-    """ReLUs of a convolution, or of one plus something else, into `ConvReLU`s, in place."""
+    """Replace ReLUs by `ConvReLU`s, in place, if they follow a convolution or its sum with another value."""
     graph, parts = module.graph, dict(module.named_modules())
 
     def convolution(node: object) -> nn.Conv2d | None:
-        """What `node` calls, if only one other uses its result."""
+        """Return the convolution that `node` calls, if its result has a single user; else None."""
         if not isinstance(node, fx.Node) or node.op != "call_module" or len(node.users) != 1:
             return None
         part = parts[str(node.target)]

@@ -1,4 +1,4 @@
-"""Others' checkpoints: where their dicts keep the backbone, under which names, and what else lies there (docs/weights.md)."""
+"""Recognition of other projects' checkpoints: their backbones, tensor names and heads (docs/weights.md)."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +14,14 @@ _COUNT = ".num_batches_tracked"
 
 @dataclass(frozen=True)
 class Naming:
-    """How one project names a backbone's tensors: `prefix` + what `ours` makes our name of, or None where it is no backbone's.
+    """A project's naming of a backbone's tensors: `prefix`, then a name that `ours` translates.
 
-    only_with: a pattern of another key that tells this project from those with the same prefix.
+    Attributes:
+        kind: The project's name.
+        prefix: The prefix of the backbone's tensors.
+        only_with: A pattern that some key must match. It distinguishes projects that share a prefix.
+        ours: Translates the name without the prefix into our name, or None if the tensor is not the
+            backbone's.
     """
 
     kind: str
@@ -27,7 +32,8 @@ class Naming:
 
 # torchvision's children of a ResNet in order, as nn.Sequential(*list(resnet.children())[:-1]) numbers them.
 NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-# RotNet's AlexNet: the place of a block's convolution among our features; of a layer of block 8, the two linears, in our classifier.
+# RotNet's AlexNet: the index of each block's convolution in our `features`, and the index of each layer of
+# block 8, which has the two linear layers, in our `classifier`.
 ROTNET = {"0": 0, "2": 4, "4": 8, "5": 11, "6": 14}
 ROTNET_FC = {"1": 0, "2": 1, "4": 3, "5": 4}
 
@@ -38,8 +44,8 @@ def _by_number(name: str) -> str | None:
 
 
 def _rotnets(name: str) -> str | None:
-    found = re.fullmatch(r"(\d)\.(\d)\.(\w+)", name)
-    block, layer, part = found.groups() if found else ("", "", "")
+    match = re.fullmatch(r"(\d)\.(\d)\.(\w+)", name)
+    block, layer, part = match.groups() if match else ("", "", "")
     if block == "8" and layer in ROTNET_FC:
         return f"classifier.{ROTNET_FC[layer]}.{part}"
     return f"features.{ROTNET[block] + int(layer)}.{part}" if block in ROTNET else None
@@ -56,7 +62,7 @@ def _timms(name: str) -> str:
 _HEADS = r"(projection_head|prediction_head|online_classifier|prototypes)\."
 _SOLO = r"(projector|predictor|classifier|momentum_backbone|queue|prototypes|head)\b"
 
-# Tried from the top; the first that matches is it. Where each name stands in its project: docs/weights.md.
+# Tried in order; the first match wins. docs/weights.md lists where each project defines its names.
 NAMINGS = (
     Naming("rotnet", "_feature_blocks.", only_with=r"_feature_blocks\.\d\.\d\.\w+$", ours=_rotnets),
     Naming("vissl", "_feature_blocks."),
@@ -78,11 +84,12 @@ NAMINGS = (
     Naming("torchvision", ""),
 )
 
-# DeepCluster's filters, which stand before its network, and the convolution behind them.
+# DeepCluster's fixed filters before the network, and the convolution that reads them.
 SOBEL, FIRST = "sobel.1.weight", "features.0.weight"
-# Where a dict keeps its tensors, outermost first. VISSL has its heads beside the trunk.
+# The keys under which a dict holds its tensors, outermost first. VISSL has its heads beside the trunk.
 WRAPPERS = ("classy_state_dict", "base_model", "model_state_dict", "state_dict", "network", "model", "trunk")
-# What may stand beside a backbone: fixed filters, classifiers, projections, predictions, queues, and copies that follow by momentum.
+# Tensors that may accompany a backbone: fixed filters, classifiers, projections, predictions, queues and
+# momentum copies.
 HEADS = re.compile(
     r"(.*?\.)??(fc\d*|linear|g|sobel|top_layer|_feature_blocks\.9|encoder_k|key_\w+|"
     r"\w*(classifier|head|projection|projector|predictor|prediction|prototype|queue|momentum|teacher|student|criterion)\w*)"
@@ -92,7 +99,13 @@ HEADS = re.compile(
 
 @dataclass(frozen=True)
 class RecognisedWeights:
-    """kind: whose naming. tensors: the backbone's, under our names. left_out: what was left out, as "fc.*"."""
+    """The tensors of a backbone found in another project's file.
+
+    Attributes:
+        kind: The project.
+        tensors: The backbone's tensors, under our names.
+        left_out: Patterns of the tensors that were left out, such as "fc.*".
+    """
 
     kind: str
     tensors: dict[str, Tensor]
@@ -100,10 +113,17 @@ class RecognisedWeights:
 
 
 def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> RecognisedWeights:
-    """Whose file this is, and in it the tensors that `wanted` (a backbone's state dict) asks for.
+    """Recognise the project that wrote a file, and extract the backbone's tensors.
 
-    ValueError where no tensors are found, or what is left over is no head. That all tensors are there is for the caller
-    to check.
+    It does not check that all tensors of the backbone are present.
+
+    Args:
+        path: The file's path, for error messages.
+        state: The file's content.
+        wanted: The backbone's state dict.
+
+    Raises:
+        ValueError: There are no tensors, or some belong neither to the backbone nor to a head.
     """
     tensors = _tensors_of(state)
     if not tensors:
@@ -113,24 +133,23 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
     naming = next(naming for naming in NAMINGS if _matches(naming, tensors))
     backbone: dict[str, Tensor] = {}
     if not any(name.endswith(_COUNT) for name in tensors):
-        # Files from before PyTorch 0.4.1 do not count batches; nothing of ours reads the count.
+        # Files from before PyTorch 0.4.1 have no count of batches, and fastpsl does not use it.
         backbone = {name: torch.zeros_like(t) for name, t in wanted.items() if name.endswith(_COUNT)}
     rest = []
     for name, tensor in tensors.items():
-        own = _our_name(naming, name)
-        if own is not None and own in wanted:
-            backbone[own] = tensor
-            if naming.kind == "timm" and tensor.numel() == wanted[own].numel():
-                backbone[own] = tensor.reshape(
-                    wanted[own].shape
-                )  # its linears are convolutions over all positions
+        our_name = _our_name(naming, name)
+        if our_name is not None and our_name in wanted:
+            backbone[our_name] = tensor
+            if naming.kind == "timm" and tensor.numel() == wanted[our_name].numel():
+                # timm's fully-connected layers are convolutions.
+                backbone[our_name] = tensor.reshape(wanted[our_name].shape)
         else:
             rest.append(name)
-    strange = [name for name in rest if not HEADS.match(name)]
-    if strange and len(rest) < len(tensors):
+    unknown = [name for name in rest if not HEADS.match(name)]
+    if unknown and len(rest) < len(tensors):
         raise ValueError(
-            f"{path}, read as {naming.kind}'s, holds {len(strange)} tensors that are neither of the backbone nor of a head "
-            f"({first_three(strange)}): give the --backbone that it holds"
+            f"{path}, read as {naming.kind}'s, holds {len(unknown)} tensors that are neither of the "
+            f"backbone nor of a head ({first_three(unknown)}): give the --backbone that it holds"
         )
     if naming.kind == "deepcluster" and FIRST in backbone and backbone[FIRST].shape[1] == 2:
         _check_sobel(path, tensors.get(SOBEL))
@@ -139,7 +158,7 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
 
 
 def _tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict inside its wrappers, without DistributedDataParallel's "module." before every name."""
+    """Return the state dict inside its wrappers, without DistributedDataParallel's prefix "module."."""
     while True:
         inner = next((state[name] for name in WRAPPERS if isinstance(state.get(name), Mapping)), None)
         if inner is None:
@@ -164,17 +183,25 @@ def _our_name(naming: Naming, name: str) -> str | None:
 
 
 def _check_sobel(path: Path, kernels: Tensor | None) -> None:
-    """ValueError where `kernels` are not -8 times those of SobelXY, which the network reads with its first convolution's sign turned."""
+    """Raise ValueError if the file has filters that are not -8 times SobelXY's.
+
+    Because of their sign, `recognise` negates the first convolution.
+    """
     gx = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
     if kernels is not None and not torch.equal(kernels.float(), -torch.stack([gx, gx.T])[:, None]):
         raise ValueError(
-            f"{path}: its {SOBEL} is not DeepCluster's, so SobelXY is not what the network saw; no --input-channels is"
+            f"{path}: its {SOBEL} is not DeepCluster's, so SobelXY is not what the network saw; no "
+            "--input-channels is"
         )
 
 
 def _group(name: str, wanted: Mapping[str, Tensor]) -> str:
-    """What stands for many names: fc.* for fc.0.weight, or classifier.6.* where the backbone has other layers of `classifier`; a name
-    that ends with the head as it is."""
+    """Return a pattern for the names of one head.
+
+    Returns:
+        fc.* for fc.0.weight, or classifier.6.* for classifier.6.weight if the backbone has other layers in
+        `classifier`; `name` itself if the head's pattern matches all of it.
+    """
     head = HEADS.match(name)
     if head is None or head.end() == len(name):
         return name
@@ -184,5 +211,5 @@ def _group(name: str, wanted: Mapping[str, Tensor]) -> str:
 
 
 def first_three(names: Sequence[Any]) -> str:
-    """The first three, for messages."""
+    """Join the first three names, for error messages."""
     return ", ".join(map(str, names[:3])) + (", …" if len(names) > 3 else "")

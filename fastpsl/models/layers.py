@@ -1,17 +1,25 @@
-"""What backbones share: vectors as maps of one position, and first weights."""
+"""Layers and initial weights that several backbones use."""
 
 from torch import nn
 
 
 def on_vectors(width: int, *layers: nn.Module) -> nn.Sequential:
-    """A block of `layers` that take vectors: maps [B,C,h,w] are laid out as [B,C*h*w], what comes out is [B,width,1,1]."""
+    """Build a block from layers that read vectors.
+
+    The block flattens maps [B,C,h,w] to [B,C*h*w] and returns [B,width,1,1].
+
+    Args:
+        width: The output width of the last layer.
+        *layers: The layers, in order.
+    """
     return nn.Sequential(nn.Flatten(), *layers, nn.Unflatten(1, (width, 1, 1)))
 
 
 def normal_weights(network: nn.Module) -> None:
-    """First weights as DeepCluster's code and torchvision's VGG and ResNet: convolutions N(0, 2 / (k² · outputs)), linears N(0, 0.01²), biases 0.
+    """Initialise weights as DeepCluster's code and torchvision's VGG and ResNet do.
 
-    BatchNorms begin with scale 1 and shift 0, as torch makes them.
+    Convolutions are drawn from N(0, 2 / (k² · outputs)) and linear layers from N(0, 0.01²); biases are 0.
+    BatchNorms keep torch's scale 1 and shift 0.
     """
     for part in network.modules():
         if isinstance(part, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""The backbones' names, without torch: for help texts."""
+"""The names of the backbones, for help texts. This module does not import torch, which is slow."""
 
 BACKBONES = (
     "alexnet",

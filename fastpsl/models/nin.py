@@ -1,7 +1,7 @@
-"""Network in Network with BatchNorm, for pictures of 32 px, as RotNet has it: three to five blocks B1…B5 of three convolutions.
+"""Network in Network with BatchNorm for 32-px images, as in RotNet: three to five blocks of convolutions.
 
-gidariss/FeatureLearningRotNet, `architectures/NetworkInNetwork.py`, which sslpp.txt's section V.A and Table III describe: the second to
-fourth block give 192 maps of 8 x 8 positions.
+Source: gidariss/FeatureLearningRotNet, `architectures/NetworkInNetwork.py`, which section V.A and Table III
+of sslpp.txt describe. The second to fourth block return 192 maps of 8 x 8 positions.
 """
 
 from torch import nn
@@ -18,13 +18,15 @@ _LATER = ((3, 192), (1, 192), (1, 192))
 
 
 class NIN(Backbone):
-    """B1: 5x5, 1x1, 1x1, then a max-pool; B2: the same, then an average-pool; later ones begin with 3x3 and have no pool.
+    """A Network in Network.
 
-    Each pool halves the sides and belongs to the block before it, as in the original, so B1 gives 96 x 16 x 16 of a picture of 32 px.
-    No convolution has a bias; behind each are BatchNorm and ReLU. `convolutions` makes a further such block for classifiers.
+    B1 has 5x5, 1x1 and 1x1 convolutions and a max-pool. B2 has the same and an average-pool. The later blocks
+    start with a 3x3 convolution and have no pool. Each pool halves the sides and belongs to the block before
+    it, as in the original. For a 32-px image, B1 returns 96 x 16 x 16. Convolutions have no bias and are
+    followed by BatchNorm and ReLU.
     """
 
-    # Halved by each of two pools.
+    # Two pools halve the side.
     min_px = 4
 
     def __init__(self, name: str = "nin4"):
@@ -48,13 +50,19 @@ class NIN(Backbone):
 def convolutions(
     inputs: int, layers: tuple[tuple[int, int], ...] = _LATER, pool: nn.Module | None = None
 ) -> nn.Sequential:
-    """Maps of `inputs` channels through `layers` (kernel, width), each with BatchNorm and ReLU, and `pool`."""
-    made: list[nn.Module] = []
+    """Build a block of convolutions, each with BatchNorm and ReLU. Classifiers use it for one block more.
+
+    Args:
+        inputs: The number of input channels.
+        layers: The kernel size and width of each convolution.
+        pool: The last layer, or None.
+    """
+    parts: list[nn.Module] = []
     for kernel, width in layers:
-        made += [
+        parts += [
             nn.Conv2d(inputs, width, kernel, padding=kernel // 2, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
         ]
         inputs = width
-    return nn.Sequential(*made, *([pool] if pool is not None else []))
+    return nn.Sequential(*parts, *([pool] if pool is not None else []))

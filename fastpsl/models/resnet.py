@@ -1,4 +1,4 @@
-"""torchvision's ResNet-18, -34 and -50 as blocks B1…B5, without the classifier; for 32-px pictures; with an MLP as B6."""
+"""torchvision's ResNet-18, -34 and -50 as blocks, with variants for small images and with an MLP."""
 
 from typing import NamedTuple
 
@@ -11,8 +11,15 @@ from fastpsl.models.layers import normal_weights, on_vectors
 
 
 class Variant(NamedTuple):
-    """source: torchvision's network. small: a first convolution for pictures of about 32 px, and no max-pool behind it but with `pool`.
-    mlp: a hidden layer behind it.
+    """A variant of torchvision's ResNet.
+
+    Attributes:
+        source: The name of torchvision's network.
+        channels: The output width of each block.
+        small: Whether the first convolution is 3x3 of stride 1, for images of about 32 px, without
+            torchvision's max-pool.
+        pool: Whether a 2x2 max-pool follows that convolution.
+        mlp: Whether a hidden layer follows the network, as B6.
     """
 
     source: str
@@ -33,17 +40,20 @@ VARIANTS = {
 
 
 class ResNet(Backbone):
-    """Blocks of PSL's section 3.2: B1 = conv1, B2 = conv2_x (its max-pool included, as in ResNet's Table 1), … B5 = conv5_x.
+    """A ResNet in the blocks of PSL's section 3.2: B1 = conv1, B2 = conv2_x, … B5 = conv5_x.
 
-    resnet18_cifar: B1 is a 3x3 convolution of stride 1 and there is no max-pool, as SimCLR (its appendix B.9) and others have it for
-    pictures of 32 px.
-    resnet34_iic: the same convolution, and a max-pool of 2x2 and padding 1: IIC's ClusterNet5g (xu-ji/IIC), which leaves 3 x 3
-    positions of 32 px.
-    resnet50_mlp: B6 = average pool, Linear 2048, BatchNorm, ReLU, [B,2048,1,1]: the hidden layer of SimCLR's projection, which
-    stays when the classifier behind it is taken off (uic.txt, Table 8: "ResNet50+MLP").
+    The max-pool belongs to conv2_x, as in ResNet's Table 1. The variants:
 
-    Parameter names are torchvision's, so `state_dict()` loads into torchvision's model with `strict=False` (only `fc`
-    is missing; `mlp` is ours) and torchvision's loads here once `fc.*` is left out.
+    - resnet18_cifar: B1 is a 3x3 convolution of stride 1 without a max-pool, which SimCLR (its appendix B.9)
+      and others use for 32-px images.
+    - resnet34_iic: The same convolution, then a 2x2 max-pool with padding 1. This is IIC's ClusterNet5g
+      (xu-ji/IIC), which returns 3 x 3 positions for 32 px.
+    - resnet50_mlp: B6 = average pool, Linear 2048, BatchNorm, ReLU, with output [B,2048,1,1]. It is the
+      hidden layer of SimCLR's projection, which remains when the classifier behind it is removed (uic.txt,
+      Table 8: "ResNet50+MLP").
+
+    Parameter names are torchvision's. `state_dict()` loads into torchvision's model with `strict=False`,
+    where only `fc` is missing and `mlp` is unknown, and torchvision's state dict without `fc.*` loads here.
     """
 
     def __init__(self, name: str = "resnet50"):

@@ -1,7 +1,7 @@
-"""RevNet-50: a residual network whose activations are recomputed in the backward pass instead of stored.
+"""RevNet-50: a residual network that recomputes activations in the backward pass instead of storing them.
 
-Gomez, Ren, Urtasun and Grosse, "The Reversible Residual Network", 2017; psl.txt, section 4.1 and Tables 4 and 6 ("Rv50", 24 M
-parameters) name it without its widths.
+Sources: Gomez, Ren, Urtasun and Grosse, "The Reversible Residual Network", 2017; psl.txt, section 4.1 and
+Tables 4 and 6 ("Rv50", 24 M parameters), which do not state the widths.
 """
 
 import contextlib
@@ -20,22 +20,30 @@ from fastpsl.models.layers import normal_weights
 
 CHANNELS = (64, 256, 512, 1024, 2048)
 UNITS = (3, 4, 6, 3)
-# 13/64 of the output width (0.203), rounded up to a multiple of 8 as half-precision matrix units want it:
-# 24,313,088 parameters without a classifier, which is also how ResNet-50's "24" in psl.txt, Table 4, is counted (23,508,032).
+# 13/64 of the output width (0.203), rounded up to a multiple of 8 for half-precision matrix units. This gives
+# 24,313,088 parameters without a classifier. Table 4 of psl.txt counts ResNet-50's 23,508,032 as "24" in the
+# same way.
 WIDTHS = (56, 104, 208, 416)
 
 
 class RevNet(Backbone):
-    """Blocks as ResNet-50's: B1 = conv1; B2…B5 = groups of units (max-pool in B2) of 256, 512, 1024, 2048 channels.
+    """A RevNet in blocks like ResNet-50's: B1 is conv1, and B2…B5 are groups of units.
 
-    A unit has two halves of the channels (equation 6): y1 = x1 + F(x2), y2 = x2 + G(y1). The first unit of a group
-    changes size and width and is not reversible: y1 = P1 x1 + F(x2), y2 = P2 x2 + G(y1), P1 and P2 being strided 1x1
-    convolutions as in the original; F's stride is in its 3x3 convolution, as in torchvision's ResNet-50. The
-    pre-activation of that unit (BatchNorm and ReLU) stands at the end of the block before it, so each block's output is
-    normalised and not negative, as ResNet's; the last one is the original's final BatchNorm and ReLU.
+    The groups have 256, 512, 1024 and 2048 output channels. B2 starts with a max-pool. A unit works on two
+    halves of the channels (equation 6): y1 = x1 + F(x2), y2 = x2 + G(y1). The first unit of a group changes
+    size and width and is not reversible: y1 = P1 x1 + F(x2), y2 = P2 x2 + G(y1). P1 and P2 are strided 1x1
+    convolutions, as in the original. F has its stride in the 3x3 convolution, as in torchvision's ResNet-50.
+    The pre-activation of that unit (BatchNorm and ReLU) is at the end of the block before it, so that each
+    block's output is normalised and not negative, as in ResNet. After the last block, it is the original's
+    final BatchNorm and ReLU.
 
-    The two streams inside a group are float32 under autocast too.
-    `units`, `widths`: units of each group, and the width of their bottlenecks. No dropout: recomputing draws nothing.
+    Under autocast, the two streams inside a group stay float32. There is no dropout, because recomputation
+    would draw another mask.
+
+    Args:
+        channels: The output width of each block.
+        units: The number of units of each group.
+        widths: The width of the bottlenecks of each group.
     """
 
     block_names = ("conv1", "conv2_x", "conv3_x", "conv4_x", "conv5_x")
@@ -71,9 +79,11 @@ class RevNet(Backbone):
 
 
 class Group(nn.Module):
-    """A first unit, reversible units, BatchNorm and ReLU: [B,inputs,H,W] to [B,outputs,H/stride,W/stride].
+    """A first unit, then reversible units, BatchNorm and ReLU.
 
-    What autograd keeps for the backward pass does not depend on `num_units`: the first unit's activations and the output.
+    It maps [B,inputs,H,W] to [B,outputs,H/stride,W/stride].
+    Autograd stores the activations of the first unit and the output, so its memory does not depend on
+    `num_units`.
     """
 
     def __init__(self, inputs: int, outputs: int, width: int, num_units: int, stride: int):
@@ -89,7 +99,14 @@ class Group(nn.Module):
 
 
 class FirstUnit(nn.Module):
-    """Changes the halves' width and size; plain autograd. `inputs`, `outputs`: channels of a half."""
+    """A unit that changes the size and width of both halves, with ordinary autograd.
+
+    Args:
+        inputs: The number of input channels of a half.
+        outputs: The number of output channels of a half.
+        width: The width of the bottlenecks.
+        stride: The stride of both halves.
+    """
 
     def __init__(self, inputs: int, outputs: int, width: int, stride: int):
         super().__init__()
@@ -101,13 +118,13 @@ class FirstUnit(nn.Module):
     @override
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x1, x2 = x.chunk(2, dim=1)
-        y1 = _wide(self.skip1(x1)) + self.f(x2)
-        y2 = _wide(self.skip2(x2)) + self.g(y1)
+        y1 = _to_float32(self.skip1(x1)) + self.f(x2)
+        y2 = _to_float32(self.skip2(x2)) + self.g(y1)
         return y1, y2
 
 
 class Unit(nn.Module):
-    """F and G of one reversible unit, on halves of `channels`."""
+    """A reversible unit with its functions F and G, each on half of the channels."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()
@@ -116,10 +133,11 @@ class Unit(nn.Module):
 
 
 class ReversibleUnits(nn.ModuleList):
-    """`Unit`s one after another: halves x1, x2 to the output [B,C,H,W], of which y1 and y2 are the halves.
+    """A sequence of `Unit`s: reads the halves x1 and x2, and returns y1 and y2 concatenated, [B,C,H,W].
 
-    Where gradients are wanted, only the output is kept. Differentiable once. A hook on a parameter (`register_hook`) sees
-    its gradient twice, here and where it is accumulated; `register_post_accumulate_grad_hook` and DDP's see it once.
+    If gradients are needed, only the output is stored. It is differentiable once. A hook on a parameter
+    (`register_hook`) is called twice with its gradient: in the recomputation, and when autograd accumulates
+    it. `register_post_accumulate_grad_hook` and DDP's hooks are called once.
     """
 
     @override
@@ -130,6 +148,7 @@ class ReversibleUnits(nn.ModuleList):
         return self.run(x1, x2)
 
     def run(self, x1: Tensor, x2: Tensor) -> Tensor:
+        """Run the units with ordinary autograd."""
         for unit in self:
             assert isinstance(unit, Unit)
             x1 = x1 + unit.f(x2)
@@ -138,17 +157,17 @@ class ReversibleUnits(nn.ModuleList):
 
 
 class _Recomputed(Function):
-    """ReversibleUnits.run with Gomez et al.'s Algorithm 1 as its backward pass.
+    """A version of ReversibleUnits.run with Gomez et al.'s Algorithm 1 as its backward pass.
 
-    Parameters are inputs, so that the units learn behind a frozen block, whose output has no gradient, and so that
-    their gradients go through autograd's accumulation, where DDP waits for them.
+    The parameters are inputs for two reasons: units train even behind a frozen block, whose output needs no
+    gradient, and their gradients pass through autograd's accumulation, where DDP waits for them.
     """
 
     @staticmethod
     @override
     def forward(ctx: Any, units: ReversibleUnits, x1: Tensor, x2: Tensor, *parameters: Tensor) -> Tensor:
         output = units.run(x1, x2)
-        # Parameters are saved for autograd's check alone: one that was changed meanwhile is an error.
+        # Parameters are saved so that autograd raises an error if one was changed before the backward pass.
         ctx.save_for_backward(output, *parameters)
         ctx.units, ctx.training = units, [module.training for module in units.modules()]
         device_type = output.device.type
@@ -156,7 +175,7 @@ class _Recomputed(Function):
             "device_type": device_type,
             "dtype": torch.get_autocast_dtype(device_type),
             "enabled": torch.is_autocast_enabled(device_type),
-            # Weights that the forward pass has cast without a graph must not be met again.
+            # The cache holds weights that the forward pass cast without a graph.
             "cache_enabled": False,
         }
         return output
@@ -171,7 +190,7 @@ class _Recomputed(Function):
         y1, y2 = (half.clone() for half in output.chunk(2, dim=1))
         dy1, dy2 = gradient.chunk(2, dim=1)
         gradients: dict[Tensor, Tensor] = {}
-        with _kept_statistics(ctx.units):
+        with _frozen_statistics(ctx.units):
             for unit in reversed(ctx.units):
                 value, through_g = _pull_back(unit.g, y1, dy2, ctx.autocast, gradients)
                 y2, dy1 = y2 - value, dy1 + through_g
@@ -183,20 +202,23 @@ class _Recomputed(Function):
 def _pull_back(
     function: nn.Module, x: Tensor, dy: Tensor, autocast: dict[str, Any], gradients: dict[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """function(x), and the gradient of x from that of function(x); those of its parameters go into `gradients`."""
+    """Return function(x) and the gradient of x, given the gradient dy of function(x).
+
+    The gradients of the function's parameters are added to the dict `gradients`.
+    """
     x = x.detach().requires_grad_()
     with torch.enable_grad(), torch.autocast(**autocast):
         value = function(x)
     learning = [parameter for parameter in function.parameters() if parameter.requires_grad]
-    # Outside autocast, as backward passes are.
-    dx, *found = torch.autograd.grad(value, (x, *learning), dy.to(value.dtype))
-    gradients.update(zip(learning, found, strict=True))
+    # Backward passes run outside autocast.
+    dx, *parameter_gradients = torch.autograd.grad(value, (x, *learning), dy.to(value.dtype))
+    gradients.update(zip(learning, parameter_gradients, strict=True))
     return value.detach(), dx
 
 
 @contextlib.contextmanager
-def _kept_statistics(module: nn.Module) -> Iterator[None]:
-    """BatchNorms normalise as ever, but leave their running statistics alone: the forward pass has updated them."""
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Freeze the running statistics of BatchNorms, because the forward pass has already updated them."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False
@@ -210,7 +232,15 @@ def _kept_statistics(module: nn.Module) -> Iterator[None]:
 def bottleneck(
     inputs: int, width: int, outputs: int, stride: int = 1, activated: bool = False
 ) -> nn.Sequential:
-    """F or G: three times BatchNorm, ReLU, convolution (1x1, 3x3, 1x1). `activated`: the first BatchNorm and ReLU are done."""
+    """Build F or G: three times BatchNorm, ReLU and convolution (1x1, 3x3, 1x1).
+
+    Args:
+        inputs: The number of input channels.
+        width: The width of the 3x3 convolution.
+        outputs: The number of output channels.
+        stride: The stride of the 3x3 convolution.
+        activated: Whether the input has already passed the first BatchNorm and ReLU, which are then left out.
+    """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if not activated:
         layers["bn1"], layers["relu1"] = nn.BatchNorm2d(inputs), NarrowReLU(inplace=True)
@@ -223,7 +253,10 @@ def bottleneck(
 
 
 class NarrowReLU(nn.ReLU):
-    """Of a float32 stream, in autocast's type: the convolution would round it anyway, and so the float32 is not kept."""
+    """A ReLU that casts a float32 stream to autocast's type, so that autograd need not store float32.
+
+    The convolution behind it would round the values anyway.
+    """
 
     @override
     def forward(self, x: Tensor) -> Tensor:
@@ -233,6 +266,6 @@ class NarrowReLU(nn.ReLU):
         return super().forward(x)
 
 
-def _wide(x: Tensor) -> Tensor:
-    """float32 under autocast: sums of bfloat16 could not be undone, and would forget what early units added."""
+def _to_float32(x: Tensor) -> Tensor:
+    """Cast to float32 under autocast, because bfloat16 sums cannot be undone and lose small addends."""
     return x.float() if torch.is_autocast_enabled(x.device.type) else x

@@ -1,4 +1,4 @@
-"""VGG16 with BatchNorm (uic.txt, section 4.3): thirteen convolutions and two fully-connected layers, B1…B7."""
+"""VGG16 with BatchNorm (uic.txt, section 4.3): thirteen convolutions and two linear layers, B1…B7."""
 
 from torch import nn
 from typing_extensions import override
@@ -6,25 +6,29 @@ from typing_extensions import override
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.layers import normal_weights, on_vectors
 
-# Width and number of the convolutions of conv1_x … conv5_x.
+# The width and number of the convolutions in each of conv1_x … conv5_x.
 GROUPS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 DROPOUT = 0.5
-# Positions a side that fc6 reads: what 224 px leave.
+# The side of the map that fc6 reads. Images of 224 px lead to a map of this size.
 SIDE = 7
 
 
 class VGG(Backbone):
-    """B1…B5 = conv1_x…conv5_x, each up to its last ReLU: a max-pool begins the block behind it. B6, B7 = fc6, fc7, [B,4096,1,1].
+    """A VGG16: B1…B5 are conv1_x…conv5_x, and B6 and B7 are fc6 and fc7 with outputs [B,4096,1,1].
 
-    Parameter names are those of torchvision's `vgg16_bn`: `state_dict()` loads there with `strict=False` (only `classifier.6` is missing),
-    and DeepCluster's VGG16 has them too. A dropout stands before fc7; torchvision's second one belongs to its classifier.
-    Where the last pool leaves other than 7 x 7 positions, they are averaged to as many, as torchvision does.
+    Each block of B1…B5 ends with its last ReLU, so a max-pool belongs to the block after it. Parameter names
+    are those of torchvision's `vgg16_bn`, where `state_dict()` loads with `strict=False` (only `classifier.6`
+    is missing). DeepCluster's VGG16 has the same names. Dropout precedes fc7; torchvision's second dropout
+    belongs to its classifier. A last map of another size than 7 x 7 is average-pooled to 7 x 7, as in
+    torchvision.
 
-    dropout: its probability, None for 0.5. fc_width: of fc6 and fc7.
+    Args:
+        dropout: The probability of dropout, or None for 0.5.
+        fc_width: The width of fc6 and fc7.
     """
 
     block_names = ("conv1_x", "conv2_x", "conv3_x", "conv4_x", "conv5_x", "fc6", "fc7")
-    # Halved by each of five pools.
+    # Five pools halve the side.
     min_px = 32
 
     def __init__(self, *, dropout: float | None = None, fc_width: int = 4096):
@@ -32,11 +36,11 @@ class VGG(Backbone):
         self.name = "vgg16"
         self.channels = (*(width for width, _ in GROUPS), fc_width, fc_width)
         layers: list[nn.Module] = []
-        # Where blocks begin; a pool stands at the beginning of all but the first.
+        # The index of each block's first layer. All blocks but the first start with a pool.
         self._starts: list[int] = []
         inputs = 3
         for width, count in GROUPS:
-            self._starts.append(len(layers) - bool(layers))
+            self._starts.append(len(layers) - 1 if layers else 0)
             for _ in range(count):
                 layers += [
                     nn.Conv2d(inputs, width, 3, padding=1),

@@ -1,4 +1,4 @@
-"""Files of weights: torch's (zip and older) and safetensors, read without running anything in them; safetensors written."""
+"""Files of weights: reading torch's formats and safetensors without running code, and writing safetensors."""
 
 import hashlib
 import json
@@ -28,7 +28,11 @@ def sha256_of_bytes(data: bytes) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """What a file of weights holds, tensors on the CPU. ValueError where it is missing, damaged, or no dict of tensors."""
+    """Read a file of weights onto the CPU.
+
+    Raises:
+        ValueError: The file is missing, damaged, or not a dict.
+    """
     if not path.exists():
         raise ValueError(f"no file {path}: give a checkpoint, a run's folder, or a file of weights")
     if path.suffix == ".safetensors":
@@ -39,8 +43,8 @@ def read_weights(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(_explain_unpickling(path, error)) from None
-    except Exception as error:  # noqa: BLE001  (zipfile, pickle, torch: each has its own for a damaged file)
-        # torch's own words are of its archive reader; a file that ends early is the usual cause.
+    except Exception as error:  # noqa: BLE001  (zipfile, pickle and torch raise different errors for damage)
+        # torch's message is about its archive reader, though the usual cause is a truncated file.
         reason = (
             str(error).split("\n")[0]
             if isinstance(error, zipfile.BadZipFile) or str(error).startswith("it would take")
@@ -57,30 +61,39 @@ def read_weights(path: Path) -> dict[str, Any]:
 
 
 def read_weights_sidecar(path: Path) -> dict[str, Any] | None:
-    """What `fastpsl export` wrote of this file, in it or in PATH.json; None where that is of another file, or none."""
+    """Read the record that `fastpsl export` wrote in the file's metadata or in PATH.json.
+
+    Returns:
+        The record, or None if there is none or PATH.json belongs to another file.
+
+    Raises:
+        ValueError: The record cannot be read.
+    """
     if path.suffix == ".safetensors":
         text = _read_safetensors(path)[1].get("fastpsl")
         if text is None:
             return None
         try:
-            told = json.loads(text)
+            record = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} does not say what it holds ({_why(error)}): export it again") from None
-        if not isinstance(told, dict):
+        if not isinstance(record, dict):
             raise ValueError(
-                f"{path} does not say what it holds (a {type(told).__name__}, not a dict): export it again"
+                f"{path} does not say what it holds (a {type(record).__name__}, not a dict): export it again"
             )
-        return told
-    beside = path.with_name(f"{path.name}.json")
+        return record
+    json_path = path.with_name(f"{path.name}.json")
     try:
-        told = json.loads(beside.read_text())
+        record = json.loads(json_path.read_text())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{beside} cannot be read ({_why(error)}): export it again, or remove it") from None
-    if not isinstance(told, dict) or told.get("sha256") != sha256_of_file(path):
+        raise ValueError(
+            f"{json_path} cannot be read ({_why(error)}): export it again, or remove it"
+        ) from None
+    if not isinstance(record, dict) or record.get("sha256") != sha256_of_file(path):
         return None
-    return told
+    return record
 
 
 def _why(error: Exception) -> str:
@@ -93,13 +106,22 @@ def _explain_unpickling(path: Path, error: Exception) -> str:
     if "GLOBAL " not in reason:
         return f"{path} is no readable file of weights: fetch or copy it again"
     return (
-        f"{path} holds objects besides tensors ({what}), which could run code and are not read: with the project that wrote it, "
-        f"save its tensors alone, torch.save(model.state_dict(), 'weights.pt'), and give that file"
+        f"{path} holds objects besides tensors ({what}), which could run code and are not read: with the "
+        "project that wrote it, save its tensors alone, torch.save(model.state_dict(), 'weights.pt'), and "
+        "give that file"
     )
 
 
 def safetensors_bytes(tensors: dict[str, torch.Tensor], told: dict[str, Any]) -> bytes:
-    """A safetensors file of contiguous tensors on the CPU; `told` goes into its metadata, as JSON."""
+    """Serialise tensors as a safetensors file.
+
+    Args:
+        tensors: Contiguous tensors on the CPU.
+        told: The record for the file's metadata, which stores it as JSON.
+
+    Raises:
+        ValueError: safetensors is not installed.
+    """
     try:
         from safetensors.torch import save
     except ImportError as error:

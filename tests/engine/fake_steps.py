@@ -1,4 +1,4 @@
-"""A recipe's step on fake CUDA: augmentation, loss, backward pass, scaler, optimiser, what comes after; and a held-out batch."""
+"""A recipe's step on fake CUDA, from augmentation to optimiser, and the evaluation of a held-out batch."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ NUM_SAMPLES = 96
 def recipe_train_step(
     recipe: str, stage: str, **values: Any
 ) -> tuple[Experiment, int, RunOptions, TrainStep]:
-    """Stage `stage` of a recipe with its sample's values, and `values`. To be called in `fake_cuda`."""
+    """Build a recipe's stage with its sample's values, overridden by `values`, within `fake_cuda`."""
     values = {"batch_size": 32, "step": "eager", **values}
     options = recipe_options(recipe, is_sample=True, device="cuda", **values)
     experiment, number = stage_experiment(recipe, stage, options, WORLD)
@@ -37,21 +37,21 @@ def train_step_of(experiment: Experiment, number: int, options: RunOptions, data
 def one_step(
     cuda: FakeCuda, experiment: Experiment, number: int, options: RunOptions, train_step: TrainStep
 ) -> Seen:
-    """What a stage's first step makes the host wait for and launches: the passes before it, itself, a held-out batch after it."""
+    """Record the host's waits and kernels of a stage's warm-up, first step and one held-out batch."""
     task, stage = experiment.task, experiment.stages[number]
     size = options.rank_batch(1) // task.images_per_sample(stage.level)
     batches = [
         noise_batch(train_step.views, size, seed).to(cuda.device) for seed in range(options.accumulate)
     ]
     held_out = task.held_out_views(stage.level)
-    shown = noise_batch(held_out, size).to(cuda.device)
+    held_out_batch = noise_batch(held_out, size).to(cuda.device)
     with_gradient: list[bool] = []
     train_step.optimiser.register_step_pre_hook(
         lambda *_: with_gradient.extend(
             p.grad is not None for _, p in train_step.module.learning_parameters() if p.requires_grad
         )
     )
-    with cuda.watched() as seen:
+    with cuda.watched() as record:
         for _ in range(task.num_warm_up_batches(stage) or 0):
             train_step.warm_up(task.warm_up, batches[0])
         train_step.step(batches, lr=0.1)
@@ -59,6 +59,6 @@ def one_step(
         if held_out:
             train_step.module.eval()
             with torch.no_grad():
-                train_step._forward(shown, held_out)
+                train_step._forward(held_out_batch, held_out)
     assert with_gradient and all(with_gradient)
-    return seen
+    return record

@@ -1,4 +1,4 @@
-"""The recipe of nearest_key_recipe.py, whose rank 0 stops torchrun within step HANG_AT, and hangs in one call of C."""
+"""The recipe of nearest_key_recipe.py, with a rank 0 that stops torchrun in step HANG_AT and then hangs."""
 
 import ctypes
 import os
@@ -29,7 +29,7 @@ class Hanging(NearestKey):
 
 
 def hang() -> None:
-    """Python's own handlers of signals do not run meanwhile."""
+    """Block in a C call, during which Python's signal handlers do not run."""
     library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
     library.pthread_mutex_init(mutex, None)
     for _ in range(2):
@@ -44,6 +44,6 @@ RECIPE = replace(NEAREST_KEY, build=build_hanging)
 
 
 if __name__ == "__main__":
-    trainer.LONG_STEP_S = StopSignal.ask_every_s = 0.0  # each counts as long
+    trainer.LONG_STEP_S = StopSignal.ask_every_s = 0.0  # every step counts as long
     last_step.LEAVE_AFTER_S = 1.0
     launch(RECIPE)

@@ -1,4 +1,4 @@
-"""Under `ulimit -v` the remedy is said: where torch will not load, and where a command would abort or hang later."""
+"""A low `ulimit -v` leads to a message with a remedy, at a command's start and before torch fails to load."""
 
 import resource
 import subprocess
@@ -13,7 +13,7 @@ from tests.programs import ENVIRONMENT, ROOT
 
 
 def python(kib: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter with so much of addresses."""
+    """Run a fresh interpreter with a limit on its address space."""
     command = ("bash", "-c", f'ulimit -v {kib}; exec "$@"', "-", sys.executable, *words)
     return subprocess.run(
         command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=600
@@ -35,18 +35,18 @@ def test_a_command_starts_where_enough_is_left(
 
 
 def test_a_write_is_refused_at_once(tmp_path: Path) -> None:
-    """With so much it would hang: OpenBLAS, loaded by numba in a worker's thread, tries for ever."""
+    """Without the check it would hang: OpenBLAS, which numba loads in a worker's thread, retries forever."""
     start = "import sys; from fastpsl.cli import main; main(sys.argv[1:])"
-    done = python("650000", "-c", start, "beton", "write", str(tmp_path), str(tmp_path / "x.beton"))
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("fastpsl: memory is limited to 0.7 GB of addresses")
-    assert "`ulimit -v unlimited`" in done.stderr
+    process = python("650000", "-c", start, "beton", "write", str(tmp_path), str(tmp_path / "x.beton"))
+    assert process.returncode == 2 and "Traceback" not in process.stderr
+    assert process.stderr.splitlines()[-1].startswith("fastpsl: memory is limited to 0.7 GB of addresses")
+    assert "`ulimit -v unlimited`" in process.stderr
 
 
 def test_what_torch_says_follows_what_can_be_done() -> None:
-    done = python("2000000", "-c", "import fastpsl, torch")
-    assert done.returncode == 1 and "ulimit -v unlimited" in done.stderr.splitlines()[0]
-    done = python("2000000", "-c", "import sys; sys.modules['torch'] = sys; import fastpsl")
-    assert done.returncode == 0 and not done.stderr
-    done = python("unlimited", "-c", "import fastpsl")
-    assert done.returncode == 0 and not done.stderr
+    process = python("2000000", "-c", "import fastpsl, torch")
+    assert process.returncode == 1 and "ulimit -v unlimited" in process.stderr.splitlines()[0]
+    process = python("2000000", "-c", "import sys; sys.modules['torch'] = sys; import fastpsl")
+    assert process.returncode == 0 and not process.stderr
+    process = python("unlimited", "-c", "import fastpsl")
+    assert process.returncode == 0 and not process.stderr

@@ -1,4 +1,4 @@
-"""--apex at the border of its import, by packages that stand in for apex, and for real where apex and CUDA are."""
+"""--apex with packages that imitate apex, and with the real one if apex and CUDA are available."""
 
 import importlib.util
 import re
@@ -28,11 +28,13 @@ import torch
 class FusedSGD(torch.optim.Optimizer):
     """apex's interface, its skip flag and its first step; the arithmetic is written out, on any device."""
 
-    def __init__(self, params, lr, momentum=0, dampening=0, weight_decay=0, nesterov=False, wd_after_momentum=False,
-                 materialize_master_grads=True, set_grad_none=False):
-        defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov}
+    def __init__(self, params, lr, momentum=0, dampening=0, weight_decay=0, nesterov=False,
+                 wd_after_momentum=False, materialize_master_grads=True, set_grad_none=False):
+        defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
+                    "nesterov": nesterov}
         super().__init__(params, defaults)
-        self._dummy_overflow_buf = torch.tensor([0], dtype=torch.int, device=self.param_groups[0]["params"][0].device)
+        device = self.param_groups[0]["params"][0].device
+        self._dummy_overflow_buf = torch.tensor([0], dtype=torch.int, device=device)
 
     def zero_grad(self):
         super().zero_grad()
@@ -56,13 +58,13 @@ class FusedSGD(torch.optim.Optimizer):
 
 
 def put_apex(folder: Path, monkeypatch: pytest.MonkeyPatch, optimizers: str | None) -> None:
-    """A package `apex` in `folder`, found before any other; without `optimizers` where that is None, as PyPI's."""
+    """Create a package `apex` in `folder`, found before any other; without `optimizers`, as PyPI's."""
     (folder / "apex").mkdir()
     (folder / "apex" / "__init__.py").write_text("")
     if optimizers is not None:
         (folder / "apex" / "optimizers.py").write_text(optimizers)
     for name in ("apex", "apex.optimizers"):
-        # With an undo: what the test imports is gone after it.
+        # Registered for undo, so that the test's imports are removed after it.
         monkeypatch.setitem(sys.modules, name, None)
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(folder)
@@ -82,14 +84,16 @@ def train_step(
     backbone, task, stage = TinyNet(), Brightness(), make_plan("psl", (1, 1, 1))[1]
     module = StageModule(Trunk(backbone, stage), task.head(1, 16), task.loss).to(device)
     optimiser = optimiser_of(module.learning_parameters(), **settings)
-    made = TrainStep(module, optimiser, VIEWS, precision, World(0, 1, 0, 1, torch.device(device)))
+    result = TrainStep(module, optimiser, VIEWS, precision, World(0, 1, 0, 1, torch.device(device)))
     if precision == "fp16":
-        made.scaler.load_state_dict(made.scaler.state_dict() | {"scale": 256.0})  # 65,536 overflows by itself
-    return made
+        result.scaler.load_state_dict(
+            result.scaler.state_dict() | {"scale": 256.0}
+        )  # 65,536 overflows by itself
+    return result
 
 
 def train(one: TrainStep, num_steps: int, broken: tuple[int, ...]) -> torch.Tensor:
-    """Weights after `num_steps`, those of `broken` with gradients that are not finite."""
+    """Return the weights after `num_steps`, where the steps in `broken` have non-finite gradients."""
     weight = one.module.trunk.learning[0][0].weight  # type: ignore[index]
     for step in range(num_steps):
         hook = weight.register_hook(lambda gradient: gradient * float("nan")) if step in broken else None  # type: ignore[operator, union-attr]
@@ -113,29 +117,32 @@ def test_it_learns_skips_and_counts_as_torchs_sgd(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also a skipped first step; fp16's scale is taken off; weight decay spares the biases."""
+    """Covers a skipped first step, unscaling of fp16's gradients, and weight decay without biases."""
     put_apex(tmp_path, monkeypatch, STANDS_IN)
-    ours, torchs = (
+    apex_step, torch_step = (
         train_step(make, precision, **({"weight_decay": 0.1} | settings)) for make in (fused_sgd, sgd)
     )
-    assert type(ours.optimiser).__mro__[1].__module__ == "apex.optimizers"
-    one, other = train(ours, 4, broken), train(torchs, 4, broken)
-    # A float32 rounding may turn one of a half's over, and the next steps' gradients with it.
-    assert torch.allclose(one, other, rtol=1e-5, atol=1e-6 if precision == "fp32" else 1e-4)
-    assert float(ours.num_skipped) == float(torchs.num_skipped) == len(broken)
-    assert float(ours.scaler.get_scale()) == float(torchs.scaler.get_scale())
+    assert type(apex_step.optimiser).__mro__[1].__module__ == "apex.optimizers"
+    apex_weights, torch_weights = train(apex_step, 4, broken), train(torch_step, 4, broken)
+    # A rounding in float32 may change a rounding in fp16, and with it the gradients of later steps.
+    assert torch.allclose(apex_weights, torch_weights, rtol=1e-5, atol=1e-6 if precision == "fp32" else 1e-4)
+    assert float(apex_step.num_skipped) == float(torch_step.num_skipped) == len(broken)
+    assert float(apex_step.scaler.get_scale()) == float(torch_step.scaler.get_scale())
 
 
 def test_its_state_goes_through_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_apex(tmp_path, monkeypatch, STANDS_IN)
-    whole, stopped, resumed = (train_step(fused_sgd, "fp32") for _ in range(3))
-    buffers = [whole.optimiser.state[p]["momentum_buffer"] for _, p in whole.module.learning_parameters()]
+    uninterrupted, stopped, resumed = (train_step(fused_sgd, "fp32") for _ in range(3))
+    buffers = [
+        uninterrupted.optimiser.state[p]["momentum_buffer"]
+        for _, p in uninterrupted.module.learning_parameters()
+    ]
     assert buffers and not any(buffer.any() for buffer in buffers)  # made before the first step
     train(stopped, 2, ())
     resumed.module.load_state_dict(stopped.module.state_dict())
     resumed.load_state_dict(stopped.state_dict())
-    train(whole, 2, ())
-    assert torch.equal(train(whole, 2, ()), train(resumed, 2, ()))
+    train(uninterrupted, 2, ())
+    assert torch.equal(train(uninterrupted, 2, ()), train(resumed, 2, ()))
 
 
 def test_on_the_cpu_it_is_refused() -> None:
@@ -148,20 +155,21 @@ def test_on_the_cpu_it_is_refused() -> None:
 def test_what_is_missing_is_said_in_one_line(
     which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PyPI's apex, a web toolkit, has no `optimizers`; NVIDIA's without CUDA extensions raises RuntimeError."""
+    """PyPI's apex, a web toolkit, lacks `optimizers`. NVIDIA's without CUDA extensions raises an error."""
     if which == "absent":
         monkeypatch.setitem(sys.modules, "apex", None)
     else:
-        not_built = 'class FusedSGD:\n    def __init__(self, *a, **k): raise RuntimeError("requires cuda extensions")\n'
+        init = '    def __init__(self, *a, **k): raise RuntimeError("requires cuda extensions")\n'
+        not_built = f"class FusedSGD:\n{init}"
         contents = {"pypi": None, "no_fused_sgd": "class FusedAdam: pass\n", "not_built": not_built}
         put_apex(tmp_path, monkeypatch, contents[which])
-    with pytest.raises(ValueError, match="github.com/NVIDIA/apex.*PyPI's apex is another project") as error:
+    with pytest.raises(ValueError, match="github.com/NVIDIA/apex.*PyPI's apex is another project") as excinfo:
         require_apex(torch.device("cuda"))
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(excinfo.value)
 
 
 def test_every_recipe_that_has_the_option_heeds_or_refuses_it() -> None:
-    """A recipe of PretrainOptions, its own or a job's that it shares, gets its SGD from them, or says why it has none."""
+    """Recipes with PretrainOptions take their SGD from them, or reject --apex."""
     num_recipes = 0
     for path in (ROOT / "recipes").glob("*.py"):
         text = path.read_text()
@@ -179,15 +187,15 @@ def test_every_recipe_that_has_the_option_heeds_or_refuses_it() -> None:
 @pytest.mark.skipif(not real_apex(), reason="needs CUDA and NVIDIA's apex")
 def test_the_real_one_on_a_gpu_without_a_sync() -> None:
     require_apex(torch.device("cuda"))
-    ours, torchs = (train_step(make, "fp16", "cuda", weight_decay=0.1) for make in (fused_sgd, sgd))
-    one, other = train(ours, 6, (0, 3)), train(torchs, 6, (0, 3))
-    assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
-    assert float(ours.num_skipped) == float(torchs.num_skipped) == 2.0
-    for parameter in ours.module.parameters():
+    apex_step, torch_step = (train_step(make, "fp16", "cuda", weight_decay=0.1) for make in (fused_sgd, sgd))
+    apex_weights, torch_weights = train(apex_step, 6, (0, 3)), train(torch_step, 6, (0, 3))
+    assert torch.allclose(apex_weights, torch_weights, rtol=1e-4, atol=1e-5)
+    assert float(apex_step.num_skipped) == float(torch_step.num_skipped) == 2.0
+    for parameter in apex_step.module.parameters():
         parameter.grad = torch.ones_like(parameter)
-    ours.optimiser.found_inf = ours.optimiser.grad_scale = torch.ones((), device="cuda")  # type: ignore[attr-defined]
+    apex_step.optimiser.found_inf = apex_step.optimiser.grad_scale = torch.ones((), device="cuda")  # type: ignore[attr-defined]
     torch.cuda.set_sync_debug_mode("error")
     try:
-        ours.optimiser.step()
+        apex_step.optimiser.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")

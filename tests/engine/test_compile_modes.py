@@ -1,4 +1,4 @@
-"""Modes of steps: what is captured, that they equal eager ones, where they are refused, and what a resumed stage keeps."""
+"""Modes of steps: captured graphs, equality with eager steps, rejected cases, and resumed stages."""
 
 import copy
 import gc
@@ -42,7 +42,7 @@ STAGES = make_plan("psl", (1, 1, 1))
 
 
 class Capture:
-    """A backend that notes each graph's inputs, and then runs it by autograd's graphs without generating code."""
+    """A backend that records each graph's inputs and runs the graph by autograd without generating code."""
 
     def __init__(self) -> None:
         self.inputs: list[list[Any]] = []
@@ -67,7 +67,7 @@ def make_train_step(
 
 
 def values(train_step: TrainStep) -> Tensor:
-    """All weights and running statistics."""
+    """Return all weights and running statistics as a vector."""
     state = train_step.module.state_dict()
     assert not any("_orig_mod" in name for name in state)
     return torch.cat([value.flatten().double() for value in state.values()])
@@ -75,17 +75,17 @@ def values(train_step: TrainStep) -> Tensor:
 
 @pytest.mark.parametrize("precision", ["fp32", slow("bf16")])
 def test_every_stage_has_concrete_sizes_and_the_values_of_eager(precision: str) -> None:
-    """S1 to S3 one after another in a process, held-out passes between: symbolic sizes made compiled S2 slower than eager."""
+    """S1 to S3 run in one process with held-out passes, because symbolic sizes made compiled S2 slow."""
     for stage in STAGES:
         backend = Capture()
         eager, compiled = make_train_step(stage, None, precision), make_train_step(stage, backend, precision)
         for train_step in (eager, compiled):
             for seed in range(3):
                 train_step.step([noise_batch(VIEWS, 4, seed)] * 2, lr=0.1)
-            # Another size and mode: it is not compiled.
+            # Held-out batches have another size and mode, and are not compiled.
             train_step.evaluate([noise_batch(VIEWS, 3)], VIEWS, lambda: False)
-        # Frozen blocks and learning blocks, each once.
-        assert len(backend.inputs) == 1 + (stage.first_learning > 1)
+        # Frozen blocks and learning blocks are compiled once each.
+        assert len(backend.inputs) == (2 if stage.first_learning > 1 else 1)
         for inputs in backend.inputs:
             assert all(isinstance(value, Tensor) for value in inputs)
             assert not any(isinstance(n, torch.SymInt) for value in inputs for n in value.shape)
@@ -94,7 +94,7 @@ def test_every_stage_has_concrete_sizes_and_the_values_of_eager(precision: str) 
 
 @pytest.mark.slow
 def test_other_sizes_are_compiled_anew_and_not_made_symbolic() -> None:
-    """As MoCo has it: groups of keys pass through the blocks that the queries pass through."""
+    """MoCo needs this: groups of keys pass through the same blocks as the queries."""
     backend = Capture()
     runner, blocks = make_runner("compiled", backend), nn.ModuleList(TinyNet().blocks())
     for size, side in ((4, 32), (2, 32), (4, 48)):
@@ -114,14 +114,14 @@ def test_stages_do_not_share_torchs_limit_and_beyond_it_nothing_falls_back() -> 
     for size in range(1, limit + 3):
         make_runner("compiled", backend)([block], torch.ones(size, 1))
     assert len(graphs) == limit + 2
-    one = make_runner("compiled", backend)
+    runner = make_runner("compiled", backend)
     with pytest.raises(FailOnRecompileLimitHit):
         for size in range(1, limit + 3):
-            one([block], torch.ones(size, 1))
+            runner([block], torch.ones(size, 1))
 
 
 class HostLooks(nn.Module):
-    """A block that a graph cannot hold."""
+    """A block that depends on a value on the host, which a graph cannot contain."""
 
     @override
     def forward(self, x: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ def test_keys_are_compiled_with_the_trunk() -> None:
 
 
 class Wide(Backbone):
-    """Blocks of 1.3 MB: DDP puts their gradients in several buckets (the first holds 1 MiB)."""
+    """A backbone with blocks of 1.3 MB, for which DDP needs several buckets (the first holds 1 MiB)."""
 
     name = "wide"
     channels = (192,) * 5
@@ -185,7 +185,7 @@ def process_group() -> Iterator[None]:
 
 
 def test_inside_ddp_graphs_end_where_buckets_do(process_group: None) -> None:
-    """Or the gradients of all blocks would come at once, and nothing of them travel meanwhile."""
+    """Otherwise all gradients would arrive at once, and none could be reduced during the backward pass."""
     results = []
     for backend in (None, capture := Capture()):
         train_step = make_train_step(STAGES[2], backend, network=Wide)
@@ -194,14 +194,14 @@ def test_inside_ddp_graphs_end_where_buckets_do(process_group: None) -> None:
             train_step.step([noise_batch(VIEWS, 2, seed)], lr=0.1)
         results.append(values(train_step))
         del train_step
-    # The frozen blocks, and two parts of the learning ones at least.
+    # The frozen blocks, and at least two parts of the learning blocks.
     assert len(capture.inputs) >= 3
     assert torch.equal(*results)
 
 
 @pytest.mark.slow
 def test_by_inductor_too() -> None:
-    """The real compiler. Its float32 sums are in another order: 1e-4 of the largest change of a weight in three steps."""
+    """The real compiler sums in another order. Tolerance: 1e-4 of the largest change in three steps."""
     start = values(make_train_step(STAGES[1]))
     results = []
     for backend in (None, "inductor"):
@@ -215,7 +215,7 @@ def test_by_inductor_too() -> None:
 
 @pytest.fixture
 def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as it is asked before a stage begins."""
+    """Pretend that there is a GPU, as far as the checks before a stage need."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(compile_modes.shutil, "which", lambda name: name)
 
@@ -252,20 +252,20 @@ def test_auto_is_what_was_measured(a_gpu: None) -> None:
 def test_a_gain_is_of_its_mode_blocks_and_size(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compile_modes, "GAINS", {("resnet18", 1, 3, 64): ("fused", 1.25)})
     backbone = ResNet("resnet18")
-    found = choose_step("auto", backbone, STAGES[0], CUDA, "bf16", 64, sync_batchnorm=True)
-    assert found.mode == "fused" and "1.25" in found.reason and "minute" not in found.reason
+    result = choose_step("auto", backbone, STAGES[0], CUDA, "bf16", 64, sync_batchnorm=True)
+    assert result.mode == "fused" and "1.25" in result.reason and "minute" not in result.reason
     for stage, side_px in ((STAGES[0], 224), (STAGES[1], 64)):
         assert choose_step("auto", backbone, stage, CUDA, "bf16", side_px).mode == "eager"
 
 
 def test_the_size_is_what_the_network_reads() -> None:
-    """Of jigsaw's pictures of 225 px its tiles."""
+    """For jigsaw's images of 225 px, it is the tiles' size."""
     crop = RandomResizedCrop(225)
     assert ViewSpec(crop).side_px == 225 and ViewSpec(crop, (JigsawTiles(3, 75, 64),)).side_px == 64
 
 
 class NoNorms(Backbone):
-    """Blocks that there is nothing to fuse in, or that cannot be followed."""
+    """A backbone of one block, without a BatchNorm to fuse or beyond torch.fx."""
 
     name, channels = "none", (3,)
 
@@ -288,15 +288,16 @@ class NoNorms(Backbone):
         ("fused", TinyNet, "cpu", {}, "--step fused: its kernels need CUDA"),
         ("fused", RevNet, "cuda", {}, "--step fused: RevNet recomputes"),
         ("fused", lambda: NoNorms(nn.Conv2d(3, 3, 1)), "cuda", {}, "have no BatchNorm of maps"),
-        ("fused", lambda: NoNorms(nn.Sequential(nn.BatchNorm2d(3), HostLooks())), "cuda", {}, r"torch\.fx cannot follow"),
+        ("fused", lambda: NoNorms(nn.Sequential(nn.BatchNorm2d(3), HostLooks())), "cuda", {},
+         r"torch\.fx cannot follow"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(
     asked: Any, backbone: Any, device: str, more: dict[str, Any], says: str, a_gpu: None
 ) -> None:
-    with pytest.raises(ValueError, match=says) as refused:
+    with pytest.raises(ValueError, match=says) as excinfo:
         choose_step(asked, backbone(), STAGES[0], torch.device(device), "fp32", 224, **more)
-    assert "--step eager" in str(refused.value) and "\n" not in str(refused.value)
+    assert "--step eager" in str(excinfo.value) and "\n" not in str(excinfo.value)
 
 
 def test_what_is_missing_is_named(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,28 +330,28 @@ def stopped_in_mid_stage(out: Path, **options: Any) -> None:
 def test_a_resumed_stage_goes_on_as_it_began(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = []
+    modes = []
 
-    def noted(mode: str) -> Any:
-        made.append(mode)
+    def make_noted_runner(mode: str) -> Any:
+        modes.append(mode)
         return make_runner(mode, Capture())
 
-    monkeypatch.setattr(fastpsl.engine.train_step, "make_runner", noted)
+    monkeypatch.setattr(fastpsl.engine.train_step, "make_runner", make_noted_runner)
     stopped_in_mid_stage(tmp_path, step="compiled", augment="kornia")
-    kept = newest_checkpoint(tmp_path)["choices"]
-    assert kept == {"step": "compiled", "augment": KORNIA.path, "fold_frozen": False}
-    made.clear()
-    # By itself a CPU has eager steps: so has the next stage, as it begins anew.
+    choices = newest_checkpoint(tmp_path)["choices"]
+    assert choices == {"step": "compiled", "augment": KORNIA.path, "fold_frozen": False}
+    modes.clear()
+    # "auto" means eager on a CPU, which the next stages use because they start anew.
     fit(tmp_path, max_steps_per_stage=2)
-    assert made == ["compiled", "eager", "eager"]
-    made.clear()
+    assert modes == ["compiled", "eager", "eager"]
+    modes.clear()
     capsys.readouterr()
     stopped_in_mid_stage(tmp_path / "other", step="compiled")
     fit(tmp_path / "other", max_steps_per_stage=2, step="eager", fold_frozen=True)
-    assert made == ["compiled", "eager", "eager", "eager"]
-    said = " ".join(capsys.readouterr().err.split())
-    assert "began with step compiled and goes on with eager, as this command has it" in said
-    assert "began with fold_frozen False and goes on with True" in said
+    assert modes == ["compiled", "eager", "eager", "eager"]
+    output = " ".join(capsys.readouterr().err.split())
+    assert "began with step compiled and goes on with eager, as this command has it" in output
+    assert "began with fold_frozen False and goes on with True" in output
 
 
 def test_a_kept_choice_that_cannot_be_here_is_made_anew(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The screen of training: a table that changes with what is being done below it, and plain lines elsewhere."""
+"""The screen of training: a live table with the present work below it, or plain lines without a terminal."""
 
 import io
 
@@ -23,38 +23,38 @@ RECORD = {
 
 
 def test_what_is_done_stands_below_the_table_until_it_changes() -> None:
-    written = io.StringIO()
-    screen = Screen(Console(file=written, force_terminal=True, width=120))
+    stream = io.StringIO()
+    screen = Screen(Console(file=stream, force_terminal=True, width=120))
     screen.show(RECORD)
     voices._voice.say("S1: step 4 of 90, [for which] much is compiled: 0:00:10 so far")
-    shown = written.getvalue()
-    assert "S1: step 4 of 90, [for which] much is compiled: 0:00:10 so far" in shown and "0:01:01" in shown
-    written.seek(written.truncate(0))
+    output = stream.getvalue()
+    assert "S1: step 4 of 90, [for which] much is compiled: 0:00:10 so far" in output and "0:01:01" in output
+    stream.seek(stream.truncate(0))
     screen.show(RECORD | {"step": 4})
-    assert "4/90" in written.getvalue() and "so far" not in written.getvalue()
+    assert "4/90" in stream.getvalue() and "so far" not in stream.getvalue()
     voices._voice.say("S1: held-out pass: 0:00:10 so far")
-    written.seek(written.truncate(0))
+    stream.seek(stream.truncate(0))
     screen.say("a line for good")
-    assert "a line for good" in written.getvalue() and "so far" not in written.getvalue()
+    assert "a line for good" in stream.getvalue() and "so far" not in stream.getvalue()
     voices._voice.say("S1: ending the stage: 0:00:10 so far")
-    written.seek(written.truncate(0))
+    stream.seek(stream.truncate(0))
     screen.close()
-    assert "so far" not in written.getvalue() and voices._voice.say is voices._to_stderr
+    assert "so far" not in stream.getvalue() and voices._voice.say is voices._to_stderr
 
 
 def test_plain_lines_and_the_voice_do_not_speak_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of looks twice a second a line comes before ten seconds are over: the voice has nothing to say."""
-    now, written = [100.0], io.StringIO()
+    """If numbers arrive twice a second, a plain line comes within ten seconds, and the voice stays silent."""
+    now, stream = [100.0], io.StringIO()
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(voices, "_voice", voice := voices.Voice())
     monkeypatch.setattr(voices.threading.Thread, "start", lambda thread: None)
-    screen = Screen(Console(file=written, width=200))
+    screen = Screen(Console(file=stream, width=200))
     with voices.doing("S1: step 4 of 90"):
         for _ in range(120):
             now[0] += 0.5
             assert voice.line(now[0]) is None
             screen.show(RECORD)
-        assert written.getvalue().count("loss 2.5") == 7  # of a minute
+        assert stream.getvalue().count("loss 2.5") == 7  # in a minute
         now[0] += 9.9
-        said = voice.line(now[0])
-    assert said is not None and said.startswith("S1: step 4 of 90: 0:01:")
+        line = voice.line(now[0])
+    assert line is not None and line.startswith("S1: step 4 of 90: 0:01:")

@@ -1,4 +1,4 @@
-"""What only a GPU can show."""
+"""Tests that need a GPU."""
 
 import itertools
 from collections.abc import Iterator
@@ -38,14 +38,15 @@ pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda", 0)
 WORLD = World(0, 1, 0, 1, DEVICE)
 STAGES = make_plan("psl", (60, 60, 60))
-# Half has 11 bits: after three steps weights that differ by a rounding of each gradient, 2^-11, and by sums in another order, differ by
-# 2 % of the largest change of a weight; a step that is left out, or a gradient that is added twice, makes 30 % and more.
+# fp16 has 11 bits. Rounding of gradients (2^-11) and other orders of sums change weights after three steps by
+# up to 2 % of the largest change of a weight. A missing step or a gradient that is added twice changes them
+# by 30 % and more.
 BOUNDS = {"fp32": 1e-3, "fp16": 0.02}
 
 
 @pytest.fixture(autouse=True)
 def plain_float32() -> Iterator[None]:
-    """Without TF32, which has half's bits."""
+    """Turn TF32 off, because it has only as many bits as fp16."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
@@ -55,7 +56,7 @@ def plain_float32() -> Iterator[None]:
 
 
 class NoSync:
-    """A host that waits for the device raises."""
+    """A context in which the host raises an error if it waits for the device."""
 
     def __enter__(self) -> None:
         torch.cuda.synchronize()
@@ -67,7 +68,7 @@ class NoSync:
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
 def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
-    """With the loader."""
+    """The loader is included."""
     task = Jigsaw(permutation_set(9, [500, 1000, 2000]).permutations)
     backbone = ResNet("resnet50").to(DEVICE).to(memory_format=torch.channels_last)
     module = StageModule(Trunk(backbone, STAGES[1]), task.head(2, 1024).to(DEVICE), task.loss)
@@ -82,7 +83,7 @@ def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
 
 
 def stage_bench(recipe: str, **values: Any) -> StageBench:
-    """S2 of a recipe at its sample's values, with five convolutions for a backbone."""
+    """Build S2 of a recipe with its sample's values and a backbone of five convolutions."""
     options = recipe_options(
         recipe, is_sample=True, batch_size=16, backbone="resnet18", device="cuda", precision="fp16", **values
     )
@@ -95,7 +96,7 @@ def stage_bench(recipe: str, **values: Any) -> StageBench:
 @pytest.mark.parametrize("recipe", ["jigsaw", "rotation", "simclr", "moco"])
 @pytest.mark.parametrize("step", ["eager", "fused", "compiled", "graphed"])
 def test_no_task_and_no_mode_waits(recipe: str, step: str) -> None:
-    """Momentum copies and queues too; twelve steps, as CUDA graphs are recorded in the first ones."""
+    """Covers momentum copies and queues. Twelve steps, because CUDA graphs are recorded in the first ones."""
     bench = stage_bench(recipe, step=step, fold_frozen=step == "compiled")
     batches = itertools.repeat(bench.synthetic_batch())
     for _ in range(4):
@@ -128,7 +129,8 @@ def test_the_log_waits_for_no_step_under_way(tmp_path: Path) -> None:
     bench = stage_bench("jigsaw")
     batches = itertools.repeat(bench.synthetic_batch())
     report = Reporter(
-        tmp_path, WORLD, batch_size=16, log_steps=2, resumed_run_step=0, tensorboard=False, wandb=False, config={}
+        tmp_path, WORLD, batch_size=16, log_steps=2, resumed_run_step=0, tensorboard=False, wandb=False,
+        config={},
     )  # fmt: skip
     report.stage_begins(bench.stage, 0, 100, 10)
     with NoSync():
@@ -143,10 +145,10 @@ def on_device(size: int, seed: int) -> Batch:
     return noise_batch(VIEWS, size, seed).to(DEVICE)
 
 
-def learned(
+def train(
     stage: Stage, mode: str, precision: str, accumulate: int = 1, steps: int = 3
 ) -> tuple[Tensor, TrainStep]:
-    """Weights and running statistics after some steps."""
+    """Train some steps, and return weights with running statistics and the step."""
     torch.manual_seed(0)
     backbone, task = TinyNet(), Brightness()
     backbone.to(DEVICE).to(memory_format=torch.channels_last)
@@ -167,19 +169,19 @@ def learned(
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_other_modes_equal_eager(stage: Stage, mode: str, precision: str) -> None:
     accumulate = 2 if mode == "graphed" else 1
-    before, _ = learned(stage, "eager", precision, steps=0)
-    eager, _ = learned(stage, "eager", precision, accumulate)
-    other, train_step = learned(stage, mode, precision, accumulate)
+    before, _ = train(stage, "eager", precision, steps=0)
+    eager, _ = train(stage, "eager", precision, accumulate)
+    other, train_step = train(stage, mode, precision, accumulate)
     largest = (eager - before).abs().max()
     assert (eager - other).abs().max() < BOUNDS[precision] * largest
-    # A held-out pass between steps of graphs: eager, and nothing of it stays.
+    # A held-out pass between steps of CUDA graphs runs eagerly and changes nothing.
     held_out = train_step.evaluate([on_device(5, 9)], VIEWS, lambda: False)
     assert held_out is not None and held_out["loss"] > 0
     train_step.step([on_device(16, 10)] * accumulate, lr=0.1)
 
 
 def test_half_steps_that_are_not_finite_change_nothing() -> None:
-    _, train_step = learned(STAGES[0], "eager", "fp16")
+    _, train_step = train(STAGES[0], "eager", "fp16")
     before = [p.detach().clone() for p in train_step.module.parameters()]
     scale, skipped = train_step.scaler.get_scale(), float(train_step.num_skipped)
     train_step.module._loss.__self__.factor = float("nan")  # type: ignore[attr-defined]
@@ -200,14 +202,14 @@ def test_folded_blocks_in_half(name: str) -> None:
             part.running_mean.normal_(0.0, 0.3)  # type: ignore[union-attr]
     images = torch.randn(8, 3, 64, 64, device=DEVICE).contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), torch.autocast("cuda", torch.float16):
-        plain = ours = images
+        plain = result = images
         for block in backbone.blocks()[:2]:
-            copied = folded(block, torch.float16)
-            plain, ours = block(plain), copied(ours)
-            joined = [part.by_cudnn for part in copied.modules() if isinstance(part, ConvReLU)]
-            assert joined and all(joined)
-            assert ours.dtype == torch.float16 and ours.is_contiguous(memory_format=torch.channels_last)
-            assert float((plain.float() - ours.float()).norm() / plain.float().norm()) < 0.003
+            folded_block = folded(block, torch.float16)
+            plain, result = block(plain), folded_block(result)
+            by_cudnn = [part.by_cudnn for part in folded_block.modules() if isinstance(part, ConvReLU)]
+            assert by_cudnn and all(by_cudnn)
+            assert result.dtype == torch.float16 and result.is_contiguous(memory_format=torch.channels_last)
+            assert float((plain.float() - result.float()).norm() / plain.float().norm()) < 0.003
 
 
 def peak_of_a_step(name: str, stage: Stage) -> int:
@@ -225,7 +227,7 @@ def peak_of_a_step(name: str, stage: Stage) -> int:
 
 
 def test_revnet_takes_less_memory() -> None:
-    """It recomputes what ResNet-50 keeps: at 1,024 images of 32 px activations are most of it."""
+    """It recomputes what ResNet-50 stores. At 1,024 images of 32 px, activations need most of the memory."""
     (stage,) = make_plan("end_to_end", (1,))
     resnet, revnet = peak_of_a_step("resnet50", stage), peak_of_a_step("revnet50", stage)
     assert revnet < 0.8 * resnet
@@ -233,6 +235,6 @@ def test_revnet_takes_less_memory() -> None:
 
 def test_out_of_memory_is_one_line() -> None:
     free, _ = torch.cuda.mem_get_info(DEVICE)
-    with pytest.raises(torch.OutOfMemoryError) as raised:
+    with pytest.raises(torch.OutOfMemoryError) as excinfo:
         torch.empty(2 * free + 2**40, dtype=torch.uint8, device=DEVICE)
-    assert "out of GPU memory" in (explained(raised.value, []) or "")
+    assert "out of GPU memory" in (explained(excinfo.value, []) or "")

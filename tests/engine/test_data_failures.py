@@ -1,4 +1,4 @@
-"""Data that fail amid training cost no step: the last whole one is saved, and a run that goes on ends as one that never failed."""
+"""If data fail during training, the last complete step is saved, and a resumed run ends like a whole one."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ FAILURE = OSError(5, "Input/output error", "/data/train.beton")
 
 
 def fit(out: Path, world: World | None = None, **options: Any) -> bool:
-    """Epochs of three batches, the last steps of each stage in its second epoch."""
+    """Train epochs of three batches, where each stage ends in its second epoch."""
     run = tiny_run(out, world, max_steps_per_stage=5, val=None, **{"batch_size": 160, **options})
     try:
         return pretrain(tiny_experiment(), run)
@@ -31,17 +31,17 @@ def fit(out: Path, world: World | None = None, **options: Any) -> bool:
 
 
 def fail_at(number: int, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The batch `number`, from 1, is never read."""
-    watched, num_read = Reporter.watched, [0]
+    """Make the reading of batch `number` (from 1) raise `error`."""
+    original, num_read = Reporter.watched, [0]
 
-    def broken(batches: Iterator[Batch]) -> Iterator[Batch]:
+    def fail(batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
             num_read[0] += 1
             if num_read[0] == number:
                 raise error
             yield batch
 
-    monkeypatch.setattr(Reporter, "watched", lambda self, batches: watched(self, broken(batches)))
+    monkeypatch.setattr(Reporter, "watched", lambda self, batches: original(self, fail(batches)))
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,9 @@ def test_the_last_whole_step_is_saved_and_said(
 ) -> None:
     with monkeypatch.context() as patch:
         fail_at(number, FAILURE, patch)
-        with pytest.raises(ValueError, match=f"goes on from stage 1, step {number - 1}$") as told:
+        with pytest.raises(ValueError, match=f"goes on from stage 1, step {number - 1}$") as excinfo:
             fit(tmp_path)
-    assert str(told.value).startswith(str(FAILURE)) and told.value.__cause__ is FAILURE
+    assert str(excinfo.value).startswith(str(FAILURE)) and excinfo.value.__cause__ is FAILURE
     assert newest_checkpoint(tmp_path)["position"]["run_step"] == number - 1
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == number - 1
     assert fit(tmp_path)
@@ -67,7 +67,7 @@ def test_the_last_whole_step_is_saved_and_said(
 
 
 def one_of_two(rank: int, folder: str) -> None:
-    """A run of two ranks; one of which the data of rank 1 fail, and which goes on."""
+    """Run one of two ranks: a whole run, one in which rank 1's data fail, and its continuation."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     world = World(rank, 2, rank, 2, torch.device("cpu"))
@@ -75,9 +75,9 @@ def one_of_two(rank: int, folder: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if rank == 1:
             fail_at(3, FAILURE, patch)
-        with pytest.raises(ValueError) as told:
+        with pytest.raises(ValueError) as excinfo:
             fit(Path(folder, "failed"), world)
-    Path(folder, f"told-{rank}.txt").write_text(str(told.value))
+    Path(folder, f"told-{rank}.txt").write_text(str(excinfo.value))
     assert rank == 1 or newest_checkpoint(Path(folder, "failed"))["position"]["run_step"] == 2
     assert fit(Path(folder, "failed"), world)
     leave_world()
@@ -86,20 +86,20 @@ def one_of_two(rank: int, folder: str) -> None:
 def test_no_rank_begins_a_step_for_which_one_has_no_data(tmp_path: Path) -> None:
     on_ranks(one_of_two, (str(tmp_path),), 2)
     where = "; a checkpoint was written, and the same command goes on from stage 1, step 2"
-    for rank, told in enumerate((f"{FAILURE} (rank 1){where}", f"{FAILURE}{where}")):
-        assert (tmp_path / f"told-{rank}.txt").read_text() == told
-    ours, theirs = newest_checkpoint(tmp_path / "failed"), newest_checkpoint(tmp_path / "whole")
-    assert digests(ours) == digests(theirs)
+    for rank, message in enumerate((f"{FAILURE} (rank 1){where}", f"{FAILURE}{where}")):
+        assert (tmp_path / f"told-{rank}.txt").read_text() == message
+    state, whole_state = newest_checkpoint(tmp_path / "failed"), newest_checkpoint(tmp_path / "whole")
+    assert digests(state) == digests(whole_state)
 
 
 def test_a_step_that_has_begun_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second of two parts fails: BatchNorm's statistics have the first, so the state is of no step."""
+    """If the second of two parts fails, BatchNorm's statistics already contain the first."""
     error = OSError(5, "Input/output error")
     with monkeypatch.context() as patch:
         fail_at(6, error, patch)
-        with pytest.raises(OSError) as told:
+        with pytest.raises(OSError) as excinfo:
             fit(tmp_path, batch_size=32, accumulate=2)
-    assert told.value is error and not (tmp_path / "checkpoints").exists()
+    assert excinfo.value is error and not (tmp_path / "checkpoints").exists()
     with monkeypatch.context() as patch:
         fail_at(1, error, patch)  # nothing was learned yet
         with pytest.raises(OSError):
@@ -116,6 +116,6 @@ def test_a_disk_that_fails_too_does_not_hide_the_data(
     error = OSError(5, "Input/output error")
     monkeypatch.setattr(CheckpointManager, "write", full)
     fail_at(3, error, monkeypatch)
-    with pytest.raises(OSError) as told:
+    with pytest.raises(OSError) as excinfo:
         fit(tmp_path)
-    assert told.value is error
+    assert excinfo.value is error

@@ -1,4 +1,4 @@
-"""EpochContext show a task every training sample once, as it asks, and leave the network as it was."""
+"""EpochContext passes over every training sample once, as requested, and leaves the network unchanged."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +40,7 @@ def context_of(run: Run, draws: int = 1000) -> EpochContext:
         Rotation(shorter_px=36, size_px=32), TinyNet(), make_plan("psl", (1, 1, 1)), cosine(0.1)
     )
     train_step = make_train_step(experiment, 0, run.options, run.world)
-    for batch in range(3):  # so that running statistics hold something
+    for batch in range(3):  # fill the running statistics
         train_step.module.trunk(torch.randn(8, 3, 32, 32) + batch)
     return EpochContext(run, train_step, epoch=0, first=True, draws=draws)
 
@@ -49,13 +49,13 @@ def context_of(run: Run, draws: int = 1000) -> EpochContext:
 def test_every_sample_once_and_nothing_is_changed(run: Run, training: bool) -> None:
     context = context_of(run)
     module = context.train_step.module
-    module.trunk.learning[1].eval()  # modes are anyone's
+    module.trunk.learning[1].eval()  # a mode that the pass must restore
     before = digests(module.state_dict()), [part.training for part in module.modules()]
-    seen: list[int] = []
+    all_indices: list[int] = []
     for indices, features in context.forward_dataset(RANDOM, lambda maps: maps, training=training):
         assert not features.requires_grad and features.shape == (32, 12, 4, 4)
-        seen += indices.tolist()
-    assert seen[:NUM] == list(range(NUM)) and seen[NUM:] == [-1] * 21
+        all_indices += indices.tolist()
+    assert all_indices[:NUM] == list(range(NUM)) and all_indices[NUM:] == [-1] * 21
     assert (digests(module.state_dict()), [part.training for part in module.modules()]) == before
 
 
@@ -63,12 +63,12 @@ def test_in_eval_mode_an_image_does_not_depend_on_its_batch(run: Run) -> None:
     context = context_of(run)
     network = context.train_step.module.trunk
     (image,) = (view for view in [CENTER])
-    found = torch.cat([features for _, features in context.forward_dataset(CENTER, lambda maps: maps)])[:NUM]
+    result = torch.cat([features for _, features in context.forward_dataset(CENTER, lambda maps: maps)])[:NUM]
     with run.data.loader(run.data.train, [image], train=False) as loader:
         inputs = torch.cat([batch.inputs([image], torch.float32)[0] for batch in loader.epoch(1000)])[:NUM]
     network.eval()
     with torch.no_grad():
-        assert torch.allclose(found, torch.cat([network(one[None]) for one in inputs]), atol=1e-5)
+        assert torch.allclose(result, torch.cat([network(one[None]) for one in inputs]), atol=1e-5)
 
 
 def test_in_train_mode_statistics_are_the_batchs_without_its_padding(run: Run) -> None:
@@ -103,12 +103,12 @@ def test_padding_is_filled_with_the_batchs_own_images() -> None:
 
 
 def test_draws_are_those_that_were_asked_for(run: Run) -> None:
-    def seen(draws: int) -> torch.Tensor:
+    def features_of(draws: int) -> torch.Tensor:
         return torch.cat(
             [features for _, features in context_of(run, draws).forward_dataset(RANDOM, lambda maps: maps)]
         )
 
-    assert torch.equal(seen(7), seen(7)) and not torch.equal(seen(7), seen(8))
+    assert torch.equal(features_of(7), features_of(7)) and not torch.equal(features_of(7), features_of(8))
 
 
 def test_a_signal_ends_a_pass_and_what_fails_in_it_leaves_no_trace(run: Run) -> None:
@@ -137,19 +137,19 @@ def test_undisturbed_puts_modes_and_statistics_back() -> None:
 
 
 def test_dropout_in_a_pass_is_its_own(run: Run) -> None:
-    """Of no random state that was there before, and another one in each batch."""
+    """Dropout does not depend on earlier random numbers, and differs between batches."""
     context = context_of(run)
     context.train_step.module.trunk.learning[2] = torch.nn.Sequential(
         context.train_step.module.trunk.learning[2], torch.nn.Dropout(0.5)
     )
-    found = []
+    results = []
     for state in (1, 2):
         torch.manual_seed(state)
-        found.append(
+        results.append(
             [features for _, features in context.forward_dataset(CENTER, lambda maps: maps, training=True)]
         )
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
-    assert not torch.equal(found[0][0] == 0, found[0][1] == 0)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert not torch.equal(results[0][0] == 0, results[0][1] == 0)
 
 
 def test_a_pass_runs_nothing_that_was_compiled(run: Run) -> None:

@@ -49,19 +49,19 @@ def test_the_checkpoint_clock() -> None:
 
 
 def test_ranks_ask_about_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With steps of 0.1 s, every tenth step asks; the others decide nothing."""
-    now, asked = [0.0], []
+    """With steps of 0.1 s, every tenth step communicates. The other steps decide nothing."""
+    now, times = [0.0], []
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    monkeypatch.setattr("torch.distributed.all_reduce", lambda flags, op: asked.append(now[0]))
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda flags, op: times.append(now[0]))
     stop_signal = StopSignal(World(0, 2, 0, 2, torch.device("cpu")), checkpoint_minutes=0)
     for _ in range(100):
         now[0] += 0.1
         stop_signal.after_step()
     now[0] += 60.0
-    stop_signal.other_pace()  # steps of a minute, after short ones: each of them asks
+    stop_signal.other_pace()  # steps of a minute follow, and each of them communicates
     for _ in range(3):
         now[0] += 60.0
-        assert stop_signal.after_step().seconds == 60.0 and asked.pop() == now[0]
+        assert stop_signal.after_step().seconds == 60.0 and times.pop() == now[0]
     stop_signal.close()
-    gaps = [b - a for a, b in pairwise(asked)]
-    assert 9 <= len(asked) <= 12 and all(0.85 < gap < 1.05 for gap in gaps)
+    gaps = [b - a for a, b in pairwise(times)]
+    assert 9 <= len(times) <= 12 and all(0.85 < gap < 1.05 for gap in gaps)

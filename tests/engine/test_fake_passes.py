@@ -1,4 +1,4 @@
-"""EpochContext over all images, and features of frozen networks, on fake CUDA: each batch is launched without a look at the one before."""
+"""Passes and feature extraction on fake CUDA: no batch waits for the one before."""
 
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager
@@ -32,7 +32,7 @@ NUM_BATCHES = 3
 
 
 class FakeBatches(AbstractContextManager):  # type: ignore[type-arg]
-    """In the place of a loader, whose threads know nothing of fake tensors."""
+    """A substitute for a loader, because a loader's threads do not support fake tensors."""
 
     num_steps = NUM_BATCHES
 
@@ -53,7 +53,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     run = tiny_run(tmp_path)
     run.world = WORLD
     monkeypatch.setattr(RunData, "loader", lambda run_data, data, views, train: FakeBatches(views))
-    # Flags of the host, in a tensor that gloo moves.
+    # Its flags are in a CPU tensor, which must not be fake.
     monkeypatch.setattr(run.stop_signal, "after_step", lambda: Signals(stop=False, checkpoint=False))
     yield run
     run.close()
@@ -70,49 +70,52 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     ],
 )
 def test_a_pass_never_waits_but_to_end(recipe: str, values: dict[str, Any], training: bool, run: Run) -> None:
-    """What is made of features is on its way to the host while the next batch is launched."""
+    """Results travel to the host while the next batch is launched."""
     with fake_cuda() as cuda:
         experiment, _, _, train_step = recipe_train_step(recipe, "E", precision="fp16", **values)
         context = EpochContext(run, train_step, epoch=0, first=True, draws=7)
         (view,) = experiment.task.pass_views(1)  # type: ignore[attr-defined]
-        with cuda.watched() as seen, before_last_relu(train_step.module.trunk):
+        with cuda.watched() as record, before_last_relu(train_step.module.trunk):
             outputs = context.forward_dataset(
                 view, lambda maps: maps.float().mean((2, 3)).half(), training=training
             )
-            for _ in range(NUM_BATCHES - training):  # in training the last one's padding is looked for
+            # In training, the pass looks for padding in the last batch.
+            for _ in range(NUM_BATCHES - 1 if training else NUM_BATCHES):
                 indices, rows = next(outputs)
                 assert Fetch(rows).values().shape == rows.shape
                 assert Fetch(indices).values().dtype == torch.int64
             assert isinstance(outputs, Generator)
             outputs.close()
-    assert not seen.waits, seen.waits
+    assert not record.waits, record.waits
 
 
 def test_labels_of_a_pass_are_looked_at_once(run: Run) -> None:
-    """At its end, for outputs that are not finite."""
+    """At its end, the pass checks for non-finite outputs."""
     with fake_cuda() as cuda:
         experiment, _, _, train_step = recipe_train_step("uic", "E", precision="fp16", label_view="center")
         context = EpochContext(run, train_step, epoch=0, first=True, draws=7)
         (view,) = experiment.task.pass_views(1)  # type: ignore[attr-defined]
-        with cuda.watched() as seen, pytest.raises(DataDependentOutputException):
+        with cuda.watched() as record, pytest.raises(DataDependentOutputException):
             gathered_labels(context, context.forward_dataset(view, context.head))
-    (wait,) = seen.waits
+    (wait,) = record.waits
     assert "num_bad = int(" in wait
 
 
 def test_features_never_wait_for_the_batch_under_way() -> None:
-    options = recipe_options("linear_probe", is_sample=True, batch_size=8, device="cuda", random_weights=True, backbone="resnet18")  # fmt: skip
+    options = recipe_options(
+        "linear_probe", is_sample=True, batch_size=8, device="cuda", random_weights=True, backbone="resnet18"
+    )
     weights = options.pretrained()  # type: ignore[attr-defined]
-    world = World(0, 1, 0, 1, torch.device("cpu"))  # of the features' precision
+    world = World(0, 1, 0, 1, torch.device("cpu"))  # its device decides the features' precision
     works = Extraction.for_blocks(options, weights, Synthetic(64), ("B2", "final"), world, "float16")  # type: ignore[arg-type]
     with fake_cuda() as cuda:
         loader: Any = FakeBatches([works[0].view])
-        with cuda.watched() as seen:
+        with cuda.watched() as record:
             launched = features._launched(works, loader, 0, cuda.device)
             next(launched)  # the network goes to the device
-            seen.waits.clear()
+            record.waits.clear()
             rest = list(launched)
-    assert not seen.waits, seen.waits
+    assert not record.waits, record.waits
     assert len(rest) == NUM_BATCHES - 1 and [each.values().shape for each in rest[0][0]] == [
         (8, 64),
         (8, 64),

@@ -1,6 +1,7 @@
-"""Whole steps of all recipes on fake CUDA: no two devices in one operation, no look at a value, no copy that blocks.
+"""Whole steps of all recipes on fake CUDA: one device per operation, no read of a value, no blocking copy.
 
-Not here: the steps that torch.compile makes, which test_cuda.py has, and detection, whose proposals torchvision makes with boolean indices.
+Two cases are tested elsewhere or not at all: compiled steps in test_cuda.py, and detection, where torchvision
+indexes proposals with booleans.
 """
 
 from collections.abc import Iterator
@@ -22,10 +23,10 @@ from tests.fake_cuda import DEVICE, fake_cuda
 from tests.slow import slow
 
 Row = tuple[str, str, str, str, dict[str, Any]]
-"""Recipe, stage, precision, augment, options besides the sample's."""
+"""Recipe, stage, precision, augmentation, and options besides the sample's."""
 
-# Each recipe in each of its stages, in each precision and by each way of augmentation that it has, but not in all their products:
-# what precision changes, autocast and the scaler, knows no stage, and what augmentation changes ends with the network's input.
+# Each recipe in each stage, precision and augmentation, but not in all combinations: autocast and the scaler
+# do not depend on the stage, and the augmentation only affects the network's input.
 SMALL = {"backbone": "resnet18"}
 PLANNED: list[Row] = [
     (recipe, stage, precision, augment, SMALL)
@@ -43,7 +44,7 @@ END_TO_END: list[Row] = [
     for recipe in ("uic", "deepcluster", "sslpp_iic", "supervised", *SSLPP)
     for precision, augment in (("fp16", "fused"), ("bf16", "kornia"), ("fp32", "fused"))
 ]
-# What else can be asked for, and the networks of the papers, once each.
+# Other options, and the papers' networks, once each.
 COUPLED = {"pseudo_labels": "coupled"}
 OTHERS: list[Row] = [
     ("jigsaw", "S2", "fp16", "fused", {"accumulate": 2, "frozen_batchnorm": "train"}),
@@ -67,13 +68,13 @@ OTHERS: list[Row] = [
 
 @pytest.fixture(scope="module", autouse=True)
 def bins_of_colours() -> None:
-    """Counted once a process, of values."""
+    """Count the colour bins outside fake mode, once per process, because the count depends on values."""
     ab_bins()
 
 
 @pytest.fixture(autouse=True)
 def counted_colours() -> Iterator[None]:
-    """Once a stage, before its first step, Colorization looks at the colours that it has counted."""
+    """Replace Colorization's colour weights, which it reads from values before a stage's first step."""
 
     def take_prior(task: Colorization) -> None:
         task.weights = torch.empty(NUM_BINS, device=DEVICE)
@@ -89,7 +90,7 @@ def name_of(row: Row) -> str:
     return "-".join([*words, *map(str, options.values())])
 
 
-# In `make test` each recipe once, SimCLR with folded blocks.
+# `make test` runs each recipe once, SimCLR with folded blocks.
 QUICK = (
     [row for row in PLANNED if row[1] == "S2" and row[0] != "simclr"]
     + END_TO_END[::3]
@@ -105,10 +106,10 @@ ROWS = [
 def test_a_step_never_waits_for_the_device(row: Row) -> None:
     recipe, stage, precision, augment, values = row
     with fake_cuda() as cuda:
-        made = recipe_train_step(recipe, stage, precision=precision, augment=augment, **values)
-        seen = one_step(cuda, *made)
-    assert not seen.waits, seen.waits
-    train_step = made[-1]
+        parts = recipe_train_step(recipe, stage, precision=precision, augment=augment, **values)
+        record = one_step(cuda, *parts)
+    assert not record.waits, record.waits
+    train_step = parts[-1]
     trunk = train_step.module.trunk
     folded = [
         part.by_cudnn
@@ -117,7 +118,7 @@ def test_a_step_never_waits_for_the_device(row: Row) -> None:
         if isinstance(part, ConvReLU)
     ]
     assert all(folded) and bool(folded) == values.get("fold_frozen", False)
-    assert train_step.augment.path == augment and bool(seen.kernels) == (augment == "fused")
+    assert train_step.augment.path == augment and bool(record.kernels) == (augment == "fused")
     assert (
         train_step.dtype == {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     )
@@ -125,11 +126,11 @@ def test_a_step_never_waits_for_the_device(row: Row) -> None:
 
 def test_nor_one_of_iics_second_head() -> None:
     with fake_cuda() as cuda:
-        made = recipe_train_step("sslpp_iic", "E", precision="fp16", augment="fused", heads="two")
-        made[0].task.first_epoch = -HEAD_EPOCHS[0]  # type: ignore[attr-defined]
-        assert made[0].task.head_of(0) == 1  # type: ignore[attr-defined]
-        seen = one_step(cuda, *made)
-    assert not seen.waits, seen.waits
+        parts = recipe_train_step("sslpp_iic", "E", precision="fp16", augment="fused", heads="two")
+        parts[0].task.first_epoch = -HEAD_EPOCHS[0]  # type: ignore[attr-defined]
+        assert parts[0].task.head_of(0) == 1  # type: ignore[attr-defined]
+        record = one_step(cuda, *parts)
+    assert not record.waits, record.waits
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_nor_one_of_iics_second_head() -> None:
     ],
 )
 def test_nor_one_of_an_evaluation(recipe: str, values: dict[str, Any]) -> None:
-    """Of random weights."""
+    """The evaluated weights are random."""
     module = import_module(f"recipes.{recipe}")
     usual = module.SAMPLE | {"backbone": "resnet18", "batch_size": 16, "precision": "fp16"}
     options = module.RECIPE.with_paper(**usual | values, random_weights=True, device="cuda")
@@ -156,18 +157,18 @@ def test_nor_one_of_an_evaluation(recipe: str, values: dict[str, Any]) -> None:
     with fake_cuda() as cuda:
         place_backbone(experiment, options, WORLD)
         train_step = train_step_of(experiment, 0, options, data)
-        seen = one_step(cuda, experiment, 0, options, train_step)
-    assert not seen.waits, seen.waits
+        record = one_step(cuda, experiment, 0, options, train_step)
+    assert not record.waits, record.waits
     assert train_step.augment.path == options.augment
 
 
 @pytest.mark.parametrize("protocol", ["sslpp", slow("mmseg")])
 def test_nor_one_of_segmentation(protocol: str) -> None:
-    """Of pictures as they are, and of crops with an auxiliary head."""
+    """Covers whole images, and crops with an auxiliary head."""
     module: Any = import_module("recipes.voc_segmentation")
     options = module.RECIPE.with_paper(
-        protocol=protocol, batch_size=2, size_px=64, precision="fp16", backbone="resnet18", random_weights=True, device="cuda",
-        batchnorm="train",
+        protocol=protocol, batch_size=2, size_px=64, precision="fp16", backbone="resnet18",
+        random_weights=True, device="cuda", batchnorm="train",
     )  # fmt: skip
     experiment = module.build(options)
     data, _ = module.open_voc(options)
@@ -181,9 +182,9 @@ def test_nor_one_of_segmentation(protocol: str) -> None:
             targets=[{"mask": torch.empty(size, dtype=torch.uint8, device=cuda.device)} for size in sizes],
             indices=whole, labels=whole, epoch=0, step=0,
         )  # fmt: skip
-        with cuda.watched() as seen:
+        with cuda.watched() as record:
             train_step.step([batch], lr=0.1)  # type: ignore[list-item]
             train_step.module.eval()
             with torch.no_grad():
                 train_step._forward(batch, ())  # type: ignore[arg-type]
-    assert not seen.waits, seen.waits
+    assert not record.waits, record.waits

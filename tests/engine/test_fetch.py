@@ -1,4 +1,4 @@
-"""Values that are fetched are those of the device; who looks one behind sees all, each after the next was made."""
+"""Fetched values equal the device's, and one_behind yields each item once, after the next one was drawn."""
 
 from collections.abc import Iterator
 
@@ -10,23 +10,23 @@ from fastpsl.engine.fetch import Fetch, one_behind
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64, torch.bool])
 def test_values_are_those_given(dtype: torch.dtype) -> None:
-    given = torch.arange(6).view(2, 3).to(dtype)
-    fetched = Fetch(given)
-    assert fetched.values().dtype == dtype and torch.equal(fetched.values(), given)
-    assert fetched.numbers() == given.flatten().tolist()
+    values = torch.arange(6).view(2, 3).to(dtype)
+    fetch = Fetch(values)
+    assert fetch.values().dtype == dtype and torch.equal(fetch.values(), values)
+    assert fetch.numbers() == values.flatten().tolist()
 
 
 @pytest.mark.parametrize("num", [0, 1, 2, 5])
 def test_each_is_seen_once_and_after_the_next_was_made(num: int) -> None:
-    made: list[int] = []
+    drawn_items: list[int] = []
 
     def items() -> Iterator[int]:
         for number in range(num):
-            made.append(number)
+            drawn_items.append(number)
             yield number
 
-    seen = []
+    results = []
     for item in one_behind(items()):
-        seen.append(item)
-        assert len(made) == min(item + 2, num)
-    assert seen == list(range(num))
+        results.append(item)
+        assert len(drawn_items) == min(item + 2, num)
+    assert results == list(range(num))

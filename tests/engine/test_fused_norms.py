@@ -1,4 +1,4 @@
-"""Blocks with fused BatchNorms learn what they learn without, share all that is kept, and leave to torch what is torch's."""
+"""Blocks with fused BatchNorms train like plain ones, share their state, and leave special cases to torch."""
 
 import copy
 import gc
@@ -28,7 +28,7 @@ from tests.tasks.test_momentum_encoder import query
 
 @pytest.fixture(autouse=True)
 def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter's time goes by programs."""
+    """Use large tiles, because the interpreter's time grows with the number of programs."""
     monkeypatch.setattr(kernels, "CHANNELS", 512)
     monkeypatch.setattr(kernels, "ROWS", 256)
     monkeypatch.setattr(kernels, "MOMENTS_ROWS", 256)
@@ -36,16 +36,16 @@ def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, bool]]:
-    """What is asked of the kernels: what is added, whether a ReLU follows, whether two use the result."""
-    made = []
+    """Record the kernels' calls: what is added, whether a ReLU follows, and whether there are two users."""
+    records = []
 
-    def noted(of: Any, z: Any = None, *, relu: bool = False, fork: bool = False) -> Any:
+    def record_call(of: Any, z: Any = None, *, relu: bool = False, fork: bool = False) -> Any:
         kind = "nothing" if z is None else "a map" if isinstance(z, Tensor) else "both"
-        made.append((kind, relu, fork))
+        records.append((kind, relu, fork))
         return kernels.batch_norm(of, z, relu=relu, fork=fork)
 
-    monkeypatch.setattr(fused_norms, "batch_norm", noted)
-    return made
+    monkeypatch.setattr(fused_norms, "batch_norm", record_call)
+    return records
 
 
 def network(name: str) -> nn.Module:
@@ -64,35 +64,38 @@ def apart(one: Tensor, other: Tensor) -> float:
 
 @pytest.mark.slow
 def test_a_whole_resnet_18_is_the_eager_one(calls: list[tuple[str, bool, bool]]) -> None:
-    """float32 through 20 BatchNorms and back: 1e-4 of a gradient's norm; against float64 eager's own are as far off."""
-    ours = network("resnet18")
-    eager, exact = copy.deepcopy(ours), copy.deepcopy(ours).double()
-    images, keys = noise(4, 3, 64, 64), list(ours.state_dict())
+    """Compared to float64 through 20 BatchNorms, errors in float32 are like those of eager steps."""
+    fused_net = network("resnet18")
+    eager, exact = copy.deepcopy(fused_net), copy.deepcopy(fused_net).double()
+    images, keys = noise(4, 3, 64, 64), list(fused_net.state_dict())
     results = []
-    for net, runner in ((ours, make_fused_runner()), (eager, run_blocks), (exact, run_blocks)):
+    for net, runner in ((fused_net, make_fused_runner()), (eager, run_blocks), (exact, run_blocks)):
         outputs = runner(net.blocks(), images.to(next(net.parameters()).dtype), True)  # type: ignore[operator]
         sum(each.square().mean() for each in outputs).backward()  # type: ignore[union-attr]
         results.append(outputs)
-    assert list(ours.state_dict()) == keys and len(calls) == 17
+    assert list(fused_net.state_dict()) == keys and len(calls) == 17
     assert [calls.count(kind) for kind in (("both", True, True), ("a map", True, True))] == [3, 1]
     assert [calls.count(kind) for kind in (("a map", True, False), ("nothing", True, False))] == [4, 9]
-    for mine, right in zip(results[0], results[2], strict=True):
-        assert mine.is_contiguous(memory_format=torch.channels_last) and apart(mine, right) < 1e-5
-    for (name, mine), theirs, right in zip(
-        ours.named_parameters(), eager.parameters(), exact.parameters(), strict=True
+    for value, exact_value in zip(results[0], results[2], strict=True):
+        assert value.is_contiguous(memory_format=torch.channels_last) and apart(value, exact_value) < 1e-5
+    for (name, value), eager_value, exact_value in zip(
+        fused_net.named_parameters(), eager.parameters(), exact.parameters(), strict=True
     ):
-        assert mine.grad is not None and theirs.grad is not None and right.grad is not None
-        assert apart(mine.grad, right.grad) < max(2e-5, 3 * apart(theirs.grad, right.grad)), name
-    for (name, mine), right in zip(ours.named_buffers(), exact.buffers(), strict=True):
-        assert torch.allclose(mine.double(), right.double(), atol=1e-5), name
+        assert value.grad is not None and eager_value.grad is not None and exact_value.grad is not None
+        assert apart(value.grad, exact_value.grad) < max(
+            2e-5, 3 * apart(eager_value.grad, exact_value.grad)
+        ), name
+    for (name, value), exact_value in zip(fused_net.named_buffers(), exact.buffers(), strict=True):
+        assert torch.allclose(value.double(), exact_value.double(), atol=1e-5), name
 
 
 @pytest.mark.parametrize(
     ("name", "block", "expected"),
     [
-        # conv1; three bottlenecks: of the first the shortcut is normalised too, and two results are used twice.
+        # conv1, and three bottlenecks. The first has a normalised shortcut, and two results are used twice.
         ("resnet50", 0, {("nothing", True, False): 1}),
-        ("resnet50", 1, {("nothing", True, False): 6, ("both", True, True): 1, ("a map", True, True): 1, ("a map", True, False): 1}),
+        ("resnet50", 1, {("nothing", True, False): 6, ("both", True, True): 1,
+                         ("a map", True, True): 1, ("a map", True, False): 1}),
         ("vgg16", 2, {("nothing", True, False): 3}),
         ("nin4", 0, {("nothing", True, False): 3}),
         ("alexnet", 1, {("nothing", True, False): 1}),
@@ -111,7 +114,11 @@ def test_what_is_joined(
 
 
 class Awkward(nn.Module):
-    """What may not be joined: a result that two use before the ReLU, a BatchNorm without one, one added to itself, one without weights."""
+    """A block with BatchNorms that must not be fused with what follows.
+
+    One result has two users before the ReLU, one BatchNorm has no ReLU, one is added to itself, and one has
+    no weights.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +144,7 @@ def test_what_is_not_joined_stays_right(calls: list[tuple[str, bool, bool]]) -> 
 
 
 class Pooled(nn.Module):
-    """Adds one value a channel to all positions."""
+    """A block that adds one value per channel to all positions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -177,7 +184,7 @@ def test_the_block_is_left_as_it_is_and_shared() -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_steps_learn_what_eager_ones_do(accumulate: int, calls: list[tuple[str, bool, bool]]) -> None:
-    """S2 of a small network, with held-out passes between, which go by torch. Rounding: 1e-4 of the largest change."""
+    """Trains S2 of a small network, with held-out passes by torch. Tolerance: 1e-4 of the largest change."""
     stage = make_plan("psl", (1, 1, 1))[1]
     start, results = values(make_train_step(stage)), []
     for runner in (None, make_fused_runner()):
@@ -189,7 +196,7 @@ def test_steps_learn_what_eager_ones_do(accumulate: int, calls: list[tuple[str, 
             train_step.evaluate([noise_batch(VIEWS, 3)], VIEWS, lambda: False)
             assert len(calls) == num_calls
         results.append(values(train_step))
-    # Three blocks learn; the frozen one normalises by its running statistics.
+    # Three blocks learn. The frozen one normalises by its running statistics, without the kernels.
     assert calls == [("nothing", True, False)] * 3 * 2 * accumulate
     changed = (results[0] - start).abs().max()
     assert changed > 0.01 and (results[0] - results[1]).abs().max() < 1e-4 * changed
@@ -222,13 +229,13 @@ def test_no_value_and_one_are_torchs() -> None:
 
 
 def test_what_cannot_be_followed_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"torch\.fx cannot follow") as refused:
+    with pytest.raises(ValueError, match=r"torch\.fx cannot follow") as excinfo:
         fused(nn.Sequential(nn.BatchNorm2d(3), Branches()))
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(excinfo.value)
 
 
 def test_a_stage_by_autocast_is_as_near_as_eager() -> None:
-    """bfloat16 of a network of three blocks, against float32."""
+    """Compares bfloat16 in a network of three blocks to float32."""
     net, images = TinyNet().to(memory_format=torch.channels_last), noise(4, 3, 32, 32)
     results = []
     for runner, dtype in (
@@ -236,11 +243,13 @@ def test_a_stage_by_autocast_is_as_near_as_eager() -> None:
         (run_blocks, torch.bfloat16),
         (make_fused_runner(), torch.bfloat16),
     ):
-        own = copy.deepcopy(net)
+        clone = copy.deepcopy(net)
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-            result = runner(own.blocks()[:3], images)[-1]
+            result = runner(clone.blocks()[:3], images)[-1]
         result.float().square().sum().backward()
-        results.append(torch.cat([p.grad.flatten() for p in own.parameters() if p.grad is not None]))
-    exact, eager, ours = results
-    # The interpreter cuts bfloat16 off, which is twice a rounding's error and to one side.
-    assert apart(eager, exact) < 0.1 and apart(ours, exact) < 4 * apart(eager, exact)
+        results.append(torch.cat([p.grad.flatten() for p in clone.parameters() if p.grad is not None]))
+    exact_gradients, eager_gradients, fused_gradients = results
+    # The interpreter truncates to bfloat16, which doubles the rounding error and biases it.
+    assert apart(eager_gradients, exact_gradients) < 0.1 and apart(
+        fused_gradients, exact_gradients
+    ) < 4 * apart(eager_gradients, exact_gradients)

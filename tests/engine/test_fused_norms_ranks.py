@@ -1,4 +1,7 @@
-"""Fused BatchNorms of two processes have statistics together where they are SyncBatchNorms. (A file of its own, as each process imports it.)"""
+"""Fused BatchNorms of two processes share statistics if they are SyncBatchNorms.
+
+This file stands alone because each process imports it.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +19,7 @@ from tests.warm import on_ranks
 
 
 def network() -> nn.Module:
-    """Two residual blocks, whose sums are of a normalised shortcut and of a plain one."""
+    """Build two residual blocks, one with a normalised shortcut and one with a plain one."""
     torch.manual_seed(0)
     shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16))
     net = nn.Sequential(BasicBlock(8, 16, downsample=shortcut), BasicBlock(16, 16))
@@ -28,15 +31,15 @@ def apart(one: Tensor, other: Tensor) -> float:
 
 
 def of_a_rank(shares: Sequence[slice], rank: int, images: Tensor) -> list[Tensor]:
-    """A network's result for a share of the images, its gradients and statistics; one rank alone has plain BatchNorms."""
+    """Return the result, gradients and statistics for a rank's images; a single rank has BatchNorm."""
     net = network()
     if len(shares) > 1:
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    mine = images[shares[rank]].contiguous(memory_format=torch.channels_last).requires_grad_()
-    result = fused(net)(mine)
+    inputs = images[shares[rank]].contiguous(memory_format=torch.channels_last).requires_grad_()
+    result = fused(net)(inputs)
     result.square().sum().backward()
     gradients = [parameter.grad for parameter in net.parameters()]
-    return [result.detach(), mine.grad, *gradients, *net.buffers()]  # type: ignore[list-item]
+    return [result.detach(), inputs.grad, *gradients, *net.buffers()]  # type: ignore[list-item]
 
 
 SHARES = (slice(0, 2), slice(2, 5))
@@ -50,7 +53,7 @@ def in_a_process(rank: int, folder: str, images: Tensor) -> None:
 
 
 def test_two_ranks_have_statistics_together(tmp_path: Path) -> None:
-    """Of 2 and of 3 images: what one process has of all 5; gradients add up."""
+    """Ranks with 2 and 3 images get what one process gets for all 5. Gradients add up."""
     images = torch.randn(5, 8, 6, 6)
     on_ranks(in_a_process, (str(tmp_path), images), 2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]

@@ -1,4 +1,4 @@
-"""What a GPU refuses is one line, exit 2, and says what to change; where memory is peak, the summary says it."""
+"""Failures of a GPU are one line with a remedy and exit code 2. Summaries report the peak memory."""
 
 import json
 from pathlib import Path
@@ -22,15 +22,15 @@ from tests.slow import slow
 def launched(
     out: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, fails_at: int | None = 3, **options: Any
 ) -> int:
-    """The exit code of a recipe whose third step raises `error`."""
+    """Run a recipe whose step number `fails_at` raises `error`, and return its exit code."""
     paths, step, steps = sample_paths(), TrainStep.update, list[int]()
 
     def failing(self: TrainStep, *arguments: Any) -> Any:
         steps.append(1)
-        made = step(self, *arguments)  # its batch has been read: the data are not to blame
+        result = step(self, *arguments)  # after the batch was read, so that the data are not to blame
         if len(steps) == fails_at:
             raise error
-        return made
+        return result
 
     def parse() -> PretrainOptions:
         values: dict[str, Any] = {
@@ -43,29 +43,32 @@ def launched(
         return PretrainOptions(data=str(paths.train_32), val=str(paths.test_32), out=out, **values)
 
     monkeypatch.setattr(TrainStep, "update", failing)
-    with runs_closed(monkeypatch), pytest.raises(SystemExit) as left:
+    with runs_closed(monkeypatch), pytest.raises(SystemExit) as excinfo:
         launch.launch(tiny_recipe(parse, lambda options: tiny_experiment()))
-    assert isinstance(left.value.code, int)
-    return left.value.code
+    assert isinstance(excinfo.value.code, int)
+    return excinfo.value.code
 
 
 @pytest.mark.parametrize(
     "error",
     [
         MemoryError("Unable to allocate 3.00 GiB for an array"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried "
+            "to allocate 9 bytes."
+        ),
     ],
 )  # fmt: skip
 def test_out_of_the_machines_memory_is_one_line(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert launched(tmp_path, error, monkeypatch) == 2
-    said = capsys.readouterr().err
-    (line,) = (x for x in said.splitlines() if x.startswith("tiny: "))
+    output = capsys.readouterr().err
+    (line,) = (x for x in output.splitlines() if x.startswith("tiny: "))
     assert (
         "out of this machine's memory (" in line and "allocate" in line and "lower --prefetch-batches" in line
     )
-    assert f"--out {tmp_path} starts anew" in line and "Traceback" not in said
+    assert f"--out {tmp_path} starts anew" in line and "Traceback" not in output
 
 
 @pytest.mark.parametrize(
@@ -114,8 +117,10 @@ def test_what_cannot_be_given_is_not_offered() -> None:
     ("error", "says"),
     [
         (RuntimeError("Triton Error [CUDA]: device kernel image is invalid"), "update the driver"),
-        (RuntimeError("CUDA error: no kernel image is available for execution\non the device"), "--device cpu"),
-        (torch._dynamo.exc.BackendCompilerFailed("inductor", RuntimeError("no such\nop"), None), "--step eager"),
+        (RuntimeError("CUDA error: no kernel image is available for execution\non the device"),
+         "--device cpu"),
+        (torch._dynamo.exc.BackendCompilerFailed("inductor", RuntimeError("no such\nop"), None),
+         "--step eager"),
     ],
 )  # fmt: skip
 def test_drivers_and_compilers_are_named(error: Exception, says: str) -> None:
@@ -124,8 +129,11 @@ def test_drivers_and_compilers_are_named(error: Exception, says: str) -> None:
     assert gpu_failures.explained(RuntimeError("shapes differ"), []) is None
 
 
-# Of torch 2.11 and 2.15, NCCL 2.2x, gloo and DALI; what stands behind the first line is torch's advice.
-ADVICE = "\nSearch for `cudaErrorX' in https://docs.nvidia.com for more.\nCUDA kernel errors might be asynchronously reported"
+# Errors of torch 2.11 and 2.15, NCCL 2.2x, Gloo and DALI. torch's advice follows the first line.
+ADVICE = (
+    "\nSearch for `cudaErrorX' in https://docs.nvidia.com for more."
+    "\nCUDA kernel errors might be asynchronously reported"
+)
 
 
 def cuda_error(words: str) -> RuntimeError:
@@ -142,7 +150,8 @@ FAULTS = [
     (cuda_error("device-side assert triggered"), "CUDA_LAUNCH_BLOCKING=1"),
     (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "CUDA_LAUNCH_BLOCKING=1"),
     (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), "CUDA_LAUNCH_BLOCKING=1"),
-    (RuntimeError("CUDA runtime API error cudaErrorIllegalAddress (700):\nan illegal memory access"), "CUDA_LAUNCH"),
+    (RuntimeError("CUDA runtime API error cudaErrorIllegalAddress (700):\nan illegal memory access"),
+     "CUDA_LAUNCH"),
     (cuda_error("uncorrectable ECC error encountered"), "nvidia-smi -q -d ECC,ROW_REMAPPER"),
     (cuda_error("uncorrectable NVLink error detected during the execution"), "nvidia-smi --gpu-reset"),
     (cuda_error("CUDA-capable device(s) is/are busy or unavailable"), "nvidia-smi names the processes on it"),
@@ -152,9 +161,11 @@ FAULTS = [
     (cuda_error("the launch timed out and was terminated"), "a GPU without a display"),
     (cuda_error("system has unsupported display driver / cuda driver combination"), "restart the machine"),
     (cuda_error("system not yet initialized"), "nvidia-fabricmanager"),
-    (RuntimeError("CUDA driver version is insufficient for CUDA runtime version"), "install a torch for the CUDA"),
+    (RuntimeError("CUDA driver version is insufficient for CUDA runtime version"),
+     "install a torch for the CUDA"),
     (RuntimeError("NCCL error in: NCCLUtils.cpp:94, unhandled system error"), "NCCL_DEBUG=INFO"),
-    (RuntimeError("NCCL error: invalid usage\nDuplicate GPU detected : rank 1 and rank 0"), "--nproc-per-node"),
+    (RuntimeError("NCCL error: invalid usage\nDuplicate GPU detected : rank 1 and rank 0"),
+     "--nproc-per-node"),
 ]  # fmt: skip
 
 
@@ -165,10 +176,16 @@ def test_a_device_that_fails_is_one_line_with_a_remedy(error: Exception, remedy:
     assert "Search for" not in line and "asynchronously" not in line
 
 
-# Of two ranks on one machine: the other was killed, stopped, or never came.
+# Errors of one of two ranks on a machine, after the other was killed, was stopped, or never started.
 LOST = [
-    "[/__w/gloo/gloo/transport/tcp/pair.cc:545] Read error [::1]:2701: reset by peer. This is typically caused by bugs in the application",
-    "[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 40000ms for recv operation to complete",
+    (
+        "[/__w/gloo/gloo/transport/tcp/pair.cc:545] Read error [::1]:2701: reset by peer. This is "
+        "typically caused by bugs in the application"
+    ),
+    (
+        "[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 40000ms for recv "
+        "operation to complete"
+    ),
     "[../third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection closed by peer [::1]:1234",
     "NCCL error in: ProcessGroupNCCL.cpp, remote process exited or there was a network error",
     "wait timeout after 40000ms, keys: /default_pg/0//cpu//0/1",
@@ -180,12 +197,12 @@ def test_a_lost_rank_is_told_as_one_by_the_rank_that_lost_it(
     words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert launched(tmp_path, RuntimeError(words), monkeypatch, checkpoint_steps=1) == launch.EXIT_CRASHED
-    told = capsys.readouterr().err
-    (line,) = (x for x in told.splitlines() if x.startswith("tiny: "))
+    output = capsys.readouterr().err
+    (line,) = (x for x in output.splitlines() if x.startswith("tiny: "))
     assert line.startswith("tiny: a rank other than 0 has gone or hangs (") and "gloo" not in line
     assert "look for its error in the log" in line and "bugs in" not in line
     assert line.endswith(f"--out {tmp_path} goes on from step-00000002.pt")
-    assert "Traceback" not in told and "Traceback" in (tmp_path / "error.txt").read_text()
+    assert "Traceback" not in output and "Traceback" in (tmp_path / "error.txt").read_text()
 
 
 def test_words_of_other_errors_are_no_faults() -> None:
@@ -204,13 +221,13 @@ def test_a_fault_in_a_run_leaves_its_last_checkpoint_whole(
     error, remedy = FAULTS[number]
     with monkeypatch.context() as patch:
         assert launched(tmp_path, error, patch, checkpoint_steps=1) == 2
-    told = capsys.readouterr().err
-    (line,) = (x for x in told.splitlines() if x.startswith("tiny: "))
+    output = capsys.readouterr().err
+    (line,) = (x for x in output.splitlines() if x.startswith("tiny: "))
     assert remedy in line and line.endswith(f"--out {tmp_path} goes on from step-00000002.pt")
-    assert "Traceback" not in told and "Traceback" in (tmp_path / "error.txt").read_text()
+    assert "Traceback" not in output and "Traceback" in (tmp_path / "error.txt").read_text()
     status = json.loads((tmp_path / "status.json").read_text())
     assert status == {"state": "failed", "stage": 1, "step": 2, "reason": line.removeprefix("tiny: ")}
-    # In another folder, as this process still holds the lock of the first.
+    # Another folder is needed, because this process still holds the lock of the first.
     newest = max((tmp_path / "checkpoints").iterdir())
     again = tmp_path / "again"
     assert launched(again, error, monkeypatch, fails_at=None, resume=str(newest), max_steps_per_stage=3) == 0
@@ -228,11 +245,13 @@ def test_a_device_that_answers_no_more_is_not_asked_for_its_memory(monkeypatch: 
 @pytest.mark.parametrize(
     ("words", "cuda", "told", "remedy"),
     [
-        ("The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver", "13.2",
+        ("The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver",
+         "13.2",
          "too old (found version 11040)", "update it, or install a torch for the CUDA that it serves"),
         ("Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU", "13.2",
          "Found no NVIDIA driver on your system)", "nvidia-smi and CUDA_VISIBLE_DEVICES"),
-        ("No CUDA GPUs are available", "13.2", "No CUDA GPUs are available", "nvidia-smi and CUDA_VISIBLE_DEVICES"),
+        ("No CUDA GPUs are available", "13.2",
+         "No CUDA GPUs are available", "nvidia-smi and CUDA_VISIBLE_DEVICES"),
         ("Unexpected error from cudaGetDeviceCount(). Error 802: system not yet initialized", "13.2",
          "system not yet initialized", "nvidia-fabricmanager"),
         ("", None, "is built for the CPU", "install one with CUDA"),
@@ -247,11 +266,11 @@ def test_why_there_is_no_cuda_is_told(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "init", init)
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError) as excinfo:
         choose_device("cuda", 0)
-    line = str(refused.value)
+    line = str(excinfo.value)
     assert told in line and remedy in line and "Please" not in line and line.endswith("or give --device cpu")
-    # Nobody asked for it, but there is a driver: so it is said.
+    # With "auto", a warning reports that there is a driver.
     driver = tmp_path / "version"
     monkeypatch.setattr(gpu_faults, "_DRIVER_FILE", driver)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

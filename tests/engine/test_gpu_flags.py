@@ -1,4 +1,4 @@
-"""torch's flags are the process's own again when a world is left, whatever a run set between."""
+"""Leaving a world restores the process's own values of torch's flags."""
 
 from collections.abc import Iterator
 
@@ -41,7 +41,7 @@ def test_a_world_on_a_gpu_sets_them_and_gives_them_back(
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     torch.backends.cudnn.benchmark = own[0]
     torch.set_float32_matmul_precision(own[1])
-    for _ in range(2):  # joined twice, as by two commands of which the first was cut short
+    for _ in range(2):  # joined twice, as by two commands if the first was interrupted
         join_world("cuda", timeout_s=1)
         assert flags() == (True, "high")
     leave_world()
@@ -77,4 +77,4 @@ def test_whose_images_have_many_sizes() -> None:
     network, crop = FCN32s(98, 191, 13.0, 8), ScaledCrop(16, (1.0, 1.0), 1.0)
     assert not Detection.fixed_sizes and not Segmentation(network, Input()).fixed_sizes
     assert Segmentation(network, Input(), crop).fixed_sizes
-    assert "fixed_sizes" not in repr(Segmentation(network, Input()))  # it stands in results
+    assert "fixed_sizes" not in repr(Segmentation(network, Input()))  # results store the repr

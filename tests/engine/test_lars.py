@@ -1,4 +1,4 @@
-"""LARS against a plain loop in numpy's float64 (google-research/simclr, lars_optimizer, read as a recipe)."""
+"""LARS equals a plain loop in numpy's float64, written after google-research/simclr, lars_optimizer."""
 
 import io
 from collections.abc import Iterator
@@ -19,22 +19,23 @@ SHAPES = {"conv.weight": (4, 3, 3, 3), "linear.weight": (5, 4), "bn.weight": (4,
 
 def parameters(seed: int = 0) -> dict[str, nn.Parameter]:
     random = torch.Generator().manual_seed(seed)
-    made = {name: nn.Parameter(torch.randn(shape, generator=random)) for name, shape in SHAPES.items()}
-    made["zero.weight"] = nn.Parameter(torch.zeros(3, 2))  # a norm of 0
-    return made
+    values = {name: nn.Parameter(torch.randn(shape, generator=random)) for name, shape in SHAPES.items()}
+    values["zero.weight"] = nn.Parameter(torch.zeros(3, 2))  # a norm of 0
+    return values
 
 
 def gradients() -> Iterator[dict[str, Tensor]]:
-    """Of each step; at the third, all are 0."""
+    """Yield the gradients of each step. At the third step, all are 0."""
     random = torch.Generator().manual_seed(1)
     for step in range(len(RATES)):
-        yield {name: torch.randn(p.shape, generator=random) * (step != 2) for name, p in parameters().items()}
+        factor = 0.0 if step == 2 else 1.0
+        yield {name: torch.randn(p.shape, generator=random) * factor for name, p in parameters().items()}
 
 
 def steps(
     optimiser: LARS, named: dict[str, nn.Parameter], scaler: torch.amp.GradScaler | None = None
 ) -> None:
-    """Every step of `gradients`; with a scaler, they are scaled and the scaler makes the step."""
+    """Make the steps of all `gradients`; with a scaler, on scaled gradients."""
     for rate, step_gradients in zip(RATES, gradients(), strict=True):
         for group in optimiser.param_groups:
             group["lr"] = rate
@@ -50,7 +51,7 @@ def steps(
         scaler.update()
 
 
-def made(named: dict[str, nn.Parameter]) -> LARS:
+def make_lars(named: dict[str, nn.Parameter]) -> LARS:
     return lars(named.items(), momentum=MOMENTUM, weight_decay=DECAY, eeta=EETA)
 
 
@@ -68,7 +69,7 @@ def test_equals_a_plain_loop() -> None:
             velocity[name] = MOMENTUM * velocity[name] + rate * trust * g
             expected[name] = w - velocity[name]
     named = parameters()
-    optimiser = made(named)
+    optimiser = make_lars(named)
     steps(optimiser, named)
     for name, parameter in named.items():
         buffer = optimiser.state[parameter]["momentum_buffer"]
@@ -78,10 +79,10 @@ def test_equals_a_plain_loop() -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 65536.0])
 def test_scaled_gradients_give_the_same_weights(scale: float) -> None:
-    """Bit for bit, as the scale is a power of two: decay and norms are of what the gradients were."""
+    """Equality is exact, because the scale is a power of two. Decay and norms use unscaled gradients."""
     plain, scaled = parameters(), parameters()
-    steps(made(plain), plain)
-    steps(made(scaled), scaled, torch.amp.GradScaler("cpu", init_scale=scale))
+    steps(make_lars(plain), plain)
+    steps(make_lars(scaled), scaled, torch.amp.GradScaler("cpu", init_scale=scale))
     for name, parameter in plain.items():
         assert torch.equal(parameter, scaled[name]), name
 
@@ -89,13 +90,13 @@ def test_scaled_gradients_give_the_same_weights(scale: float) -> None:
 @pytest.mark.parametrize("poison", [torch.inf, -torch.inf, torch.nan])
 def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing(poison: float) -> None:
     named = parameters()
-    optimiser = made(named)
+    optimiser = make_lars(named)
     steps(optimiser, named)
     everything = [*named.values(), *(s["momentum_buffer"] for s in optimiser.state.values())]
     before = [t.detach().clone() for t in everything]
     assert all(t.any() for t in before)
-    seen = []
-    optimiser.register_step_pre_hook(lambda o, *_: seen.append(o.found_inf.item()))
+    flags = []
+    optimiser.register_step_pre_hook(lambda o, *_: flags.append(o.found_inf.item()))
     for parameter in named.values():
         parameter.grad = torch.ones_like(parameter)
     conv = named["conv.weight"].grad
@@ -104,13 +105,13 @@ def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing(poison: float
     scaler = torch.amp.GradScaler("cpu")
     scaler.scale(torch.ones(()))  # as a backward pass would: it makes the scaler's tensors
     scaler.step(optimiser)
-    assert seen == [1.0]
+    assert flags == [1.0]
     for tensor, old in zip(everything, before, strict=True):
         assert torch.equal(tensor, old)
 
 
 def test_biases_and_batchnorm_neither_decay_nor_adapt() -> None:
-    """Told by their one dimension; so says the type of the module they belong to, in a backbone and a head."""
+    """One dimension identifies them. The types of their modules, in a backbone and a head, agree."""
     model = nn.ModuleDict({"backbone": ResNet("resnet18"), "head": ProjectionHead(512, 16)})
     adapted, excluded = lars(model.named_parameters(), weight_decay=0.5).param_groups
     assert adapted["adapt"] and adapted["weight_decay"] == 0.5
@@ -127,25 +128,25 @@ def test_biases_and_batchnorm_neither_decay_nor_adapt() -> None:
 
 def test_state_goes_through_a_file_bit_for_bit_also_before_the_first_step() -> None:
     for num_runs in (0, 1):
-        ours = parameters()
-        optimiser = made(ours)
+        saved = parameters()
+        optimiser = make_lars(saved)
         for _ in range(num_runs):
-            steps(optimiser, ours)
+            steps(optimiser, saved)
         file = io.BytesIO()
-        torch.save({"named": ours, "optimiser": optimiser.state_dict()}, file)
+        torch.save({"named": saved, "optimiser": optimiser.state_dict()}, file)
         file.seek(0)
         state = torch.load(file)
-        theirs = parameters(seed=5)
-        other = made(theirs)
+        loaded = parameters(seed=5)
+        other = make_lars(loaded)
         with torch.no_grad():
-            for name, parameter in theirs.items():
+            for name, parameter in loaded.items():
                 parameter.copy_(state["named"][name])
         other.load_state_dict(state["optimiser"])
-        assert len(other.state) == len(ours)
-        steps(optimiser, ours)
-        steps(other, theirs)
-        for name, parameter in ours.items():
-            assert torch.equal(parameter, theirs[name]), name
+        assert len(other.state) == len(saved)
+        steps(optimiser, saved)
+        steps(other, loaded)
+        for name, parameter in saved.items():
+            assert torch.equal(parameter, loaded[name]), name
 
 
 def test_impossible_settings_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""A signal within a step that does not end: the process leaves with what the last step left, and goes on bit for bit."""
+"""After a signal within a step that hangs, the last step is saved and can be resumed from."""
 
 import json
 import os
@@ -26,16 +26,16 @@ from tests.engine.test_task_hooks import Asking
 from tests.engine.tiny import TinyNet, tiny_run
 from tests.programs import digests, newest_checkpoint, newest_step
 
-NUM_STEPS = 4  # of each of two stages
+NUM_STEPS = 4  # per stage, of which there are two
 left = threading.Event()
 
 
 class Left(BaseException):
-    """In the place of the process's end, as the test goes on."""
+    """An exception instead of the process's end, so that the test continues."""
 
 
 class Hanging(Asking):
-    """Its step number `at` (of the run, from 1) gets a signal and does not end. A queue, which checkpoints have."""
+    """A task that gets a signal in step `at` (of the run, from 1) and hangs, and whose state has a queue."""
 
     def __init__(self, at: int | None = None, numbers: Sequence[signal.Signals] = (signal.SIGTERM,)) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Hanging(Asking):
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Every step counts as long, and nothing is waited for; the exit codes with which the process would have ended."""
+    """Make every step count as long and shorten all waits; return the exit codes of attempted exits."""
     codes: list[int] = []
 
     def leave(code: int) -> None:
@@ -99,8 +99,8 @@ def fit(out: Path, task: Hanging, **options: Any) -> Run:
 
 
 def status(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "status.json").read_text())
-    return found
+    record: dict[str, Any] = json.loads((out / "status.json").read_text())
+    return record
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +122,8 @@ def test_the_last_step_is_saved_and_gone_on_from(
     stage, step = divmod(at - 1, NUM_STEPS)
     expected = {"state": "preempted", "stage": stage + 1, "step": step, "reason": "stopped by a signal"}
     assert status(tmp_path) == expected
-    said = capsys.readouterr().out
-    assert f"after {at - 1} steps" in said and f"--out {tmp_path} goes on from there" in said
+    output = capsys.readouterr().out
+    assert f"after {at - 1} steps" in output and f"--out {tmp_path} goes on from there" in output
     fit(tmp_path, Hanging())
     assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
     assert (tmp_path / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
@@ -154,7 +154,7 @@ def test_a_first_step_after_a_resume_leaves_what_it_was_resumed_from(
 def test_where_steps_are_short_none_is_kept_and_none_is_lost(
     tmp_path: Path, at_once: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step that is long among short ones is waited for, as its forerunner is nowhere but in the network."""
+    """A long step among short ones is waited for, because only the network holds the step before."""
     monkeypatch.setattr(trainer, "LONG_STEP_S", 3600.0)
 
     class Long(Hanging):
@@ -201,7 +201,7 @@ def test_before_an_epoch_that_clusters_first_the_last_step_is_kept(
 
 
 def test_an_error_too_leaves_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as a rank that is lost, or data that fail, while a million images are clustered."""
+    """Examples are a lost rank, or data that fail, during the clustering of a million images."""
     monkeypatch.setattr(trainer, "LONG_STEP_S", 3600.0)
 
     class Failing(Hanging):

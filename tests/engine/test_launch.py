@@ -1,4 +1,4 @@
-"""What a recipe says on its way."""
+"""The output of a recipe's process: warnings and errors."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastpsl.engine.launch import EXIT_USER_ERROR, _say_warnings_in_one_line
+from fastpsl.engine.launch import EXIT_USER_ERROR, _print_warnings_once
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.resume import choose_folder, lock_folder
 from tests.engine.test_gpu_failures import launched
@@ -17,7 +17,7 @@ from tests.engine.test_gpu_failures import launched
 def test_warnings_are_one_line_said_once_by_rank_0(rank: int, capsys: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        _say_warnings_in_one_line("jigsaw", rank)
+        _print_warnings_once("jigsaw", rank)
         for _ in range(2):
             warnings.warn("decoding by torchvision,\nwhich is slower", stacklevel=1)
     expected = "jigsaw: warning: decoding by torchvision, which is slower\n" if rank == 0 else ""
@@ -31,8 +31,8 @@ def test_a_full_disk_is_named_with_what_to_do_and_where_it_goes_on(
     path = tmp_path / "checkpoints" / "step-00000003.pt" if named else tmp_path
     error = OSError(errno.ENOSPC, "No space left on device", *([str(path)] if named else []))
     assert launched(tmp_path, error, monkeypatch, checkpoint_steps=1) == EXIT_USER_ERROR
-    said = capsys.readouterr().err
-    assert "Traceback" not in said and said.splitlines()[-1] == (
+    output = capsys.readouterr().err
+    assert "Traceback" not in output and output.splitlines()[-1] == (
         f"tiny: {path}: cannot be written (No space left on device); free some space or choose another disk; "
         f"the same command with --out {tmp_path} goes on from step-00000002.pt"
     )

@@ -1,4 +1,4 @@
-"""The online monitor: its numbers, that it changes nothing, that it stops when asked to and is gone on with, on two ranks."""
+"""The online monitor: its figures, no effect on training, stops and resumes."""
 
 import json
 from collections.abc import Callable
@@ -35,7 +35,7 @@ from tests.engine.tiny import TinyNet, tiny_run
 from tests.programs import digests, newest_checkpoint
 from tests.slow import slow
 
-STEPS_PER_EPOCH = 5  # 480 pictures in batches of 96
+STEPS_PER_EPOCH = 5  # 480 images in batches of 96
 
 
 def noise(num: int, channels: int, seed: int = 0) -> Tensor:
@@ -66,21 +66,21 @@ def test_the_rank_counts_directions() -> None:
 
 
 def test_ridge_is_the_solution_of_its_normal_equations() -> None:
-    """By numpy's least squares on the stacked problem, dead channel and all."""
+    """Compares to numpy's least squares on the stacked problem, including a constant channel."""
     features, others = noise(80, 10) * 7 + 3, noise(40, 10, 1) * 7 + 3
     labels = torch.randint(0, 4, (80,), generator=torch.Generator().manual_seed(2))
     features[:, 4] = 5.0
-    others[:, 4] = 1e6  # says nothing: it never varied
-    x, asked = features.double().numpy(), others.double().numpy()
+    others[:, 4] = 1e6  # ignored, because the channel is constant in training
+    x, queries = features.double().numpy(), others.double().numpy()
     mean, deviation = x.mean(0), x.std(0)
     deviation[4] = np.inf
-    x, asked = (x - mean) / deviation, (asked - mean) / deviation
+    x, queries = (x - mean) / deviation, (queries - mean) / deviation
     y = np.eye(4)[labels.numpy()]
     stacked = np.vstack([x, np.sqrt(online.RIDGE * 80) * np.eye(10)])
     targets = np.vstack([y - y.mean(0), np.zeros((10, 4))])
-    scores = asked @ np.linalg.lstsq(stacked, targets, rcond=None)[0] + y.mean(0)
-    found = ridge_classes(features, labels, others, 4)
-    assert found.tolist() == scores.argmax(1).tolist() and len(set(found.tolist())) > 2
+    scores = queries @ np.linalg.lstsq(stacked, targets, rcond=None)[0] + y.mean(0)
+    result = ridge_classes(features, labels, others, 4)
+    assert result.tolist() == scores.argmax(1).tolist() and len(set(result.tolist())) > 2
 
 
 def test_a_look_without_labels_or_with_features_that_are_not_finite() -> None:
@@ -91,14 +91,14 @@ def test_a_look_without_labels_or_with_features_that_are_not_finite() -> None:
     bare = figures(Features(clear, torch.full((40,), -1)), None)
     assert bare["knn_accuracy"] is None and bare["effective_rank"] == whole["effective_rank"]
     clear[3, 1] = float("inf")
-    broken = figures(Features(clear, labels), Features(clear[:12], labels[:12]))
-    assert all(broken[name] is None for name in online.FIGURES)
-    assert "not finite" in probe_line(broken | {"epoch": 1.0, "stage": "S1", "block": "B3"})
+    not_finite = figures(Features(clear, labels), Features(clear[:12], labels[:12]))
+    assert all(not_finite[name] is None for name in online.FIGURES)
+    assert "not finite" in probe_line(not_finite | {"epoch": 1.0, "stage": "S1", "block": "B3"})
 
 
 @pytest.fixture(autouse=True)
-def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than these runs; the whole one draws its own."""
+def _without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no plots, which take longer than these runs. `whole` draws its own."""
     monkeypatch.setattr(online, "draw_probes", lambda lines, path: path)
 
 
@@ -121,7 +121,7 @@ def probes(out: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with looks after each epoch."""
+    """Return the folder of a run with probes after each epoch."""
     out = tmp_path_factory.mktemp("probed")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(
@@ -137,8 +137,8 @@ def test_a_curve_of_all_looks(whole: Path, tmp_path: Path) -> None:
     lines[3] |= dict.fromkeys(online.FIGURES)  # not finite
     for name, some in (("all", lines), ("bare", [line | {"knn_accuracy": None} for line in lines[:1]])):
         draw_probes(some, tmp_path / f"{name}.png")
-        with Image.open(tmp_path / f"{name}.png") as picture:
-            assert picture.size[0] == 960 and np.asarray(picture).std() > 10
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.size[0] == 960 and np.asarray(image).std() > 10
 
 
 def test_training_is_what_it_would_have_been(whole: Path, tmp_path: Path) -> None:
@@ -161,12 +161,12 @@ def test_every_epoch_of_every_stage_has_a_line(whole: Path) -> None:
 
 
 def test_the_numbers_are_those_of_the_trunk_as_it_is_saved(whole: Path) -> None:
-    """The last look's features, made again from the checkpoint, picture by picture."""
+    """The last probe's features, computed again from the checkpoint, one image at a time."""
     net = TinyNet()
     net.load_state_dict(newest_checkpoint(whole)["backbone"])
     net.eval()
     run = probed_run(whole)
-    seen = []
+    parts = []
     for data in (run.data.train, run.data.val):
         assert data is not None
         monitor = OnlineProbe(
@@ -180,9 +180,9 @@ def test_the_numbers_are_those_of_the_trunk_as_it_is_saved(whole: Path) -> None:
             for batch in loader.epoch(0):
                 (image,) = batch.inputs(loader.views, torch.float32)
                 rows.append(nn.Sequential(*net.blocks())(image).mean((2, 3))[0])
-        seen.append(Features(torch.stack(rows), torch.from_numpy(data.labels().astype(np.int64))))
+        parts.append(Features(torch.stack(rows), torch.from_numpy(data.labels().astype(np.int64))))
     run.close()
-    expected, line = figures(*seen), probes(whole)[-1]
+    expected, line = figures(*parts), probes(whole)[-1]
     assert expected == {name: pytest.approx(line[name], rel=1e-3) for name in expected}
 
 
@@ -202,7 +202,7 @@ def test_looks_by_count_of_all_epochs_and_at_each_stages_end(tmp_path: Path) -> 
 
 
 def stop_at(run: Run, when: Callable[[], bool]) -> None:
-    """The signal, at an exact place."""
+    """Send the stop signal at an exact place."""
     request = run.stop_signal.after_step
 
     def ask() -> Any:
@@ -238,7 +238,7 @@ def test_a_signal_during_a_look_is_heard_and_the_look_made_up_for(
 
 
 def test_lines_past_the_checkpoint_are_cut_and_made_again(whole: Path, tmp_path: Path) -> None:
-    """Gone on with from step 5, whose look was made; the file then tells of a later one, as after a kill, and half a line."""
+    """The run resumes from step 5, which was probed. As after a kill, the file has a line and a half more."""
     run = probed_run(tmp_path, checkpoint_steps=STEPS_PER_EPOCH)
     stop_at(run, lambda: run.position.run_step >= 7)
     assert not pretrain(tiny_experiment(), run)

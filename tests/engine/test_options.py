@@ -40,22 +40,22 @@ def test_paper_values_with_data_and_sample_values_without(
 def test_help_tells_both_sets_of_defaults(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as excinfo:
         parse(monkeypatch, "--help")
-    said = capsys.readouterr().out
-    assert left.value.code == 0
-    assert "Defaults below are the paper's; without --data they are\n--batch-size 16\n" in said
-    assert "(default: 256)" in said and "(default: 0.01)" in said
+    output = capsys.readouterr().out
+    assert excinfo.value.code == 0
+    assert "Defaults below are the paper's; without --data they are\n--batch-size 16\n" in output
+    assert "(default: 256)" in output and "(default: 0.01)" in output
 
 
 def source_of_options(recipe: Path) -> Path:
-    """The file in which a recipe's options stand: its own, or the one that it shares with others."""
+    """Return the file that defines a recipe's options: its own, or one shared by several recipes."""
     shared = re.search(r"^from ([\w.]+) import Options\b", recipe.read_text(), re.MULTILINE)
     return ROOT / f"{shared[1].replace('.', '/')}.py" if shared else recipe
 
 
 def bodies_of(path: Path) -> list[list[ast.stmt]]:
-    """Of a file's classes of options."""
+    """Return the bodies of a file's classes of options."""
     classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
     return [node.body for node in classes if node.name.endswith("Options")]
 
@@ -72,7 +72,7 @@ SOURCES = {
 
 @pytest.mark.parametrize("path", sorted(SOURCES), ids=lambda p: p.stem)
 def test_every_option_has_a_help_text(path: Path) -> None:
-    """The string below a field is what --help shows, or the text of its `arg`."""
+    """--help shows the string below a field, or the text of its `arg`."""
     bodies = bodies_of(path)
     assert bodies
     bare = [
@@ -91,9 +91,9 @@ def test_every_option_has_a_help_text(path: Path) -> None:
 def test_what_cannot_be_parsed_is_one_line(
     monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
-    with pytest.raises(ValueError, match=arguments[0]) as caught:
+    with pytest.raises(ValueError, match=arguments[0]) as excinfo:
         parse(monkeypatch, *arguments)
-    assert "\n" not in str(caught.value) and str(caught.value).endswith("see --help")
+    assert "\n" not in str(excinfo.value) and str(excinfo.value).endswith("see --help")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_precision_follows_the_device() -> None:
 
 
 def test_science_and_machine_are_told_apart() -> None:
-    """Frozen: what stands here decides whether old checkpoints can be resumed."""
+    """The list must not change, because it decides whether old checkpoints can be resumed."""
     assert sorted(PretrainOptions().science()) == [
         "apex",
         "batch_size",
@@ -149,19 +149,21 @@ def test_science_and_machine_are_told_apart() -> None:
 
 @pytest.mark.parametrize("recipe", sorted(p.name for p in (ROOT / "recipes").glob("*.py")))
 def test_every_field_is_read_somewhere(recipe: str) -> None:
-    """A flag that nothing reads is a lie."""
+    """A flag that no code reads would mislead."""
     names = [f.name for f in fields(PretrainOptions)]
-    own = [ast.unparse(field.target) for field in fields_of(source_of_options(ROOT / "recipes" / recipe))]
+    recipe_fields = [
+        ast.unparse(field.target) for field in fields_of(source_of_options(ROOT / "recipes" / recipe))
+    ]
     sources = [p.read_text() for p in (ROOT / "fastpsl").rglob("*.py")] + [
         (ROOT / "recipes" / recipe).read_text()
     ]
     text = "\n".join(sources)
-    assert own
-    assert [name for name in names + own if not re.search(rf"(options|self)\.{name}\b", text)] == []
+    assert recipe_fields
+    assert [name for name in names + recipe_fields if not re.search(rf"(options|self)\.{name}\b", text)] == []
 
 
 def test_first_line_tells_every_value_that_differs() -> None:
-    """Also those that no literal of the recipe holds."""
+    """This includes values that the recipe does not set."""
     options = PretrainOptions(
         data="d", plan="sl", levels=(1, 2, 2), batch_size=8, seed=3, max_steps_per_stage=5
     )

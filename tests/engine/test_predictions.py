@@ -1,4 +1,4 @@
-"""Predictions by parts: equal bytes for any number of ranks, gone on with, thrown away with their science."""
+"""Predictions by parts: equal bytes for any number of ranks, resumed passes, and other sciences."""
 
 import json
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ from tests.slow import slow
 from tests.warm import on_ranks
 
 SCIENCE = {"weights": "abc", "seed": 3}
-# None, one of a part, whole parts, more parts than ranks, a part of one image.
+# One image, less than a part, whole parts, more parts than ranks, and a last part of one image.
 COUNTS = (1, 7, PART, PART + 1, 3 * PART, 5 * PART + 7)
 
 
 def rows_of(image: int) -> int:
-    """Every third image has none, as one without detections."""
+    """Return the number of rows of an image. Every third image has none, like one without detections."""
     return image % 3
 
 
@@ -33,7 +33,7 @@ def predictions_of(image: int) -> Predictions:
 
 
 class Predictor:
-    """Predicts `predictions_of`, and keeps in mind what it was asked."""
+    """A predictor that returns `predictions_of` and records its images."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -69,13 +69,13 @@ def test_all_images_in_their_order(tmp_path: Path, num: int) -> None:
 
 
 def test_images_without_any_row(tmp_path: Path) -> None:
-    """A network that finds nothing at all."""
+    """Predictions of a network that detects nothing."""
     empty = {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64)}
     path = predict(tmp_path, 20, lambda images: (empty for _ in images), one_process(), SCIENCE)  # type: ignore[misc]
     assert path is not None
-    found = read_predictions(path)
-    assert found["image"].shape == (0,) and found["image"].dtype == np.int64
-    assert found["boxes"].shape == (0, 4) and found["boxes"].dtype == np.float32
+    result = read_predictions(path)
+    assert result["image"].shape == (0,) and result["image"].dtype == np.int64
+    assert result["boxes"].shape == (0, 4) and result["boxes"].dtype == np.float32
 
 
 @pytest.mark.parametrize("stop", [1, PART - 1, PART + 1, 2 * PART + 5])
@@ -88,20 +88,20 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, stop: int) -> None:
     )
     assert not (tmp_path / NAME).exists() and len(first.asked) == stop
     path = predict(tmp_path, num, second.predict_images, one_process(), SCIENCE)
-    whole = stop // PART * PART  # in parts that were finished
+    whole = stop // PART * PART  # the images of complete parts
     assert second.asked == list(range(whole, num))
     assert path is not None and same(read_predictions(path), expected(num))
 
 
 def test_an_error_in_the_middle_leaves_the_parts(tmp_path: Path) -> None:
-    def broken(images: range) -> Iterator[Predictions]:
+    def fail(images: range) -> Iterator[Predictions]:
         for image in images:
             if image == PART + 3:
                 raise OSError("a picture that is gone")
             yield predictions_of(image)
 
     with pytest.raises(OSError, match="gone"):
-        predict(tmp_path, 2 * PART, broken, one_process(), SCIENCE)
+        predict(tmp_path, 2 * PART, fail, one_process(), SCIENCE)
     predictor = Predictor()
     predict(tmp_path, 2 * PART, predictor.predict_images, one_process(), SCIENCE)
     assert predictor.asked == list(range(PART, 2 * PART))
@@ -111,7 +111,7 @@ def test_what_is_whole_is_not_made_again(tmp_path: Path) -> None:
     path = predict(tmp_path, 20, Predictor().predict_images, one_process(), SCIENCE)
     assert path is not None
     before, again = path.read_bytes(), Predictor()
-    # Killed as it cleared the parts away.
+    # The state of a run that was killed while it removed the parts.
     (tmp_path / "predictions").mkdir()
     (tmp_path / "predictions" / "000001.npz").write_bytes(b"")
     assert predict(tmp_path, 20, again.predict_images, one_process(), SCIENCE) == path
@@ -120,7 +120,7 @@ def test_what_is_whole_is_not_made_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_another_science_begins_anew(tmp_path: Path, whole: bool) -> None:
-    """Parts of other weights are thrown away, and so is what was made of them."""
+    """Parts and predictions of other weights are deleted."""
     stop = (lambda done: False) if whole else (lambda done: done > PART)
     old = lambda images: ({name: value * 0 for name, value in predictions_of(i).items()} for i in images)
     assert (predict(tmp_path, 40, old, one_process(), SCIENCE, stop) is not None) == whole
@@ -131,7 +131,7 @@ def test_another_science_begins_anew(tmp_path: Path, whole: bool) -> None:
 
 
 def test_predictions_of_another_science_are_gone_before_the_new_are_there(tmp_path: Path) -> None:
-    """Or an interrupted second evaluation would find the first one's file and its own record."""
+    """Otherwise an interrupted second evaluation would find the first one's file with its own record."""
     predict(tmp_path, 40, Predictor().predict_images, one_process(), SCIENCE)
     other = SCIENCE | {"weights": "abd"}
     predict(tmp_path, 40, Predictor().predict_images, one_process(), other, lambda done: done > 20)
@@ -141,7 +141,7 @@ def test_predictions_of_another_science_are_gone_before_the_new_are_there(tmp_pa
 
 
 def test_killed_between_the_file_and_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Predictions of one science never stand beside the record of another."""
+    """Predictions of one science never exist beside the record of another."""
     predict(tmp_path, 5, Predictor().predict_images, one_process(), SCIENCE)
     write = predictions.write_atomically
 
@@ -178,7 +178,7 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
     if rank == 0:
         place.mkdir()
     dist.barrier()
-    # After each rank's 20th image: one part of each is whole.
+    # Stop after each rank's 20th image, when each has one complete part.
     calls = []
     stop = lambda _: calls.append(0) or len(calls) == 20  # type: ignore[func-returns-value]
     assert predict(place, COUNTS[-1], predictor.predict_images, world, SCIENCE, stop) is None
@@ -201,11 +201,13 @@ def test_ranks_write_the_same_bytes_as_one(tmp_path: Path, world_size: int) -> N
         path = predict(alone, num, Predictor().predict_images, one_process(), SCIENCE)
         assert path is not None and path.read_bytes() == (tmp_path / str(num) / NAME).read_bytes(), num
         ranks = [np.load(tmp_path / f"{num}-{rank}.npz") for rank in range(world_size)]
-        assert sorted(np.concatenate([found["asked"] for found in ranks]).tolist()) == list(range(num))
-        assert len({len(found["calls"]) for found in ranks}) == 1, "collective calls would not meet"
+        assert sorted(np.concatenate([record["asked"] for record in ranks]).tolist()) == list(range(num))
+        assert len({len(record["calls"]) for record in ranks}) == 1, "collective calls would not meet"
     assert (tmp_path / "stopped" / NAME).read_bytes() == (tmp_path / str(COUNTS[-1]) / NAME).read_bytes()
-    asked = [np.load(tmp_path / f"stopped-{rank}.npz")["asked"].tolist() for rank in range(world_size)]
-    for rank, own in enumerate(asked):
-        twice = {image for image in own if own.count(image) == 2}
+    images_of_ranks = [
+        np.load(tmp_path / f"stopped-{rank}.npz")["asked"].tolist() for rank in range(world_size)
+    ]
+    for rank, images in enumerate(images_of_ranks):
+        twice = {image for image in images if images.count(image) == 2}
         begun = range((world_size + rank) * PART, (world_size + rank) * PART + 4)
         assert twice == {image for image in begun if image < COUNTS[-1]}

@@ -38,18 +38,16 @@ def test_each_step_is_written_once_whatever_the_log_interval(tmp_path: Path) -> 
     report.stage_begins(STAGE, 0, 7, 2)
     for number in range(1, 8):
         step(report, number, float(number))
-        written = (tmp_path / "metrics.jsonl").read_text().count("\n") if number >= 3 else 0
-        assert written == (7 if number == 7 else number - number % 3)
+        num_lines = (tmp_path / "metrics.jsonl").read_text().count("\n") if number >= 3 else 0
+        assert num_lines == (7 if number == 7 else number - number % 3)
     report.flush()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 8))
     assert [row["loss"] for row in rows] == [float(n) for n in range(1, 8)]
     summary = report.stage_summary(STAGE, (7, 7), 61.0, {"accuracy": 0.25}, 0.125)
     report.close()
-    assert (summary["loss_start"], summary["loss_end"]) == (
-        2.0,
-        6.0,
-    )  # of 7 steps, the first and the last three
+    # The means of the first and last three of 7 steps.
+    assert (summary["loss_start"], summary["loss_end"]) == (2.0, 6.0)
     assert summary_line(summary) == (
         "S1 (level G1): 7 steps in 0:01:01, loss 2.000 → 6.000, held-out accuracy 25.0 % (chance 12.5 %)"
     )
@@ -63,14 +61,14 @@ def test_on_a_gpu_numbers_are_written_after_the_next_step_was_launched(tmp_path:
     report = reporter(tmp_path)
     report.world = replace(report.world, device=torch.device("cuda", 0))
     report.stage_begins(STAGE, 0, 8, 2)
-    written = []
+    nums_of_lines = []
     for number in range(1, 9):
         step(report, number, float(number))
         if number == 7:
             report.flush()  # as before a checkpoint
-        written.append((tmp_path / "metrics.jsonl").read_text().count("\n"))
+        nums_of_lines.append((tmp_path / "metrics.jsonl").read_text().count("\n"))
     report.close()
-    assert written == [0, 0, 0, 3, 3, 3, 7, 8]
+    assert nums_of_lines == [0, 0, 0, 3, 3, 3, 7, 8]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["loss"] for row in rows] == [float(n) for n in range(1, 9)]
 
@@ -107,6 +105,6 @@ def test_the_screen_shows_what_a_person_looks_for(tmp_path: Path) -> None:
         for number in range(1, 5):
             step(report, number, 0.5)
         report.close()
-        shown = text.getvalue()
+        output = text.getvalue()
         for word in ("S1 level G1", "4/4", "loss", "0.5", "lr", "img/s", "data wait", "ETA"):
-            assert word in shown, (terminal, word)
+            assert word in output, (terminal, word)

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole files and yet not whole: one line with the file and the key, and the one before serves."""
+"""Readable but incomplete checkpoints lead to a line with the file and key, and the one before is used."""
 
 import dataclasses
 from pathlib import Path
@@ -30,7 +30,7 @@ WRONG: dict[str, tuple[Any, str]] = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two checkpoints of one run, at steps 1 and 2."""
+    """Return two checkpoints of a run, of steps 1 and 2."""
     run = tiny_run(tmp_path_factory.mktemp("run"), max_steps_per_stage=1, checkpoint_steps=1)
     pretrain(tiny_experiment(), run)
     run.close()
@@ -38,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def changed(state: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """With other values; None takes a key out."""
+    """Return a state with other values; None removes a key."""
     state = dict(state)
     for name, value in change.items():
         if isinstance(value, dict):
@@ -65,10 +65,10 @@ def test_what_is_missing_or_of_another_type_is_named_and_the_one_before_serves(
     assert run.resumed_from == str(older)
     run.close()
     older.unlink()
-    torch.save(changed(state, change), newest)  # it was renamed
-    with pytest.raises(ValueError) as refused:
+    torch.save(changed(state, change), newest)  # the run has renamed it
+    with pytest.raises(ValueError) as excinfo:
         tiny_run(tmp_path, max_steps_per_stage=1)
-    line = str(refused.value)
+    line = str(excinfo.value)
     assert f"{newest} is no whole checkpoint ({words}): resume from an older one" in line
     assert len(line.splitlines()) == 1
 
@@ -95,9 +95,9 @@ def test_what_does_not_fit_inside_is_named(
     if "task" in change:
         monkeypatch.setattr(experiment.task, "load_state_dict", lambda state: state["labels"], raising=False)
     run = tiny_run(tmp_path, max_steps_per_stage=1)
-    with pytest.raises(ValueError, match=f"^{newest} does not hold what this experiment needs") as refused:
+    with pytest.raises(ValueError, match=f"^{newest} does not hold what this experiment needs") as excinfo:
         pretrain(experiment, run)
-    assert len(str(refused.value).splitlines()) == 1
+    assert len(str(excinfo.value).splitlines()) == 1
     run.close()
 
 

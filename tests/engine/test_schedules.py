@@ -41,7 +41,7 @@ def test_impossible_schedules_are_refused(lr: float, intervals: tuple[int, ...])
 
 
 def test_a_warm_up_rises_in_a_straight_line_and_then_is_gone() -> None:
-    """Detectron2's for VISSL's detection: 100 steps from a thousandth of .02, a drop after 17,000 of 25,000."""
+    """VISSL's detection in Detectron2: 100 steps from .00002 to .02, and a drop after 17,000 of 25,000."""
     rate = warmed_up(step_drops(0.02, (17, 8)), 100)
     steps = (0, 1, 50, 99, 100, 16_999, 17_000, 24_999)
     expected = (2e-5, 0.02 * 0.01099, 0.02 * 0.5005, 0.02 * 0.99001, 0.02, 0.02, 0.002, 0.002)
@@ -71,8 +71,8 @@ def test_one_cosine_goes_through_all_stages() -> None:
         for i in range(5)
     ]
     assert len(rates) == 1000
-    for step, found in enumerate(rates):
-        assert math.isclose(found, 0.15 * (1 + math.cos(math.pi * step / 1000)), abs_tol=1e-12), step
+    for step, value in enumerate(rates):
+        assert math.isclose(value, 0.15 * (1 + math.cos(math.pi * step / 1000)), abs_tol=1e-12), step
     assert rate(Moment(350, 350, 130, 70, 200)) == pytest.approx(0, abs=1e-12)
 
 
@@ -100,7 +100,7 @@ def test_warm_up_rises_in_a_line_and_the_cosine_follows_it() -> None:
     ],
 )
 def test_the_inverse_root_counts_steps(lr: float, decay: float, step: int, expected: float) -> None:
-    """DeepCluster's rule, whatever the stage's length; the figures are of hand."""
+    """DeepCluster's rule does not depend on the stage's length. Expected values are computed by hand."""
     for num_steps in (step + 1, 10 * step + 1):
         assert inverse_root(lr, decay)(Moment(step, num_steps, 0, 90, 90)) == pytest.approx(
             expected, rel=1e-9
@@ -114,7 +114,7 @@ def test_impossible_inverse_roots_are_refused(lr: float, decay: float) -> None:
 
 
 def test_a_polynomial_falls_to_its_end() -> None:
-    """mmsegmentation's: .01 to .0001 over 20,000 steps by a power of .9."""
+    """mmsegmentation's schedule: .01 to .0001 over 20,000 steps by a power of .9."""
     rate = polynomial(0.01, 0.9, 1e-4)
     for step, share in ((0, 1.0), (5_000, 0.75**0.9), (10_000, 0.5**0.9), (19_999, 5e-5**0.9)):
         assert math.isclose(rate(of_stage(step, 20_000)), 1e-4 + 0.0099 * share), step

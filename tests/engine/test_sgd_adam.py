@@ -24,22 +24,24 @@ def test_everything_decays_where_asked_and_nesterov_is_torchs() -> None:
     module = nn.Linear(3, 3)
     twin = nn.Linear(3, 3)
     twin.load_state_dict(module.state_dict())
-    ours = sgd(module.named_parameters(), weight_decay=0.5, nesterov=True, decay_biases=True)
-    torchs = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=0.5, nesterov=True)
-    for group in ours.param_groups:
+    optimiser = sgd(module.named_parameters(), weight_decay=0.5, nesterov=True, decay_biases=True)
+    torch_optimiser = torch.optim.SGD(
+        twin.parameters(), lr=0.1, momentum=0.9, weight_decay=0.5, nesterov=True
+    )
+    for group in optimiser.param_groups:
         group["lr"] = 0.1
     for _ in range(3):
-        for one, other in zip(module.parameters(), twin.parameters(), strict=True):
-            one.grad = torch.randn_like(one)
-            other.grad = one.grad.clone()
-        ours.step()
-        torchs.step()
-    for one, other in zip(module.parameters(), twin.parameters(), strict=True):
-        assert torch.allclose(one, other, atol=1e-6)
+        for parameter, twin_parameter in zip(module.parameters(), twin.parameters(), strict=True):
+            parameter.grad = torch.randn_like(parameter)
+            twin_parameter.grad = parameter.grad.clone()
+        optimiser.step()
+        torch_optimiser.step()
+    for parameter, twin_parameter in zip(module.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(parameter, twin_parameter, atol=1e-6)
 
 
 def test_a_skipped_first_step_leaves_no_garbage_behind() -> None:
-    """torch makes momentum buffers uninitialised at the first step; fp16 often skips that one while it finds its scale."""
+    """torch's momentum buffers are uninitialised before the first step, which fp16 often skips."""
     results = []
     for skipped in (0, 1, 3):
         torch.manual_seed(0)

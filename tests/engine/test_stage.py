@@ -1,4 +1,4 @@
-"""Exactly the blocks that should learn change; blocks outside the stage are not computed."""
+"""Exactly the blocks that should learn change, and blocks outside the stage are not computed."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ VIEWS = (ViewSpec(RandomResizedCrop(32)),)
 
 
 class Brightness(Task):
-    """Regress the mean of an image: the smallest task that has a loss. `factor` may make it not finite."""
+    """A minimal task that regresses the mean of an image. `factor` can make the loss non-finite."""
 
     factor = 1.0
 
@@ -100,7 +100,7 @@ def test_accumulated_batches_give_the_mean_gradient() -> None:
         backbone, task = TinyNet(), Brightness()
         stage = make_plan("end_to_end", (1, 1, 1))[0]
         module = StageModule(Trunk(backbone, stage), task.head(1, 16), task.loss)
-        module.eval()  # BatchNorm's statistics would differ by batch
+        module.eval()  # in train mode, BatchNorm's statistics would depend on the batches
         train_step = TrainStep(module, sgd(module.learning_parameters()), VIEWS, "fp32", CPU)
         train_step.step([part_of(batch, number, parts) for number in range(parts)], lr=0.5)
         weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))

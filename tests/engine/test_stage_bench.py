@@ -1,4 +1,4 @@
-"""A stage's rates are measured on the trainer's own learner and loader."""
+"""A stage's rates are measured with the trainer's own step and loader."""
 
 import torch
 
@@ -26,12 +26,12 @@ def test_rates_of_a_stage() -> None:
     place_backbone(experiment, options, world)
     with Beton(sample_paths().train) as data:
         bench = StageBench(experiment, 1, options, data, world, seconds=0.01)
-        assert bench.batch_size == 16 // 2 // 4  # of 4 rotations each
+        assert bench.batch_size == 16 // 2 // 4  # each sample makes 4 rotations
         assert bench.synthetic_batch() is bench.synthetic_batch()
-        seen = []
-        bench.train_step.optimiser.register_step_post_hook(lambda *_: seen.append(1))
+        steps = []
+        bench.train_step.optimiser.register_step_post_hook(lambda *_: steps.append(1))
         rates = [bench.loader_alone(), bench.step_alone(), bench.both(), bench.loader_alone("synthetic")]
-        assert min(rates) > 0 and len(seen) >= 2
-        before = len(seen)
-        assert len(bench.step_ms(3)) == 3 and len(seen) == before + 4
-        assert len(bench.augment_ms(2)) == 2 and len(seen) == before + 4
+        assert min(rates) > 0 and len(steps) >= 2
+        before = len(steps)
+        assert len(bench.step_ms(3)) == 3 and len(steps) == before + 4
+        assert len(bench.augment_ms(2)) == 2 and len(steps) == before + 4

@@ -1,4 +1,4 @@
-"""Stages by steps; BatchNorm that stays as it is in blocks that learn; clipped gradients."""
+"""Stages with a length in steps, BatchNorm modes of learning blocks, and clipped gradients."""
 
 import json
 from dataclasses import replace
@@ -34,7 +34,7 @@ STAGES = (Stage("A", 3, 1, 3, 0, num_steps=NUM_STEPS), Stage("B", 3, 2, 5, 1))
 
 
 def fit(out: Path, stop: int = 10**6, **options: Any) -> tuple[bool, Position]:
-    """37 steps and then an epoch of 15; a signal comes after step `stop` of the run."""
+    """Train 37 steps and then an epoch of 15, with a signal after step `stop` of the run."""
     run = tiny_run(out, **options)
     request = run.stop_signal.after_step
 
@@ -63,18 +63,18 @@ def test_a_stage_has_so_many_steps(whole: Path) -> None:
     assert [row["stage"] for row in rows] == ["A"] * NUM_STEPS + ["B"] * STEPS_PER_EPOCH
     first = [row["lr"] for row in rows[:NUM_STEPS]]
     assert first == pytest.approx([0.05] * 10 + [0.005] * 20 + [0.0005] * 7)
-    found = newest_checkpoint(whole)
-    summaries = found["position"]["summaries"]
+    result = newest_checkpoint(whole)
+    summaries = result["position"]["summaries"]
     assert [(s["num_steps"], s["num_steps_planned"]) for s in summaries] == [(37, 37), (15, 15)]
-    assert not was_cut(found)
-    # Draws and orders do not come again: no stage of 37 steps goes through more epochs than that.
-    assert found["position"]["first_epoch"] == NUM_STEPS
+    assert not was_cut(result)
+    # Draws and orders do not repeat, because a stage of 37 steps has at most 37 epochs.
+    assert result["position"]["first_epoch"] == NUM_STEPS
     assert str(STAGES[0]) == "A: level G3, learns B1-B3, 37 steps"
 
 
 @pytest.mark.parametrize("step", [1, 15, slow(22), slow(36), 37, slow(38), slow(51)])
 def test_it_goes_on_in_mid_epoch(whole: Path, tmp_path: Path, step: int) -> None:
-    """37 is the end of the stage, in the middle of its third epoch."""
+    """Step 37 is the end of the stage, in the middle of its third epoch."""
     finished, position = fit(tmp_path, stop=step)
     assert not finished and position.run_step == step
     assert fit(tmp_path)[0]
@@ -84,13 +84,13 @@ def test_it_goes_on_in_mid_epoch(whole: Path, tmp_path: Path, step: int) -> None
 
 def test_it_can_be_cut_short(whole: Path, tmp_path: Path) -> None:
     assert fit(tmp_path, max_steps_per_stage=12)[0]
-    found = newest_checkpoint(tmp_path)
-    assert [s["num_steps"] for s in found["position"]["summaries"]] == [12, 12] and was_cut(found)
+    result = newest_checkpoint(tmp_path)
+    assert [s["num_steps"] for s in result["position"]["summaries"]] == [12, 12] and was_cut(result)
     assert lines(tmp_path)[:12] == lines(whole)[:12], "the schedule is that of the whole stage"
 
 
 def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
-    """An epoch of fifteen batches of 32 is seven steps of 64 in two batches; the stage is as long as it was."""
+    """An epoch of fifteen batches of 32 has seven steps of two batches. The stage keeps its length."""
     finished, position = fit(tmp_path, batch_size=64, accumulate=2)
     assert finished and [s["num_steps"] for s in position.summaries] == [NUM_STEPS, 7]
 
@@ -102,20 +102,20 @@ def test_a_stage_has_one_length(epochs: int, num_steps: int | None) -> None:
 
 
 def test_passes_at_the_end_have_draws_of_their_own(tmp_path: Path) -> None:
-    """In a stage by steps too: not those of the pass before its first epoch."""
-    seen: dict[str, list[int]] = {"start": [], "end": []}
+    """A stage with a length in steps, too, has other draws at its end than before its first epoch."""
+    draws: dict[str, list[int]] = {"start": [], "end": []}
     experiment = tiny_experiment()
     for name, hook in (("start", "start_epoch"), ("end", "end_stage")):
 
         def note(context: EpochContext, name: str = name) -> None:
-            seen[name].append(context.draws)
+            draws[name].append(context.draws)
 
         setattr(experiment.task, hook, note)
     run = tiny_run(tmp_path)
     assert pretrain(replace(experiment, stages=STAGES), run)
     run.close()
-    assert len(seen["start"]) == 4 and len(seen["end"]) == 2
-    assert len({*seen["start"], *seen["end"]}) == 6
+    assert len(draws["start"]) == 4 and len(draws["end"]) == 2
+    assert len({*draws["start"], *draws["end"]}) == 6
 
 
 # BatchNorm of blocks that learn
@@ -143,7 +143,7 @@ def train_step_of(
 @pytest.mark.parametrize("batchnorm", ["train", "eval", "fixed"])
 @pytest.mark.parametrize("name", ["tiny", "alexnet_rotnet"])
 def test_batchnorm_of_learning_blocks(name: str, batchnorm: Kind) -> None:
-    """Bit for bit: statistics, scales and shifts, of BatchNorm2d and (alexnet_rotnet's fc6 and fc7) BatchNorm1d."""
+    """Statistics, scales and shifts are compared exactly, also those of alexnet_rotnet's BatchNorm1d."""
     torch.manual_seed(0)
     backbone, views = (TinyNet(), VIEWS) if name == "tiny" else (make_backbone("alexnet_rotnet"), SMALL)
     first, last = (2, 4) if name == "tiny" else (5, 7)
@@ -169,7 +169,7 @@ def test_batchnorm_of_learning_blocks(name: str, batchnorm: Kind) -> None:
 
 
 def test_blocks_normalise_by_their_running_statistics() -> None:
-    """One picture's features do not depend on its batch, in training mode."""
+    """An image's features do not depend on its batch, even in train mode."""
     torch.manual_seed(0)
     backbone = TinyNet()
     for part in backbone.modules():
@@ -196,7 +196,7 @@ def test_a_experiment_hands_its_batchnorm_and_its_norm_on(tmp_path: Path) -> Non
             assert torch.equal(value, initial[name]), name
         else:
             moved = float((value - initial[name]).abs().max())
-            assert 0 < moved < 2e-5, "the decay is left, of what is clipped to nothing"
+            assert 0 < moved < 2e-5, "only the decay should remain after clipping"
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 3
 
@@ -207,7 +207,7 @@ ALL = Stage("E", 1, 1, 5, 1)
 
 
 def step_of(clip_norm: float | None, parts: int = 1, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(weights before, weights after one step of rate 1 without momentum and decay)."""
+    """Return the weights before and after a step of rate 1 without momentum and decay."""
     torch.manual_seed(0)
     train_step, _ = train_step_of(TinyNet(), ALL, "eval", clip_norm=clip_norm, momentum=0.0)
     for group in train_step.optimiser.param_groups:
@@ -220,7 +220,7 @@ def step_of(clip_norm: float | None, parts: int = 1, scale: float = 1.0) -> tupl
 
 
 def gradient() -> Tensor:
-    """Of the same step, by torch alone."""
+    """Return the gradient of the same step, by torch alone."""
     torch.manual_seed(0)
     train_step, _ = train_step_of(TinyNet(), ALL, "eval")
     batch = noise_batch(VIEWS, 8)
@@ -231,7 +231,7 @@ def gradient() -> Tensor:
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
 @pytest.mark.parametrize("parts", [1, 2])
 def test_gradients_are_clipped_together(parts: int, scale: float) -> None:
-    """All of them, the accumulated mean, and not as the scaler has scaled them."""
+    """The norm is that of all accumulated, unscaled gradients."""
     expected = gradient()
     norm = float(expected.norm())
     for clip in (norm / 7, norm * 1.5):
@@ -252,7 +252,7 @@ def test_an_infinite_norm_clips_nothing(scale: float) -> None:
 def test_a_step_with_gradients_that_are_not_finite_is_skipped_where_they_are_clipped(
     precision: str, factor: float
 ) -> None:
-    """Clipping makes NaN of what is infinite: nothing of it may reach weights, momenta or the scale but as the scaler's own."""
+    """Clipping turns infinite values into NaN, which must not reach weights or momenta."""
     torch.manual_seed(0)
     train_step, task = train_step_of(TinyNet(), ALL, "eval", precision=precision, clip_norm=10.0)
     train_step.scaler.load_state_dict(train_step.scaler.state_dict() | {"scale": 8.0})

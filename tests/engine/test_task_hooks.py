@@ -1,4 +1,4 @@
-"""What a task may ask of the trainer besides views, head and loss."""
+"""The trainer's calls of a task's optional methods."""
 
 import re
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ NUM_WARM_UP = 20  # more than the 15 batches of an epoch
 
 
 class Asking(Task):
-    """Classify; each sample counts twice; sees 20 batches first; held-out pictures as they are."""
+    """A classification task whose samples count twice, with 20 warm-up batches and whole held-out images."""
 
     num_levels = 3
     needs_labels = True
@@ -107,14 +107,14 @@ def fit(out: Path, task: Asking, **options: Any) -> bool:
 def test_a_task_is_asked_for_all_it_wants(tmp_path: Path) -> None:
     task = Asking()
     assert fit(tmp_path, task)
-    assert set(task.sizes) == {16}  # 32 images, two a sample
+    assert set(task.sizes) == {16}  # 32 images, two per sample
     assert task.trained == [(epoch, step) for epoch in (0, 1) for step in range(30)]
-    assert task.held_out_draws == [0] * 20  # 160 pictures, no flip, both stages
+    assert task.held_out_draws == [0] * 20  # 160 images, no flip, both stages
     assert len(task.warmed) == 2 * NUM_WARM_UP
     epochs = [epoch for epoch, _, _ in task.warmed]
-    assert len(set(epochs)) == 2 and min(epochs) > 1  # each stage's own, and none that is trained
+    assert len(set(epochs)) == 2 and min(epochs) > 1  # one per stage, and no epoch of training
     first = [index for _, _, indices in task.warmed[:NUM_WARM_UP] for index in indices]
-    assert len(set(first)) == 16 * NUM_WARM_UP  # an order, not one batch over and over
+    assert len(set(first)) == 16 * NUM_WARM_UP  # no batch is repeated
 
 
 def test_warm_up_longer_than_an_epoch_goes_on_in_the_next(
@@ -215,7 +215,7 @@ def test_one_process_gathers_its_own() -> None:
 
 
 class Shown(Asking):
-    """Also draws a contact sheet and its captions."""
+    """A task that also draws a contact sheet with captions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -238,9 +238,8 @@ def test_only_what_is_shown_is_augmented_for_the_contact_sheet(tmp_path: Path) -
     experiment = Experiment(task, TinyNet(), make_plan("psl", (1, 1, 1)), step_drops(1e-3, (1,)))
     assert pretrain(experiment, run)
     run.close()
-    assert [len(batch.indices) for batch in task.drawn] == [
-        NUM_PICTURES
-    ] * 6  # 24 samples a batch, as each counts twice
+    # A batch has 24 samples, because each counts twice.
+    assert [len(batch.indices) for batch in task.drawn] == [NUM_PICTURES] * 6
     assert all(tensor.device.type == "cpu" for batch in task.drawn for tensor in batch.tensors())
 
 

@@ -1,4 +1,4 @@
-"""What people read: strangers' control characters are shown, and a lost reader ends no run and no command with a traceback."""
+"""Foreign control characters are shown escaped, and a lost reader ends no run or command with a traceback."""
 
 import errno
 import fcntl
@@ -35,8 +35,8 @@ def test_what_steers_is_shown_and_the_rest_stays() -> None:
     assert escaped("\x1b]0;pwn\x07 \x9b2J \r\x08 \u202egnp.exe \u2066") == (
         r"\x1b]0;pwn\x07 \x9b2J \r\x08 \u202egnp.exe \u2066"
     )
-    kept = "Käse, 中文, עברית, 👩\u200d🚀, \\x1b, a\tb\n"
-    assert escaped(kept) == kept
+    text = "Käse, 中文, עברית, 👩\u200d🚀, \\x1b, a\tb\n"
+    assert escaped(text) == text
 
 
 def test_print_escapes_and_what_draws_does_not(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,16 +45,16 @@ def test_print_escapes_and_what_draws_does_not(capsys: pytest.CaptureFixture[str
         print("a\x1b[2Jb\udcff")
         print("c\x1b[2Jd", file=sys.stderr)
         plain(sys.stderr).write("\x1b[1mbold")
-        with people_read(lambda *told: None):  # once is enough
+        with people_read(lambda *told: None):  # nested calls do not escape twice
             print("\x07")
     assert capsys.readouterr() == ("a\\x1b[2Jb\\udcff\n\\x07\n", "c\\x1b[2Jd\n\x1b[1mbold") and not lost
-    said = io.StringIO()
-    Screen(Console(file=said, soft_wrap=True)).say("decoder \x1b]0;x\x07")
-    assert said.getvalue() == "decoder \\x1b]0;x\\x07\n"
+    stream = io.StringIO()
+    Screen(Console(file=stream, soft_wrap=True)).say("decoder \x1b]0;x\x07")
+    assert stream.getvalue() == "decoder \\x1b]0;x\\x07\n"
 
 
 class Dead(io.StringIO):
-    """A pipe whose reader went after `lives` writes."""
+    """A pipe that loses its reader after `lives` writes."""
 
     def __init__(self, lives: int, number: int = errno.EPIPE):
         super().__init__()
@@ -69,7 +69,7 @@ class Dead(io.StringIO):
 
 
 def test_a_terminal_that_does_not_wait_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pipe of 4 kB in the terminal's place, as programs that do not wait for it leave one, and a reader that is late."""
+    """Another program may leave the terminal non-blocking, like this pipe of 4 kB with a late reader."""
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     os.set_blocking(writing, False)
@@ -98,10 +98,10 @@ def trained(out: Path, finish: Callable[[Run], Sequence[str]] | None = None, **o
         experiment = tiny_experiment()
         return replace(experiment, finish=finish) if finish else experiment
 
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as excinfo:
         launch.launch(tiny_recipe(parse, build))
-    assert isinstance(left.value.code, int)
-    return left.value.code
+    assert isinstance(excinfo.value.code, int)
+    return excinfo.value.code
 
 
 @pytest.mark.parametrize("both", [False, True])
@@ -115,10 +115,10 @@ def test_a_finished_run_stays_finished_when_its_readers_have_gone(
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "finished"
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
     assert not (tmp_path / "error.txt").exists()
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
+    output = capsys.readouterr().err
+    assert "Traceback" not in output
     if not both:
-        assert said.count("tiny: stdout cannot be written (Broken pipe); the run goes on without it") == 1
+        assert output.count("tiny: stdout cannot be written (Broken pipe); the run goes on without it") == 1
 
 
 @pytest.mark.parametrize("state", ["finished", "preempted"])
@@ -169,12 +169,14 @@ def test_names_of_classes_reach_the_terminal_escaped(
     cli.main(["beton", "write", str(tmp_path / "photos"), str(out), "--max-bad", "100%"])
     cli.main(["beton", "info", str(out)])
     cli.main(["beton", "verify", str(out)])
-    said = "".join(capsys.readouterr())
-    assert r"\x1b]0;pwn\x07c" in said and r"out\x9b.beton" in said and not set(said) & set("\x1b\x07\x9b")
+    output = "".join(capsys.readouterr())
+    assert (
+        r"\x1b]0;pwn\x07c" in output and r"out\x9b.beton" in output and not set(output) & set("\x1b\x07\x9b")
+    )
 
 
 def test_descriptors_closed_from_the_start_and_a_full_device(tmp_path: Path) -> None:
-    """`fastpsl >&-`, `> /dev/full`, `2>&-`: true descriptors, of one child for all, as a start costs a second."""
+    """`fastpsl >&-`, `> /dev/full` and `2>&-` share one child process, because a start takes a second."""
     child = f"""
 import os, sys
 from fastpsl.cli import main
@@ -190,7 +192,7 @@ for stdout, stderr in ((None, 2), ("/dev/full", 2), (1, None)):
         os._exit(0 if os.stat(1) and os.stat(2) else 9)
     print("code", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", child],
         check=False,
         cwd=ROOT,
@@ -199,5 +201,7 @@ for stdout, stderr in ((None, 2), ("/dev/full", 2), (1, None)):
         text=True,
         timeout=120,
     )
-    assert done.stdout.split("\n")[:2] == ["code 0", "code 2"] and done.stdout.endswith("code 0\n"), done
-    assert done.stderr == "fastpsl: stdout cannot be written (No space left on device)\n"
+    assert process.stdout.split("\n")[:2] == ["code 0", "code 2"] and process.stdout.endswith("code 0\n"), (
+        process
+    )
+    assert process.stderr == "fastpsl: stdout cannot be written (No space left on device)\n"

@@ -1,4 +1,4 @@
-"""The trainer over whole plans: which blocks move, where it stops and goes on, what it writes."""
+"""The trainer over whole plans: which blocks change, stops and resumes, and written files."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ from tests.pipelines.paged import write_paged
 from tests.programs import digests, newest_checkpoint
 from tests.slow import slow
 
-STEPS_PER_EPOCH = 15  # 480 pictures in batches of 32
+STEPS_PER_EPOCH = 15  # 480 images in batches of 32
 
 
 def tiny_experiment(plan: str = "psl") -> Experiment:
@@ -56,7 +56,7 @@ def lines(out: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run through all stages without a stop."""
+    """Return the folder of a run through all stages without a stop."""
     out = tmp_path_factory.mktemp("whole")
     finished, run = fit(out)
     assert finished and len(run.position.summaries) == 3
@@ -82,7 +82,7 @@ def test_every_step_of_every_stage_is_on_record(whole: Path) -> None:
     [15, 77, *map(slow, (1, 14, 16, 29, 30, 31, 59, 89))],
 )
 def test_resumed_from_any_step_equals_never_stopped(whole: Path, tmp_path: Path, step: int) -> None:
-    """Stopped right after a checkpoint of `step` (in mid-epoch, at an epoch's and a stage's end), then resumed."""
+    """The run stops after `step`, which may be within an epoch or at the end of an epoch or stage."""
     stage, within = divmod(step - 1, 2 * STEPS_PER_EPOCH)
     run = tiny_run(tmp_path, keep_checkpoints=100)
     request = run.stop_signal.after_step
@@ -108,7 +108,7 @@ def test_the_scaler_is_resumed_too(tmp_path: Path) -> None:
     for out, stops in ((tmp_path / "whole", ()), (tmp_path / "stopped", (4, 9))):
         for steps in (*stops, 12):
             fit(out, plan="end_to_end", precision="fp16", max_steps_per_stage=steps, checkpoint_steps=1)
-            if steps < 12:  # forget the end of the cut stage: go on from the step before
+            if steps < 12:  # remove the cut stage's end, so that the run resumes from the step before
                 max((out / "checkpoints").iterdir()).unlink()
     whole, stopped = newest_checkpoint(tmp_path / "whole"), newest_checkpoint(tmp_path / "stopped")
     assert whole["learner"]["scaler"]["scale"] > 1 and digests(whole) == digests(stopped)
@@ -140,11 +140,11 @@ def test_another_experiment_is_refused_by_its_fields(whole: Path) -> None:
 
 
 def test_accumulation_sees_the_same_images(whole: Path, tmp_path: Path) -> None:
-    """A machine with less memory: other batches, the same steps (BatchNorm's statistics are the batch's, so near)."""
+    """Losses with smaller batches are only close, because BatchNorm's statistics are the batch's."""
     finished, _ = fit(tmp_path, accumulate=4, max_steps_per_stage=3)
     assert finished
-    ours = [row["loss"] for row in lines(tmp_path)[:1]]
-    assert ours == pytest.approx([row["loss"] for row in lines(whole)[:1]], rel=0.1)
+    losses = [row["loss"] for row in lines(tmp_path)[:1]]
+    assert losses == pytest.approx([row["loss"] for row in lines(whole)[:1]], rel=0.1)
 
 
 @pytest.mark.parametrize("plan", ["sl", "psl_f", "end_to_end"])
@@ -155,7 +155,7 @@ def test_other_plans_run(tmp_path: Path, plan: str) -> None:
 
 
 def test_resume_from_a_path_starts_a_new_line_in_its_own_folder(whole: Path, tmp_path: Path) -> None:
-    """Later checkpoints stand aside: they would win over what is learned from here on."""
+    """Later checkpoints are renamed, because a resume would otherwise prefer them."""
     out = tmp_path / "a"
     fit(out, max_steps_per_stage=4, keep_checkpoints=20, checkpoint_steps=1)
     checkpoints = out / "checkpoints"
@@ -185,14 +185,14 @@ def test_resume_from_a_path_in_another_folder_takes_the_metrics_along(whole: Pat
 
 def test_a_signal_during_the_held_out_pass_is_heard(whole: Path, tmp_path: Path) -> None:
     run = tiny_run(tmp_path)
-    watched = run.reporter.watched
+    original = run.reporter.watched
     passes: list[int] = []
 
     def stop_in_the_pass(batches: Any) -> Any:
         if batches.gi_frame.f_locals["self"].train is False:
             run.stop_signal.stop_requested = True
             passes.append(run.position.run_step)
-        return watched(batches)
+        return original(batches)
 
     run.reporter.watched = stop_in_the_pass  # type: ignore[method-assign]
     assert not pretrain(tiny_experiment(), run)
@@ -218,11 +218,10 @@ def test_a_task_that_needs_labels_refuses_data_without(tmp_path: Path) -> None:
             run.close()
 
     labelled, without = tmp_path / "labelled.beton", tmp_path / "without.beton"
-    pictures = [np.full((40, 40, 3), 10 * i, np.uint8) for i in range(8)]
+    images = [np.full((40, 40, 3), 10 * i, np.uint8) for i in range(8)]
     for path, labels in ((labelled, range(8)), (without, (0, 1, -1, 3, -1, 5, 6, 7))):
         samples = [
-            Sample(f"p{i}", picture, label)
-            for i, (picture, label) in enumerate(zip(pictures, labels, strict=True))
+            Sample(f"p{i}", image, label) for i, (image, label) in enumerate(zip(images, labels, strict=True))
         ]
         write_beton(samples, path, num_samples=8)
     with pytest.raises(
@@ -237,7 +236,9 @@ def test_quasi_random_order_is_resumed_in_mid_epoch(tmp_path: Path, monkeypatch:
     options: dict[str, Any] = {"data": str(data), "val": None, "order": "quasi_random", "lanes": 4}
     options |= {"batch_size": 16, "plan": "end_to_end"}
     assert fit(tmp_path / "whole", max_steps_per_stage=20, **options)[0]
-    for steps in (3, 11, 20):  # each stage cut short, its last checkpoint taken away: on from the step before
+    # Each time, the stage is cut short and its last checkpoint removed, so that it resumes from the step
+    # before.
+    for steps in (3, 11, 20):
         fit(tmp_path / "stopped", max_steps_per_stage=steps, checkpoint_steps=1, **options)
         if steps < 20:
             max((tmp_path / "stopped" / "checkpoints").iterdir()).unlink()

@@ -1,6 +1,6 @@
-"""Gradients of two processes equal those of one on the union of their batches (BatchNorm by its running statistics).
+"""Gradients of two processes equal those of one on the union of their batches, with BatchNorm in eval mode.
 
-Tolerance: float32 sums in another order, 1e-5 of the largest gradient.
+Tolerance: 1e-5 of the largest gradient, because float32 sums have another order.
 """
 
 import sys
@@ -45,7 +45,7 @@ TASKS = {
     "sslpp_rotation": 1,
     "sslpp_aet": 1,
     "sslpp_context": 1,
-}  # at which level
+}  # the level of each task
 PROXIES: dict[str, Callable[[], Proxy]] = {
     "sslpp_rotation": RotNet,
     "sslpp_aet": AET,
@@ -73,7 +73,7 @@ def make_task(name: str) -> Task:
 
 
 def weights_after_a_step(name: str, rank: int, world_size: int) -> dict[str, Tensor]:
-    """Weights after one step of rate 1 without decay or momentum: initial weights minus the gradient."""
+    """Return the weights after a step of rate 1, which are the initial ones minus the gradient."""
     torch.manual_seed(0)
     backbone, task, level = TinyNet(), make_task(name), TASKS[name]
     stage = make_plan("psl", (1, 1, 1))[1]
@@ -81,9 +81,9 @@ def weights_after_a_step(name: str, rank: int, world_size: int) -> dict[str, Ten
     trunk = Trunk(backbone, stage)
     module = StageModule(trunk, head, task.loss)
     module.eval()
-    head.training = (
-        name in PROXIES
-    )  # alone, without the BatchNorms in it: in eval mode it learns no pseudo-labels
+    # Only the flag is set, without the head's BatchNorms: in eval mode, these heads have no loss of
+    # pseudo-labels.
+    head.training = name in PROXIES
     task.start_stage(stage, trunk, head)
     optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
@@ -93,7 +93,10 @@ def weights_after_a_step(name: str, rank: int, world_size: int) -> dict[str, Ten
 
 
 def running_statistics(rank: int, world_size: int) -> dict[str, list[Tensor]]:
-    """Buffers of the trunk before two steps, after them, and after a held-out pass; the ranks begin with unlike ones."""
+    """Return the trunk's buffers before two steps, after them, and after a held-out pass.
+
+    The ranks start with different buffers.
+    """
     torch.manual_seed(0)
     backbone, task = TinyNet(), make_task("rotation")
     stage = make_plan("psl", (1, 1, 1))[1]
@@ -105,13 +108,13 @@ def running_statistics(rank: int, world_size: int) -> dict[str, list[Tensor]]:
     views = task.views(2)
     train_step = TrainStep(module, sgd(module.learning_parameters()), views, "fp32", world)
     batch = part_of(noise_batch(views, GLOBAL_BATCH), rank, world_size)
-    found = {"before": [buffer.clone() for buffer in trunk.buffers()]}
+    buffers = {"before": [buffer.clone() for buffer in trunk.buffers()]}
     for _ in range(2):
         train_step.step([batch], lr=0.1)
-    found["stepped"] = [buffer.clone() for buffer in trunk.buffers()]
+    buffers["stepped"] = [buffer.clone() for buffer in trunk.buffers()]
     train_step.evaluate([batch], views, lambda: False)
-    found["evaluated"] = list(trunk.buffers())
-    return found
+    buffers["evaluated"] = list(trunk.buffers())
+    return buffers
 
 
 def in_a_process(rank: int, world_size: int, folder: str) -> None:
@@ -125,7 +128,7 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes learned, task by task."""
+    """Return the folder with the results of two processes for all tasks."""
     path = tmp_path_factory.mktemp("world")
     on_ranks(in_a_process, (2, str(path)), 2)
     return path
@@ -141,7 +144,7 @@ def test_two_ranks_learn_as_one(name: str, folder: Path) -> None:
 
 
 def test_running_statistics_are_rank_0s_where_they_are_read(folder: Path) -> None:
-    """By frozen blocks and in held-out passes; no forward pass of a step waits for them."""
+    """Frozen blocks and held-out passes read them. No forward pass of a step waits for them."""
     first, second = (torch.load(folder / f"statistics-{rank}.pt") for rank in (0, 1))
     for part, is_equal in (("before", True), ("stepped", False), ("evaluated", True)):
         pairs = list(zip(first[part], second[part], strict=True))
@@ -149,7 +152,7 @@ def test_running_statistics_are_rank_0s_where_they_are_read(folder: Path) -> Non
     assert all(
         torch.equal(one, other) for one, other in zip(first["stepped"], first["evaluated"], strict=True)
     )
-    # The frozen block's three, of which nothing has moved.
+    # The three buffers of the frozen block never change.
     assert all(
         torch.equal(one, other) for one, other in zip(first["before"][:3], second["stepped"][:3], strict=True)
     )

@@ -1,4 +1,4 @@
-"""A small learning problem for tests of the engine: five blocks of one convolution, the sample's 32-px pictures."""
+"""A small learning problem for tests of the engine: five blocks of one convolution, on the 32-px sample."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ from fastpsl.pipelines.views import ViewSpec
 
 
 class TinyNet(Backbone):
-    """Five blocks conv-BatchNorm-ReLU, each of stride 2 up to B4."""
+    """A backbone of five conv-BatchNorm-ReLU blocks, with stride 2 in all but the last."""
 
     name = "tiny"
     channels = (8, 8, 12, 16, 16)
@@ -37,7 +37,7 @@ class TinyNet(Backbone):
         widths = (3, *self.channels)
         self.parts = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(widths[i], widths[i + 1], 3, stride=1 + (i < 4), padding=1, bias=False),
+                nn.Conv2d(widths[i], widths[i + 1], 3, stride=2 if i < 4 else 1, padding=1, bias=False),
                 nn.BatchNorm2d(widths[i + 1]),
                 nn.ReLU(inplace=True),
             )
@@ -54,7 +54,7 @@ def one_process(device: str = "cpu") -> World:
 
 
 def tiny_run(out: Path, world: World | None = None, **options: Any) -> Run:
-    """A run over the 32-px sample, on the CPU, in `out`; of one process without a `world`."""
+    """Build a run over the 32-px sample, on the CPU, in `out`; with one process unless `world` is given."""
     paths = sample_paths()
     values: dict[str, Any] = {
         "data": str(paths.train_32),
@@ -71,7 +71,7 @@ def tiny_run(out: Path, world: World | None = None, **options: Any) -> Run:
 
 @dataclass(frozen=True)
 class TinyRecipe(Recipe[PretrainOptions]):
-    """A recipe whose options are made by `options`, whatever the command line has."""
+    """A recipe that takes its options from `options`, whatever the command line is."""
 
     @override
     def parse(self, *arguments: Any, **more: Any) -> PretrainOptions:
@@ -84,14 +84,14 @@ def tiny_recipe(make_options: Any, build: Any) -> TinyRecipe:
 
 @contextmanager
 def runs_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Closes the runs that `launch` opens within: a recipe that fails leaves that to the end of its process."""
+    """Close the runs that `launch` opens within, because a failed recipe leaves that to its process's end."""
     opened: list[Run] = []
 
-    def kept(*arguments: Any, **options: Any) -> Run:
+    def open_run(*arguments: Any, **options: Any) -> Run:
         opened.append(Run(*arguments, **options))
         return opened[-1]
 
-    monkeypatch.setattr(launch, "Run", kept)
+    monkeypatch.setattr(launch, "Run", open_run)
     try:
         yield
     finally:
@@ -100,7 +100,7 @@ def runs_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def noise_batch(views: Sequence[ViewSpec], size: int, seed: int = 0) -> Batch:
-    """A batch as a loader would hand it out, of noise."""
+    """Build a batch of noise as a loader would return it."""
     random = torch.Generator().manual_seed(seed)
     images, draws = [], []
     for number, view in enumerate(views):
@@ -121,7 +121,7 @@ def noise_batch(views: Sequence[ViewSpec], size: int, seed: int = 0) -> Batch:
 
 
 def part_of(batch: Batch, number: int, num_parts: int) -> Batch:
-    """The `number`-th of `num_parts` equal parts of a batch."""
+    """Return the `number`-th of `num_parts` equal parts of a batch."""
 
     def cut(tensor: Tensor) -> Tensor:
         return tensor.chunk(num_parts)[number]

@@ -1,4 +1,4 @@
-"""AlexNet's two kinds: layers and counts by hand, blocks against plain torch functions, first weights, and sizes of pictures."""
+"""Both AlexNets: counts of parameters, blocks compared to torch functions, initial weights, and sizes."""
 
 import pytest
 import torch
@@ -11,17 +11,17 @@ SIDES = (55, 27, 13, 13, 13, 1, 1)
 
 
 def small(name: str, **options: float) -> AlexNet:
-    """With 32 features in fc6 and fc7; BatchNorms as training might have left them."""
+    """Build a network with fc6 and fc7 of width 32 and with BatchNorms as after training."""
     torch.manual_seed(0)
-    made = AlexNet(name, fc_width=32, **options)  # type: ignore[arg-type]
-    for part in made.modules():
+    network = AlexNet(name, fc_width=32, **options)  # type: ignore[arg-type]
+    for part in network.modules():
         if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
             assert part.running_mean is not None and part.running_var is not None
             part.running_mean.normal_(std=0.1)
             part.running_var.uniform_(0.5, 1.5)
             nn.init.uniform_(part.weight, 0.5, 1.5)
             nn.init.normal_(part.bias, std=0.3)
-    return made
+    return network
 
 
 @pytest.mark.usefixtures("published_widths")
@@ -41,7 +41,7 @@ def test_parameters_are_the_originals(name: str) -> None:
 
 
 def test_names_are_deepclusters() -> None:
-    """Its features are convolution, BatchNorm, ReLU, with pools behind the first, second and fifth; its classifier begins with a dropout."""
+    """Pools follow the first, second and fifth convolution, and the classifier starts with dropout."""
     with torch.device("meta"):
         names = set(AlexNet().state_dict())
     expected = {f"features.{i}.{part}" for i in (0, 4, 8, 11, 14) for part in ("weight", "bias")}
@@ -75,7 +75,7 @@ def test_blocks_compute_the_networks_definition(name: str, side: int) -> None:
     expected.append(convolution(expected[-1], 14, 1, 1))
     pooled = F.max_pool2d(expected[-1], 3, 2)
     assert pooled.shape[-1] == {224: 6, 97: 2}[side]
-    # 2 positions a side to 6: each stands there three times.
+    # From 2 x 2 to 6 x 6 positions, each is repeated 3 x 3 times.
     vector = (pooled if side == 224 else pooled.repeat_interleave(3, 2).repeat_interleave(3, 3)).flatten(1)
     for first in (0, 3):
         if name == "alexnet":
@@ -120,10 +120,11 @@ def test_dropouts_stand_before_fc6_and_fc7() -> None:
         maps = torch.ones(64, width, 13 if width == 256 else 1, 13 if width == 256 else 1)
         linear = next(part for part in block.modules() if isinstance(part, nn.Linear))
         nn.init.constant_(linear.weight, 1 / linear.in_features)
-        # Each image's share of what is kept, over 1 - p; what comes out of a block is whole.
-        kept = block(maps).flatten(1)
-        assert kept.std(0).max() > 0 and kept.std(1).max() < 1e-6
-        assert kept.mean().item() == pytest.approx(1, abs=0.05)
+        # All features of an image have the share of kept inputs over 1 - p, so dropout is before the linear
+        # layer.
+        outputs = block(maps).flatten(1)
+        assert outputs.std(0).max() > 0 and outputs.std(1).max() < 1e-6
+        assert outputs.mean().item() == pytest.approx(1, abs=0.05)
         assert torch.allclose(block.eval()(maps), torch.ones(()))
 
 

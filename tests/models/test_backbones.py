@@ -1,4 +1,4 @@
-"""Every backbone by its name, in the stages of plans, folded, compiled, and under the tasks' own views."""
+"""Every backbone by name: in stages of plans, folded, compiled, and with the tasks' own views."""
 
 import re
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from fastpsl.models.alexnet import AlexNet
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import BACKBONES, make_backbone
 from fastpsl.models.fold_batchnorm import folded
+from fastpsl.models.names import ANY_BACKBONE
 from fastpsl.models.nin import NIN
 from fastpsl.models.resnet import ResNet
 from fastpsl.models.vgg import VGG
@@ -35,7 +36,7 @@ from tests.models.test_fold_batchnorm import apart
 from tests.programs import ROOT
 from tests.slow import slow
 
-# Small where their size is not what is tested: fully-connected layers of 16 features.
+# Small networks, with fully-connected layers of 16 features, for tests that do not depend on the size.
 SMALL: dict[str, Callable[[], Backbone]] = {
     "alexnet": lambda: AlexNet("alexnet", fc_width=16),
     "alexnet_rotnet": lambda: AlexNet("alexnet_rotnet", fc_width=16),
@@ -47,15 +48,15 @@ SMALL: dict[str, Callable[[], Backbone]] = {
     "vgg16": lambda: VGG(fc_width=16),
 }
 LARGE = ("resnet34_iic", "resnet50_mlp", "vgg16")
-# As docs/backbones.md has it; of five blocks and fewer it suggests none for three stages.
+# The suggestions of docs/backbones.md, which has none for networks of up to five blocks in three stages.
 SUGGESTED = {6: ("1-3", "2-4", "3-6"), 7: ("1-3", "2-4", "3-7")}
 
 
 def small(name: str) -> Backbone:
-    """Statistics and affine values as training might have left them."""
+    """Build a small network with running statistics and affine values as after training."""
     torch.manual_seed(0)
-    made = SMALL[name]()
-    for part in made.modules():
+    network = SMALL[name]()
+    for part in network.modules():
         if isinstance(part, _BatchNorm):
             assert part.running_mean is not None and part.running_var is not None
             part.running_mean.normal_(std=0.2)
@@ -63,9 +64,9 @@ def small(name: str) -> Backbone:
             nn.init.uniform_(part.weight, 0.5, 1.5)
             nn.init.normal_(part.bias, std=0.2)
         elif isinstance(part, nn.Linear):
-            # DeepCluster's 0.01 is for inputs of 9,216 and 4,096 features: with 16 next to nothing would pass.
+            # DeepCluster's 0.01 suits inputs of 9,216 and 4,096 features. With 16, outputs would be tiny.
             nn.init.kaiming_normal_(part.weight)
-    return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def views(backbone: Backbone) -> tuple[ViewSpec, ...]:
@@ -86,7 +87,9 @@ def test_a_name_makes_its_backbone(name: str) -> None:
         three, two = make_backbone(name), make_backbone(name, num_channels=2)
     assert three.name == two.name == name
     assert len(three.blocks()) == three.num_blocks == len(three.block_names) == len(three.channels)
-    shapes = [{key: tensor.shape for key, tensor in made.state_dict().items()} for made in (three, two)]
+    shapes = [
+        {key: tensor.shape for key, tensor in backbone.state_dict().items()} for backbone in (three, two)
+    ]
     assert shapes[0].keys() == shapes[1].keys()
     ((first, (_, *kernel)),) = ((key, shape) for key, shape in shapes[0].items() if shape != shapes[1][key])
     assert first == next(iter(shapes[0])) and kernel[0] == 3
@@ -113,21 +116,21 @@ def test_dropout_is_refused_where_there_is_none() -> None:
             make_backbone("vgg16", dropout=wrong)
     with torch.device("meta"):
         for name, count in (("alexnet", 2), ("vgg16", 1)):
-            made = make_backbone(name, dropout=0.0)
-            assert [part.p for part in made.modules() if isinstance(part, nn.Dropout)] == [0.0] * count
+            network = make_backbone(name, dropout=0.0)
+            assert [part.p for part in network.modules() if isinstance(part, nn.Dropout)] == [0.0] * count
 
 
 def test_who_names_some_names_all() -> None:
-    """The options' help, which tyro reads from the source."""
-    sentence = f"{', '.join(BACKBONES[:-1])} or {BACKBONES[-1]}"
-    told = 0
+    """Help texts take the list from `ANY_BACKBONE`, or write it out in full."""
+    assert ANY_BACKBONE == f"{', '.join(BACKBONES[:-1])} or {BACKBONES[-1]}"
+    num_texts = 0
     for path in [*ROOT.glob("recipes/*.py"), *ROOT.glob("fastpsl/**/*.py")]:
-        for text in re.findall(
-            r'"""[^"]*\bresnet18 or [^"]*"""|"""[^"]*\bresnet18,[^"]*"""', path.read_text()
-        ):
-            assert sentence in text, f"{path.name}: {text}"
-            told += 1
-    assert told >= 8
+        source = path.read_text()
+        num_texts += source.count("{ANY_BACKBONE}")
+        for text in re.findall(r'"""[^"]*\bresnet18 or [^"]*"""|"""[^"]*\bresnet18,[^"]*"""', source):
+            assert ANY_BACKBONE in text, f"{path.name}: {text}"
+            num_texts += 1
+    assert num_texts >= 8
 
 
 @pytest.mark.parametrize(
@@ -146,22 +149,23 @@ def test_exactly_the_learning_blocks_change(name: str, kind: str) -> None:
     calls: list[int] = []
     batch = noise_batch(views(backbone), 4)
     for stage in make_plan("psl", (1, 1, 1), num_blocks=backbone.num_blocks, partition=partition):
-        own = train_step(backbone, stage)
-        trunk = own.module.trunk
+        step = train_step(backbone, stage)
+        trunk = step.module.trunk
         hooks = [
             block.register_forward_hook(lambda m, args, output, number=number: calls.append(number))
             for number, block in enumerate([*trunk.frozen, *trunk.learning], start=1)
         ]
         before = [snapshot(block) for block in backbone.blocks()]
         calls.clear()
-        own.step([batch], lr=0.001)
-        assert calls == list(range(1, stage.last_block + 1)) and not own.num_skipped
+        step.step([batch], lr=0.001)
+        assert calls == list(range(1, stage.last_block + 1)) and not step.num_skipped
         for hook in hooks:
             hook.remove()
         for number, block in enumerate(backbone.blocks(), start=1):
             learns = stage.first_learning <= number <= stage.last_block
             for key, value in block.state_dict().items():
-                # A bias before a BatchNorm has no gradient but rounding, and begins at 0 where weight decay does nothing.
+                # The gradient of a bias before a BatchNorm is only rounding, and its weight decay starts at
+                # 0.
                 if not key.endswith("bias") or not learns:
                     assert torch.equal(before[number - 1][key], value) != learns, (stage, number, key)
 
@@ -173,30 +177,32 @@ BOUNDS = {"fp32": 2e-5, "bf16": 0.03}
 @pytest.mark.parametrize("precision", ["fp32", slow("bf16")])
 @pytest.mark.parametrize("name", [slow(name) if name in LARGE else name for name in SMALL])
 def test_all_blocks_frozen_and_folded_have_the_blocks_features(name: str, precision: str) -> None:
-    """Dropout is not at work in frozen blocks, folded or not."""
+    """Dropout is off in frozen blocks, folded or not."""
     last = small(name).num_blocks
     stage, dtype = Stage("linear", 1, last + 1, last, 1), DTYPES[precision]
     side = views(small(name))[0].crop.size_px
     images = torch.randn(2, 3, side, side).contiguous(memory_format=torch.channels_last)
     features = []
     for fold in (False, True):
-        own = train_step(small(name), stage, precision, fold)
+        step = train_step(small(name), stage, precision, fold)
         with torch.autocast("cpu", dtype=dtype, enabled=precision != "fp32"):
-            features.append(own.module.trunk.features(images))
-        for block in own.module.trunk.frozen_as_run if fold else ():
+            features.append(step.module.trunk.features(images))
+        for block in step.module.trunk.frozen_as_run if fold else ():
             assert not any(isinstance(part, _BatchNorm) for part in block.modules())
-            kept = [part.weight.dtype for part in block.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
-            assert set(kept) == {dtype}
-    for plain, ours in zip(*features, strict=True):
-        assert plain.std() > 0 and apart(plain, ours) < BOUNDS[precision]
+            dtypes = [
+                part.weight.dtype for part in block.modules() if isinstance(part, nn.Conv2d | nn.Linear)
+            ]
+            assert set(dtypes) == {dtype}
+    for plain_features, folded_features in zip(*features, strict=True):
+        assert plain_features.std() > 0 and apart(plain_features, folded_features) < BOUNDS[precision]
 
 
 @torch.no_grad()
 def test_a_folded_blocks_dropout_is_not_at_work() -> None:
     block, vectors = small("alexnet").train().blocks()[6], torch.randn(2, 16, 1, 1)
-    own = folded(block, torch.float32)
+    folded_block = folded(block, torch.float32)
     assert not torch.equal(block(vectors), block(vectors))
-    assert torch.equal(own(vectors), block.eval()(vectors))
+    assert torch.equal(folded_block(vectors), block.eval()(vectors))
 
 
 @torch.no_grad()
@@ -215,14 +221,14 @@ def test_compiled_steps_with_dropout_learn_what_eager_ones_do() -> None:
     stage = make_plan("psl", (1, 1, 1), num_blocks=7, partition=SUGGESTED[7])[2]
     for mode in ("eager", "compiled"):
         backbone = small("alexnet")
-        own = train_step(backbone, stage)
+        step = train_step(backbone, stage)
         if mode == "compiled":
-            own.module.trunk.runner = make_runner(mode, backend)
+            step.module.trunk.runner = make_runner(mode, backend)
         for seed in range(2):
             torch.manual_seed(seed)
-            own.step([noise_batch(views(backbone), 4, seed)], lr=0.1)
-        weights.append(torch.cat([value.flatten() for value in own.module.state_dict().values()]))
-    # Frozen and learning blocks: a graph each, and no more for the second step.
+            step.step([noise_batch(views(backbone), 4, seed)], lr=0.1)
+        weights.append(torch.cat([value.flatten() for value in step.module.state_dict().values()]))
+    # One graph for frozen blocks, one for learning blocks, and none for the second step.
     assert len(backend.inputs) == 2
     torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
 
@@ -231,14 +237,14 @@ def test_a_trunk_refuses_pictures_that_end_before_the_network() -> None:
     for name, side in (("alexnet", 62), ("vgg16", 31)):
         backbone = small(name)
         trunk = Trunk(backbone, make_plan("end_to_end", (1,), num_blocks=7)[0]).eval()
-        with pytest.raises(ValueError, match=f"this backbone reads {side + 1} px and more") as refused:
+        with pytest.raises(ValueError, match=f"this backbone reads {side + 1} px and more") as excinfo:
             trunk(torch.zeros(1, 3, 224, side))
-        assert "\n" not in str(refused.value)
+        assert "\n" not in str(excinfo.value)
         trunk(torch.zeros(1, 3, side + 1, side + 1))
 
 
 TASKS: dict[str, Callable[[], Task]] = {
-    # 64-px tiles: AlexNet reads 63 px and more.
+    # Its tiles have 64 px, and AlexNet needs at least 63 px.
     "jigsaw": lambda: Jigsaw(permutation_set(9, (16,)).permutations, (16,), embedding_width=8),
     "rotation": Rotation,
     "simclr": lambda: SimCLR(2),
@@ -256,12 +262,12 @@ def test_the_tasks_run_on_alexnet_with_their_own_views(name: str) -> None:
     if hasattr(task, "start_stage"):
         task.start_stage(stage, trunk, head)
     specs = task.views(stage.level)
-    own = TrainStep(module, sgd(module.learning_parameters()), specs, "fp32", CPU)
+    step = TrainStep(module, sgd(module.learning_parameters()), specs, "fp32", CPU)
     for number in range(task.num_warm_up_batches(stage) if hasattr(task, "num_warm_up_batches") else 0):
-        own.warm_up(task.warm_up, noise_batch(specs, 2, 100 + number))
+        step.warm_up(task.warm_up, noise_batch(specs, 2, 100 + number))
     before = snapshot(module)
-    own.step([noise_batch(specs, 2)], lr=0.1)
-    assert not own.num_skipped
+    step.step([noise_batch(specs, 2)], lr=0.1)
+    assert not step.num_skipped
     key = "trunk.learning.4.2.weight"
     assert isinstance(module.get_parameter(key), Tensor) and not torch.equal(
         before[key], module.state_dict()[key]

@@ -27,9 +27,9 @@ def test_the_last_few_are_kept_and_the_newest_is_found(tmp_path: Path) -> None:
     for step in (5, 10, 100_000):
         checkpoints.save(step, state(step))
     assert [p.name for p in checkpoints.paths()] == ["step-00000010.pt", "step-00100000.pt"]
-    found = checkpoints.newest()
-    assert found and found[0].name == "step-00100000.pt" and found[1]["position"] == {"step": 100_000}
-    assert torch.equal(found[1]["weights"], torch.full((1000,), 100_000.0)) and not found[2]
+    result = checkpoints.newest()
+    assert result and result[0].name == "step-00100000.pt" and result[1]["position"] == {"step": 100_000}
+    assert torch.equal(result[1]["weights"], torch.full((1000,), 100_000.0)) and not result[2]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
@@ -45,9 +45,9 @@ def test_a_corrupt_newest_gives_way_to_the_one_before_and_is_named(tmp_path: Pat
     newest.write_bytes({"empty": b"", "text": b"hello"}.get(damage, bytes(data)))
     with pytest.raises(ValueError, match=newest.name):
         read_checkpoint(newest)
-    found = checkpoints.newest()
-    assert found and found[0].name == "step-00000001.pt"
-    assert len(found[2]) == 1 and newest.name in found[2][0]
+    result = checkpoints.newest()
+    assert result and result[0].name == "step-00000001.pt"
+    assert len(result[2]) == 1 and newest.name in result[2][0]
     for path in checkpoints.paths():
         path.write_bytes(b"")
     with pytest.raises(ValueError, match="can be read"):
@@ -69,7 +69,7 @@ from pathlib import Path
 from fastpsl.models.checkpoint import CheckpointManager
 folder = Path(sys.argv[1])
 CheckpointManager(folder, keep=3).save(1, {"weights": torch.zeros(1000)})
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a disk with 100 kB left
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # like a disk with 100 kB left
 try:
     CheckpointManager(folder, keep=3).save(2, {"weights": torch.zeros(1_000_000)})
 except OSError as error:
@@ -78,7 +78,7 @@ except OSError as error:
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [
             sys.executable,
             "-c",
@@ -90,10 +90,10 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         text=True,
         timeout=240,
     )
-    assert done.stdout.split() == [str(errno.EFBIG), str(tmp_path / "step-00000002.pt")]
+    assert process.stdout.split() == [str(errno.EFBIG), str(tmp_path / "step-00000002.pt")]
     assert os.listdir(tmp_path) == ["step-00000001.pt"]
-    found = CheckpointManager(tmp_path).newest()
-    assert found and found[0].name == "step-00000001.pt"
+    result = CheckpointManager(tmp_path).newest()
+    assert result and result[0].name == "step-00000001.pt"
 
 
 def test_replacing_a_file_shows_old_or_new(tmp_path: Path) -> None:
@@ -113,10 +113,10 @@ def test_damaged_checkpoints_are_named_whatever_the_damage(tmp_path: Path, seed:
     for _ in range(chance.choice([1, 3, 200])):
         data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
     newest.write_bytes(data)
-    found = checkpoints.newest()
-    assert found
-    if found[0] != newest:
-        assert newest.name in found[2][0] and "\n" not in found[2][0]
+    result = checkpoints.newest()
+    assert result
+    if result[0] != newest:
+        assert newest.name in result[2][0] and "\n" not in result[2][0]
 
 
 def test_what_could_not_be_read_again_is_refused_at_once(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_what_could_not_be_read_again_is_refused_at_once(tmp_path: Path) -> None
 
 
 def test_no_room_for_a_checkpoint_is_said_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever write fails: of some torch says that the position is unexpected."""
+    """Any write may fail. For some of them, torch reports an unexpected position."""
 
     class Full(io.BytesIO):
         left = 0

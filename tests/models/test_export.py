@@ -1,4 +1,4 @@
-"""Weights out: the real torchvision and timm compute our features from an exported file; Detectron2's names, one by one."""
+"""Exported weights: torchvision and timm compute our features, and Detectron2's names are checked."""
 
 import json
 import pickle
@@ -28,37 +28,37 @@ SEEN = Input("RGB", (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), 48)
 SCIENCE = {"recipe": "jigsaw_r50", "plan": "psl", "stage_epochs": [1], "data_digest": "abc"}
 
 
-def checkpoint(folder: Path, backbone: str, seen: Input = SEEN) -> nn.Module:
-    """A checkpoint in `folder` as the trainer leaves it; its backbone, with running statistics of its own, in eval mode."""
+def checkpoint(folder: Path, backbone: str, input_record: Input = SEEN) -> nn.Module:
+    """Write a checkpoint as the trainer does; return its backbone, with random statistics, in eval mode."""
     torch.manual_seed(7)
-    made = random_weights(backbone, 7, seen).backbone
-    for name, buffer in made.named_buffers():
+    network = random_weights(backbone, 7, input_record).backbone
+    for name, buffer in network.named_buffers():
         if name.endswith("running_mean"):
             buffer.normal_(std=0.1)
         elif name.endswith("running_var"):
             buffer.uniform_(0.5, 1.5)
     summary = {"num_steps": 5, "num_steps_planned": 5}
     state = {
-        "backbone": made.state_dict(),
+        "backbone": network.state_dict(),
         "science": SCIENCE | {"backbone": backbone},
-        "input": seen.as_dict(),
+        "input": input_record.as_dict(),
         "num_stages": 1,
         "position": {"run_step": 5, "summaries": [summary]},
         "learner": {"optimiser": torch.zeros(3)},
     }
     CheckpointManager(folder / "checkpoints").save(5, state)
-    return made.eval()
+    return network.eval()
 
 
 @pytest.fixture
 def timm() -> Any:
-    """Imported where it is needed: that takes 1.5 s of each process that collects tests."""
+    """Import timm when a test needs it, because that takes 1.5 s of each process that collects tests."""
     return pytest.importorskip("timm")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def published_resnets() -> Iterator[None]:
-    """As wide as in other libraries."""
+    """Make ResNets as wide as in other libraries."""
     with pytest.MonkeyPatch.context() as patch:
         publish_resnets(patch)
         yield
@@ -72,7 +72,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
 
 @torch.no_grad()
 def assert_same_features(ours: nn.Module, theirs: nn.Module, channels: int = 3) -> None:
-    """`theirs` pools; its classifier is an identity."""
+    """Check that `theirs`, which pools and has an identity as classifier, computes our features."""
     images = torch.randn(2, channels, 64, 48)
     expected = ours(images).mean((2, 3))
     assert expected.std() > 0
@@ -88,61 +88,63 @@ def torchvisions(name: str, path: Path) -> nn.Module:
 
 
 def test_torchvision_computes_our_features(run: tuple[Path, nn.Module], tmp_path: Path) -> None:
-    folder, ours = run
+    folder, network = run
     out = tmp_path / "resnet18.pth"
-    said = export(folder, "torchvision", out)
-    assert_same_features(ours, torchvisions("resnet18", out))
+    output = export(folder, "torchvision", out)
+    assert_same_features(network, torchvisions("resnet18", out))
     state = torch.load(out, weights_only=True)
     assert len(state) == 120 and all(isinstance(value, Tensor) for value in state.values())
-    assert f"{out}: 120 tensors, 44.8 MB, for torchvision" in said
-    assert "      40  layer1-4.0-1.bn1.*" in said
+    assert f"{out}: 120 tensors, 44.8 MB, for torchvision" in output
+    assert "      40  layer1-4.0-1.bn1.*" in output
 
 
 def test_timm_computes_our_features(run: tuple[Path, nn.Module], tmp_path: Path, timm: Any) -> None:
-    folder, ours = run
+    folder, network = run
     for to, name in (("timm", "resnet18.pth"), ("safetensors", "resnet18.safetensors")):
         export(folder, to, tmp_path / name)
-        # num_classes=0: timm loads strictly.
+        # With num_classes=0, timm loads strictly.
         model = timm.create_model("resnet18", num_classes=0, checkpoint_path=str(tmp_path / name))
-        assert_same_features(ours, model)
+        assert_same_features(network, model)
 
 
 @pytest.mark.slow
 def test_resnet50_in_both(tmp_path: Path, timm: Any) -> None:
-    ours = checkpoint(tmp_path, "resnet50")
+    network = checkpoint(tmp_path, "resnet50")
     export(tmp_path, "torchvision", tmp_path / "r50.pth")
-    assert_same_features(ours, torchvisions("resnet50", tmp_path / "r50.pth"))
-    theirs = timm.create_model("resnet50", num_classes=0, checkpoint_path=str(tmp_path / "r50.pth"))
-    assert_same_features(ours, theirs)
+    assert_same_features(network, torchvisions("resnet50", tmp_path / "r50.pth"))
+    reference = timm.create_model("resnet50", num_classes=0, checkpoint_path=str(tmp_path / "r50.pth"))
+    assert_same_features(network, reference)
     export(tmp_path, "detectron2", tmp_path / "r50.pkl")
-    assert_detectron2s(tmp_path / "r50.pkl", ours, num_convs=3, units=(3, 4, 6, 3))
+    assert_detectron2s(tmp_path / "r50.pkl", network, num_convs=3, units=(3, 4, 6, 3))
 
 
 @pytest.mark.slow
 def test_resnet34_in_all_three(tmp_path: Path, timm: Any) -> None:
-    ours = checkpoint(tmp_path, "resnet34")
+    network = checkpoint(tmp_path, "resnet34")
     export(tmp_path, "torchvision", tmp_path / "r34.pth")
-    assert_same_features(ours, torchvisions("resnet34", tmp_path / "r34.pth"))
-    theirs = timm.create_model("resnet34", num_classes=0, checkpoint_path=str(tmp_path / "r34.pth"))
-    assert_same_features(ours, theirs)
+    assert_same_features(network, torchvisions("resnet34", tmp_path / "r34.pth"))
+    reference = timm.create_model("resnet34", num_classes=0, checkpoint_path=str(tmp_path / "r34.pth"))
+    assert_same_features(network, reference)
     export(tmp_path, "detectron2", tmp_path / "r34.pkl")
-    assert_detectron2s(tmp_path / "r34.pkl", ours, num_convs=2, units=(3, 4, 6, 3))
-    told = json.loads((tmp_path / "r34.pkl.json").read_text())["detectron2"]
-    assert (told["MODEL.RESNETS.DEPTH"], told["MODEL.RESNETS.RES2_OUT_CHANNELS"]) == (34, 64)
+    assert_detectron2s(tmp_path / "r34.pkl", network, num_convs=2, units=(3, 4, 6, 3))
+    record = json.loads((tmp_path / "r34.pkl.json").read_text())["detectron2"]
+    assert (record["MODEL.RESNETS.DEPTH"], record["MODEL.RESNETS.RES2_OUT_CHANNELS"]) == (34, 64)
 
 
 def test_a_network_that_sees_lightness_keeps_its_one_channel(tmp_path: Path, timm: Any) -> None:
     grey = Input("L", (0.5,), (0.25,), 48)
-    ours = checkpoint(tmp_path, "resnet18", grey)
+    network = checkpoint(tmp_path, "resnet18", grey)
     export(tmp_path, "timm", tmp_path / "l.pth")
-    theirs = timm.create_model("resnet18", num_classes=0, in_chans=1)
-    theirs.load_state_dict(torch.load(tmp_path / "l.pth", weights_only=True))
-    assert_same_features(ours, theirs, channels=1)
+    reference = timm.create_model("resnet18", num_classes=0, in_chans=1)
+    reference.load_state_dict(torch.load(tmp_path / "l.pth", weights_only=True))
+    assert_same_features(network, reference, channels=1)
     assert load_pretrained(tmp_path / "l.pth").input == grey
 
 
-def detectron2s(model: nn.Module, num_convs: int, units: tuple[int, ...]) -> Iterator[tuple[str, nn.Module]]:
-    """Detectron2's names of a ResNet's layers, by its structure: stem, res2-5, units of convN with norm, shortcuts."""
+def detectron2_layers(
+    model: nn.Module, num_convs: int, units: tuple[int, ...]
+) -> Iterator[tuple[str, nn.Module]]:
+    """Yield Detectron2's names of a ResNet's layers, by its stem, res2-5, units and shortcuts."""
     yield "stem.conv1", model.get_submodule("conv1")
     yield "stem.conv1.norm", model.get_submodule("bn1")
     for stage, num_units in enumerate(units):
@@ -158,11 +160,11 @@ def detectron2s(model: nn.Module, num_convs: int, units: tuple[int, ...]) -> Ite
 
 def assert_detectron2s(path: Path, ours: nn.Module, num_convs: int, units: tuple[int, ...]) -> None:
     with open(path, "rb") as file:
-        data = pickle.load(file, encoding="latin1")  # as its DetectionCheckpointer does
+        data = pickle.load(file, encoding="latin1")  # as Detectron2's DetectionCheckpointer does
     assert data["matching_heuristics"] is True and data["__author__"] == "fastpsl"
     expected = {
         f"{name}.{part}": tensor
-        for name, layer in detectron2s(ours, num_convs, units)
+        for name, layer in detectron2_layers(ours, num_convs, units)
         for part, tensor in layer.state_dict().items()
     }
     assert data["model"].keys() == expected.keys()
@@ -172,12 +174,12 @@ def assert_detectron2s(path: Path, ours: nn.Module, num_convs: int, units: tuple
 
 
 def test_detectron2_finds_every_layer_under_its_name(run: tuple[Path, nn.Module], tmp_path: Path) -> None:
-    folder, ours = run
-    said = export(folder, "detectron2", tmp_path / "r18.pkl")
-    assert_detectron2s(tmp_path / "r18.pkl", ours, num_convs=2, units=(2, 2, 2, 2))
-    assert "layer2-4.0.downsample.1.*       res3-5.0.shortcut.norm.*" in said
-    told = json.loads((tmp_path / "r18.pkl.json").read_text())
-    assert told["detectron2"] == {
+    folder, network = run
+    output = export(folder, "detectron2", tmp_path / "r18.pkl")
+    assert_detectron2s(tmp_path / "r18.pkl", network, num_convs=2, units=(2, 2, 2, 2))
+    assert "layer2-4.0.downsample.1.*       res3-5.0.shortcut.norm.*" in output
+    record = json.loads((tmp_path / "r18.pkl.json").read_text())
+    assert record["detectron2"] == {
         "MODEL.PIXEL_MEAN": [102.0, 127.5, 153.0],
         "MODEL.PIXEL_STD": [51.0, 63.75, 76.5],
         "MODEL.RESNETS.DEPTH": 18,
@@ -188,18 +190,18 @@ def test_detectron2_finds_every_layer_under_its_name(run: tuple[Path, nn.Module]
 
 
 def test_the_input_record_goes_along_and_comes_back(run: tuple[Path, nn.Module], tmp_path: Path) -> None:
-    folder, ours = run
+    folder, network = run
     first = load_pretrained(folder)
     for to, name in (("torchvision", "a.pth"), ("safetensors", "a.safetensors")):
         export(folder, to, tmp_path / name)
-        found = load_pretrained(tmp_path / name)
-        assert found.input == SEEN and found.record["kind"] == "export"
+        result = load_pretrained(tmp_path / name)
+        assert result.input == SEEN and result.record["kind"] == "export"
         for key in ("backbone", "run_step", "science", "cut"):
-            assert found.record[key] == first.record[key], key
-        for key, tensor in ours.state_dict().items():
-            assert torch.equal(found.backbone.state_dict()[key], tensor)
-    told = json.loads((tmp_path / "a.pth.json").read_text())
-    assert told["source"] == {
+            assert result.record[key] == first.record[key], key
+        for key, tensor in network.state_dict().items():
+            assert torch.equal(result.backbone.state_dict()[key], tensor)
+    record = json.loads((tmp_path / "a.pth.json").read_text())
+    assert record["source"] == {
         "name": "step-00000005.pt",
         "sha256": first.record["sha256"],
         "kind": "fastpsl",
@@ -221,56 +223,56 @@ def test_a_record_of_other_weights_is_not_believed(run: tuple[Path, nn.Module], 
 
 @pytest.mark.slow
 def test_revnet_goes_as_safetensors_alone(tmp_path: Path) -> None:
-    ours = checkpoint(tmp_path, "revnet50")
+    network = checkpoint(tmp_path, "revnet50")
     with pytest.raises(ValueError, match="detectron2 has no revnet50: --to safetensors writes it"):
         export(tmp_path, "detectron2", tmp_path / "r.pkl")
-    said = export(tmp_path, "safetensors", tmp_path / "r.safetensors")
+    output = export(tmp_path, "safetensors", tmp_path / "r.safetensors")
     loaded = safetensors_torch.load_file(tmp_path / "r.safetensors")
-    assert loaded.keys() == ours.state_dict().keys() and f"{len(loaded)} tensors" in said
-    found = load_pretrained(tmp_path / "r.safetensors").backbone.eval()
+    assert loaded.keys() == network.state_dict().keys() and f"{len(loaded)} tensors" in output
+    result = load_pretrained(tmp_path / "r.safetensors").backbone.eval()
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(found(images), ours(images))
+        assert torch.equal(result(images), network(images))
 
 
 @pytest.mark.slow
 @torch.no_grad()
 def test_the_mlp_stays_here_and_libraries_get_the_resnet(tmp_path: Path) -> None:
-    ours = checkpoint(tmp_path, "resnet50_mlp")
+    network = checkpoint(tmp_path, "resnet50_mlp")
     images = torch.randn(2, 3, 64, 48)
     expected = images
-    for block in ours.blocks()[:5]:  # type: ignore[operator]
+    for block in network.blocks()[:5]:  # type: ignore[operator]
         expected = block(expected)
     for to, name in (("torchvision", "m.pth"), ("detectron2", "m.pkl")):
-        said = export(tmp_path, to, tmp_path / name)
-        assert f"left out: mlp.*, which {to} has not" in said
-    theirs = torchvisions("resnet50", tmp_path / "m.pth").eval()
-    torch.testing.assert_close(theirs(images), expected.mean((2, 3)), rtol=1e-5, atol=1e-6)
-    assert_detectron2s(tmp_path / "m.pkl", ours, num_convs=3, units=(3, 4, 6, 3))
-    found = load_pretrained(tmp_path / "m.pth")
-    assert found.record["backbone"] == "resnet50" and found.record["left_out"] == ["mlp.*"]
-    torch.testing.assert_close(found.backbone.eval()(images), expected)
-    said = export(tmp_path, "safetensors", tmp_path / "m.safetensors")
-    assert "left out" not in said
+        output = export(tmp_path, to, tmp_path / name)
+        assert f"left out: mlp.*, which {to} has not" in output
+    reference = torchvisions("resnet50", tmp_path / "m.pth").eval()
+    torch.testing.assert_close(reference(images), expected.mean((2, 3)), rtol=1e-5, atol=1e-6)
+    assert_detectron2s(tmp_path / "m.pkl", network, num_convs=3, units=(3, 4, 6, 3))
+    result = load_pretrained(tmp_path / "m.pth")
+    assert result.record["backbone"] == "resnet50" and result.record["left_out"] == ["mlp.*"]
+    torch.testing.assert_close(result.backbone.eval()(images), expected)
+    output = export(tmp_path, "safetensors", tmp_path / "m.safetensors")
+    assert "left out" not in output
     whole = load_pretrained(tmp_path / "m.safetensors")
     assert whole.record["backbone"] == "resnet50_mlp"
-    assert torch.equal(whole.backbone.eval()(images), ours(images))
+    assert torch.equal(whole.backbone.eval()(images), network(images))
 
 
 def test_the_small_resnet_says_what_torchvisions_needs(tmp_path: Path) -> None:
-    ours = checkpoint(tmp_path, "resnet18_cifar")
-    said = export(tmp_path, "torchvision", tmp_path / "c.pth")
-    told = json.loads((tmp_path / "c.pth.json").read_text())["model"]
-    assert told in said
-    made, conv1, maxpool = re.fullmatch(  # type: ignore[union-attr]
-        r"(torchvision\.models\.resnet18\(\)) with conv1 = (.*) and maxpool = (.*)", told
+    network = checkpoint(tmp_path, "resnet18_cifar")
+    output = export(tmp_path, "torchvision", tmp_path / "c.pth")
+    model_text = json.loads((tmp_path / "c.pth.json").read_text())["model"]
+    assert model_text in output
+    model, conv1, maxpool = re.fullmatch(  # type: ignore[union-attr]
+        r"(torchvision\.models\.resnet18\(\)) with conv1 = (.*) and maxpool = (.*)", model_text
     ).groups()
-    theirs = eval(made)
-    theirs.conv1, theirs.maxpool = eval(conv1), eval(maxpool)
-    missing, unexpected = theirs.load_state_dict(torch.load(tmp_path / "c.pth"), strict=False)
+    reference = eval(model)
+    reference.conv1, reference.maxpool = eval(conv1), eval(maxpool)
+    missing, unexpected = reference.load_state_dict(torch.load(tmp_path / "c.pth"), strict=False)
     assert sorted(missing) == ["fc.bias", "fc.weight"] and not unexpected
-    theirs.fc = nn.Identity()
-    assert_same_features(ours, theirs)
+    reference.fc = nn.Identity()
+    assert_same_features(network, reference)
     assert load_pretrained(tmp_path / "c.pth").record["backbone"] == "resnet18_cifar"
     for to, name in (("timm", "t.pth"), ("detectron2", "c.pkl")):
         with pytest.raises(ValueError, match=f"{to} has no resnet18_cifar: --to safetensors writes it"):
@@ -279,31 +281,32 @@ def test_the_small_resnet_says_what_torchvisions_needs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_vgg16_in_torchvision_and_timm(tmp_path: Path, timm: Any) -> None:
-    ours = checkpoint(tmp_path, "vgg16")
-    said = {to: export(tmp_path, to, tmp_path / f"{to}.pth") for to in ("torchvision", "timm")}
-    assert "features.0-41.*" in said["torchvision"] and "classifier.0-3.*" in said["torchvision"]
-    assert "pre_logits.fc2.*" in said["timm"]
+    network = checkpoint(tmp_path, "vgg16")
+    outputs = {to: export(tmp_path, to, tmp_path / f"{to}.pth") for to in ("torchvision", "timm")}
+    assert "features.0-41.*" in outputs["torchvision"] and "classifier.0-3.*" in outputs["torchvision"]
+    assert "pre_logits.fc2.*" in outputs["timm"]
     with torch.device("meta"):
-        theirs, timms = torchvision.models.vgg16_bn(), timm.create_model("vgg16_bn", num_classes=0)
-    # Names are those of the whole networks; timm's loads strictly, torchvision's lacks its last layer.
+        reference, timm_model = torchvision.models.vgg16_bn(), timm.create_model("vgg16_bn", num_classes=0)
+    # Names are compared to the whole networks. timm loads strictly, and torchvision's network has one more
+    # layer.
     state = torch.load(tmp_path / "torchvision.pth")
-    assert set(theirs.state_dict()) - set(state) == {"classifier.6.weight", "classifier.6.bias"}
-    theirs.classifier[0], theirs.classifier[3] = nn.Linear(25088, 32), nn.Linear(32, 32)
-    theirs.classifier[6] = nn.Identity()
-    theirs.features.to_empty(device="cpu")
-    theirs.load_state_dict(state)
-    assert_same_features(ours, theirs)
+    assert set(reference.state_dict()) - set(state) == {"classifier.6.weight", "classifier.6.bias"}
+    reference.classifier[0], reference.classifier[3] = nn.Linear(25088, 32), nn.Linear(32, 32)
+    reference.classifier[6] = nn.Identity()
+    reference.features.to_empty(device="cpu")
+    reference.load_state_dict(state)
+    assert_same_features(network, reference)
     state = torch.load(tmp_path / "timm.pth")
-    assert set(timms.state_dict()) == set(state)
-    timms.pre_logits = type(timms.pre_logits)(512, 32, 7)
-    timms.features.to_empty(device="cpu")
-    timms.load_state_dict(state)
-    assert_same_features(ours, timms)
+    assert set(timm_model.state_dict()) == set(state)
+    timm_model.pre_logits = type(timm_model.pre_logits)(512, 32, 7)
+    timm_model.features.to_empty(device="cpu")
+    timm_model.load_state_dict(state)
+    assert_same_features(network, timm_model)
     images = torch.randn(1, 3, 64, 64)
     for to in ("torchvision", "timm"):
-        found = load_pretrained(tmp_path / f"{to}.pth")
-        assert found.record["backbone"] == "vgg16" and torch.equal(
-            found.backbone.eval()(images), ours(images)
+        result = load_pretrained(tmp_path / f"{to}.pth")
+        assert result.record["backbone"] == "vgg16" and torch.equal(
+            result.backbone.eval()(images), network(images)
         )
     with pytest.raises(ValueError, match="detectron2 has no vgg16: --to safetensors writes it"):
         export(tmp_path, "detectron2", tmp_path / "v.pkl")
@@ -311,18 +314,18 @@ def test_vgg16_in_torchvision_and_timm(tmp_path: Path, timm: Any) -> None:
 
 @pytest.mark.parametrize("name", ["alexnet", "alexnet_rotnet"])
 def test_alexnets_go_as_safetensors_alone(tmp_path: Path, name: str) -> None:
-    seen = Input("SobelXY", (0.0, 0.0), (0.03, 0.03), 48)
-    ours = checkpoint(tmp_path, name, seen)
+    input_record = Input("SobelXY", (0.0, 0.0), (0.03, 0.03), 48)
+    network = checkpoint(tmp_path, name, input_record)
     for to, ending in (("torchvision", "pth"), ("timm", "pth"), ("detectron2", "pkl")):
-        with pytest.raises(ValueError, match=f"{to} has no {name}: --to safetensors writes it") as refused:
+        with pytest.raises(ValueError, match=f"{to} has no {name}: --to safetensors writes it") as excinfo:
             export(tmp_path, to, tmp_path / f"a.{ending}")
-        assert "\n" not in str(refused.value)
+        assert "\n" not in str(excinfo.value)
     export(tmp_path, "safetensors", tmp_path / "a.safetensors")
-    found = load_pretrained(tmp_path / "a.safetensors")
-    assert found.input == seen and found.record["backbone"] == name
+    result = load_pretrained(tmp_path / "a.safetensors")
+    assert result.input == input_record and result.record["backbone"] == name
     images = torch.randn(1, 2, 64, 64)
     with torch.no_grad():
-        assert torch.equal(found.backbone.eval()(images), ours(images))
+        assert torch.equal(result.backbone.eval()(images), network(images))
 
 
 @torch.no_grad()
@@ -331,16 +334,16 @@ def test_alexnets_go_as_safetensors_alone(tmp_path: Path, name: str) -> None:
     ["nin4", *map(slow, ("nin3", "nin5", "resnet34_iic"))],
 )
 def test_nins_and_iics_resnet_go_as_safetensors_alone(name: str, tmp_path: Path) -> None:
-    ours = checkpoint(tmp_path, name)
+    network = checkpoint(tmp_path, name)
     for to, ending in (("torchvision", "pth"), ("timm", "pth"), ("detectron2", "pkl")):
-        with pytest.raises(ValueError, match=f"{to} has no {name}: --to safetensors writes it") as refused:
+        with pytest.raises(ValueError, match=f"{to} has no {name}: --to safetensors writes it") as excinfo:
             export(tmp_path, to, tmp_path / f"n.{ending}")
-        assert "\n" not in str(refused.value)
+        assert "\n" not in str(excinfo.value)
     export(tmp_path, "safetensors", tmp_path / "n.safetensors")
-    found = load_pretrained(tmp_path / "n.safetensors")
+    result = load_pretrained(tmp_path / "n.safetensors")
     images = torch.randn(2, 3, 32, 32)
-    assert found.record["backbone"] == name
-    assert torch.equal(found.backbone.eval()(images), ours(images))
+    assert result.record["backbone"] == name
+    assert torch.equal(result.backbone.eval()(images), network(images))
 
 
 def test_the_command(run: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -352,11 +355,13 @@ def test_the_command(run: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest
             main(["export", *words])
         except SystemExit as end:
             code = end.code or 0
-        said = capsys.readouterr()
-        return code, said.out, said.err
+        output = capsys.readouterr()
+        return code, output.out, output.err
 
-    code, said, _ = command(folder, "--to", "timm", out)
-    assert code == 0 and "resnet18 (fastpsl, 5 steps); input RGB, mean 0.4 0.5 0.6, std 0.2 0.25 0.3" in said
+    code, output, _ = command(folder, "--to", "timm", out)
+    assert (
+        code == 0 and "resnet18 (fastpsl, 5 steps); input RGB, mean 0.4 0.5 0.6, std 0.2 0.25 0.3" in output
+    )
     for words, error in (
         ((folder, "--to", "timm", out), f"{out}: exists already"),
         ((folder, "--to", "detectron2", str(tmp_path / "x.pth2")), "call it *.pkl"),
@@ -374,18 +379,19 @@ def test_the_command(run: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest
 
 
 def test_others_weights_go_out_once_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """MoCo's checkpoint to Detectron2 in one command, as for its detection results."""
+    """One command exports MoCo's checkpoint for Detectron2."""
     torch.manual_seed(1)
-    theirs = torchvision.models.resnet18()
-    state = {f"module.encoder_q.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    reference = torchvision.models.resnet18()
+    state = {f"module.encoder_q.{name}": tensor for name, tensor in reference.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "moco.pth.tar")
     numbers = ["0.485", "0.456", "0.406"]
     main(
         ["export", str(tmp_path / "moco.pth.tar"), "--to", "detectron2", str(tmp_path / "moco.pkl"),
-         "--backbone", "resnet18", "--input-channels", "RGB", "--input-mean", *numbers, "--input-std", *numbers]
+         "--backbone", "resnet18", "--input-channels", "RGB",
+         "--input-mean", *numbers, "--input-std", *numbers]
     )  # fmt: skip
     assert "resnet18 (moco)" in capsys.readouterr().out
-    assert_detectron2s(tmp_path / "moco.pkl", theirs, num_convs=2, units=(2, 2, 2, 2))
+    assert_detectron2s(tmp_path / "moco.pkl", reference, num_convs=2, units=(2, 2, 2, 2))
 
 
 def test_the_table_counts_every_tensor() -> None:

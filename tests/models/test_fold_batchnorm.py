@@ -1,8 +1,10 @@
-"""Folded frozen blocks: the same features and gradients, nothing of them where state is kept, refused where they cannot be.
+"""Folded frozen blocks have the same features and gradients, leave no trace in states, or are rejected.
 
-Bounds, of the difference's norm over the features': float32 sums in another order, 1e-5 after a dozen convolutions. bfloat16
-keeps 8 bits, so a rounding is 2^-8 at most and its root mean square about 2^-10; features after n layers, which were rounded in other places,
-differ by about sqrt(2 n) of those: 2 % covers the 11 of ResNet-50's B1 and B2, and is 6 times less than a BatchNorm that is left out makes.
+Bounds are those of the difference's norm over the features' norm. In float32, sums have another order: 1e-5
+after a dozen convolutions. bfloat16 has 8 bits, so that a rounding is at most 2^-8 and its root mean square
+about 2^-10. After n layers with other roundings, features differ by about sqrt(2 n) of that. A bound of 2 %
+suffices for the 11 layers of ResNet-50's B1 and B2, and is 6 times smaller than the effect of a missing
+BatchNorm.
 """
 
 import copy
@@ -33,8 +35,8 @@ BOUNDS = {"fp32": 1e-5, "bf16": 0.02}
 S3 = make_plan("psl", (1, 1, 1))[2]
 
 
-def trained(backbone: nn.Module) -> nn.Module:
-    """With running statistics and affine values as training might have left them, channels-last."""
+def as_after_training(backbone: nn.Module) -> nn.Module:
+    """Set running statistics and affine values as after training, in channels-last memory."""
     random = torch.Generator().manual_seed(1)
     for part in backbone.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -48,7 +50,7 @@ def trained(backbone: nn.Module) -> nn.Module:
 
 def train_step(name: str, precision: str, fold: bool, stage: Stage = S3) -> TrainStep:
     torch.manual_seed(0)
-    backbone, task = trained(ResNet(name)), Brightness()
+    backbone, task = as_after_training(ResNet(name)), Brightness()
     module = StageModule(Trunk(backbone, stage), task.head(1, backbone.channels[-1]), task.loss)  # type: ignore[arg-type, index]
     return TrainStep(module, sgd(module.learning_parameters()), VIEWS, precision, CPU, fold_frozen=fold)
 
@@ -65,27 +67,27 @@ def test_features_and_gradients_are_those_of_the_blocks(name: str, precision: st
     (images,) = batch.inputs(VIEWS, dtype)
     features, gradients = [], []
     for fold in (False, True):
-        own = train_step(name, precision, fold)
-        # Statistics of four images would blow up any difference.
-        own.module.eval()
+        step = train_step(name, precision, fold)
+        # In train mode, statistics of four images would amplify any difference.
+        step.module.eval()
         with torch.autocast("cpu", dtype=dtype, enabled=precision != "fp32"):
-            trunk = own.module.trunk
+            trunk = step.module.trunk
             features.append(trunk.features(images)[:2])
-            loss, _ = own.module([images], batch)
+            loss, _ = step.module([images], batch)
         loss.backward()
         assert all(p.grad is None for p in trunk.frozen.parameters())
         gradients.append(torch.cat([p.grad.flatten() for p in trunk.learning.parameters()]))  # type: ignore[union-attr]
-    for plain, ours in zip(*features, strict=True):
-        assert ours.dtype == plain.dtype == dtype
-        assert ours.is_contiguous(memory_format=torch.channels_last)
-        assert apart(plain, ours) < BOUNDS[precision]
-    # Through three more blocks and back, where bfloat16 opens other ReLUs.
+    for plain_features, folded_features in zip(*features, strict=True):
+        assert folded_features.dtype == plain_features.dtype == dtype
+        assert folded_features.is_contiguous(memory_format=torch.channels_last)
+        assert apart(plain_features, folded_features) < BOUNDS[precision]
+    # The gradients passed three more blocks, where other ReLUs are active in bfloat16.
     assert apart(*gradients) < (1e-4 if precision == "fp32" else 0.7)
 
 
 def test_a_batchnorm_left_out_is_beyond_the_bounds() -> None:
-    """What the bounds are worth."""
-    block = trained(ResNet("resnet18")).eval().blocks()[1]  # type: ignore[operator]
+    """The bounds detect a missing BatchNorm."""
+    block = as_after_training(ResNet("resnet18")).eval().blocks()[1]  # type: ignore[operator]
     images = torch.randn(2, 64, 16, 16)
     expected, wrong = block(images), copy.deepcopy(block)
     wrong[1][0].bn2 = nn.Identity()
@@ -94,9 +96,9 @@ def test_a_batchnorm_left_out_is_beyond_the_bounds() -> None:
 
 
 def test_activations_are_joined_to_their_convolutions() -> None:
-    """All of ResNet's are behind one, or behind its sum with the shortcut."""
+    """All of ResNet's ReLUs follow a convolution, or its sum with the shortcut."""
     for name, count in (("resnet18", 4), ("resnet50", 9)):
-        block = folded(trained(ResNet(name)).blocks()[1], torch.bfloat16)  # type: ignore[operator]
+        block = folded(as_after_training(ResNet(name)).blocks()[1], torch.bfloat16)  # type: ignore[operator]
         kinds = [type(part).__name__ for part in block.modules()]
         assert kinds.count("ConvReLU") == count and "ReLU" not in kinds
         assert isinstance(block, torch.fx.GraphModule) and " + " not in block.code
@@ -134,26 +136,26 @@ def test_folded_and_compiled() -> None:
     backend, values = Capture(), []
     for runner in (run_blocks, make_runner("compiled", backend)):
         torch.manual_seed(0)
-        own = train_step("resnet18", "bf16", True)
-        own.module.trunk.runner = runner
-        own.step([noise_batch(VIEWS, 4)], lr=0.1)
-        values.append(torch.cat([p.detach().flatten() for p in own.module.parameters()]))
+        step = train_step("resnet18", "bf16", True)
+        step.module.trunk.runner = runner
+        step.step([noise_batch(VIEWS, 4)], lr=0.1)
+        values.append(torch.cat([p.detach().flatten() for p in step.module.parameters()]))
     assert len(backend.inputs) == 2 and torch.equal(*values)
 
 
 def test_a_head_that_learns_alone_has_every_blocks_features() -> None:
-    """Linear probes: all five blocks are frozen."""
+    """In linear probes, all five blocks are frozen."""
     linear = Stage("linear", 1, 6, 5, 1)
-    own = train_step("resnet18", "fp32", True, linear)
+    step = train_step("resnet18", "fp32", True, linear)
     images = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
-    ours = own.module.trunk.features(images)
+    features = step.module.trunk.features(images)
     expected = train_step("resnet18", "fp32", False, linear).module.trunk.features(images)
-    assert len(ours) == 5 and all(apart(a, b) < 2e-5 for a, b in zip(expected, ours, strict=True))
+    assert len(features) == 5 and all(apart(a, b) < 2e-5 for a, b in zip(expected, features, strict=True))
 
 
 def test_synchronised_batchnorm_folds_too() -> None:
-    """In eval mode it is like any other."""
-    block = trained(TinyNet()).blocks()[0].eval()  # type: ignore[operator]
+    """In eval mode, it computes the same as any other."""
+    block = as_after_training(TinyNet()).blocks()[0].eval()  # type: ignore[operator]
     images = torch.randn(2, 3, 8, 8)
     expected = block(images)
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(block)
@@ -184,9 +186,9 @@ def test_what_cannot_be_folded_is_refused_in_one_line(tmp_path: Path) -> None:
         (NormFirst(), "follow no convolution"),
         (Branches(), "cannot follow"),
     ):
-        with pytest.raises(ValueError, match=says) as refused:
+        with pytest.raises(ValueError, match=says) as excinfo:
             folded(block, torch.float32)
-        assert "leave it out" in str(refused.value) and "\n" not in str(refused.value)
+        assert "leave it out" in str(excinfo.value) and "\n" not in str(excinfo.value)
     run = tiny_run(tmp_path, fold_frozen=True)
     experiment = tiny_experiment()
     object.__setattr__(experiment, "frozen_batchnorm", "train")
@@ -196,7 +198,7 @@ def test_what_cannot_be_folded_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_plan_is_trained_with_folded_blocks(tmp_path: Path) -> None:
-    """S2 and S3 learn what they learn unfolded, but for rounding, and do not run the frozen blocks themselves."""
+    """S2 and S3 train as without folding, except for rounding, and do not run the frozen blocks."""
     losses, calls = [], []
     for fold in (False, True):
         run, experiment = (
@@ -204,18 +206,18 @@ def test_a_plan_is_trained_with_folded_blocks(tmp_path: Path) -> None:
             tiny_experiment(),
         )
         first: nn.Module = experiment.backbone.blocks()[0]  # type: ignore[operator]
-        seen: list[str] = []
-        first.register_forward_hook(lambda *_, run=run, seen=seen: seen.append(str(run.position.stage)))
+        stages: list[str] = []
+        first.register_forward_hook(lambda *_, run=run, stages=stages: stages.append(str(run.position.stage)))
         assert pretrain(experiment, run)
         run.close()
         losses.append([summary["loss_end"] for summary in run.position.summaries])
-        calls.append("".join(seen))
+        calls.append("".join(stages))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert calls == ["000111222", "000"]
 
 
 class Again(nn.Module):
-    """A convolution and its BatchNorm, once or twice, and a sum with itself."""
+    """A block with a convolution and BatchNorm, used once or twice, or with a sum with itself."""
 
     def __init__(self, kind: str):
         super().__init__()
@@ -235,9 +237,9 @@ class Again(nn.Module):
 @pytest.mark.parametrize("kind", ["twice", "two norms"])
 def test_a_convolution_with_two_tasks_is_refused(kind: str) -> None:
     with pytest.raises(ValueError, match="--fold-frozen: conv is called twice in a block"):
-        folded(trained(Again(kind)), torch.float32)
+        folded(as_after_training(Again(kind)), torch.float32)
 
 
 def test_a_sum_with_itself() -> None:
-    block, images = trained(Again("sum")).eval(), torch.rand(2, 4, 6, 6)
+    block, images = as_after_training(Again("sum")).eval(), torch.rand(2, 4, 6, 6)
     assert apart(block(images), folded(block, torch.float32)(images)) < BOUNDS["fp32"]

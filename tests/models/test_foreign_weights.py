@@ -1,4 +1,4 @@
-"""Peers' checkpoints, made small from torchvision's tensors under the peers' names: the backbone comes out whole."""
+"""Other projects' checkpoints, rebuilt from torchvision's tensors: the backbone is extracted completely."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +22,8 @@ PATH = Path("theirs.pth")
 
 
 @pytest.fixture(scope="module")
-def theirs() -> Tensors:
-    """torchvision's ResNet-18, fc and all, with running statistics of its own."""
+def torchvision_state() -> Tensors:
+    """Return torchvision's ResNet-18 with fc and random running statistics."""
     torch.manual_seed(3)
     state = torchvision.models.resnet18().state_dict()
     return {name: torch.rand_like(t) if t.is_floating_point() else t + 7 for name, t in state.items()}
@@ -33,8 +33,8 @@ def prefixed(tensors: Tensors, prefix: str) -> Tensors:
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
-def other(tensors: Tensors) -> Tensors:
-    """A copy that must not be taken for the backbone: a momentum encoder."""
+def momentum_copy(tensors: Tensors) -> Tensors:
+    """Return changed tensors, as those of a momentum encoder, that must not be taken for the backbone."""
     return {name: tensor + 1 for name, tensor in tensors.items()}
 
 
@@ -43,7 +43,7 @@ def body(tensors: Tensors) -> Tensors:
 
 
 def numbered(tensors: Tensors) -> Tensors:
-    """The names of nn.Sequential(*list(resnet.children())[:-1])."""
+    """Rename tensors as nn.Sequential(*list(resnet.children())[:-1]) does."""
     children = [name for name, _ in torchvision.models.resnet18().named_children()]
     split = ((name.partition(".")[0], name.partition(".")[2], t) for name, t in body(tensors).items())
     return {f"{children.index(child)}.{rest}": tensor for child, rest, tensor in split}
@@ -56,12 +56,12 @@ def mlp(prefix: str) -> Tensors:
 def moco(t: Tensors) -> dict[str, Any]:
     queue = {"module.queue": torch.zeros(2, 4), "module.queue_ptr": torch.zeros(1)}
     query = prefixed(body(t) | mlp("fc"), "module.encoder_q.")
-    key = prefixed(other(body(t)) | mlp("fc"), "module.encoder_k.")
+    key = prefixed(momentum_copy(body(t)) | mlp("fc"), "module.encoder_k.")
     return {"epoch": 1, "arch": "resnet18", "state_dict": key | query | queue, "optimizer": {"state": {}}}
 
 
 def moco_v3(t: Tensors) -> dict[str, Any]:
-    momentum = prefixed(other(body(t)) | mlp("fc"), "module.momentum_encoder.")
+    momentum = prefixed(momentum_copy(body(t)) | mlp("fc"), "module.momentum_encoder.")
     base = prefixed(body(t) | mlp("fc"), "module.base_encoder.")
     return {"state_dict": momentum | base | mlp("module.predictor")}
 
@@ -78,7 +78,9 @@ def solo(t: Tensors) -> dict[str, Any]:
         | {"classifier.weight": torch.zeros(2), "queue": torch.zeros(2)}
     )
     return {
-        "state_dict": prefixed(other(body(t)), "momentum_backbone.") | prefixed(body(t), "backbone.") | rest
+        "state_dict": prefixed(momentum_copy(body(t)), "momentum_backbone.")
+        | prefixed(body(t), "backbone.")
+        | rest
     }
 
 
@@ -91,12 +93,14 @@ def solo_before_2022(t: Tensors) -> dict[str, Any]:
 def lightly(t: Tensors) -> dict[str, Any]:
     rest = mlp("projection_head.layers") | {"online_classifier.linear.weight": torch.zeros(2)}
     return {
-        "state_dict": prefixed(other(body(t)), "teacher_backbone.") | prefixed(body(t), "backbone.") | rest
+        "state_dict": prefixed(momentum_copy(body(t)), "teacher_backbone.")
+        | prefixed(body(t), "backbone.")
+        | rest
     }
 
 
 def lightly_numbered(t: Tensors) -> dict[str, Any]:
-    momentum = prefixed(numbered(other(t)), "backbone_momentum.")
+    momentum = prefixed(numbered(momentum_copy(t)), "backbone_momentum.")
     return momentum | prefixed(numbered(t), "backbone.") | mlp("projection_head.layers")
 
 
@@ -153,45 +157,47 @@ PEERS: dict[str, tuple[str, Callable[[Tensors], dict[str, Any]], list[str]]] = {
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_a_peers_file_gives_its_backbone(peer: str, theirs: Tensors) -> None:
+def test_a_peers_file_gives_its_backbone(peer: str, torchvision_state: Tensors) -> None:
     kind, make, left_out = PEERS[peer]
-    ours = ResNet("resnet18")
-    found = recognise(PATH, make(theirs), ours.state_dict())
-    fill(ours, found.tensors, "resnet18", "theirs")
-    assert found.kind == kind
-    assert found.left_out == left_out
-    for name, tensor in ours.state_dict().items():
-        assert torch.equal(tensor, theirs[name]), name
+    network = ResNet("resnet18")
+    result = recognise(PATH, make(torchvision_state), network.state_dict())
+    fill(network, result.tensors, "resnet18", "theirs")
+    assert result.kind == kind
+    assert result.left_out == left_out
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, torchvision_state[name]), name
 
 
 def test_its_features_are_torchvisions() -> None:
-    """ResNet-50 through the numbered names: the tensors stand where they stood."""
+    """ResNet-50 under numbered names."""
     torch.manual_seed(1)
-    theirs = torchvision.models.resnet50().eval()
-    ours = ResNet("resnet50").eval()
-    state = prefixed(nn_sequential(theirs), "backbone.")
-    fill(ours, recognise(PATH, state, ours.state_dict()).tensors, "resnet50", "theirs")
-    theirs.fc = torch.nn.Identity()
+    reference = torchvision.models.resnet50().eval()
+    network = ResNet("resnet50").eval()
+    state = prefixed(nn_sequential(reference), "backbone.")
+    fill(network, recognise(PATH, state, network.state_dict()).tensors, "resnet50", "theirs")
+    reference.fc = torch.nn.Identity()
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(ours(images).mean((2, 3)), theirs(images))
+        assert torch.equal(network(images).mean((2, 3)), reference(images))
 
 
 def nn_sequential(model: torch.nn.Module) -> Tensors:
     return torch.nn.Sequential(*list(model.children())[:-1]).state_dict()
 
 
-def test_counts_of_batches_may_be_absent_as_in_old_files(theirs: Tensors) -> None:
-    old = {name: t for name, t in theirs.items() if not name.endswith("num_batches_tracked")}
-    ours = ResNet("resnet18")
-    fill(ours, recognise(PATH, old, ours.state_dict()).tensors, "resnet18", "theirs")
-    assert ours.bn1.num_batches_tracked == 0 and torch.equal(ours.bn1.weight, theirs["bn1.weight"])
+def test_counts_of_batches_may_be_absent_as_in_old_files(torchvision_state: Tensors) -> None:
+    old = {name: t for name, t in torchvision_state.items() if not name.endswith("num_batches_tracked")}
+    network = ResNet("resnet18")
+    fill(network, recognise(PATH, old, network.state_dict()).tensors, "resnet18", "theirs")
+    assert network.bn1.num_batches_tracked == 0 and torch.equal(
+        network.bn1.weight, torchvision_state["bn1.weight"]
+    )
 
 
 def filled(network: Backbone, state: dict[str, Any]) -> RecognisedWeights:
-    found = recognise(PATH, state, network.state_dict())
-    fill(network, found.tensors, network.name, "theirs")
-    return found
+    result = recognise(PATH, state, network.state_dict())
+    fill(network, result.tensors, network.name, "theirs")
+    return result
 
 
 def random_state(network: Backbone) -> Tensors:
@@ -201,7 +207,7 @@ def random_state(network: Backbone) -> Tensors:
 
 
 def sobel() -> torch.nn.Sequential:
-    """DeepCluster's filters: a third of each colour, then left minus right, and above minus below; padded with zeros."""
+    """Build DeepCluster's filters: the mean of colours, then left minus right and above minus below."""
     grey, edges = torch.nn.Conv2d(3, 1, 1), torch.nn.Conv2d(1, 2, 3, padding=1)
     with torch.no_grad():
         for part in (grey.bias, edges.bias):
@@ -213,8 +219,8 @@ def sobel() -> torch.nn.Sequential:
     return torch.nn.Sequential(grey, edges)
 
 
-def deepclusters(own: Tensors) -> dict[str, Any]:
-    state = {name.replace("features.", "features.module."): tensor for name, tensor in own.items()}
+def deepcluster_state(tensors: Tensors) -> dict[str, Any]:
+    state = {name.replace("features.", "features.module."): tensor for name, tensor in tensors.items()}
     state |= prefixed(sobel().state_dict(), "sobel.")
     state |= {"top_layer.weight": torch.zeros(5, 8), "top_layer.bias": torch.zeros(5)}
     return {"epoch": 500, "arch": "alexnet", "state_dict": state, "optimizer": {"state": {}}}
@@ -222,43 +228,44 @@ def deepclusters(own: Tensors) -> dict[str, Any]:
 
 @torch.no_grad()
 def test_deepclusters_alexnet_reads_our_gradients_as_its_own() -> None:
-    ours = AlexNet("alexnet", fc_width=8)
-    ours.features[0] = torch.nn.Conv2d(2, 96, 11, stride=4, padding=2)
-    own = random_state(ours)
-    found = filled(ours, deepclusters(own))
-    assert found.kind == "deepcluster" and found.left_out == ["sobel.*", "top_layer.*"]
-    for name, tensor in ours.state_dict().items():
-        assert torch.equal(tensor, -own[name] if name == "features.0.weight" else own[name]), name
-    # With one std for all colours the two inputs are equal, but for theirs having a frame, which conv1's first and last positions see.
+    network = AlexNet("alexnet", fc_width=8)
+    network.features[0] = torch.nn.Conv2d(2, 96, 11, stride=4, padding=2)
+    state = random_state(network)
+    result = filled(network, deepcluster_state(state))
+    assert result.kind == "deepcluster" and result.left_out == ["sobel.*", "top_layer.*"]
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, -state[name] if name == "features.0.weight" else state[name]), name
+    # With one std for all colours, both inputs are equal except at the border, where DeepCluster pads.
+    # conv1's first and last positions read it.
     images = torch.rand(2, 3, 67, 67)
     gradients = sobel()((images - 0.45) / 0.226)
     expected = torch.nn.functional.conv2d(
-        gradients, own["features.0.weight"], own["features.0.bias"], stride=4, padding=2
+        gradients, state["features.0.weight"], state["features.0.bias"], stride=4, padding=2
     )
-    seen = SobelXY()(images, {}) / SOBEL_XY_STD
+    inputs = SobelXY()(images, {}) / SOBEL_XY_STD
     inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))
     assert expected[inner].std() > 0.5
-    torch.testing.assert_close(ours.features[0](seen)[inner], expected[inner], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(network.features[0](inputs)[inner], expected[inner], rtol=1e-4, atol=1e-4)
 
 
 def test_deepclusters_without_sobel_or_with_another() -> None:
-    ours = AlexNet("alexnet", fc_width=8)
-    own = random_state(ours)
-    state = deepclusters(own)
+    network = AlexNet("alexnet", fc_width=8)
+    tensors = random_state(network)
+    state = deepcluster_state(tensors)
     for part in ("sobel.0.weight", "sobel.0.bias", "sobel.1.weight", "sobel.1.bias"):
         del state["state_dict"][part]
-    assert filled(ours, state).left_out == ["top_layer.*"]
-    assert torch.equal(ours.state_dict()["features.0.weight"], own["features.0.weight"])
-    ours.features[0] = torch.nn.Conv2d(2, 96, 11, stride=4, padding=2)
-    state = deepclusters(random_state(ours))
+    assert filled(network, state).left_out == ["top_layer.*"]
+    assert torch.equal(network.state_dict()["features.0.weight"], tensors["features.0.weight"])
+    network.features[0] = torch.nn.Conv2d(2, 96, 11, stride=4, padding=2)
+    state = deepcluster_state(random_state(network))
     state["state_dict"]["sobel.1.weight"] *= -1
     with pytest.raises(ValueError, match="sobel.1.weight is not DeepCluster's"):
-        recognise(PATH, state, ours.state_dict())
+        recognise(PATH, state, network.state_dict())
 
 
 @torch.no_grad()
 def test_rotnets_alexnet_computes_ours() -> None:
-    """Its network as its lists have it, pools among the blocks; the file says "network" and counts no batches."""
+    """RotNet's lists include the pools. The file has the key "network" and no counts of batches."""
 
     def block(inputs: int, width: int, kernel: int, **place: int) -> torch.nn.Sequential:
         conv = torch.nn.Conv2d(inputs, width, kernel, **place)  # type: ignore[arg-type]
@@ -273,7 +280,8 @@ def test_rotnets_alexnet_computes_ours() -> None:
     blocks = torch.nn.ModuleList(
         [
             block(3, 64, 11, stride=4, padding=2), pool(), block(64, 192, 5, padding=2), pool(),
-            block(192, 384, 3, padding=1), block(384, 256, 3, padding=1), block(256, 256, 3, padding=1), pool(),
+            block(192, 384, 3, padding=1), block(384, 256, 3, padding=1), block(256, 256, 3, padding=1),
+            pool(),
             torch.nn.Sequential(*linears), torch.nn.Sequential(torch.nn.Linear(8, 4)),
         ]
     ).eval()  # fmt: skip
@@ -284,70 +292,72 @@ def test_rotnets_alexnet_computes_ours() -> None:
             part.running_mean.normal_(std=0.1)
             part.running_var.uniform_(0.5, 1.5)
     state = {name: t for name, t in blocks.state_dict().items() if not name.endswith("num_batches_tracked")}
-    ours = AlexNet("alexnet_rotnet", fc_width=8).eval()
-    found = filled(ours, {"epoch": 50, "network": prefixed(state, "_feature_blocks.")})
-    assert found.kind == "rotnet" and found.left_out == ["_feature_blocks.9.*"]
+    network = AlexNet("alexnet_rotnet", fc_width=8).eval()
+    result = filled(network, {"epoch": 50, "network": prefixed(state, "_feature_blocks.")})
+    assert result.kind == "rotnet" and result.left_out == ["_feature_blocks.9.*"]
     expected = images = torch.randn(1, 3, 224, 224)
-    for block_of_theirs in list(blocks)[:-1]:
-        expected = block_of_theirs(expected)
-    assert expected.std() > 0 and torch.equal(ours(images).flatten(1), expected)
+    for rotnet_block in list(blocks)[:-1]:
+        expected = rotnet_block(expected)
+    assert expected.std() > 0 and torch.equal(network(images).flatten(1), expected)
 
 
 def test_vgg16_of_torchvision_deepcluster_and_timm() -> None:
-    ours = VGG(fc_width=8)
-    own = random_state(ours)
+    network = VGG(fc_width=8)
+    tensors = random_state(network)
     last = {"classifier.6.weight": torch.zeros(5, 8), "classifier.6.bias": torch.zeros(5)}
-    timms = {
-        "pre_logits.fc1.weight": own["classifier.0.weight"].view(8, 512, 7, 7),
-        "pre_logits.fc1.bias": own["classifier.0.bias"],
-        "pre_logits.fc2.weight": own["classifier.3.weight"].view(8, 8, 1, 1),
-        "pre_logits.fc2.bias": own["classifier.3.bias"],
-    } | {name: tensor for name, tensor in own.items() if name.startswith("features.")}
+    timm_tensors = {
+        "pre_logits.fc1.weight": tensors["classifier.0.weight"].view(8, 512, 7, 7),
+        "pre_logits.fc1.bias": tensors["classifier.0.bias"],
+        "pre_logits.fc2.weight": tensors["classifier.3.weight"].view(8, 8, 1, 1),
+        "pre_logits.fc2.bias": tensors["classifier.3.bias"],
+    } | {name: tensor for name, tensor in tensors.items() if name.startswith("features.")}
     for kind, state, left_out in (
-        ("torchvision", own | last, ["classifier.6.*"]),
-        ("deepcluster", deepclusters(own), ["sobel.*", "top_layer.*"]),
-        ("timm", timms | {"head.fc.weight": torch.zeros(5, 8)}, ["head.*"]),
+        ("torchvision", tensors | last, ["classifier.6.*"]),
+        ("deepcluster", deepcluster_state(tensors), ["sobel.*", "top_layer.*"]),
+        ("timm", timm_tensors | {"head.fc.weight": torch.zeros(5, 8)}, ["head.*"]),
     ):
-        ours.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in own.items()})
-        found = filled(ours, state)
-        assert (found.kind, found.left_out) == (kind, left_out)
-        assert all(torch.equal(tensor, own[name]) for name, tensor in ours.state_dict().items())
+        network.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in tensors.items()})
+        result = filled(network, state)
+        assert (result.kind, result.left_out) == (kind, left_out)
+        assert all(torch.equal(tensor, tensors[name]) for name, tensor in network.state_dict().items())
 
 
-def test_the_small_resnet_and_the_mlp_by_torchvisions_names(theirs: Tensors) -> None:
-    """A network for CIFAR with its first convolution replaced, as solo-learn has it; SimCLR's without its hidden layer is no B6."""
-    small = theirs | {"conv1.weight": torch.rand(64, 3, 3, 3)}
-    ours = ResNet("resnet18_cifar")
-    assert filled(ours, solo(small)).kind == "solo-learn"
-    assert torch.equal(ours.conv1.weight, small["conv1.weight"])
+def test_the_small_resnet_and_the_mlp_by_torchvisions_names(torchvision_state: Tensors) -> None:
+    """solo-learn replaces the first convolution for CIFAR. SimCLR without the hidden layer has no B6."""
+    small = torchvision_state | {"conv1.weight": torch.rand(64, 3, 3, 3)}
+    network = ResNet("resnet18_cifar")
+    assert filled(network, solo(small)).kind == "solo-learn"
+    assert torch.equal(network.conv1.weight, small["conv1.weight"])
     assert "lacks 6 of the 324 tensors of resnet50_mlp (mlp.0.weight" in refusal(
         torchvision.models.resnet50().state_dict(), "resnet50_mlp"
     )
 
 
 def refusal(state: dict[str, Any], name: str = "resnet18") -> str:
-    ours = ResNet(name)
-    with pytest.raises(ValueError) as error:
-        fill(ours, recognise(PATH, state, ours.state_dict()).tensors, name, f"{PATH}, read")
-    assert "\n" not in str(error.value)
-    return str(error.value)
+    network = ResNet(name)
+    with pytest.raises(ValueError) as excinfo:
+        fill(network, recognise(PATH, state, network.state_dict()).tensors, name, f"{PATH}, read")
+    assert "\n" not in str(excinfo.value)
+    return str(excinfo.value)
 
 
-def test_what_does_not_fit_is_named(theirs: Tensors) -> None:
-    less = {name: t for name, t in theirs.items() if not name.startswith("layer4.1.")}
+def test_what_does_not_fit_is_named(torchvision_state: Tensors) -> None:
+    less = {name: t for name, t in torchvision_state.items() if not name.startswith("layer4.1.")}
     assert "lacks 12 of the 120 tensors of resnet18 (layer4.1.conv1.weight" in refusal(less)
     assert "neither of the backbone nor of a head (aux.weight)" in refusal(
-        theirs | {"aux.weight": torch.zeros(2)}
+        torchvision_state | {"aux.weight": torch.zeros(2)}
     )
-    assert "lacks" in refusal(theirs, "resnet50") and "tensors of resnet50" in refusal(theirs, "resnet50")
-    cifar = theirs | {"conv1.weight": torch.zeros(64, 3, 3, 3)}
+    assert "lacks" in refusal(torchvision_state, "resnet50") and "tensors of resnet50" in refusal(
+        torchvision_state, "resnet50"
+    )
+    cifar = torchvision_state | {"conv1.weight": torch.zeros(64, 3, 3, 3)}
     assert "conv1.weight of shape (64, 3, 3, 3), and resnet18 needs (64, 3, 7, 7)" in refusal(cifar)
     assert "holds no tensors by name (its keys: epoch, args)" in refusal({"epoch": 3, "args": "x"})
-    # leftthomas's own network has no max-pool and a smaller first convolution: another backbone.
+    # leftthomas's own network is another backbone, without a max-pool and with a smaller first convolution.
     assert "f.3.0.weight" in refusal(
-        prefixed({"0.weight": theirs["conv1.weight"], "3.0.weight": torch.zeros(2)}, "f.")
+        prefixed({"0.weight": torchvision_state["conv1.weight"], "3.0.weight": torch.zeros(2)}, "f.")
     )
 
 
-def test_another_backbone_is_refused(theirs: Tensors) -> None:
+def test_another_backbone_is_refused(torchvision_state: Tensors) -> None:
     assert "layer1.0.conv3.weight" in refusal(torchvision.models.resnet50().state_dict())

@@ -1,4 +1,4 @@
-"""Network in Network: the layers and first weights of its description, in plain functions; its stages; pictures of small sides."""
+"""Network in Network: its description in plain functions, initial weights, stages, and small images."""
 
 import contextlib
 import itertools
@@ -19,7 +19,8 @@ from tests.engine.tiny import noise_batch
 from tests.models.test_backbones import train_step, views
 from tests.slow import slow
 
-# sslpp.txt, section V.A, with the kernels of RotNet's code: (kernel, outputs) of each convolution, and the pool that ends the block.
+# sslpp.txt, section V.A, with the kernels of RotNet's code: (kernel, outputs) of each convolution, and the
+# block's last pool.
 DESCRIPTION: list[tuple[list[tuple[int, int]], str]] = [
     ([(5, 192), (1, 160), (1, 96)], "max"),
     ([(5, 192), (1, 192), (1, 192)], "average"),
@@ -29,8 +30,8 @@ DESCRIPTION: list[tuple[list[tuple[int, int]], str]] = [
 ]
 
 
-def plainly(state: dict[str, Tensor], images: Tensor) -> list[Tensor]:
-    """Every block's output by torch's functions, from the description and the tensors in their order."""
+def reference_outputs(state: dict[str, Tensor], images: Tensor) -> list[Tensor]:
+    """Compute every block's output by torch's functions, from the description and the tensors in order."""
     left, outputs = iter(state.values()), []
     for layers, pool in DESCRIPTION[: len(state) // 18]:
         for kernel, width in layers:
@@ -52,39 +53,39 @@ def plainly(state: dict[str, Tensor], images: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("size", [(32, 32), (29, 33), (4, 5)])
 def test_blocks_are_the_description(name: str, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    made = NIN(name)
-    for key, buffer in made.named_buffers():
+    network = NIN(name)
+    for key, buffer in network.named_buffers():
         if key.endswith("running_mean"):
             buffer.normal_(std=0.1)
         elif key.endswith("running_var"):
             buffer.uniform_(0.5, 1.5)
     images = torch.randn(2, 3, *size)
-    expected = plainly(made.state_dict(), images)
-    assert len(expected) == made.eval().num_blocks == NUM_BLOCKS[name]
+    expected = reference_outputs(network.state_dict(), images)
+    assert len(expected) == network.eval().num_blocks == NUM_BLOCKS[name]
     halves = [-(-side // 2) for side in size], [-(-side // 4) for side in size]
     x, none = images, images[:0]
-    for number, (block, width) in enumerate(zip(made.blocks(), made.channels, strict=True), start=1):
+    for number, (block, width) in enumerate(zip(network.blocks(), network.channels, strict=True), start=1):
         x, none = block(x), block(none)
-        assert x.shape[1:] == (width, *halves[number > 1]) and none.shape == (0, *x.shape[1:])
+        assert x.shape[1:] == (width, *halves[0 if number == 1 else 1]) and none.shape == (0, *x.shape[1:])
         assert x.std() > 0
         torch.testing.assert_close(x, expected[number - 1])
-    assert torch.equal(made(images), x) and made(images[:1]).shape == (1, *x.shape[1:])
+    assert torch.equal(network(images), x) and network(images[:1]).shape == (1, *x.shape[1:])
     if size == (32, 32):
         assert [tuple(output.shape[1:]) for output in expected] == [
-            (96, 16, 16), *[(192, 8, 8)] * (made.num_blocks - 1)
+            (96, 16, 16), *[(192, 8, 8)] * (network.num_blocks - 1)
         ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "count"), [("nin3", 1_003_712), ("nin4", 1_410_368), ("nin5", 1_817_024)])
 def test_parameters_and_first_weights(name: str, count: int) -> None:
     torch.manual_seed(0)
-    made, by_hand, inputs = NIN(name), 0, 3
+    network, by_hand, inputs = NIN(name), 0, 3
     for layers, _ in DESCRIPTION[: NUM_BLOCKS[name]]:
         for kernel, width in layers:
             by_hand += kernel**2 * inputs * width + 2 * width  # no biases but BatchNorms'
             inputs = width
-    assert sum(parameter.numel() for parameter in made.parameters()) == by_hand == count
-    for part in made.modules():
+    assert sum(parameter.numel() for parameter in network.parameters()) == by_hand == count
+    for part in network.modules():
         if isinstance(part, nn.Conv2d):
             std = (2 / (part.kernel_size[0] ** 2 * part.out_channels)) ** 0.5
             assert part.bias is None
@@ -92,14 +93,14 @@ def test_parameters_and_first_weights(name: str, count: int) -> None:
             assert part.weight.std().item() == pytest.approx(std, rel=4 / (2 * part.weight.numel()) ** 0.5)
         elif isinstance(part, nn.BatchNorm2d):
             assert (part.weight == 1).all() and not part.bias.any()
-    assert made.block_names == tuple(f"block{i + 1}" for i in range(NUM_BLOCKS[name]))
+    assert network.block_names == tuple(f"block{i + 1}" for i in range(NUM_BLOCKS[name]))
 
 
 def test_a_block_for_classifiers_is_the_third() -> None:
     with torch.device("meta"):
-        made, third = convolutions(192), NIN("nin3").blocks()[2]
-    assert [type(part) for part in made] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU] * 3
-    assert {key: value.shape for key, value in made.state_dict().items()} == {
+        block, third = convolutions(192), NIN("nin3").blocks()[2]
+    assert [type(part) for part in block] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU] * 3
+    assert {key: value.shape for key, value in block.state_dict().items()} == {
         key: value.shape for key, value in third.state_dict().items()
     }
 
@@ -134,13 +135,13 @@ def test_default_partitions_as_docs_backbones_has_them(
 
 
 def test_three_stages_of_three_blocks_can_learn_one_each_alone() -> None:
-    """As each stage begins and ends above the one before it."""
-    ranges, taken = [(first, last) for last in (1, 2, 3) for first in range(1, last + 1)], []
+    """Each stage must begin and end above the one before."""
+    ranges, partitions = [(first, last) for last in (1, 2, 3) for first in range(1, last + 1)], []
     for one, two, three in itertools.product(ranges, repeat=3):
         partition = tuple(f"{first}-{last}" for first, last in (one, two, three))
         with contextlib.suppress(ValueError):
-            taken.append(parts(make_plan("psl", (1,) * 3, num_blocks=3, partition=partition)))
-    assert taken == [["1-1", "2-2", "3-3"]]
+            partitions.append(parts(make_plan("psl", (1,) * 3, num_blocks=3, partition=partition)))
+    assert partitions == [["1-1", "2-2", "3-3"]]
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -156,10 +157,10 @@ def test_exactly_the_learning_blocks_change_in_every_plan(name: str, plan: str) 
     backbone = make_backbone(name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batch = noise_batch(views(backbone), 4)
     for stage in make_plan(plan, (1, 1, 1), num_blocks=backbone.num_blocks):
-        own = train_step(backbone, stage)
+        step = train_step(backbone, stage)
         before = [snapshot(block) for block in backbone.blocks()]
-        own.step([batch], lr=0.01)
-        assert not own.num_skipped
+        step.step([batch], lr=0.01)
+        assert not step.num_skipped
         for number, block in enumerate(backbone.blocks(), start=1):
             learns = stage.first_learning <= number <= stage.last_block
             for key, value in block.state_dict().items():

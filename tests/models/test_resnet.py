@@ -10,47 +10,51 @@ from tests.slow import slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
 def test_blocks_compute_torchvisions_features_from_its_state_dict(name: str) -> None:
     torch.manual_seed(0)
-    theirs = torchvision.models.get_model(name, weights=None).eval()
-    ours = ResNet(name).eval()
-    state = {k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")}
-    ours.load_state_dict(state)
+    reference = torchvision.models.get_model(name, weights=None).eval()
+    network = ResNet(name).eval()
+    state = {k: v for k, v in reference.state_dict().items() if not k.startswith("fc.")}
+    network.load_state_dict(state)
     missing, unexpected = torchvision.models.get_model(name, weights=None).load_state_dict(
-        ours.state_dict(), strict=False
+        network.state_dict(), strict=False
     )
     assert sorted(missing) == ["fc.bias", "fc.weight"] and not unexpected
     images = torch.randn(2, 3, 65, 47)
     x = images
     with torch.no_grad():
-        for block, channels in zip(ours.blocks(), ours.channels, strict=True):
+        for block, channels in zip(network.blocks(), network.channels, strict=True):
             x = block(x)
             assert x.shape[1] == channels
-        expected = theirs.layer4(
-            theirs.layer3(
-                theirs.layer2(theirs.layer1(theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(images))))))
+        expected = reference.layer4(
+            reference.layer3(
+                reference.layer2(
+                    reference.layer1(
+                        reference.maxpool(reference.relu(reference.bn1(reference.conv1(images))))
+                    )
+                )
             )
         )
         assert torch.equal(x, expected)
-        assert torch.equal(ours(images), expected)
+        assert torch.equal(network(images), expected)
 
 
 @torch.no_grad()
 def test_the_one_for_small_pictures_keeps_their_size_up_to_conv2() -> None:
     torch.manual_seed(0)
-    theirs = torchvision.models.resnet18().eval()
-    theirs.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
-    theirs.maxpool = nn.Identity()
-    ours = ResNet("resnet18_cifar").eval()
-    state = theirs.state_dict()
-    ours.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith("fc.")})
-    theirs.fc = nn.Identity()
+    reference = torchvision.models.resnet18().eval()
+    reference.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+    reference.maxpool = nn.Identity()
+    network = ResNet("resnet18_cifar").eval()
+    state = reference.state_dict()
+    network.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith("fc.")})
+    reference.fc = nn.Identity()
     images, sides = torch.randn(2, 3, 32, 30), []
     x = images
-    for block in ours.blocks():
+    for block in network.blocks():
         x = block(x)
         sides.append(tuple(x.shape[2:]))
     assert sides == [(32, 30), (32, 30), (16, 15), (8, 8), (4, 4)]
-    assert torch.equal(x.mean((2, 3)), theirs(images))
-    # N(0, 2 / (9 · 64)): 1,728 values, whose standard deviation is within 2 % (one standard error is 1.7 %) twice over.
+    assert torch.equal(x.mean((2, 3)), reference(images))
+    # N(0, 2 / (9 · 64)): the standard error of the standard deviation of 1,728 values is 1.7 %.
     assert ResNet("resnet18_cifar").conv1.weight.std() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.07)
 
 
@@ -62,21 +66,21 @@ def test_the_one_for_small_pictures_keeps_their_size_up_to_conv2() -> None:
 def test_iics_has_a_pool_of_two_behind_the_small_convolution(
     size: tuple[int, int], last: tuple[int, int]
 ) -> None:
-    """ClusterNet5g leaves 3 x 3 positions of 32 px, which it averages, and 2 x 2 of 24 px."""
+    """ClusterNet5g returns 3 x 3 positions for 32 px, which it averages, and 2 x 2 for 24 px."""
     torch.manual_seed(0)
-    theirs = torchvision.models.resnet34().eval()
-    theirs.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
-    theirs.maxpool = nn.MaxPool2d(2, stride=2, padding=1)
-    ours = ResNet("resnet34_iic").eval()
-    state = theirs.state_dict()
-    ours.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith("fc.")})
-    theirs.fc = nn.Identity()
+    reference = torchvision.models.resnet34().eval()
+    reference.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+    reference.maxpool = nn.MaxPool2d(2, stride=2, padding=1)
+    network = ResNet("resnet34_iic").eval()
+    state = reference.state_dict()
+    network.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith("fc.")})
+    reference.fc = nn.Identity()
     images = torch.randn(2, 3, *size)
-    first, second = ours.blocks()[:2]
+    first, second = network.blocks()[:2]
     half = tuple(side // 2 + 1 for side in size)
     assert first(images).shape == (2, 64, *size) and second(first(images)).shape == (2, 64, *half)
-    assert ours(images).shape == (2, 512, *last) and ours(images[:0]).shape == (0, 512, *last)
-    assert torch.equal(ours(images).mean((2, 3)), theirs(images))
+    assert network(images).shape == (2, 512, *last) and network(images[:0]).shape == (0, 512, *last)
+    assert torch.equal(network(images).mean((2, 3)), reference(images))
     assert ResNet("resnet34_iic").conv1.weight.std() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.07)
 
 
@@ -84,10 +88,10 @@ def test_iics_has_a_pool_of_two_behind_the_small_convolution(
 @pytest.mark.usefixtures("published_widths")
 def test_the_mlp_is_a_sixth_block_behind_resnet50s_average() -> None:
     torch.manual_seed(0)
-    ours = ResNet("resnet50_mlp").eval()
+    network = ResNet("resnet50_mlp").eval()
     plain = ResNet("resnet50").eval()
-    plain.load_state_dict({n: t for n, t in ours.state_dict().items() if not n.startswith("mlp.")})
-    linear, norm, _ = ours.mlp
+    plain.load_state_dict({n: t for n, t in network.state_dict().items() if not n.startswith("mlp.")})
+    linear, norm, _ = network.mlp
     assert isinstance(linear, nn.Linear) and isinstance(norm, nn.BatchNorm1d)
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None and variance is not None
@@ -97,9 +101,9 @@ def test_the_mlp_is_a_sixth_block_behind_resnet50s_average() -> None:
     images = torch.randn(2, 3, 48, 33)
     hidden = plain(images).mean((2, 3)) @ linear.weight.T
     expected = ((hidden - mean) / (variance + 1e-5).sqrt() + norm.bias).clamp(min=0)
-    assert ours(images).shape == (2, 2048, 1, 1) and len(ours.blocks()) == ours.num_blocks == 6
-    torch.testing.assert_close(ours(images)[:, :, 0, 0], expected, rtol=1e-5, atol=1e-5)
-    assert set(ours.state_dict()) - set(plain.state_dict()) == {
+    assert network(images).shape == (2, 2048, 1, 1) and len(network.blocks()) == network.num_blocks == 6
+    torch.testing.assert_close(network(images)[:, :, 0, 0], expected, rtol=1e-5, atol=1e-5)
+    assert set(network.state_dict()) - set(plain.state_dict()) == {
         f"mlp.{name}"
         for name in (
             "0.weight",
@@ -116,13 +120,13 @@ def test_the_mlp_is_a_sixth_block_behind_resnet50s_average() -> None:
 @pytest.mark.usefixtures("published_widths")
 def test_parameters(name: str) -> None:
     with torch.device("meta"):
-        ours, theirs = ResNet(name), torchvision.models.get_model(VARIANTS[name].source)
-    expected = sum(p.numel() for n, p in theirs.named_parameters() if not n.startswith("fc."))
+        network, reference = ResNet(name), torchvision.models.get_model(VARIANTS[name].source)
+    expected = sum(p.numel() for n, p in reference.named_parameters() if not n.startswith("fc."))
     if VARIANTS[name].small:
         expected -= 64 * 3 * (49 - 9)
     if name == "resnet50_mlp":
         expected += 2048 * 2048 + 2 * 2048
-    assert sum(p.numel() for p in ours.parameters()) == expected
+    assert sum(p.numel() for p in network.parameters()) == expected
 
 
 def test_unknown_backbone_names_the_known() -> None:

@@ -1,11 +1,12 @@
-"""RevNet against the same modules run as a plain graph, which stores everything.
+"""RevNet compared to the same modules run as a plain graph, which stores all activations.
 
-Their forward passes are the same operations, so outputs and running statistics are equal bit for bit. Gradients differ
-by the rounding of what is recomputed: float32 streams come back within about 1e-6 of their size (its own test below).
-Tolerance: 1e-4, the norm of the difference over the norm of the gradient. fp32: BatchNorm over few values multiplies
-the 1e-6; 6e-6 was seen. bf16, fp16: sums of few short numbers are nearly exact in float32, and what comes back 3e-8 off
-is rounded to the other side once in 1e5 (1e4) values, by 2^-8 (2^-11): 2^-8 sqrt(1e-5) = 1e-5; 3e-8 was seen.
-float64: 1e-11.
+The forward passes are the same operations, so outputs and running statistics are equal bit for bit. Gradients
+differ by the rounding of recomputed values: float32 streams are restored to about 1e-6 of their size, which a
+test below checks. The tolerance for the norm of the difference over the norm of the gradient is 1e-4. In
+fp32, BatchNorm over few values amplifies the 1e-6, and 6e-6 was measured. In bf16 and fp16, sums of few short
+numbers are nearly exact in float32. A restored value with an error of 3e-8 is rounded differently once in 1e5
+(1e4) values, by 2^-8 (2^-11). This gives 2^-8 sqrt(1e-5) = 1e-5, and 3e-8 was measured. In float64, the
+tolerance is 1e-11.
 """
 
 import math
@@ -32,11 +33,11 @@ from tests.warm import on_ranks
 
 TOLERANCE = 1e-4
 STAGES = make_plan("psl", (1, 1, 1))
-own_forward = ReversibleUnits.forward
+recomputing_forward = ReversibleUnits.forward
 
 
-def by_hand(units: ReversibleUnits, x1: Tensor, x2: Tensor) -> Tensor:
-    """The reference: equation 6 of Gomez et al., by autograd as it is."""
+def plain_forward(units: ReversibleUnits, x1: Tensor, x2: Tensor) -> Tensor:
+    """Compute the reference: equation 6 of Gomez et al. with ordinary autograd."""
     for unit in units:
         y1 = x1 + unit.f(x2)  # type: ignore[operator]
         y2 = x2 + unit.g(y1)  # type: ignore[operator]
@@ -45,9 +46,9 @@ def by_hand(units: ReversibleUnits, x1: Tensor, x2: Tensor) -> Tensor:
 
 
 @pytest.fixture(autouse=True)
-def own_forward_again() -> Iterator[None]:
+def restored_forward() -> Iterator[None]:
     yield
-    ReversibleUnits.forward = own_forward  # type: ignore[method-assign]
+    ReversibleUnits.forward = recomputing_forward  # type: ignore[method-assign]
 
 
 def use(forward: Callable[..., Tensor]) -> None:
@@ -55,7 +56,7 @@ def use(forward: Callable[..., Tensor]) -> None:
 
 
 def small() -> RevNet:
-    """As deep as the real one, but narrow."""
+    """Build a network as deep as the real one, but narrow."""
     torch.manual_seed(0)
     return RevNet(channels=(8, 16, 24, 32, 48), widths=(8, 8, 8, 16))
 
@@ -73,7 +74,7 @@ def apart(one: Tensor, other: Tensor) -> float:
 def after_a_step(
     stage_number: int, precision: str, rank: int = 0, world_size: int = 1
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Gradients and buffers after one step of a stage, as the trainer makes it (channels-last, scaler, DDP)."""
+    """Return gradients and buffers after one step of a stage, made as by the trainer (scaler, DDP)."""
     backbone, task, stage = small().to(memory_format=torch.channels_last), Brightness(), STAGES[stage_number]
     module = StageModule(
         Trunk(backbone, stage), task.head(1, backbone.channels[stage.last_block - 1]), task.loss
@@ -83,7 +84,7 @@ def after_a_step(
     train_step = TrainStep(module, optimiser, VIEWS, precision, world)
     train_step.scaler.load_state_dict(train_step.scaler.state_dict() | {"scale": 64.0})
     train_step.step([part_of(noise_batch(VIEWS, 16), rank, world_size)], lr=0.1)
-    # A first momentum is the unscaled gradient.
+    # After the first step, the momentum is the unscaled gradient.
     momenta = {name: optimiser.state[p]["momentum_buffer"] for name, p in module.learning_parameters()}
     return momenta, {name: value.clone() for name, value in backbone.named_buffers()}
 
@@ -110,7 +111,7 @@ def test_24_million_parameters_as_resnet_50() -> None:
 
 
 def test_first_weights_are_he_normal_as_torchvisions_resnet() -> None:
-    """Standard deviation sqrt(2 / (kernel area x outputs)), 4.6 % beyond twice it; of 426 thousand draws."""
+    """4.6 % of normal values are beyond twice the standard deviation sqrt(2 / (kernel area x outputs))."""
     torch.manual_seed(0)
     weight = RevNet().layer4.units[0].f.conv1.weight.detach()  # type: ignore[union-attr, operator]
     sigma = math.sqrt(2 / 416)
@@ -121,59 +122,58 @@ def test_first_weights_are_he_normal_as_torchvisions_resnet() -> None:
 
 @pytest.mark.usefixtures("published_widths")
 def test_blocks_have_resnets_shapes() -> None:
-    """Also their sign: each block's output is rectified, and normalised over the batch."""
-    ours_net, resnet = RevNet(), ResNet("resnet50")
+    """Signs agree, too: each block's output is rectified, and normalised over the batch."""
+    revnet, resnet = RevNet(), ResNet("resnet50")
     with torch.no_grad():
-        ours = theirs = images(side=64)
-        for block, other in zip(ours_net.blocks(), resnet.blocks(), strict=True):
-            ours, theirs = block(ours), other(theirs)
-            assert ours.shape == theirs.shape
-            assert (
-                float(ours.min()) == 0.0 and 0.3 < float(ours.mean()) < 0.5
-            )  # 0.4 for a normal distribution
+        x = y = images(side=64)
+        for block, resnet_block in zip(revnet.blocks(), resnet.blocks(), strict=True):
+            x, y = block(x), resnet_block(y)
+            assert x.shape == y.shape
+            # The mean of a rectified normal distribution is 0.4.
+            assert float(x.min()) == 0.0 and 0.3 < float(x.mean()) < 0.5
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_a_step_is_the_plain_graphs(stage: int, precision: str) -> None:
-    ours = after_a_step(stage, precision)
-    use(by_hand)
+    recomputed = after_a_step(stage, precision)
+    use(plain_forward)
     plain = after_a_step(stage, precision)
-    assert_alike(ours, plain)
-    counts = {int(value) for name, value in ours[1].items() if name.endswith("num_batches_tracked")}
-    # S1: not B4 and B5, which do not run; S2, S3: not the frozen blocks either.
+    assert_alike(recomputed, plain)
+    counts = {int(value) for name, value in recomputed[1].items() if name.endswith("num_batches_tracked")}
+    # Blocks after the stage do not run, and frozen blocks do not count.
     assert counts == {0, 1}
 
 
 def test_float64_gradients_of_all_parameters_and_the_images() -> None:
-    """Nothing but rounding is between the two: in float64 it is gone."""
-    found = []
-    for forward in (own_forward, by_hand):
+    """In float64, the rounding that distinguishes the two vanishes."""
+    results = []
+    for forward in (recomputing_forward, plain_forward):
         use(forward)
         backbone = small().double()
-        pictures = images().double().requires_grad_()
-        features = backbone(pictures)
+        inputs = images().double().requires_grad_()
+        features = backbone(inputs)
         weights = torch.linspace(-1, 1, features.numel(), dtype=torch.float64).view_as(features)
         (features * weights).sum().backward()
-        found.append([pictures.grad, *(p.grad for p in backbone.parameters())])
-    for one, other in zip(*found, strict=True):
+        results.append([inputs.grad, *(p.grad for p in backbone.parameters())])
+    for one, other in zip(*results, strict=True):
         assert one is not None and other is not None and apart(one, other) < 1e-11
 
 
 def in_a_process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    for name, forward in (("ours", own_forward), ("plain", by_hand)):
+    for name, forward in (("ours", recomputing_forward), ("plain", plain_forward)):
         use(forward)
         for stage, precision in ((0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16")):
-            found = after_a_step(stage, precision, rank, 2)
-            torch.save(found, f"{folder}/{name}-{stage}-{precision}-{rank}.pt")
+            result = after_a_step(stage, precision, rank, 2)
+            torch.save(result, f"{folder}/{name}-{stage}-{precision}-{rank}.pt")
     leave_world()
 
 
 @pytest.mark.slow
 def test_two_ranks_see_every_gradient(tmp_path: Path) -> None:
-    """DDP's mean gradients, equal on both ranks, and each rank's own statistics are the plain graph's."""
+    """DDP's mean gradients are equal on both ranks. Gradients and statistics are the plain graph's."""
     on_ranks(in_a_process, (str(tmp_path),), 2)
     for stage, precision in ((0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16")):
         ours, plain = (
@@ -186,21 +186,20 @@ def test_two_ranks_see_every_gradient(tmp_path: Path) -> None:
         assert any(not torch.equal(value, ours[1][1][name]) for name, value in ours[0][1].items())
 
 
-def kept_by_autograd(module: nn.Module, *inputs: Tensor) -> list[Tensor]:
-    """What autograd keeps of a forward pass, each piece of memory once; not the parameters and inputs."""
-    own = {p.untyped_storage().data_ptr() for p in [*module.parameters(), *inputs]}
-    kept: dict[int, Tensor] = {}
+def stored_by_autograd(module: nn.Module, *inputs: Tensor) -> list[Tensor]:
+    """Return the tensors that autograd stores in a forward pass, once each, without parameters and inputs."""
+    addresses_outside = {p.untyped_storage().data_ptr() for p in [*module.parameters(), *inputs]}
+    stored: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = (
-            tensor.detach()
-        )  # a view: keeps its memory from being reused
+        # A view, so that its memory is not reused.
+        stored[tensor.untyped_storage().data_ptr()] = tensor.detach()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = module(*inputs)
         assert output.requires_grad
-    return [tensor for address, tensor in kept.items() if address not in own]
+    return [tensor for address, tensor in stored.items() if address not in addresses_outside]
 
 
 def num_bytes(tensors: list[Tensor]) -> int:
@@ -209,75 +208,80 @@ def num_bytes(tensors: list[Tensor]) -> int:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_saved_memory_does_not_grow_with_depth(dtype: torch.dtype) -> None:
-    """Nor do casts: under autocast one sum of the first unit and the output are all that is kept in float32."""
+    """Under autocast, only one sum of the first unit and the output are stored in float32, and no casts."""
     sizes = {}
-    for forward in (own_forward, by_hand):
+    for forward in (recomputing_forward, plain_forward):
         use(forward)
         for num_units in (3, 12):
             group = Group(16, 32, 8, num_units, stride=1).to(memory_format=torch.channels_last)
             inputs = torch.randn(2, 16, 12, 12).to(memory_format=torch.channels_last)
             with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False):
-                kept = kept_by_autograd(group, inputs)
-            sizes[forward, num_units] = num_bytes(kept)
-            if forward is own_forward and dtype != torch.float32:
-                shapes = [tuple(t.shape[:2]) for t in kept if t.dtype == torch.float32 and t.dim() == 4]
+                tensors = stored_by_autograd(group, inputs)
+            sizes[forward, num_units] = num_bytes(tensors)
+            if forward is recomputing_forward and dtype != torch.float32:
+                shapes = [tuple(t.shape[:2]) for t in tensors if t.dtype == torch.float32 and t.dim() == 4]
                 assert sorted(shapes) == [(2, 16), (2, 32)]
-    assert sizes[own_forward, 3] == sizes[own_forward, 12]
-    assert sizes[by_hand, 3] > 1.5 * sizes[own_forward, 3] and sizes[by_hand, 12] > 3 * sizes[by_hand, 3]
+    assert sizes[recomputing_forward, 3] == sizes[recomputing_forward, 12]
+    assert (
+        sizes[plain_forward, 3] > 1.5 * sizes[recomputing_forward, 3]
+        and sizes[plain_forward, 12] > 3 * sizes[plain_forward, 3]
+    )
 
 
 def test_reversible_units_keep_their_output_and_nothing_else() -> None:
     units = ReversibleUnits(Unit(16, 8) for _ in range(5))
     x1, x2 = torch.randn(2, 2, 16, 12, 12)
-    assert num_bytes(kept_by_autograd(units, x1, x2)) == 2 * 32 * 12 * 12 * 4
+    assert num_bytes(stored_by_autograd(units, x1, x2)) == 2 * 32 * 12 * 12 * 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_streams_come_back_in_float32(dtype: torch.dtype) -> None:
-    """What F and G of the real B4 (five reversible units) get in the backward pass, against what they got before.
+    """Compares the inputs of F and G of the real B4 (five reversible units) in both passes.
 
-    Bound: 1e-5 of the largest value (float32 rounds at 6e-8). Streams of bfloat16 would be 4e-3 off at once.
+    The bound is 1e-5 of the largest value. float32 rounds at 6e-8, and bfloat16 streams would differ by 4e-3.
     """
     torch.manual_seed(0)
     group = RevNet().layer3
-    seen: dict[nn.Module, list[Tensor]] = {}
+    inputs_of: dict[nn.Module, list[Tensor]] = {}
     for unit in group.units:
         assert isinstance(unit, Unit)
         for function in (unit.f, unit.g):
             function.register_forward_hook(
-                lambda module, args, output: seen.setdefault(module, []).append(args[0].detach().clone())
+                lambda module, args, output: inputs_of.setdefault(module, []).append(args[0].detach().clone())
             )
     inputs = torch.randn(2, 512, 6, 6).relu()
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
         output = group(inputs)
     assert output.dtype == dtype
     output.float().square().sum().backward()
-    assert len(seen) == 10
-    for before, after in seen.values():
+    assert len(inputs_of) == 10
+    for before, after in inputs_of.values():
         assert before.dtype == after.dtype == torch.float32
         assert float((after - before).abs().max()) < 1e-5 * float(before.abs().max())
 
 
 def test_units_behind_something_frozen_learn() -> None:
-    """Inputs without gradients: what learns gets its gradient, what is frozen inside gets none."""
-    found = []
-    for forward in (own_forward, by_hand):
+    """If inputs need no gradients, learning units get theirs, and frozen units inside get none."""
+    results = []
+    for forward in (recomputing_forward, plain_forward):
         use(forward)
         torch.manual_seed(0)
         units = ReversibleUnits(Unit(8, 4) for _ in range(3))
         units[1].f.requires_grad_(False)  # type: ignore[union-attr]
         x1, x2 = torch.randn(2, 4, 8, 6, 6)
         units(x1, x2).square().sum().backward()
-        found.append([p.grad for p in units.parameters()])
-    assert [one is None for one in found[0]] == [other is None for other in found[1]]
-    assert sum(one is None for one in found[0]) == 9
-    pairs = [(one, other) for one, other in zip(*found, strict=True) if one is not None and other is not None]
+        results.append([p.grad for p in units.parameters()])
+    assert [one is None for one in results[0]] == [other is None for other in results[1]]
+    assert sum(one is None for one in results[0]) == 9
+    pairs = [
+        (one, other) for one, other in zip(*results, strict=True) if one is not None and other is not None
+    ]
     assert max(apart(one, other) for one, other in pairs) < TOLERANCE
 
 
 def test_without_gradients_and_in_eval_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     outputs, gradients = [], []
-    for forward in (own_forward, by_hand):
+    for forward in (recomputing_forward, plain_forward):
         use(forward)
         backbone = small()
         for _ in range(3):
@@ -286,9 +290,9 @@ def test_without_gradients_and_in_eval_mode(monkeypatch: pytest.MonkeyPatch) -> 
         with torch.no_grad(), monkeypatch.context() as patch:
             patch.delattr(revnet, "_Recomputed")
             output = backbone(images())
-        learned = backbone(images())
-        assert torch.equal(learned, output)
-        learned.square().mean().backward()
+        output_with_graph = backbone(images())
+        assert torch.equal(output_with_graph, output)
+        output_with_graph.square().mean().backward()
         outputs.append(output)
         gradients.append([p.grad for p in backbone.parameters()])
         assert all(int(value) == 3 for name, value in backbone.named_buffers() if name.endswith("tracked"))
@@ -298,7 +302,7 @@ def test_without_gradients_and_in_eval_mode(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_backward_may_be_called_under_autocast() -> None:
-    """Autocast's cache then holds weights that were cast in the forward pass, which had no graph."""
+    """Autocast's cache then holds weights that the forward pass cast without a graph."""
     torch.manual_seed(0)
     units = ReversibleUnits(Unit(8, 4) for _ in range(2))
     x1, x2 = torch.randn(2, 4, 8, 6, 6)
@@ -334,8 +338,8 @@ def test_state_dict_round_trip() -> None:
 
 @pytest.mark.gpu
 def test_on_a_gpu_memory_does_not_grow_with_depth_and_gradients_are_the_plain_graphs() -> None:
-    found, peaks = {}, {}
-    for forward in (own_forward, by_hand):
+    gradients, peaks = {}, {}
+    for forward in (recomputing_forward, plain_forward):
         for num_units in (3, 12):
             use(forward)
             torch.manual_seed(0)
@@ -346,9 +350,13 @@ def test_on_a_gpu_memory_does_not_grow_with_depth_and_gradients_are_the_plain_gr
                 loss = group(inputs).square().mean()
             peaks[forward, num_units] = torch.cuda.memory_allocated() - before
             loss.backward()
-            found[forward, num_units] = torch.cat([p.grad.flatten() for p in group.parameters()])  # type: ignore[union-attr]
+            gradients[forward, num_units] = torch.cat([p.grad.flatten() for p in group.parameters()])  # type: ignore[union-attr]
     activation = 8 * 256 * 56 * 56 * 4
-    assert abs(peaks[own_forward, 12] - peaks[own_forward, 3]) < 0.2 * activation  # copies of weights
-    assert peaks[by_hand, 12] - peaks[by_hand, 3] > 9 * activation
+    assert (
+        abs(peaks[recomputing_forward, 12] - peaks[recomputing_forward, 3]) < 0.2 * activation
+    )  # copies of weights
+    assert peaks[plain_forward, 12] - peaks[plain_forward, 3] > 9 * activation
     for num_units in (3, 12):
-        assert apart(found[own_forward, num_units], found[by_hand, num_units]) < 2.0**-11
+        assert (
+            apart(gradients[recomputing_forward, num_units], gradients[plain_forward, num_units]) < 2.0**-11
+        )

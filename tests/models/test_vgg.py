@@ -1,4 +1,4 @@
-"""VGG16 is torchvision's vgg16_bn: names, values, counts, first weights."""
+"""VGG16 equals torchvision's vgg16_bn in names, values, parameter counts and initial weights."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -14,54 +14,54 @@ from fastpsl.models.vgg import VGG
 @pytest.fixture(scope="module")
 def narrow() -> VGG:
     torch.manual_seed(0)
-    made = VGG(fc_width=32)
-    for name, buffer in made.named_buffers():
+    network = VGG(fc_width=32)
+    for name, buffer in network.named_buffers():
         if name.endswith("running_mean"):
             buffer.normal_(std=0.1)
         elif name.endswith("running_var"):
             buffer.uniform_(0.5, 1.5)
-    return made.eval()
+    return network.eval()
 
 
 @pytest.fixture(scope="module")
-def theirs(narrow: VGG) -> Iterator[torchvision.models.VGG]:
-    """torchvision's with the same fully-connected widths and our weights."""
+def reference(narrow: VGG) -> Iterator[torchvision.models.VGG]:
+    """Build torchvision's VGG16 with the same fully-connected widths and our weights."""
     with torch.device("meta"):
-        made = torchvision.models.vgg16_bn()
-    made.classifier[0] = nn.Linear(25088, 32)
-    made.classifier[3] = nn.Linear(32, 32)
-    made.classifier[6] = nn.Identity()
-    made.features.to_empty(device="cpu")
-    made.load_state_dict(narrow.state_dict())
-    yield made.eval()
+        network = torchvision.models.vgg16_bn()
+    network.classifier[0] = nn.Linear(25088, 32)
+    network.classifier[3] = nn.Linear(32, 32)
+    network.classifier[6] = nn.Identity()
+    network.features.to_empty(device="cpu")
+    network.load_state_dict(narrow.state_dict())
+    yield network.eval()
 
 
 @pytest.mark.usefixtures("published_widths")
 def test_parameters_and_names_are_torchvisions() -> None:
     with torch.device("meta"):
-        ours, theirs = VGG(), torchvision.models.vgg16_bn()
-    expected = {name: tensor.shape for name, tensor in theirs.state_dict().items()}
+        network, torchvision_network = VGG(), torchvision.models.vgg16_bn()
+    expected = {name: tensor.shape for name, tensor in torchvision_network.state_dict().items()}
     last = {name: expected.pop(name) for name in ("classifier.6.weight", "classifier.6.bias")}
-    assert {name: tensor.shape for name, tensor in ours.state_dict().items()} == expected
-    missing, unexpected = theirs.load_state_dict(ours.state_dict(), strict=False)
+    assert {name: tensor.shape for name, tensor in network.state_dict().items()} == expected
+    missing, unexpected = torchvision_network.load_state_dict(network.state_dict(), strict=False)
     assert missing == list(last) and not unexpected
-    # 3x3 convolutions with biases, BatchNorms, two linears.
+    # 3x3 convolutions with biases, BatchNorms, and two linear layers.
     widths = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
     by_hand = sum(9 * a * b + 3 * b for a, b in pairwise(widths))
     by_hand += 25088 * 4096 + 4096 * 4096 + 2 * 4096
-    assert sum(p.numel() for p in ours.parameters()) == by_hand == 134_268_992
-    assert ours.channels == (64, 128, 256, 512, 512, 4096, 4096)
+    assert sum(p.numel() for p in network.parameters()) == by_hand == 134_268_992
+    assert network.channels == (64, 128, 256, 512, 512, 4096, 4096)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(224, 224), (65, 47)])
 def test_blocks_compute_torchvisions_features(
-    narrow: VGG, theirs: torchvision.models.VGG, size: tuple[int, int]
+    narrow: VGG, reference: torchvision.models.VGG, size: tuple[int, int]
 ) -> None:
     images = torch.randn(1, 3, *size)
-    # The ReLU of conv1_2, conv2_2, conv3_3, conv4_3, conv5_3.
+    # The indices of the ReLUs of conv1_2, conv2_2, conv3_3, conv4_3 and conv5_3.
     stops, x, expected = (5, 12, 22, 32, 42), images, []
-    for number, layer in enumerate(theirs.features):
+    for number, layer in enumerate(reference.features):
         x = layer(x)
         if number in stops:
             expected.append(x.clone())
@@ -71,7 +71,7 @@ def test_blocks_compute_torchvisions_features(
         if number < 5:
             assert torch.equal(x, expected[number])
     assert x.shape == (1, 32, 1, 1)
-    torch.testing.assert_close(x.flatten(1), theirs(images))
+    torch.testing.assert_close(x.flatten(1), reference(images))
     assert torch.equal(narrow(images), x)
 
 

@@ -1,4 +1,4 @@
-"""Weights in: what a checkpoint, a run's folder, a foreign file or a seed gives, and what is said of each."""
+"""Loaded weights: from checkpoints, runs' folders, other projects' files and seeds, with their records."""
 
 import hashlib
 import json
@@ -54,7 +54,7 @@ INPUT_FLAGS = [
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of two stages with ResNet-18, each cut after one step."""
+    """Return the folder of a run of two stages with ResNet-18, each cut short after one step."""
     out = tmp_path_factory.mktemp("run")
     options = PretrainOptions(
         data=str(sample_paths().train_32),
@@ -80,36 +80,36 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """torchvision's ResNet-18 as a file."""
+def torchvision_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write torchvision's ResNet-18 to a file."""
     path = tmp_path_factory.mktemp("theirs") / "resnet18.pth"
     torch.manual_seed(2)
     torch.save(torchvision.models.resnet18().state_dict(), path)
     return path
 
 
-def refused(path: Path, *arguments: Any) -> str:
-    with pytest.raises(ValueError) as error:
+def error_line(path: Path, *arguments: Any) -> str:
+    with pytest.raises(ValueError) as excinfo:
         load_pretrained(path, *arguments)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+    assert "\n" not in str(excinfo.value)
+    return str(excinfo.value)
 
 
 def test_a_runs_folder_gives_its_newest_checkpoint(trained: Path) -> None:
-    found = load_pretrained(trained)
+    result = load_pretrained(trained)
     newest = max((trained / "checkpoints").glob("step-*.pt"))
     saved = newest_checkpoint(trained)
-    for name, tensor in found.backbone.state_dict().items():
+    for name, tensor in result.backbone.state_dict().items():
         assert torch.equal(tensor, saved["backbone"][name]), name
-    record = found.record
+    record = result.record
     assert record["path"] == str(newest)
     assert record["sha256"] == hashlib.sha256(newest.read_bytes()).hexdigest()
     assert (record["kind"], record["backbone"], record["run_step"]) == ("fastpsl", "resnet18", 2)
     assert record["science"] == saved["science"] and record["science"]["recipe"] == "jigsaw_tiny"
     assert record["cut"] is True
-    assert found.input == Input(size_px=30) and record["input"]["channels"] == "RGB"
+    assert result.input == Input(size_px=30) and record["input"]["channels"] == "RGB"
     assert json.loads(json.dumps(record)) == record
-    assert "resnet18 (fastpsl, 2 steps, its training was cut short); input RGB" in str(found)
+    assert "resnet18 (fastpsl, 2 steps, its training was cut short); input RGB" in str(result)
     assert load_pretrained(newest).record == load_pretrained(trained / "checkpoints").record == record
 
 
@@ -124,24 +124,26 @@ def test_a_damaged_checkpoint_is_passed_over_in_a_folder_and_refused_alone(
     damaged.write_bytes(paths[-1].read_bytes()[:-1000])
     with pytest.warns(UserWarning, match="passed over, .* is no readable checkpoint"):
         assert load_pretrained(tmp_path).record["run_step"] == 1
-    assert "is no readable file of weights" in refused(damaged)
+    assert "is no readable file of weights" in error_line(damaged)
     damaged.write_bytes(b"")
-    assert "is no readable file of weights" in refused(damaged)
+    assert "is no readable file of weights" in error_line(damaged)
 
 
-def test_a_flipped_bit_is_found(theirs: Path, tmp_path: Path) -> None:
-    data = bytearray(theirs.read_bytes())
+def test_a_flipped_bit_is_found(torchvision_file: Path, tmp_path: Path) -> None:
+    data = bytearray(torchvision_file.read_bytes())
     data[len(data) // 2] ^= 1
     path = tmp_path / "flipped.pth"
     path.write_bytes(data)
-    assert "checksum" in refused(path, "resnet18", USUAL)
+    assert "checksum" in error_line(path, "resnet18", USUAL)
 
 
 def test_a_checkpoint_keeps_to_what_it_says(trained: Path, tmp_path: Path) -> None:
-    assert "another backbone: resnet18, not resnet50" in refused(trained, "resnet50")
+    assert "another backbone: resnet18, not resnet50" in error_line(trained, "resnet50")
     assert load_pretrained(trained, "resnet18", replace(USUAL, size_px=96)).input.size_px == 30
     other = replace(USUAL, mean=(0.5, 0.5, 0.5))
-    assert "trained on input mean (0.485, 0.456, 0.406), not (0.5, 0.5, 0.5)" in refused(trained, None, other)
+    assert "trained on input mean (0.485, 0.456, 0.406), not (0.5, 0.5, 0.5)" in error_line(
+        trained, None, other
+    )
     state = newest_checkpoint(trained)
     for change, words in (
         ({"backbone": {"conv1.weight": torch.zeros(1)}}, "lacks 119 of the 120 tensors of resnet18"),
@@ -151,7 +153,7 @@ def test_a_checkpoint_keeps_to_what_it_says(trained: Path, tmp_path: Path) -> No
         ({"format": 99}, "is a checkpoint of format 99"),
     ):
         torch.save({**state, **change}, tmp_path / "changed.pt")
-        assert words in refused(tmp_path / "changed.pt")
+        assert words in error_line(tmp_path / "changed.pt")
 
 
 @pytest.mark.parametrize(
@@ -165,36 +167,38 @@ def test_a_checkpoint_keeps_to_what_it_says(trained: Path, tmp_path: Path) -> No
     ],
 )
 def test_was_cut(position: list[tuple[int, int]], num_stages: int, cut: bool) -> None:
-    summaries = [{"num_steps": made, "num_steps_planned": planned} for made, planned in position]
+    summaries = [{"num_steps": num_steps, "num_steps_planned": planned} for num_steps, planned in position]
     assert was_cut({"position": {"summaries": summaries}, "num_stages": num_stages}) is cut
 
 
-def test_foreign_weights_must_be_told(theirs: Path) -> None:
+def test_foreign_weights_must_be_told(torchvision_file: Path) -> None:
     for arguments in ((), ("resnet18",), (None, USUAL)):
-        assert "give --backbone, --input-channels, --input-mean and --input-std" in refused(
-            theirs, *arguments
+        assert "give --backbone, --input-channels, --input-mean and --input-std" in error_line(
+            torchvision_file, *arguments
         )
-    told = Input("Sobel", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 96)
-    found = load_pretrained(theirs, "resnet18", told)
-    assert found.input == told and found.record["left_out"] == ["fc.*"]
-    assert (found.record["kind"], found.record["science"]) == ("torchvision", None)
-    assert found.record["sha256"] == hashlib.sha256(theirs.read_bytes()).hexdigest()
-    assert torch.equal(found.backbone.state_dict()["conv1.weight"], torch.load(theirs)["conv1.weight"])
+    input_record = Input("Sobel", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 96)
+    result = load_pretrained(torchvision_file, "resnet18", input_record)
+    assert result.input == input_record and result.record["left_out"] == ["fc.*"]
+    assert (result.record["kind"], result.record["science"]) == ("torchvision", None)
+    assert result.record["sha256"] == hashlib.sha256(torchvision_file.read_bytes()).hexdigest()
+    assert torch.equal(
+        result.backbone.state_dict()["conv1.weight"], torch.load(torchvision_file)["conv1.weight"]
+    )
 
 
-def test_files_from_before_pytorch_1_6_are_read(theirs: Path, tmp_path: Path) -> None:
-    torch.save(torch.load(theirs), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+def test_files_from_before_pytorch_1_6_are_read(torchvision_file: Path, tmp_path: Path) -> None:
+    torch.save(torch.load(torchvision_file), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert load_pretrained(tmp_path / "old.pth", "resnet18", USUAL).record["kind"] == "torchvision"
 
 
-def test_timms_safetensors_are_read(theirs: Path, tmp_path: Path) -> None:
+def test_timms_safetensors_are_read(torchvision_file: Path, tmp_path: Path) -> None:
     save_file = pytest.importorskip("safetensors.torch").save_file
     path = tmp_path / "model.safetensors"
-    save_file(torch.load(theirs), path, metadata={"format": "pt"})
+    save_file(torch.load(torchvision_file), path, metadata={"format": "pt"})
     assert load_pretrained(path, "resnet18", USUAL).record["kind"] == "timm"
-    assert "must be told" in refused(path)
+    assert "must be told" in error_line(path)
     path.write_bytes(path.read_bytes()[:-100])
-    assert "is no readable safetensors file" in refused(path, "resnet18", USUAL)
+    assert "is no readable safetensors file" in error_line(path, "resnet18", USUAL)
 
 
 class Opens:
@@ -204,16 +208,16 @@ class Opens:
 
 
 def test_what_is_no_file_of_weights_is_said_in_a_line(tmp_path: Path) -> None:
-    assert "no file" in refused(tmp_path / "absent.pt")
-    assert "holds no checkpoint" in refused(tmp_path)
+    assert "no file" in error_line(tmp_path / "absent.pt")
+    assert "holds no checkpoint" in error_line(tmp_path)
     path = tmp_path / "x.pt"
     torch.save([torch.zeros(2)], path)
-    assert "holds a list, not a dict of tensors" in refused(path)
+    assert "holds a list, not a dict of tensors" in error_line(path)
     path.write_text("not at all")
-    assert "is no readable file of weights" in refused(path)
+    assert "is no readable file of weights" in error_line(path)
     torch.save({"state_dict": {"conv1.weight": torch.zeros(2)}, "args": Opens()}, path)
-    said = refused(path)
-    assert "objects besides tensors" in said and "torch.save(model.state_dict(), 'weights.pt')" in said
+    line = error_line(path)
+    assert "objects besides tensors" in line and "torch.save(model.state_dict(), 'weights.pt')" in line
     assert not Path("should-not-be-there").exists()
 
 
@@ -237,8 +241,8 @@ def test_random_weights_are_a_function_of_the_seed() -> None:
 @pytest.mark.usefixtures("published_widths")
 def test_lightness_has_one_channel_from_the_loader_to_the_network() -> None:
     grey = Input("L", (0.5,), (0.25,), 32)
-    found = random_weights("resnet18", 0, grey)
-    assert found.backbone.get_submodule("conv1").weight.shape == (64, 1, 7, 7)
+    result = random_weights("resnet18", 0, grey)
+    assert result.backbone.get_submodule("conv1").weight.shape == (64, 1, 7, 7)
     paths = sample_paths()
     data = open_data(paths.test_32)
     view = center_view(grey, 24)
@@ -252,7 +256,7 @@ def test_lightness_has_one_channel_from_the_loader_to_the_network() -> None:
         data.close()
     assert inputs.shape == (4, 1, 24, 24)
     assert torch.equal(inputs, normalise(Lightness()(batch.images[0], {}), (0.5,), (0.25,), torch.float32))
-    assert found.backbone(inputs).shape == (4, 512, 1, 1)
+    assert result.backbone(inputs).shape == (4, 512, 1, 1)
 
 
 def test_the_evaluations_views() -> None:
@@ -301,28 +305,28 @@ def options(*words: object) -> EvaluationOptions:
     return parsed
 
 
-def test_options_find_the_weights(trained: Path, theirs: Path) -> None:
+def test_options_find_the_weights(trained: Path, torchvision_file: Path) -> None:
     assert options("--checkpoint", trained).pretrained().record["kind"] == "fastpsl"
-    found = options(
-        "--checkpoint", theirs, "--backbone", "resnet18", *INPUT_FLAGS, "--size-px", 96
+    result = options(
+        "--checkpoint", torchvision_file, "--backbone", "resnet18", *INPUT_FLAGS, "--size-px", 96
     ).pretrained()
-    assert found.input == replace(USUAL, size_px=96)
+    assert result.input == replace(USUAL, size_px=96)
     assert options("--random-weights", "--backbone", "resnet18", "--seed", 3).pretrained().record == (
         random_weights("resnet18", 3).record
     )
-    # What finds the weights may change on resume; the weights themselves are in Pretrained.science().
+    # Options that locate the weights may change on resume. Pretrained.science() has the weights themselves.
     assert {"size_px", "seed"} <= options().science().keys()
     assert not {"checkpoint", "backbone", "input_mean"} & options().science().keys()
 
 
-def test_options_that_find_none_are_refused(theirs: Path) -> None:
-    for words, said in (
+def test_options_that_find_none_are_refused(torchvision_file: Path) -> None:
+    for words, message in (
         ((), "give either --checkpoint PATH or --random-weights"),
-        (("--checkpoint", theirs, "--random-weights"), "give either"),
+        (("--checkpoint", torchvision_file, "--random-weights"), "give either"),
         (("--random-weights",), "--random-weights needs --backbone"),
-        (("--checkpoint", theirs, "--input-mean", "0.5"), "belong together"),
+        (("--checkpoint", torchvision_file, "--input-mean", "0.5"), "belong together"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             options(*words).pretrained()
     with pytest.raises(ValueError, match="--size-px 0"):
         options("--size-px", 0)
@@ -338,18 +342,18 @@ def test_an_input_of_0_to_255_is_refused() -> None:
 @pytest.mark.parametrize(
     "text", ["[1, 2]", "{nonsense", "[" * 200_000, "{}", '{"input": 3, "backbone": "resnet18"}']
 )
-def test_what_is_told_nonsense_of_is_named(text: str, theirs: Path, tmp_path: Path) -> None:
+def test_what_is_told_nonsense_of_is_named(text: str, torchvision_file: Path, tmp_path: Path) -> None:
     save = pytest.importorskip("safetensors.torch").save
-    tensors = {name: tensor.contiguous() for name, tensor in torch.load(theirs).items()}
+    tensors = {name: tensor.contiguous() for name, tensor in torch.load(torchvision_file).items()}
     path = tmp_path / "theirs.safetensors"
     path.write_bytes(save(tensors, metadata={"fastpsl": text}))
-    line = refused(path)
+    line = error_line(path)
     assert line.startswith(f"{path} does not say what it holds") and len(line) < 500
 
 
-def test_a_damaged_record_beside_weights_is_named(theirs: Path) -> None:
-    beside = theirs.with_name(f"{theirs.name}.json")
+def test_a_damaged_record_beside_weights_is_named(torchvision_file: Path) -> None:
+    json_path = torchvision_file.with_name(f"{torchvision_file.name}.json")
     for text in ("[" * 200_000, "{nonsense"):
-        beside.write_text(text)
-        assert refused(theirs).startswith(f"{beside} cannot be read")
-    beside.unlink()
+        json_path.write_text(text)
+        assert error_line(torchvision_file).startswith(f"{json_path} cannot be read")
+    json_path.unlink()

@@ -1,4 +1,4 @@
-"""SGD by NVIDIA apex: `apex.optimizers.FusedSGD`, found by that very name. It updates all weights of a group in one CUDA launch."""
+"""SGD by NVIDIA apex's FusedSGD, which updates all weights of a group in one CUDA launch."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,19 +10,24 @@ from fastpsl.engine.optim.sgd_adam import decay_groups, with_zero_momenta
 
 
 def require_apex(device: torch.device) -> None:
-    """ValueError, with what to do, where FusedSGD would not run."""
+    """Check that FusedSGD can run on a device.
+
+    Raises:
+        ValueError: It cannot run. The message names a remedy.
+    """
     if device.type != "cuda":
         raise ValueError(f"--apex on {device.type}: apex's FusedSGD needs CUDA; leave --apex out")
     try:
         from apex.optimizers import FusedSGD
 
-        # RuntimeError where apex was built without its CUDA extensions.
+        # This raises RuntimeError if apex was built without its CUDA extensions.
         FusedSGD([torch.zeros(1)], lr=0.0)
     except (ImportError, RuntimeError) as error:
         raise ValueError(
             f"--apex needs apex.optimizers.FusedSGD, and there is none ({error}): build NVIDIA's apex from "
-            f"https://github.com/NVIDIA/apex with APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install --no-build-isolation . "
-            f"(PyPI's apex is another project: pip uninstall apex), or leave --apex out"
+            "https://github.com/NVIDIA/apex with APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install "
+            "--no-build-isolation . (PyPI's apex is another project: pip uninstall apex), or leave --apex "
+            "out"
         ) from error
 
 
@@ -33,22 +38,22 @@ def fused_sgd(
     nesterov: bool = False,
     decay_biases: bool = False,
 ) -> torch.optim.Optimizer:
-    """As `optimisers.sgd`, by apex; `require_apex` says beforehand whether it runs."""
+    """Build SGD as `sgd_adam.sgd` does, by apex. `require_apex` checks beforehand that it can run."""
     from apex.optimizers import FusedSGD
 
     class ScaledFusedSGD(FusedSGD):
-        """FusedSGD that takes the scaler's grad_scale and found_inf as tensors, as torch's fused SGD does.
+        """A FusedSGD that reads the scaler's grad_scale and found_inf as tensors, as torch's fused SGD does.
 
-        Without this the scaler would read found_inf on the host: a sync at each step.
+        Otherwise the scaler would read found_inf on the host and synchronise at each step.
         """
 
         _step_supports_amp_scaling = True
-        # FusedSGD's own takes no `set_to_none`.
+        # FusedSGD's own method has no argument `set_to_none`.
         zero_grad = torch.optim.Optimizer.zero_grad
 
         def step(self, closure: Any = None) -> Any:
             found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-            # apex's kernels do nothing where this int32 [1] on the device is not 0.
+            # apex's kernels do nothing if this int32 [1] on the device is not 0.
             skips = self._dummy_overflow_buf
             skips.zero_() if found_inf is None else skips.copy_(found_inf)
             if grad_scale is not None:

@@ -1,4 +1,4 @@
-"""LARS as SimCLR uses it: a rate for each layer, and none of it for biases and BatchNorm."""
+"""LARS as in SimCLR: a learning rate per layer, except for biases and BatchNorm."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,20 +9,25 @@ from typing_extensions import override
 
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rates (You et al., arXiv 1708.03888) with SimCLR's momentum (google-research/simclr, lars_optimizer):
+    """An optimiser with layer-wise adaptive rates (You et al., arXiv 1708.03888) and SimCLR's momentum.
+
+    The update is that of google-research/simclr, lars_optimizer:
 
         g ← g + weight_decay · w
-        trust = eeta · |w| / |g|, and 1 where either norm is 0
-        v ← momentum · v + lr · trust · g           the rate is inside the momentum: a buffer keeps the rates of its past
+        trust = eeta · |w| / |g|, or 1 if either norm is 0
+        v ← momentum · v + lr · trust · g
         w ← w - v
 
-    A group with "adapt": False has trust 1. Parameters are float32: ValueError for others.
+    The rate is inside the momentum, so the buffer keeps past rates. A group with "adapt": False has trust 1.
+    Parameters must be float32. Norms are those of unscaled gradients. The scaler's grad_scale and found_inf
+    are read as tensors, so a step with non-finite gradients changes neither weights nor momentum, and the
+    host never waits.
 
-    Norms are of unscaled gradients: the scaler's grad_scale and found_inf are taken as tensors, so a step with non-finite
-    gradients changes neither weights nor momentum, and the host never waits to know.
+    Raises:
+        ValueError: A parameter is not float32, or a setting is negative.
     """
 
-    # torch.amp.GradScaler reads this, and then sets self.grad_scale and self.found_inf around each step.
+    # If this is set, torch.amp.GradScaler sets self.grad_scale and self.found_inf around each step.
     _step_supports_amp_scaling = True
 
     def __init__(
@@ -39,7 +44,7 @@ class LARS(torch.optim.Optimizer):
 
     @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's; momentum buffers are made here and not at the first step: that one may be skipped."""
+        """Add a group, with momentum buffers from the start, because the first step may be skipped."""
         super().add_param_group(param_group)
         for name in ("lr", "momentum", "weight_decay", "eeta"):
             if self.param_groups[-1][name] < 0:
@@ -47,14 +52,15 @@ class LARS(torch.optim.Optimizer):
         for parameter in self.param_groups[-1]["params"]:
             if parameter.dtype != torch.float32:
                 raise ValueError(
-                    f"LARS got a parameter of {parameter.dtype}: keep weights in torch.float32, autocast does the rest"
+                    f"LARS got a parameter of {parameter.dtype}: keep weights in torch.float32, autocast "
+                    "does the rest"
                 )
             self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     @torch.no_grad()
     @override
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step on the parameters' gradients; all groups' rates are read now."""
+        """Make one step, with the groups' present rates."""
         assert closure is None, "a closure would have to be scaled and checked too"
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
@@ -65,7 +71,7 @@ class LARS(torch.optim.Optimizer):
         keep, unscale = self._from_scaler(weights[0].device)
         velocities = [self.state[p]["momentum_buffer"] for p in weights]
         gradients = [p.grad.clone() for p in weights if p.grad is not None]
-        # A product of 0 and infinity is no 0; so a skipped step takes the bits: as integers, they times 0 are 0.0.
+        # 0 times infinity is not 0. To skip a step, the gradients' bits are therefore multiplied as integers.
         torch._foreach_mul_([g.view(torch.int32) for g in gradients], keep.int())
         torch._foreach_mul_(gradients, unscale)
         if group["weight_decay"]:
@@ -80,13 +86,13 @@ class LARS(torch.optim.Optimizer):
             torch._foreach_mul_(gradients, (rate * trust).unbind())
         else:
             torch._foreach_mul_(gradients, rate)
-        # A skipped step: v · 1 + 0, then w - v · 0.
+        # A skipped step computes v · 1 + 0, then w - v · 0.
         torch._foreach_mul_(velocities, torch.where(keep > 0, group["momentum"], 1.0))
         torch._foreach_add_(velocities, gradients)
         torch._foreach_sub_(weights, torch._foreach_mul(velocities, keep))
 
     def _from_scaler(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """1.0 or, to skip the step, 0.0; and what gradients are multiplied with. Scalars on the device."""
+        """Return 1.0 (or 0.0 to skip the step) and the factor that unscales gradients, as device scalars."""
         one = torch.ones((), device=device)
         found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         keep = one if found_inf is None else (found_inf == 0).float().reshape(())
@@ -99,9 +105,10 @@ def lars(
     weight_decay: float = 1e-6,
     eeta: float = 0.001,
 ) -> LARS:
-    """LARS with SimCLR's exclusions: biases and BatchNorm's scales and shifts get neither weight decay nor a trust ratio.
+    """Build LARS with SimCLR's exclusions: biases and BatchNorms have no weight decay and no trust ratio.
 
-    They are told by their number of dimensions: at most one. (Weights of convolutions and linear layers have two or more.)
+    Excluded parameters are recognised by having at most one dimension. Weights of convolutions and linear
+    layers have two or more.
     """
     named = list(named_parameters)
     layers = [p for _, p in named if p.ndim > 1]

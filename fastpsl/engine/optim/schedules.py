@@ -6,7 +6,15 @@ from typing import NamedTuple
 
 
 class Moment(NamedTuple):
-    """A step's place: `step` of the stage's `num_steps`; the stage is epochs `first_epoch` to `first_epoch + epochs` of `all_epochs`."""
+    """The position of a step in the plan.
+
+    Attributes:
+        step: The step, from 0 in each stage.
+        num_steps: The number of the stage's steps.
+        first_epoch: The stage's first epoch, counted over all stages.
+        epochs: The number of the stage's epochs.
+        all_epochs: The number of epochs of all stages.
+    """
 
     step: int
     num_steps: int
@@ -16,7 +24,7 @@ class Moment(NamedTuple):
 
     @property
     def epoch(self) -> float:
-        """Epochs since the run began, in all stages."""
+        """The epochs since the start of the run, over all stages."""
         return self.first_epoch + self.epochs * self.step / self.num_steps
 
 
@@ -24,11 +32,19 @@ Schedule = Callable[[Moment], float]
 
 
 def step_drops(lr: float, intervals: Sequence[int], factor: float = 0.1) -> Schedule:
-    """Constant rates that drop by `factor` between `intervals`, which are shares of the stage's length.
+    """Return a schedule that multiplies the rate by `factor` after each of `intervals` but the last.
 
-    PSL, section 4.1: 60 epochs with "20/20/10/10", so drops after 20, 40 and 50 of 60; the rate restarts at each stage
-    (the paper does not say so outright; "for each training stage … we train for 60 epochs" is read so).
-    Whole numbers are compared, so a drop falls on the first step of its epoch exactly.
+    PSL, section 4.1, trains 60 epochs with "20/20/10/10", so the rate drops after 20, 40 and 50. It restarts
+    at each stage, which the paper implies by "for each training stage … we train for 60 epochs". Whole
+    numbers are compared, so that a drop occurs exactly at the first step of its epoch.
+
+    Args:
+        lr: The first rate.
+        intervals: The lengths of the intervals, as shares of the stage's length.
+        factor: The factor of each drop.
+
+    Raises:
+        ValueError: `lr` or an interval is not positive.
     """
     if not intervals or min(intervals) < 1 or lr <= 0:
         raise ValueError(
@@ -44,13 +60,22 @@ def step_drops(lr: float, intervals: Sequence[int], factor: float = 0.1) -> Sche
 
 
 def warmed_up(schedule: Schedule, num_steps: int, factor: float = 1 / 1000) -> Schedule:
-    """`schedule`, multiplied in each stage's first `num_steps` steps by what rises in a straight line from `factor` to 1.
+    """Scale a schedule by a linear rise from `factor` to 1 in the first `num_steps` steps of each stage.
 
-    Detectron2's linear warm-up, with its factor.
+    This is Detectron2's linear warm-up, with its factor.
+
+    Args:
+        schedule: The schedule.
+        num_steps: The number of steps of the rise.
+        factor: The first factor, in [0, 1].
+
+    Raises:
+        ValueError: `num_steps` or `factor` is out of range.
     """
     if num_steps < 0 or not 0 <= factor <= 1:
         raise ValueError(
-            f"a warm-up of {num_steps} steps from {factor}: the steps must be 0 or more, the factor within 0 and 1"
+            f"a warm-up of {num_steps} steps from {factor}: the steps must be 0 or more, the factor within "
+            "0 and 1"
         )
 
     def rate(moment: Moment) -> float:
@@ -61,9 +86,13 @@ def warmed_up(schedule: Schedule, num_steps: int, factor: float = 1 / 1000) -> S
 
 
 def cosine(lr: float, warmup_epochs: float = 0.0) -> Schedule:
-    """Half a cosine from `lr` to 0 over all stages without restart (PSL, section 4.1, "Contrastive learning").
+    """Return half a cosine from `lr` to 0 over all stages without restart.
 
-    `warmup_epochs` of linear rise from 0 come first, as in SimCLR's code; PSL says nothing of them.
+    PSL, section 4.1, uses it for "Contrastive learning". SimCLR's code has a linear warm-up before it, which
+    PSL does not mention.
+
+    Raises:
+        ValueError: `lr` is not positive, or `warmup_epochs` is negative.
     """
     if lr <= 0 or warmup_epochs < 0:
         raise ValueError(
@@ -80,16 +109,25 @@ def cosine(lr: float, warmup_epochs: float = 0.0) -> Schedule:
 
 
 def linear_decay(lr: float) -> Schedule:
-    """From `lr` to 0 in a straight line over all stages without restart (UIC, section 4.2: "0.1 learning rate decaying linearly")."""
+    """Return a linear schedule from `lr` to 0 over all stages without restart.
+
+    Source: UIC, section 4.2, "0.1 learning rate decaying linearly".
+
+    Raises:
+        ValueError: `lr` is not positive.
+    """
     if lr <= 0:
         raise ValueError(f"lr {lr}: it must be above 0")
     return lambda moment: lr * (1 - moment.epoch / moment.all_epochs)
 
 
 def inverse_root(lr: float, decay: float) -> Schedule:
-    """lr / sqrt(1 + lr * decay * step), steps counted from the stage's first.
+    """Return the schedule lr / sqrt(1 + lr * decay * step), with steps counted in each stage.
 
-    DeepCluster's linear classifiers (eval_linear.py), whose `decay` is their weight decay.
+    DeepCluster uses it for linear classifiers (eval_linear.py), with their weight decay as `decay`.
+
+    Raises:
+        ValueError: `lr` is not positive, or `decay` is negative.
     """
     if lr <= 0 or decay < 0:
         raise ValueError(f"lr {lr} with a decay of {decay}: the rate must be above 0, the decay 0 or more")
@@ -97,9 +135,16 @@ def inverse_root(lr: float, decay: float) -> Schedule:
 
 
 def polynomial(lr: float, power: float, end_lr: float = 0.0) -> Schedule:
-    """From `lr` to `end_lr` by (1 - step / num_steps) ** power of the stage's steps: mmsegmentation's poly, without restart in a stage."""
+    """Return a schedule from `lr` to `end_lr` by (1 - step / num_steps) ** power in each stage.
+
+    This is mmsegmentation's "poly".
+
+    Raises:
+        ValueError: A value is out of range.
+    """
     if lr <= end_lr or end_lr < 0 or power <= 0:
         raise ValueError(
-            f"lr {lr} to {end_lr} by a power of {power}: the rate must end below its first, at 0 or more, and the power be above 0"
+            f"lr {lr} to {end_lr} by a power of {power}: the rate must end below its first, at 0 or more, "
+            "and the power be above 0"
         )
     return lambda moment: end_lr + (lr - end_lr) * (1 - moment.step / moment.num_steps) ** power

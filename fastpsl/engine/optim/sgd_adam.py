@@ -1,4 +1,4 @@
-"""Optimisers over (name, parameter) pairs of what learns in a stage."""
+"""SGD and Adam over the (name, parameter) pairs that learn in a stage."""
 
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -16,11 +16,19 @@ def sgd(
     nesterov: bool = False,
     decay_biases: bool = False,
 ) -> torch.optim.SGD:
-    """SGD with weight decay on everything but biases (PSL, section 4.1: "no decay for the bias parameters").
+    """Build SGD with weight decay on all parameters but biases (PSL, section 4.1).
 
-    Read literally: the scales of BatchNorm decay, their shifts do not. `decay_biases`: on everything, as the peers do.
-    Fused: it takes the scaler's grad_scale and found_inf as tensors, so a step with non-finite gradients is skipped on
-    the device, without a sync. fastpsl/engine/optim/apex.py has the same by apex.
+    "No decay for the bias parameters" is read literally: the scales of BatchNorm decay, and their shifts do
+    not. The fused version reads the scaler's grad_scale and found_inf as tensors, so that a step with
+    non-finite gradients is skipped on the device without synchronisation. fastpsl/engine/optim/apex.py builds
+    the same by apex.
+
+    Args:
+        named_parameters: Names and parameters.
+        momentum: The momentum.
+        weight_decay: The weight decay.
+        nesterov: Whether to use Nesterov's momentum.
+        decay_biases: Whether biases decay too, as in other methods.
     """
     groups = decay_groups(named_parameters, weight_decay, decay_biases)
     return with_zero_momenta(
@@ -33,7 +41,7 @@ def adam(
     betas: tuple[float, float] = (0.9, 0.999),
     weight_decay: float = 0.0,
 ) -> torch.optim.Adam:
-    """Adam, its weight decay on everything (as torch's: added to the gradient). Fused, as `sgd`."""
+    """Build torch's fused Adam with weight decay on all parameters, where decay is added to the gradient."""
     parameters = [parameter for _, parameter in named_parameters]
     return torch.optim.Adam(parameters, lr=0.0, betas=betas, weight_decay=weight_decay, fused=True)
 
@@ -41,7 +49,7 @@ def adam(
 def decay_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float, decay_biases: bool
 ) -> list[dict[str, Any]]:
-    """Two parameter groups: what decays, and biases that do not."""
+    """Return two parameter groups: with weight decay, and biases without."""
     decayed: list[nn.Parameter] = []
     biases: list[nn.Parameter] = []
     for name, parameter in named_parameters:
@@ -50,7 +58,10 @@ def decay_groups(
 
 
 def with_zero_momenta(optimiser: Optimiser) -> Optimiser:
-    """The optimiser with its momentum buffers made: torch's are uninitialised at the first step, and would stay so were it skipped."""
+    """Return the optimiser with zeroed momentum buffers.
+
+    torch's buffers are uninitialised before the first step and would stay so if that step were skipped.
+    """
     for group in optimiser.param_groups:
         for parameter in group["params"] if group["momentum"] else ():
             optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
