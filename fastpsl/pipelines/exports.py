@@ -1,4 +1,4 @@
-"""Public names of a package that are imported when they are asked for."""
+"""Public names of a package that are imported on first use."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -8,11 +8,11 @@ from typing import Any
 def lazy_names(
     package: str, files: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Make a package's `__getattr__` and `__dir__`: no file of it waits for what its other files import.
+    """Build a package's `__getattr__` and `__dir__`, so that one of its files does not import the others.
 
     Args:
         package: The package's `__name__`.
-        files: The file below it in which each public name stands, such as {"Beton": "reader"}.
+        files: The file below it that defines each public name, such as {"Beton": "reader"}.
     """
 
     def get(name: str) -> Any:
