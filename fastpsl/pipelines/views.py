@@ -101,7 +101,7 @@ class ViewSpec:
         return tiles[0] if tiles else self.crop.size_px
 
     def draw(self, keys: Keys) -> tuple[Draw, ...]:
-        """Return every random number of this view's ops, as numpy arrays on the host, in the order of `ops`."""
+        """Return every random number of this view's ops: numpy arrays on the host, in the order of `ops`."""
         return tuple(op.draw(keys) for op in self.ops)
 
     def apply(self, images: Tensor, draws: Sequence[Mapping[str, Tensor]], dtype: torch.dtype) -> Tensor:
@@ -115,7 +115,7 @@ class ViewSpec:
             dtype: The floating-point dtype of the result.
 
         Raises:
-            ValueError: There is not one draw per op.
+            ValueError: The number of draws is not the number of ops.
         """
         if len(draws) != len(self.ops):
             raise ValueError(

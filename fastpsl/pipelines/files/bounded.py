@@ -20,7 +20,7 @@ def read_npy(path: Path, max_bytes: int) -> np.ndarray:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         raise
-    except Exception as error:  # numpy parses headers by tokenize and ast, which raise many types
+    except Exception as error:  # noqa: BLE001  numpy parses headers by tokenize and ast, which raise many types
         raise ValueError(f"its header means nothing ({type(error).__name__})") from None
     if not isinstance(mapped, np.ndarray):
         mapped.close()

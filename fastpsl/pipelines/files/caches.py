@@ -36,8 +36,8 @@ def choose_caches() -> None:
     os.environ.setdefault("TRITON_CACHE_DIR", str(private / "triton"))
     if os.environ.get("RANK", "0") == "0" and sys.stderr is not None:
         print(
-            f"fastpsl: {user_cache} cannot be written: compiled code, indices and the sample "
-            f"go to {private}; set XDG_CACHE_HOME to a folder that lasts",
+            f"fastpsl: {user_cache} cannot be written: compiled code, indices and the sample go to "
+            f"{private}; set XDG_CACHE_HOME to a folder that lasts",
             file=sys.stderr,
         )
 
