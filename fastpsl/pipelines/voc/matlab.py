@@ -62,7 +62,7 @@ def _check_structure(data: bytes) -> None:
     while not parts.at_end():
         kind, body = parts.next()
         if kind == _COMPRESSED:
-            array_data = _inflate(body, bytes_left)
+            array_data = _inflated(body, bytes_left)
             bytes_left -= len(array_data)
             kind, body = _Parts(array_data, parts.order).next()
         _check_array(kind, _Parts(body, parts.order), _MOST_LEVELS)
@@ -153,7 +153,7 @@ def _num_fields(parts: _Parts) -> int:
     return len(names) // num_bytes
 
 
-def _inflate(body: memoryview, most_bytes: int) -> memoryview:
+def _inflated(body: memoryview, most_bytes: int) -> memoryview:
     try:
         data = zlib.decompressobj().decompress(body, most_bytes + 1)  # 0 would mean no limit
     except zlib.error as error:
