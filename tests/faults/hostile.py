@@ -1,6 +1,7 @@
-"""Files that a stranger may hand over, made to do harm or damaged: none may run code, write outside of its place, or fill memory.
+"""Hostile or damaged files from strangers: none may run code, write outside of its place, or fill memory.
 
-What is said of them may steer no terminal, and the pages of `fastpsl table` may hold none of their markup.
+Messages about them must not control the terminal, and the pages of `fastpsl table` must hold none of their
+markup.
 """
 
 import html.parser
@@ -30,7 +31,7 @@ _BY_NAME = {gate.name: gate for gate in GATES}
 
 
 def case_of(seed: int) -> Case:
-    """First those made by hand, then sound files with random damage, gate by gate."""
+    """Return the hand-made attacks first, then sound files with random damage, gate by gate."""
     if seed < len(_MADE_BY_HAND):
         gate, name, _ = _MADE_BY_HAND[seed]
         return Case(seed, f"{gate}: {name}")
@@ -38,7 +39,7 @@ def case_of(seed: int) -> Case:
 
 
 def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
-    """Findings of the cases `seed` to `seed + count - 1`."""
+    """Yield the findings of the cases `seed` to `seed + count - 1`."""
     subject = Subject(folder)
     cases = [case_of(seed + i) for i in range(count)]
     subject.used = [gate for gate in GATES if any(case.name.startswith(f"{gate.name}: ") for case in cases)]
@@ -48,7 +49,7 @@ def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
 
 
 class Subject:
-    """A sound folder for each gate, and the place where a copy of it is attacked."""
+    """The sound files of each gate, and the folder where a copy of them is attacked."""
 
     def __init__(self, folder: Path, gates: Sequence[Gate] = GATES):
         self.folder, self.here = folder, folder / "here"
@@ -60,13 +61,13 @@ class Subject:
             self.sound[gate.name] = gate.make(place).relative_to(place)
 
     def open_sound(self) -> None:
-        """In each child: the gates are warm."""
+        """Open the sound files in each child, which warms the gates."""
         warnings.simplefilter("ignore")
         os.chdir(self.folder)
         for gate in self.used:
             try:
                 gate.open(self._fresh(gate))
-            except Refused as error:  # weights of a network that lacks its other layers
+            except Refused as error:  # the weights lack the other layers of the network
                 assert "w." in gate.name, error
 
     def _fresh(self, gate: Gate) -> Path:
@@ -83,18 +84,18 @@ class Subject:
             gate = GATES[case.seed % len(GATES)]
             path = self._fresh(gate)
             path.write_bytes(damaged(path.read_bytes(), random.Random(case.seed)))
-        if not path.exists():  # its folder was renamed
+        if not path.exists():  # the attack renamed its folder
             path = next(self.here.rglob(path.name))
         return self.attacked(gate, path)
 
     def attacked(self, gate: Gate, path: Path) -> tuple[str, str]:
-        """What opening a file comes to: the harm that was done, or else whether it was read."""
+        """Open a file and return the harm that it did, or else whether it was read."""
         before = _listing(self.folder)
         outcome, detail, said = _opened(gate, path)
         return self._harm(before, said) or (outcome, detail)
 
     def _harm(self, before: set[str], said: str) -> tuple[str, str] | None:
-        """What was done besides reading."""
+        """Return the harm that was done, if any."""
         if canaries := [str(path) for path in self.folder.rglob("canary")]:
             for path in canaries:
                 os.unlink(path)
@@ -112,7 +113,10 @@ class Subject:
 
 
 def _opened(gate: Gate, path: Path) -> tuple[str, str, str]:
-    """Outcome, detail and what people see. Errors of the library are shown as the commands show them: escaped, on one line."""
+    """Return the outcome, its detail and the text that users see.
+
+    Errors of the library are shown as the commands show them: escaped, on one line.
+    """
     names = (path.name, path.stem) if path.name != "result.json" else (path.name, "runs")
     try:
         said = gate.open(path)
@@ -121,14 +125,14 @@ def _opened(gate: Gate, path: Path) -> tuple[str, str, str]:
         last = [line for line in said.splitlines() if line.startswith("fastpsl: ")][-1]
         is_named = any(name in last for name in (*names, "listed on stdout"))
         return "refused" if is_named else "unclear", last, said
-    except Exception as error:  # noqa: BLE001 - it is what is looked for
+    except Exception as error:  # noqa: BLE001 - any exception is a finding
         outcome, detail = refusal(error, *names)
         return outcome, detail, escaped(detail).encode(errors="backslashreplace").decode()
     return "read", "", said
 
 
 def _listing(folder: Path) -> set[str]:
-    """What lies beside the case's own folder, and above it."""
+    """Return the names beside the case's own folder, and above it."""
     above = {f"../{name}" for name in os.listdir(folder.parent)}
     return (
         {name for name in os.listdir(folder) if name != "canary"} | above | set(os.listdir(folder / "sound"))
@@ -136,28 +140,29 @@ def _listing(folder: Path) -> set[str]:
 
 
 def damaged(data: bytes, random: random.Random) -> bytes:
-    """Bits, runs, cuts, growth; of text also numbers and words that are replaced."""
+    """Change bits or runs of bytes, cut or insert, or replace numbers of a text."""
     changed = bytearray(data)
     how = random.randrange(6)
     if how == 0:
         del changed[random.randrange(len(changed)) :]
     elif how == 1:
-        at = random.randrange(len(changed))
-        changed[at:at] = random.choice(
+        start = random.randrange(len(changed))
+        changed[start:start] = random.choice(
             [bytes(8), random.randbytes(30), b"\xff" * 8, b"\n", b'"', b"1e999", b"\x1b[2J"]
         )
     elif how == 2:
-        at, size = random.randrange(len(changed)), random.choice([1, 8, 64, 512])
-        changed[at : at + size] = random.choice([bytes(size), random.randbytes(size)])
+        start, size = random.randrange(len(changed)), random.choice([1, 8, 64, 512])
+        changed[start : start + size] = random.choice([bytes(size), random.randbytes(size)])
     elif how == 3 and (numbers := list(re.finditer(rb"\d+", data))):
-        found = random.choice(numbers)
-        new = random.choice(
+        number = random.choice(numbers)
+        value = random.choice(
             [b"-1", b"1e999", b"NaN", b"99999999999999999999", b"4294967295", b"null", b"[]", b'""', b"0"]
         )
-        changed[found.start() : found.end()] = new
+        changed[number.start() : number.end()] = value
     elif how == 4:
-        at = random.randrange(max(1, len(changed) - 400), len(changed))  # where archives keep their directory
-        changed[at] ^= 1 << random.randrange(8)
+        # where archives have their directory
+        start = random.randrange(max(1, len(changed) - 400), len(changed))
+        changed[start] ^= 1 << random.randrange(8)
     else:
         for _ in range(random.choice([1, 3, 30])):
             changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
@@ -165,19 +170,19 @@ def damaged(data: bytes, random: random.Random) -> bytes:
 
 
 def _strange_markup(page: str) -> str:
-    """The first tag or attribute of a page that fastpsl does not write itself."""
-    found: list[str] = []
+    """Return the first tag or attribute of a page that fastpsl does not write itself."""
+    faults: list[str] = []
 
     class Parser(html.parser.HTMLParser):
         @override
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
             if tag in ("script", "iframe", "object", "embed", "link", "form", "base"):
-                found.append(f"<{tag}>")
+                faults.append(f"<{tag}>")
             for name, value in attrs:
                 if name.startswith("on") or (
                     name in ("src", "href") and not (value or "").startswith(("data:image/png", "#"))
                 ):
-                    found.append(f"{tag} {name}={value!r}")
+                    faults.append(f"{tag} {name}={value!r}")
 
     Parser().feed(page)
-    return found[0] if found else ""
+    return faults[0] if faults else ""

@@ -1,4 +1,4 @@
-"""The harness sees harm: each of these ways of opening a file does some."""
+"""The harness detects harm: each of these ways of opening a file does some."""
 
 import io
 import os
