@@ -49,8 +49,8 @@ class Augment:
             shapes.append(module.out_shape(view.ops, images.shape))
         device, parts = batch.images[0].device, len(shapes)
         if len({shape[1:] for shape in shapes}) == 1:
-            whole = _empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), dtype, device)
-            outs = list(whole.split([shape[0] for shape in shapes]))
+            buffer = _empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), dtype, device)
+            outs = list(buffer.split([shape[0] for shape in shapes]))
         else:
             outs = [_empty(shape, dtype, device) for shape in shapes]
         for k in range(parts):

@@ -1,7 +1,7 @@
 """Progress lines of long operations: one line on stderr whenever ten seconds pass without any.
 
-    with doing("DATA: listing", "files", 1_281_167) as told:
-        told.update(num_done)
+    with doing("DATA: listing", "files", 1_281_167) as progress:
+        progress.update(num_done)
 
 Operations nest, and rank 0 reports the innermost one. An operation that ends within ten seconds is not
 reported.
@@ -63,8 +63,8 @@ class doing:
         elapsed_s = now - self.started
         if not self.unit:
             return f"{self.what}: {clock(elapsed_s)} so far" if elapsed_s >= 1 else self.what
-        what, of_total = f"{self.what}: " if self.what else "", f" of {self.total:,}" if self.total else ""
-        return f"{what}{self.num_done:,}{of_total} {self.unit}, {self.pace(elapsed_s)}"
+        prefix, of_total = f"{self.what}: " if self.what else "", f" of {self.total:,}" if self.total else ""
+        return f"{prefix}{self.num_done:,}{of_total} {self.unit}, {self.pace(elapsed_s)}"
 
     def pace(self, elapsed_s: float) -> str:
         """Return the speed, the time left and the number of broken units as text."""

@@ -12,8 +12,8 @@ from fastpsl.pipelines.beton.sidecar import sidecar_path
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sources import Sample
 from tests.faults.beton_mutants import KINDS, Layout
-from tests.faults.child import Case, Limits, described, judged, refusal
-from tests.faults.readings import CONTROL, DECODERS, Reading, Said, read, verify
+from tests.faults.child import Case, Limits, describe, judge_cases, refusal
+from tests.faults.readings import CONTROL, DECODERS, Reading, CommandOutput, read, verify
 from tests.faults.report import Finding
 from tests.pipelines.photos import jpeg, photo
 
@@ -31,7 +31,7 @@ def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
     """Yield the findings of the mutants `seed` to `seed + count - 1`."""
     subject = _Subject(folder)
     cases = [case_of(seed + i) for i in range(count)]
-    yield from judged(
+    yield from judge_cases(
         "betons", cases, subject.judge, folder / "log", LIMITS, batch=250, prepare=subject.read_sound
     )
 
@@ -86,26 +86,28 @@ class _Subject:
             sidecar_path(self.path).unlink(missing_ok=True)
         mode, json_words = "raw" if which else "jpg", "with JSON" if with_json else "no JSON"
         how = f"{mode}, {decoder}, {'skip' if skip else 'raise'}, {json_words}"
-        outcome, detail = judged_reading(
+        outcome, detail = judge_reading(
             self.path, decoder, "skip" if skip else "raise", self.expected[which, decoder]
         )
         return outcome, f"{how}: {detail}"
 
 
-def judged_reading(path: Path, decoder: str, on_bad_sample: str, expected: Reading) -> tuple[str, str]:
+def judge_reading(path: Path, decoder: str, on_bad_sample: str, expected: Reading) -> tuple[str, str]:
     """Read and verify a damaged beton; return the outcome and a detail."""
     outcome, detail = _read(path, decoder, on_bad_sample, expected)
     try:
-        said = verify(path)
+        result = verify(path)
     except Exception as error:  # noqa: BLE001 - it is what is looked for
-        return "traceback", f"verify: {described(error)}"
-    if CONTROL.search(said.text):
-        return "escaped", f"verify: {said.text!r}"
+        return "traceback", f"verify: {describe(error)}"
+    if CONTROL.search(result.text):
+        return "escaped", f"verify: {result.text!r}"
     if outcome == "found":
         return (
-            ("silent", f"{detail}, verify finds nothing") if said.error is None else ("found", _first(said))
+            ("silent", f"{detail}, verify finds nothing")
+            if result.error is None
+            else ("found", _first(result))
         )
-    if outcome in ("refused", "skipped") and said.error is None:
+    if outcome in ("refused", "skipped") and result.error is None:
         return "silent", f"verify finds nothing; the loader: {detail}"
     return outcome, detail
 
@@ -121,14 +123,14 @@ def _read(path: Path, decoder: str, on_bad_sample: str, expected: Reading) -> tu
     if reading.bad:
         if not all(path.name in name for name in reading.bad):
             return "unclear", reading.bad[0]
-        good = [i for i, digest in enumerate(reading.digests) if digest]
+        good_indices = [i for i, digest in enumerate(reading.digests) if digest]
         pairs = list(zip(reading.digests, reading.labels, strict=True))
         sound = list(zip(expected.digests, expected.labels, strict=True))
-        if len(pairs) == len(sound) and all(pairs[i] == sound[i] for i in good):
+        if len(pairs) == len(sound) and all(pairs[i] == sound[i] for i in good_indices):
             return "skipped", reading.bad[0]
     return "found", "other pixels or labels are read"
 
 
-def _first(said: Said) -> str:
+def _first(output: CommandOutput) -> str:
     """Return the first line of a command's output, or its error."""
-    return said.text.splitlines()[0] if said.text else str(said.error)
+    return output.text.splitlines()[0] if output.text else str(output.error)

@@ -10,7 +10,7 @@ from fastpsl.pipelines.beton.sidecar import sidecar_path
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sources import Sample
 from tests.faults.disk import pictures
-from tests.faults.trials import Outcome, Trial, long_run, stopped
+from tests.faults.trials import Outcome, Trial, long_run, stop_after
 from tests.pipelines.photos import jpeg, photo
 
 NUM_SAMPLES = 80
@@ -42,7 +42,7 @@ def _changed(
     process = long_run(folder / "run", folder / "log", "--data", data, "--timeout-s", 30)
     change(data)
     # More steps than an epoch has, and than the batches that are ready.
-    return stopped(process, folder / "run", NUM_SAMPLES // 4 + 10, words and (data.name, *words))
+    return stop_after(process, folder / "run", NUM_SAMPLES // 4 + 10, words and (data.name, *words))
 
 
 def deleted(folder: Path) -> Outcome:

@@ -60,7 +60,7 @@ class _Judgement(NamedTuple):
 Judge = Callable[[Case], tuple[str, str]]  # outcome and detail, in the child
 
 
-def judged(
+def judge_cases(
     category: str,
     cases: Sequence[Case],
     judge: Judge,
@@ -83,22 +83,24 @@ def judged(
     """
     waiting = deque(cases)
     while waiting:
-        taken = [waiting.popleft() for _ in range(min(batch, len(waiting)))]
-        done = 0
-        for judgement, ended in _in_child(taken, judge, log, limits, prepare):
-            case = taken[done]
-            done += 1
-            if ended and len(taken) > 1:  # is it this case alone, or an effect of the earlier ones?
+        batch_cases = [waiting.popleft() for _ in range(min(batch, len(waiting)))]
+        num_done = 0
+        for judgement, ended_child in _in_child(batch_cases, judge, log, limits, prepare):
+            case = batch_cases[num_done]
+            num_done += 1
+            if (
+                ended_child and len(batch_cases) > 1
+            ):  # is it this case alone, or an effect of the earlier ones?
                 alone, _ = next(iter(_in_child([case], judge, log, limits, prepare)))
                 if alone.outcome not in FAILURES:
                     alone = judgement._replace(
-                        detail=f"only after {done - 1} other cases: {judgement.detail}"
+                        detail=f"only after {num_done - 1} other cases: {judgement.detail}"
                     )
                 judgement = alone
             yield Finding(
                 category, case.name, judgement.outcome, judgement.detail, case.seed, judgement.grown_bytes
             )
-        waiting.extendleft(reversed(taken[done:]))
+        waiting.extendleft(reversed(batch_cases[num_done:]))
 
 
 def _in_child(
@@ -199,7 +201,7 @@ def _limited(case: Case, judge: Judge, limits: Limits) -> _Judgement:
     try:
         outcome, detail = judge(case)
     except BaseException as error:  # noqa: BLE001 - any exception is a finding
-        outcome, detail = "traceback", described(error)
+        outcome, detail = "traceback", describe(error)
     growth_bytes = own_memory("VmHWM") - start_bytes
     if outcome not in FAILURES and growth_bytes > limits.resident_bytes:
         outcome, detail = (
@@ -214,7 +216,7 @@ def _tail(log: Path) -> str:
     return " | ".join(log.read_text(errors="backslashreplace").splitlines()[-12:])[-500:]
 
 
-def described(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """Describe an exception in one line: its type, its text, and the last line of fastpsl that it passed."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _OURS.search(frame.filename)]
     where = f" at {_OURS.search(frames[-1].filename).group()[1:]}:{frames[-1].lineno}" if frames else ""  # type: ignore[union-attr]
@@ -229,11 +231,11 @@ def refusal(error: BaseException, *names: str) -> tuple[str, str]:
     """
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
-        return "memory", described(error)
+        return "memory", describe(error)
     if isinstance(error, TimeoutError):
-        return "hang", described(error)
+        return "hang", describe(error)
     if not isinstance(error, ValueError):
-        return "traceback", described(error)
+        return "traceback", describe(error)
     if not any(name in text for name in names):
-        return "unclear", described(error)
+        return "unclear", describe(error)
     return "refused", text

@@ -103,7 +103,7 @@ def full_temporary_folder(folder: Path) -> Outcome:
 
 
 def full_cache(folder: Path) -> Outcome:
-    """Train on a folder, whose index does not fit into the cache; nothing else needs the cache."""
+    """Train on a folder of images when its index does not fit into the cache; nothing else needs it."""
     with small_disk(folder / "disk", "64k") as disk:
         _fill(disk)
         source = pictures(folder / "pictures")

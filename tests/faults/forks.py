@@ -32,7 +32,7 @@ def output_of(log: Path) -> Path:
     return log.with_suffix(".out")
 
 
-class Ended(NamedTuple):
+class ProcessEnd(NamedTuple):
     """The end of a process.
 
     Attributes:
@@ -46,7 +46,7 @@ class Ended(NamedTuple):
     seconds: float
 
 
-class Started:
+class RunningProcess:
     """A running process, with its errors in the file `log` and its output in a file beside it."""
 
     def __init__(self, process: ForkServerProcess | subprocess.Popen[bytes], log: Path):
@@ -67,7 +67,7 @@ class Started:
                     return
             os.kill(self.pid, number)
 
-    def wait(self, limit_s: float = 120) -> Ended:
+    def wait(self, limit_s: float = 120) -> ProcessEnd:
         """Wait for the end; after `limit_s` seconds kill the group and return the code None."""
         deadline = time.monotonic() + limit_s
         while (code := self.poll()) is None and time.monotonic() < deadline:
@@ -83,7 +83,7 @@ class Started:
             for path in (output_of(self.log), self.log)
             if path.exists()
         ]
-        return Ended(code, "".join(texts), seconds)
+        return ProcessEnd(code, "".join(texts), seconds)
 
     def wait_until(self, happened: Callable[[], object], limit_s: float = 120) -> bool:
         """Poll `happened` until it is true; return False if the process or the time ended first."""
@@ -108,7 +108,7 @@ def start(
     log: Path,
     environment: Mapping[str, str | None] | None = None,
     prepare: Callable[[], object] | None = None,
-) -> Started:
+) -> RunningProcess:
     """Run a command in a fork of the warm server.
 
     Args:
@@ -120,7 +120,7 @@ def start(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     words = list(map(str, command))
-    return Started(spawn(words, _variables(environment), ROOT, output_of(log), log, prepare), log)
+    return RunningProcess(spawn(words, _variables(environment), ROOT, output_of(log), log, prepare), log)
 
 
 def fresh(
@@ -129,7 +129,7 @@ def fresh(
     environment: Mapping[str, str | None] | None = None,
     before: Sequence[str] = (),
     **settings: object,
-) -> Started:
+) -> RunningProcess:
     """Run a command in an interpreter of its own.
 
     Args:
@@ -152,7 +152,7 @@ def fresh(
             env=_variables(environment),
             start_new_session=True,
         )
-    return Started(process, log)
+    return RunningProcess(process, log)
 
 
 def _variables(environment: Mapping[str, str | None] | None) -> dict[str, str]:

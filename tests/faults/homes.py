@@ -27,8 +27,8 @@ def a_home_that_cannot_be_written(folder: Path) -> Outcome:
 def no_home_and_the_sample_to_be_drawn(folder: Path) -> Outcome:
     """Train on the embedded sample, which needs a cache."""
     command = [ROOT / "recipes" / "jigsaw_r50.py", "--out", folder / "run", "--max-steps-per-stage", 1]
-    ended = start(command, folder / "log", {"HOME": "/proc/nope", "XDG_CACHE_HOME": None}).wait(150)
-    return verdict(ended, "jigsaw_r50", words=("XDG_CACHE_HOME",))
+    end = start(command, folder / "log", {"HOME": "/proc/nope", "XDG_CACHE_HOME": None}).wait(150)
+    return verdict(end, "jigsaw_r50", words=("XDG_CACHE_HOME",))
 
 
 def no_temporary_folder(folder: Path) -> Outcome:

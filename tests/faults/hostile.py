@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from fastpsl.engine.terminal import escaped
 from tests.faults import hostile_archives, hostile_arrays, hostile_texts
-from tests.faults.child import Case, Limits, judged, refusal
+from tests.faults.child import Case, Limits, judge_cases, refusal
 from tests.faults.hostile_archives import PRIVATE_PICTURE
 from tests.faults.hostile_common import Attack
 from tests.faults.hostile_gates import GATES, Gate, Refused
@@ -31,7 +31,9 @@ _BY_NAME = {gate.name: gate for gate in GATES}
 
 
 def case_of(seed: int) -> Case:
-    """Return the hand-made attacks first, then sound files with random damage, gate by gate."""
+    """Return the case of a seed: first the hand-made attacks, then sound files with random damage, gate by
+    gate.
+    """
     if seed < len(_MADE_BY_HAND):
         gate, name, _ = _MADE_BY_HAND[seed]
         return Case(seed, f"{gate}: {name}")
@@ -43,7 +45,7 @@ def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
     subject = Subject(folder)
     cases = [case_of(seed + i) for i in range(count)]
     subject.used = [gate for gate in GATES if any(case.name.startswith(f"{gate.name}: ") for case in cases)]
-    yield from judged(
+    yield from judge_cases(
         "hostile", cases, subject.judge, folder / "log", LIMITS, batch=250, prepare=subject.open_sound
     )
 
@@ -52,13 +54,13 @@ class Subject:
     """The sound files of each gate, and the folder where a copy of them is attacked."""
 
     def __init__(self, folder: Path, gates: Sequence[Gate] = GATES):
-        self.folder, self.here = folder, folder / "here"
+        self.folder, self.case_folder = folder, folder / "here"
         self.sound: dict[str, Path] = {}
         self.used = list(gates)
         for gate in gates:
-            place = folder / "sound" / gate.name
-            place.mkdir(parents=True)
-            self.sound[gate.name] = gate.make(place).relative_to(place)
+            gate_folder = folder / "sound" / gate.name
+            gate_folder.mkdir(parents=True)
+            self.sound[gate.name] = gate.make(gate_folder).relative_to(gate_folder)
 
     def open_sound(self) -> None:
         """Open the sound files in each child, which warms the gates."""
@@ -71,9 +73,9 @@ class Subject:
                 assert "w." in gate.name, error
 
     def _fresh(self, gate: Gate) -> Path:
-        shutil.rmtree(self.here, ignore_errors=True)
-        shutil.copytree(self.folder / "sound" / gate.name, self.here)
-        return self.here / self.sound[gate.name]
+        shutil.rmtree(self.case_folder, ignore_errors=True)
+        shutil.copytree(self.folder / "sound" / gate.name, self.case_folder)
+        return self.case_folder / self.sound[gate.name]
 
     def judge(self, case: Case) -> tuple[str, str]:
         if case.seed < len(_MADE_BY_HAND):
@@ -83,18 +85,18 @@ class Subject:
         else:
             gate = GATES[case.seed % len(GATES)]
             path = self._fresh(gate)
-            path.write_bytes(damaged(path.read_bytes(), random.Random(case.seed)))
+            path.write_bytes(damage(path.read_bytes(), random.Random(case.seed)))
         if not path.exists():  # the attack renamed its folder
-            path = next(self.here.rglob(path.name))
-        return self.attacked(gate, path)
+            path = next(self.case_folder.rglob(path.name))
+        return self.attack(gate, path)
 
-    def attacked(self, gate: Gate, path: Path) -> tuple[str, str]:
+    def attack(self, gate: Gate, path: Path) -> tuple[str, str]:
         """Open a file and return the harm that it did, or else whether it was read."""
         before = _listing(self.folder)
-        outcome, detail, said = _opened(gate, path)
-        return self._harm(before, said) or (outcome, detail)
+        outcome, detail, text = _open(gate, path)
+        return self._harm(before, text) or (outcome, detail)
 
-    def _harm(self, before: set[str], said: str) -> tuple[str, str] | None:
+    def _harm(self, before: set[str], text: str) -> tuple[str, str] | None:
         """Return the harm that was done, if any."""
         if canaries := [str(path) for path in self.folder.rglob("canary")]:
             for path in canaries:
@@ -102,33 +104,33 @@ class Subject:
             return "executed", canaries[0]
         if new := _listing(self.folder) - before:
             return "wrote", str(sorted(new)[:3])
-        if any(PRIVATE_PICTURE in path.read_bytes() for path in self.here.glob("*.beton")):
+        if any(PRIVATE_PICTURE in path.read_bytes() for path in self.case_folder.glob("*.beton")):
             return "disclosed", "a picture of this machine is in the beton"
-        if CONTROL.search(said):
-            return "escaped", repr(said[-300:])
-        for page in self.here.glob("out/*.html"):
-            if strange := _strange_markup(page.read_text()):
-                return "escaped", f"{page.name}: {strange}"
+        if CONTROL.search(text):
+            return "escaped", repr(text[-300:])
+        for page in self.case_folder.glob("out/*.html"):
+            if fault := _strange_markup(page.read_text()):
+                return "escaped", f"{page.name}: {fault}"
         return None
 
 
-def _opened(gate: Gate, path: Path) -> tuple[str, str, str]:
+def _open(gate: Gate, path: Path) -> tuple[str, str, str]:
     """Return the outcome, its detail and the text that users see.
 
     Errors of the library are shown as the commands show them: escaped, on one line.
     """
     names = (path.name, path.stem) if path.name != "result.json" else (path.name, "runs")
     try:
-        said = gate.open(path)
+        text = gate.open(path)
     except Refused as error:
-        said = str(error)
-        last = [line for line in said.splitlines() if line.startswith("fastpsl: ")][-1]
+        text = str(error)
+        last = [line for line in text.splitlines() if line.startswith("fastpsl: ")][-1]
         is_named = any(name in last for name in (*names, "listed on stdout"))
-        return "refused" if is_named else "unclear", last, said
+        return "refused" if is_named else "unclear", last, text
     except Exception as error:  # noqa: BLE001 - any exception is a finding
         outcome, detail = refusal(error, *names)
         return outcome, detail, escaped(detail).encode(errors="backslashreplace").decode()
-    return "read", "", said
+    return "read", "", text
 
 
 def _listing(folder: Path) -> set[str]:
@@ -139,7 +141,7 @@ def _listing(folder: Path) -> set[str]:
     )
 
 
-def damaged(data: bytes, random: random.Random) -> bytes:
+def damage(data: bytes, random: random.Random) -> bytes:
     """Change bits or runs of bytes, cut or insert, or replace numbers of a text."""
     changed = bytearray(data)
     how = random.randrange(6)

@@ -32,7 +32,7 @@ def _tar_of(**members: bytes) -> Payload:
 
 def _tar_traversal(path: Path) -> None:
     """Write names that lead out, links, devices, pipes and names with escapes, beside one sound image."""
-    strange: list[tuple[str, dict[str, Any]]] = [
+    special_members: list[tuple[str, dict[str, Any]]] = [
         ("link/l.jpg", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
         ("link/h.jpg", {"type": tarfile.LNKTYPE, "linkname": "../../evil/x.jpg"}),
         ("dev/n.jpg", {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 5}),
@@ -48,7 +48,7 @@ def _tar_traversal(path: Path) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(_PICTURE)
             tar.addfile(info, io.BytesIO(_PICTURE))
-        for name, values in strange:
+        for name, values in special_members:
             info = tarfile.TarInfo(name)
             for key, value in values.items():
                 setattr(info, key, value)

@@ -66,8 +66,8 @@ def _torch_views(path: Path) -> None:
 
 
 def _torch_odd(path: Path) -> None:
-    strange = {"conv1.weight": "words", ESCAPES: torch.zeros(2), 5: torch.zeros(2), "x": [1]}
-    torch.save({"state_dict": strange, "format": 1, "science": {ESCAPES: ESCAPES}, "position": None}, path)
+    state = {"conv1.weight": "words", ESCAPES: torch.zeros(2), 5: torch.zeros(2), "x": [1]}
+    torch.save({"state_dict": state, "format": 1, "science": {ESCAPES: ESCAPES}, "position": None}, path)
 
 
 def _torch_sparse(path: Path) -> None:
@@ -110,8 +110,8 @@ def _npz(member: str, data: bytes) -> Payload:
 
 
 def _npz_objects(path: Path) -> None:
-    strange = np.array([_Runs(path)], dtype=object)
-    np.savez(path, images=strange, labels=strange, format=np.int64(2))
+    objects = np.array([_Runs(path)], dtype=object)
+    np.savez(path, images=objects, labels=objects, format=np.int64(2))
 
 
 def _npz_bomb(member: str, shape: object, rest: dict[str, Any]) -> Payload:

@@ -29,17 +29,17 @@ def _json_with(value: Any, *keys: str) -> Payload:
 
     def make(path: Path) -> None:
         record = json.loads(path.read_text())
-        place = record
+        parent = record
         for key in keys[:-1]:
-            place = place[int(key)] if key.isdecimal() else place[key]
-        place[int(keys[-1]) if keys[-1].isdecimal() else keys[-1]] = value
+            parent = parent[int(key)] if key.isdecimal() else parent[key]
+        parent[int(keys[-1]) if keys[-1].isdecimal() else keys[-1]] = value
         path.write_text(json.dumps(record))
 
     return make
 
 
 def _all_strings(text: str) -> Payload:
-    """Append `text` to every string and key of the sound JSON, but those that identify its kind."""
+    """Append `text` to every string of the sound JSON, except values that identify its kind."""
 
     def append(value: Any) -> Any:
         if isinstance(value, str):

@@ -18,8 +18,8 @@ from fastpsl.pipelines.beton.write import quarantine_path
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES
 from fastpsl.pipelines.data.image_file import MAX_PIXELS
 from tests.faults import image_mutants, odd_files
-from tests.faults.child import Case, Limits, judged, refusal
-from tests.faults.readings import CONTROL, DECODERS, Said, command, read, verify
+from tests.faults.child import Case, Limits, judge_cases, refusal
+from tests.faults.readings import CONTROL, DECODERS, CommandOutput, command, read, verify
 from tests.faults.report import Finding
 from tests.pipelines.photos import jpeg, photo
 
@@ -43,7 +43,7 @@ def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
     """Yield the findings of the cases `seed` to `seed + count - 1`."""
     subject = _Subject(folder)
     cases = [case_of(seed + i) for i in range(count)]
-    yield from judged(
+    yield from judge_cases(
         "images", cases, subject.judge, folder / "log", LIMITS, batch=250, prepare=subject.read_sound
     )
 
@@ -92,7 +92,7 @@ class _Subject:
         """Return the beton for ffcv, which reads nothing else, and the folder for other decoders."""
         return self.out if decoder == "ffcv" else self.root
 
-    def _write(self) -> Said:
+    def _write(self) -> CommandOutput:
         arguments = beton_command.Write(str(self.root), self.out, max_bad="2", workers=1, overwrite=True)
         return command(arguments)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.faults.forks import Started
+from tests.faults.forks import RunningProcess
 from tests.faults.report import Finding
 from tests.faults.small_runs import (
     IIC,
@@ -66,29 +66,29 @@ def _kill_until_the_end(
     while True:
         ranks = start_ranks(kind.command(out), log, kind.num_ranks)
         is_killed = len(moments) < max_kills and _strike(ranks, out, chance, seconds, moments)
-        ended = [rank.wait(_LIMIT_S) for rank in ranks]
-        if is_killed and ended[0].code == 0:  # the run ended before the kill
+        ends = [rank.wait(_LIMIT_S) for rank in ranks]
+        if is_killed and ends[0].code == 0:  # the run ended before the kill
             moments.pop()
             is_killed = False
         if not is_killed:
             break
-    how, last = verdict(ended[0], kind.recipe)
+    how, last = verdict(ends[0], kind.recipe)
     if how == "goes on":
-        left = left_behind(out)
+        contents = left_behind(out)
         different = sorted(
-            name for name in expected.keys() | left.keys() if expected.get(name) != left.get(name)
+            name for name in expected.keys() | contents.keys() if expected.get(name) != contents.get(name)
         )
         if different:
             how, last = "differs", f"{len(different)} of {len(expected)} things, {', '.join(different[:5])}"
     # A kill spares data that were handed to the system, so a file with a checkpoint's name must be whole.
-    if "passed over" in ended[0].output:
-        how, last = "differs", next(line for line in ended[0].output.splitlines() if "passed over" in line)
+    if "passed over" in ends[0].output:
+        how, last = "differs", next(line for line in ends[0].output.splitlines() if "passed over" in line)
     for moment in moments:
         yield Finding(CATEGORY, kind.name, how, f"{moment}; {last}" if last else moment)
 
 
 def _strike(
-    ranks: Sequence[Started], out: Path, chance: random.Random, seconds: float, moments: list[str]
+    ranks: Sequence[RunningProcess], out: Path, chance: random.Random, seconds: float, moments: list[str]
 ) -> bool:
     """Kill all ranks at a random moment, and add it to `moments`; return False where the run ended before."""
     near = chance.random() < 0.5

@@ -33,9 +33,9 @@ def _writing(name: str, value: int, words: tuple[str, ...], folder: Path) -> Out
     return ("differs", f"left behind: {names}") if outcome[0] == "refused" and names else outcome
 
 
-def _trial(what: str, name: str, value: int, *words: str) -> Trial:
-    trial = partial({"train": _training, "write": _writing}[what], name, value, words)
-    trial.__name__ = f"{what}_with_{name}_{value}"  # type: ignore[attr-defined]
+def _trial(work: str, name: str, value: int, *words: str) -> Trial:
+    trial = partial({"train": _training, "write": _writing}[work], name, value, words)
+    trial.__name__ = f"{work}_with_{name}_{value}"  # type: ignore[attr-defined]
     return trial
 
 

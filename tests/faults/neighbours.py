@@ -10,14 +10,14 @@ from tests.faults.changed_data import beton
 from tests.faults.disk import pictures
 from tests.faults.forks import output_of, start
 from tests.faults.small_runs import verdict
-from tests.faults.trials import LIMIT_S, Outcome, Trial, long_run, recipe, stopped, without_litter
+from tests.faults.trials import LIMIT_S, Outcome, Trial, long_run, recipe, stop_after, without_litter
 
 
 def two_trainers(folder: Path) -> Outcome:
     """Start two trainers in one folder; the second is refused, the first finishes."""
     first = long_run(folder / "run", folder / "first.log")
     second = recipe(folder, out=folder / "run", words=(str(folder / "run"), "--out"))
-    outcome = stopped(first, folder / "run", 1)
+    outcome = stop_after(first, folder / "run", 1)
     return second if outcome[0] == "goes on" else outcome
 
 

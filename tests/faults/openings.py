@@ -8,7 +8,7 @@ from tests.faults.changed_data import beton
 from tests.faults.forks import ROOT, output_of, start
 from tests.faults.report import Finding
 from tests.faults.small_runs import verdict
-from tests.faults.trend import Held, told
+from tests.faults.trend import Held, judge_growth
 from tests.pipelines.photos import DECODERS
 
 # Per opening. 1 kB each would be 10 MB after 10,000.
@@ -33,7 +33,7 @@ def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
                 json.loads(line) for line in output_of(log).read_text().splitlines() if line.startswith("[")
             ]
             lines = [line for line in lines if line[0] > _WARM_UP * count]
-            grows, detail = told(
+            grows, detail = judge_growth(
                 [line[0] for line in lines], [Held(*line[1:]) for line in lines], BOUNDS, "opening"
             )
             outcome, detail = ("memory" if grows else "as before"), f"{count:,} openings: {detail}"

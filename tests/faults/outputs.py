@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.faults.changed_data import beton
-from tests.faults.forks import Started, fresh
+from tests.faults.forks import RunningProcess, fresh
 from tests.faults.small_runs import JIGSAW, checkpoints, verdict
 from tests.faults.trials import LIMIT_S, SHORT, Outcome, Trial
 
@@ -33,7 +33,7 @@ def _printing(kind: str, folder: Path) -> Outcome:
     )
 
 
-def _start(command: Sequence[object], folder: Path, kind: str) -> Started:
+def _start(command: Sequence[object], folder: Path, kind: str) -> RunningProcess:
     log = folder / "log"
     match kind:
         case "closed":

@@ -57,13 +57,13 @@ def _progress(category: Category) -> str:
     num_done, seconds = category.num_done, category.seconds
     if not num_done:
         return f"{category.name}: {seconds:,.0f} s so far, no finding yet"
-    left = (
+    time_left = (
         f", {seconds / num_done * (category.count - num_done):,.0f} s left"
         if 0 < num_done < category.count
         else ""
     )
     outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in category.outcomes.most_common())
-    return f"{category.name}: {num_done:,} of {category.count:,} in {seconds:,.0f} s{left}: {outcomes}"
+    return f"{category.name}: {num_done:,} of {category.count:,} in {seconds:,.0f} s{time_left}: {outcomes}"
 
 
 def _in_process(sending: Connection, name: str, folder: Path, seed: int, count: int) -> None:

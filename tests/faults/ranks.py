@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastpsl.engine.train_step import TrainStep
-from tests.faults.forks import Started
+from tests.faults.forks import RunningProcess
 from tests.faults.report import Finding
 from tests.faults.small_runs import RANKS, left_behind, start_ranks, verdict
 from tests.faults.trials import Outcome, litter, num_steps
@@ -40,19 +40,19 @@ class Fault(NamedTuple):
 
     name: str
     rank: int
-    strike: Callable[[Started], None] | None = None
+    strike: Callable[[RunningProcess], None] | None = None
     prepare: Callable[[], object] | None = None
 
 
-def _kill(rank: Started) -> None:
+def _kill(rank: RunningProcess) -> None:
     rank.send(signal.SIGKILL)
 
 
-def _stop(rank: Started) -> None:
+def _stop(rank: RunningProcess) -> None:
     rank.send(signal.SIGSTOP)
 
 
-def _take_memory_away(rank: Started) -> None:
+def _take_memory_away(rank: RunningProcess) -> None:
     """Allow no further memory, so that the next large allocation fails."""
     resource.prlimit(rank.pid, resource.RLIMIT_AS, (1 << 20, 1 << 20))
 

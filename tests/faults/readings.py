@@ -82,14 +82,14 @@ def read(path: Path, decoder: str, on_bad_sample: str = "raise") -> Reading:
     return Reading(tuple(digests), tuple(labels), tuple(bad))
 
 
-class Said(NamedTuple):
+class CommandOutput(NamedTuple):
     """The output of a command (stdout and stderr), and the error that it ended with."""
 
     text: str
     error: ValueError | None
 
 
-def command(arguments: beton_command.Write | beton_command.Verify | beton_command.Info) -> Said:
+def command(arguments: beton_command.Write | beton_command.Verify | beton_command.Info) -> CommandOutput:
     """Run `fastpsl beton ...` in this process, with the output of `fastpsl.cli`.
 
     Errors other than ValueError pass through.
@@ -107,13 +107,13 @@ def command(arguments: beton_command.Write | beton_command.Verify | beton_comman
         except ValueError as raised:
             error = raised
             print(f"fastpsl: {' '.join(str(error).split())}", file=sys.stderr)
-    return Said(output.getvalue().decode(errors="surrogateescape"), error)
+    return CommandOutput(output.getvalue().decode(errors="surrogateescape"), error)
 
 
 def _lose(name: str, error: OSError) -> None:
     raise error
 
 
-def verify(path: Path) -> Said:
+def verify(path: Path) -> CommandOutput:
     """Run `fastpsl beton verify PATH`; `error` is None for a sound beton."""
     return command(beton_command.Verify([str(path)], workers=1))

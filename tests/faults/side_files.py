@@ -14,8 +14,8 @@ from typing import Any
 from fastpsl.commands import beton as beton_command
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import sidecar_path
-from tests.faults.betons import judged_reading, sound_beton
-from tests.faults.child import Case, Limits, described, judged, refusal
+from tests.faults.betons import judge_reading, sound_beton
+from tests.faults.child import Case, Limits, describe, judge_cases, refusal
 from tests.faults.readings import CONTROL, command, read
 from tests.faults.report import Finding
 
@@ -124,7 +124,7 @@ def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
 
     def judge(case: Case) -> tuple[str, str]:
         sidecar_path(sound).write_bytes(KINDS[case.seed % len(KINDS)](text, random.Random(case.seed)))
-        outcome, detail = judged_reading(sound, _DECODER, "raise", expected["sound"])
+        outcome, detail = judge_reading(sound, _DECODER, "raise", expected["sound"])
         return (
             (outcome, detail)
             if outcome not in ("as before", "refused")
@@ -132,7 +132,7 @@ def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
         )
 
     cases = [Case(seed + i, KINDS[(seed + i) % len(KINDS)].__name__) for i in range(count)]
-    yield from judged("side_files", cases, judge, folder / "log", LIMITS, batch=250, prepare=prepare)
+    yield from judge_cases("side_files", cases, judge, folder / "log", LIMITS, batch=250, prepare=prepare)
 
 
 def _judge_info(path: Path, outcome: str, detail: str) -> tuple[str, str]:
@@ -140,7 +140,7 @@ def _judge_info(path: Path, outcome: str, detail: str) -> tuple[str, str]:
     try:
         result = command(beton_command.Info([str(path)]))
     except Exception as error:  # noqa: BLE001 - it is what is looked for
-        return "traceback", f"info: {described(error)}"
+        return "traceback", f"info: {describe(error)}"
     if CONTROL.search(result.text):
         return "escaped", f"info: {result.text!r}"
     if result.error and refusal(result.error, path.name)[0] != "refused":
@@ -151,5 +151,5 @@ def _judge_info(path: Path, outcome: str, detail: str) -> tuple[str, str]:
     except ValueError as error:
         return refusal(error, path.name)
     except Exception as error:  # noqa: BLE001 - it is what is looked for
-        return "traceback", f"name: {described(error)}"
+        return "traceback", f"name: {describe(error)}"
     return outcome, detail

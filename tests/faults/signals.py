@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from tests.faults.forks import ENVIRONMENT, ROOT, Ended, Started, fresh, start
+from tests.faults.forks import ENVIRONMENT, ROOT, ProcessEnd, RunningProcess, fresh, start
 from tests.faults.report import Finding
 from tests.faults.small_runs import JIGSAW, checkpoints, left_behind, verdict
 from tests.faults.trials import LIMIT_S, Outcome, litter, num_steps
@@ -73,28 +73,28 @@ def _signal_at_the_start(number: signal.Signals, folder: Path, chance: random.Ra
     process = fresh(JIGSAW.command(folder / "run", *_STEPS), folder / "log")
     time.sleep(chance.uniform(0.1, 4.0))
     process.send(number)
-    ended = process.wait(LIMIT_S)
-    if ended.code == -number and not (folder / "run" / "status.json").exists():
+    end = process.wait(LIMIT_S)
+    if end.code == -number and not (folder / "run" / "status.json").exists():
         return "goes on", f"ended by {number.name} before it had begun"
-    return _judge_end(ended, folder)
+    return _judge_end(end, folder)
 
 
-def _judge_end(ended: Ended, folder: Path) -> Outcome:
+def _judge_end(end: ProcessEnd, folder: Path) -> Outcome:
     """Check the end of a stopped run.
 
     It must be exit 75 and `preempted`, with a checkpoint of its last step, or 0 and `finished` if the signal
     was late.
     """
-    outcome, detail = verdict(ended, JIGSAW.recipe, codes=(0, 75))
+    outcome, detail = verdict(end, JIGSAW.recipe, codes=(0, 75))
     status_file = folder / "run" / "status.json"
-    if outcome != "goes on" or (ended.code == 75 and not status_file.exists()):
+    if outcome != "goes on" or (end.code == 75 and not status_file.exists()):
         return outcome, detail
     status = json.loads(status_file.read_text())
-    state = {0: "finished", 75: "preempted"}[ended.code or 0]
+    state = {0: "finished", 75: "preempted"}[end.code or 0]
     if status["state"] != state and not (
         state == "preempted" and not checkpoints(folder / "run") and status["state"] == "failed"
     ):
-        return "differs", f"exit {ended.code}, {status}"
+        return "differs", f"exit {end.code}, {status}"
     if num_steps(folder / "run") and not checkpoints(folder / "run"):
         return "differs", f"no checkpoint after {num_steps(folder / 'run')} steps"
     return outcome, f"{state} at step {status['step']}"
@@ -114,22 +114,22 @@ def _run_in_pipe(
         env={**ENVIRONMENT, **_path()},
         start_new_session=True,
     )
-    process = Started(shell, folder / "errors")
+    process = RunningProcess(shell, folder / "errors")
     if stop:
         step = chance.randrange(1, 20)
         process.wait_until(lambda: num_steps(folder / "run") >= step, LIMIT_S)
         process.send(stop)
-    ended = process.wait(LIMIT_S)
+    end = process.wait(LIMIT_S)
     # The shell itself was stopped, and its child may end a moment later.
-    if stop and ended.code in (-stop, 128 + stop):
+    if stop and end.code in (-stop, 128 + stop):
         deadline = time.monotonic() + LIMIT_S
         while process.others_left() and time.monotonic() < deadline:
             time.sleep(0.05)
         state = json.loads((folder / "run" / "status.json").read_text())["state"]
-        ended = ended._replace(code={"finished": 0, "preempted": 75}.get(state, 2))
+        end = end._replace(code={"finished": 0, "preempted": 75}.get(state, 2))
     if (folder / "read").exists():
-        ended = ended._replace(output=ended.output + (folder / "read").read_text())
-    return _judge_end(ended, folder)
+        end = end._replace(output=end.output + (folder / "read").read_text())
+    return _judge_end(end, folder)
 
 
 def _path() -> dict[str, str]:

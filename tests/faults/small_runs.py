@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from fastpsl.pipelines.sample.betons import sample_paths
-from tests.faults.forks import ROOT, Ended, Started, start
+from tests.faults.forks import ROOT, ProcessEnd, RunningProcess, start
 from tests.programs import digests
 from tests.warm import rank_variables
 
@@ -84,7 +84,7 @@ def start_ranks(
     num_ranks: int = 1,
     environment: Mapping[str, str | None] | None = None,
     prepare: Mapping[int, Callable[[], object]] | None = None,
-) -> list[Started]:
+) -> list[RunningProcess]:
     """Start a process per rank, as torchrun does, but without its supervision.
 
     Rank 0 writes to `log`, rank N to `log` with its number added.
@@ -135,7 +135,7 @@ def left_behind(out: Path) -> dict[str, object]:
 
 
 def verdict(
-    ended: Ended,
+    ended: ProcessEnd,
     speaker: str,
     words: Sequence[str] = (),
     codes: Sequence[int] = (0,),

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.faults.child import Case, Limits, judged, refusal
+from tests.faults.child import Case, Limits, judge_cases, refusal
 
 LIMITS = Limits(wall_s=2.0, cpu_s=60, resident_bytes=30 << 20, address_bytes=4 << 30)
 
@@ -31,7 +31,7 @@ def _judge(case: Case) -> tuple[str, str]:
 def test_each_end_of_a_child_is_told_and_the_others_go_on(tmp_path):
     names = ["good", "segfault", "good", "fill", "key", "too much", "sleep", "good"]
     cases = [Case(seed, name) for seed, name in enumerate(names)]
-    findings = list(judged("here", cases, _judge, tmp_path / "log", LIMITS, batch=5))
+    findings = list(judge_cases("here", cases, _judge, tmp_path / "log", LIMITS, batch=5))
     assert [finding.seed for finding in findings] == list(range(8))
     outcomes = ["as before", "crash", "as before", "memory", "traceback", "traceback", "hang", "as before"]
     assert [finding.outcome for finding in findings] == outcomes

@@ -62,5 +62,5 @@ def test_harm_is_seen(open: Callable[[Path], str], outcome: str, tmp_path: Path)
 
     gate = Gate("p.pkl", make, open)
     subject = Subject(tmp_path, [gate])
-    subject.here.mkdir()
-    assert subject.attacked(gate, make(subject.here))[0] == outcome
+    subject.case_folder.mkdir()
+    assert subject.attack(gate, make(subject.case_folder))[0] == outcome

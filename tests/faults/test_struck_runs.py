@@ -7,9 +7,9 @@ import pytest
 
 from tests.faults import kills, openings, page, ranks, signals, surroundings
 from tests.faults.__main__ import COUNTS
-from tests.faults.forks import Ended
+from tests.faults.forks import ProcessEnd
 from tests.faults.small_runs import verdict
-from tests.faults.trend import Held, slope, told
+from tests.faults.trend import Held, slope, judge_growth
 
 
 @pytest.mark.slow
@@ -49,7 +49,7 @@ def test_loaders_are_opened_and_left(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_how_a_process_ended_is_told_apart() -> None:
     def ended(code: int | None, text: str) -> str:
-        return verdict(Ended(code, f"step 1\n{text}\n", 1.0), "jigsaw_r50", words=("--out",))[0]
+        return verdict(ProcessEnd(code, f"step 1\n{text}\n", 1.0), "jigsaw_r50", words=("--out",))[0]
 
     assert ended(0, "") == "goes on" and ended(None, "") == "hang" and ended(-9, "") == "crash"
     assert ended(2, "jigsaw_r50: no space; give --out") == "refused"
@@ -60,7 +60,7 @@ def test_how_a_process_ended_is_told_apart() -> None:
         == "unclear"
     )
     assert ended(1, "Traceback (most recent call last):\n KeyError: --out") == "traceback"
-    assert verdict(Ended(2, "jigsaw_r50: no\n", 1.0), "jigsaw_r50")[0] == "unclear"
+    assert verdict(ProcessEnd(2, "jigsaw_r50: no\n", 1.0), "jigsaw_r50")[0] == "unclear"
 
 
 def test_growth_is_told_from_noise() -> None:
@@ -74,9 +74,9 @@ def test_growth_is_told_from_noise() -> None:
     walk = slope(x, noise.cumsum())
     assert walk.error > 5 * fit.error
     held = [Held(4, 10, int(1e9 + 1e6 * step)) for step in x]
-    grows, text = told(list(x), held, {"threads": 0.01, "resident_bytes": 1e5}, "step")
+    grows, text = judge_growth(list(x), held, {"threads": 0.01, "resident_bytes": 1e5}, "step")
     assert grows and text.startswith("threads 0 ± 0 per step (bound 0.01; 4 → 4); resident_bytes 1e+06 ± ")
-    assert not told(list(x), held, {"threads": 0.01, "resident_bytes": 1e6}, "step")[0]
+    assert not judge_growth(list(x), held, {"threads": 0.01, "resident_bytes": 1e6}, "step")[0]
 
 
 def test_the_page_is_what_the_results_say() -> None:

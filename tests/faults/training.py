@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.faults.forks import start
 from tests.faults.report import Finding
 from tests.faults.small_runs import JIGSAW, verdict
-from tests.faults.trend import held_by, told
+from tests.faults.trend import held_by, judge_growth
 from tests.faults.trials import num_steps
 
 # Per minute. 200 kB are 12 MB an hour, 2 GB a week.
@@ -37,6 +37,6 @@ def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
     process.send(signal.SIGTERM)
     outcome, detail = verdict(process.wait(), JIGSAW.recipe, codes=(75,))
     if outcome == "goes on":
-        grows, detail = told(minutes, held, BOUNDS, "minute")
+        grows, detail = judge_growth(minutes, held, BOUNDS, "minute")
         outcome, detail = ("memory" if grows else "as before"), f"{count} minutes, {steps:,} steps: {detail}"
     yield Finding("training", "jigsaw", outcome, detail)

@@ -59,7 +59,7 @@ def slope(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> S
     return Slope(value, float(np.sqrt(residual_squares / (len(times) - 2) / squares * (1 + r) / (1 - r))))
 
 
-def told(
+def judge_growth(
     x: Sequence[float], held: Sequence[Held], bounds: Mapping[str, float], unit: str
 ) -> tuple[bool, str]:
     """Return whether anything grows beyond its bound, and all slopes in one line.

@@ -4,7 +4,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests.faults.forks import Started, fresh, start
+from tests.faults.forks import RunningProcess, fresh, start
 from tests.faults.small_runs import JIGSAW, verdict
 
 Outcome = tuple[str, str]  # the outcome in the words of `report`, and a detail
@@ -55,7 +55,7 @@ def fresh_recipe(
     return verdict(process.wait(LIMIT_S), speaker, words, refusals=refusals)
 
 
-def long_run(out: Path, log: Path, *more: object) -> Started:
+def long_run(out: Path, log: Path, *more: object) -> RunningProcess:
     """Start an endless run with a checkpoint every 20 steps, and return after its first steps."""
     options = (
         "--plan",
@@ -72,7 +72,7 @@ def long_run(out: Path, log: Path, *more: object) -> Started:
     return process
 
 
-def stopped(process: Started, out: Path, more_steps: int, words: Sequence[str] = ()) -> Outcome:
+def stop_after(process: RunningProcess, out: Path, more_steps: int, words: Sequence[str] = ()) -> Outcome:
     """Stop a long run after so many more steps, and return its outcome, or that of an earlier end."""
     step = num_steps(out) + more_steps
     process.wait_until(lambda: num_steps(out) >= step, LIMIT_S)

@@ -36,7 +36,7 @@ class Checksums:
 
     @property
     def num_bytes(self) -> int:
-        """The length of what `finish` returns."""
+        """The number of bytes that `finish` returns."""
         return _ITEM_BYTES * (len(self._each) + _NUM_FURTHER)
 
     def finish(self, head: bytes) -> bytes:

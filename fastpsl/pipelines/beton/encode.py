@@ -111,14 +111,14 @@ def convert(data: bytes, target: Target) -> Stored:
 
 def _convert_jpeg(data: bytes, height: int, width: int, is_progressive: bool, target: Target) -> Stored:
     orientation = jpeg_orientation(data)
-    wanted = target.size(height, width)
+    size = target.size(height, width)
     may_pass = (
-        target.mode == "jpg" and not is_progressive and orientation == UPRIGHT and wanted == (height, width)
+        target.mode == "jpg" and not is_progressive and orientation == UPRIGHT and size == (height, width)
     )
     if may_pass and clean_decode(data, height, width):
         return Stored(data, height, width, JPG, "passed")
     how = "mended" if may_pass else "encoded"
-    image = None if may_pass else _decode_shrunk(data, height, width, wanted)
+    image = None if may_pass else _decode_shrunk(data, height, width, size)
     if image is not None:
         return _store(turn(image, orientation), target, how)
     return _store(_shrink(decode_any(data), target), target, how)
@@ -144,16 +144,16 @@ def clean_decode(data: bytes, height: int, width: int) -> bool:
     return image is not None and image.shape == (height, width, 3)
 
 
-def _decode_shrunk(data: bytes, height: int, width: int, wanted: tuple[int, int]) -> np.ndarray | None:
+def _decode_shrunk(data: bytes, height: int, width: int, size: tuple[int, int]) -> np.ndarray | None:
     """Decode by libffcv, at 1/2, 1/4 or 1/8 where large enough, and shrink; return None after any warning."""
     codec = _codec()
     if codec is None:
         return None
-    rows, columns = (side * _SCALE_MARGIN for side in wanted)
+    rows, columns = (side * _SCALE_MARGIN for side in size)
     denominator = next((d for d in (8, 4, 2) if -(-height // d) >= rows and -(-width // d) >= columns), 1)
     is_halved = height >= rows and width >= columns
     image, is_good = codec.decode(data, height, width, denominator, to_shrink=is_halved)
-    return shrink(image, *wanted) if is_good else None
+    return shrink(image, *size) if is_good else None
 
 
 def _shrink(image: np.ndarray, target: Target) -> np.ndarray:

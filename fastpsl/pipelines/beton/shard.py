@@ -90,8 +90,8 @@ class Shard:
             os.close(self.fd)
         self.fd = -1
 
-    def _refuse(self, what: str, remedy: str = REMEDY) -> ValueError:
-        return ValueError(f"{self.path}: {what}; {remedy}")
+    def _refuse(self, fault: str, remedy: str = REMEDY) -> ValueError:
+        return ValueError(f"{self.path}: {fault}; {remedy}")
 
     def _open_tables(self) -> None:
         status = os.fstat(self.fd)
@@ -263,7 +263,9 @@ class Shard:
             self.num_raw += int((modes == RAW).sum())
             self.max_label = max(self.max_label, int(labels.max()))
 
-    def _refuse_where(self, part: slice, bad: np.ndarray, what: str) -> None:
+    def _refuse_where(self, part: slice, bad: np.ndarray, fault: str) -> None:
         if bad.any():
-            first, others = part.start + int(bad.argmax()), int(bad.sum()) - 1
-            raise self._refuse(f"sample {first} {what}" + (f" (and {others:,} more)" if others else ""))
+            first, num_others = part.start + int(bad.argmax()), int(bad.sum()) - 1
+            raise self._refuse(
+                f"sample {first} {fault}" + (f" (and {num_others:,} more)" if num_others else "")
+            )

@@ -92,8 +92,8 @@ def _twice(shards: Sequence[Written]) -> list[str]:
     """
     first_of, faults = dict[object, Written](), list[str]()
     for shard in shards:
-        whole = (shard.source, dict(shard.common)["split"])
-        other = first_of.setdefault(whole if shard.num_shards == 1 else shard.index, shard)
+        whole_beton = (shard.source, dict(shard.common)["split"])
+        other = first_of.setdefault(whole_beton if shard.num_shards == 1 else shard.index, shard)
         if other is not shard:
             of = f"shard {shard.index}/{shard.num_shards} of {shard.source}"
             faults.append(f"{shard.path}: holds the same images as {other.path} ({of}); remove one of them")

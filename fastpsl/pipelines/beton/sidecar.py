@@ -73,8 +73,8 @@ def _unpacked(packed: bytes) -> Iterator[bytes]:
     for start in range(0, len(packed), _PIECE_BYTES):
         piece = packed[start : start + _PIECE_BYTES]
         while piece or unpacker.unconsumed_tail:
-            *whole, rest = (rest + unpacker.decompress(piece, _PIECE_BYTES)).split(b"\n")
-            yield from whole
+            *lines, rest = (rest + unpacker.decompress(piece, _PIECE_BYTES)).split(b"\n")
+            yield from lines
             piece = unpacker.unconsumed_tail
             if len(rest) > _MAX_PATH_BYTES:
                 raise ValueError

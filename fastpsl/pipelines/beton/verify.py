@@ -140,9 +140,9 @@ def _pages(beton: Beton) -> Iterator[str]:
     if page < MIN_PAGE_BYTES or page & (page - 1):
         yield f"{shard.path}: a page of {page:,} bytes; a power of two from 2 MiB is needed, write it again"
         return
-    whole = slice(0, shard.num_samples)
-    first = shard.table(whole)[0]["data_ptr"].astype(np.int64)
-    last = first + shard.sizes(whole).astype(np.int64) - 1
+    all_samples = slice(0, shard.num_samples)
+    first = shard.table(all_samples)[0]["data_ptr"].astype(np.int64)
+    last = first + shard.sizes(all_samples).astype(np.int64) - 1
     across = np.flatnonzero(first // page != last // page)
     if len(across):
         yield f"{shard.path} sample {across[0]}: lies across two pages, ffcv cannot read it; write it again"

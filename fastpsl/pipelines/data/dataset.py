@@ -1,4 +1,4 @@
-"""The interface of data sets: a table of where samples lie and what they are."""
+"""The interface of data sets, and the table of samples that it returns."""
 
 import os
 from typing import NamedTuple, Protocol
@@ -115,12 +115,12 @@ def require_same_classes(train: Dataset, val: Dataset) -> None:
     """
     if train.class_names and val.class_names:
         if train.class_names != val.class_names:
-            strange = [name for name in val.class_names if name not in train.class_names]
+            unknown = [name for name in val.class_names if name not in train.class_names]
             missing = [name for name in train.class_names if name not in val.class_names]
             difference = "their order differs"
-            if strange or missing:
+            if unknown or missing:
                 difference = (
-                    f"{strange[0]!r} is not in the training data" if strange else f"{missing[0]!r} is missing"
+                    f"{unknown[0]!r} is not in the training data" if unknown else f"{missing[0]!r} is missing"
                 )
             raise ValueError(
                 f"held-out data has {len(val.class_names):,} classes, "

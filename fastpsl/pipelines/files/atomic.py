@@ -94,7 +94,7 @@ class PartialFile:
 
 
 def is_locked(partial: Path) -> bool:
-    """Tell whether another process holds the lock of this partial file."""
+    """Return whether another process holds the lock of this partial file."""
     with contextlib.suppress(OSError), open(partial, "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

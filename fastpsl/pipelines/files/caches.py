@@ -43,7 +43,7 @@ def choose_caches() -> None:
 
 
 def _can_be_written(folder: str) -> bool:
-    """Tell whether files can be created in the folder, which is made where it is missing."""
+    """Return whether files can be created in the folder, which is made where it is missing."""
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError:

@@ -99,8 +99,8 @@ def draw_voc(
         num_train if num_train_masks is None else num_train_masks,
         num_test if num_test_masks is None else num_test_masks,
     )
-    drawn = _draw_year(folder / "VOC2007", "{:06}", num_train + num_test, (seed, 2007), side_px, False)
-    names = [one.name for one in drawn]
+    images = _draw_year(folder / "VOC2007", "{:06}", num_train + num_test, (seed, 2007), side_px, False)
+    names = [image.name for image in images]
     half = (num_train + 1) // 2
     _write_lists(
         folder / "VOC2007", "Main",
@@ -110,10 +110,10 @@ def draw_voc(
         },
     )  # fmt: skip
     (folder / "proposals").mkdir()
-    for split, part in (("trainval", drawn[:num_train]), ("test", drawn[num_train:])):
+    for split, part in (("trainval", images[:num_train]), ("test", images[num_train:])):
         _write_proposals(folder / "proposals" / f"voc_2007_{split}.mat", part, (seed, len(split)))
-    drawn = _draw_year(folder / "VOC2012", "2008_{:06}", sum(num_masks), (seed, 2012), side_px, True)
-    names = [one.name for one in drawn]
+    images = _draw_year(folder / "VOC2012", "2008_{:06}", sum(num_masks), (seed, 2012), side_px, True)
+    names = [image.name for image in images]
     for kind in ("Main", "Segmentation"):
         lists = {"train": names[: num_masks[0]], "val": names[num_masks[0] :], "trainval": names}
         _write_lists(folder / "VOC2012", kind, lists)

@@ -1,9 +1,9 @@
 """The contents of the published archives of CIFAR-10, CIFAR-100 and STL-10, and their MD5 sums.
 
 Sums of archives are from the data sets' pages and torchvision's datasets, those of their files from
-torchvision's datasets. The sums of CIFAR-10's .bin files were computed, from its images and labels in that
-layout. For CIFAR-100's .bin files only third parties publish sums, so unpacked ones are checked for their
-length alone.
+torchvision's datasets. The sums of CIFAR-10's .bin files equal those computed from its images and labels in
+that layout. For CIFAR-100's .bin files only third parties publish sums, so unpacked ones are checked for
+their length alone.
 """
 
 from collections.abc import Sequence

@@ -112,9 +112,9 @@ def _count(root: Path, shard: tuple[int, int]) -> ImageFolder:
         )
     if num_flat and num_tree:
         first = os.path.basename(next(_images(root, True)))
-        others = f" and {num_flat - 1:,} more images lie" if num_flat > 1 else " lies"
+        others_lie = f" and {num_flat - 1:,} more images lie" if num_flat > 1 else " lies"
         raise ValueError(
-            f"{root}: {first}{others} beside the class folders {classes[0]}, ...; "
+            f"{root}: {first}{others_lie} beside the class folders {classes[0]}, ...; "
             "give either a flat folder or one folder per class"
         )
     if num_flat:

@@ -250,7 +250,9 @@ def _places(path: Path) -> list[Path]:
 
 def _best_place(places: list[Path], paths: list[str]) -> Path:
     examples = paths[:: -(-len(paths) // _NUM_TRIED)]
-    return max(places, key=lambda place: sum(os.path.isfile(os.path.join(place, path)) for path in examples))
+    return max(
+        places, key=lambda folder: sum(os.path.isfile(os.path.join(folder, path)) for path in examples)
+    )
 
 
 def _require_there(path: Path, paths: list[str], root: Path, places: list[Path]) -> None:

@@ -37,8 +37,8 @@ class Tables:
 
     @property
     def warnings(self) -> list[str]:
-        odd = self.columns.left_out
-        return [f"column {odd} holds neither integers nor a ClassLabel: no labels"] if odd else []
+        column = self.columns.left_out
+        return [f"column {column} holds neither integers nor a ClassLabel: no labels"] if column else []
 
     @property
     def class_names(self) -> list[str] | None:

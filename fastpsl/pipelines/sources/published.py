@@ -217,11 +217,11 @@ def _count(
     return Published(where, edition, files, [counts[file] for file in files], labels, names, notes, shard)
 
 
-def _streams(where: Path, edition: Edition, wanted: Sequence[str]) -> Iterator[tuple[str, IO[bytes], int]]:
+def _streams(where: Path, edition: Edition, names: Sequence[str]) -> Iterator[tuple[str, IO[bytes], int]]:
     """Yield the wanted files with their lengths, each once, in the order in which they are stored."""
-    missing = set(wanted)
+    missing = set(names)
     if where.is_dir():
-        for name in wanted:
+        for name in names:
             with open(where / name, "rb") as file:
                 missing.discard(name)
                 yield name, file, (where / name).stat().st_size

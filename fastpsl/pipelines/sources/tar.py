@@ -170,14 +170,14 @@ def tar_source(
                 on_progress((start + position) // 1_000_000, sum(sizes) // 1_000_000)
 
         count.add(path, on_bytes)
-    what = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     folders = count.folders
     if folders.shared is None and count.first_damage:
         raise ValueError(
-            f"{what}: damaged before its first image ({' '.join(count.first_damage.split())}); copy it again"
+            f"{name}: damaged before its first image ({' '.join(count.first_damage.split())}); copy it again"
         )
     if folders.shared is None:
-        raise ValueError(f"{what}: no images inside ({', '.join(EXTENSIONS)}); give tars of images")
+        raise ValueError(f"{name}: no images inside ({', '.join(EXTENSIONS)}); give tars of images")
     if count.num_labelled:
         notes = ["taken as WebDataset samples, with labels from .cls and .json"]
         warnings = [
@@ -191,7 +191,7 @@ def tar_source(
         return TarSource(paths, count.num_by_key, True, folders, None, notes, warnings, shard)
     if folders.below and folders.beside:
         raise ValueError(
-            f"{what}: {folders.beside} lies beside the class folders {min(folders.below)}, ...; "
+            f"{name}: {folders.beside} lies beside the class folders {min(folders.below)}, ...; "
             "make a tar either of images alone or of one folder per class"
         )
     where = f" below {'/'.join(folders.shared)}" if folders.shared else ""

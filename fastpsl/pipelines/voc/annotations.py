@@ -95,8 +95,8 @@ def _box(path: Path, element: Element, name: str, size: tuple[int, int]) -> list
     box = [xmin - 1, ymin - 1, xmax, ymax]
     if box[2] <= box[0] or box[3] <= box[1]:
         raise ValueError(f"{path}: {words} has no area; give xmin <= xmax and ymin <= ymax")
-    # The published archives hold none such: TensorFlow Datasets and GluonCV refuse them, too, and read all of
-    # 2007 and 2012.
+    # The published archives have no such boxes: TensorFlow Datasets and GluonCV refuse them, too, and read
+    # all of 2007 and 2012.
     if box[0] < 0 or box[1] < 0 or box[2] > width or box[3] > height:
         raise ValueError(
             f"{path}: {words} is outside of the picture; "

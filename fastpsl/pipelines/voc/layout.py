@@ -159,8 +159,8 @@ def sbd_set(root: Path, folder: Path) -> ImageSet:
             )
         ids += _read_ids(list_file)
     lists = folder / "VOC2012" / "ImageSets" / "Segmentation"
-    taken = {name for split in ("train", "val") for name in _read_ids(lists / f"{split}.txt")}
-    new_ids = [name for name in dict.fromkeys(ids) if name not in taken]
+    voc_ids = {name for split in ("train", "val") for name in _read_ids(lists / f"{split}.txt")}
+    new_ids = [name for name in dict.fromkeys(ids) if name not in voc_ids]
     result = ImageSet(new_ids, sbd_folder / "img", sbd_folder / "cls", ".mat", sbd_folder, remedy)
     _check_files(result)
     return result
@@ -179,7 +179,7 @@ def check_disjoint(parts: Sequence[ImageSet]) -> None:
 
 
 def _check_files(part: ImageSet) -> None:
-    for what, folder, names in (
+    for kind, folder, names in (
         ("pictures", part.pictures, part.picture_names()),
         ("annotations", part.annotations, [path.name for path in part.annotation_files()]),
     ):
@@ -187,7 +187,7 @@ def _check_files(part: ImageSet) -> None:
         missing = [name for name in names if name not in files]
         if missing:
             raise ValueError(
-                f"{folder}: {len(missing):,} of the {len(names):,} {what} "
+                f"{folder}: {len(missing):,} of the {len(names):,} {kind} "
                 f"that {part.list_file} names are missing, the first is {missing[0]}; {part.remedy}"
             )
 
