@@ -71,9 +71,7 @@ class Batch:
         return draws[0]
 
     def inputs(self, views: Sequence[ViewSpec], dtype: torch.dtype) -> list[Tensor]:
-        """Return the input of the network per view, with the shape that `ViewSpec.apply` gives; `views` are
-        the loader's.
-        """
+        """Return what `ViewSpec.apply` gives for each view; `views` are those of the loader."""
         self.check_views(views)
         parts = zip(views, self.images, self.draws, strict=True)
         return [view.apply(images, draws, dtype) for view, images, draws in parts]

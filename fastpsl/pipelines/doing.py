@@ -43,9 +43,7 @@ class doing:
         self.what, self.started, self.num_done, self.num_bad = what, time.monotonic(), 0, 0
 
     def update(self, num_done: int, num_bad: int = 0) -> None:
-        """Set the number of finished units, and of broken ones among them; cheap enough to call for each
-        unit.
-        """
+        """Set the number of finished units, and of broken ones among them; cheap enough for every unit."""
         self.num_done, self.num_bad = num_done, num_bad
 
     def over(self, items: Iterable[Item], each: int = 1) -> Iterator[Item]:
@@ -107,9 +105,7 @@ def _to_stderr(line: str) -> None:
 
 
 class Voice:
-    """The reporter of the innermost operation: it prints a line when none has appeared for `SILENCE_S`
-    seconds.
-    """
+    """The reporter of the innermost operation, after `SILENCE_S` seconds without any line."""
 
     def __init__(self) -> None:
         self.say: Callable[[str], None] = _to_stderr

@@ -53,9 +53,7 @@ class Input:
 
     @classmethod
     def usual(cls, channels: str, size_px: int) -> "Input":
-        """Return RGB with ImageNet's mean and deviation, L about its middle, or SobelXY at DeepCluster's
-        scale.
-        """
+        """Return RGB with ImageNet's statistics, L about its middle, or SobelXY at DeepCluster's scale."""
         if channels == "SobelXY":
             return cls(channels, (0.0, 0.0), (SOBEL_XY_STD,) * 2, size_px)
         if channels == "L":

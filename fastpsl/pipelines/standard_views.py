@@ -52,8 +52,7 @@ def squashed_view(input: Input, size_px: int) -> ViewSpec:
 
 
 def ten_crop_views(input: Input, size_px: int) -> tuple[ViewSpec, ...]:
-    """Return the ten views of torchvision's TenCrop: the middle, the four corners, and the same five
-    mirrored.
+    """Return torchvision's TenCrop: the middle, the four corners, and the same five mirrored.
 
     The shorter side is at `size_px` * 256 / 224. The flip comes before `_channels`, because mirroring an
     image changes the sign of its horizontal gradient.

@@ -13,7 +13,7 @@ from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sources import Sample
 from tests.faults.beton_mutants import KINDS, Layout
 from tests.faults.child import Case, Limits, describe, judge_cases, refusal
-from tests.faults.readings import CONTROL, DECODERS, Reading, CommandOutput, read, verify
+from tests.faults.readings import CONTROL, DECODERS, CommandOutput, Reading, read, verify
 from tests.faults.report import Finding
 from tests.pipelines.photos import jpeg, photo
 

@@ -31,9 +31,7 @@ _BY_NAME = {gate.name: gate for gate in GATES}
 
 
 def case_of(seed: int) -> Case:
-    """Return the case of a seed: first the hand-made attacks, then sound files with random damage, gate by
-    gate.
-    """
+    """Return the case of a seed: the hand-made attacks, then damaged sound files, gate by gate."""
     if seed < len(_MADE_BY_HAND):
         gate, name, _ = _MADE_BY_HAND[seed]
         return Case(seed, f"{gate}: {name}")

@@ -136,15 +136,11 @@ def _cell(data: bytes | None, path: str | None) -> dict[str, Any]:
 
 
 _LABELS = (
-    ("deep", "json", DEEP.encode()),
-    ("infinite", "json", b'{"label": 1e999}'),
-    ("true", "json", b'{"label": true}'),
-    ("a path", "json", b'{"label": "../../x"}'),
-    ("large", "json", b'{"label": 99999999999999999999}'),
-    ("many digits", "cls", DIGITS.encode()),
-    ("escapes", "cls", ESCAPES.encode()),
-    ("negative", "cls", b"-5"),
-)
+    ("deep", "json", DEEP.encode()), ("infinite", "json", b'{"label": 1e999}'),
+    ("true", "json", b'{"label": true}'), ("a path", "json", b'{"label": "../../x"}'),
+    ("large", "json", b'{"label": 99999999999999999999}'), ("many digits", "cls", DIGITS.encode()),
+    ("escapes", "cls", ESCAPES.encode()), ("negative", "cls", b"-5"),
+)  # fmt: skip
 
 ATTACKS: list[Attack] = [
     ("x.tar", "names lead out, links, devices", _tar_traversal),
@@ -158,20 +154,12 @@ ATTACKS: list[Attack] = [
         ("w.tar", f"label: {name}", _tar_of(**{"000.jpg": _PICTURE, f"000.{ending}": data}))
         for name, ending, data in _LABELS
     ),
-    (
-        "t.parquet",
-        "path of a private picture",
-        _parquet([_cell(None, _PRIVATE), _cell(_PICTURE, "../../x")]),
-    ),
+    ("t.parquet", "path of a private picture", _parquet([_cell(None, _PRIVATE), _cell(_PICTURE, "../../x")])),
     ("t.parquet", "nothing in cells", _parquet([None, _cell(_PICTURE, None), _cell(None, None)])),
     ("t.parquet", "labels beyond", _parquet([_cell(_PICTURE, "a")] * 2, [2**40, -5])),
     ("t.parquet", "escapes", _parquet([_cell(b"bad", ESCAPES), _cell(_PICTURE, MARKUP)])),
-    *text_attacks(
-        "t.parquet",
-        {
-            "noise": bytes(range(256)) * 4,
-            "its name alone": b"PAR1" + bytes(500) + struct.pack("<I", 500) + b"PAR1",
-            "empty": b"",
-        },
-    ),
-]
+    *text_attacks("t.parquet", {
+        "noise": bytes(range(256)) * 4,
+        "its name alone": b"PAR1" + bytes(500) + struct.pack("<I", 500) + b"PAR1", "empty": b"",
+    }),
+]  # fmt: skip

@@ -130,28 +130,18 @@ _LABELS = {"format": np.int64(2), "num_classes": np.int64(3), "num_split": np.in
 
 
 _PICKLE_GATES = ("w.pth", "step-00000003.pt", "p.pkl", "labels.npz", "p.npy", "list.npy", "x.npz")
+_TORCH_GATES = ("w.pth", "step-00000003.pt")
 _TORCH_FILES: dict[str, Payload] = {
-    "code": _torch_zip,
-    "code, old format": _torch_old,
-    "script": _torch_script,
-    "bomb": _torch_bomb,
-    "4 TB of strides": _torch_views,
-    "odd values": _torch_odd,
-    "sparse": _torch_sparse,
-}
-_SAFETENSORS_HEADS = {
-    "deep": DEEP.encode(),
-    "empty": b"{}",
-    "no JSON": b"{nonsense",
-    "a list": b"[1,2]",
+    "code": _torch_zip, "code, old format": _torch_old, "script": _torch_script, "bomb": _torch_bomb,
+    "4 TB of strides": _torch_views, "odd values": _torch_odd, "sparse": _torch_sparse,
+}  # fmt: skip
+_HEADS = {
+    "deep": DEEP.encode(), "empty": b"{}", "no JSON": b"{nonsense", "a list": b"[1,2]",
     "lies": b'{"a":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,4]}}',
-}
+}  # fmt: skip
 _METADATA = {
-    "deep": DEEP,
-    "no JSON": "{nonsense",
-    "a list": "[1,2]",
-    "escapes": json.dumps({"backbone": ESCAPES}),
-}
+    "deep": DEEP, "no JSON": "{nonsense", "a list": "[1,2]", "escapes": json.dumps({"backbone": ESCAPES}),
+}  # fmt: skip
 _DEEP_HEAD = b"\x93NUMPY\x01\x00" + struct.pack("<H", 60_000) + b"(" * 60_000
 _NPY_FILES: dict[str, str | bytes] = {
     "header: lies": npy_head((1 << 50, 9), "<i8") + bytes(64),
@@ -169,15 +159,8 @@ _IMAGES = {"images": np.zeros((2, 8, 8, 3), np.uint8)}
 
 ATTACKS: list[Attack] = [
     *((gate, "code in a pickle", _pickled) for gate in _PICKLE_GATES),
-    *(
-        (gate, f"torch: {name}", make)
-        for gate in ("w.pth", "step-00000003.pt")
-        for name, make in _TORCH_FILES.items()
-    ),
-    *(
-        ("w.safetensors", f"header: {name}", _safetensors_head(head))
-        for name, head in _SAFETENSORS_HEADS.items()
-    ),
+    *((gate, f"torch: {name}", make) for gate in _TORCH_GATES for name, make in _TORCH_FILES.items()),
+    *(("w.safetensors", f"header: {name}", _safetensors_head(head)) for name, head in _HEADS.items()),
     ("w.safetensors", "header of 2^62 bytes", text(struct.pack("<Q", 2**62), b"{}")),
     *(
         ("w.safetensors", f"metadata: {name}", _safetensors_metadata(metadata))
@@ -196,4 +179,4 @@ ATTACKS: list[Attack] = [
     ("labels.npz", "bomb", _npz_bomb("labels", (BOMB_BYTES,), _LABELS)),
     ("x.npz", "bomb", _npz_bomb("images", (BOMB_BYTES // (512 * 512 * 3), 512, 512, 3), {})),
     ("x.npz", "bomb of labels", _npz_bomb("labels", (BOMB_BYTES,), _IMAGES)),
-]
+]  # fmt: skip

@@ -66,42 +66,21 @@ def _folder_renamed(text: str) -> Payload:
 
 
 _JSON_TEXTS: dict[str, str | bytes] = {
-    "JSON: deep": DEEP,
-    "JSON: deep objects": '{"a":' * 200_000,
-    "JSON: empty": "",
-    "JSON: a number": "7",
-    "JSON: null": "null",
-    "JSON: a list": "[1, 2]",
-    "JSON: infinity": "1e999",
-    "JSON: many digits": DIGITS,
-    "JSON: zeros": bytes(4096),
-    "JSON: bytes": bytes(range(256)),
-    "JSON: cut": '{"a": [1,',
-    "JSON: escapes": json.dumps({ESCAPES: ESCAPES}),
-    "JSON: surrogate": '{"a": "\\ud800"}',
+    "JSON: deep": DEEP, "JSON: deep objects": '{"a":' * 200_000, "JSON: empty": "", "JSON: a number": "7",
+    "JSON: null": "null", "JSON: a list": "[1, 2]", "JSON: infinity": "1e999", "JSON: many digits": DIGITS,
+    "JSON: zeros": bytes(4096), "JSON: bytes": bytes(range(256)), "JSON: cut": '{"a": [1,',
+    "JSON: escapes": json.dumps({ESCAPES: ESCAPES}), "JSON: surrogate": '{"a": "\\ud800"}',
     "JSON: NaN": "NaN",
-}
+}  # fmt: skip
 _JSON_GATES = (
-    "w.pth.json",
-    "l.json",
-    "config.json",
-    "status.json",
-    "results.json",
-    "result.json",
-    "metrics.jsonl",
-)
-
-
+    "w.pth.json", "l.json", "config.json", "status.json", "results.json", "result.json", "metrics.jsonl",
+)  # fmt: skip
 _PATH = "../../../etc/passwd"
 _VALUES = {"infinity": float("inf"), "a list": [[]], "a large number": 10**30, "null": None, "a path": _PATH}
 _LIST_VALUES = {
-    "infinity": float("inf"),
-    "a list": [[]],
-    "an object": {},
-    "a large number": 10**30,
-    "null": None,
+    "infinity": float("inf"), "a list": [[]], "an object": {}, "a large number": 10**30, "null": None,
     "a path": _PATH,
-}
+}  # fmt: skip
 _CONFIG_VALUES = {"infinity": float("inf"), "a list": [[]], "null": None, "a large number": 10**30}
 _LIST_KEYS = (
     "images.0.id", "images.0.file_name", "annotations.0.image_id", "annotations.0.category_id",
@@ -125,74 +104,44 @@ def _value_attacks(gate: str, keys: tuple[str, ...], values: dict[str, Any]) -> 
     ]
 
 
+_ENTITIES = ("laughs", "file", "remote", "quadratic")
+
+
 ATTACKS: list[Attack] = [
-    *(
-        ("000007.xml", f"entities: {kind}", _entities(kind))
-        for kind in ("laughs", "file", "remote", "quadratic")
-    ),
-    *text_attacks(
-        "000007.xml",
-        {
-            "deep": "<a>" * 200_000,
-            "empty": "",
-            "escapes": f"<annotation><object><name>{MARKUP}</name></object></annotation>",
-            "infinite box": f"<annotation><object><name>dog</name>{_INFINITE_BOX}</object></annotation>",
-        },
-    ),
-    *text_attacks(
-        "trainval.txt",
-        {
-            "leads out": f"{_PATH}\n",
-            "zeros": bytes(100),
-            "escapes": ESCAPES + "\n",
-            "one long line": "a" * 1_000_000,
-            "not UTF-8": b"\xff\xfe\n",
-        },
-    ),
-    *text_attacks(
-        "list.txt",
-        {
-            "many digits": DIGITS,
-            "negative": "-1\n",
-            "not UTF-8": b"\xff\xfe\n",
-            "escapes": ESCAPES + "\n",
-            "zeros": bytes(100),
-            "other digits": "²\n",
-        },
-    ),
-    *text_attacks(
-        "l.txt",
-        {
-            "leads out": "../../../../etc/passwd 0\n",
-            "a zero byte": "a\0b.jpg 0\n",
-            "large label": "0.jpg 99999999999999999999\n",
-            "many digits": f"0.jpg {DIGITS}\n",
-            "one long line": "a" * 1_000_000 + "\n",
-            "bytes": bytes(range(256)) * 9,
-            "other digits": "0.jpg ²\n",
-            "devices": "/dev/zero 0\n/dev/tty 1\n",
-            "escapes": f"{ESCAPES}.jpg 0\n0.jpg 1\n",
-        },
-    ),
-    *text_attacks(
-        "l.csv",
-        {
-            "escapes": f"filename,label\n0.jpg,{ESCAPES}{MARKUP}\n",
-            "a long field": "filename,label\n" + "a" * 1_000_000 + ",x\n",
-            "open quote": 'filename,label\n"0.jpg,x\n',
-            "a zero byte": "filename,label\na\0.jpg,x\n",
-            "formula": "filename,label\n=cmd|' /C calc'!A0.jpg,x\n0.jpg,=1+1\n",
-        },
-    ),
+    *(("000007.xml", f"entities: {kind}", _entities(kind)) for kind in _ENTITIES),
+    *text_attacks("000007.xml", {
+        "deep": "<a>" * 200_000, "empty": "",
+        "escapes": f"<annotation><object><name>{MARKUP}</name></object></annotation>",
+        "infinite box": f"<annotation><object><name>dog</name>{_INFINITE_BOX}</object></annotation>",
+    }),
+    *text_attacks("trainval.txt", {
+        "leads out": f"{_PATH}\n", "zeros": bytes(100), "escapes": ESCAPES + "\n",
+        "one long line": "a" * 1_000_000, "not UTF-8": b"\xff\xfe\n",
+    }),
+    *text_attacks("list.txt", {
+        "many digits": DIGITS, "negative": "-1\n", "not UTF-8": b"\xff\xfe\n", "escapes": ESCAPES + "\n",
+        "zeros": bytes(100), "other digits": "²\n",
+    }),
+    *text_attacks("l.txt", {
+        "leads out": "../../../../etc/passwd 0\n", "a zero byte": "a\0b.jpg 0\n",
+        "large label": "0.jpg 99999999999999999999\n", "many digits": f"0.jpg {DIGITS}\n",
+        "one long line": "a" * 1_000_000 + "\n", "bytes": bytes(range(256)) * 9, "other digits": "0.jpg ²\n",
+        "devices": "/dev/zero 0\n/dev/tty 1\n", "escapes": f"{ESCAPES}.jpg 0\n0.jpg 1\n",
+    }),
+    *text_attacks("l.csv", {
+        "escapes": f"filename,label\n0.jpg,{ESCAPES}{MARKUP}\n",
+        "a long field": "filename,label\n" + "a" * 1_000_000 + ",x\n",
+        "open quote": 'filename,label\n"0.jpg,x\n', "a zero byte": "filename,label\na\0.jpg,x\n",
+        "formula": "filename,label\n=cmd|' /C calc'!A0.jpg,x\n0.jpg,=1+1\n",
+    }),
     *(attack for gate in _JSON_GATES for attack in text_attacks(gate, _JSON_TEXTS)),
     *(
         (gate, f"{name} in every string", _all_strings(suffix))
-        for gate in _STRING_GATES
-        for name, suffix in (("escapes", ESCAPES), ("markup", MARKUP))
+        for gate in _STRING_GATES for name, suffix in (("escapes", ESCAPES), ("markup", MARKUP))
     ),
     *_value_attacks("l.json", _LIST_KEYS, _LIST_VALUES),
     *_value_attacks("result.json", _RESULT_KEYS, _VALUES),
     *_value_attacks("config.json", _CONFIG_KEYS, _CONFIG_VALUES),
     ("result.json", "markup as the folder's name", _folder_renamed(MARKUP)),
     ("result.json", "escapes as the folder's name", _folder_renamed(ESCAPES)),
-]
+]  # fmt: skip

@@ -49,9 +49,7 @@ def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
 
 
 class _Subject:
-    """A folder of two classes: first the sound images, then the damaged one, so that the sound ones come
-    first.
-    """
+    """A folder of two classes: the sound images, then the damaged one, so that it comes last."""
 
     def __init__(self, folder: Path):
         self.root, self.odd = folder / "images", folder / "images" / "z"

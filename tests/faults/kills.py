@@ -29,9 +29,7 @@ _NEAR_S = 0.3  # the longest delay of a "near" kill after a checkpoint or its te
 
 
 def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
-    """Yield a finding for each of `count` kills, half of them near a checkpoint; runs of all kinds take
-    turns.
-    """
+    """Yield a finding for each of `count` kills, half of them near a checkpoint, of all kinds of runs."""
     chance = random.Random(seed)
     kinds = [JIGSAW, MOCO, UIC, IIC, sslpp(folder / IIC.name / "labels.npz"), RANKS]
     undisturbed: dict[str, tuple[dict[str, object], float]] = {}

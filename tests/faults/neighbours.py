@@ -62,9 +62,7 @@ def two_writers(folder: Path) -> Outcome:
 
 
 def writer_killed(folder: Path) -> Outcome:
-    """Kill a writer that overwrites a beton: the old or the new one must be whole, and the next write must
-    succeed.
-    """
+    """Kill a writer that overwrites a beton: either beton must be whole, and the next write succeed."""
     chance = random.Random(str(folder))
     out, source = beton(folder / "x.beton"), pictures(folder / "pictures", 120)
     old = out.read_bytes()

@@ -1,6 +1,4 @@
-"""Odd names (many scripts, glob characters, spaces, a newline, a leading dash), and places where no run can
-be.
-"""
+"""Odd names (scripts, glob characters, spaces, a newline, a leading dash), and places where no run can be."""
 
 from functools import partial
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Two ranks, one of which is killed, stopped or out of memory: the other ends in one line, and the run goes
-on.
+"""Two ranks, one of which is killed, stopped or out of memory: the other must end in one line.
 
-The ranks start as under torchrun, but without it, because it would end the other rank by a signal of its own.
-Case `seed` is the fault with that number, modulo their count, at a step drawn from the seed.
+The same command must then go on. The ranks start as under torchrun, but without it, because it would end the
+other rank by a signal of its own. Case `seed` is the fault with that number, modulo their count, at a step
+drawn from the seed.
 """
 
 import functools

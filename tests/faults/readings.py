@@ -1,6 +1,4 @@
-"""Readings of a beton or a folder (pixels and labels by the loader), and the output of `fastpsl beton
-verify`.
-"""
+"""Readings of a beton or a folder by the loader, and the output of `fastpsl beton verify`."""
 
 import contextlib
 import hashlib

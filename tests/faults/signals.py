@@ -1,7 +1,7 @@
-"""SIGTERM and SIGINT at any moment, closing pipes, and Ctrl-C to `recipe | tee`: a run reports its end, and
-goes on.
+"""SIGTERM and SIGINT at any moment, closing pipes, and Ctrl-C to `recipe | tee`: a run reports its end.
 
-Case `seed` is the kind of stop with that number, modulo their count, at a moment drawn from the seed.
+The same command must then go on. Case `seed` is the kind of stop with that number, modulo their count, at a
+moment drawn from the seed.
 """
 
 import json
@@ -67,9 +67,7 @@ def _send_signals(numbers: tuple[signal.Signals, ...], folder: Path, chance: ran
 
 
 def _signal_at_the_start(number: signal.Signals, folder: Path, chance: random.Random) -> Outcome:
-    """Send a signal before the first step, while a new interpreter imports; SIGTERM has its default action
-    there.
-    """
+    """Send a signal while a new interpreter still imports, where SIGTERM has its default action."""
     process = fresh(JIGSAW.command(folder / "run", *_STEPS), folder / "log")
     time.sleep(chance.uniform(0.1, 4.0))
     process.send(number)

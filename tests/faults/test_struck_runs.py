@@ -9,7 +9,7 @@ from tests.faults import kills, openings, page, ranks, signals, surroundings
 from tests.faults.__main__ import COUNTS
 from tests.faults.forks import ProcessEnd
 from tests.faults.small_runs import verdict
-from tests.faults.trend import Held, slope, judge_growth
+from tests.faults.trend import Held, judge_growth, slope
 
 
 @pytest.mark.slow

@@ -40,9 +40,7 @@ class Checksums:
         return _ITEM_BYTES * (len(self._each) + _NUM_FURTHER)
 
     def finish(self, head: bytes) -> bytes:
-        """Return the bytes that go before the allocation table; `head` is the header and the field
-        descriptors.
-        """
+        """Return the bytes before the allocation table; `head` is the header and the field descriptors."""
         self._each.append(zlib.crc32(head))
         self._each.append(zlib.crc32(self._each))
         return self._each.tobytes()

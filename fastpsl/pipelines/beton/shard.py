@@ -138,9 +138,7 @@ class Shard:
         self._sizes = self._joined_sizes()
 
     def _joined_sizes(self) -> np.ndarray | None:
-        """Return sizes by sample (uint32); None when the allocation table is in sample order and serves as it
-        is.
-        """
+        """Return sizes by sample (uint32); None when the allocation table is in sample order."""
         pointers, allocated = self._table[self._image]["data_ptr"], self._allocations["ptr"]
         if len(allocated) == self.num_samples and all(
             np.array_equal(pointers[part], allocated[part]) for part in chunks(self.num_samples)

@@ -87,9 +87,7 @@ def _usual(shards: Sequence[Written]) -> list[Written]:
 
 
 def _twice(shards: Sequence[Written]) -> list[str]:
-    """Return a line per beton that repeats another: whole betons of one source and split, or one shard of a
-    run.
-    """
+    """Return a line per beton that repeats another: whole ones of one source and split, or one shard."""
     first_of, faults = dict[object, Written](), list[str]()
     for shard in shards:
         whole_beton = (shard.source, dict(shard.common)["split"])

@@ -38,8 +38,7 @@ class Sidecar:
     path: Path | None = None  # the JSON, where it was read from one
 
     def source_paths(self) -> Iterator[str]:
-        """Yield each sample's path in the source, in sample order; nothing for samples that came from no
-        file.
+        """Yield each sample's path in the source, in sample order; none for samples of no file.
 
         It holds a few MB at most, however long the packed paths claim to be.
 

@@ -106,11 +106,7 @@ class ImageFiles:
 
 @final
 class Folder(ImageFiles):
-    """The images below `root`: an ImageFolder tree (a class per folder), or a flat folder without labels.
-
-    Raises:
-        ValueError: There is no image.
-    """
+    """The images below `root`: an ImageFolder tree (a class per folder), or a flat folder without labels."""
 
     def __init__(self, root: str | Path) -> None:
         super().__init__(image_folder(root), Path(root), Path(root))
@@ -118,11 +114,7 @@ class Folder(ImageFiles):
 
 @final
 class Listed(ImageFiles):
-    """The images that the file `path` names (`sources.listed.image_list`), with its labels.
-
-    Raises:
-        ValueError: One of them is absent.
-    """
+    """The images that the file `path` names (`sources.listed.image_list`), with its labels."""
 
     def __init__(self, path: str | Path) -> None:
         files = image_list(path)

@@ -7,11 +7,7 @@ import numpy as np
 
 
 def read_npy(path: Path, max_bytes: int) -> np.ndarray:
-    """Return the array of an .npy file.
-
-    Args:
-        path: The file.
-        max_bytes: The most memory that the array may take.
+    """Return the array of an .npy file that takes at most `max_bytes`.
 
     Raises:
         ValueError: The array takes more, holds objects, or is shorter than its header says.

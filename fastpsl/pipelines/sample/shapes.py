@@ -1,5 +1,4 @@
-"""Images of discs, triangles and crosses with every object's outline, which a small detector learns in
-minutes.
+"""Images of discs, triangles and crosses with their outlines, from which a small detector learns in minutes.
 
 A class has a shape and a texture (rings, stripes, checks), and a hue that seven in ten objects keep to.
 Stains of the ground have the same hues, so no pixel's colour decides.

@@ -1,5 +1,4 @@
-"""A small PASCAL VOC that the project draws itself; detection, segmentation and multi-label use it by
-default.
+"""A small PASCAL VOC that the project draws, the default data of detection, segmentation and multi-label.
 
 It has VOC's layout in the user's cache folder, with classes.txt (the three classes of shapes.py) and
 proposals for Fast R-CNN.

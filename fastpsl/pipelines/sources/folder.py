@@ -68,11 +68,7 @@ class ImageFolder:
 
 
 def image_folder(root: str | Path, shard: tuple[int, int] = (0, 1)) -> ImageFolder:
-    """Count the images below `root`.
-
-    Args:
-        root: A folder of images, or one with a folder per class.
-        shard: (i, n) keeps the i-th of n runs of neighbours.
+    """Count the images below `root`, which are in one folder or in a folder per class.
 
     Raises:
         ValueError: There are none, or some lie beside the class folders.

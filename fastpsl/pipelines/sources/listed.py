@@ -76,11 +76,7 @@ class ImageList:
 
 
 def image_list(path: str | Path, shard: tuple[int, int] = (0, 1)) -> ImageList:
-    """Read a list and check that its images exist.
-
-    Args:
-        path: The list.
-        shard: (i, n) keeps the i-th of n runs of neighbours.
+    """Read the list at `path` and check that its images exist.
 
     Raises:
         ValueError: It is no such list or empty, names an image twice, labels only some, or an image is

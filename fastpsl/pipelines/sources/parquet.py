@@ -164,14 +164,9 @@ def hugging_face(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> Tables:
-    """Open a data set of the package datasets.
+    """Open a data set of the package datasets; the arguments are those of `parquet_files` but for the first.
 
-    Args:
-        name: A folder that `save_to_disk` wrote, or NAME or NAME:CONFIG in the local cache.
-        split: The split, needed if there are several.
-        shard: (i, n) keeps the i-th of n runs of neighbours.
-        image_column: The column of images; None to choose it.
-        label_column: The column of labels; None to choose it.
+    `name` is a folder that `save_to_disk` wrote, or NAME or NAME:CONFIG in the local cache.
 
     Raises:
         ValueError: It is not there, or the choice is ambiguous.

@@ -1,8 +1,7 @@
-"""A safe reader of pickles of plain data, such as CIFAR's batches and Detectron's proposals, of Python 2 and
-3.
+"""A safe reader of pickles of plain data, such as CIFAR's batches and Detectron's proposals.
 
-Plain data are dictionaries, lists, numbers, text, bytes and arrays of numbers. Names of Python objects are
-never looked up, and no code of numpy runs.
+Plain data are dictionaries, lists, numbers, text, bytes and arrays of numbers, pickled by Python 2 or 3.
+Names of Python objects are never looked up, and no code of numpy runs.
 """
 
 import io

@@ -48,9 +48,7 @@ class Source(Protocol):
         """The oddities that the user should look at, a line each."""
 
     def samples(self) -> Iterator[Sample]:
-        """Yield this shard's images in order; raise ValueError when the source has changed since it was
-        counted.
-        """
+        """Yield this shard's images in order; raise ValueError when the source has changed since counting."""
 
 
 def is_image(name: str) -> bool:
@@ -65,12 +63,7 @@ def shard_range(num_total: int, shard: tuple[int, int]) -> range:
 
 
 def parts_of(here: range, counts: Sequence[int]) -> Iterator[tuple[int, range]]:
-    """Yield (i, positions within part i) for the parts that overlap `here`.
-
-    Args:
-        here: Positions in the whole source.
-        counts: The number of positions in each part.
-    """
+    """Yield (i, positions within part i) for the parts, of `counts` positions each, that `here` overlaps."""
     start = 0
     for i, count in enumerate(counts):
         overlap = range(max(here.start - start, 0), min(here.stop - start, count))

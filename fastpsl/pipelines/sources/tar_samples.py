@@ -88,8 +88,9 @@ class Grouper:
 
 @dataclass
 class Folders:
-    """The deepest folder that all images share, and the folders directly below it, without a list of the
-    images.
+    """The deepest folder that all images share, and the folders directly below it.
+
+    It does not hold a list of the images.
     """
 
     shared: list[str] | None = None

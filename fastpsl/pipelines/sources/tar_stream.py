@@ -1,6 +1,4 @@
-"""The members of a tar, read as a stream: nothing is unpacked or kept, and damage is distinguished from the
-end.
-"""
+"""The members of a tar, read as a stream: nothing is unpacked, and damage is distinguished from the end."""
 
 import bz2
 import contextlib

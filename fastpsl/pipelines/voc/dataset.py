@@ -127,9 +127,7 @@ class VOC:
         return read_mask(path, _bytes(path), self.num_classes, self._size(index))
 
     def targets(self) -> np.ndarray:
-        """Return int8 [num_samples, num_classes]: 1 for a class with an object, 0 without, -1 with difficult
-        ones only.
-        """
+        """Return int8 [num_samples, num_classes]: 1 with an object, 0 without, -1 with difficult ones only."""
         targets = np.zeros((self.num_samples, self.num_classes), np.int8)
         for index in range(self.num_samples):
             objects = self.objects(index)
@@ -185,14 +183,7 @@ def learned_and_scored(
     needs: Needs,
     sbd: Path | None = None,
 ) -> tuple[VOC, VOC]:
-    """Open the data to learn from and the data to score.
-
-    Args:
-        root: VOCdevkit, or the folder that holds it.
-        train: The sets to learn from.
-        test: The sets to score.
-        needs: "boxes" or "masks".
-        sbd: SBD's folder, for the sets to learn from.
+    """Open the sets to learn from (with SBD, if given) and the sets to score.
 
     Raises:
         ValueError: An image is in both.

@@ -96,12 +96,7 @@ def class_names(folder: Path) -> list[str]:
 
 
 def image_set(folder: Path, name: str, needs: Needs) -> ImageSet:
-    """Return the set `name`, such as "2007_trainval", below VOCdevkit.
-
-    Args:
-        folder: VOCdevkit.
-        name: A year and a list.
-        needs: The kind of annotations.
+    """Return the set `name`, such as "2007_trainval", below the VOCdevkit `folder`.
 
     Raises:
         ValueError: The year, one of its folders, the list or a file that it names is missing; or the list is
@@ -134,11 +129,8 @@ def image_set(folder: Path, name: str, needs: Needs) -> ImageSet:
 def sbd_set(root: Path, folder: Path) -> ImageSet:
     """Return SBD's images that VOC2012's lists train and val do not name.
 
-    Together with train they are the 10,582 images that segmentation is usually trained on.
-
-    Args:
-        root: SBD's folder.
-        folder: VOCdevkit.
+    Together with train they are the 10,582 images that segmentation is usually trained on. `root` is SBD's
+    folder, `folder` VOCdevkit.
 
     Raises:
         ValueError: A folder, a list or a file that it names is missing.
