@@ -88,9 +88,8 @@ def judge_cases(
         for judgement, ended_child in _in_child(batch_cases, judge, log, limits, prepare):
             case = batch_cases[num_done]
             num_done += 1
-            if (
-                ended_child and len(batch_cases) > 1
-            ):  # is it this case alone, or an effect of the earlier ones?
+            if ended_child and len(batch_cases) > 1:
+                # The earlier cases may have caused it, so this one is tried alone.
                 alone, _ = next(iter(_in_child([case], judge, log, limits, prepare)))
                 if alone.outcome not in FAILURES:
                     alone = judgement._replace(

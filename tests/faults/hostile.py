@@ -160,7 +160,7 @@ def damage(data: bytes, random: random.Random) -> bytes:
         )
         changed[number.start() : number.end()] = value
     elif how == 4:
-        # where archives have their directory
+        # Archives have their directory there.
         start = random.randrange(max(1, len(changed) - 400), len(changed))
         changed[start] ^= 1 << random.randrange(8)
     else:

@@ -105,7 +105,7 @@ class Category:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return counts by outcome and by case, with the first detail and the peak memory, and every failure."""
+        """Return counts by outcome and by case, with first details and peak memory, and every failure."""
         return {
             "asked": self.count,
             "done": self.num_done,

@@ -70,7 +70,7 @@ def test_growth_is_told_from_noise() -> None:
     noise = random.normal(0, 10, 200)
     fit = slope(x, 0.1 * x + noise)  # the textbook's error: sigma / (std(x) sqrt(n))
     assert abs(fit.error / (10 / (x.std() * 200**0.5)) - 1) < 0.3 and abs(fit.value - 0.1) < 3 * fit.error
-    # a walk without drift looks like a slope, because its neighbours are correlated
+    # A walk without drift looks like a slope, because its neighbours are correlated.
     walk = slope(x, noise.cumsum())
     assert walk.error > 5 * fit.error
     held = [Held(4, 10, int(1e9 + 1e6 * step)) for step in x]

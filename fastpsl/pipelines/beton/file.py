@@ -28,7 +28,7 @@ class BetonFile:
         self.page_bytes, self.max_samples, self.num_samples = page_bytes, max_samples, 0
         table_end = _TABLE_START + max_samples * _ROW.itemsize
         self.data_start = -(-table_end // page_bytes) * page_bytes
-        # the bytes up to _written are on disk, those up to _end in the buffer
+        # The bytes up to _written are on disk, those up to _end in the buffer.
         self._written = self._end = self.data_start
         self._buffer = bytearray()
         self._rows = np.zeros(_ROWS_BUFFERED, _ROW)

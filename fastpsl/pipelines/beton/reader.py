@@ -187,7 +187,7 @@ class Beton:
         number = int(np.searchsorted(self._starts, index, "right")) - 1
         local, path = int(index - self._starts[number]), self.shards[number].path
         try:
-            # read from disk each time, because millions of paths are not worth keeping for this
+            # Read from disk each time, because millions of paths are not worth keeping for this.
             sidecar = read_sidecar(path)
             source = (
                 next((p for i, p in enumerate(sidecar.source_paths()) if i == local), "") if sidecar else ""

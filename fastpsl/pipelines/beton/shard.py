@@ -224,7 +224,7 @@ class Shard:
             self._refuse_where(part, modes > RAW, "has an unknown image mode (known: 0 jpg, 1 raw)")
             self._refuse_where(
                 part,
-                # this order avoids overflow
+                # This order avoids overflow.
                 (pointers < self.table_end)
                 | (pointers > end)
                 | (sizes > end)

@@ -16,7 +16,7 @@ from typing import Any
 # The entries that all shards of a data set share, and their wording in messages.
 _COMMON = {
     "shards": "of {} shards",
-    # the last part of the path, because machines may have the source in different places
+    # The last part of the path, because machines may have the source in different places.
     "source": "from {}",
     "split": "from split {}",
     "num_total": "from a source of {} images",

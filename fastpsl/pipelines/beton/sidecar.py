@@ -5,11 +5,10 @@ Betons are read without it, too.
 format        1
 num_samples   as in the beton
 class_names   list, label = position; null for a flat folder
-source_paths  of each sample, relative to the source: newline-joined ("\\" and newline escaped), zlib, base64
+source_paths  of each sample, relative to the source: newline-joined ("\" and newline escaped), zlib, base64
 written       how it was written: options (split: what readers call the data's split), version, counts
-data_start, sha256
-    checksum of the bytes from data_start to the end of the file, then of those before it. This is the order
-        in which a beton is written, so the checksum needs no second reading.
+data_start, sha256   checksum of the bytes from data_start to the end of the file, then of those before it:
+              the order in which a beton is written, so that the checksum needs no second reading
 """
 
 import base64

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MAX_PIXELS, UPRIGHT
 
-# The formats that Pillow may try. EPS is none of them, because it starts another program.
+# The formats that Pillow may try. EPS is excluded, because it starts another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 Image.init()  # load all plugins, because Image.open(formats=...) knows only loaded ones
 TURNED = 5  # EXIF orientations from here on swap height and width

@@ -34,7 +34,7 @@ class ImageFiles:
     split = ""
 
     def __init__(self, files: Files, origin: Path, root: Path) -> None:
-        # because a process may change its working folder while it trains
+        # Absolute, because a process may change its working folder while it trains.
         self.root = Path(os.path.abspath(root))
         self._index = folder_index(files, origin)
         summary = self._index.summary

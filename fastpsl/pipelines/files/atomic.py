@@ -142,7 +142,7 @@ def write_atomically(path: Path, data: bytes | memoryview, *, durable: bool = Tr
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        # because an error of writing names no file
+        # An error of writing names no file.
         raise OSError(error.errno, error.strerror, str(path)) from error
     if durable:
         sync_folder(path.parent)

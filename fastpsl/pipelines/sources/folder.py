@@ -23,7 +23,7 @@ class ImageFolder:
     root: Path
     class_names: list[str] | None
     num_total: int  # images in all shards
-    num_ignored: int  # other files, by their names
+    num_ignored: int  # files that are no images, by their names
     shard: tuple[int, int] = (0, 1)
     empty_classes: list[str] = field(default_factory=list)
     mode: str = "jpg"
@@ -159,7 +159,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 def _can_be_opened(entry: "os.DirEntry[str]") -> bool:
     """Return whether an entry is a file or a broken link; a broken link is reported when it is read.
 
-    A pipe is none, because opening it would wait.
+    Pipes are excluded, because opening one would wait.
     """
     try:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))

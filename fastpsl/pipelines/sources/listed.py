@@ -1,12 +1,10 @@
 """Lists of image files, in formats known by name and content, and the folder that their images lie in.
 
-    .json        iNaturalist's: {"images": [{"id", "file_name"}], "annotations": [{"image_id",
-        "category_id"}],
-                 "categories": [{"id", "name"}]}
-    .csv         with the first line "filename,label": miniImageNet's (Ravi and Larochelle), a class name per
-        image
-    .csv, .txt   otherwise: a path per line, and after white space its label, a number from 0, on all lines or
-                 none: Places205's
+    .json        iNaturalist's: {"images": [{"id", "file_name"}], "categories": [{"id", "name"}],
+                 "annotations": [{"image_id", "category_id"}]}
+    .csv         with the first line "filename,label": miniImageNet's (Ravi and Larochelle), with class names
+    .csv, .txt   otherwise: a path per line, and after white space its label, a number from 0, on all lines
+                 or none: Places205's
 
 All images of a list lie below one folder. It is the one of `_places` in which most of a sample of its names
 are files.

@@ -221,7 +221,7 @@ def _missing(error: ImportError) -> ValueError:
 def _rows_of_file(path: Path, columns: Columns, positions: range) -> Iterator[tuple[Any, Any]]:
     from pyarrow.parquet import ParquetFile
 
-    # because pre_buffer would hold whole row groups
+    # pre_buffer would hold whole row groups.
     with ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         for group, group_positions in parts_of(positions, sizes):

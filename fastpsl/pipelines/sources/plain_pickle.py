@@ -59,13 +59,13 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy._core.", "numpy.core.")  # the name in numpy 2
         known = {
-            # new functions for each call, so that a pickle can change nothing else
+            # These functions are new for each call, so that a pickle can change nothing else.
             ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
             ("numpy.core.multiarray", "scalar"): lambda dtype, data: _numbers(data, dtype, (), False).item(),
             ("numpy.core.numeric", "_frombuffer"): lambda *parts: _from_buffer(*parts),
             ("numpy", "dtype"): lambda name, *_: _Type(name),
             ("numpy", "ndarray"): _NDARRAY,
-            # how Python 3's older protocols store bytes
+            # Python 3 stores bytes so in its protocols for Python 2.
             ("_codecs", "encode"): lambda text, _: text.encode("latin1"),
             ("__builtin__", "bytes"): lambda: b"",
         }

@@ -59,7 +59,7 @@ class VOC:
         self, root: str | Path, sets: Sequence[str], needs: Needs, sbd: str | Path | None = None
     ) -> None:
         assert sets and needs in ("boxes", "masks"), (sets, needs)
-        # because a process may change its working folder while it trains
+        # Absolute, because a process may change its working folder while it trains.
         folder = devkit(Path(root).absolute())
         parts = [image_set(folder, name, needs) for name in sets]
         self.split = "+".join(sets)
@@ -127,7 +127,7 @@ class VOC:
         return read_mask(path, _bytes(path), self.num_classes, self._size(index))
 
     def targets(self) -> np.ndarray:
-        """Return int8 [num_samples, num_classes]: 1 with an object, 0 without, -1 with difficult ones only."""
+        """Return int8 [num_samples, num_classes]: 1 with an object, 0 without, -1 if all are difficult."""
         targets = np.zeros((self.num_samples, self.num_classes), np.int8)
         for index in range(self.num_samples):
             objects = self.objects(index)
@@ -214,7 +214,7 @@ def _rows(part: ImageSet) -> SampleTable:
     with images:
         numbers = {Path(images.name(i)).name: i for i in range(images.num_samples)}
         rows = images.rows(np.array([numbers[name] for name in part.picture_names()]))
-    # the index gives unreadable images this size
+    # The index gives unreadable images this size.
     for i in np.flatnonzero((rows.height == 1) & (rows.width == 1)):
         try:
             upright_size(rows.path[i])

@@ -1,8 +1,7 @@
 """The folders of PASCAL VOC and SBD: places of images and annotations, ids in the lists, classes.
 
 VOCdevkit/VOC2007/{JPEGImages,Annotations,ImageSets/{Main,Segmentation},SegmentationClass}   and VOC2012 alike
-VOCdevkit/classes.txt                                              own class names, a line each, in place of
-VOC's
+VOCdevkit/classes.txt                                              own class names, a line each
 benchmark_RELEASE/dataset/{img/*.jpg,cls/*.mat,train.txt,val.txt}  SBD (Hariharan et al., 2011)
 """
 
