@@ -1,7 +1,7 @@
-"""How the operations of views are computed: one after the other (Kornia and torch), or fused into few kernels.
+"""Two ways to compute a view's operations: one by one (Kornia and torch), or fused into a few kernels.
 
-Both have the same definition, that of the ops, and the same draws; they differ by rounding. The fused ones: kernels/fused_cuda/ by Triton,
-kernels/fused_cpu/ on the CPU.
+The ops define the result of both. Both take the same draws, and differ only by rounding. The fused kernels
+are in kernels/fused_cuda/ (Triton) and kernels/fused_cpu/ (numba).
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,23 @@ AugmentName = Literal["auto", "kornia", "fused"]
 
 @dataclass(frozen=True)
 class Augment:
-    """path: "kornia" or "fused"; reason: why, for people; modules: of kernels/fused_cpu or kernels/fused_cuda, those that serve the fused path."""
+    """A way to compute the operations of views.
+
+    Attributes:
+        path: "kornia" or "fused".
+        reason: Why this path was taken, to be shown to users.
+        modules: The modules of kernels/fused_cpu or kernels/fused_cuda that the fused path uses.
+    """
 
     path: str
     reason: str
     modules: tuple[ModuleType, ...] = ()
 
     def inputs(self, batch: Batch, views: Sequence[ViewSpec], dtype: torch.dtype) -> list[Tensor]:
-        """What `Batch.inputs` gives. Fused views of one shape are consecutive parts of one buffer, in their order."""
+        """Return what `Batch.inputs` returns.
+
+        Fused views of one shape are consecutive parts of one buffer, in the order of the views.
+        """
         if self.path == "kornia":
             return batch.inputs(views, dtype)
         batch.check_views(views)
@@ -40,8 +49,8 @@ class Augment:
             shapes.append(module.out_shape(view.ops, images.shape))
         device, parts = batch.images[0].device, len(shapes)
         if len({shape[1:] for shape in shapes}) == 1:
-            whole = _empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), dtype, device)
-            outs = list(whole.split([shape[0] for shape in shapes]))
+            buffer = _empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), dtype, device)
+            outs = list(buffer.split([shape[0] for shape in shapes]))
         else:
             outs = [_empty(shape, dtype, device) for shape in shapes]
         for k in range(parts):
@@ -54,22 +63,29 @@ KORNIA = Augment("kornia", "asked for")
 
 
 def choose_augment(name: AugmentName, views: Sequence[ViewSpec], device: torch.device) -> Augment:
-    """The path that `name` asks for, for all of `views`; auto: fused where all can be, else kornia.
+    """Return the path that computes all of `views`.
 
-    ValueError where fused is asked for and cannot be.
+    Args:
+        name: The path that the user asks for. "auto" takes the fused path where it supports every view, else
+            Kornia.
+        views: The views of a loader.
+        device: The device on which their operations run.
+
+    Raises:
+        ValueError: `name` is unknown, or "fused" is asked for and cannot compute one of the views.
     """
     if name not in get_args(AugmentName):
         raise ValueError(f"augment {name!r}: there are {', '.join(get_args(AugmentName))}")
     if name == "kornia" or not views:
         return KORNIA
-    modules, told = fused_modules(device)
+    modules, reason = fused_modules(device)
     if not modules:
-        why_not = told
+        why_not = reason
     else:
         kinds = [" ".join(type(op).__name__ for op in v.ops) for v in views if not module_for(modules, v.ops)]
         why_not = f"no fused kernel for {kinds[0]} on {device.type}" if kinds else ""
     if not why_not:
-        return Augment("fused", told, modules)
+        return Augment("fused", reason, modules)
     if name == "fused":
         raise ValueError(f"--augment fused: {why_not}; use --augment kornia, or auto")
     return Augment("kornia", why_not)

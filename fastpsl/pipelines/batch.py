@@ -1,4 +1,4 @@
-"""What a loader hands out: pictures, their draws, where they come from, and which samples were bad."""
+"""The batch that a loader hands out: images, draws, indices, labels and the samples that were skipped."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from fastpsl.pipelines.views import Op, ViewSpec
 
-ALIGNMENT = 16  # bytes: what vectorised loads want, and more than any dtype asks
+ALIGNMENT = 16  # bytes; enough for vectorised loads and for every dtype
 
 
 class BadSampleError(ValueError):
@@ -19,6 +19,8 @@ class BadSampleError(ValueError):
 
 @dataclass(frozen=True)
 class BadSample:
+    """A sample that was skipped because it cannot be decoded."""
+
     index: int
     name: str
     reason: str
@@ -33,12 +35,16 @@ class BadSample:
 class Batch:
     """One rank's part of a step.
 
-    images: a view each, uint8 [B, 3, S, S], channels-last memory, on the device.
-    draws: a view each: a tuple aligned with the view's ops of dicts of tensors [B, ...], on the device.
-    indices: int64 [B], the dataset index; -1 for padding and for skipped samples: no metric and no store may read those.
-    labels: int64 [B]; -1 for padding, that of the sample which fills it for a skipped one.
-    bad: the samples skipped in this batch (`on_bad_sample="skip"`).
-    ops: a view each: its ops, by which `draw` finds theirs.
+    Attributes:
+        images: uint8 [B, 3, S, S] per view, in channels-last memory, on the device.
+        draws: Per view, one dict of tensors [B, ...] per op, in the order of the view's ops, on the device.
+        indices: int64 [B], dataset indices; -1 for padding and for skipped samples, which metrics and stores
+            must not read.
+        labels: int64 [B]; -1 for padding. A skipped sample has the label of the sample that fills its place.
+        epoch: The epoch of this step.
+        step: The step within its epoch.
+        bad: The samples skipped in this batch (`on_bad_sample="skip"`).
+        ops: The ops of each view, by which `draw` finds their draws.
     """
 
     images: list[Tensor]
@@ -51,7 +57,7 @@ class Batch:
     ops: Sequence[tuple[Op, ...]] = ()
 
     def draw(self, kind: type[Op]) -> dict[str, Tensor]:
-        """Return what was drawn for the one op of type `kind` that the views have: tensors [B, ...], on the device."""
+        """Return the draw of the views' only op of type `kind`: tensors [B, ...], on the device."""
         draws = [
             draw
             for ops, of_view in zip(self.ops, self.draws, strict=False)
@@ -65,13 +71,13 @@ class Batch:
         return draws[0]
 
     def inputs(self, views: Sequence[ViewSpec], dtype: torch.dtype) -> list[Tensor]:
-        """Every view with its ops applied one after the other, normalised, of `dtype`; `views` are those of the loader."""
+        """Return what `ViewSpec.apply` gives for each view; `views` are those of the loader."""
         self.check_views(views)
         parts = zip(views, self.images, self.draws, strict=True)
         return [view.apply(images, draws, dtype) for view, images, draws in parts]
 
     def check_views(self, views: Sequence[ViewSpec]) -> None:
-        """ValueError unless there is a view for each of the images."""
+        """Raise ValueError unless there is one view per tensor of images."""
         if len(views) != len(self.images):
             raise ValueError(
                 f"{len(views)} views for a batch of {len(self.images)}; pass the views of the loader"
@@ -81,18 +87,22 @@ class Batch:
         """Copy the first samples to the host, to be shown to people.
 
         Args:
-            num: How many; all of them where the batch has fewer.
+            num: The number of samples; all of them where the batch has fewer.
 
         Returns:
-            A batch of `num` samples or fewer, on the CPU, in the same memory format. On a GPU the host waits for it.
+            A batch of `num` samples or fewer, on the CPU, in the same memory format. On a GPU the host waits
+                for it.
         """
         small = list(self._small())
         images = [images[:num].cpu() for images in self.images]
         return self._with(images, small, [tensor[:num].cpu() for tensor in small])
 
     def to(self, device: torch.device) -> "Batch":
-        """A copy on a CUDA device, under way on the current stream: images one by one, of pinned memory, all that is small (draws,
-        indices, labels) in one. torch keeps pinned memory until the copies from it have ended."""
+        """Start a copy to a CUDA device on the current stream and return it.
+
+        Each tensor of images is copied by itself from pinned memory. The small tensors (draws, indices,
+        labels) share one copy. torch keeps pinned memory until the copies from it have ended.
+        """
 
         def move(tensor: Tensor) -> Tensor:
             if tensor.device == device:
@@ -107,7 +117,7 @@ class Batch:
         )
 
     def _with(self, images: list[Tensor], small: Sequence[Tensor], moved: Sequence[Tensor]) -> "Batch":
-        """This batch with other images, and moved[i] in place of small[i]."""
+        """Return this batch with other images, and with moved[i] in place of small[i]."""
         new = {id(tensor): copy for tensor, copy in zip(small, moved, strict=True)}
         return Batch(
             images=images,
@@ -131,16 +141,17 @@ class Batch:
                 yield from draw.values()
 
     def tensors(self) -> Iterator[Tensor]:
-        """Every tensor of the batch."""
+        """Yield every tensor of the batch."""
         yield from self.images
         yield from self._small()
 
 
 def pack(tensors: Sequence[Tensor], *, pin_memory: bool = False) -> tuple[Tensor, list[int]]:
-    """Copy small tensors into one buffer, so that one copy takes all of them to a device.
+    """Copy small tensors into one buffer, so that a single copy moves all of them to a device.
 
     Returns:
-        uint8 [N] on the host, with the tensors' values, contiguous, one after the other; and where each begins, in bytes.
+        The buffer, uint8 [N] on the host, which holds the tensors one after the other; and the byte offset of
+            each.
     """
     starts, end = [], 0
     for tensor in tensors:
@@ -161,7 +172,11 @@ def unpack(buffer: Tensor, starts: Sequence[int], like: Sequence[Tensor]) -> lis
 
 
 def checked_device(device: str | torch.device) -> torch.device:
-    """The device that batches go to, with its number; ValueError where there is none such."""
+    """Return the device that batches go to, with its index.
+
+    Raises:
+        ValueError: The device is neither cpu nor cuda, or torch finds no CUDA device.
+    """
     if not str(device).startswith(("cpu", "cuda")):
         raise ValueError(f"device {device} was asked for; there are cpu and cuda")
     device = torch.device(device)

@@ -1,9 +1,10 @@
-"""What is being done now and how far it is: a line wherever ten seconds go by without one.
+"""Progress lines of long operations: one line on stderr whenever ten seconds pass without any.
 
-    with doing("DATA: listing", "files", 1_281_167) as told:
-        told.update(num_done)
+    with doing("DATA: listing", "files", 1_281_167) as progress:
+        progress.update(num_done)
 
-Of what is done one within the other, the innermost is said, by rank 0, on stderr. Of what takes less than ten seconds nothing is said.
+Operations nest, and rank 0 reports the innermost one. An operation that ends within ten seconds is not
+reported.
 """
 
 import os
@@ -18,15 +19,19 @@ Item = TypeVar("Item")
 
 
 def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
+    """Format seconds as h:mm:ss."""
     minutes, second = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
 
 
 class doing:
-    """Something that may take long; `what` is begun with the block and over with it.
+    """An operation that may take long; it lasts as long as its `with` block.
 
-    unit, total: what `update` counts, and how many there will be (0: not known). quiet: it shows itself, and nothing is said meanwhile.
+    Args:
+        what: The operation in words.
+        unit: What `update` counts, in the plural; empty where nothing is counted.
+        total: The number of units to expect; 0 where it is not known.
+        quiet: Report nothing during the operation, because it shows its own progress.
     """
 
     def __init__(self, what: str, unit: str = "", total: int = 0, *, quiet: bool = False) -> None:
@@ -34,36 +39,40 @@ class doing:
         self.turn_to(what)
 
     def turn_to(self, what: str) -> None:
-        """Something else is done from now on, in the same block."""
+        """Begin another operation in the same block."""
         self.what, self.started, self.num_done, self.num_bad = what, time.monotonic(), 0, 0
 
     def update(self, num_done: int, num_bad: int = 0) -> None:
-        """So many are done, of which so many are broken. Costs nothing to speak of: call it for each."""
+        """Set the number of finished units, and of broken ones among them; cheap enough for every unit."""
         self.num_done, self.num_bad = num_done, num_bad
 
     def over(self, items: Iterable[Item], each: int = 1) -> Iterator[Item]:
-        """`items`, counted as `each` more of what is done when the next one is asked for."""
+        """Yield `items`, and count `each` more units as finished when the next item is asked for."""
         for num, item in enumerate(items, start=1):
             yield item
             self.update(min(num * each, self.total) if self.total else num * each)
 
     def line(self, now: float) -> str:
-        """What is done and how far it is. now: on the clock of `time.monotonic`."""
+        """Return the line that reports the operation and its progress.
+
+        Args:
+            now: The time in seconds, on the clock of `time.monotonic`.
+        """
         elapsed_s = now - self.started
         if not self.unit:
             return f"{self.what}: {clock(elapsed_s)} so far" if elapsed_s >= 1 else self.what
-        what, of = f"{self.what}: " if self.what else "", f" of {self.total:,}" if self.total else ""
-        return f"{what}{self.num_done:,}{of} {self.unit}, {self.pace(elapsed_s)}"
+        prefix, of_total = f"{self.what}: " if self.what else "", f" of {self.total:,}" if self.total else ""
+        return f"{prefix}{self.num_done:,}{of_total} {self.unit}, {self.pace(elapsed_s)}"
 
     def pace(self, elapsed_s: float) -> str:
-        """Speed, time left, and how many are broken."""
+        """Return the speed, the time left and the number of broken units as text."""
         if not self.num_done:
             return f"{clock(elapsed_s)} so far"
         speed = self.num_done / max(elapsed_s, 1e-9)
-        told = f"{speed:{',.0f' if speed >= 10 else '.2g'}} {self.unit}/s"
+        pace = f"{speed:{',.0f' if speed >= 10 else '.2g'}} {self.unit}/s"
         if self.total:
-            told += f", ETA {clock(max(self.total - self.num_done, 0) / speed)}"
-        return told + (f", {self.num_bad:,} broken" if self.num_bad else "")
+            pace += f", ETA {clock(max(self.total - self.num_done, 0) / speed)}"
+        return pace + (f", {self.num_bad:,} broken" if self.num_bad else "")
 
     def __enter__(self) -> "doing":  # noqa: PYI034  (typing.Self is 3.11's)
         _voice.begin(self)
@@ -74,25 +83,29 @@ class doing:
 
 
 def heard() -> None:
-    """A line has been said, or a screen has changed: the ten seconds begin anew."""
+    """Start the ten seconds anew, because a line was printed or a screen was redrawn."""
     _voice.last_heard = time.monotonic()
 
 
 def speak_by(say: Callable[[str], None] | None) -> None:
-    """What is said goes to `say`, in a thread of its own, such as a screen's caption; None: to stderr again."""
+    """Send the lines to a function, such as the caption of a screen.
+
+    Args:
+        say: Called with each line from a thread of its own; None writes to stderr again.
+    """
     _voice.say = say or _to_stderr
 
 
 def _to_stderr(line: str) -> None:
     try:
-        sys.stderr.write(f"{line}\n")  # one write: other threads' lines come before it or after it
+        sys.stderr.write(f"{line}\n")  # one write, so that no other thread's line gets in between
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):
-        pass  # closed: nobody reads it
+        pass  # stderr is closed
 
 
 class Voice:
-    """Knows what is being done, and says the innermost of it when nobody has said a word for `SILENCE_S`."""
+    """The reporter of the innermost operation, after `SILENCE_S` seconds without any line."""
 
     def __init__(self) -> None:
         self.say: Callable[[str], None] = _to_stderr
@@ -106,18 +119,18 @@ class Voice:
             if not self._doing:
                 self.last_heard = time.monotonic()
             self._doing.append(what)
-            if self._thread is None or not self._thread.is_alive():  # the first, or in a child of a fork
+            if self._thread is None or not self._thread.is_alive():  # first use, or the child of a fork
                 self._thread = threading.Thread(target=self._speak, name="fastpsl-voice", daemon=True)
                 self._thread.start()
             self._changed.notify()
 
     def end(self, what: doing) -> None:
-        """Generators may end in another order than they began in."""
+        """Remove an operation, which need not be the innermost, since generators may end in another order."""
         with self._changed:
             self._doing.remove(what)
 
     def line(self, now: float) -> str | None:
-        """What to say now; None where there is nothing to say."""
+        """Return the line to print now, or None where there is none."""
         if not self._doing or now - self.last_heard < SILENCE_S:
             return None
         self.last_heard = now

@@ -1,4 +1,4 @@
-"""What a user of trained weights must know of their input. It travels in checkpoints and beside exported files."""
+"""The input that trained weights expect, as checkpoints and exported files store it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,18 +6,23 @@ from typing import Any
 
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD
 
-# What the network sees, and how many channels that is. RGB: the picture. L: CIE lightness alone. Sobel: the size of
-# each colour channel's gradient. SobelXY: the grey picture's gradients along x and y, in [-0.5, 0.5].
+# The channels that the network sees, and their number. RGB: the image. L: CIE lightness alone. Sobel: the
+# magnitude of each colour channel's gradient. SobelXY: the grey image's gradients along x and y, in [-0.5,
+# 0.5].
 CHANNELS = {"RGB": 3, "L": 1, "Sobel": 3, "SobelXY": 2}
 
 
 @dataclass(frozen=True)
 class Input:
-    """channels: RGB, L, Sobel or SobelXY. mean, std: one value a channel, for values in [0, 1]. size_px: side of the crop.
+    """The input that a network expects.
 
-    Of SobelXY, mean is (0, 0) and std twice kernels/sobel_xy.py's SOBEL_XY_STD.
-
-    size_px is that of the view before an op cuts it: of a jigsaw's window, not of its tiles.
+    Attributes:
+        channels: RGB, L, Sobel or SobelXY.
+        mean: One value per channel, for values in [0, 1]; (0, 0) for SobelXY.
+        std: One value per channel, for values in [0, 1]; twice SOBEL_XY_STD of kernels/sobel_xy.py for
+            SobelXY.
+        size_px: The side of the crop before an op cuts it: of a jigsaw, the side of the window and not of its
+            tiles.
     """
 
     channels: str = "RGB"
@@ -36,7 +41,8 @@ class Input:
             )
         if max(self.mean) > 1 or max(self.std) > 1:
             raise ValueError(
-                f"input mean {self.mean} and std {self.std} are for pixels up to 255: divide both by 255, pixels are in [0, 1]"
+                f"input mean {self.mean} and std {self.std} are for pixels up to 255: "
+                f"divide both by 255, pixels are in [0, 1]"
             )
         if self.size_px < 1:
             raise ValueError(f"input size {self.size_px} px: give 1 px or more")
@@ -47,7 +53,7 @@ class Input:
 
     @classmethod
     def usual(cls, channels: str, size_px: int) -> "Input":
-        """RGB with ImageNet's mean and deviation, L about its middle, or SobelXY at DeepCluster's scale."""
+        """Return RGB with ImageNet's statistics, L about its middle, or SobelXY at DeepCluster's scale."""
         if channels == "SobelXY":
             return cls(channels, (0.0, 0.0), (SOBEL_XY_STD,) * 2, size_px)
         if channels == "L":
@@ -55,7 +61,7 @@ class Input:
         return cls(channels, size_px=size_px)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values: what checkpoints hold under "input"."""
+        """Return plain values, as checkpoints hold them under "input"."""
         return {
             "channels": self.channels,
             "mean": list(self.mean),
@@ -65,7 +71,11 @@ class Input:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Input":
-        """The reverse of `as_dict`; ValueError where a value is missing or none of ours."""
+        """Build the input from the record that `as_dict` returned.
+
+        Raises:
+            ValueError: A value of the record is missing or not allowed.
+        """
         try:
             channels, size_px = str(record["channels"]), int(record["size_px"])
             mean, std = (tuple(float(value) for value in record[name]) for name in ("mean", "std"))

@@ -1,4 +1,4 @@
-"""Views of an evaluation: a random crop to learn from, the middle or ten crops to be scored on, as the weights expect them."""
+"""The views of an evaluation: a random crop to train on; the middle, ten crops or the whole image to test."""
 
 from typing import Literal
 
@@ -12,42 +12,50 @@ from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.views import Crop, Op, ViewSpec
 
 TrainCrop = Where | Literal["random_resized", "padded"]
-# ImageNet's usual "shorter side 256, then the middle 224", in proportion for other sizes.
+# ImageNet's usual test view has the shorter side at 256 and shows the middle 224; other sizes keep the
+# proportion.
 SHORTER_OF_SIZE = 256 / 224
 
 
 def train_view(input: Input, size_px: int, crop: TrainCrop = "random_resized") -> ViewSpec:
-    """RandomResizedCrop to `size_px`, or the shorter side's crop at `crop`, and flip; then what the weights' input record says.
+    """Return the view to train on: a crop, a random flip, then the channels of the weights' input record.
 
-    "padded", for small pictures: the whole of the middle square, moved by up to an eighth of its side (`Shift`: 4 of 32 px).
+    Args:
+        input: The input that the weights expect.
+        size_px: The side of the view.
+        crop: "random_resized", a place in the image after its shorter side is resized, or "padded". "padded"
+            is for small images: the whole middle square, shifted by up to an eighth of its side (`Shift`: 4
+            of 32 px).
     """
-    made: Crop = RandomResizedCrop(size_px)
+    box: Crop = RandomResizedCrop(size_px)
     shift: tuple[Op, ...] = ()
     if crop == "padded":
-        made, shift = ShorterSideCrop(size_px, size_px, "center"), (Shift(size_px // 8),)
+        box, shift = ShorterSideCrop(size_px, size_px, "center"), (Shift(size_px // 8),)
     elif crop != "random_resized":
-        made = _shorter_side(size_px, crop)
-    return ViewSpec(made, (*shift, Flip(), *_channels(input)), input.mean, input.std)
+        box = _shorter_side(size_px, crop)
+    return ViewSpec(box, (*shift, Flip(), *_channels(input)), input.mean, input.std)
 
 
 def center_view(input: Input, size_px: int, whole: bool = False) -> ViewSpec:
-    """Shorter side to `size_px` * 256 / 224, the middle `size_px`, then what the weights' input record says.
+    """Return the view that shows the middle of the image, with the channels of the weights' input record.
 
-    whole: shorter side to `size_px`, as pictures of 32 px are shown whole.
+    The shorter side is resized to `size_px` * 256 / 224, or to `size_px` if `whole`, as is usual for images
+    of 32 px.
     """
     crop = ShorterSideCrop(size_px, size_px, "center") if whole else _shorter_side(size_px, "center")
     return ViewSpec(crop, _channels(input), input.mean, input.std)
 
 
 def squashed_view(input: Input, size_px: int) -> ViewSpec:
-    """The whole picture made square, `size_px` a side, then what the weights' input record says."""
+    """Return the view that squeezes the whole image into a square of `size_px`."""
     return ViewSpec(Squashed(size_px), _channels(input), input.mean, input.std)
 
 
 def ten_crop_views(input: Input, size_px: int) -> tuple[ViewSpec, ...]:
-    """The middle and the four corners of the shorter side at `size_px` * 256 / 224, then the same mirrored: torchvision's TenCrop.
+    """Return torchvision's TenCrop: the middle, the four corners, and the same five mirrored.
 
-    Mirrored before `_channels`: a mirrored picture's horizontal gradient has the other sign.
+    The shorter side is at `size_px` * 256 / 224. The flip comes before `_channels`, because mirroring an
+    image changes the sign of its horizontal gradient.
     """
     return tuple(
         ViewSpec(_shorter_side(size_px, where), (*flip, *_channels(input)), input.mean, input.std)
@@ -61,6 +69,6 @@ def _shorter_side(size_px: int, where: Where) -> ShorterSideCrop:
 
 
 def _channels(input: Input) -> tuple[Op, ...]:
-    """The op that makes the input's channels of a picture's."""
+    """Return the op that computes the input's channels from an image's."""
     ops: dict[str, tuple[Op, ...]] = {"L": (Lightness(),), "Sobel": (Sobel(p=1.0),), "SobelXY": (SobelXY(),)}
     return ops.get(input.channels, ())

@@ -1,4 +1,4 @@
-"""What a view of a sample is: a crop, then operations on the device, then normalisation. Data only; no loading."""
+"""The description of a view of a sample: a crop, then operations on the device, then normalisation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,22 +14,23 @@ from fastpsl.kernels.normalise import normalise
 from fastpsl.pipelines.input_record import Input
 
 Draw = dict[str, np.ndarray]
-# Of photos of 224 px, one gradient in a hundred is longer than 0.25.
+# Scales the length of a gradient to darkness. In photos of 224 px one gradient in a hundred is longer than
+# 0.25.
 _DARKER = 4
 
 
 class Crop(Protocol):
-    """Chooses the part of the source picture that a view shows; resized to size_px x size_px by the decoder."""
+    """A choice of the part of the source image that a view shows, which the decoder resizes to a square."""
 
     @property
     def size_px(self) -> int: ...
 
     def boxes(self, keys: Keys, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-        """int32 [B, 4] = (top, left, height, width) in source pixels, inside the picture."""
+        """Return int32 [B, 4] = (top, left, height, width) in source pixels, inside the image."""
         ...
 
     def check(self, min_height: int, min_width: int) -> None:
-        """ValueError where a picture of this size can never be cropped so."""
+        """Raise ValueError where this crop can never be taken from an image of this size."""
         ...
 
 
@@ -43,9 +44,15 @@ class Op(Protocol):
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """One view: `crop`, then `ops` in order, then (x - mean) / std. `mean`, `std`: a value a channel, for values in [0, 1].
+    """One view: `crop`, then `ops` in order, then (x - mean) / std.
 
-    The channels are R, G, B; after Lightness there is one, after SobelXY there are two.
+    The channels are R, G, B. Lightness leaves one channel, SobelXY two.
+
+    Attributes:
+        crop: The part of the source image that the view shows.
+        ops: The operations, at most one of each type.
+        mean: One value per channel, for values in [0, 1].
+        std: One value per channel, for values in [0, 1].
     """
 
     crop: Crop
@@ -57,7 +64,8 @@ class ViewSpec:
         kinds = [type(op).__name__ for op in self.ops]
         if len(set(kinds)) != len(kinds):
             raise ValueError(
-                f"ViewSpec.ops holds {', '.join(kinds)}: two of one kind would share their draws; keep one of each"
+                f"ViewSpec.ops holds {', '.join(kinds)}: two of one kind would share their draws; "
+                f"keep one of each"
             )
         if "Rotate45" in kinds:
             self._check_rotation(kinds)
@@ -66,18 +74,20 @@ class ViewSpec:
         self.input()
 
     def _check_rotation(self, kinds: list[str]) -> None:
-        """The label of a rotation in steps of 45 degrees is true of this view only."""
+        """Check that the label of a rotation in steps of 45 degrees holds for this view."""
         if getattr(self.crop, "base", None) != "drawn":
             raise ValueError(
-                "ViewSpec.ops holds Rotate45, whose label the crop shares; give RotationCrop, base drawn, as the crop"
+                "ViewSpec.ops holds Rotate45, whose label the crop shares; "
+                "give RotationCrop, base drawn, as the crop"
             )
         if "Flip" in kinds:
             raise ValueError(
-                "ViewSpec.ops holds Rotate45 and Flip: turned by 45 degrees and mirrored is turned by -45; leave out Flip"
+                "ViewSpec.ops holds Rotate45 and Flip: turned by 45 degrees and mirrored is turned by -45; "
+                "leave out Flip"
             )
 
     def _check_gradients(self, kinds: list[str]) -> None:
-        """SobelXY needs three colours, and what it gives is neither colours nor turned and mirrored as a picture is."""
+        """Check that SobelXY, which turns three colours into two gradients, is the last op."""
         if kinds[-1] != "SobelXY" or {"Sobel", "Lightness"} & set(kinds):
             raise ValueError(
                 f"ViewSpec.ops holds {', '.join(kinds)}: SobelXY makes two channels of three colours; "
@@ -86,19 +96,26 @@ class ViewSpec:
 
     @property
     def side_px(self) -> int:
-        """Of what the network reads: the crop, or tiles of it."""
+        """The side of the image that the network reads: of the crop, or of one tile of it."""
         tiles = [op.tile_px for op in self.ops if isinstance(op, JigsawTiles)]
         return tiles[0] if tiles else self.crop.size_px
 
     def draw(self, keys: Keys) -> tuple[Draw, ...]:
-        """Every random number of this view's ops, aligned with `ops`; numpy, on the host."""
+        """Return every random number of this view's ops: numpy arrays on the host, in the order of `ops`."""
         return tuple(op.draw(keys) for op in self.ops)
 
     def apply(self, images: Tensor, draws: Sequence[Mapping[str, Tensor]], dtype: torch.dtype) -> Tensor:
-        """uint8 [B, 3, S, S] (channels-last memory) and its draws → the normalised input, of `dtype`.
+        """Return the normalised result of the ops: [B, 3, S, S], or [B * tiles, 3, T, T] after JigsawTiles.
 
-        The shape is the last op's: [B, 3, S, S], [B * tiles, 3, T, T] after JigsawTiles, one channel after
-        Lightness, two after SobelXY.
+        Lightness leaves one channel, SobelXY two.
+
+        Args:
+            images: uint8 [B, 3, S, S], in channels-last memory.
+            draws: The draws of this view, one dict per op.
+            dtype: The floating-point dtype of the result.
+
+        Raises:
+            ValueError: The number of draws is not the number of ops.
         """
         if len(draws) != len(self.ops):
             raise ValueError(
@@ -109,14 +126,26 @@ class ViewSpec:
         return normalise(images, self.mean, self.std, dtype)
 
     def before_last_op(self, images: Tensor, draws: Sequence[Mapping[str, Tensor]]) -> Tensor:
-        """uint8 [B, 3, S, S] and its draws → the pictures as the last op gets them: what a task hides from the network by it."""
+        """Return the images as the last op receives them, which a task may use as its target.
+
+        Args:
+            images: uint8 [B, 3, S, S].
+            draws: The draws of this view, one dict per op.
+        """
         for op, draw in zip(self.ops[:-1], draws[:-1], strict=True):
             images = op(images, draw)
         return images
 
     def pictures(self, inputs: Tensor) -> Tensor:
-        """`apply`'s result for people: float32 [n, 3, h, w] in [0, 1] on the CPU; one channel is shown grey, gradients along x
-        and y as dark lines on white."""
+        """Convert what `apply` returned to images for people.
+
+        Args:
+            inputs: [n, c, h, w], normalised.
+
+        Returns:
+            float32 [n, 3, h, w] in [0, 1] on the CPU. A single channel becomes grey, gradients along x and y
+                become dark lines on white.
+        """
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         values = inputs.float().cpu() * std + mean
         if self.input().channels == "SobelXY":
@@ -124,7 +153,7 @@ class ViewSpec:
         return values.clamp(0, 1).expand(-1, 3, -1, -1)
 
     def input(self) -> Input:
-        """What this view shows the network. Sobel counts where every sample is so: as an augmentation it is RGB."""
+        """Return what this view gives the network; Sobel counts only where every sample has it."""
         channels = "RGB"
         for op in self.ops:
             kind = type(op).__name__
@@ -137,5 +166,5 @@ class ViewSpec:
         return Input(channels, self.mean, self.std, self.crop.size_px)
 
     def input_record(self) -> dict[str, Any]:
-        """`input()` as plain values; stored in checkpoints."""
+        """Return `input()` as plain values, as checkpoints store them."""
         return self.input().as_dict()

@@ -1,7 +1,9 @@
-"""python -m tests.faults --out FILE.json: hurts fastpsl in every way that was thought of, and counts what came of it.
+"""python -m tests.faults --out FILE.json: hurts fastpsl in every way that was thought of, and counts what
+came of it.
 
-Each category is a module beside this one with `run(folder, seed, count)`, an iterator of findings. It runs in a process
-of its own, forked from one that has torch, numba and fastpsl imported. Exit 1 where there was a failure.
+Each category is a module beside this one with `run(folder, seed, count)`, an iterator of findings. It runs
+in a process of its own, forked from one that has torch, numba and fastpsl imported. Exit 1 where there was
+a failure.
 """
 
 import argparse
@@ -14,7 +16,7 @@ from pathlib import Path
 from tests.faults.process import run
 from tests.faults.report import Category, write_results
 
-# Categories in the order of a run, and how many cases each takes.
+# The categories in the order of a run, and the number of cases of each.
 COUNTS = {
     "betons": 10_000,
     "side_files": 10_000,
@@ -22,35 +24,36 @@ COUNTS = {
     "hostile": 1_500,
     "kills": 200,
     "signals": 44,
-    "surroundings": 72,  # each once
+    "surroundings": 72,  # each trial once
     "ranks": 40,
-    "openings": 10_000,  # of each decoder
+    "openings": 10_000,  # openings of each decoder
     "training": 60,  # minutes
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run what is asked for; the exit code."""
+    """Run the categories that the options name, and return the exit code."""
     options = _options(arguments)
-    for number in (signal.SIGINT, signal.SIGTERM):  # also below `nohup` and `&`
+    for number in (signal.SIGINT, signal.SIGTERM):  # because `nohup` and `&` ignore them
         signal.signal(number, signal.default_int_handler)
     counts = {name: getattr(options, name) for name in options.only}
     categories = [Category(name, options.seed, count) for name, count in counts.items() if count > 0]
     command = "python -m tests.faults " + shlex.join(sys.argv[1:] if arguments is None else arguments)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    done: list[Category] = []
+    categories_run: list[Category] = []
     try:
         with tempfile.TemporaryDirectory(prefix="faults-", dir=options.folder) as folder:
             for category in categories:
-                done.append(category)
+                categories_run.append(category)
                 run(category, Path(folder) / category.name)
-                write_results(options.out, done, command, options.seed)
+                write_results(options.out, categories_run, command, options.seed)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-    write_results(options.out, done, command, options.seed)
-    failed = sum(len(category.failures) for category in done)
-    print(f"{options.out}: {sum(category.num_done for category in done):,} cases, {failed:,} failures")
-    return 1 if failed or not all(category.finished for category in done) else 0
+    write_results(options.out, categories_run, command, options.seed)
+    num_failed = sum(len(category.failures) for category in categories_run)
+    num_cases = sum(category.num_done for category in categories_run)
+    print(f"{options.out}: {num_cases:,} cases, {num_failed:,} failures")
+    return 1 if num_failed or not all(category.finished for category in categories_run) else 0
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""A beton's bytes, damaged: each function is one kind of damage and changes a bytearray in place."""
+"""Kinds of damage to a beton: each function changes the bytes of a sound one in place."""
 
 import random
 import struct
@@ -11,7 +11,7 @@ from fastpsl.pipelines.beton.shard import ALLOCATION, FIELD, HEADER, row_dtype
 Bytes = bytearray
 Random = random.Random
 
-# Numbers at which arithmetic of 32 and 64 bits turns over.
+# Numbers at which 32-bit and 64-bit arithmetic overflows.
 EXTREMES = [0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**62, 2**63 - 1, 2**63, 2**63 + 1, 2**64 - 1]
 _ROW = row_dtype((2, 1))
 _FIELDS = HEADER.itemsize
@@ -19,13 +19,13 @@ _SECTOR, _BLOCK = 512, 4096
 
 
 class Layout(NamedTuple):
-    """Where the parts of a sound beton lie, in bytes."""
+    """The offsets of the parts of a sound beton, in bytes."""
 
     num_samples: int
     table: int
     table_end: int
     data: int
-    data_end: int  # the allocation table begins
+    data_end: int  # here the allocation table begins
     allocations_end: int
     end: int
 
@@ -46,7 +46,7 @@ def _flip(data: Bytes, low: int, high: int, random: Random, num: int) -> None:
 
 
 def _rows(data: Bytes, layout: Layout) -> np.ndarray:
-    """The table's rows; writing to them changes `data`."""
+    """Return the table's rows; writing to them changes `data`."""
     return np.frombuffer(memoryview(data)[layout.table : layout.table_end], _ROW)
 
 
@@ -59,8 +59,8 @@ def header_bit(data: Bytes, layout: Layout, random: Random) -> None:
 
 
 def header_field(data: Bytes, layout: Layout, random: Random) -> None:
-    """A count or pointer that lies."""
-    at, size = random.choice([(0, 2), (2, 2), (4, 4), (8, 8), (16, 8)])
+    """Set a wrong count or pointer."""
+    start, size = random.choice([(0, 2), (2, 2), (4, 4), (8, 8), (16, 8)])
     num, alloc = layout.num_samples, layout.data_end
     near = [
         num - 1,
@@ -75,7 +75,7 @@ def header_field(data: Bytes, layout: Layout, random: Random) -> None:
         256,
     ]
     value = random.choice(EXTREMES + near) % (1 << 8 * size)
-    data[at : at + size] = value.to_bytes(size, "little")
+    data[start : start + size] = value.to_bytes(size, "little")
 
 
 def descriptor_bit(data: Bytes, layout: Layout, random: Random) -> None:
@@ -98,7 +98,7 @@ def mode(data: Bytes, layout: Layout, random: Random) -> None:
 
 
 def side(data: Bytes, layout: Layout, random: Random) -> None:
-    """Width or height, or both, of one sample."""
+    """Change the width, the height or both of one sample."""
     row = _rows(data, layout)["f0"][random.randrange(layout.num_samples) :][:1]
     for name in random.choice([("width",), ("height",), ("width", "height")]):
         row[name] = random.choice([0, 1, 2, 65535, 32768, int(row[name][0]) + 1, int(row[name][0]) // 2])
@@ -106,9 +106,9 @@ def side(data: Bytes, layout: Layout, random: Random) -> None:
 
 def pointer(data: Bytes, layout: Layout, random: Random) -> None:
     rows = _rows(data, layout)["f0"]
-    here, other = (random.randrange(layout.num_samples) for _ in range(2))
+    one, other = (random.randrange(layout.num_samples) for _ in range(2))
     near = [layout.data_end, layout.data_end - 1, layout.end, layout.table, int(rows["data_ptr"][other])]
-    rows["data_ptr"][here] = np.uint64(random.choice(EXTREMES + near))
+    rows["data_ptr"][one] = np.uint64(random.choice(EXTREMES + near))
 
 
 def allocation_bit(data: Bytes, layout: Layout, random: Random) -> None:
@@ -117,16 +117,16 @@ def allocation_bit(data: Bytes, layout: Layout, random: Random) -> None:
 
 def allocation_field(data: Bytes, layout: Layout, random: Random) -> None:
     table = _allocations(data, layout)
-    here, other = (random.randrange(layout.num_samples) for _ in range(2))
-    size = int(table["size"][here])
+    one, other = (random.randrange(layout.num_samples) for _ in range(2))
+    size = int(table["size"][one])
     near = [layout.data_end, size - 1, size + 1, 3, 4, int(table["ptr"][other])]
-    table[random.choice(["sample_id", "ptr", "size", "size"])][here] = np.uint64(
+    table[random.choice(["sample_id", "ptr", "size", "size"])][one] = np.uint64(
         random.choice(EXTREMES + near)
     )
 
 
 def allocation_order(data: Bytes, layout: Layout, random: Random) -> None:
-    """Rows of the allocation table in another order, or one of its columns."""
+    """Reorder the rows of the allocation table, or one of its columns."""
     table = _allocations(data, layout)
     name = random.choice([None, "size", "ptr", "sample_id"])
     if name is None:
@@ -140,7 +140,7 @@ def data_bit(data: Bytes, layout: Layout, random: Random) -> None:
 
 
 def sample_head_bit(data: Bytes, layout: Layout, random: Random) -> None:
-    """In the first bytes of a sample: a JPEG's headers."""
+    """Flip bits in the first bytes of a sample, which are a JPEG's headers."""
     start = int(_rows(data, layout)["f0"]["data_ptr"][random.randrange(layout.num_samples)])
     _flip(data, start, min(start + 700, layout.data_end), random, random.choice([1, 2, 5]))
 
@@ -184,45 +184,45 @@ def grow(data: Bytes, layout: Layout, random: Random) -> None:
 
 
 def zeros(data: Bytes, layout: Layout, random: Random) -> None:
-    """A page, block or run of bytes that was never written."""
+    """Zero a page, a block or a run, as if it had never been written."""
     size = random.choice([_SECTOR, _BLOCK, 65536, 1 << 21, random.randrange(1, 5000)])
-    at = random.choice(
+    start = random.choice(
         [0, random.randrange(layout.data, layout.end), layout.end - 1, random.randrange(layout.table_end)]
     )
-    at -= at % _SECTOR if size % _SECTOR == 0 else 0
-    data[at : at + size] = bytes(min(size, len(data) - at))
+    start -= start % _SECTOR if size % _SECTOR == 0 else 0
+    data[start : start + size] = bytes(min(size, len(data) - start))
 
 
 def swapped_blocks(data: Bytes, layout: Layout, random: Random) -> None:
     size = random.choice([_SECTOR, _BLOCK])
     one, other = (random.randrange(layout.data, layout.end - size) // _SECTOR * _SECTOR for _ in range(2))
     if abs(one - other) >= size:
-        kept = bytes(data[one : one + size])
+        block = bytes(data[one : one + size])
         data[one : one + size] = data[other : other + size]
-        data[other : other + size] = kept
+        data[other : other + size] = block
 
 
 def noise(data: Bytes, layout: Layout, random: Random) -> None:
-    """Random bytes over a part of one of the file's regions."""
+    """Write random bytes over a part of one of the file's regions."""
     regions = [
         (0, HEADER.itemsize), (_FIELDS, layout.table), (layout.table, layout.table_end),
         (layout.data, layout.data_end), (layout.data_end, layout.end),
     ]  # fmt: skip
     low, high = random.choice(regions)
-    at = random.randrange(low, high)
-    size = min(random.choice([2, 8, 64, 1024]), layout.end - at)
-    data[at : at + size] = random.randbytes(size)
+    start = random.randrange(low, high)
+    size = min(random.choice([2, 8, 64, 1024]), layout.end - start)
+    data[start : start + size] = random.randbytes(size)
 
 
 def copied_part(data: Bytes, layout: Layout, random: Random) -> None:
-    """One part of the file over another."""
+    """Copy one part of the file over another."""
     start, to, size = random.randrange(layout.end), random.randrange(layout.end), random.randrange(1, 20000)
     part = bytes(data[start : start + size])[: layout.end - to]
     data[to : to + len(part)] = part
 
 
 def doubled_table(data: Bytes, layout: Layout, random: Random) -> None:
-    """Every row of a table is its first, or one table stands where the other should."""
+    """Repeat the first row of a table, or replace one table by the other."""
     table, allocations = _rows(data, layout), _allocations(data, layout)
     how = random.randrange(3)
     if how == 0:
@@ -235,7 +235,7 @@ def doubled_table(data: Bytes, layout: Layout, random: Random) -> None:
 
 
 def swapped_rows(data: Bytes, layout: Layout, random: Random) -> None:
-    """Two samples change places in the table, with or without their labels: every row stays sound."""
+    """Swap two samples in the table, with or without their labels, so that every row stays sound."""
     table = _rows(data, layout)
     one, other = random.sample(range(layout.num_samples), 2)
     part = random.choice([None, "f0", "f1"])
@@ -244,7 +244,7 @@ def swapped_rows(data: Bytes, layout: Layout, random: Random) -> None:
 
 
 def agreed_size(data: Bytes, layout: Layout, random: Random) -> None:
-    """Table and JPEG header agree on a size that the JPEG's pixels do not have."""
+    """Set a wrong size both in the table and in the JPEG's header."""
     row = _rows(data, layout)["f0"][random.randrange(layout.num_samples) :][:1]
     height, width = int(row["height"][0]), int(row["width"][0])
     sizes = [
@@ -257,24 +257,28 @@ def agreed_size(data: Bytes, layout: Layout, random: Random) -> None:
         (2 * height, 2 * width),
     ]
     row["height"], row["width"] = random.choice(sizes)
-    at = int(row["data_ptr"][0]) + 2
-    while data[at] == 0xFF and data[at + 1] not in (0xC0, 0xC1, 0xC2) and at + 4 < layout.data_end:
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    if data[at] == 0xFF:
-        data[at + 5 : at + 9] = struct.pack(">HH", int(row["height"][0]), int(row["width"][0]))
+    offset = int(row["data_ptr"][0]) + 2
+    while (
+        data[offset] == 0xFF and data[offset + 1] not in (0xC0, 0xC1, 0xC2) and offset + 4 < layout.data_end
+    ):
+        offset += 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
+    if data[offset] == 0xFF:
+        data[offset + 5 : offset + 9] = struct.pack(">HH", int(row["height"][0]), int(row["width"][0]))
 
 
 def raw_for_jpeg(data: Bytes, layout: Layout, random: Random) -> None:
-    """A row that tells of raw pixels of a size that fits, or does not."""
-    here = random.randrange(layout.num_samples)
-    row, allocation = _rows(data, layout)["f0"][here:][:1], _allocations(data, layout)[here:][:1]
+    """Declare a JPEG to be raw pixels of a size that fits, or does not."""
+    index = random.randrange(layout.num_samples)
+    row, allocation = _rows(data, layout)["f0"][index:][:1], _allocations(data, layout)[index:][:1]
     height, width = random.choice([(10, 10), (1, 1), (20, 5), (65535, 65535)])
     row["mode"], row["height"], row["width"] = 1, height, width
     allocation["size"] = height * width * 3
 
 
 KINDS = (
-    header_bit, header_field, descriptor_bit, table_bit, label, mode, side, pointer, allocation_bit, allocation_field,
-    allocation_order, data_bit, sample_head_bit, anywhere_bit, tail_bit, truncate, truncate_at_a_border, grow, zeros,
+    header_bit, header_field, descriptor_bit, table_bit, label, mode, side, pointer, allocation_bit,
+    allocation_field,
+    allocation_order, data_bit, sample_head_bit, anywhere_bit, tail_bit, truncate, truncate_at_a_border, grow,
+    zeros,
     swapped_blocks, noise, copied_part, doubled_table, swapped_rows, agreed_size, raw_for_jpeg,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Data that change while they are trained on: deleted, truncated, replaced, overwritten in place."""
+"""Data that change during training: deleted, truncated, replaced or overwritten in place."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from fastpsl.pipelines.beton.sidecar import sidecar_path
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sources import Sample
 from tests.faults.disk import pictures
-from tests.faults.trials import Outcome, Trial, long_run, stopped
+from tests.faults.trials import Outcome, Trial, long_run, stop_after
 from tests.pipelines.photos import jpeg, photo
 
 NUM_SAMPLES = 80
@@ -18,7 +18,7 @@ _PAGE_BYTES = 1 << 21
 
 
 def beton(path: Path, seed: int = 0) -> Path:
-    """A beton of photos of 130 to 190 px."""
+    """Write a beton of photos of 130 to 190 px, and return its path."""
     samples = (
         Sample(f"{i}.jpg", jpeg(photo(seed + i % 40, 130 + 7 * i % 60, 130 + 11 * i % 60)), i % 4)
         for i in range(NUM_SAMPLES)
@@ -37,16 +37,16 @@ def beton(path: Path, seed: int = 0) -> Path:
 def _changed(
     folder: Path, change: Callable[[Path], object], *words: str, data: Path | None = None
 ) -> Outcome:
-    """Train on `data`, change it in the middle: the run goes on, or ends in a line with its name and `words`."""
+    """Change `data` during training; the run must go on, or end in a line with its name and `words`."""
     data = data or beton(folder / "x.beton")
     process = long_run(folder / "run", folder / "log", "--data", data, "--timeout-s", 30)
     change(data)
-    # More than an epoch, and than the batches that are ready.
-    return stopped(process, folder / "run", NUM_SAMPLES // 4 + 10, words and (data.name, *words))
+    # More steps than an epoch has, and than the batches that are ready.
+    return stop_after(process, folder / "run", NUM_SAMPLES // 4 + 10, words and (data.name, *words))
 
 
 def deleted(folder: Path) -> Outcome:
-    """What was opened stays."""
+    """Delete the beton; the open file stays readable."""
 
     def delete(data: Path) -> None:
         data.unlink()
@@ -56,7 +56,7 @@ def deleted(folder: Path) -> Outcome:
 
 
 def replaced_by_a_renamed_one(folder: Path) -> Outcome:
-    """What was opened stays, or the other file is named."""
+    """Rename another beton to its name; the open file stays, or the message names the new one."""
     other = beton(folder / "other.beton", seed=100)
     return _changed(folder, lambda data: os.replace(other, data), "changed")
 
@@ -74,7 +74,7 @@ def overwritten_by_zeros(folder: Path) -> Outcome:
 
 
 def overwritten_by_another_beton(folder: Path) -> Outcome:
-    """As cp and rsync --inplace do: its pictures are others, and sound."""
+    """Overwrite the beton by a sound one with other images, as cp and rsync --inplace do."""
     other = beton(folder / "other.beton", seed=100).read_bytes()
     outcome = _changed(folder, lambda data: _overwrite(data, other), "overwritten")
     return ("silent", "trained on to its end on other pictures") if outcome[0] == "goes on" else outcome

@@ -1,9 +1,10 @@
-"""Judges cases in forked children of this process, each within limits of time and memory.
+"""The judge of cases: it runs them in forked children of this process, within limits of time and memory.
 
-A child takes a batch of cases, so that imports and compiled code are paid once. The parent knows which case a child is
-at: where a child dies or hangs, that case is tried again alone, and the others go on in a new child.
+A child takes a batch of cases, so that imports and compilation are paid once. The parent knows the current
+case of a child. A case in which a child dies or hangs is tried again alone, and the others go on in a new
+child.
 
-The parent must have one thread only when it forks: what starts threads (a Loader, DALI) runs in children alone.
+The parent must have a single thread when it forks, so only children start threads (a Loader, DALI).
 """
 
 import contextlib
@@ -26,20 +27,23 @@ from tests.faults.report import FAILURES, Finding
 from tests.pipelines.memory import own_memory
 
 _PR_SET_PDEATHSIG = 1
-_NOT_PREPARED = 71  # exit code: the harness's own fault
+_NOT_PREPARED = 71  # exit code for a fault of the harness itself
 _OURS = re.compile(r"/(fastpsl|pipelines|kernels|recipes)/[^:]*\.py$")
 
 
 class Case(NamedTuple):
-    """One fault: the seed that makes it, and its kind."""
+    """One fault: its seed and its kind."""
 
     seed: int
     name: str
 
 
 class Limits(NamedTuple):
-    """What one case may take. `resident_bytes` is growth of the resident memory over the start of the case, by the
-    kernel's high-water mark; the address space may grow by `address_bytes` before malloc fails."""
+    """The limits of one case.
+
+    `resident_bytes` limits the growth of the resident memory from the start of the case to its peak. The
+    address space may grow by `address_bytes` before malloc fails.
+    """
 
     wall_s: float = 30.0
     cpu_s: int = 60
@@ -56,7 +60,7 @@ class _Judgement(NamedTuple):
 Judge = Callable[[Case], tuple[str, str]]  # outcome and detail, in the child
 
 
-def judged(
+def judge_cases(
     category: str,
     cases: Sequence[Case],
     judge: Judge,
@@ -65,38 +69,43 @@ def judged(
     batch: int = 100,
     prepare: Callable[[], None] | None = None,
 ) -> Iterator[Finding]:
-    """What `judge` says of each case, in children; "crash", "hang" and "memory" come from here.
+    """Yield a finding for each case, judged in children; "crash", "hang" and "memory" come from here.
 
     Args:
-        judge: called in the child with one case after the other; an exception that it lets pass is a "traceback".
-        log: where the children's stdout and stderr go.
-        batch: cases a child takes at most.
-        prepare: called once in each child, before its first case is measured.
+        category: The category of the findings.
+        cases: The cases.
+        judge: Called in the child with one case after the other; an exception that it raises is a
+            "traceback".
+        log: The file for the children's stdout and stderr.
+        limits: The limits of each case.
+        batch: The most cases that a child takes.
+        prepare: Called once in each child, before its first case is measured.
     """
     waiting = deque(cases)
     while waiting:
-        taken = [waiting.popleft() for _ in range(min(batch, len(waiting)))]
-        done = 0
-        for judgement, ended in _in_child(taken, judge, log, limits, prepare):
-            case = taken[done]
-            done += 1
-            if ended and len(taken) > 1:  # is it this case, or what those before it left behind?
+        batch_cases = [waiting.popleft() for _ in range(min(batch, len(waiting)))]
+        num_done = 0
+        for judgement, ended_child in _in_child(batch_cases, judge, log, limits, prepare):
+            case = batch_cases[num_done]
+            num_done += 1
+            if ended_child and len(batch_cases) > 1:
+                # The earlier cases may have caused it, so this one is tried alone.
                 alone, _ = next(iter(_in_child([case], judge, log, limits, prepare)))
                 if alone.outcome not in FAILURES:
                     alone = judgement._replace(
-                        detail=f"only after {done - 1} other cases: {judgement.detail}"
+                        detail=f"only after {num_done - 1} other cases: {judgement.detail}"
                     )
                 judgement = alone
             yield Finding(
                 category, case.name, judgement.outcome, judgement.detail, case.seed, judgement.grown_bytes
             )
-        waiting.extendleft(reversed(taken[done:]))
+        waiting.extendleft(reversed(batch_cases[num_done:]))
 
 
 def _in_child(
     cases: Sequence[Case], judge: Judge, log: Path, limits: Limits, prepare: Callable[[], None] | None
 ) -> Iterator[tuple[_Judgement, bool]]:
-    """(judgement, whether the child ended by it) for each case until the child ends."""
+    """Yield (judgement, whether it ended the child) for each case until the child ends."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -134,7 +143,7 @@ def _in_child(
 
 
 def _lines(reading: int, wall_s: float) -> Iterator[bytes | None]:
-    """Lines of a pipe; None when the next one takes longer than `wall_s`."""
+    """Yield the lines of a pipe; None when the next one takes longer than `wall_s`."""
     rest, deadline = b"", time.monotonic() + wall_s
     while True:
         if not select.select([reading], [], [], max(0.0, deadline - time.monotonic()))[0]:
@@ -156,7 +165,7 @@ def _be_child(
     prepare: Callable[[], None] | None,
     writing: int,
 ) -> None:
-    """Judge the cases, a line of JSON each; never returns."""
+    """Judge the cases and write a line of JSON for each; never return."""
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -186,46 +195,46 @@ def _limited(case: Case, judge: Judge, limits: Limits) -> _Judgement:
     resource.setrlimit(
         resource.RLIMIT_AS, (own_memory("VmSize") + limits.address_bytes, resource.RLIM_INFINITY)
     )
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    before = own_memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    start_bytes = own_memory("VmRSS")
     try:
         outcome, detail = judge(case)
-    except BaseException as error:  # noqa: BLE001 - it is what is looked for
-        outcome, detail = "traceback", described(error)
-    grown = own_memory("VmHWM") - before
-    if outcome not in FAILURES and grown > limits.resident_bytes:
+    except BaseException as error:  # noqa: BLE001 - any exception is a finding
+        outcome, detail = "traceback", describe(error)
+    growth_bytes = own_memory("VmHWM") - start_bytes
+    if outcome not in FAILURES and growth_bytes > limits.resident_bytes:
         outcome, detail = (
             "memory",
-            f"{grown / 1e6:,.0f} MB, {limits.resident_bytes / 1e6:,.0f} MB are allowed; {detail}",
+            f"{growth_bytes / 1e6:,.0f} MB, {limits.resident_bytes / 1e6:,.0f} MB are allowed; {detail}",
         )
-    return _Judgement(outcome, detail[:600], max(0, grown))
+    return _Judgement(outcome, detail[:600], max(0, growth_bytes))
 
 
 def _tail(log: Path) -> str:
-    """The last lines that a child left, as one."""
+    """Return the last lines of a child's log as one."""
     return " | ".join(log.read_text(errors="backslashreplace").splitlines()[-12:])[-500:]
 
 
-def described(error: BaseException) -> str:
-    """An exception as one line: its type, its text, and the last of our own lines that it came through."""
+def describe(error: BaseException) -> str:
+    """Describe an exception in one line: its type, its text, and the last line of fastpsl that it passed."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _OURS.search(frame.filename)]
     where = f" at {_OURS.search(frames[-1].filename).group()[1:]}:{frames[-1].lineno}" if frames else ""  # type: ignore[union-attr]
     return f"{type(error).__name__}: {error!s:.400}{where}"
 
 
 def refusal(error: BaseException, *names: str) -> tuple[str, str]:
-    """How an exception would meet the user: "refused" is a ValueError that holds one of `names`.
+    """Classify an exception as users would meet it; "refused" is a ValueError that holds one of `names`.
 
-    The library raises ValueError for what users gave, and its commands print that as one line; everything else would be a
-    traceback.
+    The library raises ValueError for wrong input, and its commands print that as one line. Any other
+    exception would be a traceback.
     """
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
-        return "memory", described(error)
+        return "memory", describe(error)
     if isinstance(error, TimeoutError):
-        return "hang", described(error)
+        return "hang", describe(error)
     if not isinstance(error, ValueError):
-        return "traceback", described(error)
+        return "traceback", describe(error)
     if not any(name in text for name in names):
-        return "unclear", described(error)
+        return "unclear", describe(error)
     return "refused", text

@@ -1,4 +1,4 @@
-"""A clock that jumps while a run trains, by libfaketime: the run's results are those of a steady one."""
+"""A wall clock that jumps during training (by libfaketime), which must not change the run's results."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ _TRAINED = ("--max-steps-per-stage", 8, "--checkpoint-minutes", 1, "--tensorboar
 
 
 def _jumps(folder: Path, *shifts: str) -> Outcome:
-    """The wall clock is set to each shift in turn, one every few steps; the steady clock, which waits go by, is real."""
+    """Set the wall clock to each shift in turn, every few steps; the steady clock of waits stays real."""
     library = next(filter(os.path.exists, _LIBRARIES), None)
     if library is None:
         return NOT_HERE, "needs libfaketime: apt install faketime"
@@ -39,10 +39,10 @@ def _jumps(folder: Path, *shifts: str) -> Outcome:
 
 
 def _set(clock: Path, shift: str) -> None:
-    """At once: the library reads the file at any time."""
-    beside = clock.with_name("clock of next")
-    beside.write_text(shift)
-    beside.replace(clock)
+    """Write the shift at once, because the library reads the file at any time."""
+    temporary = clock.with_name("clock of next")
+    temporary.write_text(shift)
+    temporary.replace(clock)
 
 
 def clock_jumps_back(folder: Path) -> Outcome:

@@ -1,4 +1,4 @@
-"""Disks that are full, of a few megabytes, or read-only, on file systems in memory that this process alone sees."""
+"""Disks that are full, small or read-only, as file systems in memory that only this process sees."""
 
 import contextlib
 import ctypes
@@ -17,7 +17,10 @@ _CLONE_NEWNS = 0x00020000
 
 
 def own_mounts() -> bool:
-    """Take this process, and all that it starts from now on, out of the machine's mounts: theirs go with them. False without the right."""
+    """Give this process and its future children their own mounts; return False without the right to.
+
+    Their mounts disappear with them.
+    """
     if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS) != 0:
         return False
     return subprocess.run(["mount", "--make-rprivate", "/"], check=False, capture_output=True).returncode == 0
@@ -25,13 +28,13 @@ def own_mounts() -> bool:
 
 @functools.cache
 def may_mount() -> bool:
-    """`own_mounts`, once: to be called before the server of forks starts, so that they see the mounts."""
+    """Call `own_mounts` once, before the server of forks starts, so that the forks see the mounts."""
     return own_mounts()
 
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A file system of so many bytes ("20m") at `folder`."""
+    """Mount a file system of so many bytes ("20m") at `folder`."""
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "faults", str(folder)], check=True)
     try:
@@ -41,31 +44,34 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 def needs_mounts(trial: Trial) -> Trial:
-    """The trial, where this process may mount."""
+    """Return the trial, guarded by the right to mount."""
 
-    def tried(folder: Path) -> Outcome:
+    def guarded(folder: Path) -> Outcome:
         return trial(folder) if may_mount() else (NOT_HERE, "needs the right to mount: run it as root")
 
-    tried.__name__ = trial.__name__
-    return tried
+    guarded.__name__ = trial.__name__
+    return guarded
 
 
 def _full_disk(size: str, folder: Path) -> Outcome:
-    """The first checkpoint, a later one or the last pictures do not fit; what was there stays whole, and the run goes on elsewhere."""
+    """Train on a small disk, where a checkpoint does not fit; then enlarge it and go on.
+
+    Files from before must stay whole, and the second run must continue them.
+    """
     with small_disk(folder / "disk", size) as disk:
         outcome = recipe(folder, out=disk / "run", words=("No space left", "free"))
         if outcome[0] != "refused" or not checkpoints(disk / "run"):
             return without_litter(outcome, disk)
         subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
         again = start_ranks(JIGSAW.command(disk / "run", *SHORT), folder / "again.log")[0].wait(LIMIT_S)
-        told = verdict(again, JIGSAW.recipe)
-        if told[0] != "goes on":
-            return told
-        whole = folder / "whole"
-        recipe(folder, out=whole)
+        second = verdict(again, JIGSAW.recipe)
+        if second[0] != "goes on":
+            return second
+        undisturbed = folder / "whole"
+        recipe(folder, out=undisturbed)
         return (
             outcome
-            if left_behind(disk / "run") == left_behind(whole)
+            if left_behind(disk / "run") == left_behind(undisturbed)
             else ("differs", "after the disk was emptied")
         )
 
@@ -86,8 +92,8 @@ def full_disk_for_a_beton(folder: Path) -> Outcome:
             disk / "x.beton",
             words=("No space left",),
         )
-        left = [path.name for path in disk.iterdir()]
-        return ("differs", f"left behind: {left}") if left else outcome
+        names = [path.name for path in disk.iterdir()]
+        return ("differs", f"left behind: {names}") if names else outcome
 
 
 def full_temporary_folder(folder: Path) -> Outcome:
@@ -97,7 +103,7 @@ def full_temporary_folder(folder: Path) -> Outcome:
 
 
 def full_cache(folder: Path) -> Outcome:
-    """The index of a folder of pictures is kept in the cache; training needs no cache."""
+    """Train on a folder of images when its index does not fit into the cache; nothing else needs it."""
     with small_disk(folder / "disk", "64k") as disk:
         _fill(disk)
         source = pictures(folder / "pictures")
@@ -127,7 +133,7 @@ def read_only_beton(folder: Path) -> Outcome:
 
 
 def data_on_a_read_only_disk(folder: Path) -> Outcome:
-    """Reading needs no more: it trains."""
+    """Train on a read-only disk, which needs no writing."""
     with _read_only(folder / "disk", lambda disk: pictures(disk / "pictures")) as disk:
         return recipe(folder, "--data", disk / "pictures")
 
@@ -156,7 +162,7 @@ def _fill(disk: Path) -> None:
 
 
 def pictures(folder: Path, num: int = 64) -> Path:
-    """A folder of photos of 130 to 190 px in 4 classes."""
+    """Write a folder of photos of 130 to 190 px in 4 classes, and return its path."""
     for number in range(num):
         path = folder / f"class {number % 4}" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +174,8 @@ TRIALS: tuple[Trial, ...] = tuple(
     needs_mounts(trial)
     for trial in (
         *(_of_size(size) for size in ("1m", "7m", "12m", "18m")),
-        full_disk_for_a_beton, full_temporary_folder, full_cache, read_only_run_folder, read_only_run_that_exists, read_only_beton,
+        full_disk_for_a_beton, full_temporary_folder, full_cache, read_only_run_folder,
+        read_only_run_that_exists, read_only_beton,
         data_on_a_read_only_disk, tiny_shared_memory,
     )
 )  # fmt: skip

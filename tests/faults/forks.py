@@ -1,6 +1,6 @@
-"""Recipes and commands in forks of the warm server (`tests.warm`), as the harness starts, signals and waits for them.
+"""Recipes and commands in forks of the warm server (`tests.warm`), which the harness starts and signals.
 
-What hangs on the interpreter itself (imports, what it does with a pipe that broke at its exit) needs a process of its own: `fresh`.
+Tests of the interpreter itself (imports, a broken pipe at its exit) need a process of their own: `fresh`.
 """
 
 import contextlib
@@ -28,13 +28,17 @@ Command = Sequence[object]  # (recipe's file, its options...), or ("fastpsl", a 
 
 
 def output_of(log: Path) -> Path:
-    """Where the standard output of a process goes whose errors go to `log`."""
+    """Return the file for the standard output of a process with its errors in `log`."""
     return log.with_suffix(".out")
 
 
-class Ended(NamedTuple):
-    """How a process ended: its exit code (below 0 the signal that ended it, None where it was killed at its time limit), and what it wrote:
-    its output, then its errors.
+class ProcessEnd(NamedTuple):
+    """The end of a process.
+
+    Attributes:
+        code: The exit code; below 0 the signal that ended it, None if it was killed at its time limit.
+        output: Its standard output, then its errors.
+        seconds: The time that it ran.
     """
 
     code: int | None
@@ -42,8 +46,8 @@ class Ended(NamedTuple):
     seconds: float
 
 
-class Started:
-    """A process under way whose errors go to the file `log`, and its output to a file beside it."""
+class RunningProcess:
+    """A running process, with its errors in the file `log` and its output in a file beside it."""
 
     def __init__(self, process: ForkServerProcess | subprocess.Popen[bytes], log: Path):
         self._process, self.log, self._since = process, log, time.monotonic()
@@ -51,20 +55,20 @@ class Started:
         self.pid = process.pid
 
     def poll(self) -> int | None:
-        """The exit code, or None while the process runs."""
+        """Return the exit code, or None while the process runs."""
         return self._process.poll() if isinstance(self._process, subprocess.Popen) else self._process.exitcode
 
     def send(self, number: signal.Signals, group: bool = True) -> None:
-        """A signal to the process and, for group, to all that it started; nothing happens where none is left."""
+        """Send a signal to the process, or with `group` to its whole group; do nothing if none is left."""
         with contextlib.suppress(ProcessLookupError):
             if group:
-                with contextlib.suppress(ProcessLookupError):  # it has not made its session yet
+                with contextlib.suppress(ProcessLookupError):  # its session does not exist yet
                     os.killpg(self.pid, number)
                     return
             os.kill(self.pid, number)
 
-    def wait(self, limit_s: float = 120) -> Ended:
-        """Wait for the end. What has not ended after so many seconds is killed with its group, its code is None."""
+    def wait(self, limit_s: float = 120) -> ProcessEnd:
+        """Wait for the end; after `limit_s` seconds kill the group and return the code None."""
         deadline = time.monotonic() + limit_s
         while (code := self.poll()) is None and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -79,10 +83,10 @@ class Started:
             for path in (output_of(self.log), self.log)
             if path.exists()
         ]
-        return Ended(code, "".join(texts), seconds)
+        return ProcessEnd(code, "".join(texts), seconds)
 
     def wait_until(self, happened: Callable[[], object], limit_s: float = 120) -> bool:
-        """Look often whether something has happened; False where the process ended, or the time, before it did."""
+        """Poll `happened` until it is true; return False if the process or the time ended first."""
         deadline = time.monotonic() + limit_s
         while self.poll() is None and time.monotonic() < deadline:
             if happened():
@@ -91,7 +95,7 @@ class Started:
         return bool(happened())
 
     def others_left(self) -> bool:
-        """Whether a process of its group lives on."""
+        """Return whether a process of its group is still alive."""
         try:
             os.killpg(self.pid, 0)
         except ProcessLookupError:
@@ -104,15 +108,19 @@ def start(
     log: Path,
     environment: Mapping[str, str | None] | None = None,
     prepare: Callable[[], object] | None = None,
-) -> Started:
+) -> RunningProcess:
     """Run a command in a fork of the warm server.
 
-    environment: variables to set, or with None to remove. prepare: called in the fork before the command (limits, mounts); it must be
-    picklable, such as a function of a module or a `partial` of one.
+    Args:
+        command: The command.
+        log: The file for its errors.
+        environment: Variables to set, or with None to remove.
+        prepare: Called in the fork before the command (limits, mounts). It must be picklable, such as a
+            function of a module or a `partial` of one.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     words = list(map(str, command))
-    return Started(spawn(words, _variables(environment), ROOT, output_of(log), log, prepare), log)
+    return RunningProcess(spawn(words, _variables(environment), ROOT, output_of(log), log, prepare), log)
 
 
 def fresh(
@@ -121,8 +129,16 @@ def fresh(
     environment: Mapping[str, str | None] | None = None,
     before: Sequence[str] = (),
     **settings: object,
-) -> Started:
-    """Run a command in an interpreter of its own; before: words in front of it (torchrun, setpriv). settings: of Popen."""
+) -> RunningProcess:
+    """Run a command in an interpreter of its own.
+
+    Args:
+        command: The command.
+        log: The file for its errors.
+        environment: Variables to set, or with None to remove.
+        before: Words in front of the command (torchrun, setpriv).
+        **settings: Arguments of Popen.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     script, *options = map(str, command)
     if script == "fastpsl":
@@ -136,10 +152,10 @@ def fresh(
             env=_variables(environment),
             start_new_session=True,
         )
-    return Started(process, log)
+    return RunningProcess(process, log)
 
 
 def _variables(environment: Mapping[str, str | None] | None) -> dict[str, str]:
-    """All of a process's."""
+    """Return all variables of a process."""
     variables = {**os.environ, **ENVIRONMENT, **(environment or {})}
     return {name: value for name, value in variables.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Users without a home, a cache or a temporary folder, another user's id, an installation that cannot be written."""
+"""Users without a home, a cache or a temporary folder; another user's id; a read-only installation."""
 
 import os
 import shutil
@@ -25,10 +25,10 @@ def a_home_that_cannot_be_written(folder: Path) -> Outcome:
 
 
 def no_home_and_the_sample_to_be_drawn(folder: Path) -> Outcome:
-    """The embedded sample needs a cache."""
+    """Train on the embedded sample, which needs a cache."""
     command = [ROOT / "recipes" / "jigsaw_r50.py", "--out", folder / "run", "--max-steps-per-stage", 1]
-    ended = start(command, folder / "log", {"HOME": "/proc/nope", "XDG_CACHE_HOME": None}).wait(150)
-    return verdict(ended, "jigsaw_r50", words=("XDG_CACHE_HOME",))
+    end = start(command, folder / "log", {"HOME": "/proc/nope", "XDG_CACHE_HOME": None}).wait(150)
+    return verdict(end, "jigsaw_r50", words=("XDG_CACHE_HOME",))
 
 
 def no_temporary_folder(folder: Path) -> Outcome:
@@ -46,10 +46,13 @@ def _stand_nowhere(folder: Path) -> None:
 
 
 def another_user(folder: Path) -> Outcome:
-    """A user with no name, no home, and no right to write but in the run's folder; it may read all, as Python may lie in root's home."""
+    """Train as a user without a name, a home, or write access outside of the run's folder.
+
+    The user may read everything, because Python may lie in root's home.
+    """
     if os.geteuid() != 0 or not shutil.which("setpriv"):
         return NOT_HERE, "needs root, and setpriv of util-linux"
-    for path in (folder, *folder.parents):  # a temporary folder is its owner's alone
+    for path in (folder, *folder.parents):  # because only its owner can enter a temporary folder
         if (
             path.stat().st_uid == os.geteuid()
             and path != Path(path.anchor)
@@ -75,7 +78,7 @@ def another_user(folder: Path) -> Outcome:
 
 
 def a_read_only_installation_without_a_home(folder: Path) -> Outcome:
-    """As in a container: the tree, Python's folders and the home cannot be written."""
+    """Train as in a container, where the tree, Python's folders and the home are read-only."""
     return fresh_recipe(
         folder,
         environment={"HOME": "/proc/nope", "XDG_CACHE_HOME": None, "NUMBA_CACHE_DIR": None},
@@ -84,7 +87,10 @@ def a_read_only_installation_without_a_home(folder: Path) -> Outcome:
 
 
 def a_read_only_installation_and_temporary_folder(folder: Path) -> Outcome:
-    """Nothing can be kept between processes: compiled code neither. At import, so nobody knows the recipe yet."""
+    """Train where nothing lasts between processes, not even compiled code.
+
+    The import fails, before the recipe's name is known.
+    """
     return fresh_recipe(
         folder,
         words=("NUMBA_CACHE_DIR",),
@@ -103,7 +109,7 @@ def a_read_only_installation_and_temporary_folder(folder: Path) -> Outcome:
 
 
 def _make_read_only(*folders: Path, but: Path | None = None) -> None:
-    """In a process that is to become the interpreter: mounts of its own. `but` stays as it is."""
+    """Make folders read-only, except `but`, in mounts of this process, which then becomes the interpreter."""
     assert own_mounts()
     if but:
         subprocess.run(["mount", "--bind", str(but), str(but)], check=True)
@@ -115,6 +121,8 @@ def _make_read_only(*folders: Path, but: Path | None = None) -> None:
 
 
 TRIALS: tuple[Trial, ...] = (
-    no_home, a_home_that_cannot_be_written, no_home_and_the_sample_to_be_drawn, no_temporary_folder, working_folder_deleted, another_user,
-    needs_mounts(a_read_only_installation_without_a_home), needs_mounts(a_read_only_installation_and_temporary_folder),
+    no_home, a_home_that_cannot_be_written, no_home_and_the_sample_to_be_drawn, no_temporary_folder,
+    working_folder_deleted, another_user,
+    needs_mounts(a_read_only_installation_without_a_home),
+    needs_mounts(a_read_only_installation_and_temporary_folder),
 )  # fmt: skip

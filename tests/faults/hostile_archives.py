@@ -1,4 +1,4 @@
-"""Tars and tables that lead out of their place, name what is not theirs, or hold far more than they seem to."""
+"""Archives and tables that lead out of their folder, name foreign files, or hold more than they seem to."""
 
 import io
 import struct
@@ -9,7 +9,16 @@ from typing import Any
 
 from typing_extensions import override
 
-from tests.faults.hostile_common import BOMB_BYTES, DEEP, DIGITS, ESCAPES, MARKUP, Attack, Payload, text
+from tests.faults.hostile_common import (
+    BOMB_BYTES,
+    DEEP,
+    DIGITS,
+    ESCAPES,
+    MARKUP,
+    Attack,
+    Payload,
+    text_attacks,
+)
 from tests.faults.hostile_sound import write_tar
 from tests.pipelines.photos import jpeg, photo
 
@@ -22,8 +31,8 @@ def _tar_of(**members: bytes) -> Payload:
 
 
 def _tar_traversal(path: Path) -> None:
-    """Names that lead out, links, devices, pipes, names with escapes; one picture is sound."""
-    strange: list[tuple[str, dict[str, Any]]] = [
+    """Write names that lead out, links, devices, pipes and names with escapes, beside one sound image."""
+    special_members: list[tuple[str, dict[str, Any]]] = [
         ("link/l.jpg", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
         ("link/h.jpg", {"type": tarfile.LNKTYPE, "linkname": "../../evil/x.jpg"}),
         ("dev/n.jpg", {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 5}),
@@ -39,7 +48,7 @@ def _tar_traversal(path: Path) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(_PICTURE)
             tar.addfile(info, io.BytesIO(_PICTURE))
-        for name, values in strange:
+        for name, values in special_members:
             info = tarfile.TarInfo(name)
             for key, value in values.items():
                 setattr(info, key, value)
@@ -47,7 +56,7 @@ def _tar_traversal(path: Path) -> None:
 
 
 def _tar_size(size: bytes) -> Payload:
-    """A first header whose size lies, under a good checksum."""
+    """Build a first header with a wrong size and a right checksum."""
 
     def make(path: Path) -> None:
         head = bytearray(tarfile.TarInfo("a/x.jpg").tobuf())
@@ -76,7 +85,7 @@ def _tar_nested(path: Path) -> None:
 
 
 class _Zeros(io.RawIOBase):
-    """As many zeros as are asked for."""
+    """A stream that returns as many zeros as requested."""
 
     @override
     def read(self, size: int = -1) -> bytes:
@@ -102,7 +111,7 @@ def _gz_bomb(path: Path) -> None:
 
 
 def _parquet(cells: list[Any], labels: list[int] | None = None) -> Payload:
-    """A table of these cells; a `path` of PRIVATE becomes that of a picture elsewhere on the machine."""
+    """Build a table of these cells; a `path` of _PRIVATE becomes that of an image elsewhere."""
 
     def make(path: Path) -> None:
         import pyarrow
@@ -112,15 +121,26 @@ def _parquet(cells: list[Any], labels: list[int] | None = None) -> Payload:
         private.mkdir(exist_ok=True)
         (private / "p.jpg").write_bytes(PRIVATE_PICTURE)
         kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-        named = [
+        resolved = [
             cell | {"path": str(private / "p.jpg")} if cell and cell["path"] == _PRIVATE else cell
             for cell in cells
         ]
-        table = {"image": pyarrow.array(named, kind)} | ({"label": labels} if labels else {})
+        table = {"image": pyarrow.array(resolved, kind)} | ({"label": labels} if labels else {})
         parquet.write_table(pyarrow.table(table), path)
 
     return make
 
+
+def _cell(data: bytes | None, path: str | None) -> dict[str, Any]:
+    return {"bytes": data, "path": path}
+
+
+_LABELS = (
+    ("deep", "json", DEEP.encode()), ("infinite", "json", b'{"label": 1e999}'),
+    ("true", "json", b'{"label": true}'), ("a path", "json", b'{"label": "../../x"}'),
+    ("large", "json", b'{"label": 99999999999999999999}'), ("many digits", "cls", DIGITS.encode()),
+    ("escapes", "cls", ESCAPES.encode()), ("negative", "cls", b"-5"),
+)  # fmt: skip
 
 ATTACKS: list[Attack] = [
     ("x.tar", "names lead out, links, devices", _tar_traversal),
@@ -130,14 +150,16 @@ ATTACKS: list[Attack] = [
     ("x.tar", "60 tars in one another", _tar_nested),
     ("x.tar.gz", "bomb", _targz_bomb),
     ("x.tar.gz", "bomb of zeros", _gz_bomb),
-    *(("w.tar", f"label: {name}", _tar_of(**{"000.jpg": _PICTURE, f"000.{ending}": data})) for name, ending, data in (
-        ("deep", "json", DEEP.encode()), ("infinite", "json", b'{"label": 1e999}'), ("true", "json", b'{"label": true}'),
-        ("a path", "json", b'{"label": "../../x"}'), ("large", "json", b'{"label": 99999999999999999999}'),
-        ("many digits", "cls", DIGITS.encode()), ("escapes", "cls", ESCAPES.encode()), ("negative", "cls", b"-5"))),
-    ("t.parquet", "path of a private picture", _parquet([{"bytes": None, "path": _PRIVATE}, {"bytes": _PICTURE, "path": "../../x"}])),
-    ("t.parquet", "nothing in cells", _parquet([None, {"bytes": _PICTURE, "path": None}, {"bytes": None, "path": None}])),
-    ("t.parquet", "labels beyond", _parquet([{"bytes": _PICTURE, "path": "a"}] * 2, [2**40, -5])),
-    ("t.parquet", "escapes", _parquet([{"bytes": b"bad", "path": ESCAPES}, {"bytes": _PICTURE, "path": MARKUP}])),
-    *(("t.parquet", name, text(data)) for name, data in (
-        ("noise", bytes(range(256)) * 4), ("its name alone", b"PAR1" + bytes(500) + struct.pack("<I", 500) + b"PAR1"), ("empty", b""))),
+    *(
+        ("w.tar", f"label: {name}", _tar_of(**{"000.jpg": _PICTURE, f"000.{ending}": data}))
+        for name, ending, data in _LABELS
+    ),
+    ("t.parquet", "path of a private picture", _parquet([_cell(None, _PRIVATE), _cell(_PICTURE, "../../x")])),
+    ("t.parquet", "nothing in cells", _parquet([None, _cell(_PICTURE, None), _cell(None, None)])),
+    ("t.parquet", "labels beyond", _parquet([_cell(_PICTURE, "a")] * 2, [2**40, -5])),
+    ("t.parquet", "escapes", _parquet([_cell(b"bad", ESCAPES), _cell(_PICTURE, MARKUP)])),
+    *text_attacks("t.parquet", {
+        "noise": bytes(range(256)) * 4,
+        "its name alone": b"PAR1" + bytes(500) + struct.pack("<I", 500) + b"PAR1", "empty": b"",
+    }),
 ]  # fmt: skip

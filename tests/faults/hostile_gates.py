@@ -1,4 +1,4 @@
-"""Where files of strangers come in: each gate has a sound file, and a way of opening it as users do."""
+"""The gates through which files of strangers enter: each has a sound file, and opens a file as users do."""
 
 import contextlib
 import io
@@ -23,6 +23,7 @@ from tests.faults.hostile_sound import (
     SCIENCE,
     make_checkpoint,
     make_csv,
+    make_export_json,
     make_json_list,
     make_label_array,
     make_label_list,
@@ -38,7 +39,6 @@ from tests.faults.hostile_sound import (
     make_safetensors,
     make_tar,
     make_targz,
-    make_told,
     make_voc_list,
     make_webdataset,
     make_xml,
@@ -48,9 +48,12 @@ from tests.faults.hostile_sound import (
 
 
 class Gate(NamedTuple):
-    """name    the file's, as a user has it
-    make    writes the sound file and what belongs to it into an empty folder; the path of the file that is attacked
-    open    reads it; gives what was said, for people. ValueError or exit code 2 where it is refused
+    """An entrance for files of strangers.
+
+    Attributes:
+        name: The name of the file.
+        make: Writes the sound file and its companions into an empty folder, and returns the file to attack.
+        open: Reads it and returns the text that users see; ValueError or exit code 2 if it is refused.
     """
 
     name: str
@@ -59,11 +62,11 @@ class Gate(NamedTuple):
 
 
 class Refused(ValueError):
-    """A command that ended with exit code 2, and what it said."""
+    """A command that ended with exit code 2, and its output."""
 
 
 def command(*arguments: object) -> str:
-    """What `fastpsl ...` says, in this process. Refused where it ends with 2; assertion where with anything else but 0."""
+    """Run `fastpsl ...` in this process and return its output; raise Refused for exit code 2."""
     output = io.BytesIO()
     stream = io.TextIOWrapper(output, encoding="utf-8", write_through=True)
     code: object = 0
@@ -72,32 +75,21 @@ def command(*arguments: object) -> str:
             cli.main([str(argument) for argument in arguments])
         except SystemExit as end:
             code = end.code or 0
-    said = output.getvalue().decode(errors="surrogateescape")
+    text = output.getvalue().decode(errors="surrogateescape")
     if code == cli.EXIT_USER_ERROR:
-        raise Refused(said)
-    assert code == 0, (code, said)
-    return said
+        raise Refused(text)
+    assert code == 0, (code, text)
+    return text
 
 
 def _export(path: Path) -> str:
-    told = [
-        "--backbone",
-        "resnet18",
-        "--input-channels",
-        "RGB",
-        "--input-mean",
-        "0.5",
-        "0.5",
-        "0.5",
-        "--input-std",
-        "0.5",
-        "0.5",
-        "0.5",
-    ]
-    return command("export", path, path.parent / "out.pth", "--to", "timm", "--overwrite", *told)
+    backbone = ("--backbone", "resnet18", "--input-channels", "RGB")
+    values = ("--input-mean", *(0.5,) * 3, "--input-std", *(0.5,) * 3)
+    out = path.parent / "out.pth"
+    return command("export", path, out, "--to", "timm", "--overwrite", *backbone, *values)
 
 
-def _export_told(path: Path) -> str:
+def _export_by_json(path: Path) -> str:
     return command("export", path.with_suffix(""), path.parent / "out.pth", "--to", "timm", "--overwrite")
 
 
@@ -131,14 +123,14 @@ def _open_voc(path: Path) -> str:
 
 
 def _write(path: Path) -> str:
-    """As a source of `fastpsl beton write`, and what info and verify say of the beton."""
+    """Write a beton from the file, and return the output of write, info and verify."""
     out = path.parent / "out.beton"
-    said = command("beton", "write", path, out, "--overwrite", "--max-bad", "50%", "--workers", "1")
-    return said + command("beton", "info", out) + command("beton", "verify", out, "--workers", "1")
+    text = command("beton", "write", path, out, "--overwrite", "--max-bad", "50%", "--workers", "1")
+    return text + command("beton", "info", out) + command("beton", "verify", out, "--workers", "1")
 
 
 def _open_list(path: Path) -> str:
-    """As --data, and written."""
+    """Open the list as --data, then write a beton from it."""
     os.environ["XDG_CACHE_HOME"] = str(path.parent / "cache")
     with contextlib.closing(open_data(path)) as data:
         names = data.class_names
@@ -162,7 +154,7 @@ def _of_run(name: str) -> Callable[[Path], Path]:
 GATES = (
     Gate("w.pth", make_pth, _export),
     Gate("w.safetensors", make_safetensors, _export),
-    Gate("w.pth.json", make_told, _export_told),
+    Gate("w.pth.json", make_export_json, _export_by_json),
     Gate("step-00000003.pt", make_checkpoint, _resume),
     Gate("labels.npz", make_labels, _open_labels),
     Gate("p.npy", make_permutations, lambda path: str(read_permutations(path).shape)),

@@ -1,4 +1,4 @@
-"""Sound files of every kind that a stranger may hand over, with what belongs to each; each function gives the file's path."""
+"""Sound files of every kind that strangers may send, with their companions; functions return the paths."""
 
 import gzip
 import io
@@ -17,7 +17,7 @@ from tests.pipelines.photos import jpeg, photo, photo_samples, write
 from tests.pipelines.voc_folders import voc_2007
 
 
-def _picture(seed: int = 0) -> bytes:
+def _jpeg(seed: int = 0) -> bytes:
     return jpeg(photo(seed, 32, 40))
 
 
@@ -39,7 +39,7 @@ def make_safetensors(folder: Path) -> Path:
     return folder / "w.safetensors"
 
 
-def make_told(folder: Path) -> Path:
+def make_export_json(folder: Path) -> Path:
     make_pth(folder)
     (folder / "w.pth.json").write_text(json.dumps({"sha256": "0", "backbone": "resnet18"}))
     return folder / "w.pth.json"
@@ -136,7 +136,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def make_tar(folder: Path) -> Path:
-    return write_tar(folder / "x.tar", {f"c{i % 2}/{i}.jpg": _picture(i) for i in range(4)})
+    return write_tar(folder / "x.tar", {f"c{i % 2}/{i}.jpg": _jpeg(i) for i in range(4)})
 
 
 def make_targz(folder: Path) -> Path:
@@ -150,7 +150,7 @@ def make_targz(folder: Path) -> Path:
 def make_webdataset(folder: Path) -> Path:
     members: dict[str, bytes] = {}
     for i in range(4):
-        members |= {f"{i:03}.jpg": _picture(i), f"{i:03}.json": json.dumps({"label": i}).encode()}
+        members |= {f"{i:03}.jpg": _jpeg(i), f"{i:03}.json": json.dumps({"label": i}).encode()}
     return write_tar(folder / "w.tar", members)
 
 
@@ -158,7 +158,7 @@ def make_parquet(folder: Path) -> Path:
     import pyarrow
     from pyarrow import parquet
 
-    cells = [{"bytes": _picture(i), "path": f"{i}.jpg"} for i in range(4)]
+    cells = [{"bytes": _jpeg(i), "path": f"{i}.jpg"} for i in range(4)]
     kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     parquet.write_table(
         pyarrow.table({"image": pyarrow.array(cells, kind), "label": [0, 1, 0, 1]}), folder / "t.parquet"
@@ -166,25 +166,25 @@ def make_parquet(folder: Path) -> Path:
     return folder / "t.parquet"
 
 
-def _pictures(folder: Path) -> None:
+def _write_images(folder: Path) -> None:
     for i in range(3):
-        (folder / f"{i}.jpg").write_bytes(_picture(i))
+        (folder / f"{i}.jpg").write_bytes(_jpeg(i))
 
 
 def make_list(folder: Path) -> Path:
-    _pictures(folder)
+    _write_images(folder)
     (folder / "l.txt").write_text("0.jpg 0\n1.jpg 1\n2.jpg 0\n")
     return folder / "l.txt"
 
 
 def make_csv(folder: Path) -> Path:
-    _pictures(folder)
+    _write_images(folder)
     (folder / "l.csv").write_text("filename,label\n0.jpg,cat\n1.jpg,dog\n2.jpg,cat\n")
     return folder / "l.csv"
 
 
 def make_json_list(folder: Path) -> Path:
-    _pictures(folder)
+    _write_images(folder)
     record = {
         "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(3)],
         "annotations": [{"id": i, "image_id": i, "category_id": i % 2} for i in range(3)],
@@ -195,7 +195,7 @@ def make_json_list(folder: Path) -> Path:
 
 
 def run_folder(folder: Path) -> Path:
-    """A run and the result of an evaluation, as they lie below `--runs`."""
+    """Write a run and the result of an evaluation, as they lie below `--runs`."""
     run = folder / "runs" / "jigsaw_r50-001"
     run.mkdir(parents=True)
     options = {"data": "train.beton", "out": str(run), "seed": 0}
@@ -215,9 +215,11 @@ def run_folder(folder: Path) -> Path:
         "kind": "fastpsl",
     }
     record = {
-        "format": RESULT_FORMAT, "protocol": "linear/vissl", "recipe": "linear_probe", "numbers": {"top1_B4": 40.0},
+        "format": RESULT_FORMAT, "protocol": "linear/vissl", "recipe": "linear_probe",
+        "numbers": {"top1_B4": 40.0},
         "settings": {"seed": 0}, "checkpoint": checkpoint | {"backbone": "resnet50", "science": {"seed": 0}},
-        "data": {"train": "a" * 32, "val": "b" * 32, "num_train": 480, "num_val": 160}, "cut": False, "seconds": 1.0,
+        "data": {"train": "a" * 32, "val": "b" * 32, "num_train": 480, "num_val": 160}, "cut": False,
+        "seconds": 1.0,
         "commit": "", "packages": {}, "date": "2026-01-01T00:00:00+00:00",
     }  # fmt: skip
     (run / "result.json").write_text(json.dumps(record))

@@ -1,4 +1,4 @@
-"""Image files, damaged: each function is one kind of damage and gives the bytes and the ending of a file."""
+"""Kinds of damage to image files: each function returns the bytes and the ending of a file."""
 
 import random
 import struct
@@ -48,22 +48,22 @@ def grown(random: Random) -> File:
 
 
 def overwritten(random: Random) -> File:
-    """A run of zeros, 0xff, markers or noise."""
+    """Overwrite a run of bytes by zeros, 0xff, markers or noise."""
     data, ending = some_image(random)
-    at, size = random.randrange(len(data)), random.randrange(1, 400)
+    start, size = random.randrange(len(data)), random.randrange(1, 400)
     run = random.choice(
         [bytes(size), b"\xff" * size, random.randbytes(size), b"\xff\xd9" * size, b"\xff\xd0" * size]
     )
-    data[at : at + size] = run[:size]
+    data[start : start + size] = run[:size]
     return bytes(data), ending
 
 
 def spliced(random: Random) -> File:
-    """The beginning of one format, the rest of another."""
+    """Join the beginning of one format and the rest of another."""
     data, ending = some_image(random)
     other, _ = some_image(random)
-    at = random.randrange(len(data))
-    return bytes(data[:at] + other[at:]), ending
+    start = random.randrange(len(data))
+    return bytes(data[:start] + other[start:]), ending
 
 
 def no_image(random: Random) -> File:
@@ -80,7 +80,7 @@ def no_image(random: Random) -> File:
 
 
 def tiff_tag(random: Random) -> File:
-    """An entry of a TIFF's directory with another number: sizes, offsets, counts, compression."""
+    """Change a number in an entry of a TIFF's directory: sizes, offsets, counts, compression."""
     data, ending = some_image(random, "tiff")
     (directory,) = struct.unpack_from("<I", data, 4)
     (num,) = struct.unpack_from("<H", data, directory)
@@ -92,7 +92,7 @@ def tiff_tag(random: Random) -> File:
 
 
 def other_size(random: Random) -> File:
-    """BMP and PPM that tell of other sizes."""
+    """Set other sizes in a BMP or PPM."""
     height, width = lying_sizes(random)
     if random.random() < 0.5:
         body = sound_images()["ppm"][0].partition(b"\n255\n")[2]

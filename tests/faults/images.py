@@ -1,7 +1,8 @@
-"""Damaged images and odd files beside sound ones: written to a beton, and read as the folder that they are, by every decoder.
+"""Damaged images and odd files beside sound ones: written to a beton, and read as a folder by every decoder.
 
-The sound ones must come out as ever, the damaged one with its name and a reason, or as a picture; what is written must be
-sound to `fastpsl beton verify`, and lists and messages must hold no control character.
+The sound ones must be read as ever. The damaged one must be reported with its name and a reason, or be read
+as an image. What is written must be sound for `fastpsl beton verify`. Lists and messages must hold no control
+character.
 """
 
 import csv
@@ -17,16 +18,16 @@ from fastpsl.pipelines.beton.write import quarantine_path
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES
 from fastpsl.pipelines.data.image_file import MAX_PIXELS
 from tests.faults import image_mutants, odd_files
-from tests.faults.child import Case, Limits, judged, refusal
-from tests.faults.readings import CONTROL, DECODERS, Said, command, read, verify
+from tests.faults.child import Case, Limits, judge_cases, refusal
+from tests.faults.readings import CONTROL, DECODERS, CommandOutput, command, read, verify
 from tests.faults.report import Finding
 from tests.pipelines.photos import jpeg, photo
 
-# docs/sources.md: what one picture may take at most, and its file. Most take a hundredth, as the results tell.
+# docs/sources.md: the most memory of one image and its file. The results show that most take a hundredth.
 _MOST_BYTES = BYTES_PER_PIXEL * MAX_PIXELS + MAX_FILE_BYTES
 LIMITS = Limits(wall_s=400.0, cpu_s=120, resident_bytes=_MOST_BYTES, address_bytes=24 << 30)
 NUM_SOUND = 4
-# One case in ten is about a file that is no picture's.
+# One case in ten has an entry that is no image file.
 _ODD_EVERY = 10
 _MUTANTS = image_mutants.KINDS
 _ODD = odd_files.KINDS
@@ -39,16 +40,16 @@ def case_of(seed: int) -> Case:
 
 
 def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
-    """Findings of the cases `seed` to `seed + count - 1`."""
+    """Yield the findings of the cases `seed` to `seed + count - 1`."""
     subject = _Subject(folder)
     cases = [case_of(seed + i) for i in range(count)]
-    yield from judged(
+    yield from judge_cases(
         "images", cases, subject.judge, folder / "log", LIMITS, batch=250, prepare=subject.read_sound
     )
 
 
 class _Subject:
-    """A folder of two classes: sound pictures, and then what is damaged. Its indices are thus those of the sound ones."""
+    """A folder of two classes: the sound images, then the damaged one, so that it comes last."""
 
     def __init__(self, folder: Path):
         self.root, self.odd = folder / "images", folder / "images" / "z"
@@ -60,7 +61,7 @@ class _Subject:
         self.expected: dict[str, tuple[str, ...]] = {}
 
     def read_sound(self) -> None:
-        """In each child: the decoders are warm, and `expected` holds the digests of the sound pictures."""
+        """Store the digests of the sound images in each child, which also warms the decoders."""
         os.environ["XDG_CACHE_HOME"] = str(self.cache)
         _remove(self.odd)
         self.odd.mkdir()
@@ -70,10 +71,10 @@ class _Subject:
 
     def judge(self, case: Case) -> tuple[str, str]:
         self._make(case)
-        return self._judge_writing() or self._judge_reading() or self._came_to()
+        return self._judge_writing() or self._judge_reading() or self._outcome()
 
     def _make(self, case: Case) -> None:
-        """Put the damaged file, and nothing else, into the second class."""
+        """Put the damaged file alone into the second class."""
         _remove(self.odd)
         self.odd.mkdir()
         choices = random.Random(case.seed)
@@ -86,29 +87,29 @@ class _Subject:
             file.write(data)
 
     def _read_by(self, decoder: str) -> Path:
-        """ffcv reads betons alone."""
+        """Return the beton for ffcv, which reads nothing else, and the folder for other decoders."""
         return self.out if decoder == "ffcv" else self.root
 
-    def _write(self) -> Said:
+    def _write(self) -> CommandOutput:
         arguments = beton_command.Write(str(self.root), self.out, max_bad="2", workers=1, overwrite=True)
         return command(arguments)
 
     def _judge_writing(self) -> tuple[str, str] | None:
-        said = self._write()
-        if CONTROL.search(said.text):
-            return "escaped", f"write: {said.text!r}"
-        if said.error:
-            return refusal(said.error, self.root.name, self.out.name)
-        if sound := verify(self.out).error:
-            return "differs", f"what was written is not sound: {sound}"
-        if rows := self._quarantined():
+        result = self._write()
+        if CONTROL.search(result.text):
+            return "escaped", f"write: {result.text!r}"
+        if result.error:
+            return refusal(result.error, self.root.name, self.out.name)
+        if fault := verify(self.out).error:
+            return "differs", f"what was written is not sound: {fault}"
+        if rows := self._quarantine_rows():
             if any(len(row) != 2 for row in rows) or rows[0] != ["path", "reason"] or len(rows) > 3:
                 return "escaped", f"{quarantine_path(self.out).name} falls apart: {rows}"
             if any(CONTROL.search(row[1]) or not row[1] for row in rows):
                 return "unclear", f"reasons: {rows}"
         return None
 
-    def _quarantined(self) -> list[list[str]]:
+    def _quarantine_rows(self) -> list[list[str]]:
         path = quarantine_path(self.out)
         if not path.exists():
             return []
@@ -120,24 +121,24 @@ class _Subject:
             path = self._read_by(decoder)
             try:
                 reading = read(path, decoder, on_bad_sample="skip")
-            except Exception as error:  # noqa: BLE001 - it is what is looked for
+            except Exception as error:  # noqa: BLE001 - any exception is a finding
                 outcome, detail = refusal(error, path.name)
                 return outcome, f"{decoder}: {detail}"
             if reading.digests[:NUM_SOUND] != self.expected[decoder][:NUM_SOUND]:
                 return "silent", f"{decoder}: sound pictures beside it are read differently"
         return None
 
-    def _came_to(self) -> tuple[str, str]:
-        rows = self._quarantined()
+    def _outcome(self) -> tuple[str, str]:
+        rows = self._quarantine_rows()
         return ("skipped", rows[1][1]) if rows else ("read", "")
 
 
 def _remove(folder: Path) -> None:
-    """With what lies deeper than a path can name."""
-    here = folder
-    while (here / "d" / "d").is_dir():
-        os.rename(here / "d", folder.with_name("removed"))
+    """Remove a folder, even with folders deeper than a path can name."""
+    top = folder
+    while (top / "d" / "d").is_dir():
+        os.rename(top / "d", folder.with_name("removed"))
         if (folder.with_name("removed") / "d").is_dir():
-            os.rename(folder.with_name("removed") / "d", here / "d")
+            os.rename(folder.with_name("removed") / "d", top / "d")
         shutil.rmtree(folder.with_name("removed"))
     shutil.rmtree(folder, ignore_errors=False)

@@ -1,4 +1,4 @@
-"""JPEGs whose markers, sizes and tables lie."""
+"""JPEGs with wrong markers, sizes or tables."""
 
 import random
 import struct
@@ -12,15 +12,15 @@ _FRAMES = (0xC0, 0xC1, 0xC2)
 
 
 def _segments(jpeg: bytes | bytearray) -> list[tuple[int, int, int]]:
-    """(marker, start, length with the marker) up to the scan's."""
-    at, found = 2, []
-    while at + 4 <= len(jpeg) and jpeg[at] == 0xFF:
-        length = 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
-        found.append((jpeg[at + 1], at, length))
-        if jpeg[at + 1] == _START_OF_SCAN:
+    """Return (marker, start, length with the marker) of each segment up to the scan's."""
+    offset, segments = 2, []
+    while offset + 4 <= len(jpeg) and jpeg[offset] == 0xFF:
+        length = 2 + int.from_bytes(jpeg[offset + 2 : offset + 4], "big")
+        segments.append((jpeg[offset + 1], offset, length))
+        if jpeg[offset + 1] == _START_OF_SCAN:
             break
-        at += length
-    return found
+        offset += length
+    return segments
 
 
 def _frame(jpeg: bytes | bytearray) -> int:
@@ -28,7 +28,7 @@ def _frame(jpeg: bytes | bytearray) -> int:
 
 
 def jpeg_segment(random: Random) -> File:
-    """A segment removed, doubled, or with a length that lies."""
+    """Remove or double a segment, or set a wrong length."""
     data, ending = some_image(random, "jpeg")
     segments = _segments(data)
     _, start, length = random.choice(segments)
@@ -45,33 +45,35 @@ def jpeg_segment(random: Random) -> File:
 
 def jpeg_size(random: Random) -> File:
     data, ending = some_image(random, "jpeg")
-    at = _frame(data) + 5
-    data[at : at + 4] = struct.pack(">HH", *lying_sizes(random))
+    offset = _frame(data) + 5
+    data[offset : offset + 4] = struct.pack(">HH", *lying_sizes(random))
     return bytes(data), ending
 
 
 def jpeg_frame(random: Random) -> File:
-    """Kind of frame, precision, number of components, or their sampling."""
+    """Change the kind of frame, the precision, the number of components or their sampling."""
     data, ending = some_image(random, "jpeg")
-    at = _frame(data)
+    offset = _frame(data)
     how = random.randrange(4)
     if how == 0:
-        data[at + 1] = random.choice([0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCF])
+        data[offset + 1] = random.choice(
+            [0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCF]
+        )
     elif how == 1:
-        data[at + 4] = random.choice([1, 7, 9, 12, 16, 255])
+        data[offset + 4] = random.choice([1, 7, 9, 12, 16, 255])
     elif how == 2:
-        data[at + 9] = random.choice([0, 1, 2, 4, 5, 255])
+        data[offset + 9] = random.choice([0, 1, 2, 4, 5, 255])
     else:
-        for i in range(data[at + 9]):
-            data[at + 11 + 3 * i] = random.choice([0x11, 0x22, 0x44, 0x00, 0x14, 0x41, 0xFF, 0x21])
+        for i in range(data[offset + 9]):
+            data[offset + 11 + 3 * i] = random.choice([0x11, 0x22, 0x44, 0x00, 0x14, 0x41, 0xFF, 0x21])
     return bytes(data), ending
 
 
 def jpeg_exif(random: Random) -> File:
     data, ending = some_image(random, "jpeg")
-    turned = struct.pack(">IHHHIHHI", 8, 1, 0x112, 3, 1, random.randrange(12), 0, 0)
+    directory = struct.pack(">IHHHIHHI", 8, 1, 0x112, 3, 1, random.randrange(12), 0, 0)
     bodies = [
-        random.randbytes(random.randrange(200)), b"II*\0" + random.randbytes(40), b"MM\0*" + turned,
+        random.randbytes(random.randrange(200)), b"II*\0" + random.randbytes(40), b"MM\0*" + directory,
         b"II*\0" + struct.pack("<IH", 8, 65535), b"II*\0" + struct.pack("<I", 0xFFFFFFFF),
         b"II*\0" + struct.pack("<IHHHI", 8, 1, 0x112, 4, 2**31) + b"\6\0\0\0" + struct.pack("<I", 8),
     ]  # fmt: skip
@@ -81,20 +83,23 @@ def jpeg_exif(random: Random) -> File:
 
 
 def jpeg_marker(random: Random) -> File:
-    """Restart intervals, tables and application data that mean nothing, before the scan."""
+    """Insert senseless restart intervals, tables or application data before the scan."""
     data, ending = some_image(random, "jpeg")
     markers = [
-        b"\xff\xdd\0\4" + struct.pack(">H", random.choice([0, 1, 65535])), b"\xff\xc4\0\x13" + random.randbytes(17),
-        b"\xff\xdb\0\x43\0" + bytes(64), b"\xff\xdc\0\4\0\x10", b"\xff\x01", b"\xff\xff\xff\xff", b"\xff\xcc\0\4\0\x10",
-        b"\xff\xe2\0\x0eICC_PROFILE\0", b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + bytes([random.choice([0, 1, 2, 9])]),
+        b"\xff\xdd\0\4" + struct.pack(">H", random.choice([0, 1, 65535])),
+        b"\xff\xc4\0\x13" + random.randbytes(17),
+        b"\xff\xdb\0\x43\0" + bytes(64), b"\xff\xdc\0\4\0\x10", b"\xff\x01", b"\xff\xff\xff\xff",
+        b"\xff\xcc\0\4\0\x10",
+        b"\xff\xe2\0\x0eICC_PROFILE\0",
+        b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + bytes([random.choice([0, 1, 2, 9])]),
     ]  # fmt: skip
-    at = _segments(data)[-1][1]
-    data[at:at] = random.choice(markers)
+    offset = _segments(data)[-1][1]
+    data[offset:offset] = random.choice(markers)
     return bytes(data), ending
 
 
 def jpeg_many_scans(random: Random) -> File:
-    """A progressive JPEG whose scans come again and again: little to read, much to do."""
+    """Repeat the scans of a progressive JPEG: few bytes, much work."""
     data = sound_images()["jpeg progressive"][0]
     scans = data[_segments(data)[-1][1] : -2]
     return data[:-2] + scans * random.choice([5, 60, 400]) + b"\xff\xd9", ".jpg"

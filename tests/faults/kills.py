@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: each run is resumed until its end, and is then what it would have been without."""
+"""SIGKILL at random moments: each run is resumed until its end, and must equal an undisturbed one."""
 
 import random
 import signal
@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.faults.forks import Started
+from tests.faults.forks import RunningProcess
 from tests.faults.report import Finding
 from tests.faults.small_runs import (
     IIC,
@@ -25,11 +25,11 @@ from tests.faults.small_runs import (
 CATEGORY = "kills"
 MAX_KILLS_OF_ONE_RUN = 8
 _LIMIT_S = 300
-_NEAR_S = 0.3  # "near": so long at most after a checkpoint, or its temporary file, appeared
+_NEAR_S = 0.3  # the longest delay of a "near" kill after a checkpoint or its temporary file appeared
 
 
 def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
-    """A finding for each of `count` kills, about half of them near a checkpoint; runs of all kinds take turns."""
+    """Yield a finding for each of `count` kills, half of them near a checkpoint, of all kinds of runs."""
     chance = random.Random(seed)
     kinds = [JIGSAW, MOCO, UIC, IIC, sslpp(folder / IIC.name / "labels.npz"), RANKS]
     undisturbed: dict[str, tuple[dict[str, object], float]] = {}
@@ -46,59 +46,61 @@ def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
                 continue
             undisturbed[kind.name] = left_behind(folder / kind.name), time.monotonic() - started
         kinds.append(kind)
-        wanted, seconds = undisturbed[kind.name]
-        most = min(MAX_KILLS_OF_ONE_RUN, count - number)
-        found = list(
-            _kill_until_the_end(kind, folder / f"{kind.name}-{number}", most, chance, seconds, wanted)
+        expected, seconds = undisturbed[kind.name]
+        max_kills = min(MAX_KILLS_OF_ONE_RUN, count - number)
+        findings = list(
+            _kill_until_the_end(kind, folder / f"{kind.name}-{number}", max_kills, chance, seconds, expected)
         )
-        number += len(found)
-        yield from found
+        number += len(findings)
+        yield from findings
 
 
 def _kill_until_the_end(
-    kind: Kind, out: Path, most: int, chance: random.Random, seconds: float, wanted: dict[str, object]
+    kind: Kind, out: Path, max_kills: int, chance: random.Random, seconds: float, expected: dict[str, object]
 ) -> Iterator[Finding]:
-    """Kill one run again and again until it gets to its end before its kill, or `most` kills are done."""
+    """Kill one run repeatedly, until it ends before its kill, or `most` kills are done."""
     moments: list[str] = []
     log = out.with_suffix(".log")
     while True:
         ranks = start_ranks(kind.command(out), log, kind.num_ranks)
-        killed = len(moments) < most and _strike(ranks, out, chance, seconds, moments)
-        ended = [rank.wait(_LIMIT_S) for rank in ranks]
-        if killed and ended[0].code == 0:  # it came to its end before the kill came
+        is_killed = len(moments) < max_kills and _strike(ranks, out, chance, seconds, moments)
+        ends = [rank.wait(_LIMIT_S) for rank in ranks]
+        if is_killed and ends[0].code == 0:  # the run ended before the kill
             moments.pop()
-            killed = False
-        if not killed:
+            is_killed = False
+        if not is_killed:
             break
-    how, last = verdict(ended[0], kind.recipe)
+    how, last = verdict(ends[0], kind.recipe)
     if how == "goes on":
-        left = left_behind(out)
-        different = sorted(name for name in wanted.keys() | left.keys() if wanted.get(name) != left.get(name))
+        contents = left_behind(out)
+        different = sorted(
+            name for name in expected.keys() | contents.keys() if expected.get(name) != contents.get(name)
+        )
         if different:
-            how, last = "differs", f"{len(different)} of {len(wanted)} things, {', '.join(different[:5])}"
-    # A kill spares what was handed to the system: what has a checkpoint's name is a whole one.
-    if "passed over" in ended[0].output:
-        how, last = "differs", next(line for line in ended[0].output.splitlines() if "passed over" in line)
+            how, last = "differs", f"{len(different)} of {len(expected)} things, {', '.join(different[:5])}"
+    # A kill spares data that were handed to the system, so a file with a checkpoint's name must be whole.
+    if "passed over" in ends[0].output:
+        how, last = "differs", next(line for line in ends[0].output.splitlines() if "passed over" in line)
     for moment in moments:
         yield Finding(CATEGORY, kind.name, how, f"{moment}; {last}" if last else moment)
 
 
 def _strike(
-    ranks: Sequence[Started], out: Path, chance: random.Random, seconds: float, moments: list[str]
+    ranks: Sequence[RunningProcess], out: Path, chance: random.Random, seconds: float, moments: list[str]
 ) -> bool:
-    """Kill all ranks at a moment of chance, and note it in `moments`; False where the run ended before."""
+    """Kill all ranks at a random moment, and add it to `moments`; return False where the run ended before."""
     near = chance.random() < 0.5
     delay_s = chance.uniform(0, _NEAR_S) if chance.random() < 0.5 else chance.uniform(0, 0.02)
     random_s = chance.uniform(0, seconds)
     if near:
         for _ in range(chance.choice((1, 1, 2, 3))):
-            before = checkpoints(out)
-            if not ranks[0].wait_until(lambda: set(checkpoints(out)) - set(before), _LIMIT_S):  # noqa: B023
+            old_names = checkpoints(out)
+            if not ranks[0].wait_until(lambda: set(checkpoints(out)) - set(old_names), _LIMIT_S):  # noqa: B023
                 return False
         time.sleep(delay_s)
     else:
         time.sleep(random_s)
-    seen = checkpoints(out)
+    names = checkpoints(out)
     if ranks[0].poll() is not None:
         return False
     for rank in ranks:
@@ -108,5 +110,5 @@ def _strike(
         if near
         else f"{random_s:.2f} s after the start"
     )
-    moments.append(f"{when}, newest {seen[-1] if seen else 'none'}")
+    moments.append(f"{when}, newest {names[-1] if names else 'none'}")
     return True

@@ -16,7 +16,7 @@ _LIMITED = {
 
 
 def _set(name: str, value: int) -> None:
-    if name == "address_space":  # beyond what is in use: torch and numba take gigabytes of addresses
+    if name == "address_space":  # in addition to the gigabytes of addresses that torch and numba use
         value += own_memory("VmSize")
     resource.setrlimit(_LIMITED[name], (value, value))
 
@@ -29,13 +29,13 @@ def _writing(name: str, value: int, words: tuple[str, ...], folder: Path) -> Out
     source = pictures(folder / "pictures")
     arguments = ("beton", "write", source, folder / "x.beton")
     outcome = fastpsl(folder, *arguments, words=words, prepare=partial(_set, name, value))
-    left = [path.name for path in folder.glob("*x.beton*")]
-    return ("differs", f"left behind: {left}") if outcome[0] == "refused" and left else outcome
+    names = [path.name for path in folder.glob("*x.beton*")]
+    return ("differs", f"left behind: {names}") if outcome[0] == "refused" and names else outcome
 
 
-def _trial(what: str, name: str, value: int, *words: str) -> Trial:
-    trial = partial({"train": _training, "write": _writing}[what], name, value, words)
-    trial.__name__ = f"{what}_with_{name}_{value}"  # type: ignore[attr-defined]
+def _trial(work: str, name: str, value: int, *words: str) -> Trial:
+    trial = partial({"train": _training, "write": _writing}[work], name, value, words)
+    trial.__name__ = f"{work}_with_{name}_{value}"  # type: ignore[attr-defined]
     return trial
 
 

@@ -1,4 +1,4 @@
-"""Others at the same place: two trainers in one folder, two writers of one beton, locks of the dead, writers that were killed."""
+"""Processes that share a place: two trainers, two writers, locks of dead processes, killed writers."""
 
 import random
 import signal
@@ -10,27 +10,27 @@ from tests.faults.changed_data import beton
 from tests.faults.disk import pictures
 from tests.faults.forks import output_of, start
 from tests.faults.small_runs import verdict
-from tests.faults.trials import LIMIT_S, Outcome, Trial, long_run, recipe, stopped, without_litter
+from tests.faults.trials import LIMIT_S, Outcome, Trial, long_run, recipe, stop_after, without_litter
 
 
 def two_trainers(folder: Path) -> Outcome:
-    """The second is refused, the first comes to its end."""
+    """Start two trainers in one folder; the second is refused, the first finishes."""
     first = long_run(folder / "run", folder / "first.log")
     second = recipe(folder, out=folder / "run", words=(str(folder / "run"), "--out"))
-    outcome = stopped(first, folder / "run", 1)
+    outcome = stop_after(first, folder / "run", 1)
     return second if outcome[0] == "goes on" else outcome
 
 
 def lock_of_a_killed_trainer(folder: Path) -> Outcome:
-    """The system has let go of it: the run goes on at once."""
+    """Kill a trainer; the system releases its lock, so the run goes on at once."""
     process = long_run(folder / "run", folder / "log", "--checkpoint-steps", 1)
     process.send(signal.SIGKILL)
     process.wait(LIMIT_S)
     options = ("--plan", "end_to_end", "--stage-epochs", 1000, "--max-steps-per-stage", 8)
     outcome = recipe(folder, *options)
     log = folder / "log"
-    resumed = any("resuming" in path.read_text() for path in (log, output_of(log)))
-    return outcome if outcome[0] != "goes on" or resumed else ("differs", "started anew")
+    is_resumed = any("resuming" in path.read_text() for path in (log, output_of(log)))
+    return outcome if outcome[0] != "goes on" or is_resumed else ("differs", "started anew")
 
 
 def lock_with_other_content(folder: Path) -> Outcome:
@@ -40,7 +40,7 @@ def lock_with_other_content(folder: Path) -> Outcome:
 
 
 def two_writers(folder: Path) -> Outcome:
-    """One of them writes the beton, the other is refused; what stands there is whole."""
+    """Start two writers of one beton; one writes it, the other is refused, and the beton is whole."""
     arguments = (
         "fastpsl",
         "beton",
@@ -50,34 +50,27 @@ def two_writers(folder: Path) -> Outcome:
         "--max-side",
         100,
     )
-    ended = [
-        process.wait(LIMIT_S) for process in [start(arguments, folder / f"{which}.log") for which in "ab"]
-    ]
-    told = [verdict(each, "fastpsl", words=("x.beton",)) for each in ended]
-    if sorted(outcome for outcome, _ in told) not in (["goes on", "refused"],):
-        return next((each for each in told if each[0] not in ("goes on", "refused")), ("differs", f"{told}"))
+    processes = [start(arguments, folder / f"{which}.log") for which in "ab"]
+    ends = [process.wait(LIMIT_S) for process in processes]
+    outcomes = [verdict(end, "fastpsl", words=("x.beton",)) for end in ends]
+    if sorted(outcome for outcome, _ in outcomes) not in (["goes on", "refused"],):
+        failures = (each for each in outcomes if each[0] not in ("goes on", "refused"))
+        return next(failures, ("differs", f"{outcomes}"))
     faults = list(verify(folder / "x.beton", 1))
-    return without_litter(
-        next(each for each in told if each[0] == "refused") if not faults else ("silent", str(faults[0])),
-        folder,
-    )
+    refusal = next(each for each in outcomes if each[0] == "refused")
+    return without_litter(("silent", str(faults[0])) if faults else refusal, folder)
 
 
 def writer_killed(folder: Path) -> Outcome:
-    """SIGKILL while a beton is overwritten: the old one or the new one stands there whole, and the next write is as if nothing were."""
+    """Kill a writer that overwrites a beton: either beton must be whole, and the next write succeed."""
     chance = random.Random(str(folder))
     out, source = beton(folder / "x.beton"), pictures(folder / "pictures", 120)
     old = out.read_bytes()
     arguments = ("fastpsl", "beton", "write", source, out, "--max-side", 100, "--overwrite", "--workers", 1)
     started = time.monotonic()
-    if (
-        outcome := verdict(
-            start((*arguments[:4], folder / "whole.beton", *arguments[5:]), folder / "whole.log").wait(
-                LIMIT_S
-            ),
-            "fastpsl",
-        )
-    )[0] != "goes on":
+    undisturbed = start((*arguments[:4], folder / "whole.beton", *arguments[5:]), folder / "whole.log")
+    outcome = verdict(undisturbed.wait(LIMIT_S), "fastpsl")
+    if outcome[0] != "goes on":
         return outcome
     seconds, new = time.monotonic() - started, (folder / "whole.beton").read_bytes()
     num_killed = 0

@@ -1,4 +1,4 @@
-"""Names that stand out, and entries of a folder that are no files or no images: each function makes one entry."""
+"""Odd file names, and entries of a folder that are no files or no images: each function makes one entry."""
 
 import os
 import random
@@ -9,11 +9,14 @@ from tests.faults.sound_images import sound_images
 
 Random = random.Random
 
-# Of files that may be sound or broken; the ending follows. Bytes, as a file system has them.
+# Names without the ending, for sound and broken files. They are bytes, as in a file system.
 NAMES = [
-    b"mutant", "ünï 中文 😀".encode(), b"new\nline", b"latin\xe9", b"\x1b[31mred\x1b]0;title\x07", b'tab\tquote"comma,',
-    b"=HYPERLINK(1)", b"@SUM(1)", b" lead", b"-rf", b"*?[x]", b"%s{0}", b"a" * 250, "\u202egpj".encode(), b"\rreturn",
-    b"\x9b31m", "\u009b31m".encode(), b"back\\slash\\n", b"<script>alert(1)<", b"'; drop", b"\x7f", b"..", b"%00",
+    b"mutant", "ünï 中文 😀".encode(), b"new\nline", b"latin\xe9", b"\x1b[31mred\x1b]0;title\x07",
+    b'tab\tquote"comma,',
+    b"=HYPERLINK(1)", b"@SUM(1)", b" lead", b"-rf", b"*?[x]", b"%s{0}", b"a" * 250, "\u202egpj".encode(),
+    b"\rreturn",
+    b"\x9b31m", "\u009b31m".encode(), b"back\\slash\\n", b"<script>alert(1)<", b"'; drop", b"\x7f", b"..",
+    b"%00",
 ]  # fmt: skip
 
 
@@ -39,7 +42,7 @@ def link_to_a_device(folder: Path, random: Random) -> None:
 
 
 def link_to_the_system(folder: Path, random: Random) -> None:
-    """Regular files by their mode that have no size, no end, or are no image."""
+    """Link to a file that is regular by its mode, but has no size or no end, or is no image."""
     targets = ["/etc/passwd", "/proc/self/mem", "/proc/self/maps", "/proc/self/pagemap", "/proc/kallsyms"]
     _path(folder).symlink_to(random.choice(targets))
 
@@ -59,13 +62,13 @@ def pipe(folder: Path, random: Random) -> None:
 
 def unix_socket(folder: Path, random: Random) -> None:
     with socket.socket(socket.AF_UNIX) as server:
-        here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        server.bind(f"/proc/self/fd/{here}/odd.jpg")  # a socket's name may have 107 bytes
-        os.close(here)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        server.bind(f"/proc/self/fd/{descriptor}/odd.jpg")  # because a socket's path is limited to 107 bytes
+        os.close(descriptor)
 
 
 def sparse(folder: Path, random: Random) -> None:
-    """A file that says it holds 40 GB, after the first bytes of an image."""
+    """Write a sparse file of 40 GB that begins like an image."""
     head, ending = sound_images()[random.choice(["jpeg", "png", "tiff", "bmp", "webp", "ppm"])]
     with open(_path(folder, f"odd{ending}"), "wb") as file:
         file.write(head[: random.choice([4, 200, len(head)])])
@@ -78,19 +81,19 @@ def no_rights(folder: Path, random: Random) -> None:
 
 
 def deep_folders(folder: Path, random: Random) -> None:
-    """An image below 1,200 folders: beyond Python's recursion and the longest path."""
-    here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Write an image below 1,200 folders, beyond Python's recursion limit and the longest path."""
+    current = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for _ in range(1200):
-            os.mkdir("d", dir_fd=here)
-            below = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
-            os.close(here)
-            here = below
-        file = os.open("in.jpg", os.O_WRONLY | os.O_CREAT, dir_fd=here)
+            os.mkdir("d", dir_fd=current)
+            below = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=current)
+            os.close(current)
+            current = below
+        file = os.open("in.jpg", os.O_WRONLY | os.O_CREAT, dir_fd=current)
         os.write(file, sound_images()["jpeg"][0])
         os.close(file)
     finally:
-        os.close(here)
+        os.close(current)
 
 
 KINDS = (

@@ -1,4 +1,4 @@
-"""Odd names: letters of all scripts, glob characters, spaces, a newline, a leading dash; and places where no run can be."""
+"""Odd names (scripts, glob characters, spaces, a newline, a leading dash), and places where no run can be."""
 
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ NAMES = (
 
 
 def _everywhere(name: str, folder: Path) -> Outcome:
-    """In the names of a source, a beton and a run."""
+    """Use a name in the names of a source, a beton and a run."""
     (folder / name).mkdir()
     source, data = pictures(folder / name / f"source {name}"), folder / name / f"{name}.beton"
     for outcome in (
@@ -33,7 +33,7 @@ def _everywhere(name: str, folder: Path) -> Outcome:
 
 
 def _of_bytes(folder: Path) -> Outcome:
-    """A name that is no UTF-8."""
+    """Use a name that is no UTF-8."""
     return _everywhere("latin \udce4\udcff", folder)
 
 
@@ -56,13 +56,13 @@ def out_with_a_long_name(folder: Path) -> Outcome:
 
 
 def _occupied(name: str, folder: Path) -> Outcome:
-    """A folder stands where the run has a file, or a file where it has its folder."""
-    place = folder / "run" / name
-    place.parent.mkdir(parents=True)
+    """Put a folder where the run has a file, or a file where it has a folder."""
+    path = folder / "run" / name
+    path.parent.mkdir(parents=True)
     if name == "checkpoints":
-        place.write_text("")
+        path.write_text("")
     else:
-        place.mkdir()
+        path.mkdir()
     return recipe(folder, words=(name,))
 
 
@@ -85,6 +85,9 @@ TRIALS: tuple[Trial, ...] = (
     *(_named(f"names with {name!a}", partial(_everywhere, name)) for name in NAMES),
     _named("names that are no UTF-8", _of_bytes),
     out_is_a_file, out_below_a_file, out_in_proc, out_with_a_long_name,
-    *(_named(f"{name} occupied", partial(_occupied, name)) for name in ("checkpoints", "status.json", "metrics.jsonl", ".lock")),
+    *(
+        _named(f"{name} occupied", partial(_occupied, name))
+        for name in ("checkpoints", "status.json", "metrics.jsonl", ".lock")
+    ),
     dangling_link_for_data, data_by_a_link,
 )  # fmt: skip

@@ -1,6 +1,6 @@
-"""Opens a loader again and again, leaves it early in every way, and writes what the process holds: DECODER DATA COUNT SEED.
+"""The script DECODER DATA COUNT SEED, which opens a loader repeatedly and leaves it early in every way.
 
-Lines of JSON: openings so far, threads, descriptors, resident bytes.
+It prints lines of JSON: openings so far, threads, descriptors, resident bytes.
 """
 
 import gc
@@ -21,7 +21,7 @@ NUM_LINES = 200
 
 
 def open_and_leave(decoder: str, data: str, epoch: int, chance: random.Random) -> None:
-    """0 to 3 of 6 batches are taken; then the iterator is closed, dropped, or left by an exception, and the loader is closed."""
+    """Take 0 to 3 of 6 batches, then close or drop the iterator, or raise, and close the loader."""
     view = ViewSpec(RandomResizedCrop(32), (Flip(),))
     way = chance.choice(("closed", "dropped", "raised", "never begun"))
     try:

@@ -7,14 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from tests.faults.changed_data import beton
-from tests.faults.forks import Started, fresh
+from tests.faults.forks import RunningProcess, fresh
 from tests.faults.small_runs import JIGSAW, checkpoints, verdict
 from tests.faults.trials import LIMIT_S, SHORT, Outcome, Trial
 
 
 def _training(kind: str, folder: Path) -> Outcome:
-    """It trains to its end all the same, and its status says so."""
-    process = _started(JIGSAW.command(folder / "run", *SHORT), folder, kind)
+    """Train; the run must finish all the same, and its status must report it."""
+    process = _start(JIGSAW.command(folder / "run", *SHORT), folder, kind)
     outcome = verdict(process.wait(LIMIT_S), JIGSAW.recipe, codes=(0, 120))
     status = (folder / "run" / "status.json").read_text()
     if '"finished"' not in status or not checkpoints(folder / "run"):
@@ -22,9 +22,9 @@ def _training(kind: str, folder: Path) -> Outcome:
     return outcome
 
 
-def _telling(kind: str, folder: Path) -> Outcome:
-    """A command whose work is to tell something: one line, or silence where nobody reads."""
-    process = _started(("fastpsl", "beton", "info", beton(folder / "x.beton")), folder, kind)
+def _printing(kind: str, folder: Path) -> Outcome:
+    """Run a command that only prints: it must end in one line, or silently where nobody reads."""
+    process = _start(("fastpsl", "beton", "info", beton(folder / "x.beton")), folder, kind)
     return verdict(
         process.wait(LIMIT_S),
         "fastpsl",
@@ -33,7 +33,7 @@ def _telling(kind: str, folder: Path) -> Outcome:
     )
 
 
-def _started(command: Sequence[object], folder: Path, kind: str) -> Started:
+def _start(command: Sequence[object], folder: Path, kind: str) -> RunningProcess:
     log = folder / "log"
     match kind:
         case "closed":
@@ -54,13 +54,13 @@ def _started(command: Sequence[object], folder: Path, kind: str) -> Started:
 
 
 def _trial(name: str, kind: str) -> Trial:
-    trial = partial({"train": _training, "tell": _telling}[name], kind)
+    trial = partial({"train": _training, "tell": _printing}[name], kind)
     trial.__name__ = f"{name}, output {kind}"  # type: ignore[attr-defined]
     return trial
 
 
-TRIALS: tuple[Trial, ...] = tuple(
-    _trial(name, kind)
-    for name, kinds in (("train", ("closed", "all closed", "full", "no reader", "no reader at all")), ("tell", ("closed", "full", "no reader")))
-    for kind in kinds
-)  # fmt: skip
+_KINDS = {
+    "train": ("closed", "all closed", "full", "no reader", "no reader at all"),
+    "tell": ("closed", "full", "no reader"),
+}
+TRIALS: tuple[Trial, ...] = tuple(_trial(name, kind) for name, kinds in _KINDS.items() for kind in kinds)

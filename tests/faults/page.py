@@ -1,4 +1,4 @@
-"""Writes the tables of docs/reliability.md from the results in docs/runs/faults/.
+"""The writer of the tables in docs/reliability.md, from the results in docs/runs/faults/.
 
 python -m tests.faults.page            after a new file there
 """
@@ -12,61 +12,68 @@ from tests.faults.report import FAILURES
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, PAGE = ROOT / "docs" / "runs" / "faults", ROOT / "docs" / "reliability.md"
-# Categories whose every case is a row of its own, with what it said.
+# Categories that show every case in a row of its own, with its first detail.
 IN_FULL = ("surroundings", "ranks", "openings", "training")
 _LONGEST = 320
 
 
 def newest(folder: Path) -> dict[str, tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Category → (file name, its results, the category's), from the newest file that has it."""
-    found: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {}
+    """Return category → (file name, its results, the category's), from the newest file with the category."""
+    latest: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {}
     for path in folder.glob("*.json"):
         results = json.loads(path.read_text())
         for name, category in results["categories"].items():
-            if name not in found or results["date"] > found[name][1]["date"]:
-                found[name] = path.name, results, category
-    return dict(sorted(found.items()))
+            if name not in latest or results["date"] > latest[name][1]["date"]:
+                latest[name] = path.name, results, category
+    return dict(sorted(latest.items()))
 
 
 def pages(folder: Path) -> dict[str, str]:
-    """Part of the page → what stands between its marks."""
-    found = newest(folder)
-    return {"counts": _counts(found), "failures": _failures(found), "cases": _cases(found)}
+    """Return part of the page → the text between its marks."""
+    latest = newest(folder)
+    return {"counts": _counts(latest), "failures": _failures(latest), "cases": _cases(latest)}
 
 
-def _counts(found: dict[str, tuple[str, dict[str, Any], dict[str, Any]]]) -> str:
+def _counts(latest: dict[str, tuple[str, dict[str, Any], dict[str, Any]]]) -> str:
     rows = []
-    for name, (file, results, category) in found.items():
+    for name, (file, results, category) in latest.items():
         outcomes, failed = category["outcomes"], len(category["failures"])
-        well = ", ".join(
+        ended_well = ", ".join(
             f"{count:,} {outcome}" for outcome, count in outcomes.items() if outcome not in FAILURES
         )
-        done = f"{category['done']:,}" + (
+        num_done = f"{category['done']:,}" + (
             "" if category["finished"] else f" of {category['asked']:,}, stopped before its end"
         )
         machine = results["machine"]
         rows.append(
-            [f"[{name}](runs/faults/{file})", done, well or "-", f"{failed:,}", f"{category['seconds'] / 60:,.0f}",
-             f"{machine['cores']} cores, load {machine['load']:g}", results["commit"][:12]]
-        )  # fmt: skip
+            [
+                f"[{name}](runs/faults/{file})",
+                num_done,
+                ended_well or "-",
+                f"{failed:,}",
+                f"{category['seconds'] / 60:,.0f}",
+                f"{machine['cores']} cores, load {machine['load']:g}",
+                results["commit"][:12],
+            ]
+        )
     return table(["category", "cases", "ended well", "failures", "minutes", "machine", "commit"], rows)
 
 
-def _failures(found: dict[str, tuple[str, dict[str, Any], dict[str, Any]]]) -> str:
+def _failures(latest: dict[str, tuple[str, dict[str, Any], dict[str, Any]]]) -> str:
     rows = [
         [name, failure["case"], failure["outcome"], _cell(failure["detail"])]
-        for name, (_, _, category) in found.items()
+        for name, (_, _, category) in latest.items()
         for failure in category["failures"]
     ]
     return table(["category", "case", "outcome", "detail"], rows) if rows else "None."
 
 
-def _cases(found: dict[str, tuple[str, dict[str, Any], dict[str, Any]]]) -> str:
+def _cases(latest: dict[str, tuple[str, dict[str, Any], dict[str, Any]]]) -> str:
     rows = [
         [name, case, f"{outcome} ({what['count']})" if what["count"] > 1 else outcome, _cell(what["first"])]
         for name in IN_FULL
-        if name in found
-        for case, outcomes in found[name][2]["cases"].items()
+        if name in latest
+        for case, outcomes in latest[name][2]["cases"].items()
         for outcome, what in outcomes.items()
     ]
     return (
@@ -77,10 +84,10 @@ def _cases(found: dict[str, tuple[str, dict[str, Any], dict[str, Any]]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """A message in a cell of a table: neither markup nor control characters of its names."""
+    """Format a message for a cell of a table, without markup and control characters."""
     text = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return f"`` {shown.replace('|', '¦').replace('`', chr(39))} ``" if text else ""
+    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return f"`` {printable.replace('|', '¦').replace('`', chr(39))} ``" if text else ""
 
 
 def main() -> None:

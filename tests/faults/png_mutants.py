@@ -1,4 +1,4 @@
-"""PNGs whose chunks lie, or hold far more than their size tells."""
+"""PNGs with wrong chunks, or with far more content than their size suggests."""
 
 import functools
 import random
@@ -17,12 +17,12 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def _chunks(png: bytes | bytearray) -> list[tuple[bytes, bytes]]:
-    at, found = len(_PNG_START), []
-    while at + 8 <= len(png):
-        length = int.from_bytes(png[at : at + 4], "big")
-        found.append((bytes(png[at + 4 : at + 8]), bytes(png[at + 8 : at + 8 + length])))
-        at += 12 + length
-    return found
+    offset, chunks = len(_PNG_START), []
+    while offset + 8 <= len(png):
+        length = int.from_bytes(png[offset : offset + 4], "big")
+        chunks.append((bytes(png[offset + 4 : offset + 8]), bytes(png[offset + 8 : offset + 8 + length])))
+        offset += 12 + length
+    return chunks
 
 
 def _png(chunks: list[tuple[bytes, bytes]]) -> bytes:
@@ -30,7 +30,7 @@ def _png(chunks: list[tuple[bytes, bytes]]) -> bytes:
 
 
 def png_head(random: Random) -> File:
-    """Sizes, depth or colours that lie, under a good checksum."""
+    """Set a wrong size, depth or colour type, with a right checksum."""
     data, ending = some_image(random, "png")
     (_, head), *rest = _chunks(data)
     height, width = lying_sizes(random)
@@ -43,28 +43,28 @@ def png_head(random: Random) -> File:
 
 
 def png_chunk(random: Random) -> File:
-    """A chunk removed, doubled, emptied, moved, or with a length that lies."""
+    """Remove, double, empty or move a chunk, or set a wrong length."""
     data, ending = some_image(random, "png")
     chunks = _chunks(data)
-    here = random.randrange(len(chunks))
+    index = random.randrange(len(chunks))
     how = random.randrange(5)
     if how == 0:
-        del chunks[here]
+        del chunks[index]
     elif how == 1:
-        chunks.insert(random.randrange(len(chunks)), chunks[here])
+        chunks.insert(random.randrange(len(chunks)), chunks[index])
     elif how == 2:
-        chunks[here] = (chunks[here][0], b"")
+        chunks[index] = (chunks[index][0], b"")
     elif how == 3:
         random.shuffle(chunks)
     else:
-        at = random.randrange(8, len(data) - 4)
-        data[at : at + 4] = struct.pack(">I", random.choice([0, 2**31 - 1, 2**31, 2**32 - 1]))
+        offset = random.randrange(8, len(data) - 4)
+        data[offset : offset + 4] = struct.pack(">I", random.choice([0, 2**31 - 1, 2**31, 2**32 - 1]))
         return bytes(data), ending
     return _png(chunks), ending
 
 
 def png_text_bomb(random: Random) -> File:
-    """100 MB of text or colour profile in a few kB."""
+    """Put 100 MB of text or colour profile into a few kB."""
     chunks = _chunks(sound_images()["png"][0])
     kind = random.choice([b"zTXt", b"iCCP", b"iTXt"])
     packed = _packed_zeros(100 << 20)
@@ -78,16 +78,16 @@ def _packed_zeros(num_bytes: int) -> bytes:
 
 
 def bomb(random: Random) -> File:
-    """A true picture that is far larger than its file: mostly 4 megapixels, at times 25 or the most that is let through."""
+    """Return a sound image far larger than its file: mostly 4 megapixels, at times 25 or nearly the limit."""
     if random.random() < 0.1:
-        return large_png(30_000, 1, 0), ".png"  # more than is let through
+        return large_png(30_000, 1, 0), ".png"  # above the limit
     side = random.choices([2000, 5000, LARGE_PX], [85, 13, 2])[0]
     return large_png(side, *random.choice([(8, 0), (16, 0), (8, 6), (1, 0), (8, 2)])), ".png"
 
 
 @functools.lru_cache(4)
 def large_png(side: int, depth: int, colour: int) -> bytes:
-    """Black pixels [side, side] of so many bits and of a colour type of PNG's."""
+    """Return black pixels [side, side] of a bit depth and a colour type of PNG."""
     row = bytes(1 + (side * {0: 1, 2: 3, 6: 4}[colour] * depth + 7) // 8)
     compressor, parts = zlib.compressobj(1), []
     for _ in range(side):

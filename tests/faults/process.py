@@ -1,4 +1,4 @@
-"""One category in a process of its own, whose findings are counted and shown as they come."""
+"""The runner of one category in a process of its own, which counts and shows its findings as they come."""
 
 import importlib
 import os
@@ -14,18 +14,18 @@ _SILENT_S = 10.0
 
 
 def run(category: Category, folder: Path) -> None:
-    """Run one category in its own process; a category that fails as a whole is one finding."""
+    """Run one category in its own process; if the category itself fails, that is one finding."""
     folder.mkdir()
     receiving, sending = CONTEXT.Pipe(duplex=False)
     arguments = (sending, category.name, folder, category.seed, category.count)
     process = CONTEXT.Process(target=_in_process, args=arguments, daemon=False)
     process.start()
     sending.close()
-    started = shown = time.monotonic()
+    started = last_shown = time.monotonic()
     print(f"{category.name}: a count of {category.count:,}, from seed {category.seed}", flush=True)
     try:
         while True:
-            if receiving.poll(max(0.0, shown + _SILENT_S - time.monotonic())):
+            if receiving.poll(max(0.0, last_shown + _SILENT_S - time.monotonic())):
                 finding = receiving.recv()
                 if not isinstance(finding, Finding):
                     category.finished, category.cpu_seconds = True, finding
@@ -33,13 +33,14 @@ def run(category: Category, folder: Path) -> None:
                 category.add(finding)
                 if finding.failed:
                     print(
-                        f"  {finding.case}: {finding.outcome}: {finding.detail!a}\n    {category.repeat(finding)}",
+                        f"  {finding.case}: {finding.outcome}: {finding.detail!a}\n"
+                        f"    {category.repeat(finding)}",
                         flush=True,
                     )
             category.seconds = time.monotonic() - started
-            if time.monotonic() - shown >= _SILENT_S:
+            if time.monotonic() - last_shown >= _SILENT_S:
                 print(f"  {_progress(category)}", flush=True)
-                shown = time.monotonic()
+                last_shown = time.monotonic()
     except EOFError:
         process.join()
         category.add(Finding(category.name, "the category itself", "crash", f"exit code {process.exitcode}"))
@@ -53,12 +54,16 @@ def run(category: Category, folder: Path) -> None:
 
 
 def _progress(category: Category) -> str:
-    done, seconds = category.num_done, category.seconds
-    if not done:
+    num_done, seconds = category.num_done, category.seconds
+    if not num_done:
         return f"{category.name}: {seconds:,.0f} s so far, no finding yet"
-    left = f", {seconds / done * (category.count - done):,.0f} s left" if 0 < done < category.count else ""
+    time_left = (
+        f", {seconds / num_done * (category.count - num_done):,.0f} s left"
+        if 0 < num_done < category.count
+        else ""
+    )
     outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in category.outcomes.most_common())
-    return f"{category.name}: {done:,} of {category.count:,} in {seconds:,.0f} s{left}: {outcomes}"
+    return f"{category.name}: {num_done:,} of {category.count:,} in {seconds:,.0f} s{time_left}: {outcomes}"
 
 
 def _in_process(sending: Connection, name: str, folder: Path, seed: int, count: int) -> None:
@@ -66,8 +71,8 @@ def _in_process(sending: Connection, name: str, folder: Path, seed: int, count: 
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     for finding in importlib.import_module(f"tests.faults.{name}").run(folder, seed, count):
         sending.send(finding)
-    used = os.times()
-    sending.send(used.user + used.system + used.children_user + used.children_system)
+    times = os.times()
+    sending.send(times.user + times.system + times.children_user + times.children_system)
 
 
 def _kill_group(pid: int | None) -> None:

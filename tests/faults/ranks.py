@@ -1,7 +1,8 @@
-"""Two ranks, one of which is killed, stopped, or out of memory: the other ends in one line with the remedy, and the run goes on.
+"""Two ranks, one of which is killed, stopped or out of memory: the other must end in one line.
 
-The ranks are started as torchrun starts them, without torchrun: it would end the other by a signal of its own. Case `seed` is the fault
-of that number, round and round, at a step drawn from the seed.
+The same command must then go on. The ranks start as under torchrun, but without it, because it would end the
+other rank by a signal of its own. Case `seed` is the fault with that number, modulo their count, at a step
+drawn from the seed.
 """
 
 import functools
@@ -13,12 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastpsl.engine.train_step import TrainStep
-from tests.faults.forks import Started
+from tests.faults.forks import RunningProcess
 from tests.faults.report import Finding
 from tests.faults.small_runs import RANKS, left_behind, start_ranks, verdict
 from tests.faults.trials import Outcome, litter, num_steps
 
-TIMEOUT_S = 6  # of --timeout-s, beside busy neighbours; ranks wait ten times as long for one another
+TIMEOUT_S = 6  # for --timeout-s, on busy cores; ranks wait ten times as long for one another
 _STEPS = (
     "--plan",
     "end_to_end",
@@ -30,34 +31,34 @@ _STEPS = (
     4,
 )
 _WORDS = ("has gone or hangs", "same command")
-_CODES = (1, 2)  # 1: it lost the other; 2: its own limits
+_CODES = (1, 2)  # 1: the other rank is lost; 2: its own limits
 _LIMIT_S = 10 * TIMEOUT_S + 90
 
 
 class Fault(NamedTuple):
-    """What happens to which rank: by `strike` from outside at a step of chance, or by `prepare` from within."""
+    """A fault of one rank: `strike` acts from outside at a random step, `prepare` from within."""
 
     name: str
     rank: int
-    strike: Callable[[Started], None] | None = None
+    strike: Callable[[RunningProcess], None] | None = None
     prepare: Callable[[], object] | None = None
 
 
-def _kill(rank: Started) -> None:
+def _kill(rank: RunningProcess) -> None:
     rank.send(signal.SIGKILL)
 
 
-def _stop(rank: Started) -> None:
+def _stop(rank: RunningProcess) -> None:
     rank.send(signal.SIGSTOP)
 
 
-def _take_memory_away(rank: Started) -> None:
-    """No byte more than it has: its next large allocation fails."""
+def _take_memory_away(rank: RunningProcess) -> None:
+    """Allow no further memory, so that the next large allocation fails."""
     resource.prlimit(rank.pid, resource.RLIMIT_AS, (1 << 20, 1 << 20))
 
 
 def _out_of_memory() -> None:
-    """Step 7 of this rank runs out of memory, as Python and numpy say it."""
+    """Make step 7 of this rank run out of memory, as Python and numpy report it."""
     step, count = TrainStep.step, iter(range(1, 1 << 30))
 
     @functools.wraps(step)
@@ -82,7 +83,7 @@ FAULTS = tuple(
 
 
 def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
-    undisturbed = folder / "undisturbed"  # it compiles what the others find compiled, and takes its time
+    undisturbed = folder / "undisturbed"  # it compiles the code for the others, which takes time
     for rank in start_ranks(RANKS.command(undisturbed, *_STEPS), folder / "undisturbed.log", 2):
         outcome = verdict(rank.wait(_LIMIT_S), RANKS.recipe)
         if outcome[0] != "goes on":
@@ -90,15 +91,20 @@ def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
             return
     for number in range(seed, seed + count):
         fault = FAULTS[number % len(FAULTS)]
-        place = folder / str(number)
-        place.mkdir()
-        yield Finding("ranks", fault.name, *_struck(fault, place, random.Random(number), undisturbed), number)
+        case_folder = folder / str(number)
+        case_folder.mkdir()
+        yield Finding(
+            "ranks",
+            fault.name,
+            *_strike_and_resume(fault, case_folder, random.Random(number), undisturbed),
+            number,
+        )
 
 
-def _struck(fault: Fault, place: Path, chance: random.Random, undisturbed: Path) -> Outcome:
-    command, out = RANKS.command(place / "run", *_STEPS, "--timeout-s", TIMEOUT_S), place / "run"
+def _strike_and_resume(fault: Fault, case_folder: Path, chance: random.Random, undisturbed: Path) -> Outcome:
+    command, out = RANKS.command(case_folder / "run", *_STEPS, "--timeout-s", TIMEOUT_S), case_folder / "run"
     prepare = {fault.rank: fault.prepare} if fault.prepare else {}
-    ranks = start_ranks(command, place / "log", 2, prepare=prepare)
+    ranks = start_ranks(command, case_folder / "log", 2, prepare=prepare)
     if fault.strike:
         step = chance.randrange(1, 20)
         ranks[0].wait_until(lambda: num_steps(out) >= step, _LIMIT_S)
@@ -106,28 +112,27 @@ def _struck(fault: Fault, place: Path, chance: random.Random, undisturbed: Path)
     other = ranks[1 - fault.rank].wait(_LIMIT_S)
     from_outside = fault.strike in (_kill, _stop)
     if from_outside:
-        ranks[fault.rank].send(
-            signal.SIGKILL
-        )  # torchrun would, now that one has ended; a stopped one needs it
-    itself = ranks[fault.rank].wait(_LIMIT_S)
+        # torchrun would do the same now that one rank has ended; a stopped rank needs it.
+        ranks[fault.rank].send(signal.SIGKILL)
+    struck = ranks[fault.rank].wait(_LIMIT_S)
     if any(rank.others_left() for rank in ranks):
         return "hang", "a process is left"
     speakers = [RANKS.recipe, f"rank 1: {RANKS.recipe}"]
     if from_outside:
         outcome = verdict(other, speakers[1 - fault.rank], _WORDS, refusals=_CODES)
-    else:  # it says why itself, and the other one keeps quiet
-        outcome = verdict(itself, speakers[fault.rank], ("memory", "same command"))
-        quiet = verdict(
-            other, speakers[1 - fault.rank], codes=(0, *_CODES)
-        )  # 0: the memory it had was enough
-        outcome = outcome if quiet[0] == "goes on" else quiet
+    else:  # the rank reports the fault itself, and the other one is silent
+        outcome = verdict(struck, speakers[fault.rank], ("memory", "same command"))
+        # Exit code 0: the memory that the rank had was enough.
+        other_outcome = verdict(other, speakers[1 - fault.rank], codes=(0, *_CODES))
+        outcome = outcome if other_outcome[0] == "goes on" else other_outcome
     if outcome[0] != "refused":
         return outcome
-    # What rank 0 was writing when it was killed lies there until the next start.
-    if (left := litter(place)) and not (from_outside and fault.rank == 0):
-        return "differs", f"left behind: {left}"
+    # A partial file of rank 0 remains until the next start if rank 0 is killed.
+    if (files := litter(case_folder)) and not (from_outside and fault.rank == 0):
+        return "differs", f"left behind: {files}"
     again = [
-        verdict(rank.wait(_LIMIT_S), RANKS.recipe) for rank in start_ranks(command, place / "again.log", 2)
+        verdict(rank.wait(_LIMIT_S), RANKS.recipe)
+        for rank in start_ranks(command, case_folder / "again.log", 2)
     ]
     for each in again:
         if each[0] != "goes on":

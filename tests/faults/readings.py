@@ -1,4 +1,4 @@
-"""What is read of a beton or a folder: pixels and labels, by the loader, and what `fastpsl beton verify` says of it."""
+"""Readings of a beton or a folder by the loader, and the output of `fastpsl beton verify`."""
 
 import contextlib
 import hashlib
@@ -20,10 +20,11 @@ from fastpsl.pipelines.decoders import dali, libffcv
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 
-# What a terminal, a pager or a log viewer would act on: C0 without tab and newline, DEL, C1, and bytes that are no UTF-8.
+# Characters that control a terminal, a pager or a log viewer: C0 without tab and newline, DEL, C1, and bytes
+# that are no UTF-8.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\udc80-\udcff]")
 
-# One crop is nearly all of a picture, the other any part of it.
+# One crop is nearly the whole image, the other any part of it.
 VIEWS = [
     ViewSpec(RandomResizedCrop(64, scale=(0.9, 1.0)), (Flip(),)),
     ViewSpec(RandomResizedCrop(32), (Flip(),)),
@@ -37,8 +38,13 @@ DECODERS += [] if dali.why_missing(torch.device("cpu")) else ["dali"]
 
 
 class Reading(NamedTuple):
-    """One epoch in the order of the data: a digest of each sample's views ("" where it was skipped), labels, and the
-    names of those that were skipped with their reasons."""
+    """One epoch in the order of the data.
+
+    Attributes:
+        digests: A digest of each sample's views; "" for a skipped one.
+        labels: The labels; -1 for a skipped sample.
+        bad: The names of the skipped samples, with their reasons.
+    """
 
     digests: tuple[str, ...]
     labels: tuple[int, ...]
@@ -46,7 +52,7 @@ class Reading(NamedTuple):
 
 
 def read(path: Path, decoder: str, on_bad_sample: str = "raise") -> Reading:
-    """Open `path` and read it once; what the library raises goes through."""
+    """Open `path` and read it once; errors of the library pass through."""
     digests, labels, bad = list[str](), list[int](), list[str]()
     with warnings.catch_warnings(), contextlib.ExitStack() as stack:
         warnings.simplefilter("ignore")
@@ -74,15 +80,18 @@ def read(path: Path, decoder: str, on_bad_sample: str = "raise") -> Reading:
     return Reading(tuple(digests), tuple(labels), tuple(bad))
 
 
-class Said(NamedTuple):
-    """What a command wrote to stdout and stderr, and the error that it ended with."""
+class CommandOutput(NamedTuple):
+    """The output of a command (stdout and stderr), and the error that it ended with."""
 
     text: str
     error: ValueError | None
 
 
-def command(arguments: beton_command.Write | beton_command.Verify | beton_command.Info) -> Said:
-    """Run `fastpsl beton ...` in this process, its output as `fastpsl.cli` writes it; errors that are no ValueError go through."""
+def command(arguments: beton_command.Write | beton_command.Verify | beton_command.Info) -> CommandOutput:
+    """Run `fastpsl beton ...` in this process, with the output of `fastpsl.cli`.
+
+    Errors other than ValueError pass through.
+    """
     output, error = io.BytesIO(), None
     stream = io.TextIOWrapper(output, encoding="utf-8", write_through=True)
     with contextlib.ExitStack() as stack:
@@ -96,13 +105,13 @@ def command(arguments: beton_command.Write | beton_command.Verify | beton_comman
         except ValueError as raised:
             error = raised
             print(f"fastpsl: {' '.join(str(error).split())}", file=sys.stderr)
-    return Said(output.getvalue().decode(errors="surrogateescape"), error)
+    return CommandOutput(output.getvalue().decode(errors="surrogateescape"), error)
 
 
 def _lose(name: str, error: OSError) -> None:
     raise error
 
 
-def verify(path: Path) -> Said:
-    """`fastpsl beton verify PATH`; `error` is None for a beton that it takes for sound."""
+def verify(path: Path) -> CommandOutput:
+    """Run `fastpsl beton verify PATH`; `error` is None for a sound beton."""
     return command(beton_command.Verify([str(path)], workers=1))

@@ -1,4 +1,4 @@
-"""What a fault came to, and the results file of a run of the harness."""
+"""The findings of the harness, and the results file of a run."""
 
 import json
 import os
@@ -12,14 +12,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Faults that ended well, by what came of them:
-#   as before   nothing that is read has changed
+# Outcomes that are good:
+#   as before   what is read has not changed
 #   refused     one line names the file and the remedy
-#   skipped     the sample was named and left out, the rest goes on
-#   found       something else is read, and `fastpsl beton verify` names it
-#   read        what was damaged is read as a picture or a value, as its format allows; what lies beside it is read as ever
-#   goes on     work continues from where it was, and its result is the undisturbed one
-# and faults that did not:
+#   skipped     the sample is named and left out, the rest goes on
+#   found       other data are read, and `fastpsl beton verify` reports it
+#   read        damaged data are read as an image or a value, as the format allows, and others as ever
+#   goes on     the work continues, with the result of an undisturbed run
+# and outcomes that are failures:
 FAILURES = {
     "crash": "the process died of a signal",
     "hang": "the time limit was reached",
@@ -47,14 +47,16 @@ _PACKAGES = (
 
 
 class Finding(NamedTuple):
-    """What one fault came to.
+    """The outcome of one fault.
 
-    category  the module, e.g. "betons"
-    case      the kind of fault, e.g. "header_bit"
-    outcome   few words; those in FAILURES are failures
-    detail    one line: the message, or what was measured
-    seed      a run of this category from this seed with a count of 1 repeats the case; None: only the whole run does
-    grown_bytes  by how much the resident memory grew at most; 0 where it is not measured
+    Attributes:
+        category: The module, such as "betons".
+        case: The kind of fault, such as "header_bit".
+        outcome: A few words; those in FAILURES are failures.
+        detail: One line: the message, or a measurement.
+        seed: A run of this category with this seed and a count of 1 repeats the case; None if only the whole
+            run does.
+        grown_bytes: The most that the resident memory grew; 0 where it is not measured.
     """
 
     category: str
@@ -83,11 +85,9 @@ class Category:
     def add(self, finding: Finding) -> None:
         self.outcomes[finding.outcome] += 1
         outcomes = self.cases.setdefault(finding.case, {})
-        counted = outcomes.setdefault(
-            finding.outcome, {"count": 0, "first": finding.detail, "grown_bytes": 0}
-        )
-        counted["count"] += 1
-        counted["grown_bytes"] = max(counted["grown_bytes"], finding.grown_bytes)
+        entry = outcomes.setdefault(finding.outcome, {"count": 0, "first": finding.detail, "grown_bytes": 0})
+        entry["count"] += 1
+        entry["grown_bytes"] = max(entry["grown_bytes"], finding.grown_bytes)
         if finding.failed:
             self.failures.append(finding)
 
@@ -96,13 +96,16 @@ class Category:
         return self.outcomes.total()
 
     def repeat(self, finding: Finding) -> str:
-        """The command that repeats a finding."""
+        """Return the command that repeats a finding."""
         seed, count = (self.seed, self.count) if finding.seed is None else (finding.seed, 1)
         option = self.name.replace("_", "-")
-        return f"python -m tests.faults --only {self.name} --seed {seed} --{option} {count} --out /tmp/faults.json"
+        return (
+            f"python -m tests.faults --only {self.name} --seed {seed} --{option} {count} "
+            f"--out /tmp/faults.json"
+        )
 
     def as_json(self) -> dict[str, Any]:
-        """Counts by outcome and by case, with the first detail and the most memory of each, and every failure."""
+        """Return counts by outcome and by case, with first details and peak memory, and every failure."""
         return {
             "asked": self.count,
             "done": self.num_done,
@@ -116,7 +119,7 @@ class Category:
 
 
 def write_results(path: Path, categories: Iterable[Category], command: str, seed: int) -> None:
-    """Write the results as JSON: beside, then renamed. What was not finished says so."""
+    """Write the results as JSON, under another name and then renamed; unfinished categories are marked."""
     results = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command,
@@ -126,16 +129,16 @@ def write_results(path: Path, categories: Iterable[Category], command: str, seed
         "versions": _versions(),
         "categories": {category.name: category.as_json() for category in categories},
     }
-    beside = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}.partial")
     text = json.dumps(results, indent=1, ensure_ascii=True)
-    # Where the tree and the cases lie tells nobody anything.
+    # The paths of this machine are of no use to readers.
     text = re.sub(r"/[\w./-]*/faults-\w+/", "", text).replace(str(Path(__file__).parents[2]), ".")
-    beside.write_text(text + "\n")
-    os.replace(beside, path)
+    temporary.write_text(text + "\n")
+    os.replace(temporary, path)
 
 
 def _commit() -> str:
-    """The commit of the tree, with "+" where files differ from it; "" outside of a repository."""
+    """Return the commit of the tree, with "+" if files differ from it; "" outside of a repository."""
     root = Path(__file__).parents[2]
     try:
         head, changes = (

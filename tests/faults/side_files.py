@@ -1,6 +1,6 @@
-"""The JSON beside a sound beton, damaged: it must not keep the beton's pixels from being told right, nor end in an internal error.
+"""A damaged JSON beside a sound beton: pixels must be read right, and no internal error may occur.
 
-Read by the loader, by `fastpsl beton verify` and `info`, and for the name of a sample, as messages give it.
+The loader, `fastpsl beton verify` and `info`, and the name of a sample in messages read the JSON.
 """
 
 import base64
@@ -14,8 +14,8 @@ from typing import Any
 from fastpsl.commands import beton as beton_command
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import sidecar_path
-from tests.faults.betons import judged_reading, sound_beton
-from tests.faults.child import Case, Limits, described, judged, refusal
+from tests.faults.betons import judge_reading, sound_beton
+from tests.faults.child import Case, Limits, describe, judge_cases, refusal
 from tests.faults.readings import CONTROL, command, read
 from tests.faults.report import Finding
 
@@ -27,7 +27,8 @@ _ESCAPES = "\x1b[2J\x1b]0;title\x07\x9b31m"
 
 Random = random.Random
 _WEIRD: list[Any] = [
-    None, True, -1, 0, 1, 10**30, 2**63, float("inf"), float("-inf"), float("nan"), 1.5, "", "x", "1", [], {}, [[]],
+    None, True, -1, 0, 1, 10**30, 2**63, float("inf"), float("-inf"), float("nan"), 1.5, "", "x", "1", [], {},
+    [[]],
     {"a": 1}, _ESCAPES, ["a"] * 3, "AAAA", [None, 1], "\ud800", "a" * 100_000, "../../etc/passwd",
 ]  # fmt: skip
 
@@ -44,14 +45,14 @@ def truncated(text: bytes, random: Random) -> bytes:
 
 
 def value(text: bytes, random: Random) -> bytes:
-    """A key with a value of another type or size."""
+    """Replace a value by one of another type or size."""
     record = json.loads(text)
     record[random.choice(sorted(record))] = random.choice(_WEIRD)
     return json.dumps(record).encode()
 
 
 def written_value(text: bytes, random: Random) -> bytes:
-    """The same within `written`."""
+    """Replace a value within `written`."""
     record = json.loads(text)
     record["written"][random.choice(sorted(record["written"]))] = random.choice(_WEIRD)
     return json.dumps(record).encode()
@@ -64,7 +65,7 @@ def missing(text: bytes, random: Random) -> bytes:
 
 
 def another(text: bytes, random: Random) -> bytes:
-    """Not an object, or one without end."""
+    """Return no object, or endless nesting."""
     depth = random.choice([10, 1000, 200_000])
     return random.choice(
         [b"", b"7", b"null", b"[]", b'"x"', b"[" * depth, b'{"a":' * depth, b"\xff\xfe{\0}\0", bytes(100)]
@@ -72,7 +73,7 @@ def another(text: bytes, random: Random) -> bytes:
 
 
 def paths(text: bytes, random: Random) -> bytes:
-    """Packed names that are cut, damaged, of another number, a bomb, or hold escapes."""
+    """Cut or damage the packed names, change their number, or add a bomb or escapes."""
     record = json.loads(text)
     packed = str(record["source_paths"])
     raw = bytearray(base64.b64decode(packed))
@@ -91,7 +92,7 @@ def paths(text: bytes, random: Random) -> bytes:
 
 
 def class_names(text: bytes, random: Random) -> bytes:
-    """Fewer or more names, doubled, or with escapes and markup."""
+    """Remove, add or double class names, or use escapes and markup."""
     record = json.loads(text)
     names = list(record["class_names"])
     choices = [
@@ -112,7 +113,7 @@ KINDS = (bit, truncated, value, written_value, missing, another, paths, class_na
 
 
 def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
-    """Findings of the mutants `seed` to `seed + count - 1`."""
+    """Yield the findings of the mutants `seed` to `seed + count - 1`."""
     sound = sound_beton(folder / "mutant.beton", "jpg")
     text = sidecar_path(sound).read_bytes()
     expected = {}
@@ -123,28 +124,32 @@ def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
 
     def judge(case: Case) -> tuple[str, str]:
         sidecar_path(sound).write_bytes(KINDS[case.seed % len(KINDS)](text, random.Random(case.seed)))
-        outcome, detail = judged_reading(sound, _DECODER, "raise", expected["sound"])
-        return (outcome, detail) if outcome not in ("as before", "refused") else _told(sound, outcome, detail)
+        outcome, detail = judge_reading(sound, _DECODER, "raise", expected["sound"])
+        return (
+            (outcome, detail)
+            if outcome not in ("as before", "refused")
+            else _judge_info(sound, outcome, detail)
+        )
 
     cases = [Case(seed + i, KINDS[(seed + i) % len(KINDS)].__name__) for i in range(count)]
-    yield from judged("side_files", cases, judge, folder / "log", LIMITS, batch=250, prepare=prepare)
+    yield from judge_cases("side_files", cases, judge, folder / "log", LIMITS, batch=250, prepare=prepare)
 
 
-def _told(path: Path, outcome: str, detail: str) -> tuple[str, str]:
-    """What `info` and a sample's name make of it."""
+def _judge_info(path: Path, outcome: str, detail: str) -> tuple[str, str]:
+    """Return the outcome of `info` and of a sample's name; by default the given one."""
     try:
-        said = command(beton_command.Info([str(path)]))
+        result = command(beton_command.Info([str(path)]))
     except Exception as error:  # noqa: BLE001 - it is what is looked for
-        return "traceback", f"info: {described(error)}"
-    if CONTROL.search(said.text):
-        return "escaped", f"info: {said.text!r}"
-    if said.error and refusal(said.error, path.name)[0] != "refused":
-        return "unclear", f"info: {said.error}"
+        return "traceback", f"info: {describe(error)}"
+    if CONTROL.search(result.text):
+        return "escaped", f"info: {result.text!r}"
+    if result.error and refusal(result.error, path.name)[0] != "refused":
+        return "unclear", f"info: {result.error}"
     try:
         with Beton(path) as beton:
             beton.name(3)
     except ValueError as error:
         return refusal(error, path.name)
     except Exception as error:  # noqa: BLE001 - it is what is looked for
-        return "traceback", f"name: {described(error)}"
+        return "traceback", f"name: {describe(error)}"
     return outcome, detail

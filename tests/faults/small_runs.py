@@ -1,4 +1,4 @@
-"""Small runs of each kind, seconds long, for faults to strike; and what they leave, compared bit for bit."""
+"""Small runs of each kind, seconds long, for faults to strike; and their results, compared bit for bit."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from fastpsl.pipelines.sample.betons import sample_paths
-from tests.faults.forks import ROOT, Ended, Started, start
+from tests.faults.forks import ROOT, ProcessEnd, RunningProcess, start
 from tests.programs import digests
 from tests.warm import rank_variables
 
@@ -25,8 +25,9 @@ _SHARED = (
     2,
 )
 _JIGSAW = (
-    *("--backbone", "nin3", "--batch-size", 4, "--grid", 2, "--shorter-px", 40, "--cell-px", 18, "--tile-px", 16),
-    *("--counts", 4, 8, 16, "--embedding-width", 16, "--permutations-per-image", 2, "--max-steps-per-stage", 6),
+    *("--backbone", "nin3", "--batch-size", 4, "--grid", 2, "--shorter-px", 40, "--cell-px", 18),
+    *("--tile-px", 16, "--counts", 4, 8, 16, "--embedding-width", 16, "--permutations-per-image", 2),
+    *("--max-steps-per-stage", 6),
 )  # fmt: skip
 
 
@@ -40,7 +41,7 @@ class Kind(NamedTuple):
     large_pictures: bool = False
 
     def command(self, out: Path, *more: object) -> list[object]:
-        """The recipe's command for the folder `out`; `more` options come last, and win."""
+        """Return the recipe's command for the folder `out`; `more` options come last and override others."""
         data = sample_paths().train if self.large_pictures else sample_paths().train_32
         shared = (*_SHARED, "--data", data, *self.options, "--out", out, *more)
         return [ROOT / "recipes" / f"{self.recipe}.py", *shared]
@@ -51,8 +52,8 @@ MOCO = Kind(
     "MoCo v2",
     "mocov2_r50",
     (
-        *("--backbone", "nin3", "--size-px", 32, "--batch-size", 8, "--queue-size", 24, "--key-group", 2, "--lr", 0.03),
-        *("--max-steps-per-stage", 6),
+        *("--backbone", "nin3", "--size-px", 32, "--batch-size", 8, "--queue-size", 24, "--key-group", 2),
+        *("--lr", 0.03, "--max-steps-per-stage", 6),
     ),
 )  # fmt: skip
 UIC = Kind(
@@ -63,13 +64,16 @@ UIC = Kind(
 IIC = Kind(
     "IIC",
     "sslpp_iic",
-    ("--backbone", "resnet18", "--batch-size", 120, "--num-clusters", 8, "--num-copies", 2, "--stage-epochs", 1),
+    (
+        *("--backbone", "resnet18", "--batch-size", 120, "--num-clusters", 8, "--num-copies", 2),
+        *("--stage-epochs", 1),
+    ),
 )  # fmt: skip
 RANKS = JIGSAW._replace(name="two ranks", num_ranks=2)
 
 
 def sslpp(labels: Path) -> Kind:
-    """SSL++'s rotation with the labels that a run of `IIC` has left."""
+    """Return SSL++'s rotation with the labels of a run of `IIC`."""
     options = ("--backbone", "resnet18", "--batch-size", 160, "--stage-epochs", 1, "--pseudo-labels", labels)
     return Kind("SSL++", "sslpp_rotation", options)
 
@@ -80,10 +84,17 @@ def start_ranks(
     num_ranks: int = 1,
     environment: Mapping[str, str | None] | None = None,
     prepare: Mapping[int, Callable[[], object]] | None = None,
-) -> list[Started]:
-    """A process per rank, as torchrun starts them but with nobody to end them all; prepare: a rank's own (see `forks.start`).
+) -> list[RunningProcess]:
+    """Start a process per rank, as torchrun does, but without its supervision.
 
     Rank 0 writes to `log`, rank N to `log` with its number added.
+
+    Args:
+        command: The command of every rank.
+        log: The file for the errors of rank 0.
+        num_ranks: The number of ranks.
+        environment: Variables to set, or with None to remove.
+        prepare: For some ranks, a function to call before the command (see `forks.start`).
     """
     prepare = prepare or {}
     if num_ranks == 1:
@@ -100,7 +111,7 @@ def start_ranks(
 
 
 def checkpoints(out: Path) -> list[str]:
-    """Names of the checkpoints in a run's folder, and of those that are being written."""
+    """Return the names of the checkpoints in a run's folder, unfinished ones included."""
     try:
         return sorted(name for name in os.listdir(out / "checkpoints") if "step-" in name)
     except FileNotFoundError:
@@ -108,29 +119,36 @@ def checkpoints(out: Path) -> list[str]:
 
 
 def left_behind(out: Path) -> dict[str, object]:
-    """What training determines of a finished run's files: its last checkpoint's leaves, its records of steps, epochs and labels."""
+    """Return the parts of a finished run's files that training determines.
+
+    They are the leaves of its last checkpoint, and its records of steps, epochs and labels.
+    """
     newest = max((out / "checkpoints").glob("step-*.pt"))
-    left: dict[str, object] = {"checkpoint": newest.name, **digests(torch.load(newest, weights_only=True))}
+    contents: dict[str, object] = {
+        "checkpoint": newest.name,
+        **digests(torch.load(newest, weights_only=True)),
+    }
     for name in ("metrics.jsonl", "epochs.jsonl", "labels.npz"):
         if (out / name).exists():
-            left[name] = (out / name).read_bytes()
-    return left
+            contents[name] = (out / name).read_bytes()
+    return contents
 
 
 def verdict(
-    ended: Ended,
+    ended: ProcessEnd,
     speaker: str,
     words: Sequence[str] = (),
     codes: Sequence[int] = (0,),
     refusals: Sequence[int] = (2,),
 ) -> tuple[str, str]:
-    """What a process came to, in the words of `report`, and its last line.
+    """Return the outcome of a process, in the words of `report`, and its last line.
 
     Args:
-        speaker: who says the line: "jigsaw_r50", "fastpsl".
-        words: each must be in the line of a refusal; where there are none, there must be no refusal.
-        codes: exit codes that are right without a refusal.
-        refusals: exit codes of a refusal.
+        ended: The end of the process.
+        speaker: The name at the beginning of the line: "jigsaw_r50", "fastpsl".
+        words: The words that a refusal must contain; without any, there must be no refusal.
+        codes: Exit codes that are right without a refusal.
+        refusals: Exit codes of a refusal.
     """
     lines = ended.output.strip().splitlines() or [""]
     last = lines[-1][-500:]

@@ -11,57 +11,57 @@ from tests.pipelines.photos import photo
 
 File = tuple[bytes, str]  # the bytes and the ending
 
-# The largest picture that fastpsl's own limit lets through, nearly.
+# The side of nearly the largest image within fastpsl's limit.
 LARGE_PX = 13_000
 
 
-def _encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+def _encode(image: Image.Image, format: str, **options: object) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, format, **options)
     return file.getvalue()
 
 
 @functools.cache
 def sound_images() -> dict[str, File]:
-    """A small photo in every format that is read, and in some that are not."""
-    picture = Image.fromarray(photo(7, 72, 90))
-    alpha = picture.copy()
-    alpha.putalpha(picture.convert("L"))
-    deep = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+    """Return a small photo in every format that is read, and in some that are not."""
+    image = Image.fromarray(photo(7, 72, 90))
+    alpha = image.copy()
+    alpha.putalpha(image.convert("L"))
+    deep = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
     exif = Image.Exif()
     exif[0x0112] = 6
     return {
-        "jpeg": (_encoded(picture, "JPEG"), ".jpg"),
-        "jpeg progressive": (_encoded(picture, "JPEG", progressive=True), ".jpg"),
-        "jpeg restarts": (_encoded(picture, "JPEG", restart_marker_blocks=4), ".jpeg"),
-        "jpeg grey": (_encoded(picture.convert("L"), "JPEG"), ".jpg"),
-        "jpeg CMYK": (_encoded(picture.convert("CMYK"), "JPEG"), ".jpg"),
-        "jpeg turned": (_encoded(picture, "JPEG", exif=exif), ".jpg"),
-        "png": (_encoded(picture, "PNG"), ".png"),
-        "png alpha": (_encoded(alpha, "PNG"), ".png"),
-        "png 16 bit": (_encoded(deep, "PNG"), ".png"),
-        "png palette": (_encoded(picture.quantize(16), "PNG", transparency=0), ".png"),
-        "webp": (_encoded(picture, "WEBP"), ".webp"),
-        "bmp": (_encoded(picture, "BMP"), ".bmp"),
-        "tiff": (_encoded(picture, "TIFF", compression="tiff_lzw"), ".tif"),
-        "tiff float": (_encoded(picture.convert("F"), "TIFF"), ".tiff"),
-        "ppm": (_encoded(picture, "PPM"), ".ppm"),
-        "gif": (_encoded(picture, "GIF"), ".jpg"),
-        "ico": (_encoded(picture, "ICO"), ".png"),
-        "pdf": (_encoded(picture, "PDF"), ".jpg"),
-        "eps": (_encoded(picture, "EPS"), ".jpg"),
-        "tga": (_encoded(picture, "TGA"), ".bmp"),
+        "jpeg": (_encode(image, "JPEG"), ".jpg"),
+        "jpeg progressive": (_encode(image, "JPEG", progressive=True), ".jpg"),
+        "jpeg restarts": (_encode(image, "JPEG", restart_marker_blocks=4), ".jpeg"),
+        "jpeg grey": (_encode(image.convert("L"), "JPEG"), ".jpg"),
+        "jpeg CMYK": (_encode(image.convert("CMYK"), "JPEG"), ".jpg"),
+        "jpeg turned": (_encode(image, "JPEG", exif=exif), ".jpg"),
+        "png": (_encode(image, "PNG"), ".png"),
+        "png alpha": (_encode(alpha, "PNG"), ".png"),
+        "png 16 bit": (_encode(deep, "PNG"), ".png"),
+        "png palette": (_encode(image.quantize(16), "PNG", transparency=0), ".png"),
+        "webp": (_encode(image, "WEBP"), ".webp"),
+        "bmp": (_encode(image, "BMP"), ".bmp"),
+        "tiff": (_encode(image, "TIFF", compression="tiff_lzw"), ".tif"),
+        "tiff float": (_encode(image.convert("F"), "TIFF"), ".tiff"),
+        "ppm": (_encode(image, "PPM"), ".ppm"),
+        "gif": (_encode(image, "GIF"), ".jpg"),
+        "ico": (_encode(image, "ICO"), ".png"),
+        "pdf": (_encode(image, "PDF"), ".jpg"),
+        "eps": (_encode(image, "EPS"), ".jpg"),
+        "tga": (_encode(image, "TGA"), ".bmp"),
     }
 
 
 def some_image(random: random.Random, start: str = "") -> tuple[bytearray, str]:
-    """One of the sound files whose name begins so."""
+    """Return one of the sound files with a name that begins with `start`."""
     data, ending = sound_images()[random.choice([name for name in sound_images() if name.startswith(start)])]
     return bytearray(data), ending
 
 
 def lying_sizes(random: random.Random) -> tuple[int, int]:
-    """Height and width in px that the file does not have."""
+    """Return a height and a width in px that the file does not have."""
     sizes = [
         (65535, 65535),
         (65535, 1),

@@ -1,6 +1,7 @@
-"""Odd surroundings: disks, limits, homes, outputs, names, neighbours, clocks, and data that change under a run.
+"""Odd surroundings: disks, limits, homes, outputs, names, neighbours, clocks, and changing data.
 
-Each trial ends well, or in one line with the remedy, within its time limit. Case `seed` is the trial of that number, round and round.
+Each trial must end well, or in one line with the remedy, within its time limit. Case `seed` is the trial with
+that number, modulo their count.
 """
 
 from collections.abc import Iterator
@@ -17,14 +18,14 @@ TRIALS = tuple(
 
 
 def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
-    """The trials `seed` to `seed + count - 1`."""
+    """Yield the findings of the trials `seed` to `seed + count - 1`."""
     disk.may_mount()
     for number in range(seed, seed + count):
         trial = TRIALS[number % len(TRIALS)]
-        place = folder / str(number)
-        place.mkdir(parents=True)
+        case_folder = folder / str(number)
+        case_folder.mkdir(parents=True)
         try:
-            outcome, detail = trial(place)
-        except (OSError, AssertionError, ValueError) as error:  # the others are tried all the same
+            outcome, detail = trial(case_folder)
+        except (OSError, AssertionError, ValueError) as error:  # so that the other trials go on
             outcome, detail = "unclear", f"the trial itself: {type(error).__name__}: {error}"
         yield Finding("surroundings", trial.__name__.replace("_", " "), outcome, detail, number)

@@ -1,4 +1,4 @@
-"""Each category of the harness on a few of its faults; `make faults` has them by the thousand."""
+"""Each category of the harness with a few of its faults; `make faults` runs thousands."""
 
 from pathlib import Path
 

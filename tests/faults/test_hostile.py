@@ -1,4 +1,4 @@
-"""The harness sees harm: each of these ways of opening a file does some."""
+"""The harness detects harm: each of these ways of opening a file does some."""
 
 import io
 import os
@@ -62,5 +62,5 @@ def test_harm_is_seen(open: Callable[[Path], str], outcome: str, tmp_path: Path)
 
     gate = Gate("p.pkl", make, open)
     subject = Subject(tmp_path, [gate])
-    subject.here.mkdir()
-    assert subject.attacked(gate, make(subject.here))[0] == outcome
+    subject.case_folder.mkdir()
+    assert subject.attack(gate, make(subject.case_folder))[0] == outcome

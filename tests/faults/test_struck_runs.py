@@ -1,4 +1,4 @@
-"""A few of the faults that strike runs, and what judges them: `make faults` has the thousands."""
+"""A few of the faults that strike runs, and the functions that judge them; `make faults` runs thousands."""
 
 from pathlib import Path
 
@@ -7,27 +7,27 @@ import pytest
 
 from tests.faults import kills, openings, page, ranks, signals, surroundings
 from tests.faults.__main__ import COUNTS
-from tests.faults.forks import Ended
+from tests.faults.forks import ProcessEnd
 from tests.faults.small_runs import verdict
-from tests.faults.trend import Held, slope, told
+from tests.faults.trend import Held, judge_growth, slope
 
 
 @pytest.mark.slow
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    found = list(kills.run(tmp_path, seed=1, count=1))
-    assert [(finding.case, finding.outcome) for finding in found] == [("jigsaw", "goes on")], found
+    findings = list(kills.run(tmp_path, seed=1, count=1))
+    assert [(finding.case, finding.outcome) for finding in findings] == [("jigsaw", "goes on")], findings
 
 
 @pytest.mark.slow
 def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    (found,) = signals.run(tmp_path, seed=0, count=1)
-    assert (found.case, found.outcome) == ("SIGTERM", "goes on"), found
+    (finding,) = signals.run(tmp_path, seed=0, count=1)
+    assert (finding.case, finding.outcome) == ("SIGTERM", "goes on"), finding
 
 
 @pytest.mark.slow
 def test_a_rank_without_the_other_says_so(tmp_path: Path) -> None:
-    (found,) = ranks.run(tmp_path, seed=0, count=1)
-    assert (found.case, found.outcome) == ("rank 1 killed", "refused"), found
+    (finding,) = ranks.run(tmp_path, seed=0, count=1)
+    assert (finding.case, finding.outcome) == ("rank 1 killed", "refused"), finding
 
 
 @pytest.mark.slow
@@ -35,22 +35,21 @@ def test_a_rank_without_the_other_says_so(tmp_path: Path) -> None:
 def test_odd_surroundings_are_one_line(name: str, tmp_path: Path) -> None:
     names = [trial.__name__ for trial in surroundings.TRIALS]
     assert len(names) == len(set(names)) == COUNTS["surroundings"]
-    (found,) = surroundings.run(tmp_path, seed=names.index(name), count=1)
-    assert found.outcome == "refused", found
+    (finding,) = surroundings.run(tmp_path, seed=names.index(name), count=1)
+    assert finding.outcome == "refused", finding
 
 
 @pytest.mark.slow
 def test_loaders_are_opened_and_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openings, "DECODERS", ["torchvision"])
-    (found,) = openings.run(tmp_path, seed=0, count=10)
-    assert found.case == "torchvision" and found.detail.startswith("10 openings: threads "), (
-        found
-    )  # too few to judge memory
+    (finding,) = openings.run(tmp_path, seed=0, count=10)
+    # Ten openings are too few to judge memory.
+    assert finding.case == "torchvision" and finding.detail.startswith("10 openings: threads "), finding
 
 
 def test_how_a_process_ended_is_told_apart() -> None:
     def ended(code: int | None, text: str) -> str:
-        return verdict(Ended(code, f"step 1\n{text}\n", 1.0), "jigsaw_r50", words=("--out",))[0]
+        return verdict(ProcessEnd(code, f"step 1\n{text}\n", 1.0), "jigsaw_r50", words=("--out",))[0]
 
     assert ended(0, "") == "goes on" and ended(None, "") == "hang" and ended(-9, "") == "crash"
     assert ended(2, "jigsaw_r50: no space; give --out") == "refused"
@@ -61,7 +60,7 @@ def test_how_a_process_ended_is_told_apart() -> None:
         == "unclear"
     )
     assert ended(1, "Traceback (most recent call last):\n KeyError: --out") == "traceback"
-    assert verdict(Ended(2, "jigsaw_r50: no\n", 1.0), "jigsaw_r50")[0] == "unclear"
+    assert verdict(ProcessEnd(2, "jigsaw_r50: no\n", 1.0), "jigsaw_r50")[0] == "unclear"
 
 
 def test_growth_is_told_from_noise() -> None:
@@ -69,16 +68,15 @@ def test_growth_is_told_from_noise() -> None:
     line = slope([0, 1, 2, 3], [1, 3, 5, 7])
     assert (line.value, line.error) == (2.0, 0.0) and line.above(1.9) and not line.above(2.0)
     noise = random.normal(0, 10, 200)
-    found = slope(x, 0.1 * x + noise)  # the error by the textbook: sigma / (std(x) sqrt(n))
-    assert (
-        abs(found.error / (10 / (x.std() * 200**0.5)) - 1) < 0.3 and abs(found.value - 0.1) < 3 * found.error
-    )
-    walk = slope(x, noise.cumsum())  # neighbours are alike: a walk without a drift looks like a slope
-    assert walk.error > 5 * found.error
+    fit = slope(x, 0.1 * x + noise)  # the textbook's error: sigma / (std(x) sqrt(n))
+    assert abs(fit.error / (10 / (x.std() * 200**0.5)) - 1) < 0.3 and abs(fit.value - 0.1) < 3 * fit.error
+    # A walk without drift looks like a slope, because its neighbours are correlated.
+    walk = slope(x, noise.cumsum())
+    assert walk.error > 5 * fit.error
     held = [Held(4, 10, int(1e9 + 1e6 * step)) for step in x]
-    grows, text = told(list(x), held, {"threads": 0.01, "resident_bytes": 1e5}, "step")
+    grows, text = judge_growth(list(x), held, {"threads": 0.01, "resident_bytes": 1e5}, "step")
     assert grows and text.startswith("threads 0 ± 0 per step (bound 0.01; 4 → 4); resident_bytes 1e+06 ± ")
-    assert not told(list(x), held, {"threads": 0.01, "resident_bytes": 1e6}, "step")[0]
+    assert not judge_growth(list(x), held, {"threads": 0.01, "resident_bytes": 1e6}, "step")[0]
 
 
 def test_the_page_is_what_the_results_say() -> None:

@@ -1,4 +1,4 @@
-"""Training for a long time: threads, descriptors and memory do not grow. The count is in minutes."""
+"""Training for a long time: threads, descriptors and memory must not grow. The count is in minutes."""
 
 import signal
 import time
@@ -8,10 +8,10 @@ from pathlib import Path
 from tests.faults.forks import start
 from tests.faults.report import Finding
 from tests.faults.small_runs import JIGSAW, verdict
-from tests.faults.trend import held_by, told
+from tests.faults.trend import held_by, judge_growth
 from tests.faults.trials import num_steps
 
-# Of a minute. 200 kB are 12 MB an hour, 2 GB a week.
+# Per minute. 200 kB are 12 MB an hour, 2 GB a week.
 BOUNDS = {"threads": 0.01, "descriptors": 0.01, "resident_bytes": 200_000.0}
 _WARM_UP = 0.2
 _NUM_LOOKS = 300
@@ -22,7 +22,7 @@ _OPTIONS = (
 
 
 def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
-    """One finding, after `count` minutes."""
+    """Yield one finding, after `count` minutes."""
     out, seconds = folder / "run", 60.0 * count
     process = start(JIGSAW.command(out, *_OPTIONS, "--seed", seed), folder / "log")
     process.wait_until(lambda: num_steps(out) >= 20)
@@ -37,6 +37,6 @@ def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
     process.send(signal.SIGTERM)
     outcome, detail = verdict(process.wait(), JIGSAW.recipe, codes=(75,))
     if outcome == "goes on":
-        grows, detail = told(minutes, held, BOUNDS, "minute")
+        grows, detail = judge_growth(minutes, held, BOUNDS, "minute")
         outcome, detail = ("memory" if grows else "as before"), f"{count} minutes, {steps:,} steps: {detail}"
     yield Finding("training", "jigsaw", outcome, detail)

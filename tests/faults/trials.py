@@ -1,14 +1,14 @@
-"""One start of a small run, or of the command line, in odd surroundings, and what it came to."""
+"""One run or command in odd surroundings, and its outcome."""
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests.faults.forks import Started, fresh, start
+from tests.faults.forks import RunningProcess, fresh, start
 from tests.faults.small_runs import JIGSAW, verdict
 
-Outcome = tuple[str, str]  # in the words of `report`, and a detail
-Trial = Callable[[Path], Outcome]  # of a folder of its own, which is empty
+Outcome = tuple[str, str]  # the outcome in the words of `report`, and a detail
+Trial = Callable[[Path], Outcome]  # called with an empty folder of its own
 NOT_HERE = "not here"
 SHORT = ("--max-steps-per-stage", 2)
 LIMIT_S = 300.0
@@ -22,7 +22,7 @@ def recipe(
     environment: Mapping[str, str | None] | None = None,
     prepare: Callable[[], object] | None = None,
 ) -> Outcome:
-    """A short run in `out`, by default a folder in `folder`: it finishes, or ends in a line with `words`."""
+    """Start a short run, by default in `folder`/run: it must finish, or end in a line with `words`."""
     command = JIGSAW.command(out or folder / "run", *SHORT, *more)
     return verdict(start(command, folder / "log", environment, prepare).wait(LIMIT_S), JIGSAW.recipe, words)
 
@@ -34,7 +34,7 @@ def fastpsl(
     environment: Mapping[str, str | None] | None = None,
     prepare: Callable[[], object] | None = None,
 ) -> Outcome:
-    """A command of `fastpsl`, likewise."""
+    """Run a command of `fastpsl`: it must finish, or end in a line with `words`."""
     process = start(("fastpsl", *arguments), folder / "log", environment, prepare)
     return verdict(process.wait(LIMIT_S), "fastpsl", words)
 
@@ -49,14 +49,14 @@ def fresh_recipe(
     refusals: Sequence[int] = (2,),
     **settings: object,
 ) -> Outcome:
-    """As `recipe`, in an interpreter of its own; speaker, refusals: see `verdict`."""
+    """Start a short run as `recipe` does, in an interpreter of its own; `verdict` explains `refusals`."""
     command = JIGSAW.command(folder / "run", *SHORT, *more)
     process = fresh(command, folder / "log", environment, before, **settings)
     return verdict(process.wait(LIMIT_S), speaker, words, refusals=refusals)
 
 
-def long_run(out: Path, log: Path, *more: object) -> Started:
-    """A run without end that has made a few steps when this returns; a checkpoint every 20."""
+def long_run(out: Path, log: Path, *more: object) -> RunningProcess:
+    """Start an endless run with a checkpoint every 20 steps, and return after its first steps."""
     options = (
         "--plan",
         "end_to_end",
@@ -72,8 +72,8 @@ def long_run(out: Path, log: Path, *more: object) -> Started:
     return process
 
 
-def stopped(process: Started, out: Path, more_steps: int, words: Sequence[str] = ()) -> Outcome:
-    """What a long run comes to within so many more steps, or when it is stopped after them."""
+def stop_after(process: RunningProcess, out: Path, more_steps: int, words: Sequence[str] = ()) -> Outcome:
+    """Stop a long run after so many more steps, and return its outcome, or that of an earlier end."""
     step = num_steps(out) + more_steps
     process.wait_until(lambda: num_steps(out) >= step, LIMIT_S)
     process.send(signal.SIGTERM)
@@ -81,7 +81,7 @@ def stopped(process: Started, out: Path, more_steps: int, words: Sequence[str] =
 
 
 def num_steps(out: Path) -> int:
-    """Steps in a run's records."""
+    """Return the number of steps in a run's records."""
     try:
         return (out / "metrics.jsonl").read_bytes().count(b"\n")
     except FileNotFoundError:
@@ -89,13 +89,13 @@ def num_steps(out: Path) -> int:
 
 
 def litter(folder: Path) -> list[str]:
-    """Files that nobody should find: temporary ones that outlived their writer."""
+    """Return the temporary files that outlived their writer."""
     return sorted(
         str(path.relative_to(folder)) for path in folder.rglob(".*") if path.suffix in (".tmp", ".partial")
     )
 
 
 def without_litter(outcome: Outcome, folder: Path) -> Outcome:
-    """`outcome`, unless temporary files are left behind."""
-    left = litter(folder)
-    return ("differs", f"left behind: {', '.join(left)}") if left else outcome
+    """Return `outcome`, unless temporary files remain."""
+    files = litter(folder)
+    return ("differs", f"left behind: {', '.join(files)}") if files else outcome

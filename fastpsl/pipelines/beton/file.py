@@ -1,4 +1,4 @@
-"""The file side of writing a beton: pages, tables, checksum. The allocation table is in sample order."""
+"""The writer of a beton's bytes: pages, tables and checksums, with the allocation table in sample order."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ _TABLE_START = HEADER.itemsize + 2 * FIELD.itemsize
 
 
 class BetonFile:
-    """Samples in, one by one, in order; holds a few MB, and 8 bytes a sample."""
+    """A beton that is being written, sample by sample; it holds a few MB and 8 bytes per sample."""
 
     def __init__(self, path: Path, max_samples: int, page_bytes: int):
         assert page_bytes & (page_bytes - 1) == 0 and MIN_PAGE_BYTES <= page_bytes <= MAX_PAGE_BYTES
@@ -28,7 +28,8 @@ class BetonFile:
         self.page_bytes, self.max_samples, self.num_samples = page_bytes, max_samples, 0
         table_end = _TABLE_START + max_samples * _ROW.itemsize
         self.data_start = -(-table_end // page_bytes) * page_bytes
-        self._written = self._end = self.data_start  # _written is on disk, up to _end is in the buffer
+        # The bytes up to _written are on disk, those up to _end in the buffer.
+        self._written = self._end = self.data_start
         self._buffer = bytearray()
         self._rows = np.zeros(_ROWS_BUFFERED, _ROW)
         self._sizes = array("I")
@@ -36,14 +37,17 @@ class BetonFile:
         self._digest = hashlib.sha256()
 
     def add(self, stored: Stored, label: int) -> None:
-        """Append one sample. A sample larger than a page doubles the page: pages are multiples of their size,
-        so what was placed before crosses no larger page either."""
+        """Append one sample.
+
+        A sample larger than a page doubles the page. The larger pages begin where smaller ones did, so
+        earlier samples do not cross them either.
+        """
         assert self.num_samples < self.max_samples and len(stored.data) <= MAX_PAGE_BYTES
         while len(stored.data) > self.page_bytes:
             self.page_bytes *= 2
-        left = -self._end % self.page_bytes
-        if len(stored.data) > left:
-            self._append(bytes(left))
+        page_rest = -self._end % self.page_bytes
+        if len(stored.data) > page_rest:
+            self._append(bytes(page_rest))
         row = self._rows[self.num_samples % _ROWS_BUFFERED]
         image = row["f0"]
         image["mode"], image["width"], image["height"] = stored.mode, stored.width, stored.height
@@ -72,8 +76,11 @@ class BetonFile:
         write_all(self.file.fd, self._rows[:num].tobytes(), _TABLE_START + first * _ROW.itemsize)
 
     def finish(self) -> str:
-        """Checksums, tables and header; the checksum of the file from data_start to its end, then of what is before
-        (SHA-256, hex)."""
+        """Write the checksums, the tables and the header.
+
+        Returns:
+            SHA-256 in hexadecimal, of the file from data_start to its end and then of what comes before.
+        """
         fd = self.file.fd
         self._flush_rows(self.num_samples % _ROWS_BUFFERED)
         head = self._head(self._end + self._checksums.num_bytes)
@@ -93,7 +100,7 @@ class BetonFile:
         return self._digest.hexdigest()
 
     def _head(self, alloc: int) -> bytes:
-        """Header and field descriptors; alloc: where the allocation table begins."""
+        """Return the header and the field descriptors; the allocation table begins at `alloc`."""
         header, fields = np.zeros(1, HEADER), np.zeros(2, FIELD)
         header[0] = (VERSION, 2, self.page_bytes, self.num_samples, alloc)
         for descriptor, type_id, name in zip(

@@ -1,9 +1,9 @@
-"""Reading betons: one file or several shards of the stock FFCV format as one list of samples.
+"""The reader of betons: one file or several shards of the stock FFCV format as one list of samples.
 
 Opening checks every pointer, size, mode and label of the tables, so that C code may trust them later. The
-tables are memory-mapped; per sample nothing is held, or 4 bytes where the allocation table is not in sample
-order (ffcv's writer with several processes). Data are read by pread: a file that shrinks is an error message
-then, not a SIGBUS.
+tables are memory-mapped. Memory per sample is zero, or 4 bytes where the allocation table is not in sample
+order, as ffcv's writer with several processes leaves it. Data are read by pread, because a file that shrinks
+then causes an error message and not a SIGBUS.
 """
 
 import glob
@@ -24,8 +24,11 @@ from fastpsl.pipelines.doing import doing
 
 
 def shard_paths(source: "str | Path | Sequence[str | Path]") -> list[Path]:
-    """The files that `source` names (a file, a glob, or several files), sorted by name; ValueError where
-    there are none."""
+    """Return the files that `source` names (a file, a glob, or several files), sorted by name.
+
+    Raises:
+        ValueError: There are none.
+    """
     if not isinstance(source, str | Path):
         paths = [Path(path) for path in source]
         if not paths:
@@ -45,9 +48,13 @@ def shard_paths(source: "str | Path | Sequence[str | Path]") -> list[Path]:
 class Beton:
     """One beton or several shards as one list of samples, in sorted order of the shards' names.
 
-    `source`: a file, a glob, or several files. Everything in the tables is checked here: ValueError (one
-    line, with the path and the remedy) when a file is missing, empty, truncated, foreign, out of bounds or
-    has labels out of range, or when the JSONs tell of shards of different runs.
+    Args:
+        source: A file, a glob, or several files.
+
+    Raises:
+        ValueError: A file is missing, empty, truncated, foreign, out of bounds or has labels out of range, or
+            the JSONs belong to shards of different runs. The message is one line with the path and the
+            remedy.
     """
 
     kind = "beton"
@@ -60,8 +67,8 @@ class Beton:
         splits = set[str]()
         try:
             name = str(self.paths[0]) + (f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else "")
-            with doing(f"{name}: checking its tables", "files", len(self.paths)) as told:
-                for path in told.over(self.paths):
+            with doing(f"{name}: checking its tables", "files", len(self.paths)) as progress:
+                for path in progress.over(self.paths):
                     splits.add(self._add(path))
             if faults := set_faults(self._written):
                 raise ValueError(faults[0])
@@ -79,14 +86,14 @@ class Beton:
         self.num_classes = len(self.class_names) if self.class_names else max_label + 1
 
     def _warn_of_missing_shards(self) -> None:
-        """A glob means the whole set; files that are named one by one may be meant so."""
+        """Warn of shards that a glob lacks; files named one by one may be meant so."""
         missing = missing_shards(self._written)
         if missing:
             more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
             warnings.warn(f"{missing[0]}{more}", stacklevel=3)
 
     def _add(self, path: Path) -> str:
-        """The split that its JSON tells of, or ""."""
+        """Open one file and return the split that its JSON names, or ""."""
         sidecar = read_sidecar(path)
         names = sidecar.class_names if sidecar else None
         if sidecar and (written := how_written(path, sidecar.written, names)):
@@ -95,7 +102,8 @@ class Beton:
         self.shards.append(shard)
         if sidecar and sidecar.num_samples != shard.num_samples:
             raise ValueError(
-                f"{path}: {shard.num_samples:,} samples, its JSON tells of {sidecar.num_samples:,}; remove {path.name}.json"
+                f"{path}: {shard.num_samples:,} samples, its JSON tells of {sidecar.num_samples:,}; "
+                f"remove {path.name}.json"
             )
         if names and self.class_names and names != self.class_names:
             raise ValueError(
@@ -108,7 +116,7 @@ class Beton:
         return self.num_samples
 
     def image_sizes(self) -> tuple[int, int, int, int]:
-        """(min height, min width, max height, max width) over all samples, px."""
+        """Return (min height, min width, max height, max width) over all samples, in px."""
         shards = self.shards
         return (
             min(shard.min_height for shard in shards), min(shard.min_width for shard in shards),
@@ -116,30 +124,37 @@ class Beton:
         )  # fmt: skip
 
     def rows(self, indices: np.ndarray) -> SampleTable:
-        """Where the samples `indices` (int64 [B], in [0, num_samples)) lie. ValueError when a file has been
-        written to since opening."""
+        """Return where samples lie in the files.
+
+        Args:
+            indices: int64 [B], in [0, num_samples).
+
+        Raises:
+            IndexError: An index is out of range.
+            ValueError: A file was written to since it was opened.
+        """
         indices = np.asarray(indices, np.int64)
         if len(indices) and not (0 <= indices.min() and indices.max() < self.num_samples):
             raise IndexError(f"sample {indices.min()} .. {indices.max()} of {self.num_samples}")
         rows = SampleTable.empty(indices)
-        owners = np.searchsorted(self._starts, indices, "right") - 1
-        for owner in np.unique(owners):
-            shard, here = self.shards[owner], np.flatnonzero(owners == owner)
+        shard_numbers = np.searchsorted(self._starts, indices, "right") - 1
+        for number in np.unique(shard_numbers):
+            shard, places = self.shards[number], np.flatnonzero(shard_numbers == number)
             shard.check_unchanged()
-            local = indices[here] - self._starts[owner]
+            local = indices[places] - self._starts[number]
             (images, labels), sizes = shard.table(local), shard.sizes(local)
             shard.check_rows(images, sizes, labels)
-            rows.fd[here], rows.offset[here], rows.num_bytes[here] = shard.fd, images["data_ptr"], sizes
-            rows.height[here], rows.width[here], rows.mode[here] = (
+            rows.fd[places], rows.offset[places], rows.num_bytes[places] = shard.fd, images["data_ptr"], sizes
+            rows.height[places], rows.width[places], rows.mode[places] = (
                 images["height"],
                 images["width"],
                 images["mode"],
             )
-            rows.label[here] = labels
+            rows.label[places] = labels
         return rows
 
     def labels(self) -> np.ndarray:
-        """All labels, int32 [num_samples]; -1 = none."""
+        """Return all labels, int32 [num_samples]; -1 for none."""
         out = np.empty(self.num_samples, np.int32)
         for start, shard in zip(self._starts, self.shards, strict=False):
             for part in chunks(shard.num_samples):
@@ -147,27 +162,33 @@ class Beton:
         return out
 
     def read(self, index: int) -> bytes:
-        """The stored bytes of one sample: a JPEG, or height * width * 3 raw values. ValueError when they
-        cannot be read whole."""
+        """Return the stored bytes of one sample: a JPEG, or height * width * 3 raw values.
+
+        Raises:
+            ValueError: They cannot be read whole.
+        """
         rows = self.rows(np.array([index]))
-        wanted = int(rows.num_bytes[0])
+        num_bytes = int(rows.num_bytes[0])
         try:
-            data = os.pread(int(rows.fd[0]), wanted, int(rows.offset[0]))
+            data = os.pread(int(rows.fd[0]), num_bytes, int(rows.offset[0]))
         except OSError as error:
             raise ValueError(f"{self.name(index)}: cannot be read ({error.strerror})") from None
-        if len(data) != wanted:
+        if len(data) != num_bytes:
             raise ValueError(
-                f"{self.name(index)}: {len(data)} of {wanted} bytes; the file was truncated, {REMEDY}"
+                f"{self.name(index)}: {len(data)} of {num_bytes} bytes; the file was truncated, {REMEDY}"
             )
         return data
 
     def name(self, index: int) -> str:
-        """The sample in words, for messages: "train.beton sample 17 (n01440764/a.JPEG)", without the path
-        where none is known."""
-        owner = int(np.searchsorted(self._starts, index, "right")) - 1
-        local, path = int(index - self._starts[owner]), self.shards[owner].path
+        """Return the sample in words for messages, such as "train.beton sample 17 (n01440764/a.JPEG)".
+
+        The path of the source is left out where it is not known.
+        """
+        number = int(np.searchsorted(self._starts, index, "right")) - 1
+        local, path = int(index - self._starts[number]), self.shards[number].path
         try:
-            sidecar = read_sidecar(path)  # again from disk: millions of paths are not worth keeping for this
+            # Read from disk each time, because millions of paths are not worth keeping for this.
+            sidecar = read_sidecar(path)
             source = (
                 next((p for i, p in enumerate(sidecar.source_paths()) if i == local), "") if sidecar else ""
             )
@@ -176,8 +197,7 @@ class Beton:
         return f"{path} sample {local}" + (f" ({source})" if source else "")
 
     def digest(self) -> str:
-        """Hex digest of headers and tables (not of the data): equal for equal betons, 30 ms for a million
-        samples."""
+        """Return a hex digest of headers and tables, without the data; 30 ms for a million samples."""
         digest = hashlib.blake2b(digest_size=16)
         for shard in self.shards:
             digest.update(os.pread(shard.fd, HEADER.itemsize, 0))
@@ -187,12 +207,12 @@ class Beton:
         return digest.hexdigest()
 
     def close(self) -> None:
-        """Close the files; rows given out before must not be read any more."""
+        """Close the files; rows returned before must not be read any more."""
         for shard in self.shards:
             shard.close()
 
     def __del__(self) -> None:
-        """Closes what was left open, and warns of it as Python's own files do."""
+        """Close what was left open, and warn of it as Python's own files do."""
         if any(shard.fd >= 0 for shard in getattr(self, "shards", ())):
             warnings.warn(f"unclosed beton {self.paths[0]}", ResourceWarning, stacklevel=2, source=self)
             self.close()

@@ -1,8 +1,9 @@
-"""One beton file: FFCV's format, version 2, its tables opened and checked.
+"""One beton file: FFCV's format, version 2, with its tables opened and checked.
 
-The file: a header; field descriptors; a table of one row a sample (per field: image mode, width, height,
-pointer; label); pages of data, across which no sample reaches; of ours, checksums (beton_checksums.py); at the end the
-allocation table (sample, pointer, size) that knows each sample's length. Layout after ffcv/types.py and ffcv/writer.py of ffcv 1.0.2.
+The file begins with a header, the field descriptors and a table with one row per sample (per field: image
+mode, width, height, pointer; label). Pages of data follow, and no sample crosses two of them. At the end is
+the allocation table (sample, pointer, size), the only place that holds each sample's length. fastpsl writes
+checksums before it (checksums.py). The layout follows ffcv/types.py and ffcv/writer.py of ffcv 1.0.2.
 """
 
 import os
@@ -29,7 +30,7 @@ FIELD = np.dtype([("type_id", "u1"), ("name", "u1", (16,)), ("arguments", "u1", 
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 LABEL = np.dtype("<i8")
-# ffcv's field types and what each keeps in a sample's row: float, int, image, bytes, array, JSON, tensor.
+# ffcv's field types and the dtype of each in a sample's row: float, int, image, bytes, array, JSON, tensor.
 _BYTES = np.dtype([("ptr", "<u8"), ("size", "<u8")])
 ROW_OF_TYPE = {
     0: np.dtype("<f8"),
@@ -43,14 +44,14 @@ ROW_OF_TYPE = {
 INT_TYPE, IMAGE_TYPE = 1, 2
 JPG, RAW = 0, 1
 MAX_LABEL = 2**31 - 1
-CHUNK = 1 << 18  # samples checked at a time: the temporaries of a check stay near 20 MB
+CHUNK = 1 << 18  # samples checked at a time, so that temporaries stay near 20 MB
 
 REMEDY = "write it again with `fastpsl beton write`"
 _OVERWRITTEN = "put the old file back, or start anew; write new data under another name and rename it"
 
 
 def row_dtype(type_ids: Sequence[int]) -> np.dtype:
-    """The table row of one sample whose fields have these types; they are named f0, f1, ..."""
+    """Return the dtype of a table row with fields of these types, which are named f0, f1, ..."""
     return np.dtype([(f"f{i}", ROW_OF_TYPE[type_id]) for i, type_id in enumerate(type_ids)], align=True)
 
 
@@ -83,14 +84,14 @@ class Shard:
             raise
 
     def close(self) -> None:
-        for name in ("_table", "_allocations", "_sizes"):  # the maps keep descriptors of their own
+        for name in ("_table", "_allocations", "_sizes"):  # the maps have descriptors of their own
             self.__dict__.pop(name, None)
         if self.fd >= 0:
             os.close(self.fd)
         self.fd = -1
 
-    def _refuse(self, what: str, remedy: str = REMEDY) -> ValueError:
-        return ValueError(f"{self.path}: {what}; {remedy}")
+    def _refuse(self, fault: str, remedy: str = REMEDY) -> ValueError:
+        return ValueError(f"{self.path}: {fault}; {remedy}")
 
     def _open_tables(self) -> None:
         status = os.fstat(self.fd)
@@ -122,13 +123,14 @@ class Shard:
             raise self._refuse("holds no samples")
         if alloc == 0:
             raise self._refuse("was never finished (its writer was stopped)")
-        # Counts are compared with the file's size before anything of their size is touched.
+        # Check the counts against the file's size before mapping anything of that size.
         self.table_start = HEADER.itemsize + num_fields * FIELD.itemsize
         self.table_end, self.alloc = self.table_start + self.num_samples * row.itemsize, alloc
         num_allocations, rest = divmod(self.file_size - alloc, ALLOCATION.itemsize)
         if self.table_end > alloc or num_allocations < self.num_samples or rest:
             raise self._refuse(
-                f"is truncated or damaged ({self.file_size:,} bytes do not hold the tables of {self.num_samples:,} samples)"
+                f"is truncated or damaged ({self.file_size:,} bytes do not hold the tables "
+                f"of {self.num_samples:,} samples)"
             )
         with open(self.fd, "rb", closefd=False) as file:
             self._table = np.memmap(file, row, "r", self.table_start, (self.num_samples,))
@@ -136,7 +138,7 @@ class Shard:
         self._sizes = self._joined_sizes()
 
     def _joined_sizes(self) -> np.ndarray | None:
-        """Sizes by sample (uint32); None when the allocation table is in sample order and serves as it is."""
+        """Return sizes by sample (uint32); None when the allocation table is in sample order."""
         pointers, allocated = self._table[self._image]["data_ptr"], self._allocations["ptr"]
         if len(allocated) == self.num_samples and all(
             np.array_equal(pointers[part], allocated[part]) for part in chunks(self.num_samples)
@@ -146,44 +148,53 @@ class Shard:
         ordered = np.asarray(allocated[order])
         sizes = np.empty(self.num_samples, np.uint32)
         for part in chunks(self.num_samples):
-            wanted = np.asarray(pointers[part])
-            at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
-            lost = np.flatnonzero(ordered[at] != wanted)
-            if len(lost):
-                raise self._refuse(f"sample {part.start + lost[0]} has no entry in the allocation table")
-            found = self._allocations["size"][order[at]]
-            if found.max() > 0xFFFFFFFF:
-                raise self._refuse(f"sample {part.start + int(found.argmax())} is larger than a page can be")
-            sizes[part] = found
+            part_pointers = np.asarray(pointers[part])
+            places = np.minimum(np.searchsorted(ordered, part_pointers), len(ordered) - 1)
+            unallocated = np.flatnonzero(ordered[places] != part_pointers)
+            if len(unallocated):
+                raise self._refuse(
+                    f"sample {part.start + unallocated[0]} has no entry in the allocation table"
+                )
+            part_sizes = self._allocations["size"][order[places]]
+            if part_sizes.max() > 0xFFFFFFFF:
+                raise self._refuse(
+                    f"sample {part.start + int(part_sizes.argmax())} is larger than a page can be"
+                )
+            sizes[part] = part_sizes
         return sizes
 
     def sizes(self, index: "slice | np.ndarray") -> np.ndarray:
-        """Bytes of samples, uint32 or uint64."""
+        """Return the sizes of samples in bytes, uint32 or uint64."""
         return np.asarray((self._allocations["size"] if self._sizes is None else self._sizes)[index])
 
     def table(self, index: "slice | np.ndarray") -> tuple[np.ndarray, np.ndarray]:
-        """The table's image parts (IMAGE) and labels (int64) of samples."""
+        """Return the image parts (IMAGE) and the labels (int64) of samples' rows."""
         rows = self._table[index]
         return rows[self._image], rows[self._label]
 
     def row_bytes(self, index: int) -> bytes:
-        """A sample's row of the table as it is on disk."""
+        """Return a sample's row of the table as it is on disk."""
         return bytes(self._table[index : index + 1].tobytes())
 
     def check_unchanged(self) -> None:
-        """ValueError where the file has been written to since it was opened. One that was put in its place by renaming
-        is not noticed, and does no harm: this one stays open."""
+        """Check that nobody has written to the file since it was opened.
+
+        A new file renamed into its place is no error, because this one stays open.
+
+        Raises:
+            ValueError: The file was truncated or overwritten.
+        """
         status = os.fstat(self.fd)
-        if status.st_size < self.file_size:  # the mapped tables would be a SIGBUS
+        if status.st_size < self.file_size:  # reading the mapped tables would raise SIGBUS
             raise self._refuse("was truncated while it was in use")
         if status.st_mtime_ns != self._time_ns:
-            # `touch` and mended times change nothing; other samples have other tables, or other checksums.
+            # `touch` changes the time alone. Other samples have other tables or other checksums.
             if status.st_size != self.file_size or self._tables_crc() != self._opened_crc:
                 raise self._refuse("was overwritten while it was in use", _OVERWRITTEN)
             self._time_ns = status.st_mtime_ns
 
     def _tables_crc(self) -> int:
-        """CRC-32 of both tables and of what stands before the second: the samples' checksums, where there are such."""
+        """Return the CRC-32 of both tables and of the samples' checksums before the second, if any."""
         start = max(self.alloc - 4 * (self.num_samples + 2), self.table_end)
         crc = zlib.crc32(os.pread(self.fd, self.alloc - start, start))
         for part in chunks(self.num_samples):
@@ -191,7 +202,7 @@ class Shard:
         return crc
 
     def check_rows(self, images: np.ndarray, sizes: np.ndarray, labels: np.ndarray) -> None:
-        """ValueError for rows of the table beyond what was found in it on opening: the file is being overwritten."""
+        """Raise ValueError for rows outside the ranges found on opening: the file is being overwritten."""
         heights, widths = images["height"], images["width"]
         is_known = (
             (heights >= self.min_height) & (heights <= self.max_height)
@@ -208,17 +219,17 @@ class Shard:
             images, labels = self.table(part)
             pointers, sizes = images["data_ptr"].astype(np.uint64), self.sizes(part).astype(np.uint64)
             heights, widths, modes = images["height"], images["width"], images["mode"]
-            room = np.uint64(self.alloc)
+            end = np.uint64(self.alloc)
             self._refuse_where(part, (heights == 0) | (widths == 0), "has a side of 0 px")
             self._refuse_where(part, modes > RAW, "has an unknown image mode (known: 0 jpg, 1 raw)")
             self._refuse_where(
                 part,
-                # in this order nothing overflows
+                # This order avoids overflow.
                 (pointers < self.table_end)
-                | (pointers > room)
-                | (sizes > room)
+                | (pointers > end)
+                | (sizes > end)
                 | (sizes == 0)
-                | (pointers + sizes > room),
+                | (pointers + sizes > end),
                 "lies outside of the file's data",
             )
             pixels = heights.astype(np.uint64) * widths
@@ -232,12 +243,12 @@ class Shard:
             )
             self._refuse_where(part, labels < -1, "has a label below -1")
             allowed = MAX_LABEL if num_classes is None else num_classes - 1
-            named = (
+            label_fault = (
                 "a label beyond int32"
                 if num_classes is None
                 else f"a label above {allowed}, the last of its class names"
             )
-            self._refuse_where(part, labels > allowed, f"has {named}")
+            self._refuse_where(part, labels > allowed, f"has {label_fault}")
             self.min_height, self.max_height = (
                 min(self.min_height, int(heights.min())),
                 max(self.max_height, int(heights.max())),
@@ -250,7 +261,9 @@ class Shard:
             self.num_raw += int((modes == RAW).sum())
             self.max_label = max(self.max_label, int(labels.max()))
 
-    def _refuse_where(self, part: slice, bad: np.ndarray, what: str) -> None:
+    def _refuse_where(self, part: slice, bad: np.ndarray, fault: str) -> None:
         if bad.any():
-            first, others = part.start + int(bad.argmax()), int(bad.sum()) - 1
-            raise self._refuse(f"sample {first} {what}" + (f" (and {others:,} more)" if others else ""))
+            first, num_others = part.start + int(bad.argmax()), int(bad.sum()) - 1
+            raise self._refuse(
+                f"sample {first} {fault}" + (f" (and {num_others:,} more)" if num_others else "")
+            )

@@ -1,7 +1,8 @@
-"""Which betons belong together, as their JSONs tell: the shards i/n of one source, written with the same options.
+"""The rules by which betons belong together: shards i/n of one source, written with the same options.
 
-Whole betons of different sources may be read together too; what is refused are shards of different runs, and images
-that would be there twice. A beton without a JSON, or whose JSON does not tell, belongs anywhere.
+The JSONs hold what is needed. Whole betons of different sources may be read together, too. Shards of
+different runs are refused, and so are images that would appear twice. A beton without this information
+belongs anywhere.
 """
 
 import os
@@ -12,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# What the shards of one data set have in common, and how it is said.
+# The entries that all shards of a data set share, and their wording in messages.
 _COMMON = {
     "shards": "of {} shards",
-    "source": "from {}",  # its last name: machines may have it in other places
+    # The last part of the path, because machines may have the source in different places.
+    "source": "from {}",
     "split": "from split {}",
     "num_total": "from a source of {} images",
     "short_side": "with --short-side {}",
@@ -29,7 +31,7 @@ _AGAIN = "write them all again in one way, or read them one by one"
 
 @dataclass(frozen=True)
 class Written:
-    """What a JSON tells of how its beton was written."""
+    """The part of a beton's JSON that describes how it was written."""
 
     path: Path
     index: int  # of num_shards
@@ -43,7 +45,7 @@ class Written:
 
 
 def how_written(path: Path, written: dict[str, Any], class_names: list[str] | None) -> Written | None:
-    """From a JSON's `written` and `class_names`; None where it does not tell of shard and source."""
+    """Return the description from a JSON's `written` and `class_names`; None without shard and source."""
     shard = re.fullmatch("([0-9]{1,7})/([0-9]{1,7})", str(written.get("shard")))
     if not shard or not written.get("source"):
         return None
@@ -51,23 +53,25 @@ def how_written(path: Path, written: dict[str, Any], class_names: list[str] | No
     if not int(index) < int(num_shards) <= _MAX_SHARDS:
         return None
     source = str(written["source"])
-    told = {**written, "shards": num_shards, "source": os.path.basename(source)}
-    common = tuple((name, str(told.get(name))) for name in _COMMON)
+    entries = {**written, "shards": num_shards, "source": os.path.basename(source)}
+    common = tuple((name, str(entries.get(name))) for name in _COMMON)
     return Written(path, int(index), source, common, None if class_names is None else tuple(class_names))
 
 
 def set_faults(shards: Sequence[Written]) -> list[str]:
-    """What keeps these betons from being one data set, a line each: other runs, the same images twice."""
+    """Return what keeps these betons from being one data set, a line each: other runs, repeated images."""
     if all(shard.num_shards == 1 for shard in shards):
         return _twice(shards)
     first = _usual(shards)[0]
     faults, same = list[str](), list[Written]()
     for shard in shards:
-        told = zip(_COMMON.values(), shard.common, first.common, strict=True)
-        differs = [(how, here, there) for how, (_, here), (_, there) in told if here != there]
-        if differs:
-            how, here, there = differs[0]
-            text = f"was written {how.format(here)}, {first.path} {how.format(there)}"
+        entries = zip(_COMMON.values(), shard.common, first.common, strict=True)
+        differences = [
+            (wording, value, other) for wording, (_, value), (_, other) in entries if value != other
+        ]
+        if differences:
+            wording, value, other = differences[0]
+            text = f"was written {wording.format(value)}, {first.path} {wording.format(other)}"
             faults.append(f"{shard.path}: {text}; {_AGAIN}")
         elif shard.class_names != first.class_names:
             faults.append(f"{shard.path}: its class names differ from those of {first.path}; {_AGAIN}")
@@ -77,17 +81,17 @@ def set_faults(shards: Sequence[Written]) -> list[str]:
 
 
 def _usual(shards: Sequence[Written]) -> list[Written]:
-    """Those of the run that most belong to."""
+    """Return the shards of the run that has the most of them."""
     run, _ = Counter((shard.common, shard.class_names) for shard in shards).most_common(1)[0]
     return [shard for shard in shards if (shard.common, shard.class_names) == run]
 
 
 def _twice(shards: Sequence[Written]) -> list[str]:
-    """Shards that hold the images of another one: whole betons of one source and split, or one shard of a run."""
-    seen, faults = dict[object, Written](), list[str]()
+    """Return a line per beton that repeats another: whole ones of one source and split, or one shard."""
+    first_of, faults = dict[object, Written](), list[str]()
     for shard in shards:
-        whole = (shard.source, dict(shard.common)["split"])
-        other = seen.setdefault(whole if shard.num_shards == 1 else shard.index, shard)
+        whole_beton = (shard.source, dict(shard.common)["split"])
+        other = first_of.setdefault(whole_beton if shard.num_shards == 1 else shard.index, shard)
         if other is not shard:
             of = f"shard {shard.index}/{shard.num_shards} of {shard.source}"
             faults.append(f"{shard.path}: holds the same images as {other.path} ({of}); remove one of them")
@@ -95,11 +99,11 @@ def _twice(shards: Sequence[Written]) -> list[str]:
 
 
 def missing_shards(shards: Sequence[Written]) -> list[str]:
-    """The shards that are not there, a line each, of the run that most of these belong to."""
-    there = _usual(shards) if shards else []
-    missing = set(range(there[0].num_shards)) - {shard.index for shard in there} if there else set()
+    """Return a line per missing shard of the run that most of these belong to."""
+    run = _usual(shards) if shards else []
+    missing = set(range(run[0].num_shards)) - {shard.index for shard in run} if run else set()
     return [
-        f"{there[0].path.parent}: shard {index}/{there[0].num_shards} of {there[0].source} is missing; "
-        f"write it with --shard {index}/{there[0].num_shards}"
+        f"{run[0].path.parent}: shard {index}/{run[0].num_shards} of {run[0].source} is missing; "
+        f"write it with --shard {index}/{run[0].num_shards}"
         for index in sorted(missing)
     ]

@@ -1,14 +1,14 @@
-"""What a beton cannot hold, in one small JSON beside it: `train.beton.json` for `train.beton`. Readers do
-without it.
+r"""The JSON beside a beton, `train.beton.json` for `train.beton`, with what the format has no place for.
+
+Betons are read without it, too.
 
 format        1
 num_samples   as in the beton
 class_names   list, label = position; null for a flat folder
-source_paths  of each sample, relative to the source: newline-joined ("\\" and newline escaped), zlib, base64
-written       how: options (of split: what readers call the data's split), version, counts
+source_paths  of each sample, relative to the source: newline-joined ("\" and newline escaped), zlib, base64
+written       how it was written: options (split: what readers call the data's split), version, counts
 data_start, sha256   checksum of the bytes from data_start to the end of the file, then of those before it:
-the order in
-              which a beton is written, so that the checksum costs no second reading
+              the order in which a beton is written, so that the checksum needs no second reading
 """
 
 import base64
@@ -26,7 +26,7 @@ FORMAT = 1
 
 @dataclass
 class Sidecar:
-    """The JSON, read; see the module's text."""
+    """The contents of the JSON, which the module's docstring describes."""
 
     num_samples: int
     class_names: list[str] | None
@@ -34,13 +34,16 @@ class Sidecar:
     data_start: int
     sha256: str
     packed_paths: str
-    path: Path | None = None  # of the JSON that was read
+    path: Path | None = None  # the JSON, where it was read from one
 
     def source_paths(self) -> Iterator[str]:
-        """Each sample's path in the source, in sample order; nothing for samples that came from no file.
+        """Yield each sample's path in the source, in sample order; none for samples of no file.
 
-        ValueError where they are damaged or not as many as the samples, and what came before may be wrong, too. However
-        long the paths say that they are, a few MB are held.
+        It holds a few MB at most, however long the packed paths claim to be.
+
+        Raises:
+            ValueError: The paths are damaged or not as many as the samples. Those yielded before may be
+                wrong, too.
         """
         num = 0
         try:
@@ -53,22 +56,23 @@ class Sidecar:
             num = -1
         if self.packed_paths and num != self.num_samples:
             raise ValueError(
-                f"{self.path}: its source_paths are damaged; copy it again, or remove it (betons are read without it too)"
+                f"{self.path}: its source_paths are damaged; "
+                f"copy it again, or remove it (betons are read without it too)"
             )
 
 
 _PIECE_BYTES = 1 << 16
-_MAX_PATH_BYTES = 1 << 20  # of a tar's names: file systems take 4,096
+_MAX_PATH_BYTES = 1 << 20  # for names in a tar; file systems allow 4,096
 
 
 def _unpacked(packed: bytes) -> Iterator[bytes]:
-    """Lines; ValueError or zlib.error where there is damage."""
+    """Yield the lines; raise ValueError or zlib.error where they are damaged."""
     unpacker, rest = zlib.decompressobj(), b""
     for start in range(0, len(packed), _PIECE_BYTES):
         piece = packed[start : start + _PIECE_BYTES]
         while piece or unpacker.unconsumed_tail:
-            *whole, rest = (rest + unpacker.decompress(piece, _PIECE_BYTES)).split(b"\n")
-            yield from whole
+            *lines, rest = (rest + unpacker.decompress(piece, _PIECE_BYTES)).split(b"\n")
+            yield from lines
             piece = unpacker.unconsumed_tail
             if len(rest) > _MAX_PATH_BYTES:
                 raise ValueError
@@ -77,12 +81,12 @@ def _unpacked(packed: bytes) -> Iterator[bytes]:
     yield rest
 
 
-# One call each would give up the GIL each time: 0.09 ms a path beside busy threads.
+# Many lines per call, because each call gives up the GIL: 0.09 ms per path beside busy threads.
 _LINES_AT_A_TIME = 1024
 
 
 class PathPacker:
-    """Packs source paths one by one: about 10 bytes a path stay in memory."""
+    """A compressor of source paths, which holds about 10 bytes per path."""
 
     def __init__(self) -> None:
         self._zlib, self._parts = zlib.compressobj(6), list[bytes]()
@@ -115,12 +119,12 @@ def _unescape(line: bytes) -> str:
 
 
 def sidecar_path(beton: Path) -> Path:
-    """train.beton -> train.beton.json"""
+    """Return train.beton.json for train.beton."""
     return beton.with_name(beton.name + ".json")
 
 
 def dump_sidecar(sidecar: Sidecar) -> bytes:
-    """The JSON's bytes."""
+    """Return the JSON as bytes."""
     record = {
         "format": FORMAT,
         "num_samples": sidecar.num_samples,
@@ -134,8 +138,11 @@ def dump_sidecar(sidecar: Sidecar) -> bytes:
 
 
 def read_sidecar(beton: Path) -> Sidecar | None:
-    """The sidecar of a beton; None where there is none. ValueError when it is there and cannot be
-    understood."""
+    """Return the sidecar of a beton; None where it has none.
+
+    Raises:
+        ValueError: It exists and cannot be understood.
+    """
     path = sidecar_path(beton)
     try:
         record = json.loads(path.read_bytes())
@@ -159,12 +166,12 @@ def read_sidecar(beton: Path) -> Sidecar | None:
         if sidecar.num_samples < 0 or not 0 <= sidecar.data_start < 1 << 63:
             raise ValueError(f"num_samples {sidecar.num_samples}, data_start {sidecar.data_start}")
         base64.b64decode(sidecar.packed_paths, validate=True)
-        known = record["format"] == FORMAT
+        is_known_format = record["format"] == FORMAT
     except (KeyError, TypeError, ValueError, OverflowError, binascii.Error) as error:
         raise ValueError(
             f"{path}: not a beton's JSON ({error!r}); remove it (betons are read without it too)"
         ) from None
-    if not known:
+    if not is_known_format:
         raise ValueError(
             f"{path}: format {record['format']}, known is {FORMAT}; update fastpsl, or remove the file"
         )

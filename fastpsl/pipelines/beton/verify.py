@@ -1,4 +1,4 @@
-"""What is in a beton, and whether all of it is sound: `fastpsl beton info` and `fastpsl beton verify`."""
+"""The summary of a beton and the search for its faults: `fastpsl beton info` and `fastpsl beton verify`."""
 
 import glob
 import hashlib
@@ -24,13 +24,18 @@ from fastpsl.pipelines.files.atomic import is_locked
 from fastpsl.pipelines.loader.workers import map_in_order
 
 _BLOCK_BYTES = 1 << 22
-_BARS = 30  # classes drawn one by one
+_BARS = 30  # classes with a bar of their own
 
 
 def betons_to_verify(names: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The files that `names` (files and globs) name, and what is wrong with them as data sets, a line each:
-    shards that were interrupted, that are missing, of different runs, or there twice. Each glob is one data set;
-    files that are named one by one are taken together by their sources. ValueError where nothing is there."""
+    """Return the files that `names` (files and globs) name, and their faults as data sets, a line each.
+
+    Such faults are shards that were interrupted, are missing, come from different runs, or appear twice. Each
+    glob is one data set; files named one by one are grouped by source.
+
+    Raises:
+        ValueError: A name matches nothing.
+    """
     paths, faults, singles = list[Path](), list[str](), dict[object, list[Written]]()
     for name in names:
         interrupted = _interrupted(name)
@@ -38,16 +43,16 @@ def betons_to_verify(names: Sequence[str]) -> tuple[list[Path], list[str]]:
         is_glob = glob.has_magic(name) and not os.path.lexists(name)
         if interrupted and not (glob.glob(name) if is_glob else os.path.lexists(name)):
             continue
-        found = shard_paths(name)
-        paths += found
-        told = [written for path in found if (written := _written(path))]
+        matches = shard_paths(name)
+        paths += matches
+        shards = [written for path in matches if (written := _written(path))]
         if is_glob:
-            faults += set_faults(told) + missing_shards(told)
-        for written in told if not is_glob else ():
+            faults += set_faults(shards) + missing_shards(shards)
+        for written in shards if not is_glob else ():
             singles.setdefault(written.source, []).append(written)
-    for told in singles.values():
-        if len(told) > 1:
-            faults += set_faults(told) + missing_shards(told)
+    for shards in singles.values():
+        if len(shards) > 1:
+            faults += set_faults(shards) + missing_shards(shards)
     return list(dict.fromkeys(paths)), faults
 
 
@@ -55,12 +60,12 @@ def _written(path: Path) -> Written | None:
     try:
         sidecar = read_sidecar(path)
     except ValueError:
-        return None  # `verify` tells why
+        return None  # `verify` reports why
     return how_written(path, sidecar.written, sidecar.class_names) if sidecar else None
 
 
 def _interrupted(name: str) -> list[str]:
-    """The betons of a name or glob that are there under their partial names only."""
+    """Return a line per beton of a name or glob that exists under its partial name only."""
     folder, base = os.path.split(name)
     faults = []
     for partial in sorted(glob.glob(os.path.join(folder, f".{base}.partial"))):
@@ -78,9 +83,11 @@ def _interrupted(name: str) -> list[str]:
 def verify(
     path: Path, num_workers: int | None = None, on_progress: Callable[[int, int], None] | None = None
 ) -> Iterator[str]:
-    """All that is wrong with one beton, a line each, with path and sample: header, tables, bounds, pages,
-    checksums (its own and its JSON's, where there are such: `unchecked`), and that each sample decodes without a
-    libjpeg warning. Nothing for a sound one."""
+    """Yield the faults of one beton, a line each, with path and sample.
+
+    It checks header, tables, bounds and pages, the checksums in the beton and in its JSON (see `unchecked`),
+    and that each sample decodes without a libjpeg warning.
+    """
     try:
         beton = Beton(path)
     except ValueError as error:
@@ -120,19 +127,22 @@ def verify(
             if on_progress:
                 on_progress(index + 1, num_bad)
         if sidecar and _checksum(path, sidecar) != sidecar.sha256:
-            yield f"{path}: its bytes do not have the checksum in {path.name}.json; copy it again, or write it again"
+            yield (
+                f"{path}: its bytes do not have the checksum in {path.name}.json; "
+                f"copy it again, or write it again"
+            )
 
 
 def _pages(beton: Beton) -> Iterator[str]:
-    """Samples across pages, samples that overlap; 24 bytes a sample for the moment."""
+    """Yield the samples that cross pages or overlap; this takes 24 bytes per sample for a moment."""
     shard = beton.shards[0]
     page = shard.page_size
     if page < MIN_PAGE_BYTES or page & (page - 1):
         yield f"{shard.path}: a page of {page:,} bytes; a power of two from 2 MiB is needed, write it again"
         return
-    whole = slice(0, shard.num_samples)
-    first = shard.table(whole)[0]["data_ptr"].astype(np.int64)
-    last = first + shard.sizes(whole).astype(np.int64) - 1
+    all_samples = slice(0, shard.num_samples)
+    first = shard.table(all_samples)[0]["data_ptr"].astype(np.int64)
+    last = first + shard.sizes(all_samples).astype(np.int64) - 1
     across = np.flatnonzero(first // page != last // page)
     if len(across):
         yield f"{shard.path} sample {across[0]}: lies across two pages, ffcv cannot read it; write it again"
@@ -144,14 +154,14 @@ def _pages(beton: Beton) -> Iterator[str]:
 
 
 def _checksum(path: Path, sidecar: Sidecar) -> str:
-    """SHA-256 of the bytes from data_start on, then of those before it: the order of writing."""
+    """Return the SHA-256 of the bytes from data_start on, then of those before it, as they were written."""
     digest, start = hashlib.sha256(), sidecar.data_start
     num_mb = path.stat().st_size // 1_000_000
-    with open(path, "rb") as file, doing(f"{path}: reading it for its checksum", "MB", num_mb) as told:
+    with open(path, "rb") as file, doing(f"{path}: reading it for its checksum", "MB", num_mb) as progress:
         file.seek(start)
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
-            told.update((file.tell() - sidecar.data_start) // 1_000_000)
+            progress.update((file.tell() - sidecar.data_start) // 1_000_000)
         file.seek(0)
         while start > 0 and (block := file.read(min(_BLOCK_BYTES, start))):
             digest.update(block)
@@ -160,7 +170,7 @@ def _checksum(path: Path, sidecar: Sidecar) -> str:
 
 
 def _samples(beton: Beton) -> Iterator[tuple[int, SampleTable, int]]:
-    """(index, rows, i): each sample is row i of some rows."""
+    """Yield (index, rows, i) for each sample, which is row i of `rows`."""
     for part in chunks(beton.num_samples):
         rows = beton.rows(np.arange(part.start, part.stop))
         for i in range(part.stop - part.start):
@@ -168,55 +178,58 @@ def _samples(beton: Beton) -> Iterator[tuple[int, SampleTable, int]]:
 
 
 def _decoded(sample: tuple[int, SampleTable, int]) -> tuple[bytes, str]:
-    """A sample's bytes, and what is wrong with them by themselves; "" = nothing."""
+    """Return a sample's bytes, and their fault or ""."""
     _, rows, i = sample
-    wanted = int(rows.num_bytes[i])
+    num_bytes = int(rows.num_bytes[i])
     try:
-        data = os.pread(int(rows.fd[i]), wanted, int(rows.offset[i]))
+        data = os.pread(int(rows.fd[i]), num_bytes, int(rows.offset[i]))
     except OSError as error:
         return b"", f"cannot be read ({error.strerror})"
-    if len(data) != wanted:
-        return data, f"{len(data)} of {wanted} bytes are there"
+    if len(data) != num_bytes:
+        return data, f"{len(data)} of {num_bytes} bytes are there"
     if rows.mode[i] != JPG:
-        return data, ""  # a raw image's length was checked with the table
+        return data, ""  # the length of a raw image was checked with the table
     return data, _why_no_jpeg(data, int(rows.height[i]), int(rows.width[i]))
 
 
 def _why_no_jpeg(data: bytes, height: int, width: int) -> str:
-    status, found_height, found_width, components, _, precision = jpeg_header(
+    status, header_height, header_width, components, _, precision = jpeg_header(
         np.frombuffer(data, np.uint8), len(data)
     )
     if status != HEADER_GOOD:
         return HEADER_REASONS[status]
-    if (found_height, found_width) != (height, width):
-        return f"a JPEG of {found_width} x {found_height} px, {width} x {height} by the table"
+    if (header_height, header_width) != (height, width):
+        return f"a JPEG of {header_width} x {header_height} px, {width} x {height} by the table"
     if components not in (1, 3) or precision != 8:
         return f"a JPEG of {components} components and {precision} bits; readers take 1 or 3, and 8 bits"
     return "" if clean_decode(data, height, width) else "does not decode without a libjpeg error or warning"
 
 
 def unchecked(beton: Beton) -> str:
-    """What `verify` could not see in this one beton, in words; "" where checksums tell of every change."""
+    """Return what `verify` could not check in this beton, in words; "" where checksums cover everything."""
     if has_checksums(beton.shards[0]) or read_sidecar(beton.paths[0]):
         return ""
-    return "no checksums in it and no JSON beside it, so pixels and labels that changed and can still be read were not noticed"
+    return (
+        "no checksums in it and no JSON beside it, "
+        "so pixels and labels that changed and can still be read were not noticed"
+    )
 
 
 @dataclass
 class _Spread:
-    """Minimum, median and maximum of values below 65536, from counts: nothing per sample is held."""
+    """The minimum, median and maximum of values below 65536, from their counts."""
 
     counts: np.ndarray
 
     @override
     def __str__(self) -> str:
-        there, total = np.flatnonzero(self.counts), self.counts.sum()
+        values, total = np.flatnonzero(self.counts), self.counts.sum()
         median = int(np.searchsorted(np.cumsum(self.counts), (total + 1) // 2))
-        return f"{there[0]} / {median} / {there[-1]}"
+        return f"{values[0]} / {median} / {values[-1]}"
 
 
 def info(beton: Beton) -> str:
-    """Counts, sizes, classes and origin of a beton (or shards), as text for people."""
+    """Return counts, sizes, classes and origin of a beton (or shards), as text for people."""
     heights, widths = np.zeros(65536, np.int64), np.zeros(65536, np.int64)
     kilobytes, modes = np.zeros(65536, np.int64), np.zeros(2, np.int64)
     num_bytes = 0
@@ -228,12 +241,13 @@ def info(beton: Beton) -> str:
             kilobytes += np.bincount(np.minimum(sizes // 1000, 65535).astype(np.int64), minlength=65536)
             modes += np.bincount(images["mode"], minlength=2)
             num_bytes += int(sizes.sum())
+    mean_kb = num_bytes / beton.num_samples / 1e3
     file_bytes = sum(shard.file_size for shard in beton.shards)
     lines = [
         f"{_names(beton.paths)}: {beton.num_samples:,} samples, {file_bytes / 1e6:,.1f} MB",
         f"  height min / median / max  {_Spread(heights)} px",
         f"  width  min / median / max  {_Spread(widths)} px",
-        f"  bytes  min / median / max  {_Spread(kilobytes)} kB, mean {num_bytes / beton.num_samples / 1e3:.1f} kB",
+        f"  bytes  min / median / max  {_Spread(kilobytes)} kB, mean {mean_kb:.1f} kB",
         f"  stored as                  {modes[0]:,} JPEG, {modes[1]:,} raw",
         f"  page                       {beton.shards[0].page_size / 2**20:g} MiB",
         f"  checksum of each sample    {'CRC-32' if all(map(has_checksums, beton.shards)) else 'none'}",
@@ -253,22 +267,23 @@ def _classes(beton: Beton) -> list[str]:
             num_unlabelled += int((labels < 0).sum())
             if shard.max_label > 10_000_000:
                 return [f"  labels up to               {shard.max_label:,}"]
-            some = np.bincount(labels[labels >= 0], minlength=max(beton.num_classes, len(counts)))
-            counts = some + np.pad(counts, (0, len(some) - len(counts)))
+            part_counts = np.bincount(labels[labels >= 0], minlength=max(beton.num_classes, len(counts)))
+            counts = part_counts + np.pad(counts, (0, len(part_counts) - len(counts)))
     lines = [f"  classes                    {beton.num_classes}"] if len(counts) else []
     if num_unlabelled:
         lines.append(f"  without a label            {num_unlabelled:,}")
-    shown = np.argsort(-counts, kind="stable")[:_BARS] if len(counts) > _BARS else np.arange(len(counts))
-    if len(shown):
-        names = [beton.class_names[i] if beton.class_names else str(i) for i in shown]
-        room, most = min(40, max(len(name) for name in names)), max(1, counts.max())
+    classes = np.argsort(-counts, kind="stable")[:_BARS] if len(counts) > _BARS else np.arange(len(counts))
+    if len(classes):
+        names = [beton.class_names[i] if beton.class_names else str(i) for i in classes]
+        width, most = min(40, max(len(name) for name in names)), max(1, counts.max())
         lines += [
-            f"    {name:{room}.{room}}  {counts[i]:>9,}  {'#' * round(40 * counts[i] / most)}"
-            for name, i in zip(names, shown, strict=True)
+            f"    {name:{width}.{width}}  {counts[i]:>9,}  {'#' * round(40 * counts[i] / most)}"
+            for name, i in zip(names, classes, strict=True)
         ]
-    if len(shown) < len(counts):
+    if len(classes) < len(counts):
         lines.append(
-            f"    and {len(counts) - len(shown):,} classes with {counts.min():,} to {counts[shown[-1]]:,} samples each"
+            f"    and {len(counts) - len(classes):,} classes "
+            f"with {counts.min():,} to {counts[classes[-1]]:,} samples each"
         )
     return lines
 
@@ -277,5 +292,5 @@ def _origin(beton: Beton) -> list[str]:
     sidecar = read_sidecar(beton.paths[0])
     if sidecar is None:
         return ["  how it was written         not known (no JSON beside it)"]
-    told = ", ".join(f"{name} {value}" for name, value in sidecar.written.items() if value is not None)
-    return [f"  how it was written         {told}", f"  checksum (sha256)          {sidecar.sha256}"]
+    entries = ", ".join(f"{name} {value}" for name, value in sidecar.written.items() if value is not None)
+    return [f"  how it was written         {entries}", f"  checksum (sha256)          {sidecar.sha256}"]

@@ -1,8 +1,8 @@
-"""Writing betons: images in, from a folder or from memory, out comes a stock FFCV file with its JSON.
+"""The writer of betons: images from a folder or from memory to a stock FFCV file with its JSON.
 
-Threads convert (libffcv, Pillow and read() release the GIL), the calling thread writes in the order of the
-samples: the file does not depend on the number of workers. Memory does not grow with the number of samples
-but for 8 bytes and a packed path each.
+Threads convert (libffcv, Pillow and read() release the GIL), and the calling thread writes in the order of
+the samples, so the file does not depend on the number of workers. Memory grows by 8 bytes and a packed path
+per sample.
 """
 
 import csv
@@ -39,22 +39,26 @@ _AS_THEY_ARE = Target()
 
 @dataclass
 class WriteReport:
-    """What became of the images; the counts add up to those given."""
+    """The outcome of writing; its counts add up to the number of images."""
 
     num_samples: int = 0
     num_passed: int = 0  # byte for byte
     num_encoded: int = 0
-    num_mended: int = 0  # encoded again because libjpeg warned; Pillow could read them
+    num_mended: int = 0  # encoded again because libjpeg warned, though Pillow could read them
     num_quarantined: int = 0
-    num_small: int = 0  # left out: a shorter side below the target's min_px
-    first_broken: str = ""  # the first that was quarantined, and why
-    first_small: str = ""  # the first that was too small, and its size
+    num_small: int = 0  # left out, because the shorter side is below the target's min_px
+    first_broken: str = ""  # the first quarantined image and its fault
+    first_small: str = ""  # the first image that was too small and its size
     num_bytes: int = 0
     seconds: float = 0.0
 
 
 def max_bad_count(max_bad: str, num_total: int) -> int:
-    """ "12" or "1%" (of all images, rounded down) as a number of images. ValueError for anything else."""
+    """Return "12" or "1%" (of all images, rounded down) as a number of images.
+
+    Raises:
+        ValueError: The text is neither.
+    """
     text = max_bad.strip()
     try:
         if text.endswith("%"):
@@ -70,17 +74,17 @@ def max_bad_count(max_bad: str, num_total: int) -> int:
 
 
 def quarantine_path(out: Path) -> Path:
-    """train.beton -> train.beton.quarantine.csv"""
+    """Return train.beton.quarantine.csv for train.beton."""
     return out.with_name(out.name + ".quarantine.csv")
 
 
 def small_path(out: Path) -> Path:
-    """train.beton -> train.beton.small.csv"""
+    """Return train.beton.small.csv for train.beton."""
     return out.with_name(out.name + ".small.csv")
 
 
 class _List:
-    """Images that are left out, and why, on disk as the list grows; there is no file as long as there is none."""
+    """A CSV of images that are left out, with the reasons; the file appears with its first image."""
 
     def __init__(self, path: Path):
         self._path, self._offset = path, 0
@@ -90,7 +94,7 @@ class _List:
         if self._file is None:
             self._file = PartialFile(self._path)
             self._write("path", "reason")
-        # What a spreadsheet would take for a formula is the same path with the folder before it.
+        # "./" leaves the path the same, and keeps spreadsheets from taking it for a formula.
         self._write(f"./{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name, reason)
 
     def _write(self, *cells: str) -> None:
@@ -105,7 +109,7 @@ class _List:
         if self._file:
             self._file.publish()
         else:
-            self._path.unlink(missing_ok=True)  # an older run's
+            self._path.unlink(missing_ok=True)  # from an older run
 
     def discard(self) -> None:
         if self._file:
@@ -113,13 +117,13 @@ class _List:
 
 
 class _TooSmall(str):
-    """The size of an image that is sound, and smaller than is wanted."""
+    """The size of an image that is sound but smaller than wanted."""
 
 
 def _convert_one(
     image: "Path | bytes | np.ndarray | BrokenImage", target: Target
 ) -> Stored | BrokenImage | _TooSmall:
-    """Runs in a worker: errors of one image are its result."""
+    """Convert an image in a worker, and return the error where this one image fails."""
     if isinstance(image, BrokenImage):
         return image
     try:
@@ -151,13 +155,25 @@ def write_beton(
     record: dict[str, object] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> WriteReport:
-    """Write `samples` (at most `num_samples`) to the beton `out` with its JSON and, where images are broken,
-    its quarantine list; where images are too small for the target, a list of those.
+    """Write a beton with its JSON and, if any, the lists of broken and of too small images.
 
-    `max_bad` broken images ("20", or "1%" of num_samples) are left out and listed, one more is an error.
-    `num_workers` threads (None: one per core). `record` goes into the JSON's `written` as it is.
-    `on_progress(num_done, num_bad)` is called after each. ValueError (one line) when the output cannot be
-    written, exists (unless `overwrite`), or too much is broken; `out` is then as before.
+    Args:
+        samples: The images, at most `num_samples`.
+        out: The beton.
+        num_samples: The number of samples to make room for.
+        class_names: The name of each label; None for images without classes.
+        target: The form in which images are stored.
+        num_workers: The number of threads; None for one per core.
+        max_bad: How many broken images are left out and listed, as "20" or "1%" of num_samples; one more is
+            an error.
+        overwrite: Replace an existing beton.
+        page_bytes: The size of a page, a power of two.
+        record: Further entries of the JSON's `written`.
+        on_progress: Called with (num_done, num_bad) after each image.
+
+    Raises:
+        ValueError: `out` cannot be written, exists, or too many images are broken. It is then as before. The
+            message is one line.
     """
     out = Path(out)
     allowed_bad = max_bad_count(max_bad, num_samples)
@@ -189,9 +205,10 @@ def write_beton(
                     if report.num_quarantined > allowed_bad:
                         quarantine.publish()
                         raise ValueError(
-                            f"{quarantine_path(out)}: lists {report.num_quarantined} broken images, --max-bad {max_bad} allows "
-                            f"{allowed_bad} of {num_samples:,} (the first is {report.first_broken}); repair or remove them, "
-                            "or raise --max-bad"
+                            f"{quarantine_path(out)}: lists {report.num_quarantined} broken images, "
+                            f"--max-bad {max_bad} allows {allowed_bad} of {num_samples:,} "
+                            f"(the first is {report.first_broken}); "
+                            f"repair or remove them, or raise --max-bad"
                         )
             elif isinstance(result, _TooSmall):
                 report.num_small += 1
@@ -232,7 +249,7 @@ def write_beton(
             sidecar = Sidecar(
                 file.num_samples, class_names, written, file.data_start, sha256, packer.finish()
             )
-            os.fsync(file.file.fd)  # the long one, before the first rename
+            os.fsync(file.file.fd)  # this takes long, so it precedes the first rename
             quarantine.publish()
             small.publish()
             write_atomically(sidecar_path(out), dump_sidecar(sidecar))
@@ -248,7 +265,7 @@ def write_beton(
 
 
 def _own_version() -> str:
-    """Of the package; "not installed" where it runs from its folder."""
+    """Return the version of the package, or "not installed" where it runs from its folder."""
     try:
         return metadata.version("fastpsl")
     except metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""What a folder's or a list's image files are, kept in the cache: every header is read once, for as long as they stay as they are.
+"""The cached index of a folder's or a list's image files: a header is read once, until its file changes.
 
-An index is a folder of three files in the cache, memory-mapped when used: records, names, and what holds for all. It is made
-beside and renamed, by one process at a time.
+An index is a folder of three files in the cache: the records and the names, which are memory-mapped, and a
+summary. One process at a time writes it under another name and renames it.
 """
 
 import fcntl
@@ -31,18 +31,16 @@ from fastpsl.pipelines.files.cache_folder import cache_folder
 from fastpsl.pipelines.loader.workers import map_in_order
 from fastpsl.pipelines.sources.source import Sample
 
-_VERSION = "folder-v1"  # a new name whenever what is kept changes
-_THREADS = 16  # storage far away answers slowly, and to many at once
-_HEAD_BYTES, _LONG_HEAD_BYTES = (
-    1 << 16,
-    1 << 24,
-)  # of a JPEG whose frame header stands further back Pillow reads the size
+_VERSION = "folder-v1"  # a new name whenever the contents of the index change
+_THREADS = 16  # remote storage answers slowly, but many requests at once
+# Pillow reads the size of a JPEG whose frame header is further back.
+_HEAD_BYTES, _LONG_HEAD_BYTES = 1 << 16, 1 << 24
 
 RECORD = np.dtype(
     [
-        ("name_start", "<i8"),  # in the names
+        ("name_start", "<i8"),  # offset in the names
         ("name_bytes", "<i4"),
-        ("label", "<i4"),  # -1 = none
+        ("label", "<i4"),  # -1 for none
         ("num_bytes", "<i8"),
         ("height", "<i4"),  # px, upright
         ("width", "<i4"),
@@ -53,7 +51,7 @@ RECORD = np.dtype(
 
 
 class Files(Protocol):
-    """Sources whose samples are files: folders and lists of images."""
+    """A source whose samples are files: a folder or a list of images."""
 
     @property
     def class_names(self) -> list[str] | None: ...
@@ -65,12 +63,11 @@ class Files(Protocol):
 
 @dataclass
 class Summary:
-    """What holds for all files."""
+    """The part of an index that concerns all files."""
 
     num_samples: int
-    sizes: tuple[
-        int, int, int, int
-    ]  # min height, min width, max height, max width, px, of those that can be read
+    # Min height, min width, max height, max width in px, over the images that can be read.
+    sizes: tuple[int, int, int, int]
     num_broken: int
     first_broken: str  # name and reason
     num_name_bytes: int
@@ -79,10 +76,12 @@ class Summary:
 @final
 @dataclass
 class FolderIndex:
+    """The index of a folder or a list."""
+
     summary: Summary
     records: np.ndarray  # RECORD [num_samples], memory-mapped
-    names: np.ndarray  # uint8, memory-mapped: the paths as the source has them, one after another
-    digest: str  # of names and sizes in bytes
+    names: np.ndarray  # uint8, memory-mapped: the paths as the source names them, one after another
+    digest: str  # of names, labels and sizes in bytes
 
 
 @dataclass(frozen=True)
@@ -93,32 +92,37 @@ class _File:
 
 
 def folder_index(files: Files, origin: Path) -> FolderIndex:
-    """The index of all samples of `files`, which have been counted. Reads the headers where a file has changed since the last time.
+    """Return the index of all files, reading the headers again where a file has changed.
 
-    origin: the folder, or the list, whose index it is: another index of the same origin takes its place. ValueError when a file changes
-    meanwhile, or the cache cannot be written.
+    Args:
+        files: The samples, which must have been counted.
+        origin: The folder or the list. A new index of the same origin replaces the old one.
+
+    Raises:
+        ValueError: A file changes while the headers are read, or the cache cannot be written.
     """
     root = os.path.realpath(origin)
-    place = cache_folder() / "folders"
+    folder = cache_folder() / "folders"
     prefix = hashlib.blake2b(os.fsencode(root), digest_size=8).hexdigest()
     key, digest = _listing_digests(files, origin)
-    path = place / f"{prefix}-{key}"
+    path = folder / f"{prefix}-{key}"
     try:
-        found = _load(path, digest)
-        if found is None:
-            place.mkdir(parents=True, exist_ok=True)
-            with open(place / f"{prefix}.lock", "w") as lock:
+        index = _load(path, digest)
+        if index is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / f"{prefix}.lock", "w") as lock:
                 _wait_for(lock.fileno(), root)
-                found = _load(path, digest)
-                if found is None:  # no other process has made it meanwhile
+                index = _load(path, digest)
+                if index is None:  # no other process has made it meanwhile
                     _make(files, origin, path, key)
-                    found = _load(path, digest)
+                    index = _load(path, digest)
     except OSError as error:
         raise ValueError(
-            f"{place}: the index of {root} cannot be kept there ({error.strerror}); set XDG_CACHE_HOME to a folder that can be written"
+            f"{folder}: the index of {root} cannot be kept there ({error.strerror}); "
+            f"set XDG_CACHE_HOME to a folder that can be written"
         ) from None
-    assert found is not None
-    return found
+    assert index is not None
+    return index
 
 
 def _wait_for(lock: int, root: str) -> None:
@@ -132,7 +136,7 @@ def _wait_for(lock: int, root: str) -> None:
 
 
 class _Digests:
-    """Of a listing as it is, times and all, and of what it says of the pictures."""
+    """The two digests of a listing: of names, labels and sizes; and of these together with the times."""
 
     def __init__(self) -> None:
         self._key, self._contents = (hashlib.blake2b(_VERSION.encode(), digest_size=16) for _ in range(2))
@@ -148,24 +152,24 @@ class _Digests:
 
 def _listing_digests(files: Files, origin: Path) -> tuple[str, str]:
     digests = _Digests()
-    listed = map_in_order(lambda sample: _stat(sample.image), files.samples(), _THREADS, "list")
-    with doing(f"{origin}: looking at sizes and times", "files", files.num_total) as told:
-        for num, (sample, file) in enumerate(listed, start=1):
+    entries = map_in_order(lambda sample: _stat(sample.image), files.samples(), _THREADS, "list")
+    with doing(f"{origin}: looking at sizes and times", "files", files.num_total) as progress:
+        for num, (sample, file) in enumerate(entries, start=1):
             digests.add(sample.name, sample.label, file)
-            told.update(num)
+            progress.update(num)
     return digests.hex()
 
 
 def _stat(path: object) -> _File:
     try:
         status = os.stat(path)  # type: ignore[arg-type]
-    except OSError as error:  # a link to nowhere
+    except OSError as error:  # such as a broken link
         return _File(0, 0, str(error.strerror))
     return _File(status.st_size, status.st_mtime_ns)
 
 
 def _scan(path: object) -> tuple[_File, int, int, int, int]:
-    """A file, and of its picture height, width, mode and orientation. What cannot be read counts as 1 x 1 px."""
+    """Return a file and its image's height, width, mode and orientation; 1 x 1 px where it cannot be read."""
     file = _stat(path)
     try:
         check_bytes(file.num_bytes)
@@ -182,7 +186,7 @@ def _scan(path: object) -> tuple[_File, int, int, int, int]:
 
 
 def _jpeg(path: str, num_bytes: int) -> tuple[int, int, int, int] | None:
-    """Height, width, mode and orientation of a JPEG that every decoder takes; None for anything else."""
+    """Return height, width, mode and orientation of a JPEG that every decoder takes; None for other files."""
     with open(path, "rb") as file:
         data = file.read(_HEAD_BYTES)
         header = jpeg_header(np.frombuffer(data, np.uint8), len(data))
@@ -198,39 +202,40 @@ def _jpeg(path: str, num_bytes: int) -> tuple[int, int, int, int] | None:
 
 
 def _make(files: Files, origin: Path, path: Path, key: str) -> None:
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     try:
-        summary, new_key = _write(files, origin, beside)
+        summary, new_key = _write(files, origin, temporary)
         if new_key != key:
             raise ValueError(f"{origin}: has changed while its headers were read; start again")
-        (beside / "summary.json").write_text(json.dumps(asdict(summary)))
-        shutil.rmtree(path, ignore_errors=True)  # what is not whole
-        os.rename(beside, path)
+        (temporary / "summary.json").write_text(json.dumps(asdict(summary)))
+        shutil.rmtree(path, ignore_errors=True)  # an incomplete index
+        os.rename(temporary, path)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    for other in path.parent.glob(f"{path.name.split('-')[0]}-*"):  # as it was before
+        shutil.rmtree(temporary, ignore_errors=True)
+    for other in path.parent.glob(f"{path.name.split('-')[0]}-*"):  # older indices of the same origin
         if other != path:
             shutil.rmtree(other, ignore_errors=True)
 
 
 def _write(files: Files, origin: Path, path: Path) -> tuple[Summary, str]:
-    """Records and names of all files; their summary, and the key of the listing that was met."""
+    """Write records and names of all files; return their summary and the key of the files as read."""
     num = files.num_total
     records = np.lib.format.open_memmap(path / "records.npy", mode="w+", dtype=RECORD, shape=(num,))
     digests = _Digests()
     summary = Summary(num, (1 << 30, 1 << 30, 0, 0), 0, "", 0)
-    scanned = map_in_order(lambda sample: _scan(sample.image), files.samples(), _THREADS, "headers")
+    headers = map_in_order(lambda sample: _scan(sample.image), files.samples(), _THREADS, "headers")
     with (
         open(path / "names", "wb") as names,
-        doing(f"{origin}: reading headers", "files", num) as told,
+        doing(f"{origin}: reading headers", "files", num) as progress,
     ):
-        for i, (sample, (file, height, width, mode, orientation)) in enumerate(scanned):
+        for i, (sample, (file, height, width, mode, orientation)) in enumerate(headers):
             digests.add(sample.name, sample.label, file)
             name = os.fsencode(sample.name)
             records[i] = (
-                summary.num_name_bytes, len(name), sample.label, file.num_bytes, height, width, mode, orientation,
+                summary.num_name_bytes, len(name), sample.label, file.num_bytes,
+                height, width, mode, orientation,
             )  # fmt: skip
             summary.num_name_bytes += names.write(name)
             if file.reason:
@@ -239,24 +244,25 @@ def _write(files: Files, origin: Path, path: Path) -> tuple[Summary, str]:
             else:
                 low_height, low_width, most_height, most_width = summary.sizes
                 summary.sizes = (
-                    min(low_height, height), min(low_width, width), max(most_height, height), max(most_width, width),
+                    min(low_height, height), min(low_width, width),
+                    max(most_height, height), max(most_width, width),
                 )  # fmt: skip
-            told.update(i + 1, summary.num_broken)
+            progress.update(i + 1, summary.num_broken)
     records.flush()
     return summary, digests.hex()[0]
 
 
 def _load(path: Path, digest: str) -> FolderIndex | None:
-    """None where there is no such index, or not the whole of it."""
+    """Return the index; None where it is missing or incomplete."""
     try:
-        found = json.loads((path / "summary.json").read_text())
-        summary = Summary(**{**found, "sizes": tuple(found["sizes"])})
+        fields = json.loads((path / "summary.json").read_text())
+        summary = Summary(**{**fields, "sizes": tuple(fields["sizes"])})
         records = np.load(path / "records.npy", mmap_mode="r")
         names = np.memmap(path / "names", np.uint8, "r", shape=(summary.num_name_bytes,))
         if len(records) != summary.num_samples:
             return None
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, EOFError):  # a machine that went down while it was written
+    except (ValueError, TypeError, KeyError, EOFError):  # the machine went down while it was written
         return None
     return FolderIndex(summary, records, names, digest)

@@ -1,8 +1,8 @@
-"""Image files of any kind to upright RGB, by Pillow; and which way up a JPEG is.
+"""Image files of any kind to upright RGB, by Pillow; and the EXIF orientation of JPEGs.
 
-- Alpha, also of palettes: over white; 16-bit: scaled by 255/65535 (of three channels: the high byte); palette, grey, CMYK:
-  Pillow's conversion;
-- colour profiles are not applied; of animations and multi-page files the first frame is taken.
+- Alpha, also of palettes, is blended over white. 16-bit values are scaled by 255/65535 (three channels: the
+high byte). Pillow converts palettes, grey and CMYK.
+- Colour profiles are not applied. The first frame of animations and multi-page files is taken.
 """
 
 import io
@@ -17,31 +17,35 @@ from PIL import Image, ImageOps
 
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MAX_PIXELS, UPRIGHT
 
-# What Pillow may try: no format that starts another program (EPS) or that is no photo.
+# The formats that Pillow may try. EPS is excluded, because it starts another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
-Image.init()  # all plugins now: Image.open(formats=...) knows only those that are loaded
+Image.init()  # load all plugins, because Image.open(formats=...) knows only loaded ones
 TURNED = 5  # EXIF orientations from here on swap height and width
 _ORIENTATION_TAG = 0x0112
 _START_OF_SCAN, _APP1 = 0xDA, 0xE1  # JPEG markers
-_WIDTH_TAG, _HEIGHT_TAG = 0x0100, 0x0101  # of TIFF
+_WIDTH_TAG, _HEIGHT_TAG = 0x0100, 0x0101  # in TIFF
 _BLOCK_BYTES = 1 << 20
-_BAND_PIXELS = (
-    1 << 20
-)  # a picture is made RGB so much at a time: beside it and the result, nothing of its size is held
+# The pixels converted to RGB at a time, because a whole converted copy would take more memory.
+_BAND_PIXELS = 1 << 20
 
 
 class BrokenImage(Exception):
-    """The image cannot be used; the message is the reason, for the quarantine list."""
+    """An error of one image that cannot be used; its message is the reason in the quarantine list."""
 
 
 def check_bytes(num_bytes: int) -> None:
-    """Raises BrokenImage for a file of so many bytes that it is not read."""
+    """Raise BrokenImage for a file of more bytes than are read."""
     if num_bytes > MAX_FILE_BYTES:
         raise BrokenImage(f"{num_bytes:,} bytes; at most {MAX_FILE_BYTES:,} are taken")
 
 
 def read_image_file(path: str | Path) -> bytes:
-    """A file's bytes. Raises BrokenImage for one that is too large, before it is read, and OSError."""
+    """Return a file's bytes.
+
+    Raises:
+        BrokenImage: The file is too large; it is not read.
+        OSError: The file cannot be read.
+    """
     with open(path, "rb") as file:
         num_bytes = os.fstat(file.fileno()).st_size
         check_bytes(num_bytes)
@@ -49,24 +53,28 @@ def read_image_file(path: str | Path) -> bytes:
 
 
 def jpeg_orientation(data: bytes) -> int:
-    """EXIF orientation of a JPEG, or of its beginning up to the frame header; 1 (upright) where there is none or it is nonsense.
+    """Return the EXIF orientation of a JPEG, given up to its frame header at least; 1 (upright) by default.
 
-    As DALI reads it: the tag in the first directory, as a SHORT whatever type it says; XMP does not count.
+    As DALI does, it reads the tag in the first directory as a SHORT, whatever its type, and ignores XMP.
     """
-    at = 2
-    while data[at : at + 1] == b"\xff" and at + 4 <= len(data) and data[at + 1] != _START_OF_SCAN:
-        if data[at + 1] == 0xFF:  # fill byte
-            at += 1
+    offset = 2
+    while (
+        data[offset : offset + 1] == b"\xff"
+        and offset + 4 <= len(data)
+        and data[offset + 1] != _START_OF_SCAN
+    ):
+        if data[offset + 1] == 0xFF:  # fill byte
+            offset += 1
             continue
-        stop = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if data[at + 1] == _APP1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            return _tiff_orientation(data[at + 10 : stop])
-        at = stop
+        end = offset + 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
+        if data[offset + 1] == _APP1 and data[offset + 4 : offset + 10] == b"Exif\0\0":
+            return _tiff_orientation(data[offset + 10 : end])
+        offset = end
     return UPRIGHT
 
 
 def _tiff_orientation(tiff: bytes) -> int:
-    """Source: TIFF 6.0, section 2."""
+    """Return the orientation in a TIFF header; source: TIFF 6.0, section 2."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
         return UPRIGHT
@@ -77,19 +85,23 @@ def _tiff_orientation(tiff: bytes) -> int:
             tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, directory + 2 + 12 * i)
             if tag == _ORIENTATION_TAG:
                 return value if value in range(1, 9) else UPRIGHT
-    except struct.error:  # cut short
+    except struct.error:  # truncated
         pass
     return UPRIGHT
 
 
 def upright_size(path: str) -> tuple[int, int]:
-    """(height, width) of what `decode_any` makes of a file, from its header alone. Raises BrokenImage with the reason."""
+    """Return (height, width) of what `decode_any` makes of a file, from its header alone.
+
+    Raises:
+        BrokenImage: The header cannot be read; the message says why.
+    """
     with _reasons(), Image.open(path, formats=FORMATS) as image:
         width, height = image.size
-        if image.format == "TIFF":  # some versions of Pillow give the upright size at once
+        if image.format == "TIFF":  # some versions of Pillow return the upright size
             width, height = int(image.tag_v2[_WIDTH_TAG]), int(image.tag_v2[_HEIGHT_TAG])  # type: ignore[attr-defined]
         check_pixels(height, width)
-        # A PNG's orientation may stand behind its pixels, and Pillow would decode them to get there.
+        # A PNG's orientation may follow its pixels, and Pillow would decode them to reach it.
         is_silent = image.format == "PNG" and not _mentions_orientation(path)
         is_turned = not is_silent and image.getexif().get(_ORIENTATION_TAG) in range(TURNED, 9)
     return (width, height) if is_turned else (height, width)
@@ -108,27 +120,31 @@ def _mentions_orientation(path: str) -> bool:
 
 
 def check_pixels(height: int, width: int) -> None:
-    """Raises BrokenImage for more pixels than are taken."""
+    """Raise BrokenImage for more pixels than are allowed."""
     if width * height > MAX_PIXELS:
         raise BrokenImage(f"{width} x {height} px are more than {MAX_PIXELS:,} pixels")
 
 
 @contextmanager
 def _reasons() -> Iterator[None]:
-    """What Pillow raises, as BrokenImage with the reason in one line."""
+    """Turn errors of Pillow into BrokenImage with the reason in one line."""
     try:
         yield
     except BrokenImage:
         raise
     except Image.UnidentifiedImageError:
         raise BrokenImage(f"no image of a known format ({', '.join(FORMATS)})") from None
-    except Exception as error:  # noqa: BLE001  Pillow's parsers raise nearly anything on nonsense
+    except Exception as error:  # noqa: BLE001  Pillow's parsers raise nearly anything on damaged files
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise BrokenImage(f"{type(error).__name__}: {' '.join(text.split())}") from None
 
 
 def num_pixels(data: bytes) -> int:
-    """Of an image in any known format, by its header. Raises BrokenImage with the reason, also where they are too many."""
+    """Return the number of pixels of an image in any known format, from its header.
+
+    Raises:
+        BrokenImage: The header cannot be read, or the pixels are too many.
+    """
     with _reasons(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         check_pixels(image.height, image.width)
         return image.height * image.width
@@ -149,7 +165,7 @@ def decode_any(data: bytes) -> np.ndarray:
 
 
 def _rgb(image: Image.Image) -> "Image.Image | np.ndarray":
-    """To 8-bit RGB, or grey [H, W, 1]; see the module's text."""
+    """Return the image as 8-bit RGB, or as grey [H, W, 1]; see the module's docstring."""
     if image.mode == "F":
         raise BrokenImage("floating-point pixels have no known range")
     if image.mode.startswith("I"):
@@ -166,8 +182,10 @@ def _rgb(image: Image.Image) -> "Image.Image | np.ndarray":
 
 
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo an EXIF orientation: 2 to 8 = mirrored, 180, flipped, transposed, 90 right, transverse, 90
-    left."""
+    """Undo an EXIF orientation.
+
+    Orientations 2 to 8 are mirrored, 180, flipped, transposed, 90 right, transverse, 90 left.
+    """
     if orientation >= TURNED:
         image = image.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):

@@ -1,4 +1,4 @@
-"""Image files as a data set: a folder of them or a list, in the order and with the labels of the beton written of it."""
+"""Image files as a data set: a folder or a list, with the order and the labels of a beton written from it."""
 
 import os
 import warnings
@@ -16,20 +16,26 @@ Opened = TypeVar("Opened", bound="ImageFiles")
 
 
 class ImageFiles:
-    """Image files, known by the index of their headers: what folders and lists share.
+    """A data set of image files with an index of their headers: the common part of folders and lists.
 
-    files: what they are called, below `root`. origin: the folder or the list that was opened, for messages.
+    Opening looks at every file, and reads the headers where one has changed since the last time (the index is
+    in the cache folder). Files that cannot be read are bad samples.
 
-    Opening looks at every file, and reads the headers where one has changed since it was opened last (the index is kept in the cache
-    folder). Files that cannot be read are bad samples when their turn comes. ValueError (one line) where none can be read, or the
-    files change meanwhile.
+    Args:
+        files: The names, labels and classes.
+        origin: The folder or the list that was opened, for messages.
+        root: The folder that the names are relative to.
+
+    Raises:
+        ValueError: No file can be read, or the files change meanwhile. The message is one line.
     """
 
-    kind = "folder"  # of files, each of which a decoder opens by its path
+    kind = "folder"  # a decoder opens each file by its path
     split = ""
 
     def __init__(self, files: Files, origin: Path, root: Path) -> None:
-        self.root = Path(os.path.abspath(root))  # a process may change its folder while it trains
+        # Absolute, because a process may change its working folder while it trains.
+        self.root = Path(os.path.abspath(root))
         self._index = folder_index(files, origin)
         summary = self._index.summary
         if summary.num_broken == summary.num_samples:
@@ -39,8 +45,8 @@ class ImageFiles:
             )
         if summary.num_broken:
             warnings.warn(
-                f"{origin}: {summary.num_broken:,} of {summary.num_samples:,} images cannot be read, the first is "
-                f"{summary.first_broken}; each is a bad sample",
+                f"{origin}: {summary.num_broken:,} of {summary.num_samples:,} images cannot be read, "
+                f"the first is {summary.first_broken}; each is a bad sample",
                 stacklevel=3,
             )
         self.class_names = files.class_names
@@ -48,11 +54,11 @@ class ImageFiles:
         self.num_classes = len(files.class_names or ()) or int(self.labels().max()) + 1
 
     def image_sizes(self) -> tuple[int, int, int, int]:
-        """(min height, min width, max height, max width) over all images that can be read, upright, px."""
+        """Return (min height, min width, max height, max width) over all readable images, upright, in px."""
         return self._index.summary.sizes
 
     def rows(self, indices: np.ndarray) -> SampleTable:
-        """`indices`: int64 [B] in [0, num_samples)."""
+        """Return the table of the samples `indices`, int64 [B] in [0, num_samples)."""
         rows = SampleTable.empty(indices)
         num = len(rows.indices)
         if num and not (0 <= rows.indices.min() and rows.indices.max() < self.num_samples):
@@ -70,23 +76,23 @@ class ImageFiles:
         return os.fsdecode(self._index.names[start : start + int(record["name_bytes"])].tobytes())
 
     def labels(self) -> np.ndarray:
-        """int32 [num_samples]; -1 = none."""
+        """Return all labels, int32 [num_samples]; -1 for none."""
         return np.ascontiguousarray(self._index.records["label"])
 
     def name(self, index: int) -> str:
-        """The file's path."""
+        """Return the file's path."""
         return os.path.join(self.root, self._name(self._index.records[index]))
 
     def digest(self) -> str:
-        """Of all names, labels and sizes in bytes: equal for a copy of the files, whatever its place and its dates."""
+        """Return a digest of all names, labels and sizes in bytes, which a copy of the files shares."""
         return self._index.digest
 
     def close(self) -> None:
-        """Gives the index back; rows given out before stay as they are."""
+        """Release the index; rows returned before stay as they are."""
         self._index.records, self._index.names = np.empty(0, RECORD), np.empty(0, np.uint8)
 
     def __del__(self) -> None:
-        """Gives the index back where that was left out, and warns of it as Python's own files do."""
+        """Release the index if it was left open, and warn of it as Python's own files do."""
         if "_index" in self.__dict__ and len(self._index.records):
             warnings.warn(f"unclosed images of {self.root}", ResourceWarning, stacklevel=2, source=self)
             self.close()
@@ -100,7 +106,7 @@ class ImageFiles:
 
 @final
 class Folder(ImageFiles):
-    """The images below `root`: an ImageFolder tree (a class per folder) or a flat folder without labels. ValueError where there is no image."""
+    """The images below `root`: an ImageFolder tree (a class per folder), or a flat folder without labels."""
 
     def __init__(self, root: str | Path) -> None:
         super().__init__(image_folder(root), Path(root), Path(root))
@@ -108,7 +114,7 @@ class Folder(ImageFiles):
 
 @final
 class Listed(ImageFiles):
-    """The images that the file `path` names (`sources.listed.image_list`), with its labels. ValueError where one is absent."""
+    """The images that the file `path` names (`sources.listed.image_list`), with its labels."""
 
     def __init__(self, path: str | Path) -> None:
         files = image_list(path)

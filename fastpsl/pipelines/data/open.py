@@ -9,7 +9,11 @@ from fastpsl.pipelines.sources.listed import ENDINGS
 
 
 def open_data(source: str | Path) -> Dataset:
-    """A folder of images, or those that a list names, as they are; else a beton or a glob of shards. ValueError where there is none such."""
+    """Open a folder of images, a list of images, or else a beton or a glob of shards.
+
+    Raises:
+        ValueError: The name is empty, or nothing of that kind is there.
+    """
     if not str(source):
         raise ValueError(
             "the data's name is empty; give a beton, a glob of shards, a folder of images or a list of them"

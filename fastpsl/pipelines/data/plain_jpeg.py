@@ -1,7 +1,7 @@
 """JPEG to RGB without libffcv: by torchvision, or by Pillow where torchvision has no decoder.
 
-torchvision 0.29 has deprecated its decoders; they will be removed. Of a 400 x 533 photo: torchvision 0.50 ms, Pillow 0.72.
-Both keep libjpeg's warnings to themselves, and refuse what is cut off.
+torchvision 0.29 has deprecated its decoders and will remove them. A 400 x 533 photo takes torchvision 0.50 ms
+and Pillow 0.72 ms. Both hide libjpeg's warnings and refuse truncated files.
 """
 
 import functools
@@ -20,23 +20,25 @@ Decode = Callable[[bytes], np.ndarray | None]
 
 @functools.cache
 def plain_decoder() -> Decode:
-    """A JPEG's bytes to RGB, uint8 [H, W, 3], or None where libjpeg gives up; many threads may call it.
+    """Return a function from a JPEG's bytes to RGB, uint8 [H, W, 3], or to None where libjpeg gives up.
 
-    Its header must have been checked: a damaged one asks for any amount of memory.
+    Many threads may call it. The header must have been checked, because a damaged one can ask for any amount
+    of memory.
     """
-    # Nothing that a user could do, and said at each call; for good, as a filter for a while is not safe in threads.
+    # torchvision warns at each call, and users can do nothing about it. The filter stays, because a temporary
+    # one is not safe in threads.
     warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities of TorchVision")
     try:
         decode = _by_torchvision()
         sample = io.BytesIO()
         Image.new("RGB", (8, 8)).save(sample, "JPEG")
         return decode if decode(sample.getvalue()) is not None else by_pillow
-    except (ImportError, AttributeError):  # torchvision without it, or built without libjpeg
+    except (ImportError, AttributeError):  # torchvision has no decoder, or was built without libjpeg
         return by_pillow
 
 
 def _by_torchvision() -> Decode:
-    import torch  # late: where libffcv decodes, writing a beton needs no torch, whose import takes seconds
+    import torch  # imported late, because torch takes seconds and libffcv writes betons without it
     from torchvision.io import ImageReadMode, decode_jpeg
 
     def by_torchvision(data: bytes) -> np.ndarray | None:
@@ -50,15 +52,13 @@ def _by_torchvision() -> Decode:
 
 
 def by_pillow(data: bytes) -> np.ndarray | None:
-    """What `plain_decoder` gives where torchvision has no decoder."""
-    if data.rfind(_END_OF_IMAGE) < data.rfind(
-        _START_OF_SCAN
-    ):  # Pillow may be content without; libjpeg is not
+    """Decode as `plain_decoder` does where torchvision has no decoder."""
+    # Pillow may accept a file without an end marker; libjpeg warns.
+    if data.rfind(_END_OF_IMAGE) < data.rfind(_START_OF_SCAN):
         return None
     try:
-        with JpegImageFile(
-            io.BytesIO(data)
-        ) as image:  # not Image.open: that looks for more pictures in the file
+        # Image.open would look for further images in the file.
+        with JpegImageFile(io.BytesIO(data)) as image:
             return np.asarray(image.convert("RGB"))
-    except Exception:  # noqa: BLE001  Pillow's parsers raise nearly anything on nonsense
+    except Exception:  # noqa: BLE001  Pillow's parsers raise nearly anything on damaged files
         return None

@@ -7,44 +7,50 @@ import numpy as np
 
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 
-_CHUNK = 65_536  # rows looked at in one go
+_CHUNK = 65_536  # rows per read
 
 
 @final
 class Subset:
-    """Samples `indices` (integers [n]) of `data`, in that order: sample i here is sample indices[i] there.
+    """A data set of some samples of another: sample i of the subset is sample indices[i] of `data`.
 
-    Classes are those of `data`, also where none of their samples is here. Every decoder that reads `data` reads this, as
-    samples still say where they lie; the quasi-random order does not, since it reads whole pages. ValueError where there are
-    no indices, or one of them is out of range or there twice.
+    Classes are those of `data`, even where the subset has none of their samples. Every decoder that reads
+    `data` reads the subset. The quasi-random order does not, because it reads whole pages.
+
+    Args:
+        data: The whole data set.
+        indices: Integers [n], each at most once.
+
+    Raises:
+        ValueError: There are no indices, one is out of range, or one appears twice.
     """
 
     def __init__(self, data: Dataset, indices: np.ndarray) -> None:
-        chosen = np.asarray(indices, np.int64)
-        if chosen.ndim != 1 or not len(chosen):
+        selection = np.asarray(indices, np.int64)
+        if selection.ndim != 1 or not len(selection):
             raise ValueError(f"a subset of {data.num_samples:,} samples without any: give one index or more")
-        if chosen.min() < 0 or chosen.max() >= data.num_samples:
-            wrong = chosen[(chosen < 0) | (chosen >= data.num_samples)][0]
+        if selection.min() < 0 or selection.max() >= data.num_samples:
+            wrong = selection[(selection < 0) | (selection >= data.num_samples)][0]
             raise ValueError(
                 f"sample {wrong} of a subset: the data has samples 0 to {data.num_samples - 1:,}"
             )
-        values, counts = np.unique(chosen, return_counts=True)
+        values, counts = np.unique(selection, return_counts=True)
         if counts.max() > 1:
             raise ValueError(f"sample {values[counts > 1][0]} is in the subset twice; give each index once")
-        self.data, self.indices = data, chosen
+        self.data, self.indices = data, selection
         self.kind = data.kind
-        self.num_samples, self.num_classes = len(chosen), data.num_classes
+        self.num_samples, self.num_classes = len(selection), data.num_classes
         self.class_names, self.split = data.class_names, data.split
         self._sizes: tuple[int, int, int, int] | None = None
 
     def __getattr__(self, name: str) -> Any:
-        """What only some kinds of data have, such as a beton's `is_raw` and `paths`."""
+        """Return an attribute that only some kinds of data have, such as a beton's `is_raw` and `paths`."""
         if name in ("is_raw", "paths"):
             return getattr(self.data, name)
         raise AttributeError(f"{type(self).__name__} has no {name}")
 
     def image_sizes(self) -> tuple[int, int, int, int]:
-        """(min height, min width, max height, max width) over these samples, px."""
+        """Return (min height, min width, max height, max width) over these samples, in px."""
         if self._sizes is None:
             low, high = [], []
             for start in range(0, self.num_samples, _CHUNK):
@@ -57,28 +63,28 @@ class Subset:
         return self._sizes
 
     def rows(self, indices: np.ndarray) -> SampleTable:
-        """Where samples lie; `indices` of the rows are positions here, as those that were asked for."""
-        asked = np.asarray(indices, np.int64)
-        if len(asked) and not (0 <= asked.min() and asked.max() < self.num_samples):
-            raise IndexError(f"sample {asked.min()} .. {asked.max()} of {self.num_samples}")
-        return self.data.rows(self.indices[asked])._replace(indices=asked)
+        """Return where samples lie; the rows' `indices` are positions in the subset."""
+        positions = np.asarray(indices, np.int64)
+        if len(positions) and not (0 <= positions.min() and positions.max() < self.num_samples):
+            raise IndexError(f"sample {positions.min()} .. {positions.max()} of {self.num_samples}")
+        return self.data.rows(self.indices[positions])._replace(indices=positions)
 
     def labels(self) -> np.ndarray:
-        """int32 [num_samples]; -1 = none."""
+        """Return all labels, int32 [num_samples]; -1 for none."""
         return self.data.labels()[self.indices]
 
     def name(self, index: int) -> str:
-        """The sample's name in the whole data set."""
+        """Return the sample's name in the whole data set."""
         return self.data.name(int(self.indices[index]))
 
     def digest(self) -> str:
-        """Equal for the same samples, in the same order, of equal data sets."""
+        """Return a text that is equal for the same samples, in the same order, of equal data sets."""
         digest = hashlib.blake2b(self.data.digest().encode(), digest_size=16)
         digest.update(self.indices.astype("<i8").tobytes())
         return digest.hexdigest()
 
     def close(self) -> None:
-        """Closes the whole data set."""
+        """Close the whole data set."""
         self.data.close()
 
     def __enter__(self) -> "Subset":

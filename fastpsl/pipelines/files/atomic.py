@@ -1,7 +1,7 @@
 """Files that are at any moment absent, old or whole: written under another name, fsynced, renamed.
 
-`train.beton` is written as `.train.beton.partial` in the same folder. A file left there by a killed run is taken over by the
-next one; a lock keeps two writers apart.
+`train.beton` is written as `.train.beton.partial` in the same folder. The next run takes over the partial
+file that a killed run left. A lock keeps two writers apart.
 """
 
 import contextlib
@@ -22,7 +22,11 @@ _REMEDIES = {
 
 @contextlib.contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """Raise what goes wrong in writing `path`, or a file in that folder, as a ValueError of one line."""
+    """Turn errors of writing `path`, or a file in that folder, into a ValueError of one line.
+
+    Raises:
+        ValueError: The block raised OSError. The message names the file and a remedy.
+    """
     try:
         yield
     except OSError as error:
@@ -38,8 +42,13 @@ def partial_path(path: Path) -> Path:
 
 
 class PartialFile:
-    """A file under its partial name, locked: `publish` renames it, `discard` removes it, being killed leaves
-    it to the next run."""
+    """A locked file under its partial name.
+
+    `publish` renames it and `discard` removes it. A killed run leaves it for the next run.
+
+    Raises:
+        ValueError: Another process is writing the same file.
+    """
 
     def __init__(self, path: Path):
         self.path, self.partial = path, partial_path(path)
@@ -53,10 +62,10 @@ class PartialFile:
                     f"{path}: another process is writing it; wait for it, or choose another name"
                 ) from None
             except OSError:
-                pass  # a file system without locks
+                pass  # this file system has no locks
             if self._is_in_place():
                 break
-            # Renamed by another writer between open and lock: it is no partial file any more.
+            # Another writer renamed it between open and lock, so it is no partial file any more.
             os.close(self.fd)
         os.ftruncate(self.fd, 0)
 
@@ -67,6 +76,7 @@ class PartialFile:
             return False
 
     def publish(self) -> None:
+        """Sync the file to the disk, rename it to its final name and close it."""
         os.fsync(self.fd)
         os.replace(self.partial, self.path)
         self.close()
@@ -84,7 +94,7 @@ class PartialFile:
 
 
 def is_locked(partial: Path) -> bool:
-    """Whether another process is writing this partial file, as far as locks tell."""
+    """Return whether another process holds the lock of this partial file."""
     with contextlib.suppress(OSError), open(partial, "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -94,15 +104,15 @@ def is_locked(partial: Path) -> bool:
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
-    """pwrite until everything is there."""
+    """Call pwrite until all of `data` is written."""
     view = memoryview(data)
     while view:
-        done = os.pwrite(fd, view, offset)
-        view, offset = view[done:], offset + done
+        num_written = os.pwrite(fd, view, offset)
+        view, offset = view[num_written:], offset + num_written
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder last."""
+    """Make the renames in a folder durable."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -114,10 +124,13 @@ def write_atomically(path: Path, data: bytes | memoryview, *, durable: bool = Tr
     """Write a file so that at any moment it is absent, old or whole.
 
     Args:
-        durable: Wait until it is on the disk. A crash of the machine may lose it otherwise.
+        path: The file.
+        data: Its contents.
+        durable: Wait until the file is on the disk. Otherwise a crash of the machine may lose it.
 
     Raises:
-        OSError: The disk is full or read-only, for example; the error names `path`, and nothing is left behind.
+        OSError: The disk is full or read-only, for example. The error names `path`, and no partial file
+            remains.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -129,6 +142,7 @@ def write_atomically(path: Path, data: bytes | memoryview, *, durable: bool = Tr
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error  # writing names no file
+        # An error of writing names no file.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     if durable:
         sync_folder(path.parent)

@@ -1,4 +1,4 @@
-"""Arrays and archives of strangers: how much they would fill memory with is known, and limited, before any of it is read."""
+"""Readers of untrusted arrays and archives that limit the memory before they read any contents."""
 
 import zipfile
 from pathlib import Path
@@ -7,12 +7,16 @@ import numpy as np
 
 
 def read_npy(path: Path, max_bytes: int) -> np.ndarray:
-    """The array in an .npy file. ValueError where it takes more than `max_bytes`, holds objects, or is shorter than its header says."""
+    """Return the array of an .npy file that takes at most `max_bytes`.
+
+    Raises:
+        ValueError: The array takes more, holds objects, or is shorter than its header says.
+    """
     try:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         raise
-    except Exception as error:  # noqa: BLE001  (numpy's parser of headers: tokenize, ast, OverflowError)
+    except Exception as error:  # noqa: BLE001  numpy parses headers by tokenize and ast, which raise many types
         raise ValueError(f"its header means nothing ({type(error).__name__})") from None
     if not isinstance(mapped, np.ndarray):
         mapped.close()
@@ -23,15 +27,15 @@ def read_npy(path: Path, max_bytes: int) -> np.ndarray:
 
 
 def check_zip(path: Path, max_bytes: int) -> None:
-    """Check a zip before another reader opens it: those of torch and numpy compare no checksums.
+    """Check a zip before another reader opens it, because torch and numpy compare no checksums.
 
     Args:
         path: The zip.
-        max_bytes: What its members may take when they are inflated. Of torch's files, which are stored and not compressed,
-            it is the size of the file.
+        max_bytes: The most memory that its inflated members may take. torch stores members without
+            compression, so for its files this is the size of the file.
 
     Raises:
-        ValueError: They take more.
+        ValueError: The members take more.
         zipfile.BadZipFile: It is no zip, or a member fails its checksum.
     """
     with zipfile.ZipFile(path) as archive:

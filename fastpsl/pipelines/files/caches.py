@@ -1,4 +1,4 @@
-"""Where compiled code, indices and the sample are kept when the user's own cache cannot be written, as in a read-only container."""
+"""A replacement for the user's cache folder where it cannot be written, as in a read-only container."""
 
 import contextlib
 import os
@@ -9,21 +9,26 @@ from pathlib import Path
 
 
 def choose_caches() -> None:
-    """Leave $XDG_CACHE_HOME (by default ~/.cache) where it can be written; else set it to a private folder for temporary files.
+    """Set $XDG_CACHE_HOME to a private folder if the user's cache (by default ~/.cache) cannot be written.
 
-    numba, which refuses to start without a cache, looks for it when it is imported: so this comes before. Matplotlib and Triton have
-    variables of their own. Rank 0 says so; child processes inherit it. Leaves the process, with one line, where there is no such folder.
+    This must run before numba is imported, because numba looks for its cache then and refuses to start
+    without one. Matplotlib and Triton have variables of their own, which are set, too. Rank 0 prints a line,
+    and child processes inherit the variables.
+
+    Raises:
+        SystemExit: No folder can be written, nor does numba have another one.
     """
-    own = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    if os.path.isabs(own) and _can_be_written(own):
+    user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    if os.path.isabs(user_cache) and _can_be_written(user_cache):
         return
     try:
         private = _private_folder()
     except OSError as error:
         if "NUMBA_CACHE_DIR" in os.environ or _can_be_written(os.path.dirname(__file__)):
-            return  # who needs another cache says so
+            return  # numba has a cache; others report their own errors
         raise SystemExit(
-            f"fastpsl: no folder for compiled code: {own} cannot be written, nor one for temporary files ({error}); set NUMBA_CACHE_DIR "
+            f"fastpsl: no folder for compiled code: {user_cache} cannot be written, "
+            f"nor one for temporary files ({error}); set NUMBA_CACHE_DIR "
             f"and XDG_CACHE_HOME to a folder that can be written"
         ) from None
     os.environ["XDG_CACHE_HOME"] = str(private)
@@ -31,14 +36,14 @@ def choose_caches() -> None:
     os.environ.setdefault("TRITON_CACHE_DIR", str(private / "triton"))
     if os.environ.get("RANK", "0") == "0" and sys.stderr is not None:
         print(
-            f"fastpsl: {own} cannot be written: compiled code, indices and the sample go to {private}; set XDG_CACHE_HOME to a folder "
-            f"that lasts",
+            f"fastpsl: {user_cache} cannot be written: compiled code, indices and the sample go to "
+            f"{private}; set XDG_CACHE_HOME to a folder that lasts",
             file=sys.stderr,
         )
 
 
 def _can_be_written(folder: str) -> bool:
-    """Made where it is not there."""
+    """Return whether files can be created in the folder, which is made where it is missing."""
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError:
@@ -47,13 +52,15 @@ def _can_be_written(folder: str) -> bool:
 
 
 def _private_folder() -> Path:
-    """The same for all of a user's processes, as compiled code is worth keeping. Code is read from it and run: so it is nobody else's,
-    or another one is made. OSError where none can be made.
+    """Return a folder that belongs to this user alone, because code is read from it and run.
+
+    All processes of a user share it, since compiled code is worth keeping. Where the usual name belongs to
+    somebody else, a new folder is made. Raises OSError where none can be made.
     """
     folder = Path(tempfile.gettempdir()) / f"fastpsl-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    found = os.lstat(folder)
-    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+    status = os.lstat(folder)
+    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
         return folder
     return Path(tempfile.mkdtemp(prefix="fastpsl-"))

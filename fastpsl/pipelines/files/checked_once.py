@@ -1,4 +1,4 @@
-"""Checks of whole data sets that take long: what has passed once is not checked again for as long as it stays as it is."""
+"""Long checks of whole data sets, remembered by the digest of what they checked."""
 
 import fcntl
 import sys
@@ -10,24 +10,33 @@ from fastpsl.pipelines.files.cache_folder import cache_folder
 
 
 def checked_once(digest: str, what: str, check: Callable[[], None]) -> None:
-    """Calls `check` unless it has passed before for contents of this digest; of several processes one does, the others wait.
+    """Call `check` unless it has passed before for contents of this digest.
 
-    what: in words, said on stderr. What `check` raises goes through, and it is called again next time. ValueError when the cache folder
-    cannot be written.
+    One of several processes checks, and the others wait for it. A check that raises is called again next
+    time.
+
+    Args:
+        digest: The digest of the contents, in hexadecimal; it names the file that records the success.
+        what: The contents in words, for the line on stderr.
+        check: The check; what it raises passes through.
+
+    Raises:
+        ValueError: The cache folder cannot be written.
     """
-    place = cache_folder() / "checked"
-    passed = place / digest
+    folder = cache_folder() / "checked"
+    passed = folder / digest
     if passed.exists():
         return
     with ExitStack() as stack:
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(place / "lock", "w"))
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(folder / "lock", "w"))
             with doing(f"waiting for another process, which checks {what}"):
                 fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
             raise ValueError(
-                f"{place}: what was checked cannot be kept there ({error.strerror}); set XDG_CACHE_HOME to a folder that can be written"
+                f"{folder}: what was checked cannot be kept there ({error.strerror}); "
+                f"set XDG_CACHE_HOME to a folder that can be written"
             ) from None
         if not passed.exists():
             print(f"checking {what}, this once", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""A run's files of JSON lines (metrics, looks of the monitor, figures of epochs): one object a line, read up to the first damage."""
+"""The reader of a run's JSON lines (metrics, monitor records, figures of epochs), up to the first damage."""
 
 import json
 import warnings
@@ -10,16 +10,21 @@ _MAX_LINE_BYTES = 1 << 20
 
 
 class Line(NamedTuple):
-    """row: holds "run_step", an integer, and "stage", a name, at least. end: where the line ends in the file, in bytes."""
+    """One line of a file.
+
+    Attributes:
+        row: The object; it has at least "run_step", an integer, and "stage", a name.
+        end: The offset in bytes at which the line ends.
+    """
 
     row: dict[str, Any]
     end: int
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """The lines of a file up to the first that cannot be read, of which a warning tells; none where there is no file.
+    """Yield the lines of a file up to the first that cannot be read; nothing where the file does not exist.
 
-    Half a line at the end is what a kill leaves, and no news.
+    A warning counts the lines that are lost, unless it is only the half line that a killed run leaves.
     """
     if not path.exists():
         return
@@ -31,7 +36,8 @@ def read_lines(path: Path) -> Iterator[Line]:
                 num_lost = 1 + sum(1 for _ in iter(lambda: file.readline(_MAX_LINE_BYTES), b""))
                 if num_lost > 1 or text.endswith(b"\n") or len(text) == _MAX_LINE_BYTES:
                     warnings.warn(
-                        f"{path}: line {number} cannot be read; {num_lost:,} lines from there to the end are lost",
+                        f"{path}: line {number} cannot be read; "
+                        f"{num_lost:,} lines from there to the end are lost",
                         stacklevel=2,
                     )
                 return

@@ -1,9 +1,8 @@
-"""The embedded sample: 640 small pictures that the project draws itself, as betons in the user's cache
-folder.
+"""The embedded sample: 640 small images that the project draws itself, as betons in the user's cache folder.
 
-Every recipe without `--data` uses it. Train and test hold JPEGs of 128 to 200 px a side, the 32-px betons the
-same pictures as raw 32 x 32 (their middle squares). The first use draws them (seconds); processes that start
-at once wait for one another.
+Every recipe without `--data` uses it. Train and test hold JPEGs of 128 to 200 px a side. The 32-px betons
+hold the middle squares of the same images as raw 32 x 32. The first use draws them in seconds, and processes
+that start at the same time wait for one another.
 """
 
 import fcntl
@@ -22,14 +21,14 @@ from fastpsl.pipelines.files.cache_folder import cache_folder
 from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_picture
 from fastpsl.pipelines.sources import Sample
 
-VERSION = "sample-v1"  # a new name whenever the pictures change
+VERSION = "sample-v1"  # a new name whenever the images change
 SEED = 20240
 NUM_TRAIN, NUM_TEST = 480, 160
 _PAGE_BYTES = 1 << 21
 
 
 class SamplePaths(NamedTuple):
-    """The sample's betons."""
+    """The paths of the sample's betons."""
 
     train: Path
     test: Path
@@ -38,10 +37,15 @@ class SamplePaths(NamedTuple):
 
 
 def sample_paths(cache: Path | None = None) -> SamplePaths:
-    """The sample's betons, made on first use in `cache` (default: $XDG_CACHE_HOME or ~/.cache, there
-    fastpsl/sample-v1).
+    """Return the sample's betons, which the first use draws.
 
-    Equal on every machine but for the JPEG encoder's version. ValueError when the folder cannot be written.
+    They are equal on every machine but for the version of the JPEG encoder.
+
+    Args:
+        cache: The folder for them; by default $XDG_CACHE_HOME or ~/.cache, there fastpsl/sample-v1.
+
+    Raises:
+        ValueError: The folder cannot be written.
     """
     folder = (cache or cache_folder()) / VERSION
     paths = SamplePaths(*(folder / f"{name}.beton" for name in SamplePaths._fields))
@@ -59,17 +63,18 @@ def sample_paths(cache: Path | None = None) -> SamplePaths:
                     _make(part, small, first, num)
     except OSError as error:
         raise ValueError(
-            f"{folder}: the sample cannot be made there ({error.strerror}); set XDG_CACHE_HOME to a folder that can be written"
+            f"{folder}: the sample cannot be made there ({error.strerror}); "
+            f"set XDG_CACHE_HOME to a folder that can be written"
         ) from None
     return paths
 
 
 def _make(part: Path, small: Path, first: int, num: int) -> None:
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        pictures = list(pool.map(_picture, range(first, first + num)))
+        originals = list(pool.map(_draw, range(first, first + num)))
     for path, images, target in (
-        (small, [_square(picture) for picture in pictures], Target(mode="raw")),
-        (part, pictures, Target(quality=92)),
+        (small, [_square(image) for image in originals], Target(mode="raw")),
+        (part, originals, Target(quality=92)),
     ):
         write_beton(
             _samples(images, first), path, num_samples=num, class_names=CLASS_NAMES, target=target,
@@ -77,17 +82,17 @@ def _make(part: Path, small: Path, first: int, num: int) -> None:
         )  # fmt: skip
 
 
-def _picture(index: int) -> np.ndarray:
+def _draw(index: int) -> np.ndarray:
     height, width = np.random.default_rng((SEED, index, 1)).integers((128, 144), (153, 201))
     return draw_picture(SEED, index, int(height), int(width))
 
 
-def _square(picture: np.ndarray) -> np.ndarray:
-    """The middle square at 32 x 32."""
-    height, width = picture.shape[:2]
+def _square(image: np.ndarray) -> np.ndarray:
+    """Return the middle square at 32 x 32."""
+    height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    middle = Image.fromarray(picture[top : top + side, left : left + side])
+    middle = Image.fromarray(image[top : top + side, left : left + side])
     return np.asarray(middle.resize((32, 32), Image.Resampling.BOX))
 
 

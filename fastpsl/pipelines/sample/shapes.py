@@ -1,7 +1,7 @@
-"""Pictures of discs, triangles and crosses on textured ground, with every object's outline: what a small detector can learn in minutes.
+"""Images of discs, triangles and crosses with their outlines, from which a small detector learns in minutes.
 
-A class is told by its shape and its texture (rings, stripes, checks) and tends to a hue, which three in ten objects do not keep; stains
-of the ground have the same hues, so that no pixel's colour decides.
+A class has a shape and a texture (rings, stripes, checks), and a hue that seven in ten objects keep to.
+Stains of the ground have the same hues, so no pixel's colour decides.
 """
 
 import colorsys
@@ -15,10 +15,10 @@ from fastpsl.pipelines.sample.subjects import Random
 CLASS_NAMES = ("cross", "disc", "triangle")
 _HUES = (0.6, 0.03, 0.3)
 _HUE_SPREAD, _ANY_HUE = 0.07, 0.3
-_OVER = 3  # drawn at three times the size and averaged: smooth edges
-# Of the middle side of a picture: 24 to 72 px of 128.
+_OVER = 3  # drawn at three times the size and averaged for smooth edges
+# Shares of `draw_scene`'s `side_px`: objects have 24 to 72 px of 128.
 SMALLEST, LARGEST, DIFFICULT_BELOW = 24 / 128, 72 / 128, 29 / 128
-_VISIBLE = 0.6  # an object of which less is seen is difficult
+_VISIBLE = 0.6  # an object with a smaller visible share is difficult
 _OVERLAP, _OVERLAP_AT_TIMES, _AT_TIMES = 0.05, 0.6, 0.15
 _TRIES = 40
 
@@ -26,42 +26,52 @@ _TRIES = 40
 class Shape(NamedTuple):
     """An object of a scene."""
 
-    label: int  # in CLASS_NAMES
-    mask: np.ndarray  # bool [height, width]: where it is seen
-    difficult: bool  # small, or hidden by another one for the most part
-    truncated: bool  # by the picture's edge
+    label: int  # an index of CLASS_NAMES
+    mask: np.ndarray  # bool [height, width], the visible pixels
+    difficult: bool  # small, or mostly hidden by another object
+    truncated: bool  # cut by the image's edge
 
 
 def draw_scene(random: Random, height: int, width: int, side_px: int) -> tuple[np.ndarray, list[Shape]]:
-    """RGB uint8 [height, width, 3] and its one to three objects, of 24/128 to 72/128 of `side_px`; about 10 ms."""
-    picture = _ground(random, height, width)
+    """Draw one to three objects on a ground, in about 10 ms.
+
+    Args:
+        random: The source of all random numbers.
+        height: The image's height in px.
+        width: The image's width in px.
+        side_px: The scale: objects have 24/128 to 72/128 of it.
+
+    Returns:
+        The image, RGB uint8 [height, width, 3], and its objects.
+    """
+    image = _ground(random, height, width)
     labels, sides, areas = [], [], []
-    seen: list[np.ndarray] = []  # of each object; the later ones lie above
+    masks: list[np.ndarray] = []  # the visible part of each object; later objects lie above
     for number in range(int(random.integers(1, 4))):
-        least = SMALLEST if number else 1.3 * SMALLEST  # one is easy to see, unless another hides it
+        least = SMALLEST if number else 1.3 * SMALLEST  # the first is easy to see, unless another hides it
         side = round(float(random.uniform(least, LARGEST)) * side_px)
         label = int(random.integers(len(CLASS_NAMES)))
-        found = _place(random, label, side, height, width, seen)
-        if found is None:
+        layers = _place(random, label, side, height, width, masks)
+        if layers is None:
             continue
-        cover, colour = found
-        picture += cover[..., None] * (colour - picture)
+        cover, colour = layers
+        image += cover[..., None] * (colour - image)
         outline = cover > 0.5
-        seen = [*(other & ~outline for other in seen), outline]
+        masks = [*(other & ~outline for other in masks), outline]
         labels.append(label)
         sides.append(side)
         areas.append(outline.sum())
     shapes = []
-    for label, side, area, mask in zip(labels, sides, areas, seen, strict=True):
+    for label, side, area, mask in zip(labels, sides, areas, masks, strict=True):
         is_difficult = mask.sum() < _VISIBLE * area or side < DIFFICULT_BELOW * side_px
         edges = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
         shapes.append(Shape(label, mask, bool(is_difficult), bool(edges.any())))
-    picture += random.normal(0, 4, (height, width, 1))
-    return np.clip(picture + 0.5, 0, 255).astype(np.uint8), shapes
+    image += random.normal(0, 4, (height, width, 1))
+    return np.clip(image + 0.5, 0, 255).astype(np.uint8), shapes
 
 
 def _ground(random: Random, height: int, width: int) -> np.ndarray:
-    """A landscape or a rough wall, with stains; float32 [height, width, 3]."""
+    """Return a landscape or a rough wall with stains, float32 [height, width, 3]."""
     if random.random() < 0.5:
         horizon = int(height * random.uniform(0.3, 0.7))
         ground = landscape(random, height, width, horizon, random.random() < 0.2, random.uniform(0.1, 0.9))
@@ -79,7 +89,7 @@ def _ground(random: Random, height: int, width: int) -> np.ndarray:
 
 
 def _colour(random: Random, hue: float, saturation: float) -> np.ndarray:
-    """float32 [3]"""
+    """Return a random colour of a hue, float32 [3]."""
     rgb = colorsys.hsv_to_rgb(hue % 1, saturation * random.uniform(0.7, 1.2), random.uniform(0.55, 0.95))
     return np.array(rgb, np.float32) * 255
 
@@ -87,7 +97,7 @@ def _colour(random: Random, hue: float, saturation: float) -> np.ndarray:
 def _place(
     random: Random, label: int, side: int, height: int, width: int, others: list[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Coverage float32 [height, width] and colours [height, width, 3] of a new object where there is room for it."""
+    """Return coverage [height, width] and colours [height, width, 3] of a new object; None without room."""
     allowed = _OVERLAP_AT_TIMES if random.random() < _AT_TIMES else _OVERLAP
     outside = int(0.15 * side) if random.random() < 0.15 else 0
     cover, tone = _shape(random, label, side)
@@ -109,20 +119,20 @@ def _place(
 
 
 def _put(patch: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
-    """A square patch in a picture of zeros; what is outside is cut."""
+    """Put a square patch into an image of zeros, cutting what is outside."""
     side = len(patch)
-    whole = np.zeros((height, width), np.float32)
+    image = np.zeros((height, width), np.float32)
     up, down = max(top, 0), min(top + side, height)
     first, last = max(left, 0), min(left + side, width)
-    whole[up:down, first:last] = patch[up - top : down - top, first - left : last - left]
-    return whole
+    image[up:down, first:last] = patch[up - top : down - top, first - left : last - left]
+    return image
 
 
 def _shape(random: Random, label: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage and tone (0 dark to 1 light), float32 [side, side] each."""
+    """Return coverage and tone (0 dark to 1 light), float32 [side, side] each."""
     name = CLASS_NAMES[label]
     turn = {"disc": np.pi, "triangle": 0.35, "cross": 0.4}[name] * random.uniform(-1, 1)
-    flat = random.uniform(0.78, 1.0)  # as seen from the side
+    flat = random.uniform(0.78, 1.0)  # the shape appears seen from the side
     steps = (np.arange(side * _OVER, dtype=np.float32) + 0.5) / _OVER / (side / 2) - 1
     down, right = steps[:, None], steps[None, :] / flat
     u, v = right * np.cos(turn) + down * np.sin(turn), down * np.cos(turn) - right * np.sin(turn)
@@ -131,7 +141,7 @@ def _shape(random: Random, label: int, side: int) -> tuple[np.ndarray, np.ndarra
         radius = np.hypot(u, v)
         inside, tone = radius < 1, np.cos(radius * waves * np.pi)
     elif name == "triangle":
-        u, v = u * 1.12, v * 1.12  # turned, it stays within its square
+        u, v = u * 1.12, v * 1.12  # so that it stays within its square when turned
         inside, tone = (v < 0.75) & (v > 1.92 * np.abs(u) - 1), np.sin(v * waves * np.pi)
     else:
         u, v = u * 1.25, v * 1.25

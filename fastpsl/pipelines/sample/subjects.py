@@ -1,6 +1,6 @@
-"""The eight subjects of the embedded sample's pictures.
+"""The eight subjects of the embedded sample's images.
 
-Each draws on a transparent layer: x of its middle, y of its foot, height h, in px.
+Each function draws on a transparent layer, given the subject's middle x, foot y and height h in px.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Random = np.random.Generator
 
 
 def vary(random: Random, colour: tuple[int, int, int], spread: int = 18) -> tuple[int, int, int]:
-    """A colour near `colour`."""
+    """Return a random colour near `colour`."""
     red, green, blue = np.clip(np.array(colour) + random.integers(-spread, spread + 1, 3), 0, 255)
     return int(red), int(green), int(blue)
 
@@ -199,8 +199,8 @@ def _mushroom(draw: Draw, random: Random, x: float, y: float, h: float) -> None:
 
 
 Subject = Callable[[Draw, Random, float, float, float], None]
-# Name: how it is drawn; its height as a share of the picture's; where its foot stands between horizon (0) and
-# bottom (1).
+# For each name: its drawing function, the range of its height as a share of the image's, and the range of its
+# foot's place between horizon (0) and bottom (1).
 SUBJECTS: dict[str, tuple[Subject, tuple[float, float], tuple[float, float]]] = {
     "balloon": (_balloon, (0.5, 0.7), (-0.75, -0.1)),
     "boat": (_boat, (0.5, 0.75), (0.15, 0.6)),

@@ -1,9 +1,9 @@
-""".npz files of images and labels, read in chunks straight from the zip: never the whole array in memory.
+""".npz files of images and labels, read in chunks from the zip, so that the whole array is never in memory.
 
-Images are uint8 [N, H, W, 3]; [N, H, W, 1] and [N, H, W] are grey; [N, 3, H, W] and [N, 1, H, W] are taken
-where no other reading is possible. Labels are integers [N] or [N, 1], or missing. Names are of the words
-below with a split before or behind: images and labels, x_train and y_train (Keras), train_images and
-train_labels (MedMNIST); arr_0 and arr_1 are what numpy.savez calls arrays without a name.
+Images are uint8 [N, H, W, 3]; [N, H, W, 1] and [N, H, W] are grey. [N, 3, H, W] and [N, 1, H, W] are accepted
+where no other reading is possible. Labels are integers [N] or [N, 1], or missing. Names consist of the words
+below and a split before or after them, such as images and labels, x_train and y_train (Keras), train_images
+and train_labels (MedMNIST). numpy.savez calls arrays without a name arr_0 and arr_1.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ _SAVE = "save it by np.savez(file, images=..., labels=...)"
 
 @dataclass(frozen=True)
 class Member:
-    """An array in an .npz, by its header."""
+    """An array in an .npz, as its header describes it."""
 
     key: str
     shape: tuple[int, ...]
     dtype: np.dtype
     is_fortran: bool
-    start: int  # of its values in the member, bytes
+    start: int  # offset of its values in the member, in bytes
 
     @override
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ class Member:
 
 @dataclass
 class Arrays:
-    """Images and labels of an .npz, by their headers."""
+    """The images and labels of an .npz, as their headers describe them."""
 
     path: Path
     images: Member
@@ -70,40 +70,52 @@ class Arrays:
         return len(shard_range(self.num_total, self.shard))
 
     def samples(self) -> Iterator[Sample]:
-        """This shard's images in order, uint8 [H, W, 3] each. ValueError when the file is damaged or holds
-        labels out of range."""
-        here = shard_range(self.num_total, self.shard)
+        """Yield this shard's images in order, uint8 [H, W, 3].
+
+        Raises:
+            ValueError: The file is damaged or holds labels out of range.
+        """
+        positions = shard_range(self.num_total, self.shard)
         with _errors(self.path), zipfile.ZipFile(self.path) as archive:
             labels = self._labels(archive)
-            for index, image in enumerate(_rows(archive, self.images, here), here.start):
+            for index, image in enumerate(_rows(archive, self.images, positions), positions.start):
                 label = -1 if labels is None else int(labels[index])
                 yield Sample(f"{self.images.key}[{index}]", _rgb(image, self.layout), label)
 
     def _labels(self, archive: zipfile.ZipFile) -> np.ndarray | None:
-        """All labels, int32 [N]."""
+        """Return all labels, int32 [N]."""
         if self.labels is None:
             return None
         labels, start = np.empty(self.num_total, np.int32), 0
-        for some in _chunks(archive, self.labels, range(self.num_total)):
-            some = some.reshape(-1)
-            if some.size and not (some.min() >= -1 and some.max() <= MAX_LABEL):
+        for chunk in _chunks(archive, self.labels, range(self.num_total)):
+            chunk = chunk.reshape(-1)
+            if chunk.size and not (chunk.min() >= -1 and chunk.max() <= MAX_LABEL):
                 raise ValueError(
-                    f"{self.path}: {self.labels.key} holds labels from {some.min()} to {some.max()}; "
+                    f"{self.path}: {self.labels.key} holds labels from {chunk.min()} to {chunk.max()}; "
                     f"give -1 (none) to {MAX_LABEL}"
                 )
-            labels[start : start + len(some)] = some
-            start += len(some)
+            labels[start : start + len(chunk)] = chunk
+            start += len(chunk)
         return labels
 
 
 def arrays(path: Path, split: str | None = None, shard: tuple[int, int] = (0, 1)) -> Arrays:
-    """The images of an .npz, counted: of `split` where the names tell of splits. ValueError for other types and
-    shapes, names that tell nothing, several splits without `split`, and what is damaged."""
+    """Open an .npz of images and count them.
+
+    Args:
+        path: The file.
+        split: The split, where the names contain splits.
+        shard: (i, n) keeps the i-th of n runs of neighbours.
+
+    Raises:
+        ValueError: The types, shapes or names do not fit, `split` is needed or unknown, or the file is
+            damaged.
+    """
     with _errors(path), zipfile.ZipFile(path) as archive:
         members = [
             _header(path, archive, info) for info in archive.infolist() if info.filename.endswith(".npy")
         ]
-    there = ", ".join(map(str, members)) or "nothing"
+    contents = ", ".join(map(str, members)) or "nothing"
     by_name: dict[tuple[str, str], Member] = {}
     for member in members:
         kind = _role(member), _split(member.key)
@@ -114,13 +126,13 @@ def arrays(path: Path, split: str | None = None, shard: tuple[int, int] = (0, 1)
     labels = {split: member for (role, split), member in by_name.items() if role == "labels"}
     if not images:
         raise ValueError(
-            f"{path}: holds {there}; no images [N, H, W, 3] by name ({', '.join(IMAGE_WORDS)}), {_SAVE}"
+            f"{path}: holds {contents}; no images [N, H, W, 3] by name ({', '.join(IMAGE_WORDS)}), {_SAVE}"
         )
     if split is None:
         split = "" if "" in images else next(iter(images)) if len(images) == 1 else None
     if split is None or split.lower() not in images:
-        given = f"--split {split} is not among its splits" if split else "has several splits"
-        raise ValueError(f"{path}: {given}; give --split {' or '.join(sorted(images))}")
+        problem = f"--split {split} is not among its splits" if split else "has several splits"
+        raise ValueError(f"{path}: {problem}; give --split {' or '.join(sorted(images))}")
     image, label = images[split.lower()], labels.get(split.lower())
     layout = _layout(path, image)
     notes = [f"images from {image}" + (", channels first" if layout == "NCHW" else "")]
@@ -147,7 +159,7 @@ def _split(key: str) -> str:
 
 
 def _layout(path: Path, images: Member) -> str:
-    """NHWC, NHW or NCHW; ValueError for any other type or shape."""
+    """Return NHWC, NHW or NCHW; raise ValueError for any other type or shape."""
     shape, remedy = images.shape, f"uint8 [N, H, W, 3] is wanted, {_SAVE}"
     if images.dtype != np.uint8:
         raise ValueError(f"{path}: {images}; {remedy}")
@@ -182,8 +194,11 @@ def _header(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Memb
         key = info.filename[: -len(".npy")]
         try:
             version = np.lib.format.read_magic(file)
-            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            shape, is_fortran, dtype = read[version](file)
+            readers = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }
+            shape, is_fortran, dtype = readers[version](file)
         except (ValueError, KeyError, EOFError, SyntaxError, TypeError):
             raise ValueError(f"{path}: {key} is no array; {_SAVE}") from None
         member = Member(key, shape, dtype, is_fortran, file.tell())
@@ -195,12 +210,12 @@ def _header(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Memb
 
 
 def _chunks(archive: zipfile.ZipFile, member: Member, rows: range) -> Iterator[np.ndarray]:
-    """Some rows of an array at a time."""
-    at_a_time = max(1, _CHUNK_BYTES // max(1, member.row_bytes))
+    """Yield some rows of an array at a time."""
+    chunk_rows = max(1, _CHUNK_BYTES // max(1, member.row_bytes))
     with archive.open(member.key + ".npy") as file:
         file.seek(member.start + rows.start * member.row_bytes)
-        for start in range(rows.start, rows.stop, at_a_time):
-            num = min(at_a_time, rows.stop - start)
+        for start in range(rows.start, rows.stop, chunk_rows):
+            num = min(chunk_rows, rows.stop - start)
             data = bytearray(num * member.row_bytes)
             _fill(file, memoryview(data))
             yield np.frombuffer(data, member.dtype).reshape(num, *member.shape[1:])
@@ -221,7 +236,7 @@ def _rows(archive: zipfile.ZipFile, member: Member, rows: range) -> Iterable[np.
 
 @contextlib.contextmanager
 def _errors(path: Path) -> Iterator[None]:
-    """What reading a damaged, locked or missing zip raises, as one line."""
+    """Turn errors of a damaged, locked or missing zip into a ValueError of one line."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What SRC of `fastpsl beton write` is: told from its name and content, or by --format."""
+"""The choice of a source for SRC of `fastpsl beton write`, by its name and content or by --format."""
 
 import glob
 import os
@@ -37,10 +37,20 @@ def open_source(
     label_column: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Source:
-    """`src` as images, counted. `format` is auto, folder, list, tar, npz, parquet, cifar10, cifar100 or stl10. `split`
-    names a part of what holds several. `shard` (i, n) keeps the i-th of n runs of neighbours. `image_column` and
-    `label_column` are for parquet. Counting long files is told to `on_progress(MB done, MB in all)`. ValueError,
-    one line, for what is missing, of another kind or holds no image."""
+    """Open `src` and count its images.
+
+    Args:
+        src: A path, a glob, or hf:NAME.
+        format: auto, folder, list, tar, npz, parquet, cifar10, cifar100 or stl10.
+        split: The part of a source with several.
+        shard: (i, n) keeps the i-th of n runs of neighbours.
+        image_column: The column of images, for parquet.
+        label_column: The column of labels, for parquet.
+        on_progress: Called with (MB done, MB in all) while long files are counted.
+
+    Raises:
+        ValueError: The source is missing, of another kind or holds no image. The message is one line.
+    """
     if format == "auto":
         format = _format_of(src)
     if split is not None and format in ("folder", "list", "tar"):
@@ -76,12 +86,12 @@ def _format_of(src: str) -> str:
 
 
 def _is_saved(src: str) -> bool:
-    """Whether datasets' `save_to_disk` wrote this folder."""
+    """Return whether datasets' `save_to_disk` wrote this folder."""
     return any(os.path.isfile(os.path.join(src, name)) for name in ("state.json", "dataset_dict.json"))
 
 
 def _parquet_in(folder: str) -> list[Path]:
-    """Parquet files in a folder, or in its folder data/, where the Hub has them."""
+    """Return the parquet files in a folder or in its data/, where the Hub keeps them."""
     return sorted(Path(folder).glob("*.parquet")) or sorted(Path(folder, "data").glob("*.parquet"))
 
 
@@ -103,7 +113,7 @@ def _format_of_file(path: Path) -> str:
 
 
 def _paths(src: str) -> list[Path]:
-    """The files that `src` names: one, or those that a glob finds."""
+    """Return the files that `src` names: one, or the matches of a glob."""
     if os.path.lexists(src) or not glob.has_magic(src):
         if not os.path.exists(src):
             raise ValueError(f"{src}: no such file or folder; give what is there, or a quoted glob")

@@ -1,4 +1,4 @@
-"""Which columns of a table hold images and labels: where only one can be meant, it is taken."""
+"""The choice of a table's columns of images and labels, where only one is possible."""
 
 import json
 import re
@@ -11,12 +11,12 @@ LABEL_WORDS = ("label", "labels", "cls", "target", "targets")
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns to read; class names where the table tells them."""
+    """The columns to read, and class names where the table has them."""
 
     image: str
     label: str | None
     class_names: list[str] | None = None
-    left_out: str | None = None  # a column that is called labels and holds none
+    left_out: str | None = None  # a column with a label's name that holds no labels
 
     @property
     def names(self) -> list[str]:
@@ -24,28 +24,41 @@ class Columns:
 
 
 def choose_columns(what: str, schema: Any, image: str | None, label: str | None) -> Columns:
-    """The columns of `schema` (pyarrow's) that hold images and labels; `image` and `label` name them, label "none"
-    wants none. Images: datasets' Image feature, else encoded bytes. Labels: its ClassLabel, else integers that are
-    called labels. ValueError where there is no such column, or several."""
+    """Choose the columns that hold images and labels.
+
+    Images are datasets' Image feature, else encoded bytes. Labels are its ClassLabel, else integers with a
+    label's name.
+
+    Args:
+        what: The table's name, for messages.
+        schema: A pyarrow schema.
+        image: The column of images; None to choose.
+        label: The column of labels; "none" for no labels, None to choose.
+
+    Raises:
+        ValueError: There is no such column, or several.
+    """
     kinds, class_names = _kinds(schema)
-    there = f"its columns are {', '.join(schema.names)}"
-    images = _column(what, "image", image, kinds, ("image", "bytes"), there)
+    all_columns = f"its columns are {', '.join(schema.names)}"
+    images = _column(what, "image", image, kinds, ("image", "bytes"), all_columns)
     if images is None:
-        raise ValueError(f"{what}: no column of images or of their bytes; {there}")
+        raise ValueError(f"{what}: no column of images or of their bytes; {all_columns}")
     if label == NO_COLUMN:
         return Columns(images, None)
     likely = {name: kind for name, kind in kinds.items() if kind == "classes" or name.lower() in LABEL_WORDS}
-    labels = _column(what, "label", label, kinds if label else likely, ("classes", "integer"), there)
-    odd = [name for name, kind in likely.items() if not labels and kind not in ("classes", "integer")]
-    return Columns(images, labels, class_names.get(labels or ""), odd[0] if odd else None)
+    labels = _column(what, "label", label, kinds if label else likely, ("classes", "integer"), all_columns)
+    unusable = [name for name, kind in likely.items() if not labels and kind not in ("classes", "integer")]
+    return Columns(images, labels, class_names.get(labels or ""), unusable[0] if unusable else None)
 
 
 def _kinds(schema: Any) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """What each column holds ("image", "classes", "bytes", "integer" or ""), and names of classes."""
-    told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    """Return each column's content ("image", "classes", "bytes", "integer" or "") and class names."""
+    features = (
+        json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    )
     kinds, class_names = {}, {}
     for column in schema:
-        feature, type_name = told.get(column.name), str(column.type)
+        feature, type_name = features.get(column.name), str(column.type)
         feature = feature if isinstance(feature, dict) else {}
         if feature.get("_type") == "Image":
             kind = "image"
@@ -61,23 +74,28 @@ def _kinds(schema: Any) -> tuple[dict[str, str], dict[str, list[str]]]:
 
 
 def _column(
-    what: str, role: str, given: str | None, kinds: dict[str, str], allowed: tuple[str, str], there: str
+    what: str,
+    role: str,
+    column: str | None,
+    kinds: dict[str, str],
+    allowed: tuple[str, str],
+    all_columns: str,
 ) -> str | None:
-    """The column that was given, or the only one of the first of the `allowed` kinds that there is."""
+    """Return the given column, or the only one of the first kind in `allowed` that occurs."""
     option = f"--{role}-column"
-    if given is not None:
-        if kinds.get(given) not in allowed:
+    if column is not None:
+        if kinds.get(column) not in allowed:
             holds = {"image": "images or their bytes", "label": "integers or a ClassLabel"}[role]
-            why = f"does not hold {holds}" if given in kinds else "there is no such column"
-            raise ValueError(f"{what}: {option} {given}: {why}; {there}")
-        return given
+            why = f"does not hold {holds}" if column in kinds else "there is no such column"
+            raise ValueError(f"{what}: {option} {column}: {why}; {all_columns}")
+        return column
     for kind in allowed:
-        found = [name for name in kinds if kinds[name] == kind]
-        if len(found) > 1:
-            none = f" or {NO_COLUMN}" if role == "label" else ""
+        matches = [name for name in kinds if kinds[name] == kind]
+        if len(matches) > 1:
+            none_option = f" or {NO_COLUMN}" if role == "label" else ""
             raise ValueError(
-                f"{what}: several columns may hold {role}s; give {option} {' or '.join(found)}{none}"
+                f"{what}: several columns may hold {role}s; give {option} {' or '.join(matches)}{none_option}"
             )
-        if found:
-            return found[0]
+        if matches:
+            return matches[0]
     return None

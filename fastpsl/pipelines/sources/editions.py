@@ -1,8 +1,9 @@
-"""What the published archives of CIFAR-10, CIFAR-100 and STL-10 hold, and their MD5 sums.
+"""The contents of the published archives of CIFAR-10, CIFAR-100 and STL-10, and their MD5 sums.
 
-Sums of archives: the data sets' pages and torchvision's datasets; of their files: torchvision's datasets. Those of
-CIFAR-10's .bin files equal what its images and labels give when laid out so (computed); CIFAR-100's .bin files have
-none on record but third parties', and go unchecked where they are unpacked, but for their length.
+Sums of archives are from the data sets' pages and torchvision's datasets, those of their files from
+torchvision's datasets. The sums of CIFAR-10's .bin files equal those computed from its images and labels in
+that layout. For CIFAR-100's .bin files only third parties publish sums, so unpacked ones are checked for
+their length alone.
 """
 
 from collections.abc import Sequence
@@ -49,18 +50,18 @@ class Edition:
 
     archive: str
     folder: str
-    splits: dict[str, tuple[str, ...]]  # files of images
+    splits: dict[str, tuple[str, ...]]  # files of images per split
     names_file: str
     labels_in: str  # "pickle", "row" (the last byte before an image) or "file" (train_y.bin for train_X.bin)
     size_px: int = 32
-    row_labels: int = 0  # bytes before each image
+    row_labels: int = 0  # bytes of labels before each image
 
     @property
     def row_bytes(self) -> int:
         return self.row_labels + 3 * self.size_px**2
 
     def label_files(self, files: Sequence[str]) -> list[str]:
-        """Files that hold nothing but labels of these files' images."""
+        """Return the files that hold only labels of these files' images."""
         if self.labels_in != "file":
             return []
         return [file.replace("_X", "_y") for file in files if not file.startswith("unlabeled")]
@@ -69,7 +70,7 @@ class Edition:
         return label_file.replace("_y", "_X")
 
     def needed(self, split: str) -> list[str]:
-        """Every file that a split needs."""
+        """Return every file that a split needs."""
         files = self.splits[split]
         return [*files, *self.label_files(files), self.names_file]
 

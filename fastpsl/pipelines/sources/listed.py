@@ -1,10 +1,13 @@
-"""Lists of image files, told by name and content, and where the pictures that they name lie.
+"""Lists of image files, in formats known by name and content, and the folder that their images lie in.
 
-    .json   iNaturalist's: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "category_id"}], "categories": [{"id", "name"}]}
-    .csv    beginning with the line "filename,label": miniImageNet's (Ravi and Larochelle), a class's name an image
-    .csv, .txt   else: a path a line, and behind white space its label, a number from 0, or none on any line: Places205's
+    .json        iNaturalist's: {"images": [{"id", "file_name"}], "categories": [{"id", "name"}],
+                 "annotations": [{"image_id", "category_id"}]}
+    .csv         with the first line "filename,label": miniImageNet's (Ravi and Larochelle), with class names
+    .csv, .txt   otherwise: a path per line, and after white space its label, a number from 0, on all lines
+                 or none: Places205's
 
-A list's pictures lie below one folder: of `_places`, that in which most of some of its names are files.
+All images of a list lie below one folder. It is the one of `_places` in which most of a sample of its names
+are files.
 """
 
 import csv
@@ -23,15 +26,16 @@ from fastpsl.pipelines.loader.workers import map_in_order
 from fastpsl.pipelines.sources.source import Sample, is_image, shard_range
 
 ENDINGS = (".json", ".csv", ".txt")
-# Beside a list, or beside its folder: as they lie in miniImageNet's usual archive, and in Places205's, which has its authors' folders.
+# Searched beside a list and beside its folder: the layouts of miniImageNet's usual archive, and of
+# Places205's, which contains the folders of its authors.
 _BELOW = ("", "images", "images256", "data/vision/torralba/deeplearning/images256")
 _NUM_TRIED = 64
-_THREADS, _NAMES_A_TASK = 16, 512  # storage far away answers slowly, and to many at once
+_THREADS, _NAMES_A_TASK = 16, 512  # remote storage answers slowly, but many requests at once
 _KEYS = ("images", "annotations", "categories")
 
 
 class Names(NamedTuple):
-    """What a list says: paths, a label each (-1 = none), and the classes' names where it tells them."""
+    """The contents of a list: paths, a label each (-1 for none), and the class names where it has them."""
 
     paths: list[str]
     labels: list[int]
@@ -40,7 +44,7 @@ class Names(NamedTuple):
 
 @dataclass
 class ImageList:
-    """A list, read, and the folder `root` that its names are below. `shard` (i, n) keeps the i-th of n runs of neighbours."""
+    """A list and the folder `root` of its images; `shard` (i, n) keeps the i-th of n runs of neighbours."""
 
     names: Names
     root: Path
@@ -59,19 +63,23 @@ class ImageList:
 
     @property
     def num_samples(self) -> int:
-        """Images in this shard."""
+        """The number of images in this shard."""
         return len(shard_range(self.num_total, self.shard))
 
     def samples(self) -> Iterator[Sample]:
-        """This shard's images in the list's order."""
+        """Yield this shard's images in the list's order."""
         for i in shard_range(self.num_total, self.shard):
             path = self.names.paths[i]
             yield Sample(path, Path(os.path.join(self.root, path)), self.names.labels[i])
 
 
 def image_list(path: str | Path, shard: tuple[int, int] = (0, 1)) -> ImageList:
-    """The list at `path`, all of whose images are there. ValueError (one line, naming the list) where it is no such list, empty, names an
-    image twice or without a label that others have, or where an image is absent."""
+    """Read the list at `path` and check that its images exist.
+
+    Raises:
+        ValueError: It is no such list or empty, names an image twice, labels only some, or an image is
+            absent. The message is one line and names the list.
+    """
     path = Path(path)
     try:
         names = _read(path)
@@ -92,15 +100,15 @@ def image_list(path: str | Path, shard: tuple[int, int] = (0, 1)) -> ImageList:
 def _read(path: Path) -> Names:
     if path.suffix.lower() == ".json":
         return _inaturalist(path)
-    with _opened(path) as file:
+    with _open(path) as file:
         first = next(file, "").strip()
     if path.suffix.lower() == ".csv" and first.replace('"', "").replace(" ", "") == "filename,label":
         return _with_header(path)
     return _lines(path)
 
 
-def _opened(path: Path) -> IO[str]:
-    """As text; names that are no UTF-8 are kept as they are."""
+def _open(path: Path) -> IO[str]:
+    """Open a list as text; names that are no UTF-8 pass unchanged."""
     return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
@@ -111,70 +119,75 @@ def _inaturalist(path: Path) -> Names:
         raise ValueError(f"{path}: is no JSON ({error})") from None
     if not isinstance(record, dict) or not all(isinstance(record.get(key), list) for key in _KEYS):
         raise ValueError(
-            f"{path}: is no list of images as iNaturalist's ({', '.join(_KEYS)}, a list each); give train2018.json or its like"
+            f"{path}: is no list of images as iNaturalist's ({', '.join(_KEYS)}, a list each); "
+            f"give train2018.json or its like"
         )
     try:
-        categories = {int(each["id"]): str(each["name"]) for each in record["categories"]}
-        files = {int(each["id"]): os.path.normpath(str(each["file_name"])) for each in record["images"]}
-        annotations = [(int(each["image_id"]), int(each["category_id"])) for each in record["annotations"]]
+        categories = {int(entry["id"]): str(entry["name"]) for entry in record["categories"]}
+        files = {int(entry["id"]): os.path.normpath(str(entry["file_name"])) for entry in record["images"]}
+        annotations = [(int(entry["image_id"]), int(entry["category_id"])) for entry in record["annotations"]]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"{path}: an entry lacks what iNaturalist's have (images: id, file_name; annotations: image_id, category_id; "
-            f"categories: id, name): {error!r}"
+            f"{path}: an entry lacks what iNaturalist's have (images: id, file_name; "
+            f"annotations: image_id, category_id; categories: id, name): {error!r}"
         ) from None
     if len(files) < len(record["images"]):
         raise ValueError(f"{path}: two of its images have one id; each needs its own")
-    # In the order of their ids, which are 0 to 8,141 there: their places are the ids themselves.
-    places = {category: place for place, category in enumerate(sorted(categories))}
-    labels = _annotated(path, files, annotations, places)
+    # Labels follow the order of the ids; iNaturalist's ids, 0 to 8,141, are the labels themselves.
+    numbers = {category: number for number, category in enumerate(sorted(categories))}
+    labels = _labels(path, files, annotations, numbers)
     return Names(
         list(files.values()), list(labels.values()), [categories[category] for category in sorted(categories)]
     )
 
 
-def _annotated(
-    path: Path, files: Mapping[int, str], annotations: list[tuple[int, int]], places: Mapping[int, int]
+def _labels(
+    path: Path, files: Mapping[int, str], annotations: list[tuple[int, int]], numbers: Mapping[int, int]
 ) -> dict[int, int]:
-    """The label of each image, by its id, in the order of `files`."""
+    """Return the label of each image, by its id, in the order of `files`."""
     labels = dict.fromkeys(files, -1)
     for image, category in annotations:
         if image not in files:
             raise ValueError(f"{path}: an annotation is of image {image}, which is not among its images")
-        if category not in places:
+        if category not in numbers:
             raise ValueError(
-                f"{path}: {files[image]} is of category {category}, which is not among its {len(places):,} categories"
+                f"{path}: {files[image]} is of category {category}, "
+                f"which is not among its {len(numbers):,} categories"
             )
         if labels[image] >= 0:
             raise ValueError(
                 f"{path}: {files[image]} has two annotations; give a list with one class an image"
             )
-        labels[image] = places[category]
+        labels[image] = numbers[category]
     unlabelled = [image for image, label in labels.items() if label < 0]
     if unlabelled:
         raise ValueError(
-            f"{path}: {len(unlabelled):,} of {len(files):,} images have no annotation, the first is {files[unlabelled[0]]}"
+            f"{path}: {len(unlabelled):,} of {len(files):,} images have no annotation, "
+            f"the first is {files[unlabelled[0]]}"
         )
     return labels
 
 
 def _with_header(path: Path) -> Names:
-    with _opened(path) as file:
+    with _open(path) as file:
         try:
             rows = [(number, row) for number, row in enumerate(csv.reader(file), start=1) if row][1:]
         except csv.Error as error:
             raise ValueError(f"{path}: is no table of filename,label ({error})") from None
     for number, row in rows:
         if len(row) != 2 or not all(cell.strip() for cell in row):
-            raise ValueError(f"{path}: line {number}, {_shown(','.join(row))}, is no file's name and a label")
+            raise ValueError(
+                f"{path}: line {number}, {_shorten(','.join(row))}, is no file's name and a label"
+            )
     classes = sorted({row[1].strip() for _, row in rows})
-    places = {name: place for place, name in enumerate(classes)}
+    numbers = {name: number for number, name in enumerate(classes)}
     paths = [os.path.normpath(row[0].strip()) for _, row in rows]
-    return Names(paths, [places[row[1].strip()] for _, row in rows], classes)
+    return Names(paths, [numbers[row[1].strip()] for _, row in rows], classes)
 
 
 def _lines(path: Path) -> Names:
     paths, labels = list[str](), list[int]()
-    with _opened(path) as file:
+    with _open(path) as file:
         for number, text in enumerate(file, start=1):
             line = text.strip()
             if not line:
@@ -183,7 +196,8 @@ def _lines(path: Path) -> Names:
             if labels and (label < 0) != (labels[0] < 0):
                 has, other = ("no label", "has one") if label < 0 else ("a label", "has none")
                 raise ValueError(
-                    f"{path}: line {number}, {_shown(line)}, has {has}, and the first image {other}; label all or none"
+                    f"{path}: line {number}, {_shorten(line)}, has {has}, "
+                    f"and the first image {other}; label all or none"
                 )
             paths.append(os.path.normpath(name))
             labels.append(label)
@@ -191,20 +205,22 @@ def _lines(path: Path) -> Names:
 
 
 def _path_and_label(path: Path, number: int, line: str) -> tuple[str, int]:
-    if is_image(os.path.basename(line)):  # white space in a file's name is no label
+    if is_image(os.path.basename(line)):  # white space within a file's name begins no label
         return line, -1
     name, *label = line.rsplit(maxsplit=1)
     if not is_image(os.path.basename(name)):
-        raise ValueError(f"{path}: line {number}, {_shown(line)}, is neither an image's PATH nor PATH LABEL")
-    # Python's int takes other things for numbers, such as 1_000.
+        raise ValueError(
+            f"{path}: line {number}, {_shorten(line)}, is neither an image's PATH nor PATH LABEL"
+        )
+    # Python's int accepts other numbers, such as 1_000.
     if not (re.fullmatch("0*[0-9]{1,10}", label[0]) and int(label[0][-10:]) < 2**31):
         raise ValueError(
-            f"{path}: line {number}, {_shown(line)}: the label is no integer from 0; number the classes"
+            f"{path}: line {number}, {_shorten(line)}: the label is no integer from 0; number the classes"
         )
     return name, int(label[0][-10:])
 
 
-def _shown(line: str) -> str:
+def _shorten(line: str) -> str:
     return repr(line if len(line) < 100 else f"{line[:100]}...")
 
 
@@ -212,41 +228,44 @@ def _require_each_once(path: Path, paths: list[str]) -> None:
     if len(set(paths)) == len(paths):
         return
     values, first, counts = np.unique(np.array(paths, object), return_index=True, return_counts=True)
-    twice = first[counts > 1].min()
+    repeated = first[counts > 1].min()
     raise ValueError(
-        f"{path}: names {int((counts > 1).sum()):,} of {len(values):,} images more than once, the first is {paths[twice]}; "
-        "name each once"
+        f"{path}: names {int((counts > 1).sum()):,} of {len(values):,} images more than once, "
+        f"the first is {paths[repeated]}; name each once"
     )
 
 
 def _places(path: Path) -> list[Path]:
-    """The folders that a list's names may be below, the likeliest first."""
-    here = Path(os.path.abspath(path)).parent
-    places = [folder / below for folder in (here, here.parent) for below in _BELOW]
+    """Return the folders that a list's names may be relative to, the likeliest first."""
+    parent = Path(os.path.abspath(path)).parent
+    places = [folder / below for folder in (parent, parent.parent) for below in _BELOW]
     return [place for place in dict.fromkeys([*places, Path.cwd()]) if place.is_dir()]
 
 
 def _best_place(places: list[Path], paths: list[str]) -> Path:
-    tried = paths[:: -(-len(paths) // _NUM_TRIED)]
-    return max(places, key=lambda place: sum(os.path.isfile(os.path.join(place, path)) for path in tried))
+    examples = paths[:: -(-len(paths) // _NUM_TRIED)]
+    return max(
+        places, key=lambda folder: sum(os.path.isfile(os.path.join(folder, path)) for path in examples)
+    )
 
 
 def _require_there(path: Path, paths: list[str], root: Path, places: list[Path]) -> None:
-    """ValueError unless all of `paths` are files below `root`."""
+    """Raise ValueError unless all of `paths` are files below `root`."""
     parts = (paths[start : start + _NAMES_A_TASK] for start in range(0, len(paths), _NAMES_A_TASK))
 
     def missing(part: list[str]) -> list[str]:
         return [name for name in part if not os.path.isfile(os.path.join(root, name))]
 
     absent, num = list[str](), 0
-    with doing(f"{path}: looking for its images", "images", len(paths)) as told:
-        for part, found in map_in_order(missing, parts, _THREADS, "list"):
-            absent += found
+    with doing(f"{path}: looking for its images", "images", len(paths)) as progress:
+        for part, names in map_in_order(missing, parts, _THREADS, "list"):
+            absent += names
             num += len(part)
-            told.update(num)
+            progress.update(num)
     if absent:
-        looked = [str(root)] if len(absent) < len(paths) else [str(place) for place in places]
+        folders = [str(root)] if len(absent) < len(paths) else [str(place) for place in places]
         raise ValueError(
-            f"{path}: {len(absent):,} of the {len(paths):,} images that it names are absent, the first is {absent[0]}; "
-            f"looked below {', '.join(looked)}: put the list beside them, or name those that are there"
+            f"{path}: {len(absent):,} of the {len(paths):,} images that it names are absent, "
+            f"the first is {absent[0]}; looked below {', '.join(folders)}: "
+            f"put the list beside them, or name those that are there"
         )

@@ -1,5 +1,6 @@
-"""Hugging Face data sets from disk: parquet files, what `save_to_disk` writes, and data sets in the local cache
-(hf:NAME). Nothing is ever downloaded, and no code of a data set runs. Rows are read a few at a time.
+"""Hugging Face data sets from disk: parquet files, folders of `save_to_disk`, and the local cache (hf:NAME).
+
+Nothing is ever downloaded, and no code of a data set runs. Rows are read a few at a time.
 """
 
 import contextlib
@@ -19,25 +20,25 @@ from fastpsl.pipelines.sources.source import Sample, changed, parts_of, shard_ra
 INSTALL = "pip install 'fastpsl[datasets]'"
 _BATCH_ROWS = 32
 _BUFFER_BYTES = 1 << 22
-_SPLIT_OF_FILE = re.compile(r"(.+)-\d{5}-of-\d{5}\.parquet")  # as datasets names them
+_SPLIT_OF_FILE = re.compile(r"(.+)-\d{5}-of-\d{5}\.parquet")  # the names that datasets gives
 
 
 @dataclass
 class Tables:
-    """A data set in columns, counted."""
+    """A data set in columns, with its rows counted."""
 
     what: str  # for messages
-    roots: tuple[Path, ...]  # folders below which images may lie that rows only name
+    roots: tuple[Path, ...]  # folders of the images that rows only name
     parts: Sequence[Any]  # paths of parquet files, or one datasets.Dataset
-    counts: list[int]  # rows in each
+    counts: list[int]  # rows in each part
     columns: Columns
     shard: tuple[int, int] = (0, 1)
     mode: str = "jpg"
 
     @property
     def warnings(self) -> list[str]:
-        odd = self.columns.left_out
-        return [f"column {odd} holds neither integers nor a ClassLabel: no labels"] if odd else []
+        column = self.columns.left_out
+        return [f"column {column} holds neither integers nor a ClassLabel: no labels"] if column else []
 
     @property
     def class_names(self) -> list[str] | None:
@@ -60,20 +61,24 @@ class Tables:
         return len(shard_range(self.num_total, self.shard))
 
     def samples(self) -> Iterator[Sample]:
-        """This shard's rows in order. ValueError when a file is damaged or has changed since it was counted."""
-        for i, wanted in parts_of(shard_range(self.num_total, self.shard), self.counts):
-            part, position = self.parts[i], wanted.start
+        """Yield this shard's rows in order.
+
+        Raises:
+            ValueError: A file is damaged or has changed since it was counted.
+        """
+        for i, positions in parts_of(shard_range(self.num_total, self.shard), self.counts):
+            part, position = self.parts[i], positions.start
             is_file = isinstance(part, Path)
             what = str(part) if is_file else self.what
             with _errors(what):
                 for image, label in (_rows_of_file if is_file else _rows_of_dataset)(
-                    part, self.columns, wanted
+                    part, self.columns, positions
                 ):
                     name = f"{part.name} row {position}" if is_file else f"row {position}"
                     yield self._sample(name, image, label)
                     position += 1
-            if position != wanted.stop:
-                raise changed(what, wanted.stop, position)
+            if position != positions.stop:
+                raise changed(what, positions.stop, position)
 
     def _sample(self, name: str, image: Any, label: Any) -> Sample:
         path = image.get("path") if isinstance(image, dict) else None
@@ -88,17 +93,22 @@ class Tables:
         return Sample(name, self._named(path) if path else BrokenImage("the row has no image"), label)
 
     def _named(self, path: str) -> Path | BrokenImage:
-        """The file that a row names. A table of a stranger must not name one elsewhere: its picture would be in the beton."""
+        """Return the file that a row names.
+
+        Files elsewhere are refused, because an untrusted table could copy any image of this machine into a
+        beton.
+        """
         try:
-            wanted = os.path.realpath(os.path.join(self.roots[0], path))
-            is_below = any(Path(wanted).is_relative_to(os.path.realpath(root)) for root in self.roots)
-        except ValueError:  # a NUL within
+            target = os.path.realpath(os.path.join(self.roots[0], path))
+            is_below = any(Path(target).is_relative_to(os.path.realpath(root)) for root in self.roots)
+        except ValueError:  # a NUL within the path
             is_below = False
         if not is_below:
             return BrokenImage(
-                f"the row holds no bytes and names a file that is not below {self.roots[0]}: put the images there"
+                f"the row holds no bytes and names a file that is not below {self.roots[0]}: "
+                f"put the images there"
             )
-        return Path(wanted)
+        return Path(target)
 
 
 def parquet_files(
@@ -108,9 +118,18 @@ def parquet_files(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> Tables:
-    """Parquet files as one data set, in the order of their names. Where these tell of splits
-    (train-00000-of-00002.parquet), `split` must be given unless there is one. ValueError for what is missing,
-    damaged or not clear."""
+    """Open parquet files as one data set, in the order of their names.
+
+    Args:
+        paths: The files.
+        split: The split, needed if the names contain several (train-00000-of-00002.parquet).
+        shard: (i, n) keeps the i-th of n runs of neighbours.
+        image_column: The column of images; None to choose it.
+        label_column: The column of labels; None to choose it.
+
+    Raises:
+        ValueError: Something is missing, damaged or ambiguous.
+    """
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
@@ -125,8 +144,8 @@ def parquet_files(
             f"{what}: --split {split}: the names of its files tell of none; give that split's files"
         )
     paths, schemas, counts = sorted(paths), list[Any](), list[int]()
-    with doing(f"{what}: counting rows", "files", len(paths)) as told:
-        for path in told.over(paths):
+    with doing(f"{what}: counting rows", "files", len(paths)) as progress:
+        for path in progress.over(paths):
             with _errors(path), ParquetFile(path) as file:
                 schemas.append(file.schema_arrow)
                 counts.append(file.metadata.num_rows)
@@ -145,9 +164,14 @@ def hugging_face(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> Tables:
-    """A data set of the package datasets: the folder that `save_to_disk` wrote, or NAME or NAME:CONFIG in the local
-    cache. ValueError where it is not there or not clear."""
-    os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported
+    """Open a data set of the package datasets; the arguments are those of `parquet_files` but for the first.
+
+    `name` is a folder that `save_to_disk` wrote, or NAME or NAME:CONFIG in the local cache.
+
+    Raises:
+        ValueError: It is not there, or the choice is ambiguous.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it on import
     try:
         import datasets
     except ImportError as error:
@@ -158,35 +182,35 @@ def hugging_face(
     path, _, config = name.partition(":")
     with _errors(name), doing(f"{name}: opening it with the package datasets"):
         if os.path.isdir(name):
-            found = datasets.load_from_disk(name)
+            dataset = datasets.load_from_disk(name)
         else:
             try:
-                found = datasets.load_dataset(path, config or None)
+                dataset = datasets.load_dataset(path, config or None)
             except (ConnectionError, FileNotFoundError):
-                found = None
-    if found is None:
+                dataset = None
+    if dataset is None:
         raise ValueError(
             f"hf:{name}: neither a folder nor in the local cache, and nothing is downloaded; "
             f"load_dataset({path!r}) in Python puts it there"
         )
-    if isinstance(found, dict):
-        found = found[_split(name, split, set(found))]
+    if isinstance(dataset, dict):
+        dataset = dataset[_split(name, split, set(dataset))]
     elif split:
         raise ValueError(f"{name}: --split {split}: it has no splits; leave --split away")
-    if not len(found):
+    if not len(dataset):
         raise ValueError(f"{name}: has no rows; give a data set of images")
-    columns = choose_columns(name, found.features.arrow_schema, image_column, label_column)
+    columns = choose_columns(name, dataset.features.arrow_schema, image_column, label_column)
     cache = (Path(datasets.config.HF_DATASETS_CACHE), Path(datasets.config.HF_CACHE_HOME))
     roots = (Path(name),) if os.path.isdir(name) else cache
-    return Tables(name, roots, [found], [len(found)], columns, shard)
+    return Tables(name, roots, [dataset], [len(dataset)], columns, shard)
 
 
 def _split(what: str, split: str | None, splits: set[str]) -> str:
     if split is None and len(splits) == 1:
         return next(iter(splits))
     if split is None or split not in splits:
-        given = f"--split {split} is not among its splits" if split else "has several splits"
-        raise ValueError(f"{what}: {given}; give --split {' or '.join(sorted(splits))}")
+        problem = f"--split {split} is not among its splits" if split else "has several splits"
+        raise ValueError(f"{what}: {problem}; give --split {' or '.join(sorted(splits))}")
     return split
 
 
@@ -194,30 +218,35 @@ def _missing(error: ImportError) -> ValueError:
     return ValueError(f"parquet files and hf: need Hugging Face's datasets ({error}); {INSTALL}")
 
 
-def _rows_of_file(path: Path, columns: Columns, wanted: range) -> Iterator[tuple[Any, Any]]:
+def _rows_of_file(path: Path, columns: Columns, positions: range) -> Iterator[tuple[Any, Any]]:
     from pyarrow.parquet import ParquetFile
 
-    # pre_buffer would hold whole row groups
+    # pre_buffer would hold whole row groups.
     with ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        for group, here in parts_of(wanted, sizes):
+        for group, group_positions in parts_of(positions, sizes):
             position = 0
             for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns.names):
-                first, last = max(here.start - position, 0), min(here.stop - position, len(batch))
+                first, last = (
+                    max(group_positions.start - position, 0),
+                    min(group_positions.stop - position, len(batch)),
+                )
                 if first < last:
                     yield from _pairs(batch.slice(first, last - first), columns)
                 position += len(batch)
-                if position >= here.stop:
+                if position >= group_positions.stop:
                     break
 
 
-def _rows_of_dataset(dataset: Any, columns: Columns, wanted: range) -> Iterator[tuple[Any, Any]]:
-    for table in dataset.select_columns(columns.names).select(wanted).with_format("arrow").iter(_BATCH_ROWS):
+def _rows_of_dataset(dataset: Any, columns: Columns, positions: range) -> Iterator[tuple[Any, Any]]:
+    for table in (
+        dataset.select_columns(columns.names).select(positions).with_format("arrow").iter(_BATCH_ROWS)
+    ):
         yield from _pairs(table, columns)
 
 
 def _pairs(table: Any, columns: Columns) -> Iterator[tuple[Any, Any]]:
-    """(image, label or None) of each row."""
+    """Yield (image, label or None) for each row."""
     images = table.column(columns.image).to_pylist()
     labels = table.column(columns.label).to_pylist() if columns.label else [None] * len(images)
     yield from zip(images, labels, strict=True)
@@ -225,8 +254,10 @@ def _pairs(table: Any, columns: Columns) -> Iterator[tuple[Any, Any]]:
 
 @contextlib.contextmanager
 def _errors(what: str | Path) -> Iterator[None]:
-    """What datasets and pyarrow raise, as one line: of missing data sets and damaged files they raise nearly
-    anything."""
+    """Turn errors into a ValueError of one line.
+
+    For missing data sets and damaged files, datasets and pyarrow raise nearly any type.
+    """
     try:
         yield
     except Exception as error:  # noqa: BLE001

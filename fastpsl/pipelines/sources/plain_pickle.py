@@ -1,5 +1,8 @@
-"""Pickles of plain data: dictionaries, lists, numbers, text, bytes and arrays of numbers, as CIFAR's batches and Detectron's proposals
-are, of Python 2 and 3. Nothing else is let in: names of Python objects are never looked up, and no code of numpy's runs."""
+"""A safe reader of pickles of plain data, such as CIFAR's batches and Detectron's proposals.
+
+Plain data are dictionaries, lists, numbers, text, bytes and arrays of numbers, pickled by Python 2 or 3.
+Names of Python objects are never looked up, and no code of numpy runs.
+"""
 
 import io
 import math
@@ -14,7 +17,7 @@ _NUMBERS = ("u1", "u2", "i4", "i8", "f4", "f8")
 
 
 class _Type:
-    """Stands for a numpy.dtype; `numbers` where it is one of those that are let in."""
+    """A stand-in for numpy.dtype; `numbers` is None for types that are not allowed."""
 
     def __init__(self, name: object):
         known = name.decode() if isinstance(name, bytes) else name
@@ -22,11 +25,11 @@ class _Type:
 
     def __setstate__(self, state: Any) -> None:
         if state[1] not in ("<", "|", b"<", b"|"):
-            self.numbers = None  # the other byte order
+            self.numbers = None  # big-endian numbers are not allowed
 
 
 class _Array:
-    """Stands for a numpy.ndarray while it is read."""
+    """A stand-in for numpy.ndarray while it is unpickled."""
 
     values: np.ndarray | None = None
 
@@ -45,7 +48,7 @@ def _numbers(data: Any, dtype: Any, shape: Any, is_fortran: Any) -> np.ndarray:
 
 
 def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
-    """An array as Python 3's fifth protocol has it."""
+    """Build an array as Python 3's pickle protocol 5 stores it."""
     array = _Array()
     array.values = _numbers(data, dtype, shape, order == "F")
     return array
@@ -54,15 +57,15 @@ def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
 class _Unpickler(pickle.Unpickler):
     @override
     def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy._core.", "numpy.core.")  # numpy 2's
+        module = module.replace("numpy._core.", "numpy.core.")  # the name in numpy 2
         known = {
-            # functions made for this call: the pickle can change nothing else
+            # These functions are new for each call, so that a pickle can change nothing else.
             ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
             ("numpy.core.multiarray", "scalar"): lambda dtype, data: _numbers(data, dtype, (), False).item(),
             ("numpy.core.numeric", "_frombuffer"): lambda *parts: _from_buffer(*parts),
             ("numpy", "dtype"): lambda name, *_: _Type(name),
             ("numpy", "ndarray"): _NDARRAY,
-            # bytes in Python 3's protocols for Python 2
+            # Python 3 stores bytes so in its protocols for Python 2.
             ("_codecs", "encode"): lambda text, _: text.encode("latin1"),
             ("__builtin__", "bytes"): lambda: b"",
         }
@@ -72,18 +75,24 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load_plain(data: bytes) -> dict[Any, Any]:
-    """A pickled dictionary of CIFAR's or Detectron's kind: its values are plain, arrays, or lists of such; strings of Python 2 are bytes,
-    arrays numpy's and read-only. ValueError with the reason where it holds, or tries, anything else."""
+    """Return a pickled dictionary of plain data.
+
+    Its values are plain, arrays, or lists of these. Strings of Python 2 become bytes, and arrays are
+    read-only.
+
+    Raises:
+        ValueError: The pickle holds or tries anything else; the message says why.
+    """
     try:
-        found = _Unpickler(io.BytesIO(data), encoding="bytes").load()
-    except Exception as error:  # noqa: BLE001  unpicklers raise nearly anything on nonsense
+        record = _Unpickler(io.BytesIO(data), encoding="bytes").load()
+    except Exception as error:  # noqa: BLE001  unpicklers raise nearly anything on damaged data
         raise ValueError(f"a pickle that is not of plain data ({' '.join(str(error).split())})") from None
-    if type(found) is not dict:
+    if type(record) is not dict:
         raise ValueError("a pickle that is no dictionary")
-    return {key: _plain(value) for key, value in found.items()}
+    return {key: _plain(value) for key, value in record.items()}
 
 
 def _plain(value: Any) -> Any:
     if type(value) is list:
-        return [one.values if isinstance(one, _Array) else one for one in value]
+        return [item.values if isinstance(item, _Array) else item for item in value]
     return value.values if isinstance(value, _Array) else value

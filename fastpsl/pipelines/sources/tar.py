@@ -1,13 +1,14 @@
 """Tars of images, read as streams and never unpacked: WebDataset shards, and tars of class folders.
 
-WebDataset, where .cls or .json files share the key of images: everything before the first dot of a base name
-is the key, neighbours of one key are one sample. Its image is the file whose ending is an image's (a.jpg
-before a.mask.png); its label is the integer in .cls, else "label" or "cls" in .json, else -1.
-Any other tar is taken as if it were unpacked: class = top folder, below the folders that all images share;
-label -1 where there are no folders. A tar within a tar is a folder (ImageNet's n01440764.tar).
+A tar is a WebDataset if .cls or .json files share the key of images. The key is everything before the first
+dot of a base name, and neighbours with one key are one sample. Its image is the file with an image's ending
+(a.jpg before a.mask.png). Its label is the integer in .cls, else "label" or "cls" in .json, else -1.
 
-The order is that of the tars' names, in each that of its members. Tars are gone through twice, to count and
-to yield; those that are not compressed are only skimmed the first time.
+Any other tar is read as if it were unpacked. The class is the top folder, below the folders that all images
+share; the label is -1 without folders. A tar within a tar is a folder (ImageNet's n01440764.tar).
+
+The order is that of the tars' names and, in each, of its members. Tars are read twice, to count and to yield.
+The first time, uncompressed ones are only skimmed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +23,10 @@ from fastpsl.pipelines.sources.tar_stream import Damage, open_tar, tar_members
 
 @dataclass
 class TarSource:
-    """Tars of images, counted; see the module's text."""
+    """A list of tars of images, counted; see the module's docstring."""
 
     paths: list[Path]
-    counts: list[int]  # of samples in each tar; its damages count too
+    counts: list[int]  # samples in each tar, damages included
     is_web: bool
     folders: Folders
     class_names: list[str] | None
@@ -43,26 +44,31 @@ class TarSource:
         return len(shard_range(self.num_total, self.shard))
 
     def samples(self) -> Iterator[Sample]:
-        """This shard's samples in order, damaged ones with the reason. ValueError when a tar has changed since
-        it was counted."""
-        labels = {name: label for label, name in enumerate(self.class_names or ())}
-        for i, wanted in parts_of(shard_range(self.num_total, self.shard), self.counts):
-            yield from self._samples_of(self.paths[i], self.counts[i], wanted, labels)
+        """Yield this shard's samples in order; damaged ones carry the reason.
 
-    def _samples_of(self, path: Path, count: int, wanted: range, labels: dict[str, int]) -> Iterator[Sample]:
+        Raises:
+            ValueError: A tar has changed since it was counted.
+        """
+        labels = {name: label for label, name in enumerate(self.class_names or ())}
+        for i, positions in parts_of(shard_range(self.num_total, self.shard), self.counts):
+            yield from self._samples_of(self.paths[i], self.counts[i], positions, labels)
+
+    def _samples_of(
+        self, path: Path, count: int, positions: range, labels: dict[str, int]
+    ) -> Iterator[Sample]:
         position = 0
-        for found in _found(path, Grouper(self.is_web, wanted)):
-            if isinstance(found, Damage):
-                sample = Sample(found.name, BrokenImage(found.reason), -1)
-            elif found.image_name:
-                sample = self._sample(path, found, labels)
+        for item in _groups(path, Grouper(self.is_web, positions)):
+            if isinstance(item, Damage):
+                sample = Sample(item.name, BrokenImage(item.reason), -1)
+            elif item.image_name:
+                sample = self._sample(path, item, labels)
             else:
                 continue
-            if position in wanted:
+            if position in positions:
                 yield sample
             position += 1
-            if position == wanted.stop < count:
-                return  # the rest is other shards'
+            if position == positions.stop < count:
+                return  # the rest belongs to other shards
         if position != count:
             raise changed(path, count, position)
 
@@ -83,8 +89,8 @@ class TarSource:
             return Sample(name, error, -1)
 
 
-def _found(path: Path, grouper: Grouper) -> Iterator[Group | Damage]:
-    """What `grouper` makes of a tar's members."""
+def _groups(path: Path, grouper: Grouper) -> Iterator[Group | Damage]:
+    """Yield the samples that `grouper` makes of a tar's members."""
     with open_tar(path) as (stream, _):
         for item in tar_members(stream, path.name):
             yield from grouper.add(item)
@@ -93,11 +99,11 @@ def _found(path: Path, grouper: Grouper) -> Iterator[Group | Damage]:
 
 @dataclass
 class _Count:
-    """What the first pass finds out."""
+    """The result of the first pass."""
 
     folders: Folders = field(default_factory=Folders)
-    num_by_key: list[int] = field(default_factory=list)  # samples of each tar, taken as WebDataset
-    num_one_by_one: list[int] = field(default_factory=list)  # taken as images
+    num_by_key: list[int] = field(default_factory=list)  # samples of each tar as WebDataset
+    num_one_by_one: list[int] = field(default_factory=list)  # samples of each tar with every image alone
     num_labelled: int = 0
     num_unlabelled: int = 0
     num_further: int = 0
@@ -110,7 +116,8 @@ class _Count:
             for item in tar_members(stream, path.name):
                 if isinstance(item, Damage) and item.is_no_tar and item.name == path.name:
                     raise ValueError(
-                        f"{path}: is no tar, or damaged at its beginning ({item.reason}); copy it again, or give a tar of images"
+                        f"{path}: is no tar, or damaged at its beginning ({item.reason}); "
+                        f"copy it again, or give a tar of images"
                     )
                 if isinstance(item, Damage):
                     self.first_damage = self.first_damage or f"{item.name} {item.reason}"
@@ -138,8 +145,16 @@ def tar_source(
     shard: tuple[int, int] = (0, 1),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> TarSource:
-    """Count the images in tars; `on_progress(MB done, MB in all)`. ValueError for what cannot be read, is no
-    tar or holds no image."""
+    """Count the images in tars.
+
+    Args:
+        paths: The tars.
+        shard: (i, n) keeps the i-th of n runs of neighbours.
+        on_progress: Called with (MB done, MB in all).
+
+    Raises:
+        ValueError: A tar cannot be read or is none, or they hold no image.
+    """
     paths = sorted(paths)
     try:
         sizes = [path.stat().st_size for path in paths]
@@ -155,14 +170,14 @@ def tar_source(
                 on_progress((start + position) // 1_000_000, sum(sizes) // 1_000_000)
 
         count.add(path, on_bytes)
-    what = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     folders = count.folders
     if folders.shared is None and count.first_damage:
         raise ValueError(
-            f"{what}: damaged before its first image ({' '.join(count.first_damage.split())}); copy it again"
+            f"{name}: damaged before its first image ({' '.join(count.first_damage.split())}); copy it again"
         )
     if folders.shared is None:
-        raise ValueError(f"{what}: no images inside ({', '.join(EXTENSIONS)}); give tars of images")
+        raise ValueError(f"{name}: no images inside ({', '.join(EXTENSIONS)}); give tars of images")
     if count.num_labelled:
         notes = ["taken as WebDataset samples, with labels from .cls and .json"]
         warnings = [
@@ -176,7 +191,7 @@ def tar_source(
         return TarSource(paths, count.num_by_key, True, folders, None, notes, warnings, shard)
     if folders.below and folders.beside:
         raise ValueError(
-            f"{what}: {folders.beside} lies beside the class folders {min(folders.below)}, ...; "
+            f"{name}: {folders.beside} lies beside the class folders {min(folders.below)}, ...; "
             "make a tar either of images alone or of one folder per class"
         )
     where = f" below {'/'.join(folders.shared)}" if folders.shared else ""

@@ -1,4 +1,4 @@
-"""A tar's members as samples: by key, as WebDataset has them, or each image alone; and the folders they lie in."""
+"""A tar's members as samples, by WebDataset's key or each image alone; and the folders that they lie in."""
 
 import json
 import posixpath
@@ -23,7 +23,7 @@ class Group:
     image: "bytes | BrokenImage" = b""
     label_name: str = ""
     label: "bytes | BrokenImage" = b""
-    num_further: int = 0  # images
+    num_further: int = 0  # images left out, because they share the key
 
     def add(self, member: Member, is_wanted: bool) -> None:
         ending = _ending(member.name)
@@ -50,18 +50,22 @@ def _read(member: Member, max_bytes: int) -> "bytes | BrokenImage":
 
 
 class Grouper:
-    """Members in, samples out: by key (WebDataset), or each member alone. Reads the data of samples whose
-    positions are `wanted`."""
+    """A grouping of members into samples, by key (WebDataset) or each member alone.
+
+    Args:
+        is_web: Group by key.
+        wanted: The positions of the samples that are read; others have no data.
+    """
 
     def __init__(self, is_web: bool, wanted: range = range(0)):
-        self.position = 0  # samples given so far, Damages included
+        self.position = 0  # samples returned so far, Damages included
         self._is_web, self._wanted = is_web, wanted
         self._group: Group | None = None
 
     def add(self, item: Member | Damage) -> list[Group | Damage]:
-        """What is finished by this item."""
+        """Return the samples that this item completes."""
         if isinstance(item, Damage):
-            # A sample whose label may have been lost is lost.
+            # If a sample's label may have been lost, so is the sample.
             if not (item.is_last_whole and self._group and (self._group.label_name or not self._is_web)):
                 self._group = None
             out = [*self.end(), item]
@@ -75,7 +79,7 @@ class Grouper:
         return out
 
     def end(self) -> list[Group | Damage]:
-        """The last sample."""
+        """Return the last sample."""
         group, self._group = self._group, None
         if group and group.image_name:
             self.position += 1
@@ -84,17 +88,20 @@ class Grouper:
 
 @dataclass
 class Folders:
-    """The deepest folder that all images share, and the folders right below it, without a list of the images."""
+    """The deepest folder that all images share, and the folders directly below it.
+
+    It does not hold a list of the images.
+    """
 
     shared: list[str] | None = None
     below: set[str] = field(default_factory=set)
-    beside: str = ""  # an image that lies in the shared folder itself
+    beside: str = ""  # an image directly in the shared folder
 
     def add(self, name: str) -> None:
         parts = name.split("/")[:-1]
         self.shared = parts if self.shared is None else self.shared
         num_same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.shared, parts)))  # noqa: B905
-        if num_same < len(self.shared):  # all images before lie below this
+        if num_same < len(self.shared):  # all earlier images lie below this one
             self.below, self.beside, self.shared = {self.shared[num_same]}, "", self.shared[:num_same]
         if len(parts) > num_same:
             self.below.add(parts[num_same])
@@ -106,18 +113,22 @@ class Folders:
 
 
 def label_of(group: Group) -> int:
-    """-1 without a label; BrokenImage where it is no integer from -1 to 2**31 - 1."""
+    """Return the label of a sample; -1 without one.
+
+    Raises:
+        BrokenImage: The label is no integer from -1 to 2**31 - 1.
+    """
     if isinstance(group.label, BrokenImage):
         raise group.label
-    given: object = -1
+    label: object = -1
     try:
         if group.label_name.endswith("json"):
             record = json.loads(group.label)
-            given = record.get("label", record.get("cls", -1)) if isinstance(record, dict) else -1
+            label = record.get("label", record.get("cls", -1)) if isinstance(record, dict) else -1
         elif group.label_name:
-            given = int(group.label)
+            label = int(group.label)
     except (ValueError, RecursionError):
-        given = None
-    if type(given) is not int or not -1 <= given <= MAX_LABEL:
+        label = None
+    if type(label) is not int or not -1 <= label <= MAX_LABEL:
         raise BrokenImage(f"its label in {group.label_name} is no integer from 0 to {MAX_LABEL}")
-    return given
+    return label

@@ -1,4 +1,4 @@
-"""A tar's members as its stream passes by: nothing is unpacked or kept, and damage is told apart from an end."""
+"""The members of a tar, read as a stream: nothing is unpacked, and damage is distinguished from the end."""
 
 import bz2
 import contextlib
@@ -14,8 +14,8 @@ from typing import IO, NamedTuple, cast
 from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
 from fastpsl.pipelines.data.image_file import BrokenImage
 
-# What reading a damaged tar raises. ValueError and OverflowError come from numbers and names of nonsense, RuntimeError
-# from bz2 that is asked again.
+# The errors of reading a damaged tar. ValueError and OverflowError come from senseless numbers and names,
+# RuntimeError from bz2 when it is read again after an error.
 _DAMAGE = (
     tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RuntimeError, zlib.error, lzma.LZMAError
 )  # fmt: skip
@@ -28,26 +28,34 @@ _BLOCK_BYTES = 1 << 16
 
 
 class Member(NamedTuple):
-    """A file in a tar. `read(max_bytes)` gives its bytes, only before the next member is asked for, or raises
-    BrokenImage."""
+    """A file in a tar.
 
-    name: str  # as below the root of a file system: without "." and ".."
+    `read(max_bytes)` returns its bytes or raises BrokenImage; it works until the next member is requested.
+    """
+
+    name: str  # relative to the root, without "." and ".."
     read: Callable[[int], bytes]
 
 
 class Damage(NamedTuple):
-    """Why nothing more comes from a tar (or a tar within it): its last item."""
+    """The last item of a damaged tar, or of a damaged tar within it."""
 
     name: str  # the tar
     reason: str
-    is_no_tar: bool = False  # nothing could be read
-    is_last_whole: bool = True  # the last member that was given is sound
+    is_no_tar: bool = False  # not even the first header could be read
+    is_last_whole: bool = True  # the last member before it is sound
 
 
 @contextlib.contextmanager
 def open_tar(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
-    """(stream of the uncompressed tar, function that tells the position in the file). ValueError where it
-    cannot be opened."""
+    """Open a tar, compressed or not.
+
+    Yields:
+        The stream of the uncompressed tar, and a function that returns the position in the file.
+
+    Raises:
+        ValueError: It cannot be opened.
+    """
     try:
         raw = open(path, "rb")  # noqa: SIM115  closed below
         head = raw.read(6)
@@ -64,29 +72,36 @@ def open_tar(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
 
 
 def tar_members(stream: IO[bytes], tar_name: str, folder: str = "") -> Iterator[Member | Damage]:
-    """Files and links of a tar in order, those of tars within it as if they lay in a folder of its name; at
-    last a Damage where it is damaged. `folder` goes before their names."""
+    """Yield the files and links of a tar in order, and at last a Damage where it is damaged.
+
+    Members of a tar within it appear in a folder with its name.
+
+    Args:
+        stream: The uncompressed tar.
+        tar_name: Its name for messages.
+        folder: The folder put before all names.
+    """
     try:
         tar = tarfile.TarFile(fileobj=stream, encoding="utf-8")
-        # Not next(): of a tar without members Python 3.10 makes an error.
-        found: tarfile.TarInfo | None = tar.firstmember  # type: ignore[attr-defined]
+        # Not next(), because Python 3.10 raises an error for a tar without members.
+        info: tarfile.TarInfo | None = tar.firstmember  # type: ignore[attr-defined]
     except _DAMAGE as error:
         yield Damage(tar_name, _reason(error), is_no_tar=True)
         return
-    while found:
-        name = posixpath.join(folder, posixpath.normpath("/" + found.name).lstrip("/"))
-        is_inner = found.isreg() and name.lower().endswith(".tar") and not folder
+    while info:
+        name = posixpath.join(folder, posixpath.normpath("/" + info.name).lstrip("/"))
+        is_inner = info.isreg() and name.lower().endswith(".tar") and not folder
         if is_inner:
             try:
-                inner = tar.extractfile(found)
+                inner = tar.extractfile(info)
                 assert inner is not None
                 yield from tar_members(inner, f"{tar_name}/{name}", name[: -len(".tar")])
             except _DAMAGE as error:
                 yield Damage(tar_name, _reason(error))
                 return
-        is_given = not is_inner and (found.isreg() or found.issym() or found.islnk())
-        if is_given:
-            yield Member(name, _reader(tar, found))
+        is_member = not is_inner and (info.isreg() or info.issym() or info.islnk())
+        if is_member:
+            yield Member(name, _reader(tar, info))
         start = tar.offset
         try:
             if stream.tell() != start:
@@ -95,22 +110,22 @@ def tar_members(stream: IO[bytes], tar_name: str, folder: str = "") -> Iterator[
                     raise EOFError
         except _DAMAGE as error:
             reason = f"{_reason(error)} at {name}, it and what follows is lost"
-            yield Damage(tar_name, reason, is_last_whole=not is_given)
+            yield Damage(tar_name, reason, is_last_whole=not is_member)
             return
         try:
-            # Not next(): it keeps every member, and takes a damaged header for the end.
-            found = tarfile.TarInfo.fromtarfile(tar)
-            if tar.offset <= start or found.size < 0:
+            # Not next(), because it keeps every member, and takes a damaged header for the end.
+            info = tarfile.TarInfo.fromtarfile(tar)
+            if tar.offset <= start or info.size < 0:
                 raise tarfile.ReadError("a size of nonsense")
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            found = None
+            info = None
         except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
             yield Damage(tar_name, f"is cut short after {name}: no end mark follows")
             return
         except _DAMAGE as error:
             yield Damage(tar_name, f"{_reason(error)} after {name}, what follows is lost")
             return
-    try:  # to the very end: checksums of compressed files stand there
+    try:  # read to the very end, because compressed files have checksums there
         while block := stream.read(_BLOCK_BYTES):
             if block.count(0) < len(block):
                 yield Damage(
@@ -121,14 +136,14 @@ def tar_members(stream: IO[bytes], tar_name: str, folder: str = "") -> Iterator[
         yield Damage(tar_name, f"{_reason(error)} at its end, an image may be damaged")
 
 
-def _reader(tar: tarfile.TarFile, found: tarfile.TarInfo) -> Callable[[int], bytes]:
+def _reader(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[int], bytes]:
     def read(max_bytes: int = MAX_PAGE_BYTES) -> bytes:
-        if not found.isreg():
+        if not info.isreg():
             raise BrokenImage("a link within a tar is not followed")
-        if found.size > max_bytes:
-            raise BrokenImage(f"{found.size:,} bytes; at most {max_bytes:,} are taken")
+        if info.size > max_bytes:
+            raise BrokenImage(f"{info.size:,} bytes; at most {max_bytes:,} are taken")
         try:
-            file = tar.extractfile(found)
+            file = tar.extractfile(info)
             assert file is not None
             return file.read()
         except _DAMAGE as error:  # if nothing follows, a Damage comes next

@@ -1,7 +1,7 @@
-"""PASCAL VOC as its archives lie on disk: pictures with boxes, or with class masks. Own data in its layout too (classes.txt).
+"""PASCAL VOC in the layout of its archives, or other data in that layout: images with boxes or class masks.
 
-Opening reads every annotation of the sets, so that nothing wrong is met after hours of training. XML files are checked each time
-(16,551 take seconds), the pixels of masks once (checked_once.py).
+Opening reads every annotation of the sets, so that faults appear before training and not hours into it. XML
+files are checked each time (16,551 take seconds), the pixels of masks once (checked_once.py).
 """
 
 import hashlib
@@ -33,17 +33,24 @@ from fastpsl.pipelines.voc.masks import read_mask
 
 __all__ = ["CLASSES", "VOC", "Needs", "Objects"]
 
-_VERSION = "voc-v1"  # a new name whenever the digest's parts change
-_THREADS = 16  # storage far away answers slowly, and to many at once
+_VERSION = "voc-v1"  # a new name whenever the parts of the digest change
+_THREADS = 16  # remote storage answers slowly, but many requests at once
 
 
 @final
 class VOC:
-    """The pictures of `sets`, one after another, such as ("2007_trainval", "2012_trainval").
+    """The images of `sets`, one set after another.
 
-    root: VOCdevkit, or the folder that holds it. needs: "boxes" (lists of ImageSets/Main; every picture has an object) or "masks"
-    (ImageSets/Segmentation). sbd: SBD's folder, whose pictures follow those of 2012_train (voc_layout.sbd_set). ValueError (one line,
-    which names the file) where something is missing, broken or contradicts itself.
+    Args:
+        root: VOCdevkit, or the folder that holds it.
+        sets: Names such as ("2007_trainval", "2012_trainval").
+        needs: "boxes" (lists of ImageSets/Main; every image has an object) or "masks"
+            (ImageSets/Segmentation).
+        sbd: SBD's folder; its images follow those of 2012_train (layout.sbd_set).
+
+    Raises:
+        ValueError: A file is missing or broken, or contradicts another. The message is one line and names the
+            file.
     """
 
     kind = "folder"
@@ -52,7 +59,8 @@ class VOC:
         self, root: str | Path, sets: Sequence[str], needs: Needs, sbd: str | Path | None = None
     ) -> None:
         assert sets and needs in ("boxes", "masks"), (sets, needs)
-        folder = devkit(Path(root).absolute())  # a process may change its folder while it trains
+        # Absolute, because a process may change its working folder while it trains.
+        folder = devkit(Path(root).absolute())
         parts = [image_set(folder, name, needs) for name in sets]
         self.split = "+".join(sets)
         if sbd is not None:
@@ -78,7 +86,7 @@ class VOC:
             checked_once(self._digest, f"{self.num_samples:,} masks of {folder}", self._check_masks)
 
     def _read(self) -> str:
-        """Reads all annotations, and takes in what those with boxes say; their digest."""
+        """Read all annotations, keep the objects where boxes are needed, and return the digest."""
         assert self.class_names is not None
         numbers = {name: i for i, name in enumerate(self.class_names)}
         digest = hashlib.blake2b(f"{_VERSION} {self.class_names}".encode(), digest_size=16)
@@ -89,37 +97,37 @@ class VOC:
             has_boxes = self._objects is not None
             return data, read_objects(path, data, numbers, self._size(index)) if has_boxes else None
 
-        found = map_in_order(read, range(self.num_samples), _THREADS, "voc")
-        with doing("VOC: reading annotations", "images", self.num_samples) as told:
-            for index, (data, objects) in told.over(found):
-                known = f"{self._ids[index]} {self._size(index)} {self._rows.num_bytes[index]} {len(data)} "
-                digest.update(known.encode() + data)
+        annotations = map_in_order(read, range(self.num_samples), _THREADS, "voc")
+        with doing("VOC: reading annotations", "images", self.num_samples) as progress:
+            for index, (data, objects) in progress.over(annotations):
+                line = f"{self._ids[index]} {self._size(index)} {self._rows.num_bytes[index]} {len(data)} "
+                digest.update(line.encode() + data)
                 if self._objects is not None and objects is not None:
                     self._objects.append(objects)
         return digest.hexdigest()
 
     def _check_masks(self) -> None:
         masks = map_in_order(self.mask, range(self.num_samples), default_num_threads(), "masks")
-        with doing("VOC: checking masks", "images", self.num_samples) as told:
-            for _ in told.over(masks):
+        with doing("VOC: checking masks", "images", self.num_samples) as progress:
+            for _ in progress.over(masks):
                 pass
 
     def _size(self, index: int) -> tuple[int, int]:
         return int(self._rows.height[index]), int(self._rows.width[index])
 
     def objects(self, index: int) -> Objects:
-        """What is annotated on a picture."""
+        """Return the annotated objects of an image."""
         assert self._objects is not None, "opened for masks"
         return self._objects[index]
 
     def mask(self, index: int) -> np.ndarray:
-        """uint8 [h, w]: the classes' numbers from 1, 0 background, 255 void; of the upright picture's size."""
+        """Return class numbers from 1, 0 background, 255 void: uint8 [h, w], of the upright image's size."""
         assert self._objects is None, "opened for boxes"
         path = self._files[index]
         return read_mask(path, _bytes(path), self.num_classes, self._size(index))
 
     def targets(self) -> np.ndarray:
-        """int8 [num_samples, num_classes]: 1 = an object of the class is there, 0 = none, -1 = only difficult ones."""
+        """Return int8 [num_samples, num_classes]: 1 with an object, 0 without, -1 if all are difficult."""
         targets = np.zeros((self.num_samples, self.num_classes), np.int8)
         for index in range(self.num_samples):
             objects = self.objects(index)
@@ -128,35 +136,38 @@ class VOC:
         return targets
 
     def image_id(self, index: int) -> str:
-        """As the lists name it, such as 000005."""
+        """Return the image's name in the lists, such as 000005."""
         return self._ids[index]
 
     def image_sizes(self) -> tuple[int, int, int, int]:
-        """(min height, min width, max height, max width) over all pictures, upright, px."""
+        """Return (min height, min width, max height, max width) over all images, upright, in px."""
         height, width = self._rows.height, self._rows.width
         return int(height.min()), int(width.min()), int(height.max()), int(width.max())
 
     def rows(self, indices: np.ndarray) -> SampleTable:
-        """`indices`: int64 [B] in [0, num_samples)."""
-        asked = np.asarray(indices, np.int64)
-        if len(asked) and not (0 <= asked.min() and asked.max() < self.num_samples):
-            raise IndexError(f"sample {asked.min()} .. {asked.max()} of {self.num_samples}")
-        return self._rows.part(asked)
+        """Return the table of the samples `indices`, int64 [B] in [0, num_samples)."""
+        positions = np.asarray(indices, np.int64)
+        if len(positions) and not (0 <= positions.min() and positions.max() < self.num_samples):
+            raise IndexError(f"sample {positions.min()} .. {positions.max()} of {self.num_samples}")
+        return self._rows.part(positions)
 
     def labels(self) -> np.ndarray:
-        """int32 [num_samples], all -1: a picture has several classes (`targets`)."""
+        """Return int32 [num_samples], all -1, because an image has several classes (`targets`)."""
         return np.full(self.num_samples, -1, np.int32)
 
     def name(self, index: int) -> str:
-        """The picture's path."""
+        """Return the image's path."""
         return str(self._rows.path[index])
 
     def digest(self) -> str:
-        """Of classes, ids, pictures (sizes in px and bytes) and annotations: equal for a copy, whatever its place and its dates."""
+        """Return a digest of classes, ids, image sizes (px and bytes) and annotations.
+
+        It is equal for a copy of the files, whatever its place and dates.
+        """
         return self._digest
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """Do nothing, because no file stays open."""
 
     def __enter__(self) -> "VOC":
         return self
@@ -172,12 +183,17 @@ def learned_and_scored(
     needs: Needs,
     sbd: Path | None = None,
 ) -> tuple[VOC, VOC]:
-    """What is learned from, and what is scored on; sbd: of the first. ValueError where a picture is in both."""
+    """Open the sets to learn from (with SBD, if given) and the sets to score.
+
+    Raises:
+        ValueError: An image is in both.
+    """
     both = VOC(root, train, needs, sbd), VOC(root, test, needs)
     learned, scored = ({data.image_id(i) for i in range(data.num_samples)} for data in both)
     if shared := sorted(learned & scored):
         raise ValueError(
-            f"{root}: {len(shared):,} pictures are learned from ({' '.join(train)}) and scored ({' '.join(test)}), the first is {shared[0]}: "
+            f"{root}: {len(shared):,} pictures are learned from ({' '.join(train)}) "
+            f"and scored ({' '.join(test)}), the first is {shared[0]}: "
             "take them out of one of the lists in ImageSets"
         )
     return both
@@ -191,14 +207,15 @@ def _bytes(path: Path) -> bytes:
 
 
 def _rows(part: ImageSet) -> SampleTable:
-    """Where the pictures of a set lie. ValueError where one cannot be read."""
+    """Return where the images of a set lie; raise ValueError where one cannot be read."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pictures that no list may name
-        pictures = Folder(part.pictures)
-    with pictures:
-        numbers = {Path(pictures.name(i)).name: i for i in range(pictures.num_samples)}
-        rows = pictures.rows(np.array([numbers[name] for name in part.picture_names()]))
-    for i in np.flatnonzero((rows.height == 1) & (rows.width == 1)):  # as the index has what cannot be read
+        warnings.simplefilter("ignore")  # the warnings may concern images in no list
+        images = Folder(part.pictures)
+    with images:
+        numbers = {Path(images.name(i)).name: i for i in range(images.num_samples)}
+        rows = images.rows(np.array([numbers[name] for name in part.picture_names()]))
+    # The index gives unreadable images this size.
+    for i in np.flatnonzero((rows.height == 1) & (rows.width == 1)):
         try:
             upright_size(rows.path[i])
         except BrokenImage as error:

@@ -1,8 +1,8 @@
-"""PASCAL VOC's and SBD's folders: where pictures and annotations of a set lie, which ids it names, which classes there are.
+"""The folders of PASCAL VOC and SBD: places of images and annotations, ids in the lists, classes.
 
 VOCdevkit/VOC2007/{JPEGImages,Annotations,ImageSets/{Main,Segmentation},SegmentationClass}   and VOC2012 alike
-VOCdevkit/classes.txt                                                  names of classes, a line each, instead of VOC's: own data
-benchmark_RELEASE/dataset/{img/*.jpg,cls/*.mat,train.txt,val.txt}      SBD (Hariharan et al., 2011)
+VOCdevkit/classes.txt                                              own class names, a line each
+benchmark_RELEASE/dataset/{img/*.jpg,cls/*.mat,train.txt,val.txt}  SBD (Hariharan et al., 2011)
 """
 
 import os
@@ -16,7 +16,8 @@ Needs = Literal["boxes", "masks"]
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    "diningtable", "dog", "horse", "motorbike", "person",
+    "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 CLASSES_FILE = "classes.txt"
 MAX_CLASSES = 254  # 0 is the background of masks, 255 void
@@ -30,14 +31,14 @@ _ARCHIVES = {
 
 
 class ImageSet(NamedTuple):
-    """The pictures that a list names, and what is annotated on them: pictures/ID.jpg, annotations/ID.xml, .png or .mat."""
+    """The images of a list and their annotations: pictures/ID.jpg, annotations/ID.xml, .png or .mat."""
 
     ids: list[str]
     pictures: Path
     annotations: Path
     ending: str
-    list_file: Path  # of SBD, which has two, their folder
-    remedy: str  # how to get what is missing
+    list_file: Path  # for SBD, which has two lists, their folder
+    remedy: str  # the way to get missing files
 
     def picture_names(self) -> list[str]:
         return [f"{name}.jpg" for name in self.ids]
@@ -47,14 +48,19 @@ class ImageSet(NamedTuple):
 
 
 def devkit(root: Path) -> Path:
-    """The folder with VOC2007, VOC2012, ...: `root`, or VOCdevkit in it. ValueError where there is none."""
+    """Return the folder with VOC2007, VOC2012, ...: `root`, or VOCdevkit in it.
+
+    Raises:
+        ValueError: There is none.
+    """
     for folder in (root, root / "VOCdevkit"):
         if any(_is_year(name) for name in _names(folder)):
             return folder
     if _is_year(root.name) and (root / "JPEGImages").is_dir():
         raise ValueError(f"{root}: is one year of PASCAL VOC; give the folder that holds it, {root.parent}")
     raise ValueError(
-        f"{root}: no folder of PASCAL VOC, which holds VOC2007 or VOC2012, itself or in VOCdevkit; give VOCdevkit"
+        f"{root}: no folder of PASCAL VOC, which holds VOC2007 or VOC2012, itself or in VOCdevkit; "
+        f"give VOCdevkit"
     )
 
 
@@ -63,7 +69,7 @@ def _is_year(name: str) -> bool:
 
 
 def _names(folder: Path) -> list[str]:
-    """Of what lies in a folder, sorted; none where it cannot be listed."""
+    """Return the names in a folder, sorted; none where it cannot be listed."""
     try:
         return sorted(os.listdir(folder))
     except OSError:
@@ -71,72 +77,88 @@ def _names(folder: Path) -> list[str]:
 
 
 def class_names(folder: Path) -> list[str]:
-    """VOC's, or those of classes.txt. ValueError where that names none, one twice, or too many."""
+    """Return VOC's class names, or those of classes.txt.
+
+    Raises:
+        ValueError: classes.txt names none, one twice, or too many.
+    """
     path = folder / CLASSES_FILE
     if not path.exists():
         return list(CLASSES)
     names = _lines(path)
     if not 1 <= len(names) <= MAX_CLASSES:
         raise ValueError(f"{path}: names {len(names)} classes; give 1 to {MAX_CLASSES}, a name a line")
-    twice = _first_twice(names)
-    if twice:
-        raise ValueError(f"{path}: names {twice!r} twice; give each class a line")
+    repeated = _first_repeated(names)
+    if repeated:
+        raise ValueError(f"{path}: names {repeated!r} twice; give each class a line")
     return names
 
 
 def image_set(folder: Path, name: str, needs: Needs) -> ImageSet:
-    """The set `name` ("2007_trainval") below VOCdevkit. ValueError where its year, its folders, its list or files that the list names
-    are missing, or the list names nothing, or a picture twice."""
+    """Return the set `name`, such as "2007_trainval", below the VOCdevkit `folder`.
+
+    Raises:
+        ValueError: The year, one of its folders, the list or a file that it names is missing; or the list is
+            empty or names an image twice.
+    """
     if not re.fullmatch(r"\d{4}_\w+", name):
         raise ValueError(f"{name!r} is no set of PASCAL VOC; give a year and a list, such as 2007_trainval")
     year, _, split = name.partition("_")
-    place = folder / f"VOC{year}"
+    year_folder = folder / f"VOC{year}"
     archive = _ARCHIVES.get((year, split == "test"))
     remedy = f"extract the whole of {archive}" if archive else "copy the whole folder"
-    if not place.is_dir():
-        there = ", ".join(filter(_is_year, _names(folder)))
-        raise ValueError(f"{folder}: holds {there} and no VOC{year}, which {name} is of; {remedy}")
-    part, ending = _ANNOTATIONS[needs]
-    for wanted in ("JPEGImages", part, "ImageSets"):
-        if not (place / wanted).is_dir():
-            raise ValueError(f"{place}: holds no {wanted}, which {name} needs; {remedy}")
-    lists = place / "ImageSets" / _LISTS[needs]
+    if not year_folder.is_dir():
+        years = ", ".join(filter(_is_year, _names(folder)))
+        raise ValueError(f"{folder}: holds {years} and no VOC{year}, which {name} is of; {remedy}")
+    annotations, ending = _ANNOTATIONS[needs]
+    for part in ("JPEGImages", annotations, "ImageSets"):
+        if not (year_folder / part).is_dir():
+            raise ValueError(f"{year_folder}: holds no {part}, which {name} needs; {remedy}")
+    lists = year_folder / "ImageSets" / _LISTS[needs]
     list_file = lists / f"{split}.txt"
     if not list_file.is_file():
-        there = ", ".join(Path(file).stem for file in _names(lists) if "_" not in file) or "none"
-        raise ValueError(f"{list_file}: no such list (those of {lists.name}: {there}); {remedy}")
-    found = ImageSet(_read_ids(list_file), place / "JPEGImages", place / part, ending, list_file, remedy)
-    _check_files(found)
-    return found
+        splits = ", ".join(Path(file).stem for file in _names(lists) if "_" not in file) or "none"
+        raise ValueError(f"{list_file}: no such list (those of {lists.name}: {splits}); {remedy}")
+    images = year_folder / "JPEGImages"
+    result = ImageSet(_read_ids(list_file), images, year_folder / annotations, ending, list_file, remedy)
+    _check_files(result)
+    return result
 
 
 def sbd_set(root: Path, folder: Path) -> ImageSet:
-    """SBD's pictures that are in neither of VOC2012's lists train and val: with train they are the 10,582 that segmentation is trained
-    on. `folder`: VOCdevkit. ValueError as of `image_set`."""
+    """Return SBD's images that VOC2012's lists train and val do not name.
+
+    Together with train they are the 10,582 images that segmentation is usually trained on. `root` is SBD's
+    folder, `folder` VOCdevkit.
+
+    Raises:
+        ValueError: A folder, a list or a file that it names is missing.
+    """
     candidates = (root, root / "dataset", root / "benchmark_RELEASE" / "dataset")
-    place = next((path for path in candidates if (path / "cls").is_dir()), None)
-    if place is None:
+    sbd_folder = next((path for path in candidates if (path / "cls").is_dir()), None)
+    if sbd_folder is None:
         raise ValueError(
-            f"{root}: no SBD, which holds dataset/cls/*.mat and dataset/img/*.jpg; give benchmark_RELEASE of its archive benchmark.tgz"
+            f"{root}: no SBD, which holds dataset/cls/*.mat and dataset/img/*.jpg; "
+            f"give benchmark_RELEASE of its archive benchmark.tgz"
         )
     remedy = "extract the whole of benchmark.tgz"
     ids: list[str] = []
-    for list_file in (place / "train.txt", place / "val.txt"):
-        if not list_file.is_file() or not (place / "img").is_dir():
+    for list_file in (sbd_folder / "train.txt", sbd_folder / "val.txt"):
+        if not list_file.is_file() or not (sbd_folder / "img").is_dir():
             raise ValueError(
-                f"{place}: holds no {'img' if list_file.is_file() else list_file.name}; {remedy}"
+                f"{sbd_folder}: holds no {'img' if list_file.is_file() else list_file.name}; {remedy}"
             )
         ids += _read_ids(list_file)
     lists = folder / "VOC2012" / "ImageSets" / "Segmentation"
-    taken = {name for split in ("train", "val") for name in _read_ids(lists / f"{split}.txt")}
-    chosen = [name for name in dict.fromkeys(ids) if name not in taken]
-    found = ImageSet(chosen, place / "img", place / "cls", ".mat", place, remedy)
-    _check_files(found)
-    return found
+    voc_ids = {name for split in ("train", "val") for name in _read_ids(lists / f"{split}.txt")}
+    new_ids = [name for name in dict.fromkeys(ids) if name not in voc_ids]
+    result = ImageSet(new_ids, sbd_folder / "img", sbd_folder / "cls", ".mat", sbd_folder, remedy)
+    _check_files(result)
+    return result
 
 
 def check_disjoint(parts: Sequence[ImageSet]) -> None:
-    """ValueError where two sets share a picture."""
+    """Raise ValueError where two sets share an image."""
     lists: dict[tuple[Path, str], Path] = {}
     for part in parts:
         for name in part.ids:
@@ -148,16 +170,16 @@ def check_disjoint(parts: Sequence[ImageSet]) -> None:
 
 
 def _check_files(part: ImageSet) -> None:
-    for what, place, names in (
+    for kind, folder, names in (
         ("pictures", part.pictures, part.picture_names()),
         ("annotations", part.annotations, [path.name for path in part.annotation_files()]),
     ):
-        there = set(_names(place))
-        missing = [name for name in names if name not in there]
+        files = set(_names(folder))
+        missing = [name for name in names if name not in files]
         if missing:
             raise ValueError(
-                f"{place}: {len(missing):,} of the {len(names):,} {what} that {part.list_file} names are missing, "
-                f"the first is {missing[0]}; {part.remedy}"
+                f"{folder}: {len(missing):,} of the {len(names):,} {kind} "
+                f"that {part.list_file} names are missing, the first is {missing[0]}; {part.remedy}"
             )
 
 
@@ -168,18 +190,18 @@ def _read_ids(list_file: Path) -> list[str]:
     for line in ids:
         if len(line.split()) != 1 or "/" in line:
             raise ValueError(f"{list_file}: the line {line!r} is no id; give an id a line, such as 000005")
-    twice = _first_twice(ids)
-    if twice:
-        raise ValueError(f"{list_file}: names {twice} twice; name each picture once")
+    repeated = _first_repeated(ids)
+    if repeated:
+        raise ValueError(f"{list_file}: names {repeated} twice; name each picture once")
     return ids
 
 
-def _first_twice(names: list[str]) -> str | None:
+def _first_repeated(names: list[str]) -> str | None:
     return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _lines(path: Path) -> list[str]:
-    """Without those that are empty."""
+    """Return the lines of a file that are not empty."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -15,7 +15,11 @@ VOID = 255
 
 
 def palette() -> np.ndarray:
-    """VOC's colours of the numbers, uint8 [256, 3]: bits 0, 1, 2 of a number are the highest bits of red, green and blue, and so on."""
+    """Return VOC's colours of the class numbers, uint8 [256, 3].
+
+    Bits 0, 1 and 2 of a number are the highest bits of red, green and blue, the next three bits are the
+    second highest, and so on.
+    """
     colours = np.zeros((256, 3), np.uint8)
     for bit in range(8):
         shifted = np.arange(256) >> (3 * bit)
@@ -33,22 +37,28 @@ def mask_png(mask: np.ndarray) -> bytes:
 
 
 def read_mask(path: Path, data: bytes, num_classes: int, size: tuple[int, int]) -> np.ndarray:
-    """The class numbers of a mask file, uint8 [h, w].
+    """Return the class numbers of a mask file, uint8 [h, w].
 
-    path: for messages; .mat is SBD's. size: (height, width) of the picture, px. ValueError where the file cannot be read, is no
-    palette PNG, has another size, or a number that is no class.
+    Args:
+        path: The file, for messages; .mat is SBD's format.
+        data: Its contents.
+        num_classes: The number of classes without the background.
+        size: (height, width) of the image in px.
+
+    Raises:
+        ValueError: The file cannot be read, is no palette PNG, has another size, or has a number of no class.
     """
     mask = _sbd(path, data) if path.suffix == ".mat" else _png(path, data)
     if mask.shape != size:
         raise ValueError(
-            f"{path}: has {mask.shape[1]} x {mask.shape[0]} px, and the picture {size[1]} x {size[0]} (upright); "
-            "give the mask of the picture itself"
+            f"{path}: has {mask.shape[1]} x {mask.shape[0]} px, "
+            f"and the picture {size[1]} x {size[0]} (upright); give the mask of the picture itself"
         )
-    there = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-    strange = there[(there > num_classes) & (there != VOID)]
-    if len(strange):
+    numbers = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+    unknown = numbers[(numbers > num_classes) & (numbers != VOID)]
+    if len(unknown):
         raise ValueError(
-            f"{path}: holds the number {strange[0]}, which is no class; "
+            f"{path}: holds the number {unknown[0]}, which is no class; "
             f"allowed are 0 (background), 1 to {num_classes} and {VOID} (void)"
         )
     return mask
@@ -59,24 +69,22 @@ def _png(path: Path, data: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.mode not in ("P", "L"):
                 raise ValueError(
-                    f"{path}: is a PNG of kind {image.mode}; give one with a palette, whose indices are the classes' numbers"
+                    f"{path}: is a PNG of kind {image.mode}; "
+                    f"give one with a palette, whose indices are the classes' numbers"
                 )
             return np.array(image)
-    except (
-        OSError,
-        SyntaxError,
-        Image.DecompressionBombError,
-    ) as error:  # SyntaxError: Pillow's of a broken PNG
+    # Pillow raises SyntaxError for a broken PNG.
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: cannot be read as a PNG ({error}); extract it again") from None
 
 
 def _sbd(path: Path, data: bytes) -> np.ndarray:
     try:
-        found = read_mat(data, ("GTcls",))
+        arrays = read_mat(data, ("GTcls",))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     try:
-        mask = found["GTcls"]["Segmentation"][0, 0]
+        mask = arrays["GTcls"]["Segmentation"][0, 0]
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(
             f"{path}: no GTcls.Segmentation is in it ({' '.join(str(error).split())}); extract it again"
