@@ -104,8 +104,8 @@ def _copied(num_samples: int) -> np.ndarray:
 
 
 def copy_out(data: str, folder: Path, num_shards: int) -> tuple[int, int]:
-    """Write a beton's JPEGs as images/LABEL/NUMBER.jpg and into shards/*.tar; return their number
-    and all's.
+    """Write a beton's JPEGs as images/LABEL/NUMBER.jpg and into shards/*.tar; return how many, and of how
+    many.
     """
     from fastpsl.pipelines.beton.reader import Beton
 

@@ -238,9 +238,7 @@ class Bench:
         return timed
 
     def _memory(self, step: str, peak: bool = False) -> int:
-        """Return GPU bytes in use, or for `graphed` those reserved: a graph's pool counts as free after a
-        step.
-        """
+        """Return GPU bytes in use, or those reserved for `graphed`: its pool counts as free after a step."""
         if not self.is_cuda:
             return 0
         if step == "graphed":
@@ -281,8 +279,8 @@ def rows_of(timed: Mapping[Key, Timed]) -> list[dict[str, Any]]:
 
 
 def ratios_of(timed: Mapping[Key, Timed]) -> list[dict[str, Any]]:
-    """Return speed-ups over eager, PSL's cost over end to end's and its floor, RevNet's memory
-    over ResNet's.
+    """Return speed-ups over eager, PSL's cost over end to end's and its floor, RevNet's over
+    ResNet's memory.
     """
     ratios: list[dict[str, Any]] = []
 
