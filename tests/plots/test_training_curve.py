@@ -1,4 +1,4 @@
-"""The training curve by value: its lines and points."""
+"""The training curve's lines and points."""
 
 import json
 from pathlib import Path
@@ -17,13 +17,20 @@ def test_running_mean_is_the_mean_of_the_last_twentieth() -> None:
 
 
 def a_run(folder: Path) -> tuple[list[float], list[float]]:
-    """metrics.jsonl of two stages of 60 steps; its learning rates and losses."""
+    """Write metrics.jsonl of two stages of 60 steps, and return its learning rates and losses."""
     rates = [0.1 if n % 60 < 30 else 0.01 for n in range(120)]
     losses = [float(n % 7) for n in range(120)]
     lines = [
-        {"run_step": n + 1, "stage": f"S{1 + n // 60}", "level": 1, "step": n % 60 + 1, "lr": rates[n], "loss": losses[n]}
+        {
+            "run_step": n + 1,
+            "stage": f"S{1 + n // 60}",
+            "level": 1,
+            "step": n % 60 + 1,
+            "lr": rates[n],
+            "loss": losses[n],
+        }
         for n in range(120)
-    ]  # fmt: skip
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return rates, losses
 
