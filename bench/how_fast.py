@@ -145,5 +145,5 @@ def how_fast_table(results: Mapping[str, Result]) -> str:
                 ratio = " / ".join(map(times, figures))
                 lines.append(f"| {what} | {ratio} | {line.beside} | [{name}](bench/results/{name}) |")
     gpu_names = " and ".join(sorted(gpus)) or "not measured yet"
-    where = f"Without a GPU: {' and '.join(sorted(cpus))}. On a GPU: {gpu_names}."
-    return "\n".join([f"Ratios within one run; each line has its results file. {where}", "", *lines])
+    machines = f"Without a GPU: {' and '.join(sorted(cpus))}. On a GPU: {gpu_names}."
+    return "\n".join([f"Ratios within one run; each line has its results file. {machines}", "", *lines])

@@ -252,7 +252,9 @@ def _transformed(transform: Callable[[Tensor], Tensor], images: list[Tensor], nu
 
 @cache
 def _images(height: int, width: int, number: int, setting: Setting) -> Tensor:
-    """Return uint8 [B, 3, H, W], channels-last, smooth like photos with a little noise; chains share them."""
+    """Return uint8 [B, 3, H, W], channels-last: smooth with a little noise, like photos. Chains
+    share them.
+    """
     generator = torch.Generator(setting.device).manual_seed(number)
 
     def noise(height: int, width: int) -> Tensor:

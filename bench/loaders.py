@@ -104,8 +104,8 @@ class Options:
     def check(self) -> None:
         """Raise ValueError if options are out of range or contradict each other."""
         check_positive(self, "size_px", "batch_size", "repeats", "seconds", "limit_s")
-        given = [self.views, *(each for each in (self.threads, self.decoders) if each is not None)]
-        if not all(given) or min((*self.views, *(self.threads or ()))) < 1:
+        value_lists = [self.views, *(each for each in (self.threads, self.decoders) if each is not None)]
+        if not all(value_lists) or min((*self.views, *(self.threads or ()))) < 1:
             raise ValueError("--views, --threads and --decoders: give at least one of each, numbers from 1")
         if not all(0 <= share <= 1 for share in self.shares):
             raise ValueError(f"--shares {' '.join(map(str, self.shares))}: each must be from 0 to 1")
@@ -138,9 +138,9 @@ def variants(options: Options, work: Work) -> tuple[list[Work], list[dict[str, s
         if name != "dali":
             add(f"decoder {name}", reason, replace(work, kind=name))
             continue
-        ours = replace(work, kind=name, hw_decoder_load=share)
-        add("decoder dali", reason, *(replace(ours, num_threads=num) for num in threads))
-        more_works = [replace(ours, hw_decoder_load=each) for each in options.shares if each != share]
+        dali_work = replace(work, kind=name, hw_decoder_load=share)
+        add("decoder dali", reason, *(replace(dali_work, num_threads=num) for num in threads))
+        more_works = [replace(dali_work, hw_decoder_load=each) for each in options.shares if each != share]
         # Few threads profit the most from the hardware decoder.
         more_works += [
             replace(each, num_threads=min(threads)) for each in more_works if each.hw_decoder_load == 1
@@ -161,8 +161,8 @@ def variants(options: Options, work: Work) -> tuple[list[Work], list[dict[str, s
 
 def _threads(options: Options, is_cuda: bool) -> list[int]:
     cores = default_num_threads()
-    wanted = options.threads or ((4, 8, 16) if is_cuda else (cores,))
-    return sorted({num if options.threads else min(num, cores) for num in wanted})
+    counts = options.threads or ((4, 8, 16) if is_cuda else (cores,))
+    return sorted({num if options.threads else min(num, cores) for num in counts})
 
 
 def labels(work: Work) -> dict[str, Any]:
@@ -271,9 +271,9 @@ def main() -> None:
         if not is_loader:
             if is_cuda and works and works[0].kind == "dali":
                 say("device memory")
-                ours = replace(works[0], num_threads=num_threads)
+                dali_work = replace(works[0], num_threads=num_threads)
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                    memory = pool.submit(memory_by_epoch, ours, max(options.views)).result()
+                    memory = pool.submit(memory_by_epoch, dali_work, max(options.views)).result()
             else:
                 missing.append(
                     {"what": "device memory by epoch", "reason": "no CUDA device, or no DALI for it"}

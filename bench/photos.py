@@ -118,7 +118,7 @@ def photo(fields: Fields, index: int, bytes_per_pixel: float = BYTES_PER_PIXEL) 
 
     detail = cut(fields.detail) * cut(fields.contrast)
     flat = 128 + 30 * random.standard_normal() + 35 * cut(fields.shade)
-    tint = np.array([0.0, -0.34, 1.77], np.float32) * random.uniform(4, 14)  # blue and yellow, as Cb is
+    tint = np.array([0.0, -0.34, 1.77], np.float32) * random.uniform(4, 14)  # blue and yellow, like Cb
     warm = np.array([1.40, -0.71, 0.0], np.float32) * random.uniform(4, 14)
     colour = cut(fields.colour)[..., None] * tint + cut(fields.colour)[..., None] * warm
     contrast = 12.0
@@ -200,11 +200,11 @@ def compare(made: Sequence[bytes], real: Sequence[bytes]) -> Iterator[str]:
     pixels = [[int(np.prod(Image.open(io.BytesIO(jpeg)).size)) for jpeg in jpegs] for jpegs in (made, real)]
     for name, jpegs, counts in zip(("made", "real"), (made, real), pixels, strict=True):
         num_bytes = [len(jpeg) for jpeg in jpegs]
-        each = np.log(np.array(num_bytes) / np.array(counts))
+        log_densities = np.log(np.array(num_bytes) / np.array(counts))
         yield (
             f"{name}: {len(jpegs)} JPEGs, {np.mean(num_bytes) / 1e3:.1f} KB, {np.mean(counts) / 1e6:.3f} "
             "Mpx, "
-            f"{sum(num_bytes) / sum(counts):.3f} bytes a pixel (log spread {each.std():.2f})"
+            f"{sum(num_bytes) / sum(counts):.3f} bytes a pixel (log spread {log_densities.std():.2f})"
         )
     for decoder in ("ffcv", "torchvision"):
         ours, theirs = (decode_ms(jpegs, decoder) for jpegs in (made, real))

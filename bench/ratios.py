@@ -53,8 +53,8 @@ def _loaders(name: str, result: dict[str, Any]) -> list[Ratio]:
     rows = [row for row in result["rows"] if row["measured"] in ("loader", "peer") and row["stage"] is None]
     for num in sorted({row["num_views"] for row in rows}):
         rows_here = [row for row in rows if row["num_views"] == num and row["decoder"] != "synthetic"]
-        ours = [row for row in rows_here if row["measured"] == "loader"]
-        best = max(ours, key=lambda row: row["median"], default=None)
+        our_rows = [row for row in rows_here if row["measured"] == "loader"]
+        best = max(our_rows, key=lambda row: row["median"], default=None)
         for peer in rows_here:
             if best and peer["measured"] == "peer":
                 both = spread([a / b for a, b in zip(best["values"], peer["values"], strict=False)])

@@ -128,7 +128,7 @@ class Bench:
         self.backbone = options.backbone or ("resnet50" if self.is_cuda else "resnet18")
         self.batch_size = options.batch_size or (256 if self.is_cuda else 8)
         self.repeats = options.repeats or (7 if self.is_cuda else 3)
-        self.steps = 5 if self.is_cuda else 1  # of a repeat
+        self.steps = 5 if self.is_cuda else 1  # steps per repeat
         self.limit_s = options.limit_s or (400.0 if self.is_cuda else 80.0)
         self.started = time.perf_counter()
         self.timed: dict[Key, Timed] = {}

@@ -88,8 +88,8 @@ def headline(
 def _headline(bench: str, goal: float, *decoders: str) -> Callable[[Results], Iterator[Found]]:
     def find(results: Results) -> Iterator[Found]:
         for name, result in results.items():
-            for median, where in headline(result, decoders).values() if result["bench"] == bench else ():
-                yield at_least(median, goal, f"{median:.3f} ({where})", name)
+            for median, place in headline(result, decoders).values() if result["bench"] == bench else ():
+                yield at_least(median, goal, f"{median:.3f} ({place})", name)
 
     return find
 
@@ -169,8 +169,8 @@ def _loader_cores(results: Results) -> Iterator[Found]:
         rows = [row for row in rows if row["decoder"] == "dali" and "cores_beyond_step" in row]
         if rows:
             row = max(rows, key=lambda row: row["cores_beyond_step"])
-            where = f"{row.get('recipe')} {row['stage']}"
-            yield at_most(row["cores_beyond_step"], 4.0, f"{row['cores_beyond_step']:.1f} ({where})", name)
+            place = f"{row.get('recipe')} {row['stage']}"
+            yield at_most(row["cores_beyond_step"], 4.0, f"{row['cores_beyond_step']:.1f} ({place})", name)
 
 
 def _small_step(results: Results) -> Iterator[Found]:

@@ -160,7 +160,7 @@ def try_stage(
         why = f"out of GPU memory at batch {setting.batch_size}: {str(error).splitlines()[0]}"
         return {"not_measured": [{"what": f"{recipe} {stage}", "reason": why}]}
     finally:
-        gc.collect()  # its weights, graphs and loaders
+        gc.collect()  # frees weights, graphs and loaders
         if setting.world.device.type == "cuda":
             torch.compiler.reset()
             torch.cuda.empty_cache()

@@ -176,7 +176,7 @@ class Verify:
                 with OpenBeton(path) as beton:
                     num_samples, less = beton.num_samples, unchecked(beton)
             except ValueError:
-                pass  # verify tells why
+                pass  # verify reports the reason
             with Progress("samples", num_samples, f"{path}: decoding") as progress:
                 problems = list(verify(path, self.workers, progress.update))
             for problem in problems:
@@ -208,8 +208,8 @@ class Info:
 
         if not self.betons:
             raise ValueError("no beton given; name files or globs, see fastpsl beton info --help")
-        for given in self.betons:
-            with OpenBeton(given) as beton:
+        for pattern in self.betons:
+            with OpenBeton(pattern) as beton:
                 print(info(beton))
 
 

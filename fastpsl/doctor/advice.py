@@ -105,8 +105,8 @@ def bottleneck(measured: Measurements) -> Bottleneck | None:
         text = f"{waits}, though {crowded}"
         return Bottleneck("overlap", stage.name, text)
     if stage.loader < 0.8 * stage.decode:
-        where = "storage: the data is not in the page cache"
-        return Bottleneck("read", stage.name, f"{waits} for {where} ({_rate(stage.loader)} images/s)")
+        reason = "storage: the data is not in the page cache"
+        return Bottleneck("read", stage.name, f"{waits} for {reason} ({_rate(stage.loader)} images/s)")
     if measured.copy is not None and measured.copy < 1.1 * stage.loader:
         return Bottleneck(
             "copy", stage.name, f"{waits} for copies to the GPU ({_rate(measured.copy)} images/s)"

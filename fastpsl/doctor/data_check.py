@@ -23,9 +23,9 @@ def check_data(data: Dataset, options: RunOptions) -> Check:
     codes = np.array([decoder.picture(rows, i)[0] for i in range(len(indices))])
     bad = np.flatnonzero(codes != GOOD)
     size = f"{data.num_samples:,} {'pictures' if data.num_samples > 1 else 'picture'}"
-    where = f"{size} in {options.data or 'the embedded sample'}"
+    source = f"{size} in {options.data or 'the embedded sample'}"
     if not len(bad):
-        return Check("data", "ok", f"{where}, {len(indices)} of them decoded")
+        return Check("data", "ok", f"{source}, {len(indices)} of them decoded")
     first = int(bad[0])
     text = f"{data.name(int(indices[first]))}: {reason_of(decoder, int(codes[first]), rows, first)}"
     text += f" ({len(bad)} bad of {len(indices)} tried)"

@@ -15,8 +15,8 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import RunOptions
 
 _MIN_OPEN_FILES = 1024
-_BESIDE_SHARDS = 256  # libraries, sockets, TensorBoard
-_MIN_SHARED_BYTES = 256 << 20  # of a rank; Docker gives a container 64 MiB for all
+_BESIDE_SHARDS = 256  # for libraries, sockets and TensorBoard
+_MIN_SHARED_BYTES = 256 << 20  # per rank; Docker gives a container 64 MiB by default
 _STATE_BYTES = 4 * 2  # a parameter and its momentum, float32
 
 

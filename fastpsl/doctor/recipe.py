@@ -16,7 +16,7 @@ from fastpsl.engine.options import RunOptions
 from fastpsl.engine.recipe import Evaluation, Recipe
 
 DEFAULT = "jigsaw_r50.py"
-DEFAULT_OPTIONS = ("--backbone", "resnet18")  # two cores measure all of it in less than a minute
+DEFAULT_OPTIONS = ("--backbone", "resnet18")  # two cores measure it in less than a minute
 _MODULE = "fastpsl_doctor_recipe"
 _REMEDY = f"give a script with a RECIPE, such as recipes/{DEFAULT}"
 
@@ -53,8 +53,8 @@ def default_recipe() -> Path | None:
     path = Path(str(fastpsl.__file__)).resolve().parents[1] / "recipes" / DEFAULT
     if not path.is_file():
         return None
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
+    folder = Path.cwd()
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
 
 
 def load_recipe(path: Path, arguments: Sequence[str]) -> LoadedRecipe:

@@ -93,12 +93,12 @@ def _rows(measured: Measurements) -> Iterator[tuple[str, str, Cells, str]]:
     """Yield name, method, cells (one per stage, or one for all) and style of each row."""
     stages, read = measured.stages, measured.read
     if read.cached is None:
-        where = "page cache or storage"
+        source = "page cache or storage"
     elif read.from_storage:
-        where = f"{1 - read.cached:.0%} from storage"
+        source = f"{1 - read.cached:.0%} from storage"
     else:
-        where = "from the page cache"
-    yield "read", where, (_rate(read.images_per_s),), ""
+        source = "from the page cache"
+    yield "read", source, (_rate(read.images_per_s),), ""
     threads = number_of(measured.num_threads, "thread")
     decode = _each(stages, lambda stage: stage.decode) or (_rate(measured.decode),)
     yield "decode", f"{measured.decoder}, {threads}", decode, ""
@@ -112,17 +112,17 @@ def _rows(measured: Measurements) -> Iterator[tuple[str, str, Cells, str]]:
         return
     for path in _ordered(stage.augment_ms for stage in stages):
         of_path = lambda stage, path=path: _per_s(stage, stage.augment_ms.get(path))
-        chosen = any(stage.augment == path for stage in stages)
-        yield "augment" if chosen else "", path, _each(stages, of_path), "" if chosen else "dim"
+        is_current = any(stage.augment == path for stage in stages)
+        yield "augment" if is_current else "", path, _each(stages, of_path), "" if is_current else "dim"
     for mode in _ordered(stage.step_rates for stage in stages):
         of_mode = lambda stage, mode=mode: stage.step_rates.get(mode)
-        chosen = any(stage.step == mode for stage in stages)
+        is_current = any(stage.step == mode for stage in stages)
         folded = ", frozen blocks folded" if any(stage.folded for stage in stages) else ""
         yield (
-            "step" if chosen else "",
+            "step" if is_current else "",
             f"{mode}, synthetic data{folded}",
             _each(stages, of_mode),
-            "" if chosen else "dim",
+            "" if is_current else "dim",
         )
     cores = max(stage.cores_used for stage in stages)
     yield "both", f"{number_of(f'{cores:.1f}', 'core')} busy", _each(stages, lambda stage: stage.both), ""

@@ -58,9 +58,9 @@ def draw_neighbours(
     font = ImageFont.truetype(findfont("DejaVu Sans"), _FONT_PX)
     draw = ImageDraw.Draw(sheet)
 
-    def place(left: int, top: int, picture: np.ndarray, frame: tuple[int, int, int], *lines: str) -> None:
+    def place(left: int, top: int, image: np.ndarray, frame: tuple[int, int, int], *lines: str) -> None:
         draw.rectangle((left, top, left + cell - 1, top + cell - 1), fill=frame)
-        sheet.paste(Image.fromarray(picture), (left + _FRAME_PX, top + _FRAME_PX))
+        sheet.paste(Image.fromarray(image), (left + _FRAME_PX, top + _FRAME_PX))
         for number, line in enumerate(line for line in lines if line):
             at = (left, top + cell + number * _LINE_PX)
             draw.text(at, fitted(line, cell, font), fill=_WHITE, font=font)

@@ -42,7 +42,7 @@ def draw_map(
     figure = Figure(figsize=(width + num_columns * _NAME_WIDTH_IN, height + 0.4), layout="constrained")
     axis = figure.subplots()
     size = float(np.clip(16_000 / max(len(points), 1), 3, 30))
-    # In the order of the rows, so that no class lies above another.
+    # In the order of the rows, so that no class covers another.
     axis.scatter(
         points[:, 0], points[:, 1], s=size, c=[colour_of.get(int(label), _GREY) for label in labels],
         alpha=0.85, linewidths=0,
@@ -64,9 +64,9 @@ def draw_map(
 
 
 def _colours(num: int) -> list[tuple[float, float, float]]:
-    """Return `num` RGB colours in [0, 1], as unlike as can be."""
-    for name, most in (("tab10", 10), ("tab20", 20)):
-        if num <= most:
+    """Return `num` RGB colours in [0, 1] that differ as much as possible."""
+    for name, num_colours in (("tab10", 10), ("tab20", 20)):
+        if num <= num_colours:
             return list(matplotlib.colormaps[name].colors[:num])  # type: ignore[attr-defined]
     shades = matplotlib.colormaps["turbo"](np.linspace(0.03, 0.97, num))
     return [(float(red), float(green), float(blue)) for red, green, blue, _ in shades]

@@ -32,8 +32,8 @@ def test_barriers_are_told_to_sleep_before_torch_comes(path: Path) -> None:
             break
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        ours = [name for name in names if name.split(".")[0] not in sys.stdlib_module_names]
-        assert not ours, f"{path.name} imports {ours} first"
+        third_party = [name for name in names if name.split(".")[0] not in sys.stdlib_module_names]
+        assert not third_party, f"{path.name} imports {third_party} first"
 
 
 @pytest.mark.slow

@@ -199,8 +199,8 @@ def test_a_file_of_labels_alone(run_folder: Path, capsys: pytest.CaptureFixture[
     assert "another data set" in refused(capsys, path)
     assert "give one of them" in refused(capsys, path, "--data", source, "--labels", path)
     with Beton(sample_paths().train) as data:
-        ours = write_labels(run_folder / "ours.npz", np.arange(480) % 8, 8, data, "by hand")
-    code, output, _ = run(capsys, ours)
+        path_of_own_labels = write_labels(run_folder / "ours.npz", np.arange(480) % 8, 8, data, "by hand")
+    code, output, _ = run(capsys, path_of_own_labels)
     assert code == 0 and "NMI 100.0 %" in output and "of 60 to 60 images" in output
 
 
@@ -218,7 +218,7 @@ def test_a_run_of_iic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     source = sample_paths().test_32
     (tmp_path / "config.json").write_text(json.dumps({"options": {"data": str(source)}}))
     entropy = np.linspace(0, np.log(20), 160)
-    made = {"source": "iic", "num_clusters": 20}
+    configuration = {"source": "iic", "num_clusters": 20}
     with Beton(source) as data:
         write_labels(
             tmp_path / "labels.npz",
@@ -227,13 +227,13 @@ def test_a_run_of_iic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
             data,
             "sslpp_iic",
             entropy=entropy,
-            configuration=made,
+            configuration=configuration,
         )
     code, output, error = run(capsys, tmp_path)
     assert (code, error) == (0, "")
     record = read_result(tmp_path / "clusters" / "result.json")
     assert record["numbers"]["label_entropy_share"] == pytest.approx(50, abs=1e-3) and record["cut"]
-    assert record["settings"]["configuration"] == made and record["settings"]["split"] == ""
+    assert record["settings"]["configuration"] == configuration and record["settings"]["split"] == ""
     assert f"{np.log(20) / 2:.3f} nats on average, 50.0 % of an even one's (median 1.498, 90 % of" in output
     assert f"below {np.quantile(entropy, 0.9):.3f})" in output
     filters = pixels(tmp_path / "clusters" / "filters.png")  # 64 of 3 x 3, both gradients side by side

@@ -96,8 +96,8 @@ def test_random_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (code, error) == (0, "") and "480 images, 70 classes" in output
     labels_file = written(out, sample_paths().train)
     assert labels_file.configuration == {"source": "random", "num_classes": 70, "seed": 3}
-    drawn = words(Keys(3, 0, np.arange(480), view=255), Slot.TASK, 1)
-    assert labels_file.labels.tolist() == [int(word) * 70 >> 32 for word in drawn[:, 0].tolist()]
+    random_words = words(Keys(3, 0, np.arange(480), view=255), Slot.TASK, 1)
+    assert labels_file.labels.tolist() == [int(word) * 70 >> 32 for word in random_words[:, 0].tolist()]
 
 
 def test_random_labels_are_uniform_and_keyed() -> None:

@@ -45,9 +45,9 @@ def test_the_curve_draws_means_held_out_points_and_the_rate_as_it_was(tmp_path: 
     figure = curve(tmp_path)
     loss, rate = figure.axes
     assert [list(line.get_ydata()) for line in rate.lines] == [rates[:60], rates[60:]]  # type: ignore[arg-type]
-    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in loss.lines]  # type: ignore[arg-type]
+    curves = [(list(line.get_xdata()), list(line.get_ydata())) for line in loss.lines]  # type: ignore[arg-type]
     steps = list(range(1, 121))
-    assert drawn == [
+    assert curves == [
         (steps[:60], losses[:60]), (steps[:60], running_mean(losses[:60])), ([60], [0.5]),
         (steps[60:], losses[60:]), (steps[60:], running_mean(losses[60:])),
     ]  # fmt: skip
@@ -57,7 +57,7 @@ def test_the_curve_draws_means_held_out_points_and_the_rate_as_it_was(tmp_path: 
 
 
 def test_a_curve_of_a_run_with_an_odd_name(tmp_path: Path) -> None:
-    folder = tmp_path / "latin \udce4 $a^$"  # no UTF-8; no formula either
+    folder = tmp_path / "latin \udce4 $a^$"  # neither UTF-8 nor a formula
     folder.mkdir()
     a_run(folder)
     assert draw_curve(folder).exists()
