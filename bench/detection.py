@@ -48,7 +48,7 @@ from fastpsl.transfer.detection.protocols import PROTOCOLS
 OURS, TORCHVISION, DETECTRON2 = "ours", "torchvision", "detectron2"
 GAIN = "{}'s ms / ours"
 PROTOCOL = "pirl"
-_NUM_BATCHES = 2  # the number of batches that the steps take in turn
+_NUM_BATCHES = 2  # batches that the steps take in turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,7 @@ class Bench:
 
 
 def rows_of(timed: Mapping[str, Timed], backbone: str, batch_size: int) -> list[dict[str, Any]]:
-    """Return entry row per implementation; images/s follow from the median."""
+    """Return one row per implementation; images/s follow from the median."""
     return [
         {
             "measured": "step", "variant": name, "backbone": backbone, "unit": "ms",

@@ -218,7 +218,7 @@ def crop_chains(setting: Setting) -> Iterator[Chain]:
         paths = {"fused": partial(_cropped, fused_isotropic.crop, images, on_device, size), **paths}
     else:
         missing["fused"] = reason
-    # The kernel's support reaches beyond the box, and its pixels are read_bytes, too.
+    # The kernel's support reaches beyond the box, and those pixels are read, too.
     sides = np.concatenate([box[:, 2] + 2 * margin_px(box[:, 2], size) for box in boxes])
     yield Chain("isotropic crop", int((sides**2).sum() / len(boxes)) * 3 + written_bytes, paths, missing)
 
@@ -252,9 +252,7 @@ def _transformed(transform: Callable[[Tensor], Tensor], images: list[Tensor], nu
 
 @cache
 def _images(height: int, width: int, number: int, setting: Setting) -> Tensor:
-    """Return uint8 [B, 3, H, W], channels-last: smooth with a little noise, like photos. Chains
-    share them.
-    """
+    """Return uint8 [B, 3, H, W], channels-last: smooth with a little noise, like photos."""
     generator = torch.Generator(setting.device).manual_seed(number)
 
     def noise(height: int, width: int) -> Tensor:

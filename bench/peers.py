@@ -104,9 +104,7 @@ def _copied(num_samples: int) -> np.ndarray:
 
 
 def copy_out(data: str, folder: Path, num_shards: int) -> tuple[int, int]:
-    """Write a beton's JPEGs as images/LABEL/NUMBER.jpg and into shards/*.tar; return how many, and of how
-    many.
-    """
+    """Write JPEGs of a beton as images/LABEL/NUMBER.jpg and into shards/*.tar; return their and all's number."""
     from fastpsl.pipelines.beton.reader import Beton
 
     (folder / "shards").mkdir(parents=True)

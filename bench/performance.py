@@ -91,8 +91,7 @@ def machines(results: dict[str, dict[str, Any]]) -> str:
         ]
         rows.append([
             f"[{name}](../bench/results/{name})", result["bench"], machine["gpu"] or f"{machine['cpu']}, no "
-            "GPU",
-            plain(machine["num_cores"]), plain(machine["driver"]),
+            "GPU", plain(machine["num_cores"]), plain(machine["driver"]),
             ", ".join(packages + ([f"dali {dali}"] if dali else [])),
             plain(machine["commit"]), f"{machine['load_average_before']:g}", str(settings["repeats"]),
         ])  # fmt: skip

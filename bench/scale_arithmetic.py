@@ -109,8 +109,7 @@ def scale_tables(results: Mapping[str, dict[str, Any]]) -> str:
         storage = [f"{num * rate * BYTES_A_PICTURE / 1e9:.1f}" for num in (8, 64)]
         cells = (
             stage, f"{rate:,.0f}", f"{step_ms:.1f} ms", f"{num_bytes / 1e6:.1f} MB", f"{near:.2f} ms",
-            f"{far:.2f} ms",
-            " / ".join(efficiencies), f"{' / '.join(storage)} GB/s",
+            f"{far:.2f} ms", " / ".join(efficiencies), f"{' / '.join(storage)} GB/s",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     fastest = max(each.rate for each in inputs)

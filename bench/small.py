@@ -215,8 +215,7 @@ def main() -> None:
         options.out, "small", machine, data=about,
         settings={
             "repeats": bench.repeats, "seconds": bench.seconds, "device": world.device.type,
-            "step": options.step,
-            "precision": options.precision, "batch_size": options.batch_size,
+            "step": options.step, "precision": options.precision, "batch_size": options.batch_size,
             "num_threads": bench.num_threads,
             "limit_s": bench.limit_s, "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),

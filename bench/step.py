@@ -223,7 +223,7 @@ class Bench:
         if key.mode == "eager":
             with FlopCounterMode(display=False) as flops:
                 bench.step_ms(1)
-            # FlopCounterMode has flops two steps, with two operations per multiply-add.
+            # FlopCounterMode has counted two steps, with two operations per multiply-add.
             timed.multiply_adds = flops.get_total_flops() // 4
         else:
             bench.step_ms(3 if step == "graphed" else 1)
@@ -263,12 +263,11 @@ class Bench:
 
 
 def rows_of(timed: Mapping[Key, Timed]) -> list[dict[str, Any]]:
-    """Return entry row per mode; samples/s follow from the median."""
+    """Return one row per mode; samples/s follow from the median."""
     return [
         {
             "measured": "step", "recipe": key.recipe, "stage": key.stage, "backbone": key.backbone,
-            "mode": key.mode,
-            "unit": "ms", "samples_per_step": entry.samples,
+            "mode": key.mode, "unit": "ms", "samples_per_step": entry.samples,
             "samples_per_s": round(1e3 * entry.samples / statistics.median(entry.ms), 1),
             "first_step_s": round(entry.first_step_s, 2), "peak_mib": round(entry.peak_bytes / 2**20) or None,
             "gmac_per_sample": round(entry.multiply_adds / entry.samples / 1e9, 3) or None,
@@ -279,9 +278,7 @@ def rows_of(timed: Mapping[Key, Timed]) -> list[dict[str, Any]]:
 
 
 def ratios_of(timed: Mapping[Key, Timed]) -> list[dict[str, Any]]:
-    """Return speed-ups over eager, PSL's cost over end to end's and its floor, RevNet's over
-    ResNet's memory.
-    """
+    """Return the ratios: speed-ups over eager, PSL's cost and its floor, RevNet's memory."""
     ratios: list[dict[str, Any]] = []
 
     def add(what: str, key: Key, values: Sequence[float], stage: str | None) -> None:

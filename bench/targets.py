@@ -1,6 +1,4 @@
-"""The targets on one NVIDIA H200 with 16 cores, and the search for the committed results that meet or miss
-them.
-"""
+"""The targets on one NVIDIA H200 with 16 cores, and where committed results meet or miss them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

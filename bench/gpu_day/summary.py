@@ -48,8 +48,7 @@ def main() -> int:
     machine = environment("cuda" if torch.cuda.is_available() else "cpu")
     result = {
         "schema": SCHEMA, "bench": "gpu_day", "command": f"bash bench/gpu_day/{part}.sh",
-        "environment": machine,
-        "data": {"name": "the part's steps", "num_samples": len(rows) + len(missing)},
+        "environment": machine, "data": {"name": "the part's steps", "num_samples": len(rows) + len(missing)},
         "settings": {"repeats": 1, "part": part},
         "rows": rows, "ratios": [], "not_measured": missing, "notes": rehearsal_notes(),
     }  # fmt: skip

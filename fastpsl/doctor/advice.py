@@ -178,9 +178,7 @@ def changes(measured: Measurements) -> list[Change]:
 
 
 def _gain(measured: Measurements, after: Callable[[StageRates], Parts]) -> float:
-    """Return a change's gain over all stages, weighted by epochs; `after` maps a stage to its
-    changed parts.
-    """
+    """Return a change's gain over all stages by epochs; `after` maps a stage to its changed parts."""
     seconds_before = seconds_after = 0.0
     for stage in measured.stages:
         parts = after(stage)

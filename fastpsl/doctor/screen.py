@@ -54,9 +54,7 @@ def _sayer(console: Console) -> Callable[..., None]:
 
 
 def _show_checks(checks: tuple[Check, ...], without_gpu: bool, say: Callable[..., None]) -> None:
-    """Print the names of good checks on one line, and every other check on its own; an idle GPU
-    is not good.
-    """
+    """Print the names of good checks on one line, and each other check; an idle GPU is not good."""
     idle = [check for check in checks if check.state == "ok" and check.name == "gpu" and without_gpu]
     for check in idle:
         say(check.text)

@@ -55,9 +55,7 @@ def test_bytes_are_a_photos(jpegs: list[bytes]) -> None:
 
 
 def test_contrast_varies_within_a_picture_as_in_photos(jpegs: list[bytes]) -> None:
-    """In clothing photos the logarithm of blocks' deviation spreads by 0.94; with one contrast by
-    about 0.3.
-    """
+    """The logarithm of blocks' deviation spreads by 0.94 in clothing photos, with one contrast by 0.3."""
     spreads = []
     for jpeg in jpegs[:8]:
         grey = np.asarray(Image.open(io.BytesIO(jpeg)).convert("L"), np.float64)

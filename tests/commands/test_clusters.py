@@ -32,9 +32,7 @@ NUM_CLASSES = 20
 
 
 def drawn_labels() -> np.ndarray:
-    """Return labels of the sample's 160 held-out images: half by class, two pseudo-classes each,
-    half random.
-    """
+    """Return labels of the sample's held-out images: half by class, two pseudo-classes each, half random."""
     random = np.random.default_rng(0)
     with Beton(sample_paths().test_32) as data:
         true = data.labels()
@@ -183,9 +181,7 @@ def test_other_labels_and_collapse(
 
 
 def test_a_file_of_labels_alone(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The numbers are those of its run, without filters; without --data, it belongs to the
-    embedded sample.
-    """
+    """The numbers are those of its run, without filters; the default data is the embedded sample."""
     path, source = run_folder / "labels.npz", sample_paths().test_32
     run(capsys, run_folder)
     code, output, error = run(capsys, path, "--data", source)
