@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 # In inches. The height of a panel grows with its lines.
 _LINE, _NAMES, _WIDTH, _TEXTS, _BELOW = 0.22, 2.3, 4.8, 0.5, 0.6
-# readable on top of a line across the bars
+# Readable on top of a line across the bars.
 _HEADING = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
 
 

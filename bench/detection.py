@@ -126,7 +126,7 @@ class Bench:
                 self._leave_out(name, str(error))
             except torch.OutOfMemoryError:
                 self._leave_out(name, "out of GPU memory")
-            # another version of Detectron2
+            # For example of another version of Detectron2.
             except (RuntimeError, AttributeError, TypeError, KeyError) as error:
                 if name != DETECTRON2:
                     raise

@@ -96,9 +96,8 @@ def measure(
                 missing.append({"what": name, "reason": f"failed: {error}"})
             else:
                 rates += [Rates(name, work, num, process.first_batch_s) for num in views]
-        rates.sort(
-            key=lambda each: each.num_views
-        )  # Sorted, because load from others comes in waves: what is compared must be measured side by side.
+        # Loaders that are compared run one after another, because load from other work comes in waves.
+        rates.sort(key=lambda each: each.num_views)
         for number in range(repeats):
             if number and time.perf_counter() > deadline:
                 break

@@ -149,7 +149,7 @@ def view_chain(name: str, views: tuple[ViewSpec, ...], setting: Setting) -> Chai
         except ValueError as error:
             missing[path] = str(error)
     results = KORNIA.inputs(batches[0], views, setting.dtype)
-    # only the pixels of the tiles are read, not the whole window
+    # Only the pixels of the tiles are read, not the whole window.
     inputs = results if name == "jigsaw" else batches[0].images
     num_bytes = sum(part.numel() for part in inputs) + sum(part.nbytes for part in results)
     return Chain(name, num_bytes, paths, missing)

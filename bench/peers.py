@@ -104,7 +104,11 @@ def _copied(num_samples: int) -> np.ndarray:
 
 
 def copy_out(data: str, folder: Path, num_shards: int) -> tuple[int, int]:
-    """Write JPEGs of a beton as images/LABEL/NUMBER.jpg and into shards/*.tar; return their and all's number."""
+    """Write the JPEGs of a beton as images/LABEL/NUMBER.jpg and into shards/*.tar.
+
+    Returns:
+        The number of JPEGs written, and the number of samples.
+    """
     from fastpsl.pipelines.beton.reader import Beton
 
     (folder / "shards").mkdir(parents=True)

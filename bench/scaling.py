@@ -26,9 +26,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see t
 import torch
 from tyro.conf import arg
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # bench/ and recipes/ are folders of programs, not installed
+# bench/ and recipes/ are folders of programs, not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.order import drop_from_cache, write_noise
 from bench.program import check_out, check_positive, counted, progress, run_program
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_experiment

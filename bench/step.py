@@ -29,9 +29,8 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 from tyro.conf import arg
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # bench/ and recipes/ are folders of programs, not installed
+# bench/ and recipes/ are folders of programs, not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.program import check_out, check_positive, progress, run_program, wide_console
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_experiment
 from bench.schema import RUNS, environment, save_result, spread

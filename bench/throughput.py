@@ -153,7 +153,7 @@ def fill_in(options: Options, world: World) -> tuple[Setting, list[dict[str, str
 def try_stage(
     recipe: str, stage: str, setting: Setting, deadline: float, say: Callable[[str], None], **more: Any
 ) -> dict[str, list[Any]]:
-    """Return `measure_stage`'s rows and ratios, or not_measured if GPU memory runs out; free all memory."""
+    """Return the rows and ratios of `measure_stage`, or not_measured if GPU memory runs out; free it."""
     try:
         rows, ratios = measure_stage(recipe, stage, setting, deadline, say, **more)
     except torch.cuda.OutOfMemoryError as error:
@@ -179,9 +179,6 @@ def measure_stage(
         deadline: Time of time.perf_counter() after which no repeat begins, except the first.
         say: Callback that receives the name of the current phase.
         **more: Further options of the recipe.
-
-    Returns:
-        Rows and ratios.
     """
     given_options = setting.options
     options = recipe_options(

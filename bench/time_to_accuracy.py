@@ -31,9 +31,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see t
 import torch
 from tyro.conf import arg
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # bench/ and recipes/ are folders of programs, not installed
+# bench/ and recipes/ are folders of programs, not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.chart import Bar, Panel, draw, grouped
 from bench.program import check_out, counted, progress, run_program
 from bench.recipe_stages import MODULES, recipe_of, recipe_options
@@ -217,9 +216,8 @@ def tabulate(runs: list[Trained], options: Options) -> dict[str, Any]:
     ]  # fmt: skip
     for looks in zip(*(each.looks for each in runs), strict=True):
         at = {"epoch": looks[0]["epoch"], "stage": looks[0]["stage"], "num_reached": len(runs)}
-        values = spread(
-            [max(look["accuracy"], 1e-6) for look in looks]
-        )  # because a row's values must be above 0
+        # max(), because a row's values must be above 0.
+        values = spread([max(look["accuracy"], 1e-6) for look in looks])
         at_seconds = [round(look["seconds"], 3) for look in looks]
         row = {
             "measured": "accuracy",

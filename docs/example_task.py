@@ -26,9 +26,8 @@ class NearestKey(Task):
 
     def __init__(self, num_samples: int, queue_size: int = 64, width: int = 16, size_px: int = 32):
         self.queue_size, self.width, self.size_px = queue_size, width, size_px
-        self.nearest = torch.full(
-            (num_samples + 1,), -1
-        )  # of the last whole epoch; the last slot is for padding, which has no image
+        # Of the last whole epoch. The last slot is for padding, which has no image.
+        self.nearest = torch.full((num_samples + 1,), -1)
         self.coming = self.nearest.clone()  # of the current epoch; each rank writes its own images
         self.new_keys: list[torch.Tensor] = []
 

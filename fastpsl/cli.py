@@ -102,7 +102,7 @@ def _one_line_warnings() -> Iterator[None]:
         print(f"fastpsl: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
     with warnings.catch_warnings():
-        # about single images, which are judged by their pixels
+        # PIL warns about single images, which are judged by their pixels.
         warnings.filterwarnings("ignore", module="PIL")
         warnings.showwarning = show
         yield

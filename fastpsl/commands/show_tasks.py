@@ -110,5 +110,5 @@ TASKS: dict[str, Callable[[int], ShownTask]] = {
 
 
 def _scaled(px: int, shorter_px: int) -> int:
-    """Return the paper's size `px` for images whose shorter side is `shorter_px`."""
+    """Return the paper's size `px` for images with a shorter side of `shorter_px`."""
     return round(px * shorter_px / SHORTER_PX)

@@ -57,7 +57,7 @@ class Feed:
             **changes: Changed options.
         """
         options = self.setup.options
-        # quasi-random order needs whole pages, which a part of the data does not fill
+        # Quasi-random order needs whole pages, which a part of the data does not fill.
         if data is not self.setup.opened.train:
             options = replace(options, order="random")
         options = replace(options, **changes)  # type: ignore[arg-type]

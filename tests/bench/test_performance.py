@@ -247,9 +247,8 @@ def test_a_section_has_every_row_and_what_is_missing() -> None:
 
 
 def test_arithmetic_of_many_gpus() -> None:
-    assert all_reduce_ms(300_000_000, 2, 300.0) == pytest.approx(
-        1.0
-    )  # in a ring of two, the bytes leave and arrive once
+    # In a ring of two, the bytes leave and arrive once.
+    assert all_reduce_ms(300_000_000, 2, 300.0) == pytest.approx(1.0)
     assert all_reduce_ms(40_000_000, 64, 40.0) == pytest.approx(2 * 63 / 64)
     sizes = gradients()
     assert sizes["S1"] < sizes["S2"] < sizes["S3"] < sizes["E"]

@@ -103,9 +103,8 @@ def test_random_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_random_labels_are_uniform_and_keyed() -> None:
     labels = random_labels(70_000, 70, 0)
     sizes = np.bincount(labels, minlength=70)
-    assert (
-        len(sizes) == 70 and ((sizes - 1000) ** 2 / 1000).sum() < 120
-    )  # chi-squared with 69 degrees of freedom: probability 1 in 8,000
+    # Chi-squared with 69 degrees of freedom exceeds 120 with a probability of 1 in 8,000.
+    assert len(sizes) == 70 and ((sizes - 1000) ** 2 / 1000).sum() < 120
     assert np.array_equal(random_labels(100, 70, 0), labels[:100])
     assert (random_labels(70_000, 70, 1) == labels).mean() < 0.02
     assert random_labels(0, 70, 0).shape == (0,)
