@@ -14,9 +14,9 @@ from bench.recipe_stages import recipe_options, stage_experiment
 from fastpsl.engine.distributed import World
 
 BATCH, BYTES_A_PICTURE = 256, 55_000  # per GPU; per ImageNet photo at 500 px and quality 90
-# Bus bandwidth per GPU in one direction, as nccl-tests defines it (doc/PERFORMANCE.md there). For an
-# H200, two thirds of NVLink's 900 GB/s in both directions (NVIDIA's data sheet) are assumed, and four fifths of
-# one 400 Gbit/s port per GPU (ConnectX-7's data sheet).
+# Bus bandwidth per GPU in one direction, as nccl-tests defines it (doc/PERFORMANCE.md there). For an H200,
+# two thirds of NVLink's 900 GB/s in both directions (NVIDIA's data sheet) are assumed, and four fifths of one
+# 400 Gbit/s port per GPU (ConnectX-7's data sheet).
 NVLINK_GB_PER_S, NETWORK_GB_PER_S = 300.0, 40.0
 # First tries on one H200 with ResNet-50, fp16, batch 256, eager: jigsaw's 9 tiles of 64 px; DALI `mixed` with
 # 16 threads and with 4.
